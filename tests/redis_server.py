@@ -17,7 +17,7 @@ from services.common.redis_client import connect
 from tests.support import skip_or_fail
 from tlm_client.stack.parts import find_redis
 from tlm_client.stack.processes import free_ports
-from tlm_core.errors import MissingDependency
+from tlm_core.errors import MissingDependency, StoreUnavailable
 
 
 def free_port() -> int:
@@ -73,7 +73,7 @@ class RedisServer:
             try:
                 self.client().ping()
                 return
-            except redis.RedisError:
+            except StoreUnavailable:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)

@@ -11,7 +11,7 @@ import redis
 
 from services.api.job_artifacts import artifact_of
 from services.common.jobstore import JobStore
-from services.common.redis_client import key, translated_errors
+from services.common.redis_client import key
 from tlm_core.errors import Conflict, NotFound
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
@@ -41,16 +41,14 @@ class Models:
         """Return the job id that `model` means: an alias, or a job id itself. Raises NotFound for an unknown alias."""
         if "@" not in model:
             return model
-        with translated_errors():
-            job = cast(str | None, self._redis.hget(key(tenant, "aliases"), model))
+        job = cast(str | None, self._redis.hget(key(tenant, "aliases"), model))
         if job is None:
             raise NotFound(f"Unknown model '{model[:200]}'. List the models to see their aliases.")
         return job
 
     def aliases(self, tenant: str) -> dict[str, str]:
         """Return the job id of each alias, sorted by alias."""
-        with translated_errors():
-            return dict(sorted(cast(dict[str, str], self._redis.hgetall(key(tenant, "aliases"))).items()))
+        return dict(sorted(cast(dict[str, str], self._redis.hgetall(key(tenant, "aliases"))).items()))
 
     def aliases_of(self, tenant: str, job_id: str) -> tuple[str, ...]:
         """Return the aliases of a job's model."""
@@ -59,15 +57,13 @@ class Models:
     def put_alias(self, tenant: str, alias: str, job_id: str) -> FinishedModel:
         """Point a new or existing alias to the model of a job. Raises NotFound or NotReady, as `get` does."""
         self.get(tenant, job_id)
-        with translated_errors():
-            self._redis.hset(key(tenant, "aliases"), alias, job_id)
+        self._redis.hset(key(tenant, "aliases"), alias, job_id)
         return self.get(tenant, job_id)
 
     def delete_alias(self, tenant: str, alias: str) -> None:
         """Delete an alias, but not its model. Raises NotFound for an unknown alias."""
-        with translated_errors():
-            if not self._redis.hdel(key(tenant, "aliases"), alias):
-                raise NotFound(f"Unknown alias '{alias[:200]}'. List the models to see their aliases.")
+        if not self._redis.hdel(key(tenant, "aliases"), alias):
+            raise NotFound(f"Unknown alias '{alias[:200]}'. List the models to see their aliases.")
 
     def check_unused(self, tenant: str, job_id: str) -> None:
         """Raises Conflict if an alias points to the job."""

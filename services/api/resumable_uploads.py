@@ -21,7 +21,7 @@ import redis
 from starlette.concurrency import run_in_threadpool
 
 from services.api.forms import ReceivedFile, safe_name, work_folder
-from services.common.redis_client import key, translated_errors
+from services.common.redis_client import key
 from tlm_core.artifacts import ArtifactStore, storage_errors
 from tlm_core.errors import Conflict, InvalidRequest, NotFound
 from tlm_core.names import new_id
@@ -60,17 +60,15 @@ class Uploads:
             raise InvalidRequest(f"The file of {size:,} bytes is larger than the limit of {self._max_bytes:,} bytes.")
         fields: dict[str, str | int] = {"name": safe_name(name), "size": size, "sha256": sha256 or "", "offset": 0}
         upload = _upload(new_id("upl"), fields)
-        with translated_errors():
-            pipe = self._redis.pipeline(transaction=True)
-            pipe.hset(_key(tenant, upload.id), mapping={**fields, "created_at": time.time()})
-            pipe.expire(_key(tenant, upload.id), _EXPIRES_SECONDS)
-            pipe.execute()
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.hset(_key(tenant, upload.id), mapping={**fields, "created_at": time.time()})
+        pipe.expire(_key(tenant, upload.id), _EXPIRES_SECONDS)
+        pipe.execute()
         return upload
 
     def get(self, tenant: str, upload_id: str) -> Upload:
         """Raises NotFound."""
-        with translated_errors():
-            fields = self._redis.hgetall(_key(tenant, upload_id))
+        fields = self._redis.hgetall(_key(tenant, upload_id))
         if not fields:
             raise _unknown(upload_id)
         return _upload(upload_id, fields)
@@ -92,8 +90,7 @@ class Uploads:
 
     def delete(self, tenant: str, upload_id: str) -> None:
         """Delete an upload and its parts."""
-        with translated_errors():
-            self._redis.delete(_key(tenant, upload_id), _key(tenant, upload_id, "parts"))
+        self._redis.delete(_key(tenant, upload_id), _key(tenant, upload_id, "parts"))
         self._artifacts.delete(_folder(tenant, upload_id))
 
     @contextmanager
@@ -124,8 +121,7 @@ class Uploads:
             else:
                 self._artifacts.fs.put_file(str(local), target)
         keys = [_key(tenant, upload.id), _key(tenant, upload.id, "parts")]
-        with translated_errors():
-            result, offset = self._append(keys=keys, args=[begin, length, name, _EXPIRES_SECONDS])
+        result, offset = self._append(keys=keys, args=[begin, length, name, _EXPIRES_SECONDS])
         if result != "ok":
             self._artifacts.delete(f"{_folder(tenant, upload.id)}/{name}")
             raise _wrong_offset(upload.id, int(offset)) if result == "offset" else _unknown(upload.id)
@@ -138,8 +134,7 @@ class Uploads:
                 "Send the remaining parts.",
                 offset=upload.offset,
             )
-        with translated_errors():
-            parts = self._redis.lrange(_key(tenant, upload.id, "parts"), 0, -1)
+        parts = self._redis.lrange(_key(tenant, upload.id, "parts"), 0, -1)
         digest = hashlib.sha256()
         with self._artifacts.errors("assembling the upload"):
             target.parent.mkdir()

@@ -17,7 +17,6 @@ from starlette.concurrency import run_in_threadpool
 from services.common.background import Background
 from services.common.jobstore import JobStore
 from services.common.redis_client import key as redis_key
-from services.common.redis_client import translated_errors
 from tlm_core.artifacts import canonical_json
 from tlm_core.errors import NotFound, Unavailable
 from tlm_core.jobs.spec import Event
@@ -228,11 +227,10 @@ class Tailer:
         topic.head = head
 
     def _heads(self, keys: Sequence[tuple[str, str]]) -> list[_HeadValues]:
-        with translated_errors():
-            pipe = self._redis.pipeline(transaction=False)
-            for tenant, job_id in keys:
-                pipe.hmget(redis_key(tenant, "job", job_id), ["state", "last_event", "progress"])
-            rows: list[_HeadValues] = pipe.execute()
+        pipe = self._redis.pipeline(transaction=False)
+        for tenant, job_id in keys:
+            pipe.hmget(redis_key(tenant, "job", job_id), ["state", "last_event", "progress"])
+        rows: list[_HeadValues] = pipe.execute()
         return rows
 
 

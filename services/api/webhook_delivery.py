@@ -30,7 +30,7 @@ from services.api.outbound import Outbound
 from services.common.background import Background
 from services.common.jobstore import JobStore
 from services.common.metrics import Live
-from services.common.redis_client import FEED, PREFIX, key, translated_errors
+from services.common.redis_client import FEED, PREFIX, key
 from tlm_core.artifacts import canonical_json
 from tlm_core.errors import NotFound
 from tlm_core.names import new_id
@@ -78,17 +78,15 @@ class Webhooks:
         """Add an endpoint. Returns it with its secret, which cannot be read again."""
         hook = Webhook(id=new_id("wh"), url=url, events=events, created_at=self._clock())
         secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
-        with translated_errors():
-            pipe = self._redis.pipeline(transaction=True)
-            pipe.hset(key(tenant, "webhooks"), hook.id, hook.model_dump_json())
-            pipe.hset(key(tenant, "webhook-secrets"), hook.id, secret)
-            pipe.execute()
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.hset(key(tenant, "webhooks"), hook.id, hook.model_dump_json())
+        pipe.hset(key(tenant, "webhook-secrets"), hook.id, secret)
+        pipe.execute()
         return hook, secret
 
     def all(self, tenant: str) -> list[Webhook]:
         """All endpoints, oldest first."""
-        with translated_errors():
-            records = self._redis.hvals(key(tenant, "webhooks"))
+        records = self._redis.hvals(key(tenant, "webhooks"))
         hooks = []
         for record in records:
             try:
@@ -99,8 +97,7 @@ class Webhooks:
 
     def get(self, tenant: str, hook_id: str) -> Webhook:
         """Raises NotFound."""
-        with translated_errors():
-            record = self._redis.hget(key(tenant, "webhooks"), hook_id)
+        record = self._redis.hget(key(tenant, "webhooks"), hook_id)
         if record is None:
             raise NotFound(f"Webhook '{hook_id}' does not exist. List the webhooks to see their ids.")
         return Webhook.model_validate_json(record)
@@ -108,34 +105,29 @@ class Webhooks:
     def remove(self, tenant: str, hook_id: str) -> None:
         """Delete an endpoint; its queued deliveries are dropped when due. Raises NotFound."""
         self.get(tenant, hook_id)
-        with translated_errors():
-            pipe = self._redis.pipeline(transaction=True)
-            pipe.hdel(key(tenant, "webhooks"), hook_id)
-            pipe.hdel(key(tenant, "webhook-secrets"), hook_id)
-            pipe.delete(key(tenant, "webhook-log", hook_id))
-            pipe.execute()
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.hdel(key(tenant, "webhooks"), hook_id)
+        pipe.hdel(key(tenant, "webhook-secrets"), hook_id)
+        pipe.delete(key(tenant, "webhook-log", hook_id))
+        pipe.execute()
 
     def disable(self, tenant: str, hook: Webhook, reason: str) -> None:
-        with translated_errors():
-            changed = hook.model_copy(update={"disabled": reason})
-            self._redis.hset(key(tenant, "webhooks"), hook.id, changed.model_dump_json())
+        changed = hook.model_copy(update={"disabled": reason})
+        self._redis.hset(key(tenant, "webhooks"), hook.id, changed.model_dump_json())
 
     def secret(self, tenant: str, hook_id: str) -> str:
-        with translated_errors():
-            return str(self._redis.hget(key(tenant, "webhook-secrets"), hook_id) or "")
+        return str(self._redis.hget(key(tenant, "webhook-secrets"), hook_id) or "")
 
     def attempts(self, tenant: str, hook_id: str) -> list[WebhookAttempt]:
         """The latest attempts, newest first."""
-        with translated_errors():
-            records = self._redis.lrange(key(tenant, "webhook-log", hook_id), 0, -1)
+        records = self._redis.lrange(key(tenant, "webhook-log", hook_id), 0, -1)
         return [WebhookAttempt.model_validate_json(record) for record in records]
 
     def log_attempt(self, tenant: str, hook_id: str, attempt: WebhookAttempt) -> None:
-        with translated_errors():
-            pipe = self._redis.pipeline(transaction=True)
-            pipe.lpush(key(tenant, "webhook-log", hook_id), attempt.model_dump_json())
-            pipe.ltrim(key(tenant, "webhook-log", hook_id), 0, _LOGGED_ATTEMPTS - 1)
-            pipe.execute()
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.lpush(key(tenant, "webhook-log", hook_id), attempt.model_dump_json())
+        pipe.ltrim(key(tenant, "webhook-log", hook_id), 0, _LOGGED_ATTEMPTS - 1)
+        pipe.execute()
 
 
 class Deliverer:
@@ -181,8 +173,7 @@ class Deliverer:
             return
         while self._queue_page():
             pass
-        with translated_errors():
-            due = self._redis.zrangebyscore(_DUE, "-inf", self._clock(), start=0, num=_PAGE)
+        due = self._redis.zrangebyscore(_DUE, "-inf", self._clock(), start=0, num=_PAGE)
         spent: dict[str, float] = {}
         for name in due:
             hook = name.partition("/")[0]
@@ -198,40 +189,37 @@ class Deliverer:
 
     def backlog(self) -> Live:
         """Return how many deliveries wait, also for their next attempt."""
-        with translated_errors():
-            return Live("tlm_webhook_backlog", "Webhook deliveries that wait.", self._redis.zcard(_DUE))
+        return Live("tlm_webhook_backlog", "Webhook deliveries that wait.", self._redis.zcard(_DUE))
 
     def _has_lease(self) -> bool:
-        with translated_errors():
-            if self._redis.set(_LEASE, self._owner, nx=True, ex=_LEASE_SECONDS):
-                return True
-            if self._redis.get(_LEASE) != self._owner:
-                return False
-            return bool(self._redis.expire(_LEASE, _LEASE_SECONDS))
+        if self._redis.set(_LEASE, self._owner, nx=True, ex=_LEASE_SECONDS):
+            return True
+        if self._redis.get(_LEASE) != self._owner:
+            return False
+        return bool(self._redis.expire(_LEASE, _LEASE_SECONDS))
 
     def _queue_page(self) -> bool:
         """Queue deliveries for one page of the feed and move the cursor. Returns whether the feed may have more."""
-        with translated_errors():
-            cursor = self._redis.get(_CURSOR)
-            if cursor is None:  # The first deliverer skips earlier events.
-                last = self._redis.xrevrange(FEED, count=1)
-                self._redis.set(_CURSOR, last[0][0] if last else "0-0")
-                return False
-            page = self._redis.xrange(FEED, f"({cursor}", "+", count=_PAGE)
-            if not page:
-                return False
-            pipe = self._redis.pipeline(transaction=True)
-            hooks: dict[str, list[Webhook]] = {}
-            for _, entry in page:
-                tenant, job_id = entry["job"].split("/", 1)
-                with self.task.item(f"event {entry['seq']} of job {job_id}"):
-                    if tenant not in hooks:
-                        hooks[tenant] = [hook for hook in self._hooks.all(tenant) if hook.disabled is None]
-                    for hook in hooks[tenant]:
-                        if entry["type"] in hook.events:
-                            self._queue(pipe, tenant, hook, job_id, int(entry["seq"]), entry["type"])
-            pipe.set(_CURSOR, page[-1][0])
-            pipe.execute()
+        cursor = self._redis.get(_CURSOR)
+        if cursor is None:  # The first deliverer skips earlier events.
+            last = self._redis.xrevrange(FEED, count=1)
+            self._redis.set(_CURSOR, last[0][0] if last else "0-0")
+            return False
+        page = self._redis.xrange(FEED, f"({cursor}", "+", count=_PAGE)
+        if not page:
+            return False
+        pipe = self._redis.pipeline(transaction=True)
+        hooks: dict[str, list[Webhook]] = {}
+        for _, entry in page:
+            tenant, job_id = entry["job"].split("/", 1)
+            with self.task.item(f"event {entry['seq']} of job {job_id}"):
+                if tenant not in hooks:
+                    hooks[tenant] = [hook for hook in self._hooks.all(tenant) if hook.disabled is None]
+                for hook in hooks[tenant]:
+                    if entry["type"] in hook.events:
+                        self._queue(pipe, tenant, hook, job_id, int(entry["seq"]), entry["type"])
+        pipe.set(_CURSOR, page[-1][0])
+        pipe.execute()
         return len(page) == _PAGE
 
     def _queue(self, pipe: Pipeline, tenant: str, hook: Webhook, job_id: str, seq: int, event_type: str) -> None:
@@ -253,8 +241,7 @@ class Deliverer:
 
     def _attempt(self, name: str) -> None:
         """Send a delivery; then drop it, or schedule the next attempt."""
-        with translated_errors():
-            record = self._redis.hget(_BODIES, name)
+        record = self._redis.hget(_BODIES, name)
         delivery = _Delivery.model_validate_json(record) if record else None
         hook = self._enabled_hook(delivery) if delivery else None
         if delivery is None or hook is None:
@@ -274,10 +261,9 @@ class Deliverer:
         if next_at is None:
             self._drop(name)
             return
-        with translated_errors():
-            pipe = self._redis.pipeline(transaction=True)
-            self._schedule(pipe, delivery.model_copy(update={"number": delivery.number + 1}), next_at)
-            pipe.execute()
+        pipe = self._redis.pipeline(transaction=True)
+        self._schedule(pipe, delivery.model_copy(update={"number": delivery.number + 1}), next_at)
+        pipe.execute()
 
     def _enabled_hook(self, delivery: _Delivery) -> Webhook | None:
         try:
@@ -297,8 +283,7 @@ class Deliverer:
         return self._outbound.post(hook.url, body, headers)
 
     def _drop(self, name: str) -> None:
-        with translated_errors():
-            pipe = self._redis.pipeline(transaction=True)
-            pipe.zrem(_DUE, name)
-            pipe.hdel(_BODIES, name)
-            pipe.execute()
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.zrem(_DUE, name)
+        pipe.hdel(_BODIES, name)
+        pipe.execute()

@@ -18,7 +18,7 @@ from typing import Any
 import redis
 
 from services.common.catalog_records import OPEN, CorpusLoad, CorpusRecord, CorpusVersion, DatasetRecord, DatasetSummary
-from services.common.redis_client import PREFIX, key, translated_errors
+from services.common.redis_client import PREFIX, key
 from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.corpus.states import CorpusState, LoadState, NearDuplicatesChoice
 from tlm_core.errors import AlreadyRunning, Conflict, NotFound, NotReady, StaleAttempt
@@ -105,25 +105,24 @@ class Catalog:
         summary: DatasetSummary,
     ) -> DatasetRecord:
         """Record an upload durably as the next version under `name`."""
-        with translated_errors():
-            # An unused number leaves a gap, which does no harm: later uploads have higher numbers.
-            version = self._redis.hincrby(key(tenant, "dataset-versions"), name, 1)
-            record = DatasetRecord(
-                id=dataset_id,
-                tenant=tenant,
-                name=name,
-                version=version,
-                raw=raw,
-                report=report,
-                options=options,
-                summary=summary,
-                created_at=self._now(),
-            )
-            pipe = self._redis.pipeline(transaction=True)
-            pipe.set(key(tenant, "dataset", dataset_id), record.model_dump_json())
-            pipe.zadd(key(tenant, "datasets"), {dataset_id: 0})
-            pipe.zadd(key(tenant, "dataset-name", name), {dataset_id: version})
-            pipe.execute()
+        # An unused number leaves a gap, which does no harm: later uploads have higher numbers.
+        version = self._redis.hincrby(key(tenant, "dataset-versions"), name, 1)
+        record = DatasetRecord(
+            id=dataset_id,
+            tenant=tenant,
+            name=name,
+            version=version,
+            raw=raw,
+            report=report,
+            options=options,
+            summary=summary,
+            created_at=self._now(),
+        )
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.set(key(tenant, "dataset", dataset_id), record.model_dump_json())
+        pipe.zadd(key(tenant, "datasets"), {dataset_id: 0})
+        pipe.zadd(key(tenant, "dataset-name", name), {dataset_id: version})
+        pipe.execute()
         return record
 
     def dataset(self, tenant: str, id_or_name: str) -> DatasetRecord:
@@ -140,11 +139,10 @@ class Catalog:
                     f"Use '{name}@v3' for version 3, or '{name}@' with at least 8 digits of its digest."
                 )
             return record
-        with translated_errors():
-            body = self._redis.get(key(tenant, "dataset", id_or_name))
-            if body is None:
-                newest = self._redis.zrange(key(tenant, "dataset-name", id_or_name), -1, -1)
-                body = self._redis.get(key(tenant, "dataset", newest[0])) if newest else None
+        body = self._redis.get(key(tenant, "dataset", id_or_name))
+        if body is None:
+            newest = self._redis.zrange(key(tenant, "dataset-name", id_or_name), -1, -1)
+            body = self._redis.get(key(tenant, "dataset", newest[0])) if newest else None
         if body is None:
             raise NotFound(f"No dataset '{id_or_name}'. Upload it, or list the datasets to see their names.")
         return DatasetRecord.model_validate_json(body)
@@ -166,8 +164,7 @@ class Catalog:
         if at:
             record = self._version(tenant, name, version)
             return [record.id] if record else []
-        with translated_errors():
-            ids = self._redis.zrange(key(tenant, "dataset-name", id_or_name), 0, -1)
+        ids = self._redis.zrange(key(tenant, "dataset-name", id_or_name), 0, -1)
         return list(ids) or [id_or_name]
 
     def _dataset_records(self, tenant: str, ids: Iterable[str]) -> list[DatasetRecord]:
@@ -177,11 +174,10 @@ class Catalog:
 
     def corpus(self, tenant: str, name: str) -> CorpusRecord:
         """Return a corpus. Raises NotFound if nothing was ever uploaded under this name."""
-        with translated_errors():
-            pipe = self._redis.pipeline(transaction=True)
-            pipe.zscore(key(tenant, "corpora"), name)
-            pipe.hvals(key(tenant, "corpus", name))
-            score, bodies = pipe.execute()
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.zscore(key(tenant, "corpora"), name)
+        pipe.hvals(key(tenant, "corpus", name))
+        score, bodies = pipe.execute()
         if score is None:
             raise NotFound(f"No corpus '{name}'. Upload it, or list the corpora to see their names.")
         return _corpus(tenant, name, bodies)
@@ -189,11 +185,10 @@ class Catalog:
     def corpora(self, tenant: str, *, after: str | None = None, limit: int = 20) -> tuple[list[CorpusRecord], bool]:
         """Return the corpora whose names follow `after`, by name, and whether there are more."""
         names = self._names(key(tenant, "corpora"), after, limit + 1)
-        with translated_errors():
-            pipe = self._redis.pipeline(transaction=False)
-            for name in names[:limit]:
-                pipe.hvals(key(tenant, "corpus", name))
-            versions = pipe.execute()
+        pipe = self._redis.pipeline(transaction=False)
+        for name in names[:limit]:
+            pipe.hvals(key(tenant, "corpus", name))
+        versions = pipe.execute()
         records = [_corpus(tenant, name, bodies) for name, bodies in zip(names[:limit], versions, strict=True)]
         return records, len(names) > limit
 
@@ -203,8 +198,7 @@ class Catalog:
         Raises AlreadyRunning while a load of the corpus is open.
         """
         keys = [key(tenant, "corpus", corpus), *_load_keys(tenant, corpus)]
-        with translated_errors():
-            answer = self._drop_corpus(keys=keys, args=[version, corpus, f"{tenant}/", key(tenant, "load", "")])
+        answer = self._drop_corpus(keys=keys, args=[version, corpus, f"{tenant}/", key(tenant, "load", "")])
         _raise_if_open(corpus, answer)
 
     # --- loads ----------------------------------------------------------------------------------------------------
@@ -222,19 +216,18 @@ class Catalog:
 
         Raises AlreadyRunning while an earlier load of the corpus is open.
         """
-        with translated_errors():
-            load = CorpusLoad(
-                id=new_id("load"),
-                tenant=tenant,
-                corpus=corpus,
-                language=language,
-                near_duplicates=near_duplicates,
-                upload=upload,
-                sources=tuple(sources),
-                created_at=self._now(),
-            )
-            keys = [key(tenant, "load", load.id), *_load_keys(tenant, corpus)]
-            answer = self._add_load(keys=keys, args=[load.model_dump_json(), load.id, corpus, f"{tenant}/"])
+        load = CorpusLoad(
+            id=new_id("load"),
+            tenant=tenant,
+            corpus=corpus,
+            language=language,
+            near_duplicates=near_duplicates,
+            upload=upload,
+            sources=tuple(sources),
+            created_at=self._now(),
+        )
+        keys = [key(tenant, "load", load.id), *_load_keys(tenant, corpus)]
+        answer = self._add_load(keys=keys, args=[load.model_dump_json(), load.id, corpus, f"{tenant}/"])
         _raise_if_open(corpus, answer)
         return load
 
@@ -261,15 +254,13 @@ class Catalog:
 
     def open_loads(self) -> list[tuple[str, str]]:
         """Return (tenant, load id) of every open load, oldest first."""
-        with translated_errors():
-            members = self._redis.smembers(_OPEN_LOADS)
+        members = self._redis.smembers(_OPEN_LOADS)
         pairs = [member.partition("/") for member in members]
         return sorted(((tenant, load) for tenant, _, load in pairs), key=lambda pair: pair[1])
 
     def lease_load(self, tenant: str, load_id: str, owner: str, seconds: int) -> bool:
         """Acquire or renew the lease of a load. Returns False if another owner holds it."""
-        with translated_errors():
-            return bool(self._lease(keys=[key(tenant, "load-lease", load_id)], args=[owner, seconds]))
+        return bool(self._lease(keys=[key(tenant, "load-lease", load_id)], args=[owner, seconds]))
 
     def cancel_load(self, tenant: str, load_id: str) -> CorpusLoad:
         """Set a load to `cancelling`. Its owner then removes what it wrote. A second cancel has no effect.
@@ -283,9 +274,8 @@ class Catalog:
             if load.state not in OPEN:
                 raise Conflict(f"Load {load_id} is {load.state} and cannot be cancelled. Delete its version instead.")
             cancelling = load.model_copy(update={"state": LoadState.CANCELLING})
-            with translated_errors():
-                if self._swap_load(keys=[key(tenant, "load", load_id)], args=[body, cancelling.model_dump_json()]):
-                    return cancelling
+            if self._swap_load(keys=[key(tenant, "load", load_id)], args=[body, cancelling.model_dump_json()]):
+                return cancelling
 
     def save_load(
         self, load: CorpusLoad, owner: str, version: CorpusVersion | None = None, *, delete_version: str = ""
@@ -304,8 +294,7 @@ class Catalog:
             "" if load.state in OPEN else member,
             load.state,
         ]
-        with translated_errors():
-            answer = self._save_load(keys=[*(key(load.tenant, *part) for part in parts), _OPEN_LOADS], args=args)
+        answer = self._save_load(keys=[*(key(load.tenant, *part) for part in parts), _OPEN_LOADS], args=args)
         if answer == -1:
             raise StaleAttempt(f"Load {load.id} is being cancelled. Stop writing.")
         if not answer:
@@ -314,23 +303,20 @@ class Catalog:
     # --- reads ----------------------------------------------------------------------------------------------------
 
     def _read_load(self, tenant: str, load_id: str) -> tuple[CorpusLoad, str]:
-        with translated_errors():
-            body = self._redis.get(key(tenant, "load", load_id))
+        body = self._redis.get(key(tenant, "load", load_id))
         if body is None:
             raise NotFound(f"No load '{load_id}'. The corpus lists its loads.")
         return CorpusLoad.model_validate_json(body), body
 
     def _bodies(self, tenant: str, kind: str, ids: Iterable[str]) -> list[str]:
         keys = [key(tenant, kind, record_id) for record_id in ids]
-        with translated_errors():
-            bodies = self._redis.mget(keys) if keys else []
+        bodies = self._redis.mget(keys) if keys else []
         return [body for body in bodies if body is not None]
 
     def _names(self, index: str, after: str | None, limit: int, *, newest_first: bool = False) -> list[str]:
         """Return at most `limit` members of a sorted set whose scores are all 0, in the order of their bytes."""
         start, end = (f"({after}" if after else ("+" if newest_first else "-")), ("-" if newest_first else "+")
-        with translated_errors():
-            return list(self._redis.zrange(index, start, end, desc=newest_first, bylex=True, offset=0, num=limit))
+        return list(self._redis.zrange(index, start, end, desc=newest_first, bylex=True, offset=0, num=limit))
 
     def _now(self) -> float:
         seconds, micros = self._redis.time()

@@ -34,7 +34,6 @@ from services.common.redis_client import (
     REMOVALS,
     TO_MOVE,
     key,
-    translated_errors,
 )
 from tlm_core.artifacts.hashing import canonical_json, digest_of
 from tlm_core.artifacts.manifest import ManifestRef
@@ -146,19 +145,17 @@ class JobStore:
         self._script = {p.stem: client.register_script(p.read_text(encoding="utf-8")) for p in _LUA.glob("*.lua")}
 
     def ping(self) -> None:
-        with translated_errors():
-            self._redis.ping()
+        self._redis.ping()
 
     def check_space(self) -> None:
         """Raise StoreFull before Redis's disk is full: then Redis would exit.
 
         Redis needs room for a second copy of its data, when it rewrites the append-only file.
         """
-        with translated_errors():
-            pipe = self._redis.pipeline(transaction=False)
-            pipe.get(DISK_FREE)
-            pipe.info("memory")
-            free, memory = pipe.execute()
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.get(DISK_FREE)
+        pipe.info("memory")
+        free, memory = pipe.execute()
         needed = memory["used_memory"] + _DISK_RESERVE
         if free is not None and int(free) * 1024 < needed:
             raise StoreFull(
@@ -170,16 +167,15 @@ class JobStore:
         """Return the figures of the store for Prometheus."""
         queues = [_queue(priority) for priority in range(-MAX_PRIORITY, MAX_PRIORITY + 1)]
         began = time.perf_counter()
-        with translated_errors():
-            self._redis.set(f"{PREFIX}:probe", "", ex=60)
-            write_seconds = time.perf_counter() - began
-            pipe = self._redis.pipeline(transaction=False)
-            pipe.info("memory").get(DISK_FREE).time().hlen(REMOVALS).scard(TO_MOVE)
-            for state in State:
-                pipe.zcard(key(tenant, "state", state))
-            for queue in queues:
-                pipe.zrange(queue, 0, 0, withscores=True)
-            memory, disk_free, (now, _), removals, to_move, *rest = pipe.execute()
+        self._redis.set(f"{PREFIX}:probe", "", ex=60)
+        write_seconds = time.perf_counter() - began
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.info("memory").get(DISK_FREE).time().hlen(REMOVALS).scard(TO_MOVE)
+        for state in State:
+            pipe.zcard(key(tenant, "state", state))
+        for queue in queues:
+            pipe.zrange(queue, 0, 0, withscores=True)
+        memory, disk_free, (now, _), removals, to_move, *rest = pipe.execute()
         counts, heads = rest[: len(State)], rest[len(State) :]
         oldest = max((now - score for head in heads for _, score in head), default=0.0)
         figures = [
@@ -199,24 +195,21 @@ class JobStore:
 
     def now(self) -> float:
         """Return the time of the Redis server in Unix seconds. All times in the store are by this clock."""
-        with translated_errors():
-            seconds, microseconds = self._redis.time()
+        seconds, microseconds = self._redis.time()
         return float(seconds + microseconds / 1e6)
 
     # --- records -----------------------------------------------------------------------------------------------
 
     def get(self, tenant: str, job_id: str) -> JobRecord:
         """Return the record of a job. Raises NotFound."""
-        with translated_errors():
-            fields = self._redis.hgetall(key(tenant, "job", job_id))
+        fields = self._redis.hgetall(key(tenant, "job", job_id))
         if not fields:
             raise _no_job(job_id)
         return _record(fields)
 
     def state(self, tenant: str, job_id: str) -> State:
         """Return the state of a job, for frequent reads. Raises NotFound."""
-        with translated_errors():
-            state = self._redis.hget(key(tenant, "job", job_id), "state")
+        state = self._redis.hget(key(tenant, "job", job_id), "state")
         if state is None:
             raise _no_job(job_id)
         return State(state)
@@ -226,8 +219,7 @@ class JobStore:
 
         Raises NotFound.
         """
-        with translated_errors():
-            state, draining = self._redis.hmget(key(tenant, "job", job_id), "state", "draining")
+        state, draining = self._redis.hmget(key(tenant, "job", job_id), "state", "draining")
         if state is None:
             raise _no_job(job_id)
         return state != State.RUNNING, draining is not None
@@ -253,31 +245,26 @@ class JobStore:
         filters += [key(tenant, "kind", kind)] if kind else []
         filters += [key(tenant, "label", digest_of(pair)) for pair in labels]
         on_datasets = None if datasets is None else [key(tenant, "on", dataset) for dataset in datasets]
-        with translated_errors():
-            only = self._matching(tenant, search) if search else None
-            ids = self._ids(filters or [key(tenant, "jobs")], on_datasets, only, after, limit + 1)
+        only = self._matching(tenant, search) if search else None
+        ids = self._ids(filters or [key(tenant, "jobs")], on_datasets, only, after, limit + 1)
         return self._records(tenant, ids[:limit]), len(ids) > limit
 
     def newest_in(self, tenant: str, state: State, limit: int) -> list[str]:
         """Return the ids of the newest jobs in a state."""
-        with translated_errors():
-            return self._ids([key(tenant, "state", state)], None, None, None, limit)
+        return self._ids([key(tenant, "state", state)], None, None, None, limit)
 
     def rates(self, tenant: str) -> dict[str, str]:
         """Return the rates that `save_rates` stored."""
-        with translated_errors():
-            return dict(self._redis.hgetall(key(tenant, "rates")))
+        return dict(self._redis.hgetall(key(tenant, "rates")))
 
     def save_rates(self, tenant: str, rates: Mapping[str, str]) -> None:
         """Store measured rates by name. They outlive the jobs that they come from."""
         if rates:
-            with translated_errors():
-                self._redis.hset(key(tenant, "rates"), mapping=dict(rates))
+            self._redis.hset(key(tenant, "rates"), mapping=dict(rates))
 
     def jobs_on_data(self, tenant: str, digest: str) -> list[JobRecord]:
         """Return all jobs whose dataset has these bytes. Only they can share an artifact."""
-        with translated_errors():
-            ids = self._redis.zrange(key(tenant, "data", digest), 0, -1)
+        ids = self._redis.zrange(key(tenant, "data", digest), 0, -1)
         return self._records(tenant, ids)
 
     def _matching(self, tenant: str, search: str) -> set[str]:
@@ -317,11 +304,10 @@ class JobStore:
         return [score is not None for score in self._redis.zmscore(place, members)]
 
     def _records(self, tenant: str, ids: Sequence[str]) -> list[JobRecord]:
-        with translated_errors():
-            pipe = self._redis.pipeline(transaction=False)
-            for job_id in ids:
-                pipe.hgetall(key(tenant, "job", job_id))
-            rows = zip(ids, pipe.execute(raise_on_error=False), strict=True)
+        pipe = self._redis.pipeline(transaction=False)
+        for job_id in ids:
+            pipe.hgetall(key(tenant, "job", job_id))
+        rows = zip(ids, pipe.execute(raise_on_error=False), strict=True)
         return [
             _listed(tenant, job_id, {} if isinstance(fields, Exception) else fields)
             for job_id, fields in rows
@@ -368,14 +354,13 @@ class JobStore:
         """Return the first or the last entries after an id, from the storage and Redis."""
         name = key(tenant, stream, job_id)
         while True:
-            with translated_errors():
-                pipe = self._redis.pipeline(transaction=True)
-                pipe.hget(key(tenant, "job", job_id), "history")
-                if last:
-                    pipe.xrevrange(name, min=f"({after}", count=limit)
-                else:
-                    pipe.xrange(name, f"({after}", "+", count=limit)
-                moved, rows = pipe.execute()
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.hget(key(tenant, "job", job_id), "history")
+            if last:
+                pipe.xrevrange(name, min=f"({after}", count=limit)
+            else:
+                pipe.xrange(name, f"({after}", "+", count=limit)
+            moved, rows = pipe.execute()
             rows = list(reversed(rows)) if last else list(rows)
             if moved is None or self._history is None or (last and len(rows) == limit):
                 return rows
@@ -383,22 +368,19 @@ class JobStore:
                 rows = self._history.read(Moved.model_validate_json(moved), stream, after) + rows
                 return rows[-limit:] if last else rows[:limit]
             except NotFound:
-                with translated_errors():
-                    if self._redis.hget(key(tenant, "job", job_id), "history") == moved:
-                        raise
+                if self._redis.hget(key(tenant, "job", job_id), "history") == moved:
+                    raise
 
     # --- moving old entries to the storage ------------------------------------------------------------------------
 
     def mark_streams(self) -> None:
         """Mark the jobs that have streams, so that `move_marked` moves those that an earlier release wrote, too."""
-        with translated_errors():
-            for name in self._redis.scan_iter(key("*", "events", "*"), count=1000):
-                self._redis.sadd(TO_MOVE, "/".join(name.removeprefix(f"{PREFIX}:{{").split("}:events:")))
+        for name in self._redis.scan_iter(key("*", "events", "*"), count=1000):
+            self._redis.sadd(TO_MOVE, "/".join(name.removeprefix(f"{PREFIX}:{{").split("}:events:")))
 
     def move_marked(self, count: int = 100) -> int:
         """Move the streams of marked jobs to the storage. Returns how many jobs that were."""
-        with translated_errors():
-            members = self._redis.srandmember(TO_MOVE, count)
+        members = self._redis.srandmember(TO_MOVE, count)
         for member in members:
             with self._skipping(TO_MOVE, member):
                 self._move_streams(*member.split("/", 1))
@@ -411,19 +393,17 @@ class JobStore:
             yield
         except (CorruptArtifact, NotFound, UnreadableRecord, ValueError) as error:
             log.error("Cannot move or archive job %s: %s", member, error)
-            with translated_errors():
-                self._redis.srem(place, member) if place == TO_MOVE else self._redis.zrem(place, member)
+            self._redis.srem(place, member) if place == TO_MOVE else self._redis.zrem(place, member)
 
     def _move_streams(self, tenant: str, job_id: str) -> None:
         """Move the metrics and the log of a job to the storage, and the events too if it has ended."""
         assert self._history is not None, "only processes with a storage move streams"
         record, names = key(tenant, "job", job_id), {stream: key(tenant, stream, job_id) for stream in STREAMS}
-        with translated_errors():
-            pipe = self._redis.pipeline(transaction=True)
-            pipe.hmget(record, "state", "history")
-            for name in names.values():
-                pipe.xrange(name)
-            (state, stored), *streams = pipe.execute()
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.hmget(record, "state", "history")
+        for name in names.values():
+            pipe.xrange(name)
+        (state, stored), *streams = pipe.execute()
         rows = {stream: entries for stream, entries in zip(STREAMS, streams, strict=True) if entries}
         if state not in TERMINAL:
             rows.pop("events", None)
@@ -439,10 +419,9 @@ class JobStore:
 
     def archive_ended(self, seconds: float = ARCHIVE_SECONDS, count: int = 100) -> int:
         """Compress the records of jobs that ended at least `seconds` ago. Returns how many jobs that were."""
-        with translated_errors():
-            members = self._redis.zrangebyscore(ENDED, "-inf", self.now() - seconds, start=0, num=count)
+        members = self._redis.zrangebyscore(ENDED, "-inf", self.now() - seconds, start=0, num=count)
         for member in members:
-            with self._skipping(ENDED, member), translated_errors():
+            with self._skipping(ENDED, member):
                 self._archive(*member.split("/", 1))
         return len(members)
 
@@ -529,8 +508,7 @@ class JobStore:
         A repeated request needs no look-up of its names: its dataset may be gone. Raises IdempotencyMismatch if the
         key belongs to another spec.
         """
-        with translated_errors():
-            body = self._redis.get(key(tenant, "idem", digest_of(idempotency_key)))
+        body = self._redis.get(key(tenant, "idem", digest_of(idempotency_key)))
         if body is None:
             return None
         earlier = json.loads(body)
@@ -575,21 +553,19 @@ class JobStore:
         if not jobs:
             return {}
         priorities = range(MAX_PRIORITY, -MAX_PRIORITY - 1, -1)
-        with translated_errors():
-            pipe = self._redis.pipeline(transaction=False)
-            for priority in priorities:
-                pipe.zcard(_queue(priority))
-            for job in jobs:
-                pipe.zrank(_queue(job.priority), f"{job.tenant}/{job.id}")
-            numbers = pipe.execute()
+        pipe = self._redis.pipeline(transaction=False)
+        for priority in priorities:
+            pipe.zcard(_queue(priority))
+        for job in jobs:
+            pipe.zrank(_queue(job.priority), f"{job.tenant}/{job.id}")
+        numbers = pipe.execute()
         sizes, ranks = numbers[: len(priorities)], numbers[len(priorities) :]
         first = {priority: sum(sizes[:index]) + 1 for index, priority in enumerate(priorities)}
         return {job.id: first[job.priority] + rank for job, rank in zip(jobs, ranks, strict=True) if rank is not None}
 
     def leases(self) -> dict[str, float]:
         """Return the expiry of the lease of each active job, by 'tenant/job id'."""
-        with translated_errors():
-            return dict(self._redis.zrange(LEASES, 0, -1, withscores=True))
+        return dict(self._redis.zrange(LEASES, 0, -1, withscores=True))
 
     def renew(self, tenant: str, job_id: str, owner: str, lease_seconds: float) -> bool:
         """Renew the lease. Returns False if another owner holds the job; then this owner must not write.
@@ -677,8 +653,7 @@ class JobStore:
 
     def artifacts(self, tenant: str, artifacts: Sequence[str]) -> list[ManifestRef | None]:
         """Return the reference of each artifact, or None where it does not exist, in one round trip."""
-        with translated_errors():
-            bodies = self._redis.hmget(key(tenant, "artifacts"), list(artifacts)) if artifacts else []
+        bodies = self._redis.hmget(key(tenant, "artifacts"), list(artifacts)) if artifacts else []
         return [None if body is None else ManifestRef.model_validate_json(body) for body in bodies]
 
     def publish(
@@ -722,8 +697,7 @@ class JobStore:
 
     def checkpoints(self, tenant: str, artifact: str) -> list[CheckpointRef]:
         """Return the published checkpoints for an artifact by step. Several jobs may have written them."""
-        with translated_errors():
-            bodies = self._redis.lrange(key(tenant, "checkpoints", artifact), 0, -1)
+        bodies = self._redis.lrange(key(tenant, "checkpoints", artifact), 0, -1)
         return sorted((CheckpointRef.model_validate_json(body) for body in bodies), key=lambda ref: ref.step)
 
     def publish_checkpoint(self, tenant: str, artifact: str, checkpoint: CheckpointRef) -> None:
@@ -744,46 +718,42 @@ class JobStore:
 
     def artifacts_of(self, tenant: str, job_id: str) -> set[str]:
         """Return the ids of the artifacts that the job has published or written checkpoints for."""
-        with translated_errors():
-            return set(self._redis.smembers(key(tenant, "job-artifacts", job_id)))
+        return set(self._redis.smembers(key(tenant, "job-artifacts", job_id)))
 
     def is_empty(self) -> bool:
         """Return whether there was never a dataset, corpus, or job of any tenant. Then the storage holds no files."""
-        with translated_errors():
-            if self._redis.exists(FEED, REMOVALS):
-                return False
-            scans = (self._redis.scan_iter(key("*", kind), count=10_000) for kind in ("datasets", "corpora"))
-            return not any(any(keys) for keys in scans)
+        if self._redis.exists(FEED, REMOVALS):
+            return False
+        scans = (self._redis.scan_iter(key("*", kind), count=10_000) for kind in ("datasets", "corpora"))
+        return not any(any(keys) for keys in scans)
 
     def named_folders(self, tenant: str) -> set[str]:
         """Return every folder of the storage that a record of a tenant names, and all that contain it."""
         folders: set[str] = set()
-        with translated_errors():
-            for name in self._redis.scan_iter(key(tenant, "*"), count=1000):
-                match self._redis.type(name):
-                    case "hash":
-                        texts = list(unpacked(self._redis.hgetall(name)).values())
-                        texts += [self._redis.hget(name, "history") or ""]
-                    case "list":
-                        texts = self._redis.lrange(name, 0, -1)
-                    case "string":
-                        texts = [self._redis.get(name) or ""]
-                    case _:
-                        continue
-                if name.startswith(prefix := key(tenant, "upload", "")):
-                    texts.append(f'"folder":"{tenant}/parts/{name.removeprefix(prefix)}"')
-                folders.update(folder for text in texts for folder in _FOLDER.findall(text))
+        for name in self._redis.scan_iter(key(tenant, "*"), count=1000):
+            match self._redis.type(name):
+                case "hash":
+                    texts = list(unpacked(self._redis.hgetall(name)).values())
+                    texts += [self._redis.hget(name, "history") or ""]
+                case "list":
+                    texts = self._redis.lrange(name, 0, -1)
+                case "string":
+                    texts = [self._redis.get(name) or ""]
+                case _:
+                    continue
+            if name.startswith(prefix := key(tenant, "upload", "")):
+                texts.append(f'"folder":"{tenant}/parts/{name.removeprefix(prefix)}"')
+            folders.update(folder for text in texts for folder in _FOLDER.findall(text))
         return {f"{folder}/"[:end] for folder in folders for end, sign in enumerate(f"{folder}/") if sign == "/"}
 
     def orphans(self, folders: Collection[str], seconds: float) -> list[str]:
         """Note folders that no record names. Returns those that have been noted for `seconds` and are forgotten now."""
-        with translated_errors():
-            now, noted = self.now(), self._redis.hgetall(ORPHANS)
-            due = [folder for folder in folders if now - float(noted.get(folder, now)) >= seconds]
-            if gone := [*due, *(noted.keys() - set(folders))]:
-                self._redis.hdel(ORPHANS, *gone)
-            if new := [folder for folder in folders if folder not in noted]:
-                self._redis.hset(ORPHANS, mapping=dict.fromkeys(new, now))
+        now, noted = self.now(), self._redis.hgetall(ORPHANS)
+        due = [folder for folder in folders if now - float(noted.get(folder, now)) >= seconds]
+        if gone := [*due, *(noted.keys() - set(folders))]:
+            self._redis.hdel(ORPHANS, *gone)
+        if new := [folder for folder in folders if folder not in noted]:
+            self._redis.hset(ORPHANS, mapping=dict.fromkeys(new, now))
         return due
 
     # --- deletion ----------------------------------------------------------------------------------------------
@@ -824,26 +794,22 @@ class JobStore:
     def inherit_artifacts(self, job: JobRecord, artifacts: Iterable[str]) -> None:
         """Make a job own artifacts of a deleted job that it shares, so that they are deleted with it."""
         job_artifacts = key(job.tenant, "job-artifacts", job.id)
-        with translated_errors():
-            self._redis.sadd(job_artifacts, *artifacts)
-            if not self._redis.exists(key(job.tenant, "job", job.id)):  # It was deleted a moment ago.
-                self._redis.delete(job_artifacts)
+        self._redis.sadd(job_artifacts, *artifacts)
+        if not self._redis.exists(key(job.tenant, "job", job.id)):  # It was deleted a moment ago.
+            self._redis.delete(job_artifacts)
 
     def removals(self) -> list[Removal]:
         """Return what remains to be deleted, for all tenants."""
-        with translated_errors():
-            return [Removal(**json.loads(body)) for body in self._redis.hvals(REMOVALS)]
+        return [Removal(**json.loads(body)) for body in self._redis.hvals(REMOVALS)]
 
     def removed(self, removal: Removal) -> None:
         """Record that a removal is complete."""
-        with translated_errors():
-            self._redis.hdel(REMOVALS, removal.member)
+        self._redis.hdel(REMOVALS, removal.member)
 
     # --- scripts -----------------------------------------------------------------------------------------------
 
     def _run(self, script: str, keys: Sequence[str], args: Sequence[str | float]) -> Any:
-        with translated_errors():
-            return self._script[script](keys=list(keys), args=list(args))
+        return self._script[script](keys=list(keys), args=list(args))
 
     def _move_owned(self, verb: Verb, job: JobRecord, owner: str, event: str, **kwargs: Any) -> JobRecord:
         """Apply a verb that only the owner of the current attempt may apply."""

@@ -49,16 +49,34 @@ def key(tenant: str, *parts: str) -> str:
 
 def connect(url: str, *, password: str | None = None, timeout: float = 5.0) -> redis.Redis:
     """Return a client of the Redis at `url`. Each call times out after `timeout` seconds."""
-    return redis.Redis.from_url(
+    return _Client.from_url(
         url, password=password, decode_responses=True, socket_timeout=timeout, socket_connect_timeout=timeout
     )
 
 
+class _Client(redis.Redis):
+    """Raises StoreFull, StoreUnavailable or UnreadableRecord for each error of redis-py."""
+
+    def execute_command(self, *args: object, **options: object) -> object:
+        with _translated_errors():
+            return super().execute_command(*args, **options)
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> _Pipeline:
+        return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+
+
+class _Pipeline(redis.client.Pipeline):
+    def execute(self, raise_on_error: bool = True) -> list[object]:
+        with _translated_errors():
+            return super().execute(raise_on_error)
+
+
 @contextmanager
-def translated_errors() -> Iterator[None]:
-    """Raise StoreFull, StoreUnavailable or UnreadableRecord for each error of redis-py inside the block."""
+def _translated_errors() -> Iterator[None]:
     try:
         yield
+    except redis_errors.NoScriptError:  # redis-py then loads the script
+        raise
     except redis_errors.RedisError as error:
         raise _translate(error) from error
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import redis
 
-from services.common.redis_client import PREFIX, translated_errors
+from services.common.redis_client import PREFIX
 
 _RUNNING_SECONDS = 30  # a run whose retriever died is forgotten after this time
 _ENDED_SECONDS = 86_400
@@ -73,25 +73,21 @@ class SharedRegistry(Registry):
         self._claim, self._save = client.register_script(_CLAIM), client.register_script(_SAVE)
 
     def read(self, name: str) -> Entry | None:
-        with translated_errors():
-            run, prefix, status = self._redis.hmget(_key(name), "run", "prefix", "status")
+        run, prefix, status = self._redis.hmget(_key(name), "run", "prefix", "status")
         return Entry(run, prefix or "", status) if run else None
 
     def claim(self, name: str, status: str, *, prefix: str = "", instead_of: str = "") -> str | None:
         run = uuid.uuid4().hex
-        with translated_errors():
-            claimed = self._claim(keys=[_key(name)], args=[run, instead_of, prefix, status, _RUNNING_SECONDS])
+        claimed = self._claim(keys=[_key(name)], args=[run, instead_of, prefix, status, _RUNNING_SECONDS])
         return run if claimed else None
 
     def save(self, name: str, run: str, status: str, *, running: bool, prefix: str = "") -> bool:
         seconds = _RUNNING_SECONDS if running else _ENDED_SECONDS
-        with translated_errors():
-            return bool(self._save(keys=[_key(name)], args=[run, prefix, status, seconds]))
+        return bool(self._save(keys=[_key(name)], args=[run, prefix, status, seconds]))
 
     def stop(self, name: str) -> None:
-        with translated_errors():
-            if self._redis.exists(_key(name)):
-                self._redis.hset(_key(name), "stop", 1)
+        if self._redis.exists(_key(name)):
+            self._redis.hset(_key(name), "stop", 1)
 
     def forget(self, name: str, run: str) -> None:
         self.save(name, run, "", running=False)

@@ -8,9 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
-import redis
 from fastapi.testclient import TestClient
 
+from services.common.redis_client import connect
 from tests.contract.gateway import AUTH, REF, Gateway, add_dataset, add_version, make_gateway, upload
 from tests.contract.job_results import complete
 from tlm_core.corpus.states import CorpusState
@@ -199,8 +199,7 @@ def test_unknown_job_is_not_found(api: TestClient) -> None:
 
 
 def test_unavailable_redis_returns_503(tmp_path: Path) -> None:
-    nowhere = redis.Redis.from_url("redis://127.0.0.1:1/0", decode_responses=True)
-    with make_gateway(nowhere, tmp_path).test_client() as api:
+    with make_gateway(connect("redis://127.0.0.1:1/0"), tmp_path).test_client() as api:
         answer = api.get("/v1/jobs")
     assert (answer.status_code, answer.json()["code"], answer.json()["retryable"]) == (503, "store_unavailable", True)
     assert answer.headers["retry-after"]

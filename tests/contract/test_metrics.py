@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from services.common.background import Background
 from services.common.logs import log_context, set_up_logging
 from services.common.metrics import REGISTRY
-from services.common.redis_client import DISK_FREE
+from services.common.redis_client import DISK_FREE, connect
 from services.common.retriever_client import RetrieverClient
 from services.trainer.cluster import Status
 from tests.contract.coordinator_harness import CoordinatorHarness, MovableClockStore, T
@@ -93,7 +93,7 @@ def test_gateway_shows_the_queue_redis_and_requests(gateway: Gateway, redis_clie
 def test_figures_of_the_gateway_need_the_token_but_not_redis(gateway: Gateway, monkeypatch: Any) -> None:
     with gateway.test_client() as api:
         assert TestClient(api.app).get("/metrics").status_code == 401
-        monkeypatch.setattr(gateway.parts.jobs, "_redis", redis.Redis(port=1))
+        monkeypatch.setattr(gateway.parts.jobs, "_redis", connect("redis://127.0.0.1:1/0"))
         answer = api.get("/metrics")
         assert answer.status_code == 200
         assert value(parsed(answer.text), "tlm_redis_up") == 0

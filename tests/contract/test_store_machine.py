@@ -33,7 +33,7 @@ from services.common.redis_client import LEASES, QUEUE, key
 from tests.contract.coordinator_harness import MovableClockStore, T
 from tests.factories import make_resolved, make_spec
 from tlm_core.artifacts import ArtifactStore, ManifestRef
-from tlm_core.errors import Conflict, IdempotencyMismatch, NotFound, TrainingFailed, WorkerLost
+from tlm_core.errors import Conflict, IdempotencyMismatch, NotFound, TrainingFailed, UnreadableRecord, WorkerLost
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import ACTIVE, TERMINAL, TRANSITIONS, State, Verb
 
@@ -193,7 +193,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def restart_redis(self) -> None:
-        with suppress(redis.ResponseError):  # Newer releases refuse it.
+        with suppress(UnreadableRecord):  # Newer releases refuse it.
             self.client.execute_command("DEBUG", "LOADAOF")
 
     # --- what must hold ---
