@@ -63,7 +63,7 @@ class Session:
             state = folder.running_state()
             if state is None:
                 raise Unavailable(
-                    f"No stack runs on {self.data_dir}, and no URL is set. Start one with `tlm up`, "
+                    f"No stack runs with the data folder {self.data_dir}, and no URL is set. Start one with `tlm up`, "
                     "or set --url and --token (TLM_URL, TLM_TOKEN)."
                 )
             url = state.url

@@ -45,7 +45,10 @@ def tenant_of(request: Request, credentials: Annotated[HTTPAuthorizationCredenti
         raise Unauthorized("Missing API token. Send the header 'Authorization: Bearer TOKEN'.")
     token: str = request.app.state.parts.token
     if not hmac.compare_digest(credentials.credentials.encode(), token.encode()):
-        raise Unauthorized("Unknown API token. Use the token in the token file of the service.")
+        raise Unauthorized(
+            "Unknown API token. Use the one in the gateway's token file: secrets/api_token in the data folder of "
+            "`tlm up`, or /data/gateway/token in a container."
+        )
     return "default"
 
 

@@ -182,7 +182,9 @@ class _FormReader:
             return
         self._text += data[start:end]
         if len(self._text) > _MAX_FIELD_BYTES:
-            raise InvalidRequest(f"The form field '{self._field}' is longer than {_MAX_FIELD_BYTES:,} bytes.")
+            raise InvalidRequest(
+                f"The form field '{self._field}' is longer than {_MAX_FIELD_BYTES:,} bytes. Shorten it."
+            )
 
     def _part_end(self) -> None:
         if self._handle is not None:

@@ -91,8 +91,9 @@ def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Reso
     first = parts.catalog.dataset(tenant, spec.dataset)
     if recipe.selection.definition.source == "dataset" and first.summary.selection is None:
         raise InvalidRequest(
-            f"The dataset '{spec.dataset}' has no selection of its own, which '{_SELECTOR}' needs. Upload it "
-            "with a part 'selection' (a file with the columns text and rank), or choose another selector."
+            f"'{_SELECTOR}' is '{recipe.selection.selector}', but the dataset '{spec.dataset}' has no selection "
+            "of its own. Upload it with a part 'selection' (a file with the columns text and rank), or choose another "
+            "selector."
         )
     if recipe.finetune.class_weights != "none":
         for name in spec.names:

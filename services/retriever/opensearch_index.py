@@ -259,7 +259,7 @@ class OpenSearchIndex:
             error = next((document["error"] for document in response["docs"] if "error" in document), None)
             if error is None:
                 return [_passage(document) for document in response["docs"]]
-            backoff.wait(IndexUnavailable(f"Cannot read passages: {reason_of(error)}. Check the cluster."))
+            backoff.wait(IndexUnavailable(f"Cannot read passages: {reason_of(error)}. Check the OpenSearch cluster."))
 
     def ids(self) -> Iterator[list[str]]:
         last: str | None = None

@@ -62,7 +62,7 @@ def add_corpus(
     tlm corpus add docs --from-packages
     """
     if bool(paths) == from_packages:
-        raise InvalidRequest("Name files, folders or hub IDs, or use --from-packages. Do not combine them.")
+        raise InvalidRequest("Give either PATH (files, folders or hub IDs) or --from-packages.")
     if by_service and (from_packages or text_column or limit):
         raise InvalidRequest("--by-service does not support --from-packages, --text-column and --limit. Omit them.")
     near: Literal["drop", "keep"] = "drop" if near_duplicates is NearDuplicates.DROP else "keep"

@@ -61,7 +61,7 @@ def down(data_dir: DataDir = None) -> None:
     """
     folder = data_dir or session().data_dir
     stopped = stop_stack(folder)
-    text = "Stopped" if stopped else f"No stack runs on {folder}"
+    text = "Stopped" if stopped else f"No stack runs with the data folder {folder}"
     print_result({"stopped": stopped, "data_dir": folder}, text)
 
 
@@ -74,7 +74,7 @@ def status(data_dir: DataDir = None) -> None:
     folder = data_dir or session().data_dir
     state = StackFolder(folder).running_state()
     if state is None:
-        text = f"No stack runs on {folder}. Start one with `tlm up`"
+        text = f"No stack runs with the data folder {folder}. Start one with `tlm up`"
         print_result({"state": "stopped", "data_dir": folder}, text)
         raise typer.Exit(FAILED)
     ready = _is_ready(state.url)

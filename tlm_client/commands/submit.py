@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from pydantic import ValidationError
@@ -16,6 +16,7 @@ from tlm_client.summary import estimate_items
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.spec import JobSpec
 from tlm_core.kinds import KINDS
+from tlm_core.training.recipe import Scale as ScaleName
 from tlm_core.wire import Job
 
 _KINDS = f"{', '.join(KINDS)}."
@@ -23,7 +24,7 @@ _KINDS = f"{', '.join(KINDS)}."
 CorpusName = Annotated[
     str | None, typer.Option("--corpus", help="NAME or NAME@VERSION. Default: no corpus, train only on the dataset.")
 ]
-_SCALES = "instant (seconds, the linear model alone), tiny, small, medium or large."
+_SCALES = f"{', '.join(get_args(ScaleName))}; instant is the linear model alone, in seconds."
 Scale = Annotated[str | None, typer.Option("--scale", help=f"{_SCALES} Default: tiny.")]
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="fast or paper. Default: fast.")]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Seed of one training run. Repeatable.")]

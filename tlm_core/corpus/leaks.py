@@ -48,7 +48,7 @@ class LeakFilter:
     """Detects the texts that a passage leaks.
 
     A passage leaks a text of at least 8 tokens if it contains at least half of the text's distinct 8-grams. It leaks a
-    text of 5 to 7 tokens if it contains the whole text as one run. Shorter texts never leak.
+    text of 5 to 7 tokens if it contains the whole text. Shorter texts never leak.
 
     texts: (split, row, text) of every validation and test text.
     """

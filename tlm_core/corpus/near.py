@@ -97,7 +97,7 @@ class NearDuplicates:
         return batches.ravel()
 
     def _signatures(self, texts: Sequence[str]) -> NDArray[np.uint32]:
-        """[texts, minima]. A text of fewer words than a shingle is one shingle."""
+        """Return the minima of the shingles of each text, [texts, minima]. A text shorter than a shingle is one."""
         shingles = []
         for text in texts:
             words = tokens(text)
@@ -165,7 +165,7 @@ def _sorted(keys: Keys, owners: Owners) -> tuple[Keys, Owners]:
 
 
 def _band_keys(signatures: NDArray[np.uint32]) -> Keys:
-    """[passages, bands]: one number for the minima of each band; bands with equal minima differ."""
+    """Return a hash of each band's minima and number, [passages, bands]. So equal minima of two bands do not match."""
     size = _MINIMA // _BANDS
     keys = np.empty((len(signatures), _BANDS), np.uint64)
     for band in range(_BANDS):

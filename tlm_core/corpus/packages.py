@@ -167,7 +167,7 @@ def _read_file(file: _File) -> list[Document]:
 
 
 def docstrings(code: bytes) -> Iterator[str]:
-    """The docstrings of a Python file in order, without lines of punctuation. No code runs."""
+    """The docstrings of a Python file in order, without lines of punctuation. Parses the file and does not run it."""
     if b'"""' not in code and b"'''" not in code:
         return
     try:

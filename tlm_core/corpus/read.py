@@ -78,10 +78,10 @@ def read_sources(
 def source_files(
     sources: Sequence[str], *, text_column: str | None = None, say: Say | None = None, skip: int = 0
 ) -> Iterator[Iterator[Passage]]:
-    """The passages of each file of the sources, without the first `skip` files. A dataset of the hub is one file.
+    """Yield the passages of each file of the sources, without the first `skip` files. A hub dataset counts as one file.
 
-    Exhaust each file before the next one. After one with a data error, the rest is only checked, and InvalidDataset is
-    raised instead of the next file.
+    Read each file to its end before the next one. After a data error, no further file is yielded: the rest is only
+    checked, and InvalidDataset names every error.
     """
     findings = corpus_findings(say=say)
     files = [file for source in sources for file in _files(_place(source, findings.note))][skip:]

@@ -1,1 +1,1 @@
-"""The dashboard: pages for people over the same parts as the API, rendered on the server."""
+"""The dashboard: HTML pages that the gateway renders from the same data as the API."""

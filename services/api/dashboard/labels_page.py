@@ -1,4 +1,4 @@
-"""The page of a job's labels: suspect labels and the n-grams that speak for each label."""
+"""The page of a job's labels: suspect labels, and the n-grams with the highest weights for each label."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def color(number: int) -> str:
 
 
 def colors(names: Iterable[str]) -> dict[str, str]:
-    """The class of the color of each label. It depends on the names only, so it is the same on all pages."""
+    """The CSS class of each label's color. It depends on the names alone, so all pages show a label in one color."""
     return {name: color(number) for number, name in enumerate(sorted(names))}
 
 

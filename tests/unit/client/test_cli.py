@@ -8,7 +8,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
@@ -31,6 +31,7 @@ from tests.unit.client.gateway import (
 from tlm_client.__main__ import main
 from tlm_client.cli import app
 from tlm_client.console import Session
+from tlm_core.training.recipe import Scale
 
 DATA_ERROR = {"code": "null_text", "message": "there is no text", "split": "train", "row": 7, "column": "text"}
 
@@ -48,6 +49,11 @@ def serve(answers: dict[str, Any]) -> Handler:
         return answer if isinstance(answer, httpx.Response) else httpx.Response(200, json=answer)
 
     return handler
+
+
+def test_help_of_submit_names_every_scale() -> None:
+    words = " ".join(tlm(unreachable, "submit", "--help").output.split())
+    assert ", ".join(get_args(Scale)) in words
 
 
 def unreachable(_: httpx.Request) -> httpx.Response:
