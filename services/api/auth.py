@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from tlm_core.errors import Unauthorized
+from tlm_core.jobs.spec import JobRecord
 
 _bearer = HTTPBearer(
     auto_error=False, description="API token of the service, which `tlm up` stores in its secrets folder."
@@ -53,3 +54,12 @@ def tenant_of(request: Request, credentials: Annotated[HTTPAuthorizationCredenti
 
 
 Tenant = Annotated[str, Depends(tenant_of)]
+
+
+def _job(request: Request, job: str, tenant: Tenant) -> JobRecord:
+    record: JobRecord = request.app.state.parts.jobs.get(tenant, job)
+    return record
+
+
+# The job that the path names. A request for an unknown one ends with NotFound.
+PathJob = Annotated[JobRecord, Depends(_job)]

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+from services.api.job_artifacts import artifact_of, artifacts_by_node
 from services.api.task_rows import task_rows
-from tlm_core.artifacts import ArtifactStore, ManifestRef
+from services.common.jobstore import JobStore
+from tlm_core.artifacts import ArtifactStore
 from tlm_core.errors import NotFound
+from tlm_core.jobs.spec import JobRecord
 from tlm_core.wire import SuspectLabel, SuspectLabels
 
 _CHARS = 1_000
 
 
-def suspect_labels(
-    artifacts: ArtifactStore, report: ManifestRef, task: ManifestRef | None, *, limit: int
-) -> SuspectLabels:
-    """Return the `limit` most suspect labels. task: the job's task, for the texts.
-
-    Raises NotFound if the report has no ranking.
-    """
-    ranking = artifacts.read_json(report, "report.json").get("suspects")
+def suspect_labels(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord, *, limit: int) -> SuspectLabels:
+    """Return the `limit` most suspect labels. Raises NotReady without a report, NotFound if it has no ranking."""
+    ranking = artifacts.read_json(artifact_of(jobs, job, "evaluate"), "report.json").get("suspects")
     if ranking is None:
         raise NotFound("This job ranks no labels. Classification jobs of the kinds `train` and `prune` do.")
-    rows = ranking["rows"][:limit]
+    rows, task = ranking["rows"][:limit], artifacts_by_node(jobs, job).get("validate")
     texts = {
         split: task_rows(artifacts, task, split, {row["row"] for row in rows if row["split"] == split}, _CHARS)
         for split in {row["split"] for row in rows}

@@ -14,7 +14,6 @@ from services.api.dashboard import (
     data_pages,
     job_pages,
     jobs_page,
-    labels_page,
     models_page,
     result_pages,
     selection_tab,
@@ -36,7 +35,7 @@ from services.api.parts import Parts
 
 router = APIRouter()
 _PAGES = (
-    jobs_page, job_pages, result_pages, selection_tab, labels_page, data_pages, models_page, submit_page, compare_page,
+    jobs_page, job_pages, result_pages, selection_tab, data_pages, models_page, submit_page, compare_page,
 )  # fmt: skip
 
 

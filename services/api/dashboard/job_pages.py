@@ -9,8 +9,8 @@ from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from services.api.dashboard.curves import curves, stages_of
-from services.api.dashboard.progress import selects, steps_of
-from services.api.dashboard.web import PREFIX, SignedIn, page, redirect
+from services.api.dashboard.progress import steps_of
+from services.api.dashboard.web import PREFIX, PageJob, page, redirect
 from services.api.job_artifacts import artifacts_by_node
 from services.api.parts import Parts, PartsDep, StreamId
 from services.api.removal import delete_job
@@ -33,81 +33,65 @@ _ACTIONS = (Verb.PAUSE, Verb.RESUME, Verb.CANCEL)
 
 @router.get("/{job}")
 def job_page(
-    request: Request,
-    job: str,
-    parts: PartsDep,
-    tenant: SignedIn,
-    stage: Annotated[str | None, Query(max_length=40)] = None,
+    request: Request, job: PageJob, parts: PartsDep, stage: Annotated[str | None, Query(max_length=40)] = None
 ) -> Response:
-    record = parts.jobs.get(tenant, job)
-    return page(request, "job.html", _live_values(parts, record), chosen=stage)
+    return page(request, "job.html", _live_values(parts, job), chosen=stage)
 
 
 @router.get("/{job}/live")
-def live(
-    request: Request, job: str, parts: PartsDep, tenant: SignedIn, was: Annotated[str, Query(max_length=80)] = ""
-) -> Response:
+def live(request: Request, job: PageJob, parts: PartsDep, was: Annotated[str, Query(max_length=80)] = "") -> Response:
     """The part of a job page that changes. Reloads the page if the state or the charted stage differs from `was`."""
-    values = _live_values(parts, parts.jobs.get(tenant, job))
+    values = _live_values(parts, job)
     if was != values["was"]:
         return Response(status_code=204, headers={"HX-Refresh": "true"})
     return page(request, "_job_poll.html", values)
 
 
 @router.get("/{job}/points")
-def points(job: str, parts: PartsDep, tenant: SignedIn, stage: Annotated[str, Query(max_length=40)]) -> Response:
+def points(job: PageJob, parts: PartsDep, stage: Annotated[str, Query(max_length=40)]) -> Response:
     """The curves of one stage, thinned for charts."""
-    record = parts.jobs.get(tenant, job)
-    lines = curves(parts.jobs, parts.artifacts, record, stage)
-    return JSONResponse({"curves": lines, "live": record.state not in TERMINAL})
+    lines = curves(parts.jobs, parts.artifacts, job, stage)
+    return JSONResponse({"curves": lines, "live": job.state not in TERMINAL})
 
 
 @router.get("/{job}/log")
-def log(request: Request, job: str, parts: PartsDep, tenant: SignedIn) -> Response:
+def log(request: Request, job: PageJob, parts: PartsDep) -> Response:
     """The latest events and log lines; the API has all of them."""
-    record = parts.jobs.get(tenant, job)
-    events = _events(parts, record, max(0, record.last_event - _EVENTS_ON_LOG))
-    lines = parts.jobs.last_logs(tenant, job, _LINES)
+    events = _events(parts, job, max(0, job.last_event - _EVENTS_ON_LOG))
+    lines = parts.jobs.last_logs(job.tenant, job.id, _LINES)
     return page(
-        request, "log.html", job=record, events=events, lines=lines, last=lines[-1]["id"] if lines else "0",
-        over=record.state in TERMINAL, tab="log", selects=selects(record),
+        request, "log.html", job=job, events=events, lines=lines, last=lines[-1]["id"] if lines else "0",
+        over=job.state in TERMINAL, tab="log",
     )  # fmt: skip
 
 
 @router.get("/{job}/log/more")
-def more_log(request: Request, job: str, parts: PartsDep, tenant: SignedIn, after: StreamId) -> Response:
+def more_log(request: Request, job: PageJob, parts: PartsDep, after: StreamId) -> Response:
     """The log lines after a stream id, followed by the element that polls for the next ones."""
-    record = parts.jobs.get(tenant, job)
-    lines = parts.jobs.logs(tenant, job, after=after, limit=_LINES)
+    lines = parts.jobs.logs(job.tenant, job.id, after=after, limit=_LINES)
     last = lines[-1]["id"] if lines else after
-    return page(
-        request, "_log_lines.html", job=record, lines=lines, last=last, over=record.state in TERMINAL and not lines
-    )
+    return page(request, "_log_lines.html", job=job, lines=lines, last=last, over=job.state in TERMINAL and not lines)
 
 
 @router.post("/{job}/do/{verb}")
 def act(
-    request: Request,
-    job: str,
-    verb: str,
-    parts: PartsDep,
-    tenant: SignedIn,
-    key: Annotated[str, Form(max_length=200)] = "",
+    request: Request, job: PageJob, verb: str, parts: PartsDep, key: Annotated[str, Form(max_length=200)] = ""
 ) -> Response:
     """Pause, resume, cancel, retry or delete a job. key: from the page, so a repeated retry creates one job."""
-    record = parts.jobs.get(tenant, job)
     match verb:
         case "pause" | "resume" | "cancel":
-            {"pause": parts.jobs.pause, "resume": parts.jobs.resume, "cancel": parts.jobs.cancel}[verb](tenant, job)
+            {"pause": parts.jobs.pause, "resume": parts.jobs.resume, "cancel": parts.jobs.cancel}[verb](
+                job.tenant, job.id
+            )
         case "retry":
-            retried, _ = retry_job(parts, record, f"dashboard {key}" if key else None)
+            retried, _ = retry_job(parts, job, f"dashboard {key}" if key else None)
             return redirect(request, f"{PREFIX}/jobs/{retried.id}")
         case "delete":
-            delete_job(parts, record)
+            delete_job(parts, job)
             return redirect(request, f"{PREFIX}/jobs")
         case _:
             raise NotFound(f"Unknown action '{verb[:40]}'. Valid actions: pause, resume, cancel, retry, delete.")
-    return redirect(request, f"{PREFIX}/jobs/{job}")
+    return redirect(request, f"{PREFIX}/jobs/{job.id}")
 
 
 def _live_values(parts: Parts, job: JobRecord) -> dict[str, object]:
@@ -129,7 +113,6 @@ def _live_values(parts: Parts, job: JobRecord) -> dict[str, object]:
         "key": secrets.token_urlsafe(16),
         "charted": started,
         "shown": shown,
-        "selects": selects(job),
         "was": f"{job.state}.{shown}",
         "tab": "overview",
     }

@@ -1,4 +1,4 @@
-"""Pages of a job's results: scores, model files and predictions."""
+"""Pages of a job's results: scores, suspect labels, model files and predictions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import FileResponse, Response
 
 from services.api.dashboard.present import colors, scores_of
-from services.api.dashboard.progress import selects
 from services.api.dashboard.snippets import own_url, prediction_snippets
-from services.api.dashboard.web import SignedIn, page
+from services.api.dashboard.web import PageJob, page
 from services.api.job_artifacts import (
     artifact_of,
     artifact_or_none,
@@ -20,6 +19,7 @@ from services.api.job_artifacts import (
     served_model,
 )
 from services.api.parts import Parts, PartsDep
+from services.api.suspects import suspect_labels
 from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import Conflict, InvalidRequest, NotFound
 from tlm_core.evaluation.report import REPORT
@@ -37,24 +37,20 @@ _CLASSES_IN_MATRIX = 24
 _SHADES = 5
 _LABELS_SHOWN = 12
 _TEXTS = 20
+_SUSPECTS = 50
 _PLOT = "plot.svg"
 PAPER_FLOPS = 2.74e18  # of one seed at the scale small, mean over eight tasks (arXiv 2111.04130, table 2)
 
 
 @router.get("/{job}/results")
 def results(
-    request: Request,
-    job: str,
-    parts: PartsDep,
-    tenant: SignedIn,
-    seed: Annotated[int | None, Query(ge=0, lt=2**32)] = None,
+    request: Request, job: PageJob, parts: PartsDep, seed: Annotated[int | None, Query(ge=0, lt=2**32)] = None
 ) -> Response:
     """Scores with spread, scores per class and the confusion matrix of the returned model or one seed's, and costs."""
-    record = parts.jobs.get(tenant, job)
-    common: dict[str, object] = {"job": record, "selects": selects(record), "tab": "results"}
-    ref = artifact_or_none(parts.jobs, record, "evaluate")
+    common: dict[str, object] = {"job": job, "tab": "results"}
+    ref = artifact_or_none(parts.jobs, job, "evaluate")
     if ref is None:
-        return page(request, "not_yet.html", common, what="Results", stage=plan_of(record).report)
+        return page(request, "not_yet.html", common, what="Results", stage=plan_of(job).report)
     report = parts.artifacts.read_json(ref, REPORT)
     plot = _PLOT in {file.name for file in parts.artifacts.manifest(ref).files}
     if "seeds" not in report:  # ticket sharing: several tasks
@@ -73,34 +69,44 @@ def results(
 
 
 @router.get("/{job}/plot.svg")
-def plot(job: str, parts: PartsDep, tenant: SignedIn) -> Response:
+def plot(job: PageJob, parts: PartsDep) -> Response:
     """The plot of a study."""
-    ref = artifact_of(parts.jobs, parts.jobs.get(tenant, job), "evaluate")
+    ref = artifact_of(parts.jobs, job, "evaluate")
     with parts.artifacts.open(ref, _PLOT) as handle:
         return Response(handle.read(), media_type="image/svg+xml")
 
 
+@router.get("/{job}/labels")
+def labels(
+    request: Request, job: PageJob, parts: PartsDep, limit: Annotated[int, Query(ge=1, le=200)] = _SUSPECTS
+) -> Response:
+    """The most suspect labels with their texts, and the words with the highest weights for each label."""
+    ranking = suspect_labels(parts.jobs, parts.artifacts, job, limit=limit)
+    report = parts.artifacts.read_json(artifact_of(parts.jobs, job, "evaluate"), REPORT)
+    return page(
+        request, "labels.html", job=job, tab="results", ranking=ranking, limit=limit,
+        top_ngrams=report["linear"]["top_ngrams"],
+    )  # fmt: skip
+
+
 @router.get("/{job}/model")
-def model(request: Request, job: str, parts: PartsDep, tenant: SignedIn) -> Response:
+def model(request: Request, job: PageJob, parts: PartsDep) -> Response:
     """A prediction form, the model files and the current checkpoints."""
-    record = parts.jobs.get(tenant, job)
-    values = _model_values(request, parts, record)
+    values = _model_values(request, parts, job)
     return page(request, "model.html", values, answers=None, typed="", paired="", confidence="")
 
 
 @router.post("/{job}/predict")
 def predict(
     request: Request,
-    job: str,
+    job: PageJob,
     parts: PartsDep,
-    tenant: SignedIn,
     texts: Annotated[str, Form(max_length=100_000)] = "",
     pair: Annotated[str, Form(max_length=100_000)] = "",
     confidence: Annotated[str, Form(max_length=20)] = "",
 ) -> Response:
     """Classify one text per line, or the pair of texts in the two fields. confidence: below it, a text has no label."""
-    record = parts.jobs.get(tenant, job)
-    served = served_model(parts.jobs, record)
+    served = served_model(parts.jobs, job)
     pairs = _has_pairs(parts, served.ref)
     rows = [texts.strip()] if pairs else [line for line in texts.splitlines() if line.strip()]
     if not any(rows):
@@ -116,16 +122,16 @@ def predict(
         answers.append({"text": text, "prediction": prediction, "ranked": ranked[:_LABELS_SHOWN], "more": more})
     if "hx-request" in request.headers:
         return page(request, "_answers.html", answers=answers, served=served, model=model)
-    context = _model_values(request, parts, record)
+    context = _model_values(request, parts, job)
     return page(
         request, "model.html", context, answers=answers, model=model, typed=texts, paired=pair, confidence=confidence
     )
 
 
 @router.get("/{job}/files/{name:path}", response_class=FileResponse)
-def file(job: str, name: str, parts: PartsDep, tenant: SignedIn) -> FileResponse:
+def file(job: PageJob, name: str, parts: PartsDep) -> FileResponse:
     """Download one file of the model."""
-    return model_file_response(parts.jobs, parts.artifacts, parts.jobs.get(tenant, job), name)
+    return model_file_response(parts.jobs, parts.artifacts, job, name)
 
 
 def _confidence(text: str) -> float | None:
@@ -153,7 +159,6 @@ def _model_values(request: Request, parts: Parts, job: JobRecord) -> dict[str, o
     aliases = parts.models.aliases_of(job.tenant, job.id)
     return {
         "job": job,
-        "selects": selects(job),
         "tab": "model",
         "served": served,
         "linear": any(node.name == BASELINE.name for node in plan_of(job).nodes),

@@ -12,7 +12,7 @@ from fastapi.responses import Response
 
 from services.api.dashboard.present import colors
 from services.api.dashboard.progress import selects
-from services.api.dashboard.web import SignedIn, page
+from services.api.dashboard.web import PageJob, page
 from services.api.job_artifacts import artifact_or_none, artifacts_by_node
 from services.api.parts import PartsDep
 from services.api.selections import leaked_texts, selection_page
@@ -30,19 +30,17 @@ _WORD = re.compile(r"\w{3,}")
 @router.get("/{job}/selection")
 def selection(
     request: Request,
-    job: str,
+    job: PageJob,
     parts: PartsDep,
-    tenant: SignedIn,
     q: Annotated[str, Query(max_length=200)] = "",
     after: Annotated[int, Query(ge=0, lt=2**40)] = 0,
 ) -> Response:
     """The parts of the selection, and its passages, best rank first, with the training texts that retrieved them."""
-    record = parts.jobs.get(tenant, job)
-    common: dict[str, object] = {"job": record, "selects": selects(record), "tab": "selection"}
-    ref = artifact_or_none(parts.jobs, record, "select") if selects(record) else None
+    common: dict[str, object] = {"job": job, "tab": "selection"}
+    ref = artifact_or_none(parts.jobs, job, "select") if selects(job) else None
     if ref is None:
         return page(request, "not_yet.html", common, what="Selection", stage="select")
-    task, words = artifacts_by_node(parts.jobs, record).get("validate"), q.split()
+    task, words = artifacts_by_node(parts.jobs, job).get("validate"), q.split()
     shown = selection_page(parts.artifacts, ref, after=after, limit=_PASSAGES, words=words, task=task)
     names = (shown.facts.get("labels") or {}).get("names", ())
     common |= {"found": shown, "q": q.strip(), "after": after, "step": _PASSAGES, "words": words,

@@ -23,8 +23,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.api.dashboard import session
 from services.api.dashboard.present import COLORS, FILTERS
+from services.api.dashboard.progress import selects
 from services.common.problem import problem_of, validation_problem
 from tlm_core.errors import TLMError
+from tlm_core.jobs.spec import JobRecord
 
 PREFIX = "/ui"
 STATIC = Path(__file__).parent / "static"
@@ -68,6 +70,15 @@ def check_origin(request: Request) -> None:
 
 
 SignedIn = Annotated[str, Depends(signed_in)]
+
+
+def _job(request: Request, job: str, tenant: SignedIn) -> JobRecord:
+    record: JobRecord = request.app.state.parts.jobs.get(tenant, job)
+    return record
+
+
+# The job that the path of a page names. A request for an unknown one ends with NotFound.
+PageJob = Annotated[JobRecord, Depends(_job)]
 
 
 @dataclass(frozen=True)
@@ -114,7 +125,7 @@ def make_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(FILTERS)
+    environment.filters.update(FILTERS, selects=selects)
     environment.globals.update(ui=PREFIX, color_count=COLORS, assets=read_assets(PREFIX))
     return environment
 

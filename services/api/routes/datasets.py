@@ -67,11 +67,7 @@ class HubBody(BaseModel):
 
 
 @router.post(
-    "",
-    status_code=201,
-    summary="Upload a dataset",
-    openapi_extra=_FORM,
-    responses=problems(400, 413, 415, 507),
+    "", status_code=201, summary="Upload a dataset", openapi_extra=_FORM, responses=problems(400, 413, 415, 507)
 )
 async def create(request: Request, parts: PartsDep, tenant: Tenant) -> DatasetCreated:
     """Validate and store a dataset. If validation fails the response lists every error and nothing is stored.

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
-from services.api.auth import Tenant
+from services.api.auth import PathJob, Tenant
 from services.api.compare import compare
 from services.api.estimate import proposed
 from services.api.job_artifacts import artifacts_by_node
@@ -114,32 +114,31 @@ def compare_jobs(
 
 
 @router.get("/{job}", summary="Get a job", responses=problems(404))
-def get(job: str, parts: PartsDep, tenant: Tenant) -> Job:
+def get(job: PathJob, parts: PartsDep) -> Job:
     """Return the state, progress, error, resolved configuration and stages of a job."""
-    return _view(parts, parts.jobs.get(tenant, job))
+    return _view(parts, job)
 
 
 @router.delete("/{job}", status_code=204, summary="Delete a job", responses=problems(404, 409))
-def delete(job: str, parts: PartsDep, tenant: Tenant) -> Response:
+def delete(job: PathJob, parts: PartsDep) -> Response:
     """Permanently delete a finished job, its log, and the model and checkpoints that no other job uses."""
-    delete_job(parts, parts.jobs.get(tenant, job))
+    delete_job(parts, job)
     return Response(status_code=204)
 
 
 @router.post("/{job}/retry", status_code=202, summary="Retry a job", responses=problems(404, 409, 507))
-def retry(job: str, parts: PartsDep, tenant: Tenant, response: Response, idempotency_key: Key = None) -> Job:
+def retry(job: PathJob, parts: PartsDep, response: Response, idempotency_key: Key = None) -> Job:
     """Create a job with the same inputs as a failed or cancelled one. It reuses the finished stages."""
-    return _created(parts, response, retry_job(parts, parts.jobs.get(tenant, job), idempotency_key))
+    return _created(parts, response, retry_job(parts, job, idempotency_key))
 
 
 @router.post(
     "/{job}/clone", status_code=202, summary="Clone a job with changes", responses=problems(404, 409, 413, 507)
 )
 def clone(
-    job: str,
+    job: PathJob,
     changes: Annotated[dict[str, object], Body(examples=[{"seeds": [3, 4], "overrides": {"finetune.epochs": 20}}])],
     parts: PartsDep,
-    tenant: Tenant,
     response: Response,
     idempotency_key: Key = None,
 ) -> Job:
@@ -147,7 +146,7 @@ def clone(
 
     Unchanged fields keep their resolved meaning: the same version of the dataset and of the corpus.
     """
-    return _created(parts, response, clone_job(parts, parts.jobs.get(tenant, job), changes, idempotency_key))
+    return _created(parts, response, clone_job(parts, job, changes, idempotency_key))
 
 
 @router.post("/{job}/cancel", summary="Cancel a job", responses=problems(404, 409))
@@ -178,46 +177,42 @@ def resume(job: str, parts: PartsDep, tenant: Tenant) -> Job:
     ),
 )
 async def events(
-    job: str,
+    job: PathJob,
     request: Request,
     parts: PartsDep,
-    tenant: Tenant,
     after: Annotated[int, Query(ge=0, lt=2**53, description="seq of the last known event.")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     stream: Annotated[bool, Query(description="Stream events, like Accept: text/event-stream.")] = False,
     last_event_id: LastSeq = "",
 ) -> Response:
     """Return the events of a job. `seq` counts from 1 without gaps, so a stream can be resumed."""
-    await run_in_threadpool(parts.jobs.get, tenant, job)
     if stream or "text/event-stream" in request.headers.get("accept", ""):
         start = max(after, int(last_event_id or 0))
-        messages = parts.tailer.stream(tenant, job, start)
+        messages = parts.tailer.stream(job.tenant, job.id, start)
         return StreamingResponse(messages, media_type="text/event-stream", headers=_STREAM_HEADERS)
-    events = await run_in_threadpool(parts.jobs.events, tenant, job, after=after, limit=limit + 1)
+    events = await run_in_threadpool(parts.jobs.events, job.tenant, job.id, after=after, limit=limit + 1)
     return _page(JobEvent, events, limit)
 
 
 @router.get("/{job}/metrics", summary="List metric points", responses=problems(404))
 def metrics(
-    job: str, parts: PartsDep, tenant: Tenant, after: StreamId = "0", limit: Annotated[int, Query(ge=1, le=5000)] = 1000
+    job: PathJob, parts: PartsDep, after: StreamId = "0", limit: Annotated[int, Query(ge=1, le=5000)] = 1000
 ) -> Page[MetricPoint]:
     """Return metric points in order of arrival. Each has `id`, `at`, `attempt`, `node`, `step` and its values."""
-    parts.jobs.get(tenant, job)
-    points = parts.jobs.metrics(tenant, job, after=after, limit=limit + 1)
+    points = parts.jobs.metrics(job.tenant, job.id, after=after, limit=limit + 1)
     return Page(data=tuple(map(MetricPoint.model_validate, points[:limit])), has_more=len(points) > limit)
 
 
 @router.get("/{job}/metrics/series", summary="Get metric series for charts", responses=problems(404))
 def series(
-    job: str,
+    job: PathJob,
     parts: PartsDep,
-    tenant: Tenant,
     points: Annotated[int, Query(ge=4, le=5000, description="Maximum points per series.")] = 300,
     node: Annotated[str | None, Query(max_length=200, description="Only this node.")] = None,
     name: Annotated[list[str], Query(max_length=50, description="Only these metrics.")] = [],  # noqa: B006
 ) -> Page[Series]:
     """Return columns per metric and node. Thinned series keep their first point, last point and every peak."""
-    result = series_of(parts.jobs, parts.jobs.get(tenant, job), points=points, node=node, names=frozenset(name))
+    result = series_of(parts.jobs, job, points=points, node=node, names=frozenset(name))
     return Page(data=tuple(result), has_more=False)
 
 
@@ -231,10 +226,9 @@ def series(
     ),
 )
 async def logs(
-    job: str,
+    job: PathJob,
     request: Request,
     parts: PartsDep,
-    tenant: Tenant,
     after: StreamId = "0",
     limit: Annotated[int, Query(ge=1, le=5000)] = 1000,
     tail: Annotated[int | None, Query(ge=1, le=5000, description="Only this many lines, the last ones.")] = None,
@@ -242,19 +236,18 @@ async def logs(
     last_event_id: LastLine = "",
 ) -> Response:
     """Return the log lines of a job. Each has `id`, `at`, `attempt` and `line`. A stream can be resumed."""
-    await run_in_threadpool(parts.jobs.state, tenant, job)
     streams = follow or "text/event-stream" in request.headers.get("accept", "")
     start, lines = last_event_id or after, None
     # A resumed stream sends every line since its last one, however short the tail.
     if tail is not None and not (streams and last_event_id):
-        lines = await run_in_threadpool(parts.jobs.last_logs, tenant, job, tail, after=start)
+        lines = await run_in_threadpool(parts.jobs.last_logs, job.tenant, job.id, tail, after=start)
         start = _before(lines[0]["id"]) if lines else start
     if streams:
-        messages = log_stream(parts.jobs, parts.tailer, tenant, job, start)
+        messages = log_stream(parts.jobs, parts.tailer, job.tenant, job.id, start)
         return StreamingResponse(messages, media_type="text/event-stream", headers=_STREAM_HEADERS)
     if lines is not None:
         return _page(LogLine, lines, len(lines))
-    lines = await run_in_threadpool(parts.jobs.logs, tenant, job, after=start, limit=limit + 1)
+    lines = await run_in_threadpool(parts.jobs.logs, job.tenant, job.id, after=start, limit=limit + 1)
     return _page(LogLine, lines, limit)
 
 

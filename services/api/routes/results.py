@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from fastapi.responses import FileResponse, StreamingResponse
 
-from services.api.auth import Tenant
+from services.api.auth import PathJob
 from services.api.job_artifacts import (
     archive_response,
     artifact_of,
@@ -36,9 +36,9 @@ TAR: dict[int | str, dict[str, object]] = {
 
 
 @router.get("/{job}/checkpoints", summary="List checkpoints", responses=problems(404))
-def checkpoints(job: str, parts: PartsDep, tenant: Tenant) -> Page[Checkpoint]:
+def checkpoints(job: PathJob, parts: PartsDep) -> Page[Checkpoint]:
     """Return the current checkpoints by node and step. Older ones of a node are deleted."""
-    current = checkpoints_of(parts.jobs, parts.jobs.get(tenant, job))
+    current = checkpoints_of(parts.jobs, job)
     return Page(data=tuple(checkpoint_views(parts.artifacts, current)), has_more=False)
 
 
@@ -48,35 +48,32 @@ def checkpoints(job: str, parts: PartsDep, tenant: Tenant) -> Page[Checkpoint]:
     response_class=FileResponse,
     responses=FILE_ANSWERS,
 )
-def checkpoint_file(job: str, node: str, step: int, name: str, parts: PartsDep, tenant: Tenant) -> FileResponse:
+def checkpoint_file(job: PathJob, node: str, step: int, name: str, parts: PartsDep) -> FileResponse:
     """Supports Range, If-Range and ETag. X-Checksum-SHA256 is the digest of the whole file."""
-    checkpoint = checkpoint_at(parts.jobs, parts.jobs.get(tenant, job), node, step)
+    checkpoint = checkpoint_at(parts.jobs, job, node, step)
     return file_response(parts.artifacts, checkpoint.ref, name)
 
 
 @router.get(
-    "/{job}/checkpoints/{node}/{step}",
-    summary="Download a checkpoint",
-    response_class=StreamingResponse,
-    responses=TAR,
+    "/{job}/checkpoints/{node}/{step}", summary="Download a checkpoint", response_class=StreamingResponse, responses=TAR
 )
-def checkpoint_archive(job: str, node: str, step: int, parts: PartsDep, tenant: Tenant) -> StreamingResponse:
+def checkpoint_archive(job: PathJob, node: str, step: int, parts: PartsDep) -> StreamingResponse:
     """Return all files of a checkpoint as a tar stream."""
-    checkpoint = checkpoint_at(parts.jobs, parts.jobs.get(tenant, job), node, step)
-    return archive_response(parts.artifacts, checkpoint.ref, f"{job}-{node}-{step}")
+    checkpoint = checkpoint_at(parts.jobs, job, node, step)
+    return archive_response(parts.artifacts, checkpoint.ref, f"{job.id}-{node}-{step}")
 
 
 @router.get("/{job}/model/archive", summary="Download the model", response_class=StreamingResponse, responses=TAR)
-def model_archive(job: str, parts: PartsDep, tenant: Tenant) -> StreamingResponse:
+def model_archive(job: PathJob, parts: PartsDep) -> StreamingResponse:
     """Return the files of the model as a tar stream. It cannot be resumed; for that, download the files one by one."""
-    served = served_model(parts.jobs, parts.jobs.get(tenant, job))
-    return archive_response(parts.artifacts, served.ref, job, served.files(parts.artifacts))
+    served = served_model(parts.jobs, job)
+    return archive_response(parts.artifacts, served.ref, job.id, served.files(parts.artifacts))
 
 
 @router.get("/{job}/model", summary="List the files of the model", responses=problems(404, 409))
-def model(job: str, parts: PartsDep, tenant: Tenant) -> Model:
+def model(job: PathJob, parts: PartsDep) -> Model:
     """Return every file of the model with size and SHA-256. Until it exists, `files` are those of the linear model."""
-    served = served_model(parts.jobs, parts.jobs.get(tenant, job))
+    served = served_model(parts.jobs, job)
     entries = served.files(parts.artifacts)
     files = tuple(file.model_copy(update={"name": name}) for name, file in entries.items())
     size = sum(file.size for file in files)
@@ -89,33 +86,28 @@ def model(job: str, parts: PartsDep, tenant: Tenant) -> Model:
     response_class=FileResponse,
     responses=FILE_ANSWERS,
 )
-def model_file(job: str, name: str, parts: PartsDep, tenant: Tenant) -> FileResponse:
+def model_file(job: PathJob, name: str, parts: PartsDep) -> FileResponse:
     """Supports Range, If-Range and ETag. X-Checksum-SHA256 is the digest of the whole file."""
-    return model_file_response(parts.jobs, parts.artifacts, parts.jobs.get(tenant, job), name)
+    return model_file_response(parts.jobs, parts.artifacts, job, name)
 
 
 @router.get("/{job}/report", summary="Get the evaluation report", responses=problems(404, 409))
-def report(job: str, parts: PartsDep, tenant: Tenant) -> dict[str, object]:
+def report(job: PathJob, parts: PartsDep) -> dict[str, object]:
     """Return test scores, per class and per seed, and the cost of each stage."""
-    ref = artifact_of(parts.jobs, parts.jobs.get(tenant, job), "evaluate")
+    ref = artifact_of(parts.jobs, job, "evaluate")
     return parts.artifacts.read_json(ref, "report.json")
 
 
 @router.get("/{job}/suspects", summary="List suspect labels", responses=problems(404, 409))
-def suspects(
-    job: str, parts: PartsDep, tenant: Tenant, limit: Annotated[int, Query(ge=1, le=200)] = 50
-) -> SuspectLabels:
+def suspects(job: PathJob, parts: PartsDep, limit: Annotated[int, Query(ge=1, le=200)] = 50) -> SuspectLabels:
     """Return rows of train and validation whose label is probably wrong, most suspect first, with a suggestion."""
-    record = parts.jobs.get(tenant, job)
-    ref = artifact_of(parts.jobs, record, "evaluate")
-    return suspect_labels(parts.artifacts, ref, artifacts_by_node(parts.jobs, record).get("validate"), limit=limit)
+    return suspect_labels(parts.jobs, parts.artifacts, job, limit=limit)
 
 
 @router.get("/{job}/selection", summary="List selected passages", responses=problems(404, 409))
 def selection(
-    job: str,
+    job: PathJob,
     parts: PartsDep,
-    tenant: Tenant,
     q: Annotated[str, Query(max_length=500, description="Only passages with all these words, ignoring case.")] = "",
     train_row: Annotated[
         int | None, Query(ge=1, lt=2**63, description="Only passages that this training row retrieved.")
@@ -124,9 +116,8 @@ def selection(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> Selection:
     """Return the passages the model was trained on, best rank first, with the training rows that retrieved them."""
-    record = parts.jobs.get(tenant, job)
-    ref = artifact_of(parts.jobs, record, "select")
-    task = artifacts_by_node(parts.jobs, record).get("validate")
+    ref = artifact_of(parts.jobs, job, "select")
+    task = artifacts_by_node(parts.jobs, job).get("validate")
     return selection_page(
         parts.artifacts, ref, after=after, limit=limit, words=q.split()[:20], train_row=train_row, task=task
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import get_args
 
@@ -12,13 +13,12 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from services.api.auth import Tenant
-from services.api.figures import live_figures
 from services.api.parts import PROBLEM, Parts, PartsDep, problems
 from services.api.routes.models import PredictBody
 from services.common.bodies import MAX_JSON_BYTES
-from services.common.metrics import CONTENT_TYPE, exposition
+from services.common.metrics import CONTENT_TYPE, Live, exposition
 from services.common.problem import problem_body, problem_response
-from tlm_core.errors import TLMError
+from tlm_core.errors import TLMError, Unavailable
 from tlm_core.training.recipe import RecipeName, Scale
 from tlm_core.wire import Info
 
@@ -59,7 +59,7 @@ async def readyz(parts: PartsDep) -> Response:
 @router.get("/metrics", include_in_schema=False)
 def metrics(parts: PartsDep, tenant: Tenant) -> Response:
     """Return the figures of this gateway and of the whole service for Prometheus."""
-    return Response(exposition(live_figures(parts, tenant)), media_type=CONTENT_TYPE)
+    return Response(exposition(_live_figures(parts, tenant)), media_type=CONTENT_TYPE)
 
 
 @router.get("/v1/info", summary="Get version and limits", responses=problems())
@@ -91,3 +91,17 @@ def _check_storage(parts: Parts) -> None:
     with store.errors("checking the storage"):
         store.check_mounted()
         store.check_space()
+
+
+def _live_figures(parts: Parts, tenant: str) -> Iterator[Live]:
+    """Yield the figures of the service. Without Redis, `tlm_redis_up` is 0 and the figures of Redis are missing."""
+    yield Live("tlm_event_streams", "Open event streams of this gateway.", parts.tailer.watchers)
+    if parts.artifacts.local:
+        free = shutil.disk_usage(parts.artifacts.root).free
+        yield Live("tlm_storage_free_bytes", "Free space of the storage.", free)
+    try:
+        figures = [*parts.jobs.figures(tenant), parts.deliverer.backlog()]
+    except Unavailable:
+        figures = []
+    yield Live("tlm_redis_up", "Whether Redis answers and accepts writes.", bool(figures))
+    yield from figures
