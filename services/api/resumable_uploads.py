@@ -21,7 +21,7 @@ import redis
 from starlette.concurrency import run_in_threadpool
 
 from services.api.forms import ReceivedFile, safe_name, work_folder
-from services.common.redis_client import key
+from services.common.redis_client import key, load_scripts
 from tlm_core.artifacts import ArtifactStore, storage_errors
 from tlm_core.errors import Conflict, InvalidRequest, NotFound
 from tlm_core.names import new_id
@@ -30,19 +30,6 @@ from tlm_core.wire import Upload
 PART_BYTES = 32 << 20
 _EXPIRES_SECONDS = 3 * 86_400
 _RANGE = re.compile(r"bytes (\d{1,16})-(\d{1,16})/(\d{1,16})", re.ASCII)
-
-# KEYS: upload, its parts. ARGV: begin of the part, its length, its name, seconds until expiry.
-# Returns {'ok', offset}, {'missing', ''}, or {'offset', offset} if the part does not begin at the offset.
-_APPEND = """
-local offset = redis.call('HGET', KEYS[1], 'offset')
-if not offset then return {'missing', ''} end
-if offset ~= ARGV[1] then return {'offset', offset} end
-local now = redis.call('HINCRBY', KEYS[1], 'offset', ARGV[2])
-redis.call('RPUSH', KEYS[2], ARGV[3])
-redis.call('EXPIRE', KEYS[1], ARGV[4])
-redis.call('EXPIRE', KEYS[2], ARGV[4])
-return {'ok', tostring(now)}
-"""
 
 
 class Uploads:
@@ -53,17 +40,15 @@ class Uploads:
         self._artifacts = artifacts
         self._scratch = scratch / "uploads"
         self._max_bytes = max_bytes
-        self._append = client.register_script(_APPEND)
+        self._script = load_scripts(client, Path(__file__).parent / "lua")
 
     def create(self, tenant: str, name: str, size: int, sha256: str | None) -> Upload:
         if size > self._max_bytes:
             raise InvalidRequest(f"The file of {size:,} bytes is larger than the limit of {self._max_bytes:,} bytes.")
         fields: dict[str, str | int] = {"name": safe_name(name), "size": size, "sha256": sha256 or "", "offset": 0}
         upload = _upload(new_id("upl"), fields)
-        pipe = self._redis.pipeline(transaction=True)
-        pipe.hset(_key(tenant, upload.id), mapping={**fields, "created_at": time.time()})
-        pipe.expire(_key(tenant, upload.id), _EXPIRES_SECONDS)
-        pipe.execute()
+        pipe = self._redis.pipeline().hset(_key(tenant, upload.id), mapping={**fields, "created_at": time.time()})
+        pipe.expire(_key(tenant, upload.id), _EXPIRES_SECONDS).execute()
         return upload
 
     def get(self, tenant: str, upload_id: str) -> Upload:
@@ -121,7 +106,7 @@ class Uploads:
             else:
                 self._artifacts.fs.put_file(str(local), target)
         keys = [_key(tenant, upload.id), _key(tenant, upload.id, "parts")]
-        result, offset = self._append(keys=keys, args=[begin, length, name, _EXPIRES_SECONDS])
+        result, offset = self._script["append"](keys=keys, args=[begin, length, name, _EXPIRES_SECONDS])
         if result != "ok":
             self._artifacts.delete(f"{_folder(tenant, upload.id)}/{name}")
             raise _wrong_offset(upload.id, int(offset)) if result == "offset" else _unknown(upload.id)

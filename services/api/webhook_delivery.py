@@ -78,17 +78,14 @@ class Webhooks:
         """Add an endpoint. Returns it with its secret, which cannot be read again."""
         hook = Webhook(id=new_id("wh"), url=url, events=events, created_at=self._clock())
         secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
-        pipe = self._redis.pipeline(transaction=True)
-        pipe.hset(key(tenant, "webhooks"), hook.id, hook.model_dump_json())
-        pipe.hset(key(tenant, "webhook-secrets"), hook.id, secret)
-        pipe.execute()
+        pipe = self._redis.pipeline().hset(key(tenant, "webhooks"), hook.id, hook.model_dump_json())
+        pipe.hset(key(tenant, "webhook-secrets"), hook.id, secret).execute()
         return hook, secret
 
     def all(self, tenant: str) -> list[Webhook]:
         """All endpoints, oldest first."""
-        records = self._redis.hvals(key(tenant, "webhooks"))
         hooks = []
-        for record in records:
+        for record in self._redis.hvals(key(tenant, "webhooks")):
             try:
                 hooks.append(Webhook.model_validate_json(record))
             except ValidationError as error:
@@ -105,11 +102,8 @@ class Webhooks:
     def remove(self, tenant: str, hook_id: str) -> None:
         """Delete an endpoint; its queued deliveries are dropped when due. Raises NotFound."""
         self.get(tenant, hook_id)
-        pipe = self._redis.pipeline(transaction=True)
-        pipe.hdel(key(tenant, "webhooks"), hook_id)
-        pipe.hdel(key(tenant, "webhook-secrets"), hook_id)
-        pipe.delete(key(tenant, "webhook-log", hook_id))
-        pipe.execute()
+        pipe = self._redis.pipeline().hdel(key(tenant, "webhooks"), hook_id)
+        pipe.hdel(key(tenant, "webhook-secrets"), hook_id).delete(key(tenant, "webhook-log", hook_id)).execute()
 
     def disable(self, tenant: str, hook: Webhook, reason: str) -> None:
         changed = hook.model_copy(update={"disabled": reason})
@@ -124,10 +118,9 @@ class Webhooks:
         return [WebhookAttempt.model_validate_json(record) for record in records]
 
     def log_attempt(self, tenant: str, hook_id: str, attempt: WebhookAttempt) -> None:
-        pipe = self._redis.pipeline(transaction=True)
-        pipe.lpush(key(tenant, "webhook-log", hook_id), attempt.model_dump_json())
-        pipe.ltrim(key(tenant, "webhook-log", hook_id), 0, _LOGGED_ATTEMPTS - 1)
-        pipe.execute()
+        name = key(tenant, "webhook-log", hook_id)
+        pipe = self._redis.pipeline().lpush(name, attempt.model_dump_json())
+        pipe.ltrim(name, 0, _LOGGED_ATTEMPTS - 1).execute()
 
 
 class Deliverer:
@@ -283,7 +276,4 @@ class Deliverer:
         return self._outbound.post(hook.url, body, headers)
 
     def _drop(self, name: str) -> None:
-        pipe = self._redis.pipeline(transaction=True)
-        pipe.zrem(_DUE, name)
-        pipe.hdel(_BODIES, name)
-        pipe.execute()
+        self._redis.pipeline().zrem(_DUE, name).hdel(_BODIES, name).execute()

@@ -13,70 +13,19 @@ Keys (prefix `tlm`, tenant in braces):
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import redis
 
 from services.common.catalog_records import OPEN, CorpusLoad, CorpusRecord, CorpusVersion, DatasetRecord, DatasetSummary
-from services.common.redis_client import PREFIX, key
+from services.common.redis_client import PREFIX, key, load_scripts
 from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.corpus.states import CorpusState, LoadState, NearDuplicatesChoice
 from tlm_core.errors import AlreadyRunning, Conflict, NotFound, NotReady, StaleAttempt
 from tlm_core.names import new_id
 
 _OPEN_LOADS = f"{PREFIX}:loads"
-
-# KEYS: lease, load, corpus hash, open loads. ARGV: owner, load (JSON), version ('' = none), version record (JSON;
-# '' = delete it), member of the open loads if the load has ended ('' = it has not), state of the load. Returns 0 if
-# another owner holds the lease, -1 if the load is cancelling and this is not its end.
-_SAVE_LOAD = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-local current = redis.call('GET', KEYS[2])
-if current and cjson.decode(current).state == 'cancelling' and ARGV[6] ~= 'cancelled' then return -1 end
-redis.call('SET', KEYS[2], ARGV[2])
-if ARGV[3] ~= '' and ARGV[4] ~= '' then redis.call('HSET', KEYS[3], ARGV[3], ARGV[4]) end
-if ARGV[3] ~= '' and ARGV[4] == '' then redis.call('HDEL', KEYS[3], ARGV[3]) end
-if ARGV[5] ~= '' then redis.call('SREM', KEYS[4], ARGV[5]) redis.call('DEL', KEYS[1]) end
-return 1
-"""
-# KEYS: load. ARGV: load (JSON) as read, as changed. Returns 1, or 0 if it has changed since it was read.
-_SWAP_LOAD = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[2])
-return 1
-"""
-# KEYS: load, all corpora, loads of the corpus, open loads. ARGV: load (JSON), its id, corpus, tenant and slash.
-# Returns {'ok'}, or {'open', id of an open load of this corpus}.
-_ADD_LOAD = """
-for _, id in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
-  if redis.call('SISMEMBER', KEYS[4], ARGV[4] .. id) == 1 then return {'open', id} end
-end
-redis.call('SET', KEYS[1], ARGV[1])
-redis.call('ZADD', KEYS[2], 0, ARGV[3])
-redis.call('ZADD', KEYS[3], 0, ARGV[2])
-redis.call('SADD', KEYS[4], ARGV[4] .. ARGV[2])
-return {'ok'}
-"""
-# KEYS: corpus hash, all corpora, loads of the corpus, open loads. ARGV: version ('' = the corpus with all versions),
-# corpus, tenant and slash, prefix of load records. Returns the same as _ADD_LOAD.
-_DROP_CORPUS = """
-local ids = redis.call('ZRANGE', KEYS[3], 0, -1)
-for _, id in ipairs(ids) do
-  if redis.call('SISMEMBER', KEYS[4], ARGV[3] .. id) == 1 then return {'open', id} end
-end
-if ARGV[1] ~= '' then redis.call('HDEL', KEYS[1], ARGV[1]) return {'ok'} end
-for _, id in ipairs(ids) do redis.call('DEL', ARGV[4] .. id) end
-redis.call('DEL', KEYS[1], KEYS[3])
-redis.call('ZREM', KEYS[2], ARGV[2])
-return {'ok'}
-"""
-# KEYS: lease. ARGV: owner, seconds. Returns 1 if this owner holds the lease now.
-_LEASE = """
-local owner = redis.call('GET', KEYS[1])
-if owner and owner ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
-return 1
-"""
 
 
 class Catalog:
@@ -85,11 +34,7 @@ class Catalog:
     def __init__(self, client: redis.Redis) -> None:
         # redis-py types each answer as bytes, text, or awaitable; with decode_responses it is text.
         self._redis: Any = client
-        self._save_load = client.register_script(_SAVE_LOAD)
-        self._swap_load = client.register_script(_SWAP_LOAD)
-        self._lease = client.register_script(_LEASE)
-        self._add_load = client.register_script(_ADD_LOAD)
-        self._drop_corpus = client.register_script(_DROP_CORPUS)
+        self._script = load_scripts(client, Path(__file__).parent / "lua" / "catalog")
 
     # --- datasets -------------------------------------------------------------------------------------------------
 
@@ -118,8 +63,7 @@ class Catalog:
             summary=summary,
             created_at=self._now(),
         )
-        pipe = self._redis.pipeline(transaction=True)
-        pipe.set(key(tenant, "dataset", dataset_id), record.model_dump_json())
+        pipe = self._redis.pipeline().set(key(tenant, "dataset", dataset_id), record.model_dump_json())
         pipe.zadd(key(tenant, "datasets"), {dataset_id: 0})
         pipe.zadd(key(tenant, "dataset-name", name), {dataset_id: version})
         pipe.execute()
@@ -174,9 +118,7 @@ class Catalog:
 
     def corpus(self, tenant: str, name: str) -> CorpusRecord:
         """Return a corpus. Raises NotFound if nothing was ever uploaded under this name."""
-        pipe = self._redis.pipeline(transaction=True)
-        pipe.zscore(key(tenant, "corpora"), name)
-        pipe.hvals(key(tenant, "corpus", name))
+        pipe = self._redis.pipeline().zscore(key(tenant, "corpora"), name).hvals(key(tenant, "corpus", name))
         score, bodies = pipe.execute()
         if score is None:
             raise NotFound(f"No corpus '{name}'. Upload it, or list the corpora to see their names.")
@@ -198,7 +140,7 @@ class Catalog:
         Raises AlreadyRunning while a load of the corpus is open.
         """
         keys = [key(tenant, "corpus", corpus), *_load_keys(tenant, corpus)]
-        answer = self._drop_corpus(keys=keys, args=[version, corpus, f"{tenant}/", key(tenant, "load", "")])
+        answer = self._script["drop_corpus"](keys=keys, args=[version, corpus, f"{tenant}/", key(tenant, "load", "")])
         _raise_if_open(corpus, answer)
 
     # --- loads ----------------------------------------------------------------------------------------------------
@@ -227,7 +169,7 @@ class Catalog:
             created_at=self._now(),
         )
         keys = [key(tenant, "load", load.id), *_load_keys(tenant, corpus)]
-        answer = self._add_load(keys=keys, args=[load.model_dump_json(), load.id, corpus, f"{tenant}/"])
+        answer = self._script["add_load"](keys=keys, args=[load.model_dump_json(), load.id, corpus, f"{tenant}/"])
         _raise_if_open(corpus, answer)
         return load
 
@@ -260,7 +202,7 @@ class Catalog:
 
     def lease_load(self, tenant: str, load_id: str, owner: str, seconds: int) -> bool:
         """Acquire or renew the lease of a load. Returns False if another owner holds it."""
-        return bool(self._lease(keys=[key(tenant, "load-lease", load_id)], args=[owner, seconds]))
+        return bool(self._script["lease"](keys=[key(tenant, "load-lease", load_id)], args=[owner, seconds]))
 
     def cancel_load(self, tenant: str, load_id: str) -> CorpusLoad:
         """Set a load to `cancelling`. Its owner then removes what it wrote. A second cancel has no effect.
@@ -274,7 +216,9 @@ class Catalog:
             if load.state not in OPEN:
                 raise Conflict(f"Load {load_id} is {load.state} and cannot be cancelled. Delete its version instead.")
             cancelling = load.model_copy(update={"state": LoadState.CANCELLING})
-            if self._swap_load(keys=[key(tenant, "load", load_id)], args=[body, cancelling.model_dump_json()]):
+            if self._script["swap_load"](
+                keys=[key(tenant, "load", load_id)], args=[body, cancelling.model_dump_json()]
+            ):
                 return cancelling
 
     def save_load(
@@ -294,7 +238,7 @@ class Catalog:
             "" if load.state in OPEN else member,
             load.state,
         ]
-        answer = self._save_load(keys=[*(key(load.tenant, *part) for part in parts), _OPEN_LOADS], args=args)
+        answer = self._script["save_load"](keys=[*(key(load.tenant, *part) for part in parts), _OPEN_LOADS], args=args)
         if answer == -1:
             raise StaleAttempt(f"Load {load.id} is being cancelled. Stop writing.")
         if not answer:

@@ -34,6 +34,7 @@ from services.common.redis_client import (
     REMOVALS,
     TO_MOVE,
     key,
+    load_scripts,
 )
 from tlm_core.artifacts.hashing import canonical_json, digest_of
 from tlm_core.artifacts.manifest import ManifestRef
@@ -142,7 +143,7 @@ class JobStore:
         self._history = history
         # redis-py types each answer as bytes, text, or awaitable; with decode_responses it is text.
         self._redis: Any = client
-        self._script = {p.stem: client.register_script(p.read_text(encoding="utf-8")) for p in _LUA.glob("*.lua")}
+        self._script = load_scripts(client, _LUA)
 
     def ping(self) -> None:
         self._redis.ping()

@@ -27,9 +27,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import redis
 import redis.exceptions as redis_errors
+from redis.commands.core import Script
 
 from tlm_core.errors import StoreFull, StoreUnavailable, TLMError, UnreadableRecord
 
@@ -52,6 +54,11 @@ def connect(url: str, *, password: str | None = None, timeout: float = 5.0) -> r
     return _Client.from_url(
         url, password=password, decode_responses=True, socket_timeout=timeout, socket_connect_timeout=timeout
     )
+
+
+def load_scripts(client: redis.Redis, folder: Path) -> dict[str, Script]:
+    """Return the Lua scripts of a folder by name. Each runs as one atomic step."""
+    return {path.stem: client.register_script(path.read_text(encoding="utf-8")) for path in folder.glob("*.lua")}
 
 
 class _Client(redis.Redis):

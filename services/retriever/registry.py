@@ -4,34 +4,16 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import redis
 
-from services.common.redis_client import PREFIX
+from services.common.redis_client import PREFIX, load_scripts
 
 _RUNNING_SECONDS = 30  # a run whose retriever died is forgotten after this time
 _ENDED_SECONDS = 86_400
 BEAT_SECONDS = 1.0  # between two saves of a run
-
-# KEYS: entry. ARGV: new run, run that it replaces ('' = none), prefix, status, seconds. Returns 1, or 0 if another
-# run holds the entry.
-_CLAIM = """
-if (redis.call('HGET', KEYS[1], 'run') or '') ~= ARGV[2] then return 0 end
-redis.call('DEL', KEYS[1])
-redis.call('HSET', KEYS[1], 'run', ARGV[1], 'prefix', ARGV[3], 'status', ARGV[4])
-redis.call('EXPIRE', KEYS[1], ARGV[5])
-return 1
-"""
-# KEYS: entry. ARGV: run, prefix, status ('' = delete the entry), seconds. Returns 1, or 0 if the run must stop.
-_SAVE = """
-local run = redis.call('HGET', KEYS[1], 'run')
-if run and run ~= ARGV[1] then return 0 end
-if ARGV[3] == '' then redis.call('DEL', KEYS[1]) return 1 end
-redis.call('HSET', KEYS[1], 'run', ARGV[1], 'prefix', ARGV[2], 'status', ARGV[3])
-redis.call('EXPIRE', KEYS[1], ARGV[4])
-return redis.call('HEXISTS', KEYS[1], 'stop') == 0 and 1 or 0
-"""
 
 
 @dataclass(frozen=True)
@@ -70,7 +52,7 @@ class SharedRegistry(Registry):
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis: Any = client
-        self._claim, self._save = client.register_script(_CLAIM), client.register_script(_SAVE)
+        self._script = load_scripts(client, Path(__file__).parent / "lua")
 
     def read(self, name: str) -> Entry | None:
         run, prefix, status = self._redis.hmget(_key(name), "run", "prefix", "status")
@@ -78,12 +60,12 @@ class SharedRegistry(Registry):
 
     def claim(self, name: str, status: str, *, prefix: str = "", instead_of: str = "") -> str | None:
         run = uuid.uuid4().hex
-        claimed = self._claim(keys=[_key(name)], args=[run, instead_of, prefix, status, _RUNNING_SECONDS])
+        claimed = self._script["claim"](keys=[_key(name)], args=[run, instead_of, prefix, status, _RUNNING_SECONDS])
         return run if claimed else None
 
     def save(self, name: str, run: str, status: str, *, running: bool, prefix: str = "") -> bool:
         seconds = _RUNNING_SECONDS if running else _ENDED_SECONDS
-        return bool(self._save(keys=[_key(name)], args=[run, prefix, status, seconds]))
+        return bool(self._script["save"](keys=[_key(name)], args=[run, prefix, status, seconds]))
 
     def stop(self, name: str) -> None:
         if self._redis.exists(_key(name)):

@@ -1,0 +1,11 @@
+-- Records a part of an upload.
+-- KEYS: upload, its parts. ARGV: begin of the part, its length, its name, seconds until expiry.
+-- Returns {'ok', offset}, {'missing', ''}, or {'offset', offset} if the part does not begin at the offset.
+local offset = redis.call('HGET', KEYS[1], 'offset')
+if not offset then return {'missing', ''} end
+if offset ~= ARGV[1] then return {'offset', offset} end
+local now = redis.call('HINCRBY', KEYS[1], 'offset', ARGV[2])
+redis.call('RPUSH', KEYS[2], ARGV[3])
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+redis.call('EXPIRE', KEYS[2], ARGV[4])
+return {'ok', tostring(now)}
