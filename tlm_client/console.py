@@ -149,7 +149,7 @@ def print_items(*items: Item) -> None:
         console.width = _WIDTH_WITHOUT_TERMINAL
     for item in items:
         if isinstance(item, Table):
-            console.print(item)
+            console.print(item if item.row_count else "Nothing found.")
         else:
             typer.echo(item)
 
@@ -185,6 +185,8 @@ def print_error(error: TLMError, *, as_json: bool) -> None:
         typer.echo(f"  The gateway's log names this request {request_id}.", err=True)
     listed = (error.facts.get(name) for name in ("faults", "errors"))
     data_errors = [entry for entries in listed if isinstance(entries, list) for entry in entries]
+    if len(data_errors) == 1 and str(data_errors[0].get("message")) in error.message:
+        return
     for data_error in data_errors[:_MOST_DATA_ERRORS]:
         typer.echo(f"  {_location(data_error)}{data_error.get('message', '')}", err=True)
     if len(data_errors) > _MOST_DATA_ERRORS:

@@ -65,6 +65,7 @@ def _model_table(report: Report, title: str) -> Item:
 
 def estimate_items(estimate: Estimate) -> list[Item]:
     """Return each stage with the source of its figures, then the totals."""
+    reasons = {name.replace("_", " "): reason for name, reason in estimate.reasons.items() if name != "seconds"}
     rows = [(s.stage, _format_time(s.seconds), _format_flops(s.flops), s.basis, s.reason) for s in estimate.stages]
     passages = "unknown"
     if estimate.passages is not None:
@@ -77,7 +78,7 @@ def estimate_items(estimate: Estimate) -> list[Item]:
         f"GPU hours: {'unknown' if estimate.gpu_hours is None else f'{estimate.gpu_hours:.2f}'}",
         f"Memory per worker: {_format_bytes(estimate.memory_bytes)}",
         f"Disk: {_format_bytes(estimate.disk_bytes)}",
-        *(f"{figure}: {reason}" for figure, reason in estimate.reasons.items() if figure != "seconds"),
+        *(f"{figure}: {reason}" for figure, reason in reasons.items()),
     ]
 
 

@@ -60,7 +60,8 @@ def _artifact(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef], stage
     ]
     if not nodes:
         stages = ", ".join(dict.fromkeys(node.stage.name for node in plan.nodes))
-        raise NotFound(f"Job {job.id} has no stage '{stage}'. Its stages: {stages}.")
+        hint = " Submit it with a corpus to select passages." if stage == "select" else ""
+        raise NotFound(f"Job {job.id} has no stage '{stage}'. Its stages: {stages}.{hint}")
     if nodes[-1] in done:
         return done[nodes[-1]]
     if job.state in TERMINAL:

@@ -856,9 +856,7 @@ class JobStore:
             case ["missing"]:
                 raise _no_job(job_id)
             case ["state", state]:
-                raise IllegalTransition(
-                    f"Cannot {verb} job {job_id}: it is {state}. The verb is possible in: {allowed(verb)}.", state=state
-                )
+                raise IllegalTransition(f"Cannot {verb} job {job_id}: it is {state}, not {allowed(verb)}.", state=state)
             case ["stale", attempt, *_]:
                 raise StaleAttempt(
                     f"Cannot {verb} job {job_id}: attempt {attempt} is current, or another owner holds the job. "

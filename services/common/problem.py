@@ -22,6 +22,7 @@ from starlette.requests import ClientDisconnect
 
 from services.common.bodies import BodyCheck
 from tlm_core import errors as e
+from tlm_core.names import FORMS
 
 MEDIA_TYPE = "application/problem+json"
 # The gateway serves docs/errors.md here. The link is relative, so it works for any host name.
@@ -181,6 +182,8 @@ def _message(error: ErrorDetails) -> str:
         return "is required"
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return "is not a known field"
+    if kind == "string_pattern_mismatch" and (form := FORMS.get(error.get("ctx", {}).get("pattern", ""))):
+        return f"must be {form}"
     message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     # pydantic names Python's types; a client sends JSON.
     return re.sub(r"a valid dictionary.*", "an object", re.sub(r"a valid (tuple|list)", "a list", message))

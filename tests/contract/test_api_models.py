@@ -84,7 +84,8 @@ def test_job_with_an_alias_is_not_deleted(api: TestClient, filled: tuple[Gateway
 def test_alias_needs_a_name_with_at_and_a_finished_model(
     api: TestClient, filled: tuple[Gateway, Contents], job: str
 ) -> None:
-    assert api.put("/v1/models/production", json={"job": job}).status_code == 422
+    answer = api.put("/v1/models/production", json={"job": job})
+    assert (answer.status_code, "must be NAME@NAME, such as" in answer.json()["detail"]) == (422, True)
     assert api.put("/v1/models/mail@production", json={"job": "job_unknown"}).status_code == 404
     queued = api.put("/v1/models/mail@production", json={"job": filled[1].jobs["queued"]})
     assert (queued.status_code, queued.json()["code"]) == (409, "not_ready")

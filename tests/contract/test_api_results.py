@@ -144,6 +144,7 @@ def test_job_without_a_selection_reports_it(api: TestClient, gateway: Gateway) -
     answer = api.get(f"/v1/jobs/{job.id}/selection")
     assert answer.status_code == 404
     assert answer.json()["detail"].startswith(f"Job {job.id} has no stage 'select'. Its stages: validate, baseline, ")
+    assert answer.json()["detail"].endswith("Submit it with a corpus to select passages.")
 
 
 def test_checkpoints_can_be_listed_and_downloaded(api: TestClient, gateway: Gateway) -> None:

@@ -223,7 +223,7 @@ def _wait(client: TLMClient, job_id: str) -> Job:
         def show_event(event: JobEvent) -> None:
             display.job_event(event)
             if event.type in _QUEUED and (waiting := client.job(job_id).waiting):
-                display.update(State.QUEUED, 0, 0, waiting.reason)
+                display.update(f"{State.QUEUED}:", 0, 0, waiting.reason)
             if event.type == "progress" and display.wants_curve():
                 display.curve(_loss_curve(client, job_id, str(event.data.get("node", ""))))
 

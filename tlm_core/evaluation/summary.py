@@ -74,7 +74,7 @@ def training_time(report: Report) -> str:
     if total is None:
         return "training time unknown"
     seeds = [sum(stage["seconds"] for stage in entry.get("cost", {}).values()) for entry in report.get("seeds", ())]
-    words = f"{total / 60:.1f} minutes of training"
+    words = f"{total / 60:.1f} minutes of training" if total >= 60 else f"{total:.0f} seconds of training"
     if len(seeds) < 2 or not any(seeds):
         return words
     together = total - sum(seeds) + max(seeds)

@@ -95,4 +95,4 @@ TRANSITIONS: Mapping[Verb, Transition] = {
 
 def allowed(verb: Verb) -> str:
     """Return the states in which `verb` is allowed, for messages."""
-    return ", ".join(TRANSITIONS[verb].moves)
+    return " or ".join(TRANSITIONS[verb].moves)

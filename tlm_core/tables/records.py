@@ -291,7 +291,7 @@ class TableFile:
             rank = (same / len(widths), widths[0])
             if rank > best_rank:
                 best, best_rank = delimiter, rank
-                reason = f"it gives {same} of the first {len(widths)} records {widths[0]} fields"
+                reason = f"with it, {same} of the first {len(widths)} records have {widths[0]} fields"
         if best != usual:
             self.findings.note(f"{self.label}: delimiter: {_DELIMITERS[best]}; {reason}")
         return best

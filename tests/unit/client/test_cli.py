@@ -156,6 +156,17 @@ def test_data_errors_are_listed_with_their_location(tmp_path: Path) -> None:
     assert "10 more; --json lists all" in result.stderr
 
 
+def test_single_data_error_is_printed_once() -> None:
+    message = "Row 7 of toy.csv (split train), column 'text', is blank."
+    answer = problem(422, "invalid_dataset", message, errors=[{**DATA_ERROR, "message": message}])
+    assert tlm(lambda _: answer, "dataset", "list").stderr.count("is blank") == 1
+
+
+def test_empty_list_says_so() -> None:
+    result = tlm(serve({"GET /v1/webhooks": {"data": [], "has_more": False}}), "webhook", "list")
+    assert (result.exit_code, result.stdout) == (0, "Nothing found.\n")
+
+
 def test_submit_sends_the_given_options() -> None:
     sent: dict[str, Any] = {}
 

@@ -340,7 +340,7 @@ def test_watch_shows_the_queue_instead_of_the_last_attempt() -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         return answers.get(request.url.path) or httpx.Response(200, json=job_view(state="failed", waiting=waiting))
 
-    assert f"job_1 queued {waiting['reason']}" in tlm(handler, "watch", "job_1").stderr.splitlines()
+    assert f"job_1 queued: {waiting['reason']}" in tlm(handler, "watch", "job_1").stderr.splitlines()
 
 
 PROGRESS = {"stage": "joint", "node": "joint.s0", "step": 239, "total": 845, "rate": 3293.0, "unit": "tokens",
