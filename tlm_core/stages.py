@@ -12,8 +12,8 @@ from tlm_core.training.stage import Place, Stage, worker
 VALIDATE = Stage("validate", Place.COORDINATOR, "tlm_core.tasks.validate:validate_stage", 2, params.ValidateParams)
 SELECT = Stage("select", Place.RETRIEVER, "", 5, params.SelectParams)
 # A linear model needs no torch either.
-BASELINE = worker("baseline", "tlm_core.linear.stages:baseline", 1, BaselineParams, needs_torch=False)
-SELF_TRAIN = worker("self_train", "tlm_core.linear.stages:self_train_stage", 2, SelfTrainParams, needs_torch=False)
+BASELINE = worker("baseline", "tlm_core.linear.stages:baseline", 2, BaselineParams, needs_torch=False)
+SELF_TRAIN = worker("self_train", "tlm_core.linear.stages:self_train_stage", 3, SelfTrainParams, needs_torch=False)
 EVALUATE_LINEAR = worker(
     "evaluate_linear", "tlm_core.linear.stages:evaluate_linear", 3, BaselineParams, needs_torch=False
 )
@@ -23,5 +23,5 @@ PREPARE = worker("prepare", "tlm_core.training.prepare:prepare", 7, params.Prepa
 JOINT = worker("joint", "tlm_core.training.stages:joint", 7, params.JointParams)
 FINETUNE = worker("finetune", "tlm_core.training.stages:finetune", 4, params.FinetuneParams)
 CHOOSE = worker("choose", "tlm_core.training.stages:choose", 2, params.ChooseParams)
-EVALUATE = worker("evaluate", "tlm_core.training.evaluate:evaluate", 10, params.SeedsParams)
+EVALUATE = worker("evaluate", "tlm_core.training.evaluate:evaluate", 11, params.SeedsParams)
 EXPORT = worker("export", "tlm_core.training.export:export", 6, params.ExportParams)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -20,6 +20,7 @@ from tlm_core.tasks.task import Task
 
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # C of the support vector machine; 1 / C regularizes
 FOLDS = 5
+SCREENED_ROWS = 1_000  # held-out rows that compare all settings; fewer rows would choose at random
 FINALISTS = 3
 TUNED_ROWS = 20_000  # more rows change the choice little
 SEED = 0
@@ -40,7 +41,7 @@ class Fitted:
 
     score: by the task's metric, the mean over the folds and over validation, weighted by rows.
     held_out: outputs of models that did not see the row, [train rows, outputs].
-    tried: settings on the first fold, with their scores.
+    tried: settings on the folds that compare all of them, with their scores.
     """
 
     model: LinearModel
@@ -76,9 +77,10 @@ class _Search:
         self._outputs = len(task.labels)
         self._matrices = {count: matrix[:, : len(features.only(count))] for count in range(1, len(FAMILIES) + 1)}
         self._folds = _folds(self.targets, task.type.has_classes)
+        self._scores: dict[tuple[Setting, int], float | None] = {}
 
     def choose(self) -> tuple[Setting, float | None, tuple[tuple[Setting, float], ...]]:
-        """Return the best setting, its mean score over the folds, and all tried settings with their first score."""
+        """Return the best setting, its mean score over all folds, and all tried settings with their scores."""
         weights: list[Literal["balanced"] | None] = [None, "balanced"] if self.task.type.has_classes else [None]
         chains = [(count, weight) for count in self._matrices for weight in weights]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -91,11 +93,12 @@ class _Search:
         return finalists[best][0], means[best], tuple(tried)
 
     def _try_strengths(self, chain: tuple[int, Literal["balanced"] | None]) -> list[tuple[Setting, float]]:
-        """Score rising strengths on the first fold until the score falls twice. Strong models need most time."""
+        """Score rising strengths until the score falls twice. Strong models need most time."""
+        screening = math.ceil(SCREENED_ROWS * len(self._folds) / max(1, len(self.targets)))
         tried: list[tuple[Setting, float]] = []
         for strength in STRENGTHS:
             setting = Setting(chain[0], strength, chain[1])
-            score = self._score(setting, self._folds[:1])
+            score = self._score(setting, min(screening, len(self._folds)))
             if score is None:
                 return tried
             tried.append((setting, score))
@@ -104,22 +107,31 @@ class _Search:
         return tried
 
     def _mean_score(self, setting: Setting) -> float:
-        score = self._score(setting, self._folds)
+        score = self._score(setting, len(self._folds))
         return -1.0 if score is None else score
 
-    def _score(self, setting: Setting, folds: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]) -> float | None:
-        """Return the mean score over folds and validation, or None where the metric is undefined."""
-        compute, predict, scores = METRICS[self.task.metric].compute, self.task.type.predict, []
-        validation = self._validation[:, : self._matrices[setting.families].shape[1]]
-        for train, held_out in folds:
-            weights, bias = self.train(setting, train[:: max(1, len(train) // TUNED_ROWS)])
-            sides = [(self._matrices[setting.families][held_out], self.targets[held_out]), (validation, self._true)]
-            try:
-                both = [compute(true, predict(np.asarray(matrix @ weights) + bias)) for matrix, true in sides]
-            except Undefined:
+    def _score(self, setting: Setting, folds: int) -> float | None:
+        """Return the mean score over the first folds and validation, or None where the metric is undefined."""
+        scores = []
+        for number in range(folds):
+            if (setting, number) not in self._scores:
+                self._scores[setting, number] = self._score_fold(setting, number)
+            if (score := self._scores[setting, number]) is None:
                 return None
-            scores.append(np.average(both, weights=[len(self.targets), len(self._true)]))
+            scores.append(score)
         return float(np.mean(scores))
+
+    def _score_fold(self, setting: Setting, number: int) -> float | None:
+        compute, predict = METRICS[self.task.metric].compute, self.task.type.predict
+        train, held_out = self._folds[number]
+        weights, bias = self.train(setting, train[:: max(1, len(train) // TUNED_ROWS)])
+        validation = self._validation[:, : len(weights)]
+        sides = [(self._matrices[setting.families][held_out], self.targets[held_out]), (validation, self._true)]
+        try:
+            both = [compute(true, predict(np.asarray(matrix @ weights) + bias)) for matrix, true in sides]
+        except Undefined:
+            return None
+        return float(np.average(both, weights=[len(self.targets), len(self._true)]))
 
     def held_out(self, setting: Setting) -> Floats:
         """Return the outputs of each row from a model that did not see it, [rows, outputs]."""

@@ -31,18 +31,24 @@ MOST_PIECES = 60_000  # that the teacher labels
 
 
 @dataclass(frozen=True)
-class SelfTrained:
-    """The linear model after self-training.
-
-    amount: pieces for each train row, 0 for none. scores: amount → score on validation. chosen: numbers of the pieces
-    that it learned from, [chosen]. outputs: its outputs for them, [chosen, labels].
-    """
+class Student:
+    """A linear model that learned from pieces. chosen: numbers of the pieces, [chosen]; outputs: its own for them."""
 
     model: LinearModel
-    amount: float
-    scores: dict[float, float]
     chosen: NDArray[np.int64]
     outputs: Outputs
+
+
+@dataclass(frozen=True)
+class SelfTrained:
+    """The chosen number of pieces for each train row, and all scores on validation, by amount.
+
+    The amount 0 is the baseline and has no student.
+    """
+
+    amount: float
+    scores: dict[float, float]
+    student: Student | None
 
 
 def pieces_of(passages: Iterable[str], words: int) -> Iterator[str]:
@@ -64,9 +70,9 @@ def self_train(
 ) -> SelfTrained:
     """Train a student for each amount of pieces, and choose one on validation.
 
-    It is the best amount, or 0 if that or the baseline is within a standard error of the best score. So models learn
-    from pieces only where this clearly helps. The amount 0 changes only the features. baseline: outputs of the linear
-    model on validation. teacher: calibrated log-probabilities of the pieces, [pieces, labels].
+    If the amounts include 0, the best student must be better than the baseline by more than a standard error. So models
+    learn from pieces only where this clearly helps. baseline: outputs of the linear model on validation. teacher:
+    calibrated log-probabilities of the pieces, [pieces, labels].
     """
     rows: list[Row] = [(piece,) for piece in pieces]
     features, _ = Features.learn([*rows_of(task, "train"), *rows], list(FAMILIES)[: setting.families])
@@ -77,23 +83,24 @@ def self_train(
         validation=features.encode(rows_of(task, "validation")),
     )
     most = MOST_LABELED / len(data.targets)  # larger amounts give the same pieces
-    amounts = list(dict.fromkeys(min(amount, most) for amount in amounts))
+    positive = sorted({min(amount, most) for amount in amounts if amount})
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        students = list(pool.map(lambda amount: _student(data, teacher, setting, len(task.labels), amount), amounts))
+        fits = list(pool.map(lambda amount: _fit(data, teacher, setting, len(task.labels), amount), positive))
     targets = task.targets("validation")
-    guesses = {
-        amount: task.type.predict(np.asarray(data.validation @ weights) + bias)
-        for amount, (weights, bias, _) in zip(amounts, students, strict=True)
-    }
+    guesses = {0.0: task.type.predict(baseline)} if 0 in amounts else {}
+    for amount, (weights, bias, _) in zip(positive, fits, strict=True):
+        guesses[amount] = task.type.predict(np.asarray(data.validation @ weights) + bias)
     scores = {amount: METRICS[task.metric].compute(targets, guess) for amount, guess in guesses.items()}
-    best = max(sorted(scores), key=lambda amount: scores[amount])
-    without = [task.type.predict(baseline), guesses[0]] if best and 0 in guesses else []
-    differences = [paired_difference(task.metric, targets, [guesses[best]], [guess]) for guess in without]
-    if any(difference is not None and difference.value <= difference.error for difference in differences):
-        best = 0.0
-    weights, bias, chosen = students[amounts.index(best)]
+    best = max(scores, key=lambda amount: scores[amount])  # the smallest of equal ones
+    if best and 0 in scores:
+        difference = paired_difference(task.metric, targets, [guesses[best]], [guesses[0]])
+        if difference is not None and difference.value <= difference.error:
+            best = 0.0
+    if not best:
+        return SelfTrained(0.0, scores, None)
+    weights, bias, chosen = fits[positive.index(best)]
     outputs: Outputs = np.asarray(data.pieces[chosen] @ weights, np.float32) + bias
-    return SelfTrained(LinearModel(features, weights, bias), best, scores, chosen, outputs)
+    return SelfTrained(best, scores, Student(LinearModel(features, weights, bias), chosen, outputs))
 
 
 @dataclass(frozen=True)
@@ -106,14 +113,10 @@ class _Data:
     validation: sp.csr_matrix
 
 
-def _student(
+def _fit(
     data: _Data, teacher: Outputs, setting: Setting, labels: int, amount: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
     """Return weights and bias of a student, and its pieces. After each round the student is the next teacher."""
-    chosen = np.zeros(0, np.int64)
-    weights, bias = support_vectors(data.train, data.targets, setting, labels)
-    if not amount:
-        return weights, bias, chosen
     shares = np.bincount(data.targets, minlength=labels) / len(data.targets)
     total = min(round(amount * len(data.targets)), MOST_LABELED)
     for _ in range(ROUNDS):

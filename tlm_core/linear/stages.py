@@ -72,42 +72,50 @@ def _write_linear(
     write_linear(model, Scales(linear=1.0, encoder=0.0, linear_temperature=facts["temperature"]), out / MODEL)
     write_metadata(out, task, name)
     np.savez_compressed(out / OUTPUTS, allow_pickle=False, **outputs, **{HELD_OUT: held_out})
-    facts |= {
-        "features": len(model.features),
-        "top_ngrams": top_ngrams(model, task) if task.type.has_classes else {},
-        "cost": {"flops": 0.0, "tokens": 0.0, "seconds": time.monotonic() - began, "gpu_seconds": 0.0},
-    }
-    (out / FACTS).write_text(json.dumps(facts, ensure_ascii=False, indent=1), encoding="utf-8")
+    top = top_ngrams(model, task) if task.type.has_classes else {}
+    _write_facts(out, {**facts, "features": len(model.features), "top_ngrams": top}, began)
+
+
+def _write_facts(out: Path, facts: dict[str, Any], began: float) -> None:
+    cost = {"flops": 0.0, "tokens": 0.0, "seconds": time.monotonic() - began, "gpu_seconds": 0.0}
+    (out / FACTS).write_text(json.dumps({**facts, "cost": cost}, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def self_train_stage(ctx: StageContext[SelfTrainParams]) -> dict[str, Any]:
     """Fit the linear model again, on train and on passages that the first one labels. Validation chooses how many.
 
-    It writes the same files as `baseline`, and the labeled pieces of passages for the encoder. Pairs and regression
-    keep the baseline and have no pieces. Inputs: `task`, `baseline`, `selection`.
+    It writes the same files as `baseline`, and the labeled pieces of passages for the encoder. Pairs, regression and
+    the amount 0 keep the baseline and have no pieces. Inputs: `task`, `baseline`, `selection`.
     """
     if ctx.rank:
         return {}
     began = time.monotonic()
     task, first = Task.read(ctx.inputs["task"]), LinearResult.read(ctx.inputs["baseline"])
     if task.pair or not task.type.has_classes:
-        copy_linear(ctx.inputs["baseline"], ctx.out)
-        write_pieces(ctx.out, [], np.zeros((0, len(task.labels)), np.float32))
+        _keep_baseline(ctx, task, {**first.facts, "amount": None}, began)
         return {"amount": None, "reason": "passages cannot stand for pairs of texts or have regression targets"}
     pieces = _pieces(ctx.inputs["selection"], task)
     ctx.report.event("self_training", pieces=len(pieces))
-    teacher = LinearModel.read(ctx.inputs["baseline"]).outputs([(piece,) for piece in pieces])
-    teacher = log_softmax(teacher / np.float32(first.facts["temperature"]))
+    divisor = np.float32(first.facts["temperature"])
+    teacher = log_softmax(LinearModel.read(ctx.inputs["baseline"]).outputs([(piece,) for piece in pieces]) / divisor)
     setting, baseline = Setting(**first.facts["setting"]), first.outputs["validation"]
-    student = self_train(task, baseline, teacher, pieces, setting, ctx.params.amounts)
-    facts = {**first.facts, "amount": student.amount, "amounts": student.scores, "pieces": len(student.chosen)}
-    write_pieces(
-        ctx.out,
-        [pieces[number] for number in student.chosen],
-        np.exp(log_softmax(student.outputs / np.float32(first.facts["temperature"]))),
-    )
+    result = self_train(task, baseline, teacher, pieces, setting, ctx.params.amounts)
+    facts = {**first.facts, "amount": result.amount, "amounts": result.scores}
+    if (student := result.student) is None:
+        _keep_baseline(ctx, task, facts, began)
+        return {"amount": result.amount, "pieces": 0}
+    facts["pieces"] = len(student.chosen)
+    probabilities = np.exp(log_softmax(student.outputs / divisor))
+    write_pieces(ctx.out, [pieces[number] for number in student.chosen], probabilities)
     _write_linear(ctx.out, task, student.model, first.outputs[HELD_OUT], facts, SELF_TRAINED, began)
-    return {"amount": student.amount, "pieces": len(student.chosen)}
+    return {"amount": result.amount, "pieces": len(student.chosen)}
+
+
+def _keep_baseline(ctx: StageContext[SelfTrainParams], task: Task, facts: dict[str, Any], began: float) -> None:
+    """Write the baseline as the result of self-training, without pieces."""
+    copy_linear(ctx.inputs["baseline"], ctx.out)
+    write_pieces(ctx.out, [], np.zeros((0, len(task.labels)), np.float32))
+    _write_facts(ctx.out, facts, began)
 
 
 def write_pieces(out: Path, texts: list[str], probabilities: NDArray[np.float32]) -> None:

@@ -139,7 +139,8 @@ def evaluate_models(ctx: StageContext[SeedsParams], load: Callable[[Path], TaskM
     if ctx.rank:
         return {}
     shared = shared_cost(prepared, linears)
-    report, predictions = job_report(task, encoders, linears, shared, ensemble=ctx.params.ensemble)
+    learned = {name: linear for name, linear in linears.items() if name == LINEAR or linear.facts["amount"]}
+    report, predictions = job_report(task, encoders, learned, shared, ensemble=ctx.params.ensemble)
     report |= cut_texts(prepared)
     write_report(ctx.out, report, predictions)
     return report_meta(report)

@@ -25,8 +25,9 @@ from tlm_core.evaluation.summary import sentences
 from tlm_core.jobs.nodes import joint_node
 from tlm_core.jobs.spec import KindOptions, PlanInputs
 from tlm_core.kinds import learning_curve, prune, share_tickets, train
+from tlm_core.linear.params import SelfTrainParams
 from tlm_core.serving import load_model as load_served
-from tlm_core.stages import CHOOSE, FINETUNE, JOINT, PREPARE
+from tlm_core.stages import CHOOSE, FINETUNE, JOINT, PREPARE, SELF_TRAIN
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task
 from tlm_core.training.architectures import Shape
@@ -43,7 +44,7 @@ from tlm_core.training.stages import evaluation_steps
 from tlm_core.training.state import HISTORY, WEIGHTS, load_model, weights
 
 RECIPE = tiny(
-    self_training__amounts=(0, 3),
+    self_training__amounts=(3,),
     model__hidden=64,
     joint__budget__steps=40,
     finetune__epochs=4,
@@ -125,6 +126,18 @@ def test_exported_file_scores_what_the_report_says(
     if returned == "ensemble":  # two encoders in half precision are as large as one
         sizes = [(done["export"] / name).stat().st_size for name in ("model.onnx", "model/model.safetensors")]
         assert sizes[0] < 1.2 * sizes[1]
+
+
+def test_report_omits_a_self_trained_model_that_keeps_the_baseline(chain: Mapping[str, Path], tmp_path: Path) -> None:
+    nodes = {node.name: node for node in train.plan(PlanInputs(KindOptions(), RECIPE, (0, 1), (), (), "c@1")).nodes}
+    done = {**chain, "validate": chain["task"]}
+    inputs = {key: done[source] for key, source in nodes["self_train"].inputs.items()}
+    done["self_train"] = run_stage(SELF_TRAIN, inputs, SelfTrainParams(amounts=(0.0,)), tmp_path / "self_train")
+    inputs = {key: done[source] for key, source in nodes["evaluate"].inputs.items()}
+    done["evaluate"] = run_stage(nodes["evaluate"].stage, inputs, nodes["evaluate"].params, tmp_path / "evaluate")
+    report = report_of(done)
+    assert "linear" in report["models"] and "self_trained" not in report["models"]
+    assert 0 < report["cost"]["self_train"]["seconds"] != report["cost"]["baseline"]["seconds"]
 
 
 def test_without_ensemble_the_file_has_one_seed(chain: Mapping[str, Path], tmp_path: Path) -> None:
