@@ -150,12 +150,16 @@ class Measurements:
                 yield replace(setup, stage=stage), Rate(seconds * slowdown, f"{job.id}, which runs")
 
     def _measure(self, job: JobRecord) -> Finished | None:
-        """Measure a succeeded job and store its rates. Raises KeyError if it lacks what an encoder's job has."""
+        """Measure a succeeded job and store its rates. Return None for a job without an encoder.
+
+        Raises KeyError for a study, which has other artifacts.
+        """
         if not job.result or not job.result.artifacts:
             return None
         plan, refs = plan_of(job), {name: entry.ref for name, entry in job.result.artifacts.items()}
         texts = self.texts(job)
-        texts[0] = _as_prepared(texts[0], job, self._artifacts.manifest(refs["prepare"]))
+        if trains := any(isinstance(node.params, TrainParams) for node in plan.nodes):
+            texts[0] = _as_prepared(texts[0], job, self._artifacts.manifest(refs["prepare"]))
         rates: dict[str, list[float]] = {}
         events = self._jobs.events(job.tenant, job.id, limit=_MAX_EVENTS)
         for node, elapsed, device in _elapsed(events, job, plan):
@@ -171,7 +175,7 @@ class Measurements:
                 rates.setdefault(name, []).append(elapsed / units / setup.seeds)
         cost = self._artifacts.read_json(refs[plan.report], "report.json")["cost"]["total"]
         self._jobs.save_rates(job.tenant, {setup: f"{median(each)} {job.id}" for setup, each in rates.items()})
-        return Finished(job.id, source_of(job.resolved), texts[0], cost["gpu_seconds"] > 0)
+        return Finished(job.id, source_of(job.resolved), texts[0], cost["gpu_seconds"] > 0) if trains else None
 
 
 def _as_prepared(texts: Texts, job: JobRecord, prepared: Manifest) -> Texts:

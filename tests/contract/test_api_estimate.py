@@ -123,6 +123,12 @@ def test_worker_measures_each_device_and_precision_once(
     assert training(estimate(api, overrides={"precision": "fp32"}, seeds=[1]))["basis"] == "built-in"
 
 
+def test_instant_job_measures_the_start_of_workers(api: TestClient, gateway: Gateway) -> None:
+    finish_job(api, gateway, 7.0, corpus=None, scale="instant")
+    stages = {stage["stage"]: stage for stage in estimate(api, seeds=[1])["stages"]}
+    assert (stages["start"]["basis"], stages["joint"]["basis"]) == ("measured", "built-in")
+
+
 def test_rate_of_a_job_counts_on_its_device_alone(api: TestClient, gateway: Gateway) -> None:
     finish_job(api, gateway, 7.0, device="an old CPU")
     for device, basis in (("an old CPU", "measured"), ("a new CPU", "built-in")):
