@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from services.common.jobstore import JobStore, MetricPoint
+from services.common.job_reads import MetricPoint
+from services.common.jobstore import JobStore
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.wire import Series
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from services.common.jobstore import JobStore
 from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.errors import CorruptArtifact, NotFound, StorageUnavailable
 from tlm_core.jobs.plan import Node, Plan, plan_of
 from tlm_core.jobs.spec import JobRecord
+
+if TYPE_CHECKING:
+    from services.common.jobstore import JobStore
 
 log = logging.getLogger(__name__)
 

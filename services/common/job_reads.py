@@ -1,0 +1,346 @@
+"""Read jobs from Redis: records, lists, and their streams of events, metrics and log lines."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypedDict
+
+import redis
+from pydantic import ValidationError
+
+from services.common.history import History, Moved, Row, unpacked
+from services.common.metrics import Live
+from services.common.redis_client import DISK_FREE, FEED, LEASES, PREFIX, QUEUE, REMOVALS, TO_MOVE, key
+from tlm_core.artifacts.hashing import digest_of
+from tlm_core.artifacts.manifest import ManifestRef
+from tlm_core.errors import NotFound, UnreadableRecord
+from tlm_core.jobs.spec import MAX_PRIORITY, Event, JobRecord, JobSpec, Resolved
+from tlm_core.jobs.states import State
+from tlm_core.training.recipe import resolve
+
+_JSON_FIELDS = frozenset(
+    {"spec", "resolved", "origin", "submissions", "beats", "excluded_from_cache", "checkpoints"}
+    | {"progress", "waiting", "error", "result"}
+)
+_FOLDER = re.compile(r'"folder": ?"([^"]+)"')  # in the JSON of a record
+_PAGE = 1000  # members of a set that one command reads for a list
+
+# Has `id` of the stream, `attempt`, `at`, and the values that the worker reported.
+MetricPoint = dict[str, str | float | None]
+
+
+class LogLine(TypedDict):
+    """A line of a job's log. id: of the stream. at: Unix seconds."""
+
+    id: str
+    attempt: int
+    at: float
+    line: str
+
+
+class JobReads:
+    """The reading half of `JobStore`. history: reads the older entries of streams, which lie in the storage."""
+
+    def __init__(self, client: redis.Redis, history: History | None = None) -> None:
+        self._history = history
+        # redis-py types each answer as bytes, text, or awaitable; with decode_responses it is text.
+        self._redis: Any = client
+
+    def ping(self) -> None:
+        self._redis.ping()
+
+    def now(self) -> float:
+        """Return the time of the Redis server in Unix seconds. All times in the store are by this clock."""
+        seconds, microseconds = self._redis.time()
+        return float(seconds + microseconds / 1e6)
+
+    def figures(self, tenant: str) -> list[Live]:
+        """Return the figures of the store for Prometheus."""
+        queues = [queue_of(priority) for priority in range(-MAX_PRIORITY, MAX_PRIORITY + 1)]
+        began = time.perf_counter()
+        self._redis.set(f"{PREFIX}:probe", "", ex=60)
+        write_seconds = time.perf_counter() - began
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.info("memory").get(DISK_FREE).time().hlen(REMOVALS).scard(TO_MOVE)
+        for state in State:
+            pipe.zcard(key(tenant, "state", state))
+        for queue in queues:
+            pipe.zrange(queue, 0, 0, withscores=True)
+        memory, disk_free, (now, _), removals, to_move, *rest = pipe.execute()
+        counts, heads = rest[: len(State)], rest[len(State) :]
+        oldest = max((now - score for head in heads for _, score in head), default=0.0)
+        figures = [
+            Live("tlm_queue_oldest_seconds", "Age of the oldest queued job.", max(0.0, oldest)),
+            Live("tlm_redis_write_seconds", "Time of a write to Redis, with its fsync.", write_seconds),
+            Live("tlm_redis_memory_bytes", "Memory of Redis.", memory["used_memory"]),
+            Live("tlm_redis_memory_limit_bytes", "Limit of that memory; 0: none.", memory["maxmemory"]),
+            Live("tlm_removals", "Deletions that are not complete.", removals),
+            Live("tlm_streams_to_move", "Jobs whose streams wait for the storage.", to_move),
+        ]
+        if disk_free:
+            figures.append(Live("tlm_redis_disk_free_bytes", "Free space of Redis's disk.", int(disk_free) * 1024))
+        return figures + [
+            Live("tlm_jobs", "Jobs by state.", count, {"state": state})
+            for state, count in zip(State, counts, strict=True)
+        ]
+
+    def get(self, tenant: str, job_id: str) -> JobRecord:
+        """Return the record of a job. Raises NotFound."""
+        fields = self._redis.hgetall(key(tenant, "job", job_id))
+        if not fields:
+            raise no_job(job_id)
+        return _record(fields)
+
+    def state(self, tenant: str, job_id: str) -> State:
+        """Return the state of a job, for frequent reads. Raises NotFound."""
+        state = self._redis.hget(key(tenant, "job", job_id), "state")
+        if state is None:
+            raise no_job(job_id)
+        return State(state)
+
+    def must_stop(self, tenant: str, job_id: str) -> tuple[bool, bool]:
+        """Return whether a job does not run, and whether its workers' machine stops. For frequent reads.
+
+        Raises NotFound.
+        """
+        state, draining = self._redis.hmget(key(tenant, "job", job_id), "state", "draining")
+        if state is None:
+            raise no_job(job_id)
+        return state != State.RUNNING, draining is not None
+
+    def list_jobs(
+        self,
+        tenant: str,
+        *,
+        state: State | None = None,
+        kind: str | None = None,
+        datasets: Sequence[str] | None = None,
+        labels: Sequence[tuple[str, str]] = (),
+        search: str = "",
+        after: str | None = None,
+        limit: int = 20,
+    ) -> tuple[list[JobRecord], bool]:
+        """Return the jobs older than `after`, newest first, and whether there are more.
+
+        A job must match every filter, and one of `datasets` (ids). search: a part of the name, or the start of the id
+        with or without `job_`.
+        """
+        filters = [key(tenant, "state", state)] if state else []
+        filters += [key(tenant, "kind", kind)] if kind else []
+        filters += [key(tenant, "label", digest_of(pair)) for pair in labels]
+        on_datasets = None if datasets is None else [key(tenant, "on", dataset) for dataset in datasets]
+        only = self._matching(tenant, search) if search else None
+        ids = self._ids(filters or [key(tenant, "jobs")], on_datasets, only, after, limit + 1)
+        return self._records(tenant, ids[:limit]), len(ids) > limit
+
+    def newest_in(self, tenant: str, state: State, limit: int) -> list[str]:
+        """Return the ids of the newest jobs in a state."""
+        return self._ids([key(tenant, "state", state)], None, None, None, limit)
+
+    def jobs_on_data(self, tenant: str, digest: str) -> list[JobRecord]:
+        """Return all jobs whose dataset has these bytes. Only they can share an artifact."""
+        ids = self._redis.zrange(key(tenant, "data", digest), 0, -1)
+        return self._records(tenant, ids)
+
+    def positions(self, jobs: Sequence[JobRecord]) -> dict[str, int]:
+        """Return the rank of queued jobs in the order of their start, from 1, by id."""
+        if not jobs:
+            return {}
+        priorities = range(MAX_PRIORITY, -MAX_PRIORITY - 1, -1)
+        pipe = self._redis.pipeline(transaction=False)
+        for priority in priorities:
+            pipe.zcard(queue_of(priority))
+        for job in jobs:
+            pipe.zrank(queue_of(job.priority), f"{job.tenant}/{job.id}")
+        numbers = pipe.execute()
+        sizes, ranks = numbers[: len(priorities)], numbers[len(priorities) :]
+        first = {priority: sum(sizes[:index]) + 1 for index, priority in enumerate(priorities)}
+        return {job.id: first[job.priority] + rank for job, rank in zip(jobs, ranks, strict=True) if rank is not None}
+
+    def leases(self) -> dict[str, float]:
+        """Return the expiry of the lease of each active job, by 'tenant/job id'."""
+        return dict(self._redis.zrange(LEASES, 0, -1, withscores=True))
+
+    def _matching(self, tenant: str, search: str) -> set[str]:
+        names, text = self._redis.hgetall(key(tenant, "names")), search.casefold()
+        ids = {job_id for job_id, name in names.items() if text in name.casefold()}
+        for start in (search, f"job_{search}"):
+            ids.update(self._redis.zrange(key(tenant, "jobs"), f"[{start}", f"[{start}\x7f", bylex=True))
+        return ids
+
+    def _ids(
+        self, all_of: list[str], any_of: list[str] | None, only: set[str] | None, after: str | None, limit: int
+    ) -> list[str]:
+        """Return members of sorted sets whose scores are all 0, in descending order.
+
+        It reads the smallest set in pages, because an intersection of whole sets would block Redis for all others.
+        """
+        if any_of == []:
+            return []
+        if any_of is not None and len(any_of) == 1:
+            all_of, any_of = [*all_of, *any_of], None
+        others = sorted(all_of, key=self._redis.zcard)
+        size = _PAGE if any_of or only is not None or len(others) > 1 else limit
+        smallest, start, members = others.pop(0), f"({after}" if after else "+", list[str]()
+        while len(members) < limit and (
+            page := self._redis.zrange(smallest, start, "-", desc=True, bylex=True, offset=0, num=size)
+        ):
+            start = f"({page[-1]}"
+            matches = [self._are_members(page, other) for other in others]
+            if any_of is not None:
+                unions = [self._are_members(page, other) for other in any_of]
+                matches.append([any(of_one) for of_one in zip(*unions, strict=True)])
+            rows = zip(page, *matches, strict=True)
+            members += [member for member, *in_others in rows if all(in_others) and (only is None or member in only)]
+        return members[:limit]
+
+    def _are_members(self, members: Sequence[str], place: str) -> list[bool]:
+        return [score is not None for score in self._redis.zmscore(place, members)]
+
+    def _records(self, tenant: str, ids: Sequence[str]) -> list[JobRecord]:
+        pipe = self._redis.pipeline(transaction=False)
+        for job_id in ids:
+            pipe.hgetall(key(tenant, "job", job_id))
+        rows = zip(ids, pipe.execute(raise_on_error=False), strict=True)
+        return [
+            _listed(tenant, job_id, {} if isinstance(fields, Exception) else fields)
+            for job_id, fields in rows
+            if fields
+        ]
+
+    def events(self, tenant: str, job_id: str, *, after: int = 0, limit: int = 100) -> list[Event]:
+        """Return the events with seq > after, in order."""
+        rows = self._rows(tenant, job_id, "events", f"{after}-0", limit)
+        return [
+            Event(
+                seq=int(stream_id.split("-")[0]),
+                type=fields["type"],
+                at=float(fields["at"]),
+                attempt=int(fields["attempt"]),
+                data=json.loads(fields["data"]),
+            )
+            for stream_id, fields in rows
+        ]
+
+    def metrics(self, tenant: str, job_id: str, *, after: str = "0", limit: int = 1000) -> list[MetricPoint]:
+        """Return metric points after stream id `after`, in order."""
+        return [
+            {
+                "id": stream_id,
+                "attempt": int(fields["attempt"]),
+                "at": float(fields["at"]),
+                **json.loads(fields["data"]),
+            }
+            for stream_id, fields in self._rows(tenant, job_id, "metrics", after, limit)
+        ]
+
+    def logs(self, tenant: str, job_id: str, *, after: str = "0", limit: int = 1000) -> list[LogLine]:
+        """Return log lines after stream id `after`, in order."""
+        return _log_lines(self._rows(tenant, job_id, "logs", after, limit))
+
+    def last_logs(self, tenant: str, job_id: str, count: int, *, after: str = "0") -> list[LogLine]:
+        """Return the last `count` log lines after stream id `after`, in order."""
+        return _log_lines(self._rows(tenant, job_id, "logs", after, count, last=True))
+
+    def _rows(self, tenant: str, job_id: str, stream: str, after: str, limit: int, *, last: bool = False) -> list[Row]:
+        """Return the first or the last entries after an id, from the storage and Redis."""
+        name = key(tenant, stream, job_id)
+        while True:
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.hget(key(tenant, "job", job_id), "history")
+            if last:
+                pipe.xrevrange(name, min=f"({after}", count=limit)
+            else:
+                pipe.xrange(name, f"({after}", "+", count=limit)
+            moved, rows = pipe.execute()
+            rows = list(reversed(rows)) if last else list(rows)
+            if moved is None or self._history is None or (last and len(rows) == limit):
+                return rows
+            try:
+                rows = self._history.read(Moved.model_validate_json(moved), stream, after) + rows
+                return rows[-limit:] if last else rows[:limit]
+            except NotFound:
+                if self._redis.hget(key(tenant, "job", job_id), "history") == moved:
+                    raise
+
+    def is_empty(self) -> bool:
+        """Return whether there was never a dataset, corpus, or job of any tenant. Then the storage holds no files."""
+        if self._redis.exists(FEED, REMOVALS):
+            return False
+        scans = (self._redis.scan_iter(key("*", kind), count=10_000) for kind in ("datasets", "corpora"))
+        return not any(any(keys) for keys in scans)
+
+    def named_folders(self, tenant: str) -> set[str]:
+        """Return every folder of the storage that a record of a tenant names, and all that contain it."""
+        folders: set[str] = set()
+        for name in self._redis.scan_iter(key(tenant, "*"), count=1000):
+            match self._redis.type(name):
+                case "hash":
+                    texts = list(unpacked(self._redis.hgetall(name)).values())
+                    texts += [self._redis.hget(name, "history") or ""]
+                case "list":
+                    texts = self._redis.lrange(name, 0, -1)
+                case "string":
+                    texts = [self._redis.get(name) or ""]
+                case _:
+                    continue
+            if name.startswith(prefix := key(tenant, "upload", "")):
+                texts.append(f'"folder":"{tenant}/parts/{name.removeprefix(prefix)}"')
+            folders.update(folder for text in texts for folder in _FOLDER.findall(text))
+        return {f"{folder}/"[:end] for folder in folders for end, sign in enumerate(f"{folder}/") if sign == "/"}
+
+
+def _record(fields: Mapping[str, str]) -> JobRecord:
+    try:
+        fields = unpacked(fields)
+        return JobRecord.model_validate({k: json.loads(v) if k in _JSON_FIELDS else v for k, v in fields.items()})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UnreadableRecord(
+            f"Another release of the service wrote job {fields.get('id')}: "
+            f"{'.'.join(map(str, first['loc']))}: {first['msg']}. Run the newest release in all processes."
+        ) from error
+    except (ValueError, zlib.error) as error:
+        raise UnreadableRecord(f"The record of job {fields.get('id')} is damaged: {error}. Restore it.") from error
+
+
+def _listed(tenant: str, job_id: str, fields: Mapping[str, str]) -> JobRecord:
+    """Return the record, or for an unreadable one a stub with the error: one bad record must not hide the others."""
+    try:
+        return _record(fields)
+    except UnreadableRecord as error:
+        state = fields.get("state", "")
+        return JobRecord(
+            id=job_id,
+            tenant=tenant,
+            state=State(state) if state in set(State) else State.FAILED,
+            spec=JobSpec(dataset="unreadable"),
+            resolved=Resolved(
+                dataset_id="unreadable", dataset=ManifestRef(folder="", digest=""), recipe=resolve("fast", "tiny")
+            ),
+            created_at=0.0,
+            updated_at=0.0,
+            error=error.as_dict(),
+            unreadable=True,
+        )
+
+
+def _log_lines(entries: Iterable[tuple[str, Mapping[str, str]]]) -> list[LogLine]:
+    return [
+        {"id": stream_id, "attempt": int(fields["attempt"]), "at": float(fields["at"]), "line": fields["line"]}
+        for stream_id, fields in entries
+    ]
+
+
+def queue_of(priority: int) -> str:
+    """Return the key of the queue of a priority."""
+    return f"{QUEUE}:{priority}" if priority else QUEUE
+
+
+def no_job(job_id: str) -> NotFound:
+    """Return the error for an unknown job."""
+    return NotFound(f"No job '{job_id}'. List the jobs to see their ids.")
