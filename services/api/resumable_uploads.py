@@ -44,7 +44,9 @@ class Uploads:
 
     def create(self, tenant: str, name: str, size: int, sha256: str | None) -> Upload:
         if size > self._max_bytes:
-            raise InvalidRequest(f"The file of {size:,} bytes is larger than the limit of {self._max_bytes:,} bytes.")
+            raise InvalidRequest(
+                f"The file of {size:,} bytes exceeds the limit of {self._max_bytes:,} bytes. Send a smaller file."
+            )
         fields: dict[str, str | int] = {"name": safe_name(name), "size": size, "sha256": sha256 or "", "offset": 0}
         upload = _upload(new_id("upl"), fields)
         pipe = self._redis.pipeline().hset(_key(tenant, upload.id), mapping={**fields, "created_at": time.time()})
@@ -170,7 +172,9 @@ def _range(header: str | None, upload: Upload) -> tuple[int, int]:
         raise InvalidRequest(f"Invalid Content-Range header '{(header or '')[:80]}'. Expected bytes FIRST-LAST/SIZE.")
     first, last, size = map(int, match.groups())
     if size != upload.size or not first <= last < size:
-        raise InvalidRequest(f"Content-Range '{header}' is outside the {upload.size:,} bytes of the upload.")
+        raise InvalidRequest(
+            f"Content-Range '{header}' is outside the {upload.size:,} bytes of the upload. Send a range within them."
+        )
     if last - first + 1 > PART_BYTES:
         raise InvalidRequest(f"The part is larger than {PART_BYTES:,} bytes. Send smaller parts.")
     return first, last - first + 1

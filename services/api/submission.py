@@ -204,7 +204,7 @@ def _from_source(parts: Parts, tenant: str, spec: JobSpec, source: JobRecord) ->
     original = changed(source, {})
     for name in FROM_JOB:
         if name in spec.model_fields_set and getattr(spec, name) != getattr(original, name):
-            raise InvalidRequest(f"Job {source.id} provides '{name}'. Omit '{name}'.")
+            raise InvalidRequest(f"The request sets '{name}', which job {source.id} already determines. Omit '{name}'.")
     spec = spec.model_copy(update={name: getattr(original, name) for name in FROM_JOB})
     resolved = source.resolved.model_copy(update={"reused": _reused(source), "pinned_options": {}})
     parts.catalog.dataset(tenant, resolved.dataset_id)

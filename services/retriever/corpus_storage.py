@@ -68,7 +68,7 @@ class CorpusFiles:
                 file = pq.ParquetFile(handle, buffer_size=_BUFFER)
                 missing = [name for name in _COLUMNS if name not in file.schema_arrow.names]
                 if missing:
-                    raise CorruptArtifact(f"{path} lacks the columns {missing}. Passages have {_COLUMNS}.")
+                    raise CorruptArtifact(f"{path} lacks the columns {missing}. Upload the corpus again.")
                 yield file
             except pa.ArrowInvalid as error:
                 message = f"{path} is not a complete Parquet file: {error}. Upload the corpus again."

@@ -160,7 +160,8 @@ class RayCluster:
         try:
             response = self._http.request(method, path, json=json)
         except httpx.HTTPError as error:
-            raise ClusterUnavailable(f"Ray's job server does not answer: {error or type(error).__name__}") from error
+            reason = f"Ray's job server does not answer: {error or type(error).__name__}. Check that the head runs."
+            raise ClusterUnavailable(reason) from error
         if response.status_code in (401, 403):
             raise ClusterUnavailable("Ray rejects the token. Set the same RAY_AUTH_TOKEN for the head and the trainer.")
         return response

@@ -130,7 +130,7 @@ def _weights_left(folder: Path, tasks: int) -> list[float]:
 
 
 def _cost(inputs: Mapping[str, Path], tasks: int, seeds: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Return the cost of the linear models, and of finetuning by system without the joint stage that they share."""
+    """Return the cost of the linear models and of each system's finetuning, without the joint stage that all share."""
     nodes = [("alone", f"alone.{number}.s{seed}") for number in range(tasks) for seed in seeds]
     nodes += [(system, f"{system}.s{seed}") for system in SYSTEMS[1:] for seed in seeds]
     linear = [{LINEAR: LinearResult.read(inputs[f"baseline.{number}"]).facts["cost"]} for number in range(tasks)]

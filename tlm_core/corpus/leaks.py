@@ -109,7 +109,7 @@ class _Postings:
         self._owners = owners[order]
 
     def owners_of(self, words: list[str], size: int) -> NDArray[np.int32]:
-        """Owner of every pair of a distinct n-gram of `words` and a text that contains it."""
+        """Return the texts that contain a distinct n-gram of `words`, once for each such n-gram."""
         if not len(self._owners) or len(words) < size:
             return self._owners[:0]
         wanted = _hashes(words, size)

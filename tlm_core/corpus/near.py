@@ -97,7 +97,7 @@ class NearDuplicates:
         return batches.ravel()
 
     def _signatures(self, texts: Sequence[str]) -> NDArray[np.uint32]:
-        """Return the minima of the shingles of each text, [texts, minima]. A text shorter than a shingle is one."""
+        """Return the minima of the shingles of each text, [texts, minima]. A shorter text counts as one."""
         shingles = []
         for text in texts:
             words = tokens(text)

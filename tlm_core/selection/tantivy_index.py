@@ -97,7 +97,7 @@ class TantivyIndex:
 
     def commit(self, expected: int | None = None) -> None:
         if self._writer is None:
-            raise Conflict("The index is already committed.")
+            raise Conflict("The index is already committed. Create a new index to add passages.")
         with _tantivy_errors(self.folder):
             count = self._writer.finish()
         self._writer = None
