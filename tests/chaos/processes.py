@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from services.common.jobstore import JobStore
+from services.trainer import compute
 from services.trainer.program import _PR_SET_PDEATHSIG
 from tlm_core.artifacts import ArtifactStore
 from tlm_core.artifacts.manifest import MANIFEST
@@ -39,7 +40,7 @@ SCRIPT_BUGS = {
 BUGS = (*SCRIPT_BUGS, "early-acknowledgment", "torn-manifest")
 
 _context = get_context("forkserver")
-_PRELOADED = [*MAIN.values(), WORKER, "services.trainer.compute", __name__, "tests.chaos.kind"]
+_PRELOADED = [*MAIN.values(), WORKER, __name__, "tests.chaos.kind"]
 _context.set_forkserver_preload(_PRELOADED)
 
 
@@ -76,6 +77,7 @@ def _main(role: str, folder: Path, bug: str, arguments: list[str]) -> None:
     _plant(bug)
     if role not in MAIN:
         _record_writes(folder / "writes.jsonl")
+        compute.measure_once = lambda *_: None  # It would import torch, which the stages here do without.
     sys.argv = [role, *arguments]
     import_module(MAIN.get(role, WORKER)).main()
 
