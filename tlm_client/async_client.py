@@ -10,7 +10,6 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import IO, ParamSpec, TypeVar, Unpack
 from urllib.parse import quote
 
@@ -23,16 +22,8 @@ from tlm_client.transfer import RESUMABLE_BYTES, Download, OnBytes, Stream, chec
 from tlm_core import wire
 from tlm_core.artifacts import FileEntry, sha256_file, storage_errors
 from tlm_core.corpus.states import NearDuplicatesChoice
-from tlm_core.errors import (
-    Conflict,
-    CorruptArtifact,
-    InvalidRequest,
-    NotFound,
-    TLMError,
-    Unavailable,
-    error_from_dict,
-)
-from tlm_core.jobs.spec import FROM_JOB, JobSpec
+from tlm_core.errors import CorruptArtifact, TLMError, Unavailable
+from tlm_core.jobs.spec import JobSpec
 from tlm_core.names import ALIAS, is_job_id
 
 P = ParamSpec("P")
@@ -80,9 +71,7 @@ class AsyncTLMClient:
     async def __aenter__(self) -> AsyncTLMClient:
         return self
 
-    async def __aexit__(
-        self, _type: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -163,12 +152,7 @@ class AsyncTLMClient:
         return await self._upload(wire.CorpusLoad, "/v1/corpora", body, [(None, file) for file in files], in_parts_from)
 
     async def fetch_corpus(
-        self,
-        name: str,
-        sources: Sequence[str],
-        language: str = "en",
-        *,
-        near_duplicates: NearDuplicatesChoice = "drop",
+        self, name: str, sources: Sequence[str], language: str = "en", *, near_duplicates: NearDuplicatesChoice = "drop"
     ) -> wire.CorpusLoad:
         """Let the service fetch `s3://…` or `hub:…` addresses as the next version of a corpus.
 
@@ -185,12 +169,8 @@ class AsyncTLMClient:
             load = await self._get(wire.CorpusLoad, "/v1/corpora/{}/loads/{}", name, load_id)
             if on_progress is not None:
                 on_progress(load)
-            if load.state == "ready":
+            if http.is_ready(load):
                 return load
-            if load.state == "failed":
-                raise error_from_dict(load.error) if load.error else TLMError(f"The load of corpus '{name}' failed.")
-            if load.state == "cancelled":
-                raise Conflict(f"The load of corpus '{name}' was cancelled. Add the corpus again.")
             await self._sleep(_POLL_SECONDS)
 
     async def cancel_load(self, name: str, load_id: str) -> wire.CorpusLoad:
@@ -229,15 +209,17 @@ class AsyncTLMClient:
 
         key: the idempotency key, random by default. A repeated request with the same key creates no second job.
         """
-        return await self._submit("/v1/jobs", key=key, json=_body(spec))
+        return await self._submit("/v1/jobs", key=key, json=http.job_body(spec))
 
     async def dry_run(self, spec: JobSpec) -> wire.DryRun:
         """Validate a job and estimate its cost without submitting it."""
-        return await self._post(wire.DryRun, "/v1/jobs", repeat=True, json=_body(spec), params={"dry_run": True})
+        return await self._post(
+            wire.DryRun, "/v1/jobs", repeat=True, json=http.job_body(spec), params={"dry_run": True}
+        )
 
     async def estimate(self, spec: JobSpec) -> wire.Estimate:
         """Estimate time, FLOPs, memory, disk, GPU hours and passages of a job. Unknown values are None."""
-        return await self._post(wire.Estimate, "/v1/jobs/estimate", repeat=True, json=_body(spec))
+        return await self._post(wire.Estimate, "/v1/jobs/estimate", repeat=True, json=http.job_body(spec))
 
     async def retry(self, job_id: str, *, key: str | None = None) -> wire.Job:
         """Submit a failed or cancelled job again. The new job reuses the stages that are done."""
@@ -283,12 +265,7 @@ class AsyncTLMClient:
                 return job.id
             if job.id.startswith((reference, f"job_{reference}")):
                 ids.append(job.id)
-        if len(ids) > 1:
-            raise InvalidRequest(f"'{reference}' is the start of {len(ids)} ids, such as {ids[0]}. Give more of it.")
-        if not ids:
-            missing = f"No job '{reference}'. List the jobs to see their names and ids."
-            raise NotFound("There are no jobs." if latest else missing)
-        return ids[0]
+        return http.only_id(ids, reference)
 
     async def job(self, job_id: str) -> wire.Job:
         """Return a job with its state, progress, error, resolved inputs and stages."""
@@ -442,13 +419,8 @@ class AsyncTLMClient:
         model: id of a job, or an alias. pairs: the second texts, if the task has text pairs. min_confidence: texts
         whose highest probability is lower get no label. `predict_many` has no limit of texts.
         """
-        body = {
-            "texts": list(texts),
-            "pairs": pairs if pairs is None else list(pairs),
-            "min_confidence": min_confidence,
-        }
-        sent = {name: value for name, value in body.items() if value is not None}
-        return await self._post(wire.Predictions, "/v1/models/{}/predict", model, repeat=True, json=sent)
+        body = http.predict_body(texts, pairs, min_confidence)
+        return await self._post(wire.Predictions, "/v1/models/{}/predict", model, repeat=True, json=body)
 
     async def predict_many(
         self,
@@ -516,8 +488,7 @@ class AsyncTLMClient:
     # --- requests ----------------------------------------------------------------------------------------------------
 
     async def _get(self, kind: type[T], path: str, /, *parts: str, **params: http.Param) -> T:
-        params = {name: value for name, value in params.items() if value is not None}
-        return await self._call(kind, "GET", http.path(path, *parts), repeat=True, params=params)
+        return await self._call(kind, "GET", http.path(path, *parts), repeat=True, params=http.present(params))
 
     async def _list(self, kind: type[wire.Items[T]], path: str, /, *parts: str, **params: http.Param) -> list[T]:
         return list((await self._get(kind, path, *parts, **params)).data)
@@ -695,10 +666,3 @@ class AsyncTLMClient:
             if size != int(response.headers["content-length"]):
                 raise Unavailable(f"The download of {target.name} ended at byte {size:,}. Download again.")
             return partial.replace(target)
-
-
-def _body(spec: JobSpec) -> wire.JsonObject:
-    """Return a spec without defaults, but with every explicit field that a source job would provide otherwise."""
-    explicit = spec.model_dump(mode="json", include=spec.model_fields_set & set(FROM_JOB))
-    body = spec.model_dump(mode="json", exclude_defaults=True) | explicit
-    return {name: value for name, value in body.items() if name != "options" or value}

@@ -1,4 +1,4 @@
-"""HTTP for both clients: connection settings, retries, errors and the parsing of answers."""
+"""HTTP for both clients: connection settings, retries, errors, requests, and the parsing of answers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ from tlm_core.errors import (
     TLMError,
     Unauthorized,
     Unavailable,
+    error_from_dict,
     error_from_problem,
 )
-from tlm_core.wire import Problem
+from tlm_core.jobs.spec import FROM_JOB, JobSpec
+from tlm_core.wire import CorpusLoad, JsonObject, Problem
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -107,6 +109,43 @@ def _is_loopback(url: str) -> bool:
 def path(template: str, *parts: str) -> str:
     """Fill `/v1/jobs/{}` with percent-encoded parts."""
     return template.format(*(quote(part, safe="") for part in parts))
+
+
+def present(values: Mapping[str, Param]) -> dict[str, Param]:
+    """Return the values that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def job_body(spec: JobSpec) -> JsonObject:
+    """Return a spec without defaults, but with every explicit field that a source job would provide otherwise."""
+    explicit = spec.model_dump(mode="json", include=spec.model_fields_set & set(FROM_JOB))
+    body = spec.model_dump(mode="json", exclude_defaults=True) | explicit
+    return {name: value for name, value in body.items() if name != "options" or value}
+
+
+def predict_body(texts: Sequence[str], pairs: Sequence[str] | None, min_confidence: float | None) -> JsonObject:
+    """Return the request for the predictions of some texts."""
+    second = None if pairs is None else list(pairs)
+    return {"texts": list(texts), **present({"pairs": second, "min_confidence": min_confidence})}
+
+
+def is_ready(load: CorpusLoad) -> bool:
+    """Return whether a load is ready. Raises its error if it failed, and Conflict if it was cancelled."""
+    if load.state == "failed":
+        raise error_from_dict(load.error) if load.error else TLMError(f"The load of corpus '{load.corpus}' failed.")
+    if load.state == "cancelled":
+        raise Conflict(f"The load of corpus '{load.corpus}' was cancelled. Add the corpus again.")
+    return load.state == "ready"
+
+
+def only_id(ids: Sequence[str], reference: str) -> str:
+    """Return the only id that begins with `reference`. Raises NotFound, or InvalidRequest for several ids."""
+    if len(ids) > 1:
+        raise InvalidRequest(f"'{reference}' is the start of {len(ids)} ids, such as {ids[0]}. Give more of it.")
+    if not ids:
+        missing = f"No job '{reference}'. List the jobs to see their names and ids."
+        raise NotFound("There are no jobs." if reference == "@latest" else missing)
+    return ids[0]
 
 
 def batches(

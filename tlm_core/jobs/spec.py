@@ -40,10 +40,12 @@ LabelValue = Annotated[str, StringConstraints(max_length=512)]
 FROM_JOB = ("dataset", "corpus", "scale", "recipe", "seeds", "overrides")
 
 
-class KindOptions(BaseModel):
-    """Options of a kind of job, in addition to dataset, corpus, recipe and seeds."""
-
+class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class KindOptions(_Record):
+    """Options of a kind of job, in addition to dataset, corpus, recipe and seeds."""
 
 
 class _OptionsSchema:
@@ -53,10 +55,8 @@ class _OptionsSchema:
         return {"anyOf": [handler(kind.options.__pydantic_core_schema__) for kind in KINDS.values()], "default": {}}
 
 
-class JobSpec(BaseModel):
+class JobSpec(_Record):
     """A request for a job."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: JobName | None = Field(None, description="your name for the job, by which lists can be searched")
     kind: str = Field("train", json_schema_extra=lambda schema: schema.update(enum=list(KINDS)))
@@ -155,10 +155,8 @@ class JobSpec(BaseModel):
         kind.check(self.options if options is None else options, recipe, self.names)
 
 
-class DatasetInput(BaseModel):
+class DatasetInput(_Record):
     """A dataset of a job. options: how to read it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     ref: ManifestRef
@@ -170,23 +168,19 @@ class DatasetInput(BaseModel):
         return digest_of([self.ref.digest, {key: value for key, value in self.options.items() if key != "name"}])
 
 
-class ReusedArtifact(BaseModel):
+class ReusedArtifact(_Record):
     """The artifact of another job that replaces a node: its id and where it is stored."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     artifact: str
     ref: ManifestRef
 
 
-class Resolved(BaseModel):
+class Resolved(_Record):
     """The versions and values that a request refers to, resolved at submission. Later changes do not affect it.
 
     pinned_options: the options with each job id replaced by the result of that job.
     reused: node → its artifact in the source job. node_seconds: the estimate at submission, by node.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dataset_id: str
     dataset: ManifestRef
@@ -210,23 +204,19 @@ class Resolved(BaseModel):
         return f"{self.corpus_name}@{self.corpus_version}" if self.corpus_name else None
 
 
-class Origin(BaseModel):
+class Origin(_Record):
     """The job that this one repeats (retry) or changes (clone)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     job: str
     how: Literal["retry", "clone"]
 
 
-class Progress(BaseModel):
+class Progress(_Record):
     """The progress of a job.
 
     step, total, rate (`unit` per second) and stage_eta_seconds belong to the node. share (0 to 1), eta_seconds,
     nodes_done and nodes_total belong to the whole job.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     stage: str
     node: str
@@ -292,7 +282,7 @@ class Beat(BaseModel):
     limit: float
 
 
-class JobRecord(BaseModel):
+class JobRecord(_Record):
     """A job as stored. Records are immutable: each verb of the store writes a new one.
 
     attempt: number of the current attempt, and the fencing token of every write of its workers.
@@ -306,8 +296,6 @@ class JobRecord(BaseModel):
     except what has passed since `running_since`. due_at: earliest start of the next attempt. waiting: the error that
     the attempt waits out. checkpoints: references, once the record is archived. All times are Unix seconds.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     tenant: str
@@ -362,10 +350,8 @@ class JobRecord(BaseModel):
         )
 
 
-class Event(BaseModel):
+class Event(_Record):
     """One event of a job. seq: counts from 1 without gaps. at: Unix seconds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     seq: int
     type: str
