@@ -47,6 +47,7 @@ def test_unknown_values_are_a_dash(show: Callable[[Any], str]) -> None:
         (facts({"node": "joint.s0", "stage": "joint", "artifact": "art_1", "step": 200}), "node joint.s0 · step 200"),
         (facts({"group": "main", "submission": "job_1.main.1"}), "group main"),
         (facts({"owner": "host-7-3fa9c1"}), ""),
+        (facts({"code": "worker_lost", "message": "Gone.", "retryable": True}), "message Gone."),
     ],
 )
 def test_values_are_formatted(shown: str, as_text: str) -> None:

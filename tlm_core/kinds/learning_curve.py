@@ -277,7 +277,7 @@ KIND = Kind(
             },
         ),
         FormField("pretrained", "Pretrained encoder", "such as hub:owner/name"),
-        FormField("unlabelled", "TLM queries with all train texts", "not only with those of the size", "checkbox"),
+        FormField("unlabelled", "TLM queries with all train texts", "also those that a size leaves out", "checkbox"),
         FormField(
             "lstm",
             "BiLSTM",

@@ -141,6 +141,7 @@ def plain(value: object) -> str:
 def facts(data: Mapping[str, object]) -> str:
     """The data of an event for readers: without ids, folded details, and a stage that the node names."""
     hidden = {"artifact", "details", "digest", "owner", "submission"} | ({"stage"} if "node" in data else set())
+    hidden |= {"code", "facts", "retryable"} if "message" in data else set()
     return " · ".join(f"{key} {plain(value)}" for key, value in data.items() if key not in hidden and value is not None)
 
 
