@@ -32,6 +32,7 @@ class FakeCluster(RayCluster):
         self.away = False
         self.offered_gpus = 0.0
         self.refusing = False
+        self.lost: set[str] = set()  # Waiting submissions that never start.
 
     def _check(self) -> None:
         if self.away:
@@ -66,6 +67,10 @@ class FakeCluster(RayCluster):
     def status(self, submission: str) -> Status:
         self._check()
         return self.statuses.get(submission, Status.UNKNOWN)
+
+    def can_start(self, submission: str) -> bool:
+        self._check()
+        return submission not in self.lost
 
     def stop(self, submission: str) -> None:
         self._check()

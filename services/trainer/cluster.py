@@ -18,6 +18,7 @@ from tlm_core.errors import ClusterUnavailable
 
 PROGRAM = "services.trainer.program"
 DRIVER = "driver"  # a resource of Ray's worker nodes in deploy/
+_SUPERVISOR = "_ray_internal_job_actor_"  # and the id: the name of the actor that starts a submission
 # Of the output of a submission that ended.
 _LINES, _CHARS = 15, 4000
 
@@ -103,6 +104,15 @@ class RayCluster:
         if status is None:
             raise ClusterUnavailable("Ray returned an unknown status. Run the same release of Ray everywhere.")
         return status
+
+    def can_start(self, submission: str) -> bool:
+        """Return whether a waiting submission starts once there is room.
+
+        If the head died while it accepted the submission, Ray restores the record only, which then waits forever.
+        """
+        query = "limit=1&filter_keys=name&filter_predicates=%3D&filter_values="
+        answer = self._json(self._request("GET", f"/api/v0/actors?{query}{_SUPERVISOR}{submission}"))
+        return bool(answer["data"]["result"]["result"])
 
     def submissions(self) -> list[Submitted]:
         """Return the submissions of this service that the cluster knows."""

@@ -177,6 +177,7 @@ class Coordinator:
 
         A full coordinator still claims jobs that only have to be stopped.
         """
+        self._stepped_at = time.monotonic()
         previous, self._now = self._now, self.store.now()
         if self._now - previous > self.settings.stall_seconds / 2:
             self._stall_grace_until = self._now

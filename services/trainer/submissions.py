@@ -132,11 +132,14 @@ class Submissions:
     def _report_late_workers(self, job: JobRecord, assignment: Assignment, status: Status, now: float) -> None:
         """Report, once, that workers start later than usual. Most often the cluster has no room for them.
 
-        A single worker is the submission itself. Workers of Ray Train start after their submission.
+        Raises AttemptEnded if they cannot start. A single worker is the submission itself. Workers of Ray Train start
+        after their submission.
         """
         submission, settings = job.submissions[assignment.group], self.settings
         if now - self.unstarted_since.setdefault(submission, now) < settings.start_seconds:
             return
+        if status is Status.WAITING and not self.cluster.can_start(submission):
+            raise AttemptEnded(WorkerLost("The head of the cluster lost the submission before it started."))
         self.unstarted_since[submission] = math.inf
         if status is Status.WAITING or assignment.group not in job.beats:
             gpus = f" and {assignment.gpus:g} GPU(s)" if assignment.gpus else ""

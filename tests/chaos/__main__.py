@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.chaos.checker import violations
-from tests.chaos.harness import KINDS, Chaos, plan_faults, say
+from tests.chaos.harness import KINDS_OF_RAY, Chaos, plan_faults, say
 from tests.chaos.processes import BUGS
 
 
@@ -25,14 +25,14 @@ def main() -> int:
     parser.add_argument("--patience", type=float, default=600.0, help="seconds in which each job must end")
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
     parser.add_argument("--bug", choices=BUGS, default="", help="plant a bug, which the checker must find")
-    faults = sorted({f"{kind} {target}" for kind, target, *_ in KINDS})
+    faults = sorted({f"{kind} {target}" for kind, target, *_ in KINDS_OF_RAY})
     parser.add_argument("--fault", action="append", default=[], choices=faults, help="only this fault; repeatable")
     parser.add_argument("--ray", action="store_true", help="run the workers on a real Ray head")
     options = parser.parse_args()
     say(f"seed {options.seed}: {options.jobs} jobs, {options.faults} faults {options.bug}")
     folder, began = Path(tempfile.mkdtemp(prefix="chaos-")), time.monotonic()
     chaos = Chaos(folder, options.bug, real_disk=True, ray=options.ray)
-    plan = plan_faults(options.seed, options.faults, options.wait, options.fault)
+    plan = plan_faults(options.seed, options.faults, options.wait, options.fault, ray=options.ray)
     chaos.run(options.seed, options.jobs, options.clients, plan, options.patience)
     history = chaos.history
     states = dict(Counter(str(record.state) for record in history.records.values()))

@@ -66,12 +66,14 @@ KINDS = (
     ("fill", "storage", 0.5, 4),
     *((mode, "network", 0.5, 6) for mode in ("cut", "delay", "half-open")),
 )
+KINDS_OF_RAY = (*KINDS, ("kill", "head", 0, 0))
 
 
-def plan_faults(seed: int, count: int, wait: float, only: Collection[str] = ()) -> list[Fault]:
+def plan_faults(seed: int, count: int, wait: float, only: Collection[str] = (), *, ray: bool = False) -> list[Fault]:
     """Return the faults of a seed. only: their kinds with targets, such as `lose worker`; by default all."""
     rng = random.Random(seed)
-    kinds = [fault for fault in KINDS if not only or f"{fault[0]} {fault[1]}" in only]
+    possible = KINDS_OF_RAY if ray else KINDS
+    kinds = [fault for fault in possible if not only or f"{fault[0]} {fault[1]}" in only]
     chosen = [rng.choice(kinds) for _ in range(count)]
     return [
         Fault(kind, target, rng.random(), rng.uniform(low, high), rng.uniform(0.3, 1.7) * wait)
@@ -112,7 +114,7 @@ class Chaos:
         self.store = JobStore(self.redis.client(), Streams(self.artifacts))
         self.cluster: JobServer | RayHead = JobServer(lambda arguments: self._start("worker", arguments))
         if self.ray:
-            self.cluster = RayHead(self.folder, self._environment("worker"))
+            self.cluster = RayHead(self.folder, self._environment("worker"), self.redis)
         self.urls = [f"http://127.0.0.1:{free_port()}" for _ in range(self.gateways)]
         self.processes: dict[tuple[str, int], BaseProcess] = {}
         self.stop = threading.Event()
@@ -159,6 +161,8 @@ class Chaos:
                 process = self.processes.get((role, index))
                 if process is None or not process.is_alive():
                     self.processes[role, index] = self._start(role, [], index)
+            if isinstance(self.cluster, RayHead):
+                self.cluster.supervise()
             with suppress(Exception):  # Redis is away.
                 self._verify_artifacts()
 
@@ -287,6 +291,9 @@ class Chaos:
             proxy.set(fault.kind)
             time.sleep(fault.seconds)
             proxy.set("pass")
+        elif fault.target == "head":
+            assert isinstance(self.cluster, RayHead)
+            self.cluster.kill_head()
         elif fault.target == "worker":
             if runs := self.cluster.running():
                 run = runs[int(fault.pick * len(runs))]

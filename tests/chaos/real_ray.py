@@ -1,4 +1,4 @@
-"""A real Ray head on this machine, with the interface of `JobServer`: workers are processes that a fault can find."""
+"""A real Ray head and node on this machine, with the interface of `JobServer`: faults can find the worker processes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,24 @@ from pathlib import Path
 import httpx
 
 from services.trainer.cluster import PROGRAM
+from tests.redis_server import RedisServer
 from tests.support import ROOT, wait_for
 from tlm_client.stack.parts import find_ray
 from tlm_client.stack.processes import find_processes, free_ports, kill_processes
 
 _SCRIPT = """#!/bin/sh
 exec "{python}" -c "from tests.chaos.processes import run_on_ray; run_on_ray()" "$@"
+"""
+
+# The command line of Ray does not start a second node on loopback.
+_NODE = """
+import signal
+from ray._private.node import Node
+from ray._private.parameter import RayParams
+own = {{"num_cpus": {cpus}, "num_gpus": 0, "object_store_memory": 100 << 20, "include_log_monitor": False}}
+ports = {{"min_worker_port": 0, "max_worker_port": 0, "node_manager_port": 0, "dashboard_agent_listen_port": 0}}
+Node(RayParams(gcs_address="127.0.0.1:{port}", node_ip_address="127.0.0.1", **own, **ports), head=False)
+signal.pause()
 """
 
 
@@ -42,44 +54,73 @@ class RayRun:
 
 
 class RayHead:
-    """Starts Ray with these variables for its workers. python: what the coordinator must run as Python."""
+    """A head that keeps its state in Redis and offers no CPU, and a node that does, as deploy/ runs them.
 
-    def __init__(self, folder: Path, environment: Mapping[str, str], cpus: int = 4) -> None:
-        port, client_port = free_ports(2)
+    environment: variables of the workers. python: what the coordinator must run as Python.
+    """
+
+    def __init__(self, folder: Path, environment: Mapping[str, str], redis: RedisServer, cpus: int = 4) -> None:
         self.token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-        self.url = f"http://127.0.0.1:{port}"
         self.python = folder / "python"
         self.python.write_text(_SCRIPT.format(python=sys.executable))
         self.python.chmod(0o755)
         self._temporary = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # Ray's sockets need a short path.
-        command = [
-            find_ray(), "start", "--head", "--block", "--disable-usage-stats", "--no-monitor",
-            "--node-ip-address", "127.0.0.1", "--port", "0", "--min-worker-port", "0", "--max-worker-port", "0",
-            "--dashboard-host", "127.0.0.1", "--dashboard-port", str(port), "--include-dashboard", "true",
-            "--dashboard-agent-listen-port", "0", "--ray-client-server-port", str(client_port),
-            "--include-log-monitor", "false", "--num-cpus", str(cpus), "--num-gpus", "0",
-            "--object-store-memory", str(100 << 20), "--temp-dir", str(self._temporary),
-        ]  # fmt: skip
-        own = {"PYTHONPATH": str(ROOT), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
         self._marks = {"CHAOS_RAY": str(self._temporary)}
-        own |= {**self._marks, "DASHBOARD_METRIC_PORT": "0", "SPT_NOENV": "1"}
-        own |= {"RAY_JOB_START_TIMEOUT_SECONDS": "3600", **self.token}
-        with (folder / "ray.out").open("wb") as log:
-            environment = {**os.environ, **environment, **own}
-            self._head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        self._log = folder / "ray.out"
+        self._ports, self._redis = free_ports(3), redis
+        self.url = f"http://127.0.0.1:{self._ports[1]}"
+        self._head = self._start_head()
         try:
-            wait_for(self._answers, 240)
+            wait_for(self.answers, 240)
+            node = _NODE.format(port=self._ports[0], cpus=cpus)
+            self._start([sys.executable, "-c", node], "node", dict(environment))
         except AssertionError:
             self.close()
             raise
 
-    def _answers(self) -> bool:
+    def _start_head(self) -> subprocess.Popen[bytes]:
+        port, dashboard, client = map(str, self._ports)
+        command = [
+            find_ray(), "start", "--head", "--block", "--disable-usage-stats", "--no-monitor",
+            "--node-ip-address", "127.0.0.1", "--port", port, "--min-worker-port", "0", "--max-worker-port", "0",
+            "--dashboard-host", "127.0.0.1", "--dashboard-port", dashboard, "--include-dashboard", "true",
+            "--dashboard-agent-listen-port", "0", "--ray-client-server-port", client,
+            "--include-log-monitor", "false", "--num-cpus", "0", "--num-gpus", "0",
+            "--object-store-memory", str(100 << 20), "--temp-dir", str(self._temporary),
+            "--redis-password", self._redis.password,
+        ]  # fmt: skip
+        state = {"RAY_REDIS_ADDRESS": f"127.0.0.1:{self._redis.port}", "RAY_external_storage_namespace": "tlm-ray"}
+        return self._start(command, "head", state)
+
+    def _start(self, command: list[str], part: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        own = {"PYTHONPATH": str(ROOT), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+        own |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "600", "RAY_JOB_START_TIMEOUT_SECONDS": "3600", **self.token}
+        own |= {"DASHBOARD_METRIC_PORT": "0", "SPT_NOENV": "1", **self._marks, "CHAOS_RAY_PART": part}
+        with self._log.open("ab") as log:
+            return subprocess.Popen(
+                command, env={**os.environ, **environment, **own}, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def answers(self) -> bool:
+        """Return whether the head answers, after a second."""
         time.sleep(1)
         try:
             headers = {"Authorization": f"Bearer {self.token['RAY_AUTH_TOKEN']}"}
             return httpx.get(f"{self.url}/api/jobs/", headers=headers, timeout=2, trust_env=False).status_code == 200
         except httpx.HTTPError:
             return False
+
+    def kill_head(self) -> None:
+        """Kill all processes of the head, and none of the node."""
+        while kill_processes({**self._marks, "CHAOS_RAY_PART": "head"}):
+            time.sleep(0.1)
+
+    def supervise(self) -> None:
+        """Start the head again if it has ended. It also ends when it loses Redis."""
+        if self._head.poll() is not None:
+            self.kill_head()
+            (self._temporary / "ray_current_cluster").unlink(missing_ok=True)  # It names the head that has ended.
+            self._head = self._start_head()
 
     def running(self) -> list[RayRun]:
         runs = {}
@@ -95,7 +136,6 @@ class RayHead:
 
     def close(self) -> None:
         """End Ray and all that it has started."""
-        self._head.kill()
-        kill_processes(self._marks)
-        self._head.wait()
+        while kill_processes(self._marks):
+            time.sleep(0.1)
         shutil.rmtree(self._temporary, ignore_errors=True)

@@ -1,11 +1,12 @@
-"""`python -m tests.chaos.resume [KILLS] [SEED]`: real training that is killed at random points and resumes.
+"""`python -m tests.chaos.resume [--kills N] [--ray]`: real training that is killed at random points and resumes.
 
-The worker is killed KILLS times (default 20) in the joint stage and as often in finetuning. The weights of each stage
-must equal those of a job that nobody interrupts, byte for byte.
+The worker is killed N times in the joint stage and as often in finetuning. The weights of each stage must equal those
+of a job that nobody interrupts, byte for byte. With --ray, the killed worker runs on a real Ray node.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
 import signal
@@ -32,26 +33,26 @@ _RECIPE = {name: value for name, value in OVERRIDES.items() if not name.startswi
     "selection.selector": "none", "joint.budget.steps": 1000, "finetune.epochs": 300, "finetune.evaluations": 30,
     "checkpoint_steps": 2,
 }  # fmt: skip
-_PATIENCE = 560.0
+_PATIENCE, _PATIENCE_PER_KILL = 240.0, 40.0
 
 
-def run(folder: Path, kills: int, rng: random.Random) -> dict[str, dict[str, str]]:
+def run(folder: Path, kills: int, rng: random.Random, *, ray: bool = False) -> dict[str, dict[str, str]]:
     """Train with this many kills in each stage. Returns the digest of each file of each stage."""
     times = {"poll_seconds": "0.2"}  # The defaults otherwise: a process that imports torch may be silent for seconds.
-    chaos = Chaos(folder, coordinators=1, gateways=1, times=times)
+    chaos = Chaos(folder, coordinators=1, gateways=1, times=times, ray=ray)
     with chaos.running():
         chaos.add_dataset()
         job = _submit(chaos)
-        done, deadline = dict.fromkeys(STAGES, 0), time.monotonic() + _PATIENCE
+        done, deadline = dict.fromkeys(STAGES, 0), time.monotonic() + _PATIENCE + 2 * kills * _PATIENCE_PER_KILL
         while (files := _files(chaos, record := chaos.store.get(T, job))).keys() != set(STAGES):
             assert record.state not in TERMINAL and time.monotonic() < deadline, (record.state, record.error, done)
             stage = _training_stage(chaos, record)
             if stage and done[stage] < kills:
                 time.sleep(rng.uniform(0.0, 0.6))
-                for run in chaos.cluster.running():
-                    send(run.process, signal.SIGKILL)
+                for worker in chaos.cluster.running():
+                    send(worker.process, signal.SIGKILL)
                 done[stage] += 1
-                wait_for(lambda now=record: chaos.store.get(T, job).attempt > now.attempt, 60)  # type: ignore[misc]
+                wait_for(lambda now=record: chaos.store.get(T, job).attempt > now.attempt, 120)  # type: ignore[misc]
             time.sleep(0.05)
         say(f"attempt {record.attempt}, {record.failures} failures, killed {done}")
         assert min(done.values()) >= kills, "The stages are too short."
@@ -95,14 +96,17 @@ def _files(chaos: Chaos, record: JobRecord) -> dict[str, dict[str, str]]:
 
 
 def main() -> int:
-    kills, seed = (int(text) for text in (*sys.argv[1:], *("20", "1")[len(sys.argv) - 1 :]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--ray", action="store_true", help="run the killed workers on a real Ray node")
+    options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     processes.preload("tlm_core.training.stages", "tlm_core.training.evaluate", "tlm_core.training.export")
     folder = Path(tempfile.mkdtemp(prefix="resume-"))
-    say(f"seed {seed}, logs in {folder}")
-    whole, killed = (
-        run(folder / name, count, random.Random(seed)) for name, count in (("whole", 0), ("killed", kills))
-    )
+    say(f"seed {options.seed}, logs in {folder}")
+    whole = run(folder / "whole", 0, random.Random())
+    killed = run(folder / "killed", options.kills, random.Random(options.seed), ray=options.ray)
     for stage in STAGES:
         differ = sorted(name for name in whole[stage] if whole[stage][name] != killed[stage].get(name))
         say(f"{stage}: {len(whole[stage])} files, different: {', '.join(differ) or 'none'}")

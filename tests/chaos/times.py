@@ -5,12 +5,13 @@ Each fault comes N times (default 5), and no other at the same time.
 
 from __future__ import annotations
 
+import random
 import signal
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,9 +21,11 @@ from services.trainer.assignment import Assignment
 from tests.chaos.harness import Chaos, say
 from tests.chaos.kind import hang_file
 from tests.chaos.ray import JobServer, Submission, send
+from tests.chaos.real_ray import RayHead
 from tests.contract.gateway import T
 from tests.support import wait_for
 from tlm_core.jobs.spec import Event
+from tlm_core.jobs.states import TERMINAL
 
 _STEPS, _STEP_SECONDS, _PATIENCE = 100_000, 0.5, 120.0
 
@@ -109,8 +112,7 @@ class Times:
         return 0.0
 
     def _row(self, name: str, times: list[tuple[float, float]]) -> None:
-        shown = [f"{statistics.median(column):.1f}, {max(column):.1f}" for column in zip(*times, strict=True)]
-        say(f"| {name} | {' | '.join(shown)} | {len(times)} |")
+        say(f"| {name} | {' | '.join(map(_shown, zip(*times, strict=True)))} | {len(times)} |")
 
 
 @contextmanager
@@ -122,7 +124,43 @@ def defaults() -> Iterator[Chaos]:
         yield chaos
 
 
+def measure_head(count: int) -> None:
+    """Kill Ray's head under a running job, which must go on, and end when it is cancelled afterwards."""
+    chaos = Chaos(Path(tempfile.mkdtemp(prefix="head-")), coordinators=2, gateways=1, times={}, ray=True)
+    with chaos.running(), httpx.Client(timeout=30, trust_env=False) as client:
+        ray = chaos.cluster
+        assert isinstance(ray, RayHead)
+        chaos.add_dataset()
+        job, away = chaos.submit(client, 0, steps=_STEPS, step_seconds=_STEP_SECONDS, groups=1), []
+        for _ in range(count):
+            wait_for(lambda: _step(chaos, job) and ray.answers(), _PATIENCE)
+            step, at = _step(chaos, job), time.time()
+            ray.kill_head()
+            wait_for(lambda: not ray.answers(), _PATIENCE)
+            wait_for(ray.answers, _PATIENCE)
+            away.append(time.time() - at)
+            done = wait_for(lambda before=step: _step(chaos, job) - before, _PATIENCE)  # type: ignore[misc]
+            say(f"Ray's head was away for {away[-1]:.1f} s, in which the job made {done} steps of {_STEP_SECONDS} s")
+        record = chaos.store.get(T, job)
+        say(f"attempt {record.attempt}, {record.failures} failures, state {record.state}")
+        chaos.request(client, "POST", f"/v1/jobs/{job}/cancel", random.Random(0))
+        wait_for(lambda: chaos.store.get(T, job).state in TERMINAL and not ray.running(), _PATIENCE)
+        assert record.attempt == 1, "A restart of the head must cost nothing."
+    say(f"| Ray's head killed, and started again: its next answer | {_shown(away)} | at the same time | {count} |")
+
+
+def _step(chaos: Chaos, job: str) -> int:
+    progress = chaos.store.get(T, job).progress
+    return progress.step if progress is not None else 0
+
+
+def _shown(seconds: Sequence[float]) -> str:
+    return f"{statistics.median(seconds):.1f}, {max(seconds):.1f}"
+
+
 if __name__ == "__main__":
     say("| fault | noticed: median, most | resumed: median, most | measured |\n| --- | --- | --- | --- |")
+    times = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     with defaults() as running:
-        Times(running, int(sys.argv[1]) if len(sys.argv) > 1 else 5).measure()
+        Times(running, times).measure()
+    measure_head(times)

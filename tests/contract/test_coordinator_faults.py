@@ -273,6 +273,20 @@ def test_coordinator_renews_all_leases_while_a_component_hangs(harness: Coordina
     assert harness.cluster.stopped == []
 
 
+def test_idle_coordinator_reports_no_hang(harness: CoordinatorHarness, caplog: pytest.LogCaptureFixture) -> None:
+    coordinator, stop = harness.coordinator(lease_seconds=0.06, hang_seconds=0.5, poll_seconds=0.01), threading.Event()
+    runner = threading.Thread(target=coordinator.run, args=(stop,))
+    runner.start()
+    try:
+        coordinator._stepped_at -= 1.0
+        begun = coordinator._stepped_at
+        wait_for(lambda: coordinator._stepped_at > begun + 1.2)
+    finally:
+        stop.set()
+        runner.join(20)
+    assert "No step" not in caplog.text
+
+
 def test_coordinator_that_cannot_reach_ray_leaves_its_job_to_another(harness: CoordinatorHarness) -> None:
     blind, sees, job_id = harness.coordinator("blind"), harness.coordinator("sees"), harness.submit()
     submission = harness.until_submitted(blind, job_id)

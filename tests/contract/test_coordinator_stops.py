@@ -115,6 +115,19 @@ def waits(harness: CoordinatorHarness, job_id: str) -> list[str]:
     return [e.data["message"] for e in harness.store.events(T, job_id) if e.type == "job.waiting"]
 
 
+def test_submission_that_the_head_lost_is_tried_again(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    submission = harness.until_submitted(coordinator, job_id)
+    harness.cluster.statuses[submission] = Status.WAITING
+    harness.cluster.lost.add(submission)
+    harness.rounds_until(coordinator, 50)
+    assert harness.job(job_id).attempt == 1
+    harness.rounds_until(coordinator, 70)
+    harness.store.expire_deadlines()
+    job = harness.until_ended(coordinator, job_id)
+    assert (job.state, job.attempt, job.failures) == (State.SUCCEEDED, 2, 0)
+
+
 def test_job_without_room_reports_it_once(harness: CoordinatorHarness) -> None:
     coordinator, job_id = harness.coordinator(worker_cpus=3.0), harness.submit()
     submission = harness.until_submitted(coordinator, job_id)
