@@ -114,7 +114,11 @@ class AlreadyRunning(Conflict, code="already_running"):
     """Another one of what may exist only once is running."""
 
 
-class Unavailable(TLMError, code="unavailable", retryable=True):
+class Outage(TLMError, code=TLMError.code):
+    """A component is away or full. A job waits it out."""
+
+
+class Unavailable(Outage, code="unavailable", retryable=True):
     """A component does not answer now."""
 
     is_loss = True
@@ -144,7 +148,7 @@ class MissingDependency(TLMError, code="missing_dependency"):
     """The machine lacks a program or a file."""
 
 
-class StorageFull(TLMError, code="storage_full"):
+class StorageFull(Outage, code="storage_full"):
     """The storage has no space left."""
 
 
@@ -198,7 +202,7 @@ def error_classes() -> dict[str, type[TLMError]]:
     pending: list[type[TLMError]] = [TLMError]
     while pending:
         cls = pending.pop()
-        classes[cls.code] = cls
+        classes.setdefault(cls.code, cls)
         pending.extend(cls.__subclasses__())
     return classes
 

@@ -15,7 +15,7 @@ from services.common.jobstore import CheckpointRef, JobStore
 from services.common.metrics import CHECKPOINTS
 from services.trainer.patience import patiently
 from tlm_core.artifacts import ArtifactStore, storage_errors
-from tlm_core.errors import Conflict, CorruptArtifact, NotFound, StorageFull, TLMError, Unavailable
+from tlm_core.errors import Conflict, CorruptArtifact, NotFound, Outage, TLMError
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.pulse import PULSE
 
@@ -68,14 +68,14 @@ class JobCheckpoints:
         self._pending = self._pool.submit(self._write, write, step, dict(metrics))
 
     def newest(self) -> int | None:
-        with suppress(Unavailable, StorageFull):
+        with suppress(Outage):
             if self._pending is not None:
                 self._pending.result()
         checkpoints = self._published()
         return checkpoints[-1].step if checkpoints else None
 
     def close(self, *, required: bool) -> None:
-        """Wait for the last save. If it is required and failed, raise Unavailable or StorageFull."""
+        """Wait for the last save. If it is required and failed, raise Outage."""
         try:
             self._wait(required=required)
         finally:
@@ -87,7 +87,7 @@ class JobCheckpoints:
             for checkpoint in self._published():
                 if checkpoint.job == self.job.id:
                     self._delete(checkpoint)
-        except (Unavailable, StorageFull) as error:
+        except Outage as error:
             log.warning("Cannot delete the checkpoints of %s: %s", self.node, error)
 
     def _published(self) -> list[CheckpointRef]:
@@ -102,7 +102,7 @@ class JobCheckpoints:
             with PULSE.pace(steady=False) if not pending.done() else nullcontext():
                 pending.result()
             self._failed = False
-        except (Unavailable, StorageFull) as error:
+        except Outage as error:
             if required:
                 raise
             self._failed = True
@@ -119,7 +119,7 @@ class JobCheckpoints:
             write(folder)
             artifact = f"{self.artifact}/{step}"
             ref = self.artifacts.write(target, folder, artifact=artifact, stage="checkpoint", meta={"step": step})
-        except (Unavailable, StorageFull):
+        except Outage:
             # On a full disk, a partial checkpoint would leave no room for the next one.
             shutil.rmtree(folder, ignore_errors=True)
             with suppress(TLMError):

@@ -34,6 +34,7 @@ from tlm_core.errors import (
     CorruptArtifact,
     IllegalTransition,
     NotFound,
+    Outage,
     RuntimeExceeded,
     StaleAttempt,
     StorageFull,
@@ -283,7 +284,7 @@ class Coordinator:
             raise
         except AttemptEnded as ended:
             return ended.error
-        except (Unavailable, StorageFull) as error:
+        except Outage as error:
             self._wait(job, held, error)
             return None
         except TLMError as error:
@@ -440,7 +441,7 @@ class Coordinator:
         if job.progress != progress:
             self.store.report(job.tenant, job.id, job.attempt, progress=progress)
 
-    def _wait(self, job: JobRecord, held: _Held, error: Unavailable | StorageFull) -> None:
+    def _wait(self, job: JobRecord, held: _Held, error: Outage) -> None:
         """Report, once for each reason, that the job waits for a component. Waiting uses up no attempt."""
         if held.waiting != error.code:
             held.waiting = error.code

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
-from tlm_core.errors import StorageFull, Unavailable
+from tlm_core.errors import Outage
 from tlm_core.pulse import PULSE
 
 log = logging.getLogger(__name__)
@@ -20,10 +20,10 @@ _Value = TypeVar("_Value")
 def patiently(call: Callable[[], _Value]) -> _Value:
     """Return the value of `call`, which may be repeated.
 
-    Raises its Unavailable or StorageFull after PATIENCE_SECONDS of retries.
+    Raises its Outage after PATIENCE_SECONDS of retries.
     """
     retrying = Retrying(
-        retry=retry_if_exception_type((Unavailable, StorageFull)),
+        retry=retry_if_exception_type(Outage),
         stop=stop_after_delay(PATIENCE_SECONDS),
         wait=wait_exponential(multiplier=0.1, max=10.0),
         before_sleep=_wait,

@@ -67,14 +67,14 @@ def test_known_submission_is_not_started_again() -> None:
 
 @pytest.mark.parametrize(("actors", "starts"), [([{"name": "_ray_internal_job_actor_s"}], True), ([], False)])
 def test_waiting_submission_starts_only_with_its_actor(actors: list[Any], starts: bool) -> None:
-    asked = []
+    queries = []
 
     def answer(request: httpx.Request) -> httpx.Response:
-        asked.append((request.url.path, request.url.params["filter_values"]))
+        queries.append((request.url.path, request.url.params["filter_values"]))
         return httpx.Response(200, json={"data": {"result": {"result": actors}}})
 
     assert cluster(answer).can_start("s") is starts
-    assert asked == [("/api/v0/actors", "_ray_internal_job_actor_s")]
+    assert queries == [("/api/v0/actors", "_ray_internal_job_actor_s")]
 
 
 def no_logs(_: httpx.Request) -> httpx.Response:
