@@ -62,11 +62,6 @@ class Classifier:
         with torch.inference_mode():
             return self.model(**encoded.to(self.device)).logits.float().cpu()
 
-    def classify(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[tuple[str, float]]:
-        """Return the most probable label of each text, and its probability."""
-        best = self.outputs(texts, pairs).softmax(-1).max(-1)
-        return [(self.labels[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
-
 
 def task_of(dataset: str, session: Session) -> Task:
     """Return the task in a folder or file, on the hub, or of an uploaded dataset.

@@ -556,7 +556,7 @@ class JobStore(JobReads):
         args: list[str | float] = [
             job_id,
             f"{tenant}/{job_id}",
-            canonical_json(dict(TRANSITIONS[verb].moves)),
+            canonical_json(dict(TRANSITIONS[verb])),
             owner,
             "" if attempt is None else attempt,
             canonical_json(changes or {}),

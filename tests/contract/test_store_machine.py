@@ -144,7 +144,7 @@ class StoreMachine(RuleBasedStateMachine):
             "finish": ({},), "fail": (TrainingFailed("x"),), "requeue": (WorkerLost("x"), 5.0),
         }  # fmt: skip
         may = held is not None and (held.owner or "?", held.attempt) == (job.owner, job.attempt)
-        allowed = may and held is not None and held.state in TRANSITIONS[Verb(verb)].moves
+        allowed = may and held is not None and held.state in TRANSITIONS[Verb(verb)]
         try:
             after: JobRecord = getattr(self.store, verb)(job, job.owner or "nobody", *more.get(verb, ()))
         except (Conflict, NotFound):

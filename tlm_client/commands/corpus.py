@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -21,6 +20,7 @@ from tlm_client.console import (
 )
 from tlm_client.display import Display
 from tlm_client.sources import corpus_files
+from tlm_core.corpus.states import NearDuplicatesChoice
 from tlm_core.errors import InvalidRequest
 from tlm_core.wire import CorpusVersion
 
@@ -28,13 +28,6 @@ group = command_group(__doc__)
 
 _FINAL_STATES = frozenset({"ready", "failed", "cancelled"})
 _SOURCES = "Files, folders, URLs (s3://…), or hub:OWNER/NAME[:config][:split] to stream."
-
-
-class NearDuplicates(StrEnum):
-    """What to do with near duplicates."""
-
-    DROP = "drop"
-    KEEP = "keep"
 
 
 CorpusName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the corpus.")]
@@ -51,9 +44,7 @@ def add_corpus(
     text_column: TextColumn = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of passages.")] = None,
     by_service: Annotated[bool, typer.Option("--by-service", help="Let the service fetch allowed URLs.")] = False,
-    near_duplicates: Annotated[
-        NearDuplicates, typer.Option(help="Drop or keep near duplicates.")
-    ] = NearDuplicates.DROP,
+    near_duplicates: Annotated[NearDuplicatesChoice, typer.Option(help="Drop or keep near duplicates.")] = "drop",
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the corpus is ready.")] = True,
 ) -> None:
     """Split texts into passages on this machine, upload them, and wait until the corpus is ready.
@@ -65,17 +56,16 @@ def add_corpus(
         raise InvalidRequest("Give either PATH (files, folders or hub IDs) or --from-packages.")
     if by_service and (from_packages or text_column or limit):
         raise InvalidRequest("--by-service does not support --from-packages, --text-column and --limit. Omit them.")
-    near: Literal["drop", "keep"] = "drop" if near_duplicates is NearDuplicates.DROP else "keep"
     with open_client() as client, Display(stderr_console()) as display:
         display.begin(f"corpus {name}:")
         if by_service:
-            load = client.fetch_corpus(name, paths or [], language, near_duplicates=near)
+            load = client.fetch_corpus(name, paths or [], language, near_duplicates=near_duplicates)
         else:
             with corpus_files(
                 paths or [], language=language, text_column=text_column, limit=limit, display=display
             ) as files:
                 display.line(f"uploading {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB")
-                load = client.add_corpus(name, files, language, near_duplicates=near)
+                load = client.add_corpus(name, files, language, near_duplicates=near_duplicates)
         version = None
         if wait:
             load = client.wait_corpus(name, load.id, display.load)

@@ -14,7 +14,6 @@ Cancelling a queued or paused job, and pausing a queued one, take effect immedia
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -34,7 +33,6 @@ ACTIVE = frozenset({State.RUNNING, State.PAUSING, State.CANCELLING})
 
 
 class Verb(StrEnum):
-    SUBMIT = "submit"
     CLAIM = "claim"
     REPORT = "report"
     PAUSE = "pause"
@@ -47,52 +45,29 @@ class Verb(StrEnum):
     REQUEUE = "requeue"
 
 
-class Guard(StrEnum):
-    """Who may use a verb, in addition to the condition on the state."""
-
-    ANYONE = "anyone"
-    OWNER = "owner"  # the coordinator that holds the lease, in its attempt
-    ATTEMPT = "attempt"  # a worker of the current attempt
-
-
-@dataclass(frozen=True)
-class Transition:
-    """A verb, and the next state for each state in which the verb is allowed."""
-
-    verb: Verb
-    moves: Mapping[State, State]
-    guard: Guard
-
-
 _S = State
 
-TRANSITIONS: Mapping[Verb, Transition] = {
-    t.verb: t
-    for t in (
-        # The claim of an active job replaces an expired lease and continues its attempt.
-        Transition(Verb.CLAIM, {_S.QUEUED: _S.RUNNING, **{s: s for s in sorted(ACTIVE)}}, Guard.ANYONE),
-        Transition(Verb.REPORT, {s: s for s in sorted(ACTIVE)}, Guard.ATTEMPT),
-        Transition(Verb.PAUSE, {_S.QUEUED: _S.PAUSED, _S.RUNNING: _S.PAUSING}, Guard.ANYONE),
-        Transition(Verb.CONFIRM_PAUSED, {_S.PAUSING: _S.PAUSED}, Guard.OWNER),
-        Transition(Verb.RESUME, {_S.PAUSED: _S.QUEUED}, Guard.ANYONE),
-        Transition(
-            Verb.CANCEL,
-            {
-                _S.QUEUED: _S.CANCELLED,
-                _S.PAUSED: _S.CANCELLED,
-                _S.RUNNING: _S.CANCELLING,
-                _S.PAUSING: _S.CANCELLING,
-            },
-            Guard.ANYONE,
-        ),
-        Transition(Verb.CONFIRM_CANCELLED, {_S.CANCELLING: _S.CANCELLED}, Guard.OWNER),
-        Transition(Verb.FINISH, {_S.RUNNING: _S.SUCCEEDED, _S.PAUSING: _S.SUCCEEDED}, Guard.OWNER),
-        Transition(Verb.FAIL, {_S.RUNNING: _S.FAILED, _S.PAUSING: _S.FAILED}, Guard.OWNER),
-        Transition(Verb.REQUEUE, {_S.RUNNING: _S.QUEUED}, Guard.OWNER),
-    )
+# The next state for each state in which a verb is allowed.
+TRANSITIONS: Mapping[Verb, Mapping[State, State]] = {
+    # Anyone may use these. The claim of an active job replaces an expired lease and continues its attempt.
+    Verb.CLAIM: {_S.QUEUED: _S.RUNNING, **{state: state for state in sorted(ACTIVE)}},
+    Verb.PAUSE: {_S.QUEUED: _S.PAUSED, _S.RUNNING: _S.PAUSING},
+    Verb.RESUME: {_S.PAUSED: _S.QUEUED},
+    Verb.CANCEL: {
+        **dict.fromkeys((_S.QUEUED, _S.PAUSED), _S.CANCELLED),
+        **dict.fromkeys((_S.RUNNING, _S.PAUSING), _S.CANCELLING),
+    },
+    # A worker of the current attempt.
+    Verb.REPORT: {state: state for state in sorted(ACTIVE)},
+    # The coordinator that holds the lease, in its attempt.
+    Verb.CONFIRM_PAUSED: {_S.PAUSING: _S.PAUSED},
+    Verb.CONFIRM_CANCELLED: {_S.CANCELLING: _S.CANCELLED},
+    Verb.FINISH: {_S.RUNNING: _S.SUCCEEDED, _S.PAUSING: _S.SUCCEEDED},
+    Verb.FAIL: {_S.RUNNING: _S.FAILED, _S.PAUSING: _S.FAILED},
+    Verb.REQUEUE: {_S.RUNNING: _S.QUEUED},
 }
 
 
 def allowed(verb: Verb) -> str:
     """Return the states in which `verb` is allowed, for messages."""
-    return " or ".join(TRANSITIONS[verb].moves)
+    return " or ".join(TRANSITIONS[verb])

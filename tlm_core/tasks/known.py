@@ -6,24 +6,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-RELEASE = "README of the TLM release, results table (github.com/yaoxingcheng/TLM)"
-LABEL_COUNTS = "Gururangan et al. 2020 (arXiv 2004.10964), table 2"
-
 
 @dataclass(frozen=True)
 class KnownTask:
     """A task of the paper.
 
-    labels: number of classes (source: LABEL_COUNTS). max_length: tokens of a row in the release.
-    released: the release's test score in percent of `metric` for each scale (source: RELEASE).
+    labels: number of classes (Gururangan et al. 2020, arXiv 2004.10964, table 2). scores: on test, in percent of
+    `metric`, at the scales small, medium and large (table in the README of github.com/yaoxingcheng/TLM). max_length:
+    tokens of a row in the release.
     """
 
     name: str
     title: str
-    metric: str
     labels: int
-    released: Mapping[str, float]
+    scores: tuple[float, float, float]
+    metric: str = "macro_f1"
     max_length: int = 128
+
+    @property
+    def released(self) -> dict[str, float]:
+        """The release's test score for each scale."""
+        return dict(zip(("small", "medium", "large"), self.scores, strict=True))
 
     @property
     def hub_id(self) -> str:
@@ -31,34 +34,17 @@ class KnownTask:
         return f"hub:yxchar/{self.name}-tlm"
 
 
-def _task(
-    name: str,
-    title: str,
-    labels: int,
-    scores: tuple[float, float, float],
-    *,
-    metric: str = "macro_f1",
-    length: int = 128,
-) -> KnownTask:
-    released = MappingProxyType(dict(zip(("small", "medium", "large"), scores, strict=True)))
-    return KnownTask(name, title, metric, labels, released, length)
-
-
-KNOWN_TASKS: Mapping[str, KnownTask] = MappingProxyType(
-    {
-        task.name: task
-        for task in (
-            _task("ag", "AG's News", 4, (93.74, 93.96, 94.36)),
-            _task("hyp", "Hyperpartisan News", 2, (93.53, 94.05, 95.16)),
-            _task("amazon", "Helpfulness of Amazon reviews", 2, (70.54, 70.90, 72.49)),
-            _task("imdb", "IMDB film reviews", 2, (93.08, 93.97, 95.77), length=512),
-            _task("citation_intent", "ACL-ARC citation intent", 6, (69.84, 72.37, 72.19)),
-            _task("sciie", "SciERC relations", 7, (80.51, 81.88, 83.29)),
-            _task("chemprot", "ChemProt relations", 13, (81.99, 83.24, 85.12), metric="micro_f1"),
-            _task("rct-20k", "PubMed RCT sentence roles", 5, (86.99, 87.28, 87.50), metric="micro_f1"),
-        )
-    }
+_TASKS = (
+    KnownTask("ag", "AG's News", 4, (93.74, 93.96, 94.36)),
+    KnownTask("hyp", "Hyperpartisan News", 2, (93.53, 94.05, 95.16)),
+    KnownTask("amazon", "Helpfulness of Amazon reviews", 2, (70.54, 70.90, 72.49)),
+    KnownTask("imdb", "IMDB film reviews", 2, (93.08, 93.97, 95.77), max_length=512),
+    KnownTask("citation_intent", "ACL-ARC citation intent", 6, (69.84, 72.37, 72.19)),
+    KnownTask("sciie", "SciERC relations", 7, (80.51, 81.88, 83.29)),
+    KnownTask("chemprot", "ChemProt relations", 13, (81.99, 83.24, 85.12), "micro_f1"),
+    KnownTask("rct-20k", "PubMed RCT sentence roles", 5, (86.99, 87.28, 87.50), "micro_f1"),
 )
+KNOWN_TASKS: Mapping[str, KnownTask] = MappingProxyType({task.name: task for task in _TASKS})
 
 
 def known_for_hub(path: str) -> KnownTask | None:

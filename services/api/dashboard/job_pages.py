@@ -106,7 +106,7 @@ def _live_values(parts: Parts, job: JobRecord) -> dict[str, object]:
         "standing": standings(parts.jobs, [job])[0],
         "steps": steps,
         "events": _events(parts, job, max(0, job.last_event - _EVENTS)),
-        "actions": [verb for verb in _ACTIONS if job.state in TRANSITIONS[verb].moves],
+        "actions": [verb for verb in _ACTIONS if job.state in TRANSITIONS[verb]],
         "over": job.state in TERMINAL,
         "linear_answers": BASELINE.name in done and plan.model not in done and job.state not in TERMINAL,
         "retryable": job.state in RETRYABLE,
