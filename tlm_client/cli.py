@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+from typer.exceptions import TyperException
 
 from tlm_core.errors import TLMError
 
@@ -136,6 +137,11 @@ class _RootGroup(TyperGroup):
             # Typer raises Abort both for the answer "no" and for Ctrl-C at a prompt.
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from error
+            raise
+        except TyperException as error:
+            unknown = getattr(error, "option_name", None)
+            if any(unknown in option.opts for option in self.params):
+                raise typer.BadParameter(f"{unknown} goes before the command: tlm {unknown} … COMMAND") from error
             raise
 
 

@@ -290,12 +290,16 @@ def native_precision() -> Precision:
 
     A processor without such instructions emulates bf16, some eighty times as slow.
     """
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return "fp32"
-    flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
+    flags = {flag for line in cpu_facts() if line.startswith(("flags", "Features")) for flag in line.split()}
     return "bf16" if flags & BF16_FLAGS else "fp32"
+
+
+def cpu_facts() -> list[str]:
+    """Return the lines of /proc/cpuinfo, or none where a sandbox hides it."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
 
 
 def _fast(scale: Scale) -> Recipe:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import time
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 
-from tlm_core.training.recipe import Precision, resolve
+from tlm_core.training.recipe import Precision, cpu_facts, resolve
 
 SECONDS = 1.0  # of a measurement
 _ROWS, _LENGTH, _VOCABULARY, _MASKED = 16, 128, 8192, 512
@@ -20,8 +19,7 @@ def device_kind(*, gpu: bool) -> str:
         import torch
 
         return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    names = (line.partition(":")[2].strip() for line in cpu_facts() if line.startswith("model name"))
     return f"{next(names, os.uname().machine)}, {len(os.sched_getaffinity(0))} CPUs"
 
 

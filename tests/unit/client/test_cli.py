@@ -51,6 +51,11 @@ def serve(answers: dict[str, Any]) -> Handler:
     return handler
 
 
+def test_option_of_the_gateway_after_the_command_is_explained() -> None:
+    result = tlm(unreachable, "jobs", "--url", URL)
+    assert (result.exit_code, "--url goes before the command: tlm --url … COMMAND" in result.stderr) == (2, True)
+
+
 def test_help_of_submit_names_every_scale() -> None:
     words = " ".join(tlm(unreachable, "submit", "--help").output.split())
     assert ", ".join(get_args(Scale)) in words
