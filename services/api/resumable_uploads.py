@@ -21,7 +21,7 @@ import redis
 from starlette.concurrency import run_in_threadpool
 
 from services.api.forms import ReceivedFile, safe_name, work_folder
-from services.common.redis_client import key, load_scripts
+from services.common.redis_client import check_disk, key, load_scripts
 from tlm_core.artifacts import ArtifactStore, storage_errors
 from tlm_core.errors import Conflict, InvalidRequest, NotFound
 from tlm_core.names import new_id
@@ -47,6 +47,7 @@ class Uploads:
             raise InvalidRequest(
                 f"The file of {size:,} bytes exceeds the limit of {self._max_bytes:,} bytes. Send a smaller file."
             )
+        check_disk(self._redis)
         fields: dict[str, str | int] = {"name": safe_name(name), "size": size, "sha256": sha256 or "", "offset": 0}
         upload = _upload(new_id("upl"), fields)
         pipe = self._redis.pipeline().hset(_key(tenant, upload.id), mapping={**fields, "created_at": time.time()})

@@ -19,7 +19,7 @@ from typing import Any
 import redis
 
 from services.common.catalog_records import OPEN, CorpusLoad, CorpusRecord, CorpusVersion, DatasetRecord, DatasetSummary
-from services.common.redis_client import PREFIX, key, load_scripts
+from services.common.redis_client import PREFIX, check_disk, key, load_scripts
 from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.corpus.states import CorpusState, LoadState, NearDuplicatesChoice
 from tlm_core.errors import AlreadyRunning, Conflict, NotFound, NotReady, StaleAttempt
@@ -50,6 +50,7 @@ class Catalog:
         summary: DatasetSummary,
     ) -> DatasetRecord:
         """Record an upload durably as the next version under `name`."""
+        check_disk(self._redis)
         # An unused number leaves a gap, which does no harm: later uploads have higher numbers.
         version = self._redis.hincrby(key(tenant, "dataset-versions"), name, 1)
         record = DatasetRecord(
@@ -158,6 +159,7 @@ class Catalog:
 
         Raises AlreadyRunning while an earlier load of the corpus is open.
         """
+        check_disk(self._redis)
         load = CorpusLoad(
             id=new_id("load"),
             tenant=tenant,

@@ -21,7 +21,6 @@ from services.common.history import STREAMS, History, Moved, packed, position
 from services.common.job_reads import JobReads, no_job
 from services.common.logs import request_id
 from services.common.redis_client import (
-    DISK_FREE,
     ENDED,
     FEED,
     LEASES,
@@ -30,6 +29,7 @@ from services.common.redis_client import (
     QUEUE,
     REMOVALS,
     TO_MOVE,
+    check_disk,
     key,
     load_scripts,
 )
@@ -42,7 +42,6 @@ from tlm_core.errors import (
     IllegalTransition,
     NotFound,
     StaleAttempt,
-    StoreFull,
     TLMError,
     UnreadableRecord,
     without_details,
@@ -61,7 +60,6 @@ _MAX_LOG_LINES = 20_000  # and metric points, in Redis: only while the storage i
 _MOVED_LINES = 2_000  # and metric points, from which on they move to the storage
 _MAX_FEED_ENTRIES = 100_000
 ARCHIVE_SECONDS = 30 * 86_400.0  # after the end of a job, until its record is compressed
-_DISK_RESERVE = 256 << 20  # bytes on Redis's disk, beyond a copy of its data
 _MAX_COUNTED_SECONDS = 60.0  # of running time between two renewals; a step of the clock may be longer
 _IDEMPOTENCY_SECONDS = 7 * 86_400
 
@@ -118,17 +116,8 @@ class JobStore(JobReads):
         self._script = load_scripts(client, _LUA)
 
     def check_space(self) -> None:
-        """Raise StoreFull before Redis's disk is full: then Redis would exit.
-
-        Redis needs room for a second copy of its data, when it rewrites the append-only file.
-        """
-        free, memory = self._redis.pipeline(transaction=False).get(DISK_FREE).info("memory").execute()
-        needed = memory["used_memory"] + _DISK_RESERVE
-        if free is not None and int(free) * 1024 < needed:
-            raise StoreFull(
-                f"The disk of Redis has only {int(free) >> 10} MiB of free space. No job is accepted or started until "
-                f"{needed >> 20} MiB are free. Enlarge the disk, or delete other files on it."
-            )
+        """Raise StoreFull before Redis's disk is full."""
+        check_disk(self._redis)
 
     def rates(self, tenant: str) -> dict[str, str]:
         """Return the rates that `save_rates` stored."""

@@ -39,6 +39,7 @@ PREFIX = "tlm"
 QUEUE, LEASES, FEED, REMOVALS = f"{PREFIX}:queue", f"{PREFIX}:leases", f"{PREFIX}:feed", f"{PREFIX}:removals"
 TO_MOVE, ENDED, DISK_FREE = f"{PREFIX}:to-move", f"{PREFIX}:ended", f"{PREFIX}:disk-free"
 ORPHANS = f"{PREFIX}:orphans"
+_DISK_RESERVE = 256 << 20  # bytes on Redis's disk, beyond a copy of its data
 
 # Of error responses that pass: Redis starts, runs a long script, or is a replica.
 _TEMPORARY = ("LOADING", "BUSY", "READONLY", "MASTERDOWN", "NOREPLICAS", "TRYAGAIN", "CLUSTERDOWN")
@@ -59,6 +60,23 @@ def connect(url: str, *, password: str | None = None, timeout: float = 5.0) -> r
 def load_scripts(client: redis.Redis, folder: Path) -> dict[str, Script]:
     """Return the Lua scripts of a folder by name. Each runs as one atomic step."""
     return {path.stem: client.register_script(path.read_text(encoding="utf-8")) for path in folder.glob("*.lua")}
+
+
+def check_disk(client: redis.Redis) -> None:
+    """Raise StoreFull before Redis's disk is full: then Redis would exit. Call it before something new is recorded.
+
+    Redis needs room for a second copy of its data, when it rewrites the append-only file.
+    """
+    pipe = client.pipeline(transaction=False)
+    pipe.get(DISK_FREE)
+    pipe.info("memory")
+    free, memory = pipe.execute()
+    needed = memory["used_memory"] + _DISK_RESERVE
+    if free is not None and int(free) * 1024 < needed:
+        raise StoreFull(
+            f"The disk of Redis has only {int(free) >> 10} MiB of free space. No upload and no job is accepted, "
+            f"and none starts, until {needed >> 20} MiB are free. Enlarge the disk, or delete other files on it."
+        )
 
 
 class _Client(redis.Redis):

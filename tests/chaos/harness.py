@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import httpx
 
 from services.common.history import History as Streams
 from services.common.jobstore import JobStore
-from services.common.redis_client import key
+from services.common.redis_client import DISK_FREE, key
 from services.trainer.assignment import Assignment
 from tests.chaos.checker import Answer, History, Record, Write
 from tests.chaos.kind import ChaosOptions, content
@@ -62,8 +63,8 @@ KINDS = (
     *((("step", "clock", 5, 15),) if _FAKETIME else ()),
     *(("kill", "coordinator", 0, 0), ("stop", "coordinator", 1, 8), ("kill", "gateway", 0, 0)),
     *(("stop", "gateway", 1, 4), ("kill", "worker", 0, 0), ("stop", "worker", 1, 12), ("lose", "worker", 1, 8)),
-    *(("kill", "redis", 0.1, 2), ("stop", "redis", 0.5, 7), ("break", "storage", 0.5, 3)),
-    ("fill", "storage", 0.5, 4),
+    *(("kill", "redis", 0.1, 2), ("stop", "redis", 0.5, 7), ("fill", "redis", 1, 6)),
+    *(("break", "storage", 0.5, 3), ("fill", "storage", 0.5, 4)),
     *((mode, "network", 0.5, 6) for mode in ("cut", "delay", "half-open")),
 )
 KINDS_OF_RAY = (*KINDS, ("kill", "head", 0, 0))
@@ -101,12 +102,13 @@ class Chaos:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.redis = RedisServer(self.folder, environment=self._clock(0.0))
+        self.redis = RedisServer(self.folder / "redis", environment=self._clock(0.0))
+        self._disks = [(self.folder / "storage", 400 << 20), (self.redis.folder, 600 << 20)]
+        for disk, size in self._disks:
+            disk.mkdir()
+            mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+            self.real_disk = self.real_disk and subprocess.run(mount, check=False, capture_output=True).returncode == 0
         self.redis.start()
-        if self.real_disk:
-            (self.folder / "storage").mkdir()
-            mount = ["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", str(self.folder / "storage")]
-            self.real_disk = subprocess.run(mount, check=False, capture_output=True).returncode == 0
         if self.bug == "early-acknowledgment":
             self.redis.client().config_set("appendonly", "no")
         self.proxies = {name: Proxy(self.redis.port) for name in ("gateway", "coordinator", "worker")}
@@ -164,7 +166,15 @@ class Chaos:
             if isinstance(self.cluster, RayHead):
                 self.cluster.supervise()
             with suppress(Exception):  # Redis is away.
+                self._publish_free_space()
                 self._verify_artifacts()
+
+    def _publish_free_space(self) -> None:
+        """Do what the loop beside Redis does in deploy/. Without a disk of its own, a filler stands for a full one."""
+        free = shutil.disk_usage(self.redis.folder).free
+        if not self.real_disk and (self.redis.folder / "filler").exists():
+            free = 0
+        self.redis.client().set(DISK_FREE, free >> 10, ex=60)
 
     def _verify_artifacts(self) -> None:
         """Read each artifact as soon as it is published. One that is unpublished meanwhile is nobody's concern."""
@@ -194,8 +204,8 @@ class Chaos:
             for proxy in self.proxies.values():
                 proxy.close()
             self.redis.kill()
-            if self.real_disk:
-                subprocess.run(["umount", "--lazy", str(self.folder / "storage")], check=True)
+            for disk, _ in self._disks if self.real_disk else ():
+                subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
     # --- clients -------------------------------------------------------------------------------------------------
 
@@ -222,9 +232,7 @@ class Chaos:
 
     def submit(self, client: httpx.Client, number: int, **options: Any) -> str:
         """Submit a job of the kind `chaos`, and return its id."""
-        body = {"kind": "chaos", "dataset": "toy", "options": {"number": number, **options}}
-        body["overrides"] = {"selection.selector": "none"}
-        answer = self.request(client, "POST", "/v1/jobs", random.Random(0), json=body)
+        answer = self.request(client, "POST", "/v1/jobs", random.Random(0), json=job_of(number, **options))
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
 
@@ -238,9 +246,7 @@ class Chaos:
     def _job(self, client: httpx.Client, rng: random.Random, number: int, deadline: float) -> None:
         name = f"chaos-{number}"
         # Some jobs have equal work, which is computed once.
-        options = {"number": number * 4 // 5, "groups": 1 if self.ray else 2}
-        body = {"kind": "chaos", "dataset": "toy", "name": name, "options": options}
-        body["overrides"] = {"selection.selector": "none"}
+        body = {**job_of(number * 4 // 5, groups=1 if self.ray else 2), "name": name}
 
         def ask(method: str, path: str, **more: Any) -> str:
             sent_at = time.time()
@@ -283,7 +289,7 @@ class Chaos:
             path = self.folder / name
             path.touch()
             if name == "storage/filler":
-                _fill(path)
+                _fill(path, leave=0)
             time.sleep(fault.seconds)
             path.unlink(missing_ok=True)
         elif fault.target == "network":
@@ -319,10 +325,23 @@ class Chaos:
                 self.redis.kill()
                 time.sleep(fault.seconds)
                 self.redis.start()
+            elif fault.kind == "fill":
+                with self.full_redis():
+                    time.sleep(fault.seconds)
             elif self.redis.process is not None:
                 self.redis.process.send_signal(signal.SIGSTOP)
                 time.sleep(fault.seconds)
                 self.redis.process.send_signal(signal.SIGCONT)
+
+    @contextmanager
+    def full_redis(self) -> Iterator[None]:
+        """Let a file of another program take most of Redis's disk: less is left than what the service needs."""
+        filler = self.redis.folder / "filler"
+        filler.touch()
+        if self.real_disk:
+            _fill(filler, leave=100 << 20)
+        yield
+        filler.unlink()
 
     # --- the run -------------------------------------------------------------------------------------------------
 
@@ -376,10 +395,16 @@ class Chaos:
             self.history.torn.append(f"the result of {job}: {error}")
 
 
-def _fill(path: Path) -> None:
-    """Let a file fill its disk."""
+def job_of(number: int, **options: Any) -> dict[str, Any]:
+    """Return the body that submits a job of the kind `chaos`."""
+    body = {"kind": "chaos", "dataset": "toy", "options": {"number": number, **options}}
+    return {**body, "overrides": {"selection.selector": "none"}}
+
+
+def _fill(path: Path, leave: int) -> None:
+    """Let a file fill its disk, except for so many bytes."""
     with path.open("wb") as file, suppress(OSError):
-        while True:
+        while shutil.disk_usage(path.parent).free > leave:
             file.write(b"0" * 100_000)
             file.flush()
 

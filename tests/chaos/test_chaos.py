@@ -13,8 +13,9 @@ import pytest
 
 from services.common.jobstore import JobStore
 from tests.chaos.checker import Answer, History, Record, Write, violations
-from tests.chaos.harness import FAST, Chaos, Fault, plan_faults
+from tests.chaos.harness import FAST, Chaos, Fault, job_of, plan_faults
 from tests.chaos.processes import SCRIPT_BUGS
+from tests.contract.gateway import TRAIN, T
 from tests.redis_server import free_port
 from tests.support import wait_for
 from tlm_core.jobs.spec import Event
@@ -136,6 +137,42 @@ def test_workers_of_a_machine_show_their_figures_at_the_next_free_ports(tmp_path
         wait_for(both, 60)
         assert figures(port)["tlm_worker_progress"] > 1
         assert figures(port)["tlm_process_resident_memory_bytes"] > 1e6
+
+
+def test_almost_full_disk_of_redis_stops_what_is_new_and_nothing_else(tmp_path: Path) -> None:
+    chaos = Chaos(tmp_path / "chaos", coordinators=1, gateways=1, real_disk=True)
+    with chaos.running(), httpx.Client(timeout=30, trust_env=False) as client:
+        chaos.add_dataset()
+        running, *waiting = [chaos.submit(client, number, steps=100_000) for number in range(4)]
+
+        def step(job: str) -> int:
+            progress = chaos.store.get(T, job).progress
+            return progress.step if progress is not None else 0
+
+        wait_for(lambda: step(running) and chaos.store.get(T, waiting[1]).state is State.RUNNING, 60)
+        server, url = chaos.redis.process, chaos.urls[0]
+        client.headers["Authorization"] = f"Bearer {(chaos.folder / 'token').read_text().strip()}"
+        with chaos.full_redis():
+            new = {
+                "jobs": {"json": job_of(9)},
+                "datasets": {"data": {"name": "other"}, "files": {"train": ("train.csv", TRAIN)}},
+                "corpora": {"data": {"name": "docs"}, "files": {"files": ("a.txt", "A text of some words. " * 20)}},
+                "uploads": {"json": {"name": "a.csv", "size": 10}},
+            }
+            wait_for(lambda: client.post(f"{url}/v1/jobs", **new["jobs"]).status_code == 507, 20)
+            for name, request in new.items():
+                answer = client.post(f"{url}/v1/{name}", **request)
+                assert (answer.status_code, answer.json().get("code")) == (507, "store_full"), (name, answer.text)
+            before = step(running)
+            client.post(f"{url}/v1/jobs/{waiting[0]}/cancel").raise_for_status()  # Its slot stays free.
+            wait_for(lambda: chaos.store.get(T, waiting[0]).state is State.CANCELLED, 30)
+            wait_for(lambda: step(running) > before + 5)
+            assert chaos.store.get(T, waiting[2]).state is State.QUEUED
+        wait_for(lambda: chaos.store.get(T, waiting[2]).state is State.RUNNING, 30)
+        for name, request in new.items():
+            client.post(f"{url}/v1/{name}", **request).raise_for_status()
+        assert chaos.store.get(T, running).attempt == 1
+        assert server is chaos.redis.process and server is not None and server.poll() is None, "Redis has not exited."
 
 
 def test_short_run_keeps_all_guarantees(tmp_path: Path) -> None:
