@@ -7,24 +7,39 @@ The script starts and stops Redis and the gateway. Estimates train jobs, so they
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.gateway.command_line import measure_commands
 from benchmarks.gateway.files import measure_downloads, measure_validation
 from benchmarks.gateway.predictions import measure_predictions
 from benchmarks.gateway.requests import measure_status, measure_submissions
 from benchmarks.gateway.server import Gateway, run_gateway
 from benchmarks.gateway.streams import measure_streams
-from benchmarks.report import remark
+from benchmarks.report import figure, remark
+
+
+def _measure_commands(gateway: Gateway) -> None:
+    """Run each `tlm` command ten times, and once before, because the first run may compile modules."""
+    address = ("--url", f"http://127.0.0.1:{gateway.port}", "--token", gateway.token)
+    for name, arguments, goal in (("version", ["--version"], 300), ("help", ["--help"], 300), ("jobs", ["jobs"], 600)):
+        seconds = []
+        for _ in range(11):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-m", "tlm_client", *address, *arguments], check=True, capture_output=True)
+            seconds.append(time.perf_counter() - start)
+        figure(f"tlm_{name}_p50", [1e3 * sorted(seconds[1:])[5]], unit="ms", goal=goal, better="lower")
+
 
 PARTS: dict[str, Callable[[Gateway, float], None]] = {
     "submit": measure_submissions,
     "status": measure_status,
     "events": lambda gateway, _: measure_streams(gateway),
     "download": lambda gateway, _: measure_downloads(gateway),
-    "commands": lambda gateway, _: measure_commands(gateway),
+    "commands": lambda gateway, _: _measure_commands(gateway),
     "predict": lambda gateway, _: measure_predictions(gateway),
 }
 

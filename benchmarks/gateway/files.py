@@ -15,6 +15,8 @@ from benchmarks.report import alternate, figure, ratios
 from tests.redis_server import free_port
 from tlm_core.names import new_id
 
+_BYTES = 256 << 20
+_ROWS = 1_000_000
 _BARE_SERVER = """
 import sys, uvicorn
 from starlette.applications import Starlette
@@ -35,12 +37,12 @@ print(json.dumps([time.perf_counter() - start, peak_bytes() / 1e6, sum(report["c
 """
 
 
-def measure_downloads(gateway: Gateway, *, size: int = 256 << 20, repeats: int = 5) -> None:
+def measure_downloads(gateway: Gateway) -> None:
     """Alternate one large download between the gateway and a bare server of the same framework."""
     raw = gateway.root / "raw"
     raw.mkdir()
     with open(raw / "train.bin", "wb") as handle:
-        for _ in range(size >> 20):
+        for _ in range(_BYTES >> 20):
             handle.write(os.urandom(1 << 20))
     dataset = new_id("ds")
     ref = gateway.artifacts.write(f"{TENANT}/datasets/{dataset}/raw", raw, artifact="dataset", stage="dataset")
@@ -55,10 +57,10 @@ def measure_downloads(gateway: Gateway, *, size: int = 256 << 20, repeats: int =
         path = f"/v1/datasets/{dataset}/files/train.bin"
         rates = alternate(
             {
-                "gateway": lambda: _download_rate(gateway.port, path, gateway.token, size),
-                "bare": lambda: _download_rate(port, "/train.bin", "", size),
+                "gateway": lambda: _download_rate(gateway.port, path, gateway.token),
+                "bare": lambda: _download_rate(port, "/train.bin", ""),
             },
-            repeats,
+            5,
         )
         growth = gateway.memory("VmHWM") - before
     finally:
@@ -69,27 +71,27 @@ def measure_downloads(gateway: Gateway, *, size: int = 256 << 20, repeats: int =
     figure("download_memory_growth", [max(0.0, growth)], unit="MB", goal=50, better="lower")
 
 
-def measure_validation(folder: Path, *, rows: int = 1_000_000, repeats: int = 3) -> None:
+def measure_validation(folder: Path) -> None:
     """Read and validate a CSV file of a million rows, each time in a new process."""
     file = folder / "million.csv"
     with open(file, "w", encoding="utf-8") as handle:
         handle.write("text,label\n")
-        for number in range(rows):
+        for number in range(_ROWS):
             text = f"the {number} th text says {number * 7919 % 100_003} things of {number % 977}"
             handle.write(f"{text},l{number % 20}\n")
     seconds, memory = [], []
-    for _ in range(repeats):
+    for _ in range(3):
         command = [sys.executable, "-c", _VALIDATION, str(file)]
         process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         run_seconds, run_memory, counted = json.loads(process.stdout)
-        assert counted == rows, counted
+        assert counted == _ROWS, counted
         seconds.append(run_seconds)
         memory.append(run_memory)
     figure("validate_million_rows", seconds, unit="s", goal=10, better="lower")
     figure("validate_million_rows_memory", memory, unit="MB", goal=500, better="lower")
 
 
-def _download_rate(port: int, path: str, token: str, size: int) -> float:
+def _download_rate(port: int, path: str, token: str) -> float:
     """Return the bytes per second of one download; the body is discarded."""
     start, received = time.perf_counter(), 0
     with socket.create_connection(("127.0.0.1", port)) as connection:
@@ -98,6 +100,6 @@ def _download_rate(port: int, path: str, token: str, size: int) -> float:
         block = bytearray(1 << 20)
         while count := connection.recv_into(block):
             received += count
-    if received < size:
-        raise RuntimeError(f"Received {received} of {size} bytes.")
+    if received < _BYTES:
+        raise RuntimeError(f"Received {received} of {_BYTES} bytes.")
     return received / (time.perf_counter() - start)

@@ -30,16 +30,11 @@ class Outbound:
     """
 
     def __init__(
-        self,
-        *,
-        private: bool,
-        timeout: float = 10.0,
-        transport: httpx.BaseTransport | None = None,
-        resolve: Resolve = resolve,
+        self, *, private: bool, transport: httpx.BaseTransport | None = None, resolve: Resolve = resolve
     ) -> None:
         self._private = private
         self._resolve = resolve
-        self._http = httpx.Client(timeout=timeout, transport=transport, trust_env=False, follow_redirects=False)
+        self._http = httpx.Client(timeout=10.0, transport=transport, trust_env=False, follow_redirects=False)
 
     def check(self, url: str) -> None:
         """Raise InvalidRequest for a URL that `post` would refuse. A host without an address may get one later."""

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -29,6 +29,8 @@ _BUFFERED_EVENTS = 200
 _PAGE = 500
 _RETRY = "retry: 1000\n\n"
 _KEEP_ALIVE = ": still here\n\n"
+_KEEP_ALIVE_SECONDS = 15.0
+_LOG_SECONDS = 0.5  # between two reads of a log
 
 
 # state, last_event and progress of a record
@@ -83,21 +85,12 @@ class Tailer:
     """Feeds event streams. `run` is the only task that polls; without watchers it sends no request."""
 
     def __init__(
-        self,
-        client: redis.Redis,
-        jobs: JobStore,
-        *,
-        interval: float = 0.25,
-        keep_alive: float = 15.0,
-        progress_interval: float = 1.0,
-        clock: Callable[[], float] = time.monotonic,
+        self, client: redis.Redis, jobs: JobStore, *, interval: float = 0.25, progress_interval: float = 1.0
     ) -> None:
         self._redis = client
         self._jobs = jobs
         self._interval = interval
-        self._keep_alive = keep_alive
         self._progress_interval = progress_interval
-        self._clock = clock
         self._topics: dict[tuple[str, str], _Topic] = {}
         self._watched = asyncio.Event()
         self._closed = False
@@ -143,7 +136,7 @@ class Tailer:
                 after = page[-1].seq
                 yield "".join(map(topic.text, page))
             shown: str | None = None
-            shown_at = sent_at = self._clock()
+            shown_at = sent_at = time.monotonic()
             due = 0.0
             while not (self._closed or topic.deleted):
                 changed = topic.changed
@@ -152,14 +145,14 @@ class Tailer:
                     events = await self._read(tenant, job_id, after)
                 if events:
                     after = events[-1].seq
-                    sent_at = self._clock()
+                    sent_at = time.monotonic()
                     yield "".join(map(topic.text, events))
                     continue
                 head = topic.head
                 if head is not None and head.state in TERMINAL and after >= head.last_event:
                     yield _message("end", canonical_json({"state": head.state}))
                     return
-                now = self._clock()
+                now = time.monotonic()
                 if head is not None and head.progress != shown and head.progress is not None:
                     if now >= due:
                         shown, shown_at, sent_at = head.progress, now, now
@@ -168,12 +161,12 @@ class Tailer:
                         continue
                     wait = due - now
                 else:
-                    wait = self._keep_alive
-                if now - sent_at >= self._keep_alive:
+                    wait = _KEEP_ALIVE_SECONDS
+                if now - sent_at >= _KEEP_ALIVE_SECONDS:
                     sent_at = now
                     yield _KEEP_ALIVE
                     continue
-                await _wait(changed, min(wait, self._keep_alive - (now - sent_at)))
+                await _wait(changed, min(wait, _KEEP_ALIVE_SECONDS - (now - sent_at)))
 
     async def _read(self, tenant: str, job_id: str, after: int) -> list[Event]:
         """A page of events from the store. Retries while the store is unavailable, as the response has begun."""
@@ -234,16 +227,7 @@ class Tailer:
         return rows
 
 
-async def log_stream(
-    jobs: JobStore,
-    tailer: Tailer,
-    tenant: str,
-    job_id: str,
-    after: str,
-    *,
-    interval: float = 0.5,
-    keep_alive: float = 15,
-) -> AsyncIterator[str]:
+async def log_stream(jobs: JobStore, tailer: Tailer, tenant: str, job_id: str, after: str) -> AsyncIterator[str]:
     """Log lines after stream id `after`, each with its id, until the job ends; then `end` with its state.
 
     Ends without `end` when the gateway stops or the job is deleted. Waits while the store is unavailable.
@@ -258,7 +242,7 @@ async def log_stream(
         except NotFound:
             return
         except Unavailable:
-            await asyncio.sleep(interval)
+            await asyncio.sleep(_LOG_SECONDS)
             continue
         if lines:
             after, sent_at = lines[-1]["id"], time.monotonic()
@@ -267,10 +251,10 @@ async def log_stream(
         if state in TERMINAL:
             yield _message("end", canonical_json({"state": state}))
             return
-        if time.monotonic() - sent_at >= keep_alive:
+        if time.monotonic() - sent_at >= _KEEP_ALIVE_SECONDS:
             sent_at = time.monotonic()
             yield _KEEP_ALIVE
-        await asyncio.sleep(interval)
+        await asyncio.sleep(_LOG_SECONDS)
 
 
 async def _wait(changed: asyncio.Event, seconds: float) -> None:

@@ -70,13 +70,12 @@ def sign(secret: str, message: str, timestamp: int, body: bytes) -> str:
 class Webhooks:
     """Endpoints of tenants and their latest attempts. Raises StoreUnavailable without Redis."""
 
-    def __init__(self, client: redis.Redis, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, client: redis.Redis) -> None:
         self._redis: Any = client
-        self._clock = clock
 
     def add(self, tenant: str, url: str, events: tuple[EventType, ...]) -> tuple[Webhook, str]:
         """Add an endpoint. Returns it with its secret, which cannot be read again."""
-        hook = Webhook(id=new_id("wh"), url=url, events=events, created_at=self._clock())
+        hook = Webhook(id=new_id("wh"), url=url, events=events, created_at=time.time())
         secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
         pipe = self._redis.pipeline().hset(key(tenant, "webhooks"), hook.id, hook.model_dump_json())
         pipe.hset(key(tenant, "webhook-secrets"), hook.id, secret).execute()

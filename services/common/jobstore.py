@@ -62,6 +62,7 @@ _MAX_FEED_ENTRIES = 100_000
 ARCHIVE_SECONDS = 30 * 86_400.0  # after the end of a job, until its record is compressed
 _MAX_COUNTED_SECONDS = 60.0  # of running time between two renewals; a step of the clock may be longer
 _IDEMPOTENCY_SECONDS = 7 * 86_400
+_JOBS_AT_ONCE = 100  # whose streams move, or whose records are compressed
 
 Claimable = Literal["any", "leased", "stopping"]
 
@@ -135,9 +136,9 @@ class JobStore(JobReads):
         for name in self._redis.scan_iter(key("*", "events", "*"), count=1000):
             self._redis.sadd(TO_MOVE, "/".join(name.removeprefix(f"{PREFIX}:{{").split("}:events:")))
 
-    def move_marked(self, count: int = 100) -> int:
+    def move_marked(self) -> int:
         """Move the streams of marked jobs to the storage. Returns how many jobs that were."""
-        members = self._redis.srandmember(TO_MOVE, count)
+        members = self._redis.srandmember(TO_MOVE, _JOBS_AT_ONCE)
         for member in members:
             with self._skipping(TO_MOVE, member):
                 self._move_streams(*member.split("/", 1))
@@ -174,9 +175,9 @@ class JobStore(JobReads):
         if rows and unused is not None:
             self._history.delete(unused)
 
-    def archive_ended(self, seconds: float = ARCHIVE_SECONDS, count: int = 100) -> int:
+    def archive_ended(self, seconds: float = ARCHIVE_SECONDS) -> int:
         """Compress the records of jobs that ended at least `seconds` ago. Returns how many jobs that were."""
-        members = self._redis.zrangebyscore(ENDED, "-inf", self.now() - seconds, start=0, num=count)
+        members = self._redis.zrangebyscore(ENDED, "-inf", self.now() - seconds, start=0, num=_JOBS_AT_ONCE)
         for member in members:
             with self._skipping(ENDED, member):
                 self._archive(*member.split("/", 1))

@@ -28,7 +28,7 @@ def redacted(text: str) -> str:
     return text
 
 
-def set_up_logging(service: str, *, level: str = "INFO", stream: TextIO | None = None, **fields: object) -> None:
+def set_up_logging(service: str, *, stream: TextIO | None = None, **fields: object) -> None:
     """Send all logs of this process, including those of libraries, to `stream` (default: standard error).
 
     Every line has `event`, `level`, `logger`, `at` (ISO 8601, UTC), `service`, `fields`, and the fields of
@@ -57,7 +57,7 @@ def set_up_logging(service: str, *, level: str = "INFO", stream: TextIO | None =
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(level)
+    root.setLevel(logging.INFO)
     # httpx and httpcore log every request at INFO, and the services poll each other.
     for noisy in ("httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

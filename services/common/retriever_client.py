@@ -170,10 +170,10 @@ class RetrieverClient:
         raise problem
 
 
-def connect_retriever(url: str, token: str, *, timeout: float = 10.0) -> RetrieverClient:
-    """Return a client of the retriever at `url`. token: the internal token. timeout: seconds."""
+def connect_retriever(url: str, token: str) -> RetrieverClient:
+    """Return a client of the retriever at `url`. token: the internal token."""
     headers = {"Authorization": f"Bearer {token}"}
-    return RetrieverClient(httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False))
+    return RetrieverClient(httpx.Client(base_url=url, headers=headers, timeout=10.0, trust_env=False))
 
 
 def _corpus_path(tenant: str, name: str, version: str) -> str:

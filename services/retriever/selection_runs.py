@@ -7,7 +7,6 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field
@@ -80,14 +79,12 @@ class SelectionRuns:
         *,
         at_once: int,
         registry: Registry | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._loads = loads
         self._store = store
         self._scratch = scratch / "selections"
         self._stop = stop
         self._registry = registry or Registry()
-        self._clock = clock
         self._lock = threading.Lock()
         self._runs: dict[str, Run] = {}
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="selection")
@@ -239,7 +236,7 @@ class SelectionRuns:
         def progress(done: int, total: int, unit: str) -> None:
             if run.stop.is_set() or self._stop.is_set():
                 raise _Stopped
-            run.report(done, total, unit, self._clock())
+            run.report(done, total, unit, time.monotonic())
 
         task = self._store.localize(request.task)
         source = self._source(request, params, task)
