@@ -24,10 +24,11 @@ from services.api.settings import ApiSettings
 from services.api.streams import Tailer
 from services.api.webhook_delivery import Deliverer, Webhooks
 from services.common.background import Background
-from services.common.catalog import Catalog
+from services.common.catalog import Catalog, ready_version
 from services.common.jobstore import JobStore
 from services.common.retriever_client import RetrieverClient
 from tlm_core.artifacts import ArtifactStore
+from tlm_core.wire import JsonObject, SearchResult
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,13 @@ class Parts:
         """Receive the form of a request; see `receive_form`."""
         most = self.settings.max_upload_bytes
         return receive_form(request, self.settings.scratch, max_bytes=most, fields=fields, files=files)
+
+    def search(self, tenant: str, corpus: str, version: str | None, query: str, k: int) -> SearchResult:
+        """Search a version of a corpus, or the newest one. Raises what `ready_version` and the retriever raise."""
+        latest = self.catalog.loads(tenant, corpus, limit=1)
+        ready = ready_version(self.catalog.corpus(tenant, corpus), version, latest[0] if latest else None)
+        hits = self.retriever.search(tenant, corpus, ready.version, query, k)
+        return SearchResult(version=ready.version, hits=tuple(hits))
 
     @cached_property
     def dataset_intake(self) -> DatasetIntake:
@@ -133,6 +141,17 @@ def problems(*statuses: int) -> dict[int | str, dict[str, object]]:
     return {
         status: {"description": _DESCRIPTIONS[status], "content": PROBLEM} for status in (401, *statuses, 422, 500, 503)
     }
+
+
+def request_body(media_type: str, schema: JsonObject, example: object) -> JsonObject:
+    """The body of a request that its route reads itself, for the documentation."""
+    return {"requestBody": {"required": True, "content": {media_type: {"schema": schema, "example": example}}}}
+
+
+def form_body(fields: JsonObject, required: list[str], example: object) -> JsonObject:
+    """A form of fields and files, for the documentation."""
+    schema = {"type": "object", "required": required, "properties": fields}
+    return request_body("multipart/form-data", schema, example)
 
 
 FILE_ANSWERS: dict[int | str, dict[str, object]] = {

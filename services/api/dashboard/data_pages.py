@@ -17,7 +17,6 @@ from services.api.intake import parse_options
 from services.api.job_artifacts import file_response
 from services.api.parts import AfterId, Parts, PartsDep
 from services.api.removal import delete_dataset
-from services.common.catalog import ready_version
 from services.common.catalog_records import OPEN
 from tlm_core.errors import TLMError
 
@@ -145,11 +144,9 @@ def _search(parts: Parts, tenant: str, name: str, q: str, version: str | None) -
     values: dict[str, object] = {"q": query, "hits": None, "searched": None, "failure": None}
     if not query:
         return values
-    latest = parts.catalog.loads(tenant, name, limit=1)
     try:
-        chosen = ready_version(parts.catalog.corpus(tenant, name), version or None, latest[0] if latest else None)
-        values["hits"] = parts.retriever.search(tenant, name, chosen.version, query, _HITS)
-        values["searched"] = chosen.version
+        result = parts.search(tenant, name, version or None, query, _HITS)
+        values |= {"hits": result.hits, "searched": result.version}
     except TLMError as error:
         values["failure"] = error.message
     return values

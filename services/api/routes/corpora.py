@@ -10,10 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from services.api.auth import Tenant
-from services.api.parts import AfterId, Limit, PartsDep, problems
+from services.api.parts import AfterId, Limit, PartsDep, form_body, problems
 from services.api.removal import delete_corpus
 from services.api.views import corpus_view, load_view
-from services.common.catalog import ready_version
 from tlm_core.corpus.states import NearDuplicatesChoice
 from tlm_core.wire import Corpus, CorpusLoad, Items, Page, RefusedPassage, SearchResult
 
@@ -21,28 +20,24 @@ router = APIRouter(prefix="/v1/corpora", tags=["corpora"])
 
 Name = Annotated[str, PathParam(max_length=200)]
 
-_FORM: dict[str, object] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["name", "files"],
-                    "properties": {
-                        "name": {"type": "string"},
-                        "language": {"type": "string", "default": "en", "description": "ISO 639 code."},
-                        "near_duplicates": {"enum": ["drop", "keep"], "default": "drop",
-                                            "description": "How to treat passages nearly equal to an earlier one."},
-                        "files": {"type": "array", "items": {"type": "string", "format": "binary"},
-                                  "description": "jsonl, csv, tsv, txt, md, rst (optionally .gz, .zst), or parquet."},
-                    },
-                },
-                "example": {"name": "docs", "language": "en", "files": ["@passages.parquet"]},
-            }
+_FORM = form_body(
+    {
+        "name": {"type": "string"},
+        "language": {"type": "string", "default": "en", "description": "ISO 639 code."},
+        "near_duplicates": {
+            "enum": ["drop", "keep"],
+            "default": "drop",
+            "description": "How to treat passages nearly equal to an earlier one.",
         },
-    }
-}  # fmt: skip
+        "files": {
+            "type": "array",
+            "items": {"type": "string", "format": "binary"},
+            "description": "jsonl, csv, tsv, txt, md, rst (optionally .gz, .zst), or parquet.",
+        },
+    },
+    ["name", "files"],
+    {"name": "docs", "language": "en", "files": ["@passages.parquet"]},
+)
 
 
 class CorpusBody(BaseModel):
@@ -163,7 +158,4 @@ def delete(corpus: Name, parts: PartsDep, tenant: Tenant) -> Response:
 @router.post("/{corpus}/search", summary="Search a corpus", responses=problems(404, 409, 413))
 def search(corpus: Name, body: SearchBody, parts: PartsDep, tenant: Tenant) -> SearchResult:
     """Return the passages with the highest BM25 scores, ranked as in the selection of a job."""
-    latest = parts.catalog.loads(tenant, corpus, limit=1)
-    version = ready_version(parts.catalog.corpus(tenant, corpus), body.version, latest[0] if latest else None)
-    hits = parts.retriever.search(tenant, corpus, version.version, body.query, body.k)
-    return SearchResult(version=version.version, hits=tuple(hits))
+    return parts.search(tenant, corpus, body.version, body.query, body.k)

@@ -13,7 +13,7 @@ from services.api.auth import Tenant
 from services.api.forms import by_field
 from services.api.intake import PARTS, parse_options
 from services.api.job_artifacts import file_response
-from services.api.parts import FILE_ANSWERS, AfterId, Limit, Parts, PartsDep, problems
+from services.api.parts import FILE_ANSWERS, AfterId, Limit, Parts, PartsDep, form_body, problems
 from services.api.removal import delete_dataset
 from services.api.views import dataset_view
 from services.common.catalog_records import DatasetRecord
@@ -24,29 +24,18 @@ from tlm_core.wire import Dataset, DatasetCreated, Items, JsonObject, Page
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
 _FILE = {"type": "string", "format": "binary"}
-_FORM: dict[str, object] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["name"],
-                    "properties": {
-                        "name": {"type": "string"},
-                        "options": {"type": "string", "description": "JSON, like `options` of POST /v1/datasets/hub."},
-                        "train": _FILE, "validation": _FILE, "test": _FILE,
-                        "test_other": {**_FILE, "description": "Additional test set: `test_` and a suffix of letters."},
-                        "selection": {**_FILE, "description": "Passages (text, rank) for the selector `given`."},
-                        "file": {**_FILE, "description": "Instead of `train`: all rows. The service splits them."},
-                    },
-                },
-                "example": {"name": "reviews", "options": '{"label_column": "stars"}', "train": "@train.csv",
-                            "test": "@test.csv"},
-            }
-        },
-    }
-}  # fmt: skip
+_FORM = form_body(
+    {
+        "name": {"type": "string"},
+        "options": {"type": "string", "description": "JSON, like `options` of POST /v1/datasets/hub."},
+        **dict.fromkeys(("train", "validation", "test"), _FILE),
+        "test_other": {**_FILE, "description": "Additional test set: `test_` and a suffix of letters."},
+        "selection": {**_FILE, "description": "Passages (text, rank) for the selector `given`."},
+        "file": {**_FILE, "description": "Instead of `train`: all rows. The service splits them."},
+    },
+    ["name"],
+    {"name": "reviews", "options": '{"label_column": "stars"}', "train": "@train.csv", "test": "@test.csv"},
+)
 
 
 class HubBody(BaseModel):

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from services.api.auth import Tenant
 from services.api.forms import by_field
 from services.api.intake import PARTS
-from services.api.parts import PartsDep, problems
+from services.api.parts import PartsDep, problems, request_body
 from services.api.routes.corpora import CorpusBody
 from services.api.routes.datasets import created
 from services.api.views import load_view
@@ -19,12 +19,7 @@ from tlm_core.wire import CorpusLoad, DatasetCreated, Upload
 
 router = APIRouter(tags=["uploads"])
 
-_PART: dict[str, object] = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}, "example": "bytes"}},
-    }
-}
+_PART = request_body("application/octet-stream", {"type": "string", "format": "binary"}, "bytes")
 
 
 class _Body(BaseModel):
