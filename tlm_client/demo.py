@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 
@@ -38,7 +38,7 @@ from tlm_core.evaluation.summary import MAJORITY, ModelRow, model_rows, model_ti
 from tlm_core.jobs.spec import JobSpec
 from tlm_core.jobs.states import State
 from tlm_core.tasks.metrics import METRICS
-from tlm_core.wire import Job
+from tlm_core.wire import Job, JsonObject
 
 if TYPE_CHECKING:
     from tlm_client.demo_data import Splits
@@ -75,7 +75,7 @@ class Arm:
     """A finished job of the comparison. seconds: wall-clock time from start to end."""
 
     job: Job
-    report: Mapping[str, Any]
+    report: JsonObject
     seconds: float
 
     def summary(self) -> dict[str, object]:
@@ -227,7 +227,7 @@ def _answer_early(client: TLMClient, samples: Sequence[Sample], display: Display
     )
 
 
-def _classify(client: TLMClient, job: Job, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+def _classify(client: TLMClient, job: Job, samples: Sequence[Sample]) -> list[JsonObject]:
     """Classify the samples with the best model that the job has."""
     pairs = [sample.pair or "" for sample in samples] if any(sample.pair is not None for sample in samples) else None
     predictions = client.predict(job.id, [sample.text for sample in samples], pairs).data
@@ -273,7 +273,7 @@ def _result(arms: Mapping[str, Arm], own_task: Path | None, own_corpus: Path | N
     }
 
 
-def _print_predictions(predictions: Sequence[Mapping[str, Any]], title: str) -> None:
+def _print_predictions(predictions: Sequence[JsonObject], title: str) -> None:
     texts = [(p["text"][:160], p["label"], f"{p['probability']:.2f}", p["true_label"]) for p in predictions]
     print_items(table(("test text", "predicted", "probability", "true"), texts, title=title))
 
@@ -298,7 +298,7 @@ def _print_comparison(arms: Mapping[str, Arm]) -> None:
     print_items(*sentences(report))
 
 
-def _cost(report: Mapping[str, Any], *stages: str) -> tuple[str, str]:
+def _cost(report: JsonObject, *stages: str) -> tuple[str, str]:
     """Return the seconds and FLOPs of some stages, over all seeds."""
     costs = [report["cost"][stage] for stage in stages if stage in report["cost"]]
     return f"{sum(cost['seconds'] for cost in costs):,.0f}", f"{sum(cost['flops'] for cost in costs):.1e}"

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from tlm_client.console import Item, table
 from tlm_client.display import duration
-from tlm_core.evaluation.summary import model_rows, model_title, sentences, training_time
+from tlm_core.evaluation.summary import Report, model_rows, model_title, sentences, training_time
 from tlm_core.tasks.metrics import scores_shown
 from tlm_core.wire import Estimate, Verdict
-
-Report = Mapping[str, Any]
 
 
 def format_score(value: float | None, spread: float | None = None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -23,7 +23,7 @@ from tlm_client.console import (
 from tlm_client.sources import dataset_files
 from tlm_core.errors import InvalidRequest
 from tlm_core.tasks.metrics import METRICS
-from tlm_core.wire import Dataset
+from tlm_core.wire import Dataset, JsonObject
 
 group = command_group(__doc__)
 
@@ -115,7 +115,7 @@ def delete_dataset(
     print_result({"deleted": target.id}, f"Deleted {target.id}")
 
 
-def _dataset_items(dataset: Dataset, report: Mapping[str, Any]) -> list[Item]:
+def _dataset_items(dataset: Dataset, report: JsonObject) -> list[Item]:
     selection = ""
     if dataset.selection is not None:
         selection = f" It contains {dataset.selection:,} passages for the selector 'given'."

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,7 @@ from tlm_core.compression.masks import Mask
 from tlm_core.compression.params import PhasesParams, ticket_name
 from tlm_core.compression.sliced import MASK, load_sliced, parameters, widened
 from tlm_core.evaluation.combine import LINEAR
-from tlm_core.evaluation.report import report_meta, total_cost
+from tlm_core.evaluation.report import Report, report_meta, total_cost
 from tlm_core.studies.measure import compare_graphs, encoder_onnx, token_batches
 from tlm_core.studies.outputs import Table, speed_in_words, write_outputs
 from tlm_core.studies.plot import Curve
@@ -50,7 +49,7 @@ def phases(ctx: StageContext[PhasesParams]) -> dict[str, object]:
     winning = (point for point in curves if point["ticket"] == "winning")
     best = max(winning, key=lambda point: (-math.inf if point["mean"] is None else point["mean"], point["level"]))
     folders = {seed: ctx.inputs[ticket_name("winning", best["level"], seed)] for seed in seeds}
-    report: dict[str, Any] = {"kind": "prune", **report_of(folders, prepared, task, predictor)}
+    report: Report = {"kind": "prune", **report_of(folders, prepared, task, predictor)}
     report["dense"] = {**dense["models"]["encoder"], "cost": dense["cost"]}
     report["models"][LINEAR] = dense["models"][LINEAR]
     report |= {name: dense[name] for name in ("linear", "suspects") if name in dense}
@@ -72,7 +71,7 @@ def phases(ctx: StageContext[PhasesParams]) -> dict[str, object]:
     return {"super_ticket": best["level"], **report_meta(report)}
 
 
-def _curves(inputs: Mapping[str, Path], params: PhasesParams) -> list[dict[str, Any]]:
+def _curves(inputs: Mapping[str, Path], params: PhasesParams) -> list[Report]:
     """Return the validation scores over seeds of the dense model and of each ticket and level."""
     seeds = params.seeds
     points = [_point("dense", 0.0, 1.0, [inputs[f"finetune.s{seed}"] for seed in seeds])]
@@ -87,7 +86,7 @@ def _curves(inputs: Mapping[str, Path], params: PhasesParams) -> list[dict[str, 
     return points
 
 
-def _point(which: str, level: float, weights_left: float, folders: list[Path]) -> dict[str, Any]:
+def _point(which: str, level: float, weights_left: float, folders: list[Path]) -> Report:
     scores = [read_history(folder)["best"]["score"] for folder in folders]
     over = summary(scores)
     point = {"ticket": which, "level": level, "weights_left": weights_left, "validation": scores}
@@ -95,7 +94,7 @@ def _point(which: str, level: float, weights_left: float, folders: list[Path]) -
     return {**point, "mean": over["mean"], "spread": over["std"], **reason}
 
 
-def words(report: Mapping[str, Any]) -> str:
+def words(report: Report) -> str:
     """Summarize the report in a paragraph."""
     ticket, metric, inference = report["super_ticket"], report["metric"], report["inference"]
     dense, score = report["dense"]["mean"]["test"][metric], report["mean"]["test"][metric]
@@ -119,7 +118,7 @@ def words(report: Mapping[str, Any]) -> str:
     return " ".join(filter(None, (text, chance, baseline, size)))
 
 
-def _write(out: Path, report: Mapping[str, Any]) -> None:
+def _write(out: Path, report: Report) -> None:
     """Write the report, the table, and the plot. The linear model has one row in the table and a line in the plot."""
     points, columns = report["curves"], ("ticket", "level", "weights_left", "mean", "spread")
     rows = [[*(point[name] for name in columns), " ".join(map(str, point["validation"]))] for point in points]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,7 @@ from tlm_core.compression.masks import Mask
 from tlm_core.compression.sharing import MASKS, load_shared
 from tlm_core.compression.sliced import parameters
 from tlm_core.evaluation.combine import LINEAR
-from tlm_core.evaluation.report import LinearResult, linear_report, total_cost
+from tlm_core.evaluation.report import LinearResult, Report, linear_report, total_cost
 from tlm_core.studies.outputs import Table, write_outputs
 from tlm_core.studies.plot import Curve
 from tlm_core.tasks.merge import MERGE
@@ -45,7 +44,7 @@ def shared_report(ctx: StageContext[SeedsParams]) -> dict[str, object]:
     seeds = ctx.params.seeds
     tasks = [_task(ctx.inputs, number, facts["name"], seeds) for number, facts in enumerate(merged)]
     average = {system: _average(tasks, system) for system in COMPARED}
-    report: dict[str, Any] = {
+    report: Report = {
         "kind": "share_tickets",
         "task": " + ".join(task["name"] for task in tasks),
         "metric": "value",
@@ -63,7 +62,7 @@ def shared_report(ctx: StageContext[SeedsParams]) -> dict[str, object]:
     return {name: report[name] for name in ("metric", "mean", "spread", "words")}
 
 
-def _table(tasks: Sequence[Mapping[str, Any]]) -> Table:
+def _table(tasks: Sequence[Report]) -> Table:
     """Return a row for each task, system and seed, and one for each task's linear model, without a seed.
 
     A column of a test set that the task does not have is empty.
@@ -81,7 +80,7 @@ def _table(tasks: Sequence[Mapping[str, Any]]) -> Table:
     return Table("scores.csv", ("task", "system", "seed", "metric", *tests), rows)
 
 
-def _curves(tasks: Sequence[Mapping[str, Any]], average: Mapping[str, Summary]) -> list[Curve]:
+def _curves(tasks: Sequence[Report], average: Mapping[str, Summary]) -> list[Curve]:
     """Return mean and spread of each system's test scores, for each task and over all tasks, without missing scores."""
     curves = []
     for number, system in enumerate(COMPARED):
@@ -93,7 +92,7 @@ def _curves(tasks: Sequence[Mapping[str, Any]], average: Mapping[str, Summary]) 
     return curves
 
 
-def _task(inputs: Mapping[str, Path], number: int, name: str, seeds: Sequence[int]) -> dict[str, Any]:
+def _task(inputs: Mapping[str, Path], number: int, name: str, seeds: Sequence[int]) -> Report:
     prepared, task = Prepared(inputs[f"prepared.{number}"]), Task.read(inputs[f"task.{number}"])
     device, labels = pick_device(), len(prepared.labels)
 
@@ -103,7 +102,7 @@ def _task(inputs: Mapping[str, Path], number: int, name: str, seeds: Sequence[in
     def together(folder: Path, split: Split) -> npt.NDArray[np.float32]:
         return predict(load_shared(folder, number, labels).to(device), split, prepared, device=device)
 
-    entry: dict[str, Any] = {"name": name, "metric": prepared.metric, "tests": tests_of(prepared)}
+    entry: Report = {"name": name, "metric": prepared.metric, "tests": tests_of(prepared)}
     for system in SYSTEMS:
         node = f"alone.{number}" if system == "alone" else system
         folders = {seed: inputs[f"{node}.s{seed}"] for seed in seeds}
@@ -115,7 +114,7 @@ def _task(inputs: Mapping[str, Path], number: int, name: str, seeds: Sequence[in
     return entry
 
 
-def _average(tasks: Sequence[Mapping[str, Any]], system: str) -> Summary:
+def _average(tasks: Sequence[Report], system: str) -> Summary:
     """Return the summary over seeds of the mean test score over tasks, each by its own metric."""
     by_seed = zip(*([run["test"]["value"] for run in task[system]["seeds"]] for task in tasks), strict=True)
     return summary([summary(scores)["mean"] for scores in by_seed])
@@ -137,7 +136,7 @@ def _cost(inputs: Mapping[str, Path], tasks: int, seeds: Sequence[int]) -> dict[
     return total_cost([*({system: read_history(inputs[name])["cost"]} for system, name in nodes), *linear])
 
 
-def words(report: Mapping[str, Any]) -> str:
+def words(report: Report) -> str:
     """Summarize the report in a paragraph."""
     average = report["average"]
     alone, plain, tickets, linear = (average[system]["mean"] for system in COMPARED)

@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from tlm_core.evaluation.combine import LINEAR
-from tlm_core.evaluation.report import over_seeds, report_meta, total_cost
+from tlm_core.evaluation.report import Report, over_seeds, report_meta, total_cost
 from tlm_core.serving import MODEL
 from tlm_core.studies.bilstm import load_bilstm
 from tlm_core.studies.fit import compare, fit
@@ -29,7 +28,7 @@ BILSTM = "bilstm"
 SPEEDS = {"speed_up": "inference", "speed_up_int8": "int8"}
 
 # Reports of `evaluate` by model, rows and seed; see `linear_seeds`.
-Reports = Mapping[tuple[str, int, int], Mapping[str, Any]]
+Reports = Mapping[tuple[str, int, int], Report]
 
 
 def curve(ctx: StageContext[CurveParams]) -> dict[str, object]:
@@ -50,7 +49,7 @@ def curve(ctx: StageContext[CurveParams]) -> dict[str, object]:
         for seed in (linear_seeds(size["size"], seeds) if model == LINEAR else seeds)
     }
     rows = [size["rows"] for size in used]
-    report: dict[str, Any] = {
+    report: Report = {
         "kind": "learning_curve",
         **_bilstm_report([reports[BILSTM, rows[-1], seed] for seed in seeds]),
         "cost": _cost(reports),
@@ -69,11 +68,11 @@ def curve(ctx: StageContext[CurveParams]) -> dict[str, object]:
     return {**report_meta(report), "words": report["words"]}
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: Path) -> Report:
     return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
-def _bilstm_report(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _bilstm_report(runs: Sequence[Report]) -> Report:
     """Combine the reports of the exported BiLSTM, one for each seed."""
     seeds = [run["seeds"][0] for run in runs]
     common = {name: runs[0][name] for name in ("task", "metric", "labels", "majority")}
@@ -92,7 +91,7 @@ def _cost(reports: Reports) -> dict[str, dict[str, float]]:
     return total_cost(list(costs.values()))
 
 
-def _model(model: str, reports: Reports, sizes: Sequence[int], seeds: Sequence[int]) -> dict[str, Any]:
+def _model(model: str, reports: Reports, sizes: Sequence[int], seeds: Sequence[int]) -> Report:
     """Return the points and the power law of one model.
 
     A linear model that all seeds share counts as the run of each seed, and once in the cost.
@@ -103,7 +102,7 @@ def _model(model: str, reports: Reports, sizes: Sequence[int], seeds: Sequence[i
         shared = own[model, rows, seeds[0]]
         runs = [own.get((model, rows, seed), shared)["seeds"][0] for seed in seeds]
         names = scores_for(shared["metric"])
-        point: dict[str, Any] = {"labels": rows, "mean": {"validation": {}, "test": {}}, "spread": {"test": {}}}
+        point: Report = {"labels": rows, "mean": {"validation": {}, "test": {}}, "spread": {"test": {}}}
         for name in names:
             over = summary([run["test"][name] for run in runs])
             point["mean"]["test"][name], point["spread"]["test"][name] = over["mean"], over["std"]
@@ -114,13 +113,13 @@ def _model(model: str, reports: Reports, sizes: Sequence[int], seeds: Sequence[i
     return {"points": points, "law": _law(points)}
 
 
-def _run(run: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def _run(run: Report, names: Sequence[str]) -> Report:
     """Return the test scores of one seed, and the selected rate if several were tried."""
     scores = {name: run["test"][name] for name in (*names, "value")}
     return {**scores, "lr": run["chosen"]["lr"]} if "tries" in run else scores
 
 
-def _law(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _law(points: Sequence[Report]) -> Report:
     """Fit error = a * n ** -b + c to the mean errors (1 - accuracy). Without a fit, the values are None."""
     try:
         law = fit([p["labels"] for p in points], [1 - p["mean"]["test"]["accuracy"] for p in points])
@@ -129,7 +128,7 @@ def _law(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"a": law.a, "b": law.b, "c": law.c}
 
 
-def _add_crossings(report: dict[str, Any], margin: float) -> None:
+def _add_crossings(report: Report, margin: float) -> None:
     """Add the comparisons: `against` with each encoder, `passes_linear` with the linear model.
 
     `against` of `bilstm` is in the report, that of another LSTM in its entry of `models`.
@@ -142,14 +141,14 @@ def _add_crossings(report: dict[str, Any], margin: float) -> None:
     report["passes_linear"] = {model: _passes_linear(report, model) for model in others}
 
 
-def _against(report: Mapping[str, Any], lstm: str, model: str, margin: float) -> dict[str, Any]:
+def _against(report: Report, lstm: str, model: str, margin: float) -> Report:
     """Return the crossing point of an LSTM with an encoder, and its speed-up, also for 8-bit weights."""
     entry, seconds = report["models"][lstm], report["models"][model]["inference"]["seconds_per_text"]
     speed_up = {name: seconds / entry[key]["seconds_per_text"] for name, key in SPEEDS.items() if key in entry}
     return {**compare(_errors(report, lstm), _errors(report, model), margin=margin), **speed_up}
 
 
-def _passes_linear(report: Mapping[str, Any], model: str) -> dict[str, Any]:
+def _passes_linear(report: Report, model: str) -> Report:
     """Return from how many labels on a model is more accurate than the linear model.
 
     measured: the first measured size from which on it is at all measured sizes, or None. The rest is `compare` with the
@@ -164,12 +163,12 @@ def _passes_linear(report: Mapping[str, Any], model: str) -> dict[str, Any]:
     return {"measured": measured, **compare(_errors(report, model), _errors(report, LINEAR), margin=0.0)}
 
 
-def _errors(report: Mapping[str, Any], model: str) -> list[tuple[float, list[float]]]:
+def _errors(report: Report, model: str) -> list[tuple[float, list[float]]]:
     """Return the labels and the errors of each run of a model's points."""
     return [(p["labels"], [1 - run["accuracy"] for run in p["runs"]]) for p in report["models"][model]["points"]]
 
 
-def _add_inference(ctx: StageContext[CurveParams], report: dict[str, Any], first: int, best: int) -> None:
+def _add_inference(ctx: StageContext[CurveParams], report: Report, first: int, best: int) -> None:
     """Add the size and speed of each model's ONNX graph at the largest size."""
     linear = ctx.inputs["trained.linear"]
     graphs, texts = {LINEAR: linear / MODEL}, {LINEAR: ngram_batches(linear, Task.read(ctx.inputs["task"]))}
@@ -189,7 +188,7 @@ def _add_inference(ctx: StageContext[CurveParams], report: dict[str, Any], first
         report["models"][model]["inference"] = figures
 
 
-def words(report: Mapping[str, Any]) -> str:
+def words(report: Report) -> str:
     """Summarize the report in a paragraph."""
     last = report["models"][BILSTM]["points"][-1]
     metric, agreement = report["metric"], report["models"][BILSTM]["int8"]["agreement"]
@@ -208,12 +207,12 @@ def words(report: Mapping[str, Any]) -> str:
     return " ".join(sentences)
 
 
-def _mean(point: Mapping[str, Any], metric: str) -> str:
+def _mean(point: Report, metric: str) -> str:
     mean = point["mean"]["test"][metric]
     return "no score" if mean is None else f"{mean:.4f}"
 
 
-def _crossings(report: Mapping[str, Any], lstm: str, against: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _crossings(report: Report, lstm: str, against: Mapping[str, Report]) -> list[str]:
     """Return sentences that compare one LSTM with each encoder."""
     sentences, accuracy = [], report["models"][lstm]["points"][-1]["mean"]["test"]["accuracy"]
     for model, entry in against.items():
@@ -237,7 +236,7 @@ def _crossings(report: Mapping[str, Any], lstm: str, against: Mapping[str, Mappi
     return sentences
 
 
-def _passing(model: str, entry: Mapping[str, Any]) -> str:
+def _passing(model: str, entry: Report) -> str:
     """Return a sentence that says from which size on a model is more accurate than the linear model."""
     if entry["measured"] is None:
         text = f"At the largest size '{model}' is not more accurate than the linear model"
@@ -261,7 +260,7 @@ def _about(count: float) -> str:
     return f"{float(f'{count:.1e}'):,.0f}"
 
 
-def _write(out: Path, report: Mapping[str, Any]) -> None:
+def _write(out: Path, report: Report) -> None:
     names = scores_for(report["metric"])
     rows = [
         [model, point["labels"], entry["seed"], *(run[name] for name in names)]
