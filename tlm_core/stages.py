@@ -13,7 +13,7 @@ VALIDATE = Stage("validate", Place.COORDINATOR, "tlm_core.tasks.validate:validat
 SELECT = Stage("select", Place.RETRIEVER, "", 5, params.SelectParams)
 # A linear model needs no torch either.
 BASELINE = worker("baseline", "tlm_core.linear.stages:baseline", 2, BaselineParams, needs_torch=False)
-SELF_TRAIN = worker("self_train", "tlm_core.linear.stages:self_train_stage", 3, SelfTrainParams, needs_torch=False)
+SELF_TRAIN = worker("self_train", "tlm_core.linear.stages:self_train_stage", 4, SelfTrainParams, needs_torch=False)
 EVALUATE_LINEAR = worker(
     "evaluate_linear", "tlm_core.linear.stages:evaluate_linear", 3, BaselineParams, needs_torch=False
 )

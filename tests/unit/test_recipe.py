@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tlm_core.errors import InvalidRecipe
-from tlm_core.training.recipe import PUBLISHED_LR, Recipe, resolve
+from tlm_core.training.recipe import PUBLISHED_LR, Finetune, Recipe, resolve
 
 SCALES = ("tiny", "small", "medium", "large")
 
@@ -53,6 +53,13 @@ def test_scales_of_the_paper_have_own_schedules(
 def test_override_replaces_a_budget_in_another_unit() -> None:
     budget = resolve("fast", "tiny", {"joint.budget.steps": 7}).joint.budget
     assert (budget.steps, budget.tokens) == (7, None)
+
+
+def test_small_task_trains_for_at_most_twice_the_epochs() -> None:
+    finetune = Finetune(epochs=5, batch=32, min_steps=500)
+    assert [finetune.steps(rows) for rows in (1, 450, 1_688, 3_219)] == [2, 142, 500, 503]
+    assert finetune.model_copy(update={"max_steps": 100}).steps(1_688) == 100
+    assert resolve("fast", "quick").finetune.min_steps == 500 and resolve("fast", "tiny").finetune.min_steps is None
 
 
 def test_published_encoder_gets_a_lower_rate_by_default() -> None:

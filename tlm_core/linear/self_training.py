@@ -28,6 +28,7 @@ from tlm_core.tasks.task import Task
 WEIGHT = 0.3  # of a piece, relative to a train row
 ROUNDS = 2  # each labels the pieces again
 MOST_PIECES = 60_000  # that the teacher labels
+CANDIDATES = 2  # confident pieces for each that a student learns from at most; the others cost time and add little
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,11 @@ def self_train(
     learn from pieces only where this clearly helps. baseline: outputs of the linear model on validation. teacher:
     calibrated log-probabilities of the pieces, [pieces, labels].
     """
-    rows: list[Row] = [(piece,) for piece in pieces]
+    most = MOST_LABELED / task.counts["train"]  # larger amounts give the same pieces
+    positive = sorted({min(amount, most) for amount in amounts if amount})
+    shares = np.bincount(task.targets("train").astype(np.int64), minlength=len(task.labels)) / task.counts["train"]
+    candidates = most_confident(teacher, shares, round(max(positive, default=0) * task.counts["train"] * CANDIDATES))
+    rows: list[Row] = [(pieces[number],) for number in candidates]
     features, _ = Features.learn([*rows_of(task, "train"), *rows], list(FAMILIES)[: setting.families])
     data = _Data(
         train=features.encode(rows_of(task, "train")),
@@ -82,10 +87,8 @@ def self_train(
         pieces=features.encode(rows),
         validation=features.encode(rows_of(task, "validation")),
     )
-    most = MOST_LABELED / len(data.targets)  # larger amounts give the same pieces
-    positive = sorted({min(amount, most) for amount in amounts if amount})
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        fits = list(pool.map(lambda amount: _fit(data, teacher, setting, len(task.labels), amount), positive))
+        fits = list(pool.map(lambda amount: _fit(data, teacher[candidates], setting, shares, amount), positive))
     targets = task.targets("validation")
     guesses = {0.0: task.type.predict(baseline)} if 0 in amounts else {}
     for amount, (weights, bias, _) in zip(positive, fits, strict=True):
@@ -100,7 +103,7 @@ def self_train(
         return SelfTrained(0.0, scores, None)
     weights, bias, chosen = fits[positive.index(best)]
     outputs: Outputs = np.asarray(data.pieces[chosen] @ weights, np.float32) + bias
-    return SelfTrained(best, scores, Student(LinearModel(features, weights, bias), chosen, outputs))
+    return SelfTrained(best, scores, Student(LinearModel(features, weights, bias), candidates[chosen], outputs))
 
 
 @dataclass(frozen=True)
@@ -114,11 +117,10 @@ class _Data:
 
 
 def _fit(
-    data: _Data, teacher: Outputs, setting: Setting, labels: int, amount: float
+    data: _Data, teacher: Outputs, setting: Setting, shares: NDArray[np.float64], amount: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
     """Return weights and bias of a student, and its pieces. After each round the student is the next teacher."""
-    shares = np.bincount(data.targets, minlength=labels) / len(data.targets)
-    total = min(round(amount * len(data.targets)), MOST_LABELED)
+    total = round(amount * len(data.targets))
     for _ in range(ROUNDS):
         chosen = most_confident(teacher, shares, total)
         guesses = teacher[chosen].argmax(axis=1)
@@ -127,7 +129,7 @@ def _fit(
             sp.vstack([data.train, data.pieces[chosen]]).tocsr(),
             np.concatenate([data.targets, guesses]),
             setting,
-            labels,
+            len(shares),
             row_weights,
         )
         teacher = log_softmax(np.asarray(data.pieces @ weights, np.float32) + bias)

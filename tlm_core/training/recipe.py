@@ -185,6 +185,9 @@ class Finetune(_Part):
     """Finetune stage: the task's loss alone, with a new optimizer. The best validation score decides."""
 
     epochs: float = Field(10, gt=0, description="passes over the train texts")
+    min_steps: int | None = Field(
+        None, ge=1, description="small tasks train for more epochs, at most twice as many, to reach these steps"
+    )
     max_steps: int | None = Field(None, ge=1, description="cap on the steps that epochs give")
     batch: int = Field(32, ge=1, le=8192, description="texts in a step, over all workers")
     evaluations: int = Field(10, ge=1, description="validations, evenly spread, besides that of the initial model")
@@ -208,8 +211,9 @@ class Finetune(_Part):
         return rates
 
     def steps(self, rows: int) -> int:
-        """Return the steps of the epochs over `rows` train texts, at most max_steps."""
+        """Return the steps of the epochs over `rows` train texts, within min_steps and max_steps."""
         steps = max(1, math.ceil(self.epochs * rows / self.batch))
+        steps = max(steps, min(2 * steps, self.min_steps or 0))
         return min(steps, self.max_steps) if self.max_steps else steps
 
     @property
@@ -326,7 +330,9 @@ def _fast(scale: Scale) -> Recipe:
         ),
         joint=Joint(budget=Budget(tokens=tokens), batch_rows=32 if on_cpu or scale == "small" else 256),
         finetune=Finetune(
-            epochs=5 if scale == "quick" else 10, optimizer=Optimizer(name="adamw", lr=1e-3 if on_cpu else 3e-4)
+            epochs=5 if scale == "quick" else 10,
+            min_steps=500 if scale == "quick" else None,
+            optimizer=Optimizer(name="adamw", lr=1e-3 if on_cpu else 3e-4),
         ),
         ensemble=True,
     )
