@@ -33,6 +33,7 @@ class FakeCluster(RayCluster):
         self.offered_gpus = 0.0
         self.refusing = False
         self.lost: set[str] = set()  # Waiting submissions that never start.
+        self.released: list[str] = []
 
     def _check(self) -> None:
         if self.away:
@@ -68,9 +69,13 @@ class FakeCluster(RayCluster):
         self._check()
         return self.statuses.get(submission, Status.UNKNOWN)
 
-    def can_start(self, submission: str) -> bool:
+    def is_lost(self, submission: str) -> bool:
         self._check()
-        return submission not in self.lost
+        return submission in self.lost
+
+    def release(self, submission: str) -> None:
+        self._check()
+        self.released.append(submission)
 
     def stop(self, submission: str) -> None:
         self._check()

@@ -18,7 +18,10 @@ from tlm_core.errors import ClusterUnavailable
 
 PROGRAM = "services.trainer.program"
 DRIVER = "driver"  # a resource of Ray's worker nodes in deploy/
-_SUPERVISOR = "_ray_internal_job_actor_"  # and the id: the name of the actor that starts a submission
+# Ends the actor that waits for a start which never comes.
+_RELEASE = (
+    "import ray, sys; ray.init(); ray.kill(ray.get_actor(sys.argv[1], namespace='SUPERVISOR_ACTOR_RAY_NAMESPACE'))"
+)
 # Of the output of a submission that ended.
 _LINES, _CHARS = 15, 4000
 
@@ -105,14 +108,24 @@ class RayCluster:
             raise ClusterUnavailable("Ray returned an unknown status. Run the same release of Ray everywhere.")
         return status
 
-    def can_start(self, submission: str) -> bool:
-        """Return whether a waiting submission starts once there is room.
+    def is_lost(self, submission: str) -> bool:
+        """Return whether a submission waits that was accepted before the head restarted.
 
-        If the head died while it accepted the submission, Ray restores the record only, which then waits forever.
+        What starts a submission lives in the head. Its state in Redis restores the record, which waits forever.
         """
-        query = "limit=1&filter_keys=name&filter_predicates=%3D&filter_values="
-        answer = self._json(self._request("GET", f"/api/v0/actors?{query}{_SUPERVISOR}{submission}"))
-        return bool(answer["data"]["result"]["result"])
+        response = self._request("GET", f"/api/jobs/{submission}")
+        if response.status_code == 404:
+            return False
+        record: Any = self._body(response)
+        heads = [node["start_time_ms"] for node in self._nodes() if node["is_head_node"]]
+        return bool(record["status"] == "PENDING" and heads and record["start_time"] < max(heads))
+
+    def release(self, submission: str) -> None:
+        """Free the CPUs that a lost submission holds. Ray then reports it as failed, if it held any."""
+        name = f"{submission}.release"
+        if self.status(name) is Status.UNKNOWN:
+            command = ["python", "-c", _RELEASE, f"_ray_internal_job_actor_{submission}"]
+            self._request("POST", "/api/jobs/", json={"submission_id": name, "entrypoint": shlex.join(command)})
 
     def submissions(self) -> list[Submitted]:
         """Return the submissions of this service that the cluster knows."""
@@ -134,9 +147,12 @@ class RayCluster:
         return self._offered("GPU")
 
     def _offered(self, resource: str) -> float:
-        body = self._json(self._request("GET", "/api/v0/nodes?limit=10000"))
-        nodes = body["data"]["result"]["result"]
-        return sum(node["resources_total"].get(resource, 0.0) for node in nodes if node["state"] == "ALIVE")
+        return sum(node["resources_total"].get(resource, 0.0) for node in self._nodes())
+
+    def _nodes(self) -> list[Any]:
+        """Return the nodes that are alive."""
+        body = self._json(self._request("GET", "/api/v0/nodes?limit=10000&detail=1"))
+        return [node for node in body["data"]["result"]["result"] if node["state"] == "ALIVE"]
 
     def delete(self, submission: str) -> None:
         """Delete the record of an ended submission. An unknown one is ignored."""

@@ -32,6 +32,8 @@ class Submissions:
     owner: str
     # Submission → time of the first look at which it had no worker; infinite once that has been reported.
     unstarted_since: dict[str, float] = field(default_factory=dict)
+    # Submission → time of the last look whether it waits in vain.
+    waiting_checked: dict[str, float] = field(default_factory=dict)
     # Submission → time of the first look at which it ran.
     running_since: dict[str, float] = field(default_factory=dict)
 
@@ -50,6 +52,8 @@ class Submissions:
         status, assignment = self.cluster.status(submission), self._assignment(situation, group)
         if status is Status.WAITING or (status is Status.RUNNING and assignment.distributed):
             self._report_late_workers(job, assignment, status, now)
+        if status is Status.WAITING:
+            self._check_waiting(submission, now)
         if status is Status.RUNNING:
             self._check_beat(job, assignment, now, stall_grace_until)
         elif status is not Status.WAITING:
@@ -123,6 +127,15 @@ class Submissions:
         self._stop(job, submission)
         raise AttemptEnded(WorkerLost(f"Worker {reason} and was stopped."))
 
+    def _check_waiting(self, submission: str, now: float) -> None:
+        """Raise AttemptEnded, every now and then, if the head restarted while the submission waited for its start."""
+        if now - self.waiting_checked.setdefault(submission, now) < self.settings.start_seconds:
+            return
+        self.waiting_checked[submission] = now
+        if self.cluster.is_lost(submission):
+            self.cluster.release(submission)
+            raise AttemptEnded(WorkerLost("The head of the cluster restarted before the workers started."))
+
     def _check_result(self, job: JobRecord, group: str) -> None:
         """Raise AttemptEnded if the ended workers of a group left a stage undone."""
         job = self.store.get(job.tenant, job.id)  # The workers may have changed the record since it was read.
@@ -132,14 +145,11 @@ class Submissions:
     def _report_late_workers(self, job: JobRecord, assignment: Assignment, status: Status, now: float) -> None:
         """Report, once, that workers start later than usual. Most often the cluster has no room for them.
 
-        Raises AttemptEnded if they cannot start. A single worker is the submission itself. Workers of Ray Train start
-        after their submission.
+        A single worker is the submission itself. Workers of Ray Train start after their submission.
         """
         submission, settings = job.submissions[assignment.group], self.settings
         if now - self.unstarted_since.setdefault(submission, now) < settings.start_seconds:
             return
-        if status is Status.WAITING and not self.cluster.can_start(submission):
-            raise AttemptEnded(WorkerLost("The head of the cluster lost the submission before it started."))
         self.unstarted_since[submission] = math.inf
         if status is Status.WAITING or assignment.group not in job.beats:
             gpus = f" and {assignment.gpus:g} GPU(s)" if assignment.gpus else ""

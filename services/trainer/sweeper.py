@@ -36,7 +36,9 @@ class Sweeper:
         for submitted in self.cluster.submissions():
             if not self._has_ended(submitted):
                 continue
-            if submitted.status in (Status.WAITING, Status.RUNNING):
+            if submitted.status is Status.WAITING and self.cluster.is_lost(submitted.id):
+                self.cluster.release(submitted.id)
+            elif submitted.status in (Status.WAITING, Status.RUNNING):
                 log.warning("Stopping submission %s of an ended attempt", submitted.id)
                 self.cluster.stop(submitted.id)
                 ORPHANS.labels("submission").inc()

@@ -95,6 +95,7 @@ class RayHead:
     def _start(self, command: list[str], part: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
         own = {"PYTHONPATH": str(ROOT), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
         own |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "600", "RAY_JOB_START_TIMEOUT_SECONDS": "3600", **self.token}
+        own |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # The head calls `python`.
         own |= {"DASHBOARD_METRIC_PORT": "0", "SPT_NOENV": "1", **self._marks, "CHAOS_RAY_PART": part}
         with self._log.open("ab") as log:
             return subprocess.Popen(

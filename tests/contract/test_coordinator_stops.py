@@ -121,8 +121,11 @@ def test_submission_that_the_head_lost_is_tried_again(harness: CoordinatorHarnes
     harness.cluster.statuses[submission] = Status.WAITING
     harness.cluster.lost.add(submission)
     harness.rounds_until(coordinator, 50)
-    assert harness.job(job_id).attempt == 1
+    assert harness.cluster.released == []
     harness.rounds_until(coordinator, 70)
+    assert harness.cluster.released == [submission]
+    Sweeper(harness.store, harness.cluster).sweep()
+    assert harness.cluster.released == [submission] * 2
     harness.store.expire_deadlines()
     job = harness.until_ended(coordinator, job_id)
     assert (job.state, job.attempt, job.failures) == (State.SUCCEEDED, 2, 0)

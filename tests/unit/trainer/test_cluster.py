@@ -65,16 +65,27 @@ def test_known_submission_is_not_started_again() -> None:
     ray.stop("unknown")
 
 
-@pytest.mark.parametrize(("actors", "starts"), [([{"name": "_ray_internal_job_actor_s"}], True), ([], False)])
-def test_waiting_submission_starts_only_with_its_actor(actors: list[Any], starts: bool) -> None:
-    queries = []
+@pytest.mark.parametrize(
+    ("status", "accepted", "lost"), [("PENDING", 99, True), ("PENDING", 101, False), ("RUNNING", 99, False)]
+)
+def test_submission_that_waited_at_a_restart_of_the_head_is_lost(status: str, accepted: int, lost: bool) -> None:
+    head = {"state": "ALIVE", "is_head_node": True, "start_time_ms": 100}
+    others = [{**head, "state": "DEAD", "start_time_ms": 120}, {**head, "is_head_node": False, "start_time_ms": 130}]
 
     def answer(request: httpx.Request) -> httpx.Response:
-        queries.append((request.url.path, request.url.params["filter_values"]))
-        return httpx.Response(200, json={"data": {"result": {"result": actors}}})
+        if request.url.path == "/api/v0/nodes":
+            return httpx.Response(200, json={"data": {"result": {"result": [head, *others]}}})
+        return httpx.Response(200, json={"status": status, "start_time": accepted})
 
-    assert cluster(answer).can_start("s") is starts
-    assert queries == [("/api/v0/actors", "_ray_internal_job_actor_s")]
+    assert cluster(answer).is_lost("s") is lost
+
+
+def test_lost_submission_is_released_once() -> None:
+    server = JobServer()
+    for _ in range(2):
+        cluster(server).release("s")
+    (body,) = server.bodies
+    assert body["submission_id"] == "s.release" and body["entrypoint"].endswith("_ray_internal_job_actor_s")
 
 
 def no_logs(_: httpx.Request) -> httpx.Response:
