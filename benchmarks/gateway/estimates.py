@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -57,13 +56,10 @@ def compare(client: TLMClient, spec: JobSpec) -> Comparison:
 
 def main() -> None:
     """Run the jobs. The first one only sets the rates."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=JOBS + 1)
-    jobs = parser.parse_args().jobs
     with stack_with_sciie() as client:
         add_dataset(client, "other", "acl_arc")
         client.wait_corpus("docs", client.add_corpus("docs", [shared_data() / "corpus" / CORPUS]).id)
-        comparisons = [compare(client, spec) for spec in islice(specs(), jobs)][1:]
+        comparisons = [compare(client, spec) for spec in islice(specs(), JOBS + 1)][1:]
     for unit in ("seconds", "flops"):
         errors = [abs(1 / getattr(comparison, unit) - 1) for comparison in comparisons]
         figure(f"estimate_{unit}_largest_error", [max(errors)], unit="share", goal=0.25, better="lower")

@@ -6,7 +6,6 @@ rivals train LSTM-4-256 (four layers of 256 each way) on batches of 32 texts and
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -42,6 +41,7 @@ from tlm_core.training.stage import StageContext
 from tlm_core.training.state import weights
 
 BATCH = 32
+REPEATS, STEPS, TEXTS, THREADS = 3, 20, 32, 2
 LAYERS, WIDTH = 4, 256
 LENGTH = 128
 OPTIMIZER = Optimizer(name="adamw", lr=2e-3)
@@ -57,19 +57,19 @@ def prepared_texts(folder: Path) -> Prepared:
     return Prepared(run_stage(PREPARE, {"task": folder / "task"}, params, folder / "prepared"))
 
 
-def ours(prepared: Prepared, folder: Path, precision: Precision, steps: int) -> float:
+def ours(prepared: Prepared, folder: Path, precision: Precision) -> float:
     """Return the real tokens per second of our training loop, without checkpoints."""
     shape = LSTMShape(prepared.vocabulary.size, len(prepared.labels), LAYERS, WIDTH, WIDTH, prepared.max_length)
     model = BiLSTM(shape)
     initialize(model, 0)
-    params = TuneParams(seed=0, precision=precision, checkpoint_steps=steps + 1, finetune=Finetune(optimizer=OPTIMIZER))
+    params = TuneParams(seed=0, precision=precision, checkpoint_steps=STEPS + 1, finetune=Finetune(optimizer=OPTIMIZER))
     checkpoints = LocalCheckpoints(folder / "none")
     trainer = Trainer(
         ctx=StageContext({}, params, folder, LocalReporter(), checkpoints, scratch=folder),
         model=cast(Any, model),
         optimizer=FlatOptimizer(cast(Any, model), OPTIMIZER, ("encoder", "task")),
         batches=BucketBatches(prepared, BATCH, 0),
-        budget=Budget(steps=steps),
+        budget=Budget(steps=STEPS),
         device=CPU,
         step_flops=partial(lstm_flops, shape),
     )
@@ -92,7 +92,7 @@ class Plain(nn.Module):
         return cast(torch.Tensor, self.out(hidden.amax(dim=1)))
 
 
-def plain(prepared: Prepared, steps: int) -> float:
+def plain(prepared: Prepared) -> float:
     """Return the real tokens per second of the plain loop: random batches, padded to the longest text, fp32."""
     split, pad = prepared.split("train"), prepared.vocabulary.pad
     texts = [torch.from_numpy(np.asarray(split.store[i], dtype=np.int64)) for i in range(len(split))]
@@ -102,7 +102,7 @@ def plain(prepared: Prepared, steps: int) -> float:
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     order = torch.randperm(len(texts)).tolist()
     tokens, start = 0, time.perf_counter()
-    for step in range(steps):
+    for step in range(STEPS):
         members = order[step * BATCH : (step + 1) * BATCH]
         batch = nn.utils.rnn.pad_sequence([texts[i] for i in members], batch_first=True, padding_value=pad)
         loss = nn.functional.cross_entropy(model(batch, pad), labels[members])
@@ -114,22 +114,22 @@ def plain(prepared: Prepared, steps: int) -> float:
     return tokens / (time.perf_counter() - start)
 
 
-def training(prepared: Prepared, folder: Path, repeats: int, steps: int) -> None:
+def training(prepared: Prepared, folder: Path) -> None:
     rivals: dict[str, Callable[[], float]] = {
-        "plain": lambda: plain(prepared, steps),
-        "fp32": lambda: ours(prepared, folder, "fp32", steps),
+        "plain": lambda: plain(prepared),
+        "fp32": lambda: ours(prepared, folder, "fp32"),
     }
     native = resolved_precision("auto", CPU)
-    rivals.setdefault(native, lambda: ours(prepared, folder, native, steps))
-    rates = alternate(rivals, repeats)
+    rivals.setdefault(native, lambda: ours(prepared, folder, native))
+    rates = alternate(rivals, REPEATS)
     for name, runs in rates.items():
         figure(f"bilstm_{name}_tokens_per_second", runs, unit="real tokens/s")
     figure("bilstm_fp32_vs_plain_loop", ratios(rates["fp32"], rates["plain"]), unit="x")
     figure("bilstm_vs_plain_loop", ratios(rates[native], rates["plain"]), unit="x", goal=5.0)
 
 
-def inference(prepared: Prepared, folder: Path, repeats: int, count: int) -> None:
-    """Measure ONNX graphs on one core with the first `count` validation texts and random weights."""
+def inference(prepared: Prepared, folder: Path) -> None:
+    """Measure ONNX graphs on one core with the first validation texts and random weights."""
     size, labels = prepared.vocabulary.size, len(prepared.labels)
     graphs = {"bilstm_4_256": folder / "4.onnx", "bilstm_1_128": folder / "1.onnx"}
     for name, layers, width in (("bilstm_4_256", 4, 256), ("bilstm_1_128", 1, 128)):
@@ -147,8 +147,8 @@ def inference(prepared: Prepared, folder: Path, repeats: int, count: int) -> Non
         initialize_encoder(encoder, 0)
         graphs[name] = folder / f"{name}.onnx"
         write_onnx(encoder.shape, {key: t.numpy() for key, t in weights(encoder).items()}, graphs[name])
-    texts = dict.fromkeys(graphs, token_batches(prepared, count))
-    runs = [compare_graphs(graphs, texts) for _ in range(repeats)]
+    texts = dict.fromkeys(graphs, token_batches(prepared, TEXTS))
+    runs = [compare_graphs(graphs, texts) for _ in range(REPEATS)]
     seconds = {name: [run[name]["seconds_per_text"] for run in runs] for name in graphs}
     for name in graphs:
         figure(f"{name}_ms_per_text", [1000 * s for s in seconds[name]], unit="ms", better="lower")
@@ -160,20 +160,14 @@ def inference(prepared: Prepared, folder: Path, repeats: int, count: int) -> Non
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--texts", type=int, default=32)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(THREADS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepared = prepared_texts(folder)
         lengths = prepared.split("train").store.lengths
-        remark(f"{len(lengths):,} texts, {lengths.mean():.1f} tokens each, {options.threads} threads")
-        training(prepared, folder, options.repeats, options.steps)
-        inference(prepared, folder, options.repeats, options.texts)
+        remark(f"{len(lengths):,} texts, {lengths.mean():.1f} tokens each, {THREADS} threads")
+        training(prepared, folder)
+        inference(prepared, folder)
 
 
 if __name__ == "__main__":

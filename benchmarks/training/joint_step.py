@@ -8,7 +8,6 @@ fp32.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 from collections.abc import Mapping
@@ -94,16 +93,9 @@ def against_trainer(repeats: int, steps: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=9, help="our steps per turn; the published loop runs a third")
-    parser.add_argument("--against", choices=("published", "trainer"))
-    options = parser.parse_args()
     prepared()
-    if options.against != "trainer":
-        against_published(options.repeats, options.steps)
-    if options.against != "published":
-        against_trainer(options.repeats, max(1, 2 * options.steps // 3))
+    against_published(repeats=4, steps=9)
+    against_trainer(repeats=4, steps=6)
 
 
 if __name__ == "__main__":

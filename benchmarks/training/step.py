@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -30,29 +28,25 @@ def flop_differences(recipe: Recipe) -> list[float]:
     return differences
 
 
-def wait_shares(recipe: Recipe, repeats: int, steps: int) -> list[float]:
+def wait_shares(recipe: Recipe) -> list[float]:
     """Return the share of each run in which the loop waits for its next batch."""
     ours = Ours(recipe)
     ours.run(4)
     shares = []
-    for _ in range(repeats):
+    for _ in range(5):
         ours.wait_seconds = ours.seconds = 0.0
-        ours.run(steps)
+        ours.run(12)
         shares.append(ours.wait_seconds / ours.seconds)
     return shares
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=12)
-    options = parser.parse_args()
     prepared()
     torch.set_num_threads(threads())
     for prefix, recipe in (("", bert_recipe()), ("fast_", fast_recipe())):
         differences = flop_differences(recipe)
         figure(f"{prefix}flops_off", differences, goal=0.03, better="lower", unit="relative difference")
-        shares = wait_shares(recipe, options.repeats, options.steps)
+        shares = wait_shares(recipe)
         figure(f"{prefix}data_wait", shares, goal=0.02, better="lower", unit="share of the step")
 
 

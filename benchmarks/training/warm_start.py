@@ -5,7 +5,6 @@ The first job warms up an embedded stack. The times of the next jobs, with one a
 
 from __future__ import annotations
 
-import argparse
 from datetime import datetime
 
 from benchmarks.report import figure, remark
@@ -44,13 +43,10 @@ def start_seconds(client: TLMClient, seed: int, workers: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args()
     with stack_with_sciie() as client:
         remark(f"the first job on this cluster took {start_seconds(client, 0, 1):.1f} s to start")
         for name, workers in (("warm_start", 1), ("warm_start_two_workers", 2)):
-            runs = [start_seconds(client, 10 * workers + number, workers) for number in range(options.repeats)]
+            runs = [start_seconds(client, 10 * workers + number, workers) for number in range(3)]
             figure(name, runs, goal=10, better="lower", unit="s")
 
 

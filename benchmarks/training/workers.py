@@ -6,7 +6,6 @@ recipe does); `batch_each` gives each worker 32. Two independent processes show 
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable
@@ -65,10 +64,6 @@ def start_workers(stack: ExitStack, count: int, rows: int, *, together: bool) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=8)
-    options = parser.parse_args()
     prepared()
     if len(os.sched_getaffinity(0)) < 2:
         for name in PAIRS:
@@ -78,7 +73,7 @@ def main() -> None:
         groups = {"one": start_workers(stack, 1, BATCH, together=True)}
         for name, (rows, together) in PAIRS.items():
             groups[name] = start_workers(stack, 2, rows, together=together)
-        rates = alternate({name: lambda run=run: run(options.steps) for name, run in groups.items()}, options.repeats)
+        rates = alternate({name: lambda run=run: run(8) for name, run in groups.items()}, 5)
     figure("tokens_per_second_one_core", rates["one"], unit="real tokens/s")
     for name in PAIRS:
         shares = [ratio / 2 for ratio in ratios(rates[name], rates["one"])]
