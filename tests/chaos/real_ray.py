@@ -56,10 +56,11 @@ class RayRun:
 class RayHead:
     """A head that keeps its state in Redis and offers no CPU, and a node that does, as deploy/ runs them.
 
-    environment: variables of the workers. python: what the coordinator must run as Python.
+    environment: variables of the workers. cpus: for all jobs at once, because Ray leaks the CPUs of a submission that
+    waits for room when its head dies. python: what the coordinator must run as Python.
     """
 
-    def __init__(self, folder: Path, environment: Mapping[str, str], redis: RedisServer, cpus: int = 4) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str], redis: RedisServer, cpus: int = 16) -> None:
         self.token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
         self.python = folder / "python"
         self.python.write_text(_SCRIPT.format(python=sys.executable))
