@@ -30,13 +30,11 @@ _PANELS: dict[str, dict[str, tuple[str, ...]]] = {
     "Run": {"submit": ("submit", "estimate", "retry", "clone"), "recipe": ()},
     "Jobs": {
         "jobs": ("jobs", "show", "watch", "logs", "cancel", "pause", "resume", "delete"),
-        "analysis": ("compare", "why"),
-        "suspects": ("suspects",),
+        "analysis": ("compare", "why", "suspects"),
     },
     "Data": {"dataset": (), "corpus": ()},
     "Models": {
-        "models": ("predict", "models", "alias", "download", "quantize", "evaluate", "convert"),
-        "publish": ("push", "mlflow"),
+        "models": ("predict", "models", "alias", "download", "quantize", "evaluate", "convert", "push", "mlflow")
     },
     "Service": {"stack": ("up", "down", "status"), "gateway": ("open", "doctor"), "profile": (), "webhook": ()},
 }

@@ -1,4 +1,4 @@
-"""`tlm compare`, `why`: compare jobs, and explain which passages a job selected."""
+"""`tlm compare`, `why`, `suspects`: compare jobs, explain which passages a job selected, and list suspect labels."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tlm_core.tasks.metrics import scores_shown
 from tlm_core.wire import Comparison, Outcome
 
 _LONGEST_VALUE = 40
+_LONGEST_TEXT = 200
 _WORD = re.compile(r"\w{4,}")  # shorter words of a query say little
 
 
@@ -63,6 +64,27 @@ def why(
         rows.append((passage.rank, passage.source, *(_highlighted(cell, terms) for cell in cells)))
     passages = table(("rank", "source", "passage", "retrieved by"), rows)
     print_result(selection, passages, f"{len(rows)} of {selection.total:,} passages")
+
+
+def suspects(
+    job_id: JobId, limit: Annotated[int, typer.Option(min=1, max=200, help="Maximum number of rows.")] = 20
+) -> None:
+    """List the train and validation rows whose labels are probably wrong, most suspect first.
+
+    tlm suspects @latest
+    tlm suspects ID --limit 50 --json
+    """
+    with open_client() as client:
+        ranking = client.suspects(job_id, limit=limit)
+    rows = []
+    for suspect in ranking.data:
+        text = " ║ ".join(part[:_LONGEST_TEXT] for part in (suspect.text, suspect.text_pair) if part is not None)
+        rows.append((suspect.split, suspect.row, suspect.label, suspect.suggested, f"{suspect.score:.3f}", text))
+    print_result(
+        ranking,
+        table(("split", "row", "label", "suggested", "score", "text"), rows),
+        f"{len(rows)} of {ranking.total:,} rows with a more probable label. Many labels are right: read the texts.",
+    )
 
 
 def shorten(text: str, terms: Sequence[str], width: int = 100) -> str:

@@ -1,4 +1,4 @@
-"""`tlm predict`, `models`, `alias`, `download`, `quantize`, `evaluate`, `convert`: use trained models."""
+"""`tlm predict`, `models`, `alias`, `download`, `quantize`, `evaluate`, `convert`, `push`, `mlflow`: use models."""
 
 from __future__ import annotations
 
@@ -184,6 +184,40 @@ def quantize(
     before, after = quantize_model(folder, out)
     line = f"model.onnx has {after / 1e6:.1f} MB instead of {before / 1e6:.1f} MB in {out}."
     print_result({"folder": out, "bytes": after}, line)
+
+
+def push(
+    job_id: JobId,
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="A repository of the hub.")],
+    public: Annotated[bool, typer.Option("--public", help="Everybody may read a new repository.")] = False,
+) -> None:
+    """Upload the model of a job to the Hugging Face hub, with the token of `hf auth login` or HF_TOKEN.
+
+    tlm push @latest OWNER/reviews
+    tlm push reviews@production OWNER/reviews --public
+    """
+    from tlm_client.publishing import push_to_hub
+
+    with open_client() as client:
+        address = push_to_hub(client, job_id, repository, private=not public)
+    print_result({"url": address}, address)
+
+
+def mlflow(
+    job_id: JobId,
+    experiment: Annotated[str, typer.Option(help="The experiment of the run.")] = "tlm",
+    model: Annotated[bool, typer.Option("--model", help="Also log the files of the model.")] = False,
+) -> None:
+    """Log recipe, scores, costs and curves of a job to the MLflow server of MLFLOW_TRACKING_URI.
+
+    tlm mlflow @latest
+    tlm mlflow ID --experiment reviews --model
+    """
+    from tlm_client.publishing import log_to_mlflow
+
+    with open_client() as client:
+        run = log_to_mlflow(client, job_id, experiment=experiment, model=model)
+    print_result({"run": run}, f"Logged run {run} of the experiment {experiment}")
 
 
 def _loading_code(folder: Path) -> str:
