@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from services.api.measurements import BUILT_IN_SECONDS, START, Finished, Measurements, Rate, Setup, source_of
+from services.api.measurements import START, Finished, Measurements, Rate, Setup, rate_of, source_of
 from services.api.work import Texts, Work, disk_bytes, memory_bytes, shape_of, texts_of, work_of
 from services.common.catalog import Catalog
 from services.common.jobstore import JobStore
@@ -16,9 +16,8 @@ from tlm_core.jobs.plan import SEED_GROUP, Node
 from tlm_core.jobs.spec import JobRecord, JobSpec, Resolved
 from tlm_core.jobs.states import State
 from tlm_core.training.params import TrainParams
-from tlm_core.training.speed import flop_of
 from tlm_core.training.stage import Place
-from tlm_core.wire import Basis, Estimate, StageEstimate
+from tlm_core.wire import Estimate, StageEstimate
 
 _DISTINCT = 0.74  # distinct passages per retrieved passage, from `make demo`
 # The time is within these multiples of an estimate that no job has measured here: GPUs are faster than the machine of
@@ -73,24 +72,12 @@ class Known:
         return self._at_rate(Setup.of(job, plan, nodes[0]), work)
 
     def _at_rate(self, setup: Setup, work: Sequence[Work | None]) -> StageEstimate:
-        """A stage at the rate measured here. The built-in rates apply to one worker, at the speed of its device."""
         flops, tokens = (_total(getattr(item, name) if item else None for item in work) for name in ("flops", "tokens"))
         units = _total(item.units if item else None for item in work)
-        measured, built_in = self.rates.get(str(setup)), BUILT_IN_SECONDS.get(setup.stage)
-        flop = self.rates.get(flop_of(setup.precision))
-        basis: Basis = "unknown"
-        seconds = None
+        basis, rate, reason = rate_of(setup, self.rates)
         if units is None:
-            reason = "the work is unknown until the sizes of texts and model are known"
-        elif measured:
-            basis, seconds, reason = "measured", units * measured.seconds, f"measured by {measured.job}"
-        elif built_in is not None and setup.workers == 1 and flop:
-            seconds = units * built_in * flop.seconds / BUILT_IN_SECONDS["joint"]
-            basis, reason = "device", "from a short measurement of the worker's device"
-        elif built_in is not None and setup.workers == 1:
-            basis, seconds, reason = "built-in", units * built_in, "from 2 cores of a server"
-        else:
-            reason = f"no job with {setup.workers} worker(s) has run this stage here yet"
+            basis, rate, reason = "unknown", None, "the work is unknown until the sizes of texts and model are known"
+        seconds = None if units is None or rate is None else units * rate
         return StageEstimate(stage=setup.stage, seconds=seconds, flops=flops, tokens=tokens, basis=basis, reason=reason)
 
     def gpu_hours(self, training: Sequence[StageEstimate]) -> tuple[float | None, str]:

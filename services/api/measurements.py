@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from statistics import median
@@ -19,7 +19,8 @@ from tlm_core.jobs.spec import Event, JobRecord, Resolved
 from tlm_core.jobs.states import State
 from tlm_core.training.params import TrainParams
 from tlm_core.training.recipe import auto_length
-from tlm_core.training.speed import rate_name
+from tlm_core.training.speed import flop_of, rate_name
+from tlm_core.wire import Basis
 
 START = "start"  # of the workers; not a stage, but every job waits for it
 # Seconds per unit of work while nothing is measured: `make demo` on 2 cores of an AMD EPYC with AVX-512 bf16.
@@ -61,6 +62,22 @@ class Setup:
 
     def __str__(self) -> str:
         return f"{self.stage}/{self.workers}/{self.seeds}/{self.precision}"
+
+
+def rate_of(setup: Setup, rates: Mapping[str, Rate]) -> tuple[Basis, float | None, str]:
+    """The basis, the seconds per unit of work, and their source, at the rate measured here.
+
+    The built-in rates apply to one worker, at the speed of its device.
+    """
+    built_in = BUILT_IN_SECONDS.get(setup.stage)
+    if measured := rates.get(str(setup)):
+        return "measured", measured.seconds, f"measured by {measured.job}"
+    if built_in is None or setup.workers > 1:
+        return "unknown", None, f"no job with {setup.workers} worker(s) has run this stage here yet"
+    if flop := rates.get(flop_of(setup.precision)):
+        seconds = built_in * flop.seconds / BUILT_IN_SECONDS["joint"]
+        return "device", seconds, "from a short measurement of the worker's device"
+    return "built-in", built_in, "from 2 cores of a server"
 
 
 @dataclass(frozen=True)
