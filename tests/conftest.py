@@ -12,7 +12,10 @@ from xdist.scheduler import LoadScopeScheduling
 pytest_plugins = ["tests.redis_server", "tests.opensearch_server"]
 
 UNCHANGED = {"TLM_SHARED_DATA"}
-SERVERS = ("tests/chaos/", "tests/e2e/", "tests/integration/", "tests/contract/test_index")
+SERVERS = (
+    "tests/chaos/", "tests/e2e/", "tests/integration/test_ray_nodes", "tests/integration/test_retriever",
+    "tests/integration/test_stack", "tests/integration/test_study_kinds", "tests/contract/test_index",
+)  # fmt: skip
 
 
 def starts_servers(test: str) -> bool:
