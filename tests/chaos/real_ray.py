@@ -21,6 +21,7 @@ from tests.support import ROOT, wait_for
 from tlm_client.stack.parts import find_ray
 from tlm_client.stack.processes import find_processes, free_ports, kill_processes
 
+_PATIENCE = 60.0  # for the start of a head, which may hang when Redis is away meanwhile
 _SCRIPT = """#!/bin/sh
 exec "{python}" -c "from tests.chaos.processes import run_on_ray; run_on_ray()" "$@"
 """
@@ -70,7 +71,7 @@ class RayHead:
         self._log = folder / "ray.out"
         self._ports, self._redis = free_ports(3), redis
         self.url = f"http://127.0.0.1:{self._ports[1]}"
-        self._head = self._start_head()
+        self._head, self._answered = self._start_head(), time.monotonic()
         try:
             wait_for(self.answers, 240)
             node = _NODE.format(port=self._ports[0], cpus=cpus)
@@ -104,8 +105,8 @@ class RayHead:
             )
 
     def answers(self) -> bool:
-        """Return whether the head answers, after a second."""
-        time.sleep(1)
+        """Return whether the head answers."""
+        time.sleep(0.2)
         try:
             headers = {"Authorization": f"Bearer {self.token['RAY_AUTH_TOKEN']}"}
             return httpx.get(f"{self.url}/api/jobs/", headers=headers, timeout=2, trust_env=False).status_code == 200
@@ -118,8 +119,11 @@ class RayHead:
             time.sleep(0.1)
 
     def supervise(self) -> None:
-        """Start the head again if it has ended. It also ends when it loses Redis."""
-        if self._head.poll() is not None:
+        """Start the head again if it has ended, also for the loss of Redis, or has not answered for a minute."""
+        if self.answers():
+            self._answered = time.monotonic()
+        if self._head.poll() is not None or time.monotonic() - self._answered > _PATIENCE:
+            self._answered = time.monotonic()
             self.kill_head()
             (self._temporary / "ray_current_cluster").unlink(missing_ok=True)  # It names the head that has ended.
             self._head = self._start_head()
