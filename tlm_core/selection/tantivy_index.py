@@ -208,6 +208,9 @@ class _Reader:
     def __init__(self, folder: Path, analysis: Analysis, index: tantivy.Index) -> None:
         self._analysis = analysis
         self._schema = index.schema
+        # A committed index never changes. By default a thread reloads it at any time and writes a lock file, also when
+        # the folder is being deleted.
+        index.config_reader("manual")
         index.reload()
         self._searcher = index.searcher()
         file = pa.ipc.open_file(pa.memory_map(str(folder / _PASSAGES)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -82,4 +83,16 @@ def test_passages_are_fetched_from_any_batch(tmp_path: Path) -> None:
         assert index.fetch(names) == {name: known[name] for name in names}
     with pytest.raises(NotFound, match="'p9000'"):
         index.fetch(["p1", "p9000", "p2"])
+    index.close()
+
+
+def test_committed_index_writes_nothing_when_its_files_change(tmp_path: Path) -> None:
+    folder = built(tmp_path / "x", 3)
+    index = TantivyIndex.open(folder)
+    time.sleep(0.3)  # tantivy looks at the file when it opens the index, and then every half second
+    lock, facts = folder / "terms" / ".tantivy-meta.lock", folder / "terms" / "meta.json"
+    lock.unlink(missing_ok=True)
+    facts.write_text(facts.read_text() + " ")
+    time.sleep(0.8)
+    assert not lock.exists() and index.count() == 3
     index.close()
