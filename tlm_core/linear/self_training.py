@@ -75,20 +75,22 @@ def self_train(
     learn from pieces only where this clearly helps. baseline: outputs of the linear model on validation. teacher:
     calibrated log-probabilities of the pieces, [pieces, labels].
     """
-    most = MOST_LABELED / task.counts["train"]  # larger amounts give the same pieces
+    train = task.targets("train").astype(np.int64)
+    most = MOST_LABELED / len(train)  # larger amounts give the same pieces
     positive = sorted({min(amount, most) for amount in amounts if amount})
-    shares = np.bincount(task.targets("train").astype(np.int64), minlength=len(task.labels)) / task.counts["train"]
-    candidates = most_confident(teacher, shares, round(max(positive, default=0) * task.counts["train"] * CANDIDATES))
+    shares = np.bincount(train, minlength=len(task.labels)) / len(train)
+    candidates = most_confident(teacher, shares, round(max(positive, default=0) * len(train) * CANDIDATES))
+    teacher = teacher[candidates]
     rows: list[Row] = [(pieces[number],) for number in candidates]
     features, _ = Features.learn([*rows_of(task, "train"), *rows], list(FAMILIES)[: setting.families])
     data = _Data(
         train=features.encode(rows_of(task, "train")),
-        targets=task.targets("train").astype(np.int64),
+        targets=train,
         pieces=features.encode(rows),
         validation=features.encode(rows_of(task, "validation")),
     )
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        fits = list(pool.map(lambda amount: _fit(data, teacher[candidates], setting, shares, amount), positive))
+        fits = list(pool.map(lambda amount: _fit(data, teacher, setting, shares, amount), positive))
     targets = task.targets("validation")
     guesses = {0.0: task.type.predict(baseline)} if 0 in amounts else {}
     for amount, (weights, bias, _) in zip(positive, fits, strict=True):

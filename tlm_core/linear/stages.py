@@ -113,7 +113,9 @@ def self_train_stage(ctx: StageContext[SelfTrainParams]) -> dict[str, Any]:
 
 def _keep_baseline(ctx: StageContext[SelfTrainParams], task: Task, facts: dict[str, Any], began: float) -> None:
     """Write the baseline as the result of self-training, without pieces."""
-    copy_linear(ctx.inputs["baseline"], ctx.out)
+    for path in ctx.inputs["baseline"].iterdir():
+        if path.name != MANIFEST:
+            shutil.copyfile(path, ctx.out / path.name)
     write_pieces(ctx.out, [], np.zeros((0, len(task.labels)), np.float32))
     _write_facts(ctx.out, facts, began)
 
@@ -131,13 +133,6 @@ def _pieces(selection: Path, task: Task) -> list[str]:
         batches = file.iter_batches(columns=["text"])
         pieces = list(pieces_of((text for batch in batches for text in batch["text"].to_pylist()), words))
     return pieces[:: len(pieces) // MOST_PIECES + 1]
-
-
-def copy_linear(source: Path, out: Path) -> None:
-    """Copy the files of a linear model."""
-    for path in source.iterdir():
-        if path.name != MANIFEST:
-            shutil.copyfile(path, out / path.name)
 
 
 def top_ngrams(model: LinearModel, task: Task) -> dict[str, list[str]]:

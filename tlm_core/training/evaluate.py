@@ -28,6 +28,7 @@ from tlm_core.training.prepared import Batch, Prepared, Split, task_batch
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import load_model, read_history
 
+LINEAR_NODES = {LINEAR: "baseline", SELF_TRAINED: "self_train"}  # linear model → the node that fits it
 DOCUMENTS = 128
 
 # (folder of a finetuned model, split) → label logits [n, labels].
@@ -133,8 +134,7 @@ def evaluate_models(ctx: StageContext[SeedsParams], load: Callable[[Path], TaskM
         return predict(load(folder).to(device), split, prepared, device=device, workers=workers)
 
     folders = {seed: ctx.inputs[f"finetune.s{seed}"] for seed in ctx.params.seeds}
-    nodes = {LINEAR: "baseline", SELF_TRAINED: "self_train"}
-    linears = {name: LinearResult.read(ctx.inputs[node]) for name, node in nodes.items() if node in ctx.inputs}
+    linears = {name: LinearResult.read(ctx.inputs[node]) for name, node in LINEAR_NODES.items() if node in ctx.inputs}
     encoders = encoder_results(folders, prepared, predictor)
     if ctx.rank:
         return {}
@@ -163,8 +163,8 @@ def encoder_results(folders: Mapping[int, Path], prepared: Prepared, predictor: 
 
 def shared_cost(prepared: Prepared, linears: Mapping[str, LinearResult]) -> dict[str, Any]:
     """Return the cost of the stages that all seeds share."""
-    stages = {"baseline" if name == LINEAR else "self_train": linear for name, linear in linears.items()}
-    return {stage: linear.facts["cost"] for stage, linear in stages.items()} | {"prepare": prepared.facts["cost"]}
+    costs = {LINEAR_NODES[name]: linear.facts["cost"] for name, linear in linears.items()}
+    return costs | {"prepare": prepared.facts["cost"]}
 
 
 def report_of(folders: Mapping[int, Path], prepared: Prepared, task: Task, predictor: Predictor) -> dict[str, Any]:
