@@ -15,7 +15,7 @@ SELECT = Stage("select", Place.RETRIEVER, "", 5, params.SelectParams)
 BASELINE = worker("baseline", "tlm_core.linear.stages:baseline", 2, BaselineParams, needs_torch=False)
 SELF_TRAIN = worker("self_train", "tlm_core.linear.stages:self_train_stage", 4, SelfTrainParams, needs_torch=False)
 EVALUATE_LINEAR = worker(
-    "evaluate_linear", "tlm_core.linear.stages:evaluate_linear", 3, BaselineParams, needs_torch=False
+    "evaluate_linear", "tlm_core.linear.stages:evaluate_linear", 4, BaselineParams, needs_torch=False
 )
 EXPORT_LINEAR = worker("export_linear", "tlm_core.linear.stages:export_linear", 3, BaselineParams, needs_torch=False)
 # Preparing text needs no torch, so workers start it seconds earlier and with half the memory.

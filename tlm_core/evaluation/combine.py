@@ -41,6 +41,11 @@ class Scales:
     linear_temperature: float = 1.0
     encoder_temperature: float = 1.0
 
+    @classmethod
+    def of_linear(cls, temperature: float) -> Scales:
+        """Return the scales of a linear model alone."""
+        return cls(linear=1.0, encoder=0.0, linear_temperature=temperature)
+
     def combine(self, task_type: TaskType, linear: Outputs, encoder: Outputs) -> Outputs:
         """Return the outputs of the combination, as its ONNX graph computes them."""
         if not self.linear:

@@ -145,7 +145,10 @@ def job_report(
 
 def linear_report(task: Task, linear: LinearResult) -> tuple[Report, dict[str, Outputs]]:
     """Return the report of a job that trains the linear model alone, in the form of `job_report`."""
-    run = _Run({LINEAR: (Scales(), {split: linear.outputs[split] for split in splits_of(task)})}, LINEAR)
+    scales = Scales.of_linear(linear.facts["temperature"])
+    of = linear.outputs
+    outputs = {split: scales.combine(task.type, of[split], of[split]) for split in splits_of(task)}
+    run = _Run({LINEAR: (scales, outputs)}, LINEAR)
     scored, cost = run.scored(task), {"baseline": linear.facts["cost"]}
     choice = Choice(LINEAR, {}, "The job trains no other model.")
     report: Report = {

@@ -69,7 +69,7 @@ def _write_linear(
     """Write a linear model with its outputs and facts. began: start of the stage, to report its seconds."""
     outputs = {split: model.outputs(rows_of(task, split)) for split in splits_of(task)}
     model.write(out)
-    write_linear(model, Scales(linear=1.0, encoder=0.0, linear_temperature=facts["temperature"]), out / MODEL)
+    write_linear(model, Scales.of_linear(facts["temperature"]), out / MODEL)
     write_metadata(out, task, name)
     np.savez_compressed(out / OUTPUTS, allow_pickle=False, **outputs, **{HELD_OUT: held_out})
     top = top_ngrams(model, task) if task.type.has_classes else {}

@@ -142,7 +142,8 @@ def test_instant_job_returns_the_linear_model(tmp_path: Path) -> None:
     report = json.loads((done["export"] / "report.json").read_text())
     assert report["returned"]["model"] == "linear"
     task, served = Task.read(done["validate"]), load_model(done["export"])
-    predicted = served.probabilities(task.texts("test")).argmax(axis=1)
+    probabilities = served.probabilities(task.texts("test"))
+    predicted = probabilities.argmax(axis=1)
     score = f1_score(task.targets("test"), predicted, average="macro")
     assert report["mean"]["test"]["macro_f1"] == pytest.approx(score, abs=1e-4)
     card = (done["export"] / "README.md").read_text()
@@ -150,7 +151,9 @@ def test_instant_job_returns_the_linear_model(tmp_path: Path) -> None:
     assert "| test, linear |" in card and "| model.onnx |" in card and "always the most frequent label" in card
     assert "| baseline | 0 |" in card
     wrong = (predicted != task.targets("test")).mean()
-    assert report["risk_coverage"]["test"]["points"][-1]["risk"] == pytest.approx(wrong)
+    last = report["risk_coverage"]["test"]["points"][-1]
+    assert last["risk"] == pytest.approx(wrong)
+    assert last["threshold"] == pytest.approx(probabilities.max(axis=1).min(), abs=1e-4)  # of the served model
     assert report["calibration"]["test"]["error"] > 0
     assert report["suspects"]["total"] >= len(report["suspects"]["rows"])
 
