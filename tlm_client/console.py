@@ -99,6 +99,8 @@ def resolve_job(reference: str) -> str:
 
 
 def _job_ids(references: list[str]) -> list[str]:
+    if len(references) < 2:
+        raise typer.BadParameter("Give two to ten jobs.")
     return list(map(resolve_job, references))
 
 

@@ -32,7 +32,7 @@ class Display:
         self._clock = clock
         self._title = ""
         self._printed_at = float("-inf")
-        self._printed_stage = ""
+        self._printed = ("", False)  # stage, and whether it was complete
         self._load_start = ("", 0.0, 0)  # state, time and passages when this state began
         self._curve = ""
         self._curve_at = float("-inf")
@@ -63,7 +63,7 @@ class Display:
     def begin(self, title: str) -> None:
         """Start the display of another operation."""
         self._title = title
-        self._printed_stage = ""
+        self._printed = ("", False)
         if self._bar is None:
             self.line(title)
             return
@@ -76,7 +76,10 @@ class Display:
         self._console.print(escape(text))
 
     def update(self, stage: str, done: float, total: float, facts: str) -> None:
-        """Show the progress of `stage`; total 0 means unknown. Plain output gets a line per stage and per 10 s."""
+        """Show the progress of `stage`; total 0 means unknown.
+
+        Plain output gets a line at the start and the end of each stage, and every 10 s.
+        """
         if self._bar is not None:
             if self._task is None:
                 self.begin(self._title)
@@ -86,9 +89,9 @@ class Display:
                 self._task, description=description, completed=done, total=total or None, facts=escape(facts)
             )
             return
-        now = self._clock()
-        if stage != self._printed_stage or now - self._printed_at >= _PLAIN_SECONDS:
-            self._printed_at, self._printed_stage = now, stage
+        now, shown = self._clock(), (stage, 0 < total <= done)
+        if shown != self._printed or now - self._printed_at >= _PLAIN_SECONDS:
+            self._printed_at, self._printed = now, shown
             percentage = f"{done / total:4.0%} " if total else ""
             self.line(f"{self._title} {stage} {percentage}{facts}".strip())
 

@@ -37,10 +37,14 @@ def report_items(report: Report) -> list[Item]:
     """
     flops, tokens = (total_cost(report, quantity) for quantity in ("flops", "tokens"))
     parts = (
-        "FLOPs unknown" if flops is None else f"{flops:.2e} FLOPs",
-        "tokens unknown" if tokens is None else f"{tokens:,.0f} tokens",
-        training_time(report),
+        []
+        if flops == tokens == 0
+        else [
+            "FLOPs unknown" if flops is None else f"{flops:.2e} FLOPs",
+            "tokens unknown" if tokens is None else f"{tokens:,.0f} tokens",
+        ]
     )
+    parts.append(training_time(report))
     rest = [*(f"Warning: {message}" for message in report.get("warnings", ())), f"Cost: {', '.join(parts)}"]
     if "words" in report:
         return [str(report["words"]), *rest]
@@ -59,21 +63,20 @@ def _model_table(report: Report, title: str) -> Item:
 
 
 def estimate_items(estimate: Estimate) -> list[Item]:
-    """Return each stage with the source of its figures, then the totals."""
-    reasons = {name.replace("_", " "): reason for name, reason in estimate.reasons.items() if name != "seconds"}
-    rows = [(s.stage, _format_time(s.seconds), _format_flops(s.flops), s.basis, s.reason) for s in estimate.stages]
+    """Return each stage, the totals, and the sources of the figures."""
+    rows = [(s.stage, _format_time(s.seconds), _format_flops(s.flops), s.basis) for s in estimate.stages]
     passages = "unknown"
     if estimate.passages is not None:
         passages = f"{estimate.passages:,} of at most {estimate.passages_at_most or 0:,}"
     return [
-        table(("stage", "time", "FLOPs", "basis", "reason"), rows),
+        table(("stage", "time", "FLOPs", "basis"), rows),
         f"Time: {format_range(estimate)}",
         f"FLOPs: {_format_flops(estimate.flops)}",
         f"Passages: {passages}",
         f"GPU hours: {'unknown' if estimate.gpu_hours is None else f'{estimate.gpu_hours:.2f}'}",
         f"Memory per worker: {_format_bytes(estimate.memory_bytes)}",
         f"Disk: {_format_bytes(estimate.disk_bytes)}",
-        *(f"{figure}: {reason}" for figure, reason in reasons.items()),
+        *(f"{', '.join(names)}: {reason}" for reason, names in estimate.sources().items()),
     ]
 
 

@@ -300,6 +300,13 @@ class Estimate(_Answer):
     stages: tuple[StageEstimate, ...]
     reasons: dict[str, str] = Field(description="per value: where it comes from, or why it is null")
 
+    def sources(self) -> dict[str, list[str]]:
+        """Return each reason once, with the bases of stages and the values that have it."""
+        result: dict[str, list[str]] = {}
+        for name, reason in [*dict.fromkeys((s.basis, s.reason) for s in self.stages), *self.reasons.items()]:
+            result.setdefault(reason, []).append(name.replace("_", " "))
+        return result
+
 
 class DryRun(_Resolved):
     """A job that was validated but not submitted, with its estimate."""

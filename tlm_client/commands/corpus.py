@@ -91,7 +91,8 @@ def list_corpora() -> None:
         count, language = (f"{version.count:,}", version.language) if version else (None, None)
         rows.append((corpus.name, corpus.version, count, language, corpus.loads[0].state if corpus.loads else ""))
     columns = ("name", "version", "passages", "language", "last upload")
-    print_result(listed, table(columns, rows))
+    empty = "No corpora. Add one with `tlm corpus add NAME FOLDER`, or with `--from-packages`."
+    print_result(listed, table(columns, rows) if rows else empty)
 
 
 @group.command("show")

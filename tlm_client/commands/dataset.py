@@ -80,7 +80,8 @@ def list_datasets() -> None:
     with open_client() as client:
         listed = list(client.datasets())
     rows = [(d.name, d.version, d.id, d.labels, _format_rows(d.rows), d.warnings) for d in listed]
-    print_result(listed, table(("name", "version", "id", "labels", "rows", "warnings"), rows))
+    empty = "No datasets. Add one with `tlm dataset add NAME FILE`."
+    print_result(listed, table(("name", "version", "id", "labels", "rows", "warnings"), rows) if rows else empty)
 
 
 @group.command("show")

@@ -51,10 +51,12 @@ def jobs(
     with open_client() as client:
         matches = client.jobs(state, kind=kind, dataset=dataset, labels=parse_labels(label), search=search)
         listed = list(islice(matches, limit))
-    columns = ("id", "name", "state", "data", "recipe", "progress", "score", "submitted")
+    columns = ("id", "name", "state", "data", "recipe", "progress", "failures", "score", "submitted")
     rows = [_row(job) for job in listed]
     used = [index for index, name in enumerate(columns) if name == "id" or any(row[index] for row in rows)]
-    shown = table([columns[index] for index in used], [[row[index] for index in used] for row in rows])
+    shown: Item = table([columns[index] for index in used], [[row[index] for index in used] for row in rows])
+    if not listed:
+        shown = "No jobs. `tlm submit --help` shows how to create one."
     notes = (f"{job.id}: {note}" for job in listed for note in _notes(job))
     print_result(listed, shown, *notes)
 
@@ -69,6 +71,7 @@ def _row(job: JobSummary) -> tuple[object, ...]:
         f"{job.dataset} on {job.corpus}" if job.corpus else job.dataset,
         f"{job.recipe}/{job.scale}",
         " ".join(filter(None, (f"{live.share:.0%} {live.node}", time_left(live)))) if live else None,
+        job.failures or None,
         None if job.score is None else f"{job.score:.3f} {job.metric}",
         f"{job.created_at.astimezone():%Y-%m-%d %H:%M}",
     )
@@ -90,7 +93,7 @@ def show(job_id: JobId) -> None:
         job = client.job(job_id)
         report = client.report(job_id) if job.state is State.SUCCEEDED else None
     items: list[Item] = [
-        f"{job.id}{f' ({job.name})' if job.name else ''} is {job.state} (attempt {job.attempt}, {job.failures} failed)",
+        f"{job.id}{f' ({job.name})' if job.name else ''}: {job.state}, attempt {job.attempt}, failures: {job.failures}",
         *_standing(job),
         *_progress(job),
         f"Submitted: {_age(job.created_at)}",

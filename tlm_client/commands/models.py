@@ -56,8 +56,10 @@ def predict(
     tlm predict @latest "a text to classify"
     tlm predict reviews@production --file in.csv --out out.csv
     """
-    if (file is None) != (out is None) or bool(texts) == (file is not None):
-        raise typer.BadParameter("Give texts, or --file and --out.")
+    if bool(texts) == (file is not None):
+        raise typer.BadParameter("Give texts, or a CSV file as --file.")
+    if (file is None) != (out is None):
+        raise typer.BadParameter("--file needs --out, the file to write." if file else "--out needs --file.")
     if file is not None and out is not None:
         from tlm_client.prediction_files import predict_file
 
@@ -98,7 +100,8 @@ def models() -> None:
          None if model.score is None else f"{model.score:.3f} {model.metric}")
         for model in listed
     ]  # fmt: skip
-    print_result(listed, table(("id", "aliases", "name", "data", "scale", "score"), rows))
+    empty = "No models. `tlm submit --dataset NAME --scale instant` trains one in seconds."
+    print_result(listed, table(("id", "aliases", "name", "data", "scale", "score"), rows) if rows else empty)
 
 
 def alias(

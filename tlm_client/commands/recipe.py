@@ -31,4 +31,5 @@ def list_keys(
         if all(word in f"{entry.key} {entry.meaning}" for word in words or ())
     ]
     value = [{"key": key, "value": json.loads(text), "meaning": meaning} for key, text, meaning in rows]
-    print_result(value, table(("key", "value", "meaning"), rows))
+    unknown = "No recipe key has these words. `tlm recipe keys` lists all."
+    print_result(value, table(("key", "value", "meaning"), rows) if rows else unknown)

@@ -172,7 +172,9 @@ def _build_spec(overrides: list[str] | None, *, dataset: str | None, corpus: str
     try:
         return JobSpec.model_validate({name: value for name, value in fields.items() if value not in (None, {})})
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        messages = (e["msg"].removeprefix("Value error, ").removesuffix(".") for e in error.errors())
+        places = (".".join(map(str, e["loc"])) for e in error.errors())
+        problems = "; ".join(": ".join(filter(None, parts)) for parts in zip(places, messages, strict=True))
         raise InvalidRequest(f"Invalid job: {problems}.") from error
 
 

@@ -20,9 +20,9 @@ from tlm_client.profiles import Profile, save_profiles
 ESTIMATE = {
     "seconds": 125.0, "flops": 4.1e13, "tokens": 1e6, "memory_bytes": 464_000_000, "disk_bytes": None,
     "gpu_hours": None, "passages": 10_004, "passages_at_most": 13_500,
-    "stages": [{"stage": "joint", "seconds": 100.0, "flops": 4e13, "tokens": 1e6, "basis": "measured",
-                "reason": "measured on 3 runs"}],
-    "reasons": {"gpu_hours": "No finished job yet."},
+    "stages": [{"stage": stage, "seconds": 100.0, "flops": 4e13, "tokens": 1e6, "basis": "measured",
+                "reason": "measured on 3 runs"} for stage in ("joint", "finetune")],
+    "reasons": {"gpu_hours": "No finished job yet.", "flops": "counted", "memory_bytes": "counted"},
 }  # fmt: skip
 
 
@@ -38,8 +38,9 @@ def test_estimate_shows_sources_and_unknown_figures() -> None:
     assert result.exit_code == 0, result.output
     assert requests == [{"dataset": "toy", "corpus": "docs", "seeds": [1], "overrides": {"joint.rho2": 5}}]
     passages = "10,004 of at most 13,500"
-    for part in ("2:05", "4.10e+13", passages, "GPU hours: unknown", "Disk: unknown", "measured on 3"):
+    for part in ("2:05", "4.10e+13", passages, "GPU hours: unknown", "Disk: unknown", "flops, memory bytes: counted"):
         assert part in result.stdout
+    assert result.stdout.count("measured on 3 runs") == 1
     assert json.loads(tlm(handler, *arguments, "--json").stdout)["gpu_hours"] is None
 
 
@@ -351,16 +352,39 @@ def test_jobs_show_progress_time_left_score_and_failure() -> None:
     jobs = [
         job_summary(id="job_3", name="nightly", state="running", progress=PROGRESS),
         job_summary(id="job_2", state="succeeded", metric="macro_f1", score=0.6128),
-        job_summary(id="job_1", state="failed", error={"code": "worker_lost", "message": "Worker was killed."}),
+        job_summary(
+            id="job_1", state="failed", failures=3, error={"code": "worker_lost", "message": "Worker was killed."}
+        ),
     ]
     result = tlm(lambda _: httpx.Response(200, json={"data": jobs, "has_more": False}), "jobs")
-    for part in ("nightly", "16% joint.s0", "13:25 left", "0.613 macro_f1", "Worker was killed."):
+    for part in ("nightly", "16% joint.s0", "13:25 left", "0.613 macro_f1", "failures", "Worker was killed."):
         assert part in result.stdout, result.stdout
 
 
 def test_show_prints_step_rate_and_time_left_of_a_running_job() -> None:
     view = job_view(state="running", name="nightly", progress=PROGRESS)
     result = tlm(lambda _: httpx.Response(200, json=view), "show", "job_1")
-    assert "job_1 (nightly) is running" in result.stdout
+    assert "job_1 (nightly): running, attempt" in result.stdout
     line = "Progress: 16%  joint.s0  239/845  3,293.0 tokens/s  13:25 left  stage 4 of 8"
     assert line in result.stdout.splitlines(), result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("compare", "job_1"), "Give two to ten jobs."),
+        (("predict", "job_1", "--file", "a.csv"), "--file needs --out, the file to write."),
+        (("predict", "job_1"), "Give texts, or a CSV file as --file."),
+        (("submit", "--dataset", "toy", "--kind", "prun"), "kind: Unknown job kind 'prun'. Valid kinds:"),
+        (("recipe", "keys", "epochz"), "No recipe key has these words."),
+    ],
+)
+def test_wrong_arguments_are_explained(arguments: tuple[str, ...], message: str) -> None:
+    result = tlm(serve({}), *arguments)
+    assert message in " ".join(result.output.split()) and "Value error" not in result.output
+
+
+@pytest.mark.parametrize("command", [("jobs",), ("models",), ("dataset", "list"), ("corpus", "list")])
+def test_empty_list_names_the_command_that_fills_it(command: tuple[str, ...]) -> None:
+    result = tlm(lambda _: httpx.Response(200, json={"data": [], "has_more": False}), *command)
+    assert result.stdout.startswith("No ") and "`tlm " in result.stdout

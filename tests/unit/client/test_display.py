@@ -8,6 +8,7 @@ from rich.console import Console
 
 from tests.unit.client.gateway import load_view
 from tlm_client.display import Display, duration, size, spark
+from tlm_client.transfer import FileProgress
 from tlm_core.wire import CorpusLoad, JobEvent
 
 
@@ -32,6 +33,14 @@ def test_stage_is_printed_at_its_start_and_every_ten_seconds() -> None:
     lines = out.getvalue().splitlines()
     assert lines[0] == "job_1"
     assert [line.split()[-1] for line in lines[1:]] == ["0/100", "10/100", "20/100", "1/100"]
+
+
+def test_end_of_a_short_download_is_printed() -> None:
+    display, out = plain([0.0])
+    with display:
+        for done in (1_000, 3_000, 4_000):
+            display.bytes(FileProgress("model.onnx", done, 4_000))
+    assert [line.split()[1] for line in out.getvalue().splitlines()] == ["25%", "100%"]
 
 
 def test_failed_attempt_waiting_and_warning_show_their_message() -> None:

@@ -13,6 +13,11 @@ REPORT = {
 }  # fmt: skip
 
 
+def test_cost_without_an_encoder_is_its_time() -> None:
+    cost = {"cost": {"total": {"flops": 0.0, "tokens": 0.0, "seconds": 5.0}}}
+    assert report_items({**REPORT, **cost})[-1] == "Cost: 5 seconds of training"
+
+
 @pytest.mark.parametrize("words", [{}, {"words": "The ticket is better."}])
 def test_report_shows_its_warnings(words: dict[str, str]) -> None:
     items = report_items({**REPORT, **words, "warnings": ["9 of 10 test texts are cut."]})
