@@ -9,14 +9,16 @@ import json
 import random
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from tlm_core.artifacts import storage_errors
 from tlm_core.corpus.leaks import LeakFilter, grams, tokens
-from tlm_core.corpus.packages import Document, documents_from_packages, is_prose, passages_of
+from tlm_core.corpus.packages import Document, PackageFile, is_prose, package_files, passages_of, read_files
 from tlm_core.corpus.passages import Passage, tidy, word_count
 from tlm_core.corpus.read import CorpusInfo, write_corpus
 from tlm_core.errors import MissingDependency
@@ -88,18 +90,36 @@ def generate_demo(folder: Path, seed: int = 0, size: TaskSize = DEMO, *, progres
 
     Raises MissingDependency with too few installed libraries, StorageFull, StorageUnavailable.
     """
-    documents = read_documents(progress)
-    return write_corpus_of(documents, write_task(documents, folder, seed, size), folder, progress)
+    documentation = Documentation(progress)
+    return write_corpus_of(documentation, write_task(documentation, folder, seed, size), folder)
 
 
-def read_documents(progress: Progress) -> list[Document]:
-    """Return the documentation of the installed packages, grouped by file."""
-    return list(documents_from_packages(progress=lambda done, total: progress("reading documentation", done, total)))
+@dataclass
+class Documentation:
+    """The documentation of the installed packages. It reads each file once, and only when needed."""
+
+    progress: Progress
+    files: list[PackageFile] = field(default_factory=package_files)
+    by_file: dict[PackageFile, list[Document]] = field(default_factory=dict)
+
+    def of(self, libraries: Collection[str]) -> list[Document]:
+        """Return the documents of some libraries, grouped by file."""
+        return self._read([file for file in self.files if file.top in libraries])
+
+    def all(self) -> list[Document]:
+        """Return all documents, grouped by file."""
+        return self._read(self.files)
+
+    def _read(self, files: Sequence[PackageFile]) -> list[Document]:
+        missing = [file for file in files if file not in self.by_file]
+        progress = partial(self.progress, "reading documentation")
+        self.by_file |= zip(missing, read_files(missing, progress=progress), strict=True)
+        return [document for file in files for document in self.by_file[file]]
 
 
-def write_task(documents: Sequence[Document], folder: Path, seed: int, size: TaskSize) -> Splits:
+def write_task(documentation: Documentation, folder: Path, seed: int, size: TaskSize) -> Splits:
     """Write the task and return its rows by split. See `generate_demo`."""
-    splits = make_task(documents, seed, size)
+    splits = make_task(documentation.of(size.libraries), seed, size)
     with storage_errors(f"writing {folder}"):
         (folder / "task").mkdir(parents=True, exist_ok=True)
         for name, split in splits.items():
@@ -108,13 +128,14 @@ def write_task(documents: Sequence[Document], folder: Path, seed: int, size: Tas
     return splits
 
 
-def write_corpus_of(documents: Sequence[Document], splits: Splits, folder: Path, progress: Progress) -> DemoData:
+def write_corpus_of(documentation: Documentation, splits: Splits, folder: Path) -> DemoData:
     """Write the corpus without the texts of the task, and the facts of both. See `generate_demo`."""
+    documents = documentation.all()
     rows = [row for split in splits.values() for row in split]
     used = {id(row.document) for row in rows}
     remaining = [document for document in documents if id(document) not in used]
     leaks = LeakFilter(("task", i, text) for i, row in enumerate(rows) for text in (row.document.text, row.text))
-    passages = passages_of(_with_progress(remaining, progress))
+    passages = passages_of(_with_progress(remaining, documentation.progress))
     dropped = 0
 
     def passages_without_leaks() -> Iterator[Passage]:

@@ -16,13 +16,14 @@ from tlm_client.demo_data import (
     LARGE,
     LIBRARIES,
     DemoData,
+    Documentation,
     blank_names,
     make_task,
     write_corpus_of,
     write_task,
 )
 from tlm_core.corpus.leaks import LeakFilter
-from tlm_core.corpus.packages import Document
+from tlm_core.corpus.packages import Document, PackageFile
 from tlm_core.corpus.passages import word_count
 from tlm_core.corpus.read import INFO, CorpusInfo
 from tlm_core.errors import MissingDependency
@@ -101,8 +102,26 @@ def test_ordinary_words_that_contain_a_name_remain(text: str) -> None:
 
 
 def write_both(folder: Path) -> DemoData:
-    library_documents = documents(LIBRARIES)
-    return write_corpus_of(library_documents, write_task(library_documents, folder, 0, LARGE), folder, lambda *_: None)
+    by_file: dict[PackageFile, list[Document]] = defaultdict(list)
+    for document in documents(LIBRARIES):
+        by_file[PackageFile("", document.file, 0)].append(document)
+    documentation = Documentation(lambda *_: None, list(by_file), by_file)
+    return write_corpus_of(documentation, write_task(documentation, folder, 0, LARGE), folder)
+
+
+def test_task_reads_only_the_files_of_its_libraries(tmp_path: Path) -> None:
+    files = []
+    for name in ("scipy/a.py", "other/b.py", "torch/c.py"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(f'"""About {name}."""', encoding="utf-8")
+        files.append(PackageFile(str(tmp_path), name, 10))
+    documentation = Documentation(lambda *_: None, files)
+    of_task = documentation.of(("torch", "scipy"))
+    assert [document.file for document in of_task] == ["scipy/a.py", "torch/c.py"]
+    assert list(documentation.by_file) == [files[0], files[2]]
+    everything = documentation.all()
+    assert [document.file for document in everything] == [file.name for file in files]
+    assert everything[0] is of_task[0]
 
 
 @pytest.fixture(scope="module")

@@ -93,13 +93,8 @@ def documents_from_packages(
 
     Files above 2 MB and code that does not parse are skipped.
     """
-    files = list(_listing(package_folders() if roots is None else roots))
-    total, done = sum(file.size for file in files), 0
-    for file, documents in zip(files, _mapped(files, workers), strict=True):
+    for documents in read_files(package_files(roots), workers=workers, progress=progress):
         yield from documents
-        done += file.size
-        if progress:
-            progress(done, total)
 
 
 def package_folders() -> list[Path]:
@@ -109,7 +104,9 @@ def package_folders() -> list[Path]:
     return [path for path in dict.fromkeys(Path(name).resolve() for name in names) if path.is_dir()]
 
 
-class _File(NamedTuple):
+class PackageFile(NamedTuple):
+    """A file with documentation. name: its path below `root`. size: in bytes."""
+
     root: str
     name: str
     size: int
@@ -118,8 +115,30 @@ class _File(NamedTuple):
     def path(self) -> str:
         return os.path.join(self.root, self.name)
 
+    @property
+    def top(self) -> str:
+        """The folder or module below `root`, such as `torch` or `ast.py`."""
+        return self.name.split(os.sep)[0]
 
-def _listing(roots: Sequence[Path]) -> Iterator[_File]:
+
+def package_files(roots: Sequence[Path] | None = None) -> list[PackageFile]:
+    """Return the files that may have documentation below `roots` (default: as `documents_from_packages`), in order."""
+    return list(_listing(package_folders() if roots is None else roots))
+
+
+def read_files(
+    files: Sequence[PackageFile], *, workers: int = 2, progress: Progress | None = None
+) -> Iterator[list[Document]]:
+    """Yield the documentation of each file, in order. workers, progress: as in `passages_from_packages`."""
+    total, done = sum(file.size for file in files), 0
+    for file, documents in zip(files, _mapped(files, workers), strict=True):
+        yield documents
+        done += file.size
+        if progress:
+            progress(done, total)
+
+
+def _listing(roots: Sequence[Path]) -> Iterator[PackageFile]:
     for root in roots:
         for folder, folders, names in os.walk(root):
             folders[:] = sorted(
@@ -130,7 +149,7 @@ def _listing(roots: Sequence[Path]) -> Iterator[_File]:
                     path = os.path.join(folder, name)
                     size = os.path.getsize(path) if os.path.isfile(path) else 0
                     if 0 < size <= LARGEST_FILE:
-                        yield _File(str(root), os.path.relpath(path, root), size)
+                        yield PackageFile(str(root), os.path.relpath(path, root), size)
 
 
 def _is_wanted(folder: str, name: str) -> bool:
@@ -140,7 +159,7 @@ def _is_wanted(folder: str, name: str) -> bool:
     return not inside_metadata and (name.endswith(".py") or (name.endswith(_DOCUMENTS) and not _LEGAL.search(name)))
 
 
-def _mapped(files: list[_File], workers: int) -> Iterator[list[Document]]:
+def _mapped(files: Sequence[PackageFile], workers: int) -> Iterator[list[Document]]:
     if workers <= 1 or len(files) <= 1:
         yield from map(_read_file, files)
         return
@@ -151,9 +170,9 @@ def _mapped(files: list[_File], workers: int) -> Iterator[list[Document]]:
         yield from pool.map(_read_file, files, chunksize=_FILES_AT_ONCE)
 
 
-def _read_file(file: _File) -> list[Document]:
+def _read_file(file: PackageFile) -> list[Document]:
     body = Path(file.path).read_bytes()
-    top = file.name.split(os.sep)[0]
+    top = file.top
     if file.name.endswith(".py"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

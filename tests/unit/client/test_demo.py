@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from tests.unit.client.gateway import job_view, report
 from tlm_client import demo
 from tlm_client.display import Display
 from tlm_client.stack.folder import StackFolder
-from tlm_core.jobs.spec import JobSpec
+from tlm_core.errors import TLMError
 from tlm_core.training.recipe import resolve
-from tlm_core.wire import Job, Predictions
+from tlm_core.wire import Job, JobEvent, Predictions
 
 
 def arm(mean: float, returned: str = "encoder", **over: Any) -> demo.Arm:
@@ -90,20 +91,28 @@ def test_samples_are_first_test_texts_and_linear_model_answers_early(
     assert [(sample.text, sample.label) for sample in samples] == [("text 29", "z"), ("text 28", "y"), ("text 27", "x")]
 
     class Client:
-        def submit(self, spec: JobSpec) -> Job:
-            assert spec.scale == "instant"
-            return Job.model_validate(job_view())
+        def __init__(self, *nodes: str) -> None:
+            self.nodes, self.waited = nodes, list[str]()
 
-        def wait(self, _: str) -> Job:
-            return Job.model_validate(job_view(state="succeeded"))
+        def events(self, _: str) -> Iterator[JobEvent]:
+            for node in self.nodes:
+                self.waited.append(node)
+                yield JobEvent(type="artifact.published", data={"node": node})
+
+        def job(self, _: str) -> Job:
+            return Job.model_validate(job_view(state="failed", error={"code": "bad_data", "message": "No rows."}))
 
         def predict(self, _: str, texts: list[str], pairs: list[str] | None) -> Predictions:
             assert pairs is None
             answers = [{"label": "z", "probability": 0.5} for _ in texts]
-            return Predictions.model_validate({"data": answers, "model": {"name": "linear", "final": True}})
+            return Predictions.model_validate({"data": answers, "model": {"name": "linear", "final": False}})
 
+    client, job = Client("validate", "baseline", "prepare"), Job.model_validate(job_view())
     with Display(Console(width=200)) as display:
-        demo._answer_early(Client(), samples, display, 0.0)  # type: ignore[arg-type]
+        demo._answer_early(client, job, samples, display, 0.0)  # type: ignore[arg-type]
+        assert client.waited == ["validate", "baseline"]
+        with pytest.raises(TLMError, match="No rows"):
+            demo._answer_early(Client("validate"), job, samples, display, 0.0)  # type: ignore[arg-type]
     assert "1 of 3 test texts are right" in capsys.readouterr().out
 
 
