@@ -58,6 +58,7 @@ def paths_of(contents: Contents) -> list[str]:
         "/ui/corpora/manuals?q=parcel",
         "/ui/submit",
         "/ui/nowhere",
+        "/docs/scale",
     ]
     sets = [f"/ui/datasets/{name}" for name in (contents.dataset, contents.hostile_dataset)]
     both = f"/ui/compare?id={contents.jobs['succeeded']}&id={contents.jobs['alone']}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from html import escape
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.exceptions import HTTPException
 
+from services.api.dashboard.web import PREFIX, read_assets
 from tlm_core.errors import MissingDependency
 
 router = APIRouter(include_in_schema=False)
@@ -18,18 +20,16 @@ router = APIRouter(include_in_schema=False)
 # A wheel has the pages beside the package's modules, a checkout in docs/.
 _FOLDERS = (Path(__file__).parents[1] / "docs", Path(__file__).parents[3] / "docs")
 _IMAGES = {".png": "image/png", ".svg": "image/svg+xml"}
+# In this order; others follow.
+_PAGES = (
+    "tutorial", "quickstart", "data", "selection", "scale", "report", "serving", "api", "jobs", "errors", "dashboard",
+    "studies", "architecture", "deploy", "operations", "reliability", "results", "experiments", "comparison",
+)  # fmt: skip
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'self'; font-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
 }
-_STYLE = (
-    ":root{color-scheme:light dark}body{max-width:52rem;margin:2rem auto;padding:0 1rem;overflow-wrap:anywhere;"
-    "font:1rem/1.5 system-ui,sans-serif}:target{background:Mark;color:MarkText}code{font-family:monospace}"
-    "pre{overflow-x:auto;padding:.6rem .8rem;border:1px solid GrayText}img{max-width:100%}nav a{margin-right:1rem}"
-    "table{display:block;overflow-x:auto;border-collapse:collapse}th,td{padding:.3rem .6rem;text-align:left;"
-    "vertical-align:top;border:1px solid GrayText;overflow-wrap:normal}"
-)
 
 
 @router.get("/docs/{path:path}")
@@ -58,7 +58,8 @@ def render(markdown: str) -> str:
     for heading, text in pairwise(tokens):
         if heading.type == "heading_open":
             heading.attrSet("id", re.sub(r"[^\w-]", "", text.content.lower().replace(" ", "-")))
-    return str(parser.renderer.render(tokens, parser.options, {}))
+    html = str(parser.renderer.render(tokens, parser.options, {}))
+    return re.sub("<(pre|table)>", r'<\1 tabindex="0">', html)  # They scroll, also for readers without a mouse.
 
 
 def _root() -> Path:
@@ -70,12 +71,28 @@ def _root() -> Path:
 
 @cache
 def _rendered(page: Path) -> str:
-    names = sorted(other.stem for other in _root().glob("*.md"))
-    links = " ".join(f'<a href="/docs/{name}">{name}</a>' for name in names)
+    assets = read_assets(PREFIX)
+    styles = "".join(f'<link rel="stylesheet" href="{assets[name].url}">' for name in ("dashboard.css", "docs.css"))
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{page.stem} · TLM</title>'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_title(page)} · TLM</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="icon" href="/ui/static/icon.svg"><style>{_STYLE}</style></head>\n'
-        f'<body>\n<nav aria-label="Documentation"><a href="/docs">API reference</a> {links}</nav>\n'
-        f"<main>\n{render(page.read_text(encoding='utf-8'))}</main></body></html>\n"
+        f'<link rel="icon" href="{assets["icon.svg"].url}">{styles}</head>\n'
+        f'<body>\n<header class="top"><a class="brand" href="{PREFIX}/jobs">TLM</a><nav aria-label="Main">'
+        f'<a href="{PREFIX}/jobs">Dashboard</a><a href="/docs">API reference</a></nav></header>\n'
+        f'<main class="docs"><nav aria-label="Documentation">{_links(page)}</nav>\n'
+        f"<article>\n{render(page.read_text(encoding='utf-8'))}</article></main></body></html>\n"
     )
+
+
+def _links(current: Path) -> str:
+    """Links to all pages. The link to the current one is marked."""
+    pages = {page.stem: page for page in sorted(_root().glob("*.md"))}
+    ordered = [pages[name] for name in dict.fromkeys((*_PAGES, *pages))]
+    marks = {current: ' aria-current="page"'}
+    return "".join(f'<a href="/docs/{page.stem}"{marks.get(page, "")}>{_title(page)}</a>' for page in ordered)
+
+
+def _title(page: Path) -> str:
+    """The heading of a page, without what follows a colon."""
+    with page.open(encoding="utf-8") as lines:
+        return escape(next(lines).removeprefix("# ").partition(":")[0].strip())

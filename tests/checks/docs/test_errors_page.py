@@ -15,7 +15,8 @@ from tests.support import ROOT
 from tlm_client.console import NOT_REACHABLE, exit_code
 from tlm_core import errors
 
-PAGE = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+DOCS = ROOT / "docs"
+PAGE = (DOCS / "errors.md").read_text(encoding="utf-8")
 
 
 def codes_in_use() -> set[str]:
@@ -93,6 +94,15 @@ def test_links_between_served_pages_lead_somewhere() -> None:
     anchors = {urljoin(path, link) for path, page in texts.items() for link in page.links if "#" in link}
     assert [link for link in anchors if link.startswith("/") and link.partition("#")[2] not in texts[
         link.partition("#")[0]].ids] == []  # fmt: skip
+
+
+def test_each_page_links_to_all_pages_by_their_headings() -> None:
+    text = documentation().get("/docs/serving").text
+    assert '<a href="/docs/serving" aria-current="page">Serving a model</a>' in text
+    assert '<a href="/docs/selection">Selection</a>' in text and text.count("aria-current") == 1
+    links = Page(text).links
+    assert [name for page in sorted(DOCS.glob("*.md")) if (name := f"/docs/{page.stem}") not in links] == []
+    assert links.index("/docs/tutorial") < links.index("/docs/api") < links.index("/docs/results")
 
 
 def test_only_files_of_the_documentation_are_served() -> None:
