@@ -23,6 +23,7 @@ from starlette.concurrency import run_in_threadpool
 from services.api.forms import ReceivedFile, safe_name, work_folder
 from services.common.redis_client import check_disk, key, load_scripts
 from tlm_core.artifacts import ArtifactStore, storage_errors
+from tlm_core.artifacts.mark import deadline
 from tlm_core.errors import Conflict, InvalidRequest, NotFound
 from tlm_core.names import new_id
 from tlm_core.wire import Upload
@@ -107,7 +108,7 @@ class Uploads:
             if self._artifacts.local:
                 shutil.move(local, target)
             else:
-                self._artifacts.fs.put_file(str(local), target)
+                self._artifacts.fs.put_file(str(local), target, **deadline(self._artifacts.fs, length))
         keys = [_key(tenant, upload.id), _key(tenant, upload.id, "parts")]
         result, offset = self._script["append"](keys=keys, args=[begin, length, name, _EXPIRES_SECONDS])
         if result != "ok":

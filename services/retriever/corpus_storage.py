@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from services.retriever.bulk import LoadCursor
 from services.retriever.indexes import CorpusKey, LoadingIndex
 from tlm_core.artifacts import ArtifactStore
+from tlm_core.artifacts.mark import deadline
 from tlm_core.corpus.passages import Passage
 from tlm_core.errors import CorruptArtifact, NotFound
 
@@ -144,7 +145,7 @@ class LoadRecords:
         with self._store.errors(f"writing {path}", writes=True):
             self._store.fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
             if not self._store.local:  # object stores write a file completely or not at all
-                self._store.fs.pipe_file(path, body)
+                self._store.fs.pipe_file(path, body, **deadline(self._store.fs, len(body)))
                 return
             partial = f"{path}.{uuid.uuid4().hex}.part"
             Path(partial).write_bytes(body)

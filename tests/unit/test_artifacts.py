@@ -5,14 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import socket
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
 
-from tlm_core.artifacts import MARK, ArtifactStore, Manifest, ManifestRef, artifact_id
+from services.trainer.settings import TrainerSettings
+from tlm_core.artifacts import MARK, ArtifactStore, Manifest, ManifestRef, artifact_id, mark
+from tlm_core.artifacts import store as store_module
 from tlm_core.errors import CorruptArtifact, NotFound, StorageFull, StorageUnavailable
 
 
@@ -305,11 +310,6 @@ def test_interrupted_write_continues_where_it_stopped(tmp_path: Path, remote: bo
     assert store.puts == 4
 
 
-def test_calls_to_s3_have_time_limits(tmp_path: Path) -> None:
-    limits = ArtifactStore("s3://bucket/tlm", tmp_path).fs.config_kwargs
-    assert (limits["connect_timeout"], limits["read_timeout"]) == (10, 60)
-
-
 def test_root_of_a_remote_storage_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = ArtifactStore(f"memory://{tmp_path.name}", tmp_path / "cache")
     checks: list[bool] = []
@@ -317,3 +317,34 @@ def test_root_of_a_remote_storage_is_listed_once(tmp_path: Path, monkeypatch: py
     for name in ("a", "b"):
         store.write(name, make(tmp_path, {"file": name}), artifact=name, stage="s")
     assert checks == [True]
+
+
+def test_call_to_a_hanging_storage_ends_before_leases_expire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server accepts connections, reads requests and never answers."""
+    limits = store_module._OPTIONS["s3"]["config_kwargs"]
+    real, calls = limits["read_timeout"], list[socket.socket]()
+    monkeypatch.setitem(limits, "read_timeout", 0.1)
+    for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("DEFAULT_REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    calls.append(server.accept()[0])
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        store = ArtifactStore("s3://bucket/storage", tmp_path / "cache")
+        with pytest.raises(StorageUnavailable):
+            store.manifest(ManifestRef(folder="a/1", digest="1" * 64))
+        assert 0 < len(calls) * real < TrainerSettings(storage="", scratch=tmp_path).hang_seconds
+        monkeypatch.setattr(mark, "WRITE_SECONDS", 0.5)
+        monkeypatch.setattr(store, "check_mounted", lambda **_: None)
+        with pytest.raises(StorageUnavailable):
+            write(store, tmp_path)
+        server.shutdown(socket.SHUT_RDWR)
+    thread.join()
+    for call in calls:
+        call.close()

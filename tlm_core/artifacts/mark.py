@@ -11,6 +11,15 @@ from fsspec.implementations.local import LocalFileSystem
 from tlm_core.errors import StorageUnavailable
 
 MARK = ".tlm-storage"
+WRITE_SECONDS = 100.0  # of a write to a remote storage, and a second more for each MiB
+
+
+def deadline(fs: AbstractFileSystem, size: int) -> dict[str, float]:
+    """Return the option that ends a write of `size` bytes to a storage that hangs.
+
+    No timeout of the client does: it waits without limit for the server's permission to send the content.
+    """
+    return {"timeout": WRITE_SECONDS + size / 2**20} if fs.async_impl else {}
 
 
 class StorageMark:
@@ -42,4 +51,5 @@ class StorageMark:
         if has_folders or create:
             if isinstance(self._fs, LocalFileSystem):
                 Path(self._root).mkdir(parents=True, exist_ok=True)
-            self._fs.pipe_file(f"{self._root}/{MARK}", b"The service recognizes its storage by this file.\n")
+            body = b"The service recognizes its storage by this file.\n"
+            self._fs.pipe_file(f"{self._root}/{MARK}", body, **deadline(self._fs, len(body)))

@@ -20,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from tlm_core.artifacts.faults import storage_errors
 from tlm_core.artifacts.hashing import canonical_json, sha256_file
 from tlm_core.artifacts.manifest import MANIFEST, Manifest, ManifestRef, mismatch
-from tlm_core.artifacts.mark import StorageMark
+from tlm_core.artifacts.mark import StorageMark, deadline
 from tlm_core.errors import CorruptArtifact, NotFound, StorageFull, StorageUnavailable, TLMError
 from tlm_core.pulse import PULSE, TransferPulse
 
@@ -29,8 +29,8 @@ _RESERVE = 1 << 30  # bytes of a local disk that stay free; at most a twentieth 
 # Longer than a stage computes on copies that it requested at its start.
 _COPY_SECONDS = 14 * 24 * 3600.0
 
-# Without limits, a storage that hangs would stop a coordinator with all its jobs.
-_OPTIONS = {"s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 3}}}}
+# Without limits, a storage that hangs would stop a coordinator with all its jobs. s3fs tries each call five times.
+_OPTIONS = {"s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 20, "retries": {"max_attempts": 0}}}}
 
 
 class ArtifactStore:
@@ -128,7 +128,7 @@ class ArtifactStore:
 
     def _put(self, source: Path, target: str) -> None:
         if not self.local:
-            self.fs.put_file(str(source), target, callback=TransferPulse())
+            self.fs.put_file(str(source), target, callback=TransferPulse(), **deadline(self.fs, source.stat().st_size))
             return
         # A manifest must not survive a power cut that its files do not, so content and name are synced in order.
         Path(target).parent.mkdir(parents=True, exist_ok=True)
