@@ -151,11 +151,14 @@ class Coordinator:
             if time.monotonic() - self._stepped_at > self.settings.hang_seconds:
                 log.error("No step for %g s. The leases expire.", self.settings.hang_seconds)
                 continue
-            try:
-                for held in list(self._held.values()):
+            for held in list(self._held.values()):
+                try:
                     self._renew(held)
-            except TLMError as error:
-                log.warning("Cannot renew the leases: %s", error)
+                except Unavailable as error:
+                    log.warning("Cannot renew the leases: %s", error)
+                    break
+                except TLMError as error:  # Its next step releases it.
+                    log.warning("Cannot renew the lease of job %s: %s", held.id, error)
 
     def _give_up_leases(self) -> None:
         """Let other coordinators adopt the jobs now. Without this, they wait until the leases expire."""
@@ -180,7 +183,7 @@ class Coordinator:
         """
         self._stepped_at = time.monotonic()
         previous, self._now = self._now, self.store.now()
-        if self._now - previous > self.settings.stall_seconds / 2:
+        if not 0 <= self._now - previous <= self.settings.stall_seconds / 2:  # or the clock went back
             self._stall_grace_until = self._now
         for held in list(self._held.values()):
             self._step(held)
@@ -476,8 +479,7 @@ class Coordinator:
 
     def _has_stopped(self, job: JobRecord, held: _Held, *, grace: float) -> bool:
         """Return whether nothing of the attempt runs. After `grace` seconds, running workers are stopped."""
-        if held.stopping_since is None:
-            held.stopping_since = self._now
+        held.stopping_since = min(held.stopping_since or self._now, self._now)  # The clock may go back.
         workers_stopped = held.submissions.stop(job, running=self._now - held.stopping_since >= grace)
         held.cancel_local_stages()
         selections_stopped = self._stop_selections(job)

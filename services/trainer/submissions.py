@@ -11,7 +11,7 @@ from services.trainer.assignment import Assignment
 from services.trainer.cluster import PROGRAM, RayCluster, Status
 from services.trainer.settings import TrainerSettings
 from tlm_core.errors import ClusterUnavailable, StaleAttempt, TLMError, WorkerLost, error_from_dict
-from tlm_core.jobs.spec import JobRecord
+from tlm_core.jobs.spec import Beat, JobRecord
 
 
 class AttemptEnded(Exception):
@@ -34,8 +34,8 @@ class Submissions:
     unstarted_since: dict[str, float] = field(default_factory=dict)
     # Submission → time of the last look whether it waits in vain.
     waiting_checked: dict[str, float] = field(default_factory=dict)
-    # Submission → time of the first look at which it ran.
-    running_since: dict[str, float] = field(default_factory=dict)
+    # Submission that runs → its last beat, and time of the first look at which it had that.
+    looks: dict[str, tuple[Beat | None, float]] = field(default_factory=dict)
 
     def advance(self, situation: Situation, group: str, *, now: float, stall_grace_until: float) -> None:
         """Submit a group of the attempt, or check that its workers run and report.
@@ -114,7 +114,12 @@ class Submissions:
         """
         group, settings = assignment.group, self.settings
         submission, beat = job.submissions[group], job.beats.get(group)
-        since = self.running_since.setdefault(submission, now) if beat is None else beat.at
+        last, looked = self.looks.get(submission, (beat, now))
+        looked = looked if beat == last else now
+        self.looks[submission] = beat, looked
+        since = looked if beat is None else beat.at
+        if looked > now:  # The clock went back since. The period of grace begins then.
+            since = -math.inf
         silent = now - max(since, stall_grace_until)
         if silent > (settings.first_report_seconds if beat is None else settings.stall_seconds):
             if beat is None and assignment.distributed:
@@ -129,7 +134,7 @@ class Submissions:
 
     def _check_waiting(self, submission: str, now: float) -> None:
         """Raise AttemptEnded, every now and then, if the head restarted while the submission waited for its start."""
-        if now - self.waiting_checked.setdefault(submission, now) < self.settings.start_seconds:
+        if abs(now - self.waiting_checked.setdefault(submission, now)) < self.settings.start_seconds:
             return
         self.waiting_checked[submission] = now
         if self.cluster.is_lost(submission):

@@ -662,6 +662,30 @@ def test_damaged_record_stops_no_other_job(harness: CoordinatorHarness, redis_cl
     assert harness.job(other).state is State.SUCCEEDED
 
 
+def test_damaged_record_delays_no_renewal_of_another_lease(
+    harness: CoordinatorHarness, redis_client: redis.Redis
+) -> None:
+    """The first round hangs, so only the thread renews."""
+    coordinator, stop = harness.coordinator(concurrency=2, lease_seconds=0.3), threading.Event()
+    damaged, other = harness.submit(), harness.submit(seeds=(3,))
+    coordinator.round()
+    redis_client.set(f"tlm:{{{T}}}:job:{damaged}", "damaged")
+    keeper = threading.Thread(target=coordinator._keep_leases, args=(stop,))
+    lease = harness.job(other).lease_until
+    keeper.start()
+    try:
+        wait_for(lambda: harness.job(other).lease_until != lease)
+    finally:
+        stop.set()
+        keeper.join(20)
+
+
+def test_damaged_queued_record_blocks_no_claim(harness: CoordinatorHarness, redis_client: redis.Redis) -> None:
+    damaged, other = harness.submit(), harness.submit(seeds=(3,))
+    redis_client.hset(f"tlm:{{{T}}}:job:{damaged}", "attempt", "damaged")
+    assert harness.until_submitted(harness.coordinator(), other)
+
+
 def test_job_of_another_release_does_not_block_others(harness: CoordinatorHarness, redis_client: redis.Redis) -> None:
     unreadable = harness.submit()
     key = f"tlm:{{{T}}}:job:{unreadable}"

@@ -77,6 +77,31 @@ def test_store_clock_behind_the_machine_ends_no_attempt(harness: CoordinatorHarn
     assert (harness.job(job_id).state, harness.cluster.stopped) == (State.RUNNING, [])
 
 
+@pytest.mark.parametrize("reports", [True, False])
+def test_silent_worker_is_stopped_after_the_clock_went_back(harness: CoordinatorHarness, reports: bool) -> None:
+    coordinator, job_id = harness.coordinator(first_report_seconds=45), harness.submit()
+    submission = harness.until_submitted(coordinator, job_id)
+    if reports:
+        harness.beat(job_id)
+    coordinator.round()
+    harness.store.ahead = -3600
+    harness.rounds_until(coordinator, 44 - 3600)
+    assert harness.cluster.statuses[submission] is Status.RUNNING
+    harness.rounds_until(coordinator, 46 - 3600)
+    assert harness.cluster.statuses[submission] is Status.FAILED
+
+
+def test_pause_ends_in_time_although_the_clock_went_back(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    harness.until_submitted(coordinator, job_id)
+    harness.store.pause(T, job_id)
+    coordinator.round()
+    harness.store.ahead = -3600
+    harness.rounds_until(coordinator, 125 - 3600)
+    coordinator.round()
+    assert harness.job(job_id).state is State.PAUSED
+
+
 def test_clock_that_steps_forward_ends_no_job(harness: CoordinatorHarness, redis_client: redis.Redis) -> None:
     coordinator, job_id = harness.coordinator(), harness.submit(max_runtime_seconds=100)
     harness.until_submitted(coordinator, job_id)

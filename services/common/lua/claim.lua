@@ -15,9 +15,10 @@ local function keys_of(member)
   return base .. ':job:' .. id, base .. ':events:' .. id, base .. ':state:', id
 end
 
--- Returns whether a member has a record. If not, it is removed: it would stop every claim.
+-- Returns whether a member has a record with its number of attempts. If not, it is removed: it would stop every claim.
 local function exists(index, member)
-  if redis.call('TYPE', (keys_of(member))).ok == 'hash' then return true end
+  local job = keys_of(member)
+  if redis.call('TYPE', job).ok == 'hash' and string.find(redis.call('HGET', job, 'attempt') or '', '^%d+$') then return true end
   redis.call('ZREM', index, member)
   return false
 end
