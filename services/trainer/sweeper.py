@@ -69,13 +69,12 @@ class StorageSweeper:
         self.artifacts.check_mounted()
         folders, orphans = 0, list[str]()
         for tenant in self._subfolders("", 1):
+            # First the folders, then the records: otherwise a folder that is created in between seems to have none.
+            below = [name for kind, depth in _DEPTHS.items() for name in self._subfolders(f"{tenant}/{kind}", depth)]
             named = self.store.named_folders(tenant)
             unfinished = {job for state in set(State) - TERMINAL for job in self.store.newest_in(tenant, state, _MANY)}
-            for kind, depth in _DEPTHS.items():
-                for folder in self._subfolders(f"{tenant}/{kind}", depth):
-                    folders += 1
-                    if folder not in named and not unfinished.intersection(_JOB.findall(folder)):
-                        orphans.append(folder)
+            folders += len(below)
+            orphans += [name for name in below if name not in named and not unfinished.intersection(_JOB.findall(name))]
         if len(orphans) > max(_FEW, folders / 2):
             raise Conflict(
                 f"No record names {len(orphans):,} of {folders:,} folders in the storage. Nothing is deleted. Check "

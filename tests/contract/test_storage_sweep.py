@@ -80,6 +80,24 @@ def test_parts_of_expired_uploads_are_deleted_at_once(gateway: Gateway, sweeper:
     assert open_parts.exists() and not gone.exists()
 
 
+def test_parts_of_an_upload_that_begins_during_the_sweep_stay(
+    gateway: Gateway, sweeper: StorageSweeper, store: MovableClockStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(gateway, f"{T}/uploads/abc")
+    read, parts = store.named_folders, list[Path]()
+
+    def begin_upload(tenant: str) -> set[str]:
+        named = read(tenant)
+        with gateway.test_client() as api:
+            upload_id = api.post("/v1/uploads", json={"name": "a.csv", "size": 9}).json()["id"]
+        parts.append(add(gateway, f"{T}/parts/{upload_id}"))
+        return named
+
+    monkeypatch.setattr(store, "named_folders", begin_upload)
+    sweeper.sweep()
+    assert parts[0].exists()
+
+
 @pytest.mark.parametrize("archived", [False, True])
 def test_folders_of_records_stay(
     gateway: Gateway, sweeper: StorageSweeper, store: MovableClockStore, archived: bool
