@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Mapping
@@ -225,6 +226,17 @@ def test_head_of_ray_survives_restarts_and_runs_no_drivers() -> None:
     assert DRIVER not in head
     for name in ("ray-head", "ray-worker"):
         assert _environment(SERVICES[name])["RAY_gcs_rpc_server_reconnect_timeout_s"] == "600"
+
+
+@pytest.mark.parametrize(("answers", "code"), [("false", -signal.SIGKILL), ("true", 3)])
+def test_head_of_ray_that_hangs_at_its_start_is_restarted(tmp_path: Path, answers: str, code: int) -> None:
+    ray = "exec /bin/sleep 60" if code < 0 else "/bin/sleep 1; exit 3"
+    for name, script in (("ray", ray), ("answers", answers), ("sleep", "true")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    command, environment = substitute(SERVICES["ray-head"]["command"][-1]), {"PATH": f"{tmp_path}:/bin:/usr/bin"}
+    ended = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, timeout=30)
+    assert (ended.returncode, "Check Redis" in ended.stderr) == (code, code < 0)
 
 
 def test_gpu_override_offers_all_cpus_to_ray() -> None:
