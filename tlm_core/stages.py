@@ -7,21 +7,21 @@ from __future__ import annotations
 
 from tlm_core.linear.params import BaselineParams, SelfTrainParams
 from tlm_core.training import params
-from tlm_core.training.stage import Place, Stage, worker
+from tlm_core.training.stage import Place, Stage
 
-VALIDATE = Stage("validate", Place.COORDINATOR, "tlm_core.tasks.validate:validate_stage", 2, params.ValidateParams)
-SELECT = Stage("select", Place.RETRIEVER, "", 5, params.SelectParams)
+VALIDATE = Stage("validate", "tlm_core.tasks.validate:validate_stage", 2, params.ValidateParams, Place.COORDINATOR)
+SELECT = Stage("select", "", 5, params.SelectParams, Place.RETRIEVER)
 # A linear model needs no torch either.
-BASELINE = worker("baseline", "tlm_core.linear.stages:baseline", 2, BaselineParams, needs_torch=False)
-SELF_TRAIN = worker("self_train", "tlm_core.linear.stages:self_train_stage", 4, SelfTrainParams, needs_torch=False)
-EVALUATE_LINEAR = worker(
+BASELINE = Stage("baseline", "tlm_core.linear.stages:baseline", 2, BaselineParams, needs_torch=False)
+SELF_TRAIN = Stage("self_train", "tlm_core.linear.stages:self_train_stage", 4, SelfTrainParams, needs_torch=False)
+EVALUATE_LINEAR = Stage(
     "evaluate_linear", "tlm_core.linear.stages:evaluate_linear", 4, BaselineParams, needs_torch=False
 )
-EXPORT_LINEAR = worker("export_linear", "tlm_core.linear.stages:export_linear", 3, BaselineParams, needs_torch=False)
+EXPORT_LINEAR = Stage("export_linear", "tlm_core.linear.stages:export_linear", 3, BaselineParams, needs_torch=False)
 # Preparing text needs no torch, so workers start it seconds earlier and with half the memory.
-PREPARE = worker("prepare", "tlm_core.training.prepare:prepare", 7, params.PrepareParams, needs_torch=False)
-JOINT = worker("joint", "tlm_core.training.stages:joint", 7, params.JointParams)
-FINETUNE = worker("finetune", "tlm_core.training.stages:finetune", 4, params.FinetuneParams)
-CHOOSE = worker("choose", "tlm_core.training.stages:choose", 2, params.ChooseParams)
-EVALUATE = worker("evaluate", "tlm_core.training.evaluate:evaluate", 11, params.SeedsParams)
-EXPORT = worker("export", "tlm_core.training.export:export", 6, params.ExportParams)
+PREPARE = Stage("prepare", "tlm_core.training.prepare:prepare", 7, params.PrepareParams, needs_torch=False)
+JOINT = Stage("joint", "tlm_core.training.stages:joint", 7, params.JointParams, parallel=True)
+FINETUNE = Stage("finetune", "tlm_core.training.stages:finetune", 4, params.FinetuneParams, parallel=True)
+CHOOSE = Stage("choose", "tlm_core.training.stages:choose", 2, params.ChooseParams)
+EVALUATE = Stage("evaluate", "tlm_core.training.evaluate:evaluate", 11, params.SeedsParams, parallel=True)
+EXPORT = Stage("export", "tlm_core.training.export:export", 6, params.ExportParams)

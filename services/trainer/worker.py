@@ -131,7 +131,9 @@ class GroupRunner:
                 reporter.start_node(situation, node)
             if not self.broadcast(reporter.should_continue if reporter else None):
                 raise StopRequested("The job was paused or cancelled between two stages.")
-            self._run_node(situation, node, reporter)
+            if self.rank == 0 or node.stage.parallel:
+                self._run_node(situation, node, reporter)
+            self.broadcast(None)  # ranks that compute nothing wait here
 
     def _run_node(self, situation: Situation, node: Node, reporter: JobReporter | None) -> None:
         dropped = None if node.gathers else self._dropped_input(situation, node)
@@ -142,7 +144,6 @@ class GroupRunner:
             log.info("Finished %s", node.name)
         elif self.rank == 0:
             self._publish(situation, node, situation.artifact_id(node), dropped)
-        self.broadcast(None)
 
     def _dropped_input(self, situation: Situation, node: Node) -> ManifestRef | None:
         """Return an input that stands for dropped work. A node that does not gather is then dropped too."""

@@ -15,7 +15,7 @@ from tlm_core.jobs.plan import Node, Plan
 from tlm_core.jobs.spec import KindOptions, PlanInputs
 from tlm_core.kinds.kind import Kind
 from tlm_core.pulse import PULSE
-from tlm_core.training.stage import StageContext, StageParams, worker
+from tlm_core.training.stage import Stage, StageContext, StageParams
 
 
 class ChaosOptions(KindOptions):
@@ -63,8 +63,8 @@ def report(ctx: StageContext[NumberParams]) -> dict[str, Any]:
     return values
 
 
-COUNT = worker("count", "tests.chaos.kind:count", 1, NumberParams, needs_torch=False)
-REPORT = worker("number", "tests.chaos.kind:report", 1, NumberParams, needs_torch=False)
+COUNT = Stage("count", "tests.chaos.kind:count", 1, NumberParams, needs_torch=False)
+REPORT = Stage("number", "tests.chaos.kind:report", 1, NumberParams, needs_torch=False)
 
 
 def plan(inputs: PlanInputs[ChaosOptions]) -> Plan:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NoReturn
 
 import pytest
@@ -12,6 +15,7 @@ from services.common.jobstore import JobStore
 from services.common.retriever_client import SelectionRun
 from services.common.situation import Situation
 from services.trainer.cluster import Status
+from services.trainer.worker import GroupRunner
 from tests.contract.coordinator_harness import CoordinatorHarness, T
 from tests.factories import make_resolved, make_spec
 from tests.trainer_fakes import counting_stage, plain_stage
@@ -22,7 +26,7 @@ from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
 from tlm_core.training.params import SHRUNK
 from tlm_core.training.recipe import resolve
-from tlm_core.training.stage import StageContext
+from tlm_core.training.stage import Stage, StageContext, StageFunction, StageParams
 
 SELECTOR = "selection.selector"
 
@@ -288,3 +292,33 @@ def test_situation_needs_one_round_trip_for_each_level_of_the_plan(
     assert situation.done.keys() == {node.name for node in situation.plan.nodes}
     # validate, baseline and select, self_train, prepare, joint, finetune, evaluate, export
     assert levels == [1, 2, 1, 1, 2, 2, 1, 1]
+
+
+def test_rank_1_computes_only_parallel_stages(harness: CoordinatorHarness) -> None:
+    assignment = harness.cluster.assignment(harness.until_submitted(harness.coordinator(), harness.submit()))
+    computed: set[tuple[str, int]] = set()
+    barrier, sent = threading.Barrier(2), list[Any]()
+
+    def broadcast(value: Any, *, rank: int) -> Any:
+        if rank == 0:
+            sent.append(value)
+        barrier.wait(10)
+        value = sent[-1]
+        barrier.wait(10)
+        return value
+
+    def load(stage: Stage) -> StageFunction:
+        def compute(ctx: StageContext[StageParams]) -> Mapping[str, object]:
+            computed.add((stage.name, ctx.rank))
+            return plain_stage(ctx)
+
+        return compute
+
+    def run(rank: int) -> None:
+        scratch, own = harness.folder / "scratch", partial(broadcast, rank=rank)
+        GroupRunner(harness.store, harness.artifacts, scratch, load, rank, 2, own).run(assignment)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, (0, 1)))
+    stages = {stage for stage, rank in computed if rank == 0}
+    assert {stage for stage, rank in computed if rank == 1} == {"joint", "finetune", "evaluate"} < stages

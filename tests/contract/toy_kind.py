@@ -13,7 +13,7 @@ from tlm_core.jobs.plan import Node, Plan
 from tlm_core.jobs.spec import KindOptions, PlanInputs
 from tlm_core.kinds.kind import FormField, Kind
 from tlm_core.tasks.task import Task
-from tlm_core.training.stage import StageContext, StageParams, worker
+from tlm_core.training.stage import Stage, StageContext, StageParams
 
 
 class ToyOptions(KindOptions):
@@ -45,7 +45,7 @@ def prefix_accuracy(ctx: StageContext[PrefixParams]) -> dict[str, Any]:
     return {name: report[name] for name in ("metric", "mean", "spread", "words")}
 
 
-PREFIX = worker("prefix", "tests.contract.toy_kind:prefix_accuracy", 1, PrefixParams, needs_torch=False)
+PREFIX = Stage("prefix", "tests.contract.toy_kind:prefix_accuracy", 1, PrefixParams, needs_torch=False)
 
 
 def plan(inputs: PlanInputs[ToyOptions]) -> Plan:

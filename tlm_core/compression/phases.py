@@ -36,8 +36,6 @@ def phases(ctx: StageContext[PhasesParams]) -> dict[str, object]:
     Only it is tested, once for each seed. Inputs: `prepared`, `task`, `evaluate` (of the dense model),
     `finetune.s{seed}` and `ticket.{which}.l{level}.s{seed}`.
     """
-    if ctx.rank:
-        return {}
     prepared, task = Prepared(ctx.inputs["prepared"]), Task.read(ctx.inputs["task"])
     params, seeds, device = ctx.params, ctx.params.seeds, pick_device()
 

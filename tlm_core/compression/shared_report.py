@@ -38,8 +38,6 @@ def shared_report(ctx: StageContext[SeedsParams]) -> dict[str, object]:
     Inputs: `merged`, `task.{number}`, `baseline.{number}`, `prepared.{number}`, `alone.{number}.s{seed}`,
     `multi_task.s{seed}`, `tickets.s{seed}`.
     """
-    if ctx.rank:
-        return {}
     merged = json.loads((ctx.inputs["merged"] / MERGE).read_text(encoding="utf-8"))
     seeds = ctx.params.seeds
     tasks = [_task(ctx.inputs, number, facts["name"], seeds) for number, facts in enumerate(merged)]

@@ -49,8 +49,6 @@ def part(ctx: StageContext[PartParams]) -> dict[str, Any]:
 
     Inputs: `prepared` and `task` of the merged task.
     """
-    if ctx.rank:
-        return {}
     source, merged = Prepared(ctx.inputs["prepared"]), ctx.inputs["task"]
     facts = json.loads((merged / MERGE).read_text(encoding="utf-8"))[ctx.params.number]
     shutil.copytree(source.folder / "tokenizer", ctx.out / "tokenizer")

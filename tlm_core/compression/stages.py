@@ -32,8 +32,7 @@ def check_encoder(ctx: StageContext[CheckEncoderParams]) -> dict[str, int]:
     for mask in ctx.params.masks:
         mask.check(shape.layers, shape.heads)
     size = {"layers": shape.layers, "heads": shape.heads}
-    if not ctx.rank:
-        (ctx.out / "shape.json").write_text(json.dumps(size), encoding="utf-8")
+    (ctx.out / "shape.json").write_text(json.dumps(size), encoding="utf-8")
     return size
 
 
@@ -43,8 +42,6 @@ def importance(ctx: StageContext[ImportanceParams]) -> dict[str, object]:
     Inputs: `prepared`, `finetune`. It writes no checkpoints, because it is short: a pause raises StopRequested, and
     the stage starts again on resume.
     """
-    if ctx.rank:
-        return {}
     prepared, device = Prepared(ctx.inputs["prepared"]), pick_device()
     model, split = load_model(ctx.inputs["finetune"]).to(device), prepared.split("train")
 

@@ -41,13 +41,13 @@ from tlm_core.studies.params import (
 )
 from tlm_core.training.params import SeedsParams, training
 from tlm_core.training.recipe import Recipe
-from tlm_core.training.stage import Place, Stage, worker
+from tlm_core.training.stage import Place, Stage
 
-SIZES = Stage("sizes", Place.COORDINATOR, "tlm_core.studies.subsets:sizes", 2, SizesParams)
-SUBSET = Stage("subset", Place.COORDINATOR, "tlm_core.studies.subsets:subset", 2, SubsetParams)
-BILSTM = worker("bilstm", "tlm_core.studies.stages:bilstm", 5, BilstmParams)
-EVALUATE_BILSTM = worker("evaluate_bilstm", "tlm_core.studies.stages:evaluate_bilstm", 3, SeedsParams)
-CURVE = worker("curve", "tlm_core.studies.curve:curve", 11, CurveParams)
+SIZES = Stage("sizes", "tlm_core.studies.subsets:sizes", 2, SizesParams, Place.COORDINATOR)
+SUBSET = Stage("subset", "tlm_core.studies.subsets:subset", 2, SubsetParams, Place.COORDINATOR)
+BILSTM = Stage("bilstm", "tlm_core.studies.stages:bilstm", 5, BilstmParams, parallel=True)
+EVALUATE_BILSTM = Stage("evaluate_bilstm", "tlm_core.studies.stages:evaluate_bilstm", 3, SeedsParams)
+CURVE = Stage("curve", "tlm_core.studies.curve:curve", 11, CurveParams)
 
 WITH_TLM = {"tlm", "bilstm_tlm"}
 

@@ -13,10 +13,10 @@ from tlm_core.jobs.ticket_nodes import CHECK_ENCODER, IMPORTANCE, before_trainin
 from tlm_core.kinds.kind import FormField, Kind
 from tlm_core.training.params import CardRecipe
 from tlm_core.training.recipe import OWN_STARTS, Recipe
-from tlm_core.training.stage import worker
+from tlm_core.training.stage import Stage
 
-TICKET = worker("ticket", "tlm_core.compression.stages:ticket", 3, TicketParams)
-PHASES = worker("phases", "tlm_core.compression.phases:phases", 10, PhasesParams)
+TICKET = Stage("ticket", "tlm_core.compression.stages:ticket", 3, TicketParams, parallel=True)
+PHASES = Stage("phases", "tlm_core.compression.phases:phases", 10, PhasesParams)
 
 
 class PruneOptions(KindOptions):

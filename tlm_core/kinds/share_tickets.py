@@ -27,12 +27,12 @@ from tlm_core.kinds.kind import FormField, Kind, Lookup
 from tlm_core.stages import FINETUNE
 from tlm_core.training.params import FinetuneParams, SeedsParams
 from tlm_core.training.recipe import OWN_STARTS, Recipe, differences
-from tlm_core.training.stage import Place, Stage, worker
+from tlm_core.training.stage import Place, Stage
 
-MERGE = Stage("merge", Place.COORDINATOR, "tlm_core.tasks.merge:merge_stage", 3, MergeParams)
-PART = worker("part", "tlm_core.compression.sharing:part", 3, PartParams)
-SHARE = worker("share", "tlm_core.compression.sharing:share", 4, ShareParams)
-SHARED_REPORT = worker("shared_report", "tlm_core.compression.shared_report:shared_report", 7, SeedsParams)
+MERGE = Stage("merge", "tlm_core.tasks.merge:merge_stage", 3, MergeParams, Place.COORDINATOR)
+PART = Stage("part", "tlm_core.compression.sharing:part", 3, PartParams)
+SHARE = Stage("share", "tlm_core.compression.sharing:share", 4, ShareParams, parallel=True)
+SHARED_REPORT = Stage("shared_report", "tlm_core.compression.shared_report:shared_report", 7, SeedsParams)
 
 
 class ShareTicketsOptions(KindOptions):

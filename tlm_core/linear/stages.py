@@ -47,8 +47,6 @@ def baseline(ctx: StageContext[BaselineParams]) -> dict[str, Any]:
     It writes the ONNX graph, the weights, the outputs for all rows (for train those of cross-validation) and
     `baseline.json`. It reads no test target. Input: `task`.
     """
-    if ctx.rank:
-        return {}
     began = time.monotonic()
     task = Task.read(ctx.inputs["task"])
     ctx.report.event("baseline", rows=task.counts["train"])
@@ -87,8 +85,6 @@ def self_train_stage(ctx: StageContext[SelfTrainParams]) -> dict[str, Any]:
     It writes the same files as `baseline`, and the labeled pieces of passages for the encoder. Pairs, regression and
     the amount 0 keep the baseline and have no pieces. Inputs: `task`, `baseline`, `selection`.
     """
-    if ctx.rank:
-        return {}
     began = time.monotonic()
     task, first = Task.read(ctx.inputs["task"]), LinearResult.read(ctx.inputs["baseline"])
     if task.pair or not task.type.has_classes:
@@ -144,8 +140,6 @@ def top_ngrams(model: LinearModel, task: Task) -> dict[str, list[str]]:
 
 def evaluate_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
     """Test the linear model once. Inputs: `task`, `baseline`."""
-    if ctx.rank:
-        return {}
     report, predictions = linear_report(Task.read(ctx.inputs["task"]), LinearResult.read(ctx.inputs["baseline"]))
     write_report(ctx.out, report, predictions)
     return report_meta(report)
@@ -153,8 +147,6 @@ def evaluate_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
 
 def export_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
     """Return the linear model as the job's model, with its card. Inputs: `task`, `baseline`, `evaluate`."""
-    if ctx.rank:
-        return {}
     copy_model(ctx.inputs["baseline"], ctx.out)
     shutil.copyfile(ctx.inputs["evaluate"] / REPORT, ctx.out / REPORT)
     report = json.loads((ctx.out / REPORT).read_text(encoding="utf-8"))

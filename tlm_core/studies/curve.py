@@ -37,8 +37,6 @@ def curve(ctx: StageContext[CurveParams]) -> dict[str, object]:
     Inputs: `task`, `sizes`, `evaluate.{model}.n{size}.s{seed}`, and for the largest size `prepared.{model}.s{seed}`,
     `trained.{model}.s{seed}` and `trained.linear`.
     """
-    if ctx.rank:
-        return {}
     models, seeds = [*ctx.params.models, LINEAR], ctx.params.seeds
     sizes = json.loads((ctx.inputs["sizes"] / "sizes.json").read_text(encoding="utf-8"))
     used = [size for size in sizes if not size["dropped"]]

@@ -99,4 +99,4 @@ def _embeddings(joint: Path) -> tuple[Tensor, dict[str, Any]]:
 
 def evaluate_bilstm(ctx: StageContext[SeedsParams]) -> dict[str, Any]:
     """Evaluate BiLSTMs. Inputs: `prepared`, `task`, and `finetune.s{seed}` for each seed."""
-    return {} if ctx.rank else evaluate_models(ctx, cast(Any, load_bilstm))
+    return evaluate_models(ctx, cast(Any, load_bilstm))

@@ -45,8 +45,6 @@ def export(ctx: StageContext[ExportParams]) -> dict[str, Any]:
     each seed. Raises TrainingFailed unless the stock classes and onnxruntime load the files and compute what
     `evaluate` computed.
     """
-    if ctx.rank:
-        return {}
     prepared, task = Prepared(ctx.inputs["prepared"]), Task.read(ctx.inputs["task"])
     report = json.loads((ctx.inputs["evaluate"] / "report.json").read_text(encoding="utf-8"))
     best, half = ctx.inputs[f"finetune.s{report['best_seed']}"], ENSEMBLE in report["models"]

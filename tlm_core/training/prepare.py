@@ -45,8 +45,6 @@ def prepare(ctx: StageContext[PrepareParams]) -> dict[str, Any]:
 
     Inputs: `task`, `selection` unless the recipe selects nothing, and `self_train` if models label passages.
     """
-    if ctx.rank:
-        return {}
     began = time.monotonic()
     task = Task.read(ctx.inputs["task"])
     selection = ctx.inputs.get("selection")

@@ -105,22 +105,19 @@ class Stage:
     function: "module:name" of a function that takes a StageContext and returns the artifact's metadata. It is empty
     for stages of the retriever. version: raise it when a change of the code changes the result; older artifacts are
     then not reused. params: the class of the stage's parameters. needs_torch: whether workers import torch for it.
+    parallel: whether all ranks compute the stage; otherwise only rank 0 does, and the others wait for it.
     """
 
     name: str
-    place: Place
     function: str
     version: int
     params: type[StageParams]
+    place: Place = Place.WORKERS
     needs_torch: bool = True
+    parallel: bool = False
 
     def load(self) -> StageFunction:
         """Import the stage's module and return its function."""
         module, _, name = self.function.partition(":")
         function: StageFunction = getattr(import_module(module), name)
         return function
-
-
-def worker(name: str, function: str, version: int, params: type[StageParams], *, needs_torch: bool = True) -> Stage:
-    """A stage that runs on workers."""
-    return Stage(name, Place.WORKERS, function, version, params, needs_torch)

@@ -179,8 +179,6 @@ def choose(ctx: StageContext[ChooseParams]) -> dict[str, Any]:
 
     Its history has the cost of all finetunings, the best one's values, and under `tries` the result of each.
     """
-    if ctx.rank:
-        return {}
     values = ctx.params.tries
     folders = [ctx.inputs[f"try.{number}"] for number in range(len(values))]
     histories = [read_history(folder) for folder in folders]
