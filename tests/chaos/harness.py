@@ -20,6 +20,7 @@ from typing import Any
 from unittest.mock import patch
 
 import httpx
+from redis.exceptions import RedisError
 
 from services.common.history import History as Streams
 from services.common.jobstore import JobStore
@@ -34,7 +35,7 @@ from tests.chaos.real_ray import RayHead
 from tests.contract.gateway import TRAIN, T
 from tests.redis_server import RedisServer, free_port
 from tlm_core.artifacts import ArtifactStore, ManifestRef
-from tlm_core.errors import CorruptArtifact, NotFound
+from tlm_core.errors import CorruptArtifact, NotFound, TLMError
 from tlm_core.jobs.states import TERMINAL, State
 from tlm_core.kinds import MODULES
 
@@ -165,7 +166,7 @@ class Chaos:
                     self.processes[role, index] = self._start(role, [], index)
             if isinstance(self.cluster, RayHead):
                 self.cluster.supervise()
-            with suppress(Exception):  # Redis is away.
+            with suppress(TLMError, RedisError):  # Redis is away.
                 self._publish_free_space()
                 self._verify_artifacts()
 
@@ -190,14 +191,14 @@ class Chaos:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        supervisor = threading.Thread(target=self._supervise, daemon=True)
-        supervisor.start()
+        pool = ThreadPoolExecutor(1)
+        supervision = pool.submit(self._supervise)
         try:
             with patch.dict(MODULES, chaos="tests.chaos.kind"):
                 yield
         finally:
             self.stop.set()
-            supervisor.join()
+            pool.shutdown()
             for process in self.processes.values():
                 send(process, signal.SIGKILL)
             self.cluster.close()
@@ -206,6 +207,7 @@ class Chaos:
             self.redis.kill()
             for disk, _ in self._disks if self.real_disk else ():
                 subprocess.run(["umount", "--lazy", str(disk)], check=True)
+        supervision.result()
 
     # --- clients -------------------------------------------------------------------------------------------------
 
@@ -354,14 +356,17 @@ class Chaos:
                          for n in range(clients)]  # fmt: skip
                 while not self.history.answers and not any(user.done() for user in runs):
                     time.sleep(0.1)
+                injections = []
                 for fault in faults:
                     time.sleep(fault.wait)
                     if all(user.done() for user in runs):
                         break
-                    breakers.submit(self.inject, fault)
+                    injections.append(breakers.submit(self.inject, fault))
                 for user in runs:
                     with suppress(TimeoutError):
                         user.result()
+                for injection in injections:
+                    injection.result()
             self.collect()
 
     def collect(self) -> None:

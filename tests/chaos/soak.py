@@ -10,9 +10,9 @@ import random
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,14 +43,13 @@ class Soak:
         with self.chaos.running():
             self.chaos.add_dataset()
             empty, began = memory(self.chaos.store._redis), time.monotonic()
-            clients = [threading.Thread(target=self._client, args=(n, began)) for n in range(_CLIENTS)]
-            for client in clients:
-                client.start()
-            while time.monotonic() < began + self.seconds:
-                time.sleep(min(5.0, self.seconds / 100))
-                self._sample(time.monotonic() - began)
-            for client in clients:
-                client.join()
+            with ThreadPoolExecutor(_CLIENTS) as pool:
+                clients = [pool.submit(self._client, number, began) for number in range(_CLIENTS)]
+                while time.monotonic() < began + self.seconds:
+                    time.sleep(min(5.0, self.seconds / 100))
+                    self._sample(time.monotonic() - began)
+                for client in clients:
+                    client.result()
             wait_for(lambda: not self.chaos.store._redis.scard(TO_MOVE), 60)
             self.chaos.collect()
             return [*self._growing(), *violations(self.chaos.history), *self._redis_size(empty)]

@@ -10,8 +10,8 @@ import random
 import signal
 import sys
 import tempfile
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,10 +95,10 @@ def run(folder: Path, clients: int, gateways: int, events: int = 600, kills: int
         assert job is not None
         token = (folder / "token").read_text().strip()
         followers = [Follower(chaos.urls, token, job.id, random.Random(seed * 1000 + n)) for n in range(clients)]
-        writer = threading.Thread(target=_write_and_kill, args=(chaos, job, random.Random(seed), events, kills))
-        writer.start()
-        asyncio.run(_follow_all(followers))
-        writer.join()
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(_write_and_kill, chaos, job, random.Random(seed), events, kills)
+            asyncio.run(_follow_all(followers))
+            writing.result()
         log = [event.seq for event in chaos.store.events(T, job.id, limit=100_000)]
     cuts = sum(follower.cuts for follower in followers)
     say(f"{gateways} gateways, {kills} killed: {clients} clients, cut {cuts} times; {len(log)} events")

@@ -175,6 +175,12 @@ def test_almost_full_disk_of_redis_stops_what_is_new_and_nothing_else(tmp_path: 
         assert server is chaos.redis.process and server is not None and server.poll() is None, "Redis has not exited."
 
 
+def test_fault_that_cannot_be_injected_fails_the_run(tmp_path: Path) -> None:
+    chaos = Chaos(tmp_path / "chaos", coordinators=1, gateways=1)
+    with pytest.raises(IndexError):
+        chaos.run(seed=1, jobs=1, clients=1, faults=[Fault("kill", "nobody", 0, 0, 0)], patience=60)
+
+
 def test_short_run_keeps_all_guarantees(tmp_path: Path) -> None:
     chaos = Chaos(tmp_path / "chaos", coordinators=2)
     faults = [
