@@ -34,7 +34,10 @@ class Page(Items[T], Generic[T]):
 
 
 class Problem(_Answer):
-    """An error as defined by RFC 9457. errors: every error found, with row and column or a JSON pointer."""
+    """An error as defined by RFC 9457. errors: every error found, with row and column or a JSON pointer.
+
+    checks: the condition of each component, from /readyz.
+    """
 
     type: str = Field(examples=["/docs/errors#not_found"])
     title: str = Field(examples=["Not Found"])
@@ -44,6 +47,7 @@ class Problem(_Answer):
     retryable: bool = False
     facts: JsonObject | None = None
     errors: list[JsonObject] | None = None
+    checks: dict[str, str] | None = None
 
 
 class Info(_Answer):

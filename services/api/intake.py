@@ -190,7 +190,7 @@ def parse_options(text: str) -> DatasetOptions:
     except UnsupportedJSON as error:
         raise InvalidRequest(f"options: {error}") from error
     except ValidationError as error:
-        detail = validation_problem(error.errors(), "options")["detail"]
+        detail = validation_problem(error.errors(), "options").detail
         raise InvalidRequest(f"options: {detail}") from error
 
 

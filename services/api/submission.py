@@ -248,7 +248,7 @@ def changed(job: JobRecord, changes: Mapping[str, object]) -> JobSpec:
         return JobSpec.model_validate(_agreeing(values, changes))
     except ValidationError as error:
         problem = validation_problem(error.errors(), "body")
-        raise InvalidRequest(problem["detail"], faults=problem["errors"]) from error
+        raise InvalidRequest(problem.detail, faults=problem.errors) from error
 
 
 def _ignores_corpus(selector: object) -> bool:

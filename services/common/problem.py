@@ -11,7 +11,6 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import NotRequired, TypedDict
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -23,6 +22,7 @@ from starlette.requests import ClientDisconnect
 from services.common.bodies import BodyCheck
 from tlm_core import errors as e
 from tlm_core.names import FORMS
+from tlm_core.wire import Problem
 
 MEDIA_TYPE = "application/problem+json"
 # The gateway serves docs/errors.md here. The link is relative, so it works for any host name.
@@ -49,20 +49,6 @@ _HTTP_CODES = {400: "invalid_request", 401: "unauthorized", 404: "not_found", 40
                413: "too_large", 415: "unsupported_media_type"}  # fmt: skip
 
 
-class Problem(TypedDict):
-    """A problem object."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-    retryable: bool
-    facts: NotRequired[Mapping[str, object]]
-    errors: NotRequired[Sequence[Mapping[str, object]]]
-    checks: NotRequired[Mapping[str, str]]
-
-
 def status_of(cls: type[e.TLMError]) -> int:
     """Return the HTTP status of an error class."""
     return next(_STATUS[base] for base in cls.__mro__ if base in _STATUS)
@@ -70,14 +56,8 @@ def status_of(cls: type[e.TLMError]) -> int:
 
 def problem_body(status: int, code: str, detail: str, *, retryable: bool = False) -> Problem:
     """Return a problem object without the members that not every problem has."""
-    return {
-        "type": f"{ERROR_PAGE}#{code}",
-        "title": HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-        "code": code,
-        "retryable": retryable,
-    }
+    kind, title = f"{ERROR_PAGE}#{code}", HTTPStatus(status).phrase
+    return Problem(type=kind, title=title, status=status, detail=detail, code=code, retryable=retryable)
 
 
 def problem_of(error: e.TLMError) -> Problem:
@@ -85,19 +65,19 @@ def problem_of(error: e.TLMError) -> Problem:
     facts = dict(error.facts)
     faults = facts.pop("faults", None)
     problem = problem_body(status_of(type(error)), error.code, error.message, retryable=error.retryable)
-    if isinstance(faults, list):
-        problem["errors"] = faults
-    return {**problem, "facts": facts} if facts else problem
+    errors = faults if isinstance(faults, list) else None
+    return problem.model_copy(update={"facts": facts or None, "errors": errors})
 
 
 def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
     """Return the HTTP response with `problem`."""
     all_headers = dict(headers or {})
-    if problem["status"] == 503:
+    if problem.status == 503:
         all_headers.setdefault("Retry-After", str(_RETRY_AFTER_SECONDS))
-    if problem["status"] == 401:
+    if problem.status == 401:
         all_headers.setdefault("WWW-Authenticate", "Bearer")
-    return JSONResponse(problem, status_code=problem["status"], media_type=MEDIA_TYPE, headers=all_headers)
+    body = problem.model_dump(exclude_none=True)
+    return JSONResponse(body, status_code=problem.status, media_type=MEDIA_TYPE, headers=all_headers)
 
 
 def install_problem_handlers(app: FastAPI, *, streamed: Sequence[str] = (), raw: Sequence[str] = ()) -> None:
@@ -120,7 +100,7 @@ def _reject(status: int, detail: str) -> Response:
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, e.TLMError)
     problem = problem_of(error)
-    if problem["status"] >= 500:
+    if problem.status >= 500:
         _log(request, error)
     return problem_response(problem)
 
@@ -164,7 +144,7 @@ def validation_problem(errors: Sequence[ErrorDetails], *within: str) -> Problem:
     detail = "; ".join(f"{entry['pointer'] or entry['in']}: {entry['message']}" for entry in entries[:5])
     if len(entries) > 5:
         detail += f"; and {len(entries) - 5} more"
-    return {**problem_body(422, e.InvalidRequest.code, detail), "errors": entries}
+    return problem_body(422, e.InvalidRequest.code, detail).model_copy(update={"errors": entries})
 
 
 def _entry(error: ErrorDetails, within: tuple[str, ...]) -> dict[str, str]:

@@ -98,7 +98,7 @@ class JobForm(CommonFields):
         try:
             return JobSpec.model_validate(values)
         except ValidationError as error:
-            raise InvalidRequest(validation_problem(error.errors(), "body")["detail"]) from error
+            raise InvalidRequest(validation_problem(error.errors(), "body").detail) from error
 
     def _options(self, kind: Kind[KindOptions]) -> dict[str, object]:
         """Return the options of the fields that are not blank."""

@@ -170,13 +170,13 @@ async def _on_foreign(request: Request, _: Exception) -> Response:
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, TLMError)
     problem = problem_of(error)
-    title = _TITLES.get(problem["status"], "The request failed")
-    return _failure(request, problem["status"], title, problem["detail"], problem.get("errors", ()))
+    title = _TITLES.get(problem.status, "The request failed")
+    return _failure(request, problem.status, title, problem.detail, problem.errors or ())
 
 
 async def _on_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return _failure(request, 422, _TITLES[422], validation_problem(error.errors())["detail"])
+    return _failure(request, 422, _TITLES[422], validation_problem(error.errors()).detail)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

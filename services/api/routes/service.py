@@ -53,7 +53,7 @@ async def readyz(parts: PartsDep) -> Response:
     if not failures:
         return JSONResponse(checks)
     problem = problem_body(503, "unavailable", "; ".join(failures), retryable=True)
-    return problem_response({**problem, "checks": checks})
+    return problem_response(problem.model_copy(update={"checks": checks}))
 
 
 @router.get("/metrics", include_in_schema=False)

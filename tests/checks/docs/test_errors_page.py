@@ -63,7 +63,7 @@ class Page(HTMLParser):
 def test_problem_type_links_to_its_section() -> None:
     client = documentation()
     for code in codes_in_use():
-        path, _, anchor = problem.problem_body(500, code, "x")["type"].partition("#")
+        path, _, anchor = problem.problem_body(500, code, "x").type.partition("#")
         answer = client.get(path)
         assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
         assert anchor in Page(answer.text).ids

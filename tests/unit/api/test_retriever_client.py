@@ -44,7 +44,7 @@ def test_retriever_without_response_is_unavailable(
 @pytest.mark.parametrize("error", [EmptySelection("no hit"), IndexMismatch("not ours"), NotFound("no version")])
 def test_problem_raises_its_error(error: Any) -> None:
     with pytest.raises(type(error), match=error.message):
-        always(500, json=problem_of(error)).search("default", "docs", "v1", "q", 3)
+        always(500, json=problem_of(error).model_dump()).search("default", "docs", "v1", "q", 3)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_invalid_response_and_wrong_token_make_it_unavailable(answer: dict[str, 
 
 
 def test_not_found_becomes_the_state_unknown() -> None:
-    unknown = always(404, json=problem_of(NotFound("x")))
+    unknown = always(404, json=problem_of(NotFound("x")).model_dump())
     assert unknown.corpus("default", "docs", "v1").state == "unknown"
     assert unknown.get_selection("art_1").state == "unknown"
     unknown.delete_corpus("default", "docs", "v1")
