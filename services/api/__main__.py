@@ -25,7 +25,6 @@ from services.common.catalog import Catalog
 from services.common.history import History
 from services.common.jobstore import JobStore
 from services.common.logs import set_up_logging
-from services.common.redis_client import connect
 from services.common.retriever_client import connect_retriever
 
 # Longer than the idle timeout of usual clients and proxies (60 s). If the server closed a connection first, a request
@@ -38,8 +37,7 @@ def build_parts(settings: ApiSettings) -> Parts:
     from tlm_core.tasks.hub import read_hub
     from tlm_core.tasks.validate import load_task
 
-    password = settings.redis_password.get_secret_value() if settings.redis_password else None
-    client = connect(settings.redis_url, password=password)
+    client = settings.redis()
     artifacts = settings.artifact_store()
     jobs = JobStore(client, History(artifacts))
     catalog = Catalog(client)

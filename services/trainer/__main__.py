@@ -16,10 +16,10 @@ from services.common.metrics import serve_metrics
 from services.common.retriever_client import connect_retriever
 from services.trainer.cluster import connect_cluster
 from services.trainer.coordinator import Coordinator
-from services.trainer.local import run_local
 from services.trainer.selections import Selections
 from services.trainer.settings import TrainerSettings
 from services.trainer.sweeper import StorageSweeper, Sweeper
+from services.trainer.worker import run_local
 
 
 def main() -> None:

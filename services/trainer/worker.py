@@ -1,10 +1,14 @@
-"""The work of one training worker: the stages of one group, in order. This module does not know Ray."""
+"""The work of one training worker: the stages of one group, in order. This module does not know Ray.
+
+The coordinator runs its own stages with `run_local`.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 import traceback
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +27,7 @@ from tlm_core.errors import CorruptArtifact, NotFound, StaleAttempt, TLMError, W
 from tlm_core.jobs.plan import Node, plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import ACTIVE
+from tlm_core.training.local import LocalCheckpoints
 from tlm_core.training.params import NOT_CACHED
 from tlm_core.training.stage import DROPPED, Stage, StageContext, StageFunction, StopRequested
 
@@ -232,6 +237,31 @@ class GroupRunner:
             self.store.report(job.tenant, job.id, job.attempt, events=[("attempt.error", error.as_dict())])
         except TLMError as failure:
             log.warning("Cannot report the attempt's error: %s", failure)
+
+
+def run_local(
+    artifacts: ArtifactStore,
+    scratch: Path,
+    job: JobRecord,
+    node: Node,
+    artifact: str,
+    inputs: Mapping[str, ManifestRef],
+) -> ManifestRef:
+    """Run a node of Place.COORDINATOR and write its artifact. Raises what the stage raises.
+
+    inputs: the artifacts of the node's inputs. A fixed input `dataset` is one of the job's datasets.
+    """
+    datasets = {dataset.ref.digest: dataset.ref for dataset in job.resolved.datasets}
+    refs = {**inputs, **{name: datasets[digest] for name, digest in node.fixed.items()}}
+    with work_folder(scratch, f"{job.id}-{job.attempt}-{node.name}") as work:
+        out = work / "out"
+        out.mkdir()
+        folders = {name: artifacts.localize(ref) for name, ref in refs.items()}
+        checkpoints = LocalCheckpoints(work / "checkpoints")  # none: these stages start over instead of resuming
+        context = StageContext(folders, node.params, out, NullReporter(), checkpoints, scratch=work)
+        meta = node.stage.load()(context)
+        folder = f"{folder_prefix(job, artifact)}{job.attempt}-{uuid.uuid4().hex[:8]}"
+        return artifacts.write(folder, out, artifact=artifact, stage=node.stage.name, meta=meta)
 
 
 def _unexpected(error: Exception) -> WorkerFailed:

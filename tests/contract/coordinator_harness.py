@@ -13,8 +13,8 @@ from services.common.jobstore import JobStore
 from services.common.redis_client import LEASES, key
 from services.trainer.cluster import Status
 from services.trainer.coordinator import Coordinator
-from services.trainer.local import run_local
 from services.trainer.settings import TrainerSettings
+from services.trainer.worker import run_local
 from tests.contract.gateway import Gateway
 from tests.factories import make_resolved, make_spec
 from tests.trainer_fakes import FakeCluster, FakeSelections, all_stages, folder_artifact, run_group

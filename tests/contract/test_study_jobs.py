@@ -14,8 +14,8 @@ import redis
 from services.common.situation import Situation
 from services.trainer.cluster import Status
 from services.trainer.coordinator import Coordinator
-from services.trainer.local import run_local
 from services.trainer.settings import TrainerSettings
+from services.trainer.worker import run_local
 from tests.contract.coordinator_harness import InlineExecutor, MovableClockStore
 from tests.factories import make_resolved, make_spec
 from tests.trainer_fakes import FakeCluster, FakeSelections, all_stages, run_group

@@ -13,8 +13,8 @@ from ray.cluster_utils import Cluster
 
 from services.trainer.cluster import Status
 from services.trainer.coordinator import Coordinator
-from services.trainer.local import run_local
 from services.trainer.settings import TrainerSettings
+from services.trainer.worker import run_local
 from tests.contract.coordinator_harness import InlineExecutor
 from tests.contract.gateway import TRAIN, Gateway, T, add_dataset, make_gateway
 from tests.e2e.stack import OVERRIDES

@@ -18,8 +18,8 @@ from fastapi.testclient import TestClient
 
 from services.trainer.cluster import Status
 from services.trainer.coordinator import Coordinator
-from services.trainer.local import run_local
 from services.trainer.settings import TrainerSettings
+from services.trainer.worker import run_local
 from tests.contract.gateway import Gateway, make_gateway
 from tests.trainer_fakes import FakeCluster, FakeSelections, run_group
 from tlm_core.training.stage import Stage

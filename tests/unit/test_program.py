@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from services.trainer.drain import worker_processes
-from services.trainer.oom import oom_kills
+from services.trainer.program import oom_kills
 
 RUN = """
 import os, sys

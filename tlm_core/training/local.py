@@ -1,4 +1,4 @@
-"""Run stages in this process, without Ray or a storage, for tests and benchmarks."""
+"""Run stages in this process, without Ray or a storage."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def test_unexpected_error_reveals_no_internals(client: TestClient) -> None:
         ({"seeds": ["a"]}, "/seeds/0", "must be a valid integer"),
         ({"name": ["x"]}, "/name", "must be a valid string"),
         ({"overrides": [1]}, "/overrides", "must be an object"),
-        ({"nmae": "x"}, "/nmae", "is not a known field"),
+        ({"unknown": "x"}, "/unknown", "is not a known field"),
         (None, "", "is required"),
         ([], "", "must be an object"),
     ],
