@@ -1,7 +1,7 @@
 """An upgrade: jobs in a Redis that an earlier state of the service wrote are read, claimed and finished.
 
-`records/YEAR-MONTH.json` holds every key of such a Redis: a running, a requeued, a succeeded and a queued job. Keep the
-files; add one when the records change.
+`records/YEAR-MONTH.json` holds every key of such a Redis: a running, a requeued, a succeeded and a queued job. The
+folder `records/storage` holds an artifact of the same time. Keep the files; add one when the records change.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import redis
 from services.common.jobstore import JobStore
 from services.common.redis_client import LEASES
 from tests.contract.coordinator_harness import T
+from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.jobs.states import State
 
 RECORDS = sorted((Path(__file__).parent / "records").glob("*.json"))
@@ -53,3 +54,11 @@ def test_jobs_of_an_earlier_state_of_the_service_go_on(redis_client: redis.Redis
     while job := store.claim("new", 30):
         store.finish(job, "new", {"artifacts": {}, "summary": {}})
     assert {job.state for job in store.list_jobs(T)[0]} == {State.SUCCEEDED}
+
+
+def test_artifact_of_an_earlier_state_of_the_service_is_intact(tmp_path: Path) -> None:
+    digest = "388bd311257841810c5cb0cdde0b1f4859a6152a392dcff4705baf395d4a84b1"
+    store = ArtifactStore(str(Path(__file__).parent / "records" / "storage"), tmp_path)
+    manifest = store.verify(ManifestRef(folder="default/artifacts/art_1/job_1-1", digest=digest))
+    assert [file.name for file in manifest.files] == ["rows.txt", "sub/labels.json"]
+    assert manifest.meta == {"rows": 2, "rate": 0.5, "labels": ["a", "ü"]}
