@@ -200,7 +200,7 @@ class Trainer:
         results = []
         while len(steps) > late:
             step, tokens, progress = steps.popleft()
-            await_device(step.ready)
+            await_device(step.ready, shared=self.workers.size > 1)
             *sums, norm = step.values.tolist()
             totals, batch = Totals(*sums), step.batch
             if totals.shrunk:
@@ -336,11 +336,11 @@ def to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     return copy, torch.cuda.current_stream(values.device).record_event()
 
 
-def await_device(ready: torch.cuda.Event | None) -> None:
-    """Wait for the event. A long wait is for another worker that compiles, which takes as long as a first step."""
+def await_device(ready: torch.cuda.Event | None, *, shared: bool) -> None:
+    """Wait for the event. shared: by several workers. Then one of them may compile, as long as a first step takes."""
     began = time.monotonic()
     while ready is not None and not ready.query():
-        if time.monotonic() - began > PATIENCE:
+        if shared and time.monotonic() - began > PATIENCE:
             PULSE.cool_down()
         time.sleep(POLL)
 

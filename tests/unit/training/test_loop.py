@@ -155,10 +155,10 @@ def test_long_wait_for_another_worker_is_not_a_hang(monkeypatch: pytest.MonkeyPa
             self.looks += 1
             return self.looks > 3
 
-    for patience, warm in ((60.0, True), (0.0, False)):
+    for patience, shared, warm in ((60.0, True, True), (0.0, True, False), (0.0, False, True)):
         monkeypatch.setattr(loop, "PATIENCE", patience)
         with PULSE.pace(steady=True):
             PULSE.warm_up()
             event = Event()
-            loop.await_device(event)
+            loop.await_device(event, shared=shared)
             assert (event.looks, PULSE.warm) == (4, warm)
