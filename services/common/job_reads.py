@@ -166,8 +166,8 @@ class JobReads:
         return dict(self._redis.zrange(LEASES, 0, -1, withscores=True))
 
     def _matching(self, tenant: str, search: str) -> set[str]:
-        names, text = self._redis.hgetall(key(tenant, "names")), search.casefold()
-        ids = {job_id for job_id, name in names.items() if text in name.casefold()}
+        names, text = self._redis.hscan_iter(key(tenant, "names"), count=_PAGE), search.casefold()
+        ids = {job_id for job_id, name in names if text in name.casefold()}
         for start in (search, f"job_{search}"):
             ids.update(self._redis.zrange(key(tenant, "jobs"), f"[{start}", f"[{start}\x7f", bylex=True))
         return ids

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from services.common.jobstore import JobStore
 from services.trainer.assignment import Assignment
-from tlm_core.errors import TLMError, WorkerLost
+from tlm_core.errors import WorkerLost
 from tlm_core.jobs.plan import plan_of
 from tlm_core.training.params import TrainParams
 
@@ -44,7 +44,7 @@ class Growth:
             try:
                 if self.look():
                     return
-            except TLMError as error:
+            except Exception as error:  # of Redis, or of Ray while its head restarts
                 log.warning("Cannot look for more room: %s", error)
 
     def look(self) -> bool:

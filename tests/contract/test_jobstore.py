@@ -402,7 +402,9 @@ def test_filtered_list_walks_no_whole_set(store: JobStore, redis_client: redis.R
     page, more = store.list_jobs(T, limit=2, after=ids[1], **filters)
     assert ([job.id for job in page], more) == ([ids[0]], False)
     assert store.list_jobs(T, state=State.CANCELLED, kind="prune")[0] == []
-    assert not {"cmdstat_zinter", "cmdstat_zunion"} & redis_client.info("commandstats").keys()
+    assert [job.id for job in store.list_jobs(T, search=ids[0])[0]] == [ids[0]]
+    used = redis_client.info("commandstats").keys()
+    assert "cmdstat_hscan" in used and not {"cmdstat_zinter", "cmdstat_zunion"} & used, "names are read in pages too"
 
 
 def test_job_of_another_tenant_is_not_found(store: JobStore) -> None:

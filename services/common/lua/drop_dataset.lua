@@ -4,8 +4,10 @@
 -- ARGV: dataset id, member, what remains to be deleted (JSON), then the unfinished states
 -- Returns {'ok'}, or {'busy', job, its state}.
 for index = 6, #KEYS do
-  for _, job in ipairs(redis.call('ZRANGE', KEYS[index], 0, -1)) do
-    if redis.call('ZSCORE', KEYS[4], job) then return {'busy', job, ARGV[index - 2]} end
+  local few, many = KEYS[4], KEYS[index]
+  if redis.call('ZCARD', few) > redis.call('ZCARD', many) then few, many = many, few end
+  for _, job in ipairs(redis.call('ZRANGE', few, 0, -1)) do
+    if redis.call('ZSCORE', many, job) then return {'busy', job, ARGV[index - 2]} end
   end
 end
 redis.call('DEL', KEYS[1])

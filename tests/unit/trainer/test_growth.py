@@ -66,3 +66,18 @@ def test_attempt_goes_on(store: Store, free: list[int], workers: int) -> None:
         clock[0] = now
         assert not growth.look()
     assert not store.reports and growth.requested is None
+
+
+def test_watch_goes_on_after_an_error_of_ray() -> None:
+    looks = []
+
+    def places() -> int:
+        looks.append(len(looks))
+        if len(looks) == 1:
+            raise RuntimeError("The head of Ray restarts.")
+        growth.ended.set()
+        return 0
+
+    growth = Growth(ASSIGNMENT, 2, Store(), places, 0.01)  # type: ignore[arg-type]
+    growth.watch()
+    assert looks == [0, 1]
