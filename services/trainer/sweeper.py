@@ -10,7 +10,7 @@ from services.common.jobstore import JobStore
 from services.common.metrics import ORPHANS
 from services.trainer.cluster import RayCluster, Status, Submitted
 from tlm_core.artifacts import ArtifactStore
-from tlm_core.errors import Conflict, NotFound, UnreadableRecord
+from tlm_core.errors import ClusterUnavailable, Conflict, NotFound, UnreadableRecord
 from tlm_core.jobs.states import ACTIVE, TERMINAL, State
 from tlm_core.names import JOB_ID
 
@@ -32,18 +32,26 @@ class Sweeper:
     cluster: RayCluster
 
     def sweep(self) -> None:
-        """Sweep once. Several coordinators may sweep at the same time."""
+        """Sweep once. Several coordinators may sweep at the same time. Raises the first error of Ray, at the end."""
+        errors = []
         for submitted in self.cluster.submissions():
-            if not self._has_ended(submitted):
-                continue
-            if submitted.status is Status.WAITING and self.cluster.is_lost(submitted.id):
-                self.cluster.release(submitted.id)
-            elif submitted.status in (Status.WAITING, Status.RUNNING):
-                log.warning("Stopping submission %s of an ended attempt", submitted.id)
-                self.cluster.stop(submitted.id)
-                ORPHANS.labels("submission").inc()
-            else:
-                self.cluster.delete(submitted.id)
+            if self._has_ended(submitted):
+                try:
+                    self._clear(submitted)
+                except ClusterUnavailable as error:  # Ray may refuse one submission; the others must not pile up.
+                    errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def _clear(self, submitted: Submitted) -> None:
+        if submitted.status is Status.WAITING and self.cluster.is_lost(submitted.id):
+            self.cluster.release(submitted.id)
+        elif submitted.status in (Status.WAITING, Status.RUNNING):
+            log.warning("Stopping submission %s of an ended attempt", submitted.id)
+            self.cluster.stop(submitted.id)
+            ORPHANS.labels("submission").inc()
+        else:
+            self.cluster.delete(submitted.id)
 
     def _has_ended(self, submitted: Submitted) -> bool:
         """Return whether the attempt has ended. A job without a record may belong to another installation."""

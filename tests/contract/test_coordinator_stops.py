@@ -16,7 +16,7 @@ from services.trainer.sweeper import Sweeper
 from tests.contract.coordinator_harness import CoordinatorHarness, IdleExecutor, T
 from tests.trainer_fakes import counting_stage
 from tlm_core.artifacts import ArtifactStore, Manifest, ManifestRef
-from tlm_core.errors import EmptySelection, IndexUnavailable, WorkerLost
+from tlm_core.errors import ClusterUnavailable, EmptySelection, IndexUnavailable, WorkerLost
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
 
@@ -314,6 +314,26 @@ def test_sweep_stops_left_submissions_and_deletes_ended_ones(harness: Coordinato
     sweeper.sweep()
     assert not {left, f"{lost}.baseline.1"} & harness.cluster.commands.keys()
     assert harness.cluster.commands.keys() >= {running, foreign}
+
+
+def test_sweep_goes_on_after_a_submission_that_ray_does_not_stop(
+    harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coordinator, jobs = harness.coordinator(concurrency=2), [harness.submit(seeds=(seed,)) for seed in range(2)]
+    refused, left = (harness.until_submitted(coordinator, job) for job in jobs)
+    for job in jobs:
+        harness.store.requeue(harness.job(job), "a", WorkerLost("lost"), 60)
+    stop = harness.cluster.stop
+
+    def stop_others(submission: str) -> None:
+        if submission == refused:
+            raise ClusterUnavailable("Ray's job server returned 500.")
+        stop(submission)
+
+    monkeypatch.setattr(harness.cluster, "stop", stop_others)
+    with pytest.raises(ClusterUnavailable):
+        Sweeper(harness.store, harness.cluster).sweep()
+    assert left in harness.cluster.stopped
 
 
 def test_failing_job_stops_its_selection(harness: CoordinatorHarness) -> None:
