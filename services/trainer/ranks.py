@@ -1,9 +1,8 @@
 """The workers that Ray Train starts: several ones, or one with a GPU. Only their submissions import this module.
 
 Ray Train places the workers, connects them, and ends all when one fails. It retries nothing and stores nothing: the
-coordinator decides about attempts, and training resumes from our own checkpoints. The submission and the controller of
-Ray Train import this module one after the other, before any worker starts. So nothing here imports torch for them, and
-the trainer is the base class of Ray's TorchTrainer, which would.
+coordinator decides about attempts, and training resumes from our own checkpoints. The controller of Ray Train imports
+this module too, so it imports at the top only what the controller needs.
 """
 
 from __future__ import annotations
@@ -15,13 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import ray
+import torch.distributed as dist
 from ray._private.state import available_resources_per_node
 from ray.exceptions import OutOfMemoryError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError, get_context
 from ray.train._internal.utils import get_address_and_port
-from ray.train.backend import Backend, BackendConfig
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from services.common.logs import redacted
 from services.common.situation import Situation
@@ -92,22 +90,11 @@ def run_workers(assignment: Assignment) -> None:
         report(growth.requested)
 
 
-class _Trainer(DataParallelTrainer):
-    """Ray's trainer without the actor that frees the room of a lost controller.
-
-    Training waits for that actor's start, and it needs memory on the head. Ray frees the room when the submission ends.
-    """
-
-    def _create_default_callbacks(self) -> list[object]:
-        callbacks = super()._create_default_callbacks()
-        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
-
-
-def _trainer(assignment: Assignment, number: int, work: Path) -> DataParallelTrainer:
-    return _Trainer(
+def _trainer(assignment: Assignment, number: int, work: Path) -> TorchTrainer:
+    return TorchTrainer(
         run_rank,
         train_loop_config={"assignment": assignment},
-        backend_config=_ProcessGroup(assignment),
+        torch_config=_ProcessGroup(assignment),
         scaling_config=ScalingConfig(
             num_workers=number, use_gpu=assignment.gpus > 0, resources_per_worker=_needs(assignment)
         ),
@@ -154,10 +141,11 @@ def _unreported(failure: TrainingFailedError) -> WorkerLost | None:
     return WorkerLost(f"Worker {lost[0]} died or did not answer.", details=details) if lost else None
 
 
-class _ProcessGroup(BackendConfig):
+class _ProcessGroup(TorchConfig):
     """Torch's process group. Before it starts, each worker installs its handler of SIGTERM in its main thread."""
 
     def __init__(self, assignment: Assignment) -> None:
+        super().__init__()
         self.assignment = assignment
 
     @property
@@ -165,10 +153,8 @@ class _ProcessGroup(BackendConfig):
         return _Backend
 
 
-class _Backend(Backend):
+class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
     """Runs in the controller of Ray Train."""
-
-    share_cuda_visible_devices = True  # The workers of a node exchange data between their GPUs.
 
     def on_start(self, worker_group: WorkerGroup, backend_config: _ProcessGroup) -> None:
         assignment, size = backend_config.assignment, len(worker_group)
@@ -191,16 +177,10 @@ def _watch_sigterm(assignment: Assignment) -> None:
 
 def run_rank(config: dict[str, Assignment]) -> None:
     """Run the stages on one rank. Ray Train calls it in a thread of each worker."""
-    import torch
-    import torch.distributed as dist
-    from ray.train.torch import get_device
-
     from services.trainer.compute import compute
     from tlm_core.training.objective import connected
 
     context = get_context()
-    if config["assignment"].gpus:
-        torch.cuda.set_device(get_device())  # of this thread; the worker sees all GPUs of its node
     # Rank 0 may compute a stage alone for hours, so broadcasts have a group without a timeout.
     group = dist.new_group(backend="gloo", timeout=_MONTH)
 

@@ -67,10 +67,9 @@ def test_gateway_and_retriever_start_without_the_heavy_libraries(module: str) ->
 
 
 @pytest.mark.parametrize(
-    "module",
-    ["services.trainer.__main__", "services.trainer.worker", "services.trainer.ranks", "tlm_core.training.prepare"],
+    "module", ["services.trainer.__main__", "services.trainer.worker", "tlm_core.training.prepare"]
 )
-def test_only_workers_that_train_import_torch(module: str) -> None:
+def test_the_coordinator_and_a_worker_that_prepares_text_do_without_torch(module: str) -> None:
     assert not loaded_by(module) & {"torch", "transformers"}
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
-import torch
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 
 from services.trainer import ranks
@@ -73,23 +70,3 @@ def test_collectives_of_an_attempt_have_a_limit(monkeypatch: pytest.MonkeyPatch)
     ranks._Backend().on_start(group, ranks._ProcessGroup(Assignment("t", "job_1", 1, "main", 2, 2, 1.0, 0.0)))
     options = {"backend": "gloo", "timeout": timedelta(minutes=15)}
     assert group.joined == [(rank, join, options) for rank in (0, 1)]
-
-
-@pytest.mark.parametrize("gpus", [0.0, 1.0])
-def test_each_worker_uses_its_own_gpu(gpus: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray Train shows each worker all GPUs of its node."""
-    used, own = list[torch.device](), torch.device("cuda", 1)
-    context = SimpleNamespace(get_world_rank=lambda: 1, get_world_size=lambda: 2)
-    monkeypatch.setattr(ranks, "get_context", lambda: context)
-    monkeypatch.setattr("ray.train.torch.get_device", lambda: own)
-    monkeypatch.setattr("torch.cuda.set_device", used.append)
-    monkeypatch.setattr("torch.distributed.new_group", lambda **_: None)
-    monkeypatch.setattr("services.trainer.compute.compute", lambda *_: None)
-    ranks.run_rank({"assignment": Assignment("t", "job_1", 1, "main", 2, 2, 1.0, gpus)})
-    assert ranks._Backend.share_cuda_visible_devices and used == ([own] if gpus else [])
-
-
-def test_training_waits_for_no_actor_on_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    callbacks = [PlacementGroupCleanerCallback(), "another"]
-    monkeypatch.setattr(ranks.DataParallelTrainer, "_create_default_callbacks", lambda _: callbacks)
-    assert ranks._Trainer._create_default_callbacks(object.__new__(ranks._Trainer)) == ["another"]
