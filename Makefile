@@ -92,6 +92,7 @@ bench-quality: setup
 	@$(BIN)/python -m benchmarks.quality.ablations sciie
 	@$(BIN)/python -m benchmarks.quality.time_to_quality sciie sci_cite
 	@$(BIN)/python -m benchmarks.quality.suspects sci_cite csabstruct
+	@$(BIN)/python -m benchmarks.quality.own_texts sci_cite:732 csabstruct:1133
 	@$(BIN)/python -m benchmarks.quality.studies curve csabstruct sci_cite --minilm
 	@$(BIN)/python -m benchmarks.quality.studies curve sources --lstm 1x128
 	@$(BIN)/python -m benchmarks.quality.studies prune sciie sci_cite csabstruct

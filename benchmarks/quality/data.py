@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import random
 import shutil
 from functools import partial
 from pathlib import Path
@@ -20,11 +22,13 @@ from tlm_core.selection.interface import Corpus
 from tlm_core.selection.select import select
 from tlm_core.selection.selectors import Selection
 from tlm_core.selection.tantivy_index import TantivyIndex
+from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.task import Task, task_schema
 from tlm_core.tasks.validate import write_task
 
 FOLDER = Path("build/quality")
 LIBRARIES = "libraries"
+_FEW = "few-"
 SOURCES_ROWS = 200_000
 HELD_OUT = 4_000  # validation texts and test texts of the task `sources`
 _BATCH = 4096
@@ -34,27 +38,53 @@ def task_folder(name: str, rows: int = SOURCES_ROWS) -> Path:
     """Return the `validate` artifact of a shared task, or of `sources` with `rows` train texts."""
     if name == "sources":
         return write_once(FOLDER / "task" / f"sources-{rows}", lambda folder: _write_sources(folder, rows))
-    return write_once(FOLDER / "task" / name, lambda folder: write_task(text_folder(name), folder))
+    options = DatasetOptions(name=name)  # `select_once` reads the name
+    return write_once(FOLDER / "task" / name, lambda folder: write_task(text_folder(name), folder, options))
 
 
 def text_folder(name: str) -> Path:
-    """Return the folder with the texts of a shared task, or of `libraries`, which needs no shared data."""
-    return _libraries() / "task" if name == LIBRARIES else shared_data() / "tasks" / name
+    """Return the folder with the texts of a shared task, or of one that is generated with its corpus."""
+    return _generated(name) / "task" if _is_generated(name) else shared_data() / "tasks" / name
 
 
-def _libraries() -> Path:
-    """Return the folder with the 15 labels of `libraries` and their corpus."""
-    return write_once(FOLDER / LIBRARIES, lambda folder: generate_demo(folder, size=LARGE, progress=lambda *_: None))
+def few_labels(task: str, rows: int) -> str:
+    """Return the name of the task with `rows` of the train rows. The texts of the others are its corpus."""
+    return f"{_FEW}{task}-{rows}"
+
+
+def _is_generated(name: str) -> bool:
+    return name == LIBRARIES or name.startswith(_FEW)
+
+
+def _generated(name: str) -> Path:
+    """Return the folder with `task` and `corpus`: the 15 labels of `libraries`, or a task with few labels."""
+    if name == LIBRARIES:
+        return write_once(FOLDER / name, lambda folder: generate_demo(folder, size=LARGE, progress=lambda *_: None))
+    task, _, rows = name.removeprefix(_FEW).rpartition("-")
+    return write_once(FOLDER / name, lambda folder: _write_few(shared_data() / "tasks" / task, int(rows), folder))
+
+
+def _write_few(source: Path, rows: int, folder: Path) -> None:
+    for part in ("task", "corpus"):
+        (folder / part).mkdir(parents=True)
+    for split in ("validation", "test"):
+        shutil.copy(source / f"{split}.jsonl", folder / "task")
+    lines = (source / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    random.Random(0).shuffle(lines)
+    texts = [json.dumps({"text": json.loads(line)["text"]}) for line in lines[rows:]]
+    for path, of_path in (("task/train.jsonl", lines[:rows]), ("corpus/unlabeled.jsonl", texts)):
+        (folder / path).write_text("".join(f"{line}\n" for line in of_path), encoding="utf-8")
 
 
 def select_once(task: Path, params: Selection) -> Path:
-    """Return the selection for a task from its corpus: the shared one, except for `libraries`."""
-    digest = digest_of([params.model_dump(mode="json"), [sha256_file(path) for path in sorted(task.glob("*.parquet"))]])
+    """Return the selection for a task from its corpus: the shared one, unless the task was generated with its own."""
+    data = Task.read(task)
+    name = data.name if _is_generated(data.name) else "shared"
+    files = [sha256_file(path) for path in sorted(task.glob("*.parquet"))]
+    digest = digest_of([name, params.model_dump(mode="json"), files])
 
     def write(folder: Path) -> None:
         scratch = folder.with_suffix(".scratch")
-        data = Task.read(task)
-        name = LIBRARIES if data.name == LIBRARIES else "shared"
         select(data, Corpus(name, "1", corpus_index(name)), params, folder, seed=0, scratch=scratch)
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -62,8 +92,8 @@ def select_once(task: Path, params: Selection) -> Path:
 
 
 def corpus_index(name: str = "shared") -> TantivyIndex:
-    """Open the index of a corpus, `shared` or `libraries`."""
-    corpus = _libraries() / "corpus" if name == LIBRARIES else shared_data() / "corpus"
+    """Open the index of a corpus: `shared`, or that of a generated task."""
+    corpus = _generated(name) / "corpus" if _is_generated(name) else shared_data() / "corpus"
     return TantivyIndex.open(write_once(FOLDER / f"index-{name}", partial(_write_index, corpus)))
 
 
