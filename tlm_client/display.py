@@ -153,9 +153,11 @@ def spark(values: Sequence[float], width: int = 24) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return `m:ss`, or `h:mm:ss` from one hour on."""
+    """Return `m:ss`, `h:mm:ss` from one hour on, or days and hours from two days on."""
     minutes, remainder = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24:,} days {hours % 24} h"
     return f"{hours}:{minutes:02d}:{remainder:02d}" if hours else f"{minutes}:{remainder:02d}"
 
 

@@ -83,6 +83,7 @@ def test_sizes_of_small_files_are_in_kilobytes() -> None:
 
 def test_duration_has_clock_format() -> None:
     assert [duration(s) for s in (0, 61.4, 3661, -1)] == ["0:00", "1:01", "1:01:01", "0:00"]
+    assert [duration(s) for s in (172_799, 172_800, 365_805_497)] == ["47:59:59", "2 days 0 h", "4,233 days 20 h"]
 
 
 def test_spark_scales_values_to_blocks() -> None:
