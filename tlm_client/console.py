@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,9 +134,13 @@ def stderr_console() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> Table:
-    """Return a table. Markup in cells is shown as text, a Text with its styles."""
-    result = Table(title=escape(title) if title else None, title_justify="left", header_style="bold")
+def table(
+    columns: Sequence[str], rows: Collection[Sequence[object]], *, title: str = "", empty: str = "Nothing found."
+) -> Item:
+    """Return a table, or the line `empty` without rows. Markup in cells is shown as text, a Text with its styles."""
+    if not rows:
+        return empty
+    result = Table(title=escape(title) or None, title_justify="left", header_style="bold")
     for column in columns:
         result.add_column(column, no_wrap=column == "id", overflow="fold")
     for row in rows:
@@ -151,7 +155,7 @@ def print_items(*items: Item) -> None:
         console.width = _WIDTH_WITHOUT_TERMINAL
     for item in items:
         if isinstance(item, Table):
-            console.print(item if item.row_count else "Nothing found.")
+            console.print(item)
         else:
             typer.echo(item)
 

@@ -72,8 +72,8 @@ def _write_few(source: Path, rows: int, folder: Path) -> None:
     lines = (source / "train.jsonl").read_text(encoding="utf-8").splitlines()
     random.Random(0).shuffle(lines)
     texts = [json.dumps({"text": json.loads(line)["text"]}) for line in lines[rows:]]
-    for path, of_path in (("task/train.jsonl", lines[:rows]), ("corpus/unlabeled.jsonl", texts)):
-        (folder / path).write_text("".join(f"{line}\n" for line in of_path), encoding="utf-8")
+    (folder / "task" / "train.jsonl").write_text("\n".join(lines[:rows]), encoding="utf-8")
+    (folder / "corpus" / "unlabeled.jsonl").write_text("\n".join(texts), encoding="utf-8")
 
 
 def select_once(task: Path, params: Selection) -> Path:

@@ -9,7 +9,7 @@ import argparse
 
 from benchmarks.quality.data import few_labels
 from benchmarks.quality.runs import read_json, report_of_run
-from benchmarks.report import figure
+from benchmarks.report import figure, remark
 from tlm_core.training.recipe import resolve
 
 SEEDS = (0, 1, 2)
@@ -25,7 +25,7 @@ def main() -> None:
         for name, model in report["models"].items():
             for split in ("validation", "test"):
                 figure(f"{task}_{rows}_{name}_{split}", [model["mean"][split]["macro_f1"]], unit="score")
-        print(f"{task}, {rows} labels: the returned model is '{report['returned']['model']}'")
+        remark(f"{task}, {rows} labels: the returned model is '{report['returned']['model']}'")
 
 
 if __name__ == "__main__":

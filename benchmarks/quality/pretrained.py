@@ -36,13 +36,15 @@ def tuned(task: str) -> dict[str, Any]:
     All rates train for the fewest epochs. Those of the best rate double until the score falls.
     """
     scores = {(rate, FEWEST_EPOCHS): _validation(task, rate, FEWEST_EPOCHS) for rate in RATES}
-    best = rate, epochs = max(scores, key=scores.__getitem__)
-    while best == (rate, epochs) and epochs < MOST_EPOCHS:
+    rate, _ = max(scores, key=scores.__getitem__)
+    epochs = FEWEST_EPOCHS
+    while epochs < MOST_EPOCHS:
         epochs *= 2
         scores[rate, epochs] = _validation(task, rate, epochs)
-        best = max(scores, key=scores.__getitem__)
+        if scores[rate, epochs] <= scores[rate, epochs // 2]:
+            break
     remark(f"{task}: MiniLM on validation by rate and epochs: {scores}")
-    return minilm_overrides(*best)
+    return minilm_overrides(*max(scores, key=scores.__getitem__))
 
 
 def _validation(task: str, rate: float, epochs: int) -> float:

@@ -92,7 +92,7 @@ def list_corpora() -> None:
         rows.append((corpus.name, corpus.version, count, language, corpus.loads[0].state if corpus.loads else ""))
     columns = ("name", "version", "passages", "language", "last upload")
     empty = "No corpora. Add one with `tlm corpus add NAME FOLDER`, or with `--from-packages`."
-    print_result(listed, table(columns, rows) if rows else empty)
+    print_result(listed, table(columns, rows, empty=empty))
 
 
 @group.command("show")

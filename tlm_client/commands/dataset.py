@@ -81,7 +81,7 @@ def list_datasets() -> None:
         listed = list(client.datasets())
     rows = [(d.name, d.version, d.id, d.labels, _format_rows(d.rows), d.warnings) for d in listed]
     empty = "No datasets. Add one with `tlm dataset add NAME FILE`."
-    print_result(listed, table(("name", "version", "id", "labels", "rows", "warnings"), rows) if rows else empty)
+    print_result(listed, table(("name", "version", "id", "labels", "rows", "warnings"), rows, empty=empty))
 
 
 @group.command("show")

@@ -54,9 +54,11 @@ def jobs(
     columns = ("id", "name", "state", "data", "recipe", "progress", "failures", "score", "submitted")
     rows = [_row(job) for job in listed]
     used = [index for index, name in enumerate(columns) if name == "id" or any(row[index] for row in rows)]
-    shown: Item = table([columns[index] for index in used], [[row[index] for index in used] for row in rows])
-    if not listed:
-        shown = "No jobs. `tlm submit --help` shows how to create one."
+    shown = table(
+        [columns[index] for index in used],
+        [[row[index] for index in used] for row in rows],
+        empty="No jobs. `tlm submit --help` shows how to create one.",
+    )
     notes = (f"{job.id}: {note}" for job in listed for note in _notes(job))
     print_result(listed, shown, *notes)
 

@@ -101,7 +101,7 @@ def models() -> None:
         for model in listed
     ]  # fmt: skip
     empty = "No models. `tlm submit --dataset NAME --scale instant` trains one in seconds."
-    print_result(listed, table(("id", "aliases", "name", "data", "scale", "score"), rows) if rows else empty)
+    print_result(listed, table(("id", "aliases", "name", "data", "scale", "score"), rows, empty=empty))
 
 
 def alias(

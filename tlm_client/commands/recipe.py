@@ -32,4 +32,4 @@ def list_keys(
     ]
     value = [{"key": key, "value": json.loads(text), "meaning": meaning} for key, text, meaning in rows]
     unknown = "No recipe key has these words. `tlm recipe keys` lists all."
-    print_result(value, table(("key", "value", "meaning"), rows) if rows else unknown)
+    print_result(value, table(("key", "value", "meaning"), rows, empty=unknown))
