@@ -182,7 +182,9 @@ class StageState(_Answer):
 class Waiting(_Answer):
     """Why a job does not run now, although it is queued or active."""
 
-    code: str = Field(description="queued, backoff, or the code of the error that the job waits out")
+    code: str = Field(
+        description="queued, blocked (no job starts), backoff, or the code of the error that the job waits out"
+    )
     reason: str
     position: int | None = Field(None, description="rank in the queue, from 1")
     until: Time | None = Field(None, description="earliest start after a failed attempt")

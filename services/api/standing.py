@@ -29,14 +29,14 @@ def standings(store: JobStore, jobs: Sequence[JobRecord]) -> list[Standing]:
     """Return the standing of each job. Reads the queue only if a job is queued or active."""
     if not any(job.state is State.QUEUED or job.state in ACTIVE for job in jobs):
         return [NOTHING_NEW] * len(jobs)
-    now, running = store.now(), len(store.leases())
+    now, running, obstacle = store.now(), len(store.leases()), store.obstacle()
     positions = store.positions([job for job in jobs if job.state is State.QUEUED])
-    return [_standing(job, now, running, positions.get(job.id)) for job in jobs]
+    return [_standing(job, now, running, obstacle, positions.get(job.id)) for job in jobs]
 
 
-def _standing(job: JobRecord, now: float, running: int, position: int | None) -> Standing:
+def _standing(job: JobRecord, now: float, running: int, obstacle: str, position: int | None) -> Standing:
     if job.state is State.QUEUED:
-        return Standing(_queued(job, now, running, position))
+        return Standing(_queued(job, now, running, obstacle, position))
     if job.state not in ACTIVE:
         return NOTHING_NEW
     if job.waiting is not None:
@@ -45,12 +45,14 @@ def _standing(job: JobRecord, now: float, running: int, position: int | None) ->
     return Standing(silent_seconds=silent if silent >= _SILENT_SECONDS else None)
 
 
-def _queued(job: JobRecord, now: float, running: int, position: int | None) -> Waiting:
+def _queued(job: JobRecord, now: float, running: int, obstacle: str, position: int | None) -> Waiting:
     if job.due_at is not None and not job.is_due(now):
         time = datetime.fromtimestamp(job.due_at, UTC)
         reason = f"Backs off until {time:%H:%M:%S} UTC after a failed attempt."
         return Waiting(code="backoff", reason=reason, position=position, until=job.due_at)
     ahead = (position or 1) - 1
     first = f"{ahead:,} job{'' if ahead == 1 else 's'} ahead in the queue." if ahead else "Next in the queue."
+    if obstacle:
+        return Waiting(code="blocked", reason=f"{first} No job starts now: {obstacle}", position=position)
     reason = f"{first} It starts when a coordinator has a free slot (running jobs: {running:,})."
     return Waiting(code="queued", reason=reason, position=position)

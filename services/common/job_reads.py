@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from services.common.history import History, Moved, Row, unpacked
 from services.common.metrics import Live
-from services.common.redis_client import DISK_FREE, FEED, LEASES, PREFIX, QUEUE, REMOVALS, TO_MOVE, key
+from services.common.redis_client import DISK_FREE, FEED, LEASES, OBSTACLE, PREFIX, QUEUE, REMOVALS, TO_MOVE, key
 from tlm_core.artifacts.hashing import digest_of
 from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.errors import NotFound, UnreadableRecord
@@ -27,6 +27,7 @@ _JSON_FIELDS = frozenset(
     | {"progress", "waiting", "error", "result"}
 )
 _FOLDER = re.compile(r'"folder": ?"([^"]+)"')  # in the JSON of a record
+OBSTACLE_SECONDS = 30  # for which a coordinator's report is in force
 _PAGE = 1000  # members of a set that one command reads for a list
 
 # Has `id` of the stream, `attempt`, `at`, and the values that the worker reported.
@@ -57,6 +58,13 @@ class JobReads:
         """Return the time of the Redis server in Unix seconds. All times in the store are by this clock."""
         seconds, microseconds = self._redis.time()
         return float(seconds + microseconds / 1e6)
+
+    def obstacle(self) -> str:
+        """Return why no queued job starts although slots may be free, or ""."""
+        reported: str | None = self._redis.get(OBSTACLE)
+        if reported is None:
+            return f"No coordinator has reported for {OBSTACLE_SECONDS} s. Start one, or read its log."
+        return reported
 
     def figures(self, tenant: str) -> list[Live]:
         """Return the figures of the store for Prometheus."""

@@ -18,12 +18,13 @@ import redis
 from pydantic import BaseModel, ConfigDict
 
 from services.common.history import STREAMS, History, Moved, packed, position
-from services.common.job_reads import JobReads, no_job
+from services.common.job_reads import OBSTACLE_SECONDS, JobReads, no_job
 from services.common.logs import request_id
 from services.common.redis_client import (
     ENDED,
     FEED,
     LEASES,
+    OBSTACLE,
     ORPHANS,
     PREFIX,
     QUEUE,
@@ -119,6 +120,11 @@ class JobStore(JobReads):
     def check_space(self) -> None:
         """Raise StoreFull before Redis's disk is full."""
         check_disk(self._redis)
+
+    def report_obstacle(self, obstacle: str) -> None:
+        """Store why this coordinator starts no job, or "" if it does. Another one that starts jobs takes precedence."""
+        if not obstacle or self._redis.get(OBSTACLE) != "":
+            self._redis.set(OBSTACLE, obstacle, ex=OBSTACLE_SECONDS)
 
     def rates(self, tenant: str) -> dict[str, str]:
         """Return the rates that `save_rates` stored."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NoReturn
 
+from services.common.job_reads import OBSTACLE_SECONDS
 from services.common.jobstore import Claimable, JobStore
 from services.common.logs import log_context
 from services.common.metrics import CLAIMS, FAILURES, FIRST_STEP, HELD, LEASE_LOSSES, REQUEUES, ROUNDS, STAGES, TOKENS
@@ -125,7 +126,9 @@ class Coordinator:
         self._stepped_at = time.monotonic()
         # Whether this coordinator has given jobs up because it cannot reach the cluster. It claims none until it can.
         self._blind = False
-        self._is_full = False
+        self._full = ""  # the error of a full disk
+        # Why no job starts although slots are free, and when this was reported.
+        self._reported: tuple[str, float] = ("", -math.inf)
 
     def run(self, stop: threading.Event) -> None:
         """Run rounds until `stop` is set. If the store is unavailable or full, no job ends; the next round retries."""
@@ -190,6 +193,10 @@ class Coordinator:
         self._backing_off = {job for job in self._backing_off if self._backs_off(*job)}
         self._unrenewed = self._still_unrenewed()
         self._blind = self._blind and not self.cluster.answers()
+        self._claim_jobs()
+        self._report_obstacle()
+
+    def _claim_jobs(self) -> None:
         while not self._blind:
             try:
                 job = self.store.claim(self.owner, self.settings.lease_seconds, self._claimable())
@@ -198,13 +205,26 @@ class Coordinator:
                 return
             if job is None:
                 return
-            self._unrenewed.pop(f"{job.tenant}/{job.id}", None)
+            (self._unrenewed or {}).pop(f"{job.tenant}/{job.id}", None)
             log.info("Claimed job %s, attempt %d", job.id, job.attempt)
             adopted = job.updated_at != job.running_since
             CLAIMS.labels(str(adopted).lower()).inc()
             submissions = Submissions(self.store, self.cluster, self.settings, self.owner)
             held = _Held(job.tenant, job.id, submissions, claimed_at=None if adopted else time.monotonic())
             self._step(self._held.setdefault(job.id, held))
+
+    def _report_obstacle(self) -> None:
+        """Report why no job starts although slots are free. Each write costs an fsync, so equal reports are rare."""
+        obstacle = "The Ray cluster does not answer." if self._blind else self._full
+        last, reported_at = self._reported
+        now = time.monotonic()
+        if obstacle == last and now - reported_at < OBSTACLE_SECONDS / 3:
+            return
+        self._reported = obstacle, now
+        try:
+            self.store.report_obstacle(obstacle)
+        except StoreFull as error:  # Only displays need the report.
+            log.warning("Cannot report that no job starts: %s", error)
 
     def _still_unrenewed(self) -> dict[str, float]:
         if self._unrenewed == {}:
@@ -217,6 +237,7 @@ class Coordinator:
         """Return which jobs may be claimed, so that no more than `concurrency` of them run."""
         room = self.settings.concurrency - len(self._held) - len(self._backing_off)
         if room <= 0:
+            self._full = ""
             return "stopping"
         return "any" if room > len(self._unrenewed or ()) and self._has_space() else "leased"
 
@@ -227,11 +248,11 @@ class Coordinator:
             with suppress(NotFound):  # A storage that is not mounted is no full one.
                 self.artifacts.check_space()
         except (StoreFull, StorageFull) as error:
-            if not self._is_full:
+            if not self._full:
                 log.error("No new job starts: %s", error)
-            self._is_full = True
+            self._full = error.message
             return False
-        self._is_full = False
+        self._full = ""
         return True
 
     def _backs_off(self, tenant: str, job_id: str) -> bool:

@@ -63,8 +63,8 @@ def test_every_route_refuses_unknown_query_parameters(api: TestClient) -> None:
 
 def test_readiness_names_unavailable_components(gateway: Gateway) -> None:
     with gateway.test_client() as api:
-        tasks = {"events", "webhooks", "removals"}
-        assert api.get("/readyz").json() == dict.fromkeys({"redis", "storage", "retriever"} | tasks, "ok")
+        names = {"redis", "storage", "retriever", "events", "webhooks", "removals", "coordinator"}
+        assert api.get("/readyz").json() == dict.fromkeys(names, "ok")
         with gateway.parts.tailer.task.round():
             raise RuntimeError("a bug")
         checks = api.get("/readyz").json()["checks"]

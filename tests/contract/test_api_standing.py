@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from fastapi.testclient import TestClient
 
+from services.common.redis_client import OBSTACLE
 from tests.contract.dashboard_pages import Tags, signed_in
 from tests.contract.gateway import Gateway
 from tests.factories import make_resolved, make_spec
@@ -47,6 +48,25 @@ def test_queued_jobs_show_their_position_and_reason(api: TestClient, gateway: Ga
         assert api.get(f"/v1/jobs/{job}").json()["waiting"] == listed[job]
         assert reason in page_text(gateway, f"/ui/jobs/{job}")
     assert "position 3" in page_text(gateway, "/ui/jobs")
+
+
+def test_queued_job_says_why_no_job_starts(api: TestClient, gateway: Gateway) -> None:
+    job, jobs = submit(gateway), gateway.parts.jobs
+
+    def reason() -> str:
+        waiting = api.get(f"/v1/jobs/{job}").json()["waiting"]
+        assert waiting["reason"] in page_text(gateway, f"/ui/jobs/{job}")
+        assert (waiting["code"] == "queued") == (api.get("/readyz").json()["coordinator"] == "ok")
+        return str(waiting["reason"])
+
+    gateway.client.delete(OBSTACLE)
+    assert reason().startswith("Next in the queue. No job starts now: No coordinator has reported for 30 s.")
+    jobs.report_obstacle("The Ray cluster does not answer.")
+    assert reason() == "Next in the queue. No job starts now: The Ray cluster does not answer."
+    jobs.report_obstacle("")
+    assert "free slot" in reason()
+    jobs.report_obstacle("The Ray cluster does not answer.")
+    assert "free slot" in reason(), "another coordinator starts jobs"
 
 
 def test_requeued_job_backs_off_without_the_rate_of_its_last_attempt(api: TestClient, gateway: Gateway) -> None:

@@ -294,8 +294,10 @@ def test_coordinator_that_cannot_reach_ray_leaves_its_job_to_another(harness: Co
     harness.rounds_until(blind, 140)
     blind.round()
     assert harness.events(job_id).count("job.waiting") == 1
+    assert harness.store.obstacle() == "The Ray cluster does not answer."
     harness.cluster.away = False
     sees.round()
+    assert harness.store.obstacle() == ""
     assert (harness.job(job_id).owner, harness.job(job_id).attempt) == ("sees", 1)
     harness.work(submission)
     sees.round()

@@ -35,8 +35,10 @@ def test_almost_full_disk_of_redis_refuses_and_starts_no_job(
         harness.submit()
     coordinator.round()
     assert [harness.job(job).state for job in (running, waiting)] == [State.RUNNING, State.QUEUED]
+    assert "only 100 MiB of free space" in harness.store.obstacle()
     redis_client.set(DISK_FREE, 10 << 20)
     coordinator.round()
+    assert harness.store.obstacle() == ""
     assert harness.job(waiting).state is State.RUNNING
 
 

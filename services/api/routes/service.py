@@ -18,7 +18,7 @@ from services.api.routes.models import PredictBody
 from services.common.bodies import MAX_JSON_BYTES
 from services.common.metrics import CONTENT_TYPE, Live, exposition
 from services.common.problem import problem_body, problem_response
-from tlm_core.errors import TLMError, Unavailable
+from tlm_core.errors import ClusterUnavailable, TLMError, Unavailable
 from tlm_core.training.recipe import RecipeName, Scale
 from tlm_core.wire import Info
 
@@ -40,7 +40,10 @@ async def healthz() -> dict[str, str]:
     responses={503: {"description": "A component does not respond; `checks` names it.", "content": PROBLEM}},
 )
 async def readyz(parts: PartsDep) -> Response:
-    """Check Redis, storage and retriever, each with a timeout of a few seconds."""
+    """Check Redis, storage and retriever, each with a timeout of a few seconds.
+
+    `coordinator` says why no queued job starts. The gateway is ready without one.
+    """
     components: dict[str, Callable[[], None]] = {
         "redis": parts.jobs.ping,
         "storage": lambda: _check_storage(parts),
@@ -50,6 +53,7 @@ async def readyz(parts: PartsDep) -> Response:
     checks = dict(zip(components, results, strict=True))
     checks |= {task.name: task.condition for task in parts.background}
     failures = [f"{name}: {result}" for name, result in checks.items() if result != "ok"]
+    checks["coordinator"] = await _check(lambda: _check_coordinator(parts))
     if not failures:
         return JSONResponse(checks)
     problem = problem_body(503, "unavailable", "; ".join(failures), retryable=True)
@@ -91,6 +95,11 @@ def _check_storage(parts: Parts) -> None:
     with store.errors("checking the storage"):
         store.check_mounted()
         store.check_space()
+
+
+def _check_coordinator(parts: Parts) -> None:
+    if obstacle := parts.jobs.obstacle():
+        raise ClusterUnavailable(obstacle)
 
 
 def _live_figures(parts: Parts, tenant: str) -> Iterator[Live]:
