@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from services.common.history import History, Moved, Row, unpacked
 from services.common.metrics import Live
-from services.common.redis_client import DISK_FREE, FEED, LEASES, OBSTACLE, PREFIX, QUEUE, REMOVALS, TO_MOVE, key
+from services.common.redis_client import DISK_FREE, FEED, LEASES, OBSTACLES, PREFIX, QUEUE, REMOVALS, TO_MOVE, key
 from tlm_core.artifacts.hashing import digest_of
 from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.errors import NotFound, UnreadableRecord
@@ -60,11 +60,13 @@ class JobReads:
         return float(seconds + microseconds / 1e6)
 
     def obstacle(self) -> str:
-        """Return why no queued job starts although slots may be free, or ""."""
-        reported: str | None = self._redis.get(OBSTACLE)
-        if reported is None:
+        """Return why no coordinator starts queued jobs, although slots may be free; "" if one does."""
+        now = self.now()
+        reports = [json.loads(report) for report in self._redis.hvals(OBSTACLES)]
+        recent: list[str] = [obstacle for at, obstacle in reports if now - at <= OBSTACLE_SECONDS]
+        if not recent:
             return f"No coordinator has reported for {OBSTACLE_SECONDS} s. Start one, or read its log."
-        return reported
+        return min(recent)
 
     def figures(self, tenant: str) -> list[Live]:
         """Return the figures of the store for Prometheus."""

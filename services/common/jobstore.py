@@ -24,7 +24,7 @@ from services.common.redis_client import (
     ENDED,
     FEED,
     LEASES,
-    OBSTACLE,
+    OBSTACLES,
     ORPHANS,
     PREFIX,
     QUEUE,
@@ -121,10 +121,13 @@ class JobStore(JobReads):
         """Raise StoreFull before Redis's disk is full."""
         check_disk(self._redis)
 
-    def report_obstacle(self, obstacle: str) -> None:
-        """Store why this coordinator starts no job, or "" if it does. Another one that starts jobs takes precedence."""
-        if not obstacle or self._redis.get(OBSTACLE) != "":
-            self._redis.set(OBSTACLE, obstacle, ex=OBSTACLE_SECONDS)
+    def report_obstacle(self, owner: str, obstacle: str) -> None:
+        """Store why a coordinator starts no job, or "" if it does. Delete the reports of coordinators that ended."""
+        now = self.now()
+        for name, report in self._redis.hgetall(OBSTACLES).items():
+            if now - json.loads(report)[0] > OBSTACLE_SECONDS:
+                self._redis.hdel(OBSTACLES, name)
+        self._redis.hset(OBSTACLES, owner, json.dumps([now, obstacle]))
 
     def rates(self, tenant: str) -> dict[str, str]:
         """Return the rates that `save_rates` stored."""

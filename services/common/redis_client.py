@@ -38,7 +38,7 @@ from tlm_core.errors import StoreFull, StoreUnavailable, TLMError, UnreadableRec
 PREFIX = "tlm"
 QUEUE, LEASES, FEED, REMOVALS = f"{PREFIX}:queue", f"{PREFIX}:leases", f"{PREFIX}:feed", f"{PREFIX}:removals"
 TO_MOVE, ENDED, DISK_FREE = f"{PREFIX}:to-move", f"{PREFIX}:ended", f"{PREFIX}:disk-free"
-ORPHANS, OBSTACLE = f"{PREFIX}:orphans", f"{PREFIX}:obstacle"
+ORPHANS, OBSTACLES = f"{PREFIX}:orphans", f"{PREFIX}:obstacles"
 _DISK_RESERVE = 256 << 20  # bytes on Redis's disk, beyond a copy of its data
 
 # Of error responses that pass: Redis starts, runs a long script, or is a replica.

@@ -222,7 +222,7 @@ class Coordinator:
             return
         self._reported = obstacle, now
         try:
-            self.store.report_obstacle(obstacle)
+            self.store.report_obstacle(self.owner, obstacle)
         except StoreFull as error:  # Only displays need the report.
             log.warning("Cannot report that no job starts: %s", error)
 

@@ -29,7 +29,7 @@ from services.common.catalog import Catalog
 from services.common.catalog_records import CorpusVersion
 from services.common.history import History
 from services.common.jobstore import JobStore
-from services.common.redis_client import OBSTACLE
+from services.common.redis_client import OBSTACLES
 from services.common.retriever_client import RetrieverClient
 from services.loader.loads import LoadWorker
 from tests.redis_server import free_port
@@ -144,7 +144,7 @@ def make_gateway(client: redis.Redis, root: Path, **overrides: Any) -> Gateway:
         storage=str(root / "storage"), scratch=root / "scratch", token_file=root / "token", **overrides
     )
     (root / "storage").mkdir(parents=True, exist_ok=True)
-    client.set(OBSTACLE, "")  # as if a coordinator ran
+    client.hset(OBSTACLES, "coordinator", json.dumps([2e9, ""]))  # as if one ran
     artifacts = ArtifactStore(settings.storage, settings.scratch / "artifacts")
     jobs, catalog = JobStore(client, History(artifacts)), Catalog(client)
     webhooks, outbound = Webhooks(client), Outbound(private=settings.webhook_private)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from fastapi.testclient import TestClient
 
-from services.common.redis_client import OBSTACLE
+from services.common.redis_client import OBSTACLES
 from tests.contract.dashboard_pages import Tags, signed_in
 from tests.contract.gateway import Gateway
 from tests.factories import make_resolved, make_spec
@@ -59,13 +59,11 @@ def test_queued_job_says_why_no_job_starts(api: TestClient, gateway: Gateway) ->
         assert (waiting["code"] == "queued") == (api.get("/readyz").json()["coordinator"] == "ok")
         return str(waiting["reason"])
 
-    gateway.client.delete(OBSTACLE)
+    gateway.client.delete(OBSTACLES)
     assert reason().startswith("Next in the queue. No job starts now: No coordinator has reported for 30 s.")
-    jobs.report_obstacle("The Ray cluster does not answer.")
+    jobs.report_obstacle("a", "The Ray cluster does not answer.")
     assert reason() == "Next in the queue. No job starts now: The Ray cluster does not answer."
-    jobs.report_obstacle("")
-    assert "free slot" in reason()
-    jobs.report_obstacle("The Ray cluster does not answer.")
+    jobs.report_obstacle("b", "")
     assert "free slot" in reason(), "another coordinator starts jobs"
 
 
