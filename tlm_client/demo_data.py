@@ -61,8 +61,8 @@ class TaskSize(NamedTuple):
     libraries: tuple[str, ...] = LIBRARIES
 
 
-DISTINCT = ("torch", "sympy", "pandas", "ray", "scipy", "sklearn", "transformers", "networkx")  # in their subjects
-DEMO = TaskSize(labels=5, fewest=4, train=60, validation=100, test=200, libraries=DISTINCT)
+DISTINCT = ("torch", "sympy", "pandas", "ray", "networkx", "scipy", "sklearn", "transformers")  # in their subjects
+DEMO = TaskSize(labels=5, fewest=4, train=30, validation=60, test=200, libraries=DISTINCT)
 LARGE = TaskSize(labels=15, fewest=10, train=30, validation=20, test=70)  # the benchmark `libraries`
 
 
