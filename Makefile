@@ -49,7 +49,7 @@ chaos: setup
 	@$(if $(BUG),:,$(BIN)/python -m tests.chaos --ray --jobs 50 --clients 8 --faults 30 --wait 8 $(if $(SEED),--seed $(SEED)))
 	@$(if $(BUG),:,$(BIN)/python -m tests.chaos.streams)
 	@$(if $(BUG),:,$(BIN)/python -m tests.chaos.resume)
-	@$(if $(BUG),:,$(BIN)/python -m tests.chaos.resume --ray --kills 5)
+	@$(if $(BUG),:,$(BIN)/python -m tests.chaos.resume --ray)
 
 chaos-times: setup
 	@$(BIN)/python -m tests.chaos.times
