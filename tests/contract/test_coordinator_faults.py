@@ -241,7 +241,7 @@ def test_job_waits_for_space_in_the_storage(harness: CoordinatorHarness) -> None
 @pytest.mark.parametrize("component", ["ray", "storage"])
 def test_coordinator_renews_all_leases_while_a_component_hangs(harness: CoordinatorHarness, component: str) -> None:
     coordinator, stop, hanging, answer = (
-        harness.coordinator(concurrency=50, lease_seconds=4.0),
+        harness.coordinator(concurrency=50, lease_seconds=6.0),  # claims 50 jobs meanwhile, also on a busy machine
         threading.Event(),
         threading.Event(),
         threading.Event(),
@@ -261,7 +261,7 @@ def test_coordinator_renews_all_leases_while_a_component_hangs(harness: Coordina
     runner.start()
     try:
         assert hanging.wait(10)
-        before = harness.store.now() + 4.5  # Later than the end of any lease that was renewed before the hang.
+        before = harness.store.now() + 6.5  # Later than the end of any lease that was renewed before the hang.
         wait_for(lambda: all(expiry > before for expiry in harness.store.leases().values()))
         assert len(harness.store.leases()) == len(jobs) and harness.store.claim("b", 30) is None
         coordinator.settings = coordinator.settings.model_copy(update={"hang_seconds": 0.0})
