@@ -75,12 +75,12 @@ def test_returned_models_come_from_different_seeds(
     monkeypatch.setattr(evidence, "_trained", lambda task, arm, seed: Record(task, arm, seed, 0.5, 0.5, 1.0))
     members: dict[int, list[int]] = {}
 
-    def returned(task: str, seed: int, of_job: list[int]) -> Record:
+    def returned(task: str, job: str, seed: int, of_job: list[int]) -> Record:
         members[seed] = of_job
-        return Record(task, "returned model", seed, 0.5, 0.5, 1.0)
+        return Record(task, job, seed, 0.5, 0.5, 1.0)
 
     monkeypatch.setattr(evidence, "_returned", returned)
-    run(["sciie"], seeds, [evidence.LAST])
+    run(["sciie"], seeds, [evidence.RETURNED])
     assert list(members.items())[: len(jobs)] == jobs and len({tuple(m) for m in members.values()}) == len(members)
 
 
