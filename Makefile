@@ -30,7 +30,7 @@ help:
 setup: .venv/ready
 
 .venv/ready: requirements-dev.txt pyproject.toml
-	@echo "Set-up: downloads 3.3 GB into .venv, mostly PyTorch and CUDA, and needs 6 GB of disk. At 100 Mbit/s it takes 5 minutes."
+	@echo "Set-up: downloads 3.3 GB into .venv, mostly PyTorch and CUDA, and needs 6.5 GB of disk. At 100 Mbit/s it takes 5 minutes."
 	@$(BIN)/python -c 'import pip' 2> /dev/null || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --require-hashes -r <(sed -n '/^uv==/,/^[a-z]/{/^uv==/p;/--hash/p}' requirements-dev.txt | sed '$$ s/ *\\$$//')
 	@# Bytecode halves the time of imports, and each job starts several processes.
