@@ -48,12 +48,12 @@ async def readyz(parts: PartsDep) -> Response:
         "redis": parts.jobs.ping,
         "storage": lambda: _check_storage(parts),
         "retriever": parts.retriever.ready,
+        "coordinator": lambda: _check_coordinator(parts),
     }
     results = await asyncio.gather(*(_check(component) for component in components.values()))
     checks = dict(zip(components, results, strict=True))
     checks |= {task.name: task.condition for task in parts.background}
-    failures = [f"{name}: {result}" for name, result in checks.items() if result != "ok"]
-    checks["coordinator"] = await _check(lambda: _check_coordinator(parts))
+    failures = [f"{name}: {result}" for name, result in checks.items() if result != "ok" and name != "coordinator"]
     if not failures:
         return JSONResponse(checks)
     problem = problem_body(503, "unavailable", "; ".join(failures), retryable=True)
