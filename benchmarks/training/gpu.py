@@ -74,7 +74,7 @@ class Passages:
 
     def __call__(self, step: int, progress: float) -> Batch:  # noqa: ARG002
         rows = self._stream.rows(step * self._rows, self._rows)
-        tokens, targets = mask_rows(rows, VOCABULARY, self._rate, 0, step, exact=True)
+        tokens, targets = mask_rows(rows, VOCABULARY, self._rate, 0, step)
         masked = int(np.count_nonzero(targets != NOT_MASKED))
         labels = np.zeros(0, np.int64)
         return Batch(rows, tokens, targets, labels, masked, 0, 1.0, 0.0, list, "cross_entropy")

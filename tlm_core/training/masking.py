@@ -32,35 +32,29 @@ class Vocabulary:
 
 
 def mask_rows(
-    rows: Rows, vocabulary: Vocabulary, rate: float, seed: int, step: int, *, exact: bool = False, first: int = 0
+    rows: Rows, vocabulary: Vocabulary, rate: float, seed: int, step: int, *, first: int = 0
 ) -> tuple[Ints, Ints]:
     """Return (tokens, targets), both [R, L]; targets are NOT_MASKED where nothing is predicted.
 
-    Each token except special ones and padding is drawn with probability `rate`. Of the drawn tokens 80 % become
-    [MASK], 10 % a random ordinary token, and 10 % stay (Devlin et al. 2019, section 3.1). The draw covers the whole
-    step, whichever worker computes which rows.
-    exact: draw `drawn_of` each row's tokens, so that a number of rows has at most the share `rate`. Each token has its
-    own counter, so a worker draws for its rows alone. first: the number of the first row in the step.
+    It draws `drawn_of` each row's tokens, except special ones and padding. So a number of rows has at most the share
+    `rate`. Of the drawn tokens 80 % become [MASK], 10 % a random ordinary token, and 10 % stay (Devlin et al. 2019,
+    section 3.1). Each token has its own counter, so a worker draws for its rows alone. first: the number of the first
+    row in the step.
     """
     random = random_at(seed, Stream.MASK, step)
     shape, ordinary = rows.tokens.shape, vocabulary.ordinary
     maskable = (rows.segments > 0) & ~np.isin(rows.tokens, np.array(vocabulary.specials))
-    if exact:
-        random.bit_generator.advance(first * shape[1])  # type: ignore[attr-defined]
-        draws, kind, place, _ = np.moveaxis(random.random((*shape, 4)), -1, 0)  # a counter yields four numbers
-        other = ordinary[(place * len(ordinary)).astype(np.int64)]
-        drawn = maskable & _lowest(draws, maskable, drawn_of((rows.segments > 0).sum(axis=1), rate))
-    else:
-        draws, kind = (random.random(shape, dtype=np.float32) for _ in range(2))
-        other = ordinary[random.integers(len(ordinary), size=shape)]
-        drawn = maskable & (draws < rate)
+    random.bit_generator.advance(first * shape[1])  # type: ignore[attr-defined]
+    draws, kind, place, _ = np.moveaxis(random.random((*shape, 4)), -1, 0)  # a counter yields four numbers
+    other = ordinary[(place * len(ordinary)).astype(np.int64)]
+    drawn = maskable & _lowest(draws, maskable, drawn_of((rows.segments > 0).sum(axis=1), rate))
     tokens = np.where(drawn & (kind < 0.8), vocabulary.mask, rows.tokens)
     tokens = np.where(drawn & (kind >= 0.9), other, tokens)
     return tokens, np.where(drawn, rows.tokens, NOT_MASKED)
 
 
 def drawn_of(tokens: Ints, rate: float) -> Ints:
-    """Return how many of a row's tokens an exact mask draws, if so many are not special: `rate`, rounded down."""
+    """Return how many of a row's tokens a mask draws, if so many are not special: `rate`, rounded down."""
     return (tokens * rate).astype(np.int64)
 
 

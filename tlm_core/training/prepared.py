@@ -217,8 +217,7 @@ def task_steps(step: int, rho1: float) -> int:
 class JointBatches:
     """Step number → batch of the joint stage (paper section 3.2). joint: the recipe's part.
 
-    share: returns this worker's [start, stop) of n rows. With it, masks are exact, as `mask_rows` draws them, and a
-    batch of passages has only this worker's rows.
+    share: returns this worker's [start, stop) of n rows. With it, a batch of passages has only this worker's rows.
     Raises InvalidRecipe if there is nothing to train on: no passages, and neither loss on task text.
     """
 
@@ -228,7 +227,7 @@ class JointBatches:
         self._prepared = prepared
         self._joint = joint
         self._share = share
-        self._mask = partial(mask_rows, vocabulary=prepared.vocabulary, seed=seed, exact=share is not None)
+        self._mask = partial(mask_rows, vocabulary=prepared.vocabulary, seed=seed)
         self._seed = seed
         self._train = prepared.training()
         self._pieces = prepared.pieces() if joint.task_loss else None

@@ -51,8 +51,8 @@ def test_mask_depends_on_seed_and_step(rows: Rows) -> None:
         assert not np.array_equal(first[1], mask_rows(rows, VOCABULARY, 0.3, seed=seed, step=step)[1])
 
 
-def test_exact_mask_draws_the_same_share_of_each_row(rows: Rows) -> None:
-    tokens, targets = mask_rows(rows, VOCABULARY, 0.3, seed=1, step=7, exact=True)
+def test_mask_draws_the_same_share_of_each_row(rows: Rows) -> None:
+    tokens, targets = mask_rows(rows, VOCABULARY, 0.3, seed=1, step=7)
     masked = targets != NOT_MASKED
     assert set(masked.sum(axis=1)) == {30}, "of the 100 tokens of each row"
     assert not masked[:, [0, 60]].any() and not masked[:, 100:].any()
@@ -60,7 +60,7 @@ def test_exact_mask_draws_the_same_share_of_each_row(rows: Rows) -> None:
     assert (tokens[masked] == VOCABULARY.mask).mean() == pytest.approx(0.8, abs=0.03)
     other = (tokens != rows.tokens) & (tokens != VOCABULARY.mask)
     assert tokens[other].min() == 5 and tokens[other].max() == 99
-    part = mask_rows(rows.part(20, 30), VOCABULARY, 0.3, seed=1, step=7, exact=True, first=20)
+    part = mask_rows(rows.part(20, 30), VOCABULARY, 0.3, seed=1, step=7, first=20)
     assert np.array_equal(part[0], tokens[20:30]) and np.array_equal(part[1], targets[20:30])
 
 
