@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from tests.redis_server import free_port
 from tests.support import files_under
 from tlm_core.artifacts import MARK, ArtifactStore, ManifestRef
 from tlm_core.corpus.states import CorpusState, LoadState
+from tlm_core.errors import StoreUnavailable
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.validate import load_task
 
@@ -144,7 +145,8 @@ def make_gateway(client: redis.Redis, root: Path, **overrides: Any) -> Gateway:
         storage=str(root / "storage"), scratch=root / "scratch", token_file=root / "token", **overrides
     )
     (root / "storage").mkdir(parents=True, exist_ok=True)
-    client.hset(OBSTACLES, "coordinator", json.dumps([2e9, ""]))  # as if one ran
+    with suppress(StoreUnavailable):
+        client.hset(OBSTACLES, "coordinator", json.dumps([2e9, ""]))  # as if one ran
     artifacts = ArtifactStore(settings.storage, settings.scratch / "artifacts")
     jobs, catalog = JobStore(client, History(artifacts)), Catalog(client)
     webhooks, outbound = Webhooks(client), Outbound(private=settings.webhook_private)
