@@ -46,7 +46,7 @@ test: setup
 
 chaos: setup
 	@$(BIN)/python -m tests.chaos $(if $(JOBS),--jobs $(JOBS)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(SEED),--seed $(SEED)) $(if $(BUG),--bug $(BUG))
-	@$(if $(BUG),:,$(BIN)/python -m tests.chaos --ray --jobs 50 --clients 8 --faults 30 --wait 8 $(if $(SEED),--seed $(SEED)))
+	@$(if $(BUG),:,$(BIN)/python -m tests.chaos --ray --jobs 50 --clients 8 --faults 30 --wait 3.5 $(if $(SEED),--seed $(SEED)))
 	@$(if $(BUG),:,$(BIN)/python -m tests.chaos.streams)
 	@$(if $(BUG),:,$(BIN)/python -m tests.chaos.resume)
 	@$(if $(BUG),:,$(BIN)/python -m tests.chaos.resume --ray)
