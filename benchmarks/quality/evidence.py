@@ -252,7 +252,7 @@ def plot_of(records: Sequence[Record]) -> str | None:
     if not curves:
         return None
     return plot(
-        curves, title="TLM at 1 to 30 times the tokens", x="FLOPs of training", y="macro-F1 on test", log_x=True
+        curves, title="TLM with more tokens in the joint stage", x="FLOPs of training", y="macro-F1 on test", log_x=True
     )
 
 
