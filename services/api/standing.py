@@ -26,17 +26,18 @@ NOTHING_NEW = Standing()
 
 
 def standings(store: JobStore, jobs: Sequence[JobRecord]) -> list[Standing]:
-    """Return the standing of each job. Reads the queue only if a job is queued or active."""
-    if not any(job.state is State.QUEUED or job.state in ACTIVE for job in jobs):
+    """Return the standing of each job. Reads the queue only if a job is queued."""
+    queued = [job for job in jobs if job.state is State.QUEUED]
+    if not queued and not any(job.state in ACTIVE for job in jobs):
         return [NOTHING_NEW] * len(jobs)
-    now, running, obstacle = store.now(), len(store.leases()), store.obstacle()
-    positions = store.positions([job for job in jobs if job.state is State.QUEUED])
-    return [_standing(job, now, running, obstacle, positions.get(job.id)) for job in jobs]
+    now = store.now()
+    waiting = _waiting(store, queued, now) if queued else {}
+    return [_standing(job, now, waiting.get(job.id)) for job in jobs]
 
 
-def _standing(job: JobRecord, now: float, running: int, obstacle: str, position: int | None) -> Standing:
-    if job.state is State.QUEUED:
-        return Standing(_queued(job, now, running, obstacle, position))
+def _standing(job: JobRecord, now: float, waiting: Waiting | None) -> Standing:
+    if waiting is not None:
+        return Standing(waiting)
     if job.state not in ACTIVE:
         return NOTHING_NEW
     if job.waiting is not None:
@@ -45,14 +46,22 @@ def _standing(job: JobRecord, now: float, running: int, obstacle: str, position:
     return Standing(silent_seconds=silent if silent >= _SILENT_SECONDS else None)
 
 
-def _queued(job: JobRecord, now: float, running: int, obstacle: str, position: int | None) -> Waiting:
+def _waiting(store: JobStore, queued: Sequence[JobRecord], now: float) -> dict[str, Waiting]:
+    """Return why each job waits in the queue, by id."""
+    obstacle, positions = store.obstacle(), store.positions(queued)
+    if obstacle:
+        code, start = "blocked", f"No job starts now: {obstacle}"
+    else:
+        running = len(store.leases())
+        code, start = "queued", f"It starts when a coordinator has a free slot (running jobs: {running:,})."
+    return {job.id: _queued(job, now, code, start, positions.get(job.id)) for job in queued}
+
+
+def _queued(job: JobRecord, now: float, code: str, start: str, position: int | None) -> Waiting:
     if job.due_at is not None and not job.is_due(now):
         time = datetime.fromtimestamp(job.due_at, UTC)
         reason = f"Backs off until {time:%H:%M:%S} UTC after a failed attempt."
         return Waiting(code="backoff", reason=reason, position=position, until=job.due_at)
     ahead = (position or 1) - 1
     first = f"{ahead:,} job{'' if ahead == 1 else 's'} ahead in the queue." if ahead else "Next in the queue."
-    if obstacle:
-        return Waiting(code="blocked", reason=f"{first} No job starts now: {obstacle}", position=position)
-    reason = f"{first} It starts when a coordinator has a free slot (running jobs: {running:,})."
-    return Waiting(code="queued", reason=reason, position=position)
+    return Waiting(code=code, reason=f"{first} {start}", position=position)

@@ -205,7 +205,8 @@ class Coordinator:
                 return
             if job is None:
                 return
-            (self._unrenewed or {}).pop(f"{job.tenant}/{job.id}", None)
+            if self._unrenewed:
+                self._unrenewed.pop(f"{job.tenant}/{job.id}", None)
             log.info("Claimed job %s, attempt %d", job.id, job.attempt)
             adopted = job.updated_at != job.running_since
             CLAIMS.labels(str(adopted).lower()).inc()
