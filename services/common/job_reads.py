@@ -158,8 +158,6 @@ class JobReads:
 
     def positions(self, jobs: Sequence[JobRecord]) -> dict[str, int]:
         """Return the rank of queued jobs in the order of their start, from 1, by id."""
-        if not jobs:
-            return {}
         priorities = range(MAX_PRIORITY, -MAX_PRIORITY - 1, -1)
         pipe = self._redis.pipeline(transaction=False)
         for priority in priorities:
