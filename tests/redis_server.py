@@ -40,6 +40,7 @@ class RedisServer:
     port: int = field(default_factory=free_port)
     password: str = field(default_factory=lambda: secrets.token_hex(8))
     process: subprocess.Popen[bytes] | None = None
+    binary: str = field(default_factory=redis_binary)
     environment: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -49,7 +50,7 @@ class RedisServer:
     def start(self) -> None:
         self.process = subprocess.Popen(
             [
-                redis_binary(),
+                self.binary,
                 "--port",
                 str(self.port),
                 "--bind",

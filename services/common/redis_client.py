@@ -107,7 +107,7 @@ def _translated_errors() -> Iterator[None]:
 
 
 def _translate(error: redis_errors.RedisError) -> TLMError:
-    text = str(error)
+    text = str(error).rstrip(".")
     # For a command inside a script, Redis 6 wraps the message in a longer sentence.
     if isinstance(error, redis_errors.OutOfMemoryError) or "OOM command" in text:
         return StoreFull("Redis has no memory left. Raise its maxmemory or delete old jobs.")

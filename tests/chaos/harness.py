@@ -33,7 +33,8 @@ from tests.chaos.proxy import Proxy
 from tests.chaos.ray import HasPid, JobServer, send
 from tests.chaos.real_ray import RayHead
 from tests.contract.gateway import TRAIN, T
-from tests.redis_server import RedisServer, free_port
+from tests.redis_server import RedisServer, free_port, redis_binary
+from tlm_client.stack.parts import bundled_redis
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import CorruptArtifact, NotFound, TLMError
 from tlm_core.jobs.states import TERMINAL, State
@@ -103,7 +104,9 @@ class Chaos:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.redis = RedisServer(self.folder / "redis", environment=self._clock(0.0))
+        # The Redis of Debian hangs at its start under libfaketime, because jemalloc reads the clock.
+        binary = bundled_redis() or redis_binary()
+        self.redis = RedisServer(self.folder / "redis", binary=binary, environment=self._clock(0.0))
         self._disks = [(self.folder / "storage", 400 << 20), (self.redis.folder, 600 << 20)]
         for disk, size in self._disks:
             disk.mkdir()
@@ -408,10 +411,9 @@ def job_of(number: int, **options: Any) -> dict[str, Any]:
 
 def _fill(path: Path, leave: int) -> None:
     """Let a file fill its disk, except for so many bytes."""
-    with path.open("wb") as file, suppress(OSError):
+    with suppress(OSError), path.open("wb", buffering=0) as file:
         while shutil.disk_usage(path.parent).free > leave:
             file.write(b"0" * 100_000)
-            file.flush()
 
 
 def say(text: str) -> None:

