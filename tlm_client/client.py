@@ -271,16 +271,16 @@ class TLMClient:
         self._delete("/v1/jobs/{}", job_id)
 
     def cancel(self, job_id: str) -> wire.Job:
-        """Cancel a job. It is `cancelling` until nothing of it runs. A second call is not an error."""
-        return self._post(wire.Job, "/v1/jobs/{}/cancel", job_id)
+        """Cancel a job. It is `cancelling` until nothing of it runs. Safe to repeat, like `pause` and `resume`."""
+        return self._post(wire.Job, "/v1/jobs/{}/cancel", job_id, repeat=True)
 
     def pause(self, job_id: str) -> wire.Job:
         """Pause a job. It is `pausing` until its worker has written a checkpoint."""
-        return self._post(wire.Job, "/v1/jobs/{}/pause", job_id)
+        return self._post(wire.Job, "/v1/jobs/{}/pause", job_id, repeat=True)
 
     def resume(self, job_id: str) -> wire.Job:
         """Queue a paused job again. It resumes from its last checkpoint."""
-        return self._post(wire.Job, "/v1/jobs/{}/resume", job_id)
+        return self._post(wire.Job, "/v1/jobs/{}/resume", job_id, repeat=True)
 
     def compare(self, job_ids: Sequence[str], *, points: int = 200) -> wire.Comparison:
         """Compare 2 to 10 jobs: settings, scores, costs and curves. points: limit per curve."""

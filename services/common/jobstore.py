@@ -289,18 +289,22 @@ class JobStore(JobReads):
 
     def pause(self, tenant: str, job_id: str) -> JobRecord:
         """Pause a job. A queued job is paused at once; a running one once its workers have written a checkpoint."""
-        return self._move(Verb.PAUSE, tenant, job_id, "job.pause_requested")
+        return self._move_once(Verb.PAUSE, tenant, job_id, "job.pause_requested", {State.PAUSING, State.PAUSED})
 
     def resume(self, tenant: str, job_id: str) -> JobRecord:
-        return self._move(Verb.RESUME, tenant, job_id, "job.resumed")
+        return self._move_once(Verb.RESUME, tenant, job_id, "job.resumed", {State.QUEUED, State.RUNNING})
 
     def cancel(self, tenant: str, job_id: str) -> JobRecord:
-        """Cancel a job. It is `cancelling` until nothing of it runs. A second cancel has no effect."""
+        """Cancel a job. It is `cancelling` until nothing of it runs."""
+        return self._move_once(Verb.CANCEL, tenant, job_id, "job.cancel_requested", {State.CANCELLING, State.CANCELLED})
+
+    def _move_once(self, verb: Verb, tenant: str, job_id: str, event: str, moved: set[State]) -> JobRecord:
+        """Apply a verb of a user. In the states `moved` it has no effect, so that clients may repeat it."""
         try:
-            return self._move(Verb.CANCEL, tenant, job_id, "job.cancel_requested")
+            return self._move(verb, tenant, job_id, event)
         except IllegalTransition:
             record = self.get(tenant, job_id)
-            if record.state in (State.CANCELLING, State.CANCELLED):
+            if record.state in moved:
                 return record
             raise
 

@@ -157,13 +157,13 @@ def cancel(job: str, parts: PartsDep, tenant: Tenant) -> Job:
 
 @router.post("/{job}/pause", summary="Pause a job", responses=problems(404, 409))
 def pause(job: str, parts: PartsDep, tenant: Tenant) -> Job:
-    """Pause a job. It is `pausing` until a checkpoint is stored, then `paused`."""
+    """Pause a job. It is `pausing` until a checkpoint is stored, then `paused`. Safe to repeat."""
     return _view(parts, parts.jobs.pause(tenant, job))
 
 
 @router.post("/{job}/resume", summary="Resume a paused job", responses=problems(404, 409))
 def resume(job: str, parts: PartsDep, tenant: Tenant) -> Job:
-    """Queue a paused job again. It continues from its last checkpoint."""
+    """Queue a paused job again. It continues from its last checkpoint. Safe to repeat."""
     return _view(parts, parts.jobs.resume(tenant, job))
 
 
