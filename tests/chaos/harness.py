@@ -34,6 +34,7 @@ from tests.chaos.ray import HasPid, JobServer, send
 from tests.chaos.real_ray import RayHead
 from tests.contract.gateway import TRAIN, T
 from tests.redis_server import RedisServer, free_port, redis_binary
+from tests.support import wait_for
 from tlm_client.stack.parts import bundled_redis
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import CorruptArtifact, NotFound, TLMError
@@ -101,6 +102,7 @@ class Chaos:
     ray: bool = False
     history: History = field(default_factory=History)
     faults: list[dict[str, Any]] = field(default_factory=list)
+    planned: int = 0
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -245,8 +247,13 @@ class Chaos:
         """Submit one job after another, follow each to its end, and sometimes pause, resume or cancel it."""
         rng = random.Random(seed)
         with httpx.Client(timeout=6, trust_env=False) as client:
-            for number in numbers:
+            for place, number in enumerate(numbers):
+                self._await_faults(place / len(numbers), patience)
                 self._job(client, rng, number, time.monotonic() + patience)
+
+    def _await_faults(self, share: float, seconds: float) -> None:
+        """Wait for this share of the planned faults, so that fast jobs do not end before all faults."""
+        wait_for(lambda: len(self.faults) >= int(self.planned * share), seconds)
 
     def _job(self, client: httpx.Client, rng: random.Random, number: int, deadline: float) -> None:
         name = f"chaos-{number}"
@@ -352,6 +359,7 @@ class Chaos:
 
     def run(self, seed: int, jobs: int, clients: int, faults: list[Fault], patience: float) -> None:
         """Run all jobs and faults. patience: seconds that a client waits for the end of a job."""
+        self.planned = len(faults)
         with self.running():
             self.add_dataset()
             with ThreadPoolExecutor(clients) as users, ThreadPoolExecutor(4) as breakers:
