@@ -83,7 +83,7 @@ class _Held:
         """Measure how long stages take, for Prometheus."""
         job, done, now = situation.job, situation.done, time.monotonic()
         for node in situation.ready():
-            # Without a sign of life, the progress on a worker is of an earlier attempt.
+            # Without a heartbeat, the progress on a worker is of an earlier attempt.
             if not job.progress or node.name != job.progress.node or (node.place is Place.WORKERS and not job.beats):
                 continue
             self.began.setdefault(node.name, now)

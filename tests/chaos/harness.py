@@ -248,7 +248,7 @@ class Chaos:
         rng = random.Random(seed)
         with httpx.Client(timeout=6, trust_env=False) as client:
             for place, number in enumerate(numbers):
-                self._await_faults(place / len(numbers), patience)
+                self._await_faults(place / max(1, len(numbers) - 1), patience)
                 self._job(client, rng, number, time.monotonic() + patience)
 
     def _await_faults(self, share: float, seconds: float) -> None:

@@ -270,7 +270,7 @@ class JobResult(BaseModel):
 
 
 class Beat(BaseModel):
-    """The last sign of life of a submission's workers.
+    """The last heartbeat of a submission's workers.
 
     at: when it arrived. idle: seconds without progress. limit: seconds without progress that are still normal.
     """
@@ -288,7 +288,7 @@ class JobRecord(_Record):
     attempt: number of the current attempt, and the fencing token of every write of its workers.
     failures: attempts that count against `max_attempts`. losses: attempts since the last new checkpoint or artifact
     that ended because the place was lost: a worker, its node, or a component.
-    submissions: group → submission id of this attempt. beats: group → last sign of life in this attempt.
+    submissions: group → submission id of this attempt. beats: group → last heartbeat in this attempt.
     draining: whether a machine of this attempt stops. unreadable: whether this stands in a list for a record that this
     release cannot read; then only id, state and error are of the job.
     request_id: of the request that submitted the job, for logs.
