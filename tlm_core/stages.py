@@ -20,7 +20,7 @@ EVALUATE_LINEAR = Stage(
 EXPORT_LINEAR = Stage("export_linear", "tlm_core.linear.stages:export_linear", 3, BaselineParams, needs_torch=False)
 # Preparing text needs no torch, so workers start it seconds earlier and with half the memory.
 PREPARE = Stage("prepare", "tlm_core.training.prepare:prepare", 7, params.PrepareParams, needs_torch=False)
-JOINT = Stage("joint", "tlm_core.training.stages:joint", 8, params.JointParams, parallel=True)
+JOINT = Stage("joint", "tlm_core.training.stages:joint", 9, params.JointParams, parallel=True)
 FINETUNE = Stage("finetune", "tlm_core.training.stages:finetune", 4, params.FinetuneParams, parallel=True)
 CHOOSE = Stage("choose", "tlm_core.training.stages:choose", 2, params.ChooseParams)
 EVALUATE = Stage("evaluate", "tlm_core.training.evaluate:evaluate", 11, params.SeedsParams, parallel=True)

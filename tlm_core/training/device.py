@@ -80,6 +80,11 @@ def resolved_precision(precision: str, device: torch.device) -> str:
     return "bf16" if fast_dtype(device.type) == torch.bfloat16 else "fp32"
 
 
+def product_type(precision: str, device: torch.device) -> torch.dtype:
+    """Return the type of matrix products at the recipe's precision."""
+    return torch.bfloat16 if resolved_precision(precision, device) == "bf16" else torch.float32
+
+
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Compute matrix products in the recipe's precision; weights and sums stay float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=resolved_precision(precision, device) == "bf16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=product_type(precision, device) == torch.bfloat16)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tlm_core.errors import CorruptArtifact
 from tlm_core.training.architectures import architecture_of
-from tlm_core.training.device import fast_dtype
+from tlm_core.training.device import product_type
 from tlm_core.training.flops import newton_schulz
 from tlm_core.training.model import TaskModel
 from tlm_core.training.recipe import Optimizer
@@ -42,24 +42,27 @@ class Totals:
 EXTRAS = len(fields(Totals))
 
 
-def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Return the nearest semi-orthogonal matrices of a stack [n, r, c], roughly: singular values of 0.7 to 1.2."""
+def orthogonalize(matrices: Tensor, dtype: torch.dtype, steps: int = 5) -> Tensor:
+    """Return the nearest semi-orthogonal matrices of a stack [n, r, c], roughly: singular values of 0.7 to 1.2.
+
+    dtype: of the products.
+    """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
-    x = (x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)).to(fast_dtype(x.device.type))
+    x = (x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)).to(dtype)
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-def orthogonalize_shares(matrices: Tensor, workers: Workers) -> Tensor:
+def orthogonalize_shares(matrices: Tensor, dtype: torch.dtype, workers: Workers) -> Tensor:
     """Return the result of `orthogonalize`. Each worker computes a share of it."""
     start, stop = workers.share(len(matrices))
-    update = torch.zeros(matrices.shape, dtype=fast_dtype(matrices.device.type), device=matrices.device)
+    update = torch.zeros(matrices.shape, dtype=dtype, device=matrices.device)
     if start < stop:
-        update[start:stop] = orthogonalize(matrices[start:stop])
+        update[start:stop] = orthogonalize(matrices[start:stop], dtype)
     return workers.sum(update).to(matrices.dtype)
 
 
@@ -138,16 +141,23 @@ class Buffers:
 class FlatOptimizer:
     """AdamW over flat sections, with Muon on the encoder's matrices if the recipe says so.
 
-    parts: which of encoder, vocabulary, and task to train. workers: GPUs that divide Muon's matrices.
+    parts: which of encoder, vocabulary, and task to train. workers: GPUs that divide Muon's matrices. precision: of
+    Muon's products. It belongs to the job, not to the machine, so that the workers of a mixed cluster compute alike.
     """
 
     def __init__(
-        self, model: TaskModel, recipe: Optimizer, parts: Iterable[str], workers: Workers | None = None
+        self,
+        model: TaskModel,
+        recipe: Optimizer,
+        parts: Iterable[str],
+        workers: Workers | None = None,
+        precision: str = "fp32",
     ) -> None:
         self._named = list(model.named_parameters())
         multiple = ALIGNED if next(model.parameters()).is_cuda else 1
         self.buffers = Buffers(model, muon=recipe.name == "muon", multiple=multiple)
         self.recipe = recipe
+        self._products = product_type(precision, self.buffers.value.device)
         self._workers = workers if workers is not None and self.buffers.value.is_cuda else None
         self._sections = [section for section in self.buffers.sections if section.part in set(parts)]
         self._moments: dict[str, dict[str, Tensor]] = {}
@@ -266,7 +276,10 @@ class FlatOptimizer:
             gradient, share = torch.where(skip.bool(), momentum, gradient), 1.0 - skip
         momentum.lerp_(gradient, 1 - MOMENTUM)
         matrices = gradient.lerp(momentum, MOMENTUM).view(-1, *section.block)
-        update = orthogonalize(matrices) if self._workers is None else orthogonalize_shares(matrices, self._workers)
+        if self._workers is None:
+            update = orthogonalize(matrices, self._products)
+        else:
+            update = orthogonalize_shares(matrices, self._products, self._workers)
         rows, columns = section.block
         value.mul_(1 - lr * self.recipe.weight_decay * share)
         if skip is not None:

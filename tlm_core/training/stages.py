@@ -88,7 +88,7 @@ def joint_trainer(ctx: StageContext[JointParams]) -> Trainer:
     joint = params.joint.at_length(prepared.max_length, params.model)
     model = build(params.model, prepared, params.seed).to(device)
     workers = Workers(ctx.rank, ctx.world_size)
-    optimizer = FlatOptimizer(model, joint.optimizer, ("encoder", "vocabulary", "task"), workers)
+    optimizer = FlatOptimizer(model, joint.optimizer, ("encoder", "vocabulary", "task"), workers, params.precision)
     rate, loss = joint.highest_mask_rate, prepared.type.loss
     passes = gpu_passes(model, optimizer, workers, device, params.precision, loss=loss, mask_rate=rate, compiled=True)
     return Trainer(
@@ -144,7 +144,7 @@ def tune(
     if BEHIND in before:
         steps = 1
     workers = Workers(ctx.rank, ctx.world_size)
-    optimizer = FlatOptimizer(model, finetune.optimizer, ("encoder", "task"), workers)
+    optimizer = FlatOptimizer(model, finetune.optimizer, ("encoder", "task"), workers, params.precision)
     encoder = isinstance(model.shape, Shape)
     passes = None
     if encoder:

@@ -8,6 +8,7 @@ import torch
 
 from tlm_core.errors import CorruptArtifact
 from tlm_core.training.architectures import scratch_shape
+from tlm_core.training.device import fast_dtype
 from tlm_core.training.model import TaskModel, initialize
 from tlm_core.training.objective import Workers
 from tlm_core.training.optim import (
@@ -74,9 +75,9 @@ def test_sections_of_a_gpu_begin_at_whole_vectors() -> None:
 
 def test_workers_divide_the_matrices_of_muon() -> None:
     matrices = torch.randn(5, 32, 48, generator=torch.Generator().manual_seed(0))
-    shares = [orthogonalize_shares(matrices, Alone(rank, 3)) for rank in range(3)]
+    shares = [orthogonalize_shares(matrices, torch.float32, Alone(rank, 3)) for rank in range(3)]
     assert [int(share.any(dim=2).any(dim=1).sum()) for share in shares] == [1, 2, 2]
-    torch.testing.assert_close(sum(shares), orthogonalize(matrices))
+    torch.testing.assert_close(sum(shares), orthogonalize(matrices, torch.float32))
 
 
 def test_adamw_matches_torch() -> None:
@@ -115,10 +116,24 @@ def test_muon_matches_torch_on_a_single_matrix() -> None:
     assert apart < 0.03 * moved  # both round to bfloat16 and sum in different orders
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_muon_computes_alike_on_all_processors(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    updated = []
+    for flag in (True, False):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flag=flag: {"avx512_bf16": flag})
+        fast_dtype.cache_clear()
+        optimizer = FlatOptimizer(small_model(), Optimizer(), PARTS, precision=precision)
+        scatter(optimizer.buffers, 0)
+        optimizer.step(1.0, PARTS)
+        updated.append(optimizer.buffers.value)
+    fast_dtype.cache_clear()
+    assert torch.equal(*updated)
+
+
 @pytest.mark.parametrize("shape", [(3, 32, 32), (2, 48, 32), (2, 32, 48)])
 def test_orthogonalized_matrices_have_singular_values_near_one(shape: tuple[int, int, int]) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    singular = torch.linalg.svdvals(orthogonalize(matrices, 8))
+    singular = torch.linalg.svdvals(orthogonalize(matrices, torch.float32, 8))
     assert singular.min() > 0.6 and singular.max() < 1.3
 
 
