@@ -214,14 +214,20 @@ class Runner:
                 name, {part: self.folder / row.task / file for part, file in files.items()}, options
             )
 
-    def check(self, rows: Sequence[Row]) -> None:
-        """Let the service validate the rows. Submits nothing."""
+    def refused(self, rows: Sequence[Row]) -> list[Row]:
+        """Let the service validate the rows, and return those that it refuses. Submits and records nothing."""
+        refused = []
         for row in rows:
-            with self.outcomes.reason_of(row, self.recipe):
+            try:
                 self.add_dataset(row)
                 estimate = self.client.dry_run(self.spec(row)).estimate
-                flops = "an unknown number of" if estimate.flops is None else f"{estimate.flops:.2g}"
-                remark(f"{row.name} {self.recipe}: valid, {flops} FLOPs on {row.gpus} GPUs")
+            except TLMError as error:
+                remark(f"{row.name} {self.recipe}: {error.message}")
+                refused.append(row)
+                continue
+            flops = "an unknown number of" if estimate.flops is None else f"{estimate.flops:.2g}"
+            remark(f"{row.name} {self.recipe}: valid, {flops} FLOPs on {row.gpus} GPUs")
+        return refused
 
     def run(self, rows: Sequence[Row], display: Display) -> None:
         """Submit the jobs of all rows, then record what each yields. A row that fails leaves its reason."""
@@ -254,12 +260,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = chosen(read_rows(), options.rows, options.corpus)
         with own_client() as client, Display(console) as display:
             runner = Runner(client, options.recipe, outcomes, options.corpus, options.data, options.workers)
-            runner.check(rows) if options.dry_run else runner.run(rows, display)
+            if options.dry_run:
+                return 1 if runner.refused(rows) else 0
+            runner.run(rows, display)
     except TLMError as error:
         remark(error.message)
         return 2
     print(outcomes.table(), end="")
-    return 0 if options.dry_run or all(outcomes.of(row, options.recipe).within(row) for row in rows) else 1
+    return 0 if all(outcomes.of(row, options.recipe).within(row) for row in rows) else 1
 
 
 if __name__ == "__main__":

@@ -87,7 +87,9 @@ def trainer(recipe: Recipe, length: int, folder: Path, *, compiled: bool, device
     rate = recipe.joint.highest_mask_rate
     model = TaskModel(scratch_shape(recipe.model, VOCABULARY.size, LABELS)).to(device)
     initialize(model, 0)
-    optimizer = FlatOptimizer(model, recipe.joint.optimizer, ("encoder", "vocabulary", "task"), precision=recipe.number_format)
+    optimizer = FlatOptimizer(
+        model, recipe.joint.optimizer, ("encoder", "vocabulary", "task"), precision=recipe.number_format
+    )
     checkpoints = LocalCheckpoints(folder / "checkpoints")
     return Trainer(
         ctx=StageContext({}, JointParams.of(recipe, 0), folder, LocalReporter(), checkpoints),

@@ -83,8 +83,7 @@ def test_service_accepts_every_row(
     gateway: Gateway, client: TLMClient, data: Path, tmp_path: Path, recipe: RecipeName
 ) -> None:
     runner = Runner(client, recipe, Outcomes(tmp_path / "out"), folder=data)
-    runner.check([row for row in ROWS if row.external])
-    assert {cell for cells in table_of(runner.outcomes).values() for cell in cells[1:]} == {"–"}
+    assert not runner.refused([row for row in ROWS if row.external])
     for row in (row for row in ROWS if row.external):
         job = client.dry_run(runner.spec(row))
         used = job.resolved_recipe
@@ -98,17 +97,25 @@ def test_service_accepts_every_row(
     assert gateway.parts.catalog.dataset(T, "paper-chemprot-small").options["metric"] == "micro_f1"
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_a_corpus_replaces_the_selection_of_the_release(
-    gateway: Gateway, client: TLMClient, data: Path, tmp_path: Path
+    gateway: Gateway, client: TLMClient, data: Path, tmp_path: Path, recipe: RecipeName
 ) -> None:
     (row,) = chosen(ROWS, ["imdb-large"], corpus="general")
     gateway.loads.stop()
     add_version(gateway, "general", "v1", CorpusState.READY)
-    with_corpus = Runner(client, "paper", Outcomes(tmp_path / "own"), corpus="general", folder=data)
-    with_corpus.check(ROWS)
-    assert not any(with_corpus.outcomes.of(row, "paper").reason for row in ROWS)
+    with_corpus = Runner(client, recipe, Outcomes(tmp_path / "own"), corpus="general", folder=data)
+    assert not with_corpus.refused(ROWS)
     used = client.dry_run(with_corpus.spec(row)).resolved_recipe
-    assert (used.selection.selector, used.selection.top_k, used.model.max_length) == ("bm25", 1000, 512)
+    assert (used.selection.selector, used.selection.top_k) == ("bm25", 1000)
+    assert used.model.max_length == (512 if recipe == "paper" else "auto")
+
+
+def test_dry_run_returns_refused_rows_and_records_nothing(client: TLMClient, data: Path, tmp_path: Path) -> None:
+    rows = chosen(ROWS, ["hyp-small"], corpus="missing")
+    runner = Runner(client, "paper", Outcomes(tmp_path / "out"), corpus="missing", folder=data)
+    assert runner.refused(rows) == rows
+    assert not (tmp_path / "out").exists()
 
 
 def test_rows_resume_and_fill_the_table(

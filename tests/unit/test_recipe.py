@@ -25,6 +25,7 @@ def test_paper_recipe_matches_the_release() -> None:
     assert (recipe.model.layers, recipe.model.hidden, recipe.model.architecture) == (12, 768, "electra")
     assert (recipe.tokenizer.published, recipe.tokenizer.may_be_own) == ("hub:google-bert/bert-base-uncased", True)
     assert recipe.joint.budget.steps == 150_000
+    assert recipe.joint.optimizer.eps == recipe.finetune.optimizer.eps == 1e-6
     assert (recipe.joint.rho1, recipe.joint.rho2, recipe.joint.mask_rate) == (999, 20, 0.15)
     optimizer = recipe.joint.optimizer
     assert (optimizer.lr, optimizer.weight_decay, optimizer.clip) == (1e-4, 0.01, None)

@@ -257,7 +257,7 @@ class FlatOptimizer:
             beta1=recipe.betas[0],
             beta2=recipe.betas[1],
             weight_decay=recipe.weight_decay if section.decay else 0.0,
-            eps=1e-8,
+            eps=recipe.eps,
             amsgrad=False,
             maximize=False,
             found_inf=skip,

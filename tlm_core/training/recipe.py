@@ -138,6 +138,7 @@ class Optimizer(_Part):
     muon_lr: float = Field(0.02, gt=0, description="Muon's peak learning rate")
     weight_decay: float = Field(0.01, ge=0, description="of both optimizers, times the learning rate")
     betas: tuple[float, float] = Field((0.9, 0.98), description="of AdamW")
+    eps: float = Field(1e-8, gt=0, description="of AdamW: added to the root of the mean squared gradient")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the budget; then linear to zero")
     clip: float | None = Field(1.0, gt=0, description="limit of the gradient's norm")
     non_finite: Literal["stop", "skip"] = Field("stop", description="reaction to a step whose loss is not finite")
@@ -353,7 +354,9 @@ def _paper(scale: Scale) -> Recipe:
         "large": (24, 1024, 10_000, 1_999, 300_000, 512),
     }[scale]
     warmup = 1 / 15 if tiny else 10_000 / steps
-    optimizer = Optimizer(name="adamw", lr=1e-4, weight_decay=0.01, betas=(0.9, 0.999), warmup=warmup, clip=None)
+    optimizer = Optimizer(
+        name="adamw", lr=1e-4, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-6, warmup=warmup, clip=None
+    )
     return Recipe(
         name="paper",
         scale=scale,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.unit.training.killed import run_of
 from tests.unit.training.made import made_prepared, tiny, trainer_of
