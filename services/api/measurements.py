@@ -100,7 +100,7 @@ class Measurements:
 
     def __init__(self, catalog: Catalog, jobs: JobStore, artifacts: ArtifactStore) -> None:
         self._catalog, self._jobs, self._artifacts = catalog, jobs, artifacts
-        self._finished: dict[str, Finished | None] = {}
+        self._finished: dict[str, dict[str, Finished | None]] = {}  # tenant → its latest jobs
 
     def texts(self, job: JobRecord) -> list[Texts]:
         """The texts of each dataset of a job, as validation counted them."""
@@ -123,14 +123,15 @@ class Measurements:
     def finished(self, tenant: str) -> list[Finished]:
         """The latest succeeded jobs, newest first, without jobs whose files are deleted. Stores their rates."""
         ids = self._jobs.newest_in(tenant, State.SUCCEEDED, _EARLIER_JOBS)
+        known, latest = self._finished.get(tenant, {}), dict[str, Finished | None]()
         # The newest job is measured last, so that its rates stay stored.
         for job_id in reversed(ids):
-            if job_id not in self._finished:
-                self._finished[job_id] = None
+            latest[job_id] = known.get(job_id)
+            if job_id not in known:
                 with suppress(NotFound, CorruptArtifact, KeyError):
-                    self._finished[job_id] = self._measure(self._jobs.get(tenant, job_id))
-        self._finished = {job_id: self._finished[job_id] for job_id in ids}
-        return [job for job in self._finished.values() if job is not None]
+                    latest[job_id] = self._measure(self._jobs.get(tenant, job_id))
+        self._finished[tenant] = latest  # in one step, because other threads read and replace it
+        return [job for job_id in ids if (job := latest[job_id]) is not None]
 
     def rates(self, tenant: str) -> dict[str, Rate]:
         """The measured rates by setup: of the newest job that ran in it, or else of a job that trains now.

@@ -19,8 +19,8 @@ import secrets
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import redis
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -32,11 +32,13 @@ from services.common.jobstore import JobStore
 from services.common.metrics import Live
 from services.common.redis_client import FEED, PREFIX, key
 from tlm_core.artifacts import canonical_json
-from tlm_core.errors import NotFound
+from tlm_core.errors import NotFound, UnreadableRecord
 from tlm_core.names import new_id
 from tlm_core.wire import EventType, JobEvent, Webhook, WebhookAttempt
 
 log = logging.getLogger(__name__)
+
+Record = TypeVar("Record", bound=BaseModel)
 
 # Seconds between the attempts of a delivery, as the scheme recommends: about a day and a half in total.
 BACKOFF = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400)
@@ -83,26 +85,28 @@ class Webhooks:
 
     def all(self, tenant: str) -> list[Webhook]:
         """All endpoints, oldest first."""
-        hooks = []
-        for record in self._redis.hvals(key(tenant, "webhooks")):
-            try:
-                hooks.append(Webhook.model_validate_json(record))
-            except ValidationError as error:
-                log.error("Skipped a webhook whose record is damaged or of another release: %s", error)
+        records = self._redis.hgetall(key(tenant, "webhooks")).items()
+        hooks = _readable(((f"Webhook {hook_id}", record) for hook_id, record in records), Webhook)
         return sorted(hooks, key=lambda hook: hook.id)
 
     def get(self, tenant: str, hook_id: str) -> Webhook:
-        """Raises NotFound."""
+        """Raises NotFound, or UnreadableRecord."""
         record = self._redis.hget(key(tenant, "webhooks"), hook_id)
         if record is None:
-            raise NotFound(f"Webhook '{hook_id}' does not exist. List the webhooks to see their ids.")
-        return Webhook.model_validate_json(record)
+            raise _missing(hook_id)
+        try:
+            return Webhook.model_validate_json(record)
+        except ValidationError as error:
+            raise UnreadableRecord(
+                f"Webhook '{hook_id}' has a record that is damaged or of another release. Delete the webhook."
+            ) from error
 
     def remove(self, tenant: str, hook_id: str) -> None:
         """Delete an endpoint; its queued deliveries are dropped when due. Raises NotFound."""
-        self.get(tenant, hook_id)
         pipe = self._redis.pipeline().hdel(key(tenant, "webhooks"), hook_id)
-        pipe.hdel(key(tenant, "webhook-secrets"), hook_id).delete(key(tenant, "webhook-log", hook_id)).execute()
+        pipe.hdel(key(tenant, "webhook-secrets"), hook_id).delete(key(tenant, "webhook-log", hook_id))
+        if not pipe.execute()[0]:
+            raise _missing(hook_id)
 
     def disable(self, tenant: str, hook: Webhook, reason: str) -> None:
         changed = hook.model_copy(update={"disabled": reason})
@@ -114,12 +118,25 @@ class Webhooks:
     def attempts(self, tenant: str, hook_id: str) -> list[WebhookAttempt]:
         """The latest attempts, newest first."""
         records = self._redis.lrange(key(tenant, "webhook-log", hook_id), 0, -1)
-        return [WebhookAttempt.model_validate_json(record) for record in records]
+        return list(_readable(((f"An attempt of webhook {hook_id}", record) for record in records), WebhookAttempt))
 
     def log_attempt(self, tenant: str, hook_id: str, attempt: WebhookAttempt) -> None:
         name = key(tenant, "webhook-log", hook_id)
         pipe = self._redis.pipeline().lpush(name, attempt.model_dump_json())
         pipe.ltrim(name, 0, _LOGGED_ATTEMPTS - 1).execute()
+
+
+def _missing(hook_id: str) -> NotFound:
+    return NotFound(f"Webhook '{hook_id}' does not exist. List the webhooks to see their ids.")
+
+
+def _readable(records: Iterable[tuple[str, str]], model: type[Record]) -> Iterator[Record]:
+    """Yield the records that this release can read, and log the others. records: (name for the log, JSON)."""
+    for name, record in records:
+        try:
+            yield model.model_validate_json(record)
+        except ValidationError as error:
+            log.error("%s has a record that is damaged or of another release: %s", name, error)
 
 
 class Deliverer:

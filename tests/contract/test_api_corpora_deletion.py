@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import redis
 from fastapi.testclient import TestClient
 
 from services.loader.loads import LoadWorker
@@ -46,7 +47,7 @@ def test_deleted_corpus_loses_all_versions(api: TestClient, gateway: Gateway) ->
     assert wait_for_corpus(api)["version"], "The name can be used again."
 
 
-def test_corpus_in_use_is_not_deleted(api: TestClient, gateway: Gateway) -> None:
+def test_corpus_in_use_is_not_deleted(api: TestClient, gateway: Gateway, redis_client: redis.Redis) -> None:
     old, new = two_versions(api)
     assert upload(api).status_code == 201
     job = api.post("/v1/jobs", json={"dataset": "toy", "corpus": f"docs@{old}"}).json()["id"]
@@ -54,7 +55,12 @@ def test_corpus_in_use_is_not_deleted(api: TestClient, gateway: Gateway) -> None
         refused = api.delete(f"/v1/corpora/docs{path}")
         assert (refused.status_code, refused.json()["facts"]["job"]) == (409, job)
     assert api.delete(f"/v1/corpora/docs/versions/{new}").status_code == 204
-    api.post(f"/v1/jobs/{job}/cancel")
+    other = api.post("/v1/jobs", json={"dataset": "toy", "corpus": f"docs@{old}"}).json()["id"]
+    redis_client.hset(f"tlm:{{default}}:job:{other}", "resolved", "{}")
+    refused = api.delete("/v1/corpora/docs").json()
+    assert refused["facts"]["job"] == other and "unreadable record, so it may use" in refused["detail"]
+    for queued in (other, job):
+        api.post(f"/v1/jobs/{queued}/cancel")  # of the unreadable job it cannot show the result
     wait_for(lambda: gateway.parts.jobs.claim("me", 60) is None)
     assert api.delete("/v1/corpora/docs").status_code == 204
 

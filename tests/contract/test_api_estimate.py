@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from services.api.measurements import Finished, Measurements
 from services.api.work import Texts, work_of
 from services.trainer import compute
 from services.trainer.assignment import Assignment
@@ -15,7 +16,7 @@ from tests.contract.gateway import TRAIN, Gateway, add_dataset, add_version
 from tests.contract.recorded_jobs import ROWS, SEARCHED, TOKENS, record
 from tlm_core.corpus.states import CorpusState
 from tlm_core.jobs.plan import Node, plan_of
-from tlm_core.jobs.spec import Progress
+from tlm_core.jobs.spec import JobRecord, Progress
 
 T = "default"
 pytestmark = pytest.mark.usefixtures("stocked")
@@ -81,6 +82,21 @@ def test_measured_rates_outlive_their_job(api: TestClient, gateway: Gateway) -> 
     joint = next(stage for stage in estimate(api, seeds=[1])["stages"] if stage["stage"] == "joint")
     assert joint["basis"] == "measured" and job in joint["reason"]
     assert before["seconds_at_most"] == before["seconds"]
+
+
+def test_estimates_at_the_same_time_share_their_measurements(
+    api: TestClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish_job(api, gateway, 7.0)
+    measurements = Measurements(gateway.parts.catalog, gateway.parts.jobs, gateway.parts.artifacts)
+    measure = measurements._measure
+
+    def measure_beside_another_tenant(job: JobRecord) -> Finished | None:
+        assert measurements.finished("other") == []
+        return measure(job)
+
+    monkeypatch.setattr(measurements, "_measure", measure_beside_another_tenant)
+    assert measurements.finished("default") == measurements.finished("default") != []
 
 
 def test_running_job_corrects_the_estimate_of_the_next(api: TestClient, gateway: Gateway) -> None:

@@ -183,6 +183,19 @@ def test_unreadable_delivery_delays_no_other(harness: WebhookHarness, redis_clie
     assert list(harness.deliverer.task.skipped) == ["delivery wh_0/msg_0"]
 
 
+def test_webhook_with_a_damaged_record_can_be_deleted(
+    harness: WebhookHarness, api: TestClient, redis_client: redis.Redis
+) -> None:
+    hook_id, _ = hook(harness)
+    redis_client.lpush(f"tlm:{{{T}}}:webhook-log:{hook_id}", "{")
+    assert api.get(f"/v1/webhooks/{hook_id}/attempts").json()["data"] == []
+    redis_client.hset(f"tlm:{{{T}}}:webhooks", hook_id, "{")
+    assert api.get("/v1/webhooks").json()["data"] == []
+    assert api.get(f"/v1/webhooks/{hook_id}").json()["code"] == "unreadable_record"
+    assert api.delete(f"/v1/webhooks/{hook_id}").status_code == 204
+    assert api.delete(f"/v1/webhooks/{hook_id}").status_code == 404
+
+
 def test_deliverer_takes_over_an_expired_lease(harness: WebhookHarness) -> None:
     hook(harness)
     other = WebhookHarness(harness.gateway, now=harness.now)
