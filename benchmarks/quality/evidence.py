@@ -234,7 +234,8 @@ def _claim(records: Sequence[Record], task: str, first: str, second: str) -> str
     verdict: Literal["confirmed", "refuted", "open"] = "open"
     if p < LEVEL:
         verdict = "confirmed" if fmean(differences) > 0 else "refuted"
-    return f"{fmean(differences):+.3f}, {verdict} (p = {p:.2f}, {len(differences)} seeds)"
+    probability = "p < 0.01" if p < 0.01 else f"p = {p:.2f}"
+    return f"{fmean(differences):+.3f}, {verdict} ({probability}, {len(differences)} seeds)"
 
 
 def plot_of(records: Sequence[Record]) -> str | None:

@@ -201,7 +201,8 @@ class _FormReader:
     def _check_name(self, kind: str) -> None:
         patterns = self._patterns[kind]
         if not any(re.fullmatch(pattern, self._field) for pattern in patterns):
-            valid = ", ".join(sorted(patterns)) or "none"
+            # A pattern is a name, or a prefix and a range of letters.
+            valid = ", ".join(re.sub(r"\[.*", "NAME", pattern) for pattern in sorted(patterns)) or "none"
             raise InvalidRequest(f"Unknown form {kind} '{self._field[:100]}'. Valid {kind}s: {valid}.")
 
 

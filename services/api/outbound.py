@@ -95,7 +95,7 @@ def _parsed(url: str) -> httpx.URL:
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise InvalidRequest(f"Invalid URL '{url[:200]}': {error}.") from error
+        raise InvalidRequest(f"Invalid URL '{url[:200]}': {error}. Expected https://HOST/PATH.") from error
     if not parsed.host:
         raise InvalidRequest(f"Invalid URL '{url[:200]}'. It has no host. Expected https://HOST/PATH.")
     return parsed

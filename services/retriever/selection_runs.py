@@ -265,7 +265,7 @@ class SelectionRuns:
                     raise InvalidRequest("The dataset has no selection. Upload it with a part 'selection'.")
                 return task / GIVEN
         if request.corpus is None or request.version is None:
-            raise InvalidRequest(f"Selector '{params.selector}' needs a corpus and its version.")
+            raise InvalidRequest(f"Selector '{params.selector}' needs a corpus. Send 'corpus' and 'version'.")
         key = CorpusKey(request.tenant, request.corpus, request.version)
         return Corpus(key.name, key.version, self._loads.ready(key, wait=True))
 

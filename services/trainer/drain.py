@@ -1,6 +1,7 @@
-"""Stops the training workers of this machine: `python -m services.trainer.drain`, before its container is stopped.
+"""Run `python -m services.trainer.drain` before a worker's container stops.
 
-Ray itself ends its workers without a warning. Each worker that receives SIGTERM first writes a checkpoint.
+It sends SIGTERM to the training workers of this machine and waits until each has written a checkpoint. Ray itself
+ends its workers without a warning.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ def test_errors_have_row_and_column(api: TestClient) -> None:
         ({"name": "a/b"}, {"train": ("a.csv", TRAIN)}, "Invalid name 'a/b'"),
         ({"name": "ds_1"}, {"train": ("a.csv", TRAIN)}, "Names cannot begin with 'ds_'"),
         ({"name": "x", "nmae": "y"}, {"train": ("a.csv", TRAIN)}, "Unknown form field 'nmae'"),
-        ({"name": "x"}, {"trian": ("a.csv", TRAIN)}, "Unknown form file 'trian'"),
+        ({"name": "x"}, {"trian": ("a.csv", TRAIN)}, "Valid files: file, selection, test, test_NAME, "),
         ({"name": "x"}, {"test": ("a.csv", TRAIN)}, "no training data"),
         ({"name": "x"}, {"train": ("a.csv", TRAIN), "file": ("b.csv", TRAIN)}, "not both"),
         ({"name": "x"}, {"train": ("a.xlsx", TRAIN)}, "Unknown file type of"),

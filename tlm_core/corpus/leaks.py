@@ -35,7 +35,10 @@ class Leak(NamedTuple):
 
 
 def tokens(text: str) -> list[str]:
-    """Runs of letters and digits of the case-folded text; each letter of a script without blanks is one token."""
+    """Return the tokens of a text: case-folded runs of letters and digits.
+
+    In scripts without spaces, each letter is a token.
+    """
     return _TOKEN.findall(unicodedata.normalize("NFC", text).casefold())
 
 

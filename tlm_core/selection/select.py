@@ -83,5 +83,5 @@ def _check_task(task: Task, params: Selection) -> None:
     """Raise InvalidRecipe if an option does not fit the type of the task."""
     if params.per_label_balance and not task.type.has_classes:
         raise InvalidRecipe(
-            f"selection.per_label_balance needs classes, but task '{task.name}' is a regression task. Remove it."
+            f"selection.per_label_balance needs classes, but task '{task.name}' is a regression task. Omit it."
         )

@@ -24,7 +24,7 @@ class Table:
 def write_outputs(
     out: Path, report: Mapping[str, object], table: Table, curves: Sequence[Curve], **labels: Unpack[Labels]
 ) -> None:
-    """Write `report.json`, the table, and `plot.svg` unless no curve has a point. labels: of the plot."""
+    """Write `report.json` and the table, and `plot.svg` if a curve has a point. labels: title and axes of the plot."""
     text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False)
     (out / "report.json").write_text(text, encoding="utf-8")
     with open(out / table.name, "w", newline="", encoding="utf-8") as file:

@@ -241,8 +241,8 @@ class JointBatches:
         if not (joint.task_loss or joint.mlm_on_task):
             if passages is None:
                 raise InvalidRecipe(
-                    "The joint stage has nothing to train on: it has no passages and neither loss on task text. Set "
-                    "joint.task_loss or joint.mlm_on_task to true, or joint.enabled to false."
+                    "The joint stage has nothing to train on: there are no passages, and joint.task_loss and "
+                    "joint.mlm_on_task are false. Set one of them to true, or joint.enabled to false."
                 )
             self._rho1 = math.inf
 

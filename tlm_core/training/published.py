@@ -1,4 +1,4 @@
-"""Reading a published encoder, where `model.init` of the recipe names one."""
+"""Load the published encoder that the recipe key `model.init` names."""
 
 from __future__ import annotations
 

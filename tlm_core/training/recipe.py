@@ -61,10 +61,10 @@ class Tokenizer(_Part):
 
 
 class Model(_Part):
-    """Shape of the encoder. `modernbert` has gated blocks and rotary positions; `electra` is the paper's BERT.
+    """Shape of the encoder. `modernbert` has gated blocks and rotary positions. `electra` is the paper's BERT.
 
-    init: `scratch` is random; `counts` is random except for token embeddings and vocabulary bias, which come from
-    counts on the training text; anything else is a published encoder.
+    init: `scratch` is random. `counts` starts token embeddings and vocabulary bias from counts on the training text.
+    Any other value names a published encoder.
     """
 
     architecture: str = Field(
@@ -208,7 +208,7 @@ class Finetune(_Part):
     @classmethod
     def _rates_differ(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
         if len(rates) == 1 or len({f"{rate:g}" for rate in rates}) < len(rates):  # stage names contain this form
-            raise ValueError("Give two or more rates that differ, or a single rate as finetune.optimizer.lr.")
+            raise ValueError("Expected two or more different rates. Set a single rate as finetune.optimizer.lr.")
         return rates
 
     def steps(self, rows: int) -> int:

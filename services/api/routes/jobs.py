@@ -142,7 +142,7 @@ def clone(
     response: Response,
     idempotency_key: Key = None,
 ) -> Job:
-    """Create a job with the spec of another one, with the given fields changed. Keys of `overrides` and `options` are merged.
+    """Create a job with the spec of another one and the given changes. Keys of `overrides` and `options` are merged.
 
     Unchanged fields keep their resolved meaning: the same version of the dataset and of the corpus.
     """
