@@ -26,7 +26,7 @@ Floats = NDArray[np.float32]
 def read_alphabet(folder: Path) -> Alphabet:
     """Read the alphabet of the linear model in a folder."""
     ids = json.loads((folder / ALPHABET).read_text(encoding="utf-8"))
-    return Alphabet(tuple(ids["words"]), tuple(ids["characters"]))
+    return Alphabet(tuple(ids["words"]), tuple(ids["characters"]), tuple(ids.get("marks", ())))
 
 
 def rows_of(task: Task, split: str) -> list[Row]:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from tlm_core.linear.spans import Marks, learn_marks, split_spans
+
 if TYPE_CHECKING:
     import scipy.sparse as sp  # type: ignore[import-untyped, unused-ignore]
 
@@ -44,21 +46,30 @@ def split_words(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
+def _parts(row: Row, marks: Marks) -> Row:
+    """Return the lowercase texts that become n-grams: those of the row, and the spans of a marked text."""
+    texts = tuple(text.lower() for text in row)
+    return (*texts, *split_spans(texts[0], marks)) if marks else texts
+
+
 @dataclass(frozen=True)
 class Alphabet:
-    """The ids of words and characters; the second text of a pair has ids of its own.
+    """The ids of words and characters. The second text of a pair and the parts of a marked text have ids of their own.
 
-    words: for each text of a row, word → id. characters: likewise.
+    words: for each part of a row, word → id. characters: likewise. marks: of the spans that become parts.
     """
 
     words: tuple[dict[str, int], ...]
     characters: tuple[dict[str, int], ...]
+    marks: Marks = ()
 
     @classmethod
     def learn(cls, rows: Sequence[Row]) -> Alphabet:
         """Number the most frequent characters, then all words of the rows."""
         number = count(1).__next__
-        texts = [[" ".join(row[part].lower().split()) for row in rows] for part in range(len(rows[0]))]
+        marks = learn_marks(text.lower() for (text,) in rows) if len(rows[0]) == 1 else ()
+        parts = [_parts(row, marks) for row in rows]
+        texts = [[" ".join(row[part].split()) for row in parts] for part in range(len(parts[0]))]
         limit = LAST_CHARACTER // len(texts)
         characters = []
         for of_part in texts:
@@ -66,7 +77,7 @@ class Alphabet:
             characters.append({character: number() for character in [" ", *frequent][:limit]})
         number = count(LAST_CHARACTER + 1).__next__
         words = (dict.fromkeys(chain.from_iterable(map(split_words, of_part))) for of_part in texts)
-        return cls(tuple({word: number() for word in of_part} for of_part in words), tuple(characters))
+        return cls(tuple({word: number() for word in of_part} for of_part in words), tuple(characters), marks)
 
     @property
     def spaces(self) -> list[int]:
@@ -74,8 +85,8 @@ class Alphabet:
         return [characters[" "] for characters in self.characters]
 
     def encode(self, row: Row) -> list[int]:
-        """Return the ids of a row: words of each text, then characters of each text, with 0 between them."""
-        texts = [text.lower() for text in row]
+        """Return the ids of a row: words of each part, then characters of each part, with 0 between them."""
+        texts = _parts(row, self.marks)
         ids: list[int] = []
         for words, text in zip(self.words, texts, strict=True):
             ids += [words.get(word, 0) for word in split_words(text)]
@@ -96,7 +107,7 @@ class Alphabet:
         """Return the alphabet without the words whose ids are not given; they encode as unknown."""
         numbers = set(ids.tolist())
         words = tuple({word: number for word, number in of_part.items() if number in numbers} for of_part in self.words)
-        return Alphabet(words, self.characters)
+        return Alphabet(words, self.characters, self.marks)
 
 
 @dataclass(frozen=True)

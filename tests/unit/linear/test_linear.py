@@ -80,15 +80,17 @@ def test_graph_and_training_agree_on_odd_texts(pair: bool, tmp_path: Path) -> No
         BASELINE, {"task": made_task(tmp_path / "task", pair=pair)}, BaselineParams(), tmp_path / "baseline"
     )
     texts = [*odd_texts(1000), "common1 red2 blue3 " * 400]
-    pairs = list(reversed(texts)) if pair else None
-    served = load_model(done)
+    assert_graph_agrees(done, texts, list(reversed(texts)) if pair else None)
+
+
+def assert_graph_agrees(done: Path, texts: list[str], pairs: list[str] | None = None) -> None:
+    """Compare the probabilities of the graph with those of the fitted model. done: what the baseline stage wrote."""
     rows = list(zip(texts, pairs, strict=True)) if pairs else [(text,) for text in texts]
     divisor = json.loads((done / "baseline.json").read_text())["temperature"]
     logits = LinearModel.read(done).outputs(rows) / divisor
     expected = np.exp(logits - logits.max(axis=1, keepdims=True))
-    np.testing.assert_allclose(
-        served.probabilities(texts, pairs), expected / expected.sum(axis=1, keepdims=True), atol=1e-5
-    )
+    served = load_model(done).probabilities(texts, pairs)
+    np.testing.assert_allclose(served, expected / expected.sum(axis=1, keepdims=True), atol=1e-5)
 
 
 def test_model_learns_and_reports_how_it_was_chosen(tmp_path: Path) -> None:

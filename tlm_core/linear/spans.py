@@ -1,0 +1,55 @@
+"""Texts with two marked spans, such as the two entities of a relation: `the [[ parser ]] uses << beam search >>`.
+
+A linear model reads each span, and the words between them, as texts of their own. In word n-grams of the whole text, a
+word within a mark looks like any other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+_OPENING = re.compile(r"\[\[|<<|\{\{|<\w+>|\[\w+\]")  # the last two are tags, such as <e1> and [E1]
+_BRACKETS = {"[[": "]]", "<<": ">>", "{{": "}}"}
+MARKED_SHARE = 0.95  # of the train texts, so that marks belong to the task and not to a few texts
+_LONGEST_GAP = 10  # words between the spans; longer gaps count as this many
+
+Marks = tuple[str, ...]  # the opening marks of both spans, or none
+
+
+def _closing(mark: str) -> str:
+    return _BRACKETS.get(mark) or f"{mark[0]}/{mark[1:]}"
+
+
+def _span(text: str, mark: str) -> tuple[int, int] | None:
+    """Return where the content of the only span with this mark begins and ends."""
+    closing = _closing(mark)
+    if text.count(mark) != 1 or text.count(closing) != 1:
+        return None
+    begin, end = text.index(mark) + len(mark), text.index(closing)
+    return (begin, end) if begin <= end else None
+
+
+def learn_marks(texts: Iterable[str]) -> Marks:
+    """Return the two marks that nearly all texts have exactly once, or none."""
+    counts, total = Counter[str](), 0
+    for text in texts:
+        total += 1
+        counts.update(mark for mark in set(_OPENING.findall(text)) if _span(text, mark))
+    common = sorted(mark for mark, count in counts.items() if count >= MARKED_SHARE * total)
+    return tuple(common) if len(common) == 2 else ()
+
+
+def split_spans(text: str, marks: Marks) -> tuple[str, str, str]:
+    """Return the content of both spans, and the words between them; empty strings without both spans.
+
+    The last text begins with the mark that comes first and the number of words between the spans.
+    """
+    spans = [(span, mark) for mark in marks if (span := _span(text, mark))]
+    if len(spans) < 2:
+        return "", "", ""
+    contents = [text[begin:end] for (begin, end), _ in spans]
+    ((_, end), first), ((begin, _), second) = sorted(spans)
+    between = text[end + len(_closing(first)) : max(end, begin - len(second))].split()
+    return contents[0], contents[1], " ".join([first, str(min(len(between), _LONGEST_GAP)), *between])
