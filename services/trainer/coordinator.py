@@ -83,8 +83,9 @@ class _Held:
         """Measure how long stages take, for Prometheus."""
         job, done, now = situation.job, situation.done, time.monotonic()
         for node in situation.ready():
-            # Without a heartbeat, the progress on a worker is of an earlier attempt.
-            if not job.progress or node.name != job.progress.node or (node.place is Place.WORKERS and not job.beats):
+            # Until workers work, the progress on a worker is of an earlier attempt.
+            waits = node.place is Place.WORKERS and not job.works(node.group)
+            if not job.progress or node.name != job.progress.node or waits:
                 continue
             self.began.setdefault(node.name, now)
             self.rate = job.progress.rate or 0.0 if job.progress.unit == "tokens" else 0.0

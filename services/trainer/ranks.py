@@ -7,11 +7,12 @@ this module too, so it imports at the top only what the controller needs.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import ray
 import torch.distributed as dist
@@ -20,25 +21,30 @@ from ray.exceptions import OutOfMemoryError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError, get_context
 from ray.train._internal.utils import get_address_and_port
 from ray.train.torch import TorchConfig, TorchTrainer
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
+from services.common.jobstore import JobStore
 from services.common.logs import redacted
 from services.common.situation import Situation
 from services.trainer.assignment import Assignment
 from services.trainer.growth import Growth
 from services.trainer.process_group import join
 from services.trainer.scratch import work_folder
-from tlm_core.errors import WorkerFailed, WorkerLost
+from tlm_core.errors import Conflict, NotFound, TLMError, WorkerFailed, WorkerLost
+from tlm_core.jobs.spec import Beat
 
 if TYPE_CHECKING:
     from ray.train.v2._internal.execution.worker_group import WorkerGroup
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 _MONTH = timedelta(days=30)
 # Longer than a worker waits for the storage. A collective that takes longer raises an error.
 _COLLECTIVE = timedelta(minutes=15)
 # For workers beyond the least: another job may take their room before they start.
 _START = timedelta(minutes=2)
+_WAITING_SECONDS = 30.0  # between two reports of a submission that waits for its workers
 _DETAILS = 4000  # characters of an error
 
 # Settings of Ray Train. It passes them on to its controller and its workers.
@@ -72,6 +78,7 @@ def run_workers(assignment: Assignment) -> None:
     os.environ |= _ENVIRONMENT | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(patience.total_seconds())}
     growth = Growth(assignment, number, settings.job_store(), lambda: _places(assignment), settings.grow_seconds)
     threading.Thread(target=growth.watch, daemon=True).start()
+    threading.Thread(target=report_waiting, args=(assignment, growth.store, growth.ended), daemon=True).start()
 
     def report(error: WorkerLost | None) -> None:
         if error is not None:
@@ -88,6 +95,26 @@ def run_workers(assignment: Assignment) -> None:
             growth.ended.set()
     if not Situation.read(growth.store, growth.store.get(assignment.tenant, assignment.job)).is_done(assignment.group):
         report(growth.requested)
+
+
+def report_waiting(assignment: Assignment, store: JobStore, ended: threading.Event) -> None:
+    """Report that the submission waits for its workers, until they have ended. Reports of workers replace this.
+
+    So the coordinator can distinguish a wait for room, which has no limit, from a hang.
+    """
+    while True:
+        try:
+            _report_phase(assignment, store, "waiting")
+        except (Conflict, NotFound):  # The attempt has ended.
+            return
+        except TLMError as error:
+            log.warning("Cannot report that the submission waits: %s", error)
+        if ended.wait(_WAITING_SECONDS):
+            return
+
+
+def _report_phase(assignment: Assignment, store: JobStore, phase: Literal["waiting", "starting"]) -> None:
+    store.report(assignment.tenant, assignment.job, assignment.attempt, beat=(assignment.group, Beat(phase=phase)))
 
 
 def _trainer(assignment: Assignment, number: int, work: Path) -> TorchTrainer:
@@ -154,10 +181,15 @@ class _ProcessGroup(TorchConfig):
 
 
 class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
-    """Runs in the controller of Ray Train."""
+    """Runs in the controller of Ray Train, once the workers have their room."""
 
     def on_start(self, worker_group: WorkerGroup, backend_config: _ProcessGroup) -> None:
+        from services.trainer.patience import patiently
+        from services.trainer.settings import TrainerSettings
+
         assignment, size = backend_config.assignment, len(worker_group)
+        store = TrainerSettings().job_store()
+        patiently(lambda: _report_phase(assignment, store, "starting"))
         worker_group.execute(_watch_sigterm, assignment)
         host, port = worker_group.execute_single(0, get_address_and_port)
         name = f"{assignment.job}.{assignment.group}.{assignment.attempt}"
@@ -166,7 +198,7 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
             worker_group.execute_single_async(rank, join, name, host, port, rank, size, **options)
             for rank in range(size)
         ]
-        ray.get(joining)
+        ray.get(joining, timeout=_COLLECTIVE.total_seconds())
 
 
 def _watch_sigterm(assignment: Assignment) -> None:
@@ -181,8 +213,9 @@ def run_rank(config: dict[str, Assignment]) -> None:
     from tlm_core.training.objective import connected
 
     context = get_context()
-    # Rank 0 may compute a stage alone for hours, so broadcasts have a group without a timeout.
-    group = dist.new_group(backend="gloo", timeout=_MONTH)
+    # Rank 0 may compute a stage alone for hours, so broadcasts have a group without a timeout. Its creation has one.
+    group = dist.new_group(backend="gloo", timeout=_COLLECTIVE)
+    _set_pg_timeout(_MONTH, group)
 
     def broadcast(value: T) -> T:
         values = [value]

@@ -55,7 +55,7 @@ class Submissions:
         if status is Status.WAITING:
             self._check_waiting(submission, now)
         if status is Status.RUNNING:
-            self._check_beat(job, assignment, now, stall_grace_until)
+            self._check_beat(job, group, now, stall_grace_until)
         elif status is not Status.WAITING:
             self._check_result(job, group)
 
@@ -107,13 +107,12 @@ class Submissions:
                 "and for Ray, or start Ray with --num-gpus=0 to train on CPUs."
             )
 
-    def _check_beat(self, job: JobRecord, assignment: Assignment, now: float, stall_grace_until: float) -> None:
+    def _check_beat(self, job: JobRecord, group: str, now: float, stall_grace_until: float) -> None:
         """Stop workers that are silent or make no progress for longer than allowed.
 
-        Workers that have never reported may still import libraries. Several workers may also wait for room.
+        Until they work, they may import libraries and connect. A submission that waits for room reports that.
         """
-        group, settings = assignment.group, self.settings
-        submission, beat = job.submissions[group], job.beats.get(group)
+        settings, submission, beat = self.settings, job.submissions[group], job.beats.get(group)
         last, looked = self.looks.get(submission, (beat, now))
         looked = looked if beat == last else now
         self.looks[submission] = beat, looked
@@ -121,11 +120,9 @@ class Submissions:
         if looked > now:  # The clock went back since. The period of grace begins then.
             since = -math.inf
         silent = now - max(since, stall_grace_until)
-        if silent > (settings.first_report_seconds if beat is None else settings.stall_seconds):
-            if beat is None and assignment.distributed:
-                return
+        if silent > (settings.stall_seconds if job.works(group) else settings.first_report_seconds):
             reason = f"sent no heartbeat for {silent:.0f} s"
-        elif beat is not None and beat.idle > beat.limit:
+        elif beat is not None and job.works(group) and beat.idle > beat.limit:
             reason = f"made no progress for {beat.idle:.0f} s (limit {beat.limit:.0f} s)"
         else:
             return
@@ -156,7 +153,7 @@ class Submissions:
         if now - self.unstarted_since.setdefault(submission, now) < settings.start_seconds:
             return
         self.unstarted_since[submission] = math.inf
-        if status is Status.WAITING or assignment.group not in job.beats:
+        if status is Status.WAITING or not job.works(assignment.group):
             gpus = f" and {assignment.gpus:g} GPU(s)" if assignment.gpus else ""
             error = ClusterUnavailable(
                 f"{assignment.workers} worker(s) of {assignment.cpus:g} CPU(s){gpus} have not started within "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
@@ -149,9 +150,15 @@ class CoordinatorHarness:
         """Set the running time that is counted for a job."""
         self.store._redis.hset(key(T, "job", job_id), "ran_seconds", seconds)
 
-    def beat(self, job_id: str, group: str = "main", *, idle: float = 0.0, limit: float = 600.0) -> None:
-        """Report as the workers of a group in the first attempt."""
-        self.store.report(T, job_id, 1, beat=(group, Beat(idle=idle, limit=limit)))
+    def beat(self, job_id: str, group: str = "main", **values: Any) -> None:
+        """Report as the workers of a group in the first attempt, at the time of the movable clock."""
+        before = self.job(job_id).beats.get(group)
+        self.store.report(T, job_id, 1, beat=(group, Beat(**{"limit": 600.0} | values)))
+        beats = self.job(job_id).beats
+        if beats[group] != before:
+            moved = beats | {group: beats[group].model_copy(update={"at": self.store.now()})}
+            body = json.dumps({name: beat.model_dump() for name, beat in moved.items()})
+            self.store._redis.hset(key(T, "job", job_id), "beats", body)
 
     def events(self, job_id: str) -> list[str]:
         return [event.type for event in self.store.events(T, job_id)]

@@ -11,6 +11,7 @@ import redis
 from services.common.redis_client import LEASES
 from services.common.retriever_client import SelectionRun
 from services.trainer.cluster import Ending, Status
+from services.trainer.coordinator import Coordinator
 from services.trainer.submissions import AttemptEnded
 from services.trainer.sweeper import Sweeper
 from tests.contract.coordinator_harness import CoordinatorHarness, IdleExecutor, T
@@ -126,10 +127,47 @@ def test_worker_that_never_reports_is_stopped(harness: CoordinatorHarness) -> No
     assert harness.job(job_id).error is not None
 
 
-def test_workers_waiting_for_room_are_not_stopped(harness: CoordinatorHarness) -> None:
-    coordinator, job_id = harness.coordinator(), harness.submit(workers=2)
+# Both start through Ray Train.
+DISTRIBUTED = pytest.mark.parametrize(("workers", "gpus"), [(2, 0.0), (1, 1.0)])
+
+
+def rounds_while_waiting(harness: CoordinatorHarness, coordinator: Coordinator, job_id: str, ahead: float) -> None:
+    """Run rounds until the clock is `ahead` seconds ahead, while the submission reports that it waits."""
+    while harness.store.ahead < ahead:
+        harness.beat(job_id, phase="waiting")
+        harness.rounds_until(coordinator, harness.store.ahead + 30)
+
+
+@DISTRIBUTED
+def test_submission_that_never_reports_is_stopped(harness: CoordinatorHarness, workers: int, gpus: float) -> None:
+    coordinator, job_id = harness.coordinator(worker_gpus=gpus), harness.submit(workers=workers)
     submission = harness.until_submitted(coordinator, job_id)
-    harness.rounds_until(coordinator, 3600)
+    harness.rounds_until(coordinator, 290)
+    assert harness.cluster.statuses[submission] is Status.RUNNING
+    harness.rounds_until(coordinator, 301)
+    assert harness.cluster.statuses[submission] is Status.FAILED
+    error = harness.job(job_id).error
+    assert error is not None and "sent no heartbeat for 301 s" in str(error["message"])
+
+
+@DISTRIBUTED
+def test_workers_that_hang_at_their_start_are_stopped(harness: CoordinatorHarness, workers: int, gpus: float) -> None:
+    coordinator, job_id = harness.coordinator(worker_gpus=gpus), harness.submit(workers=workers)
+    submission = harness.until_submitted(coordinator, job_id)
+    harness.beat(job_id, phase="starting")
+    for harness.store.ahead in range(0, 291, 10):
+        coordinator.round()
+        harness.beat(job_id, phase="waiting")
+    assert harness.cluster.statuses[submission] is Status.RUNNING
+    harness.rounds_until(coordinator, 301)
+    assert harness.cluster.statuses[submission] is Status.FAILED
+
+
+@DISTRIBUTED
+def test_workers_waiting_for_room_are_not_stopped(harness: CoordinatorHarness, workers: int, gpus: float) -> None:
+    coordinator, job_id = harness.coordinator(worker_gpus=gpus), harness.submit(workers=workers)
+    submission = harness.until_submitted(coordinator, job_id)
+    rounds_while_waiting(harness, coordinator, job_id, 3600)
     assert harness.cluster.statuses[submission] is Status.RUNNING
     harness.work(submission)
     coordinator.round()
@@ -174,12 +212,10 @@ def test_several_workers_without_room_report_it_and_keep_waiting(harness: Coordi
     coordinator, job_id = harness.coordinator(), harness.submit(workers=2)
     submission = harness.until_submitted(coordinator, job_id)
     coordinator.round()
-    if started:
-        harness.beat(job_id)
+    harness.beat(job_id, phase="working" if started else "waiting")
     harness.rounds_until(coordinator, 61)
-    assert len(waits(harness, job_id)) == (not started)
-    harness.rounds_until(coordinator, 3600)
     assert harness.cluster.statuses[submission] is (Status.FAILED if started else Status.RUNNING)
+    assert len(waits(harness, job_id)) == (not started)
 
 
 def test_silent_worker_is_stopped_after_a_wait_for_the_cluster(harness: CoordinatorHarness) -> None:

@@ -112,6 +112,9 @@ def test_coordinator_counts_claims_stages_and_requeues(harness: CoordinatorHarne
         submission = harness.until_submitted(coordinator, job_id)
         progress = Progress(stage="self_train", node="self_train", step=3, total=9, rate=512.0, unit="tokens")
         harness.store.report(T, job_id, 1, progress=progress)
+        harness.beat(job_id, phase="starting")
+        coordinator.round()
+        assert coordinator._held[job_id].rate == 0.0, "This progress is of an earlier attempt."
         harness.beat(job_id)
         coordinator.round()
         assert coordinator._held[job_id].rate == 512.0

@@ -270,16 +270,18 @@ class JobResult(BaseModel):
 
 
 class Beat(BaseModel):
-    """The last heartbeat of a submission's workers.
+    """The last heartbeat of a submission.
 
-    at: when it arrived. idle: seconds without progress. limit: seconds without progress that are still normal.
+    at: when it arrived. phase: whether the submission waits for room, its workers start, or they work. idle: seconds
+    without progress of workers that work. limit: seconds without progress that are still normal.
     """
 
     model_config = ConfigDict(frozen=True)
 
     at: float = 0.0
-    idle: float
-    limit: float
+    phase: Literal["waiting", "starting", "working"] = "working"
+    idle: float = 0.0
+    limit: float = 0.0
 
 
 class JobRecord(_Record):
@@ -338,6 +340,10 @@ class JobRecord(_Record):
     def is_due(self, now: float) -> bool:
         """Return whether the queued job can be claimed. If the clock went back meanwhile, the delay is over."""
         return self.due_at is None or not self.updated_at <= now < self.due_at
+
+    def works(self, group: str) -> bool:
+        """Return whether workers of the group have reported in this attempt that they work."""
+        return group in self.beats and self.beats[group].phase == "working"
 
     @property
     def plan_inputs(self) -> PlanInputs[KindOptions]:

@@ -29,8 +29,11 @@ if ARGV[12] ~= '' then
   local group, beat = unpack(cjson.decode(ARGV[12]))
   local beats = cjson.decode(redis.call('HGET', KEYS[1], 'beats') or '{}')
   beat.at = tonumber(stamp)
-  beats[group] = beat
-  redis.call('HSET', KEYS[1], 'beats', cjson.encode(beats))
+  -- The submission reports that it waits until its workers end. They report too, as soon as they start.
+  if beat.phase ~= 'waiting' or not beats[group] or beats[group].phase == 'waiting' then
+    beats[group] = beat
+    redis.call('HSET', KEYS[1], 'beats', cjson.encode(beats))
+  end
 end
 for _, point in ipairs(cjson.decode(ARGV[4])) do
   redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[9], '*', 'attempt', attempt, 'at', stamp, 'data', point)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 
+from services.common.jobstore import JobStore
 from services.trainer import ranks
 from services.trainer.assignment import Assignment
 from services.trainer.process_group import join
-from tlm_core.errors import NonFiniteLoss, WorkerLost
+from services.trainer.settings import TrainerSettings
+from tlm_core.errors import NonFiniteLoss, StaleAttempt, StoreUnavailable, TLMError, WorkerLost
+from tlm_core.jobs.spec import Beat
+from tlm_core.jobs.states import State
 
 
 @pytest.mark.parametrize(
@@ -64,9 +69,56 @@ class FakeWorkerGroup(list[int]):
         self.joined.append((rank, function, options))
 
 
-def test_collectives_of_an_attempt_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks.ray, "get", lambda _: None)
+TWO = Assignment("t", "job_1", 1, "main", 2, 2, 1.0, 0.0)
+
+
+class FakeStore(JobStore):
+    """Raises the given errors at its first reports. phases: of the beats that were reported."""
+
+    def __init__(self, *errors: TLMError) -> None:
+        self.errors = list(errors)
+        self.phases: list[str] = []
+
+    def report(self, *_: Any, beat: tuple[str, Beat] | None = None, **__: Any) -> State:
+        if self.errors:
+            raise self.errors.pop(0)
+        assert beat is not None and beat[0] == TWO.group
+        self.phases.append(beat[1].phase)
+        return State.RUNNING
+
+
+def test_joining_has_a_limit_and_its_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits, store = list[float](), FakeStore(StoreUnavailable("away"))
+    monkeypatch.setattr(ranks.ray, "get", lambda _, timeout: limits.append(timeout))
+    monkeypatch.setattr(TrainerSettings, "job_store", lambda _: store)
+    for name in ("STORAGE", "SCRATCH"):
+        monkeypatch.setenv(f"TLM_TRAINER_{name}", "/unused")
     group = FakeWorkerGroup([0, 1])
-    ranks._Backend().on_start(group, ranks._ProcessGroup(Assignment("t", "job_1", 1, "main", 2, 2, 1.0, 0.0)))
+    ranks._Backend().on_start(group, ranks._ProcessGroup(TWO))
     options = {"backend": "gloo", "timeout": timedelta(minutes=15)}
     assert group.joined == [(rank, join, options) for rank in (0, 1)]
+    assert (limits, store.phases) == ([900.0], ["starting"])
+
+
+class CountedWaits(threading.Event):
+    """Is set after `waits` waits, without waiting."""
+
+    def __init__(self, waits: int) -> None:
+        super().__init__()
+        self.waits = waits
+
+    def wait(self, _: float | None = None) -> bool:
+        self.waits -= 1
+        return self.waits <= 0
+
+
+def test_submission_reports_that_it_waits_until_its_workers_end() -> None:
+    store = FakeStore(StoreUnavailable("away"))
+    ranks.report_waiting(TWO, store, CountedWaits(3))
+    assert store.phases == ["waiting"] * 2
+
+
+def test_submission_of_an_ended_attempt_reports_no_more() -> None:
+    store, ended = FakeStore(StaleAttempt("ended")), CountedWaits(3)
+    ranks.report_waiting(TWO, store, ended)
+    assert (store.phases, ended.waits) == ([], 3)
