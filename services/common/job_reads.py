@@ -173,6 +173,19 @@ class JobReads:
         """Return the expiry of the lease of each active job, by 'tenant/job id'."""
         return dict(self._redis.zrange(LEASES, 0, -1, withscores=True))
 
+    def delayed(self) -> list[tuple[str, str]]:
+        """Return tenant and id of the queued jobs that had to wait after their last attempt, some perhaps no longer."""
+        jobs: list[tuple[str, str]] = []
+        for priority in range(-MAX_PRIORITY, MAX_PRIORITY + 1):
+            members = self._redis.zrange(queue_of(priority), 0, -1)
+            for start in range(0, len(members), _PAGE):
+                page = [tuple(member.split("/", 1)) for member in members[start : start + _PAGE]]
+                pipe = self._redis.pipeline(transaction=False)
+                for tenant, job_id in page:
+                    pipe.hexists(key(tenant, "job", job_id), "due_at")
+                jobs += [job for job, is_delayed in zip(page, pipe.execute(), strict=True) if is_delayed]
+        return jobs
+
     def _matching(self, tenant: str, search: str) -> set[str]:
         names, text = self._redis.hscan_iter(key(tenant, "names"), count=_PAGE), search.casefold()
         ids = {job_id for job_id, name in names if text in name.casefold()}

@@ -191,6 +191,8 @@ class Coordinator:
             self._stall_grace_until = self._now
         for held in list(self._held.values()):
             self._step(held)
+        if self._unrenewed is None:  # the first round
+            self._backing_off.update(self.store.delayed())
         self._backing_off = {job for job in self._backing_off if self._backs_off(*job)}
         self._unrenewed = self._still_unrenewed()
         self._blind = self._blind and not self.cluster.answers()

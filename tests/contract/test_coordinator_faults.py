@@ -87,6 +87,19 @@ def test_requeued_job_keeps_its_slot_while_it_backs_off(harness: CoordinatorHarn
     assert harness.job(later).state is State.QUEUED
 
 
+def test_restarted_coordinator_keeps_the_slot_of_a_job_that_backs_off(harness: CoordinatorHarness) -> None:
+    coordinator, job_id, later = harness.coordinator("killed"), harness.submit(), harness.submit(seeds=(3,))
+    harness.cluster.statuses[harness.until_submitted(coordinator, job_id)] = Status.FAILED
+    coordinator.round()
+    restarted = harness.coordinator("restarted")
+    restarted.round()
+    restarted.round()
+    assert [harness.job(job).state for job in (job_id, later)] == [State.QUEUED, State.QUEUED]
+    harness.store.expire_deadlines()
+    restarted.round()
+    assert [harness.job(job).owner for job in (job_id, later)] == ["restarted", None]
+
+
 def test_restarted_coordinator_counts_the_running_job_before_it_claims(harness: CoordinatorHarness) -> None:
     running, queued = harness.submit(), harness.submit(seeds=(3,))
     harness.until_submitted(harness.coordinator("killed"), running)
