@@ -65,19 +65,22 @@ class JobCheckpoints:
 
     def save(self, write: Callable[[Path], None], *, step: int, metrics: Mapping[str, float | None]) -> None:
         self._wait(required=self._failed)
-        self._pending = self._pool.submit(self._write, write, step, dict(metrics))
+        self._save = partial(self._write, write, step, dict(metrics))
+        self._pending = self._pool.submit(self._save)
 
     def newest(self) -> int | None:
         with suppress(Outage):
             if self._pending is not None:
                 self._pending.result()
-        checkpoints = self._published()
+        checkpoints = patiently(self._published)
         return checkpoints[-1].step if checkpoints else None
 
     def close(self, *, required: bool) -> None:
-        """Wait for the last save. If it is required and failed, raise Outage."""
+        """Wait for the last save. If it is required and failed, repeat it patiently, and at last raise its Outage."""
         try:
             self._wait(required=required)
+        except Outage:
+            patiently(self._save)
         finally:
             self._pool.shutdown()
 
@@ -115,6 +118,7 @@ class JobCheckpoints:
         folder = self.scratch / f"checkpoint-{step}"
         try:
             with storage_errors(f"writing {folder}"):
+                shutil.rmtree(folder, ignore_errors=True)  # of a try that could not publish it
                 folder.mkdir()
             write(folder)
             artifact = f"{self.artifact}/{step}"

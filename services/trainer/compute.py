@@ -12,6 +12,7 @@ from services.common.jobstore import JobStore
 from services.common.logs import set_up_logging
 from services.common.metrics import PROGRESS, serve_metrics
 from services.trainer.assignment import Assignment
+from services.trainer.patience import patiently
 from services.trainer.settings import METRICS_PORTS, TrainerSettings
 from services.trainer.worker import Broadcast, GroupRunner
 from tlm_core.errors import TLMError
@@ -80,7 +81,8 @@ def drain_on_sigterm(assignment: Assignment) -> threading.Event:
     settings, draining = TrainerSettings(), threading.Event()
 
     def pass_on() -> None:
-        settings.job_store().report(assignment.tenant, assignment.job, assignment.attempt, draining=True)
+        store = settings.job_store()
+        patiently(lambda: store.report(assignment.tenant, assignment.job, assignment.attempt, draining=True))
 
     def drain(*_: object) -> None:
         if draining.is_set():

@@ -233,8 +233,9 @@ class GroupRunner:
         )
 
     def _report_error(self, job: JobRecord, error: TLMError) -> None:
+        events = [("attempt.error", error.as_dict())]
         try:
-            self.store.report(job.tenant, job.id, job.attempt, events=[("attempt.error", error.as_dict())])
+            patiently(lambda: self.store.report(job.tenant, job.id, job.attempt, events=events))
         except TLMError as failure:
             log.warning("Cannot report the attempt's error: %s", failure)
 

@@ -7,16 +7,18 @@ import threading
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 import redis
 
 from services.common.jobstore import JobStore
+from services.trainer import patience
 from services.trainer.checkpoints import JobCheckpoints
 from tests.factories import make_resolved, make_spec
 from tests.support import files_under
 from tlm_core.artifacts import MARK, ArtifactStore
-from tlm_core.errors import Conflict, StorageFull, WorkerLost
+from tlm_core.errors import Conflict, StorageFull, StoreUnavailable, WorkerLost
 
 T = "default"
 
@@ -113,7 +115,50 @@ def test_failed_last_checkpoint_does_not_fail_a_finished_stage(training: Trainin
     assert training.checkpoints.newest() is None
 
 
-def test_failed_checkpoint_of_a_stopped_stage_raises(training: Training) -> None:
+def test_last_checkpoint_of_a_stopped_stage_waits_for_the_storage(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "_wait", lambda _: setattr(training.disk, "room", 1_000))
+    training.disk.room = 0
+    training.save()
+    training.checkpoints.close(required=True)
+    latest = training.checkpoints.latest()
+    assert latest is not None and (latest / "weights").read_text() == "weights 1"
+
+
+def test_last_checkpoint_of_a_stopped_stage_waits_for_redis(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish, errors = training.checkpoints.store.publish_checkpoint, [StoreUnavailable("away")] * 3
+
+    def publish_without_answer(*args: Any) -> None:
+        publish(*args)
+        if errors:
+            raise errors.pop()
+
+    monkeypatch.setattr(training.checkpoints.store, "publish_checkpoint", publish_without_answer)
+    training.save()
+    training.checkpoints.close(required=True)
+    assert [checkpoint.step for checkpoint in training.checkpoints._published()] == [1]
+    assert training.published() == {"step-000000001"}
+
+
+def test_newest_checkpoint_is_read_patiently(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, errors = training.checkpoints.store.checkpoints, [StoreUnavailable("away")]
+    training.save()
+    wait(training)
+    monkeypatch.setattr(
+        training.checkpoints.store, "checkpoints", lambda *args: read(*args) if not errors else raising(errors.pop())
+    )
+    assert training.checkpoints.newest() == 1
+
+
+def raising(error: Exception) -> NoReturn:
+    raise error
+
+
+def test_failed_checkpoint_of_a_stopped_stage_raises(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.0)
     training.disk.room = 0
     training.save()
     with pytest.raises(StorageFull, match="no space left on the storage"):

@@ -200,6 +200,26 @@ def test_stage_boundaries_wait_out_an_outage_of_redis(harness: CoordinatorHarnes
     assert (harness.job(job_id).state, harness.job(job_id).attempt) == (State.SUCCEEDED, 1)
 
 
+def test_error_of_an_attempt_is_reported_once_redis_answers(
+    harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    submission, report, outages = harness.until_submitted(coordinator, job_id), harness.store.report, [1, 1]
+
+    def away(*args: Any, events: Any = (), **options: Any) -> State:
+        if outages and any(kind == "attempt.error" for kind, _ in events):
+            outages.pop()
+            raise StoreUnavailable("away")
+        return report(*args, events=events, **options)
+
+    def failing(_: object) -> NoReturn:
+        raise NonFiniteLoss("nan")
+
+    monkeypatch.setattr(harness.store, "report", away)
+    harness.work(submission, joint=failing)
+    assert "attempt.error" in harness.events(job_id)
+
+
 def test_drained_worker_writes_a_checkpoint_first(harness: CoordinatorHarness) -> None:
     coordinator, job_id = harness.coordinator(), harness.submit()
     submission = harness.until_submitted(coordinator, job_id)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from services.trainer import compute
+from services.trainer.assignment import Assignment
 from services.trainer.drain import worker_processes
 from services.trainer.program import oom_kills
+from services.trainer.settings import TrainerSettings
+from tlm_core.errors import StoreUnavailable
 
 RUN = """
 import os, sys
@@ -88,6 +96,26 @@ def test_program_stops_its_stage_on_sigterm_within_the_grace_period(hangs: bool,
         assert process.stdout.readline().strip() == "ready"
         process.terminate()
         assert (process.communicate(timeout=30)[0].strip(), process.returncode) == (output, code)
+
+
+def test_rank_passes_sigterm_on_once_redis_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers: dict[int, Callable[[], None]] = {}
+    monkeypatch.setattr(compute.signal, "signal", handlers.__setitem__)
+    monkeypatch.setattr(compute.signal, "setitimer", lambda *_: None)
+    for name in ("STORAGE", "SCRATCH"):
+        monkeypatch.setenv(f"TLM_TRAINER_{name}", "/unused")
+    errors, passed_on = [StoreUnavailable("away")], threading.Event()
+
+    def report(*_: object, draining: bool) -> None:
+        if errors:
+            raise errors.pop()
+        assert draining
+        passed_on.set()
+
+    monkeypatch.setattr(TrainerSettings, "job_store", lambda _: SimpleNamespace(report=report))
+    compute.drain_on_sigterm.__wrapped__(Assignment("t", "job_1", 1, "main", 2, 2, 1.0, 0.0))
+    handlers[signal.SIGTERM]()
+    assert passed_on.wait(10)
 
 
 def test_training_processes_of_a_machine_are_listed(tmp_path: Path) -> None:

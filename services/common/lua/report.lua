@@ -53,6 +53,7 @@ end
 if ARGV[7] ~= '' then
   local new = redis.call('SADD', KEYS[7], ARGV[7]) == 1
   if KEYS[6] ~= '' then
+    redis.call('LREM', KEYS[6], 0, ARGV[8]) -- of an earlier try, whose answer was lost
     redis.call('RPUSH', KEYS[6], ARGV[8])
   elseif redis.call('HSETNX', KEYS[5], ARGV[7], ARGV[8]) == 0 then
     return {'ok', state}
