@@ -15,15 +15,18 @@ from pathlib import Path
 from services.trainer.cluster import PROGRAM
 
 _PATIENCE_SECONDS = 110.0
+_SCRATCH = "TLM_TRAINER_SCRATCH"
 _TITLES = (PROGRAM.encode(), b"ray::RayTrainWorker")  # of programs, and of the workers that Ray Train started
 
 
 def worker_processes(proc: Path = Path("/proc")) -> list[int]:
-    """Return the ids of the training processes of this machine."""
-    pids = []
+    """Return the ids of the training processes of this machine that use the scratch folder of this process."""
+    pids, scratch = [], f"{_SCRATCH}={os.environ.get(_SCRATCH, '')}".encode()
     for command in proc.glob("[0-9]*/cmdline"):
         with suppress(OSError):  # It has ended meanwhile.
-            if any(title in command.read_bytes() for title in _TITLES):
+            is_worker = any(title in command.read_bytes() for title in _TITLES)
+            # A machine may have several stacks.
+            if is_worker and scratch in command.with_name("environ").read_bytes().split(b"\0"):
                 pids.append(int(command.parent.name))
     return pids
 

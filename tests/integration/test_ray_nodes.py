@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import functools
-import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import redis
 from ray.cluster_utils import Cluster
 
-from services.trainer.cluster import Status
 from services.trainer.coordinator import Coordinator
 from services.trainer.settings import TrainerSettings
 from services.trainer.worker import run_local
 from tests.contract.coordinator_harness import InlineExecutor
 from tests.contract.gateway import TRAIN, Gateway, T, add_dataset, make_gateway
 from tests.e2e.stack import OVERRIDES
+from tests.integration.worker_processes import Programs
 from tests.redis_server import RedisServer
 from tests.support import ROOT, wait_for
-from tests.trainer_fakes import FakeCluster, FakeSelections
+from tests.trainer_fakes import FakeSelections
 from tlm_core.jobs.spec import Event
 from tlm_core.jobs.states import TERMINAL, State
 
@@ -33,32 +32,6 @@ LONG = {"selection.selector": "none", "joint.budget.steps": 2000, "checkpoint_st
 @pytest.fixture
 def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
     return make_gateway(redis_client, tmp_path)
-
-
-class Programs(FakeCluster):
-    """Runs each submission as a process on the head of a Ray cluster."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
-
-    def submit(self, submission: str, command: Sequence[str], *, cpus: float = 0.0) -> None:
-        super().submit(submission, command, cpus=cpus)
-        self.processes.setdefault(submission, subprocess.Popen(command))
-
-    def status(self, submission: str) -> Status:
-        if submission in self.processes and (code := self.processes[submission].poll()) is not None:
-            self.statuses[submission] = Status.FAILED if code else Status.ENDED
-        return super().status(submission)
-
-    def stop(self, submission: str) -> None:
-        super().stop(submission)
-        self.processes[submission].kill()
-        self.processes[submission].wait()
-
-    def close(self) -> None:
-        for submission in self.processes:
-            self.stop(submission)
 
 
 @pytest.fixture

@@ -118,14 +118,18 @@ def test_rank_passes_sigterm_on_once_redis_answers(monkeypatch: pytest.MonkeyPat
     assert passed_on.wait(10)
 
 
-def test_training_processes_of_a_machine_are_listed(tmp_path: Path) -> None:
-    commands = {
-        "1": b"ray\0start",
-        "2": b"python\0-m\0services.trainer.program",
-        "3": b"ray::RayTrainWorker.run",
-        "self": b"",
+def test_training_processes_of_a_stack_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TLM_TRAINER_SCRATCH", "/scratch")
+    own, program = b"HOME=/\0TLM_TRAINER_SCRATCH=/scratch", b"python\0-m\0services.trainer.program"
+    processes = {
+        "1": (b"ray\0start", own),
+        "2": (program, own),
+        "3": (b"ray::RayTrainWorker.run", own),
+        "4": (program, own + b"-of-another-stack"),
+        "self": (b"", own),
     }
-    for name, command in commands.items():
+    for name, (command, environment) in processes.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "cmdline").write_bytes(command)
+        (tmp_path / name / "environ").write_bytes(environment)
     assert sorted(worker_processes(tmp_path)) == [2, 3]

@@ -36,7 +36,7 @@ class Part:
 
     healthy: checks its health once, quickly. after: parts that must be up before it starts. start_seconds: time until
     it must be healthy. stop_seconds: time between SIGTERM and SIGKILL. death_signal: what it receives when the
-    supervisor dies. stop_order: the lowest stops first.
+    supervisor dies. stop_order: the lowest stops first. drain: a command that runs before SIGTERM, for up to 30 s.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Part:
     stop_seconds: float = 10.0
     death_signal: int = signal.SIGKILL
     stop_order: int = 0
+    drain: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -259,6 +260,7 @@ def _ray(
         stop_seconds=20.0,
         death_signal=signal.SIGTERM,
         stop_order=1,
+        drain=(sys.executable, "-m", "services.trainer.drain"),
     )
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -24,6 +24,7 @@ _MOST_CRASHES, _CRASH_WINDOW_SECONDS = 5, 300.0
 # A part that was never up probably has a wrong configuration, so it gets only one more try.
 _MOST_START_FAILURES = 2
 _ROUND_SECONDS = 0.1
+_DRAIN_SECONDS = 30.0
 _ERRORS = {"redis": StoreUnavailable, "ray": ClusterUnavailable, "retriever": IndexUnavailable}
 
 Notify = Callable[[str], None]
@@ -76,6 +77,13 @@ class _Run:
             return PartState(state="down" if self.restarts else "waiting", restarts=self.restarts, log=str(log))
         state: Literal["up", "starting"] = "up" if self.up else "starting"
         return PartState(state=state, pid=self.process.pid, restarts=self.restarts, log=str(log))
+
+    def drain(self, cwd: Path) -> None:
+        """Let the workers of the part end in order: they write their checkpoints."""
+        if self.part.drain and self.up:
+            command, env = self.part.drain, dict(self.part.environment)
+            with suppress(subprocess.TimeoutExpired):
+                subprocess.run(command, env=env, cwd=cwd, timeout=_DRAIN_SECONDS, capture_output=True, check=False)
 
     def terminate(self) -> None:
         if self.process is not None:
@@ -178,6 +186,7 @@ class Supervisor:
         for order in sorted({run.part.stop_order for run in running}):
             group = [run for run in running if run.part.stop_order == order]
             for run in group:
+                run.drain(self._folder.root)
                 run.terminate()
             for run in group:
                 run.wait()

@@ -239,6 +239,22 @@ def test_head_of_ray_that_hangs_at_its_start_is_restarted(tmp_path: Path, answer
     assert (ended.returncode, "Check Redis" in ended.stderr) == (code, code < 0)
 
 
+def test_worker_container_drains_before_ray_stops(tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    ray = f"trap 'echo stopped >> {done}; exit' TERM\necho ready\nwhile :; do sleep 0.05; done"
+    for name, script in (("ray", ray), ("python", f'[ "$2" = services.trainer.drain ] && echo drained >> {done}')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    entrypoint = [substitute(word) for word in SERVICES["ray-worker"]["entrypoint"]]
+    environment = {"PATH": f"{tmp_path}:/bin:/usr/bin"}
+    with subprocess.Popen([*entrypoint, "ray"], env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.terminate()
+        process.wait(30)
+    assert done.read_text().split() == ["drained", "stopped"]
+    assert SERVICES["ray-worker"]["stop_grace_period"] == "120s"
+
+
 def test_gpu_override_offers_all_cpus_to_ray() -> None:
     override = load("deploy/compose.gpu.yml")["services"]["ray-worker"]
     shared = re.sub(r" --num-cpus=\S+", "", SERVICES["ray-worker"]["command"]).replace('"driver": 2', '"driver": 16')

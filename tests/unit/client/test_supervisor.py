@@ -70,6 +70,22 @@ def stack(tmp_path: Path) -> Stack:
     return Stack(tmp_path / "stack")
 
 
+def test_part_is_drained_before_it_stops(stack: Stack) -> None:
+    code = """
+        import pathlib, signal, sys, time
+        up = pathlib.Path(sys.argv[1])
+        def stop(*_):
+            (up.parent / "stopped").write_text(str((up.parent / "drained").exists()))
+            sys.exit()
+        signal.signal(signal.SIGTERM, stop)
+        up.touch()
+        time.sleep(60)
+    """
+    drain = (sys.executable, "-c", "import pathlib; pathlib.Path('drained').touch()")
+    stack.run(stack.part("ray", code, drain=drain))
+    assert (stack.folder.root / "stopped").read_text() == "True"
+
+
 def test_parts_start_after_dependencies_and_stop_in_order(stack: Stack) -> None:
     code = """
         import pathlib, signal, sys, time

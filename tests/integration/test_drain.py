@@ -1,0 +1,71 @@
+"""SIGTERM to a real training worker: it writes a checkpoint, and the next attempt resumes at the same step."""
+
+from __future__ import annotations
+
+import functools
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import redis
+
+from services.trainer.coordinator import Coordinator
+from services.trainer.settings import TrainerSettings
+from services.trainer.worker import run_local
+from tests.contract.coordinator_harness import InlineExecutor
+from tests.contract.gateway import TRAIN, T, add_dataset, make_gateway
+from tests.e2e.stack import OVERRIDES
+from tests.integration.worker_processes import Programs
+from tests.redis_server import RedisServer
+from tests.support import ROOT, wait_for
+from tests.trainer_fakes import FakeSelections
+from tlm_core.jobs.spec import JobRecord
+
+_SHORT = {name: value for name, value in OVERRIDES.items() if not name.startswith("selection.")} | {
+    "selection.selector": "none", "joint.budget.steps": 3000, "checkpoint_steps": 3000,
+}  # fmt: skip
+
+
+def test_worker_that_receives_sigterm_loses_no_step(
+    redis_client: redis.Redis,
+    redis_server: RedisServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    gateway = make_gateway(redis_client, tmp_path)
+    own = {
+        "STORAGE": str(gateway.root / "storage"), "SCRATCH": str(gateway.root / "workers"),
+        "REDIS_URL": redis_server.url, "REDIS_PASSWORD": redis_server.password,
+    }  # fmt: skip
+    for name, value in own.items():
+        monkeypatch.setenv(f"TLM_TRAINER_{name}", value)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    jobs, artifacts, settings, programs = gateway.parts.jobs, gateway.parts.artifacts, TrainerSettings(), Programs()
+    request.addfinalizer(programs.close)
+    coordinator = Coordinator(
+        jobs, artifacts, FakeSelections(artifacts, settings.scratch), programs, settings,
+        owner="a", local=functools.partial(run_local, artifacts, settings.scratch), executor=InlineExecutor(),
+    )  # fmt: skip
+    add_dataset(gateway, "toy", {"train": TRAIN})
+    with gateway.test_client() as api:
+        job_id = api.post("/v1/jobs", json={"dataset": "toy", "overrides": _SHORT}).json()["id"]
+
+    def record_once(condition: Callable[[JobRecord], object]) -> JobRecord:
+        return wait_for(lambda: coordinator.round() or (condition(job := jobs.get(T, job_id)) and job), 120)
+
+    def steps(kind: str) -> list[int]:
+        return [int(str(event.data["step"])) for event in jobs.events(T, job_id) if event.type == kind]
+
+    def trains(job: JobRecord) -> bool:
+        return job.progress is not None and job.progress.node == "joint.s0" and job.progress.step > 10
+
+    job = record_once(trains)
+    programs.processes[job.submissions["main"]].send_signal(signal.SIGTERM)
+    stopped = record_once(lambda job: job.state == "queued")
+    assert stopped.progress is not None and stopped.progress.step < 3000
+    record_once(lambda _: steps("stage.resumed"))
+    (resumed,) = steps("stage.resumed")
+    assert steps("checkpoint.published") == [resumed] and resumed >= stopped.progress.step
+    assert stopped.failures == 0
