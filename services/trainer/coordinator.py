@@ -162,7 +162,8 @@ class Coordinator:
                     log.warning("Cannot renew the leases: %s", error)
                     break
                 except TLMError as error:  # Its next step releases it.
-                    log.warning("Cannot renew the lease of job %s: %s", held.id, error)
+                    with log_context(job_id=held.id):
+                        log.warning("Cannot renew the lease of job %s: %s", held.id, error)
 
     def _give_up_leases(self) -> None:
         """Let other coordinators adopt the jobs now. Without this, they wait until the leases expire."""
@@ -171,7 +172,8 @@ class Coordinator:
             try:
                 self.store.renew(held.tenant, held.id, self.owner, 0.0)
             except TLMError as error:
-                log.warning("Cannot give up the lease of job %s; it expires: %s", held.id, error)
+                with log_context(job_id=held.id):
+                    log.warning("Cannot give up the lease of job %s; it expires: %s", held.id, error)
 
     def _write_heartbeat(self) -> None:
         try:
@@ -210,7 +212,8 @@ class Coordinator:
                 return
             if self._unrenewed:
                 self._unrenewed.pop(f"{job.tenant}/{job.id}", None)
-            log.info("Claimed job %s, attempt %d", job.id, job.attempt)
+            with log_context(job_id=job.id, attempt=job.attempt, request_id=job.request_id):
+                log.info("Claimed job %s, attempt %d", job.id, job.attempt)
             adopted = job.updated_at != job.running_since
             CLAIMS.labels(str(adopted).lower()).inc()
             submissions = Submissions(self.store, self.cluster, self.settings, self.owner)
@@ -270,24 +273,28 @@ class Coordinator:
         """Renew the lease of a job and take its next step. Raises Unavailable if the store does not answer."""
         self._stepped_at = time.monotonic()
         self._write_heartbeat()
-        try:
-            job = self.store.get(held.tenant, held.id)
-            if job.owner != self.owner or not self._renew(held):
-                LEASE_LOSSES.inc()
+        with log_context(job_id=held.id):
+            try:
+                self._step_once(held)
+            except Unavailable:
+                raise
+            except IllegalTransition as error:
+                log.info("Job %s was paused or cancelled during this step: %s", held.id, error)
+            except TLMError as error:
+                # Another coordinator holds the job, it was deleted, or another release has written its record.
+                log.warning("Released job %s: %s", held.id, error)
                 self._release(held)
-                return
-            with log_context(job_id=job.id, attempt=job.attempt, request_id=job.request_id):
-                error = self._advance(job, held)
-                if error is not None:
-                    self._end_attempt(job, held, error)
-        except Unavailable:
-            raise
-        except IllegalTransition as error:
-            log.info("Job %s was paused or cancelled during this step: %s", held.id, error)
-        except TLMError as error:
-            # Another coordinator holds the job, it was deleted, or another release has written its record.
-            log.warning("Released job %s: %s", held.id, error)
+
+    def _step_once(self, held: _Held) -> None:
+        job = self.store.get(held.tenant, held.id)
+        if job.owner != self.owner or not self._renew(held):
+            LEASE_LOSSES.inc()
             self._release(held)
+            return
+        with log_context(attempt=job.attempt, request_id=job.request_id):
+            error = self._advance(job, held)
+            if error is not None:
+                self._end_attempt(job, held, error)
 
     def _renew(self, held: _Held) -> bool:
         return self.store.renew(held.tenant, held.id, self.owner, self.settings.lease_seconds)

@@ -24,7 +24,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from services.common.jobstore import JobStore
-from services.common.logs import redacted
+from services.common.logs import redacted, set_up_logging
 from services.common.situation import Situation
 from services.trainer.assignment import Assignment
 from services.trainer.growth import Growth
@@ -70,6 +70,8 @@ def run_workers(assignment: Assignment) -> None:
     from services.trainer.compute import drain_on_sigterm
     from services.trainer.settings import TrainerSettings
 
+    job, attempt = assignment.job, assignment.attempt
+    set_up_logging("driver", job_id=job, attempt=attempt, request_id=assignment.request_id)
     ray.init()
     drain_on_sigterm(assignment)
     settings, number = TrainerSettings(), _number_of_workers(assignment)
@@ -83,9 +85,9 @@ def run_workers(assignment: Assignment) -> None:
     def report(error: WorkerLost | None) -> None:
         if error is not None:
             events = [("attempt.error", error.as_dict())]
-            growth.store.report(assignment.tenant, assignment.job, assignment.attempt, events=events)
+            growth.store.report(assignment.tenant, job, attempt, events=events)
 
-    with work_folder(settings.scratch, f"{assignment.job}-{assignment.attempt}-ray") as work:
+    with work_folder(settings.scratch, f"{job}-{attempt}-ray") as work:
         try:
             _trainer(assignment, number, work).fit()
         except TrainingFailedError as failure:
@@ -93,7 +95,7 @@ def run_workers(assignment: Assignment) -> None:
             raise
         finally:
             growth.ended.set()
-    if not Situation.read(growth.store, growth.store.get(assignment.tenant, assignment.job)).is_done(assignment.group):
+    if not Situation.read(growth.store, growth.store.get(assignment.tenant, job)).is_done(assignment.group):
         report(growth.requested)
 
 

@@ -14,7 +14,7 @@ from services.common.metrics import SPEED, STEP
 from services.common.progress import progress_of
 from services.common.situation import Situation
 from services.trainer.liveness import Liveness
-from tlm_core.errors import Conflict, NotFound, Unavailable
+from tlm_core.errors import Conflict, NotFound, TLMError, Unavailable
 from tlm_core.jobs.plan import Node
 from tlm_core.jobs.spec import Beat, Progress
 from tlm_core.jobs.states import State
@@ -186,8 +186,8 @@ class JobReporter:
             if self._wake.wait(min(self._interval, _STATE_SECONDS)):
                 return
             if self._continue:
-                # The next report handles these errors.
-                with suppress(Unavailable, NotFound):
+                # The next report meets the same error, and logs it.
+                with suppress(TLMError):
                     ended, draining = self._store.must_stop(*self._job[:2])
                     self._continue = not ended
                     if draining:

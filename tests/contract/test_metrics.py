@@ -90,6 +90,15 @@ def test_gateway_shows_the_queue_redis_and_requests(gateway: Gateway, redis_clie
         assert value(parsed(api.get("/metrics").text), "tlm_background_failing", task="removals") == 0
 
 
+def test_coordinator_logs_claims_and_releases_with_the_job(harness: CoordinatorHarness, lines: Any) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    coordinator.round()
+    harness.store._redis.delete(f"tlm:{{{T}}}:job:{job_id}")
+    coordinator.round()
+    logged = {line["event"].split()[0]: line["job_id"] for line in lines() if job_id in line["event"]}
+    assert logged == {"Claimed": job_id, "Released": job_id}
+
+
 def test_figures_of_the_gateway_need_the_token_but_not_redis(gateway: Gateway, monkeypatch: Any) -> None:
     with gateway.test_client() as api:
         assert TestClient(api.app).get("/metrics").status_code == 401

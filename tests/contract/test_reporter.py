@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
+from typing import NoReturn
 
 import pytest
 import redis
@@ -13,6 +15,7 @@ from services.common.situation import Situation
 from services.trainer.reporter import JobReporter
 from tests.factories import make_resolved, make_spec
 from tests.support import wait_for
+from tlm_core.errors import UnreadableRecord
 from tlm_core.jobs.spec import Beat
 from tlm_core.pulse import PULSE
 
@@ -49,6 +52,21 @@ def cancelled(reporter: JobReporter, redis_client: redis.Redis) -> bool:
     while reporter.should_continue and time.monotonic() < deadline:
         time.sleep(0.01)
     return not reporter.should_continue
+
+
+def test_reports_go_on_after_a_record_was_unreadable(
+    reporter: JobReporter, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unreadable = threading.Event()
+
+    def must_stop(*_: str) -> NoReturn:
+        unreadable.set()
+        raise UnreadableRecord("damaged")
+
+    monkeypatch.setattr(reporter._store, "must_stop", must_stop)
+    assert unreadable.wait(5)
+    reporter.metrics(step=1)
+    wait_for(lambda: steps(redis_client) == [1], 5)
 
 
 def test_reports_are_buffered_while_redis_is_full_and_a_cancel_arrives(

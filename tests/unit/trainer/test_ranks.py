@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError
@@ -110,6 +110,19 @@ class CountedWaits(threading.Event):
     def wait(self, _: float | None = None) -> bool:
         self.waits -= 1
         return self.waits <= 0
+
+
+def test_driver_logs_with_the_ids_of_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    fields: dict[str, object] = {}
+
+    def init() -> NoReturn:
+        raise RuntimeError(fields)
+
+    monkeypatch.setattr(ranks, "set_up_logging", lambda _, **values: fields.update(values))
+    monkeypatch.setattr(ranks.ray, "init", init)
+    with pytest.raises(RuntimeError, match="job_1"):
+        ranks.run_workers(TWO)
+    assert fields == {"job_id": "job_1", "attempt": 1, "request_id": ""}
 
 
 def test_submission_reports_that_it_waits_until_its_workers_end() -> None:
