@@ -63,6 +63,7 @@ class _Held:
     """A job that this coordinator drives. Everything here can be rebuilt.
 
     local: artifact id → run of a stage in this process. verified: artifacts whose files have been checked.
+    selecting: artifact id → progress of its selection, and since when it stands still.
     waiting: code of the reported reason to wait, and since when. claimed_at: until the first step. began: node → first
     sight of its progress. rate: tokens per second.
     """
@@ -72,6 +73,7 @@ class _Held:
     submissions: Submissions
     local: dict[str, Future[ManifestRef]] = field(default_factory=dict)
     verified: set[ManifestRef] = field(default_factory=set)
+    selecting: dict[str, tuple[tuple[str, int], float]] = field(default_factory=dict)
     waiting: str | None = None
     waiting_since: float = 0.0
     stopping_since: float | None = None
@@ -348,7 +350,7 @@ class Coordinator:
                 case Place.COORDINATOR:
                     self._run_here(situation, held, node)
                 case Place.RETRIEVER:
-                    self._select(situation, node)
+                    self._select(situation, held, node)
                 case Place.WORKERS:
                     groups.add(node.group)
         for group in sorted(groups):
@@ -416,7 +418,7 @@ class Coordinator:
                     if ref not in situation.done.values():
                         self.artifacts.delete(ref.folder)
 
-    def _select(self, situation: Situation, node: Node) -> None:
+    def _select(self, situation: Situation, held: _Held, node: Node) -> None:
         """Request the selection from the retriever, or publish it once it is ready."""
         job, artifact = situation.job, situation.artifact_id(node)
         task = situation.done[node.inputs["task"]]
@@ -431,7 +433,18 @@ class Coordinator:
             unknown = TLMError("The retriever failed without a reason. Read its log.")
             self._fail_stage(situation, node, run.failure or unknown)
         else:
+            if run.total:  # It waits neither for other selections nor for its index.
+                self._check_selection(held, artifact, (run.unit, run.done))
             self._report_progress(situation, node, step=run.done, total=run.total, unit=run.unit, rate=run.rate)
+
+    def _check_selection(self, held: _Held, artifact: str, progress: tuple[str, int]) -> None:
+        """Raise AttemptEnded if a selection hangs. The retriever's heartbeat does not depend on its progress."""
+        before, since = held.selecting.get(artifact, (progress, self._now))
+        since = min(since, self._now) if before == progress else self._now  # The clock may go back.
+        held.selecting[artifact] = progress, since
+        idle = self._now - max(since, self._stall_grace_until)
+        if idle > self.settings.selection_seconds:
+            raise AttemptEnded(WorkerLost(f"The selection made no progress for {idle:.0f} s and was stopped."))
 
     def _fail_stage(self, situation: Situation, node: Node, error: TLMError) -> NoReturn:
         """End the attempt with a stage's error. A lost or damaged input is invalidated and becomes the error."""
@@ -478,6 +491,7 @@ class Coordinator:
 
     def _wait(self, job: JobRecord, held: _Held, error: Outage) -> None:
         """Report, once for each reason, that the job waits for a component. Waiting uses up no attempt."""
+        held.selecting.clear()  # A wait is no hang.
         if held.waiting != error.code:
             held.waiting = error.code
             held.waiting_since = self._now

@@ -30,6 +30,7 @@ class TrainerSettings(StoreSettings):
     worker_metrics_port: int | None = None  # the first of the ports at which the workers of a machine do
     stall_seconds: float = 45.0  # workers that have reported, but not for this long, are stopped
     first_report_seconds: float = 300.0  # workers that run or start for this long without a report are stopped
+    selection_seconds: float = 1800.0  # a selection without progress for this long, also between its steps, is stopped
     start_seconds: float = 60.0  # after this time, workers that have not started are reported; Ray Train takes 15
     pause_seconds: float = 120.0  # after this time, the workers of a pausing job are stopped
     grow_seconds: float = 120.0  # room that stays free for this long ends an attempt that can grow, at a checkpoint

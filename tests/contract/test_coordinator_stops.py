@@ -294,6 +294,21 @@ def test_stopping_a_job_waits_for_its_selection_to_stop(harness: CoordinatorHarn
     assert harness.job(job_id).state is state
 
 
+def test_selection_that_hangs_is_stopped(harness: CoordinatorHarness) -> None:
+    coordinator, job_id, runs = harness.coordinator(), harness.submit(), [SelectionRun(state="running")]
+    harness.selections.answer = lambda _: runs[-1]
+    harness.work(harness.until_submitted(coordinator, job_id, "baseline"))
+    harness.rounds_until(coordinator, 3600)  # It waits for its index.
+    for done, ahead in ((1, 5300), (2, 7000)):
+        runs.append(SelectionRun(state="running", done=done, total=9))
+        harness.rounds_until(coordinator, ahead)
+    assert (harness.job(job_id).state, harness.selections.stopped) == (State.RUNNING, [])
+    harness.rounds_until(coordinator, 7200)
+    error = harness.job(job_id).error
+    assert harness.job(job_id).state is State.QUEUED and len(harness.selections.stopped) == 1
+    assert error is not None and "selection made no progress" in str(error["message"])
+
+
 def test_paused_job_fits_its_linear_model_after_it_resumes(harness: CoordinatorHarness) -> None:
     coordinator, job_id = harness.coordinator(), harness.submit()
     harness.selections.answer = lambda _: SelectionRun(state="running", done=1, total=2)
