@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from services.common.jobstore import JobStore
+from tests.chaos import harness
 from tests.chaos.checker import Answer, History, Record, Write, violations
 from tests.chaos.harness import FAST, Chaos, Fault, job_of, plan_faults
 from tests.chaos.processes import SCRIPT_BUGS
@@ -111,6 +112,18 @@ def test_planted_bugs_change_the_scripts_of_the_store() -> None:
 
 def test_plan_of_a_seed_can_be_replayed() -> None:
     assert plan_faults(3, 50, 1.0) == plan_faults(3, 50, 1.0) != plan_faults(4, 50, 1.0)
+
+
+def test_clock_steps_stay_in_the_plan_without_libfaketime(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (fault,) = plan_faults(3, 1, 1.0, ["step clock"])
+    monkeypatch.setattr(harness, "_FAKETIME", None)
+    chaos = Chaos.__new__(Chaos)
+    chaos.faults = []
+    chaos.inject(fault)
+    assert [done["kind"] for done in chaos.faults] == ["step"]
+    assert capsys.readouterr().out == "not injected: step clock (it needs libfaketime)\n"
 
 
 def figures(port: int) -> dict[str, float]:
