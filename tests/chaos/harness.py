@@ -232,11 +232,11 @@ class Chaos:
             time.sleep(0.2)
         raise TimeoutError(f"no answer to {method} {path} for 120 s")
 
-    def add_dataset(self) -> None:
+    def add_dataset(self, name: str = "toy") -> None:
         with httpx.Client(timeout=30, trust_env=False) as client:
             files = {"train": ("train.csv", TRAIN)}
             rng = random.Random(0)
-            answer = self.request(client, "POST", "/v1/datasets", rng, data={"name": "toy"}, files=files)
+            answer = self.request(client, "POST", "/v1/datasets", rng, data={"name": name}, files=files)
         assert answer.status_code == 201, answer.text
 
     def submit(self, client: httpx.Client, number: int, **options: Any) -> str:

@@ -1,7 +1,7 @@
-"""`python -m tests.chaos.resume [--kills N] [--ray]`: real training that is killed at random points and resumes.
+"""`python -m tests.chaos.resume [--kind KIND] [--kills N] [--ray]`: real training that is killed and resumes.
 
-The worker is killed N times in the joint stage and as often in finetuning. The weights of each stage must equal those
-of a job that nobody interrupts, byte for byte. With --ray, the killed worker runs on a real Ray node.
+The worker is killed N times in each stage that writes checkpoints. The files of each stage must equal those of a job
+that nobody interrupts, byte for byte. With --ray, the killed worker runs on a real Ray node.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -24,11 +25,16 @@ from tests.chaos.ray import send
 from tests.contract.gateway import T
 from tests.e2e.stack import OVERRIDES
 from tests.support import wait_for
-from tlm_core.jobs.plan import plan_of
+from tlm_core.jobs.plan import Node, plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import TERMINAL, State
 
-STAGES = ("joint", "finetune")
+# Kind → its stages that train, and its options.
+KINDS: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
+    "train": (("joint", "finetune"), {}),
+    "learning_curve": (("bilstm",), {"models": ["bilstm"], "sizes": [0.5, 1.0], "lstm": {"layers": 1, "hidden": 64}}),
+    "share_tickets": (("share",), {"others": ["more"]}),
+}
 _RECIPE = {name: value for name, value in OVERRIDES.items() if not name.startswith("selection.")} | {
     "selection.selector": "none", "joint.budget.steps": 1000, "finetune.epochs": 300, "finetune.evaluations": 30,
     "checkpoint_steps": 2,
@@ -36,18 +42,21 @@ _RECIPE = {name: value for name, value in OVERRIDES.items() if not name.startswi
 _PATIENCE, _PATIENCE_PER_KILL = 240.0, 40.0
 
 
-def run(folder: Path, kills: int, rng: random.Random, *, ray: bool = False) -> dict[str, dict[str, str]]:
-    """Train with this many kills in each stage. Returns the digest of each file of each stage."""
+def run(folder: Path, kind: str, kills: int, rng: random.Random, *, ray: bool = False) -> dict[str, dict[str, str]]:
+    """Train with this many kills in each stage. Returns the digest of each file of each node."""
+    stages, _ = KINDS[kind]
     times = {"poll_seconds": "0.2"}  # The defaults otherwise: a process that imports torch may be silent for seconds.
     chaos = Chaos(folder, coordinators=1, gateways=1, times=times, ray=ray)
     with chaos.running():
-        chaos.add_dataset()
-        job = _submit(chaos)
-        done, deadline = dict.fromkeys(STAGES, 0), time.monotonic() + _PATIENCE + 2 * kills * _PATIENCE_PER_KILL
-        while (files := _files(chaos, record := chaos.store.get(T, job))).keys() != set(STAGES):
+        for name in ("toy", "more"):
+            chaos.add_dataset(name)
+        job = _submit(chaos, kind)
+        done, deadline = dict.fromkeys(stages, 0), time.monotonic() + _PATIENCE + 2 * kills * _PATIENCE_PER_KILL
+        nodes = [node for node in plan_of(chaos.store.get(T, job)).nodes if node.stage.name in stages]
+        while len(files := _files(chaos, record := chaos.store.get(T, job), nodes)) < len(nodes):
             assert record.state not in TERMINAL and time.monotonic() < deadline, (record.state, record.error, done)
             stage = _training_stage(chaos, record)
-            if stage and done[stage] < kills:
+            if done.get(stage, kills) < kills:
                 time.sleep(rng.uniform(0.0, 0.6))
                 for worker in chaos.cluster.running():
                     send(worker.process, signal.SIGKILL)
@@ -59,9 +68,10 @@ def run(folder: Path, kills: int, rng: random.Random, *, ray: bool = False) -> d
         return files
 
 
-def _submit(chaos: Chaos) -> str:
+def _submit(chaos: Chaos, kind: str) -> str:
     with httpx.Client(timeout=30, trust_env=False) as client:
-        body = {"dataset": "toy", "overrides": _RECIPE, "max_attempts": 10}
+        overrides = _RECIPE if kind == "train" else _RECIPE | {"joint.enabled": False}
+        body = {"kind": kind, "dataset": "toy", "overrides": overrides, "options": KINDS[kind][1], "max_attempts": 10}
         answer = chaos.request(client, "POST", "/v1/jobs", random.Random(0), json=body)
     assert answer.status_code == 202, answer.text
     return str(answer.json()["id"])
@@ -77,26 +87,26 @@ def _training_stage(chaos: Chaos, record: JobRecord) -> str:
         return ""
     node = str(checkpoints[-1].data["node"])
     ended = node in Situation.read(chaos.store, record).done
-    stage = plan_of(record).node(node).stage.name
-    return stage if stage in STAGES and not ended else ""
+    return "" if ended else plan_of(record).node(node).stage.name
 
 
-def _files(chaos: Chaos, record: JobRecord) -> dict[str, dict[str, str]]:
-    """Return the digest of each file of the stages that are done, without the history, which has their seconds."""
+def _files(chaos: Chaos, record: JobRecord, nodes: Sequence[Node]) -> dict[str, dict[str, str]]:
+    """Return the digest of each file of the nodes that are done, without the history, which has their seconds."""
     done = Situation.read(chaos.store, record).done
-    nodes = [node for node in plan_of(record).nodes if node.stage.name in STAGES and node.name in done]
     return {
-        node.stage.name: {
+        node.name: {
             file.name: file.sha256
             for file in chaos.artifacts.manifest(done[node.name]).files
             if file.name != "history.json"
         }
         for node in nodes
+        if node.name in done
     }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kind", choices=KINDS, default="train")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--ray", action="store_true", help="run the killed workers on a real Ray node")
@@ -105,11 +115,11 @@ def main() -> int:
     processes.preload("tlm_core.training.stages", "tlm_core.training.evaluate", "tlm_core.training.export")
     folder = Path(tempfile.mkdtemp(prefix="resume-"))
     say(f"seed {options.seed}, logs in {folder}")
-    whole = run(folder / "whole", 0, random.Random())
-    killed = run(folder / "killed", options.kills, random.Random(options.seed), ray=options.ray)
-    for stage in STAGES:
-        differ = sorted(name for name in whole[stage] if whole[stage][name] != killed[stage].get(name))
-        say(f"{stage}: {len(whole[stage])} files, different: {', '.join(differ) or 'none'}")
+    whole = run(folder / "whole", options.kind, 0, random.Random())
+    killed = run(folder / "killed", options.kind, options.kills, random.Random(options.seed), ray=options.ray)
+    for node in whole:
+        differ = sorted(name for name in whole[node] if whole[node][name] != killed[node].get(name))
+        say(f"{node}: {len(whole[node])} files, different: {', '.join(differ) or 'none'}")
     return int(whole != killed)
 
 
