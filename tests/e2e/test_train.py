@@ -83,6 +83,10 @@ def test_downloaded_model_scores_what_the_report_says(
     assert headline(report).endswith(f"macro-F1 {reported['test']['macro_f1']:.4f} on test.")
     served = [prediction.label for prediction in embedded.client.predict(job.id, texts[:20]).data]
     assert served == [returned.labels[label] for label in predicted[:20]]
+    confidence = returned.probabilities(texts[:20]).max(1)
+    least = float(np.median(confidence))
+    answered = embedded.client.predict(job.id, texts[:20], min_confidence=least).data
+    assert [prediction.abstained for prediction in answered] == (confidence < least).tolist()
 
 
 def test_equal_request_reuses_every_stage(embedded: Stack, killed: tuple[Job, int]) -> None:

@@ -67,7 +67,7 @@ def why(
 
 
 def suspects(
-    job_id: JobId, limit: Annotated[int, typer.Option(min=1, max=200, help="Maximum number of rows.")] = 20
+    job_id: JobId, limit: Annotated[int, typer.Option(min=1, max=2_000, help="Maximum number of rows.")] = 20
 ) -> None:
     """List the train and validation rows whose labels are probably wrong, most suspect first.
 

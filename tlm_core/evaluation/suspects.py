@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tlm_core.evaluation.combine import Outputs, log_softmax
 from tlm_core.tasks.task import Task
 
-LISTED = 200
+LISTED = 2_000
 OFFSETS = (-2, -1, 1, 2)  # of the neighbors in the file
 GAIN = 0.01  # neighbors count if they lower the loss by this share
 SORTED = 0.75  # agreement of adjacent rows from which a file counts as sorted by label
