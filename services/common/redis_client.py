@@ -39,6 +39,7 @@ PREFIX = "tlm"
 QUEUE, LEASES, FEED, REMOVALS = f"{PREFIX}:queue", f"{PREFIX}:leases", f"{PREFIX}:feed", f"{PREFIX}:removals"
 TO_MOVE, ENDED, DISK_FREE = f"{PREFIX}:to-move", f"{PREFIX}:ended", f"{PREFIX}:disk-free"
 ORPHANS, OBSTACLES = f"{PREFIX}:orphans", f"{PREFIX}:obstacles"
+_MAX_IDLE_CONNECTIONS = 4
 _DISK_RESERVE = 256 << 20  # bytes on Redis's disk, beyond a copy of its data
 
 # Of error responses that pass: Redis starts, runs a long script, or is a replica.
@@ -52,9 +53,10 @@ def key(tenant: str, *parts: str) -> str:
 
 def connect(url: str, *, password: str | None = None, timeout: float = 5.0) -> redis.Redis:
     """Return a client of the Redis at `url`. Each call times out after `timeout` seconds."""
-    return _Client.from_url(
+    pool = _Pool.from_url(
         url, password=password, decode_responses=True, socket_timeout=timeout, socket_connect_timeout=timeout
     )
+    return _Client.from_pool(pool)
 
 
 def load_scripts(client: redis.Redis, folder: Path) -> dict[str, Script]:
@@ -77,6 +79,19 @@ def check_disk(client: redis.Redis) -> None:
             f"The disk of Redis has only {int(free) >> 10} MiB of free space. No upload and no job is accepted, "
             f"and none starts, until {needed >> 20} MiB are free. Enlarge the disk, or delete other files on it."
         )
+
+
+class _Pool(redis.ConnectionPool):
+    """Closes the connections that were idle longest. redis-py keeps as many as were ever in use at once."""
+
+    def release(self, connection: redis.Connection) -> None:  # type: ignore[override] # as in ConnectionPool
+        super().release(connection)
+        with self._lock:
+            idle = self._available_connections  # The newest is last, and is used next.
+            excess = [idle.pop(0) for _ in range(len(idle) - _MAX_IDLE_CONNECTIONS)]
+            self._created_connections -= len(excess)
+        for closed in excess:
+            closed.disconnect()
 
 
 class _Client(redis.Redis):
