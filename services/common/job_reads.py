@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 import zlib
@@ -62,8 +63,8 @@ class JobReads:
     def obstacle(self) -> str:
         """Return why no coordinator starts queued jobs, although slots may be free; "" if one does."""
         now = self.now()
-        reports = [json.loads(report) for report in self._redis.hvals(OBSTACLES)]
-        recent: list[str] = [obstacle for at, obstacle in reports if now - at <= OBSTACLE_SECONDS]
+        reports = map(read_report, self._redis.hvals(OBSTACLES))
+        recent = [obstacle for at, obstacle in reports if now - at <= OBSTACLE_SECONDS]
         if not recent:
             return f"No coordinator has reported for {OBSTACLE_SECONDS} s. Start one, or read its log."
         return min(recent)
@@ -355,6 +356,15 @@ def _log_lines(entries: Iterable[tuple[str, Mapping[str, str]]]) -> list[LogLine
         {"id": stream_id, "attempt": int(fields["attempt"]), "at": float(fields["at"]), "line": fields["line"]}
         for stream_id, fields in entries
     ]
+
+
+def read_report(report: str) -> tuple[float, str]:
+    """Return when a coordinator reported its obstacle, and the obstacle. An unreadable report is an old one."""
+    try:
+        at, obstacle = json.loads(report)
+        return float(at), str(obstacle)
+    except (TypeError, ValueError):
+        return -math.inf, ""
 
 
 def queue_of(priority: int) -> str:

@@ -18,7 +18,7 @@ import redis
 from pydantic import BaseModel, ConfigDict
 
 from services.common.history import STREAMS, History, Moved, packed, position
-from services.common.job_reads import OBSTACLE_SECONDS, JobReads, no_job
+from services.common.job_reads import OBSTACLE_SECONDS, JobReads, no_job, read_report
 from services.common.logs import request_id
 from services.common.redis_client import (
     ENDED,
@@ -122,10 +122,10 @@ class JobStore(JobReads):
         check_disk(self._redis)
 
     def report_obstacle(self, owner: str, obstacle: str) -> None:
-        """Store why a coordinator starts no job, or "" if it does. Delete the reports of coordinators that ended."""
+        """Store why a coordinator starts no job, or "" if it does. Delete old reports of others."""
         now = self.now()
         for name, report in self._redis.hgetall(OBSTACLES).items():
-            if now - json.loads(report)[0] > OBSTACLE_SECONDS:
+            if now - read_report(report)[0] > OBSTACLE_SECONDS:
                 self._redis.hdel(OBSTACLES, name)
         self._redis.hset(OBSTACLES, owner, json.dumps([now, obstacle]))
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NoReturn
 
+from services.common.background import Background
 from services.common.job_reads import OBSTACLE_SECONDS
 from services.common.jobstore import Claimable, JobStore
 from services.common.logs import log_context
@@ -115,6 +116,7 @@ class Coordinator:
     owner: str
     local: LocalStage
     executor: Executor
+    task: Background = field(default_factory=lambda: Background("rounds"))
 
     def __post_init__(self) -> None:
         self._held: dict[str, _Held] = {}
@@ -134,20 +136,17 @@ class Coordinator:
         self._reported: tuple[str, float] = ("", -math.inf)
 
     def run(self, stop: threading.Event) -> None:
-        """Run rounds until `stop` is set. If the store is unavailable or full, no job ends; the next round retries."""
+        """Run rounds until `stop` is set. After any error, no job ends, and the next round retries."""
         keeper = threading.Thread(target=self._keep_leases, args=(stop,), name="leases", daemon=True)
         keeper.start()
-        while not stop.is_set():
-            try:
-                with ROUNDS.time():
-                    self.round()
-            except Unavailable as error:
-                log.warning("Waiting for the job store: %s", error)
-                self._now = -math.inf
-            self._write_heartbeat()
-            HELD.set(len(self._held))
-            TOKENS.set(sum(held.rate for held in self._held.values()))
-            stop.wait(self.settings.poll_seconds)
+        with self.task.running():
+            while not stop.is_set():
+                with self.task.round(), ROUNDS.time():
+                    self._round_or_forget_time()
+                self._write_heartbeat()
+                HELD.set(len(self._held))
+                TOKENS.set(sum(held.rate for held in self._held.values()))
+                stop.wait(self.task.delay(self.settings.poll_seconds))
         keeper.join()
         self._give_up_leases()
 
@@ -184,6 +183,13 @@ class Coordinator:
         except OSError as error:  # A missing heartbeat ends no job.
             log.warning("Cannot write the heartbeat file: %s", error)
 
+    def _round_or_forget_time(self) -> None:
+        try:
+            self.round()
+        except Exception:  # Workers may have been unable to report, too.
+            self._now = -math.inf
+            raise
+
     def round(self) -> None:
         """Take the next step of every held job, then claim jobs while there is room.
 
@@ -194,7 +200,8 @@ class Coordinator:
         if not 0 <= self._now - previous <= self.settings.stall_seconds / 2:  # or the clock went back
             self._stall_grace_until = self._now
         for held in list(self._held.values()):
-            self._step(held)
+            with self.task.item(f"job {held.id}"):
+                self._step(held)
         if self._unrenewed is None:  # the first round
             self._backing_off.update(self.store.delayed())
         self._backing_off = {job for job in self._backing_off if self._backs_off(*job)}

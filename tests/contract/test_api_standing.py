@@ -59,12 +59,13 @@ def test_queued_job_says_why_no_job_starts(api: TestClient, gateway: Gateway) ->
         assert (waiting["code"] == "queued") == (api.get("/readyz").json()["coordinator"] == "ok")
         return str(waiting["reason"])
 
-    gateway.client.delete(OBSTACLES)
+    gateway.client.hset(OBSTACLES, mapping={"coordinator": "", "b": "{}", "c": '["x", ""]', "d": "3"})
     assert reason().startswith("Next in the queue. No job starts now: No coordinator has reported for 30 s.")
     jobs.report_obstacle("a", "The Ray cluster does not answer.")
     assert reason() == "Next in the queue. No job starts now: The Ray cluster does not answer."
     jobs.report_obstacle("b", "")
     assert "free slot" in reason(), "another coordinator starts jobs"
+    assert gateway.client.hkeys(OBSTACLES) == ["a", "b"], "unreadable reports are deleted"
 
 
 def test_requeued_job_backs_off_without_the_rate_of_its_last_attempt(api: TestClient, gateway: Gateway) -> None:

@@ -320,6 +320,47 @@ def test_idle_coordinator_reports_no_hang(harness: CoordinatorHarness, caplog: p
     assert "No step" not in caplog.text
 
 
+def test_error_of_a_round_delays_only_the_next_round(
+    harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    coordinator, job_id, stop = harness.coordinator(poll_seconds=0.01), harness.submit(), threading.Event()
+    claim, errors = harness.store.claim, [ValueError("unexpected"), KeyError("unexpected")]
+
+    def failing(*args: Any) -> JobRecord | None:
+        if errors:
+            raise errors.pop()
+        return claim(*args)
+
+    monkeypatch.setattr(harness.store, "claim", failing)
+    runner = threading.Thread(target=coordinator.run, args=(stop,))
+    runner.start()
+    try:
+        wait_for(lambda: harness.job(job_id).state is State.RUNNING, 10)
+    finally:
+        stop.set()
+        runner.join(20)
+    assert [record.exc_info is not None for record in caplog.records if "'rounds' failed" in record.message] == [
+        True
+    ] * 2
+
+
+def test_error_in_the_step_of_a_job_stops_no_other_job(
+    harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coordinator, damaged, other = harness.coordinator(concurrency=2), harness.submit(), harness.submit(seeds=(3,))
+    coordinator.round()
+    read = harness.store.get
+
+    def failing(tenant: str, job_id: str) -> JobRecord:
+        if job_id == damaged:
+            raise ValueError("unexpected")
+        return read(tenant, job_id)
+
+    monkeypatch.setattr(harness.store, "get", failing)
+    harness.until_submitted(coordinator, other)
+    assert list(coordinator.task.skipped) == [f"job {damaged}"]
+
+
 def test_coordinator_that_cannot_reach_ray_leaves_its_job_to_another(harness: CoordinatorHarness) -> None:
     blind, sees, job_id = harness.coordinator("blind"), harness.coordinator("sees"), harness.submit()
     submission = harness.until_submitted(blind, job_id)
@@ -597,10 +638,10 @@ def test_full_redis_stops_neither_the_coordinator_nor_its_workers(
     redis_client.config_set("maxmemory", 1)
     try:
         runner.start()
-        wait_for(lambda: "Waiting for the job store: Redis has no memory left" in caplog.text)
+        wait_for(lambda: "Background task 'rounds' waits: Redis has no memory left" in caplog.text)
         harness.store.ahead = 50  # longer than the allowed silence
-        caplog.clear()
-        wait_for(lambda: "Waiting for the job store: Redis has no memory left" in caplog.text)
+        began = coordinator._stepped_at
+        wait_for(lambda: coordinator._stepped_at > began)
     finally:
         redis_client.config_set("maxmemory", 0)
         lease = harness.job(job_id).lease_until
