@@ -15,7 +15,18 @@ from pydantic import ValidationError
 
 from services.common.history import History, Moved, Row, unpacked
 from services.common.metrics import Live
-from services.common.redis_client import DISK_FREE, FEED, LEASES, OBSTACLES, PREFIX, QUEUE, REMOVALS, TO_MOVE, key
+from services.common.redis_client import (
+    DISK_FREE,
+    FEED,
+    LEASES,
+    OBSTACLES,
+    PREFIX,
+    QUEUE,
+    REMOVALS,
+    TO_MOVE,
+    free_bytes,
+    key,
+)
 from tlm_core.artifacts.hashing import digest_of
 from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.errors import NotFound, UnreadableRecord
@@ -92,8 +103,8 @@ class JobReads:
             Live("tlm_removals", "Deletions that are not complete.", removals),
             Live("tlm_streams_to_move", "Jobs whose streams wait for the storage.", to_move),
         ]
-        if disk_free:
-            figures.append(Live("tlm_redis_disk_free_bytes", "Free space of Redis's disk.", int(disk_free) * 1024))
+        if (free := free_bytes(disk_free)) is not None:
+            figures.append(Live("tlm_redis_disk_free_bytes", "Free space of Redis's disk.", free))
         return figures + [
             Live("tlm_jobs", "Jobs by state.", count, {"state": state})
             for state, count in zip(State, counts, strict=True)

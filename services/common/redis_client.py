@@ -19,7 +19,8 @@ Keys have the prefix `tlm`; the tenant T stands in braces:
     tlm:ended             T/ID of ended jobs whose records are not compressed, scored by the time of the move
     tlm:retriever:RUN     a load or selection, from its retriever; expires
     tlm:orphans           folder that no record names → first time it was seen
-    tlm:disk-free         kB free on Redis's disk, from a loop beside Redis (docker-compose.yml, redis.yaml); expires
+    tlm:disk-free         kB free on Redis's disk, from a loop beside Redis (docker-compose.yml, redis.yaml),
+                          or from the supervisor of `tlm up`; expires
 services/common/catalog.py lists the keys of datasets and corpora.
 """
 
@@ -72,13 +73,18 @@ def check_disk(client: redis.Redis) -> None:
     pipe = client.pipeline(transaction=False)
     pipe.get(DISK_FREE)
     pipe.info("memory")
-    free, memory = pipe.execute()
-    needed = memory["used_memory"] + _DISK_RESERVE
-    if free is not None and int(free) * 1024 < needed:
+    value, memory = pipe.execute()
+    free, needed = free_bytes(value), memory["used_memory"] + _DISK_RESERVE
+    if free is not None and free < needed:
         raise StoreFull(
-            f"The disk of Redis has only {int(free) >> 10} MiB of free space. No upload and no job is accepted, "
+            f"The disk of Redis has only {free >> 20} MiB of free space. No upload and no job is accepted, "
             f"and none starts, until {needed >> 20} MiB are free. Enlarge the disk, or delete other files on it."
         )
+
+
+def free_bytes(disk_free: str | None) -> int | None:
+    """Return the free space of Redis's disk by the value of DISK_FREE, or None if that is no number."""
+    return int(disk_free) * 1024 if disk_free and disk_free.isdecimal() else None
 
 
 class _Pool(redis.ConnectionPool):

@@ -10,7 +10,7 @@ import redis
 
 from services.common.redis_client import DISK_FREE
 from tests.contract.coordinator_harness import CoordinatorHarness, MovableClockStore
-from tests.contract.gateway import make_gateway, upload
+from tests.contract.gateway import Gateway, make_gateway, upload
 from tlm_core.errors import StoreFull
 from tlm_core.jobs.states import State
 
@@ -40,6 +40,17 @@ def test_almost_full_disk_of_redis_refuses_and_starts_no_job(
     coordinator.round()
     assert harness.store.obstacle() == ""
     assert harness.job(waiting).state is State.RUNNING
+
+
+@pytest.mark.parametrize("value", ["", "-", "12 kB"])
+def test_disk_free_that_is_no_number_refuses_no_job(
+    gateway: Gateway, harness: CoordinatorHarness, redis_client: redis.Redis, value: str
+) -> None:
+    redis_client.set(DISK_FREE, value)
+    job = harness.submit()
+    harness.coordinator().round()
+    assert harness.job(job).state is State.RUNNING
+    assert "tlm_redis_disk_free_bytes" not in {figure.name for figure in gateway.parts.jobs.figures("default")}
 
 
 def test_almost_full_storage_starts_no_job_but_adopts_and_stops(

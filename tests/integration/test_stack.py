@@ -98,6 +98,11 @@ def test_parts_listen_only_on_loopback(folder: Path) -> None:
     assert outside == set()
 
 
+def test_metrics_have_the_free_space_of_redis_disk(up: dict[str, Any]) -> None:
+    headers = {"Authorization": f"Bearer {Path(up['token_file']).read_text(encoding='ascii').strip()}"}
+    wait_for(lambda: "\ntlm_redis_disk_free_bytes " in httpx.get(f"{up['url']}/metrics", headers=headers).text, 10)
+
+
 def test_gateway_and_ray_require_a_token(up: dict[str, Any], folder: Path) -> None:
     assert httpx.get(f"{up['url']}/v1/jobs").status_code == 401
     ray = next(p for p in processes_of(folder) if b"--dashboard-port" in Path(f"/proc/{p}/cmdline").read_bytes())

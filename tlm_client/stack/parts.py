@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +36,9 @@ class Part:
     """One process of the stack.
 
     healthy: checks its health once, quickly. after: parts that must be up before it starts. start_seconds: time until
-    it must be healthy. stop_seconds: time between SIGTERM and SIGKILL. death_signal: what it receives when the
-    supervisor dies. stop_order: the lowest stops first. drain: a command that runs before SIGTERM, for up to 30 s.
+    it must be healthy. report: called every few seconds while it is up. stop_seconds: time between SIGTERM and
+    SIGKILL. death_signal: what it receives when the supervisor dies. stop_order: the lowest stops first. drain: a
+    command that runs before SIGTERM, for up to 30 s.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Part:
     healthy: Callable[[], bool]
     after: tuple[str, ...] = ()
     start_seconds: float = 60.0
+    report: Callable[[], object] = lambda: None
     stop_seconds: float = 10.0
     death_signal: int = signal.SIGKILL
     stop_order: int = 0
@@ -224,7 +227,8 @@ def _redis(folder: StackFolder, server: str, port: int, base: Environment, passw
         "redis",
         (server, str(config)),
         {**base, PART_MARK: "redis"},
-        healthy=lambda: _redis_answers(port, password),
+        healthy=lambda: _redis_accepts(port, password, "PING"),
+        report=lambda: _report_disk(folder, port, password),
         stop_seconds=30.0,
         death_signal=signal.SIGTERM,
         stop_order=2,
@@ -296,12 +300,19 @@ def clear_ray(folder: StackFolder) -> None:
     home.unlink()
 
 
-def _redis_answers(port: int, password: str) -> bool:
+def _report_disk(folder: StackFolder, port: int, password: str) -> None:
+    """Write the free space of Redis's disk, by which services.common.redis_client refuses new jobs."""
+    with suppress(OSError):  # Without the figure, nothing is refused.
+        free = shutil.disk_usage(folder.root).free
+        _redis_accepts(port, password, f"SET tlm:disk-free {free >> 10} EX 60")
+
+
+def _redis_accepts(port: int, password: str, command: str) -> bool:
     # Importing the redis library would slow down every `tlm` command by half a second.
     try:
         with socket.create_connection((HOST, port), timeout=1.0) as connection, connection.makefile("rb") as responses:
-            connection.sendall(f"AUTH {password}\r\nPING\r\n".encode())
-            return [responses.readline(), responses.readline()] == [b"+OK\r\n", b"+PONG\r\n"]
+            connection.sendall(f"AUTH {password}\r\n{command}\r\n".encode())
+            return [responses.readline()[:1], responses.readline()[:1]] == [b"+", b"+"]
     except OSError:
         return False
 

@@ -23,8 +23,7 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.5, 15.0
 _MOST_CRASHES, _CRASH_WINDOW_SECONDS = 5, 300.0
 # A part that was never up probably has a wrong configuration, so it gets only one more try.
 _MOST_START_FAILURES = 2
-_ROUND_SECONDS = 0.1
-_DRAIN_SECONDS = 30.0
+_ROUND_SECONDS, _REPORT_SECONDS, _DRAIN_SECONDS = 0.1, 10.0, 30.0
 _ERRORS = {"redis": StoreUnavailable, "ray": ClusterUnavailable, "retriever": IndexUnavailable}
 
 Notify = Callable[[str], None]
@@ -68,6 +67,7 @@ class _Run:
     up: bool = False
     ever_up: bool = False
     started_at: float = 0.0
+    next_report: float = 0.0
     next_start: float = 0.0
     restarts: int = 0
     crashes: list[float] = field(default_factory=list)
@@ -150,6 +150,9 @@ class Supervisor:
             self._crashed(run, f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}")
             return True
         if run.up:
+            if now >= run.next_report:
+                run.next_report = now + _REPORT_SECONDS
+                part.report()
             return False
         if part.healthy():
             run.up = run.ever_up = True

@@ -282,13 +282,25 @@ def test_loop_beside_redis_reports_the_free_space_of_its_disk() -> None:
     """The gate of `JobStore.check_space` reads it."""
     command = substitute(SERVICES["redis"]["command"][-1]).replace("/data", str(ROOT))
     (load,) = (load for load in workloads(base_files()) if load.component == "redis")
-    both = [re.search(r"free\(\).*\n.*done &\n", text)[0] for text in (command, load.container["args"][0])]  # type: ignore[index]
+    both = [re.search(r"free\(\).*\n(?:.*\n)*?.*done &\n", text)[0] for text in (command, load.container["args"][0])]  # type: ignore[index]
     assert len({re.sub(r"/\S+ \||\$REDIS_PASSWORD|secret|\s+", "", text) for text in both}) == 1
     assert f"redis-cli set {DISK_FREE} " in both[0]
     answer = subprocess.run(
         ["sh", "-c", f"{both[0].splitlines()[0]}; free"], capture_output=True, check=True, text=True
     )
     assert int(answer.stdout) == pytest.approx(shutil.disk_usage(ROOT).free / 1024, rel=0.05)
+
+
+@pytest.mark.parametrize(("df", "written"), [("exit 1", ""), ("echo; echo / 9 9 77 9", "set tlm:disk-free 77 ex 60")])
+def test_loop_beside_redis_writes_only_measured_space(tmp_path: Path, df: str, written: str) -> None:
+    (loop,) = re.findall(r"free\(\).*\n(?:.*\n)*?.*done &\n", substitute(SERVICES["redis"]["command"][-1]))
+    fakes = f"""n=0; sleep() {{ n=$((n + 1)); [ $n -lt 2 ]; }}
+    df() {{ {df}; }}
+    redis-cli() {{ echo "$@" >> {tmp_path}/calls; }}
+    touch {tmp_path}/calls
+    """
+    subprocess.run(["bash", "-c", f"{fakes}{loop}wait"], check=True)
+    assert (tmp_path / "calls").read_text().strip() == written
 
 
 def test_make_env_writes_private_secrets_once(tmp_path: Path) -> None:

@@ -133,6 +133,11 @@ def test_killed_part_is_restarted(stack: Stack) -> None:
     assert any("api was killed by signal 9. Restart in 0.5 s" in line for line in stack.lines)
 
 
+def test_part_that_is_up_reports(stack: Stack) -> None:
+    stack.run(stack.part("redis", report=stack.stop.set), when_ready=lambda: None)
+    assert stack.stop.is_set
+
+
 def test_failing_part_stops_the_stack_and_shows_its_log(stack: Stack) -> None:
     broken = stack.part("api", "print('TLM_API_STORAGE is missing', flush=True); raise SystemExit(3)")
     with pytest.raises(Unavailable, match=r"api ended with exit code 3, 2 times") as caught:
