@@ -72,5 +72,5 @@ async def _finish_removals(parts: Parts) -> None:
     """Complete interrupted deletions at the start and every few minutes."""
     while True:
         with parts.removals.round():
-            await run_in_threadpool(finish_removals, parts.jobs, parts.artifacts)
+            await run_in_threadpool(finish_removals, parts)
         await asyncio.sleep(_REMOVAL_SECONDS)

@@ -7,6 +7,7 @@ record is deleted last, so a repeated request completes an interrupted one.
 
 from __future__ import annotations
 
+import json
 import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -76,10 +77,11 @@ def delete_corpus(parts: Parts, tenant: str, name: str, version: str | None = No
     parts.catalog.drop_corpus(tenant, name, version or "")
 
 
-def finish_removals(jobs: JobStore, artifacts: ArtifactStore) -> None:
+def finish_removals(parts: Parts) -> None:
     """Complete interrupted deletions. Raises StoreUnavailable."""
-    for removal in jobs.removals():
-        _finish(jobs, artifacts, removal)
+    for member, body in parts.jobs.removals().items():
+        with parts.removals.item(f"removal {member}"):
+            _finish(parts.jobs, parts.artifacts, Removal(**json.loads(body)))
 
 
 def artifacts_of(jobs: JobStore, job: JobRecord) -> set[str]:

@@ -195,6 +195,8 @@ class Tailer:
         heads = await run_in_threadpool(self._heads, keys)
         for key, values in zip(keys, heads, strict=True):
             with self.task.item(f"job {key[1]}"):
+                if isinstance(values, Exception):
+                    raise values
                 await self._follow(key, values)
 
     async def _follow(self, key: tuple[str, str], values: _HeadValues) -> None:
@@ -219,11 +221,11 @@ class Tailer:
                 topic.recent.clear()
         topic.head = head
 
-    def _heads(self, keys: Sequence[tuple[str, str]]) -> list[_HeadValues]:
+    def _heads(self, keys: Sequence[tuple[str, str]]) -> list[_HeadValues | Exception]:
         pipe = self._redis.pipeline(transaction=False)
         for tenant, job_id in keys:
             pipe.hmget(redis_key(tenant, "job", job_id), ["state", "last_event", "progress"])
-        rows: list[_HeadValues] = pipe.execute()
+        rows: list[_HeadValues | Exception] = pipe.execute(raise_on_error=False)
         return rows
 
 

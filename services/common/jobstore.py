@@ -524,9 +524,9 @@ class JobStore(JobReads):
         if not self._redis.exists(key(job.tenant, "job", job.id)):  # It was deleted a moment ago.
             self._redis.delete(job_artifacts)
 
-    def removals(self) -> list[Removal]:
-        """Return what remains to be deleted, for all tenants."""
-        return [Removal(**json.loads(body)) for body in self._redis.hvals(REMOVALS)]
+    def removals(self) -> dict[str, str]:
+        """Return what remains to be deleted, for all tenants: the JSON of each `Removal` by its member."""
+        return dict(self._redis.hgetall(REMOVALS))
 
     def removed(self, removal: Removal) -> None:
         """Record that a removal is complete."""

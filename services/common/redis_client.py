@@ -114,7 +114,8 @@ class _Client(redis.Redis):
 class _Pipeline(redis.client.Pipeline):
     def execute(self, raise_on_error: bool = True) -> list[object]:
         with _translated_errors():
-            return super().execute(raise_on_error)
+            answers = super().execute(raise_on_error)
+        return [_translate(answer) if isinstance(answer, redis_errors.RedisError) else answer for answer in answers]
 
 
 @contextmanager

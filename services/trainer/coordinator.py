@@ -505,7 +505,11 @@ class Coordinator:
             log.warning("Job %s waits: %s", job.id, error)
             report_waiting(self.store, job, error)
 
-        elif isinstance(error, ClusterUnavailable) and self._now - held.waiting_since > self.settings.hang_seconds:
+        elif (
+            isinstance(error, ClusterUnavailable)
+            and self._now - held.waiting_since > self.settings.hang_seconds
+            and not self.cluster.answers()
+        ):
             # Another coordinator may reach the cluster.
             log.warning("Giving up job %s: %s", job.id, error)
             self.store.renew(job.tenant, job.id, self.owner, 0.0)

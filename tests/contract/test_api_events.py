@@ -265,6 +265,22 @@ def test_job_with_an_unknown_state_does_not_stop_the_streams_of_others(gateway: 
         other.result(20)
 
 
+def test_record_of_a_wrong_type_does_not_stop_the_streams_of_others(gateway: Gateway) -> None:
+    (damaged, whole), tailer = (running(gateway), running(gateway)), gateway.parts.tailer
+    name = f"tlm:{{{T}}}:job:{damaged.id}"
+    with gateway.served() as url, ThreadPoolExecutor(2) as pool:
+        reader, other = pool.submit(read, url, whole.id), pool.submit(read, url, damaged.id)
+        wait_for(lambda: watcher_count(gateway) == 2)
+        gateway.client.pipeline().delete(name).set(name, "x").execute()
+        wait_for(lambda: tailer.task.skipped)
+        gateway.parts.jobs.finish(whole, "a", {})
+        assert reader.result(20)[-1]["event"] == "end"
+        assert list(tailer.task.skipped) == [f"job {damaged.id}"] and tailer.task.condition == "ok"
+        gateway.client.delete(name)
+        with suppress(httpx.HTTPError):  # It may have read its first page from the damaged record.
+            other.result(20)
+
+
 def test_open_stream_waits_for_the_store(gateway: Gateway) -> None:
     job = running(gateway)
     gateway.parts.jobs.finish(job, "a", {})

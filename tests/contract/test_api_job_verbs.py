@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from services.api import removal
 from services.common.jobstore import JobStore, Removal
+from services.common.redis_client import REMOVALS
 from tests.contract.gateway import TRAIN, Gateway, add_version, restarted, upload
 from tests.contract.job_results import complete, publish
 from tests.support import wait_for
@@ -230,6 +233,19 @@ def test_interrupted_deletion_with_jobs_is_completed(api: TestClient, gateway: G
     finish_removals(gateway)
     assert api.get("/v1/jobs").json()["data"] == []
     assert not any((gateway.root / "storage/default").rglob("manifest.json"))
+
+
+@pytest.mark.parametrize("damaged", ["", "[]", '{"unknown": 1}', '{"tenant": "default", "id": "x", "folders": 3}'])
+def test_damaged_removal_stops_no_other_deletion(gateway: Gateway, damaged: str) -> None:
+    folder = gateway.root / "storage" / "default" / "datasets" / "ds_1"
+    folder.mkdir(parents=True)
+    whole = json.dumps({"tenant": "default", "id": "ds_1", "folders": ["default/datasets/ds_1"]})
+    gateway.client.hset(REMOVALS, mapping={"default/a": damaged, "default/ds_1": whole, "default/z": damaged})
+    with gateway.parts.removals.round():
+        removal.finish_removals(gateway.parts)
+    assert not folder.exists()
+    assert sorted(gateway.parts.jobs.removals()) == ["default/a", "default/z"], "a person decides about these"
+    assert sorted(gateway.parts.removals.skipped) == ["removal default/a", "removal default/z"]
 
 
 def test_unfinished_job_is_not_deleted(api: TestClient, gateway: Gateway) -> None:

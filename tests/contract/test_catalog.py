@@ -59,7 +59,7 @@ def test_concurrent_uploads_get_different_versions(catalog: Catalog) -> None:
 def test_dropped_dataset_leaves_nothing(catalog: Catalog, redis_client: redis.Redis) -> None:
     record, store = add(catalog), JobStore(redis_client)
     store.drop_dataset(T, record.id, record.name, Removal(T, record.id))
-    assert [removal.id for removal in store.removals()] == [record.id]
+    assert list(store.removals()) == [f"{record.tenant}/{record.id}"]
     store.removed(Removal(T, record.id))
     with pytest.raises(NotFound):
         catalog.dataset(T, "toy")

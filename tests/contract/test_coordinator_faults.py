@@ -626,6 +626,17 @@ def test_every_round_touches_the_heartbeat_file(harness: CoordinatorHarness, tmp
     assert not runner.is_alive()
 
 
+def test_wrong_settings_of_the_cluster_do_not_give_a_job_up(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    harness.cluster.offered_gpus = 4.0
+    harness.rounds_until(coordinator, 400)
+    assert harness.events(job_id).count("job.waiting") == 1
+    job = harness.job(job_id)
+    assert (job.owner, job.lease_until and job.lease_until > job.updated_at) == (coordinator.owner, True)
+    harness.cluster.offered_gpus = 0.0
+    harness.until_submitted(coordinator, job_id)
+
+
 def test_full_redis_stops_neither_the_coordinator_nor_its_workers(
     harness: CoordinatorHarness, redis_client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import shutil
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -97,6 +98,14 @@ def test_coordinator_logs_claims_and_releases_with_the_job(harness: CoordinatorH
     coordinator.round()
     logged = {line["event"].split()[0]: line["job_id"] for line in lines() if job_id in line["event"]}
     assert logged == {"Claimed": job_id, "Released": job_id}
+
+
+def test_gateway_without_its_storage_shows_the_other_figures(gateway: Gateway) -> None:
+    with gateway.test_client() as api:
+        shutil.rmtree(gateway.root / "storage")
+        figures = parsed(api.get("/metrics").text)
+    assert value(figures, "tlm_redis_up") == 1
+    assert "tlm_storage_free_bytes" not in {name for name, _ in figures}
 
 
 def test_figures_of_the_gateway_need_the_token_but_not_redis(gateway: Gateway, monkeypatch: Any) -> None:

@@ -105,8 +105,7 @@ def _check_coordinator(parts: Parts) -> None:
 def _live_figures(parts: Parts, tenant: str) -> Iterator[Live]:
     """Yield the figures of the service. Without Redis, `tlm_redis_up` is 0 and the figures of Redis are missing."""
     yield Live("tlm_event_streams", "Open event streams of this gateway.", parts.tailer.watchers)
-    if parts.artifacts.local:
-        free = shutil.disk_usage(parts.artifacts.root).free
+    if parts.artifacts.local and (free := _free_bytes(parts.artifacts.root)) is not None:
         yield Live("tlm_storage_free_bytes", "Free space of the storage.", free)
     try:
         figures = [*parts.jobs.figures(tenant), parts.deliverer.backlog()]
@@ -114,3 +113,10 @@ def _live_figures(parts: Parts, tenant: str) -> Iterator[Live]:
         figures = []
     yield Live("tlm_redis_up", "Whether Redis answers and accepts writes.", bool(figures))
     yield from figures
+
+
+def _free_bytes(folder: str) -> int | None:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:  # The storage is away.
+        return None
