@@ -161,7 +161,7 @@ class IndexMismatch(TLMError, code="index_mismatch"):
 
 
 class UnreadableRecord(TLMError, code="unreadable_record"):
-    """A job's record is damaged, or another release wrote it, and this one cannot read it."""
+    """A record is damaged, or another release wrote it, and this one cannot read it."""
 
 
 class EmptySelection(TLMError, code="empty_selection"):

@@ -89,6 +89,7 @@ class Dataset(_Answer):
     warnings: int
     selection: int | None = Field(None, description="number of passages in the selection that the dataset includes")
     created_at: Time
+    error: JsonObject | None = Field(None, description="why the service cannot read the record, in a list")
 
 
 class DatasetCreated(Dataset):

@@ -19,7 +19,7 @@ _RECORDED = wire.JobSummary.model_fields.keys() - {"metric", "score"}
 
 def dataset_view(record: DatasetRecord) -> wire.Dataset:
     fields = record.model_dump(include={"id", "name", "version", "options", "created_at"})
-    return wire.Dataset(**fields, **record.summary.model_dump(), digest=record.raw.digest)
+    return wire.Dataset(**fields, **record.summary.model_dump(), digest=record.raw.digest, error=record.error)
 
 
 def load_view(load: CorpusLoad) -> wire.CorpusLoad:

@@ -18,7 +18,18 @@ from typing import Any
 
 import redis
 
-from services.common.catalog_records import OPEN, CorpusLoad, CorpusRecord, CorpusVersion, DatasetRecord, DatasetSummary
+from services.common.catalog_records import (
+    OPEN,
+    CorpusLoad,
+    CorpusRecord,
+    CorpusVersion,
+    DatasetRecord,
+    DatasetSummary,
+    listed_dataset,
+    listed_load,
+    listed_versions,
+    read_record,
+)
 from services.common.redis_client import PREFIX, check_disk, key, load_scripts
 from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.corpus.states import CorpusState, LoadState, NearDuplicatesChoice
@@ -90,7 +101,7 @@ class Catalog:
             body = self._redis.get(key(tenant, "dataset", newest[0])) if newest else None
         if body is None:
             raise NotFound(f"No dataset '{id_or_name}'. Upload it, or list the datasets to see their names.")
-        return DatasetRecord.model_validate_json(body)
+        return read_record(DatasetRecord, body, f"dataset '{id_or_name}'")
 
     def _version(self, tenant: str, name: str, version: str) -> DatasetRecord | None:
         for record in self._dataset_records(tenant, reversed(self.dataset_ids(tenant, name))):
@@ -113,26 +124,28 @@ class Catalog:
         return list(ids) or [id_or_name]
 
     def _dataset_records(self, tenant: str, ids: Iterable[str]) -> list[DatasetRecord]:
-        return [DatasetRecord.model_validate_json(body) for body in self._bodies(tenant, "dataset", ids)]
+        return [listed_dataset(tenant, *row) for row in self._bodies(tenant, "dataset", ids)]
 
     # --- corpora --------------------------------------------------------------------------------------------------
 
     def corpus(self, tenant: str, name: str) -> CorpusRecord:
         """Return a corpus. Raises NotFound if nothing was ever uploaded under this name."""
-        pipe = self._redis.pipeline().zscore(key(tenant, "corpora"), name).hvals(key(tenant, "corpus", name))
+        pipe = self._redis.pipeline().zscore(key(tenant, "corpora"), name).hgetall(key(tenant, "corpus", name))
         score, bodies = pipe.execute()
         if score is None:
             raise NotFound(f"No corpus '{name}'. Upload it, or list the corpora to see their names.")
-        return _corpus(tenant, name, bodies)
+        return CorpusRecord(tenant=tenant, name=name, versions=listed_versions(tenant, name, bodies))
 
     def corpora(self, tenant: str, *, after: str | None = None, limit: int = 20) -> tuple[list[CorpusRecord], bool]:
         """Return the corpora whose names follow `after`, by name, and whether there are more."""
         names = self._names(key(tenant, "corpora"), after, limit + 1)
         pipe = self._redis.pipeline(transaction=False)
         for name in names[:limit]:
-            pipe.hvals(key(tenant, "corpus", name))
-        versions = pipe.execute()
-        records = [_corpus(tenant, name, bodies) for name, bodies in zip(names[:limit], versions, strict=True)]
+            pipe.hgetall(key(tenant, "corpus", name))
+        records = [
+            CorpusRecord(tenant=tenant, name=name, versions=listed_versions(tenant, name, bodies))
+            for name, bodies in zip(names[:limit], pipe.execute(), strict=True)
+        ]
         return records, len(names) > limit
 
     def drop_corpus(self, tenant: str, corpus: str, version: str = "") -> None:
@@ -190,7 +203,7 @@ class Catalog:
     def loads(self, tenant: str, corpus: str, *, limit: int = 10) -> list[CorpusLoad]:
         """Return the latest loads of a corpus, newest first."""
         ids = self._names(key(tenant, "corpus-loads", corpus), None, limit, newest_first=True)
-        return [CorpusLoad.model_validate_json(body) for body in self._bodies(tenant, "load", ids)]
+        return [listed_load(tenant, corpus, *row) for row in self._bodies(tenant, "load", ids)]
 
     def open_load(self, tenant: str, corpus: str) -> CorpusLoad | None:
         """Return the open load of a corpus, if there is one."""
@@ -252,12 +265,13 @@ class Catalog:
         body = self._redis.get(key(tenant, "load", load_id))
         if body is None:
             raise NotFound(f"No load '{load_id}'. The corpus lists its loads.")
-        return CorpusLoad.model_validate_json(body), body
+        return read_record(CorpusLoad, body, f"load {load_id}"), body
 
-    def _bodies(self, tenant: str, kind: str, ids: Iterable[str]) -> list[str]:
-        keys = [key(tenant, kind, record_id) for record_id in ids]
-        bodies = self._redis.mget(keys) if keys else []
-        return [body for body in bodies if body is not None]
+    def _bodies(self, tenant: str, kind: str, ids: Iterable[str]) -> list[tuple[str, str]]:
+        """Return (id, JSON) of each record that exists."""
+        ids = list(ids)
+        bodies = self._redis.mget([key(tenant, kind, record_id) for record_id in ids]) if ids else []
+        return [(record_id, body) for record_id, body in zip(ids, bodies, strict=True) if body is not None]
 
     def _names(self, index: str, after: str | None, limit: int, *, newest_first: bool = False) -> list[str]:
         """Return at most `limit` members of a sorted set whose scores are all 0, in the order of their bytes."""
@@ -305,9 +319,3 @@ def _raise_if_open(corpus: str, answer: list[str]) -> None:
             raise AlreadyRunning(
                 f"Load {load} of corpus '{corpus}' is open. Wait until it has ended, then try again.", load=load
             )
-
-
-def _corpus(tenant: str, name: str, bodies: list[str]) -> CorpusRecord:
-    versions = [CorpusVersion.model_validate_json(body) for body in bodies]
-    versions.sort(key=lambda version: (version.created_at, version.version), reverse=True)
-    return CorpusRecord(tenant=tenant, name=name, versions=tuple(versions))

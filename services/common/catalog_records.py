@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Mapping
+from typing import TypeVar
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from services.common.redis_client import unreadable
 from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.corpus.states import CorpusState, LoadState, NearDuplicatesChoice
-from tlm_core.errors import NotFound
+from tlm_core.errors import NotFound, UnreadableRecord
 
 
 class _Record(BaseModel):
@@ -26,7 +30,7 @@ class DatasetRecord(_Record):
     """One uploaded version of a dataset. Its id always means these bytes; its name means the newest version.
 
     raw: the uploaded files. report: folder with the validation report. options: fields of DatasetOptions that the
-    uploader has set. created_at: Unix seconds.
+    uploader has set. created_at: Unix seconds. error: set in a list, where this stands for an unreadable record.
     """
 
     id: str
@@ -38,6 +42,7 @@ class DatasetRecord(_Record):
     options: dict[str, object] = {}
     summary: DatasetSummary = DatasetSummary()
     created_at: float
+    error: dict[str, object] | None = Field(None, exclude=True)
 
 
 class CorpusVersion(_Record):
@@ -104,3 +109,55 @@ class CorpusLoad(_Record):
     total: int = 0
     error: dict[str, object] | None = None
     created_at: float
+
+
+_AnyRecord = TypeVar("_AnyRecord", bound=_Record)
+
+
+def read_record(kind: type[_AnyRecord], body: str, name: str) -> _AnyRecord:
+    """Return a record from its JSON. name: what the error calls it. Raises UnreadableRecord."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise unreadable(name, error) from error
+
+
+# One unreadable record must not hide the others, so these return a stub with the error for it.
+
+
+def listed_dataset(tenant: str, dataset_id: str, body: str) -> DatasetRecord:
+    try:
+        return read_record(DatasetRecord, body, f"dataset {dataset_id}")
+    except UnreadableRecord as error:
+        lost = ManifestRef(folder=f"{tenant}/datasets/{dataset_id}", digest="")
+        return DatasetRecord(
+            id=dataset_id, tenant=tenant, name="unreadable", version=0, raw=lost, report=lost, created_at=0.0,
+            error=error.as_dict(),
+        )  # fmt: skip
+
+
+def listed_versions(tenant: str, corpus: str, bodies: Mapping[str, str]) -> tuple[CorpusVersion, ...]:
+    """Return the versions of a corpus, newest first."""
+    versions = [_listed_version(tenant, corpus, name, body) for name, body in bodies.items()]
+    return tuple(sorted(versions, key=lambda version: (version.created_at, version.version), reverse=True))
+
+
+def _listed_version(tenant: str, corpus: str, name: str, body: str) -> CorpusVersion:
+    try:
+        return read_record(CorpusVersion, body, f"version {name} of corpus '{corpus}'")
+    except UnreadableRecord as error:
+        lost = ManifestRef(folder=f"{tenant}/corpora/{corpus}/{name}", digest="")
+        return CorpusVersion(
+            version=name, language="unknown", passages=lost, count=0, state=CorpusState.FAILED, created_at=0.0,
+            error=error.as_dict(),
+        )  # fmt: skip
+
+
+def listed_load(tenant: str, corpus: str, load_id: str, body: str) -> CorpusLoad:
+    try:
+        return read_record(CorpusLoad, body, f"load {load_id}")
+    except UnreadableRecord as error:
+        return CorpusLoad(
+            id=load_id, tenant=tenant, corpus=corpus, language="unknown", upload=ManifestRef(folder="", digest=""),
+            state=LoadState.FAILED, created_at=0.0, error=error.as_dict(),
+        )  # fmt: skip

@@ -26,6 +26,7 @@ from services.common.redis_client import (
     TO_MOVE,
     free_bytes,
     key,
+    unreadable,
 )
 from tlm_core.artifacts.hashing import digest_of
 from tlm_core.artifacts.manifest import ManifestRef
@@ -332,11 +333,7 @@ def _record(fields: Mapping[str, str]) -> JobRecord:
         fields = unpacked(fields)
         return JobRecord.model_validate({k: json.loads(v) if k in _JSON_FIELDS else v for k, v in fields.items()})
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UnreadableRecord(
-            f"Another release of the service wrote job {fields.get('id')}: "
-            f"{'.'.join(map(str, first['loc']))}: {first['msg']}. Run the newest release in all processes."
-        ) from error
+        raise unreadable(f"job {fields.get('id')}", error) from error
     except (ValueError, zlib.error) as error:
         raise UnreadableRecord(f"The record of job {fields.get('id')} is damaged: {error}. Restore it.") from error
 

@@ -32,6 +32,7 @@ from pathlib import Path
 
 import redis
 import redis.exceptions as redis_errors
+from pydantic import ValidationError
 from redis.commands.core import Script
 
 from tlm_core.errors import StoreFull, StoreUnavailable, TLMError, UnreadableRecord
@@ -85,6 +86,15 @@ def check_disk(client: redis.Redis) -> None:
 def free_bytes(disk_free: str | None) -> int | None:
     """Return the free space of Redis's disk by the value of DISK_FREE, or None if that is no number."""
     return int(disk_free) * 1024 if disk_free and disk_free.isdecimal() else None
+
+
+def unreadable(name: str, error: ValidationError) -> UnreadableRecord:
+    """Return the error for a record that does not match its model."""
+    first = error.errors()[0]
+    return UnreadableRecord(
+        f"Another release of the service wrote {name}, or it is damaged: {'.'.join(map(str, first['loc']))}: "
+        f"{first['msg']}. Run the newest release in all processes, or restore it."
+    )
 
 
 class _Pool(redis.ConnectionPool):

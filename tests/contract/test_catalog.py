@@ -13,7 +13,7 @@ from services.common.catalog_records import CorpusLoad, CorpusVersion, DatasetRe
 from services.common.jobstore import JobStore, Removal
 from tlm_core.artifacts import ManifestRef
 from tlm_core.corpus.states import CorpusState, LoadState
-from tlm_core.errors import AlreadyRunning, Conflict, NotFound, StaleAttempt
+from tlm_core.errors import AlreadyRunning, Conflict, NotFound, StaleAttempt, UnreadableRecord
 from tlm_core.names import new_id
 
 T = "default"
@@ -54,6 +54,32 @@ def test_concurrent_uploads_get_different_versions(catalog: Catalog) -> None:
         records = list(pool.map(lambda _: add(catalog), range(24)))
     assert sorted(r.version for r in records) == list(range(1, 25))
     assert catalog.dataset(T, "toy").version == 24
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "[1]"])
+def test_lists_show_a_damaged_record_beside_the_others(
+    catalog: Catalog, redis_client: redis.Redis, damage: str
+) -> None:
+    damaged, whole = add(catalog, "bad"), add(catalog)
+    for version in ("v1", "v2"):
+        finish(catalog, load := catalog.add_load(T, "docs", "en", REF), version)
+    redis_client.set(f"tlm:{{{T}}}:dataset:{damaged.id}", damage)
+    redis_client.set(f"tlm:{{{T}}}:load:{load.id}", damage)
+    redis_client.hset(f"tlm:{{{T}}}:corpus:docs", "v1", damage)
+    listed = {record.id: record for record in catalog.datasets(T)[0]}
+    assert listed[whole.id] == whole
+    assert str((listed[damaged.id].error or {})["message"]).startswith("Another release of the service wrote dataset")
+    for corpus in (catalog.corpus(T, "docs"), catalog.corpora(T)[0][0]):
+        states = {version.version: (version.state, bool(version.error)) for version in corpus.versions}
+        assert states == {"v1": (CorpusState.FAILED, True), "v2": (CorpusState.READY, False)}
+    assert [(entry.state, bool(entry.error)) for entry in catalog.loads(T, "docs")] == [
+        (LoadState.FAILED, True),
+        (LoadState.READY, False),
+    ]
+    for read in (lambda: catalog.dataset(T, "bad"), lambda: catalog.load(T, load.id)):
+        with pytest.raises(UnreadableRecord, match="or it is damaged"):
+            read()
+    assert "error" not in whole.model_dump(), "no record stores it"
 
 
 def test_dropped_dataset_leaves_nothing(catalog: Catalog, redis_client: redis.Redis) -> None:

@@ -81,7 +81,7 @@ def recipe_key(
 def _page(request: Request, parts: Parts, tenant: str, form: JobForm, error: TLMError | None) -> Response:
     records, _ = parts.catalog.datasets(tenant, limit=_CHOICES)
     corpora, _ = parts.catalog.corpora(tenant, limit=_CHOICES)
-    names = list(dict.fromkeys(record.name for record in records))
+    names = list(dict.fromkeys(record.name for record in records if not record.error))
     if form.dataset and form.dataset not in names:
         names.insert(0, form.dataset)
     return page(
