@@ -125,6 +125,8 @@ def _remove(jobs: JobStore, artifacts: ArtifactStore, removal: Removal) -> None:
     tenant, unshared = removal.tenant, set(removal.artifacts)
     for digest in removal.data:
         for other in jobs.jobs_on_data(tenant, digest):
+            if not unshared:
+                break
             if shared := unshared & artifacts_of(jobs, other):
                 jobs.inherit_artifacts(other, shared)
                 unshared -= shared

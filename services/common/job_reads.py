@@ -7,7 +7,7 @@ import math
 import re
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
 import redis
@@ -32,7 +32,7 @@ from tlm_core.artifacts.hashing import digest_of
 from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.errors import NotFound, UnreadableRecord
 from tlm_core.jobs.spec import MAX_PRIORITY, Event, JobRecord, JobSpec, Resolved
-from tlm_core.jobs.states import State
+from tlm_core.jobs.states import TERMINAL, State
 from tlm_core.training.recipe import resolve
 
 _JSON_FIELDS = frozenset(
@@ -118,6 +118,10 @@ class JobReads:
             raise no_job(job_id)
         return _record(fields)
 
+    def was_deleted(self, tenant: str, job_id: str) -> bool:
+        """Return whether a job of this store was deleted lately. A job without a record may be of another store."""
+        return bool(self._redis.exists(key(tenant, "deleted", job_id)))
+
     def state(self, tenant: str, job_id: str) -> State:
         """Return the state of a job, for frequent reads. Raises NotFound."""
         state = self._redis.hget(key(tenant, "job", job_id), "state")
@@ -164,10 +168,27 @@ class JobReads:
         """Return the ids of the newest jobs in a state."""
         return self._ids([key(tenant, "state", state)], None, None, None, limit)
 
-    def jobs_on_data(self, tenant: str, digest: str) -> list[JobRecord]:
-        """Return all jobs whose dataset has these bytes. Only they can share an artifact."""
-        ids = self._redis.zrange(key(tenant, "data", digest), 0, -1)
-        return self._records(tenant, ids)
+    def jobs_on_data(self, tenant: str, digest: str) -> Iterator[JobRecord]:
+        """Yield all jobs whose dataset has these bytes. Only they can share an artifact."""
+        for ids in self._pages(key(tenant, "data", digest)):
+            yield from self._records(tenant, ids)
+
+    def _unfinished(self, tenant: str, place: str) -> tuple[str, str] | None:
+        """Return a job of a list that has not ended, and its state. A job that has ended never changes its state."""
+        for ids in self._pages(place):
+            ended = [self._are_members(ids, key(tenant, "state", state)) for state in sorted(TERMINAL)]
+            for job_id, *in_states in zip(ids, *ended, strict=True):
+                state = None if any(in_states) else self._redis.hget(key(tenant, "job", job_id), "state")
+                if state is not None and state not in TERMINAL:
+                    return job_id, state
+        return None
+
+    def _pages(self, place: str) -> Iterator[list[str]]:
+        """Yield the members of a sorted set whose scores are all 0, in order."""
+        start = "-"
+        while page := self._redis.zrange(place, start, "+", bylex=True, offset=0, num=_PAGE):
+            yield page
+            start = f"({page[-1]}"
 
     def positions(self, jobs: Sequence[JobRecord]) -> dict[str, int]:
         """Return the rank of queued jobs in the order of their start, from 1, by id."""

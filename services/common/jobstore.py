@@ -63,6 +63,7 @@ _MAX_FEED_ENTRIES = 100_000
 ARCHIVE_SECONDS = 30 * 86_400.0  # after the end of a job, until its record is compressed
 _MAX_COUNTED_SECONDS = 60.0  # of running time between two renewals; a step of the clock may be longer
 _IDEMPOTENCY_SECONDS = 7 * 86_400
+_DELETED_SECONDS = 7 * 86_400  # for which the id of a deleted job is known, so that its submissions are deleted too
 _JOBS_AT_ONCE = 100  # whose streams move, or whose records are compressed
 
 Claimable = Literal["any", "leased", "stopping"]
@@ -491,9 +492,16 @@ class JobStore(JobReads):
         """
         tenant = job.tenant
         own_keys = (key(tenant, name, job.id) for name in ("job", "events", "metrics", "logs", "job-artifacts"))
-        keys = [*own_keys, REMOVALS, key(tenant, "names"), *_indexes(tenant, job.spec, job.resolved)]
+        mark = key(tenant, "deleted", job.id)
+        keys = [*own_keys, REMOVALS, key(tenant, "names"), mark, *_indexes(tenant, job.spec, job.resolved)]
         keys += [key(tenant, "state", state) for state in sorted(TERMINAL)]
-        args = [job.id, _TERMINAL_JSON, removal.member, canonical_json(asdict(removal))]
+        args: list[str | float] = [
+            job.id,
+            _TERMINAL_JSON,
+            removal.member,
+            canonical_json(asdict(removal)),
+            _DELETED_SECONDS,
+        ]
         match self._run("delete", keys, args):
             case ["missing"]:
                 raise no_job(job.id)
@@ -505,17 +513,21 @@ class JobStore(JobReads):
 
         Raises Conflict if an unfinished job needs it.
         """
-        parts = (("dataset", dataset_id), ("datasets",), ("dataset-name", name), ("on", dataset_id))
-        unfinished = sorted(set(State) - TERMINAL)
-        keys = [
-            *(key(tenant, *part) for part in parts),
-            REMOVALS,
-            *(key(tenant, "state", state) for state in unfinished),
-        ]
-        args = [dataset_id, removal.member, canonical_json(asdict(removal)), *unfinished]
-        match self._run("drop_dataset", keys, args):
-            case ["busy", job, state]:
+        jobs = key(tenant, "on", dataset_id)
+
+        def drop(pipe: redis.client.Pipeline) -> None:
+            if (unfinished := self._unfinished(tenant, jobs)) is not None:
+                job, state = unfinished
                 raise Conflict(f"Job {job} is {state} and needs this dataset. Cancel the job first.", job=job)
+            pipe.multi()
+            pipe.delete(key(tenant, "dataset", dataset_id))
+            pipe.zrem(key(tenant, "datasets"), dataset_id)
+            pipe.zrem(key(tenant, "dataset-name", name), dataset_id)
+            pipe.hset(REMOVALS, removal.member, canonical_json(asdict(removal)))
+
+        # A job is accepted only while the record exists. One that is accepted meanwhile changes `jobs`, which Redis
+        # watches; then `drop` runs again.
+        self._redis.transaction(drop, jobs)
 
     def inherit_artifacts(self, job: JobRecord, artifacts: Iterable[str]) -> None:
         """Make a job own artifacts of a deleted job that it shares, so that they are deleted with it."""

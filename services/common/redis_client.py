@@ -10,6 +10,7 @@ Keys have the prefix `tlm`; the tenant T stands in braces:
                                                       submission, and of expiry
     tlm:{T}:names         job id → name, for searches
     tlm:{T}:aliases       alias of a model → job id
+    tlm:{T}:deleted:ID    a job that was deleted; expires
     tlm:{T}:rates         rate and kind of device → seconds per unit of work, and the measuring job; a rate is that of
                           a FLOP or of a stage with its setup; device → the kind of the newest worker's
     tlm:{T}:kind:K, :on:DATASET, :data:DIGEST, :label:DIGEST   job ids, for lists      tlm:queue:N   other priorities
@@ -122,6 +123,10 @@ class _Client(redis.Redis):
 
 
 class _Pipeline(redis.client.Pipeline):
+    def watch(self, *names: str) -> None:
+        with _translated_errors():
+            super().watch(*names)
+
     def execute(self, raise_on_error: bool = True) -> list[object]:
         with _translated_errors():
             answers = super().execute(raise_on_error)
@@ -132,7 +137,7 @@ class _Pipeline(redis.client.Pipeline):
 def _translated_errors() -> Iterator[None]:
     try:
         yield
-    except redis_errors.NoScriptError:  # redis-py then loads the script
+    except (redis_errors.NoScriptError, redis_errors.WatchError):  # redis-py then loads the script, or tries again
         raise
     except redis_errors.RedisError as error:
         raise _translate(error) from error

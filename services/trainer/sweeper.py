@@ -54,10 +54,12 @@ class Sweeper:
             self.cluster.delete(submitted.id)
 
     def _has_ended(self, submitted: Submitted) -> bool:
-        """Return whether the attempt has ended. A job without a record may belong to another installation."""
+        """Return whether the attempt has ended, or its job was deleted. Other installations may share the cluster."""
         try:
             job = self.store.get(submitted.tenant, submitted.job)
-        except (NotFound, UnreadableRecord):
+        except NotFound:
+            return self.store.was_deleted(submitted.tenant, submitted.job)
+        except UnreadableRecord:
             return False
         return job.attempt > submitted.attempt or job.state not in ACTIVE
 

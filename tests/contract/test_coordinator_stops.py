@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 import redis
 
+from services.common.jobstore import Removal
 from services.common.redis_client import LEASES
 from services.common.retriever_client import SelectionRun
 from services.trainer.cluster import Ending, Status
@@ -365,6 +366,15 @@ def test_sweep_stops_left_submissions_and_deletes_ended_ones(harness: Coordinato
     sweeper.sweep()
     assert not {left, f"{lost}.baseline.1"} & harness.cluster.commands.keys()
     assert harness.cluster.commands.keys() >= {running, foreign}
+
+
+def test_sweep_deletes_the_submissions_of_a_deleted_job(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    harness.until_ended(coordinator, job_id)
+    assert len(harness.cluster.commands) == 2
+    harness.store.delete(harness.job(job_id), Removal(T, job_id))
+    Sweeper(harness.store, harness.cluster).sweep()
+    assert harness.cluster.commands == {}
 
 
 def test_sweep_goes_on_after_a_submission_that_ray_does_not_stop(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import redis
 
+from services.common import job_reads
 from services.common.jobstore import CheckpointRef, JobStore, Removal
 from tests.contract.coordinator_harness import MovableClockStore
 from tests.factories import make_resolved, make_spec
@@ -255,6 +257,43 @@ def test_dataset_is_dropped_without_a_look_at_finished_jobs(store: JobStore, red
     finished = bring_to(store, State.SUCCEEDED)
     redis_client.delete(f"tlm:{{{T}}}:job:{finished.id}")
     redis_client.set(f"tlm:{{{T}}}:job:{finished.id}", "a look would fail")
+    store.drop_dataset(T, "ds_1", "toy", Removal(T, "ds_1"))
+
+
+def test_dataset_stays_if_a_job_is_submitted_during_its_deletion(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring_to(store, State.SUCCEEDED)
+    search, late = store._unfinished, list[str]()
+
+    def submit_after(tenant: str, place: str) -> tuple[str, str] | None:
+        answer = search(tenant, place)
+        if not late:
+            late.append(submit(store).id)
+        return answer
+
+    monkeypatch.setattr(store, "_unfinished", submit_after)
+    with pytest.raises(Conflict) as refused:
+        store.drop_dataset(T, "ds_1", "toy", Removal(T, "ds_1"))
+    assert refused.value.facts["job"] == late[0]
+    assert store.removals() == {}
+
+
+def test_many_jobs_on_a_dataset_are_read_in_pages(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_reads, "_PAGE", 2)
+    finished = [bring_to(store, State.SUCCEEDED).id for _ in range(4)]
+    queued, sizes, read = submit(store), list[int](), store._records
+
+    def counted(tenant: str, ids: Sequence[str]) -> list[JobRecord]:
+        sizes.append(len(ids))
+        return read(tenant, ids)
+
+    monkeypatch.setattr(store, "_records", counted)
+    assert [job.id for job in store.jobs_on_data(T, queued.resolved.dataset.digest)] == sorted([*finished, queued.id])
+    assert sizes == [2, 2, 1]
+    with pytest.raises(Conflict, match=queued.id):
+        store.drop_dataset(T, "ds_1", "toy", Removal(T, "ds_1"))
+    store.cancel(T, queued.id)
     store.drop_dataset(T, "ds_1", "toy", Removal(T, "ds_1"))
 
 
