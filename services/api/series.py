@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
+from services.common.history import values_of
 from services.common.job_reads import MetricPoint
 from services.common.jobstore import JobStore
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.wire import Series
 
 _PAGE = 5_000
-_METADATA = frozenset({"id", "at", "attempt", "node", "stage", "step"})
 Point = tuple[float, float, float]
 
 
@@ -24,12 +24,10 @@ def series_of(
         if node is not None and entry.get("node") != node:
             continue
         assert isinstance(at, float), "the store sets the time of each point"
-        for name, value in entry.items():
-            if name in _METADATA or isinstance(value, bool) or not isinstance(value, int | float):
-                continue
+        for name, value in values_of(entry):
             if not names or name in names:
                 line = lines.setdefault((str(entry.get("node", "")), name), [])
-                _append(line, (float(step) if isinstance(step, int | float) else len(line), at, float(value)))
+                _append(line, (float(step) if isinstance(step, int | float) else len(line), at, value))
     result = []
     for (line_node, name), line in lines.items():
         steps, times, values = zip(*thinned(line, points), strict=True)

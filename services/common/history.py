@@ -9,7 +9,7 @@ import logging
 import tempfile
 import uuid
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STREAMS = ("events", "metrics", "logs")
-# Of each stream; a job that writes more loses its oldest log lines and metric points.
+# Of each stream. A job that writes more loses its oldest log lines, and has curves with fewer points.
 _MAX_ENTRIES = 200_000
+
+_METADATA = frozenset({"id", "at", "attempt", "node", "stage", "step"})  # fields of a metric point that are no values
 
 Row = tuple[str, dict[str, str]]  # id and fields of an entry, as XRANGE returns them
 
@@ -64,9 +66,10 @@ class History:
             for stream in STREAMS:
                 entries = [*self._earlier_rows(job, earlier, stream), *rows.get(stream, ())]
                 last |= {stream: entries[-1][0]} if entries else {}
-                newest = entries if stream == "events" else entries[-_MAX_ENTRIES:]
+                if len(entries) > _MAX_ENTRIES and stream != "events":
+                    entries = _thinned(entries) if stream == "metrics" else entries[-_MAX_ENTRIES:]
                 with gzip.open(source / f"{stream}.gz", "wt", encoding="utf-8") as file:
-                    file.writelines(canonical_json(entry) + "\n" for entry in newest)
+                    file.writelines(canonical_json(entry) + "\n" for entry in entries)
             ref = self.artifacts.write(folder, source, artifact=job, stage="history")
         return Moved(ref=ref, last=last)
 
@@ -80,6 +83,42 @@ class History:
 
     def delete(self, moved: Moved) -> None:
         self.artifacts.delete(moved.ref.folder)
+
+
+def values_of(point: Mapping[str, object]) -> Iterator[tuple[str, float]]:
+    """Yield the measured values of a metric point by name."""
+    for name, value in point.items():
+        if name not in _METADATA and not isinstance(value, bool) and isinstance(value, int | float):
+            yield name, float(value)
+
+
+def _thinned(entries: Sequence[Row]) -> list[Row]:
+    """Return at most half of `_MAX_ENTRIES` metric points: the extremes of each curve in equal ranges of its steps.
+
+    Ranges of steps stay equal when later points are thinned too. Ranges of entries would thin the beginning most.
+    """
+    curves: dict[tuple[str, str], list[tuple[float, float, int]]] = {}
+    for index, (_, fields) in enumerate(entries):
+        point = json.loads(fields["data"])
+        for name, value in values_of(point):
+            step = point.get("step")
+            x = float(step) if isinstance(step, int | float) else float(index)
+            curves.setdefault((str(point.get("node", "")), name), []).append((x, value, index))
+    ranges = max(1, _MAX_ENTRIES // 4 // max(1, len(curves)))
+    indices = {index for curve in curves.values() for index in _extremes(curve, ranges)}
+    return [entries[index] for index in sorted(indices)]
+
+
+def _extremes(curve: Sequence[tuple[float, float, int]], ranges: int) -> Iterator[int]:
+    """Yield the index of the least and the greatest value in each of equal ranges of steps."""
+    least: dict[int, tuple[float, int]] = {}
+    greatest: dict[int, tuple[float, int]] = {}
+    width = max(step for step, _, _ in curve) / ranges or 1.0
+    for step, value, index in curve:
+        part = int(step / width)
+        least[part] = min(least.get(part, (value, index)), (value, index))
+        greatest[part] = max(greatest.get(part, (value, index)), (value, index))
+    yield from (index for _, index in (*least.values(), *greatest.values()))
 
 
 @lru_cache(maxsize=4)  # Charts read a series in pages.

@@ -123,7 +123,7 @@ class _Client(redis.Redis):
 
 
 class _Pipeline(redis.client.Pipeline):
-    def watch(self, *names: str) -> None:
+    def watch(self, *names: bytes | str | memoryview[int]) -> None:
         with _translated_errors():
             super().watch(*names)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import redis
 
 from services.api.removal import _delete_job
+from services.common import history
 from services.common.history import History, Moved
 from services.common.history import _read as history_of_a_job
 from services.common.jobstore import JobStore
@@ -64,6 +66,25 @@ def test_long_curve_keeps_its_beginning(store: JobStore, redis_client: redis.Red
     report(store, job, range(25_000, 25_010))
     assert steps_of(store, job) == list(range(25_010))
     assert store.logs(T, job.id, limit=1)[0]["line"] == "line 0"
+
+
+def test_endless_curve_keeps_its_beginning_and_its_peaks(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "_MAX_ENTRIES", 3000)
+    job = running(store)
+    for first in range(0, 12_000, 2_000):
+        page = range(first, first + 2_000)
+        points = [{"node": "joint.s0", "step": step, "loss": 99.0 if step == 7 else 1 / (step + 1)} for step in page]
+        points += [{"node": "joint.s1", "step": step, "loss": -1.0} for step in page]
+        store.report(T, job.id, 1, metrics=points, logs=[f"line {step}" for step in page])
+        assert store.move_marked() == 1
+    stored = store.metrics(T, job.id, limit=100_000)
+    assert len(stored) <= 3000
+    for node in ("joint.s0", "joint.s1"):
+        steps = [int(str(point["step"])) for point in stored if point["node"] == node]
+        assert steps[0] < 10 and steps == sorted(steps)
+        assert max(later - earlier for earlier, later in itertools.pairwise([*steps, 12_000])) < 200
+    assert [point["step"] for point in stored if point["loss"] == 99.0] == [7]
+    assert store.last_logs(T, job.id, 1)[0]["line"] == "line 11999"
 
 
 def test_short_streams_of_a_running_stage_stay_in_redis(store: JobStore, artifacts: ArtifactStore) -> None:
