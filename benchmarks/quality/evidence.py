@@ -230,6 +230,8 @@ def _claim(records: Sequence[Record], task: str, first: str, second: str) -> str
     differences = [scores[seed] - rivals[seed] for seed in scores.keys() & rivals.keys()]
     if len(differences) < 2:
         return "–"
+    if len(set(differences)) == 1:  # such as a linear model that all jobs return
+        return f"{differences[0]:+.3f}, the same with each of {len(differences)} seeds"
     p = float(ttest_1samp(differences, 0.0).pvalue)
     verdict: Literal["confirmed", "refuted", "open"] = "open"
     if p < LEVEL:

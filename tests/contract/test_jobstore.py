@@ -258,6 +258,7 @@ def test_dataset_is_dropped_without_a_look_at_finished_jobs(store: JobStore, red
     redis_client.delete(f"tlm:{{{T}}}:job:{finished.id}")
     redis_client.set(f"tlm:{{{T}}}:job:{finished.id}", "a look would fail")
     store.drop_dataset(T, "ds_1", "toy", Removal(T, "ds_1"))
+    assert list(store.removals()) == [Removal(T, "ds_1").member]
 
 
 def test_dataset_stays_if_a_job_is_submitted_during_its_deletion(

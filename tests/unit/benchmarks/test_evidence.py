@@ -54,6 +54,15 @@ def test_fixed_rival_is_paired_with_each_seed() -> None:
     assert "+0.110, confirmed" in row and "3 seeds" in row
 
 
+def test_equal_differences_have_no_probability() -> None:
+    records = [
+        *made_records({"returned model": [0.6, 0.6, 0.6]}),
+        Record("sciie", "linear model", None, None, 0.5, 9.0),
+    ]
+    row = next(line for line in table(records).splitlines() if line.startswith("| returned model > linear model"))
+    assert "+0.100, the same with each of 3 seeds" in row
+
+
 def test_summary_marks_the_best_model_of_each_task() -> None:
     text = summary(made_records({"task only": [0.5, 0.6], "TLM (BM25)": [0.7, 0.6]}))
     row = next(line for line in text.splitlines() if line.startswith("| SciERC"))

@@ -30,8 +30,12 @@ def test_logarithmic_axis_has_equal_distances_for_equal_ratios() -> None:
 
 
 def test_single_point_and_equal_values_are_plotted() -> None:
-    ElementTree.fromstring(plot([Curve("one", [(5, 0.5, None)])], title="T", x="x", y="y", log_x=True))
-    ElementTree.fromstring(plot([Curve("flat", [(0, 0.5, 0.0), (1, 0.5, 0.0)])], title="T", x="x", y="y"))
+    for curve, log_x in (
+        (Curve("one", [(5, 0.5, None)]), True),
+        (Curve("flat", [(0, 0.5, 0.0), (1, 0.5, 0.0)]), False),
+    ):
+        root = ElementTree.fromstring(plot([curve], title="T", x="x", y="y", log_x=log_x))
+        assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == len(curve.points)
 
 
 def test_missing_points_and_logarithm_of_zero_are_rejected() -> None:

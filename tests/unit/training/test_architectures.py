@@ -9,12 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.unit.training.made import made_selection, made_task, run_chain, tiny
+from tests.unit.training.made import made_prepared, made_selection, made_task, run_chain, tiny
 from tlm_core.compression.masks import Mask
 from tlm_core.compression.sliced import sliced, widened
 from tlm_core.errors import InvalidRecipe
+from tlm_core.stages import JOINT
 from tlm_core.training.architectures import ARCHITECTURES, architecture_named, scratch_shape
+from tlm_core.training.architectures.modernbert import ModernBert
+from tlm_core.training.architectures.table import Entry
+from tlm_core.training.local import run_stage
 from tlm_core.training.model import TaskModel, classifier_size, initialize
+from tlm_core.training.params import JointParams
 from tlm_core.training.state import weights
 
 
@@ -71,3 +76,19 @@ def test_architectures_start_from_distinct_weights() -> None:
     for model in models:
         initialize(model, 0)
     assert not torch.any(models[0].task.out.weight) and torch.any(models[1].task.out.weight)
+
+
+class ToyArchitecture(ModernBert):
+    """ModernBERT under another name, with biases."""
+
+    name = "toy"
+    biases = True
+
+
+def test_new_architecture_is_one_class_and_one_entry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "toy", Entry(f"{__name__}:ToyArchitecture"))
+    recipe = tiny(model__architecture="toy", joint__budget__steps=2)
+    prepared = made_prepared(tmp_path, recipe)
+    done = run_stage(JOINT, {"prepared": prepared}, JointParams.of(recipe, 0), tmp_path / "joint")
+    trained = load_file(done / "model.safetensors")
+    assert trained["encoder.layers.0.attention.out.bias"].abs().sum() > 0
