@@ -25,7 +25,6 @@ from tlm_core.artifacts import ManifestRef, digest_of
 from tlm_core.compression.params import TicketParams
 from tlm_core.jobs.plan import Node, Plan
 from tlm_core.jobs.spec import DatasetInput, JobSpec, PlanInputs
-from tlm_core.stages import VALIDATE
 from tlm_core.training.local import compute
 from tlm_core.training.params import SelectParams
 from tlm_core.training.recipe import Recipe
@@ -146,8 +145,8 @@ def _run_node(node: Node, folders: Mapping[str, Path], tasks: Sequence[Path], ou
     if not node.gathers and any(DROPPED in read_json(path / META) for path in inputs.values()):
         out.mkdir()
         meta = {DROPPED: "an input was dropped"}
-    elif node.stage is VALIDATE:
-        shutil.copytree(tasks[int(node.name.partition(".")[2] or 0)], out)
+    elif node.dataset is not None:
+        shutil.copytree(tasks[node.dataset], out)
     elif isinstance(node.params, SelectParams):
         shutil.copytree(select_once(inputs["task"], node.params.selection), out)
     else:

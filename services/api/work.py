@@ -68,8 +68,7 @@ def shape_of(model: Model, texts: Texts) -> Shape | None:
 def texts_of(plan: Plan, node: Node, texts: Sequence[Texts]) -> Texts:
     """The texts of the dataset that a node depends on, reduced to its subset."""
     path = [*plan.behind(node.name), node]
-    validate = next((node.name for node in path if node.stage.name == "validate"), "validate")
-    chosen = texts[int(validate.partition(".")[2] or 0)]
+    chosen = texts[next((node.dataset for node in path if node.dataset is not None), 0)]
     sizes = {node.params.size for node in path if isinstance(node.params, SubsetParams)}
     if len(sizes) != 1:
         return chosen

@@ -24,7 +24,8 @@ def progress_of(
     """Return the progress while `node` runs. eta_seconds: measured time until the end of the node."""
     nodes = situation.plan.nodes
     done = situation.done.keys() - {node.name}
-    running = _of_all_seeds(situation, node) - done
+    # The nodes of all seeds are about as far as this one, because they share the CPUs.
+    running = {twin.name for twin in situation.plan.twins(node)} - done
     within = min(1.0, step / total) if total else 0.0
     share, left = (len(done) + within * len(running)) / len(nodes), None
     if any(expected := _expected(situation, node, within, eta_seconds)):
@@ -40,17 +41,6 @@ def progress_of(
         stage=node.stage.name, node=node.name, step=step, total=total, rate=rate, unit=unit,
         stage_eta_seconds=eta_seconds, share=share, eta_seconds=left, nodes_done=len(done), nodes_total=len(nodes),
     )  # fmt: skip
-
-
-def _of_all_seeds(situation: Situation, node: Node) -> set[str]:
-    """Return the names of the node and of the same node of each seed that runs side by side with it.
-
-    They are about as far as this node, because they share the CPUs.
-    """
-    if node.seed is None or situation.plan.side_by_side(node.group) == 1:
-        return {node.name}
-    names = {other.seed: node.name.replace(f".s{node.seed}", f".s{other.seed}") for other in situation.plan.nodes}
-    return {name for seed, name in names.items() if seed is not None}
 
 
 def _expected(situation: Situation, node: Node, within: float, eta_seconds: float | None) -> list[float]:

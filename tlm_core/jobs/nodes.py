@@ -33,6 +33,7 @@ def validate_nodes(inputs: PlanInputs[KindOptions]) -> list[Node]:
             VALIDATE,
             ValidateParams.model_validate({"options": dataset.options}),
             fixed={"dataset": dataset.ref.digest},
+            dataset=number,
         )
         for number, dataset in enumerate(inputs.datasets)
     ]

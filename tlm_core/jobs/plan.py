@@ -17,7 +17,8 @@ class Node:
     """One stage of a job.
 
     inputs: name → node that produces it. fixed: name → digest of an input that exists before the job starts.
-    seed, rate: the seed and the finetuning rate that the node is for, if it is for one.
+    seed, rate: the seed and the finetuning rate that the node is for, if it is for one. dataset: the number of the
+    dataset that the node reads, if it reads one.
     reusable: False if the result depends on the clock or on memory, so the cache must not offer it to other jobs.
     group: workers run the nodes of one group in one submission, because a start takes longer than a short stage.
     gathers: the node runs even if some of its inputs were dropped.
@@ -31,6 +32,7 @@ class Node:
     fixed: Mapping[str, str] = field(default_factory=dict)
     seed: int | None = None
     rate: float | None = None
+    dataset: int | None = None
     reusable: bool = True
     group: str = "main"
     gathers: bool = False
@@ -88,6 +90,14 @@ class Plan:
         if not group.startswith(SEED_GROUP):
             return 1
         return len({node.group for node in self.nodes if node.group.startswith(SEED_GROUP)})
+
+    def twins(self, node: Node) -> list[Node]:
+        """Return the node and the same node of each seed whose group can run at the same time."""
+        if not node.group.startswith(SEED_GROUP):
+            return [node]
+        place = self.group(node.group).index(node)
+        groups = dict.fromkeys(other.group for other in self.nodes if other.group.startswith(SEED_GROUP))
+        return [self.group(group)[place] for group in groups]
 
     def startable(self, name: str, done: Collection[str]) -> bool:
         """Return whether all inputs that the group needs from other groups are done."""
