@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +14,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.common.background import Background
 from services.common.metrics import CONTENT_TYPE, exposition
 from services.common.problem import install_problem_handlers, problem_of, problem_response
 from services.common.redis_client import connect as connect_redis
@@ -32,7 +33,7 @@ from services.retriever.indexes import CorpusIndexes, CorpusKey, EmbeddedIndexes
 from services.retriever.registry import Registry, SharedRegistry
 from services.retriever.selection_runs import SelectionRuns
 from tlm_core.artifacts import ArtifactStore
-from tlm_core.errors import TLMError, Unauthorized
+from tlm_core.errors import TLMError, Unauthorized, Unavailable
 from tlm_core.wire import Hit, Items, RefusedPassage, SearchResult
 
 log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ def create_app(
     install_problem_handlers(app)
     for router in (_corpora(loads), _selections(selections)):
         app.include_router(router, prefix="/v1", dependencies=[Depends(authorize)])
-    app.include_router(_health(indexes))
+    app.include_router(_health(indexes, (loads.task, selections.task)))
     app.add_middleware(RequestIds)
     return app
 
@@ -161,7 +162,7 @@ def _selections(selections: SelectionRuns) -> APIRouter:
     return router
 
 
-def _health(indexes: CorpusIndexes) -> APIRouter:
+def _health(indexes: CorpusIndexes, tasks: Sequence[Background]) -> APIRouter:
     router = APIRouter()
     ready = True
 
@@ -175,10 +176,13 @@ def _health(indexes: CorpusIndexes) -> APIRouter:
 
     @router.get("/readyz", response_model=None)
     def readyz() -> Response | dict[str, str]:
-        """Report whether the index can be used. Logs changes only, because the checks repeat every second."""
+        """Report whether the index works and no task fails. Logs changes only: the checks repeat every second."""
         nonlocal ready
         try:
             indexes.check()
+            for task in tasks:
+                if task.error:
+                    raise Unavailable(task.condition)
         except TLMError as error:
             if ready:
                 log.warning("Not ready: %s", error)

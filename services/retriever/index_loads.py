@@ -70,8 +70,10 @@ class IndexLoads:
         self._lock = threading.Lock()
         self._loads: dict[CorpusKey, _Load] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="load")
-        beats = Background("index loads")
-        threading.Thread(target=beats.repeat, args=(self._beat, BEAT_SECONDS, stop), name="beats", daemon=True).start()
+        self.task = Background("index loads")
+        threading.Thread(
+            target=self.task.repeat, args=(self._beat, BEAT_SECONDS, stop), name="beats", daemon=True
+        ).start()
 
     def put(self, key: CorpusKey, folder: str, language: str) -> None:
         """Load `key` from `folder` unless it is loaded or loading. A failed load starts again."""

@@ -53,7 +53,7 @@ class Submissions:
         if status is Status.WAITING or (status is Status.RUNNING and assignment.distributed):
             self._report_late_workers(job, assignment, status, now)
         if status is Status.WAITING:
-            self._check_waiting(submission, now)
+            self._check_waiting(job, submission, now)
         if status is Status.RUNNING:
             self._check_beat(job, group, now, stall_grace_until)
         elif status is not Status.WAITING:
@@ -129,12 +129,13 @@ class Submissions:
         self._stop(job, submission)
         raise AttemptEnded(WorkerLost(f"Worker {reason} and was stopped."))
 
-    def _check_waiting(self, submission: str, now: float) -> None:
+    def _check_waiting(self, job: JobRecord, submission: str, now: float) -> None:
         """Raise AttemptEnded, every now and then, if the head restarted while the submission waited for its start."""
         if abs(now - self.waiting_checked.setdefault(submission, now)) < self.settings.start_seconds:
             return
         self.waiting_checked[submission] = now
         if self.cluster.is_lost(submission):
+            self._check_owner(job)
             self.cluster.release(submission)
             raise AttemptEnded(WorkerLost("The head of the cluster restarted before the workers started."))
 

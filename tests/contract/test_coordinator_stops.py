@@ -195,6 +195,26 @@ def test_submission_that_the_head_lost_is_tried_again(harness: CoordinatorHarnes
     assert (job.state, job.attempt, job.failures) == (State.SUCCEEDED, 2, 0)
 
 
+def test_lost_submission_of_an_adopted_job_is_left_to_its_owner(
+    harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    submission = harness.until_submitted(coordinator, job_id)
+    harness.cluster.statuses[submission] = Status.WAITING
+    coordinator.round()
+
+    def adopted_meanwhile(_: str) -> bool:
+        harness.store.expire_deadlines()
+        assert harness.store.claim("other", 30)
+        return True
+
+    monkeypatch.setattr(harness.cluster, "is_lost", adopted_meanwhile)
+    harness.store.ahead = 70
+    coordinator.round()
+    assert harness.cluster.released == []
+    assert (harness.job(job_id).owner, harness.job(job_id).attempt) == ("other", 1)
+
+
 def test_job_without_room_reports_it_once(harness: CoordinatorHarness) -> None:
     coordinator, job_id = harness.coordinator(worker_cpus=3.0), harness.submit()
     submission = harness.until_submitted(coordinator, job_id)

@@ -19,6 +19,7 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from services.common.retriever_client import RetrieverClient
+from services.retriever import selection_runs
 from services.retriever.app import RetrieverSettings, assemble
 from services.retriever.index_loads import IndexLoads
 from services.retriever.indexes import EmbeddedIndexes
@@ -244,6 +245,18 @@ def test_service_starts_answers_and_stops_as_a_process(harness: RetrieverHarness
         http.close()
         process.terminate()
         assert process.wait(30) in (0, -15)
+
+
+def test_failing_task_makes_the_retriever_unready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(_: SelectionRuns) -> None:
+        raise ValueError("unexpected")
+
+    monkeypatch.setattr(selection_runs, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(SelectionRuns, "_beat", failing)
+    settings = RetrieverSettings(storage=str(tmp_path), scratch=tmp_path, internal_token=SecretStr("t"))
+    with TestClient(assemble(settings)) as http:
+        wait_for(lambda: http.get("/readyz").status_code == 503, 10)
+        assert "The task 'selections' fails: ValueError: unexpected" in http.get("/readyz").json()["detail"]
 
 
 def test_health_checks_log_a_starting_index_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -20,10 +20,11 @@ from tlm_core.artifacts import storage_errors
 from tlm_core.errors import ClusterUnavailable, IndexUnavailable, StoreUnavailable, TLMError, Unavailable
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 15.0
+_REPORT_SECONDS = 10.0
 _MOST_CRASHES, _CRASH_WINDOW_SECONDS = 5, 300.0
 # A part that was never up probably has a wrong configuration, so it gets only one more try.
 _MOST_START_FAILURES = 2
-_ROUND_SECONDS, _REPORT_SECONDS, _DRAIN_SECONDS = 0.1, 10.0, 30.0
+_ROUND_SECONDS, _DRAIN_SECONDS = 0.1, 30.0
 _ERRORS = {"redis": StoreUnavailable, "ray": ClusterUnavailable, "retriever": IndexUnavailable}
 
 Notify = Callable[[str], None]

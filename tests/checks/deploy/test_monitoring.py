@@ -61,6 +61,14 @@ def test_each_alert_is_explained_and_has_a_severity() -> None:
     assert {rule["labels"]["severity"] for rule in ALERTS} == {"page", "warn"}
 
 
+def test_page_explains_each_background_task() -> None:
+    sources = (path.read_text() for path in (ROOT / "services").rglob("*.py"))
+    names = {name for source in sources for name in re.findall(r'Background\("([^"]+)"\)', source)}
+    section = (ROOT / "docs" / "operations.md").read_text().split("### TaskFailing")[1].split("###")[0]
+    rows = [row.split("|")[1] for row in section.splitlines() if row.startswith("| `")]
+    assert set(re.findall("`([^`]+)`", "".join(rows))) == names
+
+
 def test_each_figure_is_on_the_dashboard() -> None:
     drawn = {name for panel in DASHBOARD["panels"] for t in panel["targets"] for name in _METRIC.findall(t["expr"])}
     ends = re.compile("_(bucket|sum|count|total)$")
