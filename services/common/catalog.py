@@ -30,6 +30,7 @@ from services.common.catalog_records import (
     listed_versions,
     read_record,
 )
+from services.common.logs import request_id
 from services.common.redis_client import PREFIX, check_disk, key, load_scripts
 from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.corpus.states import CorpusState, LoadState, NearDuplicatesChoice
@@ -182,6 +183,7 @@ class Catalog:
             upload=upload,
             sources=tuple(sources),
             created_at=self._now(),
+            request_id=request_id() or "",
         )
         keys = [key(tenant, "load", load.id), *_load_keys(tenant, corpus)]
         answer = self._script["add_load"](keys=keys, args=[load.model_dump_json(), load.id, corpus, f"{tenant}/"])

@@ -93,6 +93,7 @@ class CorpusLoad(_Record):
 
     near_duplicates: whether passages nearly equal to an earlier one are dropped. upload: the uploaded files. sources:
     addresses from which the other files are fetched. cut: the passages of the files that are split, in their order.
+    request_id: of the upload, for logs.
     """
 
     id: str
@@ -109,6 +110,7 @@ class CorpusLoad(_Record):
     total: int = 0
     error: dict[str, object] | None = None
     created_at: float
+    request_id: str = ""
 
 
 _AnyRecord = TypeVar("_AnyRecord", bound=_Record)

@@ -114,7 +114,8 @@ class LoadWorker:
             # Read again: the previous owner of the lease may have finished the load.
             load = self._catalog.load(tenant, load_id)
             if load.state in states:
-                self._step(load)
+                with log_context(request_id=load.request_id):
+                    self._step(load)
 
     def _step(self, load: CorpusLoad) -> None:
         try:

@@ -307,6 +307,7 @@ def test_second_upload_during_a_load_is_refused(api: TestClient, gateway: Gatewa
     gateway.retriever.unavailable = True
     load_id = post(api).json()["id"]
     wait_for(lambda: api.get("/v1/corpora/docs").json()["loads"][0]["state"] == "indexing")
+    wait_for(lambda: not any("scratch/near" in name for name in gateway.leftovers()))
     files = gateway.leftovers()
     refused = post(api, text=LINES.replace("thing", "matter"))
     assert (refused.status_code, refused.json()["code"], refused.json()["facts"]["load"]) == (

@@ -20,7 +20,7 @@ from prometheus_client import start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.common.background import Background
-from services.common.logs import log_context, set_up_logging
+from services.common.logs import log_context, request_id, set_up_logging
 from services.common.metrics import REGISTRY
 from services.common.redis_client import DISK_FREE, connect
 from services.common.retriever_client import RetrieverClient
@@ -29,6 +29,7 @@ from tests.contract.coordinator_harness import CoordinatorHarness, MovableClockS
 from tests.contract.gateway import Gateway, make_gateway, upload
 from tests.contract.retriever_harness import RetrieverHarness
 from tests.redis_server import free_port
+from tests.support import wait_for
 from tlm_core.errors import WorkerLost
 from tlm_core.jobs.spec import Progress
 
@@ -203,6 +204,16 @@ def test_worker_process_logs_the_ids_in_every_thread(lines: Any) -> None:  # noq
         threads.submit(logging.getLogger("services.test").info, "a line").result()
     line = json.loads(stream.getvalue())
     assert (line["job_id"], line["attempt"], line["request_id"]) == ("job_1", 2, "req_1")
+
+
+def test_request_id_reaches_the_loader(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str | None] = []
+    monkeypatch.setattr(gateway.loads, "_step", lambda _: seen.append(request_id()))
+    with gateway.test_client() as api:
+        body = {"data": {"name": "docs"}, "files": {"files": ("a.txt", "text")}, "headers": {"X-Request-ID": "mine"}}
+        assert api.post("/v1/corpora", **body).status_code == 202  # type: ignore[arg-type]
+        wait_for(lambda: seen, 10)
+    assert set(seen) == {"mine"}
 
 
 def test_request_id_reaches_the_retriever() -> None:
