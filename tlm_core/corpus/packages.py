@@ -25,6 +25,8 @@ from tlm_core.corpus.passages import SHORTEST, Passage, cut, make_passage, tidy,
 LARGEST_FILE = 2_000_000
 SHORTEST_DOCSTRING = 15
 LEAST_LETTERS = 0.5
+_SKIPPED = frozenset({"__pycache__", "site-packages", "dist-packages"})
+_OWN = frozenset({"services", "tlm_client", "tlm_core"})  # this product: its documentation shows texts of users' tasks
 _FILES_AT_ONCE = 64  # for one worker process
 
 _DOCUMENTS = (".md", ".rst", ".txt")
@@ -141,9 +143,7 @@ def read_files(
 def _listing(roots: Sequence[Path]) -> Iterator[PackageFile]:
     for root in roots:
         for folder, folders, names in os.walk(root):
-            folders[:] = sorted(
-                name for name in folders if name not in ("__pycache__", "site-packages", "dist-packages")
-            )
+            folders[:] = sorted(set(folders) - (_SKIPPED | _OWN if Path(folder) == Path(root) else _SKIPPED))
             for name in sorted(names):
                 if _is_wanted(folder, name):
                     path = os.path.join(folder, name)

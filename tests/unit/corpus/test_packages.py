@@ -60,6 +60,7 @@ def site(tmp_path: Path) -> Path:
         "pkg/README.md": "# Title\n\n![badge](https://x/y.svg) <img src='a.png'> See [the docs](https://x/y).\n",
         "pkg/LICENSE.txt": "Do what you like.",
         "pkg/__pycache__/pkg.py": '"""Cached."""',
+        "services/docs/tutorial.md": "The documentation of this service.",
         "single.py": '"""A single module."""',
         "pkg-1.0.dist-info/METADATA": "Name: pkg\nSummary: Says it shortly.\n\nLong *description*.\n=====\nEnd.\n",
         "pkg-1.0.dist-info/RECORD": "x",
