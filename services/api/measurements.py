@@ -45,23 +45,26 @@ class Setup:
     """What a rate depends on: the stage, and for training and evaluation also workers, seeds, precision and device.
 
     seeds: number of seeds side by side. A stored rate is divided by it, so that the times of all seeds sum to that of
-    a job.
+    a job. passages: False for `prepare` without passages. Its time is mostly fixed, so its rate says nothing of others.
     """
 
     stage: str
     workers: int = 1
     seeds: int = 1
     precision: str = ""
+    passages: bool = True
 
     @classmethod
     def of(cls, job: JobRecord, plan: Plan, node: Node) -> Setup:
         stage = node.stage.name
+        if stage == "prepare":
+            return cls(stage, passages=any(other.stage.name == "select" for other in plan.nodes))
         if not (isinstance(node.params, TrainParams) or stage == "evaluate"):
             return cls(stage)
         return cls(stage, job.spec.workers, plan.side_by_side(node.group), job.resolved.recipe.precision)
 
     def __str__(self) -> str:
-        return f"{self.stage}/{self.workers}/{self.seeds}/{self.precision}"
+        return f"{self.stage}/{self.workers}/{self.seeds}/{self.precision}" + ("" if self.passages else "/alone")
 
 
 def rate_of(setup: Setup, rates: Mapping[str, Rate]) -> tuple[Basis, float | None, str]:

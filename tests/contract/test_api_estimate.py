@@ -84,6 +84,12 @@ def test_measured_rates_outlive_their_job(api: TestClient, gateway: Gateway) -> 
     assert before["seconds_at_most"] == before["seconds"]
 
 
+def test_job_without_passages_does_not_measure_their_preparation(api: TestClient, gateway: Gateway) -> None:
+    finish_job(api, gateway, 7.0, corpus=None, overrides={"selection.selector": "none"})
+    basis = {stage["stage"]: stage["basis"] for stage in estimate(api, seeds=[1])["stages"]}
+    assert (basis["prepare"], basis["start"]) == ("built-in", "measured")
+
+
 def test_estimates_at_the_same_time_share_their_measurements(
     api: TestClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
