@@ -84,7 +84,7 @@ class Known:
         """GPU hours of the stages that train, with their source."""
         workers, seconds = self.situation.job.spec.workers, _total(stage.seconds for stage in training)
         if not self.history:
-            return None, "no job has finished here yet, so the workers' GPUs are unknown"
+            return None, "no job that trains an encoder has finished here yet, so the workers' GPUs are unknown"
         if not self.history[0].gpu:
             return 0.0, f"{self.history[0].id} ran without GPUs"
         if seconds is None:

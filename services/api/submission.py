@@ -152,9 +152,8 @@ def _check_corpus(spec: JobSpec, recipe: Recipe) -> None:
             f"The selector '{selector}' needs a corpus. Set 'corpus', or omit '{_SELECTOR}' to train on the task alone."
         )
     if spec.corpus is not None and not selects:
-        raise InvalidRequest(
-            f"'{_SELECTOR}' is '{selector}', which uses no corpus. Omit 'corpus', or choose another selector."
-        )
+        choice = f"'{_SELECTOR}' is '{selector}', which" if _SELECTOR in spec.overrides else f"Scale '{spec.scale}'"
+        raise InvalidRequest(f"{choice} uses no corpus. Omit 'corpus'.")
 
 
 def _check_seeds(spec: JobSpec) -> None:

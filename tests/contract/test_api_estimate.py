@@ -55,7 +55,7 @@ def test_first_estimate_uses_built_in_rates(api: TestClient) -> None:
     result = estimate(api)
     assert {s["basis"] for s in result["stages"]} == {"built-in"}
     assert result["seconds"] > 0 and result["flops"] > 1e12
-    assert result["gpu_hours"] is None and "no job has finished here" in result["reasons"]["gpu_hours"]
+    assert result["gpu_hours"] is None and "no job that trains an encoder" in result["reasons"]["gpu_hours"]
     assert result["passages_at_most"] == 3, "The corpus has three passages."
     assert result["passages"] <= 3 and "built-in" in result["reasons"]["passages"]
     assert api.get("/v1/jobs").json()["data"] == []

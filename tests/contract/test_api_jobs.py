@@ -81,7 +81,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     "corpus not taken": (
         {"overrides": {"selection.selector": "none"}},
         422,
-        "'selection.selector' is 'none', which uses no corpus",
+        "uses no corpus. Omit 'corpus'.",
     ),
     "unknown corpus": ({"corpus": "nope"}, 404, "No corpus 'nope'"),
     "unknown version": ({"corpus": "docs@v9"}, 404, "no version 'v9'. Its versions: v1"),

@@ -84,8 +84,8 @@ def test_published_encoder_caps_default_rates_only() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"finetune.rates": [1e-3]}, "two or more rates that differ"),
-        ({"finetune.rates": [1e-3, 0.001]}, "two or more rates that differ"),
+        ({"finetune.rates": [1e-3]}, "two or more different rates"),
+        ({"finetune.rates": [1e-3, 0.001]}, "two or more different rates"),
         ({"finetune.rates": [1e-3, 0]}, "finetune.rates.1"),
         ({"joint.rho11": 1}, "joint.rho1"),
         ({"xyzzy": 1}, "Valid keys"),

@@ -41,7 +41,8 @@ def list_profiles() -> None:
     """
     rows = [(name, profile.url) for name, profile in sorted(load_profiles(session().profiles).items())]
     value = [{"name": name, "url": url} for name, url in rows]
-    print_result(value, table(("name", "url"), rows))
+    empty = "No profiles. Add one with: tlm profile add NAME URL"
+    print_result(value, table(("name", "url"), rows, empty=empty))
 
 
 @group.command("remove")

@@ -27,7 +27,7 @@ CorpusName = Annotated[
 _SCALES = f"{', '.join(get_args(ScaleName))}; instant is the linear model alone, in seconds."
 Scale = Annotated[str | None, typer.Option("--scale", help=f"{_SCALES} Default: tiny.")]
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="fast or paper. Default: fast.")]
-Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Seed of one training run. Repeatable.")]
+Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Seed. Default: 0. Repeatable; three show the spread.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe; VALUE is JSON or text. Repeatable."),

@@ -41,7 +41,8 @@ def list_webhooks() -> None:
     with open_client() as client:
         hooks = client.webhooks()
     rows = [(hook.id, hook.url, ", ".join(hook.events), hook.disabled) for hook in hooks]
-    print_result(hooks, table(("id", "url", "events", "disabled"), rows))
+    empty = "No webhooks. Add one with: tlm webhook add URL"
+    print_result(hooks, table(("id", "url", "events", "disabled"), rows, empty=empty))
 
 
 @group.command("attempts")

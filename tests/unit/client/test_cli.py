@@ -169,7 +169,7 @@ def test_single_data_error_is_printed_once() -> None:
 
 def test_empty_list_says_so() -> None:
     result = tlm(serve({"GET /v1/webhooks": {"data": [], "has_more": False}}), "webhook", "list")
-    assert (result.exit_code, result.stdout) == (0, "Nothing found.\n")
+    assert (result.exit_code, result.stdout) == (0, "No webhooks. Add one with: tlm webhook add URL\n")
 
 
 def test_submit_sends_the_given_options() -> None:

@@ -148,7 +148,7 @@ def test_without_passages_every_step_is_a_task_step(tmp_path: Path) -> None:
 def test_joint_stage_without_any_loss_fails(tmp_path: Path) -> None:
     prepared = Prepared(made_prepared(tmp_path, tiny(), alone=True))  # of an empty selection
     joint = tiny(joint__task_loss=False, joint__mlm_on_task=False).joint
-    with pytest.raises(InvalidRecipe, match=r"Set joint\.task_loss or joint\.mlm_on_task to true"):
+    with pytest.raises(InvalidRecipe, match=r"Set one of them to true, or joint\.enabled to false"):
         JointBatches(prepared, joint, seed=0)
 
 
