@@ -84,6 +84,15 @@ def test_run_time_excludes_waiting_and_pauses(gateway: Gateway) -> None:
         assert text in words, name
 
 
+def test_overview_of_a_finished_job_names_model_and_score(filled: tuple[Gateway, Contents]) -> None:
+    gateway, contents = filled
+    browser, job = signed_in(gateway), contents.jobs["succeeded"]
+    text = browser.get(f"/ui/jobs/{job}").text
+    assert re.search(r"model\.onnx is the .*: macro-F1 0\.\d+ on test\.", text)
+    assert "Finished joint (seed 0)" in text and f'href="/ui/jobs/{job}/results">All results' in text
+    assert "All results" not in browser.get(f"/ui/jobs/{contents.jobs['running']}").text
+
+
 def test_details_of_an_error_appear_once_and_folded(gateway: Gateway) -> None:
     contents = fill(gateway)
     jobs, browser = gateway.parts.jobs, signed_in(gateway)

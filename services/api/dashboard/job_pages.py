@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from services.api.dashboard.curves import curves, stages_of
+from services.api.dashboard.event_words import Described, described
 from services.api.dashboard.progress import steps_of
 from services.api.dashboard.web import PREFIX, PageJob, page, redirect
 from services.api.job_artifacts import artifacts_by_node
@@ -16,10 +18,13 @@ from services.api.parts import Parts, PartsDep, StreamId
 from services.api.removal import delete_job
 from services.api.standing import standings
 from services.api.submission import RETRYABLE, retry_job
-from tlm_core.errors import NotFound
+from tlm_core.artifacts import ManifestRef
+from tlm_core.errors import CorruptArtifact, NotFound
+from tlm_core.evaluation.report import REPORT
+from tlm_core.evaluation.summary import headline
 from tlm_core.jobs.plan import plan_of
-from tlm_core.jobs.spec import Event, JobRecord
-from tlm_core.jobs.states import TERMINAL, TRANSITIONS, Verb
+from tlm_core.jobs.spec import JobRecord
+from tlm_core.jobs.states import TERMINAL, TRANSITIONS, State, Verb
 from tlm_core.stages import BASELINE
 
 router = APIRouter(prefix="/jobs")
@@ -108,6 +113,7 @@ def _live_values(parts: Parts, job: JobRecord) -> dict[str, object]:
         "events": _events(parts, job, max(0, job.last_event - _EVENTS)),
         "actions": [verb for verb in _ACTIONS if job.state in TRANSITIONS[verb]],
         "over": job.state in TERMINAL,
+        "headline": _headline(parts, job, done.get(plan.report)),
         "linear_answers": BASELINE.name in done and plan.model not in done and job.state not in TERMINAL,
         "retryable": job.state in RETRYABLE,
         "key": secrets.token_urlsafe(16),
@@ -118,10 +124,20 @@ def _live_values(parts: Parts, job: JobRecord) -> dict[str, object]:
     }
 
 
-def _events(parts: Parts, job: JobRecord, after: int) -> list[Event]:
+def _headline(parts: Parts, job: JobRecord, ref: ManifestRef | None) -> str:
+    """The returned file with its score, or the result of a study; empty if there is none or its report is lost."""
+    if job.state is not State.SUCCEEDED or ref is None:
+        return ""
+    with suppress(NotFound, CorruptArtifact):
+        report = parts.artifacts.read_json(ref, REPORT)
+        return headline(report) if "returned" in report else str(report.get("words", ""))
+    return ""
+
+
+def _events(parts: Parts, job: JobRecord, after: int) -> list[Described]:
     """Events after `after`, newest first."""
-    events: list[Event] = []
+    events, plan = list[Described](), plan_of(job)
     while chunk := parts.jobs.events(job.tenant, job.id, after=after, limit=_EVENTS_PAGE):
-        events.extend(chunk)
+        events.extend(described(event, plan) for event in chunk)
         after = chunk[-1].seq
     return events[::-1]
