@@ -1,7 +1,11 @@
-"""The id and the duration of each request: the id on its answer, and in every log line that it causes."""
+"""The id and the duration of each request: the id on its answer, and in every log line that it causes.
+
+A request that is answered with an error has a log line, so that the id of an answer leads to it.
+"""
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 
@@ -10,6 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from services.common.logs import log_context
 from services.common.metrics import REQUESTS
 from tlm_core.names import new_id
+
+log = logging.getLogger(__name__)
 
 HEADER = "X-Request-ID"
 _VALID = re.compile(rb"[A-Za-z0-9._-]{1,100}")
@@ -34,7 +40,11 @@ class RequestIds:
             if message["type"] == "http.response.start":
                 # The path of the route, because paths have ids. Several figures for each id would fill Prometheus.
                 route = getattr(scope.get("route"), "path", "none")
-                REQUESTS.labels(scope["method"], route, message["status"]).observe(time.perf_counter() - began)
+                method, status, seconds = scope["method"], message["status"], time.perf_counter() - began
+                REQUESTS.labels(method, route, status).observe(seconds)
+                if status >= 400:
+                    with log_context(method=method, route=route, status=status, ms=round(1000 * seconds)):
+                        log.info("Error answer")
                 message["headers"] = [*message.get("headers", ()), (HEADER.lower().encode(), request_id.encode())]
             await send(message)
 

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 _Value = TypeVar("_Value")
 T = TypeVar("T")
+_OWN_LOGGERS = ("services.", "tlm_core.")
 _MAX_REASON = 300  # characters of an unexpected error in a job's record
 
 
@@ -279,8 +280,11 @@ class _JobLog(logging.Handler):
         self._reporter = reporter
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Copy every line of this project, and the warnings of libraries."""
-        return record.levelno >= logging.WARNING or record.name.startswith(("services.", "tlm_core."))
+        """Copy the lines of this project that concern the job, and the warnings of libraries."""
+        if record.levelno >= logging.WARNING:
+            return True
+        return record.name.startswith(_OWN_LOGGERS) and record.name != work_folder.__module__
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._reporter.log_line(f"{record.levelname.lower()} {record.name}: {record.getMessage()}")
+        source = "" if record.name.startswith(_OWN_LOGGERS) else f"{record.name}: "
+        self._reporter.log_line(f"{record.levelname.lower()} {source}{record.getMessage()}")

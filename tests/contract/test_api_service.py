@@ -156,7 +156,7 @@ def test_openapi_examples_are_valid(api: TestClient) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/info", "/healthz", "/v1/jobs/unknown", "/nowhere", "/ui/sign-in", "/v1/broken"])
-def test_every_answer_has_a_request_id(gateway: Gateway, path: str) -> None:
+def test_every_answer_has_a_request_id_and_errors_a_log_line(gateway: Gateway, path: str) -> None:
     app = create_app(gateway.parts)
     lines = io.StringIO()
 
@@ -178,6 +178,14 @@ def test_every_answer_has_a_request_id(gateway: Gateway, path: str) -> None:
             )
     finally:
         root.handlers, root.level = before
+    failed = [line for line in map(json.loads, lines.getvalue().splitlines()) if line["event"] == "Error answer"]
+    expected = {
+        "/v1/jobs/unknown": ("/v1/jobs/{job}", 404),
+        "/nowhere": ("none", 404),
+        "/v1/broken": ("/v1/broken", 500),
+    }
+    assert [(line["route"], line["status"]) for line in failed] == ([expected[path]] * 3 if path in expected else [])
+    assert all(line["request_id"] and line["method"] == "GET" and line["ms"] >= 0 for line in failed)
     failures = [line for line in map(json.loads, lines.getvalue().splitlines()) if "failed" in line["event"]]
     assert [line.get("request_id") for line in failures][:2] == ([new, "mine-1"] if path == "/v1/broken" else [])
 
