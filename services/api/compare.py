@@ -38,7 +38,7 @@ def compare(
         jobs=tuple(map(job_summary, records)),
         differences=tuple(
             Difference(key=key, values=tuple(_named(value, names) for value in values))
-            for key, values in differences([_configuration(job) for job in records]).items()
+            for key, values in _differences(records).items()
         ),
         outcomes=outcomes,
         verdicts=_verdicts(jobs, artifacts, records, outcomes),
@@ -46,21 +46,31 @@ def compare(
     )
 
 
-def _configuration(job: JobRecord) -> dict[str, object]:
+def _differences(records: Sequence[JobRecord]) -> dict[str, tuple[object, ...]]:
+    """The keys of requests and recipes that differ, with the value of each job. An instant job uses no recipe."""
+    rows = differences([_request(job) for job in records])
+    trained = [job for job in records if job.spec.scale != "instant"]
+    recipes = [job.resolved.recipe.model_dump(mode="json", exclude={"name", "scale"}) for job in trained]
+    for key, values in differences(recipes).items():
+        of_job = dict(zip((job.id for job in trained), values, strict=True))
+        rows[key] = tuple(of_job.get(job.id) for job in records)
+    return rows
+
+
+def _request(job: JobRecord) -> dict[str, object]:
     resolved = job.resolved
     request = job.spec.model_dump(
         mode="json",
         include={"kind", "seeds", "workers", "max_workers", "scale", "recipe", "max_runtime_seconds", "priority"},
     )
     request["recipe_name"] = request.pop("recipe")
-    recipe = resolved.recipe.model_dump(mode="json", exclude={"name", "scale"})
+    version = resolved.corpus_version
     data = {
         "dataset": resolved.dataset.digest,
         "dataset_options": resolved.dataset_options,
-        "corpus": resolved.corpus_name,
-        "corpus_version": resolved.corpus_version,
+        "corpus": version and f"{resolved.corpus_name} (version {version[:8]})",
     }
-    return request | _options(job) | data | recipe
+    return request | _options(job) | data
 
 
 def _dataset_names(catalog: Catalog, records: Sequence[JobRecord]) -> dict[str, str]:
@@ -169,6 +179,8 @@ def _verdict(first: _Tested, other: _Tested) -> Verdict:
             reason = f"{side.job} has no predictions on test."
     if reason is None and (first.task, first.metric) != (other.task, other.metric):
         reason = "The jobs have different datasets."
+    if reason is None and _are_equal(first.predictions, other.predictions):
+        reason = "Both models predict the same on test."
     if reason is not None:
         return Verdict(job=other.job, reason=reason)
     assert other.metric is not None
@@ -177,3 +189,7 @@ def _verdict(first: _Tested, other: _Tested) -> Verdict:
         return Verdict(job=other.job, reason="Test has no score.")
     interval = {name: value for name, value in asdict(difference).items() if name != "error"}
     return Verdict(job=other.job, verdict=difference.verdict, **interval)
+
+
+def _are_equal(first: Sequence[Targets], second: Sequence[Targets]) -> bool:
+    return len(first) == len(second) and all(map(np.array_equal, first, second))

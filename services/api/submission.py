@@ -151,6 +151,8 @@ def _check_corpus(spec: JobSpec, recipe: Recipe) -> None:
         raise InvalidRequest(
             f"The selector '{selector}' needs a corpus. Set 'corpus', or omit '{_SELECTOR}' to train on the task alone."
         )
+    if spec.corpus is not None and spec.scale == "instant":
+        raise InvalidRequest("The scale 'instant' uses no corpus. Omit 'corpus'.")
     if spec.corpus is not None and not selects:
         choice = f"'{_SELECTOR}' is '{selector}', which" if _SELECTOR in spec.overrides else f"Scale '{spec.scale}'"
         raise InvalidRequest(f"{choice} uses no corpus. Omit 'corpus'.")

@@ -83,6 +83,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
         422,
         "uses no corpus. Omit 'corpus'.",
     ),
+    "corpus without encoder": ({"scale": "instant"}, 422, "The scale 'instant' uses no corpus. Omit 'corpus'."),
     "unknown corpus": ({"corpus": "nope"}, 404, "No corpus 'nope'"),
     "unknown version": ({"corpus": "docs@v9"}, 404, "no version 'v9'. Its versions: v1"),
     "corpus not ready": ({"corpus": "late"}, 409, "queued"),

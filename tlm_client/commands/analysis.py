@@ -29,7 +29,7 @@ def compare(job_ids: JobIds) -> None:
     """
     with open_client() as client:
         comparison = client.compare(job_ids, points=40)
-    columns = ("", *(job.id for job in comparison.jobs))
+    columns = ("", *(f"{job.name}\n{job.id}" if job.name else job.id for job in comparison.jobs))
     differences = [(d.key, *map(_shorten, d.values)) for d in comparison.differences]
     print_result(
         comparison,

@@ -84,7 +84,7 @@ def test_comparison_shows_differences_and_missing_reports() -> None:
     scores = {"test": {"macro_f1": 0.5, "micro_f1": 0.6, "accuracy": None}}
     series = {"node": "joint.s0", "name": "mlm", "total": 3, "steps": [1, 2, 3], "at": [1, 2, 3], "values": [3, 2, 1]}
     body = {
-        "jobs": [job_view(), job_view(id="job_2")],
+        "jobs": [job_view(), job_view(id="job_2", name="longer")],
         "differences": [{"key": "joint.rho2", "values": [5, None]}],
         "outcomes": [
             {"job": "job_1", "metric": "macro_f1", "mean": scores, "spread": {"test": {"macro_f1": 0.01}},
@@ -99,6 +99,7 @@ def test_comparison_shows_differences_and_missing_reports() -> None:
     result = tlm(serve({"GET /v1/jobs/compare": body}), "compare", "job_1", "job_2")
     assert result.exit_code == 0, result.output
     for part in (
+        "longer",
         "joint.rho2",
         "0.500 ± 0.010",
         "0.600",
