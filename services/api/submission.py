@@ -154,8 +154,7 @@ def _check_corpus(spec: JobSpec, recipe: Recipe) -> None:
     if spec.corpus is not None and spec.scale == "instant":
         raise InvalidRequest("The scale 'instant' uses no corpus. Omit 'corpus'.")
     if spec.corpus is not None and not selects:
-        choice = f"'{_SELECTOR}' is '{selector}', which" if _SELECTOR in spec.overrides else f"Scale '{spec.scale}'"
-        raise InvalidRequest(f"{choice} uses no corpus. Omit 'corpus'.")
+        raise InvalidRequest(f"'{_SELECTOR}' is '{selector}', which uses no corpus. Omit 'corpus'.")
 
 
 def _check_seeds(spec: JobSpec) -> None:
