@@ -7,7 +7,19 @@ from typing import Any
 
 import pytest
 
-from services.api.dashboard.present import about, ago, count, duration, facts, percent, plain, power, score, size
+from services.api.dashboard.present import (
+    about,
+    ago,
+    breakable,
+    count,
+    duration,
+    facts,
+    percent,
+    plain,
+    power,
+    score,
+    size,
+)
 from services.api.dashboard.session import LIFETIME_SECONDS, is_own, is_valid, issue, local_path
 
 
@@ -52,6 +64,12 @@ def test_unknown_values_are_a_dash(show: Callable[[Any], str]) -> None:
 )
 def test_values_are_formatted(shown: str, as_text: str) -> None:
     assert shown == as_text
+
+
+def test_long_labels_may_break_after_their_separators() -> None:
+    assert breakable("SIDE-EFFECT/ON_<b>") == "SIDE-<wbr>EFFECT/<wbr>ON_<wbr>&lt;b&gt;"
+    assert breakable("a/") == "a/"
+    assert breakable(-1.5) == "-1.5"
 
 
 def test_session_expires_and_belongs_to_one_token() -> None:

@@ -151,6 +151,18 @@ def test_long_labels_do_not_break_inside_a_word(page: Any, served: tuple[str, Ga
     assert label.evaluate("cell => cell.clientHeight") == height, "The label has one line."
 
 
+def test_label_of_a_row_leaves_room_for_the_text(page: Any, served: tuple[str, Gateway, Contents]) -> None:
+    page.set_viewport_size({"width": 800, "height": 900})
+    page.goto(f"{served[0]}/ui/datasets/{served[2].dataset}")
+    chip = page.locator(".rows .tag").first
+    chip.evaluate(
+        "tag => { tag.innerHTML = 'ENVIRONMENTAL_<wbr>FACTORS/<wbr>RESULTS_<wbr>AND_<wbr>METHODS'.repeat(2); }"
+    )
+    assert chip.evaluate("tag => tag.closest('td').clientWidth") <= 200
+    table = page.locator(".rows").first
+    assert table.evaluate("table => table.scrollWidth - table.parentElement.clientWidth") <= 0
+
+
 def test_every_page_fits_a_phone(page: Any, served: tuple[str, Gateway, Contents]) -> None:
     url, _, contents = served
     page.set_viewport_size({"width": 360, "height": 740})

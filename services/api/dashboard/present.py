@@ -154,7 +154,13 @@ def marked(text: str, words: Collection[str], *, whole: bool = False) -> Markup:
     return Markup("").join(Markup("<mark>{}</mark>").format(part) if n % 2 else part for n, part in enumerate(parts))
 
 
+def breakable(label: object) -> Markup:
+    """The escaped label with <wbr> after each `/`, `_` and `-`, where a long label may continue on the next line."""
+    return Markup("<wbr>").join(re.split(r"(?<=\w[/_-])(?=.)", str(label)))
+
+
 FILTERS = {
+    "breakable": breakable,
     "marked": marked,
     "color": color,
     "count": count,
