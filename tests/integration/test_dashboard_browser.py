@@ -231,7 +231,7 @@ def test_running_job_is_watched_to_its_end(page: Any, served: tuple[str, Gateway
     page.wait_for_function(
         "before => document.querySelector(\"[data-series='mlm'] [role=img]\").ariaLabel !== before", arg=before
     )
-    page.wait_for_selector("#latest >> text=checkpoint.published")
+    page.wait_for_selector("#latest >> text=Stored a checkpoint")
     page.get_by_role("button", name="Pause").click()
     page.wait_for_selector(".job-head .state.pausing")
     store.confirm_paused(store.get(T, job.id), "maker")
