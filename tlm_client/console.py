@@ -190,21 +190,15 @@ def print_error(error: TLMError, *, as_json: bool) -> None:
     if request_id := error.facts.get("request_id"):
         typer.echo(f"  The gateway's log names this request {request_id}.", err=True)
     listed = (error.facts.get(name) for name in ("faults", "errors"))
-    data_errors = [entry for entries in listed if isinstance(entries, list) for entry in entries]
-    if len(data_errors) == 1 and str(data_errors[0].get("message")) in error.message:
-        return
-    for data_error in data_errors[:_MOST_DATA_ERRORS]:
-        typer.echo(f"  {_location(data_error)}{data_error.get('message', '')}", err=True)
-    if len(data_errors) > _MOST_DATA_ERRORS:
-        typer.echo(f"  {len(data_errors) - _MOST_DATA_ERRORS} more; --json lists all", err=True)
+    lines = [_described(entry) for entries in listed if isinstance(entries, list) for entry in entries]
+    more = [line for line in lines if line not in error.message]
+    for line in more[:_MOST_DATA_ERRORS]:
+        typer.echo(f"  {line}", err=True)
+    if len(more) > _MOST_DATA_ERRORS:
+        typer.echo(f"  {len(more) - _MOST_DATA_ERRORS} more; --json lists all", err=True)
 
 
-def _location(data_error: Mapping[str, object]) -> str:
-    parts = [
-        str(data_error.get("split") or ""),
-        f"row {data_error['row']}" if data_error.get("row") is not None else "",
-        f"column '{data_error['column']}'" if data_error.get("column") else "",
-        str(data_error.get("pointer") or ""),
-    ]
-    location = ", ".join(part for part in parts if part)
-    return f"{location}: " if location else ""
+def _described(data_error: Mapping[str, object]) -> str:
+    """Return the message, which names row and column, of a data error, or of an invalid field after its pointer."""
+    pointer, message = data_error.get("pointer"), str(data_error.get("message", ""))
+    return f"{pointer}: {message}" if pointer else message

@@ -150,21 +150,25 @@ def test_json_of_jobs_has_their_kinds_and_rfc_3339_times() -> None:
     assert (job["kind"], job["created_at"]) == ("prune", "1970-01-01T00:00:01Z")
 
 
-def test_data_errors_are_listed_with_their_location(tmp_path: Path) -> None:
+def test_each_data_error_is_printed_once(tmp_path: Path) -> None:
     file = tmp_path / "toy.csv"
     file.write_text("text,label\n", encoding="utf-8")
-    data_errors = [{**DATA_ERROR, "row": row} for row in range(1, 31)]
-    answer = problem(422, "invalid_dataset", "The dataset has 30 errors.", errors=data_errors)
+    message = "Row {} of toy.csv, column 'text', is null."
+    data_errors = [{**DATA_ERROR, "row": row, "message": message.format(row)} for row in range(1, 31)]
+    answer = problem(422, "invalid_dataset", f"30 data errors: {message.format(1)}", errors=data_errors)
     result = tlm(lambda _: answer, "dataset", "add", "toy", str(file))
     assert result.exit_code == 5
-    assert "train, row 7, column 'text': there is no text" in result.stderr
-    assert "10 more; --json lists all" in result.stderr
+    assert result.stderr.splitlines()[:2] == [
+        "error: 30 data errors: Row 1 of toy.csv, column 'text', is null.",
+        "  Row 2 of toy.csv, column 'text', is null.",
+    ]
+    assert "9 more; --json lists all" in result.stderr
 
 
-def test_single_data_error_is_printed_once() -> None:
-    message = "Row 7 of toy.csv (split train), column 'text', is blank."
-    answer = problem(422, "invalid_dataset", message, errors=[{**DATA_ERROR, "message": message}])
-    assert tlm(lambda _: answer, "dataset", "list").stderr.count("is blank") == 1
+def test_invalid_field_of_the_message_is_not_repeated() -> None:
+    errors = [{"code": "missing", "message": "is required", "in": "body", "pointer": f"/{name}"} for name in "ab"]
+    answer = problem(422, "invalid_request", "/a: is required", errors=errors)
+    assert tlm(lambda _: answer, "dataset", "list").stderr.splitlines()[1:] == ["  /b: is required"]
 
 
 def test_empty_list_says_so() -> None:
