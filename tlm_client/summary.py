@@ -85,7 +85,7 @@ def format_range(estimate: Estimate) -> str:
     low, high = estimate.seconds_at_least, estimate.seconds_at_most
     if low is None or high is None or low == high:
         return _format_time(estimate.seconds)
-    return f"{_format_time(low)} to {_format_time(high)}, {estimate.reasons['seconds'].partition(';')[0]}"
+    return f"{_format_time(low)} to {_format_time(high)}, {estimate.reasons['seconds']}"
 
 
 def _format_time(seconds: float | None) -> str:

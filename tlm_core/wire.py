@@ -308,9 +308,10 @@ class Estimate(_Answer):
     reasons: dict[str, str] = Field(description="per value: where it comes from, or why it is null")
 
     def sources(self) -> dict[str, list[str]]:
-        """Return each reason once, with the bases of stages and the values that have it."""
+        """Return each reason once, with the bases of stages and the values that have it. The time names its own."""
         result: dict[str, list[str]] = {}
-        for name, reason in [*dict.fromkeys((s.basis, s.reason) for s in self.stages), *self.reasons.items()]:
+        values = [entry for entry in self.reasons.items() if entry[0] != "seconds"]
+        for name, reason in [*dict.fromkeys((s.basis, s.reason) for s in self.stages), *values]:
             result.setdefault(reason, []).append(name.replace("_", " "))
         return result
 

@@ -1,4 +1,8 @@
-"""General texts to retrieve from: add, list, show, search, delete, cancel, refused."""
+"""General texts to retrieve from: add, list, show, search, delete, cancel, refused.
+
+tlm corpus add docs --from-packages
+tlm corpus search docs "a text to classify"
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Labeled texts: add, list, show, delete."""
+"""Labeled texts: add, list, show, delete.
+
+tlm dataset add reviews train.csv
+tlm dataset show reviews
+"""
 
 from __future__ import annotations
 

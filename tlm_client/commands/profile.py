@@ -1,4 +1,8 @@
-"""Name gateways for `tlm --profile NAME`: add, list, remove."""
+"""Name gateways for `tlm --profile NAME`: add, list, remove.
+
+tlm profile add team https://tlm.example.com
+tlm profile list
+"""
 
 from __future__ import annotations
 

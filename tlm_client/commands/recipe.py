@@ -1,4 +1,8 @@
-"""What a recipe contains: keys."""
+"""What a recipe contains: keys.
+
+tlm recipe keys finetune
+tlm recipe keys --scale small
+"""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def clone(
     dataset: Annotated[str | None, typer.Option(help="Another dataset, or NAME for its newest version.")] = None,
     corpus: Annotated[str | None, typer.Option(help="Another corpus, or NAME for its newest version.")] = None,
     scale: Annotated[str | None, typer.Option(help=_SCALES)] = None,
-    seed: Seeds = None,
+    seed: Annotated[list[int] | None, typer.Option("--seed", help="Replace the seeds. Repeatable.")] = None,
     set_: Overrides = None,
     name: Name = None,
     label: Annotated[

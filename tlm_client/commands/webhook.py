@@ -1,4 +1,8 @@
-"""Post job events to a URL: add, list, attempts, remove."""
+"""Post job events to a URL: add, list, attempts, remove.
+
+tlm webhook add https://example.com/tlm
+tlm webhook list
+"""
 
 from __future__ import annotations
 
@@ -55,7 +59,7 @@ def list_attempts(webhook_id: WebhookId) -> None:
     with open_client() as client:
         attempts = client.webhook_attempts(webhook_id)
     rows = [(a.message, a.type, a.number, a.status, a.error) for a in attempts]
-    print_result(attempts, table(("message", "event", "try", "status", "error"), rows))
+    print_result(attempts, table(("message", "event", "try", "status", "error"), rows, empty="No deliveries yet."))
 
 
 @group.command("remove")

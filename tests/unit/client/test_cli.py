@@ -171,7 +171,7 @@ def test_invalid_field_of_the_message_is_not_repeated() -> None:
     assert tlm(lambda _: answer, "dataset", "list").stderr.splitlines()[1:] == ["  /b: is required"]
 
 
-def test_empty_list_says_so() -> None:
+def test_empty_list_says_what_adds_an_entry() -> None:
     result = tlm(serve({"GET /v1/webhooks": {"data": [], "has_more": False}}), "webhook", "list")
     assert (result.exit_code, result.stdout) == (0, "No webhooks. Add one with: tlm webhook add URL\n")
 

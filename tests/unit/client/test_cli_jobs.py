@@ -44,6 +44,13 @@ def test_estimate_shows_sources_and_unknown_figures() -> None:
     assert json.loads(tlm(handler, *arguments, "--json").stdout)["gpu_hours"] is None
 
 
+def test_time_of_an_estimate_has_its_caveat_once() -> None:
+    caveat = "not measured here; jobs that run here correct it"
+    estimate = ESTIMATE | {"seconds_at_least": 60.0, "seconds_at_most": 240.0, "reasons": {"seconds": caveat}}
+    result = tlm(lambda _: httpx.Response(200, json=estimate), "estimate", "--dataset", "toy")
+    assert f"Time: 1:00 to 4:00, {caveat}" in result.stdout and result.stdout.count("not measured here") == 1
+
+
 def test_dry_run_submits_nothing() -> None:
     view = job_view()
     dry = {key: view[key] for key in ("spec", "dataset_id", "dataset_digest", "resolved_recipe", "stages")}

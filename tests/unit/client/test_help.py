@@ -52,3 +52,11 @@ def test_each_command_has_a_json_option_and_two_valid_examples(words: tuple[str,
         arguments = shlex.split(example)
         assert arguments[0] == "tlm" and " ".join(words) in " ".join(arguments)
         help_of(*arguments[1:])
+
+
+@pytest.mark.parametrize("group", sorted({words[0] for words in EVERY if len(words) > 1}))
+def test_each_group_has_two_valid_examples(group: str) -> None:
+    examples = help_of(group).partition("\n  Examples:\n")[2].partition("\n\n")[0].splitlines()
+    assert len(examples) == 2 and all(example.strip().startswith(f"tlm {group} ") for example in examples)
+    for example in examples:
+        help_of(*shlex.split(example)[1:])
