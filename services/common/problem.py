@@ -8,7 +8,6 @@ column, or for each invalid field, with a JSON pointer.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
@@ -21,7 +20,7 @@ from starlette.requests import ClientDisconnect
 
 from services.common.bodies import BodyCheck
 from tlm_core import errors as e
-from tlm_core.names import FORMS
+from tlm_core.invalid_fields import message_of
 from tlm_core.wire import Problem
 
 MEDIA_TYPE = "application/problem+json"
@@ -153,17 +152,4 @@ def _entry(error: ErrorDetails, within: tuple[str, ...]) -> dict[str, str]:
     if error["type"] == "json_invalid":
         reason = error.get("ctx", {}).get("error", "")
         return {"code": "json_invalid", "message": f"is not valid JSON: {reason}", "in": "body", "pointer": ""}
-    return {"code": error["type"], "message": _message(error), "in": str(place), "pointer": pointer}
-
-
-def _message(error: ErrorDetails) -> str:
-    kind = error["type"]
-    if kind == "missing":
-        return "is required"
-    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        return "is not a known field"
-    if kind == "string_pattern_mismatch" and (form := FORMS.get(error.get("ctx", {}).get("pattern", ""))):
-        return f"must be {form}"
-    message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
-    # pydantic names Python's types; a client sends JSON.
-    return re.sub(r"a valid dictionary.*", "an object", re.sub(r"a valid (tuple|list)", "a list", message))
+    return {"code": error["type"], "message": message_of(error), "in": str(place), "pointer": pointer}

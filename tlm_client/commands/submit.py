@@ -14,6 +14,7 @@ from tlm_client.commands.jobs import parse_labels, split_pair, watch_job
 from tlm_client.console import JobId, Watch, open_client, print_result, resolve_job, stderr_console
 from tlm_client.summary import estimate_items
 from tlm_core.errors import InvalidRequest
+from tlm_core.invalid_fields import message_of
 from tlm_core.jobs.spec import JobSpec
 from tlm_core.kinds import KINDS
 from tlm_core.training.recipe import Scale as ScaleName
@@ -172,7 +173,7 @@ def _build_spec(overrides: list[str] | None, *, dataset: str | None, corpus: str
     try:
         return JobSpec.model_validate({name: value for name, value in fields.items() if value not in (None, {})})
     except ValidationError as error:
-        messages = (e["msg"].removeprefix("Value error, ").removesuffix(".") for e in error.errors())
+        messages = (message_of(e).removesuffix(".") for e in error.errors())
         places = (".".join(map(str, e["loc"])) for e in error.errors())
         problems = "; ".join(": ".join(filter(None, parts)) for parts in zip(places, messages, strict=True))
         raise InvalidRequest(f"Invalid job: {problems}.") from error

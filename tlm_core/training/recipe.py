@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tlm_core.errors import InvalidRecipe
+from tlm_core.invalid_fields import message_of
 from tlm_core.names import MODEL
 from tlm_core.selection.selectors import Selection
 from tlm_core.training.architectures.table import ARCHITECTURES
@@ -419,7 +420,7 @@ def resolve(
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {message_of(e)}" for e in error.errors())
         raise InvalidRecipe(f"Invalid recipe. {problems}") from error
     _check_trainable(recipe)
     if recipe.precision == "auto":

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from services.common.bodies import MAX_DEPTH, MAX_JSON_BYTES, UnsupportedJSON, check_json, depth_of
 from services.common.problem import MEDIA_TYPE, install_problem_handlers, problem_of, status_of
@@ -29,8 +29,8 @@ from tlm_core.errors import (
 
 class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    seeds: tuple[int, ...] = ()
-    name: str = "x"
+    seeds: tuple[int, ...] = Field((), max_length=3)
+    name: str = Field("x", min_length=1)
     overrides: dict[str, Any] = {}
 
 
@@ -91,6 +91,8 @@ def test_unexpected_error_reveals_no_internals(client: TestClient) -> None:
     ("body", "pointer", "says"),
     [
         ({"seeds": 5}, "/seeds", "must be a list"),
+        ({"seeds": [1, 2, 3, 4]}, "/seeds", "must have at most 3 items"),
+        ({"name": ""}, "/name", "must have at least 1 character"),
         ({"seeds": ["a"]}, "/seeds/0", "must be a valid integer"),
         ({"name": ["x"]}, "/name", "must be a valid string"),
         ({"overrides": [1]}, "/overrides", "must be an object"),
