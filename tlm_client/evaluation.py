@@ -1,4 +1,4 @@
-"""Score stock models on this machine. Only this module of the client needs torch and transformers."""
+"""Score models on this machine. Only this module of the client needs torch and transformers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
@@ -16,6 +17,7 @@ from tlm_client.console import Session
 from tlm_core.errors import InvalidRequest
 from tlm_core.hub import TOKENIZER
 from tlm_core.names import HUB
+from tlm_core.serving import MODEL, load_model
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.task import SPLITS, Task
@@ -24,6 +26,7 @@ from tlm_core.training.published import fetch
 from tlm_core.training.release import stock_form
 
 _LONGEST = 512
+Outputs = Callable[[Sequence[str], Sequence[str] | None], NDArray[np.float32]]  # texts, pairs → [texts, labels]
 
 
 class Classifier:
@@ -63,6 +66,16 @@ class Classifier:
             return self.model(**encoded.to(self.device)).logits.float().cpu()
 
 
+def _loaded(source: str) -> tuple[list[str], Outputs]:
+    """Return the labels and the outputs of a stock model, or of the model that `tlm download` wrote to a folder."""
+    folder = Path(source)
+    if (folder / MODEL).is_file():
+        returned = load_model(folder)
+        return list(returned.labels), returned.probabilities
+    classifier = Classifier(source)
+    return classifier.labels, lambda texts, pairs: classifier.outputs(texts, pairs).numpy()
+
+
 def task_of(dataset: str, session: Session) -> Task:
     """Return the task in a folder or file, on the hub, or of an uploaded dataset.
 
@@ -86,32 +99,32 @@ def evaluate_model(
     batch: int = 64,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Return the scores of a stock model on one split, in the format of tlm_core.tasks.metrics.
+    """Return the scores of a stock model, or of a returned one, on one split, in the format of tlm_core.tasks.metrics.
 
     Labels of model and task are matched by name. Raises InvalidRequest if they differ, or if only one of the two is
     for regression.
     """
     if split not in SPLITS:
         raise InvalidRequest(f"Unknown split '{split}'. Valid splits: {', '.join(SPLITS)}.")
-    classifier = Classifier(source)
-    if task.type.has_classes == (len(classifier.labels) == 1):
+    labels, outputs_of = _loaded(source)
+    if task.type.has_classes == (len(labels) == 1):
         other = "regression" if task.type.has_classes else "classes"
         raise InvalidRequest(
             f"The dataset has {task.type.target}s, but the model is for {other}. Use a matching model."
         )
-    if task.type.has_classes and set(classifier.labels) != set(task.labels):
+    if task.type.has_classes and set(labels) != set(task.labels):
         raise InvalidRequest(
-            f"The model has the labels {', '.join(classifier.labels[:20])}, but the dataset has "
+            f"The model has the labels {', '.join(labels[:20])}, but the dataset has "
             f"{', '.join(task.labels[:20])}. They must be equal."
         )
     texts, pairs = task.texts(split), task.text_pairs(split)
-    outputs: list[torch.Tensor] = []
+    outputs = []
     for start in range(0, len(texts), batch):
         part = slice(start, start + batch)
-        outputs.append(classifier.outputs(texts[part], pairs[part] if pairs is not None else None))
+        outputs.append(outputs_of(texts[part], pairs[part] if pairs is not None else None))
         if on_progress is not None:
             on_progress(min(start + batch, len(texts)), len(texts))
-    predicted = task.type.predict(torch.cat(outputs).numpy())
+    predicted = task.type.predict(np.concatenate(outputs))
     if task.type.has_classes:
-        predicted = np.array([task.labels.index(label) for label in classifier.labels])[predicted]
+        predicted = np.array([task.labels.index(label) for label in labels])[predicted]
     return score(task.targets(split), predicted, len(task.labels), task.metric, in_train=task.in_train(split))

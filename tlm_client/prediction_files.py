@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import tee
 from pathlib import Path
 
 from tlm_client.client import TLMClient
 from tlm_core.artifacts import storage_errors
-from tlm_core.errors import InvalidRequest
+from tlm_core.errors import InvalidRequest, NotFound
 from tlm_core.wire import Prediction
 
 Row = Mapping[str, str]
@@ -34,6 +34,8 @@ def predict_file(
     """
     csv.field_size_limit(_LONGEST_FIELD)
     partial = target.with_name(f"{target.name}.part")
+    if not source.exists():
+        raise NotFound(f"The file {source} does not exist.")
     count = 0
     with (
         storage_errors(f"classifying {source}"),
@@ -41,7 +43,7 @@ def predict_file(
         open(partial, "w", encoding="utf-8", newline="") as output,
     ):
         reader = csv.DictReader(handle)
-        _check_columns(source, reader.fieldnames or (), text_column, pair_column)
+        _check_columns(source, reader.fieldnames or (), {"--text-column": text_column, "--pair-column": pair_column})
         rows, texts, pairs = tee(_rows(source, reader), 3)
         predictions = client.predict_many(
             model,
@@ -58,11 +60,12 @@ def predict_file(
     return count
 
 
-def _check_columns(source: Path, columns: object, *needed: str | None) -> None:
-    names = [str(name) for name in columns] if isinstance(columns, list) else []
-    for name in needed:
-        if name is not None and name not in names:
-            raise InvalidRequest(f"{source} has no column '{name}'. Columns: {', '.join(names) or 'none'}. Name one.")
+def _check_columns(source: Path, columns: Sequence[str], needed: Mapping[str, str | None]) -> None:
+    """Raise InvalidRequest if the file lacks a column. needed: option → column."""
+    for option, name in needed.items():
+        if name is not None and name not in columns:
+            listed = ", ".join(columns) or "none"
+            raise InvalidRequest(f"{source} has no column '{name}'. Name one with {option}. Columns: {listed}.")
 
 
 def _rows(source: Path, reader: csv.DictReader[str]) -> Iterator[Row]:

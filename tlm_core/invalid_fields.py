@@ -6,8 +6,6 @@ import re
 
 from pydantic_core import ErrorDetails
 
-from tlm_core.names import FORMS
-
 
 def message_of(error: ErrorDetails) -> str:
     """Return what one error of `ValidationError.errors()` says after the name of its field."""
@@ -21,8 +19,6 @@ def message_of(error: ErrorDetails) -> str:
             return f"must have at most {_amount(values['max_length'], kind)}"
         case "too_short" | "string_too_short":
             return f"must have at least {_amount(values['min_length'], kind)}"
-        case "string_pattern_mismatch" if form := FORMS.get(values.get("pattern", "")):
-            return f"must be {form}"
     message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     # pydantic names Python's types; a client sends JSON.
     return re.sub(r"a valid dictionary.*", "an object", re.sub(r"a valid (tuple|list)", "a list", message))

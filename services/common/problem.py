@@ -21,6 +21,7 @@ from starlette.requests import ClientDisconnect
 from services.common.bodies import BodyCheck
 from tlm_core import errors as e
 from tlm_core.invalid_fields import message_of
+from tlm_core.names import FORMS
 from tlm_core.wire import Problem
 
 MEDIA_TYPE = "application/problem+json"
@@ -152,4 +153,6 @@ def _entry(error: ErrorDetails, within: tuple[str, ...]) -> dict[str, str]:
     if error["type"] == "json_invalid":
         reason = error.get("ctx", {}).get("error", "")
         return {"code": "json_invalid", "message": f"is not valid JSON: {reason}", "in": "body", "pointer": ""}
-    return {"code": error["type"], "message": message_of(error), "in": str(place), "pointer": pointer}
+    form = FORMS.get(error.get("ctx", {}).get("pattern", ""))
+    message = f"must be {form}" if form else message_of(error)
+    return {"code": error["type"], "message": message, "in": str(place), "pointer": pointer}

@@ -116,7 +116,9 @@ def test_command_classifies_the_rows_of_a_file(
     assert "mail@production is the model of" in run("alias", "mail@production", job)
     assert "mail@production" in run("models")
     files = ("--file", str(source), "--out", str(target))
-    assert "has no column 'text'. Columns: id, body" in run("predict", "mail@production", *files)
+    assert "has no column 'text'. Name one with --text-column. Columns: id, body" in run(
+        "predict", "mail@production", *files
+    )
     assert "2 rows" in run("predict", "mail@production", *files, "--text-column", "body")
     with open(target, newline="", encoding="utf-8") as handle:
         rows = list(csv.DictReader(handle))

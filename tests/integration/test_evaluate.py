@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from tests.contract.job_results import make_linear
 from tlm_client.cli import app
 from tlm_client.console import Session
 from tlm_client.evaluation import Classifier, evaluate_model
 from tlm_core.errors import InvalidRequest, NotFound
+from tlm_core.serving import load_model
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.validate import load_task
@@ -52,6 +55,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder
+
+
+def test_evaluate_scores_the_folder_of_a_download(data: Path, tmp_path: Path) -> None:
+    make_linear(tmp_path, {"pos": ["good", "fine"], "neg": ["bad", "poor"]})
+    task, _ = load_task(data)
+    texts = task.texts("test")
+    predicted = [task.labels.index(str(label)) for label in load_model(tmp_path).predict(texts)]
+    expected = score(task.targets("test"), np.array(predicted), 2, task.metric, in_train=task.in_train("test"))
+    assert evaluate_model(str(tmp_path), task) == expected
 
 
 def test_evaluate_scores_by_the_labels_of_the_model(model: Path, data: Path) -> None:

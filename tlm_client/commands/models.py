@@ -128,7 +128,7 @@ def alias(
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL_DIR|hub:ID", help="A stock sequence-classification model.")],
+    model: Annotated[str, typer.Argument(metavar="DIR|hub:ID", help="The folder of `tlm download`, or a stock model.")],
     dataset: Annotated[str, typer.Option(help="A folder or file, hub:ID, or the name of an uploaded dataset.")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 64,

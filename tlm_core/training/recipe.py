@@ -162,14 +162,14 @@ class Joint(_Part):
     rho1: float = Field(3, ge=0, description="passage batches for each task batch")
     rho2: float = Field(1.0, ge=0, description="weight of MLM relative to the task's loss in task batches")
     mask_rate: float = Field(0.3, gt=0, lt=1, description="share of tokens masked at the start")
-    mask_rate_end: float | None = Field(None, gt=0, lt=1, description="share at the end; None: constant")
+    mask_rate_end: float | None = Field(None, gt=0, lt=1, description="share at the end; null: constant")
     optimizer: Optimizer = Optimizer()
     stop_if_behind: float | None = Field(
         None,
         ge=0,
         le=1,
         description="end at half the budget, with one finetuning step, if the encoder's validation score is below that "
-        "of the linear model by more than this; None: never",
+        "of the linear model by more than this; null: never",
     )
 
     def at_length(self, length: int, model: Model) -> Joint:
