@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shlex
@@ -15,6 +16,7 @@ from tests.contract.dashboard_pages import Tags, signed_in
 from tests.contract.filled_dashboard import Contents, fill
 from tests.contract.gateway import Gateway
 from tests.unit.client.test_cli import tlm
+from tlm_client.client import TLMClient
 from tlm_core.jobs.spec import JobRecord, JobSpec
 from tlm_core.kinds.learning_curve import LearningCurveOptions
 from tlm_core.kinds.prune import PruneOptions
@@ -139,6 +141,20 @@ SPEC = JobSpec.model_validate({
     "options": {"levels": [0.2]}, "overrides": {"finetune.epochs": 5, "finetune.rates": [0.001, 0.002]},
     "metadata": {"team": "search desk"}, "priority": -3, "max_runtime_seconds": 90, "name": "first try",
 })  # fmt: skip
+
+
+def test_snippets_omit_options_without_a_value() -> None:
+    spec = JobSpec.model_validate({"dataset": "toy", "kind": "train", "options": {}})
+    assert not [language for language, text in snippets(spec, "http://gateway").items() if "options" in text]
+
+
+def test_uploads_can_be_copied_as_python(gateway: Gateway) -> None:
+    browser = signed_in(gateway)
+    for page, method in (("datasets", TLMClient.add_dataset), ("corpora", TLMClient.add_corpus)):
+        text = html.unescape(browser.get(f"/ui/{page}").text)
+        program = re.search(r'aria-label="Python"><code>(.*?)</code>', text, re.DOTALL)
+        assert program and f"tlm.{method.__name__}(" in program[1]
+        compile(program[1], page, "exec")
 
 
 def test_snippets_send_the_request_of_the_form() -> None:

@@ -36,7 +36,8 @@ Version = Annotated[str | None, Query(max_length=64)]
 def datasets(request: Request, parts: PartsDep, tenant: SignedIn, after: AfterId = None) -> Response:
     records, has_more = parts.catalog.datasets(tenant, after=after, limit=_LIMIT)
     command, fields = "tlm dataset add reviews train.csv", "-F name=reviews -F file=@train.csv"
-    snippets = upload_snippets("/v1/datasets", command, fields, own_url(request))
+    call = 'add_dataset("reviews", {"train": Path("train.csv")})'
+    snippets = upload_snippets("/v1/datasets", command, fields, call, own_url(request))
     return page(request, "datasets.html", records=records, more=has_more, after=after, snippets=snippets)
 
 
@@ -84,7 +85,8 @@ def corpora(request: Request, parts: PartsDep, tenant: SignedIn, after: AfterId 
     rows = [{"corpus": corpus, "ready": corpus.ready(), "loads": parts.catalog.loads(tenant, corpus.name, limit=1)}
             for corpus in records]  # fmt: skip
     command, fields = "tlm corpus add manuals texts.jsonl", "-F name=manuals -F language=en -F files=@texts.jsonl"
-    snippets = upload_snippets("/v1/corpora", command, fields, own_url(request))
+    call = 'add_corpus("manuals", [Path("texts.jsonl")])'
+    snippets = upload_snippets("/v1/corpora", command, fields, call, own_url(request))
     return page(request, "corpora.html", rows=rows, more=has_more, after=after, snippets=snippets)
 
 

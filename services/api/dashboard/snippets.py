@@ -14,14 +14,14 @@ from tlm_core.jobs.spec import JobSpec
 
 def snippets(spec: JobSpec, url: str) -> dict[str, str]:
     """Return the request in each language. url: of the gateway, without a slash at its end."""
-    body: dict[str, object] = spec.model_dump(mode="json", exclude_defaults=True)
+    given = spec.model_dump(mode="json", exclude_defaults=True)
+    body = {name: value for name, value in given.items() if value != {}}
     fields = ", ".join(f"{name}={value!r}" for name, value in body.items())
     return {
         "command line": " \\\n  ".join(["tlm submit", *_arguments(body)]),
         "curl": f'curl -H "Authorization: Bearer $TLM_TOKEN" \\\n  --json {shlex.quote(json.dumps(body))} \\\n'
         f"  {shlex.quote(f'{url}/v1/jobs')}",
-        "Python": "import os\n\nfrom tlm_client.client import TLMClient\nfrom tlm_core.jobs.spec import JobSpec\n\n"
-        f'with TLMClient({url!r}, os.environ["TLM_TOKEN"]) as tlm:\n    job = tlm.submit(JobSpec({fields}))',
+        "Python": _python(f"job = tlm.submit(JobSpec({fields}))", "from tlm_core.jobs.spec import JobSpec", url),
     }
 
 
@@ -36,17 +36,24 @@ def prediction_snippets(model: str, url: str) -> dict[str, str]:
     }
 
 
-def upload_snippets(path: str, command: str, fields: str, url: str) -> dict[str, str]:
-    """Return an upload in each language. fields: of the form, as curl writes them."""
+def upload_snippets(path: str, command: str, fields: str, call: str, url: str) -> dict[str, str]:
+    """Return an upload in each language. fields: of the form, as curl writes them. call: of the Python client."""
     return {
         "command line": command,
         "curl": f'curl -H "Authorization: Bearer $TLM_TOKEN" \\\n  {fields} \\\n  {shlex.quote(f"{url}{path}")}',
+        "Python": _python(f"tlm.{call}", "from pathlib import Path", url),
     }
 
 
 def own_url(request: Request) -> str:
     """Return the URL of the gateway that serves a dashboard page, without a slash at its end."""
     return str(request.base_url).removesuffix(f"{PREFIX}/").rstrip("/")
+
+
+def _python(call: str, imported: str, url: str) -> str:
+    """Return a program that opens a client as `tlm` for one call. imported: the line that imports its argument."""
+    imports = f"import os\n\nfrom tlm_client.client import TLMClient\n{imported}"
+    return f'{imports}\n\nwith TLMClient({url!r}, os.environ["TLM_TOKEN"]) as tlm:\n    {call}'
 
 
 def _arguments(body: dict[str, object]) -> Iterator[str]:
