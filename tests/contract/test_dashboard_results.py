@@ -86,13 +86,13 @@ def test_selection_page_shows_labels_sources_overlap_and_leaks(filled: tuple[Gat
     assert not set("{}[]") & set(words) and "0.25" not in words
 
 
-def test_query_terms_omit_frequent_words() -> None:
+def test_query_terms_omit_frequent_words_and_stop_words() -> None:
     passages = [
         SelectedPassage(
             id=str(n), text=f"The parcel number {name}", source="s", rank=1, score=1.0, provenance_total=1,
             provenance=(Provenance(train_row=1, rank=1, score=1.0, text=f"is the {name} parcel here"),),
         )
-        for n, name in enumerate(("alpha", "beta", "gamma"))
+        for n, name in enumerate(("alpha which", "beta", "gamma"))
     ]  # fmt: skip
     assert query_terms(passages) == [{"alpha"}, {"beta"}, {"gamma"}]
 

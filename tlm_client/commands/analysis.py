@@ -13,6 +13,7 @@ from tlm_client.console import JobId, JobIds, open_client, print_result, table
 from tlm_client.display import spark
 from tlm_client.summary import format_score, format_verdict
 from tlm_core.evaluation.summary import model_title
+from tlm_core.selection.stop_words import STOP_WORDS
 from tlm_core.tasks.metrics import scores_shown
 from tlm_core.wire import Comparison, Outcome
 
@@ -58,7 +59,7 @@ def why(
     rows = []
     for passage in selection.data:
         sources = passage.provenance[: 3 if full else 1]
-        terms = words or _WORD.findall(" ".join(q.text or "" for q in sources))
+        terms = words or _content_words(" ".join(query.text or "" for query in sources))
         queries = "\n".join(f"row {q.train_row} ({q.label or '?'}) {q.text or ''}" for q in sources)
         cells = [passage.text, queries] if full else [shorten(passage.text, terms), shorten(queries, ())]
         rows.append((passage.rank, passage.source, *(_highlighted(cell, terms) for cell in cells)))
@@ -98,6 +99,10 @@ def shorten(text: str, terms: Sequence[str], width: int = 100) -> str:
     if start + width < len(line):
         shown = f"{shown.rpartition(' ')[0] or shown} …"
     return f"… {shown}" if start else shown
+
+
+def _content_words(text: str) -> list[str]:
+    return [word for word in _WORD.findall(text) if word.lower() not in STOP_WORDS]
 
 
 def _highlighted(text: str, terms: Sequence[str]) -> Text:

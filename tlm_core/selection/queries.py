@@ -15,24 +15,13 @@ import pyarrow as pa
 
 from tlm_core.errors import InvalidRecipe
 from tlm_core.selection.selectors import Selection
+from tlm_core.selection.stop_words import STOP_WORDS
 from tlm_core.selection.text_analysis import analysis_of, terms
 from tlm_core.tasks.task import Task
 
 PHRASES = 20
 _BATCH = 1024
 _PIECE = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[^\s\w]")
-_STOP_WORDS = """
-a about above after again against all almost also although always am among an and another any are as at be because
-been before being below between both but by can cannot could did do does doing done down due during each either else
-enough ever every few for from further had has have having he hence her here hers herself him himself his how
-however i if in into is it its itself just least less let like made make many may me might mine more most much must
-my myself neither never no nor not now of off often on once one only onto or other others our ours ourselves out
-over own per perhaps quite rather really same seem seems shall she should since so some such than that the their
-theirs them themselves then there therefore these they this those though through thus to together too toward towards
-under until up upon us use used using very via was we well were what when where whether which while who whom whose
-why will with within without would yet you your yours yourself yourselves
-"""
-_STOP = frozenset(_STOP_WORDS.split())
 
 
 @dataclass(frozen=True)
@@ -152,7 +141,7 @@ def key_phrases(text: str) -> list[str]:
 def _phrases(text: str) -> Iterator[tuple[str, ...]]:
     phrase: list[str] = []
     for piece in _PIECE.findall(text.lower()):
-        if piece not in _STOP and piece[0].isalnum():
+        if piece not in STOP_WORDS and piece[0].isalnum():
             phrase.append(piece)
         elif phrase:
             yield tuple(phrase)

@@ -16,6 +16,7 @@ from services.api.dashboard.web import PageJob, page
 from services.api.job_artifacts import artifact_or_none, artifacts_by_node
 from services.api.parts import PartsDep
 from services.api.selections import leaked_texts, selection_page
+from tlm_core.selection.stop_words import STOP_WORDS
 from tlm_core.wire import JsonObject, SelectedPassage
 
 router = APIRouter(prefix="/jobs")
@@ -56,11 +57,11 @@ def selection(
 def query_terms(passages: Sequence[SelectedPassage]) -> list[set[str]]:
     """The words that each passage shares with its best-ranked training text.
 
-    Words of more than a third of the passages are omitted, because they explain no rank.
+    Stop words, and words of more than a third of the passages, are omitted, because they explain no rank.
     """
     words = [set(_WORD.findall(passage.text.lower())) for passage in passages]
     counts = Counter(word for own in words for word in own)
-    frequent = {word for word, count in counts.items() if count > max(1, len(passages) / 3)}
+    frequent = {word for word, count in counts.items() if count > max(1, len(passages) / 3)} | STOP_WORDS
     queries = [next((query.text for query in passage.provenance if query.text), "") for passage in passages]
     return [(own & set(_WORD.findall(text.lower()))) - frequent for own, text in zip(words, queries, strict=True)]
 

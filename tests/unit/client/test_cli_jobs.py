@@ -262,6 +262,16 @@ def test_why_shows_whole_words_around_the_first_term() -> None:
     assert shorten("short text", ["text"]) == "short text"
 
 
+def test_why_shows_the_passage_around_a_word_that_is_no_stop_word() -> None:
+    asker = {"train_row": 7, "rank": 1, "score": 2.0, "text": "which water boils", "label": "pos"}
+    text = "which " * 40 + "water boils"
+    passage = {"id": "p", "text": text, "source": "docs", "rank": 1, "score": 2.0, "provenance": [asker],
+               "provenance_total": 1}  # fmt: skip
+    body = {"facts": {}, "data": [passage], "total": 1, "has_more": False}
+    shown = tlm(serve({"GET /v1/jobs/job_1/selection": body}), "why", "job_1").stdout
+    assert shown.count("water boils") == 2, "in the passage and in its train row"
+
+
 def test_profile_selects_a_gateway_and_hides_its_token(tmp_path: Path) -> None:
     seen: list[tuple[str, str]] = []
 
