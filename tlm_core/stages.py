@@ -12,8 +12,8 @@ from tlm_core.training.stage import Place, Stage
 VALIDATE = Stage("validate", "tlm_core.tasks.validate:validate_stage", 2, params.ValidateParams, Place.COORDINATOR)
 SELECT = Stage("select", "", 5, params.SelectParams, Place.RETRIEVER)
 # A linear model needs no torch either.
-BASELINE = Stage("baseline", "tlm_core.linear.stages:baseline", 3, BaselineParams, needs_torch=False)
-SELF_TRAIN = Stage("self_train", "tlm_core.linear.stages:self_train_stage", 5, SelfTrainParams, needs_torch=False)
+BASELINE = Stage("baseline", "tlm_core.linear.stages:baseline", 4, BaselineParams, needs_torch=False)
+SELF_TRAIN = Stage("self_train", "tlm_core.linear.stages:self_train_stage", 6, SelfTrainParams, needs_torch=False)
 EVALUATE_LINEAR = Stage(
     "evaluate_linear", "tlm_core.linear.stages:evaluate_linear", 4, BaselineParams, needs_torch=False
 )

@@ -6,7 +6,7 @@ import math
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ import scipy.sparse as sp  # type: ignore[import-untyped, unused-ignore]
 from numpy.typing import NDArray
 
 from tlm_core.linear.model import Features, Floats, LinearModel, rows_of
-from tlm_core.linear.ngrams import FAMILIES
+from tlm_core.linear.ngrams import FAMILIES, START_WORDS
 from tlm_core.tasks.metrics import METRICS, Targets, Undefined
 from tlm_core.tasks.task import Task
 
@@ -28,11 +28,15 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Setting:
-    """What cross-validation chooses. families: how many of `FAMILIES`, words first."""
+    """What cross-validation chooses.
+
+    families: how many of `FAMILIES`, words first. start_words: how many first words of a text are a part of it.
+    """
 
     families: int
     strength: float
     class_weight: Literal["balanced"] | None
+    start_words: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,44 +57,88 @@ class Fitted:
 
 def fit(task: Task) -> Fitted:
     """Choose and fit a linear model on the train split of a task."""
-    features, sequences = Features.learn(rows_of(task, "train"), FAMILIES)
-    search = _Search(task, features, features.matrix(sequences))
+    search = _Search(task)
     setting, score, tried = search.choose()
     held_out = search.held_out(setting)
-    features = features.only(setting.families)
+    features = search.data(setting.start_words).features.only(setting.families)
     weights, bias = search.train(setting, np.arange(len(search.targets)))
     return Fitted(LinearModel(features, weights, bias), setting, score, held_out, tried)
 
 
+@dataclass(frozen=True)
+class _Data:
+    """The features of all families, and those of the rows, [rows, features]."""
+
+    features: Features
+    train: sp.csr_matrix
+    validation: sp.csr_matrix
+
+    @classmethod
+    def learn(cls, task: Task, start_words: int) -> _Data:
+        features, sequences = Features.learn(rows_of(task, "train"), FAMILIES, start_words)
+        return cls(features, features.matrix(sequences), features.encode(rows_of(task, "validation")))
+
+
 class _Search:
-    """Cross-validation of settings. matrix: features of all families for train, [rows, features].
+    """Cross-validation of settings.
 
     Rows of train are often related, such as sentences of one document, and rows of validation are not related to them.
     So validation counts in proportion to its rows.
     """
 
-    def __init__(self, task: Task, features: Features, matrix: sp.csr_matrix) -> None:
+    def __init__(self, task: Task) -> None:
         self.task = task
         self.targets = task.targets("train")
-        self._validation = features.encode(rows_of(task, "validation"))
         self._true = task.targets("validation")
         self._outputs = len(task.labels)
-        self._matrices = {count: matrix[:, : len(features.only(count))] for count in range(1, len(FAMILIES) + 1)}
         self._folds = _folds(self.targets, task.type.has_classes)
+        self._data = {0: _Data.learn(task, 0)}  # by the number of first words that are a part
         self._scores: dict[tuple[Setting, int], float | None] = {}
+
+    def data(self, start_words: int) -> _Data:
+        """Return the rows' features, with the first words of a text as a part of it or without."""
+        if start_words not in self._data:
+            self._data[start_words] = _Data.learn(self.task, start_words)
+        return self._data[start_words]
+
+    def _matrix(self, setting: Setting) -> sp.csr_matrix:
+        """Return the features of the train rows, [rows, features]."""
+        data = self.data(setting.start_words)
+        return data.train[:, : len(data.features.only(setting.families))]
 
     def choose(self) -> tuple[Setting, float | None, tuple[tuple[Setting, float], ...]]:
         """Return the best setting, its mean score over all folds, and all tried settings with their scores."""
         weights: list[Literal["balanced"] | None] = [None, "balanced"] if self.task.type.has_classes else [None]
-        chains = [(count, weight) for count in self._matrices for weight in weights]
+        chains = [(count, weight) for count in range(1, len(FAMILIES) + 1) for weight in weights]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             tried = [result for results in pool.map(self._try_strengths, chains) for result in results]
             if not tried:
                 return Setting(1, 1.0, None), None, ()
             finalists = sorted(tried, key=lambda result: -result[1])[:FINALISTS]
-            means = list(pool.map(self._mean_score, (setting for setting, _ in finalists)))
-        best = int(np.argmax(means))
-        return finalists[best][0], means[best], tuple(tried)
+            settings = [setting for setting, _ in finalists]
+            means = list(pool.map(self._mean_score, settings))
+            best = settings[int(np.argmax(means))]
+            if not self.task.pair:
+                best = self._choose_start(best, pool)
+        return best, self._mean_score(best), tuple(tried)
+
+    def _choose_start(self, best: Setting, pool: ThreadPoolExecutor) -> Setting:
+        """Return a setting with the first words as a part if it gains more than a standard error over the folds.
+
+        It has as many families as `best`, and its strength or one beside it.
+        """
+        self.data(START_WORDS)  # learned before the threads read it
+        place = STRENGTHS.index(best.strength)
+        near = STRENGTHS[max(0, place - 1) : place + 2]
+        settings = [replace(best, strength=strength, start_words=START_WORDS) for strength in near]
+        means = list(pool.map(self._mean_score, settings))
+        candidate = settings[int(np.argmax(means))]
+        gains = [self._fold_gain(candidate, best, fold) for fold in range(len(self._folds))]
+        return candidate if np.mean(gains) > np.std(gains, ddof=1) / math.sqrt(len(gains)) else best
+
+    def _fold_gain(self, candidate: Setting, best: Setting, fold: int) -> float:
+        ours, without = self._scores.get((candidate, fold)), self._scores.get((best, fold))
+        return 0.0 if ours is None or without is None else ours - without
 
     def _try_strengths(self, chain: tuple[int, Literal["balanced"] | None]) -> list[tuple[Setting, float]]:
         """Score rising strengths until the score falls twice. Strong models need most time."""
@@ -125,8 +173,8 @@ class _Search:
         compute, predict = METRICS[self.task.metric].compute, self.task.type.predict
         train, held_out = self._folds[number]
         weights, bias = self.train(setting, train[:: max(1, len(train) // TUNED_ROWS)])
-        validation = self._validation[:, : len(weights)]
-        sides = [(self._matrices[setting.families][held_out], self.targets[held_out]), (validation, self._true)]
+        validation = self.data(setting.start_words).validation[:, : len(weights)]
+        sides = [(self._matrix(setting)[held_out], self.targets[held_out]), (validation, self._true)]
         try:
             both = [compute(true, predict(np.asarray(matrix @ weights) + bias)) for matrix, true in sides]
         except Undefined:
@@ -136,14 +184,15 @@ class _Search:
     def held_out(self, setting: Setting) -> Floats:
         """Return the outputs of each row from a model that did not see it, [rows, outputs]."""
         outputs = np.zeros((len(self.targets), self._outputs), np.float32)
+        matrix = self._matrix(setting)
         for train, held_out in self._folds:
             weights, bias = self.train(setting, train)
-            outputs[held_out] = np.asarray(self._matrices[setting.families][held_out] @ weights, np.float32) + bias
+            outputs[held_out] = np.asarray(matrix[held_out] @ weights, np.float32) + bias
         return outputs
 
     def train(self, setting: Setting, rows: NDArray[np.intp]) -> tuple[Floats, Floats]:
         """Fit on some rows. Return the weights [features, outputs] and the bias [outputs]."""
-        matrix, targets = self._matrices[setting.families][rows], self.targets[rows]
+        matrix, targets = self._matrix(setting)[rows], self.targets[rows]
         if not self.task.type.has_classes:
             return _ridge(matrix, targets, setting)
         return support_vectors(matrix, targets, setting, self._outputs)

@@ -26,7 +26,8 @@ Floats = NDArray[np.float32]
 def read_alphabet(folder: Path) -> Alphabet:
     """Read the alphabet of the linear model in a folder."""
     ids = json.loads((folder / ALPHABET).read_text(encoding="utf-8"))
-    return Alphabet(tuple(ids["words"]), tuple(ids["characters"]), tuple(ids.get("marks", ())))
+    marks, start_words = tuple(ids.get("marks", ())), ids.get("start_words", 0)
+    return Alphabet(tuple(ids["words"]), tuple(ids["characters"]), start_words, marks)
 
 
 def rows_of(task: Task, split: str) -> list[Row]:
@@ -47,9 +48,12 @@ class Features:
     idf: tuple[Floats, ...]
 
     @classmethod
-    def learn(cls, rows: Sequence[Row], families: Iterable[str]) -> tuple[Features, Sequences]:
-        """Choose the n-grams of the train rows. Return the features and the encoded rows."""
-        alphabet = Alphabet.learn(rows)
+    def learn(cls, rows: Sequence[Row], families: Iterable[str], start_words: int = 0) -> tuple[Features, Sequences]:
+        """Choose the n-grams of the train rows. Return the features and the encoded rows.
+
+        start_words: how many first words of a text are a part of it.
+        """
+        alphabet = Alphabet.learn(rows, start_words)
         sequences = alphabet.sequences(rows)
         ngrams = tuple(Ngrams.learn(sequences, family, alphabet.spaces) for family in families)
         alphabet = alphabet.only(np.concatenate([ids.ravel() for of_family in ngrams for ids in of_family.pool()]))
@@ -64,10 +68,15 @@ class Features:
         return sum(map(len, self.ngrams))
 
     def word_names(self) -> list[str]:
-        """Return the words and pairs of words that the first features stand for."""
-        names = {number: word for of_part in self.alphabet.words for word, number in of_part.items()}
+        """Return the words and pairs of words of the first features. A part has its name, as in `we (first words)`."""
+        words, places = {}, {}
+        for name, of_part in zip(self.alphabet.part_names, self.alphabet.words, strict=True):
+            for word, number in of_part.items():
+                words[number], places[number] = word, f" ({name})" if name else ""
         return [
-            " ".join(names[number] for number in ids) for of_order in self.ngrams[0].pool() for ids in of_order.tolist()
+            " ".join(words[number] for number in ids) + places[ids[0]]
+            for of_order in self.ngrams[0].pool()
+            for ids in of_order.tolist()
         ]
 
     def encode(self, rows: Sequence[Row]) -> sp.csr_matrix:

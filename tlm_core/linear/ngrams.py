@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,8 @@ LAST_ORDER = max(order for orders in FAMILIES.values() for order in orders)
 _BITS = {"words": 31, "characters": 12}  # of an id in the key of an n-gram; 2 * 31 and 5 * 12 fit in an int64
 # An ONNX graph has one dense value for each feature of each text.
 FEATURES = 50_000
+# How a text begins often says what it does. Read as a part, "We" at the start differs from "we" elsewhere.
+START_WORDS = 4
 _BATCH = 4_000_000  # ids whose n-grams are counted at once
 
 # Scripts without spaces between words (Thai to Khmer, kana, Han): each character is a word.
@@ -46,29 +48,32 @@ def split_words(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
-def _parts(row: Row, marks: Marks) -> Row:
-    """Return the lowercase texts that become n-grams: those of the row, and the spans of a marked text."""
+def _parts(row: Row, start_words: int, marks: Marks) -> Row:
+    """Return the lowercase texts that become n-grams: those of the row, its first words, and its marked spans."""
     texts = tuple(text.lower() for text in row)
-    return (*texts, *split_spans(texts[0], marks)) if marks else texts
+    start = (" ".join(split_words(texts[0])[:start_words]),) if start_words else ()
+    return (*texts, *start, *split_spans(texts[0], marks)) if marks else (*texts, *start)
 
 
 @dataclass(frozen=True)
 class Alphabet:
-    """The ids of words and characters. The second text of a pair and the parts of a marked text have ids of their own.
+    """The ids of words and characters. Each part of a row has ids of its own.
 
-    words: for each part of a row, word → id. characters: likewise. marks: of the spans that become parts.
+    words: for each part of a row, word → id. characters: likewise. start_words: how many first words of a text are a
+    part; 0: no part. marks: of the spans that become parts.
     """
 
     words: tuple[dict[str, int], ...]
     characters: tuple[dict[str, int], ...]
+    start_words: int = 0
     marks: Marks = ()
 
     @classmethod
-    def learn(cls, rows: Sequence[Row]) -> Alphabet:
+    def learn(cls, rows: Sequence[Row], start_words: int = 0) -> Alphabet:
         """Number the most frequent characters, then all words of the rows."""
         number = count(1).__next__
         marks = learn_marks(text.lower() for (text,) in rows) if len(rows[0]) == 1 else ()
-        parts = [_parts(row, marks) for row in rows]
+        parts = [_parts(row, start_words, marks) for row in rows]
         texts = [[" ".join(row[part].split()) for row in parts] for part in range(len(parts[0]))]
         limit = LAST_CHARACTER // len(texts)
         characters = []
@@ -77,7 +82,15 @@ class Alphabet:
             characters.append({character: number() for character in [" ", *frequent][:limit]})
         number = count(LAST_CHARACTER + 1).__next__
         words = (dict.fromkeys(chain.from_iterable(map(split_words, of_part))) for of_part in texts)
-        return cls(tuple({word: number() for word in of_part} for of_part in words), tuple(characters), marks)
+        words_of_parts = tuple({word: number() for word in of_part} for of_part in words)
+        return cls(words_of_parts, tuple(characters), start_words, marks)
+
+    @property
+    def part_names(self) -> list[str]:
+        """Say for each part of a row where its words are; empty for whole texts."""
+        start = ["first words"] if self.start_words else []
+        spans = [f"in {mark}" for mark in self.marks] + ["between the spans"] if self.marks else []
+        return [""] * (len(self.words) - len(start) - len(spans)) + start + spans
 
     @property
     def spaces(self) -> list[int]:
@@ -86,7 +99,7 @@ class Alphabet:
 
     def encode(self, row: Row) -> list[int]:
         """Return the ids of a row: words of each part, then characters of each part, with 0 between them."""
-        texts = _parts(row, self.marks)
+        texts = _parts(row, self.start_words, self.marks)
         ids: list[int] = []
         for words, text in zip(self.words, texts, strict=True):
             ids += [words.get(word, 0) for word in split_words(text)]
@@ -107,7 +120,7 @@ class Alphabet:
         """Return the alphabet without the words whose ids are not given; they encode as unknown."""
         numbers = set(ids.tolist())
         words = tuple({word: number for word, number in of_part.items() if number in numbers} for of_part in self.words)
-        return Alphabet(words, self.characters, self.marks)
+        return replace(self, words=words)
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,8 @@ def self_train(
     candidates = most_confident(teacher, shares, round(max(positive, default=0) * len(train) * CANDIDATES))
     teacher = teacher[candidates]
     rows: list[Row] = [(pieces[number],) for number in candidates]
-    features, _ = Features.learn([*rows_of(task, "train"), *rows], list(FAMILIES)[: setting.families])
+    families = list(FAMILIES)[: setting.families]
+    features, _ = Features.learn([*rows_of(task, "train"), *rows], families, setting.start_words)
     data = _Data(
         train=features.encode(rows_of(task, "train")),
         targets=train,

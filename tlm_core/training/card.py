@@ -65,6 +65,8 @@ def linear_card(report: Facts, task: Facts) -> str:
     """Return the card of a job that trains the linear model alone. task: name, language, labels and counts."""
     task_type, setting = task_type_of(report["metric"]), report["linear"]["setting"]
     features = "n-grams of words (1 to 2)" + (" and of characters (2 to 5)" if setting["families"] > 1 else "")
+    start = setting.get("start_words")  # models of before have none
+    parts = f"whole texts, and their first {start} words as texts of their own" if start else "whole texts"
     counts = task["counts"]
     body = [
         "---",
@@ -75,7 +77,7 @@ def linear_card(report: Facts, task: Facts) -> str:
         f"# {_plain(task['name']) or 'task'}",
         "",
         f"A text {task_type.model}: linear, on TF-IDF of {features}. Cross-validation and validation chose its",
-        "settings. It reads whole texts. `model.onnx` needs the ids that `ngrams.json` defines.",
+        f"settings. It reads {parts}. `model.onnx` needs the ids that `ngrams.json` defines.",
         "`tlm_core.serving.load_model` loads both.",
         "",
         *task_type.output_section([_plain(label) for label in task["labels"]]),

@@ -18,8 +18,8 @@ from tlm_core.evaluation.combine import log_softmax
 from tlm_core.jobs.nodes import PlanInputs
 from tlm_core.kinds import train
 from tlm_core.linear.fit import fit
-from tlm_core.linear.model import Features, LinearModel, rows_of
-from tlm_core.linear.ngrams import FAMILIES, Alphabet, Ngrams, split_words
+from tlm_core.linear.model import Features, LinearModel, read_alphabet, rows_of
+from tlm_core.linear.ngrams import FAMILIES, START_WORDS, Alphabet, Ngrams, split_words
 from tlm_core.linear.params import BaselineParams
 from tlm_core.linear.self_training import most_confident, pieces_of, self_train
 from tlm_core.serving import load_model
@@ -64,6 +64,36 @@ def test_features_equal_those_of_scikit_learn(family: str) -> None:
 def test_entity_marks_are_words_and_unspaced_scripts_are_split() -> None:
     assert split_words("the [[ cat ]]s") == ["the", "[[", "cat", "]]", "s"]
     assert split_words("我爱 nlp。") == ["我", "爱", "nlp", "。"]
+
+
+def test_label_may_depend_on_the_first_words(tmp_path: Path) -> None:
+    draw, texts = random.Random(0), []
+    for _ in range(120):
+        words = draw.sample(["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen"], 8)
+        texts.append(" ".join(words))
+    labels = [int("ant" in text.split()[:START_WORDS]) for text in texts]
+    done = run_stage(
+        BASELINE,
+        {"task": write_task(tmp_path / "task", texts, labels, ("late", "early"))},
+        BaselineParams(),
+        tmp_path / "done",
+    )
+    model = LinearModel.read(done)
+    early, late = "dog ant fox eel cat bee gnu", "dog fox eel cat bee gnu ant"
+    assert model.outputs([(early,), (late,)]).argmax(axis=1).tolist() == [1, 0]
+    assert "ant (first words)" in model.features.word_names()
+    assert_graph_agrees(done, [early, late, *odd_texts(300)])
+
+
+def test_first_words_are_no_part_without_a_gain(tmp_path: Path) -> None:
+    fitted = fit(Task.read(made_task(tmp_path / "task", (300, 60, 90))))
+    assert fitted.setting.start_words == fitted.model.features.alphabet.start_words == 0
+
+
+def test_model_without_first_words_still_reads_its_texts(tmp_path: Path) -> None:
+    alphabet = {"words": [{"cat": 5000}], "characters": [{" ": 1}]}
+    (tmp_path / "ngrams.json").write_text(json.dumps(alphabet))
+    assert read_alphabet(tmp_path).encode(("the cat",)) == [0, 5000, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0]
 
 
 def test_vocabulary_holds_the_most_frequent_ngrams_up_to_its_limit() -> None:
