@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import re
 import shutil
 import threading
 import uuid
@@ -14,14 +16,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from services.retriever.bulk import LoadCursor
 from services.retriever.cluster import Cluster
-from services.retriever.opensearch_index import (
-    SCHEMA_VERSION,
-    OpenSearchIndex,
-    current_alias,
-    index_body,
-    load_alias,
-    slug,
-)
+from services.retriever.opensearch_index import SCHEMA_VERSION, OpenSearchIndex, index_body, load_alias
 from tlm_core.corpus.passages import Passage
 from tlm_core.errors import AlreadyRunning, Conflict, IndexMismatch, InvalidRequest, NotFound
 from tlm_core.selection.index import PassageIndex
@@ -42,7 +37,8 @@ class CorpusKey(NamedTuple):
     @property
     def slug(self) -> str:
         """A name for files and indexes: readable, in lower case, and unique for the key."""
-        return slug(f"{self.name} {self.version}", tuple(self))
+        plain = re.sub("[^a-z0-9]+", "-", f"{self.name} {self.version}".lower()).strip("-")[:60]
+        return f"{plain}-{hashlib.sha256(repr(tuple(self)).encode()).hexdigest()[:16]}"
 
 
 class LoadingIndex(PassageIndex, Protocol):
@@ -196,25 +192,6 @@ class OpenSearchIndexes:
     def drop(self, key: CorpusKey) -> None:
         with suppress(NotFound):
             self._impatient.call("DELETE", f"/{_name(key)}")
-        self._restore_current_alias(key)
-
-    def _restore_current_alias(self, dropped: CorpusKey) -> None:
-        """If the current alias of the corpus was deleted with the index, add it to the newest remaining version."""
-        alias = current_alias(dropped.tenant, dropped.name)
-        try:
-            self._impatient.call("GET", f"/_alias/{alias}")
-            return
-        except NotFound:
-            params = {"filter_path": "*.mappings._meta.tlm,*.settings.index.creation_date"}
-            indexes = self._impatient.call("GET", "/tlm-*", params=params) or {}
-        created: dict[str, int] = {}
-        for name, description in indexes.items():
-            mark = description.get("mappings", {}).get("_meta", {}).get("tlm", {})
-            if (mark.get("tenant"), mark.get("name"), mark.get("state")) == (dropped.tenant, dropped.name, "ready"):
-                created[name] = int(description["settings"]["index"]["creation_date"])
-        if created:
-            actions = [{"add": {"index": max(created, key=created.__getitem__), "alias": alias}}]
-            self._impatient.call("POST", "/_aliases", body={"actions": actions})
 
     def check(self) -> None:
         self._impatient.version()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,17 +33,6 @@ _HITS_ONLY = (
 def load_alias(name: str) -> str:
     """Return the alias through which a load writes to index `name`."""
     return f"{name}-load"
-
-
-def current_alias(tenant: str, corpus: str) -> str:
-    """Return the alias of the version of a corpus that was completed last."""
-    return f"tlm-current-{slug(corpus, (tenant, corpus))}"
-
-
-def slug(readable: str, key: tuple[str, ...]) -> str:
-    """Return a name for files and indexes: readable, in lower case, and unique for the key."""
-    plain = re.sub("[^a-z0-9]+", "-", readable.lower()).strip("-")[:60]
-    return f"{plain}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
 
 
 def index_body(mark: Mapping[str, object], analysis: Analysis, shards: int) -> dict[str, dict[str, Any]]:
@@ -144,7 +131,6 @@ class OpenSearchIndex:
         self._cluster.call("POST", f"/{self.name}/_flush")
         settings = {"auto_expand_replicas": "0-1", "refresh_interval": None, "blocks": {"write": True}}
         self._cluster.call("PUT", f"/{self.name}/_settings", body={"index": settings})
-        self._move_alias()
         self.mark = {**self.mark, "state": "ready", "count": count}
         self._cluster.call("PUT", f"/{self.name}/_mapping", body={"_meta": {"tlm": self.mark}})
 
@@ -152,15 +138,6 @@ class OpenSearchIndex:
         checksum = sum(id_hash(name) for batch in self.ids() for name in batch) % HASH_RANGE
         if checksum != self.cursor.checksum:
             raise IndexMismatch(f"{self.name} does not contain the written ids. Delete it. Load the corpus again.")
-
-    def _move_alias(self) -> None:
-        """Move the current alias of the corpus to this version, in one step."""
-        current = current_alias(self.mark["tenant"], self.mark["name"])
-        actions: list[_Json] = [
-            {"remove": {"index": "tlm-*", "alias": current, "must_exist": False}},
-            {"add": {"index": self.name, "alias": current}},
-        ]
-        self._cluster.call("POST", "/_aliases", body={"actions": actions})
 
     # --- reading --------------------------------------------------------------------------------------------------
 
