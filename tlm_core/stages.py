@@ -23,5 +23,5 @@ PREPARE = Stage("prepare", "tlm_core.training.prepare:prepare", 7, params.Prepar
 JOINT = Stage("joint", "tlm_core.training.stages:joint", 9, params.JointParams, parallel=True)
 FINETUNE = Stage("finetune", "tlm_core.training.stages:finetune", 4, params.FinetuneParams, parallel=True)
 CHOOSE = Stage("choose", "tlm_core.training.stages:choose", 2, params.ChooseParams)
-EVALUATE = Stage("evaluate", "tlm_core.training.evaluate:evaluate", 12, params.SeedsParams, parallel=True)
+EVALUATE = Stage("evaluate", "tlm_core.training.evaluate:evaluate", 13, params.SeedsParams, parallel=True)
 EXPORT = Stage("export", "tlm_core.training.export:export", 6, params.ExportParams)

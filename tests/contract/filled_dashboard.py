@@ -35,7 +35,7 @@ from tlm_core.artifacts import ManifestRef
 from tlm_core.corpus.states import CorpusState, LoadState
 from tlm_core.errors import NonFiniteLoss
 from tlm_core.evaluation.bootstrap import Difference
-from tlm_core.evaluation.report import over_seeds, report_meta, worth_in_words, write_report
+from tlm_core.evaluation.report import gain_in_words, over_seeds, report_meta, write_report
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord, Resolved
 from tlm_core.tasks.metrics import score
@@ -359,8 +359,8 @@ def make_report(
     report["warnings"] = [
         "7 of 120 test texts are longer than 8 windows of 512 tokens; the model does not read their ends."
     ]
-    report["worth"] = {
-        "words": worth_in_words("macro_f1", Difference(0.061, 0.012, 0.11, 0.03), "2.5 minutes of training")
+    report["gain"] = {
+        "words": gain_in_words("macro_f1", Difference(0.061, 0.012, 0.11, 0.03), "2.5 minutes of training")
     }
     cost = {
         "prepare": {"flops": 0.0, "tokens": 2_140_332, "seconds": 6.2, "gpu_seconds": 0.0},

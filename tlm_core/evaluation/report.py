@@ -133,7 +133,7 @@ def job_report(
         report["spread"]["reason"] = "the returned model is one model of all seeds"
     if linears:
         report["linear"] = linears[LINEAR].facts
-        report["worth"] = _worth(task, report, [run.outputs["test"] for run in runs], linears[LINEAR])
+        report["gain"] = _gain(task, report, [run.outputs["test"] for run in runs], linears[LINEAR])
         report |= _doubtful_labels(task, linears[LINEAR])
     for entry in seeds:  # the details of each class only for the seed's own model
         entry["models"] = {name: _compact(of_model) for name, of_model in entry["models"].items()}
@@ -256,7 +256,7 @@ def _doubtful_labels(task: Task, linear: LinearResult) -> dict[str, dict[str, ob
     return {"suspects": asdict(rank_suspects(task, outputs))}
 
 
-def _worth(task: Task, report: Report, outputs: Sequence[Outputs], linear: LinearResult) -> Report:
+def _gain(task: Task, report: Report, outputs: Sequence[Outputs], linear: LinearResult) -> Report:
     """Compare the returned model with the linear model on test, and summarize the cost in one sentence.
 
     outputs: of the returned model on test, for each run.
@@ -269,11 +269,11 @@ def _worth(task: Task, report: Report, outputs: Sequence[Outputs], linear: Linea
     difference = paired_difference(task.metric, task.targets("test"), runs, baseline)
     if difference is None:
         return {"words": "Test has no score, so the models cannot be compared.", "seconds": seconds}
-    words = worth_in_words(task.metric, difference, training_time(report))
+    words = gain_in_words(task.metric, difference, training_time(report))
     return {**asdict(difference), "words": words, "seconds": seconds}
 
 
-def worth_in_words(metric: str, difference: Difference, time: str) -> str:
+def gain_in_words(metric: str, difference: Difference, time: str) -> str:
     """Say in one sentence whether the returned model is better than the linear model, and at what cost.
 
     time: from `training_time`.

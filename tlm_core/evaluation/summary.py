@@ -58,13 +58,13 @@ def sentences(report: Report) -> list[str]:
     """Return what a job returns, why, and whether that is better than the linear model; nothing for a study."""
     if "returned" not in report:
         return []
-    worth, reason = report.get("worth", {}).get("words"), report["returned"]["reason"]
+    gain, reason = report.get("gain", {}).get("words"), report["returned"]["reason"]
     ended = [behind_in_words(entry[BEHIND]) for entry in report["seeds"] if BEHIND in entry]
     return [
         headline(report),
         *ended[:1],
-        *([reason] if reason not in (worth or "") else []),
-        *([worth] if worth else []),
+        *([reason] if reason not in (gain or "") else []),
+        *([gain] if gain else []),
     ]
 
 

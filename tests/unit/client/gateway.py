@@ -74,7 +74,7 @@ def report() -> dict[str, Any]:
             "scores": {"test": scores},
         },
         "models": {name: {"mean": {"test": {**scores, "macro_f1": f1}}, "spread": none} for name, f1 in models.items()},
-        "worth": {"words": "On test the returned model is better than the linear model."},
+        "gain": {"words": "On test the returned model is better than the linear model."},
         "majority": {"test": {"macro_f1": 0.1, "micro_f1": 0.3, "accuracy": 0.3}},
         "cost": {"total": {"flops": 1e12, "tokens": 1000.0, "seconds": 12.0}},
     }

@@ -34,9 +34,9 @@ def test_rows_name_each_model_and_mark_the_returned_file() -> None:
     ],
 )
 def test_first_sentence_gives_the_score_of_the_returned_file(model: str, words: str) -> None:
-    first, reason, worth = sentences(returning(model))
+    first, reason, gain = sentences(returning(model))
     assert first == f"model.onnx is {words}: macro-F1 0.5000 on test."
-    assert reason == "It has the best score on validation." and "better than the linear model" in worth
+    assert reason == "It has the best score on validation." and "better than the linear model" in gain
 
 
 def test_combination_names_the_linear_model_that_it_uses() -> None:
@@ -49,9 +49,9 @@ def test_title_of_a_model_is_no_identifier() -> None:
     assert [model_title(name) for name in ("linear", "self_trained")] == ["linear", "self-trained"]
 
 
-def test_reason_that_the_worth_repeats_is_stated_once() -> None:
-    worth = {"words": "The job returns the linear model. It has the best score on validation."}
-    assert sentences(returning("linear", worth=worth))[1:] == [worth["words"]]
+def test_reason_that_the_gain_repeats_is_stated_once() -> None:
+    gain = {"words": "The job returns the linear model. It has the best score on validation."}
+    assert sentences(returning("linear", gain=gain))[1:] == [gain["words"]]
 
 
 def test_time_of_several_seeds_is_also_given_on_the_clock() -> None:
@@ -78,6 +78,6 @@ def test_ensemble_names_all_its_seeds() -> None:
 
 
 def test_report_of_a_study_has_one_model_and_no_sentence() -> None:
-    study = {name: value for name, value in report().items() if name not in ("returned", "models", "worth")}
+    study = {name: value for name, value in report().items() if name not in ("returned", "models", "gain")}
     assert [row.name for row in model_rows(study)] == ["majority", "model"]
     assert sentences(study) == []

@@ -178,7 +178,7 @@ def test_card_states_scores_cost_recipe_and_memorization_risk(chain: Mapping[str
     row = next(line for line in card.splitlines() if line.startswith(f"| test, {returned} |"))
     assert row.endswith(f"| {file} |") and card.count("| model.onnx") == 1
     assert all(f"| test, {name} |" in card for name in ("always the most frequent label", "linear", "encoder"))
-    assert f"These weights are the encoder of seed {report['best_seed']}" in card and report["worth"]["words"] in card
+    assert f"These weights are the encoder of seed {report['best_seed']}" in card and report["gain"]["words"] in card
     assert "memorized" in card and '"rho1": 3.0' in card and "150 (" in card
     assert all(f". {label}" in card for label in LABELS)
 
