@@ -30,9 +30,9 @@ from services.api.outbound import Outbound
 from services.common.background import Background
 from services.common.jobstore import JobStore
 from services.common.metrics import Live
-from services.common.redis_client import FEED, PREFIX, key
+from services.common.redis_client import FEED, PREFIX, key, unreadable
 from tlm_core.artifacts import canonical_json
-from tlm_core.errors import NotFound, UnreadableRecord
+from tlm_core.errors import NotFound
 from tlm_core.names import new_id
 from tlm_core.wire import EventType, JobEvent, Webhook, WebhookAttempt
 
@@ -97,9 +97,7 @@ class Webhooks:
         try:
             return Webhook.model_validate_json(record)
         except ValidationError as error:
-            raise UnreadableRecord(
-                f"Webhook '{hook_id}' has a record that is damaged or of another release. Delete the webhook."
-            ) from error
+            raise unreadable(f"webhook '{hook_id}'", error, "delete the webhook") from error
 
     def remove(self, tenant: str, hook_id: str) -> None:
         """Delete an endpoint; its queued deliveries are dropped when due. Raises NotFound."""

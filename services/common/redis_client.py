@@ -89,12 +89,12 @@ def free_bytes(disk_free: str | None) -> int | None:
     return int(disk_free) * 1024 if disk_free and disk_free.isdecimal() else None
 
 
-def unreadable(name: str, error: ValidationError) -> UnreadableRecord:
-    """Return the error for a record that does not match its model."""
+def unreadable(name: str, error: ValidationError, remedy: str = "restore it") -> UnreadableRecord:
+    """Return the error for a record that does not match its model. remedy: besides a newer release."""
     first = error.errors()[0]
     return UnreadableRecord(
         f"Another release of the service wrote {name}, or it is damaged: {'.'.join(map(str, first['loc']))}: "
-        f"{first['msg']}. Run the newest release in all processes, or restore it."
+        f"{first['msg']}. Run the newest release in all processes, or {remedy}."
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from services.api.dashboard.event_words import described
+from services.api.dashboard.event_words import event_line, node_titles
 from services.api.estimate import proposed
 from tests.factories import make_resolved, make_spec
 from tlm_core.jobs.plan import plan_of
@@ -35,5 +35,5 @@ from tlm_core.jobs.spec import Event
     ],
 )
 def test_event_is_a_sentence(type: str, data: dict[str, Any], words: str) -> None:
-    plan = plan_of(proposed("default", make_spec(), make_resolved()))
-    assert described(Event(seq=1, type=type, at=0, attempt=2, data=data), plan).words == words
+    titles = node_titles(plan_of(proposed("default", make_spec(), make_resolved())))
+    assert event_line(Event(seq=1, type=type, at=0, attempt=2, data=data), titles).words == words

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from services.api.dashboard.present import duration, facts, words
@@ -33,33 +35,37 @@ _SENTENCES = {
 
 
 @dataclass(frozen=True)
-class Described:
+class EventLine:
     """An event for readers. words: a sentence, or the type and data of an event that has none."""
 
     at: float
     words: str
 
 
-def described(event: Event, plan: Plan) -> Described:
-    """Return an event as a sentence. Types without one, and events without the data of theirs, show type and data."""
+def event_line(event: Event, titles: Mapping[str, str]) -> EventLine:
+    """Return an event as a sentence. An event shows type and data if its type or its data give no sentence.
+
+    titles: from `node_titles`.
+    """
     data: dict[str, object] = {**event.data, "attempt": event.attempt}
     if isinstance(step := data.get("step"), int):
         data["step"] = f"{step:,}"
     if isinstance(delay := data.get("delay_seconds"), int | float):
         data["delay"] = duration(delay)
     if "node" in data:
-        data["node"] = _title(str(data["node"]), plan)
+        name = str(data["node"])
+        data["node"] = titles.get(name, name)
     try:
-        return Described(event.at, _SENTENCES[event.type].format_map(data))
+        return EventLine(event.at, _SENTENCES[event.type].format_map(data))
     except KeyError:
-        return Described(event.at, " · ".join(filter(None, (event.type, facts(event.data)))))
+        return EventLine(event.at, " · ".join(filter(None, (event.type, facts(event.data)))))
 
 
-def _title(name: str, plan: Plan) -> str:
-    """Return the stage of a node with its seed and rate, such as `joint (seed 0)`. Other nodes must not share it."""
+def node_titles(plan: Plan) -> dict[str, str]:
+    """Return the stage of each node with seed and rate, such as `joint (seed 0)`, or its name if others share that."""
     titles = {node.name: _stage_with_values(node) for node in plan.nodes}
-    title = titles.get(name, name)
-    return name if list(titles.values()).count(title) > 1 else title
+    counts = Counter(titles.values())
+    return {name: title if counts[title] == 1 else name for name, title in titles.items()}
 
 
 def _stage_with_values(node: Node) -> str:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from services.api.dashboard.curves import curves, stages_of
-from services.api.dashboard.event_words import Described, described
+from services.api.dashboard.event_words import EventLine, event_line, node_titles
 from services.api.dashboard.progress import steps_of
 from services.api.dashboard.web import PREFIX, PageJob, page, redirect
 from services.api.job_artifacts import artifacts_by_node
@@ -22,7 +22,7 @@ from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import CorruptArtifact, NotFound
 from tlm_core.evaluation.report import REPORT
 from tlm_core.evaluation.summary import headline
-from tlm_core.jobs.plan import plan_of
+from tlm_core.jobs.plan import Plan, plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import TERMINAL, TRANSITIONS, State, Verb
 from tlm_core.stages import BASELINE
@@ -62,7 +62,7 @@ def points(job: PageJob, parts: PartsDep, stage: Annotated[str, Query(max_length
 @router.get("/{job}/log")
 def log(request: Request, job: PageJob, parts: PartsDep) -> Response:
     """The latest events and log lines; the API has all of them."""
-    events = _events(parts, job, max(0, job.last_event - _EVENTS_ON_LOG))
+    events = _events(parts, job, plan_of(job), _EVENTS_ON_LOG)
     lines = parts.jobs.last_logs(job.tenant, job.id, _LINES)
     return page(
         request, "log.html", job=job, events=events, lines=lines, last=lines[-1]["id"] if lines else "0",
@@ -110,7 +110,7 @@ def _live_values(parts: Parts, job: JobRecord) -> dict[str, object]:
         "job": job,
         "standing": standings(parts.jobs, [job])[0],
         "steps": steps,
-        "events": _events(parts, job, max(0, job.last_event - _EVENTS)),
+        "events": _events(parts, job, plan, _EVENTS),
         "actions": [verb for verb in _ACTIONS if job.state in TRANSITIONS[verb]],
         "over": job.state in TERMINAL,
         "headline": _headline(parts, job, done.get(plan.report)),
@@ -134,10 +134,10 @@ def _headline(parts: Parts, job: JobRecord, ref: ManifestRef | None) -> str:
     return ""
 
 
-def _events(parts: Parts, job: JobRecord, after: int) -> list[Described]:
-    """Events after `after`, newest first."""
-    events, plan = list[Described](), plan_of(job)
+def _events(parts: Parts, job: JobRecord, plan: Plan, count: int) -> list[EventLine]:
+    """The last `count` events and newer ones, newest first."""
+    lines, titles, after = list[EventLine](), node_titles(plan), max(0, job.last_event - count)
     while chunk := parts.jobs.events(job.tenant, job.id, after=after, limit=_EVENTS_PAGE):
-        events.extend(described(event, plan) for event in chunk)
+        lines.extend(event_line(event, titles) for event in chunk)
         after = chunk[-1].seq
-    return events[::-1]
+    return lines[::-1]
