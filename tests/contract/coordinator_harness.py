@@ -164,15 +164,20 @@ class CoordinatorHarness:
         return [event.type for event in self.store.events(T, job_id)]
 
 
+def coordinator_of(gateway: Gateway, cluster: Any, settings: TrainerSettings) -> Coordinator:
+    """Return a coordinator of the gateway's jobs that needs no retriever."""
+    jobs, artifacts, scratch = gateway.parts.jobs, gateway.parts.artifacts, settings.scratch
+    return Coordinator(
+        jobs, artifacts, FakeSelections(artifacts, scratch), cluster, settings, owner="a",
+        local=partial(run_local, artifacts, scratch), executor=InlineExecutor(),
+    )  # fmt: skip
+
+
 def real_work(gateway: Gateway) -> Callable[[], None]:
     """Return a function that runs one round of a coordinator and the real stages of its submissions."""
     jobs, artifacts, cluster = gateway.parts.jobs, gateway.parts.artifacts, FakeCluster()
     scratch = gateway.root / "workers"
-    settings = TrainerSettings(storage=artifacts.root, scratch=scratch)
-    coordinator = Coordinator(
-        jobs, artifacts, FakeSelections(artifacts, scratch), cluster, settings, owner="a",
-        local=partial(run_local, artifacts, scratch), executor=InlineExecutor(),
-    )  # fmt: skip
+    coordinator = coordinator_of(gateway, cluster, TrainerSettings(storage=artifacts.root, scratch=scratch))
 
     def work() -> None:
         coordinator.round()

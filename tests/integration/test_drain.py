@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,16 +9,13 @@ from pathlib import Path
 import pytest
 import redis
 
-from services.trainer.coordinator import Coordinator
 from services.trainer.settings import TrainerSettings
-from services.trainer.worker import run_local
-from tests.contract.coordinator_harness import InlineExecutor
+from tests.contract.coordinator_harness import coordinator_of
 from tests.contract.gateway import TRAIN, T, add_dataset, make_gateway
 from tests.e2e.stack import OVERRIDES
 from tests.integration.worker_processes import Programs
 from tests.redis_server import RedisServer
 from tests.support import ROOT, wait_for
-from tests.trainer_fakes import FakeSelections
 from tlm_core.jobs.spec import JobRecord
 
 _SHORT = {name: value for name, value in OVERRIDES.items() if not name.startswith("selection.")} | {
@@ -42,12 +38,9 @@ def test_worker_that_receives_sigterm_loses_no_step(
     for name, value in own.items():
         monkeypatch.setenv(f"TLM_TRAINER_{name}", value)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    jobs, artifacts, settings, programs = gateway.parts.jobs, gateway.parts.artifacts, TrainerSettings(), Programs()
+    jobs, settings, programs = gateway.parts.jobs, TrainerSettings(), Programs()
     request.addfinalizer(programs.close)
-    coordinator = Coordinator(
-        jobs, artifacts, FakeSelections(artifacts, settings.scratch), programs, settings,
-        owner="a", local=functools.partial(run_local, artifacts, settings.scratch), executor=InlineExecutor(),
-    )  # fmt: skip
+    coordinator = coordinator_of(gateway, programs, settings)
     add_dataset(gateway, "toy", {"train": TRAIN})
     with gateway.test_client() as api:
         job_id = api.post("/v1/jobs", json={"dataset": "toy", "overrides": _SHORT}).json()["id"]

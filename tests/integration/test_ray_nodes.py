@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,16 +9,13 @@ import pytest
 import redis
 from ray.cluster_utils import Cluster
 
-from services.trainer.coordinator import Coordinator
 from services.trainer.settings import TrainerSettings
-from services.trainer.worker import run_local
-from tests.contract.coordinator_harness import InlineExecutor
+from tests.contract.coordinator_harness import coordinator_of
 from tests.contract.gateway import TRAIN, Gateway, T, add_dataset, make_gateway
 from tests.e2e.stack import OVERRIDES
 from tests.integration.worker_processes import Programs
 from tests.redis_server import RedisServer
 from tests.support import ROOT, wait_for
-from tests.trainer_fakes import FakeSelections
 from tlm_core.jobs.spec import Event
 from tlm_core.jobs.states import TERMINAL, State
 
@@ -68,12 +64,9 @@ def nodes(settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch) -> Iterato
 def test_job_shrinks_when_a_node_is_lost_and_grows_with_another(
     gateway: Gateway, settings: TrainerSettings, nodes: Cluster, request: pytest.FixtureRequest
 ) -> None:
-    jobs, artifacts, programs = gateway.parts.jobs, gateway.parts.artifacts, Programs()
+    jobs, programs = gateway.parts.jobs, Programs()
     request.addfinalizer(programs.close)
-    coordinator = Coordinator(
-        jobs, artifacts, FakeSelections(artifacts, settings.scratch), programs, settings,
-        owner="a", local=functools.partial(run_local, artifacts, settings.scratch), executor=InlineExecutor(),
-    )  # fmt: skip
+    coordinator = coordinator_of(gateway, programs, settings)
     add_dataset(gateway, "toy", {"train": TRAIN})
     with gateway.test_client() as api:
         body = {"dataset": "toy", "max_workers": 2, "overrides": TASK_ALONE | LONG}
