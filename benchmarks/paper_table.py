@@ -138,7 +138,7 @@ def chosen(rows: Sequence[Row], names: Sequence[str], corpus: str | None = None)
     """
     for name in names:
         if not any(name in (row.scale, row.task, row.name) for row in rows):
-            raise NotFound(f"No row '{name}'. Name a scale, a task or TASK-SCALE, such as {rows[0].name}.")
+            raise NotFound(f"Unknown row '{name}'. Name a scale, a task or TASK-SCALE, such as {rows[0].name}.")
     named = [row for row in rows if {row.scale, row.task, row.name} & set(names)]
     if missing := [row.name for row in named if not (corpus or row.external)]:
         others = " ".join(row.name for row in named if row.external)

@@ -55,7 +55,7 @@ class Gateway:
         self.post("/v1/jobs", json={"dataset": "toy", "corpus": "docs"})
 
     def resolved(self) -> Resolved:
-        """Return what a request for the toy dataset resolves to."""
+        """Return the resolved values of a request for the toy dataset."""
         return self.jobs.list_jobs(TENANT, limit=1)[0][0].resolved
 
     def memory(self, field: str = "VmRSS") -> float:

@@ -61,7 +61,7 @@ class Form:
 
 @contextmanager
 def work_folder(parent: Path, action: str) -> Iterator[Path]:
-    """A new folder under `parent` that is deleted at exit. Raises StorageFull or StorageUnavailable.
+    """Create a new folder under `parent`, and delete it at exit. Raises StorageFull or StorageUnavailable.
 
     action: what the caller does, for error messages.
     """
@@ -163,7 +163,7 @@ class _FormReader:
         if b"filename" not in options:
             self._check_name("field")
             if self._field in self.form.fields:
-                raise InvalidRequest(f"The form field '{self._field}' occurs twice.")
+                raise InvalidRequest(f"The form field '{self._field}' occurs twice. Send it once.")
             return
         self._check_name("file")
         if len(self.form.files) >= _MAX_FILES:

@@ -161,7 +161,7 @@ class RayCluster:
             self._body(response)
 
     def stop(self, submission: str) -> None:
-        """Stop the submission. Unknown and ended ones are ignored."""
+        """Stop the submission. Has no effect if it is unknown or has ended."""
         response = self._request("POST", f"/api/jobs/{submission}/stop")
         if response.status_code != 404:
             self._body(response)

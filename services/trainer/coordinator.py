@@ -193,7 +193,7 @@ class Coordinator:
     def round(self) -> None:
         """Take the next step of every held job, then claim jobs while there is room.
 
-        A full coordinator still claims jobs that only have to be stopped.
+        Without room, it claims only jobs that are pausing or cancelling, to stop them.
         """
         self._stepped_at = time.monotonic()
         previous, self._now = self._now, self.store.now()

@@ -66,7 +66,7 @@ def test_rows_are_those_of_the_paper() -> None:
         "hyp-medium",
         "hyp-large",
     ]
-    with pytest.raises(NotFound, match="No row 'tiny'"):
+    with pytest.raises(NotFound, match="Unknown row 'tiny'"):
         chosen(ROWS, ["tiny"])
 
 

@@ -47,7 +47,7 @@ class Remote(NamedTuple):
     paths: list[str]
 
     def files(self) -> Iterator[Path]:
-        """Each file, fetched when needed and removed before the next one. Raises as `find_remote`."""
+        """Yield a local copy of each file, and remove it before the next one. Raises the errors of `find_remote`."""
         for path in self.paths:
             with tempfile.TemporaryDirectory(prefix="tlm-source-") as folder:
                 local = Path(folder) / Path(path).name

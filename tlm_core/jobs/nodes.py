@@ -45,7 +45,7 @@ def baseline_node(group: str, task: str = "validate", name: str = "baseline") ->
 
 
 def self_train_node(recipe: Recipe, task: str, select: Node) -> Node:
-    """The linear model on a task and the passages that it labels itself."""
+    """Return the node of the linear model that learns from a task, and from passages that it labels itself."""
     inputs = {"task": task, "baseline": "baseline", "selection": select.name}
     return Node("self_train", SELF_TRAIN, SelfTrainParams(amounts=recipe.self_training.amounts), inputs)
 

@@ -302,7 +302,7 @@ class FlatOptimizer:
 
 
 def learning_rate(progress: float, warmup: float) -> float:
-    """Return the share of the peak rate at `progress` (0 to 1): a linear rise, then linear to zero."""
+    """Return the share of the peak rate at `progress` (0 to 1). It rises linearly, then falls linearly to zero."""
     if progress < warmup:
         return progress / warmup
     return max(0.0, (1.0 - progress) / (1.0 - warmup))

@@ -99,7 +99,7 @@ class FinetuneParams(TuneParams):
 
     @classmethod
     def of(cls, recipe: Recipe, seed: int, **extra: Any) -> Self:
-        """The parameters of finetuning; `extra` holds the fields that a subclass adds."""
+        """Return the parameters of finetuning. extra: values of the fields that a subclass adds."""
         finetune = recipe.finetune.model_copy(update={"rates": ()})
         return cls(model=recipe.model, finetune=finetune, **training(recipe, seed), **extra)
 
@@ -121,7 +121,7 @@ class ChooseParams(StageParams):
 
 
 class SeedsParams(StageParams):
-    """Of stages that evaluate the models of several seeds. ensemble: average their encoders into one model."""
+    """Of a stage that evaluates the models of several seeds. ensemble: whether to average their encoders."""
 
     seeds: tuple[int, ...]
     ensemble: bool = False

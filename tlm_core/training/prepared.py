@@ -89,7 +89,7 @@ class Split:
 
 
 class Prepared:
-    """The prepare artifact."""
+    """Reads the artifact of the stage `prepare`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -210,7 +210,7 @@ class Batch:
 
 
 def task_steps(step: int, rho1: float) -> int:
-    """Return the number of task steps before `step`: the last of every rho1 + 1 steps is one."""
+    """Return the number of task steps before `step`. Of each rho1 + 1 steps, the last is a task step."""
     return int(step / (rho1 + 1))
 
 

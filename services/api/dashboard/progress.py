@@ -16,7 +16,7 @@ _STOPPED = {State.FAILED: "failed", State.CANCELLED: "cancelled", State.PAUSED: 
 class Step:
     """One stage of a job. state: done, running, waiting, failed, cancelled or paused.
 
-    done, nodes: finished and total nodes. share: of the stage, 0 to 1.
+    done, nodes: finished and total nodes. share: the part of the stage that is done, 0 to 1.
     """
 
     stage: str
