@@ -12,16 +12,20 @@ from tlm_core.training.stage import Place, Stage
 VALIDATE = Stage("validate", "tlm_core.tasks.validate:validate_stage", 2, params.ValidateParams, Place.COORDINATOR)
 SELECT = Stage("select", "", 5, params.SelectParams, Place.RETRIEVER)
 # A linear model needs no torch either.
-BASELINE = Stage("baseline", "tlm_core.linear.stages:baseline", 4, BaselineParams, needs_torch=False)
-SELF_TRAIN = Stage("self_train", "tlm_core.linear.stages:self_train_stage", 6, SelfTrainParams, needs_torch=False)
-EVALUATE_LINEAR = Stage(
-    "evaluate_linear", "tlm_core.linear.stages:evaluate_linear", 4, BaselineParams, needs_torch=False
+BASELINE = Stage("baseline", "tlm_core.linear.linear_stages:baseline", 4, BaselineParams, needs_torch=False)
+SELF_TRAIN = Stage(
+    "self_train", "tlm_core.linear.linear_stages:self_train_stage", 6, SelfTrainParams, needs_torch=False
 )
-EXPORT_LINEAR = Stage("export_linear", "tlm_core.linear.stages:export_linear", 3, BaselineParams, needs_torch=False)
+EVALUATE_LINEAR = Stage(
+    "evaluate_linear", "tlm_core.linear.linear_stages:evaluate_linear", 4, BaselineParams, needs_torch=False
+)
+EXPORT_LINEAR = Stage(
+    "export_linear", "tlm_core.linear.linear_stages:export_linear", 3, BaselineParams, needs_torch=False
+)
 # Preparing text needs no torch, so workers start it seconds earlier and with half the memory.
 PREPARE = Stage("prepare", "tlm_core.training.prepare:prepare", 7, params.PrepareParams, needs_torch=False)
-JOINT = Stage("joint", "tlm_core.training.stages:joint", 9, params.JointParams, parallel=True)
-FINETUNE = Stage("finetune", "tlm_core.training.stages:finetune", 4, params.FinetuneParams, parallel=True)
-CHOOSE = Stage("choose", "tlm_core.training.stages:choose", 2, params.ChooseParams)
+JOINT = Stage("joint", "tlm_core.training.encoder_stages:joint", 9, params.JointParams, parallel=True)
+FINETUNE = Stage("finetune", "tlm_core.training.encoder_stages:finetune", 4, params.FinetuneParams, parallel=True)
+CHOOSE = Stage("choose", "tlm_core.training.encoder_stages:choose", 2, params.ChooseParams)
 EVALUATE = Stage("evaluate", "tlm_core.training.evaluate:evaluate", 13, params.SeedsParams, parallel=True)
 EXPORT = Stage("export", "tlm_core.training.export:export", 6, params.ExportParams)

@@ -21,9 +21,9 @@ from benchmarks.report import alternate, figure, ratios, remark
 from benchmarks.shared import shared_data
 from tlm_core.stages import PREPARE
 from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialize
+from tlm_core.studies.bilstm_stages import BucketBatches, lstm_flops
 from tlm_core.studies.lstm_export import lstm_int8, lstm_onnx
 from tlm_core.studies.measure import compare_graphs, token_batches
-from tlm_core.studies.stages import BucketBatches, lstm_flops
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.validate import write_task
 from tlm_core.training.architectures import scratch_shape

@@ -12,12 +12,12 @@ import torch
 
 from benchmarks.training.rival_process import serve
 from benchmarks.training.training_data import bert_recipe, fast_recipe, prepared
+from tlm_core.training.encoder_stages import joint_trainer
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
 from tlm_core.training.params import JointParams
 from tlm_core.training.prepared import Batch
 from tlm_core.training.recipe import Budget, Recipe
 from tlm_core.training.stage import StageContext
-from tlm_core.training.stages import joint_trainer
 from tlm_core.training.state import TrainState
 
 

@@ -112,7 +112,7 @@ def main() -> int:
     parser.add_argument("--ray", action="store_true", help="run the killed workers on a real Ray node")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    processes.preload("tlm_core.training.stages", "tlm_core.training.evaluate", "tlm_core.training.export")
+    processes.preload("tlm_core.training.encoder_stages", "tlm_core.training.evaluate", "tlm_core.training.export")
     folder = Path(tempfile.mkdtemp(prefix="resume-"))
     say(f"seed {options.seed}, logs in {folder}")
     whole = run(folder / "whole", options.kind, 0, random.Random())

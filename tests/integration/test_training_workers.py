@@ -24,7 +24,7 @@ from tests.support import wait_for
 from tests.unit.training.made import TINY, made_prepared, tiny
 from tlm_core.errors import WorkerLost
 from tlm_core.stages import FINETUNE, JOINT
-from tlm_core.training import buckets, passes, stages
+from tlm_core.training import buckets, encoder_stages, passes
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
 from tlm_core.training.objective import Workers, accumulate_gradient
 from tlm_core.training.params import SHRUNK, FinetuneParams, JointParams
@@ -100,7 +100,7 @@ def _use_streams(*, tight: bool) -> None:
         return StreamPasses(*first, loss, mask_rate, precision, compiled=False)
 
     StreamPasses._run = limited  # type: ignore[method-assign]
-    stages.gpu_passes = chosen
+    encoder_stages.gpu_passes = chosen
 
 
 def run_workers(

@@ -27,6 +27,7 @@ from tlm_core.tasks.metrics import summary
 from tlm_core.tasks.types import task_type_of
 from tlm_core.training.architectures import Shape, architecture_of
 from tlm_core.training.device import model_fits_device, pick_device
+from tlm_core.training.encoder_stages import build, evaluation_steps, write_trained
 from tlm_core.training.evaluate import predict, validation_scores
 from tlm_core.training.loop import Trainer
 from tlm_core.training.memory import training_bytes
@@ -37,7 +38,6 @@ from tlm_core.training.prepared import Batch, FinetuneBatches, Prepared, weighte
 from tlm_core.training.randomness import Stream, random_at
 from tlm_core.training.recipe import Budget, Finetune, Optimizer
 from tlm_core.training.stage import StageContext
-from tlm_core.training.stages import build, evaluation_steps, write_trained
 from tlm_core.training.state import SHAPE, WEIGHTS, load_weights, own_units
 from tlm_core.training.store import StoreWriter
 
@@ -168,7 +168,7 @@ class TicketOptimizer(FlatOptimizer):
             values[places] = before
 
     def _unchanged(self, number: int) -> Iterable[tuple[Tensor, Tensor]]:
-        """Yield the parameters and each moment, with the indices of the values that a step must not change."""
+        """Yield the parameters and the moments of the optimizer, each with the indices that a step must not change."""
         outside = self._outside[number]
         yield self.buffers.value, outside
         for section in self._sections:

@@ -11,8 +11,8 @@ from tlm_core.jobs.spec import KindOptions, PlanInputs
 from tlm_core.training.recipe import OWN_STARTS, Recipe
 from tlm_core.training.stage import Place, Stage
 
-CHECK_ENCODER = Stage("check_encoder", "tlm_core.compression.stages:check_encoder", 1, CheckEncoderParams)
-IMPORTANCE = Stage("importance", "tlm_core.compression.stages:importance", 2, ImportanceParams)
+CHECK_ENCODER = Stage("check_encoder", "tlm_core.compression.ticket_stages:check_encoder", 1, CheckEncoderParams)
+IMPORTANCE = Stage("importance", "tlm_core.compression.ticket_stages:importance", 2, ImportanceParams)
 
 
 def importance_node(name: str, as_published: bool, prepared: str, finetune: str, seed: int) -> Node:

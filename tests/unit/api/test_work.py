@@ -10,7 +10,7 @@ import pytest
 from services.api.work import Texts, shape_of, work_of
 from tests.unit.training.made import made_prepared, tiny
 from tlm_core.jobs.nodes import finetune_nodes, joint_node
-from tlm_core.training import stages
+from tlm_core.training import encoder_stages
 from tlm_core.training.architectures import architecture_of
 from tlm_core.training.objective import step_flops
 from tlm_core.training.optim import FlatOptimizer
@@ -35,7 +35,7 @@ def test_counted_work_matches_the_training_loop(over: dict[str, Any], tmp_path: 
     texts = Texts(rows, counts["train"] / 60, 3, vocab, passages)
     shape = shape_of(recipe.model, texts)
     assert shape is not None
-    model = stages.build(recipe.model, prepared, 0)
+    model = encoder_stages.build(recipe.model, prepared, 0)
     assert architecture_of(shape).parameters(shape) == pytest.approx(
         sum(p.numel() for p in model.parameters()), rel=0.05
     )

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from tests.unit.training.made import tiny
+from tlm_core.training.encoder_stages import build
 from tlm_core.training.model import TaskModel
 from tlm_core.training.prepared import Prepared
 from tlm_core.training.recipe import Recipe
-from tlm_core.training.stages import build
 
 CPU = torch.device("cpu")
 

@@ -31,12 +31,12 @@ from tlm_core.stages import BASELINE, FINETUNE, PREPARE
 from tlm_core.tasks.merge import MERGE, merge
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task
+from tlm_core.training.encoder_stages import build
 from tlm_core.training.evaluate import predict
 from tlm_core.training.local import run_stage
 from tlm_core.training.objective import Workers, accumulate_gradient, loss_sums
 from tlm_core.training.params import FinetuneParams, PrepareParams, SeedsParams
 from tlm_core.training.prepared import FinetuneBatches, Prepared, task_batch
-from tlm_core.training.stages import build
 
 MASKS = (
     Mask(((True, False, False, True), (True,) * 4), (False, True)),

@@ -15,14 +15,14 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from tests.unit.training.made import made_prepared, tiny
 from tlm_core.kinds.learning_curve import BILSTM, LearningCurveOptions, bilstm_params
 from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialize, initialize_counted, load_bilstm
+from tlm_core.studies.bilstm_stages import BucketBatches
 from tlm_core.studies.lstm_export import export_lstm
-from tlm_core.studies.stages import BucketBatches
+from tlm_core.training.encoder_stages import build
 from tlm_core.training.evaluate import predict
 from tlm_core.training.local import run_stage
 from tlm_core.training.model import TOKEN_SPREAD
 from tlm_core.training.objective import Workers, accumulate_gradient, loss_sums
 from tlm_core.training.prepared import FinetuneBatches, Prepared, task_batch
-from tlm_core.training.stages import build
 
 CPU = torch.device("cpu")
 

@@ -16,12 +16,12 @@ from tlm_core.jobs.spec import KindOptions, PlanInputs
 from tlm_core.kinds import train
 from tlm_core.stages import PREPARE
 from tlm_core.tasks.task import Task, task_schema
+from tlm_core.training.encoder_stages import joint_trainer
 from tlm_core.training.local import LocalCheckpoints, LocalReporter, run_stage
 from tlm_core.training.loop import Trainer
 from tlm_core.training.params import JointParams, PrepareParams
 from tlm_core.training.recipe import Recipe, resolve
 from tlm_core.training.stage import StageContext
-from tlm_core.training.stages import joint_trainer
 
 LABELS = ("red", "green", "blue")
 COMMON = [f"common{i}" for i in range(50)]

@@ -14,11 +14,11 @@ from tests.unit.training.made import made_prepared, tiny
 from tests.unit.training.test_regression import made_regression
 from tlm_core.errors import InvalidRecipe
 from tlm_core.stages import FINETUNE, PREPARE
+from tlm_core.training.encoder_stages import build
 from tlm_core.training.local import run_stage
 from tlm_core.training.objective import Workers, accumulate_gradient, loss_sums
 from tlm_core.training.params import FinetuneParams, PrepareParams
 from tlm_core.training.prepared import FinetuneBatches, Prepared, balanced_weights, weighted
-from tlm_core.training.stages import build
 from tlm_core.training.state import read_history
 
 CPU = torch.device("cpu")

@@ -9,9 +9,9 @@ import torch
 from tests.unit.training.made import made_prepared, tiny
 from tlm_core.training import counts
 from tlm_core.training.counts import count
+from tlm_core.training.encoder_stages import build
 from tlm_core.training.params import PrepareParams
 from tlm_core.training.prepared import Prepared
-from tlm_core.training.stages import build
 from tlm_core.training.store import StoreWriter, TokenStore
 
 

@@ -55,7 +55,7 @@ def test_twenty_compiled_steps_have_the_losses_of_a_cpu(architecture: str, tmp_p
     assert isinstance(trainer.passes, StreamPasses) and trainer.passes.compiled
     ours, _ = trainer.run()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tlm_core.training.stages.pick_device", lambda: torch.device("cpu"))
+        patch.setattr("tlm_core.training.encoder_stages.pick_device", lambda: torch.device("cpu"))
         plain = trainer_of(tmp_path / "cpu", **{**over, "precision": "fp32"})
     plain.batches = trainer.batches  # with the same masks
     wanted, _ = plain.run()

@@ -13,6 +13,7 @@ import torch
 from tests.unit.training.killed import run_of
 from tests.unit.training.made import made_prepared, tiny, trainer_of
 from tlm_core.errors import NonFiniteLoss, OutOfMemory
+from tlm_core.training.encoder_stages import joint_trainer
 from tlm_core.training.evaluate import predict
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
 from tlm_core.training.memory import training_bytes
@@ -20,7 +21,6 @@ from tlm_core.training.optim import FlatOptimizer
 from tlm_core.training.params import JointParams
 from tlm_core.training.prepared import Batch, Prepared
 from tlm_core.training.stage import StageContext
-from tlm_core.training.stages import joint_trainer
 from tlm_core.training.state import TrainState, checkpoint_writer
 
 pytestmark = pytest.mark.usefixtures("report_at_every_step")

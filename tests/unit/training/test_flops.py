@@ -10,11 +10,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.unit.training.made import made_prepared, tiny
+from tlm_core.training.encoder_stages import build
 from tlm_core.training.flops import FORWARD_AND_BACKWARD, forward
 from tlm_core.training.objective import Workers, accumulate_gradient, needed_flops, step_flops
 from tlm_core.training.optim import FlatOptimizer
 from tlm_core.training.prepared import JointBatches, Prepared
-from tlm_core.training.stages import build
 
 
 @pytest.mark.parametrize("architecture", ["modernbert", "bert"])

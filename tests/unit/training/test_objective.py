@@ -12,12 +12,12 @@ from torch import Tensor
 
 from tests.unit.training.made import made_prepared, tiny
 from tlm_core.errors import InvalidRecipe
+from tlm_core.training.encoder_stages import build
 from tlm_core.training.masking import NOT_MASKED
 from tlm_core.training.model import TaskModel
 from tlm_core.training.objective import Workers, accumulate_gradient
 from tlm_core.training.optim import EXTRAS, Buffers
 from tlm_core.training.prepared import Batch, JointBatches, Prepared
-from tlm_core.training.stages import build
 
 CPU = torch.device("cpu")
 

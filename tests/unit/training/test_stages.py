@@ -32,6 +32,7 @@ from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task
 from tlm_core.training.architectures import Shape
 from tlm_core.training.card import model_card
+from tlm_core.training.encoder_stages import evaluation_steps
 from tlm_core.training.export import PROBES, write_export
 from tlm_core.training.graph import write_onnx
 from tlm_core.training.local import LocalReporter, run_stage
@@ -40,7 +41,6 @@ from tlm_core.training.params import CardRecipe, ChooseParams, FinetuneParams, J
 from tlm_core.training.prepared import Prepared
 from tlm_core.training.recipe import Recipe, resolve
 from tlm_core.training.stage import Place, Stage, StageParams, StopRequested
-from tlm_core.training.stages import evaluation_steps
 from tlm_core.training.state import HISTORY, WEIGHTS, load_model, weights
 
 RECIPE = tiny(

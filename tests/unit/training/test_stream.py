@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.unit.training.made import made_prepared, tiny, trainer_of
 from tlm_core.pulse import PULSE
+from tlm_core.training.encoder_stages import build
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
 from tlm_core.training.loop import Trainer
 from tlm_core.training.masking import NOT_MASKED
@@ -25,7 +26,6 @@ from tlm_core.training.model import TaskModel
 from tlm_core.training.objective import Workers, loss_sums, needed_flops, own_rows, step_flops
 from tlm_core.training.prepared import Batch, JointBatches, Prepared
 from tlm_core.training.stage import StopRequested
-from tlm_core.training.stages import build
 from tlm_core.training.state import weights
 from tlm_core.training.stream import Documents, Part, Sizes, StreamLoss, rows_of_part
 from tlm_core.training.stream_passes import StreamPasses

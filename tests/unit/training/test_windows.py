@@ -22,6 +22,7 @@ from tlm_core.serving import MODEL, write_metadata
 from tlm_core.serving import load_model as load_served
 from tlm_core.stages import PREPARE
 from tlm_core.tasks.task import Task
+from tlm_core.training.encoder_stages import build, joint_trainer
 from tlm_core.training.evaluate import predict
 from tlm_core.training.graph import write_onnx
 from tlm_core.training.local import LocalCheckpoints, LocalReporter, run_stage
@@ -29,7 +30,6 @@ from tlm_core.training.params import JointParams, PrepareParams
 from tlm_core.training.prepared import FinetuneBatches, Prepared, Split, task_batch
 from tlm_core.training.recipe import AUTO_LENGTHS
 from tlm_core.training.stage import StageContext
-from tlm_core.training.stages import build, joint_trainer
 from tlm_core.training.state import load_model, weights
 from tlm_core.training.store import TokenStore
 

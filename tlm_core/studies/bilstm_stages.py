@@ -15,13 +15,13 @@ from torch import Tensor
 from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialize, initialize_counted, load_bilstm
 from tlm_core.studies.params import BilstmParams
 from tlm_core.training.device import pick_device
+from tlm_core.training.encoder_stages import tune
 from tlm_core.training.evaluate import evaluate_models
 from tlm_core.training.flops import FORWARD_AND_BACKWARD
 from tlm_core.training.params import SeedsParams
 from tlm_core.training.prepared import Batch, Prepared, task_batch
 from tlm_core.training.randomness import Stream, permutation, random_at
 from tlm_core.training.stage import StageContext
-from tlm_core.training.stages import tune
 from tlm_core.training.state import WEIGHTS, read_history
 
 CHUNK = 32  # batches that are sorted by length together

@@ -10,10 +10,10 @@ from tlm_core.compression.params import CheckEncoderParams, ImportanceParams, Ti
 from tlm_core.compression.sliced import MASK, sliced, spared_flops
 from tlm_core.training import published
 from tlm_core.training.device import pick_device
+from tlm_core.training.encoder_stages import start, tune
 from tlm_core.training.objective import step_flops
 from tlm_core.training.prepared import Batch, Prepared
 from tlm_core.training.stage import StageContext, StopRequested
-from tlm_core.training.stages import start, tune
 from tlm_core.training.state import load_model
 
 IMPORTANCE = "importance.json"
