@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tlm_client.client import TLMClient
-from tlm_client.profiles import find_profile, profiles_file
+from tlm_client.profiles import profiles_file, read_profile
 from tlm_client.stack.folder import StackFolder, default_data_dir
 from tlm_core.errors import InvalidRequest, NotFound, TLMError, Unavailable
 from tlm_core.names import is_job_id
@@ -56,7 +56,7 @@ class Session:
         """
         url, token = self.url, self.token
         if self.profile is not None:
-            profile = find_profile(self.profiles, self.profile)
+            profile = read_profile(self.profiles, self.profile)
             url, token = profile.url, token or profile.token
         if url is None:
             folder = StackFolder(self.data_dir)

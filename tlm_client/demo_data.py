@@ -119,7 +119,7 @@ class Documentation:
 
 def write_task(documentation: Documentation, folder: Path, seed: int, size: TaskSize) -> Splits:
     """Write the task and return its rows by split. See `generate_demo`."""
-    splits = make_task(documentation.of(size.libraries), seed, size)
+    splits = build_task(documentation.of(size.libraries), seed, size)
     with storage_errors(f"writing {folder}"):
         (folder / "task").mkdir(parents=True, exist_ok=True)
         for name, split in splits.items():
@@ -172,7 +172,7 @@ def blank_names(text: str) -> str:
     return _NAMES.sub(BLANK, text)
 
 
-def make_task(documents: Iterable[Document], seed: int, size: TaskSize) -> Splits:
+def build_task(documents: Iterable[Document], seed: int, size: TaskSize) -> Splits:
     """Return rows by split, balanced over as many libraries as have enough docstrings.
 
     Raises MissingDependency below `size.fewest` libraries.

@@ -42,7 +42,7 @@ def load_profiles(file: Path) -> dict[str, Profile]:
         raise InvalidRequest(f"Cannot read the profiles in {file}: {error}. Correct or delete the file.") from error
 
 
-def find_profile(file: Path, name: str) -> Profile:
+def read_profile(file: Path, name: str) -> Profile:
     """Return one profile. Raises NotFound, with the names that exist."""
     profiles = load_profiles(file)
     if name not in profiles:

@@ -30,10 +30,10 @@ def dataset_files(path: Path, *, notify: Callable[[str], None]) -> dict[str, Pat
         raise InvalidRequest(f"No file or folder '{path}'. Check the path, or use hub:OWNER/NAME.")
     from tlm_core.selection.given import GIVEN_PART, given_part
     from tlm_core.tables.findings import Findings
-    from tlm_core.tasks.split_files import find_splits
+    from tlm_core.tasks.split_files import select_splits
 
     findings = Findings()
-    files = find_splits(path, findings)
+    files = select_splits(path, findings)
     if not findings.ok:
         raise findings.error()
     for note in findings.notes:
@@ -63,7 +63,7 @@ def corpus_files(
         return
     with tempfile.TemporaryDirectory(prefix="tlm-corpus-") as folder:
         if sources:
-            passages = _with_progress(read_sources(sources, text_column=text_column, say=display.line), display)
+            passages = _with_progress(read_sources(sources, text_column=text_column, notify=display.line), display)
         else:
             from tlm_core.corpus.packages import passages_from_packages
 

@@ -21,7 +21,7 @@ from benchmarks.shared import ROOT, shared_data
 from services.retriever.cluster import Cluster, connect
 from services.retriever.indexes import CorpusIndexes, CorpusKey, OpenSearchIndexes
 from tests.opensearch_server import FOR_SPEED, OpenSearchServer
-from tlm_core.corpus.passages import Passage, make_passage
+from tlm_core.corpus.passages import Passage, build_passage
 from tlm_core.selection.index import PassageIndex
 from tlm_core.selection.retrieve import BATCH
 
@@ -57,7 +57,7 @@ def recombined(real: Sequence[Passage], count: int, seed: int = 0) -> Iterator[P
             sentence, words = draw.choice(sentences)
             drawn.append(sentence)
             remaining -= words
-        passage = make_passage(" ".join(drawn), f"recombined-{len(seen) % 16}")
+        passage = build_passage(" ".join(drawn), f"recombined-{len(seen) % 16}")
         if (key := hash(passage.id)) not in seen:  # single sentences repeat
             seen.add(key)
             yield passage

@@ -173,7 +173,7 @@ class LoadWorker:
         folder = self._artifacts.localize(load.upload)
         names = [entry.name for entry in self._artifacts.manifest(load.upload).files]
         sources = [*(str(folder / name) for name in names), *load.sources]
-        files = source_files(sources, skip=len(load.cut), say=lambda text: log.info("%s", text))
+        files = source_files(sources, skip=len(load.cut), notify=lambda text: log.info("%s", text))
         passages = next(files, None)
         while passages is not None:
             ref = self._store(load, passages)

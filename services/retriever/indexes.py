@@ -161,7 +161,7 @@ class OpenSearchIndexes:
         self._shards = shards
 
     def open(self, key: CorpusKey, *, wait: bool = False) -> PassageIndex:
-        index = self._find(key, self._cluster if wait else self._impatient)
+        index = self._read(key, self._cluster if wait else self._impatient)
         if not index.ready:
             raise NotFound(f"The load of {key} is not complete. Load it again.")
         return index
@@ -170,7 +170,7 @@ class OpenSearchIndexes:
         self._cluster.version()
         analysis = analysis_of(language)
         try:
-            index = self._find(key, self._cluster)
+            index = self._read(key, self._cluster)
         except NotFound:
             pass
         else:
@@ -184,10 +184,10 @@ class OpenSearchIndexes:
         try:
             self._cluster.call("PUT", f"/{_name(key)}", body=body)
         except InvalidRequest as error:
-            # Another retriever created it, or the response to our first try was lost. `_find` checks the index.
+            # Another retriever created it, or the response to our first try was lost. `_read` checks the index.
             if "resource_already_exists" not in error.message:
                 raise
-        return self._find(key, self._cluster)
+        return self._read(key, self._cluster)
 
     def drop(self, key: CorpusKey) -> None:
         with suppress(NotFound):
@@ -201,7 +201,7 @@ class OpenSearchIndexes:
         self._cluster.close()
 
     @staticmethod
-    def _find(key: CorpusKey, cluster: Cluster) -> OpenSearchIndex:
+    def _read(key: CorpusKey, cluster: Cluster) -> OpenSearchIndex:
         """Return the index of `key`, complete or not. Raises NotFound, or IndexMismatch if it is not one of ours."""
         name = _name(key)
         cluster.version()

@@ -137,7 +137,7 @@ class Coordinator:
 
     def run(self, stop: threading.Event) -> None:
         """Run rounds until `stop` is set. After any error, no job ends, and the next round retries."""
-        keeper = threading.Thread(target=self._keep_leases, args=(stop,), name="leases", daemon=True)
+        keeper = threading.Thread(target=self._renew_leases, args=(stop,), name="leases", daemon=True)
         keeper.start()
         with self.task.running():
             while not stop.is_set():
@@ -148,9 +148,9 @@ class Coordinator:
                 TOKENS.set(sum(held.rate for held in self._held.values()))
                 stop.wait(self.task.delay(self.settings.poll_seconds))
         keeper.join()
-        self._give_up_leases()
+        self._release_leases()
 
-    def _keep_leases(self, stop: threading.Event) -> None:
+    def _renew_leases(self, stop: threading.Event) -> None:
         """Renew the leases while a round waits for a component. If a step hangs, let others adopt the jobs."""
         while not stop.wait(self.settings.lease_seconds / 3):
             if time.monotonic() - self._stepped_at > self.settings.hang_seconds:
@@ -166,7 +166,7 @@ class Coordinator:
                     with log_context(job_id=held.id):
                         log.warning("Cannot renew the lease of job %s: %s", held.id, error)
 
-    def _give_up_leases(self) -> None:
+    def _release_leases(self) -> None:
         """Let other coordinators adopt the jobs now. Without this, they wait until the leases expire."""
         for held in list(self._held.values()):
             held.cancel_local_stages()

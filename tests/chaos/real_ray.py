@@ -19,7 +19,7 @@ from services.trainer.cluster import PROGRAM
 from tests.redis_server import RedisServer
 from tests.support import ROOT, wait_for
 from tlm_client.stack.parts import find_ray
-from tlm_client.stack.processes import find_processes, free_ports, kill_processes
+from tlm_client.stack.processes import free_ports, kill_processes, list_processes
 
 _PATIENCE = 60.0  # for the start of a head, which may hang when Redis is away meanwhile
 _SCRIPT = """#!/bin/sh
@@ -130,7 +130,7 @@ class RayHead:
 
     def running(self) -> list[RayRun]:
         runs = {}
-        for pid in find_processes(self._marks):
+        for pid in list_processes(self._marks):
             try:
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
                 if PROGRAM in words:

@@ -757,7 +757,7 @@ def test_damaged_record_delays_no_renewal_of_another_lease(
     damaged, other = harness.submit(), harness.submit(seeds=(3,))
     coordinator.round()
     redis_client.set(f"tlm:{{{T}}}:job:{damaged}", "damaged")
-    keeper = threading.Thread(target=coordinator._keep_leases, args=(stop,))
+    keeper = threading.Thread(target=coordinator._renew_leases, args=(stop,))
     lease = harness.job(other).lease_until
     keeper.start()
     try:

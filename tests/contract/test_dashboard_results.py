@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from services.api.dashboard.present import marked
 from services.api.dashboard.selection_tab import query_terms
-from services.api.dashboard.web import make_environment
+from services.api.dashboard.web import build_environment
 from tests.contract.dashboard_pages import Tags, signed_in
 from tests.contract.filled_dashboard import HOSTILE, LABELS, Contents, make_report
 from tests.contract.gateway import AUTH, Gateway
@@ -48,7 +48,7 @@ def test_pages_show_words_instead_of_identifiers(filled: tuple[Gateway, Contents
     gateway, contents = filled
     shown = signed_in(gateway).get(f"/ui/jobs/{contents.jobs['queued']}").text
     assert '<span class="name">self train</span>' in shown
-    title = make_environment().from_string("{{ 'self_trained' | model }}")
+    title = build_environment().from_string("{{ 'self_trained' | model }}")
     assert title.render() == "self-trained"
 
 

@@ -16,7 +16,7 @@ from tests.support import wait_for
 from tlm_client.client import TLMClient
 from tlm_client.stack.control import launch_stack
 from tlm_client.stack.parts import StackOptions
-from tlm_client.stack.processes import FOLDER_MARK, find_processes
+from tlm_client.stack.processes import FOLDER_MARK, list_processes
 from tlm_core.jobs.spec import JobSpec
 from tlm_core.wire import Job, JobEvent
 
@@ -88,7 +88,7 @@ class Stack:
 
     def workers(self, command: bytes = WORKER) -> list[int]:
         """Return the process ids of the stack's training workers."""
-        return [pid for pid in find_processes({FOLDER_MARK: str(self.folder)}) if command in _command_of(pid)]
+        return [pid for pid in list_processes({FOLDER_MARK: str(self.folder)}) if command in _command_of(pid)]
 
     def wait_for_no_worker(self, command: bytes = WORKER) -> None:
         wait_for(lambda: not self.workers(command), 60)

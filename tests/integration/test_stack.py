@@ -21,7 +21,7 @@ from tlm_client.client import TLMClient
 from tlm_client.stack.control import run_stack
 from tlm_client.stack.folder import StackFolder
 from tlm_client.stack.parts import StackOptions, clear_ray
-from tlm_client.stack.processes import FOLDER_MARK, find_processes
+from tlm_client.stack.processes import FOLDER_MARK, list_processes
 from tlm_client.stack.supervisor import StopFlag
 from tlm_core.errors import ClusterUnavailable, MissingDependency
 
@@ -36,7 +36,7 @@ def tlm(*arguments: str, timeout: float = 150.0) -> subprocess.CompletedProcess[
 
 
 def processes_of(folder: Path) -> list[int]:
-    return find_processes({FOLDER_MARK: str(folder)})
+    return list_processes({FOLDER_MARK: str(folder)})
 
 
 def part(folder: Path, name: str) -> Any:

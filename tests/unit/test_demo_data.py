@@ -18,7 +18,7 @@ from tlm_client.demo_data import (
     DemoData,
     Documentation,
     blank_names,
-    make_task,
+    build_task,
     write_corpus_of,
     write_task,
 )
@@ -173,7 +173,7 @@ def test_corpus_contains_all_texts_except_the_task(demo: tuple[Path, DemoData]) 
 
 def test_modules_belong_to_one_split_and_tests_to_none() -> None:
     owners = defaultdict(set)
-    for split, part in make_task(documents(LIBRARIES), 3, LARGE).items():
+    for split, part in build_task(documents(LIBRARIES), 3, LARGE).items():
         for row in part:
             owners[row.document.file].add(split)
     assert all(len(splits) == 1 for splits in owners.values())
@@ -184,22 +184,22 @@ def test_same_seed_gives_the_same_rows(demo: tuple[Path, DemoData], tmp_path: Pa
     repeated = write_both(tmp_path / "a")
     assert repeated == demo[1]
     assert rows(tmp_path / "a") == rows(demo[0])
-    other = make_task(documents(LIBRARIES), 1, LARGE)
+    other = build_task(documents(LIBRARIES), 1, LARGE)
     assert [row.text for row in other["test"]] != [row["text"] for row in rows(demo[0])["test"]]
 
 
 def test_fewer_libraries_give_fewer_labels() -> None:
-    few = make_task(documents(LIBRARIES[:11]), 0, LARGE)
+    few = build_task(documents(LIBRARIES[:11]), 0, LARGE)
     assert {row.label for row in few["train"]} == set(LIBRARIES[:11])
     assert len(few["test"]) == 11 * 70
 
 
 def test_demo_uses_libraries_with_distinct_subjects() -> None:
-    task = make_task(documents(LIBRARIES, modules=100), 0, DEMO)
+    task = build_task(documents(LIBRARIES, modules=100), 0, DEMO)
     assert {row.label for row in task["train"]} == set(DISTINCT[:5])
     assert {split: len(part) for split, part in task.items()} == {"train": 150, "validation": 300, "test": 1000}
 
 
 def test_too_few_libraries_are_an_error() -> None:
     with pytest.raises(MissingDependency, match="Install the requirements"):
-        make_task(documents(LIBRARIES[:9]), 0, LARGE)
+        build_task(documents(LIBRARIES[:9]), 0, LARGE)

@@ -12,7 +12,7 @@ import typer
 
 from tlm_client.console import command_group, print_result, session, table
 from tlm_client.http import check_gateway
-from tlm_client.profiles import Profile, find_profile, load_profiles, save_profiles
+from tlm_client.profiles import Profile, load_profiles, read_profile, save_profiles
 
 group = command_group(__doc__)
 
@@ -57,6 +57,6 @@ def remove_profile(name: ProfileName) -> None:
     tlm profile remove team --json
     """
     file = session().profiles
-    find_profile(file, name)
+    read_profile(file, name)
     save_profiles(file, {other: profile for other, profile in load_profiles(file).items() if other != name})
     print_result({"removed": name}, f"Removed {name}")

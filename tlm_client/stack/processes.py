@@ -74,7 +74,7 @@ def spawn(
         )
 
 
-def find_processes(marks: Marks) -> list[int]:
+def list_processes(marks: Marks) -> list[int]:
     """Return the pids of this user's processes with all `marks`, without this process and zombies."""
     variables = {f"{name}={value}".encode() for name, value in marks.items()}
     pids = []
@@ -91,7 +91,7 @@ def find_processes(marks: Marks) -> list[int]:
 def kill_processes(marks: Marks, *, grace_seconds: float = 0.0) -> list[int]:
     """Kill the processes with all `marks` that do not end within the grace period. Returns the pids killed."""
     deadline = time.monotonic() + grace_seconds
-    while (pids := find_processes(marks)) and time.monotonic() < deadline:
+    while (pids := list_processes(marks)) and time.monotonic() < deadline:
         time.sleep(0.1)
     for pid in pids:
         try:

@@ -19,7 +19,7 @@ TEXT_COLUMNS = (
 _OTHER_COLUMNS = ("source", "id", "rank")
 _PIECE = 1 << 16
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 class Row(NamedTuple):
@@ -32,9 +32,9 @@ class Row(NamedTuple):
     rank: object = None
 
 
-def corpus_findings(subject: str = "the corpus files", say: Say | None = None) -> Findings:
-    """Findings that raise InvalidDataset at the 100th data error and pass notes to `say` at once."""
-    return Findings(subject, stop_at=LISTED_PER_CODE, say=say)
+def corpus_findings(subject: str = "the corpus files", notify: Notify | None = None) -> Findings:
+    """Findings that raise InvalidDataset at the 100th data error and pass notes to `notify` at once."""
+    return Findings(subject, stop_at=LISTED_PER_CODE, notify=notify)
 
 
 def format_of(path: Path) -> str | None:

@@ -20,7 +20,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from tlm_core.corpus.passages import SHORTEST, Passage, cut, make_passage, tidy, word_count
+from tlm_core.corpus.passages import SHORTEST, Passage, build_passage, cut, tidy, word_count
 
 LARGEST_FILE = 2_000_000
 SHORTEST_DOCSTRING = 15
@@ -78,7 +78,7 @@ def passages_of(documents: Iterable[Document]) -> Iterator[Passage]:
         for text in _joined(group):
             for piece in cut(text):
                 if is_prose(piece):
-                    yield make_passage(piece, f"package:{package}")
+                    yield build_passage(piece, f"package:{package}")
 
 
 def is_prose(text: str) -> bool:

@@ -44,7 +44,7 @@ def passage_id(text: str) -> str:
     return hashlib.sha256(unicodedata.normalize("NFC", text).encode()).hexdigest()[:32]
 
 
-def make_passage(text: str, source: str) -> Passage:
+def build_passage(text: str, source: str) -> Passage:
     return Passage(passage_id(text), text, source)
 
 

@@ -14,22 +14,22 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from tlm_core.artifacts import canonical_json, storage_errors
-from tlm_core.corpus.files import SUPPORTED, Row, Say, corpus_findings, format_of, read_paragraphs, read_rows
+from tlm_core.corpus.files import SUPPORTED, Notify, Row, corpus_findings, format_of, read_paragraphs, read_rows
 from tlm_core.corpus.hub import stream_hub
 from tlm_core.corpus.near import NearDuplicates
 from tlm_core.corpus.passages import (
     LONGEST,
     Passage,
     SeenKeys,
+    build_passage,
     cut,
     cut_stream,
     encodable,
     keys_of,
-    make_passage,
     passage_id,
     word_count,
 )
-from tlm_core.corpus.remote import Remote, find_remote, is_address
+from tlm_core.corpus.remote import Remote, is_address, list_remote
 from tlm_core.errors import CorruptArtifact, Fault, InvalidDataset, InvalidRequest
 from tlm_core.names import HUB
 from tlm_core.parquet import open_parquet
@@ -60,30 +60,30 @@ class CorpusInfo(BaseModel):
 
 
 def read_sources(
-    sources: Sequence[str], *, text_column: str | None = None, say: Say | None = None
+    sources: Sequence[str], *, text_column: str | None = None, notify: Notify | None = None
 ) -> Iterator[Passage]:
     """Passages of files, folders, addresses (`s3://…`) and `hub:OWNER/NAME[:config][:split]`, in the order given.
 
     Folders are read in the order of their file names. Formats: jsonl, csv, tsv, parquet, txt, md, rst; all but
     parquet also packed (.gz, .zst). Long texts are cut. Rows with `id`, `text` and `source` and a text of reasonable
-    length stay unchanged. `say` is called with what was inferred or skipped.
+    length stay unchanged. `notify` is called with what was inferred or skipped.
 
     Raises InvalidRequest for a source that does not exist or has no readable file. Raises InvalidDataset with every
     data error (file, row, column) after it has read all sources; no passage follows the first data error. For an
     address it also raises StorageUnavailable, and MissingDependency if the protocol needs a package.
     """
-    return chain.from_iterable(source_files(sources, text_column=text_column, say=say))
+    return chain.from_iterable(source_files(sources, text_column=text_column, notify=notify))
 
 
 def source_files(
-    sources: Sequence[str], *, text_column: str | None = None, say: Say | None = None, skip: int = 0
+    sources: Sequence[str], *, text_column: str | None = None, notify: Notify | None = None, skip: int = 0
 ) -> Iterator[Iterator[Passage]]:
     """Yield the passages of each file of the sources, without the first `skip` files. A hub dataset counts as one file.
 
     Read each file to its end before the next one. After a data error, no further file is yielded: the rest is only
     checked, and InvalidDataset names every error.
     """
-    findings = corpus_findings(say=say)
+    findings = corpus_findings(notify=notify)
     files = [file for source in sources for file in _files(_place(source, findings.note))][skip:]
     for number, file in enumerate(files, start=1):
         yield _read_file(file, text_column, findings)
@@ -106,20 +106,20 @@ def _read_file(file: str | Remote | Path, text_column: str | None, findings: Fin
         return
     for path in file.files() if isinstance(file, Remote) else (file,):
         if format_of(path) == "plain":
-            cuts = (make_passage(text, path.name) for text in cut_stream(read_paragraphs(path, findings)))
+            cuts = (build_passage(text, path.name) for text in cut_stream(read_paragraphs(path, findings)))
             yield from (passage for passage in cuts if findings.ok)
         else:
             yield from _passages(read_rows(path, text_column, findings), path.name, findings)
 
 
-def _place(source: str, note: Say) -> str | Remote | list[Path]:
+def _place(source: str, note: Notify) -> str | Remote | list[Path]:
     """What a source is: a dataset of the hub, files at an address, or local files."""
     if source.startswith(HUB):
         return source
-    return find_remote(source, note) if is_address(source) else _local_files(Path(source), note)
+    return list_remote(source, note) if is_address(source) else _local_files(Path(source), note)
 
 
-def _local_files(path: Path, note: Say) -> list[Path]:
+def _local_files(path: Path, note: Notify) -> list[Path]:
     if not path.exists():
         raise InvalidRequest(f"There is no file or folder '{path}'. Check the path.")
     if path.is_file():
@@ -147,7 +147,7 @@ def _passages(rows: Iterable[Row], name: str, findings: Findings) -> Iterator[Pa
         if row.source is not None and isinstance(row.id, str) and row.id and word_count(row.text) <= _LONGEST_UNCUT:
             yield Passage(encodable(row.id), encodable(row.text), source)
         else:
-            yield from (make_passage(piece, source) for piece in cut(row.text))
+            yield from (build_passage(piece, source) for piece in cut(row.text))
 
 
 def write_corpus(

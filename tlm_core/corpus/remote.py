@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tlm_core.artifacts import storage_errors
-from tlm_core.corpus.files import SUPPORTED, Say, format_of
+from tlm_core.corpus.files import SUPPORTED, Notify, format_of
 from tlm_core.errors import InvalidRequest, MissingDependency, TLMError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Remote(NamedTuple):
     paths: list[str]
 
     def files(self) -> Iterator[Path]:
-        """Yield a local copy of each file, and remove it before the next one. Raises the errors of `find_remote`."""
+        """Yield a local copy of each file, and remove it before the next one. Raises the errors of `list_remote`."""
         for path in self.paths:
             with tempfile.TemporaryDirectory(prefix="tlm-source-") as folder:
                 local = Path(folder) / Path(path).name
@@ -56,7 +56,7 @@ class Remote(NamedTuple):
                 yield local
 
 
-def find_remote(address: str, note: Say) -> Remote:
+def list_remote(address: str, note: Notify) -> Remote:
     """Return the readable files at `address`, a file or a folder, by name.
 
     Raises InvalidRequest if there is no readable file or access is denied, MissingDependency if the protocol needs a

@@ -274,7 +274,7 @@ def _gain(task: Task, report: Report, outputs: Sequence[Outputs], linear: Linear
 
 
 def gain_in_words(metric: str, difference: Difference, time: str) -> str:
-    """Say in one sentence whether the returned model is better than the linear model, and at what cost.
+    """State in one sentence whether the returned model is better than the linear model, and at what cost.
 
     time: from `training_time`.
     """

@@ -82,7 +82,7 @@ def training_time(report: Report) -> str:
 
 
 def behind_in_words(scores: Mapping[str, float]) -> str:
-    """Say in one sentence why training ended early. scores: of encoder and linear model on validation."""
+    """State in one sentence why training ended early. scores: of encoder and linear model on validation."""
     return (
         f"Training ended at half the joint budget, because the encoder has {scores['encoder']:.3f} on validation "
         f"and the linear model {scores['linear']:.3f} (joint.stop_if_behind)."

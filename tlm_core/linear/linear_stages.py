@@ -88,7 +88,7 @@ def self_train_stage(ctx: StageContext[SelfTrainParams]) -> dict[str, Any]:
     began = time.monotonic()
     task, first = Task.read(ctx.inputs["task"]), LinearResult.read(ctx.inputs["baseline"])
     if task.pair or not task.type.has_classes:
-        _keep_baseline(ctx, task, {**first.facts, "amount": None}, began)
+        _copy_baseline(ctx, task, {**first.facts, "amount": None}, began)
         return {"amount": None, "reason": "passages cannot stand for pairs of texts or have regression targets"}
     pieces = _pieces(ctx.inputs["selection"], task)
     ctx.report.event("self_training", pieces=len(pieces))
@@ -98,7 +98,7 @@ def self_train_stage(ctx: StageContext[SelfTrainParams]) -> dict[str, Any]:
     result = self_train(task, baseline, teacher, pieces, setting, ctx.params.amounts)
     facts = {**first.facts, "amount": result.amount, "amounts": result.scores}
     if (student := result.student) is None:
-        _keep_baseline(ctx, task, facts, began)
+        _copy_baseline(ctx, task, facts, began)
         return {"amount": result.amount, "pieces": 0}
     facts["pieces"] = len(student.chosen)
     probabilities = np.exp(log_softmax(student.outputs / divisor))
@@ -107,7 +107,7 @@ def self_train_stage(ctx: StageContext[SelfTrainParams]) -> dict[str, Any]:
     return {"amount": result.amount, "pieces": len(student.chosen)}
 
 
-def _keep_baseline(ctx: StageContext[SelfTrainParams], task: Task, facts: dict[str, Any], began: float) -> None:
+def _copy_baseline(ctx: StageContext[SelfTrainParams], task: Task, facts: dict[str, Any], began: float) -> None:
     """Write the baseline as the result of self-training, without pieces."""
     for path in ctx.inputs["baseline"].iterdir():
         if path.name != MANIFEST:

@@ -14,13 +14,13 @@ class Findings:
     """Everything that was noticed; the first 100 of each code are listed, the others are counted.
 
     subject: what is read, for the summary. stop_at: number of data errors at which `fault` raises InvalidDataset.
-    say: called with each note at once.
+    notify: called with each note at once.
     """
 
     def __init__(
-        self, subject: str = "the dataset", *, stop_at: int | None = None, say: Callable[[str], None] | None = None
+        self, subject: str = "the dataset", *, stop_at: int | None = None, notify: Callable[[str], None] | None = None
     ) -> None:
-        self._subject, self._stop_at, self._say = subject, stop_at, say
+        self._subject, self._stop_at, self._notify = subject, stop_at, notify
         self.faults: list[Fault] = []
         self.warnings: list[Fault] = []
         self.notes: list[str] = []
@@ -66,8 +66,8 @@ class Findings:
         """Add an inferred choice with its reason, or how a file was read."""
         if text not in self.notes:
             self.notes.append(text)
-            if self._say is not None:
-                self._say(text)
+            if self._notify is not None:
+                self._notify(text)
 
     @property
     def total(self) -> int:

@@ -252,7 +252,7 @@ def best_of(scores: Sequence[float | None]) -> int:
 
 
 def chance_in_words(difference: float, spreads: Sequence[float | None]) -> str:
-    """Say whether a difference may be chance, given the standard deviations over seeds; empty where it is not."""
+    """State whether a difference may be chance, given the standard deviations over seeds; empty where it is not."""
     known = [spread for spread in spreads if spread is not None]
     if len(known) < len(spreads):
         return "One seed does not show chance: give at least three."

@@ -36,8 +36,8 @@ class SplitData:
     scan: TextScan
     type: TaskType = TASK_TYPES["single_label"]
 
-    def take(self, positions: NDArray[np.int64]) -> SplitData:
-        """The rows at these (sorted) positions."""
+    def select(self, positions: NDArray[np.int64]) -> SplitData:
+        """Return the rows at these (sorted) positions."""
         mask = np.zeros(len(self.rows), dtype=np.bool_)
         mask[positions] = True
         pair = self.text_pair.filter(mask) if self.text_pair is not None else None

@@ -20,11 +20,11 @@ _SPLIT_WORDS = {
 _LISTED = 20
 
 
-def find_splits(source: Mapping[str, Path] | Path, findings: Findings) -> dict[str, Path]:
+def select_splits(source: Mapping[str, Path] | Path, findings: Findings) -> dict[str, Path]:
     """Return the file of each split.
 
     source: a mapping from split names (dev, val and others are known) to files; one file, which is train; or a folder
-    whose file names tell the split. A part `selection` is not a split; see `given_part`. `test_NAME`, in small
+    whose file names give the split. A part `selection` is not a split; see `given_part`. `test_NAME`, in small
     letters, is a further test set if there is a `test`.
     Data errors: no_file, no_train, doubled_split, unknown_split.
     """

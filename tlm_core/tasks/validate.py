@@ -31,7 +31,7 @@ from tlm_core.tasks.known import glue_task, known_for_hub
 from tlm_core.tasks.metrics import METRICS
 from tlm_core.tasks.options import DatasetOptions, Limits
 from tlm_core.tasks.report import Report, SplitData, build_report
-from tlm_core.tasks.split_files import find_splits
+from tlm_core.tasks.split_files import select_splits
 from tlm_core.tasks.splits import bands, cut_splits
 from tlm_core.tasks.table import RawTable, read_table
 from tlm_core.tasks.targets import as_numbers, check_spread, check_targets, infer_type
@@ -134,7 +134,7 @@ def _resolved(source: Source) -> Mapping[str, Path] | Path | HubSource:
 def _read(
     source: Mapping[str, Path] | Path, options: DatasetOptions, findings: Findings, limits: Limits
 ) -> dict[str, RawTable]:
-    paths = find_splits(source, findings)
+    paths = select_splits(source, findings)
     tables = {
         split: read_table(path, split, findings, limits, delimiter=options.delimiter) for split, path in paths.items()
     }
@@ -172,7 +172,7 @@ def _cut(splits: Mapping[str, SplitData], missing: list[str], seed: int, finding
     else:
         labels = bands(train.targets())
     positions = cut_splits(labels, train.scan.keys, missing, seed)
-    cut = {split: train.take(indices) for split, indices in positions.items()}
+    cut = {split: train.select(indices) for split, indices in positions.items()}
     shares = ", ".join(f"{split} {len(data.rows)}" for split, data in cut.items())
     verb = "were" if len(missing) > 1 else "was"
     findings.note(

@@ -25,9 +25,9 @@ from services.api.dashboard.web import (
     PREFIX,
     STATIC,
     Headers,
+    build_environment,
     check_origin,
     install_errors,
-    make_environment,
     page,
     redirect,
 )
@@ -43,7 +43,7 @@ def mount_dashboard(app: FastAPI, parts: Parts) -> None:
     """Mount the dashboard at /ui of the gateway, with a redirect from /."""
     inner = FastAPI(openapi_url=None)
     inner.state.parts = parts
-    inner.state.environment = make_environment()
+    inner.state.environment = build_environment()
     install_errors(inner)
     for routes in (router, *(module.router for module in _PAGES)):
         inner.include_router(routes)

@@ -116,7 +116,7 @@ def integrity_of(path: Path) -> str:
     return "sha384-" + base64.b64encode(hashlib.sha384(path.read_bytes()).digest()).decode()
 
 
-def make_environment() -> Environment:
+def build_environment() -> Environment:
     """The templates. They escape every value, and an undefined name is an error."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),

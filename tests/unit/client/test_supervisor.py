@@ -15,7 +15,7 @@ import pytest
 
 from tlm_client.stack.folder import StackFolder
 from tlm_client.stack.parts import Part
-from tlm_client.stack.processes import FOLDER_MARK, PART_MARK, RUN_MARK, Marks, find_processes, kill_processes
+from tlm_client.stack.processes import FOLDER_MARK, PART_MARK, RUN_MARK, Marks, kill_processes, list_processes
 from tlm_client.stack.supervisor import StopFlag, Supervisor
 from tlm_core.errors import Unavailable
 
@@ -60,7 +60,7 @@ class Stack:
 def wait_for(marks: Marks, count: int, seconds: float = 5.0) -> list[int]:
     """Return the marked processes when there are `count`; a process has no environment until exec."""
     deadline = time.monotonic() + seconds
-    while len(pids := find_processes(marks)) != count and time.monotonic() < deadline:
+    while len(pids := list_processes(marks)) != count and time.monotonic() < deadline:
         time.sleep(0.05)
     return pids
 
@@ -114,7 +114,7 @@ def test_parts_start_after_dependencies_and_stop_in_order(stack: Stack) -> None:
     assert states[0] is not None and states[0].state == "ready"
     assert (stack.folder.root / "order").read_text(encoding="utf-8").split() == ["api", "ray", "redis"]
     assert stack.folder.state() is None
-    assert find_processes(stack.marks) == []
+    assert list_processes(stack.marks) == []
 
 
 def test_killed_part_is_restarted(stack: Stack) -> None:
@@ -143,7 +143,7 @@ def test_failing_part_stops_the_stack_and_shows_its_log(stack: Stack) -> None:
     with pytest.raises(Unavailable, match=r"api ended with exit code 3, 2 times") as caught:
         stack.run(stack.part("redis"), broken)
     assert "TLM_API_STORAGE is missing" in str(caught.value)
-    assert find_processes(stack.marks) == []
+    assert list_processes(stack.marks) == []
     assert stack.folder.state() is None
 
 
@@ -151,7 +151,7 @@ def test_part_that_does_not_answer_in_time_fails(stack: Stack) -> None:
     silent = stack.part("api", healthy=lambda: False, start_seconds=0.3)
     with pytest.raises(Unavailable, match="did not answer within"):
         stack.run(silent)
-    assert find_processes(stack.marks) == []
+    assert list_processes(stack.marks) == []
 
 
 def test_part_that_ignores_sigterm_is_killed(stack: Stack) -> None:
@@ -159,7 +159,7 @@ def test_part_that_ignores_sigterm_is_killed(stack: Stack) -> None:
     start = time.monotonic()
     stack.run(stack.part("api", code, stop_seconds=0.5))
     assert time.monotonic() - start < 10
-    assert find_processes(stack.marks) == []
+    assert list_processes(stack.marks) == []
 
 
 def test_grandchildren_in_other_sessions_are_killed(stack: Stack) -> None:

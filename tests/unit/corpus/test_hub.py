@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tlm_core.corpus.hub import HubName, parse_hub_name, resolve_hub_name
-from tlm_core.corpus.passages import make_passage
+from tlm_core.corpus.passages import build_passage
 from tlm_core.corpus.read import read_sources
 from tlm_core.errors import InvalidRequest, NotFound
 
@@ -48,8 +48,8 @@ def test_unknown_hub_configuration_is_rejected(name: str) -> None:
 def test_dataset_in_hub_layout_is_streamed(repository: Path) -> None:
     heard: list[str] = []
     name = f"hub:{repository}:other:test"
-    passages = list(read_sources([name], say=heard.append))
-    assert passages == [make_passage(f"other test {i}", name) for i in range(3)]
+    passages = list(read_sources([name], notify=heard.append))
+    assert passages == [build_passage(f"other test {i}", name) for i in range(3)]
     assert len(heard) == 1 and "reading 'body'" in heard[0]
 
 

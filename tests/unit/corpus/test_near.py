@@ -15,7 +15,7 @@ from tests.support import passages_in, skip_or_fail
 from tlm_core.corpus import near
 from tlm_core.corpus.leaks import grams, tokens
 from tlm_core.corpus.near import NearDuplicates
-from tlm_core.corpus.passages import make_passage
+from tlm_core.corpus.passages import build_passage
 from tlm_core.corpus.read import INFO, CorpusInfo, write_corpus
 from tlm_core.errors import MissingDependency
 
@@ -131,7 +131,7 @@ def test_a_corpus_without_near_duplicates_counts_them_and_has_its_own_version(
 ) -> None:
     draw = random.Random(6)
     originals = [text(draw) for _ in range(50)]
-    passages = [make_passage(t, "s") for t in [*originals, *(changed(t, draw, 1) for t in originals), originals[0]]]
+    passages = [build_passage(t, "s") for t in [*originals, *(changed(t, draw, 1) for t in originals), originals[0]]]
     with_all = write_corpus(passages, tmp_path / "a")
     without = write_corpus(passages, tmp_path / "b", near=finder)
     assert (with_all.count, with_all.near_duplicates_dropped) == (100, None)

@@ -12,10 +12,10 @@ from tlm_core.corpus.passages import (
     LONGEST,
     SHORTEST,
     SeenKeys,
+    build_passage,
     cut,
     cut_stream,
     keys_of,
-    make_passage,
     passage_id,
     tidy,
     word_count,
@@ -31,7 +31,7 @@ def prose(words: int, sentence: int = 11) -> str:
 def test_an_id_is_the_hash_of_the_nfc_form() -> None:
     composed, decomposed = "caf\u00e9", "cafe\u0301"
     assert passage_id(decomposed) == passage_id(composed) == hashlib.sha256(composed.encode()).hexdigest()[:32]
-    assert make_passage("a b", "s") == (passage_id("a b"), "a b", "s")
+    assert build_passage("a b", "s") == (passage_id("a b"), "a b", "s")
 
 
 def test_text_of_250_words_stays_whole_with_collapsed_white_space() -> None:

@@ -12,7 +12,7 @@ import pytest
 import zstandard
 
 from tests.support import passages_in, shared_data
-from tlm_core.corpus.passages import Passage, make_passage, passage_id
+from tlm_core.corpus.passages import Passage, build_passage, passage_id
 from tlm_core.corpus.read import INFO, CorpusInfo, read_sources, write_corpus
 from tlm_core.errors import InvalidDataset, InvalidRequest
 
@@ -45,8 +45,8 @@ class TestFormats:
     def test_jsonl_gives_its_texts_with_source_or_file_name(self, tmp_path: Path, jsonl: str) -> None:
         path = written(tmp_path / "a.jsonl", "\ufeff" + jsonl + "\n")
         assert list(read_sources([str(path)])) == [
-            make_passage("one text", "here"),
-            make_passage("zwei Töne", "a.jsonl"),
+            build_passage("one text", "here"),
+            build_passage("zwei Töne", "a.jsonl"),
         ]
 
     @pytest.mark.parametrize("delimiter", [",", "\t"])
@@ -63,7 +63,7 @@ class TestFormats:
         rows.insert(0, ["id", "text", "source"])
         path = written(tmp_path / "a.csv", "\n".join(delimiter.join(row) for row in rows))
         heard: list[str] = []
-        results = list(read_sources([str(path)], say=heard.append))
+        results = list(read_sources([str(path)], notify=heard.append))
         assert len(results) == count and {passage.source for passage in results} == {"web"}
         assert results[1].id == "1" and results[1].text.endswith(f" or 1{prose}")
         assert len(heard) == 1 and "delimiter: " in heard[0]
@@ -72,7 +72,7 @@ class TestFormats:
         table = pa.table({"text": pa.array(["a b", None, "c"]).dictionary_encode(), "n": [1, 2, 3]})
         pq.write_table(table, tmp_path / "a.parquet")
         heard: list[str] = []
-        assert texts(tmp_path / "a.parquet", say=heard.append) == ["a b", "c"]
+        assert texts(tmp_path / "a.parquet", notify=heard.append) == ["a b", "c"]
         assert heard == ["a.parquet: skipped 1 rows without text"]
 
     def test_plain_texts_are_cut_across_paragraphs(self, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ class TestFormats:
         for name in ("sub/c.txt", "b.txt", "a.rst", ".hidden/x.txt", "picture.png"):
             written(tmp_path / name, f"text of {name}")
         heard: list[str] = []
-        assert texts(tmp_path, say=heard.append) == ["text of a.rst", "text of b.txt", "text of sub/c.txt"]
+        assert texts(tmp_path, notify=heard.append) == ["text of a.rst", "text of b.txt", "text of sub/c.txt"]
         assert len(heard) == 1 and "picture.png" in heard[0]
 
 
@@ -120,7 +120,7 @@ class TestColumns:
     def test_usual_column_name_is_inferred_and_reported(self, tmp_path: Path, name: str) -> None:
         heard: list[str] = []
         path = written(tmp_path / "a.csv", f"number,{name}\n1,hello\n")
-        assert texts(path, say=heard.append) == ["hello"]
+        assert texts(path, notify=heard.append) == ["hello"]
         assert len(heard) == 1 and f"reading '{name}'" in heard[0] and "'number'" in heard[0]
 
     def test_text_column_option_wins_over_column_text(self, tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ class TestFaults:
 
 class TestCorpusFolder:
     def test_what_is_written_is_read_again_and_described(self, tmp_path: Path) -> None:
-        passages = [make_passage(f"text number {i}", f"s{i % 2}") for i in range(25)]
+        passages = [build_passage(f"text number {i}", f"s{i % 2}") for i in range(25)]
         info = write_corpus(iter([*passages, passages[3]]), tmp_path, "de")
         ids = "".join(f"{passage.id}\n" for passage in passages)
         assert info == CorpusInfo(
@@ -224,14 +224,14 @@ class TestCorpusFolder:
         assert passages_in(tmp_path) == passages
 
     def test_rows_are_spread_over_files_in_order(self, tmp_path: Path) -> None:
-        write_corpus((make_passage(f"t{i}", "s") for i in range(100_001)), tmp_path)
+        write_corpus((build_passage(f"t{i}", "s") for i in range(100_001)), tmp_path)
         sizes = [pq.read_metadata(path).num_rows for path in sorted(tmp_path.glob("*.parquet"))]
         assert sizes == [100_000, 1]
         assert pq.read_schema(tmp_path / "passages-00001.parquet").names == ["id", "text", "source"]
         assert [passage.text for passage in passages_in(tmp_path)][-2:] == ["t99999", "t100000"]
 
     def test_the_version_follows_order_language_and_the_text_behind_a_given_id(self, tmp_path: Path) -> None:
-        a, b = make_passage("a", "s"), make_passage("b", "s")
+        a, b = build_passage("a", "s"), build_passage("b", "s")
         variants = [([a, b], "en"), ([b, a], "en"), ([a, b], "de"), ([Passage("x", "a", "s")], "en")]
         variants.append(([Passage("x", "b", "s")], "en"))
         versions = {write_corpus(iter(rows), tmp_path, language).version for rows, language in variants}
@@ -247,7 +247,7 @@ class TestCorpusFolder:
             write_corpus(read_sources([str(tmp_path / "a.csv")]), tmp_path / "out")
 
     def test_a_failed_rewrite_leaves_the_old_corpus_whole(self, tmp_path: Path) -> None:
-        old = write_corpus(iter([make_passage("old", "s")]), tmp_path)
+        old = write_corpus(iter([build_passage("old", "s")]), tmp_path)
         bad = written(tmp_path / "bad.jsonl", '{"text": "new"}\n{"text": 1}\n')
         with pytest.raises(InvalidDataset):
             write_corpus(read_sources([str(bad)]), tmp_path)
@@ -260,7 +260,7 @@ class TestCorpusFolder:
         ]
 
     def test_a_corpus_can_be_rewritten_from_itself(self, tmp_path: Path) -> None:
-        first = write_corpus((make_passage(f"t{i}", "s") for i in range(30)), tmp_path)
+        first = write_corpus((build_passage(f"t{i}", "s") for i in range(30)), tmp_path)
         assert write_corpus(read_sources([str(tmp_path)]), tmp_path) == first
 
 

@@ -28,7 +28,7 @@ def bucket() -> Iterator[str]:
 
 def test_remote_folder_is_read_by_file_name(bucket: str) -> None:
     notes: list[str] = []
-    passages = [(passage.text, passage.source) for passage in read_sources([bucket], say=notes.append)]
+    passages = [(passage.text, passage.source) for passage in read_sources([bucket], notify=notes.append)]
     assert passages == [("the first text", "a.txt.gz"), ("the second text", "two.jsonl")]
     assert notes == [f"{bucket}: skipped 1 files of other types"]
 
