@@ -188,7 +188,8 @@ def _describe(event: JobEvent) -> str | None:
         case "artifact.published":
             return f"{data.get('node', data.get('stage'))} is done"
         case "job.requeued":
-            return f"attempt {event.attempt} failed, retry in {data.get('delay_seconds')} s: {data.get('message')}"
+            delay = data.get("delay_seconds")
+            return f"attempt {event.attempt} ended, the next one starts in {delay} s: {data.get('message')}"
         case "stage.warning":
             return f"warning: {data.get('message')}"
         case "job.waiting":

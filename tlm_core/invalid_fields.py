@@ -6,6 +6,8 @@ import re
 
 from pydantic_core import ErrorDetails
 
+from tlm_core.wording import counted
+
 
 def message_of(error: ErrorDetails) -> str:
     """Return what one error of `ValidationError.errors()` says after the name of its field."""
@@ -26,4 +28,4 @@ def message_of(error: ErrorDetails) -> str:
 
 def _amount(count: int, kind: str) -> str:
     noun = "character" if kind.startswith("string") else "item"
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    return counted(count, noun)

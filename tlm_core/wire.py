@@ -207,7 +207,10 @@ class JobSummary(_Answer):
     priority: int
     origin: Origin | None = Field(description="the job that this one retries or clones")
     attempt: int
-    failures: int
+    failures: int = Field(description="attempts that ended by a fault of the job")
+    interruptions: int = Field(
+        0, description="attempts that ended without one: a worker, its machine or a component was lost"
+    )
     created_at: Time
     updated_at: Time
     started_at: Time | None

@@ -18,6 +18,7 @@ from tlm_core.jobs.states import State
 from tlm_core.training.params import TrainParams
 from tlm_core.training.stage import Place
 from tlm_core.wire import Estimate, StageEstimate
+from tlm_core.wording import counted
 
 _DISTINCT = 0.74  # distinct passages per retrieved passage, from `make demo`
 # The time is within these multiples of an estimate that no job has measured here: GPUs are faster than the machine of
@@ -89,7 +90,7 @@ class Known:
             return 0.0, f"{self.history[0].id} ran without GPUs"
         if seconds is None:
             return None, "the training time is unknown"
-        return seconds * workers / 3600, f"{workers} worker(s) with one GPU each, like {self.history[0].id}"
+        return seconds * workers / 3600, f"{counted(workers, 'worker')} with one GPU each, like {self.history[0].id}"
 
 
 class Estimator:

@@ -21,6 +21,7 @@ from tlm_core.training.params import TrainParams
 from tlm_core.training.recipe import auto_length
 from tlm_core.training.speed import flop_of, rate_name
 from tlm_core.wire import Basis
+from tlm_core.wording import counted
 
 START = "start"  # of the workers; not a stage, but every job waits for it
 # Seconds per unit of work while nothing is measured: `make demo` on 2 cores of an AMD EPYC with AVX-512 bf16.
@@ -76,7 +77,7 @@ def rate_of(setup: Setup, rates: Mapping[str, Rate]) -> tuple[Basis, float | Non
     if measured := rates.get(str(setup)):
         return "measured", measured.seconds, f"measured by {measured.job}"
     if built_in is None or setup.workers > 1:
-        return "unknown", None, f"no job with {setup.workers} worker(s) has run this stage here yet"
+        return "unknown", None, f"no job with {counted(setup.workers, 'worker')} has run this stage here yet"
     if flop := rates.get(flop_of(setup.precision)):
         seconds = built_in * flop.seconds / BUILT_IN_SECONDS["joint"]
         return "device", seconds, "from a short measurement of the worker's device"

@@ -10,6 +10,7 @@ from services.common.jobstore import JobStore
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import ACTIVE, State
 from tlm_core.wire import Waiting
+from tlm_core.wording import counted
 
 _SILENT_SECONDS = 30.0
 
@@ -60,8 +61,8 @@ def _waiting(store: JobStore, queued: Sequence[JobRecord], now: float) -> dict[s
 def _queued(job: JobRecord, now: float, code: str, start: str, position: int | None) -> Waiting:
     if job.due_at is not None and not job.is_due(now):
         time = datetime.fromtimestamp(job.due_at, UTC)
-        reason = f"Backs off until {time:%H:%M:%S} UTC after a failed attempt."
+        reason = f"Backs off until {time:%H:%M:%S} UTC after attempt {job.attempt}."
         return Waiting(code="backoff", reason=reason, position=position, until=job.due_at)
     ahead = (position or 1) - 1
-    first = f"{ahead:,} job{'' if ahead == 1 else 's'} ahead in the queue." if ahead else "Next in the queue."
+    first = f"{counted(ahead, 'job')} ahead in the queue." if ahead else "Next in the queue."
     return Waiting(code=code, reason=f"{first} {start}", position=position)

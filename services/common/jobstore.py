@@ -624,7 +624,9 @@ def _following(stream_id: str) -> str:
 
 def _failure(job: JobRecord, error: TLMError) -> dict[str, str | None]:
     failures, losses = job.spent(is_loss=error.is_loss)
-    return {"error": canonical_json(error.as_dict()), "failures": str(failures), "losses": str(losses)}
+    interruptions = job.interruptions + (failures == job.failures)
+    counts = {"failures": failures, "losses": losses, "interruptions": interruptions}
+    return {"error": canonical_json(error.as_dict()), **{name: str(count) for name, count in counts.items()}}
 
 
 def _request_digest(spec: JobSpec, origin: Origin | None) -> str:

@@ -13,6 +13,7 @@ from services.trainer.assignment import Assignment
 from tlm_core.errors import WorkerLost
 from tlm_core.jobs.plan import plan_of
 from tlm_core.training.params import TrainParams
+from tlm_core.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ class Growth:
         self._since = self.clock() if self._since is None else self._since
         if self.clock() - self._since < self.seconds or not self._is_worth_it():
             return False
-        self.requested = WorkerLost(f"{more} more worker(s) found room, so the attempt ended at a checkpoint to grow.")
+        workers = counted(more, "more worker")
+        self.requested = WorkerLost(f"{workers} found room, so the attempt ended at a checkpoint to grow.")
         place = self.assignment
         self.store.report(place.tenant, place.job, place.attempt, draining=True)
         return True

@@ -12,6 +12,7 @@ from services.trainer.cluster import PROGRAM, RayCluster, Status
 from services.trainer.settings import TrainerSettings
 from tlm_core.errors import ClusterUnavailable, StaleAttempt, TLMError, WorkerLost, error_from_dict
 from tlm_core.jobs.spec import Beat, JobRecord
+from tlm_core.wording import counted
 
 
 class AttemptEnded(Exception):
@@ -103,8 +104,8 @@ class Submissions:
         """Raise ClusterUnavailable if the workers would leave the cluster's GPUs unused. The job waits meanwhile."""
         if not self.settings.worker_gpus and (gpus := self.cluster.gpus()):
             raise ClusterUnavailable(
-                f"The Ray cluster has {gpus:g} GPU(s), but TLM_TRAINER_WORKER_GPUS is 0. Set it to 1 for the trainer "
-                "and for Ray, or start Ray with --num-gpus=0 to train on CPUs."
+                f"The Ray cluster has {counted(gpus, 'GPU')}, but TLM_TRAINER_WORKER_GPUS is 0. Set it to 1 for the "
+                "trainer and for Ray, or start Ray with --num-gpus=0 to train on CPUs."
             )
 
     def _check_beat(self, job: JobRecord, group: str, now: float, stall_grace_until: float) -> None:
@@ -155,9 +156,10 @@ class Submissions:
             return
         self.unstarted_since[submission] = math.inf
         if status is Status.WAITING or not job.works(assignment.group):
-            gpus = f" and {assignment.gpus:g} GPU(s)" if assignment.gpus else ""
+            room = counted(assignment.cpus, "CPU")
+            room += f" and {counted(assignment.gpus, 'GPU')}" if assignment.gpus else ""
             error = ClusterUnavailable(
-                f"{assignment.workers} worker(s) of {assignment.cpus:g} CPU(s){gpus} have not started within "
+                f"{counted(assignment.workers, 'worker')} with {room} did not start within "
                 f"{settings.start_seconds:g} s. The cluster is slow or has no room. They start when other jobs end or "
                 "when you add workers."
             )

@@ -151,7 +151,7 @@ def both_uploads(api: TestClient, name: str, text: str) -> list[Any]:
 
 def test_errors_cite_the_name_of_the_uploaded_file(api: TestClient) -> None:
     for answer in both_uploads(api, "mine.csv", TRAIN + "x\n"):
-        assert "Row 41 of mine.csv (split train) has 1 field(s)" in answer.json()["detail"]
+        assert "Row 41 of mine.csv (split train) has 1 field, but" in answer.json()["detail"]
     for answer in both_uploads(api, "mine.tsv", "no,yes\tlabel\n" + TRAIN.partition("\n")[2].replace(",", "\t")):
         assert answer.status_code == 201, answer.text
     for answer in both_uploads(api, "mine.csv", TRAIN.replace("text", "[text]")):

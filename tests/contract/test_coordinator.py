@@ -261,7 +261,7 @@ def test_cluster_with_gpus_is_refused_until_workers_request_them(harness: Coordi
     for _ in range(3):
         coordinator.round()
     waiting = [event.data for event in harness.store.events(T, job_id) if event.type == "job.waiting"]
-    assert "4 GPU(s), but TLM_TRAINER_WORKER_GPUS is 0" in waiting[0]["message"]
+    assert "4 GPUs, but TLM_TRAINER_WORKER_GPUS is 0" in waiting[0]["message"]
     assert (harness.cluster.commands, harness.job(job_id).submissions) == ({}, {})
     coordinator.settings.worker_gpus = 1.0
     harness.until_submitted(coordinator, job_id)

@@ -163,6 +163,7 @@ def test_three_lost_workers_without_a_checkpoint_are_one_fault(harness: Coordina
     coordinator, job_id = harness.coordinator(), harness.submit(max_attempts=2)
     jobs = [lose_worker(harness, coordinator, job_id, steps=0) for _ in range(6)]
     assert [(job.failures, job.losses) for job in jobs] == [(0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
+    assert [job.interruptions for job in jobs] == [1, 2, 2, 3, 4, 4], "each end counts once"
     assert [job.state for job in jobs] == [State.QUEUED] * 5 + [State.FAILED]
 
 

@@ -100,6 +100,8 @@ def test_details_of_an_error_appear_once_and_folded(gateway: Gateway) -> None:
     jobs.requeue(job, str(job.owner), WorkerLost("Worker was killed.", details="exit code <137>"), 0)
     text = browser.get(f"/ui/jobs/{job.id}").text
     assert text.count("Worker was killed.") == 2, "in the notice and in its event"
+    assert "<dt>interruptions</dt><dd>1</dd>" in text and "<dt>failures</dt>" not in text
+    assert ", 1 interruption<" in browser.get("/ui/jobs").text
     assert text.count("exit code &lt;137&gt;") == 1
     assert "<details><summary>Details of the last error</summary>" in text
     assert "exit code" not in browser.get("/ui/jobs").text

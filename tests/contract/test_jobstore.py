@@ -186,7 +186,7 @@ def test_claim_from_the_queue_starts_an_attempt_but_an_adoption_does_not(store: 
     assert store.renew(T, adopted.id, "b", 30)
     store.requeue(adopted, "b", ERROR, 0)
     second = claim(store, "c")
-    assert (second.attempt, second.failures, second.losses) == (2, 0, 1)
+    assert (second.attempt, second.failures, second.losses, second.interruptions) == (2, 0, 1, 1)
 
 
 def test_requeued_job_waits_for_its_delay(store: MovableClockStore) -> None:

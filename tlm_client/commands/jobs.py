@@ -51,7 +51,7 @@ def jobs(
     with open_client() as client:
         matches = client.jobs(state, kind=kind, dataset=dataset, labels=parse_labels(label), search=search)
         listed = list(islice(matches, limit))
-    columns = ("id", "name", "state", "data", "recipe", "progress", "failures", "score", "submitted")
+    columns = ("id", "name", "state", "data", "recipe", "progress", "failures", "interruptions", "score", "submitted")
     rows = [_row(job) for job in listed]
     used = [index for index, name in enumerate(columns) if name == "id" or any(row[index] for row in rows)]
     shown = table(
@@ -74,6 +74,7 @@ def _row(job: JobSummary) -> tuple[object, ...]:
         f"{job.recipe}/{job.scale}",
         " ".join(filter(None, (f"{live.share:.0%} {live.node}", time_left(live)))) if live else None,
         job.failures or None,
+        job.interruptions or None,
         None if job.score is None else f"{job.score:.3f} {job.metric}",
         f"{job.created_at.astimezone():%Y-%m-%d %H:%M}",
     )
@@ -95,7 +96,7 @@ def show(job_id: JobId) -> None:
         job = client.job(job_id)
         report = client.report(job_id) if job.state is State.SUCCEEDED else None
     items: list[Item] = [
-        f"{job.id}{f' ({job.name})' if job.name else ''}: {job.state}, attempt {job.attempt}, failures: {job.failures}",
+        f"{job.id}{f' ({job.name})' if job.name else ''}: {job.state}, {_attempts(job)}",
         *_standing(job),
         *_progress(job),
         f"Submitted: {_age(job.created_at)}",
@@ -263,6 +264,13 @@ def split_pair(text: str) -> tuple[str, str]:
 
 def _print_state(job: Job) -> None:
     print_result(job, f"{job.id} is {job.state}")
+
+
+def _attempts(job: Job) -> str:
+    """Return the number of the attempt, and why earlier ones ended."""
+    counts = [f"failures: {job.failures}"]
+    counts += [f"interruptions: {job.interruptions}"] if job.interruptions else []
+    return ", ".join((f"attempt {job.attempt}", *counts))
 
 
 def _progress(job: JobSummary) -> list[str]:

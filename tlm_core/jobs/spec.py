@@ -290,6 +290,7 @@ class JobRecord(_Record):
     attempt: number of the current attempt, and the fencing token of every write of its workers.
     failures: attempts that count against `max_attempts`. losses: attempts since the last new checkpoint or artifact
     that ended because the place was lost: a worker, its node, or a component.
+    interruptions: all attempts that ended without a failure of the job.
     submissions: group → submission id of this attempt. beats: group → last heartbeat in this attempt.
     draining: whether a machine of this attempt stops. unreadable: whether this stands in a list for a record that this
     release cannot read; then only id, state and error are of the job.
@@ -310,6 +311,7 @@ class JobRecord(_Record):
     attempt: int = 0
     failures: int = 0
     losses: int = 0
+    interruptions: int = 0
     ran_seconds: float = 0.0
     running_since: float | None = None
     due_at: float | None = None

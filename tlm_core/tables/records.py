@@ -26,6 +26,7 @@ from tlm_core.tables.textfile import (
     name_without_packing,
     open_bytes,
 )
+from tlm_core.wording import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -269,7 +270,7 @@ class TableFile:
         if names != header:
             self.findings.note(f"{self.label}: blanks around column names are removed")
         if unnamed := names.count("") if any(names) else 0:
-            self.findings.note(f"{self.label}: {unnamed} column(s) without a name are ignored")
+            self.findings.note(f"{self.label}: ignored {counted(unnamed, 'column')} without a name")
         if not check_names(names, self):
             return
         self.delimiter = delimiter
@@ -328,8 +329,8 @@ class TableFile:
             self.fault("cut_row", f"{message} Upload it again.", short[0])
 
     def _too_few(self, row: int, fields: int, width: int) -> None:
-        message = f"Row {row} of {self.label} has {fields} field(s), but the header has {width}. Add the missing ones."
-        self.fault("malformed_row", message, row)
+        message = f"Row {row} of {self.label} has {counted(fields, 'field')}, but the header has {width}."
+        self.fault("malformed_row", f"{message} Add the missing ones.", row)
 
     def _invalid_row(self, reason: str, row: int) -> None:
         place = f"Row {row} of {self.label}"

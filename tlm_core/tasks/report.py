@@ -17,6 +17,7 @@ from tlm_core.tasks.duplicates import TextScan, count_distinct, is_among
 from tlm_core.tasks.targets import as_numbers
 from tlm_core.tasks.task import SPLITS
 from tlm_core.tasks.types import TASK_TYPES, TaskType
+from tlm_core.wording import counted
 
 _LISTED = 100
 _BINS = 12
@@ -139,7 +140,8 @@ def _duplicates(data: SplitData, split: str, findings: Findings) -> dict[str, ob
     conflicting = count_distinct(keys[conflicts])
     if conflicting:
         first = ", ".join(str(row) for row in np.sort(data.rows[conflicts])[:5])
-        message = f"{split} has {conflicting} text(s) with different labels (rows {first}). Correct the wrong labels."
+        texts = counted(conflicting, "text")
+        message = f"{split} has {texts} with different labels (rows {first}). Correct the wrong labels."
         findings.warn("conflicting_labels", message, split=split, row=int(data.rows[conflicts].min()))
     rows = _rows(data, order[np.isin(keys[order], keys[conflicts])][:_LISTED])
     return {"copies": int(same_text.sum()), "conflicting": conflicting, "conflicts": rows}

@@ -10,6 +10,7 @@ from markupsafe import Markup, escape
 
 from tlm_core.evaluation.summary import model_title, training_time
 from tlm_core.tasks.metrics import METRICS, scores_shown
+from tlm_core.wording import counted
 
 NONE = "–"
 COLORS = 8  # in the style sheet
@@ -172,6 +173,7 @@ FILTERS = {
     "words": words,
     "score": score,
     "percent": percent,
+    "counted": counted,
     "duration": duration,
     "ago": ago,
     "moment": moment,

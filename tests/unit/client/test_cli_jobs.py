@@ -352,7 +352,7 @@ def test_show_prints_why_a_job_does_not_run(fields: dict[str, Any], line: str) -
 
 
 def test_watch_shows_the_queue_instead_of_the_last_attempt() -> None:
-    waiting = {"code": "backoff", "reason": "Backs off until 12:00:00 UTC after a failed attempt.", "position": 1}
+    waiting = {"code": "backoff", "reason": "Backs off until 12:00:00 UTC after attempt 1.", "position": 1}
     stream = event_stream(event(1, "job.requeued", message="gone", delay_seconds=4) + end("failed"))
     answers = {"/v1/jobs/job_1/events": stream}
 
@@ -369,20 +369,28 @@ PROGRESS = {"stage": "joint", "node": "joint.s0", "step": 239, "total": 845, "ra
 def test_jobs_show_progress_time_left_score_and_failure() -> None:
     jobs = [
         job_summary(id="job_3", name="nightly", state="running", progress=PROGRESS),
-        job_summary(id="job_2", state="succeeded", metric="macro_f1", score=0.6128),
+        job_summary(id="job_2", state="succeeded", interruptions=2, metric="macro_f1", score=0.6128),
         job_summary(
             id="job_1", state="failed", failures=3, error={"code": "worker_lost", "message": "Worker was killed."}
         ),
     ]
     result = tlm(lambda _: httpx.Response(200, json={"data": jobs, "has_more": False}), "jobs")
-    for part in ("nightly", "16% joint.s0", "13:25 left", "0.613 macro_f1", "failures", "Worker was killed."):
+    for part in (
+        "nightly",
+        "16% joint.s0",
+        "13:25 left",
+        "0.613 macro_f1",
+        "failures",
+        "interruptions",
+        "Worker was killed.",
+    ):
         assert part in result.stdout, result.stdout
 
 
 def test_show_prints_step_rate_and_time_left_of_a_running_job() -> None:
-    view = job_view(state="running", name="nightly", progress=PROGRESS)
+    view = job_view(state="running", name="nightly", attempt=3, interruptions=2, progress=PROGRESS)
     result = tlm(lambda _: httpx.Response(200, json=view), "show", "job_1")
-    assert "job_1 (nightly): running, attempt" in result.stdout
+    assert "job_1 (nightly): running, attempt 3, failures: 0, interruptions: 2\n" in result.stdout
     line = "Progress: 16%  joint.s0  239/845  3,293.0 tokens/s  13:25 left  stage 4 of 8"
     assert line in result.stdout.splitlines(), result.stdout
 

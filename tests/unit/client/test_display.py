@@ -52,7 +52,7 @@ def test_failed_attempt_waiting_and_warning_show_their_message() -> None:
         display.job_event(JobEvent(type="stage.warning", attempt=1, data={"message": "3 texts are cut"}))
     lines = out.getvalue().splitlines()
     assert lines == [
-        "attempt 1 failed, retry in 2 s: [a] worker died",
+        "attempt 1 ended, the next one starts in 2 s: [a] worker died",
         "waiting: no room yet",
         "warning: 3 texts are cut",
     ]
