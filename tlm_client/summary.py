@@ -59,7 +59,7 @@ def _model_table(report: Report, title: str) -> Item:
         (model_title(row.name), *(format_score(row.mean.get(name), row.spread.get(name)) for name in scores), row.file)
         for row in model_rows(report)
     ]
-    return table(("model", *scores, "returned as"), rows, title=title)
+    return table(("model", *scores, "file"), rows, title=title)
 
 
 def estimate_items(estimate: Estimate) -> list[Item]:

@@ -20,12 +20,12 @@ EVALUATE_LINEAR = Stage(
     "evaluate_linear", "tlm_core.linear.linear_stages:evaluate_linear", 4, BaselineParams, needs_torch=False
 )
 EXPORT_LINEAR = Stage(
-    "export_linear", "tlm_core.linear.linear_stages:export_linear", 3, BaselineParams, needs_torch=False
+    "export_linear", "tlm_core.linear.linear_stages:export_linear", 4, BaselineParams, needs_torch=False
 )
 # Preparing text needs no torch, so workers start it seconds earlier and with half the memory.
 PREPARE = Stage("prepare", "tlm_core.training.prepare:prepare", 7, params.PrepareParams, needs_torch=False)
 JOINT = Stage("joint", "tlm_core.training.encoder_stages:joint", 9, params.JointParams, parallel=True)
 FINETUNE = Stage("finetune", "tlm_core.training.encoder_stages:finetune", 4, params.FinetuneParams, parallel=True)
 CHOOSE = Stage("choose", "tlm_core.training.encoder_stages:choose", 2, params.ChooseParams)
-EVALUATE = Stage("evaluate", "tlm_core.training.evaluate:evaluate", 13, params.SeedsParams, parallel=True)
-EXPORT = Stage("export", "tlm_core.training.export:export", 6, params.ExportParams)
+EVALUATE = Stage("evaluate", "tlm_core.training.evaluate:evaluate", 14, params.SeedsParams, parallel=True)
+EXPORT = Stage("export", "tlm_core.training.export:export", 7, params.ExportParams)

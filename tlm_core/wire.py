@@ -346,10 +346,12 @@ class Difference(_Answer):
 class ModelScores(_Answer):
     """The mean test scores of one model of a job, and their spread over the seeds."""
 
-    name: str = Field(description="majority, linear, self_trained, encoder or combined; `model` in a study")
+    name: str = Field(
+        description="majority, linear, self_trained, encoder, stock, ensemble or combined; `model` in a study"
+    )
     mean: dict[str, float | None]
     spread: dict[str, float | None]
-    file: str = Field("", description="the returned file with its seed; empty for the other models")
+    file: str = Field("", description="the files with this model, and its seeds; empty for the other models")
 
 
 class Outcome(_Answer):

@@ -27,6 +27,7 @@ from tlm_core.training.prepared import Prepared, Split
 from tlm_core.training.profiling import copy_traces
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import load_model, read_history, weights
+from tlm_core.wording import counted
 
 
 def phases(ctx: StageContext[PhasesParams]) -> dict[str, object]:
@@ -106,7 +107,7 @@ def words(report: Report) -> str:
     verdict = "better than" if score > dense else "not better than"
     text = (
         f"The super ticket has {layers:.0%} of the layers' weights. {reason} On test it has {score:.4f} in {metric}, "
-        f"{verdict} the dense model's {dense:.4f} ({len(report['seeds'])} seed(s))."
+        f"{verdict} the dense model's {dense:.4f} ({counted(len(report['seeds']), 'seed')})."
     )
     linear = report["models"][LINEAR]["mean"]["test"][metric]
     baseline = "" if linear is None else f"The linear model has {linear:.4f}."

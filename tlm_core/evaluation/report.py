@@ -29,13 +29,14 @@ from tlm_core.evaluation.combine import (
     choose,
     scales_of,
 )
-from tlm_core.evaluation.summary import BEHIND, training_time
+from tlm_core.evaluation.summary import BEHIND, STOCK, training_time
 from tlm_core.evaluation.suspects import rank_suspects
 from tlm_core.tasks.metrics import METRICS, best_of, score, scores_for, summary
 from tlm_core.tasks.task import Task
 
 REPORT, PREDICTIONS = "report.json", "predictions.npz"
 OUTPUTS, FACTS = "outputs.npz", "baseline.json"  # of the baseline stage
+_ROWS = tuple(name for model in MODELS for name in ((model, STOCK) if model == ENCODER else (model,)))
 HELD_OUT = "held_out"  # outputs for train rows of models that did not see them
 
 Report = dict[str, Any]
@@ -119,12 +120,13 @@ def job_report(
     file, members = (0, seeds) if ensemble else (best, seeds[best : best + 1])
     scores = {name: over_seeds([entry["models"][name] for entry in scored]) for name in runs[0].models}
     scores |= {ENCODER: over_seeds(seeds)} if ensemble else {}
+    scores |= {STOCK: over_seeds([seeds[best]["models"][ENCODER]])} if len(seeds) > 1 else {}
     report: Report = {
         **_facts(task),
         "returned": _returned(task, choice, runs[file].returned, members, scored[file]),
         "seeds": seeds,
         **over_seeds(scored),
-        "models": {name: scores[name] for name in MODELS if name in scores},
+        "models": {name: scores[name] for name in _ROWS if name in scores},
         "best_seed": seeds[best]["seed"],
         **_trust(task, runs[file].outputs),
         "cost": total_cost([shared_cost, *(encoder.cost for encoder in encoders)]),

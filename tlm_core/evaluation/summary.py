@@ -9,6 +9,8 @@ from typing import Any
 from tlm_core.tasks.metrics import METRICS
 
 MAJORITY = "majority"
+ENCODER = "encoder"
+STOCK = "stock"  # the encoder in the folder `model/`, if the job has other seeds too
 BEHIND = "behind"  # the scores of encoder and linear model for which training ended early (`joint.stop_if_behind`)
 _LINEAR = {"linear": "the linear model", "self_trained": "the self-trained linear model"}
 
@@ -20,8 +22,8 @@ Scores = Mapping[str, float | None]
 class ModelRow:
     """The scores of one model on a split.
 
-    name: majority, linear, self_trained, encoder, ensemble, combined, or model in a study. spread: None for each score
-    of one run. file: the returned file with its seeds; empty for the other models.
+    name: majority, linear, self_trained, encoder, stock, ensemble, combined, or model in a study. spread: None for each
+    score of one run. file: the files with this model, and its seeds; empty for the other models.
     """
 
     name: str
@@ -45,13 +47,22 @@ def model_rows(report: Report, split: str = "test") -> list[ModelRow]:
         rows.append(ModelRow(MAJORITY, mean | ({"deduplicated": clean["value"]} if clean else {}), {}))
     # The report of a study has one model, and does not name it.
     models = report.get("models") or {"model": report}
-    returned = report.get("returned", {})
     for name, model in models.items():
-        file = "model.onnx" if name == returned.get("model") else ""
-        if file and name not in _LINEAR:
-            file += f", {_seeds(returned['seeds'])}"
-        rows.append(ModelRow(name, model["mean"][split], model["spread"][split], file))
+        rows.append(ModelRow(name, model["mean"][split], model["spread"][split], _files(report, name)))
     return rows
+
+
+def _files(report: Report, model: str) -> str:
+    """Return the files of the job that hold a model, with its seeds."""
+    if "returned" not in report:
+        return ""
+    returned, alone = report["returned"], len(report["seeds"]) == 1
+    files = ["model.onnx"] if model == returned["model"] else []
+    files += ["model/"] if model == STOCK or (model == ENCODER and alone) else []
+    if not files or model in _LINEAR:
+        return "".join(files)
+    seeds = returned["seeds"] if files[0] == "model.onnx" else [report["best_seed"]]
+    return f"{' and '.join(files)}, {_seeds(seeds)}"
 
 
 def sentences(report: Report) -> list[str]:

@@ -67,7 +67,6 @@ def linear_card(report: Facts, task: Facts) -> str:
     features = "n-grams of words (1 to 2)" + (" and of characters (2 to 5)" if setting["families"] > 1 else "")
     start = setting.get("start_words")  # models of before have none
     parts = f"whole texts, and their first {start} words as texts of their own" if start else "whole texts"
-    counts = task["counts"]
     body = [
         "---",
         "pipeline_tag: text-classification",
@@ -86,7 +85,7 @@ def linear_card(report: Facts, task: Facts) -> str:
         *_scores(report),
         "",
         "## Data",
-        f"- task texts: {counts['train']} train, {counts['validation']} validation, {counts['test']} test",
+        _counts(task["counts"]),
         "",
         "## Cost of training",
         *_costs(report),
@@ -143,7 +142,7 @@ def _pruning(report: Facts) -> list[str]:
 
 def _scores(report: Facts) -> list[str]:
     """Return what the job returns, and the scores of each model on test and of the returned one on other splits."""
-    metric, seeds, note = report["metric"], [entry["seed"] for entry in report["seeds"]], report["spread"].get("reason")
+    metric = report["metric"]
     names, majority = (*scores_shown(metric), "deduplicated"), task_type_of(metric).baseline_title
     rows = [(f"test, {majority if row.name == MAJORITY else row.name}", row) for row in model_rows(report)]
     rows = rows if majority else rows[1:]
@@ -154,14 +153,22 @@ def _scores(report: Facts) -> list[str]:
     return [
         *sentences(report),
         "",
-        f"Metric that decides: {metric}. Mean over {len(seeds)} seed(s) {seeds}, ± sample standard deviation"
-        f"{f' ({note})' if note else ''}.",
+        f"Validation decides by {METRICS[metric].title}. {_runs(report)}",
         "Test was read once for each seed, after all training.",
         "",
         f"| | {' | '.join(METRICS[name].title for name in names[:-1])} | without texts that are also in train | file |",
         "|---" * (len(names) + 2) + "|",
         *(f"| {title} | {' | '.join(of_row)} | {row.file} |" for (title, row), of_row in zip(rows, cells, strict=True)),
     ]
+
+
+def _runs(report: Facts) -> str:
+    """Say which runs the scores are of."""
+    if len(report["seeds"]) == 1:
+        return "The scores are those of one run, so they have no spread."
+    numbers = [str(entry["seed"]) for entry in report["seeds"]]
+    seeds = f"{', '.join(numbers[:-1])} and {numbers[-1]}"
+    return f"A score with ± is the mean over the seeds {seeds}, with its sample standard deviation."
 
 
 def _weights(report: Facts) -> list[str]:
@@ -182,15 +189,21 @@ def _rates(report: Facts) -> list[str]:
     return ["", f"Finetuned with what was best on validation: {', '.join(choices)}."] if choices else []
 
 
+def _counts(counts: Mapping[str, int]) -> str:
+    splits = (f"{counts[split]:,} {split}" for split in ("train", "validation", "test"))
+    return f"- task texts: {', '.join(splits)}"
+
+
 def _data(facts: Facts, recipe: CardRecipe) -> list[str]:
-    counts = facts["counts"]
-    lines = [f"- task texts: {counts['train']} train, {counts['validation']} validation, {counts['test']} test"]
+    lines = [_counts(facts["counts"])]
     if not facts["passages"]:
         return [*lines, "- no passages: trained on the task alone"]
     origin = SELECTORS[recipe.selection.selector].origin
-    lines.append(f"- passages: {facts['passages']} ({facts['tokens']['passages']:,} tokens), {origin}")
-    if "corpus" in facts.get("selection", {}):
-        lines.append(f"- corpus: {_plain(json.dumps(facts['selection']['corpus'], ensure_ascii=False))}")
+    lines.append(f"- passages: {facts['passages']:,} ({facts['tokens']['passages']:,} tokens), {origin}")
+    if corpus := facts.get("selection", {}).get("corpus"):
+        lines.append(
+            f"- corpus: {_plain(corpus['name'])}, version {corpus['version']}, {corpus['passages']:,} passages"
+        )
     return lines
 
 

@@ -73,6 +73,7 @@ def report() -> dict[str, Any]:
             "reason": "It has the best score on validation.",
             "scores": {"test": scores},
         },
+        "best_seed": 3,
         "models": {name: {"mean": {"test": {**scores, "macro_f1": f1}}, "spread": none} for name, f1 in models.items()},
         "gain": {"words": "On test the returned model is better than the linear model."},
         "majority": {"test": {"macro_f1": 0.1, "micro_f1": 0.3, "accuracy": 0.3}},

@@ -18,7 +18,7 @@ def returning(model: str, **over: Any) -> dict[str, Any]:
 def test_rows_name_each_model_and_mark_the_returned_file() -> None:
     rows = model_rows(returning("encoder"))
     assert [(row.name, row.file) for row in rows] == [
-        ("majority", ""), ("linear", ""), ("encoder", "model.onnx, seed 3"), ("combined", ""),
+        ("majority", ""), ("linear", ""), ("encoder", "model.onnx and model/, seed 3"), ("combined", ""),
     ]  # fmt: skip
     assert [row.mean["macro_f1"] for row in rows] == [0.1, 0.4, 0.45, 0.5]
     # The linear model is the same for each seed.
@@ -75,6 +75,15 @@ def test_ensemble_names_all_its_seeds() -> None:
     words = "the mean of the encoders of seeds 0, 1, 4 combined with the linear model"
     assert sentences(changed)[0] == f"model.onnx is {words}: macro-F1 0.5000 on test."
     assert "model.onnx, seeds 0, 1, 4" in [row.file for row in model_rows(changed)]
+
+
+def test_encoder_in_the_stock_folder_has_a_row_of_its_own() -> None:
+    changed = returning("combined")
+    changed["seeds"] = [{"seed": 1}, {"seed": 3}]
+    changed["models"]["stock"] = changed["models"]["encoder"]
+    files = {row.name: row.file for row in model_rows(changed)}
+    assert (files["encoder"], files["stock"]) == ("", "model/, seed 3")
+    assert {row.name: row.file for row in model_rows(returning("combined"))}["encoder"] == "model/, seed 3"
 
 
 def test_report_of_a_study_has_one_model_and_no_sentence() -> None:

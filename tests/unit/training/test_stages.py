@@ -179,6 +179,12 @@ def test_card_states_scores_cost_recipe_and_memorization_risk(chain: Mapping[str
     assert row.endswith(f"| {file} |") and card.count("| model.onnx") == 1
     assert all(f"| test, {name} |" in card for name in ("always the most frequent label", "linear", "encoder"))
     assert f"These weights are the encoder of seed {report['best_seed']}" in card and report["gain"]["words"] in card
+    stock, seed = report["models"]["stock"]["mean"]["test"]["macro_f1"], report["best_seed"]
+    assert f"| test, stock | {stock:.4f} |" in card and f"| model/, seed {seed} |" in card
+    best = next(entry for entry in report["seeds"] if entry["seed"] == seed)
+    assert stock == best["models"]["encoder"]["test"]["macro_f1"]
+    assert "Validation decides by macro-F1. A score with ± is the mean over the seeds 0 and 1, with its" in card
+    assert "(s)" not in card and "{" not in card[: card.index("## Recipe")]
     assert "memorized" in card and '"rho1": 3.0' in card and "150 (" in card
     assert all(f". {label}" in card for label in LABELS)
 
