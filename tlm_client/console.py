@@ -20,7 +20,7 @@ from rich.text import Text
 from tlm_client.client import TLMClient
 from tlm_client.profiles import profiles_file, read_profile
 from tlm_client.stack.folder import StackFolder, default_data_dir
-from tlm_core.errors import InvalidRequest, NotFound, TLMError, Unavailable
+from tlm_core.errors import InvalidRequest, NotFound, TLMError, Unauthorized, Unavailable
 from tlm_core.names import is_job_id
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def print_error(error: TLMError, *, as_json: bool) -> None:
     if as_json:
         print_json({"error": error.as_dict()}, err=True)
         return
-    typer.echo(f"error: {error.message}", err=True)
+    typer.echo(f"error: {message_of(error)}", err=True)
     if request_id := error.facts.get("request_id"):
         typer.echo(f"  The gateway's log names this request {request_id}.", err=True)
     listed = (error.facts.get(name) for name in ("faults", "errors"))
@@ -196,6 +196,12 @@ def print_error(error: TLMError, *, as_json: bool) -> None:
         typer.echo(f"  {line}", err=True)
     if len(more) > _MOST_DATA_ERRORS:
         typer.echo(f"  {len(more) - _MOST_DATA_ERRORS} more; --json lists all", err=True)
+
+
+def message_of(error: TLMError) -> str:
+    """Return the message of an error, with the option that sets a token if the gateway refuses the request."""
+    hint = " Set --token or TLM_TOKEN, or select a profile with --profile." if isinstance(error, Unauthorized) else ""
+    return error.message + hint
 
 
 def _described(data_error: Mapping[str, object]) -> str:

@@ -165,7 +165,7 @@ def progress_facts(progress: spec.Progress) -> str:
     """Return step, rate, time left and stage number of a job."""
     parts = (
         f"{progress.step:,}/{progress.total:,}" if progress.total else "",
-        f"{progress.rate:,.1f} {progress.unit}/s" if progress.rate is not None else "",
+        f"{progress.rate:,.{0 if progress.rate >= 100 else 1}f} {progress.unit}/s" if progress.rate is not None else "",
         time_left(progress),
         f"stage {min(progress.nodes_done + 1, progress.nodes_total)} of {progress.nodes_total}"
         if progress.nodes_total

@@ -44,8 +44,12 @@ def report_items(report: Report) -> list[Item]:
             "tokens unknown" if tokens is None else f"{tokens:,.0f} tokens",
         ]
     )
-    parts.append(training_time(report))
-    rest = [*(f"Warning: {message}" for message in report.get("warnings", ())), f"Cost: {', '.join(parts)}"]
+    time = training_time(report)
+    parts += [] if time in report.get("worth", {}).get("words", "") else [time]
+    rest = [
+        *(f"Warning: {message}" for message in report.get("warnings", ())),
+        *([f"Cost: {', '.join(parts)}"] if parts else []),
+    ]
     if "words" in report:
         return [str(report["words"]), *rest]
     seeds = len(report["seeds"])

@@ -25,7 +25,9 @@ def progress_of(
     nodes = situation.plan.nodes
     done = situation.done.keys() - {node.name}
     # The nodes of all seeds are about as far as this one, because they share the CPUs.
-    running = {twin.name for twin in situation.plan.twins(node)} - done
+    twins = situation.plan.twins(node)
+    running = {twin.name for twin in twins} - done
+    done |= {before.name for twin in twins if twin.name in running for before in situation.plan.behind(twin.name)}
     within = min(1.0, step / total) if total else 0.0
     share, left = (len(done) + within * len(running)) / len(nodes), None
     if any(expected := _expected(situation, node, within, eta_seconds)):

@@ -17,6 +17,7 @@ from tlm_core.selection.stop_words import STOP_WORDS
 from tlm_core.tasks.metrics import scores_shown
 from tlm_core.wire import Comparison, Outcome
 
+_CURVES = ("mlm", "loss", "task", "validation_loss", "score")  # --json has the others, such as learning rates
 _LONGEST_VALUE = 40
 _LONGEST_TEXT = 200
 _WORD = re.compile(r"\w{4,}")  # shorter words of a query say little
@@ -143,7 +144,7 @@ def _format_mean(outcome: Outcome, score: str) -> str:
 
 
 def _curve_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    curves = [{f"{s.node} {s.name}": s.values for s in job.series} for job in comparison.curves]
+    curves = [{f"{s.node} {s.name}": s.values for s in job.series if s.name in _CURVES} for job in comparison.curves]
     return [
         (name, *(f"{spark(curve[name])} {curve[name][-1]:.3g}" if name in curve else "" for curve in curves))
         for name in dict.fromkeys(name for curve in curves for name in curve)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tlm_client.client import TLMClient
-from tlm_client.console import FAILED, open_client, print_result, resolve_job, table
+from tlm_client.console import FAILED, message_of, open_client, print_result, resolve_job, table
 from tlm_core.errors import TLMError, Unavailable
 
 _OK = "ok"
@@ -56,7 +56,7 @@ def _checks(client: TLMClient) -> Iterator[tuple[str, str]]:
     except Unavailable:
         return  # reported above
     except TLMError as error:
-        yield "token", error.message
+        yield "token", message_of(error)
         return
     yield "token", _OK
     yield "version", _OK if own == theirs else f"tlm is {own}, the gateway {theirs}. Install the same release."

@@ -13,6 +13,7 @@ from tlm_client.summary import format_score
 from tlm_core.errors import Conflict
 from tlm_core.evaluation.summary import model_title
 from tlm_core.tasks.metrics import scores_shown
+from tlm_core.wording import counted
 
 
 def download(
@@ -67,9 +68,9 @@ def predict(
             display.begin(f"classifying {file}")
             count = predict_file(
                 client, job_id, file, out, text_column=text_column, pair_column=pair_column,
-                min_confidence=min_confidence, on_row=lambda row: display.update("", 0, 0, f"{row:,} rows"),
+                min_confidence=min_confidence, on_row=lambda row: display.update("", 0, 0, counted(row, "row")),
             )  # fmt: skip
-        print_result({"file": out, "rows": count}, f"{count:,} rows in {out}")
+        print_result({"file": out, "rows": count}, f"{counted(count, 'row')} in {out}")
         return
     _predict_texts(job_id, texts or [], pair, min_confidence)
 
@@ -149,8 +150,12 @@ def evaluate(
 
         scores = evaluate_model(model, task, split=split, batch=batch, on_progress=show_progress)
     clean = scores["deduplicated"]
-    rows = [(name, format_score(scores[name]), format_score(clean[name])) for name in scores_shown(scores["metric"])]
-    columns = ("score", "all rows", f"without {clean['rows_left_out']} rows that are also in train")
+    columns, shown = ["score", "all rows"], [scores]
+    if left_out := clean["rows_left_out"]:
+        columns.append(f"without {counted(left_out, 'row')} also in train")
+        shown.append(clean)
+    names = scores_shown(scores["metric"])
+    rows = [(name, *(format_score(of_rows[name]) for of_rows in shown)) for name in names]
     title = f"{scores['rows']:,} {split} rows. Main metric: {scores['metric']}"
     print_result(scores, title, table(columns, rows))
 

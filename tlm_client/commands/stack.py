@@ -37,7 +37,8 @@ def up(
     console = stderr_console()
 
     def report_ready(url: str, token_file: Path) -> None:
-        stop_hint = "Stop it with `tlm down`" if detach else "Ctrl-C stops it"
+        folder = "" if data_dir is None else f" --data-dir {data_dir}"
+        stop_hint = f"Stop it with `tlm down{folder}`" if detach else "Ctrl-C stops it"
         text = f"Ready at {url} (token in {token_file}). {stop_hint}"
         print_result({"url": url, "token_file": token_file}, text)
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from tlm_client.client import TLMClient
 from tlm_client.commands.jobs import parse_labels, split_pair, watch_job
-from tlm_client.console import JobId, Watch, open_client, print_result, resolve_job, stderr_console
+from tlm_client.console import JobId, Watch, open_client, print_result, resolve_job
 from tlm_client.summary import estimate_items
 from tlm_core.errors import InvalidRequest
 from tlm_core.invalid_fields import message_of
@@ -157,7 +157,6 @@ def clone(
 
 def _report_new_job(client: TLMClient, job: Job, origin: str, *, watch: bool) -> None:
     if watch:
-        stderr_console().print(f"Submitted {job.id}")
         watch_job(client, job.id)
         return
     print_result(job, f"{job.id} is {job.state}{origin}. Follow it with `tlm watch {job.id}`")

@@ -153,13 +153,16 @@ def _serve(pipe: int, options: StackOptions, tied_to: int | None) -> int:
             except BrokenPipeError:  # the process that started the stack has ended
                 connected = False
 
-    def notify(line: str) -> None:
+    def log(line: str) -> None:
         sys.stdout.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
         sys.stdout.flush()
+
+    def notify(line: str) -> None:
+        log(line)
         send({"line": line})
 
     def on_ready(url: str, _token_file: Path) -> None:
-        notify(f"the stack is up at {url}")
+        log(f"the stack is up at {url}")
         send({"url": url})
 
     stop = StopFlag(tied_to)

@@ -479,6 +479,13 @@ def test_doctor_names_what_is_wrong(ready: Any, info: Any, failure: str | None) 
     assert failure is None or failure in wrong[0]
 
 
+def test_refused_request_names_the_options_that_set_a_token() -> None:
+    refused = problem(401, "unauthorized", "Missing API token.")
+    result = tlm(lambda _: refused, "jobs")
+    assert "error: Missing API token. Set --token or TLM_TOKEN" in result.stderr
+    assert json.loads(tlm(lambda _: refused, "jobs", "--json").stderr)["error"]["message"] == "Missing API token."
+
+
 def test_open_starts_the_browser_at_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     monkeypatch.setattr("typer.launch", opened.append)

@@ -90,6 +90,7 @@ def test_followed_log_continues_after_the_printed_lines() -> None:
 def test_comparison_shows_differences_and_missing_reports() -> None:
     scores = {"test": {"macro_f1": 0.5, "micro_f1": 0.6, "accuracy": None}}
     series = {"node": "joint.s0", "name": "mlm", "total": 3, "steps": [1, 2, 3], "at": [1, 2, 3], "values": [3, 2, 1]}
+    norms = {**series, "name": "gradient_norm"}
     body = {
         "jobs": [job_view(), job_view(id="job_2", name="longer")],
         "differences": [{"key": "joint.rho2", "values": [5, None]}],
@@ -99,7 +100,7 @@ def test_comparison_shows_differences_and_missing_reports() -> None:
             {"job": "job_2", "reason": "it has not finished"},
         ],
         "verdicts": [{"job": "job_2", "verdict": "worse", "value": -0.02, "low": -0.034, "high": -0.006}],
-        "curves": [{"job": "job_1", "series": [series]}, {"job": "job_2", "series": []}],
+        "curves": [{"job": "job_1", "series": [series, norms]}, {"job": "job_2", "series": []}],
     }  # fmt: skip
     linear = {"name": "linear", "mean": {"macro_f1": 0.45}, "spread": {"macro_f1": 0.02}}
     body["outcomes"][0]["models"] = [linear, {**linear, "name": "combined", "file": "model.onnx, seed 1"}]
@@ -118,6 +119,7 @@ def test_comparison_shows_differences_and_missing_reports() -> None:
         "0.450 ± 0.020 (model.onnx, seed 1)",
     ):
         assert part in result.stdout, part
+    assert "gradient_norm" not in result.stdout
 
 
 def test_predict_names_the_model_and_marks_abstentions() -> None:
@@ -391,7 +393,7 @@ def test_show_prints_step_rate_and_time_left_of_a_running_job() -> None:
     view = job_view(state="running", name="nightly", attempt=3, interruptions=2, progress=PROGRESS)
     result = tlm(lambda _: httpx.Response(200, json=view), "show", "job_1")
     assert "job_1 (nightly): running, attempt 3, failures: 0, interruptions: 2\n" in result.stdout
-    line = "Progress: 16%  joint.s0  239/845  3,293.0 tokens/s  13:25 left  stage 4 of 8"
+    line = "Progress: 16%  joint.s0  239/845  3,293 tokens/s  13:25 left  stage 4 of 8"
     assert line in result.stdout.splitlines(), result.stdout
 
 

@@ -18,6 +18,11 @@ def test_cost_without_an_encoder_is_its_time() -> None:
     assert report_items({**REPORT, **cost})[-1] == "Cost: 5 seconds of training"
 
 
+def test_time_of_training_is_stated_once() -> None:
+    report = {**REPORT, "worth": {"words": "It is better, for 5 seconds of training."}}
+    assert report_items(report)[-1] == "Cost: 1.00e+09 FLOPs, 9 tokens"
+
+
 @pytest.mark.parametrize("words", [{}, {"words": "The ticket is better."}])
 def test_report_shows_its_warnings(words: dict[str, str]) -> None:
     items = report_items({**REPORT, **words, "warnings": ["9 of 10 test texts are cut."]})

@@ -65,6 +65,16 @@ def test_seeds_side_by_side_are_equally_far() -> None:
     assert progress.eta_seconds == 50 + 50 + 30
 
 
+def test_seeds_side_by_side_report_the_same_progress() -> None:
+    seconds = SECONDS | {"joint.s1": 100.0, "finetune.s1": 50.0}
+    both = []
+    for seed, other in ((0, 1), (1, 0)):  # each seed knows only its own joint stage, until it reads the situation again
+        state = situation((*BEFORE, f"joint.s{seed}"), seconds, seeds=(0, 1))
+        both.append(progress_of(state, state.plan.node(f"finetune.s{seed}"), step=1, total=2, eta_seconds=50.0))
+        assert both[-1].share == pytest.approx(270 / 350), f"joint.s{other} has ended too"
+    assert both[0].nodes_done == both[1].nodes_done == 7
+
+
 def test_first_steps_do_not_change_the_estimate() -> None:
     state = situation(BEFORE, SECONDS)
     progress = progress_of(state, state.plan.node("joint.s0"), step=1, total=100, eta_seconds=900.0)
