@@ -350,7 +350,8 @@ def make_report(
         "models": {name: over_seeds([entry["models"][name] for entry in entries]) for name in entries[0]["models"]},
     }
     if len(seeds) > 1:
-        report["models"]["stock"] = over_seeds([entries[-1]["models"]["encoder"]])
+        combined = report["models"].pop("combined")
+        report["models"] |= {"stock": over_seeds([entries[-1]["models"]["encoder"]]), "combined": combined}
     report["majority"] = {
         split: TASK_TYPES["single_label"].baseline(
             np.array(truth), truth, count, "macro_f1", in_train=np.arange(len(truth)) < 3
