@@ -45,7 +45,7 @@ def report_items(report: Report) -> list[Item]:
         ]
     )
     time = training_time(report)
-    parts += [] if time in report.get("worth", {}).get("words", "") else [time]
+    parts += [] if time in report.get("gain", {}).get("words", "") else [time]
     rest = [
         *(f"Warning: {message}" for message in report.get("warnings", ())),
         *([f"Cost: {', '.join(parts)}"] if parts else []),

@@ -1,8 +1,35 @@
-"""Words that depend on a number."""
+"""Words for users: numbers with nouns, and what is wrong with a field that pydantic rejects."""
 
 from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 def counted(count: float, noun: str) -> str:
     """Return `1 row`, `2 rows` or `1,200 rows`."""
     return f"{count:,g} {noun}" if count == 1 else f"{count:,g} {noun}s"
+
+
+def message_of(error: ErrorDetails) -> str:
+    """Return what one error of `ValidationError.errors()` says after the name of its field."""
+    kind, values = error["type"], error.get("ctx", {})
+    match kind:
+        case "missing":
+            return "is required"
+        case "extra_forbidden" | "unexpected_keyword_argument":
+            return "is not a known field"
+        case "too_long" | "string_too_long":
+            return f"must have at most {_amount(values['max_length'], kind)}"
+        case "too_short" | "string_too_short":
+            return f"must have at least {_amount(values['min_length'], kind)}"
+    message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
+    # pydantic names Python's types; a client sends JSON.
+    return re.sub(r"a valid dictionary.*", "an object", re.sub(r"a valid (tuple|list)", "a list", message))
+
+
+def _amount(count: int, kind: str) -> str:
+    return counted(count, "character" if kind.startswith("string") else "item")

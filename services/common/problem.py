@@ -20,9 +20,9 @@ from starlette.requests import ClientDisconnect
 
 from services.common.bodies import BodyCheck
 from tlm_core import errors as e
-from tlm_core.invalid_fields import message_of
 from tlm_core.names import FORMS
 from tlm_core.wire import Problem
+from tlm_core.wording import message_of
 
 MEDIA_TYPE = "application/problem+json"
 # The gateway serves docs/errors.md here. The link is relative, so it works for any host name.

@@ -14,11 +14,11 @@ from tlm_client.commands.jobs import parse_labels, split_pair, watch_job
 from tlm_client.console import JobId, Watch, open_client, print_result, resolve_job
 from tlm_client.summary import estimate_items
 from tlm_core.errors import InvalidRequest
-from tlm_core.invalid_fields import message_of
 from tlm_core.jobs.spec import JobSpec
 from tlm_core.kinds import KINDS
 from tlm_core.training.recipe import Scale as ScaleName
 from tlm_core.wire import Job
+from tlm_core.wording import message_of
 
 _KINDS = f"{', '.join(KINDS)}."
 

@@ -16,10 +16,10 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tlm_core.errors import InvalidRecipe
-from tlm_core.invalid_fields import message_of
 from tlm_core.names import MODEL
 from tlm_core.selection.selectors import Selection
 from tlm_core.training.architectures.table import ARCHITECTURES
+from tlm_core.wording import message_of
 
 Scale = Literal["instant", "quick", "tiny", "small", "medium", "large"]
 RecipeName = Literal["fast", "paper"]

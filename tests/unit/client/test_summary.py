@@ -19,7 +19,7 @@ def test_cost_without_an_encoder_is_its_time() -> None:
 
 
 def test_time_of_training_is_stated_once() -> None:
-    report = {**REPORT, "worth": {"words": "It is better, for 5 seconds of training."}}
+    report = {**REPORT, "gain": {"words": "It is better, for 5 seconds of training."}}
     assert report_items(report)[-1] == "Cost: 1.00e+09 FLOPs, 9 tokens"
 
 
