@@ -1,4 +1,4 @@
-"""Report identifiers and phrases that CONTRIBUTING.md bans, with file and line.
+"""Report identifiers, phrases and long sentences that CONTRIBUTING.md bans, with file and line.
 
 Run it with `python -m tools.check_words`; `make check` does.
 """
@@ -28,6 +28,12 @@ BANNED_PHRASES = re.compile(
     r"mends?|mended|none of the form|of its own accord|reckon(?:s|ed)?|stands? beside|tells? of|told|whose sake)\b",
     re.IGNORECASE,
 )
+LONGEST_SENTENCE = 25  # words, in Markdown
+# Where one paragraph of Markdown ends: at an empty line, a list item, a table row, a heading or a block of code.
+_BREAK = re.compile(r"\n(?=\s*(?:[-*|#>]|\d+\.|\n|$))")
+_NO_PROSE = re.compile(r"```.*?```|^\s*[|#<].*?$", re.DOTALL | re.MULTILINE)
+_LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
+_SENTENCE_END = re.compile(r"(?<=[.!?:;])\s+")
 # These files must name the banned words.
 EXEMPT = frozenset({"tools/check_words.py", "CONTRIBUTING.md"})
 
@@ -60,8 +66,19 @@ def prose(source: str) -> Iterator[tuple[int, str]]:
                 yield token.start[0] + offset, line
 
 
+def long_sentences(markdown: str) -> Iterator[tuple[int, str]]:
+    """Yield the line and the text of each sentence with too many words. A colon or semicolon ends a sentence too."""
+    text = _NO_PROSE.sub(lambda match: "\n" * match[0].count("\n"), markdown)
+    start = 0
+    for paragraph in _BREAK.split(text):
+        for sentence in _SENTENCE_END.split(_LINK.sub(r"\1", paragraph)):
+            if len(sentence.split()) > LONGEST_SENTENCE:
+                yield text.count("\n", 0, start) + 1, " ".join(sentence.split())
+        start += len(paragraph) + 1
+
+
 def violations() -> Iterator[str]:
-    """Yield `file:line: message` for each banned identifier or phrase."""
+    """Yield `file:line: message` for each banned identifier or phrase, and each long sentence."""
     for name in tracked_files("*.py"):
         source = (ROOT / name).read_text(encoding="utf-8")
         for line, identifier in identifiers(source):
@@ -70,6 +87,10 @@ def violations() -> Iterator[str]:
         for line, text in prose(source):
             if match := BANNED_PHRASES.search(text):
                 yield f"{name}:{line}: '{match[0]}' is not plain English here. See the style rules in CONTRIBUTING.md."
+    for name in tracked_files("*.md"):
+        for line, sentence in long_sentences((ROOT / name).read_text(encoding="utf-8")):
+            words = len(sentence.split())
+            yield f"{name}:{line}: '{sentence[:60]}…' has {words} words. Use at most {LONGEST_SENTENCE}."
     for name in tracked_files("*.md", "*.html", "*.lua", "*.yaml", "*.yml", "Makefile"):
         for line, text in enumerate((ROOT / name).read_text(encoding="utf-8").splitlines(), 1):
             if match := BANNED_PHRASES.search(text):
