@@ -117,12 +117,12 @@ def scores_of(
 def evaluate(ctx: StageContext[SeedsParams]) -> dict[str, Any]:
     """Test each seed's model once, in fp32 like the exported model, and write report.json.
 
-    An ensemble has weights of half precision, and so have its encoders here.
+    An ensemble has compact weights, and so have its encoders here.
 
     Inputs: `prepared`, `task`, `finetune.s{seed}` for each seed and, to combine the models,
     `baseline` and `self_train`.
     """
-    return evaluate_models(ctx, partial(load_model, half=ctx.params.ensemble))
+    return evaluate_models(ctx, partial(load_model, compact=ctx.params.ensemble))
 
 
 def evaluate_models(ctx: StageContext[SeedsParams], load: Callable[[Path], TaskModel]) -> dict[str, Any]:

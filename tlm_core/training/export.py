@@ -47,8 +47,8 @@ def export(ctx: StageContext[ExportParams]) -> dict[str, Any]:
     """
     prepared, task = Prepared(ctx.inputs["prepared"]), Task.read(ctx.inputs["task"])
     report = json.loads((ctx.inputs["evaluate"] / "report.json").read_text(encoding="utf-8"))
-    best, half = ctx.inputs[f"finetune.s{report['best_seed']}"], ENSEMBLE in report["models"]
-    model = load_model(best, half=half)
+    best, compact = ctx.inputs[f"finetune.s{report['best_seed']}"], ENSEMBLE in report["models"]
+    model = load_model(best, compact=compact)
     seed = next(entry for entry in report["seeds"] if entry["seed"] == report["best_seed"])
     with torch.no_grad():  # the weights of the last layer include the temperature, so the stock model is calibrated
         for parameter in model.task.out.parameters():
@@ -57,15 +57,15 @@ def export(ctx: StageContext[ExportParams]) -> dict[str, Any]:
     returned = report["returned"]["model"]
     copy_model(ctx.inputs["baseline"], ctx.out / "linear")
     if returned != ENCODER:
-        _write_returned(ctx, report["returned"], half=half)
+        _write_returned(ctx, report["returned"], compact=compact)
     write_metadata(ctx.out, task, returned, prepared.max_length, prepared.max_windows)
-    _check_served(ctx.out, task, ctx.inputs["evaluate"], "all" if half else f"s{report['best_seed']}")
+    _check_served(ctx.out, task, ctx.inputs["evaluate"], "all" if compact else f"s{report['best_seed']}")
     shutil.copyfile(ctx.inputs["evaluate"] / REPORT, ctx.out / REPORT)
     copy_traces(best, ctx.out)
     return {"best_seed": report["best_seed"], "parameters": count}
 
 
-def _write_returned(ctx: StageContext[ExportParams], returned: Mapping[str, Any], *, half: bool) -> None:
+def _write_returned(ctx: StageContext[ExportParams], returned: Mapping[str, Any], *, compact: bool) -> None:
     """Write `model.onnx` of any model but a single encoder. returned: of the report."""
     model, scales, path = returned["model"], Scales(**returned["scales"]), ctx.out / MODEL
     linear = None
@@ -76,7 +76,7 @@ def _write_returned(ctx: StageContext[ExportParams], returned: Mapping[str, Any]
     if linear is not None and model in LINEAR_MODELS:
         write_linear(linear, scales, path)
         return
-    encoders = [load_model(ctx.inputs[f"finetune.s{seed}"], half=half) for seed in returned["seeds"]]
+    encoders = [load_model(ctx.inputs[f"finetune.s{seed}"], compact=compact) for seed in returned["seeds"]]
     members = [{name: tensor.numpy() for name, tensor in weights(encoder).items()} for encoder in encoders]
     write_combined(encoders[0].shape, members, linear, scales, path)
 

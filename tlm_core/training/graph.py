@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tlm_core.serving import NGRAM_IDS
 from tlm_core.training.architectures import Shape, architecture_of
+from tlm_core.training.compact import EMBEDDINGS, eight_bits
 
 OPSET = 20  # the first with Gelu
 IR_VERSION = 10
@@ -94,19 +95,19 @@ class Graph:
 class GraphWriter:
     """Writes the parts that encoders share. weights: arrays by our parameter names.
 
-    half: store them in half precision. They must have been rounded to it.
+    compact: store token embeddings in 8 bits, and the other weights in half precision. They must have been rounded so.
     """
 
-    def __init__(self, graph: Graph, shape: Shape, weights: Weights, *, half: bool = False) -> None:
+    def __init__(self, graph: Graph, shape: Shape, weights: Weights, *, compact: bool = False) -> None:
         self.graph = graph
         self.shape = shape
         self.architecture = architecture_of(shape)
         self.weights = weights
-        self.half = half
+        self.compact = compact
 
     def constant(self, weight: npt.NDArray[np.float32]) -> str:
         """Write weights. onnxruntime converts those of half precision once, when it loads the graph."""
-        if not self.half:
+        if not self.compact:
             return self.graph.const(weight)
         return self.graph.op("Cast", self.graph.const(weight, np.float16), to=TensorProto.FLOAT)
 
@@ -162,7 +163,7 @@ class GraphWriter:
 
     def _embeddings(self, places: str) -> str:
         g = self.graph
-        x = g.op("Gather", self.constant(self.weights["encoder.tokens.weight"]), "input_ids.rows")
+        x = self._token_embeddings()
         if self.architecture.token_types:
             x = g.op("Add", x, g.op("Gather", self.constant(self.weights["encoder.positions.weight"]), places))
             types = self.constant(self.weights["encoder.types.weight"])
@@ -170,6 +171,14 @@ class GraphWriter:
                 "Add", x, types if self.architecture.token_types == 1 else g.op("Gather", types, "token_type_ids.rows")
             )
         return self.norm(x, "encoder.norm")
+
+    def _token_embeddings(self) -> str:
+        g, weight = self.graph, self.weights[EMBEDDINGS]
+        if not self.compact:
+            return g.op("Gather", g.const(weight), "input_ids.rows")
+        numbers, scales = eight_bits(weight)
+        rows = g.op("Cast", g.op("Gather", g.const(numbers, np.int8), "input_ids.rows"), to=TensorProto.FLOAT)
+        return g.op("Mul", rows, g.op("Gather", g.const(scales), "input_ids.rows"))
 
     def _mask(self, places: str, window: int | None) -> str:
         """Write what attention adds to the scores, [B, 1, 1, L], or with a window [B, 1, L, L]."""
@@ -219,11 +228,11 @@ def write_onnx(shape: Shape, weights: Weights, path: Path) -> None:
 
 
 def encoder_outputs(graph: Graph, shape: Shape, members: Sequence[Weights]) -> tuple[str, list[str]]:
-    """Write an encoder, or several as an ensemble of half precision, to their outputs [batch, labels].
+    """Write an encoder, or several as an ensemble of compact weights, to their outputs [batch, labels].
 
     Return also the names of the inputs. members: weights of one shape.
     """
-    writers = [GraphWriter(graph, shape, weights, half=len(members) > 1) for weights in members]
+    writers = [GraphWriter(graph, shape, weights, compact=len(members) > 1) for weights in members]
     graph.flatten_windows(writers[0].inputs)
     return graph.average([writer.logits() for writer in writers], shape.labels), writers[0].inputs
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from tlm_core.artifacts import storage_errors
 from tlm_core.errors import CorruptArtifact
 from tlm_core.training.architectures import Shape
+from tlm_core.training.compact import EMBEDDINGS, eight_bits
 from tlm_core.training.memory import MICRO_ROWS
 from tlm_core.training.model import TaskModel
 from tlm_core.training.optim import FlatOptimizer
@@ -205,12 +206,18 @@ def read_history(folder: Path) -> dict[str, Any]:
     return json.loads((folder / HISTORY).read_text(encoding="utf-8"))
 
 
-def load_model(folder: Path, *, half: bool = False) -> TaskModel:
+def load_model(folder: Path, *, compact: bool = False) -> TaskModel:
     """Return the encoder and task head that the finetune stage wrote, ready to predict. Raises CorruptArtifact.
 
-    half: round the weights to half precision, in which the file of an ensemble stores them.
+    compact: round the weights as the file of an ensemble stores them.
     """
     model = TaskModel(Shape.from_dict(json.loads((folder / SHAPE).read_text(encoding="utf-8"))))
     tensors = load_file(folder / WEIGHTS)
-    load_weights(model, {k: v.half() for k, v in tensors.items()} if half else tensors, skip=("vocabulary.",))
+    load_weights(model, compact_weights(tensors) if compact else tensors, skip=("vocabulary.",))
     return model.eval()
+
+
+def compact_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Round token embeddings to 8 bits with a scale for each row, and other weights to half precision."""
+    numbers, scales = eight_bits(tensors[EMBEDDINGS].float().numpy())
+    return {name: tensor.half() for name, tensor in tensors.items()} | {EMBEDDINGS: torch.from_numpy(numbers * scales)}
