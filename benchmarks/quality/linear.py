@@ -33,7 +33,7 @@ from benchmarks.shared import shared_data
 
 TOKEN = r"\[\[|\]\]|<<|>>|\w+|[^\w\s]"
 FAMILIES = ({"features__char": ["drop"]}, {"features__word": ["drop"]}, {})
-SVM = {"model__C": [0.1, 0.3, 1.0, 3.0, 10.0, 30.0], "model__class_weight": [None, "balanced"]}
+SVM = {"model__C": [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0], "model__class_weight": [None, "balanced"]}
 LOGISTIC = {"model__C": [1.0, 10.0, 100.0, 1000.0], "model__class_weight": [None, "balanced"]}
 FOLDS = 5
 
