@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -21,6 +22,7 @@ from ray.exceptions import OutOfMemoryError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError, get_context
 from ray.train._internal.utils import get_address_and_port
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util import placement_group_table
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from services.common.jobstore import JobStore
@@ -30,7 +32,7 @@ from services.trainer.assignment import Assignment
 from services.trainer.growth import Growth
 from services.trainer.process_group import join
 from services.trainer.scratch import work_folder
-from tlm_core.errors import Conflict, NotFound, TLMError, WorkerFailed, WorkerLost
+from tlm_core.errors import Conflict, NotFound, WorkerFailed, WorkerLost
 from tlm_core.jobs.spec import Beat
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ _MONTH = timedelta(days=30)
 _COLLECTIVE = timedelta(minutes=15)
 # For workers beyond the least: another job may take their room before they start.
 _START = timedelta(minutes=2)
-_WAITING_SECONDS = 30.0  # between two reports of a submission that waits for its workers
+_WAITING_SECONDS = 10.0  # between two reports of a submission that waits for its workers
 _DETAILS = 4000  # characters of an error
 
 # Settings of Ray Train. It passes them on to its controller and its workers.
@@ -80,7 +82,8 @@ def run_workers(assignment: Assignment) -> None:
     os.environ |= _ENVIRONMENT | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(patience.total_seconds())}
     growth = Growth(assignment, number, settings.job_store(), lambda: _places(assignment), settings.grow_seconds)
     threading.Thread(target=growth.watch, daemon=True).start()
-    threading.Thread(target=report_waiting, args=(assignment, growth.store, growth.ended), daemon=True).start()
+    waiting = (assignment, growth.store, growth.ended, _lacks_room)
+    threading.Thread(target=report_waiting, args=waiting, daemon=True).start()
 
     def report(error: WorkerLost | None) -> None:
         if error is not None:
@@ -99,20 +102,32 @@ def run_workers(assignment: Assignment) -> None:
         report(growth.requested)
 
 
-def report_waiting(assignment: Assignment, store: JobStore, ended: threading.Event) -> None:
-    """Report that the submission waits for its workers, until they have ended. Reports of workers replace this.
+def report_waiting(
+    assignment: Assignment, store: JobStore, ended: threading.Event, lacks_room: Callable[[], bool]
+) -> None:
+    """Report that the submission waits, while its workers lack room. Their own reports replace this.
 
-    So the coordinator can distinguish a wait for room, which has no limit, from a hang.
+    So the coordinator can distinguish a wait for room, which has no limit, from workers that do not start.
     """
     while True:
         try:
-            _report_phase(assignment, store, "waiting")
+            if lacks_room():
+                _report_phase(assignment, store, "waiting")
         except (Conflict, NotFound):  # The attempt has ended.
             return
-        except TLMError as error:
+        except Exception as error:  # of Redis, or of Ray while its head restarts
             log.warning("Cannot report that the submission waits: %s", error)
         if ended.wait(_WAITING_SECONDS):
             return
+
+
+def _lacks_room() -> bool:
+    """Return whether Ray still seeks room for the workers of this submission.
+
+    The id of a placement group ends with that of the job of Ray that requested it.
+    """
+    own = ray.get_runtime_context().get_job_id()
+    return any(name.endswith(own) and group["state"] == "PENDING" for name, group in placement_group_table().items())
 
 
 def _report_phase(assignment: Assignment, store: JobStore, phase: Literal["waiting", "starting"]) -> None:

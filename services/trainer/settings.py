@@ -29,7 +29,7 @@ class TrainerSettings(StoreSettings):
     metrics_port: int | None = None  # at which the coordinator shows its figures to Prometheus
     worker_metrics_port: int | None = None  # the first of the ports at which the workers of a machine do
     stall_seconds: float = 45.0  # workers that have reported, but not for this long, are stopped
-    first_report_seconds: float = 300.0  # workers that run or start for this long without a report are stopped
+    first_report_seconds: float = 300.0  # workers that have room and do not report for this long are stopped
     selection_seconds: float = 1800.0  # a selection without progress for this long, also between its steps, is stopped
     start_seconds: float = 60.0  # after this time, workers that have not started are reported; Ray Train takes 15
     pause_seconds: float = 120.0  # after this time, the workers of a pausing job are stopped

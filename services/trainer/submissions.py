@@ -111,7 +111,8 @@ class Submissions:
     def _check_beat(self, job: JobRecord, group: str, now: float, stall_grace_until: float) -> None:
         """Stop workers that are silent or make no progress for longer than allowed.
 
-        Until they work, they may import libraries and connect. A submission that waits for room reports that.
+        Until they work, they may import libraries and connect. A submission reports only that it waits for room, so
+        workers that have room and do not start are silent too.
         """
         settings, submission, beat = self.settings, job.submissions[group], job.beats.get(group)
         last, looked = self.looks.get(submission, (beat, now))
@@ -121,7 +122,9 @@ class Submissions:
         if looked > now:  # The clock went back since. The period of grace begins then.
             since = -math.inf
         silent = now - max(since, stall_grace_until)
-        if silent > (settings.stall_seconds if job.works(group) else settings.first_report_seconds):
+        if not job.works(group) and silent > settings.first_report_seconds:
+            reason = f"did not start within {silent:.0f} s, although it had room,"
+        elif job.works(group) and silent > settings.stall_seconds:
             reason = f"sent no heartbeat for {silent:.0f} s"
         elif beat is not None and job.works(group) and beat.idle > beat.limit:
             reason = f"made no progress for {beat.idle:.0f} s (limit {beat.limit:.0f} s)"

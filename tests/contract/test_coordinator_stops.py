@@ -148,7 +148,7 @@ def test_submission_that_never_reports_is_stopped(harness: CoordinatorHarness, w
     harness.rounds_until(coordinator, 301)
     assert harness.cluster.statuses[submission] is Status.FAILED
     error = harness.job(job_id).error
-    assert error is not None and "sent no heartbeat for 301 s" in str(error["message"])
+    assert error is not None and "did not start within 301 s" in str(error["message"])
 
 
 @DISTRIBUTED
@@ -173,6 +173,22 @@ def test_workers_waiting_for_room_are_not_stopped(harness: CoordinatorHarness, w
     harness.work(submission)
     coordinator.round()
     assert (harness.job(job_id).state, harness.job(job_id).attempt) == (State.SUCCEEDED, 1)
+
+
+@DISTRIBUTED
+def test_workers_that_do_not_start_in_their_room_are_stopped(
+    harness: CoordinatorHarness, workers: int, gpus: float
+) -> None:
+    coordinator, job_id = harness.coordinator(worker_gpus=gpus), harness.submit(workers=workers)
+    submission = harness.until_submitted(coordinator, job_id)
+    rounds_while_waiting(harness, coordinator, job_id, 3600)
+    harness.rounds_until(coordinator, 3600 + 260)
+    assert harness.cluster.statuses[submission] is Status.RUNNING
+    harness.rounds_until(coordinator, 3600 + 301)
+    assert harness.cluster.statuses[submission] is Status.FAILED
+    job = harness.job(job_id)
+    assert (job.state, job.failures, job.losses) == (State.QUEUED, 0, 1)
+    assert job.error is not None and "although it had room" in str(job.error["message"])
 
 
 def waits(harness: CoordinatorHarness, job_id: str) -> list[str]:

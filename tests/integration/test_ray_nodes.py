@@ -1,14 +1,17 @@
-"""A job with several workers on two local Ray nodes, of which one is lost and later replaced."""
+"""A job with several workers on two local Ray nodes, of which one is missing at first, or lost and later replaced."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import redis
 from ray.cluster_utils import Cluster
 
+from services.common.jobstore import JobStore
+from services.trainer.coordinator import Coordinator
 from services.trainer.settings import TrainerSettings
 from tests.contract.coordinator_harness import coordinator_of
 from tests.contract.gateway import TRAIN, Gateway, T, add_dataset, make_gateway
@@ -16,7 +19,7 @@ from tests.e2e.stack import OVERRIDES
 from tests.integration.worker_processes import Programs
 from tests.redis_server import RedisServer
 from tests.support import ROOT, wait_for
-from tlm_core.jobs.spec import Event
+from tlm_core.jobs.spec import Event, JobRecord
 from tlm_core.jobs.states import TERMINAL, State
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.timeout(900)]
@@ -61,32 +64,68 @@ def nodes(settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch) -> Iterato
     cluster.shutdown()
 
 
-def test_job_shrinks_when_a_node_is_lost_and_grows_with_another(
-    gateway: Gateway, settings: TrainerSettings, nodes: Cluster, request: pytest.FixtureRequest
-) -> None:
+@dataclass
+class Run:
+    """A submitted job and the coordinator that drives it."""
+
+    jobs: JobStore
+    coordinator: Coordinator
+    job_id: str
+
+    @property
+    def job(self) -> JobRecord:
+        return self.jobs.get(T, self.job_id)
+
+    def events(self, kind: str) -> list[Event]:
+        return [event for event in self.jobs.events(T, self.job_id) if event.type == kind]
+
+    @property
+    def trained(self) -> list[int]:
+        """The number of workers in each attempt that trained."""
+        started = [event.data for event in self.events("stage.started")]
+        return [data["workers"] for data in started if data["node"] == "joint.s0"]
+
+    def until(self, condition: Callable[[], object]) -> None:
+        wait_for(lambda: self.coordinator.round() or condition(), 300)
+
+
+@pytest.fixture
+def run(
+    gateway: Gateway,
+    settings: TrainerSettings,
+    nodes: Cluster,  # noqa: ARG001
+    request: pytest.FixtureRequest,
+) -> Run:
+    """A job with the number of workers that the test's parameter states."""
     jobs, programs = gateway.parts.jobs, Programs()
     request.addfinalizer(programs.close)
     coordinator = coordinator_of(gateway, programs, settings)
     add_dataset(gateway, "toy", {"train": TRAIN})
     with gateway.test_client() as api:
-        body = {"dataset": "toy", "max_workers": 2, "overrides": TASK_ALONE | LONG}
-        job_id = api.post("/v1/jobs", json=body).json()["id"]
+        body = {"dataset": "toy", "overrides": TASK_ALONE} | request.param
+        return Run(jobs, coordinator, api.post("/v1/jobs", json=body).json()["id"])
 
-    def events(kind: str) -> list[Event]:
-        return [event for event in jobs.events(T, job_id) if event.type == kind]
 
-    def run_until(condition: Callable[[], object]) -> None:
-        wait_for(lambda: coordinator.round() or condition(), 300)
-
-    run_until(lambda: events("checkpoint.published"))
+@pytest.mark.parametrize("run", [{"max_workers": 2, "overrides": TASK_ALONE | LONG}], indirect=True)
+def test_job_shrinks_when_a_node_is_lost_and_grows_with_another(run: Run, nodes: Cluster) -> None:
+    run.until(lambda: run.events("checkpoint.published"))
     nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
-    run_until(lambda: [event for event in events("checkpoint.published") if event.attempt == 2])
+    run.until(lambda: [event for event in run.events("checkpoint.published") if event.attempt == 2])
     nodes.add_node(num_cpus=1, **LOCAL)
-    run_until(lambda: jobs.get(T, job_id).state in TERMINAL)
-    job = jobs.get(T, job_id)
-    assert (job.state, job.attempt, job.failures) == (State.SUCCEEDED, 3, 0)
-    trained = [event.data["workers"] for event in events("stage.started") if event.data["node"] == "joint.s0"]
-    assert trained == [2, 1, 2], "Each attempt starts with the workers that find room."
-    assert "ended at a checkpoint to grow" in events("job.requeued")[1].data["message"]
-    assert {event.data["code"] for event in events("attempt.error")} == {"worker_lost"}
-    assert events("stage.resumed")[0].data["step"] > 0
+    run.until(lambda: run.job.state in TERMINAL)
+    assert (run.job.state, run.job.attempt, run.job.failures) == (State.SUCCEEDED, 3, 0)
+    assert run.trained == [2, 1, 2], "Each attempt starts with the workers that find room."
+    assert "ended at a checkpoint to grow" in run.events("job.requeued")[1].data["message"]
+    assert {event.data["code"] for event in run.events("attempt.error")} == {"worker_lost"}
+    assert run.events("stage.resumed")[0].data["step"] > 0
+
+
+@pytest.mark.parametrize("run", [{"workers": 2}], indirect=True)
+def test_two_workers_wait_for_room_and_run_on_a_node_each(run: Run, nodes: Cluster) -> None:
+    nodes.remove_node(next(iter(nodes.worker_nodes)))
+    run.until(lambda: "main" in run.job.beats)
+    assert run.job.beats["main"].phase == "waiting"
+    assert not run.events("stage.started")[1:], "Only the coordinator's stage has run."
+    nodes.add_node(num_cpus=1, **LOCAL)
+    run.until(lambda: run.job.state in TERMINAL)
+    assert (run.job.state, run.job.attempt, run.trained) == (State.SUCCEEDED, 1, [2])

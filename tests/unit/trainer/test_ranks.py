@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any, ClassVar, NoReturn
 
 import pytest
@@ -127,11 +128,42 @@ def test_driver_logs_with_the_ids_of_its_job(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_submission_reports_that_it_waits_until_its_workers_end() -> None:
     store = FakeStore(StoreUnavailable("away"))
-    ranks.report_waiting(TWO, store, CountedWaits(3))
+    ranks.report_waiting(TWO, store, CountedWaits(3), lambda: True)
     assert store.phases == ["waiting"] * 2
+
+
+def test_submission_whose_workers_have_room_reports_no_wait() -> None:
+    store, answers = FakeStore(), iter([True, RuntimeError("the head restarts"), True, False, False])
+
+    def lacks_room() -> bool:
+        answer = next(answers)
+        if isinstance(answer, RuntimeError):
+            raise answer
+        return answer
+
+    ranks.report_waiting(TWO, store, CountedWaits(5), lacks_room)
+    assert store.phases == ["waiting"] * 2
+
+
+@pytest.mark.parametrize(
+    ("groups", "lacks"),
+    [
+        ({}, False),
+        ({"e55c02000000": "PENDING", "3fed01000000": "CREATED"}, False),
+        ({"e55c02000000": "CREATED", "3fed01000000": "PENDING"}, True),
+    ],
+)
+def test_only_the_own_placement_group_shows_a_wait_for_room(
+    groups: dict[str, str], lacks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = SimpleNamespace(get_job_id=lambda: "01000000")
+    monkeypatch.setattr(ranks.ray, "get_runtime_context", lambda: context)
+    table = {name: {"state": state} for name, state in groups.items()}
+    monkeypatch.setattr(ranks, "placement_group_table", lambda: table)
+    assert ranks._lacks_room() is lacks
 
 
 def test_submission_of_an_ended_attempt_reports_no_more() -> None:
     store, ended = FakeStore(StaleAttempt("ended")), CountedWaits(3)
-    ranks.report_waiting(TWO, store, ended)
+    ranks.report_waiting(TWO, store, ended, lambda: True)
     assert (store.phases, ended.waits) == ([], 3)
