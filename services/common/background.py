@@ -19,13 +19,17 @@ _MAX_SKIPPED = 1000  # items that are remembered, so that each is logged once
 
 @dataclass
 class Background:
-    """The condition of a task. failures: rounds in a row that failed. skipped: items with an error, which stay."""
+    """The condition of a task.
+
+    failures: rounds in a row that failed. skipped: items of the last round with an error, which stay.
+    """
 
     name: str
     failures: int = 0
     waiting: bool = False
     skipped: dict[str, str] = field(default_factory=dict)
     error: str = ""
+    _seen: set[str] = field(default_factory=set)  # items of this round
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -47,7 +51,11 @@ class Background:
 
     @contextmanager
     def round(self) -> Iterator[None]:
-        """Log an error of the block. A component that does not answer is reported once, and is no failure."""
+        """Log an error of the block. A component that does not answer is reported once, and is no failure.
+
+        Skipped items that a complete round no longer has are forgotten: another process has finished or deleted them.
+        """
+        self._seen.clear()
         try:
             yield
         except Unavailable as error:
@@ -60,12 +68,14 @@ class Background:
             self.error = f"{type(error).__name__}: {error}"
         else:
             self.failures, self.error, self.waiting = 0, "", False
+            self.skipped = {name: error for name, error in self.skipped.items() if name in self._seen}
         FAILING.labels(self.name).set(bool(self.error))
         SKIPPED.labels(self.name).set(len(self.skipped))
 
     @contextmanager
     def item(self, name: str) -> Iterator[None]:
         """Skip one item of a round if the block fails, except when a component does not answer."""
+        self._seen.add(name)
         try:
             yield
         except Unavailable:

@@ -117,6 +117,7 @@ class Coordinator:
     local: LocalStage
     executor: Executor
     task: Background = field(default_factory=lambda: Background("rounds"))
+    leases: Background = field(default_factory=lambda: Background("leases"))
 
     def __post_init__(self) -> None:
         self._held: dict[str, _Held] = {}
@@ -137,7 +138,8 @@ class Coordinator:
 
     def run(self, stop: threading.Event) -> None:
         """Run rounds until `stop` is set. After any error, no job ends, and the next round retries."""
-        keeper = threading.Thread(target=self._renew_leases, args=(stop,), name="leases", daemon=True)
+        renewing = (self._renew_leases, self.settings.lease_seconds / 3, stop)
+        keeper = threading.Thread(target=self.leases.repeat, args=renewing, name="leases", daemon=True)
         keeper.start()
         with self.task.running():
             while not stop.is_set():
@@ -150,21 +152,14 @@ class Coordinator:
         keeper.join()
         self._release_leases()
 
-    def _renew_leases(self, stop: threading.Event) -> None:
+    def _renew_leases(self) -> None:
         """Renew the leases while a round waits for a component. If a step hangs, let others adopt the jobs."""
-        while not stop.wait(self.settings.lease_seconds / 3):
-            if time.monotonic() - self._stepped_at > self.settings.hang_seconds:
-                log.error("No step for %g s. The leases expire.", self.settings.hang_seconds)
-                continue
-            for held in list(self._held.values()):
-                try:
-                    self._renew(held)
-                except Unavailable as error:
-                    log.warning("Cannot renew the leases: %s", error)
-                    break
-                except TLMError as error:  # Its next step releases it.
-                    with log_context(job_id=held.id):
-                        log.warning("Cannot renew the lease of job %s: %s", held.id, error)
+        if time.monotonic() - self._stepped_at > self.settings.hang_seconds:
+            log.error("No step for %g s. The leases expire.", self.settings.hang_seconds)
+            return
+        for held in list(self._held.values()):
+            with self.leases.item(f"the lease of job {held.id}"):
+                self._renew(held)
 
     def _release_leases(self) -> None:
         """Let other coordinators adopt the jobs now. Without this, they wait until the leases expire."""

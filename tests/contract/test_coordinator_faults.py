@@ -754,18 +754,47 @@ def test_damaged_record_delays_no_renewal_of_another_lease(
     harness: CoordinatorHarness, redis_client: redis.Redis
 ) -> None:
     """The first round hangs, so only the thread renews."""
-    coordinator, stop = harness.coordinator(concurrency=2, lease_seconds=0.3), threading.Event()
-    damaged, other = harness.submit(), harness.submit(seeds=(3,))
+    coordinator, damaged, other = harness.coordinator(concurrency=2), harness.submit(), harness.submit(seeds=(3,))
     coordinator.round()
     redis_client.set(f"tlm:{{{T}}}:job:{damaged}", "damaged")
-    keeper = threading.Thread(target=coordinator._renew_leases, args=(stop,))
     lease = harness.job(other).lease_until
-    keeper.start()
+    with coordinator.leases.round():
+        coordinator._renew_leases()
+    assert harness.job(other).lease_until != lease
+    assert list(coordinator.leases.skipped) == [f"the lease of job {damaged}"]
+
+
+def test_unexpected_error_does_not_end_the_thread_of_the_leases(
+    harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    coordinator, job_id = harness.coordinator(lease_seconds=0.3), harness.submit()
+    coordinator.round()
+    errors = [ValueError("unexpected"), StoreUnavailable("away")]
+    renew = harness.store.renew
+
+    def failing(*args: Any) -> bool:
+        if errors:
+            raise errors.pop(0)
+        return renew(*args)
+
+    monkeypatch.setattr(harness.store, "renew", failing)
+    stopped, stop, ready = coordinator._stepped_at, threading.Event(), threading.Event()
+    monkeypatch.setattr(coordinator, "_round_or_forget_time", lambda: ready.wait(20) and stop.wait(20))
+    lease = harness.job(job_id).lease_until
+    runner = threading.Thread(target=coordinator.run, args=(stop,))
+    runner.start()
     try:
-        wait_for(lambda: harness.job(other).lease_until != lease)
+        wait_for(lambda: harness.job(job_id).lease_until != lease, 20)
+        assert stopped == coordinator._stepped_at, "Only the thread renews."
     finally:
+        ready.set()
         stop.set()
-        keeper.join(20)
+        runner.join(20)
+    logged = [record.message for record in caplog.records if "'leases'" in record.message]
+    assert logged == [
+        f"Background task 'leases' skipped the lease of job {job_id}",
+        "Background task 'leases' waits: away",
+    ]
 
 
 def test_damaged_queued_record_blocks_no_claim(harness: CoordinatorHarness, redis_client: redis.Redis) -> None:

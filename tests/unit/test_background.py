@@ -1,0 +1,41 @@
+"""What a background task remembers of the items that it skips."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import pytest
+
+from services.common.background import Background
+from services.common.metrics import REGISTRY
+from tlm_core.errors import StoreUnavailable
+
+
+def run_round(task: Background, items: Collection[str], damaged: Collection[str]) -> None:
+    with task.round():
+        for name in items:
+            with task.item(name):
+                if name in damaged:
+                    raise ValueError("damaged")
+
+
+def skipped(task: Background) -> float | None:
+    return REGISTRY.get_sample_value("tlm_background_skipped", {"task": task.name})
+
+
+def test_item_that_another_process_finishes_is_no_longer_skipped(caplog: pytest.LogCaptureFixture) -> None:
+    task = Background("items")
+    for _ in range(2):
+        run_round(task, ["a", "b", "c"], damaged=["a", "b"])
+    assert (list(task.skipped), skipped(task)) == (["a", "b"], 2)
+    assert sum("skipped" in record.message for record in caplog.records) == 2, "Each is logged once."
+    run_round(task, ["b", "c"], damaged=["b"])
+    assert (list(task.skipped), skipped(task)) == (["b"], 1)
+
+
+def test_incomplete_round_forgets_no_skipped_item() -> None:
+    task = Background("items")
+    run_round(task, ["a", "b"], damaged=["b"])
+    with task.round(), task.item("a"):
+        raise StoreUnavailable("away")
+    assert list(task.skipped) == ["b"]
