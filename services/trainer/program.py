@@ -11,15 +11,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 
 from services.trainer.assignment import Assignment
+from services.trainer.oom import oom_kills, report_oom
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2): ends the child with its parent
-# Of cgroup v2 and v1. In a container, the root of the hierarchy is the container's own group.
-_CGROUP = Path("/sys/fs/cgroup")
-_COUNTERS = ("memory.events", "memory/memory.oom_control")
 
 
 def main() -> None:
@@ -27,7 +23,7 @@ def main() -> None:
     assignment, kills = Assignment.read(), oom_kills()
     code = _in_child(lambda: _run(assignment))
     if (code == -signal.SIGKILL or (code and assignment.distributed)) and oom_kills() > kills:
-        _report_memory(assignment)
+        report_oom(assignment)
     sys.exit(128 - code if code < 0 else code)
 
 
@@ -40,27 +36,6 @@ def _in_child(run: Callable[[], None]) -> int:
         sys.exit()
     signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def _report_memory(assignment: Assignment) -> None:
-    """Report that the kernel killed a worker. It counts as a fault of the job, not as a lost worker."""
-    from services.trainer.settings import TrainerSettings
-    from tlm_core.errors import WorkerFailed
-
-    error = WorkerFailed("Worker exceeded the memory limit of its container, and the kernel killed it.")
-    store, events = TrainerSettings().job_store(), [("attempt.error", error.as_dict())]
-    store.report(assignment.tenant, assignment.job, assignment.attempt, events=events)
-
-
-def oom_kills(root: Path = _CGROUP) -> int:
-    """Return how often the kernel has killed a process of this container, or 0 where it does not count."""
-    for name in _COUNTERS:
-        with suppress(OSError):
-            for line in (root / name).read_text(encoding="ascii").splitlines():
-                key, _, value = line.partition(" ")
-                if key == "oom_kill":
-                    return int(value)
-    return 0
 
 
 def _run(assignment: Assignment) -> None:

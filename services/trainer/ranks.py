@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -18,11 +19,12 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import ray
 import torch.distributed as dist
 from ray._private.state import available_resources_per_node
-from ray.exceptions import OutOfMemoryError
+from ray.exceptions import OutOfMemoryError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError, get_context
 from ray.train._internal.utils import get_address_and_port
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util import placement_group_table
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from services.common.jobstore import JobStore
@@ -30,9 +32,10 @@ from services.common.logs import redacted, set_up_logging
 from services.common.situation import Situation
 from services.trainer.assignment import Assignment
 from services.trainer.growth import Growth
+from services.trainer.oom import oom_kills, report_oom
 from services.trainer.process_group import join
 from services.trainer.scratch import work_folder
-from tlm_core.errors import Conflict, NotFound, WorkerFailed, WorkerLost
+from tlm_core.errors import Conflict, NotFound, TLMError, WorkerFailed, WorkerLost
 from tlm_core.jobs.spec import Beat
 
 if TYPE_CHECKING:
@@ -46,6 +49,7 @@ _MONTH = timedelta(days=30)
 _COLLECTIVE = timedelta(minutes=15)
 # For workers beyond the least: another job may take their room before they start.
 _START = timedelta(minutes=2)
+_COUNTING = timedelta(seconds=20)  # until the nodes have read their counters
 _WAITING_SECONDS = 10.0  # between two reports of a submission that waits for its workers
 _DETAILS = 4000  # characters of an error
 
@@ -178,10 +182,10 @@ def _unreported(failure: TrainingFailedError) -> WorkerLost | None:
     details = redacted(str(failure))[-_DETAILS:]
     if not isinstance(failure, WorkerGroupError):
         return WorkerLost("Workers did not start, or lost their machine.", details=details)
-    causes = {rank: getattr(cause, "health_check_failure", cause) for rank, cause in failure.worker_failures.items()}
-    if any(isinstance(cause, OutOfMemoryError) for cause in causes.values()):
+    causes = failure.worker_failures
+    if any(isinstance(getattr(cause, "health_check_failure", cause), OutOfMemoryError) for cause in causes.values()):
         return WorkerFailed("Worker exceeded the memory of its machine, and Ray ended it.", details=details)
-    lost = [rank for rank, cause in causes.items() if type(cause).__module__.startswith("ray.")]
+    lost = [rank for rank, cause in causes.items() if _is_of_ray(cause)]
     return WorkerLost(f"Worker {lost[0]} died or did not answer.", details=details) if lost else None
 
 
@@ -205,6 +209,8 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
         from services.trainer.settings import TrainerSettings
 
         assignment, size = backend_config.assignment, len(worker_group)
+        nodes = [worker.metadata.node_id for worker in worker_group.get_workers()]
+        self.kills = dict(zip(nodes, worker_group.execute(oom_kills), strict=True))
         store = TrainerSettings().job_store()
         patiently(lambda: _report_phase(assignment, store, "starting"))
         worker_group.execute(_watch_sigterm, assignment)
@@ -216,6 +222,42 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
             for rank in range(size)
         ]
         ray.get(joining, timeout=_COLLECTIVE.total_seconds())
+
+    def on_shutdown(self, worker_group: WorkerGroup, backend_config: _ProcessGroup) -> None:
+        """Report, before the workers end, if the kernel killed one for its memory. The worker itself cannot."""
+        status = worker_group.get_latest_poll_status()
+        lost = status is not None and any(map(_is_loss, status.errors.values()))
+        try:
+            if lost and more_oom_kills(self.kills):
+                report_oom(backend_config.assignment)
+        except Exception as error:  # of Redis, or of Ray. It must not hide the error that ends the workers.
+            log.warning("Cannot report whether the kernel killed a worker: %s", error)
+        super().on_shutdown(worker_group, backend_config)
+
+
+def more_oom_kills(before: Mapping[str, int]) -> bool:
+    """Return whether the kernel has killed a process for its memory on a node since `before`, by the nodes' counters.
+
+    A counter that vanished with its container shows nothing.
+    """
+    count = ray.remote(num_cpus=0, max_retries=0)(oom_kills)
+    reads = {node: count.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, False)) for node in before}
+    nodes = {reading.remote(): node for node, reading in reads.items()}
+    for result in ray.wait(list(nodes), num_returns=len(nodes), timeout=_COUNTING.total_seconds())[0]:
+        with suppress(RayError):
+            if ray.get(result) > before[nodes[result]]:
+                return True
+    return False
+
+
+def _is_loss(error: Exception) -> bool:
+    """Return whether the error of a rank may have its cause in the death of a rank."""
+    return _is_of_ray(error) or (isinstance(error, TLMError) and error.is_loss)
+
+
+def _is_of_ray(error: Exception) -> bool:
+    """Return whether Ray reports that a rank died or does not answer. A rank reports its own errors."""
+    return type(getattr(error, "health_check_failure", error)).__module__.startswith("ray.")
 
 
 def _watch_sigterm(assignment: Assignment) -> None:

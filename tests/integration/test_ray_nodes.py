@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +65,43 @@ def nodes(settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch) -> Iterato
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     yield cluster
     cluster.shutdown()
+
+
+COUNTERS = """
+import json, sys
+from pathlib import Path
+import ray
+from services.trainer import ranks
+# A local function, so that Ray passes it on by value. The nodes share this machine, and so the counter.
+path = sys.argv[1]
+ranks.oom_kills = lambda: int(Path(path).read_text())
+ray.init(log_to_driver=False)
+for line in sys.stdin:
+    print(ranks.more_oom_kills(json.loads(line)), flush=True)
+"""
+
+
+def test_oom_counters_are_read_on_the_nodes(nodes: Cluster, tmp_path: Path) -> None:
+    counter = tmp_path / "kills"
+    lost, left = (node.node_id for node in nodes.worker_nodes)
+    command = [sys.executable, "-c", COUNTERS, str(counter)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdin is not None and reader.stdout is not None
+
+        def more(kills: int, before: dict[str, int]) -> bool:
+            counter.write_text(str(kills))
+            reader.stdin.write(json.dumps(before) + "\n")
+            reader.stdin.flush()
+            lines = map(str.strip, reader.stdout)  # Ray prints its own messages too.
+            return next(line for line in lines if line in ("True", "False")) == "True"
+
+        assert not more(2, {left: 2, lost: 2})
+        assert more(3, {left: 3, lost: 2})
+        nodes.remove_node(next(node for node in nodes.worker_nodes if node.node_id == lost), allow_graceful=False)
+        assert not more(3, {left: 3, lost: 2}), "The counter of a lost node shows nothing."
+        assert more(3, {left: 2, lost: 2})
+        reader.stdin.close()
+        assert reader.wait(60) == 0
 
 
 @dataclass

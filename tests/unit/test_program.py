@@ -16,7 +16,7 @@ import pytest
 from services.trainer import compute
 from services.trainer.assignment import Assignment
 from services.trainer.drain import worker_processes
-from services.trainer.program import oom_kills
+from services.trainer.oom import oom_kills
 from services.trainer.settings import TrainerSettings
 from tlm_core.errors import StoreUnavailable
 
@@ -28,7 +28,7 @@ assignment = Assignment("t", "job_1", 1, "main", WORKERS, WORKERS, 1.0, 0.0)
 program.Assignment = type("Fixed", (), {"read": lambda: assignment})
 kills = iter([1, KILLS])
 program.oom_kills = lambda: next(kills)
-program._report_memory = lambda assignment: print("out of memory", flush=True)
+program.report_oom = lambda assignment: print("out of memory", flush=True)
 def end(assignment):
     print("computed", flush=True)
     END

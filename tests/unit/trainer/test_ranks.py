@@ -57,11 +57,22 @@ def test_only_failures_that_no_worker_could_report_are_reported(failure: Trainin
 
 
 class FakeWorkerGroup(list[int]):
-    """Two ranks of Ray Train. joined: what each rank calls to join the others."""
+    """Two ranks of Ray Train. joined: what each rank calls to join the others. errors: by rank."""
 
     joined: ClassVar[list[tuple[object, ...]]] = []
+    errors: ClassVar[dict[int, Exception]] = {}
 
-    def execute(self, *_: object) -> None: ...
+    def get_workers(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(metadata=SimpleNamespace(node_id=f"node {rank}")) for rank in self]
+
+    def get_latest_poll_status(self) -> SimpleNamespace:
+        return SimpleNamespace(errors=self.errors)
+
+    def execute(self, *_: object) -> list[int]:
+        return [3, 4]
+
+    def execute_async(self, *_: object, **__: object) -> list[object]:
+        return []
 
     def execute_single(self, *_: object) -> tuple[str, int]:
         return "127.0.0.1", 1
@@ -86,6 +97,50 @@ class FakeStore(JobStore):
         assert beat is not None and beat[0] == TWO.group
         self.phases.append(beat[1].phase)
         return State.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("errors", "killed", "code"),
+    [
+        ({1: DEAD}, True, "worker_failed"),
+        ({0: WorkerLost("Worker lost its connection to the others.")}, True, "worker_failed"),
+        ({1: DEAD}, False, None),
+        ({0: NonFiniteLoss("nan")}, True, None),
+        ({}, True, None),
+    ],
+)
+def test_worker_that_the_kernel_killed_is_reported_before_the_group_ends(
+    errors: dict[int, Exception], killed: bool, code: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported, counts, store = list[dict[str, object]](), list[object](), FakeStore()
+    monkeypatch.setattr(ranks.ray, "get", lambda *_, **__: None)
+    monkeypatch.setattr(ranks, "more_oom_kills", lambda before: counts.append(before) or killed)
+    monkeypatch.setattr(TrainerSettings, "job_store", lambda _: store)
+    monkeypatch.setattr(FakeWorkerGroup, "errors", errors)
+    monkeypatch.setattr(FakeWorkerGroup, "joined", [])
+    for name in ("STORAGE", "SCRATCH"):
+        monkeypatch.setenv(f"TLM_TRAINER_{name}", "/unused")
+    group, backend = FakeWorkerGroup([0, 1]), ranks._Backend()
+    backend.on_start(group, ranks._ProcessGroup(TWO))
+    monkeypatch.setattr(store, "report", lambda *_, events: reported.extend(data for _, data in events))
+    backend.on_shutdown(group, ranks._ProcessGroup(TWO))
+    assert [data["code"] for data in reported] == ([code] if code else [])
+    assert all(before == {"node 0": 3, "node 1": 4} for before in counts)
+
+
+def test_unreadable_counters_do_not_hide_the_error_of_the_workers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(_: object) -> bool:
+        raise RuntimeError("Ray is away")
+
+    monkeypatch.setattr(ranks.ray, "get", lambda *_, **__: None)
+    monkeypatch.setattr(ranks, "more_oom_kills", failing)
+    monkeypatch.setattr(FakeWorkerGroup, "errors", {1: DEAD})
+    backend = ranks._Backend()
+    backend.kills = {}
+    backend.on_shutdown(FakeWorkerGroup([0, 1]), ranks._ProcessGroup(TWO))
+    assert "Cannot report whether the kernel killed a worker: Ray is away" in caplog.text
 
 
 def test_joining_has_a_limit_and_its_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

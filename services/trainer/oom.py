@@ -1,0 +1,33 @@
+"""Processes that the kernel killed for the memory of their container. Nobody but the kernel's counter reports them."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from services.trainer.assignment import Assignment
+
+# Of cgroup v2 and v1. In a container, the root of the hierarchy is the container's own group.
+_CGROUP = Path("/sys/fs/cgroup")
+_COUNTERS = ("memory.events", "memory/memory.oom_control")
+
+
+def oom_kills(root: Path = _CGROUP) -> int:
+    """Return how often the kernel has killed a process of this container, or 0 where it does not count."""
+    for name in _COUNTERS:
+        with suppress(OSError):
+            for line in (root / name).read_text(encoding="ascii").splitlines():
+                key, _, value = line.partition(" ")
+                if key == "oom_kill":
+                    return int(value)
+    return 0
+
+
+def report_oom(assignment: Assignment) -> None:
+    """Report that the kernel killed a worker. It counts as a fault of the job, not as a lost worker."""
+    from services.trainer.settings import TrainerSettings
+    from tlm_core.errors import WorkerFailed
+
+    error = WorkerFailed("Worker exceeded the memory limit of its container, and the kernel killed it.")
+    store, events = TrainerSettings().job_store(), [("attempt.error", error.as_dict())]
+    store.report(assignment.tenant, assignment.job, assignment.attempt, events=events)
