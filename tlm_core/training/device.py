@@ -47,9 +47,14 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 @contextmanager
 def model_fits_device() -> Iterator[None]:
-    """Wrap a training stage: raise OutOfMemory if the device is too small at any batch size."""
+    """Wrap a training stage: raise OutOfMemory if the device is too small at any batch size, or the host's memory."""
     try:
         yield
+    except MemoryError as error:
+        raise OutOfMemory(
+            "The stage exceeds the worker's main memory. Use workers with more memory, or a smaller model or dataset.",
+            details=str(error),
+        ) from error
     except RuntimeError as error:
         if not out_of_memory(error):
             raise

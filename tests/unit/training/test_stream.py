@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -16,7 +17,9 @@ from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.unit.training.made import made_prepared, tiny, trainer_of
+from tlm_core.errors import OutOfMemory
 from tlm_core.pulse import PULSE
+from tlm_core.training.device import model_fits_device
 from tlm_core.training.encoder_stages import build
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
 from tlm_core.training.loop import Trainer
@@ -24,6 +27,7 @@ from tlm_core.training.masking import NOT_MASKED
 from tlm_core.training.memory import largest_rows
 from tlm_core.training.model import TaskModel
 from tlm_core.training.objective import Workers, loss_sums, needed_flops, own_rows, step_flops
+from tlm_core.training.passes import Loaded
 from tlm_core.training.prepared import Batch, JointBatches, Prepared
 from tlm_core.training.stage import StopRequested
 from tlm_core.training.state import weights
@@ -214,6 +218,21 @@ def test_compiled_steps_share_one_graph_without_breaks(tmp_path: Path) -> None:
     assert not counters["graph_break"] and counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.usefixtures("fresh_compiler")
+def test_traced_steps_of_the_joint_loss_have_the_losses_of_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without code generation, which takes minutes for these graphs."""
+    compiler = partial(torch.compile, backend="aot_eager", fullgraph=True, dynamic=False)
+    monkeypatch.setattr(torch, "compile", lambda run, **_: compiler(run))
+    size = {"model__layers": 1, "steps": 4, "joint__rho1": 1}
+    traced, _ = stream_trainer(tmp_path / "traced", compiled=True, **size).run()
+    rows, _ = trainer_of(tmp_path / "rows", **size).run()
+    for term, count in (("mlm", 4), ("task", 2)):
+        ours, wanted = ([p[term] for p in state.points if p[term] is not None] for state in (traced, rows))
+        assert len(ours) == count and ours == pytest.approx(wanted, rel=CLOSE["fp32"])
+
+
 def test_each_new_graph_may_take_as_long_as_a_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda run, **_: run)
     trainer = stream_trainer(tmp_path, compiled=True, steps=8, joint__rho1=3)
@@ -271,6 +290,30 @@ def test_out_of_memory_loads_smaller_parts(tmp_path: Path, monkeypatch: pytest.M
     assert isinstance(trainer.ctx.report, LocalReporter)
     assert trainer.ctx.report.events == [("memory.stepped_down", {"step": 0, "rows": 2})]
     assert state.micro_rows == 2 and state.step == 6
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "message"),
+    [
+        (torch.OutOfMemoryError("no room"), OutOfMemory, "exceed the device's memory"),
+        (MemoryError("no room"), OutOfMemory, "exceeds the worker's main memory"),
+        (ValueError("damaged text"), ValueError, "damaged text"),
+    ],
+)
+def test_error_in_the_thread_of_batches_ends_the_stage(
+    error: Exception, expected: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, load, loads = stream_trainer(tmp_path, steps=20), StreamPasses.load, itertools.count()
+
+    def failing(self: StreamPasses, batch: Batch, rows: int) -> Loaded:
+        if threading.current_thread() is not threading.main_thread() and next(loads) == 6:
+            raise error
+        return load(self, batch, rows)
+
+    monkeypatch.setattr(StreamPasses, "load", failing)
+    with pytest.raises(expected, match=message), model_fits_device():
+        trainer.run()
+    assert trainer.state.step == 6, "It ends the first step that needs the batch."
 
 
 def test_rows_double_while_they_fit() -> None:
