@@ -45,8 +45,8 @@ PROGRESS = Gauge("tlm_worker_progress", "Rows, batches, bytes and steps of a wor
 CHECKPOINTS = Histogram("tlm_checkpoint_seconds", "Time to store a checkpoint.", buckets=_LONG, registry=REGISTRY)
 
 
-def serve_metrics(port: int | None, ports: int = 1) -> None:
-    """Show what this process counts at the first free of some ports. None shows it nowhere.
+def serve_metrics(host: str, port: int | None, ports: int = 1) -> None:
+    """Show what this process counts at the first free of some ports of an address. None shows it nowhere.
 
     Raises OSError if no port is free.
     """
@@ -55,9 +55,9 @@ def serve_metrics(port: int | None, ports: int = 1) -> None:
     *others, last = range(port, port + ports)
     for number in others:
         with suppress(OSError):
-            start_http_server(number, registry=REGISTRY)
+            start_http_server(number, host, registry=REGISTRY)
             return
-    start_http_server(last, registry=REGISTRY)
+    start_http_server(last, host, registry=REGISTRY)
 
 
 @dataclass(frozen=True)

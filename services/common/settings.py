@@ -26,6 +26,7 @@ class StoreSettings(BaseSettings):
     redis_password: SecretStr | None = None
     storage: str = Field(description="root of the artifacts: a folder or an fsspec address")
     scratch: Path = Field(description="local folder for temporary files; may be emptied between runs")
+    metrics_host: str = "0.0.0.0"  # where a process without a server of its own shows its figures to Prometheus
 
     def job_store(self) -> JobStore:
         return JobStore(self.redis(), History(self.artifact_store()))

@@ -24,7 +24,7 @@ def main() -> None:
     settings, stop = LoaderSettings(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    serve_metrics(settings.metrics_port)
+    serve_metrics(settings.metrics_host, settings.metrics_port)
     shutil.rmtree(settings.scratch / "work", ignore_errors=True)  # of an earlier process
     drop_untouched(settings.scratch / NEAR, _NEAR_SECONDS)  # of loads that another loader finished
     retriever = connect_retriever(settings.retriever_url, settings.internal_token.get_secret_value())

@@ -30,7 +30,7 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    serve_metrics(settings.metrics_port)
+    serve_metrics(settings.metrics_host, settings.metrics_port)
     store, cluster = settings.job_store(), connect_cluster(settings.ray_url)
     for task, work, seconds in (
         (Background("streams"), store.move_marked, 5.0),

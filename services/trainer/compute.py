@@ -29,7 +29,7 @@ def compute(
     job, attempt, request_id = assignment.job, assignment.attempt, assignment.request_id
     set_up_logging("worker", job_id=job, attempt=attempt, request_id=request_id, rank=rank)
     settings, gpu = TrainerSettings(), assignment.gpus > 0
-    _show_figures(settings.worker_metrics_port)
+    _show_figures(settings.metrics_host, settings.worker_metrics_port)
     device, draining = device_kind(gpu=gpu), drain_on_sigterm(assignment)
     runner = GroupRunner(
         settings.job_store(),
@@ -61,11 +61,11 @@ def measure_once(store: JobStore, assignment: Assignment, device: str) -> None:
         log.warning("Cannot store the speed of this device, so estimates do not use it: %s", error)
 
 
-def _show_figures(port: int | None) -> None:
+def _show_figures(host: str, port: int | None) -> None:
     """Show the figures of this worker to Prometheus, if one of the machine's ports is free."""
     PROGRESS.set_function(lambda: PULSE.count)
     try:
-        serve_metrics(port, METRICS_PORTS)
+        serve_metrics(host, port, METRICS_PORTS)
     except OSError as error:
         log.warning("None of %d ports from %d on can show the figures of this worker: %s", METRICS_PORTS, port, error)
 

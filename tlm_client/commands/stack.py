@@ -27,13 +27,16 @@ def up(
     data_dir: DataDir = None,
     opensearch_url: Annotated[str | None, typer.Option(help="OpenSearch URL. Default: the embedded index.")] = None,
     gpus: Annotated[int | None, typer.Option(min=0, help="GPUs, one for each worker. Default: all visible.")] = None,
+    metrics: Annotated[bool, typer.Option("--metrics", help="Show metrics of each process to Prometheus.")] = False,
 ) -> None:
     """Start Redis, Ray, the retriever, the trainer, the loader and the gateway. Ctrl-C stops them.
 
     tlm up --detach
     tlm up --port 0 --data-dir /data/tlm
     """
-    options = StackOptions(data_dir or session().data_dir, port=port, opensearch_url=opensearch_url, gpus=gpus)
+    options = StackOptions(
+        data_dir or session().data_dir, port=port, opensearch_url=opensearch_url, gpus=gpus, metrics=metrics
+    )
     console = stderr_console()
 
     def report_ready(url: str, token_file: Path) -> None:

@@ -27,6 +27,8 @@ _LONGEST_RAY_FOLDER = 40
 _RAY_PREFIX = "tlm-ray-"
 _JOB_START_TIMEOUT = 30 * 24 * 3600  # Ray cancels a job that waits for resources this long; its default is 900 s
 _OBJECT_STORE_BYTES = 128 << 20
+_METRICS_PORTS = {"retriever": 8322, "trainer": 8323, "loader": 8324}
+_WORKER_METRICS_PORT = 8330  # and the next ones
 
 Environment = Mapping[str, str]
 
@@ -59,6 +61,7 @@ class StackOptions:
     """The options of `tlm up`.
 
     port: of the gateway, 0 for a free one. cpus, gpus: what Ray offers; gpus None means all that `count_gpus` returns.
+    metrics: whether each process shows its metrics to Prometheus, at the ports of `docs/operations.md`.
     """
 
     data_dir: Path
@@ -66,6 +69,7 @@ class StackOptions:
     opensearch_url: str | None = None
     cpus: int = os.cpu_count() or 1
     gpus: int | None = None
+    metrics: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,8 +139,12 @@ def plan_stack(
         raise AlreadyRunning(
             f"Another program uses port {options.port} of {HOST}. Choose another --port, or 0 for a free one."
         )
+    fixed = _METRICS_PORTS if options.metrics else {}
+    for used in fixed.values():
+        if not port_is_free(used):
+            raise AlreadyRunning(f"Another program uses port {used} of {HOST}. End it, or start without --metrics.")
     redis_port, ray_port, client_port, retriever_port, free_port = free_ports(5)
-    port = options.port or free_port
+    port, retriever_port = options.port or free_port, fixed.get("retriever", retriever_port)
     secrets = folder.secrets()
     password, ray_token = secrets["redis_password"], secrets["ray_token"]
     base = _base_environment(environment, folder, ray_token)
@@ -147,6 +155,8 @@ def plan_stack(
             "SCRATCH": str(folder.scratch / name),
             "INTERNAL_TOKEN": secrets["internal_token"],
         }
+        if name != "retriever" and name in fixed:
+            shared |= {"METRICS_HOST": HOST, "METRICS_PORT": str(fixed[name])}
         prefix = f"TLM_{name.upper()}_"
         return {**base, PART_MARK: name} | {prefix + key: value for key, value in (shared | settings).items()}
 
@@ -159,6 +169,8 @@ def plan_stack(
     # Ray's workers read the trainer's settings too. Each requests one GPU; otherwise all would use the first one.
     compute = {"RAY_URL": f"http://{HOST}:{ray_port}", "JOB_CPUS": str(options.cpus), "WORKER_GPUS": str(min(gpus, 1))}
     trainer = service("trainer", clients | compute)
+    if options.metrics:
+        trainer["TLM_TRAINER_WORKER_METRICS_PORT"] = str(_WORKER_METRICS_PORT)
     if options.gpus == 0:
         trainer["CUDA_VISIBLE_DEVICES"] = ""
     index = {"INDEX": "embedded"}

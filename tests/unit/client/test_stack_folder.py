@@ -13,6 +13,8 @@ from types import ModuleType
 
 import pytest
 
+from tests.support import ROOT
+from tlm_client.stack import parts
 from tlm_client.stack.folder import StackFolder, StackState, default_data_dir
 from tlm_client.stack.parts import StackOptions, clear_ray, find_ray, find_redis, plan_stack, ray_folder
 from tlm_client.stack.processes import free_ports
@@ -169,6 +171,36 @@ def test_parts_listen_only_on_loopback(folder: StackFolder) -> None:
     assert (
         parts["api"].environment["TLM_API_HOST"] == parts["retriever"].environment["TLM_RETRIEVER_HOST"] == "127.0.0.1"
     )
+
+
+def test_metrics_have_the_documented_ports_on_loopback(folder: StackFolder) -> None:
+    documented = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    for metrics in (False, True):
+        plan = plan_stack(folder, StackOptions(folder.root, port=0, metrics=metrics), {})
+        shown = {
+            name.removeprefix("TLM_"): value
+            for part in plan.parts
+            for name, value in part.environment.items()
+            if "METRICS" in name and name.startswith("TLM_")
+        }
+        retriever = next(part for part in plan.parts if part.name == "retriever").environment["TLM_RETRIEVER_PORT"]
+        assert (retriever == "8322") == metrics
+        assert shown == (
+            {
+                "TRAINER_METRICS_HOST": "127.0.0.1", "TRAINER_METRICS_PORT": "8323",
+                "TRAINER_WORKER_METRICS_PORT": "8330", "LOADER_METRICS_HOST": "127.0.0.1",
+                "LOADER_METRICS_PORT": "8324",
+            }
+            if metrics
+            else {}
+        )  # fmt: skip
+    assert all(port in documented for port in ("8322", "8323", "8324", "8330"))
+
+
+def test_used_metrics_port_is_reported(folder: StackFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "port_is_free", lambda port: port != 8324)
+    with pytest.raises(AlreadyRunning, match=r"port 8324 .* without --metrics"):
+        plan_stack(folder, StackOptions(folder.root, port=0, metrics=True), {})
 
 
 def compute_of(folder: StackFolder, gpus: int | None, caller: dict[str, str]) -> tuple[str, str, str | None]:
