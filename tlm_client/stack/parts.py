@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,14 +135,8 @@ def plan_stack(
 ) -> StackPlan:
     """Choose ports and define the parts. Raises AlreadyRunning if the port is in use, and MissingDependency."""
     redis_server, ray = redis_finder(), ray_finder()
-    if options.port and not port_is_free(options.port):
-        raise AlreadyRunning(
-            f"Another program uses port {options.port} of {HOST}. Choose another --port, or 0 for a free one."
-        )
     fixed = _METRICS_PORTS if options.metrics else {}
-    for used in fixed.values():
-        if not port_is_free(used):
-            raise AlreadyRunning(f"Another program uses port {used} of {HOST}. End it, or start without --metrics.")
+    _check_ports(options.port, fixed.values())
     redis_port, ray_port, client_port, retriever_port, free_port = free_ports(5)
     port, retriever_port = options.port or free_port, fixed.get("retriever", retriever_port)
     secrets = folder.secrets()
@@ -168,14 +162,13 @@ def plan_stack(
     gpus = count_gpus(environment) if options.gpus is None else options.gpus
     # Ray's workers read the trainer's settings too. Each requests one GPU; otherwise all would use the first one.
     compute = {"RAY_URL": f"http://{HOST}:{ray_port}", "JOB_CPUS": str(options.cpus), "WORKER_GPUS": str(min(gpus, 1))}
-    trainer = service("trainer", clients | compute)
     if options.metrics:
-        trainer["TLM_TRAINER_WORKER_METRICS_PORT"] = str(_WORKER_METRICS_PORT)
+        compute["WORKER_METRICS_PORT"] = str(_WORKER_METRICS_PORT)
+    trainer = service("trainer", clients | compute)
     if options.gpus == 0:
         trainer["CUDA_VISIBLE_DEVICES"] = ""
-    index = {"INDEX": "embedded"}
-    if options.opensearch_url:
-        index = {"INDEX": "opensearch", "OPENSEARCH_URL": options.opensearch_url}
+    url = options.opensearch_url
+    index = {"INDEX": "opensearch", "OPENSEARCH_URL": url} if url else {"INDEX": "embedded"}
     # The user who starts the stack can read all model folders anyway.
     gateway = clients | {"TOKEN_FILE": str(folder.token_file), "MODEL_FOLDERS": '["/"]'}
     if gpus and "TLM_API_PRECISION" not in environment:
@@ -192,6 +185,14 @@ def plan_stack(
         _http_part("api", port, service("api", gateway), after=("redis",)),
     )
     return StackPlan(parts, f"http://{HOST}:{port}")
+
+
+def _check_ports(port: int, metrics_ports: Iterable[int]) -> None:
+    if port and not port_is_free(port):
+        raise AlreadyRunning(f"Another program uses port {port} of {HOST}. Choose another --port, or 0 for a free one.")
+    for used in metrics_ports:
+        if not port_is_free(used):
+            raise AlreadyRunning(f"Another program uses port {used} of {HOST}. End it, or start without --metrics.")
 
 
 def _base_environment(environment: Environment, folder: StackFolder, ray_token: str) -> dict[str, str]:
