@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -60,23 +61,25 @@ def fit(task: Task) -> Fitted:
     search = _Search(task)
     setting, score, tried = search.choose()
     held_out = search.held_out(setting)
-    features = search.data(setting.start_words).features.only(setting.families)
+    features = search.data[setting.start_words].features.only(setting.families)
     weights, bias = search.train(setting, np.arange(len(search.targets)))
     return Fitted(LinearModel(features, weights, bias), setting, score, held_out, tried)
 
 
 @dataclass(frozen=True)
 class _Data:
-    """The features of all families, and those of the rows, [rows, features]."""
+    """The features of all families, and those of the rows, [rows, features]. train: by the number of families."""
 
     features: Features
-    train: sp.csr_matrix
+    train: Mapping[int, sp.csr_matrix]
     validation: sp.csr_matrix
 
     @classmethod
     def learn(cls, task: Task, start_words: int) -> _Data:
         features, sequences = Features.learn(rows_of(task, "train"), FAMILIES, start_words)
-        return cls(features, features.matrix(sequences), features.encode(rows_of(task, "validation")))
+        matrix = features.matrix(sequences)
+        train = {count: matrix[:, : len(features.only(count))] for count in range(1, len(FAMILIES) + 1)}
+        return cls(features, train, features.encode(rows_of(task, "validation")))
 
 
 class _Search:
@@ -92,24 +95,17 @@ class _Search:
         self._true = task.targets("validation")
         self._outputs = len(task.labels)
         self._folds = _folds(self.targets, task.type.has_classes)
-        self._data = {0: _Data.learn(task, 0)}  # by the number of first words that are a part
+        self.data = {0: _Data.learn(task, 0)}  # by the number of first words that are a part
         self._scores: dict[tuple[Setting, int], float | None] = {}
-
-    def data(self, start_words: int) -> _Data:
-        """Return the rows' features, with the first words of a text as a part of it or without."""
-        if start_words not in self._data:
-            self._data[start_words] = _Data.learn(self.task, start_words)
-        return self._data[start_words]
 
     def _matrix(self, setting: Setting) -> sp.csr_matrix:
         """Return the features of the train rows, [rows, features]."""
-        data = self.data(setting.start_words)
-        return data.train[:, : len(data.features.only(setting.families))]
+        return self.data[setting.start_words].train[setting.families]
 
     def choose(self) -> tuple[Setting, float | None, tuple[tuple[Setting, float], ...]]:
         """Return the best setting, its mean score over all folds, and all tried settings with their scores."""
         weights: list[Literal["balanced"] | None] = [None, "balanced"] if self.task.type.has_classes else [None]
-        chains = [(count, weight) for count in range(1, len(FAMILIES) + 1) for weight in weights]
+        chains = [(count, weight) for count in self.data[0].train for weight in weights]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             tried = [result for results in pool.map(self._try_strengths, chains) for result in results]
             if not tried:
@@ -127,7 +123,7 @@ class _Search:
 
         It has as many families as `best`, and its strength or one beside it.
         """
-        self.data(START_WORDS)  # learned before the threads read it
+        self.data[START_WORDS] = _Data.learn(self.task, START_WORDS)
         place = STRENGTHS.index(best.strength)
         near = STRENGTHS[max(0, place - 1) : place + 2]
         settings = [replace(best, strength=strength, start_words=START_WORDS) for strength in near]
@@ -173,7 +169,7 @@ class _Search:
         compute, predict = METRICS[self.task.metric].compute, self.task.type.predict
         train, held_out = self._folds[number]
         weights, bias = self.train(setting, train[:: max(1, len(train) // TUNED_ROWS)])
-        validation = self.data(setting.start_words).validation[:, : len(weights)]
+        validation = self.data[setting.start_words].validation[:, : len(weights)]
         sides = [(self._matrix(setting)[held_out], self.targets[held_out]), (validation, self._true)]
         try:
             both = [compute(true, predict(np.asarray(matrix @ weights) + bias)) for matrix, true in sides]

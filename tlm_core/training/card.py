@@ -65,7 +65,7 @@ def linear_card(report: Facts, task: Facts) -> str:
     """Return the card of a job that trains the linear model alone. task: name, language, labels and counts."""
     task_type, setting = task_type_of(report["metric"]), report["linear"]["setting"]
     features = "n-grams of words (1 to 2)" + (" and of characters (2 to 5)" if setting["families"] > 1 else "")
-    start = setting.get("start_words")  # models of before have none
+    start = setting.get("start_words")  # reports of earlier releases have none
     parts = f"whole texts, and their first {start} words as texts of their own" if start else "whole texts"
     body = [
         "---",
