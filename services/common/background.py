@@ -42,6 +42,12 @@ class Background:
             self.error = self.error or "it has stopped"
             FAILING.labels(self.name).set(1)
 
+    def start(self, work: Callable[[], object], seconds: float, stop: threading.Event) -> threading.Thread:
+        """Repeat `work` in a thread of its own, and return the thread."""
+        thread = threading.Thread(target=self.repeat, args=(work, seconds, stop), name=self.name, daemon=True)
+        thread.start()
+        return thread
+
     def repeat(self, work: Callable[[], object], seconds: float, stop: threading.Event) -> None:
         """Call `work` every `seconds`, and less often after failures, until `stop` is set."""
         with self.running():

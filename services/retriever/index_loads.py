@@ -71,9 +71,7 @@ class IndexLoads:
         self._loads: dict[CorpusKey, _Load] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="load")
         self.task = Background("index loads")
-        threading.Thread(
-            target=self.task.repeat, args=(self._beat, BEAT_SECONDS, stop), name="beats", daemon=True
-        ).start()
+        self.task.start(self._beat, BEAT_SECONDS, stop)
 
     def put(self, key: CorpusKey, folder: str, language: str) -> None:
         """Load `key` from `folder` unless it is loaded or loading. A failed load starts again."""

@@ -90,9 +90,7 @@ class SelectionRuns:
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="selection")
         drop_untouched(self._scratch, _SCRATCH_SECONDS)
         self.task = Background("selections")
-        threading.Thread(
-            target=self.task.repeat, args=(self._beat, BEAT_SECONDS, stop), name="beats", daemon=True
-        ).start()
+        self.task.start(self._beat, BEAT_SECONDS, stop)
 
     def put(self, artifact: str, request: SelectionRequest) -> None:
         """Start the selection unless it runs, or is ready, for the same prefix.

@@ -138,9 +138,7 @@ class Coordinator:
 
     def run(self, stop: threading.Event) -> None:
         """Run rounds until `stop` is set. After any error, no job ends, and the next round retries."""
-        renewing = (self._renew_leases, self.settings.lease_seconds / 3, stop)
-        keeper = threading.Thread(target=self.leases.repeat, args=renewing, name="leases", daemon=True)
-        keeper.start()
+        renewing = self.leases.start(self._renew_leases, self.settings.lease_seconds / 3, stop)
         with self.task.running():
             while not stop.is_set():
                 with self.task.round(), ROUNDS.time():
@@ -149,7 +147,7 @@ class Coordinator:
                 HELD.set(len(self._held))
                 TOKENS.set(sum(held.rate for held in self._held.values()))
                 stop.wait(self.task.delay(self.settings.poll_seconds))
-        keeper.join()
+        renewing.join()
         self._release_leases()
 
     def _renew_leases(self) -> None:
