@@ -93,9 +93,10 @@ class Soak:
         measured = memory(client)
         shared = [FEED, key(T, "names"), *client.scan_iter(key(T, "idem", "*"))]  # copies of jobs do not add to these
         others = sum(client.memory_usage(name, samples=0) or 0 for name in shared)
-        for job in random.Random(0).sample(ended, min(_COPIED, len(ended))):  # some reuse the artifacts of others
+        copied = random.Random(0).sample(ended, min(_COPIED, len(ended)))  # some reuse the artifacts of others
+        for job in copied:
             copy_job(client, job, _COPIES)
-        each = (memory(client) - measured) / (_COPIES * min(_COPIED, len(ended)))
+        each = (memory(client) - measured) / (_COPIES * len(copied))
         computed = empty + others + len(ended) * each
         say(f"Redis: {len(jobs)} jobs of {each / 1e3:.1f} kB; feed, names and idempotency keys {others / 1e3:.0f} kB")
         say(f"Redis: computed {computed / 1e6:.2f} MB, measured {measured / 1e6:.2f} MB")

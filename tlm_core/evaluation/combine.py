@@ -15,11 +15,12 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tlm_core.evaluation.summary import ENCODER
 from tlm_core.tasks.metrics import METRICS, Targets, Undefined
 from tlm_core.tasks.task import Task
 from tlm_core.tasks.types import TaskType
 
-LINEAR, SELF_TRAINED, ENCODER, ENSEMBLE = "linear", "self_trained", "encoder", "ensemble"
+LINEAR, SELF_TRAINED, ENSEMBLE = "linear", "self_trained", "ensemble"
 COMBINED, WEIGHTED = "combined", "weighted"
 LINEAR_MODELS = (LINEAR, SELF_TRAINED)
 ENCODERS = (ENCODER, ENSEMBLE)  # of one seed, and of all seeds together

@@ -17,7 +17,6 @@ from tlm_core.evaluation.bootstrap import Difference, paired_difference
 from tlm_core.evaluation.calibration import trust
 from tlm_core.evaluation.combine import (
     COMBINED,
-    ENCODER,
     ENSEMBLE,
     LINEAR,
     MODELS,
@@ -29,7 +28,7 @@ from tlm_core.evaluation.combine import (
     choose,
     scales_of,
 )
-from tlm_core.evaluation.summary import BEHIND, STOCK, training_time
+from tlm_core.evaluation.summary import BEHIND, ENCODER, STOCK, training_time
 from tlm_core.evaluation.suspects import rank_suspects
 from tlm_core.tasks.metrics import METRICS, best_of, score, scores_for, summary
 from tlm_core.tasks.task import Task
