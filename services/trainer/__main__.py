@@ -32,14 +32,14 @@ def main() -> None:
         signal.signal(number, lambda *_: stop.set())
     serve_metrics(settings.metrics_host, settings.metrics_port)
     store, cluster = settings.job_store(), connect_cluster(settings.ray_url)
-    for name, work, seconds in (
-        ("streams", store.move_marked, 5.0),
-        ("marks", store.mark_streams, 3600.0),
-        ("archive", store.archive_ended, 60.0),
-        ("sweep", Sweeper(store, cluster).sweep, 60.0),
-        ("orphans", StorageSweeper(store, artifacts).sweep, 86_400.0 / 4),
+    for task, work, seconds in (
+        (Background("streams"), store.move_marked, 5.0),
+        (Background("marks"), store.mark_streams, 3600.0),
+        (Background("archive"), store.archive_ended, 60.0),
+        (Background("sweep"), Sweeper(store, cluster).sweep, 60.0),
+        (Background("orphans"), StorageSweeper(store, artifacts).sweep, 86_400.0 / 4),
     ):
-        Background(name).start(work, seconds, stop)
+        task.start(work, seconds, stop)
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="stage") as executor:
         Coordinator(
             store,
