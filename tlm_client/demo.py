@@ -287,7 +287,7 @@ def _print_comparison(arms: Mapping[str, Arm]) -> None:
         ("majority", *_cells(of_tlm[MAJORITY]), "", ""),
         ("linear", *_cells(of_tlm["linear"]), *_cost(report, "baseline")),
         ("task only", *_cells(of_alone["encoder"]), *_cost(alone, "prepare", "finetune")),
-        ("TLM", *_cells(of_tlm["encoder"]), *_cost(report, "prepare", "joint", "finetune")),
+        ("TLM", *_cells(of_tlm["encoder"]), *_cost(report, "prepare", "joint", "finetune", "refit")),
         (f"TLM, {len(SEEDS)} seeds averaged", *_cells(of_tlm["ensemble"]), "", ""),
         (f"returned ({model_title(returned)})", *_cells(of_tlm[returned]), *_cost(report, "total")),
     ]

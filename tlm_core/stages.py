@@ -16,16 +16,18 @@ BASELINE = Stage("baseline", "tlm_core.linear.linear_stages:baseline", 4, Baseli
 SELF_TRAIN = Stage(
     "self_train", "tlm_core.linear.linear_stages:self_train_stage", 6, SelfTrainParams, needs_torch=False
 )
+REFIT_LINEAR = Stage("refit_linear", "tlm_core.linear.linear_stages:refit_linear", 1, BaselineParams, needs_torch=False)
 EVALUATE_LINEAR = Stage(
-    "evaluate_linear", "tlm_core.linear.linear_stages:evaluate_linear", 4, BaselineParams, needs_torch=False
+    "evaluate_linear", "tlm_core.linear.linear_stages:evaluate_linear", 5, BaselineParams, needs_torch=False
 )
 EXPORT_LINEAR = Stage(
-    "export_linear", "tlm_core.linear.linear_stages:export_linear", 4, BaselineParams, needs_torch=False
+    "export_linear", "tlm_core.linear.linear_stages:export_linear", 5, BaselineParams, needs_torch=False
 )
 # Preparing text needs no torch, so workers start it seconds earlier and with half the memory.
 PREPARE = Stage("prepare", "tlm_core.training.prepare:prepare", 7, params.PrepareParams, needs_torch=False)
 JOINT = Stage("joint", "tlm_core.training.encoder_stages:joint", 9, params.JointParams, parallel=True)
 FINETUNE = Stage("finetune", "tlm_core.training.encoder_stages:finetune", 4, params.FinetuneParams, parallel=True)
+REFIT = Stage("refit", "tlm_core.training.encoder_stages:refit", 1, params.FinetuneParams, parallel=True)
 CHOOSE = Stage("choose", "tlm_core.training.encoder_stages:choose", 2, params.ChooseParams)
-EVALUATE = Stage("evaluate", "tlm_core.training.evaluate:evaluate", 14, params.SeedsParams, parallel=True)
-EXPORT = Stage("export", "tlm_core.training.export:export", 7, params.ExportParams)
+EVALUATE = Stage("evaluate", "tlm_core.training.evaluate:evaluate", 15, params.SeedsParams, parallel=True)
+EXPORT = Stage("export", "tlm_core.training.export:export", 8, params.ExportParams)

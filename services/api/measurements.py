@@ -28,7 +28,7 @@ START = "start"  # of the workers; not a stage, but every job waits for it
 BUILT_IN_SECONDS = {
     "validate": 5e-4, "baseline": 3e-3, "self_train": 2e-3, "evaluate_linear": 1.0, "export_linear": 0.1,
     "select": 8.4e-8, START: 9.0, "prepare": 1.7e-6, "joint": 3.5e-12, "finetune": 5.0e-12,
-    "choose": 0.1, "evaluate": 6.4e-5, "export": 9.0,
+    "refit": 5.0e-12, "refit_linear": 1e-3, "choose": 0.1, "evaluate": 6.4e-5, "export": 9.0,
 }  # fmt: skip
 _TOKENS_PER_WORD = 1.5  # from the same run
 _EARLIER_JOBS, _MAX_EVENTS = 30, 20_000

@@ -87,13 +87,14 @@ def work_of(node: Node, texts: Texts) -> Work | None:
         shape = shape_of(params.model, texts)
         return _joint_work(params, shape, texts) if shape else None
     if isinstance(params, TuneParams):
-        return _finetune_work(params, texts)
+        labeled = rows["train"] + (rows.get("validation", 0) if node.stage.name == "refit" else 0)
+        return _finetune_work(params, texts, labeled)
     if isinstance(params, SelfTrainParams):
         return Work(sum(rows["train"] + min(amount * rows["train"], MOST_LABELED) for amount in params.amounts))
     match node.stage.name:
         case "validate":
             return Work(sum(rows.values()))
-        case "baseline":
+        case "baseline" | "refit_linear":
             return Work(rows["train"])
         case "select":
             return Work(rows["train"] * max(texts.searched, 1))
@@ -123,9 +124,9 @@ def _joint_work(params: JointParams, shape: Shape, texts: Texts) -> Work:
     return Work(steps * step, steps, steps * tokens, steps * step)
 
 
-def _finetune_work(params: TuneParams, texts: Texts) -> Work | None:
-    """Finetuning of one seed, without validation."""
-    steps, batch = params.finetune.steps(texts.rows["train"]), params.finetune.batch
+def _finetune_work(params: TuneParams, texts: Texts, rows: int) -> Work | None:
+    """Finetuning of one seed on a number of rows, without validation."""
+    steps, batch = params.finetune.steps(rows), params.finetune.batch
     tokens = steps * batch * texts.tokens
     if not isinstance(params, FinetuneParams):
         return Work(tokens, steps, tokens)

@@ -152,7 +152,7 @@ def evaluate(
     clean = scores["deduplicated"]
     columns, shown = ["score", "all rows"], [scores]
     if left_out := clean["rows_left_out"]:
-        columns.append(f"without {counted(left_out, 'row')} also in train")
+        columns.append(f"without {counted(left_out, 'row')} that earlier splits have")
         shown.append(clean)
     names = scores_shown(scores["metric"])
     rows = [(name, *(format_score(of_rows[name]) for of_rows in shown)) for name in names]

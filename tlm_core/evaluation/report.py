@@ -20,6 +20,7 @@ from tlm_core.evaluation.combine import (
     ENSEMBLE,
     LINEAR,
     MODELS,
+    SELF_TRAINED,
     WEIGHTED,
     Choice,
     Outputs,
@@ -37,6 +38,8 @@ REPORT, PREDICTIONS = "report.json", "predictions.npz"
 OUTPUTS, FACTS = "outputs.npz", "baseline.json"  # of the baseline stage
 _ROWS = tuple(name for model in MODELS for name in ((model, STOCK) if model == ENCODER else (model,)))
 HELD_OUT = "held_out"  # outputs for train rows of models that did not see them
+LINEAR_NODES = {LINEAR: "baseline", SELF_TRAINED: "self_train"}  # linear model → the node that fits it
+REFIT, REFIT_LINEAR = "refit", "refit_linear"  # a key of the report, and the input with the linear models fitted again
 
 Report = dict[str, Any]
 Cost = Mapping[str, Mapping[str, float]]
@@ -54,6 +57,33 @@ class LinearResult:
         with np.load(folder / OUTPUTS) as arrays:
             outputs = {name: arrays[name] for name in arrays}
         return cls(outputs, json.loads((folder / FACTS).read_text(encoding="utf-8")))
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether self-training kept the baseline, because passages do not help."""
+        return not self.facts.get("amount", True)
+
+    def refitted(self, folder: Path) -> LinearResult:
+        """Return the result with the facts and the test outputs of the model in `folder`, and the cost of both."""
+        last = LinearResult.read(folder)
+        cost = total_cost([{folder.name: result.facts["cost"]} for result in (self, last)])["total"]
+        return LinearResult({**self.outputs, **last.outputs}, {**last.facts, "cost": cost})
+
+
+def read_linears(inputs: Mapping[str, Path]) -> dict[str, LinearResult]:
+    """Return the linear models among the inputs of a stage, with the test outputs of those that were fitted again."""
+    results = {name: LinearResult.read(inputs[node]) for name, node in LINEAR_NODES.items() if node in inputs}
+    if REFIT_LINEAR not in inputs:
+        return results
+    return {
+        name: result if result.is_copy else result.refitted(linear_folder(inputs, name))
+        for name, result in results.items()
+    }
+
+
+def linear_folder(inputs: Mapping[str, Path], name: str) -> Path:
+    """Return the folder of the linear model to serve, among the inputs of a stage."""
+    return inputs[REFIT_LINEAR] / name if REFIT_LINEAR in inputs else inputs[LINEAR_NODES[name]]
 
 
 @dataclass(frozen=True)

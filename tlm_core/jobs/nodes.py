@@ -10,7 +10,19 @@ from tlm_core.errors import InvalidRecipe
 from tlm_core.jobs.plan import SEED_GROUP, Node
 from tlm_core.jobs.spec import KindOptions, PlanInputs
 from tlm_core.linear.params import BaselineParams, SelfTrainParams
-from tlm_core.stages import BASELINE, CHOOSE, EVALUATE, FINETUNE, JOINT, PREPARE, SELECT, SELF_TRAIN, VALIDATE
+from tlm_core.stages import (
+    BASELINE,
+    CHOOSE,
+    EVALUATE,
+    FINETUNE,
+    JOINT,
+    PREPARE,
+    REFIT,
+    REFIT_LINEAR,
+    SELECT,
+    SELF_TRAIN,
+    VALIDATE,
+)
 from tlm_core.training.params import (
     ChooseParams,
     FinetuneParams,
@@ -123,10 +135,16 @@ def with_tries(node: Node, part: Finetune) -> list[Node]:
     return [*tries, Node(node.name, CHOOSE, ChooseParams(tries=tuple(values)), inputs, seed=node.seed)]
 
 
-def train_nodes(inputs: PlanInputs[KindOptions], *, ensemble: bool = False) -> list[Node]:
-    """The nodes of `train` up to its test. ensemble: see `SeedsParams`.
+def refit_linear_node(inputs: Mapping[str, str], group: str) -> Node:
+    """The node that fits the linear models again, on train and validation. inputs: of the evaluation."""
+    needed = {name: node for name, node in inputs.items() if name in ("task", "baseline", "self_train")}
+    return Node("refit_linear", REFIT_LINEAR, BaselineParams(), needed, group=group)
 
-    validate → baseline; validate → select → prepare → joint, finetune (each seed); all of them → evaluate.
+
+def train_nodes(inputs: PlanInputs[KindOptions], *, ensemble: bool = False, refit: bool = False) -> list[Node]:
+    """The nodes of `train` up to its test. ensemble: see `SeedsParams`. refit: see `Recipe`.
+
+    validate → baseline; validate → select → prepare → joint, finetune, refit (each seed); all of them → evaluate.
     During the selection, workers would be idle, so the linear model then has a group of its own. Several seeds train
     side by side, because small models use several cores badly.
     """
@@ -147,9 +165,17 @@ def train_nodes(inputs: PlanInputs[KindOptions], *, ensemble: bool = False) -> l
             start = {"joint": f"joint.s{seed}"}
         trained += finetune_nodes(recipe, seed, f"finetune.s{seed}", {"prepared": "prepare", **start})
         gathered[f"finetune.s{seed}"] = f"finetune.s{seed}"
+        if refit:
+            start |= {"prepared": "prepare", "finetune": f"finetune.s{seed}"}
+            trained.append(Node(f"refit.s{seed}", REFIT, FinetuneParams.of(recipe, seed), start, seed=seed))
+            gathered[f"refit.s{seed}"] = f"refit.s{seed}"
+    group, again = gather_group(seeds), []
+    if refit:
+        again = [refit_linear_node(gathered, group)]
+        gathered["refit_linear"] = "refit_linear"
     params = SeedsParams(seeds=seeds, ensemble=ensemble and len(seeds) > 1)
-    evaluate = Node("evaluate", EVALUATE, params, gathered, group=gather_group(seeds))
-    return [*nodes, *group_by_seed(trained, seeds), evaluate]
+    evaluate = Node("evaluate", EVALUATE, params, gathered, group=group)
+    return [*nodes, *group_by_seed(trained, seeds), *again, evaluate]
 
 
 def group_by_seed(nodes: Iterable[Node], seeds: Sequence[int]) -> list[Node]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tlm_core.jobs.nodes import baseline_node, train_nodes, validate_nodes
+from tlm_core.jobs.nodes import baseline_node, refit_linear_node, train_nodes, validate_nodes
 from tlm_core.jobs.plan import Node, Plan
 from tlm_core.jobs.spec import KindOptions, PlanInputs
 from tlm_core.kinds.kind import Kind
@@ -19,7 +19,7 @@ def plan(inputs: PlanInputs[KindOptions]) -> Plan:
     """Train and evaluate, then export the model that validation chooses. The scale `instant` is the linear model."""
     if inputs.recipe.scale == "instant":
         return _linear_plan(inputs)
-    nodes = train_nodes(inputs, ensemble=inputs.recipe.ensemble)
+    nodes = train_nodes(inputs, ensemble=inputs.recipe.ensemble, refit=inputs.recipe.refit)
     export = ExportParams(recipe=CardRecipe.of(inputs.recipe))
     evaluate = nodes[-1]
     inputs_of_export = {**evaluate.inputs, "evaluate": "evaluate"}
@@ -28,11 +28,15 @@ def plan(inputs: PlanInputs[KindOptions]) -> Plan:
 
 def _linear_plan(inputs: PlanInputs[KindOptions]) -> Plan:
     """The plan of a job that trains the linear model alone."""
-    task = {"task": "validate", "baseline": "baseline"}
+    task, refit = {"task": "validate", "baseline": "baseline"}, []
+    if inputs.recipe.refit:
+        refit = [refit_linear_node(task, "main")]
+        task["refit_linear"] = "refit_linear"
     return Plan(
         (
             *validate_nodes(inputs),
             baseline_node("main"),
+            *refit,
             Node("evaluate", EVALUATE_LINEAR, BaselineParams(), task),
             Node("export", EXPORT_LINEAR, BaselineParams(), {**task, "evaluate": "evaluate"}),
         )

@@ -190,7 +190,7 @@ class _Search:
         """Fit on some rows. Return the weights [features, outputs] and the bias [outputs]."""
         matrix, targets = self._matrix(setting)[rows], self.targets[rows]
         if not self.task.type.has_classes:
-            return _ridge(matrix, targets, setting)
+            return ridge(matrix, targets, setting)
         return support_vectors(matrix, targets, setting, self._outputs)
 
 
@@ -207,7 +207,8 @@ def _folds(targets: Targets, classes: bool) -> list[tuple[NDArray[np.intp], NDAr
         return list(splitter.split(targets, targets))
 
 
-def _ridge(matrix: sp.csr_matrix, targets: Targets, setting: Setting) -> tuple[Floats, Floats]:
+def ridge(matrix: sp.csr_matrix, targets: Targets, setting: Setting) -> tuple[Floats, Floats]:
+    """Fit ridge regression. Return the weights [features, 1] and the bias [1]."""
     from sklearn.linear_model import Ridge
 
     model = Ridge(alpha=0.5 / setting.strength, solver="sparse_cg", tol=1e-4).fit(matrix, targets.astype(np.float64))

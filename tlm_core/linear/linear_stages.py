@@ -5,24 +5,27 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from tlm_core.artifacts import MANIFEST
 from tlm_core.evaluation.combine import LINEAR, SELF_TRAINED, Outputs, Scales, log_softmax, temperature
 from tlm_core.evaluation.report import (
     FACTS,
     HELD_OUT,
+    LINEAR_NODES,
     OUTPUTS,
+    REFIT,
+    REFIT_LINEAR,
     REPORT,
     LinearResult,
+    linear_folder,
     linear_report,
+    read_linears,
     report_meta,
     splits_of,
     write_report,
@@ -30,7 +33,9 @@ from tlm_core.evaluation.report import (
 from tlm_core.linear.fit import Setting, fit
 from tlm_core.linear.graph import write_linear
 from tlm_core.linear.model import LinearModel, rows_of
-from tlm_core.linear.params import PIECES, BaselineParams, SelfTrainParams
+from tlm_core.linear.params import BaselineParams, SelfTrainParams
+from tlm_core.linear.pieces import read_pieces, write_pieces
+from tlm_core.linear.refit import refit
 from tlm_core.linear.self_training import MOST_PIECES, pieces_of, self_train
 from tlm_core.parquet import open_parquet
 from tlm_core.serving import MODEL, copy_model, write_metadata
@@ -57,19 +62,29 @@ def baseline(ctx: StageContext[BaselineParams]) -> dict[str, Any]:
         "tried": [{**asdict(setting), "score": score} for setting, score in fitted.tried],
         "temperature": temperature(task.type, fitted.held_out, task.targets("train")),
     }
-    _write_linear(ctx.out, task, fitted.model, fitted.held_out, facts, LINEAR, began)
+    outputs = _outputs(fitted.model, task, splits_of(task)) | {HELD_OUT: fitted.held_out}
+    _write_linear(ctx.out, task, fitted.model, outputs, facts, LINEAR, began)
     return {"score": fitted.score, "features": len(fitted.model.features)}
 
 
+def _outputs(model: LinearModel, task: Task, splits: Iterable[str]) -> dict[str, Outputs]:
+    return {split: model.outputs(rows_of(task, split)) for split in splits}
+
+
 def _write_linear(
-    out: Path, task: Task, model: LinearModel, held_out: Outputs, facts: dict[str, Any], name: str, began: float
+    out: Path,
+    task: Task,
+    model: LinearModel,
+    outputs: Mapping[str, Outputs],
+    facts: dict[str, Any],
+    name: str,
+    began: float,
 ) -> None:
-    """Write a linear model with its outputs and facts. began: start of the stage, to report its seconds."""
-    outputs = {split: model.outputs(rows_of(task, split)) for split in splits_of(task)}
+    """Write a linear model with its outputs by split and its facts. began: start of its fit, to report the seconds."""
     model.write(out)
     write_linear(model, Scales.of_linear(facts["temperature"]), out / MODEL)
     write_metadata(out, task, name)
-    np.savez_compressed(out / OUTPUTS, allow_pickle=False, **outputs, **{HELD_OUT: held_out})
+    np.savez_compressed(out / OUTPUTS, allow_pickle=False, **outputs)
     top = top_ngrams(model, task) if task.type.has_classes else {}
     _write_facts(out, {**facts, "features": len(model.features), "top_ngrams": top}, began)
 
@@ -103,7 +118,8 @@ def self_train_stage(ctx: StageContext[SelfTrainParams]) -> dict[str, Any]:
     facts["pieces"] = len(student.chosen)
     probabilities = np.exp(log_softmax(student.outputs / divisor))
     write_pieces(ctx.out, [pieces[number] for number in student.chosen], probabilities)
-    _write_linear(ctx.out, task, student.model, first.outputs[HELD_OUT], facts, SELF_TRAINED, began)
+    outputs = _outputs(student.model, task, splits_of(task)) | {HELD_OUT: first.outputs[HELD_OUT]}
+    _write_linear(ctx.out, task, student.model, outputs, facts, SELF_TRAINED, began)
     return {"amount": result.amount, "pieces": len(student.chosen)}
 
 
@@ -116,10 +132,24 @@ def _copy_baseline(ctx: StageContext[SelfTrainParams], task: Task, facts: dict[s
     _write_facts(ctx.out, facts, began)
 
 
-def write_pieces(out: Path, texts: list[str], probabilities: NDArray[np.float32]) -> None:
-    """Write pieces of passages with the probabilities of their labels, [pieces, labels]."""
-    column = pa.FixedSizeListArray.from_arrays(pa.array(probabilities.reshape(-1)), probabilities.shape[1])
-    pq.write_table(pa.table({"text": pa.array(texts, pa.string()), "probabilities": column}), out / PIECES)
+def refit_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
+    """Fit each linear model again, with its setting, on train and validation (`refit: true` of the recipe).
+
+    It writes the files of `baseline` for each into a folder with its name, `linear` or `self_trained`. The outputs are
+    those for test splits. Inputs: `task`, `baseline`, and `self_train` if there are passages.
+    """
+    task, models = Task.read(ctx.inputs["task"]), read_linears(ctx.inputs)
+    tests = [split for split in splits_of(task) if split != "validation"]
+    for name, first in models.items():
+        if first.is_copy:
+            continue
+        began = time.monotonic()
+        ctx.report.event("refit", model=name)
+        pieces = read_pieces(ctx.inputs[LINEAR_NODES[name]]) if name == SELF_TRAINED else None
+        model = refit(task, Setting(**first.facts["setting"]), pieces)
+        (ctx.out / name).mkdir()
+        _write_linear(ctx.out / name, task, model, _outputs(model, task, tests), dict(first.facts), name, began)
+    return {}
 
 
 def _pieces(selection: Path, task: Task) -> list[str]:
@@ -139,18 +169,20 @@ def top_ngrams(model: LinearModel, task: Task) -> dict[str, list[str]]:
 
 
 def evaluate_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
-    """Test the linear model once. Inputs: `task`, `baseline`."""
-    report, predictions = linear_report(Task.read(ctx.inputs["task"]), LinearResult.read(ctx.inputs["baseline"]))
+    """Test the linear model once. Inputs: `task`, `baseline`, and `refit_linear` if the recipe says so."""
+    report, predictions = linear_report(Task.read(ctx.inputs["task"]), read_linears(ctx.inputs)[LINEAR])
+    report[REFIT] = REFIT_LINEAR in ctx.inputs
     write_report(ctx.out, report, predictions)
     return report_meta(report)
 
 
 def export_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
-    """Return the linear model as the job's model, with its card. Inputs: `task`, `baseline`, `evaluate`."""
-    copy_model(ctx.inputs["baseline"], ctx.out)
+    """Return the linear model as the job's model, with its card. Inputs: those of `evaluate_linear`, and `evaluate`."""
+    folder = linear_folder(ctx.inputs, LINEAR)
+    copy_model(folder, ctx.out)
     shutil.copyfile(ctx.inputs["evaluate"] / REPORT, ctx.out / REPORT)
     report = json.loads((ctx.out / REPORT).read_text(encoding="utf-8"))
     facts = json.loads((ctx.inputs["task"] / "task.json").read_text(encoding="utf-8"))
     (ctx.out / "README.md").write_text(linear_card(report, facts), encoding="utf-8")
-    model = LinearModel.read(ctx.inputs["baseline"])
+    model = LinearModel.read(folder)
     return {"parameters": model.weights.size + model.bias.size}

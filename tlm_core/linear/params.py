@@ -5,7 +5,6 @@ from __future__ import annotations
 from tlm_core.training.stage import StageParams
 
 MOST_LABELED = 20_000  # pieces that a linear model learns from
-PIECES = "pieces.parquet"  # of the stage self_train: pieces of passages with the probabilities of their labels
 
 
 class SelfTrainParams(StageParams):

@@ -91,9 +91,12 @@ class Task:
         return cast(NDArray[np.int64], self.splits[split]["row"].to_numpy())
 
     def in_train(self, split: str) -> NDArray[np.bool_]:
-        """(rows,) True where a text of `split` is also in train, ignoring case and white space."""
-        train, other = (self._keys(name) for name in ("train", split))
-        return is_among(other, train)
+        """(rows,) True where a text of `split` is also in train, ignoring case and white space.
+
+        For test splits, also where it is in validation, because returned models learn from validation too.
+        """
+        earlier = ("train",) if split == "validation" else ("train", "validation")
+        return is_among(self._keys(split), np.concatenate([self._keys(name) for name in earlier]))
 
     def _keys(self, split: str) -> NDArray[np.int64]:
         table = self.splits[split]

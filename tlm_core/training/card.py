@@ -77,6 +77,7 @@ def linear_card(report: Facts, task: Facts) -> str:
         "",
         f"A text {task_type.model}: linear, on TF-IDF of {features}. Cross-validation and validation chose its",
         f"settings. It reads {parts}. `model.onnx` needs the ids that `ngrams.json` defines.",
+        *_refit(report),
         "`tlm_core.serving.load_model` loads both.",
         "",
         *task_type.output_section([_plain(label) for label in task["labels"]]),
@@ -148,7 +149,8 @@ def _scores(report: Facts) -> list[str]:
     rows = rows if majority else rows[1:]
     for split in [name for name in report["mean"] if name != "test"]:
         row = ModelRow("", report["mean"][split], report["spread"][split])
-        rows.append((f"{_plain(split)}, returned model", row))
+        before = " before it learned from validation" if report.get("refit") and split == "validation" else ""
+        rows.append((f"{_plain(split)}, returned model{before}", row))
     cells = [[_number(row.mean.get(name), row.spread.get(name)) for name in names] for _, row in rows]
     return [
         *sentences(report),
@@ -156,7 +158,7 @@ def _scores(report: Facts) -> list[str]:
         f"Validation decides by {METRICS[metric].title}. {_runs(report)}",
         "Test was read once for each seed, after all training.",
         "",
-        f"| | {' | '.join(METRICS[name].title for name in names[:-1])} | without texts that are also in train | file |",
+        f"| | {' | '.join(METRICS[name].title for name in names[:-1])} | without texts of train and validation | file |",
         "|---" * (len(names) + 2) + "|",
         *(f"| {title} | {' | '.join(of_row)} | {row.file} |" for (title, row), of_row in zip(rows, cells, strict=True)),
     ]
@@ -175,10 +177,15 @@ def _weights(report: Facts) -> list[str]:
     """Return which weights the stock folder holds, as opposed to the graph beside it."""
     scored = any(entry["validation"]["value"] is not None for entry in report["seeds"])
     chosen = "the best on validation" if scored else "the first, because validation has no score"
-    lines = ["", f"These weights are the encoder of seed {report['best_seed']}, {chosen}."]
+    lines = ["", f"These weights are the encoder of seed {report['best_seed']}, {chosen}.", *_refit(report)]
     if report.get("returned", {}).get("model", "encoder") != "encoder":
         lines.append(f"`model.onnx`, beside this folder, is {returned_model(report)}: the model that the job returns.")
     return lines
+
+
+def _refit(report: Facts) -> list[str]:
+    """Return which texts the returned models learned from, beside train."""
+    return ["After all choices, it learned from train and validation."] if report.get("refit") else []
 
 
 def _rates(report: Facts) -> list[str]:

@@ -1,13 +1,14 @@
-"""The stages joint, finetune, and choose. Each is a function of a `StageContext`."""
+"""The stages joint, finetune, choose, and refit. Each is a function of a `StageContext`."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,12 +32,13 @@ from tlm_core.training.params import SHRUNK, ChooseParams, FinetuneParams, Joint
 from tlm_core.training.passes import gpu_passes
 from tlm_core.training.prepared import Batch, FinetuneBatches, JointBatches, Prepared, Split, weighted
 from tlm_core.training.profiling import copy_traces, trace_path, traced
-from tlm_core.training.recipe import OWN_STARTS, Budget, Model
+from tlm_core.training.recipe import OWN_STARTS, Budget, Finetune, Model
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import HISTORY, SHAPE, WEIGHTS, TrainState, load_weights, own_units, read_history, weights
 
 # The joint stage shows a curve of these validations. They select nothing.
 _CURVE_POINTS, _CURVE_TEXTS = 5, 500
+LABELED = ("train", "validation")  # the splits that models learn from after all choices
 
 
 @model_fits_device()
@@ -137,12 +139,42 @@ def tune(
     before: the joint stage's history, or {}. draw: (prepared, batch size, seed) → batches by step. flops: of a batch's
     forward and backward pass; by default those of the encoder.
     """
-    params, finetune, device = ctx.params, ctx.params.finetune, pick_device()
-    prepared = Prepared(ctx.inputs["prepared"])
+    finetune, prepared = ctx.params.finetune, Prepared(ctx.inputs["prepared"])
     head_trained = bool(before.get("head_trained")) and not finetune.reset_head
-    steps = finetune.steps(len(prepared.split("train"))) * (1 if prepared.pieces() is None else 2)
-    if BEHIND in before:
-        steps = 1
+    steps = 1 if BEHIND in before else _steps(finetune, prepared, ("train",))
+    trainer = _tuner(ctx, model, prepared, draw, steps, flops)
+    trainer.validate = partial(_validate, ctx, model, prepared.split("validation"), prepared, trainer.device)
+    trainer.evaluate_at = evaluation_steps(steps, finetune.evaluations, head_trained)
+    with traced(trainer, trace_path(ctx, "finetune")):
+        state, best = trainer.run()
+    assert best is not None
+    if "joint" in ctx.inputs and not ctx.rank:
+        copy_traces(ctx.inputs["joint"], ctx.out)
+    extra = {"joint": before.get("cost")} | ({BEHIND: before[BEHIND]} if BEHIND in before else {})
+    return write_trained(ctx, model.shape, _classifier(best, prepared), state, trainer.device, extra)
+
+
+def _steps(finetune: Finetune, prepared: Prepared, splits: Sequence[str]) -> int:
+    """Return the steps of finetuning on the texts of some splits. Every other step has pieces, if there are any."""
+    rows = sum(len(prepared.split(name)) for name in splits)
+    return finetune.steps(rows) * (1 if prepared.pieces() is None else 2)
+
+
+def _classifier(tensors: Mapping[str, Tensor], prepared: Prepared) -> dict[str, Tensor]:
+    """Return the weights of a finetuned model without those of masked language modeling, in the units of the task."""
+    return own_units({name: of for name, of in tensors.items() if not name.startswith("vocabulary.")}, prepared)
+
+
+def _tuner(
+    ctx: StageContext[TuneParams],
+    model: TaskModel,
+    prepared: Prepared,
+    draw: Callable[[Prepared, int, int], Callable[[int, float], Batch]],
+    steps: int,
+    flops: Callable[[Batch], float] | None = None,
+) -> Trainer:
+    """Return the training run of finetuning, without validation. See `tune`."""
+    params, finetune, device = ctx.params, ctx.params.finetune, pick_device()
     workers = Workers(ctx.rank, ctx.world_size)
     optimizer = FlatOptimizer(model, finetune.optimizer, ("encoder", "task"), workers, params.precision)
     encoder = isinstance(model.shape, Shape)
@@ -150,7 +182,7 @@ def tune(
     if encoder:
         loss = prepared.type.loss
         passes = gpu_passes(model, optimizer, workers, device, params.precision, loss=loss)
-    trainer = Trainer(
+    return Trainer(
         ctx=ctx,
         model=model,
         optimizer=optimizer,
@@ -161,17 +193,43 @@ def tune(
         memory=partial(training_bytes, model.shape, optimizer.size) if encoder else None,
         passes=passes,
         needed_flops=partial(needed_flops, model.shape) if encoder else None,
-        validate=partial(_validate, ctx, model, prepared.split("validation"), prepared, device),
-        evaluate_at=evaluation_steps(steps, finetune.evaluations, head_trained),
     )
-    with traced(trainer, trace_path(ctx, "finetune")):
-        state, best = trainer.run()
-    assert best is not None
-    if "joint" in ctx.inputs and not ctx.rank:
-        copy_traces(ctx.inputs["joint"], ctx.out)
-    chosen = {name: tensor for name, tensor in best.items() if not name.startswith("vocabulary.")}
-    extra = {"joint": before.get("cost")} | ({BEHIND: before[BEHIND]} if BEHIND in before else {})
-    return write_trained(ctx, model.shape, own_units(chosen, prepared), state, device, extra)
+
+
+def refit(ctx: StageContext[FinetuneParams]) -> dict[str, Any]:
+    """Finetune again on train and validation, for the share of the steps that validation chose (`refit: true`).
+
+    Where validation chose the untouched weights, or the encoder is behind the linear model, the weights stay the same.
+    Inputs: those of `finetune`, and `finetune` with the chosen rate and class weights.
+    """
+    prepared, history = Prepared(ctx.inputs["prepared"]), read_history(ctx.inputs["finetune"])
+    if not ctx.rank:
+        copy_traces(ctx.inputs["finetune"], ctx.out)
+    best = history["best"]
+    if BEHIND in history or not best["step"]:
+        return {"steps": 0} if ctx.rank else _copy_weights(ctx.inputs["finetune"], ctx.out, history)
+    finetune = ctx.params.finetune.with_values(best)
+    ctx = replace(ctx, params=ctx.params.model_copy(update={"finetune": finetune}))
+    model, _ = start(ctx)
+    return _refit(ctx, model, prepared, best["step"] / _steps(finetune, prepared, ("train",)))
+
+
+@model_fits_device()
+def _refit(ctx: StageContext[FinetuneParams], model: TaskModel, prepared: Prepared, share: float) -> dict[str, Any]:
+    steps = _steps(ctx.params.finetune, prepared, LABELED)
+    trainer = _tuner(ctx, model, prepared, partial(FinetuneBatches, splits=LABELED), steps)
+    trainer.last_step = max(1, round(share * steps))
+    state, _ = trainer.run()
+    return write_trained(ctx, model.shape, _classifier(weights(model), prepared), state, trainer.device, {})
+
+
+def _copy_weights(finetuned: Path, out: Path, history: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the finetuned weights as the result of a stage without cost."""
+    for name in (WEIGHTS, SHAPE):
+        shutil.copyfile(finetuned / name, out / name)
+    cost = dict.fromkeys(history["cost"], 0.0)
+    (out / HISTORY).write_text(json.dumps({**history, "cost": cost}), encoding="utf-8")
+    return {"steps": 0}
 
 
 def choose(ctx: StageContext[ChooseParams]) -> dict[str, Any]:

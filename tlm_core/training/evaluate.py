@@ -13,8 +13,16 @@ import torch
 from torch import Tensor
 
 from tlm_core.errors import OutOfMemory
-from tlm_core.evaluation.combine import LINEAR, SELF_TRAINED
-from tlm_core.evaluation.report import EncoderResult, LinearResult, job_report, report_meta, write_report
+from tlm_core.evaluation.report import (
+    LINEAR_NODES,
+    REFIT,
+    EncoderResult,
+    LinearResult,
+    job_report,
+    read_linears,
+    report_meta,
+    write_report,
+)
 from tlm_core.evaluation.summary import BEHIND
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import SPLITS, Task
@@ -28,7 +36,6 @@ from tlm_core.training.prepared import Batch, Prepared, Split, task_batch
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import load_model, read_history
 
-LINEAR_NODES = {LINEAR: "baseline", SELF_TRAINED: "self_train"}  # linear model → the node that fits it
 DOCUMENTS = 128
 
 # (folder of a finetuned model, split) → label logits [n, labels].
@@ -119,8 +126,8 @@ def evaluate(ctx: StageContext[SeedsParams]) -> dict[str, Any]:
 
     An ensemble has compact weights, and so have its encoders here.
 
-    Inputs: `prepared`, `task`, `finetune.s{seed}` for each seed and, to combine the models,
-    `baseline` and `self_train`.
+    Inputs: `prepared`, `task`, `finetune.s{seed}` for each seed and, to combine the models, `baseline` and
+    `self_train`. If the recipe says so, also `refit.s{seed}` and `refit_linear`: the models that test and export use.
     """
     return evaluate_models(ctx, partial(load_model, compact=ctx.params.ensemble))
 
@@ -134,28 +141,42 @@ def evaluate_models(ctx: StageContext[SeedsParams], load: Callable[[Path], TaskM
         return predict(load(folder).to(device), split, prepared, device=device, workers=workers)
 
     folders = {seed: ctx.inputs[f"finetune.s{seed}"] for seed in ctx.params.seeds}
-    linears = {name: LinearResult.read(ctx.inputs[node]) for name, node in LINEAR_NODES.items() if node in ctx.inputs}
-    encoders = encoder_results(folders, prepared, predictor)
+    final = {seed: encoder_folder(ctx.inputs, seed) for seed in ctx.params.seeds}
+    encoders = encoder_results(folders, prepared, predictor, final)
     if ctx.rank:
         return {}
+    linears = read_linears(ctx.inputs)
     shared = shared_cost(prepared, linears)
-    learned = {name: linear for name, linear in linears.items() if name == LINEAR or linear.facts["amount"]}
+    learned = {name: linear for name, linear in linears.items() if not linear.is_copy}
     report, predictions = job_report(task, encoders, learned, shared, ensemble=ctx.params.ensemble)
-    report |= cut_texts(prepared)
+    report |= {REFIT: final != folders, **cut_texts(prepared)}
     write_report(ctx.out, report, predictions)
     return report_meta(report)
 
 
-def encoder_results(folders: Mapping[int, Path], prepared: Prepared, predictor: Predictor) -> list[EncoderResult]:
+def encoder_folder(inputs: Mapping[str, Path], seed: int) -> Path:
+    """Return the folder of a seed's encoder to serve, among the inputs of a stage."""
+    return inputs.get(f"refit.s{seed}", inputs[f"finetune.s{seed}"])
+
+
+def encoder_results(
+    folders: Mapping[int, Path],
+    prepared: Prepared,
+    predictor: Predictor,
+    final: Mapping[int, Path] | None = None,
+) -> list[EncoderResult]:
     """Return the outputs of each seed's encoder on validation and test, its history and its cost.
 
-    folders: of the finetuned models, by seed. It reads test texts, so call it once, after all training.
+    folders: of the finetuned models, by seed. final: of the models to test, by default the same. It reads test texts,
+    so call it once, after all training.
     """
     results = []
     for seed in sorted(folders):
-        history = read_history(folders[seed])
-        outputs = {name: predictor(folders[seed], prepared.split(name)) for name in ("validation", *tests_of(prepared))}
+        history, tested = read_history(folders[seed]), (final or folders)[seed]
+        outputs = {"validation": predictor(folders[seed], prepared.split("validation"))}
+        outputs |= {name: predictor(tested, prepared.split(name)) for name in tests_of(prepared)}
         cost = {name: history[name] for name in ("joint",) if history[name]} | {"finetune": history["cost"]}
+        cost |= {} if tested == folders[seed] else {"refit": read_history(tested)["cost"]}
         tries, behind = history.get("tries", ()), history.get(BEHIND)
         results.append(EncoderResult(seed, outputs, history["best"], cost, tries, behind))
     return results

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tlm_core.errors import TrainingFailed
 from tlm_core.evaluation.combine import ENSEMBLE, LINEAR, LINEAR_MODELS, Scales, log_softmax
-from tlm_core.evaluation.report import PREDICTIONS, REPORT
+from tlm_core.evaluation.report import PREDICTIONS, REPORT, linear_folder
 from tlm_core.evaluation.summary import ENCODER
 from tlm_core.linear.graph import write_combined, write_linear
 from tlm_core.linear.model import ALPHABET, LinearModel
@@ -25,7 +25,7 @@ from tlm_core.tasks.task import Task
 from tlm_core.training.architectures import Shape, architecture_named, architecture_of
 from tlm_core.training.architectures.base import common_arguments
 from tlm_core.training.card import model_card
-from tlm_core.training.evaluate import predict
+from tlm_core.training.evaluate import encoder_folder, predict
 from tlm_core.training.graph import write_onnx
 from tlm_core.training.model import TaskModel
 from tlm_core.training.names import to_stock
@@ -42,13 +42,12 @@ PROBES = 16
 def export(ctx: StageContext[ExportParams]) -> dict[str, Any]:
     """Write the returned model and, in `model/`, its encoder as a stock folder; see docs/report.md for the files.
 
-    Inputs: `prepared`, `task`, `baseline`, `self_train` if there are passages, `evaluate`, and `finetune.s{seed}` for
-    each seed. Raises TrainingFailed unless the stock classes and onnxruntime load the files and compute what
-    `evaluate` computed.
+    Inputs: those of `evaluate`, and `evaluate`. Raises TrainingFailed unless the stock classes and onnxruntime load the
+    files and compute what `evaluate` computed.
     """
     prepared, task = Prepared(ctx.inputs["prepared"]), Task.read(ctx.inputs["task"])
     report = json.loads((ctx.inputs["evaluate"] / "report.json").read_text(encoding="utf-8"))
-    best, compact = ctx.inputs[f"finetune.s{report['best_seed']}"], ENSEMBLE in report["models"]
+    best, compact = encoder_folder(ctx.inputs, report["best_seed"]), ENSEMBLE in report["models"]
     model = load_model(best, compact=compact)
     seed = next(entry for entry in report["seeds"] if entry["seed"] == report["best_seed"])
     with torch.no_grad():  # the weights of the last layer include the temperature, so the stock model is calibrated
@@ -56,9 +55,9 @@ def export(ctx: StageContext[ExportParams]) -> dict[str, Any]:
             parameter /= seed["scales"]["encoder_temperature"]
     count = write_export(ctx.out, model, weights(model), prepared, task, report, ctx.params.recipe)
     returned = report["returned"]["model"]
-    copy_model(ctx.inputs["baseline"], ctx.out / "linear")
+    copy_model(linear_folder(ctx.inputs, LINEAR), ctx.out / "linear")
     if returned != ENCODER:
-        _write_returned(ctx, report["returned"], compact=compact)
+        _write_returned(ctx, report, compact=compact)
     write_metadata(ctx.out, task, returned, prepared.max_length, prepared.max_windows)
     _check_served(ctx.out, task, ctx.inputs["evaluate"], "all" if compact else f"s{report['best_seed']}")
     shutil.copyfile(ctx.inputs["evaluate"] / REPORT, ctx.out / REPORT)
@@ -66,28 +65,30 @@ def export(ctx: StageContext[ExportParams]) -> dict[str, Any]:
     return {"best_seed": report["best_seed"], "parameters": count}
 
 
-def _write_returned(ctx: StageContext[ExportParams], returned: Mapping[str, Any], *, compact: bool) -> None:
-    """Write `model.onnx` of any model but a single encoder. returned: of the report."""
+def _write_returned(ctx: StageContext[ExportParams], report: Mapping[str, Any], *, compact: bool) -> None:
+    """Write `model.onnx` of any model but a single encoder."""
+    returned = report["returned"]
     model, scales, path = returned["model"], Scales(**returned["scales"]), ctx.out / MODEL
     linear = None
     if model != ENSEMBLE:
-        folder = ctx.inputs["baseline" if model == LINEAR or "self_train" not in ctx.inputs else "self_train"]
+        last = [name for name in LINEAR_MODELS if name in report["models"]][-1]
+        folder = linear_folder(ctx.inputs, model if model in LINEAR_MODELS else last)
         shutil.copyfile(folder / ALPHABET, ctx.out / ALPHABET)
         linear = LinearModel.read(folder)
     if linear is not None and model in LINEAR_MODELS:
         write_linear(linear, scales, path)
         return
-    encoders = [load_model(ctx.inputs[f"finetune.s{seed}"], compact=compact) for seed in returned["seeds"]]
+    encoders = [load_model(encoder_folder(ctx.inputs, seed), compact=compact) for seed in returned["seeds"]]
     members = [{name: tensor.numpy() for name, tensor in weights(encoder).items()} for encoder in encoders]
     write_combined(encoders[0].shape, members, linear, scales, path)
 
 
 def _check_served(out: Path, task: Task, evaluated: Path, run: str) -> None:
     """Raise TrainingFailed unless the files predict for texts what `evaluate` computed for their tokens."""
-    texts, pairs = task.texts("validation")[:PROBES], task.text_pairs("validation")
+    texts, pairs = task.texts("test")[:PROBES], task.text_pairs("test")
     served = load_served(out).probabilities(texts, pairs[:PROBES] if pairs else None)
     with np.load(evaluated / PREDICTIONS) as arrays:
-        expected = arrays[f"validation.{run}"][:PROBES]
+        expected = arrays[f"test.{run}"][:PROBES]
     if task.type.has_classes:
         expected = np.exp(log_softmax(expected))
     compare_logits("served model", served, expected)

@@ -69,7 +69,8 @@ class Trainer:
     training with a number of rows; None if they are not estimated. validate: scores the model, if the stage does.
     evaluate_at: the steps (1-based; 0 is before the first) after which to validate; the best weights are kept.
     curve: the number of validations at equal shares of the budget that only report. is_behind: called at half the
-    budget; if true, the run ends there. passes: by default those over rows.
+    budget; if true, the run ends there. last_step: the run ends after it, before the end of the budget.
+    passes: by default those over rows.
     needed_flops: FLOPs that the model needs for a batch, for the reported utilization of a GPU.
     before_step: called before each step.
     """
@@ -86,6 +87,7 @@ class Trainer:
     evaluate_at: frozenset[int] = frozenset()
     curve: int = 0
     is_behind: Callable[[], bool] | None = None
+    last_step: int | None = None
     clock: Callable[[], float] = time.perf_counter
     passes: Passes | None = None
     needed_flops: Callable[[Batch], float] | None = None
@@ -119,7 +121,7 @@ class Trainer:
         if state.step == 0 and 0 in self.evaluate_at and not state.evaluations:
             self._evaluate()
         open_steps: deque[tuple[Step, int, float]] = deque()
-        while (used := state.progress(self.budget)) < 1.0:
+        while (used := state.progress(self.budget)) < 1.0 and state.step != self.last_step:
             self.before_step()
             step = self._launch(batches(), report.stop)
             state.count(step.batch.real_tokens, self._flops(step.batch))
@@ -127,7 +129,7 @@ class Trainer:
             # The time from step to step includes validation, the copy of a checkpoint, and waits for slow storage.
             counted = self._count_seconds(counted)
             open_steps.append((step, state.tokens, state.progress(self.budget)))
-            finished = state.progress(self.budget) >= 1.0
+            finished = state.progress(self.budget) >= 1.0 or state.step == self.last_step
             halfway = self.is_behind is not None and used < 0.5 <= state.progress(self.budget)
             evaluate, save = self._is_due(used), state.step % self.ctx.params.checkpoint_steps == 0
             # All workers must read results at the same steps, because they decide by them.
@@ -392,6 +394,8 @@ class _Progress:
         if now - self._last >= REPORT_SECONDS * max(1.0, (now - self._began) / 500):
             self._point(now, result)
         progress = min(1.0, state.progress(self._trainer.budget))
+        if self._trainer.last_step is not None:
+            progress = state.step / self._trainer.last_step
         self.stop = not ctx.report.progress(
             step=result.step,
             total=max(state.step, round(state.step / progress)),

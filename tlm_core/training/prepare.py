@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from tokenizers import Encoding, Tokenizer
 
 from tlm_core.errors import NotFound, Unavailable
-from tlm_core.linear.params import PIECES
+from tlm_core.linear.pieces import read_pieces
 from tlm_core.parquet import open_parquet
 from tlm_core.pulse import PULSE
 from tlm_core.tasks.task import Task
@@ -176,12 +176,11 @@ def _passages(
 
 def _pieces(out: Path, tokenizer: Tokenizer, size: int, self_train: Path) -> None:
     """Write the labeled pieces of passages as the split `pieces`, each as one window. Its labels are probabilities."""
-    table = pq.read_table(self_train / PIECES)
-    texts, labels = table["text"].to_pylist(), table["probabilities"].combine_chunks()
+    texts, probabilities = read_pieces(self_train)
     with StoreWriter(out, "pieces", size) as store:
         for begin in range(0, len(texts), BATCH):
             store.add([encoding.ids for encoding in tokenizer.encode_batch_fast(texts[begin : begin + BATCH])])
-    np.save(out / "pieces.labels.npy", labels.flatten().to_numpy().reshape(len(texts), labels.type.list_size))
+    np.save(out / "pieces.labels.npy", probabilities)
     np.save(out / "pieces.rows.npy", np.arange(len(texts)))
 
 

@@ -88,6 +88,19 @@ class Split:
         return inputs
 
 
+def joined(splits: Sequence[Split]) -> Split:
+    """Return the texts of all splits, in order."""
+    second = [split.second for split in splits if split.second is not None]
+    before = np.cumsum([0, *map(len, splits)])
+    return Split(
+        store=TokenStore.joined([split.store for split in splits]),
+        labels=np.concatenate([split.labels for split in splits]),
+        rows=np.concatenate([split.rows for split in splits]),
+        second=np.concatenate(second) if second else None,
+        texts=np.concatenate([split.texts + first for split, first in zip(splits, before, strict=False)]),
+    )
+
+
 class Prepared:
     """Reads the artifact of the stage `prepare`."""
 
@@ -127,9 +140,9 @@ class Prepared:
         """
         return labels if self.scaling is None else self.scaling.standardize(labels)
 
-    def training(self) -> Split:
-        """Return the train split with `standard` labels. A model trained on it predicts them until `own_units`."""
-        split = self.split("train")
+    def training(self, names: Sequence[str] = ("train",)) -> Split:
+        """Return the texts of some splits with `standard` labels. A model of them predicts these until `own_units`."""
+        split = joined([self.split(name) for name in names])
         return replace(split, labels=self.standard(split.labels))
 
     def passages(self) -> TokenStore | None:
@@ -295,21 +308,30 @@ class JointBatches:
 class FinetuneBatches:
     """Step number → batch of labeled texts. Every other batch has pieces of passages, if there are any."""
 
-    def __init__(self, prepared: Prepared, batch: int, seed: int) -> None:
+    def __init__(self, prepared: Prepared, batch: int, seed: int, splits: Sequence[str] = ("train",)) -> None:
         self._prepared = prepared
-        self._train, self._pieces = prepared.training(), prepared.pieces()
+        self._train, self._pieces = prepared.training(splits), prepared.pieces()
+        self._name = "/".join(splits)
         self._batch = batch
         self._seed = seed
 
     def __call__(self, step: int, progress: float) -> Batch:  # noqa: ARG002 - the signature the loop calls
-        return _turn(self._prepared, self._train, self._pieces, self._seed, Stream.FINETUNE, step, self._batch)
+        place = (self._seed, Stream.FINETUNE, step, self._batch)
+        return _turn(self._prepared, self._train, self._pieces, *place, self._name)
 
 
 def _turn(
-    prepared: Prepared, train: Split, pieces: Split | None, seed: int, stream: Stream, number: int, size: int
+    prepared: Prepared,
+    train: Split,
+    pieces: Split | None,
+    seed: int,
+    stream: Stream,
+    number: int,
+    size: int,
+    name: str = "train",
 ) -> Batch:
-    """Return batch `number` of labeled texts: train texts, or in turn train texts and pieces of passages."""
-    split, name = train, "train"
+    """Return batch `number` of labeled texts: train texts, or in turn train texts and pieces. name: of the former."""
+    split = train
     if pieces is not None:
         number, of_pieces = divmod(number, 2)
         split, name = (pieces, "pieces") if of_pieces else (train, name)

@@ -227,6 +227,13 @@ class Finetune(_Part):
         """Whether validation chooses among several finetunings."""
         return bool(self.rates) or self.class_weights == "auto"
 
+    def with_values(self, values: Mapping[str, object]) -> Finetune:
+        """Return the part with the rate and the class weights of one try; keys that it lacks stay as they are."""
+        chosen = {name: values[name] for name in ("class_weights",) if name in values}
+        if "lr" in values:
+            chosen["optimizer"] = self.optimizer.model_copy(update={"lr": values["lr"]})
+        return self.model_copy(update=chosen)
+
     def check_weights(self, task: str, has_classes: bool) -> None:
         """Raise InvalidRecipe for class weights of a regression task."""
         if self.class_weights != "none" and not has_classes:
@@ -268,6 +275,10 @@ class Recipe(_Part):
     ensemble: bool = Field(
         False,
         description="true: the returned model averages the encoders of all seeds; false: it has one of them",
+    )
+    refit: bool = Field(
+        False,
+        description="true: a `train` job trains its models again on train and validation, after all choices",
     )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto",
@@ -311,7 +322,7 @@ def cpu_facts() -> list[str]:
 def _fast(scale: Scale) -> Recipe:
     """Return our recipe, which reaches the same quality at lower cost. docs/experiments.md has the measurements."""
     if scale == "instant":
-        return Recipe(name="fast", scale=scale, selection=Selection(selector="none"))
+        return Recipe(name="fast", scale=scale, selection=Selection(selector="none"), refit=True)
     shapes = {
         "quick": (2, 128, 2, 256, 400_000),
         "tiny": (3, 192, 3, 384, 3_000_000),
@@ -337,6 +348,7 @@ def _fast(scale: Scale) -> Recipe:
             optimizer=Optimizer(name="adamw", lr=1e-3 if on_cpu else 3e-4),
         ),
         ensemble=True,
+        refit=True,
     )
 
 

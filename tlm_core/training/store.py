@@ -82,6 +82,15 @@ class TokenStore:
         if int(self.offsets[-1]) != len(self.tokens):
             raise CorruptArtifact(f"The token store '{name}' is truncated. Retry the job: tlm retry JOB.")
 
+    @classmethod
+    def joined(cls, stores: Sequence[TokenStore]) -> TokenStore:
+        """Return the documents of all stores, in order. A single store stays as it is; others are copied to memory."""
+        store = copy(stores[0])
+        for other in stores[1:]:
+            store.offsets = np.concatenate([store.offsets, other.offsets[1:] + len(store.tokens)])
+            store.tokens = np.concatenate([store.tokens, other.tokens])
+        return store
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

@@ -50,7 +50,7 @@ def test_fixed_rival_is_paired_with_each_seed() -> None:
         *made_records({"returned model": [0.60, 0.62, 0.61]}),
         Record("sciie", "linear model", None, None, 0.5, 9.0),
     ]
-    row = next(line for line in table(records).splitlines() if line.startswith("| returned model > linear model"))
+    row = next(line for line in table(records).splitlines() if line.startswith("| returned model > linear model |"))
     assert "+0.110, confirmed" in row and "3 seeds" in row
 
 

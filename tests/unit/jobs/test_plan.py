@@ -54,7 +54,8 @@ def test_evaluate_gathers_the_finetuning_of_every_seed() -> None:
 def test_task_only_plan_has_no_selection_and_joint_stage() -> None:
     plan = plan_of(make_job({"joint.enabled": False, "selection.selector": "none"}, corpus_name=None))
     check_order(plan)
-    assert [n.name for n in plan.nodes] == ["validate", "baseline", "prepare", "finetune.s0", "evaluate", "export"]
+    names = ["validate", "baseline", "prepare", "finetune.s0", "refit.s0", "refit_linear", "evaluate", "export"]
+    assert [node.name for node in plan.nodes] == names
     assert all(n.place is not Place.RETRIEVER for n in plan.nodes)
 
 
@@ -80,7 +81,14 @@ def test_dataset_selection_depends_only_on_the_task() -> None:
 )
 def test_change_of_recipe_reruns_only_dependent_nodes(override: dict[str, Any], reused: set[str]) -> None:
     before, after = ids(make_job()), ids(make_job(override))
-    assert {name for name in before if before[name] == after[name]} == reused
+    assert {name for name in before if before[name] == after[name]} - {"refit_linear"} == reused
+    assert (before["refit_linear"] == after["refit_linear"]) == ("self_train" in reused)
+
+
+def test_recipe_without_refit_has_the_same_artifacts_but_no_refit() -> None:
+    before, after = ids(make_job()), ids(make_job({"refit": False}))
+    assert before.keys() - after.keys() == {"refit.s0", "refit_linear"}
+    assert {name for name in after if after[name] != before[name]} == {"evaluate", "export"}
 
 
 def test_self_training_joins_preparation_and_evaluation_where_passages_exist() -> None:

@@ -170,7 +170,7 @@ def test_instant_job_returns_the_linear_model(tmp_path: Path) -> None:
     for node in plan.nodes:
         inputs = {name: done[source] for name, source in node.inputs.items()}
         done[node.name] = run_stage(node.stage, inputs, node.params, tmp_path / node.name)
-    assert [node.name for node in plan.nodes] == ["baseline", "evaluate", "export"]
+    assert [node.name for node in plan.nodes] == ["baseline", "refit_linear", "evaluate", "export"]
     report = json.loads((done["export"] / "report.json").read_text())
     assert report["returned"]["model"] == "linear"
     task, served = Task.read(done["validate"]), load_model(done["export"])

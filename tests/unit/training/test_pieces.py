@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.unit.training.made import made_prepared, made_selection, made_task, tiny
-from tlm_core.linear.linear_stages import write_pieces
+from tlm_core.linear.pieces import write_pieces
 from tlm_core.stages import FINETUNE, PREPARE
 from tlm_core.training.local import run_stage
 from tlm_core.training.params import FinetuneParams, PrepareParams

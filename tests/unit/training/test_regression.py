@@ -60,7 +60,7 @@ def test_stock_class_and_gateway_predict_the_same_targets(architecture: str, tmp
     assert model.labels == ("similarity",)
     predicted = model.probabilities(texts)
     returned, scales = report["returned"]["model"], Scales(**report["seeds"][0]["scales"])
-    linear = LinearModel.read(done["baseline"]).outputs([(text,) for text in texts])
+    linear = LinearModel.read(done["refit_linear"] / "linear").outputs([(text,) for text in texts])
     np.testing.assert_allclose(predicted, scales.combine(TASK_TYPES["regression"], linear, expected), rtol=1e-5)
     assert np.all((predicted > 1980) & (predicted < 2030))
     if architecture == "modernbert" or returned == "linear":

@@ -78,7 +78,7 @@ def test_report_has_scores_per_seed_with_mean_and_spread(chain: Mapping[str, Pat
 
 def test_report_has_the_cost_of_every_stage(chain: Mapping[str, Path]) -> None:
     cost = report_of(chain)["cost"]
-    assert list(cost) == ["baseline", "self_train", "prepare", "joint", "finetune", "total"]
+    assert list(cost) == ["baseline", "self_train", "prepare", "joint", "finetune", "refit", "total"]
     for name in ("flops", "tokens", "seconds"):
         assert cost["total"][name] == pytest.approx(sum(cost[stage][name] for stage in list(cost)[:-1]))
         assert cost["total"][name] > 0
@@ -288,7 +288,7 @@ def test_pair_task_without_selection_trains_a_bert(tmp_path: Path) -> None:
     done = run_chain(task, None, recipe, [3], tmp_path / "run")
     assert "joint.s3" not in done
     report = json.loads((done["evaluate"] / "report.json").read_text())
-    assert list(report["cost"]) == ["baseline", "prepare", "finetune", "total"]
+    assert list(report["cost"]) == ["baseline", "prepare", "finetune", "refit", "total"]
     assert report["spread"]["reason"] and report["spread"]["test"]["macro_f1"] is None
     written = Task.read(task)
     tokenizer = AutoTokenizer.from_pretrained(done["export"] / "model")
