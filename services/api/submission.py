@@ -20,6 +20,7 @@ from tlm_core.jobs.states import TERMINAL, State
 from tlm_core.kinds import KINDS
 from tlm_core.kinds.kind import FinishedJob
 from tlm_core.selection.selectors import SELECTORS
+from tlm_core.stages import REFIT, REFIT_LINEAR
 from tlm_core.training.recipe import Recipe, resolve
 
 if TYPE_CHECKING:
@@ -214,11 +215,14 @@ def _from_source(parts: Parts, tenant: str, spec: JobSpec, source: JobRecord) ->
 
 
 def _reused(source: JobRecord) -> dict[str, ReusedArtifact]:
-    """Return the artifacts of all stages before the evaluation. Raises Conflict if another release computed them."""
+    """Return the artifacts of all stages before the evaluation, without models that learned from validation.
+
+    Raises Conflict if another release computed them.
+    """
     assert source.result is not None, "a job that succeeded has a result"
     artifacts = source.result.artifacts
     digests = {name: artifact.ref.digest for name, artifact in artifacts.items()}
-    nodes = plan_of(source).behind("evaluate")
+    nodes = [node for node in plan_of(source).behind("evaluate") if node.stage not in (REFIT, REFIT_LINEAR)]
     for node in nodes:
         if node.name not in artifacts or node.artifact_id(digests, source.id) != artifacts[node.name].artifact:
             raise Conflict(

@@ -182,7 +182,7 @@ def test_job_starts_workers_for_the_linear_model_and_for_training(api: TestClien
 def test_instant_job_is_estimated_without_an_encoder(api: TestClient) -> None:
     result = estimate(api, corpus=None, scale="instant")
     assert [s["stage"] for s in result["stages"]] == [
-        "validate", "start", "baseline", "evaluate_linear", "export_linear",
+        "validate", "start", "baseline", "refit_linear", "evaluate_linear", "export_linear",
     ]  # fmt: skip
     assert {s["basis"] for s in result["stages"]} == {"built-in"} and result["seconds"] > 0
     assert result["flops"] is None and result["memory_bytes"] is None

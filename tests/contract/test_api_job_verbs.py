@@ -96,7 +96,7 @@ def test_clone_keeps_corpus_and_selector_consistent(api: TestClient) -> None:
     back = api.post(f"/v1/jobs/{clone['id']}/clone", json={"overrides": {"selection.selector": "none"}}).json()
     assert (back["corpus"], back["corpus_version"]) == (None, None)
     instant = api.post(f"/v1/jobs/{submit(api)}/clone", json={"scale": "instant"}).json()
-    assert (instant["corpus"], len(instant["stages"])) == (None, 4)
+    assert (instant["corpus"], len(instant["stages"])) == (None, 5)
     both = api.post(f"/v1/jobs/{alone}/clone", json={"corpus": "docs", "overrides": {"selection.selector": "none"}})
     assert (both.status_code, "Omit 'corpus'" in both.json()["detail"]) == (422, True), both.text
 
@@ -140,13 +140,13 @@ def test_job_on_a_deleted_dataset_cannot_be_retried(api: TestClient, gateway: Ga
 def test_deleted_job_keeps_shared_artifacts(api: TestClient, gateway: Gateway) -> None:
     failed = failed_job(api, gateway, up_to="export", seeds=[1])
     sharing = submit(api, seeds=[2])
-    assert done(api, sharing) == ["validate", "baseline", "select", "self_train", "prepare"]
+    assert done(api, sharing) == ["validate", "baseline", "select", "self_train", "prepare", "refit_linear"]
     assert api.delete(f"/v1/jobs/{failed}").status_code == 204
     for path in ("", "/events", "/logs", "/model"):
         assert api.get(f"/v1/jobs/{failed}{path}").status_code == 404
-    assert done(api, sharing) == ["validate", "baseline", "select", "self_train", "prepare"]
+    assert done(api, sharing) == ["validate", "baseline", "select", "self_train", "prepare", "refit_linear"]
     folders = {p.parent.parent.name for p in (gateway.root / "storage/default/artifacts").rglob("manifest.json")}
-    assert len(folders) == 5, "Artifacts of only the deleted job are deleted."
+    assert len(folders) == 6, "Artifacts of only the deleted job are deleted."
     api.post(f"/v1/jobs/{sharing}/cancel")
     assert api.delete(f"/v1/jobs/{sharing}").status_code == 204
     assert not any((gateway.root / "storage/default/artifacts").rglob("manifest.json"))

@@ -41,7 +41,8 @@ def test_submitted_job_is_fully_resolved(api: TestClient, gateway: Gateway) -> N
 
 def test_instant_job_needs_no_corpus_and_trains_the_linear_model_alone(api: TestClient) -> None:
     job = api.post("/v1/jobs", json={"dataset": "toy", "scale": "instant"}).json()
-    assert [stage["stage"] for stage in job["stages"]] == ["validate", "baseline", "evaluate_linear", "export_linear"]
+    stages = ["validate", "baseline", "refit_linear", "evaluate_linear", "export_linear"]
+    assert [stage["stage"] for stage in job["stages"]] == stages
     assert (job["corpus"], job["scale"]) == (None, "instant")
     estimate = api.post("/v1/jobs/estimate", json={"dataset": "toy", "scale": "instant"}).json()
     assert (estimate["flops"], estimate["memory_bytes"], estimate["disk_bytes"]) == (None, None, None)
@@ -109,12 +110,11 @@ def test_invalid_request_creates_no_job(
 def test_job_without_corpus_trains_on_the_task_alone(api: TestClient, overrides: dict[str, Any]) -> None:
     job = api.post("/v1/jobs", json={"dataset": "toy", "overrides": {"joint.enabled": False, **overrides}}).json()
     assert (job["corpus_version"], job["resolved_recipe"]["selection"]["selector"]) == (None, "none")
-    assert [s["stage"] for s in job["stages"]] == ["validate", "baseline", "prepare", "finetune", "evaluate", "export"]
+    stages = ["validate", "baseline", "prepare", "finetune", "refit", "refit_linear", "evaluate", "export"]
+    assert [stage["stage"] for stage in job["stages"]] == stages
 
 
-def test_instant_job_trains_the_linear_model_alone(api: TestClient) -> None:
-    job = api.post("/v1/jobs", json={"dataset": "toy", "scale": "instant"}).json()
-    assert [s["stage"] for s in job["stages"]] == ["validate", "baseline", "evaluate_linear", "export_linear"]
+def test_instant_job_refuses_what_needs_an_encoder(api: TestClient) -> None:
     for change in ({"corpus": "docs"}, {"recipe": "paper"}, {"overrides": {"joint.rho2": 5}}, {"kind": "prune"}):
         refused = api.post("/v1/jobs", json={"dataset": "toy", "scale": "instant", **change})
         assert refused.status_code == 422, refused.text

@@ -39,8 +39,8 @@ def test_job_runs_all_its_stages_and_succeeds(harness: CoordinatorHarness) -> No
     plan = plan_of(job)
     assert set(job.result.artifacts) == {n.name for n in plan.nodes}
     assert [n.name for n in plan.nodes] == [
-        "validate", "baseline", "select", "self_train", "prepare", "joint.s0", "finetune.s0", "joint.s1",
-        "finetune.s1", "evaluate", "export",
+        "validate", "baseline", "select", "self_train", "prepare", "joint.s0", "finetune.s0", "refit.s0", "joint.s1",
+        "finetune.s1", "refit.s1", "refit_linear", "evaluate", "export",
     ]  # fmt: skip
     for ref in Situation.read(harness.store, job).done.values():
         harness.artifacts.verify(ref)
@@ -290,8 +290,8 @@ def test_situation_needs_one_round_trip_for_each_level_of_the_plan(
     harness.until_ended(coordinator, job_id)
     situation = Situation.read(CountingStore(redis_client), harness.job(job_id))
     assert situation.done.keys() == {node.name for node in situation.plan.nodes}
-    # validate, baseline and select, self_train, prepare, joint, finetune, evaluate, export
-    assert levels == [1, 2, 1, 1, 2, 2, 1, 1]
+    # validate, baseline and select, self_train, prepare and refit_linear, joint, finetune, refit, evaluate, export
+    assert levels == [1, 2, 1, 2, 2, 2, 2, 1, 1]
 
 
 def test_rank_1_computes_only_parallel_stages(harness: CoordinatorHarness) -> None:
@@ -321,4 +321,4 @@ def test_rank_1_computes_only_parallel_stages(harness: CoordinatorHarness) -> No
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(run, (0, 1)))
     stages = {stage for stage, rank in computed if rank == 0}
-    assert {stage for stage, rank in computed if rank == 1} == {"joint", "finetune", "evaluate"} < stages
+    assert {stage for stage, rank in computed if rank == 1} == {"joint", "finetune", "refit", "evaluate"} < stages

@@ -183,7 +183,7 @@ class OftenAwayStore(MovableClockStore):
 
     def artifacts(self, tenant: str, artifacts: Sequence[str]) -> list[ManifestRef | None]:
         if len(artifacts) > 1:
-            self._once_away("artifacts")
+            self._once_away(f"artifacts {artifacts}")
         return super().artifacts(tenant, artifacts)
 
     def publish(self, *args: Any, **kwargs: Any) -> ManifestRef:

@@ -64,8 +64,8 @@ def test_running_job_shows_stage_and_actions(filled: tuple[Gateway, Contents]) -
     assert re.search(r'<li class="running" aria-current="step">\s*<span class="name">joint</span>', text)
     words = " ".join(Tags(text).words.split())
     assert "405 / 900" in words and "rate15,320 tokens/s" in words
-    # 55 % of 126 s of the joint stage, and 41 s of the stages after it, of 177 s
-    assert "38 % of the job, 1 min 50 s left" in words
+    # 55 % of 126 s of the joint stage, and 42 s of the stages after it, of 178 s
+    assert "38 % of the job, 1 min 51 s left" in words
     assert f"/ui/jobs/{job}/do/pause" in text and f"/ui/jobs/{job}/do/resume" not in text
     assert "no number; write" not in text
 
@@ -89,7 +89,7 @@ def test_overview_of_a_finished_job_names_model_and_score(filled: tuple[Gateway,
     browser, job = signed_in(gateway), contents.jobs["succeeded"]
     text = browser.get(f"/ui/jobs/{job}").text
     assert re.search(r"model\.onnx is the .*: macro-F1 0\.\d+ on test\.", text)
-    assert "Finished joint (seed 0)" in text and f'href="/ui/jobs/{job}/results">All results' in text
+    assert "Finished refit (seed 0)" in text and f'href="/ui/jobs/{job}/results">All results' in text
     assert "All results" not in browser.get(f"/ui/jobs/{contents.jobs['running']}").text
 
 

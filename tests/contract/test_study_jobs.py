@@ -170,7 +170,7 @@ def pruning_of(harness: StudyHarness) -> str:
     artifacts = {
         name: ReusedArtifact(artifact=f"own-{name}", ref=entry.ref) for name, entry in trained.result.artifacts.items()
     }
-    for name in ("evaluate", "export"):
+    for name in ("refit.s0", "refit_linear", "evaluate", "export"):
         del artifacts[name]
     resolved = trained.resolved.model_copy(update={"reused": artifacts})
     return harness.store.submit(T, make_spec(kind="prune", options={"job": first, "levels": [0.3]}), resolved)[0].id
@@ -183,7 +183,8 @@ def test_pruning_reuses_the_artifacts_of_the_pruned_job(harness: StudyHarness) -
     job = harness.drive(job_id)
     assert job.state is State.SUCCEEDED and job.result is not None
     ran = {e.data["node"] for e in harness.store.events(T, job_id) if e.type == "artifact.published"}
-    assert ran == {"importance.s0", "phases"} | {f"ticket.{which}.l0.3.s0" for which in ("winning", "random", "losing")}
+    tickets = {f"ticket.{which}.l0.3.s0" for which in ("winning", "random", "losing")}
+    assert ran == {"importance.s0", "evaluate", "phases"} | tickets
     assert harness.selections.requests == selections
     for name, reused in job.resolved.reused.items():
         assert job.result.artifacts[name] == reused

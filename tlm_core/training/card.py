@@ -158,7 +158,7 @@ def _scores(report: Facts) -> list[str]:
         f"Validation decides by {METRICS[metric].title}. {_runs(report)}",
         "Test was read once for each seed, after all training.",
         "",
-        f"| | {' | '.join(METRICS[name].title for name in names[:-1])} | without texts of train and validation | file |",
+        f"| | {' | '.join(METRICS[name].title for name in names[:-1])} | without earlier splits' texts | file |",
         "|---" * (len(names) + 2) + "|",
         *(f"| {title} | {' | '.join(of_row)} | {row.file} |" for (title, row), of_row in zip(rows, cells, strict=True)),
     ]

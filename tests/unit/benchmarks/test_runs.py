@@ -60,7 +60,7 @@ def test_jobs_that_differ_only_in_finetuning_share_all_earlier_nodes(
     longer = short.model_copy(update={"finetune": short.finetune.model_copy(update={"epochs": 2})})
     _, second = run_plan(spec, longer, [task], "longer")
     shared = {node for node in first if first[node] == second[node]}
-    assert shared == {"validate", "baseline", "prepare", "joint.s0"}
+    assert shared == {"validate", "baseline", "prepare", "joint.s0", "refit_linear"}
     assert all(read_json(folder / META)["seconds"] >= 0 for folder in second.values())
 
 
