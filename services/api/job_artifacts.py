@@ -107,11 +107,15 @@ def _note(job: JobRecord) -> str:
 
 
 def model_file_response(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord, name: str) -> FileResponse:
-    """One file of a job's model. Those of the linear model exist as soon as its stage is done, under the same names."""
+    """One file of the model that a job serves now.
+
+    A job that trains only a linear model has no folder for it, but its early files keep their names.
+    """
+    served = served_model(jobs, job)
+    if name in served.files(artifacts) and served.final:
+        return file_response(artifacts, served.ref, name)
     if name.startswith(_LINEAR) and (linear := name.removeprefix(_LINEAR)) in LINEAR_FILES:
-        ref = artifacts_by_node(jobs, job).get(BASELINE.name)
-        if ref is not None:
-            return file_response(artifacts, ref, linear)
+        return file_response(artifacts, artifact_of(jobs, job, BASELINE.name), linear)
     return file_response(artifacts, artifact_of(jobs, job, "export"), name)
 
 
