@@ -207,7 +207,7 @@ def refit(ctx: StageContext[FinetuneParams]) -> dict[str, Any]:
         copy_traces(ctx.inputs["finetune"], ctx.out)
     best = history["best"]
     if BEHIND in history or not best["step"]:
-        return {"steps": 0} if ctx.rank else _copy_weights(ctx.inputs["finetune"], ctx.out, history)
+        return {"steps": 0, "flops": 0.0} if ctx.rank else _copy_weights(ctx.inputs["finetune"], ctx.out, history)
     finetune = ctx.params.finetune.with_values(best)
     ctx = replace(ctx, params=ctx.params.model_copy(update={"finetune": finetune}))
     model, _ = start(ctx)
@@ -229,7 +229,7 @@ def _copy_weights(finetuned: Path, out: Path, history: Mapping[str, Any]) -> dic
         shutil.copyfile(finetuned / name, out / name)
     cost = dict.fromkeys(history["cost"], 0.0)
     (out / HISTORY).write_text(json.dumps({**history, "cost": cost}), encoding="utf-8")
-    return {"steps": 0}
+    return {"steps": 0, "flops": 0.0}
 
 
 def choose(ctx: StageContext[ChooseParams]) -> dict[str, Any]:
