@@ -272,10 +272,10 @@ def test_record_of_a_wrong_type_does_not_stop_the_streams_of_others(gateway: Gat
         reader, other = pool.submit(read, url, whole.id), pool.submit(read, url, damaged.id)
         wait_for(lambda: watcher_count(gateway) == 2)
         gateway.client.pipeline().delete(name).set(name, "x").execute()
-        wait_for(lambda: tailer.task.skipped)
+        # The stream of the damaged record may end, and then nothing is skipped any more.
+        wait_for(lambda: list(tailer.task.skipped) == [f"job {damaged.id}"])
         gateway.parts.jobs.finish(whole, "a", {})
-        assert reader.result(20)[-1]["event"] == "end"
-        assert list(tailer.task.skipped) == [f"job {damaged.id}"] and tailer.task.condition == "ok"
+        assert reader.result(20)[-1]["event"] == "end" and tailer.task.condition == "ok"
         gateway.client.delete(name)
         with suppress(httpx.HTTPError):  # It may have read its first page from the damaged record.
             other.result(20)

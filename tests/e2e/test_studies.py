@@ -38,8 +38,8 @@ def test_learning_curve_exports_a_bilstm_that_predicts(embedded: Stack) -> None:
 def test_pruning_reuses_the_dense_model_and_exports_a_smaller_one(embedded: Stack, tmp_path: Path) -> None:
     _, dense = finish(embedded)
     job, report = finish(embedded, kind="prune", options=PRUNE)
-    assert report["dense"]["mean"] == dense["models"]["encoder"]["mean"]
-    assert embedded.started_nodes(job)[0] == "importance.s0"
+    assert report["dense"]["mean"]["validation"] == dense["models"]["encoder"]["mean"]["validation"]
+    assert embedded.started_nodes(job)[:2] == ["evaluate", "importance.s0"]
     assert report["inference"]["sliced"]["bytes"] < report["inference"]["dense"]["bytes"]
     assert len(embedded.client.predict(job, TEXTS).data) == 2
     embedded.client.download(job, tmp_path / "model")
@@ -52,7 +52,7 @@ def test_validation_chooses_among_rates_and_reuses_a_known_one(embedded: Stack) 
     _, single = finish(embedded)
     rates = [resolve("fast", "tiny").finetune.optimizer.lr, 1e-7]
     job, report = finish(embedded, {"finetune.rates": rates})
-    assert embedded.started_nodes(job) == ["finetune.s0.lr1e-07", "finetune.s0", "evaluate", "export"]
+    assert embedded.started_nodes(job) == ["finetune.s0.lr1e-07", "finetune.s0", "refit.s0", "evaluate", "export"]
     (entry,) = report["seeds"]
     assert entry["chosen"]["score"] == max(attempt["score"] for attempt in entry["tries"])
     assert report["cost"]["finetune"]["flops"] == pytest.approx(2 * single["cost"]["finetune"]["flops"])

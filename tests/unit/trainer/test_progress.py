@@ -32,7 +32,7 @@ def test_share_and_time_left_are_weighted_by_the_estimate() -> None:
     state = situation(BEFORE, SECONDS)
     progress = progress_of(state, state.plan.node("joint.s0"), step=10, total=100, eta_seconds=90.0)
     assert progress.share == pytest.approx(30 / 200) and progress.eta_seconds == 90 + 80
-    assert (progress.stage_eta_seconds, progress.nodes_done, progress.nodes_total) == (90.0, 5, 9)
+    assert (progress.stage_eta_seconds, progress.nodes_done, progress.nodes_total) == (90.0, 5, 11)
 
 
 def test_measured_speed_of_training_corrects_the_time_left() -> None:
@@ -51,7 +51,7 @@ def test_stage_without_measurement_uses_its_estimate() -> None:
 def test_progress_without_estimate_counts_nodes() -> None:
     state = situation(BEFORE, {})
     progress = progress_of(state, state.plan.node("joint.s0"), step=1, total=2, eta_seconds=60.0)
-    assert (progress.share, progress.eta_seconds, progress.stage_eta_seconds) == (5.5 / 9, None, 60.0)
+    assert (progress.share, progress.eta_seconds, progress.stage_eta_seconds) == (5.5 / 11, None, 60.0)
 
 
 def test_seeds_side_by_side_are_equally_far() -> None:
