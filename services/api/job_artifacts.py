@@ -112,10 +112,12 @@ def model_file_response(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord
     A job that trains only a linear model has no folder for it, but its early files keep their names.
     """
     served = served_model(jobs, job)
-    if name in served.files(artifacts) and served.final:
+    if served.final and name in served.files(artifacts):
         return file_response(artifacts, served.ref, name)
     if name.startswith(_LINEAR) and (linear := name.removeprefix(_LINEAR)) in LINEAR_FILES:
-        return file_response(artifacts, artifact_of(jobs, job, BASELINE.name), linear)
+        ref = artifacts_by_node(jobs, job).get(BASELINE.name)
+        if ref is not None:
+            return file_response(artifacts, ref, linear)
     return file_response(artifacts, artifact_of(jobs, job, "export"), name)
 
 

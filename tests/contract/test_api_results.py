@@ -20,6 +20,7 @@ from tests.factories import make_resolved, make_spec
 from tlm_core.errors import NonFiniteLoss
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
+from tlm_core.stages import BASELINE
 from tlm_core.training.recipe import resolve
 
 T = "default"
@@ -266,3 +267,15 @@ def test_comparison_has_models_and_a_verdict_against_the_first_job(filled: tuple
     assert alone["value"] == pytest.approx(means[1] - means[0]) and alone["low"] < alone["value"] < alone["high"] < 0
     assert hostile["verdict"] is None and hostile["reason"] == "The jobs have different datasets."
     assert unfinished["reason"] == f"{names[3]} has no predictions on test."
+
+
+def test_study_serves_no_linear_model_of_one_of_its_sizes(api: TestClient, gateway: Gateway) -> None:
+    options = {"sizes": [20, 40], "models": ["bilstm", "tlm"]}
+    submitted = gateway.parts.jobs.submit(T, make_spec(kind="learning_curve", options=options), make_resolved())
+    job = gateway.parts.jobs.claim("maker", 60)
+    assert job is not None and job.id == submitted[0].id
+    names = {node.name for node in plan_of(job).nodes if node.stage == BASELINE}
+    assert names and BASELINE.name not in names
+    complete(gateway.parts.jobs, gateway.parts.artifacts, job, gateway.root)
+    assert api.get(f"/v1/jobs/{job.id}/model").status_code == 200
+    assert api.get(f"/v1/jobs/{job.id}/model/files/linear/model.onnx").status_code == 404
