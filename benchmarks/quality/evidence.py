@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
@@ -133,11 +134,17 @@ def _fixed(task: str, arm: str) -> Record:
         validation, test = fasttext_model.evaluate(folder)
         return Record(task, arm, None, validation, test, time.monotonic() - start)
     if arm in (LINEAR, LINEAR_BOTH):
-        result = linear.evaluate(folder)
+        result = _linear(folder)
         scores = result["train" if arm == LINEAR else "train_and_validation"]
         return Record(task, arm, None, None, scores["macro_f1"], result["tuning_seconds"])
     train, test_rows = (linear.read_rows(folder / f"{split}.jsonl") for split in ("train", "test"))
     return Record(task, arm, None, None, linear.majority(train, test_rows), 0.0)
+
+
+@cache
+def _linear(folder: Path) -> dict[str, Any]:
+    """Tune the linear model once for both rows."""
+    return linear.evaluate(folder)
 
 
 def _trained(task: str, arm: str, seed: int) -> Record:

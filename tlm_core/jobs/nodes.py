@@ -159,15 +159,15 @@ def train_nodes(inputs: PlanInputs[KindOptions], *, ensemble: bool = False, refi
     nodes.append(prepare_node(recipe, "validate", select, labeled=labeled))
     trained: list[Node] = []
     for seed in seeds:
-        start = {}
+        start = {"prepared": "prepare"}
         if recipe.joint.enabled:
             trained.append(joint_node(recipe, seed, f"joint.s{seed}", baseline="baseline"))
-            start = {"joint": f"joint.s{seed}"}
-        trained += finetune_nodes(recipe, seed, f"finetune.s{seed}", {"prepared": "prepare", **start})
+            start["joint"] = f"joint.s{seed}"
+        trained += finetune_nodes(recipe, seed, f"finetune.s{seed}", start)
         gathered[f"finetune.s{seed}"] = f"finetune.s{seed}"
         if refit:
-            start |= {"prepared": "prepare", "finetune": f"finetune.s{seed}"}
-            trained.append(Node(f"refit.s{seed}", REFIT, FinetuneParams.of(recipe, seed), start, seed=seed))
+            inputs_of_refit = {**start, "finetune": f"finetune.s{seed}"}
+            trained.append(Node(f"refit.s{seed}", REFIT, FinetuneParams.of(recipe, seed), inputs_of_refit, seed=seed))
             gathered[f"refit.s{seed}"] = f"refit.s{seed}"
     group, again = gather_group(seeds), []
     if refit:

@@ -188,10 +188,7 @@ class _Search:
 
     def train(self, setting: Setting, rows: NDArray[np.intp]) -> tuple[Floats, Floats]:
         """Fit on some rows. Return the weights [features, outputs] and the bias [outputs]."""
-        matrix, targets = self._matrix(setting)[rows], self.targets[rows]
-        if not self.task.type.has_classes:
-            return ridge(matrix, targets, setting)
-        return support_vectors(matrix, targets, setting, self._outputs)
+        return solve(self.task, self._matrix(setting)[rows], self.targets[rows], setting)
 
 
 def _folds(targets: Targets, classes: bool) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
@@ -207,8 +204,23 @@ def _folds(targets: Targets, classes: bool) -> list[tuple[NDArray[np.intp], NDAr
         return list(splitter.split(targets, targets))
 
 
-def ridge(matrix: sp.csr_matrix, targets: Targets, setting: Setting) -> tuple[Floats, Floats]:
-    """Fit ridge regression. Return the weights [features, 1] and the bias [1]."""
+def solve(
+    task: Task,
+    matrix: sp.csr_matrix,
+    targets: Targets,
+    setting: Setting,
+    row_weights: NDArray[np.float64] | None = None,
+) -> tuple[Floats, Floats]:
+    """Fit the task's type of model. Return the weights [features, outputs] and the bias [outputs].
+
+    row_weights: for classes only.
+    """
+    if not task.type.has_classes:
+        return _ridge(matrix, targets, setting)
+    return support_vectors(matrix, targets, setting, len(task.labels), row_weights)
+
+
+def _ridge(matrix: sp.csr_matrix, targets: Targets, setting: Setting) -> tuple[Floats, Floats]:
     from sklearn.linear_model import Ridge
 
     model = Ridge(alpha=0.5 / setting.strength, solver="sparse_cg", tol=1e-4).fit(matrix, targets.astype(np.float64))

@@ -127,16 +127,20 @@ def _fit(
     for _ in range(ROUNDS):
         chosen = most_confident(teacher, shares, total)
         guesses = teacher[chosen].argmax(axis=1)
-        row_weights = np.concatenate([np.ones(len(data.targets)), np.full(len(chosen), WEIGHT)])
         weights, bias = support_vectors(
             sp.vstack([data.train, data.pieces[chosen]]).tocsr(),
             np.concatenate([data.targets, guesses]),
             setting,
             len(shares),
-            row_weights,
+            row_weights(len(data.targets), len(chosen)),
         )
         teacher = log_softmax(np.asarray(data.pieces @ weights, np.float32) + bias)
     return weights, bias, chosen
+
+
+def row_weights(rows: int, pieces: int) -> NDArray[np.float64]:
+    """Return the weights of labeled rows, followed by those of pieces, [rows + pieces]."""
+    return np.concatenate([np.ones(rows), np.full(pieces, WEIGHT)])
 
 
 def most_confident(teacher: Outputs, shares: NDArray[np.float64], total: int) -> NDArray[np.int64]:

@@ -196,40 +196,36 @@ def _tuner(
     )
 
 
+@model_fits_device()
 def refit(ctx: StageContext[FinetuneParams]) -> dict[str, Any]:
     """Finetune again on train and validation, for the share of the steps that validation chose (`refit: true`).
 
     Where validation chose the untouched weights, or the encoder is behind the linear model, the weights stay the same.
     Inputs: those of `finetune`, and `finetune` with the chosen rate and class weights.
     """
-    prepared, history = Prepared(ctx.inputs["prepared"]), read_history(ctx.inputs["finetune"])
-    if not ctx.rank:
-        copy_traces(ctx.inputs["finetune"], ctx.out)
+    prepared, finetuned = Prepared(ctx.inputs["prepared"]), ctx.inputs["finetune"]
+    history = read_history(finetuned)
     best = history["best"]
     if BEHIND in history or not best["step"]:
-        return {"steps": 0, "flops": 0.0} if ctx.rank else _copy_weights(ctx.inputs["finetune"], ctx.out, history)
+        if not ctx.rank:
+            _copy_trained(finetuned, ctx.out, {**history, "cost": dict.fromkeys(history["cost"], 0.0)})
+        return {"steps": 0, "flops": 0.0}
     finetune = ctx.params.finetune.with_values(best)
     ctx = replace(ctx, params=ctx.params.model_copy(update={"finetune": finetune}))
     model, _ = start(ctx)
-    return _refit(ctx, model, prepared, best["step"] / _steps(finetune, prepared, ("train",)))
-
-
-@model_fits_device()
-def _refit(ctx: StageContext[FinetuneParams], model: TaskModel, prepared: Prepared, share: float) -> dict[str, Any]:
-    steps = _steps(ctx.params.finetune, prepared, LABELED)
+    share, steps = best["step"] / _steps(finetune, prepared, ("train",)), _steps(finetune, prepared, LABELED)
     trainer = _tuner(ctx, model, prepared, partial(FinetuneBatches, splits=LABELED), steps)
     trainer.last_step = max(1, round(share * steps))
     state, _ = trainer.run()
+    if not ctx.rank:
+        copy_traces(finetuned, ctx.out)
     return write_trained(ctx, model.shape, _classifier(weights(model), prepared), state, trainer.device, {})
 
 
-def _copy_weights(finetuned: Path, out: Path, history: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the finetuned weights as the result of a stage without cost."""
-    for name in (WEIGHTS, SHAPE):
-        shutil.copyfile(finetuned / name, out / name)
-    cost = dict.fromkeys(history["cost"], 0.0)
-    (out / HISTORY).write_text(json.dumps({**history, "cost": cost}), encoding="utf-8")
-    return {"steps": 0, "flops": 0.0}
+def _copy_trained(source: Path, out: Path, history: Mapping[str, Any]) -> None:
+    """Copy the result of a training stage, with another history."""
+    shutil.copytree(source, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+    (out / HISTORY).write_text(json.dumps(history), encoding="utf-8")
 
 
 def choose(ctx: StageContext[ChooseParams]) -> dict[str, Any]:
@@ -243,9 +239,7 @@ def choose(ctx: StageContext[ChooseParams]) -> dict[str, Any]:
     tries = [{**history["best"], **tried} for tried, history in zip(values, histories, strict=True)]
     best = best_of([result["score"] for result in tries])
     cost = {name: sum(history["cost"][name] for history in histories) for name in histories[best]["cost"]}
-    shutil.copytree(folders[best], ctx.out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
-    history = {**histories[best], "cost": cost, "best": tries[best], "tries": tries}
-    (ctx.out / HISTORY).write_text(json.dumps(history), encoding="utf-8")
+    _copy_trained(folders[best], ctx.out, {**histories[best], "cost": cost, "best": tries[best], "tries": tries})
     return dict(values[best])
 
 

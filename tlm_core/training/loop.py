@@ -121,7 +121,8 @@ class Trainer:
         if state.step == 0 and 0 in self.evaluate_at and not state.evaluations:
             self._evaluate()
         open_steps: deque[tuple[Step, int, float]] = deque()
-        while (used := state.progress(self.budget)) < 1.0 and state.step != self.last_step:
+        while not self._ended():
+            used = state.progress(self.budget)
             self.before_step()
             step = self._launch(batches(), report.stop)
             state.count(step.batch.real_tokens, self._flops(step.batch))
@@ -129,7 +130,7 @@ class Trainer:
             # The time from step to step includes validation, the copy of a checkpoint, and waits for slow storage.
             counted = self._count_seconds(counted)
             open_steps.append((step, state.tokens, state.progress(self.budget)))
-            finished = state.progress(self.budget) >= 1.0 or state.step == self.last_step
+            finished = self._ended()
             halfway = self.is_behind is not None and used < 0.5 <= state.progress(self.budget)
             evaluate, save = self._is_due(used), state.step % self.ctx.params.checkpoint_steps == 0
             # All workers must read results at the same steps, because they decide by them.
@@ -151,6 +152,9 @@ class Trainer:
             PULSE.warm_up()
         self._count_seconds(counted)
         return state, self.best
+
+    def _ended(self) -> bool:
+        return self.state.progress(self.budget) >= 1.0 or self.state.step == self.last_step
 
     def _start(self) -> None:
         """Load the newest checkpoint, or begin with the same weights on all workers."""
