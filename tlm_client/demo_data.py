@@ -62,7 +62,7 @@ class TaskSize(NamedTuple):
 
 
 DISTINCT = ("torch", "sympy", "pandas", "ray", "networkx", "scipy", "sklearn", "transformers")  # in their subjects
-DEMO = TaskSize(labels=5, fewest=4, train=30, validation=60, test=200, libraries=DISTINCT)
+DEMO = TaskSize(labels=5, fewest=4, train=30, validation=30, test=200, libraries=DISTINCT)
 LARGE = TaskSize(labels=15, fewest=10, train=30, validation=20, test=70)  # the benchmark `libraries`
 
 

@@ -78,10 +78,14 @@ def test_evaluate_scores_by_the_labels_of_the_model(model: Path, data: Path) -> 
 
 
 def test_evaluate_command_prints_the_scores(model: Path, data: Path) -> None:
-    result = CliRunner().invoke(app, ["evaluate", str(model), "--dataset", str(data), "--json"], obj=Session())
+    command = ["evaluate", str(model), "--dataset", str(data), "--json"]
+    result = CliRunner().invoke(app, command, obj=Session())
     assert result.exit_code == 0, result.output
     task, _ = load_task(data)
     assert json.loads(result.stdout)["accuracy"] == evaluate_model(str(model), task)["accuracy"]
+    assert "warning" not in result.stderr
+    seen = CliRunner().invoke(app, [*command, "--split", "validation"], obj=Session())
+    assert "If the model learned from validation texts, its score on them is too high." in seen.stderr
 
 
 def test_evaluate_rejects_other_labels_and_missing_models(model: Path, data: Path, tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def test_fewer_libraries_give_fewer_labels() -> None:
 def test_demo_uses_libraries_with_distinct_subjects() -> None:
     task = build_task(documents(LIBRARIES, modules=100), 0, DEMO)
     assert {row.label for row in task["train"]} == set(DISTINCT[:5])
-    assert {split: len(part) for split, part in task.items()} == {"train": 150, "validation": 300, "test": 1000}
+    assert {split: len(part) for split, part in task.items()} == {"train": 150, "validation": 150, "test": 1000}
 
 
 def test_too_few_libraries_are_an_error() -> None:

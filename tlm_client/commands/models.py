@@ -143,6 +143,11 @@ def evaluate(
 
     task = task_of(dataset, session())
     with Display(stderr_console()) as display:
+        if split != "test":
+            display.line(
+                f"warning: If the model learned from {split} texts, its score on them is too high. Models of recipe "
+                "fast learn from train and validation."
+            )
         display.begin("evaluating")
 
         def show_progress(done: int, total: int) -> None:

@@ -148,19 +148,23 @@ def _duplicates(data: SplitData, split: str, findings: Findings) -> dict[str, ob
 
 
 def _overlap(splits: Mapping[str, SplitData], findings: Findings) -> dict[str, object]:
+    """Return how many rows of validation and test also occur in the splits that models learn from before them."""
     result: dict[str, object] = {}
-    for split in ("validation", "test"):
-        if split not in splits or "train" not in splits:
-            result |= {f"train_{split}": None, f"{split}_rows": []}
+    for split, earlier in (("validation", ("train",)), ("test", ("train", "validation"))):
+        present = [name for name in earlier if name in splits] if split in splits else []
+        result |= {f"{name}_{split}": None for name in earlier} | {f"{split}_rows": []}
+        if not present:
             continue
         data = splits[split]
-        rows = data.rows[is_among(data.scan.keys, splits["train"].scan.keys)]
-        result |= {f"train_{split}": len(rows), f"{split}_rows": rows[:_LISTED].tolist()}
+        copies = {name: is_among(data.scan.keys, splits[name].scan.keys) for name in present}
+        rows = data.rows[np.logical_or.reduce(list(copies.values()))]
+        result |= {f"{name}_{split}": int(among.sum()) for name, among in copies.items()}
+        result[f"{split}_rows"] = rows[:_LISTED].tolist()
         if len(rows):
             first = ", ".join(map(str, rows[:5]))
             message = (
-                f"Rows of {split} that are also in train, ignoring case and blanks: {len(rows)} (rows {first}). The "
-                "report shows every score also without them."
+                f"Rows of {split} that are also in {' or '.join(present)}, ignoring case and blanks: {len(rows)} "
+                f"(rows {first}). The report shows every score also without them."
             )
             findings.warn("overlap", message, split=split, row=int(rows[0]))
     return result

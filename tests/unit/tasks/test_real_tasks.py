@@ -27,7 +27,7 @@ def test_real_task_is_read_and_its_repeated_texts_are_detected(
     assert len(task.labels) == labels
     assert tuple(task.counts.values()) == counts
     assert report["overlap"]["train_test"] == in_train <= task.in_train("test").sum()
-    assert len(report["overlap"]["test_rows"]) == min(in_train, 100)
+    assert len(report["overlap"]["test_rows"]) == min(task.in_train("test").sum(), 100)
 
 
 def test_texts_of_test_in_train_or_validation_are_detected() -> None:

@@ -234,11 +234,21 @@ def test_train_rows_inside_test_are_counted_but_stay(tmp_path: Path) -> None:
         "train_validation": 0,
         "validation_rows": [],
         "train_test": 2,
+        "validation_test": 0,
         "test_rows": [2, 3],
     }
     assert task.counts["test"] == 3
     assert task.in_train("test").tolist() == [False, True, True]
-    assert "also in train, ignoring case and blanks: 2 (rows" in messages(report, "warnings", "overlap")[0]
+    (message,) = messages(report, "warnings", "overlap")
+    assert "also in train or validation, ignoring case and blanks: 2 (rows" in message
+
+
+def test_test_rows_inside_validation_are_counted(tmp_path: Path) -> None:
+    new = [{"text": f"new text {label}", "label": label} for label in ("bad", "good")]
+    _, report = load_task(folder(tmp_path, rows(6), validation=new, test=[new[0], {"text": "other", "label": "good"}]))
+    assert (report["overlap"]["validation_test"], report["overlap"]["train_test"]) == (1, 0)
+    assert report["overlap"]["test_rows"] == [1]
+    assert "also in train or validation" in messages(report, "warnings", "overlap")[0]
 
 
 def test_equal_texts_in_another_unicode_form_are_copies(tmp_path: Path) -> None:
