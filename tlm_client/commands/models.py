@@ -140,10 +140,11 @@ def evaluate(
     tlm evaluate hub:OWNER/NAME --dataset test.csv --split test
     """
     from tlm_client.evaluation import evaluate_model, task_of
+    from tlm_core.tasks.task import LABELED
 
     task = task_of(dataset, session())
     with Display(stderr_console()) as display:
-        if split != "test":
+        if split in LABELED:
             display.line(
                 f"warning: If the model learned from {split} texts, its score on them is too high. Models of recipe "
                 "fast learn from train and validation."

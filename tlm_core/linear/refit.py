@@ -11,15 +11,15 @@ from tlm_core.linear.fit import Setting, solve
 from tlm_core.linear.model import Features, LinearModel, rows_of
 from tlm_core.linear.ngrams import FAMILIES
 from tlm_core.linear.self_training import row_weights
-from tlm_core.tasks.task import Task
+from tlm_core.tasks.task import LABELED, Task
 
 Pieces = tuple[Sequence[str], Outputs]  # texts, and the probabilities of their labels [pieces, labels]
 
 
 def refit(task: Task, setting: Setting, pieces: Pieces | None) -> LinearModel:
     """Fit a setting on train and validation, and on the pieces of passages that a self-trained model learned from."""
-    rows = [*rows_of(task, "train"), *rows_of(task, "validation")]
-    targets = np.concatenate([task.targets("train"), task.targets("validation")])
+    rows = [row for split in LABELED for row in rows_of(task, split)]
+    targets = np.concatenate([task.targets(split) for split in LABELED])
     weights = None
     if pieces is not None:
         texts, probabilities = pieces

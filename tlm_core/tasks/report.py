@@ -15,7 +15,7 @@ from tlm_core.tables.findings import Findings
 from tlm_core.tasks.checks import count_labels, sort_labels
 from tlm_core.tasks.duplicates import TextScan, count_distinct, is_among
 from tlm_core.tasks.targets import as_numbers
-from tlm_core.tasks.task import SPLITS
+from tlm_core.tasks.task import SPLITS, earlier_splits
 from tlm_core.tasks.types import TASK_TYPES, TaskType
 from tlm_core.wording import counted
 
@@ -148,9 +148,10 @@ def _duplicates(data: SplitData, split: str, findings: Findings) -> dict[str, ob
 
 
 def _overlap(splits: Mapping[str, SplitData], findings: Findings) -> dict[str, object]:
-    """Return how many rows of validation and test also occur in the splits that models learn from before them."""
+    """Return how many rows of validation and test also occur in their `earlier_splits`."""
     result: dict[str, object] = {}
-    for split, earlier in (("validation", ("train",)), ("test", ("train", "validation"))):
+    for split in ("validation", "test"):
+        earlier = earlier_splits(split)
         present = [name for name in earlier if name in splits] if split in splits else []
         result |= {f"{name}_{split}": None for name in earlier} | {f"{split}_rows": []}
         if not present:

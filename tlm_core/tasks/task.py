@@ -20,9 +20,18 @@ from tlm_core.tasks.metrics import Targets
 from tlm_core.tasks.types import TaskType, task_type_of
 
 SPLITS = ("train", "validation", "test")
+LABELED = ("train", "validation")  # the splits that models learn from after all choices
 FURTHER = "test_"  # how the names of further test sets begin
 _ROW_GROUP = 65_536
 _BATCH = 2_048
+
+
+def earlier_splits(split: str) -> tuple[str, ...]:
+    """Return the splits that a model learned from before it is scored on `split`.
+
+    For test splits that includes validation, because returned models learn from it too.
+    """
+    return ("train",) if split == "validation" else LABELED
 
 
 def task_schema(pair: bool, metric: str = "macro_f1") -> pa.Schema:
@@ -91,12 +100,8 @@ class Task:
         return cast(NDArray[np.int64], self.splits[split]["row"].to_numpy())
 
     def in_train(self, split: str) -> NDArray[np.bool_]:
-        """(rows,) True where a text of `split` is also in train, ignoring case and white space.
-
-        For test splits, also where it is in validation, because returned models learn from validation too.
-        """
-        earlier = ("train",) if split == "validation" else ("train", "validation")
-        return is_among(self._keys(split), np.concatenate([self._keys(name) for name in earlier]))
+        """(rows,) True where a text of `split` is also in its `earlier_splits`, ignoring case and white space."""
+        return is_among(self._keys(split), np.concatenate([self._keys(name) for name in earlier_splits(split)]))
 
     def _keys(self, split: str) -> NDArray[np.int64]:
         table = self.splits[split]

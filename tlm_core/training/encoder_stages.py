@@ -19,6 +19,7 @@ from tlm_core.artifacts import MANIFEST
 from tlm_core.evaluation.report import LinearResult
 from tlm_core.evaluation.summary import BEHIND, behind_in_words
 from tlm_core.tasks.metrics import best_of
+from tlm_core.tasks.task import LABELED
 from tlm_core.training import published
 from tlm_core.training.architectures import Shape, scratch_shape
 from tlm_core.training.device import model_fits_device, pick_device
@@ -38,7 +39,6 @@ from tlm_core.training.state import HISTORY, SHAPE, WEIGHTS, TrainState, load_we
 
 # The joint stage shows a curve of these validations. They select nothing.
 _CURVE_POINTS, _CURVE_TEXTS = 5, 500
-LABELED = ("train", "validation")  # the splits that models learn from after all choices
 
 
 @model_fits_device()
