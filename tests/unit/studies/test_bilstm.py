@@ -16,7 +16,7 @@ from tests.unit.training.made import made_prepared, tiny
 from tlm_core.kinds.learning_curve import BILSTM, LearningCurveOptions, bilstm_params
 from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialize, initialize_counted, load_bilstm
 from tlm_core.studies.bilstm_stages import BucketBatches
-from tlm_core.studies.lstm_export import export_lstm
+from tlm_core.studies.lstm_export import export_lstm, lstm_int8, lstm_onnx
 from tlm_core.training.encoder_stages import build
 from tlm_core.training.evaluate import predict
 from tlm_core.training.local import run_stage
@@ -145,6 +145,24 @@ def test_exported_graph_computes_the_same_for_any_length(model: BiLSTM, prepared
     inputs = {name: np.stack([array[:2, 0], 0 * array[:2, 0]]).swapaxes(0, 1) for name, array in inputs.items()}
     logits = session.run(["logits"], {name: inputs[name] for name in ("input_ids", "attention_mask")})[0]
     np.testing.assert_allclose(logits, expected[:2], atol=1e-4, err_msg="a window without tokens counts")
+
+
+def test_8_bit_graph_is_close_to_the_exact_one(tmp_path: Path) -> None:
+    model = BiLSTM(LSTMShape(500, 5, layers=2, hidden=64, embedding=64, max_length=48))
+    initialize(model, 0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)  # large states, where the sums of 8-bit products saturate
+    lstm_onnx(model.eval(), tmp_path / "exact.onnx")
+    lstm_int8(tmp_path / "exact.onnx", tmp_path / "int8.onnx")
+    ids = np.random.default_rng(0).integers(0, 500, (64, 1, 40))
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    exact, rounded = (
+        onnxruntime.InferenceSession(tmp_path / name, providers=["CPUExecutionProvider"]).run(["logits"], inputs)[0]
+        for name in ("exact.onnx", "int8.onnx")
+    )
+    np.testing.assert_allclose(rounded, exact, atol=0.2)  # with saturated sums: 1.0
+    assert (rounded.argmax(1) == exact.argmax(1)).mean() > 0.9
 
 
 def test_export_predicts_only_the_texts_that_it_compares(
