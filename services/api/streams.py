@@ -194,7 +194,7 @@ class Tailer:
         keys = list(self._topics)
         heads = await run_in_threadpool(self._heads, keys)
         for key, values in zip(keys, heads, strict=True):
-            with self.task.item(f"job {key[1]}"):
+            with self.task.item(f"job {key[1]}", job_id=key[1]):
                 if isinstance(values, Exception):
                     raise values
                 await self._follow(key, values)

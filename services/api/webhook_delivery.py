@@ -219,7 +219,7 @@ class Deliverer:
         hooks: dict[str, list[Webhook]] = {}
         for _, entry in page:
             tenant, job_id = entry["job"].split("/", 1)
-            with self.task.item(f"event {entry['seq']} of job {job_id}"):
+            with self.task.item(f"event {entry['seq']} of job {job_id}", job_id=job_id):
                 if tenant not in hooks:
                     hooks[tenant] = [hook for hook in self._hooks.all(tenant) if hook.disabled is None]
                 for hook in hooks[tenant]:

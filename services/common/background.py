@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from services.common.logs import log_context
 from services.common.metrics import FAILING, SKIPPED
 from tlm_core.errors import Unavailable
 
@@ -79,20 +80,24 @@ class Background:
         SKIPPED.labels(self.name).set(len(self.skipped))
 
     @contextmanager
-    def item(self, name: str) -> Iterator[None]:
-        """Skip one item of a round if the block fails, except when a component does not answer."""
+    def item(self, name: str, **ids: str) -> Iterator[None]:
+        """Skip one item of a round if the block fails, except when a component does not answer.
+
+        ids: fields of its log lines, such as job_id.
+        """
         self._seen.add(name)
-        try:
-            yield
-        except Unavailable:
-            raise
-        except Exception as error:
-            if name not in self.skipped:
-                log.exception("Background task '%s' skipped %s", self.name, name)
-            if len(self.skipped) < _MAX_SKIPPED:
-                self.skipped[name] = f"{type(error).__name__}: {error}"
-        else:
-            self.skipped.pop(name, None)
+        with log_context(**ids):
+            try:
+                yield
+            except Unavailable:
+                raise
+            except Exception as error:
+                if name not in self.skipped:
+                    log.exception("Background task '%s' skipped %s", self.name, name)
+                if len(self.skipped) < _MAX_SKIPPED:
+                    self.skipped[name] = f"{type(error).__name__}: {error}"
+            else:
+                self.skipped.pop(name, None)
 
     def delay(self, seconds: float) -> float:
         """Return the time until the next round: `seconds`, and longer after failures."""

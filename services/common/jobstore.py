@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from services.common.history import STREAMS, History, Moved, packed, position
 from services.common.job_reads import OBSTACLE_SECONDS, JobReads, no_job, read_report
-from services.common.logs import request_id
+from services.common.logs import log_context, request_id
 from services.common.redis_client import (
     ENDED,
     FEED,
@@ -160,7 +160,8 @@ class JobStore(JobReads):
         try:
             yield
         except (CorruptArtifact, NotFound, UnreadableRecord, ValueError) as error:
-            log.error("Cannot move or archive job %s: %s", member, error)
+            with log_context(job_id=member.partition("/")[2]):
+                log.error("Cannot move or archive job %s: %s", member, error)
             self._redis.srem(place, member) if place == TO_MOVE else self._redis.zrem(place, member)
 
     def _move_streams(self, tenant: str, job_id: str) -> None:

@@ -43,7 +43,9 @@ class RequestIds:
                 method, status, seconds = scope["method"], message["status"], time.perf_counter() - began
                 REQUESTS.labels(method, route, status).observe(seconds)
                 if status >= 400:
-                    with log_context(method=method, route=route, status=status, ms=round(1000 * seconds)):
+                    job = scope.get("path_params", {}).get("job")
+                    ids = {} if job is None else {"job_id": job}
+                    with log_context(method=method, route=route, status=status, ms=round(1000 * seconds), **ids):
                         log.info("Error answer")
                 message["headers"] = [*message.get("headers", ()), (HEADER.lower().encode(), request_id.encode())]
             await send(message)

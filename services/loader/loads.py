@@ -103,7 +103,7 @@ class LoadWorker:
         for tenant, load_id in self._catalog.open_loads():
             if self._stop.is_set():
                 return
-            with (task or self.tasks[0]).item(f"load {load_id}"), log_context(load_id=load_id):
+            with (task or self.tasks[0]).item(f"load {load_id}", load_id=load_id):
                 self._work_on(tenant, load_id, states)
 
     def _work_on(self, tenant: str, load_id: str, states: Set[LoadState]) -> None:

@@ -40,17 +40,16 @@ def main() -> None:
         (Background("orphans"), StorageSweeper(store, artifacts).sweep, 86_400.0 / 4),
     ):
         task.start(work, seconds, stop)
-    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="stage") as executor:
-        Coordinator(
-            store,
-            artifacts,
-            Selections(connect_retriever(settings.retriever_url, settings.internal_token.get_secret_value())),
-            cluster,
-            settings,
-            owner=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}",
-            local=functools.partial(run_local, artifacts, settings.scratch),
-            executor=executor,
-        ).run(stop)
+    Coordinator(
+        store,
+        artifacts,
+        Selections(connect_retriever(settings.retriever_url, settings.internal_token.get_secret_value())),
+        cluster,
+        settings,
+        owner=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}",
+        local=functools.partial(run_local, artifacts, settings.scratch),
+        new_threads=functools.partial(ThreadPoolExecutor, max_workers=2, thread_name_prefix="stage"),
+    ).run(stop)
 
 
 if __name__ == "__main__":

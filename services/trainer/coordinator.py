@@ -63,7 +63,8 @@ LocalStage = Callable[[JobRecord, Node, str, Mapping[str, ManifestRef]], Manifes
 class _Held:
     """A job that this coordinator drives. Everything here can be rebuilt.
 
-    local: artifact id → run of a stage in this process. verified: artifacts whose files have been checked.
+    local: artifact id → run of a stage in this process. local_since: artifact id → when a round first saw it run, in
+    seconds of the monotonic clock. verified: artifacts whose files have been checked.
     selecting: artifact id → progress of its selection, and since when it stands still.
     waiting: code of the reported reason to wait, and since when. claimed_at: until the first step. began: node → first
     sight of its progress. rate: tokens per second.
@@ -73,6 +74,7 @@ class _Held:
     id: str
     submissions: Submissions
     local: dict[str, Future[ManifestRef]] = field(default_factory=dict)
+    local_since: dict[str, float] = field(default_factory=dict)
     verified: set[ManifestRef] = field(default_factory=set)
     selecting: dict[str, tuple[tuple[str, int], float]] = field(default_factory=dict)
     waiting: str | None = None
@@ -106,7 +108,10 @@ class _Held:
 
 @dataclass
 class Coordinator:
-    """Claims jobs and drives them until it is stopped. owner: the name under which it holds leases."""
+    """Claims jobs and drives them until it is stopped.
+
+    owner: the name under which it holds leases. new_threads: returns an executor for the stages of this process.
+    """
 
     store: JobStore
     artifacts: ArtifactStore
@@ -115,11 +120,12 @@ class Coordinator:
     settings: TrainerSettings
     owner: str
     local: LocalStage
-    executor: Executor
+    new_threads: Callable[[], Executor]
     task: Background = field(default_factory=lambda: Background("rounds"))
     leases: Background = field(default_factory=lambda: Background("leases"))
 
     def __post_init__(self) -> None:
+        self._threads = self.new_threads()
         self._held: dict[str, _Held] = {}
         # Tenant and id of requeued jobs. They keep their slots until they can be claimed again.
         self._backing_off: set[tuple[str, str]] = set()
@@ -156,7 +162,7 @@ class Coordinator:
             log.error("No step for %g s. The leases expire.", self.settings.hang_seconds)
             return
         for held in list(self._held.values()):
-            with self.leases.item(f"the lease of job {held.id}"):
+            with self.leases.item(f"the lease of job {held.id}", job_id=held.id):
                 self._renew(held)
 
     def _release_leases(self) -> None:
@@ -193,7 +199,7 @@ class Coordinator:
         if not 0 <= self._now - previous <= self.settings.stall_seconds / 2:  # or the clock went back
             self._stall_grace_until = self._now
         for held in list(self._held.values()):
-            with self.task.item(f"job {held.id}"):
+            with self.task.item(f"job {held.id}", job_id=held.id):
                 self._step(held)
         if self._unrenewed is None:  # the first round
             self._backing_off.update(self.store.delayed())
@@ -340,6 +346,11 @@ class Coordinator:
         situation = self._verified_situation(job, held)
         plan, done = situation.plan, situation.done
         held.measure(situation)
+        if self._replace_hung_threads(held):
+            minutes = f"{self.settings.local_seconds / 60:.0f} minutes"
+            raise AttemptEnded(
+                WorkerLost(f"A stage in the coordinator ran for {minutes}. Check whether the storage hangs.")
+            )
         self._drop_copies(situation, held)
         if len(done) == len(plan.nodes):  # The last node does not need all the others.
             self._finish(situation, held)
@@ -393,7 +404,9 @@ class Coordinator:
             self._report_progress(situation, node)
             inputs = {name: situation.done[source] for name, source in node.inputs.items()}
             run = partial(self.local, situation.job, node, artifact, inputs)
-            held.local[artifact] = self.executor.submit(copy_context().run, run)  # with the ids for logs
+            held.local[artifact] = self._threads.submit(copy_context().run, run)  # with the ids for logs
+        elif future.cancelled():  # It waited for a thread when the threads were replaced.
+            del held.local[artifact]
         elif future.done():
             try:
                 ref = future.result()
@@ -406,6 +419,23 @@ class Coordinator:
             del held.local[artifact]
             if published != ref:
                 self.artifacts.delete(ref.folder)
+
+    def _replace_hung_threads(self, held: _Held) -> bool:
+        """Give up the stages of a job that hang in this process. Their threads cannot be stopped, so new ones start."""
+        now = time.monotonic()
+        running = [artifact for artifact, future in held.local.items() if future.running()]
+        hung = [
+            artifact
+            for artifact in running
+            if now - held.local_since.setdefault(artifact, now) > self.settings.local_seconds
+        ]
+        if hung:
+            log.error("Stages of job %s hang in this process. It starts new threads.", held.id)
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads = self.new_threads()
+        for artifact in hung:
+            del held.local[artifact]
+        return bool(hung)
 
     def _drop_copies(self, situation: Situation, held: _Held) -> None:
         """Forget stages of this process that another job has published first, and delete their output."""
@@ -532,6 +562,7 @@ class Coordinator:
         held.stopping_since = min(held.stopping_since or self._now, self._now)  # The clock may go back.
         workers_stopped = held.submissions.stop(job, running=self._now - held.stopping_since >= grace)
         held.cancel_local_stages()
+        self._replace_hung_threads(held)
         selections_stopped = self._stop_selections(job)
         return selections_stopped and workers_stopped and all(future.done() for future in held.local.values())
 

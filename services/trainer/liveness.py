@@ -14,6 +14,7 @@ FIRST_SECONDS = 600.0  # limit where the interval is unknown: the first steps, a
 LEAST_SECONDS = 30.0
 INTERVALS = 10  # a steady process may pause this many times its median interval
 BUSY = 0.1  # share of a CPU that counts as progress where the pace is not steady
+BUSY_SECONDS = 3600.0  # for so long after the last advance of the counter
 
 
 @dataclass
@@ -30,7 +31,7 @@ class Liveness:
     def restart(self) -> None:
         """Begin a new phase, whose intervals are unknown."""
         self._phase, self._count, self._cpu = self.pulse.phase, self.pulse.count, self.cpu()
-        self._advanced = self._sampled = self.clock()
+        self._advanced = self._counted = self._sampled = self.clock()
         self._intervals: deque[float] = deque(maxlen=100)
 
     def sample(self) -> tuple[float, float]:
@@ -40,8 +41,9 @@ class Liveness:
         now, count, cpu = self.clock(), self.pulse.count, self.cpu()
         if count != self._count:
             self._intervals.append((now - self._advanced) / (count - self._count))
+            self._counted = now
         busy = not self.pulse.steady and cpu - self._cpu > BUSY * (now - self._sampled)
-        if count != self._count or busy:
+        if count != self._count or (busy and now - self._counted < BUSY_SECONDS):
             self._advanced = now
         self._count, self._cpu, self._sampled = count, cpu, now
         return now - self._advanced, self._limit()

@@ -28,6 +28,7 @@ class TrainerSettings(StoreSettings):
     poll_seconds: float = 0.5
     metrics_port: int | None = None  # at which the coordinator shows its figures to Prometheus
     worker_metrics_port: int | None = None  # the first of the ports at which the workers of a machine do
+    local_seconds: float = 1800.0  # a stage that runs longer in the coordinator, for example a validation, hangs
     stall_seconds: float = 45.0  # workers that have reported, but not for this long, are stopped
     first_report_seconds: float = 300.0  # workers that have room and do not report for this long are stopped
     selection_seconds: float = 1800.0  # a selection without progress for this long, also between its steps, is stopped

@@ -96,7 +96,7 @@ class CoordinatorHarness:
         values = {"storage": str(self.folder / "storage"), "scratch": self.folder / "scratch"}
         return Coordinator(
             self.store, self.artifacts, self.selections, self.cluster, TrainerSettings(**(values | settings)),
-            owner=owner, local=self.local, executor=self.executor,
+            owner=owner, local=self.local, new_threads=lambda: self.executor,
         )  # fmt: skip
 
     def rounds_until(self, coordinator: Coordinator, ahead: float) -> None:
@@ -169,7 +169,7 @@ def coordinator_of(gateway: Gateway, cluster: Any, settings: TrainerSettings) ->
     jobs, artifacts, scratch = gateway.parts.jobs, gateway.parts.artifacts, settings.scratch
     return Coordinator(
         jobs, artifacts, FakeSelections(artifacts, scratch), cluster, settings, owner="a",
-        local=partial(run_local, artifacts, scratch), executor=InlineExecutor(),
+        local=partial(run_local, artifacts, scratch), new_threads=InlineExecutor,
     )  # fmt: skip
 
 

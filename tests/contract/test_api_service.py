@@ -136,6 +136,8 @@ def test_every_json_answer_has_an_example_that_matches_it(api: TestClient) -> No
         adapter = TypeAdapter(answer_class(name))
         answer = adapter.dump_python(adapter.validate_python(example), mode="json")
         assert answer == example, f"{name}: update services/api/examples.json"
+        text = json.dumps(example)
+        assert "hostile" not in text and "<script" not in text, f"{name} has a value of a test"
 
 
 def test_openapi_examples_are_valid(api: TestClient) -> None:
@@ -186,6 +188,7 @@ def test_every_answer_has_a_request_id_and_errors_a_log_line(gateway: Gateway, p
     }
     assert [(line["route"], line["status"]) for line in failed] == ([expected[path]] * 3 if path in expected else [])
     assert all(line["request_id"] and line["method"] == "GET" and line["ms"] >= 0 for line in failed)
+    assert [line.get("job_id") for line in failed] == ["unknown" if "/jobs/" in path else None] * len(failed)
     failures = [line for line in map(json.loads, lines.getvalue().splitlines()) if "failed" in line["event"]]
     assert [line.get("request_id") for line in failures][:2] == ([new, "mine-1"] if path == "/v1/broken" else [])
 

@@ -400,6 +400,20 @@ def test_coordinator_that_lost_its_lease_stops_and_submits_nothing(harness: Coor
     assert harness.cluster.statuses[submission] is Status.RUNNING
 
 
+def test_coordinator_that_lost_its_lease_before_submitting_submits_nothing(harness: CoordinatorHarness) -> None:
+    job_id, coordinator, status = harness.submit(), harness.coordinator("a"), harness.cluster.status
+
+    def adopted_meanwhile(submission: str) -> Status:
+        harness.store.expire_deadlines()
+        assert harness.store.claim("b", 30) is not None
+        return status(submission)
+
+    harness.cluster.status = adopted_meanwhile  # type: ignore[method-assign]
+    for _ in range(5):
+        coordinator.round()
+    assert (harness.job(job_id).owner, harness.job(job_id).submissions, harness.cluster.statuses) == ("b", {}, {})
+
+
 def test_submission_of_a_requeued_attempt_computes_nothing(harness: CoordinatorHarness) -> None:
     coordinator, job_id = harness.coordinator(), harness.submit()
     late = harness.until_submitted(coordinator, job_id)

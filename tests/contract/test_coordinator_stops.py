@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import redis
@@ -16,6 +19,7 @@ from services.trainer.coordinator import Coordinator
 from services.trainer.submissions import AttemptEnded
 from services.trainer.sweeper import Sweeper
 from tests.contract.coordinator_harness import CoordinatorHarness, IdleExecutor, T
+from tests.support import wait_for
 from tests.trainer_fakes import counting_stage
 from tlm_core.artifacts import ArtifactStore, Manifest, ManifestRef
 from tlm_core.errors import ClusterUnavailable, EmptySelection, IndexUnavailable, WorkerLost
@@ -491,6 +495,41 @@ def test_local_stage_of_an_ended_job_never_starts(harness: CoordinatorHarness, e
     coordinator.round()
     assert harness.job(job_id).state is {"cancel": State.CANCELLED, "pause": State.PAUSED, "runtime": State.FAILED}[end]
     assert [future.cancelled() for future in idle.futures] == [True]
+
+
+@pytest.mark.parametrize("end", ["cancel", None])
+def test_local_stage_that_hangs_blocks_no_other_job(harness: CoordinatorHarness, end: str | None) -> None:
+    wake, local, pools = threading.Event(), harness.local, list[ThreadPoolExecutor]()
+
+    def hanging(job: JobRecord, *args: Any) -> ManifestRef:
+        if job.id == hung:
+            wake.wait(60)
+        return local(job, *args)
+
+    def new_threads() -> ThreadPoolExecutor:
+        pools.append(ThreadPoolExecutor(1))
+        return pools[-1]
+
+    coordinator = harness.coordinator(local_seconds=0.2, concurrency=2)
+    coordinator.local, coordinator.new_threads = hanging, new_threads
+    coordinator._threads = new_threads()
+    hung, other = harness.submit(), harness.submit()
+    coordinator.round()
+    if end:
+        harness.store.cancel(T, hung)
+    try:
+        wait_for(lambda: coordinator.round() or harness.job(other).submissions, 20)
+        job = harness.job(hung)
+        if end:
+            assert job.state is State.CANCELLED
+        else:
+            assert (job.state, job.losses) == (State.QUEUED, 1)
+            assert "ran for 0 minutes" in job.error["message"]
+        assert len(pools) == 2
+    finally:
+        wake.set()
+        for pool in pools:
+            pool.shutdown()
 
 
 def test_full_coordinator_ends_the_cancelled_job_of_a_dead_one(

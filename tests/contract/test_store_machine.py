@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 )
 
 from services.common.history import History, Moved
-from services.common.jobstore import JobStore
+from services.common.jobstore import CheckpointRef, JobStore, Removal
 from services.common.redis_client import LEASES, QUEUE, key
 from tests.contract.coordinator_harness import MovableClockStore, T
 from tests.factories import make_resolved, make_spec
@@ -68,6 +68,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.seen: dict[str, JobRecord] = {}
         self.by_key: dict[str, str] = {}
         self.published: dict[str, ManifestRef] = {}
+        self.checkpoints: dict[str, list[CheckpointRef]] = {"art_1": [], "art_2": []}
         self.logged: Counter[str] = Counter()
         self.deleted: set[str] = set()
 
@@ -75,8 +76,10 @@ class StoreMachine(RuleBasedStateMachine):
         self.folder.cleanup()
 
     @initialize(target=snapshots)
-    def first(self) -> JobRecord:
-        return self.store.submit(T, make_spec(), make_resolved())[0]
+    def first(self) -> Any:
+        """One job runs, and another one waits."""
+        jobs = [self.store.submit(T, make_spec(), make_resolved())[0] for _ in range(2)]
+        return multiple(*jobs, self.store.claim("a", 30))
 
     # --- users ---
 
@@ -100,6 +103,19 @@ class StoreMachine(RuleBasedStateMachine):
         with suppress(Conflict, NotFound):
             return getattr(self.store, verb)(T, job.id)
         return multiple()
+
+    @rule(job=snapshots)
+    def delete(self, job: JobRecord) -> None:
+        held = self.current(job)
+        allowed = held is not None and held.state in TERMINAL
+        try:
+            self.store.delete(job, Removal(T, job.id))
+        except (Conflict, NotFound):
+            assert not allowed
+            return
+        assert allowed
+        self.deleted.add(job.id)
+        del self.seen[job.id]
 
     # --- coordinators ---
 
@@ -135,10 +151,12 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(
         target=snapshots,
         job=snapshots,
+        fresh=st.booleans(),
         verb=st.sampled_from(["confirm_paused", "confirm_cancelled", "finish", "fail", "requeue"]),
     )
-    def conclude(self, job: JobRecord, verb: str) -> Any:
+    def conclude(self, job: JobRecord, fresh: bool, verb: str) -> Any:
         """Only the owner of the current attempt may do this."""
+        job = self.known(job, fresh)
         held = self.current(job)
         more: dict[str, tuple[Any, ...]] = {
             "finish": ({},), "fail": (TrainingFailed("x"),), "requeue": (WorkerLost("x"), 5.0),
@@ -155,8 +173,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     # --- workers ---
 
-    @rule(job=snapshots, artifact=ARTIFACTS)
-    def publish(self, job: JobRecord, artifact: str) -> None:
+    @rule(job=snapshots, fresh=st.booleans(), artifact=ARTIFACTS)
+    def publish(self, job: JobRecord, fresh: bool, artifact: str) -> None:
+        job = self.known(job, fresh)
         ref = ManifestRef(folder=f"{T}/artifacts/{artifact}/{job.id}-{job.attempt}", digest="0" * 64)
         before = self.store.artifact(T, artifact)
         if not self.may_write(job):
@@ -168,8 +187,9 @@ class StoreMachine(RuleBasedStateMachine):
         assert published == (before or ref), "the first publication wins"
         self.published[artifact] = published
 
-    @rule(job=snapshots, lines=st.integers(1, 3))
-    def report(self, job: JobRecord, lines: int) -> None:
+    @rule(job=snapshots, fresh=st.booleans(), lines=st.integers(1, 3))
+    def report(self, job: JobRecord, fresh: bool, lines: int) -> None:
+        job = self.known(job, fresh)
         may = self.may_write(job)
         try:
             self.store.report(T, job.id, job.attempt, logs=["line"] * lines, events=[("tick", {})])
@@ -178,6 +198,48 @@ class StoreMachine(RuleBasedStateMachine):
             return
         assert may
         self.logged[job.id] += lines
+
+    @rule(job=snapshots, fresh=st.booleans(), artifact=ARTIFACTS, current=st.booleans())
+    def invalidate(self, job: JobRecord, fresh: bool, artifact: str, current: bool) -> None:
+        """Only the current attempt may unpublish, and only the reference that it has read."""
+        job = self.known(job, fresh)
+        other = ManifestRef(folder="elsewhere", digest="1" * 64)
+        ref = self.published.get(artifact, other) if current else other
+        try:
+            self.store.invalidate_artifact(T, artifact, ref, by=job)
+        except (Conflict, NotFound):
+            assert not self.may_write(job)
+            return
+        assert self.may_write(job)
+        if self.published.get(artifact) == ref:
+            del self.published[artifact]
+            assert self.store.artifact(T, artifact) is None
+
+    @rule(job=snapshots, fresh=st.booleans(), artifact=ARTIFACTS, step=st.integers(1, 3))
+    def publish_checkpoint(self, job: JobRecord, fresh: bool, artifact: str, step: int) -> None:
+        job = self.known(job, fresh)
+        ref = ManifestRef(folder=f"{T}/checkpoints/{artifact}/{job.id}-{job.attempt}/{step}", digest="2" * 64)
+        checkpoint = CheckpointRef(ref=ref, step=step, node="n", job=job.id, attempt=job.attempt, metrics={})
+        try:
+            self.store.publish_checkpoint(T, artifact, checkpoint)
+        except (Conflict, NotFound):
+            assert not self.may_write(job)
+            return
+        assert self.may_write(job)
+        others = [other for other in self.checkpoints[artifact] if other != checkpoint]
+        self.checkpoints[artifact] = [*others, checkpoint]
+
+    @rule(job=snapshots, fresh=st.booleans(), artifact=ARTIFACTS)
+    def drop_checkpoint(self, job: JobRecord, fresh: bool, artifact: str) -> None:
+        job = self.known(job, fresh)
+        for checkpoint in self.checkpoints[artifact][:1]:
+            try:
+                self.store.drop_checkpoint(T, artifact, checkpoint, by=job)
+            except (Conflict, NotFound):
+                assert not self.may_write(job)
+                return
+            assert self.may_write(job)
+            self.checkpoints[artifact] = [other for other in self.checkpoints[artifact] if other != checkpoint]
 
     # --- housekeeping, and what happens to Redis ---
 
@@ -204,6 +266,10 @@ class StoreMachine(RuleBasedStateMachine):
     def current(self, job: JobRecord) -> JobRecord | None:
         return next((known for known in self.jobs() if known.id == job.id), None)
 
+    def known(self, job: JobRecord, fresh: bool) -> JobRecord:
+        """Return the record as its reader knows it: `job`, or with `fresh` the one in the store."""
+        return (self.current(job) or job) if fresh else job
+
     def may_write(self, job: JobRecord) -> bool:
         held = self.current(job)
         return held is not None and held.attempt == job.attempt and held.state in ACTIVE
@@ -211,7 +277,7 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def histories_are_consistent(self) -> None:
         jobs = {job.id: job for job in self.jobs()}
-        assert self.seen.keys() <= jobs.keys(), "an accepted job is never lost"
+        assert self.seen.keys() <= jobs.keys() and not self.deleted & jobs.keys(), "only a deleted job goes away"
         for job_id, job in jobs.items():
             earlier = self.seen.get(job_id)
             if earlier is not None:
@@ -237,10 +303,17 @@ class StoreMachine(RuleBasedStateMachine):
     def publications_never_change(self) -> None:
         for artifact, ref in self.published.items():
             assert self.store.artifact(T, artifact) == ref
+        for artifact, checkpoints in self.checkpoints.items():
+            assert self.store.checkpoints(T, artifact) == sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
+
+    @invariant()
+    def nothing_of_a_deleted_job_comes_back(self) -> None:
+        for job_id in self.deleted:
+            assert self.client.keys(f"*{job_id}*") == [key(T, "deleted", job_id)]
 
 
 def test_store_holds_its_promises_under_random_calls(redis_client: redis.Redis) -> None:
     machine = type("Machine", (StoreMachine,), {"client": redis_client})
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-    plan = {"max_examples": 25, "stateful_step_count": 30, "deadline": None, "derandomize": True}
+    plan = {"max_examples": 25, "stateful_step_count": 40, "deadline": None, "derandomize": True}
     run_state_machine_as_test(machine, settings=settings(**plan, suppress_health_check=checks))

@@ -44,7 +44,7 @@ class StudyHarness:
         settings = TrainerSettings(storage=artifacts.root, scratch=scratch, lease_seconds=30.0)
         self.coordinator = Coordinator(
             self.store, artifacts, self.selections, self.cluster, settings, owner="a",
-            local=functools.partial(run_local, artifacts, scratch), executor=InlineExecutor(),
+            local=functools.partial(run_local, artifacts, scratch), new_threads=InlineExecutor,
         )  # fmt: skip
 
     def dataset(self, name: str, labels: str) -> ManifestRef:

@@ -48,7 +48,7 @@ class Service:
         self.executor = ThreadPoolExecutor(1)
         self.coordinator = Coordinator(
             self.store, self.artifacts, FakeSelections(self.artifacts, root), self.cluster, settings, owner="a",
-            local=functools.partial(run_local, self.artifacts, root / "trainer"), executor=self.executor,
+            local=functools.partial(run_local, self.artifacts, root / "trainer"), new_threads=lambda: self.executor,
         )  # fmt: skip
 
     def dataset(self, name: str) -> None:

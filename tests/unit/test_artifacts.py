@@ -319,6 +319,15 @@ def test_root_of_a_remote_storage_is_listed_once(tmp_path: Path, monkeypatch: py
     assert checks == [True]
 
 
+def test_root_of_a_local_storage_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ArtifactStore(str(tmp_path / "storage"), tmp_path / "cache")
+    listed, ls = list[str](), store.fs.ls
+    monkeypatch.setattr(store.fs, "ls", lambda path, **options: listed.append(path) or ls(path, **options))
+    for name in ("a", "b", "c"):
+        store.write(name, make(tmp_path, {"file": name}), artifact=name, stage="s")
+    assert listed.count(store.root) == 1
+
+
 def test_call_to_a_hanging_storage_ends_before_leases_expire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server accepts connections, reads requests and never answers."""
     limits = store_module._OPTIONS["s3"]["config_kwargs"]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
+import logging
 from collections.abc import Collection
 
 import pytest
 
 from services.common.background import Background
+from services.common.logs import set_up_logging
 from services.common.metrics import REGISTRY
 from tlm_core.errors import StoreUnavailable
 
@@ -39,3 +43,15 @@ def test_incomplete_round_forgets_no_skipped_item() -> None:
     with task.round(), task.item("a"):
         raise StoreUnavailable("away")
     assert list(task.skipped) == ["b"]
+
+
+def test_line_about_a_skipped_item_has_its_ids() -> None:
+    stream, root = io.StringIO(), logging.getLogger()
+    before = root.handlers, root.level
+    try:
+        set_up_logging("api", stream=stream)
+        with Background("test").item("job 1", job_id="job_1"):
+            raise ValueError
+    finally:
+        root.handlers, root.level = before
+    assert json.loads(stream.getvalue())["job_id"] == "job_1"

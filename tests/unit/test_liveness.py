@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.trainer.liveness import FIRST_SECONDS, Liveness
+from services.trainer.liveness import BUSY_SECONDS, FIRST_SECONDS, Liveness
 from tlm_core.pulse import Pulse
 
 
@@ -68,3 +68,15 @@ def test_computing_counts_as_progress_where_the_pace_is_not_steady(cpu: float, i
         clock.cpu += cpu
         liveness.sample()
     assert liveness.sample()[0] == idle
+
+
+def test_computing_without_the_counter_is_progress_for_an_hour_only() -> None:
+    clock = Clock()
+    liveness = clock.liveness(Pulse())
+    for _ in range(int(BUSY_SECONDS) + 700):
+        clock.now += 1
+        clock.cpu += 1
+        liveness.sample()
+    assert liveness.sample() == (pytest.approx(701), FIRST_SECONDS)
+    steps(clock, liveness, 1, 1)
+    assert liveness.sample()[0] == 0

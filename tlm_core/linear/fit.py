@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tlm_core.linear.model import Features, Floats, LinearModel, rows_of
 from tlm_core.linear.ngrams import FAMILIES, START_WORDS
+from tlm_core.pulse import PULSE
 from tlm_core.tasks.metrics import METRICS, Targets, Undefined
 from tlm_core.tasks.task import Task
 
@@ -215,6 +216,7 @@ def solve(
 
     row_weights: for classes only.
     """
+    PULSE.advance()
     if not task.type.has_classes:
         return _ridge(matrix, targets, setting)
     return support_vectors(matrix, targets, setting, len(task.labels), row_weights)

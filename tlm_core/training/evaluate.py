@@ -24,6 +24,7 @@ from tlm_core.evaluation.report import (
     write_report,
 )
 from tlm_core.evaluation.summary import BEHIND
+from tlm_core.pulse import PULSE
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import SPLITS, Task
 from tlm_core.training.architectures import Shape
@@ -65,11 +66,12 @@ def predict(
     logits = torch.zeros(len(order), model.shape.labels)
     training = model.training
     model.eval()
-    with torch.inference_mode(), autocast(precision, device):
+    with torch.inference_mode(), autocast(precision, device), PULSE.pace(steady=True):
         for number, begin in enumerate(range(0, len(order), DOCUMENTS)):
             if number % workers.size == workers.rank:
                 batch = task_batch(split, order[begin : begin + DOCUMENTS], prepared)
                 _predict_batch(model, batch, rows, device, logits)
+                PULSE.warm_up()
     model.train(training)
     if workers.size > 1:
         logits = workers.sum(logits.to(device)).cpu()
@@ -90,7 +92,7 @@ def _predict_batch(model: TaskModel, batch: Batch, rows: int, device: torch.devi
                 raise
             if len(part.rows) == 1:
                 raise OutOfMemory(
-                    "One row of texts exceeds the device's memory. Use a smaller model or a shorter max_length."
+                    "One row of texts exceeds the device's memory. Use a smaller model or a smaller model.max_length."
                 ) from error
         else:
             logits[torch.from_numpy(part.rows.documents)] = values

@@ -122,6 +122,7 @@ def _tokenizer(
     return tokenizer, special_ids(tokenizer), replaced
 
 
+@PULSE.pace(steady=True)
 def _max_length(params: PrepareParams, tokenizer: Tokenizer, task: Task, progress: _Counter) -> int:
     """Return `model.max_length`, for `auto` chosen from the lengths of the train texts."""
     if params.max_length != "auto":
@@ -154,6 +155,7 @@ def _passage_batches(selection: Path, columns: list[str]) -> Iterator[dict[str, 
             yield batch.to_pydict()
 
 
+@PULSE.pace(steady=True)
 def _passages(
     out: Path, tokenizer: Tokenizer, size: int, selection: Path, tokens: dict[str, int], progress: _Counter
 ) -> int:
@@ -197,6 +199,7 @@ def _cut_warnings(facts: Mapping[str, Any]) -> list[str]:
     ]
 
 
+@PULSE.pace(steady=True)
 def _split(
     out: Path, tokenizer: Tokenizer, writer: StoreWriter, task: Task, split: str, limit: int, progress: _Counter
 ) -> tuple[int, int]:
@@ -250,6 +253,7 @@ class _Counter:
     def add(self, count: int) -> None:
         """Count texts. Raises StopRequested if the reporter asks to stop; the short stage restarts on resume."""
         PULSE.advance()
+        PULSE.warm_up()
         self._done += count
         now = time.monotonic()
         if now - self._last < REPORT_SECONDS:

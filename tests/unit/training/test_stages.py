@@ -26,6 +26,7 @@ from tlm_core.jobs.nodes import joint_node
 from tlm_core.jobs.spec import KindOptions, PlanInputs
 from tlm_core.kinds import learning_curve, prune, share_tickets, train
 from tlm_core.linear.params import SelfTrainParams
+from tlm_core.pulse import PULSE
 from tlm_core.serving import load_model as load_served
 from tlm_core.stages import CHOOSE, FINETUNE, JOINT, PREPARE, SELF_TRAIN
 from tlm_core.tasks.metrics import score
@@ -57,7 +58,7 @@ RECIPE = tiny(
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     folder = tmp_path_factory.mktemp("chain")
     task, selection = made_task(folder / "task", (90, 30, 60)), made_selection(folder / "selection")
-    return {"task": task, **run_chain(task, selection, RECIPE, [0, 1], folder / "run")}
+    return {"task": task, "selection": selection, **run_chain(task, selection, RECIPE, [0, 1], folder / "run")}
 
 
 def report_of(chain: Mapping[str, Path]) -> dict:
@@ -138,6 +139,21 @@ def test_report_omits_a_self_trained_model_that_keeps_the_baseline(chain: Mappin
     report = report_of(done)
     assert "linear" in report["models"] and "self_trained" not in report["models"]
     assert 0 < report["cost"]["self_train"]["seconds"] != report["cost"]["baseline"]["seconds"]
+
+
+@pytest.mark.parametrize("name", ["prepare", "evaluate"])
+def test_hang_between_texts_is_noticed_as_in_training(
+    chain: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    paces: list[tuple[bool, bool]] = []
+    monkeypatch.setattr(PULSE, "advance", lambda: paces.append((PULSE.steady, PULSE.warm)))
+    monkeypatch.setattr("tlm_core.training.evaluate.DOCUMENTS", 8)
+    monkeypatch.setattr("tlm_core.training.prepare.BATCH", 8)
+    plan = train.plan(PlanInputs(KindOptions(), RECIPE, (0, 1), (), (), "c@1"))
+    node, done = plan.node(name), {**chain, "validate": chain["task"], "select": chain["selection"]}
+    run_stage(node.stage, {key: done[source] for key, source in node.inputs.items()}, node.params, tmp_path / name)
+    assert paces.count((True, True)) > 0.4 * len(paces) > 10
+    assert (PULSE.steady, PULSE.warm) == (False, False)
 
 
 def test_without_ensemble_the_file_has_one_seed(chain: Mapping[str, Path], tmp_path: Path) -> None:
