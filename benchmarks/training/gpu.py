@@ -50,7 +50,7 @@ MODELS = {
 SMALL_TOKENS = 4096  # in a step of `fast` at small
 NO_CHECKPOINTS = {"checkpoint_steps": 1_000_000}
 WARM, TRACED = 8, 10  # steps
-ATTENTION = ("flash", "fmha", "attention", "attn", "softmax")  # in the names of attention kernels
+ATTENTION = ("flash", "fmha", "attention", "attn")  # in the names of attention kernels
 
 
 def recipe(model: str, length: int, tokens: int) -> Recipe:

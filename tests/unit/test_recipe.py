@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tlm_core.errors import InvalidRecipe
-from tlm_core.training.recipe import PUBLISHED_LR, Finetune, Recipe, resolve
+from tlm_core.training import recipe as recipes
+from tlm_core.training.recipe import PUBLISHED_LR, Finetune, Recipe, native_precision, resolve
 
 SCALES = ("tiny", "small", "medium", "large")
 
@@ -129,3 +130,17 @@ def test_stored_recipe_that_is_now_invalid_stays_readable() -> None:
     stored["selection"]["selector"] = "none"
     stored["joint"] |= {"task_loss": False, "mlm_on_task": False}
     assert Recipe.model_validate(stored).joint.optimizer.betas == (0.9, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "native"), [("avx2 avx512f", "fp32"), ("avx512f avx512_bf16", "bf16"), ("amx_bf16 avx2", "bf16")]
+)
+def test_job_gets_the_precision_of_the_setting_or_else_of_the_processor(
+    monkeypatch: pytest.MonkeyPatch, flags: str, native: str
+) -> None:
+    monkeypatch.setattr(recipes, "cpu_facts", lambda: ["model name : x", f"flags : {flags}"])
+    monkeypatch.setattr(recipes, "native_precision", native_precision.__wrapped__)
+    assert resolve("fast", "tiny").precision == native
+    other = {"fp32": "bf16", "bf16": "fp32"}[native]
+    assert resolve("fast", "tiny", precision=other).precision == other  # type: ignore[arg-type]
+    assert resolve("fast", "tiny", {"precision": native}, precision=other).precision == native  # type: ignore[arg-type]

@@ -232,6 +232,18 @@ def test_each_worker_requests_one_gpu_if_there_are_any(
     assert compute_of(folder, None, {}) == ("0", "0", None)
 
 
+@pytest.mark.parametrize(
+    ("gpus", "caller", "precision"),
+    [(0, {}, None), (1, {}, "bf16"), (1, {"TLM_API_PRECISION": "fp32"}, "fp32")],
+)
+def test_jobs_of_a_stack_with_gpus_compute_in_bf16(
+    folder: StackFolder, gpus: int, caller: dict[str, str], precision: str | None
+) -> None:
+    plan = plan_stack(folder, StackOptions(folder.root, port=0, gpus=gpus), caller)
+    (gateway,) = (part.environment for part in plan.parts if part.name == "api")
+    assert (caller | gateway).get("TLM_API_PRECISION") == precision
+
+
 def test_opensearch_url_replaces_the_embedded_index(folder: StackFolder) -> None:
     def index(options: StackOptions) -> tuple[str, str | None]:
         parts = {part.name: part.environment for part in plan_stack(folder, options, {}).parts}

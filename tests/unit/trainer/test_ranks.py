@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, NoReturn
 
@@ -37,6 +38,14 @@ def test_attempt_starts_with_the_workers_that_find_room(
 ) -> None:
     monkeypatch.setattr(ranks, "available_resources_per_node", lambda: dict(enumerate(free)))
     assert ranks._number_of_workers(Assignment("t", "job_1", 1, "main", 2, 8, 2.0, gpus)) == workers
+
+
+def test_only_the_coordinator_repeats_attempts(tmp_path: Path) -> None:
+    trainer = ranks._trainer(Assignment("t", "job_1", 1, "main", 2, 2, 2.0, 0.0), 2, tmp_path)
+    failures = trainer.run_config.failure_config
+    assert failures is not None
+    assert (failures.max_failures, failures.controller_failure_limit, failures.max_preemption_failures) == (0, 0, 0)
+    assert trainer.run_config.storage_path == str(tmp_path), "Ray writes into the attempt's folder, which is deleted."
 
 
 DEAD = WorkerHealthCheckFailedError("dead", failure=ActorDiedError())

@@ -218,19 +218,20 @@ def test_compiled_steps_share_one_graph_without_breaks(tmp_path: Path) -> None:
     assert not counters["graph_break"] and counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.usefixtures("fresh_compiler")
 def test_traced_steps_of_the_joint_loss_have_the_losses_of_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without code generation, which takes minutes for these graphs."""
     compiler = partial(torch.compile, backend="aot_eager", fullgraph=True, dynamic=False)
     monkeypatch.setattr(torch, "compile", lambda run, **_: compiler(run))
-    size = {"model__layers": 1, "steps": 4, "joint__rho1": 1}
-    traced, _ = stream_trainer(tmp_path / "traced", compiled=True, **size).run()
-    rows, _ = trainer_of(tmp_path / "rows", **size).run()
-    for term, count in (("mlm", 4), ("task", 2)):
+    size = {"model__layers": 1, "steps": 20, "joint__rho1": 1}
+    traced, _ = stream_trainer(tmp_path / "traced", precision, compiled=True, **size).run()
+    rows, _ = trainer_of(tmp_path / "rows", precision=precision, **size).run()
+    for term, count in (("mlm", 20), ("task", 10)):
         ours, wanted = ([p[term] for p in state.points if p[term] is not None] for state in (traced, rows))
-        assert len(ours) == count and ours == pytest.approx(wanted, rel=CLOSE["fp32"])
+        assert len(ours) == count and ours == pytest.approx(wanted, rel=CLOSE[precision])
 
 
 def test_each_new_graph_may_take_as_long_as_a_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
