@@ -248,7 +248,8 @@ def _wait(client: TLMClient, job: Job, name: str, display: Display) -> Arm:
 
 def _succeeded(job: Job, name: str) -> Job:
     if job.state is not State.SUCCEEDED:
-        raise error_from_dict(job.error) if job.error else TLMError(f"The job '{name}' ended as {job.state}.")
+        remedy = f"Read the logs in {StackFolder(FOLDER / 'stack').logs}, and start the demo again."
+        raise error_from_dict(job.error) if job.error else TLMError(f"The job '{name}' ended as {job.state}. {remedy}")
     return job
 
 

@@ -14,7 +14,9 @@ from rich.markup import escape
 
 from tlm_client.transfer import FileProgress
 from tlm_core.jobs import spec
-from tlm_core.wire import CorpusLoad, JobEvent
+from tlm_core.jobs.event_words import sentence
+from tlm_core.jobs.states import ACTIVE
+from tlm_core.wire import CorpusLoad, JobEvent, JobSummary
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 _PLAIN_SECONDS = 10.0
 _CURVE_SECONDS = 5.0
 _BLOCKS = "▁▂▃▄▅▆▇█"
+_IMPORTANT = frozenset({"artifact.published", "stage.warning"})  # besides the events of the job itself
 
 
 class Display:
@@ -33,6 +36,7 @@ class Display:
         self._title = ""
         self._printed_at = float("-inf")
         self._printed = ("", False)  # stage, and whether it was complete
+        self._text = ""
         self._load_start = ("", 0.0, 0)  # state, time and passages when this state began
         self._curve = ""
         self._curve_at = float("-inf")
@@ -78,7 +82,7 @@ class Display:
     def update(self, stage: str, done: float, total: float, facts: str) -> None:
         """Show the progress of `stage`; total 0 means unknown.
 
-        Plain output gets a line at the start and the end of each stage, and every 10 s.
+        Plain output gets a line at the start and the end of each stage, and every 10 s if it changes.
         """
         if self._bar is not None:
             if self._task is None:
@@ -89,23 +93,38 @@ class Display:
                 self._task, description=description, completed=done, total=total or None, facts=escape(facts)
             )
             return
+        percentage = f"{done / total:4.0%} " if total else ""
+        text = f"{self._title} {stage} {percentage}{facts}".strip()
         now, shown = self._clock(), (stage, 0 < total <= done)
-        if shown != self._printed or now - self._printed_at >= _PLAIN_SECONDS:
-            self._printed_at, self._printed = now, shown
-            percentage = f"{done / total:4.0%} " if total else ""
-            self.line(f"{self._title} {stage} {percentage}{facts}".strip())
+        if shown != self._printed or (now - self._printed_at >= _PLAIN_SECONDS and text != self._text):
+            self._printed_at, self._printed, self._text = now, shown, text
+            self.line(text)
 
     def job_event(self, event: JobEvent) -> None:
         """Show a job's event: progress moves the bar, other important events become lines."""
         if event.type == "progress":
             self.progress(spec.Progress.model_validate({"stage": "", "node": "", **event.data}))
-        elif (text := _describe(event)) is not None:
-            self.line(text)
+        elif event.type.startswith("job.") or event.type in _IMPORTANT:
+            self.line(sentence(event.type, event.attempt, event.data, {}) or event.type)
 
     def progress(self, progress: spec.Progress) -> None:
         """Show step, rate, stage number and loss curve, and share and time left of the whole job."""
         facts = "  ".join(filter(None, (progress_facts(progress), self._curve)))
         self.update(progress.node or progress.stage, progress.share, 1.0, facts)
+
+    def standing(self, job: JobSummary) -> None:
+        """Show why an unfinished job waits, or its progress, or how long its workers have been silent."""
+        silence = "" if job.silent_seconds is None else f"last heard {duration(job.silent_seconds)} ago"
+        if job.waiting:
+            self.update("waiting:", 0, 0, job.waiting.reason)
+        elif job.is_over:
+            return
+        elif job.progress is None or job.state not in ACTIVE:
+            self.update(job.state, 0, 0, silence)
+        elif silence:
+            self.update(job.progress.node, job.progress.share, 1.0, silence)
+        else:
+            self.progress(job.progress)
 
     def wants_curve(self) -> bool:
         """Return whether to fetch a new curve: every few seconds on a terminal."""
@@ -180,22 +199,3 @@ def time_left(progress: spec.Progress) -> str:
         return f"{duration(progress.eta_seconds)} left"
     own = progress.stage_eta_seconds
     return "" if own is None else f"{duration(own)} left in this stage"
-
-
-def _describe(event: JobEvent) -> str | None:
-    data = event.data
-    match event.type:
-        case "artifact.published":
-            return f"{data.get('node', data.get('stage'))} is done"
-        case "job.requeued":
-            delay = data.get("delay_seconds")
-            return f"attempt {event.attempt} ended, the next one starts in {delay} s: {data.get('message')}"
-        case "stage.warning":
-            return f"warning: {data.get('message')}"
-        case "job.waiting":
-            return f"waiting: {data.get('message')}"
-        case "job.failed":
-            return f"failed: {data.get('message')}"
-        case kind if kind.startswith("job."):
-            return kind.removeprefix("job.").replace("_", " ")
-    return None

@@ -132,7 +132,8 @@ def predict_body(texts: Sequence[str], pairs: Sequence[str] | None, min_confiden
 def is_ready(load: CorpusLoad) -> bool:
     """Return whether a load is ready. Raises its error if it failed, and Conflict if it was cancelled."""
     if load.state == "failed":
-        raise error_from_dict(load.error) if load.error else TLMError(f"The load of corpus '{load.corpus}' failed.")
+        remedy = "failed without a recorded reason. Read the loader's log, then load it again."
+        raise error_from_dict(load.error) if load.error else TLMError(f"The load of corpus '{load.corpus}' {remedy}")
     if load.state == "cancelled":
         raise Conflict(f"The load of corpus '{load.corpus}' was cancelled. Add the corpus again.")
     return load.state == "ready"

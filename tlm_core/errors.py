@@ -50,7 +50,7 @@ class TLMError(Exception):
 
 
 class InvalidRequest(TLMError, code="invalid_request"):
-    """The request is invalid as it is."""
+    """The request is invalid. Change it before sending it again."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class WorkerFailed(WorkerLost, code="worker_failed"):
 
 
 def error_classes() -> dict[str, type[TLMError]]:
-    """Return every class of the tree by its code."""
+    """Return a mapping from error code to error class."""
     classes: dict[str, type[TLMError]] = {}
     pending: list[type[TLMError]] = [TLMError]
     while pending:

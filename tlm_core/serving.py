@@ -150,13 +150,13 @@ def ngram_ids(alphabet: Alphabet, rows: Sequence[tuple[str, ...]]) -> dict[str, 
 
 
 def load_model(folder: Path) -> Model:
-    """Load a returned model: `model.onnx`, `labels.json`, and `model/` or `ngrams.json`. Raises CorruptArtifact."""
+    """Load a returned model: model.onnx, labels.json, and model/, ngrams.json or both. Raises CorruptArtifact."""
     from onnxruntime import InferenceSession, SessionOptions
 
     if missing := [name for name in (METADATA, MODEL) if not (folder / name).is_file()]:
         raise CorruptArtifact(
             f"The folder '{folder}' holds no model of a finished job: it has no {' and no '.join(missing)}. Expected "
-            f"{METADATA}, {MODEL}, and the folder model or {ALPHABET}. Download the model of a job with `tlm download`."
+            f"{METADATA}, {MODEL}, and the folder model, {ALPHABET}, or both. Download a model with `tlm download`."
         )
     try:
         metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
@@ -169,12 +169,14 @@ def load_model(folder: Path) -> Model:
         labels, pair = tuple(str(label) for label in metadata["labels"]), bool(metadata["pair"])
         files = (folder / MODEL, folder / "model" / "tokenizer.json", folder / ALPHABET)
         size = sum(path.stat().st_size for path in files if path.exists())
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        options = SessionOptions()
+        options.log_severity_level = 3
+        session = InferenceSession(str(folder / MODEL), options, providers=["CPUExecutionProvider"])
+        task_type = TASK_TYPES[str(metadata.get("task_type", SINGLE_LABEL))]
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:  # onnxruntime and tokenizers have errors without a common base
         raise CorruptArtifact(f"The model in '{folder}' cannot be read: {error}. Download it again.") from error
-    options = SessionOptions()
-    options.log_severity_level = 3
-    session = InferenceSession(str(folder / MODEL), options, providers=["CPUExecutionProvider"])
-    task_type = TASK_TYPES[str(metadata.get("task_type", SINGLE_LABEL))]
     return Model(session, tokenizer, alphabet, labels, pair, size, task_type, name, windows, pad)
 
 

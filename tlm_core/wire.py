@@ -497,7 +497,7 @@ class Prediction(_Answer):
 class PredictingModel(_Answer):
     """The model that answered a request for predictions."""
 
-    name: str = Field(description="linear, self_trained, encoder or combined")
+    name: str = Field(description="linear, self_trained, encoder, ensemble or combined")
     final: bool = Field(description="false for the linear model of a job that has not returned a model")
     note: str | None = Field(None, description="why the model is not final")
 

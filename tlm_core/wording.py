@@ -15,7 +15,7 @@ def counted(count: float, noun: str) -> str:
 
 
 def message_of(error: ErrorDetails) -> str:
-    """Return what one error of `ValidationError.errors()` says after the name of its field."""
+    """Return the message for an entry of `ValidationError.errors()`. It follows the field's name: "is required"."""
     kind, values = error["type"], error.get("ctx", {})
     match kind:
         case "missing":

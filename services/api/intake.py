@@ -1,4 +1,7 @@
-"""Accept datasets and corpora: validate the files, store them, record them. On an error nothing is stored."""
+"""Accept uploads. If an error occurs, nothing is stored.
+
+Datasets are validated completely. Of corpora, only names, language, options, file types and addresses are checked.
+"""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def openapi(app: FastAPI) -> JsonObject:
 
 
 def answers(schema: JsonObject) -> Iterator[tuple[str, JsonObject]]:
-    """Yield each successful JSON answer with the name of its example."""
+    """Yield (example name, content) for each successful JSON response. The name is the schema's, or METHOD PATH."""
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():
             for status, response in operation["responses"].items():

@@ -1,4 +1,4 @@
-"""Metric points of a job as series for charts: thinned, with every peak."""
+"""Metric points of a job as series for charts, thinned to the extremes of equal parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Point = tuple[float, float, float]
 def series_of(
     jobs: JobStore, job: JobRecord, *, points: int, node: str | None = None, names: Collection[str] = ()
 ) -> list[Series]:
-    """Every series of the job, ordered by first point. points: maximum per series; names: filter, empty for all."""
+    """Return the series of a job, ordered by first point. points: at most per series. names: filter; empty for all."""
     lines: dict[tuple[str, str], list[Point]] = {}
     for entry in _all_points(jobs, job):
         step, at = entry.get("step"), entry["at"]
@@ -36,7 +36,7 @@ def series_of(
 
 
 def thinned(line: Sequence[Point], points: int) -> list[Point]:
-    """At most `points` (4 or more) points: the first, the last, and the minimum and maximum of equal parts between."""
+    """Return at most `points` (at least 4) points: first, last, and minimum and maximum of equal parts between."""
     if len(line) <= points:
         return list(line)
     inner = line[1:-1]

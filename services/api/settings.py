@@ -12,7 +12,7 @@ from tlm_core.training.recipe import Precision
 
 
 class ApiSettings(StoreSettings):
-    """Read from TLM_API_*. Each process needs its own scratch folder; uploads in it are deleted at the start."""
+    """Environment variables TLM_API_*. Each process needs its own scratch folder; startup deletes uploads in it."""
 
     model_config = SettingsConfigDict(env_prefix="TLM_API_")
 

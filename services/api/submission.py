@@ -93,8 +93,8 @@ def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Reso
     if recipe.selection.definition.source == "dataset" and first.summary.selection is None:
         raise InvalidRequest(
             f"'{_SELECTOR}' is '{recipe.selection.selector}', but the dataset '{spec.dataset}' has no selection "
-            "of its own. Upload it with a part 'selection' (a file with the columns text and rank), or choose another "
-            "selector."
+            "file. Upload the dataset again with a file in the form field 'selection' (columns text and rank), or use "
+            "another selector."
         )
     if recipe.finetune.class_weights != "none":
         for name in spec.names:

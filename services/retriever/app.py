@@ -67,7 +67,7 @@ class RetrieverSettings(BaseSettings):
 
 def _check_relative(folder: str) -> str:
     if folder.startswith("/") or not folder or any(part in ("", ".", "..") for part in folder.split("/")):
-        raise ValueError("Expected a folder relative to the storage root.")
+        raise ValueError(f"Invalid folder '{folder}'. Expected a path below the storage root, without '.' or '..'.")
     return folder
 
 

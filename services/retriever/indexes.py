@@ -163,7 +163,7 @@ class OpenSearchIndexes:
     def open(self, key: CorpusKey, *, wait: bool = False) -> PassageIndex:
         index = self._read(key, self._cluster if wait else self._impatient)
         if not index.ready:
-            raise NotFound(f"The load of {key} is not complete. Load it again.")
+            raise NotFound(f"The index of {key} is not complete. Load the corpus again.")
         return index
 
     def begin(self, key: CorpusKey, language: str) -> LoadingIndex:

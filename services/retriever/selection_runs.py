@@ -262,7 +262,10 @@ class SelectionRuns:
                 return None
             case "dataset":
                 if not (task / GIVEN).is_file():
-                    raise InvalidRequest("The dataset has no selection. Upload it with a part 'selection'.")
+                    raise InvalidRequest(
+                        "The dataset has no selection file. Upload the dataset again with a file in the form field "
+                        "'selection', or use another selector."
+                    )
                 return task / GIVEN
         if request.corpus is None or request.version is None:
             raise InvalidRequest(f"Selector '{params.selector}' needs a corpus. Send 'corpus' and 'version'.")

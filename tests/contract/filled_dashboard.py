@@ -43,6 +43,7 @@ from tlm_core.tasks.types import TASK_TYPES
 from tlm_core.training.recipe import resolve
 
 HOSTILE = """<script>document.title='owned'</script><img src=x onerror="document.title='owned'">"'&amp;"""
+HOSTILE_DATASET = "films"  # it has hostile texts and labels
 TOPICS = {
     "billing": "invoice charge payment amount twice month",
     "delivery": "parcel courier late address tracking window",
@@ -103,7 +104,7 @@ def fill(gateway: Gateway) -> Contents:
     )
     quoted = HOSTILE.replace('"', '""')
     rows = "".join(f'"{quoted} good film {n}","{quoted}"\n"plain text {n}",other\n' for n in range(20))
-    hostile = add_dataset(gateway, "hostile", {"train": "text,label\n" + rows})
+    hostile = add_dataset(gateway, HOSTILE_DATASET, {"train": "text,label\n" + rows})
     make_corpus(gateway)
     jobs = {}
     for name in ("cancelled", "failed", "succeeded", "alone", "hostile", "running", "paused", "queued"):
@@ -196,9 +197,10 @@ def begin(gateway: Gateway, job: JobRecord) -> None:
             make_task(folder, job)
         elif node.stage.name == "baseline":
             hostile = {HOSTILE: ["plain"], "other": ["text"]}
-            make_linear(folder, hostile if job.spec.dataset == "hostile" else {k: TOPICS[k].split() for k in LABELS})
+            usual = {label: TOPICS[label].split() for label in LABELS}
+            make_linear(folder, hostile if job.spec.dataset == HOSTILE_DATASET else usual)
         elif node.stage.name == "select":
-            make_selection(folder, HOSTILE if job.spec.dataset == "hostile" else "")
+            make_selection(folder, HOSTILE if job.spec.dataset == HOSTILE_DATASET else "")
         else:
             (folder / "data.json").write_text(json.dumps({"job": job.id}))
         publish(gateway.parts.jobs, gateway.parts.artifacts, job, node.name, folder)
@@ -207,7 +209,7 @@ def begin(gateway: Gateway, job: JobRecord) -> None:
         T,
         job.id,
         job.attempt,
-        logs=["tokenizer: 8,192 tokens", *([HOSTILE] if job.spec.dataset == "hostile" else []), *lines],
+        logs=["tokenizer: 8,192 tokens", *([HOSTILE] if job.spec.dataset == HOSTILE_DATASET else []), *lines],
         events=[("stage.started", {"node": "joint.s0", "stage": "joint"})],
     )
 
@@ -226,7 +228,11 @@ def report_progress(gateway: Gateway, job: JobRecord, share: float) -> None:
         situation, joint, step=step, total=total, rate=15_320, unit="tokens", eta_seconds=(total - step) * 0.14
     )
     shares = ({**point, "learning_rate": 3e-3 * point["rate"]} for point in loss_curve(total, step, 0))
-    points = [{"node": joint.name, "stage": "joint", **point} for point in shares]
+    measured = (
+        {"step": each["step"], "score": each["score"], "validation_loss": each["loss"]}
+        for each in validations(range(180, step + 1, 180), 225, 0.8, 0)
+    )
+    points = [{"node": joint.name, "stage": "joint", **point} for point in (*shares, *measured)]
     gateway.parts.jobs.report(T, job.id, job.attempt, metrics=points, progress=progress)
     folder = gateway.root / "files" / uuid.uuid4().hex
     folder.mkdir(parents=True)
@@ -266,6 +272,19 @@ def loss_curve(total: int, until: int, seed: int) -> list[dict[str, Any]]:
     ]
 
 
+def validations(steps: range, pace: float, skill: float, seed: int) -> list[dict[str, Any]]:
+    """Return validations as a history has them, with scores that rise to `skill`. pace: steps to most of the rise."""
+    return [
+        {
+            "step": step,
+            "score": skill * (1 - math.exp(-step / pace - 0.25)) + 0.01 * seed,
+            "accuracy": 0.5,
+            "loss": 0.5 + math.exp(-step / pace),
+        }
+        for step in steps
+    ]
+
+
 def finish(gateway: Gateway, job: JobRecord, labels: tuple[str, ...], skill: float) -> None:
     store, artifacts = gateway.parts.jobs, gateway.parts.artifacts
     report, outputs = make_report(labels, job.spec.seeds, skill)
@@ -278,18 +297,10 @@ def finish(gateway: Gateway, job: JobRecord, labels: tuple[str, ...], skill: flo
         if node.stage.name in ("joint", "finetune"):
             seed = int(node.name.partition(".s")[2])
             total = 900 if node.stage.name == "joint" else 140
-            evaluations = [
-                {
-                    "step": s,
-                    "score": skill * (1 - math.exp(-(s + 8) / 30)) + 0.01 * seed,
-                    "accuracy": 0.5,
-                    "loss": 0.5 + math.exp(-s / 40),
-                }
-                for s in range(0, 141, 14)
-            ]
+            steps, pace = (range(180, 901, 180), 225) if node.stage.name == "joint" else (range(0, 141, 14), 35)
             history = {
                 "points": loss_curve(total, total, seed),
-                "evaluations": evaluations if node.stage.name == "finetune" else [],
+                "evaluations": validations(steps, pace, skill, seed),
                 "best": None,
             }
             (folder / "history.json").write_text(json.dumps(history | {"job": job.id}))
@@ -362,18 +373,23 @@ def make_report(
     report["warnings"] = [
         "7 of 120 test texts are longer than 8 windows of 512 tokens; the model does not read their ends."
     ]
-    report["gain"] = {
-        "words": gain_in_words("macro_f1", Difference(0.061, 0.012, 0.11, 0.03), "2.5 minutes of training")
-    }
+    cost = make_cost(len(seeds))
+    time = f"{cost['total']['seconds'] / 60:.1f} minutes of training"
+    report["gain"] = {"words": gain_in_words("macro_f1", Difference(0.061, 0.012, 0.11, 0.03), time)}
+    return report | {"cost": cost} | trust_parts(labels), outputs
+
+
+def make_cost(seeds: int) -> dict[str, dict[str, float]]:
+    """Return the cost of each stage for this number of seeds, and the total."""
+    part = seeds / len(SEEDS)
     cost = {
-        "prepare": {"flops": 0.0, "tokens": 2_140_332, "seconds": 6.2, "gpu_seconds": 0.0},
-        "joint": {"flops": 3.1e13, "tokens": 6_002_112, "seconds": 98.4, "gpu_seconds": 0.0},
-        "finetune": {"flops": 1.0e13, "tokens": 812_007, "seconds": 44.9, "gpu_seconds": 0.0},
+        "prepare": {"flops": 0.0, "tokens": 2_140_332, "seconds": 6.2},
+        "joint": {"flops": 3.1e13 * part, "tokens": 6_002_112 * part, "seconds": 98.4 * part},
+        "finetune": {"flops": 1.0e13 * part, "tokens": 812_007 * part, "seconds": 44.9 * part},
+        "refit": {"flops": 4.2e13 * part, "tokens": 7_012_415 * part, "seconds": 145.2 * part},
     }
-    total = {
-        name: sum(stage[name] for stage in cost.values()) for name in ("flops", "tokens", "seconds", "gpu_seconds")
-    }
-    return report | {"cost": {**cost, "total": total}} | trust_parts(labels), outputs
+    cost["total"] = {name: sum(stage[name] for stage in cost.values()) for name in cost["joint"]}
+    return {stage: {**values, "gpu_seconds": 0.0} for stage, values in cost.items()}
 
 
 def make_task(folder: Path, job: JobRecord) -> None:
@@ -385,7 +401,7 @@ def make_task(folder: Path, job: JobRecord) -> None:
         "label": pa.array(labels, pa.int32()),
     }
     pq.write_table(pa.table(rows), folder / "train.parquet")
-    count = 2 if job.spec.dataset == "hostile" else len(LABELS)
+    count = 2 if job.spec.dataset == HOSTILE_DATASET else len(LABELS)
     test = pa.array(true_labels(count)["test"], pa.int32())
     texts = [f"my parcel is late no. {n}" for n in range(len(test))]
     pq.write_table(pa.table({"row": range(1, len(test) + 1), "text": texts, "label": test}), folder / "test.parquet")

@@ -99,7 +99,7 @@ def test_dataset_may_include_a_selection(api: TestClient, gateway: Gateway) -> N
     assert (guess["passages"], guess["passages_at_most"]) == (2, 2)
     assert upload(api).json()["selection"] is None
     without = api.post("/v1/jobs", json={**body, "dataset": "toy"})
-    assert without.status_code == 422 and "has no selection of its own" in without.json()["detail"]
+    assert without.status_code == 422 and "has no selection file" in without.json()["detail"]
     assert not [name for name in gateway.leftovers() if name.startswith("scratch")]
 
 

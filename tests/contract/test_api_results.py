@@ -56,6 +56,13 @@ def test_cancelled_job_has_no_results(api: TestClient, gateway: Gateway) -> None
         assert (answer.status_code, "Retry it" in answer.json()["detail"]) == (404, True), path
 
 
+def test_error_of_a_succeeded_job_without_result_advises_to_clone(api: TestClient, gateway: Gateway) -> None:
+    job = running(gateway)
+    gateway.parts.jobs.finish(job, "a", {})
+    answer = api.get(f"/v1/jobs/{job.id}/report")
+    assert (answer.status_code, answer.json()["detail"].endswith("Clone it.")) == (404, True)
+
+
 def test_model_files_match_their_digests(api: TestClient, gateway: Gateway) -> None:
     job = completed(gateway)
     model = api.get(f"/v1/jobs/{job}/model").json()

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from services.api.dashboard.event_words import event_line, node_titles
+from services.api.dashboard.job_pages import event_line
+from services.api.dashboard.progress import node_titles
 from services.api.estimate import proposed
 from tests.factories import make_resolved, make_spec
 from tlm_core.jobs.plan import plan_of
@@ -27,7 +28,7 @@ from tlm_core.jobs.spec import Event
         (
             "job.requeued",
             {"message": "Gone.", "delay_seconds": 1.0},
-            "Attempt 2 ended: Gone. The next one starts in 1.0 s.",
+            "Attempt 2 ended: Gone. The next one starts in 1 s.",
         ),
         ("job.claimed", {"owner": "host-7"}, "A coordinator started attempt 2"),
         ("job.moved", {"node": "joint.s0", "place": "{x}"}, "job.moved · node joint.s0 · place {x}"),

@@ -37,7 +37,7 @@ def test_job_list_is_searched_and_ordered(filled: tuple[Gateway, Contents]) -> N
     def rows(query: str) -> list[str]:
         return re.findall(r'id="row-(job_\w+)"', browser.get(f"/ui/jobs?{query}").text)
 
-    assert rows("q=hostile+manuals") == [jobs["hostile"]]
+    assert rows("q=films+manuals") == [jobs["hostile"]]
     assert rows(f"q={jobs['alone'].upper()}") == [jobs["alone"]]
     assert rows("sort=score")[:3] == [jobs["hostile"], jobs["succeeded"], jobs["alone"]]
     assert rows("sort=score&state=succeeded&q=tickets") == [jobs["succeeded"], jobs["alone"]]
@@ -48,6 +48,18 @@ def test_job_list_is_searched_and_ordered(filled: tuple[Gateway, Contents]) -> N
     assert table.has("th", **{"aria-sort": "descending"}) and table.has("a", href="/ui/jobs?q=tickets&sort=score")
     filters = re.findall(r'href="/ui/jobs\?state=(\w+)"', browser.get("/ui/jobs").text)
     assert filters == ["queued", "running", "paused", "succeeded", "failed", "cancelled"]
+
+
+def test_search_states_how_many_jobs_it_does_not_show(
+    filled: tuple[Gateway, Contents], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser = signed_in(filled[0])
+    note = "The first 5 of 7 jobs. Narrow the search or select a state to see the others."
+    assert "The first" not in browser.get("/ui/jobs?q=tickets").text
+    monkeypatch.setattr("services.api.dashboard.jobs_page._SHOWN", 5)
+    text = browser.get("/ui/jobs?q=tickets").text
+    assert note in text and text.count('id="row-') == 5
+    assert "The first" not in browser.get("/ui/jobs?q=tickets&state=succeeded").text
 
 
 def test_empty_job_list_names_the_first_steps(gateway: Gateway) -> None:
@@ -63,7 +75,7 @@ def test_running_job_shows_stage_and_actions(filled: tuple[Gateway, Contents]) -
     text = browser.get(f"/ui/jobs/{job}").text
     assert re.search(r'<li class="running" aria-current="step">\s*<span class="name">joint</span>', text)
     words = " ".join(Tags(text).words.split())
-    assert "405 / 900" in words and "rate15,320 tokens/s" in words
+    assert "step of joint (seed 0)405 / 900" in words and "rate15,320 tokens/s" in words
     # 55 % of 126 s of the joint stage, and 42 s of the stages after it, of 178 s
     assert "38 % of the job, 1 min 51 s left" in words
     assert f"/ui/jobs/{job}/do/pause" in text and f"/ui/jobs/{job}/do/resume" not in text
@@ -164,7 +176,8 @@ def test_curves_of_a_finished_stage_are_complete(gateway: Gateway) -> None:
     finish(gateway, job, LABELS, skill=0.8)
     (curve,) = signed_in(gateway).get(f"/ui/jobs/{job.id}/points?stage=joint").json()["curves"]
     first = {name: line["x"][0] for name, line in curve["series"].items()}
-    assert first == {"mlm": 5, "task": 20, "learning_rate": 5, "tokens_per_second": 895}
+    validated = {"score": 180, "validation_loss": 180}
+    assert first == {"mlm": 5, "task": 20, "learning_rate": 5, "tokens_per_second": 895, **validated}
 
 
 def test_each_finetuning_rate_has_a_curve(filled: tuple[Gateway, Contents]) -> None:
@@ -205,7 +218,7 @@ def test_compare_page_shows_differences_and_scores(filled: tuple[Gateway, Conten
     assert "linear" in words and "model.onnx, seed 2" in words and "model.onnx, seed 0" in words
     assert re.search(r"against A–(better|worse|not distinguishable)[+-]0\.\d{3} ?95 % interval", words)
     three = Tags(browser.get(f"/ui/compare?{ids}&id={contents.jobs['hostile']}").text).words
-    assert "tickets@v1 (" in three and "hostile@v1 (" in three and not re.search(r"[0-9a-f]{64}", three)
+    assert "tickets@v1 (" in three and "films@v1 (" in three and not re.search(r"[0-9a-f]{64}", three)
     points = browser.get(f"/ui/compare/points?stage=finetune&{ids}").json()
     assert [curve["name"] for curve in points["curves"]] == ["A", "B"]
     many = "&".join(f"id={job}" for job in contents.jobs.values())

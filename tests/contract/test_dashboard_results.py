@@ -36,7 +36,7 @@ def test_results_show_scores_classes_confusions_and_costs(filled: tuple[Gateway,
     file = report["seeds"][2]["test"]["macro_f1"]
     assert f"combined with the linear model: macro-F1 {file:.4f} on test." in words
     assert report["gain"]["words"] in words
-    assert "4.1 × 1013 FLOPs The paper’s small scale takes 2.7 × 1018 FLOPs, 67,000 times as many" in words
+    assert "8.3 × 1013 FLOPs The paper’s small scale takes 2.7 × 1018 FLOPs, 33,000 times as many" in words
     confusion = report["seeds"][2]["test"]["confusion"]
     cells = re.findall(r'<td class="s\d(?: right)?">(\d+)</td>', text)
     assert [int(cell) for cell in cells] == [n for row in confusion for n in row]

@@ -64,7 +64,7 @@ def test_each_kind_reads_its_own_fields_and_no_others(gateway: Gateway) -> None:
     fields = {
         "learning_curve.sizes": "10, 50, 1", "learning_curve.models": ["encoder"], "learning_curve.lstm": "LSTM-1-128",
         "learning_curve.margin": "0.02", "prune.levels": "0.25", "prune.tickets": ["losing"],
-        "prune.as_published": "true", "share_tickets.level": "0.4", "share_tickets.others": ["hostile", "tickets"],
+        "prune.as_published": "true", "share_tickets.level": "0.4", "share_tickets.others": ["films", "tickets"],
         "share_tickets.tickets": "tickets = 0.2",
     }  # fmt: skip
     job = submitted(gateway, kind="learning_curve", **fields)
@@ -77,7 +77,7 @@ def test_each_kind_reads_its_own_fields_and_no_others(gateway: Gateway) -> None:
     pruning = submitted(gateway, kind="prune", **fields).spec
     assert pruning.options == PruneOptions(levels=(0.25,), tickets=("winning", "losing"), as_published=True)
     sharing = submitted(gateway, kind="share_tickets", **fields).spec
-    assert sharing.options == ShareTicketsOptions(others=("hostile",), level=0.4, tickets={"tickets": 0.2})
+    assert sharing.options == ShareTicketsOptions(others=("films",), level=0.4, tickets={"tickets": 0.2})
     assert submitted(gateway, kind="train", **fields).spec.options == TrainOptions()
 
 
@@ -219,7 +219,7 @@ def submitted(gateway: Gateway, **fields: Any) -> JobRecord:
         ({"kind": "prune", "prune.levels": "0.2", "prune.job": "toy"}, "/options/job"),
         ({"kind": "share_tickets", "share_tickets.level": "0.3"}, "/options/others"),
         (
-            {"kind": "share_tickets", "share_tickets.others": ["hostile"], "share_tickets.tickets": "hostile = 2"},
+            {"kind": "share_tickets", "share_tickets.others": ["films"], "share_tickets.tickets": "films = 2"},
             "above 0 and below 1",
         ),
     ],

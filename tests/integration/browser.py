@@ -37,6 +37,8 @@ def sign_in(page: Any, url: str) -> None:
 
 
 def settle(page: Any) -> None:
-    """Wait until all charts of a page are drawn."""
+    """Wait until all charts of a page are drawn, and all operations of the API reference."""
+    if page.locator("#reference").count():
+        page.wait_for_selector("#reference .opblock")
     if page.locator("[data-points]").count():
         page.wait_for_selector("[data-drawn]", state="attached")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Annotated
@@ -31,6 +34,7 @@ from tlm_core.jobs.states import State
 from tlm_core.wire import Job, JobEvent, JobSummary, LogLine
 
 _QUEUED = frozenset({"job.submitted", "job.requeued", "job.resumed"})
+_REREAD_SECONDS = 10.0
 
 
 def jobs(
@@ -228,12 +232,34 @@ def _wait(client: TLMClient, job_id: str) -> Job:
 
         def show_event(event: JobEvent) -> None:
             display.job_event(event)
-            if event.type in _QUEUED and (waiting := client.job(job_id).waiting):
-                display.update(f"{State.QUEUED}:", 0, 0, waiting.reason)
+            if event.type in _QUEUED:
+                display.standing(client.job(job_id))
             if event.type == "progress" and display.wants_curve():
                 display.curve(_loss_curve(client, job_id, str(event.data.get("node", ""))))
 
-        return client.wait(job_id, show_event)
+        with _standing_shown(job_id, display):
+            return client.wait(job_id, show_event)
+
+
+@contextmanager
+def _standing_shown(job_id: str, display: Display) -> Iterator[None]:
+    """Read the job every 10 s during the block, and show its place in the queue or how long its workers are silent."""
+    over = threading.Event()
+
+    def reread(client: TLMClient) -> None:
+        with client:
+            while not over.wait(_REREAD_SECONDS):
+                with suppress(TLMError):  # The event stream reports an outage.
+                    job = client.job(job_id)
+                    if not over.is_set():
+                        display.standing(job)
+
+    # A client of its own, because a slow request may outlast the block.
+    threading.Thread(target=reread, args=(open_client(),), daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _loss_curve(client: TLMClient, job_id: str, node: str) -> tuple[str, tuple[float, ...]] | None:

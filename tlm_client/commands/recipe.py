@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from tlm_client.console import command_group, print_result, table
+from tlm_core.errors import InvalidRecipe
 from tlm_core.training.recipe import resolve
 from tlm_core.training.recipe_keys import recipe_keys
 
@@ -29,6 +30,10 @@ def list_keys(
     tlm recipe keys finetune
     tlm recipe keys --scale small --json
     """
+    if scale == "instant":
+        raise InvalidRecipe(
+            "The scale 'instant' trains only the linear model, which has no recipe. Choose another scale."
+        )
     rows = [
         (entry.key, json.dumps(entry.value), entry.meaning)
         for entry in recipe_keys(resolve(recipe, scale))

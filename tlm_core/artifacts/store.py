@@ -148,11 +148,12 @@ class ArtifactStore:
             manifest = Manifest.model_validate_json(body)
         except ValueError as error:
             raise CorruptArtifact(
-                f"{ref.folder}/{MANIFEST} is unreadable. Restore it, or retry the job that reads it."
+                f"{ref.folder}/{MANIFEST} is unreadable. Restore it from a backup, or retry the job that reads it."
             ) from error
         if manifest.digest != ref.digest:
             raise CorruptArtifact(
-                f"{ref.folder}/{MANIFEST} differs from the published one. Restore it, or retry the job that reads it."
+                f"{ref.folder}/{MANIFEST} differs from the published one. Restore it from a backup, or retry the job "
+                "that reads it."
             )
         return manifest
 

@@ -56,7 +56,7 @@ def mask_gates(mask: Mask, device: torch.device) -> tuple[list[Tensor], list[Ten
 
 @contextmanager
 def masked(model: TaskModel, mask: Mask) -> Iterator[None]:
-    """Compute without the masked parts inside the `with` block. Raises InvalidRequest if the shapes differ."""
+    """Run `model` without heads and blocks that are False in `mask`. Raises InvalidRequest if their shapes differ."""
     mask.check(model.shape.layers, model.shape.heads)
     with gated(model, *mask_gates(mask, next(model.parameters()).device)):
         yield

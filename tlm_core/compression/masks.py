@@ -63,8 +63,8 @@ class Mask:
                 'Invalid mask. Expected {"heads": [a row of 0/1 for each layer], "blocks": [0/1 for each layer]}.'
             )
         values = [*(value for row in heads for value in row), *blocks]
-        if any(value not in (0, 1) for value in values):  # True and False equal 1 and 0
-            raise InvalidRequest("Invalid mask: each value must be 0 or 1 (or false or true).")
+        if invalid := [value for value in values if value not in (0, 1)]:  # True and False equal 1 and 0
+            raise InvalidRequest(f"Invalid mask value {invalid[0]!r}. Each value must be 0, 1, false or true.")
         if len({len(row) for row in heads}) != 1 or len(blocks) != len(heads):
             raise InvalidRequest(
                 "Invalid mask: all layers must have the same number of heads, and 'blocks' one value for each layer."

@@ -49,8 +49,8 @@ Progress = Callable[[int, int], None]
 class Document(NamedTuple):
     """One text of a package.
 
-    package: name of the top-level module, or of the distribution for its description.
-    file: path below the folder of installed packages. docstring: whether it comes from code.
+    package: the top-level module; for a package description, the distribution.
+    file: path below the folder of installed packages. docstring: True if the text is a docstring.
     """
 
     package: str

@@ -191,7 +191,7 @@ def read_parts(folder: Path) -> Iterator[Passage]:
                     columns = (batch.column(name).to_pylist() for name in Passage._fields)
                     yield from (Passage(*values) for values in zip(*columns, strict=True))
         except (pa.ArrowException, OSError) as error:
-            raise CorruptArtifact(f"Cannot read {path}. Add the corpus again.") from error
+            raise CorruptArtifact(f"Cannot read {path}: {error}. Add the corpus again.") from error
 
 
 class _Tally:

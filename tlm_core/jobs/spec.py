@@ -75,10 +75,10 @@ class JobSpec(_Record):
     overrides: dict[str, object] = Field({}, description="changes of the recipe by dotted key: {'finetune.epochs': 5}")
     workers: int = Field(1, ge=1, le=256, description="data-parallel workers")
     max_workers: int | None = Field(
-        None, le=256, description="each attempt starts with as many workers as find room, from `workers` to this number"
+        None, le=256, description="an attempt starts with `workers` to this number, as many as the cluster has room for"
     )
     max_attempts: int = Field(
-        3, ge=1, le=20, description="faults of the job after which it fails; a lost worker or component is none"
+        3, ge=1, le=20, description="faults after which the job fails; three lost workers without a checkpoint are one"
     )
     max_runtime_seconds: float | None = Field(
         None, gt=0, le=1e8, description="limit of the running time of all attempts together"

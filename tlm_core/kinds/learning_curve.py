@@ -78,7 +78,7 @@ class LearningCurveOptions(KindOptions):
         if min(self.sizes) <= 0 or any(size > 1 and size != int(size) for size in self.sizes):
             raise ValueError("A size must be a share above 0 and up to 1, or a whole number above 1.")
         if len(set(self.sizes)) < len(self.sizes) or len(set(self.models)) < len(self.models):
-            raise ValueError("A size or a model occurs twice.")
+            raise ValueError("A size or a model occurs twice. Name each one once.")
         if any(size > 1 for size in self.sizes) and any(size < 1 for size in self.sizes):
             raise ValueError("Give all sizes as shares or all as counts. 1 means the full train split in both.")
         if "bilstm" not in self.models:

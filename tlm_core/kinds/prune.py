@@ -40,17 +40,17 @@ class PruneOptions(KindOptions):
     def _check_levels(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
         if not all(0 < level < 1 for level in levels):
             raise ValueError("A level must be above 0 and below 1. The dense model is always included.")
-        if len(set(levels)) < len(levels):
-            raise ValueError("A level occurs twice.")
+        if twice := [level for level in levels if levels.count(level) > 1]:
+            raise ValueError(f"Level {twice[0]:g} occurs twice in 'levels'. Name each level once.")
         return levels
 
     @field_validator("tickets")
     @classmethod
     def _check_tickets(cls, tickets: tuple[Which, ...]) -> tuple[Which, ...]:
-        if len(set(tickets)) < len(tickets):
-            raise ValueError("A ticket occurs twice.")
+        if twice := [ticket for ticket in tickets if tickets.count(ticket) > 1]:
+            raise ValueError(f"Ticket '{twice[0]}' occurs twice in 'tickets'. Name each ticket once.")
         if "winning" not in tickets:
-            raise ValueError("The tickets must include 'winning', because the super ticket is one of them.")
+            raise ValueError("'tickets' must include 'winning', from which the super ticket is chosen. Add 'winning'.")
         return tickets
 
 

@@ -84,7 +84,7 @@ def pin(options: ShareTicketsOptions, recipe: Recipe, lookup: Lookup) -> ShareTi
 def _mask(name: str, job_id: str, recipe: Recipe, lookup: Lookup) -> Mask:
     """The super ticket of a job on the same data, with the same model and finetuning. Raises InvalidRequest."""
     job, ticket = lookup.job(job_id), f"Invalid ticket of '{name}': job {job_id}"
-    instead = "To use its ticket nevertheless, give the mask of its report instead of its id."
+    instead = "To use this ticket anyway, pass the mask from the job's report instead of the job id."
     if job.kind != "prune":
         raise InvalidRequest(f"{ticket} has kind '{job.kind}'. Name a job of kind 'prune'.")
     if job.data.content != lookup.dataset(name).content:

@@ -25,7 +25,7 @@ def bm25(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
 
 
 class QueryCap:
-    """Admits a passage if a query that retrieved it has admitted fewer than `cap`. Charges the query of best rank."""
+    """Admits a passage if a query that hit it has admitted fewer than `cap`. The best-ranked of these is charged."""
 
     def __init__(self, retrieved: Retrieved, cap: int) -> None:
         self._hit_query = retrieved.hit_query

@@ -142,7 +142,7 @@ def _rank(row: Row, name: str, findings: Findings) -> int | None:
         rank = int(rank)
     if isinstance(rank, int) and not isinstance(rank, bool) and 0 <= rank <= _MAX_RANK:
         return rank
-    message = f"Row {row.number} of {name}: invalid rank {value!r}. Expected a whole number from 1."
+    message = f"Row {row.number} of {name}: invalid rank {value!r}. Expected a whole number from 0 to {_MAX_RANK}."
     findings.fault("not_a_rank", message, row=row.number, column="rank")
     return None
 

@@ -81,7 +81,7 @@ def ranked(hits: Sequence[Hit], k: int) -> list[Hit]:
 
 
 def tie_at_cut(scores: Sequence[float], k: int) -> bool:
-    """Whether the tie at rank `k` reaches the end of the decreasing `scores`, so that more hits may belong to it."""
+    """Return whether the last score equals that at rank `k`. Hits beyond the end may then tie too: request more."""
     return len(scores) > k and scores[-1] >= scores[k - 1] * _EQUAL
 
 

@@ -108,7 +108,7 @@ def task_queries(task: Task, params: Selection) -> Queries:
     if params.query == "rake" and not task.language.lower().startswith("en"):
         raise InvalidRecipe(
             f"selection.query 'rake' supports English only, but the language of the task is '{task.language}'. "
-            "Use 'text'."
+            "Set selection.query to 'text'."
         )
 
     def to_query(text: str) -> str:

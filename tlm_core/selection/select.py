@@ -80,8 +80,9 @@ def select(
 
 
 def _check_task(task: Task, params: Selection) -> None:
-    """Raise InvalidRecipe if an option does not fit the type of the task."""
+    """Raise InvalidRecipe if an option does not fit the task type."""
     if params.per_label_balance and not task.type.has_classes:
         raise InvalidRecipe(
-            f"selection.per_label_balance needs classes, but task '{task.name}' is a regression task. Omit it."
+            f"selection.per_label_balance needs classes, but task '{task.name}' is a regression task. "
+            "Remove selection.per_label_balance."
         )

@@ -137,7 +137,7 @@ class TantivyIndex:
     @property
     def _read(self) -> _Reader:
         if self._reader is None:
-            raise Conflict("The index is closed or not complete. Commit it before you read it.")
+            raise Conflict("Cannot read the index: it is closed or not committed. Open it again, or commit it first.")
         return self._reader
 
 

@@ -41,9 +41,9 @@ class UnreadableFile(Exception):
 
 @dataclass(frozen=True)
 class Encoding:
-    """name: Python codec. damaged: invalid bytes become lone surrogates, which the reader of a value reports.
+    """How to decode a text file. name: Python codec. damaged: decode invalid bytes to lone surrogates, reported later.
 
-    strict: an invalid byte ends reading. note: for the user, or None.
+    strict: stop at an invalid byte. note: message for the user, or None.
     """
 
     name: str
@@ -74,7 +74,7 @@ def open_bytes(path: Path) -> IO[bytes]:
 
 
 class Lines:
-    """The lines of a text file, with their line ends. number, last: of the latest line.
+    """The lines of a text file, with their line breaks. number: of the last line read. last: its text.
 
     Iterating raises UnreadableFile for a line above `longest` characters, which `pieces` divides instead, and for an
     invalid byte if the encoding is strict.
@@ -104,7 +104,7 @@ class Lines:
 
     @property
     def complete(self) -> bool:
-        """Whether the latest line has a line end, which the last line of a truncated file rarely has."""
+        """Return whether the last line read ends with a line break. The last line of a truncated file rarely does."""
         return self.last.endswith(("\n", "\r"))
 
 

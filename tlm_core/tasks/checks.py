@@ -25,7 +25,7 @@ Predicate = Callable[[pa.StringArray], pa.BooleanArray]
 
 
 def check_texts(table: RawTable, column: str, findings: Findings, limits: Limits) -> None:
-    """Data errors: not_text, null_text, blank_text, bad_character, text_too_long. Warning: long_text."""
+    """Report invalid texts: not_text, null_text, blank_text, bad_character, text_too_long. Warning: long_text."""
     values, kinds, split = table.columns[column].values, table.columns[column].kinds, table.split
     place = place_of(table, column)
     for name in sorted(kinds.keys() - {KINDS[str]}):
@@ -43,12 +43,13 @@ def check_texts(table: RawTable, column: str, findings: Findings, limits: Limits
             message = f"{length_message}; the limit is {limits.max_text_chars:,}. Cut it, or close an open quote."
             findings.fault("text_too_long", message, split=split, row=row, column=column)
         else:
-            message = f"{length_message}. A model reads only the beginning of a long text."
+            advice = "An encoder reads at most model.windows windows of it. Split the text if its end matters."
+            message = f"{length_message}. {advice}"
             findings.warn("long_text", message, split=split, row=row, column=column)
 
 
 def check_labels(table: RawTable, column: str, findings: Findings) -> None:
-    """Data errors: null_label, mixed_types, not_a_label, bad_character."""
+    """Report invalid labels of a column. Data errors: null_label, mixed_types, not_a_label, bad_character."""
     kinds, split, place = table.columns[column].kinds, table.split, place_of(table, column)
     check_unread(table, column, findings)
     null, total = null_rows(table, column, is_null_or_blank)
@@ -63,7 +64,7 @@ def check_labels(table: RawTable, column: str, findings: Findings) -> None:
 
 
 def check_unread(table: RawTable, column: str, findings: Findings) -> None:
-    """Data error: not_a_label, for labels or regression targets of kinds that are not read."""
+    """Report labels or regression targets of kinds that are not read. Data error: not_a_label."""
     for name, kind in sorted(table.columns[column].kinds.items()):
         if name in UNREAD:
             message = f"{place_of(table, column)} is a {name}. {UNREAD[name]}"

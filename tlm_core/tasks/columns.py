@@ -51,9 +51,9 @@ class Columns:
 def choose_columns(
     tables: Mapping[str, RawTable], options: DatasetOptions, findings: Findings, limits: Limits
 ) -> Columns | None:
-    """Return the columns to use, chosen by the train table; None if a table lacks one.
+    """Return the columns to use, inferred from the train table where the options do not name them.
 
-    Data errors: missing_column, no_header. Warning: guessed_column.
+    Returns None after any of the data errors missing_column and no_header. Warning: guessed_column.
     """
     train = tables["train"]
     label, text = options.label_column, options.text_column

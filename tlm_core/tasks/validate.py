@@ -232,7 +232,7 @@ def _positive_last(labels: list[str], positive: str | None, findings: Findings) 
     if len(labels) != 2:
         raise InvalidRequest(f"The metric f1 needs two labels, and the dataset has {len(labels)}. Use macro_f1.")
     if positive is not None and positive not in labels:
-        raise InvalidRequest(f"Unknown positive label '{positive}'. Labels: {', '.join(map(repr, labels))}.")
+        raise InvalidRequest(f"Unknown positive label '{positive}'. Valid labels: {', '.join(map(repr, labels))}.")
     labels = [label for label in labels if label != positive] + ([positive] if positive is not None else [])
     findings.note(f"f1 measures the label '{labels[1]}'")
     return labels

@@ -240,7 +240,7 @@ class Trainer:
         if rows == 1:
             raise OutOfMemory(
                 f"Step {self.state.step}: one row of {self.model.shape.max_length} tokens exceeds the device's memory. "
-                "Use a smaller model or a shorter max_length."
+                "Use a smaller model or a smaller model.max_length."
             )
         self.state.micro_rows = rows // 2
         if self.device.type == "cuda":

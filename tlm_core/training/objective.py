@@ -79,7 +79,8 @@ def connected() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise WorkerLost("Worker lost its connection to the others.", details=str(error)) from error
+        message = "A worker lost its connection to the others. If this repeats, check network and logs of the workers."
+        raise WorkerLost(message, details=str(error)) from error
 
 
 def micro_batches(batch: Batch, workers: Workers, rows: int) -> Iterator[Batch]:

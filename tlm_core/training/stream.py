@@ -161,9 +161,11 @@ def ints(values: npt.NDArray[np.generic]) -> Tensor:
 
 @dataclass(frozen=True)
 class StreamKernels:
-    """Kernels for a stream, [T]. rotation: cosines and sines of each token, [T, 1, head].
+    """Attention and gating over a stream of T tokens in S sequences.
 
-    Variable-length attention has no dropout, so a GPU drops no attention weights.
+    sequence: [T], the number of each token's sequence. begins: [S + 1], the start of each sequence, then the end.
+    longest: tokens of the longest sequence. window: attention window on each side, or None. rotation: cosines and sines
+    of each token, [T, 1, head]. `dropout` is ignored on all devices: variable-length attention does not support it.
     """
 
     sequence: Tensor

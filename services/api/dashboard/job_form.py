@@ -76,7 +76,7 @@ class JobForm(CommonFields):
         return self.options.get(f"{kind.name}.{field.option}", [])
 
     def spec(self) -> JobSpec:
-        """Return the request. Raises InvalidRequest."""
+        """Return the form as a JobSpec. Raises InvalidRequest with the name of the invalid field."""
         overrides = parse_lines(self.overrides, "Overrides", "finetune.epochs = 5")
         values: dict[str, object] = {
             "name": self.name.strip() or None,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from services.api.dashboard.curves import curves, stages_of
-from services.api.dashboard.event_words import EventLine, event_line, node_titles
-from services.api.dashboard.progress import steps_of
+from services.api.dashboard.present import facts
+from services.api.dashboard.progress import node_titles, steps_of
 from services.api.dashboard.web import PREFIX, PageJob, page, redirect
 from services.api.job_artifacts import artifacts_by_node
 from services.api.parts import Parts, PartsDep, StreamId
@@ -22,8 +24,9 @@ from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import CorruptArtifact, NotFound
 from tlm_core.evaluation.report import REPORT
 from tlm_core.evaluation.summary import headline
-from tlm_core.jobs.plan import Plan, plan_of
-from tlm_core.jobs.spec import JobRecord
+from tlm_core.jobs.event_words import sentence
+from tlm_core.jobs.plan import plan_of
+from tlm_core.jobs.spec import Event, JobRecord
 from tlm_core.jobs.states import TERMINAL, TRANSITIONS, State, Verb
 from tlm_core.stages import BASELINE
 
@@ -34,6 +37,14 @@ _EVENTS_PAGE = 500
 _EVENTS_ON_LOG = 1_000
 _LINES = 500
 _ACTIONS = (Verb.PAUSE, Verb.RESUME, Verb.CANCEL)
+
+
+@dataclass(frozen=True)
+class EventLine:
+    """An event for readers. words: a sentence, or the type and data of an event that has none."""
+
+    at: float
+    words: str
 
 
 @router.get("/{job}")
@@ -62,7 +73,7 @@ def points(job: PageJob, parts: PartsDep, stage: Annotated[str, Query(max_length
 @router.get("/{job}/log")
 def log(request: Request, job: PageJob, parts: PartsDep) -> Response:
     """The latest events and log lines; the API has all of them."""
-    events = _events(parts, job, plan_of(job), _EVENTS_ON_LOG)
+    events = _events(parts, job, node_titles(plan_of(job)), _EVENTS_ON_LOG)
     lines = parts.jobs.last_logs(job.tenant, job.id, _LINES)
     return page(
         request, "log.html", job=job, events=events, lines=lines, last=lines[-1]["id"] if lines else "0",
@@ -101,6 +112,7 @@ def act(
 
 def _live_values(parts: Parts, job: JobRecord) -> dict[str, object]:
     plan = plan_of(job)
+    titles = node_titles(plan)
     done = artifacts_by_node(parts.jobs, job, plan)
     steps = steps_of(job, plan, done)
     charted = stages_of(plan)
@@ -110,7 +122,8 @@ def _live_values(parts: Parts, job: JobRecord) -> dict[str, object]:
         "job": job,
         "standing": standings(parts.jobs, [job])[0],
         "steps": steps,
-        "events": _events(parts, job, plan, _EVENTS),
+        "titles": titles,
+        "events": _events(parts, job, titles, _EVENTS),
         "actions": [verb for verb in _ACTIONS if job.state in TRANSITIONS[verb]],
         "over": job.state in TERMINAL,
         "headline": _headline(parts, job, done.get(plan.report)),
@@ -134,9 +147,15 @@ def _headline(parts: Parts, job: JobRecord, ref: ManifestRef | None) -> str:
     return ""
 
 
-def _events(parts: Parts, job: JobRecord, plan: Plan, count: int) -> list[EventLine]:
+def event_line(event: Event, titles: Mapping[str, str]) -> EventLine:
+    """An event as a sentence, or as type and data. titles: from `node_titles`."""
+    words = sentence(event.type, event.attempt, event.data, titles)
+    return EventLine(event.at, words or " · ".join(filter(None, (event.type, facts(event.data)))))
+
+
+def _events(parts: Parts, job: JobRecord, titles: Mapping[str, str], count: int) -> list[EventLine]:
     """The last `count` events and newer ones, newest first."""
-    lines, titles, after = list[EventLine](), node_titles(plan), max(0, job.last_event - count)
+    lines, after = list[EventLine](), max(0, job.last_event - count)
     while chunk := parts.jobs.events(job.tenant, job.id, after=after, limit=_EVENTS_PAGE):
         lines.extend(event_line(event, titles) for event in chunk)
         after = chunk[-1].seq

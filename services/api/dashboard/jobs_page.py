@@ -36,9 +36,10 @@ def list_page(
     sort: Literal["", "score", "runtime", "failures"] = "",
 ) -> Response:
     """The list of jobs. A script gets only the table, which replaces the old one."""
-    words = q.lower().split()
+    words, matching = q.lower().split(), list[JobRecord]()
     if words or sort:
-        jobs, more = _ordered(parts, tenant, state, words, sort)
+        matching, more = _ordered(parts, tenant, state, words, sort)
+        jobs = matching[:_SHOWN]
     else:
         jobs, more = parts.jobs.list_jobs(tenant, state=state, after=after, limit=_LIMIT)
     current = {"state": state, "q": q.strip(), "sort": sort}
@@ -54,7 +55,7 @@ def list_page(
     return page(
         request, "_jobs_table.html" if "hx-request" in request.headers else "jobs.html", current, rows=rows, more=more,
         after=after, states=_FILTERS, live=any(job.state not in TERMINAL for job in jobs), link=link, read=_READ,
-        last=jobs[-1].id if jobs else None, paged=not (words or sort),
+        last=jobs[-1].id if jobs else None, paged=not (words or sort), matching=len(matching),
     )  # fmt: skip
 
 
@@ -66,7 +67,7 @@ def _ordered(
     matching = [job for job in jobs if _contains(job, words)]
     if sort:
         matching.sort(key=lambda job: -_value(job, sort))
-    return matching[:_SHOWN], more
+    return matching, more
 
 
 def _contains(job: JobRecord, words: list[str]) -> bool:

@@ -1,4 +1,4 @@
-"""The models of succeeded jobs, and the aliases by which predictions address them."""
+"""The models of succeeded jobs and their aliases. A prediction request can use an alias instead of a job id."""
 
 from __future__ import annotations
 

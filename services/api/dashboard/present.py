@@ -57,7 +57,7 @@ def color(number: int) -> str:
 
 
 def colors(names: Iterable[str]) -> dict[str, str]:
-    """The CSS class of each label's color. It depends on the names alone, so all pages show a label in one color."""
+    """Return the CSS class of each label's color. Equal sets of names give equal colors on every page."""
     return {name: color(number) for number, name in enumerate(sorted(names))}
 
 

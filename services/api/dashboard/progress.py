@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from tlm_core.jobs.plan import Plan, plan_of
+from services.api.dashboard.present import words
+from tlm_core.jobs.plan import Node, Plan, plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import ACTIVE, State
 
@@ -46,6 +48,13 @@ def steps_of(job: JobRecord, plan: Plan, done: Collection[str]) -> list[Step]:
     return steps
 
 
+def node_titles(plan: Plan) -> dict[str, str]:
+    """Return the stage of each node with seed and rate, such as `joint (seed 0)`, or its name if others share that."""
+    titles = {node.name: _stage_with_values(node) for node in plan.nodes}
+    counts = Counter(titles.values())
+    return {name: title if counts[title] == 1 else name for name, title in titles.items()}
+
+
 def selects(job: JobRecord) -> bool:
     """Whether the job has a select stage."""
     return any(node.stage.name == "select" for node in plan_of(job).nodes)
@@ -60,3 +69,8 @@ def _current(job: JobRecord, plan: Plan, done: Collection[str]) -> str | None:
     if job.state in ACTIVE and any(node.stage.name == reported for node in remaining):
         return reported
     return remaining[0].stage.name
+
+
+def _stage_with_values(node: Node) -> str:
+    values = [f"{word} {value:g}" for word, value in (("seed", node.seed), ("rate", node.rate)) if value is not None]
+    return words(node.stage.name) + (f" ({', '.join(values)})" if values else "")

@@ -47,15 +47,15 @@ _HEADERS = {
 
 
 class NotSignedIn(Exception):
-    """No valid session; the response redirects to the sign-in page."""
+    """Raised without a valid session. The response redirects to the sign-in page."""
 
 
 class ForeignOrigin(Exception):
-    """A write that does not come from a page of this dashboard."""
+    """Raised for a state-changing request that does not come from a page of this dashboard."""
 
 
 def signed_in(request: Request) -> str:
-    """The tenant of the session. Raises NotSignedIn, and ForeignOrigin for a write from another page."""
+    """Return the tenant of the session. Raises NotSignedIn, and the error of `check_origin`."""
     token: str = request.app.state.parts.token
     if not session.is_valid(request.cookies.get(session.COOKIE, ""), token, time.time()):
         raise NotSignedIn
@@ -64,7 +64,7 @@ def signed_in(request: Request) -> str:
 
 
 def check_origin(request: Request) -> None:
-    """Raises ForeignOrigin for a write that does not come from a page of this dashboard."""
+    """Raise ForeignOrigin for a state-changing request that does not come from a page of this dashboard."""
     if request.method not in ("GET", "HEAD") and not session.is_own(request.headers):
         raise ForeignOrigin
 

@@ -67,6 +67,15 @@ def test_unreadable_model_raises_corrupt_artifact(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "model/tokenizer.json"])
+def test_damaged_file_of_a_model_raises_corrupt_artifact(tmp_path: Path, name: str) -> None:
+    make_export(tmp_path / "model")
+    file = tmp_path / "model" / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(CorruptArtifact, match=r"cannot be read: .* Download it again\."):
+        load_model(tmp_path / "model")
+
+
 class Loader:
     """Counts loads. Each model has `size` bytes."""
 

@@ -500,3 +500,8 @@ def test_recipe_keys_show_value_and_meaning() -> None:
     ]
     every = json.loads(tlm(unreachable, "recipe", "keys", "--json").stdout)
     assert len(every) > 50 and [entry["key"] for entry in every if not entry["meaning"]] == []
+
+
+def test_scale_without_a_recipe_has_no_keys() -> None:
+    result = tlm(unreachable, "recipe", "keys", "--scale", "instant")
+    assert (result.exit_code, result.stdout) == (5, "") and "has no recipe" in result.stderr

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -361,7 +363,41 @@ def test_watch_shows_the_queue_instead_of_the_last_attempt() -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         return answers.get(request.url.path) or httpx.Response(200, json=job_view(state="failed", waiting=waiting))
 
-    assert f"job_1 queued: {waiting['reason']}" in tlm(handler, "watch", "job_1").stderr.splitlines()
+    assert f"job_1 waiting: {waiting['reason']}" in tlm(handler, "watch", "job_1").stderr.splitlines()
+
+
+class SilentStream(httpx.SyncByteStream):
+    """An event stream without events until `over` is set."""
+
+    def __init__(self, over: threading.Event) -> None:
+        self._over = over
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield b": still here\n\n"
+        assert self._over.wait(60)
+        yield end("failed").encode()
+
+
+def test_watch_shows_queue_and_silence_without_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tlm_client.commands.jobs._REREAD_SECONDS", 0.01)
+    third, second = ({"code": "queued", "reason": f"Place {place}.", "position": place} for place in (3, 2))
+    silent = {"state": "running", "progress": PROGRESS, "silent_seconds": 45.0}
+    reads: list[dict[str, Any]] = [{"waiting": third}, silent, {"waiting": second}]
+    over = threading.Event()
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/events"):
+            return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, stream=SilentStream(over))
+        if not reads:
+            over.set()
+        return httpx.Response(200, json=job_view(**(reads.pop(0) if reads else {"state": "failed"})))
+
+    assert tlm(handler, "watch", "job_1").stderr.splitlines()[:4] == [
+        "job_1",
+        "job_1 waiting: Place 3.",
+        "job_1 joint.s0  16% last heard 0:45 ago",
+        "job_1 waiting: Place 2.",
+    ]
 
 
 PROGRESS = {"stage": "joint", "node": "joint.s0", "step": 239, "total": 845, "rate": 3293.0, "unit": "tokens",

@@ -6,10 +6,10 @@ import io
 
 from rich.console import Console
 
-from tests.unit.client.gateway import load_view
+from tests.unit.client.gateway import job_summary, load_view
 from tlm_client.display import Display, duration, size, spark
 from tlm_client.transfer import FileProgress
-from tlm_core.wire import CorpusLoad, JobEvent
+from tlm_core.wire import CorpusLoad, JobEvent, JobSummary
 
 
 def plain(now: list[float]) -> tuple[Display, io.StringIO]:
@@ -46,15 +46,36 @@ def test_end_of_a_short_download_is_printed() -> None:
 def test_failed_attempt_waiting_and_warning_show_their_message() -> None:
     display, out = plain([0.0])
     with display:
-        event = JobEvent(type="job.requeued", attempt=1, data={"message": "[a] worker died", "delay_seconds": 2})
+        event = JobEvent(type="job.requeued", attempt=1, data={"message": "[a] worker died.", "delay_seconds": 2.0})
         display.job_event(event)
         display.job_event(JobEvent(type="job.waiting", attempt=1, data={"message": "no room yet"}))
         display.job_event(JobEvent(type="stage.warning", attempt=1, data={"message": "3 texts are cut"}))
     lines = out.getvalue().splitlines()
     assert lines == [
-        "attempt 1 ended, the next one starts in 2 s: [a] worker died",
-        "waiting: no room yet",
-        "warning: 3 texts are cut",
+        "Attempt 1 ended: [a] worker died. The next one starts in 2 s.",
+        "Waiting: no room yet",
+        "Warning: 3 texts are cut",
+    ]
+
+
+def test_silent_workers_hide_rate_and_time_left() -> None:
+    now = [0.0]
+    display, out = plain(now)
+    live = {"stage": "joint", "node": "joint.s0", "step": 5, "total": 10, "rate": 2.5, "share": 0.3, "eta_seconds": 62}
+    queued = {"waiting": {"code": "queued", "reason": "1 job ahead in the queue.", "position": 2}}
+    silent = [{"state": "running", "progress": live, "silent_seconds": seconds} for seconds in (None, 35.0, 45.0)]
+    with display:
+        paused, over = ({"state": state, "progress": live} for state in ("paused", "succeeded"))
+        for fields in (queued, queued, {"state": "running"}, *silent, paused, over):
+            display.standing(JobSummary(**job_summary(**fields)))
+            now[0] += 10
+    assert out.getvalue().splitlines() == [
+        "waiting: 1 job ahead in the queue.",
+        "running",
+        "joint.s0  30% 5/10  2.5 steps/s  1:02 left",
+        "joint.s0  30% last heard 0:35 ago",
+        "joint.s0  30% last heard 0:45 ago",
+        "paused",
     ]
 
 

@@ -268,7 +268,8 @@ def test_invalid_options_of_a_curve_are_rejected(options: dict[str, Any], messag
     ("options", "message"),
     [
         ({"levels": [0.0]}, "above 0 and below 1"),
-        ({"levels": [0.5, 0.5]}, "occurs twice"),
+        ({"levels": [0.5, 0.5]}, "Level 0.5 occurs twice in 'levels'"),
+        ({"tickets": ["winning", "random", "random"]}, "Ticket 'random' occurs twice in 'tickets'"),
         ({"tickets": ["random"]}, "must include 'winning'"),
     ],
 )

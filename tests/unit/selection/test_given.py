@@ -102,6 +102,11 @@ def test_data_errors_name_the_row(tmp_path: Path, name: str, content: str, code:
     assert caught.value.faults[0].code == code
 
 
+def test_error_about_a_rank_states_the_valid_ranks(tmp_path: Path) -> None:
+    with pytest.raises(InvalidDataset, match=r"invalid rank .*Expected a whole number from 0 to 2147483646"):
+        write_given(put(tmp_path / "a.csv", "text,rank\na,-1\n"), tmp_path / GIVEN)
+
+
 def test_unsupported_file_type_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="csv, tsv, jsonl or parquet"):
         write_given(put(tmp_path / "selection.xlsx", "x"), tmp_path / GIVEN)

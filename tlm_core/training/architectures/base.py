@@ -186,7 +186,7 @@ def common_arguments(shape: Shape, pad: int, labels: Sequence[str]) -> dict[str,
 
 
 def published_sizes(config: Config) -> dict[str, Any]:
-    """Return the fields that the configurations of all published models share."""
+    """Return the `Shape` fields of every published configuration. Callers set `labels` and `max_length` (0 here)."""
     return {
         "vocab": config["vocab_size"],
         "labels": 0,

@@ -1,0 +1,43 @@
+"""Events of a job as sentences, for the dashboard and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+# By type. {message} is a sentence of its own; {node} is the title of the event's node.
+_SENTENCES = {
+    "job.submitted": "Submitted",
+    "job.claimed": "A coordinator started attempt {attempt}",
+    "job.adopted": "Another coordinator continues attempt {attempt}",
+    "job.requeued": "Attempt {attempt} ended: {message} The next one starts in {delay_seconds:g} s.",
+    "job.waiting": "Waiting: {message}",
+    "job.pause_requested": "Pause requested",
+    "job.paused": "Paused",
+    "job.resumed": "Resumed",
+    "job.cancel_requested": "Cancellation requested",
+    "job.cancelled": "Cancelled",
+    "job.succeeded": "Succeeded",
+    "job.failed": "Failed: {message}",
+    "workers.submitted": "Starting workers",
+    "stage.started": "Started {node}",
+    "stage.resumed": "Resumed {node} at step {step:,}",
+    "stage.warning": "Warning: {message}",
+    "checkpoint.published": "Stored a checkpoint of {node} at step {step:,}",
+    "artifact.published": "Finished {node}",
+    "attempt.error": "Error in attempt {attempt}: {message}",
+}
+
+
+def sentence(event_type: str, attempt: int | None, data: Mapping[str, object], titles: Mapping[str, str]) -> str | None:
+    """Return an event as a sentence, or None if its type or its data give none.
+
+    titles: names of nodes for readers, by node. A node without a title keeps its name.
+    """
+    values = {**data, "attempt": attempt}
+    if "node" in data:
+        name = str(data["node"])
+        values["node"] = titles.get(name, name)
+    try:
+        return _SENTENCES[event_type].format_map(values)
+    except (KeyError, ValueError, TypeError):
+        return None
