@@ -15,7 +15,7 @@ import redis
 
 from services.common.redis_client import connect
 from tests.support import skip_or_fail
-from tlm_client.stack.parts import find_redis
+from tlm_client.stack.parts import redis_executable
 from tlm_client.stack.processes import free_ports
 from tlm_core.errors import MissingDependency, StoreUnavailable
 
@@ -27,7 +27,7 @@ def free_port() -> int:
 def redis_binary() -> str:
     """Return the path of the Redis that `tlm up` uses."""
     try:
-        return find_redis()
+        return redis_executable()
     except MissingDependency as error:
         skip_or_fail(error.message)
 

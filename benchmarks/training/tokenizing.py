@@ -41,13 +41,13 @@ def passages(count: int) -> pa.Table:
     """Return the first `count` passages of the shared corpus with our ids."""
     remaining = count
 
-    def keep(table: pa.Table) -> pa.Table:
+    def select_first(table: pa.Table) -> pa.Table:
         nonlocal remaining
         first = table[:remaining]
         remaining -= len(first)
         return first
 
-    return corpus_passages(keep)
+    return corpus_passages(select_first)
 
 
 def selection(count: int) -> Path:

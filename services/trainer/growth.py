@@ -18,7 +18,7 @@ from tlm_core.wording import counted
 log = logging.getLogger(__name__)
 
 LOOKS = 8  # while the room must stay free
-WORTH = 8  # times as long a stage must still train: a new attempt costs about a minute
+MIN_STAGE_RATIO = 8  # times as long a stage must still train: a new attempt costs about a minute
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Growth:
             self._since = None
             return False
         self._since = self.clock() if self._since is None else self._since
-        if self.clock() - self._since < self.seconds or not self._is_worth_it():
+        if self.clock() - self._since < self.seconds or not self._saves_time():
             return False
         workers = counted(more, "more worker")
         self.requested = WorkerLost(f"{workers} found room, so the attempt ended at a checkpoint to grow.")
@@ -63,10 +63,10 @@ class Growth:
         self.store.report(place.tenant, place.job, place.attempt, draining=True)
         return True
 
-    def _is_worth_it(self) -> bool:
+    def _saves_time(self) -> bool:
         """Return whether the last stage that reported is of this group, writes checkpoints and has much left."""
         job = self.store.get(self.assignment.tenant, self.assignment.job)
-        if job.progress is None or (job.progress.stage_eta_seconds or 0.0) < WORTH * self.seconds:
+        if job.progress is None or (job.progress.stage_eta_seconds or 0.0) < MIN_STAGE_RATIO * self.seconds:
             return False
         node = plan_of(job).node(job.progress.node)
         return node.group == self.assignment.group and isinstance(node.params, TrainParams)

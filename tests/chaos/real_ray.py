@@ -18,7 +18,7 @@ import httpx
 from services.trainer.cluster import PROGRAM
 from tests.redis_server import RedisServer
 from tests.support import ROOT, wait_for
-from tlm_client.stack.parts import find_ray
+from tlm_client.stack.parts import ray_executable
 from tlm_client.stack.processes import free_ports, kill_processes, list_processes
 
 _PATIENCE = 60.0  # for the start of a head, which may hang when Redis is away meanwhile
@@ -83,7 +83,7 @@ class RayHead:
     def _start_head(self) -> subprocess.Popen[bytes]:
         port, dashboard, client = map(str, self._ports)
         command = [
-            find_ray(), "start", "--head", "--block", "--disable-usage-stats", "--no-monitor",
+            ray_executable(), "start", "--head", "--block", "--disable-usage-stats", "--no-monitor",
             "--node-ip-address", "127.0.0.1", "--port", port, "--min-worker-port", "0", "--max-worker-port", "0",
             "--dashboard-host", "127.0.0.1", "--dashboard-port", dashboard, "--include-dashboard", "true",
             "--dashboard-agent-listen-port", "0", "--ray-client-server-port", client,

@@ -195,7 +195,7 @@ def test_failing_ray_is_reported_with_its_log(tmp_path: Path) -> None:
     options = StackOptions(tmp_path / "stack", port=0)
     with pytest.raises(ClusterUnavailable, match="no room in shared memory"):
         run_stack(
-            options, notify=lambda _: None, on_ready=lambda *_: None, stop=StopFlag(), ray_finder=lambda: str(broken)
+            options, notify=lambda _: None, on_ready=lambda *_: None, stop=StopFlag(), ray_path=lambda: str(broken)
         )
     assert processes_of(tmp_path / "stack") == []
     assert not StackFolder(tmp_path / "stack").running()
@@ -207,7 +207,7 @@ def test_missing_redis_starts_nothing(tmp_path: Path) -> None:
 
     options = StackOptions(tmp_path / "stack", port=0)
     with pytest.raises(MissingDependency):
-        run_stack(options, notify=lambda _: None, on_ready=lambda *_: None, stop=StopFlag(), redis_finder=no_redis)
+        run_stack(options, notify=lambda _: None, on_ready=lambda *_: None, stop=StopFlag(), redis_path=no_redis)
     assert processes_of(tmp_path / "stack") == []
     assert not StackFolder(tmp_path / "stack").running()
 

@@ -55,12 +55,12 @@ def work(
         for stage, params in ((JOINT, JointParams.of(recipe, 2)), (FINETUNE, FinetuneParams.of(recipe, 2))):
             out = folder / f"{stage.name}{size}" if rank == 0 else folder / f"{stage.name}{size}.{rank}"
             out.mkdir(exist_ok=True)
-            keep_going = None if stop_at is None else lambda step: step < stop_at
+            should_continue_at = None if stop_at is None else lambda step: step < stop_at
             context = StageContext(
                 inputs=inputs,
                 params=params,
                 out=out,
-                report=LocalReporter(keep_going=keep_going),
+                report=LocalReporter(should_continue_at=should_continue_at),
                 checkpoints=LocalCheckpoints(folder / f"checkpoints.{stage.name}"),
                 rank=rank,
                 world_size=size,

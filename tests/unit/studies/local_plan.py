@@ -66,7 +66,7 @@ def check_resume(node: Node, done: Mapping[str, Path], folder: Path, monkeypatch
     with pytest.raises(Killed):
         run(DyingReporter(die_at=3))
     with pytest.raises(StopRequested):
-        run(LocalReporter(keep_going=lambda step: step < 4))
+        run(LocalReporter(should_continue_at=lambda step: step < 4))
     assert (folder / "checkpoints" / "step-000000005").exists(), "it stops within one step"
     assert content(run()) == content(done[node.name])
 

@@ -117,7 +117,7 @@ def test_first_rows_fit_the_memory(tmp_path: Path) -> None:
 def test_resumed_run_has_the_losses_of_an_uninterrupted_one(tmp_path: Path) -> None:
     whole, _ = trainer_of(tmp_path / "whole", 8, **SIZE).run()
     stopped = trainer_of(tmp_path / "stopped", 8, **SIZE)
-    stopped.ctx.report.keep_going = lambda step: step < 3  # type: ignore[attr-defined]
+    stopped.ctx.report.should_continue_at = lambda step: step < 3  # type: ignore[attr-defined]
     with pytest.raises(StopRequested):
         stopped.run()
     checkpoints: Any = stopped.ctx.checkpoints

@@ -76,7 +76,7 @@ def refit(chain: Mapping[str, Path], finetuned: Path, out: Path, report: LocalRe
 
 def test_stopped_refit_continues_to_the_same_weights(chain: Mapping[str, Path], tmp_path: Path) -> None:
     with pytest.raises(StopRequested):
-        refit(chain, chain["finetune.s0"], tmp_path / "again", LocalReporter(keep_going=lambda step: step < 3))
+        refit(chain, chain["finetune.s0"], tmp_path / "again", LocalReporter(should_continue_at=lambda step: step < 3))
     (tmp_path / "again").rmdir()
     resumed = refit(chain, chain["finetune.s0"], tmp_path / "again")
     assert (resumed / WEIGHTS).read_bytes() == (chain["refit.s0"] / WEIGHTS).read_bytes()

@@ -89,7 +89,7 @@ def test_stop_request_ends_within_a_step_with_a_checkpoint(tmp_path: Path) -> No
     whole = content(run_of(tmp_path / "whole", prepared, recipe)())
     run = run_of(tmp_path / "stopped", prepared, recipe)
     with pytest.raises(StopRequested):
-        run(LocalReporter(keep_going=lambda step: step < 4))
+        run(LocalReporter(should_continue_at=lambda step: step < 4))
     assert [path.name for path in (tmp_path / "stopped/checkpoints").iterdir()] == ["step-000000005"]
     assert content(run()) == whole
 

@@ -382,7 +382,7 @@ def test_prepare_stops_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("tlm_core.training.prepare.REPORT_SECONDS", 0.0)
     inputs = {"task": made_task(tmp_path / "task")}
     with pytest.raises(StopRequested):
-        stop = LocalReporter(keep_going=lambda _: False)
+        stop = LocalReporter(should_continue_at=lambda _: False)
         run_stage(PREPARE, inputs, PrepareParams.of(tiny()), tmp_path / "out", stop)
 
 

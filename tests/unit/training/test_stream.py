@@ -256,7 +256,7 @@ def test_resumed_stream_run_equals_an_uninterrupted_run(tmp_path: Path) -> None:
     whole = stream_trainer(tmp_path / "whole", **options)
     done, _ = whole.run()
     stopped = stream_trainer(tmp_path / "stopped", **options)
-    stopped.ctx.report.keep_going = lambda step: step < 4  # type: ignore[attr-defined]
+    stopped.ctx.report.should_continue_at = lambda step: step < 4  # type: ignore[attr-defined]
     with pytest.raises(StopRequested):
         stopped.run()
     again = stream_trainer(
