@@ -21,7 +21,8 @@ from services.common.jobstore import CheckpointRef, JobStore
 from services.common.redis_client import key
 from tests.factories import make_resolved, make_spec
 from tests.redis_server import RedisServer
-from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.artifacts import ManifestRef
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
 

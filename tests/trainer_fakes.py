@@ -14,7 +14,8 @@ from services.trainer.assignment import Assignment
 from services.trainer.cluster import Ending, RayCluster, Status, Submitted
 from services.trainer.selections import Selections
 from services.trainer.worker import GroupRunner
-from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.artifacts import ManifestRef
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import ClusterUnavailable
 from tlm_core.jobs.plan import Node
 from tlm_core.jobs.spec import JobRecord

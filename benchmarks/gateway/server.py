@@ -24,7 +24,8 @@ from services.common.catalog import Catalog
 from services.common.catalog_records import CorpusVersion
 from services.common.jobstore import JobStore
 from tests.redis_server import RedisServer, free_port
-from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.artifacts import ManifestRef
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.corpus.states import CorpusState, LoadState
 from tlm_core.jobs.spec import Resolved
 

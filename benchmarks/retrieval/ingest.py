@@ -24,7 +24,7 @@ from services.retriever.cluster import Cluster
 from services.retriever.corpus_storage import CorpusFiles
 from services.retriever.indexes import CorpusKey, OpenSearchIndexes
 from services.retriever.opensearch_index import index_body
-from tlm_core.artifacts import ArtifactStore
+from tlm_core.artifacts.store import ArtifactStore
 
 _COUNT = 100_000
 _REPEATS = 3

@@ -17,7 +17,7 @@ from benchmarks.memory import peak_bytes
 from services.retriever.cluster import connect
 from services.retriever.index_loads import IndexLoads
 from services.retriever.indexes import CorpusKey, OpenSearchIndexes
-from tlm_core.artifacts import ArtifactStore
+from tlm_core.artifacts.store import ArtifactStore
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,8 +20,6 @@ from services.api.removal import finish_removals
 from services.api.routes import corpora, datasets, documentation, jobs, models, results, service, uploads, webhooks
 from services.common.problem import install_problem_handlers
 from services.common.request_ids import RequestIds
-
-log = logging.getLogger(__name__)
 
 _REMOVAL_SECONDS = 300
 

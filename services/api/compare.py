@@ -13,7 +13,7 @@ from services.api.series import series_of
 from services.api.views import job_summary
 from services.common.catalog import Catalog
 from services.common.jobstore import JobStore
-from tlm_core.artifacts import ArtifactStore
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import Conflict, CorruptArtifact, NotFound
 from tlm_core.evaluation.bootstrap import paired_difference
 from tlm_core.evaluation.report import PREDICTIONS

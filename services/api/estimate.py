@@ -10,7 +10,7 @@ from services.api.work import Texts, Work, disk_bytes, memory_bytes, shape_of, t
 from services.common.catalog import Catalog
 from services.common.jobstore import JobStore
 from services.common.situation import Situation
-from tlm_core.artifacts import ArtifactStore
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import CorruptArtifact, NotFound
 from tlm_core.jobs.plan import SEED_GROUP, Node
 from tlm_core.jobs.spec import JobRecord, JobSpec, Resolved

@@ -22,7 +22,8 @@ from services.common.bodies import UnsupportedJSON, check_json
 from services.common.catalog import Catalog
 from services.common.catalog_records import CorpusLoad, DatasetRecord, DatasetSummary
 from services.common.problem import validation_problem
-from tlm_core.artifacts import ArtifactStore, ManifestRef, storage_errors
+from tlm_core.artifacts import ManifestRef, storage_errors
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.corpus.remote import is_address
 from tlm_core.corpus.states import NearDuplicatesChoice
 from tlm_core.errors import InvalidRequest, StoreUnavailable

@@ -13,7 +13,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from services.common.jobstore import CheckpointRef, JobStore
 from services.common.situation import Situation
-from tlm_core.artifacts import ArtifactStore, FileEntry, ManifestRef
+from tlm_core.artifacts import FileEntry, ManifestRef
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import NotFound, NotReady
 from tlm_core.jobs.plan import Plan, plan_of
 from tlm_core.jobs.spec import JobRecord

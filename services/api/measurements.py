@@ -11,8 +11,8 @@ from typing import NamedTuple
 from services.api.work import Texts, Work, length_of, texts_of, work_of
 from services.common.catalog import Catalog
 from services.common.jobstore import JobStore
-from tlm_core.artifacts import ArtifactStore
 from tlm_core.artifacts.manifest import Manifest
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import CorruptArtifact, NotFound
 from tlm_core.jobs.plan import Node, Plan, plan_of
 from tlm_core.jobs.spec import Event, JobRecord, Resolved

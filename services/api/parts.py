@@ -27,7 +27,7 @@ from services.common.background import Background
 from services.common.catalog import Catalog, ready_version
 from services.common.jobstore import JobStore
 from services.common.retriever_client import RetrieverClient
-from tlm_core.artifacts import ArtifactStore
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.wire import JsonObject, SearchResult
 
 

@@ -7,7 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.artifacts import ManifestRef
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import InvalidRequest
 from tlm_core.serving import Model, load_model
 from tlm_core.wire import Prediction

@@ -16,7 +16,7 @@ from services.common.catalog_records import DatasetRecord
 from services.common.history import folder_of
 from services.common.jobstore import JobStore, Removal
 from services.common.situation import Situation
-from tlm_core.artifacts import ArtifactStore
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import AlreadyRunning, Conflict, NotFound, TLMError
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import TERMINAL, State

@@ -22,8 +22,9 @@ from starlette.concurrency import run_in_threadpool
 
 from services.api.forms import ReceivedFile, safe_name, work_folder
 from services.common.redis_client import check_disk, key, load_scripts
-from tlm_core.artifacts import ArtifactStore, storage_errors
+from tlm_core.artifacts import storage_errors
 from tlm_core.artifacts.mark import deadline
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import Conflict, InvalidRequest, NotFound
 from tlm_core.names import new_id
 from tlm_core.wire import Upload

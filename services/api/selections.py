@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from services.api.task_rows import TaskRow, task_rows
-from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.artifacts import ManifestRef
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.parquet import open_parquet
 from tlm_core.wire import Provenance, SelectedPassage, Selection
 

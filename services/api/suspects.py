@@ -5,7 +5,7 @@ from __future__ import annotations
 from services.api.job_artifacts import artifact_of, artifacts_by_node
 from services.api.task_rows import task_rows
 from services.common.jobstore import JobStore
-from tlm_core.artifacts import ArtifactStore
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import NotFound
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.wire import SuspectLabel, SuspectLabels

@@ -7,7 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.artifacts import ManifestRef
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import CorruptArtifact, NotFound
 
 

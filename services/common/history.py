@@ -22,7 +22,7 @@ from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.errors import CorruptArtifact, NotFound
 
 if TYPE_CHECKING:
-    from tlm_core.artifacts import ArtifactStore
+    from tlm_core.artifacts.store import ArtifactStore
 
 log = logging.getLogger(__name__)
 

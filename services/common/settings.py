@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from services.common.history import History
 from services.common.jobstore import JobStore
 from services.common.redis_client import connect
-from tlm_core.artifacts import ArtifactStore
+from tlm_core.artifacts.store import ArtifactStore
 
 
 class StoreSettings(BaseSettings):

@@ -12,7 +12,7 @@ from services.common.metrics import serve_metrics
 from services.common.retriever_client import connect_retriever
 from services.loader.loads import NEAR, LoadWorker
 from services.loader.settings import LoaderSettings
-from tlm_core.artifacts import drop_untouched
+from tlm_core.artifacts.store import drop_untouched
 
 _BEAT_SECONDS = 5.0
 _NEAR_SECONDS = 7 * 24 * 3600

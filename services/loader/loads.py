@@ -22,7 +22,8 @@ from services.common.catalog import Catalog
 from services.common.catalog_records import OPEN, CorpusLoad, CorpusVersion
 from services.common.logs import log_context
 from services.common.retriever_client import IndexLoad, RetrieverClient
-from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.artifacts import ManifestRef
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.corpus.states import CorpusState, LoadState
 from tlm_core.errors import IndexMismatch, NotFound, StaleAttempt, TLMError
 

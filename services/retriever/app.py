@@ -32,7 +32,7 @@ from services.retriever.index_loads import IndexLoads
 from services.retriever.indexes import CorpusIndexes, CorpusKey, EmbeddedIndexes, OpenSearchIndexes
 from services.retriever.registry import Registry, SharedRegistry
 from services.retriever.selection_runs import SelectionRuns
-from tlm_core.artifacts import ArtifactStore
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import TLMError, Unauthorized, Unavailable
 from tlm_core.wire import Hit, Items, RefusedPassage, SearchResult
 

@@ -15,7 +15,7 @@ from services.retriever.bulk import Refused
 from services.retriever.corpus_storage import CorpusFiles, LoadRecords
 from services.retriever.indexes import CorpusIndexes, CorpusKey
 from services.retriever.registry import BEAT_SECONDS, Registry
-from tlm_core.artifacts import ArtifactStore
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import Conflict, IndexMismatch, IndexUnavailable, NotFound, TLMError
 from tlm_core.selection.index import PassageIndex
 

@@ -20,7 +20,8 @@ from services.common.retriever_client import SelectionRequest, SelectionRun
 from services.retriever.index_loads import IndexLoads
 from services.retriever.indexes import CorpusKey
 from services.retriever.registry import BEAT_SECONDS, Entry, Registry
-from tlm_core.artifacts import MANIFEST, ArtifactStore, Manifest, ManifestRef, drop_untouched
+from tlm_core.artifacts import MANIFEST, Manifest, ManifestRef
+from tlm_core.artifacts.store import ArtifactStore, drop_untouched
 from tlm_core.errors import CorruptArtifact, InvalidRecipe, InvalidRequest, NotFound, TLMError
 from tlm_core.selection.given import GIVEN
 from tlm_core.selection.interface import Corpus

@@ -14,7 +14,8 @@ from pathlib import Path
 from services.common.jobstore import CheckpointRef, JobStore
 from services.common.metrics import CHECKPOINTS
 from services.trainer.patience import patiently
-from tlm_core.artifacts import ArtifactStore, storage_errors
+from tlm_core.artifacts import storage_errors
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import Conflict, CorruptArtifact, NotFound, Outage, TLMError
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.pulse import PULSE

@@ -30,7 +30,8 @@ from services.trainer.cluster import RayCluster
 from services.trainer.selections import Selections
 from services.trainer.settings import TrainerSettings
 from services.trainer.submissions import AttemptEnded, Submissions, report_waiting
-from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.artifacts import ManifestRef
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import (
     ClusterUnavailable,
     CorruptArtifact,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from services.common.jobstore import JobStore
 from services.common.metrics import ORPHANS
 from services.trainer.cluster import RayCluster, Status, Submitted
-from tlm_core.artifacts import ArtifactStore
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import ClusterUnavailable, Conflict, NotFound, UnreadableRecord
 from tlm_core.jobs.states import ACTIVE, TERMINAL, State
 from tlm_core.names import JOB_ID

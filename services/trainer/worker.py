@@ -22,7 +22,8 @@ from services.trainer.checkpoints import JobCheckpoints
 from services.trainer.patience import patiently
 from services.trainer.reporter import JobReporter
 from services.trainer.scratch import work_folder
-from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.artifacts import ManifestRef
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import CorruptArtifact, NotFound, StaleAttempt, TLMError, WorkerFailed, WorkerLost
 from tlm_core.jobs.plan import Node, plan_of
 from tlm_core.jobs.spec import JobRecord

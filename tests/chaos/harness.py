@@ -36,7 +36,8 @@ from tests.contract.gateway import TRAIN, T
 from tests.redis_server import RedisServer, free_port, redis_binary
 from tests.support import wait_for
 from tlm_client.stack.parts import bundled_redis
-from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.artifacts import ManifestRef
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import CorruptArtifact, NotFound, TLMError
 from tlm_core.jobs.states import TERMINAL, State
 from tlm_core.kinds import MODULES

@@ -19,8 +19,8 @@ from typing import Any
 from services.common.jobstore import JobStore
 from services.trainer import compute
 from services.trainer.program import _PR_SET_PDEATHSIG
-from tlm_core.artifacts import ArtifactStore
 from tlm_core.artifacts.manifest import MANIFEST
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import StorageFull, StorageUnavailable
 from tlm_core.kinds import MODULES
 

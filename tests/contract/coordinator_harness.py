@@ -19,7 +19,8 @@ from services.trainer.worker import run_local
 from tests.contract.gateway import Gateway
 from tests.factories import make_resolved, make_spec
 from tests.trainer_fakes import FakeCluster, FakeSelections, all_stages, folder_artifact, run_group
-from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.artifacts import ManifestRef
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import TLMError
 from tlm_core.jobs.plan import Node
 from tlm_core.jobs.spec import Beat, JobRecord

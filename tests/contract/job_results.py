@@ -20,7 +20,8 @@ from tokenizers.processors import TemplateProcessing
 
 from services.common.jobstore import JobStore
 from services.common.situation import Situation
-from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.artifacts import ManifestRef
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.evaluation.combine import Scales
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord

@@ -15,7 +15,8 @@ from fastapi.testclient import TestClient
 from services.common.retriever_client import IndexLoad, RetrieverClient, SelectionRequest, SelectionRun
 from services.retriever.app import RetrieverSettings, assemble
 from tests.contract.selection_indexes import new_key
-from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.artifacts import ManifestRef
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.selection.given import GIVEN, write_given
 from tlm_core.tasks.task import Task, task_schema
 

@@ -20,7 +20,7 @@ from services.loader.loads import LoadWorker
 from tests.contract.corpora import LINES, T, idle_corpus, post, queue_load, wait_for_corpus
 from tests.contract.gateway import Gateway, make_gateway, restarted
 from tests.support import passages_in, wait_for
-from tlm_core.artifacts import ArtifactStore
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.corpus import near
 from tlm_core.corpus import read as corpus_read
 from tlm_core.corpus.states import LoadState

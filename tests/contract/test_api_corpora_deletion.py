@@ -14,7 +14,7 @@ from services.loader.loads import LoadWorker
 from tests.contract.corpora import LINES, T, idle_corpus, post, queue_load, wait_for_corpus
 from tests.contract.gateway import Gateway, upload
 from tests.support import wait_for
-from tlm_core.artifacts import ArtifactStore
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.corpus.passages import Passage
 from tlm_core.corpus.read import source_files
 from tlm_core.corpus.states import LoadState

@@ -22,7 +22,7 @@ from services.common.catalog_records import DatasetRecord
 from tests.contract.gateway import AUTH, TRAIN, Gateway, make_gateway, upload, upload_in_one_part
 from tests.factories import make_resolved, make_spec
 from tests.support import wait_for
-from tlm_core.artifacts import ArtifactStore
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import StoreUnavailable
 from tlm_core.tasks.hub import HubSource
 from tlm_core.tasks.options import DatasetOptions

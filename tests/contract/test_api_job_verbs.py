@@ -16,7 +16,7 @@ from services.common.redis_client import REMOVALS
 from tests.contract.gateway import TRAIN, Gateway, add_version, restarted, upload
 from tests.contract.job_results import complete, publish
 from tests.support import wait_for
-from tlm_core.artifacts import ArtifactStore
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.corpus.states import CorpusState
 from tlm_core.errors import StorageUnavailable, StoreUnavailable, WorkerLost
 from tlm_core.jobs import nodes

@@ -21,7 +21,7 @@ from tests.redis_server import RedisServer, free_port, redis_binary
 from tests.support import ROOT
 from tests.trainer_fakes import counting_stage
 from tlm_client.stack.processes import port_is_free
-from tlm_core.artifacts import ArtifactStore
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.jobs.states import State
 
 Start = Callable[[str], RedisServer]

@@ -23,7 +23,8 @@ from services.trainer.coordinator import Coordinator
 from tests.contract.coordinator_harness import CoordinatorHarness, MovableClockStore, T
 from tests.support import files_under, wait_for
 from tests.trainer_fakes import FakeSelections, all_stages, counting_stage, run_group
-from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.artifacts import ManifestRef
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import (
     CorruptArtifact,
     NonFiniteLoss,

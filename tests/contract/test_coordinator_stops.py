@@ -21,7 +21,8 @@ from services.trainer.sweeper import Sweeper
 from tests.contract.coordinator_harness import CoordinatorHarness, IdleExecutor, T
 from tests.support import wait_for
 from tests.trainer_fakes import counting_stage
-from tlm_core.artifacts import ArtifactStore, Manifest, ManifestRef
+from tlm_core.artifacts import Manifest, ManifestRef
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import ClusterUnavailable, EmptySelection, IndexUnavailable, WorkerLost
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State

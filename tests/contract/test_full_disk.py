@@ -109,7 +109,8 @@ def test_upload_to_a_full_disk_is_rejected_and_stored_files_stay(
 _WRITE = """
 import sys
 from pathlib import Path
-from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.artifacts import ManifestRef
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import StorageFull
 storage, source = Path(sys.argv[1]), Path(sys.argv[2])
 store = ArtifactStore(str(storage), storage / "cache")

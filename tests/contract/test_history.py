@@ -17,7 +17,7 @@ from services.common.jobstore import JobStore
 from services.common.redis_client import key
 from tests.factories import make_resolved, make_spec
 from tests.store_size import bytes_per_job, run_long_job
-from tlm_core.artifacts import ArtifactStore
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import CorruptArtifact, NotFound, StorageUnavailable
 from tlm_core.jobs.spec import JobRecord
 

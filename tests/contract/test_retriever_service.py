@@ -28,7 +28,8 @@ from tests.contract.retriever_harness import TOKEN, RetrieverHarness, wait_while
 from tests.redis_server import free_port
 from tests.support import ROOT, wait_for
 from tests.unit.selection.toy_selector import SHORTEST
-from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.artifacts import ManifestRef
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import AlreadyRunning, IndexUnavailable, InvalidRecipe, InvalidRequest
 from tlm_core.selection.retrieve import PART
 from tlm_core.selection.selectors import SELECTORS

@@ -14,7 +14,8 @@ import redis
 from services.trainer.cluster import Status
 from tests.contract.coordinator_harness import CoordinatorHarness, MovableClockStore
 from tests.trainer_fakes import counting_stage
-from tlm_core.artifacts import ArtifactStore, storage_errors
+from tlm_core.artifacts import storage_errors
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import TERMINAL, State
 

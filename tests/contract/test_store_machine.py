@@ -32,7 +32,8 @@ from services.common.jobstore import CheckpointRef, JobStore, Removal
 from services.common.redis_client import LEASES, QUEUE, key
 from tests.contract.coordinator_harness import MovableClockStore, T
 from tests.factories import make_resolved, make_spec
-from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.artifacts import ManifestRef
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import Conflict, IdempotencyMismatch, NotFound, TrainingFailed, UnreadableRecord, WorkerLost
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import ACTIVE, TERMINAL, TRANSITIONS, State, Verb

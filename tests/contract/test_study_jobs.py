@@ -19,7 +19,8 @@ from services.trainer.worker import run_local
 from tests.contract.coordinator_harness import InlineExecutor, MovableClockStore
 from tests.factories import make_resolved, make_spec
 from tests.trainer_fakes import FakeCluster, FakeSelections, all_stages, run_group
-from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.artifacts import ManifestRef
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import ClusterUnavailable
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import DatasetInput, JobRecord, ReusedArtifact

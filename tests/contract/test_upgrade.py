@@ -19,7 +19,8 @@ from services.common.history import History
 from services.common.jobstore import JobStore
 from services.common.redis_client import LEASES
 from tests.contract.coordinator_harness import T
-from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.artifacts import ManifestRef
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.corpus.states import CorpusState, LoadState
 from tlm_core.jobs.states import State
 

@@ -19,7 +19,7 @@ from services.retriever.indexes import CorpusKey, OpenSearchIndexes
 from services.retriever.selection_runs import SelectionRuns
 from tests.contract.retriever_harness import RetrieverHarness
 from tests.integration.worker_processes import process_context
-from tlm_core.artifacts import ArtifactStore
+from tlm_core.artifacts.store import ArtifactStore
 
 KILLS = 12
 PASSAGES = 3_000

@@ -16,8 +16,10 @@ import fsspec
 import pytest
 
 from services.trainer.settings import TrainerSettings
-from tlm_core.artifacts import MARK, ArtifactStore, Manifest, ManifestRef, artifact_id, mark
+from tlm_core.artifacts import Manifest, ManifestRef, artifact_id, mark
 from tlm_core.artifacts import store as store_module
+from tlm_core.artifacts.mark import MARK
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import CorruptArtifact, NotFound, StorageFull, StorageUnavailable
 
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tlm_core.tables.findings import LISTED_PER_CODE, Findings
-from tlm_core.tasks.options import Limits
+from tlm_core.tasks import limits
 from tlm_core.tasks.table import KINDS, UNREAD, RawTable, as_text
 
 _DECIMAL = re.compile(r"-?\d*\.\d+(?:e-?\d+)?", re.IGNORECASE)
@@ -24,7 +24,7 @@ LabelCounts = Mapping[str, Mapping[str, int]]
 Predicate = Callable[[pa.StringArray], pa.BooleanArray]
 
 
-def check_texts(table: RawTable, column: str, findings: Findings, limits: Limits) -> None:
+def check_texts(table: RawTable, column: str, findings: Findings) -> None:
     """Report invalid texts: not_text, null_text, blank_text, bad_character, text_too_long. Warning: long_text."""
     values, kinds, split = table.columns[column].values, table.columns[column].kinds, table.split
     place = place_of(table, column)
@@ -37,10 +37,10 @@ def check_texts(table: RawTable, column: str, findings: Findings, limits: Limits
     message = f"{place} is blank. Add a text or remove the row."
     findings.fault_rows("blank_text", message, _rows(table, values, _is_blank).tolist(), split=split, column=column)
     _check_characters(table, column, findings)
-    for row, length in _long_rows(table, values, limits.long_text_chars):
+    for row, length in _long_rows(table, values, limits.LONG_TEXT_CHARS):
         length_message = place.replace("{row}", str(row)) + f" has {length:,} characters"
-        if length > limits.max_text_chars:
-            message = f"{length_message}; the limit is {limits.max_text_chars:,}. Cut it, or close an open quote."
+        if length > limits.MAX_TEXT_CHARS:
+            message = f"{length_message}; the limit is {limits.MAX_TEXT_CHARS:,}. Cut it, or close an open quote."
             findings.fault("text_too_long", message, split=split, row=row, column=column)
         else:
             advice = "An encoder reads at most model.windows windows of it. Split the text if its end matters."
@@ -131,16 +131,14 @@ def sort_labels(labels: Iterable[str]) -> list[str]:
     return sorted(labels)
 
 
-def check_label_set(
-    counts: LabelCounts, tables: Mapping[str, RawTable], column: str, findings: Findings, limits: Limits
-) -> None:
+def check_label_set(counts: LabelCounts, tables: Mapping[str, RawTable], column: str, findings: Findings) -> None:
     """Check the set of labels. counts: split → label → rows.
 
     Data errors: one_class, too_many_labels, unknown_label. Warnings: rare_label, label_variants, decimal_labels.
     """
     train, file = counts["train"], tables["train"].file
-    if len(train) > limits.max_labels:
-        number = f"{len(train):,} labels; the limit is {limits.max_labels:,}"
+    if len(train) > limits.MAX_LABELS:
+        number = f"{len(train):,} labels; the limit is {limits.MAX_LABELS:,}"
         message = f"Column '{column}' of {file} has {number}. Choose the label column."
         findings.fault("too_many_labels", message, split="train", column=column)
         return

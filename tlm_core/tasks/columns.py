@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from tlm_core.tables.findings import Findings
-from tlm_core.tasks.options import DatasetOptions, Limits
+from tlm_core.tasks import limits
+from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.table import UNREAD, RawTable
 
 LABEL_NAMES = (
@@ -48,9 +49,7 @@ class Columns:
         return (self.text, self.text_pair) if self.text_pair else (self.text,)
 
 
-def choose_columns(
-    tables: Mapping[str, RawTable], options: DatasetOptions, findings: Findings, limits: Limits
-) -> Columns | None:
+def choose_columns(tables: Mapping[str, RawTable], options: DatasetOptions, findings: Findings) -> Columns | None:
     """Return the columns to use, inferred from the train table where the options do not name them.
 
     Returns None after any of the data errors missing_column and no_header. Warning: guessed_column.
@@ -58,7 +57,7 @@ def choose_columns(
     train = tables["train"]
     label, text = options.label_column, options.text_column
     if label is None:
-        label = _infer_label(train, {name for name in (text, options.text_pair_column) if name}, findings, limits)
+        label = _infer_label(train, {name for name in (text, options.text_pair_column) if name}, findings)
     if text is None:
         text = _infer_text(train, {name for name in (label, options.text_pair_column) if name}, findings)
     if label is None or text is None:
@@ -99,7 +98,7 @@ def _named(table: RawTable, names: tuple[str, ...], excluded: set[str]) -> str |
     return next((by_lower[name] for name in names if name in by_lower), None)
 
 
-def _infer_label(table: RawTable, excluded: set[str], findings: Findings, limits: Limits) -> str | None:
+def _infer_label(table: RawTable, excluded: set[str], findings: Findings) -> str | None:
     named = _named(table, LABEL_NAMES, excluded)
     if named is not None:
         findings.note(f"label: column '{named}', by its name")
@@ -110,7 +109,7 @@ def _infer_label(table: RawTable, excluded: set[str], findings: Findings, limits
         for name, column in table.columns.items()
         if name not in excluded and not UNREAD.keys() & column.kinds.keys()
     }
-    ceiling = min(limits.max_labels, rows // 2)
+    ceiling = min(limits.MAX_LABELS, rows // 2)
     candidates = sorted((count, name) for name, count in distinct.items() if 2 <= count <= ceiling)
     if not candidates:
         counts = ", ".join(f"'{name}' {count}" for name, count in list(distinct.items())[:20])

@@ -13,8 +13,8 @@ from tlm_core.hub import hub_errors, refuse_folder
 from tlm_core.names import HUB, HUB_NAME
 from tlm_core.tables.findings import Findings
 from tlm_core.tables.records import Records, TableFile, arrow_records, check_names, class_names
+from tlm_core.tasks import limits
 from tlm_core.tasks.known import GLUE_NOTE, glue_task
-from tlm_core.tasks.options import Limits
 from tlm_core.tasks.table import RawTable, collect
 from tlm_core.tasks.task import SPLITS
 
@@ -54,7 +54,7 @@ def parse_hub_id(text: str) -> HubSource:
 
 
 def read_hub(
-    source: HubSource, findings: Findings, limits: Limits, *, cache: Path | None = None, load: Load | None = None
+    source: HubSource, findings: Findings, *, cache: Path | None = None, load: Load | None = None
 ) -> dict[str, RawTable]:
     """Return the records of each split. Only data files are read: code of the dataset never runs.
 
@@ -76,7 +76,7 @@ def read_hub(
             continue
         dataset = datasets[hub_split].with_format("arrow")
         label = f"{hub_split} of {source.path}"
-        file = TableFile(Path(hub_split), findings, split, max_columns=limits.max_columns, label=label)
+        file = TableFile(Path(hub_split), findings, split, max_columns=limits.MAX_COLUMNS, label=label)
         names = list(dataset.column_names)
         if not len(dataset):
             file.fault("no_rows", f"{label} has no records. Choose another dataset or config.")

@@ -1,8 +1,7 @@
-"""Options of a dataset and the limits of what is accepted."""
+"""Options of a dataset."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated
 
 from pydantic import ConfigDict, Field
@@ -51,21 +50,3 @@ class DatasetOptions:
         used = [c for c in (self.text_column, self.text_pair_column, self.label_column) if c]
         if len(set(used)) < len(used):
             raise InvalidRequest(f"Text, text pair and label need different columns, not {', '.join(used)}.")
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """Limits of a dataset.
-
-    max_text_chars: of one text; a text above long_text_chars is a warning. max_labels: of train.
-    max_decimals: distinct decimal numbers up to which a label column is read as classes if no metric is set.
-    max_columns: of one file. max_file_bytes: of one unpacked file. min_rows: distinct texts needed to cut a split.
-    """
-
-    max_text_chars: int = 1_000_000
-    long_text_chars: int = 100_000
-    max_labels: int = 1000
-    max_decimals: int = 20
-    max_columns: int = 1000
-    max_file_bytes: int = 4 << 30
-    min_rows: int = 10

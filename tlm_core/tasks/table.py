@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tlm_core.tables.findings import LISTED_PER_CODE, Findings
 from tlm_core.tables.records import Record, Records, TableFile, Unread, check_names, delimiter_name, without_surrogates
-from tlm_core.tasks.options import Limits
+from tlm_core.tasks import limits
 
 KINDS: Mapping[type, str] = {str: "text", bool: "true/false", int: "whole number", float: "decimal number"}
 # Kinds that are not read, with the remedy: their values are null in a Column.
@@ -91,14 +91,14 @@ def _kind_of(value: object) -> str:
     return KINDS.get(type(value), Unread.NESTED.value)
 
 
-def read_table(path: Path, split: str, findings: Findings, limits: Limits, *, delimiter: str | None) -> RawTable | None:
+def read_table(path: Path, split: str, findings: Findings, *, delimiter: str | None) -> RawTable | None:
     """Return all records of one file, or None if it has none; every data error is added to `findings`.
 
     delimiter: None infers it.
     """
     before = findings.total
     file = TableFile(
-        path, findings, split, delimiter=delimiter, max_columns=limits.max_columns, max_bytes=limits.max_file_bytes
+        path, findings, split, delimiter=delimiter, max_columns=limits.MAX_COLUMNS, max_bytes=limits.MAX_FILE_BYTES
     )
     records = file.open()
     if records is None or not _has_two_columns(records, file):

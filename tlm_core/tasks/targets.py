@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tlm_core.tables.findings import Findings
+from tlm_core.tasks import limits
 from tlm_core.tasks.checks import check_unread, count_labels, is_null_or_blank, null_rows, place_of
-from tlm_core.tasks.options import Limits
 from tlm_core.tasks.table import RawTable
 from tlm_core.tasks.types import TASK_TYPES, TaskType, task_type_of
 
@@ -19,7 +19,7 @@ from tlm_core.tasks.types import TASK_TYPES, TaskType, task_type_of
 LARGEST = 1e18
 
 
-def infer_type(train: RawTable, column: str, metric: str | None, findings: Findings, limits: Limits) -> TaskType:
+def infer_type(train: RawTable, column: str, metric: str | None, findings: Findings) -> TaskType:
     """Return the task type of the metric; without one, regression if the column has many different decimal numbers.
 
     Adds the decision to the report. Warning: read_as_regression.
@@ -31,7 +31,7 @@ def infer_type(train: RawTable, column: str, metric: str | None, findings: Findi
         return task_type
     classes, regression = TASK_TYPES["single_label"], TASK_TYPES["regression"]
     distinct = count_labels(train.columns[column].values)
-    if len(distinct) <= limits.max_decimals or not all(_is_decimal(label) for label in distinct):
+    if len(distinct) <= limits.MAX_DECIMALS or not all(_is_decimal(label) for label in distinct):
         return classes
     if all(float(label).is_integer() for label in distinct):
         return classes

@@ -23,13 +23,14 @@ from tlm_core.errors import InvalidRequest
 from tlm_core.names import HUB
 from tlm_core.selection.given import GIVEN, given_part, write_given
 from tlm_core.tables.findings import Findings
+from tlm_core.tasks import limits
 from tlm_core.tasks.checks import check_label_set, check_labels, check_texts, count_labels, sort_labels
 from tlm_core.tasks.columns import Columns, choose_columns
 from tlm_core.tasks.duplicates import count_distinct, scan
 from tlm_core.tasks.hub import HubSource, parse_hub_id, read_hub
 from tlm_core.tasks.known import glue_task, known_for_hub
 from tlm_core.tasks.metrics import METRICS
-from tlm_core.tasks.options import DatasetOptions, Limits
+from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.report import Report, SplitData, build_report
 from tlm_core.tasks.split_files import select_splits
 from tlm_core.tasks.splits import bands, cut_splits
@@ -41,21 +42,21 @@ from tlm_core.training.params import ValidateParams
 from tlm_core.training.stage import StageContext
 
 Source = Mapping[str, Path] | Path | str | HubSource
-HubReader = Callable[[HubSource, Findings, Limits], Mapping[str, RawTable]]
+HubReader = Callable[[HubSource, Findings], Mapping[str, RawTable]]
 
 
 def load_task(
-    source: Source, options: DatasetOptions | None = None, limits: Limits | None = None, *, hub: HubReader = read_hub
+    source: Source, options: DatasetOptions | None = None, *, hub: HubReader = read_hub
 ) -> tuple[Task, Report]:
     """Return the task and its report. Raises InvalidDataset with every data error, and what `validate` raises."""
-    task, report, findings = _validate(source, options or DatasetOptions(), limits or Limits(), hub)
+    task, report, findings = _validate(source, options or DatasetOptions(), hub)
     if task is None:
         raise findings.error()
     return task, report
 
 
 def validate(
-    source: Source, options: DatasetOptions | None = None, limits: Limits | None = None, *, hub: HubReader = read_hub
+    source: Source, options: DatasetOptions | None = None, *, hub: HubReader = read_hub
 ) -> tuple[Task | None, Report]:
     """Return the task, or None if there is a data error, and the report.
 
@@ -63,7 +64,7 @@ def validate(
     a string without `hub:` is a path. hub: reads hub ids, such as `partial(read_hub, cache=FOLDER)`.
     Raises InvalidRequest for an invalid hub id, NotFound and Unavailable for the hub.
     """
-    task, report, _ = _validate(source, options or DatasetOptions(), limits or Limits(), hub)
+    task, report, _ = _validate(source, options or DatasetOptions(), hub)
     return task, report
 
 
@@ -89,29 +90,24 @@ def write_task(
     return report
 
 
-def _validate(
-    source: Source, options: DatasetOptions, limits: Limits, hub: HubReader
-) -> tuple[Task | None, Report, Findings]:
+def _validate(source: Source, options: DatasetOptions, hub: HubReader) -> tuple[Task | None, Report, Findings]:
     findings = Findings()
     source = _resolved(source)
-    if isinstance(source, HubSource):
-        tables = dict(hub(source, findings, limits))
-    else:
-        tables = _read(source, options, findings, limits)
+    tables = dict(hub(source, findings)) if isinstance(source, HubSource) else _read(source, options, findings)
     options = _known(source, options, findings)
-    columns = choose_columns(tables, options, findings, limits) if "train" in tables else None
+    columns = choose_columns(tables, options, findings) if "train" in tables else None
     if columns is None:
         return None, build_report({}, findings), findings
-    task_type = infer_type(tables["train"], columns.label, options.metric, findings, limits)
-    splits = {split: _check(table, columns, task_type, findings, limits) for split, table in tables.items()}
+    task_type = infer_type(tables["train"], columns.label, options.metric, findings)
+    splits = {split: _check(table, columns, task_type, findings) for split, table in tables.items()}
     counts = {split: count_labels(data.label) if task_type.has_classes else {} for split, data in splits.items()}
     if task_type.has_classes:
-        check_label_set(counts, tables, columns.label, findings, limits)
+        check_label_set(counts, tables, columns.label, findings)
     else:
         check_spread(tables, columns.label, findings)
     del tables
     missing = [split for split in SPLITS if split not in splits]
-    if missing and findings.ok and _can_cut(splits["train"], counts["train"], missing, findings, limits):
+    if missing and findings.ok and _can_cut(splits["train"], counts["train"], missing, findings):
         splits = _cut(splits, missing, options.split_seed, findings)
     name, metric, language = _facts(source, options, task_type, findings)
     if not findings.ok:
@@ -131,32 +127,26 @@ def _resolved(source: Source) -> Mapping[str, Path] | Path | HubSource:
     return parse_hub_id(source) if source.startswith(HUB) else Path(source)
 
 
-def _read(
-    source: Mapping[str, Path] | Path, options: DatasetOptions, findings: Findings, limits: Limits
-) -> dict[str, RawTable]:
+def _read(source: Mapping[str, Path] | Path, options: DatasetOptions, findings: Findings) -> dict[str, RawTable]:
     paths = select_splits(source, findings)
-    tables = {
-        split: read_table(path, split, findings, limits, delimiter=options.delimiter) for split, path in paths.items()
-    }
+    tables = {split: read_table(path, split, findings, delimiter=options.delimiter) for split, path in paths.items()}
     return {split: table for split, table in tables.items() if table is not None}
 
 
-def _check(table: RawTable, columns: Columns, task_type: TaskType, findings: Findings, limits: Limits) -> SplitData:
+def _check(table: RawTable, columns: Columns, task_type: TaskType, findings: Findings) -> SplitData:
     for name in columns.texts:
-        check_texts(table, name, findings, limits)
+        check_texts(table, name, findings)
     (check_labels if task_type.has_classes else check_targets)(table, columns.label, findings)
     text = table.columns[columns.text].values
     pair = table.columns[columns.text_pair].values if columns.text_pair else None
     return SplitData(table.rows, text, pair, table.columns[columns.label].values, scan(text, pair), task_type)
 
 
-def _can_cut(
-    train: SplitData, counts: Mapping[str, int], missing: list[str], findings: Findings, limits: Limits
-) -> bool:
+def _can_cut(train: SplitData, counts: Mapping[str, int], missing: list[str], findings: Findings) -> bool:
     wanted = " and ".join(missing)
     texts = count_distinct(train.scan.keys)
-    if texts < limits.min_rows:
-        message = f"train has {texts} different texts, too few to cut {wanted}. Add texts up to {limits.min_rows}."
+    if texts < limits.MIN_ROWS:
+        message = f"train has {texts} different texts, too few to cut {wanted}. Add texts up to {limits.MIN_ROWS}."
         findings.fault("too_few_rows", message, split="train")
     for label, count in counts.items():
         if count == 1:

@@ -17,7 +17,6 @@ import scipy.sparse as sparse  # type: ignore[import-untyped]
 
 from tlm_core.training.store import TokenStore
 
-Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 MAX_TOKENS = 5_000_000

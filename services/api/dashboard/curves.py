@@ -13,7 +13,8 @@ from typing import TypedDict
 from services.api.job_artifacts import artifacts_by_node
 from services.api.series import series_of
 from services.common.jobstore import JobStore
-from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.artifacts import ManifestRef
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import TLMError
 from tlm_core.jobs.plan import Node, Plan, plan_of
 from tlm_core.jobs.spec import JobRecord

@@ -13,7 +13,8 @@ import pytest
 
 from services.api.predict import Predictor
 from tests.contract.job_results import make_export
-from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.artifacts import ManifestRef
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import CorruptArtifact, InvalidRequest
 from tlm_core.serving import Model, load_model
 

@@ -18,7 +18,7 @@ from services.retriever.corpus_storage import CorpusFiles, LoadRecords
 from services.retriever.index_loads import IndexLoads
 from services.retriever.indexes import CorpusKey, EmbeddedIndexes
 from tests.support import no_file_larger_than
-from tlm_core.artifacts import ArtifactStore
+from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.corpus.passages import Passage
 from tlm_core.errors import Conflict, IndexMismatch, IndexUnavailable, NotFound
 from tlm_core.selection.index import Hit

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tlm_core.errors import InvalidDataset
-from tlm_core.tasks.options import DatasetOptions, Limits
+from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.validate import Source, load_task, validate
 
 Row = Mapping[str, Any]
@@ -40,15 +40,15 @@ def folder(
 
 
 def faults(
-    source: Source, options: DatasetOptions | None = None, limits: Limits | None = None
+    source: Source, options: DatasetOptions | None = None
 ) -> list[tuple[str, str | None, int | None, str | None]]:
     """(code, split, row, column) of every fault; also checks that `load_task` raises just these."""
-    task, report = validate(source, options, limits)
+    task, report = validate(source, options)
     errors = [(fault["code"], fault["split"], fault["row"], fault["column"]) for fault in report["faults"]]
     assert (task is None) == bool(errors) == (not report["ok"])
     if errors:
         try:
-            load_task(source, options, limits)
+            load_task(source, options)
         except InvalidDataset as error:
             assert [(fault.code, fault.split, fault.row, fault.column) for fault in error.faults] == errors
         else:

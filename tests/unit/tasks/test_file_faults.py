@@ -13,7 +13,8 @@ import pytest
 
 from tests.unit.tasks.make import faults, folder, jsonl, put, rows
 from tlm_core.errors import InvalidRequest
-from tlm_core.tasks.options import DatasetOptions, Limits
+from tlm_core.tasks import limits
+from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.validate import validate
 
 
@@ -86,13 +87,15 @@ def test_a_cut_and_a_damaged_gzip_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "train.jsonl.gz", "train.parquet"])
-def test_file_above_the_unpacked_limit_is_a_data_error(tmp_path: Path, name: str) -> None:
+def test_file_above_the_unpacked_limit_is_a_data_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     content = jsonl(rows(500)).encode()
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows(500)), sink)
     packed = {"train.jsonl.gz": gzip.compress(content), "train.parquet": sink.getvalue()}.get(name, content)
-    limits = Limits(max_file_bytes=6_000)
-    assert faults(put(tmp_path / name, packed), limits=limits) == [("file_too_large", "train", None, None)]
+    monkeypatch.setattr(limits, "MAX_FILE_BYTES", 6_000)
+    assert faults(put(tmp_path / name, packed)) == [("file_too_large", "train", None, None)]
 
 
 def test_bytes_in_parquet_that_are_not_utf_8(tmp_path: Path) -> None:
@@ -186,9 +189,10 @@ def test_a_doubled_column(tmp_path: Path) -> None:
     assert faults(tmp_path / "train.jsonl") == [("doubled_column", "train", 1, "label")]
 
 
-def test_too_many_columns(tmp_path: Path) -> None:
+def test_too_many_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "train.jsonl", jsonl({f"k{n}": 1} for n in range(30)))
-    assert faults(tmp_path / "train.jsonl", limits=Limits(max_columns=20))[0][0] == "too_many_columns"
+    monkeypatch.setattr(limits, "MAX_COLUMNS", 20)
+    assert faults(tmp_path / "train.jsonl")[0][0] == "too_many_columns"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tests.unit.tasks.make import put
 from tlm_core.errors import InvalidRequest
 from tlm_core.tables.findings import Findings
 from tlm_core.tasks.hub import HubSource, parse_hub_id, read_hub
-from tlm_core.tasks.options import DatasetOptions, Limits
+from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.validate import load_task
 
 
@@ -49,7 +49,7 @@ def test_a_folder_in_the_papers_layout_is_loaded(tmp_path: Path) -> None:
         lines = [f'"{split} text, {n}",{n % 2}' for n in range(count)]
         put(folder / f"{split}.csv", "\n".join(["text,label", *lines]) + "\n")
     findings = Findings()
-    tables = read_hub(HubSource(str(folder)), findings, Limits(), cache=tmp_path / "cache", load=load_dataset)
+    tables = read_hub(HubSource(str(folder)), findings, cache=tmp_path / "cache", load=load_dataset)
     assert findings.ok
     assert {split: len(table.rows) for split, table in tables.items()} == {"train": 5, "validation": 2, "test": 3}
     assert tables["test"].columns["text"].values.to_pylist() == [f"test text, {n}" for n in range(3)]
@@ -87,7 +87,7 @@ def test_local_folder_with_the_name_of_a_hub_id_is_rejected(tmp_path: Path, monk
     put(tmp_path / "owner" / "name" / "train.csv", "text,label\na,b\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InvalidRequest, match="is also a local folder"):
-        read_hub(HubSource("owner/name"), Findings(), Limits())
+        read_hub(HubSource("owner/name"), Findings())
 
 
 class Hub:
@@ -113,7 +113,7 @@ def dataset_splits(**splits: dict[str, list[Any]]) -> dict[str, Any]:
 
 def test_revision_and_config_are_passed_on_and_remote_code_is_never_allowed() -> None:
     hub = Hub(dataset_splits(train={"sentence": ["a"], "label": [1]}))
-    read_hub(HubSource("a/b", "v1", "small"), Findings(), Limits(), load=hub)
+    read_hub(HubSource("a/b", "v1", "small"), Findings(), load=hub)
     assert hub.arguments == {"path": "a/b", "name": "small", "revision": "v1", "cache_dir": None}
 
 
@@ -126,7 +126,7 @@ def test_hub_class_names_are_labels_and_hidden_labels_are_null() -> None:
         )
     )
     findings = Findings()
-    tables = read_hub(HubSource("a/b"), findings, Limits(), load=hub)
+    tables = read_hub(HubSource("a/b"), findings, load=hub)
     assert tables["train"].columns["label"].values.to_pylist() == ["pos", "neg"]
     assert tables["test"].columns["label"].values.to_pylist() == [None]
     assert findings.notes == ["splits not used: unsupervised"]
@@ -145,5 +145,5 @@ def test_known_task_sets_name_and_metric_by_default() -> None:
 
 def test_hub_dataset_without_train_or_rows_is_a_data_error() -> None:
     findings = Findings()
-    read_hub(HubSource("a/b"), findings, Limits(), load=Hub(dataset_splits(test={"sentence": [], "label": []})))
+    read_hub(HubSource("a/b"), findings, load=Hub(dataset_splits(test={"sentence": [], "label": []})))
     assert [fault.code for fault in findings.faults] == ["no_rows", "no_train"]

@@ -12,7 +12,8 @@ import pytest
 
 from tests.unit.tasks.make import faults, folder, jsonl, messages, put, rows
 from tlm_core.errors import InvalidDataset, InvalidRequest
-from tlm_core.tasks.options import DatasetOptions, Limits
+from tlm_core.tasks import limits
+from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.validate import load_task, validate
 
 
@@ -212,12 +213,13 @@ def test_decimal_labels_are_a_warning(tmp_path: Path) -> None:
     assert messages(report, "warnings", "decimal_labels")
 
 
-def test_a_long_text_is_a_warning_and_an_error_above_the_limit(tmp_path: Path) -> None:
+def test_a_long_text_is_a_warning_and_an_error_above_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train = with_rows([{"text": "é" * 60, "label": "bad"}, {"text": "w" * 200, "label": "good"}])
     source = folder(tmp_path, train)
-    limits = Limits(max_text_chars=100, long_text_chars=50)
-    assert faults(source, limits=limits) == [("text_too_long", "train", 6, "text")]
-    _, report = validate(source, limits=limits)
+    monkeypatch.setattr(limits, "MAX_TEXT_CHARS", 100)
+    monkeypatch.setattr(limits, "LONG_TEXT_CHARS", 50)
+    assert faults(source) == [("text_too_long", "train", 6, "text")]
+    _, report = validate(source)
     assert [warning["row"] for warning in report["warnings"] if warning["code"] == "long_text"] == [5]
 
 

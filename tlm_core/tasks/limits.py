@@ -1,0 +1,11 @@
+"""Limits of a dataset."""
+
+from __future__ import annotations
+
+MAX_TEXT_CHARS = 1_000_000
+LONG_TEXT_CHARS = 100_000  # a longer text is a warning
+MAX_LABELS = 1000  # of train
+MAX_DECIMALS = 20  # distinct decimal numbers up to which a label column is read as classes if no metric is set
+MAX_COLUMNS = 1000  # of one file
+MAX_FILE_BYTES = 4 << 30  # of one unpacked file
+MIN_ROWS = 10  # distinct texts needed to cut a split
