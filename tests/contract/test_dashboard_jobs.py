@@ -71,7 +71,8 @@ def test_empty_job_list_names_the_first_steps(gateway: Gateway) -> None:
 def test_running_job_shows_stage_and_actions(filled: tuple[Gateway, Contents]) -> None:
     gateway, contents = filled
     job = contents.jobs["running"]
-    browser = signed_in(gateway)
+    browser, record = signed_in(gateway), f"tlm:{{{T}}}:job:{job}"
+    gateway.client.hset(record, "updated_at", time.time())
     text = browser.get(f"/ui/jobs/{job}").text
     assert re.search(r'<li class="running" aria-current="step">\s*<span class="name">joint</span>', text)
     words = " ".join(Tags(text).words.split())
@@ -80,6 +81,10 @@ def test_running_job_shows_stage_and_actions(filled: tuple[Gateway, Contents]) -
     assert "38 % of the job, 1 min 51 s left" in words
     assert f"/ui/jobs/{job}/do/pause" in text and f"/ui/jobs/{job}/do/resume" not in text
     assert "no number; write" not in text
+    gateway.client.hset(record, "updated_at", time.time() - 600)
+    words = " ".join(Tags(browser.get(f"/ui/jobs/{job}").text).words.split())
+    assert "Last heard 10 min" in words and "of the job" in words
+    assert "tokens/s" not in words and "left" not in words, "The rate and the time left are of the past."
 
 
 def test_run_time_excludes_waiting_and_pauses(gateway: Gateway) -> None:
