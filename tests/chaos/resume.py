@@ -31,7 +31,7 @@ from tlm_core.jobs.states import TERMINAL, State
 
 # Kind → its stages that train, and its options.
 KINDS: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
-    "train": (("joint", "finetune", "refit"), {}),
+    "train": (("joint", "finetune"), {}),
     "learning_curve": (("bilstm",), {"models": ["bilstm"], "sizes": [0.5, 1.0], "lstm": {"layers": 1, "hidden": 64}}),
     "share_tickets": (("share",), {"others": ["more"]}),
 }
