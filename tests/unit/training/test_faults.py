@@ -205,7 +205,7 @@ def test_predictions_use_the_rows_that_fit_a_cpu_limit(tmp_path: Path, monkeypat
 def test_row_that_exceeds_memory_fails_with_a_remedy(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, 6)
     trainer.model.encoder.register_forward_pre_hook(_fits(0))
-    with pytest.raises(OutOfMemory, match="smaller model.max_length"):
+    with pytest.raises(OutOfMemory, match=r"smaller model\.max_length"):
         trainer.run()
 
 
