@@ -423,13 +423,9 @@ class Coordinator:
 
     def _replace_hung_threads(self, held: _Held) -> bool:
         """Give up the stages of a job that hang in this process. Their threads cannot be stopped, so new ones start."""
-        now = time.monotonic()
-        running = [artifact for artifact, future in held.local.items() if future.running()]
-        hung = [
-            artifact
-            for artifact in running
-            if now - held.local_since.setdefault(artifact, now) > self.settings.local_seconds
-        ]
+        now, running = time.monotonic(), [artifact for artifact, future in held.local.items() if future.running()]
+        held.local_since = {artifact: held.local_since.get(artifact, now) for artifact in running}
+        hung = [name for name, since in held.local_since.items() if now - since > self.settings.local_seconds]
         if hung:
             log.error("Stages of job %s hang in this process. It starts new threads.", held.id)
             self._threads.shutdown(wait=False, cancel_futures=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -15,15 +15,15 @@ from services.common.jobstore import Removal
 from services.common.redis_client import LEASES
 from services.common.retriever_client import SelectionRun
 from services.trainer.cluster import Ending, Status
-from services.trainer.coordinator import Coordinator
-from services.trainer.submissions import AttemptEnded
+from services.trainer.coordinator import Coordinator, _Held
+from services.trainer.submissions import AttemptEnded, Submissions
 from services.trainer.sweeper import Sweeper
 from tests.contract.coordinator_harness import CoordinatorHarness, IdleExecutor, T
 from tests.support import wait_for
 from tests.trainer_fakes import counting_stage
 from tlm_core.artifacts import Manifest, ManifestRef
 from tlm_core.artifacts.store import ArtifactStore
-from tlm_core.errors import ClusterUnavailable, EmptySelection, IndexUnavailable, WorkerLost
+from tlm_core.errors import ClusterUnavailable, EmptySelection, IndexUnavailable, NotFound, WorkerLost
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
 
@@ -531,6 +531,19 @@ def test_local_stage_that_hangs_blocks_no_other_job(harness: CoordinatorHarness,
         wake.set()
         for pool in pools:
             pool.shutdown()
+
+
+def test_stage_that_runs_again_later_does_not_count_as_hung(harness: CoordinatorHarness) -> None:
+    """The first run of the same artifact ended, and its files were lost long after."""
+    coordinator, job_id = harness.coordinator(local_seconds=0.2), harness.submit()
+    held = _Held(T, job_id, Submissions(harness.store, harness.cluster, coordinator.settings, "a"))
+    for _ in range(2):
+        held.local["art"] = future = Future[ManifestRef]()
+        future.set_running_or_notify_cancel()
+        assert not coordinator._replace_hung_threads(held)
+        future.set_exception(NotFound("lost"))
+        time.sleep(0.3)
+        assert not coordinator._replace_hung_threads(held)
 
 
 def test_full_coordinator_ends_the_cancelled_job_of_a_dead_one(
