@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tlm_core.errors import Conflict, InvalidRequest
 from tlm_core.evaluation.combine import LINEAR_MODELS
 from tlm_core.serving import MODEL, load_model
+
+if TYPE_CHECKING:
+    import onnx
 
 
 def quantize(folder: Path, out: Path) -> tuple[int, int]:
@@ -16,7 +20,6 @@ def quantize(folder: Path, out: Path) -> tuple[int, int]:
     folder: as `tlm download` writes it. Raises InvalidRequest for a linear model, Conflict if `out` exists, and
     CorruptArtifact.
     """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     if out.exists():
@@ -26,6 +29,14 @@ def quantize(folder: Path, out: Path) -> tuple[int, int]:
     shutil.copytree(folder, out)
     # An ensemble stores weights in half precision. This step replaces them by those that onnxruntime computes with.
     quant_pre_process(folder / MODEL, out / MODEL, skip_symbolic_shape=True)
-    # With 8 bits, sums saturate on processors with AVX2 but without VNNI. With 7 bits they do not.
-    quantize_dynamic(out / MODEL, out / MODEL, per_channel=True, weight_type=QuantType.QInt8, reduce_range=True)
+    quantize_graph(out / MODEL, out / MODEL)
     return (folder / MODEL).stat().st_size, (out / MODEL).stat().st_size
+
+
+def quantize_graph(graph: Path | onnx.ModelProto, out: Path, operators: list[str] | None = None) -> None:
+    """Write a graph with 8-bit weights and integer products. operators: their types; None for all that have them."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    # With 8 bits, sums saturate on processors with AVX2 but without VNNI. With 7 bits they do not.
+    options = {"per_channel": True, "weight_type": QuantType.QInt8, "reduce_range": True}
+    quantize_dynamic(graph, out, op_types_to_quantize=operators, **options)

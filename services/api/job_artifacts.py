@@ -18,7 +18,7 @@ from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import NotFound, NotReady
 from tlm_core.jobs.plan import Plan, plan_of
 from tlm_core.jobs.spec import JobRecord
-from tlm_core.jobs.states import TERMINAL, State
+from tlm_core.jobs.states import RETRYABLE, TERMINAL
 from tlm_core.serving import LINEAR_FILES
 from tlm_core.stages import BASELINE
 from tlm_core.wire import Checkpoint
@@ -66,7 +66,7 @@ def _artifact(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef], stage
     if nodes[-1] in done:
         return done[nodes[-1]]
     if job.state in TERMINAL:
-        remedy = "Clone it." if job.state is State.SUCCEEDED else "Retry it."  # as `retry_job` allows
+        remedy = "Retry it." if job.state in RETRYABLE else "Clone it."
         raise NotFound(f"Job {job.id} is {job.state} without a result of stage '{stage}'. {remedy}", state=job.state)
     message = f"Job {job.id} is {job.state} and has not finished stage '{stage}' yet. Wait until it has."
     raise NotReady(message, state=job.state)

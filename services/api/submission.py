@@ -16,7 +16,7 @@ from services.common.problem import validation_problem
 from tlm_core.errors import Conflict, IllegalTransition, InvalidRequest, NotReady
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import FROM_JOB, DatasetInput, JobRecord, JobSpec, Origin, Resolved, ReusedArtifact
-from tlm_core.jobs.states import TERMINAL, State
+from tlm_core.jobs.states import RETRYABLE, TERMINAL, State
 from tlm_core.kinds import KINDS
 from tlm_core.kinds.kind import FinishedJob
 from tlm_core.selection.selectors import SELECTORS
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 _MAX_SEED = 2**32 - 1
 _SELECTOR = "selection.selector"
-RETRYABLE = frozenset({State.FAILED, State.CANCELLED})
 
 
 def submit_job(parts: Parts, tenant: str, spec: JobSpec, key: str | None) -> tuple[JobRecord, bool]:

@@ -8,6 +8,7 @@ stop between its two steps.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -191,14 +192,9 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(job=snapshots, fresh=st.booleans(), lines=st.integers(1, 3))
     def report(self, job: JobRecord, fresh: bool, lines: int) -> None:
         job = self.known(job, fresh)
-        may = self.may_write(job)
-        try:
-            self.store.report(T, job.id, job.attempt, logs=["line"] * lines, events=[("tick", {})])
-        except (Conflict, NotFound):
-            assert not may
-            return
-        assert may
-        self.logged[job.id] += lines
+        logs, events = ["line"] * lines, [("tick", dict[str, object]())]
+        if self.writes(job, lambda: self.store.report(T, job.id, job.attempt, logs=logs, events=events)):
+            self.logged[job.id] += lines
 
     @rule(job=snapshots, fresh=st.booleans(), artifact=ARTIFACTS, current=st.booleans())
     def invalidate(self, job: JobRecord, fresh: bool, artifact: str, current: bool) -> None:
@@ -206,13 +202,8 @@ class StoreMachine(RuleBasedStateMachine):
         job = self.known(job, fresh)
         other = ManifestRef(folder="elsewhere", digest="1" * 64)
         ref = self.published.get(artifact, other) if current else other
-        try:
-            self.store.invalidate_artifact(T, artifact, ref, by=job)
-        except (Conflict, NotFound):
-            assert not self.may_write(job)
-            return
-        assert self.may_write(job)
-        if self.published.get(artifact) == ref:
+        written = self.writes(job, lambda: self.store.invalidate_artifact(T, artifact, ref, by=job))
+        if written and self.published.get(artifact) == ref:
             del self.published[artifact]
             assert self.store.artifact(T, artifact) is None
 
@@ -221,26 +212,18 @@ class StoreMachine(RuleBasedStateMachine):
         job = self.known(job, fresh)
         ref = ManifestRef(folder=f"{T}/checkpoints/{artifact}/{job.id}-{job.attempt}/{step}", digest="2" * 64)
         checkpoint = CheckpointRef(ref=ref, step=step, node="n", job=job.id, attempt=job.attempt, metrics={})
-        try:
-            self.store.publish_checkpoint(T, artifact, checkpoint)
-        except (Conflict, NotFound):
-            assert not self.may_write(job)
-            return
-        assert self.may_write(job)
-        others = [other for other in self.checkpoints[artifact] if other != checkpoint]
-        self.checkpoints[artifact] = [*others, checkpoint]
+        if self.writes(job, lambda: self.store.publish_checkpoint(T, artifact, checkpoint)):
+            others = [other for other in self.checkpoints[artifact] if other != checkpoint]
+            self.checkpoints[artifact] = [*others, checkpoint]
 
     @rule(job=snapshots, fresh=st.booleans(), artifact=ARTIFACTS)
     def drop_checkpoint(self, job: JobRecord, fresh: bool, artifact: str) -> None:
         job = self.known(job, fresh)
-        for checkpoint in self.checkpoints[artifact][:1]:
-            try:
-                self.store.drop_checkpoint(T, artifact, checkpoint, by=job)
-            except (Conflict, NotFound):
-                assert not self.may_write(job)
-                return
-            assert self.may_write(job)
-            self.checkpoints[artifact] = [other for other in self.checkpoints[artifact] if other != checkpoint]
+        if not self.checkpoints[artifact]:
+            return
+        first, *others = self.checkpoints[artifact]
+        if self.writes(job, lambda: self.store.drop_checkpoint(T, artifact, first, by=job)):
+            self.checkpoints[artifact] = others
 
     # --- housekeeping, and what happens to Redis ---
 
@@ -270,6 +253,17 @@ class StoreMachine(RuleBasedStateMachine):
     def known(self, job: JobRecord, fresh: bool) -> JobRecord:
         """Return the record as its reader knows it: `job`, or with `fresh` the one in the store."""
         return (self.current(job) or job) if fresh else job
+
+    def writes(self, job: JobRecord, write: Callable[[], object]) -> bool:
+        """Call `write` of the job's attempt. Return whether it succeeds, which it must just where it may."""
+        may = self.may_write(job)
+        try:
+            write()
+        except (Conflict, NotFound):
+            assert not may
+            return False
+        assert may
+        return True
 
     def may_write(self, job: JobRecord) -> bool:
         held = self.current(job)

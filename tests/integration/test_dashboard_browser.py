@@ -124,6 +124,7 @@ def test_hostile_texts_never_run_and_no_foreign_url_is_requested(
         settle(page)
         assert "owned" not in page.title(), path
         assert page.locator("img[src=x]").count() == 0, path
+        assert path.startswith("/docs/") or page.locator("main img").count() == 0, path
     page.goto(f"{url}/ui/jobs/{contents.jobs['hostile']}/model")
     page.fill("#texts", HOSTILE)
     page.get_by_role("button", name="Classify").click()
@@ -154,6 +155,15 @@ def test_comparison_of_three_jobs_fits_the_screen(page: Any, served: tuple[str, 
     page.goto(f"{url}/ui/compare?" + "&".join(f"id={contents.jobs[n]}" for n in ("succeeded", "alone", "hostile")))
     wide = "() => { const box = document.querySelector('.scroll'); return box.scrollWidth - box.clientWidth; }"
     assert page.evaluate(wide) <= 0
+
+
+def test_long_label_of_a_dataset_has_one_line(page: Any, served: tuple[str, Gateway, Contents]) -> None:
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.goto(f"{served[0]}/ui/datasets/{served[2].dataset}")
+    label = page.locator("th.label").first
+    height = label.evaluate("cell => cell.clientHeight")
+    label.evaluate("cell => { cell.textContent = 'ENVIRONMENTAL_FACTORS/RESULTS'; }")
+    assert label.evaluate("cell => cell.clientHeight") == height, "The label has one line."
 
 
 @pytest.mark.parametrize("width", [1440, 390])

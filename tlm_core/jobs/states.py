@@ -30,6 +30,7 @@ class State(StrEnum):
 
 TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 ACTIVE = frozenset({State.RUNNING, State.PAUSING, State.CANCELLING})
+RETRYABLE = frozenset({State.FAILED, State.CANCELLED})
 
 
 class Verb(StrEnum):

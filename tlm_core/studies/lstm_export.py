@@ -15,6 +15,7 @@ import torch
 from onnx import TensorProto
 from safetensors.torch import save_file
 
+from tlm_core.quantization import quantize_graph
 from tlm_core.studies.bilstm import GATES, BiLSTM, LSTMShape
 from tlm_core.training.evaluate import predict
 from tlm_core.training.export import PROBES, compare_logits
@@ -75,16 +76,11 @@ def _logits(graph: Path, split: Split, pad: int) -> npt.NDArray[np.float32]:
 
 
 def lstm_int8(graph: Path, out: Path) -> None:
-    """Write the graph with integer products. Weights have 7 of 8 bits, so that no processor saturates their sums."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
+    """Write the graph with 8-bit weights and integer products."""
     model = onnx.load(graph)
     # The graph needs no preprocessing. Without this property, the library logs advice to preprocess it.
     onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
-    kinds = ["LSTM", "MatMul", "Gather"]
-    quantize_dynamic(
-        model, out, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True, op_types_to_quantize=kinds
-    )
+    quantize_graph(model, out, ["LSTM", "MatMul", "Gather"])
 
 
 def lstm_onnx(model: BiLSTM, path: Path) -> None:

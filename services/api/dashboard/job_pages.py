@@ -19,7 +19,7 @@ from services.api.job_artifacts import artifacts_by_node
 from services.api.parts import Parts, PartsDep, StreamId
 from services.api.removal import delete_job
 from services.api.standing import standings
-from services.api.submission import RETRYABLE, retry_job
+from services.api.submission import retry_job
 from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import CorruptArtifact, NotFound
 from tlm_core.evaluation.report import REPORT
@@ -27,7 +27,7 @@ from tlm_core.evaluation.summary import headline
 from tlm_core.jobs.event_words import sentence
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import Event, JobRecord
-from tlm_core.jobs.states import TERMINAL, TRANSITIONS, State, Verb
+from tlm_core.jobs.states import RETRYABLE, TERMINAL, TRANSITIONS, State, Verb
 from tlm_core.stages import BASELINE
 
 router = APIRouter(prefix="/jobs")
