@@ -137,7 +137,8 @@ def run(own_task: Path | None, own_corpus: Path | None) -> None:
     result = _result(arms, own_task, own_corpus) | {"seconds": seconds, "classified": predictions, "model": str(model)}
     (FOLDER / "result.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     sys.stdout.write(f"The demo took {duration(seconds)}. Results: {FOLDER / 'result.json'}\n")
-    sys.stdout.write(f"Model: {model}. Continue with: .venv/bin/tlm up --data-dir {FOLDER / 'stack'}\n")
+    sys.stdout.write(f"Returned model: {model / 'model.onnx'}. Its encoder: {model / 'model'}.\n")
+    sys.stdout.write(f"Continue with: .venv/bin/tlm up --data-dir {FOLDER / 'stack'}\n")
 
 
 @contextmanager
@@ -259,7 +260,7 @@ def _download(client: TLMClient, job: Job, display: Display) -> Path:
     display.begin("downloading:")
     files = client.download(job.id, folder, display.bytes)
     display.line(f"downloaded {len(files)} files and verified their SHA-256 digests")
-    return folder / "model"
+    return folder
 
 
 def _result(arms: Mapping[str, Arm], own_task: Path | None, own_corpus: Path | None) -> dict[str, object]:

@@ -19,7 +19,9 @@ def load_onnx(model: str, client: TLMClient | None = None) -> Model:
     """Return the model of a job with `predict` and `probabilities`. Before it exists, this is the linear model.
 
     model: id or name of a job, an alias, or @latest. client: by default of TLM_URL and TLM_TOKEN, of the profile
-    TLM_PROFILE, or of the stack on this machine. The files stay in ~/.cache/tlm. Raises what TLMClient.download raises.
+    TLM_PROFILE, or of the stack on this machine (TLM_DATA_DIR). The files stay in ~/.cache/tlm.
+
+    Raises what TLMClient.download raises.
     """
     folder, final = _download(model, client)
     return load_model(folder if final else folder / "linear")
@@ -49,6 +51,9 @@ def _download(model: str, client: TLMClient | None) -> tuple[Path, bool]:
 
 
 def own_client() -> TLMClient:
-    """Return a client of TLM_URL and TLM_TOKEN, of the profile TLM_PROFILE, or of the stack on this machine."""
+    """Return a client of TLM_URL and TLM_TOKEN, of the profile TLM_PROFILE, or of the stack on this machine.
+
+    The data folder of the stack is TLM_DATA_DIR, by default that of `tlm up`.
+    """
     profile, url, token = (os.environ.get(name) or None for name in ("TLM_PROFILE", "TLM_URL", "TLM_TOKEN"))
     return Session(profile=profile, url=url, token=token).client()

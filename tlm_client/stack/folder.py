@@ -47,7 +47,9 @@ class StackState(BaseModel):
 
 
 def default_data_dir(environment: Mapping[str, str]) -> Path:
-    """Return $XDG_DATA_HOME/tlm, by default ~/.local/share/tlm."""
+    """Return $TLM_DATA_DIR, else $XDG_DATA_HOME/tlm, by default ~/.local/share/tlm."""
+    if data_dir := environment.get("TLM_DATA_DIR"):
+        return Path(data_dir)
     base = environment.get("XDG_DATA_HOME")
     return (Path(base) if base else Path.home() / ".local" / "share") / "tlm"
 

@@ -9,3 +9,4 @@ MAX_DECIMALS = 20  # distinct decimal numbers up to which a label column is read
 MAX_COLUMNS = 1000  # of one file
 MAX_FILE_BYTES = 4 << 30  # of one unpacked file
 MIN_ROWS = 10  # distinct texts needed to cut a split
+FEW_ROWS = 30  # fewer rows of validation or test are a warning

@@ -115,6 +115,7 @@ def _validate(source: Source, options: DatasetOptions, hub: HubReader) -> tuple[
     labels = sort_labels(counts["train"]) if task_type.has_classes else [columns.label]
     if METRICS[metric].positive_label:
         labels = _positive_last(labels, options.positive_label, findings)
+    _check_sizes(splits, findings)
     _check_validation(splits["validation"], metric, labels[-1], findings)
     report = build_report(splits, findings)
     tables_of = {split: _table(data, labels, metric) for split, data in splits.items()}
@@ -201,6 +202,19 @@ def _known(
         findings.note(f"metric: {known.metric}, as in the TLM paper")
         return replace(options, metric=known.metric)
     return options
+
+
+def _check_sizes(splits: Mapping[str, SplitData], findings: Findings) -> None:
+    """Warning: few_rows, if validation or test is so small that chance decides."""
+    effects = {
+        "validation": "chance can choose the model, and its probabilities are imprecise",
+        "test": "its scores are imprecise",
+    }
+    for split, effect in effects.items():
+        rows = len(splits[split].rows)
+        if rows < limits.FEW_ROWS:
+            message = f"{split} has {rows} rows, so {effect}. Add rows, at least up to {limits.FEW_ROWS}."
+            findings.warn("few_rows", message, split=split)
 
 
 def _check_validation(validation: SplitData, metric: str, positive: str, findings: Findings) -> None:

@@ -92,7 +92,8 @@ def test_invalid_state_file_gives_none(folder: StackFolder) -> None:
     assert folder.state() is None
 
 
-def test_default_data_dir_follows_xdg(tmp_path: Path) -> None:
+def test_default_data_dir_follows_the_environment(tmp_path: Path) -> None:
+    assert default_data_dir({"TLM_DATA_DIR": "own", "XDG_DATA_HOME": str(tmp_path)}) == Path("own")
     assert default_data_dir({"XDG_DATA_HOME": str(tmp_path)}) == tmp_path / "tlm"
     assert default_data_dir({}) == Path.home() / ".local" / "share" / "tlm"
 
