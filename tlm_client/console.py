@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -132,6 +133,19 @@ def exit_code(error: TLMError) -> int:
 def stderr_console() -> Console:
     """Return the console for progress and notes. Only results go to stdout."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def shorten(text: str, terms: Sequence[str] = (), width: int = 100) -> str:
+    """Return at most `width` characters of whole words around the first of `terms`, or from the start."""
+    line = " ".join(text.split())
+    match = re.search(rf"(?i)\b({'|'.join(map(re.escape, terms))})\b", line) if terms else None
+    start = max(0, match.start() - width // 3) if match else 0
+    if start:
+        start = line.find(" ", start) + 1
+    shown = line[start : start + width]
+    if start + width < len(line):
+        shown = f"{shown.rpartition(' ')[0] or shown} …"
+    return f"… {shown}" if start else shown
 
 
 def table(

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.console import Console
 
 from tlm_client.client import TLMClient
-from tlm_client.console import print_items, table
+from tlm_client.console import print_items, shorten, table
 from tlm_client.display import Display, duration
 from tlm_client.sources import corpus_files, dataset_files
 from tlm_client.stack.control import StackHandle, launch_stack
@@ -277,7 +277,9 @@ def _result(arms: Mapping[str, Arm], own_task: Path | None, own_corpus: Path | N
 
 
 def _print_predictions(predictions: Sequence[JsonObject], title: str) -> None:
-    texts = [(p["text"][:160], p["label"], f"{p['probability']:.2f}", p["true_label"]) for p in predictions]
+    texts = [
+        (shorten(p["text"], width=160), p["label"], f"{p['probability']:.2f}", p["true_label"]) for p in predictions
+    ]
     print_items(table(("test text", "predicted", "probability", "true"), texts, title=title))
 
 

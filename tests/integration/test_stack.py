@@ -154,7 +154,7 @@ def test_down_leaves_no_process_and_up_restores_the_data(folder: Path) -> None:
     assert (result.returncode, result.stdout) == (0, "Stopped\n")
     assert processes_of(folder) == []
     assert StackFolder(folder).state() is None
-    assert tlm("status", "--data-dir", str(folder)).returncode == 1
+    assert tlm("status", "--data-dir", str(folder)).returncode == 3
 
     with subprocess.Popen(
         [*TLM, "up", "--port", "0", "--data-dir", str(folder)], stdout=subprocess.PIPE, text=True

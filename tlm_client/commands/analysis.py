@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from tlm_client.console import JobId, JobIds, open_client, print_result, table
+from tlm_client.console import JobId, JobIds, open_client, print_result, shorten, table
 from tlm_client.display import spark
 from tlm_client.summary import format_score, format_verdict
 from tlm_core.evaluation.summary import model_title
@@ -62,7 +62,7 @@ def why(
         sources = passage.provenance[: 3 if full else 1]
         terms = words or _content_words(" ".join(query.text or "" for query in sources))
         queries = "\n".join(f"row {q.train_row} ({q.label or '?'}) {q.text or ''}" for q in sources)
-        cells = [passage.text, queries] if full else [shorten(passage.text, terms), shorten(queries, ())]
+        cells = [passage.text, queries] if full else [shorten(passage.text, terms), shorten(queries)]
         rows.append((passage.rank, passage.source, *(_highlighted(cell, terms) for cell in cells)))
     passages = table(("rank", "source", "passage", "retrieved by"), rows)
     print_result(selection, passages, f"{len(rows)} of {selection.total:,} passages")
@@ -80,26 +80,15 @@ def suspects(
         ranking = client.suspects(job_id, limit=limit)
     rows = []
     for suspect in ranking.data:
-        text = " ║ ".join(part[:_LONGEST_TEXT] for part in (suspect.text, suspect.text_pair) if part is not None)
+        text = " ║ ".join(
+            shorten(part, width=_LONGEST_TEXT) for part in (suspect.text, suspect.text_pair) if part is not None
+        )
         rows.append((suspect.split, suspect.row, suspect.label, suspect.suggested, f"{suspect.score:.3f}", text))
     print_result(
         ranking,
         table(("split", "row", "label", "suggested", "score", "text"), rows),
         f"{len(rows)} of {ranking.total:,} rows with a more probable label. Many labels are right: read the texts.",
     )
-
-
-def shorten(text: str, terms: Sequence[str], width: int = 100) -> str:
-    """Return at most `width` characters of whole words around the first of `terms`, or from the start."""
-    line = " ".join(text.split())
-    match = re.search(rf"(?i)\b({'|'.join(map(re.escape, terms))})\b", line) if terms else None
-    start = max(0, match.start() - width // 3) if match else 0
-    if start:
-        start = line.find(" ", start) + 1
-    shown = line[start : start + width]
-    if start + width < len(line):
-        shown = f"{shown.rpartition(' ')[0] or shown} …"
-    return f"… {shown}" if start else shown
 
 
 def _content_words(text: str) -> list[str]:

@@ -19,6 +19,7 @@ from tlm_client.console import (
     confirm_deletion,
     open_client,
     print_result,
+    shorten,
     stderr_console,
     table,
 )
@@ -168,7 +169,7 @@ def list_refused(
     with open_client() as client:
         version = version or client.corpus(corpus).version
         passages = client.refused_passages(corpus, version) if version else []
-    rows = [(p.id[:32], p.reason, p.text[:200]) for p in passages]
+    rows = [(p.id[:32], p.reason, shorten(p.text, width=200)) for p in passages]
     print_result(passages, table(("id", "reason", "text"), rows))
 
 
@@ -185,7 +186,7 @@ def search_corpus(
     """
     with open_client() as client:
         hits = client.search(name, query, k)
-    rows = [(f"{hit.score:.2f}", hit.source, hit.text[:400]) for hit in hits]
+    rows = [(f"{hit.score:.2f}", hit.source, shorten(hit.text, width=400)) for hit in hits]
     print_result(hits, table(("score", "source", "text"), rows))
 
 

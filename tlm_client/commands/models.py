@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tlm_client.console import JobId, open_client, print_result, session, stderr_console, table
+from tlm_client.console import JobId, open_client, print_result, session, shorten, stderr_console, table
 from tlm_client.display import Display
 from tlm_client.summary import format_score
 from tlm_core.errors import Conflict
@@ -80,7 +80,11 @@ def _predict_texts(job_id: str, texts: list[str], pairs: list[str] | None, min_c
         answer = client.predict(job_id, texts, pairs or None, min_confidence=min_confidence)
     regression = answer.data[0].value is not None
     rows = [
-        ("(none)" if p.abstained else p.label, format_score(p.value if regression else p.probability), text[:120])
+        (
+            "(none)" if p.abstained else p.label,
+            format_score(p.value if regression else p.probability),
+            shorten(text, width=120),
+        )
         for p, text in zip(answer.data, texts, strict=True)
     ]
     columns = ("label", "value" if regression else "probability", "text")

@@ -9,7 +9,7 @@ from typing import Annotated
 import httpx
 import typer
 
-from tlm_client.console import FAILED, INTERRUPTED, print_result, session, stderr_console, table
+from tlm_client.console import INTERRUPTED, NOT_REACHABLE, print_result, session, stderr_console, table
 from tlm_client.display import duration
 from tlm_client.stack.control import launch_stack, run_stack, stop_stack
 from tlm_client.stack.folder import StackFolder
@@ -70,7 +70,7 @@ def down(data_dir: DataDir = None) -> None:
 
 
 def status(data_dir: DataDir = None) -> None:
-    """Show the processes on this machine. Exit code 1 if the gateway does not answer.
+    """Show the processes on this machine. Exit code 3 if the gateway does not answer.
 
     tlm status
     tlm status --json
@@ -80,7 +80,7 @@ def status(data_dir: DataDir = None) -> None:
     if state is None:
         text = f"No stack runs with the data folder {folder}. Start one with `tlm up`"
         print_result({"state": "stopped", "data_dir": folder}, text)
-        raise typer.Exit(FAILED)
+        raise typer.Exit(NOT_REACHABLE)
     ready = _is_ready(state.url)
     answer = "answers" if ready else "does not answer"
     rows = [(name, p.state, p.pid, p.restarts, p.log) for name, p in state.parts.items()]
@@ -91,7 +91,7 @@ def status(data_dir: DataDir = None) -> None:
         table(("process", "state", "pid", "restarts", "log"), rows),
     )
     if not ready:
-        raise typer.Exit(FAILED)
+        raise typer.Exit(NOT_REACHABLE)
 
 
 def _is_ready(url: str) -> bool:

@@ -15,8 +15,7 @@ from typer.testing import CliRunner
 from tests.unit.client.gateway import end, event, event_stream, job_summary, job_view
 from tests.unit.client.test_cli import serve, tlm
 from tlm_client.cli import app
-from tlm_client.commands.analysis import shorten
-from tlm_client.console import Session
+from tlm_client.console import Session, shorten
 from tlm_client.profiles import Profile, save_profiles
 
 ESTIMATE = {
