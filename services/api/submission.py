@@ -162,6 +162,10 @@ def _check_seeds(spec: JobSpec) -> None:
         raise InvalidRequest("A seed occurs twice in 'seeds'. Remove the duplicate.")
     if not all(0 <= seed <= _MAX_SEED for seed in spec.seeds):
         raise InvalidRequest(f"Each seed must be between 0 and {_MAX_SEED}.")
+    if spec.scale == "instant" and len(spec.seeds) > 1:
+        raise InvalidRequest(
+            "The scale 'instant' trains only the linear model, which uses no seed. Give at most one seed."
+        )
 
 
 def _corpus_version(catalog: Catalog, tenant: str, reference: str | None) -> tuple[str | None, str | None]:

@@ -115,7 +115,13 @@ def test_job_without_corpus_trains_on_the_task_alone(api: TestClient, overrides:
 
 
 def test_instant_job_refuses_what_needs_an_encoder(api: TestClient) -> None:
-    for change in ({"corpus": "docs"}, {"recipe": "paper"}, {"overrides": {"joint.rho2": 5}}, {"kind": "prune"}):
+    for change in (
+        {"corpus": "docs"},
+        {"recipe": "paper"},
+        {"overrides": {"joint.rho2": 5}},
+        {"kind": "prune"},
+        {"seeds": [0, 1]},
+    ):
         refused = api.post("/v1/jobs", json={"dataset": "toy", "scale": "instant", **change})
         assert refused.status_code == 422, refused.text
 

@@ -76,16 +76,20 @@ class JobForm(CommonFields):
         return self.options.get(f"{kind.name}.{field.option}", [])
 
     def spec(self) -> JobSpec:
-        """Return the form as a JobSpec. Raises InvalidRequest with the name of the invalid field."""
+        """Return the form as a JobSpec. Raises InvalidRequest with the name of the invalid field.
+
+        The scale `instant` uses no corpus and one seed, whatever these fields contain.
+        """
+        instant, seeds = self.scale == "instant", _parse_seeds(self.seeds)
         overrides = parse_lines(self.overrides, "Overrides", "finetune.epochs = 5")
         values: dict[str, object] = {
             "name": self.name.strip() or None,
             "kind": self.kind,
             "dataset": self.dataset,
-            "corpus": None if self.scale == "instant" else self.corpus or None,
+            "corpus": None if instant else self.corpus or None,
             "scale": self.scale,
             "recipe": self.recipe,
-            "seeds": _parse_seeds(self.seeds),
+            "seeds": seeds[:1] if instant else seeds,
             "overrides": overrides,
             "metadata": parse_lines(self.metadata, "Labels", "team = search", texts=True),
             "priority": _parse_number(self.priority or "0", "Priority"),
