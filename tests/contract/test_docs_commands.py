@@ -300,13 +300,19 @@ def test_commands_of_a_page_work(page: Path, reader: Reader) -> None:
         reader.type(line)
 
 
-def test_python_of_the_readme_works(served: Served, reader: Reader) -> None:
+def test_python_of_the_readme_works(
+    served: Served, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / ".local" / "share" / "tlm" / "secrets" / "api_token"
+    file.parent.mkdir(parents=True)
+    file.write_text(f"{TOKEN}\n", encoding="utf-8")  # as `tlm up` writes it
     (text,) = (block.text for block in blocks_of(ROOT / "README.md") if block.language == "python")
     with TLMClient(reader.url, TOKEN) as client:
         client.wait_corpus("docs", client.add_corpus("docs", [Path("notes.txt")]).id)
     reader.cancel_queued_jobs()
     with working_cluster(served.gateway):
-        exec(text.replace("http://127.0.0.1:8321", reader.url), {"token": TOKEN})
+        exec(text.replace("http://127.0.0.1:8321", reader.url), {})
     assert (reader.folder / "model" / "model.onnx").is_file()
 
 
