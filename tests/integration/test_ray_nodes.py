@@ -28,7 +28,7 @@ from tlm_core.jobs.states import TERMINAL, State
 pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.timeout(900)]
 TASK_ALONE = {name: value for name, value in OVERRIDES.items() if not name.startswith("selection.")}
 LOCAL = {"node_ip_address": "127.0.0.1", "dashboard_agent_listen_port": 0}
-LONG = {"selection.selector": "none", "joint.budget.steps": 2000, "checkpoint_steps": 10}
+LONG = {"selection.selector": "none", "joint.budget.steps": 1000, "checkpoint_steps": 10}
 
 
 @pytest.fixture
@@ -152,16 +152,12 @@ def test_job_shrinks_when_a_node_is_lost_and_grows_with_another(run: Run, nodes:
     nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
     run.until(lambda: [event for event in run.events("checkpoint.published") if event.attempt == 2])
     nodes.add_node(num_cpus=1, **LOCAL)
-    run.until(lambda: [event for event in run.events("checkpoint.published") if event.attempt == 3])
-    assert (run.job.state, run.job.attempt, run.job.failures) == (State.RUNNING, 3, 0)
+    run.until(lambda: run.job.state in TERMINAL)
+    assert (run.job.state, run.job.attempt, run.job.failures) == (State.SUCCEEDED, 3, 0)
     assert run.trained == [2, 1, 2], "Each attempt starts with the workers that find room."
     assert "ended at a checkpoint to grow" in run.events("job.requeued")[1].data["message"]
     assert {event.data["code"] for event in run.events("attempt.error")} == {"worker_lost"}
     assert run.events("stage.resumed")[0].data["step"] > 0
-    # The steps left show nothing more, and take minutes on a slow processor.
-    run.jobs.cancel(T, run.job_id)
-    run.until(lambda: run.job.state in TERMINAL)
-    assert run.job.state == State.CANCELLED
 
 
 @pytest.mark.parametrize("run", [{"workers": 2}], indirect=True)
