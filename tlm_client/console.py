@@ -136,7 +136,10 @@ def stderr_console() -> Console:
 
 
 def shorten(text: str, terms: Sequence[str] = (), width: int = 100) -> str:
-    """Return at most `width` characters of whole words around the first of `terms`, or from the start."""
+    """Return whole words of `text` around the first of `terms`, or from the start. "…" marks each cut.
+
+    width: maximum number of characters without these marks.
+    """
     line = " ".join(text.split())
     match = re.search(rf"(?i)\b({'|'.join(map(re.escape, terms))})\b", line) if terms else None
     start = max(0, match.start() - width // 3) if match else 0

@@ -112,7 +112,7 @@ class Documentation:
 
     def _read(self, files: Sequence[PackageFile]) -> list[Document]:
         missing = [file for file in files if file not in self.by_file]
-        progress = partial(self.progress, "reading documentation")
+        progress = partial(self.progress, "reading more documentation" if self.by_file else "reading documentation")
         self.by_file |= zip(missing, read_files(missing, progress=progress), strict=True)
         return [document for file in files for document in self.by_file[file]]
 

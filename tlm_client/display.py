@@ -65,11 +65,10 @@ class Display:
             self._bar.stop()
 
     def begin(self, title: str) -> None:
-        """Start the display of another operation."""
+        """Start the display of another operation. Plain output shows its title with its progress."""
         self._title = title
         self._printed = ("", False)
         if self._bar is None:
-            self.line(title)
             return
         if self._task is not None:
             self._bar.remove_task(self._task)

@@ -21,6 +21,7 @@ from tlm_core.evaluation.summary import model_rows
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.tasks.metrics import Targets
+from tlm_core.tasks.task import Task
 from tlm_core.tasks.types import task_type_of
 from tlm_core.training.recipe import differences
 from tlm_core.wire import Comparison, Difference, JobSeries, ModelScores, Outcome, Verdict
@@ -67,7 +68,7 @@ def _request(job: JobRecord) -> dict[str, object]:
     version = resolved.corpus_version
     data = {
         "dataset": resolved.dataset.digest,
-        "dataset_options": resolved.dataset_options,
+        "dataset_options": _reading(resolved.dataset_options),
         "corpus": version and f"{resolved.corpus_name} (version {version[:8]})",
     }
     return request | _options(job) | data
@@ -104,8 +105,13 @@ def _options(job: JobRecord) -> dict[str, object]:
     options: dict[str, object] = job.spec.options.model_dump(mode="json")
     if name := job.spec.definition.datasets_option:
         others = job.resolved.others
-        options[name] = [{"dataset": other.ref.digest, "dataset_options": other.options} for other in others]
+        options[name] = [{"dataset": other.ref.digest, "dataset_options": _reading(other.options)} for other in others]
     return {"options": options}
+
+
+def _reading(options: Mapping[str, object]) -> dict[str, object]:
+    """The options of a dataset without its name, which changes no row."""
+    return {key: value for key, value in options.items() if key != "name"}
 
 
 def _outcome(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> Outcome:
@@ -130,31 +136,35 @@ def _verdicts(
 
 @dataclass(frozen=True)
 class _Tested:
-    """A job with its predictions on test. task: digest of its task; None for a job without a task.
+    """A job with its predictions on test.
 
+    test: digest of the test rows, and the labels, which are the meaning of their indices. Empty without a task.
     predictions: of the returned model [rows], or of each seed's; none if the report has no predictions.
     """
 
     job: str
     metric: str | None
-    task: str | None
+    test: tuple[str, ...]
     targets: Targets
     predictions: Sequence[Targets]
 
 
 def _read_tested(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord, outcome: Outcome) -> _Tested:
     """Read what a verdict about a job needs. outcome: of the job."""
-    nothing = _Tested(job.id, outcome.metric, None, np.empty(0), ())
+    nothing = _Tested(job.id, outcome.metric, (), np.empty(0), ())
     plan = plan_of(job)
     done = artifacts_by_node(jobs, job, plan)
     if outcome.metric is None or plan.report not in done or _TASK not in done:
         return nothing
     try:
         predictions = _predictions(artifacts.localize(done[plan.report]), outcome.metric)
-        targets = _targets(artifacts.localize(done[_TASK])) if predictions else np.empty(0)
+        if not predictions:
+            return nothing
+        task = Task.read(artifacts.localize(done[_TASK]))
+        rows = artifacts.manifest(done[_TASK]).file("test.parquet").sha256
     except (OSError, NotFound, CorruptArtifact):  # the other parts of a comparison are useful without a verdict
         return nothing
-    return _Tested(job.id, outcome.metric, done[_TASK].digest, targets, predictions)
+    return _Tested(job.id, outcome.metric, (rows, *task.labels), task.targets("test"), predictions)
 
 
 def _predictions(report: Path, metric: str) -> list[Targets]:
@@ -165,20 +175,14 @@ def _predictions(report: Path, metric: str) -> list[Targets]:
         return [task_type_of(metric).predict(outputs[name]) for name in names]
 
 
-def _targets(task: Path) -> Targets:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(task / "test.parquet", columns=["label"])["label"].to_numpy()
-
-
 def _verdict(first: _Tested, other: _Tested) -> Verdict:
     """Compare the model of a job with that of the first job."""
     reason = None
     for side in (first, other):
         if not side.predictions:
             reason = f"{side.job} has no predictions on test."
-    if reason is None and (first.task, first.metric) != (other.task, other.metric):
-        reason = "The jobs have different datasets."
+    if reason is None and (first.test, first.metric) != (other.test, other.metric):
+        reason = "The jobs have different test rows."
     if reason is None and _are_equal(first.predictions, other.predictions):
         reason = "Both models predict the same on test."
     if reason is not None:

@@ -84,6 +84,8 @@ class Known:
     def gpu_hours(self, training: Sequence[StageEstimate]) -> tuple[float | None, str]:
         """GPU hours of the stages that train, with their source."""
         workers, seconds = self.situation.job.spec.workers, _total(stage.seconds for stage in training)
+        if not training:
+            return 0.0, "the job trains no encoder"
         if not self.history:
             return None, "no job that trains an encoder has finished here yet, so the workers' GPUs are unknown"
         if not self.history[0].gpu:

@@ -39,6 +39,7 @@ from tlm_core.evaluation.report import gain_in_words, over_seeds, report_meta, w
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord, Resolved
 from tlm_core.tasks.metrics import score
+from tlm_core.tasks.task import Task, task_schema
 from tlm_core.tasks.types import TASK_TYPES
 from tlm_core.training.recipe import resolve
 
@@ -395,17 +396,18 @@ def make_cost(seeds: int) -> dict[str, dict[str, float]]:
 def make_task(folder: Path, job: JobRecord) -> None:
     rng = random.Random(0)
     labels = [n % len(LABELS) for n in range(60)]
-    rows = {
-        "row": pa.array(range(1, 61), pa.int64()),
-        "text": [sentence(rng, LABELS[n]) for n in labels],
-        "label": pa.array(labels, pa.int32()),
-    }
-    pq.write_table(pa.table(rows), folder / "train.parquet")
     count = 2 if job.spec.dataset == HOSTILE_DATASET else len(LABELS)
-    test = pa.array(true_labels(count)["test"], pa.int32())
-    texts = [f"my parcel is late no. {n}" for n in range(len(test))]
-    pq.write_table(pa.table({"row": range(1, len(test) + 1), "text": texts, "label": test}), folder / "test.parquet")
-    (folder / "task.json").write_text(json.dumps({"labels": LABELS}))
+    test = true_labels(count)["test"]
+    splits = {
+        "train": ([sentence(rng, LABELS[n]) for n in labels], labels),
+        "validation": (["an example"], [0]),
+        "test": ([f"my parcel is late no. {n}" for n in range(len(test))], test),
+    }
+    tables = {
+        split: pa.table([range(1, len(texts) + 1), texts, targets], task_schema(False))
+        for split, (texts, targets) in splits.items()
+    }
+    Task(job.spec.dataset, tuple(LABELS), "macro_f1", False, "en", tables).write(folder)
 
 
 def make_selection(folder: Path, hostile: str, count: int = 60) -> None:

@@ -187,6 +187,7 @@ def test_instant_job_is_estimated_without_an_encoder(api: TestClient) -> None:
     assert {s["basis"] for s in result["stages"]} == {"built-in"} and result["seconds"] > 0
     assert result["flops"] is None and result["memory_bytes"] is None
     assert result["reasons"]["flops"] == result["reasons"]["memory_bytes"] == "the job trains no encoder"
+    assert (result["gpu_hours"], result["reasons"]["gpu_hours"]) == (0.0, "the job trains no encoder")
 
 
 def test_unknown_figures_are_null_with_a_reason(api: TestClient) -> None:

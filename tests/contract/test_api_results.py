@@ -272,7 +272,7 @@ def test_comparison_has_models_and_a_verdict_against_the_first_job(filled: tuple
     means = [outcome["mean"]["test"]["macro_f1"] for outcome in body["outcomes"][:2]]
     assert alone["job"] == names[1] and alone["verdict"] == "worse"
     assert alone["value"] == pytest.approx(means[1] - means[0]) and alone["low"] < alone["value"] < alone["high"] < 0
-    assert hostile["verdict"] is None and hostile["reason"] == "The jobs have different datasets."
+    assert hostile["verdict"] is None and hostile["reason"] == "The jobs have different test rows."
     assert unfinished["reason"] == f"{names[3]} has no predictions on test."
 
 

@@ -18,7 +18,6 @@ from tlm_core.tasks.metrics import scores_shown
 from tlm_core.wire import Comparison, Outcome
 
 _CURVES = ("mlm", "loss", "task", "validation_loss", "score")  # --json has the others, such as learning rates
-_LONGEST_VALUE = 40
 _LONGEST_TEXT = 200
 _WORD = re.compile(r"\w{4,}")  # shorter words of a query say little
 
@@ -32,7 +31,10 @@ def compare(job_ids: JobIds) -> None:
     with open_client() as client:
         comparison = client.compare(job_ids, points=40)
     columns = ("", *(f"{job.name}\n{job.id}" if job.name else job.id for job in comparison.jobs))
-    differences = [(d.key, *map(_shorten, d.values)) for d in comparison.differences]
+    differences = [
+        (d.key, *(shorten("" if value is None else str(value), width=40) for value in d.values))
+        for d in comparison.differences
+    ]
     print_result(
         comparison,
         table(columns, differences, title="Differences"),
@@ -64,8 +66,9 @@ def why(
         queries = "\n".join(f"row {q.train_row} ({q.label or '?'}) {q.text or ''}" for q in sources)
         cells = [passage.text, queries] if full else [shorten(passage.text, terms), shorten(queries)]
         rows.append((passage.rank, passage.source, *(_highlighted(cell, terms) for cell in cells)))
-    passages = table(("rank", "source", "passage", "retrieved by"), rows)
-    print_result(selection, passages, f"{len(rows)} of {selection.total:,} passages")
+    passages = table(("rank", "source", "passage", "retrieved by"), rows, empty="No passage matches.")
+    count = f"{len(rows)} of {selection.total:,} passages. Rank: the best place among the hits of one train row."
+    print_result(selection, passages, count)
 
 
 def suspects(
@@ -138,8 +141,3 @@ def _curve_rows(comparison: Comparison) -> list[tuple[str, ...]]:
         (name, *(f"{spark(curve[name])} {curve[name][-1]:.3g}" if name in curve else "" for curve in curves))
         for name in dict.fromkeys(name for curve in curves for name in curve)
     ]
-
-
-def _shorten(value: object) -> str:
-    text = "" if value is None else str(value)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}…"

@@ -170,7 +170,7 @@ def _serve(pipe: int, options: StackOptions, tied_to: int | None) -> int:
         try:
             run_stack(options, notify=notify, on_ready=on_ready, stop=stop)
         except TLMError as error:
-            notify(f"stopped: {error.message}")
+            log(f"stopped: {error.message}")
             send({"error": error.as_dict()})
             return 1
     return 0

@@ -112,7 +112,7 @@ def detect_encoding(path: Path) -> Encoding:
     """Return the encoding of a text file, by its byte order mark or by decoding all of it.
 
     A file that is mostly UTF-8 is damaged UTF-8. For other files charset-normalizer chooses a legacy encoding.
-    Raises UnicodeDecodeError if the bytes contradict the byte order mark.
+    Raises UnicodeDecodeError if the bytes contradict the byte order mark, and UnreadableFile for binary data.
     """
     with open_bytes(path) as handle:
         start = handle.read(4)
@@ -157,6 +157,13 @@ def _is_mostly_utf8(path: Path) -> bool:
 
 
 def _legacy(path: Path) -> Encoding:
+    from charset_normalizer import is_binary
+
+    with open_bytes(path) as handle:
+        if is_binary(handle.read(_BLOCK)):
+            raise UnreadableFile(
+                "wrong_type", f"{path.name} has binary data instead of text. Save the table as CSV or JSON Lines."
+            )
     with open_bytes(path) as handle:
         lines = list(islice((pair for pair in enumerate(handle, 1) if not pair[1].isascii()), _SAMPLED_LINES))
     likely = _likely_encodings(b"".join(line for _, line in lines))

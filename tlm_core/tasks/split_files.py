@@ -42,7 +42,7 @@ def select_splits(source: Mapping[str, Path] | Path, findings: Findings) -> dict
     else:
         paths["train"] = source
     if "train" not in paths and findings.ok:
-        names = ", ".join(path.name for path in paths.values()) or "no data file"
+        names = ", ".join(path.name for path in paths.values()) or "no file"
         message = f"The files ({names}) have no train split. Name one of them train.jsonl or train.csv."
         findings.fault("no_train", message)
     for split, path in list(paths.items()):
@@ -60,6 +60,9 @@ def _add_folder(folder: Path, paths: dict[str, Path], findings: Findings) -> Non
     visible = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     visible = [path for path in visible if path.name != MANIFEST and not is_given(path)]
     files = [path for path in visible if format_of(path.name)]
+    if not files:
+        names = ", ".join(path.name for path in visible[:_LISTED]) or "nothing"
+        findings.fault("no_file", f"The folder '{folder.name}' has no data file; it has {names}. {SUPPORTED}")
     if foreign := [path.name for path in visible if path not in files and _splits_in_name(path)]:
         findings.note(f"files with unsupported types are ignored: {', '.join(foreign[:_LISTED])}. {SUPPORTED}")
     unclear = []

@@ -27,9 +27,16 @@ def test_job_without_encoder_differs_in_its_request_alone() -> None:
     assert three["model.layers"] == (3, None, 6)
 
 
+def test_name_of_a_dataset_is_no_difference() -> None:
+    jobs = [job_of(number, dataset_options={"name": name}) for number, name in enumerate(("reviews", "copy"))]
+    assert _differences(jobs) == {}
+
+
 def test_models_with_equal_predictions_have_no_interval() -> None:
     targets = np.array([0, 1, 1, 0])
-    sides = [_Tested(f"job_{n}", "macro_f1", "task", targets, [np.array([0, 1, 0, 0])]) for n in (1, 2)]
+    sides = [
+        _Tested(f"job_{n}", "macro_f1", ("rows", "bad", "good"), targets, [np.array([0, 1, 0, 0])]) for n in (1, 2)
+    ]
     verdict = _verdict(*sides)
     assert (verdict.verdict, verdict.low) == (None, None)
     assert verdict.reason == "Both models predict the same on test."

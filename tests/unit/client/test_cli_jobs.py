@@ -391,8 +391,7 @@ def test_watch_shows_queue_and_silence_without_events(monkeypatch: pytest.Monkey
             over.set()
         return httpx.Response(200, json=job_view(**(reads.pop(0) if reads else {"state": "failed"})))
 
-    assert tlm(handler, "watch", "job_1").stderr.splitlines()[:4] == [
-        "job_1",
+    assert tlm(handler, "watch", "job_1").stderr.splitlines()[:3] == [
         "job_1 waiting: Place 3.",
         "job_1 joint.s0  16% last heard 0:45 ago",
         "job_1 waiting: Place 2.",

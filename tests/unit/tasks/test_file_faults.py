@@ -39,7 +39,9 @@ def test_a_header_only(tmp_path: Path) -> None:
 
 def test_no_file_and_no_train(tmp_path: Path) -> None:
     assert codes(tmp_path / "absent.csv") == ["no_file"]
-    assert codes(tmp_path) == ["no_train"]
+    put(tmp_path / "notes.txt", "a text")
+    _, report = validate(tmp_path)
+    assert "has no data file; it has notes.txt. Supported types:" in report["faults"][0]["message"]
     put(tmp_path / "test.jsonl", jsonl(rows(2)))
     assert codes(tmp_path) == ["no_train"]
 
@@ -64,6 +66,7 @@ def test_an_unknown_split(tmp_path: Path) -> None:
         ("train.csv", b'{"text": "a", "label": "b"}\n', "Name it .jsonl"),
         ("train.jsonl", b"text,label\na,b\n", "name it .csv"),
         ("train.csv", b"PAR1....", "is a Parquet file"),
+        ("train.csv", bytes(range(256)), "has binary data"),
         ("train.parquet", b"text,label\n", "is not a Parquet file"),
     ],
 )
