@@ -324,7 +324,10 @@ class TLMClient:
     def series(
         self, job_id: str, *, points: int = 300, node: str | None = None, names: Sequence[str] = ()
     ) -> list[wire.Series]:
-        """Return metrics as columns of at most `points` (4 to 5,000), thinned to extremes. node, names: filters."""
+        """Return metrics as columns of at most `points` values (4 to 5,000).
+
+        A longer series keeps its first and last values, and the extremes between them. node, names: return only these.
+        """
         path, filters = "/v1/jobs/{}/metrics/series", {"node": node, "name": list(names)}
         return self._list(wire.Items[wire.Series], path, job_id, points=points, **filters)
 

@@ -12,7 +12,7 @@ from tlm_core.training.stage import Place, Stage
 VALIDATE = Stage("validate", "tlm_core.tasks.validate:validate_stage", 3, params.ValidateParams, Place.COORDINATOR)
 SELECT = Stage("select", "", 5, params.SelectParams, Place.RETRIEVER)
 # A linear model needs no torch either.
-BASELINE = Stage("baseline", "tlm_core.linear.linear_stages:baseline", 4, BaselineParams, needs_torch=False)
+BASELINE = Stage("baseline", "tlm_core.linear.linear_stages:baseline", 5, BaselineParams, needs_torch=False)
 SELF_TRAIN = Stage(
     "self_train", "tlm_core.linear.linear_stages:self_train_stage", 6, SelfTrainParams, needs_torch=False
 )
@@ -29,5 +29,5 @@ JOINT = Stage("joint", "tlm_core.training.encoder_stages:joint", 9, params.Joint
 FINETUNE = Stage("finetune", "tlm_core.training.encoder_stages:finetune", 4, params.FinetuneParams, parallel=True)
 REFIT = Stage("refit", "tlm_core.training.encoder_stages:refit", 1, params.FinetuneParams, parallel=True)
 CHOOSE = Stage("choose", "tlm_core.training.encoder_stages:choose", 2, params.ChooseParams)
-EVALUATE = Stage("evaluate", "tlm_core.training.evaluate:evaluate", 15, params.SeedsParams, parallel=True)
+EVALUATE = Stage("evaluate", "tlm_core.training.evaluate:evaluate", 16, params.SeedsParams, parallel=True)
 EXPORT = Stage("export", "tlm_core.training.export:export", 8, params.ExportParams)

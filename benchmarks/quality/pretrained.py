@@ -24,10 +24,10 @@ def minilm() -> Path:
 
 
 def minilm_overrides(rate: float, epochs: float) -> dict[str, Any]:
-    """Return the recipe changes that finetune the encoder on the task alone."""
+    """Return the recipe changes that finetune the encoder on the task alone, on train."""
     source = str(minilm())
     init = {"model.init": source, "tokenizer.source": source}
-    return {**TASK_ONLY, **init, "finetune.optimizer.lr": rate, "finetune.epochs": epochs}
+    return {**TASK_ONLY, **init, "refit": False, "finetune.optimizer.lr": rate, "finetune.epochs": epochs}
 
 
 def tuned(task: str) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def start_seconds(client: TLMClient, seed: int, workers: int) -> tuple[float, fl
 
 
 def first_step(client: TLMClient, job_id: str) -> datetime:
-    """Return when finetuning reports its first step, or when the job ends without a report."""
+    """Wait for the first step of finetuning, or for the end of the job. Returns the time then."""
     while (job := client.job(job_id)).state not in TERMINAL:
         if job.progress and job.progress.stage == "finetune" and job.progress.step:
             break

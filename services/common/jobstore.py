@@ -290,7 +290,10 @@ class JobStore(JobReads):
         return job
 
     def pause(self, tenant: str, job_id: str) -> JobRecord:
-        """Pause a job. A queued job is paused at once; a running one once its workers have written a checkpoint."""
+        """Pause a job. A queued job pauses at once.
+
+        A running job pauses when its workers have written a checkpoint, or are stopped after a time limit.
+        """
         return self._move_once(Verb.PAUSE, tenant, job_id, "job.pause_requested", {State.PAUSING, State.PAUSED})
 
     def resume(self, tenant: str, job_id: str) -> JobRecord:

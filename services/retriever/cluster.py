@@ -236,7 +236,7 @@ def connect(
     Raises MissingDependency if the file `ca` does not exist.
     """
     if ca is not None and not ca.is_file():
-        raise MissingDependency(f"TLM_RETRIEVER_OPENSEARCH_CA: No file {ca}. Set it to the PEM file of the authority.")
+        raise MissingDependency(f"TLM_RETRIEVER_OPENSEARCH_CA: No file {ca}. Set it to a PEM file of certificates.")
     client = opensearchpy.OpenSearch(
         hosts=[url],
         http_auth=(user, password or "") if user else None,

@@ -137,7 +137,9 @@ class OpenSearchIndex:
     def _check_ids(self) -> None:
         checksum = sum(id_hash(name) for batch in self.ids() for name in batch) % HASH_RANGE
         if checksum != self.cursor.checksum:
-            raise IndexMismatch(f"{self.name} does not contain the written ids. Delete it. Load the corpus again.")
+            raise IndexMismatch(
+                f"The passage ids of index {self.name} differ from those written. Delete it. Load the corpus again."
+            )
 
     # --- reading --------------------------------------------------------------------------------------------------
 

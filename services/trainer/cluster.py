@@ -203,7 +203,7 @@ class RayCluster:
         try:
             return response.json()
         except ValueError as error:
-            raise ClusterUnavailable("Ray's response is not JSON. Check that ray_url is the job server.") from error
+            raise ClusterUnavailable("Ray's response is not JSON. Set ray_url to the URL of the job server.") from error
 
 
 def connect_cluster(url: str, *, timeout: float = 10.0) -> RayCluster:

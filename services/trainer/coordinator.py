@@ -555,7 +555,7 @@ class Coordinator:
             self._release(held)
 
     def _has_stopped(self, job: JobRecord, held: _Held, *, grace: float) -> bool:
-        """Return whether nothing of the attempt runs. After `grace` seconds, running workers are stopped."""
+        """Stop the attempt. Returns whether all of it has stopped. Only running workers get `grace` seconds first."""
         held.stopping_since = min(held.stopping_since or self._now, self._now)  # The clock may go back.
         workers_stopped = held.submissions.stop(job, running=self._now - held.stopping_since >= grace)
         held.cancel_local_stages()

@@ -75,7 +75,10 @@ class StorageSweeper:
     artifacts: ArtifactStore
 
     def sweep(self) -> None:
-        """Sweep once. Raises Conflict if most folders have no record: then the records are lost, not the folders."""
+        """Sweep once. Raises Conflict, and deletes nothing, if most folders have no record.
+
+        Redis then has probably lost records. A few such folders are never an error.
+        """
         self.artifacts.check_mounted()
         folders, orphans = 0, list[str]()
         for tenant in self._subfolders("", 1):

@@ -52,7 +52,7 @@ def predict(
         float | None, typer.Option(min=0, max=1, help="A text whose highest probability is lower gets no label.")
     ] = None,
 ) -> None:
-    """Classify texts with the model of a job, on the gateway. Until it exists, the linear model answers.
+    """Predict labels or values with the model of a job. Until the final model exists, the linear model answers.
 
     tlm predict @latest "a text to classify"
     tlm predict reviews@production --file in.csv --out out.csv

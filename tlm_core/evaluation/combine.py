@@ -26,6 +26,7 @@ LINEAR_MODELS = (LINEAR, SELF_TRAINED)
 ENCODERS = (ENCODER, ENSEMBLE)  # of one seed, and of all seeds together
 MODELS = (*LINEAR_MODELS, *ENCODERS, COMBINED, WEIGHTED)  # from simple to complex
 SPLITS = 20
+ROWS_TO_CHOOSE = 100  # of validation; with fewer, chance decides which model has the best score
 ROUNDING = 1e-9
 WEIGHTS = tuple(number / 10 for number in range(1, 10))  # of the encoder
 
@@ -82,13 +83,17 @@ def loss(task_type: TaskType, outputs: Outputs, targets: Targets) -> float:
 
 
 def temperature(task_type: TaskType, outputs: Outputs, targets: Targets) -> float:
-    """Return the divisor of the logits that gives the lowest loss; 1 for regression and for no rows."""
+    """Return the likeliest divisor of the logits; 1 for regression and for no rows.
+
+    Its logarithm has a standard normal prior. Otherwise a few correct rows would make a model certain of all others.
+    """
     if not task_type.has_classes or not len(targets):
         return 1.0
     from scipy.optimize import minimize_scalar  # type: ignore[import-untyped, unused-ignore]
 
     def objective(logarithm: float) -> float:
-        return loss(task_type, outputs / np.float32(np.exp(logarithm)), targets)
+        prior = logarithm**2 / (2 * len(targets))
+        return loss(task_type, outputs / np.float32(np.exp(logarithm)), targets) + prior
 
     return float(np.exp(minimize_scalar(objective, bounds=(-4.0, 4.0), method="bounded").x))
 
@@ -131,7 +136,8 @@ def choose(
     """Choose among linear models, encoder and combinations on validation.
 
     Scales are fitted on one half of the rows and scored on the other, both ways, for SPLITS random halves. A simpler
-    model wins if its score is within one standard error of the best, over these splits. linears: outputs of the linear
+    model wins if its score is within one standard error of the best, over these splits. Fewer than ROWS_TO_CHOOSE rows
+    cannot compare models: the combination with the fitted weight is chosen. linears: outputs of the linear
     models on validation, by name; combinations use the last. encoder: `encoder` with one array in `encoders` for each
     seed, or `ensemble` with one array.
     """
@@ -147,6 +153,9 @@ def choose(
     except Undefined as error:
         return Choice(COMBINED, dict.fromkeys(models), f"Validation cannot decide: {error}.")
     scores = {model: float(of_splits.mean()) for model, of_splits in by_split.items()}
+    if len(targets) < ROWS_TO_CHOOSE:
+        reason = f"Validation has {len(targets)} rows, too few to compare models. A combination is the safest choice."
+        return Choice(WEIGHTED, scores, reason)
     best = max(models, key=lambda model: scores[model])
     for model in models[: models.index(best)]:
         within = float(np.std(by_split[best] - by_split[model], ddof=1)) / math.sqrt(SPLITS)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +223,8 @@ def _runs(
     on_validation = {model: linear.outputs["validation"] for model, linear in linears.items()}
     validation = [outputs["validation"] for outputs in by_run]
     choice = choose(task, on_validation, name, validation, task.targets("validation"))
+    if all(encoder.behind for encoder in encoders):
+        choice = replace(choice, model=list(linears)[-1], reason="Training ended early, behind the linear model.")
     combination = WEIGHTED if choice.model == WEIGHTED else COMBINED
     last = list(linears.values())[-1]
     runs = []

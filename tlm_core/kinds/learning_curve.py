@@ -84,7 +84,7 @@ class LearningCurveOptions(KindOptions):
         if "bilstm" not in self.models:
             raise ValueError("The models must include 'bilstm', because the report compares the others with it.")
         if ("pretrained" in self.models) != (self.pretrained is not None):
-            raise ValueError("The model 'pretrained' needs the option 'pretrained', and the option needs the model.")
+            raise ValueError("Give both or neither: 'pretrained' among the models, and the option 'pretrained'.")
         return self
 
 

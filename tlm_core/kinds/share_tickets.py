@@ -69,7 +69,7 @@ def _ticket(name: str, value: object) -> object:
         except InvalidRequest as error:
             raise ValueError(f"Invalid ticket of '{name}'. {error.message}") from error
     if isinstance(value, str) and not value.startswith("job_"):
-        raise ValueError(f"Invalid ticket of '{name}': '{value[:80]}'. Expected a level, a mask, or the id of a job.")
+        raise ValueError(f"Invalid ticket of '{name}': '{value[:80]}'. Expected a level, a mask, or the ID of a job.")
     if isinstance(value, int | float) and not 0 < value < 1:
         raise ValueError(f"Invalid ticket of '{name}': {value}. A level must be above 0 and below 1.")
     return value

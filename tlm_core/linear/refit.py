@@ -17,7 +17,7 @@ Pieces = tuple[Sequence[str], Outputs]  # texts, and the probabilities of their 
 
 
 def refit(task: Task, setting: Setting, pieces: Pieces | None) -> LinearModel:
-    """Fit a setting on train and validation, and on the pieces of passages that a self-trained model learned from."""
+    """Fit a linear model on train and validation, and on the pieces of passages of a self-trained model."""
     rows = [row for split in LABELED for row in rows_of(task, split)]
     targets = np.concatenate([task.targets(split) for split in LABELED])
     weights = None

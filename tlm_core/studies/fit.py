@@ -37,7 +37,7 @@ def fit(n: Sequence[float], errors: Sequence[float]) -> PowerLaw:
     """
     size, error = np.asarray(n, dtype=np.float64), np.asarray(errors, dtype=np.float64)
     if len(np.unique(size)) < 3:
-        raise ValueError("a power law needs at least three sizes")
+        raise ValueError("A power law needs at least three different sizes.")
     grid = EXPONENTS
     for _ in range(REFINEMENTS):
         (law,) = _best_laws(size, error[None], grid)

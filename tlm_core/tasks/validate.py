@@ -207,7 +207,7 @@ def _known(
 def _check_sizes(splits: Mapping[str, SplitData], findings: Findings) -> None:
     """Warning: few_rows, if validation or test is so small that chance decides."""
     effects = {
-        "validation": "chance can choose the model, and its probabilities are imprecise",
+        "validation": "it cannot compare models, and probabilities are imprecise",
         "test": "its scores are imprecise",
     }
     for split, effect in effects.items():

@@ -191,7 +191,7 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """The number of rows of all workers."""
+        """The number of rows of all workers. Without `step_rows`, a part counts its own rows alone."""
         return len(self.rows) if self.step_rows is None else self.step_rows
 
     @property

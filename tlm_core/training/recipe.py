@@ -92,7 +92,7 @@ class Model(_Part):
     @classmethod
     def _architecture_is_known(cls, name: str) -> str:
         if name not in ARCHITECTURES or not ARCHITECTURES[name].from_scratch:
-            raise ValueError(f"Unknown architecture '{name}'. Valid architectures: {', '.join(FROM_SCRATCH)}.")
+            raise ValueError(f"Cannot train '{name}' from scratch. Valid architectures: {', '.join(FROM_SCRATCH)}.")
         return name
 
     @model_validator(mode="after")

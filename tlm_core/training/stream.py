@@ -121,7 +121,7 @@ class Documents:
                 int(np.searchsorted(self.masks, masked + sizes.masked, side="right")),
             )
             if last == first:
-                raise ValueError(f"Document {first} of the step exceeds a part of {sizes}.")
+                raise ValueError(f"Document {first} does not fit in one part. The sizes of a part: {sizes}.")
             yield self._part(first, last, tokens, sizes)
             first = last
 
@@ -209,7 +209,7 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def through_layers(
     model: TaskModel, part: Part, longest: int, x: Tensor | None = None, start: int = 0, stop: int | None = None
 ) -> Tensor:
-    """Return the output of layers [start, stop) of the encoder. x: the input of the first one; None embeds the part."""
+    """Return the output of layers [start, stop) of the encoder. x: the input of layer `start`; None embeds the part."""
     encoder = model.encoder
     positions = torch.arange(len(part.tokens), device=part.tokens.device) - part.begins[part.sequence]
     if x is None:
@@ -255,7 +255,7 @@ class StreamLoss(nn.Module):
     def forward(
         self, part: Part, mlm: bool, task: bool, class_weights: Tensor | None, x: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the part's share of the step's loss, and both sums, [2].
+        """Return the part's share of the step's loss, and the sums of the MLM and the task loss, [2].
 
         mlm, task: which losses to compute. x: the output of the first layers.
         """

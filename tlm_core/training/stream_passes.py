@@ -180,7 +180,7 @@ class StreamPasses:
         return self._graphs[key]
 
     def _compiled(self, options: dict[str, str | int | bool | Callable[..., object]]) -> Run:
-        """Return `_run` as one graph, or as one of the first layers and one of the rest."""
+        """Compile `_run` as one graph. With several workers: one of the first layers, and one of the rest."""
         if self._first is None:
             return torch.compile(self._run, fullgraph=True, dynamic=False, options=options)
         begin = torch.compile(self._begin, fullgraph=True, dynamic=False, options=options)

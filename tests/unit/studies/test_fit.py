@@ -33,7 +33,7 @@ def test_rising_errors_give_constant_law() -> None:
 
 
 def test_two_sizes_are_rejected() -> None:
-    with pytest.raises(ValueError, match="at least three sizes"):
+    with pytest.raises(ValueError, match="at least three different sizes"):
         fit([10, 100], [0.5, 0.3])
 
 

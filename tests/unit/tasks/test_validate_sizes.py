@@ -16,7 +16,7 @@ def test_splits_cut_from_few_rows_are_a_warning(tmp_path: Path) -> None:
     task, report = load_task(put(tmp_path / "all.jsonl", jsonl(texts("train", 60))))
     assert task is not None
     validation, test = messages(report, "warnings", "few_rows")
-    assert validation.startswith("validation has 6 rows, so chance can choose the model")
+    assert validation.startswith("validation has 6 rows, so it cannot compare models")
     assert test == "test has 6 rows, so its scores are imprecise. Add rows, at least up to 30."
 
 

@@ -65,7 +65,7 @@ def test_estimates_count_the_parameters_of_the_model(name: str) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "roberta"])
 def test_recipe_rejects_an_architecture_without_a_scratch_form(name: str) -> None:
     with pytest.raises(
-        InvalidRecipe, match=f"Unknown architecture '{name}'. Valid architectures: modernbert, bert, electra"
+        InvalidRecipe, match=f"Cannot train '{name}' from scratch. Valid architectures: modernbert, bert, electra"
     ):
         tiny(model__architecture=name)
 

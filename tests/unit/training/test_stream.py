@@ -148,7 +148,7 @@ def test_full_rows_fill_parts_of_exact_masks(tmp_path: Path) -> None:
 
 def test_document_that_exceeds_a_part_is_an_error(tmp_path: Path) -> None:
     _, batches = setup(tmp_path)
-    with pytest.raises(ValueError, match="Document 0 of the step exceeds a part"):
+    with pytest.raises(ValueError, match="Document 0 does not fit in one part"):
         next(Documents.of(batches(0, 0.0)).parts(Sizes(1, 8, 128, 48)))
 
 
