@@ -82,16 +82,16 @@ class DemoData(NamedTuple):
     rows: dict[str, int]
 
 
-def generate_demo(folder: Path, seed: int = 0, size: TaskSize = DEMO, *, progress: Progress) -> DemoData:
+def generate_demo(folder: Path, size: TaskSize = DEMO, *, progress: Progress) -> DemoData:
     """Write `folder/corpus/`, `folder/task/{train,validation,test}.jsonl` and `folder/demo.json`.
 
-    The same environment and seed give the same bytes. The corpus contains no text of the task, each module gives rows
+    The same environment gives the same bytes. The corpus contains no text of the task, each module gives rows
     to one split only, and no two rows share half of their 8-grams. progress: receives stage, done and total.
 
     Raises MissingDependency with too few installed libraries, StorageFull, StorageUnavailable.
     """
     documentation = Documentation(progress)
-    return write_corpus_of(documentation, write_task(documentation, folder, seed, size), folder)
+    return write_corpus_of(documentation, write_task(documentation, folder, 0, size), folder)
 
 
 @dataclass

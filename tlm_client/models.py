@@ -51,9 +51,9 @@ def _download(model: str, client: TLMClient | None) -> tuple[Path, bool]:
 
 
 def own_client() -> TLMClient:
-    """Return a client of TLM_URL and TLM_TOKEN, of the profile TLM_PROFILE, or of the stack on this machine.
+    """Return a client of the profile TLM_PROFILE, else of TLM_URL with TLM_TOKEN, else of the stack on this machine.
 
     The data folder of the stack is TLM_DATA_DIR, by default that of `tlm up`.
     """
     profile, url, token = (os.environ.get(name) or None for name in ("TLM_PROFILE", "TLM_URL", "TLM_TOKEN"))
-    return Session(profile=profile, url=url, token=token).client()
+    return Session(profile=profile, url=url, token=None if profile else token).client()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tlm_client.stack.folder import write_private
 from tlm_core.errors import InvalidRequest, NotFound
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
@@ -64,7 +64,4 @@ def save_profiles(file: Path, profiles: Mapping[str, Profile]) -> None:
         for name, profile in sorted(profiles.items())
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.part")
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as handle:
-        handle.write(text)
-    os.replace(partial, file)
+    write_private(file, text)

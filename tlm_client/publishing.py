@@ -37,7 +37,9 @@ def push_to_hub(client: TLMClient, job_id: str, repository: str, *, private: boo
             api.upload_folder(repo_id=repository, folder_path=top, ignore_patterns=_SERVED)
             api.upload_folder(repo_id=repository, folder_path=folder, path_in_repo="onnx", allow_patterns=_SERVED)
         except (hub.errors.HTTPError, OSError, ValueError) as error:
-            raise Unavailable(f"The hub refused '{repository}' ({error}). Check this name and HF_TOKEN.") from error
+            raise Unavailable(
+                f"Cannot upload to '{repository}' ({error}). Check the name, HF_TOKEN and network."
+            ) from error
     return str(address)
 
 

@@ -64,5 +64,7 @@ def hub_errors(what: str) -> Iterator[None]:
         if isinstance(error, (OSError, HTTPError)):
             raise Unavailable(f"Cannot fetch {what} now ({reason}). Try again later, or upload its files.") from error
         if isinstance(error, (ValueError, RuntimeError, DatasetsError)):  # RuntimeError: it needs its own code
-            raise InvalidRequest(f"Cannot read {what} ({reason}). Check it, or upload its files.") from error
+            raise InvalidRequest(
+                f"Cannot read {what} ({reason}). Check its configuration, or upload its files."
+            ) from error
         raise

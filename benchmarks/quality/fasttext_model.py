@@ -1,4 +1,4 @@
-"""Compare with fastText (Joulin et al. 2016): `python -m benchmarks.quality.fasttext_model sciie`.
+"""fastText (Joulin et al. 2016), a rival in `make evidence-runs`.
 
 Validation chooses the rate, the epochs and the n-grams. The package fasttext-numpy2-wheel is not a requirement of the
 project; install it first.
@@ -6,10 +6,8 @@ project; install it first.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import itertools
-import json
 import re
 import tempfile
 from pathlib import Path
@@ -17,7 +15,6 @@ from pathlib import Path
 from sklearn.metrics import f1_score
 
 from benchmarks.quality.linear import TOKEN, read_rows
-from benchmarks.shared import shared_data
 from tlm_core.errors import MissingDependency
 
 RATES, EPOCHS = (0.1, 0.5, 1.0), (25, 50)
@@ -56,15 +53,3 @@ def evaluate(folder: Path) -> tuple[float, float]:
                 scores[split] = float(f1_score(rows[split][1].tolist(), predicted, average="macro"))
             best = max(best, (scores["validation"], scores["test"]))
     return best
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tasks", nargs="+", help="folders below tasks/ of the shared data")
-    for name in parser.parse_args().tasks:
-        validation, test = evaluate(shared_data() / "tasks" / name)
-        print(json.dumps({"task": name, "validation": validation, "test": test}), flush=True)
-
-
-if __name__ == "__main__":
-    main()

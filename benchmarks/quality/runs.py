@@ -88,10 +88,10 @@ def report_of_run(task: str, label: str, recipe: Recipe, seeds: Sequence[int]) -
     return report_folder(spec, recipe, [task_folder(task)], " ".join([task, label, *map(str, seeds)]))
 
 
-def print_scores(name: str, scores: Sequence[Score], *, goal: float | None = None) -> None:
-    """Print both scores as figures. goal: on test."""
+def print_scores(name: str, scores: Sequence[Score]) -> None:
+    """Print both scores as figures."""
     figure(f"{name}_validation", [score.validation for score in scores], unit="score")
-    figure(f"{name}_test", [score.test for score in scores], unit="score", goal=goal)
+    figure(f"{name}_test", [score.test for score in scores], unit="score")
 
 
 def report_folder(spec: JobSpec, recipe: Recipe, tasks: Sequence[Path], label: str) -> Path:

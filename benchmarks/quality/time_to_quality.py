@@ -1,13 +1,13 @@
-"""Compare the minutes of recipe `fast` with half an hour of recipe `paper`, at equal validation score.
+"""Measure in how many minutes recipe `fast` reaches the validation score of half an hour of recipe `paper`.
 
     python -m benchmarks.quality.time_to_quality sciie sci_cite                everything; hours on an idle machine
     python -m benchmarks.quality.time_to_quality sciie sci_cite --only rate    measure the tokens per second of `paper`
     … --only paper    run `paper`; other load does not change its scores
-    … --only fast     run `fast` by the clock, on an idle machine
+    … --only fast     run `fast` by the clock, on an idle machine, and `paper` if it has not run
 
 Both use the selection of `fast`. `paper` keeps its losses and architecture (BERT 4 x 256, post-norm, AdamW). Its
-schedule fits half an hour: the measured rate converts minutes into a token budget. The best setting of PAPER on
-validation, after a part of the budget, gets the whole budget.
+schedule fits half an hour: the measured rate converts minutes into a token budget. Each setting of PAPER trains
+for a part of the budget, and the one with the best validation score for all of it.
 """
 
 from __future__ import annotations

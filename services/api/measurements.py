@@ -217,7 +217,7 @@ def _as_prepared(texts: Texts, job: JobRecord, prepared: Manifest) -> Texts:
 
 
 def _elapsed(events: Iterable[Event], job: JobRecord, plan: Plan) -> Iterator[tuple[Node | None, float, str]]:
-    """The seconds and device of each node that the job ran itself, and of each start of workers as the node None."""
+    """Yield the node, seconds and device of each stage that the job ran, and the node None for a start of workers."""
     nodes, started = {node.name: node for node in plan.nodes}, dict[str, tuple[float, str]]()
     published, claimed, submitted = dict[str, float](), job.created_at, None
     for event in events:

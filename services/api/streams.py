@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -22,8 +21,6 @@ from tlm_core.errors import NotFound, Unavailable
 from tlm_core.jobs.spec import Event
 from tlm_core.jobs.states import TERMINAL, State
 from tlm_core.wire import JobEvent, LogLine
-
-log = logging.getLogger(__name__)
 
 _BUFFERED_EVENTS = 200
 _PAGE = 500

@@ -165,11 +165,7 @@ class Deliverer:
 
     def run(self) -> None:
         """Deliver until stopped."""
-        with self.task.running():
-            while not self._stop.is_set():
-                with self.task.round():
-                    self.round()
-                self._stop.wait(self.task.delay(self._poll_seconds))
+        self.task.repeat(self.round, self._poll_seconds, self._stop)
 
     def round(self) -> None:
         """Queue deliveries for new events, then send those that are due.

@@ -266,7 +266,7 @@ class Catalog:
     def _read_load(self, tenant: str, load_id: str) -> tuple[CorpusLoad, str]:
         body = self._redis.get(key(tenant, "load", load_id))
         if body is None:
-            raise NotFound(f"No load '{load_id}'. The corpus lists its loads.")
+            raise NotFound(f"No load '{load_id}'. `tlm corpus show NAME` lists the loads of a corpus.")
         return read_record(CorpusLoad, body, f"load {load_id}"), body
 
     def _bodies(self, tenant: str, kind: str, ids: Iterable[str]) -> list[tuple[str, str]]:

@@ -79,8 +79,8 @@ def check_disk(client: redis.Redis) -> None:
     free, needed = free_bytes(value), memory["used_memory"] + _DISK_RESERVE
     if free is not None and free < needed:
         raise StoreFull(
-            f"The disk of Redis has only {free >> 20} MiB of free space. No upload and no job is accepted, "
-            f"and none starts, until {needed >> 20} MiB are free. Enlarge the disk, or delete other files on it."
+            f"The disk of Redis has only {free >> 20} MiB of free space. Until {needed >> 20} MiB are "
+            "free, the service accepts no upload and starts no job. Enlarge the disk, or delete other files on it."
         )
 
 

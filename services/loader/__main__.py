@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
 import signal
 import threading
+import time
+from pathlib import Path
 
 from services.common.catalog import Catalog
 from services.common.logs import set_up_logging
@@ -13,8 +17,12 @@ from services.common.retriever_client import connect_retriever
 from services.loader.loads import NEAR, LoadWorker
 from services.loader.settings import LoaderSettings
 from tlm_core.artifacts.store import drop_untouched
+from tlm_core.pulse import PULSE
+
+log = logging.getLogger(__name__)
 
 _BEAT_SECONDS = 5.0
+_HANG_SECONDS = 3600.0  # the download of a large file advances no counter
 _NEAR_SECONDS = 7 * 24 * 3600
 
 
@@ -32,11 +40,33 @@ def main() -> None:
     thread = threading.Thread(target=worker.run, name="loads", daemon=True)
     thread.start()
     settings.scratch.mkdir(parents=True, exist_ok=True)
-    while thread.is_alive() and not stop.is_set():
-        settings.heartbeat.touch()
-        stop.wait(_BEAT_SECONDS)
+    if not watch(thread, stop, settings.heartbeat):
+        os._exit(1)  # a thread that hangs cannot be ended
     worker.stop()
     thread.join()
+
+
+def watch(
+    thread: threading.Thread,
+    stop: threading.Event,
+    heartbeat: Path,
+    beat: float = _BEAT_SECONDS,
+    hang: float = _HANG_SECONDS,
+) -> bool:
+    """Touch the heartbeat every `beat` seconds, until `stop` is set or the thread ends.
+
+    Returns False if the progress counter of this process stands still for `hang` seconds.
+    """
+    count, advanced = PULSE.count, time.monotonic()
+    while thread.is_alive() and not stop.is_set():
+        if PULSE.count != count:
+            count, advanced = PULSE.count, time.monotonic()
+        if time.monotonic() - advanced > hang:
+            log.error("The splitting of a corpus makes no progress. This process ends; the next one continues.")
+            return False
+        heartbeat.touch()
+        stop.wait(beat)
+    return True
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from tlm_core.artifacts import ManifestRef
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.corpus.states import CorpusState, LoadState
 from tlm_core.errors import IndexMismatch, NotFound, StaleAttempt, TLMError
+from tlm_core.pulse import PULSE
 
 if TYPE_CHECKING:
     from tlm_core.corpus.passages import Passage
@@ -87,20 +89,14 @@ class LoadWorker:
     def run(self) -> None:
         """Work until stopped. Splitting may take hours, so it has its own thread and delays no other load."""
         splitting, others = self.tasks
-        splitter = threading.Thread(target=self._rounds, args=(splitting, _SPLITTING), name="splitting", daemon=True)
-        splitter.start()
-        self._rounds(others, OPEN - _SPLITTING)
+        splitter = splitting.start(partial(self.round, _SPLITTING, splitting), self._poll_seconds, self._stop)
+        others.repeat(partial(self.round, OPEN - _SPLITTING, others), self._poll_seconds, self._stop)
         splitter.join()
-
-    def _rounds(self, task: Background, states: Set[LoadState]) -> None:
-        with task.running():
-            while not self._stop.is_set():
-                with task.round():
-                    self.round(states, task)
-                self._stop.wait(task.delay(self._poll_seconds))
 
     def round(self, states: Set[LoadState] = OPEN, task: Background | None = None) -> None:
         """Do the next step of every open load in `states` that no other process works on."""
+        if _SPLITTING & states:  # the other steps are calls with time limits
+            PULSE.advance()
         for tenant, load_id in self._catalog.open_loads():
             if self._stop.is_set():
                 return
@@ -245,6 +241,7 @@ class LoadWorker:
         A save raises StaleAttempt if the load is cancelled.
         """
         for number, passage in enumerate(passages, start=1):
+            PULSE.advance()
             if number % _REPORT_EVERY == 0:
                 done = load.done + number if isinstance(passages, _Counted) else load.done
                 self._catalog.save_load(load.model_copy(update={"done": done}), self._owner)

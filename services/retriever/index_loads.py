@@ -74,7 +74,7 @@ class IndexLoads:
         self.task.start(self._beat, BEAT_SECONDS, stop)
 
     def put(self, key: CorpusKey, folder: str, language: str) -> None:
-        """Load `key` from `folder` unless it is loaded or loading. A failed load starts again."""
+        """Start to load a version of a corpus unless it is loaded or loading. A failed load starts again."""
         load = self._loads.get(key)
         elsewhere = self._elsewhere(key)
         if "loading" in (load and load.status.state, elsewhere and elsewhere.state):
@@ -87,7 +87,7 @@ class IndexLoads:
             load.update(state="ready", error=None)
 
     def get(self, key: CorpusKey) -> IndexLoad:
-        """Return the progress of `key`. Raises NotFound if it is neither loaded nor requested."""
+        """Return the progress of a load. Raises NotFound without a load or a request, and IndexMismatch."""
         load = self._loads.get(key)
         if elsewhere := self._elsewhere(key):
             return elsewhere

@@ -138,7 +138,7 @@ class OpenSearchIndex:
         checksum = sum(id_hash(name) for batch in self.ids() for name in batch) % HASH_RANGE
         if checksum != self.cursor.checksum:
             raise IndexMismatch(
-                f"The passage ids of index {self.name} differ from those written. Delete it. Load the corpus again."
+                f"The ids in index {self.name} differ from the loaded ones. Delete it, and load the corpus again."
             )
 
     # --- reading --------------------------------------------------------------------------------------------------

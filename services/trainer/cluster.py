@@ -199,7 +199,9 @@ class RayCluster:
     @staticmethod
     def _json(response: httpx.Response) -> Any:
         if response.is_error:
-            raise ClusterUnavailable(f"Ray's job server returned {response.status_code}: {_last_line(response)}")
+            raise ClusterUnavailable(
+                f"Ray's job server returned {response.status_code}: {_last_line(response)}. See its log."
+            )
         try:
             return response.json()
         except ValueError as error:

@@ -6,14 +6,13 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import httpx
 import typer
 
 from tlm_client.console import INTERRUPTED, NOT_REACHABLE, print_result, session, stderr_console, table
 from tlm_client.display import duration
 from tlm_client.stack.control import launch_stack, run_stack, stop_stack
 from tlm_client.stack.folder import StackFolder
-from tlm_client.stack.parts import StackOptions
+from tlm_client.stack.parts import StackOptions, http_answers
 from tlm_client.stack.supervisor import StopFlag
 
 DataDir = Annotated[
@@ -81,7 +80,7 @@ def status(data_dir: DataDir = None) -> None:
         text = f"No stack runs with the data folder {folder}. Start one with `tlm up`"
         print_result({"state": "stopped", "data_dir": folder}, text)
         raise typer.Exit(NOT_REACHABLE)
-    ready = _is_ready(state.url)
+    ready = http_answers(f"{state.url}/readyz", timeout=5.0)
     answer = "answers" if ready else "does not answer"
     rows = [(name, p.state, p.pid, p.restarts, p.log) for name, p in state.parts.items()]
     print_result(
@@ -92,11 +91,3 @@ def status(data_dir: DataDir = None) -> None:
     )
     if not ready:
         raise typer.Exit(NOT_REACHABLE)
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        with httpx.Client(trust_env=False, timeout=5.0) as client:
-            return client.get(f"{url}/readyz").status_code == httpx.codes.OK
-    except httpx.HTTPError:
-        return False

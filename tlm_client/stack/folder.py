@@ -97,7 +97,7 @@ class StackFolder:
     def _secret(self, name: str) -> str:
         path = self.token_file.parent / name
         if not path.exists():
-            _write_private(path, secrets.token_urlsafe(32) + "\n")
+            write_private(path, secrets.token_urlsafe(32) + "\n")
         return path.read_text(encoding="utf-8").strip()
 
     @contextmanager
@@ -144,7 +144,7 @@ class StackFolder:
 
     def write_state(self, state: StackState) -> None:
         with storage_errors(f"writing {self._state_file}"):
-            _write_private(self._state_file, state.model_dump_json(indent=2) + "\n")
+            write_private(self._state_file, state.model_dump_json(indent=2) + "\n")
 
     def clear_state(self) -> None:
         self._state_file.unlink(missing_ok=True)
@@ -162,7 +162,7 @@ def _try_lock(descriptor: int, *, tries: int = 1) -> bool:
     return False
 
 
-def _write_private(path: Path, text: str) -> None:
+def write_private(path: Path, text: str) -> None:
     """Write `path` in one step, with mode 0600."""
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:

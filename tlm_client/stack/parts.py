@@ -222,7 +222,7 @@ def _http_part(name: str, port: int, environment: Environment, after: tuple[str,
         name,
         (sys.executable, "-m", f"services.{name}"),
         {**environment, f"{prefix}HOST": HOST, f"{prefix}PORT": str(port)},
-        healthy=lambda: _http_answers(f"http://{HOST}:{port}/healthz"),
+        healthy=lambda: http_answers(f"http://{HOST}:{port}/healthz"),
         after=after,
     )
 
@@ -272,7 +272,7 @@ def _ray(
         "ray",
         command,
         {**ENVIRONMENT, **environment, **own},
-        healthy=lambda: _http_answers(f"http://{HOST}:{port}/api/jobs/", token),
+        healthy=lambda: http_answers(f"http://{HOST}:{port}/api/jobs/", token),
         start_seconds=120.0,
         stop_seconds=20.0,
         death_signal=signal.SIGTERM,
@@ -330,11 +330,12 @@ def _redis_accepts(port: int, password: str, command: str) -> bool:
         return False
 
 
-def _http_answers(url: str, token: str | None = None) -> bool:
+def http_answers(url: str, token: str | None = None, *, timeout: float = 2.0) -> bool:
+    """Return whether a server answers with the status 200 within `timeout` seconds."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         # Ignore proxies of the environment.
-        with httpx.Client(trust_env=False, timeout=2.0) as client:
+        with httpx.Client(trust_env=False, timeout=timeout) as client:
             return client.get(url, headers=headers).status_code == httpx.codes.OK
     except httpx.HTTPError:
         return False

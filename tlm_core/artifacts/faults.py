@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
 
 from tlm_core.errors import NotFound, StorageFull, StorageUnavailable
 
@@ -26,3 +29,14 @@ def storage_errors(action: str) -> Iterator[None]:
                 f"Failed {action}: no space left on the storage ({reason}). Free some space and try again."
             ) from error
         raise StorageUnavailable(f"Failed {action}: the storage returned an error: {error}") from error
+
+
+@contextmanager
+def synced(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that appears under its name, complete and synced, when the block ends."""
+    partial = path.with_suffix(".part")
+    with open(partial, "wb") as handle:
+        yield handle
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(partial, path)

@@ -54,14 +54,6 @@ def mask_gates(mask: Mask, device: torch.device) -> tuple[list[Tensor], list[Ten
     return heads, [torch.tensor([block], dtype=torch.float32, device=device) for block in mask.blocks]
 
 
-@contextmanager
-def masked(model: TaskModel, mask: Mask) -> Iterator[None]:
-    """Run `model` without heads and blocks that are False in `mask`. Raises InvalidRequest if their shapes differ."""
-    mask.check(model.shape.layers, model.shape.heads)
-    with gated(model, *mask_gates(mask, next(model.parameters()).device)):
-        yield
-
-
 def importance(
     model: TaskModel,
     split: Split,

@@ -88,7 +88,7 @@ class LeakFilter:
         return [leak for owner in sorted(candidates) if (leak := self._checked(owner, words))]
 
     def _checked(self, owner: int, words: list[str]) -> Leak | None:
-        """Compare the words themselves, because different words can have equal hashes."""
+        """Return the leak if the words confirm it, else None. Different words can have equal hashes."""
         split, row, text = self._texts[owner]
         wanted = tokens(text)
         if len(wanted) < GRAM:

@@ -16,7 +16,7 @@ import sysconfig
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,13 +59,13 @@ class Document(NamedTuple):
     docstring: bool
 
 
-def passages_from_packages(*, workers: int = 2, progress: Progress | None = None) -> Iterator[Passage]:
+def passages_from_packages(*, progress: Progress | None = None) -> Iterator[Passage]:
     """Passages of the documentation of the standard library and all installed packages, in a fixed order.
 
     The same environment gives the same passages; `source` is `package:NAME`. Duplicates are not dropped.
-    workers: number of parsing processes. progress: called with bytes done and bytes in total.
+    progress: called with bytes done and bytes in total.
     """
-    return passages_of(documents_from_packages(workers=workers, progress=progress))
+    return passages_of(chain.from_iterable(read_files(package_files(), progress=progress)))
 
 
 def passages_of(documents: Iterable[Document]) -> Iterator[Passage]:
@@ -86,17 +86,6 @@ def is_prose(text: str) -> bool:
     letters = sum(map(len, _LETTERS.findall(text)))
     solid = sum(map(len, text.split()))
     return letters >= LEAST_LETTERS * solid and word_count(text) >= SHORTEST_DOCSTRING
-
-
-def documents_from_packages(
-    roots: Sequence[Path] | None = None, *, workers: int = 2, progress: Progress | None = None
-) -> Iterator[Document]:
-    """Every documentation text below `roots` (default: the standard library and the installed packages).
-
-    Files above 2 MB and code that does not parse are skipped.
-    """
-    for documents in read_files(package_files(roots), workers=workers, progress=progress):
-        yield from documents
 
 
 def package_folders() -> list[Path]:
@@ -124,14 +113,20 @@ class PackageFile(NamedTuple):
 
 
 def package_files(roots: Sequence[Path] | None = None) -> list[PackageFile]:
-    """Return the files that may have documentation below `roots` (default: as `documents_from_packages`), in order."""
+    """Return the files that may have documentation below `roots` in order.
+
+    roots: by default, the standard library and the installed packages.
+    """
     return list(_listing(package_folders() if roots is None else roots))
 
 
 def read_files(
     files: Sequence[PackageFile], *, workers: int = 2, progress: Progress | None = None
 ) -> Iterator[list[Document]]:
-    """Yield the documentation of each file, in order. workers, progress: as in `passages_from_packages`."""
+    """Yield the documentation of each file, in order. Files above 2 MB and code that does not parse have none.
+
+    workers: number of parsing processes. progress: called with bytes done and bytes in total.
+    """
     total, done = sum(file.size for file in files), 0
     for file, documents in zip(files, _mapped(files, workers), strict=True):
         yield documents

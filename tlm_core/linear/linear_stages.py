@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,16 +30,16 @@ from tlm_core.evaluation.report import (
     splits_of,
     write_report,
 )
-from tlm_core.linear.fit import Setting, fit
+from tlm_core.linear.fit import Setting, fit, solve
 from tlm_core.linear.graph import write_linear
-from tlm_core.linear.model import LinearModel, rows_of
+from tlm_core.linear.model import Features, LinearModel, rows_of
+from tlm_core.linear.ngrams import FAMILIES
 from tlm_core.linear.params import BaselineParams, SelfTrainParams
 from tlm_core.linear.pieces import read_pieces, write_pieces
-from tlm_core.linear.refit import refit
-from tlm_core.linear.self_training import MOST_PIECES, pieces_of, self_train
+from tlm_core.linear.self_training import MOST_PIECES, pieces_of, row_weights, self_train
 from tlm_core.parquet import open_parquet
 from tlm_core.serving import MODEL, copy_model, write_metadata
-from tlm_core.tasks.task import Task
+from tlm_core.tasks.task import LABELED, Task
 from tlm_core.training.card import linear_card
 from tlm_core.training.stage import StageContext, StageParams
 
@@ -146,10 +146,27 @@ def refit_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
         began = time.monotonic()
         ctx.report.event("refit", model=name)
         pieces = read_pieces(ctx.inputs[LINEAR_NODES[name]]) if name == SELF_TRAINED else None
-        model = refit(task, Setting(**first.facts["setting"]), pieces)
+        model = _refit(task, Setting(**first.facts["setting"]), pieces)
         (ctx.out / name).mkdir()
         _write_linear(ctx.out / name, task, model, _outputs(model, task, tests), dict(first.facts), name, began)
     return {}
+
+
+def _refit(task: Task, setting: Setting, pieces: tuple[Sequence[str], Outputs] | None) -> LinearModel:
+    """Fit a linear model on train and validation, and on the pieces of passages of a self-trained model.
+
+    pieces: texts, and the probabilities of their labels [pieces, labels].
+    """
+    rows = [row for split in LABELED for row in rows_of(task, split)]
+    targets = np.concatenate([task.targets(split) for split in LABELED])
+    weights = None
+    if pieces is not None:
+        texts, probabilities = pieces
+        weights = row_weights(len(rows), len(texts))
+        rows += [(text,) for text in texts]
+        targets = np.concatenate([targets, probabilities.argmax(axis=1)])
+    features, sequences = Features.learn(rows, list(FAMILIES)[: setting.families], setting.start_words)
+    return LinearModel(features, *solve(task, features.matrix(sequences), targets, setting, weights))
 
 
 def _pieces(selection: Path, task: Task) -> list[str]:

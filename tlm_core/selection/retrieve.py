@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -15,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from tlm_core.artifacts.faults import synced
 from tlm_core.parquet import open_parquet
 from tlm_core.selection.candidates import Ranked
 from tlm_core.selection.index import Hit, PassageIndex
@@ -104,12 +104,8 @@ def _write_part(path: Path, first: int, hits_of_queries: Sequence[Sequence[Hit]]
         [hit.score for hits in hits_of_queries for hit in hits],
     )
     arrays = [pa.array(column, field.type) for column, field in zip(columns, _HITS, strict=True)]
-    partial = path.with_suffix(".part")
-    with open(partial, "wb") as handle:
+    with synced(path) as handle:
         pq.write_table(pa.table(arrays, schema=_HITS), handle)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(partial, path)
 
 
 def _is_complete(path: Path) -> bool:

@@ -15,13 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import tantivy
 from numpy.typing import NDArray
 
+from tlm_core.artifacts.faults import synced
 from tlm_core.corpus.passages import Passage
 from tlm_core.errors import Conflict, IndexMismatch, IndexUnavailable, NotFound, StorageFull
 from tlm_core.selection.index import K1, MAX_TERMS, Hit, best_terms, ranked, tie_at_cut
@@ -106,7 +106,7 @@ class TantivyIndex:
                 f"The index contains {count} passages instead of {expected}. Check that its ids are unique."
             )
         metadata = {"schema": SCHEMA_VERSION, "analysis": self.analysis, "count": count}
-        with _tantivy_errors(self.folder), _synced(self.folder / _METADATA) as handle:
+        with _tantivy_errors(self.folder), synced(self.folder / _METADATA) as handle:
             handle.write(json.dumps(metadata).encode())
         self._incomplete = False
         self._reader = _Reader(self.folder, self.analysis, self._index)
@@ -310,14 +310,3 @@ def _tantivy_errors(folder: Path) -> Iterator[None]:
                 f"No space left for the index in {folder}. Free some space. Load the corpus again."
             ) from error
         raise IndexUnavailable(f"The index in {folder} failed: {error}") from error
-
-
-@contextmanager
-def _synced(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that appears under its name, complete and synced, when the block ends."""
-    partial = path.with_suffix(".part")
-    with open(partial, "wb") as handle:
-        yield handle
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(partial, path)

@@ -24,7 +24,7 @@ def family(model: str) -> str:
 
 
 def linear_seeds(size: float, seeds: Sequence[int]) -> Sequence[int]:
-    """Return the seeds for which the linear model is fitted. It differs by its rows alone, and size 1 has all rows."""
+    """Return the seeds for which the linear model is fitted: one for size 1, where all seeds have the same rows."""
     return seeds[:1] if size == 1 else seeds
 
 

@@ -358,7 +358,7 @@ def format_of(name: str) -> str | None:
 
 
 def check_names(names: Sequence[str], file: TableFile) -> bool:
-    """Whether column names can be used; adds a data error for each that cannot. Blank names do not count."""
+    """Report repeated, invalid and too many column names. Returns whether there is none. Blank names may repeat."""
     before = file.findings.total
     for name, count in Counter(names).items():
         if count > 1 and name:

@@ -92,7 +92,7 @@ def _predict_batch(model: TaskModel, batch: Batch, rows: int, device: torch.devi
                 raise
             if len(part.rows) == 1:
                 raise OutOfMemory(
-                    "One row of texts exceeds the device's memory. Use a smaller model or a smaller model.max_length."
+                    "One row of texts exceeds the memory of the device. Lower model.max_length, or the scale."
                 ) from error
         else:
             logits[torch.from_numpy(part.rows.documents)] = values

@@ -53,7 +53,7 @@ class Tokenizer(_Part):
 
     @property
     def published(self) -> str | None:
-        """The published tokenizer, or None."""
+        """The hub id or the folder of the published tokenizer; None if the job trains its own."""
         return None if self.source == "own" else self.source.removesuffix(OR_OWN)
 
     @property

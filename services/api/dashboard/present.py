@@ -180,5 +180,4 @@ FILTERS = {
     "clock": clock,
     "size": size,
     "plain": plain,
-    "facts": facts,
 }

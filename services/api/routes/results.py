@@ -65,7 +65,7 @@ def checkpoint_archive(job: PathJob, node: str, step: int, parts: PartsDep) -> S
 
 @router.get("/{job}/model/archive", summary="Download the model", response_class=StreamingResponse, responses=TAR)
 def model_archive(job: PathJob, parts: PartsDep) -> StreamingResponse:
-    """Return the files of the model as a tar stream. It cannot be resumed; for that, download the files one by one."""
+    """Return the files of the model as a tar stream. To resume downloads, download single files instead."""
     served = served_model(parts.jobs, job)
     return archive_response(parts.artifacts, served.ref, job.id, served.files(parts.artifacts))
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from tests.unit.training.made import tiny
+from tlm_core.compression.importance import gated, mask_gates
+from tlm_core.compression.masks import Mask
 from tlm_core.training.encoder_stages import build
 from tlm_core.training.model import TaskModel
 from tlm_core.training.prepared import Prepared
@@ -39,3 +43,10 @@ def small_model(prepared: Prepared, architecture: str, *, layers: int = 3) -> Sm
         for parameter in model.parameters():
             parameter.add_(0.15 * torch.randn(parameter.shape, generator=random))
     return Small(model.eval(), prepared)
+
+
+@contextmanager
+def masked(model: TaskModel, mask: Mask) -> Iterator[None]:
+    """Run `model` without heads and blocks that are False in `mask`."""
+    with gated(model, *mask_gates(mask, next(model.parameters()).device)):
+        yield

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.unit.compression.small_model import CPU
+from tests.unit.compression.small_model import CPU, masked
 from tests.unit.studies.local_plan import check_resume, make_job, read_report, run_plan
 from tests.unit.training.made import made_task, tiny
 from tests.unit.training.test_regression import made_regression
-from tlm_core.compression.importance import gated, masked
+from tlm_core.compression.importance import gated
 from tlm_core.compression.masks import Mask
 from tlm_core.compression.params import PartParams, ShareParams
 from tlm_core.compression.sharing import SharedBatches, SharedModel, TicketOptimizer, frozen, load_shared

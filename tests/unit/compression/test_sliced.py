@@ -13,8 +13,7 @@ from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification
 
-from tests.unit.compression.small_model import CPU, Small, small_model
-from tlm_core.compression.importance import masked
+from tests.unit.compression.small_model import CPU, Small, masked, small_model
 from tlm_core.compression.masks import Mask
 from tlm_core.compression.sliced import parameters, sliced, spared_flops, widened
 from tlm_core.errors import InvalidRequest

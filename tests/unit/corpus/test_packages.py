@@ -7,10 +7,11 @@ import pytest
 from tlm_core.corpus.packages import (
     Document,
     docstrings,
-    documents_from_packages,
     is_prose,
+    package_files,
     package_folders,
     passages_of,
+    read_files,
 )
 from tlm_core.corpus.passages import passage_id, word_count
 
@@ -87,9 +88,8 @@ def test_docstrings_are_read_in_order_without_rules() -> None:
 
 def test_documentation_is_read_without_running_code(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TLM_TEST_PACKAGE_WAS_RUN", raising=False)
-    documents = [
-        (d.package, d.file, " ".join(d.text.split()), d.docstring) for d in documents_from_packages([site], workers=1)
-    ]
+    by_file = read_files(package_files([site]), workers=1)
+    documents = [(d.package, d.file, " ".join(d.text.split()), d.docstring) for file in by_file for d in file]
     assert documents == [
         ("single", "single.py", "A single module.", True),
         ("pkg", "pkg/README.md", "# Title See the docs.", False),
@@ -106,9 +106,10 @@ def test_two_processes_read_the_same_as_one_and_report_progress(tmp_path: Path) 
     for number in range(5):
         (tmp_path / f"m{number}.py").write_text(f'"""Module {number}."""\n' + "# padding\n" * 190_000)
     seen: list[tuple[int, int]] = []
-    single = list(documents_from_packages([tmp_path], workers=1))
-    two = list(documents_from_packages([tmp_path], workers=2, progress=lambda done, total: seen.append((done, total))))
-    assert single == two and [document.text for document in two] == [f"Module {i}." for i in range(5)]
+    files = package_files([tmp_path])
+    single = list(read_files(files, workers=1))
+    two = list(read_files(files, workers=2, progress=lambda done, total: seen.append((done, total))))
+    assert single == two and [document.text for (document,) in two] == [f"Module {i}." for i in range(5)]
     assert len(seen) == 5 and seen[-1][0] == seen[-1][1] > 9_000_000
 
 
