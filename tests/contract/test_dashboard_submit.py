@@ -213,7 +213,7 @@ def submitted(gateway: Gateway, **fields: Any) -> JobRecord:
         ({"kind": "learning_curve", "learning_curve.sizes": "0.1, 1", "learning_curve.lstm": "4x256"}, "such as 4-256"),
         (
             {"kind": "learning_curve", "learning_curve.sizes": "0.1, 1", "learning_curve.models": ["pretrained"]},
-            "needs the option",
+            "Give both or neither",
         ),
         ({"kind": "prune", "prune.levels": "1.5"}, "above 0 and below 1"),
         ({"kind": "prune", "prune.levels": "0.2", "prune.job": "toy"}, "/options/job"),

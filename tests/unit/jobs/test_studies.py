@@ -255,8 +255,8 @@ def test_pruning_has_tickets_for_each_kind_level_and_seed() -> None:
         ({"sizes": [0.5, 0.5]}, "occurs twice"),
         ({"sizes": [0.5, 100]}, "all sizes as shares or all as counts"),
         ({"models": ["encoder"]}, "must include 'bilstm'"),
-        ({"models": ["bilstm", "pretrained"]}, "needs the option"),
-        ({"pretrained": "hub:x"}, "needs the option"),
+        ({"models": ["bilstm", "pretrained"]}, "Give both or neither"),
+        ({"pretrained": "hub:x"}, "Give both or neither"),
     ],
 )
 def test_invalid_options_of_a_curve_are_rejected(options: dict[str, Any], message: str) -> None:
