@@ -95,14 +95,14 @@ def list_corpora() -> None:
         version = next((v for v in corpus.versions if v.version == corpus.version), None)
         count, language = (f"{version.count:,}", version.language) if version else (None, None)
         rows.append((corpus.name, corpus.version, count, language, corpus.loads[0].state if corpus.loads else ""))
-    columns = ("name", "version", "passages", "language", "last upload")
+    columns = ("name", "version", "passages", "language", "last load")
     empty = "No corpora. Add one with `tlm corpus add NAME FOLDER`, or with `--from-packages`."
     print_result(listed, table(columns, rows, empty=empty))
 
 
 @group.command("show")
 def show_corpus(name: CorpusName) -> None:
-    """Show the versions of a corpus and its latest uploads.
+    """Show the versions of a corpus and its latest loads.
 
     tlm corpus show docs
     tlm corpus show docs --json
@@ -115,9 +115,9 @@ def show_corpus(name: CorpusName) -> None:
         facts = (v.version, v.state, f"{v.count:,}", dropped, v.refused or "", v.language)
         versions.append((*facts, _error_message(v.error)))
     columns = ("version", "state", "passages", "near duplicates dropped", "refused", "language", "error")
-    uploads = [(x.id, x.state, f"{x.done:,}/{x.total:,}", x.version, _error_message(x.error)) for x in corpus.loads]
-    upload_table = table(("upload", "state", "passages", "version", "error"), uploads, title="Uploads")
-    print_result(corpus, table(columns, versions, title="Versions"), upload_table)
+    loads = [(x.id, x.state, f"{x.done:,}/{x.total:,}", x.version, _error_message(x.error)) for x in corpus.loads]
+    load_table = table(("load", "state", "passages", "version", "error"), loads, title="Loads")
+    print_result(corpus, table(columns, versions, title="Versions"), load_table)
 
 
 @group.command("delete")
@@ -138,22 +138,24 @@ def delete_corpus(
 
 
 @group.command("cancel")
-def cancel_upload(
+def cancel_load(
     name: CorpusName,
-    upload: Annotated[str | None, typer.Argument(metavar="[UPLOAD]", help="Default: the active upload.")] = None,
+    load: Annotated[
+        str | None, typer.Argument(metavar="[LOAD]", help="ID of the load. Default: the active one.")
+    ] = None,
 ) -> None:
-    """Cancel an active upload. Earlier versions remain.
+    """Cancel an active load. Earlier versions remain.
 
     tlm corpus cancel docs
     tlm corpus cancel docs load_ID
     """
     with open_client() as client:
-        active = (load.id for load in client.corpus(name).loads if load.state not in _FINAL_STATES)
-        upload_id = upload or next(active, None)
-        if upload_id is None:
-            raise InvalidRequest(f"Corpus '{name}' has no active upload. `tlm corpus show {name}` lists all uploads.")
-        load = client.cancel_load(name, upload_id)
-    print_result(load, f"{load.id} of corpus '{name}' is {load.state}")
+        active = (each.id for each in client.corpus(name).loads if each.state not in _FINAL_STATES)
+        load_id = load or next(active, None)
+        if load_id is None:
+            raise InvalidRequest(f"Corpus '{name}' has no active load. `tlm corpus show {name}` lists all loads.")
+        canceled = client.cancel_load(name, load_id)
+    print_result(canceled, f"{canceled.id} of corpus '{name}' is {canceled.state}")
 
 
 @group.command("refused")

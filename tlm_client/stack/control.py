@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from tlm_client.stack.folder import StackFolder
-from tlm_client.stack.parts import StackOptions, clear_ray, plan_stack, ray_executable, redis_executable
+from tlm_client.stack.parts import StackOptions, check_ports, clear_ray, plan_stack, ray_executable, redis_executable
 from tlm_client.stack.processes import FOLDER_MARK, RUN_MARK, cleaner, kill_processes
 from tlm_client.stack.supervisor import Notify, StopFlag, Supervisor
 from tlm_core.errors import TLMError, Unavailable, error_from_dict
@@ -39,8 +39,7 @@ def run_stack(
     within `stop.on_signals()`. Raises AlreadyRunning, MissingDependency, StorageFull or Unavailable, and then leaves
     no process.
     """
-    folder = StackFolder(options.data_dir)
-    folder.create()
+    folder = _created_folder(options)
     with folder.locked():
         # Processes of a killed supervisor may still be ending; Redis needs a moment for its file.
         kill_processes({FOLDER_MARK: str(folder.root)}, grace_seconds=5.0)
@@ -102,11 +101,10 @@ class StackHandle:
 def launch_stack(options: StackOptions, *, tied: bool = False) -> StackHandle:
     """Start a background supervisor and return at once. `StackHandle.wait` waits until the stack is up.
 
-    tied: stop the stack when this process ends; otherwise it runs until `stop_stack`. Raises StorageFull or
-    StorageUnavailable.
+    tied: stop the stack when this process ends; otherwise it runs until `stop_stack`. Raises AlreadyRunning for a used
+    port, StorageFull or StorageUnavailable.
     """
-    folder = StackFolder(options.data_dir)
-    folder.create()
+    folder = _created_folder(options)
     read_end, write_end = os.pipe()
     arguments = [str(write_end), _OPTIONS.dump_json(options).decode(), str(os.getpid()) if tied else ""]
     with open(folder.log("supervisor"), "ab") as log:
@@ -120,6 +118,15 @@ def launch_stack(options: StackOptions, *, tied: bool = False) -> StackHandle:
         )
     os.close(write_end)
     return StackHandle(process, folder, read_end)
+
+
+def _created_folder(options: StackOptions) -> StackFolder:
+    """Create the data folder. A start that fails for its ports leaves no new one."""
+    folder = StackFolder(options.data_dir)
+    if not folder.root.exists():
+        check_ports(options)
+    folder.create()
+    return folder
 
 
 def stop_stack(data_dir: Path) -> bool:

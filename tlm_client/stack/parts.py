@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +136,7 @@ def plan_stack(
     """Choose ports and define the parts. Raises AlreadyRunning if the port is in use, and MissingDependency."""
     redis_server, ray = redis_path(), ray_path()
     fixed = _METRICS_PORTS if options.metrics else {}
-    _check_ports(options.port, fixed.values())
+    check_ports(options)
     redis_port, ray_port, client_port, retriever_port, free_port = free_ports(5)
     port, retriever_port = options.port or free_port, fixed.get("retriever", retriever_port)
     secrets = folder.secrets()
@@ -187,10 +187,13 @@ def plan_stack(
     return StackPlan(parts, f"http://{HOST}:{port}")
 
 
-def _check_ports(port: int, metrics_ports: Iterable[int]) -> None:
-    if port and not port_is_free(port):
-        raise AlreadyRunning(f"Another program uses port {port} of {HOST}. Choose another --port, or 0 for a free one.")
-    for used in metrics_ports:
+def check_ports(options: StackOptions) -> None:
+    """Raise AlreadyRunning if another program uses a port that the options select."""
+    if options.port and not port_is_free(options.port):
+        raise AlreadyRunning(
+            f"Another program uses port {options.port} of {HOST}. Choose another --port, or 0 for a free one."
+        )
+    for used in _METRICS_PORTS.values() if options.metrics else ():
         if not port_is_free(used):
             raise AlreadyRunning(f"Another program uses port {used} of {HOST}. End it, or start without --metrics.")
 

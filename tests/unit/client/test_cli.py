@@ -348,7 +348,7 @@ def test_corpus_cancel_selects_the_active_upload_by_default() -> None:
     assert "load_1 of corpus 'docs' is cancelled" in tlm(serve(answers), "corpus", "cancel", "docs", "load_1").stdout
     corpus["loads"] = [upload("ready")]
     result = tlm(serve(answers), "corpus", "cancel", "docs")
-    assert (result.exit_code, result.stdout) == (5, "") and "'docs' has no active upload" in result.stderr
+    assert (result.exit_code, result.stdout) == (5, "") and "'docs' has no active load" in result.stderr
 
 
 def test_waiting_for_a_cancelled_upload_fails(tmp_path: Path) -> None:

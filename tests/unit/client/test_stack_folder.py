@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import socket
 import stat
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 
 from tests.support import ROOT
 from tlm_client.stack import parts
+from tlm_client.stack.control import launch_stack
 from tlm_client.stack.folder import StackFolder, StackState, default_data_dir
 from tlm_client.stack.parts import StackOptions, clear_ray, plan_stack, ray_executable, ray_folder, redis_executable
 from tlm_client.stack.processes import free_ports
@@ -99,14 +101,21 @@ def test_default_data_dir_follows_the_environment(tmp_path: Path) -> None:
 
 
 def test_used_port_is_reported_with_a_hint(folder: StackFolder) -> None:
-    import socket
-
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(AlreadyRunning, match=f"port {port} .*--port"):
             plan_stack(folder, StackOptions(folder.root, port=port), {})
+
+
+def test_start_on_a_used_port_leaves_no_new_folder(tmp_path: Path) -> None:
+    with socket.socket() as used:
+        used.bind(("127.0.0.1", 0))
+        used.listen()
+        with pytest.raises(AlreadyRunning, match="Another program uses port"):
+            launch_stack(StackOptions(tmp_path / "new", port=used.getsockname()[1]))
+    assert not (tmp_path / "new").exists()
 
 
 def test_redis_on_path_precedes_the_bundled_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
