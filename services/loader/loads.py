@@ -14,7 +14,6 @@ import uuid
 from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,8 +88,8 @@ class LoadWorker:
     def run(self) -> None:
         """Work until stopped. Splitting may take hours, so it has its own thread and delays no other load."""
         splitting, others = self.tasks
-        splitter = splitting.start(partial(self.round, _SPLITTING, splitting), self._poll_seconds, self._stop)
-        others.repeat(partial(self.round, OPEN - _SPLITTING, others), self._poll_seconds, self._stop)
+        splitter = splitting.start(lambda: self.round(_SPLITTING, splitting), self._poll_seconds, self._stop)
+        others.repeat(lambda: self.round(OPEN - _SPLITTING, others), self._poll_seconds, self._stop)
         splitter.join()
 
     def round(self, states: Set[LoadState] = OPEN, task: Background | None = None) -> None:
