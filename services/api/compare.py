@@ -21,12 +21,12 @@ from tlm_core.evaluation.summary import model_rows
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.tasks.metrics import Targets
-from tlm_core.tasks.task import Task
+from tlm_core.tasks.task import read_labels
 from tlm_core.tasks.types import task_type_of
 from tlm_core.training.recipe import differences
 from tlm_core.wire import Comparison, Difference, JobSeries, ModelScores, Outcome, Verdict
 
-_TASK = "validate"
+_TASK, _TEST = "validate", "test.parquet"
 
 
 def compare(
@@ -160,11 +160,12 @@ def _read_tested(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord, outco
         predictions = _predictions(artifacts.localize(done[plan.report]), outcome.metric)
         if not predictions:
             return nothing
-        task = Task.read(artifacts.localize(done[_TASK]))
-        rows = artifacts.manifest(done[_TASK]).file("test.parquet").sha256
+        task = artifacts.localize(done[_TASK])
+        rows = artifacts.manifest(done[_TASK]).file(_TEST).sha256
+        labels, targets = read_labels(task), _targets(task)
     except (OSError, NotFound, CorruptArtifact):  # the other parts of a comparison are useful without a verdict
         return nothing
-    return _Tested(job.id, outcome.metric, (rows, *task.labels), task.targets("test"), predictions)
+    return _Tested(job.id, outcome.metric, (rows, *labels), targets, predictions)
 
 
 def _predictions(report: Path, metric: str) -> list[Targets]:
@@ -173,6 +174,12 @@ def _predictions(report: Path, metric: str) -> list[Targets]:
     with np.load(report / PREDICTIONS) as outputs:
         names = [name for name in outputs if name == "test.all"] or [n for n in outputs if n.startswith("test.s")]
         return [task_type_of(metric).predict(outputs[name]) for name in names]
+
+
+def _targets(task: Path) -> Targets:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(task / _TEST, columns=["label"])["label"].to_numpy()
 
 
 def _verdict(first: _Tested, other: _Tested) -> Verdict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from tlm_core.artifacts import ManifestRef
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import CorruptArtifact, NotFound
+from tlm_core.tasks.task import read_labels
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def task_rows(
         return {}
     try:
         folder = artifacts.localize(task)
-        labels: list[str] = json.loads((folder / "task.json").read_text(encoding="utf-8"))["labels"]
+        labels = read_labels(folder)
         entries = pq.read_table(folder / f"{split}.parquet", filters=[("row", "in", sorted(numbers))]).to_pylist()
     except (OSError, NotFound, CorruptArtifact):
         return {}

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from services.common.jobstore import JobStore
+from services.common.liveness import Liveness
 from services.common.metrics import SPEED, STEP
 from services.common.progress import progress_of
 from services.common.situation import Situation
-from services.trainer.liveness import Liveness
 from tlm_core.errors import Conflict, NotFound, TLMError, Unavailable
 from tlm_core.jobs.plan import Node
 from tlm_core.jobs.spec import Beat, Progress

@@ -17,7 +17,8 @@ from tlm_core.jobs.states import State
 # The limits of the real program, divided by 50.
 _TRAIN = """
 import sys, time
-from services.trainer import liveness, program, reporter
+from services.common import liveness
+from services.trainer import program, reporter
 from tlm_core.pulse import PULSE
 from tlm_core.stages import Stage
 

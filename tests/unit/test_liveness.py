@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.trainer.liveness import BUSY_SECONDS, FIRST_SECONDS, Liveness
+from services.common.liveness import BUSY_SECONDS, FIRST_SECONDS, Liveness
 from tlm_core.pulse import Pulse
 
 

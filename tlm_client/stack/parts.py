@@ -71,6 +71,11 @@ class StackOptions:
     gpus: int | None = None
     metrics: bool = False
 
+    @property
+    def metrics_ports(self) -> Mapping[str, int]:
+        """The fixed ports of metrics by process; empty without `metrics`."""
+        return _METRICS_PORTS if self.metrics else {}
+
 
 @dataclass(frozen=True)
 class StackPlan:
@@ -135,7 +140,7 @@ def plan_stack(
 ) -> StackPlan:
     """Choose ports and define the parts. Raises AlreadyRunning if the port is in use, and MissingDependency."""
     redis_server, ray = redis_path(), ray_path()
-    fixed = _METRICS_PORTS if options.metrics else {}
+    fixed = options.metrics_ports
     check_ports(options)
     redis_port, ray_port, client_port, retriever_port, free_port = free_ports(5)
     port, retriever_port = options.port or free_port, fixed.get("retriever", retriever_port)
@@ -193,7 +198,7 @@ def check_ports(options: StackOptions) -> None:
         raise AlreadyRunning(
             f"Another program uses port {options.port} of {HOST}. Choose another --port, or 0 for a free one."
         )
-    for used in _METRICS_PORTS.values() if options.metrics else ():
+    for used in options.metrics_ports.values():
         if not port_is_free(used):
             raise AlreadyRunning(f"Another program uses port {used} of {HOST}. End it, or start without --metrics.")
 

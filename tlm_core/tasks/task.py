@@ -41,6 +41,12 @@ def task_schema(pair: bool, metric: str = "macro_f1") -> pa.Schema:
     return pa.schema([("row", pa.int64()), ("text", pa.string()), *pairs, ("label", label)])
 
 
+def read_labels(folder: Path) -> list[str]:
+    """Return the labels of a written task without reading its rows. Raises OSError."""
+    labels: list[str] = json.loads((folder / "task.json").read_text(encoding="utf-8"))["labels"]
+    return labels
+
+
 @dataclass(frozen=True)
 class Task:
     """A validated task: classification or regression of texts.

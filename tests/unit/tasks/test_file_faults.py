@@ -41,6 +41,7 @@ def test_no_file_and_no_train(tmp_path: Path) -> None:
     assert codes(tmp_path / "absent.csv") == ["no_file"]
     put(tmp_path / "notes.txt", "a text")
     _, report = validate(tmp_path)
+    assert codes(tmp_path) == ["no_file"]
     assert "has no data file; it has notes.txt. Supported types:" in report["faults"][0]["message"]
     put(tmp_path / "test.jsonl", jsonl(rows(2)))
     assert codes(tmp_path) == ["no_train"]
