@@ -52,10 +52,17 @@ def frames(lines: Iterator[str]) -> Iterator[dict[str, str]]:
             frame[key] = value
 
 
-def read(url: str, job: str, *, last: str | None = None, count: int | None = None) -> list[dict[str, str]]:
-    """Return the frames of a stream up to its end, or the first `count`."""
+def read(
+    url: str,
+    job: str,
+    *,
+    last: str | None = None,
+    count: int | None = None,
+    received: list[dict[str, str]] | None = None,
+) -> list[dict[str, str]]:
+    """Return the frames of a stream up to its end, or the first `count`; `received` shows them as they arrive."""
     headers = {**AUTH, "Accept": "text/event-stream"} | ({"Last-Event-ID": last} if last else {})
-    received: list[dict[str, str]] = []
+    received = [] if received is None else received
     with (
         httpx.Client(timeout=20, verify=False) as client,
         client.stream("GET", f"{url}/v1/jobs/{job}/events", headers=headers) as answer,
@@ -309,20 +316,18 @@ def test_streams_of_a_deleted_job_end(gateway: Gateway) -> None:
 
 def test_streams_end_with_reader_or_server(gateway: Gateway) -> None:
     job = running(gateway)
-    with gateway.served() as url:
+    received: list[dict[str, str]] = []
+    with ThreadPoolExecutor(1) as pool, gateway.served() as url:
         read(url, job.id, count=1)
         wait_for(lambda: watcher_count(gateway) == 0)
         time.sleep(0.1)
         before = poll_count(gateway)
         time.sleep(0.2)
         assert poll_count(gateway) == before, "Without a watcher, no job is polled."
-        ended: list[Any] = []
-        reader = threading.Thread(target=lambda: ended.append(read(url, job.id)))
-        reader.start()
-        wait_for(lambda: watcher_count(gateway) == 1)
-    reader.join(10)
-    assert ended, "The stream has ended."
-    assert ended[0][-1]["event"] != "end", "A stream that the server closes has no end event."
+        reader = pool.submit(read, url, job.id, received=received)
+        wait_for(lambda: received)
+    assert reader.result(10) is received
+    assert received[-1]["event"] != "end", "A stream that the server closes has no end event."
 
 
 def test_streams_survive_unavailable_redis(redis_server: Any, tmp_path: Path) -> None:
