@@ -136,6 +136,9 @@ class _RootGroup(TyperGroup):
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from error
             raise
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")  # of Pydantic, which validates for typer
+            raise
         except TyperException as error:
             unknown = getattr(error, "option_name", None)
             if any(unknown in option.opts for option in self.params):

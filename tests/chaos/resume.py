@@ -31,8 +31,9 @@ from tlm_core.jobs.states import TERMINAL, State
 
 # Kind → its stages that train, and its options.
 KINDS: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
-    "train": (("joint", "finetune"), {}),
+    "train": (("joint", "finetune", "refit"), {}),
     "learning_curve": (("bilstm",), {"models": ["bilstm"], "sizes": [0.5, 1.0], "lstm": {"layers": 1, "hidden": 64}}),
+    "prune": (("ticket",), {"levels": [0.5], "tickets": ["winning"]}),
     "share_tickets": (("share",), {"others": ["more"]}),
 }
 _RECIPE = {name: value for name, value in OVERRIDES.items() if not name.startswith("selection.")} | {

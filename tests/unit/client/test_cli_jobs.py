@@ -439,6 +439,7 @@ def test_show_prints_step_rate_and_time_left_of_a_running_job() -> None:
         (("predict", "job_1"), "Give texts, or a CSV file as --file."),
         (("submit", "--dataset", "toy", "--kind", "prun"), "kind: Unknown job kind 'prun'. Valid kinds:"),
         (("submit", "--dataset", "toy", "--scale", "big"), "Invalid job: scale: must be 'instant', 'quick', 'tiny'"),
+        (("jobs", "--state", "done"), "Invalid value for '--state': 'done' is not one of 'queued',"),
         (("recipe", "keys", "epochz"), "No recipe key has these words."),
     ],
 )
