@@ -91,6 +91,12 @@ def task_of(dataset: str, session: Session) -> Task:
         return load_task({file.name.split(".")[0]: file for file in files}, DatasetOptions(**uploaded.options))[0]
 
 
+def _only(place: str, labels: Sequence[str], others: Sequence[str]) -> str:
+    """Return a sentence with the first labels that the others lack, or nothing."""
+    missing = [label for label in labels if label not in others]
+    return f" Only in the {place}: {', '.join(missing[:20])}." if missing else ""
+
+
 def evaluate_model(
     source: str,
     task: Task,
@@ -114,8 +120,8 @@ def evaluate_model(
         )
     if task.type.has_classes and set(labels) != set(task.labels):
         raise InvalidRequest(
-            f"The model has the labels {', '.join(labels[:20])}, but the dataset has "
-            f"{', '.join(task.labels[:20])}. They must be equal."
+            f"The labels differ.{_only('model', labels, task.labels)}{_only('dataset', task.labels, labels)} "
+            "Use a model that was trained on the labels of the dataset."
         )
     texts, pairs = task.texts(split), task.text_pairs(split)
     outputs = []

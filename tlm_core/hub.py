@@ -27,7 +27,7 @@ def model_folder(source: str, *patterns: str) -> Path:
     from huggingface_hub import snapshot_download
 
     path, _, revision = source.removeprefix(HUB).partition("@")
-    with hub_errors(f"the model '{source}'"):
+    with hub_errors(f"the model '{source}'", instead="set the path of a local folder"):
         return Path(snapshot_download(path, revision=revision or None, allow_patterns=list(patterns)))
 
 
@@ -41,10 +41,10 @@ def refuse_folder(path: str) -> None:
 
 
 @contextmanager
-def hub_errors(what: str) -> Iterator[None]:
+def hub_errors(what: str, instead: str = "upload its files") -> Iterator[None]:
     """Translate errors of `huggingface_hub` and `datasets` into NotFound, Unavailable or InvalidRequest.
 
-    what: the requested object, in words.
+    what: the requested object, in words. instead: what a user can do without the hub.
     """
     try:
         yield
@@ -62,9 +62,9 @@ def hub_errors(what: str) -> Iterator[None]:
         if isinstance(error, missing) and not isinstance(error, hub.LocalEntryNotFoundError):
             raise NotFound(f"Cannot find {what} ({reason}). Check its name, and that it is public.") from error
         if isinstance(error, (OSError, HTTPError)):
-            raise Unavailable(f"Cannot fetch {what} now ({reason}). Try again later, or upload its files.") from error
+            raise Unavailable(f"Cannot fetch {what} now ({reason}). Try again later, or {instead}.") from error
         if isinstance(error, (ValueError, RuntimeError, DatasetsError)):  # RuntimeError: it needs its own code
             raise InvalidRequest(
-                f"Cannot read {what} ({reason}). Check its configuration, or upload its files."
+                f"Cannot read {what} ({reason}). Check its name and configuration, or {instead}."
             ) from error
         raise

@@ -227,7 +227,7 @@ def _cell(records: Sequence[Record]) -> str:
 
 
 def _cost(records: Sequence[Record], arm: str) -> str:
-    """Return the mean FLOPs and seconds of a run, over tasks and seeds. FLOPs of libraries are not counted."""
+    """Return the mean FLOPs and seconds of a run, over tasks and seeds. Models of libraries have no FLOPs."""
     flops = [record.flops for record in records if record.arm == arm and record.flops]
     seconds = [record.seconds for record in records if record.arm == arm and record.seconds is not None]
     return f"{f'{fmean(flops):.1e}' if flops else '–'}, {f'{fmean(seconds):.0f}' if seconds else '–'}"

@@ -90,7 +90,7 @@ def test_scores(model: Pipeline, train: Rows, test: Rows) -> dict[str, float]:
 
 
 def evaluate(folder: Path) -> dict[str, Any]:
-    """Tune by cross-validation on train, then score test once for each training set."""
+    """Tune by cross-validation on train. Then score test with a fit on train, and with one on train and validation."""
     train, validation, test = (read_rows(folder / f"{split}.jsonl") for split in ("train", "validation", "test"))
     start = time.perf_counter()
     model, score = tune(train)

@@ -25,7 +25,6 @@ from services.common.catalog import Catalog
 from services.common.history import History
 from services.common.jobstore import JobStore
 from services.common.logs import set_up_logging
-from services.common.retriever_client import connect_retriever
 
 # Longer than the idle timeout of usual clients and proxies (60 s). If the server closed a connection first, a request
 # sent at that moment would fail like after a crash.
@@ -41,7 +40,7 @@ def build_parts(settings: ApiSettings) -> Parts:
     artifacts = settings.artifact_store()
     jobs = JobStore(client, History(artifacts))
     catalog = Catalog(client)
-    retriever = connect_retriever(settings.retriever_url, settings.internal_token.get_secret_value())
+    retriever = settings.retriever()
     webhooks, outbound = Webhooks(client), Outbound(private=settings.webhook_private)
     return Parts(
         settings=settings,

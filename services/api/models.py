@@ -69,7 +69,8 @@ class Models:
         """Raises Conflict if an alias points to the job."""
         if aliases := self.aliases_of(tenant, job_id):
             raise Conflict(
-                f"Job {job_id} is the model '{aliases[0]}'. Point the alias to another job or delete it first."
+                f"Cannot delete job {job_id}, because the alias '{aliases[0]}' points to it. "
+                "Delete the alias, or point it to another job."
             )
 
 

@@ -80,7 +80,7 @@ class Outbound:
                     "TLM_API_WEBHOOK_PRIVATE."
                 )
         if not addresses:
-            raise OSError(f"{url.host} has no address")
+            raise OSError(f"The host '{url.host}' has no IP address. Check the URL of the webhook.")
         return addresses[0]
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from services.common.settings import StoreSettings
+from services.common.settings import ServiceSettings
 from tlm_core.training.recipe import Precision
 
 
-class ApiSettings(StoreSettings):
+class ApiSettings(ServiceSettings):
     """Environment variables TLM_API_*. Each process needs its own scratch folder; startup deletes uploads in it."""
 
     model_config = SettingsConfigDict(env_prefix="TLM_API_")
@@ -19,8 +19,6 @@ class ApiSettings(StoreSettings):
     host: str = "127.0.0.1"
     port: int = Field(8321, ge=0, le=65_535)
     token_file: Path = Field(description="File with the API token; created at the first start.")
-    retriever_url: str = "http://127.0.0.1:8322"
-    internal_token: SecretStr = SecretStr("")
     max_upload_bytes: int = Field(8 * 2**30, ge=1, description="Limit per request, over all files.")
     model_folders: tuple[Path, ...] = Field((), description="Folders with encoders and tokenizers that jobs may use.")
     sources: tuple[str, ...] = Field(

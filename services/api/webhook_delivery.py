@@ -138,7 +138,7 @@ def _readable(records: Iterable[tuple[str, str]], model: type[Record]) -> Iterat
 
 
 class Deliverer:
-    """Follows the feed and delivers. Several may run; only the one with the lease works."""
+    """Follows the feed and delivers webhooks. Each gateway has one, and only the holder of the lease delivers."""
 
     def __init__(
         self,

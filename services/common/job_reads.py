@@ -169,7 +169,7 @@ class JobReads:
         return self._ids([key(tenant, "state", state)], None, None, None, limit)
 
     def jobs_on_data(self, tenant: str, digest: str) -> Iterator[JobRecord]:
-        """Yield all jobs whose dataset has these bytes. Only they can share an artifact."""
+        """Yield all jobs on a dataset with this digest. Only jobs on the same data can share an artifact."""
         for ids in self._pages(key(tenant, "data", digest)):
             yield from self._records(tenant, ids)
 

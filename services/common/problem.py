@@ -1,8 +1,8 @@
 """Error responses of all HTTP services: one `application/problem+json` object (RFC 9457) for each error.
 
 Members: `type` (a stable link to the error page), `title`, `status`, `detail` (what to change), and the `code` and
-`retryable` of the error class. Some errors have `facts`. `errors` has one entry for each data error, with row and
-column, or for each invalid field, with a JSON pointer.
+`retryable` of the error class. Some errors have `facts`. `errors` lists data errors with row and column (at
+most 100 of each code), or invalid fields with a JSON pointer.
 """
 
 from __future__ import annotations

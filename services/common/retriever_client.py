@@ -170,12 +170,6 @@ class RetrieverClient:
         raise problem
 
 
-def connect_retriever(url: str, token: str) -> RetrieverClient:
-    """Return a client of the retriever at `url`. token: the internal token."""
-    headers = {"Authorization": f"Bearer {token}"}
-    return RetrieverClient(httpx.Client(base_url=url, headers=headers, timeout=10.0, trust_env=False))
-
-
 def _corpus_path(tenant: str, name: str, version: str) -> str:
     tenant, name, version = (quote(part, safe="") for part in (tenant, name, version))
     return f"/v1/corpora/{tenant}/{name}/versions/{version}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import redis
 from pydantic import Field, SecretStr
@@ -12,6 +13,9 @@ from services.common.history import History
 from services.common.jobstore import JobStore
 from services.common.redis_client import connect
 from tlm_core.artifacts.store import ArtifactStore
+
+if TYPE_CHECKING:
+    from services.common.retriever_client import RetrieverClient
 
 
 class StoreSettings(BaseSettings):
@@ -38,3 +42,23 @@ class StoreSettings(BaseSettings):
     def redis(self) -> redis.Redis:
         password = self.redis_password.get_secret_value() if self.redis_password else None
         return connect(self.redis_url, password=password)
+
+
+class ServiceSettings(StoreSettings):
+    """Settings of the gateway, the loader and the trainer, which call the retriever."""
+
+    retriever_url: str = "http://127.0.0.1:8322"
+    internal_token: SecretStr = SecretStr("")
+
+    @property
+    def heartbeat(self) -> Path:
+        """File that a process without a server touches while it works. A health probe reads its time."""
+        return self.scratch / "heartbeat"
+
+    def retriever(self) -> RetrieverClient:
+        import httpx  # Workers need no client.
+
+        from services.common.retriever_client import RetrieverClient
+
+        headers = {"Authorization": f"Bearer {self.internal_token.get_secret_value()}"}
+        return RetrieverClient(httpx.Client(base_url=self.retriever_url, headers=headers, timeout=10, trust_env=False))

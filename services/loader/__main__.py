@@ -9,13 +9,14 @@ import signal
 import threading
 from pathlib import Path
 
+from pydantic_settings import SettingsConfigDict
+
 from services.common.catalog import Catalog
 from services.common.liveness import Liveness
 from services.common.logs import set_up_logging
 from services.common.metrics import serve_metrics
-from services.common.retriever_client import connect_retriever
+from services.common.settings import ServiceSettings
 from services.loader.loads import NEAR, LoadWorker
-from services.loader.settings import LoaderSettings
 from tlm_core.artifacts.store import drop_untouched
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,14 @@ log = logging.getLogger(__name__)
 _BEAT_SECONDS = 5.0
 _HANG_SECONDS = 3600.0  # the download of a large file advances no counter
 _NEAR_SECONDS = 7 * 24 * 3600
+
+
+class LoaderSettings(ServiceSettings):
+    """Read from TLM_LOADER_*."""
+
+    model_config = SettingsConfigDict(env_prefix="TLM_LOADER_")
+
+    metrics_port: int | None = None  # at which the loader shows its figures to Prometheus
 
 
 def main() -> None:
@@ -34,7 +43,7 @@ def main() -> None:
     serve_metrics(settings.metrics_host, settings.metrics_port)
     shutil.rmtree(settings.scratch / "work", ignore_errors=True)  # of an earlier process
     drop_untouched(settings.scratch / NEAR, _NEAR_SECONDS)  # of loads that another loader finished
-    retriever = connect_retriever(settings.retriever_url, settings.internal_token.get_secret_value())
+    retriever = settings.retriever()
     worker = LoadWorker(Catalog(settings.redis()), settings.artifact_store(), retriever, settings.scratch)
     thread = threading.Thread(target=worker.run, name="loads", daemon=True)
     thread.start()

@@ -124,7 +124,7 @@ class LoadRecords:
 
     def delete(self, key: CorpusKey) -> None:
         """Delete the records of `key`, if there are any."""
-        with self._store.errors(f"deleting the records of {key}"):
+        with self._store.errors(f"deleting the records of the corpus {key.name}@{key.version}"):
             for ending in (".json", ".progress.json"):
                 if self._store.fs.exists(self._path(key, ending)):
                     self._store.fs.rm_file(self._path(key, ending))

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from services.common.background import Background
 from services.common.logs import set_up_logging
 from services.common.metrics import serve_metrics
-from services.common.retriever_client import connect_retriever
 from services.trainer.cluster import connect_cluster
 from services.trainer.coordinator import Coordinator
 from services.trainer.selections import Selections
@@ -43,7 +42,7 @@ def main() -> None:
     Coordinator(
         store,
         artifacts,
-        Selections(connect_retriever(settings.retriever_url, settings.internal_token.get_secret_value())),
+        Selections(settings.retriever()),
         cluster,
         settings,
         owner=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}",

@@ -555,7 +555,10 @@ class Coordinator:
             self._release(held)
 
     def _has_stopped(self, job: JobRecord, held: _Held, *, grace: float) -> bool:
-        """Stop the attempt. Returns whether all of it has stopped. Only running workers get `grace` seconds first."""
+        """Stop the submissions, local stages and selections of an attempt. Returns whether all have stopped.
+
+        A submission whose workers run gets `grace` seconds first. One that waits stops at once.
+        """
         held.stopping_since = min(held.stopping_since or self._now, self._now)  # The clock may go back.
         workers_stopped = held.submissions.stop(job, running=self._now - held.stopping_since >= grace)
         held.cancel_local_stages()

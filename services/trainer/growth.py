@@ -64,7 +64,7 @@ class Growth:
         return True
 
     def _saves_time(self) -> bool:
-        """Return whether the last stage that reported is of this group, writes checkpoints and has much left."""
+        """Return whether the running stage writes checkpoints and its rest is long enough for a restart."""
         job = self.store.get(self.assignment.tenant, self.assignment.job)
         if job.progress is None or (job.progress.stage_eta_seconds or 0.0) < MIN_STAGE_RATIO * self.seconds:
             return False

@@ -18,9 +18,9 @@ _Value = TypeVar("_Value")
 
 
 def patiently(call: Callable[[], _Value]) -> _Value:
-    """Return the value of `call`, which may be repeated.
+    """Call `call` until it raises no Outage, and return its result. It must be safe to repeat.
 
-    Raises its Outage after PATIENCE_SECONDS of retries.
+    Raises its last Outage after PATIENCE_SECONDS.
     """
     retrying = Retrying(
         retry=retry_if_exception_type(Outage),

@@ -28,7 +28,10 @@ def main() -> None:
 
 
 def _in_child(run: Callable[[], None]) -> int:
-    """Run in a child, and return its exit code. The kernel kills the process with the most memory: not this one."""
+    """Call `run` in a child process, and return its exit code.
+
+    If memory runs out, the kernel kills the child, which uses the most, and this process can report it.
+    """
     child = os.fork()
     if not child:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -126,9 +126,9 @@ def report_waiting(
 
 
 def _lacks_room() -> bool:
-    """Return whether Ray still seeks room for the workers of this submission.
+    """Return whether a placement group of this submission waits for free resources.
 
-    The id of a placement group ends with that of the job of Ray that requested it.
+    The id of a placement group ends with the id of its Ray job.
     """
     own = ray.get_runtime_context().get_job_id()
     return any(name.endswith(own) and group["state"] == "PENDING" for name, group in placement_group_table().items())
@@ -202,7 +202,7 @@ class _ProcessGroup(TorchConfig):
 
 
 class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
-    """Runs in the controller of Ray Train, once the workers have their room."""
+    """Connects the workers in a process group. Ray Train calls it in its controller, once the workers run."""
 
     def on_start(self, worker_group: WorkerGroup, backend_config: _ProcessGroup) -> None:
         from services.trainer.patience import patiently
@@ -224,7 +224,7 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
         ray.get(joining, timeout=_COLLECTIVE.total_seconds())
 
     def on_shutdown(self, worker_group: WorkerGroup, backend_config: _ProcessGroup) -> None:
-        """Report, before the workers end, if the kernel killed one for its memory. The worker itself cannot."""
+        """Report if the kernel killed a worker because memory ran out: a killed worker cannot report it."""
         status = worker_group.get_latest_poll_status()
         lost = status is not None and any(map(_is_loss, status.errors.values()))
         try:
@@ -236,7 +236,7 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
 
 
 def more_oom_kills(before: Mapping[str, int]) -> bool:
-    """Return whether the kernel has killed a process for its memory on a node since `before`, by the nodes' counters.
+    """Return whether the kernel has killed a process because memory ran out, by the nodes' counters since `before`.
 
     A counter that vanished with its container shows nothing.
     """

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import math
 import sys
-from pathlib import Path
 
-from pydantic import SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from services.common.settings import StoreSettings
+from services.common.settings import ServiceSettings
 
 METRICS_PORTS = 8  # of a machine; each worker uses one
 
 
-class TrainerSettings(StoreSettings):
+class TrainerSettings(ServiceSettings):
     """Read from TLM_TRAINER_*. Set the same variables for the coordinator and for Ray's workers."""
 
     model_config = SettingsConfigDict(env_prefix="TLM_TRAINER_")
 
-    retriever_url: str = "http://127.0.0.1:8322"
-    internal_token: SecretStr = SecretStr("")
     ray_url: str = "http://127.0.0.1:8265"
     concurrency: int = 1  # jobs that one coordinator drives at the same time
     lease_seconds: float = 30.0
@@ -40,11 +36,6 @@ class TrainerSettings(StoreSettings):
     job_cpus: float | None = None  # CPUs that the workers of a job share; replaces worker_cpus
     worker_gpus: float = 0.0
     python: str = sys.executable
-
-    @property
-    def heartbeat(self) -> Path:
-        """File that the coordinator touches in each step. A health probe reads its time."""
-        return self.scratch / "heartbeat"
 
     def cpus_per_worker(self, workers: int, side_by_side: int = 1) -> float:
         """Return the number of CPUs of each worker. side_by_side: groups of a job's seeds that share the CPUs.

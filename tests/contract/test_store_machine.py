@@ -285,11 +285,15 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def indexes_agree_with_records(self) -> None:
-        queued = {member for name in self.client.scan_iter(f"{QUEUE}*") for member in self.client.zrange(name, 0, -1)}  # type: ignore[union-attr]
-        leased = set(self.client.zrange(LEASES, 0, -1))  # type: ignore[arg-type]
+        queues = list(self.client.scan_iter(f"{QUEUE}*"))
+        with self.client.pipeline(transaction=False) as pipe:
+            for name in (LEASES, *(key(T, "state", state) for state in State), *queues):
+                pipe.zrange(name, 0, -1)
+            leased, *members = pipe.execute()
+        of_state = dict(zip(State, members, strict=False))
+        queued = {member for queue in members[len(of_state) :] for member in queue}
         for job in self.jobs():
-            states = [state for state in State if self.client.zscore(key(T, "state", state), job.id) is not None]
-            assert states == [job.state]
+            assert [state for state, ids in of_state.items() if job.id in ids] == [job.state]
             assert (f"{T}/{job.id}" in queued) is (job.state is State.QUEUED)
             assert (f"{T}/{job.id}" in leased) is (job.state in ACTIVE)
             assert (job.owner is not None) is (job.state in ACTIVE)

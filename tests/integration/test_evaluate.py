@@ -98,7 +98,7 @@ def test_evaluate_rejects_other_labels_and_missing_models(model: Path, data: Pat
         text = (data / f"{split}.jsonl").read_text(encoding="utf-8").replace('"pos"', '"yes"')
         (tmp_path / f"{split}.jsonl").write_text(text, encoding="utf-8")
     other, _ = load_task(tmp_path)
-    with pytest.raises(InvalidRequest, match="They must be equal"):
+    with pytest.raises(InvalidRequest, match="Only in the dataset: "):
         evaluate_model(str(model), other)
 
 

@@ -75,7 +75,7 @@ def spawn(
 
 
 def list_processes(marks: Marks) -> list[int]:
-    """Return the pids of this user's processes with all `marks`, without this process and zombies."""
+    """Return the pids of this user's processes whose environment has all `marks`, except this process and zombies."""
     variables = {f"{name}={value}".encode() for name, value in marks.items()}
     pids = []
     for entry in Path("/proc").glob("[0-9]*"):

@@ -17,7 +17,10 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def storage_errors(action: str) -> Iterator[None]:
-    """Raise the project's errors for errors of a file system inside the block. action: begins the message."""
+    """Raise the project's errors for errors of a file system inside the block.
+
+    action: follows "Failed" in the message, such as "writing the dataset".
+    """
     try:
         yield
     except FileNotFoundError as error:

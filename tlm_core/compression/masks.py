@@ -67,7 +67,7 @@ class Mask:
             raise InvalidRequest(f"Invalid mask value {invalid[0]!r}. Each value must be 0, 1, false or true.")
         if len({len(row) for row in heads}) != 1 or len(blocks) != len(heads):
             raise InvalidRequest(
-                "Invalid mask: all layers must have the same number of heads, and 'blocks' one value for each layer."
+                "Invalid mask. The rows of 'heads' need equal lengths, and 'blocks' needs one value for each row."
             )
         mask = cls(tuple(tuple(map(bool, row)) for row in heads), tuple(map(bool, blocks)))
         if empty := [number for number, row in enumerate(mask.heads) if not any(row)]:

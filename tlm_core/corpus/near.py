@@ -50,14 +50,14 @@ class NearDuplicates:
         self._pending: list[tuple[Keys, Owners]] = []
         self.dropped = 0
         self.seconds = 0.0
-        with storage_errors("Detecting near duplicates"):
+        with storage_errors("detecting near duplicates"):
             folder.mkdir(parents=True, exist_ok=True)
             self._answered = self._resume()
 
     def select_new(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         """Return [texts] True for every text that is no near duplicate of an earlier one, in any call."""
         begun = self._clock()
-        with storage_errors("Detecting near duplicates"):
+        with storage_errors("detecting near duplicates"):
             earlier, self._answered = np.split(self._answered, [len(texts)])
             parts = [
                 self._select_new(texts[start : start + _AT_ONCE]) for start in range(len(earlier), len(texts), _AT_ONCE)

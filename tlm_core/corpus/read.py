@@ -133,7 +133,7 @@ def _local_files(path: Path, note: Notify) -> list[Path]:
     ]
     files = [file for file in visible if format_of(file)]
     if not files:
-        raise InvalidRequest(f"The folder '{path}' has no readable file. {SUPPORTED}")
+        raise InvalidRequest(f"The folder '{path}' contains no file of a supported type. {SUPPORTED}")
     if others := [file.name for file in visible if not format_of(file) and file.name != INFO]:
         note(f"{path}: skipped {len(others)} files of other types, such as '{others[0]}'")
     return files
@@ -158,7 +158,7 @@ def write_corpus(
     near: drops near duplicates too, except the first. Raises InvalidDataset if there is no passage or one id has two
     texts, StorageFull, StorageUnavailable.
     """
-    with storage_errors(f"Writing {folder}"):
+    with storage_errors(f"writing {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         _clear(folder, "passages-*.parquet.part")
     tally = _Tally(language)
@@ -169,7 +169,7 @@ def write_corpus(
             fault = Fault("empty", "The corpus has no passage: no source has any text. Add files with texts.")
             raise InvalidDataset(fault.message, [fault])
         info = tally.info(near.dropped if near else None)
-        with storage_errors(f"Writing {folder}"):
+        with storage_errors(f"writing {folder}"):
             # A folder without corpus.json is not a corpus, so a mixture of old and new files is never read.
             _clear(folder, INFO, "passages-*.parquet")
             for part in parts:
@@ -261,12 +261,12 @@ def write_parts(passages: Iterator[Passage], folder: Path) -> list[Path]:
     batch = list(islice(passages, _BATCH))
     while batch:
         parts.append(folder / f"passages-{len(parts):05d}.parquet.part")
-        with storage_errors(f"Writing {folder}"):
+        with storage_errors(f"writing {folder}"):
             writer = pq.ParquetWriter(parts[-1], schema, compression="zstd")
         with writer:
             for _ in range(ROWS_PER_FILE // _BATCH):
                 columns = [list(values) for values in zip(*batch, strict=True)]
-                with storage_errors(f"Writing {folder}"):
+                with storage_errors(f"writing {folder}"):
                     writer.write_table(pa.table(columns, schema=schema))
                 if not (batch := list(islice(passages, _BATCH))):
                     break

@@ -32,11 +32,11 @@ def _remote_errors(action: str) -> Iterator[None]:
             yield
     except TLMError as error:
         if isinstance(error.__cause__, PermissionError):
-            message = f"{action}: access is denied ({error.__cause__}). Check the address and its permissions."
+            message = f"Failed {action}: access is denied ({error.__cause__}). Check the address and its permissions."
             raise InvalidRequest(message) from error
         raise
     except Exception as error:  # every protocol has its own exceptions
-        message = f"{action}: {type(error).__name__}: {error}. Check the address and its permissions."
+        message = f"Failed {action}: {type(error).__name__}: {error}. Check the address and its permissions."
         raise InvalidRequest(message) from error
 
 
@@ -51,7 +51,7 @@ class Remote(NamedTuple):
         for path in self.paths:
             with tempfile.TemporaryDirectory(prefix="tlm-source-") as folder:
                 local = Path(folder) / Path(path).name
-                with _remote_errors(f"Fetching {path}"):
+                with _remote_errors(f"fetching {path}"):
                     self.fs.get_file(path, str(local))
                 yield local
 
@@ -70,11 +70,11 @@ def list_remote(address: str, note: Notify) -> Remote:
         raise MissingDependency(f"Reading {address} needs a package that is not installed: {error}") from error
     except ValueError as error:
         raise InvalidRequest(f"Invalid address '{address}': {error}. Check the protocol.") from error
-    with _remote_errors(f"Listing {address}"):
+    with _remote_errors(f"listing {address}"):
         paths = [path] if fs.isfile(path) else sorted(fs.find(path))
     files = [name for name in paths if format_of(Path(name))]
     if not files:
-        raise InvalidRequest(f"'{address}' has no readable file. {SUPPORTED}")
+        raise InvalidRequest(f"'{address}' contains no file of a supported type. {SUPPORTED}")
     if len(files) < len(paths):
         note(f"{address}: skipped {len(paths) - len(files)} files of other types")
     return Remote(fs, files)

@@ -162,7 +162,7 @@ def _passes_linear(report: Report, model: str) -> Report:
 
 
 def _errors(report: Report, model: str) -> list[tuple[float, list[float]]]:
-    """Return the labels and the errors of each run of a model's points."""
+    """Return for each point of a model the number of labels, and the error (1 - accuracy) of each run."""
     return [(p["labels"], [1 - run["accuracy"] for run in p["runs"]]) for p in report["models"][model]["points"]]
 
 

@@ -11,9 +11,9 @@ LISTED_PER_CODE = 100
 
 
 class Findings:
-    """Everything that was noticed; the first 100 of each code are listed, the others are counted.
+    """Collects data errors, data warnings and notes. Counts all, and lists the first 100 of each code.
 
-    subject: what is read, for the summary. stop_at: number of data errors at which `fault` raises InvalidDataset.
+    subject: name of the data, for the summary. stop_at: number of data errors at which `fault` raises InvalidDataset.
     notify: called with each note at once.
     """
 

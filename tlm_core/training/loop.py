@@ -385,7 +385,7 @@ class _Progress:
         self.stop = False
 
     def count(self, batch: Batch) -> None:
-        """Count what the model needs for a batch."""
+        """Add the FLOPs that the model needs for a batch."""
         if self._peak is not None and self._trainer.needed_flops is not None:
             self._needed += self._trainer.needed_flops(batch)
 

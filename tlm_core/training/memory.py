@@ -56,8 +56,9 @@ def predicting_bytes(shape: Shape, parameters: int, rows: int) -> int:
 def rows_at_once(device: str, workers: int, most: int, count: Callable[[int], int]) -> int:
     """Return how many rows to process at once: `most`, halved until they fit, at least 1.
 
-    device: its kind; count: rows → bytes. A GPU raises an error when memory runs out, so there the result is `most`.
-    A CPU's system kills the process, so there the estimate decides, as if all workers shared this machine.
+    device: type of the device, such as `cpu`. count: estimates the bytes for a number of rows. A GPU gets `most`,
+    because it raises an error when memory runs out. On a CPU the kernel kills the process, so the estimate decides. It
+    assumes that all workers share this machine.
     """
     if device != "cpu":
         return most

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic_settings import BaseSettings
 
 from services.api.settings import ApiSettings
-from services.loader.settings import LoaderSettings
+from services.loader.__main__ import LoaderSettings
 from services.retriever.app import RetrieverSettings
 from services.trainer.settings import TrainerSettings
 
