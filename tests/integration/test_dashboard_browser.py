@@ -17,6 +17,7 @@ from tlm_core.kinds.prune import PruneOptions
 
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 T = "default"
+TABS = ("results", "labels", "selection", "model", "log")
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +49,9 @@ def page(browser: Any, served: tuple[str, Gateway, Contents]) -> Iterator[Any]:
 
 
 def paths_of(contents: Contents) -> list[str]:
-    succeeded, hostile, running = (f"/ui/jobs/{contents.jobs[name]}" for name in ("succeeded", "hostile", "running"))
-    tabs = [
-        f"{job}/{tab}" for job in (succeeded, hostile) for tab in ("results", "labels", "selection", "model", "log")
-    ]
+    """Return one address of each page."""
+    succeeded, running = (f"/ui/jobs/{contents.jobs[name]}" for name in ("succeeded", "running"))
+    tabs = [f"{succeeded}/{tab}" for tab in TABS]
     lists = [
         "/ui/jobs",
         "/ui/models",
@@ -64,9 +64,16 @@ def paths_of(contents: Contents) -> list[str]:
         "/docs/scale",
         "/docs/tutorial",
     ]
-    sets = [f"/ui/datasets/{name}" for name in (contents.dataset, contents.hostile_dataset)]
     both = f"/ui/compare?id={contents.jobs['succeeded']}&id={contents.jobs['alone']}"
-    return [*lists, *sets, succeeded, running, f"/ui/jobs/{contents.jobs['failed']}", *tabs, both]
+    return [
+        *lists,
+        f"/ui/datasets/{contents.dataset}",
+        succeeded,
+        running,
+        f"/ui/jobs/{contents.jobs['failed']}",
+        *tabs,
+        both,
+    ]
 
 
 def open_views(page: Any, address: str) -> Iterator[None]:
@@ -119,7 +126,9 @@ def test_hostile_texts_never_run_and_no_foreign_url_is_requested(
     url, _, contents = served
     elsewhere: list[str] = []
     page.on("request", lambda request: request.url.startswith((url, "data:")) or elsewhere.append(request.url))
-    for path in paths_of(contents):
+    hostile = f"/ui/jobs/{contents.jobs['hostile']}"
+    of_job = [hostile, *(f"{hostile}/{tab}" for tab in TABS)]
+    for path in [*paths_of(contents), f"/ui/datasets/{contents.hostile_dataset}", *of_job]:
         page.goto(url + path)
         settle(page)
         assert "owned" not in page.title(), path
@@ -201,7 +210,8 @@ def test_label_of_a_row_leaves_room_for_the_text(page: Any, served: tuple[str, G
 def test_every_page_fits_a_phone(page: Any, served: tuple[str, Gateway, Contents]) -> None:
     url, _, contents = served
     page.set_viewport_size({"width": 360, "height": 740})
-    for path in paths_of(contents):
+    hostile = [f"/ui/jobs/{contents.jobs['hostile']}/{tab}" for tab in TABS]  # long words
+    for path in [*paths_of(contents), *hostile]:
         for _ in open_views(page, url + path):
             assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
     page.complaints = [complaint for complaint in page.complaints if "404" not in complaint]

@@ -21,7 +21,7 @@ from tests.contract.retriever_harness import RetrieverHarness
 from tests.integration.worker_processes import process_context
 from tlm_core.artifacts.store import ArtifactStore
 
-KILLS = 12
+KILLS = 8
 PASSAGES = 3_000
 QUERIES = 1_100  # more than one part, so that a killed selection can resume
 PREFIX = "t/artifacts/a/1"
@@ -98,16 +98,15 @@ def test_result_is_the_same_after_random_kills(opensearch_url: str, tmp_path: Pa
     harness.write_corpus([(f"p{n:05d}", " ".join(rng.choices(words, k=40)), f"s{n % 3}") for n in range(PASSAGES)])
     harness.task = harness.write_task([" ".join(rng.choices(words, k=6)) for _ in range(QUERIES)])
     lives, kills = Lives(harness, opensearch_url), 0
-    assert lives.live(600)
-    undisturbed = lives.result()
-    lives.reset()
     began = time.monotonic()
     assert lives.live(600)
     longest = time.monotonic() - began
-    assert lives.result() == undisturbed
+    undisturbed = lives.result()
     lives.reset()
     while kills < KILLS:
+        began = time.monotonic()
         if lives.live(rng.uniform(0, longest)):
+            longest = min(longest, time.monotonic() - began)  # OpenSearch becomes faster
             assert lives.result() == undisturbed
             lives.reset()
         else:
