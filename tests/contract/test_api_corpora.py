@@ -321,9 +321,9 @@ def test_second_upload_during_a_load_is_refused(api: TestClient, gateway: Gatewa
 
 
 def test_many_small_files_need_one_open_file(api: TestClient) -> None:
-    files = [("files", (f"{n}.txt", f"A sentence about the thing number {n}. " * 6)) for n in range(300)]
+    files = [("files", (f"{n}.txt", f"A sentence about the thing number {n}. " * 6)) for n in range(120)]
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 100, before[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 60, before[1]))
     try:
         answer = api.post("/v1/corpora", data={"name": "docs"}, files=files)
     finally:

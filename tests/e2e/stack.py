@@ -71,7 +71,7 @@ def write_data(folder: Path) -> None:
     (folder / "notes.jsonl").write_text("\n".join(lines), encoding="utf-8")
 
 
-def _command_of(pid: int) -> bytes:
+def command_of(pid: int) -> bytes:
     """Return the command line of a process, or nothing if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -86,12 +86,12 @@ class Stack:
     client: TLMClient
     folder: Path
 
-    def workers(self, command: bytes = WORKER) -> list[int]:
+    def workers(self) -> list[int]:
         """Return the process ids of the stack's training workers."""
-        return [pid for pid in list_processes({FOLDER_MARK: str(self.folder)}) if command in _command_of(pid)]
+        return [pid for pid in list_processes({FOLDER_MARK: str(self.folder)}) if WORKER in command_of(pid)]
 
-    def wait_for_no_worker(self, command: bytes = WORKER) -> None:
-        wait_for(lambda: not self.workers(command), 60)
+    def wait_for_no_worker(self) -> None:
+        wait_for(lambda: not self.workers(), 60)
 
     def events(self, job_id: str, event_type: str) -> list[JobEvent]:
         return [event for event in self.client.past_events(job_id) if event.type == event_type]
@@ -114,16 +114,16 @@ class Stack:
         """Submit a job and wait for its end."""
         return self.client.wait(self.client.submit(spec).id)
 
-    def kill_worker(self, job_id: str, command: bytes = WORKER) -> int:
+    def kill_worker(self, job_id: str) -> int:
         """Kill a training worker after a checkpoint of the joint stage, and return the step of that checkpoint."""
         steps: list[int] = []
 
         def has_checkpoint() -> bool:
             steps[:] = [event.data["step"] for event in self.events(job_id, "checkpoint.published")]
-            return bool(steps and self.workers(command))
+            return bool(steps and self.workers())
 
         wait_for(has_checkpoint, 240)
-        os.kill(self.workers(command)[0], signal.SIGKILL)
+        os.kill(self.workers()[0], signal.SIGKILL)
         return max(steps)
 
 

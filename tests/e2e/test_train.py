@@ -106,18 +106,6 @@ def test_cancelled_job_leaves_no_worker(embedded: Stack) -> None:
     embedded.wait_for_no_worker()
 
 
-def test_two_workers_resume_after_one_is_killed(embedded: Stack) -> None:
-    actor = b"ray::RayTrainWorker"
-    job = embedded.client.submit(make_spec(seeds=(11,), workers=2))
-    step = embedded.kill_worker(job.id, actor)
-    ended = embedded.client.wait(job.id)
-    assert (ended.state, ended.attempt) == ("succeeded", 2)
-    (resumed,) = embedded.events(job.id, "stage.resumed")
-    assert (resumed.attempt, resumed.data["node"]) == (2, "joint.s11")
-    assert resumed.data["step"] >= step > 0
-    embedded.wait_for_no_worker(actor)
-
-
 @pytest.mark.opensearch
 def test_opensearch_and_embedded_index_give_the_same_model(
     embedded: Stack, killed: tuple[Job, int], data: Path, opensearch_url: str, tmp_path_factory: pytest.TempPathFactory

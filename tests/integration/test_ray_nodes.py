@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,10 +20,11 @@ from services.trainer.coordinator import Coordinator
 from services.trainer.settings import TrainerSettings
 from tests.contract.coordinator_harness import coordinator_of
 from tests.contract.gateway import TRAIN, Gateway, T, add_dataset, make_gateway
-from tests.e2e.stack import OVERRIDES
+from tests.e2e.stack import OVERRIDES, command_of
 from tests.integration.worker_processes import Programs
 from tests.redis_server import RedisServer
 from tests.support import ROOT, wait_for
+from tlm_client.stack.processes import list_processes
 from tlm_core.jobs.spec import Event, JobRecord
 from tlm_core.jobs.states import TERMINAL, State
 
@@ -172,14 +175,25 @@ def test_job_shrinks_when_a_node_is_lost_and_grows_with_another(run: Run, nodes:
     assert run.events("stage.resumed")[0].data["step"] > 0
 
 
-@pytest.mark.parametrize("run", [{"workers": 2}], indirect=True)
-def test_two_workers_wait_for_room_and_run_on_a_node_each(run: Run, nodes: Cluster) -> None:
+@pytest.mark.parametrize("run", [{"workers": 2, "overrides": TASK_ALONE | LONG}], indirect=True)
+def test_two_workers_wait_for_room_and_resume_after_one_is_killed(
+    run: Run, nodes: Cluster, environment: dict[str, str]
+) -> None:
+    def ranks() -> list[int]:
+        pids = list_processes({"TLM_TRAINER_STORAGE": environment["TLM_TRAINER_STORAGE"]})
+        return [pid for pid in pids if command_of(pid).startswith(b"ray::RayTrainWorker")]
+
     nodes.remove_node(next(iter(nodes.worker_nodes)))
     run.until(lambda: "main" in run.job.beats)
     assert run.job.beats["main"].phase == "waiting"
     assert not run.events("stage.started")[1:], "Only the coordinator's stage has run."
     nodes.add_node(num_cpus=1, **LOCAL)
-    run.until(lambda: run.trained)
-    assert (run.job.attempt, run.trained) == (1, [2])
+    run.until(lambda: run.events("checkpoint.published"))
+    assert (run.job.attempt, run.trained, len(ranks())) == (1, [2], 2)
+    os.kill(ranks()[0], signal.SIGKILL)
+    run.until(lambda: run.trained[1:])
+    assert (run.job.attempt, run.job.failures, run.trained) == (2, 0, [2, 2])
+    assert run.events("stage.resumed")[0].data["step"] > 0
     run.jobs.cancel(T, run.job_id)
     run.until(lambda: run.job.state is State.CANCELLED)
+    wait_for(lambda: not ranks())
