@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.stack import SPLITS, Stack, make_spec
+from tlm_core.errors import NotFound
 from tlm_core.training.recipe import resolve
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.timeout(600)]
@@ -39,7 +40,8 @@ def test_pruning_reuses_the_dense_model_and_exports_a_smaller_one(embedded: Stac
     _, dense = finish(embedded)
     job, report = finish(embedded, kind="prune", options=PRUNE)
     assert report["dense"]["mean"]["validation"] == dense["models"]["encoder"]["mean"]["validation"]
-    assert embedded.started_nodes(job)[:2] == ["evaluate", "importance.s0"]
+    started = embedded.started_nodes(job)
+    assert started[:2] == ["evaluate", "importance.s0"] and len(started) == 2 + 4 + 1
     assert report["inference"]["sliced"]["bytes"] < report["inference"]["dense"]["bytes"]
     assert len(embedded.client.predict(job, TEXTS).data) == 2
     embedded.client.download(job, tmp_path / "model")
@@ -66,5 +68,7 @@ def test_ticket_sharing_compares_three_systems(embedded: Stack, data: Path) -> N
     job, report = finish(embedded, kind="share_tickets", options=options)
     assert [task["name"] for task in report["tasks"]] == ["topics", "topics2"]
     assert set(report["average"]) == {"alone", "multi_task", "tickets", "linear"} and report["words"]
+    with pytest.raises(NotFound, match="has no stage 'export'"):
+        embedded.client.predict(job, TEXTS)
     nodes = embedded.started_nodes(job)
     assert "importance.1.s0" in nodes and "importance.0.s0" not in nodes, "the first ticket comes from a job"

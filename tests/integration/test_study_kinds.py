@@ -1,4 +1,4 @@
-"""Learning curves, pruning and ticket sharing from request to prediction, with real stages and a simulated Ray."""
+"""Jobs of several kinds with real stages and a simulated Ray."""
 
 from __future__ import annotations
 
@@ -121,18 +121,6 @@ def test_learning_curve_has_report_and_predicting_bilstm(service: Service) -> No
     assert {"plot.svg", "curves.csv", "model.onnx", "report.json"} <= files
 
 
-def test_pruning_reuses_finished_model_and_exports_a_smaller_one(service: Service) -> None:
-    first = service.finished(seeds=[0])
-    job = service.finished(kind="prune", options={"levels": [0.25, 0.5], "tickets": ["winning", "random"]}, seeds=[0])
-    assert job["state"] == "succeeded", job["error"]
-    started = [e.data["node"] for e in service.store.events("default", job["id"]) if e.type == "stage.started"]
-    assert set(started) > {"evaluate", "importance.s0"} and len(started) == 2 + 4 + 1
-    report, scores = service.report(job["id"]), service.report(first["id"])["models"]["encoder"]["mean"]
-    assert report["dense"]["mean"]["validation"] == scores["validation"]
-    assert report["inference"]["sliced"]["bytes"] < report["inference"]["dense"]["bytes"]
-    assert set(service.predicted(job["id"])) <= set(TOPICS)
-
-
 def test_pruned_model_with_wall_clock_budget_shares_its_ticket(service: Service) -> None:
     clocked = SET | {"joint.enabled": True, "joint.budget.seconds": 0.5}
     first = service.finished(seeds=[0], overrides=clocked)
@@ -148,15 +136,6 @@ def test_pruned_model_with_wall_clock_budget_shares_its_ticket(service: Service)
     share = {"others": ["more"], "level": 0.25, "tickets": {"more": mask}}
     shared = service.finished(kind="share_tickets", options=share, seeds=[0])
     assert shared["state"] == "succeeded", shared["error"]
-
-
-def test_sharing_compares_systems_without_serving_a_model(service: Service) -> None:
-    service.dataset("more")
-    job = service.finished(kind="share_tickets", options={"others": ["more"], "level": 0.25}, seeds=[0])
-    assert job["state"] == "succeeded", job["error"]
-    report = service.report(job["id"])
-    assert [task["name"] for task in report["tasks"]] == ["topics", "more"]
-    assert service.client.post(f"/v1/models/{job['id']}/predict", json={"texts": TEXTS}).status_code == 404
 
 
 def test_invalid_requests_are_rejected_at_submission(service: Service) -> None:
