@@ -86,7 +86,7 @@ def longest_import_chain(files: list[Path]) -> list[str]:
     @cache
     def chain_from(name: str) -> tuple[str, ...]:
         if name in open_modules:
-            raise ValueError(f"Import cycle through {name}.")
+            raise ValueError(f"The module {name} is in an import cycle. Move what the modules share into another one.")
         open_modules.add(name)
         longest = max(map(chain_from, sorted(imports[name])), key=len, default=())
         open_modules.discard(name)
@@ -108,7 +108,7 @@ def measure() -> list[Figure]:
     longest, where = max(lengths)
     chain = longest_import_chain(packages)
     return [
-        Figure("lines of Python, without tests", count_lines(product, lambda _: True), 47_912, 30_000),
+        Figure("lines of Python, without tests", count_lines(product, lambda _: True), 47_930, 30_000),
         Figure("lines that use Any", count_lines(packages, _USES_ANY.search), 120, 120),
         Figure("longest function, in lines", longest, 60, 60, where),
         Figure("median function, in lines", statistics.median(length for length, _ in lengths), 7, 7),

@@ -35,7 +35,10 @@ _BATCH = 4096
 
 
 def task_folder(name: str, rows: int = SOURCES_ROWS) -> Path:
-    """Return the `validate` artifact of a shared task, or of `sources` with `rows` train texts."""
+    """Return the `validate` artifact of a task.
+
+    name: a folder below TLM_SHARED_DATA, or a generated task. rows: the number of train texts of `sources`.
+    """
     if name == "sources":
         return write_once(FOLDER / "task" / f"sources-{rows}", lambda folder: _write_sources(folder, rows))
     options = DatasetOptions(name=name)  # `select_once` reads the name

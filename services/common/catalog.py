@@ -259,7 +259,7 @@ class Catalog:
         if answer == -1:
             raise StaleAttempt(f"Load {load.id} is being cancelled. Stop writing.")
         if not answer:
-            raise StaleAttempt(f"Another process holds the lease of load {load.id}. Stop writing.")
+            raise StaleAttempt(f"This process no longer holds the lease of load {load.id}. Stop writing.")
 
     # --- reads ----------------------------------------------------------------------------------------------------
 

@@ -90,7 +90,10 @@ def free_bytes(disk_free: str | None) -> int | None:
 
 
 def unreadable(name: str, error: ValidationError, remedy: str = "restore it") -> UnreadableRecord:
-    """Return the error for a record that does not match its model. remedy: besides a newer release."""
+    """Return the error for a record that does not match its model.
+
+    remedy: what a user can do if the newest release does not help; it ends the message.
+    """
     first = error.errors()[0]
     return UnreadableRecord(
         f"Another release of the service wrote {name}, or it is damaged: {'.'.join(map(str, first['loc']))}: "

@@ -94,9 +94,10 @@ class SelectionRuns:
         self.task.start(self._beat, BEAT_SECONDS, stop)
 
     def put(self, artifact: str, request: SelectionRequest) -> None:
-        """Start the selection unless it runs, or is ready, for the same prefix.
+        """Start the selection, unless it runs or is ready for the same output folder (`request.prefix`).
 
-        Another prefix is another attempt and stops the previous one. Raises InvalidRecipe for invalid params.
+        A request with another folder is of a later attempt, so it stops the earlier run. Raises InvalidRecipe for
+        invalid params.
         """
         params = _params(request)
         with self._lock:

@@ -64,7 +64,11 @@ class Growth:
         return True
 
     def _saves_time(self) -> bool:
-        """Return whether the running stage writes checkpoints and its rest is long enough for a restart."""
+        """Return whether a restart with more workers is worth its time.
+
+        The running stage must be of this submission, write checkpoints, and have at least MIN_STAGE_RATIO * `seconds`
+        left.
+        """
         job = self.store.get(self.assignment.tenant, self.assignment.job)
         if job.progress is None or (job.progress.stage_eta_seconds or 0.0) < MIN_STAGE_RATIO * self.seconds:
             return False

@@ -163,7 +163,7 @@ def _needs(assignment: Assignment) -> dict[str, float]:
 def _number_of_workers(assignment: Assignment) -> int:
     """Return how many workers this attempt starts: as many as the cluster has room for, but at least `workers`.
 
-    Ray Train's own range of workers counts the cluster's resources, also those that other submissions use.
+    The range of Ray Train (`num_workers=(min, max)`) does not fit: it counts resources that other submissions use.
     """
     return max(assignment.workers, min(_places(assignment), assignment.max_workers))
 

@@ -53,8 +53,9 @@ class JobReporter:
     """A `Reporter` (tlm_core.training.stage) over the job store.
 
     It sends a report at least every `heartbeat` seconds. The report shows that the worker is alive, and for how long
-    the group has made no progress. draining: set when the machine stops. While Redis is unavailable or full, the
-    reporter buffers reports and training continues. Once the attempt has ended, `progress` always returns False.
+    the group has made no progress. draining: set when the attempt must stop at a checkpoint. While Redis is
+    unavailable or full, the reporter buffers reports and training continues. Once the attempt has ended, `progress`
+    always returns False.
     """
 
     def __init__(
@@ -137,7 +138,7 @@ class JobReporter:
             self._pending.logs.append(text)
 
     def start_node(self, situation: Situation, node: Node) -> None:
-        """Report all that follows for this node."""
+        """Make `node` the current one: later progress, metrics and log lines are of this node."""
         self._node = (situation, node)
         self._logged_tenth, self._latest = 0, {}
         STEP.clear()
@@ -153,7 +154,7 @@ class JobReporter:
 
     @property
     def draining(self) -> bool:
-        """Whether the job must stop here because a machine of its workers stops."""
+        """Whether the attempt must stop at a checkpoint: a machine stops, or more workers have room."""
         return self._draining.is_set()
 
     def _may_continue(self) -> bool:

@@ -66,9 +66,9 @@ class Sweeper:
 
 @dataclass(frozen=True)
 class StorageSweeper:
-    """Deletes folders of the storage that no record has named for a week, such as partial checkpoints of lost workers.
+    """Deletes folders of the storage that no record names, such as partial checkpoints of lost workers.
 
-    Folders of unfinished jobs stay.
+    Parts of expired uploads are deleted at once, others after a week. Folders of unfinished jobs stay.
     """
 
     store: JobStore

@@ -31,7 +31,7 @@ def storage_errors(action: str) -> Iterator[None]:
             raise StorageFull(
                 f"Failed {action}: no space left on the storage ({reason}). Free some space and try again."
             ) from error
-        raise StorageUnavailable(f"Failed {action}: the storage returned an error: {error}") from error
+        raise StorageUnavailable(f"Failed {action}: {error}. Check the disk or the storage, and try again.") from error
 
 
 @contextmanager

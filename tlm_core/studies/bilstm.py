@@ -166,7 +166,7 @@ class BiLSTM(nn.Module):
         self.task = LSTMHead(shape)
 
     def pool(self, hidden: Tensor, segments: Tensor, doc_row: Tensor, doc_segment: Tensor) -> Tensor:
-        """Return the vectors of the given documents, [D, 2 * hidden], in their order."""
+        """Return the vectors of all D documents, [D, 2 * hidden], in the order of `doc_row` and `doc_segment`."""
         place = doc_row * (segments.max() + 1) + doc_segment
         return hidden[place.argsort().argsort()]
 

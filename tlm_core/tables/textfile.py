@@ -96,7 +96,10 @@ class Lines:
     def _check(self, line: str) -> None:
         place = f"line {self.number} of {self._path.name}"
         if not self._pieces and len(line) == self._longest and not line.endswith("\n"):
-            raise UnreadableFile("malformed_row", f"A record is too long: {place}. Split it, or close an open quote.")
+            raise UnreadableFile(
+                "malformed_row",
+                f"A record is too long: {place} has more than {self._longest:,} characters. Write shorter lines.",
+            )
         if self._encoding.strict and not line.isascii() and (byte := UNDECODED.search(line)):
             value = ord(byte[0]) - 0xDC00
             message = f"Byte 0x{value:02X} in {place} is not UTF-8. Save the file as UTF-8."

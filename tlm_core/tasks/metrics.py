@@ -157,7 +157,7 @@ def score(
 
 def _check_labels(true: Targets, predicted: Targets, n_labels: int, metric: str) -> None:
     if METRICS[metric].positive_label and n_labels != 2:
-        raise ValueError(f"The metric '{metric}' needs two labels; the task has {n_labels}.")
+        raise ValueError(f"The metric '{metric}' needs two labels, and the task has {n_labels}. Use macro_f1.")
     both = np.concatenate([true, predicted])
     if len(both) and not (both.min() >= 0 and both.max() < n_labels):
         raise ValueError(f"Label indices must lie in 0..{n_labels - 1}; got {both.min()}..{both.max()}.")

@@ -131,7 +131,7 @@ def load_published(source: str, folder: Path) -> tuple[Tokenizer, dict[str, int]
     try:
         published = AutoTokenizer.from_pretrained(str(original), trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise NotFound(f"Cannot load the tokenizer '{source}': {error}") from error
+        raise NotFound(f"Cannot load the tokenizer '{source}': {error}. Check tokenizer.source.") from error
     if not published.is_fast:
         raise InvalidRecipe(f"The tokenizer '{source}' has no fast form (tokenizer.json). Choose one that has.")
     ids = {
