@@ -1,4 +1,4 @@
-"""`python -m tests.chaos.resume [--kind KIND] [--kills N] [--ray]`: real training that is killed and resumes.
+"""`python -m tests.chaos.resume [--run RUN] [--kills N] [--ray]`: real training that is killed and resumes.
 
 The worker is killed N times in each stage that writes checkpoints. The files of each stage must equal those of a job
 that nobody interrupts, byte for byte. With --ray, the killed worker runs on a real Ray node.
@@ -29,12 +29,17 @@ from tlm_core.jobs.plan import Node, plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import TERMINAL, State
 
-# Kind → its stages that train, and its options.
-KINDS: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
-    "train": (("joint", "finetune", "refit"), {}),
-    "learning_curve": (("bilstm",), {"models": ["bilstm"], "sizes": [0.5, 1.0], "lstm": {"layers": 1, "hidden": 64}}),
-    "prune": (("ticket",), {"levels": [0.5], "tickets": ["winning"]}),
-    "share_tickets": (("share",), {"others": ["more"]}),
+# Run → the kind of its job, the stages to kill, and the options.
+RUNS: dict[str, tuple[str, tuple[str, ...], dict[str, object]]] = {
+    "train": ("train", ("joint", "finetune"), {}),
+    "refit": ("train", ("refit",), {}),
+    "learning_curve": (
+        "learning_curve",
+        ("bilstm",),
+        {"models": ["bilstm"], "sizes": [0.5, 1.0], "lstm": {"layers": 1, "hidden": 64}},
+    ),
+    "prune": ("prune", ("ticket",), {"levels": [0.5], "tickets": ["winning"]}),
+    "share_tickets": ("share_tickets", ("share",), {"others": ["more"]}),
 }
 _RECIPE = {name: value for name, value in OVERRIDES.items() if not name.startswith("selection.")} | {
     "selection.selector": "none", "joint.budget.steps": 1000, "finetune.epochs": 300, "finetune.evaluations": 30,
@@ -43,15 +48,15 @@ _RECIPE = {name: value for name, value in OVERRIDES.items() if not name.startswi
 _PATIENCE, _PATIENCE_PER_KILL = 240.0, 40.0
 
 
-def run(folder: Path, kind: str, kills: int, rng: random.Random, *, ray: bool = False) -> dict[str, dict[str, str]]:
+def run(folder: Path, name: str, kills: int, rng: random.Random, *, ray: bool = False) -> dict[str, dict[str, str]]:
     """Train with this many kills in each stage. Returns the digest of each file of each node."""
-    stages, _ = KINDS[kind]
+    _, stages, _ = RUNS[name]
     times = {"poll_seconds": "0.2"}  # The defaults otherwise: a process that imports torch may be silent for seconds.
     chaos = Chaos(folder, coordinators=1, gateways=1, times=times, ray=ray)
     with chaos.running():
-        for name in ("toy", "more"):
-            chaos.add_dataset(name)
-        job = _submit(chaos, kind)
+        for dataset in ("toy", "more"):
+            chaos.add_dataset(dataset)
+        job = _submit(chaos, name)
         done, deadline = dict.fromkeys(stages, 0), time.monotonic() + _PATIENCE + 2 * kills * _PATIENCE_PER_KILL
         nodes = [node for node in plan_of(chaos.store.get(T, job)).nodes if node.stage.name in stages]
         while len(files := _files(chaos, record := chaos.store.get(T, job), nodes)) < len(nodes):
@@ -69,17 +74,13 @@ def run(folder: Path, kind: str, kills: int, rng: random.Random, *, ray: bool = 
         return files
 
 
-def _submit(chaos: Chaos, kind: str) -> str:
+def _submit(chaos: Chaos, name: str) -> str:
+    kind, _, options = RUNS[name]
     with httpx.Client(timeout=30, trust_env=False) as client:
-        # With one validation, `refit` trains for as many epochs as `finetune`.
-        own = {"finetune.evaluations": 1} if kind == "train" else {"joint.enabled": False}
-        body = {
-            "kind": kind,
-            "dataset": "toy",
-            "overrides": _RECIPE | own,
-            "options": KINDS[kind][1],
-            "max_attempts": 10,
-        }
+        own = _RECIPE if name == "train" else _RECIPE | {"joint.enabled": False}
+        if name == "refit":  # With one validation, it trains for as many epochs as `finetune`.
+            own |= {"finetune.evaluations": 1}
+        body = {"kind": kind, "dataset": "toy", "overrides": own, "options": options, "max_attempts": 10}
         answer = chaos.request(client, "POST", "/v1/jobs", random.Random(0), json=body)
     assert answer.status_code == 202, answer.text
     return str(answer.json()["id"])
@@ -114,7 +115,7 @@ def _files(chaos: Chaos, record: JobRecord, nodes: Sequence[Node]) -> dict[str, 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kind", choices=KINDS, default="train")
+    parser.add_argument("--run", choices=RUNS, default="train")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--ray", action="store_true", help="run the killed workers on a real Ray node")
@@ -123,8 +124,8 @@ def main() -> int:
     processes.preload("tlm_core.training.encoder_stages", "tlm_core.training.evaluate", "tlm_core.training.export")
     folder = Path(tempfile.mkdtemp(prefix="resume-"))
     say(f"seed {options.seed}, logs in {folder}")
-    whole = run(folder / "whole", options.kind, 0, random.Random())
-    killed = run(folder / "killed", options.kind, options.kills, random.Random(options.seed), ray=options.ray)
+    whole = run(folder / "whole", options.run, 0, random.Random())
+    killed = run(folder / "killed", options.run, options.kills, random.Random(options.seed), ray=options.ray)
     for node in whole:
         differ = sorted(name for name in whole[node] if whole[node][name] != killed[node].get(name))
         say(f"{node}: {len(whole[node])} files, different: {', '.join(differ) or 'none'}")
