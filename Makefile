@@ -4,6 +4,7 @@ BIN := .venv/bin
 SHELL := /bin/bash
 TASK ?=
 CORPUS ?=
+RESUMED := train refit prune share_tickets learning_curve
 PROSE := README.md CONTRIBUTING.md CHANGELOG.md docs Makefile deploy benchmarks services tlm_client tlm_core tools
 
 .PHONY: help setup demo test chaos chaos-times soak check client evidence evidence-runs bench-gateway bench-gpu bench-quality bench-retrieval bench-studies bench-training lock clean test-gpu
@@ -48,8 +49,8 @@ chaos: setup
 	@$(BIN)/python -m tests.chaos $(if $(JOBS),--jobs $(JOBS)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(SEED),--seed $(SEED)) $(if $(BUG),--bug $(BUG))
 	@$(if $(BUG),:,$(BIN)/python -m tests.chaos --ray --jobs 50 --clients 8 --faults 30 --wait 3.5 $(if $(SEED),--seed $(SEED)))
 	@$(if $(BUG),:,$(BIN)/python -m tests.chaos.streams)
-	@$(if $(BUG),:,$(BIN)/python -m tests.chaos.resume)
-	@$(if $(BUG),:,$(BIN)/python -m tests.chaos.resume --ray)
+	@$(if $(BUG),:,for run in $(RESUMED); do $(BIN)/python -m tests.chaos.resume --run $$run || exit 1; done)
+	@$(if $(BUG),:,for run in $(RESUMED); do $(BIN)/python -m tests.chaos.resume --run $$run --ray || exit 1; done)
 
 chaos-times: setup
 	@$(BIN)/python -m tests.chaos.times

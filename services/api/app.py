@@ -67,7 +67,8 @@ def create_app(parts: Parts) -> FastAPI:
 
 async def _finish_removals(parts: Parts) -> None:
     """Complete interrupted deletions at the start and every few minutes."""
-    while True:
-        with parts.removals.round():
-            await run_in_threadpool(finish_removals, parts)
-        await asyncio.sleep(_REMOVAL_SECONDS)
+    with parts.removals.running():
+        while True:
+            with parts.removals.round():
+                await run_in_threadpool(finish_removals, parts)
+            await asyncio.sleep(_REMOVAL_SECONDS)

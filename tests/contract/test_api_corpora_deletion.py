@@ -95,7 +95,7 @@ def test_cancelled_load_leaves_only_the_earlier_version(api: TestClient, gateway
     wait_for(lambda: not [path for path in gateway.leftovers() if "uploads" in path])
     files, indexes = gateway.leftovers(), dict(gateway.retriever.loads)
     load = start_stuck_load(api, gateway, LINES.replace("sentence", "phrase"))
-    assert len(gateway.retriever.loads) == 2
+    wait_for(lambda: len(gateway.retriever.loads) == 2)
     response = api.post(f"/v1/corpora/docs/loads/{load}/cancel")
     assert (response.status_code, response.json()["state"]) == (200, "cancelling")
     assert wait_until_cancelled(api, load)["error"] is None
