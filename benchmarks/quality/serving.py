@@ -11,6 +11,9 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from benchmarks.report import figure
 from tlm_core.serving import MODEL, Model, load_model
 from tlm_core.tasks.metrics import score
@@ -26,12 +29,17 @@ def main() -> None:
     options = parser.parse_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # onnxruntime then starts one thread
     rows = [json.loads(line) for line in options.test.read_text(encoding="utf-8").splitlines()]
-    for folder in options.models:
-        measure(folder, [row["text"] for row in rows], [row["label"] for row in rows])
+    texts, labels = ([row[name] for row in rows] for name in ("text", "label"))
+    first, *others = [measure(folder, texts, labels) for folder in options.models]
+    for folder, guess in zip(options.models[1:], others, strict=True):
+        figure(f"{folder.name}_equal_labels", [float((guess == first).mean())], unit="share of the first model's")
 
 
-def measure(folder: Path, texts: list[str], labels: list[str]) -> None:
-    """Print macro-F1, the size of the graph, texts per second in batches, and the mean time of one text."""
+def measure(folder: Path, texts: list[str], labels: list[str]) -> NDArray[np.int64]:
+    """Print macro-F1, the size of the graph, texts per second in batches, and the mean time of one text.
+
+    Returns [texts] the predicted labels as numbers.
+    """
     model = load_model(folder)
     truth = [model.labels.index(label) for label in labels]
     guess = model.probabilities(texts).argmax(axis=1)  # also warms up
@@ -42,6 +50,7 @@ def measure(folder: Path, texts: list[str], labels: list[str]) -> None:
     alone = [[text] for text in texts[:ONE_BY_ONE]]
     runs = [1e3 * seconds(model, alone) / len(alone) for _ in range(RUNS)]
     figure(f"{folder.name}_one_text", runs, unit="ms", better="lower")
+    return guess
 
 
 def seconds(model: Model, requests: list[list[str]]) -> float:

@@ -172,23 +172,24 @@ class Measurements:
                 yield replace(setup, stage=stage), Rate(seconds * slowdown, f"{job.id}, which runs")
 
     def _measure(self, job: JobRecord) -> Finished | None:
-        """Measure a succeeded job and store its rates. Return None for a job without an encoder.
+        """Measure a succeeded job and store its rates. Return None for a job without an encoder, and for a curve.
 
-        Raises KeyError for a study, which has other artifacts.
+        A curve prepares each subset, so it does not measure the texts of the whole dataset.
         """
         if not job.result or not job.result.artifacts:
             return None
         plan, refs = plan_of(job), {name: entry.ref for name, entry in job.result.artifacts.items()}
         texts = self.texts(job)
-        if trains := any(isinstance(node.params, TrainParams) for node in plan.nodes):
-            texts[0] = _as_prepared(texts[0], job, self._artifacts.manifest(refs["prepare"]))
+        if prepared := refs.get("prepare"):
+            texts[0] = _as_prepared(texts[0], job, self._artifacts.manifest(prepared))
         rates: dict[str, list[float]] = {}
         events = self._jobs.events(job.tenant, job.id, limit=_MAX_EVENTS)
         for node, elapsed, device in _elapsed(events, job, plan):
             work = work_of(node, texts_of(plan, node, texts)) if node else Work(1.0)
             units = work.units if work else 0.0
             if node and isinstance(node.params, TrainParams):
-                units = float(self._artifacts.manifest(refs[node.name]).meta.get("flops", units))
+                if work is None or work.flops is not None:  # The work of a BiLSTM counts tokens.
+                    units = float(self._artifacts.manifest(refs[node.name]).meta.get("flops", units))
                 cost = self._artifacts.read_json(refs[node.name], "history.json")["cost"]
                 elapsed = max(elapsed, float(cost["seconds"]))  # a resumed stage began before its last start
             if units > 0:
@@ -197,7 +198,7 @@ class Measurements:
                 rates.setdefault(name, []).append(elapsed / units / setup.seeds)
         cost = self._artifacts.read_json(refs[plan.report], "report.json")["cost"]["total"]
         self._jobs.save_rates(job.tenant, {setup: f"{median(each)} {job.id}" for setup, each in rates.items()})
-        return Finished(job.id, source_of(job.resolved), texts[0], cost["gpu_seconds"] > 0) if trains else None
+        return Finished(job.id, source_of(job.resolved), texts[0], cost["gpu_seconds"] > 0) if prepared else None
 
 
 def _as_prepared(texts: Texts, job: JobRecord, prepared: Manifest) -> Texts:

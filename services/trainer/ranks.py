@@ -186,7 +186,9 @@ def _unreported(failure: TrainingFailedError) -> WorkerLost | None:
     if any(isinstance(getattr(cause, "health_check_failure", cause), OutOfMemoryError) for cause in causes.values()):
         return WorkerFailed("Worker exceeded the memory of its machine, and Ray ended it.", details=details)
     lost = [rank for rank, cause in causes.items() if _is_of_ray(cause)]
-    return WorkerLost(f"Worker {lost[0]} died or did not answer.", details=details) if lost else None
+    if not lost:
+        return None
+    return WorkerLost(f"Worker {lost[0]} was killed (often out of memory) or does not answer.", details=details)
 
 
 class _ProcessGroup(TorchConfig):

@@ -325,6 +325,18 @@ def test_every_kind_is_estimated(api: TestClient, gateway: Gateway, body: dict[s
     assert all(stage["reason"] for stage in stages.values())
 
 
+def test_finished_curve_measures_its_stages(api: TestClient, gateway: Gateway) -> None:
+    body = {"kind": "learning_curve", "options": {"sizes": [0.5, 1], "models": ["bilstm", "encoder", "tlm"]}}
+    assert "bilstm" in {stage["stage"] for stage in estimate(api, **body)["stages"] if stage["seconds"] is None}
+    assert api.post("/v1/jobs", json=BODY | body).status_code == 202
+    job = gateway.parts.jobs.claim("a", 60)
+    assert job is not None
+    record(gateway, job, lambda _: 5.0)
+    stages = {stage["stage"]: stage for stage in estimate(api, **body | {"seeds": [1]})["stages"]}
+    assert stages["bilstm"]["basis"] == "measured" and 5 < stages["bilstm"]["seconds"] < 30
+    assert all(stage["seconds"] is not None for stage in stages.values())
+
+
 def test_dry_run_creates_no_job(api: TestClient) -> None:
     answer = api.post("/v1/jobs?dry_run=true", json=BODY, headers={"Idempotency-Key": "k"})
     assert answer.status_code == 200, answer.text

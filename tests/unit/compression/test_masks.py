@@ -84,8 +84,8 @@ def test_mask_survives_json_round_trip() -> None:
         ({}, "Invalid mask. Expected"),
         ({"heads": [[1, 1]], "blocks": 1}, "Invalid mask. Expected"),
         ({"heads": [[1, 2]], "blocks": [1]}, "Invalid mask value 2. Each value must be 0, 1"),
-        ({"heads": [[1, 1], [1]], "blocks": [1, 1]}, "same number of heads"),
-        ({"heads": [[1, 1]], "blocks": [1, 1]}, "one value for each layer"),
+        ({"heads": [[1, 1], [1]], "blocks": [1, 1]}, "need equal lengths"),
+        ({"heads": [[1, 1]], "blocks": [1, 1]}, "one value for each row"),
         ({"heads": [[1, 1], [0, 0]], "blocks": [1, 1]}, "layer 1 has no heads"),
     ],
 )
