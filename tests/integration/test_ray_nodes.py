@@ -190,10 +190,13 @@ def test_two_workers_wait_for_room_and_resume_after_one_is_killed(
     nodes.add_node(num_cpus=1, **LOCAL)
     run.until(lambda: run.events("checkpoint.published"))
     assert (run.job.attempt, run.trained, len(ranks())) == (1, [2], 2)
+    step = run.events("checkpoint.published")[-1].data["step"]
     os.kill(ranks()[0], signal.SIGKILL)
     run.until(lambda: run.trained[1:])
     assert (run.job.attempt, run.job.failures, run.trained) == (2, 0, [2, 2])
-    assert run.events("stage.resumed")[0].data["step"] > 0
+    (resumed,) = run.events("stage.resumed")
+    assert (resumed.attempt, resumed.data["node"]) == (2, "joint.s0")
+    assert resumed.data["step"] >= step > 0
     run.jobs.cancel(T, run.job_id)
     run.until(lambda: run.job.state is State.CANCELLED)
     wait_for(lambda: not ranks())

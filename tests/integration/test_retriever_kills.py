@@ -21,7 +21,7 @@ from tests.contract.retriever_harness import RetrieverHarness
 from tests.integration.worker_processes import process_context
 from tlm_core.artifacts.store import ArtifactStore
 
-KILLS = 8
+KILLS = 12
 PASSAGES = 3_000
 QUERIES = 1_100  # more than one part, so that a killed selection can resume
 PREFIX = "t/artifacts/a/1"
