@@ -19,10 +19,12 @@ from benchmarks.report import figure
 from services.common.history import History
 from services.common.jobstore import CheckpointRef, JobStore
 from services.common.redis_client import key
+from services.common.situation import Situation
 from tests.factories import make_resolved, make_spec
 from tests.redis_server import RedisServer
 from tlm_core.artifacts import ManifestRef
 from tlm_core.artifacts.store import ArtifactStore
+from tlm_core.errors import NonFiniteLoss
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
 
@@ -30,23 +32,31 @@ TENANT = "default"
 _OWN = re.compile(r"job_[0-9a-z]{19}|art_[0-9a-f]{40}|[0-9a-f]{64}")
 
 
-def run_long_job(store: JobStore, artifacts: ArtifactStore, points: int = 4_000, lines: int = 2_000) -> JobRecord:
-    """Return a job that ended. Each of its training stages has written this many points and lines."""
+def run_long_job(
+    store: JobStore, artifacts: ArtifactStore, points: int = 4_000, lines: int = 2_000, *, fails: bool = False
+) -> JobRecord:
+    """Return a job that ended. Each of its training stages has written this many points and lines.
+
+    fails: whether the job fails after its last stage.
+    """
     resolved = make_resolved(dataset=ManifestRef(folder="default/datasets/ds_1", digest=secrets.token_hex(32)))
     job, _ = store.submit(TENANT, make_spec(), resolved, idempotency_key=None)
     claimed = store.claim("a", 60)
     assert claimed is not None and claimed.id == job.id
     nodes = {}
     for node in plan_of(claimed).nodes:
-        artifact = "art_" + secrets.token_hex(20)
+        artifact = Situation.read(store, claimed).artifact_id(node)
         ref = ManifestRef(folder=f"{TENANT}/artifacts/{artifact}/{job.id}-1", digest=secrets.token_hex(32))
         if node.stage.name in ("joint", "finetune"):
             _train(store, job, node.name, artifact, points, lines)
         store.publish(TENANT, job.id, 1, artifact=artifact, ref=ref, node=node.name, stage=node.stage.name)
         store.move_marked()
         nodes[node.name] = {"artifact": artifact, "ref": ref.model_dump()}
-    mean = {split: {"macro_f1": 0.8123, "micro_f1": 0.8345, "accuracy": 0.83} for split in ("validation", "test")}
-    store.finish(claimed, "a", {"artifacts": nodes, "summary": {"metric": "macro_f1", "mean": mean}})
+    if fails:
+        store.fail(claimed, "a", NonFiniteLoss("The loss is nan."))
+    else:
+        mean = {split: {"macro_f1": 0.8123, "micro_f1": 0.8345, "accuracy": 0.83} for split in ("validation", "test")}
+        store.finish(claimed, "a", {"artifacts": nodes, "summary": {"metric": "macro_f1", "mean": mean}})
     store.move_marked()
     assert artifacts.fs.exists(artifacts.path(TENANT, "jobs", job.id))
     return store.get(TENANT, job.id)
@@ -116,15 +126,15 @@ def _renamed(job_id: str) -> Callable[[str], str]:
 
 
 def bytes_per_job(
-    store: JobStore, client: redis.Redis, artifacts: ArtifactStore, jobs: int, recent: int
+    store: JobStore, client: redis.Redis, artifacts: ArtifactStore, jobs: int, recent: int, *, fail: bool = False
 ) -> tuple[float, float]:
-    """Fill the store with ended jobs. Returns the bytes of a recent and of an archived one."""
+    """Fill the store with jobs that ended, or that failed. Returns the bytes of a recent and of an archived one."""
     before = memory(client)
-    archived = run_long_job(store, artifacts)
+    archived = run_long_job(store, artifacts, fails=fail)
     store.archive_ended(-60)
     copy_job(client, archived, jobs - recent - 1)
     between = memory(client)
-    copy_job(client, run_long_job(store, artifacts), recent - 1)
+    copy_job(client, run_long_job(store, artifacts, fails=fail), recent - 1)
     after = memory(client)
     return (after - between) / recent, (between - before) / (jobs - recent)
 

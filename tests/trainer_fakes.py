@@ -111,7 +111,15 @@ class FakeSelections(Selections):
         self.running = False  # whether a stopped selection still runs
         self.answer: Callable[[JobRecord], SelectionRun | None] = lambda _: None
 
-    def request(self, job: JobRecord, node: Node, artifact: str, *, task: ManifestRef) -> SelectionRun:  # noqa: ARG002
+    def request(
+        self,
+        job: JobRecord,
+        node: Node,
+        artifact: str,
+        *,
+        task: ManifestRef,  # noqa: ARG002
+        check_owner: Callable[[], None],  # noqa: ARG002
+    ) -> SelectionRun:
         self.requests += 1
         if (answer := self.answer(job)) is not None:
             return answer

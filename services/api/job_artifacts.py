@@ -127,7 +127,9 @@ def model_file_response(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord
 def checkpoints_of(jobs: JobStore, job: JobRecord) -> list[CheckpointRef]:
     """The current checkpoints of a job in the order of its plan, ascending by step."""
     if job.checkpoints:
-        return [CheckpointRef.model_validate(checkpoint) for checkpoint in job.checkpoints]
+        order = {node.name: index for index, node in enumerate(plan_of(job).nodes)}
+        refs = map(CheckpointRef.model_validate, job.checkpoints)
+        return sorted(refs, key=lambda ref: (order.get(ref.node, len(order)), ref.step))
     plan = plan_of(job)
     situation = Situation(job, plan, artifacts_by_node(jobs, job, plan))
     return [ref for artifact in situation.artifact_ids() for ref in jobs.checkpoints(job.tenant, artifact)]

@@ -7,7 +7,8 @@ import math
 import re
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, TypedDict
 
 import redis
@@ -36,7 +37,7 @@ from tlm_core.jobs.states import TERMINAL, State
 from tlm_core.training.recipe import resolve
 
 _JSON_FIELDS = frozenset(
-    {"spec", "resolved", "origin", "submissions", "beats", "excluded_from_cache", "checkpoints"}
+    {"spec", "resolved", "origin", "submissions", "beats", "excluded_from_cache", "checkpoints", "published"}
     | {"progress", "waiting", "error", "result"}
 )
 _FOLDER = re.compile(r'"folder": ?"([^"]+)"')  # in the JSON of a record
@@ -160,8 +161,8 @@ class JobReads:
         filters += [key(tenant, "kind", kind)] if kind else []
         filters += [key(tenant, "label", digest_of(pair)) for pair in labels]
         on_datasets = None if datasets is None else [key(tenant, "on", dataset) for dataset in datasets]
-        only = self._matching(tenant, search) if search else None
-        ids = self._ids(filters or [key(tenant, "jobs")], on_datasets, only, after, limit + 1)
+        matches_search = self._matching(tenant, search) if search else None
+        ids = self._ids(filters or [key(tenant, "jobs")], on_datasets, matches_search, after, limit + 1)
         return self._records(tenant, ids[:limit]), len(ids) > limit
 
     def newest_in(self, tenant: str, state: State, limit: int) -> list[str]:
@@ -211,24 +212,27 @@ class JobReads:
         """Return tenant and id of the queued jobs that had to wait after their last attempt, some perhaps no longer."""
         jobs: list[tuple[str, str]] = []
         for priority in range(-MAX_PRIORITY, MAX_PRIORITY + 1):
-            members = self._redis.zrange(queue_of(priority), 0, -1)
-            for start in range(0, len(members), _PAGE):
-                page = [tuple(member.split("/", 1)) for member in members[start : start + _PAGE]]
+            members = (member for member, _ in self._redis.zscan_iter(queue_of(priority), count=_PAGE))
+            while page := [tuple(member.split("/", 1)) for member in islice(members, _PAGE)]:
                 pipe = self._redis.pipeline(transaction=False)
                 for tenant, job_id in page:
                     pipe.hexists(key(tenant, "job", job_id), "due_at")
                 jobs += [job for job, is_delayed in zip(page, pipe.execute(), strict=True) if is_delayed]
         return jobs
 
-    def _matching(self, tenant: str, search: str) -> set[str]:
+    def _matching(self, tenant: str, search: str) -> Callable[[str], bool]:
+        """Return a test for ids: the id, or the part after `job_`, starts with `search`, or the name contains it."""
         names, text = self._redis.hscan_iter(key(tenant, "names"), count=_PAGE), search.casefold()
-        ids = {job_id for job_id, name in names if text in name.casefold()}
-        for start in (search, f"job_{search}"):
-            ids.update(self._redis.zrange(key(tenant, "jobs"), f"[{start}", f"[{start}\x7f", bylex=True))
-        return ids
+        named = {job_id for job_id, name in names if text in name.casefold()}
+        return lambda job_id: job_id in named or job_id.startswith((search, f"job_{search}"))
 
     def _ids(
-        self, all_of: list[str], any_of: list[str] | None, only: set[str] | None, after: str | None, limit: int
+        self,
+        all_of: list[str],
+        any_of: list[str] | None,
+        matches_search: Callable[[str], bool] | None,
+        after: str | None,
+        limit: int,
     ) -> list[str]:
         """Return members of sorted sets whose scores are all 0, in descending order.
 
@@ -239,7 +243,7 @@ class JobReads:
         if any_of is not None and len(any_of) == 1:
             all_of, any_of = [*all_of, *any_of], None
         others = sorted(all_of, key=self._redis.zcard)
-        size = _PAGE if any_of or only is not None or len(others) > 1 else limit
+        size = _PAGE if any_of or matches_search or len(others) > 1 else min(limit, _PAGE)
         smallest, start, members = others.pop(0), f"({after}" if after else "+", list[str]()
         while len(members) < limit and (
             page := self._redis.zrange(smallest, start, "-", desc=True, bylex=True, offset=0, num=size)
@@ -249,8 +253,9 @@ class JobReads:
             if any_of is not None:
                 unions = [self._are_members(page, other) for other in any_of]
                 matches.append([any(of_one) for of_one in zip(*unions, strict=True)])
-            rows = zip(page, *matches, strict=True)
-            members += [member for member, *in_others in rows if all(in_others) and (only is None or member in only)]
+            if matches_search:
+                matches.append([matches_search(member) for member in page])
+            members += [member for member, *holds in zip(page, *matches, strict=True) if all(holds)]
         return members[:limit]
 
     def _are_members(self, members: Sequence[str], place: str) -> list[bool]:
@@ -334,6 +339,8 @@ class JobReads:
         folders: set[str] = set()
         for name in self._redis.scan_iter(key(tenant, "*"), count=1000):
             match self._redis.type(name):
+                case "hash" if name == key(tenant, "artifacts"):  # It has an entry for each stage of recent jobs.
+                    texts = [body for _, body in self._redis.hscan_iter(name, count=_PAGE)]
                 case "hash":
                     texts = list(unpacked(self._redis.hgetall(name)).values())
                     texts += [self._redis.hget(name, "history") or ""]

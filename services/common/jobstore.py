@@ -199,14 +199,20 @@ class JobStore(JobReads):
         record = key(tenant, "job", job_id)
         fields = self._redis.hgetall(record)
         nodes = json.loads(fields.get("result", "{}")).get("artifacts", {}).values()
-        refs = [(node["artifact"], canonical_json(node["ref"])) for node in nodes]
-        lists = {artifact: self._redis.lrange(key(tenant, "checkpoints", artifact), 0, -1) for artifact, _ in refs}
+        refs = {node["artifact"]: canonical_json(node["ref"]) for node in nodes}
+        produced = sorted(refs.keys() | self.artifacts_of(tenant, job_id))
+        if not refs and produced:  # A job that failed or was canceled has no result.
+            bodies = zip(produced, self._redis.hmget(key(tenant, "artifacts"), produced), strict=True)
+            refs = {artifact: body for artifact, body in bodies if body is not None and job_id in body}
+            fields["published"] = canonical_json({artifact: json.loads(body) for artifact, body in refs.items()})
+        lists = {artifact: self._redis.lrange(key(tenant, "checkpoints", artifact), 0, -1) for artifact in produced}
         own = [(artifact, body) for artifact, bodies in lists.items() for body in bodies if job_id in body]
         fields = {name: value for name, value in fields.items() if name not in _UNPACKED}
         names = list(fields)
         fields |= {"checkpoints": canonical_json([json.loads(body) for _, body in own])} if own else {}
         keys = [record, key(tenant, "job-artifacts", job_id), ENDED, key(tenant, "artifacts")]
-        args = [f"{tenant}/{job_id}", packed(fields) if names else "", *map(canonical_json, (names, refs, own))]
+        lists_of_lua = map(canonical_json, (names, list(refs.items()), own))
+        args = [f"{tenant}/{job_id}", packed(fields) if names else "", *lists_of_lua]
         self._run("archive", keys, [*args, key(tenant, "checkpoints", "")])
 
     # --- verbs of the user -------------------------------------------------------------------------------------

@@ -40,8 +40,10 @@ class Situation:
             waiting = [node for node in waiting if node.name not in names]
             done |= {node.name: node.reused.ref for node in level if node.reused}
             nodes = [node for node in level if not node.reused]
-            refs = store.artifacts(job.tenant, [_artifact_id(job, node, done) for node in nodes])
-            done |= {node.name: ref for node, ref in zip(nodes, refs, strict=True) if ref is not None}
+            ids = [_artifact_id(job, node, done) for node in nodes]
+            refs = zip(nodes, ids, store.artifacts(job.tenant, ids), strict=True)
+            published = ((node.name, ref or job.published.get(artifact)) for node, artifact, ref in refs)
+            done |= {name: ref for name, ref in published if ref is not None}
         return cls(job, plan, done)
 
     def artifact_id(self, node: Node) -> str:

@@ -452,10 +452,12 @@ class Coordinator:
         if DROPPED in self.artifacts.manifest(task).meta:
             self._publish(situation, node, task)
             return
-        run = self.selections.request(job, node, artifact, task=task)
+        check_owner = partial(held.submissions.check_owner, job)
+        run = self.selections.request(job, node, artifact, task=task, check_owner=check_owner)
         if run.ref is not None:
             self._publish(situation, node, run.ref)
         elif run.state == "failed":
+            check_owner()
             self.selections.stop(job, artifact)  # The retriever forgets the failure, so the next attempt retries.
             unknown = TLMError("The retriever failed without a reason. Read its log.")
             self._fail_stage(situation, node, run.failure or unknown)
@@ -563,13 +565,15 @@ class Coordinator:
         workers_stopped = held.submissions.stop(job, running=self._now - held.stopping_since >= grace)
         held.cancel_local_stages()
         self._replace_hung_threads(held)
-        selections_stopped = self._stop_selections(job)
+        selections_stopped = self._stop_selections(job, held)
         return selections_stopped and workers_stopped and all(future.done() for future in held.local.values())
 
-    def _stop_selections(self, job: JobRecord) -> bool:
+    def _stop_selections(self, job: JobRecord, held: _Held) -> bool:
         """Stop the selections that the job waits for. Returns whether none of them runs."""
         situation = Situation.read(self.store, job)
         artifacts = [situation.artifact_id(node) for node in situation.ready() if node.place is Place.RETRIEVER]
+        if artifacts:
+            held.submissions.check_owner(job)
         stopped = [self.selections.stop(job, artifact) for artifact in artifacts]
         return all(stopped)
 
@@ -579,7 +583,7 @@ class Coordinator:
             error = StorageUnavailable(error.message)
         # What still runs could publish nothing, but would use the room of the next attempt.
         for name, stop in (
-            ("selections", lambda: self._stop_selections(job)),
+            ("selections", lambda: self._stop_selections(job, held)),
             ("workers", lambda: self._stop_workers(job, held)),
         ):
             try:

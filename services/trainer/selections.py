@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from services.common.retriever_client import RetrieverClient, SelectionRequest, SelectionRun
 from services.common.situation import folder_prefix
 from tlm_core.artifacts import ManifestRef
@@ -16,14 +18,18 @@ class Selections:
     def __init__(self, client: RetrieverClient) -> None:
         self._client = client
 
-    def request(self, job: JobRecord, node: Node, artifact: str, *, task: ManifestRef) -> SelectionRun:
+    def request(
+        self, job: JobRecord, node: Node, artifact: str, *, task: ManifestRef, check_owner: Callable[[], None]
+    ) -> SelectionRun:
         """Start the selection unless it runs, and return its state. Call it until the selection is ready.
 
-        A retryable failure starts the selection again and is raised, so that it is reported.
+        check_owner: raises StaleAttempt if another coordinator holds the job. A retryable failure starts the selection
+        again and is raised, so that it is reported.
         """
         run = self._client.get_selection(artifact)
         failure = run.failure
         if run.state == "unknown" or (run.state == "failed" and failure is not None and failure.retryable):
+            check_owner()
             self._client.put_selection(artifact, self._body(job, node, artifact, task))
         if failure is not None and failure.retryable:
             raise failure

@@ -72,10 +72,10 @@ class Submissions:
         return Status.RUNNING not in statuses.values()
 
     def _stop(self, job: JobRecord, submission: str) -> None:
-        self._check_owner(job)
+        self.check_owner(job)
         self.cluster.stop(submission)
 
-    def _check_owner(self, job: JobRecord) -> None:
+    def check_owner(self, job: JobRecord) -> None:
         """Raise StaleAttempt if another coordinator has adopted the job while this one waited for a component."""
         if not self.store.renew(job.tenant, job.id, self.owner, self.settings.lease_seconds):
             raise StaleAttempt(f"Another coordinator holds job {job.id}.")
@@ -87,7 +87,7 @@ class Submissions:
         submission = f"{job.id}.{group}.{job.attempt}"
         self.cluster.status(submission)  # Raises Unavailable before anything is written.
         self._check_gpus()
-        self._check_owner(job)
+        self.check_owner(job)
         event = ("workers.submitted", {"group": group, "submission": submission})
         self.store.report(job.tenant, job.id, job.attempt, submissions={group: submission}, events=[event])
         command = [self.settings.python, "-m", PROGRAM, *assignment.arguments()]
@@ -139,7 +139,7 @@ class Submissions:
             return
         self.waiting_checked[submission] = now
         if self.cluster.is_lost(submission):
-            self._check_owner(job)
+            self.check_owner(job)
             self.cluster.release(submission)
             raise AttemptEnded(WorkerLost("The head of the cluster restarted before the workers started."))
 

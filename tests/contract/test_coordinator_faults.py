@@ -27,6 +27,7 @@ from tlm_core.artifacts import ManifestRef
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import (
     CorruptArtifact,
+    EmptySelection,
     NonFiniteLoss,
     NotFound,
     StaleAttempt,
@@ -413,6 +414,21 @@ def test_coordinator_that_lost_its_lease_before_submitting_submits_nothing(harne
     for _ in range(5):
         coordinator.round()
     assert (harness.job(job_id).owner, harness.job(job_id).submissions, harness.cluster.statuses) == ("b", {}, {})
+
+
+def test_coordinator_that_lost_its_lease_leaves_the_selection_to_the_owner(harness: CoordinatorHarness) -> None:
+    job_id, coordinator = harness.submit(), harness.coordinator("a")
+
+    def adopted_meanwhile(_: JobRecord) -> SelectionRun:
+        harness.store.expire_deadlines()
+        assert harness.store.claim("b", 30) is not None
+        return SelectionRun(state="failed", error=EmptySelection("no passage").as_dict())
+
+    harness.selections.answer = adopted_meanwhile
+    for _ in range(5):
+        coordinator.round()
+    assert (harness.job(job_id).owner, harness.job(job_id).state) == ("b", State.RUNNING)
+    assert harness.selections.stopped == []
 
 
 def test_submission_of_a_requeued_attempt_computes_nothing(harness: CoordinatorHarness) -> None:

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import redis
 
-from services.api.removal import _delete_job
+from services.api.job_artifacts import artifacts_by_node, checkpoints_of
+from services.api.removal import _delete_job, artifacts_of
 from services.common import history
 from services.common.history import History, Moved
 from services.common.history import _read as history_of_a_job
 from services.common.jobstore import JobStore
 from services.common.redis_client import key
+from services.common.situation import Situation
 from tests.factories import make_resolved, make_spec
 from tests.store_size import bytes_per_job, run_long_job
 from tlm_core.artifacts.store import ArtifactStore
@@ -215,20 +217,26 @@ def test_storage_that_is_away_delays_the_move_and_loses_nothing(
     assert store.move_marked() == 1
 
 
-def test_archived_job_reads_as_before(store: JobStore, artifacts: ArtifactStore, redis_client: redis.Redis) -> None:
-    job = run_long_job(store, artifacts, points=100, lines=10)
+@pytest.mark.parametrize("fails", [False, True])
+def test_archived_job_reads_as_before(
+    store: JobStore, artifacts: ArtifactStore, redis_client: redis.Redis, *, fails: bool
+) -> None:
+    job = run_long_job(store, artifacts, points=100, lines=10, fails=fails)
     assert store.archive_ended(3600) == 0, "it ended less than an hour ago"
-    checkpoints = [ref for node in job.result.artifacts.values() for ref in store.checkpoints(T, node.artifact)]  # type: ignore[union-attr]
+    situation, produced = Situation.read(store, job), artifacts_of(store, job)
+    assert len(situation.done) == len(situation.plan.nodes) == len(produced)
+    checkpoints = [ref for artifact in situation.artifact_ids() for ref in store.checkpoints(T, artifact)]
     assert store.archive_ended(-60) == 1
     assert store.archive_ended(-60) == 0
     archived = store.get(T, job.id)
-    assert archived.model_copy(update={"checkpoints": ()}) == job
-    assert len(checkpoints) == 4
-    assert list(archived.checkpoints) == [ref.model_dump() for ref in checkpoints]
+    assert archived.model_copy(update={"checkpoints": (), "published": {}}) == job
+    assert (artifacts_by_node(store, archived), artifacts_of(store, archived)) == (situation.done, produced)
+    assert checkpoints_of(store, archived) == checkpoints and len(checkpoints) == 4
     assert store.list_jobs(T)[0] == [archived]
-    assert store.state(T, job.id) == "succeeded"
+    assert store.state(T, job.id) == job.state
     assert len(store.metrics(T, job.id)) == 200
     assert not redis_client.hlen(key(T, "artifacts"))
+    assert store.named_folders(T) >= {ref.folder for ref in situation.done.values()}
     _delete_job(store, artifacts, archived)
     with pytest.raises(NotFound):
         store.get(T, job.id)
@@ -267,7 +275,10 @@ def test_damaged_record_or_history_delays_no_other_job(
     assert [job.unreadable for job in store.list_jobs(T)[0]] == [True, True, False]
 
 
-def test_ended_jobs_need_little_memory(store: JobStore, redis_client: redis.Redis, artifacts: ArtifactStore) -> None:
+@pytest.mark.parametrize("fail", [False, True])
+def test_ended_jobs_need_little_memory(
+    store: JobStore, redis_client: redis.Redis, artifacts: ArtifactStore, *, fail: bool
+) -> None:
     """tests/store_size.py measures 100,000 jobs."""
-    recent, archived = bytes_per_job(store, redis_client, artifacts, jobs=1_000, recent=200)
+    recent, archived = bytes_per_job(store, redis_client, artifacts, jobs=1_000, recent=200, fail=fail)
     assert recent <= 50_000 and archived <= 5_000

@@ -297,7 +297,8 @@ class JobRecord(_Record):
     request_id: of the request that submitted the job, for logs.
     excluded_from_cache: nodes whose artifacts other jobs must not reuse. ran_seconds: running time of all attempts,
     except what has passed since `running_since`. due_at: earliest start of the next attempt. waiting: the error that
-    the attempt waits out. checkpoints: references, once the record is archived. All times are Unix seconds.
+    the attempt waits out. checkpoints: references, once the record is archived. published: artifact id → reference of
+    the artifacts of an archived job without a result. All times are Unix seconds.
     """
 
     id: str
@@ -330,6 +331,7 @@ class JobRecord(_Record):
     error: dict[str, object] | None = None
     result: JobResult | None = None
     checkpoints: tuple[dict[str, object], ...] = ()
+    published: dict[str, ManifestRef] = {}
     last_event: int = 0
     unreadable: bool = False
 

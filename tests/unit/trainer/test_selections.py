@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import httpx
+import pytest
 
 from services.common.retriever_client import RetrieverClient, SelectionRun
 from services.trainer.selections import Selections
 from tests.factories import make_resolved, make_spec
 from tlm_core.artifacts import ManifestRef
+from tlm_core.errors import StaleAttempt
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
@@ -26,7 +29,9 @@ def make_job(**over: Any) -> JobRecord:
     )  # fmt: skip
 
 
-def request(run: dict[str, Any], **over: Any) -> tuple[SelectionRun, list[Any]]:
+def request(
+    run: dict[str, Any], check_owner: Callable[[], None] = lambda: None, **over: Any
+) -> tuple[SelectionRun, list[Any]]:
     """Return the state for the response `run`, and the bodies of all PUT requests."""
     put: list[Any] = []
 
@@ -38,7 +43,7 @@ def request(run: dict[str, Any], **over: Any) -> tuple[SelectionRun, list[Any]]:
 
     job = make_job(**over)
     client = RetrieverClient(httpx.Client(transport=httpx.MockTransport(answer), base_url="http://retriever"))
-    state = Selections(client).request(job, plan_of(job).node("select"), "art_1", task=TASK)
+    state = Selections(client).request(job, plan_of(job).node("select"), "art_1", task=TASK, check_owner=check_owner)
     return state, put
 
 
@@ -51,6 +56,15 @@ def test_progress_of_a_selection_is_returned() -> None:
 def test_unknown_selection_is_requested_with_corpus_and_version() -> None:
     _, [body] = request({"state": "unknown"})
     assert (body["corpus"], body["version"], body["params"]["selector"]) == ("docs", "v1", "bm25")
+
+
+def test_selection_of_a_job_that_another_coordinator_holds_is_not_requested() -> None:
+    def check_owner() -> None:
+        raise StaleAttempt("Another coordinator holds job job_1.")
+
+    assert request({"state": "running"}, check_owner)[1] == []
+    with pytest.raises(StaleAttempt):
+        request({"state": "unknown"}, check_owner)
 
 
 def test_given_selection_is_requested_without_a_corpus() -> None:
