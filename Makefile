@@ -5,14 +5,16 @@ SHELL := /bin/bash
 TASK ?=
 CORPUS ?=
 RESUMED := train refit prune share_tickets learning_curve
+BUGS = no-fencing no-idempotency early-acknowledgment torn-manifest lost-requeue
 PROSE := README.md CONTRIBUTING.md CHANGELOG.md docs Makefile deploy benchmarks services tlm_client tlm_core tools
 
-.PHONY: help setup demo test chaos chaos-times soak check client evidence evidence-runs bench-gateway bench-gpu bench-quality bench-retrieval bench-studies bench-training lock clean test-gpu
+.PHONY: help setup demo test chaos chaos-bugs chaos-times soak check client evidence evidence-runs bench-gateway bench-gpu bench-quality bench-retrieval bench-studies bench-training lock clean test-gpu
 
 help:
 	@echo "make demo   start the local stack, train a classifier and compare it with baselines (TASK=, CORPUS=: your data)"
 	@echo "make test   run all tests"
 	@echo "make chaos  break running processes at random, and check what clients saw (JOBS=, FAULTS=, SEED=, BUG=)"
+	@echo "make chaos-bugs  plant each bug of docs/reliability.md, which the checker must find"
 	@echo "make chaos-times  measure how soon faults are noticed and work continues"
 	@echo "make soak   run mixed jobs for two hours (SECONDS=), and check that nothing grows"
 	@echo "make test-gpu  run the tests that need a GPU"
@@ -51,6 +53,9 @@ chaos: setup
 	@$(if $(BUG),:,$(BIN)/python -m tests.chaos.streams)
 	@$(if $(BUG),:,for run in $(RESUMED); do $(BIN)/python -m tests.chaos.resume --run $$run || exit 1; done)
 	@$(if $(BUG),:,for run in $(RESUMED); do $(BIN)/python -m tests.chaos.resume --run $$run --ray || exit 1; done)
+
+chaos-bugs: setup
+	@for bug in $(BUGS); do $(BIN)/python -m tests.chaos --bug $$bug || exit 1; done
 
 chaos-times: setup
 	@$(BIN)/python -m tests.chaos.times

@@ -296,7 +296,7 @@ def _print_comparison(arms: Mapping[str, Arm]) -> None:
         (f"TLM, {len(SEEDS)} seeds averaged", *_cells(of_tlm["ensemble"]), "", ""),
         (f"returned ({model_title(returned)})", *_cells(of_tlm[returned]), *_cost(report, "total")),
     ]
-    title = f"{report['seeds'][0]['test']['rows']:,} test rows, mean ± spread of {len(SEEDS)} seeds; task only: seed 0"
+    title = f"{report['seeds'][0]['test']['rows']:,} test rows, ± spread over {len(SEEDS)} seeds; task only: seed 0"
     print_items(
         table(("", *(METRICS[score].title for score in SCORES), "seconds of training", "FLOPs"), rows, title=title)
     )

@@ -85,7 +85,7 @@ def _curves(client: TLMClient, job_id: str) -> Iterator[Point]:
 
 def _download(client: TLMClient, job_id: str, folder: Path) -> Path:
     if not client.model(job_id).final:
-        raise NotReady(f"Job {job_id} has not returned its model yet. Wait until it succeeds.")
+        raise NotReady(f"Job {job_id} has no final model. Wait until it succeeds, or retry it if it failed.")
     client.download(job_id, folder)
     return folder
 

@@ -53,7 +53,7 @@ def report_items(report: Report) -> list[Item]:
     if "words" in report:
         return [str(report["words"]), *rest]
     seeds = len(report["seeds"])
-    title = f"Test scores, {f'mean ± spread of {seeds} seeds' if seeds != 1 else 'one seed'}"
+    title = f"Test scores, {f'± spread over {seeds} seeds' if seeds != 1 else 'one seed'}"
     return [_model_table(report, title), *sentences(report), *rest]
 
 

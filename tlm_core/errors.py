@@ -133,7 +133,7 @@ class StoreFull(Unavailable, code="store_full"):
 
 
 class IndexUnavailable(Unavailable, code="index_unavailable"):
-    """OpenSearch or the embedded index does not answer."""
+    """OpenSearch or the embedded index does not answer, or an index is still being loaded."""
 
 
 class ClusterUnavailable(Unavailable, code="cluster_unavailable"):

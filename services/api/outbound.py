@@ -40,7 +40,8 @@ class Outbound:
         """Raise InvalidRequest for a URL that `post` would refuse. A host without an address may get one later."""
         parsed = _parsed(url)
         if parsed.scheme != "https" and not (self._private and parsed.scheme == "http"):
-            raise InvalidRequest(f"Invalid webhook URL '{url[:200]}'. It must begin with https://.")
+            schemes = "http:// or https://" if self._private else "https://"
+            raise InvalidRequest(f"Invalid webhook URL '{url[:200]}'. It must begin with {schemes}.")
         if parsed.userinfo:
             raise InvalidRequest("A webhook URL cannot contain a user or password. Remove it.")
         try:

@@ -198,8 +198,8 @@ def _from_source(parts: Parts, tenant: str, spec: JobSpec, source: JobRecord) ->
     if not source.spec.definition.extends_train:
         names = ", ".join(kind.name for kind in KINDS.values() if kind.extends_train)
         raise InvalidRequest(
-            f"Job {source.id} has kind '{source.spec.kind}', which leaves no encoder to start from. Name a job of one "
-            f"of these kinds: {names}."
+            f"Job {source.id} has kind '{source.spec.kind}', which provides no dense model to start from. Name a job "
+            f"of one of these kinds: {names}."
         )
     if source.state is not State.SUCCEEDED:
         if source.state in TERMINAL:

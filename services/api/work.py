@@ -77,10 +77,11 @@ def texts_of(plan: Plan, node: Node, texts: Sequence[Texts]) -> Texts:
 
 
 def work_of(node: Node, texts: Texts) -> Work | None:
-    """The work of a node, or None if it is unknown.
+    """Return the work of a node, or None if the size of its encoder is unknown.
 
-    The unit depends on the stage. Training: FLOPs, or tokens for models other than transformers. Validation: rows.
-    Linear models: train rows. Selection: queries times passages. Preparation and evaluation: tokens. Others: 1.
+    The unit depends on the stage. Training: FLOPs, or tokens for models other than transformers. `validate`: rows.
+    `baseline` and `refit_linear`: train rows. `self_train`: train rows and labeled pieces, summed over the amounts.
+    `select`: train rows times passages of the corpus. Preparation and evaluation: tokens. Others: 1.
     """
     params, rows = node.params, texts.rows
     if isinstance(params, JointParams):

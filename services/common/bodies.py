@@ -17,12 +17,14 @@ _TEXT_OR_BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
 
 
 class UnsupportedJSON(ValueError):
-    """JSON that is well formed, or nearly, but that this project does not accept."""
+    """JSON that the service does not accept, such as NaN, a lone surrogate, or nesting beyond MAX_DEPTH."""
 
 
 def check_json(body: bytes) -> None:
-    """Raise UnsupportedJSON for nesting deeper than MAX_DEPTH, numbers beyond a double, NaN, and lone surrogates.
+    """Raise UnsupportedJSON for a value that parsers or stores cannot handle.
 
+    These are nesting deeper than MAX_DEPTH, numbers beyond a double, integers of more than 30 characters, NaN, lone
+    surrogates, and bytes that are not UTF-8.
     Malformed JSON passes: the parser of the route reports it with the position.
     """
     if depth_of(body) > MAX_DEPTH:

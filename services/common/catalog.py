@@ -92,8 +92,8 @@ class Catalog:
             record = self._version(tenant, name, version)
             if record is None:
                 raise NotFound(
-                    f"Dataset '{name}' has no version '{version}'. "
-                    f"Use '{name}@v3' for version 3, or '{name}@' with at least 8 digits of its digest."
+                    f"Dataset '{name}' has no version '{version}'. Use '{name}@v3' for version 3, or "
+                    f"'{name}@DIGEST' with the first 8 or more digits of its digest."
                 )
             return record
         body = self._redis.get(key(tenant, "dataset", id_or_name))
@@ -257,9 +257,9 @@ class Catalog:
         ]
         answer = self._script["save_load"](keys=[*(key(load.tenant, *part) for part in parts), _OPEN_LOADS], args=args)
         if answer == -1:
-            raise StaleAttempt(f"Load {load.id} is being cancelled. Stop writing.")
+            raise StaleAttempt(f"Load {load.id} is being cancelled. This process must not write to it.")
         if not answer:
-            raise StaleAttempt(f"This process no longer holds the lease of load {load.id}. Stop writing.")
+            raise StaleAttempt(f"This process no longer holds the lease of load {load.id} and must not write to it.")
 
     # --- reads ----------------------------------------------------------------------------------------------------
 

@@ -58,7 +58,10 @@ class LogLine(TypedDict):
 
 
 class JobReads:
-    """The reading half of `JobStore`. history: reads the older entries of streams, which lie in the storage."""
+    """The reading half of `JobStore`. history: reads the older entries of streams, which lie in the storage.
+
+    `events`, `metrics`, `logs` and `last_logs` raise NotFound, CorruptArtifact or StorageUnavailable if they cannot.
+    """
 
     def __init__(self, client: redis.Redis, history: History | None = None) -> None:
         self._history = history
@@ -273,7 +276,7 @@ class JobReads:
         ]
 
     def events(self, tenant: str, job_id: str, *, after: int = 0, limit: int = 100) -> list[Event]:
-        """Return the events with seq > after, in order."""
+        """Return at most `limit` events with seq > after, in order."""
         rows = self._rows(tenant, job_id, "events", f"{after}-0", limit)
         return [
             Event(
@@ -287,7 +290,7 @@ class JobReads:
         ]
 
     def metrics(self, tenant: str, job_id: str, *, after: str = "0", limit: int = 1000) -> list[MetricPoint]:
-        """Return metric points after stream id `after`, in order."""
+        """Return at most `limit` metric points after stream id `after`, in order."""
         return [
             {
                 "id": stream_id,
@@ -299,7 +302,7 @@ class JobReads:
         ]
 
     def logs(self, tenant: str, job_id: str, *, after: str = "0", limit: int = 1000) -> list[LogLine]:
-        """Return log lines after stream id `after`, in order."""
+        """Return at most `limit` log lines after stream id `after`, in order."""
         return _log_lines(self._rows(tenant, job_id, "logs", after, limit))
 
     def last_logs(self, tenant: str, job_id: str, count: int, *, after: str = "0") -> list[LogLine]:
@@ -307,7 +310,10 @@ class JobReads:
         return _log_lines(self._rows(tenant, job_id, "logs", after, count, last=True))
 
     def _rows(self, tenant: str, job_id: str, stream: str, after: str, limit: int, *, last: bool = False) -> list[Row]:
-        """Return the first or the last entries after an id, from the storage and Redis."""
+        """Return the first or the last entries after an id, from the storage and Redis.
+
+        Raises NotFound, CorruptArtifact or StorageUnavailable if older entries cannot be read from the storage.
+        """
         name = key(tenant, stream, job_id)
         while True:
             pipe = self._redis.pipeline(transaction=True)

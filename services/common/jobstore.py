@@ -606,8 +606,8 @@ class JobStore(JobReads):
                 raise IllegalTransition(f"Cannot {verb} job {job_id}: it is {state}, not {allowed(verb)}.", state=state)
             case ["stale", attempt, *_]:
                 raise StaleAttempt(
-                    f"Cannot {verb} job {job_id}: attempt {attempt} is current, or another owner holds the job. "
-                    "Stop writing."
+                    f"Cannot {verb} job {job_id}: attempt {attempt} is current, or another coordinator holds the "
+                    "lease. This process must not write to the job."
                 )
         raise Conflict(
             f"The job store returned an unexpected answer ({answer}) to '{verb}' of job {job_id}. "

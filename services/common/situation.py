@@ -70,8 +70,8 @@ class Situation:
         """
         if node.reused:
             raise NotFound(
-                f"The artifact of '{node.name}' from job {self.job.spec.source_job} is lost ({error}). A recomputed "
-                "one would belong to another model. Train the model again and prune the new job."
+                f"The artifact of '{node.name}' from job {self.job.spec.source_job} is lost ({error}). It cannot be "
+                "computed again, because a new training gives another model. Train a new model and prune that job."
             ) from error
         artifact = self.artifact_id(node)
         log.warning("Invalidated artifact %s of %s: %s", artifact, node.name, error)

@@ -81,7 +81,7 @@ class CheckedCorpusFolder(CorpusFolder):
 
 
 class CheckedSelectionRequest(SelectionRequest):
-    """A SelectionRequest that writes inside the storage."""
+    """A SelectionRequest whose `prefix` is a path below the storage root."""
 
     prefix: Folder
 

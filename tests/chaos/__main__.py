@@ -1,4 +1,7 @@
-"""`python -m tests.chaos`: many jobs and faults, and a report of what the checker finds."""
+"""`python -m tests.chaos`: many jobs and faults, and a report of what the checker finds.
+
+With --bug, the other options have defaults under which the bug shows.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,8 @@ def main() -> int:
     faults = sorted({f"{kind} {target}" for kind, target, *_ in KINDS_OF_RAY})
     parser.add_argument("--fault", action="append", default=[], choices=faults, help="only this fault; repeatable")
     parser.add_argument("--ray", action="store_true", help="run the workers on a real Ray head")
+    if bug := parser.parse_known_args()[0].bug:
+        parser.set_defaults(seed=7, clients=8, patience=60.0, **BUGS[bug])
     options = parser.parse_args()
     say(f"seed {options.seed}: {options.jobs} jobs, {options.faults} faults {options.bug}")
     folder, began = Path(tempfile.mkdtemp(prefix="chaos-")), time.monotonic()

@@ -28,19 +28,16 @@ from services.common.progress import progress_of
 from services.common.situation import Situation
 from tests.contract.gateway import Gateway, T, add_dataset, make_gateway
 from tests.contract.job_results import make_export, make_linear, publish
-from tests.contract.trust_report import trust_parts
 from tests.factories import make_spec
 from tests.redis_server import RedisServer
 from tlm_core.artifacts import ManifestRef
 from tlm_core.corpus.states import CorpusState, LoadState
 from tlm_core.errors import NonFiniteLoss
-from tlm_core.evaluation.bootstrap import Difference
-from tlm_core.evaluation.report import gain_in_words, over_seeds, report_meta, write_report
+from tlm_core.evaluation.combine import LINEAR
+from tlm_core.evaluation.report import HELD_OUT, EncoderResult, LinearResult, job_report, report_meta, write_report
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord, Resolved
-from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task, task_schema
-from tlm_core.tasks.types import TASK_TYPES
 from tlm_core.training.recipe import resolve
 
 HOSTILE = """<script>document.title='owned'</script><img src=x onerror="document.title='owned'">"'&amp;"""
@@ -195,7 +192,7 @@ def begin(gateway: Gateway, job: JobRecord) -> None:
         folder = gateway.root / "files" / uuid.uuid4().hex
         folder.mkdir(parents=True)
         if node.stage.name == "validate":
-            make_task(folder, job)
+            tickets((HOSTILE, "other") if job.spec.dataset == HOSTILE_DATASET else LABELS).write(folder)
         elif node.stage.name == "baseline":
             hostile = {HOSTILE: ["plain"], "other": ["text"]}
             usual = {label: TOPICS[label].split() for label in LABELS}
@@ -321,67 +318,44 @@ def finish(gateway: Gateway, job: JobRecord, labels: tuple[str, ...], skill: flo
     store.finish(job, "maker", result)
 
 
-def true_labels(count: int) -> dict[str, np.ndarray]:
-    """Return the same random labels of validation and test for each call."""
-    weights = np.arange(count, 0, -1) / np.arange(count, 0, -1).sum()
-    rng = np.random.default_rng(0)
-    return {split: rng.choice(count, rows, p=weights) for split, rows in (("validation", 90), ("test", 120))}
-
-
 def make_report(
     labels: tuple[str, ...], seeds: tuple[int, ...], skill: float
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return the report of the evaluate stage for random predictions, and the outputs of the returned model.
+    """Return the report of the evaluate stage for random outputs, and the outputs of the models.
 
-    The scores are computed as in that stage.
+    skill: share of the rows whose outputs are for the true label.
     """
-    count, rng = len(labels), np.random.default_rng(1)
-    splits = true_labels(count)
-    entries, outputs = [], {}
-    for seed in seeds:
-        models: dict[str, Any] = {}
-        for name, gain in (("linear", -0.1), ("encoder", -0.05), ("combined", 0.0)):
-            models[name] = {}
-            for split, truth in splits.items():
-                guess = np.where(rng.random(len(truth)) < skill + gain, truth, rng.choice(count, len(truth)))
-                outputs[f"{split}.s{seed}"] = np.eye(count, dtype=np.float32)[guess]
-                models[name][split] = score(truth, guess, count, "macro_f1", in_train=np.arange(len(truth)) < 3)
-        entries.append({"seed": seed, "chosen": None, "cost": {}, **models["combined"], "models": models})
-    report: dict[str, Any] = {
-        "task": "tickets",
-        "metric": "macro_f1",
-        "labels": list(labels),
-        "returned": {
-            "model": "combined",
-            "seeds": [seeds[-1]],
-            "reason": "It has the best score on validation.",
-            "scores": {split: entries[-1][split] for split in splits},
-        },
-        "seeds": entries,
-        **over_seeds(entries),
-        "models": {name: over_seeds([entry["models"][name] for entry in entries]) for name in entries[0]["models"]},
-    }
-    if len(seeds) > 1:
-        combined = report["models"].pop("combined")
-        report["models"] |= {"stock": over_seeds([entries[-1]["models"]["encoder"]]), "combined": combined}
-    report["majority"] = {
-        split: TASK_TYPES["single_label"].baseline(
-            np.array(truth), truth, count, "macro_f1", in_train=np.arange(len(truth)) < 3
-        )
-        for split, truth in splits.items()
-    }
-    report["best_seed"] = seeds[-1]
+    task, rng = tickets(labels), np.random.default_rng(1)
+
+    def outputs(skill: float) -> dict[str, np.ndarray]:
+        return {split: noisy_outputs(task.targets(split), len(labels), skill, rng) for split in task.splits}
+
+    cost = make_cost(len(seeds))
+    of_linear = outputs(skill - 0.1)
+    facts = {"temperature": 1.0, "cost": cost["prepare"], "top_ngrams": {name: [name, "my parcel"] for name in labels}}
+    linear = LinearResult(of_linear | {HELD_OUT: of_linear["train"]}, facts)
+    encoders = [EncoderResult(seed, outputs(skill - 0.05), {"score": 0.7}, {}) for seed in seeds]
+    report, predictions = job_report(task, encoders, {LINEAR: linear}, cost, ensemble=len(seeds) > 1)
     report["warnings"] = [
         "7 of 120 test texts are longer than 8 windows of 512 tokens; the model does not read their ends."
     ]
-    cost = make_cost(len(seeds))
-    time = f"{cost['total']['seconds'] / 60:.1f} minutes of training"
-    report["gain"] = {"words": gain_in_words("macro_f1", Difference(0.061, 0.012, 0.11, 0.03), time)}
-    return report | {"cost": cost} | trust_parts(labels), outputs
+    rows = [
+        {"split": split, "row": row, "label": labels[0], "suggested": labels[1], "score": score}
+        for split, row, score in (("train", 3, 0.93), ("train", 2, 0.92), ("train", 1, 0.91), ("validation", 999, 0.7))
+    ]
+    return report | {"suspects": {"neighbors": False, "total": 7, "rows": rows}}, predictions
+
+
+def noisy_outputs(truth: np.ndarray, count: int, skill: float, rng: np.random.Generator) -> np.ndarray:
+    """Return logits (rows, classes) whose largest is the true label's in about a share `skill` of the rows."""
+    guess = np.where(rng.random(len(truth)) < skill, truth, rng.choice(count, len(truth)))
+    outputs = rng.normal(0, 1, (len(truth), count)).astype(np.float32)
+    outputs[np.arange(len(truth)), guess] += 6
+    return outputs
 
 
 def make_cost(seeds: int) -> dict[str, dict[str, float]]:
-    """Return the cost of each stage for this number of seeds, and the total."""
+    """Return the cost of each stage for this number of seeds."""
     part = seeds / len(SEEDS)
     cost = {
         "prepare": {"flops": 0.0, "tokens": 2_140_332, "seconds": 6.2},
@@ -389,25 +363,28 @@ def make_cost(seeds: int) -> dict[str, dict[str, float]]:
         "finetune": {"flops": 1.0e13 * part, "tokens": 812_007 * part, "seconds": 44.9 * part},
         "refit": {"flops": 4.2e13 * part, "tokens": 7_012_415 * part, "seconds": 145.2 * part},
     }
-    cost["total"] = {name: sum(stage[name] for stage in cost.values()) for name in cost["joint"]}
     return {stage: {**values, "gpu_seconds": 0.0} for stage, values in cost.items()}
 
 
-def make_task(folder: Path, job: JobRecord) -> None:
-    rng = random.Random(0)
-    labels = [n % len(LABELS) for n in range(60)]
-    count = 2 if job.spec.dataset == HOSTILE_DATASET else len(LABELS)
-    test = true_labels(count)["test"]
-    splits = {
-        "train": ([sentence(rng, LABELS[n]) for n in labels], labels),
-        "validation": (["an example"], [0]),
-        "test": ([f"my parcel is late no. {n}" for n in range(len(test))], test),
+def tickets(labels: tuple[str, ...]) -> Task:
+    """Return the same task for each call. Three test texts are in train."""
+    rng, weights = np.random.default_rng(0), np.arange(len(labels), 0, -1)
+    words = random.Random(0)
+    targets = {"train": np.arange(60) % len(labels)} | {
+        split: rng.choice(len(labels), rows, p=weights / weights.sum())
+        for split, rows in (("validation", 90), ("test", 120))
     }
+    texts = {
+        "train": [sentence(words, LABELS[n % len(LABELS)]) for n in range(60)],
+        "validation": [f"an example no. {n}" for n in range(90)],
+        "test": [f"my parcel is late no. {n}" for n in range(120)],
+    }
+    texts["test"][3:6] = texts["train"][3:6]
     tables = {
-        split: pa.table([range(1, len(texts) + 1), texts, targets], task_schema(False))
-        for split, (texts, targets) in splits.items()
+        split: pa.table([range(1, len(texts[split]) + 1), texts[split], targets[split]], task_schema(False))
+        for split in targets
     }
-    Task(job.spec.dataset, tuple(LABELS), "macro_f1", False, "en", tables).write(folder)
+    return Task("tickets", labels, "macro_f1", False, "en", tables)
 
 
 def make_selection(folder: Path, hostile: str, count: int = 60) -> None:

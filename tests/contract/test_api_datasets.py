@@ -94,7 +94,7 @@ def test_dataset_may_include_a_selection(api: TestClient, gateway: Gateway) -> N
     assert both.status_code == 422 and "Omit 'corpus'" in both.json()["detail"]
     others = {"kind": "share_tickets", "options": {"others": ["toy"]}}
     kind = api.post("/v1/jobs", json={**body, **others})
-    assert kind.status_code == 422 and "cannot use the selection" in kind.json()["detail"], kind.text
+    assert kind.status_code == 422 and "cannot use a selection" in kind.json()["detail"], kind.text
     guess = api.post("/v1/jobs/estimate", json=body).json()
     assert (guess["passages"], guess["passages_at_most"]) == (2, 2)
     assert upload(api).json()["selection"] is None

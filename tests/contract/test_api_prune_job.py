@@ -111,7 +111,7 @@ def test_job_without_a_prunable_model_is_refused(api: TestClient, gateway: Gatew
     shared = submit(api, dataset="toy", kind="share_tickets", **sharing)["id"]
     for source, status, complaint in (
         (waiting, 409, "is queued. Wait until it has succeeded"),
-        (other, 422, "has kind 'learning_curve', which leaves no encoder"), ("job_none", 404, "job_none"),
+        (other, 422, "has kind 'learning_curve', which provides no dense model"), ("job_none", 404, "job_none"),
         (shared, 422, "Name a job of one of these kinds: train, prune."),
         ("toy", 422, "/options/job"),
     ):  # fmt: skip

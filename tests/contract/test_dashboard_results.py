@@ -29,15 +29,17 @@ def test_results_show_scores_classes_confusions_and_costs(filled: tuple[Gateway,
     text = browser.get(f"/ui/jobs/{contents.jobs['succeeded']}/results").text
     words = " ".join(Tags(text).words.split())
     report = browser.get(f"/v1/jobs/{contents.jobs['succeeded']}/report", headers=AUTH).json()
-    mean, spread = report["mean"]["test"]["macro_f1"], report["spread"]["test"]["macro_f1"]
-    assert f"{mean:.3f} ± {spread:.3f} macro-F1" in words
+    assert f"{report['mean']['test']['macro_f1']:.3f} macro-F1, the task’s metric" in words
+    encoder = report["models"]["encoder"]
+    mean, spread = (encoder[name]["test"]["macro_f1"] for name in ("mean", "spread"))
+    assert f"{mean:.3f} ± {spread:.3f}" in words
     assert all(label in words for label in LABELS) and report["warnings"][0] in words
-    assert "linear" in words and "combined" in words and words.count("model.onnx, seed 2") == 1
-    file = report["seeds"][2]["test"]["macro_f1"]
+    assert "linear" in words and "combined" in words and words.count("model.onnx, seeds 0, 1, 2") == 1
+    file = report["returned"]["scores"]["test"]["macro_f1"]
     assert f"combined with the linear model: macro-F1 {file:.4f} on test." in words
     assert report["gain"]["words"] in words
     assert "8.3 × 1013 FLOPs The paper’s small scale takes 2.7 × 1018 FLOPs, 33,000 times as many" in words
-    confusion = report["seeds"][2]["test"]["confusion"]
+    confusion = report["returned"]["scores"]["test"]["confusion"]
     cells = re.findall(r'<td class="s\d(?: right)?">(\d+)</td>', text)
     assert [int(cell) for cell in cells] == [n for row in confusion for n in row]
     other = browser.get(f"/ui/jobs/{contents.jobs['succeeded']}/results?seed=0").text

@@ -121,7 +121,7 @@ def test_dry_run_returns_refused_rows_and_records_nothing(client: TLMClient, dat
 def test_rows_resume_and_fill_the_table(
     gateway: Gateway, client: TLMClient, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows, skills, store = chosen(ROWS, ["sciie-small", "hyp-small"]), [1.05, 0.5], gateway.parts.jobs
+    rows, skills, store = chosen(ROWS, ["sciie-small", "hyp-small"]), [1.2, 0.5], gateway.parts.jobs
 
     def trained(client: TLMClient, job_id: str, label: str, display: Display) -> Job:
         """Finish a queued job, as workers would, and wait for it."""

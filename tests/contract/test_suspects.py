@@ -8,7 +8,7 @@ from html import unescape
 from fastapi.testclient import TestClient
 
 from tests.contract.dashboard_pages import Tags, signed_in
-from tests.contract.filled_dashboard import LABELS, Contents, make_report
+from tests.contract.filled_dashboard import LABELS, SEEDS, Contents, make_report
 from tests.contract.gateway import AUTH, Gateway
 from tests.contract.job_results import complete
 from tests.factories import make_resolved, make_spec
@@ -28,12 +28,12 @@ def test_suspects_have_their_texts_in_the_order_of_the_report(filled: tuple[Gate
     assert (answer["total"], answer["neighbors"]) == (7, False)
     assert [(row["split"], row["row"]) for row in answer["data"]] == [
         *(("train", row) for row in (3, 2, 1)),
-        ("validation", 5),
+        ("validation", 999),
     ]
     assert all(row["label"] == LABELS[0] and row["suggested"] == LABELS[1] for row in answer["data"])
     texts = [row["text"] for row in answer["data"]]
     assert len(set(texts[:3])) == 3 and all(texts[:3])
-    assert texts[3] is None  # the task of this test has no validation rows
+    assert texts[3] is None  # validation has 90 rows
     assert len(signed_in(gateway).get(f"{address}?limit=2", headers=AUTH).json()["data"]) == 2
 
 
@@ -62,7 +62,7 @@ def test_labels_page_shows_texts_suggestions_and_ngrams(filled: tuple[Gateway, C
     words = cells_of(text)
     first = browser.get(f"/v1/jobs/{job}/suspects", headers=AUTH).json()["data"][0]
     assert f"train 3 {LABELS[0]} {LABELS[1]} 0.930 {first['text']}" in words
-    assert "validation 5" in words and "not available" in words and "4 of 7 rows" in words
+    assert "validation 999" in words and "not available" in words and "4 of 7 rows" in words
     assert all(f"{label} {label} my parcel" in words for label in LABELS)
     assert Tags(text).has("a", href=f"/ui/datasets/{contents.dataset}#files")
 
@@ -71,7 +71,7 @@ def test_results_page_shows_calibration_and_errors_by_confidence(filled: tuple[G
     gateway, contents = filled
     text = signed_in(gateway).get(f"/ui/jobs/{contents.jobs['succeeded']}/results").text
     words = cells_of(text)
-    report, _ = make_report(LABELS, (0,), 0.8)
+    report, _ = make_report(LABELS, SEEDS, 0.8)
     error, points = report["calibration"]["test"], report["risk_coverage"]["test"]["points"]
     assert f"Calibration error {error['error']:.3f}" in words
     assert f"{points[-1]['threshold']:.3f} 100.0 % {100 * points[-1]['risk']:.1f} %" in words

@@ -58,7 +58,7 @@ def add_corpus(
     tlm corpus add docs --from-packages
     """
     if bool(paths) == from_packages:
-        raise InvalidRequest("Give either PATH (files, folders or hub IDs) or --from-packages.")
+        raise InvalidRequest("Give either PATH (files, folders, URLs or hub IDs) or --from-packages.")
     if by_service and (from_packages or text_column or limit):
         raise InvalidRequest("--by-service does not support --from-packages, --text-column and --limit. Omit them.")
     with open_client() as client, Display(stderr_console()) as display:

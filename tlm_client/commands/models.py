@@ -58,7 +58,7 @@ def predict(
     tlm predict reviews@production --file in.csv --out out.csv
     """
     if bool(texts) == (file is not None):
-        raise typer.BadParameter("Give texts, or a CSV file as --file.")
+        raise typer.BadParameter("Give either texts or a CSV file with --file.")
     if (file is None) != (out is None):
         raise typer.BadParameter("--file needs --out, the file to write." if file else "--out needs --file.")
     if file is not None and out is not None:

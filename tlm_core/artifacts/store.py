@@ -234,6 +234,22 @@ class ArtifactStore:
         with suppress(NotFound), self.errors(f"deleting {folder}"):
             self.fs.rm(self.path(folder), recursive=True)
 
+    def delete_empty(self, folder: str) -> None:
+        """Delete a folder of a local storage if it is empty. A remote storage has no empty folders."""
+        if self.local:
+            with suppress(OSError):
+                os.rmdir(self.path(folder))
+
+    def subfolders(self, folder: str, depth: int = 1) -> list[str]:
+        """Return the folders that lie `depth` levels below a folder. A missing folder has none."""
+        if not depth:
+            return [folder]
+        path = self.path(folder).rstrip("/")
+        with self.errors(f"listing {folder}"):
+            entries = self.fs.ls(path, detail=True, refresh=True) if self.fs.exists(path) else []
+        names = [str(entry["name"]).rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory"]
+        return [below for name in names for below in self.subfolders(f"{folder}/{name}".lstrip("/"), depth - 1)]
+
 
 def _sync(path: Path) -> None:
     with open(path, "rb+") as handle:

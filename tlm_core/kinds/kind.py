@@ -96,7 +96,7 @@ class Kind(Generic[Options]):
     has_model: bool = True
 
     def datasets(self, options: Options) -> tuple[str, ...]:
-        """Return the names of the datasets in addition to the job's `dataset`."""
+        """Return the names of the datasets that the job uses in addition to its `dataset`."""
         return getattr(options, self.datasets_option) if self.datasets_option else ()
 
     def names_source(self, options: Mapping[str, object]) -> bool:

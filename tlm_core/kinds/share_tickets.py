@@ -50,7 +50,7 @@ class ShareTicketsOptions(KindOptions):
     as_published: bool = Field(False, description="compute importance as the authors' released code does")
 
     def ticket(self, name: str) -> float | Mask:
-        """Return the ticket of one dataset. `pin` must have replaced the ids of jobs."""
+        """Return the level or mask of a dataset. Call it only after `pin`, which replaces job ids by masks."""
         ticket = self.tickets.get(name, self.level)
         assert not isinstance(ticket, str), "`pin` replaces ids by masks"
         return ticket

@@ -118,7 +118,7 @@ class Selection(BaseModel):
 
     @property
     def definition(self) -> Selector:
-        """The entry of `selector` in the table."""
+        """The entry of `selector` in `SELECTORS`."""
         return SELECTORS[self.selector]
 
     @property

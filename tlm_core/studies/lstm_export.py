@@ -34,8 +34,9 @@ Weights = Mapping[str, npt.NDArray[np.float32]]
 def export_lstm(model: BiLSTM, prepared: Prepared, out: Path) -> dict[str, float]:
     """Write `model/` (weights, tokenizer, config.json), `model.onnx`, `model.int8.onnx` and `labels.json`.
 
-    Return the share of validation texts (`agreement`, of `texts`) for which the 8-bit graph predicts the same label.
-    Raises TrainingFailed unless the graph computes the same logits as the model.
+    Return `texts`, the number of compared validation texts (at most 512), and `agreement`. That is the share of them
+    for which `model.int8.onnx` predicts the label of the model. Raises TrainingFailed if the logits of `model.onnx`
+    differ from those of the model by more than a tolerance.
     """
     folder = out / "model"
     shutil.copytree(prepared.folder / "tokenizer", folder)

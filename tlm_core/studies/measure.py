@@ -45,10 +45,10 @@ def ngram_batches(linear: Path, task: Task, count: int = TIMED) -> Batches:
 
 
 def compare_graphs(graphs: Mapping[str, Path], texts: Mapping[str, Batches]) -> dict[str, dict[str, float]]:
-    """Return the bytes of each graph and its median seconds per text on one core, without tokenization.
+    """Return `bytes` and `seconds_per_text` of each graph: its file size, and the median time on one core.
 
-    texts: the same texts in the form of each graph. The graphs run alternately, so that other load on the machine
-    slows all of them equally.
+    The time excludes tokenization. texts: for each graph, the same texts in the form that it reads. The graphs run
+    alternately, so that other load on the machine slows all of them equally.
     """
     import onnxruntime
 

@@ -24,7 +24,10 @@ def family(model: str) -> str:
 
 
 def linear_seeds(size: float, seeds: Sequence[int]) -> Sequence[int]:
-    """Return the seeds for which the linear model is fitted: one for size 1, where all seeds have the same rows."""
+    """Return the seeds for which the linear model is fitted.
+
+    Size 1 is the full train split, whose rows are the same for all seeds, so it needs only the first seed.
+    """
     return seeds[:1] if size == 1 else seeds
 
 

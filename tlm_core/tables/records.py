@@ -59,7 +59,7 @@ Reader = Callable[[Sequence[str] | None], Iterator[Record]]
 
 
 class Unread(Enum):
-    """Stands for a Parquet value that is not read as text; `value` is its kind in words."""
+    """A placeholder for a Parquet value that is not read as text. `value` names its kind in messages."""
 
     NESTED = "list or object"
     TIME = "date or time"
@@ -107,7 +107,10 @@ class TableFile:
         return next(self.guarded(self._open), None)
 
     def guarded(self, produce: Callable[[], Iterable[T]]) -> Iterator[T]:
-        """What `produce` yields, until the file cannot be read further; that is a data error."""
+        """Yield what `produce` yields. If the file cannot be read further, add a data error and end.
+
+        Raises StorageUnavailable if the storage fails, and InvalidDataset if `findings` stops at this data error.
+        """
         import pyarrow as pa
 
         try:

@@ -77,7 +77,11 @@ def place_of(table: RawTable, column: str) -> str:
 
 
 def null_rows(table: RawTable, column: str, predicate: Predicate) -> tuple[list[int], int]:
-    """Return the rows without a value, and their number. Values of unread kinds are null as well, but do not count."""
+    """Return the numbers of the rows without a value, and their count. Values of unread kinds are not included.
+
+    predicate: true for a value that counts as missing. The list is empty if the column has unread values and not all
+    of their rows are recorded.
+    """
     rows = _rows(table, table.columns[column].values, predicate).tolist()
     kinds = [kind for name, kind in table.columns[column].kinds.items() if name in UNREAD]
     listed = {row for kind in kinds for row in kind.rows}

@@ -1,4 +1,7 @@
-"""The columns with the text, the second text and the label; a missing option is inferred, with the reason."""
+"""Choose the columns of the text, the second text and the label.
+
+Columns that the options do not name are inferred; a note or a warning gives the reason.
+"""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class Task:
     def label_ids(self, split: str) -> NDArray[np.int32]:
         """(rows,) indices into `labels`. Raises ValueError for a task without classes."""
         if not self.type.has_classes:
-            raise ValueError(f"Task '{self.name}' has regression targets, not labels. Read them by `targets`.")
+            raise ValueError(f"Task '{self.name}' has regression targets, not labels. Read them with `targets`.")
         return cast(NDArray[np.int32], self.targets(split))
 
     def targets(self, split: str) -> Targets:

@@ -92,7 +92,8 @@ def _predict_batch(model: TaskModel, batch: Batch, rows: int, device: torch.devi
                 raise
             if len(part.rows) == 1:
                 raise OutOfMemory(
-                    "One row of texts exceeds the memory of the device. Lower model.max_length, or the scale."
+                    "One row of up to model.max_length tokens exceeds the memory of the device. "
+                    "Lower model.max_length, or use a smaller scale."
                 ) from error
         else:
             logits[torch.from_numpy(part.rows.documents)] = values

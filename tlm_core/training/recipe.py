@@ -98,7 +98,7 @@ class Model(_Part):
     @model_validator(mode="after")
     def _heads_divide_hidden(self) -> Model:
         if self.hidden % self.heads or (self.hidden // self.heads) % 2:
-            raise ValueError(f"hidden ({self.hidden}) must be an even multiple of heads ({self.heads}).")
+            raise ValueError(f"hidden ({self.hidden}) divided by heads ({self.heads}) must be an even whole number.")
         return self
 
 
@@ -173,7 +173,10 @@ class Joint(_Part):
     )
 
     def at_length(self, length: int, model: Model) -> Joint:
-        """Return the part for rows of `length` tokens. A step has as many tokens at each length that `auto` chooses."""
+        """Return this part of the recipe for rows of `length` tokens.
+
+        With `model.max_length: auto`, it scales `batch_rows`, so that steps have equally many tokens at each length.
+        """
         if model.max_length != "auto":
             return self
         return self.model_copy(update={"batch_rows": max(1, self.batch_rows * AUTO_LENGTHS[0] // length)})

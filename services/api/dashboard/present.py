@@ -62,7 +62,7 @@ def colors(names: Iterable[str]) -> dict[str, str]:
 
 
 def score(value: float | None, spread: float | None = None) -> str:
-    """Three digits, with the spread if it is known."""
+    """Return three decimals, with the spread if it is known."""
     if value is None:
         return NONE
     return f"{value:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")

@@ -49,7 +49,10 @@ def steps_of(job: JobRecord, plan: Plan, done: Collection[str]) -> list[Step]:
 
 
 def node_titles(plan: Plan) -> dict[str, str]:
-    """Return the stage of each node with seed and rate, such as `joint (seed 0)`, or its name if others share that."""
+    """Map the name of each node to a title: its stage with seed and rate, such as `joint (seed 0)`.
+
+    Nodes that would share a title have their names as titles.
+    """
     titles = {node.name: _stage_with_values(node) for node in plan.nodes}
     counts = Counter(titles.values())
     return {name: title if counts[title] == 1 else name for name, title in titles.items()}

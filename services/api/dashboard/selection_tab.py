@@ -55,9 +55,10 @@ def selection(
 
 
 def query_terms(passages: Sequence[SelectedPassage]) -> list[set[str]]:
-    """The words that each passage shares with its best-ranked training text.
+    """Return for each passage the words that it shares with the train text for which it has the best rank.
 
-    Stop words, and words of more than a third of the passages, are omitted, because they explain no rank.
+    Stop words are omitted, and words that occur in at least two passages and in more than a third of them. They do not
+    explain why a passage was retrieved.
     """
     words = [set(_WORD.findall(passage.text.lower())) for passage in passages]
     counts = Counter(word for own in words for word in own)

@@ -1,4 +1,4 @@
-"""The form that submits a job, and what the job would mean before it is submitted."""
+"""The form that submits a job, and a preview of the job and its cost."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def submit(request: Request, parts: PartsDep, tenant: SignedIn, form: FilledForm
 
 @router.post("/preview")
 def preview(request: Request, parts: PartsDep, tenant: SignedIn, form: FilledForm) -> Response:
-    """What the job would mean and cost, without submitting it. An incomplete form is no error here."""
+    """Show the resolved job and its estimated cost, without submitting it. For an invalid form, show the reason."""
     try:
         request_spec = form.spec()
         spec, resolved = resolve_job(parts, tenant, request_spec)

@@ -66,7 +66,10 @@ def render(markdown: str) -> str:
 def _root() -> Path:
     root = next((folder for folder in _FOLDERS if folder.is_dir()), None)
     if root is None:
-        raise MissingDependency(f"The documentation {_FOLDERS[0]} is missing. Reinstall the service.")
+        first, second = _FOLDERS
+        raise MissingDependency(
+            f"The documentation is missing: neither {first} nor {second} exists. Reinstall the service."
+        )
     return root
 
 

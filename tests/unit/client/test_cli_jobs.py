@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -257,6 +258,17 @@ def test_why_shows_the_train_rows_of_a_passage() -> None:
     assert "row 7 (pos) a [bold]row[/bold]" in result.stdout and "1 of 9 passages" in result.stdout
 
 
+def test_why_highlights_the_searched_words_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    asker = {"train_row": 7, "rank": 1, "score": 2.0, "text": "Water is wet", "label": "pos"}
+    passage = {"id": "p", "text": "hot water boils, waters cool", "source": "docs", "rank": 1, "score": 2.0,
+               "provenance": [asker], "provenance_total": 1}  # fmt: skip
+    body = {"facts": {}, "data": [passage], "total": 1, "has_more": False}
+    result = tlm(serve({"GET /v1/jobs/job_1/selection": body}), "why", "job_1", "water")
+    bold = re.findall(r"\x1b\[1m(.*?)\x1b\[0m", result.stdout)
+    assert [word for word in bold if "ater" in word] == ["water", "Water"], "Whole words in both columns."
+
+
 def test_why_shows_whole_words_around_the_first_term() -> None:
     text = "alpha beta " * 30 + "water boils " + "gamma delta " * 30
     shown = shorten(text, ["boils"])
@@ -436,7 +448,7 @@ def test_show_prints_step_rate_and_time_left_of_a_running_job() -> None:
     [
         (("compare", "job_1"), "Give two to ten jobs."),
         (("predict", "job_1", "--file", "a.csv"), "--file needs --out, the file to write."),
-        (("predict", "job_1"), "Give texts, or a CSV file as --file."),
+        (("predict", "job_1"), "Give either texts or a CSV file with --file."),
         (("submit", "--dataset", "toy", "--kind", "prun"), "kind: Unknown job kind 'prun'. Valid kinds:"),
         (("submit", "--dataset", "toy", "--scale", "big"), "Invalid job: scale: must be 'instant', 'quick', 'tiny'"),
         (("jobs", "--state", "done"), "Invalid value for '--state': 'done' is not one of 'queued',"),

@@ -185,7 +185,7 @@ def test_predictions_run_in_smaller_parts_when_memory_runs_out(tmp_path: Path) -
     trainer.model.encoder.register_forward_pre_hook(_fits(1))
     np.testing.assert_allclose(predict(trainer.model, split, prepared, device=device), whole, atol=1e-5)
     trainer.model.encoder.register_forward_pre_hook(_fits(0))
-    with pytest.raises(OutOfMemory, match="One row of texts exceeds"):
+    with pytest.raises(OutOfMemory, match="One row of up to"):
         predict(trainer.model, split, prepared, device=device)
 
 
