@@ -7,7 +7,7 @@ import re
 from tests.checks.docs.blocks import PAGES
 from tests.support import ROOT
 
-# With a larger rho2, scores are lower: the reference in scale.md and the experiments say so.
+# With a larger rho2, scores are lower: the reference in recipe.md and the experiments say so.
 REFERENCE = "| `joint.rho2` |"
 
 

@@ -1,4 +1,4 @@
-"""The tables of docs/scale.md match the presets."""
+"""The tables of docs/recipe.md match the presets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support import ROOT
 from tlm_core.training.architectures import architecture_of
 from tlm_core.training.recipe import Recipe, resolve
 
-PAGE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
 ROWS = re.findall(
     r"^\| `(fast|paper)` `(\w+)` \| (\d+) × (\d+) \| ([\d.]+) \| ([\d,]+) (tokens|steps)", PAGE, re.MULTILINE
 )
@@ -38,7 +38,7 @@ def test_documented_keys_and_defaults_match_the_recipe() -> None:
     # `resolve` replaces the precision `auto`.
     recipe = resolve("fast", "tiny").model_copy(update={"precision": Recipe.model_fields["precision"].default})
     documented = re.findall(
-        r"^\| `([a-z_.0-9]+)` \| `?([\w]+)`? \|", PAGE.split("## Keys that matter")[1], re.MULTILINE
+        r"^\| `([a-z_.0-9]+)` \| `?([\w]+)`? \|", PAGE.split("## Keys")[1].split("## Scales")[0], re.MULTILINE
     )
     assert len(documented) >= 7
     for key, value in documented:
