@@ -14,8 +14,11 @@ import pytest
 
 from tests.checks.docs.blocks import blocks_of
 from tests.contract.coordinator_harness import real_work
+from tests.contract.filled_dashboard import LABELS, SEEDS, make_report
 from tests.contract.gateway import AUTH, TOKEN, Gateway
 from tests.support import ROOT
+from tlm_client.console import print_items
+from tlm_client.summary import report_items
 
 PAGE = ROOT / "docs" / "tutorial.md"
 NUMBER = re.compile(r"\d+\.\d+")
@@ -68,3 +71,18 @@ def test_commands_print_what_the_tutorial_shows(gateway: Gateway, tmp_path: Path
             numbers, expected = map(float, NUMBER.findall(printed)), map(float, NUMBER.findall(shown))
             assert list(numbers) == pytest.approx(list(expected), abs=0.02), f"{commands}\n{printed}"
     assert (tmp_path / "predicted.csv").read_text().count("\n") == 3
+
+
+def test_table_of_the_job_with_a_corpus_has_the_rows_that_the_tutorial_shows(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The test above runs no such job, because training takes minutes."""
+    report, _ = make_report(LABELS, SEEDS, 0.8)
+    print_items(*report_items(report))
+    shown = next(block.text for block in blocks_of(PAGE) if block.text.startswith("Test scores"))
+
+    def rows(text: str) -> list[str]:
+        masked = re.sub(r"model/, seed \d", "model/, seed N", NUMBER.sub("0.0", text))
+        return [" ".join(line.split()) for line in masked.splitlines() if "│" in line or "Test scores" in line]
+
+    assert rows(capsys.readouterr().out) == rows(shown)
