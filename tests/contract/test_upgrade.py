@@ -2,7 +2,8 @@
 
 `records/YEAR-MONTH.json` holds every key of such a Redis: a running, a requeued, a succeeded and a queued job. The
 folder `records/uploads` holds those of a dataset, a corpus with two loads, a webhook and an archived job, and
-`records/storage` an artifact and the streams of the archived job. Keep the files; add one when the records change.
+`records/storage` an artifact and the streams of the archived job. `records/model` holds a returned model, which combines
+two encoders with a linear model, and its answers. Keep the files; add one when the records change.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tlm_core.artifacts import ManifestRef
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.corpus.states import CorpusState, LoadState
 from tlm_core.jobs.states import State
+from tlm_core.serving import load_model
 
 FOLDER = Path(__file__).parent / "records"
 RECORDS, UPLOADS = sorted(FOLDER.glob("*.json")), sorted(FOLDER.glob("uploads/*.json"))
@@ -98,3 +100,11 @@ def test_artifact_of_an_earlier_state_of_the_service_is_intact(tmp_path: Path) -
     manifest = store.verify(ManifestRef(folder="default/artifacts/art_1/job_1-1", digest=digest))
     assert [file.name for file in manifest.files] == ["rows.txt", "sub/labels.json"]
     assert manifest.meta == {"rows": 2, "rate": 0.5, "labels": ["a", "ü"]}
+
+
+def test_model_of_an_earlier_state_of_the_service_answers_as_before() -> None:
+    expected = json.loads((FOLDER / "model" / "expected.json").read_text(encoding="utf-8"))
+    model = load_model(FOLDER / "model")
+    assert model.labels == ("red", "green", "blue")
+    answers = model.probabilities(list(expected)).tolist()
+    assert answers == [pytest.approx(of_text, abs=1e-4) for of_text in expected.values()]
