@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from urllib.parse import urlencode, urljoin
+
 import pytest
 
 from services.api.dashboard.job_form import CommonFields
@@ -102,6 +106,39 @@ def test_unknown_page_has_one_heading_and_links(gateway: Gateway) -> None:
     main = answer.text.partition("<main")[2]
     assert answer.status_code == 404 and main.count("Not found") == 1
     assert "There is no page at /ui/nowhere." in main and 'href="/ui/datasets"' in main
+
+
+def test_every_page_refuses_unknown_query_parameters(filled: tuple[Gateway, Contents]) -> None:
+    gateway, contents = filled
+    browser = signed_in(gateway)
+    for path in [*pages_of(contents), "/ui/sign-in", "/ui/reference"]:
+        answer = browser.get(f"{path}{'&' if '?' in path else '?'}maximum=5")
+        assert (answer.status_code, "<h1>Invalid input" in answer.text) == (422, True), path
+        assert "/maximum: is not a known parameter." in answer.text, path
+    assert "Valid parameters: after, q, sort, state." in browser.get("/ui/jobs?maximum=5").text
+
+
+def queries_of(page: str, path: str) -> Iterator[str]:
+    """Yield the addresses with a query to which a page leads: links, requests of scripts, and fields of forms."""
+    form = None
+    for tag, given in Tags(page).tags:
+        links = (given.get(name) or "" for name in ("href", "hx-get", "data-points"))
+        yield from (urljoin(path, link) for link in links if "?" in link)
+        if tag == "form":
+            form = (given["action"] or "").partition("#")[0] if given.get("method") == "get" else None
+        elif form and tag in ("input", "select") and (name := given.get("name")):
+            yield f"{form}?{urlencode({name: given.get('value') or ''})}"
+
+
+def test_own_links_and_forms_have_known_query_parameters(filled: tuple[Gateway, Contents]) -> None:
+    gateway, contents = filled
+    browser = signed_in(gateway)
+    paths = [*pages_of(contents), "/ui/jobs?state=failed&q=tickets&sort=score"]
+    queries = {query for path in paths for query in queries_of(browser.get(path).text, path)}
+    assert {"q", "id", "stage", "seed", "was", "after"} <= {
+        name for query in queries for name in re.findall(r"[?&](\w+)=", query)
+    }
+    assert {browser.get(query).status_code for query in queries} <= {200, 204}
 
 
 def test_linked_files_match_their_integrity_hashes(gateway: Gateway) -> None:

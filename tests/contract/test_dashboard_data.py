@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from tests.contract.dashboard_pages import post_form, signed_in
+from tests.contract.dashboard_pages import Tags, post_form, signed_in
 from tests.contract.filled_dashboard import Contents, fill
 from tests.contract.gateway import Gateway, add_dataset
 
@@ -83,6 +85,12 @@ def test_dataset_shows_lengths_and_each_conflicting_text(gateway: Gateway) -> No
     shown = signed_in(gateway).get(f"/ui/datasets/{gateway.parts.catalog.dataset('default', 'toy').id}").text
     assert "words per text" in shown and "Conflicting labels in train" in shown
     assert "row 3: " in shown and "row 41: " in shown
+    linked = re.findall(r'<a href="#conflicts-train">(.*?)</a>', shown)
+    assert linked == [
+        "train has 1 text with different labels (rows 41). Correct the wrong labels.",
+        "conflicting labels",
+    ]
+    assert Tags(shown).has("h2", id="conflicts-train")
 
 
 def test_models_are_listed_and_get_aliases(filled: tuple[Gateway, Contents]) -> None:

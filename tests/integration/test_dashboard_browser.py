@@ -87,29 +87,25 @@ def open_views(page: Any, address: str) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 390)])
 def test_no_page_has_a_serious_accessibility_violation(
-    page: Any, served: tuple[str, Gateway, Contents], scheme: str
+    page: Any, served: tuple[str, Gateway, Contents], scheme: str, width: int
 ) -> None:
     url, _, contents = served
     page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 900})
     axe = AXE.read_text(encoding="utf-8")
     violations = []
     every = paths_of(contents)
-    # The dark scheme changes only colors, and these pages use all of them: the last one compares two jobs.
-    colors = [f"/ui/jobs/{contents.jobs['succeeded']}{tab}" for tab in ("", "/results", "/selection", "/model")]
-    colors += [
-        "/ui/jobs",
-        "/ui/submit",
-        f"/ui/datasets/{contents.dataset}",
-        "/ui/reference",
-        "/docs/tutorial",
-        every[-1],
-    ]
-    for path in ["/ui/sign-in", *every] if scheme == "light" else colors:
+    # The dark scheme changes only colors, and a phone only the layout. These pages use all of them: the last one
+    # compares two jobs.
+    varied = [f"/ui/jobs/{contents.jobs['succeeded']}{tab}" for tab in ("", "/results", "/selection", "/model")]
+    varied += ["/ui/jobs", "/ui/submit", f"/ui/datasets/{contents.dataset}", "/docs/tutorial", every[-1]]
+    varied += ["/ui/reference"] if scheme == "dark" else []  # mostly Swagger UI, and slow to draw
+    for path in ["/ui/sign-in", *every] if (scheme, width) == ("light", 1280) else varied:
         for _ in open_views(page, url + path):
             page.evaluate(axe)
-            # Swagger UI draws colors of low contrast, and buttons with links inside.
+            # Swagger UI is of a third party: it draws colors of low contrast, and buttons with links inside.
             result = page.evaluate("() => axe.run({exclude: '.swagger-ui'}, {resultTypes: ['violations']})")
             violations += [
                 (path, violation["id"], violation["nodes"][0]["html"][:200])
@@ -316,6 +312,25 @@ def test_charts_have_distinct_colors_and_smooth_noisy_lines(page: Any, served: t
     assert len(losses.evaluate(series)) == 3
 
 
+def test_dragging_zooms_a_chart_and_a_double_click_resets_it(page: Any, served: tuple[str, Gateway, Contents]) -> None:
+    url, _, contents = served
+    page.goto(f"{url}/ui/jobs/{contents.jobs['succeeded']}?stage=joint")
+    settle(page)
+    losses = page.locator("[data-series='mlm']")
+    steps = "figure => [figure.chart.scales.x.min, figure.chart.scales.x.max]"
+    first, last = losses.evaluate(steps)
+    losses.scroll_into_view_if_needed()
+    box = losses.locator(".u-over").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 20, steps=4)
+    page.mouse.up()
+    middle = (first + last) / 2
+    assert losses.evaluate(steps) == pytest.approx([(first + middle) / 2, middle], abs=(last - first) / 50)
+    page.mouse.dblclick(box["x"] + box["width"] / 2, box["y"] + 20)
+    assert losses.evaluate(steps) == [first, last]
+
+
 def test_predictions_and_searches_need_no_new_page(page: Any, served: tuple[str, Gateway, Contents]) -> None:
     url, _, contents = served
     page.goto(f"{url}/ui/jobs/{contents.jobs['succeeded']}/model")
@@ -346,6 +361,23 @@ def test_estimate_follows_the_form_and_snippets_are_copied(page: Any, served: tu
     page.get_by_role("button", name="Copy", exact=True).click()
     page.get_by_role("button", name="Copied").wait_for()
     assert '"scale": "instant"' in page.evaluate("navigator.clipboard.readText()")
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_form_shows_that_the_instant_scale_uses_no_corpus(
+    browser: Any, served: tuple[str, Gateway, Contents], scripts: bool
+) -> None:
+    page = browser.new_page(java_script_enabled=scripts)
+    sign_in(page, served[0])
+    page.goto(f"{served[0]}/ui/submit?preset=instant")
+    corpus, hint = page.locator("#corpus"), page.get_by_text("not used at scale instant")
+    # Without scripts, nothing could enable the field again at another scale.
+    assert (corpus.is_disabled(), hint.is_visible()) == (scripts, True)
+    page.locator("[name=scale][value=tiny]").check()
+    assert (corpus.is_disabled(), hint.is_visible(), corpus.input_value()) == (False, False, "manuals")
+    page.locator("[name=scale][value=instant]").check()
+    assert (corpus.is_disabled(), hint.is_visible()) == (scripts, True)
+    page.close()
 
 
 def test_recipe_key_is_added_to_the_overrides_once(page: Any, served: tuple[str, Gateway, Contents]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, FastAPI, Form, Request
+from fastapi import APIRouter, Depends, FastAPI, Form, Request
 from fastapi.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
@@ -31,7 +31,7 @@ from services.api.dashboard.web import (
     page,
     redirect,
 )
-from services.api.parts import Parts
+from services.api.parts import Parts, refuse_unknown_parameters
 
 router = APIRouter()
 _PAGES = (
@@ -46,7 +46,7 @@ def mount_dashboard(app: FastAPI, parts: Parts) -> None:
     inner.state.environment = build_environment()
     install_errors(inner)
     for routes in (router, *(module.router for module in _PAGES)):
-        inner.include_router(routes)
+        inner.include_router(routes, dependencies=[Depends(refuse_unknown_parameters)])
     inner.mount("/static", StaticFiles(directory=STATIC), name="static")
     # Outermost layer, so that responses to unexpected errors get the headers too.
     app.mount(PREFIX, Headers(inner))

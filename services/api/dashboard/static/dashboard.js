@@ -1,4 +1,4 @@
-// Draws the charts, copies snippets, adds overrides, and shows a notice while the service does not respond. All other page features work without it.
+// Draws the charts, copies snippets, adds overrides, disables an unused corpus, and shows a notice while the service does not respond. All other page features work without it.
 "use strict";
 
 const POLL_MS = 3000;
@@ -156,6 +156,14 @@ document.addEventListener("click", event => {
   area.value = [...others, `${button.dataset.override} = ${value}`].join("\n");
   area.dispatchEvent(new Event("change", {bubbles: true}));
 });
+
+// Disables the corpus at the scale `instant`. The server ignores it there, so a browser without scripts may send it.
+const corpus = document.getElementById("corpus");
+if (corpus) {
+  const follow = () => { corpus.disabled = corpus.form.elements.scale.value === "instant"; };
+  corpus.form.addEventListener("change", follow);
+  follow();
+}
 
 const offline = document.querySelector(".offline");
 if (offline) {
