@@ -12,10 +12,10 @@ PROSE := README.md CONTRIBUTING.md CHANGELOG.md docs Makefile deploy benchmarks 
 
 help:
 	@echo "make demo   start the local stack, train a classifier and compare it with baselines (TASK=, CORPUS=: your data)"
-	@echo "make test   run all tests"
+	@echo "make test   run all tests, except those that need a GPU"
 	@echo "make chaos  break running processes at random, and check what clients saw (JOBS=, FAULTS=, SEED=, BUG=)"
-	@echo "make chaos-bugs  plant each bug of docs/reliability.md, which the checker must find"
-	@echo "make chaos-times  measure how soon faults are noticed and work continues"
+	@echo "make chaos-bugs  plant each bug of docs/reliability.md, and fail unless the checker reports it"
+	@echo "make chaos-times  measure how soon the service notices faults and continues"
 	@echo "make soak   run mixed jobs for two hours (SECONDS=), and check that nothing grows"
 	@echo "make test-gpu  run the tests that need a GPU"
 	@echo "make check  check style, types, deployment files and documentation"
@@ -23,11 +23,11 @@ help:
 	@echo "make bench-gateway    measure the gateway, as JSON lines (BENCH=submit: one benchmark)"
 	@echo "make bench-retrieval  measure retrieval, as JSON lines (BENCH=--three-million: add the long benchmark)"
 	@echo "make bench-training   measure training, as JSON lines"
-	@echo "make bench-gpu        measure training on a GPU, as JSON lines with the reason where there is none"
+	@echo "make bench-gpu        measure training on a GPU, as JSON lines; without a GPU, they have the reason instead"
 	@echo "make bench-studies    measure the BiLSTM's training and prediction speed, as JSON lines"
 	@echo "make bench-quality    measure the quality of trained models and run all studies; takes many hours, resumes"
 	@echo "make evidence      write the table of results from the records of the runs"
-	@echo "make evidence-runs train what the records lack; takes many hours, resumes"
+	@echo "make evidence-runs train the models that the records lack; takes many hours, resumes"
 	@echo "make lock   update the pinned requirements"
 
 setup: .venv/ready

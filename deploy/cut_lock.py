@@ -1,7 +1,7 @@
 """Reduce a lock file to some packages and their dependencies: `python cut_lock.py LOCK LIST > CUT`.
 
 LIST contains one package name per line. An image installs CUT with `--require-hashes`, so all versions and hashes come
-from the lock, and a missing package stops the build. Uses only the standard library.
+from the lock, and a missing package stops the build. This script uses only the standard library.
 """
 
 from __future__ import annotations

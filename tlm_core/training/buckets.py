@@ -15,7 +15,7 @@ BUCKET = 2**23  # parameters
 
 @dataclass(frozen=True)
 class Bucket:
-    """A stretch of the flat gradient within one part of the model. first: the number of its first parameter."""
+    """A stretch of the flat gradient within one part of the model. first: the index of its earliest parameter."""
 
     part: str
     start: int
@@ -27,7 +27,7 @@ class Bucket:
 def divide(parameters: Sequence[tuple[str, nn.Parameter]], size: int = BUCKET) -> list[Bucket]:
     """Return the buckets of a model's parameters, which lie in one buffer, in the order of the backward pass.
 
-    A bucket has at most `size` parameters, or one tensor. All workers have the same order.
+    A bucket has at most `size` parameters, or one larger tensor. All workers have the same order.
     """
     placed = sorted((parameter.storage_offset(), n) for n, (_, parameter) in enumerate(parameters))
     buckets: list[Bucket] = []
@@ -46,8 +46,8 @@ def divide(parameters: Sequence[tuple[str, nn.Parameter]], size: int = BUCKET) -
 class Buckets:
     """Sums a step's gradient over the workers. Each bucket starts when the gradients of its parameters are complete.
 
-    Workers start the buckets in one order, so one whose memory runs out, and that begins the step again, only delays
-    the others: a bucket that it has started holds complete gradients. dtype: in which workers add.
+    All workers start the buckets in one order. A worker whose memory runs out repeats the step. This only delays the
+    others: the buckets that it has started hold complete gradients. dtype: of the sums.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class Buckets:
         self._complete: set[str] = set()
 
     def begin(self, parts: Iterable[str]) -> None:
-        """Begin the last part of a step's backward pass, or begin it again. parts: of the model, that it trains."""
+        """Begin the last backward pass of a step, or repeat it. parts: the parts of the model that the step trains."""
         if not self._open and not self._started:
             wanted = set(parts)
             self._open = [bucket for bucket in self._buckets if bucket.part in wanted]
         self._complete = set()
 
     def complete(self, name: str) -> None:
-        """Start the buckets that wait for no other gradient than that of the parameter `name`."""
+        """Record that the gradient of the parameter `name` is complete. Start the next buckets if it completes them."""
         self._complete.add(name)
         while self._open and self._open[0].names <= self._complete:
             self._start()

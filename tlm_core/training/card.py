@@ -47,7 +47,7 @@ def model_card(report: Facts, facts: Facts, recipe: CardRecipe) -> str:
         *_costs(report),
         "",
         "## Limits",
-        "- The model may have memorized parts of its training texts. Treat the weights with the care that these need.",
+        "- The model may have memorized parts of its training texts. Protect the weights as carefully as these texts.",
         *_lengths(facts),
         *(f"- {warning}" for warning in report.get("warnings", ())),
         "- The scores hold for texts like those of the test split. Nothing else was measured.",
@@ -78,7 +78,7 @@ def linear_card(report: Facts, task: Facts) -> str:
         f"A text {task_type.model}: linear, on TF-IDF of {features}. Cross-validation and validation chose its",
         f"settings. It reads {parts}. `model.onnx` needs the ids that `ngrams.json` defines.",
         *_refit(report),
-        "`tlm_core.serving.load_model` loads both.",
+        "`tlm_core.serving.load_model` loads both files.",
         "",
         *task_type.output_section([_plain(label) for label in task["labels"]]),
         "",
@@ -185,7 +185,7 @@ def _weights(report: Facts) -> list[str]:
 
 def _refit(report: Facts) -> list[str]:
     """Return which texts the returned models learned from, beside train."""
-    return ["After all choices, it learned from train and validation."] if report.get("refit") else []
+    return ["After all choices, the model learned again, from train and validation."] if report.get("refit") else []
 
 
 def _rates(report: Facts) -> list[str]:
@@ -226,7 +226,7 @@ def _lengths(facts: Facts) -> list[str]:
 
 
 def _costs(report: Facts) -> list[str]:
-    """Return the cost of the weights; for a super ticket with the dense model and all tickets of the sweep."""
+    """Return the cost of the weights; for a super ticket, the cost of the dense model and of all tickets."""
     costs, lines = report["cost"], ["Summed over all seeds."]
     if "super_ticket" in report:
         parts = (report["dense"]["cost"], report["sweep_cost"])

@@ -34,7 +34,7 @@ ITERATIONS = 3
 class Counted:
     """Counts of tokens. log_frequency: [V], natural logarithm. vectors: [V, dim], zero for tokens without a neighbor.
 
-    flops: the cost of counting. tokens: how many it read.
+    flops: the cost of counting. tokens: the number of tokens read.
     """
 
     log_frequency: Floats
@@ -44,7 +44,7 @@ class Counted:
 
 
 def count(stores: Sequence[TokenStore], size: int, specials: Sequence[int], dim: int) -> Counted:
-    """Count over the first MAX_TOKENS tokens of the stores. size: of the vocabulary. specials: ids without vector."""
+    """Count over the first MAX_TOKENS tokens of the stores. size: of the vocabulary. specials: ids to ignore."""
     frequency = np.zeros(size)
     pairs = sparse.csr_matrix((size, size), dtype=np.int32)
     read = 0

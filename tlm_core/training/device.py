@@ -10,7 +10,7 @@ import torch
 
 from tlm_core.errors import OutOfMemory
 
-# Peak FLOP/s in dense bfloat16, by a part of the device's name, of which the first counts; from the data sheets.
+# Peak FLOP/s in dense bfloat16 from the data sheets, by a part of the device's name. The first match counts.
 _PEAKS = {
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -47,7 +47,7 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 @contextmanager
 def model_fits_device() -> Iterator[None]:
-    """Wrap a training stage: raise OutOfMemory if the device is too small at any batch size, or the host's memory."""
+    """Raise OutOfMemory if a training stage exceeds the device's memory at any batch size, or the host's memory."""
     try:
         yield
     except MemoryError as error:
@@ -91,5 +91,5 @@ def product_type(precision: str, device: torch.device) -> torch.dtype:
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Compute matrix products in the recipe's precision; weights and sums stay float32."""
+    """Compute matrix products in the recipe's precision; weights and their gradients stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=product_type(precision, device) == torch.bfloat16)

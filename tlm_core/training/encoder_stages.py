@@ -37,13 +37,16 @@ from tlm_core.training.recipe import OWN_STARTS, Budget, Finetune, Model
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import HISTORY, SHAPE, WEIGHTS, TrainState, load_weights, own_units, read_history, weights
 
-# The joint stage shows a curve of these validations. They select nothing.
+# Validations of the joint stage, and texts in each. They give a curve and select nothing.
 _CURVE_POINTS, _CURVE_TEXTS = 5, 500
 
 
 @model_fits_device()
 def joint(ctx: StageContext[JointParams]) -> dict[str, Any]:
-    """Train on masked language modeling of passages and task texts, and on the task's loss (paper section 3.2)."""
+    """Train on masked language modeling of passages and task texts, and on the task's loss (paper section 3.2).
+
+    Inputs: `prepared`, and `baseline` if the recipe has `joint.stop_if_behind`.
+    """
     trainer, behind = joint_trainer(ctx), dict[str, float]()
     if ctx.params.joint.stop_if_behind is not None:
         trainer.is_behind = partial(_is_behind, ctx, trainer, behind)
@@ -85,7 +88,7 @@ def _is_behind(ctx: StageContext[JointParams], trainer: Trainer, behind: dict[st
 
 
 def joint_trainer(ctx: StageContext[JointParams]) -> Trainer:
-    """Return the joint stage's training run. Raises InvalidRecipe or NotFound for `model.init`."""
+    """Return the joint stage's training run. Raises InvalidRecipe, NotFound or Unavailable for `model.init`."""
     params, device, prepared = ctx.params, pick_device(), Prepared(ctx.inputs["prepared"])
     joint = params.joint.at_length(prepared.max_length, params.model)
     model = build(params.model, prepared, params.seed).to(device)
@@ -200,8 +203,8 @@ def _tuner(
 def refit(ctx: StageContext[FinetuneParams]) -> dict[str, Any]:
     """Finetune again on train and validation, for the share of the steps that validation chose (`refit: true`).
 
-    Where validation chose the untouched weights, or the encoder is behind the linear model, the weights stay the same.
-    Inputs: those of `finetune`, and `finetune` with the chosen rate and class weights.
+    If validation chose the untouched weights, or the encoder is behind the linear model, the weights stay the same.
+    Inputs: those of `finetune`, and its result `finetune`, whose rate and class weights it uses.
     """
     prepared, finetuned = Prepared(ctx.inputs["prepared"]), ctx.inputs["finetune"]
     history = read_history(finetuned)
@@ -244,13 +247,13 @@ def choose(ctx: StageContext[ChooseParams]) -> dict[str, Any]:
 
 
 def evaluation_steps(steps: int, evaluations: int, untouched: bool) -> frozenset[int]:
-    """Return the steps after which to validate: evenly spread up to the last, and 0 for the untouched model."""
+    """Return the steps after which to validate: evenly spread up to the last, and 0 if `untouched`."""
     spread = {max(1, round(steps * k / evaluations)) for k in range(1, evaluations + 1)}
     return frozenset(spread | ({0} if untouched else set()))
 
 
 def build(recipe: Model, prepared: Prepared, seed: int) -> TaskModel:
-    """Return the recipe's model with its initial weights, on the CPU. Raises InvalidRecipe or NotFound for `init`."""
+    """Return the recipe's model with its initial weights, on the CPU. Raises the errors of `published.load`."""
     pretrained: dict[str, Tensor] = {}
     recipe = recipe.model_copy(update={"max_length": prepared.max_length})  # the recipe's may be auto
     size, labels = prepared.vocabulary.size, len(prepared.labels)

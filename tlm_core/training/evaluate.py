@@ -127,7 +127,7 @@ def scores_of(
 def evaluate(ctx: StageContext[SeedsParams]) -> dict[str, Any]:
     """Test each seed's model once, in fp32 like the exported model, and write report.json.
 
-    An ensemble has compact weights, and so have its encoders here.
+    With `ensemble`, all encoders are rounded as the file of an ensemble stores them.
 
     Inputs: `prepared`, `task`, `finetune.s{seed}` for each seed and, to combine the models, `baseline` and
     `self_train`. If the recipe says so, also `refit.s{seed}` and `refit_linear`: the models that test and export use.

@@ -105,8 +105,8 @@ def write_export(
 ) -> int:
     """Write `model/`, `model.onnx`, and `labels.json`. Return the number of parameters of the stock model.
 
-    model: on the CPU. full: its weights under our names at the size of its shape, with zeros where pruning removed
-    parts. Raises TrainingFailed unless both exported forms compute the same logits as the model.
+    model: on the CPU. full: its weights under our names at the size of its shape, with neutral values where
+    pruning removed parts. Raises TrainingFailed unless both exported forms compute the same logits as the model.
     """
     folder = out / "model"
     shutil.copytree(prepared.folder / "tokenizer", folder)
@@ -148,7 +148,7 @@ def load_stock(folder: Path) -> Any:
     )
     wrong = sorted({*info["missing_keys"], *info["unexpected_keys"], *map(str, info["mismatched_keys"])})
     if wrong:
-        raise TrainingFailed(f"The exported weights do not match the stock class: {wrong[:3]}. This is a bug.")
+        raise TrainingFailed(f"The exported weights do not match the stock class: {wrong[:3]}. Report this error.")
     return model.eval()
 
 
@@ -175,4 +175,6 @@ def _onnx_logits(graph: Path, probe: Mapping[str, npt.NDArray[np.int64]]) -> npt
 def compare_logits(name: str, logits: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:
     difference = float(np.abs(logits - expected).max())
     if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
-        raise TrainingFailed(f"The logits of the {name} differ from the trained model's by up to {difference:.2g}.")
+        raise TrainingFailed(
+            f"The logits of the {name} differ from the trained model's by up to {difference:.2g}. Report this error."
+        )

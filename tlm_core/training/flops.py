@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from tlm_core.training.architectures import Shape, architecture_of
 
-# The backward pass computes two products for each one of the forward pass: by the inputs and by the weights.
+# For each product of the forward pass, the backward pass computes two: the gradients of inputs and of weights.
 FORWARD_AND_BACKWARD = 3
 
 
@@ -19,7 +19,7 @@ def forward(shape: Shape, rows: int, length: int, masked: int, documents: int) -
 
 
 def products(shape: Shape, tokens: int, pairs: int, masked: int, documents: int) -> float:
-    """Return the FLOPs of the matrix products in one forward pass. pairs: of a query and a key, over all tokens."""
+    """Return the FLOPs of the matrix products in one forward pass. pairs: number of query-key pairs."""
     encoder = shape.layers * (tokens * architecture_of(shape).layer_weights(shape) + 2 * pairs * shape.hidden)
     vocabulary = masked * shape.hidden * (shape.hidden + shape.vocab)
     task = documents * shape.hidden * (shape.hidden + shape.labels)

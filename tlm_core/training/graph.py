@@ -1,7 +1,7 @@
 """The trained model as an ONNX graph, node by node.
 
 Writing the graph takes milliseconds and needs no exporter. `export.py` checks it against the model's own predictions.
-The numbers of texts, of windows of a text, and of tokens of a window are free.
+The numbers of texts, of windows of a text, and of tokens of a window may vary.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Weights = Mapping[str, npt.NDArray[np.float32]]
 
 
 class Graph:
-    """Nodes and constants; each method returns the name of its output."""
+    """Nodes and constants. Methods that add an operation return the name of its output."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -95,7 +95,8 @@ class Graph:
 class GraphWriter:
     """Writes the parts that encoders share. weights: arrays by our parameter names.
 
-    compact: store token embeddings in 8 bits, and the other weights in half precision. They must have been rounded so.
+    compact: store token embeddings in 8 bits, and the other weights in half precision. Callers round
+    them first (`state.compact_weights`).
     """
 
     def __init__(self, graph: Graph, shape: Shape, weights: Weights, *, compact: bool = False) -> None:
@@ -228,9 +229,9 @@ def write_onnx(shape: Shape, weights: Weights, path: Path) -> None:
 
 
 def encoder_outputs(graph: Graph, shape: Shape, members: Sequence[Weights]) -> tuple[str, list[str]]:
-    """Write an encoder, or several as an ensemble of compact weights, to their outputs [batch, labels].
+    """Write an encoder, or several as an ensemble of compact weights. Return the names of the output and of the inputs.
 
-    Return also the names of the inputs. members: weights of one shape.
+    The output is [batch, labels]. members: the weights of each encoder; all have the shape `shape`.
     """
     writers = [GraphWriter(graph, shape, weights, compact=len(members) > 1) for weights in members]
     graph.flatten_windows(writers[0].inputs)

@@ -1,6 +1,6 @@
-"""What a layer computes with on packed rows, with hand-written gradients, which pass over memory less than autograd.
+"""Attention and gated blocks on packed rows. Their hand-written gradients pass over memory less often than autograd.
 
-Between two matrix products memory traffic dominates the time. Elementwise work is several times as fast on whole,
+Between two matrix products, memory traffic dominates the time. Elementwise work is several times as fast on whole,
 contiguous tensors, and out of place in bfloat16.
 """
 
@@ -39,8 +39,8 @@ class RowKernels:
     dtype: torch.dtype
 
     def attend(self, qkv: Tensor, heads: int, dropout: float) -> Tensor:
-        """Compute attention. On a CPU step by step, because the fused kernel's backward pass takes four times as long
-        at these lengths.
+        """Compute attention. A CPU does not use the fused kernel, whose backward pass takes four times as long at usual
+        row lengths.
         """
         query, key, value = Heads.apply(qkv.unflatten(-1, (3, heads, -1)), self.rotation)
         if query.is_cuda:
@@ -98,7 +98,7 @@ class GatedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return [..., n] of x [..., H] and weight [2n, H]. dtype: of the products."""
+        """Return [..., n] of x [..., H] and weight [2n, H]. dtype: of the matrix products."""
         x, weight = x.to(dtype), weight.to(dtype)
         value, gate = (F.linear(x, half) for half in weight.chunk(2))
         active = F.gelu(value)

@@ -28,17 +28,18 @@ from tlm_core.training.state import LossMeans, StepLosses, TrainState, checkpoin
 
 POINTS = 200
 REPORT_SECONDS = 0.5
-# Seconds between looks at a GPU, and after which waiting for it is no step of the usual length.
+# Seconds between two checks of a GPU, and seconds of waiting after which a step is longer than usual.
 POLL, PATIENCE = 0.0002, 5.0
-# A recipe may skip this many steps, and in a long run this share of them. More mean that the run itself is wrong.
+# With `non_finite: skip`, a run may skip this many steps, or this share of a long run. More mean that the run is wrong.
 SKIPS, SKIPPED_SHARE = 20, 0.01
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step that the device computes, and what its batch was.
+    """A step that the device computes, with its batch.
 
-    number: from 0. values: `Totals` and the gradient's norm, in the host's memory once `ready` has passed.
+    number: from 0. rate: share of the peak learning rate. values: `Totals` and the gradient's norm, in the
+    host's memory once `ready` has passed.
     """
 
     number: int
@@ -50,7 +51,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Result:
-    """What a step computed. tokens, progress: the run's at its end."""
+    """What a step computed. step: from 1. tokens, progress: of the run at the end of the step."""
 
     step: int
     tokens: int
@@ -66,11 +67,11 @@ class Trainer:
     """One stage's training run.
 
     batches: (step, progress) → batch. step_flops: FLOPs of a batch's forward and backward pass. memory: bytes of
-    training with a number of rows; None if they are not estimated. validate: scores the model, if the stage does.
+    training with a number of rows; None if they are not estimated. validate: returns the model's validation scores.
     evaluate_at: the steps (1-based; 0 is before the first) after which to validate; the best weights are kept.
-    curve: the number of validations at equal shares of the budget that only report. is_behind: called at half the
-    budget; if true, the run ends there. last_step: the run ends after it, before the end of the budget.
-    passes: by default those over rows.
+    curve: the number of validations at equal shares of the budget, which are only reported. is_behind: called at half
+    the budget; if it returns True, the run ends there. last_step: the run ends after this step, even before the end of
+    the budget. passes: by default those over rows.
     needed_flops: FLOPs that the model needs for a batch, for the reported utilization of a GPU.
     before_step: called before each step.
     """
@@ -106,7 +107,7 @@ class Trainer:
     def run(self) -> tuple[TrainState, dict[str, Tensor] | None]:
         """Train to the end of the budget. Return the final state and the best weights by validation, if any.
 
-        Raises StopRequested after it saves a checkpoint, NonFiniteLoss, and OutOfMemory.
+        Raises StopRequested after it saves a checkpoint, NonFiniteLoss, OutOfMemory, WorkerLost, and CorruptArtifact.
         """
         self._start()
         with (
@@ -133,7 +134,7 @@ class Trainer:
             finished = self._ended()
             halfway = self.is_behind is not None and used < 0.5 <= state.progress(self.budget)
             evaluate, save = self._is_due(used), state.step % self.ctx.params.checkpoint_steps == 0
-            # All workers must read results at the same steps, because they decide by them.
+            # All workers must read results at the same steps, because decisions depend on them.
             late = 0 if finished or evaluate or save or halfway else self._passes.late
             results = self._results(open_steps, late)
             stop = any(result.stop for result in results)
@@ -202,7 +203,7 @@ class Trainer:
         return Step(self.state.step, batch, rate, *to_host(values))
 
     def _results(self, steps: deque[tuple[Step, int, float]], late: int) -> list[Result]:
-        """Remove all steps but the last `late` ones. Return their results and record them. Raises NonFiniteLoss."""
+        """Remove the oldest steps until `late` remain. Record and return their results. Raises NonFiniteLoss."""
         results = []
         while len(steps) > late:
             step, tokens, progress = steps.popleft()
@@ -279,7 +280,7 @@ class Trainer:
         return False
 
     def _newest_checkpoint(self) -> int | None:
-        """Return the step of the newest checkpoint. The others wait for rank 0, because the first error ends them."""
+        """Return the step of the newest checkpoint. All ranks wait for rank 0, because the first error ends all."""
         newest = self.ctx.checkpoints.newest()
         self.workers.least(0, self.device)
         return self.ctx.checkpoints.newest() if self.ctx.rank else newest
@@ -334,7 +335,7 @@ class Trainer:
 
 
 def to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """Return a copy of the values in the host's memory, and the event after which it is complete."""
+    """Return a copy of the values in the host's memory, and the event after which it is complete; None on a CPU."""
     if not values.is_cuda:
         return values, None
     copy = torch.empty_like(values, device="cpu", pin_memory=True)
@@ -343,7 +344,7 @@ def to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 
 
 def await_device(ready: torch.cuda.Event | None, *, shared: bool) -> None:
-    """Wait for the event. shared: by several workers. Then one of them may compile, as long as a first step takes."""
+    """Wait for the event. shared: whether several workers train. One may compile for as long as a first step takes."""
     began = time.monotonic()
     while ready is not None and not ready.query():
         if shared and time.monotonic() - began > PATIENCE:

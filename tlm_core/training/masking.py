@@ -36,10 +36,10 @@ def mask_rows(
 ) -> tuple[Ints, Ints]:
     """Return (tokens, targets), both [R, L]; targets are NOT_MASKED where nothing is predicted.
 
-    It draws `drawn_of` each row's tokens, except special ones and padding. So a number of rows has at most the share
-    `rate`. Of the drawn tokens 80 % become [MASK], 10 % a random ordinary token, and 10 % stay (Devlin et al. 2019,
-    section 3.1). Each token has its own counter, so a worker draws for its rows alone. first: the number of the first
-    row in the step.
+    In each row it draws as many tokens as `drawn_of` returns, but no special ones and no padding. So at most the share
+    `rate` is drawn. Of the drawn tokens 80 % become [MASK], 10 % a random ordinary token, and 10 % stay (Devlin et al.
+    2019, section 3.1). Each token has its own counter, so a worker can draw for its rows alone. first: the number of
+    the first row in the step.
     """
     random = random_at(seed, Stream.MASK, step)
     shape, ordinary = rows.tokens.shape, vocabulary.ordinary
@@ -54,12 +54,12 @@ def mask_rows(
 
 
 def drawn_of(tokens: Ints, rate: float) -> Ints:
-    """Return how many of a row's tokens a mask draws, if so many are not special: `rate`, rounded down."""
+    """Return how many of a row's tokens to draw: the share `rate`, rounded down. Special tokens may leave fewer."""
     return (tokens * rate).astype(np.int64)
 
 
 def _lowest(draws: npt.NDArray[np.float64], maskable: Flags, counts: Ints) -> Flags:
-    """Return where the lowest draws of each row's maskable tokens are. counts: of each row."""
+    """Return True at the lowest draws among each row's maskable tokens. counts: how many in each row."""
     order = np.where(maskable, draws, 2.0).argsort(axis=1, kind="stable")
     ranks = np.empty_like(order)
     np.put_along_axis(ranks, order, np.arange(order.shape[1])[None], axis=1)

@@ -47,7 +47,7 @@ def training_bytes(shape: Shape, parameters: int, rows: int, masked: float = 0.0
 def predicting_bytes(shape: Shape, parameters: int, rows: int) -> int:
     """Return the bytes of validation with `rows` rows. Its forward pass holds one layer at a time.
 
-    Memory that fits training with some rows fits validation with twice as many.
+    Memory that suffices to train with some number of rows suffices to validate with twice as many.
     """
     position = architecture_of(shape).layer_floats(shape, 2 * shape.heads + 1)
     return _BYTES * (5 * parameters + rows * shape.max_length * position)
@@ -71,7 +71,7 @@ def rows_at_once(device: str, workers: int, most: int, count: Callable[[int], in
 def largest_rows(peak: Callable[[int], int], held: int, limit: int, most: int) -> int:
     """Return how many rows to process at once on a GPU: doubled while twice as many are expected to fit, up to `most`.
 
-    peak: measures the bytes with a number of rows; held: bytes without any; limit: bytes to stay below.
+    peak: measures the bytes with a number of rows; held: bytes without any; limit: bytes that may be used.
     """
     rows = 1
     while rows < most and held + 2 * (peak(rows) - held) <= limit:

@@ -1,6 +1,6 @@
-"""The encoder and its two heads, for packed rows, as our own modules.
+"""The encoder and its two heads, for packed rows or streams of tokens, as our own modules.
 
-Documents of one row do not attend to each other, and the vocabulary head runs on masked positions only. `export.py`
+Documents do not attend to each other, and the vocabulary head runs on masked positions only. `export.py`
 writes a trained model in the form of the stock `transformers` classes.
 """
 
@@ -21,11 +21,11 @@ from tlm_core.training.vocabulary_loss import VocabularyLoss
 TOKEN_SPREAD = 0.02
 ZERO_AT_START = ("attention.out.weight", "mlp_out.weight", "vocabulary.out.weight", "task.out.weight")
 
-Layers = Iterable[Kernels]  # of each layer
+Layers = Iterable[Kernels]  # one entry for each layer
 
 
 def product_dtype(device: torch.device) -> torch.dtype:
-    """Return the type of matrix products: that of autocast, else float32."""
+    """Return the type of matrix products: the type of autocast if it is enabled, else float32."""
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
 
 
@@ -62,7 +62,7 @@ class Norm(nn.Module):
 class Layer(nn.Module):
     """An encoder layer: attention, then a feed-forward block that pruning may remove.
 
-    Subclasses name the attention's output matrix `attention.out` and the block's `mlp_in` and `mlp_out`.
+    Subclasses name the attention's output matrix `attention.out` and the block's matrices `mlp_in` and `mlp_out`.
     """
 
     attention: Attention
@@ -159,7 +159,7 @@ class Encoder(nn.Module):
         return result
 
     def through(self, x: Tensor, kernels: Layers, start: int = 0, stop: int | None = None) -> Tensor:
-        """Return the output of layers [start, stop), by default of all, with the final norm."""
+        """Return the output of layers [start, stop). A stop of None includes the last layer and the final norm."""
         for layer, used in list(zip(self.layers, kernels, strict=True))[start:stop]:
             x = layer(x, used)
         return x if self.final_norm is None or stop is not None else self.final_norm(x)
@@ -264,7 +264,7 @@ class TaskModel(nn.Module):
 
 
 def classifier_size(model: TaskModel) -> int:
-    """Return the parameters of encoder and task head: those that finetuning trains and prediction needs."""
+    """Return the number of parameters of encoder and task head, which finetuning trains and prediction needs."""
     return sum(p.numel() for part in (model.encoder, model.task) for p in part.parameters())
 
 
@@ -274,10 +274,11 @@ def seed_of(seed: int, name: str) -> int:
 
 
 def initialize(model: TaskModel, seed: int) -> None:
-    """Fill each tensor as a function of the seed and its name, so that no part of the model shifts another.
+    """Fill each tensor as a function of the seed and its name. So a change of one part leaves the others unchanged.
 
     An architecture with a `residual_start` begins as the identity: matrices that write to the residual stream and the
-    last layer of each head are zero. So it stands a high learning rate. Others start as BERT was published (0.02).
+    last layer of each head are zero. So it tolerates a high learning rate. Others start as BERT does, with normal
+    weights of standard deviation 0.02.
     """
     architecture = architecture_of(model.shape)
     with torch.no_grad():
@@ -299,7 +300,7 @@ def initialize(model: TaskModel, seed: int) -> None:
 def initialize_counted(model: TaskModel, seed: int, log_frequency: Tensor, vectors: Tensor) -> None:
     """Fill token embeddings and vocabulary head from counts: log_frequency [V], vectors [V, hidden].
 
-    Tokens without a vector keep their random start.
+    Tokens with a zero vector keep their initial weights, except for the bias.
     """
     known, scaled = counted_start(vectors, seed, TOKEN_SPREAD)
     with torch.no_grad():
@@ -309,10 +310,10 @@ def initialize_counted(model: TaskModel, seed: int, log_frequency: Tensor, vecto
 
 
 def counted_start(vectors: Tensor, seed: int, spread: float) -> tuple[Tensor, Tensor]:
-    """Return which tokens have a counted vector, [V], and the vectors that these start training from, [known, width].
+    """Return flags of the tokens that have a counted vector, [V], and their initial embeddings, [known, width].
 
-    vectors: [V, width]. All get the length of random ones with the standard deviation `spread`. A random rotation
-    spreads their variance, most of which the first axes carry, because optimizers work axis by axis.
+    vectors: [V, width]. Each embedding has the length that random ones with the standard deviation `spread` have. The
+    first axes carry most variance. A random rotation spreads it over all, because optimizers work axis by axis.
     """
     width = vectors.shape[1]
     generator = torch.Generator().manual_seed(seed_of(seed, "counted vectors"))

@@ -1,4 +1,4 @@
-"""Our parameters in the names of the stock `transformers` classes, and back.
+"""Rename our parameters to the names of the stock `transformers` classes, and back.
 
 Some stock classes store query, key, and value apart; we store them as one matrix.
 """

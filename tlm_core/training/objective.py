@@ -44,7 +44,7 @@ class Workers:
         return tensor
 
     def start_sum(self, tensor: Tensor) -> Callable[[], None]:
-        """Start to sum over all workers, in place. Return what waits for the sum; a GPU's host does not wait."""
+        """Start the sum over all workers, in place. Return a function that waits for it; a GPU's host does not wait."""
         with connected():
             work = torch.distributed.all_reduce(tensor, async_op=True)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Coefficients of the quintic iteration of Jordan et al. 2024 ("Muon"), chosen for the steepest slope at zero.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 MOMENTUM = 0.95
-ALIGNED = 128  # GPUs read whole vectors: sections begin at multiples of 256 bytes, of weights and of their copies
+ALIGNED = 128  # parameters; GPUs read whole vectors, so sections begin at multiples of 256 bytes, also in bf16
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ EXTRAS = len(fields(Totals))
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype, steps: int = 5) -> Tensor:
-    """Return the nearest semi-orthogonal matrices of a stack [n, r, c], roughly: singular values of 0.7 to 1.2.
+    """Return roughly the nearest semi-orthogonal matrices of a stack [n, r, c], with singular values of 0.7 to 1.2.
 
-    dtype: of the products.
+    dtype: of the matrix products.
     """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
@@ -68,7 +68,7 @@ def orthogonalize_shares(matrices: Tensor, dtype: torch.dtype, workers: Workers)
 
 @dataclass(frozen=True)
 class Section:
-    """A stretch of the buffers under one rule. part: the part of the model, which steps may leave untouched.
+    """A stretch of the buffers with one update rule. part: its part of the model; a step may train only some parts.
 
     block: the size of one matrix for Muon, None for AdamW.
     """
@@ -86,7 +86,7 @@ def _part(name: str) -> str:
 
 
 def _block(model: TaskModel, name: str, parameter: Tensor) -> tuple[int, int] | None:
-    """Return the size of the matrices that Muon orthogonalizes; q, k, v, and both halves of a gate are separate."""
+    """Return the size of a parameter's matrices that Muon orthogonalizes (q, k, v, value and gate each), or None."""
     if not name.startswith("encoder.layers.") or parameter.ndim != 2:
         return None
     rows, columns = parameter.shape
@@ -96,8 +96,8 @@ def _block(model: TaskModel, name: str, parameter: Tensor) -> tuple[int, int] | 
 class Buffers:
     """Moves the model's parameters into one flat buffer, with their gradients in another.
 
-    `gradient` ends in `totals`, the values of `Totals`, which the workers sum in the same all-reduce. multiple: of
-    which each section begins at one; zeros fill the gaps.
+    `gradient` ends in `totals`, the values of `Totals`, which the workers sum in the same all-reduce. multiple:
+    each section begins at a multiple of it, and zeros fill the gaps.
     """
 
     def __init__(self, model: TaskModel, muon: bool, multiple: int = 1) -> None:
@@ -132,7 +132,7 @@ class Buffers:
             start = stop
 
     def set_totals(self, losses: Tensor, *, stop: bool, shrunk: bool) -> None:
-        """Set this worker's addends. losses: [mlm, task]."""
+        """Set this worker's values of `totals`. losses: sums, [mlm, task]."""
         self.totals[:2] = losses
         self.totals[2] = float(stop)
         self.totals[3] = float(shrunk)
@@ -141,8 +141,8 @@ class Buffers:
 class FlatOptimizer:
     """AdamW over flat sections, with Muon on the encoder's matrices if the recipe says so.
 
-    parts: which of encoder, vocabulary, and task to train. workers: GPUs that divide Muon's matrices. precision: of
-    Muon's products. It belongs to the job, not to the machine, so that the workers of a mixed cluster compute alike.
+    parts: which of encoder, vocabulary, and task to train. workers: on GPUs, they divide Muon's matrices. precision:
+    of Muon's products. It belongs to the job, not to the machine, so that workers of a mixed cluster compute alike.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class FlatOptimizer:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Write the copies, after something else changed the parameters."""
+        """Write the copies of the weights after other code changed the parameters."""
         if self._copy is not None:
             self._copy.copy_(self.buffers.value)
 
@@ -210,10 +210,10 @@ class FlatOptimizer:
         self.buffers.gradient.zero_()
 
     def clip(self) -> Tensor:
-        """Scale the gradient to the recipe's limit. Return its norm before that, on the device."""
+        """Scale the gradient down to the recipe's limit. Return the norm before scaling, on the device."""
         gradient, limit = self.buffers.gradient[:-EXTRAS], self.recipe.clip
         norm = gradient.norm()
-        if limit is not None and (norm.is_cuda or norm > limit):  # to compare, a GPU's host would wait
+        if limit is not None and (norm.is_cuda or norm > limit):  # a GPU's host would wait to compare
             gradient.mul_((limit / norm.double()).clamp(max=1.0))
         return norm
 
@@ -229,7 +229,7 @@ class FlatOptimizer:
 
     @torch.no_grad()
     def update(self, rate: float, active: Iterable[str], skip: Tensor | None = None) -> None:
-        """Update the active parts, and the copies of their weights. skip: 1 changes nothing, 0 is as None."""
+        """Update the active parts, and the copies of their weights. skip: 1 leaves all unchanged; 0 acts as None."""
         parts = set(active)
         for section in self._sections:
             if section.part in parts:
@@ -272,7 +272,7 @@ class FlatOptimizer:
         value = self.buffers.value[section.start : section.stop]
         momentum, lr = self._moments[section.name]["momentum"], rate * self.recipe.muon_lr
         share: float | Tensor = 1.0
-        if skip is not None:  # the momentum stays, and below the weights
+        if skip is not None:  # the momentum stays unchanged, as do the weights below
             gradient, share = torch.where(skip.bool(), momentum, gradient), 1.0 - skip
         momentum.lerp_(gradient, 1 - MOMENTUM)
         matrices = gradient.lerp(momentum, MOMENTUM).view(-1, *section.block)

@@ -42,7 +42,7 @@ class Rows:
 
     @property
     def lengths(self) -> Ints:
-        """The tokens of each document in the rows, cut ones included, in order."""
+        """The number of tokens of each document in the rows, in order. A cut document counts once in each row."""
         begins = np.flatnonzero(self.positions[self.segments > 0] == 0)
         return np.diff(begins, append=self.real_tokens)
 
@@ -129,7 +129,7 @@ class PassageStream:
 
 
 def first_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Return bins of at most `size` that hold all items, longest first (equal ones in their order)."""
+    """Return bins of item numbers, each of total length at most `size`. Longer items come first, ties in order."""
     bins: list[list[int]] = []
     room: list[int] = []
     for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):

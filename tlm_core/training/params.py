@@ -19,11 +19,11 @@ from tlm_core.training.recipe import (
 )
 from tlm_core.training.stage import StageParams
 
-# In the metadata of an artifact whose batches memory limits forced to shrink. Sums in another order have other bits.
+# Metadata key of an artifact whose micro-batches shrank for memory. Another order of sums gives other bits.
 SHRUNK = "rows_held_at_once"
-# In the metadata of an artifact with an own tokenizer in place of one that the hub did not provide.
+# Metadata key of an artifact with an own tokenizer, because the hub did not provide the published one.
 OWN_TOKENIZER = "own_tokenizer"
-NOT_CACHED = frozenset({SHRUNK, OWN_TOKENIZER})  # an artifact with one of them is excluded from the cache
+NOT_CACHED = frozenset({SHRUNK, OWN_TOKENIZER})  # either key excludes the artifact from the cache
 
 
 class ValidateParams(StageParams):
@@ -31,7 +31,7 @@ class ValidateParams(StageParams):
 
 
 class SelectParams(StageParams):
-    """seed: 0 for every seed of a job, so that all of its seeds share one selection."""
+    """seed: always 0 in a job, so that all seeds of the job share one selection."""
 
     selection: Selection
     seed: int = 0
@@ -85,7 +85,7 @@ class JointParams(TrainParams):
 
 
 class TuneParams(TrainParams):
-    """What finetuning reads, whatever the model. `finetune.rates` is empty: each rate is a stage of its own."""
+    """What finetuning of any model reads. `finetune.rates` is empty: each rate has a node of its own."""
 
     finetune: Finetune
 
@@ -115,13 +115,13 @@ def training(recipe: Recipe, seed: int) -> dict[str, Any]:
 
 
 class ChooseParams(StageParams):
-    """tries: the values in which the finetunings to choose from differ."""
+    """tries: of each finetuning to choose from, in order, the values that differ: `lr` and maybe `class_weights`."""
 
     tries: tuple[dict[str, float | str], ...]
 
 
 class SeedsParams(StageParams):
-    """Of a stage that evaluates the models of several seeds. ensemble: whether to average their encoders."""
+    """Parameters of a stage that evaluates the models of several seeds. ensemble: whether to average their encoders."""
 
     seeds: tuple[int, ...]
     ensemble: bool = False

@@ -30,7 +30,7 @@ LARGEST_HEAD, HEAD_MULTIPLE = 256, 8
 
 @dataclass(frozen=True)
 class Loaded:
-    """A batch, and what of it is on the device already, in micro-batches of `rows` rows."""
+    """A batch in micro-batches of `rows` rows. parts: those that are on the device once `ready` has passed."""
 
     batch: Batch
     rows: int
@@ -40,7 +40,7 @@ class Loaded:
 
 
 class Passes(Protocol):
-    """Computes gradients. ahead: batches to load in the background; late: steps after which results are read."""
+    """Computes gradients. ahead: batches to load in the background; late: steps until their results are read."""
 
     ahead: int
     late: int
@@ -54,7 +54,10 @@ class Passes(Protocol):
         ...
 
     def gradient(self, loaded: Loaded) -> Tensor:
-        """Add the gradient to the parameters'. Return the [mlm, task] loss sums. Raises RuntimeError without memory."""
+        """Add the batch's gradient to the gradients of the parameters. Return the [mlm, task] loss sums.
+
+        Raises RuntimeError if memory runs out.
+        """
         ...
 
     def reduce(self, batch: Batch, buffers: Buffers) -> None:
@@ -100,7 +103,7 @@ def gpu_passes(
     mask_rate: float = 0.0,
     compiled: bool = False,
 ) -> Passes | None:
-    """Return the passes of a GPU; None if the device, the precision, or the model's heads need those over rows."""
+    """Return the passes of a GPU; None if the device, the precision, or the model's heads need `RowPasses`."""
     head = model.shape.head_size
     fits = head <= LARGEST_HEAD and head % HEAD_MULTIPLE == 0
     if device.type != "cuda" or resolved_precision(precision, device) != "bf16" or not fits:
@@ -108,9 +111,9 @@ def gpu_passes(
     if fast_dtype(device.type) != torch.bfloat16:
         return None
     if compiled and not c_compiler():
-        _log.warning("No C compiler: the joint stage is not compiled, and slower. Install gcc on the workers.")
+        _log.warning("No C compiler: the joint stage is not compiled, so it is slower. Install gcc on the workers.")
         compiled = False
-    # Imports PyTorch's compiler, which takes a CPU's workers seconds.
+    # A local import: the module imports PyTorch's compiler, which would take CPU workers seconds.
     from tlm_core.training.stream_passes import StreamPasses
 
     return StreamPasses(model, optimizer, workers, device, loss, mask_rate, compiled=compiled)

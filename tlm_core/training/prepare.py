@@ -43,7 +43,7 @@ def prepare(ctx: StageContext[PrepareParams]) -> dict[str, Any]:
 
     Passages stay whole. A longer task text becomes at most `model.windows` windows; pairs are truncated.
 
-    Inputs: `task`, `selection` unless the recipe selects nothing, and `self_train` if models label passages.
+    Inputs: `task`, `selection` unless the recipe selects nothing, and `self_train` if the linear model labels passages.
     """
     began = time.monotonic()
     task = Task.read(ctx.inputs["task"])
@@ -98,7 +98,7 @@ def _tokenizer(
 ) -> tuple[Tokenizer, dict[str, int], list[str]]:
     """Write the recipe's tokenizer to the folder `tokenizer`. Return it with its special ids.
 
-    The third value is a warning if an own tokenizer replaces the published one.
+    The third value holds a warning if an own tokenizer replaces the published one.
     """
     part, folder, replaced = ctx.params.tokenizer, ctx.out / "tokenizer", list[str]()
     if part.published:

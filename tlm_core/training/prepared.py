@@ -22,18 +22,18 @@ from tlm_core.training.recipe import Finetune, Joint
 from tlm_core.training.store import TokenStore
 
 Ints = npt.NDArray[np.int64]
-Labels = npt.NDArray[Any]  # as `TaskType.trained` says
+Labels = npt.NDArray[Any]  # of the type `TaskType.trained`, or float32 probabilities
 
 HIGHEST_WEIGHT = 10.0  # of a class in the loss: a class of few texts must not decide the gradient
 
 
 @dataclass(frozen=True)
 class Split:
-    """Task texts of one split, each as one window or as several overlapping ones. Its length is the number of texts.
+    """Task texts of one split, each as one window or as several overlapping ones. Its length n is the number of texts.
 
     store: the windows, in the order of their texts. labels: [n], label index or regression target, or probabilities
-    [n, labels]. rows: [n], record number in the user's file. second: [n], where the second text of a pair begins; None
-    for single texts. Each pair is one window. texts: [windows], the number of each window's text.
+    [n, labels]. rows: [n], record number in the user's file. second: [n], the token at which the second text of a pair
+    begins; None for single texts. Each pair is one window. texts: [windows], the number of each window's text.
     """
 
     store: TokenStore
@@ -57,7 +57,7 @@ class Split:
         return Split(self.store.first(windows), self.labels[:count], self.rows[:count], second, self.texts[:windows])
 
     def turns(self, texts: Ints, epochs: Ints | int) -> Ints:
-        """Return one window of each text. The next epoch uses the next window.
+        """Return the number of one window for each of `texts`. In the next epoch, a text has its next window.
 
         So each text counts once in an epoch, and a step costs the same for long texts.
         """
@@ -136,12 +136,12 @@ class Prepared:
     def standard(self, labels: Labels) -> Labels:
         """Return the labels for training: standardized regression targets, unchanged classes.
 
-        Otherwise the head's bias would have to learn the mean at the learning rate of all weights.
+        Without scaling, the head's bias would have to learn the mean at the learning rate of all weights.
         """
         return labels if self.scaling is None else self.scaling.standardize(labels)
 
     def training(self, names: Sequence[str] = ("train",)) -> Split:
-        """Return the texts of some splits with `standard` labels. A model of them predicts these until `own_units`."""
+        """Return the texts of some splits with `standard` labels. `state.own_units` undoes the scaling in the model."""
         split = joined([self.split(name) for name in names])
         return replace(split, labels=self.standard(split.labels))
 
@@ -167,11 +167,11 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of one step: of all workers, or of this one alone.
+    """The rows of one step: those of all workers, or only those of this worker.
 
     step_rows: the number of rows of all workers, if the batch has only this worker's. Such rows have no padding.
     tokens: [R, L] as the model sees them; targets: [R, L], NOT_MASKED where nothing is predicted; labels: [D], or
-    probabilities [D, labels]. masked, documents: the number of predictions and labels in the whole step. They divide
+    probabilities [D, labels]. masked, documents: the numbers of masked tokens and labels in the whole step. They divide
     the losses, so that the gradient does not depend on how the step is divided. sources: returns the names of the
     batch's texts.
     """
@@ -191,12 +191,12 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """The number of rows of all workers. Without `step_rows`, a part counts its own rows alone."""
+        """The number of rows of all workers. A part of a batch without `step_rows` counts only its own rows."""
         return len(self.rows) if self.step_rows is None else self.step_rows
 
     @property
     def real_tokens(self) -> int:
-        """The tokens of all workers that are not padding."""
+        """The number of tokens of all workers that are not padding."""
         return self.rows.real_tokens if self.step_rows is None else self.step_rows * self.tokens.shape[1]
 
     def part(self, start: int, stop: int) -> Batch:
@@ -212,7 +212,7 @@ class Batch:
 
     @property
     def shares(self) -> tuple[float, float]:
-        """What the step's loss multiplies the sums of both losses by: mlm and task (paper section 3.2)."""
+        """The factors of the summed MLM and task losses in the step's loss, (mlm, task) (paper section 3.2)."""
         return self.mlm_weight / max(1, self.masked), self.task_weight / max(1, self.documents)
 
     @property
@@ -330,7 +330,7 @@ def _turn(
     size: int,
     name: str = "train",
 ) -> Batch:
-    """Return batch `number` of labeled texts: train texts, or in turn train texts and pieces. name: of the former."""
+    """Return batch `number`: of train texts, or alternately of train texts and of pieces. name: of the train texts."""
     split = train
     if pieces is not None:
         number, of_pieces = divmod(number, 2)

@@ -34,7 +34,7 @@ def fetch(source: str, *patterns: str) -> Path:
 
 
 def fetch_config(source: str, *patterns: str) -> Path:
-    """Return the folder of a source with its config and the files that match. Raises as `fetch` does."""
+    """Return the folder of a source with its config and the files that match `patterns`. Raises as `fetch` does."""
     folder = model_folder(source, "config.json", *patterns)
     if not (folder / "config.json").exists():
         raise NotFound(f"'{source}' has no config.json. Give a folder in Hugging Face layout, or hub:OWNER/NAME.")
@@ -42,13 +42,13 @@ def fetch_config(source: str, *patterns: str) -> Path:
 
 
 def read_config(folder: Path, source: str) -> dict[str, Any]:
-    """Return the config.json of a published model. Raises InvalidRecipe."""
+    """Return the config.json of a published model. Raises InvalidRecipe if it is not a readable JSON object."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InvalidRecipe(f"Cannot read the config.json of '{source}': {error}") from error
+        raise InvalidRecipe(f"Cannot read the config.json of '{source}' ({error}). Check the file.") from error
     if not isinstance(config, dict):
-        raise InvalidRecipe(f"The config.json of '{source}' is not a JSON object.")
+        raise InvalidRecipe(f"The config.json of '{source}' is not a JSON object. Check the file.")
     return config
 
 
@@ -66,15 +66,15 @@ def read_weights(folder: Path, source: str) -> dict[str, Tensor]:
         if (folder / PICKLED).exists():
             return dict(torch.load(folder / PICKLED, map_location="cpu", weights_only=True))
     except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
-        raise InvalidRecipe(f"Cannot read the weights of '{source}': {error}") from error
+        raise InvalidRecipe(f"Cannot read the weights of '{source}' ({error}). Check the files.") from error
     raise InvalidRecipe(f"'{source}' has neither {WEIGHTS} nor {PICKLED}. Only PyTorch weights are supported.")
 
 
 def load(source: str, *, labels: int, vocab: int, max_length: int, dropout: float) -> tuple[Shape, dict[str, Tensor]]:
     """Return shape and weights of a published encoder, with its vocabulary head if it has one.
 
-    Raises NotFound, Unavailable, and InvalidRecipe for an unsupported architecture, too small a vocabulary, or too few
-    positions.
+    Raises NotFound, Unavailable, and InvalidRecipe for an unsupported architecture, unreadable files, too small a
+    vocabulary, or too few positions.
     """
     folder = fetch(source)
     config = read_config(folder, source)
@@ -85,7 +85,10 @@ def load(source: str, *, labels: int, vocab: int, max_length: int, dropout: floa
             "Set tokenizer.source to the same model."
         )
     if shape.positions and shape.positions < max_length:
-        raise InvalidRecipe(f"'{source}' has {shape.positions} positions. Lower model.max_length from {max_length}.")
+        raise InvalidRecipe(
+            f"'{source}' has only {shape.positions} positions. "
+            f"Lower model.max_length from {max_length} to at most {shape.positions}."
+        )
     return shape, from_stock(read_weights(folder, source), shape)
 
 

@@ -1,6 +1,6 @@
 """The recipe: everything that changes a training *result*. Options that change only speed or place are settings.
 
-A submission resolves the recipe and stores it in the job's record, so a later release cannot change a running job. This
+The gateway resolves the recipe and stores it in the job's record, so a later release cannot change a running job. This
 module does not import torch, because the gateway validates recipes with it.
 """
 
@@ -27,12 +27,12 @@ Precision = Literal["bf16", "fp32"]
 
 
 OWN_STARTS = ("scratch", "counts")  # values of `model.init` besides a published encoder
-OR_OWN = " or own"  # ends a tokenizer's source that an own tokenizer may replace
+OR_OWN = " or own"  # suffix of `tokenizer.source`: an own tokenizer may replace the published one
 FROM_SCRATCH = [name for name, entry in ARCHITECTURES.items() if entry.from_scratch]
 # Flags of x86 and ARM processors that multiply bfloat16, as Linux lists them in /proc/cpuinfo.
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 AUTO_LENGTHS = (128, 256, 512)  # that `model.max_length: auto` chooses from
-AUTO_COVERED = 0.95  # share of the train texts that are no longer than the chosen length, if one suffices
+AUTO_COVERED = 0.95  # share of the train texts that fit into the chosen length, unless the largest is too short
 PUBLISHED_LR = 3e-4  # maximum finetuning rate of a published encoder, unless the user sets a rate
 
 
@@ -46,10 +46,10 @@ class Tokenizer(_Part):
     source: str = Field(
         "own",
         pattern=rf"^(own|{MODEL}({OR_OWN})?|/.+)$",
-        description="own, hub:OWNER/NAME[@REVISION] or a folder; 'hub:OWNER/NAME or own': own if the hub has none",
+        description="own, hub:OWNER/NAME[@REVISION] or a folder; 'hub:OWNER/NAME or own': own if the hub lacks it",
     )
-    vocab_size: int = Field(8192, ge=300, le=60_000, description="of an own tokenizer")
-    lowercase: bool = Field(True, description="of an own tokenizer: whether it ignores case")
+    vocab_size: int = Field(8192, ge=300, le=60_000, description="pieces of an own tokenizer, at most")
+    lowercase: bool = Field(True, description="whether an own tokenizer ignores case")
 
     @property
     def published(self) -> str | None:
@@ -64,7 +64,7 @@ class Tokenizer(_Part):
 class Model(_Part):
     """Shape of the encoder. `modernbert` has gated blocks and rotary positions. `electra` is the paper's BERT.
 
-    init: `scratch` is random. `counts` starts token embeddings and vocabulary bias from counts on the training text.
+    init: `scratch` is random. `counts` starts token embeddings and vocabulary head from counts on the training text.
     Any other value names a published encoder.
     """
 
@@ -78,14 +78,14 @@ class Model(_Part):
         pattern=rf"^(scratch|counts|{MODEL}|/.+)$",
         description="scratch, counts, hub:OWNER/NAME[@REVISION] or a folder",
     )
-    layers: int = Field(4, ge=1, le=48, description="number of blocks")
+    layers: int = Field(4, ge=1, le=48, description="number of layers")
     hidden: int = Field(256, ge=16, le=4096, description="width of the encoder")
-    heads: int = Field(4, ge=1, le=64, description="attention heads of a block")
+    heads: int = Field(4, ge=1, le=64, description="attention heads of a layer")
     intermediate: int = Field(1024, ge=16, le=16384, description="width of the feed-forward block")
     max_length: Annotated[int, Field(ge=16, le=2048)] | Literal["auto"] = Field(
         128, description="tokens of a row and of a window of a task text; auto: by the lengths of the train texts"
     )
-    windows: int = Field(8, ge=1, le=64, description="of a longer text at most; pairs are truncated to one")
+    windows: int = Field(8, ge=1, le=64, description="most windows of a text; pairs are truncated to one window")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of values that training sets to zero")
 
     @field_validator("architecture")
@@ -156,7 +156,7 @@ class Joint(_Part):
     mlm_on_task: bool = Field(True, description="false: no masked language modeling on task texts")
     budget: Budget = Budget(tokens=2_000_000)
     batch_rows: int = Field(
-        32, ge=1, le=8192, description="rows in a step, over all workers; with max_length auto, of 128 tokens"
+        32, ge=1, le=8192, description="rows in a step, over all workers; max_length auto: fewer above 128 tokens"
     )
     task_batch: int = Field(32, ge=1, le=8192, description="task texts in a task batch")
     rho1: float = Field(3, ge=0, description="passage batches for each task batch")
@@ -187,7 +187,7 @@ class Joint(_Part):
 
 
 class Finetune(_Part):
-    """Finetune stage: the task's loss alone, with a new optimizer. The best validation score decides."""
+    """Finetune stage: the task's loss alone, with a new optimizer. The best weights on validation are used."""
 
     epochs: float = Field(10, gt=0, description="passes over the train texts")
     min_steps: int | None = Field(
@@ -231,7 +231,7 @@ class Finetune(_Part):
         return bool(self.rates) or self.class_weights == "auto"
 
     def with_values(self, values: Mapping[str, object]) -> Finetune:
-        """Return the part with the rate and the class weights of one try; keys that it lacks stay as they are."""
+        """Return the part with the rate and the class weights of one try; keys missing in `values` stay unchanged."""
         chosen = {name: values[name] for name in ("class_weights",) if name in values}
         if "lr" in values:
             chosen["optimizer"] = self.optimizer.model_copy(update={"lr": values["lr"]})
@@ -245,7 +245,7 @@ class Finetune(_Part):
             )
 
     def for_published(self) -> Finetune:
-        """Return the part for a published encoder, which forgets its pretraining at the rates of small own encoders."""
+        """Return the part with rates of at most PUBLISHED_LR. Above it, a published encoder forgets its pretraining."""
         rates = tuple(dict.fromkeys(min(rate, PUBLISHED_LR) for rate in self.rates or (self.optimizer.lr,)))
         optimizer = self.optimizer.model_copy(update={"lr": rates[0]})
         return self.model_copy(update={"optimizer": optimizer, "rates": rates if len(rates) > 1 else ()})
@@ -254,7 +254,7 @@ class Finetune(_Part):
 class SelfTraining(_Part):
     """Training on passages that the linear model labels (SentAugment, arXiv 2010.02194).
 
-    The linear model learns from them first. The encoder learns from those of the amount that validation chooses.
+    The linear model learns from each amount of them, and validation chooses one. The encoder learns from that amount.
     """
 
     amounts: tuple[Annotated[float, Field(ge=0, le=100)], ...] = Field(
@@ -285,7 +285,7 @@ class Recipe(_Part):
     )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto",
-        description="of matrix products; a submission resolves auto to what the cluster computes natively",
+        description="of matrix products; auto: the gateway's setting, or what its processor computes natively",
     )
     checkpoint_steps: int = Field(200, ge=1, description="steps between two checkpoints")
     profile: bool = Field(False, description="write a profiler trace of a few steps; the weights do not change")
@@ -308,7 +308,7 @@ class Recipe(_Part):
 def native_precision() -> Precision:
     """Return bf16 if this machine's processor has instructions for it, else fp32. Reads /proc/cpuinfo, without torch.
 
-    A processor without such instructions emulates bf16, some eighty times as slow.
+    A processor without such instructions emulates bf16, which takes about eighty times as long.
     """
     flags = {flag for line in cpu_facts() if line.startswith(("flags", "Features")) for flag in line.split()}
     return "bf16" if flags & BF16_FLAGS else "fp32"
@@ -323,7 +323,7 @@ def cpu_facts() -> list[str]:
 
 
 def _fast(scale: Scale) -> Recipe:
-    """Return our recipe, which reaches the same quality at lower cost. docs/experiments.md has the measurements."""
+    """Return our recipe, which costs less than that of the paper. docs/experiments.md has the measurements."""
     if scale == "instant":
         return Recipe(name="fast", scale=scale, selection=Selection(selector="none"), refit=True)
     shapes = {
@@ -359,8 +359,8 @@ def _paper(scale: Scale) -> Recipe:
     """Return the paper's recipe for SciERC; benchmarks/paper_table.yaml changes it for the other tasks.
 
     Table B.1 of arXiv 2111.04130 has top_k, rho1, rho2, steps and rows of each scale. The shapes are those of the
-    released models. example_scripts of the release has the rest, for the scale small; for medium and large it is
-    unknown, and small's is used. The scale tiny is a reduction of ours.
+    released models. The folder example_scripts of the release has the rest for the scale small. Its values for medium
+    and large are unknown, so those of small are used. The scale tiny is a reduction of ours.
     """
     tiny = scale == "tiny"
     layers, hidden, top_k, rho1, steps, rows = {
@@ -446,7 +446,7 @@ def resolve(
 
 
 def _check_trainable(recipe: Recipe) -> None:
-    """Raise InvalidRecipe for a recipe that cannot train. The models accept it, so that older records stay readable."""
+    """Raise InvalidRecipe for a recipe that cannot train. The classes accept it, so that old records stay readable."""
     for key, part in (("joint", recipe.joint), ("finetune", recipe.finetune)):
         if not all(0 <= beta < 1 for beta in part.optimizer.betas):
             raise InvalidRecipe(
@@ -466,7 +466,7 @@ def _check_trainable(recipe: Recipe) -> None:
 
 
 def leaves(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the values that are no mappings by their dotted keys."""
+    """Return the values that are not mappings, by dotted key."""
     values_by_key: dict[str, Any] = {}
     for key, value in data.items():
         values_by_key |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}

@@ -12,7 +12,10 @@ from tlm_core.training.recipe import Recipe
 
 
 class RecipeKey(NamedTuple):
-    """A key that overrides can change. choices: its values, if they are few. number: whether it is one."""
+    """A key that overrides can change.
+
+    choices: all valid values if they are words, else (). number: whether a value is a number or null.
+    """
 
     key: str
     value: object
@@ -30,12 +33,12 @@ def recipe_keys(part: BaseModel, prefix: str = "") -> Iterator[RecipeKey]:
         elif not (isinstance(part, Recipe) and name in ("name", "scale")):
             types = set(_types(field.annotation))
             words = ("true", "false") if bool in types else sorted(t for t in types if isinstance(t, str))
-            choices = () if int in types else tuple(words)  # such as 128 or auto
+            choices = () if int in types else tuple(words)  # the words are not all choices if numbers are valid too
             yield RecipeKey(prefix + name, value, field.description or "", choices, types <= {int, float, NoneType})
 
 
 def _types(annotation: object) -> Iterator[object]:
-    """Yield the types and the literals of a union."""
+    """Yield the types and the literal values in an annotation."""
     if get_origin(annotation) is Annotated:
         yield from _types(get_args(annotation)[0])
     elif get_origin(annotation) is Literal:

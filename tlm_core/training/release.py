@@ -27,11 +27,11 @@ from tlm_core.training.published import fetch, fetch_config, read_config, read_w
 
 _HEAD = {"task.dense": "cls_layer.0", "task.out": "cls_layer.2"}
 _NAME = re.compile(r"tlm-(?P<task>.+)-(?P<scale>small|medium|large)-scale")
-_LENGTH = 128  # maximum text length in the release's scripts, except for one task
+_LENGTH = 128  # maximum tokens of a text in the release's scripts, except for one task
 
 
 def stock_form(source: str, folder: Path) -> Path | None:
-    """Convert the model into `folder` and return it; return None if the model does not have the release's layout.
+    """Convert the model into `folder` and return `folder`, or None if the model does not have the release's layout.
 
     Raises NotFound, Unavailable, and InvalidRequest for a broken model.
     """
@@ -66,7 +66,7 @@ def convert(source: str, folder: Path, labels: Sequence[str] | None = None) -> P
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(original), trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise NotFound(f"Cannot load the tokenizer of '{source}': {error}") from error
+        raise NotFound(f"Cannot load the tokenizer of '{source}': {error}. Check its tokenizer files.") from error
     task = known(source)
     tokenizer.model_max_length = min(task.max_length if task else _LENGTH, config["max_position_embeddings"])
     tokenizer.save_pretrained(str(folder))

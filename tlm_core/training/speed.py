@@ -1,4 +1,4 @@
-"""How fast a device trains: a measurement of about a second, with which a first estimate starts."""
+"""How fast a device trains: a measurement of about a second. Estimates use it until a job has been measured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ROWS, _LENGTH, _VOCABULARY, _MASKED = 16, 128, 8192, 512
 
 
 def device_kind(*, gpu: bool) -> str:
-    """Return the model of the GPU, or that of the processor and the number of its CPUs that this process may use."""
+    """Return the name of the GPU, or of the processor with the number of CPUs that this process may use."""
     if gpu:
         import torch
 
@@ -34,7 +34,7 @@ def rate_name(rate: str, device: str) -> str:
 
 
 def seconds_per_flop(precision: Precision, *, gpu: bool) -> float:
-    """Return the median over some training steps of a small model. A GPU trains one of the scale small, a CPU tiny."""
+    """Return the median over some training steps of a small model: of scale small on a GPU, of tiny on a CPU."""
     import torch
 
     from tlm_core.training import flops

@@ -16,13 +16,13 @@ from pydantic import BaseModel, ConfigDict
 
 
 class StopRequested(Exception):
-    """A pause or a cancellation stopped the stage, and a checkpoint exists. Control flow, not an error of the job."""
+    """The stage stopped on request. A training stage has saved a checkpoint. Control flow, not an error of the job."""
 
 
 class StageParams(BaseModel):
     """The parameters of a stage. `Node.artifact_id` hashes them into the id of the stage's artifact.
 
-    A stage class lists only what its function reads, so that a change of anything else reuses the artifact.
+    A subclass has only the parameters that its stage reads, so that a change of anything else reuses the artifact.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -86,7 +86,7 @@ class StageContext(Generic[Params]):
 
 StageFunction = Callable[[StageContext[Any]], Mapping[str, object]]
 
-# In the metadata of an artifact that stands for skipped work, with the reason. Nodes that depend on it are skipped too.
+# Metadata key of an artifact that replaces skipped work; its value is the reason. Dependent nodes are skipped too.
 DROPPED = "dropped"
 
 

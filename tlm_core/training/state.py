@@ -125,14 +125,16 @@ def load_weights(model: TaskModel, saved: Mapping[str, Tensor], *, skip: tuple[s
     if own.keys() != tensors.keys():
         differing = sorted(own.keys() ^ tensors.keys())[:3]
         raise CorruptArtifact(
-            f"The saved weights belong to another model. They differ in {', '.join(differing)}. Retry the job."
+            f"The saved weights belong to another model. They differ in {', '.join(differing)}. "
+            "Delete the job, then submit it again."
         )
     with torch.no_grad():
         for name, parameter in own.items():
             size, expected = tuple(tensors[name].shape), tuple(parameter.shape)
             if size != expected:
                 raise CorruptArtifact(
-                    f"The saved weight '{name}' has shape {size} instead of {expected}. Retry the job."
+                    f"The saved weight '{name}' has shape {size} instead of {expected}. "
+                    "Delete the job, then submit it again."
                 )
             parameter.copy_(tensors[name])
 
@@ -173,7 +175,7 @@ def checkpoint_writer(
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write safetensors, with the file system's errors as OSError, which `save_file` reports only as text."""
+    """Write a safetensors file. Raises errors of the file system as OSError; `save_file` has them only as text."""
     try:
         save_file(tensors, path)
     except SafetensorError as error:

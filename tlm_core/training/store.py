@@ -84,7 +84,7 @@ class TokenStore:
 
     @classmethod
     def joined(cls, stores: Sequence[TokenStore]) -> TokenStore:
-        """Return the documents of all stores, in order. A single store stays as it is; others are copied to memory."""
+        """Return the documents of all stores, in order. A single store stays memory-mapped; several are copied."""
         store = copy(stores[0])
         for other in stores[1:]:
             store.offsets = np.concatenate([store.offsets, other.offsets[1:] + len(store.tokens)])

@@ -1,7 +1,7 @@
 """The documents of a step as one stream of tokens without padding, in parts of fixed sizes, and their losses.
 
-GPUs compute with it: no token is padding, and attention runs within documents. Each part of a kind has the same
-sizes, so that one compiled graph serves all steps. A CPU computes the same with a dense mask, for tests.
+GPUs compute with it: only the end of a part is filled up, and attention runs within documents. Parts have few
+different sizes, so that few compiled graphs serve all steps. A CPU computes the same with a dense mask, for tests.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from tlm_core.training.prepared import Batch
 
 # Matrix kernels are fastest for sizes that are multiples of this number.
 MULTIPLE = 128
-TOKENS_OF_SEQUENCE = 8  # a part has room for one sequence in so many tokens
+TOKENS_OF_SEQUENCE = 8  # a part has room for one document per this many tokens
 IGNORED = -100  # the target that PyTorch's cross-entropy leaves out
 
 
 class Part(NamedTuple):
-    """T tokens of S sequences, most of which are documents; K tokens are masked.
+    """T tokens in S sequences, most of which are documents; at most K tokens are masked.
 
     tokens, types, sequence: [T]; sequence is the number of a token's sequence. begins: [S + 1], where each sequence
-    begins; the rest of the T tokens is sequences without labels, then empty ones. masked, targets: [K], places and
-    tokens; the target of an unused place is IGNORED. labels: [S] or [S, labels]; labeled: [S]. shares: [2], by which
-    the step's loss multiplies the sums of both losses.
+    begins, then T; after the documents, unlabeled sequences fill the T tokens, and empty ones follow. masked, targets:
+    [K], places and original tokens; the target of an unused place is IGNORED. labels: [S] or [S, labels]; labeled: [S],
+    whether a sequence has a label. shares: [2], see `Batch.shares`.
     """
 
     tokens: Tensor
@@ -51,13 +51,13 @@ class Part(NamedTuple):
 
 
 def up(count: float, multiple: int) -> int:
-    """Return the smallest multiple that is at least `count`."""
+    """Return the smallest multiple of `multiple` that is at least `count`."""
     return -int(-count // multiple) * multiple
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of a part. longest: tokens of the longest document."""
+    """The sizes of a part. longest: maximum tokens of a sequence."""
 
     tokens: int
     sequences: int
@@ -66,15 +66,15 @@ class Sizes:
 
     @classmethod
     def of(cls, rows: int, length: int, mask_rate: float) -> Sizes:
-        """Return the sizes for the tokens of `rows` rows of `length`. mask_rate: the highest."""
+        """Return the sizes for the tokens of `rows` rows of `length`. mask_rate: the highest of the run."""
         tokens = rows * length
         return cls(tokens, rows + up(tokens / TOKENS_OF_SEQUENCE, 8), up(tokens * mask_rate, MULTIPLE), length)
 
 
 def rows_of_part(rows: int, most: int) -> int:
-    """Return the size of equal parts, in rows, that hold `rows` rows, at most `most` each.
+    """Return the rows of each part if equal parts of at most `most` rows hold `rows` rows.
 
-    Rounding up gives few sizes, because the graph of each size is compiled.
+    The result is rounded up to one of few sizes, because the graph of each size is compiled.
     """
     even = -(-rows // -(-rows // most))
     return min(most, up(even, max(1, 2 ** ((even - 1).bit_length() - 3))))
@@ -82,7 +82,7 @@ def rows_of_part(rows: int, most: int) -> int:
 
 @dataclass(frozen=True)
 class Documents:
-    """A batch's documents end to end. ends, masks: [D], tokens and masked tokens up to each one's end."""
+    """A batch's documents end to end. ends, masks: [D], tokens and masked tokens up to each document's end."""
 
     batch: Batch
     tokens: npt.NDArray[np.int64]
@@ -111,7 +111,7 @@ class Documents:
         return cls(batch, batch.tokens[real], rows.types[real], targets, ends, masks, labels, labeled)
 
     def parts(self, sizes: Sizes) -> Iterator[Part]:
-        """Yield parts of whole documents, each as full as the sizes allow."""
+        """Yield parts of whole documents, each as full as possible. Raises ValueError if a document is too large."""
         first, room = 0, sizes.sequences - -(-sizes.tokens // sizes.longest)
         while first < len(self.ends):
             tokens, masked = (int(sums[first - 1]) if first else 0 for sums in (self.ends, self.masks))
@@ -227,7 +227,7 @@ def _kernels(shape: Shape, part: Part, positions: Tensor, longest: int) -> Itera
 
 
 class StreamStart(nn.Module):
-    """The first layers of a model. As a graph of its own, its backward pass begins when that of the rest has ended."""
+    """The first layers of a model, as a graph of their own: its backward pass begins when that of the rest ends."""
 
     def __init__(self, model: TaskModel, longest: int, layers: int) -> None:
         super().__init__()
@@ -240,7 +240,7 @@ class StreamStart(nn.Module):
 
 
 class StreamLoss(nn.Module):
-    """The losses of a part, by the weights of a model. A caller may substitute weights of another type.
+    """The losses of a part with the weights of a model. A caller may substitute weights of another type.
 
     start: the number of layers that a `StreamStart` computes.
     """

@@ -19,12 +19,12 @@ from tlm_core.training.passes import Loaded
 from tlm_core.training.prepared import Batch
 from tlm_core.training.stream import Documents, Part, Sizes, StreamLoss, StreamStart, rows_of_part
 
-# In parts of at most this many tokens, the launches of kernels take longer than the kernels: a CUDA graph replays them.
+# In parts of at most this many tokens, launching kernels takes longer than running them, so a CUDA graph replays them.
 GRAPH_TOKENS = 16_384
-# Sizes of a part that one run may compile. A run needs few (`rows_of_part`).
+# The number of part sizes that one run may compile. A run needs few (`rows_of_part`).
 GRAPHS = 64
 USABLE = 0.9  # of a GPU's free memory
-# (weights by name, part, whether to compute each loss, class weights) → as `StreamLoss`.
+# (weights by name, part, compute MLM?, compute task?, class weights) → the result of `StreamLoss`.
 Run = Callable[[dict[str, Tensor], Part, bool, bool, Tensor | None], tuple[Tensor, Tensor]]
 
 
@@ -42,8 +42,8 @@ class StreamPasses:
     """Passes over streams of tokens. Nothing in a step waits for the device.
 
     loss: of the task, a key of `objective.LOSSES`. mask_rate: the highest of the run. precision: "bf16" computes with
-    copies of the weights that the optimizer writes, else with the weights. compiled: costs minutes once; finetuning is
-    shorter.
+    copies of the weights that the optimizer writes, else with the weights. compiled: whether to compile, which takes
+    minutes; finetuning is shorter.
     """
 
     model: TaskModel
@@ -59,7 +59,7 @@ class StreamPasses:
 
     def __post_init__(self) -> None:
         shape = self.model.shape
-        # Several workers sum the gradients of the last layers during the backward pass of the first.
+        # Several workers sum the gradients of the last layers during the backward pass of the first layers.
         first = shape.layers // 2 if self.workers.size > 1 else 0
         self._first = StreamStart(self.model, shape.max_length, first) if first else None
         self._module = StreamLoss(self.model, self.loss, shape.max_length, first)
@@ -75,7 +75,7 @@ class StreamPasses:
                 leaf.register_hook(partial(self._complete, name))
 
     def first_rows(self, sample: Callable[[], Batch]) -> int:
-        """Double the rows of a part while twice as many are expected to fit the GPU's memory."""
+        """Return the rows of a part: doubled while twice as many are expected to fit into the GPU's memory."""
         if self.device.type != "cuda":
             return MICRO_ROWS
         batch = sample()
@@ -86,11 +86,11 @@ class StreamPasses:
         held = torch.cuda.memory_allocated(self.device)
         rows = largest_rows(partial(self._peak, batch), held, int(USABLE * free), own)
         torch.cuda.empty_cache()
-        # The number is a limit: parts are never larger than the step.
+        # If all rows fit, a larger limit is safe: parts are never larger than the step.
         return rows if rows < own else max(rows, MICRO_ROWS)
 
     def _peak(self, batch: Batch, rows: int) -> int:
-        """Return the highest allocation of a pass over `rows` rows. It does not compile, which needs no more memory."""
+        """Return the peak memory in bytes of an eager pass over `rows` rows. A compiled pass needs no more."""
         torch.cuda.reset_peak_memory_stats(self.device)
         loaded = self.load(batch, rows)
         self._wait(loaded)
@@ -132,7 +132,7 @@ class StreamPasses:
             self.workers.sum(buffers.totals)
 
     def _add(self, loaded: Loaded, part: Part, run: Run) -> Tensor:
-        """Add a part's gradient to the parameters', in float32. Return its loss sums."""
+        """Add a part's gradient to the gradients of the parameters, in float32. Return the part's loss sums."""
         leaves = {name: leaf for name, leaf in self._leaves.items() if name.split(".")[0] in loaded.batch.active}
         loss, sums = run(self._leaves, part, *kinds(loaded.batch), loaded.class_weights)
         if self._reducing and self._buckets is not None:
@@ -144,7 +144,7 @@ class StreamPasses:
         return sums
 
     def _complete(self, name: str, gradient: Tensor) -> None:
-        """Add the last gradient of a parameter, as soon as the backward pass has it, and let the workers sum it."""
+        """Add a gradient of a step's last part as soon as the backward pass has it, and start complete buckets."""
         if self._reducing and self._buckets is not None:
             total = self.model.get_parameter(name).grad
             assert total is not None, "gradients lie in the optimizer's buffer"
@@ -180,7 +180,7 @@ class StreamPasses:
         return self._graphs[key]
 
     def _compiled(self, options: dict[str, str | int | bool | Callable[..., object]]) -> Run:
-        """Compile `_run` as one graph. With several workers: one of the first layers, and one of the rest."""
+        """Compile `_run` as one graph; with several workers, as one graph of the first layers and one of the rest."""
         if self._first is None:
             return torch.compile(self._run, fullgraph=True, dynamic=False, options=options)
         begin = torch.compile(self._begin, fullgraph=True, dynamic=False, options=options)
@@ -195,6 +195,6 @@ class StreamPasses:
         main.wait_event(loaded.ready)
         for part in loaded.parts:
             for tensor in part:
-                tensor.record_stream(main)  # the memory is free for the side stream after the kernels that read it
+                tensor.record_stream(main)  # the side stream may reuse the memory only after these kernels
         if loaded.class_weights is not None:
             loaded.class_weights.record_stream(main)

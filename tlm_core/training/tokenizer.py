@@ -1,4 +1,4 @@
-"""Tokenizers as folders that `AutoTokenizer` loads: own WordPiece vocabularies, and published ones."""
+"""Tokenizers as folders that `AutoTokenizer` loads: own WordPiece tokenizers, and published ones."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def train_wordpiece(texts: Callable[[], Iterable[str]], vocab_size: int, lowerca
     tokenizer = _bare(None, lowercase)
     alphabet = _alphabet(_within(texts(), MAX_CHARACTERS), vocab_size // 4, tokenizer.normalizer)
     # The trainer numbers pieces in the order of a hash table that differs between runs, and breaks ties by number.
-    # With all single characters given in order, it numbers nothing at random.
+    # With all single characters given in order, the numbers are the same in each run.
     first = [*SPECIALS.values(), *alphabet, *(f"##{c}" for c in alphabet)]
     trainer = trainers.WordPieceTrainer(
         vocab_size=max(vocab_size, len(first)),
@@ -82,7 +82,8 @@ def train_wordpiece(texts: Callable[[], Iterable[str]], vocab_size: int, lowerca
 def cut_into_windows(tokenizer: Tokenizer, max_length: int, windows: int) -> None:
     """Set the tokenizer to windows of `max_length` tokens, special tokens included; see `windows_of`.
 
-    Neighboring windows share a quarter of their tokens. windows: 1 for pairs, whose longer text is truncated.
+    Neighboring windows share a quarter of their tokens. windows: the limit for a text; 1 only truncates. Pairs need 1:
+    the longer text of a pair is truncated.
     """
     tokenizer.enable_truncation(max_length, stride=max_length // 4 if windows > 1 else 0, strategy="longest_first")
 
@@ -114,7 +115,7 @@ def write_folder(tokenizer: Tokenizer, folder: Path, types: bool) -> None:
 
 
 def write_max_length(folder: Path, max_length: int) -> None:
-    """Write into a tokenizer's folder after how many tokens stock classes truncate."""
+    """Set in a tokenizer's folder the number of tokens after which stock classes truncate."""
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8")) | {"model_max_length": max_length}
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -123,7 +124,8 @@ def write_max_length(folder: Path, max_length: int) -> None:
 def load_published(source: str, folder: Path) -> tuple[Tokenizer, dict[str, int]]:
     """Copy the tokenizer of `hub:ID` or of a folder to `folder`. Return it with the ids of its special tokens.
 
-    Raises NotFound if it cannot be loaded, and InvalidRecipe if it is not fast or lacks a token that masking needs.
+    Raises NotFound, Unavailable if the hub does not answer, and InvalidRecipe if the tokenizer is not fast or lacks a
+    special token.
     """
     from transformers import AutoTokenizer
 
@@ -133,7 +135,7 @@ def load_published(source: str, folder: Path) -> tuple[Tokenizer, dict[str, int]
     except (OSError, ValueError) as error:
         raise NotFound(f"Cannot load the tokenizer '{source}': {error}. Check tokenizer.source.") from error
     if not published.is_fast:
-        raise InvalidRecipe(f"The tokenizer '{source}' has no fast form (tokenizer.json). Choose one that has.")
+        raise InvalidRecipe(f"The tokenizer '{source}' has no fast form. Choose one with a tokenizer.json.")
     ids = {
         "pad": published.pad_token_id,
         "unk": published.unk_token_id,

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 # Vocabulary entries per block: their logits stay in a core's cache from one product to the next.
 BLOCK = 1024
-# Columns added where one is needed: products of an odd width take a third longer.
+# Columns added to hold the bias. One would suffice, but products of an odd width take a third longer.
 SPARE = 16
 
 
@@ -17,8 +17,8 @@ class VocabularyLoss(torch.autograd.Function):
     """Summed cross-entropy of `hidden @ weight.T + bias` against `targets`.
 
     The forward pass computes loss and gradient together, block by block of the vocabulary, with one exponential per
-    logit. It does not subtract the largest logit: exponents of float32 and bfloat16 reach 88 nats, and larger logits
-    give a loss that is not finite. The target's own term is separate, so that nothing cancels at high confidence.
+    logit. It does not subtract the largest logit: float32 and bfloat16 hold exponentials of up to 88, and larger logits
+    give a loss that is not finite. The target's own term is separate: 1 - p would lose precision for p near 1.
     """
 
     @staticmethod
@@ -27,7 +27,7 @@ class VocabularyLoss(torch.autograd.Function):
     ) -> Tensor:
         """Return the loss of hidden [M, H], weight [V, H], bias [V] against the first `count` of targets [M].
 
-        dtype: of the products.
+        dtype: of the matrix products.
         """
         x, w = hidden.to(dtype), weight.to(dtype)
         hit = (x.float() * w[targets].float()).sum(dim=1) + bias[targets]
@@ -38,7 +38,7 @@ class VocabularyLoss(torch.autograd.Function):
         to_hidden = torch.zeros(x.shape, device=x.device)  # float32, because it sums many terms
         exponentials = []
         for number, (block, shift) in enumerate(zip(w.split(BLOCK), bias.split(BLOCK), strict=True)):
-            e = (x @ block.t()).float().add_(shift).exp_()  # exponentials of float32 take half as long
+            e = (x @ block.t()).float().add_(shift).exp_()  # exp takes half as long in float32 as in bfloat16
             rows = order[bounds[number] : bounds[number + 1]]
             e[rows, targets[rows] - number * BLOCK] = 0.0
             others += e.sum(dim=1, dtype=torch.float32)
@@ -49,7 +49,7 @@ class VocabularyLoss(torch.autograd.Function):
         scale[count:] = 0.0
         miss = (others * scale)[:, None]  # 1 - probability of the target
         to_hidden.mul_(scale[:, None]).sub_(miss * w[targets])
-        # The bias is a weight of a constant input 1, so one product gives the gradient of both.
+        # The bias is a weight of a constant input 1, so one product gives the gradients of weight and bias.
         size = x.shape[1]
         scaled = F.pad(torch.cat((x * scale[:, None], scale[:, None]), dim=1), (0, SPARE - 1)).to(dtype)
         to_weight, to_bias = torch.empty_like(weight), torch.empty_like(bias)
@@ -57,7 +57,7 @@ class VocabularyLoss(torch.autograd.Function):
             here = slice(number * BLOCK, (number + 1) * BLOCK)
             both = e.t() @ scaled
             to_weight[here], to_bias[here] = both[:, :size], both[:, size]
-        # A frequent token has many such terms; summed one by one in float32 they would lose precision.
+        # A frequent token is the target of many rows. Their sum in float32, term by term, would lose precision.
         unique, place = targets.unique(return_inverse=True)
         own = torch.zeros(len(unique), size + 1, dtype=torch.float64, device=x.device)
         own.index_add_(0, place, torch.cat((miss * x, miss), dim=1).double())
@@ -70,5 +70,5 @@ class VocabularyLoss(torch.autograd.Function):
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = gradients
         to_hidden, to_weight, to_bias = ctx.saved_tensors
-        # In place: nothing else refers to them, and a second backward pass through the same loss would raise.
+        # In place: nothing else refers to these tensors, and a second backward pass through the same loss would raise.
         return to_hidden.mul_(scale), to_weight.mul_(scale), to_bias.mul_(scale), None, None, None

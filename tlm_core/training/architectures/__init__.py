@@ -1,4 +1,4 @@
-"""Encoder architectures by name. A new one is one file here and one entry in the table."""
+"""Encoder architectures by name. A new architecture is one file here and one entry in the table."""
 
 from __future__ import annotations
 

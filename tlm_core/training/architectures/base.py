@@ -23,8 +23,8 @@ Config = Mapping[str, Any]  # a published model's config.json
 class Shape:
     """Everything that determines a model's tensors and arithmetic.
 
-    windows, thetas: attention window and rotary base of each layer (rotary models only). skipped: position embeddings
-    at the start that a published model leaves unused (RoBERTa).
+    windows, thetas: of each layer of a rotary model, the attention window (tokens to each side, or None) and the rotary
+    base. skipped: the number of position embeddings at the start that a published model leaves unused (RoBERTa).
     """
 
     architecture: str
@@ -65,7 +65,7 @@ class Architecture(ABC):
     name: ClassVar[str]  # in recipes and in stored shapes; also the `model_type` of published models
     biases: ClassVar[bool] = True  # of linear maps and norms in the encoder
     gated: ClassVar[bool] = False  # the feed-forward block multiplies by a gate, the second half of `mlp_in`
-    token_types: ClassVar[int] = 2  # distinct segments that the embeddings know; 0: none, and no learned positions
+    token_types: ClassVar[int] = 2  # rows of the type embeddings; 0: no type embeddings and no learned positions
     final_norm: ClassVar[bool] = False
     tied: ClassVar[bool] = True  # the vocabulary head's matrix is the token embedding
     residual_start: ClassVar[bool] = False  # all residual branches and heads start at zero
@@ -97,7 +97,7 @@ class Architecture(ABC):
 
     @abstractmethod
     def write_layer(self, writer: GraphWriter, x: str, number: int, mask: str, rotation: tuple[str, str] | None) -> str:
-        """Write a layer's ONNX nodes and return the name of its output; its feed-forward block may be removed."""
+        """Write a layer's ONNX nodes. Return the name of its output. Pruning may have removed its block."""
 
     def stock_names(self, shape: Shape) -> dict[str, str]:
         """Return the stock name of each parameter of encoder and task head, by our names."""
@@ -105,7 +105,7 @@ class Architecture(ABC):
 
     @property
     def feed_forward_matrices(self) -> int:
-        """Matrices of size hidden x intermediate in a layer."""
+        """The number of matrices of size hidden x intermediate in a layer."""
         return 3 if self.gated else 2
 
     def layer_weights(self, shape: Shape) -> int:
@@ -113,17 +113,17 @@ class Architecture(ABC):
         return 4 * shape.hidden**2 + self.feed_forward_matrices * shape.hidden * shape.intermediate
 
     def layer_floats(self, shape: Shape, maps: int) -> int:
-        """Return the number of activations of one layer for one position. maps: attention maps or masks of its row."""
+        """Return the number of activations of one layer for one position. maps: attention maps and masks."""
         return 8 * shape.hidden + self.feed_forward_matrices * shape.intermediate + maps * shape.max_length
 
     def exported_parameters(self, shape: Shape) -> int:
-        """Return the weights of encoder and task head, without small vectors."""
+        """Return the number of weights of encoder and task head, without small vectors."""
         positions = (shape.max_length + self.token_types) * shape.hidden if self.token_types else 0
         heads = shape.hidden**2 + shape.hidden * shape.labels
         return positions + shape.vocab * shape.hidden + shape.layers * self.layer_weights(shape) + heads
 
     def parameters(self, shape: Shape) -> int:
-        """Return the weights of encoder and both heads, without small vectors."""
+        """Return the number of weights of encoder and both heads, without small vectors."""
         vocabulary = shape.hidden**2 + (shape.vocab if self.tied else shape.vocab * (shape.hidden + 1))
         return self.exported_parameters(shape) + vocabulary
 

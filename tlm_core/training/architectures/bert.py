@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2019), ELECTRA and RoBERTa: norm after each block, biases, learned positions."""
+"""BERT (Devlin et al. 2019), ELECTRA and RoBERTa: norms after the sublayers, biases, learned positions."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Bert(Architecture):
         )
 
     def skipped_positions(self, config: Config) -> int:  # noqa: ARG002 - RoBERTa reads it
-        """Return the position embeddings at the start that the published model leaves unused."""
+        """Return the number of position embeddings at the start that the published model leaves unused."""
         return 0
 
     def stock_config(self, shape: Shape, common: dict[str, object], special_ids: Mapping[str, int]) -> PretrainedConfig:  # noqa: ARG002

@@ -1,4 +1,4 @@
-"""ModernBERT (Warner et al. 2024): norm before each block, no biases, gated feed-forward block, rotary positions."""
+"""ModernBERT (Warner et al. 2024): norms before the sublayers, no biases, gated blocks, rotary positions."""
 
 from __future__ import annotations
 
