@@ -49,7 +49,7 @@ def format_of(path: Path) -> str | None:
 def _text_column(
     names: Sequence[str], wanted: str | None, place: str, row: int | None, findings: Findings
 ) -> str | None:
-    """The column with the texts: the wanted one, else `text`, a usual name, or the only column.
+    """The column with the texts: `wanted`, else `text`, a usual name, or the only column beside source, id and rank.
 
     Adds a note for an inferred column, and a data error if there is none.
     """
@@ -93,10 +93,10 @@ def rows_of(table: Records, text_column: str | None, file: str, findings: Findin
         elif text is None or (isinstance(text, str) and not text.strip()):
             blank += 1
         elif not isinstance(text, str):
-            message = f"{place}, column '{column}', is not a text but {type(text).__name__}. Write it as text."
+            message = f"{place}, column '{column}', is not a text. Write it as a string."
             findings.fault("not_text", message, row=number, column=column)
         elif not text.isascii() and UNDECODED.search(text):
-            message = f"{place}, column '{column}', has bytes that are not UTF-8. Write the file again."
+            message = f"{place}, column '{column}', has bytes that are not UTF-8. Save the text as UTF-8."
             findings.fault("bad_encoding", message, row=number, column=column)
         else:
             yield Row(number, text, *(record.get(name) for name in _OTHER_COLUMNS))
@@ -105,7 +105,7 @@ def rows_of(table: Records, text_column: str | None, file: str, findings: Findin
 
 
 def read_paragraphs(path: Path, findings: Findings) -> Iterator[str]:
-    """The paragraphs of a plain text, which blank lines separate; very long ones come in pieces."""
+    """The paragraphs of a plain text file, which blank lines separate; a very long paragraph comes in pieces."""
     parts: list[str] = []
     size = 0
     for line in TableFile(path, findings).guarded(lambda: Lines(path, UTF8, _PIECE, pieces=True)):

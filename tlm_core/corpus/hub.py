@@ -15,7 +15,7 @@ from tlm_core.tables.records import Records
 
 
 class HubName(NamedTuple):
-    """The parts of `hub:OWNER/NAME[:config][:split]`; config is None for a dataset with one configuration."""
+    """The parts of `hub:OWNER/NAME[:config][:split]`; config: None for the only or default configuration."""
 
     path: str
     config: str | None

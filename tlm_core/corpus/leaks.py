@@ -98,7 +98,7 @@ class LeakFilter:
 
 
 class _Postings:
-    """The texts with an n-gram, by its hash: two flat arrays, because a large test set has millions of n-grams.
+    """Maps hashes of n-grams to texts, in two flat arrays, because a large test set has millions of n-grams.
 
     keys: for each text the distinct hashes of its n-grams.
     """
@@ -112,7 +112,7 @@ class _Postings:
         self._owners = owners[order]
 
     def owners_of(self, words: list[str], size: int) -> NDArray[np.int32]:
-        """Return the texts that contain a distinct n-gram of `words`, once for each such n-gram."""
+        """Return the numbers of the texts that share n-grams with `words`, once for each distinct n-gram."""
         if not len(self._owners) or len(words) < size:
             return self._owners[:0]
         wanted = _hashes(words, size)

@@ -1,8 +1,8 @@
 """Near duplicates of earlier passages, by MinHash with its state on disk (Broder 1997).
 
 Two passages are near duplicates if the Jaccard index of their word triples, estimated by 128 minima, is at least 0.8.
-Only passages with one equal band of 8 minima (of 16) are compared: a pair at 0.8 is detected with probability 0.95, a
-pair at 0.9 always.
+Only passages with an equal band of 8 minima (one of 16 bands) are compared: a pair at 0.8 is detected with probability
+0.95, a pair at 0.9 almost always.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class NearDuplicates:
     """A filter for near duplicates whose memory does not grow with the number of passages.
 
     folder: for its state of some 700 bytes per passage; the caller removes it. If it has the state of an earlier
-    process, give the same texts again: those answered then cost no search. dropped: near duplicates so far. seconds:
-    time that this process spent so far. Raises MissingDependency, StorageFull.
+    process, pass the same texts again from the start: answered texts cost no search. dropped: near duplicates so far.
+    seconds: time that this process spent so far. Raises MissingDependency, StorageFull, StorageUnavailable.
     """
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -55,7 +55,7 @@ class NearDuplicates:
             self._answered = self._resume()
 
     def select_new(self, texts: Sequence[str]) -> NDArray[np.bool_]:
-        """Return [texts] True for every text that is no near duplicate of an earlier one, in any call."""
+        """Return [texts] True for every text that is no near duplicate of an earlier text, in this call or before."""
         begun = self._clock()
         with storage_errors("detecting near duplicates"):
             earlier, self._answered = np.split(self._answered, [len(texts)])
@@ -99,7 +99,7 @@ class NearDuplicates:
         return batches.ravel()
 
     def _signatures(self, texts: Sequence[str]) -> NDArray[np.uint32]:
-        """Return the minima of the shingles of each text, [texts, minima]. A shorter text counts as one."""
+        """Return the minima of the shingles of each text, [texts, minima]. A shorter text is one shingle."""
         shingles = []
         for text in texts:
             words = tokens(text)
@@ -107,7 +107,7 @@ class NearDuplicates:
         return np.array(self._minima(shingles), np.uint32).reshape(len(texts), _MINIMA)
 
     def _earlier(self, bands: Keys) -> dict[int, NDArray[np.uint32]]:
-        """Signatures of passages of earlier calls that share a band with a passage, by its number."""
+        """For each passage number, the signatures of earlier indexed passages that share a band with it, if any."""
         wanted, passages = bands.ravel(), np.repeat(np.arange(len(bands)), _BANDS)
         order = np.argsort(wanted)
         wanted, passages = wanted[order], passages[order]
@@ -167,7 +167,7 @@ def _sorted(keys: Keys, owners: Owners) -> tuple[Keys, Owners]:
 
 
 def _band_keys(signatures: NDArray[np.uint32]) -> Keys:
-    """Return a hash of each band's minima and number, [passages, bands]. So equal minima of two bands do not match."""
+    """Return a hash of each band's minima and number, [passages, bands]. So only bands of equal number match."""
     size = _MINIMA // _BANDS
     keys = np.empty((len(signatures), _BANDS), np.uint64)
     for band in range(_BANDS):

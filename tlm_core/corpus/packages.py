@@ -71,8 +71,8 @@ def passages_from_packages(*, progress: Progress | None = None) -> Iterator[Pass
 def passages_of(documents: Iterable[Document]) -> Iterator[Passage]:
     """Passages of `documents`, which come file by file.
 
-    Docstrings under 15 words are too short: those of one file are joined up to 25 words. Texts with few letters
-    (tables, listings) are skipped.
+    Docstrings of one file under 15 words are joined until they have 25 words. Texts with few letters (tables, listings)
+    are skipped.
     """
     for (package, _), group in groupby(documents, key=lambda document: (document.package, document.file)):
         for text in _joined(group):
@@ -113,7 +113,7 @@ class PackageFile(NamedTuple):
 
 
 def package_files(roots: Sequence[Path] | None = None) -> list[PackageFile]:
-    """Return the files that may have documentation below `roots` in order.
+    """Return the files below `roots` that may have documentation, up to 2 MB each, in a fixed order.
 
     roots: by default, the standard library and the installed packages.
     """
@@ -123,7 +123,7 @@ def package_files(roots: Sequence[Path] | None = None) -> list[PackageFile]:
 def read_files(
     files: Sequence[PackageFile], *, workers: int = 2, progress: Progress | None = None
 ) -> Iterator[list[Document]]:
-    """Yield the documentation of each file, in order. Files above 2 MB and code that does not parse have none.
+    """Yield the documentation of each file, in order. Code that does not parse has none.
 
     workers: number of parsing processes. progress: called with bytes done and bytes in total.
     """

@@ -63,7 +63,7 @@ def tidy(text: str) -> str:
 
 
 def word_count(text: str) -> int:
-    """Count the words of `text`: runs without blanks (one per 40 characters), or characters of unspaced scripts."""
+    """Count the words of `text`: runs without blanks (a word per 40 characters), or characters of unspaced scripts."""
     if not text.isascii():
         return len(_WORD.findall(text))
     runs = text.split()  # the same count, several times faster
@@ -103,7 +103,7 @@ def cut_stream(paragraphs: Iterable[str]) -> Iterator[str]:
 
 
 def _units(paragraph: str) -> Iterator[tuple[str, int]]:
-    """The sentences of a tidy paragraph with their words, each with its trailing blank and of at most TARGET words."""
+    """The sentences of a tidy paragraph, with trailing blanks and word counts; of long ones, parts of TARGET words."""
     if not paragraph:
         return
     paragraph += " "
@@ -156,5 +156,5 @@ class SeenKeys:
 
 
 def keys_of(ids: Iterable[str]) -> NDArray[np.uint64]:
-    """Leading 64 bits of the SHA-256 ids `ids`."""
+    """Leading 64 bits of each of `ids`, which are hexadecimal digits of SHA-256."""
     return np.frombuffer(bytes.fromhex("".join(name[:16] for name in ids)), dtype=">u8").astype(np.uint64)

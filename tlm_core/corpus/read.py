@@ -1,4 +1,4 @@
-"""Write sources to a corpus folder, and read it.
+"""Read sources as passages, and write them to a corpus folder.
 
 A corpus folder holds `passages-00000.parquet`, … (`id`, `text`, `source`) and `corpus.json`, written last.
 """
@@ -65,12 +65,13 @@ def read_sources(
     """Passages of files, folders, addresses (`s3://…`) and `hub:OWNER/NAME[:config][:split]`, in the order given.
 
     Folders are read in the order of their file names. Formats: jsonl, csv, tsv, parquet, txt, md, rst; all but
-    parquet also packed (.gz, .zst). Long texts are cut. Rows with `id`, `text` and `source` and a text of reasonable
-    length stay unchanged. `notify` is called with what was inferred or skipped.
+    parquet also packed (.gz, .zst). Long texts are cut. Rows with `id`, `source` and a `text` of at most 500 words stay
+    unchanged. `notify` is called with what was inferred or skipped.
 
     Raises InvalidRequest for a source that does not exist or has no readable file. Raises InvalidDataset with every
-    data error (file, row, column) after it has read all sources; no passage follows the first data error. For an
-    address it also raises StorageUnavailable, and MissingDependency if the protocol needs a package.
+    data error (file, row, column), at the 100th or after it has read all sources; no passage follows the first. For a
+    hub dataset it also raises NotFound and Unavailable. For an address it raises NotFound, StorageUnavailable, and
+    MissingDependency if the protocol needs a package.
     """
     return chain.from_iterable(source_files(sources, text_column=text_column, notify=notify))
 
@@ -155,7 +156,7 @@ def write_corpus(
 ) -> CorpusInfo:
     """Write `passages` to `folder` without exact duplicates; an earlier corpus is replaced at the end.
 
-    near: drops near duplicates too, except the first. Raises InvalidDataset if there is no passage or one id has two
+    near: also drops near duplicates of earlier passages. Raises InvalidDataset if there is no passage or one id has two
     texts, StorageFull, StorageUnavailable.
     """
     with storage_errors(f"writing {folder}"):
@@ -239,7 +240,7 @@ def _distinct(passages: Iterable[Passage], tally: _Tally) -> Iterator[tuple[Pass
         unused = ids.add(keys_of(p.id if p.id == digest else passage_id(f"id {p.id}") for p, digest in distinct))
         if not unused.all():
             repeated = [passage.id for (passage, _), fresh in zip(distinct, unused, strict=True) if not fresh]
-            message = "The id '{}' has two texts. Give each text its own id, or remove the column."
+            message = "The id '{}' has two texts. Give each text its own id, or remove the column 'id'."
             faults = [Fault("id_twice", message.format(name), column="id") for name in repeated]
             raise InvalidDataset(faults[0].message, faults)
         yield from distinct

@@ -31,7 +31,7 @@ class Difference:
 
     @property
     def verdict(self) -> Verdict:
-        """Return what the interval says about the first model."""
+        """Return how the first model compares with the second, by the interval."""
         return ("better" if self.value > 0 else "worse") if self.distinguishable else "not distinguishable"
 
 
@@ -74,7 +74,7 @@ Counts = NDArray[np.int64]  # [labels]
 
 
 def _from_counts(score: Callable[[Counts, Counts, Counts], float]) -> Callable[[Targets, Targets], float]:
-    """Return a metric of label indices. score: of the hits, the true rows and the predicted rows of each label."""
+    """Return a metric of label indices. score: its value, from the hits, true rows and predicted rows of each label."""
 
     def compute(true: Targets, predicted: Targets) -> float:
         labels = int(max(true.max(), predicted.max())) + 1

@@ -85,7 +85,7 @@ def loss(task_type: TaskType, outputs: Outputs, targets: Targets) -> float:
 def temperature(task_type: TaskType, outputs: Outputs, targets: Targets) -> float:
     """Return the likeliest divisor of the logits; 1 for regression and for no rows.
 
-    Its logarithm has a standard normal prior. Otherwise a few correct rows would make a model certain of all others.
+    Its logarithm has a standard normal prior. Otherwise a few correct rows would make a model certain of all rows.
     """
     if not task_type.has_classes or not len(targets):
         return 1.0
@@ -137,9 +137,9 @@ def choose(
 
     Scales are fitted on one half of the rows and scored on the other, both ways, for SPLITS random halves. A simpler
     model wins if its score is within one standard error of the best, over these splits. Fewer than ROWS_TO_CHOOSE rows
-    cannot compare models: the combination with the fitted weight is chosen. linears: outputs of the linear
-    models on validation, by name; combinations use the last. encoder: `encoder` with one array in `encoders` for each
-    seed, or `ensemble` with one array.
+    cannot compare models: the combination with the fitted weight is chosen. Without a validation
+    score, the combination with equal weights is chosen. linears: outputs of the linear models on validation, by name;
+    combinations use the last. encoder: `encoder` with one array in `encoders` for each seed, or `ensemble` with one.
     """
     compute = METRICS[task.metric].compute
     last = list(linears.values())[-1]
@@ -168,9 +168,9 @@ def choose(
 def _cross_fitted(
     task_type: TaskType, model: str, linear: Outputs, encoders: Sequence[Outputs], targets: Targets
 ) -> Iterator[list[Targets]]:
-    """Yield for each seed the predictions of all rows, for each split, by scales that did not see the row.
+    """Yield for each seed the predictions [rows] of each split, by scales that were not fitted on the row.
 
-    A model alone yields one list for all splits, because a temperature changes no prediction.
+    A single model has one array for all splits, because a temperature changes no prediction. Linear models yield once.
     """
     if model in LINEAR_MODELS:
         yield [task_type.predict(linear)]

@@ -47,7 +47,7 @@ Cost = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class LinearResult:
-    """What the baseline stage wrote. outputs: by split, and `held_out` for train."""
+    """What the baseline stage wrote. outputs: by split, and `held_out` for train. facts: its `baseline.json`."""
 
     outputs: Mapping[str, Outputs]
     facts: Mapping[str, Any]
@@ -60,7 +60,7 @@ class LinearResult:
 
     @property
     def is_copy(self) -> bool:
-        """Whether self-training kept the baseline, because passages do not help."""
+        """Whether self-training copied the baseline, because passages do not help or do not fit the task."""
         return not self.facts.get("amount", True)
 
     def refitted(self, folder: Path) -> LinearResult:
@@ -88,7 +88,10 @@ def linear_folder(inputs: Mapping[str, Path], name: str) -> Path:
 
 @dataclass(frozen=True)
 class EncoderResult:
-    """The outputs of one seed's encoder by split, the history of its finetuning, and its cost by stage."""
+    """The outputs of one seed's encoder by split, and its cost by stage.
+
+    chosen: the best result of finetuning. tries: the results of all tried settings. behind: see `summary.BEHIND`.
+    """
 
     seed: int
     outputs: Mapping[str, Outputs]
@@ -203,7 +206,7 @@ def _facts(task: Task) -> Report:
 
 
 def _returned(task: Task, choice: Choice, model: str, members: Sequence[Report], scored: Report) -> dict[str, object]:
-    """Describe the returned file. members: entries of its seeds. scored: of its run."""
+    """Describe the returned file. members: the entries of its seeds in `seeds`. scored: `_Run.scored` of its run."""
     seeds = [entry["seed"] for entry in members]
     facts = {"model": model, "seeds": seeds, "reason": choice.reason, "validation": choice.scores}
     return {**facts, "scales": scored["scales"], "scores": {split: scored[split] for split in splits_of(task)}}
@@ -212,7 +215,7 @@ def _returned(task: Task, choice: Choice, model: str, members: Sequence[Report],
 def _runs(
     task: Task, encoders: Sequence[EncoderResult], linears: Mapping[str, LinearResult], ensemble: bool
 ) -> tuple[Choice, list[_Run]]:
-    """Choose the returned model. Return also the models of each seed, or of all seeds together."""
+    """Return the choice of the model, and one run for each seed, or one run for all seeds together."""
     name = ENSEMBLE if ensemble else ENCODER
     by_run = [encoder.outputs for encoder in encoders]
     if ensemble:
@@ -263,7 +266,7 @@ def _scores(task: Task, outputs: Mapping[str, Outputs]) -> Report:
 
 
 def _compact(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the scores of each split without those of classes."""
+    """Return the scores of each split without `per_class`, `confusion` and `deduplicated`."""
     details = {"per_class", "confusion", "deduplicated"}
     return {split: {k: v for k, v in of_split.items() if k not in details} for split, of_split in scores.items()}
 
@@ -320,7 +323,7 @@ def gain_in_words(metric: str, difference: Difference, time: str) -> str:
 def over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return `mean` and `spread` (sample standard deviation) of each score; None where it is not defined.
 
-    `spread` has a `reason` if the metric that decides has no spread. Regression has no scores of classes.
+    `spread` has a `reason` if the task's metric has no spread. seeds: results of `_Run.scored`.
     """
     result: dict[str, Any] = {"mean": {}, "spread": {}}
     metric = seeds[0]["test"]["metric"]

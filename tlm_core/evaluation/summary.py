@@ -23,7 +23,7 @@ class ModelRow:
     """The scores of one model on a split.
 
     name: majority, linear, self_trained, encoder, stock, ensemble, combined, or model in a study. spread: None for each
-    score of one run. file: the files with this model, and its seeds; empty for the other models.
+    score of one run. file: the files of the job that hold this model, and its seeds; empty if no file holds it.
     """
 
     name: str
@@ -66,7 +66,7 @@ def _files(report: Report, model: str) -> str:
 
 
 def sentences(report: Report) -> list[str]:
-    """Return what a job returns, why, and whether that is better than the linear model; nothing for a study."""
+    """Return sentences: what a job returns, why, and whether it is better than the linear model; none for a study."""
     if "returned" not in report:
         return []
     gain, reason = report.get("gain", {}).get("words"), report["returned"]["reason"]
@@ -80,7 +80,7 @@ def sentences(report: Report) -> list[str]:
 
 
 def training_time(report: Report) -> str:
-    """Return the time of training in words: of all seeds added up, and on the clock if they train side by side."""
+    """Return the training time in words: summed over all seeds, and elapsed if the seeds train side by side."""
     total = report["cost"].get("total", {}).get("seconds")
     if total is None:
         return "training time unknown"

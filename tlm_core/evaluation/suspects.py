@@ -24,7 +24,7 @@ GAIN = 0.01  # neighbors count if they lower the loss by this share
 SORTED = 0.75  # agreement of adjacent rows from which a file counts as sorted by label
 SMOOTHING = 10.0  # rows of the label distribution that each conditional distribution contains
 RIDGE = 1e-3
-FITTED_ROWS = 20_000  # more rows change few parameters little
+FITTED_ROWS = 20_000  # more rows hardly change the few parameters
 _CELLS = 4_000_000  # rows times labels that are computed at once
 
 Floats = NDArray[np.float64]
@@ -35,7 +35,8 @@ Ints = NDArray[np.int64]
 class Split:
     """Rows with their given labels. outputs: logits [rows, labels] of a model that did not see them.
 
-    labels: [rows]; numbers: [rows], the numbers of the rows in the file. counted: whether the rows are train rows.
+    labels: [rows]; numbers: [rows], the numbers of the rows in the file. counted: whether `LabelModel.transitions`
+    count these rows, which holds for train.
     """
 
     outputs: Outputs
@@ -50,7 +51,7 @@ class Split:
 
     @cached_property
     def neighbors(self) -> Ints:
-        """The place of each neighbor, or -1, [offsets, rows]."""
+        """The index in the split of the neighbor at each of OFFSETS, or -1, [offsets, rows]."""
         order = np.argsort(self.numbers, kind="stable")
         wanted = self.numbers + np.array(OFFSETS)[:, None]
         nearest = order[np.searchsorted(self.numbers[order], wanted).clip(max=len(order) - 1)]
@@ -119,7 +120,7 @@ class LabelModel:
     def features(self, split: Split, rows: Ints) -> Floats:
         """Return the logits, and the log-probabilities given each neighbor, [1 + offsets, rows, labels].
 
-        A train row does not count for itself. A missing neighbor has the label distribution.
+        A train row is left out of its own counts. For a missing neighbor, the label distribution is used.
         """
         features = np.empty((1 + len(self.transitions), len(rows), len(self.frequencies)))
         features[0] = split.outputs[rows]

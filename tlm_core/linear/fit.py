@@ -32,7 +32,7 @@ SEED = 0
 class Setting:
     """What cross-validation chooses.
 
-    families: how many of `FAMILIES`, words first. start_words: how many first words of a text are a part of it.
+    families: number of `FAMILIES` in use, words first. strength: see STRENGTHS. start_words: see `Alphabet`.
     """
 
     families: int
@@ -47,7 +47,7 @@ class Fitted:
 
     score: by the task's metric, the mean over the folds and over validation, weighted by rows.
     held_out: outputs of models that did not see the row, [train rows, outputs].
-    tried: settings on the folds that compare all of them, with their scores.
+    tried: all screened settings, with their scores on the first folds.
     """
 
     model: LinearModel
@@ -69,7 +69,7 @@ def fit(task: Task) -> Fitted:
 
 @dataclass(frozen=True)
 class _Data:
-    """The features of all families, and those of the rows, [rows, features]. train: by the number of families."""
+    """The features of all families, and their values, [rows, features]. train: by the number of families in use."""
 
     features: Features
     train: Mapping[int, sp.csr_matrix]
@@ -87,7 +87,7 @@ class _Search:
     """Cross-validation of settings.
 
     Rows of train are often related, such as sentences of one document, and rows of validation are not related to them.
-    So validation counts in proportion to its rows.
+    So each score includes validation, weighted by its rows.
     """
 
     def __init__(self, task: Task) -> None:
@@ -122,7 +122,7 @@ class _Search:
     def _choose_start(self, best: Setting, pool: ThreadPoolExecutor) -> Setting:
         """Return a setting with the first words as a part if it gains more than a standard error over the folds.
 
-        It has as many families as `best`, and its strength or one beside it.
+        Otherwise return `best`. The new setting has the families of `best`, and its strength or a neighboring one.
         """
         self.data[START_WORDS] = _Data.learn(self.task, START_WORDS)
         place = STRENGTHS.index(best.strength)
@@ -138,7 +138,7 @@ class _Search:
         return 0.0 if ours is None or without is None else ours - without
 
     def _try_strengths(self, chain: tuple[int, Literal["balanced"] | None]) -> list[tuple[Setting, float]]:
-        """Score rising strengths until the score falls twice. Strong models need most time."""
+        """Score rising strengths until the score falls twice: high ones cost most. chain: families, class weight."""
         screening = math.ceil(SCREENED_ROWS * len(self._folds) / max(1, len(self.targets)))
         tried: list[tuple[Setting, float]] = []
         for strength in STRENGTHS:
@@ -238,7 +238,7 @@ def support_vectors(
 ) -> tuple[Floats, Floats]:
     """Fit one support vector machine for each label against the others.
 
-    Return the weights [features, outputs] and the bias [outputs]. A label without rows has the lowest bias.
+    Return the weights [features, outputs] and the bias [outputs]. A label without rows gets the bias -10.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import LinearSVC

@@ -51,7 +51,7 @@ def write_combined(
 
 
 def linear_outputs(graph: Graph, model: LinearModel) -> str:
-    """Write a linear model from `ngram_ids` to its outputs, [batch, labels]."""
+    """Add a linear model on `ngram_ids` to the graph. Return the name of its outputs, [batch, labels]."""
     counts = _counts(graph, model)
     frequency = graph.op(
         "Add", graph.op("Min", counts, graph.const(1.0)), graph.op("Log", graph.op("Max", counts, graph.const(1.0)))
@@ -68,7 +68,7 @@ def linear_outputs(graph: Graph, model: LinearModel) -> str:
 
 
 def _counts(graph: Graph, model: LinearModel) -> str:
-    """Write how often each n-gram occurs, [batch, features]. The operator wants its n-grams sorted by length."""
+    """Add the counts of the n-grams, [batch, features]. The operator needs its n-grams sorted by length."""
     pool: list[int] = []
     starts: list[int] = []
     places: list[int] = []

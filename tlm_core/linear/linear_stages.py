@@ -80,7 +80,7 @@ def _write_linear(
     name: str,
     began: float,
 ) -> None:
-    """Write a linear model with its outputs by split and its facts. began: start of its fit, to report the seconds."""
+    """Write a linear model with its outputs by split and its facts. began: start of its fit, by `time.monotonic`."""
     model.write(out)
     write_linear(model, Scales.of_linear(facts["temperature"]), out / MODEL)
     write_metadata(out, task, name)
@@ -95,10 +95,10 @@ def _write_facts(out: Path, facts: dict[str, Any], began: float) -> None:
 
 
 def self_train_stage(ctx: StageContext[SelfTrainParams]) -> dict[str, Any]:
-    """Fit the linear model again, on train and on passages that the first one labels. Validation chooses how many.
+    """Fit the linear model again, on train and on pieces of passages that the baseline labels.
 
-    It writes the same files as `baseline`, and the labeled pieces of passages for the encoder. Pairs, regression and
-    the amount 0 keep the baseline and have no pieces. Inputs: `task`, `baseline`, `selection`.
+    Validation chooses how many. It writes the same files as `baseline`, and the labeled pieces for the encoder. For
+    pairs, regression and the amount 0 it copies the baseline, without pieces. Inputs: `task`, `baseline`, `selection`.
     """
     began = time.monotonic()
     task, first = Task.read(ctx.inputs["task"]), LinearResult.read(ctx.inputs["baseline"])
@@ -135,8 +135,8 @@ def _copy_baseline(ctx: StageContext[SelfTrainParams], task: Task, facts: dict[s
 def refit_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
     """Fit each linear model again, with its setting, on train and validation (`refit: true` of the recipe).
 
-    It writes the files of `baseline` for each into a folder with its name, `linear` or `self_trained`. The outputs are
-    those for test splits. Inputs: `task`, `baseline`, and `self_train` if there are passages.
+    It writes the files of `baseline` for each into a folder with its name, `linear` or `self_trained`; none for a copy
+    of the baseline. The outputs are those for test splits. Inputs: `task`, `baseline`, and `self_train` if it ran.
     """
     task, models = Task.read(ctx.inputs["task"]), read_linears(ctx.inputs)
     tests = [split for split in splits_of(task) if split != "validation"]
@@ -186,7 +186,7 @@ def top_ngrams(model: LinearModel, task: Task) -> dict[str, list[str]]:
 
 
 def evaluate_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
-    """Test the linear model once. Inputs: `task`, `baseline`, and `refit_linear` if the recipe says so."""
+    """Test the linear model once. Inputs: `task`, `baseline`, and `refit_linear` with `refit: true`."""
     report, predictions = linear_report(Task.read(ctx.inputs["task"]), read_linears(ctx.inputs)[LINEAR])
     report[REFIT] = REFIT_LINEAR in ctx.inputs
     write_report(ctx.out, report, predictions)
@@ -194,7 +194,7 @@ def evaluate_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
 
 
 def export_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
-    """Return the linear model as the job's model, with its card. Inputs: those of `evaluate_linear`, and `evaluate`."""
+    """Write the linear model as the job's model, with its card. Inputs: those of `evaluate_linear`, and `evaluate`."""
     folder = linear_folder(ctx.inputs, LINEAR)
     copy_model(folder, ctx.out)
     shutil.copyfile(ctx.inputs["evaluate"] / REPORT, ctx.out / REPORT)

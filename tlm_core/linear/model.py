@@ -51,7 +51,7 @@ class Features:
     def learn(cls, rows: Sequence[Row], families: Iterable[str], start_words: int = 0) -> tuple[Features, Sequences]:
         """Choose the n-grams of the train rows. Return the features and the encoded rows.
 
-        start_words: how many first words of a text are a part of it.
+        start_words: see `Alphabet`.
         """
         alphabet = Alphabet.learn(rows, start_words)
         sequences = alphabet.sequences(rows)
@@ -68,7 +68,7 @@ class Features:
         return sum(map(len, self.ngrams))
 
     def word_names(self) -> list[str]:
-        """Return the words and pairs of words of the first features. A part has its name, as in `we (first words)`."""
+        """Return the words and word pairs of the first features. The name of a part follows: `we (first words)`."""
         words, places = {}, {}
         for name, of_part in zip(self.alphabet.part_names, self.alphabet.words, strict=True):
             for word, number in of_part.items():
@@ -124,7 +124,7 @@ class LinearModel:
         return self.outputs_of(self.features.encode(rows))
 
     def outputs_of(self, matrix: sp.csr_matrix) -> Floats:
-        """Return the outputs of rows whose features are known, [rows, features]."""
+        """Return the outputs [rows, outputs] from features [rows, features]."""
         outputs: Floats = np.asarray(matrix @ self.weights, np.float32) + self.bias
         return outputs
 

@@ -44,7 +44,7 @@ _WORD = re.compile(rf"\[+|\]+|<+|>+|\{{+|\}}+|[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^
 
 
 def split_words(text: str) -> list[str]:
-    """Return the words, marks and, in unspaced scripts, characters of a lowercase text."""
+    """Return the words, punctuation marks and, in unspaced scripts, characters of a lowercase text."""
     return _WORD.findall(text)
 
 
@@ -59,8 +59,8 @@ def _parts(row: Row, start_words: int, marks: Marks) -> Row:
 class Alphabet:
     """The ids of words and characters. Each part of a row has ids of its own.
 
-    words: for each part of a row, word → id. characters: likewise. start_words: how many first words of a text are a
-    part; 0: no part. marks: of the spans that become parts.
+    words: for each part of a row, word → id. characters: likewise. start_words: number of first words of a text that
+    form an extra part; 0: no such part. marks: opening marks of the spans that become parts.
     """
 
     words: tuple[dict[str, int], ...]
@@ -87,7 +87,7 @@ class Alphabet:
 
     @property
     def part_names(self) -> list[str]:
-        """Say for each part of a row where its words are; empty for whole texts."""
+        """The name of each part of a row, such as `first words`; empty for whole texts."""
         start = ["first words"] if self.start_words else []
         spans = [f"in {mark}" for mark in self.marks] + ["between the spans"] if self.marks else []
         return [""] * (len(self.words) - len(start) - len(spans)) + start + spans
@@ -173,7 +173,7 @@ class Ngrams:
 
     @classmethod
     def learn(cls, sequences: Sequences, family: str, spaces: Sequence[int], limit: int = FEATURES) -> Ngrams:
-        """Choose the n-grams that occur in the most rows, at most `limit`; the smaller key wins ties."""
+        """Choose the n-grams that occur in the most rows, at most `limit`; short n-grams, then small keys win ties."""
         orders = FAMILIES[family]
         by_order = [_row_counts(sequences, family, order, spaces) for order in orders]
         counts = np.concatenate([rows for _, rows in by_order])

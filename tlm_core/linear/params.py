@@ -8,10 +8,10 @@ MOST_LABELED = 20_000  # pieces that a linear model learns from
 
 
 class SelfTrainParams(StageParams):
-    """amounts: labeled pieces of passages for each train row; validation chooses."""
+    """amounts: numbers of labeled pieces of passages for each train row; validation chooses one of them."""
 
     amounts: tuple[float, ...]
 
 
 class BaselineParams(StageParams):
-    """The baseline stage has no parameters: cross-validation on train chooses the settings."""
+    """The baseline stage has no parameters: cross-validation and validation choose the setting."""

@@ -28,12 +28,12 @@ from tlm_core.tasks.task import Task
 WEIGHT = 0.3  # of a piece, relative to a train row
 ROUNDS = 2  # each labels the pieces again
 MOST_PIECES = 60_000  # that the teacher labels
-CANDIDATES = 2  # confident pieces for each that a student learns from at most; the others cost time and add little
+CANDIDATES = 2  # times the pieces that a student learns from; more candidates cost time and add little
 
 
 @dataclass(frozen=True)
 class Student:
-    """A linear model that learned from pieces. chosen: numbers of the pieces, [chosen]; outputs: its own for them."""
+    """A linear model that learned from pieces. chosen: numbers of the pieces; outputs: [chosen, labels]."""
 
     model: LinearModel
     chosen: NDArray[np.int64]
@@ -144,7 +144,7 @@ def row_weights(rows: int, pieces: int) -> NDArray[np.float64]:
 
 
 def most_confident(teacher: Outputs, shares: NDArray[np.float64], total: int) -> NDArray[np.int64]:
-    """Return `total` pieces or fewer: of each label its share, the most probable first.
+    """Return the sorted numbers of about `total` pieces or fewer: for each label its share, the most probable pieces.
 
     teacher: log-probabilities [pieces, labels]; shares: of the labels in train.
     """

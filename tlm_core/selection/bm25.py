@@ -25,7 +25,10 @@ def bm25(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
 
 
 class QueryCap:
-    """Admits a passage if a query that hit it has admitted fewer than `cap`. The best-ranked of these is charged."""
+    """Admits a passage if a query that hit it has admitted fewer than `cap` passages.
+
+    Of these queries, only the one that ranks the passage best counts it.
+    """
 
     def __init__(self, retrieved: Retrieved, cap: int) -> None:
         self._hit_query = retrieved.hit_query

@@ -91,7 +91,8 @@ class CandidateFilter:
 def with_texts(index: PassageIndex, ranked: Iterable[Ranked], budget: int | None) -> Iterator[list[Candidate]]:
     """Fetch the passages of `ranked`, a thousand at a time.
 
-    budget: passages that will likely be accepted. A small budget fetches fewer, with some spare ones for leaks.
+    budget: number of passages that the caller will likely accept; None: unknown. A small budget gives smaller batches,
+    with some spare passages for leaks.
     """
     pending = iter(ranked)
     size = _FETCH_SIZE if budget is None else min(_FETCH_SIZE, budget + budget // 8 + 8)

@@ -24,7 +24,7 @@ _SLICE = 50_000
 def selection_facts(
     inputs: SelectionInputs, accept: CandidateFilter, written: WrittenPassages, retrieved: Retrieved | None
 ) -> Facts:
-    """Return what `selection.json` reports. `queries`, `ranks` and `labels` are None if no query hits were selected."""
+    """Return what `selection.json` reports. `queries`, `ranks` and `labels` are None if `retrieved` is None."""
     facts: Facts = {
         "selector": inputs.params.selector,
         "params": inputs.params.model_dump(mode="json"),
@@ -77,7 +77,7 @@ def _query_facts(retrieved: Retrieved, accept: CandidateFilter, written: Written
 
 
 def _label_facts(retrieved: Retrieved, task: Task, selected: Positions) -> Facts | None:
-    """Selected passages that the train rows of each label hit, and the Jaccard index of each pair of labels.
+    """Number of selected passages that the train rows of each label hit, and Jaccard index of each pair of labels.
 
     None for a task without classes. Tasks with many labels get a reason instead of the matrix.
     """

@@ -59,7 +59,7 @@ def given_part(source: object) -> Path | None:
 
 
 def is_given(path: Path) -> bool:
-    """Whether the name of a file says that it is a selection, not a split."""
+    """Whether a file is a selection, not a split, by its name."""
     return _NAME.fullmatch(path.name.split(".")[0].lower()) is not None
 
 

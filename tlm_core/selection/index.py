@@ -2,8 +2,8 @@
 
 A query is a bag of terms, any of which may match. A term that occurs n times in the query counts n times. Scores are
 BM25 in Lucene's form, without the constant factor k1 + 1. k1 is 1.2 and b is 0.75. The whole index determines
-idf = ln(1 + (N - n + 1/2) / (n + 1/2)). Lengths are rounded to Lucene's one byte. Ties are sorted by passage id.
-`text_analysis` defines the terms of a text.
+idf = ln(1 + (N - n + 1/2) / (n + 1/2)). Text lengths are rounded to one byte, as in Lucene. Ties are sorted by passage
+id. `text_analysis` defines the terms of a text.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Hit(NamedTuple):
 class PassageIndex(Protocol):
     """A searchable index of passages. Call `add` any number of times, then `commit`, then read. Reads are thread-safe.
 
-    Raises IndexUnavailable if it does not answer, IndexMismatch if its content is wrong, StorageFull.
+    Raises IndexUnavailable if it does not answer, IndexMismatch if its content is wrong, StorageFull,
+    and Conflict for a call in another order.
     """
 
     def add(self, batch: Sequence[Passage]) -> None:

@@ -29,7 +29,7 @@ class Corpus:
 class SelectionInputs:
     """Everything a selector reads.
 
-    source: the corpus, the file of `write_given`, or None, as the `source` of the selector in the table says.
+    source: the corpus, the file of `write_given`, or None, as `Selector.source` requires.
     scratch: a folder for partial results. A later call with equal inputs resumes from it.
     """
 
@@ -67,8 +67,8 @@ class SelectionInputs:
             return
         if accept.leaking_passages:
             raise EmptySelection(
-                "Every selected passage contains validation or test texts. Use another corpus, or disable "
-                "selection.leak_filter."
+                "Every selected passage contains validation or test texts. Use another corpus or uploaded selection, "
+                "or disable selection.leak_filter."
             )
         if source == "dataset":
             raise EmptySelection(

@@ -53,11 +53,11 @@ def dsir(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
 
 
 def importance(texts: Iterable[str], index: PassageIndex, analysis: Analysis, seed: int, progress: Progress) -> Scorer:
-    """Score a passage by the log ratio of the likelihood of its hashed words and word pairs in task and corpus.
+    """Return a scorer: the log ratio of the likelihoods of hashed words and word pairs in task and corpus.
 
     A Gumbel draw is added, so that the best k scores are a sample without replacement (section 4.2 of the DSIR paper).
-    Each bucket starts with a count of one: tasks are far smaller than the targets of the paper, and a word that a task
-    lacks by chance must not exclude a passage.
+    Each bucket starts with a count of one: tasks are far smaller than the target data of the paper, and a word that a
+    task lacks by chance must not exclude a passage.
     """
     hasher = _hasher(BUCKETS, analysis, normalized=False)
     task = sum((_counts(hasher, batch) for batch in _batches(texts)), np.ones(BUCKETS))
@@ -121,14 +121,14 @@ def _examples(inputs: SelectionInputs) -> tuple[list[str], list[str]]:
     if not positives or not negatives:
         hit = "no passage" if not positives else "every passage"
         raise EmptySelection(
-            f"The queries hit {hit} of corpus '{inputs.corpus.name}', so there is nothing to classify. "
-            "Use another corpus, or the selector 'bm25'."
+            f"The queries hit {hit} of corpus '{inputs.corpus.name}', so the classifier lacks examples of one class. "
+            "Use a larger corpus in the language and field of the task."
         )
     return positives, negatives
 
 
 def _hasher(buckets: int, analysis: Analysis, *, normalized: bool) -> HashingVectorizer:
-    """Counts of hashed words and pairs of adjacent words. normalized: rows of length one, with signed hashes."""
+    """Return a counter of hashed words and adjacent word pairs. normalized: rows of unit length, with signed hashes."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
     def features(text: str) -> list[str]:

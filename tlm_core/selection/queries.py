@@ -100,7 +100,7 @@ def held_out_texts(task: Task) -> Iterator[tuple[str, int, str]]:
 
 
 def task_queries(task: Task, params: Selection) -> Queries:
-    """Return the queries of all train rows, as `query` and `unique_terms` of `params` say.
+    """Return the queries of all train rows, with the options `query` and `unique_terms` of `params`.
 
     Raises InvalidRecipe for RAKE in a language other than English, because its stop words are English.
     """

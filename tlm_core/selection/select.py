@@ -53,7 +53,7 @@ def select(
 ) -> dict[str, Any]:
     """Write the selection for `task` to `folder` and return the content of its `selection.json`.
 
-    Validation and test texts are never queries; they only drop the passages that contain them.
+    Validation and test texts are never queries; they only serve to drop the passages that contain them.
 
     source: the corpus, the file of `given.write_given`, or None, as the selector requires.
     scratch: a folder for partial results, from which a later call with equal arguments resumes. The caller deletes it.

@@ -20,9 +20,9 @@ class Selector:
 
     function: `module:name` of its SelectFunction, imported when a selection runs.
     summary: what it selects, for the API and the docs. origin: the same in a model card, after "200 passages, ".
-    source: where passages come from. size: what their number follows from. `queries`: the query hits, within the
+    source: where passages come from. size: what determines their number. `queries`: the query hits, within the
     budget; `budget`: the budget, or without one the number that the query hits would give; `source`: all of the source.
-    options: the fields of `Selection` that only some selectors read, and this one does.
+    options: the fields of `Selection` that this selector accepts and some others refuse.
     """
 
     function: str
@@ -107,12 +107,12 @@ class Selection(BaseModel):
     selector: Annotated[
         str, AfterValidator(_known), Field(json_schema_extra=_list_selectors, description="how to select")
     ] = "bm25"
-    top_k: int = Field(50, ge=1, le=10_000, description="passages for each train text; of `given` the highest rank")
+    top_k: int = Field(50, ge=1, le=10_000, description="passages for each train text; for `given`, the highest rank")
     query: Literal["text", "rake"] = Field("text", description="the whole train text, or its 20 best RAKE phrases")
     unique_terms: bool = Field(False, description="count a word once for each query, however often it occurs there")
     max_passages: int | None = Field(None, ge=1, description="budget in passages, best rank first")
     max_tokens: int | None = Field(None, ge=1, description="budget in words, best rank first")
-    per_query_cap: int | None = Field(None, ge=1, le=1000, description="most passages that one train text contributes")
+    per_query_cap: int | None = Field(None, ge=1, le=1000, description="maximum number of passages from one train text")
     per_label_balance: bool = Field(False, description="let labels take turns until the budget is spent")
     leak_filter: bool = Field(True, description="drop passages that contain validation or test texts")
 

@@ -68,7 +68,7 @@ class TantivyIndex:
 
     @classmethod
     def open(cls, folder: Path) -> TantivyIndex:
-        """Open the committed index in `folder`. Raises NotFound if there is none, IndexMismatch if it is unreadable."""
+        """Open the committed index in `folder`. Raises NotFound if there is none, IndexMismatch if it is unusable."""
         try:
             metadata = json.loads((folder / _METADATA).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
@@ -309,4 +309,4 @@ def _tantivy_errors(folder: Path) -> Iterator[None]:
             raise StorageFull(
                 f"No space left for the index in {folder}. Free some space. Load the corpus again."
             ) from error
-        raise IndexUnavailable(f"The index in {folder} failed: {error}") from error
+        raise IndexUnavailable(f"The index in {folder} failed: {error}. Try again, or reload the corpus.") from error

@@ -14,7 +14,7 @@ class Findings:
     """Collects data errors, data warnings and notes. Counts all, and lists the first 100 of each code.
 
     subject: name of the data, for the summary. stop_at: number of data errors at which `fault` raises InvalidDataset.
-    notify: called with each note at once.
+    notify: called immediately with each new note.
     """
 
     def __init__(

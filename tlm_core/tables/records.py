@@ -1,4 +1,4 @@
-"""Records of CSV, TSV, JSON, JSON Lines and Parquet files, as a stream; task files and corpus files use it."""
+"""Records of CSV, TSV, JSON, JSON Lines and Parquet files, as a stream, for tasks and corpora."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ class Records:
     """The records of one file.
 
     names: its columns; empty for JSON, where every object has its own keys. read: (columns) → record number from 1 and
-    values by column; `columns` limits what Parquet reads. damaged: strings may hold undecoded bytes as surrogates.
+    values by column; `columns` limits what Parquet reads (None: all). damaged: strings may hold undecoded bytes as
+    surrogates.
     """
 
     names: Sequence[str]
@@ -155,7 +156,7 @@ class TableFile:
             raise UnreadableFile("wrong_type", f"{self.label} is {foreign}. {SUPPORTED}")
         if named is not None and parquet != (named == "parquet"):
             content = "is a Parquet file" if parquet else "is not a Parquet file"
-            raise UnreadableFile("wrong_type", f"{self.label} {content}, contrary to its name. {SUPPORTED}")
+            raise UnreadableFile("wrong_type", f"{self.label} {content}, contrary to its name. Rename it. {SUPPORTED}")
         if named == "json" and text and not braces:
             message = f"{self.label} does not begin with a JSON object. If it is CSV, name it .csv."
             raise UnreadableFile("wrong_type", message)
@@ -226,7 +227,8 @@ class TableFile:
             self.fault("cut_row", message, invalid[0])
 
     def _invalid_json(self, row: int, reason: str) -> None:
-        self.fault("malformed_row", f"Row {row} of {self.label} is not a JSON object on one line: {reason}.", row)
+        message = f"Row {row} of {self.label} is not valid JSON: {reason}. Write one JSON object per line."
+        self.fault("malformed_row", message, row)
 
     def _array(self) -> Iterator[tuple[int, object]]:
         try:
@@ -281,7 +283,7 @@ class TableFile:
         yield self._records(named, lambda _: self._rows(reader, lines, names))
 
     def _infer_delimiter(self) -> str:
-        """Return the delimiter that gives most records of the file's start as many fields as its header has."""
+        """Return the delimiter with which most of the first records have as many fields as the header."""
         usual = "\t" if re.search(r"\.(tsv|tab)\b", self.path.name.lower()) else ","
         sample, complete = _start(self._lines())
         best, best_rank, reason = usual, (0.0, 0), "no other delimiter splits the header"
@@ -361,7 +363,7 @@ def format_of(name: str) -> str | None:
 
 
 def check_names(names: Sequence[str], file: TableFile) -> bool:
-    """Report repeated, invalid and too many column names. Returns whether there is none. Blank names may repeat."""
+    """Report repeated, invalid and too many column names. Return True if all are valid. Blank names may repeat."""
     before = file.findings.total
     for name, count in Counter(names).items():
         if count > 1 and name:
@@ -407,7 +409,7 @@ def _widths(sample: str, delimiter: str) -> list[int]:
 
 
 def _quotes_are_plain(lines: Iterable[str]) -> bool:
-    """Whether a tab-separated file uses no quoting: all lines equally wide, and a field begins with a stray quote."""
+    """Whether a TSV file uses no quoting: all lines have equal field counts, and a field begins with a stray quote."""
     stray = False
     width = None
     for line in lines:
@@ -426,7 +428,7 @@ def _quotes_are_plain(lines: Iterable[str]) -> bool:
 def class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, Sequence[str]]:
     """Return the class names of numbered label columns, which the `datasets` library stores in a schema's metadata.
 
-    Metadata of another form has no class names, and the numbers stay the labels.
+    Other metadata gives no class names; the numbers are then the labels.
     """
     try:
         note = json.loads((metadata or {}).get(b"huggingface", b"{}"))
@@ -443,7 +445,7 @@ def class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, Sequence[st
 
 
 def arrow_records(batches: Iterable[pa.RecordBatch], classes: Mapping[str, Sequence[str]]) -> Iterator[Record]:
-    """Records of Arrow tables or record batches; columns in `classes` are numbers that stand for those names."""
+    """Records of Arrow tables or record batches; classes: column → names that its numbers stand for."""
     row = itertools.count(1)
     for batch in batches:
         names = batch.schema.names

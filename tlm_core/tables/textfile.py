@@ -76,8 +76,8 @@ def open_bytes(path: Path) -> IO[bytes]:
 class Lines:
     """The lines of a text file, with their line breaks. number: of the last line read. last: its text.
 
-    Iterating raises UnreadableFile for a line above `longest` characters, which `pieces` divides instead, and for an
-    invalid byte if the encoding is strict.
+    Iterating raises UnreadableFile for an invalid byte if the encoding is strict, and for a line above `longest`
+    characters. With `pieces`, a longer line is divided instead.
     """
 
     def __init__(self, path: Path, encoding: Encoding, longest: int = LONGEST_LINE, *, pieces: bool = False) -> None:
@@ -114,8 +114,8 @@ class Lines:
 def detect_encoding(path: Path) -> Encoding:
     """Return the encoding of a text file, by its byte order mark or by decoding all of it.
 
-    A file that is mostly UTF-8 is damaged UTF-8. For other files charset-normalizer chooses a legacy encoding.
-    Raises UnicodeDecodeError if the bytes contradict the byte order mark, and UnreadableFile for binary data.
+    An invalid file that is mostly UTF-8 counts as damaged UTF-8. For other files charset-normalizer chooses a legacy
+    encoding. Raises UnicodeDecodeError if the bytes contradict the byte order mark, UnreadableFile for binary data.
     """
     with open_bytes(path) as handle:
         start = handle.read(4)

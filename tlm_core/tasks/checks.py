@@ -29,7 +29,7 @@ def check_texts(table: RawTable, column: str, findings: Findings) -> None:
     values, kinds, split = table.columns[column].values, table.columns[column].kinds, table.split
     place = place_of(table, column)
     for name in sorted(kinds.keys() - {KINDS[str]}):
-        message, kind = f"{place} is a {name}, not a text. {UNREAD.get(name, 'Write it in quotes.')}", kinds[name]
+        message, kind = f"{place} is a {name}, not a text. {UNREAD.get(name, 'Write it as a string.')}", kinds[name]
         findings.fault_rows("not_text", message, kind.rows, split=split, column=column, total=kind.count)
     null, total = null_rows(table, column, pc.is_null)
     message = f"{place} is null. Add a text or remove the row."
@@ -96,7 +96,7 @@ def _check_characters(table: RawTable, column: str, findings: Findings) -> None:
 
 
 def _rows(table: RawTable, values: pa.ChunkedArray, predicate: Predicate) -> NDArray[np.int64]:
-    """Numbers of the records for which `predicate` (of a pyarrow array) is true; null counts as false."""
+    """Row numbers of the values for which `predicate` (of a pyarrow array) is true; null counts as false."""
     rows = []
     start = 0
     for chunk in values.chunks:
@@ -128,7 +128,7 @@ def count_labels(values: pa.ChunkedArray) -> dict[str, int]:
 
 
 def sort_labels(labels: Iterable[str]) -> list[str]:
-    """Sort labels as their indices are: by value if all are whole numbers, else by code point."""
+    """Return labels in the order of their indices: by value if all are whole numbers, else by code point."""
     labels = list(labels)
     if all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in labels):
         return sorted(labels, key=lambda label: (int(label), label))
@@ -143,7 +143,7 @@ def check_label_set(counts: LabelCounts, tables: Mapping[str, RawTable], column:
     train, file = counts["train"], tables["train"].file
     if len(train) > limits.MAX_LABELS:
         number = f"{len(train):,} labels; the limit is {limits.MAX_LABELS:,}"
-        message = f"Column '{column}' of {file} has {number}. Choose the label column."
+        message = f"Column '{column}' of {file} has {number}. Set another label_column, or merge labels."
         findings.fault("too_many_labels", message, split="train", column=column)
         return
     if len(train) == 1:

@@ -96,7 +96,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _named(table: RawTable, names: tuple[str, ...], excluded: set[str]) -> str | None:
-    """The first of the usual names that the table has, in any case."""
+    """The column with the first of `names` that the table has, ignoring case; None if it has none."""
     by_lower = {column.lower(): column for column in reversed(list(table.columns)) if column not in excluded}
     return next((by_lower[name] for name in names if name in by_lower), None)
 
@@ -155,11 +155,12 @@ def _infer_pair(table: RawTable, text: str, label: str, findings: Findings) -> s
 
 
 def _has_header(table: RawTable, columns: Columns, options: DatasetOptions, findings: Findings) -> bool:
-    """Whether the first line is a header; an inferred label column whose name is one of its labels was a row."""
+    """Whether the first line is a header. It is a record if the name of an inferred label column is also a label."""
     if options.label_column is not None or columns.label.lower() in LABEL_NAMES:
         return True
     if not pc.any(pc.equal(table.columns[columns.label].values, columns.label)).as_py():
         return True
-    message = f"The first line of {table.file} is a record, not a header. Add a header such as text,label."
+    message = f"The first line of {table.file} is a record, not a header: '{columns.label}' is also a label."
+    message += " Add a header such as text,label, or set label_column."
     findings.fault("no_header", message, split=table.split, column=columns.label)
     return False

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextScan:
-    """keys: (rows,) int64, equal for equal texts within one process. words: (rows,) int64, split at blanks."""
+    """keys: (rows,) int64, equal for equal texts within one process. words: (rows,) int64, word counts."""
 
     keys: NDArray[np.int64]
     words: NDArray[np.int64]

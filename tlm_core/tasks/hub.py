@@ -58,11 +58,11 @@ def read_hub(
 ) -> dict[str, RawTable]:
     """Return the records of each split. Only data files are read: code of the dataset never runs.
 
-    A GLUE task has its development set as `test`, and a second one as `test_NAME`.
+    The development set of a GLUE task becomes `test`; a second development set becomes `test_NAME`.
 
     cache: folder for downloads (None: the library's own).
     Raises NotFound, InvalidRequest (an unknown config or revision) and Unavailable.
-    Data errors: no_train, no_rows, doubled_column, too_many_columns.
+    Data errors: no_train, no_rows, doubled_column, too_many_columns, bad_character, bad_encoding.
     """
     if not Path(source.path).is_absolute():
         refuse_folder(source.path)
@@ -86,8 +86,8 @@ def read_hub(
     if others:
         findings.note(f"splits not used: {', '.join(others)}")
     if "train" not in datasets:
-        splits_there = ", ".join(others) or "test data"
-        findings.fault("no_train", f"{source.path} has no train split, only {splits_there}. Choose another dataset.")
+        present = ", ".join(sorted(datasets))
+        findings.fault("no_train", f"{source.path} has no train split, only {present}. Choose another dataset.")
     return tables
 
 
@@ -97,7 +97,7 @@ def _table(dataset: Dataset, names: list[str], file: TableFile) -> RawTable | No
 
 
 def hub_file(source: HubSource, name: str, *, cache: Path | None = None) -> Path:
-    """Fetch a file of a hub dataset; without an answer of the hub, return the copy in `cache` (None: the library's).
+    """Fetch a file of a hub dataset. If the hub does not answer, return the copy in `cache` (None: the library's own).
 
     Raises InvalidRequest for a name that is not a path inside the dataset, NotFound and Unavailable.
     """

@@ -11,9 +11,9 @@ from types import MappingProxyType
 class KnownTask:
     """A task of the paper.
 
-    labels: number of classes (Gururangan et al. 2020, arXiv 2004.10964, table 2). scores: on test, in percent of
-    `metric`, at the scales small, medium and large (table in the README of github.com/yaoxingcheng/TLM). max_length:
-    tokens of a row in the release.
+    labels: number of classes (Gururangan et al. 2020, arXiv 2004.10964, table 2). scores: `metric` on test in percent,
+    at the scales small, medium and large (table in the README of the release, github.com/yaoxingcheng/TLM).
+    max_length: tokens to which the release cuts a row.
     """
 
     name: str
@@ -60,11 +60,11 @@ GLUE_NOTE = "GLUE: test labels are not public, so the development set is test, a
 class GlueTask:
     """A task of GLUE (Wang et al. 2019, arXiv 1804.07461).
 
-    Labels of GLUE's test sets are not public. As papers on compression do (Super Tickets, arXiv 2105.12002), its
+    Labels of GLUE's test sets are not public. As in papers on compression (Super Tickets, arXiv 2105.12002), its
     development set is read as test, and validation is cut from train.
 
-    text, pair: columns. metric: by which GLUE ranks. positive: the label of which F1 is measured.
-    tests: splits of the hub → our splits; the first is `test`, any other a further test beside it.
+    text, pair: columns. metric: GLUE's metric, or one of its two. positive: the label whose F1 is measured.
+    tests: splits of the hub → our splits; the first is `test`, any other is a further test set.
     """
 
     text: str

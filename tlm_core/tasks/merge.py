@@ -28,16 +28,17 @@ def merge_stage(ctx: StageContext[MergeParams]) -> dict[str, object]:
 def merge(tasks: Sequence[Task], names: Sequence[str], out: Path) -> None:
     """Write one task with all rows, each label as `name: label`, and `merge.json` with the labels of each task.
 
-    A regression task has one label here, and its targets beside the rows. Single texts among pairs get a blank second
-    text. A further test set (`test_NAME`) has the rows of all tasks that have one of that name.
-    Raises InvalidRequest if two tasks have one name, or different languages.
+    A regression task has one label here, and its targets are in the files TARGETS. Single texts among pairs get a blank
+    second text. A further test set (`test_NAME`) has the rows of all tasks that have a test set of that name.
+    Raises InvalidRequest if two tasks have the same name, or different languages.
     """
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise InvalidRequest(f"Two datasets have the name '{repeated[0]}', so their labels clash. Rename one.")
     languages = {name: task.language for name, task in zip(names, tasks, strict=True)}
     if len(set(languages.values())) > 1:
-        raise InvalidRequest(f"Tasks that share an encoder need one language, but have {languages}. Omit the others.")
+        message = f"Tasks that share an encoder need one language, but have {languages}. Omit tasks of other languages."
+        raise InvalidRequest(message)
     labels = [f"{name}: {label}" for name, task in zip(names, tasks, strict=True) for label in task.labels]
     offsets = np.cumsum([0, *(len(task.labels) for task in tasks)])[:-1].tolist()
     pair = any(task.pair for task in tasks)

@@ -1,6 +1,6 @@
 """Metrics of classifiers and regression models, baselines and the spread over several runs.
 
-A score that cannot be computed is None with a `reason`; no score is invented. A new metric is one entry
+A score that cannot be computed is None; for the metric of the task, `reason` says why. A new metric is one entry
 of `METRICS`. scikit-learn and SciPy compute the values; they are imported on the first use.
 """
 
@@ -31,10 +31,10 @@ class Metric:
     """One way to compare predictions with the truth.
 
     title: for tables and the model card. task_type: name of the task type whose targets it compares.
-    compute: true and predicted targets [rows] → value; raises Undefined where there is none.
+    compute: true and predicted targets [rows] → value; raises Undefined if there is no value.
     always: every report of the task type has it, not only those of tasks that chose it.
     same_as: name of another metric that always has the same value; tables for people show only that one.
-    positive_label: it measures one of two labels, which has index 1.
+    positive_label: whether it measures only the second of two labels (index 1).
     """
 
     name: str
@@ -65,7 +65,7 @@ def _positive_f1(true: Targets, predicted: Targets) -> float:
     from sklearn.metrics import f1_score
 
     if not (true == 1).any() and not (predicted == 1).any():
-        raise Undefined("no row has it; never predicted")
+        raise Undefined("no row has the positive label, and it is never predicted")
     return float(f1_score(true == 1, predicted == 1))
 
 
@@ -82,7 +82,7 @@ def _correlation(name: str) -> Callable[[Targets, Targets], float]:
         if infinite := int((~np.isfinite(predicted)).sum()):
             raise Undefined(f"{infinite} of {len(true)} predictions are not finite numbers")
         if len(true) < 2 or np.ptp(true) == 0 or np.ptp(predicted) == 0:
-            raise Undefined("a correlation needs two rows or more, and values that differ on both sides")
+            raise Undefined("a correlation needs two rows or more, different targets and different predictions")
         return float(getattr(stats, name)(true.astype(np.float64), predicted.astype(np.float64)).statistic)
 
     return compute
@@ -108,14 +108,14 @@ def metrics_of(task_type: str) -> tuple[str, ...]:
 
 
 def scores_shown(metric: str) -> tuple[str, ...]:
-    """Names of the scores that a task with this metric can have, the usual ones of its type first."""
+    """Names of the scores of a task with this metric: those that all tasks of its type have, then the metric."""
     task_type = METRICS[metric].task_type if metric in METRICS else SINGLE_LABEL
     usual = [name for name in metrics_of(task_type) if METRICS[name].always]
     return tuple(usual) if metric in usual else (*usual, metric)
 
 
 def scores_for(metric: str) -> tuple[str, ...]:
-    """Names of the scores in a report: the usual ones of classifiers, then those of `scores_shown`."""
+    """Names of the scores in a report: those that all classifiers have, then those of `scores_shown`."""
     return tuple(dict.fromkeys((*scores_shown("macro_f1"), *scores_shown(metric))))
 
 
@@ -134,7 +134,7 @@ def score(
     same scores without these rows, because a repeated text measures memory rather than skill.
 
     Macro-F1 is the mean over the classes that occur among true or predicted labels. With one label per text micro-F1
-    equals accuracy; both are given because papers name either. Scores of the other task type are None.
+    equals accuracy; both are given because papers report either. Scores of the other task type are None.
     Raises ValueError for arrays that do not match, label indices out of range, or a metric that does not apply.
     """
     if metric not in METRICS:
@@ -222,7 +222,7 @@ class Summary(TypedDict):
 def summary(values: Sequence[float | None]) -> Summary:
     """Mean, sample standard deviation (n - 1), minimum and maximum of one score over several runs.
 
-    A run without a value makes all of them None: leaving it out would flatter the mean.
+    A run without a value makes all of them None: leaving it out could raise the mean.
     """
     known = [float(value) for value in values if value is not None]
     result: Summary = {"n": len(values), "mean": None, "std": None, "min": None, "max": None}
@@ -238,7 +238,7 @@ def summary(values: Sequence[float | None]) -> Summary:
 
 
 def better(score: float | None, than: float | None) -> bool:
-    """Whether a score beats another; a missing score beats none."""
+    """Whether a score is higher than another; None is lower than every score."""
     return score is not None and (than is None or score > than)
 
 
@@ -252,10 +252,10 @@ def best_of(scores: Sequence[float | None]) -> int:
 
 
 def chance_in_words(difference: float, spreads: Sequence[float | None]) -> str:
-    """State whether a difference may be chance, given the standard deviations over seeds; empty where it is not."""
+    """Return a sentence if a difference may be chance, else "". spreads: standard deviations; None for one seed."""
     known = [spread for spread in spreads if spread is not None]
     if len(known) < len(spreads):
-        return "One seed does not show chance: give at least three."
+        return "With one seed, chance cannot be estimated. Give at least three seeds."
     if abs(difference) <= max(known):
         return f"The difference is within one standard deviation ({max(known):.4f}), so it may be chance."
     return ""

@@ -30,7 +30,7 @@ class DatasetOptions:
     )
     split_seed: int = Field(
         default=0,
-        description="decides which rows a validation or test split gets that is cut from train",
+        description="random seed for validation and test splits that are cut from train",
         json_schema_extra={"minimum": 0, "exclusiveMaximum": 2**32},
     )
     positive_label: str | None = Field(

@@ -74,7 +74,7 @@ class Report(TypedDict):
 
 
 def build_report(splits: Mapping[str, SplitData], findings: Findings) -> Report:
-    """Return the report, and add warnings on repeated texts to `findings`; unknown parts are null."""
+    """Return the report; add warnings (conflicting_labels, overlap) to `findings`. Unknown parts are None or empty."""
     duplicates = {split: _duplicates(data, split, findings) for split, data in splits.items()}
     overlap = _overlap(splits, findings)
     return {
@@ -117,7 +117,7 @@ def _labels(splits: Mapping[str, SplitData]) -> list[dict[str, str | int | None]
 
 
 def _lengths(splits: Mapping[str, SplitData]) -> dict[str, object] | None:
-    """Return lengths in words. bins: equally wide from `from` on, except the last one, which is open."""
+    """Return lengths in words. bins: each starts at `from`; all have the same width, but the last has no upper end."""
     if not splits:
         return None
     words = np.concatenate([data.scan.words for data in splits.values()])

@@ -23,9 +23,9 @@ _LISTED = 20
 def select_splits(source: Mapping[str, Path] | Path, findings: Findings) -> dict[str, Path]:
     """Return the file of each split.
 
-    source: a mapping from split names (dev, val and others are known) to files; one file, which is train; or a folder
-    whose file names give the split. A part `selection` is not a split; see `given_part`. `test_NAME`, in small
-    letters, is a further test set if there is a `test`.
+    source: a mapping from split names (also dev, val and other usual names) to files; one file, which is train; or a
+    folder whose file names give the split. A part `selection` is not a split; see `given_part`. `test_NAME`, in
+    lower case, is a further test set; in a folder only if a file is named `test`.
     Data errors: no_file, no_train, doubled_split, unknown_split.
     """
     paths: dict[str, Path] = {}
@@ -81,7 +81,7 @@ def _add_folder(folder: Path, paths: dict[str, Path], findings: Findings) -> Non
         findings.note(f"{paths['train'].name} is the only data file and is read as train")
     if unclear:
         names = ", ".join(path.name for path in unclear[:_LISTED])
-        findings.note(f"files whose names tell no split are ignored: {names}")
+        findings.note(f"files whose names do not indicate exactly one split are ignored: {names}")
 
 
 def _splits_in_name(path: Path) -> set[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-PARTS = 10  # a split that is cut gets one of so many parts
+PARTS = 10  # a split that is cut gets a share of 1 / PARTS
 
 
 def cut_splits(
@@ -17,8 +17,9 @@ def cut_splits(
 
     labels, keys: (rows,); for regression targets pass `bands`. missing: "validation", "test" or both. Rows with equal
     keys are copies of one text and stay together, with the label of the first. Each label has the same share in every
-    split, as far as whole texts allow, and at least one text in train. Among labels with equal claims to one row the
-    seed draws; the next split prefers the others. The same arguments give the same splits on any machine.
+    split, as far as whole texts allow, and at least one text in train. If labels with few rows have equal claims to a
+    row, the seed decides; labels without a row in an earlier split come first. The same arguments give the same splits
+    on any machine.
     """
     _, first, group = np.unique(keys, return_index=True, return_inverse=True)
     sizes = np.bincount(group)
@@ -56,10 +57,11 @@ def cut_splits(
 def _quotas(
     rows: NDArray[np.int64], able: NDArray[np.bool_], served: NDArray[np.bool_], drawn: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Number of rows of each label in a split: rounded down, the rest by largest remainder.
+    """Number of rows of each label in a split: a tenth, rounded down; the largest remainders get one more row.
 
-    Among equal remainders, labels without a row in the split come first, in drawn order; of these, labels that an
-    earlier split already has come later, and labels that cannot give a single row (not `able`) last.
+    Order of equal remainders: labels with fewer than PARTS rows, those `served` by an earlier split last; labels with
+    more rows; labels with fewer than PARTS rows that cannot give a single row (not `able`). `drawn` breaks the ties of
+    labels with fewer than PARTS rows.
     """
     quotas, remainders = np.divmod(rows, PARTS)
     rest = max(1, round(int(rows.sum()) / PARTS)) - int(quotas.sum())

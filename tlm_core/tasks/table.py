@@ -42,7 +42,7 @@ class Kind:
 
 @dataclass
 class Column:
-    """chunks: pyarrow arrays of strings, null where the file had no value. kinds: what the values were in the file."""
+    """chunks: pyarrow arrays of strings, null for missing values and unread kinds. kinds: count and rows by kind."""
 
     chunks: list[pa.StringArray] = field(default_factory=list)
     kinds: dict[str, Kind] = field(default_factory=dict)
@@ -92,7 +92,7 @@ def _kind_of(value: object) -> str:
 
 
 def read_table(path: Path, split: str, findings: Findings, *, delimiter: str | None) -> RawTable | None:
-    """Return all records of one file, or None if it has none; every data error is added to `findings`.
+    """Return all records of one file, or None if it has none or cannot be read; adds every data error to `findings`.
 
     delimiter: None infers it.
     """
@@ -171,7 +171,7 @@ def _scalar(value: object) -> str | None:
 
 
 def _repaired(value: str | None, name: str, row: int, file: TableFile, damaged: bool) -> str | None:
-    """The value with question marks instead of lone surrogates, each a data error."""
+    """The value with question marks instead of lone surrogates. A value that has them is a data error."""
     if value is None or (clean := without_surrogates(value)) == value:
         return value
     place = f"Row {row} of {file.label}, column '{name}',"

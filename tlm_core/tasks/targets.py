@@ -1,4 +1,4 @@
-"""Label columns with regression targets: which columns are read so, and data errors in their values."""
+"""Label columns with regression targets: how they are detected, and data errors in their values."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ LARGEST = 1e18
 
 
 def infer_type(train: RawTable, column: str, metric: str | None, findings: Findings) -> TaskType:
-    """Return the task type of the metric; without one, regression if the column has many different decimal numbers.
+    """Return the task type of the metric. Without a metric, return regression for many different decimal numbers.
 
-    Adds the decision to the report. Warning: read_as_regression.
+    Adds a note or the warning read_as_regression if the type is regression.
     """
     if metric is not None:
         task_type = task_type_of(metric)
@@ -56,7 +56,7 @@ def check_targets(table: RawTable, column: str, findings: Findings) -> None:
     message = f"{where} is not a finite number. Write it with digits, such as 2.5."
     findings.fault_rows("not_a_number", message, _rows_with(table, column, words), split=split, column=column)
     large = [label for label in distinct if _is_decimal(label) and abs(float(label)) > LARGEST]
-    message = f"{where} is larger than {LARGEST:g}, the limit in 32 bits. Divide all targets by one number."
+    message = f"{where} is not between -{LARGEST:g} and {LARGEST:g}. Divide all targets by one number."
     findings.fault_rows("not_a_number", message, _rows_with(table, column, large), split=split, column=column)
 
 

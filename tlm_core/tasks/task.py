@@ -114,7 +114,7 @@ class Task:
         return scan(table["text"], table["text_pair"] if self.pair else None).keys
 
     def write(self, folder: Path) -> None:
-        """Write the files of the `validate` artifact; equal tasks give equal bytes."""
+        """Write `task.json` and `{split}.parquet`; equal tasks give equal bytes."""
         folder.mkdir(parents=True, exist_ok=True)
         for split in self.counts:
             table = self.splits[split].combine_chunks()
@@ -131,7 +131,7 @@ class Task:
 
     @classmethod
     def read(cls, folder: Path) -> Task:
-        """Return the task that `write` wrote to `folder`. Raises CorruptArtifact if the files do not match."""
+        """Return the task that `write` wrote to `folder`. Raises CorruptArtifact for damaged files."""
         try:
             facts = json.loads((folder / "task.json").read_text(encoding="utf-8"))
             counts = facts.pop("counts")

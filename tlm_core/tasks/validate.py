@@ -62,7 +62,8 @@ def validate(
 
     source: a mapping from splits to files, one file, a folder, or a hub id (`hub:OWNER/NAME[@revision][:config]`);
     a string without `hub:` is a path. hub: reads hub ids, such as `partial(read_hub, cache=FOLDER)`.
-    Raises InvalidRequest for an invalid hub id, NotFound and Unavailable for the hub.
+    Raises InvalidRequest for an invalid hub id or labels that do not fit the metric f1; StorageUnavailable; for the hub
+    NotFound and Unavailable.
     """
     task, report, _ = _validate(source, options or DatasetOptions(), hub)
     return task, report
@@ -79,7 +80,7 @@ def write_task(
 ) -> Report:
     """Write the `validate` artifact (the task's files and report.json) to `folder` and return the report.
 
-    A selection of the dataset is stored beside the task. Raises what `load_task` and `write_given` raise.
+    A part `selection` of the dataset is stored beside the task. Raises what `load_task` and `write_given` raise.
     """
     task, report = load_task(source, options, hub=hub)
     task.write(folder)
@@ -147,7 +148,7 @@ def _can_cut(train: SplitData, counts: Mapping[str, int], missing: list[str], fi
     wanted = " and ".join(missing)
     texts = count_distinct(train.scan.keys)
     if texts < limits.MIN_ROWS:
-        message = f"train has {texts} different texts, too few to cut {wanted}. Add texts up to {limits.MIN_ROWS}."
+        message = f"train has {texts} different texts, too few to cut {wanted}. Use at least {limits.MIN_ROWS}."
         findings.fault("too_few_rows", message, split="train")
     for label, count in counts.items():
         if count == 1:
@@ -222,7 +223,7 @@ def _check_validation(validation: SplitData, metric: str, positive: str, finding
     if not validation.type.has_classes:
         if np.ptp(validation.targets().astype(np.float32)):
             return
-        lack = "different regression targets"
+        lack = "rows with different regression targets"
     elif METRICS[metric].positive_label and positive not in count_labels(validation.label):
         lack = f"a row with the label '{positive}'"
     else:
@@ -232,7 +233,7 @@ def _check_validation(validation: SplitData, metric: str, positive: str, finding
 
 
 def _positive_last(labels: list[str], positive: str | None, findings: Findings) -> list[str]:
-    """Return the two labels, the one that f1 measures last. Raises InvalidRequest for other labels."""
+    """Return the two labels; f1 measures the second. Raises InvalidRequest if they are not two or lack `positive`."""
     if len(labels) != 2:
         raise InvalidRequest(f"The metric f1 needs two labels, and the dataset has {len(labels)}. Use macro_f1.")
     if positive is not None and positive not in labels:

@@ -397,7 +397,7 @@ def test_skipped_files_are_reported_on_stderr(tmp_path: Path) -> None:
     assert result.stderr.splitlines() == [
         "note: files with unsupported types are ignored: test.xlsx. "
         "Supported types: jsonl, json, csv, tsv and parquet; all but parquet also as .gz or .zst.",
-        "note: files whose names tell no split are ignored: eval.csv",
+        "note: files whose names do not indicate exactly one split are ignored: eval.csv",
     ]
 
 

@@ -290,7 +290,7 @@ def test_files_without_a_split_in_their_name_are_ignored_and_reported(tmp_path: 
     put(source / "manifest.json", "{}")
     put(source / "README.md", "# hello")
     _, report = load_task(source)
-    assert "files whose names tell no split are ignored: notes.csv" in report["notes"]
+    assert "files whose names do not indicate exactly one split are ignored: notes.csv" in report["notes"]
 
 
 def test_unknown_file_type_is_inferred_from_the_content(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_matthews_and_f1_of_one_label_agree_with_scikit_learn() -> None:
     assert score(true, pred, 2, "f1")["value"] == pytest.approx(f1_score(true, pred))
     assert score(true, np.zeros(100, int), 2, "matthews")["value"] == 0.0
     nothing = score([0, 0], [0, 0], 2, "f1")
-    assert nothing["value"] is None and "no row has it" in nothing["reason"]
+    assert nothing["value"] is None and "no row has the positive label" in nothing["reason"]
 
 
 def test_correlations_agree_with_scipy_and_repeated_rows_are_left_out() -> None:

@@ -67,7 +67,7 @@ def test_missing_target_and_equal_targets_are_data_errors(tmp_path: Path) -> Non
 def test_target_too_large_for_32_bits_is_a_data_error(tmp_path: Path, label: str) -> None:
     path = folder(tmp_path, [*targets(5), {"text": "odd", "label": label}], targets(3), targets(3))
     assert faults(path, PEARSON) == [("not_a_number", "train", 6, "label")]
-    assert "larger than 1e+18" in validate(path, PEARSON)[1]["faults"][0]["message"]
+    assert "is not between -1e+18 and 1e+18" in validate(path, PEARSON)[1]["faults"][0]["message"]
 
 
 @pytest.mark.parametrize(("start", "step"), [(1.0, 1e-9), (1e15, 1.0), (0.0, 1e-60)])
@@ -98,7 +98,7 @@ def test_further_test_set_is_read_beside_test(tmp_path: Path) -> None:
 def test_validation_that_cannot_choose_a_model_is_a_warning(tmp_path: Path) -> None:
     same = [{"text": f"other text {n}", "label": 1.5} for n in range(5)]
     _, report = load_task(folder(tmp_path / "a", targets(9), same, targets(3)), PEARSON)
-    assert "validation lacks different regression targets" in messages(report, "warnings", "no_choice")[0]
+    assert "validation lacks rows with different regression targets" in messages(report, "warnings", "no_choice")[0]
     path = folder(tmp_path / "b", rows(12), [{"text": "another", "label": "good"}], rows(4, start="test"))
     _, report = load_task(path, DatasetOptions(metric="f1", positive_label="bad"))
     assert "lacks a row with the label 'bad'" in messages(report, "warnings", "no_choice")[0]

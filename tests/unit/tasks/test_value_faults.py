@@ -146,7 +146,7 @@ def test_too_many_labels_are_a_data_error(tmp_path: Path) -> None:
     train = [{"text": f"t{n}", "label": f"label {n}"} for n in range(10_000)]
     source = folder(tmp_path, train, validation=train[:5], test=train[:5])
     assert faults(source) == [("too_many_labels", "train", None, "label")]
-    assert "Choose the label column." in validate(source)[1]["faults"][0]["message"]
+    assert "Set another label_column, or merge labels." in validate(source)[1]["faults"][0]["message"]
 
 
 def test_label_with_one_row_is_a_warning_in_given_splits(tmp_path: Path) -> None:
