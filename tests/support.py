@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import pyarrow.parquet as pq
 import pytest
 
+from services.common.metrics import REGISTRY
 from tlm_core.corpus.passages import Passage
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,6 +49,11 @@ def files_under(folder: Path) -> Iterator[Path]:
     """Yield the files below `folder`. Unlike `rglob`, it allows a service to delete folders meanwhile."""
     for parent, _, names in os.walk(folder):
         yield from (Path(parent, name) for name in names)
+
+
+def counted(name: str, **labels: str) -> float:
+    """Return a figure of this process."""
+    return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 30.0) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def _run_app() -> None:
-    # Ctrl-C can arrive during imports. httpx imports a command line of its own, which takes longer than all its rest.
+    # Ctrl-C can arrive during imports. httpx also imports its command line, which takes longer than the rest of it.
     sys.modules["httpx._main"] = None  # type: ignore[assignment]
     from tlm_client.cli import app
 

@@ -34,7 +34,7 @@ _POLL_SECONDS = 0.5
 _TRANSFER_TRIES = 6
 # The gateway answers an upload only after it has validated and stored it.
 _UPLOAD_TIMEOUT = httpx.Timeout(60.0, connect=5.0, read=900.0)
-# The gateway sends a comment every few seconds. A longer silence means that the connection is dead.
+# The gateway sends at least a comment every 15 s. A much longer silence means that the connection is dead.
 _STREAM_TIMEOUT = httpx.Timeout(45.0, connect=5.0)
 
 
@@ -44,11 +44,11 @@ class AsyncTLMClient:
     TLMClient is thread-safe. AsyncTLMClient has the same methods for asyncio: await them, or iterate over them with
     `async for`. It reads and writes files in the event loop.
 
-    timeout: seconds without data after which a request fails. tries: how often a request is sent if the gateway does
-    not answer, or answers that a component is unavailable; requests that are not idempotent are sent once.
+    timeout: seconds without data after which a request fails. tries: how often a request is sent at most if the
+    gateway does not answer, or answers that a component is unavailable; requests that are not idempotent are sent once.
 
-    Every method raises the errors of tlm_core.errors, and Unavailable if the gateway does not answer. Raises
-    InvalidRequest for an invalid URL or token.
+    Every method raises the errors of tlm_core.errors, and Unavailable if the gateway does not answer. The
+    constructor raises InvalidRequest for an invalid URL or token.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class AsyncTLMClient:
     async def add_hub_dataset(
         self, name: str, hub: str, options: Mapping[str, object] | None = None, *, selection: str | None = None
     ) -> wire.DatasetCreated:
-        """Add `OWNER/NAME[@REVISION][:CONFIG]` of the Hugging Face hub. selection: a file of it with text and rank."""
+        """Add `OWNER/NAME[@REVISION][:CONFIG]` of the Hugging Face hub. selection: file in it with text and rank."""
         body = {"name": name, "hub": hub.removeprefix("hub:"), "options": dict(options or {}), "selection": selection}
         return await self._post(wire.DatasetCreated, "/v1/datasets/hub", json=body, timeout=_UPLOAD_TIMEOUT)
 
@@ -205,7 +205,7 @@ class AsyncTLMClient:
     # --- jobs --------------------------------------------------------------------------------------------------------
 
     async def submit(self, spec: JobSpec, *, key: str | None = None) -> wire.Job:
-        """Submit a job. The gateway has stored it when this returns.
+        """Submit a job. The gateway has stored the job when this method returns.
 
         key: the idempotency key, random by default. A repeated request with the same key creates no second job.
         """
@@ -251,8 +251,8 @@ class AsyncTLMClient:
     async def job_id(self, reference: str) -> str:
         """Return the id of a job. reference: `@latest` (the newest job), an alias, a name, or a unique start of an id.
 
-        A name means the newest job with that name, even if ids start so. A full id is returned without a request.
-        Raises NotFound, or InvalidRequest if several ids start so.
+        A name means the newest job with that name, even if ids begin with it. A full id is returned without a request.
+        Raises NotFound, or InvalidRequest if several ids begin with `reference`.
         """
         if is_job_id(reference):
             return reference
@@ -276,7 +276,7 @@ class AsyncTLMClient:
         await self._delete("/v1/jobs/{}", job_id)
 
     async def cancel(self, job_id: str) -> wire.Job:
-        """Cancel a job. It is `cancelling` until nothing of it runs. Safe to repeat, like `pause` and `resume`."""
+        """Cancel a job. It is `cancelling` until its processes end. Safe to repeat, like `pause` and `resume`."""
         return await self._post(wire.Job, "/v1/jobs/{}/cancel", job_id, repeat=True)
 
     async def pause(self, job_id: str) -> wire.Job:
@@ -400,7 +400,7 @@ class AsyncTLMClient:
     ) -> wire.Selection:
         """Return a page of the selected passages with their provenance, best rank first.
 
-        words: words that a passage must contain. train_row: the row whose query selected it. after: passages to skip.
+        words: words that each passage contains. train_row: row that retrieved each passage. after: passages to skip.
         """
         params = {"q": words, "train_row": train_row, "after": after, "limit": limit}
         return await self._get(wire.Selection, "/v1/jobs/{}/selection", job_id, **params)
@@ -417,7 +417,7 @@ class AsyncTLMClient:
         *,
         min_confidence: float | None = None,
     ) -> wire.Predictions:
-        """Classify texts with a model. Until the job has one, its linear model answers, and `model` states it.
+        """Classify texts with a model. Until it exists, the job's linear model is used, and `model.final` is false.
 
         model: id of a job, or an alias. pairs: the second texts, if the task has text pairs. min_confidence: texts
         whose highest probability is lower get no label. `predict_many` has no limit of texts.
@@ -499,7 +499,7 @@ class AsyncTLMClient:
     async def _pages(
         self, kind: type[wire.Page[T]], path: str, key: Callable[[T], str], /, **params: http.Param
     ) -> AsyncIterator[T]:
-        """Iterate over a list, page by page. key: returns the value of `after` that follows an item."""
+        """Iterate over a list, page by page. key: returns the value of `after` for the page that follows an item."""
         while True:
             page = await self._get(kind, path, limit=_PAGE, **params)
             for item in page.data:
@@ -580,7 +580,7 @@ class AsyncTLMClient:
         files: Sequence[tuple[str | None, Path]],
         in_parts_from: int,
     ) -> T:
-        """Post `body` with files, in one form or in parts. files: each with its split, or None for a list of files."""
+        """Post `body` with files, in one form or in parts. files: each with its split, or with None for a corpus."""
         if sum(file.stat().st_size for _, file in files) >= in_parts_from:
             return await self._upload_in_parts(kind, f"{path}/from-uploads", body, files)
         form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in body.items()}
@@ -620,7 +620,7 @@ class AsyncTLMClient:
                     raise Unavailable(f"Cannot upload {file.name}. {error.message} Upload it again later.") from error
 
     async def _upload_part(self, handle: IO[bytes], upload: wire.Upload) -> wire.Upload:
-        """Send the next part. Only the gateway knows its offset, because an answer may be lost."""
+        """Send the next part. Read its offset from the gateway, because an earlier answer may be lost."""
         path = http.path("/v1/uploads/{}", upload.id)
         upload = await self._get(wire.Upload, path)
         part, headers = next_part(handle, upload)
@@ -643,7 +643,7 @@ class AsyncTLMClient:
         raise CorruptArtifact(f"{file.name} does not match its SHA-256 after two downloads. Report it to the operator.")
 
     async def _receive(self, path: str, download: Download) -> None:
-        """Append bytes to the partial file. Raises Unavailable if a connection breaks before it brings any."""
+        """Append bytes to the partial file. Raises Unavailable if the connection brings no new byte."""
         start = download.done
         try:
             async with self._stream(path, headers=download.headers()) as response:

@@ -25,7 +25,7 @@ from tlm_core.errors import TLMError
 Command = TyperCommand | TyperGroup
 _Internal = Any  # a class that typer does not export
 
-# Panel of the help → module of tlm_client.commands → its commands; none if `group` of the module is the command.
+# Panel of the help → module of tlm_client.commands → its commands; empty if the `group` of the module is the command.
 _PANELS: dict[str, dict[str, tuple[str, ...]]] = {
     "Run": {"submit": ("submit", "estimate", "retry", "clone"), "recipe": ()},
     "Jobs": {

@@ -38,7 +38,7 @@ Item = str | Table
 class Session:
     """The connection options of one `tlm` call.
 
-    profile: replaces url, and token unless that is set. profiles: the file with all profiles. as_json: whether the
+    profile: replaces url, and token unless token is set. profiles: the file with all profiles. as_json: whether the
     command prints JSON. transport: replaces the network in tests.
     """
 
@@ -76,7 +76,7 @@ _session: ContextVar[Session] = ContextVar("session")
 
 
 def begin_session(context: typer.Context) -> Session:
-    """Return the session of this `tlm` call. `session` returns it from now on."""
+    """Set and return the session of this `tlm` call. `session` returns it from now on."""
     _session.set(context.ensure_object(Session))
     return session()
 
@@ -136,7 +136,7 @@ def stderr_console() -> Console:
 
 
 def shorten(text: str, terms: Sequence[str] = (), width: int = 100) -> str:
-    """Return whole words of `text` around the first of `terms`, or from the start. "…" marks each cut.
+    """Return whole words of `text` around the first match of a term, or from the start. "…" marks each cut.
 
     width: maximum number of characters without these marks.
     """
@@ -154,7 +154,7 @@ def shorten(text: str, terms: Sequence[str] = (), width: int = 100) -> str:
 def table(
     columns: Sequence[str], rows: Collection[Sequence[object]], *, title: str = "", empty: str = "Nothing found."
 ) -> Item:
-    """Return a table, or the line `empty` without rows. Markup in cells is shown as text, a Text with its styles."""
+    """Return a table, or the line `empty` without rows. Markup in strings is shown as text; a Text is styled."""
     if not rows:
         return empty
     result = Table(title=escape(title) or None, title_justify="left", header_style="bold")
@@ -222,6 +222,6 @@ def message_of(error: TLMError) -> str:
 
 
 def _described(data_error: Mapping[str, object]) -> str:
-    """Return the message, which names row and column, of a data error, or of an invalid field after its pointer."""
+    """Return the message of a data error, or `POINTER: MESSAGE` for an invalid field."""
     pointer, message = data_error.get("pointer"), str(data_error.get("message", ""))
     return f"{pointer}: {message}" if pointer else message

@@ -23,7 +23,7 @@ from tlm_core.corpus.passages import Passage, tidy, word_count
 from tlm_core.corpus.read import CorpusInfo, write_corpus
 from tlm_core.errors import MissingDependency
 
-# Documented libraries that the requirements install, best first.
+# Documented libraries that the requirements install, preferred ones first.
 LIBRARIES = (
     "torch", "transformers", "ray", "sympy", "scipy", "pandas", "sklearn", "networkx", "numpy", "redis",
     "onnxscript", "huggingface_hub", "datasets", "opensearchpy", "pydantic", "narwhals", "botocore", "onnxruntime",
@@ -51,7 +51,7 @@ Splits = dict[str, list["Row"]]
 
 
 class TaskSize(NamedTuple):
-    """Rows of each label by split. labels: at most this many of `libraries`; fewest: with fewer there is no task."""
+    """Rows of each label by split. labels: maximum number of labels, taken from `libraries`; fewest: minimum number."""
 
     labels: int
     fewest: int
@@ -129,7 +129,7 @@ def write_task(documentation: Documentation, folder: Path, seed: int, size: Task
 
 
 def write_corpus_of(documentation: Documentation, splits: Splits, folder: Path) -> DemoData:
-    """Write the corpus without the texts of the task, and the facts of both. See `generate_demo`."""
+    """Write the corpus without the texts of the task, and `demo.json`. See `generate_demo`."""
     documents = documentation.all()
     rows = [row for split in splits.values() for row in split]
     used = {id(row.document) for row in rows}

@@ -113,7 +113,7 @@ class Display:
 
     def standing(self, job: JobSummary) -> None:
         """Show why an unfinished job waits, or its progress, or how long its workers have been silent."""
-        silence = "" if job.silent_seconds is None else f"last heard {duration(job.silent_seconds)} ago"
+        silence = "" if job.silent_seconds is None else f"workers last reported {duration(job.silent_seconds)} ago"
         if job.waiting:
             self.update("waiting:", 0, 0, job.waiting.reason)
         elif job.is_over:
@@ -135,7 +135,7 @@ class Display:
         self._curve = f"{series[0]} {spark(series[1])} {series[1][-1]:.3g}" if series else ""
 
     def load(self, load: CorpusLoad) -> None:
-        """Show the progress of a corpus upload, with the average rate of its current state."""
+        """Show the progress of a load, with the average rate in its current state."""
         now = self._clock()
         if load.state != self._load_start[0]:
             self._load_start = (load.state, now, load.done)

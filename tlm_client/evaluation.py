@@ -1,4 +1,4 @@
-"""Score models on this machine. Only this module of the client needs torch and transformers."""
+"""Score models on this machine. Importing this module imports torch and transformers."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def task_of(dataset: str, session: Session) -> Task:
 
 
 def _only(place: str, labels: Sequence[str], others: Sequence[str]) -> str:
-    """Return a sentence with the first labels that the others lack, or nothing."""
+    """Return a sentence with the first labels that the others lack, or an empty string."""
     missing = [label for label in labels if label not in others]
     return f" Only in the {place}: {', '.join(missing[:20])}." if missing else ""
 

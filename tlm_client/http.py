@@ -36,10 +36,10 @@ SyncCall = Callable[P, R]
 Param = str | float | Sequence[str] | None  # of a query
 
 _MAX_RETRY_AFTER_SECONDS = 30.0
-_OTHER_FIELDS = 1_000  # bytes in the body of a prediction
+_OTHER_FIELDS = 1_000  # bytes in the body of a prediction request besides its texts
 BYTES = "application/octet-stream"
 _backoff = wait_random_exponential(multiplier=0.5, min=0.25, max=8)
-# What is not ready yet may take hours, so only an outage is worth another try within seconds.
+# NotReady may last for hours. Only an outage may end within seconds, so only Unavailable is retried.
 is_retryable = retry_if_exception_type(Unavailable)
 
 # For responses that are not a problem of the gateway, for example those of a proxy.
@@ -89,7 +89,7 @@ def check_gateway(url: str, token: str) -> None:
         parsed = httpx.URL(url)
         parsed.host.encode("idna")
     except (httpx.InvalidURL, UnicodeError) as error:
-        raise InvalidRequest(f"Invalid gateway URL '{url}': {error}.") from error
+        raise InvalidRequest(f"Invalid gateway URL '{url}': {error}. Expected http(s)://HOST:PORT.") from error
     if parsed.scheme not in ("http", "https") or not parsed.host or not 0 < (parsed.port or 1) < 65_536:
         raise InvalidRequest(f"Invalid gateway URL '{url}'. Expected a URL such as http://127.0.0.1:8321.")
     if not (token.isascii() and token.isprintable() and token == token.strip()):
@@ -170,7 +170,7 @@ def batches(
 
 
 def retry_delay(state: RetryCallState) -> float:
-    """Return a random, growing number of seconds, at least as long as `Retry-After` says."""
+    """Return a random, growing number of seconds, and at least the seconds of `Retry-After`, limited to 30."""
     error = state.outcome.exception() if state.outcome else None
     required = float(str(error.facts.get("retry_after_seconds", 0))) if isinstance(error, TLMError) else 0.0
     return max(_backoff(state), min(required, _MAX_RETRY_AFTER_SECONDS))
@@ -204,7 +204,7 @@ def error_of(response: httpx.Response) -> TLMError:
         problem = Problem.model_validate_json(response.content)
     except ValidationError:
         message = f"{request.url.host} answered {status} to {request.method} {request.url}."
-        error = by_status(f"{message} Check the URL of the gateway.")
+        error = by_status(f"{message} Check the URL of the gateway, and that it runs.")
     else:
         error = error_from_problem(problem.model_dump(), unknown=by_status)
     if status >= 500 and (request_id := response.headers.get("X-Request-ID")):

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def load_onnx(model: str, client: TLMClient | None = None) -> Model:
     """Return the model of a job with `predict` and `probabilities`. Before it exists, this is the linear model.
 
-    model: id or name of a job, an alias, or @latest. client: by default of TLM_URL and TLM_TOKEN, of the profile
-    TLM_PROFILE, or of the stack on this machine (TLM_DATA_DIR). The files stay in ~/.cache/tlm.
+    model: id or name of a job, an alias, or @latest. client: by default of the profile TLM_PROFILE, else of TLM_URL and
+    TLM_TOKEN, else of the stack on this machine (TLM_DATA_DIR). The files stay in ~/.cache/tlm.
 
     Raises what TLMClient.download raises.
     """

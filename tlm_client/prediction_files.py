@@ -29,13 +29,13 @@ def predict_file(
 ) -> int:
     """Copy a CSV file with additional columns `prediction` and `probability`, and return the number of rows.
 
-    The target appears when it is complete. on_row: receives the number of rows so far. Raises InvalidRequest for a
-    file without the columns, and what TLMClient.predict raises.
+    The target appears when it is complete. on_row: receives the number of rows so far. Raises NotFound for a missing
+    file, InvalidRequest for an invalid row or a missing column, and what TLMClient.predict raises.
     """
     csv.field_size_limit(_LONGEST_FIELD)
     partial = target.with_name(f"{target.name}.part")
     if not source.exists():
-        raise NotFound(f"The file {source} does not exist.")
+        raise NotFound(f"The file {source} does not exist. Check the path.")
     count = 0
     with (
         storage_errors(f"classifying {source}"),
@@ -69,14 +69,14 @@ def _check_columns(source: Path, columns: Sequence[str], needed: Mapping[str, st
 
 
 def _rows(source: Path, reader: csv.DictReader[str]) -> Iterator[Row]:
-    """Raises InvalidRequest for a row that does not fit the header, or is not CSV in UTF-8."""
+    """Yield the rows. Raises InvalidRequest for a row that does not fit the header, or is not CSV in UTF-8."""
     try:
         for row in reader:
             if None in row or None in row.values():
                 raise InvalidRequest(f"Line {reader.line_num} of {source} has more or fewer fields than the header.")
             yield row
     except (csv.Error, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"Cannot read line {reader.line_num + 1} of {source}: {error}.") from error
+        raise InvalidRequest(f"Cannot read line {reader.line_num + 1} of {source} as UTF-8 CSV: {error}.") from error
 
 
 def _columns(prediction: Prediction) -> dict[str, object]:

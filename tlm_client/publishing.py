@@ -16,13 +16,13 @@ from tlm_core.training.recipe import leaves
 from tlm_core.wire import JsonObject
 
 _SERVED = ["model.onnx", "labels.json", "ngrams.json", "report.json"]
-_METRICS_AT_ONCE = 1_000  # that MLflow accepts in a request
+_METRICS_AT_ONCE = 1_000  # maximum that MLflow accepts in a request
 
 Point = tuple[str, float, int]  # name, value, step
 
 
 def push_to_hub(client: TLMClient, job_id: str, repository: str, *, private: bool) -> str:
-    """Upload the model of a job to the hub, and return its address.
+    """Upload the model of a job to a repository of the hub, and return the repository's URL.
 
     The encoder is at the top of the repository, where stock classes load it, and the returned model in `onnx/`. The
     hub's library reads the token. Raises NotReady, NotFound, Unavailable or MissingDependency.
@@ -46,8 +46,8 @@ def push_to_hub(client: TLMClient, job_id: str, repository: str, *, private: boo
 def log_to_mlflow(client: TLMClient, job_id: str, *, experiment: str, model: bool) -> str:
     """Log recipe, scores, costs and curves of a job as a run of MLflow, and return the run's id.
 
-    model: also log its files. MLFLOW_TRACKING_URI names the server. Raises NotReady, NotFound, Unavailable or
-    MissingDependency.
+    model: also log the files of the model. MLFLOW_TRACKING_URI names the server. Raises NotReady, NotFound,
+    Unavailable or MissingDependency.
     """
     mlflow = _library("mlflow", "mlflow")
     job = client.job(job_id)

@@ -21,8 +21,8 @@ _PASSAGES_PER_UPDATE = 2_000
 def dataset_files(path: Path, *, notify: Callable[[str], None]) -> dict[str, Path]:
     """Return the files of a dataset by split: inferred from the names in a folder, or one file for all splits.
 
-    A file named `selection` or `external` is returned as `selection`. notify: receives inferred settings and skipped
-    files, which the gateway's report cannot contain. Raises InvalidRequest and InvalidDataset.
+    A file named `selection`, `external` or `SCALE_external` is returned as `selection`. notify: receives inferred
+    settings and skipped files, which the gateway's report cannot contain. Raises InvalidRequest and InvalidDataset.
     """
     if path.is_file():
         return {"file": path}

@@ -33,7 +33,7 @@ def total_cost(report: Report, quantity: str) -> float | None:
 def report_items(report: Report) -> list[Item]:
     """Return the items of a report: the scores or the text of a study, then the warnings and the cost.
 
-    The scores are a table of all models, and sentences about the returned one.
+    The scores are a table of all models, and sentences about the returned model.
     """
     flops, tokens = (total_cost(report, quantity) for quantity in ("flops", "tokens"))
     parts = (

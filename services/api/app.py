@@ -32,7 +32,7 @@ class _Gateway(FastAPI):
 
 
 def create_app(parts: Parts) -> FastAPI:
-    """The application over `parts`."""
+    """Create the application from `parts`."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -61,5 +61,5 @@ def _job(request: Request, job: str, tenant: Tenant) -> JobRecord:
     return record
 
 
-# The job that the path names. A request for an unknown one ends with NotFound.
+# The job that the path names. A request for an unknown job ends with NotFound.
 PathJob = Annotated[JobRecord, Depends(_job)]

@@ -48,7 +48,7 @@ def compare(
 
 
 def _differences(records: Sequence[JobRecord]) -> dict[str, tuple[object, ...]]:
-    """The keys of requests and recipes that differ, with the value of each job. An instant job uses no recipe."""
+    """Differing keys of requests and recipes → the value of each job. Recipe values of an instant job are None."""
     rows = differences([_request(job) for job in records])
     trained = [job for job in records if job.spec.scale != "instant"]
     recipes = [job.resolved.recipe.model_dump(mode="json", exclude={"name", "scale"}) for job in trained]
@@ -89,7 +89,7 @@ def _dataset_names(catalog: Catalog, records: Sequence[JobRecord]) -> dict[str, 
 
 
 def _named(value: object, names: Mapping[str, str]) -> object:
-    """A value of a configuration with the names of datasets instead of their digests."""
+    """Replace the digests of datasets in a configuration value by their names."""
     match value:
         case str():
             return names.get(value, value)
@@ -101,7 +101,7 @@ def _named(value: object, names: Mapping[str, str]) -> object:
 
 
 def _options(job: JobRecord) -> dict[str, object]:
-    """The options of the kind. Other datasets appear by content and by how they are read, instead of by name."""
+    """The options of the kind. Other datasets appear with digest and dataset options instead of their name."""
     options: dict[str, object] = job.spec.options.model_dump(mode="json")
     if name := job.spec.definition.datasets_option:
         others = job.resolved.others
@@ -129,7 +129,7 @@ def _outcome(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> Outcom
 def _verdicts(
     jobs: JobStore, artifacts: ArtifactStore, records: Sequence[JobRecord], outcomes: Sequence[Outcome]
 ) -> tuple[Verdict, ...]:
-    """One verdict for each job but the first, against the first. outcomes: of the jobs."""
+    """The verdict on each later job, compared with the first job. outcomes: one for each job."""
     results = [_read_tested(jobs, artifacts, job, outcome) for job, outcome in zip(records, outcomes, strict=True)]
     return tuple(_verdict(results[0], other) for other in results[1:])
 
@@ -138,8 +138,8 @@ def _verdicts(
 class _Tested:
     """A job with its predictions on test.
 
-    test: digest of the test rows, and the labels, which are the meaning of their indices. Empty without a task.
-    predictions: of the returned model [rows], or of each seed's; none if the report has no predictions.
+    test: SHA-256 of the test rows, then the labels in the order of their indices. targets: label indices or values.
+    predictions: an array [rows] of the returned model, or one of each seed's. Without any, all are empty.
     """
 
     job: str
@@ -183,13 +183,13 @@ def _targets(task: Path) -> Targets:
 
 
 def _verdict(first: _Tested, other: _Tested) -> Verdict:
-    """Compare the model of a job with that of the first job."""
+    """Compare the model of the job `other` with that of the first job."""
     reason = None
     for side in (first, other):
         if not side.predictions:
             reason = f"{side.job} has no predictions on test."
     if reason is None and (first.test, first.metric) != (other.test, other.metric):
-        reason = "The jobs have different test rows."
+        reason = "The jobs have different test rows, labels or metrics."
     if reason is None and _are_equal(first.predictions, other.predictions):
         reason = "Both models predict the same on test."
     if reason is not None:
@@ -197,7 +197,7 @@ def _verdict(first: _Tested, other: _Tested) -> Verdict:
     assert other.metric is not None
     difference = paired_difference(other.metric, other.targets, other.predictions, first.predictions)
     if difference is None:
-        return Verdict(job=other.job, reason="Test has no score.")
+        return Verdict(job=other.job, reason="The metric has no value on the test rows.")
     interval = {name: value for name, value in asdict(difference).items() if name != "error"}
     return Verdict(job=other.job, verdict=difference.verdict, **interval)
 

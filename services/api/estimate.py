@@ -21,13 +21,13 @@ from tlm_core.wire import Estimate, StageEstimate
 from tlm_core.wording import counted
 
 _DISTINCT = 0.74  # distinct passages per retrieved passage, from `make demo`
-# The time is within these multiples of an estimate that no job has measured here: GPUs are faster than the machine of
-# the built-in rates, and one without bf16, or with other work, was six times slower.
+# Bounds of the time as multiples of an estimate that no job here has measured. GPUs are faster than the machine of the
+# built-in rates. A machine without bf16, or with other work, was six times slower.
 _RANGES = {"built-in": (0.5, 8.0), "device": (0.5, 2.0)}
 
 
 def proposed(tenant: str, spec: JobSpec, resolved: Resolved) -> JobRecord:
-    """The record of a job that is not submitted, from which its plan follows."""
+    """The record of a job that is not submitted, for computing its plan."""
     return JobRecord(
         id="job_proposed", tenant=tenant, state=State.QUEUED, spec=spec, resolved=resolved, created_at=0, updated_at=0
     )
@@ -37,7 +37,7 @@ def proposed(tenant: str, spec: JobSpec, resolved: Resolved) -> JobRecord:
 class Known:
     """The facts about a job before it runs.
 
-    history: finished jobs. texts: of each dataset. passages: their number, its maximum, and the basis of the number.
+    history: finished jobs, newest first. texts: of each dataset. passages: see `Estimator._passages`.
     """
 
     situation: Situation
@@ -47,7 +47,7 @@ class Known:
     passages: tuple[int, int, str]
 
     def stages(self) -> Iterator[StageEstimate]:
-        """Each stage of the plan in order, all nodes together, and the workers' start."""
+        """Yield the estimate of each stage, over all its nodes, in plan order, and of the workers' start."""
         plan, done = self.situation.plan, self.situation.done
         waiting = [node for node in plan.nodes if node.place is Place.WORKERS and node.name not in done]
         # The workers of all seeds start at the same time.
@@ -82,7 +82,7 @@ class Known:
         return StageEstimate(stage=setup.stage, seconds=seconds, flops=flops, tokens=tokens, basis=basis, reason=reason)
 
     def gpu_hours(self, training: Sequence[StageEstimate]) -> tuple[float | None, str]:
-        """GPU hours of the stages that train, with their source."""
+        """GPU hours of the stages that train, or None if unknown, and the reason."""
         workers, seconds = self.situation.job.spec.workers, _total(stage.seconds for stage in training)
         if not training:
             return 0.0, "the job trains no encoder"
@@ -103,7 +103,7 @@ class Estimator:
         self._measurements = Measurements(catalog, jobs, artifacts)
 
     def estimate(self, job: JobRecord) -> Estimate:
-        """Raises NotFound, and CorruptArtifact if a validation report is lost."""
+        """Estimate a job. Raises NotFound for deleted data, and CorruptArtifact for a damaged validation report."""
         known = self._known(job)
         plan, texts, stages = known.situation.plan, known.texts, tuple(known.stages())
         names = {node.stage.name for node in plan.nodes if isinstance(node.params, TrainParams)}
@@ -136,9 +136,9 @@ class Estimator:
         )
 
     def node_seconds(self, job: JobRecord) -> dict[str, float]:
-        """Expected seconds of each node that is not done; 0 for short stages of unknown duration.
+        """Expected seconds of each node that is not done; 0 if unknown for a node that does not train.
 
-        Empty if the duration of training is unknown or the validation report is lost: progress then counts nodes.
+        Empty if the duration of training is unknown, or if data is lost: progress then counts nodes.
         """
         try:
             known = self._known(job)
@@ -163,7 +163,7 @@ class Estimator:
         return Known(situation, history, self._measurements.rates(job.tenant), texts, passages)
 
     def _passages(self, situation: Situation, texts: Texts, alike: Finished | None) -> tuple[int, int, str]:
-        """Passages that will be selected, their maximum, and the basis of the number."""
+        """The expected number of selected passages, its maximum, and the source of the expected number."""
         job, resolved = situation.job, situation.job.resolved
         selection, queried = resolved.recipe.selection, texts.rows["train"] * resolved.recipe.selection.top_k
         node = next((node for node in situation.plan.nodes if node.stage.name == "select"), None)
@@ -185,11 +185,11 @@ class Estimator:
 
 
 def _within(stage: StageEstimate, end: int) -> float | None:
-    """The seconds of a stage at an end of its range: 0 for the least, 1 for the most."""
+    """The least (end 0) or the most (end 1) seconds of a stage, or None if they are unknown."""
     return None if stage.seconds is None else stage.seconds * _RANGES.get(stage.basis, (1.0, 1.0))[end]
 
 
 def _total(values: Iterable[float | None]) -> float | None:
-    """The sum, or None if a value is unknown or there is none."""
+    """The sum, or None if a value is unknown or there are no values."""
     known = list(values)
     return None if not known or None in known else sum(value for value in known if value is not None)

@@ -80,8 +80,8 @@ async def receive_form(
 ) -> AsyncIterator[Form]:
     """Read the form in the request body; its files are deleted at exit.
 
-    fields, files: patterns of the allowed field names. Raises InvalidRequest, StorageFull, HTTPException 413 or 415,
-    and ClientDisconnect for an incomplete upload.
+    fields, files: patterns of the allowed field names. Raises InvalidRequest, StorageFull, StorageUnavailable,
+    HTTPException 413 or 415, and ClientDisconnect for an incomplete upload.
     """
     with work_folder(scratch / "uploads", "receiving the upload") as folder:
         yield await _read(request, _FormReader(folder, fields, files), max_bytes)
@@ -193,7 +193,7 @@ class _FormReader:
         try:
             self.form.fields[self._field] = self._text.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise InvalidRequest(f"The form field '{self._field}' is not valid UTF-8.") from error
+            raise InvalidRequest(f"The form field '{self._field}' is not valid UTF-8. Encode it as UTF-8.") from error
 
     def _end(self) -> None:
         self.complete = True
@@ -207,7 +207,7 @@ class _FormReader:
 
 
 def _too_large(max_bytes: int) -> HTTPException:
-    return HTTPException(413, f"The upload is larger than {max_bytes:,} bytes, the limit of this service.")
+    return HTTPException(413, f"The upload is larger than the limit of {max_bytes:,} bytes. Send less data.")
 
 
 def safe_name(name: str, used: Collection[str] = ()) -> str:

@@ -1,6 +1,6 @@
-"""Accept uploads. If an error occurs, nothing is stored.
+"""Accept uploads. A refused upload is not stored.
 
-Datasets are validated completely. Of corpora, only names, language, options, file types and addresses are checked.
+Datasets are validated completely. Corpora are checked only for names, language, options, file types and addresses.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PARTS = ("train", "validation", "test", "test_[a-z]{1,40}", "selection", "file")
 
 # Paths out of an allowed folder: parent steps, and fsspec's chains of file systems (`zip://…::file://…`).
 _ESCAPE = re.compile(r"::|\\|(^|/)(\.|%2e){2}(/|$)|[\x00-\x1f]", re.IGNORECASE)
-# The hub library would read a local folder instead of OWNER/NAME.
+# OWNER/NAME only: the hub library would read the path of a local folder.
 _REPOSITORY = re.compile(rf"{HUB}(?P<path>{HUB_NAME}/{HUB_NAME})(:[^\s:]*){{0,2}}")
 
 
@@ -63,7 +63,7 @@ class DatasetIntake:
     def add_files(
         self, tenant: str, name: str, files: Mapping[str, ReceivedFile], options: DatasetOptions
     ) -> DatasetRecord:
-        """Add a dataset of files by split. A single `file` is a train split from which the others are split off."""
+        """Add a dataset. files: by split, or `file` for `train`. Missing validation and test splits come from train."""
         check_dataset_name(name)
         splits = _by_split(files)
         extensions = {split: _extension(file.name) for split, file in splits.items()}
@@ -104,7 +104,7 @@ class DatasetIntake:
             return self._store(tenant, name, raw, report, stored, passages)
 
     def _count_selection(self, raw: Path) -> int | None:
-        """Passages of the dataset's own selection, if it has one. Raises InvalidDataset with every error in it."""
+        """The number of passages in the uploaded selection, or None. Raises InvalidDataset with every error in it."""
         from tlm_core.selection.given import GIVEN, given_part, write_given
 
         part = given_part(raw)
@@ -199,7 +199,7 @@ def parse_options(text: str) -> DatasetOptions:
 
 
 def changed_options(options: DatasetOptions) -> dict[str, object]:
-    """The options that differ from their defaults, so a new option does not change the meaning of stored ones."""
+    """The options that differ from their defaults. Defaults are not stored, so a new option changes no record."""
     defaults = asdict(DatasetOptions())
     return {key: value for key, value in asdict(options).items() if value != defaults[key]}
 
@@ -225,7 +225,7 @@ def check_sources(sources: Sequence[str], allowed: Sequence[str]) -> None:
 
 
 def _lies_under(source: str, prefix: str) -> bool:
-    """Whether `source` lies below a folder, or begins with a scheme (`s3://`, `hub:`)."""
+    """Whether `source` lies below `prefix`, which is a folder or a scheme (`s3://`, `hub:`)."""
     return source == prefix or source.startswith(prefix if prefix.endswith(("/", ":")) else f"{prefix}/")
 
 
@@ -233,7 +233,7 @@ def _lies_under(source: str, prefix: str) -> bool:
 def deleted_on_error(artifacts: ArtifactStore, folder: str) -> Iterator[None]:
     """Delete `folder`, which the block writes and records, if the block fails.
 
-    After StoreUnavailable the folder stays: the store may have recorded it, and the record refers to its files.
+    After StoreUnavailable the folder stays: the store may have recorded it, and the record would refer to its files.
     """
     try:
         yield
@@ -271,7 +271,7 @@ def _check_corpus(
 def _by_split(files: Mapping[str, ReceivedFile]) -> dict[str, ReceivedFile]:
     if "file" in files:
         if files.keys() - {"file", "selection"}:
-            raise InvalidRequest("The form has 'file' and split files. Send either 'file' or 'train', not both.")
+            raise InvalidRequest("The form has 'file' and split files. Send 'file' alone, or 'train' instead of it.")
         return {"train" if name == "file" else name: file for name, file in files.items()}
     if "train" not in files:
         raise InvalidRequest(

@@ -61,7 +61,7 @@ def _artifact(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef], stage
     ]
     if not nodes:
         stages = ", ".join(dict.fromkeys(node.stage.name for node in plan.nodes))
-        hint = " Submit it with a corpus to select passages." if stage == "select" else ""
+        hint = " To select passages, submit a job with a corpus." if stage == "select" else ""
         raise NotFound(f"Job {job.id} has no stage '{stage}'. Its stages: {stages}.{hint}")
     if nodes[-1] in done:
         return done[nodes[-1]]
@@ -74,9 +74,9 @@ def _artifact(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef], stage
 
 @dataclass(frozen=True)
 class ServedModel:
-    """The model that a job serves now: the one that it returns or, before that one exists, its linear model.
+    """The model that a job serves now: the returned model, or the linear model until the returned model exists.
 
-    note: one sentence if the model is not final.
+    note: the reason why the model is not final, or None.
     """
 
     ref: ManifestRef
@@ -87,7 +87,7 @@ class ServedModel:
         return self.note is None
 
     def files(self, artifacts: ArtifactStore) -> dict[str, FileEntry]:
-        """The files by their names in a download."""
+        """Name in a download → file."""
         files = artifacts.manifest(self.ref).files
         if self.final:
             return {file.name: file for file in files}
@@ -112,7 +112,7 @@ def _note(job: JobRecord) -> str:
 def model_file_response(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord, name: str) -> FileResponse:
     """One file of the model that a job serves now.
 
-    A job that trains only a linear model has no folder for it, but its early files keep their names.
+    A name `linear/FILE` stays valid after the job, even if the final model has no folder `linear`.
     """
     served = served_model(jobs, job)
     if served.final and name in served.files(artifacts):
@@ -188,7 +188,7 @@ def archive_response(
 ) -> StreamingResponse:
     """Files of an artifact as a tar stream below the folder `name`; equal artifacts give equal bytes.
 
-    files: by their names in the archive, by default all. Raises CorruptArtifact, NotFound.
+    files: name in the archive → file, by default all. Raises CorruptArtifact, NotFound.
     """
     files = files if files is not None else {file.name: file for file in artifacts.manifest(ref).files}
     artifacts.localize(ref)  # Report missing files before the response begins.

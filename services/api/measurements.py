@@ -43,10 +43,10 @@ class Rate(NamedTuple):
 
 @dataclass(frozen=True)
 class Setup:
-    """What a rate depends on: the stage, and for training and evaluation also workers, seeds, precision and device.
+    """What a rate depends on: the stage, and for training and evaluation also workers, seeds and precision.
 
-    seeds: number of seeds side by side. A stored rate is divided by it, so that the times of all seeds sum to that of
-    a job. passages: False for `prepare` without passages. Its time is mostly fixed, so its rate says nothing of others.
+    seeds: number of seeds that run at the same time. A stored rate is divided by it, so that the times of all seeds sum
+    to that of a job. passages: False for `prepare` without passages, whose time is mostly fixed.
     """
 
     stage: str
@@ -69,9 +69,9 @@ class Setup:
 
 
 def rate_of(setup: Setup, rates: Mapping[str, Rate]) -> tuple[Basis, float | None, str]:
-    """The basis, the seconds per unit of work, and their source, at the rate measured here.
+    """The basis, the seconds per unit of work, and their source. A rate measured in this setup comes first.
 
-    The built-in rates apply to one worker, at the speed of its device.
+    The built-in rates apply to one worker. A short measurement of its device, if there is one, scales them.
     """
     built_in = BUILT_IN_SECONDS.get(setup.stage)
     if measured := rates.get(str(setup)):
@@ -81,12 +81,12 @@ def rate_of(setup: Setup, rates: Mapping[str, Rate]) -> tuple[Basis, float | Non
     if flop := rates.get(flop_of(setup.precision)):
         seconds = built_in * flop.seconds / BUILT_IN_SECONDS["joint"]
         return "device", seconds, "from a short measurement of the worker's device"
-    return "built-in", built_in, "from 2 cores of a server"
+    return "built-in", built_in, "measured on 2 cores of a server"
 
 
 @dataclass(frozen=True)
 class Finished:
-    """Measurements of a succeeded job. source: see `source_of`."""
+    """Measurements of a succeeded job. source: see `source_of`. gpu: whether it used GPUs."""
 
     id: str
     source: tuple[str, str, str]
@@ -125,7 +125,7 @@ class Measurements:
         return texts
 
     def finished(self, tenant: str) -> list[Finished]:
-        """The latest succeeded jobs, newest first, without jobs whose files are deleted. Stores their rates."""
+        """The latest succeeded jobs, newest first, without those that `_measure` cannot measure. Stores their rates."""
         ids = self._jobs.newest_in(tenant, State.SUCCEEDED, _EARLIER_JOBS)
         known, latest = self._finished.get(tenant, {}), dict[str, Finished | None]()
         # The newest job is measured last, so that its rates stay stored.
@@ -138,9 +138,9 @@ class Measurements:
         return [job for job_id in ids if (job := latest[job_id]) is not None]
 
     def rates(self, tenant: str) -> dict[str, Rate]:
-        """The measured rates by setup: of the newest job that ran in it, or else of a job that trains now.
+        """The rate of each measured setup: from the newest finished job in it, or else from a job that trains now.
 
-        Rates that depend on the device are those of the newest worker's. `flop_of` names its short measurement.
+        Rates that depend on the device are of the newest worker's device. `flop_of` names its short measurement.
         """
         stored, rates = self._jobs.rates(tenant), dict[str, Rate]()
         device = stored.pop("device", "")
@@ -156,7 +156,7 @@ class Measurements:
         return rates
 
     def _rates_now(self, job: JobRecord) -> Iterator[tuple[Setup, Rate]]:
-        """The rates of a job that trains now: the built-in ones, times its slowdown."""
+        """The rates of a job that trains now: the built-in rates, times the slowdown of the job."""
         progress, plan = job.progress, plan_of(job)
         if progress is None or not progress.rate or progress.unit != "tokens":
             return
@@ -172,9 +172,9 @@ class Measurements:
                 yield replace(setup, stage=stage), Rate(seconds * slowdown, f"{job.id}, which runs")
 
     def _measure(self, job: JobRecord) -> Finished | None:
-        """Measure a succeeded job and store its rates. Return None for a job without an encoder, and for a curve.
+        """Measure a succeeded job and store its rates. Return None for a learning curve, and for a job without encoder.
 
-        A curve prepares each subset, so it does not measure the texts of the whole dataset.
+        A learning curve prepares each subset, so it does not measure the texts of the whole dataset.
         """
         if not job.result or not job.result.artifacts:
             return None

@@ -1,6 +1,6 @@
 """The models of succeeded jobs, and their aliases.
 
-An alias is a name such as `reviews@production`. It means one succeeded job, until it is pointed to another.
+An alias is a name such as `reviews@production`. It points to one succeeded job, and can later point to another.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Models:
         return Page(data=tuple(models), has_more=has_more)
 
     def get(self, tenant: str, job_id: str) -> FinishedModel:
-        """Raises NotReady if the job has no final model yet, NotFound if it never will have one."""
+        """Return the model of a job. Raises NotReady if it does not exist yet, NotFound if it never will."""
         job = self._jobs.get(tenant, job_id)
         artifact_of(self._jobs, job, "export")
         return _view(job, self.aliases(tenant))

@@ -1,4 +1,4 @@
-"""The OpenAPI document: a worked flow, and an example for each answer."""
+"""The OpenAPI document: a sequence of requests as an example, and an example of each answer."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from tlm_core.wire import JsonObject, Problem
 DESCRIPTION = """Trains small text classifiers from scratch. Errors are RFC 9457 problems. Lists have pages: `after`, \
 `limit`, `has_more`.
 
-A worked flow, from a file to predictions. `train.csv` has the columns `text` and `label`:
+An example, from a file to predictions. `train.csv` has the columns `text` and `label`:
 
 ```
 AUTH="Authorization: Bearer $TLM_TOKEN"
 curl -H "$AUTH" -F name=reviews -F train=@train.csv $TLM_URL/v1/datasets
 curl -H "$AUTH" --json '{"dataset": "reviews", "scale": "quick"}' $TLM_URL/v1/jobs           # returns the id of the job
-curl -H "$AUTH" -N -H "Accept: text/event-stream" $TLM_URL/v1/jobs/$JOB/events                # until it has ended
+curl -H "$AUTH" -N -H "Accept: text/event-stream" $TLM_URL/v1/jobs/$JOB/events                # events until the end
 curl -H "$AUTH" $TLM_URL/v1/jobs/$JOB/report
 curl -H "$AUTH" -X PUT --json '{"job": "'$JOB'"}' $TLM_URL/v1/models/reviews@production
 curl -H "$AUTH" --json '{"texts": ["a text"]}' $TLM_URL/v1/models/reviews@production/predict
 ```
 """
-# By the name of the schema, or by the operation if its answer has no named schema.
+# Examples by the name of the schema, or by METHOD PATH if the answer has no named schema.
 _EXAMPLES = Path(__file__).with_name("examples.json")
 
-# By the name of the parameter in a path.
+# Examples of path parameters by name.
 _IN_PATHS = {
     "alias": "reviews@production", "corpus": "manuals", "dataset": "reviews", "job": "job_1m84535vjbxjm29yr1q",
     "load": "load_1m8453157tdj3z0js7d", "model": "reviews@production", "name": "model.onnx", "node": "joint.s0",

@@ -37,7 +37,7 @@ class Outbound:
         self._http = httpx.Client(timeout=10.0, transport=transport, trust_env=False, follow_redirects=False)
 
     def check(self, url: str) -> None:
-        """Raise InvalidRequest for a URL that `post` would refuse. A host without an address may get one later."""
+        """Raise InvalidRequest for a URL that `post` would refuse. A host without an address is accepted for now."""
         parsed = _parsed(url)
         if parsed.scheme != "https" and not (self._private and parsed.scheme == "http"):
             schemes = "http:// or https://" if self._private else "https://"
@@ -66,7 +66,7 @@ class Outbound:
             return None, str(error) or type(error).__name__
 
     def _address(self, url: httpx.URL) -> str:
-        """The first address of the host. Raises InvalidRequest if any address is private, OSError if there is none."""
+        """The first address of the host. Raises InvalidRequest if any address is private, OSError if it has none."""
         port = url.port or (443 if url.scheme == "https" else 80)
         try:
             addresses = self._resolve(url.host, port)

@@ -108,7 +108,7 @@ def refuse_unknown_parameters(request: Request) -> None:
 
 
 def _query_names(dependant: Dependant) -> set[str]:
-    """Return the names of the query parameters of a route, and of what it depends on."""
+    """Return the names of the query parameters of a route and of its dependencies."""
     names = {field.alias for field in dependant.query_params}
     return names.union(*map(_query_names, dependant.dependencies))
 
@@ -144,12 +144,12 @@ def problems(*statuses: int) -> dict[int | str, dict[str, object]]:
 
 
 def request_body(media_type: str, schema: JsonObject, example: object) -> JsonObject:
-    """The body of a request that its route reads itself, for the documentation."""
+    """The OpenAPI description of a request body that the route itself reads."""
     return {"requestBody": {"required": True, "content": {media_type: {"schema": schema, "example": example}}}}
 
 
 def form_body(fields: JsonObject, required: list[str], example: object) -> JsonObject:
-    """A form of fields and files, for the documentation."""
+    """The OpenAPI description of a form of fields and files."""
     schema = {"type": "object", "required": required, "properties": fields}
     return request_body("multipart/form-data", schema, example)
 

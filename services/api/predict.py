@@ -17,7 +17,7 @@ from tlm_core.wire import Prediction
 class Predictor:
     """Caches recently used models. Thread-safe.
 
-    capacity: bytes of all cached models; beyond it the least recently used are dropped, except the one in use.
+    capacity: bytes of all cached models. Beyond it, the least recently used are dropped, but never the newest.
     """
 
     def __init__(self, artifacts: ArtifactStore, *, capacity: int, load: Callable[[Path], Model] = load_model) -> None:
@@ -41,9 +41,9 @@ class Predictor:
         """
         model = self.model(export)
         if model.pair and pairs is None:
-            raise InvalidRequest("This model classifies pairs of texts. Send the second texts as 'pairs'.")
+            raise InvalidRequest("This model expects pairs of texts. Send the second texts as 'pairs'.")
         if not model.pair and pairs is not None:
-            raise InvalidRequest("This model classifies single texts. Omit 'pairs'.")
+            raise InvalidRequest("This model expects single texts. Omit 'pairs'.")
         if pairs is not None and len(pairs) != len(texts):
             raise InvalidRequest(f"The request has {len(texts)} texts but {len(pairs)} pairs. Send one pair per text.")
         if min_confidence is not None and not model.type.has_classes:

@@ -1,8 +1,8 @@
 """Delete datasets, corpora and jobs.
 
 A dataset or job is deleted in two steps. One fenced store operation deletes the record and notes what else to remove.
-Then the files, and the jobs of a dataset, are removed; `finish_removals` completes this after an interruption. A corpus
-record is deleted last, so a repeated request completes an interrupted one.
+Then the files, and on request the jobs of a dataset, are removed; `finish_removals` completes this after an
+interruption. A corpus record is deleted last, so a repeated request completes an interrupted deletion.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import suppress
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from services.common.catalog_records import DatasetRecord
 from services.common.history import folder_of
 from services.common.jobstore import JobStore, Removal
+from services.common.logs import ids_in, log_context
 from services.common.situation import Situation
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import AlreadyRunning, Conflict, NotFound, TLMError
@@ -30,7 +32,7 @@ log = logging.getLogger(__name__)
 def delete_dataset(parts: Parts, record: DatasetRecord, *, with_jobs: bool = False) -> None:
     """Delete a dataset and its files. Raises Conflict while an unfinished job needs it.
 
-    Finished jobs keep their results, unless `with_jobs` deletes them too. Then none of them may have an alias.
+    Finished jobs keep their results, unless `with_jobs` deletes them too. An alias of one of them then raises Conflict.
     """
     jobs, artifacts = parts.jobs, parts.artifacts
     for job in set(parts.models.aliases(record.tenant).values()) if with_jobs else ():
@@ -80,14 +82,14 @@ def delete_corpus(parts: Parts, tenant: str, name: str, version: str | None = No
 def finish_removals(parts: Parts) -> None:
     """Complete interrupted deletions. Raises StoreUnavailable."""
     for member, body in parts.jobs.removals().items():
-        with parts.removals.item(f"removal {member}"):
+        with parts.removals.item(f"removal {member}", **ids_in(member)):
             _finish(parts.jobs, parts.artifacts, Removal(**json.loads(body)))
 
 
 def artifacts_of(jobs: JobStore, job: JobRecord) -> set[str]:
     """Ids of the artifacts that a job has produced or may produce next.
 
-    Artifacts of an earlier release may have other ids than the current plan gives.
+    Artifacts of an earlier release may have ids that the current plan does not contain.
     """
     produced = jobs.artifacts_of(job.tenant, job.id)
     if job.unreadable:
@@ -114,33 +116,63 @@ def _check_unused(jobs: JobStore, tenant: str, corpus: str, versions: set[str]) 
 
 def _finish(jobs: JobStore, artifacts: ArtifactStore, removal: Removal) -> None:
     """Remove what `removal` notes. After an error the note stays, because without the record no client can retry."""
-    try:
-        _remove(jobs, artifacts, removal)
-        jobs.removed(removal)
-    except TLMError as error:
-        log.warning("Files of %s will be deleted later: %s", removal.id, error)
+    with log_context(**ids_in(removal.id)):
+        try:
+            _remove(jobs, artifacts, removal)
+            jobs.removed(removal)
+        except TLMError as error:
+            log.warning("Files of %s will be deleted later: %s", removal.id, error)
 
 
 def _remove(jobs: JobStore, artifacts: ArtifactStore, removal: Removal) -> None:
-    tenant, unshared = removal.tenant, set(removal.artifacts)
-    for digest in removal.data:
-        for other in jobs.jobs_on_data(tenant, digest):
-            if not unshared:
-                break
-            if shared := unshared & artifacts_of(jobs, other):
-                jobs.inherit_artifacts(other, shared)
-                unshared -= shared
-    for artifact in sorted(unshared):
-        jobs.invalidate_artifact(tenant, artifact)
-        for checkpoint in jobs.checkpoints(tenant, artifact):
-            jobs.drop_checkpoint(tenant, artifact, checkpoint)
-    folders = [f"{tenant}/{kind}/{artifact}" for artifact in sorted(unshared) for kind in ("artifacts", "checkpoints")]
-    for folder in (*removal.folders, *folders):
+    for folder in removal.folders:
         artifacts.delete(folder)
+    _remove_unshared(jobs, artifacts, removal)
     has_more = removal.with_jobs
     while has_more:
-        page, has_more = jobs.list_jobs(tenant, datasets=[removal.id], limit=100)
+        page, has_more = jobs.list_jobs(removal.tenant, datasets=[removal.id], limit=100)
         for job in page:
             with suppress(NotFound):  # Another gateway may run the same removal.
                 _delete_job(jobs, artifacts, job)
         has_more = has_more and bool(page)
+
+
+def _remove_unshared(jobs: JobStore, artifacts: ArtifactStore, removal: Removal) -> None:
+    """Unpublish the artifacts and checkpoints that no other job shares, and delete their files.
+
+    No attempt fences this, and an equal job may start meanwhile. So this function reads what exists, then looks for
+    other jobs, and removes only what it has read. Raises Conflict if a job on the same data was submitted before the
+    artifacts were unpublished: it may use them, so `finish_removals` checks again later.
+    """
+    tenant, ids = removal.tenant, sorted(removal.artifacts)
+    refs = dict(zip(ids, jobs.artifacts(tenant, ids), strict=True))
+    checkpoints = {artifact: jobs.checkpoints(tenant, artifact) for artifact in ids}
+    parents = {artifact: (f"{tenant}/artifacts/{artifact}", f"{tenant}/checkpoints/{artifact}") for artifact in ids}
+    folders = {artifact: [*map(artifacts.subfolders, parents[artifact])] for artifact in ids}
+    unshared, seen = _unshared(jobs, removal)
+    for artifact in unshared:
+        if ref := refs[artifact]:
+            jobs.invalidate_artifact(tenant, artifact, ref)
+        for checkpoint in checkpoints[artifact]:
+            jobs.drop_checkpoint(tenant, artifact, checkpoint)
+    if unshared and (new := {job.id for digest in removal.data for job in jobs.jobs_on_data(tenant, digest)} - seen):
+        raise Conflict(f"Job {min(new)} on the same data was submitted meanwhile.")
+    for artifact in unshared:
+        for folder in chain(*folders[artifact]):
+            artifacts.delete(folder)
+        for parent in parents[artifact]:
+            artifacts.delete_empty(parent)
+
+
+def _unshared(jobs: JobStore, removal: Removal) -> tuple[list[str], set[str]]:
+    """Return the unshared artifacts of a removal, and the jobs on the same data. Sharing jobs inherit the others."""
+    unshared, seen = set(removal.artifacts), set[str]()
+    for digest in removal.data:
+        for other in jobs.jobs_on_data(removal.tenant, digest):
+            if not unshared:
+                break
+            seen.add(other.id)
+            if shared := unshared & artifacts_of(jobs, other):
+                jobs.inherit_artifacts(other, shared)
+                unshared -= shared
+    return sorted(unshared), seen

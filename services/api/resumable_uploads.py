@@ -64,7 +64,7 @@ class Uploads:
         return _upload(upload_id, fields)
 
     async def put(self, tenant: str, upload_id: str, content_range: str | None, body: AsyncIterator[bytes]) -> Upload:
-        """Store a part. Raises InvalidRequest, and Conflict with `offset` if the part does not begin there."""
+        """Store a part. Raises InvalidRequest, and Conflict with the expected `offset` if the part begins elsewhere."""
         upload = await run_in_threadpool(self.get, tenant, upload_id)
         begin, length = _range(content_range, upload)
         if begin != upload.offset:
@@ -85,9 +85,9 @@ class Uploads:
 
     @contextmanager
     def files(self, tenant: str, uploads: Sequence[tuple[str, str]]) -> Iterator[list[ReceivedFile]]:
-        """The complete, verified files of (field, upload id) pairs. If the block succeeds the uploads are deleted.
+        """The complete, verified files of (field, upload id) pairs. If the block succeeds, the uploads are deleted.
 
-        Raises Conflict for an incomplete upload, InvalidRequest for one that does not match its SHA-256.
+        Raises NotFound, Conflict for an incomplete upload, InvalidRequest for one that does not match its SHA-256.
         """
         with work_folder(self._scratch, "assembling the upload") as folder:
             files: list[ReceivedFile] = []
@@ -142,7 +142,7 @@ class Uploads:
 
 
 async def _receive(body: AsyncIterator[bytes], local: Path, length: int) -> int:
-    """Write at most `length` bytes of the body to `local`. Returns the bytes received, more than `length` if longer."""
+    """Write the body to `local`, at most `length` bytes. Returns the bytes received: > `length` if it is longer."""
     received = 0
     with storage_errors("receiving the part"), open(local, "wb") as handle:
         async for piece in body:
@@ -176,7 +176,8 @@ def _range(header: str | None, upload: Upload) -> tuple[int, int]:
     first, last, size = map(int, match.groups())
     if size != upload.size or not first <= last < size:
         raise InvalidRequest(
-            f"Content-Range '{header}' is outside the {upload.size:,} bytes of the upload. Send a range within them."
+            f"Content-Range '{header}' is outside the {upload.size:,} bytes of the upload. "
+            f"Expected bytes FIRST-LAST/{upload.size}."
         )
     if last - first + 1 > PART_BYTES:
         raise InvalidRequest(f"The part is larger than {PART_BYTES:,} bytes. Send smaller parts.")

@@ -22,7 +22,7 @@ class ApiSettings(ServiceSettings):
     max_upload_bytes: int = Field(8 * 2**30, ge=1, description="Limit per request, over all files.")
     model_folders: tuple[Path, ...] = Field((), description="Folders with encoders and tokenizers that jobs may use.")
     sources: tuple[str, ...] = Field(
-        (), description="Address prefixes of corpora to fetch: s3://bucket/folder, hub:, …"
+        (), description="Allowed address prefixes of corpora to fetch: s3://bucket/folder, hub:, …"
     )
     precision: Precision | None = Field(
         None, description="Meaning of `precision: auto`; unset: the precision that this machine's processor supports."

@@ -17,7 +17,7 @@ _SILENT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Standing:
-    """What the record of a job does not contain. silent_seconds: since the last report of its workers, from 30 on."""
+    """What the record of a job does not show. silent_seconds: since its workers last reported; None below 30."""
 
     waiting: Waiting | None = None
     silent_seconds: float | None = None

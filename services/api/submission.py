@@ -1,4 +1,4 @@
-"""Submit, retry and clone jobs, for the API and the dashboard. A new job pins what its request names."""
+"""Submit, retry and clone jobs, for the API and the dashboard. A new job pins the versions of its data."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _create(
     origin: Origin | None,
     resolve: Callable[[], tuple[JobSpec, Resolved]],
 ) -> tuple[JobRecord, bool]:
-    """Look up the key first and resolve only a new job: the data of an earlier one may be deleted."""
+    """Look up the key first and resolve only a new job: the data of an earlier job may be deleted."""
     if key and (job := parts.jobs.submitted_with(tenant, spec, key, origin)):
         return job, False
     spec, resolved = resolve()
@@ -75,7 +75,7 @@ def _create(
 
 
 def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Resolved]:
-    """Return the complete request and what it means. Later publications do not change the job.
+    """Return the complete request and its resolved inputs. Later versions of the data do not change the job.
 
     Raises InvalidRecipe, InvalidRequest, NotFound, and NotReady or Conflict for a corpus or a job without a result.
     """
@@ -238,14 +238,14 @@ def _reused(source: JobRecord) -> dict[str, ReusedArtifact]:
 def changed(job: JobRecord, changes: Mapping[str, object]) -> JobSpec:
     """Return the spec of a job with `changes`, and with its dataset and corpus pinned unless they change.
 
-    The keys of `overrides` and `options` change one by one; another kind starts without options. A new corpus ends the
-    selector 'none', and a selector without a corpus ends the corpus. Raises InvalidRequest with every invalid field.
+    The keys of `overrides` and `options` change one by one; another kind starts without options. A new corpus removes
+    the selector 'none'; a selector or scale without corpus removes the corpus. Raises InvalidRequest with every fault.
     """
     resolved, old = job.resolved, job.spec.model_dump(mode="json")
     same_kind = changes.get("kind", job.spec.kind) == job.spec.kind
     if not same_kind:
         del old["options"]
-    # The options of several datasets name them as the request does, so these names stay.
+    # Options for several datasets refer to them by the names in the request, so these names stay.
     dataset = job.spec.dataset if same_kind and resolved.others else resolved.dataset_id
     values = old | {"dataset": dataset, "corpus": resolved.corpus} | dict(changes)
     for name in ("overrides", "options"):
@@ -263,7 +263,7 @@ def _ignores_corpus(selector: object) -> bool:
 
 
 def _agreeing(values: dict[str, object], changes: Mapping[str, object]) -> dict[str, object]:
-    """Reset the corpus, or the selector of the cloned job, if a change of the other or of the scale excludes it."""
+    """Remove the corpus if the selector or the scale uses none, or the selector 'none' if the changes set a corpus."""
     overrides = values["overrides"] if isinstance(values["overrides"], dict) else {}
     new, selector = changes.get("overrides"), overrides.get(_SELECTOR)
     if "corpus" not in changes:
@@ -275,7 +275,7 @@ def _agreeing(values: dict[str, object], changes: Mapping[str, object]) -> dict[
 
 
 def _check_folders(recipe: Recipe, allowed: tuple[Path, ...]) -> None:
-    """Raise InvalidRequest unless the operator allows a local path, because workers read it with their permissions."""
+    """Raise InvalidRequest for a local path that the operator does not allow. Workers could read any path."""
     for key, value in (("model.init", recipe.model.init), ("tokenizer.source", recipe.tokenizer.source)):
         if value.startswith("/") and not any(Path(value).resolve().is_relative_to(folder) for folder in allowed):
             raise InvalidRequest(

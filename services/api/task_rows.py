@@ -26,7 +26,7 @@ def task_rows(
 ) -> dict[int, TaskRow]:
     """Return the numbered rows of a split, with texts cut after `chars` characters.
 
-    The result is empty if the task is not available: its texts only add to what a page shows.
+    The result is empty if the task is not available, because pages are useful without its texts.
     """
     import pyarrow.parquet as pq
 

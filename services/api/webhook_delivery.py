@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 Record = TypeVar("Record", bound=BaseModel)
 
-# Seconds between the attempts of a delivery, as the scheme recommends: about a day and a half in total.
+# Seconds between the attempts of a delivery, as the scheme recommends: about 32 hours in total.
 BACKOFF = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400)
 _LEASE_SECONDS = 30
 _MAX_ENDPOINT_SECONDS = 5.0  # per round; then the other deliveries to this endpoint wait for the next round
@@ -63,7 +63,10 @@ class _Delivery(BaseModel):
 
 
 def sign(secret: str, message: str, timestamp: int, body: bytes) -> str:
-    """The webhook-signature header: HMAC-SHA256 of id, time and body. secret: `whsec_` and base64."""
+    """Return the `webhook-signature` header: `v1,` and the base64 HMAC-SHA256 of message id, time and body.
+
+    secret: `whsec_` and the key in base64. message: the message id. timestamp: Unix seconds.
+    """
     key = base64.b64decode(secret.removeprefix("whsec_"))
     content = f"{message}.{timestamp}.".encode() + body
     return "v1," + base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()
@@ -122,6 +125,11 @@ class Webhooks:
         name = key(tenant, "webhook-log", hook_id)
         pipe = self._redis.pipeline().lpush(name, attempt.model_dump_json())
         pipe.ltrim(name, 0, _LOGGED_ATTEMPTS - 1).execute()
+
+
+def _job_of(delivery: str) -> str:
+    """Return the job of a delivery, HOOK/msg_JOB_SEQ."""
+    return f"job_{delivery.partition('/msg_')[2].partition('_')[0]}"
 
 
 def _missing(hook_id: str) -> NotFound:
@@ -185,13 +193,13 @@ class Deliverer:
             if self._stop.is_set() or not self._has_lease():
                 return
             start = self._clock()
-            with self.task.item(f"delivery {name}"):
+            with self.task.item(f"delivery {name}", job_id=_job_of(name)):
                 self._attempt(name)
             spent[hook] = spent.get(hook, 0.0) + self._clock() - start
             self._queue_page()
 
     def backlog(self) -> Live:
-        """Return how many deliveries wait, also for their next attempt."""
+        """Return the number of deliveries that wait for their first or next attempt."""
         return Live("tlm_webhook_backlog", "Webhook deliveries that wait.", self._redis.zcard(_DUE))
 
     def _has_lease(self) -> bool:
@@ -231,7 +239,7 @@ class Deliverer:
             return
         data = JobEvent.model_validate(events[0]).model_dump(mode="json")
         body = {"type": event_type, "timestamp": data["at"], "data": {"job": job_id, **data}}
-        message = f"msg_{job_id.removeprefix('job_')}_{seq}"
+        message = f"msg_{job_id.removeprefix('job_')}_{seq}"  # see `_job_of`
         delivery = _Delivery(
             tenant=tenant, hook=hook.id, message=message, type=event_type, number=1, body=canonical_json(body)
         )

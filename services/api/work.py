@@ -20,10 +20,10 @@ _PASSAGE_BYTES = 337  # mean, from `make demo`
 
 @dataclass(frozen=True)
 class Texts:
-    """The texts of a task. rows: per split; tokens: mean per window; vocab: of the tokenizer, None while unknown.
+    """The texts of a task. rows: per split; tokens: mean per window; vocab: size of the vocabulary, None while unknown.
 
-    windows: mean per text; training reads one of them in an epoch, prediction all. passages: selected; passage_tokens:
-    mean per passage; searched: passages of the corpus. auto_length: what `model.max_length: auto` chooses.
+    windows: mean per text; an epoch of training reads one of them, prediction all. passages: number of selected ones,
+    each with `passage_tokens` on average. searched: passages in the corpus. auto_length: what the length `auto` means.
     """
 
     rows: Mapping[str, int]
@@ -53,12 +53,12 @@ class Work:
 
 
 def length_of(model: Model, texts: Texts) -> int:
-    """Tokens of a row."""
+    """The length of a row in tokens."""
     return texts.auto_length if model.max_length == "auto" else model.max_length
 
 
 def shape_of(model: Model, texts: Texts) -> Shape | None:
-    """The shape of a model; None for a published encoder, whose shape is known only after it is loaded."""
+    """The shape of a model; None for a published encoder or tokenizer, whose size is known only after it is loaded."""
     if model.init not in OWN_STARTS or texts.vocab is None:
         return None
     model = model.model_copy(update={"max_length": length_of(model, texts)})
@@ -138,7 +138,7 @@ def _finetune_work(params: TuneParams, texts: Texts, rows: int) -> Work | None:
 
 
 def _step(shape: Shape, tokens: float, masked: float, documents: int, optimizer: str) -> float:
-    """FLOPs of one step on `tokens` tokens in full rows. Products are linear in each argument, so means are exact."""
+    """FLOPs of one step on `tokens` tokens in full rows, with `masked` masked tokens and `documents` task rows."""
     row = flops.forward(shape, 1, shape.max_length, 0, 0)
     head = flops.forward(shape, 0, shape.max_length, 1, 0)
     task = flops.forward(shape, 0, shape.max_length, 0, 1)

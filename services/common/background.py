@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -80,7 +81,7 @@ class Background:
         SKIPPED.labels(self.name).set(len(self.skipped))
 
     @contextmanager
-    def item(self, name: str, **ids: str) -> Iterator[None]:
+    def item(self, name: str, **ids: object) -> Iterator[None]:
         """Skip one item of a round if the block fails, except when a component does not answer.
 
         ids: fields of its log lines, such as job_id.
@@ -109,3 +110,16 @@ class Background:
         if self.error:
             return f"The task '{self.name}' fails: {self.error}. Read the log."
         return "ok"
+
+
+def conditions(tasks: Iterable[Background]) -> dict[str, str]:
+    """Return the condition of each task by its name."""
+    return {task.name: task.condition for task in tasks}
+
+
+def stopped_by_signals() -> threading.Event:
+    """Return an event that SIGTERM and SIGINT set. A thread sets it, because the interrupted code may hold its lock."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: threading.Thread(target=stop.set, daemon=True).start())
+    return stop

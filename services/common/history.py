@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
+from services.common.logs import log_context
 from tlm_core.artifacts.hashing import canonical_json
 from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.errors import CorruptArtifact, NotFound
@@ -57,7 +58,11 @@ class History:
         return [row for row in _read(self.artifacts, moved.ref, stream) if position(row[0]) > position(after)]
 
     def write(self, tenant: str, job: str, earlier: Moved | None, rows: Mapping[str, Sequence[Row]]) -> Moved:
-        """Write the entries of `earlier`, followed by `rows`, as new files."""
+        """Write the entries of `earlier`, followed by `rows` (stream → entries), as new files.
+
+        Entries of `earlier` whose files are lost are omitted. Beyond 200,000 entries, logs lose their oldest lines and
+        metrics are thinned. Raises CorruptArtifact if files of `earlier` are damaged, and the errors of ArtifactStore.
+        """
         folder = f"{folder_of(tenant, job)}/{uuid.uuid4().hex}"
         last = dict(earlier.last) if earlier else {}
         with tempfile.TemporaryDirectory() as scratch:
@@ -78,7 +83,8 @@ class History:
         try:
             return self.read(earlier, stream) if earlier else []
         except NotFound as error:
-            log.error("Lost the %s of job %s up to now: %s", stream, job, error)
+            with log_context(job_id=job):
+                log.error("Lost the %s of job %s up to now: %s", stream, job, error)
             return []
 
     def delete(self, moved: Moved) -> None:

@@ -11,6 +11,8 @@ from typing import TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from tlm_core.names import JOB_ID
+
 _SECRETS = (
     re.compile(r"(?i)(\bbearer\s+)[^\s\"',;]+"),
     re.compile(
@@ -19,6 +21,8 @@ _SECRETS = (
     re.compile(r"(://[^\s/:@]*:)[^\s/@]+(?=@)"),
     re.compile(r"\b((?:tlm|hf|sk|whsec)_)[\w-]{12,}"),
 )
+
+_JOB = re.compile(rf"({JOB_ID})(?:-(\d+))?")  # in a folder, the attempt follows
 
 
 def redacted(text: str) -> str:
@@ -66,6 +70,14 @@ def set_up_logging(service: str, *, stream: TextIO | None = None, **fields: obje
 def log_context(**fields: object) -> AbstractContextManager[None]:
     """Add fields such as job_id or request_id to every log line of this task or thread inside the block."""
     return structlog.contextvars.bound_contextvars(**fields)
+
+
+def ids_in(text: str) -> dict[str, object]:
+    """Return the fields job_id and attempt, for `log_context`, of the job that a folder, key or message names."""
+    named = _JOB.search(text)
+    if named is None:
+        return {}
+    return {"job_id": named[1]} | ({"attempt": int(named[2])} if named[2] else {})
 
 
 def request_id() -> str | None:

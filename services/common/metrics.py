@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from prometheus_client import (
     CollectorRegistry,
@@ -13,8 +15,12 @@ from prometheus_client import (
     Histogram,
     ProcessCollector,
     generate_latest,
+    make_wsgi_app,
     start_http_server,
 )
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 REGISTRY = CollectorRegistry()
@@ -45,9 +51,12 @@ PROGRESS = Gauge("tlm_worker_progress", "Rows, batches, bytes and steps of a wor
 CHECKPOINTS = Histogram("tlm_checkpoint_seconds", "Time to store a checkpoint.", buckets=_LONG, registry=REGISTRY)
 
 
-def serve_metrics(host: str, port: int | None, ports: int = 1) -> None:
+def serve_metrics(
+    host: str, port: int | None, ports: int = 1, *, conditions: Callable[[], Mapping[str, str]] = dict
+) -> None:
     """Show what this process counts at the first free of some ports of an address. None shows it nowhere.
 
+    conditions: returns the condition of each background task. `/readyz` shows them, with status 503 if one is not "ok".
     Raises OSError if no port is free.
     """
     if port is None:
@@ -55,9 +64,24 @@ def serve_metrics(host: str, port: int | None, ports: int = 1) -> None:
     *others, last = range(port, port + ports)
     for number in others:
         with suppress(OSError):
-            start_http_server(number, host, registry=REGISTRY)
+            _serve(host, number, conditions)
             return
-    start_http_server(last, host, registry=REGISTRY)
+    _serve(host, last, conditions)
+
+
+def _serve(host: str, port: int, conditions: Callable[[], Mapping[str, str]]) -> None:
+    server, _ = start_http_server(port, host, registry=REGISTRY)
+    figures = make_wsgi_app(REGISTRY)
+
+    def answer(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"] != "/readyz":
+            return figures(environ, start)
+        shown = conditions()
+        status = "200 OK" if {*shown.values()} <= {"ok"} else "503 Service Unavailable"
+        start(status, [("Content-Type", "application/json")])
+        return [json.dumps(dict(shown)).encode()]
+
+    server.set_app(answer)
 
 
 @dataclass(frozen=True)

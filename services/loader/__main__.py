@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import signal
 import threading
 from pathlib import Path
 
 from pydantic_settings import SettingsConfigDict
 
+from services.common.background import conditions, stopped_by_signals
 from services.common.catalog import Catalog
 from services.common.liveness import Liveness
 from services.common.logs import set_up_logging
@@ -37,14 +37,12 @@ class LoaderSettings(ServiceSettings):
 def main() -> None:
     """Work until SIGTERM. A load that is not finished then continues at the next start, or in another loader."""
     set_up_logging("loader")
-    settings, stop = LoaderSettings(), threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    serve_metrics(settings.metrics_host, settings.metrics_port)
+    settings, stop = LoaderSettings(), stopped_by_signals()
     shutil.rmtree(settings.scratch / "work", ignore_errors=True)  # of an earlier process
     drop_untouched(settings.scratch / NEAR, _NEAR_SECONDS)  # of loads that another loader finished
     retriever = settings.retriever()
     worker = LoadWorker(Catalog(settings.redis()), settings.artifact_store(), retriever, settings.scratch)
+    serve_metrics(settings.metrics_host, settings.metrics_port, conditions=lambda: conditions(worker.tasks))
     thread = threading.Thread(target=worker.run, name="loads", daemon=True)
     thread.start()
     settings.scratch.mkdir(parents=True, exist_ok=True)

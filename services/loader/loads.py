@@ -13,6 +13,7 @@ import threading
 import uuid
 from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -263,7 +264,7 @@ class LoadWorker:
                 except TLMError as error:
                     log.warning("The lease on load %s could not be renewed: %s", load.id, error)
 
-        thread = threading.Thread(target=renew, name="lease", daemon=True)
+        thread = threading.Thread(target=copy_context().run, args=(renew,), name="lease", daemon=True)
         thread.start()
         try:
             yield

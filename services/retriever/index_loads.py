@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from dataclasses import dataclass, field
 
 from services.common.background import Background
@@ -103,10 +104,11 @@ class IndexLoads:
         return self._records.progress(key).refused
 
     def ready(self, key: CorpusKey, *, wait: bool = False) -> PassageIndex:
-        """Return the complete index of `key`. wait: whether it retries while the cluster is unavailable.
+        """Return the complete index of `key`. Start its load if the index is lost or its load failed temporarily.
 
-        Raises IndexUnavailable while the index is built (again), NotFound if it was never loaded, and the permanent
-        error of its load.
+        wait: whether to retry while the cluster is unavailable. Raises IndexUnavailable during a load and while the
+        cluster is unavailable, and NotFound if the version was never loaded. Raises IndexMismatch if the index does not
+        fit this release and its source is not recorded. Raises the permanent error of a failed load.
         """
         load = self._loads.get(key)
         if elsewhere := self._elsewhere(key):
@@ -175,7 +177,7 @@ class IndexLoads:
             if not load.id:  # Another retriever was first.
                 return load
             self._loads[key] = load
-            load.future = self._pool.submit(self._run, key, load)
+            load.future = self._pool.submit(copy_context().run, self._run, key, load)  # with the ids for logs
             return load
 
     def _elsewhere(self, key: CorpusKey) -> IndexLoad | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from services.common.background import Background
-from services.common.logs import log_context
+from services.common.logs import ids_in, log_context
 from services.common.retriever_client import SelectionRequest, SelectionRun
 from services.retriever.index_loads import IndexLoads
 from services.retriever.indexes import CorpusKey
@@ -196,8 +196,7 @@ class SelectionRuns:
         self._registry.forget(artifact, run.id)
 
     def _run(self, artifact: str, request: SelectionRequest, params: Selection, run: Run) -> None:
-        job, _, attempt = request.prefix.rpartition("/")[2].rpartition("-")
-        with log_context(job_id=job, attempt=attempt):
+        with log_context(**ids_in(request.prefix)):
             self._compute(artifact, request, params, run)
 
     def _compute(self, artifact: str, request: SelectionRequest, params: Selection, run: Run) -> None:
@@ -291,7 +290,8 @@ class SelectionRuns:
         try:
             self._store.check(ref)
         except (NotFound, CorruptArtifact) as error:
-            log.warning("The selection in %s is lost and is computed again: %s", ref.folder, error)
+            with log_context(**ids_in(ref.folder)):
+                log.warning("The selection in %s is lost and is computed again: %s", ref.folder, error)
             return False
         return True
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
 import socket
-import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
-from services.common.background import Background
+from services.common.background import Background, conditions, stopped_by_signals
 from services.common.logs import set_up_logging
 from services.common.metrics import serve_metrics
 from services.trainer.cluster import connect_cluster
@@ -26,29 +24,30 @@ def main() -> None:
     set_up_logging("trainer")
     settings = TrainerSettings()
     artifacts = settings.artifact_store()
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    serve_metrics(settings.metrics_host, settings.metrics_port)
-    store, cluster = settings.job_store(), connect_cluster(settings.ray_url)
-    for task, work, seconds in (
+    stop = stopped_by_signals()
+    store, cluster, retriever = settings.job_store(), connect_cluster(settings.ray_url), settings.retriever()
+    repeated = (
         (Background("streams"), store.move_marked, 5.0),
         (Background("marks"), store.mark_streams, 3600.0),
         (Background("archive"), store.archive_ended, 60.0),
         (Background("sweep"), Sweeper(store, cluster).sweep, 60.0),
-        (Background("orphans"), StorageSweeper(store, artifacts).sweep, 86_400.0 / 4),
-    ):
-        task.start(work, seconds, stop)
-    Coordinator(
+        (Background("orphans"), StorageSweeper(store, artifacts, retriever).sweep, 86_400.0 / 4),
+    )
+    coordinator = Coordinator(
         store,
         artifacts,
-        Selections(settings.retriever()),
+        Selections(retriever),
         cluster,
         settings,
         owner=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}",
         local=functools.partial(run_local, artifacts, settings.scratch),
         new_threads=functools.partial(ThreadPoolExecutor, max_workers=2, thread_name_prefix="stage"),
-    ).run(stop)
+    )
+    tasks = [coordinator.task, coordinator.leases, *(task for task, _, _ in repeated)]
+    serve_metrics(settings.metrics_host, settings.metrics_port, conditions=lambda: conditions(tasks))
+    for task, work, seconds in repeated:
+        task.start(work, seconds, stop)
+    coordinator.run(stop)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import NoReturn
 from services.common.background import Background
 from services.common.job_reads import OBSTACLE_SECONDS
 from services.common.jobstore import Claimable, JobStore
-from services.common.logs import log_context
+from services.common.logs import ids_in, log_context
 from services.common.metrics import CLAIMS, FAILURES, FIRST_STEP, HELD, LEASE_LOSSES, REQUEUES, ROUNDS, STAGES, TOKENS
 from services.common.progress import progress_of
 from services.common.situation import Situation
@@ -68,7 +68,7 @@ class _Held:
     seconds of the monotonic clock. verified: artifacts whose files have been checked.
     selecting: artifact id → progress of its selection, and since when it stands still.
     waiting: code of the reported reason to wait, and since when. claimed_at: until the first step. began: node → first
-    sight of its progress. rate: tokens per second.
+    sight of its progress. rate: tokens per second. attempt, request_id: for logs.
     """
 
     tenant: str
@@ -84,6 +84,13 @@ class _Held:
     claimed_at: float | None = None
     began: dict[str, float] = field(default_factory=dict)
     rate: float = 0.0
+    attempt: int = 0
+    request_id: str = ""
+
+    @property
+    def ids(self) -> dict[str, object]:
+        """The fields of log lines about the job."""
+        return {"job_id": self.id, "attempt": self.attempt, "request_id": self.request_id}
 
     def measure(self, situation: Situation) -> None:
         """Measure how long stages take, for Prometheus."""
@@ -163,7 +170,7 @@ class Coordinator:
             log.error("No step for %g s. The leases expire.", self.settings.hang_seconds)
             return
         for held in list(self._held.values()):
-            with self.leases.item(f"the lease of job {held.id}", job_id=held.id):
+            with self.leases.item(f"the lease of job {held.id}", **held.ids):
                 self._renew(held)
 
     def _release_leases(self) -> None:
@@ -173,7 +180,7 @@ class Coordinator:
             try:
                 self.store.renew(held.tenant, held.id, self.owner, 0.0)
             except TLMError as error:
-                with log_context(job_id=held.id):
+                with log_context(**held.ids):
                     log.warning("Cannot give up the lease of job %s; it expires: %s", held.id, error)
 
     def _write_heartbeat(self) -> None:
@@ -200,7 +207,7 @@ class Coordinator:
         if not 0 <= self._now - previous <= self.settings.stall_seconds / 2:  # or the clock went back
             self._stall_grace_until = self._now
         for held in list(self._held.values()):
-            with self.task.item(f"job {held.id}", job_id=held.id):
+            with self.task.item(f"job {held.id}", **held.ids):
                 self._step(held)
         if self._unrenewed is None:  # the first round
             self._backing_off.update(self.store.delayed())
@@ -215,19 +222,24 @@ class Coordinator:
             try:
                 job = self.store.claim(self.owner, self.settings.lease_seconds, self._claimable())
             except UnreadableRecord as error:  # Its lease expires, and a coordinator of the other release claims it.
-                log.error("Cannot read the claimed job: %s", error)
+                with log_context(**ids_in(error.message)):
+                    log.error("Cannot read the claimed job: %s", error)
                 return
             if job is None:
                 return
             if self._unrenewed:
                 self._unrenewed.pop(f"{job.tenant}/{job.id}", None)
-            with log_context(job_id=job.id, attempt=job.attempt, request_id=job.request_id):
-                log.info("Claimed job %s, attempt %d", job.id, job.attempt)
             adopted = job.updated_at != job.running_since
             CLAIMS.labels(str(adopted).lower()).inc()
-            submissions = Submissions(self.store, self.cluster, self.settings, self.owner)
-            held = _Held(job.tenant, job.id, submissions, claimed_at=None if adopted else time.monotonic())
-            self._step(self._held.setdefault(job.id, held))
+            self._step(self._hold(job, claimed_at=None if adopted else time.monotonic()))
+
+    def _hold(self, job: JobRecord, *, claimed_at: float | None) -> _Held:
+        submissions = Submissions(self.store, self.cluster, self.settings, self.owner)
+        held = self._held.setdefault(job.id, _Held(job.tenant, job.id, submissions, claimed_at=claimed_at))
+        held.attempt, held.request_id = job.attempt, job.request_id
+        with log_context(**held.ids):
+            log.info("Claimed job %s, attempt %d", job.id, job.attempt)
+        return held
 
     def _report_obstacle(self) -> None:
         """Report why no job starts although slots are free. Each write costs an fsync, so equal reports are rare."""
@@ -282,7 +294,7 @@ class Coordinator:
         """Renew the lease of a job and take its next step. Raises Unavailable if the store does not answer."""
         self._stepped_at = time.monotonic()
         self._write_heartbeat()
-        with log_context(job_id=held.id):
+        with log_context(**held.ids):
             try:
                 self._step_once(held)
             except Unavailable:

@@ -77,7 +77,7 @@ def run_workers(assignment: Assignment) -> None:
     from services.trainer.settings import TrainerSettings
 
     job, attempt = assignment.job, assignment.attempt
-    set_up_logging("driver", job_id=job, attempt=attempt, request_id=assignment.request_id)
+    _log_as("driver", assignment)
     ray.init()
     drain_on_sigterm(assignment)
     settings, number = TrainerSettings(), _number_of_workers(assignment)
@@ -104,6 +104,12 @@ def run_workers(assignment: Assignment) -> None:
             growth.ended.set()
     if not Situation.read(growth.store, growth.store.get(assignment.tenant, job)).is_done(assignment.group):
         report(growth.requested)
+
+
+def _log_as(service: str, assignment: Assignment) -> None:
+    """Set up the log of this process, with the ids of the attempt."""
+    job, attempt, request_id = assignment.job, assignment.attempt, assignment.request_id
+    set_up_logging(service, job_id=job, attempt=attempt, request_id=request_id)
 
 
 def report_waiting(
@@ -211,6 +217,7 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
         from services.trainer.settings import TrainerSettings
 
         assignment, size = backend_config.assignment, len(worker_group)
+        _log_as("controller", assignment)
         nodes = [worker.metadata.node_id for worker in worker_group.get_workers()]
         self.kills = dict(zip(nodes, worker_group.execute(oom_kills), strict=True))
         store = TrainerSettings().job_store()
@@ -265,6 +272,7 @@ def _is_of_ray(error: Exception) -> bool:
 def _watch_sigterm(assignment: Assignment) -> None:
     from services.trainer.compute import drain_on_sigterm
 
+    _log_as("worker", assignment)  # until `compute` adds the rank
     drain_on_sigterm(assignment)
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from services.common.jobstore import JobStore
+from services.common.logs import ids_in, log_context
 from services.common.metrics import ORPHANS
+from services.common.retriever_client import RetrieverClient
 from services.trainer.cluster import RayCluster, Status, Submitted
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import ClusterUnavailable, Conflict, NotFound, UnreadableRecord
@@ -35,9 +38,10 @@ class Sweeper:
         """Sweep once. Several coordinators may sweep at the same time. Raises the first error of Ray, at the end."""
         errors = []
         for submitted in self.cluster.submissions():
-            if self._has_ended(submitted):
+            with log_context(job_id=submitted.job, attempt=submitted.attempt):
                 try:
-                    self._clear(submitted)
+                    if self._has_ended(submitted):
+                        self._clear(submitted)
                 except ClusterUnavailable as error:  # Ray may refuse one submission; the others must not pile up.
                     errors.append(error)
         if errors:
@@ -68,11 +72,13 @@ class Sweeper:
 class StorageSweeper:
     """Deletes folders of the storage that no record names, such as partial checkpoints of lost workers.
 
-    Parts of expired uploads are deleted at once, others after a week. Folders of unfinished jobs stay.
+    Parts of expired uploads are deleted at once, others after a week. Folders of unfinished jobs stay. The retriever
+    deletes the index of a corpus version without a record.
     """
 
     store: JobStore
     artifacts: ArtifactStore
+    retriever: RetrieverClient
 
     def sweep(self) -> None:
         """Sweep once. Raises Conflict, and deletes nothing, if most folders have no record.
@@ -81,12 +87,15 @@ class StorageSweeper:
         """
         self.artifacts.check_mounted()
         folders, orphans = 0, list[str]()
-        for tenant in self._subfolders("", 1):
+        for tenant in self.artifacts.subfolders(""):
             # First the folders, then the records: otherwise a folder that is created in between seems to have none.
-            below = [name for kind, depth in _DEPTHS.items() for name in self._subfolders(f"{tenant}/{kind}", depth)]
+            kinds = [(f"{tenant}/{kind}", depth) for kind, depth in _DEPTHS.items()]
+            below = [name for kind, depth in kinds for name in self.artifacts.subfolders(kind, depth)]
+            indexes = self._indexes(tenant)
             named = self.store.named_folders(tenant)
             unfinished = {job for state in set(State) - TERMINAL for job in self.store.newest_in(tenant, state, _MANY)}
-            folders += len(below)
+            folders += len(below) + len(indexes)
+            orphans += [name for name in indexes if name.replace("/indexes/", "/corpora/", 1) not in named]
             orphans += [name for name in below if name not in named and not unfinished.intersection(_JOB.findall(name))]
         if len(orphans) > max(_FEW, folders / 2):
             raise Conflict(
@@ -95,16 +104,24 @@ class StorageSweeper:
             )
         expired = [folder for folder in orphans if folder.split("/")[1] == "parts"]  # Their records end by themselves.
         for folder in [*expired, *self.store.orphans(set(orphans) - set(expired), _ORPHAN_SECONDS)]:
-            log.warning("Deleting %s, which no record names", folder)
-            self.artifacts.delete(folder)
+            with log_context(**ids_in(folder)):
+                log.warning("Deleting %s, which no record names", folder)
+                self._delete(folder)
             ORPHANS.labels(folder.split("/")[1]).inc()
 
-    def _subfolders(self, folder: str, depth: int) -> list[str]:
-        """Return the folders that lie `depth` levels below a folder."""
-        if not depth:
-            return [folder]
-        path, fs = self.artifacts.path(folder).rstrip("/"), self.artifacts.fs
-        with self.artifacts.errors(f"listing {folder}"):
-            entries = fs.ls(path, detail=True, refresh=True) if fs.exists(path) else []
-        names = [str(entry["name"]).rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory"]
-        return [below for name in names for below in self._subfolders(f"{folder}/{name}".lstrip("/"), depth - 1)]
+    def _indexes(self, tenant: str) -> list[str]:
+        """Return TENANT/indexes/NAME/VERSION for each index that the retriever has recorded there."""
+        folders, fs = self.artifacts.subfolders(f"{tenant}/indexes"), self.artifacts.fs
+        with self.artifacts.errors(f"listing the indexes of {tenant}"):
+            files = [(folder, fs.ls(self.artifacts.path(folder), detail=False, refresh=True)) for folder in folders]
+        # VERSION.json and VERSION.progress.json
+        return sorted(
+            {f"{folder}/{path.rpartition('/')[2].split('.')[0]}" for folder, paths in files for path in paths}
+        )
+
+    def _delete(self, folder: str) -> None:
+        tenant, kind, *names = folder.split("/")
+        if kind == "indexes":
+            self.retriever.delete_corpus(tenant, *map(unquote, names))
+        else:
+            self.artifacts.delete(folder)

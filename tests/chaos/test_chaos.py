@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -186,6 +188,22 @@ def test_almost_full_disk_of_redis_stops_what_is_new_and_nothing_else(tmp_path: 
             client.post(f"{url}/v1/{name}", **request).raise_for_status()
         assert chaos.store.get(T, running).attempt == 1
         assert server is chaos.redis.process and server is not None and server.poll() is None, "Redis has not exited."
+
+
+def test_coordinator_stopped_by_sigterm_releases_its_lease_at_once(tmp_path: Path) -> None:
+    chaos = Chaos(tmp_path, coordinators=2, gateways=1, times=FAST | {"lease_seconds": "600"})
+    with chaos.running(), httpx.Client(timeout=30, trust_env=False) as client:
+        chaos.add_dataset()
+        job = chaos.submit(client, 0, steps=100_000)
+        before = wait_for(lambda: (record := chaos.store.get(T, job)).submissions and record, 60)
+        pid = int(before.owner.split("-")[-2])
+        (process,) = (process for process in chaos.processes.values() if process.pid == pid)
+        os.kill(pid, signal.SIGTERM)
+        wait_for(lambda: process.exitcode is not None, 30)
+        assert process.exitcode == 0
+        adopted = wait_for(lambda: (record := chaos.store.get(T, job)).owner not in (None, before.owner) and record, 30)
+        assert (adopted.attempt, adopted.submissions) == (1, before.submissions), "Its workers run on."
+        assert [event.type for event in chaos.store.events(T, job)].count("job.adopted") == 1
 
 
 def test_fault_that_cannot_be_injected_fails_the_run(tmp_path: Path) -> None:

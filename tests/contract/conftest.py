@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 from fastapi.testclient import TestClient
 
+from services.common.logs import set_up_logging
 from tests.contract.coordinator_harness import CoordinatorHarness, MovableClockStore
 from tests.contract.filled_dashboard import Contents, filled_gateway
 from tests.contract.gateway import TRAIN, Gateway, add_dataset, add_version, make_gateway
@@ -41,6 +46,16 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, 
     """A gateway with a job in every state. Tests share it, so they must not change what others read."""
     with filled_gateway(tmp_path_factory.mktemp("dashboard")) as gateway_and_contents:
         yield gateway_and_contents
+
+
+@pytest.fixture
+def lines() -> Iterator[Callable[[], list[dict[str, Any]]]]:
+    """Yield a function that returns the log lines of this process as records."""
+    root = logging.getLogger()
+    handlers, level, stream = root.handlers, root.level, io.StringIO()
+    set_up_logging("test", stream=stream)
+    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+    root.handlers, root.level = handlers, level
 
 
 @pytest.fixture

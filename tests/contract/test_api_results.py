@@ -152,7 +152,7 @@ def test_job_without_a_selection_reports_it(api: TestClient, gateway: Gateway) -
     answer = api.get(f"/v1/jobs/{job.id}/selection")
     assert answer.status_code == 404
     assert answer.json()["detail"].startswith(f"Job {job.id} has no stage 'select'. Its stages: validate, baseline, ")
-    assert answer.json()["detail"].endswith("Submit it with a corpus to select passages.")
+    assert answer.json()["detail"].endswith("To select passages, submit a job with a corpus.")
 
 
 def test_checkpoints_can_be_listed_and_downloaded(api: TestClient, gateway: Gateway) -> None:
@@ -195,7 +195,7 @@ def test_predictions_keep_the_order_of_texts(api: TestClient, gateway: Gateway) 
         ({"texts": "one"}, "must be a list"),
         ({"texts": [3]}, "must be a valid string"),
         ({"texts": ["x"] * 257}, "/texts"),
-        ({"texts": ["x"], "pairs": ["y"]}, "classifies single texts"),
+        ({"texts": ["x"], "pairs": ["y"]}, "expects single texts"),
     ],
 )
 def test_invalid_texts_are_refused(api: TestClient, gateway: Gateway, body: Any, message: str) -> None:
@@ -272,7 +272,7 @@ def test_comparison_has_models_and_a_verdict_against_the_first_job(filled: tuple
     means = [outcome["mean"]["test"]["macro_f1"] for outcome in body["outcomes"][:2]]
     assert alone["job"] == names[1] and alone["verdict"] == "worse"
     assert alone["value"] == pytest.approx(means[1] - means[0]) and alone["low"] < alone["value"] < alone["high"] < 0
-    assert hostile["verdict"] is None and hostile["reason"] == "The jobs have different test rows."
+    assert hostile["verdict"] is None and hostile["reason"] == "The jobs have different test rows, labels or metrics."
     assert unfinished["reason"] == f"{names[3]} has no predictions on test."
 
 

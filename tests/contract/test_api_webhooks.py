@@ -115,6 +115,7 @@ def test_failed_delivery_is_retried_with_the_same_id(harness: WebhookHarness) ->
         assert len(harness.received) == (before if wait else before + 1), "A retry waits for its time."
         harness.now += 1 if wait else 0
         harness.deliverer.round()
+        assert harness.deliverer.backlog().value == (wait != BACKOFF[-1])
     harness.now += 10 * BACKOFF[-1]
     harness.deliverer.round()
     assert len(harness.received) == len(BACKOFF) + 1

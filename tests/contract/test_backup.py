@@ -15,7 +15,7 @@ from services.common.redis_client import TO_MOVE
 from services.trainer.cluster import Status
 from services.trainer.sweeper import StorageSweeper
 from tests.contract.coordinator_harness import CoordinatorHarness, MovableClockStore
-from tests.contract.gateway import T, make_gateway
+from tests.contract.gateway import FakeRetriever, T, make_gateway
 from tests.factories import make_resolved, make_spec
 from tests.redis_server import RedisServer, free_port, redis_binary
 from tests.support import ROOT
@@ -187,7 +187,7 @@ def test_redis_older_than_the_storage(start: Start, tmp_path: Path) -> None:
         harness.store.move_marked()
         for path in ("events", "metrics", "logs"):
             assert api.get(f"/v1/jobs/{running}/{path}").status_code == 200, path
-    StorageSweeper(harness.store, harness.artifacts).sweep()
+    StorageSweeper(harness.store, harness.artifacts, FakeRetriever().client()).sweep()
     assert (tmp_path / "a" / "storage" / T / "jobs" / newer).exists(), "deleted after a week"
 
 

@@ -19,7 +19,7 @@ from services.trainer.coordinator import Coordinator, _Held
 from services.trainer.submissions import AttemptEnded, Submissions
 from services.trainer.sweeper import Sweeper
 from tests.contract.coordinator_harness import CoordinatorHarness, IdleExecutor, T
-from tests.support import wait_for
+from tests.support import counted, wait_for
 from tests.trainer_fakes import counting_stage
 from tlm_core.artifacts import Manifest, ManifestRef
 from tlm_core.artifacts.store import ArtifactStore
@@ -402,8 +402,10 @@ def test_sweep_stops_left_submissions_and_deletes_ended_ones(harness: Coordinato
     assert harness.cluster.commands.keys() == {left, running, foreign} | baselines, "active attempts are left alone"
     harness.store.requeue(harness.job(lost), "a", WorkerLost("lost"), 60)
     harness.store._redis.delete(f"tlm:{{{T}}}:job:{deleted}")
+    orphans = counted("tlm_orphans_total", kind="submission")
     sweeper.sweep()
     assert harness.cluster.stopped == [left]
+    assert counted("tlm_orphans_total", kind="submission") == orphans + 1
     sweeper.sweep()
     assert not {left, f"{lost}.baseline.1"} & harness.cluster.commands.keys()
     assert harness.cluster.commands.keys() >= {running, foreign}

@@ -83,7 +83,7 @@ def test_running_job_shows_stage_and_actions(filled: tuple[Gateway, Contents]) -
     assert "no number; write" not in text
     gateway.client.hset(record, "updated_at", time.time() - 600)
     words = " ".join(Tags(browser.get(f"/ui/jobs/{job}").text).words.split())
-    assert "Last heard 10 min" in words and "of the job" in words
+    assert "The workers last reported 10 min" in words and "of the job" in words
     assert "tokens/s" not in words and "left" not in words, "The rate and the time left are of the past."
 
 

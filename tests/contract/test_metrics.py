@@ -5,10 +5,15 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
+import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +33,7 @@ from services.trainer.cluster import Status
 from tests.contract.coordinator_harness import CoordinatorHarness, MovableClockStore, T
 from tests.contract.gateway import Gateway, make_gateway, upload
 from tests.contract.retriever_harness import RetrieverHarness
-from tests.redis_server import free_port
+from tests.redis_server import RedisServer, free_port
 from tests.support import wait_for
 from tlm_core.errors import WorkerLost
 from tlm_core.jobs.spec import Progress
@@ -56,18 +61,9 @@ def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
     return make_gateway(redis_client, tmp_path)
 
 
-@pytest.fixture
-def lines() -> Iterator[Any]:
-    """Yield a function that returns the log lines of this process as records."""
-    root = logging.getLogger()
-    handlers, level, stream = root.handlers, root.level, io.StringIO()
-    set_up_logging("test", stream=stream)
-    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
-    root.handlers, root.level = handlers, level
-
-
 def test_gateway_shows_the_queue_redis_and_requests(gateway: Gateway, redis_client: redis.Redis) -> None:
     redis_client.set(DISK_FREE, 10 << 20)
+    redis_client.zadd("tlm:webhook:due", {"wh_1/msg_1_1": 9e9})
     with gateway.test_client() as api:
         before = parsed(api.get("/metrics").text)
         assert upload(api).status_code == 201
@@ -78,6 +74,10 @@ def test_gateway_shows_the_queue_redis_and_requests(gateway: Gateway, redis_clie
         assert 0 <= value(figures, "tlm_queue_oldest_seconds") < 60
         assert value(figures, "tlm_redis_up") == 1
         assert 0 < value(figures, "tlm_redis_write_seconds") < 5
+        memory: Any = redis_client.info("memory")
+        assert value(figures, "tlm_redis_memory_bytes") == pytest.approx(memory["used_memory"], rel=0.2)
+        assert value(figures, "tlm_redis_memory_limit_bytes") == memory["maxmemory"]
+        assert value(figures, "tlm_webhook_backlog") == 1
         assert value(figures, "tlm_redis_disk_free_bytes") == 10 << 30
         assert value(figures, "tlm_storage_free_bytes") > 0
         assert value(figures, "tlm_process_resident_memory_bytes") > 1e6
@@ -118,42 +118,114 @@ def test_figures_of_the_gateway_need_the_token_but_not_redis(gateway: Gateway, m
         assert value(parsed(answer.text), "tlm_redis_up") == 0
 
 
-def test_coordinator_counts_claims_stages_and_requeues(harness: CoordinatorHarness) -> None:
+@pytest.fixture
+def scrape() -> Iterator[Callable[[], Figures]]:
+    """Yield a function that reads the figures of this process as Prometheus does."""
     port = free_port()
     server, thread = start_http_server(port, "127.0.0.1", registry=REGISTRY)
+
+    def read() -> Figures:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            return parsed(answer.read().decode())
+
+    yield read
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def grown(scrape: Callable[[], Figures]) -> Callable[..., float]:
+    """Return a function that returns by how much a figure has grown since the test began."""
+    before = scrape()
+    return lambda name, **labels: value(scrape(), name, **labels) - value(before, name, **labels)
+
+
+def report_rate(harness: CoordinatorHarness, job_id: str, rate: float) -> None:
+    progress = Progress(stage="self_train", node="self_train", step=3, total=9, rate=rate, unit="tokens")
+    harness.store.report(T, job_id, 1, progress=progress)
+
+
+def test_coordinator_counts_claims_stages_and_requeues(
+    harness: CoordinatorHarness, grown: Callable[..., float]
+) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    submission = harness.until_submitted(coordinator, job_id)
+    report_rate(harness, job_id, 512.0)
+    harness.beat(job_id, phase="starting")
+    coordinator.round()
+    assert coordinator._held[job_id].rate == 0.0, "This progress is of an earlier attempt."
+    harness.beat(job_id)
+    coordinator.round()
+    assert coordinator._held[job_id].rate == 512.0
+    harness.work(submission)
+    coordinator.round()
+    lost = harness.submit(seeds=(5,))
+    harness.cluster.statuses[harness.until_submitted(coordinator, lost)] = Status.FAILED
+    coordinator.round()
+    assert grown("tlm_claims_total", adopted="false") == 2
+    assert grown("tlm_first_step_seconds_count") == 1
+    assert grown("tlm_stage_seconds_count", stage="self_train") == 1
+    assert grown("tlm_requeues_total", cause=WorkerLost.code) == 1
+
+
+def test_running_coordinator_shows_rounds_tokens_and_taken_jobs(
+    harness: CoordinatorHarness, scrape: Callable[[], Figures], grown: Callable[..., float]
+) -> None:
+    coordinator, stop, job_id = harness.coordinator(poll_seconds=0.01), threading.Event(), harness.submit()
+    harness.until_submitted(coordinator, job_id)
+    report_rate(harness, job_id, 512.0)
+    harness.beat(job_id)
+    runner = threading.Thread(target=coordinator.run, args=(stop,))
+    runner.start()
     try:
-
-        def scrape() -> Figures:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-                return parsed(answer.read().decode())
-
-        before, coordinator, job_id = scrape(), harness.coordinator(), harness.submit()
-        submission = harness.until_submitted(coordinator, job_id)
-        progress = Progress(stage="self_train", node="self_train", step=3, total=9, rate=512.0, unit="tokens")
-        harness.store.report(T, job_id, 1, progress=progress)
-        harness.beat(job_id, phase="starting")
-        coordinator.round()
-        assert coordinator._held[job_id].rate == 0.0, "This progress is of an earlier attempt."
-        harness.beat(job_id)
-        coordinator.round()
-        assert coordinator._held[job_id].rate == 512.0
-        harness.work(submission)
-        coordinator.round()
-        lost = harness.submit(seeds=(5,))
-        harness.cluster.statuses[harness.until_submitted(coordinator, lost)] = Status.FAILED
-        coordinator.round()
-
-        def grown(name: str, **labels: str) -> float:
-            return value(scrape(), name, **labels) - value(before, name, **labels)
-
-        assert grown("tlm_claims_total", adopted="false") == 2
-        assert grown("tlm_first_step_seconds_count") == 1
-        assert grown("tlm_stage_seconds_count", stage="self_train") == 1
-        assert grown("tlm_requeues_total", cause=WorkerLost.code) == 1
+        wait_for(lambda: value(scrape(), "tlm_tokens_per_second") == 512.0, 10)
+        wait_for(lambda: grown("tlm_round_seconds_count") >= 3, 10)
     finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        stop.set()
+        runner.join(20)
+    assert value(scrape(), "tlm_held_jobs") == 1
+    assert 0 < grown("tlm_round_seconds_sum") < 20
+    harness.coordinator("next").round()
+    coordinator.round()
+    assert (grown("tlm_claims_total", adopted="true"), grown("tlm_lease_losses_total")) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("service", "tasks"),
+    [
+        ("loader", {"splitting of uploads", "loads"}),
+        ("trainer", {"rounds", "leases", "streams", "marks", "archive", "sweep", "orphans"}),
+    ],
+)
+def test_process_without_a_server_shows_its_tasks(
+    service: str, tasks: set[str], redis_server: RedisServer, tmp_path: Path
+) -> None:
+    port = free_port()
+    values = {
+        "redis_url": f"redis://127.0.0.1:{redis_server.port}/0", "redis_password": redis_server.password,
+        "storage": tmp_path / "storage", "scratch": tmp_path / "scratch", "metrics_host": "127.0.0.1",
+        "metrics_port": port, "retriever_url": "http://127.0.0.1:1",
+    } | ({"ray_url": "http://127.0.0.1:1"} if service == "trainer" else {})  # fmt: skip
+    settings = {f"TLM_{service}_{name}".upper(): str(value) for name, value in values.items()}
+    command = [sys.executable, "-m", f"services.{service}"]
+
+    def answer() -> httpx.Response | None:
+        with suppress(httpx.HTTPError):
+            return httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False)
+        return None
+
+    with (
+        (tmp_path / "log").open("wb") as log,
+        subprocess.Popen(command, env={**os.environ, **settings}, stderr=log) as process,
+    ):
+        try:
+            ready = wait_for(answer, 60)
+            assert (ready.status_code, ready.json()) == (200, dict.fromkeys(tasks, "ok"))
+            process.terminate()
+            assert process.wait(60) == 0, (tmp_path / "log").read_text()
+        finally:
+            process.kill()
 
 
 def test_retriever_shows_its_requests(tmp_path: Path) -> None:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
-from services.api.removal import _delete_job
+from services.api.removal import _delete_job, finish_removals
 from services.common.history import History
 from services.common.redis_client import ORPHANS, key
+from services.retriever.corpus_storage import LoadRecords
+from services.retriever.indexes import CorpusKey
 from services.trainer.sweeper import StorageSweeper
 from tests.contract.coordinator_harness import MovableClockStore
-from tests.contract.gateway import Gateway, make_gateway, upload
+from tests.contract.gateway import Gateway, add_version, make_gateway, upload
 from tests.factories import make_resolved, make_spec
 from tests.store_size import run_long_job
-from tests.support import files_under
+from tests.support import counted, files_under
+from tlm_core.artifacts import ManifestRef
+from tlm_core.corpus.states import CorpusState
 from tlm_core.errors import Conflict, StorageUnavailable
+from tlm_core.jobs.spec import JobRecord
 
 T = "default"
 WEEK = 7 * 86_400
@@ -34,7 +41,7 @@ def store(gateway: Gateway) -> MovableClockStore:
 
 @pytest.fixture
 def sweeper(gateway: Gateway, store: MovableClockStore) -> StorageSweeper:
-    return StorageSweeper(store, gateway.parts.artifacts)
+    return StorageSweeper(store, gateway.parts.artifacts, gateway.parts.retriever)
 
 
 def add(gateway: Gateway, folder: str) -> Path:
@@ -66,9 +73,26 @@ def test_folders_without_a_record_are_deleted_after_a_week(
     sweeper.sweep()
     assert all(path.exists() for path in orphans)
     store.ahead += 120
+    kinds = ["artifacts", "checkpoints", "corpora", "datasets", "jobs", "uploads"]
+    before = [counted("tlm_orphans_total", kind=kind) for kind in kinds]
     sweeper.sweep()
     assert not any(path.exists() for path in orphans)
+    assert [counted("tlm_orphans_total", kind=kind) for kind in kinds] == [number + 1 for number in before]
     assert not gateway.client.exists(ORPHANS)
+
+
+def test_index_without_a_record_of_its_corpus_is_deleted_after_a_week(
+    gateway: Gateway, sweeper: StorageSweeper, store: MovableClockStore
+) -> None:
+    records, retriever = LoadRecords(gateway.parts.artifacts), gateway.parts.retriever
+    add_version(gateway, "docs", "v1", CorpusState.READY)
+    for version in ("v1", "v2"):
+        records.save_source(CorpusKey(T, "docs", version), f"{T}/corpora/docs/{version}", "en")
+        retriever.put_corpus(T, "docs", version, folder=f"{T}/corpora/docs/{version}", language="en")
+    sweeper.sweep()
+    assert len(gateway.retriever.loads) == 2
+    sweep_for_a_week(sweeper, store)
+    assert [path.rpartition("/")[2] for path in gateway.retriever.loads] == ["v1"]
 
 
 def test_parts_of_expired_uploads_are_deleted_at_once(gateway: Gateway, sweeper: StorageSweeper) -> None:
@@ -147,6 +171,61 @@ def test_artifact_that_a_deleted_job_shared_stays(
     assert all(path.exists() for path in shared)
     _delete_job(store, gateway.parts.artifacts, store.get(T, other.id))
     assert not any(path.exists() for path in shared)
+
+
+def equal_job(store: MovableClockStore, job: JobRecord) -> JobRecord:
+    """Submit a job that equals another one, and claim it."""
+    store.submit(T, job.spec, job.resolved)
+    claimed = store.claim("b", 60)
+    assert claimed is not None
+    return claimed
+
+
+def test_deletion_leaves_what_a_later_job_writes(
+    gateway: Gateway, store: MovableClockStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, artifacts = run_long_job(store, gateway.parts.artifacts, points=300, lines=10), gateway.parts.artifacts
+    assert job.result is not None
+    validated, delete, written = job.result.artifacts["validate"], artifacts.delete, list[Path]()
+    gone = [add(gateway, node.ref.folder) for node in job.result.artifacts.values()]
+
+    def compute_meanwhile(folder: str) -> None:
+        if not written and "/artifacts/" in folder:
+            later, artifact = equal_job(store, job), validated.artifact
+            own = ManifestRef(folder=f"{T}/artifacts/{artifact}/{later.id}-1", digest=validated.ref.digest)
+            store.publish(T, later.id, 1, artifact=artifact, ref=own, node="validate", stage="validate")
+            written.append(add(gateway, own.folder))
+            written.append(add(gateway, f"{T}/checkpoints/{artifact}/{later.id}-1/step-000000001"))
+        delete(folder)
+
+    monkeypatch.setattr(artifacts, "delete", compute_meanwhile)
+    _delete_job(store, artifacts, store.get(T, job.id))
+    assert not any(path.exists() for path in gone) and all(path.exists() for path in written)
+    assert [path.parent for path in gone if path.parent.exists()] == [written[0].parent], "Empty folders go, too."
+    ref = store.artifact(T, validated.artifact)
+    assert ref is not None and gateway.root / "storage" / ref.folder == written[0]
+
+
+def test_deletion_keeps_files_with_which_a_new_job_has_ended(
+    gateway: Gateway, store: MovableClockStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, artifacts = run_long_job(store, gateway.parts.artifacts, points=300, lines=10), gateway.parts.artifacts
+    assert job.result is not None
+    result, unpublish, ended = job.result.model_dump(mode="json"), store.invalidate_artifact, list[JobRecord]()
+    paths = [add(gateway, node.ref.folder) for node in job.result.artifacts.values()]
+
+    def finish_meanwhile(*values: Any) -> None:
+        if not ended:
+            ended.append(store.finish(equal_job(store, job), "b", result))
+        unpublish(*values)
+
+    monkeypatch.setattr(store, "invalidate_artifact", finish_meanwhile)
+    _delete_job(store, artifacts, store.get(T, job.id))
+    assert all(path.exists() for path in paths) and len(store.removals()) == 1
+    finish_removals(replace(gateway.parts, jobs=store))
+    assert all(path.exists() for path in paths) and store.removals() == {}
+    _delete_job(store, artifacts, store.get(T, ended[0].id))
+    assert not any(path.exists() for path in paths)
 
 
 def test_lost_records_delete_no_folders(gateway: Gateway, sweeper: StorageSweeper, store: MovableClockStore) -> None:

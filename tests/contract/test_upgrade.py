@@ -2,8 +2,8 @@
 
 `records/YEAR-MONTH.json` holds every key of such a Redis: a running, a requeued, a succeeded and a queued job. The
 folder `records/uploads` holds those of a dataset, a corpus with two loads, a webhook and an archived job, and
-`records/storage` an artifact and the streams of the archived job. `records/model` holds a returned model, which combines
-two encoders with a linear model, and its answers. Keep the files; add one when the records change.
+`records/storage` an artifact and the streams of the archived job. `records/model` holds a returned model (two encoders
+and a linear model) and its answers. Keep the files; add one when the records change.
 """
 
 from __future__ import annotations

@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import json
 import logging
+import signal
 from collections.abc import Collection
 
+import httpx
 import pytest
 
-from services.common.background import Background
+from services.common.background import Background, conditions, stopped_by_signals
 from services.common.logs import set_up_logging
-from services.common.metrics import REGISTRY
+from services.common.metrics import REGISTRY, serve_metrics
+from tests.redis_server import free_port
 from tlm_core.errors import StoreUnavailable
 
 
@@ -35,6 +38,35 @@ def test_item_that_another_process_finishes_is_no_longer_skipped(caplog: pytest.
     assert sum("skipped" in record.message for record in caplog.records) == 2, "Each is logged once."
     run_round(task, ["b", "c"], damaged=["b"])
     assert (list(task.skipped), skipped(task)) == (["b"], 1)
+
+
+def test_process_without_a_server_shows_its_failing_tasks() -> None:
+    port, tasks = free_port(), (Background("loads"), Background("orphans"))
+    serve_metrics("127.0.0.1", port, conditions=lambda: conditions(tasks))
+    url = f"http://127.0.0.1:{port}"
+    ready = httpx.get(f"{url}/readyz", trust_env=False)
+    assert (ready.status_code, ready.json()) == (200, {"loads": "ok", "orphans": "ok"})
+    with tasks[1].round():
+        raise ValueError("a bug")
+    ready = httpx.get(f"{url}/readyz", trust_env=False)
+    assert (ready.status_code, ready.json()["loads"]) == (503, "ok")
+    assert "The task 'orphans' fails: ValueError: a bug" in ready.json()["orphans"]
+    assert 'tlm_background_failing{task="orphans"} 1' in httpx.get(f"{url}/metrics", trust_env=False).text
+    with tasks[1].round():
+        pass
+    assert httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
+
+
+def test_sigterm_stops_a_process_that_is_about_to_wait() -> None:
+    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        stop = stopped_by_signals()
+        with stop._cond:  # as `wait` does at its begin and end
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.wait(10)
+    finally:
+        for number, handler in handlers:
+            signal.signal(number, handler)
 
 
 def test_incomplete_round_forgets_no_skipped_item() -> None:

@@ -67,7 +67,7 @@ def why(
         cells = [passage.text, queries] if full else [shorten(passage.text, terms), shorten(queries)]
         rows.append((passage.rank, passage.source, *(_highlighted(cell, terms) for cell in cells)))
     passages = table(("rank", "source", "passage", "retrieved by"), rows, empty="No passage matches.")
-    count = f"{len(rows)} of {selection.total:,} passages. Rank: the best place among the hits of one train row."
+    count = f"{len(rows)} of {selection.total:,} passages. Rank: the best rank that a train row gives the passage."
     print_result(selection, passages, count)
 
 

@@ -276,7 +276,7 @@ def parse_labels(texts: list[str] | None) -> dict[str, str]:
     labels: dict[str, str] = {}
     for key, value in map(split_pair, texts or []):
         if labels.setdefault(key, value) != value:
-            raise InvalidRequest(f"The label '{key}' has two values, '{labels[key]}' and '{value}'. Give one.")
+            raise InvalidRequest(f"The label '{key}' has two values, '{labels[key]}' and '{value}'. Give one value.")
     return labels
 
 
@@ -293,7 +293,7 @@ def _print_state(job: Job) -> None:
 
 
 def _attempts(job: Job) -> str:
-    """Return the number of the attempt, and why earlier ones ended."""
+    """Return the number of the attempt, and the numbers of failures and interruptions."""
     counts = [f"failures: {job.failures}"]
     counts += [f"interruptions: {job.interruptions}"] if job.interruptions else []
     return ", ".join((f"attempt {job.attempt}", *counts))
@@ -310,7 +310,7 @@ def _standing(job: JobSummary) -> list[str]:
     """Return why the job does not run now, or how long its workers have been silent."""
     if job.waiting:
         return [f"Waiting: {job.waiting.reason}"]
-    return [f"Last heard {duration(job.silent_seconds)} ago"] if job.silent_seconds is not None else []
+    return [f"The workers last reported {duration(job.silent_seconds)} ago"] if job.silent_seconds is not None else []
 
 
 def _age(time: datetime) -> str:

@@ -21,7 +21,7 @@ def download(
 ) -> None:
     """Download the model and the reports of a job, verified by SHA-256. Continues an interrupted download.
 
-    Until the job returns a model, it downloads the linear model.
+    Until the job returns a model, the command downloads the linear model.
 
     tlm download @latest
     tlm download ID model
@@ -112,7 +112,7 @@ def models() -> None:
 def alias(
     name: Annotated[str, typer.Argument(metavar="NAME@NAME", help="The alias, such as reviews@production.")],
     job_id: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="The job whose model it means from now on.")
+        str | None, typer.Argument(metavar="[ID]", help="The job to whose model the alias points.")
     ] = None,
     delete: Annotated[bool, typer.Option("--delete", help="Delete the alias, but not the model.")] = False,
 ) -> None:

@@ -34,7 +34,7 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe; VALUE is JSON or text. Repeatable."),
 ]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Number of data-parallel workers.")]
-MaxWorkers = Annotated[int | None, typer.Option(help="Start with as many as find room, from --workers to this number.")]
+MaxWorkers = Annotated[int | None, typer.Option(help="Start as many workers as fit, from --workers to this number.")]
 Options = Annotated[str | None, typer.Option("--options", metavar="JSON|FILE", help="Options of the job kind.")]
 Labels = Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Label of the job. Repeatable.")]
 Name = Annotated[str | None, typer.Option("--name", help="Your name for the job, for lists and searches.")]

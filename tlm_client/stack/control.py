@@ -1,4 +1,4 @@
-"""Start, find and stop a local stack. `python -m tlm_client.stack.control PIPE OPTIONS` is a background supervisor."""
+"""Start and stop a local stack. `python -m tlm_client.stack.control PIPE OPTIONS PID` is a background supervisor."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def launch_stack(options: StackOptions, *, tied: bool = False) -> StackHandle:
 
 
 def _created_folder(options: StackOptions) -> StackFolder:
-    """Create the data folder. A start that fails for its ports leaves no new one."""
+    """Create the data folder. Raises AlreadyRunning if a port is in use, without creating a new folder."""
     folder = StackFolder(options.data_dir)
     if not folder.root.exists():
         check_ports(options)

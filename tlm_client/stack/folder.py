@@ -104,7 +104,7 @@ class StackFolder:
     def locked(self) -> Iterator[None]:
         """Lock the folder for one supervisor. Raises AlreadyRunning with the URL of the running stack."""
         with storage_errors(f"locking {self.root}"):
-            # The file is never deleted: two processes could lock two files of this name.
+            # The file is never deleted. Otherwise two processes could lock two different files with this name.
             descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             # Retry, because `running` holds the lock for a moment.

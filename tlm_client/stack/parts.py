@@ -118,7 +118,7 @@ def ray_executable() -> str:
 def count_gpus(environment: Environment) -> int:
     """Return the number of NVIDIA GPUs, limited by CUDA_VISIBLE_DEVICES in `environment`.
 
-    It uses `nvidia-smi` because importing torch takes seconds. Without it, or if it fails, training uses the CPU.
+    It uses `nvidia-smi` because importing torch takes seconds. The result is 0 if `nvidia-smi` is missing or fails.
     """
     if shutil.which("nvidia-smi") is None:
         return 0
@@ -322,7 +322,7 @@ def clear_ray(folder: StackFolder) -> None:
 
 
 def _report_disk(folder: StackFolder, port: int, password: str) -> None:
-    """Write the free space of Redis's disk, by which services.common.redis_client refuses new jobs."""
+    """Store the free space of Redis's disk. If it is low, services.common.redis_client refuses new jobs."""
     with suppress(OSError):  # Without the figure, nothing is refused.
         free = shutil.disk_usage(folder.root).free
         _redis_accepts(port, password, f"SET tlm:disk-free {free >> 10} EX 60")

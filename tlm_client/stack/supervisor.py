@@ -33,7 +33,7 @@ Notify = Callable[[str], None]
 class StopFlag:
     """Set by SIGINT, SIGTERM or SIGHUP, or by the end of the parent process `tied_to`.
 
-    It is a plain attribute because the interrupted code could hold a lock.
+    It is a plain attribute: a handler that waits for a lock of the interrupted code would never return.
     """
 
     def __init__(self, tied_to: int | None = None) -> None:
@@ -80,7 +80,7 @@ class _Run:
         return PartState(state=state, pid=self.process.pid, restarts=self.restarts, log=str(log))
 
     def drain(self, cwd: Path) -> None:
-        """Let the workers of the part end in order: they write their checkpoints."""
+        """Let the workers of the part write their checkpoints and end."""
         if self.part.drain and self.up:
             command, env = self.part.drain, dict(self.part.environment)
             with suppress(subprocess.TimeoutExpired):
@@ -202,7 +202,7 @@ class Supervisor:
         self._state = self._state.model_copy(update={"state": state or self._state.state, "parts": parts})
         try:
             self._folder.write_state(self._state)
-        except TLMError as error:  # the stack must keep running, and above all stop
+        except TLMError as error:  # a full disk must not prevent the stack from running and stopping
             self._notify(f"{error.message} `tlm status` shows an older state.")
 
 

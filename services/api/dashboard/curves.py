@@ -38,7 +38,7 @@ class _History(TypedDict, total=False):
 
 
 class Curve(TypedDict):
-    """The lines of one node. tried: the part of the name that gives the learning rate, if there are several.
+    """The lines of one node. tried: the part of the name with the learning rate, empty if there is only one.
 
     series: name → steps (`x`) and values (`y`).
     """
@@ -55,7 +55,7 @@ def stages_of(plan: Plan) -> list[str]:
 
 
 def peak_rate(node: Node) -> float:
-    """The peak AdamW learning rate of a training node; its history has shares of it."""
+    """The peak AdamW learning rate of a training node, whose history stores shares of this rate."""
     assert isinstance(node.params, TrainParams)
     return node.params.optimizer.lr
 

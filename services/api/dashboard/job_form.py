@@ -38,7 +38,7 @@ PRESETS = {
 
 
 class CommonFields(BaseModel):
-    """The fields that every kind has. key: random, drawn when the form was shown."""
+    """The fields that every kind has. key: random idempotency key, drawn when the form was shown."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -57,7 +57,7 @@ class CommonFields(BaseModel):
 
 
 class JobForm(CommonFields):
-    """The form as it was filled in. options: `kind.option` → texts of the field; choices have one text for each."""
+    """The form as it was filled in. options: `kind.option` → the text of the field, or of each selected choice."""
 
     options: dict[str, list[str]] = {}
 

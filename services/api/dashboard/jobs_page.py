@@ -19,9 +19,9 @@ from tlm_core.tasks.metrics import scores_shown
 router = APIRouter(prefix="/jobs")
 
 _LIMIT = 25
-# A search or an order reads the newest jobs and shows the first of them on one page.
+# A search or an order reads the newest jobs, and shows the first matching ones on one page.
 _READ, _SHOWN = 1_000, 100
-# States that last. The others are on the way to one of these.
+# Lasting states. A job leaves every other state without a request.
 _FILTERS = (State.QUEUED, State.RUNNING, State.PAUSED, State.SUCCEEDED, State.FAILED, State.CANCELLED)
 
 
@@ -107,7 +107,7 @@ def _runtime(job: JobRecord) -> float | None:
 
 
 def _score(job: JobRecord) -> dict[str, str | float | None] | None:
-    """Mean test score of a succeeded job: by the task's own metric if it has one, else macro-F1."""
+    """Mean test score of a succeeded job: macro-F1 if accuracy, micro-F1 or macro-F1 is the metric, else the metric."""
     summary = job.result.summary if job.result else None
     if summary is None or not (test := summary.mean.get("test")):
         return None

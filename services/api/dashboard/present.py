@@ -17,7 +17,7 @@ COLORS = 8  # in the style sheet
 
 
 def count(value: float | None) -> str:
-    """1,234,567."""
+    """A whole number such as 1,234,567."""
     return NONE if value is None else f"{value:,.0f}"
 
 
@@ -140,7 +140,7 @@ def plain(value: object) -> str:
 
 
 def facts(data: Mapping[str, object]) -> str:
-    """The data of an event for readers: without ids, folded details, and a stage that the node names."""
+    """Event data as text for readers: without ids and details, and without the stage if a node is given."""
     hidden = {"artifact", "details", "digest", "owner", "submission"} | ({"stage"} if "node" in data else set())
     hidden |= {"code", "facts", "retryable"} if "message" in data else set()
     return " · ".join(f"{key} {plain(value)}" for key, value in data.items() if key not in hidden and value is not None)

@@ -46,7 +46,7 @@ PAPER_FLOPS = 2.74e18  # of one seed at the scale small, mean over eight tasks (
 def results(
     request: Request, job: PageJob, parts: PartsDep, seed: Annotated[int | None, Query(ge=0, lt=2**32)] = None
 ) -> Response:
-    """Scores with spread, scores per class and the confusion matrix of the returned model or one seed's, and costs."""
+    """Scores with spread, scores per class and the confusion matrix of the returned model or of a seed, and costs."""
     common: dict[str, object] = {"job": job, "tab": "results"}
     ref = artifact_or_none(parts.jobs, job, "evaluate")
     if ref is None:

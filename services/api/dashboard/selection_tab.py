@@ -36,7 +36,7 @@ def selection(
     q: Annotated[str, Query(max_length=200)] = "",
     after: Annotated[int, Query(ge=0, lt=2**40)] = 0,
 ) -> Response:
-    """The parts of the selection, and its passages, best rank first, with the training texts that retrieved them."""
+    """Statistics of the selection, and its passages, best rank first, with the training texts that retrieved them."""
     common: dict[str, object] = {"job": job, "tab": "selection"}
     ref = artifact_or_none(parts.jobs, job, "select") if selects(job) else None
     if ref is None:
@@ -57,7 +57,7 @@ def selection(
 def query_terms(passages: Sequence[SelectedPassage]) -> list[set[str]]:
     """Return for each passage the words that it shares with the train text for which it has the best rank.
 
-    Stop words are omitted, and words that occur in at least two passages and in more than a third of them. They do not
+    Omits stop words, and words that occur in at least two passages and in more than a third of them: they do not
     explain why a passage was retrieved.
     """
     words = [set(_WORD.findall(passage.text.lower())) for passage in passages]

@@ -1,4 +1,4 @@
-"""Requests for a job and for predictions as curl, Python and command line."""
+"""Requests for jobs, predictions and uploads as command line, curl and Python."""
 
 from __future__ import annotations
 

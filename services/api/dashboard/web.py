@@ -164,7 +164,8 @@ async def _to_sign_in(request: Request, _: Exception) -> Response:
 
 
 async def _on_foreign(request: Request, _: Exception) -> Response:
-    return _failure(request, 403, "Request refused", "The request did not come from a page of the dashboard.")
+    detail = "The request did not come from a page of the dashboard. Repeat it on one of its pages."
+    return _failure(request, 403, "Request refused", detail)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -143,7 +143,7 @@ def refused(corpus: Name, version: str, parts: PartsDep, tenant: Tenant) -> Item
     "/{corpus}/versions/{version}", status_code=204, summary="Delete a version", responses=problems(404, 409)
 )
 def delete_version(corpus: Name, version: str, parts: PartsDep, tenant: Tenant) -> Response:
-    """Delete the index and the passages of a version. Returns 409 while an unfinished job selects from it."""
+    """Delete the index and the passages of a version. Returns 409 during a load, or while an unfinished job uses it."""
     delete_corpus(parts, tenant, corpus, version)
     return Response(status_code=204)
 

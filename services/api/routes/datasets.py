@@ -85,7 +85,7 @@ def list_all(parts: PartsDep, tenant: Tenant, after: AfterId = None, limit: Limi
 
 @router.get("/{dataset}", summary="Get a dataset", responses=problems(404))
 def get(dataset: str, parts: PartsDep, tenant: Tenant) -> Dataset:
-    """Find a dataset by id, by name (newest version), by `NAME@vNUMBER`, or by `NAME@` and 8 or more digest digits."""
+    """Return a dataset by id, name (newest version), `NAME@vNUMBER`, or `NAME@` and 8 or more digits of its digest."""
     return dataset_view(parts.catalog.dataset(tenant, dataset))
 
 
@@ -125,9 +125,9 @@ def delete(
     dataset: str,
     parts: PartsDep,
     tenant: Tenant,
-    with_jobs: Annotated[bool, Query(description="Also delete its jobs and their models.")] = False,
+    with_jobs: Annotated[bool, Query(description="Also delete its jobs and models; 409 if one has an alias.")] = False,
 ) -> Response:
-    """Delete one version (by id, or the newest of a name). Returns 409 while an unfinished job needs it."""
+    """Delete one version (by id, NAME@vNUMBER, or newest by NAME). Returns 409 while an unfinished job needs it."""
     delete_dataset(parts, parts.catalog.dataset(tenant, dataset), with_jobs=with_jobs)
     return Response(status_code=204)
 

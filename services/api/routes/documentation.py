@@ -20,7 +20,7 @@ router = APIRouter(include_in_schema=False)
 # A wheel has the pages beside the package's modules, a checkout in docs/.
 _FOLDERS = (Path(__file__).parents[1] / "docs", Path(__file__).parents[3] / "docs")
 _IMAGES = {".png": "image/png", ".svg": "image/svg+xml"}
-# In this order; others follow.
+# The first links of the navigation, in this order. The other pages follow.
 _PAGES = (
     "tutorial", "quickstart", "data", "selection", "scale", "report", "serving", "api", "jobs", "errors", "data-errors",
     "dashboard", "studies", "architecture", "deploy", "operations", "reliability", "results", "experiments",

@@ -231,14 +231,14 @@ async def logs(
     parts: PartsDep,
     after: StreamId = "0",
     limit: Annotated[int, Query(ge=1, le=5000)] = 1000,
-    tail: Annotated[int | None, Query(ge=1, le=5000, description="Only this many lines, the last ones.")] = None,
+    tail: Annotated[int | None, Query(ge=1, le=5000, description="Only this many last lines.")] = None,
     follow: Annotated[bool, Query(description="Stream until the job ends, like Accept: text/event-stream.")] = False,
     last_event_id: LastLine = "",
 ) -> Response:
     """Return the log lines of a job. Each has `id`, `at`, `attempt` and `line`. A stream can be resumed."""
     streams = follow or "text/event-stream" in request.headers.get("accept", "")
     start, lines = last_event_id or after, None
-    # A resumed stream sends every line since its last one, however short the tail.
+    # A resumed stream ignores `tail`: it sends every line after the last line that the client received.
     if tail is not None and not (streams and last_event_id):
         lines = await run_in_threadpool(parts.jobs.last_logs, job.tenant, job.id, tail, after=start)
         start = _before(lines[0]["id"]) if lines else start

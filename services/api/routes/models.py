@@ -1,4 +1,4 @@
-"""Models: the finished ones, their aliases, and predictions."""
+"""The models of finished jobs, their aliases, and predictions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class AliasBody(BaseModel):
 class PredictBody(BaseModel):
     """Texts to classify. pairs: the second texts, for a model that reads pairs.
 
-    min_confidence: texts whose highest probability is lower get no label. Not in regression.
+    min_confidence: texts whose highest probability is lower get no label. Invalid for regression.
     """
 
     model_config = ConfigDict(
@@ -71,7 +71,7 @@ def delete_alias(alias: Alias, parts: PartsDep, tenant: Tenant) -> Response:
 
 @router.post("/{model}/predict", summary="Classify texts", responses=problems(404, 409, 413))
 def predict(model: ModelId, body: PredictBody, parts: PartsDep, tenant: Tenant) -> Predictions:
-    """Classify texts with the model of a job. Until it exists, the linear model answers, and `model` states it."""
+    """Classify texts with the model of a job. Until it exists, the linear model is used, and `model.final` is false."""
     served = served_model(parts.jobs, parts.jobs.get(tenant, parts.models.job_id(tenant, model)))
     used, data = parts.predictor.predict(served.ref, body.texts, body.pairs, body.min_confidence)
     return Predictions(data=data, model=PredictingModel(name=used.name, final=served.final, note=served.note))

@@ -100,7 +100,7 @@ def report(job: PathJob, parts: PartsDep) -> dict[str, object]:
 
 @router.get("/{job}/suspects", summary="List suspect labels", responses=problems(404, 409))
 def suspects(job: PathJob, parts: PartsDep, limit: Annotated[int, Query(ge=1, le=2_000)] = 50) -> SuspectLabels:
-    """Return rows of train and validation whose label is probably wrong, most suspect first, with a suggestion."""
+    """Return rows of train and validation whose label is probably wrong, most suspect first, with a suggested label."""
     return suspect_labels(parts.jobs, parts.artifacts, job, limit=limit)
 
 

@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from services.api.auth import Tenant
 from services.api.parts import PROBLEM, Parts, PartsDep, problems
 from services.api.routes.models import PredictBody
+from services.common.background import conditions
 from services.common.bodies import MAX_JSON_BYTES
 from services.common.metrics import CONTENT_TYPE, Live, exposition
 from services.common.problem import problem_body, problem_response
@@ -40,9 +41,9 @@ async def healthz() -> dict[str, str]:
     responses={503: {"description": "A component does not respond; `checks` names it.", "content": PROBLEM}},
 )
 async def readyz(parts: PartsDep) -> Response:
-    """Check Redis, storage and retriever, each with a timeout of a few seconds.
+    """Check Redis, storage and retriever, each with a timeout of a few seconds, and the background tasks.
 
-    `coordinator` says why no queued job starts. The gateway is ready without one.
+    `coordinator` states why no queued job starts. The gateway is ready without a coordinator.
     """
     components: dict[str, Callable[[], None]] = {
         "redis": parts.jobs.ping,
@@ -52,7 +53,7 @@ async def readyz(parts: PartsDep) -> Response:
     }
     results = await asyncio.gather(*(_check(component) for component in components.values()))
     checks = dict(zip(components, results, strict=True))
-    checks |= {task.name: task.condition for task in parts.background}
+    checks |= conditions(parts.background)
     failures = [f"{name}: {result}" for name, result in checks.items() if result != "ok" and name != "coordinator"]
     if not failures:
         return JSONResponse(checks)
@@ -118,5 +119,5 @@ def _live_figures(parts: Parts, tenant: str) -> Iterator[Live]:
 def _free_bytes(folder: str) -> int | None:
     try:
         return shutil.disk_usage(folder).free
-    except OSError:  # The storage is away.
+    except OSError:  # The storage is not mounted.
         return None

@@ -109,8 +109,16 @@ def test_services_wait_for_healthy_dependencies(name: str) -> None:
         assert "healthcheck" in SERVICES[other]
 
 
+@pytest.mark.parametrize("name", ["trainer", "loader"])
+def test_service_with_a_failing_task_becomes_unhealthy(name: str) -> None:
+    command = SERVICES[name]["healthcheck"]["test"][1]
+    port = _environment(SERVICES[name])[f"TLM_{name.upper()}_METRICS_PORT"]
+    assert command.endswith(f" && answers http://127.0.0.1:{port}/readyz")
+
+
 def test_stopped_trainer_becomes_unhealthy(tmp_path: Path) -> None:
     kind, command = SERVICES["trainer"]["healthcheck"]["test"]
+    command = command.partition(" && answers")[0]
     (trainer,) = (load for load in workloads(base_files()) if load.component == "trainer")
     assert (kind, trainer.container["livenessProbe"]["exec"]["command"]) == (
         "CMD-SHELL",

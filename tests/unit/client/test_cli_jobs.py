@@ -358,7 +358,7 @@ def test_shell_completion_lists_commands() -> None:
     ("fields", "line"),
     [
         ({"waiting": {"code": "queued", "reason": "Next in the queue.", "position": 1}}, "Waiting: Next in the queue."),
-        ({"state": "running", "silent_seconds": 45.0}, "Last heard 0:45 ago"),
+        ({"state": "running", "silent_seconds": 45.0}, "The workers last reported 0:45 ago"),
     ],
 )
 def test_show_prints_why_a_job_does_not_run(fields: dict[str, Any], line: str) -> None:
@@ -405,7 +405,7 @@ def test_watch_shows_queue_and_silence_without_events(monkeypatch: pytest.Monkey
 
     assert tlm(handler, "watch", "job_1").stderr.splitlines()[:3] == [
         "job_1 waiting: Place 3.",
-        "job_1 joint.s0  16% last heard 0:45 ago",
+        "job_1 joint.s0  16% workers last reported 0:45 ago",
         "job_1 waiting: Place 2.",
     ]
 

@@ -73,8 +73,8 @@ def test_silent_workers_hide_rate_and_time_left() -> None:
         "waiting: 1 job ahead in the queue.",
         "running",
         "joint.s0  30% 5/10  2.5 steps/s  1:02 left",
-        "joint.s0  30% last heard 0:35 ago",
-        "joint.s0  30% last heard 0:45 ago",
+        "joint.s0  30% workers last reported 0:35 ago",
+        "joint.s0  30% workers last reported 0:45 ago",
         "paused",
     ]
 

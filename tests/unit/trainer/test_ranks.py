@@ -14,13 +14,21 @@ from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 
 from services.common.jobstore import JobStore
-from services.trainer import ranks
+from services.trainer import compute, ranks
 from services.trainer.assignment import Assignment
 from services.trainer.process_group import join
 from services.trainer.settings import TrainerSettings
 from tlm_core.errors import NonFiniteLoss, StaleAttempt, StoreUnavailable, TLMError, WorkerLost
 from tlm_core.jobs.spec import Beat
 from tlm_core.jobs.states import State
+
+
+@pytest.fixture(autouse=True)
+def logs(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, object]]:
+    """The fields with which each process sets up its log, by service. The log of the test stays as it is."""
+    fields: dict[str, dict[str, object]] = {}
+    monkeypatch.setattr(ranks, "set_up_logging", lambda service, **values: fields.update({service: values}))
+    return fields
 
 
 @pytest.mark.parametrize(
@@ -177,17 +185,24 @@ class CountedWaits(threading.Event):
         return self.waits <= 0
 
 
-def test_driver_logs_with_the_ids_of_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    fields: dict[str, object] = {}
+def test_each_process_of_an_attempt_logs_with_its_ids(
+    logs: dict[str, dict[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> NoReturn:
+        raise RuntimeError("stopped")
 
-    def init() -> NoReturn:
-        raise RuntimeError(fields)
-
-    monkeypatch.setattr(ranks, "set_up_logging", lambda _, **values: fields.update(values))
-    monkeypatch.setattr(ranks.ray, "init", init)
-    with pytest.raises(RuntimeError, match="job_1"):
-        ranks.run_workers(TWO)
-    assert fields == {"job_id": "job_1", "attempt": 1, "request_id": ""}
+    monkeypatch.setattr(ranks.ray, "init", stop)
+    monkeypatch.setattr(compute, "drain_on_sigterm", stop)
+    monkeypatch.setattr(FakeWorkerGroup, "get_workers", stop)
+    for begin in (
+        lambda: ranks.run_workers(TWO),
+        lambda: ranks._watch_sigterm(TWO),
+        lambda: ranks._Backend().on_start(FakeWorkerGroup([0, 1]), ranks._ProcessGroup(TWO)),
+    ):
+        with pytest.raises(RuntimeError, match="stopped"):
+            begin()
+    ids = {"job_id": "job_1", "attempt": 1, "request_id": ""}
+    assert logs == {"driver": ids, "worker": ids, "controller": ids}
 
 
 def test_submission_reports_that_it_waits_until_its_workers_end() -> None:
