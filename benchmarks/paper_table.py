@@ -1,7 +1,7 @@
 """Repeat rows of the paper's results over the service: `python -m benchmarks.paper_table --rows small`.
 
 paper_table.yaml has the rows. The service is that of TLM_URL and TLM_TOKEN, of the profile TLM_PROFILE, or the stack on
-this machine. The same command resumes: it returns to the jobs that it has submitted. build/paper_table.md has all rows.
+this machine. The same command resumes: it waits for the jobs that it has submitted. build/paper_table.md has all rows.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ def read_rows() -> list[Row]:
 def chosen(rows: Sequence[Row], names: Sequence[str], corpus: str | None = None) -> list[Row]:
     """Return the rows of the named scales, tasks and TASK-SCALE.
 
-    Raises NotFound for a name without rows, and for a row that needs a corpus without one: its error would otherwise
-    follow the days of the other rows.
+    Raises NotFound for a name without rows, and if `corpus` is None but a row needs one. Otherwise the error of this
+    row would appear only after the other rows, which take days.
     """
     for name in names:
         if not any(name in (row.scale, row.task, row.name) for row in rows):
@@ -171,7 +171,7 @@ class Outcomes:
 
     @contextmanager
     def reason_of(self, row: Row, recipe: str, job: str = "") -> Iterator[None]:
-        """Record the error of a row as its outcome."""
+        """Record a TLMError of the block as the outcome of a row."""
         try:
             yield
         except TLMError as error:
@@ -230,7 +230,7 @@ class Runner:
         return refused
 
     def run(self, rows: Sequence[Row], display: Display) -> None:
-        """Submit the jobs of all rows, then record what each yields. A row that fails leaves its reason."""
+        """Submit the jobs of all rows, then record their outcomes. The outcome of a failed row is the reason."""
         jobs = {}
         for row in rows:
             with self.outcomes.reason_of(row, self.recipe):

@@ -16,12 +16,12 @@ _Error = TypeVar("_Error", bound="TLMError")
 class TLMError(Exception):
     """Base of every error that the project raises on purpose. A subclass gives its code as a class argument.
 
-    facts: values for programs, such as the state of a job. details: the words of another program, for experts.
+    facts: values for programs, such as the state of a job. details: the output of another program, for experts.
     """
 
     code: ClassVar[str] = "error"
     retryable: ClassVar[bool] = False
-    # Whether the error says something about the place where a job ran, not about the job.
+    # Whether the place where the job ran caused the error, not the job itself.
     is_loss: ClassVar[bool] = False
 
     def __init_subclass__(cls, *, code: str, retryable: bool | None = None) -> None:
@@ -57,7 +57,7 @@ class InvalidRequest(TLMError, code="invalid_request"):
 class Fault:
     """One data error in a dataset.
 
-    row: 1-based line or record number within the file, header excluded; None if it concerns the whole file.
+    row: 1-based line or record number within the file, header excluded; None for an error of the whole file.
     """
 
     code: str
@@ -71,7 +71,7 @@ class Fault:
 
 
 class InvalidDataset(InvalidRequest, code="invalid_dataset"):
-    """Rows or columns are invalid. Carries every data error, with row and column."""
+    """Rows or columns are invalid. `faults` has every data error, with row and column."""
 
     def __init__(self, message: str, faults: list[Fault]) -> None:
         super().__init__(message, faults=[fault.as_dict() for fault in faults])
@@ -107,15 +107,15 @@ class IllegalTransition(Conflict, code="illegal_transition"):
 
 
 class StaleAttempt(Conflict, code="stale_attempt"):
-    """The writer's attempt or lease has ended. It must stop writing."""
+    """The attempt or lease of the writer has ended. The writer must stop."""
 
 
 class AlreadyRunning(Conflict, code="already_running"):
-    """Another one of what may exist only once is running."""
+    """An earlier load, stack or process that must end first is still running."""
 
 
 class Outage(TLMError, code=TLMError.code):
-    """A component is away or full. A job waits it out."""
+    """A component does not answer or is full. A job waits until the component works again."""
 
 
 class Unavailable(Outage, code="unavailable", retryable=True):
@@ -161,11 +161,11 @@ class IndexMismatch(TLMError, code="index_mismatch"):
 
 
 class UnreadableRecord(TLMError, code="unreadable_record"):
-    """A record is damaged, or another release wrote it, and this one cannot read it."""
+    """A stored record is damaged, or has the format of a release that this one cannot read."""
 
 
 class EmptySelection(TLMError, code="empty_selection"):
-    """No passage of the corpus matches a query."""
+    """No passage matches a query, or the filters and limits removed every passage."""
 
 
 class RuntimeExceeded(TLMError, code="runtime_exceeded"):

@@ -10,15 +10,15 @@ from pathlib import Path
 from tlm_core.errors import InvalidRequest, NotFound, Unavailable
 from tlm_core.names import HUB, MODEL
 
-# Files of every kind of tokenizer that stock classes load.
+# Patterns for the files of all tokenizers that stock classes load.
 TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
 
 
 def model_folder(source: str, *patterns: str) -> Path:
-    """Return the folder of a model's files; of `hub:OWNER/NAME[@REVISION]` download those that match `patterns`.
+    """Return the folder of a model's files. For `hub:OWNER/NAME[@REVISION]`, download those that match `patterns`.
 
-    All other sources are local paths. If the hub does not answer, earlier downloads are used. Raises NotFound and
-    Unavailable.
+    All other sources are local paths. If the hub does not answer, earlier downloads are used. Raises NotFound,
+    Unavailable and InvalidRequest for a source on the hub.
     """
     if not source.startswith(HUB):
         return Path(source)
@@ -32,11 +32,11 @@ def model_folder(source: str, *patterns: str) -> Path:
 
 
 def refuse_folder(path: str) -> None:
-    """Raise InvalidRequest if a local folder has the name of the repository: the libraries would read the folder."""
+    """Raise InvalidRequest if the hub id `path` is also a local path, because the libraries would read that path."""
     if Path(path).exists():
         raise InvalidRequest(
             f"Invalid hub id: '{path}' is also a local folder, which the libraries would read. "
-            "Pass the path of the folder, or start in another directory."
+            "Start the process in another directory, or pass the absolute path of the folder, or upload its files."
         )
 
 
@@ -53,7 +53,7 @@ def hub_errors(what: str, instead: str = "upload its files") -> Iterator[None]:
         from datasets.exceptions import DatasetsError
         from huggingface_hub import errors as hub
 
-        # The error of the HTTP client that the library uses, which has changed before.
+        # The library has changed its HTTP client before, and exports the error class of the present one.
         from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -63,7 +63,7 @@ def hub_errors(what: str, instead: str = "upload its files") -> Iterator[None]:
             raise NotFound(f"Cannot find {what} ({reason}). Check its name, and that it is public.") from error
         if isinstance(error, (OSError, HTTPError)):
             raise Unavailable(f"Cannot fetch {what} now ({reason}). Try again later, or {instead}.") from error
-        if isinstance(error, (ValueError, RuntimeError, DatasetsError)):  # RuntimeError: it needs its own code
+        if isinstance(error, (ValueError, RuntimeError, DatasetsError)):  # RuntimeError: needs a loading script
             raise InvalidRequest(
                 f"Cannot read {what} ({reason}). Check its name and configuration, or {instead}."
             ) from error

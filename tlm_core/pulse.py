@@ -1,4 +1,4 @@
-"""The progress counter of this process. All that computes, reads or writes advances it, so that a hang is noticed.
+"""The progress counter of this process. Code that computes, reads or writes advances it, so that a hang is noticed.
 
 A heartbeat shows only that the process lives: the thread that sends it runs on while the training hangs.
 """
@@ -12,11 +12,11 @@ from fsspec.callbacks import Callback
 
 
 class Pulse:
-    """Counts rows, batches, bytes and steps of all kinds together.
+    """Counts completed pieces of work of all kinds: rows, batches, blocks of bytes, steps.
 
-    phase: changes when the pace does. steady: whether the counter advances at regular intervals now. Otherwise CPU
-    time counts as progress too, because calls into libraries, such as the fit of a linear model, advance no counter.
-    warm: whether the first step at this pace has ended. It builds kernels and waits for other workers to start.
+    phase: grows when `steady` or `warm` is set. steady: whether the counter advances at regular intervals now. If not,
+    CPU time counts as progress too, because calls into libraries, such as the fit of a linear model, advance no
+    counter. warm: whether the first step has ended, which builds kernels and waits until other workers start.
     """
 
     def __init__(self) -> None:
@@ -39,20 +39,20 @@ class Pulse:
             self.phase += 1
 
     def warm_up(self) -> None:
-        """End the first step. The intervals count from here."""
+        """Mark the end of the first step. From here on, the intervals limit the time without progress."""
         if not self.warm:
             self.warm = True
             self.phase += 1
 
     def cool_down(self) -> None:
-        """Let the current step be as long as a first one, because it builds kernels too."""
+        """Allow the current step as much time as a first step, because it builds kernels too."""
         if self.warm:
             self.warm = False
             self.phase += 1
 
 
 class TransferPulse(Callback):  # type: ignore[misc, unused-ignore]
-    """Advances the counter with the bytes that a file system transfers."""
+    """Advances the counter whenever a file system has transferred bytes."""
 
     def call(self, hook_name: str | None = None, **_: object) -> None:  # noqa: ARG002
         PULSE.advance()

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def quantize(folder: Path, out: Path) -> tuple[int, int]:
-    """Write a copy of a model whose encoder has 8-bit matrices, and return the bytes of both graphs.
+    """Write a copy of a model, with 8-bit matrices in its encoder. Return the bytes of the graph before and after.
 
     folder: as `tlm download` writes it. Raises InvalidRequest for a linear model, Conflict if `out` exists, and
-    CorruptArtifact.
+    CorruptArtifact for an unreadable model.
     """
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -34,7 +34,7 @@ def quantize(folder: Path, out: Path) -> tuple[int, int]:
 
 
 def quantize_graph(graph: Path | onnx.ModelProto, out: Path, operators: list[str] | None = None) -> None:
-    """Write a graph with 8-bit weights and integer products. operators: their types; None for all that have them."""
+    """Write a graph with 8-bit weights and integer products. operators: types to quantize; None for all."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     # With 8 bits, sums saturate on processors with AVX2 but without VNNI. With 7 bits they do not.

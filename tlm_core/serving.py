@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 MODEL, METADATA = "model.onnx", "labels.json"
 LINEAR_FILES = (MODEL, METADATA, ALPHABET)  # all files of a linear model that is served
 NGRAM_IDS = "ngram_ids"  # the input of a linear model
-BATCH = 32  # windows, or texts of a linear model, which has one dense value for each feature and text of a batch
+BATCH = 32  # windows, or texts of a linear model, whose graph holds a dense array [texts, features]
 
 
 def write_metadata(folder: Path, task: Task, model: str, max_length: int | None = None, windows: int = 1) -> None:
-    """Write what predictions need beside the graph.
+    """Write labels.json, which predictions need in addition to the graph.
 
-    model: linear, self_trained, encoder, ensemble or combined. max_length: tokens of a window. windows: the largest
-    number of windows that the model reads of a text.
+    model: linear, self_trained, encoder, ensemble or combined. max_length: tokens of a window; None for a linear model.
+    windows: the largest number of windows that the model reads of a text.
     """
     metadata = {"labels": list(task.labels), "pair": task.pair, "task_type": task.type.name, "model": model}
     metadata |= {"max_length": max_length, "windows": windows} if max_length else {}
@@ -55,10 +55,10 @@ def copy_model(source: Path, out: Path) -> None:
 class Model:
     """A loaded model. labels: in the order of the model's outputs; pair: each row has two texts.
 
-    tokenizer: None for a linear model. alphabet: of n-grams; None for an encoder alone. size: bytes of its files.
-    type: without classes the only output is the target, and `labels` holds its name. name: linear, self_trained,
-    encoder, ensemble or combined. windows: of a text that an encoder reads at most; a linear model reads whole texts.
-    pad: id of the padding token.
+    tokenizer: None for a linear model. alphabet: the n-grams; None without a linear model. size: bytes of its files.
+    type: a regression model has one output, the predicted target, and `labels` holds the target's name. name: linear,
+    self_trained, encoder, ensemble or combined. windows: the most windows of a text that an encoder reads; a linear
+    model reads whole texts. pad: id of the padding token.
     """
 
     session: InferenceSession
@@ -100,7 +100,7 @@ class Model:
         return [self.labels[index] for index in rows.argmax(axis=1)] if self.type.has_classes else rows[:, 0].tolist()
 
     def _run(self, rows: Sequence[tuple[str, ...]], cut: Sequence[Windows]) -> NDArray[np.float32]:
-        """Return the outputs of texts that have equally many windows."""
+        """Return the result of `probabilities` for texts that have equally many windows."""
         # The graph reads [batch, windows, length]; that of an older export reads [batch, length].
         axes = {node.name: len(node.shape) for node in self.session.get_inputs()}
         columns = self._tokens(cut) | self._ngrams(rows)
@@ -141,7 +141,7 @@ class Model:
 
 
 def ngram_ids(alphabet: Alphabet, rows: Sequence[tuple[str, ...]]) -> dict[str, NDArray[np.int64]]:
-    """Return a linear model's input, [rows, ids], padded with 0."""
+    """Return a linear model's input by name: n-gram ids, [rows, ids], padded with 0."""
     encoded = [alphabet.encode(row) for row in rows]
     ids = np.zeros((len(rows), max(map(len, encoded))), np.int64)
     for place, of_row in enumerate(encoded):

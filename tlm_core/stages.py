@@ -11,7 +11,7 @@ from tlm_core.training.stage import Place, Stage
 
 VALIDATE = Stage("validate", "tlm_core.tasks.validate:validate_stage", 3, params.ValidateParams, Place.COORDINATOR)
 SELECT = Stage("select", "", 5, params.SelectParams, Place.RETRIEVER)
-# A linear model needs no torch either.
+# A linear model needs no torch.
 BASELINE = Stage("baseline", "tlm_core.linear.linear_stages:baseline", 5, BaselineParams, needs_torch=False)
 SELF_TRAIN = Stage(
     "self_train", "tlm_core.linear.linear_stages:self_train_stage", 6, SelfTrainParams, needs_torch=False

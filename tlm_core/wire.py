@@ -70,7 +70,7 @@ class Upload(_Answer):
     sha256: str | None
     offset: int
     part_bytes: int
-    expires_seconds: int = Field(description="the gateway deletes an upload that receives no part for so long")
+    expires_seconds: int = Field(description="the gateway deletes an upload that receives no part for this time")
 
 
 # --- datasets --------------------------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ class Dataset(_Answer):
     warnings: int
     selection: int | None = Field(None, description="number of passages in the selection that the dataset includes")
     created_at: Time
-    error: JsonObject | None = Field(None, description="why the service cannot read the record, in a list")
+    error: JsonObject | None = Field(None, description="in lists: why the service cannot read the record")
 
 
 class DatasetCreated(Dataset):
@@ -170,7 +170,7 @@ class RefusedPassage(_Answer):
 
 
 class StageState(_Answer):
-    """One node of a job's plan. digest: of its artifact, once it is done."""
+    """One node of a job's plan. digest: of the node's artifact, once the node is done."""
 
     name: str
     stage: str
@@ -209,15 +209,15 @@ class JobSummary(_Answer):
     attempt: int
     failures: int = Field(description="attempts that ended by a fault of the job")
     interruptions: int = Field(
-        0, description="attempts that ended without one: a worker, its machine or a component was lost"
+        0, description="attempts that ended without a fault of the job, such as the loss of a worker"
     )
     created_at: Time
     updated_at: Time
     started_at: Time | None
     finished_at: Time | None
-    progress: Progress | None = Field(description="of the last attempt, without rate and time left unless it runs")
+    progress: Progress | None = Field(description="of the last attempt; rate and time left only while it runs")
     waiting: Waiting | None = None
-    silent_seconds: float | None = Field(None, description="since the last report of the workers, from 30 on")
+    silent_seconds: float | None = Field(None, description="since the last report of the workers; null below 30")
     error: JsonObject | None
     metric: str | None = Field(None, description="the metric of `score`")
     score: float | None = Field(None, description="mean test score of the returned model over the seeds")
@@ -228,7 +228,7 @@ class JobSummary(_Answer):
 
     @property
     def seconds(self) -> float:
-        """Seconds from the first start, or the submission, to the end or the last report."""
+        """Seconds from the first start (else the submission) to the end (else the last change of the record)."""
         return ((self.finished_at or self.updated_at) - (self.started_at or self.created_at)).total_seconds()
 
 
@@ -248,7 +248,7 @@ class Job(JobSummary, _Resolved):
 
 
 class JobEvent(_Answer):
-    """One event of a job. `seq` counts from 1 without gaps; progress snapshots have no seq, time and attempt."""
+    """One event of a job. `seq` counts from 1 without gaps; progress snapshots have no seq, time or attempt."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -269,7 +269,7 @@ class LogLine(_Answer):
 
 
 class MetricPoint(_Answer):
-    """Values that a worker reported together, each as a field of its own. To continue after it, send its id."""
+    """Values that a worker reported together, each as a field of its own. To continue after a point, send its id."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -282,7 +282,7 @@ Basis = Literal["measured", "device", "built-in", "cached", "counted", "unknown"
 
 
 class StageEstimate(_Answer):
-    """The cost of one stage, all seeds together."""
+    """The expected cost of one stage, all seeds together."""
 
     stage: str
     seconds: float | None
@@ -297,7 +297,7 @@ class Estimate(_Answer):
 
     seconds: float | None
     seconds_at_least: float | None = Field(
-        None, description="differs from `seconds` if no job has measured a rate here"
+        None, description="differs from `seconds` if no job on this service has measured the rate"
     )
     seconds_at_most: float | None = None
     flops: float | None
@@ -311,7 +311,7 @@ class Estimate(_Answer):
     reasons: dict[str, str] = Field(description="per value: where it comes from, or why it is null")
 
     def sources(self) -> dict[str, list[str]]:
-        """Return each reason once, with the bases of stages and the values that have it. The time names its own."""
+        """Return reason → the values and the bases of stages that it explains, without the reason of `seconds`."""
         result: dict[str, list[str]] = {}
         values = [entry for entry in self.reasons.items() if entry[0] != "seconds"]
         for name, reason in [*dict.fromkeys((s.basis, s.reason) for s in self.stages), *values]:
@@ -411,7 +411,7 @@ class Checkpoint(_Answer):
 
 
 class Model(_Answer):
-    """The files of a job's model, or of its linear model while there is no other. digest: of the manifest."""
+    """The files of a job's model, or of its linear model while it has no other. digest: of the manifest."""
 
     digest: str
     size: int
@@ -481,7 +481,7 @@ class SuspectLabels(Items[SuspectLabel]):
     """The most suspect labels, best rank first."""
 
     total: int = Field(description="number of rows for which another label is more probable than theirs")
-    neighbors: bool = Field(description="whether the labels of the rows beside a row count")
+    neighbors: bool = Field(description="whether the ranking uses the labels of the rows beside a row")
 
 
 class Prediction(_Answer):
@@ -503,7 +503,7 @@ class PredictingModel(_Answer):
 
 
 class Predictions(Items[Prediction]):
-    """One prediction for each text, in their order."""
+    """One prediction for each text, in the order of the texts."""
 
     model: PredictingModel
 

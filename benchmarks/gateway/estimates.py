@@ -18,7 +18,7 @@ CORPUS = "scitldr-24.parquet"
 
 @dataclass(frozen=True)
 class Comparison:
-    """Seconds and training FLOPs of a job over their estimates."""
+    """Seconds and training FLOPs of a job, each divided by its estimate."""
 
     seconds: float
     flops: float

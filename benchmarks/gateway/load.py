@@ -71,9 +71,10 @@ async def run_load(
     *,
     expected: int,
 ) -> Load:
-    """Let `clients` send `rate` requests per second in total, at fixed times.
+    """Send `rate` requests per second from all `clients` together, at fixed times.
 
-    A request that waits for the one before it counts from when it was due, so queues are not hidden.
+    The time of a request counts from when it was due, even if it waits for an earlier one, so queues are not hidden.
+    send: sends a request of the client with a number, and returns its status. expected: the status of a success.
     """
     load, start, interval = Load(), time.perf_counter() + 0.2, clients / rate
 

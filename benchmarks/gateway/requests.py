@@ -16,7 +16,7 @@ Run = Callable[[float, float], Load]
 
 
 def measure_submissions(gateway: Gateway, seconds: float) -> None:
-    """100 clients submit 50 durable jobs per second; then find the highest rate that holds."""
+    """Submit 50 durable jobs per second from 100 clients. Then measure the highest rate without failures."""
     keys = itertools.count()
 
     async def submit(connection: Connection, number: int) -> int:
@@ -34,7 +34,7 @@ def measure_submissions(gateway: Gateway, seconds: float) -> None:
 
 
 def measure_status(gateway: Gateway, seconds: float, *, stored: int = 10_000) -> None:
-    """200 clients poll every 2 s with 10,000 stored jobs; then read list pages, and find the highest rate."""
+    """Poll every 2 s from 200 clients with `stored` jobs. Then read list pages, and measure the highest rate."""
     ids = _store_jobs(gateway, stored)
 
     def run(clients: int, rate: float, duration: float, path: Callable[[int], str]) -> Load:
@@ -64,9 +64,9 @@ def _print_quantile(name: str, loads: list[Load], share: float, *, goal: float) 
 
 
 def _highest_rate(run: Run, duration: float, *, limit: float) -> float:
-    """Return the highest rate (1/s) at which 99 % are answered within `limit` seconds without a failure.
+    """Return the highest rate (1/s) at which 99 % of requests are answered within `limit` seconds, without a failure.
 
-    Rates grow by a quarter. A rate fails when it fails twice, because one stall of the machine is not load.
+    Rates grow by a quarter until a rate fails in two runs, because one stall of the machine is not load.
     """
     highest, rate = 0.0, 50.0
     while rate < 5_000:

@@ -1,4 +1,4 @@
-"""Open 1,000 event streams at once and measure how long after an event each one receives it."""
+"""Open 1,000 event streams at once and measure the delay with which each stream receives an event."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EVENTS = 15
 
 
 def measure_streams(gateway: Gateway) -> None:
-    """Each stream follows one of 20 jobs; each job has one event per second."""
+    """Print the delays. Each stream follows one of 20 jobs; each job has one event per second."""
     resolved = gateway.resolved()
     specs = [JobSpec(dataset="toy", corpus="docs", priority=10, seeds=(number,)) for number in range(JOBS)]
     jobs = [gateway.jobs.submit(TENANT, spec, resolved)[0].id for spec in specs]

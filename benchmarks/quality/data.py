@@ -28,7 +28,7 @@ from tlm_core.tasks.validate import write_task
 
 FOLDER = Path("build/quality")
 LIBRARIES = "libraries"
-_FEW = "few-"
+_FEW, _SPLIT = "few-", "split-"
 SOURCES_ROWS = 200_000
 HELD_OUT = 4_000  # validation texts and test texts of the task `sources`
 _BATCH = 4096
@@ -46,13 +46,33 @@ def task_folder(name: str, rows: int = SOURCES_ROWS) -> Path:
 
 
 def text_folder(name: str) -> Path:
-    """Return the folder with the texts of a shared task, or of one that is generated with its corpus."""
+    """Return the folder with the texts of a shared task, of a generated one, or of another split of one of them."""
+    if name.startswith(_SPLIT):
+        return write_once(FOLDER / name, partial(_write_split, name))
     return _generated(name) / "task" if _is_generated(name) else shared_data() / "tasks" / name
 
 
 def few_labels(task: str, rows: int) -> str:
-    """Return the name of the task with `rows` of the train rows. The texts of the others are its corpus."""
+    """Return the name of the task with `rows` of the train rows. The texts of the other train rows are its corpus."""
     return f"{_FEW}{task}-{rows}"
+
+
+def split_of(task: str, number: int) -> str:
+    """Return the name of a task with all rows of `task` in another random split, of the same sizes."""
+    return f"{_SPLIT}{task}-{number}"
+
+
+def _write_split(name: str, folder: Path) -> None:
+    task, _, number = name.removeprefix(_SPLIT).rpartition("-")
+    splits = ("train", "validation", "test")
+    lines = {split: (text_folder(task) / f"{split}.jsonl").read_text(encoding="utf-8").splitlines() for split in splits}
+    rows = list(itertools.chain.from_iterable(lines.values()))
+    random.Random(int(number)).shuffle(rows)
+    remaining = iter(rows)
+    folder.mkdir()
+    for split in splits:
+        part = itertools.islice(remaining, len(lines[split]))
+        (folder / f"{split}.jsonl").write_text("\n".join(part) + "\n", encoding="utf-8")
 
 
 def _is_generated(name: str) -> bool:
@@ -60,7 +80,7 @@ def _is_generated(name: str) -> bool:
 
 
 def _generated(name: str) -> Path:
-    """Return the folder with `task` and `corpus`: the 15 labels of `libraries`, or a task with few labels."""
+    """Return the folder with `task` and `corpus` of a generated task: `libraries`, or a task of `few_labels`."""
     if name == LIBRARIES:
         return write_once(FOLDER / name, lambda folder: generate_demo(folder, size=LARGE, progress=lambda *_: None))
     task, _, rows = name.removeprefix(_FEW).rpartition("-")
@@ -82,7 +102,8 @@ def _write_few(source: Path, rows: int, folder: Path) -> None:
 def select_once(task: Path, params: Selection) -> Path:
     """Return the selection for a task from its corpus: the shared one, unless the task was generated with its own."""
     data = Task.read(task)
-    name = data.name if _is_generated(data.name) else "shared"
+    source = data.name.removeprefix(_SPLIT).rpartition("-")[0] if data.name.startswith(_SPLIT) else data.name
+    name = source if _is_generated(source) else "shared"
     files = [sha256_file(path) for path in sorted(task.glob("*.parquet"))]
     digest = digest_of([name, params.model_dump(mode="json"), files])
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from scipy.stats import ttest_1samp  # type: ignore[import-untyped, unused-ignore]
 
 from benchmarks.quality import fasttext_model, linear, pretrained
-from benchmarks.quality.data import text_folder
+from benchmarks.quality.data import split_of, text_folder
 from benchmarks.quality.runs import TASK_ONLY, read_json, report_of_run
 from benchmarks.report import remark
 from benchmarks.shared import ROOT
@@ -73,13 +73,15 @@ CLAIMS = (
     (RETURNED_TINY, LINEAR_BOTH),
 )
 LEVEL = 0.05
+SPLITS, MARGIN = 10, 0.01  # other random splits of a task; a returned model fails in one if it loses by more
+SPLIT_ARMS = (LINEAR, LINEAR_BOTH, RETURNED)
 
 
 @dataclass(frozen=True)
 class Record:
-    """Macro-F1 of one run. seed: None for models that are the same for each seed. flops, seconds: of training.
+    """Macro-F1 of one run. arm: the compared model. seed: None for models that are the same for each seed.
 
-    seconds: None if the run was paused.
+    flops, seconds: of training. seconds: None if the run was paused.
     """
 
     task: str
@@ -154,7 +156,7 @@ def _trained(task: str, arm: str, seed: int) -> Record:
 
 
 def _returned(task: str, job: str, seed: int, members: Sequence[int]) -> Record:
-    """Return the score of a job with several seeds. Those that an arm has trained do not train again."""
+    """Return the record of a job with several seeds. Nodes that an arm has already run do not run again."""
     report = _report(task, job, members)
     return _record(task, job, seed, report, report["mean"])
 
@@ -184,13 +186,33 @@ def table(records: Sequence[Record]) -> str:
     claims = [
         [f"{first} > {second}", *(_claim(records, task, first, second) for task in NAMES)] for first, second in CLAIMS
     ]
+    splits = _split_rows(records)
+    header = ["task", "splits", *SPLIT_ARMS, f"worse by more than {MARGIN:g}"]
+    over_splits = ["Mean macro-F1 on test over other random splits:", _markdown(header, splits)] if splits else []
     return "\n\n".join(
         (
             _markdown(["model", *NAMES.values(), "FLOPs, seconds of a run"], rows),
             "Paired over seeds, difference in macro-F1 on test:",
             _markdown(["claim", *NAMES.values()], claims),
+            *over_splits,
         )
     )
+
+
+def _split_rows(records: Sequence[Record]) -> list[list[str]]:
+    """Return a row for each task with complete splits. The last cell counts losses to either linear model."""
+    rows = []
+    for task, name in NAMES.items():
+        cells = [[_of(records, split_of(task, number), arm) for arm in SPLIT_ARMS] for number in range(SPLITS)]
+        complete = [[of_arm[0].test for of_arm in of_split] for of_split in cells if all(of_split)]
+        if complete:
+            means = [f"{fmean(scores):.3f}" for scores in zip(*complete, strict=True)]
+            lost = [
+                sum(rivals[place] - returned > MARGIN for *rivals, returned in complete)
+                for place in range(len(SPLIT_ARMS) - 1)
+            ]
+            rows.append([name, str(len(complete)), *means, " and ".join(map(str, lost))])
+    return rows
 
 
 def summary(records: Sequence[Record]) -> str:
@@ -234,9 +256,9 @@ def _cost(records: Sequence[Record], arm: str) -> str:
 
 
 def _claim(records: Sequence[Record], task: str, first: str, second: str) -> str:
-    """Return the mean difference of the seeds that both have, and the verdict of a t-test of the differences.
+    """Return the mean difference over the seeds that both arms have, and the verdict of a t-test of the differences.
 
-    A model that is the same for each seed is paired with all of them.
+    If `second` is the same for each seed, its score is paired with every seed.
     """
     scores, rivals = ({r.seed: r.test for r in _of(records, task, arm)} for arm in (first, second))
     if second in FIXED and rivals:
@@ -255,7 +277,7 @@ def _claim(records: Sequence[Record], task: str, first: str, second: str) -> str
 
 
 def plot_of(records: Sequence[Record]) -> str | None:
-    """Return a plot of test scores over the FLOPs of training, at several budgets; None without records of two."""
+    """Return a plot of test scores over the FLOPs of training, at several budgets; None if no task has two."""
     curves = []
     for task, name in NAMES.items():
         of_task = [_of(records, task, arm) for arm in (TLM, *BUDGETS)]
@@ -274,7 +296,7 @@ def plot_of(records: Sequence[Record]) -> str | None:
 
 
 def write_table(text: str, page: Path) -> None:
-    """Replace what is between the marks of a page."""
+    """Replace the text between BEGIN and END in a page."""
     content = page.read_text(encoding="utf-8")
     marked = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
     page.write_text(marked.sub(lambda _: f"{BEGIN}\n{text}\n{END}", content), encoding="utf-8")
@@ -290,10 +312,16 @@ def main() -> None:
     runs.add_argument("tasks", nargs="*", default=list(NAMES), help="by default all")
     runs.add_argument("--seeds", type=int, default=5)
     runs.add_argument("--arm", action="append", choices=[*ROWS, *BUDGETS], help="only this arm; repeatable")
+    splits = commands.add_parser("splits", help="train what the records of other random splits lack")
+    splits.add_argument("tasks", nargs="*", default=list(NAMES), help="by default all")
     commands.add_parser("table", help="write the tables into the pages")
     options = parser.parse_args()
     if options.command == "run":
         run(options.tasks, options.seeds, options.arm or ROWS)
+        return
+    if options.command == "splits":
+        for number in range(SPLITS):
+            run([split_of(task, number) for task in options.tasks], 1, SPLIT_ARMS)
         return
     for page, rendered in PAGES.items():
         write_table(rendered(read_records()), page)

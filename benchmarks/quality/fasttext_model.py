@@ -18,7 +18,7 @@ from benchmarks.quality.linear import TOKEN, read_rows
 from tlm_core.errors import MissingDependency
 
 RATES, EPOCHS = (0.1, 0.5, 1.0), (25, 50)
-NGRAMS = ((2, 0, 0), (2, 3, 6), (3, 2, 5))  # words, shortest and longest characters
+NGRAMS = ((2, 0, 0), (2, 3, 6), (3, 2, 5))  # longest word n-gram; shortest and longest character n-gram
 PREFIX = "__label__"
 
 

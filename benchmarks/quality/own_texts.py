@@ -1,6 +1,6 @@
 """Train with few labels and unlabeled texts of the same kind: `python -m benchmarks.quality.own_texts sci_cite:732`.
 
-The corpus is the texts of the train rows that lose their labels. It prints each model's scores with scale `quick`.
+The corpus is the texts of the train rows that lose their labels. The script prints all scores at scale `quick`.
 """
 
 from __future__ import annotations

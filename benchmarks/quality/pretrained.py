@@ -33,7 +33,7 @@ def minilm_overrides(rate: float, epochs: float) -> dict[str, Any]:
 def tuned(task: str) -> dict[str, Any]:
     """Return the recipe changes with the rate and the epochs that are best on validation with seed 0.
 
-    All rates train for the fewest epochs. Those of the best rate double until the score falls.
+    All rates train for the fewest epochs. The epochs of the best rate double until the score no longer rises.
     """
     scores = {(rate, FEWEST_EPOCHS): _validation(task, rate, FEWEST_EPOCHS) for rate in RATES}
     rate, _ = max(scores, key=scores.__getitem__)

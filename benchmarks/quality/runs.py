@@ -39,7 +39,7 @@ _UNTIMED = ("validate", "select", "evaluate", "export")
 
 @dataclass(frozen=True)
 class Score:
-    """The score of a model on validation and test, and the seconds from the selection to the model."""
+    """The score of a model on validation and test, and the seconds from the end of the selection to the model."""
 
     validation: float
     test: float
@@ -89,7 +89,7 @@ def report_of_run(task: str, label: str, recipe: Recipe, seeds: Sequence[int]) -
 
 
 def print_scores(name: str, scores: Sequence[Score]) -> None:
-    """Print both scores as figures."""
+    """Print the validation and test scores as figures."""
     figure(f"{name}_validation", [score.validation for score in scores], unit="score")
     figure(f"{name}_test", [score.test for score in scores], unit="score")
 
@@ -118,7 +118,7 @@ def run_plan(spec: JobSpec, recipe: Recipe, tasks: Sequence[Path], label: str) -
     """Run each node of a job's plan in a folder of its own. Return the plan and the folder of each node.
 
     Nodes that are complete, also of other jobs, do not run again. Raises InvalidRequest if the job's kind cannot use
-    the recipe, and what a stage raises.
+    the recipe, and the errors of stages.
     """
     spec.check(recipe)
     refs = [ManifestRef(folder=str(task), digest=digest_of([str(task)])) for task in tasks]

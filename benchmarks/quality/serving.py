@@ -38,7 +38,7 @@ def main() -> None:
 def measure(folder: Path, texts: list[str], labels: list[str]) -> NDArray[np.int64]:
     """Print macro-F1, the size of the graph, texts per second in batches, and the mean time of one text.
 
-    Returns [texts] the predicted labels as numbers.
+    Return the indices of the predicted labels, [texts].
     """
     model = load_model(folder)
     truth = [model.labels.index(label) for label in labels]

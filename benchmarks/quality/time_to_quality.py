@@ -69,7 +69,7 @@ def measure_rate(task: str, options: Namespace) -> float:
 
 
 def run_paper(task: str, options: Namespace) -> float:
-    """Return the validation score of `paper` after its minutes."""
+    """Return the validation score of `paper` after MINUTES."""
     rate = measure_rate(task, options)
 
     def score(setting: str, minutes: float, steps: int) -> float:

@@ -1,12 +1,12 @@
 """The published selection, rebuilt as a rival: the release's script with a client for OpenSearch.
 
-One search request per query, four processes, a new pool for every four queries, the full `_source` of each hit,
-`multi_match` `cross_fields` on `text`:
+It has one search request per query, four processes, a new pool for every four queries, the full `_source` of each hit,
+and `multi_match` with `cross_fields` on `text`:
 
     python -m benchmarks.retrieval.published URL INDEX K [--lean] < queries.json
 
 prints {"seconds", "hits": [[[id, score], …], …]} for a JSON list of queries. Like the script, it forks its processes
-after importing torch, datasets and pandas. `--lean` omits these imports, which the script cannot.
+after importing torch, datasets and pandas. `--lean` omits these imports; the script cannot omit them.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def opensearch(heap: str = "2g") -> Iterator[tuple[str, Cluster, OpenSearchIndex
 
 
 def search_seconds(index: PassageIndex, texts: Sequence[str]) -> float:
-    """Return the seconds per query, in batches of a selection's size."""
+    """Return the seconds per query, in batches as large as those of a selection."""
     start = time.perf_counter()
     for first in range(0, len(texts), BATCH):
         index.search(texts[first : first + BATCH], TOP_K)

@@ -1,4 +1,4 @@
-"""Measure how fast the BiLSTM trains against a plain padded loop, and predicts against encoders.
+"""Compare the BiLSTM's speed: in training with a plain padded loop, and in prediction with encoders.
 
 `make bench-studies`. Texts: SciCite of TLM_SHARED_DATA with a vocabulary of 8,192 pieces. Both
 rivals train LSTM-4-256 (four layers of 256 each way) on batches of 32 texts and count real tokens, not padding.

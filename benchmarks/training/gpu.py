@@ -1,7 +1,7 @@
 """Measure the joint step on a GPU: recipe `fast` ("ours") and the published model at BERT-base size, and `fast` small.
 
-One JSON line for each model, row length, and form (eager or compiled). `mfu` counts only the products that the model
-needs; `hardware_utilization` also those of padding, of unused masks, and of the optimizer. The passages are random
+It prints a JSON line for each model, row length, and form (eager or compiled). `mfu` counts only the products that the
+model needs; `hardware_utilization` also counts padding, unused masks, and the optimizer. The passages are random
 tokens with the lengths of real ones. Without a GPU each line has the reason instead of figures.
 """
 
@@ -41,20 +41,20 @@ VOCABULARY = Vocabulary(size=30_522, pad=0, mask=4, specials=(0, 1, 2, 3, 4))
 LABELS = 7
 LENGTHS = (128, 512)
 BASE = {"layers": 12, "hidden": 768, "heads": 12}
-# Of each model the recipe and the shape. The gated block of `fast` is narrower to equal the parameter count.
+# Model → recipe and shape. The gated block of `fast` is narrower to equal the parameter count.
 MODELS = {
     "ours": ("fast", BASE | {"intermediate": 2048}),
     "published": ("paper", BASE | {"intermediate": 3072}),
     "fast_small": ("fast", {"layers": 6, "hidden": 384, "heads": 6, "intermediate": 768}),
 }
-SMALL_TOKENS = 4096  # in a step of `fast` at small
+SMALL_TOKENS = 4096  # in a step of `fast_small`
 NO_CHECKPOINTS = {"checkpoint_steps": 1_000_000}
 WARM, TRACED = 8, 10  # steps
 ATTENTION = ("flash", "fmha", "attention", "attn")  # in the names of attention kernels
 
 
 def recipe(model: str, length: int, tokens: int) -> Recipe:
-    """Return the recipe of a model, with a step of so many tokens."""
+    """Return the recipe of a model with `tokens` tokens in a step."""
     name, shape = MODELS[model]
     size = {f"model.{key}": value for key, value in (shape | {"max_length": length, "dropout": 0.0}).items()}
     return resolve(name, "tiny", {**size, "joint.batch_rows": tokens // length, "precision": "bf16", **NO_CHECKPOINTS})

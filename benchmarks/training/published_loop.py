@@ -1,7 +1,7 @@
 """The published TLM loop, rebuilt as a baseline from its description (arXiv 2111.04130 and its scripts).
 
 Stock `BertModel`, every text padded to 128, vocabulary logits at every position, masking in the collator for each
-example (15 %; 80/10/10), AdamW. Batches have 32 external texts. Every 1000th is of the task instead, with the loss
+example (15 %; 80/10/10), AdamW. Batches have 32 external texts. Every 1000th batch is of the task, with the loss
 (rho2 * MLM + task) / (rho2 + 1) and rho2 = 20. The published loop uses fp32; `bf16` and `compiled` are our additions.
 """
 

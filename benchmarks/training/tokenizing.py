@@ -1,8 +1,8 @@
 """Measure tokenizing and packing on one core against bare `tokenizers`, and the memory of preparing text.
 
-For the speed, the prepare stage has a trained vocabulary, so that both sides only tokenize; then the rows of one epoch
-are packed. Memory is the peak of a process that runs the whole stage of recipe `fast`, which also trains a vocabulary
-and counts word vectors.
+To measure the speed, the prepare stage has a trained vocabulary, so that both sides only tokenize; then the rows of one
+epoch are packed. Memory is the peak of a process that runs the whole stage of recipe `fast`, which also trains a
+vocabulary and counts word vectors.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def stage_and_rows(count: int, recipe: Recipe) -> tuple[float, int]:
 
 
 def one_core(repeats: int) -> None:
-    """Child process: print the tokens per second of both on one core."""
+    """Child process: print the tokens per second of bare `tokenizers` and of our stage on one core."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     from tokenizers import Tokenizer
 

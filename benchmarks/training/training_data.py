@@ -59,7 +59,7 @@ def environment() -> dict[str, str]:
 
 
 def plain_environment() -> dict[str, str]:
-    """Return the same without the settings of our training processes."""
+    """Return `environment()` without the settings of our training processes."""
     inherited = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
     return {
         **inherited,
@@ -76,12 +76,12 @@ def bert_recipe(**overrides: object) -> Recipe:
 
 
 def fast_recipe(**overrides: object) -> Recipe:
-    """Return recipe `fast` with the same layers and width. Its gated block is narrower to equal the parameter count."""
+    """Return recipe `fast` with the depth, width and parameter count of `bert_recipe`, by a narrower gated block."""
     return resolve("fast", "tiny", {**COMMON, "model.intermediate": 688, **overrides})
 
 
 def corpus_passages(keep: Callable[[pa.Table], pa.Table]) -> pa.Table:
-    """Return what `keep` returns of each file of the corpus, with the columns id, text and source and our ids."""
+    """Return the rows that `keep` selects in each file of the corpus: id (computed by us), text and source."""
     paths = sorted((shared_data() / "corpus").glob("*.parquet"))
     passages = pa.concat_tables([keep(pq.read_table(path, columns=["id", "text", "source"])) for path in paths])
     return passages.set_column(0, "id", pa.array([passage_id(text) for text in passages["text"].to_pylist()]))

@@ -1,4 +1,4 @@
-"""Two data-parallel workers of one core against one worker of one core, over gloo, without Ray.
+"""Compare two data-parallel workers of one core with one worker of one core, over gloo, without Ray.
 
 Each worker is a process on its own core that runs the joint stage. `same_batch` splits the 32 rows of a step (as a
 recipe does); `batch_each` gives each worker 32. Two independent processes show what the machine allows.

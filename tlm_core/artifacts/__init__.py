@@ -9,7 +9,7 @@ from tlm_core.artifacts.faults import storage_errors
 from tlm_core.artifacts.hashing import artifact_id, canonical_json, digest_of, sha256_file
 from tlm_core.artifacts.manifest import MANIFEST, FileEntry, Manifest, ManifestRef
 
-# Not the store: it needs fsspec, which the client does without.
+# This list omits the store, because it needs fsspec, which the client does not need.
 __all__ = [
     "MANIFEST",
     "FileEntry",

@@ -17,7 +17,7 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def storage_errors(action: str) -> Iterator[None]:
-    """Raise the project's errors for errors of a file system inside the block.
+    """Raise NotFound, StorageFull or StorageUnavailable for an OSError inside the block.
 
     action: follows "Failed" in the message, such as "writing the dataset".
     """

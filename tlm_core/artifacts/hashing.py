@@ -1,4 +1,4 @@
-"""Digests of values and files, and the ids that follow from them."""
+"""Digests of values and files, and the ids of artifacts."""
 
 from __future__ import annotations
 

@@ -11,13 +11,13 @@ from fsspec.implementations.local import LocalFileSystem
 from tlm_core.errors import StorageUnavailable
 
 MARK = ".tlm-storage"
-WRITE_SECONDS = 100.0  # of a write to a remote storage, and a second more for each MiB
+WRITE_SECONDS = 100.0  # limit of a write to a remote storage, plus one second for each MiB
 
 
 def deadline(fs: AbstractFileSystem, size: int) -> dict[str, float]:
     """Return the option that ends a write of `size` bytes to a storage that hangs.
 
-    No timeout of the client does: it waits without limit for the server's permission to send the content.
+    The timeouts of the client do not end it: the client waits without limit for the server's permission to send.
     """
     return {"timeout": WRITE_SECONDS + size / 2**20} if fs.async_impl else {}
 
@@ -37,7 +37,7 @@ class StorageMark:
     def check(self, *, create: bool = False) -> None:
         """Raise StorageUnavailable if the root is not the storage that was written to. create: mark a new storage."""
         if isinstance(self._fs, LocalFileSystem) and Path(self._root, MARK).is_file():
-            return  # Each write checks this, and the root has many entries.
+            return  # Each write runs this check, so it avoids listing the root, which has many entries.
         try:
             entries = self._fs.ls(self._root, detail=True, refresh=True)
         except FileNotFoundError:
@@ -48,7 +48,7 @@ class StorageMark:
         if not has_folders and not self._is_new():
             raise StorageUnavailable(
                 f"{self._root} is not the storage that was written to: the file {MARK} is missing. Mount the storage "
-                f"there or correct the setting. If its content is lost for good, create an empty file {MARK}."
+                f"there or correct the setting. If its content is lost for good, create an empty file {MARK} there."
             )
         if has_folders or create:
             if isinstance(self._fs, LocalFileSystem):

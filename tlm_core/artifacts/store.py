@@ -93,7 +93,7 @@ class ArtifactStore:
             if self.local:
                 raise
             raise StorageUnavailable(
-                f"Failed {action}: the storage returned an error: {type(error).__name__}: {error}"
+                f"Failed {action}: the storage returned an error: {type(error).__name__}: {error}. Check the storage."
             ) from error
 
     def write(
@@ -108,7 +108,7 @@ class ArtifactStore:
     ) -> ManifestRef:
         """Move the files of the local folder `source` to `folder` and write the manifest last. Deletes `source`.
 
-        retry: calls a function that writes the remaining files, once or until it raises nothing.
+        retry: calls its argument, which writes the remaining files, once or until it succeeds.
         """
         manifest = Manifest.of_folder(source, artifact=artifact, stage=stage, meta=meta or {})
         remaining = {entry.name: source / entry.name for entry in manifest.files}
@@ -130,7 +130,7 @@ class ArtifactStore:
         if not self.local:
             self.fs.put_file(str(source), target, callback=TransferPulse(), **deadline(self.fs, source.stat().st_size))
             return
-        # A manifest must not survive a power cut that its files do not, so content and name are synced in order.
+        # After a power cut, no manifest may exist without its files, so content and name are synced in order.
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         if source.exists():  # Otherwise an earlier try has moved it.
             _move(source, target)

@@ -77,7 +77,7 @@ class Mask:
         return mask
 
     def check(self, layers: int, heads: int) -> None:
-        """Raises InvalidRequest unless the mask has this number of layers, and of heads in each layer."""
+        """Raise InvalidRequest unless the mask has `layers` layers with `heads` heads each."""
         own = (len(self.heads), len(self.heads[0]))
         if own != (layers, heads):
             raise InvalidRequest(
@@ -97,7 +97,7 @@ class Mask:
 def removals(level: float, layers: int, heads: int) -> tuple[int, int]:
     """Return the numbers of heads and blocks that a sparsity `level` in [0, 1) removes, rounded down.
 
-    Raises InvalidRequest if a layer would lose all of its heads.
+    Raises InvalidRequest if a layer would lose all of its heads, or for a level outside of the range.
     """
     removed, blocks = math.floor(level * layers * heads + 1e-9), math.floor(level * layers + 1e-9)
     limit = layers * heads - layers

@@ -45,9 +45,9 @@ MASKS = "masks.json"
 
 
 def part(ctx: StageContext[PartParams]) -> dict[str, Any]:
-    """Extract the `prepare` artifact of one merged task. It uses the tokens of all tasks.
+    """Extract the `prepare` artifact of one task from that of the merged task. It keeps the tokenizer of all tasks.
 
-    Inputs: `prepared` and `task` of the merged task.
+    Inputs: `prepared` and `task`, both of the merged task.
     """
     source, merged = Prepared(ctx.inputs["prepared"]), ctx.inputs["task"]
     facts = json.loads((merged / MERGE).read_text(encoding="utf-8"))[ctx.params.number]
@@ -181,7 +181,7 @@ class TicketOptimizer(FlatOptimizer):
 class SharedBatches:
     """Step number → batch of one task, which it selects in the model.
 
-    steps: number of steps of each task. Their order is shuffled; each task gets the same batches as alone.
+    steps: number of steps of each task. Their order is shuffled; each task gets the same batches as in training alone.
     """
 
     def __init__(
@@ -257,7 +257,7 @@ def ticket_of(ctx: StageContext[ShareParams], number: int, shape: Shape) -> Mask
 def _validate(
     model: SharedModel, tasks: Sequence[Prepared], precision: str, workers: Workers, device: torch.device
 ) -> dict[str, float | None]:
-    """Return the means of `validation_scores` over tasks and each task's score. A mean is None if a score is."""
+    """Return the means of `validation_scores` over tasks and each task's score. A mean with a None is None."""
     by_task, current = [], model.current
     for number, prepared in enumerate(tasks):
         model.select(number)

@@ -44,7 +44,7 @@ def sliced(model: TaskModel, mask: Mask) -> TaskModel:
 
 
 def _reduce_heads(attention: Attention, heads: Tensor) -> None:
-    """Remove all other heads."""
+    """Remove all heads except those with the indices `heads`."""
     hidden = attention.out.out_features
     features = _features(heads, hidden // attention.heads)
     attention.heads = len(heads)
@@ -95,7 +95,7 @@ def parameters(shape: Shape, mask: Mask) -> dict[str, int]:
 
 
 def spared_flops(shape: Shape, mask: Mask, rows: int, length: int) -> float:
-    """Return the FLOPs that the sliced model saves in a training step over [rows, length]."""
+    """Return the FLOPs that the sliced model saves in a training step over a batch [rows, length]."""
     head = shape.head_size * (4 * shape.hidden + 2 * length)
     block = architecture_of(shape).feed_forward_matrices * shape.hidden * shape.intermediate
     removed = head * (shape.layers * shape.heads - mask.heads_left) + block * (shape.layers - mask.blocks_left)

@@ -20,10 +20,10 @@ IMPORTANCE = "importance.json"
 
 
 def check_encoder(ctx: StageContext[CheckEncoderParams]) -> dict[str, int]:
-    """Check that a published encoder is supported and that the levels and masks fit it. It has no inputs.
+    """Check that a published encoder is supported and that the levels and masks fit it. No inputs.
 
     Raises InvalidRecipe for an unsupported encoder, and InvalidRequest for a level or mask that does not fit.
-    Raises NotFound if the encoder does not exist, and Unavailable if it cannot be read.
+    Raises NotFound if the encoder does not exist, and Unavailable if the hub does not answer.
     """
     source = ctx.params.init
     shape = published.shape_of(published.read_config(published.fetch_config(source), source), source)
@@ -39,7 +39,7 @@ def check_encoder(ctx: StageContext[CheckEncoderParams]) -> dict[str, int]:
 def importance(ctx: StageContext[ImportanceParams]) -> dict[str, object]:
     """Write the importance of each head and block of the finetuned model, over all train texts.
 
-    Inputs: `prepared`, `finetune`. It writes no checkpoints, because it is short: a pause raises StopRequested, and
+    Inputs: `prepared`, `finetune`. The stage is short, so it writes no checkpoints: a pause raises StopRequested, and
     the stage starts again on resume.
     """
     prepared, device = Prepared(ctx.inputs["prepared"]), pick_device()

@@ -29,9 +29,9 @@ _SENTENCES = {
 
 
 def sentence(event_type: str, attempt: int | None, data: Mapping[str, object], titles: Mapping[str, str]) -> str | None:
-    """Return an event as a sentence, or None if its type or its data give none.
+    """Return an event as a sentence, or None for an unknown type or incomplete data.
 
-    titles: names of nodes for readers, by node. A node without a title keeps its name.
+    titles: node → its name for readers. A node without a title keeps its name.
     """
     values = {**data, "attempt": attempt}
     if "node" in data:

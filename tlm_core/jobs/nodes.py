@@ -38,7 +38,7 @@ from tlm_core.training.stage import Place
 
 
 def validate_nodes(inputs: PlanInputs[KindOptions]) -> list[Node]:
-    """One node for each dataset of the job: it turns the dataset into a task."""
+    """Return a node for each dataset of the job, which turns the dataset into a task."""
     return [
         Node(
             f"validate.{number}" if number else "validate",
@@ -85,7 +85,7 @@ def prepare_node(
     *,
     labeled: bool = False,
 ) -> Node:
-    """The node that trains the tokenizer and tokenizes all texts. labeled: models label passages for it."""
+    """The node that trains the tokenizer and tokenizes all texts. labeled: the node also reads `self_train`."""
     inputs = {"task": task} | ({"selection": select.name} if select else {})
     inputs |= {"self_train": "self_train"} if labeled else {}
     return Node(name, PREPARE, PrepareParams.of(recipe), inputs=inputs, seed=seed)
@@ -94,7 +94,7 @@ def prepare_node(
 def joint_node(recipe: Recipe, seed: int, name: str, prepared: str = "prepare", baseline: str | None = None) -> Node:
     """The joint stage of one seed. A wall-clock budget makes its result irreproducible, so the cache excludes it.
 
-    Raises InvalidRecipe if the recipe compares the encoder with a linear model and there is none.
+    baseline: the node of the linear model. Raises InvalidRecipe if it is None and the recipe sets `stop_if_behind`.
     """
     inputs, reusable = {"prepared": prepared}, recipe.joint.budget.seconds is None
     if recipe.joint.stop_if_behind is not None:
@@ -111,9 +111,9 @@ def finetune_nodes(recipe: Recipe, seed: int, name: str, inputs: Mapping[str, st
 
 
 def with_tries(node: Node, part: Finetune) -> list[Node]:
-    """Return one node for each finetuning to try and a last node that chooses among them, or the node itself.
+    """Return one node for each finetuning to try and a last node that chooses among them. Without tries, return `node`.
 
-    A node for one try equals finetuning with its values alone, so either reuses the other's artifact.
+    The node of a try has the artifact id of a finetuning that has only these values, so either reuses the other.
     """
     if not part.has_tries:
         return [node]
@@ -136,7 +136,7 @@ def with_tries(node: Node, part: Finetune) -> list[Node]:
 
 
 def refit_linear_node(inputs: Mapping[str, str], group: str) -> Node:
-    """The node that fits the linear models again, on train and validation. inputs: of the evaluation."""
+    """The node that fits the linear models again, on train and validation. inputs: those of `evaluate`."""
     needed = {name: node for name, node in inputs.items() if name in ("task", "baseline", "self_train")}
     return Node("refit_linear", REFIT_LINEAR, BaselineParams(), needed, group=group)
 
@@ -145,8 +145,8 @@ def train_nodes(inputs: PlanInputs[KindOptions], *, ensemble: bool = False, refi
     """The nodes of `train` up to its test. ensemble: see `SeedsParams`. refit: see `Recipe`.
 
     validate → baseline; validate → select → prepare → joint, finetune, refit (each seed); all of them → evaluate.
-    During the selection, workers would be idle, so the linear model then has a group of its own. Several seeds train
-    side by side, because small models use several cores badly.
+    If the job selects passages, the linear model has its own group, so that workers fit it during the selection.
+    Several seeds train side by side, because small models use several cores badly.
     """
     recipe, seeds = inputs.recipe, inputs.seeds
     select = select_node(inputs, "validate")

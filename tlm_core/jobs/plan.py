@@ -17,8 +17,8 @@ class Node:
     """One stage of a job.
 
     inputs: name → node that produces it. fixed: name → digest of an input that exists before the job starts.
-    seed, rate: the seed and the finetuning rate that the node is for, if it is for one. dataset: the number of the
-    dataset that the node reads, if it reads one.
+    seed, rate: the seed and the tried finetuning rate of the node, or None. dataset: the number of the dataset that the
+    node reads, or None.
     reusable: False if the result depends on the clock or on memory, so the cache must not offer it to other jobs.
     group: workers run the nodes of one group in one submission, because a start takes longer than a short stage.
     gathers: the node runs even if some of its inputs were dropped.
@@ -78,7 +78,7 @@ class Plan:
         return [node for node in self.nodes if node.name in needed]
 
     def ready(self, done: Collection[str]) -> list[Node]:
-        """Return the nodes that are not done and whose inputs all are."""
+        """Return the nodes that are not done and whose inputs are all done."""
         return [n for n in self.nodes if n.name not in done and all(i in done for i in n.inputs.values())]
 
     def group(self, name: str) -> list[Node]:
@@ -86,13 +86,13 @@ class Plan:
         return [n for n in self.nodes if n.place is Place.WORKERS and n.group == name]
 
     def side_by_side(self, group: str) -> int:
-        """Return how many groups can run at the same time as this one, itself included: those of all seeds."""
+        """Return how many groups run at the same time: all seeds' groups if `group` is one of them, otherwise 1."""
         if not group.startswith(SEED_GROUP):
             return 1
         return len({node.group for node in self.nodes if node.group.startswith(SEED_GROUP)})
 
     def twins(self, node: Node) -> list[Node]:
-        """Return the node and the same node of each seed whose group can run at the same time."""
+        """Return the node and its equivalents in the groups of the other seeds, which can run at the same time."""
         if not node.group.startswith(SEED_GROUP):
             return [node]
         place = self.group(node.group).index(node)

@@ -36,7 +36,7 @@ LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern
 LabelValue = Annotated[str, StringConstraints(max_length=512)]
 
 
-# Fields that the source job provides, so that a request that names one omits them.
+# Fields that the source job provides. A request with a source job omits them.
 FROM_JOB = ("dataset", "corpus", "scale", "recipe", "seeds", "overrides")
 
 
@@ -49,7 +49,7 @@ class KindOptions(_Record):
 
 
 class _OptionsSchema:
-    """Describes `JobSpec.options` as one of the options of the registered kinds."""
+    """Describes `JobSpec.options` as the options of any registered kind."""
 
     def __get_pydantic_json_schema__(self, _: object, handler: GetJsonSchemaHandler) -> dict[str, object]:
         return {"anyOf": [handler(kind.options.__pydantic_core_schema__) for kind in KINDS.values()], "default": {}}
@@ -78,7 +78,7 @@ class JobSpec(_Record):
         None, le=256, description="an attempt starts with `workers` to this number, as many as the cluster has room for"
     )
     max_attempts: int = Field(
-        3, ge=1, le=20, description="faults after which the job fails; three lost workers without a checkpoint are one"
+        3, ge=1, le=20, description="failures until the job fails; three lost workers without a new checkpoint are one"
     )
     max_runtime_seconds: float | None = Field(
         None, gt=0, le=1e8, description="limit of the running time of all attempts together"
@@ -137,10 +137,10 @@ class JobSpec(_Record):
         return (self.dataset, *self.definition.datasets(self.options))
 
     def check(self, recipe: Recipe, options: KindOptions | None = None) -> None:
-        """Raises InvalidRequest if the kind cannot use the recipe. options: as pinned, by default the request's."""
+        """Raise InvalidRequest if the kind cannot use the recipe. options: as pinned, by default the request's."""
         kind = self.definition
         if recipe.scale == "instant" and not kind.instant:
-            raise InvalidRequest(f"Kind '{kind.name}' trains encoders, so it has no scale 'instant'. Choose another.")
+            raise InvalidRequest(f"Kind '{kind.name}' trains encoders. Choose a scale other than 'instant'.")
         if not kind.extends_train:
             others = ", ".join(other.name for other in KINDS.values() if other.extends_train)
             if recipe.profile:
@@ -272,7 +272,7 @@ class JobResult(BaseModel):
 class Beat(BaseModel):
     """The last heartbeat of a submission.
 
-    at: when it arrived. phase: whether the submission waits for room, its workers start, or they work. idle: seconds
+    at: its arrival. phase: whether the submission waits for room, its workers start, or they work. idle: seconds
     without progress of workers that work. limit: seconds without progress that are still normal.
     """
 
@@ -289,11 +289,11 @@ class JobRecord(_Record):
 
     attempt: number of the current attempt, and the fencing token of every write of its workers.
     failures: attempts that count against `max_attempts`. losses: attempts since the last new checkpoint or artifact
-    that ended because the place was lost: a worker, its node, or a component.
+    that ended because a worker, its machine or a component was lost.
     interruptions: all attempts that ended without a failure of the job.
     submissions: group → submission id of this attempt. beats: group → last heartbeat in this attempt.
-    draining: whether a machine of this attempt stops. unreadable: whether this stands in a list for a record that this
-    release cannot read; then only id, state and error are of the job.
+    draining: whether a machine of this attempt stops. unreadable: whether this record replaces, in a list, one that
+    this release cannot read. Then only id, state and error are those of the job.
     request_id: of the request that submitted the job, for logs.
     excluded_from_cache: nodes whose artifacts other jobs must not reuse. ran_seconds: running time of all attempts,
     except what has passed since `running_since`. due_at: earliest start of the next attempt. waiting: the error that
@@ -336,13 +336,13 @@ class JobRecord(_Record):
     unreadable: bool = False
 
     def spent(self, *, is_loss: bool) -> tuple[int, int]:
-        """Return failures and losses after the end of this attempt. LOSSES_PER_FAULT losses count as one fault."""
+        """Return failures and losses after the end of this attempt. LOSSES_PER_FAULT losses count as one failure."""
         if is_loss and self.losses + 1 < LOSSES_PER_FAULT:
             return self.failures, self.losses + 1
         return self.failures + 1, 0
 
     def is_due(self, now: float) -> bool:
-        """Return whether the queued job can be claimed. If the clock went back meanwhile, the delay is over."""
+        """Return whether the queued job can be claimed. A clock that went back since the last update ends the delay."""
         return self.due_at is None or not self.updated_at <= now < self.due_at
 
     def works(self, group: str) -> bool:

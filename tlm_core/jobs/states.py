@@ -58,9 +58,9 @@ TRANSITIONS: Mapping[Verb, Mapping[State, State]] = {
         **dict.fromkeys((_S.QUEUED, _S.PAUSED), _S.CANCELLED),
         **dict.fromkeys((_S.RUNNING, _S.PAUSING), _S.CANCELLING),
     },
-    # A worker of the current attempt.
+    # Only a worker of the current attempt may use this.
     Verb.REPORT: {state: state for state in sorted(ACTIVE)},
-    # The coordinator that holds the lease, in its attempt.
+    # Only the coordinator that holds the lease may use these, in its attempt.
     Verb.CONFIRM_PAUSED: {_S.PAUSING: _S.PAUSED},
     Verb.CONFIRM_CANCELLED: {_S.CANCELLING: _S.CANCELLED},
     Verb.FINISH: {_S.RUNNING: _S.SUCCEEDED, _S.PAUSING: _S.SUCCEEDED},

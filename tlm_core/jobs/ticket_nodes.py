@@ -16,7 +16,7 @@ IMPORTANCE = Stage("importance", "tlm_core.compression.ticket_stages:importance"
 
 
 def importance_node(name: str, as_published: bool, prepared: str, finetune: str, seed: int) -> Node:
-    """The importance of heads and blocks in a finetuned model."""
+    """Return the node that measures the importance of heads and blocks in a finetuned model."""
     params = ImportanceParams(as_published=as_published)
     return Node(name, IMPORTANCE, params, {"prepared": prepared, "finetune": finetune}, seed=seed)
 
@@ -24,11 +24,11 @@ def importance_node(name: str, as_published: bool, prepared: str, finetune: str,
 def check_encoder(
     inputs: PlanInputs[KindOptions], recipe: Recipe, levels: Sequence[float] = (), masks: Sequence[Mask] = ()
 ) -> Node | None:
-    """A check of a published encoder, its levels and masks. None for our own models, which the gateway checks."""
+    """Return the check of a published encoder, with levels and masks; None for own models, which the gateway checks."""
     if recipe.model.init in OWN_STARTS:
         return None
     params = CheckEncoderParams(init=recipe.model.init, levels=tuple(levels), masks=tuple(masks))
-    # It reads no data. But jobs on different datasets must not share it, because deleting a dataset deletes it.
+    # Jobs on different datasets must not share the artifact, because deleting a dataset deletes its jobs' artifacts.
     return Node("check_encoder", CHECK_ENCODER, params, fixed={"dataset": inputs.datasets[0].ref.digest})
 
 

@@ -1,6 +1,6 @@
 """The kinds of jobs. A new kind is one module here and one entry in `MODULES`.
 
-The table names modules instead of importing them, because a kind imports the request that names it.
+The table names modules instead of importing them, because each kind imports `jobs.spec`, which imports this module.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MODULES = {
 
 
 class _Kinds(Mapping[str, "Kind[KindOptions]"]):
-    """Reads `KIND` of a module when its kind is used."""
+    """Name of a kind → `KIND` of its module, which each access imports."""
 
     def __getitem__(self, name: str) -> Kind[KindOptions]:
         kind: Kind[KindOptions] = import_module(MODULES[name]).KIND

@@ -1,4 +1,4 @@
-"""A kind of job as one value. `tlm_core/kinds/__init__.py` lists every kind."""
+"""The classes that define a kind of job. `tlm_core/kinds/__init__.py` lists every kind."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class FormField:
 
 @dataclass(frozen=True)
 class FinishedJob:
-    """A succeeded job that the options of another job reference by id.
+    """A job that the options of another job reference by id.
 
-    dataset: as its request names it. report: reads its report.
+    dataset: as the job's request names it. report: returns the job's report. Raises NotReady or NotFound without one.
     """
 
     id: str
@@ -51,7 +51,7 @@ class FinishedJob:
 
 
 class Lookup(Protocol):
-    """Resolves ids and names in options. Raises NotFound if one does not exist, Conflict if it is not ready."""
+    """Resolves ids and names in options. Raises NotFound for an unknown id or name."""
 
     def job(self, job_id: str) -> FinishedJob: ...
 
@@ -66,13 +66,13 @@ class Kind(Generic[Options]):
     """A kind of job.
 
     summary: one line for help texts and forms.
-    options: class of the options. plan: builds the job's nodes. stages: those that no other kind defines.
+    options: class of the options. plan: builds the job's nodes. stages: those that no other kind lists.
     check: raises InvalidRequest if the options do not fit the recipe; its last argument contains the dataset names.
     datasets_option: name of the option that lists datasets in addition to the job's `dataset`.
     recipes: returns all recipes that the job trains with.
     pin: returns the options with each job id replaced by the result of that job.
-    source_job: returns the id of a job that provides dataset, corpus, recipe, seeds, and artifacts up to `evaluate`.
-    fields: of the dashboard's form. read_files: replaces paths in options of the command line by file contents.
+    source_job: id of a job that provides dataset, corpus, recipe, seeds, and artifacts up to `evaluate`, or None.
+    fields: fields of the dashboard's form. read_files: replaces paths in options of the command line by file contents.
     extends_train: the plan contains the nodes of `train` up to `evaluate`. Such kinds can use a dataset's own
     selection, write traces, and provide the model that `prune` starts from.
     instant: the kind supports the scale `instant`, which trains the linear model alone.

@@ -1,6 +1,6 @@
 """Kind `learning_curve`: the number of labels from which a BiLSTM matches an encoder (arXiv 2006.08671).
 
-The linear model is part of each curve, because it shows from which size on the others are worth their training.
+The linear model is part of each curve, because it shows from which size the other models are worth their training.
 """
 
 from __future__ import annotations
@@ -84,12 +84,12 @@ class LearningCurveOptions(KindOptions):
         if "bilstm" not in self.models:
             raise ValueError("The models must include 'bilstm', because the report compares the others with it.")
         if ("pretrained" in self.models) != (self.pretrained is not None):
-            raise ValueError("Give both or neither: 'pretrained' among the models, and the option 'pretrained'.")
+            raise ValueError("The model and the option 'pretrained' belong together. Give both or neither.")
         return self
 
 
 def check(options: LearningCurveOptions, recipe: Recipe, _: tuple[str, ...]) -> None:
-    """Raises InvalidRequest for models that need a corpus if the recipe does not use one."""
+    """Raise InvalidRequest for the models of WITH_TLM if the recipe uses no corpus or no joint stage."""
     if WITH_TLM & set(options.models) and not (recipe.selection.needs_corpus and recipe.joint.enabled):
         raise InvalidRequest(
             "The models 'tlm' and 'bilstm_tlm' of a learning curve need a corpus and a joint stage. Give a corpus, "
@@ -98,7 +98,7 @@ def check(options: LearningCurveOptions, recipe: Recipe, _: tuple[str, ...]) -> 
 
 
 def plan(inputs: PlanInputs[LearningCurveOptions]) -> Plan:
-    """A subset for each size and seed, each model trained on it, and one report of the curve."""
+    """Return a subset for each size and seed, the training of each model on it, and one report of the curve."""
     options, seeds = inputs.options, inputs.seeds
     nodes = [
         *validate_nodes(inputs),
@@ -146,7 +146,7 @@ class _Point:
         self._subset, self._baseline = f"subset{self.end}", f"baseline{self.end}"
 
     def nodes(self) -> list[Node]:
-        """Return the subset, the tokens, the joint stage if a model needs it, and each model."""
+        """Return the nodes of the subset, of its tokens, of the joint stage if a model needs it, and of each model."""
         params, sources = SubsetParams(size=self._size, seed=self._seed), {"task": "validate", "sizes": "sizes"}
         nodes = [Node(self._subset, SUBSET, params, sources, seed=self._seed), self._prepare("own", self._alone)]
         if WITH_TLM & set(self._options.models):
@@ -160,8 +160,8 @@ class _Point:
     def linear(self) -> list[Node]:
         """Return the linear model and its test, unless another seed has them.
 
-        All points share one group, because a fit is shorter than the start of a submission. During selections workers
-        would be idle, so the linear models then have a group of their own.
+        All points share one group, because a fit is shorter than the start of a submission. If the plan has
+        selections, this is a group without encoders, so that workers fit linear models during the selections.
         """
         if self._seed not in linear_seeds(self._size, self._inputs.seeds):
             return []
@@ -244,7 +244,7 @@ def recipes(options: LearningCurveOptions, recipe: Recipe) -> list[Recipe]:
 
 
 def _parse_lstm(text: str) -> dict[str, int]:
-    """Parse the paper's notation: `4-256` is four layers of width 256, with token vectors of that width."""
+    """Parse the paper's notation: `4-256` is four layers and token vectors of width 256. Raises InvalidRequest."""
     parts = text.strip().upper().removeprefix("LSTM-").split("-")
     if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
         raise InvalidRequest(f"Invalid BiLSTM '{text.strip()[:40]}'. Expected LAYERS-WIDTH, such as 4-256.")
@@ -265,7 +265,7 @@ KIND = Kind(
         FormField(
             "models",
             "Models",
-            "beside the linear model, which each curve has",
+            "in addition to the linear model, which each curve has",
             widget="choices",
             required="bilstm",
             choices={

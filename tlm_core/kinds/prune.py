@@ -55,7 +55,7 @@ class PruneOptions(KindOptions):
 
 
 def check(options: PruneOptions, recipe: Recipe, _: tuple[str, ...]) -> None:
-    """Raises InvalidRequest for a level that would leave a layer without heads."""
+    """Raise InvalidRequest for a level that would leave a layer without heads."""
     if recipe.model.init in OWN_STARTS:  # `check_encoder` checks published encoders, whose shape is unknown here
         for level in options.levels:
             removals(level, recipe.model.layers, recipe.model.heads)

@@ -76,13 +76,13 @@ def _ticket(name: str, value: object) -> object:
 
 
 def pin(options: ShareTicketsOptions, recipe: Recipe, lookup: Lookup) -> ShareTicketsOptions:
-    """Replace the ids of `prune` jobs by the masks of their super tickets."""
+    """Replace ids of `prune` jobs by the masks of their super tickets. Raises NotFound, NotReady, InvalidRequest."""
     masks = {name: _mask(name, job, recipe, lookup) for name, job in options.tickets.items() if isinstance(job, str)}
     return options.model_copy(update={"tickets": options.tickets | masks})
 
 
 def _mask(name: str, job_id: str, recipe: Recipe, lookup: Lookup) -> Mask:
-    """The super ticket of a job on the same data, with the same model and finetuning. Raises InvalidRequest."""
+    """Return the super ticket of a job. Raises InvalidRequest if its data, model or finetuning differ."""
     job, ticket = lookup.job(job_id), f"Invalid ticket of '{name}': job {job_id}"
     instead = "To use this ticket anyway, pass the mask from the job's report instead of the job id."
     if job.kind != "prune":
@@ -98,12 +98,12 @@ def _mask(name: str, job_id: str, recipe: Recipe, lookup: Lookup) -> Mask:
 
 
 def _tuning(recipe: Recipe) -> dict[str, object]:
-    """The settings in which pruning and sharing must agree. Sharing always resets the head."""
+    """Return the settings that pruning and sharing must have in common. Sharing always resets the head."""
     return recipe.model_dump(mode="json", include={"model", "finetune"}, exclude={"finetune": {"reset_head"}})
 
 
 def check(options: ShareTicketsOptions, recipe: Recipe, names: tuple[str, ...]) -> None:
-    """Raises InvalidRequest for tickets of other datasets or of another shape, and for several finetunings."""
+    """Raise InvalidRequest for tickets of other datasets or shapes, and for recipes that try several finetunings."""
     if unknown := sorted(options.tickets.keys() - set(names)):
         raise InvalidRequest(f"Unknown dataset '{unknown[0]}' in 'tickets'. The datasets are {', '.join(names)}.")
     if recipe.finetune.has_tries:
@@ -152,7 +152,7 @@ def plan(inputs: PlanInputs[ShareTicketsOptions]) -> Plan:
 def _one_seed(
     recipe: Recipe, options: ShareTicketsOptions, tickets: Sequence[float | Mask], seed: int, parts: Mapping[str, str]
 ) -> list[Node]:
-    """The joint stage, each task alone with its importance, all tasks together without and with tickets."""
+    """Return the joint stage, each task alone with its importance, and all tasks together without and with tickets."""
     nodes, start, importances = [], {}, {}
     if recipe.joint.enabled:
         nodes.append(joint_node(recipe, seed, f"joint.s{seed}"))

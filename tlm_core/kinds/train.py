@@ -16,7 +16,7 @@ class TrainOptions(KindOptions):
 
 
 def plan(inputs: PlanInputs[KindOptions]) -> Plan:
-    """Train and evaluate, then export the model that validation chooses. The scale `instant` is the linear model."""
+    """Train and evaluate, then export the model that validation chooses. Scale `instant`: linear model only."""
     if inputs.recipe.scale == "instant":
         return _linear_plan(inputs)
     nodes = train_nodes(inputs, ensemble=inputs.recipe.ensemble, refit=inputs.recipe.refit)

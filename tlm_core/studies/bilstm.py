@@ -1,8 +1,8 @@
 """A bidirectional LSTM classifier from scratch (arXiv 2006.08671: LSTM-layers-width).
 
 It reads the same packed rows as an encoder, so training loop, validation and prediction are shared. Inside, each
-document becomes one column of a padded batch. Batches of similar length contain little padding. Torch's LSTM kernels
-(oneDNN on a CPU) compute one direction at a time.
+document becomes one column of a padded batch. Batches of texts of similar length contain little padding. Torch's LSTM
+kernels (oneDNN on a CPU) compute one direction at a time.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _round_up(count: int) -> int:
 
 @dataclass(frozen=True)
 class Documents:
-    """The B documents of packed rows, in the order of the rows. T steps: the longest document, rounded up.
+    """The B documents of packed rows, in the order of the rows. T: steps of the longest one, rounded up.
 
     tokens: [T, B], index of each step's token in the flattened rows; undefined after a document's end.
     inside: [T, B], False after a document's end. reversal: [T * B], the `places` of `Reverse`.
@@ -195,8 +195,8 @@ def initialize(model: BiLSTM, seed: int, embeddings: Tensor | None = None) -> No
 def initialize_counted(model: BiLSTM, seed: int, vectors: Tensor) -> None:
     """Fill the token vectors from counted ones, [V, embedding], as `counted_start` does for the encoder.
 
-    The seed's rotation is that of the encoder. The lengths are those of this model's random vectors. Tokens without a
-    counted vector keep their random start.
+    The rotation equals that of an encoder with the same seed. The vectors have the length of this model's random ones.
+    Tokens without a counted vector keep their random start.
     """
     known, scaled = counted_start(vectors, seed, TOKEN_SPREAD)
     with torch.no_grad():

@@ -70,7 +70,8 @@ def lstm_flops(shape: LSTMShape, batch: Batch) -> float:
 def bilstm(ctx: StageContext[BilstmParams]) -> dict[str, Any]:
     """Train a BiLSTM on the task, with the epochs and the validation of an encoder's finetuning.
 
-    Inputs: `prepared`, and `joint` to start from the token embeddings of a joint stage. Otherwise `lstm.init` decides.
+    Inputs: `prepared`, and `joint` to start from the token embeddings of a joint stage. Without `joint`, `lstm.init`
+    selects the start.
     """
     lstm, prepared, seed = ctx.params.lstm, Prepared(ctx.inputs["prepared"]), ctx.params.seed
     embeddings, before = _embeddings(ctx.inputs["joint"]) if "joint" in ctx.inputs else (None, {})

@@ -32,7 +32,7 @@ Reports = Mapping[tuple[str, int, int], Report]
 
 
 def curve(ctx: StageContext[CurveParams]) -> dict[str, object]:
-    """Write `report.json`, `curves.csv`, `plot.svg`, and the export of the BiLSTM that has the largest size.
+    """Write `report.json`, `curves.csv`, `plot.svg`, and the export of the best BiLSTM of the largest size.
 
     Inputs: `task`, `sizes`, `evaluate.{model}.n{size}.s{seed}`, and for the largest size `prepared.{model}.s{seed}`,
     `trained.{model}.s{seed}` and `trained.linear`.
@@ -127,9 +127,9 @@ def _law(points: Sequence[Report]) -> Report:
 
 
 def _add_crossings(report: Report, margin: float) -> None:
-    """Add the comparisons: `against` with each encoder, `passes_linear` with the linear model.
+    """Add the comparisons: `against` (an LSTM with each encoder) and `passes_linear` (a model with the linear model).
 
-    `against` of `bilstm` is in the report, that of another LSTM in its entry of `models`.
+    The report itself contains `against` of `bilstm`. The entry of another LSTM in `models` contains that LSTM's.
     """
     models = report["models"]
     others = [model for model in models if model != LINEAR]
@@ -149,8 +149,8 @@ def _against(report: Report, lstm: str, model: str, margin: float) -> Report:
 def _passes_linear(report: Report, model: str) -> Report:
     """Return from how many labels on a model is more accurate than the linear model.
 
-    measured: the first measured size from which on it is at all measured sizes, or None. The rest is `compare` with the
-    margin 0, which gives the size by the fitted power laws.
+    measured: the smallest measured size from which the model is more accurate at all measured sizes, or None. The other
+    keys are those of `compare` with the margin 0, which computes this size from the fitted power laws.
     """
     measured = None
     sides = zip(*(reversed(report["models"][name]["points"]) for name in (model, LINEAR)), strict=True)

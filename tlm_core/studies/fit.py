@@ -74,10 +74,11 @@ def crossing(small: PowerLaw, large: PowerLaw, margin: float, low: float, high: 
 
 
 def compare(small: Points, large: Points, *, margin: float, seed: int = 0) -> dict[str, Any]:
-    """Return the number of labels from which the small model is within `margin` of the large one.
+    """Return `labels`, the number of labels from which the small model is within `margin` of the large one.
 
-    small, large: (n, errors of each seed). The interval has the middle 90 % of a bootstrap over the seeds at each size;
-    an end is None if it is beyond the searched range. A value that cannot be computed is None, with its reason.
+    small, large: (n, errors of each seed). `interval` has the middle 90 % of a bootstrap over the seeds at each size;
+    an end is None if it is beyond the searched range. `never_within` is the share of draws without a crossing. A value
+    that cannot be computed is None, with its reason.
     """
     result: dict[str, Any] = {"margin": margin, "labels": None, "interval": None}
     if len(small) < 3 or len(large) < 3:
@@ -87,7 +88,7 @@ def compare(small: Points, large: Points, *, margin: float, seed: int = 0) -> di
     first, second = (fit([n for n, _ in curve], [float(np.mean(e)) for _, e in curve]) for curve in (small, large))
     result["labels"] = crossing(first, second, margin, low, high)
     if result["labels"] is None:
-        result["reason"] = f"the fitted curves do not come within {margin:g} below {high:,.0f} labels"
+        result["reason"] = f"the fitted curves differ by more than {margin:g} even at {high:,.0f} labels"
     elif result["labels"] > max(sizes):
         result["note"] = f"an extrapolation beyond the {max(sizes):,.0f} labels that were measured"
     if min(len(errors) for curve in (small, large) for _, errors in curve) < 2:

@@ -19,7 +19,7 @@ def size_name(size: float) -> str:
 
 
 def family(model: str) -> str:
-    """Return the name of the group of models that share tokens, and the stages before finetuning."""
+    """Return own, tlm or pretrained: the group of models that share tokens and the stages before finetuning."""
     return {"tlm": "tlm", "bilstm_tlm": "tlm", "pretrained": "pretrained"}.get(model, "own")
 
 
@@ -34,7 +34,7 @@ def linear_seeds(size: float, seeds: Sequence[int]) -> Sequence[int]:
 class LSTM(BaseModel):
     """Shape and learning rate of the BiLSTM. The paper's LSTM-4-256 has four layers of width 256 in each direction.
 
-    init: `counts` starts from the word vectors of `model.init: counts`, in their width, if the recipe has that start.
+    init: `counts` starts from the word vectors of `model.init: counts`, in their width, if the recipe has this value.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,7 +43,7 @@ class LSTM(BaseModel):
     hidden: int = Field(256, ge=8, le=1024, description="width of each direction")
     embedding: int = Field(256, ge=8, le=1024, description="width of the token vectors of a random start")
     init: Literal["counts", "scratch"] = Field(
-        "counts", description="start of the token vectors: counts, like the encoder's if the recipe counts; or scratch"
+        "counts", description="scratch: random token vectors; counts: counted ones, if model.init is counts as well"
     )
     dropout: float = Field(0.2, ge=0, lt=1)
     lr: float = Field(2e-3, gt=0, description="peak learning rate of AdamW")

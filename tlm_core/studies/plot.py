@@ -11,12 +11,12 @@ from typing import NotRequired, TypedDict
 WIDTH, HEIGHT = 720, 440
 LEFT, RIGHT, TOP, BOTTOM = 70, 170, 40, 60
 LONGEST_NAME = 18
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # distinct if color-blind
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # color-blind safe
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Points (x, mean, spread or None) in the order of x. line: connect them. dashed: a line without points."""
+    """Points (x, mean, spread or None) in the order of x. line: connect them. dashed: draw only a dashed line."""
 
     name: str
     points: Sequence[tuple[float, float, float | None]]
@@ -56,7 +56,7 @@ class _Axis:
 
 
 class Labels(TypedDict):
-    """The words of a plot, and its axis. names: labels of x = 0, 1, …, instead of numbers."""
+    """The words of a plot. log_x: use a logarithmic x-axis. names: labels of x = 0, 1, …, instead of numbers."""
 
     title: str
     x: str

@@ -53,8 +53,8 @@ def subset(ctx: StageContext[SubsetParams]) -> dict[str, object]:
 def stratified_order(labels: npt.NDArray[np.integer], seed: int) -> Ints:
     """Return an order of all rows in which every prefix is stratified.
 
-    Row k of the n rows with a label, in a seeded order, gets the position (k + 1/2) / n. With L labels, a prefix
-    deviates from the exact share s of a label by at most 1/2 + s L / 2 rows.
+    Row k (from 0) of the n rows with a label, in a seeded order, gets the position (k + 1/2) / n. With L labels, a
+    prefix deviates from the exact share s of a label by at most 1/2 + s L / 2 rows.
     """
     random = np.random.default_rng(seed)
     place = np.empty(len(labels))
@@ -66,7 +66,7 @@ def stratified_order(labels: npt.NDArray[np.integer], seed: int) -> Ints:
 
 
 def rows_of(size: float, rows: int) -> int:
-    """Return the rows of a size: a share up to 1, else a count. Raises InvalidRequest if train has fewer rows."""
+    """Return the number of rows of a size: a share up to 1, a count above. Raises InvalidRequest above `rows`."""
     count = max(1, round(size * rows)) if size <= 1 else int(size)
     if count > rows:
         raise InvalidRequest(
@@ -79,7 +79,7 @@ def curve_sizes(task: Task, requested: Sequence[float], seeds: Sequence[int]) ->
     """Return the sizes in ascending order. A size is dropped if, for some seed, a class of train has no text in it.
 
     Raises InvalidRequest if train has fewer rows than a size, if two sizes have the same rows, or if all sizes are
-    dropped. Raises it also for regression tasks, which have no accuracy.
+    dropped. Regression tasks have no accuracy, so they also raise InvalidRequest.
     """
     if not task.type.has_classes:
         raise InvalidRequest(
@@ -97,7 +97,7 @@ def curve_sizes(task: Task, requested: Sequence[float], seeds: Sequence[int]) ->
         names = ", ".join(f"'{task.labels[label]}'" for label in sorted(missing))
         sizes.append(Size(size, rows, f"{rows} texts contain no text of {names}" if missing else None))
     if all(size.dropped for size in sizes):
-        raise InvalidRequest(f"Every size loses a class ({sizes[-1].dropped}). Use larger sizes.")
+        raise InvalidRequest(f"Every size lacks a class ({sizes[-1].dropped}). Use larger sizes.")
     return sizes
 
 

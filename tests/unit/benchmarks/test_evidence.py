@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks.quality import evidence
-from benchmarks.quality.evidence import PAGES, Record, plot_of, read_records, run, summary, table, write_table
+from benchmarks.quality import data, evidence
+from benchmarks.quality.data import split_of, text_folder
+from benchmarks.quality.evidence import (
+    LINEAR,
+    LINEAR_BOTH,
+    PAGES,
+    RETURNED,
+    Record,
+    plot_of,
+    read_records,
+    run,
+    summary,
+    table,
+    write_table,
+)
 
 
 def made_records(scores: dict[str, list[float]]) -> list[Record]:
@@ -52,6 +66,31 @@ def test_fixed_rival_is_paired_with_each_seed() -> None:
     ]
     row = next(line for line in table(records).splitlines() if line.startswith("| returned model > linear model |"))
     assert "+0.110, confirmed" in row and "3 seeds" in row
+
+
+def test_splits_count_the_losses_to_each_linear_model() -> None:
+    scores = {LINEAR: [0.5, 0.6, 0.7], LINEAR_BOTH: [0.6, 0.6, 0.7], RETURNED: [0.585, 0.595, 0.9]}
+    records = [
+        Record(split_of("sciie", number), arm, 0, None, score, 1.0)
+        for arm, values in scores.items()
+        for number, score in enumerate(values)
+    ]
+    assert "| SciERC | 3 | 0.600 | 0.633 | 0.693 | 0 and 1 |" in table(records)
+    assert "SciERC | 2 |" in table(records[:-1]), "the third split lacks a model"
+
+
+def test_split_of_a_task_has_the_rows_of_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TLM_SHARED_DATA", str(tmp_path))
+    monkeypatch.setattr(data, "FOLDER", tmp_path / "build")
+    (folder := tmp_path / "tasks" / "made").mkdir(parents=True)
+    for split, rows in (("train", range(6)), ("validation", range(6, 8)), ("test", range(8, 11))):
+        (folder / f"{split}.jsonl").write_text("".join(f"{row}\n" for row in rows))
+    splits = [text_folder(split_of("made", number)) for number in (0, 1, 0)]
+    read = [
+        [(each / f"{name}.jsonl").read_text().split() for name in ("train", "validation", "test")] for each in splits
+    ]
+    assert [len(part) for part in read[0]] == [6, 2, 3] and read[0] == read[2] != read[1]
+    assert sorted(itertools.chain.from_iterable(read[1]), key=int) == [str(row) for row in range(11)]
 
 
 def test_equal_differences_have_no_probability() -> None:

@@ -59,7 +59,7 @@ def test_interval_contains_true_crossing_and_notes_extrapolation() -> None:
 
 def test_curves_without_crossing_give_none_with_reason() -> None:
     result = compare(noisy(PowerLaw(1.0, 0.5, 0.3), 1), noisy(PowerLaw(1.0, 0.5, 0.1), 2), margin=0.01)
-    assert result["labels"] is None and "do not come within" in result["reason"]
+    assert result["labels"] is None and "differ by more than" in result["reason"]
     assert result["never_within"] == 1.0 and result["interval"] == [None, None]
 
 

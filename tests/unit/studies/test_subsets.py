@@ -61,7 +61,7 @@ def test_size_that_loses_a_class_is_dropped_with_reason(task: Task) -> None:
 
 
 def test_request_with_only_dropped_sizes_is_rejected(task: Task) -> None:
-    with pytest.raises(InvalidRequest, match="Every size loses a class"):
+    with pytest.raises(InvalidRequest, match="Every size lacks a class"):
         curve_sizes(task, [1 / 60, 2], [0])
 
 
