@@ -1,4 +1,4 @@
-"""Background tasks. An error ends neither a task nor its work on other items; readiness and metrics show it."""
+"""Background tasks. An error ends neither a task nor its work on other items; readiness and metrics show the error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MAX_SKIPPED = 1000  # items that are remembered, so that each is logged once
 class Background:
     """The condition of a task.
 
-    failures: rounds in a row that failed. skipped: items of the last round with an error, which stay.
+    failures: successive rounds that failed. waiting: a component does not answer. skipped: item → its error.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Background:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run the task in the block."""
+        """Report the task as running inside the block, and as failing afterwards."""
         self.error = ""
         FAILING.labels(self.name).set(0)
         try:
@@ -59,9 +59,9 @@ class Background:
 
     @contextmanager
     def round(self) -> Iterator[None]:
-        """Log an error of the block. A component that does not answer is reported once, and is no failure.
+        """Log an error of the block. A component that does not answer is logged once, and is not a failure.
 
-        Skipped items that a complete round no longer has are forgotten: another process has finished or deleted them.
+        A complete round forgets skipped items that it no longer has: another process has finished or deleted them.
         """
         self._seen.clear()
         try:
@@ -82,7 +82,7 @@ class Background:
 
     @contextmanager
     def item(self, name: str, **ids: object) -> Iterator[None]:
-        """Skip one item of a round if the block fails, except when a component does not answer.
+        """Log an error of the block and skip this item. Raises Unavailable if a component does not answer.
 
         ids: fields of its log lines, such as job_id.
         """
@@ -118,7 +118,7 @@ def conditions(tasks: Iterable[Background]) -> dict[str, str]:
 
 
 def stopped_by_signals() -> threading.Event:
-    """Return an event that SIGTERM and SIGINT set. A thread sets it, because the interrupted code may hold its lock."""
+    """Return an event that SIGTERM and SIGINT set in a thread, as the interrupted code may hold the event's lock."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: threading.Thread(target=stop.set, daemon=True).start())

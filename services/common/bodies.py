@@ -47,7 +47,7 @@ def check_json(body: bytes) -> None:
 def depth_of(body: bytes) -> int:
     """Return how deep lists and objects are nested, or 0 if the body has too few brackets to exceed MAX_DEPTH.
 
-    It does not parse, because a parser may exhaust the stack.
+    This function does not parse the body, because a parser may exhaust the stack.
     """
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return 0

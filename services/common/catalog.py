@@ -41,7 +41,7 @@ _OPEN_LOADS = f"{PREFIX}:loads"
 
 
 class Catalog:
-    """All operations on datasets and corpora. Thread-safe. Raises StoreUnavailable or StoreFull."""
+    """All operations on datasets and corpora. Thread-safe. Raises StoreUnavailable, StoreFull or UnreadableRecord."""
 
     def __init__(self, client: redis.Redis) -> None:
         # redis-py types each answer as bytes, text, or awaitable; with decode_responses it is text.
@@ -85,7 +85,7 @@ class Catalog:
     def dataset(self, tenant: str, id_or_name: str) -> DatasetRecord:
         """Return the dataset with this id, or the newest version of this name. Raises NotFound.
 
-        A name may select a version after an @: by number (`reviews@v3`) or by at least 8 digits of its digest.
+        A name may select a version after an @: by number (`reviews@v3`) or by the first 8 or more digits of its digest.
         """
         name, at, version = id_or_name.partition("@")
         if at:
@@ -150,7 +150,7 @@ class Catalog:
         return records, len(names) > limit
 
     def drop_corpus(self, tenant: str, corpus: str, version: str = "") -> None:
-        """Delete the record of a corpus, or of one version. The caller has deleted what the records name.
+        """Delete the record of a corpus, or of one version, after the caller has deleted index and passages.
 
         Raises AlreadyRunning while a load of the corpus is open.
         """
@@ -195,7 +195,7 @@ class Catalog:
         return self._read_load(tenant, load_id)[0]
 
     def load_of(self, tenant: str, corpus: str, load_id: str) -> CorpusLoad:
-        """Return a load of this corpus. Raises NotFound, also if it belongs to another corpus."""
+        """Return a load of this corpus. Raises NotFound, also if the load belongs to another corpus."""
         self.corpus(tenant, corpus)
         load = self.load(tenant, load_id)
         if load.corpus != corpus:
@@ -231,7 +231,7 @@ class Catalog:
             if load.state in (LoadState.CANCELLING, LoadState.CANCELLED):
                 return load
             if load.state not in OPEN:
-                raise Conflict(f"Load {load_id} is {load.state} and cannot be cancelled. Delete its version instead.")
+                raise Conflict(f"Load {load_id} is {load.state} and cannot be cancelled. Delete its version, if any.")
             cancelling = load.model_copy(update={"state": LoadState.CANCELLING})
             if self._script["swap_load"](
                 keys=[key(tenant, "load", load_id)], args=[body, cancelling.model_dump_json()]
@@ -243,7 +243,7 @@ class Catalog:
     ) -> None:
         """Save the progress of a load, and with it save its version or delete the version `delete_version`.
 
-        Raises StaleAttempt if the owner does not hold the lease, or if the load is cancelling and this is not its end.
+        Raises StaleAttempt if `owner` does not hold the lease, or if a cancelling load is not saved as cancelled.
         """
         member = f"{load.tenant}/{load.id}"
         parts = (("load-lease", load.id), ("load", load.id), ("corpus", load.corpus))
@@ -286,9 +286,9 @@ class Catalog:
 
 
 def ready_version(corpus: CorpusRecord, name: str | None, load: CorpusLoad | None) -> CorpusVersion:
-    """Return the version that a job or a search means: `name`, or the newest one that is ready.
+    """Return version `name` if it is ready, or without a name the newest ready version. load: the newest load.
 
-    Raises NotFound, NotReady while it loads, or Conflict if no load is open.
+    Raises NotFound for an unknown version, NotReady during a load, and Conflict if waiting does not help.
     """
     if name is not None:
         version = corpus.version(name)
@@ -300,9 +300,11 @@ def ready_version(corpus: CorpusRecord, name: str | None, load: CorpusLoad | Non
     newest = corpus.ready()
     if newest is None:
         if load and load.state in OPEN:
-            raise NotReady(f"Corpus '{corpus.name}' is {load.state}. Wait until it is ready.", state=load.state)
+            raise NotReady(
+                f"The load of corpus '{corpus.name}' is {load.state}. Wait until it has ended.", state=load.state
+            )
         state = load.state if load else "empty"
-        raise Conflict(f"Corpus '{corpus.name}' is {state}. Upload it again.", state=state)
+        raise Conflict(f"Corpus '{corpus.name}' has no ready version (load: {state}). Upload it again.", state=state)
     return newest
 
 

@@ -18,7 +18,7 @@ class _Record(BaseModel):
 
 
 class DatasetSummary(_Record):
-    """Counts of a dataset. rows: by split. selection: passages of its own selection, if it has one."""
+    """Counts of a dataset. rows: count by split. selection: passages in the uploaded selection, if there is one."""
 
     rows: dict[str, int] = {}
     labels: int = 0
@@ -27,10 +27,10 @@ class DatasetSummary(_Record):
 
 
 class DatasetRecord(_Record):
-    """One uploaded version of a dataset. Its id always means these bytes; its name means the newest version.
+    """One uploaded version of a dataset. Its id identifies these files; its name identifies the newest version.
 
     raw: the uploaded files. report: folder with the validation report. options: fields of DatasetOptions that the
-    uploader has set. created_at: Unix seconds. error: set in a list, where this stands for an unreadable record.
+    uploader has set. created_at: Unix seconds. error: set only if this record replaces an unreadable one in a list.
     """
 
     id: str
@@ -49,7 +49,7 @@ class CorpusVersion(_Record):
     """One version of a corpus: its passages in the storage, and the state of its index.
 
     refused: passages of `count` that the index rejects. duplicates_dropped, near_duplicates_dropped: passages of the
-    upload that `count` does not include. The latter and its seconds are None if nobody looked for them.
+    upload that `count` does not include. near_duplicates_*: None if the load keeps near duplicates.
     """
 
     version: str
@@ -92,7 +92,7 @@ class CorpusLoad(_Record):
     """The load of one upload into a corpus version. done and total count passages; total is 0 while unknown.
 
     near_duplicates: whether passages nearly equal to an earlier one are dropped. upload: the uploaded files. sources:
-    addresses from which the other files are fetched. cut: the passages of the files that are split, in their order.
+    addresses from which the other files are fetched. cut: the passages of each file that is already split.
     request_id: of the upload, for logs.
     """
 
@@ -124,7 +124,7 @@ def read_record(kind: type[_AnyRecord], body: str, name: str) -> _AnyRecord:
         raise unreadable(name, error) from error
 
 
-# One unreadable record must not hide the others, so these return a stub with the error for it.
+# One unreadable record must not hide the others, so these functions return a stub with its error.
 
 
 def listed_dataset(tenant: str, dataset_id: str, body: str) -> DatasetRecord:

@@ -1,4 +1,4 @@
-"""Older entries of a job's streams, in the storage. Redis has the newest ones, and only those while a stage runs."""
+"""Older entries of a job's streams, in the storage. Redis has only the entries since the last move."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ class History:
     artifacts: ArtifactStore
 
     def read(self, moved: Moved, stream: str, after: str = "0") -> list[Row]:
-        """Return the moved entries of a stream after an id. Raises NotFound if a later move has replaced the file."""
+        """Return the moved entries of a stream after an id.
+
+        Raises NotFound if the file is lost or a later move has replaced it, and CorruptArtifact if it is damaged.
+        """
         if position(moved.last.get(stream, "0")) <= position(after):
             return []
         return [row for row in _read(self.artifacts, moved.ref, stream) if position(row[0]) > position(after)]
@@ -79,7 +82,7 @@ class History:
         return Moved(ref=ref, last=last)
 
     def _earlier_rows(self, job: str, earlier: Moved | None, stream: str) -> list[Row]:
-        """Return the entries that a move keeps: none if their files are lost, so that later entries can move."""
+        """Return the moved entries of a stream, or none if their files are lost, so that later entries can move."""
         try:
             return self.read(earlier, stream) if earlier else []
         except NotFound as error:
@@ -99,7 +102,7 @@ def values_of(point: Mapping[str, object]) -> Iterator[tuple[str, float]]:
 
 
 def _thinned(entries: Sequence[Row]) -> list[Row]:
-    """Return at most half of `_MAX_ENTRIES` metric points: the extremes of each curve in equal ranges of its steps.
+    """Return at most about half of `_MAX_ENTRIES` metric points: the extremes of each curve in equal ranges of steps.
 
     Ranges of steps stay equal when later points are thinned too. Ranges of entries would thin the beginning most.
     """
@@ -116,7 +119,7 @@ def _thinned(entries: Sequence[Row]) -> list[Row]:
 
 
 def _extremes(curve: Sequence[tuple[float, float, int]], ranges: int) -> Iterator[int]:
-    """Yield the index of the least and the greatest value in each of equal ranges of steps."""
+    """Yield the index of the least and the greatest value in each of `ranges` equal ranges of steps."""
     least: dict[int, tuple[float, int]] = {}
     greatest: dict[int, tuple[float, int]] = {}
     width = max(step for step, _, _ in curve) / ranges or 1.0
@@ -144,7 +147,7 @@ def folder_of(tenant: str, job: str) -> str:
 
 
 def position(stream_id: str) -> tuple[int, int]:
-    """Return the place of a stream id in its order."""
+    """Return a stream id as two numbers, which sort as the ids do in Redis."""
     milliseconds, _, number = stream_id.partition("-")
     return int(milliseconds), int(number or 0)
 
@@ -155,7 +158,7 @@ def packed(fields: Mapping[str, str]) -> str:
 
 
 def unpacked(fields: Mapping[str, str]) -> dict[str, str]:
-    """Return all fields of a record. An archived record has most of them in `packed`."""
+    """Return the fields of a record without `history`. An archived record has most of them in `packed`."""
     inner = fields.get("packed")
     own = {name: value for name, value in fields.items() if name not in ("packed", "history")}
     return own if inner is None else {**json.loads(zlib.decompress(base64.b85decode(inner))), **own}

@@ -44,12 +44,12 @@ _FOLDER = re.compile(r'"folder": ?"([^"]+)"')  # in the JSON of a record
 OBSTACLE_SECONDS = 30  # for which a coordinator's report is in force
 _PAGE = 1000  # members of a set that one command reads for a list
 
-# Has `id` of the stream, `attempt`, `at`, and the values that the worker reported.
+# Has `id` of the stream entry, `attempt`, `at` (Unix seconds), and the values that the worker reported.
 MetricPoint = dict[str, str | float | None]
 
 
 class LogLine(TypedDict):
-    """A line of a job's log. id: of the stream. at: Unix seconds."""
+    """A line of a job's log. id: of its entry in the stream. at: Unix seconds."""
 
     id: str
     attempt: int
@@ -60,7 +60,7 @@ class LogLine(TypedDict):
 class JobReads:
     """The reading half of `JobStore`. history: reads the older entries of streams, which lie in the storage.
 
-    `events`, `metrics`, `logs` and `last_logs` raise NotFound, CorruptArtifact or StorageUnavailable if they cannot.
+    `events`, `metrics`, `logs` and `last_logs` raise NotFound, CorruptArtifact or StorageUnavailable if this fails.
     """
 
     def __init__(self, client: redis.Redis, history: History | None = None) -> None:
@@ -77,7 +77,7 @@ class JobReads:
         return float(seconds + microseconds / 1e6)
 
     def obstacle(self) -> str:
-        """Return why no coordinator starts queued jobs, although slots may be free; "" if one does."""
+        """Return why no coordinator starts queued jobs, although slots may be free, or "" if one starts jobs."""
         now = self.now()
         reports = map(read_report, self._redis.hvals(OBSTACLES))
         recent = [obstacle for at, obstacle in reports if now - at <= OBSTACLE_SECONDS]
@@ -104,7 +104,7 @@ class JobReads:
             Live("tlm_queue_oldest_seconds", "Age of the oldest queued job.", max(0.0, oldest)),
             Live("tlm_redis_write_seconds", "Time of a write to Redis, with its fsync.", write_seconds),
             Live("tlm_redis_memory_bytes", "Memory of Redis.", memory["used_memory"]),
-            Live("tlm_redis_memory_limit_bytes", "Limit of that memory; 0: none.", memory["maxmemory"]),
+            Live("tlm_redis_memory_limit_bytes", "Limit of the memory of Redis; 0: none.", memory["maxmemory"]),
             Live("tlm_removals", "Deletions that are not complete.", removals),
             Live("tlm_streams_to_move", "Jobs whose streams wait for the storage.", to_move),
         ]
@@ -123,7 +123,7 @@ class JobReads:
         return _record(fields)
 
     def was_deleted(self, tenant: str, job_id: str) -> bool:
-        """Return whether a job of this store was deleted lately. A job without a record may be of another store."""
+        """Return whether a job was deleted in the last week. Another job without a record may be of another store."""
         return bool(self._redis.exists(key(tenant, "deleted", job_id)))
 
     def state(self, tenant: str, job_id: str) -> State:
@@ -134,7 +134,7 @@ class JobReads:
         return State(state)
 
     def must_stop(self, tenant: str, job_id: str) -> tuple[bool, bool]:
-        """Return whether a job does not run, and whether its workers' machine stops. For frequent reads.
+        """Return whether a job is not running, and whether a machine of its workers stops. For frequent reads.
 
         Raises NotFound.
         """
@@ -169,7 +169,7 @@ class JobReads:
         return self._records(tenant, ids[:limit]), len(ids) > limit
 
     def newest_in(self, tenant: str, state: State, limit: int) -> list[str]:
-        """Return the ids of the newest jobs in a state."""
+        """Return the ids of the newest jobs in a state, newest first."""
         return self._ids([key(tenant, "state", state)], None, None, None, limit)
 
     def jobs_on_data(self, tenant: str, digest: str) -> Iterator[JobRecord]:
@@ -178,7 +178,7 @@ class JobReads:
             yield from self._records(tenant, ids)
 
     def _unfinished(self, tenant: str, place: str) -> tuple[str, str] | None:
-        """Return a job of a list that has not ended, and its state. A job that has ended never changes its state."""
+        """Return an unfinished job of the list `place` and its state. A job that has ended never changes its state."""
         for ids in self._pages(place):
             ended = [self._are_members(ids, key(tenant, "state", state)) for state in sorted(TERMINAL)]
             for job_id, *in_states in zip(ids, *ended, strict=True):
@@ -195,7 +195,7 @@ class JobReads:
             start = f"({page[-1]}"
 
     def positions(self, jobs: Sequence[JobRecord]) -> dict[str, int]:
-        """Return the rank of queued jobs in the order of their start, from 1, by id."""
+        """Return job id → rank in the order of start, from 1, of those `jobs` that are queued."""
         priorities = range(MAX_PRIORITY, -MAX_PRIORITY - 1, -1)
         pipe = self._redis.pipeline(transaction=False)
         for priority in priorities:
@@ -208,11 +208,11 @@ class JobReads:
         return {job.id: first[job.priority] + rank for job, rank in zip(jobs, ranks, strict=True) if rank is not None}
 
     def leases(self) -> dict[str, float]:
-        """Return the expiry of the lease of each active job, by 'tenant/job id'."""
+        """Return when the lease of each active job expires: 'tenant/job id' → Unix seconds."""
         return dict(self._redis.zrange(LEASES, 0, -1, withscores=True))
 
     def delayed(self) -> list[tuple[str, str]]:
-        """Return tenant and id of the queued jobs that had to wait after their last attempt, some perhaps no longer."""
+        """Return (tenant, job id) of the queued jobs that were requeued with a delay, even if the delay is over."""
         jobs: list[tuple[str, str]] = []
         for priority in range(-MAX_PRIORITY, MAX_PRIORITY + 1):
             members = (member for member, _ in self._redis.zscan_iter(queue_of(priority), count=_PAGE))
@@ -237,9 +237,9 @@ class JobReads:
         after: str | None,
         limit: int,
     ) -> list[str]:
-        """Return members of sorted sets whose scores are all 0, in descending order.
+        """Return up to `limit` ids in every set of `all_of` and in a set of `any_of`, in descending order.
 
-        It reads the smallest set in pages, because an intersection of whole sets would block Redis for all others.
+        All scores in the sets are 0. Reads the smallest set in pages, because ZINTER would block Redis for others.
         """
         if any_of == []:
             return []
@@ -334,7 +334,7 @@ class JobReads:
                     raise
 
     def is_empty(self) -> bool:
-        """Return whether there was never a dataset, corpus, or job of any tenant. Then the storage holds no files."""
+        """Return whether Redis has no dataset, corpus or removal, and never had a job. Then the storage is new."""
         if self._redis.exists(FEED, REMOVALS):
             return False
         scans = (self._redis.scan_iter(key("*", kind), count=10_000) for kind in ("datasets", "corpora"))

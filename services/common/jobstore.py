@@ -1,4 +1,6 @@
-"""The job store: every job, its events, metrics and logs, and which artifacts exist. All of it lies in Redis.
+"""The job store: every job, its events, metrics and logs, and which artifacts exist.
+
+All of it lies in Redis, except older events, metrics and log lines, which `History` writes to the storage.
 
 Each verb is one Lua script. It checks state, owner, and attempt, changes the record, appends the event, and updates
 the indexes, or it changes nothing. All times are the Redis server's, so the clocks of other machines do not matter.
@@ -56,12 +58,12 @@ log = logging.getLogger(__name__)
 _LUA = Path(__file__).parent / "lua"
 _TERMINAL_JSON = canonical_json(dict.fromkeys(TERMINAL, True))
 _ACTIVE_JSON = canonical_json(dict.fromkeys(ACTIVE, True))
-_UNPACKED = frozenset({"state", "last_event", "history", "packed"})  # fields that are read alone
-_MAX_LOG_LINES = 20_000  # and metric points, in Redis: only while the storage is away
-_MOVED_LINES = 2_000  # and metric points, from which on they move to the storage
+_UNPACKED = frozenset({"state", "last_event", "history", "packed"})  # fields that stay uncompressed
+_MAX_LOG_LINES = 20_000  # or metric points of a job in Redis; reached only while the storage is unavailable
+_MOVED_LINES = 2_000  # or metric points of a job; more of them move to the storage
 _MAX_FEED_ENTRIES = 100_000
 ARCHIVE_SECONDS = 30 * 86_400.0  # after the end of a job, until its record is compressed
-_MAX_COUNTED_SECONDS = 60.0  # of running time between two renewals; a step of the clock may be longer
+_MAX_COUNTED_SECONDS = 60.0  # of running time between two renewals: the clock may jump further
 _IDEMPOTENCY_SECONDS = 7 * 86_400
 _DELETED_SECONDS = 7 * 86_400  # for which the id of a deleted job is known, so that its submissions are deleted too
 _JOBS_AT_ONCE = 100  # whose streams move, or whose records are compressed
@@ -95,7 +97,7 @@ class _Publication:
 class Removal:
     """What remains to be deleted after the record of a job or a dataset is gone.
 
-    folders: folders in the storage. artifacts: ids that the job published; those that another job on the same data
+    folders: folders in the storage. artifacts: ids that the job produced; those that another job on the same data
     shares stay. data: digests of the job's datasets. with_jobs: delete the finished jobs on the dataset too.
     """
 
@@ -112,18 +114,18 @@ class Removal:
 
 
 class JobStore(JobReads):
-    """All operations on jobs. Thread-safe. Raises StoreUnavailable or StoreFull."""
+    """All operations on jobs. Thread-safe. Raises StoreUnavailable, StoreFull or UnreadableRecord."""
 
     def __init__(self, client: redis.Redis, history: History | None = None) -> None:
         super().__init__(client, history)
         self._script = load_scripts(client, _LUA)
 
     def check_space(self) -> None:
-        """Raise StoreFull before Redis's disk is full."""
+        """Raise StoreFull if the disk of Redis is almost full."""
         check_disk(self._redis)
 
     def report_obstacle(self, owner: str, obstacle: str) -> None:
-        """Store why a coordinator starts no job, or "" if it does. Delete old reports of others."""
+        """Store why a coordinator starts no job, or "" if it starts jobs. Delete old reports of other coordinators."""
         now = self.now()
         for name, report in self._redis.hgetall(OBSTACLES).items():
             if now - read_report(report)[0] > OBSTACLE_SECONDS:
@@ -147,7 +149,7 @@ class JobStore(JobReads):
             self._redis.sadd(TO_MOVE, "/".join(name.removeprefix(f"{PREFIX}:{{").split("}:events:")))
 
     def move_marked(self) -> int:
-        """Move the streams of marked jobs to the storage. Returns how many jobs that were."""
+        """Move the streams of up to 100 marked jobs to the storage. Returns the number of these jobs."""
         members = self._redis.srandmember(TO_MOVE, _JOBS_AT_ONCE)
         for member in members:
             with self._skipping(TO_MOVE, member):
@@ -156,7 +158,7 @@ class JobStore(JobReads):
 
     @contextmanager
     def _skipping(self, place: str, member: str) -> Iterator[None]:
-        """Skip a job whose record or history is damaged. `mark_streams` marks it again."""
+        """Skip a job whose record or history is damaged, and remove it from `place`."""
         try:
             yield
         except (CorruptArtifact, NotFound, UnreadableRecord, ValueError) as error:
@@ -187,7 +189,7 @@ class JobStore(JobReads):
             self._history.delete(unused)
 
     def archive_ended(self, seconds: float = ARCHIVE_SECONDS) -> int:
-        """Compress the records of jobs that ended at least `seconds` ago. Returns how many jobs that were."""
+        """Compress up to 100 records of ended jobs whose streams moved at least `seconds` ago. Returns their number."""
         members = self._redis.zrangebyscore(ENDED, "-inf", self.now() - seconds, start=0, num=_JOBS_AT_ONCE)
         for member in members:
             with self._skipping(ENDED, member):
@@ -230,8 +232,8 @@ class JobStore(JobReads):
         """Create a job durably. Returns the record and whether it is new.
 
         The same idempotency key with the same spec returns the earlier job. origin: the job that this one is derived
-        from. needs: keys of the records that must exist. Raises IdempotencyMismatch if the key belongs to another
-        spec, NotFound if a needed record is gone.
+        from. needs: Redis keys of the records that must exist. Raises IdempotencyMismatch if the idempotency key
+        belongs to another spec or origin, NotFound if a needed record is gone.
         """
         self.check_space()
         job_id = new_id("job")
@@ -280,8 +282,8 @@ class JobStore(JobReads):
     ) -> JobRecord | None:
         """Return the job that was submitted with this idempotency key, or None.
 
-        A repeated request needs no look-up of its names: its dataset may be gone. Raises IdempotencyMismatch if the
-        key belongs to another spec.
+        So a repeated request gets its job even if the dataset of the job was deleted. Raises IdempotencyMismatch if
+        the key belongs to another spec or origin.
         """
         body = self._redis.get(key(tenant, "idem", digest_of(idempotency_key)))
         if body is None:
@@ -296,7 +298,7 @@ class JobStore(JobReads):
         return job
 
     def pause(self, tenant: str, job_id: str) -> JobRecord:
-        """Pause a job. A queued job pauses at once.
+        """Pause a job. A queued job pauses at once. Raises NotFound or IllegalTransition.
 
         A running job pauses when its workers have written a checkpoint, or are stopped after a time limit.
         """
@@ -306,11 +308,11 @@ class JobStore(JobReads):
         return self._move_once(Verb.RESUME, tenant, job_id, "job.resumed", {State.QUEUED, State.RUNNING})
 
     def cancel(self, tenant: str, job_id: str) -> JobRecord:
-        """Cancel a job. It is `cancelling` until nothing of it runs."""
+        """Cancel a job. An active job is `cancelling` until it has stopped. Raises NotFound or IllegalTransition."""
         return self._move_once(Verb.CANCEL, tenant, job_id, "job.cancel_requested", {State.CANCELLING, State.CANCELLED})
 
     def _move_once(self, verb: Verb, tenant: str, job_id: str, event: str, moved: set[State]) -> JobRecord:
-        """Apply a verb of a user. In the states `moved` it has no effect, so that clients may repeat it."""
+        """Apply a verb of a user. In the states `moved` the verb has no effect, so that clients may repeat it."""
         try:
             return self._move(verb, tenant, job_id, event)
         except IllegalTransition:
@@ -324,14 +326,15 @@ class JobStore(JobReads):
     def claim(self, owner: str, lease_seconds: float, which: Claimable = "any") -> JobRecord | None:
         """Claim a job whose lease has expired (same attempt), else the next job of the queue (next attempt).
 
-        which: "leased" claims only a job whose lease has expired; "stopping" only such a job that pauses or cancels.
+        which: "leased" claims only a job whose lease has expired; "stopping" only one that is also pausing or
+        cancelling. Returns None if there is no such job.
         """
         args: list[str | float] = [owner, lease_seconds, PREFIX, MAX_PRIORITY, _MAX_FEED_ENTRIES, which]
         member = self._run("claim", [QUEUE, LEASES, FEED], args)
         return None if member is None else self.get(*member.split("/", 1))
 
     def renew(self, tenant: str, job_id: str, owner: str, lease_seconds: float) -> bool:
-        """Renew the lease. Returns False if another owner holds the job; then this owner must not write.
+        """Renew the lease. Returns False if this owner no longer holds the job; then it must not write.
 
         A lease of 0 s has expired: another coordinator can adopt the job at once.
         """
@@ -380,10 +383,11 @@ class JobStore(JobReads):
     ) -> State:
         """Record what an attempt does. Returns the job's state, from which a worker learns that it must stop.
 
-        submissions: group → submission id, or None to delete it; other groups stay. beat: of a group's workers.
-        draining: the workers must write a checkpoint and end, because a machine of theirs stops. Only `publish` and
-        `publish_checkpoint` pass publication and excluded_from_cache. Raises StaleAttempt if the attempt has ended;
-        then the caller must stop writing.
+        submissions: group → submission id, or None to delete it; other groups stay. beat: a group, and the beat of its
+        workers. draining: the workers must write a checkpoint and end, because a machine of theirs stops. Only
+        `publish` and `publish_checkpoint` pass publication and excluded_from_cache. Raises StaleAttempt if another
+        attempt has begun, IllegalTransition if no attempt runs, NotFound if the job is deleted. The caller must then
+        stop writing.
         """
         published = publication or _Publication("", "")
         checkpoints = key(tenant, "checkpoints", published.artifact) if published.is_checkpoint else ""
@@ -411,7 +415,7 @@ class JobStore(JobReads):
     # --- artifacts and checkpoints -----------------------------------------------------------------------------
 
     def artifact(self, tenant: str, artifact: str) -> ManifestRef | None:
-        """Return the reference of a published artifact, or None. It does not check the files."""
+        """Return the reference of a published artifact, or None. Does not check the files."""
         return self.artifacts(tenant, [artifact])[0]
 
     def artifacts(self, tenant: str, artifacts: Sequence[str]) -> list[ManifestRef | None]:
@@ -431,7 +435,7 @@ class JobStore(JobReads):
         stage: str,
         cached: bool = True,
     ) -> ManifestRef:
-        """Publish an artifact. Returns the reference in force: the first one published. Raises StaleAttempt.
+        """Publish an artifact. Returns the reference in force: the first one published. Raises as `report` does.
 
         cached: False excludes the node from the cache, so that no other job reuses its artifact.
         """
@@ -448,7 +452,7 @@ class JobStore(JobReads):
     ) -> None:
         """Unpublish an artifact, so that its stage runs again. ref: do so only if this reference is still in force.
 
-        by: the job whose attempt does it; None on deletion. Raises StaleAttempt if the attempt has ended.
+        by: the job whose current attempt invalidates it, or None for a deletion. With `by`, raises as `report` does.
         """
         body = canonical_json(ref.model_dump(mode="json")) if ref else ""
         self._unpublish(key(tenant, "artifacts"), artifact, body, by)
@@ -459,12 +463,12 @@ class JobStore(JobReads):
         self._check(Verb.REPORT, by.id if by else "", answer)
 
     def checkpoints(self, tenant: str, artifact: str) -> list[CheckpointRef]:
-        """Return the published checkpoints for an artifact by step. Several jobs may have written them."""
+        """Return the published checkpoints for an artifact, sorted by step. Several jobs may have written them."""
         bodies = self._redis.lrange(key(tenant, "checkpoints", artifact), 0, -1)
         return sorted((CheckpointRef.model_validate_json(body) for body in bodies), key=lambda ref: ref.step)
 
     def publish_checkpoint(self, tenant: str, artifact: str, checkpoint: CheckpointRef) -> None:
-        """Publish a checkpoint. Raises StaleAttempt if its attempt has ended."""
+        """Publish a checkpoint. Raises as `report` does."""
         data = {"node": checkpoint.node, "step": checkpoint.step, "metrics": checkpoint.metrics}
         body = canonical_json(checkpoint.model_dump(mode="json"))
         publication = _Publication(artifact, body, is_checkpoint=True)
@@ -474,17 +478,17 @@ class JobStore(JobReads):
     def drop_checkpoint(
         self, tenant: str, artifact: str, checkpoint: CheckpointRef, *, by: JobRecord | None = None
     ) -> None:
-        """Unpublish a checkpoint. Afterwards its files may be deleted. by: see `invalidate_artifact`."""
+        """Unpublish a checkpoint; then its files may be deleted. by, and errors: see `invalidate_artifact`."""
         self._unpublish(
             key(tenant, "checkpoints", artifact), "", canonical_json(checkpoint.model_dump(mode="json")), by
         )
 
     def artifacts_of(self, tenant: str, job_id: str) -> set[str]:
-        """Return the ids of the artifacts that the job has published or written checkpoints for."""
+        """Return the ids of the artifacts that the job has published, inherited, or written checkpoints for."""
         return set(self._redis.smembers(key(tenant, "job-artifacts", job_id)))
 
     def orphans(self, folders: Collection[str], seconds: float) -> list[str]:
-        """Note folders that no record names. Returns those that have been noted for `seconds` and are forgotten now."""
+        """Note `folders`, which no record names. Returns and forgets those that were noted at least `seconds` ago."""
         now, noted = self.now(), self._redis.hgetall(ORPHANS)
         due = [folder for folder in folders if now - float(noted.get(folder, now)) >= seconds]
         if gone := [*due, *(noted.keys() - set(folders))]:
@@ -535,12 +539,12 @@ class JobStore(JobReads):
             pipe.zrem(key(tenant, "dataset-name", name), dataset_id)
             pipe.hset(REMOVALS, removal.member, canonical_json(asdict(removal)))
 
-        # A job is accepted only while the record exists. One that is accepted meanwhile changes `jobs`, which Redis
+        # A job is accepted only while the record exists. A job that is accepted meanwhile changes `jobs`, which Redis
         # watches; then `drop` runs again.
         self._redis.transaction(drop, jobs)
 
     def inherit_artifacts(self, job: JobRecord, artifacts: Iterable[str]) -> None:
-        """Make a job own artifacts of a deleted job that it shares, so that they are deleted with it."""
+        """Let a job own artifacts that it shares with a deleted job. They are then deleted with this job."""
         job_artifacts = key(job.tenant, "job-artifacts", job.id)
         self._redis.sadd(job_artifacts, *artifacts)
         if not self._redis.exists(key(job.tenant, "job", job.id)):  # It was deleted a moment ago.
@@ -627,7 +631,7 @@ def _indexes(tenant: str, spec: JobSpec, resolved: Resolved) -> list[str]:
 
 
 def _following(stream_id: str) -> str:
-    """Return the least stream id after this one."""
+    """Return the least stream id that is greater than `stream_id`."""
     milliseconds, number = position(stream_id)
     return f"{milliseconds}-{number + 1}"
 
@@ -640,12 +644,12 @@ def _failure(job: JobRecord, error: TLMError) -> dict[str, str | None]:
 
 
 def _request_digest(spec: JobSpec, origin: Origin | None) -> str:
-    # The record of a pruning job has fields that come from the pruned job; the request for it has not.
+    # The record of a pruning job has fields of the pruned job, which the request for it lacks.
     request = spec.model_dump(mode="json", exclude=set(FROM_JOB) if spec.source_job else None)
     return digest_of([request, origin.model_dump() if origin else None])
 
 
 def _mismatch(job_id: str) -> IdempotencyMismatch:
     return IdempotencyMismatch(
-        f"This Idempotency-Key belongs to {job_id}, which has another body. Use a new key for a new job.", job=job_id
+        f"The request for {job_id} had this Idempotency-Key and another body. Use a new key for a new job.", job=job_id
     )

@@ -1,4 +1,4 @@
-"""Measures how long this process has made no progress, and how long it may."""
+"""Measures the time for which this process has made no progress, and the limit of this time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FIRST_SECONDS = 600.0  # limit where the interval is unknown: the first steps, a
 LEAST_SECONDS = 30.0
 INTERVALS = 10  # a steady process may pause this many times its median interval
 BUSY = 0.1  # share of a CPU that counts as progress where the pace is not steady
-BUSY_SECONDS = 3600.0  # for so long after the last advance of the counter
+BUSY_SECONDS = 3600.0  # CPU time counts for this long after the last advance of the counter
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Liveness:
         self._intervals: deque[float] = deque(maxlen=100)
 
     def sample(self) -> tuple[float, float]:
-        """Return for how many seconds nothing has advanced, and the limit in seconds."""
+        """Return for how many seconds this process has made no progress, and the limit in seconds."""
         if self.pulse.phase != self._phase:
             self.restart()
         now, count, cpu = self.clock(), self.pulse.count, self.cpu()

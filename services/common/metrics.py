@@ -33,10 +33,10 @@ REQUESTS = Histogram(
 FAILING = Gauge("tlm_background_failing", "Whether a task fails or has stopped.", ("task",), registry=REGISTRY)
 SKIPPED = Gauge("tlm_background_skipped", "Items that a background task skips.", ("task",), registry=REGISTRY)
 ROUNDS = Histogram("tlm_round_seconds", "Time of a round of the coordinator.", registry=REGISTRY)
-HELD = Gauge("tlm_held_jobs", "Jobs that the coordinator drives.", registry=REGISTRY)
+HELD = Gauge("tlm_held_jobs", "Jobs whose lease the coordinator holds.", registry=REGISTRY)
 CLAIMS = Counter("tlm_claims", "Claimed jobs; adopted: their lease had expired.", ("adopted",), registry=REGISTRY)
 LEASE_LOSSES = Counter("tlm_lease_losses", "Jobs that another coordinator took over.", registry=REGISTRY)
-REQUEUES = Counter("tlm_requeues", "Attempts that ended and are tried again.", ("cause",), registry=REGISTRY)
+REQUEUES = Counter("tlm_requeues", "Attempts that ended and whose jobs were requeued.", ("cause",), registry=REGISTRY)
 FAILURES = Counter("tlm_failures", "Jobs that failed.", ("cause",), registry=REGISTRY)
 FIRST_STEP = Histogram(
     "tlm_first_step_seconds", "Time from the claim of a job to its first step on a worker.",
@@ -44,9 +44,9 @@ FIRST_STEP = Histogram(
 )  # fmt: skip
 STAGES = Histogram("tlm_stage_seconds", "Time of a stage.", ("stage",), buckets=_LONG, registry=REGISTRY)
 TOKENS = Gauge("tlm_tokens_per_second", "Training speed of all jobs of the coordinator.", registry=REGISTRY)
-ORPHANS = Counter("tlm_orphans", "Removed remains that no record names.", ("kind",), registry=REGISTRY)
+ORPHANS = Counter("tlm_orphans", "Removed submissions and folders that no record names.", ("kind",), registry=REGISTRY)
 STEP = Gauge("tlm_worker_step", "Step of the stage that a worker computes.", ("job_id", "node"), registry=REGISTRY)
-SPEED = Gauge("tlm_worker_speed", "Units per second of that stage.", ("job_id", "node", "unit"), registry=REGISTRY)
+SPEED = Gauge("tlm_worker_speed", "Units per second of a worker.", ("job_id", "node", "unit"), registry=REGISTRY)
 PROGRESS = Gauge("tlm_worker_progress", "Rows, batches, bytes and steps of a worker together.", registry=REGISTRY)
 CHECKPOINTS = Histogram("tlm_checkpoint_seconds", "Time to store a checkpoint.", buckets=_LONG, registry=REGISTRY)
 
@@ -54,9 +54,9 @@ CHECKPOINTS = Histogram("tlm_checkpoint_seconds", "Time to store a checkpoint.",
 def serve_metrics(
     host: str, port: int | None, ports: int = 1, *, conditions: Callable[[], Mapping[str, str]] = dict
 ) -> None:
-    """Show what this process counts at the first free of some ports of an address. None shows it nowhere.
+    """Serve the metrics of this process at the first free of `ports` ports from `port` on. None: do nothing.
 
-    conditions: returns the condition of each background task. `/readyz` shows them, with status 503 if one is not "ok".
+    conditions: returns the condition of each background task. `/readyz` shows them, and status 503 unless all are "ok".
     Raises OSError if no port is free.
     """
     if port is None:
@@ -95,7 +95,7 @@ class Live:
 
 
 def exposition(figures: Iterable[Live] = ()) -> bytes:
-    """Return what this process counted, and the figures, in the text format of Prometheus."""
+    """Return the metrics of this process, and `figures`, in the text format of Prometheus."""
     live, gauges = CollectorRegistry(), dict[str, Gauge]()
     for figure in figures:
         if figure.name not in gauges:

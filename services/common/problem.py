@@ -29,7 +29,7 @@ MEDIA_TYPE = "application/problem+json"
 ERROR_PAGE = "/docs/errors"
 _RETRY_AFTER_SECONDS = 2
 
-# The status of an error class is that of its nearest base in this table.
+# A class that is not in this table has the status of its nearest base class in it.
 _STATUS: Mapping[type[e.TLMError], int] = {
     e.TLMError: 500,
     e.InvalidRequest: 422,
@@ -55,13 +55,13 @@ def status_of(cls: type[e.TLMError]) -> int:
 
 
 def problem_body(status: int, code: str, detail: str, *, retryable: bool = False) -> Problem:
-    """Return a problem object without the members that not every problem has."""
+    """Return a problem object with only the members that every problem has."""
     kind, title = f"{ERROR_PAGE}#{code}", HTTPStatus(status).phrase
     return Problem(type=kind, title=title, status=status, detail=detail, code=code, retryable=retryable)
 
 
 def problem_of(error: e.TLMError) -> Problem:
-    """Return the problem object of an error of the tree."""
+    """Return the problem object that describes `error`."""
     facts = dict(error.facts)
     faults = facts.pop("faults", None)
     problem = problem_body(status_of(type(error)), error.code, error.message, retryable=error.retryable)
@@ -139,7 +139,10 @@ def _log(request: Request, error: Exception) -> None:
 
 
 def validation_problem(errors: Sequence[ErrorDetails], *within: str) -> Problem:
-    """Return the problem for pydantic's list of errors (`ValidationError.errors()`). within: what was validated."""
+    """Return the problem for pydantic's list of errors (`ValidationError.errors()`).
+
+    within: the validated part of the request, such as "body".
+    """
     entries = [_entry(error, within) for error in errors]
     detail = "; ".join(f"{entry['pointer'] or entry['in']}: {entry['message']}" for entry in entries[:5])
     if len(entries) > 5:

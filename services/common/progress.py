@@ -46,7 +46,7 @@ def progress_of(
 
 
 def _expected(situation: Situation, node: Node, within: float, eta_seconds: float | None) -> list[float]:
-    """Return the seconds of each node. The measured speed of a training node corrects all training nodes."""
+    """Return the expected seconds of each node. The measured speed of a training node corrects all training nodes."""
     seconds = situation.job.resolved.node_seconds
     own, factor = seconds.get(node.name, 0.0), 1.0
     if eta_seconds is not None and _MEASURED <= within < 1 and own and isinstance(node.params, TrainParams):

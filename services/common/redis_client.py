@@ -11,8 +11,8 @@ Keys have the prefix `tlm`; the tenant T stands in braces:
     tlm:{T}:names         job id → name, for searches
     tlm:{T}:aliases       alias of a model → job id
     tlm:{T}:deleted:ID    a job that was deleted; expires
-    tlm:{T}:rates         rate and kind of device → seconds per unit of work, and the measuring job; a rate is that of
-                          a FLOP or of a stage with its setup; device → the kind of the newest worker's
+    tlm:{T}:rates         name of a rate, such as `flop/bf16 on DEVICE` → seconds per unit of work, and the job that
+                          measured them; `device` → the kind of device of the newest worker
     tlm:{T}:kind:K, :on:DATASET, :data:DIGEST, :label:DIGEST   job ids, for lists      tlm:queue:N   other priorities
     tlm:feed              stream of the events of all jobs
     tlm:removals          T/ID of a deleted job or dataset → what remains to be deleted
@@ -20,6 +20,7 @@ Keys have the prefix `tlm`; the tenant T stands in braces:
     tlm:ended             T/ID of ended jobs whose records are not compressed, scored by the time of the move
     tlm:retriever:RUN     a load or selection, from its retriever; expires
     tlm:orphans           folder that no record names → first time it was seen
+    tlm:obstacles         coordinator → time, and why it starts no job
     tlm:disk-free         kB free on Redis's disk, from a loop beside Redis (docker-compose.yml, redis.yaml),
                           or from the supervisor of `tlm up`; expires
 services/common/catalog.py lists the keys of datasets and corpora.
@@ -45,7 +46,7 @@ ORPHANS, OBSTACLES = f"{PREFIX}:orphans", f"{PREFIX}:obstacles"
 _MAX_IDLE_CONNECTIONS = 4
 _DISK_RESERVE = 256 << 20  # bytes on Redis's disk, beyond a copy of its data
 
-# Of error responses that pass: Redis starts, runs a long script, or is a replica.
+# Codes of error responses that end by themselves: Redis starts, runs a long script, or is a replica.
 _TEMPORARY = ("LOADING", "BUSY", "READONLY", "MASTERDOWN", "NOREPLICAS", "TRYAGAIN", "CLUSTERDOWN")
 
 
@@ -68,9 +69,9 @@ def load_scripts(client: redis.Redis, folder: Path) -> dict[str, Script]:
 
 
 def check_disk(client: redis.Redis) -> None:
-    """Raise StoreFull before Redis's disk is full: then Redis would exit. Call it before something new is recorded.
+    """Raise StoreFull if the disk of Redis is almost full. Call it before each new record: a full disk ends Redis.
 
-    Redis needs room for a second copy of its data, when it rewrites the append-only file.
+    Redis needs room for a second copy of its data when it rewrites the append-only file.
     """
     pipe = client.pipeline(transaction=False)
     pipe.get(DISK_FREE)
@@ -85,7 +86,7 @@ def check_disk(client: redis.Redis) -> None:
 
 
 def free_bytes(disk_free: str | None) -> int | None:
-    """Return the free space of Redis's disk by the value of DISK_FREE, or None if that is no number."""
+    """Return the free bytes on Redis's disk from the value of DISK_FREE (kB), or None if it is not a number."""
     return int(disk_free) * 1024 if disk_free and disk_free.isdecimal() else None
 
 
@@ -102,7 +103,7 @@ def unreadable(name: str, error: ValidationError, remedy: str = "restore it") ->
 
 
 class _Pool(redis.ConnectionPool):
-    """Closes the connections that were idle longest. redis-py keeps as many as were ever in use at once."""
+    """Closes the connections that were idle longest. A pool of redis-py has no limit for idle connections."""
 
     def release(self, connection: redis.Connection) -> None:  # type: ignore[override] # as in ConnectionPool
         super().release(connection)
@@ -156,5 +157,5 @@ def _translate(error: redis_errors.RedisError) -> TLMError:
     if isinstance(error, redis_errors.AuthenticationError | redis_errors.NoPermissionError):
         return StoreUnavailable(f"Redis rejects the credentials: {text}. Check the password in the settings.")
     if isinstance(error, redis_errors.ResponseError) and not any(word in text for word in _TEMPORARY):
-        return UnreadableRecord(f"Redis rejects a command: {text}. A record is damaged, or of another release.")
+        return UnreadableRecord(f"Redis rejects a command: {text}. Restore the damaged record or update all processes.")
     return StoreUnavailable(f"Redis does not answer: {text or type(error).__name__}. Check that it runs.")

@@ -1,6 +1,6 @@
-"""The id and the duration of each request: the id on its answer, and in every log line that it causes.
+"""The id of each request, in its response and its log lines, and the duration of the request as a metric.
 
-A request that is answered with an error has a log line, so that the id of an answer leads to it.
+Each response with an error status causes a log line, which has the id of the response.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _VALID = re.compile(rb"[A-Za-z0-9._-]{1,100}")
 
 
 class RequestIds:
-    """ASGI middleware that uses a valid id of the request's header, or else a new one."""
+    """ASGI middleware that identifies a request by the valid id in its header, or else by a new id."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -38,7 +38,7 @@ class RequestIds:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                # The path of the route, because paths have ids. Several figures for each id would fill Prometheus.
+                # The path of the route, not of the request: series for each id in a path would fill Prometheus.
                 route = getattr(scope.get("route"), "path", "none")
                 method, status, seconds = scope["method"], message["status"], time.perf_counter() - began
                 REQUESTS.labels(method, route, status).observe(seconds)

@@ -92,7 +92,7 @@ class StopResult(BaseModel):
 
 
 class RetrieverClient:
-    """Calls the API of the retriever. Raises IndexUnavailable if it does not answer, otherwise the error it returns.
+    """Calls the API of the retriever. Raises IndexUnavailable without a valid response, or the error in the response.
 
     http: a client with the address, token and timeouts of the retriever. Thread-safe.
     """
@@ -101,7 +101,7 @@ class RetrieverClient:
         self._http = http
 
     def ready(self) -> None:
-        """Raise IndexUnavailable if the retriever cannot work at the moment."""
+        """Raise an error with the reason, such as IndexUnavailable, if the retriever cannot work now."""
         self._call("GET", "/readyz")
 
     def put_corpus(self, tenant: str, name: str, version: str, *, folder: str, language: str) -> None:
@@ -109,19 +109,19 @@ class RetrieverClient:
         self._call("PUT", _corpus_path(tenant, name, version), CorpusFolder(folder=folder, language=language))
 
     def corpus(self, tenant: str, name: str, version: str) -> IndexLoad:
-        """Return the progress of a load; state `unknown` if none was requested."""
+        """Return the progress of a load; state `unknown` if none was requested. Raises IndexMismatch."""
         try:
             return _parse(IndexLoad, self._call("GET", _corpus_path(tenant, name, version)))
         except NotFound:
             return IndexLoad(state="unknown")
 
     def refused(self, tenant: str, name: str, version: str) -> list[RefusedPassage]:
-        """Return the passages that the index cannot store. A load with more than a thousand of them fails."""
+        """Return the passages that the index cannot store: at most 1,000, because a load with more of them fails."""
         path = f"{_corpus_path(tenant, name, version)}/refused"
         return list(_parse(Items[RefusedPassage], self._call("GET", path)).data)
 
     def delete_corpus(self, tenant: str, name: str, version: str) -> None:
-        """Delete the index of a version, if it exists."""
+        """Delete the index of a corpus version, if it exists."""
         try:
             self._call("DELETE", _corpus_path(tenant, name, version))
         except NotFound:
@@ -133,7 +133,7 @@ class RetrieverClient:
         return list(_parse(SearchResult, self._call("POST", "/v1/search", body)).hits)
 
     def put_selection(self, artifact: str, request: SelectionRequest) -> None:
-        """Start the selection of an artifact id, unless it runs or is ready."""
+        """Start the selection that writes the artifact with this id, unless it runs or is ready."""
         self._call("PUT", _selection_path(artifact), request)
 
     def get_selection(self, artifact: str) -> SelectionRun:
@@ -144,7 +144,7 @@ class RetrieverClient:
             return SelectionRun(state="unknown")
 
     def stop_selection(self, artifact: str, prefix: str) -> bool:
-        """Stop a selection whose folder starts with `prefix`. Returns whether it has stopped."""
+        """Stop a selection if its folder starts with `prefix`. Returns False while it still runs."""
         response = self._call("DELETE", f"{_selection_path(artifact)}?prefix={quote(prefix, safe='')}")
         return _parse(StopResult, response).stopped
 
@@ -165,7 +165,7 @@ class RetrieverClient:
                 return answer
             problem = error_from_problem(dict(response.json()))
         except (ValueError, KeyError, TypeError) as error:
-            message = f"The retriever answers {response.status_code} without a valid JSON body."
+            message = f"The retriever answers {response.status_code} without a valid JSON body. Check its address."
             raise IndexUnavailable(message) from error
         raise problem
 

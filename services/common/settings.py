@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class StoreSettings(BaseSettings):
-    """Addresses of the job store and the artifacts. Each service adds its own settings and the variables' prefix.
+    """Addresses of the job store and the artifacts. Each service adds its own settings and a prefix for its variables.
 
-    An empty variable counts as unset, because Compose passes variables that `.env` lacks as empty ones.
+    An empty variable counts as unset, because Compose passes an empty one for each variable that `.env` lacks.
     """
 
     model_config = SettingsConfigDict(env_ignore_empty=True)
@@ -30,7 +30,7 @@ class StoreSettings(BaseSettings):
     redis_password: SecretStr | None = None
     storage: str = Field(description="root of the artifacts: a folder or an fsspec address")
     scratch: Path = Field(description="local folder for temporary files; may be emptied between runs")
-    metrics_host: str = "0.0.0.0"  # where a process without a server of its own shows its figures to Prometheus
+    metrics_host: str = "0.0.0.0"  # where a process without a server of its own serves its metrics to Prometheus
 
     def job_store(self) -> JobStore:
         return JobStore(self.redis(), History(self.artifact_store()))
@@ -52,7 +52,7 @@ class ServiceSettings(StoreSettings):
 
     @property
     def heartbeat(self) -> Path:
-        """File that a process without a server touches while it works. A health probe reads its time."""
+        """File that a process without a server touches while it works. A health probe reads the file's time."""
         return self.scratch / "heartbeat"
 
     def retriever(self) -> RetrieverClient:

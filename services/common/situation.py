@@ -55,7 +55,7 @@ class Situation:
         return [self.artifact_id(n) for n in self.plan.nodes if self.done.keys() >= set(n.inputs.values())]
 
     def ready(self) -> list[Node]:
-        """Return the nodes that are not done and whose inputs are."""
+        """Return the nodes that are not done but whose inputs are all done."""
         return self.plan.ready(self.done)
 
     def is_done(self, group: str) -> bool:
@@ -65,13 +65,13 @@ class Situation:
     def invalidate(self, store: JobStore, node: Node, error: NotFound | CorruptArtifact) -> StorageUnavailable:
         """Unpublish a node's artifact, whose files are lost or damaged as `error` says. The node then runs again.
 
-        Returns the error for an attempt that needs the artifact. Raises NotFound if the artifact belongs to another
-        job and cannot be computed again.
+        Returns the error that ends an attempt that needs the artifact. Raises NotFound if the artifact belongs to
+        another job and cannot be computed again, and the errors of `invalidate_artifact`.
         """
         if node.reused:
             raise NotFound(
                 f"The artifact of '{node.name}' from job {self.job.spec.source_job} is lost ({error}). It cannot be "
-                "computed again, because a new training gives another model. Train a new model and prune that job."
+                "computed again, because a new training gives another model. Train a new model, and prune the new job."
             ) from error
         artifact = self.artifact_id(node)
         log.warning("Invalidated artifact %s of %s: %s", artifact, node.name, error)

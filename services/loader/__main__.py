@@ -27,19 +27,19 @@ _NEAR_SECONDS = 7 * 24 * 3600
 
 
 class LoaderSettings(ServiceSettings):
-    """Read from TLM_LOADER_*."""
+    """Settings of the loader, from TLM_LOADER_* variables."""
 
     model_config = SettingsConfigDict(env_prefix="TLM_LOADER_")
 
-    metrics_port: int | None = None  # at which the loader shows its figures to Prometheus
+    metrics_port: int | None = None  # at which the loader serves its metrics to Prometheus
 
 
 def main() -> None:
-    """Work until SIGTERM. A load that is not finished then continues at the next start, or in another loader."""
+    """Work until SIGTERM or SIGINT. An unfinished load continues at the next start, or in another loader."""
     set_up_logging("loader")
     settings, stop = LoaderSettings(), stopped_by_signals()
-    shutil.rmtree(settings.scratch / "work", ignore_errors=True)  # of an earlier process
-    drop_untouched(settings.scratch / NEAR, _NEAR_SECONDS)  # of loads that another loader finished
+    shutil.rmtree(settings.scratch / "work", ignore_errors=True)  # files of an earlier process
+    drop_untouched(settings.scratch / NEAR, _NEAR_SECONDS)  # state of loads that another loader finished
     retriever = settings.retriever()
     worker = LoadWorker(Catalog(settings.redis()), settings.artifact_store(), retriever, settings.scratch)
     serve_metrics(settings.metrics_host, settings.metrics_port, conditions=lambda: conditions(worker.tasks))
@@ -59,14 +59,14 @@ def watch(
     beat: float = _BEAT_SECONDS,
     hang: float = _HANG_SECONDS,
 ) -> bool:
-    """Touch the heartbeat every `beat` seconds, until `stop` is set or the thread ends.
+    """Touch the file `heartbeat` every `beat` seconds. Return True when `stop` is set or the thread has ended.
 
-    Returns False if the progress counter of this process stands still for `hang` seconds.
+    Returns False if the progress counter of this process has not advanced for more than `hang` seconds.
     """
     liveness = Liveness(cpu=lambda: 0.0)  # other threads compute too, so CPU time is no progress of the load
     while thread.is_alive() and not stop.is_set():
         if liveness.sample()[0] > hang:
-            log.error("The splitting of a corpus makes no progress. This process ends; the next one continues.")
+            log.error("The splitting of a corpus makes no progress. This process ends; the next loader continues it.")
             return False
         heartbeat.touch()
         stop.wait(beat)

@@ -1,8 +1,8 @@
 """Loads of corpora: split an upload into passages, store them, and let the retriever index them.
 
-Each round looks at every open load, takes the lease of one that no process works on, and continues from its record. So
-a loader may stop at any line; it or another one continues the load. Each source file is split once: its passages go to
-the storage, and the record names them.
+Each round acquires the lease of every open load that no other process works on, and continues the load from its record.
+So a loader may stop at any line; it or another loader continues the load. Each source file is split once: its passages
+go to the storage, and the record of the load names them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Stopped(Exception):
 
 @dataclass
 class _Counted:
-    """Passages with their number so far."""
+    """Passages, and the number of passages read so far (`count`)."""
 
     passages: Iterable[Passage]
     count: int = 0
@@ -87,15 +87,15 @@ class LoadWorker:
         self._stop.set()
 
     def run(self) -> None:
-        """Work until stopped. Splitting may take hours, so it has its own thread and delays no other load."""
+        """Work until `stop` is called. Splitting may take hours, so it has its own thread and delays no other load."""
         splitting, others = self.tasks
         splitter = splitting.start(lambda: self.round(_SPLITTING, splitting), self._poll_seconds, self._stop)
         others.repeat(lambda: self.round(OPEN - _SPLITTING, others), self._poll_seconds, self._stop)
         splitter.join()
 
     def round(self, states: Set[LoadState] = OPEN, task: Background | None = None) -> None:
-        """Do the next step of every open load in `states` that no other process works on."""
-        if _SPLITTING & states:  # the other steps are calls with time limits
+        """Do the next step of every open load in `states` that no other process works on. task: records errors."""
+        if _SPLITTING & states:  # the other steps cannot hang: they are calls with time limits
             PULSE.advance()
         for tenant, load_id in self._catalog.open_loads():
             if self._stop.is_set():
@@ -104,7 +104,7 @@ class LoadWorker:
                 self._work_on(tenant, load_id, states)
 
     def _work_on(self, tenant: str, load_id: str, states: Set[LoadState]) -> None:
-        # Keep this order: `_splitting` is set before the record says so, until the step ends.
+        # Read the state first: `_splitting` is set before the splitting thread changes the state, until its step ends.
         if self._catalog.load(tenant, load_id).state not in states or load_id == self._splitting:
             return
         if self._catalog.lease_load(tenant, load_id, self._owner, self._lease_seconds):
@@ -162,7 +162,7 @@ class LoadWorker:
         self._index(load)
 
     def _cut(self, load: CorpusLoad) -> CorpusLoad:
-        """Store the passages of each source file that the record does not name yet."""
+        """Split each source file whose passages the record does not name yet, and store them. Returns the record."""
         from tlm_core.corpus.read import source_files
 
         load = load.model_copy(update={"state": LoadState.CUTTING, "done": self._count(load)})
@@ -174,7 +174,7 @@ class LoadWorker:
         passages = next(files, None)
         while passages is not None:
             ref = self._store(load, passages)
-            passages = next(files, None)  # Raises here for a file with errors, before the record names it.
+            passages = next(files, None)  # A file with errors raises here, before the record names it.
             load = load.model_copy(update={"cut": (*load.cut, ref)})
             load = load.model_copy(update={"done": self._count(load)})
             self._catalog.save_load(load, self._owner)
@@ -194,7 +194,7 @@ class LoadWorker:
         return sum(self._artifacts.manifest(ref).meta["count"] for ref in load.cut)
 
     def _write_passages(self, load: CorpusLoad) -> tuple[CorpusInfo, ManifestRef, float | None]:
-        """The corpus written to storage, and the seconds that near-duplicate detection took (None if disabled)."""
+        """Write the corpus to the storage. The last value: seconds of near-duplicate detection, None if disabled."""
         from tlm_core.corpus.near import NearDuplicates
         from tlm_core.corpus.read import read_parts, write_corpus
 
@@ -208,7 +208,7 @@ class LoadWorker:
         return info, ref, round(near.seconds, 1) if near else None
 
     def _near_state(self, load: CorpusLoad) -> Path:
-        """The folder in which the search for near duplicates continues after a restart of this process."""
+        """The folder with the state from which the search for near duplicates continues after a restart."""
         return self._scratch / NEAR / load.id
 
     @contextmanager
@@ -221,7 +221,7 @@ class LoadWorker:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _delete_unrecorded(self, load: CorpusLoad, passages: ManifestRef) -> None:
-        """Delete passages written for a load that was cancelled meanwhile, unless another version has the same."""
+        """Delete the passages of a load that was cancelled meanwhile, unless a recorded version uses their folder."""
         versions = self._catalog.corpus(load.tenant, load.corpus).versions
         cancelled = self._catalog.load(load.tenant, load.id).state in (LoadState.CANCELLING, LoadState.CANCELLED)
         if cancelled and passages.folder not in {version.passages.folder for version in versions}:
@@ -236,9 +236,9 @@ class LoadWorker:
         return version.model_copy(update={"state": before.state}) if before.state is CorpusState.READY else version
 
     def _watched(self, passages: Iterable[Passage], load: CorpusLoad) -> Iterator[Passage]:
-        """The passages; saves their number while files are split. Raises _Stopped on shutdown.
+        """Yield the passages, and save the record regularly: for `_Counted` passages with their number so far.
 
-        A save raises StaleAttempt if the load is cancelled.
+        Raises _Stopped on shutdown, and StaleAttempt if the load is cancelled or the lease is lost.
         """
         for number, passage in enumerate(passages, start=1):
             PULSE.advance()
@@ -275,7 +275,7 @@ class LoadWorker:
     # --- from storage to the index ----------------------------------------------------------------------------------
 
     def _index(self, load: CorpusLoad) -> None:
-        """Poll the retriever once; request the load if the retriever does not know it (not requested, or restarted)."""
+        """Poll the retriever once; request the load if the retriever does not know it, for example after a restart."""
         assert load.version is not None, "a load is indexed after its upload was split"
         version = self._catalog.corpus(load.tenant, load.corpus).version(load.version)
         try:
@@ -290,7 +290,7 @@ class LoadWorker:
                 if status.loaded != load.done:
                     self._catalog.save_load(load.model_copy(update={"done": status.loaded}), self._owner)
             case "failed":
-                error = status.failure or TLMError("The retriever could not load the corpus and reported no reason.")
+                error = status.failure or TLMError("The retriever failed to load the corpus. Read the retriever's log.")
                 if not error.retryable:
                     self._fail(load, error)
                     return
