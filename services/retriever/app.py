@@ -54,7 +54,7 @@ class RetrieverSettings(BaseSettings):
     opensearch_user: str | None = None
     opensearch_password: SecretStr | None = None
     opensearch_ca: Path | None = Field(None, description="certificate authority of the cluster, a PEM file")
-    opensearch_shards: int = Field(1, ge=1, description="shards of a new index; one fits some ten million passages")
+    opensearch_shards: int = Field(1, ge=1, description="shards of a new index; one holds about ten million passages")
     retry_seconds: float = Field(120.0, description="how long a search or load retries an unavailable cluster")
     selections_at_once: int = Field(2, ge=1)
     redis_url: str | None = Field(None, description="with OpenSearch: shares the runs with other retrievers")
@@ -75,7 +75,7 @@ Folder = Annotated[str, AfterValidator(_check_relative)]
 
 
 class CheckedCorpusFolder(CorpusFolder):
-    """A CorpusFolder inside the storage."""
+    """A CorpusFolder whose `folder` is a path below the storage root."""
 
     folder: Folder
 

@@ -1,7 +1,7 @@
 """Write passages to OpenSearch in bulk, and report how far the writing is, so that a later process can resume.
 
 The helper of opensearch-py cuts requests and assigns results to passages. Its own retries cover status 429 only and
-cannot be interrupted, so this module retries: until the cluster accepts every passage that it can store.
+cannot be interrupted, so this module retries until each passage is stored or refused, or no time remains.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Refused(NamedTuple):
 class LoadCursor:
     """How far a load is: the first `position` passages of the corpus are stored or refused.
 
-    checksum: sum of `id_hash` over the stored ones, modulo HASH_RANGE.
+    checksum: sum of `id_hash` over the ids of the stored passages, modulo HASH_RANGE.
     """
 
     position: int = 0
@@ -139,7 +139,7 @@ class BulkWriter:
 
 
 def _failure(result: Mapping[str, Any]) -> TLMError | TemporaryFailure | None:
-    """Return why a passage is not stored. InvalidRequest: the passage itself, or its request, is invalid."""
+    """Return why a passage is not stored, or None. InvalidRequest: the passage itself, or its request, is invalid."""
     if "exception" in result:
         return translated(result["exception"])
     status, reason = result["status"], reason_of(result.get("error"))

@@ -115,7 +115,7 @@ def reason_of(error: object) -> str:
 
 
 def is_disk_full(reason: str) -> bool:
-    """Whether OpenSearch rejects a request because its disk is full."""
+    """Return whether `reason` means that the disk of OpenSearch is full."""
     return any(text in reason for text in _DISK_FULL)
 
 
@@ -129,7 +129,7 @@ class Backoff:
         self._pause = _FIRST_PAUSE
 
     def wait(self, error: TLMError) -> None:
-        """Wait before the next try. Raises `error` if no time remains."""
+        """Wait before the next try. Raises `error` if no time remains or the process ends."""
         remaining = self._deadline - self._clock()
         if remaining <= 0 or self._stop.wait(min(self._pause, remaining)):
             raise error
@@ -182,7 +182,7 @@ class Cluster:
     ) -> Iterator[dict[str, Any]]:
         """Create documents, with one try each, and yield the result of each action in order.
 
-        A result has `status`, `error` if that failed, and `exception` if the whole request failed.
+        A result has `status`, `error` if the action failed, and `exception` if the whole request failed.
         """
         try:
             results = streaming_bulk(
@@ -212,7 +212,7 @@ class Cluster:
             if name != "opensearch" or not number[0].isdigit() or int(number.split(".")[0]) < MIN_VERSION:
                 raise IndexMismatch(
                     f"OpenSearch {MIN_VERSION} or later is required, but the server is {name} {number}. "
-                    "Set TLM_RETRIEVER_OPENSEARCH_URL to the address of an OpenSearch."
+                    "Upgrade it, or set TLM_RETRIEVER_OPENSEARCH_URL to another server."
                 )
             self._version = int(number.split(".")[0])
         return self._version

@@ -112,9 +112,9 @@ class LoadRecords:
         self._write(self._path(key, ".progress.json"), _Progress(index=index.identity, cursor=index.cursor))
 
     def progress(self, key: CorpusKey, identity: str | None = None) -> LoadCursor:
-        """Return how far the load of `key` is, or the start if that is unknown.
+        """Return how far the load of `key` is, or the start of the corpus if that is unknown.
 
-        identity: only of this index. An index that was deleted and created again has another identity.
+        identity: if set, ignore the progress of another index, such as a deleted index of the same name.
         """
         body = self._read(self._path(key, ".progress.json"))
         if not body:

@@ -1,4 +1,4 @@
-"""Loads of corpus versions into their indexes. A load runs once however often it is requested, and resumes."""
+"""Loads of corpus versions into their indexes. A load runs once however often it is requested."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class IndexLoads:
             load.update(state="ready", error=None)
 
     def get(self, key: CorpusKey) -> IndexLoad:
-        """Return the progress of a load. Raises NotFound without a load or a request, and IndexMismatch."""
+        """Return the progress of a load. Raises IndexMismatch, and NotFound without a load or complete index."""
         load = self._loads.get(key)
         if elsewhere := self._elsewhere(key):
             return elsewhere
@@ -157,7 +157,7 @@ class IndexLoads:
             return None
 
     def _source(self, key: CorpusKey, error: TLMError) -> tuple[str, str]:
-        """Return folder and language of `key`. error: why its index is unusable, raised if no source is recorded."""
+        """Return folder and language of `key`. Without them, raises `error` if that is IndexMismatch, else NotFound."""
         try:
             return self._records.source(key)
         except NotFound:
@@ -181,14 +181,14 @@ class IndexLoads:
             return load
 
     def _elsewhere(self, key: CorpusKey) -> IndexLoad | None:
-        """Return the progress of a load that another retriever runs."""
+        """Return the progress of the load of `key` if another retriever has claimed it, else None."""
         entry, load = self._registry.read(key.slug), self._loads.get(key)
         if entry is None or (load is not None and load.id == entry.run):
             return None
         return IndexLoad.model_validate_json(entry.status)
 
     def _beat(self) -> None:
-        """Save the running load, and stop it if another retriever requests that."""
+        """Save the running load, and stop it if another retriever has stopped or replaced it."""
         for key, load in list(self._loads.items()):
             if load.status.state == "loading" and not self._save(key, load):
                 load.stop.set()
@@ -201,7 +201,7 @@ class IndexLoads:
         self._run_claimed(key, load)
         if load.status.state == "failed":
             self._save(key, load)
-        else:  # The index and the records say the rest.
+        else:  # The index and the records hold the result.
             self._registry.forget(key.slug, load.id)
 
     def _run_claimed(self, key: CorpusKey, load: _Load) -> None:
@@ -209,7 +209,7 @@ class IndexLoads:
             self._fill(key, load)
             load.update(state="ready")
         except _Stopped:
-            # A state of its own, because deleting the index afterwards may fail.
+            # The load must leave the state `loading`, because deleting the index afterwards may fail.
             log.info("Load of %s stopped", key)
             load.fail(_stopped(key))
         except (NotFound, Conflict) as error:

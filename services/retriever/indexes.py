@@ -80,12 +80,12 @@ class CorpusIndexes(Protocol):
         ...
 
     def check(self) -> None:
-        """Raise if no index can be used at the moment."""
+        """Raise a TLMError if no index can be used at the moment."""
         ...
 
 
 class _LoadingTantivyIndex(TantivyIndex):
-    """An embedded index during its load. It is always loaded from the first passage, and refuses none."""
+    """An embedded index during its load. It is always loaded from the first passage, and refuses no passage."""
 
     cursor = LoadCursor()
 
@@ -121,7 +121,7 @@ class EmbeddedIndexes:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock_file.close()
-            raise AlreadyRunning(f"Another retriever uses {root}. Set another scratch folder for this one.") from error
+            raise AlreadyRunning(f"Another retriever uses {root}. Stop it, or change TLM_RETRIEVER_SCRATCH.") from error
 
     def open(self, key: CorpusKey, *, wait: bool = False) -> PassageIndex:  # noqa: ARG002 - a folder is always available
         with self._lock:

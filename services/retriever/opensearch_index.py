@@ -61,8 +61,8 @@ def index_body(mark: Mapping[str, object], analysis: Analysis, shards: int) -> d
 class OpenSearchIndex:
     """The passages of one corpus version on a cluster.
 
-    mark: describes the index in its mapping. identity: unique for each index, also among indexes of the same name.
-    scale: divides the scores of the server, to bring them to the common scale.
+    mark: describes the index; `_meta.tlm` in its mapping. identity: unique for each index, also among those of the
+    same name. scale: divides the scores of the server, to bring them to the common scale.
     """
 
     def __init__(self, cluster: Cluster, name: str, mark: Mapping[str, Any], shards: int, identity: str = "") -> None:
@@ -184,7 +184,7 @@ class OpenSearchIndex:
         return results
 
     def _body(self, text: str) -> _Json | None:
-        """Return the query for `text`, or None without terms. The text is a value, never query syntax."""
+        """Return the query for `text`, or None if it has no terms. The text is a value, never query syntax."""
         words = terms(text, self.analysis)
         if len(words) > MAX_TERMS:
             return self._by_terms(words)
@@ -192,7 +192,7 @@ class OpenSearchIndex:
         return {"match": {self._field: {"query": query}}} if words else None
 
     def _by_terms(self, words: Sequence[str]) -> _Json:
-        """Return the query for a long text: a clause for each distinct term, for the best terms if there are many."""
+        """Return the query for a long text: a clause for each distinct term, or for the MAX_TERMS best ones."""
         counts: Mapping[str, int] = Counter(words)
         if len(counts) > MAX_TERMS:
             counts = best_terms(counts, self._passages_with(counts).__getitem__, self.count())
@@ -273,7 +273,7 @@ def _too_many_clauses(response: Mapping[str, Any]) -> bool:
 
 
 def _incomplete(response: Mapping[str, Any]) -> str | None:
-    """Return why a response is incomplete, if a retry may help. Raises for permanent failures."""
+    """Return why a response is incomplete, or None. Raises NotFound or IndexMismatch if a retry cannot help."""
     if "error" in response:
         reason = reason_of(response["error"])
         if _too_many_clauses(response):

@@ -1,4 +1,4 @@
-"""What several retrievers work on: each run is claimed by one of them, and all can read and stop it."""
+"""The loads and selections of several retrievers. One retriever claims each run; all can read and stop it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BEAT_SECONDS = 1.0  # between two saves of a run
 
 @dataclass(frozen=True)
 class Entry:
-    """A run of some retriever. status: JSON."""
+    """A run of any retriever. prefix: output folder of a selection. status: IndexLoad or SelectionRun as JSON."""
 
     run: str
     prefix: str
@@ -26,25 +26,25 @@ class Entry:
 
 
 class Registry:
-    """The registry of a retriever that is alone: it knows its runs itself."""
+    """The registry of a single retriever. It stores nothing, because the retriever holds its runs in memory."""
 
     def read(self, name: str) -> Entry | None:  # noqa: ARG002
-        """Return the run of this name, also of another retriever."""
+        """Return the run of this name, of any retriever, or None."""
         return None
 
     def claim(self, name: str, status: str, *, prefix: str = "", instead_of: str = "") -> str | None:  # noqa: ARG002
-        """Return the id of a new run, or None if another retriever was first. instead_of: the run that it replaces."""
+        """Return the id of a new run, or None if another retriever was first. instead_of: the run to replace."""
         return uuid.uuid4().hex
 
     def save(self, name: str, run: str, status: str, *, running: bool, prefix: str = "") -> bool:  # noqa: ARG002
-        """Save the status of a run. Returns False if it must stop: another one replaces it, or it was stopped."""
+        """Save the status of a run. Returns False if the run was stopped, or replaced by another run."""
         return True
 
     def stop(self, name: str) -> None:
-        """Ask the retriever that holds the run to stop it."""
+        """Mark a run as stopped. The retriever that holds the run reads the mark and stops it."""
 
     def forget(self, name: str, run: str) -> None:
-        """Delete a run, unless another one has replaced it."""
+        """Delete the entry of a run, unless another run has replaced it."""
 
 
 class SharedRegistry(Registry):

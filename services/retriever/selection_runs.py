@@ -37,7 +37,7 @@ _SCRATCH_SECONDS = 7 * 24 * 3600
 
 @dataclass
 class Run:
-    """One attempt to compute a selection for the folder `prefix`."""
+    """One computation of a selection, whose result goes to the folder `prefix`. begun: whether a thread runs it."""
 
     prefix: str
     status: SelectionRun = field(default_factory=lambda: SelectionRun(state="running"))
@@ -94,7 +94,7 @@ class SelectionRuns:
         self.task.start(self._beat, BEAT_SECONDS, stop)
 
     def put(self, artifact: str, request: SelectionRequest) -> None:
-        """Start the selection, unless it runs or is ready for the same output folder (`request.prefix`).
+        """Start the selection, unless it runs, is ready or failed permanently for the same folder (`request.prefix`).
 
         A request with another folder is of a later attempt, so it stops the earlier run. Raises InvalidRecipe for
         invalid params.
@@ -117,7 +117,7 @@ class SelectionRuns:
         self._pool.submit(copy_context().run, self._run, artifact, request, params, run)
 
     def _claim(self, artifact: str, run: Run) -> bool:
-        """Claim a selection for a new run, unless another retriever runs it or has it for the same prefix."""
+        """Claim a selection for a new run. Returns False if another retriever runs it or has it for the same prefix."""
         entry = self._registry.read(artifact)
         if entry is not None and entry.prefix == run.prefix:
             status = SelectionRun.model_validate_json(entry.status)

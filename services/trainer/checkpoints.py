@@ -28,8 +28,8 @@ class JobCheckpoints:
     """`Checkpoints` (tlm_core.training.stage) over storage and job store.
 
     A thread writes the checkpoints while training continues. `save` waits only if the previous checkpoint is still
-    being written. One failed checkpoint is logged; the second in a row raises. The `keep` furthest checkpoints stay,
-    the last one of this job always among them.
+    being written. One failed save is logged; the second in a row raises its Outage. Only `keep` checkpoints stay:
+    the last one of this job, and those with the highest steps.
 
     scratch: local folder for the files of a checkpoint before they move to the storage. report_event: receives the
     event that names the checkpoint from which the stage continues.
@@ -50,7 +50,7 @@ class JobCheckpoints:
         self._failed = False
 
     def latest(self) -> Path | None:
-        """Return a local folder with the furthest intact checkpoint. Damaged ones are logged and skipped."""
+        """Return the intact checkpoint with the highest step as a local folder, or None. Damaged ones are skipped."""
         for checkpoint in reversed(patiently(self._published)):
             try:
                 folder = patiently(partial(self._intact, checkpoint))
@@ -77,7 +77,7 @@ class JobCheckpoints:
         return checkpoints[-1].step if checkpoints else None
 
     def close(self, *, required: bool) -> None:
-        """Wait for the last save. If it is required and failed, repeat it patiently, and at last raise its Outage."""
+        """Wait for the last save. If it is required and failed, retry it patiently. Raises the last Outage."""
         try:
             self._wait(required=required)
         except Outage:
@@ -98,7 +98,7 @@ class JobCheckpoints:
         return self.store.checkpoints(self.job.tenant, self.artifact)
 
     def _wait(self, *, required: bool) -> None:
-        """Wait for the pending save. If it is not required, an error of the storage is only logged."""
+        """Wait for the pending save. If it is not required, an Outage is only logged."""
         pending, self._pending = self._pending, None
         if pending is None:
             return
@@ -136,7 +136,7 @@ class JobCheckpoints:
         except Conflict:  # The attempt has ended. Nobody else deletes these files.
             self.artifacts.delete(target)
             raise
-        # A checkpoint further on may be another job's, or damaged. Then this job needs its own last one.
+        # A checkpoint with a higher step may be damaged or of another job. Then this job needs its own last one.
         by_value = sorted(self._published(), key=lambda checkpoint: (checkpoint == own, checkpoint.step))
         for checkpoint in by_value[: -self.keep]:
             self._delete(checkpoint)

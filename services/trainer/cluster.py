@@ -1,4 +1,4 @@
-"""The edge to Ray: submissions by id, over the REST interface of Ray's Jobs API."""
+"""A client of Ray: submissions by id, over the REST interface of Ray's Jobs API."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tlm_core.errors import ClusterUnavailable
 
 PROGRAM = "services.trainer.program"
 DRIVER = "driver"  # a resource of Ray's worker nodes in deploy/
-# Ends the actor that waits for a start which never comes.
+# Kills the actor of a lost submission, which waits forever for its start.
 _RELEASE = (
     "import ray, sys; ray.init(); ray.kill(ray.get_actor(sys.argv[1], namespace='SUPERVISOR_ACTOR_RAY_NAMESPACE'))"
 )
@@ -47,7 +47,7 @@ _STATUS = {
 
 @dataclass(frozen=True)
 class Ending:
-    """How a submission ended. summary: one sentence. details: the words of the cluster and the last output."""
+    """How a submission ended. summary: one sentence. details: the message of the cluster and the last output."""
 
     summary: str
     details: str = ""
@@ -74,7 +74,7 @@ class RayCluster:
         self._http = http
 
     def submit(self, submission: str, command: Sequence[str], *, cpus: float = 0.0) -> None:
-        """Start `command` where this many CPUs are free. A known id is left unchanged.
+        """Start `command` on a node with `cpus` free CPUs. Has no effect if the id `submission` exists.
 
         A command without CPUs is a driver. It runs on a node that offers the resource `driver`, if there are such
         nodes: on the head, drivers would use up the memory, and end with the head.
@@ -89,7 +89,7 @@ class RayCluster:
         response = self._request("POST", "/api/jobs/", json=body)
         # For a known id, Ray returns 400 or 500. Another coordinator may have submitted it in the meantime.
         if response.is_error and self.status(submission) is Status.UNKNOWN:
-            raise ClusterUnavailable(f"Ray rejected the submission: {_last_line(response)}")
+            raise ClusterUnavailable(f"Ray rejected the submission: {_last_line(response)}. See Ray's log.")
 
     def answers(self) -> bool:
         """Return whether the job server can be reached."""
@@ -109,9 +109,9 @@ class RayCluster:
         return status
 
     def is_lost(self, submission: str) -> bool:
-        """Return whether a submission waits that was accepted before the head restarted.
+        """Return whether a submission waits forever, because the head restarted after it accepted the submission.
 
-        What starts a submission lives in the head. Its state in Redis restores the record, which waits forever.
+        Only the head that accepts a submission starts it. A new head restores the record from Redis, as waiting.
         """
         response = self._request("GET", f"/api/jobs/{submission}")
         if response.status_code == 404:
@@ -121,7 +121,7 @@ class RayCluster:
         return bool(record["status"] == "PENDING" and heads and record["start_time"] < max(heads))
 
     def release(self, submission: str) -> None:
-        """Free the CPUs that a lost submission holds. Ray then reports it as failed, if it held any."""
+        """Free the CPUs that a lost submission holds. Ray then reports the submission as failed, if it held any."""
         name = f"{submission}.release"
         if self.status(name) is Status.UNKNOWN:
             command = ["python", "-c", _RELEASE, f"_ray_internal_job_actor_{submission}"]
@@ -177,7 +177,7 @@ class RayCluster:
             logs = str(self._body(self._request("GET", f"/api/jobs/{submission}/logs")).get("logs") or "")
         except ClusterUnavailable as error:
             # The logs lie on the machine of the submission, which may be lost. So do not wait for them.
-            logs = f"Cannot read its output: {error}"
+            logs = f"Cannot read the output of the submission: {error}"
         # The message repeats the output after its first line.
         details = "\n".join([*message.splitlines()[:1], *logs.splitlines()[-_LINES:]])
         return Ending(_summary(body.get("driver_exit_code")), redacted(details)[-_CHARS:])
@@ -186,8 +186,8 @@ class RayCluster:
         try:
             response = self._http.request(method, path, json=json)
         except httpx.HTTPError as error:
-            reason = f"Ray's job server does not answer: {error or type(error).__name__}. Check that the head runs."
-            raise ClusterUnavailable(reason) from error
+            reason = f"Ray's job server does not answer: {error or type(error).__name__}."
+            raise ClusterUnavailable(f"{reason} Check that the head runs at TLM_TRAINER_RAY_URL.") from error
         if response.status_code in (401, 403):
             raise ClusterUnavailable("Ray rejects the token. Set the same RAY_AUTH_TOKEN for the head and the trainer.")
         return response
@@ -205,7 +205,7 @@ class RayCluster:
         try:
             return response.json()
         except ValueError as error:
-            raise ClusterUnavailable("Ray's response is not JSON. Set ray_url to the URL of the job server.") from error
+            raise ClusterUnavailable("Ray's response is not JSON. Check TLM_TRAINER_RAY_URL.") from error
 
 
 def connect_cluster(url: str, *, timeout: float = 10.0) -> RayCluster:
@@ -216,7 +216,7 @@ def connect_cluster(url: str, *, timeout: float = 10.0) -> RayCluster:
 
 
 def _summary(exit_code: object) -> str:
-    """Return how a worker with this exit code of its program ended. A shell adds 128 to the number of a signal."""
+    """Return how a worker ended, from the exit code of its program. A shell adds 128 to the number of a signal."""
     if not isinstance(exit_code, int):
         return "Worker was lost, often with its machine."
     number = -exit_code if exit_code < 0 else exit_code - 128

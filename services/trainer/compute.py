@@ -1,4 +1,4 @@
-"""What each process of a submission does: run its part of the stages until they end or the machine stops."""
+"""What each worker of a submission does: run its part of the stages until they end or the machine stops."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def compute(
 
 
 def measure_once(store: JobStore, assignment: Assignment, device: str) -> None:
-    """Store how fast this device trains, unless a worker has measured it. No job waits for it: its stages are done."""
+    """Store how fast this device trains, unless the store has it. It runs after the stages, so no job waits."""
     try:
         precision = store.get(assignment.tenant, assignment.job).resolved.recipe.number_format
         stored, name = store.rates(assignment.tenant), rate_name(flop_of(precision), device)
@@ -62,12 +62,12 @@ def measure_once(store: JobStore, assignment: Assignment, device: str) -> None:
 
 
 def _show_figures(host: str, port: int | None) -> None:
-    """Show the figures of this worker to Prometheus, if one of the machine's ports is free."""
+    """Serve the metrics of this worker to Prometheus, if one of the machine's ports is free."""
     PROGRESS.set_function(lambda: PULSE.count)
     try:
         serve_metrics(host, port, METRICS_PORTS)
     except OSError as error:
-        log.warning("None of %d ports from %d on can show the figures of this worker: %s", METRICS_PORTS, port, error)
+        log.warning("None of %d ports from %d on can serve the metrics of this worker: %s", METRICS_PORTS, port, error)
 
 
 @cache
@@ -75,8 +75,8 @@ def drain_on_sigterm(assignment: Assignment) -> threading.Event:
     """Return an event that SIGTERM sets: the stage then writes a checkpoint and stops.
 
     The first call must be in the main thread. Rank 0 decides when to stop. The other processes of a submission pass
-    the signal on through the job's record. A stage that does not stop in time is ended; unlike the default handler,
-    sys.exit deletes the working folders.
+    the signal on through the job's record. A process that does not stop within `drain_seconds` exits. It calls
+    sys.exit, which deletes the working folders; the default handler of the signal does not.
     """
     settings, draining = TrainerSettings(), threading.Event()
 

@@ -66,9 +66,9 @@ class _Held:
 
     local: artifact id → run of a stage in this process. local_since: artifact id → when a round first saw it run, in
     seconds of the monotonic clock. verified: artifacts whose files have been checked.
-    selecting: artifact id → progress of its selection, and since when it stands still.
-    waiting: code of the reported reason to wait, and since when. claimed_at: until the first step. began: node → first
-    sight of its progress. rate: tokens per second. attempt, request_id: for logs.
+    selecting: artifact id → unit and count of its selection's progress, and when it last changed. waiting: code of the
+    error that the job waits for. claimed_at: when a new attempt was claimed; None after its first step. began: node →
+    when a round first saw its progress. rate: tokens per second. attempt, request_id: for logs.
     """
 
     tenant: str
@@ -96,7 +96,7 @@ class _Held:
         """Measure how long stages take, for Prometheus."""
         job, done, now = situation.job, situation.done, time.monotonic()
         for node in situation.ready():
-            # Until workers work, the progress on a worker is of an earlier attempt.
+            # Until the workers of this attempt work, the progress of their stage is of an earlier attempt.
             waits = node.place is Place.WORKERS and not job.works(node.group)
             if not job.progress or node.name != job.progress.node or waits:
                 continue
@@ -137,21 +137,21 @@ class Coordinator:
         self._held: dict[str, _Held] = {}
         # Tenant and id of requeued jobs. They keep their slots until they can be claimed again.
         self._backing_off: set[tuple[str, str]] = set()
-        # Leases at the first round that nobody has renewed since, by member. Their owners may be dead, but their
-        # workers run. They count as held until another coordinator renews them or this one adopts them.
+        # TENANT/JOB → expiry of leases that nobody has renewed since the first round. Their owners may be dead, but
+        # their workers run. They count as held until another coordinator renews them or this one adopts them.
         self._unrenewed: dict[str, float] | None = None
         # Start of the current round by the store's clock, and the time before which workers may have been unable to
         # report because the store was away or this machine was suspended.
         self._now = self._stall_grace_until = -math.inf
         self._stepped_at = time.monotonic()
-        # Whether this coordinator has given jobs up because it cannot reach the cluster. It claims none until it can.
+        # Whether this coordinator has given jobs up because it cannot reach Ray. It then claims none until Ray answers.
         self._blind = False
-        self._full = ""  # the error of a full disk
+        self._full = ""  # the message of the error of a full disk
         # Why no job starts although slots are free, and when this was reported.
         self._reported: tuple[str, float] = ("", -math.inf)
 
     def run(self, stop: threading.Event) -> None:
-        """Run rounds until `stop` is set. After any error, no job ends, and the next round retries."""
+        """Run rounds until `stop` is set. An error of a round ends no job; the next round retries."""
         renewing = self.leases.start(self._renew_leases, self.settings.lease_seconds / 3, stop)
         with self.task.running():
             while not stop.is_set():
@@ -165,7 +165,7 @@ class Coordinator:
         self._release_leases()
 
     def _renew_leases(self) -> None:
-        """Renew the leases while a round waits for a component. If a step hangs, let others adopt the jobs."""
+        """Renew the leases, also while a round waits. If a step hangs, let other coordinators adopt the jobs."""
         if time.monotonic() - self._stepped_at > self.settings.hang_seconds:
             log.error("No step for %g s. The leases expire.", self.settings.hang_seconds)
             return
@@ -221,7 +221,7 @@ class Coordinator:
         while not self._blind:
             try:
                 job = self.store.claim(self.owner, self.settings.lease_seconds, self._claimable())
-            except UnreadableRecord as error:  # Its lease expires, and a coordinator of the other release claims it.
+            except UnreadableRecord as error:  # Its lease expires, and a coordinator of another release claims it.
                 with log_context(**ids_in(error.message)):
                     log.error("Cannot read the claimed job: %s", error)
                 return
@@ -270,10 +270,10 @@ class Coordinator:
         return "any" if room > len(self._unrenewed or ()) and self._has_space() else "leased"
 
     def _has_space(self) -> bool:
-        """Return whether a new job can write. Running ones go on, so a gate here comes before a full disk."""
+        """Return whether a new job may start. It may not while a disk is almost full; running jobs continue."""
         try:
             self.store.check_space()
-            with suppress(NotFound):  # A storage that is not mounted is no full one.
+            with suppress(NotFound):  # A storage that is not mounted is not full.
                 self.artifacts.check_space()
         except (StoreFull, StorageFull) as error:
             if not self._full:
@@ -347,7 +347,7 @@ class Coordinator:
             return error
         except Exception as error:  # A bug that one job reveals must not end the coordinator and its other jobs.
             log.exception("Internal error in job %s", job.id)
-            return TrainingFailed(f"Internal error: {type(error).__name__}: {error}")
+            return TrainingFailed(f"Internal error: {type(error).__name__}: {error}. See the log of the trainer.")
         held.waiting = None
         return None
 
@@ -396,7 +396,7 @@ class Coordinator:
         )
 
     def _verified_situation(self, job: JobRecord, held: _Held) -> Situation:
-        """Read the situation and check each artifact once. An artifact without its files is invalidated."""
+        """Read the situation and check each artifact once. Invalidates an artifact whose files are lost or damaged."""
         situation = Situation.read(self.store, job)
         for name, ref in situation.done.items():
             if ref in held.verified:
@@ -410,7 +410,7 @@ class Coordinator:
         return situation
 
     def _run_here(self, situation: Situation, held: _Held, node: Node) -> None:
-        """Start a stage in a thread of this process, or publish its output."""
+        """Start a stage in a thread of this process, or publish its output once it has ended."""
         artifact = situation.artifact_id(node)
         future = held.local.get(artifact)
         if future is None:
@@ -434,7 +434,7 @@ class Coordinator:
                 self.artifacts.delete(ref.folder)
 
     def _replace_hung_threads(self, held: _Held) -> bool:
-        """Give up the stages of a job that hang in this process. Their threads cannot be stopped, so new ones start."""
+        """Return whether stages of a job hang here. Gives them up and replaces the threads, which cannot be stopped."""
         now, running = time.monotonic(), [artifact for artifact, future in held.local.items() if future.running()]
         held.local_since = {artifact: held.local_since.get(artifact, now) for artifact in running}
         hung = [name for name, since in held.local_since.items() if now - since > self.settings.local_seconds]
@@ -479,7 +479,7 @@ class Coordinator:
             self._report_progress(situation, node, step=run.done, total=run.total, unit=run.unit, rate=run.rate)
 
     def _check_selection(self, held: _Held, artifact: str, progress: tuple[str, int]) -> None:
-        """Raise AttemptEnded if a selection hangs. The retriever's heartbeat does not depend on its progress."""
+        """Raise AttemptEnded if a selection hangs. The retriever reports a hanging selection as running."""
         before, since = held.selecting.get(artifact, (progress, self._now))
         since = min(since, self._now) if before == progress else self._now  # The clock may go back.
         held.selecting[artifact] = progress, since
@@ -488,7 +488,7 @@ class Coordinator:
             raise AttemptEnded(WorkerLost(f"The selection made no progress for {idle:.0f} s and was stopped."))
 
     def _fail_stage(self, situation: Situation, node: Node, error: TLMError) -> NoReturn:
-        """End the attempt with a stage's error. A lost or damaged input is invalidated and becomes the error."""
+        """Raise AttemptEnded with a stage's error, or with that of a lost or damaged input, which is invalidated."""
         if isinstance(error, NotFound | CorruptArtifact):
             for source in set(node.inputs.values()):
                 try:
@@ -509,7 +509,7 @@ class Coordinator:
         log.info("Finished job %s", job.id)
 
     def _publish(self, situation: Situation, node: Node, ref: ManifestRef) -> ManifestRef:
-        """Publish an artifact and return the reference in force."""
+        """Publish an artifact. Returns `ref`, or the reference that another job has published first."""
         job, artifact = situation.job, situation.artifact_id(node)
         return self.store.publish(
             job.tenant, job.id, job.attempt, artifact=artifact, ref=ref, node=node.name, stage=node.stage.name
@@ -531,7 +531,7 @@ class Coordinator:
             self.store.report(job.tenant, job.id, job.attempt, progress=progress)
 
     def _wait(self, job: JobRecord, held: _Held, error: Outage) -> None:
-        """Report, once for each reason, that the job waits for a component. Waiting uses up no attempt."""
+        """Report, once for each reason, that a job waits. Give the job up if Ray does not answer for `hang_seconds`."""
         held.selecting.clear()  # A wait is no hang.
         if held.waiting != error.code:
             held.waiting = error.code
@@ -558,7 +558,7 @@ class Coordinator:
         self._held.pop(held.id, None)
 
     def _pause(self, job: JobRecord, held: _Held) -> None:
-        """Wait until the workers have read the state, written a checkpoint, and exited."""
+        """Confirm the pause once the workers have exited. They first have `pause_seconds` to write a checkpoint."""
         if self._has_stopped(job, held, grace=self.settings.pause_seconds):
             self.store.confirm_paused(job, self.owner)
             self._release(held)
@@ -590,10 +590,10 @@ class Coordinator:
         return all(stopped)
 
     def _end_attempt(self, job: JobRecord, held: _Held, error: TLMError) -> None:
-        """Requeue the job if the error is retryable and attempts are left; else fail it."""
+        """Requeue a running job if the error is retryable and attempts are left. Else pause, cancel or fail the job."""
         if isinstance(error, StorageFull):  # It is no fault of the job. The next attempt waits for free space.
             error = StorageUnavailable(error.message)
-        # What still runs could publish nothing, but would use the room of the next attempt.
+        # Workers and selections that still run cannot publish, but use the room of the next attempt.
         for name, stop in (
             ("selections", lambda: self._stop_selections(job, held)),
             ("workers", lambda: self._stop_workers(job, held)),
@@ -628,7 +628,7 @@ class Coordinator:
             held.submissions.stop(current, running=True)
 
     def _next_attempt(self, job: JobRecord, *, requeues: bool) -> str:
-        """Return where the next attempt after a lost worker starts, and what it needs."""
+        """Return a sentence that says where the next attempt after a lost worker starts, and when."""
         situation = Situation.read(self.store, job)
         ready = [node for node in situation.ready() if node.place is Place.WORKERS]
         current = [node for node in ready if job.progress and node.name == job.progress.node]

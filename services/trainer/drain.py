@@ -1,6 +1,6 @@
 """Run `python -m services.trainer.drain` before a worker's container stops.
 
-It sends SIGTERM to the training workers of this machine and waits until each has written a checkpoint. Ray itself
+It sends SIGTERM to the training workers of this machine and waits until they have ended, at a checkpoint. Ray itself
 ends its workers without a warning.
 """
 
@@ -32,7 +32,7 @@ def worker_processes(proc: Path = Path("/proc")) -> list[int]:
 
 
 def main() -> None:
-    """Send SIGTERM to the workers and wait until they have ended."""
+    """Send SIGTERM to the workers and wait until they have ended, for at most _PATIENCE_SECONDS."""
     for pid in worker_processes():
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)

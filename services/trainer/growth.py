@@ -17,16 +17,16 @@ from tlm_core.wording import counted
 
 log = logging.getLogger(__name__)
 
-LOOKS = 8  # while the room must stay free
-MIN_STAGE_RATIO = 8  # times as long a stage must still train: a new attempt costs about a minute
+LOOKS = 8  # number of checks while the room must stay free
+MIN_STAGE_RATIO = 8  # a stage must still run for this many times `seconds`: a restart costs about a minute
 
 
 @dataclass
 class Growth:
     """Watches the room for more workers of an attempt.
 
-    places: returns how many workers find room now. seconds: for so long, room must be free, because another job may be
-    about to take it.
+    places: returns how many more workers have room now. seconds: how long room must stay free, because another job may
+    be about to use it. requested: the error that ends the attempt.
     """
 
     assignment: Assignment
@@ -49,7 +49,7 @@ class Growth:
                 log.warning("Cannot look for more room: %s", error)
 
     def look(self) -> bool:
-        """Request the end of the attempt if more workers have had room for a while. Returns whether it did."""
+        """Request the end of the attempt if more workers have had room for `seconds`. Returns True after a request."""
         more = min(self.places(), self.assignment.max_workers - self.workers)
         if more < 1:
             self._since = None

@@ -1,4 +1,4 @@
-"""Processes that the kernel killed for the memory of their container. Nobody but the kernel's counter reports them."""
+"""Counts processes that the kernel killed for lack of memory in their container. Only its own counter shows them."""
 
 from __future__ import annotations
 

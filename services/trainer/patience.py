@@ -18,9 +18,9 @@ _Value = TypeVar("_Value")
 
 
 def patiently(call: Callable[[], _Value]) -> _Value:
-    """Call `call` until it raises no Outage, and return its result. It must be safe to repeat.
+    """Call `call` until it raises no Outage, and return its result. `call` must be safe to repeat.
 
-    Raises its last Outage after PATIENCE_SECONDS.
+    Raises the last Outage after PATIENCE_SECONDS.
     """
     retrying = Retrying(
         retry=retry_if_exception_type(Outage),

@@ -1,7 +1,7 @@
 """The program that Ray runs for an attempt: `python -m services.trainer.program` with the arguments of an Assignment.
 
-A single worker without a GPU computes in this process, which Ray starts where there is room. Ray Train starts all
-others. Their start delays the work, so this module imports only what it needs itself.
+A single worker without a GPU computes in this program, which Ray starts where there is room. Ray Train starts all
+other workers. A slow import delays the work, so this module imports only what it needs itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PR_SET_PDEATHSIG = 1  # of prctl(2): ends the child with its parent
 
 
 def main() -> None:
-    """Run the assignment on the command line. Exits non-zero if a worker failed."""
+    """Run the assignment that the command line describes. Exits non-zero if a worker failed."""
     assignment, kills = Assignment.read(), oom_kills()
     code = _in_child(lambda: _run(assignment))
     if (code == -signal.SIGKILL or (code and assignment.distributed)) and oom_kills() > kills:

@@ -1,4 +1,4 @@
-"""The workers that Ray Train starts: several ones, or one with a GPU. Only their submissions import this module.
+"""The workers that Ray Train starts: several, or one with a GPU. Only their submissions import this module.
 
 Ray Train places the workers, connects them, and ends all when one fails. It retries nothing and stores nothing: the
 coordinator decides about attempts, and training resumes from our own checkpoints. The controller of Ray Train imports
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 _MONTH = timedelta(days=30)
 # Longer than a worker waits for the storage. A collective that takes longer raises an error.
 _COLLECTIVE = timedelta(minutes=15)
-# For workers beyond the least: another job may take their room before they start.
+# For a start with more workers than the least number: another job may use their room first.
 _START = timedelta(minutes=2)
 _COUNTING = timedelta(seconds=20)  # until the nodes have read their counters
 _WAITING_SECONDS = 10.0  # between two reports of a submission that waits for its workers
@@ -115,7 +115,7 @@ def _log_as(service: str, assignment: Assignment) -> None:
 def report_waiting(
     assignment: Assignment, store: JobStore, ended: threading.Event, lacks_room: Callable[[], bool]
 ) -> None:
-    """Report that the submission waits, while its workers lack room. Their own reports replace this.
+    """Report that the submission waits, while its workers lack room. Reports of the workers replace this report.
 
     So the coordinator can distinguish a wait for room, which has no limit, from workers that do not start.
     """
@@ -162,12 +162,12 @@ def _trainer(assignment: Assignment, number: int, work: Path) -> TorchTrainer:
 
 
 def _needs(assignment: Assignment) -> dict[str, float]:
-    """Return what Ray reserves for each worker."""
+    """Return how much of each resource Ray reserves for a worker."""
     return {name: amount for name, amount in (("CPU", assignment.cpus), ("GPU", assignment.gpus)) if amount}
 
 
 def _number_of_workers(assignment: Assignment) -> int:
-    """Return how many workers this attempt starts: as many as the cluster has room for, but at least `workers`.
+    """Return how many workers this attempt starts: as many as have room now, from `workers` to `max_workers`.
 
     The range of Ray Train (`num_workers=(min, max)`) does not fit: it counts resources that other submissions use.
     """
@@ -181,7 +181,7 @@ def _places(assignment: Assignment) -> int:
 
 
 def _unreported(failure: TrainingFailedError) -> WorkerLost | None:
-    """Return the job's error for a failure of Ray Train, or None if the worker that failed has reported its own.
+    """Return the job's error for a failure of Ray Train, or None if the worker that failed has reported its own error.
 
     Workers that did not start in time or lost their machine are no fault of the job.
     """
@@ -198,7 +198,7 @@ def _unreported(failure: TrainingFailedError) -> WorkerLost | None:
 
 
 class _ProcessGroup(TorchConfig):
-    """Torch's process group. Before it starts, each worker installs its handler of SIGTERM in its main thread."""
+    """Selects `_Backend` and passes the assignment to it."""
 
     def __init__(self, assignment: Assignment) -> None:
         super().__init__()
@@ -210,7 +210,10 @@ class _ProcessGroup(TorchConfig):
 
 
 class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
-    """Connects the workers in a process group. Ray Train calls it in its controller, once the workers run."""
+    """Connects the running workers in a process group. Ray Train calls the methods in its controller.
+
+    Before that, each worker installs its handler of SIGTERM in its main thread.
+    """
 
     def on_start(self, worker_group: WorkerGroup, backend_config: _ProcessGroup) -> None:
         from services.trainer.patience import patiently
@@ -245,9 +248,9 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
 
 
 def more_oom_kills(before: Mapping[str, int]) -> bool:
-    """Return whether the kernel has killed a process because memory ran out, by the nodes' counters since `before`.
+    """Return whether the kernel has killed a process because memory ran out. before: node id → earlier counter.
 
-    A counter that vanished with its container shows nothing.
+    A counter that vanished with its container is ignored.
     """
     count = ray.remote(num_cpus=0, max_retries=0)(oom_kills)
     reads = {node: count.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, False)) for node in before}

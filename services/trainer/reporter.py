@@ -52,10 +52,10 @@ class _Report:
 class JobReporter:
     """A `Reporter` (tlm_core.training.stage) over the job store.
 
-    It sends a report at least every `heartbeat` seconds. The report shows that the worker is alive, and for how long
-    the group has made no progress. draining: set when the attempt must stop at a checkpoint. While Redis is
-    unavailable or full, the reporter buffers reports and training continues. Once the attempt has ended, `progress`
-    always returns False.
+    It sends new entries every `interval` seconds, and a report at least every `heartbeat` seconds. A report shows that
+    the worker is alive, and for how long the group has made no progress. draining: set when the attempt must stop at
+    a checkpoint. While Redis is unavailable or full, the reporter buffers reports and training continues. Once the
+    attempt has ended, `progress` always returns False.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ class Selections:
     def request(
         self, job: JobRecord, node: Node, artifact: str, *, task: ManifestRef, check_owner: Callable[[], None]
     ) -> SelectionRun:
-        """Start the selection unless it runs, and return its state. Call it until the selection is ready.
+        """Start the selection unless it runs or is ready, and return its state. Call it until the selection is ready.
 
         check_owner: raises StaleAttempt if another coordinator holds the job. A retryable failure starts the selection
         again and is raised, so that it is reported.
@@ -38,7 +38,7 @@ class Selections:
     def stop(self, job: JobRecord, artifact: str) -> bool:
         """Stop the selection of any attempt of the job. Returns whether it has stopped.
 
-        Another job that waits for the same selection then requests it itself.
+        Another job that waits for the same selection then requests it again.
         """
         return self._client.stop_selection(artifact, folder_prefix(job, artifact))
 

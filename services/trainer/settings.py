@@ -22,16 +22,16 @@ class TrainerSettings(ServiceSettings):
     lease_seconds: float = 30.0
     hang_seconds: float = 120.0  # a coordinator whose step, or whose wait for Ray, takes longer gives its jobs up
     poll_seconds: float = 0.5
-    metrics_port: int | None = None  # at which the coordinator shows its figures to Prometheus
-    worker_metrics_port: int | None = None  # the first of the ports at which the workers of a machine do
+    metrics_port: int | None = None  # at which the coordinator serves its metrics to Prometheus
+    worker_metrics_port: int | None = None  # the first of METRICS_PORTS ports at which workers serve theirs
     local_seconds: float = 1800.0  # a stage that runs longer in the coordinator, for example a validation, hangs
-    stall_seconds: float = 45.0  # workers that have reported, but not for this long, are stopped
+    stall_seconds: float = 45.0  # workers that have begun to report, then are silent for this long, are stopped
     first_report_seconds: float = 300.0  # workers that have room and do not report for this long are stopped
     selection_seconds: float = 1800.0  # a selection without progress for this long, also between its steps, is stopped
-    start_seconds: float = 60.0  # after this time, workers that have not started are reported; Ray Train takes 15
+    start_seconds: float = 60.0  # after this time, workers that have not started are reported; Ray Train takes 15 s
     pause_seconds: float = 120.0  # after this time, the workers of a pausing job are stopped
-    grow_seconds: float = 120.0  # room that stays free for this long ends an attempt that can grow, at a checkpoint
-    drain_seconds: float = 100.0  # after SIGTERM, a worker that has not stopped with a checkpoint ends without one
+    grow_seconds: float = 120.0  # if more workers have room for this long, the attempt ends at a checkpoint and grows
+    drain_seconds: float = 100.0  # a worker that runs for this long after SIGTERM ends without a checkpoint
     worker_cpus: float = 1.0
     job_cpus: float | None = None  # CPUs that the workers of a job share; replaces worker_cpus
     worker_gpus: float = 0.0
@@ -40,7 +40,7 @@ class TrainerSettings(ServiceSettings):
     def cpus_per_worker(self, workers: int, side_by_side: int = 1) -> float:
         """Return the number of CPUs of each worker. side_by_side: groups of a job's seeds that share the CPUs.
 
-        Ray shares a CPU in parts of 0.001. A worker has at least half of one, so that memory bounds few workers.
+        Ray counts thousandths of a CPU. Sharing reduces no worker below half a CPU: else too many share the memory.
         """
         cpus = self.worker_cpus if self.job_cpus is None else self.job_cpus / workers
         return cpus if side_by_side == 1 else max(min(cpus, 0.5), math.floor(cpus / side_by_side * 1000) / 1000)

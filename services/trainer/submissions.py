@@ -33,17 +33,17 @@ class Submissions:
     owner: str
     # Submission → time of the first look at which it had no worker; infinite once that has been reported.
     unstarted_since: dict[str, float] = field(default_factory=dict)
-    # Submission → time of the last look whether it waits in vain.
+    # Submission → time of the last check whether the head has lost it.
     waiting_checked: dict[str, float] = field(default_factory=dict)
-    # Submission that runs → its last beat, and time of the first look at which it had that.
+    # Submission that runs → its last beat, and time of the first look at which it had that beat.
     looks: dict[str, tuple[Beat | None, float]] = field(default_factory=dict)
 
     def advance(self, situation: Situation, group: str, *, now: float, stall_grace_until: float) -> None:
         """Submit a group of the attempt, or check that its workers run and report.
 
         now, stall_grace_until: times of the store's clock. Workers may have been unable to report before
-        `stall_grace_until`. Raises AttemptEnded if the workers ended without a result, Unavailable if the cluster or
-        the store does not answer.
+        `stall_grace_until`. Raises AttemptEnded if the workers hang or ended without a result, StaleAttempt,
+        and Unavailable if the cluster or the store does not answer.
         """
         job = situation.job
         submission = job.submissions.get(group)
@@ -61,7 +61,7 @@ class Submissions:
             self._check_result(job, group)
 
     def stop(self, job: JobRecord, *, running: bool) -> bool:
-        """Stop the submissions that wait and, with `running`, those that run. Returns whether none runs.
+        """Stop the submissions that wait and, with `running`, those that run. Returns whether none was running.
 
         There is no need to wait for a waiting submission: if it starts anyway, its attempt has ended and it exits.
         """
@@ -76,7 +76,7 @@ class Submissions:
         self.cluster.stop(submission)
 
     def check_owner(self, job: JobRecord) -> None:
-        """Raise StaleAttempt if another coordinator has adopted the job while this one waited for a component."""
+        """Renew the lease. Raises StaleAttempt if another coordinator has adopted the job meanwhile."""
         if not self.store.renew(job.tenant, job.id, self.owner, self.settings.lease_seconds):
             raise StaleAttempt(f"Another coordinator holds job {job.id}.")
 
@@ -109,17 +109,17 @@ class Submissions:
             )
 
     def _check_beat(self, job: JobRecord, group: str, now: float, stall_grace_until: float) -> None:
-        """Stop workers that are silent or make no progress for longer than allowed.
+        """Stop workers that are silent or make no progress for too long, and raise AttemptEnded.
 
-        Until they work, they may import libraries and connect. A submission reports only that it waits for room, so
-        workers that have room and do not start are silent too.
+        Until workers work, the limit is longer: they import libraries and connect. A submission reports while
+        its workers lack room. So workers that have room and do not start are silent too.
         """
         settings, submission, beat = self.settings, job.submissions[group], job.beats.get(group)
         last, looked = self.looks.get(submission, (beat, now))
         looked = looked if beat == last else now
         self.looks[submission] = beat, looked
         since = looked if beat is None else beat.at
-        if looked > now:  # The clock went back since. The period of grace begins then.
+        if looked > now:  # The clock went back since then: only the stall grace period counts.
             since = -math.inf
         silent = now - max(since, stall_grace_until)
         if not job.works(group) and silent > settings.first_report_seconds:
@@ -134,7 +134,7 @@ class Submissions:
         raise AttemptEnded(WorkerLost(f"Worker {reason} and was stopped."))
 
     def _check_waiting(self, job: JobRecord, submission: str, now: float) -> None:
-        """Raise AttemptEnded, every now and then, if the head restarted while the submission waited for its start."""
+        """Every `start_seconds`, raise AttemptEnded if a restart of the head has lost the waiting submission."""
         if abs(now - self.waiting_checked.setdefault(submission, now)) < self.settings.start_seconds:
             return
         self.waiting_checked[submission] = now
@@ -164,12 +164,12 @@ class Submissions:
             error = ClusterUnavailable(
                 f"{counted(assignment.workers, 'worker')} with {room} did not start within "
                 f"{settings.start_seconds:g} s. The cluster is slow or has no room. They start when other jobs end or "
-                "when you add workers."
+                "when you add machines to the cluster."
             )
             report_waiting(self.store, job, error)
 
     def _assignment(self, situation: Situation, group: str) -> Assignment:
-        """Return what the workers of a group receive. One worker computes a group without torch, without a GPU."""
+        """Return what the workers of a group receive. A group that needs no torch has one worker without a GPU."""
         job, settings = situation.job, self.settings
         least, most, gpus = job.spec.workers, job.spec.max_workers or job.spec.workers, settings.worker_gpus
         if not any(node.stage.needs_torch for node in situation.plan.group(group)):
@@ -180,7 +180,7 @@ class Submissions:
     def _cause(self, job: JobRecord, submission: str) -> TLMError:
         """Return the error that the workers reported, else how the cluster says they ended.
 
-        If one worker ends, the others lose their connection to it. Such a loss is not the cause.
+        If one worker ends, the others lose their connection to it. So an error that is no loss comes first.
         """
         events = self.store.events(job.tenant, job.id, after=max(0, job.last_event - 50))
         reported = [event for event in events if event.attempt == job.attempt and event.type == "attempt.error"]

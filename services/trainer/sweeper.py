@@ -1,4 +1,4 @@
-"""Removes what nothing needs: submissions of ended attempts from the cluster, folders without a record."""
+"""Removes submissions of ended attempts from the cluster, and folders that no record names from the storage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tlm_core.names import JOB_ID
 
 log = logging.getLogger(__name__)
 
-# Levels below the tenant's folder at which a record names a folder or one that contains it.
+# Kind of folder → levels below TENANT/KIND at which a record names each folder, or a folder inside it.
 _DEPTHS = {"artifacts": 2, "checkpoints": 3, "corpora": 2, "datasets": 1, "jobs": 2, "parts": 1, "uploads": 1}
 _ORPHAN_SECONDS = 7 * 86_400.0
 _FEW = 20
@@ -29,7 +29,7 @@ _JOB = re.compile(JOB_ID)
 
 @dataclass(frozen=True)
 class Sweeper:
-    """Stops submissions that an ended attempt has left, and deletes finished ones, which fill the head's memory."""
+    """Stops submissions of ended attempts that still run, and deletes the others, which fill the head's memory."""
 
     store: JobStore
     cluster: RayCluster
@@ -58,7 +58,7 @@ class Sweeper:
             self.cluster.delete(submitted.id)
 
     def _has_ended(self, submitted: Submitted) -> bool:
-        """Return whether the attempt has ended, or its job was deleted. Other installations may share the cluster."""
+        """Return whether the attempt has ended, or its job was deleted. False for jobs of other installations."""
         try:
             job = self.store.get(submitted.tenant, submitted.job)
         except NotFound:
@@ -72,8 +72,8 @@ class Sweeper:
 class StorageSweeper:
     """Deletes folders of the storage that no record names, such as partial checkpoints of lost workers.
 
-    Parts of expired uploads are deleted at once, others after a week. Folders of unfinished jobs stay. The retriever
-    deletes the index of a corpus version without a record.
+    Parts of expired uploads are deleted at once, other folders after a week. Folders of unfinished jobs stay. The
+    retriever deletes the index of a corpus version without a record.
     """
 
     store: JobStore
@@ -83,7 +83,7 @@ class StorageSweeper:
     def sweep(self) -> None:
         """Sweep once. Raises Conflict, and deletes nothing, if most folders have no record.
 
-        Redis then has probably lost records. A few such folders are never an error.
+        Redis then has probably lost records. Up to 20 folders without a record never raise Conflict.
         """
         self.artifacts.check_mounted()
         folders, orphans = 0, list[str]()

@@ -1,4 +1,4 @@
-"""The work of one training worker: the stages of one group, in order. This module does not know Ray.
+"""The work of one training worker: the stages of one group, in order. This module does not import Ray.
 
 The coordinator runs its own stages with `run_local`.
 """
@@ -47,7 +47,7 @@ class Broadcast(Protocol):
 
 
 class NullReporter:
-    """The reporter of ranks above 0. They learn from rank 0, through the stage itself, that they must stop."""
+    """Discards the reports of ranks above 0 and of `run_local`. Rank 0 stops other ranks through the stage itself."""
 
     def progress(self, **_: object) -> bool:
         return True
@@ -61,7 +61,8 @@ class NullReporter:
 class GroupRunner:
     """Runs the stages of an assignment on this rank.
 
-    load: returns the function of a stage. broadcast: returns the value of rank 0 on every rank. device: its kind.
+    load: returns the function of a stage. draining: when set, the running stage must stop at a checkpoint.
+    device: name of the GPU or processor, for the event `stage.started`.
     """
 
     store: JobStore
@@ -77,8 +78,8 @@ class GroupRunner:
     def run(self, assignment: Assignment) -> None:
         """Run all stages whose artifacts are not published.
 
-        Returns early, after writing a checkpoint, if the job is paused or cancelled, or if `draining` is set. Records
-        any other error in the job's log and raises it.
+        Returns early if the job is paused or cancelled, or if `draining` is set; training writes a checkpoint first.
+        Reports an error of a stage as event `attempt.error`, and raises it. Raises StaleAttempt if the attempt ended.
         """
         job = patiently(lambda: self._job(assignment))
         reporter = (
@@ -112,7 +113,7 @@ class GroupRunner:
         job = self.store.get(assignment.tenant, assignment.job)
         if job.attempt != assignment.attempt or job.state not in ACTIVE:
             raise StaleAttempt(
-                f"Attempt {assignment.attempt} of job {job.id} has ended; it is {job.state} in attempt {job.attempt}."
+                f"Attempt {assignment.attempt} has ended: job {job.id} is {job.state} in attempt {job.attempt}."
             )
         return job
 
@@ -137,7 +138,7 @@ class GroupRunner:
             if reporter:
                 reporter.start_node(situation, node)
             if not self.broadcast(reporter.should_continue if reporter else None):
-                raise StopRequested("The job was paused or cancelled between two stages.")
+                raise StopRequested("The attempt must stop between two stages.")
             if self.rank == 0 or node.stage.parallel:
                 self._run_node(situation, node, reporter)
             self.broadcast(None)  # ranks that compute nothing wait here
@@ -153,7 +154,7 @@ class GroupRunner:
             self._publish(situation, node, situation.artifact_id(node), dropped)
 
     def _dropped_input(self, situation: Situation, node: Node) -> ManifestRef | None:
-        """Return an input that stands for dropped work. A node that does not gather is then dropped too."""
+        """Return an input that is marked as dropped, or None. The caller then drops a node that does not gather."""
         for source in node.inputs.values():
             if DROPPED in self._read_input(situation, source, self.artifacts.manifest).meta:
                 return situation.done[source]
@@ -195,8 +196,8 @@ class GroupRunner:
     def _read_input(self, situation: Situation, source: str, read: Callable[[ManifestRef], _Value]) -> _Value:
         """Apply `read` to the artifact of the node `source`.
 
-        If its files were lost or damaged since the coordinator checked them, the artifact is invalidated and
-        StorageUnavailable raised. The next attempt computes it again.
+        If its files were lost or damaged since the coordinator checked them, invalidates the artifact and raises
+        StorageUnavailable. The next attempt computes the artifact again.
         """
         try:
             return patiently(lambda: read(situation.done[source]))
@@ -206,7 +207,7 @@ class GroupRunner:
     def _write(self, situation: Situation, node: Node, out: Path, meta: Mapping[str, object]) -> str:
         """Publish the content of `out` as the node's artifact. Returns the artifact id.
 
-        An artifact that depends on memory or on the hub is excluded from the cache, and so gets another id.
+        An artifact that depends on memory or on the hub is excluded from the cache, so its id depends on the job.
         """
         job, cached = situation.job, NOT_CACHED.isdisjoint(meta)
         artifact = situation.artifact_id(replace(node, reusable=node.reusable and cached))
@@ -219,7 +220,7 @@ class GroupRunner:
     def _publish(
         self, situation: Situation, node: Node, artifact: str, ref: ManifestRef, *, cached: bool = True
     ) -> ManifestRef:
-        """Publish an artifact and return the reference in force, which another job may have published first."""
+        """Publish an artifact. Returns `ref`, or the reference that another job has published first."""
         job = situation.job
         return patiently(
             lambda: self.store.publish(
@@ -252,7 +253,7 @@ def run_local(
 ) -> ManifestRef:
     """Run a node of Place.COORDINATOR and write its artifact. Raises what the stage raises.
 
-    inputs: the artifacts of the node's inputs. A fixed input `dataset` is one of the job's datasets.
+    inputs: the artifacts of the node's inputs. The node's fixed inputs are datasets of the job.
     """
     datasets = {dataset.ref.digest: dataset.ref for dataset in job.resolved.datasets}
     refs = {**inputs, **{name: datasets[digest] for name, digest in node.fixed.items()}}
@@ -268,7 +269,7 @@ def run_local(
 
 
 def _unexpected(error: Exception) -> WorkerFailed:
-    """Return an error with the first line of an unexpected one. The job's log has its traceback."""
+    """Return a WorkerFailed with the first line of an unexpected error. The job's log has the traceback."""
     reason = redacted(str(error).strip().partition("\n")[0])[:_MAX_REASON]
     return WorkerFailed(f"Worker failed with {type(error).__name__}: {reason.rstrip('.')}.")
 
@@ -281,7 +282,7 @@ class _JobLog(logging.Handler):
         self._reporter = reporter
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Copy the lines of this project that concern the job, and the warnings of libraries."""
+        """Return whether to copy a line: every warning, and the lines of this project that concern the job."""
         if record.levelno >= logging.WARNING:
             return True
         return record.name.startswith(_OWN_LOGGERS) and record.name != work_folder.__module__
