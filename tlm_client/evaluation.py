@@ -114,9 +114,9 @@ def evaluate_model(
         raise InvalidRequest(f"Unknown split '{split}'. Valid splits: {', '.join(SPLITS)}.")
     labels, outputs_of = _loaded(source)
     if task.type.has_classes == (len(labels) == 1):
-        other = "regression" if task.type.has_classes else "classes"
+        other = "one number" if task.type.has_classes else "one of several labels"
         raise InvalidRequest(
-            f"The dataset has {task.type.target}s, but the model is for {other}. Use a matching model."
+            f"The dataset has {task.type.target}s, but the model predicts {other}. Use a matching model."
         )
     if task.type.has_classes and set(labels) != set(task.labels):
         raise InvalidRequest(

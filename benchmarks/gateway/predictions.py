@@ -20,7 +20,7 @@ LENGTH = 128
 
 
 def measure_predictions(gateway: Gateway, *, count: int = 100) -> None:
-    """Request one text of a dozen words `count` times from the model of each scale."""
+    """Measure the time of `count` requests to a model of each scale in `SCALES`, each with one text of 12 words."""
     for number, scale in enumerate(SCALES):
         job = _finish_job(gateway, scale, seed=1000 + number)
         first, *seconds = asyncio.run(_predict(gateway, job, resolve("fast", scale).tokenizer.vocab_size, count + 1))

@@ -156,7 +156,7 @@ def _remove_unshared(jobs: JobStore, artifacts: ArtifactStore, removal: Removal)
         for checkpoint in checkpoints[artifact]:
             jobs.drop_checkpoint(tenant, artifact, checkpoint)
     if unshared and (new := {job.id for digest in removal.data for job in jobs.jobs_on_data(tenant, digest)} - seen):
-        raise Conflict(f"Job {min(new)} on the same data was submitted meanwhile.")
+        raise Conflict(f"Job {min(new)} on the same data was submitted during the deletion and may use the files.")
     for artifact in unshared:
         for folder in chain(*folders[artifact]):
             artifacts.delete(folder)

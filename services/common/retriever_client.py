@@ -144,7 +144,7 @@ class RetrieverClient:
             return SelectionRun(state="unknown")
 
     def stop_selection(self, artifact: str, prefix: str) -> bool:
-        """Stop a selection if its folder starts with `prefix`. Returns False while it still runs."""
+        """Stop a selection if its output folder starts with `prefix`. Return False only while such a selection runs."""
         response = self._call("DELETE", f"{_selection_path(artifact)}?prefix={quote(prefix, safe='')}")
         return _parse(StopResult, response).stopped
 

@@ -155,10 +155,10 @@ class SelectionRuns:
         return run.status
 
     def stop(self, artifact: str, prefix: str) -> bool:
-        """Stop the selection of `artifact` if its folder starts with `prefix`. Return whether it has stopped.
+        """Stop the selection of `artifact` if its output folder starts with `prefix`.
 
-        A running selection finishes its batch first. Partial results stay for the next equal request; a failure is
-        removed.
+        Return False only while such a selection still runs: it stops after its current batch. Partial results remain
+        for the next equal request. The record of a failed selection is deleted, so the next request starts it again.
         """
         entry = self._registry.read(artifact)
         with self._lock:

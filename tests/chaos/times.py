@@ -159,7 +159,7 @@ def _shown(seconds: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    say("| fault | noticed: median, most | resumed: median, most | measured |\n| --- | --- | --- | --- |")
+    say("| fault | noticed: median, maximum | resumed: median, maximum | measured |\n| --- | --- | --- | --- |")
     times = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     with defaults() as running:
         Times(running, times).measure()

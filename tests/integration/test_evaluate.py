@@ -109,7 +109,7 @@ def test_evaluate_scores_regression_by_correlation(model: Path, data: Path, tmp_
         rows = [{"text": f"{WORDS[n % 8]} {WORDS[n // 8]} {split}", "label": n / 4} for n in range(count)]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     task, _ = load_task(tmp_path, DatasetOptions(metric="spearman"))
-    with pytest.raises(InvalidRequest, match="has regression targets, but the model is for classes"):
+    with pytest.raises(InvalidRequest, match="has regression targets, but the model predicts one of several labels"):
         evaluate_model(str(model), task)
     folder = tmp_path / "model"
     regressor = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, ignore_mismatched_sizes=True)
@@ -119,7 +119,7 @@ def test_evaluate_scores_regression_by_correlation(model: Path, data: Path, tmp_
     expected = score(task.targets("test"), predicted, 1, "spearman", in_train=task.in_train("test"))
     assert evaluate_model(str(folder), task)["value"] == pytest.approx(expected["value"])
     labeled, _ = load_task(data)
-    with pytest.raises(InvalidRequest, match="has labels, but the model is for regression"):
+    with pytest.raises(InvalidRequest, match="has labels, but the model predicts one number"):
         evaluate_model(str(folder), labeled)
     arguments = ["evaluate", str(folder), "--dataset", str(tmp_path)]
     result = CliRunner().invoke(app, arguments, obj=Session())

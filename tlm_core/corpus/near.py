@@ -55,7 +55,7 @@ class NearDuplicates:
             self._answered = self._resume()
 
     def select_new(self, texts: Sequence[str]) -> NDArray[np.bool_]:
-        """Return [texts] True for every text that is no near duplicate of an earlier text, in this call or before."""
+        """Return a mask, [texts]: True for a text that is no near duplicate of a text that any call selected before."""
         begun = self._clock()
         with storage_errors("detecting near duplicates"):
             earlier, self._answered = np.split(self._answered, [len(texts)])

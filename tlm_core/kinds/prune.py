@@ -39,7 +39,7 @@ class PruneOptions(KindOptions):
     @classmethod
     def _check_levels(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
         if not all(0 < level < 1 for level in levels):
-            raise ValueError("A level must be above 0 and below 1. The dense model is always included.")
+            raise ValueError("A level must be above 0 and below 1. Omit 0: the job always evaluates the dense model.")
         if twice := [level for level in levels if levels.count(level) > 1]:
             raise ValueError(f"Level {twice[0]:g} occurs twice in 'levels'. Name each level once.")
         return levels

@@ -30,9 +30,9 @@ def write_linear(model: LinearModel, scales: Scales, path: Path) -> None:
 def write_combined(
     shape: Shape, members: Sequence[Weights], model: LinearModel | None, scales: Scales, path: Path
 ) -> None:
-    """Write one or more encoders, and a linear model unless it is None, as one graph with the inputs of all.
+    """Write encoders, and a linear model unless `model` is None, as one graph with the inputs of all these models.
 
-    Its `logits` are the weighted sum of the log-probabilities, or of the predicted regression targets.
+    The graph's `logits` are the weighted sum of the log-probabilities, or of the predicted regression targets.
     """
     graph = Graph()
     encoder, inputs = encoder_outputs(graph, shape, members)

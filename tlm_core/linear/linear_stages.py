@@ -186,7 +186,7 @@ def top_ngrams(model: LinearModel, task: Task) -> dict[str, list[str]]:
 
 
 def evaluate_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
-    """Test the linear model once. Inputs: `task`, `baseline`, and `refit_linear` with `refit: true`."""
+    """Test the linear model once. Inputs: `task`, `baseline`, and, if the recipe has `refit: true`, `refit_linear`."""
     report, predictions = linear_report(Task.read(ctx.inputs["task"]), read_linears(ctx.inputs)[LINEAR])
     report[REFIT] = REFIT_LINEAR in ctx.inputs
     write_report(ctx.out, report, predictions)

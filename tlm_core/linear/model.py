@@ -61,7 +61,7 @@ class Features:
         return cls(alphabet, ngrams, idf), sequences
 
     def only(self, families: int) -> Features:
-        """Return the features of the first families."""
+        """Return the features of the first `families` families of n-grams, in the order of `FAMILIES`."""
         return Features(self.alphabet, self.ngrams[:families], self.idf[:families])
 
     def __len__(self) -> int:
