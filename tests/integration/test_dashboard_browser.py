@@ -97,11 +97,10 @@ def test_no_page_has_a_serious_accessibility_violation(
     axe = AXE.read_text(encoding="utf-8")
     violations = []
     every = paths_of(contents)
-    # The dark scheme changes only colors, and a phone only the layout. These pages use all of them: the last one
+    # The dark scheme changes only colors, and a phone only the layout. These pages have all of them: the last one
     # compares two jobs.
     varied = [f"/ui/jobs/{contents.jobs['succeeded']}{tab}" for tab in ("", "/results", "/selection", "/model")]
     varied += ["/ui/jobs", "/ui/submit", f"/ui/datasets/{contents.dataset}", "/docs/tutorial", every[-1]]
-    varied += ["/ui/reference"] if scheme == "dark" else []  # mostly Swagger UI, and slow to draw
     for path in ["/ui/sign-in", *every] if (scheme, width) == ("light", 1280) else varied:
         for _ in open_views(page, url + path):
             page.evaluate(axe)
