@@ -20,15 +20,20 @@ from tlm_core.jobs.states import State
 from tlm_core.training.params import TrainParams
 from tlm_core.training.recipe import auto_length
 from tlm_core.training.speed import flop_of, rate_name
+from tlm_core.training.stage import Place
 from tlm_core.wire import Basis
 from tlm_core.wording import counted
 
 START = "start"  # of the workers; not a stage, but every job waits for it
-# Seconds per unit of work while nothing is measured: `make demo` on 2 cores of an AMD EPYC with AVX-512 bf16.
+# Seconds per unit of work while nothing is measured: `make demo` on 2 cores of an AMD EPYC with AVX-512 bf16. From
+# "sizes" on, small studies on 2 cores with AVX2; their training is scaled by the rates of `finetune` on both machines.
 BUILT_IN_SECONDS = {
     "validate": 5e-4, "baseline": 3e-3, "self_train": 2e-3, "evaluate_linear": 1.0, "export_linear": 0.1,
     "select": 8.4e-8, START: 9.0, "prepare": 1.7e-6, "joint": 3.5e-12, "finetune": 5.0e-12,
     "refit": 5.0e-12, "refit_linear": 1e-3, "choose": 0.1, "evaluate": 6.4e-5, "export": 9.0,
+    "sizes": 0.5, "subset": 0.5, "bilstm": 1.2e-4, "evaluate_bilstm": 4e-5, "curve": 3.0, "check_encoder": 1.0,
+    "importance": 0.1, "ticket": 6.6e-12, "phases": 4.0,
+    "merge": 1.0, "part": 2.0, "share": 5.7e-12, "shared_report": 1.0,
 }  # fmt: skip
 _TOKENS_PER_WORD = 1.5  # from the same run
 _EARLIER_JOBS, _MAX_EVENTS = 30, 20_000
@@ -218,8 +223,13 @@ def _as_prepared(texts: Texts, job: JobRecord, prepared: Manifest) -> Texts:
 
 
 def _elapsed(events: Iterable[Event], job: JobRecord, plan: Plan) -> Iterator[tuple[Node | None, float, str]]:
-    """Yield the node, seconds and device of each stage that the job ran, and the node None for a start of workers."""
+    """Yield the node, seconds and device of each stage that the job ran, and the node None for a start of workers.
+
+    Workers report in batches, so a short stage may end before its start is reported. Then it began with the end of
+    the stage before it in its group.
+    """
     nodes, started = {node.name: node for node in plan.nodes}, dict[str, tuple[float, str]]()
+    last: dict[str, tuple[float, str]] = {}  # group of worker stages → last end, device
     published, claimed, submitted = dict[str, float](), job.created_at, None
     for event in events:
         node = nodes.get(str(event.data.get("node", "")))
@@ -234,7 +244,10 @@ def _elapsed(events: Iterable[Event], job: JobRecord, plan: Plan) -> Iterator[tu
             published[node.name] = event.at
             # A stage that does not run on workers starts when its inputs are there.
             ready = max([claimed, *(published[source] for source in node.inputs.values() if source in published)])
-            start, device = started.get(node.name, (ready, ""))
+            group = node.group if node.place is Place.WORKERS else node.name
+            ended, device = last.get(group, (ready, ""))
+            start, device = started.get(node.name, (max(ready, ended), device))
+            last[group] = event.at, device
             yield node, event.at - start, device
         elif event.type == "job.claimed":
             claimed = event.at

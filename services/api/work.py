@@ -73,7 +73,7 @@ def texts_of(plan: Plan, node: Node, texts: Sequence[Texts]) -> Texts:
     if len(sizes) != 1:
         return chosen
     (size,), train = sizes, chosen.rows["train"]
-    return replace(chosen, rows={**chosen.rows, "train": round(size if size >= 1 else size * train)})
+    return replace(chosen, rows={**chosen.rows, "train": round(size if size > 1 else size * train)})
 
 
 def work_of(node: Node, texts: Texts) -> Work | None:
