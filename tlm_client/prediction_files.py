@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import tee
 from pathlib import Path
 
@@ -43,7 +44,9 @@ def predict_file(
         open(partial, "w", encoding="utf-8", newline="") as output,
     ):
         reader = csv.DictReader(handle)
-        _check_columns(source, reader.fieldnames or (), {"--text-column": text_column, "--pair-column": pair_column})
+        with _reading(source, reader):
+            columns = list(reader.fieldnames or ())
+        _check_columns(source, columns, {"--text-column": text_column, "--pair-column": pair_column})
         rows, texts, pairs = tee(_rows(source, reader), 3)
         predictions = client.predict_many(
             model,
@@ -51,7 +54,7 @@ def predict_file(
             (row[pair_column] for row in pairs) if pair_column else None,
             min_confidence=min_confidence,
         )
-        writer = csv.DictWriter(output, [*(reader.fieldnames or ()), "prediction", "probability"])
+        writer = csv.DictWriter(output, [*columns, "prediction", "probability"])
         writer.writeheader()
         for count, (row, prediction) in enumerate(zip(rows, predictions, strict=True), 1):
             writer.writerow({**row, **_columns(prediction)})
@@ -70,13 +73,22 @@ def _check_columns(source: Path, columns: Sequence[str], needed: Mapping[str, st
 
 def _rows(source: Path, reader: csv.DictReader[str]) -> Iterator[Row]:
     """Yield the rows. Raises InvalidRequest for a row that does not fit the header, or is not CSV in UTF-8."""
-    try:
+    with _reading(source, reader):
         for row in reader:
             if None in row or None in row.values():
                 raise InvalidRequest(f"Line {reader.line_num} of {source} has more or fewer fields than the header.")
             yield row
+
+
+@contextmanager
+def _reading(source: Path, reader: csv.DictReader[str]) -> Iterator[None]:
+    """Translate errors of reading to InvalidRequest. Python decodes ahead, so a damaged line may come later."""
+    try:
+        yield
     except (csv.Error, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"Cannot read line {reader.line_num + 1} of {source} as UTF-8 CSV: {error}.") from error
+        raise InvalidRequest(
+            f"Cannot read {source} as UTF-8 CSV, in line {reader.line_num + 1} or later: {error}."
+        ) from error
 
 
 def _columns(prediction: Prediction) -> dict[str, object]:

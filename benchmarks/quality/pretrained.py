@@ -24,7 +24,7 @@ def minilm() -> Path:
 
 
 def minilm_overrides(rate: float, epochs: float) -> dict[str, Any]:
-    """Return the recipe changes that finetune the encoder on the task alone, on train."""
+    """Return the overrides for finetuning on the train split alone: no joint stage, no selection and no refit."""
     source = str(minilm())
     init = {"model.init": source, "tokenizer.source": source}
     return {**TASK_ONLY, **init, "refit": False, "finetune.optimizer.lr": rate, "finetune.epochs": epochs}

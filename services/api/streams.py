@@ -1,4 +1,4 @@
-"""Server-sent events: events and log lines of jobs. One task per process polls all watched jobs."""
+"""Server-sent events: events and log lines of jobs. One asyncio task per process polls all watched jobs."""
 
 from __future__ import annotations
 

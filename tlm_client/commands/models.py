@@ -122,7 +122,7 @@ def alias(
     tlm alias reviews@production --delete
     """
     if delete == (job_id is not None):
-        raise typer.BadParameter("Give the ID of a job, or --delete.")
+        raise typer.BadParameter("Give either the ID of a job or --delete, not both.")
     with open_client() as client:
         if job_id is None:
             client.delete_alias(name)

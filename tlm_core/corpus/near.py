@@ -1,8 +1,8 @@
 """Near duplicates of earlier passages, by MinHash with its state on disk (Broder 1997).
 
 Two passages are near duplicates if the Jaccard index of their word triples, estimated by 128 minima, is at least 0.8.
-Only passages with an equal band of 8 minima (one of 16 bands) are compared: a pair at 0.8 is detected with probability
-0.95, a pair at 0.9 almost always.
+Only passages with an equal band of 8 minima (one of 16 bands) are compared. A pair with a Jaccard index of 0.8 is
+compared with probability 0.95, a pair at 0.9 almost always.
 """
 
 from __future__ import annotations

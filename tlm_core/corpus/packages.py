@@ -50,7 +50,7 @@ class Document(NamedTuple):
     """One text of a package.
 
     package: the top-level module; for a package description, the distribution.
-    file: path below the folder of installed packages. docstring: True if the text is a docstring.
+    file: path below the folder of the standard library or of installed packages. docstring: whether the text is one.
     """
 
     package: str
@@ -71,8 +71,8 @@ def passages_from_packages(*, progress: Progress | None = None) -> Iterator[Pass
 def passages_of(documents: Iterable[Document]) -> Iterator[Passage]:
     """Passages of `documents`, which come file by file.
 
-    Docstrings of one file under 15 words are joined until they have 25 words. Texts with few letters (tables, listings)
-    are skipped.
+    Docstrings under 15 words in the same file are joined into texts of at least 25 words; the last text may have 15.
+    Passages under 15 words, or with few letters (tables, listings), are skipped.
     """
     for (package, _), group in groupby(documents, key=lambda document: (document.package, document.file)):
         for text in _joined(group):
@@ -82,7 +82,7 @@ def passages_of(documents: Iterable[Document]) -> Iterator[Passage]:
 
 
 def is_prose(text: str) -> bool:
-    """Whether `text` has at least 15 words and at least half of its non-blank characters are letters."""
+    """Return whether `text` has at least 15 words, and letters are at least half of its non-blank characters."""
     letters = sum(map(len, _LETTERS.findall(text)))
     solid = sum(map(len, text.split()))
     return letters >= LEAST_LETTERS * solid and word_count(text) >= SHORTEST_DOCSTRING

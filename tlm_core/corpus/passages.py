@@ -73,8 +73,9 @@ def word_count(text: str) -> int:
 
 
 def cut(text: str) -> list[str]:
-    """Cut `text` into tidy passages of at most 250 words, at paragraph and sentence ends.
+    """Cut `text` into tidy passages of at most 250 words, at sentence ends.
 
+    A sentence of more than 125 words is also cut between words.
     A text of up to 250 words is one passage, however short; the passages of a longer text have more than 25 words.
     The same text always gives the same passages. A blank text gives none.
     """

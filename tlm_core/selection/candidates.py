@@ -44,7 +44,8 @@ class CandidateFilter:
     """Drops leaks, applies the caps and the budget, and counts what it drops. Keeps the order of the candidates.
 
     max_passages, max_words: the budget. admits: decides by position about each passage that is not a leak.
-    After the run: `leaks`, `leaking_passages` (how many were dropped as leaks), `capped` (dropped by `admits`).
+    After the run: `leaks`, `leaking_passages` (how many were dropped as leaks), `capped` (dropped by `admits`),
+    `too_long` (whether `max_words` ended the run at a passage).
     """
 
     leak_filter: LeakFilter | None
@@ -54,6 +55,7 @@ class CandidateFilter:
     leaks: list[PassageLeak] = field(default_factory=list)
     leaking_passages: int = 0
     capped: int = 0
+    too_long: bool = False
 
     def batches(self, candidates: Iterable[list[Candidate]]) -> Iterator[list[Candidate]]:
         """Yield the accepted candidates of each batch. Reads no further batch once the budget is spent."""
@@ -66,6 +68,7 @@ class CandidateFilter:
                 if words is not None:
                     words -= word_count(candidate.passage.text)
                     if words < 0:
+                        self.too_long = True
                         break
                 accepted.append(candidate)
                 if passages is not None and len(accepted) >= passages:

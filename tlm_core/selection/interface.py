@@ -65,6 +65,10 @@ class SelectionInputs:
         source = self.params.definition.source
         if accepted or source == "nothing":
             return
+        if accept.too_long:
+            raise EmptySelection(
+                "The first passage is longer than selection.max_tokens allows. Increase selection.max_tokens."
+            )
         if accept.leaking_passages:
             raise EmptySelection(
                 "Every selected passage contains validation or test texts. Use another corpus or uploaded selection, "
@@ -75,9 +79,7 @@ class SelectionInputs:
                 f"The uploaded selection has no passage of rank {self.params.top_k} or better. "
                 "Increase selection.top_k."
             )
-        raise EmptySelection(
-            "The first passage is longer than selection.max_tokens allows. Increase selection.max_tokens."
-        )
+        raise EmptySelection("The limits of the selection exclude every passage. Increase selection.per_query_cap.")
 
 
 class Selected(NamedTuple):

@@ -50,7 +50,7 @@ def test_pair_model_requires_pairs(artifacts: ArtifactStore, tmp_path: Path) -> 
     pairs = exported(artifacts, tmp_path, "pairs", pair=True)
     with pytest.raises(InvalidRequest, match="pairs of texts"):
         predictor.predict(pairs, ["good"], None)
-    with pytest.raises(InvalidRequest, match="1 texts but 2 pairs"):
+    with pytest.raises(InvalidRequest, match="1 values in 'texts' but 2 in 'pairs'"):
         predictor.predict(pairs, ["good"], ["a", "b"])
     _, predictions = predictor.predict(pairs, ["film", "film"], ["good", "bad"])
     assert [prediction.label for prediction in predictions] == ["good", "bad"]

@@ -127,6 +127,15 @@ def test_no_passage_within_top_k_fails(tmp_path: Path) -> None:
         selected(put(tmp_path / "a.csv", "text,rank\na,60\nb,80\n"), tmp_path, top_k=50)
 
 
+def test_first_passage_longer_than_the_budget_fails_whatever_was_dropped_before(tmp_path: Path) -> None:
+    path, task = (
+        put(tmp_path / "a.csv", f"text,rank\nso {LEAK},1\n{'long ' * 40},2\n"),
+        task_of(["any"], held_out=[LEAK]),
+    )
+    with pytest.raises(EmptySelection, match="max_tokens"):
+        selected(path, tmp_path, task, max_tokens=20)
+
+
 def test_truncated_file_raises_corrupt_artifact(tmp_path: Path) -> None:
     write_given(put(tmp_path / "a.csv", CSV), tmp_path / GIVEN)
     (tmp_path / GIVEN).write_bytes((tmp_path / GIVEN).read_bytes()[:-20])

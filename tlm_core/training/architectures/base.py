@@ -97,7 +97,10 @@ class Architecture(ABC):
 
     @abstractmethod
     def write_layer(self, writer: GraphWriter, x: str, number: int, mask: str, rotation: tuple[str, str] | None) -> str:
-        """Write a layer's ONNX nodes. Return the name of its output. Pruning may have removed its block."""
+        """Write the ONNX nodes of layer `number`, and return the name of the layer's output.
+
+        Omit the nodes of the feed-forward block if pruning removed it.
+        """
 
     def stock_names(self, shape: Shape) -> dict[str, str]:
         """Return the stock name of each parameter of encoder and task head, by our names."""

@@ -120,7 +120,7 @@ class Bert(Architecture):
 
 
 class Electra(Bert):
-    """BERT with the classifier of the TLM release, which ELECTRA has too: linear, GELU, linear on the first token."""
+    """BERT with ELECTRA's classifier on the first token (linear, GELU, linear). The released TLM models use it too."""
 
     name = "electra"
     head_activation = "gelu"
