@@ -30,7 +30,8 @@ def progress_of(
     done |= {before.name for twin in twins if twin.name in running for before in situation.plan.behind(twin.name)}
     within = min(1.0, step / total) if total else 0.0
     share, left = (len(done) + within * len(running)) / len(nodes), None
-    if any(expected := _expected(situation, node, within, eta_seconds)):
+    slowdown = _slowdown(situation, node, within, eta_seconds)
+    if any(expected := _expected(situation, slowdown)):
         seconds = dict(zip((other.name for other in nodes), expected, strict=True))
         side_by_side = situation.plan.side_by_side(node.group)
         passed = sum(seconds[name] for name in done) + within * sum(seconds[name] for name in running)
@@ -42,16 +43,22 @@ def progress_of(
     return Progress(
         stage=node.stage.name, node=node.name, step=step, total=total, rate=rate, unit=unit,
         stage_eta_seconds=eta_seconds, share=share, eta_seconds=left, nodes_done=len(done), nodes_total=len(nodes),
+        slowdown=slowdown,
     )  # fmt: skip
 
 
-def _expected(situation: Situation, node: Node, within: float, eta_seconds: float | None) -> list[float]:
-    """Return the expected seconds of each node. The measured speed of a training node corrects all training nodes."""
-    seconds = situation.job.resolved.node_seconds
-    own, factor = seconds.get(node.name, 0.0), 1.0
+def _slowdown(situation: Situation, node: Node, within: float, eta_seconds: float | None) -> float:
+    """Return the measured seconds of training per expected second. Until `node` measures it, the last value counts."""
+    own = situation.job.resolved.node_seconds.get(node.name, 0.0)
     if eta_seconds is not None and _MEASURED <= within < 1 and own and isinstance(node.params, TrainParams):
-        factor = eta_seconds / (1 - within) / own / situation.plan.side_by_side(node.group)
+        return eta_seconds / (1 - within) / own / situation.plan.side_by_side(node.group)
+    return situation.job.progress.slowdown if situation.job.progress else 1.0
+
+
+def _expected(situation: Situation, slowdown: float) -> list[float]:
+    """Return the expected seconds of each node."""
+    seconds = situation.job.resolved.node_seconds
     return [
-        seconds.get(other.name, 0.0) * (factor if isinstance(other.params, TrainParams) else 1.0)
+        seconds.get(other.name, 0.0) * (slowdown if isinstance(other.params, TrainParams) else 1.0)
         for other in situation.plan.nodes
     ]

@@ -215,7 +215,7 @@ class Progress(_Record):
     """The progress of a job.
 
     step, total, rate (`unit` per second) and stage_eta_seconds belong to the node. share (0 to 1), eta_seconds,
-    nodes_done and nodes_total belong to the whole job.
+    nodes_done and nodes_total belong to the whole job. slowdown: measured seconds of training per expected second.
     """
 
     stage: str
@@ -229,6 +229,7 @@ class Progress(_Record):
     eta_seconds: float | None = None
     nodes_done: int = 0
     nodes_total: int = 0
+    slowdown: float = 1.0
 
 
 @dataclass(frozen=True)

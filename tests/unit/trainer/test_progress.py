@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from services.common.progress import progress_of
@@ -40,6 +42,19 @@ def test_measured_speed_of_training_corrects_the_time_left() -> None:
     progress = progress_of(state, state.plan.node("joint.s0"), step=50, total=100, eta_seconds=500.0)
     assert progress.eta_seconds == 500 + 10 * 50 + 30, "training is ten times slower, the other stages are not"
     assert progress.share == pytest.approx((20 + 500) / (20 + 1000 + 500 + 30))
+
+
+def test_next_stage_starts_with_the_measured_speed() -> None:
+    state = situation(BEFORE, SECONDS)
+    last = progress_of(state, state.plan.node("joint.s0"), step=98, total=100, eta_seconds=20.0)
+    job = state.job.model_copy(update={"progress": last})
+    after = replace(situation((*BEFORE, "joint.s0"), SECONDS), job=job)
+    shares = [last.share]
+    for name in ("finetune.s0", "evaluate"):  # neither has measured anything
+        progress = progress_of(after, state.plan.node(name))
+        assert progress.slowdown == last.slowdown == pytest.approx(10)
+        shares.append(progress.share)
+    assert shares == pytest.approx([1000 / 1550, 1020 / 1550, 1520 / 1550])
 
 
 def test_stage_without_measurement_uses_its_estimate() -> None:
