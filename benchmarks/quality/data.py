@@ -23,7 +23,7 @@ from tlm_core.selection.select import select
 from tlm_core.selection.selectors import Selection
 from tlm_core.selection.tantivy_index import TantivyIndex
 from tlm_core.tasks.options import DatasetOptions
-from tlm_core.tasks.task import Task, task_schema
+from tlm_core.tasks.task import SPLITS, Task, task_schema
 from tlm_core.tasks.validate import write_task
 
 FOLDER = Path("build/quality")
@@ -62,15 +62,20 @@ def split_of(task: str, number: int) -> str:
     return f"{_SPLIT}{task}-{number}"
 
 
-def _write_split(name: str, folder: Path) -> None:
+def _parse_split(name: str) -> tuple[str, int]:
+    """Return the task and the number in a name of `split_of`."""
     task, _, number = name.removeprefix(_SPLIT).rpartition("-")
-    splits = ("train", "validation", "test")
-    lines = {split: (text_folder(task) / f"{split}.jsonl").read_text(encoding="utf-8").splitlines() for split in splits}
+    return task, int(number)
+
+
+def _write_split(name: str, folder: Path) -> None:
+    task, number = _parse_split(name)
+    lines = {split: (text_folder(task) / f"{split}.jsonl").read_text(encoding="utf-8").splitlines() for split in SPLITS}
     rows = list(itertools.chain.from_iterable(lines.values()))
-    random.Random(int(number)).shuffle(rows)
+    random.Random(number).shuffle(rows)
     remaining = iter(rows)
     folder.mkdir()
-    for split in splits:
+    for split in SPLITS:
         part = itertools.islice(remaining, len(lines[split]))
         (folder / f"{split}.jsonl").write_text("\n".join(part) + "\n", encoding="utf-8")
 
@@ -102,7 +107,7 @@ def _write_few(source: Path, rows: int, folder: Path) -> None:
 def select_once(task: Path, params: Selection) -> Path:
     """Return the selection for a task from its corpus: the shared one, unless the task was generated with its own."""
     data = Task.read(task)
-    source = data.name.removeprefix(_SPLIT).rpartition("-")[0] if data.name.startswith(_SPLIT) else data.name
+    source = _parse_split(data.name)[0] if data.name.startswith(_SPLIT) else data.name
     name = source if _is_generated(source) else "shared"
     files = [sha256_file(path) for path in sorted(task.glob("*.parquet"))]
     digest = digest_of([name, params.model_dump(mode="json"), files])

@@ -312,10 +312,9 @@ class Coordinator:
             LEASE_LOSSES.inc()
             self._release(held)
             return
-        with log_context(attempt=job.attempt, request_id=job.request_id):
-            error = self._advance(job, held)
-            if error is not None:
-                self._end_attempt(job, held, error)
+        error = self._advance(job, held)
+        if error is not None:
+            self._end_attempt(job, held, error)
 
     def _renew(self, held: _Held) -> bool:
         return self.store.renew(held.tenant, held.id, self.owner, self.settings.lease_seconds)
