@@ -192,7 +192,7 @@ def test_two_workers_wait_for_room_and_resume_after_one_is_killed(
     assert (run.job.attempt, run.trained, len(ranks())) == (1, [2], 2)
     step = run.events("checkpoint.published")[-1].data["step"]
     os.kill(ranks()[0], signal.SIGKILL)
-    run.until(lambda: run.trained[1:])
+    run.until(lambda: run.events("stage.resumed"))
     assert (run.job.attempt, run.job.failures, run.trained) == (2, 0, [2, 2])
     (resumed,) = run.events("stage.resumed")
     assert (resumed.attempt, resumed.data["node"]) == (2, "joint.s0")
