@@ -4,8 +4,6 @@ BIN := .venv/bin
 SHELL := /bin/bash
 TASK ?=
 CORPUS ?=
-RESUMED := train refit prune share_tickets learning_curve
-BUGS = no-fencing no-idempotency early-acknowledgment torn-manifest lost-requeue
 PROSE := README.md CONTRIBUTING.md CHANGELOG.md docs Makefile deploy benchmarks services tlm_client tlm_core tools
 
 .PHONY: help setup demo test chaos chaos-bugs chaos-times soak check client evidence evidence-runs bench-gateway bench-gpu bench-quality bench-retrieval bench-studies bench-training lock clean test-gpu
@@ -14,8 +12,8 @@ help:
 	@echo "make demo   start the local stack, train a classifier and compare it with baselines (TASK=, CORPUS=: your data)"
 	@echo "make test   run all tests, except those that need a GPU"
 	@echo "make chaos  break running processes at random, and check what clients saw (JOBS=, FAULTS=, SEED=, BUG=)"
-	@echo "make chaos-bugs  plant each bug of docs/reliability.md, and fail unless the checker reports it"
-	@echo "make chaos-times  measure how soon the service notices faults and continues"
+	@echo "make chaos-bugs  plant each bug of docs/reliability.md, and fail unless the checker reports what it causes"
+	@echo "make chaos-times  measure how soon the service notices faults and continues, and fail if a goal is missed"
 	@echo "make soak   run mixed jobs for two hours (SECONDS=), and check that nothing grows"
 	@echo "make test-gpu  run the tests that need a GPU"
 	@echo "make check  check style, types, deployment files and documentation"
@@ -33,13 +31,14 @@ help:
 setup: .venv/ready
 
 .venv/ready: requirements-dev.txt pyproject.toml
-	@echo "Set-up: downloads 3.3 GB into .venv, mostly PyTorch and CUDA, and needs 6.5 GB of disk. At 100 Mbit/s it takes 5 minutes."
+	@$(eval START := $(shell date +%s))echo "Set-up: downloads 3.3 GB into .venv, mostly PyTorch and CUDA, and needs 6.5 GB of disk. At 100 Mbit/s it takes 5 minutes."
 	@$(BIN)/python -c 'import pip' 2> /dev/null || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --require-hashes -r <(sed -n '/^uv==/,/^[a-z]/{/^uv==/p;/--hash/p}' requirements-dev.txt | sed '$$ s/ *\\$$//')
 	@# Bytecode halves the time of imports, and each job starts several processes.
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements-dev.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
+	@took=$$(($$(date +%s) - $(START))); printf 'Set-up took %d:%02d (minutes:seconds).\n' $$((took / 60)) $$((took % 60))
 
 demo: setup
 	@$(BIN)/python -m tlm_client.demo $(if $(TASK),--task "$(TASK)") $(if $(CORPUS),--corpus "$(CORPUS)")
@@ -51,11 +50,11 @@ chaos: setup
 	@$(BIN)/python -m tests.chaos $(if $(JOBS),--jobs $(JOBS)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(SEED),--seed $(SEED)) $(if $(BUG),--bug $(BUG))
 	@$(if $(BUG),:,$(BIN)/python -m tests.chaos --ray --jobs 50 --clients 8 --faults 30 --wait 3.5 $(if $(SEED),--seed $(SEED)))
 	@$(if $(BUG),:,$(BIN)/python -m tests.chaos.streams)
-	@$(if $(BUG),:,for run in $(RESUMED); do $(BIN)/python -m tests.chaos.resume --run $$run || exit 1; done)
-	@$(if $(BUG),:,for run in $(RESUMED); do $(BIN)/python -m tests.chaos.resume --run $$run --ray || exit 1; done)
+	@$(if $(BUG),:,$(BIN)/python -m tests.chaos.resume --all)
+	@$(if $(BUG),:,$(BIN)/python -m tests.chaos.resume --all --ray)
 
 chaos-bugs: setup
-	@for bug in $(BUGS); do $(BIN)/python -m tests.chaos --bug $$bug || exit 1; done
+	@$(BIN)/python -m tests.chaos --bugs
 
 chaos-times: setup
 	@$(BIN)/python -m tests.chaos.times
@@ -111,6 +110,7 @@ evidence: setup
 
 evidence-runs: setup
 	@$(BIN)/python -m benchmarks.quality.evidence run
+	@$(BIN)/python -m benchmarks.quality.evidence splits
 
 lock:
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra service pyproject.toml -o requirements.txt

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,14 @@ def redis_binary() -> str:
         return redis_executable()
     except MissingDependency as error:
         skip_or_fail(error.message)
+
+
+@cache
+def _allow_debug(binary: str) -> list[str]:
+    """Return the arguments that allow DEBUG to local clients. Redis 6 allows it, and does not know the setting."""
+    version = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
+    release = re.search(r"v=(\d+)", version)
+    return ["--enable-debug-command", "local"] if release is None or int(release[1]) >= 7 else []
 
 
 @dataclass
@@ -65,6 +75,7 @@ class RedisServer:
                 "always",
                 "--requirepass",
                 self.password,
+                *_allow_debug(self.binary),
             ],
             stdout=subprocess.DEVNULL,
             env=os.environ | self.environment,

@@ -14,7 +14,8 @@ def _run_app() -> None:
     try:
         app()
     except ModuleNotFoundError as error:
-        sys.exit(f"error: This command needs the package '{error.name}'. Run `pip install 'tlm-service[service]'`.")
+        command = "pip install '.[service]'"
+        sys.exit(f"error: This command needs the package '{error.name}'. Run `{command}` in a checkout.")
 
 
 def main(command: Callable[[], None] = _run_app) -> None:

@@ -127,7 +127,8 @@ def run(own_task: Path | None, own_corpus: Path | None) -> None:
                     _load(client, data.corpus(), display)
                     early.result()
                 jobs["TLM"] = client.submit(ARMS["TLM"])
-                arms = {name: _wait(client, job, name, display) for name, job in jobs.items()}
+                later = {"task only": client.estimate(ARMS["TLM"]).seconds or 0.0, "TLM": 0.0}
+                arms = {name: _wait(client, job, name, display, later[name]) for name, job in jobs.items()}
                 predictions = _classify(client, arms["TLM"].job, samples)
                 model = _download(client, arms["TLM"].job, display)
         display.line("the stack has stopped")
@@ -239,9 +240,9 @@ def _classify(client: TLMClient, job: Job, samples: Sequence[Sample]) -> list[Js
     ]
 
 
-def _wait(client: TLMClient, job: Job, name: str, display: Display) -> Arm:
-    """Show a job until it ends. Raises its error if it fails."""
-    display.begin(f"{name}:")
+def _wait(client: TLMClient, job: Job, name: str, display: Display, later: float) -> Arm:
+    """Show a job until it ends. Raises its error if it fails. later: expected seconds of the jobs after it."""
+    display.begin(f"{name}:", later)
     job = _succeeded(client.wait(job.id, display.job_event), name)
     display.line(f"{name}: {job.id} succeeded after {duration(job.seconds)}")
     return Arm(job, client.report(job.id), job.seconds)

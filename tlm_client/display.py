@@ -33,7 +33,7 @@ class Display:
     def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._clock = clock
-        self._title = ""
+        self._title, self._later = "", 0.0
         self._printed_at = float("-inf")
         self._printed = ("", False)  # stage, and whether it was complete
         self._text = ""
@@ -64,9 +64,12 @@ class Display:
         if self._bar is not None:
             self._bar.stop()
 
-    def begin(self, title: str) -> None:
-        """Start the display of another operation. Plain output shows its title with its progress."""
-        self._title = title
+    def begin(self, title: str, later: float = 0.0) -> None:
+        """Start the display of another operation. Plain output shows its title with its progress.
+
+        later: expected seconds of the operations after it. The time left of a job includes them.
+        """
+        self._title, self._later = title, later
         self._printed = ("", False)
         if self._bar is None:
             return
@@ -108,6 +111,8 @@ class Display:
 
     def progress(self, progress: spec.Progress) -> None:
         """Show step, rate, stage number and loss curve, and share and time left of the whole job."""
+        if progress.eta_seconds is not None:
+            progress = progress.model_copy(update={"eta_seconds": progress.eta_seconds + self._later})
         facts = "  ".join(filter(None, (progress_facts(progress), self._curve)))
         self.update(progress.node or progress.stage, progress.share, 1.0, facts)
 
@@ -150,7 +155,8 @@ class Display:
 
     def bytes(self, part: FileProgress) -> None:
         """Show the progress of a download."""
-        self.update(part.name, part.done, part.size, f"{size(part.done)} of {size(part.size)}")
+        facts = "already complete" if part.skipped else f"{size(part.done)} of {size(part.size)}"
+        self.update(part.name, part.done, part.size, facts)
 
 
 def size(count: float) -> str:

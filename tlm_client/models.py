@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tlm_client.client import TLMClient
 from tlm_client.console import Session
-from tlm_core.errors import NotFound
+from tlm_core.errors import MissingDependency, NotFound
 from tlm_core.serving import Model, load_model
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def load_onnx(model: str, client: TLMClient | None = None) -> Model:
     model: id or name of a job, an alias, or @latest. client: by default of the profile TLM_PROFILE, else of TLM_URL and
     TLM_TOKEN, else of the stack on this machine (TLM_DATA_DIR). The files stay in ~/.cache/tlm.
 
-    Raises what TLMClient.download raises.
+    Raises what TLMClient.download raises, and MissingDependency without onnxruntime or tokenizers.
     """
     folder, final = _download(model, client)
     return load_model(folder if final else folder / "linear")
@@ -30,10 +30,14 @@ def load_onnx(model: str, client: TLMClient | None = None) -> Model:
 def load_transformers(model: str, client: TLMClient | None = None) -> TextClassificationPipeline:
     """Return the encoder of a job as a pipeline of the library `transformers`. See `load_onnx`.
 
-    Where the job returns a linear or combined model, this is its encoder alone. Raises NotFound if it has none.
+    Where the job returns a linear or combined model, this is its encoder alone. Raises NotFound if it has none, and
+    MissingDependency without transformers.
     """
-    from transformers import pipeline
-
+    try:
+        from transformers import pipeline
+    except ImportError as error:
+        message = "Loading an encoder needs the packages transformers and torch. Run `pip install transformers torch`."
+        raise MissingDependency(message) from error
     folder, _ = _download(model, client)
     if not (folder / "model" / "config.json").is_file():
         raise NotFound(f"'{model}' has no encoder. Use load_onnx for its linear model.")

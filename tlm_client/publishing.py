@@ -94,4 +94,5 @@ def _library(name: str, extra: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError as error:
-        raise MissingDependency(f"Install the package {name}: pip install 'tlm-service[{extra}]'") from error
+        needed = f"This command needs the package {name}. Run `pip install '.[{extra}]'` in a checkout."
+        raise MissingDependency(needed) from error

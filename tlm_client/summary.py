@@ -68,7 +68,11 @@ def _model_table(report: Report, title: str) -> Item:
 
 def estimate_items(estimate: Estimate) -> list[Item]:
     """Return each stage, the totals, and the sources of the figures."""
-    rows = [(s.stage, _format_time(s.seconds), _format_flops(s.flops), s.basis) for s in estimate.stages]
+    rows = [
+        (s.stage, _format_time(s.seconds), "cached" if s.basis == "cached" else _format_flops(s.flops), s.basis)
+        for s in estimate.stages
+    ]
+    gpu_hours = "unknown" if estimate.gpu_hours is None else f"{estimate.gpu_hours:.2f}"
     passages = "unknown"
     if estimate.passages is not None:
         passages = f"{estimate.passages:,} of at most {estimate.passages_at_most or 0:,}"
@@ -77,7 +81,7 @@ def estimate_items(estimate: Estimate) -> list[Item]:
         f"Time: {format_range(estimate)}",
         f"FLOPs: {_format_flops(estimate.flops)}",
         f"Passages: {passages}",
-        f"GPU hours: {'unknown' if estimate.gpu_hours is None else f'{estimate.gpu_hours:.2f}'}",
+        *([] if estimate.gpu_hours == 0 else [f"GPU hours: {gpu_hours}"]),
         f"Memory per worker: {_format_bytes(estimate.memory_bytes)}",
         f"Disk: {_format_bytes(estimate.disk_bytes)}",
         *(f"{', '.join(names)}: {reason}" for reason, names in estimate.sources().items()),
@@ -97,7 +101,7 @@ def _format_time(seconds: float | None) -> str:
 
 
 def _format_flops(flops: float | None) -> str:
-    return "unknown" if flops is None else f"{flops:.2e}"
+    return "unknown" if flops is None else f"{flops:.2e}" if flops else "0"
 
 
 def _format_bytes(size: int | None) -> str:

@@ -25,11 +25,12 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.5, 5.0
 
 @dataclass(frozen=True)
 class FileProgress:
-    """How many bytes of a file are transferred."""
+    """How many bytes of a file are transferred. skipped: whether the file was complete before the download."""
 
     name: str
     done: int
     size: int
+    skipped: bool = False
 
 
 OnBytes = Callable[[FileProgress], None]
@@ -54,7 +55,7 @@ class Download:
         same_size = self.target.is_file() and self.target.stat().st_size == self.file.size
         if not (same_size and sha256_file(self.target) == self.file.sha256):
             return False
-        self._report(self.file.size)
+        self._report(self.file.size, skipped=True)
         return True
 
     @property
@@ -98,9 +99,9 @@ class Download:
         os.replace(self._partial, self.target)
         return True
 
-    def _report(self, done: int) -> None:
+    def _report(self, done: int, *, skipped: bool = False) -> None:
         if self._on_bytes is not None:
-            self._on_bytes(FileProgress(self.file.name, done, self.file.size))
+            self._on_bytes(FileProgress(self.file.name, done, self.file.size, skipped))
 
 
 def _relative(name: str) -> PurePosixPath:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from tlm_core.errors import CorruptArtifact
+from tlm_core.errors import CorruptArtifact, MissingDependency
 from tlm_core.evaluation.combine import ENCODERS, LINEAR_MODELS
 from tlm_core.linear.model import ALPHABET, read_alphabet
 from tlm_core.linear.ngrams import Alphabet
@@ -150,15 +150,18 @@ def ngram_ids(alphabet: Alphabet, rows: Sequence[tuple[str, ...]]) -> dict[str, 
 
 
 def load_model(folder: Path) -> Model:
-    """Load a returned model: model.onnx, labels.json, and model/, ngrams.json or both. Raises CorruptArtifact."""
-    from onnxruntime import InferenceSession, SessionOptions
+    """Load a returned model: model.onnx, labels.json, and model/, ngrams.json or both.
 
+    Raises CorruptArtifact, or MissingDependency without onnxruntime or tokenizers.
+    """
     if missing := [name for name in (METADATA, MODEL) if not (folder / name).is_file()]:
         raise CorruptArtifact(
             f"The folder '{folder}' holds no model of a finished job: it has no {' and no '.join(missing)}. Expected "
             f"{METADATA}, {MODEL}, and the folder model, {ALPHABET}, or both. Download a model with `tlm download`."
         )
     try:
+        from onnxruntime import InferenceSession, SessionOptions
+
         metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
         name = str(metadata.get("model", "encoder"))
         windows = int(metadata.get("windows", 1))  # of older exports
@@ -173,7 +176,10 @@ def load_model(folder: Path) -> Model:
         options.log_severity_level = 3
         session = InferenceSession(str(folder / MODEL), options, providers=["CPUExecutionProvider"])
         task_type = TASK_TYPES[str(metadata.get("task_type", SINGLE_LABEL))]
-    except (ImportError, MemoryError):
+    except ImportError as error:
+        needed = "Loading a model needs the packages onnxruntime and tokenizers."
+        raise MissingDependency(f"{needed} Run `pip install onnxruntime tokenizers`.") from error
+    except MemoryError:
         raise
     except Exception as error:  # onnxruntime and tokenizers have errors without a common base
         raise CorruptArtifact(f"The model in '{folder}' cannot be read: {error}. Download it again.") from error

@@ -347,7 +347,7 @@ class ModelScores(_Answer):
     """The mean test scores of one model of a job, and their spread over the seeds."""
 
     name: str = Field(
-        description="majority, linear, self_trained, encoder, stock, ensemble or combined; `model` in a study"
+        description="majority, linear, self_trained, encoder, stock, ensemble or combined; others in a study"
     )
     mean: dict[str, float | None]
     spread: dict[str, float | None]
@@ -525,6 +525,7 @@ class Webhook(_Answer):
     events: tuple[EventType, ...]
     created_at: Time
     disabled: str | None = Field(None, description="why the gateway stopped sending events")
+    error: JsonObject | None = Field(None, description="in lists: why the service cannot read the record")
 
 
 class WebhookCreated(Webhook):

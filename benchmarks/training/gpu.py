@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tlm_core.training import flops
 from tlm_core.training.architectures import scratch_shape
 from tlm_core.training.device import fast_dtype, peak_flops
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
@@ -29,7 +28,6 @@ from tlm_core.training.objective import Workers, needed_flops, step_flops
 from tlm_core.training.optim import FlatOptimizer
 from tlm_core.training.packing import PassageStream
 from tlm_core.training.params import JointParams
-from tlm_core.training.passes import Loaded
 from tlm_core.training.prepared import Batch
 from tlm_core.training.randomness import Stream, permutation
 from tlm_core.training.recipe import Budget, Recipe, resolve
@@ -104,16 +102,6 @@ def trainer(recipe: Recipe, length: int, folder: Path, *, compiled: bool, device
     )
 
 
-def launched_flops(trainer: Trainer, loaded: Loaded) -> float:
-    """Return the FLOPs of the products that a step launches, with padding, unused masks, and the optimizer."""
-    total = trainer.optimizer.flops
-    for part in loaded.parts:
-        pairs = int((part.begins.diff().long() ** 2).sum())
-        products = flops.products(trainer.model.shape, len(part.tokens), pairs, len(part.masked), 0)
-        total += flops.FORWARD_AND_BACKWARD * products
-    return total
-
-
 def busy(intervals: Iterable[tuple[float, float]]) -> float:
     """Return the length of the union of intervals (begin, end)."""
     total, last = 0.0, -np.inf
@@ -154,8 +142,9 @@ def utilization(trainer: Trainer, steps: int, state: TrainState) -> dict[str, fl
     """Return `mfu` and `hardware_utilization` of a run; None if the card's peak is unknown."""
     assert trainer.passes is not None and trainer.needed_flops is not None
     batch, peak = trainer.batches(0, 0.0), peak_flops(trainer.device)
-    loaded = trainer.passes.load(batch, state.micro_rows)
-    counts = {"mfu": trainer.needed_flops(batch), "hardware_utilization": launched_flops(trainer, loaded)}
+    launched = trainer.passes.load(batch, state.micro_rows).flops
+    assert launched is not None
+    counts = {"mfu": trainer.needed_flops(batch), "hardware_utilization": launched + trainer.optimizer.flops}
     return {name: None if peak is None else steps * count / state.seconds / peak for name, count in counts.items()}
 
 

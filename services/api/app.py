@@ -58,8 +58,9 @@ def create_app(parts: Parts) -> FastAPI:
     )  # fmt: skip
     app.state.parts = parts
     install_problem_handlers(app, streamed=("/v1/datasets", "/v1/corpora", *UPLOAD_PATHS), raw=("/v1/uploads/",))
-    for module in (service, documentation, uploads, datasets, corpora, jobs, results, models, webhooks):
+    for module in (service, uploads, datasets, corpora, jobs, results, models, webhooks):
         app.include_router(module.router, dependencies=[Depends(refuse_unknown_parameters)])
+    app.include_router(documentation.router)
     mount_dashboard(app, parts)
     app.openapi = lambda: openapi(app)  # type: ignore[method-assign]
     return app

@@ -122,8 +122,8 @@ def _outcome(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> Outcom
     parts = {name: report.get(name) for name in ("metric", "mean", "spread", "cost")}
     if not parts["mean"]:
         return Outcome(job=job.id, **parts, reason="The report has no scores.")
-    models = () if "tasks" in report else model_rows(report)
-    return Outcome(job=job.id, **parts, models=tuple(ModelScores.model_validate(asdict(row)) for row in models))
+    models = tuple(ModelScores.model_validate(asdict(row)) for row in model_rows(report))
+    return Outcome(job=job.id, **parts, models=models)
 
 
 def _verdicts(

@@ -23,7 +23,7 @@ from tlm_core.wording import counted
 _DISTINCT = 0.74  # distinct passages per retrieved passage, from `make demo`
 # Bounds of the time as multiples of an estimate that no job here has measured. GPUs are faster than the machine of the
 # built-in rates. A machine without bf16, or with other work, was six times slower.
-_RANGES = {"built-in": (0.5, 8.0), "device": (0.5, 2.0)}
+_RANGES = dict.fromkeys(("built-in", "device"), (0.5, 8.0))
 
 
 def proposed(tenant: str, spec: JobSpec, resolved: Resolved) -> JobRecord:
@@ -37,7 +37,8 @@ def proposed(tenant: str, spec: JobSpec, resolved: Resolved) -> JobRecord:
 class Known:
     """The facts about a job before it runs.
 
-    history: finished jobs, newest first. texts: of each dataset. passages: see `Estimator._passages`.
+    history: finished jobs, newest first. texts: of each dataset. passages: see `Estimator._passages`. worker_gpus: of
+    each worker, None if unknown.
     """
 
     situation: Situation
@@ -45,6 +46,7 @@ class Known:
     rates: Mapping[str, Rate]
     texts: Sequence[Texts]
     passages: tuple[int, int, str]
+    worker_gpus: float | None
 
     def stages(self) -> Iterator[StageEstimate]:
         """Yield the estimate of each stage, over all its nodes, in plan order, and of the workers' start."""
@@ -86,20 +88,26 @@ class Known:
         workers, seconds = self.situation.job.spec.workers, _total(stage.seconds for stage in training)
         if not training:
             return 0.0, "the job trains no encoder"
-        if not self.history:
+        if self.worker_gpus is not None:
+            gpu, source = self.worker_gpus > 0, "as TLM_API_WORKER_GPUS states"
+        elif self.history:
+            gpu, source = self.history[0].gpu, f"like {self.history[0].id}"
+        else:
             return None, "no job that trains an encoder has finished here yet, so the workers' GPUs are unknown"
-        if not self.history[0].gpu:
-            return 0.0, f"{self.history[0].id} ran without GPUs"
+        if not gpu:
+            return 0.0, f"no GPUs, {source}"
         if seconds is None:
             return None, "the training time is unknown"
-        return seconds * workers / 3600, f"{counted(workers, 'worker')} with one GPU each, like {self.history[0].id}"
+        return seconds * workers / 3600, f"{counted(workers, 'worker')} with one GPU each, {source}"
 
 
 class Estimator:
     """Estimates jobs of every kind."""
 
-    def __init__(self, catalog: Catalog, jobs: JobStore, artifacts: ArtifactStore) -> None:
-        self._catalog, self._jobs, self._artifacts = catalog, jobs, artifacts
+    def __init__(
+        self, catalog: Catalog, jobs: JobStore, artifacts: ArtifactStore, worker_gpus: float | None = None
+    ) -> None:
+        self._catalog, self._jobs, self._artifacts, self._worker_gpus = catalog, jobs, artifacts, worker_gpus
         self._measurements = Measurements(catalog, jobs, artifacts)
 
     def estimate(self, job: JobRecord) -> Estimate:
@@ -160,7 +168,8 @@ class Estimator:
             texts[0] = replace(best.texts, searched=texts[0].searched)
         passages = self._passages(situation, texts[0], best)
         texts = [replace(each, passages=passages[0]) for each in texts]
-        return Known(situation, history, self._measurements.rates(job.tenant), texts, passages)
+        rates = self._measurements.rates(job.tenant)
+        return Known(situation, history, rates, texts, passages, self._worker_gpus)
 
     def _passages(self, situation: Situation, texts: Texts, alike: Finished | None) -> tuple[int, int, str]:
         """The expected number of selected passages, its maximum, and the source of the expected number."""

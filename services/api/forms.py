@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import uuid
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 _MAX_FIELD_BYTES = 64 * 1024
+_CHECKED_BYTES = 64 << 20  # of a body, between two checks of the free space
 _MAX_FILES = 10_000
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -76,30 +77,42 @@ def work_folder(parent: Path, action: str) -> Iterator[Path]:
 
 @asynccontextmanager
 async def receive_form(
-    request: Request, scratch: Path, *, max_bytes: int, fields: Collection[str], files: Collection[str]
+    request: Request,
+    scratch: Path,
+    *,
+    max_bytes: int,
+    check_space: Callable[[int], None],
+    fields: Collection[str],
+    files: Collection[str],
 ) -> AsyncIterator[Form]:
     """Read the form in the request body; its files are deleted at exit.
 
-    fields, files: patterns of the allowed field names. Raises InvalidRequest, StorageFull, StorageUnavailable,
-    HTTPException 413 or 415, and ClientDisconnect for an incomplete upload.
+    check_space: raises an error if that many bytes do not fit. fields, files: patterns of the allowed field names.
+    Raises InvalidRequest, StorageFull, StorageUnavailable, HTTPException 413 or 415, what `check_space` raises, and
+    ClientDisconnect for an incomplete upload.
     """
     with work_folder(scratch / "uploads", "receiving the upload") as folder:
-        yield await _read(request, _FormReader(folder, fields, files), max_bytes)
+        yield await _read(request, _FormReader(folder, fields, files), max_bytes, check_space)
 
 
-async def _read(request: Request, reader: _FormReader, max_bytes: int) -> Form:
+async def _read(request: Request, reader: _FormReader, max_bytes: int, check_space: Callable[[int], None]) -> Form:
     media_type, options = parse_options_header(request.headers.get("content-type", ""))
     if media_type != b"multipart/form-data" or not options.get(b"boundary"):
         raise HTTPException(415, "Expected a multipart/form-data body with a boundary.")
-    if int(request.headers.get("content-length", "0")) > max_bytes:
+    length = int(request.headers.get("content-length", "0"))
+    if length > max_bytes:
         raise _too_large(max_bytes)
+    await run_in_threadpool(check_space, length)
     parser = MultipartParser(options[b"boundary"], reader.callbacks())
-    size = 0
+    size = checked = 0
     try:
         async for chunk in request.stream():
             size += len(chunk)
             if size > max_bytes:
                 raise _too_large(max_bytes)
+            if size - checked >= _CHECKED_BYTES:
+                checked = size
+                await run_in_threadpool(check_space, max(0, length - size))
             with storage_errors("receiving the upload"):
                 await run_in_threadpool(parser.write, chunk)
         parser.finalize()

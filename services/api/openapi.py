@@ -1,4 +1,4 @@
-"""The OpenAPI document: a sequence of requests as an example, and an example of each answer."""
+"""The OpenAPI document: a sequence of requests as an example, and examples of answers and required parameters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ An example, from a file to predictions. `train.csv` has the columns `text` and `
 ```
 AUTH="Authorization: Bearer $TLM_TOKEN"
 curl -H "$AUTH" -F name=reviews -F train=@train.csv $TLM_URL/v1/datasets
-curl -H "$AUTH" --json '{"dataset": "reviews", "scale": "quick"}' $TLM_URL/v1/jobs           # returns the id of the job
+JOB=$(curl -H "$AUTH" --json '{"dataset": "reviews", "scale": "quick"}' $TLM_URL/v1/jobs | jq -r .id)
 curl -H "$AUTH" -N -H "Accept: text/event-stream" $TLM_URL/v1/jobs/$JOB/events                # events until the end
 curl -H "$AUTH" $TLM_URL/v1/jobs/$JOB/report
 curl -H "$AUTH" -X PUT --json '{"job": "'$JOB'"}' $TLM_URL/v1/models/reviews@production
@@ -29,9 +29,13 @@ curl -H "$AUTH" --json '{"texts": ["a text"]}' $TLM_URL/v1/models/reviews@produc
 # Examples by the name of the schema, or by METHOD PATH if the answer has no named schema.
 _EXAMPLES = Path(__file__).with_name("examples.json")
 
-# Examples of path parameters by name.
-_IN_PATHS = {
-    "alias": "reviews@production", "corpus": "manuals", "dataset": "reviews", "job": "job_1m84535vjbxjm29yr1q",
+# The reference lists the operations in this order.
+_TAGS = ("datasets", "jobs", "models", "results", "corpora", "uploads", "webhooks", "service")
+
+# Examples of required parameters by name. The reference would send those of optional ones too.
+_REQUIRED = {
+    "alias": "reviews@production", "corpus": "manuals", "dataset": "reviews",
+    "ids": ["job_1m84535vjbxjm29yr1q", "job_1m8453157tdj3z0js7d"], "job": "job_1m84535vjbxjm29yr1q",
     "load": "load_1m8453157tdj3z0js7d", "model": "reviews@production", "name": "model.onnx", "node": "joint.s0",
     "step": 200, "upload": "upl_1m8453157tdj3z0js7d", "version": "4f1c2a9be07d", "webhook": "wh_1m8453157tdj3z0js7d",
 }  # fmt: skip
@@ -40,7 +44,10 @@ _IN_PATHS = {
 def openapi(app: FastAPI) -> JsonObject:
     """Return the document, with the Problem schema instead of FastAPI's validation errors."""
     if app.openapi_schema is None:
-        schema = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
+        tags = [{"name": name} for name in _TAGS]
+        schema = get_openapi(
+            title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes, tags=tags
+        )
         schemas = schema["components"]["schemas"]
         schemas["Problem"] = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         for name in ("HTTPValidationError", "ValidationError"):
@@ -50,8 +57,8 @@ def openapi(app: FastAPI) -> JsonObject:
             content["example"] = examples[name]
         for operation in (each for methods in schema["paths"].values() for each in methods.values()):
             for parameter in operation.get("parameters", ()):
-                if parameter["in"] == "path":
-                    parameter["example"] = _IN_PATHS[parameter["name"]]
+                if parameter.get("required"):
+                    parameter["example"] = _REQUIRED[parameter["name"]]
         app.openapi_schema = schema
     return app.openapi_schema
 

@@ -60,8 +60,10 @@ class Parts:
         self, request: Request, *, fields: Sequence[str], files: Sequence[str]
     ) -> AbstractAsyncContextManager[Form]:
         """Receive the form of a request; see `receive_form`."""
-        most = self.settings.max_upload_bytes
-        return receive_form(request, self.settings.scratch, max_bytes=most, fields=fields, files=files)
+        return receive_form(
+            request, self.settings.scratch, max_bytes=self.settings.max_upload_bytes,
+            check_space=self.uploads.check_space, fields=fields, files=files,
+        )  # fmt: skip
 
     def search(self, tenant: str, corpus: str, version: str | None, query: str, k: int) -> SearchResult:
         """Search a version of a corpus, or the newest one. Raises what `ready_version` and the retriever raise."""
@@ -81,7 +83,7 @@ class Parts:
     @cached_property
     def estimator(self) -> Estimator:
         """The one estimator of this process. It caches the measurements of finished jobs."""
-        return Estimator(self.catalog, self.jobs, self.artifacts)
+        return Estimator(self.catalog, self.jobs, self.artifacts, self.settings.worker_gpus)
 
 
 def _parts(request: Request) -> Parts:
@@ -154,10 +156,15 @@ def form_body(fields: JsonObject, required: list[str], example: object) -> JsonO
     return request_body("multipart/form-data", schema, example)
 
 
+def binary(example: str) -> JsonObject:
+    """The OpenAPI description of an answer that is a file. example: what it contains, in words."""
+    return {"schema": {"type": "string", "format": "binary"}, "example": example}
+
+
 FILE_ANSWERS: dict[int | str, dict[str, object]] = {
     200: {
         "description": "The file.",
-        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        "content": {"application/octet-stream": binary("the bytes of the file")},
     },
     206: {"description": "The requested range of the file."},
     **problems(400, 404, 409, 416),

@@ -44,12 +44,21 @@ class Uploads:
         self._max_bytes = max_bytes
         self._script = load_scripts(client, Path(__file__).parent / "lua")
 
+    def check_space(self, size: int) -> None:
+        """Raise StoreFull or StorageFull if Redis's disk is almost full, or the storage's would be after `size` bytes.
+
+        Call it before a body is received: its file may lie on the disk of Redis, which exits when that is full.
+        """
+        check_disk(self._redis)
+        with self._artifacts.errors("receiving the upload", writes=True):
+            self._artifacts.check_space(size)
+
     def create(self, tenant: str, name: str, size: int, sha256: str | None) -> Upload:
         if size > self._max_bytes:
             raise InvalidRequest(
                 f"The file of {size:,} bytes exceeds the limit of {self._max_bytes:,} bytes. Send a smaller file."
             )
-        check_disk(self._redis)
+        self.check_space(size)
         fields: dict[str, str | int] = {"name": safe_name(name), "size": size, "sha256": sha256 or "", "offset": 0}
         upload = _upload(new_id("upl"), fields)
         pipe = self._redis.pipeline().hset(_key(tenant, upload.id), mapping={**fields, "created_at": time.time()})
@@ -69,6 +78,7 @@ class Uploads:
         begin, length = _range(content_range, upload)
         if begin != upload.offset:
             raise _wrong_offset(upload.id, upload.offset)
+        await run_in_threadpool(self.check_space, upload.size - begin)
         with work_folder(self._scratch, "receiving the part") as folder:
             received = await _receive(body, folder / "part", length)
             if received != length:
@@ -124,6 +134,7 @@ class Uploads:
                 "Send the remaining parts.",
                 offset=upload.offset,
             )
+        self.check_space(upload.size)
         parts = self._redis.lrange(_key(tenant, upload.id, "parts"), 0, -1)
         digest = hashlib.sha256()
         with self._artifacts.errors("assembling the upload"):

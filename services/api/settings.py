@@ -27,5 +27,8 @@ class ApiSettings(ServiceSettings):
     precision: Precision | None = Field(
         None, description="Meaning of `precision: auto`; unset: the precision that this machine's processor supports."
     )
+    worker_gpus: float | None = Field(
+        None, ge=0, description="TLM_TRAINER_WORKER_GPUS, for estimates; unset: as in the newest finished job."
+    )
     predict_cache_bytes: int = Field(2**30, ge=1, description="Total size of cached models for predictions.")
     webhook_private: bool = Field(False, description="Allow webhooks over plain http and to private networks.")

@@ -20,7 +20,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import redis
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -32,13 +32,11 @@ from services.common.jobstore import JobStore
 from services.common.metrics import Live
 from services.common.redis_client import FEED, PREFIX, key, unreadable
 from tlm_core.artifacts import canonical_json
-from tlm_core.errors import NotFound
+from tlm_core.errors import NotFound, UnreadableRecord
 from tlm_core.names import new_id
 from tlm_core.wire import EventType, JobEvent, Webhook, WebhookAttempt
 
 log = logging.getLogger(__name__)
-
-Record = TypeVar("Record", bound=BaseModel)
 
 # Seconds between the attempts of a delivery, as the scheme recommends: about 32 hours in total.
 BACKOFF = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400)
@@ -87,20 +85,15 @@ class Webhooks:
         return hook, secret
 
     def all(self, tenant: str) -> list[Webhook]:
-        """All endpoints, oldest first."""
-        records = self._redis.hgetall(key(tenant, "webhooks")).items()
-        hooks = _readable(((f"Webhook {hook_id}", record) for hook_id, record in records), Webhook)
-        return sorted(hooks, key=lambda hook: hook.id)
+        """All endpoints, oldest first. One with an unreadable record has only its id and the error."""
+        return [_listed(*record) for record in sorted(self._redis.hgetall(key(tenant, "webhooks")).items())]
 
     def get(self, tenant: str, hook_id: str) -> Webhook:
         """Raises NotFound, or UnreadableRecord."""
         record = self._redis.hget(key(tenant, "webhooks"), hook_id)
         if record is None:
             raise _missing(hook_id)
-        try:
-            return Webhook.model_validate_json(record)
-        except ValidationError as error:
-            raise unreadable(f"webhook '{hook_id}'", error, "delete the webhook") from error
+        return _read(hook_id, record)
 
     def remove(self, tenant: str, hook_id: str) -> None:
         """Delete an endpoint; its queued deliveries are dropped when due. Raises NotFound."""
@@ -118,8 +111,7 @@ class Webhooks:
 
     def attempts(self, tenant: str, hook_id: str) -> list[WebhookAttempt]:
         """The latest attempts, newest first."""
-        records = self._redis.lrange(key(tenant, "webhook-log", hook_id), 0, -1)
-        return list(_readable(((f"An attempt of webhook {hook_id}", record) for record in records), WebhookAttempt))
+        return list(_readable(hook_id, self._redis.lrange(key(tenant, "webhook-log", hook_id), 0, -1)))
 
     def log_attempt(self, tenant: str, hook_id: str, attempt: WebhookAttempt) -> None:
         name = key(tenant, "webhook-log", hook_id)
@@ -136,13 +128,28 @@ def _missing(hook_id: str) -> NotFound:
     return NotFound(f"Webhook '{hook_id}' does not exist. List the webhooks to see their ids.")
 
 
-def _readable(records: Iterable[tuple[str, str]], model: type[Record]) -> Iterator[Record]:
-    """Yield the records that this release can read, and log the others. records: (name for the log, JSON)."""
-    for name, record in records:
+def _read(hook_id: str, record: str) -> Webhook:
+    try:
+        return Webhook.model_validate_json(record)
+    except ValidationError as error:
+        raise unreadable(f"webhook '{hook_id}'", error, "delete the webhook") from error
+
+
+def _listed(hook_id: str, record: str) -> Webhook:
+    """Return the webhook, or for an unreadable one a stub with the error: one bad record must not hide the others."""
+    try:
+        return _read(hook_id, record)
+    except UnreadableRecord as error:
+        return Webhook(id=hook_id, url="", events=(), created_at=0.0, error=error.as_dict())
+
+
+def _readable(hook_id: str, records: Iterable[str]) -> Iterator[WebhookAttempt]:
+    """Yield the attempts that this release can read, and log the others."""
+    for record in records:
         try:
-            yield model.model_validate_json(record)
+            yield WebhookAttempt.model_validate_json(record)
         except ValidationError as error:
-            log.error("%s has a record that is damaged or of another release: %s", name, error)
+            log.error("An attempt of webhook %s is damaged or of another release: %s", hook_id, error)
 
 
 class Deliverer:
@@ -166,6 +173,7 @@ class Deliverer:
         self._clock = clock
         self._owner = uuid.uuid4().hex
         self._stop = threading.Event()
+        self._tenants: set[str] = set()  # whose events this process has read
         self.task = Background("webhooks")
 
     def stop(self) -> None:
@@ -182,6 +190,8 @@ class Deliverer:
         """
         if not self._has_lease():
             return
+        for tenant in self._tenants:  # Otherwise a round without events would forget the webhooks that it skips.
+            self._enabled(tenant)
         while self._queue_page():
             pass
         due = self._redis.zrangebyscore(_DUE, "-inf", self._clock(), start=0, num=_PAGE)
@@ -225,13 +235,25 @@ class Deliverer:
             tenant, job_id = entry["job"].split("/", 1)
             with self.task.item(f"event {entry['seq']} of job {job_id}", job_id=job_id):
                 if tenant not in hooks:
-                    hooks[tenant] = [hook for hook in self._hooks.all(tenant) if hook.disabled is None]
+                    hooks[tenant] = self._enabled(tenant)
                 for hook in hooks[tenant]:
                     if entry["type"] in hook.events:
                         self._queue(pipe, tenant, hook, job_id, int(entry["seq"]), entry["type"])
+        self._tenants |= hooks.keys()
         pipe.set(_CURSOR, page[-1][0])
         pipe.execute()
         return len(page) == _PAGE
+
+    def _enabled(self, tenant: str) -> list[Webhook]:
+        """Return the webhooks that receive events. Skips those with an unreadable record."""
+        enabled = []
+        for hook in self._hooks.all(tenant):
+            with self.task.item(f"webhook {hook.id}"):
+                if hook.error is not None:
+                    raise UnreadableRecord(str(hook.error["message"]))
+                if hook.disabled is None:
+                    enabled.append(hook)
+        return enabled
 
     def _queue(self, pipe: Pipeline, tenant: str, hook: Webhook, job_id: str, seq: int, event_type: str) -> None:
         events = self._jobs.events(tenant, job_id, after=seq - 1, limit=1)

@@ -16,6 +16,7 @@ from tlm_core.errors import Unavailable
 log = logging.getLogger(__name__)
 
 _MAX_DELAY_SECONDS = 60.0
+_FIRST_SECONDS = 600.0  # at most until the first round: a process may restart more often than a task repeats
 _MAX_SKIPPED = 1000  # items that are remembered, so that each is logged once
 
 
@@ -53,9 +54,11 @@ class Background:
     def repeat(self, work: Callable[[], object], seconds: float, stop: threading.Event) -> None:
         """Call `work` every `seconds`, and less often after failures, until `stop` is set."""
         with self.running():
-            while not stop.wait(self.delay(seconds)):
+            delay = min(seconds, _FIRST_SECONDS)
+            while not stop.wait(delay):
                 with self.round():
                     work()
+                delay = self.delay(seconds)
 
     @contextmanager
     def round(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ import re
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, TypedDict
 
@@ -164,7 +165,7 @@ class JobReads:
         filters += [key(tenant, "kind", kind)] if kind else []
         filters += [key(tenant, "label", digest_of(pair)) for pair in labels]
         on_datasets = None if datasets is None else [key(tenant, "on", dataset) for dataset in datasets]
-        matches_search = self._matching(tenant, search) if search else None
+        matches_search = partial(self._matches, tenant, search) if search else None
         ids = self._ids(filters or [key(tenant, "jobs")], on_datasets, matches_search, after, limit + 1)
         return self._records(tenant, ids[:limit]), len(ids) > limit
 
@@ -223,17 +224,19 @@ class JobReads:
                 jobs += [job for job, is_delayed in zip(page, pipe.execute(), strict=True) if is_delayed]
         return jobs
 
-    def _matching(self, tenant: str, search: str) -> Callable[[str], bool]:
-        """Return a test for ids: the id, or the part after `job_`, starts with `search`, or the name contains it."""
-        names, text = self._redis.hscan_iter(key(tenant, "names"), count=_PAGE), search.casefold()
-        named = {job_id for job_id, name in names if text in name.casefold()}
-        return lambda job_id: job_id in named or job_id.startswith((search, f"job_{search}"))
+    def _matches(self, tenant: str, search: str, ids: Sequence[str]) -> list[bool]:
+        """Return for each id whether it, or its part after `job_`, starts with `search`, or its name contains it."""
+        names, text = self._redis.hmget(key(tenant, "names"), ids), search.casefold()
+        return [
+            job_id.startswith((search, f"job_{search}")) or text in (name or "").casefold()
+            for job_id, name in zip(ids, names, strict=True)
+        ]
 
     def _ids(
         self,
         all_of: list[str],
         any_of: list[str] | None,
-        matches_search: Callable[[str], bool] | None,
+        matches_search: Callable[[Sequence[str]], list[bool]] | None,
         after: str | None,
         limit: int,
     ) -> list[str]:
@@ -257,7 +260,7 @@ class JobReads:
                 unions = [self._are_members(page, other) for other in any_of]
                 matches.append([any(of_one) for of_one in zip(*unions, strict=True)])
             if matches_search:
-                matches.append([matches_search(member) for member in page])
+                matches.append(matches_search(page))
             members += [member for member, *holds in zip(page, *matches, strict=True) if all(holds)]
         return members[:limit]
 

@@ -64,6 +64,8 @@ _MOVED_LINES = 2_000  # or metric points of a job; more of them move to the stor
 _MAX_FEED_ENTRIES = 100_000
 ARCHIVE_SECONDS = 30 * 86_400.0  # after the end of a job, until its record is compressed
 _MAX_COUNTED_SECONDS = 60.0  # of running time between two renewals: the clock may jump further
+# Errors of code that reads a damaged record or history.
+_DAMAGED = (CorruptArtifact, NotFound, UnreadableRecord, AttributeError, LookupError, TypeError, ValueError)
 _IDEMPOTENCY_SECONDS = 7 * 86_400
 _DELETED_SECONDS = 7 * 86_400  # for which the id of a deleted job is known, so that its submissions are deleted too
 _JOBS_AT_ONCE = 100  # whose streams move, or whose records are compressed
@@ -158,13 +160,16 @@ class JobStore(JobReads):
 
     @contextmanager
     def _skipping(self, place: str, member: str) -> Iterator[None]:
-        """Skip a job whose record or history is damaged, and remove it from `place`."""
+        """Skip a job whose record or history is damaged. Its next try follows `mark_streams`, or ARCHIVE_SECONDS."""
         try:
             yield
-        except (CorruptArtifact, NotFound, UnreadableRecord, ValueError) as error:
+        except _DAMAGED as error:
             with log_context(job_id=member.partition("/")[2]):
                 log.error("Cannot move or archive job %s: %s", member, error)
-            self._redis.srem(place, member) if place == TO_MOVE else self._redis.zrem(place, member)
+            if place == TO_MOVE:
+                self._redis.srem(place, member)
+            else:
+                self._redis.zadd(place, {member: self.now()}, xx=True)
 
     def _move_streams(self, tenant: str, job_id: str) -> None:
         """Move the metrics and the log of a job to the storage, and the events too if it has ended."""

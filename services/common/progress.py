@@ -9,6 +9,7 @@ from tlm_core.training.params import TrainParams
 
 # Below this share of a node, its measured time left is too noisy: the first step includes the start.
 _MEASURED = 0.05
+_MOST_BY_TIME = 0.95  # share of a node that elapsed time may reach, because the node has not ended
 
 
 def progress_of(
@@ -20,8 +21,12 @@ def progress_of(
     rate: float | None = None,
     unit: str = "steps",
     eta_seconds: float | None = None,
+    elapsed: float = 0.0,
 ) -> Progress:
-    """Return the progress while `node` runs. eta_seconds: measured time until the end of the node."""
+    """Return the progress while `node` runs. eta_seconds: measured time until the end of the node.
+
+    elapsed: seconds since the node began. They count for a node that reports no steps.
+    """
     nodes = situation.plan.nodes
     done = situation.done.keys() - {node.name}
     # The nodes of all seeds are about as far as this one, because they share the CPUs.
@@ -34,6 +39,8 @@ def progress_of(
     if any(expected := _expected(situation, slowdown)):
         seconds = dict(zip((other.name for other in nodes), expected, strict=True))
         side_by_side = situation.plan.side_by_side(node.group)
+        if not total and seconds[node.name] and not isinstance(node.params, TrainParams):
+            within = min(_MOST_BY_TIME, elapsed / side_by_side / seconds[node.name])
         passed = sum(seconds[name] for name in done) + within * sum(seconds[name] for name in running)
         measured = eta_seconds if within >= _MEASURED else None
         left = (1 - within) * seconds[node.name] if measured is None else measured / side_by_side

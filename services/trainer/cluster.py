@@ -121,7 +121,10 @@ class RayCluster:
         return bool(record["status"] == "PENDING" and heads and record["start_time"] < max(heads))
 
     def release(self, submission: str) -> None:
-        """Free the CPUs that a lost submission holds. Ray then reports the submission as failed, if it held any."""
+        """Free the CPUs that a lost submission holds. Ray then reports the submission as failed, if it held any.
+
+        If it held none, it waits until Ray's limit for a start, because Ray neither stops nor deletes it.
+        """
         name = f"{submission}.release"
         if self.status(name) is Status.UNKNOWN:
             command = ["python", "-c", _RELEASE, f"_ray_internal_job_actor_{submission}"]
@@ -155,10 +158,11 @@ class RayCluster:
         return [node for node in body["data"]["result"]["result"] if node["state"] == "ALIVE"]
 
     def delete(self, submission: str) -> None:
-        """Delete the record of an ended submission. An unknown one is ignored."""
-        response = self._request("DELETE", f"/api/jobs/{submission}")
-        if response.status_code != 404:
-            self._body(response)
+        """Delete the record of an ended submission, and first that of its release. Unknown ones are ignored."""
+        for name in (f"{submission}.release", submission):
+            response = self._request("DELETE", f"/api/jobs/{name}")
+            if response.status_code != 404:
+                self._body(response)
 
     def stop(self, submission: str) -> None:
         """Stop the submission. Has no effect if it is unknown or has ended."""

@@ -16,10 +16,13 @@ from services.trainer.patience import patiently
 from services.trainer.settings import METRICS_PORTS, TrainerSettings
 from services.trainer.worker import Broadcast, GroupRunner
 from tlm_core.errors import TLMError
+from tlm_core.names import new_id
 from tlm_core.pulse import PULSE
 from tlm_core.training.speed import device_kind, flop_of, rate_name, seconds_per_flop
 
 log = logging.getLogger(__name__)
+
+_RENEWED_SECONDS = 86_400.0  # The measurement may have run beside other work.
 
 
 def compute(
@@ -48,12 +51,13 @@ def compute(
 
 
 def measure_once(store: JobStore, assignment: Assignment, device: str) -> None:
-    """Store how fast this device trains, unless the store has it. It runs after the stages, so no job waits."""
+    """Store how fast this device trains, once a day. It runs after the stages, so its own job does not wait."""
     try:
         precision = store.get(assignment.tenant, assignment.job).resolved.recipe.number_format
         stored, name = store.rates(assignment.tenant), rate_name(flop_of(precision), device)
         rates = {"device": device}
-        if name not in stored:
+        # The ids of jobs sort by time.
+        if stored.get(name, "").rpartition(" ")[2] < new_id("job", store.now() - _RENEWED_SECONDS):
             rates[name] = f"{seconds_per_flop(precision, gpu=assignment.gpus > 0)} {assignment.job}"
         if not rates.items() <= stored.items():
             store.save_rates(assignment.tenant, rates)

@@ -58,6 +58,11 @@ log = logging.getLogger(__name__)
 
 # Runs a stage in the coordinator: (job, node, artifact id, input artifacts by name) → manifest of its output.
 LocalStage = Callable[[JobRecord, Node, str, Mapping[str, ManifestRef]], ManifestRef]
+# Outages that may concern this coordinator alone, so that another one can continue the job → why no job starts.
+_BLIND: Mapping[type[Outage], str] = {
+    ClusterUnavailable: "The Ray cluster does not answer.",
+    StorageUnavailable: "The storage does not answer.",
+}
 
 
 @dataclass
@@ -68,7 +73,7 @@ class _Held:
     seconds of the monotonic clock. verified: artifacts whose files have been checked.
     selecting: artifact id → unit and count of its selection's progress, and when it last changed. waiting: code of the
     error that the job waits for. claimed_at: when a new attempt was claimed; None after its first step. began: node →
-    when a round first saw its progress. rate: tokens per second. attempt, request_id: for logs.
+    when a round first saw its progress. rate: tokens per second of all groups. attempt, request_id: for logs.
     """
 
     tenant: str
@@ -93,15 +98,16 @@ class _Held:
         return {"job_id": self.id, "attempt": self.attempt, "request_id": self.request_id}
 
     def measure(self, situation: Situation) -> None:
-        """Measure how long stages take, for Prometheus."""
+        """Measure the speed, and how long stages take, for Prometheus."""
         job, done, now = situation.job, situation.done, time.monotonic()
+        working = {node.group for node in situation.ready() if node.place is Place.WORKERS and job.works(node.group)}
+        self.rate = sum(job.beats[group].rate for group in working)
         for node in situation.ready():
             # Until the workers of this attempt work, the progress of their stage is of an earlier attempt.
-            waits = node.place is Place.WORKERS and not job.works(node.group)
+            waits = node.place is Place.WORKERS and node.group not in working
             if not job.progress or node.name != job.progress.node or waits:
                 continue
             self.began.setdefault(node.name, now)
-            self.rate = job.progress.rate or 0.0 if job.progress.unit == "tokens" else 0.0
             if self.claimed_at is not None and job.progress.step and node.place is Place.WORKERS:
                 FIRST_STEP.observe(now - self.claimed_at)
                 self.claimed_at = None
@@ -144,8 +150,8 @@ class Coordinator:
         # report because the store was away or this machine was suspended.
         self._now = self._stall_grace_until = -math.inf
         self._stepped_at = time.monotonic()
-        # Whether this coordinator has given jobs up because it cannot reach Ray. It then claims none until Ray answers.
-        self._blind = False
+        # Why this coordinator has given jobs up. It claims none until it reaches Ray and the storage again.
+        self._blind: set[type[Outage]] = set()
         self._full = ""  # the message of the error of a full disk
         # Why no job starts although slots are free, and when this was reported.
         self._reported: tuple[str, float] = ("", -math.inf)
@@ -213,12 +219,12 @@ class Coordinator:
             self._backing_off.update(self.store.delayed())
         self._backing_off = {job for job in self._backing_off if self._backs_off(*job)}
         self._unrenewed = self._still_unrenewed()
-        self._blind = self._blind and not self.cluster.answers()
+        self._blind = {outage for outage in self._blind if not self._is_over(outage)}
         self._claim_jobs()
         self._report_obstacle()
 
     def _claim_jobs(self) -> None:
-        while not self._blind:
+        while ClusterUnavailable not in self._blind:
             try:
                 job = self.store.claim(self.owner, self.settings.lease_seconds, self._claimable())
             except UnreadableRecord as error:  # Its lease expires, and a coordinator of another release claims it.
@@ -243,7 +249,7 @@ class Coordinator:
 
     def _report_obstacle(self) -> None:
         """Report why no job starts although slots are free. Each write costs an fsync, so equal reports are rare."""
-        obstacle = "The Ray cluster does not answer." if self._blind else self._full
+        obstacle = next((reason for outage, reason in _BLIND.items() if outage in self._blind), self._full)
         last, reported_at = self._reported
         now = time.monotonic()
         if obstacle == last and now - reported_at < OBSTACLE_SECONDS / 3:
@@ -264,7 +270,7 @@ class Coordinator:
     def _claimable(self) -> Claimable:
         """Return which jobs may be claimed, so that no more than `concurrency` of them run."""
         room = self.settings.concurrency - len(self._held) - len(self._backing_off)
-        if room <= 0:
+        if room <= 0 or self._blind:
             self._full = ""
             return "stopping"
         return "any" if room > len(self._unrenewed or ()) and self._has_space() else "leased"
@@ -530,7 +536,10 @@ class Coordinator:
             self.store.report(job.tenant, job.id, job.attempt, progress=progress)
 
     def _wait(self, job: JobRecord, held: _Held, error: Outage) -> None:
-        """Report, once for each reason, that a job waits. Give the job up if Ray does not answer for `hang_seconds`."""
+        """Report, once for each reason, that a job waits.
+
+        Give the job up if Ray or the storage does not answer for `hang_seconds`. It keeps its attempt.
+        """
         held.selecting.clear()  # A wait is no hang.
         if held.waiting != error.code:
             held.waiting = error.code
@@ -539,15 +548,25 @@ class Coordinator:
             report_waiting(self.store, job, error)
 
         elif (
-            isinstance(error, ClusterUnavailable)
+            type(error) in _BLIND
             and self._now - held.waiting_since > self.settings.hang_seconds
-            and not self.cluster.answers()
+            and not self._is_over(type(error))
         ):
-            # Another coordinator may reach the cluster.
             log.warning("Giving up job %s: %s", job.id, error)
             self.store.renew(job.tenant, job.id, self.owner, 0.0)
             self._release(held)
-            self._blind = True
+            self._blind.add(type(error))
+
+    def _is_over(self, outage: type[Outage]) -> bool:
+        """Return whether Ray or the storage can be reached again."""
+        if outage is ClusterUnavailable:
+            return self.cluster.answers()
+        try:
+            with self.artifacts.errors("checking the storage"):
+                self.artifacts.check_mounted()
+        except TLMError:
+            return False
+        return True
 
     # --- ending -------------------------------------------------------------------------------------------------
 

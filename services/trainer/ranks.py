@@ -74,6 +74,7 @@ def run_workers(assignment: Assignment) -> None:
     Reports what workers cannot report, such as their death.
     """
     from services.trainer.compute import drain_on_sigterm
+    from services.trainer.patience import patiently
     from services.trainer.settings import TrainerSettings
 
     job, attempt = assignment.job, assignment.attempt
@@ -92,7 +93,7 @@ def run_workers(assignment: Assignment) -> None:
     def report(error: WorkerLost | None) -> None:
         if error is not None:
             events = [("attempt.error", error.as_dict())]
-            growth.store.report(assignment.tenant, job, attempt, events=events)
+            patiently(lambda: growth.store.report(assignment.tenant, job, attempt, events=events))
 
     with work_folder(settings.scratch, f"{job}-{attempt}-ray") as work:
         try:
@@ -214,6 +215,10 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
 
     Before that, each worker installs its handler of SIGTERM in its main thread.
     """
+
+    # Each rank sees only its own GPU, as cuda:0. With the default of Ray Train, it would see those of all ranks on its
+    # node, and all would compute on the first.
+    share_cuda_visible_devices = False
 
     def on_start(self, worker_group: WorkerGroup, backend_config: _ProcessGroup) -> None:
         from services.trainer.patience import patiently

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 
 from services.common.jobstore import JobStore
 from services.common.liveness import Liveness
@@ -53,9 +53,9 @@ class JobReporter:
     """A `Reporter` (tlm_core.training.stage) over the job store.
 
     It sends new entries every `interval` seconds, and a report at least every `heartbeat` seconds. A report shows that
-    the worker is alive, and for how long the group has made no progress. draining: set when the attempt must stop at
-    a checkpoint. While Redis is unavailable or full, the reporter buffers reports and training continues. Once the
-    attempt has ended, `progress` always returns False.
+    the worker is alive, for how long the group has made no progress, and how far a stage without steps is. draining:
+    set when the attempt must stop at a checkpoint. While Redis is unavailable or full, the reporter buffers reports and
+    training continues. Once the attempt has ended, `progress` always returns False.
     """
 
     def __init__(
@@ -77,15 +77,19 @@ class JobReporter:
         self._interval = interval
         self._heartbeat = heartbeat
         self._lock = threading.Lock()
+        self._sending = threading.Lock()
         self._wake = threading.Event()
         self._closed = False
         self._continue = True
         self._draining = draining or threading.Event()
         self._stale = False
         self._node: tuple[Situation, Node] | None = None
+        self._began = 0.0  # the current node
         self._pending = _Report()
+        self._without_steps: Callable[[], Progress] | None = None  # the progress of a node that has reported no steps
         self._logged_tenth = 0  # of the current node
         self._latest: dict[str, float | int | str | None] = {}
+        self._rate = 0.0  # tokens per second
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
         self._thread.start()
 
@@ -99,11 +103,18 @@ class JobReporter:
         STEP.labels(self._job[1], node.name).set(step)
         if rate is not None:
             SPEED.labels(self._job[1], node.name, unit).set(rate)
+        self._rate = rate or 0.0 if unit == "tokens" else 0.0
+        began = self._began
+
+        def current() -> Progress:
+            return progress_of(
+                situation, node, step=step, total=total, rate=rate, unit=unit, eta_seconds=eta_seconds,
+                elapsed=time.monotonic() - began,
+            )  # fmt: skip
+
         with self._lock:
             self._log_step(node, step, total, rate, unit)
-            self._pending.progress = partial(
-                progress_of, situation, node, step=step, total=total, rate=rate, unit=unit, eta_seconds=eta_seconds
-            )
+            self._pending.progress, self._without_steps = current, None if total else current
             return self._may_continue()
 
     def _log_step(self, node: Node, step: int, total: int, rate: float | None, unit: str) -> None:
@@ -139,7 +150,7 @@ class JobReporter:
 
     def start_node(self, situation: Situation, node: Node) -> None:
         """Make `node` the current one: later progress, metrics and log lines are of this node."""
-        self._node = (situation, node)
+        self._node, self._began = (situation, node), time.monotonic()
         self._logged_tenth, self._latest = 0, {}
         STEP.clear()
         SPEED.clear()
@@ -160,6 +171,10 @@ class JobReporter:
     def _may_continue(self) -> bool:
         return self._continue and not self.draining
 
+    def flush(self) -> None:
+        """Send the pending report. The store refuses later ones if the job ends."""
+        self._send()
+
     def close(self) -> None:
         """Send the pending report and end the thread."""
         self._closed = True
@@ -172,9 +187,11 @@ class JobReporter:
             closing = self._closed
             idle, limit = self._liveness.sample()
             with self._lock:
+                if waited >= self._heartbeat:
+                    self._pending.progress = self._pending.progress or self._without_steps
                 pending = bool(self._pending)
             if pending or waited >= self._heartbeat:
-                self._send(Beat(idle=idle, limit=limit))
+                self._send(Beat(idle=idle, limit=limit, rate=self._rate))
                 waited = 0.0
             if closing:
                 return
@@ -194,11 +211,14 @@ class JobReporter:
                     if draining:
                         self._draining.set()
 
-    def _send(self, beat: Beat) -> None:
-        with self._lock:
-            report, self._pending = self._pending, _Report()
-        if self._stale:
-            return
+    def _send(self, beat: Beat | None = None) -> None:
+        with self._sending:  # Reports stay in order.
+            with self._lock:
+                report, self._pending = self._pending, _Report()
+            if not self._stale:
+                self._send_report(report, beat)
+
+    def _send_report(self, report: _Report, beat: Beat | None) -> None:
         try:
             progress = report.progress() if report.progress else None
             state = self._store.report(
@@ -207,7 +227,7 @@ class JobReporter:
                 metrics=report.metrics,
                 events=report.events,
                 logs=report.logs,
-                beat=(self._group, beat),
+                beat=(self._group, beat) if beat else None,
             )
             self._continue = self._continue and state is State.RUNNING
         except Unavailable as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 
+from pydantic import field_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.common.settings import ServiceSettings
@@ -20,7 +21,7 @@ class TrainerSettings(ServiceSettings):
     ray_url: str = "http://127.0.0.1:8265"
     concurrency: int = 1  # jobs that one coordinator drives at the same time
     lease_seconds: float = 30.0
-    hang_seconds: float = 120.0  # a coordinator whose step, or whose wait for Ray, takes longer gives its jobs up
+    hang_seconds: float = 120.0  # if a step, or a wait for Ray or the storage, is longer, coordinators give jobs up
     poll_seconds: float = 0.5
     metrics_port: int | None = None  # at which the coordinator serves its metrics to Prometheus
     worker_metrics_port: int | None = None  # the first of METRICS_PORTS ports at which workers serve theirs
@@ -34,8 +35,16 @@ class TrainerSettings(ServiceSettings):
     drain_seconds: float = 100.0  # a worker that runs for this long after SIGTERM ends without a checkpoint
     worker_cpus: float = 1.0
     job_cpus: float | None = None  # CPUs that the workers of a job share; replaces worker_cpus
-    worker_gpus: float = 0.0
+    worker_gpus: float = 0.0  # 0 or 1
     python: str = sys.executable
+
+    @field_validator("worker_gpus")
+    @classmethod
+    def _none_or_one(cls, gpus: float) -> float:
+        """Refuse a share of a GPU, because ranks cannot share one, and several GPUs, because a worker uses one."""
+        if gpus not in (0.0, 1.0):
+            raise ValueError(f"TLM_TRAINER_WORKER_GPUS is {gpus:g}. Set it to 1, the GPUs of each worker, or to 0.")
+        return gpus
 
     def cpus_per_worker(self, workers: int, side_by_side: int = 1) -> float:
         """Return the number of CPUs of each worker. side_by_side: groups of a job's seeds that share the CPUs.

@@ -14,6 +14,7 @@ from services.common.retriever_client import RetrieverClient
 from services.trainer.cluster import RayCluster, Status, Submitted
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import ClusterUnavailable, Conflict, NotFound, UnreadableRecord
+from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import ACTIVE, TERMINAL, State
 from tlm_core.names import JOB_ID
 
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 
 # Kind of folder → levels below TENANT/KIND at which a record names each folder, or a folder inside it.
 _DEPTHS = {"artifacts": 2, "checkpoints": 3, "corpora": 2, "datasets": 1, "jobs": 2, "parts": 1, "uploads": 1}
+_MEASURING_SECONDS = 120.0
 _ORPHAN_SECONDS = 7 * 86_400.0
 _FEW = 20
 _MANY = 1_000_000
@@ -38,14 +40,22 @@ class Sweeper:
         """Sweep once. Several coordinators may sweep at the same time. Raises the first error of Ray, at the end."""
         errors = []
         for submitted in self.cluster.submissions():
-            with log_context(job_id=submitted.job, attempt=submitted.attempt):
+            job = self._job(submitted)
+            request_id = job.request_id if job else ""
+            with log_context(job_id=submitted.job, attempt=submitted.attempt, request_id=request_id):
                 try:
-                    if self._has_ended(submitted):
+                    if self._has_ended(submitted, job):
                         self._clear(submitted)
                 except ClusterUnavailable as error:  # Ray may refuse one submission; the others must not pile up.
                     errors.append(error)
         if errors:
             raise errors[0]
+
+    def _job(self, submitted: Submitted) -> JobRecord | None:
+        try:
+            return self.store.get(submitted.tenant, submitted.job)
+        except (NotFound, UnreadableRecord):
+            return None
 
     def _clear(self, submitted: Submitted) -> None:
         if submitted.status is Status.WAITING and self.cluster.is_lost(submitted.id):
@@ -57,15 +67,18 @@ class Sweeper:
         else:
             self.cluster.delete(submitted.id)
 
-    def _has_ended(self, submitted: Submitted) -> bool:
-        """Return whether the attempt has ended, or its job was deleted. False for jobs of other installations."""
-        try:
-            job = self.store.get(submitted.tenant, submitted.job)
-        except NotFound:
+    def _has_ended(self, submitted: Submitted, job: JobRecord | None) -> bool:
+        """Return whether the attempt has ended, or its job was deleted. False for jobs of other installations.
+
+        The workers of a job that has succeeded have some time to measure their device.
+        """
+        if job is None:
             return self.store.was_deleted(submitted.tenant, submitted.job)
-        except UnreadableRecord:
-            return False
-        return job.attempt > submitted.attempt or job.state not in ACTIVE
+        if job.attempt > submitted.attempt:
+            return True
+        measures = job.state is State.SUCCEEDED and submitted.status is Status.RUNNING
+        since = (job.finished_at or 0.0) + (_MEASURING_SECONDS if measures else 0.0)
+        return job.state not in ACTIVE and since <= self.store.now()
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,8 @@ class NullReporter:
 
     def event(self, type: str, **_: object) -> None: ...
 
+    def flush(self) -> None: ...
+
 
 @dataclass(frozen=True)
 class GroupRunner:
@@ -149,7 +151,6 @@ class GroupRunner:
             job = situation.job
             with work_folder(self.scratch, f"{job.id}-{job.attempt}-{node.name}-{self.rank}") as work:
                 self._compute(situation, node, work, reporter or NullReporter())
-            log.info("Finished %s", node.name)
         elif self.rank == 0:
             self._publish(situation, node, situation.artifact_id(node), dropped)
 
@@ -190,7 +191,7 @@ class GroupRunner:
             raise
         finally:
             checkpoints.close(required=stopped)
-        if self.rank == 0 and self._write(situation, node, out, meta) != artifact:
+        if self.rank == 0 and self._write(situation, node, out, meta, reporter) != artifact:
             checkpoints.drop()
 
     def _read_input(self, situation: Situation, source: str, read: Callable[[ManifestRef], _Value]) -> _Value:
@@ -204,7 +205,14 @@ class GroupRunner:
         except (NotFound, CorruptArtifact) as error:
             raise situation.invalidate(self.store, situation.plan.node(source), error) from error
 
-    def _write(self, situation: Situation, node: Node, out: Path, meta: Mapping[str, object]) -> str:
+    def _write(
+        self,
+        situation: Situation,
+        node: Node,
+        out: Path,
+        meta: Mapping[str, object],
+        reporter: JobReporter | NullReporter,
+    ) -> str:
         """Publish the content of `out` as the node's artifact. Returns the artifact id.
 
         An artifact that depends on memory or on the hub is excluded from the cache, so its id depends on the job.
@@ -213,6 +221,8 @@ class GroupRunner:
         artifact = situation.artifact_id(replace(node, reusable=node.reusable and cached))
         folder = f"{folder_prefix(job, artifact)}{job.attempt}"
         ref = self.artifacts.write(folder, out, artifact=artifact, stage=node.stage.name, meta=meta, retry=patiently)
+        log.info("Finished %s", node.name)
+        reporter.flush()  # The job ends with its last artifact, and has no later log lines.
         if self._publish(situation, node, artifact, ref, cached=cached) != ref:
             self.artifacts.delete(folder)
         return artifact

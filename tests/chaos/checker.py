@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tlm_core.jobs.spec import Event
@@ -55,8 +55,9 @@ class Record:
 
 @dataclass
 class History:
-    """All that was seen. torn: published artifacts that somebody read incomplete."""
+    """All that was seen. torn: published artifacts that somebody read incomplete. planned: keys that clients submit."""
 
+    planned: set[str] = field(default_factory=set)
     answers: list[Answer] = field(default_factory=list)
     writes: list[Write] = field(default_factory=list)
     records: dict[str, Record] = field(default_factory=dict)
@@ -68,11 +69,23 @@ def violations(history: History) -> list[str]:
     return [*_lost(history), *_doubled(history.records), *_torn(history.torn), *_back(history), *_late(history.writes)]
 
 
+def kinds(contradictions: Iterable[str]) -> Counter[str]:
+    """Return how many contradictions there are of each kind."""
+    return Counter(line.partition(":")[0] for line in contradictions)
+
+
+def is_expected(contradictions: Sequence[str], kind: str) -> bool:
+    """Return whether one of them is of the kind that a planted bug causes, or with kind "" whether there are none."""
+    return kind in kinds(contradictions) if kind else not contradictions
+
+
 def _torn(torn: Iterable[str]) -> Iterator[str]:
     yield from (f"torn artifact: {artifact}" for artifact in torn)
 
 
 def _lost(history: History) -> Iterator[str]:
+    for key in sorted(history.planned - {answer.key for answer in history.answers}):
+        yield f"refused job: no gateway accepted {key}"
     for key, job in sorted({(answer.key, answer.job) for answer in history.answers}):
         if job not in history.records:
             yield f"lost job: {key} was accepted as {job}, which has no record"

@@ -252,16 +252,27 @@ class Chaos:
         with httpx.Client(timeout=6, trust_env=False) as client:
             for place, number in enumerate(numbers):
                 self._await_faults(place / max(1, len(numbers) - 1), patience)
-                self._job(client, rng, number, time.monotonic() + patience)
+                name, body = name_of(number), self._body(number)
+                try:
+                    self.follow(client, rng, name, body, time.monotonic() + patience)
+                except TimeoutError as error:  # The checker reports a job that was not accepted or does not end.
+                    say(f"{name}: {error}")
 
     def _await_faults(self, share: float, seconds: float) -> None:
         """Wait for this share of the planned faults, so that fast jobs do not end before all faults."""
         wait_for(lambda: len(self.faults) >= int(self.planned * share), seconds)
 
-    def _job(self, client: httpx.Client, rng: random.Random, number: int, deadline: float) -> None:
-        name = f"chaos-{number}"
-        # Some jobs have equal work, which is computed once.
-        body = {**job_of(number * 4 // 5, groups=1 if self.ray else 2), "name": name}
+    def _body(self, number: int) -> dict[str, Any]:
+        """Return the request of a job. Some jobs have equal work, which is computed once."""
+        return job_of(number * 4 // 5, groups=1 if self.ray else 2)
+
+    def follow(
+        self, client: httpx.Client, rng: random.Random, name: str, body: dict[str, Any], deadline: float
+    ) -> None:
+        """Submit a job, follow it to its end, and sometimes pause, resume or cancel it.
+
+        Raises TimeoutError if no gateway answers.
+        """
 
         def ask(method: str, path: str, **more: Any) -> str:
             sent_at = time.time()
@@ -275,7 +286,7 @@ class Chaos:
 
         job = ""
         for _ in range(rng.choice([1, 2])):  # A client that repeats its request gets the same job.
-            job = ask("POST", "/v1/jobs", json=body, headers={"Idempotency-Key": name}) or job
+            job = ask("POST", "/v1/jobs", json={**body, "name": name}, headers={"Idempotency-Key": name}) or job
         verbs = rng.choices([[], ["cancel"], ["pause", "resume"]], [8, 1, 1])[0]
         while job and time.monotonic() < deadline:
             time.sleep(rng.uniform(0.3, 0.9))
@@ -290,13 +301,13 @@ class Chaos:
     # --- faults --------------------------------------------------------------------------------------------------
 
     def inject(self, fault: Fault) -> None:
-        """Apply a fault, wait, and heal it."""
-        done = {**asdict(fault), "at": time.time(), "job": "", "pid": 0}
+        """Apply a fault, wait, and heal it. `injected` records whether its target was there."""
+        done = {**asdict(fault), "at": time.time(), "job": "", "pid": 0, "injected": True}
         self.faults.append(done)
         if fault.target == "redis":
             self._break_redis(fault)
         elif fault.target == "clock" and not _FAKETIME:
-            say("not injected: step clock (it needs libfaketime)")
+            done["injected"] = False
         elif fault.target == "clock":
             self._clock((2 * fault.pick - 1) * _MOST_CLOCK_SECONDS)
             time.sleep(fault.seconds)
@@ -316,25 +327,29 @@ class Chaos:
             proxy.set("pass")
         elif fault.target == "head":
             assert isinstance(self.cluster, RayHead)
-            self.cluster.kill_head()
+            done["injected"] = self.cluster.kill_head()
         elif fault.target == "worker":
-            if runs := self.cluster.running():
+            runs = self.cluster.running()
+            done["injected"] = bool(runs)
+            if runs:
                 run = runs[int(fault.pick * len(runs))]
                 done["job"] = Assignment.read(run.arguments).job
                 run.lost = fault.kind == "lose"
-                self._signal(run.process, fault)
+                done["injected"] = self._signal(run.process, fault)
         else:
             targets = [process for (role, _), process in self.processes.items() if role == fault.target]
             process = targets[int(fault.pick * len(targets))]
             done["pid"] = process.pid
-            self._signal(process, fault)
+            done["injected"] = self._signal(process, fault)
 
     @staticmethod
-    def _signal(process: HasPid, fault: Fault) -> None:
-        send(process, signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP)
-        if fault.kind != "kill":
+    def _signal(process: HasPid, fault: Fault) -> bool:
+        """Kill or stop a process. Return whether it was there."""
+        sent = send(process, signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP)
+        if sent and fault.kind != "kill":
             time.sleep(fault.seconds)
             send(process, signal.SIGCONT)
+        return sent
 
     def _break_redis(self, fault: Fault) -> None:
         with self._redis_lock:
@@ -365,6 +380,7 @@ class Chaos:
     def run(self, seed: int, jobs: int, clients: int, faults: list[Fault], patience: float) -> None:
         """Run all jobs and faults. patience: seconds that a client waits for the end of a job."""
         self.planned = len(faults)
+        self.history.planned = {name_of(number) for number in range(jobs)}
         with self.running():
             self.add_dataset()
             with ThreadPoolExecutor(clients) as users, ThreadPoolExecutor(4) as breakers:
@@ -379,8 +395,7 @@ class Chaos:
                         break
                     injections.append(breakers.submit(self.inject, fault))
                 for user in runs:
-                    with suppress(TimeoutError):
-                        user.result()
+                    user.result()
                 for injection in injections:
                     injection.result()
             self.collect()
@@ -414,6 +429,11 @@ class Chaos:
                     self.history.torn.append(f"the result of {job} has other content")
         except NotFound as error:
             self.history.torn.append(f"the result of {job}: {error}")
+
+
+def name_of(number: int) -> str:
+    """Return the name of a job, which is also its idempotency key."""
+    return f"chaos-{number}"
 
 
 def job_of(number: int, **options: Any) -> dict[str, Any]:

@@ -36,14 +36,20 @@ SCRIPT_BUGS = {
     ),
     "lost-requeue": ("move", "redis.call('ZADD', queue, redis.call('HGET', KEYS[1], 'created_at') or stamp, ARGV[2])"),
 }
-# Bug → the options of a run that shows it. `early-acknowledgment` is a Redis that answers before it writes to its disk.
+# Bug → the options of a run that shows it, and the kind of report that the checker must have among others.
+# `early-acknowledgment` is a Redis that answers before it writes to its disk.
 BUGS: dict[str, dict[str, Any]] = {
-    "no-fencing": {"jobs": 40, "faults": 30, "wait": 1.0, "fault": ["lose worker"]},
-    "no-idempotency": {"jobs": 24, "faults": 16, "wait": 1.5, "fault": ["cut network", "kill gateway"]},
-    "early-acknowledgment": {"jobs": 24, "faults": 8, "wait": 2.0, "fault": ["kill redis"]},
-    "torn-manifest": {"jobs": 16, "faults": 8, "wait": 2.0},
-    "lost-requeue": {"jobs": 16, "faults": 12, "wait": 1.5, "fault": ["kill worker", "lose worker"]},
-}
+    "no-fencing": {"jobs": 40, "faults": 30, "wait": 1.0, "fault": ["lose worker"], "expected": "late write"},
+    "no-idempotency": {
+        "jobs": 24, "faults": 16, "wait": 1.5, "fault": ["cut network", "kill gateway"], "expected": "double job",
+    },
+    "early-acknowledgment": {"jobs": 24, "faults": 8, "wait": 2.0, "fault": ["kill redis"], "expected": "lost job"},
+    "torn-manifest": {"jobs": 16, "faults": 8, "wait": 2.0, "expected": "torn artifact"},
+    "lost-requeue": {
+        "jobs": 16, "faults": 12, "wait": 1.5, "fault": ["kill worker", "lose worker"],
+        "expected": "job without an end",
+    },
+}  # fmt: skip
 
 _context = get_context("forkserver")
 _PRELOADED = [*MAIN.values(), WORKER, __name__, "tests.chaos.kind"]

@@ -20,10 +20,12 @@ class HasPid(Protocol):
     def pid(self) -> int | None: ...
 
 
-def send(process: HasPid, number: signal.Signals) -> None:
-    """Send a signal to a process and its children."""
+def send(process: HasPid, number: signal.Signals) -> bool:
+    """Send a signal to a process and its children. Return whether there is such a process."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid or 0, number)
+        return True
+    return False
 
 
 @dataclass

@@ -113,10 +113,13 @@ class RayHead:
         except httpx.HTTPError:
             return False
 
-    def kill_head(self) -> None:
-        """Kill all processes of the head, and none of the node."""
+    def kill_head(self) -> bool:
+        """Kill all processes of the head, and none of the node. Return whether there were any."""
+        ran = False
         while kill_processes({**self._marks, "CHAOS_RAY_PART": "head"}):
+            ran = True
             time.sleep(0.1)
+        return ran
 
     def supervise(self) -> None:
         """Start the head again if it has ended, also for the loss of Redis, or has not answered for a minute."""

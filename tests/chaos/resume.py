@@ -1,4 +1,4 @@
-"""`python -m tests.chaos.resume [--run RUN] [--kills N] [--ray]`: real training that is killed and resumes.
+"""`python -m tests.chaos.resume [--run RUN | --all] [--kills N] [--ray]`: real training that is killed and resumes.
 
 The worker is killed N times in each stage that writes checkpoints. The files of each stage must equal those of a job
 that nobody interrupts, byte for byte. With --ray, the killed worker runs on a real Ray node.
@@ -113,23 +113,29 @@ def _files(chaos: Chaos, record: JobRecord, nodes: Sequence[Node]) -> dict[str, 
     }
 
 
+def differs(name: str, options: argparse.Namespace) -> bool:
+    """Run with and without kills. Return whether a file differs."""
+    folder = Path(tempfile.mkdtemp(prefix="resume-"))
+    say(f"{name}, seed {options.seed}, logs in {folder}")
+    whole = run(folder / "whole", name, 0, random.Random())
+    killed = run(folder / "killed", name, options.kills, random.Random(options.seed), ray=options.ray)
+    for node in whole:
+        different = sorted(file for file in whole[node] if whole[node][file] != killed[node].get(file))
+        say(f"{node}: {len(whole[node])} files, different: {', '.join(different) or 'none'}")
+    return whole != killed
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", choices=RUNS, default="train")
+    parser.add_argument("--all", action="store_true", help="all runs, one after another")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--ray", action="store_true", help="run the killed workers on a real Ray node")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     processes.preload("tlm_core.training.encoder_stages", "tlm_core.training.evaluate", "tlm_core.training.export")
-    folder = Path(tempfile.mkdtemp(prefix="resume-"))
-    say(f"seed {options.seed}, logs in {folder}")
-    whole = run(folder / "whole", options.run, 0, random.Random())
-    killed = run(folder / "killed", options.run, options.kills, random.Random(options.seed), ray=options.ray)
-    for node in whole:
-        differ = sorted(name for name in whole[node] if whole[node][name] != killed[node].get(name))
-        say(f"{node}: {len(whole[node])} files, different: {', '.join(differ) or 'none'}")
-    return int(whole != killed)
+    return int(max([differs(name, options) for name in (RUNS if options.all else [options.run])]))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 import signal
+import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,9 +16,12 @@ import pytest
 
 from services.common.jobstore import JobStore
 from tests.chaos import harness
-from tests.chaos.checker import Answer, History, Record, Write, violations
+from tests.chaos.__main__ import read_options
+from tests.chaos.checker import Answer, History, Record, Write, is_expected, violations
 from tests.chaos.harness import FAST, Chaos, Fault, job_of, plan_faults
-from tests.chaos.processes import SCRIPT_BUGS
+from tests.chaos.processes import BUGS, SCRIPT_BUGS
+from tests.chaos.ray import JobServer
+from tests.chaos.times import GOALS, missed_goals
 from tests.contract.gateway import TRAIN, T
 from tests.redis_server import free_port
 from tests.support import wait_for
@@ -38,10 +42,15 @@ def made_history() -> History:
     events = [Event(seq=n, type=type, at=n, attempt=attempt, data=data)
               for n, (type, attempt, data) in enumerate(rows, 1)]  # fmt: skip
     return History(
+        planned={"k"},
         answers=[Answer(1, 1.1, "k", JOB, "queued", 1), Answer(12, 12.1, "k", JOB, "succeeded", 11)],
         writes=[Write(JOB, 1, 1), Write(JOB, 2, 2), Write(JOB, 3, 3)],
         records={JOB: Record("k", State.SUCCEEDED, events)},
     )
+
+
+def refuse(history: History) -> None:
+    history.planned.add("k2")
 
 
 def lose(history: History) -> None:
@@ -93,18 +102,38 @@ def test_checker_accepts_a_job_that_moved_between_workers() -> None:
     assert violations(made_history()) == []
 
 
-@pytest.mark.parametrize(
-    ("damage", "word"),
-    [
-        (lose, "lost job"), (double_job, "double job"), (double_commit, "double commit"), (go_back, "state went back"),
-        (wrong_path, "state went back"), (skip_event, "lost event"), (stay_queued, "job without an end"),
-        (fail, "failed job"), (write_late, "late write"), (tear, "torn artifact"),
-    ],
-)  # fmt: skip
-def test_checker_finds(damage: Callable[[History], None], word: str) -> None:
+DAMAGES = [
+    (refuse, "refused job"), (lose, "lost job"), (double_job, "double job"), (double_commit, "double commit"),
+    (go_back, "state went back"), (wrong_path, "state went back"), (skip_event, "lost event"),
+    (stay_queued, "job without an end"), (fail, "failed job"), (write_late, "late write"), (tear, "torn artifact"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "kind"), DAMAGES)
+def test_checker_finds(damage: Callable[[History], None], kind: str) -> None:
     history = made_history()
     damage(history)
-    assert any(line.startswith(word) for line in violations(history)), violations(history)
+    assert is_expected(violations(history), kind), violations(history)
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_only_its_own_report_shows_a_planted_bug(bug: str) -> None:
+    expected = read_options(["--bug", bug]).expected
+    assert expected in {kind for _, kind in DAMAGES}
+    others = [f"{kind}: job_1" for _, kind in DAMAGES if kind != expected]
+    assert not is_expected(others, expected) and is_expected([*others, f"{expected}: job_1"], expected)
+
+
+def test_run_without_a_bug_expects_no_report() -> None:
+    expected = read_options([]).expected
+    assert is_expected([], expected) and not is_expected(["failed job: job_1"], expected)
+
+
+@pytest.mark.parametrize("name", GOALS)
+def test_time_beyond_its_goal_is_reported(name: str) -> None:
+    noticed, resumed = GOALS[name]
+    assert missed_goals(name, noticed, resumed) == []
+    assert len(missed_goals(name, noticed + 0.1, resumed)) == len(missed_goals(name, noticed, resumed + 0.1)) == 1
 
 
 def test_planted_bugs_change_the_scripts_of_the_store() -> None:
@@ -116,16 +145,18 @@ def test_plan_of_a_seed_can_be_replayed() -> None:
     assert plan_faults(3, 50, 1.0) == plan_faults(3, 50, 1.0) != plan_faults(4, 50, 1.0)
 
 
-def test_clock_steps_stay_in_the_plan_without_libfaketime(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (fault,) = plan_faults(3, 1, 1.0, ["step clock"])
+@pytest.mark.parametrize("name", ["step clock", "kill worker", "lose worker", "stop gateway"])
+def test_fault_without_a_target_counts_as_not_injected(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (fault,) = plan_faults(3, 1, 1.0, [name])
     monkeypatch.setattr(harness, "_FAKETIME", None)
+    with subprocess.Popen(["true"], start_new_session=True) as ended:
+        ended.wait()
     chaos = Chaos.__new__(Chaos)
-    chaos.faults = []
+    chaos.faults, chaos.processes = [], {("gateway", 0): ended}  # type: ignore[dict-item]
+    chaos.cluster = JobServer(lambda _: pytest.fail("no worker starts"))
     chaos.inject(fault)
-    assert [done["kind"] for done in chaos.faults] == ["step"]
-    assert capsys.readouterr().out == "not injected: step clock (it needs libfaketime)\n"
+    chaos.cluster.close()
+    assert [(f"{done['kind']} {done['target']}", done["injected"]) for done in chaos.faults] == [(name, False)]
 
 
 def figures(port: int) -> dict[str, float]:
@@ -222,4 +253,5 @@ def test_short_run_keeps_all_guarantees(tmp_path: Path) -> None:
     ]  # fmt: skip
     chaos.run(seed=1, jobs=12, clients=4, faults=faults, patience=150)
     assert violations(chaos.history) == []
-    assert len(chaos.history.records) == 12 and len(chaos.faults) >= 4
+    assert len(chaos.history.records) == 12
+    assert sum(fault["injected"] for fault in chaos.faults) >= 4

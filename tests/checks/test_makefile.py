@@ -1,7 +1,8 @@
-"""`make setup` states its size, and recovers from an interrupted set-up."""
+"""`make setup` states its size and its time, and recovers from an interrupted set-up."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -43,3 +44,17 @@ def test_demo_states_the_download_before_it_starts(folder: Path) -> None:
     planned = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
     first = planned.splitlines()[0]
     assert first.startswith("echo") and "downloads 3.3 GB" in first and "tlm_client.demo" in planned
+
+
+def test_setup_prints_its_time_if_it_did_work(folder: Path) -> None:
+    programs = folder / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    for name in ("python", "uv"):
+        (programs / name).write_text("#!/bin/sh\nsleep 1\n", encoding="utf-8")
+        (programs / name).chmod(0o755)
+    command = ["make", "--no-print-directory", "setup"]
+    first, second = (
+        subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout for _ in range(2)
+    )
+    assert re.search(r"^Set-up took (?!0:00)\d+:\d\d \(minutes:seconds\)\.$", first, re.MULTILINE)
+    assert "took" not in second

@@ -327,14 +327,11 @@ def make_report(
     """
     task, rng = tickets(labels), np.random.default_rng(1)
 
-    def outputs(skill: float) -> dict[str, np.ndarray]:
-        return {split: noisy_outputs(task.targets(split), len(labels), skill, rng) for split in task.splits}
-
     cost = make_cost(len(seeds))
-    of_linear = outputs(skill - 0.1)
+    of_linear = noisy_splits(task, skill - 0.1, rng)
     facts = {"temperature": 1.0, "cost": cost["prepare"], "top_ngrams": {name: [name, "my parcel"] for name in labels}}
     linear = LinearResult(of_linear | {HELD_OUT: of_linear["train"]}, facts)
-    encoders = [EncoderResult(seed, outputs(skill - 0.05), {"score": 0.7}, {}) for seed in seeds]
+    encoders = make_encoders(task, seeds, skill - 0.05, rng)
     report, predictions = job_report(task, encoders, {LINEAR: linear}, cost, ensemble=len(seeds) > 1)
     report["warnings"] = [
         "7 of 120 test texts are longer than 8 windows of 512 tokens; the model does not read their ends."
@@ -344,6 +341,14 @@ def make_report(
         for split, row, score in (("train", 3, 0.93), ("train", 2, 0.92), ("train", 1, 0.91), ("validation", 999, 0.7))
     ]
     return report | {"suspects": {"neighbors": False, "total": 7, "rows": rows}}, predictions
+
+
+def make_encoders(task: Task, seeds: tuple[int, ...], skill: float, rng: np.random.Generator) -> list[EncoderResult]:
+    return [EncoderResult(seed, noisy_splits(task, skill, rng), {"score": 0.7}, {}) for seed in seeds]
+
+
+def noisy_splits(task: Task, skill: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {split: noisy_outputs(task.targets(split), len(task.labels), skill, rng) for split in task.splits}
 
 
 def noisy_outputs(truth: np.ndarray, count: int, skill: float, rng: np.random.Generator) -> np.ndarray:

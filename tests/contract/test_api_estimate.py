@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
+import time
 from typing import Any
 
 import pytest
@@ -128,20 +130,24 @@ def test_rate_at_another_precision_is_not_used(api: TestClient, gateway: Gateway
         assert [stage["basis"] for stage in stages if stage["stage"] == "joint"] == [basis]
 
 
-def test_worker_measures_each_device_and_precision_once(
+def test_worker_measures_each_device_and_precision_once_a_day(
     api: TestClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     over = {"overrides": {"precision": "bf16"}, "seeds": [1]}
-    speeds = iter((3.5e-12, 7e-12))
+    speeds = iter((3.5e-12, 7e-12, 1.05e-11))
     monkeypatch.setattr(compute, "seconds_per_flop", lambda _precision, **_: next(speeds))
     built_in = training(estimate(api, **over))
-    for device, factor in (("an old CPU", 1), ("an old CPU", 1), ("a new CPU, 2 CPUs", 2), ("an old CPU", 1)):
+    devices = [("an old CPU", 1), ("an old CPU", 1), ("a new CPU, 2 CPUs", 2), ("an old CPU", 1), ("an old CPU", 3)]
+    for number, (device, factor) in enumerate(devices):
+        if number == 4:
+            monkeypatch.setattr(gateway.parts.jobs, "now", lambda: time.time() + 86_401)
         job = api.post("/v1/jobs", json=BODY | over).json()["id"]
         compute.measure_once(gateway.parts.jobs, Assignment(T, job, 1, "main", 1, 1, 1.0, 0.0), device)
         result = estimate(api, **over)
         stage = training(result)
         assert (stage["basis"], stage["seconds"]) == ("device", pytest.approx(factor * built_in["seconds"]))
         assert result["reasons"]["seconds"].startswith("from a short measurement here; ")
+        assert result["seconds_at_most"] == pytest.approx(8 * result["seconds"])
     assert training(estimate(api, overrides={"precision": "fp32"}, seeds=[1]))["basis"] == "built-in"
 
 
@@ -352,3 +358,13 @@ def test_dry_run_creates_no_job(api: TestClient) -> None:
 def test_dry_run_and_estimate_validate_the_request(api: TestClient, path: str) -> None:
     assert api.post(path, json={**BODY, "dataset": "nope"}).status_code == 404
     assert api.post(path, json={**BODY, "overrides": {"joint.rho3": 1}}).status_code == 422
+
+
+@pytest.mark.parametrize("gpus", [0.0, 1.0])
+def test_setting_of_the_gpus_needs_no_finished_job(gateway: Gateway, gpus: float) -> None:
+    settings = gateway.parts.settings.model_copy(update={"worker_gpus": gpus})
+    known = dataclasses.replace(gateway, parts=dataclasses.replace(gateway.parts, settings=settings))
+    with known.test_client() as api:
+        result = estimate(api)
+    assert result["gpu_hours"] is not None and (result["gpu_hours"] > 0) == (gpus > 0)
+    assert "TLM_API_WORKER_GPUS" in result["reasons"]["gpu_hours"]

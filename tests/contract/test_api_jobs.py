@@ -14,7 +14,9 @@ from services.common.redis_client import connect
 from tests.contract.gateway import AUTH, REF, Gateway, add_dataset, add_version, make_gateway, upload
 from tests.contract.job_results import complete
 from tlm_core.corpus.states import CorpusState
+from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.states import State
+from tlm_core.training.params import TrainParams
 
 T = "default"
 pytestmark = pytest.mark.usefixtures("stocked")
@@ -37,6 +39,17 @@ def test_submitted_job_is_fully_resolved(api: TestClient, gateway: Gateway) -> N
     assert api.get(f"/v1/jobs/{job['id']}").json() == job
     for internal in ("owner", "lease_until", "submissions", "tenant", "folder"):
         assert f'"{internal}"' not in answer.text
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_all_stages_of_a_job_compute_in_the_precision_of_the_gateway(gateway: Gateway, precision: str) -> None:
+    configured = make_gateway(gateway.client, gateway.root, precision=precision)
+    with configured.test_client() as api:
+        job = api.post("/v1/jobs", json=BODY).json()
+    assert job["resolved_recipe"]["precision"] == precision
+    plan = plan_of(gateway.parts.jobs.get(T, job["id"]))
+    trained = [node.params.precision for node in plan.nodes if isinstance(node.params, TrainParams)]
+    assert trained and set(trained) == {precision}
 
 
 def test_instant_job_needs_no_corpus_and_trains_the_linear_model_alone(api: TestClient) -> None:

@@ -105,7 +105,7 @@ def test_openapi_documents_every_body_and_response(api: TestClient) -> None:
             assert "example" in content or body.get("examples") or named.get("examples"), f"{where} {kind}"
             seen += 1
         for parameter in operation.get("parameters", ()):
-            assert parameter["in"] != "path" or "example" in parameter, where
+            assert "example" in parameter or not parameter["required"], where
         codes = operation["responses"]
         good = [code for code in codes if code.startswith("2")]
         assert good, where
@@ -113,6 +113,7 @@ def test_openapi_documents_every_body_and_response(api: TestClient) -> None:
             content = codes[code].get("content", {})
             assert content or code in ("204", "206"), where
             assert all(media_type.get("schema") not in ({}, None) for media_type in content.values()), where
+            assert all("example" in media_type for media_type in content.values()), where
         if path not in OPEN:
             assert {"401", "422", "500", "503"} <= set(codes), where
         assert "413" in codes or "requestBody" not in operation, where
@@ -127,6 +128,19 @@ def answer_class(name: str) -> Any:
     if match := re.fullmatch(r"(Page|Items)_(\w+)_", name):
         return getattr(wire, match[1])[getattr(wire, match[2], wire.JsonObject)]
     return getattr(wire, name.rpartition("__")[2], wire.JsonObject)
+
+
+def test_reference_begins_with_the_usual_operations(api: TestClient) -> None:
+    schema = api.get("/openapi.json").json()
+    tags = [tag["name"] for tag in schema["tags"]]
+    assert tags[:3] == ["datasets", "jobs", "models"]
+    assert set(tags) == {tag for _, _, operation in operations(schema) for tag in operation["tags"]}
+
+
+def test_pages_of_the_documentation_ignore_unknown_parameters(api: TestClient) -> None:
+    assert api.get("/docs/tutorial?utm_source=mail").status_code == 200
+    icon = api.get("/favicon.ico")
+    assert (icon.status_code, icon.headers["content-type"].split(";")[0]) == (200, "image/svg+xml")
 
 
 def test_every_json_answer_has_an_example_that_matches_it(api: TestClient) -> None:

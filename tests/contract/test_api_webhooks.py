@@ -181,6 +181,13 @@ def test_unreadable_delivery_delays_no_other(harness: WebhookHarness, redis_clie
     harness.gateway.parts.jobs.cancel(T, job.id)
     harness.deliverer.round()
     assert len(harness.bodies()) == 1
+    for _ in range(2):
+        with harness.deliverer.task.round():
+            harness.deliverer.round()
+        assert sorted(harness.deliverer.task.skipped) == ["delivery wh_0/msg_0", "webhook wh_0"]
+    harness.gateway.parts.webhooks.remove(T, "wh_0")
+    with harness.deliverer.task.round():
+        harness.deliverer.round()
     assert list(harness.deliverer.task.skipped) == ["delivery wh_0/msg_0"]
 
 
@@ -191,7 +198,8 @@ def test_webhook_with_a_damaged_record_can_be_deleted(
     redis_client.lpush(f"tlm:{{{T}}}:webhook-log:{hook_id}", "{")
     assert api.get(f"/v1/webhooks/{hook_id}/attempts").json()["data"] == []
     redis_client.hset(f"tlm:{{{T}}}:webhooks", hook_id, "{")
-    assert api.get("/v1/webhooks").json()["data"] == []
+    (stub,) = api.get("/v1/webhooks").json()["data"]
+    assert (stub["id"], stub["error"]["code"]) == (hook_id, "unreadable_record")
     assert api.get(f"/v1/webhooks/{hook_id}").json()["code"] == "unreadable_record"
     assert api.delete(f"/v1/webhooks/{hook_id}").status_code == 204
     assert api.delete(f"/v1/webhooks/{hook_id}").status_code == 404

@@ -255,6 +255,19 @@ def test_seeds_train_side_by_side_and_share_the_cpus(
     assert {group: harness.cluster.assignment(submissions[group]).cpus for group in cpus} == cpus
 
 
+def test_speed_of_a_job_is_the_sum_over_its_seeds(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit(seeds=(0, 1, 2))
+    harness.work(harness.until_submitted(coordinator, job_id))
+    coordinator.round()
+    for seed, rate in enumerate((500.0, 300.0, 200.0)):
+        harness.beat(job_id, f"seed.s{seed}", rate=rate)
+    coordinator.round()
+    assert coordinator._held[job_id].rate == 1000.0
+    harness.work(harness.job(job_id).submissions["seed.s1"])
+    coordinator.round()
+    assert coordinator._held[job_id].rate == 700.0, "The last beat of a group that has ended does not count."
+
+
 def test_cluster_with_gpus_is_refused_until_workers_request_them(harness: CoordinatorHarness) -> None:
     harness.cluster.offered_gpus = 4.0
     coordinator, job_id = harness.coordinator(), harness.submit()

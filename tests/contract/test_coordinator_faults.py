@@ -380,6 +380,44 @@ def test_coordinator_that_cannot_reach_ray_leaves_its_job_to_another(harness: Co
     assert (harness.job(job_id).state, harness.job(queued).owner) == (State.SUCCEEDED, "blind"), "it reaches Ray again"
 
 
+def without_storage(harness: CoordinatorHarness, owner: str) -> Coordinator:
+    """Return a coordinator whose storage is not mounted. Its jobs wait once they have an artifact."""
+    coordinator = harness.coordinator(owner)
+    coordinator.artifacts = ArtifactStore(str(harness.folder / "empty"), harness.folder / "cache", is_new=lambda: False)
+    return coordinator
+
+
+def test_coordinator_without_its_storage_leaves_its_job_to_another(harness: CoordinatorHarness) -> None:
+    blind, sees, job_id = without_storage(harness, "blind"), harness.coordinator("sees"), harness.submit()
+    harness.rounds_until(blind, 160)
+    blind.round()
+    assert harness.store.obstacle() == "The storage does not answer."
+    sees.round()
+    assert (harness.job(job_id).owner, harness.job(job_id).attempt) == ("sees", 1)
+    queued = harness.submit(seeds=(3,))
+    blind.round()
+    assert harness.job(queued).state is State.QUEUED
+    blind.artifacts = harness.artifacts
+    blind.round()
+    assert harness.job(queued).owner == "blind"
+
+
+def test_storage_that_no_coordinator_reaches_costs_no_attempt(harness: CoordinatorHarness) -> None:
+    job_id, cancelled = harness.submit(), harness.submit(seeds=(3,))
+    coordinators = [without_storage(harness, "a"), without_storage(harness, "b")]
+    while harness.store.ahead < 600:
+        harness.store.ahead += 20
+        for coordinator in coordinators:
+            coordinator.round()
+    assert [harness.events(job).count("job.adopted") for job in (job_id, cancelled)] == [0, 0], "no circle"
+    harness.store.cancel(T, cancelled)
+    coordinators[0].round()
+    assert harness.job(cancelled).state is State.CANCELLED
+    coordinators[1].artifacts = harness.artifacts
+    job = harness.until_ended(coordinators[1], job_id)
+    assert (job.state, job.attempt, job.losses) == (State.SUCCEEDED, 1, 0)
+
+
 def test_coordinator_that_lost_its_lease_stops_and_submits_nothing(harness: CoordinatorHarness) -> None:
     job_id = harness.submit()
     coordinator, other = harness.coordinator("a"), harness.coordinator("b")

@@ -411,6 +411,19 @@ def test_sweep_stops_left_submissions_and_deletes_ended_ones(harness: Coordinato
     assert harness.cluster.commands.keys() >= {running, foreign}
 
 
+def test_sweep_lets_the_workers_of_a_succeeded_job_measure_their_device(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    harness.until_ended(coordinator, job_id)
+    submission = harness.job(job_id).submissions["main"]
+    harness.cluster.statuses[submission] = Status.RUNNING
+    sweeper = Sweeper(harness.store, harness.cluster)
+    sweeper.sweep()
+    assert harness.cluster.stopped == []
+    harness.store.ahead = 130
+    sweeper.sweep()
+    assert harness.cluster.stopped == [submission]
+
+
 def test_sweep_deletes_the_submissions_of_a_deleted_job(harness: CoordinatorHarness) -> None:
     coordinator, job_id = harness.coordinator(), harness.submit()
     harness.until_ended(coordinator, job_id)

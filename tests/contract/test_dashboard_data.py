@@ -20,8 +20,11 @@ def test_dataset_upload_shows_errors_with_rows(gateway: Gateway) -> None:
     assert answer.status_code == 303, answer.text
     shown = browser.get(answer.headers["location"]).text
     assert "version 1" in shown and "pos" in shown and "good 0" in shown
-    answer = post_form(browser, "/ui/datasets", {"name": "toy"}, {"train": train + "only text\n"})
+    typed = {"name": "toy", "text_column": "text"}
+    answer = post_form(browser, "/ui/datasets", typed, {"train": train + "only text\n"})
     assert (answer.status_code, answer.text.count("Row 41")) == (422, 1)
+    shown = Tags(answer.text)
+    assert "Dataset not added" in shown.words and all(shown.has("input", name=n, value=v) for n, v in typed.items())
 
 
 def test_empty_file_is_an_error_but_empty_input_is_not(gateway: Gateway) -> None:
@@ -75,7 +78,10 @@ def test_invalid_corpus_form_shows_the_error(
 ) -> None:
     answer = post_form(signed_in(gateway), "/ui/corpora", texts, files)
     assert (answer.status_code, message in answer.text) == (422, True), answer.text
-    assert "<h1>Invalid input" in answer.text
+    shown = Tags(answer.text)
+    assert "Corpus not added" in shown.words
+    typed = {} if "secret" in texts else texts
+    assert all(shown.has("input", name=name, value=text) for name, text in typed.items())
     assert gateway.parts.catalog.corpora("default")[0] == []
 
 

@@ -10,6 +10,7 @@ import pytest
 from tests.contract.dashboard_pages import Tags, signed_in
 from tests.contract.filled_dashboard import LABELS, Contents, fill, finish
 from tests.contract.gateway import Gateway
+from tests.factories import make_resolved, make_spec
 from tlm_core.errors import WorkerLost
 from tlm_core.jobs.states import State
 
@@ -48,6 +49,13 @@ def test_job_list_is_searched_and_ordered(filled: tuple[Gateway, Contents]) -> N
     assert table.has("th", **{"aria-sort": "descending"}) and table.has("a", href="/ui/jobs?q=tickets&sort=score")
     filters = re.findall(r'href="/ui/jobs\?state=(\w+)"', browser.get("/ui/jobs").text)
     assert filters == ["queued", "running", "paused", "succeeded", "failed", "cancelled"]
+
+
+def test_job_list_shows_seeds_that_differ_from_the_default(gateway: Gateway) -> None:
+    for seeds in ((0,), (7,), (0, 1)):
+        gateway.parts.jobs.submit(T, make_spec(seeds=seeds), make_resolved())
+    text = signed_in(gateway).get("/ui/jobs").text
+    assert re.findall(r"fast, train(.*?)</span>", text) == [", 2 seeds", ", seed 7", ""]
 
 
 def test_search_states_how_many_jobs_it_does_not_show(

@@ -7,16 +7,19 @@ import re
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 
 from services.api.dashboard.present import marked
 from services.api.dashboard.selection_tab import query_terms
 from services.api.dashboard.web import build_environment
 from tests.contract.dashboard_pages import Tags, signed_in
-from tests.contract.filled_dashboard import HOSTILE, LABELS, Contents, make_report
+from tests.contract.filled_dashboard import HOSTILE, LABELS, Contents
 from tests.contract.gateway import AUTH, Gateway
+from tests.contract.study_reports import study_report
 from tests.factories import make_resolved, make_spec
+from tlm_core.evaluation.summary import model_title
 from tlm_core.jobs.plan import plan_of
-from tlm_core.jobs.spec import DatasetInput
+from tlm_core.jobs.spec import DatasetInput, JobSpec, Resolved
 from tlm_core.kinds.share_tickets import ShareTicketsOptions
 from tlm_core.wire import Provenance, SelectedPassage
 
@@ -59,7 +62,9 @@ def test_missing_result_names_its_stage(filled: tuple[Gateway, Contents]) -> Non
     browser = signed_in(gateway)
     answer = browser.get(f"/ui/jobs/{contents.jobs['running']}/results")
     assert answer.status_code == 200 and "will appear here after the “evaluate” stage" in answer.text
-    assert "/selection" not in browser.get(f"/ui/jobs/{contents.jobs['alone']}").text
+    alone = f"/ui/jobs/{contents.jobs['alone']}"
+    assert "/selection" not in browser.get(alone).text
+    assert "This job selects no passages." in browser.get(f"{alone}/selection").text
 
 
 def test_selection_page_shows_provenance_and_search(filled: tuple[Gateway, Contents]) -> None:
@@ -187,38 +192,56 @@ def test_pages_show_the_metric_of_the_task(gateway: Gateway) -> None:
         assert ("macro-F1" in table) == (scores is not correlations)
 
 
-def test_studies_show_summary_and_plot(gateway: Gateway) -> None:
-    store, artifacts = gateway.parts.jobs, gateway.parts.artifacts
-    others = {"options": ShareTicketsOptions(others=("b",))}
-    for kind in ("learning_curve", "prune", "share_tickets"):
-        shared = kind == "share_tickets"
-        spec = make_spec(kind=kind, **(others if shared else {}))
-        other = DatasetInput(id="ds_2", ref=make_resolved().dataset)
-        job, _ = store.submit(T, spec, make_resolved(others=(other,) if shared else ()))
-        claimed = store.claim("maker", 60)
-        assert claimed is not None
-        folder = gateway.root / "files" / kind
-        folder.mkdir(parents=True)
-        report = make_report(LABELS, (0, 1), 0.7)[0] | {"words": f"Said of {HOSTILE}."}
-        if shared:
-            alone = {name: report[name] for name in ("mean", "spread")}
-            report = {"words": report["words"], "mean": {"test": {"value": 0.5}}, "spread": {"test": {"value": None}}}
-            report |= {"tasks": [{"name": "a", "metric": "accuracy", "alone": alone}]}
-            report |= {"average": {"alone": {"mean": 0.5, "std": None}}}
-        (folder / "report.json").write_text(json.dumps(report))
-        (folder / "plot.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
-        ref = artifacts.write(f"default/{kind}", folder, artifact=kind, stage="curve")
-        published = {plan_of(claimed).report: {"artifact": kind, "ref": ref.model_dump()}}
-        store.finish(claimed, "maker", {"artifacts": published, "summary": {"mean": report["mean"], "words": "x"}})
-        browser = signed_in(gateway)
-        for path in ("/ui/jobs", *(f"/ui/jobs/{job.id}{tab}" for tab in ("", "/results", "/log"))):
-            answer = browser.get(path)
-            assert (answer.status_code, Tags(answer.text).has("img", onerror="x")) == (200, False), path
-        assert HOSTILE in Tags(browser.get(f"/ui/jobs/{job.id}/results").text).words
-        assert 'class="running"' not in browser.get(f"/ui/jobs/{job.id}").text
-        plot = browser.get(f"/ui/jobs/{job.id}/plot.svg")
-        assert (plot.headers["content-type"], "script-src 'self'" in plot.headers["content-security-policy"]) == (
-            "image/svg+xml",
-            True,
-        )
-        assert browser.get(f"/ui/compare?id={job.id}").status_code == 200
+@pytest.mark.parametrize("kind", ["learning_curve", "prune", "share_tickets"])
+def test_studies_show_summary_and_plot(gateway: Gateway, kind: str) -> None:
+    others = (DatasetInput(id="ds_2", ref=make_resolved().dataset),) if kind == "share_tickets" else ()
+    options = {"options": ShareTicketsOptions(others=("b",))} if others else {}
+    report = study_report(kind) | {"words": f"Said of {HOSTILE}."}
+    job = finished_study(gateway, kind, report, make_spec(kind=kind, **options), make_resolved(others=others))
+    browser = signed_in(gateway)
+    for path in ("/ui/jobs", *(f"/ui/jobs/{job}{tab}" for tab in ("", "/results", "/log")), f"/ui/compare?id={job}"):
+        answer = browser.get(path)
+        assert (answer.status_code, Tags(answer.text).has("img", onerror="x")) == (200, False), path
+    assert HOSTILE in Tags(browser.get(f"/ui/jobs/{job}/results").text).words
+    assert 'class="running"' not in browser.get(f"/ui/jobs/{job}").text
+    plot = browser.get(f"/ui/jobs/{job}/plot.svg")
+    assert plot.headers["content-type"] == "image/svg+xml"
+    assert "script-src 'self'" in plot.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "models"),
+    [
+        ("learning_curve", ["majority", "bilstm", "encoder", "linear"]),
+        ("prune", ["majority", "encoder", "stock", "linear"]),
+        ("share_tickets", ["alone", "multi_task", "tickets", "linear"]),
+    ],
+)
+def test_comparison_has_all_models_of_a_study(gateway: Gateway, kind: str, models: list[str]) -> None:
+    report = study_report(kind)
+    jobs = [finished_study(gateway, f"{kind}{number}", report) for number in range(2)]
+    answer = signed_in(gateway).get(f"/v1/jobs/compare?ids={','.join(jobs)}", headers=AUTH)
+    assert answer.status_code == 200, answer.text
+    for outcome in answer.json()["outcomes"]:
+        assert [model["name"] for model in outcome["models"]] == models
+        assert all(isinstance(model["mean"][report["metric"]], float) for model in outcome["models"])
+    words = Tags(signed_in(gateway).get(f"/ui/compare?id={jobs[0]}&id={jobs[1]}").text).words
+    assert all(model_title(name) in words for name in models)
+
+
+def finished_study(
+    gateway: Gateway, name: str, report: dict[str, Any], spec: JobSpec | None = None, resolved: Resolved | None = None
+) -> str:
+    """Return the id of a succeeded job with this report and a plot. name: of the artifact."""
+    store = gateway.parts.jobs
+    job, _ = store.submit(T, spec or make_spec(), resolved or make_resolved())
+    claimed = store.claim("maker", 60)
+    assert claimed is not None
+    folder = gateway.root / "files" / name
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text(json.dumps(report))
+    (folder / "plot.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    ref = gateway.parts.artifacts.write(f"default/{name}", folder, artifact=name, stage="evaluate")
+    published = {plan_of(claimed).report: {"artifact": name, "ref": ref.model_dump()}}
+    store.finish(claimed, "maker", {"artifacts": published, "summary": {"mean": report["mean"], "words": "x"}})
+    return job.id

@@ -14,7 +14,7 @@ import pytest
 from services.api.dashboard.snippets import snippets
 from tests.contract.dashboard_pages import Tags, signed_in
 from tests.contract.filled_dashboard import Contents, fill
-from tests.contract.gateway import Gateway
+from tests.contract.gateway import TRAIN, Gateway, add_dataset
 from tests.unit.client.test_cli import tlm
 from tlm_client.client import TLMClient
 from tlm_core.jobs.spec import JobRecord, JobSpec
@@ -129,6 +129,19 @@ def test_preset_fills_scale_and_seeds(filled: tuple[Gateway, Contents], preset: 
     assert next(given["value"] for given in inputs if given.get("name") == "seeds") == seeds
     shown = [given["href"] or "" for tag, given in read.tags if tag == "a" and given.get("aria-current") == "true"]
     assert [f"preset={preset or 'best'}" in link for link in shown] == [True]
+
+
+def test_form_selects_only_a_corpus_that_the_dataset_was_used_with(gateway: Gateway) -> None:
+    contents, browser = fill(gateway), signed_in(gateway)
+    add_dataset(gateway, "unused", {"train": TRAIN})
+
+    def selected(query: str) -> list[str | None]:
+        tags = Tags(browser.get(f"/ui/submit{query}").text).tags
+        return [given["value"] for tag, given in tags if tag == "option" and "selected" in given and "value" in given]
+
+    assert selected("") == selected("?dataset=unused") == selected("?dataset=nope") == []
+    assert selected("?dataset=tickets") == selected(f"?dataset={contents.dataset}") == ["manuals"]
+    assert selected("?dataset=unused&corpus=manuals") == ["manuals"]
 
 
 def test_unknown_preset_is_refused(filled: tuple[Gateway, Contents]) -> None:

@@ -40,6 +40,7 @@ ELSEWHERE = {
     r"^tlm quantize\b": "tests/unit/test_serving_models.py",
     r"deploy|docker|kubectl|^make |^source |^export |^python": "tests/checks/docs/test_commands_parse.py",
 }  # fmt: skip
+README = ROOT / "README.md"
 SIZE = 4096
 
 
@@ -286,7 +287,7 @@ def test_api_guide_works_from_top_to_bottom(reader: Reader) -> None:
 
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if page.name not in ("api.md", "tutorial.md") and runnable(page)],
+    [page for page in PAGES if page.name not in ("README.md", "api.md", "tutorial.md") and runnable(page)],
     ids=lambda page: page.name,
 )
 def test_commands_of_a_page_work(page: Path, reader: Reader) -> None:
@@ -300,20 +301,29 @@ def test_commands_of_a_page_work(page: Path, reader: Reader) -> None:
         reader.type(line)
 
 
-def test_python_of_the_readme_works(
+def test_readme_works_as_printed_in_a_clean_clone(
     served: Served, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The folder has the files of the repository alone. Other tests cover the corpus from packages and the stack."""
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    (clone / "docs").symlink_to(ROOT / "docs")
+    monkeypatch.chdir(clone)
     monkeypatch.setenv("HOME", str(tmp_path))
     file = tmp_path / ".local" / "share" / "tlm" / "secrets" / "api_token"
     file.parent.mkdir(parents=True)
     file.write_text(f"{TOKEN}\n", encoding="utf-8")  # as `tlm up` writes it
-    (text,) = (block.text for block in blocks_of(ROOT / "README.md") if block.language == "python")
+    (text,) = (block.text for block in blocks_of(README) if block.language == "python")
     with TLMClient(reader.url, TOKEN) as client:
-        client.wait_corpus("docs", client.add_corpus("docs", [Path("notes.txt")]).id)
+        client.wait_corpus("docs", client.add_corpus("docs", [tmp_path / "notes.txt"]).id)
     reader.cancel_queued_jobs()
+    assert len(runnable(README)) >= 5
     with working_cluster(served.gateway):
+        for line in runnable(README):
+            result = CliRunner().invoke(app, shlex.split(line, comments=True)[1:])
+            assert result.exit_code == 0, f"{line}\n{result.output}"
         exec(text.replace("http://127.0.0.1:8321", reader.url), {})
-    assert (reader.folder / "model" / "model.onnx").is_file()
+    assert (clone / "model" / "model.onnx").is_file()
 
 
 def test_guide_shows_every_route(served: Served) -> None:

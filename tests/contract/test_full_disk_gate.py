@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import redis
+from fastapi.testclient import TestClient
 
 from services.common.redis_client import DISK_FREE
 from tests.contract.coordinator_harness import CoordinatorHarness, MovableClockStore
-from tests.contract.gateway import Gateway, make_gateway, upload
+from tests.contract.gateway import AUTH, Gateway, make_gateway, upload, upload_in_one_part
 from tlm_core.errors import StoreFull
 from tlm_core.jobs.states import State
 
@@ -18,6 +21,12 @@ from tlm_core.jobs.states import State
 @pytest.fixture
 def harness(redis_client: redis.Redis, tmp_path: Path) -> CoordinatorHarness:
     return CoordinatorHarness(MovableClockStore(redis_client), tmp_path)
+
+
+@pytest.fixture
+def api(gateway: Gateway) -> Iterator[TestClient]:
+    with gateway.test_client() as client:
+        yield client
 
 
 def fill_storage(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
@@ -80,3 +89,51 @@ def test_almost_full_storage_refuses_uploads(
         assert (answer.status_code, answer.json()["code"]) == (507, "storage_full")
         assert "Nothing is written until 1024 MiB are free." in answer.json()["detail"]
         assert "storage" in api.get("/readyz").json()["detail"]
+
+
+def test_upload_that_would_fill_the_storage_is_refused_before_it_is_read(
+    api: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload_id = upload_in_one_part(api, "train.csv", b"text,label")
+    fill_storage(monkeypatch, 3 << 30)
+    headers = {"Content-Type": "multipart/form-data; boundary=x", "Content-Length": str(5 << 29)}
+    answers = [
+        api.post("/v1/datasets", headers=headers, content=b"never parsed"),
+        api.post("/v1/uploads", json={"name": "train.csv", "size": 5 << 29}),
+    ]
+    assert api.post("/v1/uploads", json={"name": "train.csv", "size": 3 << 29}).status_code == 201
+    fill_storage(monkeypatch, 1 << 30)
+    answers.append(api.post("/v1/datasets/from-uploads", json={"name": "toy", "files": {"train": upload_id}}))
+    assert [answer.json()["code"] for answer in answers] == ["storage_full"] * 3
+    assert "An upload of 2560 MiB is refused until 3584 MiB are free." in answers[0].json()["detail"]
+
+
+def test_almost_full_disk_of_redis_refuses_bodies_before_they_are_read(
+    api: TestClient, redis_client: redis.Redis
+) -> None:
+    upload_id = api.post("/v1/uploads", json={"name": "train.csv", "size": 9}).json()["id"]
+    redis_client.set(DISK_FREE, 100 << 10)
+    headers = {"Content-Type": "application/octet-stream", "Content-Range": "bytes 0-8/9"}
+    part = api.put(f"/v1/uploads/{upload_id}", content=b"text,labe", headers=headers)
+    whole = upload(api, train="no table")
+    assert [(answer.status_code, answer.json()["code"]) for answer in (part, whole)] == [(507, "store_full")] * 2
+    redis_client.set(DISK_FREE, 10 << 20)
+    assert api.put(f"/v1/uploads/{upload_id}", content=b"text,labe", headers=headers).json()["offset"] == 9
+
+
+def test_disk_that_fills_while_a_body_arrives_refuses_the_rest(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def check_space(size: int) -> None:
+        sizes.append(size)
+        if len(sizes) == 3:
+            raise StoreFull("full")
+
+    monkeypatch.setattr(gateway.parts.uploads, "check_space", check_space)
+    monkeypatch.setattr("services.api.forms._CHECKED_BYTES", 1000)
+    with gateway.served() as url, httpx.Client(base_url=url, headers=AUTH, trust_env=False) as client:
+        answer = upload(client, train="x" * 1_000_000)
+    assert (answer.status_code, len(sizes)) == (507, 3)
+    assert sizes[0] > 1_000_000 > sizes[1] > sizes[2]

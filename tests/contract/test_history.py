@@ -275,6 +275,25 @@ def test_damaged_record_or_history_delays_no_other_job(
     assert [job.unreadable for job in store.list_jobs(T)[0]] == [True, True, False]
 
 
+@pytest.mark.parametrize("damaged", ["{", "[]"])
+def test_damaged_record_is_archived_once_it_is_restored(
+    store: JobStore, redis_client: redis.Redis, damaged: str
+) -> None:
+    jobs = [running(store) for _ in range(2)]
+    for job in jobs:
+        store.finish(job, "a", {})
+    store.move_marked()
+    restored, other = (key(T, "job", job.id) for job in jobs)
+    result = redis_client.hget(restored, "result")
+    redis_client.hset(restored, "result", damaged)
+    assert store.archive_ended(-60) == 2
+    assert [redis_client.hexists(record, "packed") for record in (restored, other)] == [False, True]
+    redis_client.hset(restored, "result", result)
+    assert store.archive_ended(60) == 0, "the next try follows later"
+    assert store.archive_ended(-60) == 1
+    assert redis_client.hexists(restored, "packed")
+
+
 @pytest.mark.parametrize("fail", [False, True])
 def test_ended_jobs_need_little_memory(
     store: JobStore, redis_client: redis.Redis, artifacts: ArtifactStore, *, fail: bool

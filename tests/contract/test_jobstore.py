@@ -452,7 +452,20 @@ def test_filtered_list_walks_no_whole_set(store: JobStore, redis_client: redis.R
     assert store.list_jobs(T, state=State.CANCELLED, kind="prune")[0] == []
     assert [job.id for job in store.list_jobs(T, search=ids[0])[0]] == [ids[0]]
     used = redis_client.info("commandstats").keys()
-    assert "cmdstat_hscan" in used and not {"cmdstat_zinter", "cmdstat_zunion"} & used, "names are read in pages too"
+    assert not {"cmdstat_zinter", "cmdstat_zunion"} & used
+
+
+def test_search_reads_no_more_names_than_it_needs(
+    store: JobStore, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.common.job_reads._PAGE", 2)
+    ids = [store.submit(T, make_spec(name=f"Run {number}"), make_resolved())[0].id for number in range(6)]
+    redis_client.config_resetstat()
+    page, more = store.list_jobs(T, search="rUN", limit=1)
+    assert ([job.id for job in page], more) == ([max(ids)], True)
+    used = redis_client.info("commandstats")
+    assert used["cmdstat_hmget"]["calls"] == 1 and "cmdstat_hscan" not in used
+    assert [job.id for job in store.list_jobs(T, search="run 0")[0]] == [ids[0]]
 
 
 def test_job_of_another_tenant_is_not_found(store: JobStore) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tests.contract.gateway import TOKEN, Gateway
 from tests.contract.job_results import make_export
 from tlm_client.client import TLMClient
 from tlm_client.models import load_onnx, load_transformers
-from tlm_core.errors import NotFound
+from tlm_core.errors import MissingDependency, NotFound
 
 
 @pytest.fixture(autouse=True)
@@ -77,3 +78,17 @@ def test_model_without_an_encoder_names_the_other_function(tmp_path: Path) -> No
     shutil.rmtree(tmp_path / "out" / "model")
     with pytest.raises(NotFound, match="load_onnx"):
         load_transformers("job_1", client_of(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("library", "load", "command"),
+    [("onnxruntime", load_onnx, "pip install onnxruntime tokenizers"),
+     ("transformers", load_transformers, "pip install transformers torch")],
+)  # fmt: skip
+def test_missing_library_names_the_command_that_installs_it(
+    library: str, load: Any, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_export(tmp_path / "out")
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MissingDependency, match=command):
+        load("job_1", client_of(tmp_path / "out"))

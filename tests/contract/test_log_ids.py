@@ -60,11 +60,13 @@ class Place:
 
 
 def stopped_submission(place: Place) -> tuple[str, Ids]:
-    harness, job_id = place.harness, place.harness.submit()
+    harness = place.harness
+    with log_context(request_id="req_1"):
+        job_id = harness.submit()
     harness.until_submitted(harness.coordinator(), job_id)
     harness.store.requeue(harness.job(job_id), "a", WorkerLost("lost"), 60)
     Sweeper(harness.store, harness.cluster).sweep()
-    return "Stopping submission", {"job_id": job_id, "attempt": 1}
+    return "Stopping submission", {"job_id": job_id, "attempt": 1, "request_id": "req_1"}
 
 
 def deleted_folder(place: Place) -> tuple[str, Ids]:

@@ -13,7 +13,7 @@ import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,26 @@ from fastapi.testclient import TestClient
 from prometheus_client import start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
+from services.api.app import create_app
 from services.common.background import Background
+from services.common.jobstore import JobStore
 from services.common.logs import log_context, request_id, set_up_logging
 from services.common.metrics import REGISTRY
-from services.common.redis_client import DISK_FREE, connect
+from services.common.redis_client import DISK_FREE, QUEUE, REMOVALS, TO_MOVE, connect
 from services.common.retriever_client import RetrieverClient
+from services.common.situation import Situation
 from services.trainer.cluster import Status
+from services.trainer.reporter import JobReporter
+from services.trainer.sweeper import _DEPTHS
 from tests.contract.coordinator_harness import CoordinatorHarness, MovableClockStore, T
-from tests.contract.gateway import Gateway, make_gateway, upload
+from tests.contract.gateway import AUTH, Gateway, make_gateway, upload
 from tests.contract.retriever_harness import RetrieverHarness
+from tests.factories import make_resolved, make_spec
 from tests.redis_server import RedisServer, free_port
 from tests.support import wait_for
-from tlm_core.errors import WorkerLost
+from tlm_core.errors import EmptySelection, WorkerLost, error_classes
 from tlm_core.jobs.spec import Progress
+from tlm_core.jobs.states import State
 
 Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -48,7 +55,12 @@ def parsed(text: str) -> Figures:
 
 
 def value(figures: Figures, name: str, **labels: str) -> float:
-    return figures.get((name, frozenset(labels.items())), 0.0)
+    return figures[name, frozenset(labels.items())]
+
+
+def increase(before: Figures, after: Figures, name: str, **labels: str) -> float:
+    """Return by how much a figure has grown. It may be absent before, and is then 0."""
+    return value(after, name, **labels) - before.get((name, frozenset(labels.items())), 0.0)
 
 
 @pytest.fixture
@@ -61,7 +73,17 @@ def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
     return make_gateway(redis_client, tmp_path)
 
 
-def test_gateway_shows_the_queue_redis_and_requests(gateway: Gateway, redis_client: redis.Redis) -> None:
+@pytest.fixture
+def memory_limit(redis_client: redis.Redis) -> Iterator[int]:
+    """The limit of the memory of Redis, in bytes."""
+    redis_client.config_set("maxmemory", 1 << 30)
+    yield 1 << 30
+    redis_client.config_set("maxmemory", 0)
+
+
+def test_gateway_shows_the_queue_redis_and_requests(
+    gateway: Gateway, redis_client: redis.Redis, memory_limit: int
+) -> None:
     redis_client.set(DISK_FREE, 10 << 20)
     redis_client.zadd("tlm:webhook:due", {"wh_1/msg_1_1": 9e9})
     with gateway.test_client() as api:
@@ -72,24 +94,51 @@ def test_gateway_shows_the_queue_redis_and_requests(gateway: Gateway, redis_clie
         figures = parsed(api.get("/metrics").text)
         assert value(figures, "tlm_jobs", state="queued") == 1
         assert 0 <= value(figures, "tlm_queue_oldest_seconds") < 60
+        (member,) = redis_client.zrange(QUEUE, 0, -1)
+        redis_client.zincrby(QUEUE, -100, member)
+        assert 60 < value(parsed(api.get("/metrics").text), "tlm_queue_oldest_seconds") < 160
         assert value(figures, "tlm_redis_up") == 1
         assert 0 < value(figures, "tlm_redis_write_seconds") < 5
         memory: Any = redis_client.info("memory")
         assert value(figures, "tlm_redis_memory_bytes") == pytest.approx(memory["used_memory"], rel=0.2)
-        assert value(figures, "tlm_redis_memory_limit_bytes") == memory["maxmemory"]
+        assert value(figures, "tlm_redis_memory_limit_bytes") == memory_limit
         assert value(figures, "tlm_webhook_backlog") == 1
         assert value(figures, "tlm_redis_disk_free_bytes") == 10 << 30
         assert value(figures, "tlm_storage_free_bytes") > 0
         assert value(figures, "tlm_process_resident_memory_bytes") > 1e6
         labels = {"method": "GET", "route": "/v1/jobs/{job}", "status": "404"}
-        count = value(figures, "tlm_request_seconds_count", **labels)
-        assert count == value(before, "tlm_request_seconds_count", **labels) + 1
+        assert increase(before, figures, "tlm_request_seconds_count", **labels) == 1
         with gateway.parts.removals.round():
             raise RuntimeError("a bug")
         assert value(parsed(api.get("/metrics").text), "tlm_background_failing", task="removals") == 1
         with gateway.parts.removals.round():
             pass
         assert value(parsed(api.get("/metrics").text), "tlm_background_failing", task="removals") == 0
+
+
+def test_gateway_shows_deletions_and_streams_that_wait(gateway: Gateway, redis_client: redis.Redis) -> None:
+    api = TestClient(create_app(gateway.parts), headers=AUTH)  # Its tasks do not run.
+    figures = parsed(api.get("/metrics").text)
+    assert (value(figures, "tlm_removals"), value(figures, "tlm_streams_to_move")) == (0, 0)
+    redis_client.hset(REMOVALS, mapping={"default/job_1": "{}", "default/job_2": "{}"})
+    redis_client.sadd(TO_MOVE, "default/job_1", "default/job_2", "default/job_3")
+    figures = parsed(api.get("/metrics").text)
+    assert (value(figures, "tlm_removals"), value(figures, "tlm_streams_to_move")) == (2, 3)
+
+
+def test_gateway_shows_its_open_event_streams(gateway: Gateway) -> None:
+    with gateway.served() as url, httpx.Client(base_url=url, headers=AUTH, trust_env=False, timeout=20) as api:
+        upload(api)
+        job_id = api.post("/v1/jobs", json={"dataset": "toy"}).json()["id"]
+
+        def streams() -> float:
+            return value(parsed(api.get("/metrics").text), "tlm_event_streams")
+
+        assert streams() == 0
+        with api.stream("GET", f"/v1/jobs/{job_id}/events", headers={"Accept": "text/event-stream"}) as answer:
+            wait_for(lambda: streams() == 1, 20)
+            assert answer.status_code == 200
+        wait_for(lambda: streams() == 0, 20)
 
 
 def test_coordinator_logs_claims_and_releases_with_the_job(harness: CoordinatorHarness, lines: Any) -> None:
@@ -138,7 +187,7 @@ def scrape() -> Iterator[Callable[[], Figures]]:
 def grown(scrape: Callable[[], Figures]) -> Callable[..., float]:
     """Return a function that returns by how much a figure has grown since the test began."""
     before = scrape()
-    return lambda name, **labels: value(scrape(), name, **labels) - value(before, name, **labels)
+    return lambda name, **labels: increase(before, scrape(), name, **labels)
 
 
 def report_rate(harness: CoordinatorHarness, job_id: str, rate: float) -> None:
@@ -155,7 +204,7 @@ def test_coordinator_counts_claims_stages_and_requeues(
     harness.beat(job_id, phase="starting")
     coordinator.round()
     assert coordinator._held[job_id].rate == 0.0, "This progress is of an earlier attempt."
-    harness.beat(job_id)
+    harness.beat(job_id, rate=512.0)
     coordinator.round()
     assert coordinator._held[job_id].rate == 512.0
     harness.work(submission)
@@ -169,13 +218,51 @@ def test_coordinator_counts_claims_stages_and_requeues(
     assert grown("tlm_requeues_total", cause=WorkerLost.code) == 1
 
 
+def test_coordinator_counts_failures_by_cause(harness: CoordinatorHarness, grown: Callable[..., float]) -> None:
+    harness.validate_error = EmptySelection("No passage matches.")
+    job = harness.until_ended(harness.coordinator(), harness.submit())
+    assert job.state is State.FAILED
+    assert grown("tlm_failures_total", cause=EmptySelection.code) == 1
+    assert grown("tlm_failures_total", cause=WorkerLost.code) == 0
+
+
+def test_worker_shows_speed_and_step_of_its_stage(redis_client: redis.Redis, scrape: Callable[[], Figures]) -> None:
+    store = JobStore(redis_client)
+    store.submit(T, make_spec(), make_resolved())
+    job = store.claim("a", 60)
+    assert job is not None
+    situation = Situation.read(store, job)
+    with closing(JobReporter(store, T, job.id, job.attempt, "main")) as reporter:
+        reporter.start_node(situation, situation.plan.node("prepare"))
+        reporter.progress(step=3, total=9, rate=512.0, unit="tokens", eta_seconds=None)
+        labels = {"job_id": job.id, "node": "prepare"}
+        assert value(scrape(), "tlm_worker_step", **labels) == 3
+        assert value(scrape(), "tlm_worker_speed", unit="tokens", **labels) == 512.0
+        reporter.start_node(situation, situation.plan.node("evaluate"))
+        assert "tlm_worker_speed" not in {name for name, _ in scrape()}, "The speed was of the earlier stage."
+
+
+def test_counters_show_zero_before_their_first_event() -> None:
+    program = "from services.common.metrics import exposition; print(exposition().decode())"
+    figures = parsed(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
+    retryable = {code for code, error in error_classes().items() if error.retryable}
+    for name, label, shown in (
+        ("tlm_claims_total", "adopted", {"false", "true"}),
+        ("tlm_requeues_total", "cause", retryable),
+        ("tlm_failures_total", "cause", error_classes().keys()),
+        ("tlm_orphans_total", "kind", {"submission", "indexes", *_DEPTHS}),
+    ):
+        samples = {labels: number for (of, labels), number in figures.items() if of == name}
+        assert samples == {frozenset({(label, entry)}): 0.0 for entry in shown}, name
+
+
 def test_running_coordinator_shows_rounds_tokens_and_taken_jobs(
     harness: CoordinatorHarness, scrape: Callable[[], Figures], grown: Callable[..., float]
 ) -> None:
     coordinator, stop, job_id = harness.coordinator(poll_seconds=0.01), threading.Event(), harness.submit()
     harness.until_submitted(coordinator, job_id)
     report_rate(harness, job_id, 512.0)
-    harness.beat(job_id)
+    harness.beat(job_id, rate=512.0)
     runner = threading.Thread(target=coordinator.run, args=(stop,))
     runner.start()
     try:
@@ -231,8 +318,11 @@ def test_process_without_a_server_shows_its_tasks(
 def test_retriever_shows_its_requests(tmp_path: Path) -> None:
     harness = RetrieverHarness(tmp_path, "embedded", "http://127.0.0.1:1")
     with harness.retriever() as api:
-        api.ready()
-        assert "tlm_request_seconds_count" in api._http.get("/metrics").text
+        before = parsed(api._http.get("/metrics").text)
+        assert api.corpus(*harness.key).state == "unknown"
+        after = parsed(api._http.get("/metrics").text)
+    labels = {"method": "GET", "route": "/corpora/{tenant}/{name}/versions/{version}", "status": "404"}
+    assert increase(before, after, "tlm_request_seconds_count", **labels) == 1
 
 
 def test_repeated_task_shows_that_it_has_stopped() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks.paper_table import RECIPES, Outcomes, Runner, chosen, read_rows
+from benchmarks.paper_table import RECIPES, Outcomes, Runner, chosen, main, read_rows
 from benchmarks.stack import finish
 from tests.contract.filled_dashboard import make_report
 from tests.contract.gateway import TOKEN, Gateway, T, add_version
@@ -19,7 +19,7 @@ from tlm_core.corpus.states import CorpusState
 from tlm_core.errors import NotFound
 from tlm_core.tasks.known import KNOWN_TASKS
 from tlm_core.training.recipe import RecipeName
-from tlm_core.wire import Job
+from tlm_core.wire import DatasetCreated, Job
 
 ROWS = read_rows()
 EXTERNAL = "text,rank,ids,id\n" + "".join(f"passage {n} of the release,{n + 1},{n},{n}\n" for n in range(5))
@@ -116,6 +116,33 @@ def test_dry_run_returns_refused_rows_and_records_nothing(client: TLMClient, dat
     runner = Runner(client, "paper", Outcomes(tmp_path / "out"), corpus="missing", folder=data)
     assert runner.refused(rows) == rows
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("source", ["hub", "data"])
+def test_command_with_dry_run_validates_rows_and_submits_none(
+    client: TLMClient,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    source: str,
+) -> None:
+    added = []
+
+    def from_hub(name: str, hub_id: str, options: dict[str, str], *, selection: str | None) -> DatasetCreated:
+        """Add the dataset as the hub would provide it."""
+        added.append((hub_id, selection))
+        files = {"train": "train.csv", "validation": "dev.csv", "test": "test.csv", "selection": str(selection)}
+        return client.add_dataset(name, {part: data / "hyp" / file for part, file in files.items()}, options)
+
+    monkeypatch.setattr(client, "add_hub_dataset", from_hub)
+    monkeypatch.setattr("benchmarks.paper_table.own_client", lambda: client)
+    folder = ["--data", str(data)] if source == "data" else []
+    out = tmp_path / "out"
+    assert main(["--rows", "hyp-small", "--dry-run", "--out", str(out), *folder]) == 0
+    assert "hyp-small paper: valid" in capsys.readouterr().err
+    assert added == ([] if folder else [(KNOWN_TASKS["hyp"].hub_id, "small_external.csv")])
+    assert not out.exists()
 
 
 def test_rows_resume_and_fill_the_table(

@@ -123,7 +123,7 @@ def test_missing_library_names_what_to_install(
         monkeypatch.setitem(sys.modules, library, None)
         words = [command, contents.jobs["succeeded"], *(["owner/tickets"] if command == "push" else [])]
         result = tlm(gateway, *words)
-        assert result.exit_code == 1 and f"pip install 'tlm-service[{extra}]'" in result.output, result.output
+        assert result.exit_code == 1 and f"pip install '.[{extra}]'" in result.output, result.output
 
 
 def test_unfinished_job_has_no_model_to_push(filled: tuple[Gateway, Contents], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ T = "default"
 def reporter(redis_client: redis.Redis) -> Iterator[JobReporter]:
     """Return a reporter of the only job, in its first stage."""
     store = JobStore(redis_client)
-    store.submit(T, make_spec(), make_resolved())
+    store.submit(T, make_spec(), make_resolved(node_seconds={"prepare": 1e4}))
     job = store.claim("a", 60)
     assert job is not None
     reporter = JobReporter(store, T, job.id, job.attempt, "main", interval=0.02)
@@ -111,6 +111,38 @@ def test_reports_of_a_worker_without_progress_say_so(redis_client: redis.Redis, 
         wait_for(lambda: (now := beat()) and now.idle > 0.3)
         reporter.progress(step=1, total=2, rate=None, unit="steps", eta_seconds=None)
         wait_for(lambda: (now := beat()) and now.idle < 0.3)
+
+
+def test_stage_without_steps_advances_with_its_heartbeats(redis_client: redis.Redis, reporter: JobReporter) -> None:
+    store = JobStore(redis_client)
+    ((job,), _) = store.list_jobs(T)
+
+    def left() -> float:
+        progress = store.get(T, job.id).progress
+        return progress.eta_seconds or 0.0 if progress else 0.0
+
+    wait_for(lambda: left() > 0)
+    first = left()
+    reporter._heartbeat = 0.02
+    wait_for(lambda: left() < first)
+
+
+def test_flushed_report_is_stored_at_once(redis_client: redis.Redis, reporter: JobReporter) -> None:
+    reporter._interval = 60.0
+    store = JobStore(redis_client)
+    ((job,), _) = store.list_jobs(T)
+    for number in range(3):
+        reporter.log_line(f"line {number}")
+        reporter.flush()
+        assert [line["line"] for line in store.logs(T, job.id)] == [f"line {n}" for n in range(number + 1)]
+
+
+def test_beats_of_a_worker_that_trains_have_its_speed(redis_client: redis.Redis, reporter: JobReporter) -> None:
+    store = JobStore(redis_client)
+    ((job,), _) = store.list_jobs(T)
+    for unit, rate in (("tokens", 512.5), ("texts", 0.0)):
+        reporter.progress(step=1, total=2, rate=512.5, unit=unit, eta_seconds=None)
+        wait_for(lambda rate=rate: (beats := store.get(T, job.id).beats) and beats["main"].rate == rate)
 
 
 def test_log_has_a_line_at_each_tenth_of_a_stage(reporter: JobReporter, redis_client: redis.Redis) -> None:

@@ -29,9 +29,9 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-def sign_in(page: Any, url: str) -> None:
+def sign_in(page: Any, url: str, token: str = TOKEN) -> None:
     page.goto(f"{url}/ui/sign-in")
-    page.fill("#token", TOKEN)
+    page.fill("#token", token)
     page.get_by_role("button", name="Sign in").click()
     page.wait_for_url("**/ui/jobs")
 

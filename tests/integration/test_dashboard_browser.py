@@ -170,6 +170,28 @@ def test_long_label_of_a_dataset_has_one_line(page: Any, served: tuple[str, Gate
     assert label.evaluate("cell => cell.clientHeight") == height, "The label has one line."
 
 
+@pytest.mark.parametrize("path", ["/ui/datasets", "/ui/corpora", "/ui/submit"])
+def test_rows_of_a_form_are_close_together(page: Any, served: tuple[str, Gateway, Contents], path: str) -> None:
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.goto(served[0] + path)
+    settle(page)
+    widest_gap = """form => {
+        const boxes = [...form.querySelectorAll("label, legend, input, select, textarea, button")]
+            .map(one => one.getBoundingClientRect()).filter(box => box.height).sort((a, b) => a.top - b.top);
+        let [gap, bottom] = [0, boxes[0].bottom];
+        for (const box of boxes) [gap, bottom] = [Math.max(gap, box.top - bottom), Math.max(bottom, box.bottom)];
+        return gap;
+    }"""
+    assert 0 < page.locator("form.fields").evaluate(widest_gap) < 40
+
+
+def test_alias_of_the_placeholder_fits_its_field(page: Any, served: tuple[str, Gateway, Contents]) -> None:
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.goto(f"{served[0]}/ui/models")
+    hidden = "field => { field.value = 'questions@production'; return field.scrollWidth - field.clientWidth; }"
+    assert page.locator(".aliases [name=alias]").first.evaluate(hidden) <= 0
+
+
 @pytest.mark.parametrize("width", [1440, 390])
 def test_long_labels_do_not_break_inside_a_word(page: Any, served: tuple[str, Gateway, Contents], width: int) -> None:
     url, _, contents = served
@@ -368,7 +390,7 @@ def test_form_shows_that_the_instant_scale_uses_no_corpus(
 ) -> None:
     page = browser.new_page(java_script_enabled=scripts)
     sign_in(page, served[0])
-    page.goto(f"{served[0]}/ui/submit?preset=instant")
+    page.goto(f"{served[0]}/ui/submit?preset=instant&dataset=tickets")
     corpus, hint = page.locator("#corpus"), page.get_by_text("not used at scale instant")
     # Without scripts, nothing could enable the field again at another scale.
     assert (corpus.is_disabled(), hint.is_visible()) == (scripts, True)
@@ -377,6 +399,19 @@ def test_form_shows_that_the_instant_scale_uses_no_corpus(
     page.locator("[name=scale][value=instant]").check()
     assert (corpus.is_disabled(), hint.is_visible()) == (scripts, True)
     page.close()
+
+
+def test_preset_keeps_the_typed_values(page: Any, served: tuple[str, Gateway, Contents]) -> None:
+    page.goto(f"{served[0]}/ui/submit")
+    page.fill("#name", "night run")
+    page.fill("#overrides", "finetune.epochs = 5")
+    page.select_option("#corpus", "manuals")
+    page.get_by_role("link", name="Quick").click()
+    assert page.locator("[name=scale]:checked").input_value() == "quick" and page.input_value("#seeds") == "0"
+    assert page.locator(".presets [aria-current=true]").all_inner_texts()[0].startswith("Quick")
+    fields = [page.input_value(field) for field in ("#name", "#overrides", "#corpus")]
+    assert fields == ["night run", "finetune.epochs = 5", "manuals"]
+    page.wait_for_selector("#preview >> text=5 epochs")
 
 
 def test_recipe_key_is_added_to_the_overrides_once(page: Any, served: tuple[str, Gateway, Contents]) -> None:

@@ -20,6 +20,7 @@ from services.trainer.cluster import Status
 from services.trainer.coordinator import Coordinator
 from services.trainer.settings import TrainerSettings
 from services.trainer.worker import run_local
+from tests.contract.dashboard_pages import signed_in
 from tests.contract.gateway import Gateway, make_gateway
 from tests.trainer_fakes import FakeCluster, FakeSelections, run_group
 from tlm_core.training.stage import Stage
@@ -42,7 +43,7 @@ class Service:
     """A gateway and its coordinator. `finished` runs the workers."""
 
     def __init__(self, gateway: Gateway, client: TestClient, root: Path) -> None:
-        self.client, self.root = client, root
+        self.client, self.root, self.browser = client, root, signed_in(gateway)
         self.store, self.artifacts, self.cluster = gateway.parts.jobs, gateway.parts.artifacts, FakeCluster()
         settings = TrainerSettings(storage=str(root / "storage"), scratch=root / "trainer", lease_seconds=60.0)
         self.executor = ThreadPoolExecutor(1)
@@ -89,6 +90,12 @@ class Service:
         report: dict[str, Any] = self.client.get(f"/v1/jobs/{job}/report").json()
         return report
 
+    def open_results(self, *jobs: str) -> None:
+        """Open the results of studies, and compare them."""
+        paths = [f"/ui/jobs/{job}/results" for job in jobs] + [f"/ui/compare?{'&'.join(f'id={job}' for job in jobs)}"]
+        for path in paths:
+            assert self.browser.get(path).status_code == 200, path
+
     def predicted(self, job: str) -> list[str]:
         answer = self.client.post(f"/v1/models/{job}/predict", json={"texts": TEXTS})
         assert answer.status_code == 200, answer.text
@@ -119,6 +126,7 @@ def test_learning_curve_has_report_and_predicting_bilstm(service: Service) -> No
     assert set(service.predicted(job["id"])) <= set(TOPICS)
     files = {file["name"] for file in service.client.get(f"/v1/jobs/{job['id']}/model").json()["files"]}
     assert {"plot.svg", "curves.csv", "model.onnx", "report.json"} <= files
+    service.open_results(job["id"])
 
 
 def test_pruned_model_with_wall_clock_budget_shares_its_ticket(service: Service) -> None:
@@ -136,6 +144,9 @@ def test_pruned_model_with_wall_clock_budget_shares_its_ticket(service: Service)
     share = {"others": ["more"], "level": 0.25, "tickets": {"more": mask}}
     shared = service.finished(kind="share_tickets", options=share, seeds=[0])
     assert shared["state"] == "succeeded", shared["error"]
+    service.open_results(job["id"], shared["id"])
+    answer = service.client.get(f"/v1/jobs/compare?ids={job['id']},{shared['id']}").json()
+    assert all({"linear"} < {model["name"] for model in outcome["models"]} for outcome in answer["outcomes"])
 
 
 def test_invalid_requests_are_rejected_at_submission(service: Service) -> None:

@@ -44,12 +44,14 @@ def work(
     backend: str = "gloo",
 ) -> None:
     torch.set_num_threads(1)
+    if backend == "nccl":  # As Ray does, show this process one GPU.
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(size)))
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[rank]
     if rank == tight:
         passes.accumulate_gradient = _with_memory_for_two_rows
     if stream:
         _use_streams(tight=rank == tight)
-    address = f"tcp://127.0.0.1:{port}"
-    torch.distributed.init_process_group(backend, init_method=address, rank=rank, world_size=size)
+    join("job_1.main.1", "127.0.0.1", port, rank, size, backend=backend, timeout=timedelta(minutes=2))
     inputs = {"prepared": folder / "prepared"}
     try:
         for stage, params in ((JOINT, JointParams.of(recipe, 2)), (FINETUNE, FinetuneParams.of(recipe, 2))):
@@ -116,14 +118,14 @@ def run_workers(
     start(work, size, folder, recipe, stop_at, tight, stream)
 
 
-def start(target: Callable[..., None], size: int, *args: Any) -> None:
-    """Run target(rank, size, port, *args) in `size` processes, all of which must succeed."""
+def start(target: Callable[..., None], size: int, *args: Any, seconds: float = 120) -> None:
+    """Run target(rank, size, port, *args) in `size` processes, all of which must succeed in time."""
     context, port = process_context(), free_port()
     workers = [context.Process(target=target, args=(rank, size, port, *args)) for rank in range(size)]
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(120)
+        worker.join(seconds)
     assert [worker.exitcode for worker in workers] == [0] * size
 
 

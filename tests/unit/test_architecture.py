@@ -65,19 +65,19 @@ def loaded_by(module: str) -> set[str]:
 
 @pytest.mark.parametrize("module", ["services.api.app", "services.api.__main__", "services.retriever.app"])
 def test_gateway_and_retriever_start_without_the_heavy_libraries(module: str) -> None:
-    assert not loaded_by(module) & {"torch", "transformers", "datasets", "ray", "sklearn"}
+    assert not loaded_by(module) & {"torch", "transformers", "datasets", "ray", "sklearn", "pandas"}
 
 
 @pytest.mark.parametrize(
     "module", ["services.trainer.__main__", "services.trainer.worker", "tlm_core.training.prepare"]
 )
-def test_the_coordinator_and_a_worker_that_prepares_text_do_without_torch(module: str) -> None:
-    assert not loaded_by(module) & {"torch", "transformers"}
+def test_the_coordinator_and_a_worker_that_prepares_text_need_neither_torch_nor_ray(module: str) -> None:
+    assert not loaded_by(module) & {"torch", "transformers", "ray", "pandas"}
 
 
 def test_the_program_that_starts_workers_imports_nothing_that_only_they_need() -> None:
     """They begin the sooner."""
-    only_theirs = {"torch", "transformers", "redis", "pydantic", "structlog", "numpy", "httpx"}
+    only_theirs = {"torch", "transformers", "ray", "pandas", "redis", "pydantic", "structlog", "numpy", "httpx"}
     assert not loaded_by("services.trainer.program") & only_theirs
 
 

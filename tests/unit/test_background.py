@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import signal
+import threading
 from collections.abc import Collection
 
 import httpx
@@ -55,6 +56,18 @@ def test_process_without_a_server_shows_its_failing_tasks() -> None:
     with tasks[1].round():
         pass
     assert httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
+
+
+@pytest.mark.parametrize(("seconds", "waits"), [(5.0, [5.0, 5.0]), (21_600.0, [600.0, 21_600.0])])
+def test_task_that_repeats_rarely_begins_soon(seconds: float, waits: list[float]) -> None:
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waited.append(timeout)
+            return len(waited) == 2
+
+    waited, rounds = list[float | None](), list[None]()
+    Background("orphans").repeat(lambda: rounds.append(None), seconds, Stop())
+    assert (waited, len(rounds)) == (waits, 1)
 
 
 def test_sigterm_stops_a_process_that_is_about_to_wait() -> None:

@@ -35,12 +35,15 @@ def compare(job_ids: JobIds) -> None:
         (d.key, *(shorten("" if value is None else str(value), width=40) for value in d.values))
         for d in comparison.differences
     ]
+    tables = {
+        "Test scores of the returned models, and cost": _score_rows(comparison),
+        "Test scores of all models, by the task's metric": _model_rows(comparison),
+        "Curves": _curve_rows(comparison),
+    }
     print_result(
         comparison,
-        table(columns, differences, title="Differences"),
-        table(columns, _score_rows(comparison), title="Test scores of the returned models, and cost"),
-        table(columns, _model_rows(comparison), title="Test scores of all models, by the task's metric"),
-        table(columns, _curve_rows(comparison), title="Curves"),
+        table(columns, differences, title="Differences", empty="No differences."),
+        *(table(columns, rows, title=title) for title, rows in tables.items() if rows),
         *(f"{outcome.job}: {outcome.reason}" for outcome in comparison.outcomes if outcome.reason),
     )
 

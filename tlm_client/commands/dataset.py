@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from tlm_client.client import TLMClient
 from tlm_client.console import (
     LANGUAGE,
     Item,
@@ -71,7 +72,20 @@ def add_dataset(
                 raise InvalidRequest(f"Invalid --selection: no file '{selection}'. Check the path.")
             files = dataset_files(Path(source), notify=print_note)
             dataset = client.add_dataset(name, files | ({"selection": selection} if selection else {}), options)
+        _note_equal_version(client, dataset)
     print_result(dataset, *_dataset_items(dataset, dataset.report or {}))
+
+
+def _note_equal_version(client: TLMClient, dataset: Dataset) -> None:
+    """Print a note if an earlier version has the same files and options."""
+    if dataset.version == 1:
+        return
+    for other in client.datasets():
+        same = (other.name, other.digest, other.options) == (dataset.name, dataset.digest, dataset.options)
+        if same and other.id != dataset.id:
+            remedy = f"Delete this one with `tlm dataset delete {dataset.name}@v{dataset.version}`."
+            print_note(f"version {other.version} has the same files and options as version {dataset.version}. {remedy}")
+            return
 
 
 @group.command("list")

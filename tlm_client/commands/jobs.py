@@ -58,10 +58,13 @@ def jobs(
     columns = ("id", "name", "state", "data", "recipe", "progress", "failures", "interruptions", "score", "submitted")
     rows = [_row(job) for job in listed]
     used = [index for index, name in enumerate(columns) if name == "id" or any(row[index] for row in rows)]
+    filtered = any((state, kind, dataset, label, search))
     shown = table(
         [columns[index] for index in used],
         [[row[index] for index in used] for row in rows],
-        empty="No jobs. `tlm submit --help` shows how to create one.",
+        empty="No job matches. `tlm jobs` lists all."
+        if filtered
+        else "No jobs. `tlm submit --help` shows how to create one.",
     )
     notes = (f"{job.id}: {note}" for job in listed for note in _notes(job))
     print_result(listed, shown, *notes)
@@ -70,13 +73,14 @@ def jobs(
 def _row(job: JobSummary) -> tuple[object, ...]:
     """Return the cells of a job in the list."""
     live = None if job.is_over else job.progress
+    left = time_left(live) if live and job.silent_seconds is None else ""
     return (
         job.id,
         job.name,
         job.state,
         f"{job.dataset} on {job.corpus}" if job.corpus else job.dataset,
         f"{job.recipe}/{job.scale}",
-        " ".join(filter(None, (f"{live.share:.0%} {live.node}", time_left(live)))) if live else None,
+        " ".join(filter(None, (f"{live.share:.0%} {live.node}", left))) if live else None,
         job.failures or None,
         job.interruptions or None,
         None if job.score is None else f"{job.score:.3f} {job.metric}",

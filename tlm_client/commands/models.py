@@ -105,7 +105,7 @@ def models() -> None:
          None if model.score is None else f"{model.score:.3f} {model.metric}")
         for model in listed
     ]  # fmt: skip
-    empty = "No models. `tlm submit --dataset NAME --scale instant` trains one in seconds."
+    empty = "No models. `tlm submit --dataset NAME --scale instant` trains one in seconds to minutes."
     print_result(listed, table(("id", "aliases", "name", "data", "scale", "score"), rows, empty=empty))
 
 

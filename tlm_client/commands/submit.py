@@ -22,10 +22,13 @@ from tlm_core.wording import message_of
 
 _KINDS = f"{', '.join(KINDS)}."
 
+DatasetName = Annotated[
+    str | None, typer.Option("--dataset", help="Name or ID. Omit it if --options names a job to start from.")
+]
 CorpusName = Annotated[
     str | None, typer.Option("--corpus", help="NAME or NAME@VERSION. Default: no corpus, train only on the dataset.")
 ]
-_SCALES = f"{', '.join(get_args(ScaleName))}; instant is the linear model alone, in seconds."
+_SCALES = f"{', '.join(get_args(ScaleName))}; instant is the linear model alone."
 Scale = Annotated[str | None, typer.Option("--scale", help=f"{_SCALES} Default: tiny.")]
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="fast or paper. Default: fast.")]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Seed. Default: 0. Repeatable; three show the spread.")]
@@ -38,13 +41,12 @@ MaxWorkers = Annotated[int | None, typer.Option(help="Start as many workers as f
 Options = Annotated[str | None, typer.Option("--options", metavar="JSON|FILE", help="Options of the job kind.")]
 Labels = Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Label of the job. Repeatable.")]
 Name = Annotated[str | None, typer.Option("--name", help="Your name for the job, for lists and searches.")]
+Kind = Annotated[str, typer.Option(help=f"Job kind: {_KINDS}")]
 MaxRuntime = Annotated[float | None, typer.Option(help="Time limit in seconds of running.")]
 
 
 def submit(
-    dataset: Annotated[
-        str | None, typer.Option("--dataset", help="Name or ID. Omit it if --options names a job to start from.")
-    ] = None,
+    dataset: DatasetName = None,
     corpus: CorpusName = None,
     scale: Scale = None,
     recipe: RecipeName = None,
@@ -56,7 +58,7 @@ def submit(
     label: Labels = None,
     priority: Annotated[int, typer.Option(min=-10, max=10, help="Higher priorities start first.")] = 0,
     max_runtime: MaxRuntime = None,
-    kind: Annotated[str, typer.Option(help=f"Job kind: {_KINDS}")] = "train",
+    kind: Kind = "train",
     options: Options = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate and estimate without submitting.")] = False,
     watch: Watch = False,
@@ -66,17 +68,10 @@ def submit(
     tlm submit --dataset reviews --corpus docs --watch
     tlm submit --dataset reviews --scale instant --name first-try
     """
-    fields: dict[str, object] = {"name": name, "metadata": parse_labels(label), "priority": priority, "kind": kind}
-    kind_options = _parse_options(options, kind) if options is not None else {}
-    if options is not None:
-        if isinstance(source := kind_options.get("job"), str):
-            kind_options["job"] = resolve_job(source)
-        fields["options"] = kind_options
-    if dataset is None and not (kind in KINDS and KINDS[kind].names_source(kind_options)):
-        raise typer.BadParameter("Name a dataset.", param_hint="--dataset")
     spec = _build_spec(
         set_, dataset=dataset, corpus=corpus, scale=scale, recipe=recipe, seeds=seed, workers=workers,
-        max_workers=max_workers, max_runtime_seconds=max_runtime, **fields,
+        max_workers=max_workers, max_runtime_seconds=max_runtime, name=name, metadata=parse_labels(label),
+        priority=priority, kind=kind, options=_kind_options(kind, options, dataset),
     )  # fmt: skip
     with open_client() as client:
         if dry_run:
@@ -88,21 +83,24 @@ def submit(
 
 
 def estimate(
-    dataset: Annotated[str, typer.Option("--dataset", help="Name or ID of a dataset.")],
+    dataset: DatasetName = None,
     corpus: CorpusName = None,
     scale: Scale = None,
     recipe: RecipeName = None,
     seed: Seeds = None,
     set_: Overrides = None,
     workers: Workers = 1,
+    kind: Kind = "train",
+    options: Options = None,
 ) -> None:
     """Estimate the time, compute and memory of a job, with the source of each figure.
 
     tlm estimate --dataset reviews --corpus docs --scale small
-    tlm estimate --dataset reviews --set finetune.epochs=20
+    tlm estimate --kind prune --options '{"job": "@latest"}'
     """
     spec = _build_spec(
-        set_, dataset=dataset, corpus=corpus, scale=scale, recipe=recipe, seeds=seed, workers=workers
+        set_, dataset=dataset, corpus=corpus, scale=scale, recipe=recipe, seeds=seed, workers=workers, kind=kind,
+        options=_kind_options(kind, options, dataset),
     )  # fmt: skip
     with open_client() as client:
         result = client.estimate(spec)
@@ -176,6 +174,16 @@ def _build_spec(overrides: list[str] | None, *, dataset: str | None, corpus: str
         places = (".".join(map(str, e["loc"])) for e in error.errors())
         problems = "; ".join(": ".join(filter(None, parts)) for parts in zip(places, messages, strict=True))
         raise InvalidRequest(f"Invalid job: {problems}.") from error
+
+
+def _kind_options(kind: str, text: str | None, dataset: str | None) -> dict[str, object]:
+    """Return the options of a job kind, empty without `text`. Raises BadParameter if nothing names the data."""
+    options = {} if text is None else _parse_options(text, kind)
+    if isinstance(source := options.get("job"), str):
+        options["job"] = resolve_job(source)
+    if dataset is None and not (kind in KINDS and KINDS[kind].names_source(options)):
+        raise typer.BadParameter("Name a dataset.", param_hint="--dataset")
+    return options
 
 
 def _parse_options(text: str, kind: str) -> dict[str, object]:

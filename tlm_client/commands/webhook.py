@@ -44,7 +44,8 @@ def list_webhooks() -> None:
     """
     with open_client() as client:
         hooks = client.webhooks()
-    rows = [(hook.id, hook.url, ", ".join(hook.events), hook.disabled) for hook in hooks]
+    reasons = [hook.error["message"] if hook.error else hook.disabled for hook in hooks]
+    rows = [(hook.id, hook.url, ", ".join(hook.events), reason) for hook, reason in zip(hooks, reasons, strict=True)]
     empty = "No webhooks. Add one with: tlm webhook add URL"
     print_result(hooks, table(("id", "url", "events", "disabled"), rows, empty=empty))
 

@@ -172,10 +172,10 @@ def plan_stack(
     trainer = service("trainer", clients | compute)
     if options.gpus == 0:
         trainer["CUDA_VISIBLE_DEVICES"] = ""
-    url = options.opensearch_url
-    index = {"INDEX": "opensearch", "OPENSEARCH_URL": url} if url else {"INDEX": "embedded"}
+    index = {"INDEX": "opensearch", "OPENSEARCH_URL": url} if (url := options.opensearch_url) else {"INDEX": "embedded"}
     # The user who starts the stack can read all model folders anyway.
     gateway = clients | {"TOKEN_FILE": str(folder.token_file), "MODEL_FOLDERS": '["/"]'}
+    gateway["WORKER_GPUS"] = compute["WORKER_GPUS"]
     if gpus and "TLM_API_PRECISION" not in environment:
         gateway["PRECISION"] = "bf16"
     parts = (

@@ -55,15 +55,19 @@ class ArtifactStore:
         """Raise StorageUnavailable if the storage is not mounted. create: mark a new storage as this service's."""
         StorageMark(self.fs, self.root, self._is_new).check(create=create)
 
-    def check_space(self) -> None:
-        """Raise StorageFull if a local disk is almost full. Redis, which may share it, would exit on a full disk."""
+    def check_space(self, extra: int = 0) -> None:
+        """Raise StorageFull if a local disk is almost full, or would be after an upload of `extra` bytes.
+
+        Redis, which may share the disk, would exit on a full one.
+        """
         if not self.local:
             return
         with storage_errors("measuring the free space of the storage"):
             total, _, free = shutil.disk_usage(self.root)
-        if free < (needed := min(_RESERVE, total // 20)):
+        if free < (needed := min(_RESERVE, total // 20) + extra):
+            refused = f"An upload of {extra >> 20} MiB is refused" if extra else "Nothing is written"
             raise StorageFull(
-                f"The disk of the storage has only {free >> 20} MiB of free space. Nothing is written until "
+                f"The disk of the storage has only {free >> 20} MiB of free space. {refused} until "
                 f"{needed >> 20} MiB are free. Delete jobs and datasets, or enlarge the disk."
             )
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tlm_core.compression.masks import Importance, Mask
+from tlm_core.pulse import PULSE
 from tlm_core.training.memory import rows_at_once, training_bytes
 from tlm_core.training.model import TaskModel, classifier_size
 from tlm_core.training.objective import Workers, loss_sums, micro_batches, to_device
@@ -54,6 +55,7 @@ def mask_gates(mask: Mask, device: torch.device) -> tuple[list[Tensor], list[Ten
     return heads, [torch.tensor([block], dtype=torch.float32, device=device) for block in mask.blocks]
 
 
+@PULSE.pace(steady=True)
 def importance(
     model: TaskModel,
     split: Split,
@@ -95,6 +97,7 @@ def importance(
             heads += running[0] / len(batches)
             blocks += running[1] / len(batches)
         progress(min(begin + DOCUMENTS, len(split)))
+        PULSE.warm_up()
     model.train(training)
     return Importance(_unit(heads), _unit(blocks[None])[0])
 

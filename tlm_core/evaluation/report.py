@@ -141,15 +141,16 @@ def job_report(
     """Return the report, and the outputs of the models in it as `{split}.s{seed}` and `{split}.all`.
 
     It reads the test targets, so call it once, after all training. linears: by name; empty scores the encoders alone.
-    shared_cost: of the stages that all seeds share. ensemble: the returned model averages the encoders of all seeds;
-    `{split}.all` holds its outputs.
+    shared_cost: of the stages that all seeds share. ensemble: the returned model averages the encoders of all seeds,
+    see `_averaged`; `{split}.all` holds its outputs.
     """
     choice, runs = _runs(task, encoders, linears, ensemble)
     of_seeds = [_encoder_alone(task, encoder) for encoder in encoders] if ensemble else runs
     seeds = [encoder.facts() | run.scored(task) for encoder, run in zip(encoders, of_seeds, strict=True)]
     best = best_of([entry["validation"]["value"] for entry in seeds])
     scored = [run.scored(task) for run in runs] if ensemble else seeds
-    file, members = (0, seeds) if ensemble else (best, seeds[best : best + 1])
+    averaged = {encoder.seed for encoder in _averaged(encoders)}
+    file, members = (0, [entry for entry in seeds if entry["seed"] in averaged]) if ensemble else (best, [seeds[best]])
     scores = {name: over_seeds([entry["models"][name] for entry in scored]) for name in runs[0].models}
     scores |= {ENCODER: over_seeds(seeds)} if ensemble else {}
     scores |= {STOCK: over_seeds([seeds[best]["models"][ENCODER]])} if len(seeds) > 1 else {}
@@ -217,7 +218,7 @@ def _runs(
 ) -> tuple[Choice, list[_Run]]:
     """Return the choice of the model, and one run for each seed, or one run for all seeds together."""
     name = ENSEMBLE if ensemble else ENCODER
-    by_run = [encoder.outputs for encoder in encoders]
+    by_run = [encoder.outputs for encoder in (_averaged(encoders) if ensemble else encoders)]
     if ensemble:
         by_run = [{split: average(task.type, [outputs[split] for outputs in by_run]) for split in by_run[0]}]
     if not linears:
@@ -236,6 +237,11 @@ def _runs(
         models[COMBINED] = _scaled(task, combination, last, outputs)
         runs.append(_Run(models, COMBINED if choice.model == WEIGHTED else choice.model))
     return choice, runs
+
+
+def _averaged(encoders: Sequence[EncoderResult]) -> Sequence[EncoderResult]:
+    """Return the encoders of an ensemble: those whose training did not end early, or all if each one's did."""
+    return [encoder for encoder in encoders if not encoder.behind] or encoders
 
 
 def _encoder_alone(task: Task, encoder: EncoderResult) -> _Run:

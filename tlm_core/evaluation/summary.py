@@ -22,8 +22,9 @@ Scores = Mapping[str, float | None]
 class ModelRow:
     """The scores of one model on a split.
 
-    name: majority, linear, self_trained, encoder, stock, ensemble, combined, or model in a study. spread: None for each
-    score of one run. file: the files of the job that hold this model, and its seeds; empty if no file holds it.
+    name: majority, linear, self_trained, encoder, stock, ensemble, combined, or the name that a study gives its model.
+    spread: None for each score of one run. file: the files of the job that hold this model, and its seeds; empty if no
+    file holds it.
     """
 
     name: str
@@ -38,17 +39,23 @@ def model_title(name: str) -> str:
 
 
 def model_rows(report: Report, split: str = "test") -> list[ModelRow]:
-    """Return the models of a report from simple to complex: the majority class first, if the report has it."""
+    """Return the models of a report from simple to complex: the majority class first, if the report has it.
+
+    A model of a learning curve has its scores at the largest size, and one of ticket sharing the means over the tasks.
+    """
+    if "average" in report:
+        means = report["average"].items()
+        return [ModelRow(name, {"value": over["mean"]}, {"value": over["std"]}) for name, over in means]
     rows = []
     if split in report.get("majority", {}):
         majority = report["majority"][split]
         mean = {name: value for name, value in majority.items() if name in METRICS}
         clean = majority.get("deduplicated")
         rows.append(ModelRow(MAJORITY, mean | ({"deduplicated": clean["value"]} if clean else {}), {}))
-    # The report of a study has one model, and does not name it.
     models = report.get("models") or {"model": report}
     for name, model in models.items():
-        rows.append(ModelRow(name, model["mean"][split], model["spread"][split], _files(report, name)))
+        scored = model["points"][-1] if "points" in model else model
+        rows.append(ModelRow(name, scored["mean"][split], scored["spread"][split], _files(report, name)))
     return rows
 
 
@@ -70,10 +77,11 @@ def sentences(report: Report) -> list[str]:
     if "returned" not in report:
         return []
     gain, reason = report.get("gain", {}).get("words"), report["returned"]["reason"]
-    ended = [behind_in_words(entry[BEHIND]) for entry in report["seeds"] if BEHIND in entry]
+    ended = [entry for entry in report["seeds"] if BEHIND in entry]
+    of = f" of {_seeds([entry['seed'] for entry in ended])}" if len(ended) < len(report["seeds"]) else ""
     return [
         headline(report),
-        *ended[:1],
+        *(behind_in_words(entry[BEHIND], of) for entry in ended[:1]),
         *([reason] if reason not in (gain or "") else []),
         *([gain] if gain else []),
     ]
@@ -92,10 +100,10 @@ def training_time(report: Report) -> str:
     return f"{words}, {together / 60:.1f} minutes on the clock if the {len(seeds)} seeds train side by side"
 
 
-def behind_in_words(scores: Mapping[str, float]) -> str:
-    """State in one sentence why training ended early. scores: of encoder and linear model on validation."""
+def behind_in_words(scores: Mapping[str, float], of: str = "") -> str:
+    """State in one sentence why training ended early. scores: of encoder and linear model on validation. of: seeds."""
     return (
-        f"Training ended at half the joint budget, because the encoder has {scores['encoder']:.3f} on validation "
+        f"Training{of} ended at half the joint budget, because the encoder has {scores['encoder']:.3f} on validation "
         f"and the linear model {scores['linear']:.3f} (joint.stop_if_behind)."
     )
 

@@ -22,6 +22,12 @@ _SENTENCES = {
     "stage.started": "Started {node}",
     "stage.resumed": "Resumed {node} at step {step:,}",
     "stage.warning": "Warning: {message}",
+    "baseline": "Fitting the linear model on {rows:,} rows",
+    "self_training": "Labeling {pieces:,} pieces of passages with the linear model",
+    "tokenizer": "The tokenizer has {vocab_size:,} tokens",
+    "step.skipped": "Skipped step {step:,}, because its loss or gradient is not finite",
+    "memory.stepped_down": "Out of memory at step {step:,}; from now on {rows:,} rows at once",
+    "refit": "Fitting the {model} model again, also on validation",
     "checkpoint.published": "Stored a checkpoint of {node} at step {step:,}",
     "artifact.published": "Finished {node}",
     "attempt.error": "Error in attempt {attempt}: {message}",
@@ -34,6 +40,8 @@ def sentence(event_type: str, attempt: int | None, data: Mapping[str, object], t
     titles: node → its name for readers. A node without a title keeps its name.
     """
     values = {**data, "attempt": attempt}
+    if "model" in data:
+        values["model"] = str(data["model"]).replace("_", "-")
     if "node" in data:
         name = str(data["node"])
         values["node"] = titles.get(name, name)

@@ -274,7 +274,8 @@ class Beat(BaseModel):
     """The last heartbeat of a submission.
 
     at: its arrival. phase: whether the submission waits for room, its workers start, or they work. idle: seconds
-    without progress of workers that work. limit: seconds without progress that are still normal.
+    without progress of workers that work. limit: seconds without progress that are still normal. rate: tokens per
+    second of workers that train.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -283,6 +284,7 @@ class Beat(BaseModel):
     phase: Literal["waiting", "starting", "working"] = "working"
     idle: float = 0.0
     limit: float = 0.0
+    rate: float = 0.0
 
 
 class JobRecord(_Record):

@@ -165,7 +165,7 @@ def _cut(splits: Mapping[str, SplitData], missing: list[str], seed: int, finding
         labels = bands(train.targets())
     positions = cut_splits(labels, train.scan.keys, missing, seed)
     cut = {split: train.select(indices) for split, indices in positions.items()}
-    shares = ", ".join(f"{split} {len(data.rows)}" for split, data in cut.items())
+    shares = ", ".join(f"{split} {len(data.rows):,}" for split, data in cut.items())
     verb = "were" if len(missing) > 1 else "was"
     findings.note(
         f"{' and '.join(missing)} {verb} cut from train by {train.type.target} with seed {seed}: {shares} rows"

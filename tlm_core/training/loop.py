@@ -38,13 +38,14 @@ SKIPS, SKIPPED_SHARE = 20, 0.01
 class Step:
     """A step that the device computes, with its batch.
 
-    number: from 0. rate: share of the peak learning rate. values: `Totals` and the gradient's norm, in the
-    host's memory once `ready` has passed.
+    number: from 0. rate: share of the peak learning rate. flops: of this worker's products, with padding and optimizer.
+    values: `Totals` and the gradient's norm, in the host's memory once `ready` has passed.
     """
 
     number: int
     batch: Batch
     rate: float
+    flops: float
     values: Tensor
     ready: torch.cuda.Event | None
 
@@ -127,7 +128,7 @@ class Trainer:
             self.before_step()
             step = self._launch(batches(), report.stop)
             state.count(step.batch.real_tokens, self._flops(step.batch))
-            report.count(step.batch)
+            report.count(step)
             # The time from step to step includes validation, the copy of a checkpoint, and waits for slow storage.
             counted = self._count_seconds(counted)
             open_steps.append((step, state.tokens, state.progress(self.budget)))
@@ -178,6 +179,11 @@ class Trainer:
     def _flops(self, batch: Batch) -> float:
         return self.step_flops(batch) + self.optimizer.flops
 
+    def _own_flops(self, loaded: Loaded) -> float:
+        """Return the FLOPs of this worker's products in a step. GPUs divide Muon's matrices."""
+        passes = self.step_flops(loaded.batch) / self.workers.size if loaded.flops is None else loaded.flops
+        return passes + self.optimizer.flops / self.workers.size
+
     def _midway(self, batch: Batch) -> float:
         """Return the progress in the middle of the coming step. The schedule uses it, so no step has rate zero."""
         half = {"steps": 0.5, "tokens": batch.real_tokens / 2, "flops": self._flops(batch) / 2, "seconds": 0.0}
@@ -200,7 +206,7 @@ class Trainer:
         self._passes.reduce(batch, buffers)
         values = torch.cat((buffers.totals, self.optimizer.clip()[None]))
         self.optimizer.step(rate, batch.active, values.isfinite().all())
-        return Step(self.state.step, batch, rate, *to_host(values))
+        return Step(self.state.step, batch, rate, self._own_flops(loaded), *to_host(values))
 
     def _results(self, steps: deque[tuple[Step, int, float]], late: int) -> list[Result]:
         """Remove the oldest steps until `late` remain. Record and return their results. Raises NonFiniteLoss."""
@@ -359,12 +365,12 @@ def _finite_or_none(value: float) -> float | None:
 
 @dataclass
 class _Mark:
-    """The counts at the last point of the metric series. needed: FLOPs that the model needs; see `Trainer`."""
+    """The counts at the last point of the metric series. used: FLOPs, by the name of a utilization."""
 
     clock: float
     tokens: int
     flops: float
-    needed: float
+    used: dict[str, float]
 
 
 class _Progress:
@@ -381,14 +387,16 @@ class _Progress:
         self._mark: _Mark | None = None
         self._tokens_per_second: float | None = None
         self._means = LossMeans()
-        self._needed = 0.0
+        self._used = {"mfu": 0.0, "hardware_utilization": 0.0}
         self._peak = peak_flops(trainer.device) if trainer.needed_flops else None
         self.stop = False
 
-    def count(self, batch: Batch) -> None:
-        """Add the FLOPs that the model needs for a batch."""
-        if self._peak is not None and self._trainer.needed_flops is not None:
-            self._needed += self._trainer.needed_flops(batch)
+    def count(self, step: Step) -> None:
+        """Add the FLOPs of a step: those that the model needs from each worker, and those that this one computes."""
+        trainer = self._trainer
+        if self._peak is not None and trainer.needed_flops is not None:
+            self._used["mfu"] += trainer.needed_flops(step.batch) / trainer.ctx.world_size
+            self._used["hardware_utilization"] += step.flops
 
     def tick(self, result: Result) -> None:
         ctx, state = self._trainer.ctx, self._trainer.state
@@ -418,8 +426,9 @@ class _Progress:
             self._tokens_per_second = (state.tokens - mark.tokens) / seconds
             flops_per_second = (state.flops - mark.flops) / seconds
             if self._peak is not None:
-                utilization["mfu"] = (self._needed - mark.needed) / seconds / self._peak / trainer.ctx.world_size
-        self._last, self._mark = now, _Mark(now, state.tokens, state.flops, self._needed)
+                capacity = seconds * self._peak
+                utilization = {name: (flops - mark.used[name]) / capacity for name, flops in self._used.items()}
+        self._last, self._mark = now, _Mark(now, state.tokens, state.flops, dict(self._used))
         means, self._means = self._means, LossMeans()
         trainer.ctx.report.metrics(
             step=result.step,

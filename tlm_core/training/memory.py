@@ -71,7 +71,8 @@ def rows_at_once(device: str, workers: int, most: int, count: Callable[[int], in
 def largest_rows(peak: Callable[[int], int], held: int, limit: int, most: int) -> int:
     """Return how many rows to process at once on a GPU: doubled while twice as many are expected to fit, up to `most`.
 
-    peak: measures the bytes with a number of rows; held: bytes without any; limit: bytes that may be used.
+    It considers no numbers in between: most steps have a power of two of rows, and other parts would leave the last one
+    partly empty. peak: measures the bytes with a number of rows; held: bytes without any; limit: bytes to use at most.
     """
     rows = 1
     while rows < most and held + 2 * (peak(rows) - held) <= limit:

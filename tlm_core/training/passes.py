@@ -30,13 +30,17 @@ LARGEST_HEAD, HEAD_MULTIPLE = 256, 8
 
 @dataclass(frozen=True)
 class Loaded:
-    """A batch in micro-batches of `rows` rows. parts: those that are on the device once `ready` has passed."""
+    """A batch in micro-batches of `rows` rows. parts: those that are on the device once `ready` has passed.
+
+    flops: of the products in both passes over the parts; None: this worker's share of the step's FLOPs.
+    """
 
     batch: Batch
     rows: int
     parts: tuple[Part, ...] = ()
     class_weights: Tensor | None = None
     ready: torch.cuda.Event | None = None
+    flops: float | None = None
 
 
 class Passes(Protocol):

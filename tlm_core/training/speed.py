@@ -1,16 +1,14 @@
-"""How fast a device trains: a measurement of about a second. Estimates use it until a job has been measured."""
+"""How fast a device trains: a short measurement. Estimates use it until a job has been measured."""
 
 from __future__ import annotations
 
 import os
 import time
-from itertools import pairwise
-from statistics import median
 
 from tlm_core.training.recipe import Precision, cpu_facts, resolve
 
-SECONDS = 1.0  # of a measurement
-_ROWS, _LENGTH, _VOCABULARY, _MASKED = 16, 128, 8192, 512
+SECONDS = 1.0  # in which steps begin; two steps on a slower device
+_LENGTH, _VOCABULARY, _MASKED = 128, 8192, 32  # tokens of a row, tokenizer, masked tokens of a row
 
 
 def device_kind(*, gpu: bool) -> str:
@@ -34,7 +32,10 @@ def rate_name(rate: str, device: str) -> str:
 
 
 def seconds_per_flop(precision: Precision, *, gpu: bool) -> float:
-    """Return the median over some training steps of a small model: of scale small on a GPU, of tiny on a CPU."""
+    """Return the seconds of the fastest of some training steps, because other work on the machine slows the others.
+
+    The model is of scale small on a GPU, of tiny on a CPU. There a step has few rows, so that a busy machine ends soon.
+    """
     import torch
 
     from tlm_core.training import flops
@@ -43,25 +44,25 @@ def seconds_per_flop(precision: Precision, *, gpu: bool) -> float:
     from tlm_core.training.model import TaskModel, initialize
 
     device = torch.device("cuda" if gpu else "cpu")
-    recipe = resolve("fast", "small" if gpu else "tiny", {"model.max_length": _LENGTH})
+    scale, rows = ("small", 16) if gpu else ("tiny", 2)
+    recipe, masked = resolve("fast", scale, {"model.max_length": _LENGTH}), rows * _MASKED
     shape = scratch_shape(recipe.model, _VOCABULARY, 2)
     model = TaskModel(shape)
     initialize(model, 0)
     model.to(device)
     draws = torch.Generator().manual_seed(0)
-    tokens = torch.randint(_VOCABULARY, (_ROWS, _LENGTH), generator=draws).to(device)
-    positions = torch.arange(_LENGTH, device=device).expand(_ROWS, -1)
+    tokens = torch.randint(_VOCABULARY, (rows, _LENGTH), generator=draws).to(device)
+    positions = torch.arange(_LENGTH, device=device).expand(rows, -1)
     segments, types = torch.ones_like(tokens), torch.zeros_like(tokens)
-    times = [time.perf_counter()]
-    # The first step also allocates memory.
-    while len(times) < 3 or times[-1] - times[0] < SECONDS:
+    times, begun = list[float](), time.perf_counter()
+    while len(times) < 2 or time.perf_counter() - begun < SECONDS:  # The first step also allocates memory.
+        start = time.perf_counter()
         with autocast(precision, device):
-            hidden = model.encoder(tokens, segments, positions, types).flatten(0, 1)[:_MASKED]
-            loss = model.vocabulary.loss(hidden, tokens.flatten()[:_MASKED], _MASKED)
+            hidden = model.encoder(tokens, segments, positions, types).flatten(0, 1)[:masked]
+            loss = model.vocabulary.loss(hidden, tokens.flatten()[:masked], masked)
         loss.backward()
         loss.item()
         if gpu:
             torch.cuda.synchronize()
-        times.append(time.perf_counter())
-    counted = flops.FORWARD_AND_BACKWARD * flops.forward(shape, _ROWS, _LENGTH, _MASKED, 0)
-    return median(after - before for before, after in pairwise(times[1:])) / counted
+        times.append(time.perf_counter() - start)
+    return min(times) / (flops.FORWARD_AND_BACKWARD * flops.forward(shape, rows, _LENGTH, masked, 0))

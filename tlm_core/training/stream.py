@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 
+from tlm_core.training import flops
 from tlm_core.training.architectures import Shape
 from tlm_core.training.kernels import Kernels, Rotation
 from tlm_core.training.masking import NOT_MASKED
@@ -146,6 +147,13 @@ class Documents:
             labeled=torch.from_numpy(filled(self.labeled[first:last], sizes.sequences, False)),
             shares=torch.tensor(batch.shares),
         )
+
+
+def launched_flops(shape: Shape, part: Part, mlm: bool, task: bool) -> float:
+    """Return the FLOPs of the products in both passes over a part in the host's memory, with its unused places."""
+    pairs, sequences = int((part.begins.diff().long() ** 2).sum()), len(part.begins) - 1
+    products = flops.products(shape, len(part.tokens), pairs, mlm * len(part.masked), task * sequences)
+    return flops.FORWARD_AND_BACKWARD * products
 
 
 def filled(values: npt.NDArray[np.generic], size: int, filler: int) -> npt.NDArray[np.generic]:

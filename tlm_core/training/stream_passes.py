@@ -17,7 +17,7 @@ from tlm_core.training.objective import Workers, own_rows
 from tlm_core.training.optim import Buffers, FlatOptimizer
 from tlm_core.training.passes import Loaded
 from tlm_core.training.prepared import Batch
-from tlm_core.training.stream import Documents, Part, Sizes, StreamLoss, StreamStart, rows_of_part
+from tlm_core.training.stream import Documents, Part, Sizes, StreamLoss, StreamStart, launched_flops, rows_of_part
 
 # In parts of at most this many tokens, launching kernels takes longer than running them, so a CUDA graph replays them.
 GRAPH_TOKENS = 16_384
@@ -100,16 +100,18 @@ class StreamPasses:
     def load(self, batch: Batch, rows: int) -> Loaded:
         own = own_rows(batch, self.workers)
         if not len(own.rows):
-            return Loaded(batch, rows)
+            return Loaded(batch, rows, flops=0.0)
         documents, length = Documents.of(own), batch.tokens.shape[1]
         needed = -(-len(documents.tokens) // length)
         sizes = Sizes.of(rows_of_part(needed, rows), length, self.mask_rate)
         weights = None if batch.class_weights is None else torch.from_numpy(batch.class_weights)
+        drawn = list(documents.parts(sizes))
+        flops = sum(launched_flops(self.model.shape, part, *kinds(batch)) for part in drawn)
         with torch.cuda.stream(self._side):
-            parts = tuple(Part(*map(self._sent, part)) for part in documents.parts(sizes))
+            parts = tuple(Part(*map(self._sent, part)) for part in drawn)
             weights = None if weights is None else self._sent(weights)
             ready = None if self._side is None else self._side.record_event()
-        return Loaded(batch, rows, parts, weights, ready)
+        return Loaded(batch, rows, parts, weights, ready, flops)
 
     def _sent(self, tensor: Tensor) -> Tensor:
         return tensor if self._side is None else tensor.pin_memory().to(self.device, non_blocking=True)

@@ -6,7 +6,7 @@ import time
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, Form, Request
-from fastapi.responses import RedirectResponse, Response
+from fastapi.responses import FileResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from services.api.dashboard import (
@@ -40,7 +40,7 @@ _PAGES = (
 
 
 def mount_dashboard(app: FastAPI, parts: Parts) -> None:
-    """Mount the dashboard at /ui of the gateway, with a redirect from /."""
+    """Mount the dashboard at /ui of the gateway, with a redirect from / and an icon for pages outside of it."""
     inner = FastAPI(openapi_url=None)
     inner.state.parts = parts
     inner.state.environment = build_environment()
@@ -51,6 +51,7 @@ def mount_dashboard(app: FastAPI, parts: Parts) -> None:
     # Outermost layer, so that responses to unexpected errors get the headers too.
     app.mount(PREFIX, Headers(inner))
     app.add_api_route("/", index, include_in_schema=False)
+    app.add_api_route("/favicon.ico", lambda: FileResponse(STATIC / "icon.svg"), include_in_schema=False)
     for path in ("/docs", "/redoc"):
         app.add_api_route(path, lambda: RedirectResponse(f"{PREFIX}/reference", 307), include_in_schema=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -18,6 +19,7 @@ from services.api.job_artifacts import file_response
 from services.api.parts import AfterId, Parts, PartsDep
 from services.api.removal import delete_dataset
 from services.common.catalog_records import OPEN
+from services.common.problem import problem_of
 from tlm_core.errors import TLMError
 
 router = APIRouter()
@@ -29,27 +31,29 @@ _LABELS = 60
 _SPLITS = ("train", "validation", "test")
 _COLUMNS = ("text_column", "label_column")
 Search = Annotated[str, Query(max_length=2_000)]
+Refused = tuple[Mapping[str, str], TLMError] | None  # the texts of a refused form, and the error
 Version = Annotated[str | None, Query(max_length=64)]
 
 
 @router.get("/datasets")
 def datasets(request: Request, parts: PartsDep, tenant: SignedIn, after: AfterId = None) -> Response:
-    records, has_more = parts.catalog.datasets(tenant, after=after, limit=_LIMIT)
-    command, fields = "tlm dataset add reviews train.csv", "-F name=reviews -F file=@train.csv"
-    call = 'add_dataset("reviews", {"train": Path("train.csv")})'
-    snippets = upload_snippets("/v1/datasets", command, fields, call, own_url(request))
-    return page(request, "datasets.html", records=records, more=has_more, after=after, snippets=snippets)
+    return _datasets(request, parts, tenant, after)
 
 
 @router.post("/datasets")
 async def upload(request: Request, parts: PartsDep, tenant: SignedIn) -> Response:
-    """Add a dataset like the API does. Errors are shown with row and column."""
-    async with parts.form(request, fields=("name", *_COLUMNS), files=(*_SPLITS, "file")) as form:
-        name = form.field("name").strip()
-        columns = {column: text for column in _COLUMNS if (text := form.field(column, "").strip())}
-        options = parse_options(json.dumps(columns))
-        files = by_field(form.selected_files())
-        record = await run_in_threadpool(parts.dataset_intake.add_files, tenant, name, files, options)
+    """Add a dataset like the API does. For an error, show it with row and column above the form and its texts."""
+    typed: dict[str, str] = {}
+    try:
+        async with parts.form(request, fields=("name", *_COLUMNS), files=(*_SPLITS, "file")) as form:
+            typed = form.fields
+            name = form.field("name").strip()
+            columns = {column: text for column in _COLUMNS if (text := form.field(column, "").strip())}
+            options = parse_options(json.dumps(columns))
+            files = by_field(form.selected_files())
+            record = await run_in_threadpool(parts.dataset_intake.add_files, tenant, name, files, options)
+    except TLMError as error:
+        return await run_in_threadpool(_datasets, request, parts, tenant, None, (typed, error))
     return redirect(request, f"{PREFIX}/datasets/{record.id}")
 
 
@@ -81,22 +85,21 @@ def dataset_file(dataset: str, name: str, parts: PartsDep, tenant: SignedIn) -> 
 
 @router.get("/corpora")
 def corpora(request: Request, parts: PartsDep, tenant: SignedIn, after: AfterId = None) -> Response:
-    records, has_more = parts.catalog.corpora(tenant, after=after, limit=_LIMIT)
-    rows = [{"corpus": corpus, "ready": corpus.ready(), "loads": parts.catalog.loads(tenant, corpus.name, limit=1)}
-            for corpus in records]  # fmt: skip
-    command, fields = "tlm corpus add manuals texts.jsonl", "-F name=manuals -F language=en -F files=@texts.jsonl"
-    call = 'add_corpus("manuals", [Path("texts.jsonl")])'
-    snippets = upload_snippets("/v1/corpora", command, fields, call, own_url(request))
-    return page(request, "corpora.html", rows=rows, more=has_more, after=after, snippets=snippets)
+    return _corpora(request, parts, tenant, after)
 
 
 @router.post("/corpora")
 async def upload_corpus(request: Request, parts: PartsDep, tenant: SignedIn) -> Response:
-    """Add a corpus like the API does. The page of the corpus shows the progress of the load."""
-    async with parts.form(request, fields=("name", "language", "near_duplicates"), files=("files",)) as form:
-        name, language = form.field("name").strip(), form.field("language", "").strip() or "en"
-        near, files = form.field("near_duplicates", "drop"), form.selected_files()
-        load = await run_in_threadpool(parts.corpus_intake.add, tenant, name, language, files, near)
+    """Add a corpus like the API does, and show the progress of its load. For an error, keep the texts of the form."""
+    typed: dict[str, str] = {}
+    try:
+        async with parts.form(request, fields=("name", "language", "near_duplicates"), files=("files",)) as form:
+            typed = form.fields
+            name, language = form.field("name").strip(), form.field("language", "").strip() or "en"
+            near, files = form.field("near_duplicates", "drop"), form.selected_files()
+            load = await run_in_threadpool(parts.corpus_intake.add, tenant, name, language, files, near)
+    except TLMError as error:
+        return await run_in_threadpool(_corpora, request, parts, tenant, None, (typed, error))
     return redirect(request, f"{PREFIX}/corpora/{load.corpus}")
 
 
@@ -127,6 +130,34 @@ def corpus_search(
 ) -> Response:
     """The search results, as a part of the page."""
     return page(request, "_hits.html", _search(parts, tenant, name, q, version))
+
+
+def _datasets(request: Request, parts: Parts, tenant: str, after: str | None, refused: Refused = None) -> Response:
+    """The list of datasets, and the form for uploads."""
+    records, has_more = parts.catalog.datasets(tenant, after=after, limit=_LIMIT)
+    command, fields = "tlm dataset add reviews train.csv", "-F name=reviews -F file=@train.csv"
+    call = 'add_dataset("reviews", {"train": Path("train.csv")})'
+    snippets = upload_snippets("/v1/datasets", command, fields, call, own_url(request))
+    return _upload_page(
+        request, "datasets.html", refused, records=records, more=has_more, after=after, snippets=snippets
+    )
+
+
+def _corpora(request: Request, parts: Parts, tenant: str, after: str | None, refused: Refused = None) -> Response:
+    """The list of corpora, and the form for uploads."""
+    records, has_more = parts.catalog.corpora(tenant, after=after, limit=_LIMIT)
+    rows = [{"corpus": corpus, "ready": corpus.ready(), "loads": parts.catalog.loads(tenant, corpus.name, limit=1)}
+            for corpus in records]  # fmt: skip
+    command, fields = "tlm corpus add manuals texts.jsonl", "-F name=manuals -F language=en -F files=@texts.jsonl"
+    call = 'add_corpus("manuals", [Path("texts.jsonl")])'
+    snippets = upload_snippets("/v1/corpora", command, fields, call, own_url(request))
+    return _upload_page(request, "corpora.html", refused, rows=rows, more=has_more, after=after, snippets=snippets)
+
+
+def _upload_page(request: Request, template: str, refused: Refused, **values: object) -> Response:
+    typed, error = refused or ({}, None)
+    problem = problem_of(error) if error else None
+    return page(request, template, values, status=problem.status if problem else 200, typed=typed, refused=problem)
 
 
 def _corpus(parts: Parts, tenant: str, name: str) -> dict[str, object]:

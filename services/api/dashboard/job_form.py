@@ -31,7 +31,7 @@ class Preset:
 
 
 PRESETS = {
-    "instant": Preset("the linear model alone, in seconds", "instant", "0"),
+    "instant": Preset("the linear model alone, in seconds to minutes", "instant", "0"),
     "quick": Preset("a small encoder on a CPU, one seed in a minute", "quick", "0"),
     "best": Preset("three seeds at tiny, the best measured choice", "tiny", "0, 1, 2"),
 }

@@ -15,7 +15,7 @@ from services.api.dashboard.web import PREFIX, SignedIn, page, redirect
 from services.api.estimate import proposed
 from services.api.parts import Parts, PartsDep
 from services.api.submission import resolve_job, submit_job
-from tlm_core.errors import InvalidRequest, TLMError
+from tlm_core.errors import InvalidRequest, NotFound, TLMError
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import MAX_PRIORITY
 from tlm_core.kinds import KINDS
@@ -38,6 +38,8 @@ def show(
 ) -> Response:
     if preset not in PRESETS:
         raise InvalidRequest(f"Unknown preset '{preset}'. Use one of these: {', '.join(PRESETS)}.")
+    if dataset and not corpus:
+        corpus = _last_corpus(parts, tenant, dataset)
     return _page(request, parts, tenant, JobForm.fresh(dataset, corpus, PRESETS[preset]), None)
 
 
@@ -76,6 +78,16 @@ def recipe_key(
     """The field for one recipe key, with its meaning and its value at the scale of the form."""
     keys = recipe_keys(resolve(form.recipe, form.scale)) if form.scale != "instant" else ()
     return page(request, "_key.html", entry=next((entry for entry in keys if entry.key == pick), None), form=form)
+
+
+def _last_corpus(parts: Parts, tenant: str, dataset: str) -> str:
+    """Return the corpus of the newest job on any version of a dataset that used one, or "" if no job did."""
+    try:
+        ids = parts.catalog.dataset_ids(tenant, parts.catalog.dataset(tenant, dataset).name)
+    except NotFound:
+        return ""
+    jobs, _ = parts.jobs.list_jobs(tenant, datasets=ids, limit=_CHOICES)
+    return next((name for job in jobs if (name := job.resolved.corpus_name)), "")
 
 
 def _page(request: Request, parts: Parts, tenant: str, form: JobForm, error: TLMError | None) -> Response:

@@ -38,8 +38,8 @@ _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
 
 
-def _streamed(description: str) -> dict[int | str, dict[str, object]]:
-    content = {"text/event-stream": {"schema": {"type": "string"}}}
+def _streamed(description: str, example: str) -> dict[int | str, dict[str, object]]:
+    content = {"text/event-stream": {"schema": {"type": "string"}, "example": example}}
     return {200: {"description": description, "content": content}, **problems(404)}
 
 
@@ -173,7 +173,9 @@ def resume(job: str, parts: PartsDep, tenant: Tenant) -> Job:
     response_model=Page[JobEvent],
     responses=_streamed(
         "Events in order, or a stream of server-sent events: `id` is the seq, `event` the type; `progress` snapshots "
-        "have no id; `end` has the final state and closes the stream."
+        "have no id; `end` has the final state and closes the stream.",
+        'id: 9\nevent: job.succeeded\ndata: {"type": "job.succeeded", "seq": 9, "at": "2026-11-23T12:12:41Z", '
+        '"attempt": 1, "data": {}}\n\nevent: end\ndata: {"state": "succeeded"}\n\n',
     ),
 )
 async def events(
@@ -222,7 +224,9 @@ def series(
     response_model=Page[LogLine],
     responses=_streamed(
         "Lines in order, or a stream of server-sent events: `line` with its id; `end` has the final state and closes "
-        "the stream."
+        "the stream.",
+        'id: 1795435893698-0\nevent: line\ndata: {"id": "1795435893698-0", "at": "2026-11-23T12:11:33Z", "attempt": 1, '
+        '"line": "tokenizer: 8,192 tokens"}\n\nevent: end\ndata: {"state": "succeeded"}\n\n',
     ),
 )
 async def logs(

@@ -19,7 +19,7 @@ from services.api.job_artifacts import (
     model_file_response,
     served_model,
 )
-from services.api.parts import FILE_ANSWERS, PartsDep, problems
+from services.api.parts import FILE_ANSWERS, PartsDep, binary, problems
 from services.api.selections import selection_page
 from services.api.suspects import suspect_labels
 from tlm_core.wire import Checkpoint, Model, Page, Selection, SuspectLabels
@@ -29,7 +29,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["results"])
 TAR: dict[int | str, dict[str, object]] = {
     200: {
         "description": "A tar archive.",
-        "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}},
+        "content": {"application/x-tar": binary("the bytes of the archive")},
     },
     **problems(404, 409),
 }

@@ -23,10 +23,11 @@ OF_SCRAPE = {"job", "instance"}
 def shown_metrics() -> dict[str, set[str]]:
     """Return the names that Prometheus stores, with their labels."""
     names: dict[str, set[str]] = {"up": set()}
-    for metric in REGISTRY.collect():
-        labels = {name for collector in REGISTRY._collector_to_names for name in getattr(collector, "_labelnames", ())}
-        for end in {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(metric.type, [""]):
-            names[metric.name + end] = labels | {"le"}
+    for collector in list(REGISTRY._collector_to_names):
+        labels = set(getattr(collector, "_labelnames", ()))
+        for metric in collector.collect():
+            for end in {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(metric.type, [""]):
+                names[metric.name + end] = labels | ({"le"} if end == "_bucket" else set())
     for path in (ROOT / "services").rglob("*.py"):
         for name, labels in re.findall(r'Live\(\s*"(tlm_\w+)".*?(\{.*?\})?\)(?:,|\n|\])', path.read_text()):
             names.setdefault(name, set()).update(re.findall(r'"(\w+)":', labels))
@@ -42,17 +43,31 @@ def expressions() -> list[str]:
     return [rule["expr"] for rule in ALERTS] + [t["expr"] for panel in DASHBOARD["panels"] for t in panel["targets"]]
 
 
+def unknown_labels(text: str) -> set[str]:
+    """Return the labels in an expression that none of its metrics has."""
+    labels = {label.strip() for matched, grouped in _LABEL.findall(text) for label in [matched, *grouped.split(",")]}
+    return labels - {""} - OF_SCRAPE.union(*(SHOWN[name] for name in _METRIC.findall(text)))
+
+
 @pytest.mark.parametrize("text", expressions())
 def test_expression_uses_shown_figures(text: str) -> None:
-    names = _METRIC.findall(text)
-    labels = {
-        label.strip() for matched, grouped in _LABEL.findall(text) for label in [matched, *grouped.split(",")]
-    } - {""}
     promql_parser.parse(text)
-    assert names
-    for name in names:
-        assert name in SHOWN, text
-    assert labels <= OF_SCRAPE.union(*(SHOWN[name] for name in names)), text
+    names = {*_METRIC.findall(text)}
+    assert names and names <= SHOWN.keys()
+    assert unknown_labels(text) == set()
+
+
+def test_labels_of_other_metrics_are_unknown() -> None:
+    assert unknown_labels('sum by (cause, route) (tlm_held_jobs{task="x"})') == {"cause", "route", "task"}
+    assert unknown_labels("sum by (le) (tlm_round_seconds_count)") == {"le"}
+
+
+def test_missing_process_of_each_job_raises_an_alert() -> None:
+    config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
+    jobs = {scraped["job_name"] for scraped in config["scrape_configs"]} - {"workers"}
+    (rule,) = (rule for rule in ALERTS if rule["alert"] == "ProcessDown")
+    assert set(re.findall(r'absent\(up\{job="([\w-]+)"\}\)', rule["expr"])) == jobs
+    assert all(re.match("tlm-", job) for job in jobs)
 
 
 def test_each_alert_is_explained_and_has_a_severity() -> None:
@@ -81,11 +96,13 @@ def test_prometheus_reads_the_ports_of_the_containers() -> None:
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
     *single, workers = config["scrape_configs"]
-    targets = dict(c["static_configs"][0]["targets"][0].split(":") for c in single)
-    for name, port in targets.items():
-        variables = services[name]["environment"]
-        own = f"TLM_{name.upper()}"
+    for scraped in single:
+        (target,) = scraped["dns_sd_configs"]
+        (name,) = target["names"]
+        variables, own = services[name]["environment"], f"TLM_{name.upper()}"
+        port = str(target["port"])
         assert port in (variables.get(f"{own}_PORT"), variables.get(f"{own}_METRICS_PORT")), name
+        assert scraped["job_name"] == f"tlm-{name}"
     assert (MONITORING / config["rule_files"][0]).exists()
     first = int(services["ray-worker"]["environment"]["TLM_TRAINER_WORKER_METRICS_PORT"])
     ports = list(range(first, first + METRICS_PORTS))

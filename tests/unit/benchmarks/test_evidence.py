@@ -24,6 +24,7 @@ from benchmarks.quality.evidence import (
     table,
     write_table,
 )
+from tlm_core.errors import MissingDependency
 
 
 def made_records(scores: dict[str, list[float]]) -> list[Record]:
@@ -46,7 +47,7 @@ def test_cells_have_mean_spread_and_the_number_of_seeds() -> None:
     ]
     rows = {line.split(" | ")[0].strip("| "): line for line in table(records).splitlines() if line.startswith("|")}
     assert "| 0.650 ± 0.071 (2) |" in rows["TLM (BM25)"] and "| 0.500 (1) |" in rows["task only"]
-    assert "| 0.450 |" in rows["fastText"] and "| – |" in rows["returned model"]
+    assert "| 0.450 |" in rows["fastText"] and "| – |" in rows[RETURNED]
 
 
 @pytest.mark.parametrize(
@@ -61,10 +62,10 @@ def test_claims_are_tested_on_equal_seeds(rival: list[float], verdict: str) -> N
 
 def test_fixed_rival_is_paired_with_each_seed() -> None:
     records = [
-        *made_records({"returned model": [0.60, 0.62, 0.61]}),
+        *made_records({RETURNED: [0.60, 0.62, 0.61]}),
         Record("sciie", "linear model", None, None, 0.5, 9.0),
     ]
-    row = next(line for line in table(records).splitlines() if line.startswith("| returned model > linear model |"))
+    row = next(line for line in table(records).splitlines() if line.startswith(f"| {RETURNED} > linear model |"))
     assert "+0.110, confirmed" in row and "3 seeds" in row
 
 
@@ -95,10 +96,10 @@ def test_split_of_a_task_has_the_rows_of_the_task(tmp_path: Path, monkeypatch: p
 
 def test_equal_differences_have_no_probability() -> None:
     records = [
-        *made_records({"returned model": [0.6, 0.6, 0.6]}),
+        *made_records({RETURNED: [0.6, 0.6, 0.6]}),
         Record("sciie", "linear model", None, None, 0.5, 9.0),
     ]
-    row = next(line for line in table(records).splitlines() if line.startswith("| returned model > linear model"))
+    row = next(line for line in table(records).splitlines() if line.startswith(f"| {RETURNED} > linear model"))
     assert "+0.100, the same with each of 3 seeds" in row
 
 
@@ -146,6 +147,20 @@ def test_run_trains_only_what_the_records_lack(tmp_path: Path, monkeypatch: pyte
     run(["sciie"], 3, ["task only"])
     run(["sciie"], 3, ["task only"])
     assert trained == [1, 2]
+
+
+def test_missing_library_leaves_out_its_row_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidence, "RECORDS", tmp_path / "records.jsonl")
+    monkeypatch.setattr(evidence, "_trained", lambda task, arm, seed: Record(task, arm, seed, 0.5, 0.5, 1.0))
+
+    def fixed(task: str, arm: str) -> Record:
+        if arm == evidence.FASTTEXT:
+            raise MissingDependency("Install fastText.")
+        return Record(task, arm, None, None, 0.5, 1.0)
+
+    monkeypatch.setattr(evidence, "_fixed", fixed)
+    run(["sciie"], 1, [LINEAR, evidence.FASTTEXT, "task only"])
+    assert [record.arm for record in read_records()] == [LINEAR, "task only"]
 
 
 def test_table_replaces_only_what_is_between_the_marks(tmp_path: Path) -> None:

@@ -363,6 +363,8 @@ def test_download_writes_and_lists_the_files(tmp_path: Path) -> None:
     result = tlm(FileServer(b"weights" * 1000), "download", "job_1", str(tmp_path / "out"), "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["files"] == [str(tmp_path / "out" / "model" / "model.safetensors")]
+    again = tlm(FileServer(b"weights" * 1000), "download", "job_1", str(tmp_path / "out"))
+    assert again.stderr == "downloading model/model.safetensors 100% already complete\n"
 
 
 def test_dataset_folder_is_uploaded_by_split(tmp_path: Path) -> None:
@@ -386,6 +388,22 @@ def added_dataset() -> httpx.Response:
     """Return the response to an accepted dataset."""
     report = {"labels": [{"label": "y", "train": 1}], "notes": ["n"]}
     return httpx.Response(201, json=dataset_view(report=report))
+
+
+def test_equal_version_of_a_dataset_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "all.csv").write_text("text,label\nx,y\n", encoding="utf-8")
+    versions = [
+        dataset_view(id=f"ds_{number}", version=number, digest=digest, options=options)
+        for number, digest, options in ((4, "d", {}), (3, "d", {"metric": "accuracy"}), (2, "e", {}), (1, "d", {}))
+    ]
+    answers = {
+        "POST /v1/datasets": httpx.Response(201, json=versions[0]),
+        "GET /v1/datasets": {"data": versions, "has_more": False},
+    }
+    result = tlm(serve(answers), "dataset", "add", "toy", str(tmp_path / "all.csv"))
+    assert "Dataset 'toy' version 4 (ds_4)" in result.stdout, result.output
+    remedy = "Delete this one with `tlm dataset delete toy@v4`."
+    assert result.stderr == f"note: version 1 has the same files and options as version 4. {remedy}\n"
 
 
 def test_skipped_files_are_reported_on_stderr(tmp_path: Path) -> None:

@@ -22,8 +22,11 @@ from tlm_client.profiles import Profile, save_profiles
 ESTIMATE = {
     "seconds": 125.0, "flops": 4.1e13, "tokens": 1e6, "memory_bytes": 464_000_000, "disk_bytes": None,
     "gpu_hours": None, "passages": 10_004, "passages_at_most": 13_500,
-    "stages": [{"stage": stage, "seconds": 100.0, "flops": 4e13, "tokens": 1e6, "basis": "measured",
-                "reason": "measured on 3 runs"} for stage in ("joint", "finetune")],
+    "stages": [
+        {"stage": "select", "seconds": 0.0, "flops": 0.0, "tokens": 0.0, "basis": "cached", "reason": "already done"},
+        *({"stage": stage, "seconds": 100.0, "flops": 4e13, "tokens": 1e6, "basis": "measured",
+           "reason": "measured on 3 runs"} for stage in ("joint", "finetune")),
+    ],
     "reasons": {"gpu_hours": "No finished job yet.", "flops": "counted", "memory_bytes": "counted"},
 }  # fmt: skip
 
@@ -43,7 +46,22 @@ def test_estimate_shows_sources_and_unknown_figures() -> None:
     for part in ("2:05", "4.10e+13", passages, "GPU hours: unknown", "Disk: unknown", "flops, memory bytes: counted"):
         assert part in result.stdout
     assert result.stdout.count("measured on 3 runs") == 1
+    (cached,) = (line.split("│")[1:-1] for line in result.stdout.splitlines() if "select" in line)
+    assert [cell.strip() for cell in cached] == ["select", "0:00", "cached", "cached"]
     assert json.loads(tlm(handler, *arguments, "--json").stdout)["gpu_hours"] is None
+
+
+def test_estimate_of_another_kind_has_its_options_and_no_gpu_hours_without_gpus() -> None:
+    requests: list[dict[str, Any]] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        requests.append(json.loads(request.content))
+        return httpx.Response(200, json=ESTIMATE | {"gpu_hours": 0.0})
+
+    result = tlm(handler, "estimate", "--kind", "prune", "--options", '{"job": "job_1"}')
+    assert requests == [{"kind": "prune", "options": {"job": "job_1"}}], result.output
+    assert "GPU hours" not in result.stdout
+    assert tlm(handler, "estimate", "--kind", "prune").exit_code == 2, "Nothing names the data."
 
 
 def test_time_of_an_estimate_has_its_caveat_once() -> None:
@@ -122,6 +140,16 @@ def test_comparison_shows_differences_and_missing_reports() -> None:
     ):
         assert part in result.stdout, part
     assert "gradient_norm" not in result.stdout
+
+
+def test_comparison_omits_empty_tables() -> None:
+    jobs = [job_view(), job_view(id="job_2")]
+    outcomes = [{"job": job["id"], "reason": "it has not finished"} for job in jobs]
+    body = {"jobs": jobs, "differences": [], "outcomes": outcomes, "verdicts": [],
+            "curves": [{"job": job["id"], "series": []} for job in jobs]}  # fmt: skip
+    shown = tlm(serve({"GET /v1/jobs/compare": body}), "compare", "job_1", "job_2").stdout
+    assert "No differences." in shown.splitlines() and "Test scores of the returned" in shown
+    assert not [text for text in ("Nothing found", "Curves", "all models") if text in shown]
 
 
 def test_predict_names_the_model_and_marks_abstentions() -> None:
@@ -435,6 +463,13 @@ def test_jobs_show_progress_time_left_score_and_failure() -> None:
         assert part in result.stdout, result.stdout
 
 
+def test_jobs_show_no_time_left_while_the_workers_are_silent() -> None:
+    job = job_summary(state="running", progress=PROGRESS, silent_seconds=45.0)
+    result = tlm(lambda _: httpx.Response(200, json={"data": [job], "has_more": False}), "jobs")
+    assert "16% joint.s0" in result.stdout and "The workers last reported 0:45 ago" in result.stdout
+    assert "left" not in result.stdout
+
+
 def test_show_prints_step_rate_and_time_left_of_a_running_job() -> None:
     view = job_view(state="running", name="nightly", attempt=3, interruptions=2, progress=PROGRESS)
     result = tlm(lambda _: httpx.Response(200, json=view), "show", "job_1")
@@ -464,3 +499,8 @@ def test_wrong_arguments_are_explained(arguments: tuple[str, ...], message: str)
 def test_empty_list_names_the_command_that_fills_it(command: tuple[str, ...]) -> None:
     result = tlm(lambda _: httpx.Response(200, json={"data": [], "has_more": False}), *command)
     assert result.stdout.startswith("No ") and "`tlm " in result.stdout
+
+
+def test_list_of_jobs_without_a_match_does_not_claim_that_there_are_none() -> None:
+    result = tlm(lambda _: httpx.Response(200, json={"data": [], "has_more": False}), "jobs", "--search", "zzz")
+    assert result.stdout == "No job matches. `tlm jobs` lists all.\n"

@@ -79,6 +79,17 @@ def test_silent_workers_hide_rate_and_time_left() -> None:
     ]
 
 
+def test_time_left_includes_later_operations() -> None:
+    display, out = plain([0.0])
+    live = {"stage": "joint", "node": "joint.s0", "step": 5, "total": 10, "share": 0.3, "eta_seconds": 62}
+    with display:
+        display.begin("task only:", later=120)
+        display.job_event(JobEvent(type="progress", data=live))
+        display.begin("TLM:")
+        display.job_event(JobEvent(type="progress", data=live))
+    assert [line.rsplit("  ", 1)[1] for line in out.getvalue().splitlines()] == ["3:02 left", "1:02 left"]
+
+
 def test_corpus_upload_shows_rate_and_time_left() -> None:
     now = [100.0]
     display, out = plain(now)

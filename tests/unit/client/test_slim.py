@@ -62,4 +62,4 @@ def test_missing_package_names_the_extra() -> None:
     code = "import sys; sys.modules['torch'] = None; sys.argv[0] = 'tlm'; from tlm_client.__main__ import main; main()"
     result = tlm("evaluate", "model", "--dataset", "data", code=code)
     assert result.returncode == 1
-    assert "needs the package 'torch'" in result.stderr and "tlm-service[service]" in result.stderr
+    assert "needs the package 'torch'" in result.stderr and "pip install '.[service]'" in result.stderr

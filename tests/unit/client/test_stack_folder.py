@@ -220,6 +220,7 @@ def compute_of(folder: StackFolder, gpus: int | None, caller: dict[str, str]) ->
     ray = parts["ray"]
     per_worker = ray.environment["TLM_TRAINER_WORKER_GPUS"]
     assert parts["trainer"].environment["TLM_TRAINER_WORKER_GPUS"] == per_worker
+    assert parts["api"].environment["TLM_API_WORKER_GPUS"] == per_worker
     return ray.command[ray.command.index("--num-gpus") + 1], per_worker, ray.environment.get("CUDA_VISIBLE_DEVICES")
 
 

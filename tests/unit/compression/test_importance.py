@@ -8,6 +8,7 @@ import torch
 
 from tests.unit.compression.small_model import CPU, Small, small_model
 from tlm_core.compression.importance import DOCUMENTS, gated, importance
+from tlm_core.pulse import PULSE
 from tlm_core.training.objective import loss_sums
 from tlm_core.training.prepared import Prepared, task_batch
 
@@ -61,6 +62,15 @@ def test_importance_is_reproducible_and_reports_processed_texts(small: Small) ->
     second = importance(small.model, split, small.prepared, device=CPU, progress=progress.append)
     np.testing.assert_array_equal(first.heads, second.heads)
     assert progress == [32, 60]
+
+
+def test_hang_between_batches_of_texts_is_noticed_as_in_training(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    paces: list[tuple[bool, bool]] = []
+    monkeypatch.setattr(PULSE, "advance", lambda: paces.append((PULSE.steady, PULSE.warm)))
+    monkeypatch.setattr("tlm_core.compression.importance.DOCUMENTS", 8)
+    importance(small.model, small.prepared.split("train"), small.prepared, device=CPU)
+    assert paces.count((True, True)) == len(paces) - 1 > 4
+    assert (PULSE.steady, PULSE.warm) == (False, False)
 
 
 @pytest.mark.parametrize("as_published", [False, True])

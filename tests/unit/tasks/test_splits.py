@@ -119,6 +119,12 @@ def test_uploaded_split_is_unchanged(tmp_path: Path) -> None:
     assert "validation was cut from train by label with seed 0: train 90, validation 10 rows" in report["notes"]
 
 
+def test_note_of_a_cut_split_separates_thousands(tmp_path: Path) -> None:
+    put(tmp_path / "train.jsonl", jsonl(rows(2_000)))
+    _, report = load_task(tmp_path)
+    assert any(note.endswith("train 1,600, validation 200, test 200 rows") for note in report["notes"])
+
+
 def test_rows_of_a_cut_split_keep_their_numbers_in_the_file(tmp_path: Path) -> None:
     records = rows(100)
     put(tmp_path / "all.jsonl", jsonl(records))

@@ -41,6 +41,11 @@ class JobServer:
         name, *verb = request.url.path.removeprefix("/api/jobs/").split("/")
         if name not in self.jobs:
             return httpx.Response(404, text="no such job")
+        if request.method == "DELETE":
+            if self.jobs[name] in ("PENDING", "RUNNING"):
+                return httpx.Response(500, text="RuntimeError: it is in a non-terminal state")
+            del self.jobs[name]
+            return httpx.Response(200, json={"deleted": True})
         if verb == ["stop"]:
             self.jobs[name] = "STOPPED"
             return httpx.Response(200, json={"stopped": True})
@@ -86,6 +91,19 @@ def test_lost_submission_is_released_once() -> None:
         cluster(server).release("s")
     (body,) = server.bodies
     assert body["submission_id"] == "s.release" and body["entrypoint"].endswith("_ray_internal_job_actor_s")
+
+
+def test_deleted_submission_leaves_no_release() -> None:
+    server = JobServer()
+    ray = cluster(server)
+    ray.release("s")
+    server.jobs |= {"s": "FAILED", "other": "FAILED"}
+    with pytest.raises(ClusterUnavailable, match="non-terminal"):
+        ray.delete("s")
+    assert server.jobs.keys() == {"s", "s.release", "other"}, "The next sweep deletes both."
+    server.jobs["s.release"] = "SUCCEEDED"
+    ray.delete("s")
+    assert server.jobs.keys() == {"other"}
 
 
 def no_logs(_: httpx.Request) -> httpx.Response:

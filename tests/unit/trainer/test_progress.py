@@ -63,6 +63,15 @@ def test_stage_without_measurement_uses_its_estimate() -> None:
     assert progress_of(state, state.plan.node("select"), step=1, total=3).eta_seconds == 194
 
 
+def test_elapsed_time_counts_for_a_stage_without_steps() -> None:
+    state = situation(BEFORE[:1], SECONDS)
+    shares = [progress_of(state, state.plan.node("baseline"), elapsed=seconds).share for seconds in (0, 1, 2, 60)]
+    assert shares == pytest.approx([1 / 200, 2 / 200, 3 / 200, (1 + 0.95 * 4) / 200])
+    trains = situation(BEFORE, SECONDS)
+    first, later = (progress_of(trains, trains.plan.node("joint.s0"), elapsed=seconds).share for seconds in (0, 60))
+    assert first == later, "Training reports its first step soon."
+
+
 def test_progress_without_estimate_counts_nodes() -> None:
     state = situation(BEFORE, {})
     progress = progress_of(state, state.plan.node("joint.s0"), step=1, total=2, eta_seconds=60.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from datetime import timedelta
 from pathlib import Path
@@ -11,11 +12,15 @@ from typing import Any, ClassVar, NoReturn
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.train.constants import RAY_CHDIR_TO_TRIAL_DIR
+from ray.train.v2._internal import constants
+from ray.train.v2._internal.callbacks import accelerators
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 
 from services.common.jobstore import JobStore
 from services.trainer import compute, ranks
 from services.trainer.assignment import Assignment
+from services.trainer.oom import report_oom
 from services.trainer.process_group import join
 from services.trainer.settings import TrainerSettings
 from tlm_core.errors import NonFiniteLoss, StaleAttempt, StoreUnavailable, TLMError, WorkerLost
@@ -54,6 +59,16 @@ def test_only_the_coordinator_repeats_attempts(tmp_path: Path) -> None:
     assert failures is not None
     assert (failures.max_failures, failures.controller_failure_limit, failures.max_preemption_failures) == (0, 0, 0)
     assert trainer.run_config.storage_path == str(tmp_path), "Ray writes into the attempt's folder, which is deleted."
+
+
+def test_each_rank_sees_only_its_own_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = list[object]()
+    monkeypatch.setattr(accelerators, "_share_cuda_visible_devices", shared.append)
+    trainer = ranks._trainer(Assignment("t", "job_1", 1, "main", 2, 2, 2.0, 1.0), 2, tmp_path)
+    assert trainer.scaling_config.use_gpu
+    ray_setup = accelerators.AcceleratorSetupCallback(trainer.backend_config, trainer.scaling_config)
+    ray_setup.before_init_train_context([])
+    assert not shared
 
 
 DEAD = WorkerHealthCheckFailedError("dead", failure=ActorDiedError())
@@ -117,6 +132,38 @@ class FakeStore(JobStore):
 
 
 @pytest.mark.parametrize(
+    ("cpus", "start_seconds"),
+    [
+        (2.0, 30 * 24 * 3600.0),  # The least number of workers may wait for its room.
+        (8.0, 120.0),
+    ],
+)
+def test_ray_train_gets_the_limits_of_an_attempt(
+    cpus: float, start_seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> NoReturn:
+        raise RuntimeError("stopped")
+
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    for name in ("STORAGE", "SCRATCH"):
+        monkeypatch.setenv(f"TLM_TRAINER_{name}", str(tmp_path))
+    monkeypatch.setattr(ranks.ray, "init", lambda: None)
+    monkeypatch.setattr(compute, "drain_on_sigterm", lambda _: None)
+    monkeypatch.setattr(TrainerSettings, "job_store", lambda _: FakeStore())
+    monkeypatch.setattr(ranks, "available_resources_per_node", lambda: {"node": {"CPU": cpus}})
+    monkeypatch.setattr(ranks, "_lacks_room", lambda: False)
+    monkeypatch.setattr(ranks, "_trainer", stop)
+    with pytest.raises(RuntimeError, match="stopped"):
+        ranks.run_workers(Assignment("t", "job_1", 1, "main", 2, 8, 1.0, 0.0))
+    passed_on = constants.get_env_vars_to_propagate()
+    assert float(passed_on[constants.WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR]) == 120.0
+    assert float(passed_on[constants.WORKER_GROUP_START_TIMEOUT_S_ENV_VAR]) == start_seconds
+    assert passed_on[constants.ENABLE_PREEMPTION_WATCHER_ENV_VAR] == "0"
+    of_driver = {RAY_CHDIR_TO_TRIAL_DIR, constants.METRICS_ENABLED_ENV_VAR}
+    assert ranks._ENVIRONMENT.keys() - of_driver <= passed_on.keys(), "Ray Train passes the other names on."
+
+
+@pytest.mark.parametrize(
     ("errors", "killed", "code"),
     [
         ({1: DEAD}, True, "worker_failed"),
@@ -143,6 +190,38 @@ def test_worker_that_the_kernel_killed_is_reported_before_the_group_ends(
     backend.on_shutdown(group, ranks._ProcessGroup(TWO))
     assert [data["code"] for data in reported] == ([code] if code else [])
     assert all(before == {"node 0": 3, "node 1": 4} for before in counts)
+
+
+def test_killed_workers_are_reported_after_an_outage_of_redis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outages, reported = [StoreUnavailable("away"), StoreUnavailable("away")], list[object]()
+
+    class BrieflyAway(JobStore):
+        def __init__(self) -> None: ...
+
+        def report(self, *_: Any, events: Any = (), **__: Any) -> State:
+            if outages:
+                raise outages.pop()
+            reported.extend(data["code"] for _, data in events)
+            return State.RUNNING
+
+    def fail() -> NoReturn:
+        raise ControllerError(WorkerGroupStartupTimeoutError(2))
+
+    for name, value in (("STORAGE", "/unused"), ("SCRATCH", str(tmp_path))):
+        monkeypatch.setenv(f"TLM_TRAINER_{name}", value)
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "")  # restores it after the test
+    monkeypatch.setattr(ranks, "_ENVIRONMENT", {})
+    monkeypatch.setattr(TrainerSettings, "job_store", lambda _: BrieflyAway())
+    monkeypatch.setattr(ranks.ray, "init", lambda: None)
+    monkeypatch.setattr(compute, "drain_on_sigterm", lambda _: None)
+    monkeypatch.setattr(ranks, "_number_of_workers", lambda _: 2)
+    monkeypatch.setattr(ranks, "_lacks_room", lambda: False)
+    monkeypatch.setattr(ranks, "_trainer", lambda *_: SimpleNamespace(fit=fail))
+    with pytest.raises(ControllerError):
+        ranks.run_workers(TWO)
+    outages.append(StoreUnavailable("away"))
+    report_oom(TWO)
+    assert reported == ["worker_lost", "worker_failed"]
 
 
 def test_unreadable_counters_do_not_hide_the_error_of_the_workers(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+import torch
 
 from tlm_core.jobs.spec import KindOptions, PlanInputs
 from tlm_core.kinds import train
@@ -140,3 +142,21 @@ def trainer_of(
     trainer = joint_trainer(context)
     trainer.clock = clock
     return trainer
+
+
+def scattered(trainer: Trainer) -> Trainer:
+    """Move all weights, on each device alike. Layers that start at zero would hide errors in attention."""
+    draw, size = torch.Generator().manual_seed(0), 0.75 * trainer.model.shape.hidden**-0.5
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.add_((size * torch.randn(parameter.shape, generator=draw)).to(parameter.device))
+    trainer.optimizer.refresh()
+    return trainer
+
+
+def compare(points: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]], tolerance: float) -> None:
+    """Compare losses and gradient norms of runs. Losses may be close although gradients differ."""
+    assert [point["step"] for point in points] == [point["step"] for point in expected]
+    for term, relative in (("mlm", tolerance), ("task", tolerance), ("gradient_norm", 2 * tolerance)):
+        values, wanted = ([point[term] or 0.0 for point in of] for of in (points, expected))
+        assert values == pytest.approx(wanted, rel=relative), term

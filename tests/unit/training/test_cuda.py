@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.integration.worker_processes import process_context
-from tests.redis_server import free_port
-from tests.unit.training.made import made_prepared, tiny, trainer_of
+from tests.integration.test_training_workers import points, start, work
+from tests.unit.training.made import compare, made_prepared, scattered, tiny, trainer_of
 from tlm_core.training.loop import to_host
-from tlm_core.training.recipe import Recipe
 from tlm_core.training.stage import StopRequested
 from tlm_core.training.stream import StreamKernels
 from tlm_core.training.stream_passes import StreamPasses
@@ -40,12 +38,15 @@ def test_variable_length_attention_matches_the_dense_form(window: int | None) ->
     begins = torch.tensor([0, 7, 40, 64, 64], dtype=torch.int32, device=GPU)
     sequence = torch.repeat_interleave(torch.arange(4, dtype=torch.int32, device=GPU), begins.diff())
     kernels = StreamKernels(sequence, begins, 48, window, None)
-    qkv = torch.randn(64, 3 * 4 * 32, device=GPU, dtype=torch.bfloat16, requires_grad=True)
-    attended = kernels.attend(qkv, 4, 0.0)
-    wanted = kernels._dense(*qkv.unflatten(-1, (3, 4, -1)).unbind(-3)).flatten(-2)
-    torch.testing.assert_close(attended, wanted, rtol=2e-2, atol=2e-2)
-    for loss in (attended, wanted):
-        assert torch.isfinite(torch.autograd.grad(loss.float().pow(2).sum(), qkv, retain_graph=True)[0]).all()
+    draw = torch.Generator(GPU).manual_seed(0)
+    qkv, upstream = (torch.randn(64, n * 4 * 32, generator=draw, device=GPU, dtype=torch.bfloat16) for n in (3, 1))
+    exact = qkv.float().requires_grad_()
+    attended = kernels.attend(qkv.requires_grad_(), 4, 0.0)
+    wanted = kernels._dense(*exact.unflatten(-1, (3, 4, -1)).unbind(-3)).flatten(-2)
+    torch.testing.assert_close(attended.float(), wanted, rtol=2e-2, atol=2e-2)
+    (gradient,) = torch.autograd.grad(attended, qkv, upstream)
+    (reference,) = torch.autograd.grad(wanted, exact, upstream.float())
+    torch.testing.assert_close(gradient.float(), reference, rtol=2e-2, atol=5e-2)
 
 
 @pytest.mark.parametrize("architecture", ["modernbert", "bert"])
@@ -53,24 +54,24 @@ def test_twenty_compiled_steps_have_the_losses_of_a_cpu(architecture: str, tmp_p
     over = {**SIZE, "steps": 20, "joint__rho1": 3, "model__architecture": architecture}
     trainer = trainer_of(tmp_path / "gpu", **over)
     assert isinstance(trainer.passes, StreamPasses) and trainer.passes.compiled
-    ours, _ = trainer.run()
+    ours, _ = scattered(trainer).run()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tlm_core.training.encoder_stages.pick_device", lambda: torch.device("cpu"))
         plain = trainer_of(tmp_path / "cpu", **{**over, "precision": "fp32"})
     plain.batches = trainer.batches  # with the same masks
-    wanted, _ = plain.run()
-    for point, expected in zip(ours.points, wanted.points, strict=True):
-        for term in ("mlm", "task"):
-            value = expected[term]
-            assert point[term] == (None if value is None else pytest.approx(value, rel=1e-2))
+    wanted, _ = scattered(plain).run()
+    assert len(ours.points) == 20
+    compare(ours.points, wanted.points, 1e-2)
 
 
-def test_a_step_does_not_wait_for_the_device(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, 3, **SIZE)
+@pytest.mark.parametrize("number", [0, 1], ids=["passages", "task texts"])
+def test_a_step_does_not_wait_for_the_device(number: int, tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, 2, joint__rho1=1, **SIZE)
     trainer.run()
     assert isinstance(trainer.passes, StreamPasses)
-    batch = trainer.batches(0, 0.0)
-    loaded = trainer.passes.load(batch, 8)
+    loaded = trainer.passes.load(trainer.batches(number, 0.0), 8)
+    for _ in range(3):  # until PyTorch replays a CUDA graph
+        trainer._launch(loaded, False)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     step = trainer._launch(loaded, False)
@@ -125,26 +126,10 @@ def test_resumed_run_has_the_losses_of_an_uninterrupted_one(tmp_path: Path) -> N
     assert [p["mlm"] for p in state.points] == pytest.approx([p["mlm"] for p in whole.points], rel=1e-3)
 
 
-def nccl_rank(rank: int, size: int, port: int, folder: Path, recipe: Recipe) -> None:
-    from tests.integration.test_training_workers import work
-
-    torch.cuda.set_device(rank)
-    work(rank, size, port, folder, recipe, None, None, backend="nccl")
-
-
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs on this machine")
 def test_two_gpus_train_as_one(tmp_path: Path) -> None:
-    from tests.integration.test_training_workers import points
-
     recipe = tiny(joint__budget__steps=6, finetune__epochs=1, checkpoint_steps=1000, precision="bf16")
     made_prepared(tmp_path, recipe)
     for size in (1, 2):
-        port, context = free_port(), process_context()
-        ranks = [context.Process(target=nccl_rank, args=(rank, size, port, tmp_path, recipe)) for rank in range(size)]
-        for rank in ranks:
-            rank.start()
-        for rank in ranks:
-            rank.join(240)
-        assert [rank.exitcode for rank in ranks] == [0] * size
-    for alone, shared in zip(points(tmp_path / "joint1"), points(tmp_path / "joint2"), strict=True):
-        assert shared["mlm"] == pytest.approx(alone["mlm"], rel=1e-2)
+        start(work, size, tmp_path, recipe, None, None, False, "nccl", seconds=240)
+    compare(points(tmp_path / "joint2"), points(tmp_path / "joint1"), 1e-2)

@@ -121,6 +121,7 @@ def test_utilization_counts_only_what_the_model_needs(tmp_path: Path, monkeypatc
     seconds = trainer.step_flops(batch) + trainer.optimizer.flops
     seconds /= point["gflops_per_second"] * 1e9
     assert point["mfu"] == pytest.approx(trainer.needed_flops(batch) / seconds / 1e12)
+    assert point["hardware_utilization"] == pytest.approx(point["gflops_per_second"] * 1e9 / 1e12)
     assert trainer.needed_flops(batch) < trainer.step_flops(batch), "attention across documents is not needed"
     assert before["step"] == 3
 

@@ -1,4 +1,4 @@
-// Draws the charts, copies snippets, adds overrides, disables an unused corpus, and shows a notice while the service does not respond. All other page features work without it.
+// Draws the charts, copies snippets, adds overrides, applies presets, disables an unused corpus, and shows a notice while the service does not respond. All other page features work without it.
 "use strict";
 
 const POLL_MS = 3000;
@@ -156,6 +156,16 @@ document.addEventListener("click", event => {
   area.value = [...others, `${button.dataset.override} = ${value}`].join("\n");
   area.dispatchEvent(new Event("change", {bubbles: true}));
 });
+
+// Applies a preset to the form, whose other values stay. Without scripts, its link opens a fresh form.
+document.querySelectorAll(".presets a").forEach((link, _, links) => link.addEventListener("click", event => {
+  event.preventDefault();
+  const {scale, seeds} = document.getElementById("new-job").elements;
+  scale.value = link.dataset.scale;
+  seeds.value = link.dataset.seeds;
+  seeds.dispatchEvent(new Event("change", {bubbles: true}));
+  links.forEach(each => each.setAttribute("aria-current", each === link));
+}));
 
 // Disables the corpus at the scale `instant`. The server ignores it there, so a browser without scripts may send it.
 const corpus = document.getElementById("corpus");

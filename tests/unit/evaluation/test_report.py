@@ -1,0 +1,67 @@
+"""The report of a job with several seeds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tlm_core.evaluation.combine import LINEAR, Outputs
+from tlm_core.evaluation.report import HELD_OUT, EncoderResult, LinearResult, job_report
+from tlm_core.evaluation.summary import sentences
+from tlm_core.tasks.task import Task, task_schema
+
+BEHIND = {"encoder": 0.2, "linear": 0.8}
+COST = {"flops": 0.0, "tokens": 0.0, "seconds": 1.0, "gpu_seconds": 0.0}
+ROWS = 120
+
+
+def make_task() -> Task:
+    labels = np.arange(ROWS) % 3
+    tables = {
+        split: pa.table([range(1, ROWS + 1), [f"{split} {n}" for n in range(ROWS)], labels], task_schema(False))
+        for split in ("train", "validation", "test")
+    }
+    return Task("t", ("a", "b", "c"), "macro_f1", False, "en", tables)
+
+
+def outputs(task: Task, noise: float, seed: int) -> dict[str, Outputs]:
+    """Return logits of each split that point to the label, with normal noise."""
+    random = np.random.default_rng(seed)
+    return {
+        split: (np.eye(3)[task.targets(split)] + random.normal(0, noise, (ROWS, 3))).astype(np.float32)
+        for split in task.splits
+    }
+
+
+def reported(*behind: dict[str, float] | None) -> dict[str, Any]:
+    """Return the report of an ensemble. behind: of the encoder of each seed, from 0 on."""
+    task = make_task()
+    encoders = [
+        EncoderResult(seed, outputs(task, 20.0 if late else 0.5, seed), {}, {}, behind=late)
+        for seed, late in enumerate(behind)
+    ]
+    of_linear = outputs(task, 3.0, 9)
+    linear = LinearResult(of_linear | {HELD_OUT: of_linear["train"]}, {"cost": COST})
+    return job_report(task, encoders, {LINEAR: linear}, {"prepare": COST}, ensemble=True)[0]
+
+
+def test_ensemble_omits_an_encoder_that_is_behind_the_linear_model() -> None:
+    report = reported(None, BEHIND)
+    assert report["returned"]["model"] != LINEAR and report["returned"]["seeds"] == [0]
+    good, bad = (entry["test"]["macro_f1"] for entry in report["seeds"])
+    assert report["models"]["ensemble"]["mean"]["test"]["macro_f1"] == good > bad
+    first, ended, *_ = sentences(report)
+    assert first.startswith("model.onnx is the encoder of seed 0 ")
+    assert ended.startswith("Training of seed 1 ended at half the joint budget")
+
+
+@pytest.mark.parametrize("late", [None, BEHIND])
+def test_ensemble_has_all_encoders_if_none_or_each_is_behind(late: dict[str, float] | None) -> None:
+    report = reported(late, late)
+    assert report["returned"]["seeds"] == [0, 1]
+    assert (report["returned"]["model"] == LINEAR) == (late is not None)
+    ended = [text for text in sentences(report) if text.startswith("Training ended at half the joint budget")]
+    assert len(ended) == (late is not None)
