@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 
 import torch
@@ -18,13 +19,13 @@ class RivalFailed(RuntimeError):
 
 
 class RivalProcess:
-    """A process of a training benchmark that calls `serve`. It ends with its `with` block."""
+    """A process of a training benchmark that calls `serve`. It ends with its `with` block. folder: its checkout."""
 
-    def __init__(self, module: str, *arguments: object, env: Mapping[str, str]) -> None:
+    def __init__(self, module: str, *arguments: object, env: Mapping[str, str], folder: Path = ROOT) -> None:
         command = program(f"training.{module}", *arguments)
         self._name = " ".join(command[2:])
         self._process = subprocess.Popen(
-            command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, cwd=folder, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def run(self, steps: int) -> float:
