@@ -141,7 +141,7 @@ def _append(record: Record) -> None:
 def _fixed(task: str, arm: str) -> Record:
     folder, start = text_folder(task), time.monotonic()
     if arm == INSTANT:
-        report = read_json(report_of_run(task, arm, resolve("fast", "instant"), [0]) / "report.json")
+        report = _report(task, arm, [0])
         return _record(task, arm, None, report, report["mean"])
     if arm == FASTTEXT:
         validation, test = fasttext_model.evaluate(folder)
@@ -183,6 +183,8 @@ def _recipe(task: str, arm: str) -> Recipe:
         tokens = resolve("fast", SCALE).joint.budget.amount
         changes = {**TRAINED[TLM], **FROM_TRAIN, "joint.budget.tokens": int(tokens * BUDGETS[arm])}
         return resolve("fast", SCALE, changes)
+    if arm == INSTANT:
+        return resolve("fast", "instant")
     return resolve("fast", JOBS[arm]) if arm in JOBS else resolve("fast", SCALE, {**TRAINED[arm], **FROM_TRAIN})
 
 

@@ -23,7 +23,7 @@ from tlm_core.wording import counted
 _DISTINCT = 0.74  # distinct passages per retrieved passage, from `make demo`
 # Bounds of the time as multiples of an estimate that no job here has measured. GPUs are faster than the machine of the
 # built-in rates. A machine without bf16, or with other work, was six times slower.
-_RANGES = dict.fromkeys(("built-in", "device"), (0.5, 8.0))
+_UNMEASURED, _RANGE = ("built-in", "device"), (0.5, 8.0)
 
 
 def proposed(tenant: str, spec: JobSpec, resolved: Resolved) -> JobRecord:
@@ -195,7 +195,9 @@ class Estimator:
 
 def _within(stage: StageEstimate, end: int) -> float | None:
     """The least (end 0) or the most (end 1) seconds of a stage, or None if they are unknown."""
-    return None if stage.seconds is None else stage.seconds * _RANGES.get(stage.basis, (1.0, 1.0))[end]
+    if stage.seconds is None or stage.basis not in _UNMEASURED:
+        return stage.seconds
+    return stage.seconds * _RANGE[end]
 
 
 def _total(values: Iterable[float | None]) -> float | None:

@@ -28,19 +28,15 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 REGISTRY = CollectorRegistry()
 ProcessCollector(namespace="tlm", registry=REGISTRY)
 _LONG = (1, 3, 10, 30, 60, 300, 1_800, 7_200, 36_000, 180_000)
-# A submission of an ended attempt, and the folders of the storage.
-_ORPHANS = ("submission", "artifacts", "checkpoints", "corpora", "datasets", "indexes", "jobs", "parts", "uploads")
 
 
-def _counter(name: str, help: str, label: str, values: Iterable[str]) -> Counter:
-    """Return a counter that is 0 for each value of its label from the start.
+def start_at_zero(counter: Counter, values: Iterable[str]) -> None:
+    """Show a counter as 0 for each value of its label.
 
     Prometheus sees no increase when a series appears with 1, so it would miss the first event of each value.
     """
-    counter = Counter(name, help, (label,), registry=REGISTRY)
     for value in values:
         counter.labels(value)
-    return counter
 
 
 REQUESTS = Histogram(
@@ -50,18 +46,20 @@ FAILING = Gauge("tlm_background_failing", "Whether a task fails or has stopped."
 SKIPPED = Gauge("tlm_background_skipped", "Items that a background task skips.", ("task",), registry=REGISTRY)
 ROUNDS = Histogram("tlm_round_seconds", "Time of a round of the coordinator.", registry=REGISTRY)
 HELD = Gauge("tlm_held_jobs", "Jobs whose lease the coordinator holds.", registry=REGISTRY)
-CLAIMS = _counter("tlm_claims", "Claimed jobs; adopted: their lease had expired.", "adopted", ("false", "true"))
+CLAIMS = Counter("tlm_claims", "Claimed jobs; adopted: their lease had expired.", ("adopted",), registry=REGISTRY)
+start_at_zero(CLAIMS, ("false", "true"))
 LEASE_LOSSES = Counter("tlm_lease_losses", "Jobs that another coordinator took over.", registry=REGISTRY)
-_RETRYABLE = [code for code, error in error_classes().items() if error.retryable]
-REQUEUES = _counter("tlm_requeues", "Attempts that ended and whose jobs were requeued.", "cause", _RETRYABLE)
-FAILURES = _counter("tlm_failures", "Jobs that failed.", "cause", error_classes())
+REQUEUES = Counter("tlm_requeues", "Attempts that ended and whose jobs were requeued.", ("cause",), registry=REGISTRY)
+start_at_zero(REQUEUES, (code for code, error in error_classes().items() if error.retryable))
+FAILURES = Counter("tlm_failures", "Jobs that failed.", ("cause",), registry=REGISTRY)
+start_at_zero(FAILURES, error_classes())
 FIRST_STEP = Histogram(
     "tlm_first_step_seconds", "Time from the claim of a job to its first step on a worker.",
     buckets=_LONG, registry=REGISTRY,
 )  # fmt: skip
 STAGES = Histogram("tlm_stage_seconds", "Time of a stage.", ("stage",), buckets=_LONG, registry=REGISTRY)
 TOKENS = Gauge("tlm_tokens_per_second", "Training speed of all jobs of the coordinator.", registry=REGISTRY)
-ORPHANS = _counter("tlm_orphans", "Removed submissions and folders that no record names.", "kind", _ORPHANS)
+ORPHANS = Counter("tlm_orphans", "Removed submissions and folders that no record names.", ("kind",), registry=REGISTRY)
 STEP = Gauge("tlm_worker_step", "Step of the stage that a worker computes.", ("job_id", "node"), registry=REGISTRY)
 SPEED = Gauge("tlm_worker_speed", "Units per second of a worker.", ("job_id", "node", "unit"), registry=REGISTRY)
 PROGRESS = Gauge("tlm_worker_progress", "Rows, batches, bytes and steps of a worker together.", registry=REGISTRY)

@@ -99,10 +99,10 @@ class _Held:
 
     def measure(self, situation: Situation) -> None:
         """Measure the speed, and how long stages take, for Prometheus."""
-        job, done, now = situation.job, situation.done, time.monotonic()
-        working = {node.group for node in situation.ready() if node.place is Place.WORKERS and job.works(node.group)}
+        job, done, ready, now = situation.job, situation.done, situation.ready(), time.monotonic()
+        working = {node.group for node in ready if node.place is Place.WORKERS and job.works(node.group)}
         self.rate = sum(job.beats[group].rate for group in working)
-        for node in situation.ready():
+        for node in ready:
             # Until the workers of this attempt work, the progress of their stage is of an earlier attempt.
             waits = node.place is Place.WORKERS and node.group not in working
             if not job.progress or node.name != job.progress.node or waits:

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from services.common.jobstore import JobStore
 from services.common.logs import ids_in, log_context
-from services.common.metrics import ORPHANS
+from services.common.metrics import ORPHANS, start_at_zero
 from services.common.retriever_client import RetrieverClient
 from services.trainer.cluster import RayCluster, Status, Submitted
 from tlm_core.artifacts.store import ArtifactStore
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 # Kind of folder → levels below TENANT/KIND at which a record names each folder, or a folder inside it.
 _DEPTHS = {"artifacts": 2, "checkpoints": 3, "corpora": 2, "datasets": 1, "jobs": 2, "parts": 1, "uploads": 1}
+start_at_zero(ORPHANS, ("submission", "indexes", *_DEPTHS))
 _MEASURING_SECONDS = 120.0
 _ORPHAN_SECONDS = 7 * 86_400.0
 _FEW = 20

@@ -243,7 +243,9 @@ def test_worker_shows_speed_and_step_of_its_stage(redis_client: redis.Redis, scr
 
 
 def test_counters_show_zero_before_their_first_event() -> None:
-    program = "from services.common.metrics import exposition; print(exposition().decode())"
+    program = (
+        "import services.trainer.sweeper; from services.common.metrics import exposition as e; print(e().decode())"
+    )
     figures = parsed(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
     retryable = {code for code, error in error_classes().items() if error.retryable}
     for name, label, shown in (
