@@ -142,7 +142,7 @@ def is_ready(load: CorpusLoad) -> bool:
 def only_id(ids: Sequence[str], reference: str) -> str:
     """Return the only id that begins with `reference`. Raises NotFound, or InvalidRequest for several ids."""
     if len(ids) > 1:
-        raise InvalidRequest(f"'{reference}' is the start of {len(ids)} ids, such as {ids[0]}. Give more of it.")
+        raise InvalidRequest(f"'{reference}' is the start of {len(ids)} ids, such as {ids[0]}. Give more characters.")
     if not ids:
         missing = f"No job '{reference}'. List the jobs to see their names and ids."
         raise NotFound("There are no jobs." if reference == "@latest" else missing)

@@ -32,7 +32,7 @@ def profiles_file(environment: Mapping[str, str]) -> Path:
 
 
 def load_profiles(file: Path) -> dict[str, Profile]:
-    """Read all profiles; none if the file does not exist. Raises InvalidRequest for an invalid file."""
+    """Return all profiles, or none if the file does not exist. Raises InvalidRequest for an invalid file."""
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
         return {name: Profile.model_validate(value) for name, value in content.items()}

@@ -51,10 +51,10 @@ def corpus_files(
     text_column: str | None = None,
     limit: int | None = None,
 ) -> Iterator[list[Path]]:
-    """Yield files with the passages of `sources`; without sources, of the documentation of the installed packages.
+    """Yield corpus files with the passages of `sources`, without equal passages. The service drops near duplicates.
 
-    A folder that already contains passages is used unchanged, unless `limit` is set. Equal passages are dropped here,
-    near duplicates by the service. Raises InvalidRequest, InvalidDataset or StorageFull.
+    If `sources` is empty, read the documentation of the installed packages. Use a folder that already contains passages
+    unchanged, unless `limit` is set. Raises InvalidRequest, InvalidDataset or StorageFull.
     """
     from tlm_core.corpus.read import INFO, read_sources, write_corpus
 

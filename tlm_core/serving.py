@@ -114,7 +114,7 @@ class Model:
         return np.asarray(scaled / scaled.sum(axis=1, keepdims=True), np.float32)
 
     def _windows(self, rows: Sequence[tuple[str, ...]]) -> list[Windows]:
-        """Return the windows of each text; none for a linear model."""
+        """Return the windows of each text, or () for each text of a linear model."""
         if self.tokenizer is None:
             return [()] * len(rows)
         from tlm_core.training.tokenizer import windows_of

@@ -50,7 +50,7 @@ class Grouped(Dataset[dict[str, Any]]):
 
 
 class Turns(TrainerCallback):
-    """Run the others after every `steps` steps of the trainer. The first turn is a warm-up."""
+    """After every `steps` steps of the trainer, run `others` for as many steps. The first turn is a warm-up."""
 
     def __init__(self, others: Mapping[str, Callable[[int], float]], steps: int, tokens: int) -> None:
         self._others, self._steps, self._tokens = others, steps, tokens
@@ -74,7 +74,7 @@ class Turns(TrainerCallback):
 def alternate_with(
     others: Mapping[str, Callable[[int], float]], *, compiled: bool, steps: int, repeats: int
 ) -> dict[str, list[float]]:
-    """Return the tokens per second of the trainer and the others."""
+    """Return the tokens per second of the trainer and of each program in `others`."""
     data = Prepared(prepared())
     config = bert_config((4, 256, 4, 1024), data)
     folder = tempfile.TemporaryDirectory(prefix="tlm-bench-")

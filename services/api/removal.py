@@ -165,7 +165,7 @@ def _remove_unshared(jobs: JobStore, artifacts: ArtifactStore, removal: Removal)
 
 
 def _unshared(jobs: JobStore, removal: Removal) -> tuple[list[str], set[str]]:
-    """Return the unshared artifacts of a removal, and the jobs on the same data. Sharing jobs inherit the others."""
+    """Return the unshared artifacts of a removal, and the jobs on the same data. Those jobs inherit the shared ones."""
     unshared, seen = set(removal.artifacts), set[str]()
     for digest in removal.data:
         for other in jobs.jobs_on_data(removal.tenant, digest):

@@ -45,9 +45,9 @@ class Uploads:
         self._script = load_scripts(client, Path(__file__).parent / "lua")
 
     def check_space(self, size: int) -> None:
-        """Raise StoreFull or StorageFull if Redis's disk is almost full, or the storage's would be after `size` bytes.
+        """Raise StoreFull if the disk of Redis is almost full, or StorageFull if `size` bytes do not fit the storage.
 
-        Call it before a body is received: its file may lie on the disk of Redis, which exits when that is full.
+        Call it before the body is received. Its file may lie on the disk of Redis, and Redis exits when that is full.
         """
         check_disk(self._redis)
         with self._artifacts.errors("receiving the upload", writes=True):

@@ -235,7 +235,7 @@ async def log_stream(jobs: JobStore, tailer: Tailer, tenant: str, job_id: str, a
     sent_at = time.monotonic()
     while not tailer.closed:
         try:
-            # Read the state first: then the lines include everything logged before the job ended.
+            # Read the state before the lines, so that the lines of an ended job are complete.
             state = await run_in_threadpool(jobs.state, tenant, job_id)
             lines = await run_in_threadpool(jobs.logs, tenant, job_id, after=after, limit=_PAGE)
         except NotFound:

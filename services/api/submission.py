@@ -230,7 +230,7 @@ def _reused(source: JobRecord) -> dict[str, ReusedArtifact]:
         if node.name not in artifacts or node.artifact_id(digests, source.id) != artifacts[node.name].artifact:
             raise Conflict(
                 f"Another release trained job {source.id}, and the artifact of its stage '{node.name}' has another "
-                "form. Clone the job and name the clone."
+                "format. Clone the job and name the clone."
             )
     return {node.name: artifacts[node.name] for node in nodes}
 

@@ -136,7 +136,7 @@ def _read(hook_id: str, record: str) -> Webhook:
 
 
 def _listed(hook_id: str, record: str) -> Webhook:
-    """Return the webhook, or for an unreadable one a stub with the error: one bad record must not hide the others."""
+    """Return the webhook. For an unreadable one, return a stub with the error, so that lists show all others."""
     try:
         return _read(hook_id, record)
     except UnreadableRecord as error:

@@ -199,7 +199,7 @@ class Catalog:
         self.corpus(tenant, corpus)
         load = self.load(tenant, load_id)
         if load.corpus != corpus:
-            raise NotFound(f"Load {load_id} belongs to corpus '{load.corpus}', not to '{corpus}'. Use that name.")
+            raise NotFound(f"Load {load_id} belongs to corpus '{load.corpus}', not to '{corpus}'. Use '{load.corpus}'.")
         return load
 
     def loads(self, tenant: str, corpus: str, *, limit: int = 10) -> list[CorpusLoad]:
@@ -321,5 +321,5 @@ def _raise_if_open(corpus: str, answer: list[str]) -> None:
     match answer:
         case ["open", load]:
             raise AlreadyRunning(
-                f"Load {load} of corpus '{corpus}' is open. Wait until it has ended, then try again.", load=load
+                f"Load {load} of corpus '{corpus}' has not ended. Wait until it ends, then try again.", load=load
             )

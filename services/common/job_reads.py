@@ -124,7 +124,7 @@ class JobReads:
         return _record(fields)
 
     def was_deleted(self, tenant: str, job_id: str) -> bool:
-        """Return whether a job was deleted in the last week. Another job without a record may be of another store."""
+        """Return whether a job was deleted in the last week. Any other unknown job may belong to another store."""
         return bool(self._redis.exists(key(tenant, "deleted", job_id)))
 
     def state(self, tenant: str, job_id: str) -> State:
@@ -376,7 +376,7 @@ def _record(fields: Mapping[str, str]) -> JobRecord:
 
 
 def _listed(tenant: str, job_id: str, fields: Mapping[str, str]) -> JobRecord:
-    """Return the record, or for an unreadable one a stub with the error: one bad record must not hide the others."""
+    """Return the record. For an unreadable one, return a stub with the error, so that lists show all others."""
     try:
         return _record(fields)
     except UnreadableRecord as error:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NEAR = "near"  # folder of the scratch space
+NEAR = "near"  # folder in the scratch folder, with the state of the search for near duplicates
 _REPORT_EVERY = 5_000
 _SPLITTING = frozenset({LoadState.QUEUED, LoadState.CUTTING})
 
@@ -83,7 +83,7 @@ class LoadWorker:
         self.tasks = (Background("splitting of uploads"), Background("loads"))
 
     def stop(self) -> None:
-        """Make `run` return soon. An active load stays open."""
+        """Stop `run` soon. An active load stays open, so that the next start or another loader continues it."""
         self._stop.set()
 
     def run(self) -> None:
@@ -104,7 +104,7 @@ class LoadWorker:
                 self._work_on(tenant, load_id, states)
 
     def _work_on(self, tenant: str, load_id: str, states: Set[LoadState]) -> None:
-        # Read the state first: `_splitting` is set before the splitting thread changes the state, until its step ends.
+        # Read the state before `_splitting`, which the other thread sets before it changes the state.
         if self._catalog.load(tenant, load_id).state not in states or load_id == self._splitting:
             return
         if self._catalog.lease_load(tenant, load_id, self._owner, self._lease_seconds):
@@ -236,7 +236,7 @@ class LoadWorker:
         return version.model_copy(update={"state": before.state}) if before.state is CorpusState.READY else version
 
     def _watched(self, passages: Iterable[Passage], load: CorpusLoad) -> Iterator[Passage]:
-        """Yield the passages, and save the record regularly: for `_Counted` passages with their number so far.
+        """Yield the passages, and save the record of the load regularly. Its progress counts `_Counted` passages only.
 
         Raises _Stopped on shutdown, and StaleAttempt if the load is cancelled or the lease is lost.
         """

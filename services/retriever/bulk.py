@@ -53,8 +53,8 @@ def id_hash(name: str) -> int:
 class BulkWriter:
     """Writes passages to an alias, two batches at a time. Not thread-safe; holds at most three batches in memory.
 
-    document: returns what OpenSearch stores for a passage. Raises IndexUnavailable, StorageFull, NotFound if the alias
-    is gone, Conflict if the index is closed for writing, InvalidRequest if too many passages are refused.
+    document: returns what OpenSearch stores for a passage. Raises IndexUnavailable, StorageFull, NotFound without
+    the alias, Conflict if the index is closed for writing, InvalidRequest if too many passages are refused.
     """
 
     def __init__(

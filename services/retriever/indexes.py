@@ -184,7 +184,7 @@ class OpenSearchIndexes:
         try:
             self._cluster.call("PUT", f"/{_name(key)}", body=body)
         except InvalidRequest as error:
-            # Another retriever created it, or the response to our first try was lost. `_read` checks the index.
+            # Another retriever created the index, or our first try lost its response. `_read` checks the index.
             if "resource_already_exists" not in error.message:
                 raise
         return self._read(key, self._cluster)

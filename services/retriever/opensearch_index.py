@@ -124,7 +124,7 @@ class OpenSearchIndex:
         if expected is not None and count + refused != expected:
             raise IndexMismatch(
                 f"The index contains {count} passages, and {refused} were refused, but the corpus has {expected}. "
-                "Check that its ids are unique."
+                "Check that each passage has its own id."
             )
         if self.cursor.position == expected:  # otherwise passages were added twice, and counted twice in the checksum
             self._check_ids()

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 class Assignment:
     """What a submitted program computes: one group of a job's plan, on how many workers.
 
-    workers, max_workers: the least and the largest number of workers. cpus, gpus: of each worker. request_id: for logs.
+    workers, max_workers: the minimum and maximum number of workers. cpus, gpus: of each worker. request_id: for logs.
     """
 
     tenant: str

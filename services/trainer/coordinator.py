@@ -150,7 +150,7 @@ class Coordinator:
         # report because the store was away or this machine was suspended.
         self._now = self._stall_grace_until = -math.inf
         self._stepped_at = time.monotonic()
-        # Why this coordinator has given jobs up. It claims none until it reaches Ray and the storage again.
+        # Why this coordinator has released its jobs. It claims none until it reaches Ray and the storage again.
         self._blind: set[type[Outage]] = set()
         self._full = ""  # the message of the error of a full disk
         # Why no job starts although slots are free, and when this was reported.

@@ -1,4 +1,4 @@
-"""Counts processes that the kernel killed for lack of memory in their container. Only its own counter shows them."""
+"""Counts processes that the kernel killed for lack of memory in their container. The container's counter shows them."""
 
 from __future__ import annotations
 

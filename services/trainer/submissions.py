@@ -31,11 +31,11 @@ class Submissions:
     cluster: RayCluster
     settings: TrainerSettings
     owner: str
-    # Submission → time of the first look at which it had no worker; infinite once that has been reported.
+    # Submission → time of the first check that saw no worker of it; infinite after the report of this.
     unstarted_since: dict[str, float] = field(default_factory=dict)
     # Submission → time of the last check whether the head has lost it.
     waiting_checked: dict[str, float] = field(default_factory=dict)
-    # Submission that runs → its last beat, and time of the first look at which it had that beat.
+    # Submission that runs → its last beat, and time of the first check that saw this beat.
     looks: dict[str, tuple[Beat | None, float]] = field(default_factory=dict)
 
     def advance(self, situation: Situation, group: str, *, now: float, stall_grace_until: float) -> None:

@@ -20,7 +20,7 @@ from tlm_core.names import JOB_ID
 
 log = logging.getLogger(__name__)
 
-# Kind of folder → levels below TENANT/KIND at which a record names each folder, or a folder inside it.
+# Kind of folder → depth of the swept folders below TENANT/KIND. A record names each of them, or a folder inside it.
 _DEPTHS = {"artifacts": 2, "checkpoints": 3, "corpora": 2, "datasets": 1, "jobs": 2, "parts": 1, "uploads": 1}
 start_at_zero(ORPHANS, ("submission", "indexes", *_DEPTHS))
 _MEASURING_SECONDS = 120.0
@@ -32,7 +32,7 @@ _JOB = re.compile(JOB_ID)
 
 @dataclass(frozen=True)
 class Sweeper:
-    """Stops submissions of ended attempts that still run, and deletes the others, which fill the head's memory."""
+    """Stops submissions that still run after their attempt. Deletes finished ones, which use memory of Ray's head."""
 
     store: JobStore
     cluster: RayCluster
@@ -47,7 +47,7 @@ class Sweeper:
                 try:
                     if self._has_ended(submitted, job):
                         self._clear(submitted)
-                except ClusterUnavailable as error:  # Ray may refuse one submission; the others must not pile up.
+                except ClusterUnavailable as error:  # Ray may refuse one submission. Clear the others.
                     errors.append(error)
         if errors:
             raise errors[0]
@@ -95,14 +95,14 @@ class StorageSweeper:
     retriever: RetrieverClient
 
     def sweep(self) -> None:
-        """Sweep once. Raises Conflict, and deletes nothing, if most folders have no record.
+        """Sweep once. Raises Conflict if more than 20 folders, and more than half of all, have no record in Redis.
 
-        Redis then has probably lost records. Up to 20 folders without a record never raise Conflict.
+        In this case Redis has probably lost records, so the sweep deletes nothing.
         """
         self.artifacts.check_mounted()
         folders, orphans = 0, list[str]()
         for tenant in self.artifacts.subfolders(""):
-            # First the folders, then the records: otherwise a folder that is created in between seems to have none.
+            # List folders before records. Otherwise a folder that is created in between seems to have no record.
             kinds = [(f"{tenant}/{kind}", depth) for kind, depth in _DEPTHS.items()]
             below = [name for kind, depth in kinds for name in self.artifacts.subfolders(kind, depth)]
             indexes = self._indexes(tenant)
@@ -116,7 +116,7 @@ class StorageSweeper:
                 f"No record names {len(orphans):,} of {folders:,} folders in the storage. Nothing is deleted. Check "
                 "that Redis and the storage belong together."
             )
-        expired = [folder for folder in orphans if folder.split("/")[1] == "parts"]  # Their records end by themselves.
+        expired = [folder for folder in orphans if folder.split("/")[1] == "parts"]  # The record of an upload expires.
         for folder in [*expired, *self.store.orphans(set(orphans) - set(expired), _ORPHAN_SECONDS)]:
             with log_context(**ids_in(folder)):
                 log.warning("Deleting %s, which no record names", folder)

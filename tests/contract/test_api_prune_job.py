@@ -129,7 +129,7 @@ def test_job_without_a_prunable_model_is_refused(api: TestClient, gateway: Gatew
 def test_model_of_another_release_is_refused(api: TestClient, gateway: Gateway) -> None:
     refused = prune(api, trained(api, gateway, older="joint.s3").id)
     assert (
-        refused["status_code"] == 409 and "the artifact of its stage 'joint.s3' has another form" in refused["detail"]
+        refused["status_code"] == 409 and "the artifact of its stage 'joint.s3' has another format" in refused["detail"]
     ), refused
 
 

@@ -59,7 +59,7 @@ class Lives:
         self._indexes = OpenSearchIndexes(self._cluster, shards=1)
 
     def live(self, seconds: float) -> bool:
-        """Run a process for at most `seconds`. Return whether it finished."""
+        """Run a retriever process, and kill it after `seconds`. Return whether it finished before."""
         process = self._context.Process(target=life, args=self._arguments)
         process.start()
         process.join(seconds)
@@ -106,7 +106,7 @@ def test_result_is_the_same_after_random_kills(opensearch_url: str, tmp_path: Pa
     while kills < KILLS:
         began = time.monotonic()
         if lives.live(rng.uniform(0, longest)):
-            longest = min(longest, time.monotonic() - began)  # OpenSearch becomes faster
+            longest = min(longest, time.monotonic() - began)  # Later runs are faster, because OpenSearch is warm.
             assert lives.result() == undisturbed
             lives.reset()
         else:

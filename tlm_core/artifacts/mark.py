@@ -48,7 +48,7 @@ class StorageMark:
         if not has_folders and not self._is_new():
             raise StorageUnavailable(
                 f"{self._root} is not the storage that was written to: the file {MARK} is missing. Mount the storage "
-                f"there or correct the setting. If its content is lost for good, create an empty file {MARK} there."
+                f"there or correct the setting. If its content is lost forever, create an empty file {MARK} there."
             )
         if has_folders or create:
             if isinstance(self._fs, LocalFileSystem):

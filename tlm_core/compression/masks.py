@@ -103,8 +103,8 @@ def removals(level: float, layers: int, heads: int) -> tuple[int, int]:
     limit = layers * heads - layers
     if not 0.0 <= level < 1.0 or removed > limit:
         raise InvalidRequest(
-            f"Sparsity {level:g} leaves a layer without heads. {layers} layers x {heads} heads can lose at most "
-            f"{limit} heads ({limit / (layers * heads):.3g}). Use a lower level.",
+            f"The sparsity level {level:g} leaves a layer without heads. {layers} layers x {heads} heads can lose "
+            f"at most {limit} heads ({limit / (layers * heads):.3g}). Use a lower level.",
             level=level,
         )
     return removed, blocks

@@ -13,7 +13,7 @@ def ticket_name(which: str, level: float, seed: int) -> str:
 
 
 class CheckEncoderParams(StageParams):
-    """A published encoder, and the levels and masks of the tickets that it must fit."""
+    """A published encoder (folder or hub id), and the levels and masks of tickets to check against its size."""
 
     init: str
     levels: tuple[float, ...] = ()
@@ -48,6 +48,6 @@ class PartParams(StageParams):
 
 
 class ShareParams(FinetuneParams):
-    """tickets: for each task a sparsity level, a mask, or None for the full model."""
+    """tickets: for each task a level, a mask, or None for the dense model."""
 
     tickets: tuple[float | Mask | None, ...]

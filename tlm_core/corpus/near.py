@@ -36,7 +36,7 @@ class NearDuplicates:
     """A filter for near duplicates whose memory does not grow with the number of passages.
 
     folder: for its state of some 700 bytes per passage; the caller removes it. If it has the state of an earlier
-    process, pass the same texts again from the start: answered texts cost no search. dropped: near duplicates so far.
+    process, pass the same texts again from the start. They need no search. dropped: near duplicates so far.
     seconds: time that this process spent so far. Raises MissingDependency, StorageFull, StorageUnavailable.
     """
 

@@ -73,7 +73,7 @@ def _files(report: Report, model: str) -> str:
 
 
 def sentences(report: Report) -> list[str]:
-    """Return sentences: what a job returns, why, and whether it is better than the linear model; none for a study."""
+    """State what a job returns, why, and whether it is better than the linear model. A study has no sentences."""
     if "returned" not in report:
         return []
     gain, reason = report.get("gain", {}).get("words"), report["returned"]["reason"]

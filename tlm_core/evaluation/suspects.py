@@ -79,8 +79,8 @@ class LabelModel:
     def fit(cls, train: Split) -> LabelModel:
         """Fit the model on the train rows.
 
-        It ignores the neighbors if they lower the loss by less than 1 %, or if the file is sorted by label: there they
-        predict each given label, whether right or wrong.
+        It ignores the neighbors if they lower the loss by less than 1 %. It also ignores them in a file that is sorted
+        by label, because there the neighbors predict every given label, also a wrong one.
         """
         count = train.outputs.shape[1]
         frequencies = (np.bincount(train.labels, minlength=count) + 0.5) / (len(train.labels) + 0.5 * count)

@@ -99,7 +99,7 @@ def joint_node(recipe: Recipe, seed: int, name: str, prepared: str = "prepare", 
     inputs, reusable = {"prepared": prepared}, recipe.joint.budget.seconds is None
     if recipe.joint.stop_if_behind is not None:
         if baseline is None:
-            raise InvalidRecipe("Jobs of this kind do not end early. Omit joint.stop_if_behind.")
+            raise InvalidRecipe("This kind of job does not support joint.stop_if_behind. Remove joint.stop_if_behind.")
         inputs["baseline"] = baseline
     return Node(name, JOINT, JointParams.of(recipe, seed), inputs, seed=seed, reusable=reusable)
 
@@ -113,7 +113,7 @@ def finetune_nodes(recipe: Recipe, seed: int, name: str, inputs: Mapping[str, st
 def with_tries(node: Node, part: Finetune) -> list[Node]:
     """Return one node for each finetuning to try and a last node that chooses among them. Without tries, return `node`.
 
-    The node of a try has the artifact id of a finetuning that has only these values, so either reuses the other.
+    A try has the same artifact id as a single finetuning with its values, so each can reuse the result of the other.
     """
     if not part.has_tries:
         return [node]
@@ -146,7 +146,7 @@ def train_nodes(inputs: PlanInputs[KindOptions], *, ensemble: bool = False, refi
 
     validate → baseline; validate → select → prepare → joint, finetune, refit (each seed); all of them → evaluate.
     If the job selects passages, the linear model has its own group, so that workers fit it during the selection.
-    Several seeds train side by side, because small models use several cores badly.
+    Several seeds train side by side, because a small model gains little from more cores.
     """
     recipe, seeds = inputs.recipe, inputs.seeds
     select = select_node(inputs, "validate")
@@ -193,5 +193,5 @@ def _of_seed(node: Node) -> bool:
 
 
 def gather_group(seeds: Sequence[int]) -> str:
-    """The group of a last node that waits for the groups of all seeds."""
+    """Return the group of the last node, which waits for the groups of all seeds."""
     return "gather" if len(seeds) > 1 else "main"

@@ -112,7 +112,7 @@ class JobSpec(_Record):
     @model_validator(mode="after")
     def _check_workers(self) -> JobSpec:
         if self.max_workers is not None and self.max_workers < self.workers:
-            raise ValueError(f"'max_workers' is {self.max_workers}, but 'workers' is {self.workers}. Increase it.")
+            raise ValueError(f"'max_workers' is {self.max_workers}. Increase it to 'workers' ({self.workers}) or more.")
         return self
 
     @model_validator(mode="after")

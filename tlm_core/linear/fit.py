@@ -22,7 +22,7 @@ from tlm_core.tasks.task import Task
 
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # C of the support vector machine; 1 / C regularizes
 FOLDS = 5
-SCREENED_ROWS = 1_000  # held-out rows that compare all settings; fewer rows would choose at random
+SCREENED_ROWS = 1_000  # held-out rows that score each setting; with fewer rows, chance decides
 FINALISTS = 3
 TUNED_ROWS = 20_000  # more rows change the choice little
 SEED = 0
@@ -45,8 +45,8 @@ class Setting:
 class Fitted:
     """A model fitted on train, and how it was chosen.
 
-    score: by the task's metric, the mean over the folds and over validation, weighted by rows.
-    held_out: outputs of models that did not see the row, [train rows, outputs].
+    score: mean of the task's metric over the folds and validation, weighted by rows. None if the metric is undefined.
+    held_out: outputs for each train row from a model that did not learn from it, [train rows, outputs].
     tried: all screened settings, with their scores on the first folds.
     """
 
@@ -69,7 +69,7 @@ def fit(task: Task) -> Fitted:
 
 @dataclass(frozen=True)
 class _Data:
-    """The features of all families, and their values, [rows, features]. train: by the number of families in use."""
+    """The features of all families, and their values, [rows, features]. train: number of families → their values."""
 
     features: Features
     train: Mapping[int, sp.csr_matrix]
@@ -96,7 +96,7 @@ class _Search:
         self._true = task.targets("validation")
         self._outputs = len(task.labels)
         self._folds = _folds(self.targets, task.type.has_classes)
-        self.data = {0: _Data.learn(task, 0)}  # by the number of first words that are a part
+        self.data = {0: _Data.learn(task, 0)}  # start_words → features
         self._scores: dict[tuple[Setting, int], float | None] = {}
 
     def _matrix(self, setting: Setting) -> sp.csr_matrix:
@@ -120,9 +120,9 @@ class _Search:
         return best, self._mean_score(best), tuple(tried)
 
     def _choose_start(self, best: Setting, pool: ThreadPoolExecutor) -> Setting:
-        """Return a setting with the first words as a part if it gains more than a standard error over the folds.
+        """Return a setting with `start_words` if it gains more than a standard error over the folds, else `best`.
 
-        Otherwise return `best`. The new setting has the families of `best`, and its strength or a neighboring one.
+        The new setting has the families of `best`, and its strength or a neighboring one.
         """
         self.data[START_WORDS] = _Data.learn(self.task, START_WORDS)
         place = STRENGTHS.index(best.strength)
@@ -138,7 +138,7 @@ class _Search:
         return 0.0 if ours is None or without is None else ours - without
 
     def _try_strengths(self, chain: tuple[int, Literal["balanced"] | None]) -> list[tuple[Setting, float]]:
-        """Score rising strengths until the score falls twice: high ones cost most. chain: families, class weight."""
+        """Score strengths upward until the score falls twice: high ones are slow. chain: families, class weight."""
         screening = math.ceil(SCREENED_ROWS * len(self._folds) / max(1, len(self.targets)))
         tried: list[tuple[Setting, float]] = []
         for strength in STRENGTHS:
@@ -179,7 +179,7 @@ class _Search:
         return float(np.average(both, weights=[len(self.targets), len(self._true)]))
 
     def held_out(self, setting: Setting) -> Floats:
-        """Return the outputs of each row from a model that did not see it, [rows, outputs]."""
+        """Return the outputs for each row from a model that did not learn from it, [rows, outputs]."""
         outputs = np.zeros((len(self.targets), self._outputs), np.float32)
         matrix = self._matrix(setting)
         for train, held_out in self._folds:
@@ -212,9 +212,9 @@ def solve(
     setting: Setting,
     row_weights: NDArray[np.float64] | None = None,
 ) -> tuple[Floats, Floats]:
-    """Fit the task's type of model. Return the weights [features, outputs] and the bias [outputs].
+    """Fit the model for the type of the task. Return the weights [features, outputs] and the bias [outputs].
 
-    row_weights: for classes only.
+    row_weights: [rows], in the loss. Only a task with classes uses them.
     """
     PULSE.advance()
     if not task.type.has_classes:

@@ -135,8 +135,8 @@ def _copy_baseline(ctx: StageContext[SelfTrainParams], task: Task, facts: dict[s
 def refit_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
     """Fit each linear model again, with its setting, on train and validation (`refit: true` of the recipe).
 
-    It writes the files of `baseline` for each into a folder with its name, `linear` or `self_trained`; none for a copy
-    of the baseline. The outputs are those for test splits. Inputs: `task`, `baseline`, and `self_train` if it ran.
+    For each model, except a copy of the baseline, it writes the files of `baseline` into the folder `linear` or
+    `self_trained`. The outputs are those for test splits. Inputs: `task`, `baseline`, and `self_train` if it ran.
     """
     task, models = Task.read(ctx.inputs["task"]), read_linears(ctx.inputs)
     tests = [split for split in splits_of(task) if split != "validation"]

@@ -28,12 +28,12 @@ from tlm_core.tasks.task import Task
 WEIGHT = 0.3  # of a piece, relative to a train row
 ROUNDS = 2  # each labels the pieces again
 MOST_PIECES = 60_000  # that the teacher labels
-CANDIDATES = 2  # times the pieces that a student learns from; more candidates cost time and add little
+CANDIDATES = 2  # for each piece that a student learns from; more candidates cost time and add little
 
 
 @dataclass(frozen=True)
 class Student:
-    """A linear model that learned from pieces. chosen: numbers of the pieces; outputs: [chosen, labels]."""
+    """A model that learned from train rows and pieces. chosen: numbers of the pieces; outputs: [chosen, labels]."""
 
     model: LinearModel
     chosen: NDArray[np.int64]
@@ -42,9 +42,9 @@ class Student:
 
 @dataclass(frozen=True)
 class SelfTrained:
-    """The chosen number of pieces for each train row, and all scores on validation, by amount.
+    """The chosen number of pieces per train row (`amount`), and the score of each tried amount on validation.
 
-    The amount 0 is the baseline and has no student.
+    The amount 0 is the baseline, and has no student.
     """
 
     amount: float
@@ -97,7 +97,7 @@ def self_train(
     for amount, (weights, bias, _) in zip(positive, fits, strict=True):
         guesses[amount] = task.type.predict(np.asarray(data.validation @ weights) + bias)
     scores = {amount: METRICS[task.metric].compute(targets, guess) for amount, guess in guesses.items()}
-    best = max(scores, key=lambda amount: scores[amount])  # the smallest of equal ones
+    best = max(scores, key=lambda amount: scores[amount])  # in a tie, the smallest amount
     if best and 0 in scores:
         difference = paired_difference(task.metric, targets, [guesses[best]], [guesses[0]])
         if difference is not None and difference.value <= difference.error:
@@ -122,7 +122,7 @@ class _Data:
 def _fit(
     data: _Data, teacher: Outputs, setting: Setting, shares: NDArray[np.float64], amount: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-    """Return weights and bias of a student, and its pieces. After each round the student is the next teacher."""
+    """Return weights and bias of a student, and its pieces. The student of a round is the teacher of the next one."""
     total = round(amount * len(data.targets))
     for _ in range(ROUNDS):
         chosen = most_confident(teacher, shares, total)
@@ -144,9 +144,9 @@ def row_weights(rows: int, pieces: int) -> NDArray[np.float64]:
 
 
 def most_confident(teacher: Outputs, shares: NDArray[np.float64], total: int) -> NDArray[np.int64]:
-    """Return the sorted numbers of about `total` pieces or fewer: for each label its share, the most probable pieces.
+    """Return the sorted numbers of the most probable pieces of each label, at most about `total` in all.
 
-    teacher: log-probabilities [pieces, labels]; shares: of the labels in train.
+    teacher: log-probabilities [pieces, labels]. shares: [labels], the part of `total` that each label may have.
     """
     guesses, chosen = teacher.argmax(axis=1), []
     for label, share in enumerate(shares):

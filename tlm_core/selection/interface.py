@@ -79,11 +79,11 @@ class SelectionInputs:
                 f"The uploaded selection has no passage of rank {self.params.top_k} or better. "
                 "Increase selection.top_k."
             )
-        raise EmptySelection("The limits of the selection exclude every passage. Increase selection.per_query_cap.")
+        raise EmptySelection("No passage meets the limits. Use a larger corpus, or increase selection.per_query_cap.")
 
 
 class Selected(NamedTuple):
-    """Batches of accepted passages, best first. retrieved: the query hits they come from, for the provenance."""
+    """Batches of accepted passages, best first. retrieved: the query hits that the provenance lists, if any."""
 
     batches: Iterator[list[Candidate]]
     retrieved: Retrieved | None = None

@@ -103,7 +103,7 @@ class TantivyIndex:
         self._writer = None
         if expected is not None and count != expected:
             raise IndexMismatch(
-                f"The index contains {count} passages instead of {expected}. Check that its ids are unique."
+                f"The index contains {count} passages instead of {expected}. Check that each passage has its own id."
             )
         metadata = {"schema": SCHEMA_VERSION, "analysis": self.analysis, "count": count}
         with _tantivy_errors(self.folder), synced(self.folder / _METADATA) as handle:
@@ -208,8 +208,8 @@ class _Reader:
     def __init__(self, folder: Path, analysis: Analysis, index: tantivy.Index) -> None:
         self._analysis = analysis
         self._schema = index.schema
-        # A committed index never changes. By default a thread reloads it at any time and writes a lock file, also when
-        # the folder is being deleted.
+        # A committed index never changes, so one reload is enough. By default, a thread reloads it again and writes a
+        # lock file, even while the folder is being deleted.
         index.config_reader("manual")
         index.reload()
         self._searcher = index.searcher()
@@ -245,7 +245,7 @@ class _Reader:
         return ranked([Hit(name, score / (K1 + 1)) for name, (score, _) in zip(ids, hits, strict=True)], k)
 
     def _query(self, counts: dict[str, int]) -> tantivy.Query:
-        """Match any of the terms, each weighted by its count. Built, not parsed: no text can be query syntax."""
+        """Match any of the terms, each weighted by its count. Without parsing, no text is read as query syntax."""
         clauses = []
         for term, count in counts.items():
             clause = tantivy.Query.term_query(self._schema, "terms", term, "freq")

@@ -70,7 +70,7 @@ def rows_of(size: float, rows: int) -> int:
     count = max(1, round(size * rows)) if size <= 1 else int(size)
     if count > rows:
         raise InvalidRequest(
-            f"A size has {count} labeled texts, but train has {rows}. Use smaller sizes, or shares.", size=size
+            f"The size {count} exceeds the {rows} texts of train. Use smaller sizes, or shares up to 1.", size=size
         )
     return count
 

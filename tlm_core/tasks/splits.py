@@ -59,15 +59,15 @@ def _quotas(
 ) -> NDArray[np.int64]:
     """Number of rows of each label in a split: a tenth, rounded down; the largest remainders get one more row.
 
-    Order of equal remainders: labels with fewer than PARTS rows, those `served` by an earlier split last; labels with
-    more rows; labels with fewer than PARTS rows that cannot give a single row (not `able`). `drawn` breaks the ties of
-    labels with fewer than PARTS rows.
+    Order of equal remainders: first labels with fewer than PARTS rows, those `served` by an earlier split last. Then
+    labels with more rows. Last, labels with fewer than PARTS rows that cannot give a row (not `able`). `drawn` breaks
+    the ties of labels with fewer than PARTS rows.
     """
     quotas, remainders = np.divmod(rows, PARTS)
     rest = max(1, round(int(rows.sum()) / PARTS)) - int(quotas.sum())
     few = rows < PARTS
     places = np.where(few, np.where(able, served, 3), 2)
-    # Rounding errors decide among labels with enough rows, then their order: this keeps the splits of datasets stable.
+    # Rounding errors break the ties of labels with PARTS rows or more, so that the splits of old datasets stay equal.
     ties = np.where(few, drawn, quotas - rows * 0.1)
     quotas[np.lexsort((ties, places, -remainders))[: max(0, rest)]] += 1
     return quotas

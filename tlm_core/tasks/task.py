@@ -21,15 +21,15 @@ from tlm_core.tasks.types import TaskType, task_type_of
 
 SPLITS = ("train", "validation", "test")
 LABELED = ("train", "validation")  # the splits that models learn from after all choices
-FURTHER = "test_"  # how the names of further test sets begin
+FURTHER = "test_"  # prefix of the names of further test sets
 _ROW_GROUP = 65_536
 _BATCH = 2_048
 
 
 def earlier_splits(split: str) -> tuple[str, ...]:
-    """Return the splits that a model learned from before it is scored on `split`.
+    """Return the splits that train a model whose score on `split` is reported.
 
-    For test splits that includes validation, because returned models learn from it too.
+    For a test split, these are train and validation, because the refit trains the returned model on both.
     """
     return ("train",) if split == "validation" else LABELED
 
@@ -65,12 +65,12 @@ class Task:
 
     @property
     def type(self) -> TaskType:
-        """What the targets are: the metric determines it."""
+        """The type of the task, which the metric determines."""
         return task_type_of(self.metric)
 
     @property
     def further_tests(self) -> list[str]:
-        """Names of the test sets beside `test`."""
+        """Sorted names of the further test sets (`test_NAME`)."""
         return sorted(set(self.splits) - set(SPLITS))
 
     @property
@@ -150,7 +150,7 @@ class Task:
 
 
 def _table(path: Path) -> pa.Table:
-    """Read a table in batches; in one piece it would need four times its size."""
+    """Read a table in batches, because a read in one call needs four times the size of the table in memory."""
     with open_parquet(path) as file:
         table = pa.Table.from_batches(file.iter_batches(_BATCH, use_threads=False), file.schema_arrow)
     pa.default_memory_pool().release_unused()  # memory of the decoder

@@ -25,7 +25,7 @@ class Bucket:
 
 
 def divide(parameters: Sequence[tuple[str, nn.Parameter]], size: int = BUCKET) -> list[Bucket]:
-    """Return the buckets of a model's parameters, which lie in one buffer, in the order of the backward pass.
+    """Divide the parameters of a model into buckets, in the order of the backward pass. They lie in one buffer.
 
     A bucket has at most `size` parameters, or one larger tensor. All workers have the same order.
     """

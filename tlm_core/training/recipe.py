@@ -119,7 +119,7 @@ class Budget(_Part):
     def _exactly_one(self) -> Budget:
         units = [name for name, value in self if value is not None]
         if len(units) != 1:
-            raise ValueError(f"Give exactly one of steps, tokens, flops, seconds, not {', '.join(units) or 'none'}.")
+            raise ValueError(f"The budget sets {' and '.join(units) or 'no unit'}. Set one of {', '.join(dict(self))}.")
         return self
 
     @property

@@ -36,7 +36,7 @@ def is_token(text: str, token: str) -> bool:
 def is_own(headers: Mapping[str, str]) -> bool:
     """Whether a write request comes from a page of this dashboard.
 
-    Browsers send the origin with each POST, and it must be this host. Without it, Sec-Fetch-Site must be same-origin.
+    The origin must be this host. Browsers send it with each POST. Without it, Sec-Fetch-Site must be same-origin.
     """
     origin = headers.get("origin")
     if origin:

@@ -110,7 +110,7 @@ def list_all(parts: PartsDep, tenant: Tenant, after: AfterId = None, limit: Limi
 @router.get("/{corpus}", summary="Get a corpus", responses=problems(404))
 def get(corpus: Name, parts: PartsDep, tenant: Tenant) -> Corpus:
     """Return the versions of a corpus and the progress of its latest loads."""
-    # Read the loads first: then the version of a ready load is always included.
+    # Read the loads before the versions, so that the answer has the version of each ready load.
     loads = parts.catalog.loads(tenant, corpus)
     return corpus_view(parts.catalog.corpus(tenant, corpus), loads)
 

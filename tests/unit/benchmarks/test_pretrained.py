@@ -28,7 +28,7 @@ def test_epochs_of_the_best_rate_double_until_the_score_falls(
 def test_recorded_trials_do_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[str] = []
 
-    def report_of_run(task: str, label: str, *_: Any) -> Path:
+    def report_of_run(_: str, label: str, *__: Any) -> Path:
         runs.append(label)
         return tmp_path
 

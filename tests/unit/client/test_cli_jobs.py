@@ -418,6 +418,7 @@ class SilentStream(httpx.SyncByteStream):
 
 
 def test_watch_shows_queue_and_silence_without_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The stream of events sends nothing. `watch` then reads the job: in the queue, with silent workers, in the queue.
     monkeypatch.setattr("tlm_client.commands.jobs._REREAD_SECONDS", 0.01)
     third, second = ({"code": "queued", "reason": f"Place {place}.", "position": place} for place in (3, 2))
     silent = {"state": "running", "progress": PROGRESS, "silent_seconds": 45.0}

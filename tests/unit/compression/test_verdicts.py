@@ -45,5 +45,6 @@ def test_difference_beyond_both_spreads_is_not_chance() -> None:
 
 
 def test_single_seed_cannot_exclude_chance() -> None:
+    # A single seed has no spread.
     assert "at least three" in phases.words(pruned(0.03, None, None))
     assert "at least three" in shared_report.words(shared(0.03, None, None))

@@ -49,7 +49,7 @@ def test_size_up_to_one_is_a_share_and_above_a_count(size: float, rows: int) -> 
 
 
 def test_size_above_train_split_is_rejected(task: Task) -> None:
-    with pytest.raises(InvalidRequest, match="A size has 61 labeled texts, but train has 60"):
+    with pytest.raises(InvalidRequest, match="The size 61 exceeds the 60 texts of train"):
         curve_sizes(task, [61], [0])
 
 

@@ -239,7 +239,7 @@ def test_class_names_in_parquet_metadata_are_used(tmp_path: Path) -> None:
         "label": {"names": ["neg", "pos"], "_type": "ClassLabel"},
         "text": {"dtype": "string", "_type": "Value"},
     }
-    table = pa.table({"text": ["a", "b", "c"], "label": [1, 0, -1]})
+    table = pa.table({"text": ["a", "b", "c"], "label": [1, 0, -1]})  # -1: no label
     table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     pq.write_table(table, tmp_path / "train.parquet")
     assert faults(tmp_path) == [("null_label", "train", 3, "label"), *faults(tmp_path)[1:]]

@@ -172,6 +172,7 @@ def test_export_predicts_only_the_texts_that_it_compares(chain: Mapping[str, Pat
     model.task.register_forward_pre_hook(lambda _, pooled: seen.append(len(pooled[0])))
     recipe = CardRecipe.of(RECIPE)
     write_export(tmp_path, model, weights(model), prepared, Task.read(chain["task"]), report_of(chain), recipe)
+    # The export compares the logits of the first PROBES validation texts only.
     assert sum(seen) == PROBES < len(prepared.split("validation"))
 
 
