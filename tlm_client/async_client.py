@@ -22,7 +22,7 @@ from tlm_client.transfer import RESUMABLE_BYTES, Download, OnBytes, Stream, chec
 from tlm_core import wire
 from tlm_core.artifacts import FileEntry, sha256_file, storage_errors
 from tlm_core.corpus.states import NearDuplicatesChoice
-from tlm_core.errors import CorruptArtifact, TLMError, Unavailable
+from tlm_core.errors import CorruptArtifact, InvalidRequest, TLMError, Unavailable
 from tlm_core.jobs.spec import JobSpec
 from tlm_core.names import ALIAS, is_job_id
 
@@ -252,10 +252,12 @@ class AsyncTLMClient:
         """Return the id of a job. reference: `@latest` (the newest job), an alias, a name, or a unique start of an id.
 
         A name means the newest job with that name, even if ids begin with it. A full id is returned without a request.
-        Raises NotFound, or InvalidRequest if several ids begin with `reference`.
+        Raises NotFound, or InvalidRequest if `reference` is empty, too short, or the start of several ids.
         """
         if is_job_id(reference):
             return reference
+        if not reference.strip():  # the start of every id
+            raise InvalidRequest("Name a job: an id, a prefix of an id, a name or @latest.")
         latest = reference == "@latest"
         if re.fullmatch(ALIAS, reference):
             return (await self.finished_model(reference)).job
@@ -385,11 +387,12 @@ class AsyncTLMClient:
     async def download(self, job_id: str, folder: Path, on_bytes: OnBytes | None = None) -> list[Path]:
         """Download the files of the model, verified by SHA-256. Skips complete files and resumes partial ones.
 
-        Until the model exists, this downloads the linear model to `linear/`. Raises CorruptArtifact if the bytes do not
-        match their digest.
+        Until the model exists, this downloads the linear model to `linear/`. Raises InvalidRequest if the folder holds
+        files of another model, and CorruptArtifact if the bytes do not match their digest.
         """
-        base = http.path("/v1/jobs/{}/model/files", job_id)
-        return [await self._download(base, file, folder, on_bytes) for file in (await self.model(job_id)).files]
+        base, files = http.path("/v1/jobs/{}/model/files", job_id), (await self.model(job_id)).files
+        Download.check_folder(folder, files)
+        return [await self._download(base, file, folder, on_bytes) for file in files]
 
     async def download_archive(self, job_id: str, target: Path) -> Path:
         """Download the model as one tar file. Unlike `download`, this cannot resume."""

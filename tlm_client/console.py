@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 FAILED, USAGE, NOT_REACHABLE, NOT_FOUND, INVALID, INTERRUPTED = 1, 2, 3, 4, 5, 130
 _MOST_DATA_ERRORS = 20
 _WIDTH_WITHOUT_TERMINAL = 160
+# Fields of requests, and what sets them on the command line.
+_ARGUMENTS = {
+    "events": "--event", "seeds": "--seed", "texts": "TEXT", "pairs": "--pair", "overrides": "--set",
+    "metadata": "--label", "max_runtime_seconds": "--max-runtime",
+}  # fmt: skip
 
 Item = str | Table
 
@@ -59,16 +64,16 @@ class Session:
         if self.profile is not None:
             profile = read_profile(self.profiles, self.profile)
             url, token = profile.url, token or profile.token
-        if url is None:
+        if not (url and token):
             folder = StackFolder(self.data_dir)
             state = folder.running_state()
-            if state is None:
-                raise Unavailable(
-                    f"No stack runs with the data folder {self.data_dir}, and no URL is set. Start one with `tlm up`, "
-                    "or set --url and --token (TLM_URL, TLM_TOKEN)."
-                )
-            url = state.url
-            token = token or folder.token_file.read_text(encoding="utf-8").strip()
+            if state is not None and url in (None, state.url, f"{state.url}/"):
+                url, token = state.url, token or folder.token_file.read_text(encoding="utf-8").strip()
+        if url is None:
+            raise Unavailable(
+                f"No stack runs with the data folder {self.data_dir}, and no URL is set. Start one with `tlm up`, "
+                "or set --url and --token (TLM_URL, TLM_TOKEN)."
+            )
         return TLMClient(url, token or "", transport=self.transport)
 
 
@@ -100,9 +105,10 @@ def resolve_job(reference: str) -> str:
 
 
 def _job_ids(references: list[str]) -> list[str]:
-    if len(references) < 2:
-        raise typer.BadParameter("Give two to ten jobs.")
-    return list(map(resolve_job, references))
+    ids = list(map(resolve_job, references)) if 2 <= len(references) <= 10 else []
+    if not 2 <= len(set(ids)) == len(ids):
+        raise typer.BadParameter("The same job occurs twice." if ids else "Give two to ten jobs.")
+    return ids
 
 
 _JOB_HELP = "ID or name of the job, a unique start of the ID, an alias of its model, or @latest."
@@ -210,15 +216,26 @@ def print_error(error: TLMError, *, as_json: bool) -> None:
     lines = [_described(entry) for entries in listed if isinstance(entries, list) for entry in entries]
     more = [line for line in lines if line not in error.message]
     for line in more[:_MOST_DATA_ERRORS]:
-        typer.echo(f"  {line}", err=True)
+        typer.echo(f"  {_in_own_words(line)}", err=True)
     if len(more) > _MOST_DATA_ERRORS:
         typer.echo(f"  {len(more) - _MOST_DATA_ERRORS} more; --json lists all", err=True)
 
 
 def message_of(error: TLMError) -> str:
-    """Return the message of an error, with the option that sets a token if the gateway refuses the request."""
-    hint = " Set --token or TLM_TOKEN, or select a profile with --profile." if isinstance(error, Unauthorized) else ""
-    return error.message + hint
+    """Return the message of an error, with options and arguments of commands instead of fields and headers."""
+    if isinstance(error, Unauthorized):
+        problem = error.message.partition(" Send the header ")[0]
+        return f"{problem} Set --token or TLM_TOKEN, or select a profile with --profile."
+    return _in_own_words(error.message)
+
+
+def _in_own_words(text: str) -> str:
+    """Return the text with options and arguments of commands instead of JSON pointers: `--seed` for `/seeds`."""
+
+    def argument(pointer: re.Match[str]) -> str:
+        return _ARGUMENTS[pointer[1]] + (f" (number {int(pointer[2]) + 1})" if pointer[2] else "")
+
+    return re.sub(rf"(?<!\S)/({'|'.join(_ARGUMENTS)})(?:/(\d+))?(?=: )", argument, text)
 
 
 def _described(data_error: Mapping[str, object]) -> str:

@@ -37,6 +37,7 @@ Param = str | float | Sequence[str] | None  # of a query
 
 _MAX_RETRY_AFTER_SECONDS = 30.0
 _OTHER_FIELDS = 1_000  # bytes in the body of a prediction request besides its texts
+_SHORTEST_START = 4  # characters of an id after `job_`, so that a typing error does not select a job
 BYTES = "application/octet-stream"
 _backoff = wait_random_exponential(multiplier=0.5, min=0.25, max=8)
 # NotReady may last for hours. Only an outage may end within seconds, so only Unavailable is retried.
@@ -140,12 +141,15 @@ def is_ready(load: CorpusLoad) -> bool:
 
 
 def only_id(ids: Sequence[str], reference: str) -> str:
-    """Return the only id that begins with `reference`. Raises NotFound, or InvalidRequest for several ids."""
+    """Return the only id that begins with `reference`. Raises NotFound; InvalidRequest for several or a short start."""
     if len(ids) > 1:
         raise InvalidRequest(f"'{reference}' is the start of {len(ids)} ids, such as {ids[0]}. Give more characters.")
     if not ids:
         missing = f"No job '{reference}'. List the jobs to see their names and ids."
         raise NotFound("There are no jobs." if reference == "@latest" else missing)
+    if len(reference.removeprefix("job_")) < _SHORTEST_START:
+        short = f"'{reference}' is too short for the start of an id."
+        raise InvalidRequest(f"{short} Give {_SHORTEST_START} characters after job_.")
     return ids[0]
 
 

@@ -50,8 +50,9 @@ def _download(model: str, client: TLMClient | None) -> tuple[Path, bool]:
     with client or own_client() as used:
         job = used.job_id(model)
         final = used.model(job).final
-        used.download(job, cache / job)
-    return cache / job, final
+        folder = cache / (job if final else f"{job}-linear")
+        used.download(job, folder)
+    return folder, final
 
 
 def own_client() -> TLMClient:

@@ -1,20 +1,26 @@
-"""Classify the rows of a CSV file."""
+"""Classify the rows of a file, in any form that a dataset may have."""
 
 from __future__ import annotations
 
 import csv
+import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import tee
+from itertools import chain, tee
 from pathlib import Path
+from typing import IO
 
 from tlm_client.client import TLMClient
 from tlm_core.artifacts import storage_errors
 from tlm_core.errors import InvalidRequest, NotFound
+from tlm_core.tables.findings import Findings
+from tlm_core.tables.records import Record, TableFile, Unread, delimiter_name, without_surrogates
 from tlm_core.wire import Prediction
+from tlm_core.wording import counted
 
-Row = Mapping[str, str]
-_LONGEST_FIELD = 1 << 24
+Row = Mapping[str, object]
+_NONE: Row = {"prediction": None, "probability": None}
 
 
 def predict_file(
@@ -23,75 +29,142 @@ def predict_file(
     source: Path,
     target: Path,
     *,
-    text_column: str = "text",
+    text_column: str | None = None,
     pair_column: str | None = None,
     min_confidence: float | None = None,
     on_row: Callable[[int], None],
+    notify: Callable[[str], None] = lambda _: None,
 ) -> int:
-    """Copy a CSV file with additional columns `prediction` and `probability`, and return the number of rows.
+    """Copy a file with additional columns `prediction` and `probability`, and return the number of rows.
 
-    The target appears when it is complete. on_row: receives the number of rows so far. Raises NotFound for a missing
-    file, InvalidRequest for an invalid row or a missing column, and what TLMClient.predict raises.
+    The copy is JSON Lines if the file has JSON, else CSV in UTF-8. It appears when it is complete. A blank text gets an
+    empty prediction. text_column: by default that of the model's dataset, else `text` or the only column. on_row:
+    receives the number of rows so far. notify: receives how the file is read, and the number of blank texts.
+
+    Raises InvalidRequest for a missing file, an invalid row or a missing column, and what TLMClient.predict raises.
     """
-    csv.field_size_limit(_LONGEST_FIELD)
-    partial = target.with_name(f"{target.name}.part")
-    if not source.exists():
-        raise NotFound(f"The file {source} does not exist. Check the path.")
-    count = 0
-    with (
-        storage_errors(f"classifying {source}"),
-        open(source, encoding="utf-8-sig", newline="") as handle,
-        open(partial, "w", encoding="utf-8", newline="") as output,
-    ):
-        reader = csv.DictReader(handle)
-        with _reading(source, reader):
-            columns = list(reader.fieldnames or ())
-        _check_columns(source, columns, {"--text-column": text_column, "--pair-column": pair_column})
-        rows, texts, pairs = tee(_rows(source, reader), 3)
-        predictions = client.predict_many(
-            model,
-            (row[text_column] for row in texts),
-            (row[pair_column] for row in pairs) if pair_column else None,
-            min_confidence=min_confidence,
-        )
-        writer = csv.DictWriter(output, [*columns, "prediction", "probability"])
-        writer.writeheader()
-        for count, (row, prediction) in enumerate(zip(rows, predictions, strict=True), 1):
-            writer.writerow({**row, **_columns(prediction)})
+    check_source(source)
+    if not target.parent.is_dir():
+        raise InvalidRequest(f"The folder {target.parent} does not exist. Create it, or write to another folder.")
+    table = TableFile(source, Findings(str(source), stop_at=1, notify=notify))
+    columns, records = _open(table)
+    text = text_column or _default_column(client, model, columns)
+    _check_columns(table, columns, {"--text-column": text, "--pair-column": pair_column})
+    rows, texts, pairs = tee(_rows(table, records, [text, pair_column] if pair_column else [text]), 3)
+    predictions = client.predict_many(
+        model,
+        (str(row[text]) for row in texts if not _is_blank(row, text)),
+        (str(row[pair_column] or "") for row in pairs if not _is_blank(row, text)) if pair_column else None,
+        min_confidence=min_confidence,
+    )
+    count = blank = 0
+    with _written(target) as output:
+        write = _json_writer(output) if table.kind == "json" else _csv_writer(output, columns)
+        for count, row in enumerate(rows, 1):
+            is_blank = _is_blank(row, text)
+            write(row, _NONE if is_blank else _columns(next(predictions)))
+            blank += is_blank
             on_row(count)
-    partial.replace(target)
+    if blank:
+        notify(f"{counted(blank, 'blank text')} without a prediction")
     return count
 
 
-def _check_columns(source: Path, columns: Sequence[str], needed: Mapping[str, str | None]) -> None:
+def check_source(source: Path) -> None:
+    """Raise InvalidRequest if there is no such file. A pipe cannot be read twice."""
+    if not source.exists():
+        raise InvalidRequest(f"The file {source} does not exist. Check the path.")
+    if not source.is_file():
+        raise InvalidRequest(f"{source} is a folder or a pipe. Name a file.")
+
+
+def _open(table: TableFile) -> tuple[Sequence[str], Iterator[Record]]:
+    """Return the columns of the file, for JSON the keys of its first object, and its records."""
+    opened = table.open()
+    assert opened is not None, "the first data error raises InvalidDataset"
+    records = opened.read(None)
+    first = list(next(([record] for record in records), []))
+    return opened.names or [key for _, row in first for key in row], chain(first, records)
+
+
+def _default_column(client: TLMClient, model: str, columns: Sequence[str]) -> str:
+    """Return the text column of the model's dataset if the file has it, else the only column, else `text`."""
+    try:
+        dataset = client.dataset(client.job(model).dataset_id)
+        notes = "\n".join(client.dataset_report(dataset.id).get("notes", []))
+    except NotFound:  # The dataset is deleted, or `model` is an alias.
+        known: object = None
+    else:
+        inferred = re.search(r"^text: column '(.+?)'(?:,| has)", notes, re.MULTILINE)
+        known = dataset.options.get("text_column") or (inferred and inferred[1])
+    return str(known) if known in columns else columns[0] if len(columns) == 1 else "text"
+
+
+def _check_columns(table: TableFile, columns: Sequence[str], needed: Mapping[str, str | None]) -> None:
     """Raise InvalidRequest if the file lacks a column. needed: option → column."""
     for option, name in needed.items():
         if name is not None and name not in columns:
-            listed = ", ".join(columns) or "none"
-            raise InvalidRequest(f"{source} has no column '{name}'. Name one with {option}. Columns: {listed}.")
+            read = f" Delimiter: {delimiter_name(table.delimiter)}." if table.delimiter else ""
+            read += f" Encoding: {table.encoding.name}." if table.encoding else ""
+            listed = f"Columns: {', '.join(columns) or 'none'}.{read}"
+            raise InvalidRequest(f"{table.path} has no column '{name}'. Name one with {option}. {listed}")
 
 
-def _rows(source: Path, reader: csv.DictReader[str]) -> Iterator[Row]:
-    """Yield the rows. Raises InvalidRequest for a row that does not fit the header, or is not CSV in UTF-8."""
-    with _reading(source, reader):
-        for row in reader:
-            if None in row or None in row.values():
-                raise InvalidRequest(f"Line {reader.line_num} of {source} has more or fewer fields than the header.")
-            yield row
+def _rows(table: TableFile, records: Iterator[Record], needed: Sequence[str]) -> Iterator[Row]:
+    """Yield the rows. Raises InvalidRequest for text that cannot be decoded, or a needed value that is not text."""
+    for number, record in records:
+        for name, value in record.items():
+            if isinstance(value, str) and not value.isascii() and value != without_surrogates(value):
+                problem = "has a character that is not valid UTF-8. Save the file as UTF-8."
+                raise InvalidRequest(f"Column '{name}' in row {number} of {table.path} {problem}")
+        row = dict.fromkeys(needed) | record
+        for name in needed:
+            if not isinstance(row[name], str | None):
+                raise InvalidRequest(f"Column '{name}' in row {number} of {table.path} is not text.")
+        yield row
+
+
+def _is_blank(row: Row, column: str) -> bool:
+    return not str(row[column] or "").strip()
 
 
 @contextmanager
-def _reading(source: Path, reader: csv.DictReader[str]) -> Iterator[None]:
-    """Translate errors of reading to InvalidRequest. Python decodes ahead, so a damaged line may come later."""
+def _written(target: Path) -> Iterator[IO[str]]:
+    """Open a file that appears as `target` when the block ends. An error deletes it."""
+    partial = target.with_name(f"{target.name}.part")
     try:
-        yield
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InvalidRequest(
-            f"Cannot read {source} as UTF-8 CSV, in line {reader.line_num + 1} or later: {error}."
-        ) from error
+        with storage_errors(f"writing {target}"), open(partial, "w", encoding="utf-8", newline="") as output:
+            yield output
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def _columns(prediction: Prediction) -> dict[str, object]:
+def _csv_writer(output: IO[str], columns: Sequence[str]) -> Callable[[Row, Row], None]:
+    """Return a function that writes a row with its prediction. Dates and nested values of Parquet become empty."""
+    writer = csv.DictWriter(output, list(dict.fromkeys([*columns, *_NONE])))
+    writer.writeheader()
+
+    def write(row: Row, prediction: Row) -> None:
+        writer.writerow({**{k: None if isinstance(v, Unread) else v for k, v in row.items()}, **prediction})
+
+    return write
+
+
+def _json_writer(output: IO[str]) -> Callable[[Row, Row], None]:
+    return lambda row, prediction: print(
+        json.dumps(_plain(tuple({**row, **prediction}.items())), ensure_ascii=False), file=output
+    )
+
+
+def _plain(value: object) -> object:
+    """Return a value of the JSON reader, in which tuples of pairs are objects, for `json.dumps`."""
+    if isinstance(value, tuple):
+        return {key: _plain(item) for key, item in value}
+    return list(map(_plain, value)) if isinstance(value, list) else value
+
+
+def _columns(prediction: Prediction) -> Row:
     if prediction.value is not None:
         return {"prediction": prediction.value}
     return {"prediction": prediction.label, "probability": prediction.probability}

@@ -89,11 +89,9 @@ def estimate_items(estimate: Estimate) -> list[Item]:
 
 
 def format_range(estimate: Estimate) -> str:
-    """Return the expected time, or its range if no job has measured it on the machines of the service."""
-    low, high = estimate.seconds_at_least, estimate.seconds_at_most
-    if low is None or high is None or low == high:
-        return _format_time(estimate.seconds)
-    return f"{_format_time(low)} to {_format_time(high)}, {estimate.reasons['seconds']}"
+    """Return the expected time, or its range with the reason if the ends differ as texts."""
+    low, high = _format_time(estimate.seconds_at_least), _format_time(estimate.seconds_at_most)
+    return _format_time(estimate.seconds) if low == high else f"{low} to {high}, {estimate.reasons['seconds']}"
 
 
 def _format_time(seconds: float | None) -> str:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -14,9 +15,10 @@ from httpx_sse import ServerSentEvent
 
 from tlm_client.http import BYTES
 from tlm_core.artifacts import FileEntry, sha256_file
-from tlm_core.errors import CorruptArtifact, Fault, InvalidDataset, Unavailable
+from tlm_core.errors import CorruptArtifact, Fault, InvalidDataset, InvalidRequest, Unavailable
 from tlm_core.wire import JsonObject, Upload
 
+_OF_MODELS = ("model", "linear", "ngrams.json")  # files and folders that only some models have
 # Larger files are uploaded in parts, so that a broken connection costs one part.
 RESUMABLE_BYTES = 64 << 20
 _PART_BYTES = 8 << 20
@@ -48,6 +50,16 @@ class Download:
         self.target = folder / _relative(file.name)
         self._partial = self.target.with_name(f"{self.target.name}.{file.sha256[:16]}.part")
         self._on_bytes = on_bytes
+
+    @staticmethod
+    def check_folder(folder: Path, files: Sequence[FileEntry]) -> None:
+        """Raise InvalidRequest if the folder holds files of another model. Other and partial files do not count."""
+        own = {file.name for file in files}
+        of_models = (path for part in _OF_MODELS for path in (folder / part, *(folder / part).rglob("*")))
+        names = (path.relative_to(folder).as_posix() for path in of_models if path.is_file() and path.suffix != ".part")
+        if others := list(islice((name for name in names if name not in own), 3)):
+            message = f"The folder {folder} holds another model: {', '.join(others)}. Name an empty folder."
+            raise InvalidRequest(message)
 
     def exists(self) -> bool:
         """Return whether the complete file is in the folder."""

@@ -8,7 +8,9 @@ import time
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"  # of datasets and corpora
 ALIAS = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}@[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"  # of models
-FORMS = {ALIAS: "NAME@NAME, such as reviews@production"}  # what a pattern expects, in words
+NOT_BLANK = r"\S"
+# What a pattern expects, in words.
+FORMS = {ALIAS: "NAME@NAME, such as reviews@production", NOT_BLANK: "a text that is not blank"}
 HUB = "hub:"
 # An owner or a repository of the hub: never a path that leads out of a folder.
 HUB_NAME = r"[A-Za-z0-9][\w.-]*"

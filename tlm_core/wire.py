@@ -286,6 +286,8 @@ class StageEstimate(_Answer):
 
     stage: str
     seconds: float | None
+    seconds_at_least: float | None = Field(None, description="null if a job with as many seeds has measured `seconds`")
+    seconds_at_most: float | None = None
     flops: float | None
     tokens: float | None
     basis: Basis = Field(description="what `seconds` is based on")
@@ -297,7 +299,7 @@ class Estimate(_Answer):
 
     seconds: float | None
     seconds_at_least: float | None = Field(
-        None, description="differs from `seconds` if no job on this service has measured the rate"
+        None, description="differs from `seconds` if no job with as many seeds has run on this service"
     )
     seconds_at_most: float | None = None
     flops: float | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from services.api.measurements import START, Finished, Measurements, Rate, Setup, rate_of, source_of
+from services.api.measurements import START, Finished, Measurements, Pace, Rate, Setup, pace_of, source_of
 from services.api.work import Texts, Work, disk_bytes, memory_bytes, shape_of, texts_of, work_of
 from services.common.catalog import Catalog
 from services.common.jobstore import JobStore
@@ -21,9 +21,7 @@ from tlm_core.wire import Estimate, StageEstimate
 from tlm_core.wording import counted
 
 _DISTINCT = 0.74  # distinct passages per retrieved passage, from `make demo`
-# Bounds of the time as multiples of an estimate that no job here has measured. GPUs are faster than the machine of the
-# built-in rates. A machine without bf16, or with other work, was six times slower.
-_UNMEASURED, _RANGE = ("built-in", "device"), (0.5, 8.0)
+_NARROW = 0.05  # a range that is narrower, as a share of the time, is not shown
 
 
 def proposed(tenant: str, spec: JobSpec, resolved: Resolved) -> JobRecord:
@@ -77,11 +75,17 @@ class Known:
     def _at_rate(self, setup: Setup, work: Sequence[Work | None]) -> StageEstimate:
         flops, tokens = (_total(getattr(item, name) if item else None for item in work) for name in ("flops", "tokens"))
         units = _total(item.units if item else None for item in work)
-        basis, rate, reason = rate_of(setup, self.rates)
+        pace = pace_of(setup, self.rates)
         if units is None:
-            basis, rate, reason = "unknown", None, "the work is unknown until the sizes of texts and model are known"
-        seconds = None if units is None or rate is None else units * rate
-        return StageEstimate(stage=setup.stage, seconds=seconds, flops=flops, tokens=tokens, basis=basis, reason=reason)
+            pace = Pace("unknown", None, "the work is unknown until the sizes of texts and model are known")
+        seconds = None if units is None or pace.seconds is None else units * pace.seconds
+        estimate = StageEstimate(
+            stage=setup.stage, seconds=seconds, flops=flops, tokens=tokens, basis=pace.basis, reason=pace.reason
+        )
+        if seconds is None or pace.bounds is None:
+            return estimate
+        least, most = pace.bounds
+        return estimate.model_copy(update={"seconds_at_least": least * seconds, "seconds_at_most": most * seconds})
 
     def gpu_hours(self, training: Sequence[StageEstimate]) -> tuple[float | None, str]:
         """GPU hours of the stages that train, or None if unknown, and the reason."""
@@ -123,13 +127,14 @@ class Estimator:
         passages, passages_at_most, passages_reason = known.passages
         reasons = dict.fromkeys(("flops", "memory_bytes", "disk_bytes"), counted)
         reasons |= {"gpu_hours": gpu_reason, "passages": passages_reason}
-        at_least, at_most = (_total(_within(stage, end) for stage in stages) for end in (0, 1))
-        if at_least != at_most:
-            short = any(stage.basis == "device" for stage in stages)
-            basis = "from a short measurement here" if short else "not measured here"
-            reasons["seconds"] = f"{basis}; jobs that run here correct it"
+        seconds = _total(stage.seconds for stage in stages)
+        at_least, at_most = _total(map(_least, stages)), _total(map(_most, stages))
+        if seconds is None or at_least is None or at_most is None or at_most - at_least <= _NARROW * seconds:
+            at_least = at_most = seconds
+        else:
+            reasons["seconds"] = f"{_source_of_range(stages)}; jobs that run here correct it"
         return Estimate(
-            seconds=_total(stage.seconds for stage in stages),
+            seconds=seconds,
             seconds_at_least=at_least,
             seconds_at_most=at_most,
             flops=_total(stage.flops for stage in training),
@@ -193,11 +198,19 @@ class Estimator:
         return expected, at_most, f"{_DISTINCT:.0%} of the retrieved passages, a built-in share"
 
 
-def _within(stage: StageEstimate, end: int) -> float | None:
-    """The least (end 0) or the most (end 1) seconds of a stage, or None if they are unknown."""
-    if stage.seconds is None or stage.basis not in _UNMEASURED:
-        return stage.seconds
-    return stage.seconds * _RANGE[end]
+def _least(stage: StageEstimate) -> float | None:
+    return stage.seconds if stage.seconds_at_least is None else stage.seconds_at_least
+
+
+def _most(stage: StageEstimate) -> float | None:
+    return stage.seconds if stage.seconds_at_most is None else stage.seconds_at_most
+
+
+def _source_of_range(stages: Iterable[StageEstimate]) -> str:
+    """Return what the stage with the widest range is based on."""
+    widest = max(stages, key=lambda stage: (_most(stage) or 0) - (_least(stage) or 0))
+    sources = {"device": "from a short measurement here", "measured": "measured with another number of seeds"}
+    return sources.get(widest.basis, "not measured here")
 
 
 def _total(values: Iterable[float | None]) -> float | None:

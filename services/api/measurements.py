@@ -15,7 +15,7 @@ from tlm_core.artifacts.manifest import Manifest
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import CorruptArtifact, NotFound
 from tlm_core.jobs.plan import Node, Plan, plan_of
-from tlm_core.jobs.spec import Event, JobRecord, Resolved
+from tlm_core.jobs.spec import MAX_SEEDS, Event, JobRecord, Resolved
 from tlm_core.jobs.states import State
 from tlm_core.training.params import TrainParams
 from tlm_core.training.recipe import auto_length
@@ -37,6 +37,9 @@ BUILT_IN_SECONDS = {
 }  # fmt: skip
 _TOKENS_PER_WORD = 1.5  # from the same run
 _EARLIER_JOBS, _MAX_EVENTS = 30, 20_000
+# Bounds of an unmeasured time as multiples of its estimate. GPUs are faster than the machine of the built-in rates. A
+# machine without bf16, or with other work, was six times slower.
+_UNMEASURED = (0.5, 8.0)
 
 
 class Rate(NamedTuple):
@@ -44,6 +47,18 @@ class Rate(NamedTuple):
 
     seconds: float
     job: str
+
+
+class Pace(NamedTuple):
+    """The expected seconds per unit of work, and their source.
+
+    bounds: of the time, as multiples of the estimate; None if it was measured in the same setup.
+    """
+
+    basis: Basis
+    seconds: float | None
+    reason: str
+    bounds: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,20 +88,35 @@ class Setup:
         return f"{self.stage}/{self.workers}/{self.seeds}/{self.precision}" + ("" if self.passages else "/alone")
 
 
-def rate_of(setup: Setup, rates: Mapping[str, Rate]) -> tuple[Basis, float | None, str]:
-    """The basis, the seconds per unit of work, and their source. A rate measured in this setup comes first.
+def pace_of(setup: Setup, rates: Mapping[str, Rate]) -> Pace:
+    """Return the pace of a setup. A rate measured in this setup comes first, then one with another number of seeds.
 
     The built-in rates apply to one worker. A short measurement of its device, if there is one, scales them.
     """
     built_in = BUILT_IN_SECONDS.get(setup.stage)
     if measured := rates.get(str(setup)):
-        return "measured", measured.seconds, f"measured by {measured.job}"
+        return Pace("measured", measured.seconds, f"measured by {measured.job}")
+    if setup.precision and (other := _with_other_seeds(setup, rates)):
+        return other
     if built_in is None or setup.workers > 1:
-        return "unknown", None, f"no job with {counted(setup.workers, 'worker')} has run this stage here yet"
+        return Pace("unknown", None, f"no job with {counted(setup.workers, 'worker')} has run this stage here yet")
     if flop := rates.get(flop_of(setup.precision)):
         seconds = built_in * flop.seconds / BUILT_IN_SECONDS["joint"]
-        return "device", seconds, "from a short measurement of the worker's device"
-    return "built-in", built_in, "measured on 2 cores of a server"
+        return Pace("device", seconds, "from a short measurement of the worker's device", _UNMEASURED)
+    return Pace("built-in", built_in, "measured on 2 cores of a server", _UNMEASURED)
+
+
+def _with_other_seeds(setup: Setup, rates: Mapping[str, Rate]) -> Pace | None:
+    """Return the pace that the nearest number of seeds has measured.
+
+    At best, more seeds use more cores. At worst, a single seed already uses all cores.
+    """
+    for seeds in sorted(range(1, MAX_SEEDS + 1), key=lambda seeds: abs(seeds - setup.seeds)):
+        if measured := rates.get(str(replace(setup, seeds=seeds))):
+            ratio = seeds / setup.seeds
+            reason = f"measured by {measured.job} with {counted(seeds, 'seed')}"
+            return Pace("measured", measured.seconds, reason, (min(1.0, ratio), max(1.0, ratio)))
+    return None
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,9 @@ def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Reso
 
     Raises InvalidRecipe, InvalidRequest, NotFound, and NotReady or Conflict for a corpus or a job without a result.
     """
+    # Commands read such a name as an alias or an id. Stored jobs may have one, so JobSpec accepts it.
+    if spec.name and ("@" in spec.name or spec.name.startswith("job_")):
+        raise InvalidRequest(f"Invalid name '{spec.name}'. Choose a name without @ that does not start with job_.")
     if spec.source_job is not None:
         return _from_source(parts, tenant, spec, parts.jobs.get(tenant, spec.source_job))
     recipe = resolve(spec.recipe, spec.scale, _overrides(spec), precision=parts.settings.precision)
@@ -203,7 +206,8 @@ def _from_source(parts: Parts, tenant: str, spec: JobSpec, source: JobRecord) ->
         )
     if source.state is not State.SUCCEEDED:
         if source.state in TERMINAL:
-            raise Conflict(f"Job {source.id} is {source.state}. Name a job that succeeded.", state=source.state)
+            message = f"Job {source.id} is {source.state}. Name a job that succeeded; the list of models has their ids."
+            raise Conflict(message, state=source.state)
         raise NotReady(f"Job {source.id} is {source.state}. Wait until it has succeeded.", state=source.state)
     original = changed(source, {})
     for name in FROM_JOB:

@@ -19,7 +19,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
 from services.common.jobstore import JobStore
-from services.common.situation import Situation
+from services.common.situation import Situation, folder_prefix
 from tlm_core.artifacts import ManifestRef
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.evaluation.combine import Scales
@@ -39,7 +39,7 @@ def publish(store: JobStore, artifacts: ArtifactStore, job: JobRecord, node_name
     digests = {name: ref.digest for name, ref in Situation.read(store, job).done.items()}
     artifact = node.artifact_id(digests, job.id)
     ref = artifacts.write(
-        f"{job.tenant}/artifacts/{artifact}/{job.attempt}", files, artifact=artifact, stage=node.stage.name
+        f"{folder_prefix(job, artifact)}{job.attempt}", files, artifact=artifact, stage=node.stage.name
     )
     return store.publish(
         job.tenant, job.id, job.attempt, artifact=artifact, ref=ref, node=node_name, stage=node.stage.name

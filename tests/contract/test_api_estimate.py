@@ -76,6 +76,31 @@ def test_unmeasured_time_is_a_range_with_one_caveat(api: TestClient, gateway: Ga
     assert "seconds" not in result["reasons"]
 
 
+def test_rate_of_another_number_of_seeds_gives_a_range(api: TestClient, gateway: Gateway) -> None:
+    """Three seeds share the cores. A single one is as fast as all three together, or only as one of them."""
+    job = finish_job(api, gateway, 70.0, seeds=[0, 1, 2])
+    three, single = estimate(api, seeds=[3, 4, 5]), estimate(api, seeds=[3])
+    measured, scaled = training(three), training(single)
+    assert scaled["basis"] == "measured" and scaled["reason"] == f"measured by {job} with 3 seeds"
+    assert measured["seconds_at_least"] is measured["seconds_at_most"] is None
+    assert scaled["seconds"] == pytest.approx(measured["seconds"] / 3), "The seeds together had this throughput."
+    assert (scaled["seconds_at_least"], scaled["seconds_at_most"]) == pytest.approx(
+        (scaled["seconds"], measured["seconds"])
+    )
+    assert "another number of seeds" in single["reasons"]["seconds"]
+    more = training(estimate(api, seeds=[0, 1, 2, 3, 4, 5], overrides={"joint.batch_rows": 16}))
+    assert more["seconds_at_least"] == pytest.approx(more["seconds"] / 2) and more["seconds_at_most"] == more["seconds"]
+
+
+def test_stage_of_no_importance_makes_no_range(api: TestClient, gateway: Gateway) -> None:
+    finish_job(api, gateway, 70.0, corpus=None, overrides={"selection.selector": "none"})
+    result = estimate(api, seeds=[1])
+    prepare = next(stage for stage in result["stages"] if stage["stage"] == "prepare")
+    assert prepare["seconds_at_least"] < prepare["seconds_at_most"] < 1
+    assert result["seconds_at_least"] == result["seconds_at_most"] == result["seconds"] > 100
+    assert "seconds" not in result["reasons"]
+
+
 def test_measured_rates_outlive_their_job(api: TestClient, gateway: Gateway) -> None:
     job = finish_job(api, gateway, 7.0)
     before = estimate(api, seeds=[1])

@@ -85,6 +85,8 @@ def test_clone_pins_unchanged_inputs(api: TestClient, gateway: Gateway) -> None:
     assert (clone["seeds"], clone["metadata"], clone["origin"]["how"]) == ([7], {"team": "a"}, "clone")
     assert (clone["resolved_recipe"]["joint"]["rho1"], clone["resolved_recipe"]["joint"]["rho2"]) == (2, 5)
     assert (clone["dataset_digest"], clone["corpus_version"]) == (before["dataset_digest"], "v1")
+    listed = api.get("/v1/jobs").json()["data"]
+    assert {entry["dataset"] for entry in listed} == {"toy"} and clone["dataset_id"] == before["dataset_id"]
     newest = api.post(f"/v1/jobs/{job}/clone", json={"dataset": "toy", "corpus": "docs"}).json()
     assert newest["dataset_digest"] != before["dataset_digest"] and newest["corpus_version"] == "v2"
 

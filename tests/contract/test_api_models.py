@@ -102,6 +102,15 @@ def test_many_texts_are_sent_within_the_limits(tlm: TLMClient, job: str, monkeyp
         list(tlm.predict_many(job, ["a", "b"], ["c"]))
 
 
+def test_blank_text_is_refused_with_its_index(api: TestClient, transport: httpx.MockTransport, job: str) -> None:
+    for texts, place in (([""], "/texts/0"), (["parcel", " \n"], "/texts/1")):
+        answer = api.post(f"/v1/models/{job}/predict", json={"texts": texts})
+        assert (answer.status_code, answer.json()["detail"]) == (422, f"{place}: must be a text that is not blank")
+    session = Session(url="http://gateway", token=TOKEN, transport=transport)
+    result = CliRunner().invoke(app, ["predict", job, "parcel", ""], obj=session)
+    assert (result.exit_code, result.stderr) == (5, "error: TEXT (number 2): must be a text that is not blank\n")
+
+
 def test_command_classifies_the_rows_of_a_file(
     tlm: TLMClient, transport: httpx.MockTransport, job: str, tmp_path: Path
 ) -> None:
@@ -126,6 +135,7 @@ def test_command_classifies_the_rows_of_a_file(
     assert [row["prediction"] for row in rows] == [prediction.label for prediction in expected]
     assert [float(row["probability"]) for row in rows] == [prediction.probability for prediction in expected]
     assert [row["id"] for row in rows] == ["1", "2"]
+    assert "100% 2 rows" in run("predict", job, *files, "--text-column", "body"), "The last progress line has all rows."
     source.write_text("id,body\n1,a,b\n", encoding="utf-8")
-    assert "Line 2" in run("predict", job, *files, "--text-column", "body")
+    assert "Row 1 of in.csv has 3 fields" in run("predict", job, *files, "--text-column", "body")
     assert run("predict", job, "a text", *files).startswith("exit 2")

@@ -27,6 +27,31 @@ def test_dataset_upload_shows_errors_with_rows(gateway: Gateway) -> None:
     assert "Dataset not added" in shown.words and all(shown.has("input", name=n, value=v) for n, v in typed.items())
 
 
+def test_dataset_form_sets_language_metric_pair_column_and_delimiter(gateway: Gateway) -> None:
+    browser = signed_in(gateway)
+    train = "eins\tzwei\tlabel\n" + "".join(f"gut {n}\tja {n}\tpos\nschlecht {n}\tnein {n}\tneg\n" for n in range(20))
+    options = {
+        "text_column": "eins",
+        "text_pair_column": "zwei",
+        "delimiter": "\t",
+        "metric": "matthews",
+        "language": "de",
+    }
+    answer = post_form(browser, "/ui/datasets", {"name": "toy", **options}, {"train": train})
+    assert answer.status_code == 303, answer.text
+    record = gateway.parts.catalog.dataset("default", "toy")
+    assert options.items() <= record.options.items()
+    blank = post_form(browser, "/ui/datasets", {"name": "toy2", **dict.fromkeys(options, "")}, {"train": train})
+    assert blank.status_code == 303, blank.text
+    assert not options.keys() & gateway.parts.catalog.dataset("default", "toy2").options.keys()
+    assert '<details class="wide options"><summary>Options' in browser.get("/ui/datasets").text
+    refused = post_form(browser, "/ui/datasets", {"name": "toy", **options, "language": "German"}, {"train": train})
+    shown = Tags(refused.text)
+    assert refused.status_code == 422 and shown.has("input", name="language", value="German")
+    assert '<details class="wide options" open>' in refused.text and "Zstandard" in refused.text
+    assert re.search(r'value="matthews" selected', refused.text) and re.search('value="\t" selected', refused.text)
+
+
 def test_empty_file_is_an_error_but_empty_input_is_not(gateway: Gateway) -> None:
     train = "text,label\n" + "".join(f"good {n},pos\nbad {n},neg\n" for n in range(20))
     files = {"train": ("train.csv", train), "test": ("test.csv", "")}
@@ -93,7 +118,7 @@ def test_dataset_shows_lengths_and_each_conflicting_text(gateway: Gateway) -> No
     assert "row 3: " in shown and "row 41: " in shown
     linked = re.findall(r'<a href="#conflicts-train">(.*?)</a>', shown)
     assert linked == [
-        "train has 1 text with different labels (rows 41). Correct the wrong labels.",
+        "train has 1 text with different labels (rows 3, 41). Correct the wrong labels.",
         "conflicting labels",
     ]
     assert Tags(shown).has("h2", id="conflicts-train")
@@ -106,8 +131,14 @@ def test_models_are_listed_and_get_aliases(filled: tuple[Gateway, Contents]) -> 
     assert (answer.status_code, answer.headers["location"]) == (303, "/ui/models")
     page = browser.get("/ui/models").text
     assert f"/ui/jobs/{job}/model" in page and "<code>tickets@live</code>" in page
-    assert browser.post("/ui/models", data={"alias": "tickets", "job": job}).status_code == 422
-    assert browser.post("/ui/models", data={"alias": "a@b", "job": contents.jobs["queued"]}).status_code == 409
+    wrong = browser.post("/ui/models", data={"alias": "tickets", "job": job})
+    shown = Tags(wrong.text)
+    assert wrong.status_code == 422 and "<h1>Models</h1>" in wrong.text
+    assert shown.has("input", name="alias", value="tickets", **{"aria-invalid": "true", "aria-describedby": "refused"})
+    assert "Invalid alias 'tickets'. Expected NAME@NAME, such as reviews@production." in shown.words
+    assert len([tag for tag, given in shown.tags if given.get("id") == "refused"]) == 1
+    unfinished = browser.post("/ui/models", data={"alias": "a@b", "job": contents.jobs["queued"]})
+    assert unfinished.status_code == 409 and "Alias not set" in unfinished.text and "<h1>Models</h1>" in unfinished.text
     browser.post("/ui/models/tickets@live/delete")
     assert "tickets@live" not in browser.get("/ui/models").text
 

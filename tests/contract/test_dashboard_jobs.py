@@ -109,6 +109,43 @@ def test_run_time_excludes_waiting_and_pauses(gateway: Gateway) -> None:
         assert text in words, name
 
 
+def test_comparison_shows_the_run_time_of_the_job_page(gateway: Gateway) -> None:
+    contents, now = fill(gateway), time.time()
+    for name, seconds in (("succeeded", 435), ("alone", 14)):
+        times = {"ran_seconds": seconds, "started_at": now - 50_000, "finished_at": now - 40_000}
+        gateway.client.hset(f"tlm:{{{T}}}:job:{contents.jobs[name]}", mapping=times)
+    text = signed_in(gateway).get(f"/ui/compare?id={contents.jobs['succeeded']}&id={contents.jobs['alone']}").text
+    assert "run time, without pauses7 min 15 s14 s" in Tags(text).words
+    assert "training time, summed over seeds" in text
+
+
+def test_named_job_is_headed_and_listed_by_its_name(gateway: Gateway) -> None:
+    named, _ = gateway.parts.jobs.submit(T, make_spec(dataset="mine", name="first try"), make_resolved())
+    other, _ = gateway.parts.jobs.submit(T, make_spec(dataset="mine"), make_resolved())
+    browser = signed_in(gateway)
+    text = browser.get(f"/ui/jobs/{named.id}").text
+    assert "<title>first try queued" in text and '<h1>first try <span class="dim">mine' in text
+    assert all(" of first try ·" in browser.get(f"/ui/jobs/{named.id}/{tab}").text for tab in ("results", "log"))
+    listed = browser.get("/ui/jobs").text
+    assert f'/ui/jobs/{named.id}">first try</a> <span class="dim">mine' in listed
+    assert f'/ui/jobs/{other.id}">mine</a> <span class="dim">' in listed
+    assert f'/ui/jobs/{named.id}">first try</a>' in browser.get(f"/ui/compare?id={named.id}&id={other.id}").text
+
+
+def test_stages_that_another_job_computed_are_reused(filled: tuple[Gateway, Contents]) -> None:
+    gateway, contents = filled
+
+    def states(name: str) -> dict[str, str]:
+        text = signed_in(gateway).get(f"/ui/jobs/{contents.jobs[name]}").text
+        return dict(re.findall(r'class="name">(.*?)</span>\s*<span class="word">(.*?)(?: <|</)', text))
+
+    failed, succeeded, cancelled = map(states, ("failed", "succeeded", "cancelled"))
+    assert (failed["validate"], failed["finetune"]) == ("done", "not run")
+    assert (succeeded["validate"], succeeded["evaluate"]) == ("reused", "done")
+    assert cancelled["export"] == "not run" and "waiting" not in cancelled.values()
+    assert states("queued")["export"] == "waiting"
+
+
 def test_overview_of_a_finished_job_names_model_and_score(filled: tuple[Gateway, Contents]) -> None:
     gateway, contents = filled
     browser, job = signed_in(gateway), contents.jobs["succeeded"]
@@ -205,7 +242,16 @@ def test_each_finetuning_rate_has_a_curve(filled: tuple[Gateway, Contents]) -> N
     assert names == [f"seed {seed}, {rate}" for seed in (0, 1) for rate in ("0.001", "0.0001")]
     both = browser.get(f"/ui/compare/points?stage=finetune&id={contents.jobs['succeeded']}&id={job}").json()
     assert [curve["name"] for curve in both["curves"]] == ["A", "B, 0.001", "B, 0.0001"]
+    assert [curve["column"] for curve in both["curves"]] == [0, 1, 1]
     assert "finetune.rates" in browser.get(f"/ui/compare?id={contents.jobs['succeeded']}&id={job}").text
+
+
+def test_curve_has_the_letter_of_its_job_beside_a_job_without_curves(filled: tuple[Gateway, Contents]) -> None:
+    gateway, contents = filled
+    with gateway.test_client() as api:
+        job = api.post("/v1/jobs", json={"dataset": contents.dataset, "scale": "instant"}).json()["id"]
+    path = f"/ui/compare/points?stage=finetune&id={job}&id={contents.jobs['alone']}"
+    assert [(curve["name"], curve["column"]) for curve in signed_in(gateway).get(path).json()["curves"]] == [("B", 1)]
 
 
 def test_log_page_polls_for_new_lines(filled: tuple[Gateway, Contents]) -> None:

@@ -67,6 +67,29 @@ def test_missing_result_names_its_stage(filled: tuple[Gateway, Contents]) -> Non
     assert "This job selects no passages." in browser.get(f"{alone}/selection").text
 
 
+@pytest.mark.parametrize(("name", "words"), [("cancelled", "was cancelled"), ("failed", "failed")])
+def test_ended_job_without_results_offers_a_retry(filled: tuple[Gateway, Contents], name: str, words: str) -> None:
+    gateway, contents = filled
+    browser, job = signed_in(gateway), f"/ui/jobs/{contents.jobs[name]}"
+    text = browser.get(f"{job}/results").text
+    assert f"This job {words} and has no results." in text and "will appear" not in text
+    assert f'action="{job}/do/retry"' in text and re.search(r'name="key" value="[\w-]{16,}"', text)
+
+
+def test_cancelled_job_without_any_model_offers_a_retry(gateway: Gateway) -> None:
+    job, _ = gateway.parts.jobs.submit(T, make_spec(), make_resolved())
+    gateway.parts.jobs.cancel(T, job.id)
+    text = signed_in(gateway).get(f"/ui/jobs/{job.id}/model").text
+    assert "This job was cancelled and has no model." in text and "will appear" not in text
+    assert f'action="/ui/jobs/{job.id}/do/retry"' in text
+
+
+def test_number_of_suspect_labels_agrees_with_its_verb() -> None:
+    template, job = build_environment().get_template("_trust.html"), {"id": "job_1"}
+    single, several = (template.render(report={"suspects": {"total": count}}, job=job) for count in (1, 2))
+    assert "1 row has a more probable label" in single and "2 rows have a more probable label" in several
+
+
 def test_selection_page_shows_provenance_and_search(filled: tuple[Gateway, Contents]) -> None:
     gateway, contents = filled
     browser, path = signed_in(gateway), f"/ui/jobs/{contents.jobs['succeeded']}/selection"

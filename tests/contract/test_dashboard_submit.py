@@ -14,9 +14,10 @@ import pytest
 from services.api.dashboard.snippets import snippets
 from tests.contract.dashboard_pages import Tags, signed_in
 from tests.contract.filled_dashboard import Contents, fill
-from tests.contract.gateway import TRAIN, Gateway, add_dataset
+from tests.contract.gateway import TRAIN, Gateway, add_dataset, add_version
 from tests.unit.client.test_cli import tlm
 from tlm_client.client import TLMClient
+from tlm_core.corpus.states import CorpusState
 from tlm_core.jobs.spec import JobRecord, JobSpec
 from tlm_core.kinds.learning_curve import LearningCurveOptions
 from tlm_core.kinds.prune import PruneOptions
@@ -119,7 +120,7 @@ def test_empty_form_shows_the_defaults_of_each_kind(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize(("preset", "scale", "seeds"), [
-    ("", "tiny", "0, 1, 2"), ("instant", "instant", "0"), ("quick", "quick", "0"), ("best", "tiny", "0, 1, 2"),
+    ("", "instant", "0, 1, 2"), ("instant", "instant", "0, 1, 2"), ("quick", "quick", "0, 1, 2"), ("best", "tiny", "0, 1, 2"),
 ])  # fmt: skip
 def test_preset_fills_scale_and_seeds(filled: tuple[Gateway, Contents], preset: str, scale: str, seeds: str) -> None:
     query = f"?dataset=tickets&preset={preset}" if preset else "?dataset=tickets"
@@ -128,10 +129,17 @@ def test_preset_fills_scale_and_seeds(filled: tuple[Gateway, Contents], preset: 
     assert [given["value"] for given in inputs if given.get("name") == "scale" and "checked" in given] == [scale]
     assert next(given["value"] for given in inputs if given.get("name") == "seeds") == seeds
     shown = [given["href"] or "" for tag, given in read.tags if tag == "a" and given.get("aria-current") == "true"]
-    assert [f"preset={preset or 'best'}" in link for link in shown] == [True]
+    assert [f"preset={preset or 'instant'}" in link for link in shown] == [True]
 
 
-def test_form_selects_only_a_corpus_that_the_dataset_was_used_with(gateway: Gateway) -> None:
+def test_presets_and_scales_name_no_durations(filled: tuple[Gateway, Contents]) -> None:
+    text = signed_in(filled[0]).get("/ui/submit").text
+    presets, scales = (re.search(rf"<{start}.*?</{end}>", text, re.DOTALL) for start, end in (
+        ('nav class="presets"', "nav"), ("legend>Scale", "fieldset")))  # fmt: skip
+    assert presets and scales and not re.search("minute|second|hour", presets[0] + scales[0])
+
+
+def test_form_selects_the_corpus_of_the_dataset_or_the_only_one(gateway: Gateway) -> None:
     contents, browser = fill(gateway), signed_in(gateway)
     add_dataset(gateway, "unused", {"train": TRAIN})
 
@@ -139,6 +147,10 @@ def test_form_selects_only_a_corpus_that_the_dataset_was_used_with(gateway: Gate
         tags = Tags(browser.get(f"/ui/submit{query}").text).tags
         return [given["value"] for tag, given in tags if tag == "option" and "selected" in given and "value" in given]
 
+    assert selected("") == selected("?dataset=unused") == selected("?preset=best") == ["manuals"]
+    refused = browser.post("/ui/submit", data={"dataset": "tickets", "corpus": "", "seeds": "x"}).text
+    assert "Job not submitted" in refused and not re.search(r'value="manuals" selected', refused)
+    add_version(gateway, "forum", "1" * 12, CorpusState.READY)
     assert selected("") == selected("?dataset=unused") == selected("?dataset=nope") == []
     assert selected("?dataset=tickets") == selected(f"?dataset={contents.dataset}") == ["manuals"]
     assert selected("?dataset=unused&corpus=manuals") == ["manuals"]
@@ -260,6 +272,18 @@ def test_preview_shows_recipe_and_cost_without_submitting(filled: tuple[Gateway,
     assert answer.status_code == 200 and "ρ₂ 7" in answer.text and "4f1c2a9be07d" in answer.text
     assert re.search(r"<dt>FLOPs</dt><dd>[\d.]+ × 10", answer.text) and "built-in" in answer.text
     assert len(gateway.parts.jobs.list_jobs(T, limit=100)[0]) == before
+
+
+def test_preview_shows_a_range_whose_ends_are_equal_as_one_time(
+    filled: tuple[Gateway, Contents], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estimator, ends = filled[0].parts.estimator, {"seconds_at_least": 6_240.1, "seconds_at_most": 6_241.0}
+    measured = estimator.estimate
+    monkeypatch.setattr(
+        estimator, "estimate", lambda job: measured(job).model_copy(update={"seconds": 6_240.5, **ends})
+    )
+    answer = signed_in(filled[0]).post("/ui/submit/preview", data={"dataset": "tickets", "corpus": "manuals"})
+    assert "<dt>time</dt><dd>1 h 44 min</dd>" in answer.text
 
 
 def test_preview_of_a_study_counts_its_stages(filled: tuple[Gateway, Contents]) -> None:

@@ -70,6 +70,29 @@ def test_reference_is_a_unique_start_of_an_id_or_the_latest_job(gateway: Gateway
         client.job_id("zzz")
 
 
+def test_empty_or_short_reference_means_no_job(gateway: Gateway, client: TLMClient) -> None:
+    job = submit(gateway)
+    for reference in ("", " "):
+        with pytest.raises(InvalidRequest, match="Name a job: an id, a prefix of an id, a name or @latest"):
+            client.job_id(reference)
+    for reference in ("j", "job", "job_", job[:7], job[4:7]):
+        with pytest.raises(InvalidRequest, match=f"'{reference}' is too short for the start of an id. Give 4 "):
+            client.job_id(reference)
+    assert client.job_id(job[:8]) == client.job_id(job[4:8]) == job
+    submit(gateway, "j")
+    assert client.job(client.job_id("j")).name == "j"
+
+
+@pytest.mark.parametrize("name", ["a@b", "@latest", "job_7", "run @ noon"])
+def test_new_name_that_looks_like_an_alias_or_an_id_is_refused(gateway: Gateway, name: str) -> None:
+    stored = submit(gateway, name)
+    with gateway.test_client() as api:
+        assert api.get(f"/v1/jobs/{stored}").json()["name"] == name, "Older records may have such names."
+        for path in ("/v1/jobs", "/v1/jobs/estimate", "/v1/jobs?dry_run=true"):
+            answer = api.post(path, json={"name": name, "dataset": "toy"})
+            assert (answer.status_code, f"Invalid name '{name}'. Choose a name" in answer.text) == (422, True)
+
+
 def test_name_means_the_newest_job_with_it(gateway: Gateway, client: TLMClient) -> None:
     submit(gateway, "nightly")
     new = submit(gateway, "nightly")
@@ -98,6 +121,9 @@ def test_commands_accept_references(gateway: Gateway, url: str) -> None:
     assert "nightly" in tlm("jobs", "--search", "night").stdout
     prune = tlm("submit", "--kind", "prune", "--options", '{"job": "@latest"}', code=1)
     assert f"Job {job} is paused. Wait until it has succeeded." in prune.stderr
+    tlm("cancel", "@latest")
+    prune = tlm("estimate", "--kind", "prune", "--options", '{"job": "@latest"}', code=1)
+    assert f"Job {job} is cancelled. Name a job that succeeded; the list of models has their ids." in prune.stderr
     missing = tlm("show", "job_z", "--json", code=4)
     assert missing.stdout == "" and '"not_found"' in missing.stderr
 

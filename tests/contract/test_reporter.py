@@ -155,3 +155,16 @@ def test_log_has_a_line_at_each_tenth_of_a_stage(reporter: JobReporter, redis_cl
     lines = [line["line"] for line in store.logs(T, job.id)]
     assert len(lines) == 10
     assert lines[0] == "prepare: step 10 of 95, mlm 7.5, 2,261 tokens/s"
+
+
+def test_share_of_the_job_never_falls(reporter: JobReporter, redis_client: redis.Redis) -> None:
+    """A slower rate than before lengthens the estimate of all later stages."""
+    store, shares = JobStore(redis_client), list[float]()
+    ((job,), _) = store.list_jobs(T)
+    for step, seconds in ((50, 1.0), (51, 5_000.0), (100, 0.0)):
+        reporter.progress(step=step, total=100, rate=1.0, unit="steps", eta_seconds=seconds)
+        reporter.flush()
+        progress = store.get(T, job.id).progress
+        assert progress is not None and progress.step == step
+        shares.append(progress.share)
+    assert shares == sorted(shares) and shares[0] == shares[1] < shares[2]

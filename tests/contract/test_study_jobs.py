@@ -110,7 +110,7 @@ def test_workers_wait_for_every_selection(harness: StudyHarness) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "complaint"), [([10, 31], "31 labeled texts, but train has"), ([2, 3], "Every size lacks a class")]
+    ("sizes", "complaint"), [([10, 31], "The size 31 exceeds the"), ([2, 3], "Every size lacks a class")]
 )
 def test_impossible_sizes_fail_the_job_before_training(harness: StudyHarness, sizes: list[int], complaint: str) -> None:
     job_id = harness.submit(kind="learning_curve", options=CURVE | {"sizes": sizes}, labels="abcdefgh")

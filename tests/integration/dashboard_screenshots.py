@@ -83,7 +83,7 @@ def dashboard_shots(gateway: Gateway, contents: Contents) -> Iterator[Shot]:
     yield Shot("models-light", "/ui/models", (1200, 720))
     yield Shot("selection-light", f"/ui/jobs/{over}/selection")
     yield Shot("dataset-dark", f"/ui/datasets/{contents.dataset}", scheme="dark")
-    yield Shot("submit-light", "/ui/submit", (1440, 1180))
+    yield Shot("submit-light", "/ui/submit?preset=best", (1440, 1180))
     yield Shot("compare-light", f"/ui/compare?id={over}&id={alone}&id={add_third(gateway, contents)}")
 
 

@@ -176,7 +176,7 @@ def test_rows_of_a_form_are_close_together(page: Any, served: tuple[str, Gateway
     page.goto(served[0] + path)
     settle(page)
     widest_gap = """form => {
-        const boxes = [...form.querySelectorAll("label, legend, input, select, textarea, button")]
+        const boxes = [...form.querySelectorAll("label, legend, summary, input, select, textarea, button")]
             .map(one => one.getBoundingClientRect()).filter(box => box.height).sort((a, b) => a.top - b.top);
         let [gap, bottom] = [0, boxes[0].bottom];
         for (const box of boxes) [gap, bottom] = [Math.max(gap, box.top - bottom), Math.max(bottom, box.bottom)];
@@ -333,6 +333,30 @@ def test_charts_have_distinct_colors_and_smooth_noisy_lines(page: Any, served: t
     assert len(losses.evaluate(series)) == 3
 
 
+def test_curve_of_a_comparison_has_color_and_letter_of_its_job(
+    page: Any, served: tuple[str, Gateway, Contents]
+) -> None:
+    url, _, contents = served
+    curve = {"name": "B", "column": 1, "series": {name: {"x": [1, 2], "y": [2, 1]} for name in ("task", "score")}}
+    page.route("**/compare/points*", lambda route: route.fulfill(json={"curves": [curve], "live": False}))
+    page.goto(f"{url}/ui/compare?id={contents.jobs['queued']}&id={contents.jobs['alone']}")
+    settle(page)
+    color = "() => getComputedStyle(document.documentElement).getPropertyValue('--c1').trim()"
+    shown = "figure => figure.chart.series.slice(1).map(one => [one.label, one.stroke()])"
+    for series, label in (("score", "B"), ("task validation_loss", "B, training")):
+        assert page.locator(f"[data-series='{series}']").evaluate(shown) == [[label, page.evaluate(color)]]
+
+
+def test_wide_table_on_a_phone_has_a_shadow_where_it_continues(
+    page: Any, served: tuple[str, Gateway, Contents]
+) -> None:
+    url, _, contents = served
+    page.set_viewport_size({"width": 390, "height": 740})
+    page.goto(f"{url}/ui/compare?id={contents.jobs['succeeded']}&id={contents.jobs['alone']}")
+    layers = "box => [box.scrollWidth > box.clientWidth, getComputedStyle(box).backgroundAttachment]"
+    assert page.locator(".scroll").evaluate(layers) == [True, "local, local, scroll, scroll"]
+
+
 def test_dragging_zooms_a_chart_and_a_double_click_resets_it(page: Any, served: tuple[str, Gateway, Contents]) -> None:
     url, _, contents = served
     page.goto(f"{url}/ui/jobs/{contents.jobs['succeeded']}?stage=joint")
@@ -374,7 +398,7 @@ def test_predictions_and_searches_need_no_new_page(page: Any, served: tuple[str,
 
 def test_estimate_follows_the_form_and_snippets_are_copied(page: Any, served: tuple[str, Gateway, Contents]) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page.goto(f"{served[0]}/ui/submit?dataset=tickets")
+    page.goto(f"{served[0]}/ui/submit?dataset=tickets&preset=best")
     page.wait_for_selector("#preview >> text=joint × 3")
     page.locator("[name=scale][value=instant]").check()
     page.wait_for_selector("#preview >> text=linear, on n-grams")
@@ -402,7 +426,7 @@ def test_form_shows_that_the_instant_scale_uses_no_corpus(
 
 
 def test_preset_keeps_the_typed_values(page: Any, served: tuple[str, Gateway, Contents]) -> None:
-    page.goto(f"{served[0]}/ui/submit")
+    page.goto(f"{served[0]}/ui/submit?preset=best")
     page.fill("#name", "night run")
     page.fill("#overrides", "finetune.epochs = 5")
     page.select_option("#corpus", "manuals")
@@ -415,7 +439,7 @@ def test_preset_keeps_the_typed_values(page: Any, served: tuple[str, Gateway, Co
 
 
 def test_recipe_key_is_added_to_the_overrides_once(page: Any, served: tuple[str, Gateway, Contents]) -> None:
-    page.goto(f"{served[0]}/ui/submit")
+    page.goto(f"{served[0]}/ui/submit?preset=best")
     settle(page)
     page.fill("#overrides", "joint.rho1 = 2")
     page.select_option("#pick", "finetune.epochs")
@@ -430,7 +454,7 @@ def test_study_form_works_by_keyboard_and_shows_only_its_fields(
     page: Any, served: tuple[str, Gateway, Contents]
 ) -> None:
     url, gateway, _ = served
-    page.goto(f"{url}/ui/submit")
+    page.goto(f"{url}/ui/submit?preset=best")
     own = {
         kind: f"[id='{kind}.{option}']"
         for kind, option in {"learning_curve": "sizes", "prune": "levels", "share_tickets": "tickets"}.items()

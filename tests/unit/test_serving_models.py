@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tlm_core.linear.graph import write_combined
 from tlm_core.linear.model import Features, LinearModel
 from tlm_core.linear.ngrams import FAMILIES
 from tlm_core.quantization import quantize
-from tlm_core.serving import MODEL, load_model
+from tlm_core.serving import METADATA, MODEL, load_model
 from tlm_core.training.architectures import Shape, architecture_named
 from tlm_core.training.graph import Graph, encoder_outputs, save
 from tlm_core.training.model import TaskModel
@@ -46,6 +47,9 @@ def model_folder(folder: Path, members: int) -> Path:
     logits, inputs = encoder_outputs(graph, shape, arrays)
     graph.outputs(logits, 2)
     save(graph, inputs, 2, folder / MODEL)
+    facts = json.loads((folder / METADATA).read_text())
+    facts["model"] = "encoder" if members == 1 else "ensemble"
+    (folder / METADATA).write_text(json.dumps(facts))
     return folder
 
 

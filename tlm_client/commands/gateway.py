@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tlm_client.client import TLMClient
-from tlm_client.console import FAILED, message_of, open_client, print_result, resolve_job, table
+from tlm_client.console import FAILED, NOT_REACHABLE, message_of, open_client, print_result, resolve_job, table
 from tlm_core.errors import TLMError, Unavailable
 
 _OK = "ok"
@@ -31,7 +31,7 @@ def open(
 
 
 def doctor() -> None:
-    """Check the gateway, its components, the token and the versions. Exit code 1 if a check fails.
+    """Check the gateway, its components, the token and the versions. Exit code 1 if a check fails, 3 without an answer.
 
     tlm doctor
     tlm doctor --json
@@ -40,6 +40,8 @@ def doctor() -> None:
         checks = dict(_checks(client))
     value = {"url": client.url, "checks": checks}
     print_result(value, f"Gateway: {client.url}", table(("check", "result"), checks.items()))
+    if "token" not in checks:
+        raise typer.Exit(NOT_REACHABLE)
     if set(checks.values()) != {_OK}:
         raise typer.Exit(FAILED)
 

@@ -90,8 +90,13 @@ def _row(job: JobSummary) -> tuple[object, ...]:
 
 def _notes(job: JobSummary) -> list[str]:
     """Return why the job does not run, and its error, unless a new attempt runs."""
-    error = None if job.state is State.RUNNING else job.error
-    return [*_standing(job), *([str(error["message"])] if error else [])]
+    error = None if job.state is State.RUNNING else _error(job)
+    return [*_standing(job), *([error] if error else [])]
+
+
+def _error(job: JobSummary) -> str | None:
+    """Return the message of the last error, unless the job ended without failing."""
+    return str(job.error.get("message")) if job.error and (job.state is State.FAILED or not job.is_over) else None
 
 
 def show(job_id: JobId) -> None:
@@ -113,9 +118,9 @@ def show(job_id: JobId) -> None:
         f"Recipe: {job.recipe}, scale: {job.scale}, seeds: {', '.join(map(str, job.seeds))}",
         table(("stage", "done"), [(stage.name, "yes" if stage.done else "") for stage in job.stages]),
     ]
-    if job.error:
-        items.append(f"{'Error' if job.is_over else 'Last error'}: {job.error.get('message')}")
-        items += [f"Run `tlm show {job.id} --json` for the details."] if job.error.get("details") else []
+    if error := _error(job):
+        items.append(f"{'Error' if job.is_over else 'Last error'}: {error}")
+        items += [f"Run `tlm show {job.id} --json` for the details."] if job.error and job.error.get("details") else []
     if report:
         from tlm_client.summary import report_items
 
@@ -223,7 +228,7 @@ def watch_job(client: TLMClient, job_id: str) -> None:
         hint = f". Download the model with `tlm download {job.id}`" if job.spec.definition.has_model else ""
         print_items(f"{job.id} succeeded after {duration(job.seconds)}{hint}", *report_items(client.report(job.id)))
     else:
-        print_items(f"{job.id} is {job.state}{': ' + str(job.error.get('message')) if job.error else ''}")
+        print_items(": ".join(filter(None, (f"{job.id} is {job.state}", _error(job)))))
     if job.state is not State.SUCCEEDED:
         raise typer.Exit(FAILED)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tlm_client.console import JobId, open_client, print_result, session, shorten, stderr_console, table
+from tlm_client.console import JobId, TextColumn, open_client, print_result, session, shorten, stderr_console, table
 from tlm_client.display import Display
 from tlm_client.summary import format_score
 from tlm_core.errors import Conflict
@@ -44,9 +44,11 @@ def predict(
     job_id: JobId,
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT…]", help="Texts to classify.")] = None,
     pair: Annotated[list[str] | None, typer.Option(help="Second text of a text pair. Repeatable.")] = None,
-    file: Annotated[Path | None, typer.Option("--file", "-f", help="CSV file with a text in each row.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The same file with the predictions.")] = None,
-    text_column: Annotated[str, typer.Option(help="Column of the file with the texts.")] = "text",
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="CSV, JSON Lines or Parquet file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The rows of --file with predictions, as CSV or JSON Lines.")
+    ] = None,
+    text_column: TextColumn = None,
     pair_column: Annotated[str | None, typer.Option(help="Column of the file with the second texts.")] = None,
     min_confidence: Annotated[
         float | None, typer.Option(min=0, max=1, help="A text whose highest probability is lower gets no label.")
@@ -59,20 +61,24 @@ def predict(
     """
     if bool(texts) == (file is not None):
         raise typer.BadParameter("Give either texts or a CSV file with --file.")
-    if (file is None) != (out is None):
-        raise typer.BadParameter("--file needs --out, the file to write." if file else "--out needs --file.")
-    if file is not None and out is not None:
-        from tlm_client.prediction_files import predict_file
-
-        with open_client() as client, Display(stderr_console()) as display:
-            display.begin(f"classifying {file}")
-            count = predict_file(
-                client, job_id, file, out, text_column=text_column, pair_column=pair_column,
-                min_confidence=min_confidence, on_row=lambda row: display.update("", 0, 0, counted(row, "row")),
-            )  # fmt: skip
-        print_result({"file": out, "rows": count}, f"{counted(count, 'row')} in {out}")
+    if file is None:
+        if out is not None:
+            raise typer.BadParameter("--out needs --file.")
+        _predict_texts(job_id, texts or [], pair, min_confidence)
         return
-    _predict_texts(job_id, texts or [], pair, min_confidence)
+    from tlm_client.prediction_files import check_source, predict_file
+
+    check_source(file)
+    if out is None:
+        raise typer.BadParameter("--file needs --out, the file to write.")
+    with open_client() as client, Display(stderr_console()) as display:
+        display.begin(f"classifying {file}")
+        count = predict_file(
+            client, job_id, file, out, text_column=text_column, pair_column=pair_column, min_confidence=min_confidence,
+            on_row=lambda row: display.update("", 0, 0, counted(row, "row")), notify=display.line,
+        )  # fmt: skip
+        display.update("", count, count, counted(count, "row"))
+    print_result({"file": out, "rows": count}, f"{counted(count, 'row')} in {out}")
 
 
 def _predict_texts(job_id: str, texts: list[str], pairs: list[str] | None, min_confidence: float | None) -> None:

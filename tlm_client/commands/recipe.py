@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from tlm_client.console import command_group, print_result, table
-from tlm_core.errors import InvalidRecipe
+from tlm_core.errors import InvalidRecipe, NotFound
 from tlm_core.training.recipe import resolve
 from tlm_core.training.recipe_keys import recipe_keys
 
@@ -40,5 +40,7 @@ def list_keys(
         if all(word in f"{entry.key} {entry.meaning}" for word in words or ())
     ]
     value = [{"key": key, "value": json.loads(text), "meaning": meaning} for key, text, meaning in rows]
-    unknown = "No recipe key has these words. `tlm recipe keys` lists all."
-    print_result(value, table(("key", "value", "meaning"), rows, empty=unknown))
+    if not rows:
+        raise NotFound("No recipe key has these words. `tlm recipe keys` lists all.")
+    title = f"Values of the recipe {recipe} at the scale {scale}"
+    print_result(value, table(("key", "value", "meaning"), rows, title=title))

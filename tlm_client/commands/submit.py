@@ -182,7 +182,9 @@ def _kind_options(kind: str, text: str | None, dataset: str | None) -> dict[str,
     if isinstance(source := options.get("job"), str):
         options["job"] = resolve_job(source)
     if dataset is None and not (kind in KINDS and KINDS[kind].names_source(options)):
-        raise typer.BadParameter("Name a dataset.", param_hint="--dataset")
+        starts_from_job = kind in KINDS and "job" in KINDS[kind].options.model_fields
+        other = """, or a job that succeeded: --options '{"job": "ID"}'""" if starts_from_job else ""
+        raise typer.BadParameter(f"Name a dataset{other}.", param_hint="--dataset")
     return options
 
 

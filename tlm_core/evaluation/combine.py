@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlm_core.evaluation.summary import ENCODER
+from tlm_core.tasks.limits import ROWS_TO_CHOOSE
 from tlm_core.tasks.metrics import METRICS, Targets, Undefined
 from tlm_core.tasks.task import Task
 from tlm_core.tasks.types import TaskType
@@ -26,7 +27,6 @@ LINEAR_MODELS = (LINEAR, SELF_TRAINED)
 ENCODERS = (ENCODER, ENSEMBLE)  # of one seed, and of all seeds together
 MODELS = (*LINEAR_MODELS, *ENCODERS, COMBINED, WEIGHTED)  # from simple to complex
 SPLITS = 20
-ROWS_TO_CHOOSE = 100  # of validation; with fewer, chance decides which model has the best score
 ROUNDING = 1e-9
 WEIGHTS = tuple(number / 10 for number in range(1, 10))  # of the encoder
 

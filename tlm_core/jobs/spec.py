@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tlm_core.kinds.kind import Kind
 
 MAX_PRIORITY = 10
+MAX_SEEDS = 20
 LOSSES_PER_FAULT = 3
 
 Options = TypeVar("Options", bound="KindOptions", covariant=True)
@@ -58,7 +59,7 @@ class _OptionsSchema:
 class JobSpec(_Record):
     """A request for a job."""
 
-    name: JobName | None = Field(None, description="your name for the job, by which lists can be searched")
+    name: JobName | None = Field(None, description="your name for the job, by which lists can be searched; without @")
     kind: str = Field("train", json_schema_extra=lambda schema: schema.update(enum=list(KINDS)))
     dataset: str = Field(
         "",
@@ -71,7 +72,9 @@ class JobSpec(_Record):
     )
     scale: Scale = "tiny"
     recipe: RecipeName = "fast"
-    seeds: tuple[int, ...] = Field((0,), min_length=1, max_length=20, description="one training run for each seed")
+    seeds: tuple[int, ...] = Field(
+        (0,), min_length=1, max_length=MAX_SEEDS, description="one training run for each seed"
+    )
     overrides: dict[str, object] = Field({}, description="changes of the recipe by dotted key: {'finetune.epochs': 5}")
     workers: int = Field(1, ge=1, le=256, description="data-parallel workers")
     max_workers: int | None = Field(

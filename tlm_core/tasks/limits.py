@@ -9,4 +9,5 @@ MAX_DECIMALS = 20  # distinct decimal numbers up to which a label column is read
 MAX_COLUMNS = 1000  # of one file
 MAX_FILE_BYTES = 4 << 30  # of one unpacked file
 MIN_ROWS = 10  # distinct texts needed to cut a split
-FEW_ROWS = 30  # fewer rows of validation or test are a warning
+ROWS_TO_CHOOSE = 100  # of validation; with fewer, chance decides which model has the best score, so no job compares
+ROWS_TO_SCORE = 30  # of test; with fewer, its scores are a warning

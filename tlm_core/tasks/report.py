@@ -138,12 +138,13 @@ def _duplicates(data: SplitData, split: str, findings: Findings) -> dict[str, ob
     same_text = np.diff(keys[order]) == 0
     conflicts = order[1:][same_text & (np.diff(codes[order]) != 0)]
     conflicting = count_distinct(keys[conflicts])
+    alike = order[np.isin(keys[order], keys[conflicts])]  # all rows whose text has several labels
     if conflicting:
-        first = ", ".join(str(row) for row in np.sort(data.rows[conflicts])[:5])
+        first = ", ".join(str(row) for row in np.sort(data.rows[alike])[:6])
         texts = counted(conflicting, "text")
         message = f"{split} has {texts} with different labels (rows {first}). Correct the wrong labels."
         findings.warn("conflicting_labels", message, split=split, row=int(data.rows[conflicts].min()))
-    rows = _rows(data, order[np.isin(keys[order], keys[conflicts])][:_LISTED])
+    rows = _rows(data, alike[:_LISTED])
     return {"copies": int(same_text.sum()), "conflicting": conflicting, "conflicts": rows}
 
 

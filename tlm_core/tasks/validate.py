@@ -40,6 +40,7 @@ from tlm_core.tasks.task import SPLITS, Task, task_schema
 from tlm_core.tasks.types import TaskType
 from tlm_core.training.params import ValidateParams
 from tlm_core.training.stage import StageContext
+from tlm_core.wording import counted
 
 Source = Mapping[str, Path] | Path | str | HubSource
 HubReader = Callable[[HubSource, Findings], Mapping[str, RawTable]]
@@ -108,7 +109,7 @@ def _validate(source: Source, options: DatasetOptions, hub: HubReader) -> tuple[
         check_spread(tables, columns.label, findings)
     del tables
     missing = [split for split in SPLITS if split not in splits]
-    if missing and findings.ok and _can_cut(splits["train"], counts["train"], missing, findings):
+    if missing and _can_cut(splits["train"], counts["train"], missing, findings):
         splits = _cut(splits, missing, options.split_seed, findings)
     name, metric, language = _facts(source, options, task_type, findings)
     if not findings.ok:
@@ -147,7 +148,7 @@ def _check(table: RawTable, columns: Columns, task_type: TaskType, findings: Fin
 def _can_cut(train: SplitData, counts: Mapping[str, int], missing: list[str], findings: Findings) -> bool:
     wanted = " and ".join(missing)
     texts = count_distinct(train.scan.keys)
-    if texts < limits.MIN_ROWS:
+    if texts < limits.MIN_ROWS and findings.ok:  # otherwise invalid rows may be the reason
         message = f"train has {texts} different texts, too few to cut {wanted}. Use at least {limits.MIN_ROWS}."
         findings.fault("too_few_rows", message, split="train")
     for label, count in counts.items():
@@ -208,13 +209,13 @@ def _known(
 def _check_sizes(splits: Mapping[str, SplitData], findings: Findings) -> None:
     """Warning: few_rows, if validation or test is so small that chance decides."""
     effects = {
-        "validation": "it cannot compare models, and probabilities are imprecise",
-        "test": "its scores are imprecise",
+        "validation": ("jobs cannot compare models and return their combination", limits.ROWS_TO_CHOOSE),
+        "test": ("its scores are imprecise", limits.ROWS_TO_SCORE),
     }
-    for split, effect in effects.items():
+    for split, (effect, enough) in effects.items():
         rows = len(splits[split].rows)
-        if rows < limits.FEW_ROWS:
-            message = f"{split} has {rows} rows, so {effect}. Add rows, at least up to {limits.FEW_ROWS}."
+        if rows < enough:
+            message = f"{split} has {counted(rows, 'row')}, so {effect}. Add rows, at least up to {enough}."
             findings.warn("few_rows", message, split=split)
 
 

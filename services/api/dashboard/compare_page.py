@@ -20,7 +20,7 @@ from tlm_core.wire import ModelScores, Outcome
 
 router = APIRouter(prefix="/compare")
 
-_MAX_JOBS = 6
+_LETTERS = "ABCDEF"  # label the columns and the curves; one for each job
 # The page loads its curves separately, so the comparison needs as few points as allowed.
 _MIN_POINTS = 4
 Ids = Annotated[list[str], Query(alias="id", max_length=50)]
@@ -41,9 +41,8 @@ def compare_page(
     )
     charted = [name for name in STAGES if any(name in stages_of(plan_of(job)) for job in jobs)]
     return page(
-        request, "compare.html", jobs=jobs, names=_names(jobs), differences=comparison.differences,
-        outcomes=comparison.outcomes, verdicts=comparison.verdicts,
-        models=_models(comparison.outcomes),
+        request, "compare.html", jobs=jobs, names=_LETTERS, differences=comparison.differences,
+        outcomes=comparison.outcomes, verdicts=comparison.verdicts, models=_models(comparison.outcomes),
         scores=[*(scores or scores_of("macro_f1")), "deduplicated"],
         charted=charted, shown=stage if stage in charted else (charted[-1] if charted else None),
     )  # fmt: skip
@@ -56,11 +55,11 @@ def points(
     stage: Annotated[str, Query(max_length=40)],
     ids: Ids = [],  # noqa: B006
 ) -> Response:
-    """The curves of one stage of all jobs: the first seed of each, at every learning rate."""
+    """The curves of one stage: the first seed of each job, at every learning rate. column: place of the job."""
     jobs = _jobs(parts, tenant, ids)
     lines = [
-        {**line, "name": name + line["tried"]}
-        for job, name in zip(jobs, _names(jobs), strict=True)
+        {**line, "name": _LETTERS[column] + line["tried"], "column": column}
+        for column, job in enumerate(jobs)
         for line in curves(parts.jobs, parts.artifacts, job, stage, most=max(1, len(rates_of(job, stage))))
     ]
     return JSONResponse({"curves": lines, "live": False})
@@ -68,8 +67,8 @@ def points(
 
 def _jobs(parts: Parts, tenant: str, ids: list[str]) -> list[JobRecord]:
     ids = list(dict.fromkeys(ids))
-    if len(ids) > _MAX_JOBS:
-        raise InvalidRequest(f"{len(ids)} jobs are selected. Select at most {_MAX_JOBS}.")
+    if len(ids) > len(_LETTERS):
+        raise InvalidRequest(f"{len(ids)} jobs are selected. Select at most {len(_LETTERS)}.")
     return [parts.jobs.get(tenant, job) for job in ids]
 
 
@@ -78,8 +77,3 @@ def _models(outcomes: Sequence[Outcome]) -> dict[str, list[ModelScores | None]]:
     names = dict.fromkeys(model.name for outcome in outcomes for model in outcome.models)
     by_name = [{model.name: model for model in outcome.models} for outcome in outcomes]
     return {name: [models.get(name) for models in by_name] for name in names}
-
-
-def _names(jobs: list[JobRecord]) -> list[str]:
-    """Letters that label the columns and the curves."""
-    return [chr(ord("A") + number) for number in range(len(jobs))]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -12,15 +11,15 @@ from starlette.concurrency import run_in_threadpool
 
 from services.api.dashboard.present import colors
 from services.api.dashboard.snippets import own_url, upload_snippets
-from services.api.dashboard.web import PREFIX, SignedIn, page, redirect
+from services.api.dashboard.web import PREFIX, Refused, SignedIn, form_page, page, redirect
 from services.api.forms import by_field
 from services.api.intake import parse_options
 from services.api.job_artifacts import file_response
 from services.api.parts import AfterId, Parts, PartsDep
 from services.api.removal import delete_dataset
 from services.common.catalog_records import OPEN
-from services.common.problem import problem_of
 from tlm_core.errors import TLMError
+from tlm_core.tasks.metrics import METRICS
 
 router = APIRouter()
 
@@ -29,9 +28,8 @@ _LIMIT = 25
 _HITS = 20
 _LABELS = 60
 _SPLITS = ("train", "validation", "test")
-_COLUMNS = ("text_column", "label_column")
+_OPTIONS = ("text_column", "label_column", "text_pair_column", "delimiter", "metric", "language")
 Search = Annotated[str, Query(max_length=2_000)]
-Refused = tuple[Mapping[str, str], TLMError] | None  # the texts of a refused form, and the error
 Version = Annotated[str | None, Query(max_length=64)]
 
 
@@ -45,11 +43,11 @@ async def upload(request: Request, parts: PartsDep, tenant: SignedIn) -> Respons
     """Add a dataset like the API does. For an error, show it with row and column above the form and its texts."""
     typed: dict[str, str] = {}
     try:
-        async with parts.form(request, fields=("name", *_COLUMNS), files=(*_SPLITS, "file")) as form:
+        async with parts.form(request, fields=("name", *_OPTIONS), files=(*_SPLITS, "file")) as form:
             typed = form.fields
             name = form.field("name").strip()
-            columns = {column: text for column in _COLUMNS if (text := form.field(column, "").strip())}
-            options = parse_options(json.dumps(columns))
+            given = {option: text for option in _OPTIONS if (text := form.field(option, "").strip(" "))}  # no tabs
+            options = parse_options(json.dumps(given))
             files = by_field(form.selected_files())
             record = await run_in_threadpool(parts.dataset_intake.add_files, tenant, name, files, options)
     except TLMError as error:
@@ -138,9 +136,10 @@ def _datasets(request: Request, parts: Parts, tenant: str, after: str | None, re
     command, fields = "tlm dataset add reviews train.csv", "-F name=reviews -F file=@train.csv"
     call = 'add_dataset("reviews", {"train": Path("train.csv")})'
     snippets = upload_snippets("/v1/datasets", command, fields, call, own_url(request))
-    return _upload_page(
-        request, "datasets.html", refused, records=records, more=has_more, after=after, snippets=snippets
-    )
+    return form_page(
+        request, "datasets.html", refused, records=records, more=has_more, after=after, snippets=snippets,
+        metrics=METRICS,
+    )  # fmt: skip
 
 
 def _corpora(request: Request, parts: Parts, tenant: str, after: str | None, refused: Refused = None) -> Response:
@@ -151,13 +150,7 @@ def _corpora(request: Request, parts: Parts, tenant: str, after: str | None, ref
     command, fields = "tlm corpus add manuals texts.jsonl", "-F name=manuals -F language=en -F files=@texts.jsonl"
     call = 'add_corpus("manuals", [Path("texts.jsonl")])'
     snippets = upload_snippets("/v1/corpora", command, fields, call, own_url(request))
-    return _upload_page(request, "corpora.html", refused, rows=rows, more=has_more, after=after, snippets=snippets)
-
-
-def _upload_page(request: Request, template: str, refused: Refused, **values: object) -> Response:
-    typed, error = refused or ({}, None)
-    problem = problem_of(error) if error else None
-    return page(request, template, values, status=problem.status if problem else 200, typed=typed, refused=problem)
+    return form_page(request, "corpora.html", refused, rows=rows, more=has_more, after=after, snippets=snippets)
 
 
 def _corpus(parts: Parts, tenant: str, name: str) -> dict[str, object]:

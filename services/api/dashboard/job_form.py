@@ -27,13 +27,13 @@ class Preset:
 
     summary: str
     scale: str
-    seeds: str
+    seeds: str = "0, 1, 2"
 
 
 PRESETS = {
-    "instant": Preset("the linear model alone, in seconds to minutes", "instant", "0"),
-    "quick": Preset("a small encoder on a CPU, one seed in a minute", "quick", "0"),
-    "best": Preset("three seeds at tiny, the best measured choice", "tiny", "0, 1, 2"),
+    "instant": Preset("the linear model alone; start here", "instant"),
+    "quick": Preset("three seeds of a small encoder, on a CPU", "quick"),
+    "best": Preset("three seeds at tiny, the best measured choice", "tiny"),
 }
 
 

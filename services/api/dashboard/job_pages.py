@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -129,7 +128,6 @@ def _live_values(parts: Parts, job: JobRecord) -> dict[str, object]:
         "headline": _headline(parts, job, done.get(plan.report)),
         "linear_answers": BASELINE.name in done and plan.model not in done and job.state not in TERMINAL,
         "retryable": job.state in RETRYABLE,
-        "key": secrets.token_urlsafe(16),
         "charted": started,
         "shown": shown,
         "was": f"{job.state}.{shown}",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated, Literal
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
+from services.api.dashboard.progress import runtime
 from services.api.dashboard.web import PREFIX, SignedIn, page
 from services.api.parts import AfterId, Parts, PartsDep
 from services.api.standing import standings
@@ -49,7 +49,7 @@ def list_page(
         return f"{PREFIX}/jobs" + (f"?{query}" if query else "")
 
     rows = [
-        {"job": job, "standing": standing, "score": _score(job), "runtime": _runtime(job)}
+        {"job": job, "standing": standing, "score": _score(job), "runtime": runtime(job)}
         for job, standing in zip(jobs, standings(parts.jobs, jobs), strict=True)
     ]
     return page(
@@ -73,17 +73,8 @@ def _ordered(
 def _contains(job: JobRecord, words: list[str]) -> bool:
     spec = job.spec
     labels = (f"{key}={value}" for key, value in spec.metadata.items())
-    texts = (
-        job.id,
-        spec.name or "",
-        spec.dataset,
-        job.resolved.corpus_name or "",
-        spec.kind,
-        spec.scale,
-        spec.recipe,
-        *labels,
-    )
-    text = " ".join(texts).lower()
+    texts = (job.id, spec.name or "", spec.dataset, job.resolved.corpus_name or "", spec.kind, spec.scale, spec.recipe)
+    text = " ".join((*texts, *labels)).lower()
     return all(word in text for word in words)
 
 
@@ -95,15 +86,8 @@ def _value(job: JobRecord, sort: str) -> float:
             value = score["value"] if score else None
             return value if isinstance(value, float) else float("-inf")
         case "runtime":
-            return _runtime(job) or 0.0
+            return runtime(job) or 0.0
     return job.failures
-
-
-def _runtime(job: JobRecord) -> float | None:
-    """Seconds that the job has run, over all attempts."""
-    if not job.started_at:
-        return None
-    return job.ran_seconds + (time.time() - job.running_since if job.running_since else 0.0)
 
 
 def _score(job: JobRecord) -> dict[str, str | float | None] | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import Response
 
 from services.api.dashboard.snippets import own_url, prediction_snippets
-from services.api.dashboard.web import PREFIX, SignedIn, page, redirect
-from services.api.parts import AfterId, PartsDep
-from tlm_core.names import ALIAS
+from services.api.dashboard.web import PREFIX, Refused, SignedIn, form_page, redirect
+from services.api.parts import AfterId, Parts, PartsDep
+from tlm_core.errors import InvalidRequest, TLMError
+from tlm_core.names import ALIAS, FORMS
 
 router = APIRouter(prefix="/models")
 
@@ -20,26 +22,25 @@ _LIMIT = 25
 @router.get("")
 def models(request: Request, parts: PartsDep, tenant: SignedIn, after: AfterId = None) -> Response:
     """The list of models, newest first."""
-    models = parts.models.list(tenant, after, _LIMIT)
-    # The examples call the newest model that has an alias, or else the newest one.
-    names = [alias for model in models.data for alias in model.aliases] + [model.job for model in models.data]
-    shown = next(iter(names), "")
-    snippets = prediction_snippets(shown, own_url(request))
-    return page(
-        request, "models.html", models=models.data, more=models.has_more, after=after, snippets=snippets, shown=shown
-    )
+    return _page(request, parts, tenant, after)
 
 
 @router.post("")
 def set_alias(
+    request: Request,
     parts: PartsDep,
     tenant: SignedIn,
-    request: Request,
-    alias: Annotated[str, Form(pattern=ALIAS, max_length=130)],
+    alias: Annotated[str, Form(max_length=130)],
     job: Annotated[str, Form(max_length=200)],
+    after: AfterId = None,
 ) -> Response:
-    """Point an alias to a model."""
-    parts.models.put_alias(tenant, alias, job)
+    """Point an alias to a model. For an error, show it beside the field with the typed alias."""
+    try:
+        if not re.match(ALIAS, alias):
+            raise InvalidRequest(f"Invalid alias '{alias}'. Expected {FORMS[ALIAS]}.")
+        parts.models.put_alias(tenant, alias, job)
+    except TLMError as error:
+        return _page(request, parts, tenant, after, ({"alias": alias, "job": job}, error))
     return redirect(request, f"{PREFIX}/models")
 
 
@@ -48,3 +49,15 @@ def delete_alias(alias: str, request: Request, parts: PartsDep, tenant: SignedIn
     """Delete an alias, but not its model."""
     parts.models.delete_alias(tenant, alias)
     return redirect(request, f"{PREFIX}/models")
+
+
+def _page(request: Request, parts: Parts, tenant: str, after: str | None, refused: Refused = None) -> Response:
+    models = parts.models.list(tenant, after, _LIMIT)
+    # The examples call the newest model that has an alias, or else the newest one.
+    names = [alias for model in models.data for alias in model.aliases] + [model.job for model in models.data]
+    shown = next(iter(names), "")
+    snippets = prediction_snippets(shown, own_url(request))
+    return form_page(
+        request, "models.html", refused, models=models.data, more=models.has_more, after=after, snippets=snippets,
+        shown=shown,
+    )  # fmt: skip

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from services.api.dashboard.present import words
+from tlm_core.artifacts import ManifestRef
 from tlm_core.jobs.plan import Node, Plan, plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import ACTIVE, State
@@ -16,8 +18,9 @@ _STOPPED = {State.FAILED: "failed", State.CANCELLED: "cancelled", State.PAUSED: 
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of a job. state: done, running, waiting, failed, cancelled or paused.
+    """One stage of a job. state: done, reused, running, waiting, failed, cancelled or paused.
 
+    reused: another job published all artifacts, so no node of this job ran.
     done, nodes: finished and total nodes. share: the part of the stage that is done, 0 to 1.
     """
 
@@ -28,8 +31,8 @@ class Step:
     share: float
 
 
-def steps_of(job: JobRecord, plan: Plan, done: Collection[str]) -> list[Step]:
-    """The stages of a job in plan order. done: names of finished nodes."""
+def steps_of(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef]) -> list[Step]:
+    """The stages of a job in plan order. done: node name → its artifact, whose folder names the job that wrote it."""
     current = _current(job, plan, done)
     steps = []
     for stage in dict.fromkeys(node.stage.name for node in plan.nodes):
@@ -37,7 +40,8 @@ def steps_of(job: JobRecord, plan: Plan, done: Collection[str]) -> list[Step]:
         finished = sum(name in done for name in names)
         # Studies skip impossible nodes, so a succeeded job may have unfinished ones.
         if finished == len(names) or job.state is State.SUCCEEDED:
-            steps.append(Step(stage, "done", finished, len(names), 1.0))
+            own = not finished or any(f"/{job.id}-" in done[name].folder for name in names if name in done)
+            steps.append(Step(stage, "done" if own else "reused", finished, len(names), 1.0))
             continue
         state = "waiting"
         if stage == current and job.state is not State.QUEUED:
@@ -56,6 +60,13 @@ def node_titles(plan: Plan) -> dict[str, str]:
     titles = {node.name: _stage_with_values(node) for node in plan.nodes}
     counts = Counter(titles.values())
     return {name: title if counts[title] == 1 else name for name, title in titles.items()}
+
+
+def runtime(job: JobRecord) -> float | None:
+    """Return the seconds that the job has run over all attempts, without waits and pauses; None before its start."""
+    if not job.started_at:
+        return None
+    return job.ran_seconds + (time.time() - job.running_since if job.running_since else 0.0)
 
 
 def selects(job: JobRecord) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections import Counter
 from typing import Annotated, get_args
 
@@ -34,7 +33,7 @@ def show(
     tenant: SignedIn,
     dataset: Annotated[str, Query(max_length=200)] = "",
     corpus: Annotated[str, Query(max_length=200)] = "",
-    preset: Annotated[str, Query(max_length=20)] = "best",
+    preset: Annotated[str, Query(max_length=20)] = "instant",
 ) -> Response:
     if preset not in PRESETS:
         raise InvalidRequest(f"Unknown preset '{preset}'. Use one of these: {', '.join(PRESETS)}.")
@@ -92,13 +91,15 @@ def _last_corpus(parts: Parts, tenant: str, dataset: str) -> str:
 
 def _page(request: Request, parts: Parts, tenant: str, form: JobForm, error: TLMError | None) -> Response:
     records, _ = parts.catalog.datasets(tenant, limit=_CHOICES)
-    corpora, _ = parts.catalog.corpora(tenant, limit=_CHOICES)
+    corpora = [corpus for corpus in parts.catalog.corpora(tenant, limit=_CHOICES)[0] if corpus.ready()]
+    if error is None and not form.corpus and len(corpora) == 1:
+        form = form.model_copy(update={"corpus": corpora[0].name})
     names = list(dict.fromkeys(record.name for record in records if not record.error))
     if form.dataset and form.dataset not in names:
         names.insert(0, form.dataset)
     return page(
         request, "submit.html", status=422 if error else 200, form=form, error=error, datasets=names,
-        corpora=[corpus for corpus in corpora if corpus.ready()], scales=get_args(Scale), recipes=get_args(RecipeName),
-        kinds=list(KINDS.values()), most=MAX_PRIORITY, presets=PRESETS, key=secrets.token_urlsafe(16),
+        corpora=corpora, scales=get_args(Scale), recipes=get_args(RecipeName),
+        kinds=list(KINDS.values()), most=MAX_PRIORITY, presets=PRESETS,
         keys=[entry.key for entry in recipe_keys(resolve("fast", "tiny"))],
     )  # fmt: skip

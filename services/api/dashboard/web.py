@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_urlsafe
 from typing import Annotated
 from urllib.parse import quote
 
@@ -23,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.api.dashboard import session
 from services.api.dashboard.present import COLORS, FILTERS
-from services.api.dashboard.progress import selects
+from services.api.dashboard.progress import runtime, selects
 from services.common.problem import problem_of, validation_problem
 from tlm_core.errors import TLMError
 from tlm_core.jobs.spec import JobRecord
@@ -31,6 +32,7 @@ from tlm_core.jobs.spec import JobRecord
 PREFIX = "/ui"
 STATIC = Path(__file__).parent / "static"
 _TENANT = "default"
+Refused = tuple[Mapping[str, str], TLMError] | None  # the texts of a refused form, and the error
 
 # No inline scripts or styles and nothing from other hosts, so that a hostile label cannot run code.
 POLICY = (
@@ -125,8 +127,8 @@ def build_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(FILTERS, selects=selects)
-    environment.globals.update(ui=PREFIX, color_count=COLORS, assets=read_assets(PREFIX))
+    environment.filters.update(FILTERS, runtime=runtime, selects=selects)
+    environment.globals.update(ui=PREFIX, color_count=COLORS, assets=read_assets(PREFIX), new_key=token_urlsafe)
     return environment
 
 
@@ -139,6 +141,13 @@ def page(
         {**(common or {}), **values}, now=time.time(), partial="hx-request" in request.headers, path=request.url.path
     )
     return HTMLResponse(text, status)
+
+
+def form_page(request: Request, template: str, refused: Refused, **values: object) -> HTMLResponse:
+    """A page with a form. For a refused one, it has the texts as `typed`, and the error as `refused`."""
+    typed, error = refused or ({}, None)
+    problem = problem_of(error) if error else None
+    return page(request, template, values, status=problem.status if problem else 200, typed=typed, refused=problem)
 
 
 def redirect(request: Request, path: str) -> Response:

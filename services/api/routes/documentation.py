@@ -22,9 +22,9 @@ _FOLDERS = (Path(__file__).parents[1] / "docs", Path(__file__).parents[3] / "doc
 _IMAGES = {".png": "image/png", ".svg": "image/svg+xml"}
 # The first links of the navigation, in this order. The other pages follow.
 _PAGES = (
-    "tutorial", "quickstart", "data", "selection", "scale", "report", "serving", "api", "jobs", "errors", "data-errors",
-    "dashboard", "studies", "architecture", "deploy", "operations", "reliability", "results", "experiments",
-    "comparison",
+    "tutorial", "quickstart", "data", "selection", "scale", "recipe", "report", "serving", "api", "jobs", "errors",
+    "data-errors", "dashboard", "studies", "architecture", "deploy", "operations", "reliability", "results",
+    "experiments", "comparison",
 )  # fmt: skip
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'self'; font-src 'self'; "

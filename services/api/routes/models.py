@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from services.api.auth import Tenant
 from services.api.job_artifacts import served_model
 from services.api.parts import AfterId, Limit, PartsDep, problems
-from tlm_core.names import ALIAS
+from tlm_core.names import ALIAS, NOT_BLANK
 from tlm_core.wire import FinishedModel, Page, PredictingModel, Predictions
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -39,7 +39,7 @@ class PredictBody(BaseModel):
         frozen=True, extra="forbid", json_schema_extra={"examples": [{"texts": ["We evaluate on SciERC."]}]}
     )
 
-    texts: tuple[str, ...] = Field(min_length=1, max_length=256)
+    texts: tuple[Annotated[str, StringConstraints(pattern=NOT_BLANK)], ...] = Field(min_length=1, max_length=256)
     pairs: tuple[str, ...] | None = Field(None, max_length=256)
     min_confidence: float | None = Field(None, ge=0, le=1)
 

@@ -31,6 +31,7 @@ from tests.unit.client.gateway import (
 from tlm_client.__main__ import main
 from tlm_client.cli import app
 from tlm_client.console import Session
+from tlm_client.stack.folder import StackFolder, StackState
 from tlm_core.training.recipe import Scale
 
 DATA_ERROR = {"code": "null_text", "message": "there is no text", "split": "train", "row": 7, "column": "text"}
@@ -495,6 +496,43 @@ def test_doctor_names_what_is_wrong(ready: Any, info: Any, failure: str | None) 
     wrong = [text for text in checks.values() if text != "ok"]
     assert (result.exit_code, len(wrong)) == ((0, 0) if failure is None else (1, 1))
     assert failure is None or failure in wrong[0]
+
+
+def test_doctor_exits_3_without_a_gateway() -> None:
+    result = tlm(unreachable, "doctor")
+    assert (result.exit_code, "does not answer" in result.stdout) == (3, True), result.output
+
+
+def test_missing_local_file_is_invalid_input_for_every_command() -> None:
+    for arguments in (("dataset", "add", "toy", "/nope.csv"), ("predict", "job_1", "--file", "/nope.csv", "-o", "x")):
+        assert tlm(unreachable, *arguments).exit_code == 5
+    assert tlm(unreachable, "recipe", "keys", "epochz").exit_code == 4
+
+
+def test_error_names_options_instead_of_fields_and_headers() -> None:
+    fields = problem(422, "invalid_request", "/events: must have at least 1 item; /seeds/1: must be less",
+                     errors=[{"pointer": "/priority", "message": "is unknown"}])  # fmt: skip
+    lines = tlm(lambda _: fields, "jobs").stderr
+    assert "error: --event: must have at least 1 item; --seed (number 2): must be less\n" in lines
+    header = problem(401, "unauthorized", "Missing API token. Send the header 'Authorization: Bearer TOKEN'.")
+    assert "header" not in tlm(lambda _: header, "jobs").stderr
+
+
+@pytest.mark.parametrize(("url", "token"), [("http://127.0.0.1:8321/", "own"), ("http://127.0.0.1:8322", "")])
+def test_url_of_the_own_stack_needs_no_token(tmp_path: Path, url: str, token: str) -> None:
+    sent: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        sent.append(request.headers.get("Authorization", "").removeprefix("Bearer "))
+        return httpx.Response(200, json={"data": [], "has_more": False})
+
+    folder = StackFolder(tmp_path)
+    folder.create()
+    folder.token_file.write_text("own\n", encoding="utf-8")
+    with folder.locked():
+        folder.write_state(StackState(state="ready", pid=1, url="http://127.0.0.1:8321", started_at=0.0))
+        assert tlm(handler, "jobs", url=url, token=None, data_dir=tmp_path).exit_code == 0
+    assert sent == [token]
 
 
 def test_refused_request_names_the_options_that_set_a_token() -> None:

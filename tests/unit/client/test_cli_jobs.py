@@ -69,6 +69,9 @@ def test_time_of_an_estimate_has_its_caveat_once() -> None:
     estimate = ESTIMATE | {"seconds_at_least": 60.0, "seconds_at_most": 240.0, "reasons": {"seconds": caveat}}
     result = tlm(lambda _: httpx.Response(200, json=estimate), "estimate", "--dataset", "toy")
     assert f"Time: 1:00 to 4:00, {caveat}" in result.stdout and result.stdout.count("not measured here") == 1
+    equal = estimate | {"seconds": 315.2, "seconds_at_least": 315.0, "seconds_at_most": 315.4}
+    result = tlm(lambda _: httpx.Response(200, json=equal), "estimate", "--dataset", "toy")
+    assert "Time: 5:15\n" in result.stdout
 
 
 def test_dry_run_submits_nothing() -> None:
@@ -464,6 +467,15 @@ def test_jobs_show_progress_time_left_score_and_failure() -> None:
         assert part in result.stdout, result.stdout
 
 
+def test_cancelled_job_shows_no_earlier_error() -> None:
+    error = {"code": "worker_lost", "message": "Worker was stopped. Resumes from step 95."}
+    job = job_summary(state="cancelled", error=error)
+    listed = tlm(lambda _: httpx.Response(200, json={"data": [job], "has_more": False}), "jobs")
+    shown = tlm(lambda _: httpx.Response(200, json=job_view(state="cancelled", error=error)), "show", "job_1")
+    assert "cancelled" in listed.stdout and "cancelled" in shown.stdout
+    assert "Resumes" not in listed.stdout + shown.stdout
+
+
 def test_jobs_show_no_time_left_while_the_workers_are_silent() -> None:
     job = job_summary(state="running", progress=PROGRESS, silent_seconds=45.0)
     result = tlm(lambda _: httpx.Response(200, json={"data": [job], "has_more": False}), "jobs")
@@ -483,12 +495,18 @@ def test_show_prints_step_rate_and_time_left_of_a_running_job() -> None:
     ("arguments", "message"),
     [
         (("compare", "job_1"), "Give two to ten jobs."),
-        (("predict", "job_1", "--file", "a.csv"), "--file needs --out, the file to write."),
+        (("predict", "job_1", "--file", __file__), "--file needs --out, the file to write."),
         (("predict", "job_1"), "Give either texts or a CSV file with --file."),
         (("submit", "--dataset", "toy", "--kind", "prun"), "kind: Unknown job kind 'prun'. Valid kinds:"),
         (("submit", "--dataset", "toy", "--scale", "big"), "Invalid job: scale: must be 'instant', 'quick', 'tiny'"),
         (("jobs", "--state", "done"), "Invalid value for '--state': 'done' is not one of 'queued',"),
         (("recipe", "keys", "epochz"), "No recipe key has these words."),
+        (("recipe", "keys", "finetune.epochs"), "Values of the recipe fast at the scale tiny"),
+        (("compare", *["job_1"] * 11), "Give two to ten jobs."),
+        (("compare", "job_1", "job_1"), "The same job occurs twice."),
+        (("predict", "job_1", "--file", "/nope.csv"), "The file /nope.csv does not exist."),
+        (("submit", "--kind", "prune"), """Name a dataset, or a job that succeeded: --options '{"job": "ID"}'."""),
+        (("show", ""), "Name a job: an id, a prefix of an id, a name or @latest."),
     ],
 )
 def test_wrong_arguments_are_explained(arguments: tuple[str, ...], message: str) -> None:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.client.gateway import CutStream, FileServer, Handler, client_of
-from tlm_core.errors import CorruptArtifact, Unavailable
+from tlm_client.models import _download
+from tlm_core.errors import CorruptArtifact, InvalidRequest, Unavailable
 
 CONTENT = bytes(range(256)) * 1000
 
@@ -65,6 +66,34 @@ def test_complete_file_is_skipped_and_changed_file_is_downloaded_again(tmp_path:
         path.write_bytes(b"x" * len(CONTENT))
         client.download("job_1", tmp_path)
     assert path.read_bytes() == CONTENT
+
+
+def test_folder_with_another_model_is_refused(tmp_path: Path) -> None:
+    for name in (".DS_Store", ".git/config", "model/model.safetensors.0123456789abcdef.part"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    server = FileServer(CONTENT)
+    with client_of(server) as client:
+        client.download("job_1", tmp_path)
+        (tmp_path / "linear").mkdir()
+        (tmp_path / "linear" / "weights.npz").write_text("x")
+        with pytest.raises(InvalidRequest, match=r"holds another model: linear/weights\.npz. Name an empty"):
+            client.download("job_1", tmp_path)
+    assert len(server.ranges) == 1
+
+
+def test_final_model_replaces_the_linear_one_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    linear, final = FileServer(CONTENT, name="linear/ngrams.json"), FileServer(CONTENT)
+
+    def unfinished(request: httpx.Request) -> httpx.Response:
+        answer = linear(request)
+        return httpx.Response(200, json=answer.json() | {"final": False}) if request.url.path[-1] == "l" else answer
+
+    job = "job_" + 19 * "1"
+    for server, name, is_final in ((unfinished, "linear/ngrams.json", False), (final, final.name, True)):
+        folder, served_final = _download(job, client_of(server))
+        assert ((folder / name).is_file(), served_final) == (True, is_final)
 
 
 def test_wrong_digest_is_an_error_and_leaves_no_file(tmp_path: Path) -> None:

@@ -2,26 +2,59 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from tests.unit.client.gateway import dataset_view
 from tlm_client.prediction_files import predict_file
-from tlm_core.errors import InvalidRequest
-from tlm_core.wire import Prediction
+from tlm_core.errors import InvalidRequest, NotFound, Unavailable
+from tlm_core.tasks.validate import load_task
+from tlm_core.wire import Dataset, Prediction
+
+NOTES: list[str] = []
 
 
-def classified(path: Path) -> int:
-    """Classify the rows of a file with a client that always predicts `a`."""
+def classified(path: Path, *, dataset: str | None = None, fails: bool = False, **options: Any) -> int:
+    """Classify the rows of a file with a client that always predicts `a`.
+
+    dataset: a note of the report on the model's dataset; by default the dataset is unknown. fails: after a row, the
+    gateway does not answer.
+    """
 
     def predict_many(_: str, texts: Any, pairs: Any, **__: Any) -> Any:
         assert pairs is None
-        return (Prediction(label="a", probability=0.5) for _ in texts)
+        for _ in texts:
+            yield Prediction(label="a", probability=0.5)
+            if fails:
+                raise Unavailable("The gateway does not answer.")
 
-    client: Any = SimpleNamespace(predict_many=predict_many)
-    return predict_file(client, "reviews", path, path.with_suffix(".out"), on_row=lambda _: None)
+    def job(_: str) -> Any:
+        if dataset is None:
+            raise NotFound("No job.")
+        return SimpleNamespace(dataset_id="ds_1")
+
+    client: Any = SimpleNamespace(
+        predict_many=predict_many,
+        job=job,
+        dataset=lambda _: Dataset.model_validate(dataset_view()),
+        dataset_report=lambda _: {"notes": [dataset]},
+    )
+    NOTES.clear()
+    target = path.with_suffix(".out")
+    return predict_file(client, "reviews", path, target, on_row=lambda _: None, notify=NOTES.append, **options)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path.with_suffix(".out"), encoding="utf-8", newline="") as handle:
+        return list(csv.DictReader(handle))
 
 
 def test_rows_get_label_and_probability(tmp_path: Path) -> None:
@@ -31,23 +64,91 @@ def test_rows_get_label_and_probability(tmp_path: Path) -> None:
     assert path.with_suffix(".out").read_text() == "id,text,prediction,probability\n7,a film,a,0.5\n"
 
 
-@pytest.mark.parametrize("line", [0, 1, 2000])
-def test_file_that_is_not_utf8_is_refused(tmp_path: Path, line: int) -> None:
-    lines = [b"text", *(b"a text of some words %d" % number for number in range(2500))]
-    lines[line] += b" caf\xe9"
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_file_is_read_like_a_dataset(tmp_path: Path, delimiter: str, encoding: str, packed: bool) -> None:
+    content = delimiter.join(("id", "text")) + "\n" + delimiter.join(("7", "ein schöner Film über Bären")) + "\n"
+    path = tmp_path / ("in.csv.gz" if packed else "in.csv")
+    path.write_bytes(gzip.compress(content.encode(encoding)) if packed else content.encode(encoding))
+    assert classified(path) == 1
+    expected = {"id": "7", "text": "ein schöner Film über Bären", "prediction": "a", "probability": "0.5"}
+    assert rows_of(path) == [expected]
+    notes = " ".join(NOTES)
+    assert ("delimiter" in notes, "cp1252" in notes) == (delimiter != ",", encoding == "cp1252")
+
+
+def test_json_lines_keep_their_values_and_get_predictions(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    rows = [{"text": "a film", "meta": {"tags": [1, {"x": None}]}}, {"id": 8, "text": "über"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert classified(path) == 2
+    written = [json.loads(line) for line in path.with_suffix(".out").read_text(encoding="utf-8").splitlines()]
+    assert written == [{**row, "prediction": "a", "probability": 0.5} for row in rows]
+
+
+def test_parquet_becomes_csv(tmp_path: Path) -> None:
+    path = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"text": ["a film", None], "tags": [["x"], []]}), path)  # type: ignore[no-untyped-call]
+    assert classified(path) == 2
+    assert [(row["text"], row["tags"], row["prediction"]) for row in rows_of(path)] == [("a film", "", "a"), ("",) * 3]
+
+
+def test_text_column_is_that_of_the_dataset_else_the_only_column(tmp_path: Path) -> None:
     path = tmp_path / "in.csv"
-    path.write_bytes(b"\n".join(lines))
-    with pytest.raises(InvalidRequest, match=r"in\.csv as UTF-8 CSV, in line \d+ or later"):
+    path.write_text("Nachricht;Klasse\nhallo;\n", encoding="utf-8")
+    train = tmp_path / "train.csv"
+    train.write_text(
+        "".join(["Nachricht;Klasse\n", *(f"hallo {n} Welt;{n % 2}\n" for n in range(40))]), encoding="utf-8"
+    )
+    note = next(note for note in load_task({"train": train})[1]["notes"] if note.startswith("text:"))
+    assert classified(path, dataset=note) == 1
+    with pytest.raises(InvalidRequest, match=r"no column 'text'.*Klasse. Delimiter: semicolon. Encoding: utf-8."):
         classified(path)
-    assert not path.with_suffix(".out").exists()
+    path.write_text("body\nhello\n", encoding="utf-8")
+    assert classified(path, dataset=note) == classified(path) == 1
+
+
+def test_blank_text_gets_an_empty_prediction(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text("id,text\n1,a film\n2, \n3,\n4,a book\n", encoding="utf-8")
+    assert classified(path) == 4
+    assert [row["prediction"] for row in rows_of(path)] == ["a", "", "", "a"]
+    assert NOTES == ["2 blank texts without a prediction"]
+
+
+def test_damaged_text_is_refused_with_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_bytes("text\nüber\nBären\n".encode() + b"caf\xe9\n")
+    with pytest.raises(InvalidRequest, match=r"Column 'text' in row 3 of .*in\.csv has a character that is not valid"):
+        classified(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["in.csv"]
+
+
+def test_failed_run_leaves_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text("text\na\nb\n", encoding="utf-8")
+    with pytest.raises(Unavailable):
+        classified(path, fails=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["in.csv"]
+
+
+def test_missing_file_and_folders_are_named(tmp_path: Path) -> None:
+    for path, message in ((tmp_path / "in.csv", "does not exist"), (tmp_path, "is a folder or a pipe. Name a file")):
+        with pytest.raises(InvalidRequest, match=message):
+            classified(path)
+    path = tmp_path / "in.csv"
+    path.write_text("text\na\n", encoding="utf-8")
+    with pytest.raises(InvalidRequest, match=r"The folder .*none does not exist. Create it"):
+        predict_file(SimpleNamespace(), "m", path, tmp_path / "none" / "out.csv", on_row=lambda _: None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("body\nx\n", "no column 'text'.*Columns: body"),
-        ("", "Columns: none"),
-        ("text\na,b\n", "Line 2 of .*more or fewer"),
+        ("id,body\n1,x\n", "no column 'text'.*Columns: id, body"),
+        ("", "in.csv is empty"),
+        ("text\na,b\n", "Row 1 of .* has 2 fields, but the header has 1"),
     ],
 )
 def test_file_with_other_columns_is_refused(tmp_path: Path, content: str, message: str) -> None:

@@ -22,6 +22,7 @@ folder, *blocked = sys.argv[1:]
 sys.modules.update(dict.fromkeys(blocked))
 import tlm_client.async_client
 import tlm_client.cli
+import tlm_client.prediction_files
 for name in set(tlm_client.cli._MODULES.values()):
     import_module(f"tlm_client.commands.{name}")
 from tlm_client.console import stderr_console

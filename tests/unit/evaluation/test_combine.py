@@ -12,7 +12,6 @@ from tlm_core.evaluation.combine import (
     ENCODER,
     ENSEMBLE,
     LINEAR,
-    ROWS_TO_CHOOSE,
     WEIGHTED,
     Choice,
     Outputs,
@@ -24,6 +23,7 @@ from tlm_core.evaluation.combine import (
     scales_of,
     temperature,
 )
+from tlm_core.tasks.limits import ROWS_TO_CHOOSE
 from tlm_core.tasks.metrics import METRICS
 from tlm_core.tasks.task import Task, task_schema
 from tlm_core.tasks.types import TASK_TYPES

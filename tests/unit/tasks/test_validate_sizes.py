@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.unit.tasks.make import jsonl, messages, put
 from tlm_core.tasks.validate import load_task
 
@@ -16,14 +18,18 @@ def test_splits_cut_from_few_rows_are_a_warning(tmp_path: Path) -> None:
     task, report = load_task(put(tmp_path / "all.jsonl", jsonl(texts("train", 60))))
     assert task is not None
     validation, test = messages(report, "warnings", "few_rows")
-    assert validation.startswith("validation has 6 rows, so it cannot compare models")
+    effect = "so jobs cannot compare models and return their combination"
+    assert validation == f"validation has 6 rows, {effect}. Add rows, at least up to 100."
     assert test == "test has 6 rows, so its scores are imprecise. Add rows, at least up to 30."
 
 
-def test_thirty_rows_are_no_warning(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("validation", "test", "warned"), [(100, 29, ["test"]), (99, 30, ["validation"]), (100, 30, [])]
+)
+def test_enough_rows_are_no_warning(validation: int, test: int, warned: list[str], tmp_path: Path) -> None:
     files = {
         split: put(tmp_path / f"{split}.jsonl", jsonl(texts(split, count)))
-        for split, count in (("train", 40), ("validation", 30), ("test", 29))
+        for split, count in (("train", 40), ("validation", validation), ("test", test))
     }
     _, report = load_task(files)
-    assert [entry["split"] for entry in report["warnings"] if entry["code"] == "few_rows"] == ["test"]
+    assert [entry["split"] for entry in report["warnings"] if entry["code"] == "few_rows"] == warned

@@ -161,6 +161,12 @@ def test_a_label_with_one_row_blocks_a_split_by_label(tmp_path: Path) -> None:
     assert faults(source) == [("rare_label", "train", None, None)]
 
 
+def test_rare_label_is_reported_with_invalid_rows(tmp_path: Path) -> None:
+    single = [*rows(20), {"text": "a rare one", "label": "rare"}, {"text": "", "label": "bad"}]
+    codes = {code for code, *_ in faults(put(tmp_path / "all.jsonl", jsonl(single)))}
+    assert codes == {"rare_label", "blank_text"}
+
+
 def test_too_few_rows_to_cut_from(tmp_path: Path) -> None:
     assert faults(put(tmp_path / "all.jsonl", jsonl(rows(9)))) == [("too_few_rows", "train", None, None)]
     copies = [{"text": "the same", "label": str(n % 2)} for n in range(50)]

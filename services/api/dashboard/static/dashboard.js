@@ -25,15 +25,18 @@ function short(value) {
   return size !== 0 && size < 1e-3 ? value.toExponential(1).replace(".0", "") : String(+value.toPrecision(6));
 }
 
-// Returns one line per curve and series name: columns, label, color, dash. One curve has a color per name, several curves have one each.
+// Returns one line per curve and series name: columns, label, color, dash. A curve has the color of its job in a comparison, else its own. A single curve has a color per name. Dashes distinguish curves of one color.
 function linesOf(curves, names) {
   const lines = [];
+  const places = curves.map((curve, number) => (curve.column ?? number) % COLORS);
   curves.forEach((curve, number) => names.forEach((name, kind) => {
     const line = curve.series[name];
     if (!line) return;
-    const parts = [curves.length > 1 ? curve.name : "", curves.length < 2 || names.length > 1 ? LABELS[name] : ""].filter(Boolean);
-    const stroke = color("--c" + (curves.length > 1 ? number : kind) % COLORS);
-    lines.push({x: line.x, y: line.y, label: parts.join(", "), color: stroke, dash: kind ? [5, 4] : number >= COLORS ? [2, 2] : undefined, noisy: NOISY.includes(name)});
+    const alone = curves.length < 2 && curve.column === undefined;
+    const parts = [alone ? "" : curve.name, alone || names.length > 1 ? LABELS[name] : ""].filter(Boolean);
+    const earlier = places.slice(0, number).filter(place => place === places[number]).length;
+    const dash = [...(kind ? [5, 4] : []), ...(earlier ? [2, 2 * earlier] : [])];
+    lines.push({x: line.x, y: line.y, label: parts.join(", "), color: color("--c" + (alone ? kind : places[number])), dash: dash.length ? dash : undefined, noisy: NOISY.includes(name)});
   }));
   return lines;
 }
