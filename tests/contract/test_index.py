@@ -177,7 +177,7 @@ def test_index_of_the_wrong_size_is_never_used(indexes: CorpusIndexes) -> None:
     key = new_key()
     index = indexes.begin(key, "en")
     index.add(passages_of(["one", "two"]))
-    with pytest.raises(IndexMismatch, match="unique"):
+    with pytest.raises(IndexMismatch, match="its own id"):
         index.commit(3)
     index.close()
     with pytest.raises(NotFound):

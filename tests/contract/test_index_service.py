@@ -169,7 +169,7 @@ def test_task_that_shares_no_word_fails_once(harness: RetrieverHarness, api: Ret
 
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [("repeated id", "unique"), ("no parquet", "Upload"), ("truncated", "complete"), ("no text", "text")],
+    [("repeated id", "its own id"), ("no parquet", "Upload"), ("truncated", "complete"), ("no text", "text")],
 )
 def test_invalid_corpus_fails_and_is_never_searched(
     harness: RetrieverHarness, api: RetrieverClient, damage: str, message: str

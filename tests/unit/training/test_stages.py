@@ -477,5 +477,5 @@ def test_training_ends_early_if_the_encoder_is_behind(tmp_path: Path, limit: flo
 def test_early_end_needs_a_trained_classifier_and_a_linear_model() -> None:
     with pytest.raises(InvalidRecipe, match=r"joint\.task_loss must be true"):
         resolve("fast", "tiny", {"joint.stop_if_behind": 0.2, "joint.task_loss": False})
-    with pytest.raises(InvalidRecipe, match=r"Omit joint\.stop_if_behind"):
+    with pytest.raises(InvalidRecipe, match=r"Remove joint\.stop_if_behind"):
         joint_node(tiny(joint__stop_if_behind=0.2), 0, "joint.s0")
