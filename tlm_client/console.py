@@ -105,9 +105,11 @@ def resolve_job(reference: str) -> str:
 
 
 def _job_ids(references: list[str]) -> list[str]:
-    ids = list(map(resolve_job, references)) if 2 <= len(references) <= 10 else []
-    if not 2 <= len(set(ids)) == len(ids):
-        raise typer.BadParameter("The same job occurs twice." if ids else "Give two to ten jobs.")
+    if not 2 <= len(references) <= 10:
+        raise typer.BadParameter("Give two to ten jobs.")
+    ids = list(map(resolve_job, references))
+    if len(set(ids)) < len(ids):
+        raise typer.BadParameter("The same job occurs twice.")
     return ids
 
 
