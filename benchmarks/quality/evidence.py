@@ -263,8 +263,9 @@ def _cell(records: Sequence[Record]) -> str:
 
 def _cost(records: Sequence[Record], arm: str) -> str:
     """Return the mean FLOPs and seconds of a run, over tasks and seeds. Models of libraries have no FLOPs."""
-    flops = [record.flops for record in records if record.arm == arm and record.flops]
-    seconds = [record.seconds for record in records if record.arm == arm and record.seconds is not None]
+    runs = [record for task in NAMES for record in _of(records, task, arm)]  # without other splits
+    flops = [record.flops for record in runs if record.flops]
+    seconds = [record.seconds for record in runs if record.seconds is not None]
     return f"{f'{fmean(flops):.1e}' if flops else '–'}, {f'{fmean(seconds):.0f}' if seconds else '–'}"
 
 

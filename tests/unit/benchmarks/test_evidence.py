@@ -114,6 +114,8 @@ def test_cost_is_the_mean_of_all_runs() -> None:
         replace(r, flops=1e12 * (1 + r.seed)) for r in made_records({"task only": [0.5, 0.6]}) if r.seed is not None
     ]
     assert "| 1.5e+12, 1 |" in table(records)
+    other = replace(records[0], task=split_of("sciie", 0), flops=9e12)
+    assert "| 1.5e+12, 1 |" in table([*records, other]), "other splits have a table of their own"
 
 
 @pytest.mark.parametrize(("seeds", "jobs"), [(3, [(0, [0, 1, 2])]), (4, [(0, [0, 1, 2]), (1, [1, 2, 3])])])
