@@ -137,6 +137,7 @@ def test_models_are_listed_and_get_aliases(filled: tuple[Gateway, Contents]) -> 
     assert shown.has("input", name="alias", value="tickets", **{"aria-invalid": "true", "aria-describedby": "refused"})
     assert "Invalid alias 'tickets'. Expected NAME@NAME, such as reviews@production." in shown.words
     assert len([tag for tag, given in shown.tags if given.get("id") == "refused"]) == 1
+    assert browser.post("/ui/models", data={"alias": "tickets@live\n", "job": job}).status_code == 422
     unfinished = browser.post("/ui/models", data={"alias": "a@b", "job": contents.jobs["queued"]})
     assert unfinished.status_code == 409 and "Alias not set" in unfinished.text and "<h1>Models</h1>" in unfinished.text
     browser.post("/ui/models/tickets@live/delete")

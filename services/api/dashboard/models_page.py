@@ -36,7 +36,7 @@ def set_alias(
 ) -> Response:
     """Point an alias to a model. For an error, show it beside the field with the typed alias."""
     try:
-        if not re.match(ALIAS, alias):
+        if not re.fullmatch(ALIAS, alias):
             raise InvalidRequest(f"Invalid alias '{alias}'. Expected {FORMS[ALIAS]}.")
         parts.models.put_alias(tenant, alias, job)
     except TLMError as error:
