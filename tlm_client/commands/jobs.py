@@ -31,7 +31,7 @@ from tlm_client.console import (
 from tlm_client.display import Display, duration, progress_facts, time_left
 from tlm_core.errors import InvalidRequest, TLMError
 from tlm_core.jobs.states import State
-from tlm_core.wire import Job, JobEvent, JobSummary, LogLine
+from tlm_core.wire import Job, JobEvent, JobSummary, JsonObject, LogLine
 
 _QUEUED = frozenset({"job.submitted", "job.requeued", "job.resumed"})
 _REREAD_SECONDS = 10.0
@@ -91,12 +91,12 @@ def _row(job: JobSummary) -> tuple[object, ...]:
 def _notes(job: JobSummary) -> list[str]:
     """Return why the job does not run, and its error, unless a new attempt runs."""
     error = None if job.state is State.RUNNING else _error(job)
-    return [*_standing(job), *([error] if error else [])]
+    return [*_standing(job), *([str(error["message"])] if error else [])]
 
 
-def _error(job: JobSummary) -> str | None:
-    """Return the message of the last error, unless the job ended without failing."""
-    return str(job.error.get("message")) if job.error and (job.state is State.FAILED or not job.is_over) else None
+def _error(job: JobSummary) -> JsonObject | None:
+    """Return the last error, unless the job ended without failing."""
+    return job.error if job.state is State.FAILED or not job.is_over else None
 
 
 def show(job_id: JobId) -> None:
@@ -119,8 +119,8 @@ def show(job_id: JobId) -> None:
         table(("stage", "done"), [(stage.name, "yes" if stage.done else "") for stage in job.stages]),
     ]
     if error := _error(job):
-        items.append(f"{'Error' if job.is_over else 'Last error'}: {error}")
-        items += [f"Run `tlm show {job.id} --json` for the details."] if job.error and job.error.get("details") else []
+        items.append(f"{'Error' if job.is_over else 'Last error'}: {error.get('message')}")
+        items += [f"Run `tlm show {job.id} --json` for the details."] if error.get("details") else []
     if report:
         from tlm_client.summary import report_items
 
@@ -228,7 +228,8 @@ def watch_job(client: TLMClient, job_id: str) -> None:
         hint = f". Download the model with `tlm download {job.id}`" if job.spec.definition.has_model else ""
         print_items(f"{job.id} succeeded after {duration(job.seconds)}{hint}", *report_items(client.report(job.id)))
     else:
-        print_items(": ".join(filter(None, (f"{job.id} is {job.state}", _error(job)))))
+        problem = _error(job)
+        print_items(f"{job.id} is {job.state}{': ' + str(problem.get('message')) if problem else ''}")
     if job.state is not State.SUCCEEDED:
         raise typer.Exit(FAILED)
 
