@@ -7,7 +7,6 @@ writes the table into docs/results.md with a plot of scores over FLOPs, and its 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from scipy.stats import ttest_1samp  # type: ignore[import-untyped, unused-ignor
 
 from benchmarks.quality import fasttext_model, linear, pretrained
 from benchmarks.quality.data import split_of, text_folder
-from benchmarks.quality.runs import TASK_ONLY, read_json, report_of_run
+from benchmarks.quality.runs import TASK_ONLY, append_line, read_json, read_lines, report_of_run
 from benchmarks.report import remark
 from benchmarks.shared import ROOT
 from tlm_core.errors import MissingDependency
@@ -100,8 +99,7 @@ class Record:
 
 def read_records() -> list[Record]:
     """Return all records. The last one of a task, an arm and a seed replaces earlier ones."""
-    lines = RECORDS.read_text(encoding="utf-8").splitlines() if RECORDS.exists() else []
-    records = [Record(**json.loads(line)) for line in lines]
+    records = [Record(**values) for values in read_lines(RECORDS)]
     return list({(record.task, record.arm, record.seed): record for record in records}.values())
 
 
@@ -134,8 +132,7 @@ def _has(task: str, arm: str, seed: int | None) -> bool:
 
 
 def _append(record: Record) -> None:
-    with RECORDS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(record)) + "\n")
+    append_line(RECORDS, asdict(record))
 
 
 def _fixed(task: str, arm: str) -> Record:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.runs import TASK_ONLY, read_json, report_of_run
+from benchmarks.quality.runs import TASK_ONLY, append_line, read_json, read_lines, report_of_run
 from benchmarks.report import remark
 from tlm_core.errors import NotFound
 from tlm_core.training.recipe import resolve
@@ -64,13 +63,11 @@ def tuned(task: str) -> dict[str, Any]:
 
 
 def _validation(task: str, rate: float, epochs: int) -> float:
-    lines = TRIALS.read_text(encoding="utf-8").splitlines() if TRIALS.exists() else []
-    for trial in (Trial(**json.loads(line)) for line in lines):
+    for trial in (Trial(**values) for values in read_lines(TRIALS)):
         if (trial.task, trial.rate, trial.epochs) == (task, rate, epochs):
             return trial.validation
     recipe = resolve("fast", "tiny", minilm_overrides(rate, epochs))
     folder = report_of_run(task, f"minilm lr={rate:g} epochs={epochs}", recipe, [0])
     score: float = read_json(folder / "report.json")["models"]["encoder"]["mean"]["validation"]["macro_f1"]
-    with TRIALS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(Trial(task, rate, epochs, score))) + "\n")
+    append_line(TRIALS, asdict(Trial(task, rate, epochs, score)))
     return score

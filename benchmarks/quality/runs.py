@@ -157,6 +157,17 @@ def _run_node(node: Node, folders: Mapping[str, Path], tasks: Sequence[Path], ou
     (out / META).write_text(json.dumps(meta), encoding="utf-8")
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects in a file of JSON lines; none if it does not exist."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def append_line(path: Path, values: Mapping[str, Any]) -> None:
+    """Append an object to a file of JSON lines."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(values) + "\n")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
