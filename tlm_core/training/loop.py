@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -190,23 +190,34 @@ class Trainer:
         return min(1.0, self.state.progress(self.budget) + half[self.budget.unit] / self.budget.amount)
 
     def _launch(self, loaded: Loaded, stop: bool) -> Step:
-        """Compute the gradient, summed over all workers, and update the weights if it is finite.
-
-        A GPU computes this while the host continues.
-        """
+        """Start the computation of a step. A GPU computes it while the host continues."""
         batch, before = loaded.batch, self.state.micro_rows
         rate = learning_rate(self._midway(batch), self.optimizer.recipe.warmup)
         if loaded.rows > before:  # loaded before memory ran out
             loaded = self._load(batch)
-        while (sums := self._own_gradient(loaded)) is None:
+        while True:
+            controls = to_device((rate, float(stop), float(self.state.micro_rows < before)), self.device)
+            if self.model.shape.dropout:
+                torch.manual_seed(seed_of(self.ctx.params.seed, f"dropout {self.state.step} {self.workers.rank}"))
+            values = self._passes.run(self._compute, loaded, controls)
+            if values is not None:
+                return Step(self.state.step, batch, rate, self._own_flops(loaded), *to_host(values))
             self._halve_rows(batch)
             loaded = self._load(batch)
-        buffers = self.optimizer.buffers
-        buffers.set_totals(sums, stop=stop, shrunk=self.state.micro_rows < before)
-        self._passes.reduce(batch, buffers)
+
+    def _compute(self, loaded: Loaded, controls: Tensor) -> Tensor | None:
+        """Compute the gradient, summed over all workers, and update the weights if it is finite.
+
+        controls: [rate, stop, shrunk]. Return `Totals` and the gradient's norm; None if memory ran out.
+        """
+        sums, buffers = self._own_gradient(loaded), self.optimizer.buffers
+        if sums is None:
+            return None
+        buffers.set_totals(sums, controls[1:])
+        self._passes.reduce(loaded.batch, buffers)
         values = torch.cat((buffers.totals, self.optimizer.clip()[None]))
-        self.optimizer.step(rate, batch.active, values.isfinite().all())
-        return Step(self.state.step, batch, rate, self._own_flops(loaded), *to_host(values))
+        self.optimizer.step(controls[0], loaded.batch.active, values.isfinite().all())
+        return values
 
     def _results(self, steps: deque[tuple[Step, int, float]], late: int) -> list[Result]:
         """Remove the oldest steps until `late` remain. Record and return their results. Raises NonFiniteLoss."""
@@ -232,8 +243,6 @@ class Trainer:
     def _own_gradient(self, loaded: Loaded) -> Tensor | None:
         """Compute this worker's part of the gradient. Return its loss sums, or None if memory ran out."""
         self.optimizer.zero_grad()
-        if self.model.shape.dropout:
-            torch.manual_seed(seed_of(self.ctx.params.seed, f"dropout {self.state.step} {self.workers.rank}"))
         try:
             return self._passes.gradient(loaded)
         except RuntimeError as error:
@@ -338,6 +347,13 @@ class Trainer:
         point = self.state.points[-1] if self.state.points else {}
         metrics = {name: point.get(name) for name in ("mlm", "task")}
         self.ctx.checkpoints.save(write, step=self.state.step, metrics=metrics)
+
+
+def to_device(values: Sequence[float], device: torch.device) -> Tensor:
+    """Return the values as a tensor on the device, without waiting for it."""
+    if device.type == "cpu":
+        return torch.tensor(values, dtype=torch.float64)
+    return torch.tensor(values, pin_memory=True).to(device, non_blocking=True)
 
 
 def to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:

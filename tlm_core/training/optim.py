@@ -131,11 +131,10 @@ class Buffers:
                 self.sections.append(Section(key, _part(name), start, stop, block, decay))
             start = stop
 
-    def set_totals(self, losses: Tensor, *, stop: bool, shrunk: bool) -> None:
-        """Set this worker's values of `totals`. losses: sums, [mlm, task]."""
+    def set_totals(self, losses: Tensor, flags: Tensor) -> None:
+        """Set this worker's values of `totals`. losses: sums, [mlm, task]. flags: [stop, shrunk], 0 or 1."""
         self.totals[:2] = losses
-        self.totals[2] = float(stop)
-        self.totals[3] = float(shrunk)
+        self.totals[2:] = flags
 
 
 class FlatOptimizer:
@@ -213,22 +212,26 @@ class FlatOptimizer:
         """Scale the gradient down to the recipe's limit. Return the norm before scaling, on the device."""
         gradient, limit = self.buffers.gradient[:-EXTRAS], self.recipe.clip
         norm = gradient.norm()
-        if limit is not None and (norm.is_cuda or norm > limit):  # a GPU's host would wait to compare
-            gradient.mul_((limit / norm.double()).clamp(max=1.0))
+        if limit is None:
+            return norm
+        if norm.is_cuda:  # the host would wait to compare; a factor of another type would slow the product down
+            gradient.mul_((limit / norm).clamp(max=1.0))
+        elif norm > limit:
+            gradient.mul_(limit / norm.double())
         return norm
 
-    def step(self, rate: float, active: Iterable[str], finite: Tensor | None = None) -> None:
+    def step(self, rate: float | Tensor, active: Iterable[str], finite: Tensor | None = None) -> None:
         """Update the active parts at `rate` times the peak learning rates, unless `finite` is False.
 
-        A GPU reads the flag itself, so that the host does not wait for it.
+        A GPU reads both tensors itself, so that the host does not wait for them.
         """
         if finite is not None and finite.is_cuda:
             self.update(rate, active, skip=(~finite).float())
         elif finite is None or finite:
-            self.update(rate, active)
+            self.update(float(rate), active)
 
     @torch.no_grad()
-    def update(self, rate: float, active: Iterable[str], skip: Tensor | None = None) -> None:
+    def update(self, rate: float | Tensor, active: Iterable[str], skip: Tensor | None = None) -> None:
         """Update the active parts, and the copies of their weights. skip: 1 leaves all unchanged; 0 acts as None."""
         parts = set(active)
         for section in self._sections:
@@ -239,7 +242,7 @@ class FlatOptimizer:
                     here = slice(section.start, section.stop)
                     self._copy[here].copy_(self.buffers.value[here])
 
-    def _adamw_step(self, section: Section, rate: float, skip: Tensor | None) -> None:
+    def _adamw_step(self, section: Section, rate: float | Tensor, skip: Tensor | None) -> None:
         """Update a whole section by AdamW (Loshchilov and Hutter 2019).
 
         It calls the kernel without `torch.optim`, whose import costs each worker seconds.
@@ -265,15 +268,14 @@ class FlatOptimizer:
         if skip is not None:
             moments["step"] -= skip
 
-    def _muon_step(self, section: Section, rate: float, skip: Tensor | None) -> None:
+    def _muon_step(self, section: Section, rate: float | Tensor, skip: Tensor | None) -> None:
         """Update a section by Muon: orthogonalized momentum, with a step that depends on the matrix's shape."""
         assert section.block is not None
         gradient = self.buffers.gradient[section.start : section.stop]
         value = self.buffers.value[section.start : section.stop]
         momentum, lr = self._moments[section.name]["momentum"], rate * self.recipe.muon_lr
-        share: float | Tensor = 1.0
         if skip is not None:  # the momentum stays unchanged, as do the weights below
-            gradient, share = torch.where(skip.bool(), momentum, gradient), 1.0 - skip
+            gradient, lr = torch.where(skip.bool(), momentum, gradient), lr * (1.0 - skip)
         momentum.lerp_(gradient, 1 - MOMENTUM)
         matrices = gradient.lerp(momentum, MOMENTUM).view(-1, *section.block)
         if self._workers is None:
@@ -281,10 +283,12 @@ class FlatOptimizer:
         else:
             update = orthogonalize_shares(matrices, self._products, self._workers)
         rows, columns = section.block
-        value.mul_(1 - lr * self.recipe.weight_decay * share)
-        if skip is not None:
-            update = update * share
-        value.add_(update.reshape(-1), alpha=-lr * max(1.0, rows / columns) ** 0.5)
+        value.mul_(1 - lr * self.recipe.weight_decay)
+        scale = lr * max(1.0, rows / columns) ** 0.5
+        if isinstance(scale, Tensor):
+            value.addcmul_(update.reshape(-1), scale, value=-1)
+        else:
+            value.add_(update.reshape(-1), alpha=-scale)
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that the optimizer carries from step to step, by name."""

@@ -43,6 +43,10 @@ class Loaded:
     flops: float | None = None
 
 
+# A step: (batch, numbers on the device) → numbers on the device, or None if memory ran out.
+Compute = Callable[[Loaded, Tensor], Tensor | None]
+
+
 class Passes(Protocol):
     """Computes gradients. ahead: batches to load in the background; late: steps until their results are read."""
 
@@ -66,6 +70,10 @@ class Passes(Protocol):
 
     def reduce(self, batch: Batch, buffers: Buffers) -> None:
         """Sum gradient and totals over all workers."""
+        ...
+
+    def run(self, compute: Compute, loaded: Loaded, controls: Tensor) -> Tensor | None:
+        """Return the result of `compute(loaded, controls)`, which may have been recorded in an earlier step."""
         ...
 
 
@@ -94,6 +102,9 @@ class RowPasses:
 
     def reduce(self, batch: Batch, buffers: Buffers) -> None:  # noqa: ARG002
         self.workers.sum(buffers.gradient)
+
+    def run(self, compute: Compute, loaded: Loaded, controls: Tensor) -> Tensor | None:
+        return compute(loaded, controls)
 
 
 def gpu_passes(

@@ -27,7 +27,6 @@ from tlm_core.training.prepared import Batch
 
 # Matrix kernels are fastest for sizes that are multiples of this number.
 MULTIPLE = 128
-TOKENS_OF_SEQUENCE = 8  # a part has room for one document per this many tokens
 IGNORED = -100  # the target that PyTorch's cross-entropy leaves out
 
 
@@ -56,12 +55,16 @@ def up(count: float, multiple: int) -> int:
     return -int(-count // multiple) * multiple
 
 
+def rounded(count: int) -> int:
+    """Return one of few numbers that is at least `count` and at most a quarter larger."""
+    return up(count, max(1, 2 ** ((count - 1).bit_length() - 3)))
+
+
 @dataclass(frozen=True)
 class Sizes:
     """The sizes of a part. longest: maximum tokens of a sequence."""
 
     tokens: int
-    sequences: int
     masked: int
     longest: int
 
@@ -69,7 +72,17 @@ class Sizes:
     def of(cls, rows: int, length: int, mask_rate: float) -> Sizes:
         """Return the sizes for the tokens of `rows` rows of `length`. mask_rate: the highest of the run."""
         tokens = rows * length
-        return cls(tokens, rows + up(tokens / TOKENS_OF_SEQUENCE, 8), up(tokens * mask_rate, MULTIPLE), length)
+        return cls(tokens, up(tokens * mask_rate, MULTIPLE), length)
+
+    def sequences(self, documents: int, before: int = 0) -> int:
+        """Return the sequences of a part for `documents` documents: `before` if it suffices, else more than it needs.
+
+        Each number is compiled, so a run needs few. But attention takes time for empty sequences too.
+        """
+        unlabeled = -(-self.tokens // self.longest)
+        if documents + unlabeled <= before:
+            return before
+        return rounded(documents + documents // 4) + unlabeled
 
 
 def rows_of_part(rows: int, most: int) -> int:
@@ -77,8 +90,7 @@ def rows_of_part(rows: int, most: int) -> int:
 
     The result is rounded up to one of few sizes, because the graph of each size is compiled.
     """
-    even = -(-rows // -(-rows // most))
-    return min(most, up(even, max(1, 2 ** ((even - 1).bit_length() - 3))))
+    return min(most, rounded(-(-rows // -(-rows // most))))
 
 
 @dataclass(frozen=True)
@@ -111,40 +123,49 @@ class Documents:
         labeled = np.isin(np.arange(len(ends)), place)
         return cls(batch, batch.tokens[real], rows.types[real], targets, ends, masks, labels, labeled)
 
-    def parts(self, sizes: Sizes) -> Iterator[Part]:
-        """Yield parts of whole documents, each as full as possible. Raises ValueError if a document is too large."""
-        first, room = 0, sizes.sequences - -(-sizes.tokens // sizes.longest)
+    def parts(self, sizes: Sizes, before: int = 0) -> list[Part]:
+        """Return parts of whole documents, each as full as possible. before: the number of sequences of earlier parts.
+
+        Raises ValueError if a document is too large.
+        """
+        spans = list(self._spans(sizes))
+        sequences = sizes.sequences(max(last - first for first, last in spans), before)
+        return [self._part(first, last, sizes, sequences) for first, last in spans]
+
+    def _spans(self, sizes: Sizes) -> Iterator[tuple[int, int]]:
+        """Yield the documents [first, last) of each part."""
+        first = 0
         while first < len(self.ends):
             tokens, masked = (int(sums[first - 1]) if first else 0 for sums in (self.ends, self.masks))
             last = min(
-                first + room,
                 int(np.searchsorted(self.ends, tokens + sizes.tokens, side="right")),
                 int(np.searchsorted(self.masks, masked + sizes.masked, side="right")),
             )
             if last == first:
                 raise ValueError(f"Document {first} does not fit in one part. The sizes of a part: {sizes}.")
-            yield self._part(first, last, tokens, sizes)
+            yield first, last
             first = last
 
-    def _part(self, first: int, last: int, start: int, sizes: Sizes) -> Part:
-        """Return documents [first, last), which begin at token `start`."""
+    def _part(self, first: int, last: int, sizes: Sizes, sequences: int) -> Part:
+        """Return documents [first, last) as a part of `sequences` sequences."""
+        start = int(self.ends[first - 1]) if first else 0
         used = slice(start, int(self.ends[last - 1]))
         rest = np.append(np.arange(used.stop - start, sizes.tokens, sizes.longest)[1:], sizes.tokens)
         begins = np.concatenate(([0], self.ends[first:last] - start, rest))
-        begins = filled(begins, sizes.sequences + 1, sizes.tokens)
+        begins = filled(begins, sequences + 1, sizes.tokens)
         places = np.flatnonzero(self.targets[used] != NOT_MASKED)
         batch = self.batch
         return Part(
             tokens=ints(filled(self.tokens[used], sizes.tokens, 0)),
             types=ints(filled(self.types[used], sizes.tokens, 0)),
-            sequence=ints(np.repeat(np.arange(sizes.sequences), np.diff(begins))),
+            sequence=ints(np.repeat(np.arange(sequences), np.diff(begins))),
             begins=ints(begins),
             masked=ints(filled(places, sizes.masked, 0)),
             targets=ints(filled(self.targets[used][places], sizes.masked, IGNORED)),
             labels=torch.from_numpy(
-                filled(self.labels[first:last], sizes.sequences, IGNORED if self.labels.dtype.kind == "i" else 0)
+                filled(self.labels[first:last], sequences, IGNORED if self.labels.dtype.kind == "i" else 0)
             ),
-            labeled=torch.from_numpy(filled(self.labeled[first:last], sizes.sequences, False)),
+            labeled=torch.from_numpy(filled(self.labeled[first:last], sequences, False)),
             shares=torch.tensor(batch.shares),
         )
 
@@ -204,7 +225,8 @@ class StreamKernels:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=visible).transpose(0, 1)
 
     def gated(self, x: Tensor, weight: Tensor) -> Tensor:
-        value, gate = F.linear(x, weight).chunk(2, dim=-1)
+        # Two products, because the gradient of one would be copied together from two halves.
+        value, gate = (F.linear(x, half) for half in weight.chunk(2))
         return F.gelu(value) * gate
 
 
@@ -214,50 +236,52 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos + torch.cat((-right, left), dim=-1) * sin).to(x.dtype)
 
 
-def through_layers(
-    model: TaskModel, part: Part, longest: int, x: Tensor | None = None, start: int = 0, stop: int | None = None
-) -> Tensor:
-    """Return the output of layers [start, stop) of the encoder. x: the input of layer `start`; None embeds the part."""
-    encoder = model.encoder
-    positions = torch.arange(len(part.tokens), device=part.tokens.device) - part.begins[part.sequence]
-    if x is None:
-        x = encoder.embed(part.tokens, positions, part.types, encoder.tokens.weight.dtype)
-    return encoder.through(x, list(_kernels(model.shape, part, positions, longest)), start, stop)
+class StreamLayers(nn.Module):
+    """Some layers of a model's encoder over a part. longest: maximum tokens of a sequence."""
 
-
-def _kernels(shape: Shape, part: Part, positions: Tensor, longest: int) -> Iterator[Kernels]:
-    rotations = {
-        theta: (cos[positions][:, None], sin[positions][:, None])
-        for theta, (cos, sin) in rotations_of(shape, positions.device, torch.float32, longest).items()
-    }
-    for window, theta in layer_rules(shape):
-        yield StreamKernels(part.sequence, part.begins, longest, window, rotations.get(theta))
-
-
-class StreamStart(nn.Module):
-    """The first layers of a model, as a graph of their own: its backward pass begins when that of the rest ends."""
-
-    def __init__(self, model: TaskModel, longest: int, layers: int) -> None:
+    def __init__(self, model: TaskModel, longest: int) -> None:
         super().__init__()
         self.model = model
         self._longest = longest
+        # Not in `forward`: compiled kernels would compute a cosine again for each element that they rotate.
+        self._rotations = rotations_of(model.shape, model.encoder.tokens.weight.device, torch.float32, longest)
+
+    def through(self, part: Part, x: Tensor | None, start: int, stop: int | None) -> Tensor:
+        """Return the output of layers [start, stop). x: the input of layer `start`; None embeds the part."""
+        encoder = self.model.encoder
+        positions = torch.arange(len(part.tokens), device=part.tokens.device) - part.begins[part.sequence]
+        if x is None:
+            x = encoder.embed(part.tokens, positions, part.types, encoder.tokens.weight.dtype)
+        return encoder.through(x, list(self._kernels(part, positions)), start, stop)
+
+    def _kernels(self, part: Part, positions: Tensor) -> Iterator[Kernels]:
+        rotations = {
+            theta: (cos[positions][:, None], sin[positions][:, None]) for theta, (cos, sin) in self._rotations.items()
+        }
+        for window, theta in layer_rules(self.model.shape):
+            yield StreamKernels(part.sequence, part.begins, self._longest, window, rotations.get(theta))
+
+
+class StreamStart(StreamLayers):
+    """The first layers of a model, as a graph of their own: its backward pass begins when that of the rest ends."""
+
+    def __init__(self, model: TaskModel, longest: int, layers: int) -> None:
+        super().__init__(model, longest)
         self._layers = layers
 
     def forward(self, part: Part) -> Tensor:
-        return through_layers(self.model, part, self._longest, stop=self._layers)
+        return self.through(part, None, 0, self._layers)
 
 
-class StreamLoss(nn.Module):
+class StreamLoss(StreamLayers):
     """The losses of a part with the weights of a model. A caller may substitute weights of another type.
 
     start: the number of layers that a `StreamStart` computes.
     """
 
     def __init__(self, model: TaskModel, loss: str, longest: int, start: int = 0) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model, longest)
         self._loss = LOSSES[loss]
-        self._longest = longest
         self._start = start
 
     def forward(
@@ -267,7 +291,7 @@ class StreamLoss(nn.Module):
 
         mlm, task: which losses to compute. x: the output of the first layers.
         """
-        hidden = through_layers(self.model, part, self._longest, x, self._start)
+        hidden = self.through(part, x, self._start, None)
         zero = torch.zeros((), device=hidden.device)
         sums = torch.stack(
             (

@@ -15,12 +15,11 @@ from tlm_core.training.memory import MICRO_ROWS, largest_rows
 from tlm_core.training.model import TaskModel
 from tlm_core.training.objective import Workers, own_rows
 from tlm_core.training.optim import Buffers, FlatOptimizer
-from tlm_core.training.passes import Loaded
+from tlm_core.training.passes import Compute, Loaded
 from tlm_core.training.prepared import Batch
+from tlm_core.training.replays import Replays
 from tlm_core.training.stream import Documents, Part, Sizes, StreamLoss, StreamStart, launched_flops, rows_of_part
 
-# In parts of at most this many tokens, launching kernels takes longer than running them, so a CUDA graph replays them.
-GRAPH_TOKENS = 16_384
 # The number of part sizes that one run may compile. A run needs few (`rows_of_part`).
 GRAPHS = 64
 USABLE = 0.9  # of a GPU's free memory
@@ -64,7 +63,10 @@ class StreamPasses:
         self._first = StreamStart(self.model, shape.max_length, first) if first else None
         self._module = StreamLoss(self.model, self.loss, shape.max_length, first)
         self._leaves = self.optimizer.leaves(torch.bfloat16 if self.precision == "bf16" else torch.float32)
-        self._graphs: dict[tuple[int, bool, bool], Run] = {}  # by tokens and losses
+        self._sequences: dict[tuple[int, bool, bool], int] = {}  # of parts, by tokens and losses
+        self._compiled: Run | None = None
+        self._seen: set[tuple[object, ...]] = set()  # the forms of parts that are compiled
+        self._replays = Replays(self.device) if self.device.type == "cuda" and self.workers.size == 1 else None
         self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._buckets: Buckets | None = None
         self._reducing = False  # whether a backward pass is the last one of a step
@@ -105,7 +107,9 @@ class StreamPasses:
         needed = -(-len(documents.tokens) // length)
         sizes = Sizes.of(rows_of_part(needed, rows), length, self.mask_rate)
         weights = None if batch.class_weights is None else torch.from_numpy(batch.class_weights)
-        drawn = list(documents.parts(sizes))
+        form = (sizes.tokens, *kinds(batch))
+        drawn = documents.parts(sizes, self._sequences.get(form, 0))
+        self._sequences[form] = len(drawn[0].begins) - 1
         flops = sum(launched_flops(self.model.shape, part, *kinds(batch)) for part in drawn)
         with torch.cuda.stream(self._side):
             parts = tuple(Part(*map(self._sent, part)) for part in drawn)
@@ -123,10 +127,16 @@ class StreamPasses:
             PULSE.advance()
             self._reducing = self._buckets is not None and part is loaded.parts[-1]
             try:
-                total += self._add(loaded, part, self._graph(part, loaded.batch) if self.compiled else self._run)
+                total += self._add(loaded, part, self._faster(part, loaded.batch) if self.compiled else self._run)
             finally:
                 self._reducing = False
         return total
+
+    def run(self, compute: Compute, loaded: Loaded, controls: Tensor) -> Tensor | None:
+        if self._replays is None:
+            return compute(loaded, controls)
+        self._wait(loaded)
+        return self._replays(compute, loaded, controls)
 
     def reduce(self, batch: Batch, buffers: Buffers) -> None:
         if self._buckets is not None:
@@ -142,7 +152,10 @@ class StreamPasses:
         pairs = zip(leaves, torch.autograd.grad(loss, list(leaves.values()), allow_unused=True), strict=True)
         used = {name: gradient for name, gradient in pairs if gradient is not None}
         if used and not self._reducing:
-            torch._foreach_add_([self.model.get_parameter(name).grad for name in used], list(used.values()))
+            totals = [self.model.get_parameter(name).grad for name in used]
+            # A copy of all tensors is one kernel. A sum of two types is a kernel for each tensor.
+            combine = torch._foreach_copy_ if part is loaded.parts[0] else torch._foreach_add_
+            combine(totals, list(used.values()))
         return sums
 
     def _complete(self, name: str, gradient: Tensor) -> None:
@@ -167,26 +180,23 @@ class StreamPasses:
         result: tuple[Tensor, Tensor] = torch.func.functional_call(self._module, _of_model(leaves), arguments)
         return result
 
-    def _graph(self, part: Part, batch: Batch) -> Run:
+    def _faster(self, part: Part, batch: Batch) -> Run:
         """Return the compiled `_run`. PyTorch stores compiled code on this machine's disk, for later runs."""
-        key, replayed = (len(part.tokens), *kinds(batch)), False
-        if self.device.type == "cuda" and len(part.tokens) <= GRAPH_TOKENS:
-            replayed = True
-            torch.compiler.cudagraph_mark_step_begin()
-        if key not in self._graphs:
-            PULSE.cool_down()  # compiling takes as long as many steps
+        if self._compiled is None:
             torch._dynamo.config.recompile_limit = GRAPHS
-            for leaf in self._leaves.values():
-                torch._dynamo.mark_static_address(leaf)  # else a CUDA graph copies all weights
-            self._graphs[key] = self._compiled({"triton.cudagraphs": replayed})
-        return self._graphs[key]
+            self._compiled = self._compile()
+        form = (len(part.tokens), len(part.begins), *kinds(batch))
+        if form not in self._seen:
+            PULSE.cool_down()  # compiling takes as long as many steps
+            self._seen.add(form)
+        return self._compiled
 
-    def _compiled(self, options: dict[str, str | int | bool | Callable[..., object]]) -> Run:
+    def _compile(self) -> Run:
         """Compile `_run` as one graph; with several workers, as one graph of the first layers and one of the rest."""
         if self._first is None:
-            return torch.compile(self._run, fullgraph=True, dynamic=False, options=options)
-        begin = torch.compile(self._begin, fullgraph=True, dynamic=False, options=options)
-        rest = torch.compile(self._rest, fullgraph=True, dynamic=False, options=options)
+            return torch.compile(self._run, fullgraph=True, dynamic=False)
+        begin = torch.compile(self._begin, fullgraph=True, dynamic=False)
+        rest = torch.compile(self._rest, fullgraph=True, dynamic=False)
         return lambda leaves, part, *how: rest(leaves, part, *how, begin(leaves, part))
 
     def _wait(self, loaded: Loaded) -> None:

@@ -49,12 +49,16 @@ def test_variable_length_attention_matches_the_dense_form(window: int | None) ->
     torch.testing.assert_close(gradient.float(), reference, rtol=2e-2, atol=5e-2)
 
 
-@pytest.mark.parametrize("architecture", ["modernbert", "bert"])
-def test_twenty_compiled_steps_have_the_losses_of_a_cpu(architecture: str, tmp_path: Path) -> None:
-    over = {**SIZE, "steps": 20, "joint__rho1": 3, "model__architecture": architecture}
+@pytest.mark.parametrize(("architecture", "compiled"), [("modernbert", True), ("bert", True), ("modernbert", False)])
+def test_twenty_steps_have_the_losses_of_a_cpu(architecture: str, compiled: bool, tmp_path: Path) -> None:
+    over: dict[str, Any] = {**SIZE, "steps": 20, "joint__rho1": 3, "model__architecture": architecture}
     trainer = trainer_of(tmp_path / "gpu", **over)
     assert isinstance(trainer.passes, StreamPasses) and trainer.passes.compiled
+    trainer.passes.compiled = compiled
     ours, _ = scattered(trainer).run()
+    assert trainer.passes._replays is not None
+    recordings = trainer.passes._replays._recordings.values()
+    assert sum(recording is not None for recording in recordings) >= 2, "one for each kind of batch"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tlm_core.training.encoder_stages.pick_device", lambda: torch.device("cpu"))
         plain = trainer_of(tmp_path / "cpu", **{**over, "precision": "fp32"})
@@ -102,6 +106,8 @@ def test_values_reach_the_host_without_waiting() -> None:
 def test_out_of_memory_halves_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     over = {**SIZE, "model__hidden": 512, "model__intermediate": 2048, "joint__batch_rows": 512}
     trainer = trainer_of(tmp_path, 2, **over)
+    assert isinstance(trainer.passes, StreamPasses)
+    trainer.passes.compiled = False  # each smaller part would be compiled
     monkeypatch.setattr(StreamPasses, "first_rows", lambda *_: 512)
     used = torch.cuda.memory_allocated() + 300_000_000
     torch.cuda.set_per_process_memory_fraction(used / torch.cuda.get_device_properties(GPU).total_memory)

@@ -107,10 +107,9 @@ def test_parts_hold_each_document_once_and_have_equal_sizes(tmp_path: Path) -> N
     for step, rows in itertools.product((0, 1), (1, 2, 64)):
         batch = batches(step, 0.0)
         expected = sizes(batch, rows)
-        parts = list(Documents.of(batch).parts(expected))
-        assert {(len(part.tokens), len(part.begins) - 1, len(part.masked)) for part in parts} == {
-            (expected.tokens, expected.sequences, expected.masked)
-        }
+        parts = Documents.of(batch).parts(expected)
+        assert {(len(part.tokens), len(part.masked)) for part in parts} == {(expected.tokens, expected.masked)}
+        assert len({len(part.begins) for part in parts}) == 1
         masked = np.concatenate([part.targets[part.targets >= 0].numpy() for part in parts])
         assert np.array_equal(masked, batch.targets[batch.targets != NOT_MASKED])
         assert sum(int(part.labeled.sum()) for part in parts) == batch.documents
@@ -142,14 +141,23 @@ def test_each_worker_builds_its_passages_alone(tmp_path: Path) -> None:
 def test_full_rows_fill_parts_of_exact_masks(tmp_path: Path) -> None:
     _, batches = setup(tmp_path, joint__mask_rate=0.3)
     batch = batches(0, 0.0)
-    parts = list(Documents.of(batch).parts(Sizes.of(2, batch.tokens.shape[1], 0.3)))
+    parts = Documents.of(batch).parts(Sizes.of(2, batch.tokens.shape[1], 0.3))
     assert len(parts) == len(batch.rows) / 2, "passages leave no token of a part empty"
 
 
 def test_document_that_exceeds_a_part_is_an_error(tmp_path: Path) -> None:
     _, batches = setup(tmp_path)
     with pytest.raises(ValueError, match="Document 0 does not fit in one part"):
-        next(Documents.of(batches(0, 0.0)).parts(Sizes(1, 8, 128, 48)))
+        Documents.of(batches(0, 0.0)).parts(Sizes(1, 128, 48))
+
+
+@pytest.mark.parametrize(
+    ("documents", "before", "expected"),
+    [(1, 0, 1), (6, 0, 7), (7, 0, 8), (7, 11, 8), (8, 11, 8), (9, 11, 12), (60, 0, 80), (560, 0, 768)],
+)
+def test_parts_have_few_numbers_of_sequences(documents: int, before: int, expected: int) -> None:
+    sizes = Sizes(tokens=100, masked=128, longest=48)
+    assert sizes.sequences(documents, before) == expected + 3, "three sequences can fill 100 tokens"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,89 @@
+"""Whole steps as CUDA graphs: the kernels of a small step run faster than the host can launch them one by one."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tlm_core.pulse import PULSE
+from tlm_core.training.device import out_of_memory
+from tlm_core.training.passes import Compute, Loaded
+from tlm_core.training.stream import Part
+
+_log = logging.getLogger(__name__)
+
+# In larger steps, the kernels run longer than it takes to launch them.
+REPLAYED_TOKENS = 16_384
+# Recordings of one run. A run needs few, see `stream.rows_of_part` and `stream.Sizes.sequences`.
+RECORDINGS = 16
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recorded step. inputs: the tensors that it reads. values: where it writes its result."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: list[Tensor]
+    values: Tensor
+
+
+class Replays:
+    """Runs steps of one part. It records the second step of each form as a CUDA graph, and replays it from then on.
+
+    The first step of a form runs as usual, because it compiles code and shows whether memory suffices.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._recordings: dict[tuple[object, ...], Recording | None] = {}
+        self._pool = torch.cuda.graph_pool_handle()  # one, because recordings never run at the same time
+        self._enabled = True
+
+    def __call__(self, compute: Compute, loaded: Loaded, controls: Tensor) -> Tensor | None:
+        """Return the result of `compute`. A later step overwrites it."""
+        if not self._enabled or len(loaded.parts) != 1 or len(loaded.parts[0].tokens) > REPLAYED_TOKENS:
+            return compute(loaded, controls)
+        inputs = [*loaded.parts[0], controls]
+        if loaded.class_weights is not None:
+            inputs.append(loaded.class_weights)
+        batch = loaded.batch
+        form = (*(tensor.shape for tensor in inputs), batch.mlm_weight > 0, batch.task_weight > 0)
+        if form not in self._recordings:
+            if len(self._recordings) < RECORDINGS:
+                self._recordings[form] = None
+            return compute(loaded, controls)
+        recording = self._recordings[form] or self._record(compute, loaded, inputs)
+        if recording is None:
+            return compute(loaded, controls)
+        self._recordings[form] = recording
+        PULSE.advance()
+        for target, source in zip(recording.inputs, inputs, strict=True):
+            target.copy_(source)
+        recording.graph.replay()
+        return recording.values
+
+    def _record(self, compute: Compute, loaded: Loaded, inputs: list[Tensor]) -> Recording | None:
+        """Record a step without running it. Return None, and record no more steps, if memory runs out."""
+        own = [tensor.clone() for tensor in inputs]
+        count = len(Part._fields)
+        weights = None if loaded.class_weights is None else own[-1]
+        # Without an event: the copy of the inputs waits for the batch.
+        step = replace(loaded, parts=(Part(*own[:count]),), class_weights=weights, ready=None)
+        graph, values, ran_out = torch.cuda.CUDAGraph(), None, False
+        try:
+            # Another thread loads batches meanwhile. "thread_local" allows this.
+            with torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
+                values = compute(step, own[count])
+                ran_out = values is None
+        except RuntimeError as error:
+            if not ran_out and not out_of_memory(error):
+                raise
+        if values is None:
+            _log.warning("The GPU's memory is too small to record the steps, so they are slower.")
+            self._enabled = False
+            self._recordings.clear()
+            return None
+        return Recording(graph, own, values)
