@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, tee
@@ -38,8 +37,9 @@ def predict_file(
     """Copy a file with additional columns `prediction` and `probability`, and return the number of rows.
 
     The copy is JSON Lines if the file has JSON, else CSV in UTF-8. It appears when it is complete. A blank text gets an
-    empty prediction. text_column: by default that of the model's dataset, else `text` or the only column. on_row:
-    receives the number of rows so far. notify: receives how the file is read, and the number of blank texts.
+    empty prediction. text_column, pair_column: by default those of the model's dataset, if the file has them; else the
+    text is the only column or `text`. on_row: receives the number of rows so far. notify: receives how the file is
+    read, and the number of blank texts.
 
     Raises InvalidRequest for a missing file, an invalid row or a missing column, and what TLMClient.predict raises.
     """
@@ -48,7 +48,9 @@ def predict_file(
         raise InvalidRequest(f"The folder {target.parent} does not exist. Create it, or write to another folder.")
     table = TableFile(source, Findings(str(source), stop_at=1, notify=notify))
     columns, records = _open(table)
-    text = text_column or _default_column(client, model, columns)
+    known = _dataset_columns(client, model)
+    text = text_column or _default_text(known.get("text"), columns)
+    pair_column = pair_column or (known.get("text_pair") if known.get("text_pair") in columns else None)
     _check_columns(table, columns, {"--text-column": text, "--pair-column": pair_column})
     rows, texts, pairs = tee(_rows(table, records, [text, pair_column] if pair_column else [text]), 3)
     predictions = client.predict_many(
@@ -87,17 +89,22 @@ def _open(table: TableFile) -> tuple[Sequence[str], Iterator[Record]]:
     return opened.names or [key for _, row in first for key in row], chain(first, records)
 
 
-def _default_column(client: TLMClient, model: str, columns: Sequence[str]) -> str:
-    """Return the text column of the model's dataset if the file has it, else the only column, else `text`."""
+def _dataset_columns(client: TLMClient, model: str) -> Mapping[str, str | None]:
+    """Return the columns of the model's dataset: `text`, `text_pair` and `label`. Empty if the dataset is deleted."""
+    job = model
+    if "@" in model:  # an alias
+        job = next((finished.job for finished in client.models() if model in finished.aliases), model)
     try:
-        dataset = client.dataset(client.job(model).dataset_id)
-        notes = "\n".join(client.dataset_report(dataset.id).get("notes", []))
-    except NotFound:  # The dataset is deleted, or `model` is an alias.
-        known: object = None
-    else:
-        inferred = re.search(r"^text: column '(.+?)'(?:,| has)", notes, re.MULTILINE)
-        known = dataset.options.get("text_column") or (inferred and inferred[1])
-    return str(known) if known in columns else columns[0] if len(columns) == 1 else "text"
+        return client.dataset_report(client.job(job).dataset_id).get("columns") or {}
+    except NotFound:
+        return {}
+
+
+def _default_text(known: str | None, columns: Sequence[str]) -> str:
+    """Return the text column of the model's dataset if the file has it, else the only column, else `text`."""
+    if known in columns:
+        return str(known)
+    return columns[0] if len(columns) == 1 else "text"
 
 
 def _check_columns(table: TableFile, columns: Sequence[str], needed: Mapping[str, str | None]) -> None:

@@ -10,8 +10,9 @@ import typer
 from tlm_client.console import JobId, TextColumn, open_client, print_result, session, shorten, stderr_console, table
 from tlm_client.display import Display
 from tlm_client.summary import format_score
-from tlm_core.errors import Conflict
+from tlm_core.errors import Conflict, InvalidRequest
 from tlm_core.evaluation.summary import model_title
+from tlm_core.names import HUB
 from tlm_core.tasks.metrics import scores_shown
 from tlm_core.wording import counted
 
@@ -60,7 +61,7 @@ def predict(
     tlm predict reviews@production --file in.csv --out out.csv
     """
     if bool(texts) == (file is not None):
-        raise typer.BadParameter("Give either texts or a CSV file with --file.")
+        raise typer.BadParameter("Give either texts, or a file with --file.")
     if file is None:
         if out is not None:
             raise typer.BadParameter("--out needs --file.")
@@ -152,6 +153,7 @@ def evaluate(
     from tlm_client.evaluation import evaluate_model, task_of
     from tlm_core.tasks.task import LABELED
 
+    _check_folder(model)
     task = task_of(dataset, session())
     with Display(stderr_console()) as display:
         if split in LABELED:
@@ -188,6 +190,7 @@ def convert(
     """
     from tlm_core.training.release import convert as convert_release
 
+    _check_folder(model)
     if folder.exists():
         raise Conflict(f"'{folder}' exists. Name a new folder.")
     convert_release(model, folder, label or None)
@@ -205,9 +208,16 @@ def quantize(
     """
     from tlm_core.quantization import quantize as quantize_model
 
+    _check_folder(str(folder))
     before, after = quantize_model(folder, out)
     line = f"model.onnx has {after / 1e6:.1f} MB instead of {before / 1e6:.1f} MB in {out}."
     print_result({"folder": out, "bytes": after}, line)
+
+
+def _check_folder(source: str) -> None:
+    """Raise InvalidRequest if the source is a local folder that does not exist."""
+    if not source.startswith(HUB) and not Path(source).is_dir():
+        raise InvalidRequest(f"The folder '{source}' does not exist. Check the path.")
 
 
 def push(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TypedDict
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tlm_core.tables.findings import Findings
 from tlm_core.tasks.checks import count_labels, sort_labels
+from tlm_core.tasks.columns import Columns
 from tlm_core.tasks.duplicates import TextScan, count_distinct, is_among
 from tlm_core.tasks.targets import as_numbers
 from tlm_core.tasks.task import SPLITS, earlier_splits
@@ -53,7 +54,9 @@ class SplitData:
 
 
 class Report(TypedDict):
-    """The validation report. targets: of regression only. lengths: in words.
+    """The validation report. columns: name of the text, text_pair and label column. targets: of regression only.
+
+    lengths: in words.
 
     At most 100 data errors of each code are listed; all are counted.
     """
@@ -64,6 +67,7 @@ class Report(TypedDict):
     warnings: list[dict[str, object]]
     warning_counts: dict[str, int]
     notes: list[str]
+    columns: dict[str, str | None] | None
     labels: list[dict[str, str | int | None]]
     targets: dict[str, dict[str, float]] | None
     counts: dict[str, int]
@@ -73,7 +77,7 @@ class Report(TypedDict):
     preview: list[dict[str, int | str | None]]
 
 
-def build_report(splits: Mapping[str, SplitData], findings: Findings) -> Report:
+def build_report(splits: Mapping[str, SplitData], columns: Columns | None, findings: Findings) -> Report:
     """Return the report; add warnings (conflicting_labels, overlap) to `findings`. Unknown parts are None or empty."""
     duplicates = {split: _duplicates(data, split, findings) for split, data in splits.items()}
     overlap = _overlap(splits, findings)
@@ -84,6 +88,7 @@ def build_report(splits: Mapping[str, SplitData], findings: Findings) -> Report:
         "warnings": [warning.as_dict() for warning in findings.warnings],
         "warning_counts": dict(findings.warning_counts),
         "notes": findings.notes,
+        "columns": None if columns is None else asdict(columns),
         "labels": _labels(splits),
         "targets": _targets(splits) if findings.ok else None,
         "counts": {split: len(data.rows) for split, data in splits.items()},

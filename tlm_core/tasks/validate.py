@@ -99,7 +99,7 @@ def _validate(source: Source, options: DatasetOptions, hub: HubReader) -> tuple[
     options = _known(source, options, findings)
     columns = choose_columns(tables, options, findings) if "train" in tables else None
     if columns is None:
-        return None, build_report({}, findings), findings
+        return None, build_report({}, None, findings), findings
     task_type = infer_type(tables["train"], columns.label, options.metric, findings)
     splits = {split: _check(table, columns, task_type, findings) for split, table in tables.items()}
     counts = {split: count_labels(data.label) if task_type.has_classes else {} for split, data in splits.items()}
@@ -113,13 +113,13 @@ def _validate(source: Source, options: DatasetOptions, hub: HubReader) -> tuple[
         splits = _cut(splits, missing, options.split_seed, findings)
     name, metric, language = _facts(source, options, task_type, findings)
     if not findings.ok:
-        return None, build_report(splits, findings), findings
+        return None, build_report(splits, columns, findings), findings
     labels = sort_labels(counts["train"]) if task_type.has_classes else [columns.label]
     if METRICS[metric].positive_label:
         labels = _positive_last(labels, options.positive_label, findings)
     _check_sizes(splits, findings)
     _check_validation(splits["validation"], metric, labels[-1], findings)
-    report = build_report(splits, findings)
+    report = build_report(splits, columns, findings)
     tables_of = {split: _table(data, labels, metric) for split, data in splits.items()}
     return Task(name, tuple(labels), metric, columns.text_pair is not None, language, tables_of), report, findings
 

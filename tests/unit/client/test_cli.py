@@ -504,8 +504,15 @@ def test_doctor_exits_3_without_a_gateway() -> None:
 
 
 def test_missing_local_file_is_invalid_input_for_every_command() -> None:
-    for arguments in (("dataset", "add", "toy", "/nope.csv"), ("predict", "job_1", "--file", "/nope.csv", "-o", "x")):
-        assert tlm(unreachable, *arguments).exit_code == 5
+    for arguments in (
+        ("dataset", "add", "toy", "/nope.csv"),
+        ("predict", "job_1", "--file", "/nope.csv", "-o", "x"),
+        ("evaluate", "/nope", "--dataset", "toy"),
+        ("quantize", "/nope", "x"),
+        ("convert", "/nope", "x"),
+    ):
+        result = tlm(unreachable, *arguments)
+        assert (result.exit_code, "/nope" in result.output) == (5, True), result.output
     assert tlm(unreachable, "recipe", "keys", "epochz").exit_code == 4
 
 

@@ -496,7 +496,7 @@ def test_show_prints_step_rate_and_time_left_of_a_running_job() -> None:
     [
         (("compare", "job_1"), "Give two to ten jobs."),
         (("predict", "job_1", "--file", __file__), "--file needs --out, the file to write."),
-        (("predict", "job_1"), "Give either texts or a CSV file with --file."),
+        (("predict", "job_1"), "Give either texts, or a file with --file."),
         (("submit", "--dataset", "toy", "--kind", "prun"), "kind: Unknown job kind 'prun'. Valid kinds:"),
         (("submit", "--dataset", "toy", "--scale", "big"), "Invalid job: scale: must be 'instant', 'quick', 'tiny'"),
         (("jobs", "--state", "done"), "Invalid value for '--state': 'done' is not one of 'queued',"),

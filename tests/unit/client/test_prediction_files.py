@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,43 +14,40 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.unit.client.gateway import dataset_view
 from tlm_client.prediction_files import predict_file
 from tlm_core.errors import InvalidRequest, NotFound, Unavailable
 from tlm_core.tasks.validate import load_task
-from tlm_core.wire import Dataset, Prediction
+from tlm_core.wire import Prediction
 
 NOTES: list[str] = []
 
 
-def classified(path: Path, *, dataset: str | None = None, fails: bool = False, **options: Any) -> int:
-    """Classify the rows of a file with a client that always predicts `a`.
+def classified(path: Path, *, model: str = "reviews", columns: Any = None, fails: bool = False, **options: Any) -> int:
+    """Classify the rows of a file with a client that always predicts `a`, or for text pairs the second text.
 
-    dataset: a note of the report on the model's dataset; by default the dataset is unknown. fails: after a row, the
-    gateway does not answer.
+    columns: of the model's dataset; by default the dataset is unknown. fails: after a row, the gateway does not answer.
     """
 
     def predict_many(_: str, texts: Any, pairs: Any, **__: Any) -> Any:
-        assert pairs is None
-        for _ in texts:
-            yield Prediction(label="a", probability=0.5)
+        for _, pair in zip(texts, pairs or repeat("a")):  # noqa: B905
+            yield Prediction(label=pair, probability=0.5)
             if fails:
                 raise Unavailable("The gateway does not answer.")
 
-    def job(_: str) -> Any:
-        if dataset is None:
+    def job(name: str) -> Any:
+        if columns is None or "@" in name:
             raise NotFound("No job.")
         return SimpleNamespace(dataset_id="ds_1")
 
     client: Any = SimpleNamespace(
         predict_many=predict_many,
         job=job,
-        dataset=lambda _: Dataset.model_validate(dataset_view()),
-        dataset_report=lambda _: {"notes": [dataset]},
+        models=lambda: [SimpleNamespace(job="job_1", aliases=["reviews@production"])],
+        dataset_report=lambda _: {"columns": columns},
     )
     NOTES.clear()
     target = path.with_suffix(".out")
-    return predict_file(client, "reviews", path, target, on_row=lambda _: None, notify=NOTES.append, **options)
+    return predict_file(client, model, path, target, on_row=lambda _: None, notify=NOTES.append, **options)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -101,12 +99,25 @@ def test_text_column_is_that_of_the_dataset_else_the_only_column(tmp_path: Path)
     train.write_text(
         "".join(["Nachricht;Klasse\n", *(f"hallo {n} Welt;{n % 2}\n" for n in range(40))]), encoding="utf-8"
     )
-    note = next(note for note in load_task({"train": train})[1]["notes"] if note.startswith("text:"))
-    assert classified(path, dataset=note) == 1
+    columns = load_task({"train": train})[1]["columns"]
+    assert columns == {"text": "Nachricht", "text_pair": None, "label": "Klasse"}
+    assert classified(path, columns=columns) == classified(path, columns=columns, model="reviews@production") == 1
     with pytest.raises(InvalidRequest, match=r"no column 'text'.*Klasse. Delimiter: semicolon. Encoding: utf-8."):
         classified(path)
     path.write_text("body\nhello\n", encoding="utf-8")
-    assert classified(path, dataset=note) == classified(path) == 1
+    assert classified(path, columns=columns) == classified(path) == 1
+
+
+def test_pair_column_is_that_of_the_dataset_if_the_file_has_it(tmp_path: Path) -> None:
+    path, columns = tmp_path / "in.csv", {"text": "premise", "text_pair": "hypothesis", "label": "gold"}
+    path.write_text("premise,hypothesis\nit rains,it is wet\n", encoding="utf-8")
+    classified(path, columns=columns)
+    assert rows_of(path)[0]["prediction"] == "it is wet"
+    path.write_text("premise,second\nit rains,it pours\n", encoding="utf-8")
+    classified(path, columns=columns, pair_column="second")
+    assert rows_of(path)[0]["prediction"] == "it pours"
+    classified(path, columns=columns)
+    assert rows_of(path)[0]["prediction"] == "a", "The gateway says that the model needs text pairs."
 
 
 def test_blank_text_gets_an_empty_prediction(tmp_path: Path) -> None:
