@@ -16,6 +16,7 @@ from pathlib import Path
 import redis
 
 from benchmarks.report import figure
+from services.common.archive import Archive
 from services.common.history import History
 from services.common.jobstore import CheckpointRef, JobStore
 from services.common.redis_client import key
@@ -50,14 +51,14 @@ def run_long_job(
         if node.stage.name in ("joint", "finetune"):
             _train(store, job, node.name, artifact, points, lines)
         store.publish(TENANT, job.id, 1, artifact=artifact, ref=ref, node=node.name, stage=node.stage.name)
-        store.move_marked()
+        Archive(store).move_marked()
         nodes[node.name] = {"artifact": artifact, "ref": ref.model_dump()}
     if fails:
         store.fail(claimed, "a", NonFiniteLoss("The loss is nan."))
     else:
         mean = {split: {"macro_f1": 0.8123, "micro_f1": 0.8345, "accuracy": 0.83} for split in ("validation", "test")}
         store.finish(claimed, "a", {"artifacts": nodes, "summary": {"metric": "macro_f1", "mean": mean}})
-    store.move_marked()
+    Archive(store).move_marked()
     assert artifacts.fs.exists(artifacts.path(TENANT, "jobs", job.id))
     return store.get(TENANT, job.id)
 
@@ -131,7 +132,7 @@ def bytes_per_job(
     """Fill the store with jobs that ended, or that failed. Returns the bytes of a recent and of an archived one."""
     before = memory(client)
     archived = run_long_job(store, artifacts, fails=fail)
-    store.archive_ended(-60)
+    Archive(store).archive_ended(-60)
     copy_job(client, archived, jobs - recent - 1)
     between = memory(client)
     copy_job(client, run_long_job(store, artifacts, fails=fail), recent - 1)

@@ -9,7 +9,7 @@ import logging
 import tempfile
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -60,11 +60,19 @@ class History:
             return []
         return [row for row in _read(self.artifacts, moved.ref, stream) if position(row[0]) > position(after)]
 
-    def write(self, tenant: str, job: str, earlier: Moved | None, rows: Mapping[str, Sequence[Row]]) -> Moved:
+    def write(
+        self,
+        tenant: str,
+        job: str,
+        earlier: Moved | None,
+        rows: Mapping[str, Sequence[Row]],
+        is_current: Callable[[], bool] = lambda: True,
+    ) -> Moved:
         """Write the entries of `earlier`, followed by `rows` (stream → entries), as new files.
 
-        Entries of `earlier` whose files are lost are omitted. Beyond 200,000 entries, logs lose their oldest lines and
-        metrics are thinned. Raises CorruptArtifact if files of `earlier` are damaged, and the errors of ArtifactStore.
+        is_current: whether no other process has replaced `earlier` and deleted its files. If none has, entries of lost
+        files are omitted, else NotFound is raised. Beyond 200,000 entries, logs lose their oldest lines and metrics are
+        thinned. Raises CorruptArtifact if files of `earlier` are damaged, and the errors of ArtifactStore.
         """
         folder = f"{folder_of(tenant, job)}/{uuid.uuid4().hex}"
         last = dict(earlier.last) if earlier else {}
@@ -72,7 +80,7 @@ class History:
             source = Path(scratch) / "history"
             source.mkdir()
             for stream in STREAMS:
-                entries = [*self._earlier_rows(job, earlier, stream), *rows.get(stream, ())]
+                entries = [*self._earlier_rows(job, earlier, stream, is_current), *rows.get(stream, ())]
                 last |= {stream: entries[-1][0]} if entries else {}
                 if len(entries) > _MAX_ENTRIES and stream != "events":
                     entries = _thinned(entries) if stream == "metrics" else entries[-_MAX_ENTRIES:]
@@ -81,11 +89,15 @@ class History:
             ref = self.artifacts.write(folder, source, artifact=job, stage="history")
         return Moved(ref=ref, last=last)
 
-    def _earlier_rows(self, job: str, earlier: Moved | None, stream: str) -> list[Row]:
+    def _earlier_rows(
+        self, job: str, earlier: Moved | None, stream: str, is_current: Callable[[], bool] = lambda: True
+    ) -> list[Row]:
         """Return the moved entries of a stream, or none if their files are lost, so that later entries can move."""
         try:
             return self.read(earlier, stream) if earlier else []
         except NotFound as error:
+            if not is_current():
+                raise
             with log_context(job_id=job):
                 log.error("Lost the %s of job %s up to now: %s", stream, job, error)
             return []

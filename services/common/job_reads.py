@@ -123,6 +123,10 @@ class JobReads:
             raise no_job(job_id)
         return _record(fields)
 
+    def artifacts_of(self, tenant: str, job_id: str) -> set[str]:
+        """Return the ids of the artifacts that the job has published, inherited, or written checkpoints for."""
+        return set(self._redis.smembers(key(tenant, "job-artifacts", job_id)))
+
     def was_deleted(self, tenant: str, job_id: str) -> bool:
         """Return whether a job was deleted in the last week. Any other unknown job may belong to another store."""
         return bool(self._redis.exists(key(tenant, "deleted", job_id)))

@@ -1,6 +1,6 @@
 """The job store: every job, its events, metrics and logs, and which artifacts exist.
 
-All of it lies in Redis, except older events, metrics and log lines, which `History` writes to the storage.
+All of it lies in Redis, except older events, metrics and log lines, which `Archive` moves to the storage.
 
 Each verb is one Lua script. It checks state, owner, and attempt, changes the record, appends the event, and updates
 the indexes, or it changes nothing. All times are the Redis server's, so the clocks of other machines do not matter.
@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +18,10 @@ from typing import Any, Literal
 import redis
 from pydantic import BaseModel, ConfigDict
 
-from services.common.history import STREAMS, History, Moved, packed, position
+from services.common.history import History
 from services.common.job_reads import OBSTACLE_SECONDS, JobReads, no_job, read_report
-from services.common.logs import log_context, request_id
+from services.common.logs import request_id
 from services.common.redis_client import (
-    ENDED,
     FEED,
     LEASES,
     OBSTACLES,
@@ -40,13 +38,11 @@ from tlm_core.artifacts.hashing import canonical_json, digest_of
 from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.errors import (
     Conflict,
-    CorruptArtifact,
     IdempotencyMismatch,
     IllegalTransition,
     NotFound,
     StaleAttempt,
     TLMError,
-    UnreadableRecord,
     without_details,
 )
 from tlm_core.jobs.spec import FROM_JOB, MAX_PRIORITY, Beat, JobRecord, JobSpec, Origin, Progress, Resolved
@@ -55,20 +51,14 @@ from tlm_core.names import new_id
 
 log = logging.getLogger(__name__)
 
-_LUA = Path(__file__).parent / "lua"
 _TERMINAL_JSON = canonical_json(dict.fromkeys(TERMINAL, True))
 _ACTIVE_JSON = canonical_json(dict.fromkeys(ACTIVE, True))
-_UNPACKED = frozenset({"state", "last_event", "history", "packed"})  # fields that stay uncompressed
 _MAX_LOG_LINES = 20_000  # or metric points of a job in Redis; reached only while the storage is unavailable
 _MOVED_LINES = 2_000  # or metric points of a job; more of them move to the storage
 _MAX_FEED_ENTRIES = 100_000
-ARCHIVE_SECONDS = 30 * 86_400.0  # after the end of a job, until its record is compressed
 _MAX_COUNTED_SECONDS = 60.0  # of running time between two renewals: the clock may jump further
-# Errors of code that reads a damaged record or history.
-_DAMAGED = (CorruptArtifact, NotFound, UnreadableRecord, AttributeError, LookupError, TypeError, ValueError)
 _IDEMPOTENCY_SECONDS = 7 * 86_400
 _DELETED_SECONDS = 7 * 86_400  # for which the id of a deleted job is known, so that its submissions are deleted too
-_JOBS_AT_ONCE = 100  # whose streams move, or whose records are compressed
 
 Claimable = Literal["any", "leased", "stopping"]
 
@@ -120,7 +110,7 @@ class JobStore(JobReads):
 
     def __init__(self, client: redis.Redis, history: History | None = None) -> None:
         super().__init__(client, history)
-        self._script = load_scripts(client, _LUA)
+        self._script = load_scripts(client, Path(__file__).parent / "lua")
 
     def check_space(self) -> None:
         """Raise StoreFull if the disk of Redis is almost full."""
@@ -142,85 +132,6 @@ class JobStore(JobReads):
         """Store measured rates by name. They outlive the jobs that they come from."""
         if rates:
             self._redis.hset(key(tenant, "rates"), mapping=dict(rates))
-
-    # --- moving old entries to the storage ------------------------------------------------------------------------
-
-    def mark_streams(self) -> None:
-        """Mark the jobs that have streams, so that `move_marked` moves those that an earlier release wrote, too."""
-        for name in self._redis.scan_iter(key("*", "events", "*"), count=1000):
-            self._redis.sadd(TO_MOVE, "/".join(name.removeprefix(f"{PREFIX}:{{").split("}:events:")))
-
-    def move_marked(self) -> int:
-        """Move the streams of up to 100 marked jobs to the storage. Returns the number of these jobs."""
-        members = self._redis.srandmember(TO_MOVE, _JOBS_AT_ONCE)
-        for member in members:
-            with self._skipping(TO_MOVE, member):
-                self._move_streams(*member.split("/", 1))
-        return len(members)
-
-    @contextmanager
-    def _skipping(self, place: str, member: str) -> Iterator[None]:
-        """Skip a job whose record or history is damaged. Its next try follows `mark_streams`, or ARCHIVE_SECONDS."""
-        try:
-            yield
-        except _DAMAGED as error:
-            with log_context(job_id=member.partition("/")[2]):
-                log.error("Cannot move or archive job %s: %s", member, error)
-            if place == TO_MOVE:
-                self._redis.srem(place, member)
-            else:
-                self._redis.zadd(place, {member: self.now()}, xx=True)
-
-    def _move_streams(self, tenant: str, job_id: str) -> None:
-        """Move the metrics and the log of a job to the storage, and the events too if it has ended."""
-        assert self._history is not None, "only processes with a storage move streams"
-        record, names = key(tenant, "job", job_id), {stream: key(tenant, stream, job_id) for stream in STREAMS}
-        pipe = self._redis.pipeline(transaction=True)
-        pipe.hmget(record, "state", "history")
-        for name in names.values():
-            pipe.xrange(name)
-        (state, stored), *streams = pipe.execute()
-        rows = {stream: entries for stream, entries in zip(STREAMS, streams, strict=True) if entries}
-        if state not in TERMINAL:
-            rows.pop("events", None)
-        earlier = Moved.model_validate_json(stored) if stored else None
-        moved = self._history.write(tenant, job_id, earlier, rows) if rows else earlier
-        body = moved.model_dump_json() if moved else ""
-        last = [_following(rows[stream][-1][0]) if stream in rows else "" for stream in STREAMS]
-        args = [f"{tenant}/{job_id}", stored or "", body, _TERMINAL_JSON, *last]
-        replaced = self._run("moved", [record, TO_MOVE, ENDED, *names.values()], args)
-        unused = earlier if replaced else moved
-        if rows and unused is not None:
-            self._history.delete(unused)
-
-    def archive_ended(self, seconds: float = ARCHIVE_SECONDS) -> int:
-        """Compress up to 100 records of ended jobs whose streams moved at least `seconds` ago. Returns their number."""
-        members = self._redis.zrangebyscore(ENDED, "-inf", self.now() - seconds, start=0, num=_JOBS_AT_ONCE)
-        for member in members:
-            with self._skipping(ENDED, member):
-                self._archive(*member.split("/", 1))
-        return len(members)
-
-    def _archive(self, tenant: str, job_id: str) -> None:
-        """Compress a record, and end the reuse of its artifacts and checkpoints by new jobs."""
-        record = key(tenant, "job", job_id)
-        fields = self._redis.hgetall(record)
-        nodes = json.loads(fields.get("result", "{}")).get("artifacts", {}).values()
-        refs = {node["artifact"]: canonical_json(node["ref"]) for node in nodes}
-        produced = sorted(refs.keys() | self.artifacts_of(tenant, job_id))
-        if not refs and produced:  # A job that failed or was canceled has no result.
-            bodies = zip(produced, self._redis.hmget(key(tenant, "artifacts"), produced), strict=True)
-            refs = {artifact: body for artifact, body in bodies if body is not None and job_id in body}
-            fields["published"] = canonical_json({artifact: json.loads(body) for artifact, body in refs.items()})
-        lists = {artifact: self._redis.lrange(key(tenant, "checkpoints", artifact), 0, -1) for artifact in produced}
-        own = [(artifact, body) for artifact, bodies in lists.items() for body in bodies if job_id in body]
-        fields = {name: value for name, value in fields.items() if name not in _UNPACKED}
-        names = list(fields)
-        fields |= {"checkpoints": canonical_json([json.loads(body) for _, body in own])} if own else {}
-        keys = [record, key(tenant, "job-artifacts", job_id), ENDED, key(tenant, "artifacts")]
-        lists_of_lua = map(canonical_json, (names, list(refs.items()), own))
-        args = [f"{tenant}/{job_id}", packed(fields) if names else "", *lists_of_lua]
-        self._run("archive", keys, [*args, key(tenant, "checkpoints", "")])
 
     # --- verbs of the user -------------------------------------------------------------------------------------
 
@@ -488,10 +399,6 @@ class JobStore(JobReads):
             key(tenant, "checkpoints", artifact), "", canonical_json(checkpoint.model_dump(mode="json")), by
         )
 
-    def artifacts_of(self, tenant: str, job_id: str) -> set[str]:
-        """Return the ids of the artifacts that the job has published, inherited, or written checkpoints for."""
-        return set(self._redis.smembers(key(tenant, "job-artifacts", job_id)))
-
     def orphans(self, folders: Collection[str], seconds: float) -> list[str]:
         """Note `folders`, which no record names. Returns and forgets those that were noted at least `seconds` ago."""
         now, noted = self.now(), self._redis.hgetall(ORPHANS)
@@ -633,12 +540,6 @@ def _indexes(tenant: str, spec: JobSpec, resolved: Resolved) -> list[str]:
         *(key(tenant, "data", digest) for digest in sorted({data.ref.digest for data in resolved.datasets})),
         *(key(tenant, "label", digest_of(pair)) for pair in sorted(spec.metadata.items())),
     ]
-
-
-def _following(stream_id: str) -> str:
-    """Return the least stream id that is greater than `stream_id`."""
-    milliseconds, number = position(stream_id)
-    return f"{milliseconds}-{number + 1}"
 
 
 def _failure(job: JobRecord, error: TLMError) -> dict[str, str | None]:

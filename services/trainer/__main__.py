@@ -8,6 +8,7 @@ import socket
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
+from services.common.archive import Archive
 from services.common.background import Background, conditions, stopped_by_signals
 from services.common.logs import set_up_logging
 from services.common.metrics import serve_metrics
@@ -26,10 +27,11 @@ def main() -> None:
     artifacts = settings.artifact_store()
     stop = stopped_by_signals()
     store, cluster, retriever = settings.job_store(), connect_cluster(settings.ray_url), settings.retriever()
+    archive = Archive(store)
     repeated = (
-        (Background("streams"), store.move_marked, 5.0),
-        (Background("marks"), store.mark_streams, 3600.0),
-        (Background("archive"), store.archive_ended, 60.0),
+        (Background("streams"), archive.move_marked, 5.0),
+        (Background("marks"), archive.mark_streams, 3600.0),
+        (Background("archive"), archive.archive_ended, 60.0),
         (Background("sweep"), Sweeper(store, cluster).sweep, 60.0),
         (Background("orphans"), StorageSweeper(store, artifacts, retriever).sweep, 86_400.0 / 4),
     )

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import httpx
 
+from services.common.archive import Archive
 from tests.chaos.harness import Chaos, say
 from tests.chaos.ray import send
 from tests.contract.gateway import T
@@ -81,8 +82,8 @@ def _write_and_kill(chaos: Chaos, job: JobRecord, rng: random.Random, events: in
             send(chaos.processes["gateway", rng.randrange(chaos.gateways)], signal.SIGKILL)
         time.sleep(rng.uniform(0.0, 0.06))
     chaos.store.finish(job, "a", {})
-    chaos.store.mark_streams()
-    chaos.store.move_marked()
+    Archive(chaos.store).mark_streams()
+    Archive(chaos.store).move_marked()
 
 
 def run(folder: Path, clients: int, gateways: int, events: int = 600, kills: int = 6, seed: int = 1) -> list[str]:

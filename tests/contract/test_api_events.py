@@ -18,6 +18,7 @@ import pytest
 import redis
 
 from services.api.streams import Tailer
+from services.common.archive import Archive
 from services.common.jobstore import JobStore
 from tests.contract.gateway import AUTH, TOKEN, Gateway, make_gateway, restarted
 from tests.factories import make_resolved, make_spec
@@ -163,8 +164,8 @@ def test_clients_cut_at_random_over_restarts_see_the_whole_log(
                 write(60 * life)
                 if life == 2:
                     store.finish(job, "a", {})
-                    store.mark_streams()
-                    store.move_marked()
+                    Archive(store).mark_streams()
+                    Archive(store).move_marked()
                     [client.result() for client in followed]
             started = [restarted(gateway) for gateway in started]
     log = [event.seq for event in store.events(T, job.id, limit=10_000)]

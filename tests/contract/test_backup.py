@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from services.common.archive import Archive
 from services.common.history import History
 from services.common.redis_client import TO_MOVE
 from services.trainer.cluster import Status
@@ -65,7 +66,7 @@ def add_ended_job(harness: CoordinatorHarness) -> str:
     """Return a job that has succeeded, and whose streams are in the storage."""
     job = harness.submit()
     assert harness.until_ended(harness.coordinator(), job).state is State.SUCCEEDED
-    harness.store.move_marked()
+    Archive(harness.store).move_marked()
     return job
 
 
@@ -92,7 +93,7 @@ def write_checkpoints(harness: CoordinatorHarness, job: str, steps: int = 3) -> 
 
 def move_streams(harness: CoordinatorHarness, job: str) -> None:
     harness.store._redis.sadd(TO_MOVE, f"{T}/{job}")
-    harness.store.move_marked()
+    Archive(harness.store).move_marked()
 
 
 def finish(harness: CoordinatorHarness, job: str) -> list[str]:
@@ -171,7 +172,7 @@ def test_redis_older_than_the_storage(start: Start, tmp_path: Path) -> None:
     # The later moment: the job has ended, and has replaced its history and its checkpoints; a new job came.
     write_checkpoints(harness, running, 5)
     finish(harness, running)
-    harness.store.move_marked()
+    Archive(harness.store).move_marked()
     newer = add_ended_job(harness)
     server.kill()
 
@@ -184,7 +185,7 @@ def test_redis_older_than_the_storage(start: Start, tmp_path: Path) -> None:
         finish(harness, running)
         check_files(harness, running)
         check_files(harness, ended)
-        harness.store.move_marked()
+        Archive(harness.store).move_marked()
         for path in ("events", "metrics", "logs"):
             assert api.get(f"/v1/jobs/{running}/{path}").status_code == 200, path
     StorageSweeper(harness.store, harness.artifacts, FakeRetriever().client()).sweep()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import redis
 from services.api.job_artifacts import artifacts_by_node, checkpoints_of
 from services.api.removal import _delete_job, artifacts_of
 from services.common import history
+from services.common.archive import Archive
 from services.common.history import History, Moved
 from services.common.history import _read as history_of_a_job
 from services.common.jobstore import JobStore
@@ -63,7 +65,7 @@ def test_long_curve_keeps_its_beginning(store: JobStore, redis_client: redis.Red
     job = running(store)
     for first in range(0, 25_000, 5_000):
         report(store, job, range(first, first + 5_000))
-        assert store.move_marked() == 1, "the stream is long"
+        assert Archive(store).move_marked() == 1, "the stream is long"
         assert redis_client.xlen(key(T, "metrics", job.id)) == 0
     report(store, job, range(25_000, 25_010))
     assert steps_of(store, job) == list(range(25_010))
@@ -78,7 +80,7 @@ def test_endless_curve_keeps_its_beginning_and_its_peaks(store: JobStore, monkey
         points = [{"node": "joint.s0", "step": step, "loss": 99.0 if step == 7 else 1 / (step + 1)} for step in page]
         points += [{"node": "joint.s1", "step": step, "loss": -1.0} for step in page]
         store.report(T, job.id, 1, metrics=points, logs=[f"line {step}" for step in page])
-        assert store.move_marked() == 1
+        assert Archive(store).move_marked() == 1
     stored = store.metrics(T, job.id, limit=100_000)
     assert len(stored) <= 3000
     for node in ("joint.s0", "joint.s1"):
@@ -92,14 +94,14 @@ def test_endless_curve_keeps_its_beginning_and_its_peaks(store: JobStore, monkey
 def test_short_streams_of_a_running_stage_stay_in_redis(store: JobStore, artifacts: ArtifactStore) -> None:
     job = running(store)
     report(store, job, range(100))
-    assert store.move_marked() == 0
+    assert Archive(store).move_marked() == 0
     assert folders(artifacts, job) == []
 
 
 def test_pages_continue_from_the_storage_into_redis(store: JobStore, artifacts: ArtifactStore) -> None:
     job = running(store)
     report(store, job, range(3_000))
-    store.move_marked()
+    Archive(store).move_marked()
     report(store, job, range(3_000, 3_100))
     after, seen = "0", []
     while page := store.metrics(T, job.id, after=after, limit=700):
@@ -128,27 +130,34 @@ def test_streams_of_an_earlier_release_move_too(redis_client: redis.Redis, store
     job = running(JobStore(redis_client))
     store.finish(job, "a", {})
     redis_client.delete("tlm:to-move")
-    store.mark_streams()
-    assert store.move_marked() == 1
+    Archive(store).mark_streams()
+    assert Archive(store).move_marked() == 1
     assert not redis_client.exists(key(T, "events", job.id))
     assert len(store.events(T, job.id)) == 3
 
 
 class _Interrupted(History):
-    """Calls `meanwhile` between the write of the files and the change of the store."""
+    """Calls `meanwhile` between the write of the files and the change of the store, or before the write."""
 
     meanwhile: Callable[[], object]
+    early: bool
 
     def write(self, *args: object) -> Moved:
+        if self.early:
+            self.meanwhile()
         moved = super().write(*args)  # type: ignore[arg-type]
-        self.meanwhile()
+        if not self.early:
+            self.meanwhile()
         return moved
 
 
-def interrupted(client: redis.Redis, artifacts: ArtifactStore, meanwhile: Callable[[], object]) -> JobStore:
+def interrupted(
+    client: redis.Redis, artifacts: ArtifactStore, meanwhile: Callable[[], object], *, early: bool = False
+) -> Archive:
     history = _Interrupted(artifacts)
+    object.__setattr__(history, "early", early)
     object.__setattr__(history, "meanwhile", meanwhile)
-    return JobStore(client, history)
+    return Archive(JobStore(client, history))
 
 
 def test_two_movers_lose_and_repeat_nothing(
@@ -156,9 +165,37 @@ def test_two_movers_lose_and_repeat_nothing(
 ) -> None:
     job = running(store)
     report(store, job, range(3_000))
-    interrupted(redis_client, artifacts, store.move_marked).move_marked()
+    interrupted(redis_client, artifacts, Archive(store).move_marked).move_marked()
     assert steps_of(store, job) == list(range(3_000))
     assert len(folders(artifacts, job)) == 1
+
+
+@pytest.mark.parametrize("damaged", [False, True], ids=["deleted files", "half-deleted files"])
+def test_mover_whose_files_another_one_replaced_reports_no_loss(
+    store: JobStore,
+    redis_client: redis.Redis,
+    artifacts: ArtifactStore,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    damaged: bool,
+) -> None:
+    monkeypatch.setattr(history, "_read", history_of_a_job.__wrapped__)  # without its cache
+    job = running(store)
+    report(store, job, range(3_000))
+    Archive(store).move_marked()
+    report(store, job, range(3_000, 6_000))
+
+    def replace_files() -> None:
+        (before,) = folders(artifacts, job)
+        Archive(store).move_marked()
+        if damaged:
+            folder = Path(artifacts.path(T, "jobs", job.id)) / before
+            shutil.copytree(folder.with_name(folders(artifacts, job)[0]), folder)
+            (folder / "metrics.gz").write_bytes(b"")
+
+    interrupted(redis_client, artifacts, replace_files, early=True).move_marked()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    assert steps_of(store, job) == list(range(6_000))
 
 
 def test_job_that_ends_during_a_move_is_moved_again(
@@ -167,8 +204,8 @@ def test_job_that_ends_during_a_move_is_moved_again(
     job = running(store)
     report(store, job, range(3_000))
     interrupted(redis_client, artifacts, lambda: store.finish(job, "a", {})).move_marked()
-    assert store.move_marked() == 1
-    assert store.move_marked() == 0
+    assert Archive(store).move_marked() == 1
+    assert Archive(store).move_marked() == 0
     assert not redis_client.exists(key(T, "events", job.id))
     assert [event.seq for event in store.events(T, job.id)] == [1, 2, 3]
 
@@ -178,13 +215,13 @@ def test_reader_survives_a_move_between_its_two_reads(
 ) -> None:
     job = running(store)
     report(store, job, range(3_000))
-    store.move_marked()
+    Archive(store).move_marked()
     report(store, job, range(3_000, 6_000))
     read = History.read
 
     def read_after_a_move(self: History, *args: object) -> object:
         monkeypatch.setattr(History, "read", read)
-        store.move_marked()
+        Archive(store).move_marked()
         return read(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(History, "read", read_after_a_move)
@@ -199,7 +236,7 @@ def test_deleted_job_leaves_no_history(store: JobStore, redis_client: redis.Redi
     ended = store.get(T, job.id)
     interrupted(redis_client, artifacts, lambda: _delete_job(store, artifacts, ended)).move_marked()
     assert folders(artifacts, job) == []
-    assert store.move_marked() == 0, "the mark is gone"
+    assert Archive(store).move_marked() == 0, "the mark is gone"
 
 
 def test_storage_that_is_away_delays_the_move_and_loses_nothing(
@@ -211,10 +248,10 @@ def test_storage_that_is_away_delays_the_move_and_loses_nothing(
         (tmp_path / "storage").rename(tmp_path / "away")
     store._history.artifacts._is_new = lambda: False  # type: ignore[union-attr]
     with pytest.raises(StorageUnavailable):
-        store.move_marked()
+        Archive(store).move_marked()
     assert steps_of(store, job) == list(range(3_000))
     (tmp_path / "away").rename(tmp_path / "storage")
-    assert store.move_marked() == 1
+    assert Archive(store).move_marked() == 1
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -222,12 +259,12 @@ def test_archived_job_reads_as_before(
     store: JobStore, artifacts: ArtifactStore, redis_client: redis.Redis, *, fails: bool
 ) -> None:
     job = run_long_job(store, artifacts, points=100, lines=10, fails=fails)
-    assert store.archive_ended(3600) == 0, "it ended less than an hour ago"
+    assert Archive(store).archive_ended(3600) == 0, "it ended less than an hour ago"
     situation, produced = Situation.read(store, job), artifacts_of(store, job)
     assert len(situation.done) == len(situation.plan.nodes) == len(produced)
     checkpoints = [ref for artifact in situation.artifact_ids() for ref in store.checkpoints(T, artifact)]
-    assert store.archive_ended(-60) == 1
-    assert store.archive_ended(-60) == 0
+    assert Archive(store).archive_ended(-60) == 1
+    assert Archive(store).archive_ended(-60) == 0
     archived = store.get(T, job.id)
     assert archived.model_copy(update={"checkpoints": (), "published": {}}) == job
     assert (artifacts_by_node(store, archived), artifacts_of(store, archived)) == (situation.done, produced)
@@ -246,9 +283,9 @@ def test_archived_job_reads_as_before(
 def test_job_is_deleted_while_it_is_archived(store: JobStore, redis_client: redis.Redis) -> None:
     job = running(store)
     store.finish(job, "a", {})
-    store.move_marked()
+    Archive(store).move_marked()
     redis_client.delete(key(T, "job", job.id))
-    assert store.archive_ended(-60) == 1
+    assert Archive(store).archive_ended(-60) == 1
     assert not redis_client.exists(key(T, "job", job.id)) and not redis_client.exists("tlm:ended")
 
 
@@ -258,18 +295,18 @@ def test_damaged_record_or_history_delays_no_other_job(
     jobs = [running(store) for _ in range(3)]
     for job in jobs:
         report(store, job, range(3_000))
-    store.move_marked()
+    Archive(store).move_marked()
     for job in jobs:
         store.finish(job, "a", {})
     (file,) = Path(artifacts.path(T, "jobs", jobs[0].id)).glob("*/logs.gz")
     file.write_bytes(b"x" * file.stat().st_size)
     history_of_a_job.cache_clear()
-    store.move_marked()
+    Archive(store).move_marked()
     assert [redis_client.exists(key(T, "events", job.id)) for job in jobs] == [1, 0, 0]
     with pytest.raises(CorruptArtifact, match="delete the job"):
         store.logs(T, jobs[0].id)
     redis_client.hset(key(T, "job", jobs[1].id), "result", "{")
-    store.archive_ended(-60)
+    Archive(store).archive_ended(-60)
     assert redis_client.hexists(key(T, "job", jobs[2].id), "packed")
     redis_client.hset(key(T, "job", jobs[2].id), "packed", "damaged")
     assert [job.unreadable for job in store.list_jobs(T)[0]] == [True, True, False]
@@ -282,15 +319,15 @@ def test_damaged_record_is_archived_once_it_is_restored(
     jobs = [running(store) for _ in range(2)]
     for job in jobs:
         store.finish(job, "a", {})
-    store.move_marked()
+    Archive(store).move_marked()
     restored, other = (key(T, "job", job.id) for job in jobs)
     result = redis_client.hget(restored, "result")
     redis_client.hset(restored, "result", damaged)
-    assert store.archive_ended(-60) == 2
+    assert Archive(store).archive_ended(-60) == 2
     assert [redis_client.hexists(record, "packed") for record in (restored, other)] == [False, True]
     redis_client.hset(restored, "result", result)
-    assert store.archive_ended(60) == 0, "the next try follows later"
-    assert store.archive_ended(-60) == 1
+    assert Archive(store).archive_ended(60) == 0, "the next try follows later"
+    assert Archive(store).archive_ended(-60) == 1
     assert redis_client.hexists(restored, "packed")
 
 

@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from services.api.removal import _delete_job, finish_removals
+from services.common.archive import Archive
 from services.common.history import History
 from services.common.redis_client import ORPHANS, key
 from services.retriever.corpus_storage import LoadRecords
@@ -137,7 +138,7 @@ def test_folders_of_records_stay(
     for folder in refs:
         add(gateway, folder)
     if archived:
-        assert store.archive_ended(-60) == 1
+        assert Archive(store).archive_ended(-60) == 1
     before = set(files_under(gateway.root / "storage"))
     sweep_for_a_week(sweeper, store)
     assert set(files_under(gateway.root / "storage")) == before
@@ -163,8 +164,8 @@ def test_artifact_that_a_deleted_job_shared_stays(
     assert claimed is not None and job.result is not None
     result = job.result.model_dump(mode="json")
     store.finish(claimed, "a", result)
-    store.move_marked()
-    store.archive_ended(-60)
+    Archive(store).move_marked()
+    Archive(store).archive_ended(-60)
     shared = [add(gateway, node.ref.folder) for node in job.result.artifacts.values()]
     _delete_job(store, gateway.parts.artifacts, store.get(T, job.id))
     sweep_for_a_week(sweeper, store)

@@ -28,6 +28,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from services.common.archive import Archive
 from services.common.history import History, Moved
 from services.common.jobstore import CheckpointRef, JobStore, Removal
 from services.common.redis_client import LEASES, QUEUE, key
@@ -229,13 +230,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(complete=st.booleans())
     def move_streams(self, complete: bool) -> None:
-        self.store.mark_streams()
+        Archive(self.store).mark_streams()
         with suppress(InterruptedError):
-            (self.store if complete else self.killed).move_marked()
+            Archive(self.store if complete else self.killed).move_marked()
 
     @rule()
     def archive(self) -> None:
-        self.store.archive_ended(-60)
+        Archive(self.store).archive_ended(-60)
 
     @rule()
     def restart_redis(self) -> None:

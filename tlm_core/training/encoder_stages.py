@@ -37,6 +37,9 @@ from tlm_core.training.recipe import OWN_STARTS, Budget, Finetune, Model
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import HISTORY, SHAPE, WEIGHTS, TrainState, load_weights, own_units, read_history, weights
 
+# (prepared data, batch size, seed) → batches by step
+Draw = Callable[[Prepared, int, int], Callable[[int, float], Batch]]
+
 # Validations of the joint stage, and texts in each. They give a curve and select nothing.
 _CURVE_POINTS, _CURVE_TEXTS = 5, 500
 
@@ -134,18 +137,18 @@ def tune(
     ctx: StageContext[TuneParams],
     model: TaskModel,
     before: Mapping[str, Any],
-    draw: Callable[[Prepared, int, int], Callable[[int, float], Batch]] = FinetuneBatches,
+    draw: Draw | None = None,
     flops: Callable[[Batch], float] | None = None,
 ) -> dict[str, Any]:
     """Finetune a model and write the weights with the best validation score.
 
-    before: the joint stage's history, or {}. draw: (prepared, batch size, seed) → batches by step. flops: of a batch's
-    forward and backward pass; by default those of the encoder.
+    before: the joint stage's history, or {}. draw: by default `FinetuneBatches`. flops: of a batch's forward and
+    backward pass; by default those of the encoder.
     """
     finetune, prepared = ctx.params.finetune, Prepared(ctx.inputs["prepared"])
     head_trained = bool(before.get("head_trained")) and not finetune.reset_head
     steps = 1 if BEHIND in before else _steps(finetune, prepared, ("train",))
-    trainer = _tuner(ctx, model, prepared, draw, steps, flops)
+    trainer = _tuner(ctx, model, prepared, steps, draw=draw, flops=flops)
     trainer.validate = partial(_validate, ctx, model, prepared.split("validation"), prepared, trainer.device)
     trainer.evaluate_at = evaluation_steps(steps, finetune.evaluations, head_trained)
     with traced(trainer, trace_path(ctx, "finetune")):
@@ -172,11 +175,12 @@ def _tuner(
     ctx: StageContext[TuneParams],
     model: TaskModel,
     prepared: Prepared,
-    draw: Callable[[Prepared, int, int], Callable[[int, float], Batch]],
     steps: int,
+    splits: Sequence[str] = ("train",),
+    draw: Draw | None = None,
     flops: Callable[[Batch], float] | None = None,
 ) -> Trainer:
-    """Return the training run of finetuning, without validation. See `tune`."""
+    """Return the training run of finetuning on the texts of some splits, without validation. See `tune`."""
     params, finetune, device = ctx.params, ctx.params.finetune, pick_device()
     workers = Workers(ctx.rank, ctx.world_size)
     optimizer = FlatOptimizer(model, finetune.optimizer, ("encoder", "task"), workers, params.precision)
@@ -185,11 +189,13 @@ def _tuner(
     if encoder:
         loss = prepared.type.loss
         passes = gpu_passes(model, optimizer, workers, device, params.precision, loss=loss)
+    place, share = (prepared, finetune.batch, params.seed), None if passes is None else workers.share
+    batches = FinetuneBatches(*place, splits, share) if draw is None else draw(*place)
     return Trainer(
         ctx=ctx,
         model=model,
         optimizer=optimizer,
-        batches=weighted(draw(prepared, finetune.batch, params.seed), prepared, finetune),
+        batches=weighted(batches, prepared, finetune),
         budget=Budget(steps=steps),
         device=device,
         step_flops=flops or partial(step_flops, model.shape),
@@ -217,7 +223,7 @@ def refit(ctx: StageContext[FinetuneParams]) -> dict[str, Any]:
     ctx = replace(ctx, params=ctx.params.model_copy(update={"finetune": finetune}))
     model, _ = start(ctx)
     share, steps = best["step"] / _steps(finetune, prepared, ("train",)), _steps(finetune, prepared, LABELED)
-    trainer = _tuner(ctx, model, prepared, partial(FinetuneBatches, splits=LABELED), steps)
+    trainer = _tuner(ctx, model, prepared, steps, LABELED)
     trainer.last_step = max(1, round(share * steps))
     state, _ = trainer.run()
     if not ctx.rank:

@@ -93,7 +93,7 @@ def micro_batches(batch: Batch, workers: Workers, rows: int) -> Iterator[Batch]:
 
 def own_rows(batch: Batch, workers: Workers) -> Batch:
     """Return this worker's part of the batch."""
-    return batch.part(*workers.share(len(batch.rows))) if batch.step_rows is None else batch
+    return batch.part(*workers.share(len(batch.rows))) if batch.step is None else batch
 
 
 def step_flops(shape: Shape, batch: Batch) -> float:
@@ -106,10 +106,9 @@ def step_flops(shape: Shape, batch: Batch) -> float:
 
 def needed_flops(shape: Shape, batch: Batch) -> float:
     """Return the FLOPs that the model needs for the step: no padding, and no attention across documents."""
-    lengths, masked = batch.rows.lengths, batch.masked if batch.mlm_weight else 0
+    masked = batch.masked if batch.mlm_weight else 0
     documents = batch.documents if batch.task_weight else 0
-    pairs = int((lengths**2).sum()) * batch.size // max(1, len(batch.rows))  # other workers' passages are alike
-    products = flops.products(shape, batch.real_tokens, pairs, masked, documents)
+    products = flops.products(shape, batch.real_tokens, batch.pairs, masked, documents)
     return flops.FORWARD_AND_BACKWARD * products
 
 

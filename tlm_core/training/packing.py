@@ -147,8 +147,19 @@ def pack(store: TokenStore, documents: Ints, length: int, second: Ints | None = 
 
     second: position in each document at which the second text of a pair begins; None for single texts.
     """
-    texts = [store[int(document)] for document in documents]
-    bins = first_fit([len(text) for text in texts], length)
+    return packed(store, documents, first_fit(store.lengths[documents].tolist(), length), length, second, pad)
+
+
+def packed(
+    store: TokenStore,
+    documents: Ints,
+    bins: Sequence[Sequence[int]],
+    length: int,
+    second: Ints | None = None,
+    pad: int = 0,
+) -> Rows:
+    """Return a row for each bin of places in `documents`. See `pack`."""
+    texts = {member: store[int(documents[member])] for members in bins for member in members}
     shape = (len(bins), length)
     tokens = np.full(shape, pad, dtype=np.int64)
     segments, positions, types = (np.zeros(shape, dtype=np.int64) for _ in range(3))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tlm_core.errors import InvalidRecipe
 from tlm_core.tasks.types import Scaling, TaskType, task_type_of
 from tlm_core.training.masking import NOT_MASKED, Vocabulary, drawn_of, mask_rows
-from tlm_core.training.packing import PassageStream, Rows, pack
+from tlm_core.training.packing import PassageStream, Rows, first_fit, packed
 from tlm_core.training.randomness import Stream, permutation
 from tlm_core.training.recipe import Finetune, Joint
 from tlm_core.training.store import TokenStore
@@ -165,15 +165,29 @@ class Prepared:
         return [bytes(ids[number]).decode() for number in numbers]
 
 
+Share = Callable[[int], tuple[int, int]]  # number of rows → this worker's rows [start, stop)
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """The rows of all workers. tokens: [rows], in each row without padding. pairs: (token, token) in one document."""
+
+    tokens: Ints
+    pairs: int
+
+    def drawn(self, rate: float) -> int:
+        """Return how many tokens a mask rate draws. Special tokens may leave fewer."""
+        return int(drawn_of(self.tokens, rate).sum())
+
+
 @dataclass(frozen=True)
 class Batch:
     """The rows of one step: those of all workers, or only those of this worker.
 
-    step_rows: the number of rows of all workers, if the batch has only this worker's. Such rows have no padding.
-    tokens: [R, L] as the model sees them; targets: [R, L], NOT_MASKED where nothing is predicted; labels: [D], or
-    probabilities [D, labels]. masked, documents: the numbers of masked tokens and labels in the whole step. They divide
-    the losses, so that the gradient does not depend on how the step is divided. sources: returns the names of the
-    batch's texts.
+    step: the rows of all workers, if the batch has only this worker's. tokens: [R, L] as the model sees them; targets:
+    [R, L], NOT_MASKED where nothing is predicted; labels: [D], or probabilities [D, labels]. masked, documents: the
+    numbers of masked tokens and labels in the whole step. They divide the losses, so that the gradient does not depend
+    on how the step is divided. sources: returns the names of the batch's texts.
     """
 
     rows: Rows
@@ -187,17 +201,22 @@ class Batch:
     sources: Callable[[], list[str]]
     loss: str  # of the task: a key of `objective.LOSSES`
     class_weights: npt.NDArray[np.float32] | None = None  # [classes], factors of the texts' losses
-    step_rows: int | None = None
+    step: StepRows | None = None
 
     @property
     def size(self) -> int:
-        """The number of rows of all workers. A part of a batch without `step_rows` counts only its own rows."""
-        return len(self.rows) if self.step_rows is None else self.step_rows
+        """The number of rows of all workers. A part of a batch without `step` counts only its own rows."""
+        return len(self.rows) if self.step is None else len(self.step.tokens)
 
     @property
     def real_tokens(self) -> int:
         """The number of tokens of all workers that are not padding."""
-        return self.rows.real_tokens if self.step_rows is None else self.step_rows * self.tokens.shape[1]
+        return self.rows.real_tokens if self.step is None else int(self.step.tokens.sum())
+
+    @property
+    def pairs(self) -> int:
+        """The number of pairs of tokens of all workers that lie in one document."""
+        return int((self.rows.lengths**2).sum()) if self.step is None else self.step.pairs
 
     def part(self, start: int, stop: int) -> Batch:
         """Return rows [start, stop) with their labels; masked and documents stay those of the step."""
@@ -230,13 +249,11 @@ def task_steps(step: int, rho1: float) -> int:
 class JointBatches:
     """Step number → batch of the joint stage (paper section 3.2). joint: the recipe's part.
 
-    share: returns this worker's [start, stop) of n rows. With it, a batch of passages has only this worker's rows.
+    share: with it, a batch has only this worker's rows.
     Raises InvalidRecipe if there is nothing to train on: no passages, and neither loss on task text.
     """
 
-    def __init__(
-        self, prepared: Prepared, joint: Joint, seed: int, share: Callable[[int], tuple[int, int]] | None = None
-    ) -> None:
+    def __init__(self, prepared: Prepared, joint: Joint, seed: int, share: Share | None = None) -> None:
         self._prepared = prepared
         self._joint = joint
         self._share = share
@@ -271,53 +288,71 @@ class JointBatches:
         start, stop = (0, count) if self._share is None else self._share(count)
         rows = self._stream.rows(first + start, stop - start)
         tokens, targets = self._mask(rows, rate=rate, step=step, first=start)
-        masked = int(np.count_nonzero(targets != NOT_MASKED))
+        step_rows = None
         if self._share is not None:
-            masked = count * int(drawn_of(np.array(tokens.shape[1]), rate))
+            pairs = int((rows.lengths**2).sum()) * count // max(1, len(rows))  # other workers' passages are alike
+            step_rows = StepRows(np.full(count, tokens.shape[1]), pairs)
         return Batch(
             rows=rows,
             tokens=tokens,
             targets=targets,
             labels=np.zeros(0, dtype=np.int64),
-            masked=masked,
+            masked=_masked(targets, step_rows, rate),
             documents=0,
             mlm_weight=1.0,
             task_weight=0.0,
             sources=partial(_passage_names, self._prepared, self._stream, first, count),
             loss=self._prepared.type.loss,
-            step_rows=None if self._share is None else count,
+            step=step_rows,
         )
 
     def _task_batch(self, step: int, number: int, rate: float) -> Batch:
-        joint = self._joint
-        batch = _turn(self._prepared, self._train, self._pieces, self._seed, Stream.TASK, number, joint.task_batch)
+        joint, place = self._joint, (self._seed, Stream.TASK, number, self._joint.task_batch)
+        batch = _turn(self._prepared, self._train, self._pieces, *place, share=self._share)
         if not joint.mlm_on_task:
             return batch
-        tokens, targets = self._mask(batch.rows, rate=rate, step=step)
+        first = 0 if self._share is None else self._share(batch.size)[0]
+        tokens, targets = self._mask(batch.rows, rate=rate, step=step, first=first)
         task_weight = 1 / (joint.rho2 + 1) if joint.task_loss else 0.0
         return replace(
             batch,
             tokens=tokens,
             targets=targets,
-            masked=int(np.count_nonzero(targets != NOT_MASKED)),
+            masked=_masked(targets, batch.step, rate),
             mlm_weight=1 - task_weight,
             task_weight=task_weight,
         )
 
 
-class FinetuneBatches:
-    """Step number → batch of labeled texts. Every other batch has pieces of passages, if there are any."""
+def _masked(targets: Ints, step: StepRows | None, rate: float) -> int:
+    """Return the divisor of the MLM loss: the masks of the batch, or those drawn for the rows of all workers."""
+    return int(np.count_nonzero(targets != NOT_MASKED)) if step is None else step.drawn(rate)
 
-    def __init__(self, prepared: Prepared, batch: int, seed: int, splits: Sequence[str] = ("train",)) -> None:
+
+class FinetuneBatches:
+    """Step number → batch of labeled texts. Every other batch has pieces of passages, if there are any.
+
+    share: with it, a batch has only this worker's rows.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        batch: int,
+        seed: int,
+        splits: Sequence[str] = ("train",),
+        share: Share | None = None,
+    ) -> None:
         self._prepared = prepared
         self._train, self._pieces = prepared.training(splits), prepared.pieces()
         self._name = "/".join(splits)
         self._batch = batch
         self._seed = seed
+        self._share = share
 
     def __call__(self, step: int, progress: float) -> Batch:  # noqa: ARG002 - the signature the loop calls
         place = (self._seed, Stream.FINETUNE, step, self._batch)
-        return _turn(self._prepared, self._train, self._pieces, *place, self._name)
+        return _turn(self._prepared, self._train, self._pieces, *place, self._name, self._share)
 
 
 def _turn(
@@ -329,13 +364,14 @@ def _turn(
     number: int,
     size: int,
     name: str = "train",
+    share: Share | None = None,
 ) -> Batch:
     """Return batch `number`: of train texts, or alternately of train texts and of pieces. name: of the train texts."""
     split = train
     if pieces is not None:
         number, of_pieces = divmod(number, 2)
         split, name = (pieces, "pieces") if of_pieces else (train, name)
-    return task_batch(split, draw_windows(seed, stream, split, number, size), prepared, name)
+    return task_batch(split, draw_windows(seed, stream, split, number, size), prepared, name, share)
 
 
 def balanced_weights(labels: Labels) -> npt.NDArray[np.float32]:
@@ -358,12 +394,18 @@ def weighted(draw: Callable[[int, float], Batch], prepared: Prepared, part: Fine
     return lambda step, progress: replace(draw(step, progress), class_weights=weights)
 
 
-def task_batch(split: Split, windows: Ints, prepared: Prepared, name: str = "train") -> Batch:
+def task_batch(
+    split: Split, windows: Ints, prepared: Prepared, name: str = "train", share: Share | None = None
+) -> Batch:
     """Return a batch of packed windows without masking, each with the label of its text. Its documents are windows.
 
-    name: of the split, for `Batch.sources`.
+    name: of the split, for `Batch.sources`. share: with it, the batch has only this worker's rows.
     """
-    rows = pack(split.store, windows, prepared.max_length, split.second, prepared.vocabulary.pad)
+    lengths = split.store.lengths[windows]
+    bins = first_fit(lengths.tolist(), prepared.max_length)
+    start, stop = (0, len(bins)) if share is None else share(len(bins))
+    rows = packed(split.store, windows, bins[start:stop], prepared.max_length, split.second, prepared.vocabulary.pad)
+    of_rows = np.array([int(lengths[members].sum()) for members in bins])
     return Batch(
         rows=rows,
         tokens=rows.tokens,
@@ -375,6 +417,7 @@ def task_batch(split: Split, windows: Ints, prepared: Prepared, name: str = "tra
         task_weight=1.0,
         sources=partial(_row_names, name, split, windows),
         loss=prepared.type.loss,
+        step=None if share is None else StepRows(of_rows, int((lengths.astype(np.int64) ** 2).sum())),
     )
 
 

@@ -118,7 +118,7 @@ def test_parts_hold_each_document_once_and_have_equal_sizes(tmp_path: Path) -> N
             assert int(lengths.sum()) == expected.tokens and int(lengths.max()) <= expected.longest
 
 
-def test_each_worker_builds_its_passages_alone(tmp_path: Path) -> None:
+def test_each_worker_builds_its_rows_alone(tmp_path: Path) -> None:
     model, batches = setup(tmp_path, joint__batch_rows=5)
     prepared, joint = batches._prepared, batches._joint
     whole = batches(2, 0.0)
@@ -133,9 +133,14 @@ def test_each_worker_builds_its_passages_alone(tmp_path: Path) -> None:
         assert step_flops(model.shape, own) == step_flops(model.shape, whole)
         if stop > start:
             assert needed_flops(model.shape, own) == pytest.approx(needed_flops(model.shape, whole), rel=0.2)
-        tasks = JointBatches(prepared, joint, 3, workers.share)(1, 0.0)
-        assert np.array_equal(tasks.targets, batches(1, 0.0).targets), "task texts are packed for all workers"
-        assert len(own_rows(tasks, workers).rows) == np.diff(workers.share(len(tasks.rows)))[0]
+        tasks, own = batches(1, 0.0), JointBatches(prepared, joint, 3, workers.share)(1, 0.0)
+        start, stop = workers.share(tasks.size)
+        assert own_rows(own, workers) is own and len(own.rows) == stop - start
+        assert np.array_equal(own.tokens, tasks.tokens[start:stop])
+        assert np.array_equal(own.targets, tasks.targets[start:stop])
+        assert np.array_equal(own.labels, tasks.part(start, stop).labels)
+        assert (own.size, own.real_tokens, own.shares) == (tasks.size, tasks.real_tokens, tasks.shares)
+        assert needed_flops(model.shape, own) == needed_flops(model.shape, tasks)
 
 
 def test_full_rows_fill_parts_of_exact_masks(tmp_path: Path) -> None:
