@@ -1,7 +1,7 @@
 """Repeat rows of the paper's results over the service: `python -m benchmarks.paper_table --rows small`.
 
-paper_table.yaml has the rows. The service is that of TLM_URL and TLM_TOKEN, of the profile TLM_PROFILE, or the stack on
-this machine. The same command resumes: it waits for the jobs that it has submitted. build/paper_table.md has all rows.
+paper_table.yaml has the rows. `tlm_client.models.own_client` selects the service. To resume, run the same command
+again: it waits for the jobs that it has already submitted. build/paper_table.md has all rows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tlm_core.training.recipe import RecipeName, Scale
 from tlm_core.wire import JsonObject
 
 SEEDS = (0, 1, 2)  # as many as the paper averages
-WARMUP = 10_000  # steps of stage 1
+WARMUP = 10_000  # warm-up steps of the paper's stage 1
 RECIPES: tuple[RecipeName, ...] = ("paper", "fast")
 
 
@@ -133,8 +133,8 @@ def read_rows() -> list[Row]:
 def chosen(rows: Sequence[Row], names: Sequence[str], corpus: str | None = None) -> list[Row]:
     """Return the rows of the named scales, tasks and TASK-SCALE.
 
-    Raises NotFound for a name without rows, and if `corpus` is None but a row needs one. Otherwise the error of this
-    row would appear only after the other rows, which take days.
+    Raises NotFound for a name without rows, and if `corpus` is None but a row needs one. Without this check,
+    the error would appear only after the other rows, which take days.
     """
     for name in names:
         if not any(name in (row.scale, row.task, row.name) for row in rows):
@@ -249,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", required=True, help="scales, tasks or TASK-SCALE")
     parser.add_argument("--recipe", choices=RECIPES, default="paper")
-    parser.add_argument("--corpus", help="select from this corpus of the service, not as the release did")
+    parser.add_argument("--corpus", help="select from this corpus of the service, in place of the release's selection")
     parser.add_argument("--data", type=Path, help="folder with TASK/train.csv and so on, in place of the hub")
     parser.add_argument("--workers", type=int, help="workers of each job, by default the row's GPUs")
     parser.add_argument("--out", type=Path, default=ROOT / "build", help="folder of the table")

@@ -1,4 +1,4 @@
-"""Print figures in one form: one JSON line on standard output for each; remarks go to standard error."""
+"""Print each figure as one JSON line on standard output, and remarks on standard error."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def remark(text: str) -> None:
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Divide run by run. Runs that alternate share the state of the machine, so its changes cancel."""
+    """Divide our runs by theirs, pair by pair. Alternate the runs, so that changes of the machine's speed cancel."""
     return [our_run / their_run for our_run, their_run in zip(ours, theirs, strict=True)]
 
 

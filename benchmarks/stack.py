@@ -53,7 +53,7 @@ def stack_with_sciie() -> Iterator[TLMClient]:
 
 
 def submit(client: TLMClient, spec: JobSpec, attempt: int = 0) -> Job:
-    """Return the job of a request: an earlier one, unless all of them failed or were cancelled."""
+    """Return an earlier job with the same spec. If all such jobs failed or were cancelled, submit a new job."""
     key = hashlib.sha256(f"{spec.model_dump_json()} {attempt}".encode()).hexdigest()
     job = client.submit(spec, key=key)
     if job.state in (State.FAILED, State.CANCELLED):

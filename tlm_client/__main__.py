@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 
 def _run_app() -> None:
-    # Ctrl-C can arrive during imports. httpx also imports its command line, which takes longer than the rest of it.
+    # Prevent the import of httpx's command line, which takes longer than the import of the rest of httpx.
     sys.modules["httpx._main"] = None  # type: ignore[assignment]
-    from tlm_client.cli import app
+    from tlm_client.cli import app  # here, so that `main` handles a Ctrl-C during the imports
 
     try:
         app()

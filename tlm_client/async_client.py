@@ -32,7 +32,7 @@ T = TypeVar("T")
 _PAGE = 100
 _POLL_SECONDS = 0.5
 _TRANSFER_TRIES = 6
-# The gateway answers an upload only after it has validated and stored it.
+# The gateway validates and stores an upload before it answers.
 _UPLOAD_TIMEOUT = httpx.Timeout(60.0, connect=5.0, read=900.0)
 # The gateway sends at least a comment every 15 s. A much longer silence means that the connection is dead.
 _STREAM_TIMEOUT = httpx.Timeout(45.0, connect=5.0)
@@ -42,10 +42,10 @@ class AsyncTLMClient:
     """The API of one gateway. Close the client after use, or use it in a `with` block.
 
     TLMClient is thread-safe. AsyncTLMClient has the same methods for asyncio: await them, or iterate over them with
-    `async for`. It reads and writes files in the event loop.
+    `async for`. Its access to files blocks the event loop.
 
-    timeout: seconds without data after which a request fails. tries: how often a request is sent at most if the
-    gateway does not answer, or answers that a component is unavailable; requests that are not idempotent are sent once.
+    timeout: seconds without data after which a request fails. tries: maximum number of times that an idempotent request
+    is sent while the gateway or one of its components does not answer. Other requests are sent once.
 
     Every method raises the errors of tlm_core.errors, and Unavailable if the gateway does not answer. The
     constructor raises InvalidRequest for an invalid URL or token.
@@ -91,8 +91,8 @@ class AsyncTLMClient:
         """Upload a dataset and return it with its validation report.
 
         files: by split (train, optional validation and test), and optionally `selection` with columns text and rank
-        for the selector `given`. options: fields of DatasetOptions. in_parts_from: size in bytes from which the files
-        are uploaded in parts, which survives broken connections.
+        for the selector `given`. options: fields of DatasetOptions. in_parts_from: total bytes from which the files are
+        uploaded in parts, so that a broken connection costs one part.
 
         Raises InvalidDataset with every data error, by split, row and column.
         """
@@ -102,7 +102,10 @@ class AsyncTLMClient:
     async def add_hub_dataset(
         self, name: str, hub: str, options: Mapping[str, object] | None = None, *, selection: str | None = None
     ) -> wire.DatasetCreated:
-        """Add `OWNER/NAME[@REVISION][:CONFIG]` of the Hugging Face hub. selection: file in it with text and rank."""
+        """Add `OWNER/NAME[@REVISION][:CONFIG]` of the Hugging Face hub.
+
+        selection: the file of this dataset with columns text and rank for the selector `given`.
+        """
         body = {"name": name, "hub": hub.removeprefix("hub:"), "options": dict(options or {}), "selection": selection}
         return await self._post(wire.DatasetCreated, "/v1/datasets/hub", json=body, timeout=_UPLOAD_TIMEOUT)
 
@@ -145,8 +148,8 @@ class AsyncTLMClient:
     ) -> wire.CorpusLoad:
         """Upload files as the next version of a corpus. `wait_corpus` waits until jobs can use it.
 
-        near_duplicates: whether to drop passages that nearly equal an earlier one. in_parts_from: size in bytes from
-        which the files are uploaded in parts, which survives broken connections.
+        near_duplicates: whether to drop passages that nearly equal an earlier one. in_parts_from: total bytes from
+        which the files are uploaded in parts, so that a broken connection costs one part.
         """
         body = {"name": name, "language": language, "near_duplicates": near_duplicates}
         return await self._upload(wire.CorpusLoad, "/v1/corpora", body, [(None, file) for file in files], in_parts_from)
@@ -251,12 +254,12 @@ class AsyncTLMClient:
     async def job_id(self, reference: str) -> str:
         """Return the id of a job. reference: `@latest` (the newest job), an alias, a name, or a unique start of an id.
 
-        A name means the newest job with that name, even if ids begin with it. A full id is returned without a request.
+        A name means the newest job with that name, even if ids start with it. A full id is returned without a request.
         Raises NotFound, or InvalidRequest if `reference` is empty, too short, or the start of several ids.
         """
         if is_job_id(reference):
             return reference
-        if not reference.strip():  # the start of every id
+        if not reference.strip():  # an empty text is the start of every id
             raise InvalidRequest("Name a job: an id, a prefix of an id, a name or @latest.")
         latest = reference == "@latest"
         if re.fullmatch(ALIAS, reference):
@@ -296,8 +299,8 @@ class AsyncTLMClient:
     async def events(self, job_id: str, *, after: int = 0, patience: float = 120.0) -> AsyncIterator[wire.JobEvent]:
         """Follow the events of a job with seq > after, and progress snapshots, until the job is over.
 
-        Reconnects after a broken connection, and raises Unavailable after `patience` seconds without data. The end of
-        the iteration does not show how the job ended; `job` does.
+        Reconnects after a broken connection, and raises Unavailable after `patience` seconds without data. Call
+        `job` after the iteration for the final state of the job.
         """
         stream = Stream(str(after), patience, self._clock)
         async for event, body in self._follow(http.path("/v1/jobs/{}/events", job_id), stream):
@@ -333,7 +336,8 @@ class AsyncTLMClient:
     ) -> list[wire.Series]:
         """Return metrics as columns of at most `points` values (4 to 5,000).
 
-        A longer series keeps its first and last values, and the extremes between them. node, names: return only these.
+        Of a longer series, return the first and last values and the extremes between them. node, names: return only the
+        series of this node, and with these names.
         """
         path, filters = "/v1/jobs/{}/metrics/series", {"node": node, "name": list(names)}
         return await self._list(wire.Items[wire.Series], path, job_id, points=points, **filters)
@@ -378,7 +382,7 @@ class AsyncTLMClient:
         return await self._get(wire.JsonObject, "/v1/jobs/{}/report", job_id)
 
     async def model(self, job_id: str) -> wire.Model:
-        """Return the files of the model. Until it exists, these are the files of the linear model (`final` is false).
+        """Return the files of the final model. Until it exists, return those of the linear model (`final` is false).
 
         Raises NotReady while there is no model, NotFound if there will be none.
         """
@@ -387,7 +391,7 @@ class AsyncTLMClient:
     async def download(self, job_id: str, folder: Path, on_bytes: OnBytes | None = None) -> list[Path]:
         """Download the files of the model, verified by SHA-256. Skips complete files and resumes partial ones.
 
-        Until the model exists, this downloads the linear model to `linear/`. Raises InvalidRequest if the folder holds
+        Until the final model exists, download the linear model to `linear/`. Raises InvalidRequest if the folder holds
         files of another model, and CorruptArtifact if the bytes do not match their digest.
         """
         base, files = http.path("/v1/jobs/{}/model/files", job_id), (await self.model(job_id)).files
@@ -420,10 +424,10 @@ class AsyncTLMClient:
         *,
         min_confidence: float | None = None,
     ) -> wire.Predictions:
-        """Classify texts with a model. Until it exists, the job's linear model is used, and `model.final` is false.
+        """Classify texts with a model. Until the final model exists, the linear model predicts; `model.final` is false.
 
         model: id of a job, or an alias. pairs: the second texts, if the task has text pairs. min_confidence: texts
-        whose highest probability is lower get no label. `predict_many` has no limit of texts.
+        whose highest probability is lower get no label. `predict_many` accepts any number of texts.
         """
         body = http.predict_body(texts, pairs, min_confidence)
         return await self._post(wire.Predictions, "/v1/models/{}/predict", model, repeat=True, json=body)
@@ -559,7 +563,7 @@ class AsyncTLMClient:
     async def _follow(self, path: str, stream: Stream) -> AsyncIterator[tuple[str, wire.JsonObject]]:
         """Iterate over type and body of server-sent events until the `end` event."""
         while True:
-            reason = "It closed the stream before its end."
+            reason = "The gateway closed the stream before the job was over."
             try:
                 async with self._stream(path, headers=stream.headers(), timeout=_STREAM_TIMEOUT) as response:
                     stream.connected(response)
@@ -623,7 +627,7 @@ class AsyncTLMClient:
                     raise Unavailable(f"Cannot upload {file.name}. {error.message} Upload it again later.") from error
 
     async def _upload_part(self, handle: IO[bytes], upload: wire.Upload) -> wire.Upload:
-        """Send the next part. Read its offset from the gateway, because an earlier answer may be lost."""
+        """Send the next part. First read the offset from the gateway, because an earlier answer may be lost."""
         path = http.path("/v1/uploads/{}", upload.id)
         upload = await self._get(wire.Upload, path)
         part, headers = next_part(handle, upload)
@@ -634,7 +638,7 @@ class AsyncTLMClient:
         with storage_errors(f"writing {download.target}"):
             if download.exists():
                 return download.target
-            for _ in range(2):  # The first digest is wrong if the partial file was damaged.
+            for _ in range(2):  # The second try is for a damaged partial file.
                 while not download.is_complete():
                     try:
                         await self._retry(_TRANSFER_TRIES, self._receive, path, download)

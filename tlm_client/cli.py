@@ -3,7 +3,7 @@
 Exit codes: 0 success; 1 the job failed, or another error; 2 wrong usage; 3 the gateway, or a service that it needs,
 does not answer; 4 not found; 5 invalid input; 130 interrupted.
 
-Only the command that runs is imported: the help reads the summaries of the others from their source.
+`tlm` imports only the command that runs. The help reads the summaries of all commands from their source.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tlm_core.errors import TLMError
 Command = TyperCommand | TyperGroup
 _Internal = Any  # a class that typer does not export
 
-# Panel of the help → module of tlm_client.commands → its commands; empty if the `group` of the module is the command.
+# Panel of the help → module of tlm_client.commands → its commands; () means a group with the name of the module.
 _PANELS: dict[str, dict[str, tuple[str, ...]]] = {
     "Run": {"submit": ("submit", "estimate", "retry", "clone"), "recipe": ()},
     "Jobs": {
@@ -68,7 +68,7 @@ def _shared(
         bool, typer.Option("--json", help="Print only JSON to stdout.", callback=_note_json, is_eager=True)
     ] = False,
 ) -> None:
-    """Declare the options of every command."""
+    """Declare the options that all commands share."""
 
 
 def _complete(command: Command) -> None:
@@ -93,7 +93,7 @@ def _complete(command: Command) -> None:
 
 @cache
 def _summaries(module: str) -> dict[str, str]:
-    """Return the first sentence of the docstring of each function of a module, and of the module by its own name."""
+    """Return the first sentence of each function's docstring, by name. The module's docstring has the module's name."""
     path = Path(__file__).with_name("commands") / f"{module}.py"
     source = ast.parse(path.read_text(encoding="utf-8"))
     functions = [node for node in source.body if isinstance(node, ast.FunctionDef)]
@@ -137,7 +137,7 @@ class _RootGroup(TyperGroup):
                 raise KeyboardInterrupt from error
             raise
         except typer.BadParameter as error:
-            error.message = error.message.removeprefix("Value error, ")  # of Pydantic, which validates for typer
+            error.message = error.message.removeprefix("Value error, ")  # Pydantic adds this prefix
             raise
         except TyperException as error:
             unknown = getattr(error, "option_name", None)
@@ -150,7 +150,7 @@ app = typer.Typer(
     cls=_RootGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # rich would take longer to import than the help to print
+    rich_markup_mode=None,  # importing rich takes longer than printing the help
     help="Train small text classifiers from scratch: retrieve text, train, download the model.",
     epilog="Exit codes: 0 success, 1 failed, 2 wrong usage, 3 not reachable, 4 not found, 5 invalid input, "
     "130 interrupted.",

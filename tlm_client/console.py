@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 FAILED, USAGE, NOT_REACHABLE, NOT_FOUND, INVALID, INTERRUPTED = 1, 2, 3, 4, 5, 130
 _MOST_DATA_ERRORS = 20
 _WIDTH_WITHOUT_TERMINAL = 160
-# Fields of requests, and what sets them on the command line.
+# Field of a request → the option or argument of a command that sets it.
 _ARGUMENTS = {
     "events": "--event", "seeds": "--seed", "texts": "TEXT", "pairs": "--pair", "overrides": "--set",
     "metadata": "--label", "max_runtime_seconds": "--max-runtime",
@@ -43,8 +43,8 @@ Item = str | Table
 class Session:
     """The connection options of one `tlm` call.
 
-    profile: replaces url, and token unless token is set. profiles: the file with all profiles. as_json: whether the
-    command prints JSON. transport: replaces the network in tests.
+    profile: name of a profile. Its URL replaces `url`, and its token is used if `token` is not set. profiles: the file
+    with all profiles. as_json: whether the command prints JSON. transport: replaces the network in tests.
     """
 
     profile: str | None = None
@@ -98,7 +98,7 @@ def open_client() -> TLMClient:
 
 def resolve_job(reference: str) -> str:
     """Return the id of the job that `reference` means. Every command resolves jobs here."""
-    if is_job_id(reference):  # Do not open a connection that nothing needs.
+    if is_job_id(reference):  # A full id needs no connection.
         return reference
     with open_client() as client:
         return client.job_id(reference)
@@ -162,7 +162,7 @@ def shorten(text: str, terms: Sequence[str] = (), width: int = 100) -> str:
 def table(
     columns: Sequence[str], rows: Collection[Sequence[object]], *, title: str = "", empty: str = "Nothing found."
 ) -> Item:
-    """Return a table, or the line `empty` without rows. Markup in strings is shown as text; a Text is styled."""
+    """Return a table, or the line `empty` if there are no rows. Only a Text has a style; markup in strings is text."""
     if not rows:
         return empty
     result = Table(title=escape(title) or None, title_justify="left", header_style="bold")
@@ -191,7 +191,7 @@ def print_json(value: object, *, err: bool = False) -> None:
 
 
 def print_result(value: object, *items: Item) -> None:
-    """Print `value` as JSON, or the lines and tables for people."""
+    """Print `value` as JSON if the session requests it, else the lines and tables."""
     print_json(value) if session().as_json else print_items(*items)
 
 
@@ -224,7 +224,7 @@ def print_error(error: TLMError, *, as_json: bool) -> None:
 
 
 def message_of(error: TLMError) -> str:
-    """Return the message of an error, with options and arguments of commands instead of fields and headers."""
+    """Return the message of an error. Fields and headers of requests become options and arguments of commands."""
     if isinstance(error, Unauthorized):
         problem = error.message.partition(" Send the header ")[0]
         return f"{problem} Set --token or TLM_TOKEN, or select a profile with --profile."
@@ -232,7 +232,7 @@ def message_of(error: TLMError) -> str:
 
 
 def _in_own_words(text: str) -> str:
-    """Return the text with options and arguments of commands instead of JSON pointers: `--seed` for `/seeds`."""
+    """Replace JSON pointers in a text by options and arguments of commands, such as `/seeds` by `--seed`."""
 
     def argument(pointer: re.Match[str]) -> str:
         return _ARGUMENTS[pointer[1]] + (f" (number {int(pointer[2]) + 1})" if pointer[2] else "")

@@ -54,7 +54,7 @@ ARMS = {
         dataset=NAME,
         corpus=None,
         scale="quick",
-        seeds=SEEDS[:1],  # a baseline does not need the time of three seeds
+        seeds=SEEDS[:1],  # to save time, the baseline has one seed
         overrides={"joint.enabled": False, "selection.selector": "none"},
     ),
     "TLM": JobSpec(dataset=NAME, corpus=NAME, scale="quick", seeds=SEEDS),
@@ -159,7 +159,7 @@ def _stack(display: Display) -> Iterator[StackHandle]:
 
 @dataclass
 class _Data:
-    """The user's task and corpus, or generated ones. The task exists first, so that a job can start early."""
+    """The user's task and corpus, or generated ones. `task` does not wait for the corpus: a job can start early."""
 
     own_task: Path | None
     own_corpus: Path | None
@@ -182,7 +182,7 @@ class _Data:
         return dataset_files(self.own_task or self.folder / "task", notify=self.display.line)
 
     def corpus(self) -> Path:
-        """Return the corpus."""
+        """Return the file or folder of the corpus."""
         if self.documentation is not None:
             from tlm_client.demo_data import write_corpus_of
 
@@ -204,12 +204,12 @@ def _add_task(client: TLMClient, task: dict[str, Path], display: Display) -> Non
 def _load(client: TLMClient, corpus: Path, display: Display) -> None:
     display.begin("loading:")
     with corpus_files([str(corpus)], language="en", display=display) as files:
-        load = client.add_corpus(NAME, files, near_duplicates="keep")  # as for the published figures
+        load = client.add_corpus(NAME, files, near_duplicates="keep")  # the published figures include them
     client.wait_corpus(NAME, load.id, display.load)
 
 
 def _samples(task: dict[str, Path]) -> list[Sample]:
-    """Return the first test text of each of the first labels."""
+    """Return the first test text of each of the first SAMPLES labels."""
     from tlm_core.tasks.validate import load_task
 
     data = load_task({"train" if split == "file" else split: path for split, path in task.items()})[0]
@@ -225,7 +225,7 @@ def _answer_early(client: TLMClient, job: Job, samples: Sequence[Sample], displa
         _succeeded(client.job(job.id), "task only")
     right = sum(prediction["label"] == prediction["true_label"] for prediction in _classify(client, job, samples))
     display.line(
-        f"after {duration(time.monotonic() - start)} the linear model answers: {right} of {len(samples)} test texts "
+        f"after {duration(time.monotonic() - start)} the linear model answers: {right} of {len(samples)} labels "
         "are right. Training of the encoder follows."
     )
 

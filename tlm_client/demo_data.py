@@ -61,9 +61,10 @@ class TaskSize(NamedTuple):
     libraries: tuple[str, ...] = LIBRARIES
 
 
-DISTINCT = ("torch", "sympy", "pandas", "ray", "networkx", "scipy", "sklearn", "transformers")  # in their subjects
+# Libraries with clearly different subjects.
+DISTINCT = ("torch", "sympy", "pandas", "ray", "networkx", "scipy", "sklearn", "transformers")
 DEMO = TaskSize(labels=5, fewest=4, train=30, validation=30, test=200, libraries=DISTINCT)
-LARGE = TaskSize(labels=15, fewest=10, train=30, validation=20, test=70)  # the benchmark `libraries`
+LARGE = TaskSize(labels=15, fewest=10, train=30, validation=20, test=70)  # the benchmark task `libraries`
 
 
 class Row(NamedTuple):
@@ -200,7 +201,7 @@ def build_task(documents: Iterable[Document], seed: int, size: TaskSize) -> Spli
 def _rows_of(
     modules: Mapping[str, Sequence[Document]], sizes: Mapping[str, int], seen: Grams, rng: random.Random
 ) -> dict[str, list[Row]] | None:
-    """Return the rows of one label by split, each split from different modules; None if there are too few.
+    """Return the rows of one label by split, each split from different modules; None if there are too few rows.
 
     seen: 8-grams of all earlier rows. The function adds those of the returned rows.
     """

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _PLAIN_SECONDS = 10.0
 _CURVE_SECONDS = 5.0
 _BLOCKS = "▁▂▃▄▅▆▇█"
-_IMPORTANT = frozenset({"artifact.published", "stage.warning"})  # besides the events of the job itself
+_IMPORTANT = frozenset({"artifact.published", "stage.warning"})  # shown as lines, like all `job.` events
 
 
 class Display:
@@ -65,9 +65,9 @@ class Display:
             self._bar.stop()
 
     def begin(self, title: str, later: float = 0.0) -> None:
-        """Start the display of another operation. Plain output shows its title with its progress.
+        """Start the display of another operation. In plain output, the title starts each line of its progress.
 
-        later: expected seconds of the operations after it. The time left of a job includes them.
+        later: expected seconds of the operations that follow. The time left of a job includes them.
         """
         self._title, self._later = title, later
         self._printed = ("", False)
@@ -84,7 +84,7 @@ class Display:
     def update(self, stage: str, done: float, total: float, facts: str) -> None:
         """Show the progress of `stage`; total 0 means unknown.
 
-        Plain output gets a line at the start and the end of each stage, and every 10 s if it changes.
+        Plain output gets a line at the start and the end of each stage, and every 10 s if the line changes.
         """
         if self._bar is not None:
             if self._task is None:

@@ -105,7 +105,7 @@ def evaluate_model(
     batch: int = 64,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Return the scores of a stock model, or of a returned one, on one split, in the format of tlm_core.tasks.metrics.
+    """Return the scores of a stock model or a returned model on one split, as `tlm_core.tasks.metrics.score` does.
 
     Labels of model and task are matched by name. Raises InvalidRequest if they differ, or if only one of the two is
     for regression.

@@ -33,17 +33,17 @@ AsyncSleep = Callable[[float], Awaitable[None]]
 SyncSleep = Callable[[float], None]
 AsyncCall = Callable[P, Awaitable[R]]
 SyncCall = Callable[P, R]
-Param = str | float | Sequence[str] | None  # of a query
+Param = str | float | Sequence[str] | None  # the value of a query parameter
 
 _MAX_RETRY_AFTER_SECONDS = 30.0
 _OTHER_FIELDS = 1_000  # bytes in the body of a prediction request besides its texts
 _SHORTEST_START = 4  # characters of an id after `job_`, so that a typing error does not select a job
 BYTES = "application/octet-stream"
 _backoff = wait_random_exponential(multiplier=0.5, min=0.25, max=8)
-# NotReady may last for hours. Only an outage may end within seconds, so only Unavailable is retried.
+# Retry only Unavailable: an outage may end within seconds. Other errors, such as NotReady, may last for hours.
 is_retryable = retry_if_exception_type(Unavailable)
 
-# For responses that are not a problem of the gateway, for example those of a proxy.
+# Errors for responses without the gateway's problem JSON, for example those of a proxy.
 _ERROR_BY_STATUS: Mapping[int, type[TLMError]] = {
     401: Unauthorized, 403: Unauthorized, 404: NotFound, 409: Conflict, 502: Unavailable, 503: Unavailable,
     504: Unavailable,
@@ -76,7 +76,7 @@ def connection_settings(url: str, token: str, timeout: float) -> ConnectionSetti
     check_gateway(url, token)
     return {
         "base_url": url,
-        # Without a token, the gateway answers that the token is missing. An empty header is invalid.
+        # An empty header is invalid. Without the header, the gateway answers that the token is missing.
         "headers": {"Authorization": f"Bearer {token}"} if token else {},
         "timeout": httpx.Timeout(timeout, connect=5.0),
         # A proxy from the environment cannot reach the loopback interface of this machine.
@@ -118,14 +118,14 @@ def present(values: Mapping[str, Param]) -> dict[str, Param]:
 
 
 def job_body(spec: JobSpec) -> JsonObject:
-    """Return a spec without defaults, but with every explicit field that a source job would provide otherwise."""
+    """Return a spec without default values. Explicit fields that a source job would otherwise provide remain."""
     explicit = spec.model_dump(mode="json", include=spec.model_fields_set & set(FROM_JOB))
     body = spec.model_dump(mode="json", exclude_defaults=True) | explicit
     return {name: value for name, value in body.items() if name != "options" or value}
 
 
 def predict_body(texts: Sequence[str], pairs: Sequence[str] | None, min_confidence: float | None) -> JsonObject:
-    """Return the request for the predictions of some texts."""
+    """Return the body of a prediction request."""
     second = None if pairs is None else list(pairs)
     return {"texts": list(texts), **present({"pairs": second, "min_confidence": min_confidence})}
 
@@ -141,7 +141,7 @@ def is_ready(load: CorpusLoad) -> bool:
 
 
 def only_id(ids: Sequence[str], reference: str) -> str:
-    """Return the only id that begins with `reference`. Raises NotFound; InvalidRequest for several or a short start."""
+    """Return the only id that begins with `reference`. Raises NotFound or InvalidRequest otherwise."""
     if len(ids) > 1:
         raise InvalidRequest(f"'{reference}' is the start of {len(ids)} ids, such as {ids[0]}. Give more characters.")
     if not ids:
@@ -149,14 +149,14 @@ def only_id(ids: Sequence[str], reference: str) -> str:
         raise NotFound("There are no jobs." if reference == "@latest" else missing)
     if len(reference.removeprefix("job_")) < _SHORTEST_START:
         short = f"'{reference}' is too short for the start of an id."
-        raise InvalidRequest(f"{short} Give {_SHORTEST_START} characters after job_.")
+        raise InvalidRequest(f"{short} Give at least {_SHORTEST_START} characters after job_.")
     return ids[0]
 
 
 def batches(
     texts: Iterable[str], pairs: Iterable[str] | None, most: int, most_bytes: int
 ) -> Iterator[list[tuple[str, str | None]]]:
-    """Yield texts with their second texts, in lists of at most `most` that fit a JSON body. Raises InvalidRequest."""
+    """Yield lists of at most `most` texts and pairs that fit a JSON body. Raises InvalidRequest for unequal numbers."""
     batch: list[tuple[str, str | None]] = []
     size = 0
     try:
@@ -174,7 +174,7 @@ def batches(
 
 
 def retry_delay(state: RetryCallState) -> float:
-    """Return a random, growing number of seconds, and at least the seconds of `Retry-After`, limited to 30."""
+    """Return a random number of seconds that grows with each try, but at least `Retry-After` (up to 30 s)."""
     error = state.outcome.exception() if state.outcome else None
     required = float(str(error.facts.get("retry_after_seconds", 0))) if isinstance(error, TLMError) else 0.0
     return max(_backoff(state), min(required, _MAX_RETRY_AFTER_SECONDS))

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def load_onnx(model: str, client: TLMClient | None = None) -> Model:
-    """Return the model of a job with `predict` and `probabilities`. Before it exists, this is the linear model.
+    """Return the model of a job, or its linear model until the final model exists.
 
-    model: id or name of a job, an alias, or @latest. client: by default of the profile TLM_PROFILE, else of TLM_URL and
-    TLM_TOKEN, else of the stack on this machine (TLM_DATA_DIR). The files stay in ~/.cache/tlm.
+    The model has the methods `predict` and `probabilities`. model: id or name of a job, an alias, or @latest.
+    client: by default, the client that `own_client` returns. The files remain in ~/.cache/tlm.
 
     Raises what TLMClient.download raises, and MissingDependency without onnxruntime or tokenizers.
     """
@@ -30,8 +30,8 @@ def load_onnx(model: str, client: TLMClient | None = None) -> Model:
 def load_transformers(model: str, client: TLMClient | None = None) -> TextClassificationPipeline:
     """Return the encoder of a job as a pipeline of the library `transformers`. See `load_onnx`.
 
-    Where the job returns a linear or combined model, this is its encoder alone. Raises NotFound if it has none, and
-    MissingDependency without transformers.
+    If the returned model is linear or combined, the pipeline has only the job's encoder. Raises NotFound if the job has
+    no encoder, and MissingDependency without transformers.
     """
     try:
         from transformers import pipeline

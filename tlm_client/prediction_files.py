@@ -1,4 +1,4 @@
-"""Classify the rows of a file, in any form that a dataset may have."""
+"""Classify the rows of a file, in any format that a dataset file may have."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def predict_file(
 ) -> int:
     """Copy a file with additional columns `prediction` and `probability`, and return the number of rows.
 
-    The copy is JSON Lines if the file has JSON, else CSV in UTF-8. It appears when it is complete. A blank text gets an
-    empty prediction. text_column, pair_column: by default those of the model's dataset, if the file has them; else the
-    text is the only column or `text`. on_row: receives the number of rows so far. notify: receives how the file is
-    read, and the number of blank texts.
+    The copy is JSON Lines if the file has JSON, else CSV in UTF-8. `target` appears when the copy is complete. A blank
+    text gets an empty prediction. text_column, pair_column: by default those of the model's dataset, if the file has
+    them; else the text column is the only column, or `text`. on_row: receives the number of rows so far. notify:
+    receives how the file is read, and the number of blank texts.
 
     Raises InvalidRequest for a missing file, an invalid row or a missing column, and what TLMClient.predict raises.
     """
@@ -73,7 +73,7 @@ def predict_file(
 
 
 def check_source(source: Path) -> None:
-    """Raise InvalidRequest if there is no such file. A pipe cannot be read twice."""
+    """Raise InvalidRequest unless `source` is a file. A pipe is refused, because it cannot be read twice."""
     if not source.exists():
         raise InvalidRequest(f"The file {source} does not exist. Check the path.")
     if not source.is_file():
@@ -165,7 +165,7 @@ def _json_writer(output: IO[str]) -> Callable[[Row, Row], None]:
 
 
 def _plain(value: object) -> object:
-    """Return a value of the JSON reader, in which tuples of pairs are objects, for `json.dumps`."""
+    """Convert a value of the JSON reader for `json.dumps`. The reader returns an object as a tuple of pairs."""
     if isinstance(value, tuple):
         return {key: _plain(item) for key, item in value}
     return list(map(_plain, value)) if isinstance(value, list) else value

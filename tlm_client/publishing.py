@@ -25,7 +25,7 @@ def push_to_hub(client: TLMClient, job_id: str, repository: str, *, private: boo
     """Upload the model of a job to a repository of the hub, and return the repository's URL.
 
     The encoder is at the top of the repository, where stock classes load it, and the returned model in `onnx/`. The
-    hub's library reads the token. Raises NotReady, NotFound, Unavailable or MissingDependency.
+    library huggingface_hub reads the token. Raises NotReady, NotFound, Unavailable or MissingDependency.
     """
     hub = _library("huggingface_hub", "service")
     api = hub.HfApi()

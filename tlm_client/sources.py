@@ -19,7 +19,7 @@ _PASSAGES_PER_UPDATE = 2_000
 
 
 def dataset_files(path: Path, *, notify: Callable[[str], None]) -> dict[str, Path]:
-    """Return the files of a dataset by split: inferred from the names in a folder, or one file for all splits.
+    """Return the files of a dataset by split, inferred from the names in a folder. A single file has the key `file`.
 
     A file named `selection`, `external` or `SCALE_external` is returned as `selection`. notify: receives inferred
     settings and skipped files, which the gateway's report cannot contain. Raises InvalidRequest and InvalidDataset.
@@ -51,10 +51,10 @@ def corpus_files(
     text_column: str | None = None,
     limit: int | None = None,
 ) -> Iterator[list[Path]]:
-    """Yield corpus files with the passages of `sources`, without equal passages. The service drops near duplicates.
+    """Yield corpus files with the passages of `sources`, without exact duplicates. The service drops near duplicates.
 
-    If `sources` is empty, read the documentation of the installed packages. Use a folder that already contains passages
-    unchanged, unless `limit` is set. Raises InvalidRequest, InvalidDataset or StorageFull.
+    If `sources` is empty, read the documentation of the installed packages. If `sources` is one folder of corpus files
+    and `limit` is None, yield these files. Raises InvalidRequest, InvalidDataset or StorageFull.
     """
     from tlm_core.corpus.read import INFO, read_sources, write_corpus
 

@@ -89,7 +89,7 @@ def estimate_items(estimate: Estimate) -> list[Item]:
 
 
 def format_range(estimate: Estimate) -> str:
-    """Return the expected time, or its range with the reason if the ends differ as texts."""
+    """Return the expected time. If the bounds differ after formatting, return the range and its reason."""
     low, high = _format_time(estimate.seconds_at_least), _format_time(estimate.seconds_at_most)
     return _format_time(estimate.seconds) if low == high else f"{low} to {high}, {estimate.reasons['seconds']}"
 

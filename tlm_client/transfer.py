@@ -53,7 +53,7 @@ class Download:
 
     @staticmethod
     def check_folder(folder: Path, files: Sequence[FileEntry]) -> None:
-        """Raise InvalidRequest if the folder holds files of another model. Other and partial files do not count."""
+        """Raise InvalidRequest if the folder holds files of another model. Ignore partial and unrelated files."""
         own = {file.name for file in files}
         of_models = (path for part in _OF_MODELS for path in (folder / part, *(folder / part).rglob("*")))
         names = (path.relative_to(folder).as_posix() for path in of_models if path.is_file() and path.suffix != ".part")
@@ -89,7 +89,7 @@ class Download:
 
     @contextmanager
     def opened(self, response: httpx.Response) -> Iterator[Callable[[bytes], None]]:
-        """Open the partial file for the bytes of `response`. Raises CorruptArtifact if these do not fit."""
+        """Open the partial file for `response`. Raises CorruptArtifact for a wrong range or too many bytes."""
         resumed = response.status_code == httpx.codes.PARTIAL_CONTENT
         if resumed and not response.headers.get("content-range", "").startswith(f"bytes {self.done}-"):
             raise CorruptArtifact(f"The gateway sent the wrong range of {self.file.name}. Download again.")
@@ -179,7 +179,7 @@ class Stream:
         return body
 
     def next_delay(self, reason: str) -> float:
-        """Return the seconds to wait before the next connection. Raises Unavailable when the patience is over."""
+        """Return the seconds until the next connection. Raises Unavailable after `patience` seconds without data."""
         if self._response is not None and self._response.num_bytes_downloaded:
             self._received()
         self._response = None
@@ -195,5 +195,5 @@ class Stream:
 
 
 def _order(number: str) -> tuple[int, ...]:
-    """Return the sort key of `7` or `1700000000000-3`."""
+    """Return the sort key of a number such as `7`, or of an id such as `1700000000000-3`."""
     return tuple(int(part) for part in number.split("-"))

@@ -83,7 +83,7 @@ class InvalidRecipe(InvalidRequest, code="invalid_recipe"):
 
 
 class IdempotencyMismatch(InvalidRequest, code="idempotency_mismatch"):
-    """The idempotency key belongs to another body."""
+    """An earlier request with another body used this idempotency key."""
 
 
 class Unauthorized(TLMError, code="unauthorized"):
@@ -99,7 +99,7 @@ class Conflict(TLMError, code="conflict"):
 
 
 class NotReady(Conflict, code="not_ready", retryable=True):
-    """What the request needs is not finished yet."""
+    """The resource that the request needs is not finished yet."""
 
 
 class IllegalTransition(Conflict, code="illegal_transition"):

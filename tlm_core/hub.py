@@ -53,7 +53,7 @@ def hub_errors(what: str, instead: str = "upload its files") -> Iterator[None]:
         from datasets.exceptions import DatasetsError
         from huggingface_hub import errors as hub
 
-        # The library has changed its HTTP client before, and exports the error class of the present one.
+        # Versions of huggingface_hub use different HTTP clients. Each exports the error class of its own client.
         from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -63,7 +63,7 @@ def hub_errors(what: str, instead: str = "upload its files") -> Iterator[None]:
             raise NotFound(f"Cannot find {what} ({reason}). Check its name, and that it is public.") from error
         if isinstance(error, (OSError, HTTPError)):
             raise Unavailable(f"Cannot fetch {what} now ({reason}). Try again later, or {instead}.") from error
-        if isinstance(error, (ValueError, RuntimeError, DatasetsError)):  # RuntimeError: needs a loading script
+        if isinstance(error, (ValueError, RuntimeError, DatasetsError)):  # RuntimeError: the dataset needs a script
             raise InvalidRequest(
                 f"Cannot read {what} ({reason}). Check its name and configuration, or {instead}."
             ) from error

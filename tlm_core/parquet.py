@@ -12,10 +12,10 @@ BUFFER = 1 << 20
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a file whose `iter_batches` needs memory for one batch. Raises the errors of pyarrow.
+    """Open a file whose `iter_batches` needs memory for only one batch. Raises the errors of pyarrow.
 
-    By default Arrow prefetches every row group and holds all of them until the file is closed. That suits slow remote
-    storage; on a local disk it copies the file into memory.
+    By default Arrow prefetches every row group and holds all of them until the file is closed. Prefetching helps with
+    slow remote storage, but it copies the whole file into memory.
     """
     import pyarrow.parquet as pq
 

@@ -1,6 +1,6 @@
-"""The progress counter of this process. Code that computes, reads or writes advances it, so that a hang is noticed.
+"""The progress counter of this process. Code that computes, reads or writes advances it, so that a hang is detected.
 
-A heartbeat shows only that the process lives: the thread that sends it runs on while the training hangs.
+A heartbeat is not enough to detect a hang: the thread that sends heartbeats continues while the training hangs.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from fsspec.callbacks import Callback
 class Pulse:
     """Counts completed pieces of work of all kinds: rows, batches, blocks of bytes, steps.
 
-    phase: grows when `steady` or `warm` is set. steady: whether the counter advances at regular intervals now. If not,
-    CPU time counts as progress too, because calls into libraries, such as the fit of a linear model, advance no
-    counter. warm: whether the first step has ended, which builds kernels and waits until other workers start.
+    phase: increases when `steady` or `warm` is set. steady: whether the counter advances at regular intervals now. If
+    not, CPU time counts as progress too, because calls into libraries, such as the fit of a linear model, advance no
+    counter. warm: whether the first step has ended, which is slow: it builds kernels and waits for other workers.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Pulse:
             self.phase += 1
 
     def warm_up(self) -> None:
-        """Mark the end of the first step. From here on, the intervals limit the time without progress."""
+        """Mark the end of the first step. From now on, the measured intervals limit the time without progress."""
         if not self.warm:
             self.warm = True
             self.phase += 1

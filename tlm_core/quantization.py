@@ -27,7 +27,7 @@ def quantize(folder: Path, out: Path) -> tuple[int, int]:
     if (name := load_model(folder).name) in LINEAR_MODELS:
         raise InvalidRequest(f"'{folder / MODEL}' is the model '{name}', which has no encoder. Use it as it is.")
     shutil.copytree(folder, out)
-    # An ensemble stores weights in half precision. This step replaces them by those that onnxruntime computes with.
+    # An ensemble stores weights in half precision. This step converts them to the precision of onnxruntime's products.
     quant_pre_process(folder / MODEL, out / MODEL, skip_symbolic_shape=True)
     quantize_graph(out / MODEL, out / MODEL)
     return (folder / MODEL).stat().st_size, (out / MODEL).stat().st_size

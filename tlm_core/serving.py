@@ -164,7 +164,7 @@ def load_model(folder: Path) -> Model:
 
         metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
         name = str(metadata.get("model", "encoder"))
-        windows = int(metadata.get("windows", 1))  # of older exports
+        windows = int(metadata.get("windows", 1))  # older exports lack the key
         tokenizer, pad = None, 0
         if name not in LINEAR_MODELS:
             tokenizer, pad = _tokenizer(folder, int(metadata["max_length"]), windows)

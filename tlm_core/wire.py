@@ -108,7 +108,7 @@ class CorpusVersion(_Answer):
     language: str
     count: int = Field(description="number of passages")
     refused: int = Field(0, description="number of these passages that the index cannot hold")
-    duplicates_dropped: int = Field(0, description="passages dropped because they equal an earlier one")
+    duplicates_dropped: int = Field(0, description="passages dropped because they equal an earlier passage")
     near_duplicates_dropped: int | None = Field(None, description="null if near duplicates are not dropped")
     near_duplicates_seconds: float | None = None
     state: CorpusState
@@ -184,7 +184,7 @@ class Waiting(_Answer):
     """Why a job does not run now, although it is queued or active."""
 
     code: str = Field(
-        description="queued, blocked (no job starts), backoff, or the code of the error that the job waits out"
+        description="queued, blocked (no job starts), backoff, or the code of the error that delays the job"
     )
     reason: str
     position: int | None = Field(None, description="rank in the queue, from 1")
@@ -205,7 +205,7 @@ class JobSummary(_Answer):
     seeds: tuple[int, ...]
     metadata: dict[str, str]
     priority: int
-    origin: Origin | None = Field(description="the job that this one retries or clones")
+    origin: Origin | None = Field(description="the earlier job that this job retries or clones")
     attempt: int
     failures: int = Field(description="attempts that ended by a fault of the job")
     interruptions: int = Field(
@@ -217,7 +217,7 @@ class JobSummary(_Answer):
     finished_at: Time | None
     progress: Progress | None = Field(description="of the last attempt; rate and time left only while it runs")
     waiting: Waiting | None = None
-    silent_seconds: float | None = Field(None, description="since the last report of the workers; null below 30")
+    silent_seconds: float | None = Field(None, description="time since the last report of the workers; null below 30")
     error: JsonObject | None
     metric: str | None = Field(None, description="the metric of `score`")
     score: float | None = Field(None, description="mean test score of the returned model over the seeds")
@@ -269,7 +269,7 @@ class LogLine(_Answer):
 
 
 class MetricPoint(_Answer):
-    """Values that a worker reported together, each as a field of its own. To continue after a point, send its id."""
+    """Values that a worker reported together, each as a field. To continue after a point, send its id as `after`."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -286,7 +286,7 @@ class StageEstimate(_Answer):
 
     stage: str
     seconds: float | None
-    seconds_at_least: float | None = Field(None, description="null if a job with as many seeds has measured `seconds`")
+    seconds_at_least: float | None = Field(None, description="null if jobs with equally many seeds measured `seconds`")
     seconds_at_most: float | None = None
     flops: float | None
     tokens: float | None
@@ -313,7 +313,7 @@ class Estimate(_Answer):
     reasons: dict[str, str] = Field(description="per value: where it comes from, or why it is null")
 
     def sources(self) -> dict[str, list[str]]:
-        """Return reason → the values and the bases of stages that it explains, without the reason of `seconds`."""
+        """Map each reason to the values and the stage bases that it explains, without the reason of `seconds`."""
         result: dict[str, list[str]] = {}
         values = [entry for entry in self.reasons.items() if entry[0] != "seconds"]
         for name, reason in [*dict.fromkeys((s.basis, s.reason) for s in self.stages), *values]:
@@ -349,11 +349,11 @@ class ModelScores(_Answer):
     """The mean test scores of one model of a job, and their spread over the seeds."""
 
     name: str = Field(
-        description="majority, linear, self_trained, encoder, stock, ensemble or combined; others in a study"
+        description="majority, linear, self_trained, encoder, stock, ensemble or combined; other names in a study"
     )
     mean: dict[str, float | None]
     spread: dict[str, float | None]
-    file: str = Field("", description="the files with this model, and its seeds; empty for the other models")
+    file: str = Field("", description="the files with this model, and its seeds; empty if no file has it")
 
 
 class Outcome(_Answer):
@@ -371,7 +371,7 @@ class Outcome(_Answer):
 
 
 class Verdict(_Answer):
-    """Whether the model of a compared job is better on test than that of the first one, by a paired bootstrap."""
+    """Whether the model of a job is better on test than that of the first compared job, by a paired bootstrap."""
 
     job: str
     verdict: Literal["better", "worse", "not distinguishable"] | None = None
@@ -394,7 +394,7 @@ class Comparison(_Answer):
     jobs: tuple[JobSummary, ...]
     differences: tuple[Difference, ...]
     outcomes: tuple[Outcome, ...]
-    verdicts: tuple[Verdict, ...] = Field((), description="one for each job but the first")
+    verdicts: tuple[Verdict, ...] = Field((), description="one for each job except the first")
     curves: tuple[JobSeries, ...]
 
 
@@ -474,15 +474,15 @@ class SuspectLabel(_Answer):
     row: int
     label: str = Field(description="the label in the dataset")
     suggested: str = Field(description="the most probable other label")
-    score: float = Field(description="the probability of the suggested label, if either of the two is right")
+    score: float = Field(description="the probability of the suggested label, given that one of the two is right")
     text: str | None = Field(None, description="start of the row's text, if the task is available")
-    text_pair: str | None = Field(None, description="likewise, the second text of a pair")
+    text_pair: str | None = Field(None, description="start of the second text of a pair, if the task is available")
 
 
 class SuspectLabels(Items[SuspectLabel]):
     """The most suspect labels, best rank first."""
 
-    total: int = Field(description="number of rows for which another label is more probable than theirs")
+    total: int = Field(description="number of rows whose suggested label is more probable than their label")
     neighbors: bool = Field(description="whether the ranking uses the labels of the rows beside a row")
 
 

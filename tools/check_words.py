@@ -1,6 +1,6 @@
 """Report identifiers, phrases and long sentences that CONTRIBUTING.md bans, with file and line.
 
-Run it with `python -m tools.check_words`; `make check` does.
+Run it with `python -m tools.check_words`. `make check` also runs it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Generate the synchronous client from the asyncio client.
 
-Run it with `python -m tools.generate_client`; `make client` does.
+Run it with `python -m tools.generate_client` or `make client`.
 """
 
 from __future__ import annotations

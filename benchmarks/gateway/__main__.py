@@ -23,7 +23,7 @@ from benchmarks.report import figure, remark
 
 
 def _measure_commands(gateway: Gateway) -> None:
-    """Run each `tlm` command ten times, and once before, because the first run may compile modules."""
+    """Measure ten runs of each `tlm` command, after a run that may compile modules."""
     address = ("--url", f"http://127.0.0.1:{gateway.port}", "--token", gateway.token)
     for name, arguments, goal in (("version", ["--version"], 300), ("help", ["--help"], 300), ("jobs", ["jobs"], 600)):
         seconds = []

@@ -1,4 +1,4 @@
-"""Compare estimates with the jobs that then run; each estimate uses the jobs before it."""
+"""Compare the estimate of each job with its run. An estimate uses the rates of the jobs that ran before."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def specs() -> Iterator[JobSpec]:
 
 
 def compare(client: TLMClient, spec: JobSpec) -> Comparison:
-    """Estimate a job, run it, and compare the two."""
+    """Estimate a job, run it, and compare the run with the estimate."""
     estimate = client.estimate(spec)
     assert estimate.seconds is not None and estimate.flops is not None, estimate.reasons
     job = client.wait(client.submit(spec).id)
@@ -55,7 +55,7 @@ def compare(client: TLMClient, spec: JobSpec) -> Comparison:
 
 
 def main() -> None:
-    """Run the jobs. The first one only sets the rates."""
+    """Run the jobs. The first job does not count: it only provides rates for the estimates."""
     with stack_with_sciie() as client:
         add_dataset(client, "other", "acl_arc")
         client.wait_corpus("docs", client.add_corpus("docs", [shared_data() / "corpus" / CORPUS]).id)

@@ -74,7 +74,7 @@ async def run_load(
     """Send `rate` requests per second from all `clients` together, at fixed times.
 
     The time of a request counts from when it was due, even if it waits for an earlier one, so queues are not hidden.
-    send: sends a request of the client with a number, and returns its status. expected: the status of a success.
+    send: sends a request of the client with this number, and returns its status. expected: the status of a success.
     """
     load, start, interval = Load(), time.perf_counter() + 0.2, clients / rate
 

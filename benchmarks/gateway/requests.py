@@ -66,7 +66,7 @@ def _print_quantile(name: str, loads: list[Load], share: float, *, goal: float) 
 def _highest_rate(run: Run, duration: float, *, limit: float) -> float:
     """Return the highest rate (1/s) at which 99 % of requests are answered within `limit` seconds, without a failure.
 
-    Rates grow by a quarter until a rate fails in two runs, because one stall of the machine is not load.
+    The rate grows by a quarter until two runs at one rate fail. A single failure may be a stall of the machine.
     """
     highest, rate = 0.0, 50.0
     while rate < 5_000:
@@ -85,7 +85,7 @@ def _holds(load: Load, rate: float, limit: float) -> bool:
 
 
 def _store_jobs(gateway: Gateway, count: int) -> list[str]:
-    """Store jobs until there are `count`; without sync, because this is not measured."""
+    """Store jobs until there are `count`. Redis does not sync these writes, because they are not measured."""
     index = f"tlm:{{{TENANT}}}:jobs"
     resolved = gateway.resolved()
     gateway.redis.config_set("appendfsync", "no")

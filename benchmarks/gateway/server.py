@@ -1,4 +1,4 @@
-"""Run a gateway as a process on a real Redis (every write synced) and a folder, with a dataset and a corpus."""
+"""Run a gateway process with a real Redis (every write synced), a storage folder, a dataset and a corpus."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def task_folder(name: str, rows: int = SOURCES_ROWS) -> Path:
 
 
 def text_folder(name: str) -> Path:
-    """Return the folder with the texts of a shared task, of a generated one, or of another split of one of them."""
+    """Return the folder with the texts of a shared task, of a generated task, or of another split of such a task."""
     if name.startswith(_SPLIT):
         return write_once(FOLDER / name, partial(_write_split, name))
     return _generated(name) / "task" if _is_generated(name) else shared_data() / "tasks" / name
@@ -105,7 +105,7 @@ def _write_few(source: Path, rows: int, folder: Path) -> None:
 
 
 def select_once(task: Path, params: Selection) -> Path:
-    """Return the selection for a task from its corpus: the shared one, unless the task was generated with its own."""
+    """Return the selection for a task from the shared corpus, or from the corpus that was generated with the task."""
     data = Task.read(task)
     source = _parse_split(data.name)[0] if data.name.startswith(_SPLIT) else data.name
     name = source if _is_generated(source) else "shared"

@@ -40,7 +40,7 @@ NAMES = {
 ALONE = {"self_training.amounts": []}
 TLM = "TLM (BM25)"
 SCALE: Scale = "quick"
-# Trained arms: the changes of recipe `fast` at this scale. The score is that of the encoder, which learned from train.
+# Trained arm → changes of recipe `fast` at SCALE. The score is that of the encoder, which learned from train.
 TRAINED: dict[str, dict[str, Any]] = {
     "task only": TASK_ONLY,
     "MLM on task text": {"selection.selector": "none"},
@@ -77,7 +77,8 @@ CLAIMS = (
     (RETURNED_TINY, PRETRAINED),
 )
 LEVEL = 0.05
-SPLITS, MARGIN = 10, 0.01  # other random splits of a task; a returned model fails in one if it loses by more
+SPLITS = 10  # other random splits of a task
+MARGIN = 0.01  # the table counts the splits in which the returned model is worse by more than this
 SPLIT_ARMS = (LINEAR, LINEAR_BOTH, RETURNED)
 
 
@@ -118,7 +119,7 @@ def run(tasks: Sequence[str], seeds: int, arms: Sequence[str]) -> None:
                 if arm in arms and not _has(task, arm, seed):
                     remark(f"{task}, {arm}, seed {seed}")
                     _append(_trained(task, arm, seed))
-    for seed in range(seeds if seeds > MEMBERS else 1):  # with MEMBERS seeds, all jobs have the same ones
+    for seed in range(seeds if seeds > MEMBERS else 1):  # with MEMBERS seeds, all jobs would have the same seeds
         members = sorted((seed + number) % max(seeds, MEMBERS) for number in range(MEMBERS))
         for task in tasks:
             for job in JOBS:
@@ -153,7 +154,7 @@ def _fixed(task: str, arm: str) -> Record:
 
 @cache
 def _linear(folder: Path) -> dict[str, Any]:
-    """Tune the linear model once for both rows."""
+    """Tune the linear model once for both of its rows in the table."""
     return linear.evaluate(folder)
 
 
@@ -210,7 +211,7 @@ def table(records: Sequence[Record]) -> str:
 
 
 def _split_rows(records: Sequence[Record]) -> list[list[str]]:
-    """Return a row for each task with complete splits. The last cell counts losses to either linear model."""
+    """Return a row for each task with complete splits. The last cell counts losses to each linear model."""
     rows = []
     for task, name in NAMES.items():
         cells = [[_of(records, split_of(task, number), arm) for arm in SPLIT_ARMS] for number in range(SPLITS)]
@@ -288,7 +289,7 @@ def _claim(records: Sequence[Record], task: str, first: str, second: str) -> str
 
 
 def plot_of(records: Sequence[Record]) -> str | None:
-    """Return a plot of test scores over the FLOPs of training, at several budgets; None if no task has two."""
+    """Return a plot of test scores over the FLOPs of training, at several budgets; None if no task has two points."""
     curves = []
     for task, name in NAMES.items():
         of_task = [_of(records, task, arm) for arm in (TLM, *BUDGETS)]

@@ -27,7 +27,7 @@ def evaluate(folder: Path) -> tuple[float, float]:
     try:
         fasttext = importlib.import_module("fasttext")
     except ImportError as error:
-        raise MissingDependency("Install fastText with: pip install fasttext-numpy2-wheel") from error
+        raise MissingDependency("fastText is not installed. Run: pip install fasttext-numpy2-wheel") from error
     rows = {split: read_rows(folder / f"{split}.jsonl") for split in ("train", "validation", "test")}
     labels = sorted(set(rows["train"][1].tolist()))
     texts = {

@@ -1,4 +1,4 @@
-"""Compare with a linear model on TF-IDF, tuned by cross-validation on train.
+"""Score a linear model on TF-IDF for comparison, tuned by cross-validation on train.
 
 `python -m benchmarks.quality.linear sciie acl_arc sci_cite csabstruct` prints one JSON line per task. Features are word
 1-2-grams, in which entity marks such as `[[` are tokens, and character n-grams of 2 to 5 (`char_wb`). Both have

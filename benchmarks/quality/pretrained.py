@@ -20,7 +20,7 @@ TRIALS = Path(__file__).with_name("pretrained.jsonl")
 
 @dataclass(frozen=True)
 class Trial:
-    """One finetuning of the search, with seed 0. validation: macro-F1 of the best of its validations."""
+    """One finetuning of the search, with seed 0. validation: the best macro-F1 of its validations."""
 
     task: str
     rate: float

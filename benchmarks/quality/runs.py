@@ -152,7 +152,7 @@ def _run_node(node: Node, folders: Mapping[str, Path], tasks: Sequence[Path], ou
     else:
         meta = dict(compute(node.stage, inputs, node.params, out))
     if isinstance(node.params, TicketParams) and node.params.which != "winning":
-        (out / WEIGHTS).unlink(missing_ok=True)  # later nodes read only its history and mask, and disks are small
+        (out / WEIGHTS).unlink(missing_ok=True)  # later nodes read only the history and mask; this saves disk space
     meta["seconds"] = time.perf_counter() - start
     (out / META).write_text(json.dumps(meta), encoding="utf-8")
 

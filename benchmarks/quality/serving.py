@@ -1,6 +1,6 @@
 """Speed and score of downloaded models on one core: `python -m benchmarks.quality.serving TEST.jsonl MODEL_DIR…`.
 
-Compare a model with its copy by `tlm quantize` by naming both. TEST.jsonl has a `text` and a `label` in each line.
+Name a model and its copy by `tlm quantize` to compare the two. TEST.jsonl has a `text` and a `label` in each line.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
 
 Both use the selection of `fast`. `paper` keeps its losses and architecture (BERT 4 x 256, post-norm, AdamW). Its
 schedule fits half an hour: the measured rate converts minutes into a token budget. Each setting of PAPER trains
-for a part of the budget, and the one with the best validation score for all of it.
+for a part of the budget. The setting with the best validation score then trains for the whole budget.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tlm_core.training.recipe import Recipe, resolve
 
 MINUTES, GOAL_MINUTES, TUNING_MINUTES = 30.0, 3.0, 4.0
 FINETUNE_SHARE = 0.2
-# Limits of finetuning. A tuning run has more than its share, because two epochs do not separate the settings.
+# Limits of finetuning. A tuning run has more than its share of the steps: two epochs do not separate the settings.
 STEPS, TUNING_STEPS = 1000, 400
 # The published settings are for 150,000 steps; a short budget needs more task batches and a higher rate.
 PAPER = {

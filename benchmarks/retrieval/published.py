@@ -1,12 +1,12 @@
 """The published selection, rebuilt as a rival: the release's script with a client for OpenSearch.
 
 It has one search request per query, four processes, a new pool for every four queries, the full `_source` of each hit,
-and `multi_match` with `cross_fields` on `text`:
+and `multi_match` with `cross_fields` on `text`.
 
     python -m benchmarks.retrieval.published URL INDEX K [--lean] < queries.json
 
-prints {"seconds", "hits": [[[id, score], …], …]} for a JSON list of queries. Like the script, it forks its processes
-after importing torch, datasets and pandas. `--lean` omits these imports; the script cannot omit them.
+This prints {"seconds", "hits": [[[id, score], …], …]} for a JSON list of queries. Like the script, it forks its
+processes after importing torch, datasets and pandas. `--lean` omits these imports; the script cannot omit them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _k: int
 
 
 def _search(query: str) -> list[dict[str, Any]]:
-    """Search for one query. Each process opens its own connection, because it is forked before any is open."""
+    """Search for one query. Each process opens its own connection, because the parent has none when it forks."""
     match = {"query": query, "type": "cross_fields", "fields": ["text"]}
     answer = _client.search(index=_index, body={"query": {"multi_match": match}, "size": _k})
     hits: list[dict[str, Any]] = answer["hits"]["hits"]

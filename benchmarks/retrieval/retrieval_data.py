@@ -46,7 +46,7 @@ def passages() -> list[Passage]:
 
 
 def recombined(real: Sequence[Passage], count: int, seed: int = 0) -> Iterator[Passage]:
-    """Yield `count` distinct passages, as long as real ones, of randomly drawn real sentences."""
+    """Yield `count` distinct passages of randomly drawn real sentences, about as long as real passages."""
     draw = random.Random(seed)
     sentences = [(s, len(s.split())) for passage in real for s in _SENTENCE.split(passage.text) if s]
     lengths = [len(passage.text.split()) for passage in real]
@@ -58,7 +58,7 @@ def recombined(real: Sequence[Passage], count: int, seed: int = 0) -> Iterator[P
             drawn.append(sentence)
             remaining -= words
         passage = build_passage(" ".join(drawn), f"recombined-{len(seen) % 16}")
-        if (key := hash(passage.id)) not in seen:  # single sentences repeat
+        if (key := hash(passage.id)) not in seen:  # passages of one sentence can repeat
             seen.add(key)
             yield passage
 

@@ -1,7 +1,7 @@
 """Measure queries per second (whole texts, top 50) of both indexes against the published selection.
 
-The script first checks that all return identical lists, ties aside. The published selection is measured as its
-script runs it, and lean (see `published`).
+The script first checks that all return identical lists, ties aside. It measures the published selection twice: with
+the imports of the published script, and with `--lean` (see `published`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Compare the BiLSTM's speed: in training with a plain padded loop, and in prediction with encoders.
 
-`make bench-studies`. Texts: SciCite of TLM_SHARED_DATA with a vocabulary of 8,192 pieces. Both
+Run it with `make bench-studies`. The texts are SciCite of TLM_SHARED_DATA with a vocabulary of 8,192 pieces. Both
 rivals train LSTM-4-256 (four layers of 256 each way) on batches of 32 texts and count real tokens, not padding.
 """
 
@@ -78,7 +78,7 @@ def ours(prepared: Prepared, folder: Path, precision: Precision) -> float:
 
 
 class Plain(nn.Module):
-    """The obvious model: embedding, nn.LSTM over padded texts, maximum over time, a linear layer."""
+    """The plain model: embedding, nn.LSTM over padded texts, maximum over time, a linear layer."""
 
     def __init__(self, vocab: int, labels: int) -> None:
         super().__init__()

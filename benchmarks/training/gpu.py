@@ -1,4 +1,4 @@
-"""Measure the joint step on a GPU: recipe `fast` ("ours") and the published model at BERT-base size, and `fast` small.
+"""Measure the joint step on a GPU: `fast` ("ours") and the published model at BERT-base size, and a small `fast`.
 
 It prints a JSON line for each model, row length, and form (eager or compiled). `mfu` counts only the products that the
 model needs; `hardware_utilization` also counts padding, unused masks, and the optimizer. The passages are random
@@ -79,7 +79,7 @@ class Passages:
 
 
 def trainer(recipe: Recipe, length: int, folder: Path, *, compiled: bool, device: torch.device) -> Trainer:
-    """Return a run of the joint stage's loop on random passages, with the passes for GPUs."""
+    """Return the trainer of a joint stage on random passages. It uses the passes for GPUs."""
     from tlm_core.training.stream_passes import StreamPasses
 
     rate = recipe.joint.highest_mask_rate

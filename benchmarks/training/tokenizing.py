@@ -1,8 +1,8 @@
 """Measure tokenizing and packing on one core against bare `tokenizers`, and the memory of preparing text.
 
-To measure the speed, the prepare stage has a trained vocabulary, so that both sides only tokenize; then the rows of one
-epoch are packed. Memory is the peak of a process that runs the whole stage of recipe `fast`, which also trains a
-vocabulary and counts word vectors.
+To measure the speed, the prepare stage uses a trained vocabulary, so that both sides only tokenize. Our time includes
+packing the rows of one epoch. Memory is the peak of a process that runs the whole stage of recipe `fast`, which also
+trains a vocabulary and counts word vectors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from benchmarks.training.training_data import (
 from tlm_core.training.recipe import Recipe, resolve
 
 SMALL, LARGE = 10_000, 80_000
-# With this many passages, the start of the stage is negligible.
+# With this many passages, the start-up time of the stage is negligible.
 TIMED = 30_000
 BLOCK = 2_000
 

@@ -1,4 +1,4 @@
-"""The tokenized text of all rivals, and the recipes of our rivals."""
+"""The tokenized text of all rivals, and the recipes of our engine."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def threads() -> int:
 
 def precision() -> str:
     """Return "bf16", or "fp32" where the device does not compute bf16 natively."""
-    # Imports torch, which preparing text does not need.
+    # This import loads torch, which preparing text does not need.
     from tlm_core.training.device import pick_device, resolved_precision
 
     return resolved_precision("auto", pick_device())
@@ -76,7 +76,7 @@ def bert_recipe(**overrides: object) -> Recipe:
 
 
 def fast_recipe(**overrides: object) -> Recipe:
-    """Return recipe `fast` with the depth, width and parameter count of `bert_recipe`, by a narrower gated block."""
+    """Return recipe `fast` with the depth and width of `bert_recipe`. A narrower block equals the parameter counts."""
     return resolve("fast", "tiny", {**COMMON, "model.intermediate": 688, **overrides})
 
 

@@ -1,7 +1,7 @@
 """Compare two data-parallel workers of one core with one worker of one core, over gloo, without Ray.
 
 Each worker is a process on its own core that runs the joint stage. `same_batch` splits the 32 rows of a step (as a
-recipe does); `batch_each` gives each worker 32. Two independent processes show what the machine allows.
+recipe does); `batch_each` gives each worker 32. Two independent processes (`side_by_side`) show the machine's limit.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> None:
     prepared()
     if len(os.sched_getaffinity(0)) < 2:
         for name in PAIRS:
-            figure(name, [], goal=0.85, unit="share of twice", reason="this process can use only one core")
+            figure(name, [], goal=0.85, unit="share of twice one worker", reason="this process can use only one core")
         return
     with ExitStack() as stack:
         groups = {"one": start_workers(stack, 1, BATCH, together=True)}
@@ -77,7 +77,7 @@ def main() -> None:
     figure("tokens_per_second_one_core", rates["one"], unit="real tokens/s")
     for name in PAIRS:
         shares = [ratio / 2 for ratio in ratios(rates[name], rates["one"])]
-        figure(name, shares, goal=None if name == "side_by_side" else 0.85, unit="share of twice")
+        figure(name, shares, goal=None if name == "side_by_side" else 0.85, unit="share of twice one worker")
 
 
 if __name__ == "__main__":

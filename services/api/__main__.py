@@ -26,8 +26,8 @@ from services.common.history import History
 from services.common.jobstore import JobStore
 from services.common.logs import set_up_logging
 
-# Longer than the idle timeout of usual clients and proxies (60 s). If the server closed a connection first, a request
-# sent at that moment would fail like after a crash.
+# Longer than the usual idle timeout of clients and proxies (60 s). If the server closed a connection first, a request
+# that is sent at that moment would fail.
 _KEEP_ALIVE_SECONDS = 75
 
 
@@ -62,7 +62,7 @@ def build_parts(settings: ApiSettings) -> Parts:
 
 
 class _Server(uvicorn.Server):
-    """Closes the event streams at shutdown, because the server waits for open connections."""
+    """A server that closes the event streams at its shutdown. Otherwise uvicorn would wait for the open connections."""
 
     parts: Parts
 
@@ -74,7 +74,7 @@ class _Server(uvicorn.Server):
 def main() -> None:
     """Serve until SIGTERM or SIGINT."""
     set_up_logging("api")
-    # uvicorn raises the signal again after its shutdown.
+    # uvicorn raises the signal again after its shutdown. These handlers then end the process with status 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     settings = ApiSettings()

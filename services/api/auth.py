@@ -20,7 +20,7 @@ _bearer = HTTPBearer(
 
 
 def ensure_token(path: Path) -> str:
-    """The token in `path` (mode 0600), created if the file is missing. Concurrent starts get the same token."""
+    """Return the token in `path` (mode 0600). Create a missing file; concurrent starts get the same token."""
     if path.exists():
         return path.read_text(encoding="ascii").strip()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,13 +41,13 @@ def ensure_token(path: Path) -> str:
 
 
 def tenant_of(request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> str:
-    """The tenant that the request's token belongs to. Raises Unauthorized."""
+    """Return the tenant of the request's token. Raises Unauthorized."""
     if credentials is None:
         raise Unauthorized("Missing API token. Send the header 'Authorization: Bearer TOKEN'.")
     token: str = request.app.state.parts.token
     if not hmac.compare_digest(credentials.credentials.encode(), token.encode()):
         raise Unauthorized(
-            "Unknown API token. Use the one in the gateway's token file: secrets/api_token in the data folder of "
+            "Unknown API token. Use the token in the gateway's token file: secrets/api_token in the data folder of "
             "`tlm up`, or /data/gateway/token in a container."
         )
     return "default"

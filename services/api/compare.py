@@ -48,7 +48,7 @@ def compare(
 
 
 def _differences(records: Sequence[JobRecord]) -> dict[str, tuple[object, ...]]:
-    """Differing keys of requests and recipes → the value of each job. Recipe values of an instant job are None."""
+    """Return each job's values of the request and recipe keys that differ; None for the recipe of an instant job."""
     rows = differences([_request(job) for job in records])
     trained = [job for job in records if job.spec.scale != "instant"]
     recipes = [job.resolved.recipe.model_dump(mode="json", exclude={"name", "scale"}) for job in trained]
@@ -75,7 +75,7 @@ def _request(job: JobRecord) -> dict[str, object]:
 
 
 def _dataset_names(catalog: Catalog, records: Sequence[JobRecord]) -> dict[str, str]:
-    """Digest → "NAME@v1 (8 digits of the digest)". A deleted dataset has its id instead of a name."""
+    """Map each digest to "NAME@v1 (8 digits of the digest)". For a deleted dataset, its id replaces NAME@v1."""
     names: dict[str, str] = {}
     for job in records:
         for dataset in job.resolved.datasets:
@@ -101,7 +101,7 @@ def _named(value: object, names: Mapping[str, str]) -> object:
 
 
 def _options(job: JobRecord) -> dict[str, object]:
-    """The options of the kind. Other datasets appear with digest and dataset options instead of their name."""
+    """Return the options of the kind, in which digest and dataset options replace the name of each other dataset."""
     options: dict[str, object] = job.spec.options.model_dump(mode="json")
     if name := job.spec.definition.datasets_option:
         others = job.resolved.others
@@ -110,7 +110,7 @@ def _options(job: JobRecord) -> dict[str, object]:
 
 
 def _reading(options: Mapping[str, object]) -> dict[str, object]:
-    """The options of a dataset without its name, which changes no row."""
+    """Return the dataset options without the name, because the name changes no row."""
     return {key: value for key, value in options.items() if key != "name"}
 
 
@@ -129,7 +129,7 @@ def _outcome(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> Outcom
 def _verdicts(
     jobs: JobStore, artifacts: ArtifactStore, records: Sequence[JobRecord], outcomes: Sequence[Outcome]
 ) -> tuple[Verdict, ...]:
-    """The verdict on each later job, compared with the first job. outcomes: one for each job."""
+    """Return the verdict on each later job, compared with the first job. outcomes: one for each job."""
     results = [_read_tested(jobs, artifacts, job, outcome) for job, outcome in zip(records, outcomes, strict=True)]
     return tuple(_verdict(results[0], other) for other in results[1:])
 
@@ -139,7 +139,7 @@ class _Tested:
     """A job with its predictions on test.
 
     test: SHA-256 of the test rows, then the labels in the order of their indices. targets: label indices or values.
-    predictions: an array [rows] of the returned model, or one of each seed's. Without any, all are empty.
+    predictions: one array [rows] of the returned model, or one for each seed. Without any, all three are empty.
     """
 
     job: str

@@ -21,11 +21,11 @@ from tlm_core.wire import Estimate, StageEstimate
 from tlm_core.wording import counted
 
 _DISTINCT = 0.74  # distinct passages per retrieved passage, from `make demo`
-_NARROW = 0.05  # a range that is narrower, as a share of the time, is not shown
+_NARROW = 0.05  # a range is returned only if its width is more than this share of the time
 
 
 def proposed(tenant: str, spec: JobSpec, resolved: Resolved) -> JobRecord:
-    """The record of a job that is not submitted, for computing its plan."""
+    """Return a record of a job that is not submitted, from which to compute its plan."""
     return JobRecord(
         id="job_proposed", tenant=tenant, state=State.QUEUED, spec=spec, resolved=resolved, created_at=0, updated_at=0
     )
@@ -35,8 +35,8 @@ def proposed(tenant: str, spec: JobSpec, resolved: Resolved) -> JobRecord:
 class Known:
     """The facts about a job before it runs.
 
-    history: finished jobs, newest first. texts: of each dataset. passages: see `Estimator._passages`. worker_gpus: of
-    each worker, None if unknown.
+    history: finished jobs, newest first. texts: of each dataset. passages: see `Estimator._passages`. worker_gpus: GPUs
+    of each worker, None if unknown.
     """
 
     situation: Situation
@@ -47,7 +47,7 @@ class Known:
     worker_gpus: float | None
 
     def stages(self) -> Iterator[StageEstimate]:
-        """Yield the estimate of each stage, over all its nodes, in plan order, and of the workers' start."""
+        """Yield one estimate per stage over all its nodes, in plan order. The start of workers has its own estimate."""
         plan, done = self.situation.plan, self.situation.done
         waiting = [node for node in plan.nodes if node.place is Place.WORKERS and node.name not in done]
         # The workers of all seeds start at the same time.
@@ -64,7 +64,7 @@ class Known:
                 yield StageEstimate(stage=stage, seconds=0, flops=0, tokens=0, basis="cached", reason="already done")
 
     def stage(self, nodes: Sequence[Node]) -> StageEstimate:
-        """The estimate of nodes of one stage that are not done."""
+        """Return the estimate of `nodes`, which belong to one stage and are not done."""
         stage, job, plan = nodes[0].stage.name, self.situation.job, self.situation.plan
         if stage == "joint" and (budget := job.resolved.recipe.joint.budget.seconds) is not None:
             seconds, reason = budget * len(nodes), "the recipe limits the seconds"
@@ -77,7 +77,7 @@ class Known:
         units = _total(item.units if item else None for item in work)
         pace = pace_of(setup, self.rates)
         if units is None:
-            pace = Pace("unknown", None, "the work is unknown until the sizes of texts and model are known")
+            pace = Pace("unknown", None, "the sizes of encoder and tokenizer are known only after they are loaded")
         seconds = None if units is None or pace.seconds is None else units * pace.seconds
         estimate = StageEstimate(
             stage=setup.stage, seconds=seconds, flops=flops, tokens=tokens, basis=pace.basis, reason=pace.reason
@@ -88,14 +88,14 @@ class Known:
         return estimate.model_copy(update={"seconds_at_least": least * seconds, "seconds_at_most": most * seconds})
 
     def gpu_hours(self, training: Sequence[StageEstimate]) -> tuple[float | None, str]:
-        """GPU hours of the stages that train, or None if unknown, and the reason."""
+        """Return the GPU hours of the stages that train, or None if unknown, and the reason."""
         workers, seconds = self.situation.job.spec.workers, _total(stage.seconds for stage in training)
         if not training:
             return 0.0, "the job trains no encoder"
         if self.worker_gpus is not None:
             gpu, source = self.worker_gpus > 0, "as TLM_API_WORKER_GPUS states"
         elif self.history:
-            gpu, source = self.history[0].gpu, f"like {self.history[0].id}"
+            gpu, source = self.history[0].gpu, f"as in {self.history[0].id}"
         else:
             return None, "no job that trains an encoder has finished here yet, so the workers' GPUs are unknown"
         if not gpu:
@@ -132,7 +132,7 @@ class Estimator:
         if seconds is None or at_least is None or at_most is None or at_most - at_least <= _NARROW * seconds:
             at_least = at_most = seconds
         else:
-            reasons["seconds"] = f"{_source_of_range(stages)}; jobs that run here correct it"
+            reasons["seconds"] = f"{_source_of_range(stages)}; jobs that run here improve the estimate"
         return Estimate(
             seconds=seconds,
             seconds_at_least=at_least,
@@ -149,9 +149,9 @@ class Estimator:
         )
 
     def node_seconds(self, job: JobRecord) -> dict[str, float]:
-        """Expected seconds of each node that is not done; 0 if unknown for a node that does not train.
+        """Return the expected seconds of each node that is not done; 0 if unknown for a node that does not train.
 
-        Empty if the duration of training is unknown, or if data is lost: progress then counts nodes.
+        The result is empty if a training time is unknown or data is lost. Progress then counts nodes.
         """
         try:
             known = self._known(job)
@@ -166,7 +166,7 @@ class Estimator:
     def _known(self, job: JobRecord) -> Known:
         situation, source = Situation.read(self._jobs, job), source_of(job.resolved)
         history, texts = self._measurements.finished(job.tenant), self._measurements.texts(job)
-        # A job on the same data measured the texts. At best, it also selected in the same way.
+        # An earlier job on the same dataset measured its texts. Prefer a job that selected in the same way.
         alike = [other for other in history if other.source[0] == source[0]]
         best = min(alike, key=lambda other: other.source != source, default=None)
         if best:
@@ -177,7 +177,7 @@ class Estimator:
         return Known(situation, history, rates, texts, passages, self._worker_gpus)
 
     def _passages(self, situation: Situation, texts: Texts, alike: Finished | None) -> tuple[int, int, str]:
-        """The expected number of selected passages, its maximum, and the source of the expected number."""
+        """Return the expected number of selected passages, its maximum, and the source of the expected number."""
         job, resolved = situation.job, situation.job.resolved
         selection, queried = resolved.recipe.selection, texts.rows["train"] * resolved.recipe.selection.top_k
         node = next((node for node in situation.plan.nodes if node.stage.name == "select"), None)
@@ -207,13 +207,13 @@ def _most(stage: StageEstimate) -> float | None:
 
 
 def _source_of_range(stages: Iterable[StageEstimate]) -> str:
-    """Return what the stage with the widest range is based on."""
+    """Return the basis of the stage with the widest range, in words."""
     widest = max(stages, key=lambda stage: (_most(stage) or 0) - (_least(stage) or 0))
     sources = {"device": "from a short measurement here", "measured": "measured with another number of seeds"}
     return sources.get(widest.basis, "not measured here")
 
 
 def _total(values: Iterable[float | None]) -> float | None:
-    """The sum, or None if a value is unknown or there are no values."""
+    """Return the sum, or None if a value is unknown or there are no values."""
     known = list(values)
     return None if not known or None in known else sum(value for value in known if value is not None)

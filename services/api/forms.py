@@ -49,14 +49,14 @@ class Form:
     files: list[ReceivedFile] = field(default_factory=list)
 
     def field(self, name: str, default: str | None = None) -> str:
-        """The value of a text field. Raises InvalidRequest if it is missing and has no default."""
+        """Return the value of a text field. Raises InvalidRequest if it is missing and has no default."""
         value = self.fields.get(name, default)
         if value is None:
             raise InvalidRequest(f"The form field '{name}' is required.")
         return value
 
     def selected_files(self) -> list[ReceivedFile]:
-        """The files without the empty, nameless ones that browsers send for empty file inputs."""
+        """Return the files, without the empty and nameless files that browsers send for empty file inputs."""
         return [file for file in self.files if file.named or file.size]
 
 
@@ -87,7 +87,7 @@ async def receive_form(
 ) -> AsyncIterator[Form]:
     """Read the form in the request body; its files are deleted at exit.
 
-    check_space: raises an error if that many bytes do not fit. fields, files: patterns of the allowed field names.
+    check_space: raises an error if a number of bytes does not fit. fields, files: patterns of the allowed field names.
     Raises InvalidRequest, StorageFull, StorageUnavailable, HTTPException 413 or 415, what `check_space` raises, and
     ClientDisconnect for an incomplete upload.
     """
@@ -181,7 +181,7 @@ class _FormReader:
         self._check_name("file")
         if len(self.form.files) >= _MAX_FILES:
             raise InvalidRequest(f"The upload has more than {_MAX_FILES:,} files. Combine them into fewer files.")
-        # Each file has its own folder, so it keeps the name that errors cite and that gives its type.
+        # Each file has its own folder and so keeps its name, which errors cite and which gives the file type.
         name = safe_name(options[b"filename"].decode("utf-8", "replace"), self._names)
         self._names.add(name)
         path = self._folder / f"{len(self.form.files):05d}" / name
@@ -224,7 +224,7 @@ def _too_large(max_bytes: int) -> HTTPException:
 
 
 def safe_name(name: str, used: Collection[str] = ()) -> str:
-    """A file name without folders and special characters that is not in `used`. The extensions stay."""
+    """Return a file name that is not in `used`, without folders and special characters. The extensions stay."""
     base = _UNSAFE.sub("_", name.replace("\\", "/").rsplit("/", 1)[-1]).lstrip(".-")[-100:] or "file"
     stem, dot, extensions = base.partition(".")
     number = 1
@@ -235,7 +235,7 @@ def safe_name(name: str, used: Collection[str] = ()) -> str:
 
 
 def by_field(files: Collection[ReceivedFile]) -> dict[str, ReceivedFile]:
-    """Files by form field. Raises InvalidRequest if a field has two files."""
+    """Return the files by form field. Raises InvalidRequest if a field has two files."""
     result: dict[str, ReceivedFile] = {}
     for file in files:
         if file.field in result:

@@ -42,9 +42,9 @@ LoadTask = Callable[[Mapping[str, Path] | str, "DatasetOptions"], tuple["Task", 
 # Names of a dataset's files, as regular expressions. Storage uses them as file names, so their length is limited.
 PARTS = ("train", "validation", "test", "test_[a-z]{1,40}", "selection", "file")
 
-# Paths out of an allowed folder: parent steps, and fsspec's chains of file systems (`zip://…::file://…`).
+# Parts of an address that can lead out of an allowed folder: parent steps, and fsspec's chains (`zip://…::file://…`).
 _ESCAPE = re.compile(r"::|\\|(^|/)(\.|%2e){2}(/|$)|[\x00-\x1f]", re.IGNORECASE)
-# OWNER/NAME only: the hub library would read the path of a local folder.
+# Only OWNER/NAME: the hub library would read a local folder if it got a path.
 _REPOSITORY = re.compile(rf"{HUB}(?P<path>{HUB_NAME}/{HUB_NAME})(:[^\s:]*){{0,2}}")
 
 
@@ -63,7 +63,7 @@ class DatasetIntake:
     def add_files(
         self, tenant: str, name: str, files: Mapping[str, ReceivedFile], options: DatasetOptions
     ) -> DatasetRecord:
-        """Add a dataset. files: by split, or `file` for `train`. Missing validation and test splits come from train."""
+        """Add a dataset. files: by split; `file` means `train`. Missing validation and test splits come from train."""
         check_dataset_name(name)
         splits = _by_split(files)
         extensions = {split: _extension(file.name) for split, file in splits.items()}
@@ -77,8 +77,9 @@ class DatasetIntake:
     def add_from_hub(
         self, tenant: str, name: str, hub: str, options: DatasetOptions, selection: str | None = None
     ) -> DatasetRecord:
-        """Add a dataset of the hub, `OWNER/NAME[@REVISION][:CONFIG]`: its texts, its labels and, if `selection` names a
-        file of it, the passages in that file."""
+        """Add the texts and labels of a hub dataset, `OWNER/NAME[@REVISION][:CONFIG]`.
+
+        selection: a file of the hub dataset whose passages are added too."""
         from tlm_core.selection.given import GIVEN_PART
         from tlm_core.tasks.hub import hub_file, parse_hub_id
 
@@ -104,7 +105,7 @@ class DatasetIntake:
             return self._store(tenant, name, raw, report, stored, passages)
 
     def _count_selection(self, raw: Path) -> int | None:
-        """The number of passages in the uploaded selection, or None. Raises InvalidDataset with every error in it."""
+        """Return the number of passages in the uploaded selection, or None. Raises InvalidDataset with every error."""
         from tlm_core.selection.given import GIVEN, given_part, write_given
 
         part = given_part(raw)
@@ -127,7 +128,7 @@ class DatasetIntake:
         counts = {"labels": len(report["labels"]), "warnings": len(report["warnings"])}
         summary = DatasetSummary(rows=report["counts"], selection=selection, **counts)
         with deleted_on_error(self._artifacts, folder):
-            # The manifest has neither id nor name, so equal bytes have equal digests and reuse cached stages.
+            # The manifest has neither id nor name. So equal files have equal digests, and jobs on them reuse artifacts.
             raw_ref = self._artifacts.write(f"{folder}/raw", raw, artifact="dataset", stage="dataset")
             report_ref = self._write_report(f"{folder}/report", report)
             return self._catalog.add_dataset(
@@ -180,7 +181,7 @@ class CorpusIntake:
 
 
 def check_dataset_name(name: str) -> None:
-    """Raises InvalidRequest for an invalid dataset name."""
+    """Raise InvalidRequest for an invalid dataset name."""
     _check_name(name)
     if name.startswith("ds_"):
         raise InvalidRequest(f"Invalid name '{name}'. Names cannot begin with 'ds_', the prefix of dataset ids.")
@@ -199,13 +200,13 @@ def parse_options(text: str) -> DatasetOptions:
 
 
 def changed_options(options: DatasetOptions) -> dict[str, object]:
-    """The options that differ from their defaults. Defaults are not stored, so a new option changes no record."""
+    """Return options that differ from their defaults. Defaults are not stored, so a new option changes no record."""
     defaults = asdict(DatasetOptions())
     return {key: value for key, value in asdict(options).items() if value != defaults[key]}
 
 
 def check_sources(sources: Sequence[str], allowed: Sequence[str]) -> None:
-    """Raises InvalidRequest for the first source that is not a valid address below one of the `allowed` prefixes."""
+    """Raise InvalidRequest for the first source that is not a valid address below one of the `allowed` prefixes."""
     for source in sources:
         if source.startswith(HUB):
             match = _REPOSITORY.fullmatch(source)
@@ -225,7 +226,7 @@ def check_sources(sources: Sequence[str], allowed: Sequence[str]) -> None:
 
 
 def _lies_under(source: str, prefix: str) -> bool:
-    """Whether `source` lies below `prefix`, which is a folder or a scheme (`s3://`, `hub:`)."""
+    """Return whether `source` lies below `prefix`, which is a folder or a scheme (`s3://`, `hub:`)."""
     return source == prefix or source.startswith(prefix if prefix.endswith(("/", ":")) else f"{prefix}/")
 
 
@@ -284,7 +285,7 @@ def _by_split(files: Mapping[str, ReceivedFile]) -> dict[str, ReceivedFile]:
 
 
 def _extension(name: str) -> str:
-    """The extension of a file name that gives its type, such as .csv.gz. Raises InvalidRequest."""
+    """Return the extension that gives the type of a file, such as .csv.gz. Raises InvalidRequest."""
     unpacked = name_without_packing(name)
     if format_of(name) is None:
         raise InvalidRequest(f"Unknown file type of '{name}'. {SUPPORTED}")

@@ -29,14 +29,14 @@ _TAR_RECORD = 512
 
 
 def artifacts_by_node(jobs: JobStore, job: JobRecord, plan: Plan | None = None) -> dict[str, ManifestRef]:
-    """Node name → published artifact. The record of a succeeded job lists them."""
+    """Return the published artifact of each node, by node name. The record of a succeeded job lists them."""
     if job.result is not None and job.result.artifacts:
         return {name: entry.ref for name, entry in job.result.artifacts.items()}
     return Situation.read(jobs, job, plan).done
 
 
 def artifact_of(jobs: JobStore, job: JobRecord, stage: str) -> ManifestRef:
-    """The artifact of the last node of `stage`. Raises NotReady while it does not exist yet, NotFound if it never will.
+    """Return the artifact of the last node of `stage`. Raises NotReady before it exists, NotFound if it never will.
 
     `evaluate` and `export` mean the report and the model of the job, in every kind.
     """
@@ -45,7 +45,7 @@ def artifact_of(jobs: JobStore, job: JobRecord, stage: str) -> ManifestRef:
 
 
 def artifact_or_none(jobs: JobStore, job: JobRecord, stage: str) -> ManifestRef | None:
-    """The artifact that `artifact_of` returns, or None if it does not exist."""
+    """Return the artifact that `artifact_of` returns, or None if it does not exist."""
     try:
         return artifact_of(jobs, job, stage)
     except (NotReady, NotFound):
@@ -66,9 +66,9 @@ def _artifact(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef], stage
     if nodes[-1] in done:
         return done[nodes[-1]]
     if job.state in TERMINAL:
-        remedy = "Retry it." if job.state in RETRYABLE else "Clone it."
-        raise NotFound(f"Job {job.id} is {job.state} without a result of stage '{stage}'. {remedy}", state=job.state)
-    message = f"Job {job.id} is {job.state} and has not finished stage '{stage}' yet. Wait until it has."
+        remedy = "Retry the job." if job.state in RETRYABLE else "Clone the job."
+        raise NotFound(f"Job {job.id} is {job.state} and has no result of stage '{stage}'. {remedy}", state=job.state)
+    message = f"Job {job.id} is {job.state} and has not finished stage '{stage}' yet. Wait for this stage."
     raise NotReady(message, state=job.state)
 
 
@@ -87,7 +87,7 @@ class ServedModel:
         return self.note is None
 
     def files(self, artifacts: ArtifactStore) -> dict[str, FileEntry]:
-        """Name in a download → file."""
+        """Return the files by their names in a download."""
         files = artifacts.manifest(self.ref).files
         if self.final:
             return {file.name: file for file in files}
@@ -95,7 +95,7 @@ class ServedModel:
 
 
 def served_model(jobs: JobStore, job: JobRecord) -> ServedModel:
-    """The model of a job for predictions. Raises NotReady while there is none, NotFound if there never will be one."""
+    """Return the model that a job serves now. Raises NotReady before it exists, NotFound if it never will."""
     plan = plan_of(job)
     done = artifacts_by_node(jobs, job, plan)
     if plan.model in done or BASELINE.name not in done:
@@ -110,7 +110,7 @@ def _note(job: JobRecord) -> str:
 
 
 def model_file_response(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord, name: str) -> FileResponse:
-    """One file of the model that a job serves now.
+    """Return one file of the model that a job serves now.
 
     A name `linear/FILE` stays valid after the job, even if the final model has no folder `linear`.
     """
@@ -125,7 +125,7 @@ def model_file_response(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord
 
 
 def checkpoints_of(jobs: JobStore, job: JobRecord) -> list[CheckpointRef]:
-    """The current checkpoints of a job in the order of its plan, ascending by step."""
+    """Return the current checkpoints of a job in the order of its plan, ascending by step."""
     if job.checkpoints:
         order = {node.name: index for index, node in enumerate(plan_of(job).nodes)}
         refs = map(CheckpointRef.model_validate, job.checkpoints)
@@ -136,7 +136,7 @@ def checkpoints_of(jobs: JobStore, job: JobRecord) -> list[CheckpointRef]:
 
 
 def checkpoint_at(jobs: JobStore, job: JobRecord, node: str, step: int) -> CheckpointRef:
-    """The checkpoint of a node at a step. Raises NotFound."""
+    """Return the checkpoint of a node at a step. Raises NotFound."""
     for checkpoint in checkpoints_of(jobs, job):
         if (checkpoint.node, checkpoint.step) == (node, step):
             return checkpoint
@@ -144,7 +144,7 @@ def checkpoint_at(jobs: JobStore, job: JobRecord, node: str, step: int) -> Check
 
 
 def checkpoint_views(artifacts: ArtifactStore, checkpoints: Sequence[CheckpointRef]) -> list[Checkpoint]:
-    """Checkpoints with their files, without those that a newer checkpoint has just replaced."""
+    """Return the checkpoints with their files. Omit checkpoints that a newer checkpoint has just replaced."""
     views = []
     for checkpoint in checkpoints:
         try:
@@ -176,7 +176,7 @@ class _RangedFile(FileResponse):
 
 
 def file_response(artifacts: ArtifactStore, ref: ManifestRef, name: str) -> FileResponse:
-    """One file of an artifact, with Range, If-Range, ETag and its SHA-256. Raises NotFound."""
+    """Return one file of an artifact, with Range, If-Range, ETag and its SHA-256. Raises NotFound."""
     entry = artifacts.manifest(ref).file(name)
     path = artifacts.localize(ref) / entry.name
     headers = {"ETag": f'"{entry.sha256}"', "X-Checksum-SHA256": entry.sha256, "Cache-Control": "private, no-transform"}
@@ -186,9 +186,9 @@ def file_response(artifacts: ArtifactStore, ref: ManifestRef, name: str) -> File
 def archive_response(
     artifacts: ArtifactStore, ref: ManifestRef, name: str, files: Mapping[str, FileEntry] | None = None
 ) -> StreamingResponse:
-    """Files of an artifact as a tar stream below the folder `name`; equal artifacts give equal bytes.
+    """Return a tar stream of files of an artifact, below the folder `name`. Equal artifacts give equal bytes.
 
-    files: name in the archive → file, by default all. Raises CorruptArtifact, NotFound.
+    files: by their names in the archive; by default all files. Raises CorruptArtifact, NotFound.
     """
     files = files if files is not None else {file.name: file for file in artifacts.manifest(ref).files}
     artifacts.localize(ref)  # Report missing files before the response begins.

@@ -25,8 +25,9 @@ from tlm_core.wire import Basis
 from tlm_core.wording import counted
 
 START = "start"  # of the workers; not a stage, but every job waits for it
-# Seconds per unit of work while nothing is measured: `make demo` on 2 cores of an AMD EPYC with AVX-512 bf16. From
-# "sizes" on, small studies on 2 cores with AVX2; their training is scaled by the rates of `finetune` on both machines.
+# Seconds per unit of work, used until a job has measured them. Those before "sizes" come from `make demo` on 2 cores of
+# an AMD EPYC with AVX-512 bf16. Those from "sizes" on come from small studies on 2 cores with AVX2. Their training
+# stages are converted to the EPYC by the ratio of the `finetune` rates on both machines.
 BUILT_IN_SECONDS = {
     "validate": 5e-4, "baseline": 3e-3, "self_train": 2e-3, "evaluate_linear": 1.0, "export_linear": 0.1,
     "select": 8.4e-8, START: 9.0, "prepare": 1.7e-6, "joint": 3.5e-12, "finetune": 5.0e-12,
@@ -35,7 +36,7 @@ BUILT_IN_SECONDS = {
     "importance": 0.1, "ticket": 6.6e-12, "phases": 4.0,
     "merge": 1.0, "part": 2.0, "share": 5.7e-12, "shared_report": 1.0,
 }  # fmt: skip
-_TOKENS_PER_WORD = 1.5  # from the same run
+_TOKENS_PER_WORD = 1.5  # from `make demo`
 _EARLIER_JOBS, _MAX_EVENTS = 30, 20_000
 # Bounds of an unmeasured time as multiples of its estimate. GPUs are faster than the machine of the built-in rates. A
 # machine without bf16, or with other work, was six times slower. A short measurement of the device was 12 % too fast on
@@ -53,7 +54,7 @@ class Rate(NamedTuple):
 class Pace(NamedTuple):
     """The expected seconds per unit of work, and their source.
 
-    bounds: of the time, as multiples of the estimate; None if it was measured in the same setup.
+    bounds: of the time, as multiples of the estimate; None if the time was measured in the same setup.
     """
 
     basis: Basis
@@ -66,8 +67,8 @@ class Pace(NamedTuple):
 class Setup:
     """What a rate depends on: the stage, and for training and evaluation also workers, seeds and precision.
 
-    seeds: number of seeds that run at the same time. A stored rate is divided by it, so that the times of all seeds sum
-    to that of a job. passages: False for `prepare` without passages, whose time is mostly fixed.
+    seeds: number of seeds that run at the same time. A stored rate is divided by this number, so that the times of all
+    seeds add up to the time of the job. passages: False for `prepare` without passages, whose time is mostly fixed.
     """
 
     stage: str
@@ -90,9 +91,9 @@ class Setup:
 
 
 def pace_of(setup: Setup, rates: Mapping[str, Rate]) -> Pace:
-    """Return the pace of a setup. A rate measured in this setup comes first, then one with another number of seeds.
+    """Return the pace of a setup. Prefer a rate measured in this setup, then a rate with another number of seeds.
 
-    The built-in rates apply to one worker. A short measurement of its device, if there is one, scales them.
+    Otherwise use a built-in rate, which applies to one worker. A short measurement of the worker's device scales it.
     """
     built_in = BUILT_IN_SECONDS.get(setup.stage)
     if measured := rates.get(str(setup)):
@@ -108,9 +109,9 @@ def pace_of(setup: Setup, rates: Mapping[str, Rate]) -> Pace:
 
 
 def _with_other_seeds(setup: Setup, rates: Mapping[str, Rate]) -> Pace | None:
-    """Return the pace that the nearest number of seeds has measured.
+    """Return the pace measured with the nearest number of seeds, or None if there is no such measurement.
 
-    At best, more seeds use more cores. At worst, a single seed already uses all cores.
+    The bounds cover two cases: more seeds use more cores, or a single seed already uses all cores.
     """
     for seeds in sorted(range(1, MAX_SEEDS + 1), key=lambda seeds: abs(seeds - setup.seeds)):
         if measured := rates.get(str(replace(setup, seeds=seeds))):
@@ -131,7 +132,7 @@ class Finished:
 
 
 def source_of(resolved: Resolved) -> tuple[str, str, str]:
-    """What the selected passages depend on: the content of dataset, corpus version and selection."""
+    """Return what the selected passages depend on: dataset content, corpus version and parameters of the selection."""
     return (resolved.datasets[0].content, str(resolved.corpus), resolved.recipe.selection.model_dump_json())
 
 
@@ -143,7 +144,7 @@ class Measurements:
         self._finished: dict[str, dict[str, Finished | None]] = {}  # tenant → its latest jobs
 
     def texts(self, job: JobRecord) -> list[Texts]:
-        """The texts of each dataset of a job, as validation counted them."""
+        """Return the texts of each dataset of a job, as validation counted them."""
         resolved, searched, texts = job.resolved, 0, []
         if resolved.corpus_name is not None and resolved.corpus_version is not None:
             searched = self._catalog.corpus(job.tenant, resolved.corpus_name).version(resolved.corpus_version).count
@@ -155,16 +156,16 @@ class Measurements:
             labels = len(report["labels"]) or 1
             task = Texts(report["counts"], mean, labels, vocab, searched=searched, auto_length=auto_length(p95))
             length = length_of(model, task)
-            # A further window adds three quarters of its tokens, because it repeats a quarter of the one before.
+            # Each further window repeats a quarter of the previous window, so it adds three quarters of its tokens.
             windows = min(max(1.0, (mean / length - 0.25) / 0.75), model.windows)
             texts.append(replace(task, tokens=min(mean, length), windows=windows))
         return texts
 
     def finished(self, tenant: str) -> list[Finished]:
-        """The latest succeeded jobs, newest first, without those that `_measure` cannot measure. Stores their rates."""
+        """Return the latest succeeded jobs with measurements, newest first. Measure new jobs and store their rates."""
         ids = self._jobs.newest_in(tenant, State.SUCCEEDED, _EARLIER_JOBS)
         known, latest = self._finished.get(tenant, {}), dict[str, Finished | None]()
-        # The newest job is measured last, so that its rates stay stored.
+        # Measure the newest job last, so that its rates replace those of older jobs.
         for job_id in reversed(ids):
             latest[job_id] = known.get(job_id)
             if job_id not in known:
@@ -174,9 +175,9 @@ class Measurements:
         return [job for job_id in ids if (job := latest[job_id]) is not None]
 
     def rates(self, tenant: str) -> dict[str, Rate]:
-        """The rate of each measured setup: from the newest finished job in it, or else from a job that trains now.
+        """Return the rate of each measured setup: of the newest finished job in it, or else of a job that trains now.
 
-        Rates that depend on the device are of the newest worker's device. `flop_of` names its short measurement.
+        Device-dependent rates are of the newest worker's device. Its short measurement has the name from `flop_of`.
         """
         stored, rates = self._jobs.rates(tenant), dict[str, Rate]()
         device = stored.pop("device", "")
@@ -192,20 +193,20 @@ class Measurements:
         return rates
 
     def _rates_now(self, job: JobRecord) -> Iterator[tuple[Setup, Rate]]:
-        """The rates of a job that trains now: the built-in rates, times the slowdown of the job."""
+        """Yield the rates of a job that trains now: the built-in rates, times the slowdown of the job."""
         progress, plan = job.progress, plan_of(job)
         if progress is None or not progress.rate or progress.unit != "tokens":
             return
         nodes = {node.name: node for node in plan.nodes}
         node = nodes.get(progress.node)
-        # Whether there are passages matters here, not how many.
+        # The rates depend on whether there are passages, not on their number.
         work = work_of(node, replace(self.texts(job)[0], passages=int("select" in nodes))) if node else None
         if node and work and work.tokens and progress.stage in BUILT_IN_SECONDS:
             setup = Setup.of(job, plan, node)
             expected = work.units * BUILT_IN_SECONDS[progress.stage]
             slowdown = work.tokens / progress.rate / setup.seeds / expected
             for stage, seconds in BUILT_IN_SECONDS.items():
-                yield replace(setup, stage=stage), Rate(seconds * slowdown, f"{job.id}, which runs")
+                yield replace(setup, stage=stage), Rate(seconds * slowdown, f"{job.id}, still running")
 
     def _measure(self, job: JobRecord) -> Finished | None:
         """Measure a succeeded job and store its rates. Return None for a learning curve, and for a job without encoder.
@@ -238,7 +239,7 @@ class Measurements:
 
 
 def _as_prepared(texts: Texts, job: JobRecord, prepared: Manifest) -> Texts:
-    """Texts with the tokens that `prepare` counted."""
+    """Return `texts` with the sizes that `prepare` counted."""
     facts, tokens = prepared.meta, prepared.meta["tokens"]
     windows, passages = facts["windows"]["train"], int(facts["passages"])
     is_auto = job.resolved.recipe.model.max_length == "auto"
@@ -254,10 +255,10 @@ def _as_prepared(texts: Texts, job: JobRecord, prepared: Manifest) -> Texts:
 
 
 def _elapsed(events: Iterable[Event], job: JobRecord, plan: Plan) -> Iterator[tuple[Node | None, float, str]]:
-    """Yield the node, seconds and device of each stage that the job ran, and the node None for a start of workers.
+    """Yield the node, seconds and device of each stage that the job ran. For a start of workers, the node is None.
 
-    Workers report in batches, so a short stage may end before its start is reported. Then it began with the end of
-    the stage before it in its group.
+    Workers report in batches, so a short stage may end before its start is reported. Its start is then the end of the
+    previous stage in its group.
     """
     nodes, started = {node.name: node for node in plan.nodes}, dict[str, tuple[float, str]]()
     last: dict[str, tuple[float, str]] = {}  # group of worker stages → last end, device
@@ -273,7 +274,7 @@ def _elapsed(events: Iterable[Event], job: JobRecord, plan: Plan) -> Iterator[tu
                 submitted = None
         elif event.type == "artifact.published" and node:
             published[node.name] = event.at
-            # A stage that does not run on workers starts when its inputs are there.
+            # A stage that does not run on workers starts when its inputs are published.
             ready = max([claimed, *(published[source] for source in node.inputs.values() if source in published)])
             group = node.group if node.place is Place.WORKERS else node.name
             ended, device = last.get(group, (ready, ""))

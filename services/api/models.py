@@ -32,13 +32,13 @@ class Models:
         return Page(data=tuple(models), has_more=has_more)
 
     def get(self, tenant: str, job_id: str) -> FinishedModel:
-        """Return the model of a job. Raises NotReady if it does not exist yet, NotFound if it never will."""
+        """Return the model of a job. Raises NotReady before it exists, NotFound if it never will."""
         job = self._jobs.get(tenant, job_id)
         artifact_of(self._jobs, job, "export")
         return _view(job, self.aliases(tenant))
 
     def job_id(self, tenant: str, model: str) -> str:
-        """Return the job id that `model` means: an alias, or a job id itself. Raises NotFound for an unknown alias."""
+        """Return the job id of `model`, which is an alias or a job id. Raises NotFound for an unknown alias."""
         if "@" not in model:
             return model
         job = cast(str | None, self._redis.hget(key(tenant, "aliases"), model))
@@ -66,7 +66,7 @@ class Models:
             raise NotFound(f"Unknown alias '{alias[:200]}'. List the models to see their aliases.")
 
     def check_unused(self, tenant: str, job_id: str) -> None:
-        """Raises Conflict if an alias points to the job."""
+        """Raise Conflict if an alias points to the job."""
         if aliases := self.aliases_of(tenant, job_id):
             raise Conflict(
                 f"Cannot delete job {job_id}, because the alias '{aliases[0]}' points to it. "

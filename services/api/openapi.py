@@ -32,7 +32,7 @@ _EXAMPLES = Path(__file__).with_name("examples.json")
 # The reference lists the operations in this order.
 _TAGS = ("datasets", "jobs", "models", "results", "corpora", "uploads", "webhooks", "service")
 
-# Examples of required parameters by name. The reference would send those of optional ones too.
+# Examples of required parameters by name. Optional parameters have none, because the reference would send them.
 _REQUIRED = {
     "alias": "reviews@production", "corpus": "manuals", "dataset": "reviews",
     "ids": ["job_1m84535vjbxjm29yr1q", "job_1m8453157tdj3z0js7d"], "job": "job_1m84535vjbxjm29yr1q",

@@ -18,7 +18,7 @@ Resolve = Callable[[str, int], Sequence[str]]
 
 
 def resolve(host: str, port: int) -> list[str]:
-    """The addresses of a host. Raises OSError, and UnicodeError for an invalid name."""
+    """Return the addresses of a host. Raises OSError, and UnicodeError for an invalid name."""
     entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in entries))
 
@@ -37,7 +37,7 @@ class Outbound:
         self._http = httpx.Client(timeout=10.0, transport=transport, trust_env=False, follow_redirects=False)
 
     def check(self, url: str) -> None:
-        """Raise InvalidRequest for a URL that `post` would refuse. A host without an address is accepted for now."""
+        """Raise InvalidRequest for a URL that `post` would refuse. A host that does not resolve now is accepted."""
         parsed = _parsed(url)
         if parsed.scheme != "https" and not (self._private and parsed.scheme == "http"):
             schemes = "http:// or https://" if self._private else "https://"
@@ -50,7 +50,7 @@ class Outbound:
             return
 
     def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> tuple[int | None, str | None]:
-        """Return (status, None), or (None, error) without a response. Redirects are not followed."""
+        """Send a request. Return (status, None), or (None, error) without a response. Redirects are not followed."""
         try:
             self.check(url)
             parsed = _parsed(url)
@@ -66,7 +66,7 @@ class Outbound:
             return None, str(error) or type(error).__name__
 
     def _address(self, url: httpx.URL) -> str:
-        """The first address of the host. Raises InvalidRequest if any address is private, OSError if it has none."""
+        """Return the first address of a host. Raises InvalidRequest if any is private, OSError if it has none."""
         port = url.port or (443 if url.scheme == "https" else 80)
         try:
             addresses = self._resolve(url.host, port)

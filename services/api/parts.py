@@ -117,7 +117,7 @@ def _query_names(dependant: Dependant) -> set[str]:
 
 Limit = Annotated[int, Query(ge=1, le=100, description="Maximum number of items.")]
 AfterId = Annotated[str | None, Query(max_length=200, description="Id of the last item of the previous page.")]
-# Redis accepts numbers up to 2^64 - 1, which has 20 digits. Milliseconds and counts are far smaller.
+# Redis accepts numbers below 2^64. Every number of 19 digits is below it; milliseconds and counts are far smaller.
 STREAM_ID = r"^[0-9]{1,19}(-[0-9]{1,19})?$"
 StreamId = Annotated[str, Query(pattern=STREAM_ID, description="`id` of the last item of the previous page.")]
 
@@ -139,25 +139,25 @@ _DESCRIPTIONS = {
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, object]]:
-    """The error responses of a route, for its documentation."""
+    """Return the error responses of a route, for its documentation."""
     return {
         status: {"description": _DESCRIPTIONS[status], "content": PROBLEM} for status in (401, *statuses, 422, 500, 503)
     }
 
 
 def request_body(media_type: str, schema: JsonObject, example: object) -> JsonObject:
-    """The OpenAPI description of a request body that the route itself reads."""
+    """Return the OpenAPI description of a request body that the route itself reads."""
     return {"requestBody": {"required": True, "content": {media_type: {"schema": schema, "example": example}}}}
 
 
 def form_body(fields: JsonObject, required: list[str], example: object) -> JsonObject:
-    """The OpenAPI description of a form of fields and files."""
+    """Return the OpenAPI description of a form of fields and files."""
     schema = {"type": "object", "required": required, "properties": fields}
     return request_body("multipart/form-data", schema, example)
 
 
 def binary(example: str) -> JsonObject:
-    """The OpenAPI description of an answer that is a file. example: what it contains, in words."""
+    """Return the OpenAPI description of an answer that is a file. example: its content, in words."""
     return {"schema": {"type": "string", "format": "binary"}, "example": example}
 
 

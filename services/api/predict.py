@@ -17,7 +17,7 @@ from tlm_core.wire import Prediction
 class Predictor:
     """Caches recently used models. Thread-safe.
 
-    capacity: bytes of all cached models. Beyond it, the least recently used are dropped, but never the newest.
+    capacity: bytes of all cached models. Beyond it, the least recently used models are dropped, but never the newest.
     """
 
     def __init__(self, artifacts: ArtifactStore, *, capacity: int, load: Callable[[Path], Model] = load_model) -> None:
@@ -35,7 +35,7 @@ class Predictor:
         pairs: Sequence[str] | None,
         min_confidence: float | None = None,
     ) -> tuple[Model, tuple[Prediction, ...]]:
-        """The model and its predictions of the texts, in their order. Raises InvalidRequest, CorruptArtifact.
+        """Return the model and one prediction for each text, in their order. Raises InvalidRequest, CorruptArtifact.
 
         min_confidence: texts whose highest probability is lower get no label.
         """
@@ -55,7 +55,7 @@ class Predictor:
         return model, tuple(_prediction(model, row, min_confidence) for row in rows)
 
     def model(self, export: ManifestRef) -> Model:
-        """The model of an export artifact. Concurrent requests load it once."""
+        """Return the model of an export artifact. Concurrent requests load it once."""
         with self._lock:
             if model := self._models.get(export.digest):
                 self._models.move_to_end(export.digest)
@@ -75,7 +75,7 @@ class Predictor:
 
 
 def _prediction(model: Model, row: list[float], min_confidence: float | None) -> Prediction:
-    """The prediction of one text. row: its probabilities, or the value of its regression target."""
+    """Return the prediction of one text. row: its probabilities, or the value of its regression target."""
     if not model.type.has_classes:
         return Prediction(label=model.labels[0], value=row[0])
     best = max(range(len(row)), key=row.__getitem__)

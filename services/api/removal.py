@@ -1,8 +1,9 @@
 """Delete datasets, corpora and jobs.
 
-A dataset or job is deleted in two steps. One fenced store operation deletes the record and notes what else to remove.
-Then the files, and on request the jobs of a dataset, are removed; `finish_removals` completes this after an
-interruption. A corpus record is deleted last, so a repeated request completes an interrupted deletion.
+A dataset or job is deleted in two steps. First, one fenced store operation deletes the record and stores a `Removal`,
+which lists the remaining data. Then this data is deleted, on request with the jobs of a dataset. After an interruption,
+`finish_removals` completes the second step. A corpus record is deleted last, so a repeated request completes an
+interrupted deletion.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 def delete_dataset(parts: Parts, record: DatasetRecord, *, with_jobs: bool = False) -> None:
     """Delete a dataset and its files. Raises Conflict while an unfinished job needs it.
 
-    Finished jobs keep their results, unless `with_jobs` deletes them too. An alias of one of them then raises Conflict.
+    Finished jobs keep their results. With `with_jobs` they are deleted too; an alias of a job then raises Conflict.
     """
     jobs, artifacts = parts.jobs, parts.artifacts
     for job in set(parts.models.aliases(record.tenant).values()) if with_jobs else ():
@@ -48,8 +49,8 @@ def delete_dataset(parts: Parts, record: DatasetRecord, *, with_jobs: bool = Fal
 def delete_job(parts: Parts, job: JobRecord) -> None:
     """Delete a finished job, its log, and the artifacts and checkpoints that no other job uses.
 
-    Raises IllegalTransition while the job is unfinished, and Conflict while an alias points to it. A job submitted at
-    the same time that reuses one of the artifacts notices the missing files and computes them again.
+    Raises IllegalTransition while the job is unfinished, and Conflict while an alias points to it. If a job submitted
+    at the same time reuses one of the artifacts, it detects the missing files and computes them again.
     """
     parts.models.check_unused(job.tenant, job.id)
     _delete_job(parts.jobs, parts.artifacts, job)
@@ -87,7 +88,7 @@ def finish_removals(parts: Parts) -> None:
 
 
 def artifacts_of(jobs: JobStore, job: JobRecord) -> set[str]:
-    """Ids of the artifacts that a job has produced or may produce next.
+    """Return the ids of the artifacts that a job has produced or may produce next.
 
     Artifacts of an earlier release may have ids that the current plan does not contain.
     """
@@ -115,7 +116,7 @@ def _check_unused(jobs: JobStore, tenant: str, corpus: str, versions: set[str]) 
 
 
 def _finish(jobs: JobStore, artifacts: ArtifactStore, removal: Removal) -> None:
-    """Remove what `removal` notes. After an error the note stays, because without the record no client can retry."""
+    """Delete what `removal` lists. After an error `removal` stays, because no client can retry without the record."""
     with log_context(**ids_in(removal.id)):
         try:
             _remove(jobs, artifacts, removal)
@@ -140,9 +141,9 @@ def _remove(jobs: JobStore, artifacts: ArtifactStore, removal: Removal) -> None:
 def _remove_unshared(jobs: JobStore, artifacts: ArtifactStore, removal: Removal) -> None:
     """Unpublish the artifacts and checkpoints that no other job shares, and delete their files.
 
-    No attempt fences this, and an equal job may start meanwhile. So this function reads what exists, then looks for
-    other jobs, and removes only what it has read. Raises Conflict if a job on the same data was submitted before the
-    artifacts were unpublished: it may use them, so `finish_removals` checks again later.
+    No attempt fences these writes, and an equal job may start at the same time. So this function reads what exists,
+    then looks for other jobs, and deletes only what it has read. Raises Conflict if a job on the same data was
+    submitted before the artifacts were unpublished. That job may use them, so `finish_removals` checks again later.
     """
     tenant, ids = removal.tenant, sorted(removal.artifacts)
     refs = dict(zip(ids, jobs.artifacts(tenant, ids), strict=True))

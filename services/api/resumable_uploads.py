@@ -47,7 +47,7 @@ class Uploads:
     def check_space(self, size: int) -> None:
         """Raise StoreFull if the disk of Redis is almost full, or StorageFull if `size` bytes do not fit the storage.
 
-        Call it before the body is received. Its file may lie on the disk of Redis, and Redis exits when that is full.
+        Call this before receiving a body: its file may lie on the disk of Redis, and Redis exits when the disk is full.
         """
         check_disk(self._redis)
         with self._artifacts.errors("receiving the upload", writes=True):
@@ -66,7 +66,7 @@ class Uploads:
         return upload
 
     def get(self, tenant: str, upload_id: str) -> Upload:
-        """Raises NotFound."""
+        """Return an upload. Raises NotFound."""
         fields = self._redis.hgetall(_key(tenant, upload_id))
         if not fields:
             raise _unknown(upload_id)
@@ -83,7 +83,7 @@ class Uploads:
             received = await _receive(body, folder / "part", length)
             if received != length:
                 raise InvalidRequest(
-                    f"The part has {received:,} bytes, but Content-Range gives {length:,}. Send it again."
+                    f"The part has {received:,} bytes, but Content-Range gives {length:,}. Send the part again."
                 )
             await run_in_threadpool(self._store_part, tenant, upload, folder / "part", begin, length)
         return await run_in_threadpool(self.get, tenant, upload_id)
@@ -95,7 +95,7 @@ class Uploads:
 
     @contextmanager
     def files(self, tenant: str, uploads: Sequence[tuple[str, str]]) -> Iterator[list[ReceivedFile]]:
-        """The complete, verified files of (field, upload id) pairs. If the block succeeds, the uploads are deleted.
+        """Yield the complete, verified files of (field, upload id) pairs. Delete the uploads if the block succeeds.
 
         Raises NotFound, Conflict for an incomplete upload, InvalidRequest for one that does not match its SHA-256.
         """
@@ -103,7 +103,7 @@ class Uploads:
             files: list[ReceivedFile] = []
             for number, (field, upload_id) in enumerate(uploads):
                 upload = self.get(tenant, upload_id)
-                # Each file has its own folder, so it keeps the name that errors cite and that gives its type.
+                # Each file has its own folder and so keeps its name, which errors cite and which gives the file type.
                 name = safe_name(upload.name, {file.name for file in files})
                 files.append(self._assemble(tenant, field, upload, folder / str(number) / name))
             yield files
@@ -111,7 +111,7 @@ class Uploads:
             self.delete(tenant, upload_id)
 
     def _store_part(self, tenant: str, upload: Upload, local: Path, begin: int, length: int) -> None:
-        # Names are unique: if two clients send the same part, one is recorded and the other's file is deleted.
+        # The name is unique: if two clients send the same part, one file is recorded and the other file is deleted.
         name = f"{begin:016d}-{uuid.uuid4().hex}"
         target = self._artifacts.path(_folder(tenant, upload.id), name)
         with self._artifacts.errors("storing the part", writes=True):
@@ -153,7 +153,7 @@ class Uploads:
 
 
 async def _receive(body: AsyncIterator[bytes], local: Path, length: int) -> int:
-    """Write the body to `local`, at most `length` bytes. Returns the bytes received: > `length` if it is longer."""
+    """Write at most `length` bytes of the body to `local`. Return the bytes received: > `length` for a longer body."""
     received = 0
     with storage_errors("receiving the part"), open(local, "wb") as handle:
         async for piece in body:
@@ -180,7 +180,7 @@ def _upload(upload_id: str, fields: Mapping[str, str | int]) -> Upload:
 
 
 def _range(header: str | None, upload: Upload) -> tuple[int, int]:
-    """(begin, length) of a Content-Range header. Raises InvalidRequest."""
+    """Return (begin, length) of a Content-Range header. Raises InvalidRequest."""
     match = _RANGE.fullmatch(header or "")
     if match is None:
         raise InvalidRequest(f"Invalid Content-Range header '{(header or '')[:80]}'. Expected bytes FIRST-LAST/SIZE.")

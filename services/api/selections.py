@@ -32,7 +32,7 @@ def selection_page(
     train_row: int | None = None,
     task: ManifestRef | None = None,
 ) -> Selection:
-    """`limit` passages of a selection, starting at position `after`.
+    """Return at most `limit` passages of a selection, starting at position `after`.
 
     words: only passages that contain all of them, ignoring case. train_row: only passages that this row retrieved.
     task: the job's task, for the texts of the rows.
@@ -53,7 +53,7 @@ def selection_page(
 
 @dataclass(frozen=True)
 class LeakedText:
-    """A validation or test text that passages of the corpus contain. passages: how many were removed for it."""
+    """A validation or test text that passages of the corpus contain. passages: number removed because of it."""
 
     split: str
     row: int
@@ -62,7 +62,7 @@ class LeakedText:
 
 
 def leaked_texts(artifacts: ArtifactStore, ref: ManifestRef, task: ManifestRef | None, limit: int) -> list[LeakedText]:
-    """The texts of validation and test for which the selection removed the most passages."""
+    """Return the texts of validation and test for which the selection removed the most passages."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(artifacts.localize(ref) / "leaks.parquet", columns=["split", "row"]).to_pylist()
@@ -77,7 +77,7 @@ def leaked_texts(artifacts: ArtifactStore, ref: ManifestRef, task: ManifestRef |
 def _matching(
     folder: Path, words: Sequence[str], train_row: int | None, after: int, limit: int
 ) -> tuple[list[dict[str, object]], int]:
-    """The passages on the page, and the number of all that match."""
+    """Return the passages on the page, and the number of all matching passages."""
     import pyarrow.compute as pc
 
     ids = None if train_row is None else _retrieved_by(folder, train_row)
@@ -97,7 +97,7 @@ def _matching(
 
 
 def _retrieved_by(folder: Path, train_row: int) -> pa.ChunkedArray:
-    """Ids of the passages that a training row retrieved."""
+    """Return the ids of the passages that a training row retrieved."""
     import pyarrow.parquet as pq
 
     columns = ["passage_id"]
@@ -105,7 +105,7 @@ def _retrieved_by(folder: Path, train_row: int) -> pa.ChunkedArray:
 
 
 def _provenance(folder: Path, passages: list[str]) -> dict[str, list[Provenance]]:
-    """The queries that retrieved each passage, best rank first."""
+    """Return the queries that retrieved each passage, best rank first."""
     import pyarrow.parquet as pq
 
     queries: dict[str, list[Provenance]] = {name: [] for name in passages}

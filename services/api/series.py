@@ -36,7 +36,7 @@ def series_of(
 
 
 def thinned(line: Sequence[Point], points: int) -> list[Point]:
-    """Return at most `points` (at least 4) points: first, last, and minimum and maximum of equal parts between."""
+    """Return at most `points` (≥ 4) points: the first, the last, and the extremes of equal parts between them."""
     if len(line) <= points:
         return list(line)
     inner = line[1:-1]

@@ -54,14 +54,14 @@ def _waiting(store: JobStore, queued: Sequence[JobRecord], now: float) -> dict[s
         code, start = "blocked", f"No job starts now: {obstacle}"
     else:
         running = len(store.leases())
-        code, start = "queued", f"It starts when a coordinator has a free slot (running jobs: {running:,})."
+        code, start = "queued", f"The job starts when a coordinator has a free slot (running jobs: {running:,})."
     return {job.id: _queued(job, now, code, start, positions.get(job.id)) for job in queued}
 
 
 def _queued(job: JobRecord, now: float, code: str, start: str, position: int | None) -> Waiting:
     if job.due_at is not None and not job.is_due(now):
         time = datetime.fromtimestamp(job.due_at, UTC)
-        reason = f"Backs off until {time:%H:%M:%S} UTC after attempt {job.attempt}."
+        reason = f"The job backs off until {time:%H:%M:%S} UTC after attempt {job.attempt}."
         return Waiting(code="backoff", reason=reason, position=position, until=job.due_at)
     ahead = (position or 1) - 1
     first = f"{counted(ahead, 'job')} ahead in the queue." if ahead else "Next in the queue."

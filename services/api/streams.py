@@ -55,12 +55,12 @@ class _Topic:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def announce(self) -> None:
-        """Wake all waiting streams; later ones wait for the next change."""
+        """Wake all waiting streams. A stream that waits later waits for the next change."""
         self.changed.set()
         self.changed = asyncio.Event()
 
     def text(self, event: Event) -> str:
-        """The event as sent, formatted once for all streams."""
+        """Return the event as sent, formatted once for all streams."""
         text = self.texts.get(event.seq)
         if text is None:
             if len(self.texts) > 2 * _BUFFERED_EVENTS:
@@ -70,7 +70,7 @@ class _Topic:
         return text
 
     def after(self, seq: int) -> list[Event] | None:
-        """The events after `seq`, or None if the buffer lacks some of them."""
+        """Return the events after `seq`, or None if the buffer lacks some of them."""
         if self.head is None or self.head.last_event <= seq:
             return []
         if not self.recent or self.recent[0].seq > seq + 1:
@@ -79,7 +79,7 @@ class _Topic:
 
 
 class Tailer:
-    """Feeds event streams. `run` is the only task that polls; without watchers it sends no request."""
+    """Feeds event streams. `run` is the only task that polls; without watchers it sends no request to Redis."""
 
     def __init__(
         self, client: redis.Redis, jobs: JobStore, *, interval: float = 0.25, progress_interval: float = 1.0
@@ -122,7 +122,7 @@ class Tailer:
             topic.announce()
 
     async def stream(self, tenant: str, job_id: str, after: int) -> AsyncIterator[str]:
-        """Server-sent events of an existing job: stored events after seq `after`, new ones, then `end`.
+        """Yield the server-sent events of an existing job: stored events after seq `after`, new ones, then `end`.
 
         Stored events have their seq as id. `progress` snapshots have no id and are not replayed. If the job is deleted
         the stream ends without `end`.
@@ -166,7 +166,7 @@ class Tailer:
                 await _wait(changed, min(wait, _KEEP_ALIVE_SECONDS - (now - sent_at)))
 
     async def _read(self, tenant: str, job_id: str, after: int) -> list[Event]:
-        """A page of events from the store. Retries while the store is unavailable, as the response has begun."""
+        """Return a page of events from the store. The response has begun, so retry while the store is unavailable."""
         while not self._closed:
             try:
                 return await run_in_threadpool(self._jobs.events, tenant, job_id, after=after, limit=_PAGE)
@@ -227,9 +227,9 @@ class Tailer:
 
 
 async def log_stream(jobs: JobStore, tailer: Tailer, tenant: str, job_id: str, after: str) -> AsyncIterator[str]:
-    """Log lines after stream id `after`, each with its id, until the job ends; then `end` with its state.
+    """Yield log lines after stream id `after`, each with its id, until the job ends; then `end` with its state.
 
-    Ends without `end` when the gateway stops or the job is deleted. Waits while the store is unavailable.
+    The stream ends without `end` when the gateway stops or the job is deleted. It waits while the store is unavailable.
     """
     yield _RETRY
     sent_at = time.monotonic()

@@ -79,7 +79,7 @@ def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Reso
 
     Raises InvalidRecipe, InvalidRequest, NotFound, and NotReady or Conflict for a corpus or a job without a result.
     """
-    # Commands read such a name as an alias or an id. Stored jobs may have one, so JobSpec accepts it.
+    # Commands read such a name as an alias or an id. JobSpec accepts it, because stored jobs may have such a name.
     if spec.name and ("@" in spec.name or spec.name.startswith("job_")):
         raise InvalidRequest(f"Invalid name '{spec.name}'. Choose a name without @ that does not start with job_.")
     if spec.source_job is not None:
@@ -125,7 +125,7 @@ def _overrides(spec: JobSpec) -> Mapping[str, object]:
 
 @dataclass(frozen=True)
 class _GatewayLookup:
-    """Finds jobs and datasets of a tenant for `Kind.pin`."""
+    """Reads jobs and datasets of a tenant for `Kind.pin`."""
 
     parts: Parts
     tenant: str
@@ -177,7 +177,7 @@ def _corpus_version(catalog: Catalog, tenant: str, reference: str | None) -> tup
         return None, None
     name, _, version = reference.partition("@")
     corpus = catalog.corpus(tenant, name)
-    # Only a corpus that is not ready needs an explanation, and the look-up takes time.
+    # The latest load explains why a corpus is not ready. A ready corpus does not need this look-up, which takes time.
     latest = [] if corpus.ready() else catalog.loads(tenant, name, limit=1)
     return name, ready_version(corpus, version or None, latest[0] if latest else None).version
 
@@ -206,7 +206,7 @@ def _from_source(parts: Parts, tenant: str, spec: JobSpec, source: JobRecord) ->
         )
     if source.state is not State.SUCCEEDED:
         if source.state in TERMINAL:
-            message = f"Job {source.id} is {source.state}. Name a job that succeeded; the list of models has their ids."
+            message = f"Job {source.id} is {source.state}. Name a succeeded job from the list of models."
             raise Conflict(message, state=source.state)
         raise NotReady(f"Job {source.id} is {source.state}. Wait until it has succeeded.", state=source.state)
     original = changed(source, {})
@@ -222,7 +222,7 @@ def _from_source(parts: Parts, tenant: str, spec: JobSpec, source: JobRecord) ->
 
 
 def _reused(source: JobRecord) -> dict[str, ReusedArtifact]:
-    """Return the artifacts of all stages before the evaluation, without models that learned from validation.
+    """Return the artifacts of all stages before the evaluation, without refitted models, which trained on validation.
 
     Raises Conflict if another release computed them.
     """
@@ -234,7 +234,7 @@ def _reused(source: JobRecord) -> dict[str, ReusedArtifact]:
         if node.name not in artifacts or node.artifact_id(digests, source.id) != artifacts[node.name].artifact:
             raise Conflict(
                 f"Another release trained job {source.id}, and the artifact of its stage '{node.name}' has another "
-                "format. Clone the job and name the clone."
+                "format. Clone the job, and name the clone instead."
             )
     return {node.name: artifacts[node.name] for node in nodes}
 
@@ -242,8 +242,8 @@ def _reused(source: JobRecord) -> dict[str, ReusedArtifact]:
 def changed(job: JobRecord, changes: Mapping[str, object]) -> JobSpec:
     """Return the spec of a job with `changes`, and with its dataset and corpus pinned unless they change.
 
-    The keys of `overrides` and `options` change one by one; another kind starts without options. A new corpus removes
-    the selector 'none'; a selector or scale without corpus removes the corpus. Raises InvalidRequest with every fault.
+    Changes of `overrides` and `options` replace single keys; another kind starts without options. A new corpus removes
+    the selector 'none'. A selector or scale without corpus removes the corpus. Raises InvalidRequest with every error.
     """
     resolved, old = job.resolved, job.spec.model_dump(mode="json")
     same_kind = changes.get("kind", job.spec.kind) == job.spec.kind
@@ -279,7 +279,7 @@ def _agreeing(values: dict[str, object], changes: Mapping[str, object]) -> dict[
 
 
 def _check_folders(recipe: Recipe, allowed: tuple[Path, ...]) -> None:
-    """Raise InvalidRequest for a local path that the operator does not allow. Workers could read any path."""
+    """Raise InvalidRequest for a local path that the operator does not allow: workers could read any path."""
     for key, value in (("model.init", recipe.model.init), ("tokenizer.source", recipe.tokenizer.source)):
         if value.startswith("/") and not any(Path(value).resolve().is_relative_to(folder) for folder in allowed):
             raise InvalidRequest(

@@ -52,7 +52,7 @@ def dry_run_view(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef], es
 
 
 def _summary(job: JobRecord, standing: Standing) -> dict[str, object]:
-    """The fields of a summary, from the record, from the spec inside it, and from its standing."""
+    """Return the fields of a summary, from the record of a job, its spec and its standing."""
     sources = dict.fromkeys(_SPEC_FIELDS, job.spec) | dict.fromkeys(vars(standing), standing)
     fields = {name: getattr(sources.get(name, job), name) for name in _RECORDED}
     if job.spec.dataset == job.resolved.dataset_id:  # of a clone or of a job that starts from another one

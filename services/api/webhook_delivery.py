@@ -1,8 +1,8 @@
 """Webhooks by the Standard Webhooks scheme (standardwebhooks.com): signed, numbered, retried.
 
-One deliverer among all gateways follows the feed of job events. For each event after its cursor it queues a delivery
-per subscribed endpoint and moves the cursor in the same transaction. So no event is lost, and a delivery that is sent
-twice has the same webhook-id.
+One gateway at a time follows the feed of job events. For each event after the cursor, one transaction queues a
+delivery per subscribed endpoint and moves the cursor. So no event is lost, and a delivery that is sent twice has the
+same webhook-id.
 
 Keys (tenant in braces): tlm:{T}:webhooks  id → record      tlm:{T}:webhook-secrets  id → secret
     tlm:{T}:webhook-log:ID  latest attempts                  tlm:webhook:due  deliveries, scored by time
@@ -85,11 +85,11 @@ class Webhooks:
         return hook, secret
 
     def all(self, tenant: str) -> list[Webhook]:
-        """All endpoints, oldest first. One with an unreadable record has only its id and the error."""
+        """Return all endpoints, oldest first. An endpoint with an unreadable record has only its id and the error."""
         return [_listed(*record) for record in sorted(self._redis.hgetall(key(tenant, "webhooks")).items())]
 
     def get(self, tenant: str, hook_id: str) -> Webhook:
-        """Raises NotFound, or UnreadableRecord."""
+        """Return an endpoint. Raises NotFound, or UnreadableRecord."""
         record = self._redis.hget(key(tenant, "webhooks"), hook_id)
         if record is None:
             raise _missing(hook_id)
@@ -110,7 +110,7 @@ class Webhooks:
         return str(self._redis.hget(key(tenant, "webhook-secrets"), hook_id) or "")
 
     def attempts(self, tenant: str, hook_id: str) -> list[WebhookAttempt]:
-        """The latest attempts, newest first."""
+        """Return the latest attempts, newest first."""
         return list(_readable(hook_id, self._redis.lrange(key(tenant, "webhook-log", hook_id), 0, -1)))
 
     def log_attempt(self, tenant: str, hook_id: str, attempt: WebhookAttempt) -> None:
@@ -120,7 +120,7 @@ class Webhooks:
 
 
 def _job_of(delivery: str) -> str:
-    """Return the job of a delivery, HOOK/msg_JOB_SEQ."""
+    """Return the job id in the name of a delivery, HOOK/msg_JOB_SEQ."""
     return f"job_{delivery.partition('/msg_')[2].partition('_')[0]}"
 
 
@@ -136,7 +136,7 @@ def _read(hook_id: str, record: str) -> Webhook:
 
 
 def _listed(hook_id: str, record: str) -> Webhook:
-    """Return the webhook. For an unreadable one, return a stub with the error, so that lists show all others."""
+    """Return the webhook. For an unreadable record, return a stub with the error, so that lists show all webhooks."""
     try:
         return _read(hook_id, record)
     except UnreadableRecord as error:
@@ -149,7 +149,7 @@ def _readable(hook_id: str, records: Iterable[str]) -> Iterator[WebhookAttempt]:
         try:
             yield WebhookAttempt.model_validate_json(record)
         except ValidationError as error:
-            log.error("An attempt of webhook %s is damaged or of another release: %s", hook_id, error)
+            log.error("The record of an attempt of webhook %s is damaged or from another release: %s", hook_id, error)
 
 
 class Deliverer:
@@ -190,7 +190,7 @@ class Deliverer:
         """
         if not self._has_lease():
             return
-        for tenant in self._tenants:  # Otherwise a round without events would forget the webhooks that it skips.
+        for tenant in self._tenants:  # Report unreadable webhooks also in a round without events.
             self._enabled(tenant)
         while self._queue_page():
             pass
@@ -222,7 +222,7 @@ class Deliverer:
     def _queue_page(self) -> bool:
         """Queue deliveries for one page of the feed and move the cursor. Returns whether the feed may have more."""
         cursor = self._redis.get(_CURSOR)
-        if cursor is None:  # The first deliverer skips earlier events.
+        if cursor is None:  # At the first start, skip earlier events.
             last = self._redis.xrevrange(FEED, count=1)
             self._redis.set(_CURSOR, last[0][0] if last else "0-0")
             return False

@@ -22,8 +22,9 @@ _PASSAGE_BYTES = 337  # mean, from `make demo`
 class Texts:
     """The texts of a task. rows: per split; tokens: mean per window; vocab: size of the vocabulary, None while unknown.
 
-    windows: mean per text; an epoch of training reads one of them, prediction all. passages: number of selected ones,
-    each with `passage_tokens` on average. searched: passages in the corpus. auto_length: what the length `auto` means.
+    windows: mean per text; an epoch of training reads one window of each text, prediction reads all. passages: number
+    of selected passages, with `passage_tokens` tokens on average. searched: number of passages in the corpus.
+    auto_length: the value of the length `auto`.
     """
 
     rows: Mapping[str, int]
@@ -53,12 +54,12 @@ class Work:
 
 
 def length_of(model: Model, texts: Texts) -> int:
-    """The length of a row in tokens."""
+    """Return the length of a row in tokens."""
     return texts.auto_length if model.max_length == "auto" else model.max_length
 
 
 def shape_of(model: Model, texts: Texts) -> Shape | None:
-    """The shape of a model; None for a published encoder or tokenizer, whose size is known only after it is loaded."""
+    """Return the shape of a model, or None if a published encoder or tokenizer must be loaded to know its size."""
     if model.init not in OWN_STARTS or texts.vocab is None:
         return None
     model = model.model_copy(update={"max_length": length_of(model, texts)})
@@ -66,7 +67,7 @@ def shape_of(model: Model, texts: Texts) -> Shape | None:
 
 
 def texts_of(plan: Plan, node: Node, texts: Sequence[Texts]) -> Texts:
-    """The texts of the dataset that a node depends on, reduced to its subset."""
+    """Return the texts of the dataset that a node depends on, reduced to its subset."""
     path = [*plan.behind(node.name), node]
     chosen = texts[next((node.dataset for node in path if node.dataset is not None), 0)]
     sizes = {node.params.size for node in path if isinstance(node.params, SubsetParams)}
@@ -108,7 +109,7 @@ def work_of(node: Node, texts: Texts) -> Work | None:
 
 
 def _joint_work(params: JointParams, shape: Shape, texts: Texts) -> Work:
-    """The joint stage of one seed. A budget in seconds counts as one step."""
+    """Return the work of the joint stage of one seed. A budget in seconds counts as one step."""
     joint, optimizer = params.joint.at_length(shape.max_length, params.model), params.optimizer.name
     rate = (joint.mask_rate + (joint.mask_rate if joint.mask_rate_end is None else joint.mask_rate_end)) / 2
     task, retrieved = joint.task_batch * texts.tokens, float(joint.batch_rows * shape.max_length)
@@ -126,7 +127,7 @@ def _joint_work(params: JointParams, shape: Shape, texts: Texts) -> Work:
 
 
 def _finetune_work(params: TuneParams, texts: Texts, rows: int) -> Work | None:
-    """Finetuning of one seed on a number of rows, without validation."""
+    """Return the work of finetuning one seed on `rows` rows, without validation."""
     steps, batch = params.finetune.steps(rows), params.finetune.batch
     tokens = steps * batch * texts.tokens
     if not isinstance(params, FinetuneParams):
@@ -138,7 +139,7 @@ def _finetune_work(params: TuneParams, texts: Texts, rows: int) -> Work | None:
 
 
 def _step(shape: Shape, tokens: float, masked: float, documents: int, optimizer: str) -> float:
-    """FLOPs of one step on `tokens` tokens in full rows, with `masked` masked tokens and `documents` task rows."""
+    """Return the FLOPs of a step on `tokens` tokens in full rows, `masked` masked tokens and `documents` task rows."""
     row = flops.forward(shape, 1, shape.max_length, 0, 0)
     head = flops.forward(shape, 0, shape.max_length, 1, 0)
     task = flops.forward(shape, 0, shape.max_length, 0, 1)
@@ -148,7 +149,7 @@ def _step(shape: Shape, tokens: float, masked: float, documents: int, optimizer:
 
 
 def memory_bytes(recipe: Recipe, texts: Texts) -> int | None:
-    """Bytes that the joint stage needs, or None if the size of the encoder is unknown."""
+    """Return the bytes that the joint stage needs, or None if the size of the encoder is unknown."""
     if (shape := shape_of(recipe.model, texts)) is None:
         return None
     rows = min(recipe.joint.at_length(length_of(recipe.model, texts), recipe.model).batch_rows, MICRO_ROWS)
@@ -157,9 +158,9 @@ def memory_bytes(recipe: Recipe, texts: Texts) -> int | None:
 
 
 def disk_bytes(plan: Plan, texts: Sequence[Texts]) -> int | None:
-    """Bytes of the artifacts, or None if the size of an encoder is unknown.
+    """Return the bytes of the artifacts, or None if the size of an encoder is unknown.
 
-    They hold passages, tokens, and parameters in float32. The export holds the parameters twice.
+    Artifacts hold passages, tokens, and parameters in float32. The export holds the parameters twice.
     """
     total = exported = 0.0
     for node in plan.nodes:

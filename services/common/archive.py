@@ -21,20 +21,20 @@ log = logging.getLogger(__name__)
 ARCHIVE_SECONDS = 30 * 86_400.0  # after the end of a job, until its record is compressed
 _UNPACKED = frozenset({"state", "last_event", "history", "packed"})  # fields that stay uncompressed
 _TERMINAL_JSON = canonical_json(dict.fromkeys(TERMINAL, True))
-_JOBS_AT_ONCE = 100  # whose streams move, or whose records are compressed
-# Errors of code that reads a damaged record or history.
+_JOBS_AT_ONCE = 100  # most jobs whose streams one call moves, or whose records it compresses
+# Errors that a damaged record or history can cause.
 _DAMAGED = (CorruptArtifact, NotFound, UnreadableRecord, AttributeError, LookupError, TypeError, ValueError)
 
 
 class Archive(JobReads):
-    """Keeps Redis small, in the background. Several processes may run it at the same time."""
+    """Limits the size of Redis, in the background. Several processes may do this at the same time."""
 
     def __init__(self, store: JobReads) -> None:
         super().__init__(store._redis, store._history)
         self._script = load_scripts(self._redis, Path(__file__).parent / "lua")
 
     def mark_streams(self) -> None:
-        """Mark the jobs that have streams, so that `move_marked` moves those that an earlier release wrote, too."""
+        """Mark all jobs that have streams for `move_marked`. Jobs that an earlier release wrote have no mark yet."""
         for name in self._redis.scan_iter(key("*", "events", "*"), count=1000):
             self._redis.sadd(TO_MOVE, "/".join(name.removeprefix(f"{PREFIX}:{{").split("}:events:")))
 
@@ -48,7 +48,7 @@ class Archive(JobReads):
 
     @contextmanager
     def _skipping(self, place: str, member: str) -> Iterator[None]:
-        """Skip a job whose record or history is damaged. Its next try follows `mark_streams`, or ARCHIVE_SECONDS."""
+        """Skip a damaged job. `mark_streams` marks its move again. Compression is retried after ARCHIVE_SECONDS."""
         try:
             yield
         except _DAMAGED as error:
@@ -81,7 +81,7 @@ class Archive(JobReads):
         except (CorruptArtifact, NotFound):
             if is_current():
                 raise
-            return  # Another process has moved the streams, and deleted the files of `earlier`.
+            return  # Another process has moved the streams and deleted the files of `earlier`.
         body = moved.model_dump_json() if moved else ""
         last = [_following(rows[stream][-1][0]) if stream in rows else "" for stream in STREAMS]
         args = [f"{tenant}/{job_id}", stored or "", body, _TERMINAL_JSON, *last]

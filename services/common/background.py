@@ -16,15 +16,15 @@ from tlm_core.errors import Unavailable
 log = logging.getLogger(__name__)
 
 _MAX_DELAY_SECONDS = 60.0
-_FIRST_SECONDS = 600.0  # at most until the first round: a process may restart more often than a task repeats
+_FIRST_SECONDS = 600.0  # longest wait for the first round, because a process may restart more often than a task repeats
 _MAX_SKIPPED = 1000  # items that are remembered, so that each is logged once
 
 
 @dataclass
 class Background:
-    """The condition of a task.
+    """A repeated task and its condition.
 
-    failures: successive rounds that failed. waiting: a component does not answer. skipped: item → its error.
+    failures: successive rounds that failed. waiting: whether a component does not answer. skipped: item → its error.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Background:
     def round(self) -> Iterator[None]:
         """Log an error of the block. A component that does not answer is logged once, and is not a failure.
 
-        A complete round forgets skipped items that it no longer has: another process has finished or deleted them.
+        A complete round forgets skipped items that it did not visit: another process has finished or deleted them.
         """
         self._seen.clear()
         try:
@@ -121,7 +121,7 @@ def conditions(tasks: Iterable[Background]) -> dict[str, str]:
 
 
 def stopped_by_signals() -> threading.Event:
-    """Return an event that SIGTERM and SIGINT set in a thread, as the interrupted code may hold the event's lock."""
+    """Return an event that SIGTERM and SIGINT set. A thread sets it: the interrupted code may hold the event's lock."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: threading.Thread(target=stop.set, daemon=True).start())

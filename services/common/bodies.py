@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_JSON_BYTES = 1_000_000
 MAX_DEPTH = 64
-# An unclosed text matches up to the end. Otherwise the search would start again at each quote, in quadratic time.
+# An unclosed string matches up to the end. Otherwise the search would restart at each quote, in quadratic time.
 _TEXT_OR_BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
 
 
@@ -23,8 +23,8 @@ class UnsupportedJSON(ValueError):
 def check_json(body: bytes) -> None:
     """Raise UnsupportedJSON for a value that parsers or stores cannot handle.
 
-    These are nesting deeper than MAX_DEPTH, numbers beyond a double, integers of more than 30 characters, NaN, lone
-    surrogates, and bytes that are not UTF-8.
+    The function rejects nesting deeper than MAX_DEPTH, numbers beyond the range of a double, integers of more than 30
+    characters, NaN, lone surrogates, and bytes that are not UTF-8.
     Malformed JSON passes: the parser of the route reports it with the position.
     """
     if depth_of(body) > MAX_DEPTH:
@@ -82,8 +82,8 @@ def _int(text: str) -> int:
 class BodyCheck:
     """ASGI middleware that reads a body of at most MAX_JSON_BYTES, checks it if it is JSON, and passes it on.
 
-    reject: returns the response to a rejected body from an HTTP status and a message. streamed: paths whose multipart
-    bodies pass unread. raw: path prefixes below which PUT bodies pass unread. Their routes read and limit the bodies.
+    reject: (HTTP status, message) → response to a rejected body. streamed: paths whose multipart bodies pass unread.
+    raw: path prefixes below which PUT bodies pass unread. The routes of these paths read and limit the bodies.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class BodyCheck:
             await self._app(scope, receive, send)
             return
         content_type = dict(scope["headers"]).get(b"content-type", b"").decode("latin-1").lower()
-        # A path with a trailing slash is redirected, whatever the body.
+        # The application redirects a path with a trailing slash, so this body need not be read.
         is_upload = content_type.startswith("multipart/") and scope["path"].rstrip("/") in self._streamed
         if is_upload or (scope["method"] == "PUT" and scope["path"].startswith(self._raw or ("\0",))):
             await self._app(scope, receive, send)

@@ -63,7 +63,7 @@ class Catalog:
     ) -> DatasetRecord:
         """Record an upload durably as the next version under `name`."""
         check_disk(self._redis)
-        # An unused number leaves a gap, which does no harm: later uploads have higher numbers.
+        # If the write below fails, the number stays unused. This is harmless: later uploads have higher numbers.
         version = self._redis.hincrby(key(tenant, "dataset-versions"), name, 1)
         record = DatasetRecord(
             id=dataset_id,
@@ -138,7 +138,7 @@ class Catalog:
         return CorpusRecord(tenant=tenant, name=name, versions=listed_versions(tenant, name, bodies))
 
     def corpora(self, tenant: str, *, after: str | None = None, limit: int = 20) -> tuple[list[CorpusRecord], bool]:
-        """Return the corpora whose names follow `after`, by name, and whether there are more."""
+        """Return the corpora whose names follow `after`, sorted by name, and whether there are more."""
         names = self._names(key(tenant, "corpora"), after, limit + 1)
         pipe = self._redis.pipeline(transaction=False)
         for name in names[:limit]:
@@ -150,7 +150,7 @@ class Catalog:
         return records, len(names) > limit
 
     def drop_corpus(self, tenant: str, corpus: str, version: str = "") -> None:
-        """Delete the record of a corpus, or of one version, after the caller has deleted index and passages.
+        """Delete the record of a corpus, or of one version. The caller must have deleted the index and the passages.
 
         Raises AlreadyRunning while a load of the corpus is open.
         """
@@ -169,7 +169,7 @@ class Catalog:
         near_duplicates: NearDuplicatesChoice = "drop",
         sources: Sequence[str] = (),
     ) -> CorpusLoad:
-        """Record durably that an upload, and addresses to fetch from, will become a corpus version.
+        """Record durably that an upload, with the files at the addresses `sources`, will become a corpus version.
 
         Raises AlreadyRunning while an earlier load of the corpus is open.
         """
@@ -241,7 +241,7 @@ class Catalog:
     def save_load(
         self, load: CorpusLoad, owner: str, version: CorpusVersion | None = None, *, delete_version: str = ""
     ) -> None:
-        """Save the progress of a load, and with it save its version or delete the version `delete_version`.
+        """Save the progress of a load. In the same step, save its version or delete the version `delete_version`.
 
         Raises StaleAttempt if `owner` does not hold the lease, or if a cancelling load is not saved as cancelled.
         """
@@ -286,7 +286,7 @@ class Catalog:
 
 
 def ready_version(corpus: CorpusRecord, name: str | None, load: CorpusLoad | None) -> CorpusVersion:
-    """Return version `name` if it is ready, or without a name the newest ready version. load: the newest load.
+    """Return version `name` if it is ready. Without a name, return the newest ready version. load: the newest load.
 
     Raises NotFound for an unknown version, NotReady during a load, and Conflict if waiting does not help.
     """

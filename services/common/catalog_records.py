@@ -117,7 +117,7 @@ _AnyRecord = TypeVar("_AnyRecord", bound=_Record)
 
 
 def read_record(kind: type[_AnyRecord], body: str, name: str) -> _AnyRecord:
-    """Return a record from its JSON. name: what the error calls it. Raises UnreadableRecord."""
+    """Return a record from its JSON. name: how the error names the record. Raises UnreadableRecord."""
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:

@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STREAMS = ("events", "metrics", "logs")
-# Of each stream. A job that writes more loses its oldest log lines, and has curves with fewer points.
+# Limit of each stream. A job that writes more loses its oldest log lines, and its curves have fewer points.
 _MAX_ENTRIES = 200_000
 
-_METADATA = frozenset({"id", "at", "attempt", "node", "stage", "step"})  # fields of a metric point that are no values
+_METADATA = frozenset({"id", "at", "attempt", "node", "stage", "step"})  # fields of a metric point, not measured
 
 Row = tuple[str, dict[str, str]]  # id and fields of an entry, as XRANGE returns them
 
 
 class Moved(BaseModel):
-    """What was moved to the storage. last: the id of the last entry of each stream."""
+    """What was moved to the storage. last: stream → id of its last moved entry."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -70,9 +70,9 @@ class History:
     ) -> Moved:
         """Write the entries of `earlier`, followed by `rows` (stream → entries), as new files.
 
-        is_current: whether no other process has replaced `earlier` and deleted its files. If none has, entries of lost
-        files are omitted, else NotFound is raised. Beyond 200,000 entries, logs lose their oldest lines and metrics are
-        thinned. Raises CorruptArtifact if files of `earlier` are damaged, and the errors of ArtifactStore.
+        is_current: returns False if another process has replaced `earlier` and deleted its files. A missing file
+        then raises NotFound; otherwise its entries are lost. Beyond 200,000 entries, logs lose their oldest lines and
+        metrics are thinned. Raises CorruptArtifact if files of `earlier` are damaged, and the errors of ArtifactStore.
         """
         folder = f"{folder_of(tenant, job)}/{uuid.uuid4().hex}"
         last = dict(earlier.last) if earlier else {}
@@ -99,7 +99,7 @@ class History:
             if not is_current():
                 raise
             with log_context(job_id=job):
-                log.error("Lost the %s of job %s up to now: %s", stream, job, error)
+                log.error("Lost the %s of job %s that were in the storage: %s", stream, job, error)
             return []
 
     def delete(self, moved: Moved) -> None:
@@ -116,7 +116,7 @@ def values_of(point: Mapping[str, object]) -> Iterator[tuple[str, float]]:
 def _thinned(entries: Sequence[Row]) -> list[Row]:
     """Return at most about half of `_MAX_ENTRIES` metric points: the extremes of each curve in equal ranges of steps.
 
-    Ranges of steps stay equal when later points are thinned too. Ranges of entries would thin the beginning most.
+    Equal ranges of entries would thin the beginning most, because earlier calls have thinned it already.
     """
     curves: dict[tuple[str, str], list[tuple[float, float, int]]] = {}
     for index, (_, fields) in enumerate(entries):
@@ -142,7 +142,7 @@ def _extremes(curve: Sequence[tuple[float, float, int]], ranges: int) -> Iterato
     yield from (index for _, index in (*least.values(), *greatest.values()))
 
 
-@lru_cache(maxsize=4)  # Charts read a series in pages.
+@lru_cache(maxsize=4)  # Charts read a series in pages of the same file.
 def _read(artifacts: ArtifactStore, ref: ManifestRef, stream: str) -> list[Row]:
     path = artifacts.localize(ref) / f"{stream}.gz"
     try:

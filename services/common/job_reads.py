@@ -42,7 +42,7 @@ _JSON_FIELDS = frozenset(
     | {"progress", "waiting", "error", "result"}
 )
 _FOLDER = re.compile(r'"folder": ?"([^"]+)"')  # in the JSON of a record
-OBSTACLE_SECONDS = 30  # for which a coordinator's report is in force
+OBSTACLE_SECONDS = 30  # how long a coordinator's report is in force
 _PAGE = 1000  # members of a set that one command reads for a list
 
 # Has `id` of the stream entry, `attempt`, `at` (Unix seconds), and the values that the worker reported.
@@ -59,9 +59,9 @@ class LogLine(TypedDict):
 
 
 class JobReads:
-    """The reading half of `JobStore`. history: reads the older entries of streams, which lie in the storage.
+    """The read operations of `JobStore`. history: reads the older entries of streams from the storage.
 
-    `events`, `metrics`, `logs` and `last_logs` raise NotFound, CorruptArtifact or StorageUnavailable if this fails.
+    `events`, `metrics`, `logs` and `last_logs` raise NotFound, CorruptArtifact or StorageUnavailable from `history`.
     """
 
     def __init__(self, client: redis.Redis, history: History | None = None) -> None:
@@ -78,13 +78,13 @@ class JobReads:
         return float(seconds + microseconds / 1e6)
 
     def obstacle(self) -> str:
-        """Return why no coordinator starts queued jobs, although slots may be free, or "" if one starts jobs."""
+        """Return why no coordinator starts queued jobs, or "" if at least one coordinator starts them."""
         now = self.now()
         reports = map(read_report, self._redis.hvals(OBSTACLES))
         recent = [obstacle for at, obstacle in reports if now - at <= OBSTACLE_SECONDS]
         if not recent:
-            return f"No coordinator has reported for {OBSTACLE_SECONDS} s. Start one, or read its log."
-        return min(recent)
+            return f"No coordinator has reported for {OBSTACLE_SECONDS} s. Start a coordinator, or read its log."
+        return min(recent)  # "" sorts first
 
     def figures(self, tenant: str) -> list[Live]:
         """Return the figures of the store for Prometheus."""
@@ -139,7 +139,7 @@ class JobReads:
         return State(state)
 
     def must_stop(self, tenant: str, job_id: str) -> tuple[bool, bool]:
-        """Return whether a job is not running, and whether a machine of its workers stops. For frequent reads.
+        """Return whether a job is not running, and whether its workers must stop at a checkpoint. For frequent reads.
 
         Raises NotFound.
         """
@@ -183,7 +183,7 @@ class JobReads:
             yield from self._records(tenant, ids)
 
     def _unfinished(self, tenant: str, place: str) -> tuple[str, str] | None:
-        """Return an unfinished job of the list `place` and its state. A job that has ended never changes its state."""
+        """Return an unfinished job of the list `place` and its state. An ended job stays ended between reads."""
         for ids in self._pages(place):
             ended = [self._are_members(ids, key(tenant, "state", state)) for state in sorted(TERMINAL)]
             for job_id, *in_states in zip(ids, *ended, strict=True):
@@ -229,7 +229,7 @@ class JobReads:
         return jobs
 
     def _matches(self, tenant: str, search: str, ids: Sequence[str]) -> list[bool]:
-        """Return for each id whether it, or its part after `job_`, starts with `search`, or its name contains it."""
+        """Return whether each id, or its part after `job_`, starts with `search`, or the job's name contains it."""
         names, text = self._redis.hmget(key(tenant, "names"), ids), search.casefold()
         return [
             job_id.startswith((search, f"job_{search}")) or text in (name or "").casefold()
@@ -246,7 +246,7 @@ class JobReads:
     ) -> list[str]:
         """Return up to `limit` ids in every set of `all_of` and in a set of `any_of`, in descending order.
 
-        All scores in the sets are 0. Reads the smallest set in pages, because ZINTER would block Redis for others.
+        All scores in the sets are 0. Reads the smallest set in pages, because ZINTER would block other clients.
         """
         if any_of == []:
             return []
@@ -348,11 +348,11 @@ class JobReads:
         return not any(any(keys) for keys in scans)
 
     def named_folders(self, tenant: str) -> set[str]:
-        """Return every folder of the storage that a record of a tenant names, and all that contain it."""
+        """Return every folder of the storage that a record of a tenant names, and all parents of these folders."""
         folders: set[str] = set()
         for name in self._redis.scan_iter(key(tenant, "*"), count=1000):
             match self._redis.type(name):
-                case "hash" if name == key(tenant, "artifacts"):  # It has an entry for each stage of recent jobs.
+                case "hash" if name == key(tenant, "artifacts"):  # Large: an entry for each stage of recent jobs.
                     texts = [body for _, body in self._redis.hscan_iter(name, count=_PAGE)]
                 case "hash":
                     texts = list(unpacked(self._redis.hgetall(name)).values())
@@ -380,7 +380,7 @@ def _record(fields: Mapping[str, str]) -> JobRecord:
 
 
 def _listed(tenant: str, job_id: str, fields: Mapping[str, str]) -> JobRecord:
-    """Return the record. For an unreadable one, return a stub with the error, so that lists show all others."""
+    """Return the record. For an unreadable record, return a stub with the error, so that lists show the other jobs."""
     try:
         return _record(fields)
     except UnreadableRecord as error:
@@ -408,7 +408,7 @@ def _log_lines(entries: Iterable[tuple[str, Mapping[str, str]]]) -> list[LogLine
 
 
 def read_report(report: str) -> tuple[float, str]:
-    """Return when a coordinator reported its obstacle, and the obstacle. An unreadable report is an old one."""
+    """Return when a coordinator reported its obstacle, and the obstacle. An unreadable report counts as expired."""
     try:
         at, obstacle = json.loads(report)
         return float(at), str(obstacle)

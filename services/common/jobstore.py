@@ -53,12 +53,12 @@ log = logging.getLogger(__name__)
 
 _TERMINAL_JSON = canonical_json(dict.fromkeys(TERMINAL, True))
 _ACTIVE_JSON = canonical_json(dict.fromkeys(ACTIVE, True))
-_MAX_LOG_LINES = 20_000  # or metric points of a job in Redis; reached only while the storage is unavailable
-_MOVED_LINES = 2_000  # or metric points of a job; more of them move to the storage
+_MAX_LOG_LINES = 20_000  # of a job in Redis, also of its metric points; reached only while the storage is unavailable
+_MOVED_LINES = 2_000  # if a job has more lines or metric points in Redis, they move to the storage
 _MAX_FEED_ENTRIES = 100_000
-_MAX_COUNTED_SECONDS = 60.0  # of running time between two renewals: the clock may jump further
+_MAX_COUNTED_SECONDS = 60.0  # most running time that one renewal counts, because the clock may jump
 _IDEMPOTENCY_SECONDS = 7 * 86_400
-_DELETED_SECONDS = 7 * 86_400  # for which the id of a deleted job is known, so that its submissions are deleted too
+_DELETED_SECONDS = 7 * 86_400  # how long the id of a deleted job is stored, so that its submissions are deleted too
 
 Claimable = Literal["any", "leased", "stopping"]
 
@@ -89,8 +89,8 @@ class _Publication:
 class Removal:
     """What remains to be deleted after the record of a job or a dataset is gone.
 
-    folders: folders in the storage. artifacts: ids that the job produced; those that another job on the same data
-    shares stay. data: digests of the job's datasets. with_jobs: delete the finished jobs on the dataset too.
+    folders: folders in the storage. artifacts: ids that the job produced; an artifact that another job on the same data
+    shares is not deleted. data: digests of the job's datasets. with_jobs: delete the dataset's finished jobs too.
     """
 
     tenant: str
@@ -198,7 +198,7 @@ class JobStore(JobReads):
     ) -> JobRecord | None:
         """Return the job that was submitted with this idempotency key, or None.
 
-        So a repeated request gets its job even if the dataset of the job was deleted. Raises IdempotencyMismatch if
+        A repeated request thus gets its job, even if the job's dataset was deleted. Raises IdempotencyMismatch if
         the key belongs to another spec or origin.
         """
         body = self._redis.get(key(tenant, "idem", digest_of(idempotency_key)))
@@ -250,9 +250,9 @@ class JobStore(JobReads):
         return None if member is None else self.get(*member.split("/", 1))
 
     def renew(self, tenant: str, job_id: str, owner: str, lease_seconds: float) -> bool:
-        """Renew the lease. Returns False if this owner no longer holds the job; then it must not write.
+        """Renew the lease. Returns False if this owner no longer holds the job; the owner must then not write.
 
-        A lease of 0 s has expired: another coordinator can adopt the job at once.
+        A lease of 0 s expires immediately, so another coordinator can adopt the job at once.
         """
         keys = [key(tenant, "job", job_id), LEASES]
         return bool(self._run("renew", keys, [owner, lease_seconds, f"{tenant}/{job_id}", _MAX_COUNTED_SECONDS]))
@@ -297,13 +297,13 @@ class JobStore(JobReads):
         beat: tuple[str, Beat] | None = None,
         draining: bool = False,
     ) -> State:
-        """Record what an attempt does. Returns the job's state, from which a worker learns that it must stop.
+        """Record what an attempt does. Returns the job's state, which shows a worker whether it must stop.
 
-        submissions: group → submission id, or None to delete it; other groups stay. beat: a group, and the beat of its
-        workers. draining: the workers must write a checkpoint and end, because a machine of theirs stops. Only
-        `publish` and `publish_checkpoint` pass publication and excluded_from_cache. Raises StaleAttempt if another
-        attempt has begun, IllegalTransition if no attempt runs, NotFound if the job is deleted. The caller must then
-        stop writing.
+        submissions: group → submission id, or None to delete it; other groups do not change. beat: a group, and the
+        beat of its workers. draining: whether the workers must write a checkpoint and end. Only `publish` and
+        `publish_checkpoint` pass publication and excluded_from_cache. Raises StaleAttempt if another attempt has begun,
+        IllegalTransition if no attempt runs, and NotFound if the job is deleted. After any of these three errors, the
+        caller must stop writing.
         """
         published = publication or _Publication("", "")
         checkpoints = key(tenant, "checkpoints", published.artifact) if published.is_checkpoint else ""
@@ -366,7 +366,7 @@ class JobStore(JobReads):
     def invalidate_artifact(
         self, tenant: str, artifact: str, ref: ManifestRef | None = None, *, by: JobRecord | None = None
     ) -> None:
-        """Unpublish an artifact, so that its stage runs again. ref: do so only if this reference is still in force.
+        """Unpublish an artifact, so that its stage runs again. ref: if set, unpublish only this reference.
 
         by: the job whose current attempt invalidates it, or None for a deletion. With `by`, raises as `report` does.
         """
@@ -400,7 +400,7 @@ class JobStore(JobReads):
         )
 
     def orphans(self, folders: Collection[str], seconds: float) -> list[str]:
-        """Note `folders`, which no record names. Returns and forgets those that were noted at least `seconds` ago."""
+        """Store when `folders`, which no record names, were first seen. Return and drop those older than `seconds`."""
         now, noted = self.now(), self._redis.hgetall(ORPHANS)
         due = [folder for folder in folders if now - float(noted.get(folder, now)) >= seconds]
         if gone := [*due, *(noted.keys() - set(folders))]:
@@ -451,15 +451,15 @@ class JobStore(JobReads):
             pipe.zrem(key(tenant, "dataset-name", name), dataset_id)
             pipe.hset(REMOVALS, removal.member, canonical_json(asdict(removal)))
 
-        # A job is accepted only while the record exists. A job that is accepted meanwhile changes `jobs`, which Redis
-        # watches; then `drop` runs again.
+        # A job is accepted only while the dataset's record exists. If a job is accepted during `drop`, it changes
+        # `jobs`, which Redis watches, and `drop` runs again.
         self._redis.transaction(drop, jobs)
 
     def inherit_artifacts(self, job: JobRecord, artifacts: Iterable[str]) -> None:
         """Let a job own artifacts that it shares with a deleted job. They are then deleted with this job."""
         job_artifacts = key(job.tenant, "job-artifacts", job.id)
         self._redis.sadd(job_artifacts, *artifacts)
-        if not self._redis.exists(key(job.tenant, "job", job.id)):  # It was deleted a moment ago.
+        if not self._redis.exists(key(job.tenant, "job", job.id)):  # Another call has just deleted the job.
             self._redis.delete(job_artifacts)
 
     def removals(self) -> dict[str, str]:
@@ -550,7 +550,7 @@ def _failure(job: JobRecord, error: TLMError) -> dict[str, str | None]:
 
 
 def _request_digest(spec: JobSpec, origin: Origin | None) -> str:
-    # The record of a pruning job has fields of the pruned job, which the request for it lacks.
+    # The record of a pruning job has the fields FROM_JOB of the pruned job. A request for a pruning job lacks them.
     request = spec.model_dump(mode="json", exclude=set(FROM_JOB) if spec.source_job else None)
     return digest_of([request, origin.model_dump() if origin else None])
 

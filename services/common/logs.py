@@ -22,7 +22,7 @@ _SECRETS = (
     re.compile(r"\b((?:tlm|hf|sk|whsec)_)[\w-]{12,}"),
 )
 
-_JOB = re.compile(rf"({JOB_ID})(?:-(\d+))?")  # in a folder, the attempt follows
+_JOB = re.compile(rf"({JOB_ID})(?:-(\d+))?")  # in the name of a folder, the attempt follows the job id
 
 
 def redacted(text: str) -> str:

@@ -62,14 +62,14 @@ TOKENS = Gauge("tlm_tokens_per_second", "Training speed of all jobs of the coord
 ORPHANS = Counter("tlm_orphans", "Removed submissions and folders that no record names.", ("kind",), registry=REGISTRY)
 STEP = Gauge("tlm_worker_step", "Step of the stage that a worker computes.", ("job_id", "node"), registry=REGISTRY)
 SPEED = Gauge("tlm_worker_speed", "Units per second of a worker.", ("job_id", "node", "unit"), registry=REGISTRY)
-PROGRESS = Gauge("tlm_worker_progress", "Rows, batches, bytes and steps of a worker together.", registry=REGISTRY)
+PROGRESS = Gauge("tlm_worker_progress", "Sum of the rows, batches, bytes and steps of a worker.", registry=REGISTRY)
 CHECKPOINTS = Histogram("tlm_checkpoint_seconds", "Time to store a checkpoint.", buckets=_LONG, registry=REGISTRY)
 
 
 def serve_metrics(
     host: str, port: int | None, ports: int = 1, *, conditions: Callable[[], Mapping[str, str]] = dict
 ) -> None:
-    """Serve the metrics of this process at the first free of `ports` ports from `port` on. None: do nothing.
+    """Serve the metrics of this process at the first free of `ports` ports from `port` on, or nowhere if it is None.
 
     conditions: returns the condition of each background task. `/readyz` shows them, and status 503 unless all are "ok".
     Raises OSError if no port is free.

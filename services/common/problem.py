@@ -143,7 +143,7 @@ def validation_problem(errors: Sequence[ErrorDetails], *within: str) -> Problem:
 
     within: the validated part of the request, such as "body".
     """
-    # Pydantic counts only the valid items of a list, so an invalid item can make the list too short.
+    # Pydantic counts only the valid items of a list, so an invalid item can make the list seem too short.
     inner = {error["loc"][:-1] for error in errors}
     entries = [_entry(error, within) for error in errors if error["type"] != "too_short" or error["loc"] not in inner]
     detail = "; ".join(f"{entry['pointer'] or entry['in']}: {entry['message']}" for entry in entries[:5])

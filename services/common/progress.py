@@ -7,9 +7,9 @@ from tlm_core.jobs.plan import Node
 from tlm_core.jobs.spec import Progress
 from tlm_core.training.params import TrainParams
 
-# Below this share of a node, its measured time left is too noisy: the first step includes the start.
+# Until this share of a node is done, its measured time left is too noisy: the first step includes the start-up.
 _MEASURED = 0.05
-_MOST_BY_TIME = 0.95  # share of a node that elapsed time may reach, because the node has not ended
+_MOST_BY_TIME = 0.95  # limit of a share that is estimated from elapsed time, because the node has not ended
 
 
 def progress_of(
@@ -55,7 +55,7 @@ def progress_of(
 
 
 def _slowdown(situation: Situation, node: Node, within: float, eta_seconds: float | None) -> float:
-    """Return the measured seconds of training per expected second. Until `node` measures it, the last value counts."""
+    """Return the measured seconds of training per expected second, or the last value until `node` has measured it."""
     own = situation.job.resolved.node_seconds.get(node.name, 0.0)
     if eta_seconds is not None and _MEASURED <= within < 1 and own and isinstance(node.params, TrainParams):
         return eta_seconds / (1 - within) / own / situation.plan.side_by_side(node.group)

@@ -1,4 +1,4 @@
-"""The edge to Redis: the connection, the names of the keys, and the translation of errors.
+"""Access to Redis: the connection, the names of the keys, and the translation of errors.
 
 Keys have the prefix `tlm`; the tenant T stands in braces:
     tlm:{T}:job:ID        hash, the record            tlm:{T}:jobs        all job ids, sorted by id (that is: by time)
@@ -46,7 +46,7 @@ ORPHANS, OBSTACLES = f"{PREFIX}:orphans", f"{PREFIX}:obstacles"
 _MAX_IDLE_CONNECTIONS = 4
 _DISK_RESERVE = 256 << 20  # bytes on Redis's disk, beyond a copy of its data
 
-# Codes of error responses that end by themselves: Redis starts, runs a long script, or is a replica.
+# Codes of temporary errors: for example, Redis starts, runs a long script, or is a replica.
 _TEMPORARY = ("LOADING", "BUSY", "READONLY", "MASTERDOWN", "NOREPLICAS", "TRYAGAIN", "CLUSTERDOWN")
 
 
@@ -103,7 +103,7 @@ def unreadable(name: str, error: ValidationError, remedy: str = "restore it") ->
 
 
 class _Pool(redis.ConnectionPool):
-    """Closes the connections that were idle longest. A pool of redis-py has no limit for idle connections."""
+    """Has at most _MAX_IDLE_CONNECTIONS idle connections. A pool of redis-py has no such limit."""
 
     def release(self, connection: redis.Connection) -> None:  # type: ignore[override] # as in ConnectionPool
         super().release(connection)

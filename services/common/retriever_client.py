@@ -92,7 +92,7 @@ class StopResult(BaseModel):
 
 
 class RetrieverClient:
-    """Calls the API of the retriever. Raises IndexUnavailable without a valid response, or the error in the response.
+    """Calls the API of the retriever. Raises the error in the response, or IndexUnavailable without a valid response.
 
     http: a client with the address, token and timeouts of the retriever. Thread-safe.
     """
@@ -144,7 +144,7 @@ class RetrieverClient:
             return SelectionRun(state="unknown")
 
     def stop_selection(self, artifact: str, prefix: str) -> bool:
-        """Stop a selection if its output folder starts with `prefix`. Return False only while such a selection runs."""
+        """Stop a selection if its output folder starts with `prefix`. Return False only while it still runs."""
         response = self._call("DELETE", f"{_selection_path(artifact)}?prefix={quote(prefix, safe='')}")
         return _parse(StopResult, response).stopped
 

@@ -1,4 +1,4 @@
-"""Settings that several services share. The environment gives addresses and paths; the recipe gives the method."""
+"""Settings that several services share. They hold addresses and paths; the recipe holds what changes a result."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StoreSettings(BaseSettings):
     redis_password: SecretStr | None = None
     storage: str = Field(description="root of the artifacts: a folder or an fsspec address")
     scratch: Path = Field(description="local folder for temporary files; may be emptied between runs")
-    metrics_host: str = "0.0.0.0"  # where a process without a server of its own serves its metrics to Prometheus
+    metrics_host: str = "0.0.0.0"  # address at which a process without an HTTP API serves its metrics to Prometheus
 
     def job_store(self) -> JobStore:
         return JobStore(self.redis(), History(self.artifact_store()))
@@ -52,11 +52,11 @@ class ServiceSettings(StoreSettings):
 
     @property
     def heartbeat(self) -> Path:
-        """File that a process without a server touches while it works. A health probe reads the file's time."""
+        """File that a process without an HTTP API touches while it works. A health probe reads the file's time."""
         return self.scratch / "heartbeat"
 
     def retriever(self) -> RetrieverClient:
-        import httpx  # Workers need no client.
+        import httpx  # Workers need no client, so they do not import it.
 
         from services.common.retriever_client import RetrieverClient
 

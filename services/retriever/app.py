@@ -57,11 +57,11 @@ class RetrieverSettings(BaseSettings):
     opensearch_shards: int = Field(1, ge=1, description="shards of a new index; one holds about ten million passages")
     retry_seconds: float = Field(120.0, description="how long a search or load retries an unavailable cluster")
     selections_at_once: int = Field(2, ge=1)
-    redis_url: str | None = Field(None, description="with OpenSearch: shares the runs with other retrievers")
+    redis_url: str | None = Field(None, description="Redis in which several retrievers on OpenSearch share runs")
     redis_password: SecretStr | None = None
 
     def artifact_store(self) -> ArtifactStore:
-        # The gateway writes to a new storage first: passages and tasks exist before the retriever needs them.
+        # The gateway writes to a new storage before the retriever does, so the storage is never new here.
         return ArtifactStore(self.storage, self.scratch / "artifacts", is_new=lambda: False)
 
 

@@ -1,6 +1,6 @@
 """Write passages to OpenSearch in bulk, and report how far the writing is, so that a later process can resume.
 
-The helper of opensearch-py cuts requests and assigns results to passages. Its own retries cover status 429 only and
+The helper of opensearch-py forms requests and assigns results to passages. Its own retries cover status 429 only and
 cannot be interrupted, so this module retries until each passage is stored or refused, or no time remains.
 """
 
@@ -123,7 +123,7 @@ class BulkWriter:
                 elif failure is not None:
                     raise failure
             if len(again) < len(pending):
-                backoff = self._cluster.backoff()  # the cluster makes progress
+                backoff = self._cluster.backoff()  # the cluster makes progress, so waiting starts over
             if busy is None:
                 max_rows = max(1, min(max_rows, len(again)) // 2)
             elif busy.status == 429:

@@ -71,7 +71,7 @@ CLIENT_ERRORS = (
 
 
 class TemporaryFailure(Exception):
-    """A request failed, but may succeed later. status: the HTTP status, or None without a response. Control flow."""
+    """A request failed, but a retry may succeed. status: the HTTP status, or None without a response. Control flow."""
 
     def __init__(self, error: TLMError, status: int | None) -> None:
         super().__init__(error.message)

@@ -55,7 +55,7 @@ class CorpusFiles:
                     if rows <= skip:
                         skip -= rows
                         continue
-                    # One row group per call: one call for all opens them, with their buffers, at the same time.
+                    # One row group per call: a call for all row groups would open all, with their buffers, at once.
                     for batch in file.iter_batches(_BATCH, row_groups=[group], columns=_COLUMNS):
                         remaining, skip = batch.slice(skip), max(0, skip - batch.num_rows)
                         columns = [remaining[name].to_pylist() for name in _COLUMNS]

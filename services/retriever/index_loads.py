@@ -157,7 +157,7 @@ class IndexLoads:
             return None
 
     def _source(self, key: CorpusKey, error: TLMError) -> tuple[str, str]:
-        """Return folder and language of `key`. Without them, raises `error` if that is IndexMismatch, else NotFound."""
+        """Return folder and language of `key`. If unknown, raise `error` if it is an IndexMismatch, else NotFound."""
         try:
             return self._records.source(key)
         except NotFound:

@@ -202,7 +202,7 @@ class OpenSearchIndexes:
 
     @staticmethod
     def _read(key: CorpusKey, cluster: Cluster) -> OpenSearchIndex:
-        """Return the index of `key`, complete or not. Raises NotFound, or IndexMismatch if it is not one of ours."""
+        """Return the index of `key`, complete or not. Raises NotFound, or IndexMismatch if another release wrote it."""
         name = _name(key)
         cluster.version()
         description = cluster.call("GET", f"/{name}")[name]
@@ -225,7 +225,7 @@ def _name(key: CorpusKey) -> str:
 
 
 def _same_similarity(actual: Mapping[str, Any], expected: Mapping[str, object]) -> bool:
-    """Whether both are BM25 with equal numbers. The server returns numbers as strings."""
+    """Return whether both are BM25 with equal parameters. The server returns numbers as strings."""
     return actual.get("type") == "BM25" and all(
         float(actual.get(name, "nan")) == value for name, value in expected.items() if name != "type"
     )
@@ -235,7 +235,7 @@ _DEFAULTS = {"norms": True, "doc_values": True}  # the server omits options with
 
 
 def _same_fields(actual: Mapping[str, Mapping[str, object]], expected: Mapping[str, Mapping[str, object]]) -> bool:
-    """Whether the mapping has exactly the expected fields, with the expected options."""
+    """Return whether the mapping has exactly the expected fields, with the expected options."""
     return actual.keys() == expected.keys() and all(
         actual[field].get(option, _DEFAULTS.get(option)) == value
         for field, options in expected.items()

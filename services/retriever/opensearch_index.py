@@ -62,7 +62,7 @@ class OpenSearchIndex:
     """The passages of one corpus version on a cluster.
 
     mark: describes the index; `_meta.tlm` in its mapping. identity: unique for each index, also among those of the
-    same name. scale: divides the scores of the server, to bring them to the common scale.
+    same name. scale: factor by which the scores of the server exceed those of an embedded index.
     """
 
     def __init__(self, cluster: Cluster, name: str, mark: Mapping[str, Any], shards: int, identity: str = "") -> None:
@@ -72,7 +72,7 @@ class OpenSearchIndex:
         self.analysis: Analysis = mark["analysis"]
         self._cluster = cluster
         self._field = "terms" if self.analysis == "bigrams" else "text"
-        # Scores of several shards are comparable only with the frequencies of all of them.
+        # Scores of several shards are comparable only if each shard uses the term frequencies of all shards.
         self._shards = shards
         self._search_type = "dfs_query_then_fetch" if shards > 1 else "query_then_fetch"
         self._writer: BulkWriter | None = None

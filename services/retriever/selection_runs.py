@@ -117,7 +117,7 @@ class SelectionRuns:
         self._pool.submit(copy_context().run, self._run, artifact, request, params, run)
 
     def _claim(self, artifact: str, run: Run) -> bool:
-        """Claim a selection for a new run. Returns False if another retriever runs it or has it for the same prefix."""
+        """Claim a selection for a new run. Returns False if another retriever claims it first or has a reusable run."""
         entry = self._registry.read(artifact)
         if entry is not None and entry.prefix == run.prefix:
             status = SelectionRun.model_validate_json(entry.status)
@@ -157,7 +157,7 @@ class SelectionRuns:
     def stop(self, artifact: str, prefix: str) -> bool:
         """Stop the selection of `artifact` if its output folder starts with `prefix`.
 
-        Return False only while such a selection still runs: it stops after its current batch. Partial results remain
+        Return False only while that selection still runs: it stops after its current batch. Partial results remain
         for the next equal request. The record of a failed selection is deleted, so the next request starts it again.
         """
         entry = self._registry.read(artifact)
@@ -241,7 +241,7 @@ class SelectionRuns:
 
         task = self._store.localize(request.task)
         source = self._source(request, params, task)
-        # The id identifies the content, so partial results of any earlier attempt or process are valid.
+        # The artifact id identifies the content, so partial results of any earlier attempt or process are valid.
         scratch = self._scratch / artifact
         folder = self._scratch / f"{artifact}-{uuid.uuid4().hex}"
         try:
@@ -286,7 +286,7 @@ class SelectionRuns:
         return ref if manifest.artifact == artifact and self._exists(ref) else None
 
     def _exists(self, ref: ManifestRef) -> bool:
-        """Whether the files of a selection are complete. The coordinator uses the same check."""
+        """Return whether the files of a selection are complete. The coordinator uses the same check."""
         try:
             self._store.check(ref)
         except (NotFound, CorruptArtifact) as error:

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class JobCheckpoints:
-    """`Checkpoints` (tlm_core.training.stage) over storage and job store.
+    """Implements `Checkpoints` (tlm_core.training.stage) with the storage and the job store.
 
     A thread writes the checkpoints while training continues. `save` waits only if the previous checkpoint is still
     being written. One failed save is logged; the second in a row raises its Outage. Only `keep` checkpoints stay:
@@ -119,7 +119,7 @@ class JobCheckpoints:
         folder = self.scratch / f"checkpoint-{step}"
         try:
             with storage_errors(f"writing {folder}"):
-                shutil.rmtree(folder, ignore_errors=True)  # of a try that could not publish it
+                shutil.rmtree(folder, ignore_errors=True)  # left by a try that could not publish
                 folder.mkdir()
             write(folder)
             artifact = f"{self.artifact}/{step}"
@@ -136,7 +136,7 @@ class JobCheckpoints:
         except Conflict:  # The attempt has ended. Nobody else deletes these files.
             self.artifacts.delete(target)
             raise
-        # A checkpoint with a higher step may be damaged or of another job. Then this job needs its own last one.
+        # Always keep this job's last checkpoint: those with higher steps may be damaged or of another job.
         by_value = sorted(self._published(), key=lambda checkpoint: (checkpoint == own, checkpoint.step))
         for checkpoint in by_value[: -self.keep]:
             self._delete(checkpoint)

@@ -22,7 +22,7 @@ DRIVER = "driver"  # a resource of Ray's worker nodes in deploy/
 _RELEASE = (
     "import ray, sys; ray.init(); ray.kill(ray.get_actor(sys.argv[1], namespace='SUPERVISOR_ACTOR_RAY_NAMESPACE'))"
 )
-# Of the output of a submission that ended.
+# Limits of the output that an Ending quotes.
 _LINES, _CHARS = 15, 4000
 
 
@@ -76,8 +76,8 @@ class RayCluster:
     def submit(self, submission: str, command: Sequence[str], *, cpus: float = 0.0) -> None:
         """Start `command` on a node with `cpus` free CPUs. Has no effect if the id `submission` exists.
 
-        A command without CPUs is a driver. It runs on a node that offers the resource `driver`, if there are such
-        nodes: on the head, drivers would use up the memory, and end with the head.
+        A command without CPUs is a driver. It runs on a node that offers the resource `driver`, if the cluster has
+        one. On the head, drivers would exhaust the memory, and end with the head.
         """
         if self.status(submission) is not Status.UNKNOWN:
             return
@@ -111,7 +111,7 @@ class RayCluster:
     def is_lost(self, submission: str) -> bool:
         """Return whether a submission waits forever, because the head restarted after it accepted the submission.
 
-        Only the head that accepts a submission starts it. A new head restores the record from Redis, as waiting.
+        Only the head that accepts a submission starts it. A new head restores the record as waiting.
         """
         response = self._request("GET", f"/api/jobs/{submission}")
         if response.status_code == 404:
@@ -123,7 +123,7 @@ class RayCluster:
     def release(self, submission: str) -> None:
         """Free the CPUs that a lost submission holds. Ray then reports the submission as failed, if it held any.
 
-        If it held none, it waits until Ray's limit for a start, because Ray neither stops nor deletes it.
+        A submission that held none waits until Ray's time limit for a start: Ray neither stops nor deletes it.
         """
         name = f"{submission}.release"
         if self.status(name) is Status.UNKNOWN:
@@ -140,7 +140,7 @@ class RayCluster:
                 identity = options["--tenant"], options["--job"], int(options["--attempt"])
                 submitted = Submitted(entry["submission_id"], _STATUS[entry["status"]], *identity)
             except (KeyError, ValueError):
-                continue  # It is of another program.
+                continue  # The entry is of another program.
             if PROGRAM in command and submitted.id:  # The driver of a submission has no id of its own.
                 known.append(submitted)
         return known
@@ -158,7 +158,7 @@ class RayCluster:
         return [node for node in body["data"]["result"]["result"] if node["state"] == "ALIVE"]
 
     def delete(self, submission: str) -> None:
-        """Delete the record of an ended submission, and first that of its release. Unknown ones are ignored."""
+        """Delete the record of an ended submission, after the record of its release. Ignores unknown records."""
         for name in (f"{submission}.release", submission):
             response = self._request("DELETE", f"/api/jobs/{name}")
             if response.status_code != 404:

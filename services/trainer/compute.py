@@ -22,7 +22,7 @@ from tlm_core.training.speed import device_kind, flop_of, rate_name, seconds_per
 
 log = logging.getLogger(__name__)
 
-_RENEWED_SECONDS = 86_400.0  # The measurement may have run beside other work.
+_RENEWED_SECONDS = 86_400.0  # Measure again after this time: the last measurement may have run beside other work.
 
 
 def compute(
@@ -51,7 +51,7 @@ def compute(
 
 
 def measure_once(store: JobStore, assignment: Assignment, device: str) -> None:
-    """Store how fast this device trains, once a day. It runs after the stages, so its own job does not wait."""
+    """Store how fast this device trains, once a day. Call it after the stages, so that the job does not wait."""
     try:
         precision = store.get(assignment.tenant, assignment.job).resolved.recipe.number_format
         stored, name = store.rates(assignment.tenant), rate_name(flop_of(precision), device)

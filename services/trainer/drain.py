@@ -25,7 +25,7 @@ def worker_processes(proc: Path = Path("/proc")) -> list[int]:
     for command in proc.glob("[0-9]*/cmdline"):
         with suppress(OSError):  # It has ended meanwhile.
             is_worker = any(title in command.read_bytes() for title in _TITLES)
-            # A machine may have several stacks.
+            # A machine may run several installations of the service.
             if is_worker and scratch in command.with_name("environ").read_bytes().split(b"\0"):
                 pids.append(int(command.parent.name))
     return pids

@@ -40,13 +40,13 @@ class Growth:
     _since: float | None = None
 
     def watch(self) -> None:
-        """Look until the attempt ends or grows. Run it in a thread."""
+        """Check for room until the attempt ends, or must end to grow. Run it in a thread."""
         while self.workers < self.assignment.max_workers and not self.ended.wait(self.seconds / LOOKS):
             try:
                 if self.look():
                     return
             except Exception as error:  # of Redis, or of Ray while its head restarts
-                log.warning("Cannot look for more room: %s", error)
+                log.warning("Cannot check whether more workers have room: %s", error)
 
     def look(self) -> bool:
         """Request the end of the attempt if more workers have had room for `seconds`. Returns True after a request."""
@@ -58,7 +58,7 @@ class Growth:
         if self.clock() - self._since < self.seconds or not self._saves_time():
             return False
         workers = counted(more, "more worker")
-        self.requested = WorkerLost(f"{workers} found room, so the attempt ended at a checkpoint to grow.")
+        self.requested = WorkerLost(f"The cluster has room for {workers}. The attempt ended at a checkpoint to grow.")
         place = self.assignment
         self.store.report(place.tenant, place.job, place.attempt, draining=True)
         return True

@@ -13,7 +13,7 @@ _COUNTERS = ("memory.events", "memory/memory.oom_control")
 
 
 def oom_kills(root: Path = _CGROUP) -> int:
-    """Return how often the kernel has killed a process of this container, or 0 where it does not count."""
+    """Return how often the kernel has killed a process of this container, or 0 if there is no counter."""
     for name in _COUNTERS:
         with suppress(OSError):
             for line in (root / name).read_text(encoding="ascii").splitlines():
@@ -24,7 +24,7 @@ def oom_kills(root: Path = _CGROUP) -> int:
 
 
 def report_oom(assignment: Assignment) -> None:
-    """Report that the kernel killed a worker. It counts as a fault of the job, not as a lost worker."""
+    """Report that the kernel killed a worker. This error counts as a fault of the job, not as a lost worker."""
     from services.trainer.patience import patiently
     from services.trainer.settings import TrainerSettings
     from tlm_core.errors import WorkerFailed

@@ -1,4 +1,4 @@
-"""Waits out an outage of Redis or of the storage between two steps of a stage."""
+"""Repeats calls that fail because of an outage of Redis or of the storage."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ def patiently(call: Callable[[], _Value]) -> _Value:
 
 
 def _wait(state: RetryCallState) -> None:
-    PULSE.advance()  # Waiting is no hang.
+    PULSE.advance()  # A wait is not a hang.
     if state.attempt_number == 1 and state.outcome is not None:
         log.warning("Waiting: %s", state.outcome.exception())

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 
 def join(name: str, host: str, port: int, rank: int, size: int, *, backend: str, timeout: timedelta) -> None:
-    """Connect this worker to the others of the attempt `name`. Rank 0 listens at host and port.
+    """Connect this worker to the other workers of the attempt `name`. Rank 0 listens at host and port.
 
     The name is part of each key, so a rank of another attempt that connects to the same port does not join this group.
     """

@@ -2,7 +2,7 @@
 
 Ray Train places the workers, connects them, and ends all when one fails. It retries nothing and stores nothing: the
 coordinator decides about attempts, and training resumes from our own checkpoints. The controller of Ray Train imports
-this module too, so it imports at the top only what the controller needs.
+this module too, so the top of the module imports only what the controller needs.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _MONTH = timedelta(days=30)
-# Longer than a worker waits for the storage. A collective that takes longer raises an error.
+# Timeout of a collective operation. It is longer than a worker waits for the storage.
 _COLLECTIVE = timedelta(minutes=15)
-# For a start with more workers than the least number: another job may use their room first.
+# Timeout of a start with more than the minimum of workers: another job may use the room first.
 _START = timedelta(minutes=2)
-_COUNTING = timedelta(seconds=20)  # until the nodes have read their counters
+_COUNTING = timedelta(seconds=20)  # timeout for reading the counters of all nodes
 _WAITING_SECONDS = 10.0  # between two reports of a submission that waits for its workers
 _DETAILS = 4000  # characters of an error
 
@@ -57,13 +57,13 @@ _DETAILS = 4000  # characters of an error
 _ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
-    # Working folders, logs and metrics are ours.
+    # The service has its own working folders, logs and metrics.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    # Workers learn from SIGTERM that their machine stops.
+    # SIGTERM already informs workers that their machine stops.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 
@@ -82,7 +82,7 @@ def run_workers(assignment: Assignment) -> None:
     ray.init()
     drain_on_sigterm(assignment)
     settings, number = TrainerSettings(), _number_of_workers(assignment)
-    # The least number of workers waits for its room without limit, and the coordinator reports that.
+    # A start with the minimum of workers waits for room without limit, and the coordinator reports the wait.
     patience = _MONTH if number == assignment.workers else _START
     os.environ |= _ENVIRONMENT | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(patience.total_seconds())}
     growth = Growth(assignment, number, settings.job_store(), lambda: _places(assignment), settings.grow_seconds)
@@ -213,11 +213,11 @@ class _ProcessGroup(TorchConfig):
 class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
     """Connects the running workers in a process group. Ray Train calls the methods in its controller.
 
-    Before that, each worker installs its handler of SIGTERM in its main thread.
+    Before they connect, each worker installs its handler of SIGTERM in its main thread.
     """
 
-    # Each rank sees only its own GPU, as cuda:0. With the default of Ray Train, it would see those of all ranks on its
-    # node, and all would compute on the first.
+    # Each rank sees only its own GPU, as cuda:0. By default, each rank would see the GPUs of all ranks on its node, and
+    # all ranks would compute on the first GPU.
     share_cuda_visible_devices = False
 
     def on_start(self, worker_group: WorkerGroup, backend_config: _ProcessGroup) -> None:
@@ -290,7 +290,7 @@ def run_rank(config: dict[str, Assignment]) -> None:
     from tlm_core.training.objective import connected
 
     context = get_context()
-    # Rank 0 may compute a stage alone for hours, so broadcasts have a group without a timeout. Its creation has one.
+    # Rank 0 may compute a stage alone for hours, so broadcasts may wait for a month. Only the creation may not.
     group = dist.new_group(backend="gloo", timeout=_COLLECTIVE)
     _set_pg_timeout(_MONTH, group)
 

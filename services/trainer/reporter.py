@@ -22,14 +22,14 @@ from tlm_core.pulse import PULSE
 
 log = logging.getLogger(__name__)
 
-_MAX_PENDING = 10_000  # entries of each kind that are buffered while Redis is away
+_MAX_PENDING = 10_000  # entries of each kind that are buffered while Redis is unavailable
 _LOGGED = ("mlm", "task", "validation_loss", "score")  # metrics in the log
 _STATE_SECONDS = 0.1  # between two reads of the job's state, which are cheap; a report is a durable write
 
 
 @dataclass
 class _Report:
-    """What has not been sent yet. progress: computed when it is sent, because training reports each step."""
+    """Entries that are not sent yet. progress: computed only when it is sent, because training reports each step."""
 
     progress: Callable[[], Progress] | None = None
     metrics: list[Mapping[str, object]] = field(default_factory=list)
@@ -50,7 +50,7 @@ class _Report:
 
 
 class JobReporter:
-    """A `Reporter` (tlm_core.training.stage) over the job store.
+    """Implements `Reporter` (tlm_core.training.stage) with the job store.
 
     It sends new entries every `interval` seconds, and a report at least every `heartbeat` seconds. A report shows that
     the worker is alive, for how long the group has made no progress, and how far a stage without steps is. draining:
@@ -84,7 +84,7 @@ class JobReporter:
         self._draining = draining or threading.Event()
         self._stale = False
         self._node: tuple[Situation, Node] | None = None
-        self._began = 0.0  # the current node
+        self._began = 0.0  # start of the current node, in seconds of the monotonic clock
         self._pending = _Report()
         self._without_steps: Callable[[], Progress] | None = None  # the progress of a node that has reported no steps
         self._logged_tenth = 0  # of the current node
@@ -173,7 +173,7 @@ class JobReporter:
         return self._continue and not self.draining
 
     def flush(self) -> None:
-        """Send the pending report. The store refuses later ones if the job ends."""
+        """Send the pending report. After the job ends, the store rejects reports."""
         self._send()
 
     def close(self) -> None:
@@ -205,7 +205,7 @@ class JobReporter:
             if self._wake.wait(min(self._interval, _STATE_SECONDS)):
                 return
             if self._continue:
-                # The next report meets the same error, and logs it.
+                # The next report raises the same error, and logs it.
                 with suppress(TLMError):
                     ended, draining = self._store.must_stop(*self._job[:2])
                     self._continue = not ended

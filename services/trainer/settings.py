@@ -14,24 +14,24 @@ METRICS_PORTS = 8  # of a machine; each worker uses one
 
 
 class TrainerSettings(ServiceSettings):
-    """Read from TLM_TRAINER_*. Set the same variables for the coordinator and for Ray's workers."""
+    """Settings from TLM_TRAINER_*. Set the same variables for the coordinator and for Ray's workers."""
 
     model_config = SettingsConfigDict(env_prefix="TLM_TRAINER_")
 
     ray_url: str = "http://127.0.0.1:8265"
     concurrency: int = 1  # jobs that one coordinator drives at the same time
     lease_seconds: float = 30.0
-    hang_seconds: float = 120.0  # if a step, or a wait for Ray or the storage, is longer, coordinators give jobs up
+    hang_seconds: float = 120.0  # coordinators release jobs if a step, or a wait for Ray or the storage, is longer
     poll_seconds: float = 0.5
     metrics_port: int | None = None  # at which the coordinator serves its metrics to Prometheus
     worker_metrics_port: int | None = None  # the first of METRICS_PORTS ports at which workers serve theirs
-    local_seconds: float = 1800.0  # a stage that runs longer in the coordinator, for example a validation, hangs
+    local_seconds: float = 1800.0  # a stage in the coordinator, such as a validation, hangs if it runs longer
     stall_seconds: float = 45.0  # workers that have begun to report, then are silent for this long, are stopped
     first_report_seconds: float = 300.0  # workers that have room and do not report for this long are stopped
-    selection_seconds: float = 1800.0  # a selection without progress for this long, also between its steps, is stopped
+    selection_seconds: float = 1800.0  # a selection whose progress does not change for this long is stopped
     start_seconds: float = 60.0  # after this time, workers that have not started are reported; Ray Train takes 15 s
     pause_seconds: float = 120.0  # after this time, the workers of a pausing job are stopped
-    grow_seconds: float = 120.0  # if more workers have room for this long, the attempt ends at a checkpoint and grows
+    grow_seconds: float = 120.0  # if more workers have room for this long, the next attempt starts them
     drain_seconds: float = 100.0  # a worker that runs for this long after SIGTERM ends without a checkpoint
     worker_cpus: float = 1.0
     job_cpus: float | None = None  # CPUs that the workers of a job share; replaces worker_cpus
@@ -49,7 +49,7 @@ class TrainerSettings(ServiceSettings):
     def cpus_per_worker(self, workers: int, side_by_side: int = 1) -> float:
         """Return the number of CPUs of each worker. side_by_side: groups of a job's seeds that share the CPUs.
 
-        Ray counts thousandths of a CPU. Sharing reduces no worker below half a CPU: else too many share the memory.
+        Ray counts thousandths of a CPU. Sharing leaves each worker 0.5 CPU or more: else too many share the memory.
         """
         cpus = self.worker_cpus if self.job_cpus is None else self.job_cpus / workers
         return cpus if side_by_side == 1 else max(min(cpus, 0.5), math.floor(cpus / side_by_side * 1000) / 1000)

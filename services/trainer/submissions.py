@@ -31,7 +31,7 @@ class Submissions:
     cluster: RayCluster
     settings: TrainerSettings
     owner: str
-    # Submission → time of the first check that saw no worker of it; infinite after the report of this.
+    # Submission → time of the first check that saw none of its workers; infinite after this was reported.
     unstarted_since: dict[str, float] = field(default_factory=dict)
     # Submission → time of the last check whether the head has lost it.
     waiting_checked: dict[str, float] = field(default_factory=dict)
@@ -81,8 +81,8 @@ class Submissions:
             raise StaleAttempt(f"Another coordinator holds job {job.id}.")
 
     def _start(self, job: JobRecord, assignment: Assignment) -> None:
-        # The record is written before the submission. If the cluster then does not know the submission, it is lost.
-        # Without the record, a second start of the same attempt could run it twice.
+        # Record the submission before it starts. Without the record, a second start could run the same attempt twice.
+        # A recorded submission that the cluster does not know is lost.
         group = assignment.group
         submission = f"{job.id}.{group}.{job.attempt}"
         self.cluster.status(submission)  # Raises Unavailable before anything is written.
@@ -111,8 +111,8 @@ class Submissions:
     def _check_beat(self, job: JobRecord, group: str, now: float, stall_grace_until: float) -> None:
         """Stop workers that are silent or make no progress for too long, and raise AttemptEnded.
 
-        Until workers work, the limit is longer: they import libraries and connect. A submission reports while
-        its workers lack room. So workers that have room and do not start are silent too.
+        Until the workers have begun their work, the limit is longer: they import libraries and connect. A submission
+        reports while its workers lack room, so silence means that they have room but do not start.
         """
         settings, submission, beat = self.settings, job.submissions[group], job.beats.get(group)
         last, looked = self.looks.get(submission, (beat, now))
@@ -178,9 +178,9 @@ class Submissions:
         return Assignment(job.tenant, job.id, job.attempt, group, least, most, cpus, gpus, job.request_id)
 
     def _cause(self, job: JobRecord, submission: str) -> TLMError:
-        """Return the error that the workers reported, else how the cluster says they ended.
+        """Return the error that the workers reported, else an error with the end that the cluster reports.
 
-        If one worker ends, the others lose their connection to it. So an error that is no loss comes first.
+        If one worker fails, the other workers report that they lost the connection, so other errors have precedence.
         """
         events = self.store.events(job.tenant, job.id, after=max(0, job.last_event - 50))
         reported = [event for event in events if event.attempt == job.attempt and event.type == "attempt.error"]

@@ -47,7 +47,7 @@ class Broadcast(Protocol):
 
 
 class NullReporter:
-    """Discards the reports of ranks above 0 and of `run_local`. Rank 0 stops other ranks through the stage itself."""
+    """Discards the reports of ranks above 0 and of `run_local`. The stage itself propagates a stop of rank 0."""
 
     def progress(self, **_: object) -> bool:
         return True
@@ -155,7 +155,7 @@ class GroupRunner:
             self._publish(situation, node, situation.artifact_id(node), dropped)
 
     def _dropped_input(self, situation: Situation, node: Node) -> ManifestRef | None:
-        """Return an input that is marked as dropped, or None. The caller then drops a node that does not gather."""
+        """Return the first input that is marked as dropped, or None. The caller publishes it as the node's artifact."""
         for source in node.inputs.values():
             if DROPPED in self._read_input(situation, source, self.artifacts.manifest).meta:
                 return situation.done[source]
@@ -222,7 +222,7 @@ class GroupRunner:
         folder = f"{folder_prefix(job, artifact)}{job.attempt}"
         ref = self.artifacts.write(folder, out, artifact=artifact, stage=node.stage.name, meta=meta, retry=patiently)
         log.info("Finished %s", node.name)
-        reporter.flush()  # The job ends with its last artifact, and has no later log lines.
+        reporter.flush()  # If this is the last artifact, the job ends, and rejects later log lines.
         if self._publish(situation, node, artifact, ref, cached=cached) != ref:
             self.artifacts.delete(folder)
         return artifact
@@ -271,7 +271,7 @@ def run_local(
         out = work / "out"
         out.mkdir()
         folders = {name: artifacts.localize(ref) for name, ref in refs.items()}
-        checkpoints = LocalCheckpoints(work / "checkpoints")  # none: these stages start over instead of resuming
+        checkpoints = LocalCheckpoints(work / "checkpoints")  # unused: these stages start over instead of resuming
         context = StageContext(folders, node.params, out, NullReporter(), checkpoints, scratch=work)
         meta = node.stage.load()(context)
         folder = f"{folder_prefix(job, artifact)}{job.attempt}-{uuid.uuid4().hex[:8]}"

@@ -1,19 +1,21 @@
 """`python -m tests.chaos.soak [SECONDS]`: mixed jobs for a long time (default: 2 hours), without faults.
 
 Four of five jobs are of the kind `chaos`, whose stages count. One of five trains an encoder of two layers.
-It fails if the memory or the file handles of a process grow by 5 % or more in the second half, or if the memory of
-Redis differs by more than a tenth from what the number of jobs gives.
+It fails if the memory or the file handles of a process grow by 5 % or more in the second half, if the memory of Redis
+differs by more than a tenth from what the number of jobs gives, or if a process logs an error.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import signal
 import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +49,7 @@ class Soak:
     samples: dict[tuple[str, str], list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
 
     def run(self) -> list[str]:
-        """Return one sentence for each figure that grows too much."""
+        """Return one sentence for each figure that grows too much, and for each error in the logs."""
         with self.chaos.running():
             self.chaos.add_dataset()
             empty, began = memory(self.chaos.store._redis), time.monotonic()
@@ -60,7 +62,15 @@ class Soak:
                     client.result()
             wait_for(lambda: not self.chaos.store._redis.scard(TO_MOVE), 60)
             self.chaos.collect()
-            return [*self._growing(), *violations(self.chaos.history), *self._redis_size(empty)]
+            return [*self._growing(), *violations(self.chaos.history), *self._redis_size(empty), *self._errors()]
+
+    def _errors(self) -> list[str]:
+        """Return each kind of error in the logs, with its number. Nothing is broken, so nothing may be logged."""
+        lines = [line for log in self.chaos.folder.glob("*.log") for line in log.read_text("utf-8").splitlines()]
+        events = [json.loads(line) for line in lines if '"level": "error"' in line]
+        by_logger = Counter(event["logger"] for event in events)
+        first = {event["logger"]: event["event"] for event in reversed(events)}
+        return [f"{logger} logged {count} errors, the first: {first[logger]}" for logger, count in by_logger.items()]
 
     def _client(self, number: int, began: float) -> None:
         """Submit one job after another, some with equal work, and pause or cancel some."""
@@ -126,6 +136,7 @@ def _body(number: int) -> dict[str, Any]:
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and stop all processes
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 7200.0
     os.environ["OMP_NUM_THREADS"] = "1"
     say("| process | figure | in the middle | at the end | growth |\n| --- | --- | --- | --- | --- |")

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from services.common.jobstore import JobStore
+from services.common import jobstore
 from tests.chaos import harness
 from tests.chaos.__main__ import read_options
 from tests.chaos.checker import Answer, History, Record, Write, is_expected, violations
@@ -138,7 +138,7 @@ def test_time_beyond_its_goal_is_reported(name: str) -> None:
 
 def test_planted_bugs_change_the_scripts_of_the_store() -> None:
     for script, line in SCRIPT_BUGS.values():
-        assert line in Path(JobStore.__init__.__globals__["_LUA"], f"{script}.lua").read_text()
+        assert line in Path(jobstore.__file__).with_name("lua").joinpath(f"{script}.lua").read_text()
 
 
 def test_plan_of_a_seed_can_be_replayed() -> None:

@@ -144,7 +144,7 @@ def test_running_job_corrects_the_estimate_of_the_next(api: TestClient, gateway:
     after = {stage["stage"]: stage for stage in estimate(api, seeds=[1])["stages"]}
     for stage in ("joint", "finetune"):
         assert after[stage]["seconds"] == pytest.approx(4 * before[stage]["seconds"])
-        assert (after[stage]["basis"], after[stage]["reason"]) == ("measured", f"measured by {job_id}, which runs")
+        assert (after[stage]["basis"], after[stage]["reason"]) == ("measured", f"measured by {job_id}, still running")
     assert after["select"]["basis"] == "built-in"
 
 

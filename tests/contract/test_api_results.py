@@ -60,7 +60,7 @@ def test_error_of_a_succeeded_job_without_result_advises_to_clone(api: TestClien
     job = running(gateway)
     gateway.parts.jobs.finish(job, "a", {})
     answer = api.get(f"/v1/jobs/{job.id}/report")
-    assert (answer.status_code, answer.json()["detail"].endswith("Clone it.")) == (404, True)
+    assert (answer.status_code, answer.json()["detail"].endswith("Clone the job.")) == (404, True)
 
 
 def test_model_files_match_their_digests(api: TestClient, gateway: Gateway) -> None:

@@ -36,7 +36,7 @@ def page_text(gateway: Gateway, path: str) -> str:
 def test_queued_jobs_show_their_position_and_reason(api: TestClient, gateway: Gateway) -> None:
     running(gateway)
     first, second, urgent = submit(gateway), submit(gateway), submit(gateway, priority=3)
-    slot = "It starts when a coordinator has a free slot (running jobs: 1)."
+    slot = "The job starts when a coordinator has a free slot (running jobs: 1)."
     expected = {
         urgent: (1, f"Next in the queue. {slot}"),
         first: (2, f"1 job ahead in the queue. {slot}"),
@@ -74,12 +74,12 @@ def test_requeued_job_backs_off_without_the_rate_of_its_last_attempt(api: TestCl
     gateway.parts.jobs.requeue(job, "a", WorkerLost("gone"), 40)
     view = api.get(f"/v1/jobs/{job.id}").json()
     assert (view["waiting"]["code"], view["waiting"]["position"]) == ("backoff", 1)
-    assert view["waiting"]["until"] and view["waiting"]["reason"].startswith("Backs off until")
+    assert view["waiting"]["until"] and view["waiting"]["reason"].startswith("The job backs off until")
     progress = view["progress"]
     assert (progress["step"], progress["rate"]) == (239, None)
     assert (progress["eta_seconds"], progress["stage_eta_seconds"]) == (None, None)
     text = page_text(gateway, f"/ui/jobs/{job.id}")
-    assert "Backs off until" in text and "time left" not in text and "3,293" not in text
+    assert "The job backs off until" in text and "time left" not in text and "3,293" not in text
     assert "13 min" not in page_text(gateway, "/ui/jobs")
 
 

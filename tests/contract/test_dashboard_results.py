@@ -164,7 +164,7 @@ def test_linear_model_can_be_tried_before_the_job_ends(filled: tuple[Gateway, Co
         f"{path}/predict", data={"texts": "invoice charge\nparcel"}, headers={"HX-Request": "true"}
     ).text
     assert re.findall(r'class="best"><th scope="row" class="label">(\w+)<', part) == ["billing", "delivery"]
-    assert "Answered by the linear model, which is not the final one." in part
+    assert "Predicted by the linear model, which is not the final model." in part
     assert browser.get(f"{path}/files/linear/model.onnx").status_code == 200
     assert "linear model is ready" not in browser.get(f"/ui/jobs/{contents.jobs['succeeded']}").text
 

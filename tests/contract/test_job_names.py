@@ -123,7 +123,7 @@ def test_commands_accept_references(gateway: Gateway, url: str) -> None:
     assert f"Job {job} is paused. Wait until it has succeeded." in prune.stderr
     tlm("cancel", "@latest")
     prune = tlm("estimate", "--kind", "prune", "--options", '{"job": "@latest"}', code=1)
-    assert f"Job {job} is cancelled. Name a job that succeeded; the list of models has their ids." in prune.stderr
+    assert f"Job {job} is cancelled. Name a succeeded job from the list of models." in prune.stderr
     missing = tlm("show", "job_z", "--json", code=4)
     assert missing.stdout == "" and '"not_found"' in missing.stderr
 

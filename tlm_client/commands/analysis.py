@@ -90,11 +90,9 @@ def suspects(
             shorten(part, width=_LONGEST_TEXT) for part in (suspect.text, suspect.text_pair) if part is not None
         )
         rows.append((suspect.split, suspect.row, suspect.label, suspect.suggested, f"{suspect.score:.3f}", text))
-    print_result(
-        ranking,
-        table(("split", "row", "label", "suggested", "score", "text"), rows),
-        f"{len(rows)} of {ranking.total:,} rows with a more probable label. Many labels are right: read the texts.",
-    )
+    count = f"{len(rows)} of {ranking.total:,} rows with a more probable label."
+    note = f"{count} Many given labels are right: read the texts."
+    print_result(ranking, table(("split", "row", "label", "suggested", "score", "text"), rows), note)
 
 
 def _content_words(text: str) -> list[str]:

@@ -83,7 +83,7 @@ def _note_equal_version(client: TLMClient, dataset: Dataset) -> None:
     for other in client.datasets():
         same = (other.name, other.digest, other.options) == (dataset.name, dataset.digest, dataset.options)
         if same and other.id != dataset.id:
-            remedy = f"Delete this one with `tlm dataset delete {dataset.name}@v{dataset.version}`."
+            remedy = f"Delete the new version with `tlm dataset delete {dataset.name}@v{dataset.version}`."
             print_note(f"version {other.version} has the same files and options as version {dataset.version}. {remedy}")
             return
 

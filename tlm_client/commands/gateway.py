@@ -1,4 +1,4 @@
-"""`tlm open`, `tlm doctor`: the gateway that this machine uses."""
+"""`tlm open`, `tlm doctor`: open the dashboard of the gateway, and check the gateway."""
 
 from __future__ import annotations
 

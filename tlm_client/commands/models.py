@@ -210,7 +210,7 @@ def quantize(
 
     _check_folder(str(folder))
     before, after = quantize_model(folder, out)
-    line = f"model.onnx has {after / 1e6:.1f} MB instead of {before / 1e6:.1f} MB in {out}."
+    line = f"{out / 'model.onnx'} has {after / 1e6:.1f} MB instead of {before / 1e6:.1f} MB."
     print_result({"folder": out, "bytes": after}, line)
 
 

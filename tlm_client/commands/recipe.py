@@ -1,4 +1,4 @@
-"""What a recipe contains: keys.
+"""Settings of recipes: keys.
 
 tlm recipe keys finetune
 tlm recipe keys --scale small

@@ -26,7 +26,7 @@ def up(
     data_dir: DataDir = None,
     opensearch_url: Annotated[str | None, typer.Option(help="OpenSearch URL. Default: the embedded index.")] = None,
     gpus: Annotated[int | None, typer.Option(min=0, help="GPUs, one for each worker. Default: all visible.")] = None,
-    metrics: Annotated[bool, typer.Option("--metrics", help="Show metrics of each process to Prometheus.")] = False,
+    metrics: Annotated[bool, typer.Option("--metrics", help="Serve metrics of each process to Prometheus.")] = False,
 ) -> None:
     """Start Redis, Ray, the retriever, the trainer, the loader and the gateway. Ctrl-C stops them.
 

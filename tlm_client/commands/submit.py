@@ -42,7 +42,7 @@ Options = Annotated[str | None, typer.Option("--options", metavar="JSON|FILE", h
 Labels = Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Label of the job. Repeatable.")]
 Name = Annotated[str | None, typer.Option("--name", help="Your name for the job, for lists and searches.")]
 Kind = Annotated[str, typer.Option(help=f"Job kind: {_KINDS}")]
-MaxRuntime = Annotated[float | None, typer.Option(help="Time limit in seconds of running.")]
+MaxRuntime = Annotated[float | None, typer.Option(help="Maximum running time in seconds.")]
 
 
 def submit(
@@ -161,7 +161,7 @@ def _report_new_job(client: TLMClient, job: Job, origin: str, *, watch: bool) ->
 
 
 def _build_spec(overrides: list[str] | None, *, dataset: str | None, corpus: str | None, **fields: object) -> JobSpec:
-    """Build a spec that contains only the given fields, because the gateway or a pruned job sets the others.
+    """Build a spec that contains only the given fields, because the gateway or a source job sets the others.
 
     Raises InvalidRequest.
     """
@@ -177,7 +177,7 @@ def _build_spec(overrides: list[str] | None, *, dataset: str | None, corpus: str
 
 
 def _kind_options(kind: str, text: str | None, dataset: str | None) -> dict[str, object]:
-    """Return the options of a job kind, empty without `text`. Raises BadParameter if nothing names the data."""
+    """Return the options of a job kind, empty without `text`. Raises BadParameter without a dataset or a source job."""
     options = {} if text is None else _parse_options(text, kind)
     if isinstance(source := options.get("job"), str):
         options["job"] = resolve_job(source)

@@ -33,7 +33,7 @@ def run_stack(
     redis_path: Callable[[], str] = redis_executable,
     ray_path: Callable[[], str] = ray_executable,
 ) -> bool:
-    """Run the stack in this process until `stop` is set. Returns whether it was ready at some time.
+    """Run the stack in this process until `stop` is set. Returns whether the stack became ready.
 
     on_ready: receives the URL and the token file when all parts are up. Call this function from the main thread,
     within `stop.on_signals()`. Raises AlreadyRunning, MissingDependency, StorageFull or Unavailable, and then leaves
@@ -41,7 +41,7 @@ def run_stack(
     """
     folder = _created_folder(options)
     with folder.locked():
-        # Processes of a killed supervisor may still be ending; Redis needs a moment for its file.
+        # Processes of a killed supervisor may still be ending. Redis needs time to write its file.
         kill_processes({FOLDER_MARK: str(folder.root)}, grace_seconds=5.0)
         folder.rotate_logs()
         environment = {**os.environ, RUN_MARK: uuid.uuid4().hex}
@@ -55,7 +55,7 @@ def run_stack(
 
 
 class StackHandle:
-    """A stack with a background supervisor. `url` is set when the stack is up."""
+    """A stack with a background supervisor. `url` is empty until the stack is up."""
 
     def __init__(self, process: subprocess.Popen[bytes], folder: StackFolder, pipe: int) -> None:
         self._process = process
@@ -101,8 +101,8 @@ class StackHandle:
 def launch_stack(options: StackOptions, *, tied: bool = False) -> StackHandle:
     """Start a background supervisor and return at once. `StackHandle.wait` waits until the stack is up.
 
-    tied: stop the stack when this process ends; otherwise it runs until `stop_stack`. Raises AlreadyRunning for a used
-    port, StorageFull or StorageUnavailable.
+    tied: stop the stack when this process ends; otherwise it runs until `stop_stack`. Raises AlreadyRunning if a port
+    is in use, StorageFull or StorageUnavailable.
     """
     folder = _created_folder(options)
     read_end, write_end = os.pipe()
@@ -121,7 +121,7 @@ def launch_stack(options: StackOptions, *, tied: bool = False) -> StackHandle:
 
 
 def _created_folder(options: StackOptions) -> StackFolder:
-    """Create the data folder. Raises AlreadyRunning if a port is in use, without creating a new folder."""
+    """Create the data folder. Raises AlreadyRunning, before a new folder exists, if a port is in use."""
     folder = StackFolder(options.data_dir)
     if not folder.root.exists():
         check_ports(options)

@@ -24,7 +24,7 @@ _SECRETS = ("internal_token", "redis_password", "ray_token")
 
 
 class PartState(BaseModel):
-    """The state of one process. waiting: for other parts; down: until its next start."""
+    """The state of one process. waiting: other parts must be up first; down: ended, and restarts after a delay."""
 
     model_config = ConfigDict(frozen=True)
 

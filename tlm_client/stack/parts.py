@@ -28,7 +28,7 @@ _RAY_PREFIX = "tlm-ray-"
 _JOB_START_TIMEOUT = 30 * 24 * 3600  # Ray cancels a job that waits for resources this long; its default is 900 s
 _OBJECT_STORE_BYTES = 128 << 20
 _METRICS_PORTS = {"retriever": 8322, "trainer": 8323, "loader": 8324}
-_WORKER_METRICS_PORT = 8330  # and the next ones
+_WORKER_METRICS_PORT = 8330  # of the first worker; the others use the next ports
 
 Environment = Mapping[str, str]
 
@@ -39,7 +39,7 @@ class Part:
 
     healthy: checks its health once, quickly. after: parts that must be up before it starts. start_seconds: time until
     it must be healthy. report: called every few seconds while it is up. stop_seconds: time between SIGTERM and
-    SIGKILL. death_signal: what it receives when the supervisor dies. stop_order: the lowest stops first. drain: a
+    SIGKILL. death_signal: the signal at the supervisor's death. stop_order: the lowest stops first. drain: a
     command that runs before SIGTERM, for up to 30 s.
     """
 
@@ -60,8 +60,8 @@ class Part:
 class StackOptions:
     """The options of `tlm up`.
 
-    port: of the gateway, 0 for a free one. cpus, gpus: what Ray offers; gpus None means all that `count_gpus` returns.
-    metrics: whether each process shows its metrics to Prometheus, at the ports of `docs/operations.md`.
+    port: of the gateway, 0 for a free one. cpus, gpus: numbers that Ray offers; gpus None means `count_gpus`. metrics:
+    whether each process serves its metrics to Prometheus, at the ports of `docs/operations.md`.
     """
 
     data_dir: Path
@@ -173,7 +173,7 @@ def plan_stack(
     if options.gpus == 0:
         trainer["CUDA_VISIBLE_DEVICES"] = ""
     index = {"INDEX": "opensearch", "OPENSEARCH_URL": url} if (url := options.opensearch_url) else {"INDEX": "embedded"}
-    # The user who starts the stack can read all model folders anyway.
+    # Allow every model folder: the user who starts the stack can read all of them anyway.
     gateway = clients | {"TOKEN_FILE": str(folder.token_file), "MODEL_FOLDERS": '["/"]'}
     gateway["WORKER_GPUS"] = compute["WORKER_GPUS"]
     if gpus and "TLM_API_PRECISION" not in environment:
@@ -218,7 +218,7 @@ def _base_environment(environment: Environment, folder: StackFolder, ray_token: 
         # Otherwise Ray replaces 127.0.0.1 by the address of an external interface and listens there.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "GLOO_SOCKET_IFNAME": "lo",
-        # Ray's processes change their titles. Without this setting that overwrites the marks in their environment.
+        # Ray's processes change their titles. Without this setting, the title overwrites the marks in the environment.
         "SPT_NOENV": "1",
         "PYTHONUNBUFFERED": "1",
     }
@@ -241,7 +241,7 @@ def _redis(folder: StackFolder, server: str, port: int, base: Environment, passw
         f"bind {HOST}", f"port {port}", f'dir "{folder.redis}"', f'requirepass "{password}"', "daemonize no",
         'save ""', "appendonly yes", "appendfsync always", "maxmemory-policy noeviction",
     )  # fmt: skip
-    # The password is in a private file because every user of the machine can read arguments.
+    # The password is in a private file because every user of the machine can read command lines.
     with open(config, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)) as handle:
         handle.write("\n".join(lines) + "\n")
     return Part(
@@ -323,7 +323,7 @@ def clear_ray(folder: StackFolder) -> None:
 
 def _report_disk(folder: StackFolder, port: int, password: str) -> None:
     """Store the free space of Redis's disk. If it is low, services.common.redis_client refuses new jobs."""
-    with suppress(OSError):  # Without the figure, nothing is refused.
+    with suppress(OSError):  # Without the figure, the service refuses no job.
         free = shutil.disk_usage(folder.root).free
         _redis_accepts(port, password, f"SET tlm:disk-free {free >> 10} EX 60")
 

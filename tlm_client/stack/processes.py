@@ -49,8 +49,8 @@ def spawn(
 ) -> subprocess.Popen[bytes]:
     """Start `command` in a new session and append its output to `log`.
 
-    death_signal: the signal that it receives when this process dies. Call this function only from the main thread:
-    Linux sends the signal when the thread that started the child ends.
+    death_signal: the signal that the child receives when this process dies. Call this function only from the main
+    thread: Linux sends the signal when the thread that started the child ends.
     """
     libc = ctypes.CDLL(None)
     parent = os.getpid()
@@ -103,7 +103,7 @@ def kill_processes(marks: Marks, *, grace_seconds: float = 0.0) -> list[int]:
 
 @contextmanager
 def cleaner(run: str, *, grace_seconds: float = 5.0) -> Iterator[None]:
-    """Run a process that kills the processes of this run when this process ends, even by SIGKILL.
+    """Run a helper process that kills all processes of this run when this process ends, even by SIGKILL.
 
     The death signal reaches only the parts. Their own children, such as Ray's workers, could run on for long.
     """
@@ -113,6 +113,6 @@ def cleaner(run: str, *, grace_seconds: float = 5.0) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    # Nobody writes to stdin. It ends when the supervisor closes its end or dies.
+    # Wait until the supervisor closes the pipe or dies. It writes nothing to the pipe.
     sys.stdin.buffer.read()
     kill_processes({RUN_MARK: sys.argv[1]}, grace_seconds=float(sys.argv[2]))

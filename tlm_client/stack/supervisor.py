@@ -33,7 +33,7 @@ Notify = Callable[[str], None]
 class StopFlag:
     """Set by SIGINT, SIGTERM or SIGHUP, or by the end of the parent process `tied_to`.
 
-    It is a plain attribute: a handler that waits for a lock of the interrupted code would never return.
+    It has no lock: a signal handler that waits for a lock of the interrupted code would never return.
     """
 
     def __init__(self, tied_to: int | None = None) -> None:

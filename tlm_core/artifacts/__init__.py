@@ -9,7 +9,7 @@ from tlm_core.artifacts.faults import storage_errors
 from tlm_core.artifacts.hashing import artifact_id, canonical_json, digest_of, sha256_file
 from tlm_core.artifacts.manifest import MANIFEST, FileEntry, Manifest, ManifestRef
 
-# This list omits the store, because it needs fsspec, which the client does not need.
+# This list omits the store, because the store needs fsspec and the client does not.
 __all__ = [
     "MANIFEST",
     "FileEntry",

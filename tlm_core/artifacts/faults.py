@@ -1,4 +1,4 @@
-"""Translation of a file system's errors."""
+"""Translate the errors of a file system into the project's errors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def storage_errors(action: str) -> Iterator[None]:
 
 @contextmanager
 def synced(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that appears under its name, complete and synced, when the block ends."""
+    """Open a file for writing. It appears at `path`, complete and synced, when the block ends."""
     partial = path.with_suffix(".part")
     with open(partial, "wb") as handle:
         yield handle

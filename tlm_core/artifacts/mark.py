@@ -1,4 +1,4 @@
-"""The mark by which the service recognizes its storage. Without it, an unmounted storage would look empty."""
+"""The mark by which the service recognizes its storage. Without it, an empty mount point looks like a new storage."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from fsspec.implementations.local import LocalFileSystem
 from tlm_core.errors import StorageUnavailable
 
 MARK = ".tlm-storage"
-WRITE_SECONDS = 100.0  # limit of a write to a remote storage, plus one second for each MiB
+WRITE_SECONDS = 100.0  # time limit of a write to a remote storage, plus one second for each MiB
 
 
 def deadline(fs: AbstractFileSystem, size: int) -> dict[str, float]:
-    """Return the option that ends a write of `size` bytes to a storage that hangs.
+    """Return the option that limits the time of a write of `size` bytes to a remote storage.
 
-    The timeouts of the client do not end it: the client waits without limit for the server's permission to send.
+    The client's own timeouts are not enough: the client waits without limit for the server's permission to send.
     """
     return {"timeout": WRITE_SECONDS + size / 2**20} if fs.async_impl else {}
 
@@ -25,8 +25,8 @@ def deadline(fs: AbstractFileSystem, size: int) -> dict[str, float]:
 class StorageMark:
     """The file MARK in the root of a storage. The first write creates it.
 
-    is_new: returns whether nothing was ever written to the storage. A storage without a mark that has folders comes
-    from an earlier release; it gets a mark.
+    is_new: returns whether nothing was ever written to the storage. A storage with folders but without a mark comes
+    from an earlier release; `check` adds the mark.
     """
 
     def __init__(self, fs: AbstractFileSystem, root: str, is_new: Callable[[], bool]) -> None:
@@ -35,7 +35,7 @@ class StorageMark:
         self._is_new = is_new
 
     def check(self, *, create: bool = False) -> None:
-        """Raise StorageUnavailable if the root is not the storage that was written to. create: mark a new storage."""
+        """Raise StorageUnavailable if the root is not this service's storage. create: mark a new storage."""
         if isinstance(self._fs, LocalFileSystem) and Path(self._root, MARK).is_file():
             return  # Each write runs this check, so it avoids listing the root, which has many entries.
         try:
@@ -47,8 +47,8 @@ class StorageMark:
         has_folders = any(entry["type"] == "directory" for entry in entries)
         if not has_folders and not self._is_new():
             raise StorageUnavailable(
-                f"{self._root} is not the storage that was written to: the file {MARK} is missing. Mount the storage "
-                f"there or correct the setting. If its content is lost forever, create an empty file {MARK} there."
+                f"{self._root} is not the storage of this service: the file {MARK} is missing. Mount the storage there "
+                f"or correct its setting. If the content of the storage is lost, create an empty file {MARK} there."
             )
         if has_folders or create:
             if isinstance(self._fs, LocalFileSystem):

@@ -25,11 +25,12 @@ from tlm_core.errors import CorruptArtifact, NotFound, StorageFull, StorageUnava
 from tlm_core.pulse import PULSE, TransferPulse
 
 _BLOCK = 1 << 20
-_RESERVE = 1 << 30  # bytes of a local disk that stay free; at most a twentieth of it
-# Longer than a stage computes on copies that it requested at its start.
+_RESERVE = 1 << 30  # bytes of a local disk that stay free; at most a twentieth of the disk
+# Unused copies are deleted after this time. No stage computes that long on the copies that it requested at its start.
 _COPY_SECONDS = 14 * 24 * 3600.0
 
-# Without limits, a storage that hangs would stop a coordinator with all its jobs. s3fs tries each call five times.
+# Without timeouts, a storage that does not respond would block a coordinator and all its jobs.
+# The client does not retry, because s3fs tries each call five times.
 _OPTIONS = {"s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 20, "retries": {"max_attempts": 0}}}}
 
 
@@ -58,7 +59,7 @@ class ArtifactStore:
     def check_space(self, extra: int = 0) -> None:
         """Raise StorageFull if a local disk is almost full, or would be after an upload of `extra` bytes.
 
-        Redis, which may share the disk, would exit on a full one.
+        Redis may share the disk, and it exits when the disk is full.
         """
         if not self.local:
             return
@@ -75,7 +76,7 @@ class ArtifactStore:
     def errors(self, action: str, *, writes: bool = False) -> Iterator[None]:
         """Raise the project's errors for errors of this storage inside the block.
 
-        If the storage is not mounted, a missing file is StorageUnavailable, not NotFound. writes: check the mount
+        If the storage is not mounted, a missing file raises StorageUnavailable, not NotFound. writes: check the mount
         first, so that nothing is written into the empty mount point.
         """
         try:
@@ -112,7 +113,7 @@ class ArtifactStore:
     ) -> ManifestRef:
         """Move the files of the local folder `source` to `folder` and write the manifest last. Deletes `source`.
 
-        retry: calls its argument, which writes the remaining files, once or until it succeeds.
+        retry: calls its argument once, or until a call succeeds. Each call writes the remaining files.
         """
         manifest = Manifest.of_folder(source, artifact=artifact, stage=stage, meta=meta or {})
         remaining = {entry.name: source / entry.name for entry in manifest.files}
@@ -145,7 +146,7 @@ class ArtifactStore:
             os.close(descriptor)
 
     def manifest(self, ref: ManifestRef) -> Manifest:
-        """Return the manifest at `ref`. Raises CorruptArtifact if it is not the published one."""
+        """Return the manifest at `ref`. Raises CorruptArtifact if its digest differs from `ref.digest`."""
         with self.errors(f"reading {ref.folder}"), self.fs.open(self.path(ref.folder, MANIFEST), "rb") as handle:
             body = handle.read()
         try:
@@ -278,7 +279,7 @@ def _copy_over(source: Path, target: str) -> None:
         _sync(partial)
         os.replace(partial, target)
     except BaseException:
-        partial.unlink(missing_ok=True)  # On a full disk, the partial file would leave no room for others.
+        partial.unlink(missing_ok=True)  # On a full disk, the partial file would leave no space for other files.
         raise
 
 

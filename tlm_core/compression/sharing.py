@@ -45,7 +45,7 @@ MASKS = "masks.json"
 
 
 def part(ctx: StageContext[PartParams]) -> dict[str, Any]:
-    """Extract the `prepare` artifact of one task from that of the merged task. It keeps the tokenizer of all tasks.
+    """Extract the `prepare` artifact of one task from that of the merged task. The tokenizer is that of all tasks.
 
     Inputs: `prepared` and `task`, both of the merged task.
     """
@@ -71,7 +71,7 @@ def part(ctx: StageContext[PartParams]) -> dict[str, Any]:
         counts[name], window_counts[name] = len(members), len(windows)
     no_cost = dict.fromkeys(("flops", "tokens", "seconds", "gpu_seconds"), 0.0)
     changes = {"labels": facts["labels"], "metric": facts["metric"], "task": facts["name"], "cost": no_cost}
-    # The merged task's number of cut texts is not that of the part.
+    # The numbers of cut texts count the texts of all tasks, so they do not hold for one task.
     shared = {name: value for name, value in source.facts.items() if name not in ("cut_texts", "warnings")}
     data = {**shared, **changes, "tokens": tokens, "windows": window_counts, "counts": counts, "passages": 0}
     (ctx.out / "data.json").write_text(json.dumps(data, ensure_ascii=False, indent=1), encoding="utf-8")
@@ -82,7 +82,7 @@ def part(ctx: StageContext[PartParams]) -> dict[str, Any]:
 
 
 class SharedModel(nn.Module):
-    """One encoder and a head for each task. The training loop sees the model of the selected task.
+    """One encoder and a head for each task. To the training loop, it is the model of the selected task.
 
     models: one for each task; the encoder is that of the first.
     """
@@ -119,7 +119,7 @@ class SharedModel(nn.Module):
 
 
 def frozen(shape: Shape, mask: Mask) -> dict[str, Tensor]:
-    """Return parameter name → tensor of its shape, True for each weight of the encoder outside the ticket.
+    """Return flags by parameter name, in the parameter's shape: True for each encoder weight outside the ticket.
 
     Biases and norms that act on both removed and remaining parts belong to every ticket.
     """
@@ -209,7 +209,7 @@ def share(ctx: StageContext[ShareParams]) -> dict[str, Any]:
     models = [_start(ctx, prepared).to(device) for prepared in tasks]
     masks = [ticket_of(ctx, number, models[0].shape) for number in range(len(tasks))]
     model = SharedModel(models, masks)
-    # A limit of steps applies to each task, so that a large task does not take steps from a small one.
+    # A limit of steps applies to each task, so that a large task does not reduce the steps of a small one.
     steps = [finetune.steps(len(prepared.split("train"))) for prepared in tasks]
     optimizer = TicketOptimizer(model, finetune.optimizer)
     trainer = Trainer(
@@ -257,7 +257,7 @@ def ticket_of(ctx: StageContext[ShareParams], number: int, shape: Shape) -> Mask
 def _validate(
     model: SharedModel, tasks: Sequence[Prepared], precision: str, workers: Workers, device: torch.device
 ) -> dict[str, float | None]:
-    """Return the means of `validation_scores` over tasks and each task's score. A mean with a None is None."""
+    """Return the means of `validation_scores` over tasks and each task's score. A mean is None if a value is None."""
     by_task, current = [], model.current
     for number, prepared in enumerate(tasks):
         model.select(number)

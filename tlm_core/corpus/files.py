@@ -49,9 +49,10 @@ def format_of(path: Path) -> str | None:
 def _text_column(
     names: Sequence[str], wanted: str | None, place: str, row: int | None, findings: Findings
 ) -> str | None:
-    """The column with the texts: `wanted`, else `text`, a usual name, or the only column beside source, id and rank.
+    """Return the column with the texts: `wanted` if it is set, otherwise an inferred column.
 
-    Adds a note for an inferred column, and a data error if there is none.
+    The inferred column is `text`, else another of TEXT_COLUMNS, else the only column besides source, id and rank. Adds
+    a note for an inferred column, and a data error if there is none.
     """
     listed = ", ".join(f"'{name}'" for name in names) or "none"
     by_fold = {name.strip().casefold(): name for name in reversed(names)}
@@ -105,7 +106,7 @@ def rows_of(table: Records, text_column: str | None, file: str, findings: Findin
 
 
 def read_paragraphs(path: Path, findings: Findings) -> Iterator[str]:
-    """The paragraphs of a plain text file, which blank lines separate; a very long paragraph comes in pieces."""
+    """Yield the paragraphs of a plain text file, separated by blank lines. A very long paragraph comes in pieces."""
     parts: list[str] = []
     size = 0
     for line in TableFile(path, findings).guarded(lambda: Lines(path, UTF8, _PIECE, pieces=True)):

@@ -31,10 +31,10 @@ def parse_hub_name(name: str) -> tuple[str, list[str]]:
 
 
 def resolve_hub_name(name: str, configs: list[str]) -> HubName:
-    """Return what the parts of `name` mean for a dataset with these configurations.
+    """Return the parts of `name` for a dataset that has the configurations `configs`.
 
-    A single part is a configuration if there is one of that name, and a split otherwise. The default split is
-    `train`. Raises InvalidRequest.
+    A single part after the path is a configuration if `configs` has that name, and a split otherwise. The default
+    split is `train`. Raises InvalidRequest.
     """
     path, rest = parse_hub_name(name)
     if len(rest) == 1 and rest[0] not in configs:

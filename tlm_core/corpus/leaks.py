@@ -16,8 +16,8 @@ SHORTEST_TEXT = 5
 HALF = "half of its 8-grams"
 WHOLE = "whole text"
 
-# Scripts without blanks: Han, Kana, Bopomofo, Thai, Lao, Burmese, Khmer, Tai, Javanese, Balinese. A run of them is a
-# whole sentence, which passages rarely repeat, so each character is a token.
+# Scripts without spaces: Han, Kana, Bopomofo, Thai, Lao, Burmese, Khmer, Tai, Javanese, Balinese. Each of their
+# characters is a token, because a run of them is a whole sentence, which passages rarely repeat.
 _ALONE = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\u1b00-\u1b7f\u3005-\u3007\u3021-\u3029"
     "\u3040-\u30fa\u30fc-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua980-\ua9ff\uaa60-\uaadf"
@@ -107,7 +107,7 @@ class _Postings:
         owners = np.repeat(np.arange(len(keys), dtype=np.int32), [len(part) for part in keys])
         joined = np.concatenate([np.empty(0, dtype=np.int64), *keys])
         order = np.argsort(joined, kind="stable")
-        # The last key ends every search, which makes a bounds check unnecessary.
+        # The appended maximum ends every search, so the search needs no bounds check.
         self._keys = np.append(joined[order], np.iinfo(np.int64).max)
         self._owners = owners[order]
 

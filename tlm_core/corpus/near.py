@@ -1,8 +1,8 @@
 """Near duplicates of earlier passages, by MinHash with its state on disk (Broder 1997).
 
 Two passages are near duplicates if the Jaccard index of their word triples, estimated by 128 minima, is at least 0.8.
-Only passages with an equal band of 8 minima (one of 16 bands) are compared. A pair with a Jaccard index of 0.8 is
-compared with probability 0.95, a pair at 0.9 almost always.
+The minima form 16 bands of 8. Only passages with at least one equal band are compared. A pair with a Jaccard index of
+0.8 is compared with probability 0.95, a pair with 0.9 almost always.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ Owners = NDArray[np.uint32]
 class NearDuplicates:
     """A filter for near duplicates whose memory does not grow with the number of passages.
 
-    folder: for its state of some 700 bytes per passage; the caller removes it. If it has the state of an earlier
-    process, pass the same texts again from the start. They need no search. dropped: near duplicates so far.
-    seconds: time that this process spent so far. Raises MissingDependency, StorageFull, StorageUnavailable.
+    folder: holds the state, about 700 bytes per passage; the caller deletes it. If it has the state of an earlier
+    process, pass the same texts again from the start: stored answers replace the search. dropped: near duplicates so
+    far. seconds: time that this process spent so far. Raises MissingDependency, StorageFull, StorageUnavailable.
     """
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -55,7 +55,7 @@ class NearDuplicates:
             self._answered = self._resume()
 
     def select_new(self, texts: Sequence[str]) -> NDArray[np.bool_]:
-        """Return a mask, [texts]: True for a text that is no near duplicate of a text that any call selected before."""
+        """Return a mask [texts]: True where a text is not a near duplicate of a text selected earlier, in any call."""
         begun = self._clock()
         with storage_errors("detecting near duplicates"):
             earlier, self._answered = np.split(self._answered, [len(texts)])
@@ -82,7 +82,7 @@ class NearDuplicates:
                 continue
             for key in keys:
                 here.setdefault(key, []).append(number)
-        # The answers follow the signatures, so each text with an answer has its signature.
+        # Answers are written after signatures, so after a crash each selected text still has its signature.
         _append(self._signature_file, signatures[is_new])
         _append(self._answer_file, is_new)
         self._index(bands[is_new])
@@ -99,7 +99,7 @@ class NearDuplicates:
         return batches.ravel()
 
     def _signatures(self, texts: Sequence[str]) -> NDArray[np.uint32]:
-        """Return the minima of the shingles of each text, [texts, minima]. A shorter text is one shingle."""
+        """Return the minima of the shingles of each text, [texts, minima]. A text below three words is one shingle."""
         shingles = []
         for text in texts:
             words = tokens(text)
@@ -107,7 +107,7 @@ class NearDuplicates:
         return np.array(self._minima(shingles), np.uint32).reshape(len(texts), _MINIMA)
 
     def _earlier(self, bands: Keys) -> dict[int, NDArray[np.uint32]]:
-        """For each passage number, the signatures of earlier indexed passages that share a band with it, if any."""
+        """Map each passage number to the signatures of the indexed passages that share a band with it, if any."""
         wanted, passages = bands.ravel(), np.repeat(np.arange(len(bands)), _BANDS)
         order = np.argsort(wanted)
         wanted, passages = wanted[order], passages[order]
@@ -129,7 +129,7 @@ class NearDuplicates:
     def _known(self) -> Iterator[tuple[Keys, Owners]]:
         yield from self._pending
         for run in range(self._runs):
-            # A new mapping each time releases the pages that were read.
+            # Mapping the files again for each search releases the memory pages of the previous search.
             keys, owners = (np.load(self._folder / f"{name}-{run}.npy", mmap_mode="r") for name in ("keys", "owners"))
             yield keys, owners
 
@@ -167,7 +167,7 @@ def _sorted(keys: Keys, owners: Owners) -> tuple[Keys, Owners]:
 
 
 def _band_keys(signatures: NDArray[np.uint32]) -> Keys:
-    """Return a hash of each band's minima and number, [passages, bands]. So only bands of equal number match."""
+    """Return a hash of each band, [passages, bands]. It covers the band's number, so only equal band numbers match."""
     size = _MINIMA // _BANDS
     keys = np.empty((len(signatures), _BANDS), np.uint64)
     for band in range(_BANDS):

@@ -50,7 +50,8 @@ class Document(NamedTuple):
     """One text of a package.
 
     package: the top-level module; for a package description, the distribution.
-    file: path below the folder of the standard library or of installed packages. docstring: whether the text is one.
+    file: path below the folder of the standard library or of installed packages.
+    docstring: whether the text is a docstring.
     """
 
     package: str
@@ -158,8 +159,8 @@ def _mapped(files: Sequence[PackageFile], workers: int) -> Iterator[list[Documen
     if workers <= 1 or len(files) <= 1:
         yield from map(_read_file, files)
         return
-    # Spawned, because the caller may run threads, which a fork does not survive. Syntax trees have no cycles, and the
-    # search for cycles would double the time, so the collector is off in the workers.
+    # Workers are spawned, because a fork is unsafe if the caller runs threads. Garbage collection is off in them:
+    # syntax trees have no cycles, and the search for cycles would double the time.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=gc.disable) as pool:
         yield from pool.map(_read_file, files, chunksize=_FILES_AT_ONCE)
@@ -186,7 +187,7 @@ def docstrings(code: bytes) -> Iterator[str]:
         return
     try:
         tree = ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # templates, other Pythons, test cases for parsers
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # templates, other Python versions, parser tests
         return
     owners: list[ast.AST] = [tree]
     while owners:

@@ -1,4 +1,4 @@
-"""Passages: their ids, the cutting of long texts, and the set of those already seen."""
+"""Passages: their ids, the cutting of long texts, and the set of keys already seen."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ SHORTEST = 25
 LONGEST = 250
 TARGET = LONGEST // 2
 
-# Scripts without blanks between words: each character counts as a word.
+# Scripts without spaces between words: each character counts as a word.
 _UNSPACED = (
     "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff"
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 )
-# The upper bound divides base64 and similar data, which would be one word of megabytes.
+# The upper bound divides base64 and similar data, which would otherwise be one word of several megabytes.
 _LONGEST_WORD = 40
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]{{1,{_LONGEST_WORD}}}")
-# In scripts with capitals, a blank before a small letter does not end a sentence ("e.g. this").
+# In scripts with capitals, a space before a lowercase letter does not end a sentence ("e.g. this").
 _SENTENCE_END = re.compile(
     r"""(?<![.!?…])[.!?…]+["'”’)\]»]*\s(?![a-z])|[。！？｡．]+["'”’」』）】》]*\s?|[।॥۔؟።။։]+["'”’)\]»]*\s?"""
 )
@@ -58,12 +58,12 @@ def encodable(text: str) -> str:
 
 
 def tidy(text: str) -> str:
-    """Return the NFC form of `text` with one blank for every run of white space."""
+    """Return the NFC form of `text` with one space for every run of white space."""
     return unicodedata.normalize("NFC", encodable(" ".join(text.split())))
 
 
 def word_count(text: str) -> int:
-    """Count the words of `text`: runs without blanks (a word per 40 characters), or characters of unspaced scripts."""
+    """Count the words of `text`: runs without white space, cut at 40 characters, or characters of unspaced scripts."""
     if not text.isascii():
         return len(_WORD.findall(text))
     runs = text.split()  # the same count, several times faster
@@ -104,7 +104,7 @@ def cut_stream(paragraphs: Iterable[str]) -> Iterator[str]:
 
 
 def _units(paragraph: str) -> Iterator[tuple[str, int]]:
-    """The sentences of a tidy paragraph, with trailing blanks and word counts; of long ones, parts of TARGET words."""
+    """Yield the sentences of a tidy paragraph and their word counts. Long sentences come in parts of TARGET words."""
     if not paragraph:
         return
     paragraph += " "
@@ -122,9 +122,9 @@ def _units(paragraph: str) -> Iterator[tuple[str, int]]:
 
 
 def _cutting_point(sizes: list[int]) -> int:
-    """Number of units of the next passage: the border nearest to TARGET words.
+    """Return the number of units of the next passage, which ends at the unit border nearest to TARGET words.
 
-    Units have at most TARGET words, and all together more than LONGEST = 2 TARGET. So the border lies between
+    Each unit has at most TARGET words, and their sum exceeds LONGEST = 2 TARGET. So the border lies between
     TARGET / 2 and 3/2 TARGET, with more than TARGET / 2 words after it: neither side is too short.
     """
     ends = np.cumsum(sizes)
@@ -134,15 +134,15 @@ def _cutting_point(sizes: list[int]) -> int:
 class SeenKeys:
     """A growing set of 64-bit keys at eight bytes each.
 
-    Meant for leading bits of SHA-256: among 50 million texts the chance that any two different ones
-    have the same key is below 1 in 10,000.
+    The keys are leading bits of SHA-256. Among 50 million texts, the probability that any two different texts have the
+    same key is below 1 in 10,000.
     """
 
     def __init__(self) -> None:
         self._levels: list[NDArray[np.uint64]] = []
 
     def add(self, keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Add `keys` [n]. Return true [n] where a key is new, both to the set and within `keys`."""
+        """Add `keys` [n]. Return a mask [n]: True where a key is new, both to the set and within `keys`."""
         new = np.zeros(len(keys), dtype=np.bool_)
         new[np.unique(keys, return_index=True)[1]] = True
         for level in self._levels:

@@ -38,7 +38,7 @@ from tlm_core.tables.findings import Findings
 INFO = "corpus.json"
 ROWS_PER_FILE = 100_000
 _BATCH = 10_000
-# Passages with ids were cut elsewhere, by another definition of a word: only much longer ones are cut again.
+# Passages with ids come from programs with another definition of a word. Only much longer passages are cut again.
 _LONGEST_UNCUT = 2 * LONGEST
 
 
@@ -65,13 +65,13 @@ def read_sources(
     """Passages of files, folders, addresses (`s3://…`) and `hub:OWNER/NAME[:config][:split]`, in the order given.
 
     Folders are read in the order of their file names. Formats: jsonl, csv, tsv, parquet, txt, md, rst; all but
-    parquet also packed (.gz, .zst). Long texts are cut. Rows with `id`, `source` and a `text` of at most 500 words stay
-    unchanged. `notify` is called with what was inferred or skipped.
+    parquet also compressed (.gz, .zst). Long texts are cut. Rows with `id`, `source` and a `text` of at most 500 words
+    stay unchanged. `notify` is called with a note for each inferred column and each kind of skipped input.
 
     Raises InvalidRequest for a source that does not exist or has no readable file. Raises InvalidDataset with every
-    data error (file, row, column), at the 100th or after it has read all sources; no passage follows the first. For a
-    hub dataset it also raises NotFound and Unavailable. For an address it raises NotFound, StorageUnavailable, and
-    MissingDependency if the protocol needs a package.
+    data error (file, row, column), at the 100th or after all sources. Yields no passage after the first data error.
+    For a hub dataset it also raises NotFound and Unavailable. For an address it raises NotFound, StorageUnavailable,
+    and MissingDependency if the protocol needs a package that is not installed.
     """
     return chain.from_iterable(source_files(sources, text_column=text_column, notify=notify))
 
@@ -114,7 +114,7 @@ def _read_file(file: str | Remote | Path, text_column: str | None, findings: Fin
 
 
 def _place(source: str, note: Notify) -> str | Remote | list[Path]:
-    """What a source is: a dataset of the hub, files at an address, or local files."""
+    """Return the content of a source: the name of a hub dataset, files at an address, or local files."""
     if source.startswith(HUB):
         return source
     return list_remote(source, note) if is_address(source) else _local_files(Path(source), note)
@@ -156,8 +156,8 @@ def write_corpus(
 ) -> CorpusInfo:
     """Write `passages` to `folder` without exact duplicates; an earlier corpus is replaced at the end.
 
-    near: also drops near duplicates of earlier passages. Raises InvalidDataset if there is no passage or one id has two
-    texts, StorageFull, StorageUnavailable.
+    near: also drops near duplicates of earlier passages. Raises StorageFull, StorageUnavailable, and InvalidDataset if
+    there is no passage or if one id has two texts.
     """
     with storage_errors(f"writing {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -207,7 +207,7 @@ class _Tally:
 
     def watch(self, passages: Iterable[tuple[Passage, str]]) -> Iterator[Passage]:
         for passage, digest in passages:
-            # An id that does not follow from its text does not identify it, so the text is part of the version too.
+            # An id that is not the digest of its text does not identify the text, so the version covers the digest too.
             named = passage.id if passage.id == digest else f"{passage.id}\t{digest}"
             self._version.update(f"{named}\n".encode())
             self._words += word_count(passage.text)
@@ -229,7 +229,7 @@ class _Tally:
 
 
 def _distinct(passages: Iterable[Passage], tally: _Tally) -> Iterator[tuple[Passage, str]]:
-    """Passages with new texts, each with the id that follows from its text."""
+    """Yield the passages with new texts, each with the id that `passage_id` computes from its text."""
     texts, ids = SeenKeys(), SeenKeys()
     stream = iter(passages)
     while batch := list(islice(stream, _BATCH)):

@@ -26,7 +26,7 @@ def is_address(source: str) -> bool:
 
 @contextmanager
 def _remote_errors(action: str) -> Iterator[None]:
-    """Translate the errors of a file system; those that waiting does not solve become InvalidRequest."""
+    """Translate the errors of a file system. Errors that a retry does not solve become InvalidRequest."""
     try:
         with storage_errors(action):
             yield
@@ -57,7 +57,7 @@ class Remote(NamedTuple):
 
 
 def list_remote(address: str, note: Notify) -> Remote:
-    """Return the readable files at `address`, a file or a folder, by name.
+    """Return the readable files at `address`, a file or a folder, sorted by name.
 
     Raises InvalidRequest if there is no readable file or access is denied, MissingDependency if the protocol needs a
     package that is not installed, NotFound, StorageUnavailable.

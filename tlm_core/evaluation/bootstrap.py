@@ -44,7 +44,7 @@ def paired_difference(
 ) -> Difference | None:
     """Compare two models, each with the predictions [rows] of one or more runs, whose scores are averaged.
 
-    Each resample draws the same rows for both. Returns None where the metric has no value.
+    Each resample draws the same rows for both models. Returns None if the metric has no value.
     """
     if not len(targets):
         return None
@@ -62,7 +62,7 @@ def paired_difference(
     for _ in range(resamples):
         try:
             values.append(difference(random.integers(0, len(targets), len(targets))))
-        except Undefined:  # such as a resample with a single regression target
+        except Undefined:  # for example, all rows of the resample have the same regression target
             continue
     if not values:
         return None

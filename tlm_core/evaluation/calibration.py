@@ -33,7 +33,7 @@ class Bin:
 class Calibration:
     """The calibration error and its bins, from low to high confidence.
 
-    chance: the mean error of a perfectly calibrated model on as many rows of the same confidence.
+    chance: the mean error of a perfectly calibrated model on the same number of rows with the same confidences.
     """
 
     error: float

@@ -1,7 +1,8 @@
 """The combination of a linear model and encoders, and the choice of the model that a job returns.
 
-Their errors differ, so the mean of their log-probabilities is often better than either. The same holds for the
-encoders of several seeds. Temperatures make the log-probabilities comparable (Guo et al. 2017, arXiv 1706.04599).
+The errors of a linear model and an encoder differ, so the mean of their log-probabilities is often better than either.
+The same holds for the encoders of several seeds. Temperatures make the log-probabilities comparable (Guo et al. 2017,
+arXiv 1706.04599).
 This module does not import torch.
 """
 
@@ -36,7 +37,7 @@ Real = TypeVar("Real", np.float32, np.float64)
 
 @dataclass(frozen=True)
 class Scales:
-    """Weight and temperature of each model in a combination. A single model has the weight 1, the other 0."""
+    """Weight and temperature of each model in a combination. A model alone has the weight 1, the other model 0."""
 
     linear: float = 0.0
     encoder: float = 1.0
@@ -83,9 +84,9 @@ def loss(task_type: TaskType, outputs: Outputs, targets: Targets) -> float:
 
 
 def temperature(task_type: TaskType, outputs: Outputs, targets: Targets) -> float:
-    """Return the likeliest divisor of the logits; 1 for regression and for no rows.
+    """Return the most probable divisor of the logits; 1 for regression and without rows.
 
-    Its logarithm has a standard normal prior. Otherwise a few correct rows would make a model certain of all rows.
+    Its logarithm has a standard normal prior. Without the prior, a few correct rows would make all outputs certain.
     """
     if not task_type.has_classes or not len(targets):
         return 1.0
@@ -99,7 +100,7 @@ def temperature(task_type: TaskType, outputs: Outputs, targets: Targets) -> floa
 
 
 def scales_of(model: str, task_type: TaskType, linear: Outputs, encoder: Outputs, targets: Targets) -> Scales:
-    """Return the scales of a model, fitted on some rows.
+    """Return the scales of a model, fitted on the given rows.
 
     Temperatures minimize the loss of each part alone. `weighted` also fits the weight of the encoder.
     """
@@ -137,9 +138,9 @@ def choose(
 
     Scales are fitted on one half of the rows and scored on the other, both ways, for SPLITS random halves. A simpler
     model wins if its score is within one standard error of the best, over these splits. Fewer than ROWS_TO_CHOOSE rows
-    cannot compare models: the combination with the fitted weight is chosen. Without a validation
-    score, the combination with equal weights is chosen. linears: outputs of the linear models on validation, by name;
-    combinations use the last. encoder: `encoder` with one array in `encoders` for each seed, or `ensemble` with one.
+    are too few to compare models: the combination with the fitted weight is chosen. Without a validation score, the
+    combination with equal weights is chosen. linears: outputs of the linear models on validation, by name; combinations
+    use the last. encoder: `encoder` or `ensemble`. encoders: outputs on validation, [seeds], or one for `ensemble`.
     """
     compute = METRICS[task.metric].compute
     last = list(linears.values())[-1]
@@ -168,7 +169,7 @@ def choose(
 def _cross_fitted(
     task_type: TaskType, model: str, linear: Outputs, encoders: Sequence[Outputs], targets: Targets
 ) -> Iterator[list[Targets]]:
-    """Yield for each seed the predictions [rows] of each split, by scales that were not fitted on the row.
+    """Yield for each seed the predictions [rows] of each split, with scales that were not fitted on the row.
 
     A single model has one array for all splits, because a temperature changes no prediction. Linear models yield once.
     """

@@ -47,7 +47,7 @@ Cost = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class LinearResult:
-    """What the baseline stage wrote. outputs: by split, and `held_out` for train. facts: its `baseline.json`."""
+    """The result of fitting a linear model. outputs: by split, and `held_out` for train. facts: its `baseline.json`."""
 
     outputs: Mapping[str, Outputs]
     facts: Mapping[str, Any]
@@ -64,7 +64,7 @@ class LinearResult:
         return not self.facts.get("amount", True)
 
     def refitted(self, folder: Path) -> LinearResult:
-        """Return the result with the facts and the test outputs of the model in `folder`, and the cost of both."""
+        """Return the result with the facts and test outputs of the refitted model in `folder`, and the cost of both."""
         last = LinearResult.read(folder)
         cost = total_cost([{folder.name: result.facts["cost"]} for result in (self, last)])["total"]
         return LinearResult({**self.outputs, **last.outputs}, {**last.facts, "cost": cost})
@@ -101,7 +101,7 @@ class EncoderResult:
     behind: Mapping[str, float] | None = None
 
     def facts(self) -> Report:
-        """Return what a report states about the seed beside its scores."""
+        """Return the values that a report states about the seed, except its scores."""
         facts = {"seed": self.seed, "chosen": self.chosen, "cost": self.cost}
         facts |= {BEHIND: self.behind} if self.behind else {}
         return facts | ({"tries": self.tries} if self.tries else {})
@@ -140,9 +140,9 @@ def job_report(
 ) -> tuple[Report, dict[str, Outputs]]:
     """Return the report, and the outputs of the models in it as `{split}.s{seed}` and `{split}.all`.
 
-    It reads the test targets, so call it once, after all training. linears: by name; empty scores the encoders alone.
-    shared_cost: of the stages that all seeds share. ensemble: the returned model averages the encoders of all seeds,
-    see `_averaged`; `{split}.all` holds its outputs.
+    It reads the test targets, so call it once, after all training. linears: by name; if empty, the report scores the
+    encoders alone. shared_cost: of the stages that all seeds share. ensemble: the returned model averages the encoders
+    that `_averaged` returns; `{split}.all` holds its outputs.
     """
     choice, runs = _runs(task, encoders, linears, ensemble)
     of_seeds = [_encoder_alone(task, encoder) for encoder in encoders] if ensemble else runs
@@ -170,7 +170,7 @@ def job_report(
         report["linear"] = linears[LINEAR].facts
         report["gain"] = _gain(task, report, [run.outputs["test"] for run in runs], linears[LINEAR])
         report |= _doubtful_labels(task, linears[LINEAR])
-    for entry in seeds:  # the details of each class only for the seed's own model
+    for entry in seeds:  # Only the returned model of each seed has the details of each class.
         entry["models"] = {name: _compact(of_model) for name, of_model in entry["models"].items()}
     predictions = {f"{split}.all": outputs for split, outputs in runs[0].outputs.items()} if ensemble else {}
     for encoder, run in zip(encoders, of_seeds, strict=True):
@@ -207,7 +207,7 @@ def _facts(task: Task) -> Report:
 
 
 def _returned(task: Task, choice: Choice, model: str, members: Sequence[Report], scored: Report) -> dict[str, object]:
-    """Describe the returned file. members: the entries of its seeds in `seeds`. scored: `_Run.scored` of its run."""
+    """Describe the returned model. members: the report's entries of its seeds. scored: `_Run.scored` of its run."""
     seeds = [entry["seed"] for entry in members]
     facts = {"model": model, "seeds": seeds, "reason": choice.reason, "validation": choice.scores}
     return {**facts, "scales": scored["scales"], "scores": {split: scored[split] for split in splits_of(task)}}
@@ -240,7 +240,7 @@ def _runs(
 
 
 def _averaged(encoders: Sequence[EncoderResult]) -> Sequence[EncoderResult]:
-    """Return the encoders of an ensemble: those whose training did not end early, or all if each one's did."""
+    """Return the encoders of an ensemble: those whose training did not end early, or all if every training did."""
     return [encoder for encoder in encoders if not encoder.behind] or encoders
 
 

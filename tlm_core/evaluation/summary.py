@@ -1,4 +1,4 @@
-"""What tables and sentences about a report show: one row for each model, and the file that a score belongs to."""
+"""Rows and sentences that present a report: one row for each model, with its scores and the files that hold it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class ModelRow:
     """The scores of one model on a split.
 
     name: majority, linear, self_trained, encoder, stock, ensemble, combined, or the name that a study gives its model.
-    spread: None for each score of one run. file: the files of the job that hold this model, and its seeds; empty if no
-    file holds it.
+    spread: None for a score of a single run. file: the files of the job that hold this model, and its seeds; empty if
+    no file holds it.
     """
 
     name: str
@@ -41,7 +41,7 @@ def model_title(name: str) -> str:
 def model_rows(report: Report, split: str = "test") -> list[ModelRow]:
     """Return the models of a report from simple to complex: the majority class first, if the report has it.
 
-    A model of a learning curve has its scores at the largest size, and one of ticket sharing the means over the tasks.
+    For a learning curve, the scores are those at the largest size. For ticket sharing, they are means over the tasks.
     """
     if "average" in report:
         means = report["average"].items()

@@ -22,7 +22,7 @@ LISTED = 2_000
 OFFSETS = (-2, -1, 1, 2)  # of the neighbors in the file
 GAIN = 0.01  # neighbors count if they lower the loss by this share
 SORTED = 0.75  # agreement of adjacent rows from which a file counts as sorted by label
-SMOOTHING = 10.0  # rows of the label distribution that each conditional distribution contains
+SMOOTHING = 10.0  # pseudo-rows with the overall label distribution, added to the counts for each neighbor label
 RIDGE = 1e-3
 FITTED_ROWS = 20_000  # more rows hardly change the few parameters
 _CELLS = 4_000_000  # rows times labels that are computed at once
@@ -36,7 +36,7 @@ class Split:
     """Rows with their given labels. outputs: logits [rows, labels] of a model that did not see them.
 
     labels: [rows]; numbers: [rows], the numbers of the rows in the file. counted: whether `LabelModel.transitions`
-    count these rows, which holds for train.
+    include these rows; True only for train.
     """
 
     outputs: Outputs
@@ -64,7 +64,7 @@ class Split:
 
 @dataclass(frozen=True)
 class LabelModel:
-    """The probability of each label from the outputs of a row and, with `transitions`, the labels beside it.
+    """A model of each label's probability from a row's outputs and, with `transitions`, the labels of its neighbors.
 
     weights: [1 + offsets], of the logits and of each log-probability; bias: [labels]. transitions: for each offset the
     counts [label of the neighbor, label]. frequencies: [labels], shares of the labels in train.
@@ -80,7 +80,7 @@ class LabelModel:
         """Fit the model on the train rows.
 
         It ignores the neighbors if they lower the loss by less than 1 %. It also ignores them in a file that is sorted
-        by label, because there the neighbors predict every given label, also a wrong one.
+        by label, because there the neighbors predict every given label, even a wrong one.
         """
         count = train.outputs.shape[1]
         frequencies = (np.bincount(train.labels, minlength=count) + 0.5) / (len(train.labels) + 0.5 * count)
@@ -98,7 +98,7 @@ class LabelModel:
     def doubts(self, split: Split) -> tuple[Floats, Ints]:
         """Return for each row the score and the most probable other label.
 
-        The score is the probability of that label, if either it or the given label is right.
+        The score is the probability of the other label, given that one of the two labels is right.
         """
         scores, suggested = np.empty(len(split.labels)), np.empty(len(split.labels), np.int64)
         for start in range(0, len(scores), split.rows_at_once):
@@ -120,7 +120,7 @@ class LabelModel:
     def features(self, split: Split, rows: Ints) -> Floats:
         """Return the logits, and the log-probabilities given each neighbor, [1 + offsets, rows, labels].
 
-        A train row is left out of its own counts. For a missing neighbor, the label distribution is used.
+        The counts for a train row exclude the row itself. For a missing neighbor, the label distribution is used.
         """
         features = np.empty((1 + len(self.transitions), len(rows), len(self.frequencies)))
         features[0] = split.outputs[rows]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-# By type. {message} is a sentence of its own; {node} is the title of the event's node.
+# By event type. {message} is a complete sentence; {node} is the title of the event's node.
 _SENTENCES = {
     "job.submitted": "Submitted",
     "job.claimed": "A coordinator started attempt {attempt}",

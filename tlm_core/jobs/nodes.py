@@ -52,7 +52,7 @@ def validate_nodes(inputs: PlanInputs[KindOptions]) -> list[Node]:
 
 
 def baseline_node(group: str, task: str = "validate", name: str = "baseline") -> Node:
-    """The linear model on a task."""
+    """Return the node that fits the linear model on a task."""
     return Node(name, BASELINE, BaselineParams(), {"task": task}, group=group)
 
 
@@ -92,7 +92,7 @@ def prepare_node(
 
 
 def joint_node(recipe: Recipe, seed: int, name: str, prepared: str = "prepare", baseline: str | None = None) -> Node:
-    """The joint stage of one seed. A wall-clock budget makes its result irreproducible, so the cache excludes it.
+    """Return the joint stage of one seed. With a wall-clock budget, it is excluded from the cache.
 
     baseline: the node of the linear model. Raises InvalidRecipe if it is None and the recipe sets `stop_if_behind`.
     """
@@ -105,7 +105,7 @@ def joint_node(recipe: Recipe, seed: int, name: str, prepared: str = "prepare", 
 
 
 def finetune_nodes(recipe: Recipe, seed: int, name: str, inputs: Mapping[str, str]) -> list[Node]:
-    """Finetuning of one seed; see `with_tries`."""
+    """Return the nodes that finetune one seed; see `with_tries`."""
     node = Node(name, FINETUNE, FinetuneParams.of(recipe, seed), inputs, seed=seed)
     return with_tries(node, recipe.finetune)
 
@@ -142,7 +142,7 @@ def refit_linear_node(inputs: Mapping[str, str], group: str) -> Node:
 
 
 def train_nodes(inputs: PlanInputs[KindOptions], *, ensemble: bool = False, refit: bool = False) -> list[Node]:
-    """The nodes of `train` up to its test. ensemble: see `SeedsParams`. refit: see `Recipe`.
+    """Return the nodes of `train` up to `evaluate`. ensemble: see `SeedsParams`. refit: see `Recipe`.
 
     validate → baseline; validate → select → prepare → joint, finetune, refit (each seed); all of them → evaluate.
     If the job selects passages, the linear model has its own group, so that workers fit it during the selection.
@@ -181,7 +181,7 @@ def train_nodes(inputs: PlanInputs[KindOptions], *, ensemble: bool = False, refi
 def group_by_seed(nodes: Iterable[Node], seeds: Sequence[int]) -> list[Node]:
     """Put the worker nodes of each seed into a group of their own, so that seeds run at the same time.
 
-    With one seed the nodes stay in their group: another submission would only cost the time of a start.
+    With one seed the nodes stay in their group, because another submission would only add the time of its start.
     """
     if len(seeds) < 2:
         return list(nodes)

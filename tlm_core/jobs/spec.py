@@ -78,10 +78,10 @@ class JobSpec(_Record):
     overrides: dict[str, object] = Field({}, description="changes of the recipe by dotted key: {'finetune.epochs': 5}")
     workers: int = Field(1, ge=1, le=256, description="data-parallel workers")
     max_workers: int | None = Field(
-        None, le=256, description="an attempt starts with `workers` to this number, as many as the cluster has room for"
+        None, le=256, description="maximum; each attempt starts with as many workers as the cluster has room for"
     )
     max_attempts: int = Field(
-        3, ge=1, le=20, description="failures until the job fails; three lost workers without a new checkpoint are one"
+        3, ge=1, le=20, description="failures until the job fails; 3 lost workers without a new checkpoint count as one"
     )
     max_runtime_seconds: float | None = Field(
         None, gt=0, le=1e8, description="limit of the running time of all attempts together"
@@ -167,7 +167,7 @@ class DatasetInput(_Record):
 
     @property
     def content(self) -> str:
-        """Digest of what determines the texts and labels: the files and how to read them, without the task's name."""
+        """The digest of the files and of all reading options except the task's name, which changes no text or label."""
         return digest_of([self.ref.digest, {key: value for key, value in self.options.items() if key != "name"}])
 
 
@@ -208,7 +208,7 @@ class Resolved(_Record):
 
 
 class Origin(_Record):
-    """The job that this one repeats (retry) or changes (clone)."""
+    """The earlier job that this job repeats (retry) or changes (clone)."""
 
     job: str
     how: Literal["retry", "clone"]
@@ -217,8 +217,8 @@ class Origin(_Record):
 class Progress(_Record):
     """The progress of a job.
 
-    step, total, rate (`unit` per second) and stage_eta_seconds belong to the node. share (0 to 1), eta_seconds,
-    nodes_done and nodes_total belong to the whole job. slowdown: measured seconds of training per expected second.
+    step, total, rate (`unit` per second) and stage_eta_seconds describe the node. share (0 to 1), eta_seconds,
+    nodes_done and nodes_total describe the whole job. slowdown: measured seconds of training per expected second.
     """
 
     stage: str
@@ -298,13 +298,13 @@ class JobRecord(_Record):
     that ended because a worker, its machine or a component was lost.
     interruptions: all attempts that ended without a failure of the job.
     submissions: group → submission id of this attempt. beats: group → last heartbeat in this attempt.
-    draining: whether a machine of this attempt stops. unreadable: whether this record replaces, in a list, one that
-    this release cannot read. Then only id, state and error are those of the job.
+    draining: whether a machine of this attempt is shutting down. unreadable: whether this record replaces, in a list, a
+    record that this release cannot read. In such a record, only id, state and error are those of the job.
     request_id: of the request that submitted the job, for logs.
     excluded_from_cache: nodes whose artifacts other jobs must not reuse. ran_seconds: running time of all attempts,
-    except what has passed since `running_since`. due_at: earliest start of the next attempt. waiting: the error that
-    the attempt waits out. checkpoints: references, once the record is archived. published: artifact id → reference of
-    the artifacts of an archived job without a result. All times are Unix seconds.
+    except the time since `running_since`. due_at: earliest start of the next attempt. waiting: the error of the outage
+    that makes the attempt wait. checkpoints: references, set when the record is archived. published: artifact id →
+    reference of the artifacts of an archived job without a result. All times are Unix seconds.
     """
 
     id: str
@@ -348,7 +348,7 @@ class JobRecord(_Record):
         return self.failures + 1, 0
 
     def is_due(self, now: float) -> bool:
-        """Return whether the queued job can be claimed. A clock that went back since the last update ends the delay."""
+        """Return whether the queued job can be claimed. The delay also ends if the clock is before the last update."""
         return self.due_at is None or not self.updated_at <= now < self.due_at
 
     def works(self, group: str) -> bool:

@@ -50,7 +50,7 @@ _S = State
 
 # The next state for each state in which a verb is allowed.
 TRANSITIONS: Mapping[Verb, Mapping[State, State]] = {
-    # Anyone may use these. The claim of an active job replaces an expired lease and continues its attempt.
+    # These need no lease. The claim of an active job replaces an expired lease and continues its attempt.
     Verb.CLAIM: {_S.QUEUED: _S.RUNNING, **{state: state for state in sorted(ACTIVE)}},
     Verb.PAUSE: {_S.QUEUED: _S.PAUSED, _S.RUNNING: _S.PAUSING},
     Verb.RESUME: {_S.PAUSED: _S.QUEUED},

@@ -20,8 +20,8 @@ Options = TypeVar("Options", bound=KindOptions)
 class FormField:
     """A field of the dashboard's form for one option.
 
-    widget: numbers is a list of numbers in one line; lines are `key = value` lines; datasets are checkboxes of all
-    datasets but the job's own. choices: value → hint. required: a choice that is always selected.
+    widget: `numbers` is a list of numbers in one line; `lines` are `key = value` lines; `datasets` are checkboxes for
+    all datasets except the job's own. choices: value → hint. required: a choice that is always selected.
     parse, show: convert between the text of a `text` widget and the option's value.
     """
 
@@ -39,7 +39,8 @@ class FormField:
 class FinishedJob:
     """A job that the options of another job reference by id.
 
-    dataset: as the job's request names it. report: returns the job's report. Raises NotReady or NotFound without one.
+    dataset: as the job's request names it. report: returns the job's report. It raises NotReady or NotFound if the job
+    has no report.
     """
 
     id: str

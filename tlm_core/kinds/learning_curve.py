@@ -98,7 +98,7 @@ def check(options: LearningCurveOptions, recipe: Recipe, _: tuple[str, ...]) -> 
 
 
 def plan(inputs: PlanInputs[LearningCurveOptions]) -> Plan:
-    """Return a subset for each size and seed, the training of each model on it, and one report of the curve."""
+    """Return the plan: a subset for each size and seed, the training of each model on it, and one report."""
     options, seeds = inputs.options, inputs.seeds
     nodes = [
         *validate_nodes(inputs),
@@ -231,7 +231,7 @@ def pretrained(recipe: Recipe, options: LearningCurveOptions) -> Recipe:
 def bilstm_params(recipe: Recipe, options: LearningCurveOptions, seed: int) -> BilstmParams:
     """Return finetuning's epochs, batch and validation with the BiLSTM's shape, start and optimizer."""
     lstm = options.lstm
-    if recipe.model.init != "counts":  # `prepare` counts no vectors
+    if recipe.model.init != "counts":  # Then `prepare` writes no count vectors.
         lstm = lstm.model_copy(update={"init": "scratch"})
     optimizer = recipe.finetune.optimizer.model_copy(update={"name": "adamw", "lr": options.lstm.lr})
     finetune = recipe.finetune.model_copy(update={"rates": (), "optimizer": optimizer})

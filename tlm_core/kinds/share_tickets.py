@@ -152,7 +152,7 @@ def plan(inputs: PlanInputs[ShareTicketsOptions]) -> Plan:
 def _one_seed(
     recipe: Recipe, options: ShareTicketsOptions, tickets: Sequence[float | Mask], seed: int, parts: Mapping[str, str]
 ) -> list[Node]:
-    """Return the joint stage, each task alone with its importance, and all tasks together without and with tickets."""
+    """Return a seed's nodes: joint stage, each task alone with its importance, all tasks without and with tickets."""
     nodes, start, importances = [], {}, {}
     if recipe.joint.enabled:
         nodes.append(joint_node(recipe, seed, f"joint.s{seed}"))

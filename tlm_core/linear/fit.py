@@ -1,4 +1,4 @@
-"""Fitting a linear model. Cross-validation and validation choose its features, strength and class weights."""
+"""Fit a linear model. Cross-validation and the validation split choose its features, strength and class weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tlm_core.pulse import PULSE
 from tlm_core.tasks.metrics import METRICS, Targets, Undefined
 from tlm_core.tasks.task import Task
 
-STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # C of the support vector machine; 1 / C regularizes
+STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # C of the support vector machine; a lower C regularizes more
 FOLDS = 5
 SCREENED_ROWS = 1_000  # held-out rows that score each setting; with fewer rows, chance decides
 FINALISTS = 3
@@ -30,7 +30,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Setting:
-    """What cross-validation chooses.
+    """The settings that cross-validation chooses.
 
     families: number of `FAMILIES` in use, words first. strength: see STRENGTHS. start_words: see `Alphabet`.
     """
@@ -138,7 +138,7 @@ class _Search:
         return 0.0 if ours is None or without is None else ours - without
 
     def _try_strengths(self, chain: tuple[int, Literal["balanced"] | None]) -> list[tuple[Setting, float]]:
-        """Score strengths upward until the score falls twice: high ones are slow. chain: families, class weight."""
+        """Score increasing strengths until the score falls twice. High ones are slow. chain: families, class weight."""
         screening = math.ceil(SCREENED_ROWS * len(self._folds) / max(1, len(self.targets)))
         tried: list[tuple[Setting, float]] = []
         for strength in STRENGTHS:

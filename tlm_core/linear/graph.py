@@ -59,7 +59,7 @@ def linear_outputs(graph: Graph, model: LinearModel) -> str:
     weighted = graph.op("Mul", frequency, graph.const(np.concatenate(model.features.idf)))
     sizes = [len(ngrams) for ngrams in model.features.ngrams]
     families = [weighted] if len(sizes) == 1 else graph.divide(weighted, sizes, axis=1)
-    # A family whose n-grams a text lacks stays zero.
+    # If a text has no n-grams of a family, the values of the family stay zero.
     scaled = [
         graph.op("Div", x, graph.op("Max", graph.op("ReduceL2", x, graph.ints(1)), graph.const(1e-9))) for x in families
     ]

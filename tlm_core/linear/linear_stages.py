@@ -47,7 +47,7 @@ TOP_NGRAMS = 10
 
 
 def baseline(ctx: StageContext[BaselineParams]) -> dict[str, Any]:
-    """Fit a linear model on the whole train texts and write it as a model that can be served.
+    """Fit a linear model on the train texts, which are not truncated, and write it as a model that can be served.
 
     It writes the ONNX graph, the weights, the outputs for all rows (for train those of cross-validation) and
     `baseline.json`. It reads no test target. Input: `task`.
@@ -97,14 +97,15 @@ def _write_facts(out: Path, facts: dict[str, Any], began: float) -> None:
 def self_train_stage(ctx: StageContext[SelfTrainParams]) -> dict[str, Any]:
     """Fit the linear model again, on train and on pieces of passages that the baseline labels.
 
-    Validation chooses how many. It writes the same files as `baseline`, and the labeled pieces for the encoder. For
-    pairs, regression and the amount 0 it copies the baseline, without pieces. Inputs: `task`, `baseline`, `selection`.
+    Validation chooses the number of pieces. The stage writes the same files as `baseline`, and the labeled pieces for
+    the encoder. For pairs, regression and the amount 0 it copies the baseline, without pieces.
+    Inputs: `task`, `baseline`, `selection`.
     """
     began = time.monotonic()
     task, first = Task.read(ctx.inputs["task"]), LinearResult.read(ctx.inputs["baseline"])
     if task.pair or not task.type.has_classes:
         _copy_baseline(ctx, task, {**first.facts, "amount": None}, began)
-        return {"amount": None, "reason": "passages cannot stand for pairs of texts or have regression targets"}
+        return {"amount": None, "reason": "self-training supports only the classification of single texts"}
     pieces = _pieces(ctx.inputs["selection"], task)
     ctx.report.event("self_training", pieces=len(pieces))
     divisor = np.float32(first.facts["temperature"])

@@ -29,9 +29,9 @@ FAMILIES = {"words": (1, 2), "characters": (2, 3, 4, 5)}  # family → orders of
 LAST_CHARACTER = (1 << 12) - 1  # ids up to this one are characters, the others words
 LAST_ORDER = max(order for orders in FAMILIES.values() for order in orders)
 _BITS = {"words": 31, "characters": 12}  # of an id in the key of an n-gram; 2 * 31 and 5 * 12 fit in an int64
-# An ONNX graph has one dense value for each feature of each text.
+# Limit of each family, because an ONNX graph has one dense value for each feature of each text.
 FEATURES = 50_000
-# How a text begins often says what it does. Read as a part, "We" at the start differs from "we" elsewhere.
+# The first words of a text often indicate its label. As a separate part, they differ from equal words elsewhere.
 START_WORDS = 4
 _BATCH = 4_000_000  # ids whose n-grams are counted at once
 
@@ -117,7 +117,7 @@ class Alphabet:
         return Sequences(np.concatenate([np.zeros(0, np.int64), *arrays]), lengths.cumsum())
 
     def only(self, ids: Ints) -> Alphabet:
-        """Return the alphabet without the words whose ids are not given; they encode as unknown."""
+        """Return the alphabet with only the words whose ids are given. Other words encode as unknown."""
         numbers = set(ids.tolist())
         words = tuple({word: number for word, number in of_part.items() if number in numbers} for of_part in self.words)
         return replace(self, words=words)
@@ -162,7 +162,7 @@ def _keys(sequences: Sequences, family: str, order: int, spaces: Sequence[int]) 
 
 @dataclass(frozen=True)
 class Ngrams:
-    """The features of one family: for each order, the sorted keys of its n-grams. They are numbered in this order.
+    """The features of one family: for each order, the sorted keys of its n-grams. This order numbers the features.
 
     spaces: ids of the space.
     """
@@ -173,14 +173,14 @@ class Ngrams:
 
     @classmethod
     def learn(cls, sequences: Sequences, family: str, spaces: Sequence[int], limit: int = FEATURES) -> Ngrams:
-        """Choose the n-grams that occur in the most rows, at most `limit`; short n-grams, then small keys win ties."""
+        """Choose the n-grams in the most rows, at most `limit`. Ties prefer short n-grams, then small keys."""
         orders = FAMILIES[family]
         by_order = [_row_counts(sequences, family, order, spaces) for order in orders]
         counts = np.concatenate([rows for _, rows in by_order])
         lowest = np.sort(counts)[-limit] if len(counts) > limit else 1
         surplus = int((counts >= lowest).sum()) - limit
         features = []
-        for keys, rows in reversed(by_order):  # of equally frequent n-grams the longest go first
+        for keys, rows in reversed(by_order):  # surplus ties are removed from the longest n-grams first
             chosen = rows >= lowest
             if surplus > 0:
                 ties = np.flatnonzero(rows == lowest)[::-1][:surplus]

@@ -1,8 +1,8 @@
 """Self-training: models learn from the retrieved passages, which a teacher labels (SentAugment, arXiv 2010.02194).
 
-Passages are cut into pieces as long as the task's texts. For the linear model, the most confident pieces of each label
-join train with a lower weight. Their words count in the inverse document frequencies. The encoder learns the
-probabilities of the pieces' labels in the joint stage.
+Passages are cut into pieces as long as the task's texts. The linear model learns from the train rows and, with a lower
+weight, from the most confident pieces of each label. Words of pieces count in the inverse document frequencies. The
+encoder learns the probabilities of the pieces' labels in the joint stage.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tlm_core.tasks.metrics import METRICS
 from tlm_core.tasks.task import Task
 
 WEIGHT = 0.3  # of a piece, relative to a train row
-ROUNDS = 2  # each labels the pieces again
+ROUNDS = 2  # each round labels the pieces again
 MOST_PIECES = 60_000  # that the teacher labels
 CANDIDATES = 2  # for each piece that a student learns from; more candidates cost time and add little
 
@@ -71,9 +71,9 @@ def self_train(
 ) -> SelfTrained:
     """Train a student for each amount of pieces, and choose one on validation.
 
-    If the amounts include 0, the best student must be better than the baseline by more than a standard error. So models
-    learn from pieces only where this clearly helps. baseline: outputs of the linear model on validation. teacher:
-    calibrated log-probabilities of the pieces, [pieces, labels].
+    If the amounts include 0, the best student must be better than the baseline by more than a standard error.
+    Otherwise the baseline is chosen. baseline: outputs of the linear model on validation. teacher: calibrated
+    log-probabilities of the pieces, [pieces, labels].
     """
     train = task.targets("train").astype(np.int64)
     most = MOST_LABELED / len(train)  # larger amounts give the same pieces

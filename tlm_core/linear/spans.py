@@ -1,7 +1,7 @@
 """Texts with two marked spans, such as the two entities of a relation: `the [[ parser ]] uses << beam search >>`.
 
-A linear model reads each span, and the words between them, as texts of their own. In word n-grams of the whole text, a
-word within a mark looks like any other.
+A linear model reads each span, and the words between them, as separate texts. The word n-grams of the whole text do not
+show whether a word is inside a span.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 _OPENING = re.compile(r"\[\[|<<|\{\{|<\w+>|\[\w+\]")  # the last two are tags, such as <e1> and [E1]
 _BRACKETS = {"[[": "]]", "<<": ">>", "{{": "}}"}
-MARKED_SHARE = 0.95  # of the train texts, so that marks belong to the task and not to a few texts
+MARKED_SHARE = 0.95  # of the train texts; marks in fewer texts do not belong to the task
 _LONGEST_GAP = 10  # words between the spans; longer gaps count as this many
 
 Marks = tuple[str, ...]  # the opening marks of both spans, or none
@@ -23,7 +23,7 @@ def _closing(mark: str) -> str:
 
 
 def _span(text: str, mark: str) -> tuple[int, int] | None:
-    """Return where the content of the only span with this mark begins and ends."""
+    """Return where the content of the only span with this mark begins and ends, or None without such a span."""
     closing = _closing(mark)
     if text.count(mark) != 1 or text.count(closing) != 1:
         return None
@@ -42,7 +42,7 @@ def learn_marks(texts: Iterable[str]) -> Marks:
 
 
 def split_spans(text: str, marks: Marks) -> tuple[str, str, str]:
-    """Return the content of both spans, and the words between them; empty strings without both spans.
+    """Return the content of both spans, and the words between them; three empty strings if a span is missing.
 
     The last text begins with the mark that comes first and the number of words between the spans.
     """

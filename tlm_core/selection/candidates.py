@@ -41,7 +41,7 @@ class PassageLeak(NamedTuple):
 
 @dataclass
 class CandidateFilter:
-    """Drops leaks, applies the caps and the budget, and counts what it drops. Keeps the order of the candidates.
+    """Drops leaks, applies the caps and the budget, and counts the dropped passages. The order does not change.
 
     max_passages, max_words: the budget. admits: decides by position about each passage that is not a leak.
     After the run: `leaks`, `leaking_passages` (how many were dropped as leaks), `capped` (dropped by `admits`),

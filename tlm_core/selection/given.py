@@ -1,4 +1,4 @@
-"""The selector `given`: a selection that was uploaded with the dataset, such as the `text,id,rank` file of the release.
+"""The selector `given`: a selection that was uploaded with the dataset, such as a CSV file of the authors of TLM.
 
 A validated task contains it as a Parquet file with the columns `id`, `text`, `source` and `rank`, in selection order.
 """
@@ -26,7 +26,7 @@ from tlm_core.tables.findings import Findings
 
 GIVEN = "selection.parquet"
 GIVEN_PART = "selection"
-# The datasets of the release name the file by its scale: small_external.csv, and so on.
+# The datasets that the authors of TLM released name the file by its scale: small_external.csv, and so on.
 _NAME = re.compile(rf"{GIVEN_PART}|((small|medium|large)_)?external")
 _FORMATS = ("delimited", "json", "parquet")
 _SOURCE = "given"
@@ -59,7 +59,7 @@ def given_part(source: object) -> Path | None:
 
 
 def is_given(path: Path) -> bool:
-    """Whether a file is a selection, not a split, by its name."""
+    """Return whether the name of a file is that of a selection, not of a split."""
     return _NAME.fullmatch(path.name.split(".")[0].lower()) is not None
 
 

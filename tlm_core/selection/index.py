@@ -1,9 +1,9 @@
 """The interface of a passage index, and the ranking rules that its implementations share.
 
-A query is a bag of terms, any of which may match. A term that occurs n times in the query counts n times. Scores are
-BM25 in Lucene's form, without the constant factor k1 + 1. k1 is 1.2 and b is 0.75. The whole index determines
-idf = ln(1 + (N - n + 1/2) / (n + 1/2)). Text lengths are rounded to one byte, as in Lucene. Ties are sorted by passage
-id. `text_analysis` defines the terms of a text.
+A query is a bag of terms, any of which may match. A term that occurs several times in the query counts as often.
+Scores are BM25 in Lucene's form, without the constant factor k1 + 1. k1 is 1.2 and b is 0.75. For a term in n of the N
+passages of the index, idf = ln(1 + (N - n + 1/2) / (n + 1/2)). Text lengths are rounded to one byte, as in Lucene.
+Ties are sorted by passage id. `text_analysis` defines the terms of a text.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class PassageIndex(Protocol):
         ...
 
     def fetch(self, ids: Collection[str]) -> dict[str, Passage]:
-        """Return the passages of `ids`. Raises NotFound if one is not in the index."""
+        """Return the passages of `ids`. Raises NotFound if an id is not in the index."""
         ...
 
     def ids(self) -> Iterator[list[str]]:
@@ -82,7 +82,7 @@ def ranked(hits: Sequence[Hit], k: int) -> list[Hit]:
 
 
 def tie_at_cut(scores: Sequence[float], k: int) -> bool:
-    """Return whether the last score equals that at rank `k`. Hits beyond the end may then tie too: request more."""
+    """Return whether the last score equals that at rank `k`. If so, request more hits, because they may tie too."""
     return len(scores) > k and scores[-1] >= scores[k - 1] * _EQUAL
 
 

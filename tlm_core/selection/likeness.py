@@ -45,7 +45,7 @@ _EPOCHS = 5
 
 
 def dsir(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
-    """Select by importance resampling: a passage is likelier if its words occur more in the task than in the corpus."""
+    """Select by importance resampling: words that are more frequent in the task than in the corpus favor a passage."""
     limit_to_hits(inputs, accept)
     texts = (text for _, text in train_texts(inputs.task))
     scorer = importance(texts, inputs.index, analysis_of(inputs.task.language), inputs.seed, inputs.progress)
@@ -110,7 +110,7 @@ def _linear_classifier(inputs: SelectionInputs) -> Scorer:
 
 
 def _examples(inputs: SelectionInputs) -> tuple[list[str], list[str]]:
-    """Ids of the query hits, and of as many random passages that are not hits."""
+    """Return the ids of the query hits, and of an equal number of random passages that are not hits."""
     queries, index, seed = task_queries(inputs.task, inputs.params), inputs.index, inputs.seed
     sample = queries.subset(random.Random(seed).sample(range(len(queries)), min(_MAX_QUERIES, len(queries))))
     retrieved = retrieve(sample, index, _HITS_PER_QUERY, inputs.scratch / "examples", inputs.progress)

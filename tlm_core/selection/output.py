@@ -29,7 +29,7 @@ _SLICE = 2_000
 
 
 class RowWriter:
-    """Writes a Parquet file batch by batch, in row groups of even size and without a timestamp."""
+    """Writes a Parquet file batch by batch, in row groups of about equal size and without a timestamp."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._schema = schema

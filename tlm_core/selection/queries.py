@@ -26,7 +26,7 @@ _PIECE = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[^\s\w]")
 
 @dataclass(frozen=True)
 class Query:
-    """A query text and the train rows that it stands for."""
+    """A query text and the numbers of the train rows that give this text."""
 
     text: str
     rows: tuple[int, ...]
@@ -72,14 +72,14 @@ class Queries(Sequence[Query]):
         if isinstance(which, int):
             return self[which : which + 1 or None][0]
         first = np.array(self._first[which], np.int64)
-        # Take from a slice: taking from a table of many chunks joins all of them first.
+        # `take` gets a slice of the table, because it first joins all chunks of its table.
         low, high = (first.min(), first.max() + 1) if len(first) else (0, 0)
         texts = _joined(self._table.slice(low, high - low).take(pa.array(first - low)))
         return [Query(self._to_query(text), rows) for text, rows in zip(texts, self.rows[which], strict=True)]
 
 
 def train_texts(task: Task) -> Iterator[tuple[int, str]]:
-    """Yield (row, text) of the train split. The two texts of a pair are joined by a blank."""
+    """Yield (row, text) of the train split. The two texts of a pair are joined by a space."""
     for batch in task.splits["train"].to_batches(max_chunksize=_BATCH):
         yield from zip(batch["row"].to_pylist(), _joined(batch), strict=True)
 
@@ -114,7 +114,7 @@ def task_queries(task: Task, params: Selection) -> Queries:
     def to_query(text: str) -> str:
         if params.query == "rake":
             text = " ".join(key_phrases(text)) or text
-        # Splitting terms that are joined by blanks gives the same terms again.
+        # The search splits the joined terms into the same terms again.
         return " ".join(dict.fromkeys(terms(text, analysis))) if params.unique_terms else text
 
     return Queries(task, to_query)

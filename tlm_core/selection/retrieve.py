@@ -1,4 +1,4 @@
-"""Search the index with all queries, in parts that survive a restart, and unite the hits by best rank."""
+"""Search the index with all queries and unite the hits by best rank. Finished parts are reused after a restart."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tlm_core.selection.queries import Queries
 from tlm_core.tasks.task import Task
 
 BATCH = 512
-PART = 2 * BATCH  # queries whose hits share one file: the most that an interruption repeats
-HITS = 1_000 * BATCH  # of one search; more hits for each query mean fewer queries
+PART = 2 * BATCH  # queries whose hits share one file; an interruption repeats at most this many
+HITS = 1_000 * BATCH  # limit for one search; with more hits for each query, a search has fewer queries
 _HITS = pa.schema([("query", pa.int32()), ("id", pa.string()), ("rank", pa.int32()), ("score", pa.float32())])
 _SLICE = 10_000
 _LOW_BITS = np.uint64(2**32 - 1)
@@ -117,7 +117,7 @@ def _is_complete(path: Path) -> bool:
 
 
 def _united(query_rows: Sequence[tuple[int, ...]], paths: Sequence[Path], train_rows: int) -> Retrieved:
-    """Unite the parts. A big task has millions of hits: each id is in memory once, everything else as plain numbers."""
+    """Unite the parts. A big task has millions of hits, so memory holds each id once, and numbers for all the rest."""
     query, rank, score, passage, ids = _numbered(paths)
     # Order by rank, then by decreasing score: the bits of non-negative floats sort like the floats.
     key = rank.astype(np.uint64)
@@ -203,7 +203,7 @@ def _keys(ids: pa.ChunkedArray) -> NDArray[np.uint64]:
 
 
 def hits_by_label(retrieved: Retrieved, task: Task) -> Iterator[tuple[Positions, NDArray[np.int32]]]:
-    """For each label the positions that its train rows hit, in increasing order, and their best ranks."""
+    """Yield for each label the positions that its train rows hit, in increasing order, and their best ranks."""
     label_of_row = dict(zip(task.rows("train").tolist(), task.label_ids("train").tolist(), strict=True))
     labels_of_query = [{label_of_row[row] for row in rows} for rows in retrieved.query_rows]
     for label in range(len(task.labels)):

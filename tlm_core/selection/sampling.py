@@ -27,7 +27,7 @@ Scorer = Callable[[Sequence[Passage]], Scores]
 
 _MAX_IDS = 500_000  # ids in memory at once; a larger sample scans the corpus several times
 _SHORT_PASSAGE = 25  # words; turns a budget in words into an upper bound on passages
-_KEY_BITS = 53  # integers that a double represents exactly
+_KEY_BITS = 53  # bits of the integers that a double represents exactly
 
 
 def random_sample(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:

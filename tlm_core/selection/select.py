@@ -26,7 +26,7 @@ from tlm_core.tasks.task import Task
 
 
 class _RepeatedProgress:
-    """Reports progress, and repeats the last report during work that counts nothing."""
+    """Reports progress, and repeats the last report during work that has no count of its own."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

@@ -22,7 +22,7 @@ class Selector:
     summary: what it selects, for the API and the docs. origin: the same in a model card, after "200 passages, ".
     source: where passages come from. size: what determines their number. `queries`: the query hits, within the
     budget; `budget`: the budget, or without one the number that the query hits would give; `source`: all of the source.
-    options: the fields of `Selection` that this selector accepts and some others refuse.
+    options: the fields of `Selection` that this selector accepts and some other selectors refuse.
     """
 
     function: str
@@ -57,7 +57,7 @@ SELECTORS: dict[str, Selector] = {
     ),
     "dsir": Selector(
         "tlm_core.selection.likeness:dsir",
-        summary="a sample weighted by how much likelier the words of a passage are in the task than in the corpus",
+        summary="a random sample that favors passages whose words are more frequent in the task than in the corpus",
         origin="sampled from the corpus by their likeness to the train texts",
         options=_QUERY_OPTIONS,
     ),
@@ -98,7 +98,7 @@ def _list_selectors(schema: JsonDict) -> None:
 class Selection(BaseModel):
     """Which passages a job trains on (paper section 3.1).
 
-    A budget in passages, in tokens, or both cuts any selection, best passages first. Tokens are counted as words,
+    A budget in passages, in tokens, or both limits any selection to its best passages. Tokens are counted as words,
     because the tokenizer is trained on the selected text.
     """
 

@@ -1,4 +1,4 @@
-"""English words that say little about the subject of a text."""
+"""English words that are not specific to the subject of a text."""
 
 _WORDS = """
 a about above after again against all almost also although always am among an and another any are as at be because

@@ -35,8 +35,8 @@ _PASSAGES = "passages.arrow"
 _COLUMNS = pa.schema([("id", pa.large_string()), ("text", pa.large_string()), ("source", pa.large_string())])
 _BATCH = 4096
 _SLACK = 10  # hits requested beyond k, so that one search resolves most ties at rank k
-# One thread, and no automatic flush or merge between two commits: equal passages then give equal segments, and with
-# them bitwise equal scores.
+# One thread, and no automatic flush or merge between two commits: then equal passages give equal segments, and equal
+# segments give bitwise equal scores.
 _SEGMENT = 100_000
 _HEAP_BYTES = 500_000_000
 _MIN_FREE_BYTES = 20_000_000
@@ -50,7 +50,7 @@ class TantivyIndex:
         self.folder = folder
         self.analysis = analysis
         self._index = index
-        # The terms are already analyzed and joined by blanks.
+        # The terms are already analyzed and joined by spaces.
         index.register_tokenizer("blanks", tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace()).build())
         self._writer: _Writer | None = None
         self._reader: _Reader | None = None
@@ -194,7 +194,7 @@ class _Writer:
 
     def abort(self) -> None:
         """Discard everything."""
-        # The call that failed before fails here again. It must not hide the first error.
+        # After a failed call, these calls fail too. Their errors must not hide the first error.
         with suppress(OSError):
             self._handle.close()
         with suppress(ValueError):
@@ -241,11 +241,11 @@ class _Reader:
             limit *= 8
         rows = self._searcher.fast_field_values("row", [address for _, address in hits])
         ids = self._id_of_row.take(pa.array(rows, pa.int64())).to_pylist()
-        # tantivy multiplies scores by k1 + 1; the common scale does not.
+        # tantivy multiplies scores by k1 + 1; the scores of a PassageIndex omit this factor.
         return ranked([Hit(name, score / (K1 + 1)) for name, (score, _) in zip(ids, hits, strict=True)], k)
 
     def _query(self, counts: dict[str, int]) -> tantivy.Query:
-        """Match any of the terms, each weighted by its count. Without parsing, no text is read as query syntax."""
+        """Match any of the terms, each weighted by its count. No parser is used, so no text is read as query syntax."""
         clauses = []
         for term, count in counts.items():
             clause = tantivy.Query.term_query(self._schema, "terms", term, "freq")
@@ -301,7 +301,7 @@ def _schema() -> tantivy.Schema:
 
 @contextmanager
 def _tantivy_errors(folder: Path) -> Iterator[None]:
-    """Translate errors. tantivy raises ValueError for everything, without a cause if its own threads failed."""
+    """Translate errors. tantivy raises ValueError for every failure, without a cause if its own threads failed."""
     try:
         yield
     except (ValueError, OSError) as error:

@@ -3,8 +3,7 @@
 `standard` equals Lucene's standard analyzer. It returns the words of Unicode Annex 29 in lower case. An apostrophe
 between letters, and a point or comma between digits, belong to the word. Each Han and Hiragana character is a word.
 There are no stop words, and terms of more than 255 characters are split. `bigrams` is for languages written without
-blanks. It returns overlapping pairs of characters for their scripts, and the standard words for other text. The index
-then stores these terms instead of the text.
+spaces. It returns overlapping pairs of characters for their scripts, and whole words for other text.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ _SCRIPTS = (
 )
 _RUN = re.compile(rf"([{_SCRIPTS}]+)|[^\W_{_SCRIPTS}]+")
 
-# Texts of these characters only (most English texts) need no Unicode tables: a plain expression gives the same words
-# several times faster. Characters with special rules in the annex are excluded.
+# For texts of these characters only (most English texts), a regular expression gives the same words several times
+# faster than the Unicode tables. Characters with special rules in the annex are excluded.
 _LETTER = "A-Za-zÀ-ÖØ-öø-įıĲ-ſ"
 _PLAIN = re.compile(rf"[\x00-\x7f{_LETTER}\u00a0°±×÷§–—‘’“”…•]*")
 _PLAIN_WORD = re.compile(
@@ -56,7 +55,7 @@ def terms(text: str, analysis: Analysis) -> list[str]:
 def _standard(text: str) -> list[str]:
     if _PLAIN.fullmatch(text):
         return _PLAIN_WORD.findall(text.lower())
-    # Lucene lowercases one character to one; the full mapping of this letter has two.
+    # Lucene lowercases each character to one character, but the full lowercase form of this letter has two.
     words: list[str] = _annex29().analyze(text.replace("İ", "i"))
     return words
 
@@ -72,7 +71,7 @@ def _bigrams(text: str) -> Iterator[str]:
 
 @functools.cache
 def _annex29() -> TextAnalyzer:
-    """Express the word rules of Unicode Annex 29 (WB4 to WB13, WB999) as one pattern without look-around."""
+    """Return an analyzer for the word rules of Unicode Annex 29 (WB4 to WB13, WB999): one pattern, no look-around."""
     from tantivy import Filter, TextAnalyzerBuilder, Tokenizer
 
     extend = r"[\p{wb=Extend}\p{wb=Format}\p{wb=ZWJ}]*"

@@ -195,7 +195,7 @@ def initialize(model: BiLSTM, seed: int, embeddings: Tensor | None = None) -> No
 def initialize_counted(model: BiLSTM, seed: int, vectors: Tensor) -> None:
     """Fill the token vectors from counted ones, [V, embedding], as `counted_start` does for the encoder.
 
-    The rotation equals that of an encoder with the same seed. The vectors have the length of this model's random ones.
+    The rotation is that of an encoder with the same seed. The vectors have the length of this model's random vectors.
     Tokens without a counted vector keep their random start.
     """
     known, scaled = counted_start(vectors, seed, TOKEN_SPREAD)

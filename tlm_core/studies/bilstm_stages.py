@@ -24,11 +24,11 @@ from tlm_core.training.randomness import Stream, permutation, random_at
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import WEIGHTS, read_history
 
-CHUNK = 32  # batches that are sorted by length together
+CHUNK = 32  # batches whose texts are sorted by length together
 
 
 class BucketBatches:
-    """Step number → batch of texts of similar length, because a recurrence runs as many steps as its longest text.
+    """Step number → batch of texts of similar length, because an LSTM runs as many steps as its longest text.
 
     Each epoch is a new permutation in chunks of CHUNK batches. The texts of a chunk are sorted by length, and the
     batches of the epoch are shuffled. A batch depends only on seed and step.

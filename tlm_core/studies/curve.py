@@ -147,7 +147,7 @@ def _against(report: Report, lstm: str, model: str, margin: float) -> Report:
 
 
 def _passes_linear(report: Report, model: str) -> Report:
-    """Return from how many labels on a model is more accurate than the linear model.
+    """Return the number of labels from which a model is more accurate than the linear model.
 
     measured: the smallest measured size from which the model is more accurate at all measured sizes, or None. The other
     keys are those of `compare` with the margin 0, which computes this size from the fitted power laws.
@@ -195,7 +195,7 @@ def words(report: Report) -> str:
     for model, entry in report["models"].items():
         if "against" in entry:
             score = _mean(entry["points"][-1], metric)
-            sentences.append(f"With the token embeddings of TLM ('{model}') it has {score}.")
+            sentences.append(f"With the token embeddings of TLM ('{model}') the BiLSTM has {score}.")
             sentences += _crossings(report, model, entry["against"])
     score = _mean(report["models"][LINEAR]["points"][-1], metric)
     sentences.append(f"The linear model has {score}.")
@@ -226,7 +226,7 @@ def _crossings(report: Report, lstm: str, against: Mapping[str, Report]) -> list
             if entry["interval"] is not None:
                 sentences.append(f"The 90% interval of this number is {_interval(entry['interval'])}.")
             if "note" in entry:
-                sentences.append(f"This is {entry['note']}.")
+                sentences.append(f"The crossing point is {entry['note']}.")
         speed = f"It {speed_in_words(entry['speed_up'])} on one core"
         if "speed_up_int8" in entry:
             speed += f"; with 8-bit weights it {speed_in_words(entry['speed_up_int8'])}"
@@ -235,7 +235,7 @@ def _crossings(report: Report, lstm: str, against: Mapping[str, Report]) -> list
 
 
 def _passing(model: str, entry: Report) -> str:
-    """Return a sentence that says from which size on a model is more accurate than the linear model."""
+    """Return a sentence on the size from which a model is more accurate than the linear model."""
     if entry["measured"] is None:
         text = f"At the largest size '{model}' is not more accurate than the linear model"
     else:
@@ -245,7 +245,7 @@ def _passing(model: str, entry: Report) -> str:
     text += f"; by the fitted power laws from about {_about(entry['labels'])} labels"
     if entry["interval"] is not None:
         text += f" (90% interval {_interval(entry['interval'])})"
-    return f"{text}. This is {entry['note']}." if "note" in entry else f"{text}."
+    return f"{text}. The crossing point is {entry['note']}." if "note" in entry else f"{text}."
 
 
 def _interval(interval: Sequence[float | None]) -> str:

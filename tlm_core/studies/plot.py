@@ -30,7 +30,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class _Axis:
-    """The values from low to high are at the pixels from begin to end."""
+    """An axis that places the values from low to high at the pixels from begin to end."""
 
     low: float
     high: float

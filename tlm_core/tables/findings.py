@@ -63,7 +63,7 @@ class Findings:
             self.warnings.append(Fault(code, message, split, row, column))
 
     def note(self, text: str) -> None:
-        """Add an inferred choice with its reason, or how a file was read."""
+        """Add a note that states an inferred choice with its reason, or how a file was read."""
         if text not in self.notes:
             self.notes.append(text)
             if self._notify is not None:
@@ -84,7 +84,7 @@ class Findings:
             raise self.error()
 
     def error(self) -> InvalidDataset:
-        """Return all data errors as one exception; its message has the first one and the number of each code."""
+        """Return all data errors as one exception. Its message has the first error and the count of each code."""
         summary = f"Data error in {self._subject}"
         if self.total > 1:
             counts = ", ".join(f"{count} x {code}" for code, count in self.fault_counts.most_common())

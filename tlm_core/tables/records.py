@@ -45,8 +45,8 @@ _FOREIGN = (
     (b"\xd0\xcf\x11\xe0", "an old Excel sheet"),
     (b"%PDF", "a PDF"),
     (b"ARROW1", "an Arrow file"),
-    (b"BZh", "packed with bzip2"),
-    (b"\xfd7zXZ", "packed with xz"),
+    (b"BZh", "compressed with bzip2"),
+    (b"\xfd7zXZ", "compressed with xz"),
 )
 SUPPORTED = "Supported types: jsonl, json, csv, tsv and parquet; all but parquet also as .gz or .zst."
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
@@ -84,7 +84,7 @@ class Records:
 class TableFile:
     """One file to read. label: its name in messages. Data errors go to `findings`.
 
-    delimiter, encoding, kind ("json", "delimited", "parquet"): None infers them. max_bytes: of the unpacked file.
+    delimiter, encoding, kind ("json", "delimited", "parquet"): None infers them. max_bytes: limit of the unpacked file.
     """
 
     path: Path
@@ -125,7 +125,7 @@ class TableFile:
             if getattr(error, "errno", None):
                 raise StorageUnavailable(f"Cannot read {self.path}: {error}. Try again.") from error
             if "Truncated" in str(error):
-                self.fault("cut_file", f"{self.label} ends too early; its packed data are incomplete. Upload it again.")
+                self.fault("cut_file", f"{self.label} is compressed and ends too early. Upload the whole file.")
             else:
                 self.fault("unreadable_file", f"Cannot read {self.label} ({error}). Write or upload the file again.")
 
@@ -179,7 +179,7 @@ class TableFile:
                 while size <= self.max_bytes and (block := handle.read(1 << 20)):
                     size += len(block)
         if size > self.max_bytes:
-            message = f"{self.label} unpacks to more than {self.max_bytes:,} bytes. Use fewer rows or shorter texts."
+            message = f"{self.label} has more than {self.max_bytes:,} bytes unpacked. Use fewer rows or shorter texts."
             raise UnreadableFile("file_too_large", message)
 
     def _records(self, names: Sequence[str], produce: Reader) -> Records:
@@ -261,7 +261,7 @@ class TableFile:
         delimiter = self.delimiter or self._infer_delimiter()
         plain = delimiter == "\t" and _quotes_are_plain(self._lines())
         if plain:
-            self.findings.note(f"{self.label}: quotes are read as plain characters because some enclose no whole field")
+            self.findings.note(f"{self.label}: quotes are read as characters because some do not enclose a whole field")
         lines = self._lines()
         reader = csv.reader(
             lines, delimiter=delimiter, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL, strict=True
@@ -273,7 +273,7 @@ class TableFile:
             raise UnreadableFile("malformed_row", message) from error
         names = [name.strip() for name in header]
         if names != header:
-            self.findings.note(f"{self.label}: blanks around column names are removed")
+            self.findings.note(f"{self.label}: spaces around column names are removed")
         if unnamed := names.count("") if any(names) else 0:
             self.findings.note(f"{self.label}: ignored {counted(unnamed, 'column')} without a name")
         if not check_names(names, self):
@@ -335,7 +335,7 @@ class TableFile:
 
     def _too_few(self, row: int, fields: int, width: int) -> None:
         message = f"Row {row} of {self.label} has {counted(fields, 'field')}, but the header has {width}."
-        self.fault("malformed_row", f"{message} Add the missing ones.", row)
+        self.fault("malformed_row", f"{message} Add the missing fields.", row)
 
     def _invalid_row(self, reason: str, row: int) -> None:
         place = f"Row {row} of {self.label}"
@@ -386,7 +386,7 @@ def without_surrogates(text: str) -> str:
 
 
 def _start(lines: Iterable[str]) -> tuple[str, bool]:
-    """The first characters of a file, and whether they are all of it."""
+    """Return the first characters of a file, and whether they are the whole file."""
     parts, size = [], 0
     for line in lines:
         parts.append(line)
@@ -404,7 +404,7 @@ def _widths(sample: str, delimiter: str) -> list[int]:
             if cells:
                 widths.append(len(cells))
     except csv.Error:
-        pass  # the file itself is read strictly, with errors
+        pass  # `_rows` reads the whole file in strict mode and reports this error
     return widths
 
 

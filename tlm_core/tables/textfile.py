@@ -20,11 +20,11 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# Encodings that charset-normalizer chooses from. It cannot always separate cp1250 from cp1252, the usual one.
+# Encodings that charset-normalizer chooses from. It cannot always distinguish cp1250 from cp1252, which is more common.
 _LEGACY = ["cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "koi8_r", "gb18030", "shift_jis", "euc_kr", "big5"]
 _BLOCK = 1 << 20
 _SAMPLED_LINES = 1_000
-_EVIDENCE = 32  # with fewer bytes above 127 charset-normalizer guesses
+_EVIDENCE = 32  # bytes above 127 that charset-normalizer needs for a reliable choice
 LONGEST_LINE = 1 << 26
 # A byte that cannot be decoded becomes one of these code points under "surrogateescape".
 UNDECODED = re.compile("[\udc80-\udcff]")
@@ -61,7 +61,7 @@ def name_without_packing(name: str) -> str:
 
 
 def open_bytes(path: Path) -> IO[bytes]:
-    """Open a file for reading, unpacked if its name or its first bytes say gzip or Zstandard. Raises OSError."""
+    """Open a file for reading, unpacked if its name or its first bytes indicate gzip or Zstandard. Raises OSError."""
     with open(path, "rb") as file:
         start = file.read(4)
     by_content = next((codec for mark, codec in _MARKS_OF_PACKED if start.startswith(mark)), None)
@@ -179,7 +179,7 @@ def _legacy(path: Path) -> Encoding:
 
 
 def _likely_encodings(sample: bytes) -> list[str]:
-    """Legacy encodings of the sample, the likeliest first."""
+    """Return the legacy encodings of the sample, most probable first."""
     if sum(byte > 127 for byte in sample) < _EVIDENCE:
         return ["cp1252"]
     from charset_normalizer import from_bytes

@@ -17,9 +17,9 @@ from tlm_core.tasks import limits
 from tlm_core.tasks.table import KINDS, UNREAD, RawTable, as_text
 
 _DECIMAL = re.compile(r"-?\d*\.\d+(?:e-?\d+)?", re.IGNORECASE)
-# Digits that a float holds exactly: longer numbers may be ids.
+# Numbers whose digits a float holds exactly. Longer numbers may be ids.
 _NUMBER = re.compile(r"-?\d{1,15}|-?\d{0,8}\.\d{1,6}", re.ASCII)
-_SPELLING = "case, blanks or number format"
+_SPELLING = "case, spaces or number format"
 LabelCounts = Mapping[str, Mapping[str, int]]
 Predicate = Callable[[pa.StringArray], pa.BooleanArray]
 
@@ -122,7 +122,7 @@ def _long_rows(table: RawTable, values: pa.ChunkedArray, limit: int) -> list[tup
 
 
 def count_labels(values: pa.ChunkedArray) -> dict[str, int]:
-    """Number of rows of each label of a string column, without null and blank ones."""
+    """Return the number of rows of each label of a string column, without null and blank labels."""
     entries = pc.value_counts(values).to_pylist()
     return {entry["values"]: entry["counts"] for entry in entries if entry["values"] and entry["values"].strip()}
 
@@ -180,7 +180,7 @@ def _check_spelling(train: Mapping[str, int], file: str, column: str, findings: 
             findings.warn("label_variants", message, split="train", column=column)
     if edged := sort_labels(label for label in train if label != label.strip()):
         shown = ", ".join(map(repr, edged[:5]))
-        message = f"The labels {shown} of {file} begin or end with blanks, which belong to the names. Remove them."
+        message = f"The labels {shown} of {file} begin or end with spaces, which belong to the names. Remove them."
         findings.warn("label_variants", message, split="train", column=column)
     if len(train) > 1 and all(_DECIMAL.fullmatch(label) for label in train):
         message = (

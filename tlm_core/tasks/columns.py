@@ -139,7 +139,7 @@ def _infer_text(table: RawTable, excluded: set[str], findings: Findings) -> str 
         if name not in excluded and set(column.kinds) <= {"text"}
     }
     if not lengths:
-        message = f"No column of {table.file} has texts beside the label ({_listed(list(table.columns))})."
+        message = f"No column of {table.file} has texts besides the label ({_listed(list(table.columns))})."
         findings.fault("missing_column", f"{message} Set text_column.", split=table.split)
         return None
     name = max(lengths, key=lambda column: lengths[column])
@@ -150,12 +150,12 @@ def _infer_text(table: RawTable, excluded: set[str], findings: Findings) -> str 
 def _infer_pair(table: RawTable, text: str, label: str, findings: Findings) -> str | None:
     pair = _named(table, PAIRS.get(text.lower(), ()), {text, label})
     if pair is not None:
-        findings.note(f"text pair: column '{pair}' beside '{text}', by their names (text_pair_column='' turns it off)")
+        findings.note(f"text pair: column '{pair}' beside '{text}', by their names (text_pair_column='' disables it)")
     return pair
 
 
 def _has_header(table: RawTable, columns: Columns, options: DatasetOptions, findings: Findings) -> bool:
-    """Whether the first line is a header. It is a record if the name of an inferred label column is also a label."""
+    """Return whether the first line is a header. It is a record if an inferred label column has the name of a label."""
     if options.label_column is not None or columns.label.lower() in LABEL_NAMES:
         return True
     if not pc.any(pc.equal(table.columns[columns.label].values, columns.label)).as_py():

@@ -60,7 +60,7 @@ def _folded(text: str | None) -> list[str]:
 
 
 def is_among(keys: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(rows,) True where a key is also one of `others`."""
+    """Return a mask (rows,): True where a key is also in `others`."""
     if not len(others):
         return np.zeros(len(keys), dtype=np.bool_)
     ordered = np.sort(others)

@@ -33,7 +33,7 @@ class Metric:
     title: for tables and the model card. task_type: name of the task type whose targets it compares.
     compute: true and predicted targets [rows] → value; raises Undefined if there is no value.
     always: every report of the task type has it, not only those of tasks that chose it.
-    same_as: name of another metric that always has the same value; tables for people show only that one.
+    same_as: name of another metric that always has the same value; tables for readers show only that metric.
     positive_label: whether it measures only the second of two labels (index 1).
     """
 
@@ -131,7 +131,7 @@ def score(
 
     true, predicted: [rows] label indices below n_labels, or regression targets (n_labels is 1). metric: the score that
     is also given as `value`. in_train: [rows] True where the text also occurs in train; then `deduplicated` holds the
-    same scores without these rows, because a repeated text measures memory rather than skill.
+    same scores without these rows, because a model can memorize repeated texts.
 
     Macro-F1 is the mean over the classes that occur among true or predicted labels. With one label per text micro-F1
     equals accuracy; both are given because papers report either. Scores of the other task type are None.

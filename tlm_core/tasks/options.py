@@ -38,7 +38,7 @@ class DatasetOptions:
     )
 
     def __post_init__(self) -> None:
-        """Raises InvalidRequest."""
+        """Validate the options. Raises InvalidRequest."""
         if self.metric is not None and self.metric not in METRICS:
             raise InvalidRequest(f"Unknown metric '{self.metric}'. Valid metrics: {', '.join(METRICS)}.")
         if self.positive_label is not None and not (self.metric is None or METRICS[self.metric].positive_label):

@@ -170,8 +170,8 @@ def _overlap(splits: Mapping[str, SplitData], findings: Findings) -> dict[str, o
         if len(rows):
             first = ", ".join(map(str, rows[:5]))
             message = (
-                f"Rows of {split} that are also in {' or '.join(present)}, ignoring case and blanks: {len(rows)} "
-                f"(rows {first}). The report shows every score also without them."
+                f"Rows of {split} that are also in {' or '.join(present)}, ignoring case and spaces: {len(rows)} "
+                f"(rows {first}). The report also shows every score without these rows."
             )
             findings.warn("overlap", message, split=split, row=int(rows[0]))
     return result

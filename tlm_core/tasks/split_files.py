@@ -25,7 +25,7 @@ def select_splits(source: Mapping[str, Path] | Path, findings: Findings) -> dict
 
     source: a mapping from split names (also dev, val and other usual names) to files; one file, which is train; or a
     folder whose file names give the split. A part `selection` is not a split; see `given_part`. `test_NAME`, in
-    lower case, is a further test set; in a folder only if a file is named `test`.
+    lower case, is a further test set. In a folder, this also requires a file named `test`.
     Data errors: no_file, no_train, doubled_split, unknown_split.
     """
     paths: dict[str, Path] = {}
@@ -71,7 +71,7 @@ def _add_folder(folder: Path, paths: dict[str, Path], findings: Findings) -> Non
         stem, splits = path.name.split(".")[0], _splits_in_name(path)
         if "test" in stems and _is_further(stem):
             _add(paths, stem, path, findings)
-            findings.note(f"{path.name} is a further test set beside test")
+            findings.note(f"{path.name} is a further test set in addition to test")
         elif len(splits) == 1:
             _add(paths, splits.pop(), path, findings)
         else:

@@ -17,9 +17,9 @@ def cut_splits(
 
     labels, keys: (rows,); for regression targets pass `bands`. missing: "validation", "test" or both. Rows with equal
     keys are copies of one text and stay together, with the label of the first. Each label has the same share in every
-    split, as far as whole texts allow, and at least one text in train. If labels with few rows have equal claims to a
-    row, the seed decides; labels without a row in an earlier split come first. The same arguments give the same splits
-    on any machine.
+    split, as far as whole texts allow, and at least one text in train. If not all labels with few rows can have a row,
+    labels without a row in an earlier split come first. The seed decides among the rest. The same arguments give the
+    same splits on any machine.
     """
     _, first, group = np.unique(keys, return_index=True, return_inverse=True)
     sizes = np.bincount(group)
@@ -74,7 +74,7 @@ def _quotas(
 
 
 def bands(targets: NDArray[np.float64]) -> NDArray[np.int32]:
-    """(rows,) the band of each regression target, to stratify by: ten bands, fewer for few rows."""
+    """Return the band of each regression target, (rows,), for stratification. Few rows have fewer than ten bands."""
     count = max(1, min(10, len(targets) // 20))  # a tenth of each band needs some rows
     edges = np.quantile(targets, np.arange(1, count) / count)
     indices: NDArray[np.int32] = np.searchsorted(edges, targets, side="right").astype(np.int32)

@@ -133,7 +133,7 @@ def collect(records: Records, file: TableFile) -> RawTable | None:
     while batch := list(itertools.islice(stream, _BATCH)):
         known = len(columns)
         for name in dict.fromkeys(itertools.chain.from_iterable(record for _, record in batch)):
-            if name not in columns:  # a key that appears late is null before
+            if name not in columns:  # a new key is null in all earlier records
                 columns[name] = Column([pa.nulls(length, pa.string())] if length else [])
         if len(columns) > known and not check_names(list(columns), file):
             return None

@@ -66,7 +66,7 @@ def _rows_with(table: RawTable, column: str, labels: list[str]) -> list[int]:
 
 
 def check_spread(tables: Mapping[str, RawTable], column: str, findings: Findings) -> None:
-    """Data error: one_class, if all train targets are equal, or equal in 32 bits."""
+    """Check that train targets differ. Data error: one_class, if all are equal, or equal in 32 bits."""
     file = tables["train"].file
     values = {float(label) for label in count_labels(tables["train"].columns[column].values) if _is_decimal(label)}
     if len(values) == 1:

@@ -188,7 +188,7 @@ def _cut(splits: Mapping[str, SplitData], missing: list[str], seed: int, finding
 def _known(
     source: Mapping[str, Path] | Path | HubSource, options: DatasetOptions, findings: Findings
 ) -> DatasetOptions:
-    """Return the options, with those of known tasks (the paper's, GLUE) where the user sets none."""
+    """Return the options. For known tasks (the paper's, GLUE), add the known options that the user does not set."""
     if not isinstance(source, HubSource):
         return options
     if glue := glue_task(source.path, source.config):
@@ -207,9 +207,9 @@ def _known(
 
 
 def _check_sizes(splits: Mapping[str, SplitData], findings: Findings) -> None:
-    """Warning: few_rows, if validation or test is so small that chance decides."""
+    """Check the number of rows. Warning: few_rows, if validation or test is too small for reliable scores."""
     effects = {
-        "validation": ("jobs cannot compare models and return their combination", limits.ROWS_TO_CHOOSE),
+        "validation": ("jobs return a combination of models without comparing them", limits.ROWS_TO_CHOOSE),
         "test": ("its scores are imprecise", limits.ROWS_TO_SCORE),
     }
     for split, (effect, enough) in effects.items():
@@ -220,7 +220,7 @@ def _check_sizes(splits: Mapping[str, SplitData], findings: Findings) -> None:
 
 
 def _check_validation(validation: SplitData, metric: str, positive: str, findings: Findings) -> None:
-    """Warning: no_choice, if all models score the same on validation. positive: the label that f1 measures."""
+    """Check that scores can differ. Warning: no_choice, if all scores are equal. positive: the label of f1."""
     if not validation.type.has_classes:
         if np.ptp(validation.targets().astype(np.float32)):
             return
@@ -229,7 +229,7 @@ def _check_validation(validation: SplitData, metric: str, positive: str, finding
         lack = f"a row with the label '{positive}'"
     else:
         return
-    message = f"validation lacks {lack}, so {metric} cannot choose a model there. Add such rows to validation."
+    message = f"validation lacks {lack}, so its {metric} cannot compare models. Add such rows to validation."
     findings.warn("no_choice", message, split="validation")
 
 

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class Ahead:
-    """Draws `count` batches ahead. With 0 it draws each batch when it is requested.
+    """Returns batches in order, and draws `count` of them in advance. With 0, each batch is drawn on request.
 
-    draw: (step, progress) → batch. load: prepares a batch for its passes. flops: of a step with a batch. state: the
-    counts at the first step. The counts of later steps follow from the batches, except for the seconds. So a budget
-    of seconds draws nothing ahead: all workers must read the clock at the same step to draw equal batches.
+    draw: (step, progress) → batch. load: prepares a batch for its passes. flops: returns the FLOPs of a step with a
+    batch. state: the counts at the first step. The counts of later steps follow from their batches; elapsed seconds do
+    not. So with a budget of seconds no batch is drawn in advance.
     """
 
     def __init__(

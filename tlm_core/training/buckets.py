@@ -1,4 +1,4 @@
-"""The sum of all workers' gradients in buckets, which start while the backward pass still computes other gradients."""
+"""Sum the gradients of all workers in buckets, while the backward pass still computes other gradients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BUCKET = 2**23  # parameters
 
 @dataclass(frozen=True)
 class Bucket:
-    """A stretch of the flat gradient within one part of the model. first: the index of its earliest parameter."""
+    """The range [start, stop) of the flat gradient, in one part of the model. first: index of its first parameter."""
 
     part: str
     start: int
@@ -25,9 +25,9 @@ class Bucket:
 
 
 def divide(parameters: Sequence[tuple[str, nn.Parameter]], size: int = BUCKET) -> list[Bucket]:
-    """Divide the parameters of a model into buckets, in the order of the backward pass. They lie in one buffer.
+    """Divide the parameters of a model, which are in one buffer, into buckets in the order of the backward pass.
 
-    A bucket has at most `size` parameters, or one larger tensor. All workers have the same order.
+    A bucket has at most `size` parameters, unless a single tensor is larger. The order is the same on all workers.
     """
     placed = sorted((parameter.storage_offset(), n) for n, (_, parameter) in enumerate(parameters))
     buckets: list[Bucket] = []
@@ -44,10 +44,10 @@ def divide(parameters: Sequence[tuple[str, nn.Parameter]], size: int = BUCKET) -
 
 
 class Buckets:
-    """Sums a step's gradient over the workers. Each bucket starts when the gradients of its parameters are complete.
+    """Sums a step's gradient over the workers. The sum of a bucket starts when all of its gradients are complete.
 
-    All workers start the buckets in one order. A worker whose memory runs out repeats the step. This only delays the
-    others: the buckets that it has started hold complete gradients. dtype: of the sums.
+    All workers start the buckets in the same order. A worker that runs out of memory repeats the step, except for
+    the buckets that it has started: their gradients are complete. The other workers only wait. dtype: of the sums.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Buckets:
         self._gradient, self._workers = gradient, workers
         self._sums = torch.empty_like(gradient, dtype=dtype)
         self._buckets = divide(parameters, BUCKET)
-        self._open: list[Bucket] = []  # of the step, not started
+        self._open: list[Bucket] = []  # buckets of this step that are not started
         self._started: list[tuple[Bucket, Callable[[], None]]] = []
         self._complete: set[str] = set()
 
@@ -68,13 +68,13 @@ class Buckets:
         self._complete = set()
 
     def complete(self, name: str) -> None:
-        """Record that the gradient of the parameter `name` is complete. Start the next buckets if it completes them."""
+        """Record that the gradient of the parameter `name` is complete. Start the buckets that are now complete."""
         self._complete.add(name)
         while self._open and self._open[0].names <= self._complete:
             self._start()
 
     def finish(self, parts: Iterable[str]) -> None:
-        """Start the other buckets, wait for all, and write their sums into the gradient."""
+        """Start the remaining buckets, wait for all buckets, and write the sums into the gradient."""
         if not self._open and not self._started:
             self.begin(parts)
         while self._open:

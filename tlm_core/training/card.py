@@ -66,7 +66,7 @@ def linear_card(report: Facts, task: Facts) -> str:
     task_type, setting = task_type_of(report["metric"]), report["linear"]["setting"]
     features = "n-grams of words (1 to 2)" + (" and of characters (2 to 5)" if setting["families"] > 1 else "")
     start = setting.get("start_words")  # reports of earlier releases have none
-    parts = f"whole texts, and their first {start} words as texts of their own" if start else "whole texts"
+    parts = f"whole texts, and separately the first {start} words of each" if start else "whole texts"
     body = [
         "---",
         "pipeline_tag: text-classification",
@@ -135,21 +135,21 @@ def _pruning(report: Facts) -> list[str]:
     return [
         "",
         f"It is a super ticket (arXiv 2105.12002): the least important {ticket['level']:.0%} of its attention heads",
-        "and feed-forward blocks were removed, and the rest was finetuned again from the weights before finetuning.",
-        f"`model.onnx` holds the remaining {ticket['left']:,} parameters. These weights, for stock classes, have the",
-        f"full size ({ticket['full']:,}), with zeros for the removed parts.",
+        "and feed-forward blocks were removed. The rest was finetuned again, from the weights before finetuning.",
+        f"`model.onnx` holds the remaining {ticket['left']:,} parameters. The weights in this folder have the full",
+        f"size ({ticket['full']:,}), with zeros for the removed parts, because stock classes expect it.",
     ]
 
 
 def _scores(report: Facts) -> list[str]:
-    """Return what the job returns, and the scores of each model on test and of the returned one on other splits."""
+    """Return sentences on the returned model, and a table: each model on test, the returned one on other splits."""
     metric = report["metric"]
     names, majority = (*scores_shown(metric), "deduplicated"), task_type_of(metric).baseline_title
     rows = [(f"test, {majority if row.name == MAJORITY else row.name}", row) for row in model_rows(report)]
     rows = rows if majority else rows[1:]
     for split in [name for name in report["mean"] if name != "test"]:
         row = ModelRow("", report["mean"][split], report["spread"][split])
-        before = " before it learned from validation" if report.get("refit") and split == "validation" else ""
+        before = " before it was trained on validation" if report.get("refit") and split == "validation" else ""
         rows.append((f"{_plain(split)}, returned model{before}", row))
     cells = [[_number(row.mean.get(name), row.spread.get(name)) for name in names] for _, row in rows]
     return [
@@ -165,7 +165,7 @@ def _scores(report: Facts) -> list[str]:
 
 
 def _runs(report: Facts) -> str:
-    """Say which runs the scores are of."""
+    """Return a sentence on the runs whose scores the table has."""
     if len(report["seeds"]) == 1:
         return "The scores are those of one run, so they have no spread."
     numbers = [str(entry["seed"]) for entry in report["seeds"]]
@@ -174,7 +174,7 @@ def _runs(report: Facts) -> str:
 
 
 def _weights(report: Facts) -> list[str]:
-    """Return which weights the stock folder holds, as opposed to the graph beside it."""
+    """Describe the weights in the stock folder. `model.onnx` beside the folder may hold another model."""
     scored = any(entry["validation"]["value"] is not None for entry in report["seeds"])
     chosen = "the best on validation" if scored else "the first, because validation has no score"
     lines = ["", f"These weights are the encoder of seed {report['best_seed']}, {chosen}.", *_refit(report)]
@@ -184,8 +184,8 @@ def _weights(report: Facts) -> list[str]:
 
 
 def _refit(report: Facts) -> list[str]:
-    """Return which texts the returned models learned from, beside train."""
-    return ["After all choices, the model learned again, from train and validation."] if report.get("refit") else []
+    """Return a sentence on the refit, if the job has one."""
+    return ["After all choices, the model was trained again, on train and validation."] if report.get("refit") else []
 
 
 def _rates(report: Facts) -> list[str]:
@@ -193,7 +193,7 @@ def _rates(report: Facts) -> list[str]:
     for chosen, seed in ((entry["chosen"], entry["seed"]) for entry in report["seeds"] if "tries" in entry):
         weights = f" with class weights {chosen['class_weights']}" if "class_weights" in chosen else ""
         choices.append(f"rate {chosen['lr']:g}{weights} (seed {seed})")
-    return ["", f"Finetuned with what was best on validation: {', '.join(choices)}."] if choices else []
+    return ["", f"Validation chose these values for finetuning: {', '.join(choices)}."] if choices else []
 
 
 def _counts(counts: Mapping[str, int]) -> str:
@@ -215,7 +215,7 @@ def _data(facts: Facts, recipe: CardRecipe) -> list[str]:
 
 
 def _lengths(facts: Facts) -> list[str]:
-    """Return how long texts are read."""
+    """Describe how the model reads long texts."""
     length, windows = facts["max_length"], facts.get("max_windows", 1)
     if windows == 1:
         return [f"- Texts longer than {length} tokens are truncated."]

@@ -1,4 +1,4 @@
-"""Weights as an ensemble's file stores them. Token embeddings are half of a small encoder; 8 bits suffice for them."""
+"""Token embeddings in 8 bits, as the file of an ensemble stores them. They are half of a small encoder's weights."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ EMBEDDINGS = "encoder.tokens.weight"
 
 
 def eight_bits(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Return numbers from -127 to 127 and the scale of each row, [rows, 1]. Their product is the rounded matrix."""
+    """Return integers from -127 to 127 and the scale of each row, [rows, 1]. Their product is the rounded matrix."""
     scales = np.maximum(np.abs(weight).max(axis=1, keepdims=True), np.float32(1e-9)) / np.float32(127)
     return np.rint(weight / scales).astype(np.int8), scales

@@ -1,6 +1,6 @@
-"""Token vectors and frequencies counted on the training text, the start of `model.init: counts`.
+"""Token vectors and frequencies, counted on the training text. `model.init: counts` starts from them.
 
-From random weights a short run spends its first third on facts that counting gives in seconds: the frequency of each
+A short run from random weights spends its first third on facts that counting yields in seconds: the frequency of each
 token, and which tokens occur in the same contexts. The vectors are the leading eigenvectors of the tokens' positive
 pointwise mutual information (Levy and Goldberg 2014), by subspace iteration (Halko et al. 2011).
 """
@@ -21,9 +21,9 @@ Floats = npt.NDArray[np.float32]
 
 MAX_TOKENS = 5_000_000
 WINDOW = 5
-# A pair weighs 1 / distance. In sixtieths all weights are integers, so their sums do not depend on the order.
+# A pair of tokens has the weight 1 / distance. In units of 1/60 all weights are integers, so sums are exact.
 UNIT = 60
-# Tokens and matrix rows per block. They bound the memory beyond the counts themselves.
+# Tokens and matrix rows per block. They limit the memory for everything but the counts.
 BLOCK_TOKENS, BLOCK_ROWS = 500_000, 512
 SMOOTHING = 0.75
 OVERSAMPLING = 16
@@ -55,7 +55,7 @@ def count(stores: Sequence[TokenStore], size: int, specials: Sequence[int], dim:
     frequency[list(specials)] = 0.0
     pairs = pairs + pairs.T
     association = _association(pairs, size)
-    smooth = frequency + 0.5  # every token stays possible
+    smooth = frequency + 0.5  # no token gets the probability 0
     return Counted(
         log_frequency=np.log(smooth / smooth.sum()).astype(np.float32),
         vectors=_leading(association, dim),
@@ -125,7 +125,7 @@ def _leading(matrix: sparse.csr_matrix, dim: int) -> Floats:
     best = np.argsort(-np.abs(values), kind="stable")[:dim]
     vectors: Floats = np.zeros((size, dim), dtype=np.float32)
     vectors[:, : len(best)] = basis @ turn[:, best] * np.sqrt(np.abs(values[best]))
-    vectors[np.diff(matrix.indptr) == 0] = 0.0  # tokens without a neighbor have only rounding noise
+    vectors[np.diff(matrix.indptr) == 0] = 0.0  # the values of tokens without a neighbor are only rounding noise
     return vectors
 
 

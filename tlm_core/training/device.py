@@ -41,13 +41,13 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Return whether the device ran out of memory. A CPU's allocator raises a plain RuntimeError."""
+    """Return whether the error says that the device ran out of memory. On a CPU it is a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 @contextmanager
 def model_fits_device() -> Iterator[None]:
-    """Raise OutOfMemory if a training stage exceeds the device's memory at any batch size, or the host's memory."""
+    """Raise OutOfMemory if a training stage needs more memory than the device or the host has."""
     try:
         yield
     except MemoryError as error:
@@ -91,5 +91,5 @@ def product_type(precision: str, device: torch.device) -> torch.dtype:
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Compute matrix products in the recipe's precision; weights and their gradients stay float32."""
+    """Return a context that computes matrix products in the recipe's precision. Weights and gradients stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=product_type(precision, device) == torch.bfloat16)

@@ -40,7 +40,7 @@ from tlm_core.training.state import HISTORY, SHAPE, WEIGHTS, TrainState, load_we
 # (prepared data, batch size, seed) → batches by step
 Draw = Callable[[Prepared, int, int], Callable[[int, float], Batch]]
 
-# Validations of the joint stage, and texts in each. They give a curve and select nothing.
+# Number of validations in the joint stage, and of texts in each. Their scores are only reported.
 _CURVE_POINTS, _CURVE_TEXTS = 5, 500
 
 
@@ -73,7 +73,7 @@ def _validate(
 
 
 def _is_behind(ctx: StageContext[JointParams], trainer: Trainer, behind: dict[str, float]) -> bool:
-    """Compare encoder and linear model on validation. `behind` receives the scores if the encoder is behind."""
+    """Return whether the encoder is behind the linear model on validation. If so, add both scores to `behind`."""
     prepared = Prepared(ctx.inputs["prepared"])
     split, precision = prepared.split("validation"), ctx.params.precision
     outputs = predict(
@@ -161,13 +161,13 @@ def tune(
 
 
 def _steps(finetune: Finetune, prepared: Prepared, splits: Sequence[str]) -> int:
-    """Return the steps of finetuning on the texts of some splits. Every other step has pieces, if there are any."""
+    """Return the steps of finetuning on the texts of some splits. If there are pieces, every other step uses them."""
     rows = sum(len(prepared.split(name)) for name in splits)
     return finetune.steps(rows) * (1 if prepared.pieces() is None else 2)
 
 
 def _classifier(tensors: Mapping[str, Tensor], prepared: Prepared) -> dict[str, Tensor]:
-    """Return the weights of a finetuned model without those of masked language modeling, in the units of the task."""
+    """Return the weights of a finetuned model without the vocabulary head, in the units of the task's targets."""
     return own_units({name: of for name, of in tensors.items() if not name.startswith("vocabulary.")}, prepared)
 
 
@@ -209,8 +209,8 @@ def _tuner(
 def refit(ctx: StageContext[FinetuneParams]) -> dict[str, Any]:
     """Finetune again on train and validation, for the share of the steps that validation chose (`refit: true`).
 
-    If validation chose the untouched weights, or the encoder is behind the linear model, the weights stay the same.
-    Inputs: those of `finetune`, and its result `finetune`, whose rate and class weights it uses.
+    If validation chose the initial weights, or the encoder is behind the linear model, copy the finetuned weights.
+    Inputs: those of `finetune`, and its result `finetune`, which sets the rate and the class weights.
     """
     prepared, finetuned = Prepared(ctx.inputs["prepared"]), ctx.inputs["finetune"]
     history = read_history(finetuned)
@@ -238,9 +238,9 @@ def _copy_trained(source: Path, out: Path, history: Mapping[str, Any]) -> None:
 
 
 def choose(ctx: StageContext[ChooseParams]) -> dict[str, Any]:
-    """Copy the finetuning with the best validation score; the first wins ties. Inputs: `try.0`, `try.1`, …
+    """Copy the finetuned model with the best validation score, the first of equal ones. Inputs: `try.0`, `try.1`, …
 
-    Its history has the cost of all finetunings, the best one's values, and under `tries` the result of each.
+    The new history has the cost of all tries, the values of the best try, and under `tries` the result of each.
     """
     values = ctx.params.tries
     folders = [ctx.inputs[f"try.{number}"] for number in range(len(values))]
@@ -253,7 +253,7 @@ def choose(ctx: StageContext[ChooseParams]) -> dict[str, Any]:
 
 
 def evaluation_steps(steps: int, evaluations: int, untouched: bool) -> frozenset[int]:
-    """Return the steps after which to validate: evenly spread up to the last, and 0 if `untouched`."""
+    """Return the steps after which to validate: evenly spread up to the last, and 0 (no training) if `untouched`."""
     spread = {max(1, round(steps * k / evaluations)) for k in range(1, evaluations + 1)}
     return frozenset(spread | ({0} if untouched else set()))
 
@@ -261,7 +261,7 @@ def evaluation_steps(steps: int, evaluations: int, untouched: bool) -> frozenset
 def build(recipe: Model, prepared: Prepared, seed: int) -> TaskModel:
     """Return the recipe's model with its initial weights, on the CPU. Raises the errors of `published.load`."""
     pretrained: dict[str, Tensor] = {}
-    recipe = recipe.model_copy(update={"max_length": prepared.max_length})  # the recipe's may be auto
+    recipe = recipe.model_copy(update={"max_length": prepared.max_length})  # the recipe's value may be auto
     size, labels = prepared.vocabulary.size, len(prepared.labels)
     if recipe.init in OWN_STARTS:
         shape = scratch_shape(recipe, size, labels)
@@ -300,7 +300,7 @@ def write_trained(
     }
     if state.skipped:
         meta["skipped_steps"] = state.skipped
-    if state.micro_rows < MICRO_ROWS and device.type == "cpu":  # elsewhere, sums have no fixed order
+    if state.micro_rows < MICRO_ROWS and device.type == "cpu":  # on a GPU, sums never have a fixed order
         meta[SHRUNK] = state.micro_rows
     if ctx.rank:
         return meta

@@ -54,12 +54,12 @@ def predict(
 ) -> npt.NDArray[np.float32]:
     """Return the label logits [n, labels] of a split's texts, in its order: the means over each text's windows.
 
-    Workers divide the windows; all get all logits.
+    Workers divide the windows. Each of them returns all logits.
     Raises OutOfMemory if one row of texts exceeds the device's memory.
     """
     workers = workers or Workers()
     rows = DOCUMENTS
-    if isinstance(model.shape, Shape):  # an LSTM is small beside an encoder
+    if isinstance(model.shape, Shape):  # an LSTM needs little memory
         count = partial(predicting_bytes, model.shape, classifier_size(model))
         rows = rows_at_once(device.type, workers.size, DOCUMENTS, count)
     order = np.argsort(split.store.lengths, kind="stable")
@@ -105,7 +105,8 @@ def _predict_batch(model: TaskModel, batch: Batch, rows: int, device: torch.devi
 def validation_scores(logits: npt.NDArray[np.float32], split: Split, prepared: Prepared) -> dict[str, float | None]:
     """Return the score by the task's metric, accuracy, and mean loss; None for what cannot be computed.
 
-    logits: of a model in training, so the loss of regression is in squares of the train targets' standard deviation.
+    logits: of a model in training, which predicts standardized targets. So the unit of a regression loss is the
+    variance of the train targets.
     """
     scores = scores_of(logits, split, prepared)
     labels = torch.from_numpy(prepared.standard(split.labels))
@@ -130,7 +131,7 @@ def evaluate(ctx: StageContext[SeedsParams]) -> dict[str, Any]:
     With `ensemble`, all encoders are rounded as the file of an ensemble stores them.
 
     Inputs: `prepared`, `task`, `finetune.s{seed}` for each seed and, to combine the models, `baseline` and
-    `self_train`. If the recipe says so, also `refit.s{seed}` and `refit_linear`: the models that test and export use.
+    `self_train`. With a refit, also `refit.s{seed}` and `refit_linear`: the models to test and export.
     """
     return evaluate_models(ctx, partial(load_model, compact=ctx.params.ensemble))
 
@@ -170,8 +171,8 @@ def encoder_results(
 ) -> list[EncoderResult]:
     """Return the outputs of each seed's encoder on validation and test, its history and its cost.
 
-    folders: of the finetuned models, by seed. final: of the models to test, by default the same. It reads test texts,
-    so call it once, after all training.
+    folders: of the finetuned models, by seed. final: of the models to test, by default the same. This function reads
+    test texts, so call it once, after all training.
     """
     results = []
     for seed in sorted(folders):

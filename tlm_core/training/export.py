@@ -40,7 +40,7 @@ PROBES = 16
 
 
 def export(ctx: StageContext[ExportParams]) -> dict[str, Any]:
-    """Write the returned model and, in `model/`, its encoder as a stock folder; see docs/report.md for the files.
+    """Write the returned model, and the best seed's encoder as the stock folder `model/` (see docs/report.md).
 
     Inputs: those of `evaluate`, and `evaluate`. Raises TrainingFailed unless the stock classes and onnxruntime load the
     files and compute what `evaluate` computed.
@@ -66,7 +66,7 @@ def export(ctx: StageContext[ExportParams]) -> dict[str, Any]:
 
 
 def _write_returned(ctx: StageContext[ExportParams], report: Mapping[str, Any], *, compact: bool) -> None:
-    """Write `model.onnx` of any model but a single encoder."""
+    """Write `model.onnx` of a returned model that is not a single encoder."""
     returned = report["returned"]
     model, scales, path = returned["model"], Scales(**returned["scales"]), ctx.out / MODEL
     linear = None

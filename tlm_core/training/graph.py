@@ -95,8 +95,8 @@ class Graph:
 class GraphWriter:
     """Writes the parts that encoders share. weights: arrays by our parameter names.
 
-    compact: store token embeddings in 8 bits, and the other weights in half precision. Callers round
-    them first (`state.compact_weights`).
+    compact: store token embeddings in 8 bits, and the other weights in half precision. The caller has rounded the
+    weights (`state.compact_weights`).
     """
 
     def __init__(self, graph: Graph, shape: Shape, weights: Weights, *, compact: bool = False) -> None:
@@ -182,7 +182,7 @@ class GraphWriter:
         return g.op("Mul", rows, g.op("Gather", g.const(scales), "input_ids.rows"))
 
     def _mask(self, places: str, window: int | None) -> str:
-        """Write what attention adds to the scores, [B, 1, 1, L], or with a window [B, 1, L, L]."""
+        """Write the mask that attention adds to its scores, [B, 1, 1, L], or [B, 1, L, L] with a window."""
         g = self.graph
         real = g.op("Cast", g.op("Unsqueeze", "attention_mask.rows", g.ints(1, 2)), to=TensorProto.FLOAT)
         mask = g.op("Mul", g.op("Sub", g.const(1.0), real), g.const(FAR))

@@ -1,7 +1,7 @@
 """Attention and gated blocks on packed rows. Their hand-written gradients pass over memory less often than autograd.
 
-Between two matrix products, memory traffic dominates the time. Elementwise work is several times as fast on whole,
-contiguous tensors, and out of place in bfloat16.
+Between two matrix products, memory traffic dominates the time. Elementwise operations are several times as fast on
+whole, contiguous tensors. In bfloat16 they are faster out of place than in place.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class RowKernels:
 class Heads(torch.autograd.Function):
     """Queries, keys, and values of all heads from one product, with rotary positions (Su et al. 2021).
 
-    The results are contiguous, as the next matrix products need them. The gradient rotates back.
+    The results are contiguous, as the next matrix products need them. The backward pass applies the inverse rotation.
     """
 
     @staticmethod
@@ -89,7 +89,7 @@ class Heads(torch.autograd.Function):
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     middle = sin.shape[-1] // 2
     half = sin[..., :middle]
-    quarter = x.roll(middle, dims=-1)  # a quarter turn, except for the sign, which the sines carry
+    quarter = x.roll(middle, dims=-1)  # a rotation by 90 degrees, without its minus sign, which the sines get below
     return torch.addcmul(quarter * torch.cat((-half, half), dim=-1), x, cos)
 
 

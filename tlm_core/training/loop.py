@@ -28,9 +28,9 @@ from tlm_core.training.state import LossMeans, StepLosses, TrainState, checkpoin
 
 POINTS = 200
 REPORT_SECONDS = 0.5
-# Seconds between two checks of a GPU, and seconds of waiting after which a step is longer than usual.
+# Seconds between two checks whether a GPU has finished, and seconds after which a wait is longer than usual.
 POLL, PATIENCE = 0.0002, 5.0
-# With `non_finite: skip`, a run may skip this many steps, or this share of a long run. More mean that the run is wrong.
+# With `non_finite: skip`, a run may skip SKIPS steps, or SKIPPED_SHARE of its steps so far if that is more.
 SKIPS, SKIPPED_SHARE = 20, 0.01
 
 
@@ -39,7 +39,7 @@ class Step:
     """A step that the device computes, with its batch.
 
     number: from 0. rate: share of the peak learning rate. flops: of this worker's products, with padding and optimizer.
-    values: `Totals` and the gradient's norm, in the host's memory once `ready` has passed.
+    values: `Totals` and the gradient's norm, complete in the host's memory after the event `ready`.
     """
 
     number: int
@@ -67,8 +67,8 @@ class Result:
 class Trainer:
     """One stage's training run.
 
-    batches: (step, progress) → batch. step_flops: FLOPs of a batch's forward and backward pass. memory: bytes of
-    training with a number of rows; None if they are not estimated. validate: returns the model's validation scores.
+    batches: (step, progress) → batch. step_flops: FLOPs of a batch's forward and backward pass. memory: estimates
+    the bytes of training with a number of rows; None: no estimate. validate: returns the model's validation scores.
     evaluate_at: the steps (1-based; 0 is before the first) after which to validate; the best weights are kept.
     curve: the number of validations at equal shares of the budget, which are only reported. is_behind: called at half
     the budget; if it returns True, the run ends there. last_step: the run ends after this step, even before the end of
@@ -251,7 +251,7 @@ class Trainer:
             raise
 
     def _halve_rows(self, batch: Batch) -> None:
-        """Process half as many rows at once; the step still has all of its rows. Raises OutOfMemory at one row."""
+        """Halve the rows that are processed at once. The step still has all rows. Raises OutOfMemory at one row."""
         rows = min(self.state.micro_rows, len(batch.rows))
         if rows == 1:
             raise OutOfMemory(
@@ -295,7 +295,7 @@ class Trainer:
         return False
 
     def _newest_checkpoint(self) -> int | None:
-        """Return the step of the newest checkpoint. All ranks wait for rank 0, because the first error ends all."""
+        """Return the step of the newest checkpoint. All ranks wait for rank 0: the first error ends all ranks."""
         newest = self.ctx.checkpoints.newest()
         self.workers.least(0, self.device)
         return self.ctx.checkpoints.newest() if self.ctx.rank else newest
@@ -308,7 +308,7 @@ class Trainer:
         return now
 
     def _agreed(self, seconds: float) -> float:
-        """Return rank 0's seconds if they decide the end of the stage: all workers must end at the same step."""
+        """Return rank 0's seconds if the budget is in seconds, because all workers must end at the same step."""
         if self.workers.size == 1 or self.budget.unit != "seconds":
             return seconds
         return float(self.workers.first(torch.tensor([seconds], dtype=torch.float64, device=self.device)))
@@ -330,7 +330,7 @@ class Trainer:
         return crossed or self.state.step in self.evaluate_at
 
     def _evaluate(self) -> None:
-        """Validate, and copy the weights if the score is better than all before, unless it is only reported."""
+        """Validate. Copy the weights if the score is the best so far, unless scores are only reported (`curve`)."""
         assert self.validate is not None
         state, scores = self.state, self.validate()
         state.evaluations.append({"step": state.step, **scores})
@@ -366,7 +366,7 @@ def to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 
 
 def await_device(ready: torch.cuda.Event | None, *, shared: bool) -> None:
-    """Wait for the event. shared: whether several workers train. One may compile for as long as a first step takes."""
+    """Wait for the event. shared: whether several workers train. A long wait may be for a worker that compiles."""
     began = time.monotonic()
     while ready is not None and not ready.query():
         if shared and time.monotonic() - began > PATIENCE:
@@ -392,8 +392,8 @@ class _Mark:
 class _Progress:
     """Reports every step's progress on rank 0, and records whether the reporter asks to stop.
 
-    A point of the metric series comes at most every REPORT_SECONDS, and after 500 s ever more rarely, so
-    that a long series stays short. Its losses are means since the previous point.
+    It adds a point to the metric series at most every REPORT_SECONDS. After 500 s this interval grows with the elapsed
+    time, so that a long run has few points. The losses of a point are means since the previous point.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -408,7 +408,7 @@ class _Progress:
         self.stop = False
 
     def count(self, step: Step) -> None:
-        """Add the FLOPs of a step: those that the model needs from each worker, and those that this one computes."""
+        """Add the FLOPs of a step: those that the model needs per worker, and those that this worker computes."""
         trainer = self._trainer
         if self._peak is not None and trainer.needed_flops is not None:
             self._used["mfu"] += trainer.needed_flops(step.batch) / trainer.ctx.world_size

@@ -36,8 +36,8 @@ def mask_rows(
 ) -> tuple[Ints, Ints]:
     """Return (tokens, targets), both [R, L]; targets are NOT_MASKED where nothing is predicted.
 
-    In each row it draws as many tokens as `drawn_of` returns, but no special ones and no padding. So at most the share
-    `rate` is drawn. Of the drawn tokens 80 % become [MASK], 10 % a random ordinary token, and 10 % stay (Devlin et al.
+    In each row, draw as many tokens as `drawn_of` returns, at most the share `rate`. Special tokens and padding are
+    never drawn. Of the drawn tokens 80 % become [MASK], 10 % a random ordinary token, and 10 % stay (Devlin et al.
     2019, section 3.1). Each token has its own counter, so a worker can draw for its rows alone. first: the number of
     the first row in the step.
     """
@@ -54,7 +54,7 @@ def mask_rows(
 
 
 def drawn_of(tokens: Ints, rate: float) -> Ints:
-    """Return how many of a row's tokens to draw: the share `rate`, rounded down. Special tokens may leave fewer."""
+    """Return how many tokens to draw per row: the share `rate`, rounded down. A row may have fewer ordinary tokens."""
     return (tokens * rate).astype(np.int64)
 
 

@@ -10,10 +10,10 @@ from tlm_core.training.architectures import Shape, architecture_of
 
 MICRO_ROWS = 64  # rows processed at once where memory allows
 
-# Environment of a process that trains on a CPU, from its start. Results do not depend on it. A test compares it with
-# the Dockerfile.
+# Environment variables of a process that trains on a CPU, set before it starts. Results do not depend on them. A test
+# compares them with the Dockerfile.
 ENVIRONMENT = {
-    # Waiting threads spin. Beside other busy processes, long spins take cores from the threads that they wait for.
+    # A waiting thread spins. If other processes are busy, a long spin takes a core from the thread that it waits for.
     "GOMP_SPINCOUNT": "5000",
     # Each step allocates large tensors. By default the C library returns their memory to the kernel, which provides it
     # again page by page and zeroed: 7 % of a step.
@@ -34,7 +34,7 @@ _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 def training_bytes(shape: Shape, parameters: int, rows: int, masked: float = 0.0) -> int:
     """Return the bytes that training needs with `rows` rows in float32, without the libraries.
 
-    They hold weights, gradient, two moments, the best weights so far, and both passes. masked: share of masked tokens.
+    They include weights, gradient, moments, the best weights so far, and both passes. masked: share of masked tokens.
     On a CPU the result is within 15 % of measurements for encoders of 3 to 6 layers, 192 to 384 wide.
     """
     forward = shape.layers * architecture_of(shape).layer_floats(shape, 3 * shape.heads)
@@ -57,8 +57,8 @@ def rows_at_once(device: str, workers: int, most: int, count: Callable[[int], in
     """Return how many rows to process at once: `most`, halved until they fit, at least 1.
 
     device: type of the device, such as `cpu`. count: estimates the bytes for a number of rows. A GPU gets `most`,
-    because it raises an error when memory runs out. On a CPU the kernel kills the process, so the estimate decides. It
-    assumes that all workers share this machine.
+    because it raises an error when memory runs out. On a CPU the kernel kills the process, so the estimate decides,
+    under the assumption that all workers share this machine.
     """
     if device != "cpu":
         return most
@@ -71,8 +71,9 @@ def rows_at_once(device: str, workers: int, most: int, count: Callable[[int], in
 def largest_rows(peak: Callable[[int], int], held: int, limit: int, most: int) -> int:
     """Return how many rows to process at once on a GPU: doubled while twice as many are expected to fit, up to `most`.
 
-    It considers no numbers in between: most steps have a power of two of rows, and other parts would leave the last one
-    partly empty. peak: measures the bytes with a number of rows; held: bytes without any; limit: bytes to use at most.
+    It tries only powers of two and `most`. Most steps have a power of two of rows, so parts of another size would leave
+    the last part partly empty.
+    peak: measures the bytes with a number of rows; held: bytes without any; limit: bytes to use at most.
     """
     rows = 1
     while rows < most and held + 2 * (peak(rows) - held) <= limit:

@@ -154,7 +154,7 @@ class Encoder(nn.Module):
         x = self.tokens(tokens)
         if self.last_type >= 0:
             x = x + self.positions(positions) + self.types(types.clamp(max=self.last_type))
-        # All sums from here on have the type of the products: between products, memory traffic dominates the time.
+        # From here on, tensors have the type of the products: between products, memory traffic dominates the time.
         result: Tensor = self.dropout(self.norm(x)).to(dtype)
         return result
 
@@ -165,7 +165,7 @@ class Encoder(nn.Module):
         return x if self.final_norm is None or stop is not None else self.final_norm(x)
 
     def _row_kernels(self, segments: Tensor, dtype: torch.dtype) -> Iterator[Kernels]:
-        """Yield the kernels of each layer. Padding sees padding, so no row of a mask is empty."""
+        """Yield the kernels of each layer. Padding attends to padding, so that no row of a mask is empty."""
         same = segments[:, None, :, None] == segments[:, None, None, :]
         place = torch.arange(segments.shape[1], device=segments.device)
         rotations, masks = rotations_of(self.shape, segments.device, dtype, len(place)), dict[int | None, Tensor]()
@@ -183,7 +183,7 @@ def layer_rules(shape: Shape) -> list[tuple[int | None, float | None]]:
 
 
 def rotations_of(shape: Shape, device: torch.device, dtype: torch.dtype, length: int) -> dict[float | None, Rotation]:
-    """Return the rotation of each rotary base. Only differences of positions matter, so all rows share it."""
+    """Return the rotation of each rotary base. All rows share it, because only differences of positions matter."""
     return {theta: rotation(length, shape.head_size, theta, device, dtype) for theta in set(shape.thetas)}
 
 
@@ -274,11 +274,11 @@ def seed_of(seed: int, name: str) -> int:
 
 
 def initialize(model: TaskModel, seed: int) -> None:
-    """Fill each tensor as a function of the seed and its name. So a change of one part leaves the others unchanged.
+    """Fill each tensor as a function of the seed and the tensor's name, so that no tensor depends on the others.
 
-    An architecture with a `residual_start` begins as the identity: matrices that write to the residual stream and the
-    last layer of each head are zero. So it tolerates a high learning rate. Others start as BERT does, with normal
-    weights of standard deviation 0.02.
+    An architecture with `residual_start` starts as the identity: matrices that write to the residual stream and the
+    last layer of each head are zero. So it tolerates a high learning rate. Other architectures start as BERT does, with
+    normal weights of standard deviation 0.02.
     """
     architecture = architecture_of(model.shape)
     with torch.no_grad():
@@ -312,8 +312,9 @@ def initialize_counted(model: TaskModel, seed: int, log_frequency: Tensor, vecto
 def counted_start(vectors: Tensor, seed: int, spread: float) -> tuple[Tensor, Tensor]:
     """Return flags of the tokens that have a counted vector, [V], and their initial embeddings, [known, width].
 
-    vectors: [V, width]. Each embedding has the length that random ones with the standard deviation `spread` have. The
-    first axes carry most variance. A random rotation spreads it over all, because optimizers work axis by axis.
+    vectors: [V, width]. Each embedding has the expected length of a random one with standard deviation `spread`. The
+    first axes of `vectors` have most of the variance. A random rotation distributes the variance over all axes, because
+    optimizers work axis by axis.
     """
     width = vectors.shape[1]
     generator = torch.Generator().manual_seed(seed_of(seed, "counted vectors"))

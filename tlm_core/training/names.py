@@ -1,6 +1,6 @@
 """Rename our parameters to the names of the stock `transformers` classes, and back.
 
-Some stock classes store query, key, and value apart; we store them as one matrix.
+Some stock classes store query, key, and value separately; we store them as one matrix.
 """
 
 from __future__ import annotations

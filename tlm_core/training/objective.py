@@ -21,7 +21,8 @@ from tlm_core.training.masking import NOT_MASKED
 from tlm_core.training.model import TaskModel
 from tlm_core.training.prepared import Batch
 
-# Libraries cache a matrix kernel for each size, so few distinct sizes keep memory from growing with every step.
+# Masked tokens are padded to a multiple of this number. Libraries cache a matrix kernel for each size, so many sizes
+# would let memory grow.
 MASKED_MULTIPLE = 64
 
 
@@ -44,7 +45,7 @@ class Workers:
         return tensor
 
     def start_sum(self, tensor: Tensor) -> Callable[[], None]:
-        """Start the sum over all workers, in place. Return a function that waits for it; a GPU's host does not wait."""
+        """Start the sum over all workers, in place. Return a function that waits for it; on a GPU, the device waits."""
         with connected():
             work = torch.distributed.all_reduce(tensor, async_op=True)
 
@@ -55,7 +56,7 @@ class Workers:
         return wait
 
     def first(self, tensor: Tensor) -> Tensor:
-        """Replace the tensor by that of rank 0, in place."""
+        """Replace the tensor with that of rank 0, in place."""
         if self.size > 1:
             with connected():
                 torch.distributed.broadcast(tensor, src=0)
@@ -73,18 +74,18 @@ class Workers:
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Raise WorkerLost if a collective fails, because another worker died or takes too long."""
+    """Raise WorkerLost if a collective operation fails: another worker died or takes too long."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        message = "A worker lost its connection to the others. If this repeats, check network and logs of the workers."
+        message = "A worker lost its connection to the others. If this recurs, check the workers' network and logs."
         raise WorkerLost(message, details=str(error)) from error
 
 
 def micro_batches(batch: Batch, workers: Workers, rows: int) -> Iterator[Batch]:
-    """Yield this worker's part of the batch in parts of at most `rows` rows."""
+    """Yield this worker's part of the batch in micro-batches of at most `rows` rows."""
     own = own_rows(batch, workers)
     for begin in range(0, len(own.rows), rows):
         PULSE.advance()

@@ -1,7 +1,7 @@
 """Parameters in one flat buffer, and the optimizers that update it.
 
-One buffer holds all parameters and one all gradients, with equal shapes side by side. So a step needs one all-reduce,
-one norm, and one fused AdamW call per section. Muon reads each group of equal matrices as a stack without a copy.
+One buffer holds all parameters, another all gradients. So a step needs one all-reduce, one norm, and one fused AdamW
+call per section. Tensors of equal shape are adjacent, so that Muon reads them as a stack without a copy.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def orthogonalize_shares(matrices: Tensor, dtype: torch.dtype, workers: Workers)
 
 @dataclass(frozen=True)
 class Section:
-    """A stretch of the buffers with one update rule. part: its part of the model; a step may train only some parts.
+    """The range [start, stop) of the buffers with one update rule. part: of the model; a step may not train all parts.
 
     block: the size of one matrix for Muon, None for AdamW.
     """
@@ -97,7 +97,7 @@ class Buffers:
     """Moves the model's parameters into one flat buffer, with their gradients in another.
 
     `gradient` ends in `totals`, the values of `Totals`, which the workers sum in the same all-reduce. multiple:
-    each section begins at a multiple of it, and zeros fill the gaps.
+    each section begins at a multiple of this number, and zeros fill the gaps.
     """
 
     def __init__(self, model: TaskModel, muon: bool, multiple: int = 1) -> None:
@@ -107,7 +107,7 @@ class Buffers:
             decay = parameter.ndim > 1
             rule = f"muon.{block[0]}x{block[1]}" if block else f"adamw.{'decay' if decay else 'plain'}"
             keyed.append((f"{_part(name)}.{rule}", block, decay, name, parameter))
-        keyed.sort(key=lambda entry: entry[0])  # stable: a section has the model's order
+        keyed.sort(key=lambda entry: entry[0])  # the sort is stable: a section has the model's order
         names, total = set(), 0
         for key, *_, parameter in keyed:
             total += parameter.numel() + (0 if key in names else -total % multiple)
@@ -141,7 +141,7 @@ class FlatOptimizer:
     """AdamW over flat sections, with Muon on the encoder's matrices if the recipe says so.
 
     parts: which of encoder, vocabulary, and task to train. workers: on GPUs, they divide Muon's matrices. precision:
-    of Muon's products. It belongs to the job, not to the machine, so that workers of a mixed cluster compute alike.
+    of Muon's products. It belongs to the job, not to the machine, so that different workers compute the same.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class FlatOptimizer:
 
     @property
     def size(self) -> int:
-        """The number of parameters, also of parts that are not trained."""
+        """The number of parameters, including those of parts that are not trained."""
         return self.buffers.value.numel()
 
     @property
@@ -184,7 +184,7 @@ class FlatOptimizer:
         return newton_schulz(counts)
 
     def leaves(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Return weights to compute with, by name: the parameters, or copies of `dtype` that each step writes.
+        """Return the weights for the passes, by name: the parameters, or copies of type `dtype` that each step updates.
 
         The vocabulary's bias stays float32: it holds logarithms of frequencies.
         """
@@ -201,7 +201,7 @@ class FlatOptimizer:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Write the copies of the weights after other code changed the parameters."""
+        """Update the copies of the weights after other code changed the parameters."""
         if self._copy is not None:
             self._copy.copy_(self.buffers.value)
 
@@ -214,7 +214,7 @@ class FlatOptimizer:
         norm = gradient.norm()
         if limit is None:
             return norm
-        if norm.is_cuda:  # the host would wait to compare; a factor of another type would slow the product down
+        if norm.is_cuda:  # a comparison would make the host wait; a factor of another type would slow the product
             gradient.mul_((limit / norm).clamp(max=1.0))
         elif norm > limit:
             gradient.mul_(limit / norm.double())
@@ -223,7 +223,7 @@ class FlatOptimizer:
     def step(self, rate: float | Tensor, active: Iterable[str], finite: Tensor | None = None) -> None:
         """Update the active parts at `rate` times the peak learning rates, unless `finite` is False.
 
-        A GPU reads both tensors itself, so that the host does not wait for them.
+        On a GPU, `rate` and `finite` stay on the device, so that the host does not wait for them.
         """
         if finite is not None and finite.is_cuda:
             self.update(rate, active, skip=(~finite).float())
@@ -291,7 +291,7 @@ class FlatOptimizer:
             value.add_(update.reshape(-1), alpha=-scale)
 
     def state(self) -> dict[str, Tensor]:
-        """Return everything that the optimizer carries from step to step, by name."""
+        """Return the tensors that a step leaves for the next step, by name."""
         return {f"{section}.{name}": t for section, moments in self._moments.items() for name, t in moments.items()}
 
     def load_state(self, saved: Mapping[str, Tensor]) -> None:

@@ -24,7 +24,7 @@ class Rows:
 
     tokens, segments, positions, types: [R, L]. positions count from a document's first token in the row; types are 1
     in the second text of a pair. documents, doc_row, doc_segment: [D], the number of each whole document in its store,
-    its row, and its segment there; empty for cut streams.
+    its row, and its segment in that row; empty for cut streams.
     """
 
     tokens: Ints
@@ -65,7 +65,7 @@ class Rows:
 
 
 class PassageStream:
-    """Passages end to end, each epoch in its own order. A row depends only on its number.
+    """Passages end to end, in a new order in each epoch. The tokens of a row depend only on the row's number.
 
     order: epoch → permutation of the store's documents. A document that is cut at the end of a row continues in the
     next row as a new segment.
@@ -129,7 +129,7 @@ class PassageStream:
 
 
 def first_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Return bins of item numbers, each of total length at most `size`. Longer items come first, ties in order."""
+    """Return bins of item numbers, each of total length at most `size`. Longer items are placed first."""
     bins: list[list[int]] = []
     room: list[int] = []
     for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -158,7 +158,7 @@ def packed(
     second: Ints | None = None,
     pad: int = 0,
 ) -> Rows:
-    """Return a row for each bin of places in `documents`. See `pack`."""
+    """Return a row for each bin, a list of indices into `documents`. For the other arguments see `pack`."""
     texts = {member: store[int(documents[member])] for members in bins for member in members}
     shape = (len(bins), length)
     tokens = np.full(shape, pad, dtype=np.int64)

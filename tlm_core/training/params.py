@@ -19,9 +19,9 @@ from tlm_core.training.recipe import (
 )
 from tlm_core.training.stage import StageParams
 
-# Metadata key of an artifact whose micro-batches shrank for memory. Another order of sums gives other bits.
+# Metadata key of an artifact computed with smaller micro-batches for lack of memory. Its sums round differently.
 SHRUNK = "rows_held_at_once"
-# Metadata key of an artifact with an own tokenizer, because the hub did not provide the published one.
+# Metadata key of an artifact with an own tokenizer that replaces one that the hub did not provide.
 OWN_TOKENIZER = "own_tokenizer"
 NOT_CACHED = frozenset({SHRUNK, OWN_TOKENIZER})  # either key excludes the artifact from the cache
 
@@ -38,7 +38,7 @@ class SelectParams(StageParams):
 
 
 class PrepareParams(StageParams):
-    """What `prepare` reads. vector_width: width of the word vectors for `model.init: counts`, or None."""
+    """Parameters of `prepare`. vector_width: width of the word vectors for `model.init: counts`, or None."""
 
     tokenizer: Tokenizer
     architecture: str
@@ -59,7 +59,7 @@ class PrepareParams(StageParams):
 
 
 class TrainParams(StageParams):
-    """What every stage that trains reads."""
+    """Parameters of every stage that trains."""
 
     seed: int
     precision: Precision
@@ -85,7 +85,7 @@ class JointParams(TrainParams):
 
 
 class TuneParams(TrainParams):
-    """What finetuning of any model reads. `finetune.rates` is empty: each rate has a node of its own."""
+    """Parameters of the finetuning of any model. `finetune.rates` is empty: each rate has a node of its own."""
 
     finetune: Finetune
 
@@ -105,7 +105,7 @@ class FinetuneParams(TuneParams):
 
 
 def training(recipe: Recipe, seed: int) -> dict[str, Any]:
-    """The fields of `TrainParams`. Raises InvalidRecipe if the recipe's precision is not resolved."""
+    """Return the fields of `TrainParams`. Raises InvalidRecipe if the recipe's precision is not resolved."""
     return {
         "seed": seed,
         "precision": recipe.number_format,
@@ -115,7 +115,7 @@ def training(recipe: Recipe, seed: int) -> dict[str, Any]:
 
 
 class ChooseParams(StageParams):
-    """tries: of each finetuning to choose from, in order, the values that differ: `lr` and maybe `class_weights`."""
+    """tries: for each finetuning to choose from, in order, its values of `lr` and, if they differ, `class_weights`."""
 
     tries: tuple[dict[str, float | str], ...]
 

@@ -30,7 +30,7 @@ LARGEST_HEAD, HEAD_MULTIPLE = 256, 8
 
 @dataclass(frozen=True)
 class Loaded:
-    """A batch in micro-batches of `rows` rows. parts: those that are on the device once `ready` has passed.
+    """A batch in micro-batches of `rows` rows. parts: streams, which are on the device after the event `ready`.
 
     flops: of the products in both passes over the parts; None: this worker's share of the step's FLOPs.
     """
@@ -43,12 +43,12 @@ class Loaded:
     flops: float | None = None
 
 
-# A step: (batch, numbers on the device) → numbers on the device, or None if memory ran out.
+# A step: (batch, controls on the device) → values on the device, or None if memory ran out.
 Compute = Callable[[Loaded, Tensor], Tensor | None]
 
 
 class Passes(Protocol):
-    """Computes gradients. ahead: batches to load in the background; late: steps until their results are read."""
+    """Computes gradients. ahead: batches to load in the background; late: steps after which a result is read."""
 
     ahead: int
     late: int
@@ -73,7 +73,7 @@ class Passes(Protocol):
         ...
 
     def run(self, compute: Compute, loaded: Loaded, controls: Tensor) -> Tensor | None:
-        """Return the result of `compute(loaded, controls)`, which may have been recorded in an earlier step."""
+        """Return the result of `compute(loaded, controls)`. It may replay a recording of an earlier step instead."""
         ...
 
 

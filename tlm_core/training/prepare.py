@@ -160,7 +160,7 @@ def _passages(
     out: Path, tokenizer: Tokenizer, size: int, selection: Path, tokens: dict[str, int], progress: _Counter
 ) -> int:
     count = 0
-    # A fixed width lets ids be written in batches: a selection may be a whole corpus.
+    # With a fixed width, ids can be written in batches. A selection may be a whole corpus.
     width = max(
         (len(name.encode()) for batch in _passage_batches(selection, ["id"]) for name in batch["id"]), default=1
     )
@@ -203,7 +203,7 @@ def _cut_warnings(facts: Mapping[str, Any]) -> list[str]:
 def _split(
     out: Path, tokenizer: Tokenizer, writer: StoreWriter, task: Task, split: str, limit: int, progress: _Counter
 ) -> tuple[int, int]:
-    """Write a split's texts, each as at most `limit` windows. Return the numbers of all windows and of longer texts."""
+    """Write a split's texts, each as at most `limit` windows. Return the numbers of windows and of cut texts."""
     second = ArrayWriter(out / f"{split}.second.npy", np.int64) if task.pair else None
     counts: list[int] = []
     cut = 0

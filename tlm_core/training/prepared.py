@@ -24,7 +24,7 @@ from tlm_core.training.store import TokenStore
 Ints = npt.NDArray[np.int64]
 Labels = npt.NDArray[Any]  # of the type `TaskType.trained`, or float32 probabilities
 
-HIGHEST_WEIGHT = 10.0  # of a class in the loss: a class of few texts must not decide the gradient
+HIGHEST_WEIGHT = 10.0  # of a class in the loss: a class with few texts must not dominate the gradient
 
 
 @dataclass(frozen=True)
@@ -170,13 +170,13 @@ Share = Callable[[int], tuple[int, int]]  # number of rows → this worker's row
 
 @dataclass(frozen=True)
 class StepRows:
-    """The rows of all workers. tokens: [rows], in each row without padding. pairs: (token, token) in one document."""
+    """Counts of a step, over all workers. tokens: [rows], of each row without padding. pairs: in the same document."""
 
     tokens: Ints
     pairs: int
 
     def drawn(self, rate: float) -> int:
-        """Return how many tokens a mask rate draws. Special tokens may leave fewer."""
+        """Return how many tokens a mask rate draws, at most. See `drawn_of`."""
         return int(drawn_of(self.tokens, rate).sum())
 
 
@@ -184,10 +184,10 @@ class StepRows:
 class Batch:
     """The rows of one step: those of all workers, or only those of this worker.
 
-    step: the rows of all workers, if the batch has only this worker's. tokens: [R, L] as the model sees them; targets:
+    step: counts over all workers, if the batch has only this worker's rows. tokens: [R, L], the model's input; targets:
     [R, L], NOT_MASKED where nothing is predicted; labels: [D], or probabilities [D, labels]. masked, documents: the
-    numbers of masked tokens and labels in the whole step. They divide the losses, so that the gradient does not depend
-    on how the step is divided. sources: returns the names of the batch's texts.
+    numbers of masked tokens and labels in the whole step. The losses are divided by them, so that the gradient does not
+    depend on the number of workers. sources: returns the names of the batch's texts.
     """
 
     rows: Rows
@@ -249,7 +249,7 @@ def task_steps(step: int, rho1: float) -> int:
 class JointBatches:
     """Step number → batch of the joint stage (paper section 3.2). joint: the recipe's part.
 
-    share: with it, a batch has only this worker's rows.
+    share: if given, a batch has only this worker's rows.
     Raises InvalidRecipe if there is nothing to train on: no passages, and neither loss on task text.
     """
 
@@ -266,7 +266,7 @@ class JointBatches:
         if passages is not None:
             order = partial(_order, seed, Stream.PASSAGES, len(passages))
             self._stream = PassageStream(passages, prepared.max_length, order)
-        # Without passages every step is a task step; with neither loss on task text, none is.
+        # Without passages every step is a task step. Without a loss on task texts no step is.
         self._rho1 = joint.rho1 if passages is not None else 0.0
         if not (joint.task_loss or joint.mlm_on_task):
             if passages is None:
@@ -290,7 +290,7 @@ class JointBatches:
         tokens, targets = self._mask(rows, rate=rate, step=step, first=start)
         step_rows = None
         if self._share is not None:
-            pairs = int((rows.lengths**2).sum()) * count // max(1, len(rows))  # other workers' passages are alike
+            pairs = int((rows.lengths**2).sum()) * count // max(1, len(rows))  # estimated for other workers
             step_rows = StepRows(np.full(count, tokens.shape[1]), pairs)
         return Batch(
             rows=rows,
@@ -325,14 +325,14 @@ class JointBatches:
 
 
 def _masked(targets: Ints, step: StepRows | None, rate: float) -> int:
-    """Return the divisor of the MLM loss: the masks of the batch, or those drawn for the rows of all workers."""
+    """Return the divisor of the MLM loss: the masked tokens of the batch, or those that all workers draw."""
     return int(np.count_nonzero(targets != NOT_MASKED)) if step is None else step.drawn(rate)
 
 
 class FinetuneBatches:
     """Step number → batch of labeled texts. Every other batch has pieces of passages, if there are any.
 
-    share: with it, a batch has only this worker's rows.
+    share: if given, a batch has only this worker's rows.
     """
 
     def __init__(
@@ -366,7 +366,7 @@ def _turn(
     name: str = "train",
     share: Share | None = None,
 ) -> Batch:
-    """Return batch `number`: of train texts, or alternately of train texts and of pieces. name: of the train texts."""
+    """Return batch `number` of train texts. With pieces, every other batch has pieces. name: of the train texts."""
     split = train
     if pieces is not None:
         number, of_pieces = divmod(number, 2)
@@ -399,7 +399,7 @@ def task_batch(
 ) -> Batch:
     """Return a batch of packed windows without masking, each with the label of its text. Its documents are windows.
 
-    name: of the split, for `Batch.sources`. share: with it, the batch has only this worker's rows.
+    name: of the split, for `Batch.sources`. share: if given, the batch has only this worker's rows.
     """
     lengths = split.store.lengths[windows]
     bins = first_fit(lengths.tolist(), prepared.max_length)

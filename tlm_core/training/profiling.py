@@ -1,6 +1,6 @@
 """A profiler's trace of a few training steps (`profile: true` of the recipe), for a browser.
 
-The file is Chrome's trace format, gzipped, as chrome://tracing and ui.perfetto.dev read it.
+The file has Chrome's trace format, gzipped. chrome://tracing and ui.perfetto.dev read it.
 """
 
 from __future__ import annotations

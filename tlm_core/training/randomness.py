@@ -1,6 +1,6 @@
 """Random numbers as a pure function of seed, purpose, and counter.
 
-Training has no running generator, so what step 500 draws does not depend on how the run reached step 500. A resumed
+Training has no generator with a state, so the draws of step 500 do not depend on how the run reached it. A resumed
 run therefore equals an uninterrupted one, and every worker can draw the whole step's numbers and use its share.
 """
 

@@ -48,7 +48,7 @@ class Tokenizer(_Part):
         pattern=rf"^(own|{MODEL}({OR_OWN})?|/.+)$",
         description="own, hub:OWNER/NAME[@REVISION] or a folder; 'hub:OWNER/NAME or own': own if the hub lacks it",
     )
-    vocab_size: int = Field(8192, ge=300, le=60_000, description="pieces of an own tokenizer, at most")
+    vocab_size: int = Field(8192, ge=300, le=60_000, description="maximum number of pieces of an own tokenizer")
     lowercase: bool = Field(True, description="whether an own tokenizer ignores case")
 
     @property
@@ -83,9 +83,9 @@ class Model(_Part):
     heads: int = Field(4, ge=1, le=64, description="attention heads of a layer")
     intermediate: int = Field(1024, ge=16, le=16384, description="width of the feed-forward block")
     max_length: Annotated[int, Field(ge=16, le=2048)] | Literal["auto"] = Field(
-        128, description="tokens of a row and of a window of a task text; auto: by the lengths of the train texts"
+        128, description="tokens of a row and of a window of a task text; auto: set by the lengths of the train texts"
     )
-    windows: int = Field(8, ge=1, le=64, description="most windows of a text; pairs are truncated to one window")
+    windows: int = Field(8, ge=1, le=64, description="maximum windows of a text; pairs are truncated to one window")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of values that training sets to zero")
 
     @field_validator("architecture")
@@ -137,11 +137,11 @@ class Optimizer(_Part):
     name: Literal["adamw", "muon"] = Field("muon", description="adamw, or muon for the encoder's matrices")
     lr: float = Field(3e-3, gt=0, description="AdamW's peak learning rate")
     muon_lr: float = Field(0.02, gt=0, description="Muon's peak learning rate")
-    weight_decay: float = Field(0.01, ge=0, description="of both optimizers, times the learning rate")
-    betas: tuple[float, float] = Field((0.9, 0.98), description="of AdamW")
-    eps: float = Field(1e-8, gt=0, description="of AdamW: added to the root of the mean squared gradient")
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the budget; then linear to zero")
-    clip: float | None = Field(1.0, gt=0, description="limit of the gradient's norm")
+    weight_decay: float = Field(0.01, ge=0, description="weight decay of both optimizers, times the learning rate")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="decay rates of AdamW's two moments")
+    eps: float = Field(1e-8, gt=0, description="AdamW adds it to the root of the mean squared gradient")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the budget in which the rate rises; then it falls")
+    clip: float | None = Field(1.0, gt=0, description="limit of the gradient's norm; null: none")
     non_finite: Literal["stop", "skip"] = Field("stop", description="reaction to a step whose loss is not finite")
 
 
@@ -156,20 +156,20 @@ class Joint(_Part):
     mlm_on_task: bool = Field(True, description="false: no masked language modeling on task texts")
     budget: Budget = Budget(tokens=2_000_000)
     batch_rows: int = Field(
-        32, ge=1, le=8192, description="rows in a step, over all workers; max_length auto: fewer above 128 tokens"
+        32, ge=1, le=8192, description="rows in a step, over all workers; fewer if max_length auto is above 128"
     )
     task_batch: int = Field(32, ge=1, le=8192, description="task texts in a task batch")
     rho1: float = Field(3, ge=0, description="passage batches for each task batch")
     rho2: float = Field(1.0, ge=0, description="weight of MLM relative to the task's loss in task batches")
-    mask_rate: float = Field(0.3, gt=0, lt=1, description="share of tokens masked at the start")
-    mask_rate_end: float | None = Field(None, gt=0, lt=1, description="share at the end; null: constant")
+    mask_rate: float = Field(0.3, gt=0, lt=1, description="share of masked tokens at the start")
+    mask_rate_end: float | None = Field(None, gt=0, lt=1, description="share at the end; null: as at the start")
     optimizer: Optimizer = Optimizer()
     stop_if_behind: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="end at half the budget, with one finetuning step, if the encoder's validation score is below that "
-        "of the linear model by more than this; null: never",
+        description="stop at half the budget if the encoder's validation score is below the linear model's by more "
+        "than this; finetuning then has one step; null: never",
     )
 
     def at_length(self, length: int, model: Model) -> Joint:
@@ -193,7 +193,7 @@ class Finetune(_Part):
     min_steps: int | None = Field(
         None, ge=1, description="small tasks train for more epochs, at most twice as many, to reach these steps"
     )
-    max_steps: int | None = Field(None, ge=1, description="cap on the steps that epochs give")
+    max_steps: int | None = Field(None, ge=1, description="maximum number of steps, even if the epochs need more")
     batch: int = Field(32, ge=1, le=8192, description="texts in a step, over all workers")
     evaluations: int = Field(10, ge=1, description="validations, evenly spread, besides that of the initial model")
     reset_head: bool = Field(False, description="whether the classifier starts at random, as in the paper")
@@ -254,7 +254,7 @@ class Finetune(_Part):
 class SelfTraining(_Part):
     """Training on passages that the linear model labels (SentAugment, arXiv 2010.02194).
 
-    The linear model learns from each amount of them, and validation chooses one. The encoder learns from that amount.
+    The linear model is trained with each amount of passages, and validation chooses one. The encoder uses that amount.
     """
 
     amounts: tuple[Annotated[float, Field(ge=0, le=100)], ...] = Field(
@@ -359,8 +359,8 @@ def _paper(scale: Scale) -> Recipe:
     """Return the paper's recipe for SciERC; benchmarks/paper_table.yaml changes it for the other tasks.
 
     Table B.1 of arXiv 2111.04130 has top_k, rho1, rho2, steps and rows of each scale. The shapes are those of the
-    released models. The folder example_scripts of the release has the rest for the scale small. Its values for medium
-    and large are unknown, so those of small are used. The scale tiny is a reduction of ours.
+    released models. The folder example_scripts of the release has the other values for the scale small. Those for
+    medium and large are unknown, so they are the values of small. The scale tiny is our own reduction.
     """
     tiny = scale == "tiny"
     layers, hidden, top_k, rho1, steps, rows = {
@@ -397,7 +397,7 @@ def _paper(scale: Scale) -> Recipe:
             optimizer=optimizer,
         ),
         finetune=Finetune(
-            epochs=10 if tiny else 100_000,  # max_steps ends it
+            epochs=10 if tiny else 100_000,  # max_steps ends the stage earlier
             max_steps=30_000,
             batch=32,
             evaluations=10 if tiny else 30,

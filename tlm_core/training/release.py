@@ -35,7 +35,7 @@ def stock_form(source: str, folder: Path) -> Path | None:
 
     Raises NotFound, Unavailable, and InvalidRequest for a broken model.
     """
-    # Stock classifiers name another class, so their weights need not be read.
+    # The config of a stock classifier names another class, so its weights need not be read.
     if read_config(fetch_config(source), source).get("architectures") != ["BertForMaskedLM"]:
         return None
     if not any(name.startswith("cls_layer.") for name in read_weights(fetch(source), source)):

@@ -15,9 +15,9 @@ from tlm_core.training.stream import Part
 
 _log = logging.getLogger(__name__)
 
-# In larger steps, the kernels run longer than it takes to launch them.
+# Larger steps are not recorded: their kernels take longer to run than to launch.
 REPLAYED_TOKENS = 16_384
-# Recordings of one run. A run needs few, see `stream.rows_of_part` and `stream.Sizes.sequences`.
+# The maximum number of recordings in a run. A run needs few: see `stream.rows_of_part` and `stream.Sizes.sequences`.
 RECORDINGS = 16
 
 
@@ -31,19 +31,20 @@ class Recording:
 
 
 class Replays:
-    """Runs steps of one part. It records the second step of each form as a CUDA graph, and replays it from then on.
+    """Runs steps of one part. It records the second step of each form as a CUDA graph, and replays the graph later.
 
-    The first step of a form runs as usual, because it compiles code and shows whether memory suffices.
+    Steps have the same form if their inputs have the same shapes and they train the same losses. The first step of a
+    form runs as usual, because it compiles code and shows whether memory suffices.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._recordings: dict[tuple[object, ...], Recording | None] = {}
-        self._pool = torch.cuda.graph_pool_handle()  # one, because recordings never run at the same time
+        self._pool = torch.cuda.graph_pool_handle()  # shared, because recordings never run at the same time
         self._enabled = True
 
     def __call__(self, compute: Compute, loaded: Loaded, controls: Tensor) -> Tensor | None:
-        """Return the result of `compute`. A later step overwrites it."""
+        """Return the result of `compute`. A later step may overwrite this tensor."""
         if not self._enabled or len(loaded.parts) != 1 or len(loaded.parts[0].tokens) > REPLAYED_TOKENS:
             return compute(loaded, controls)
         inputs = [*loaded.parts[0], controls]
@@ -70,7 +71,7 @@ class Replays:
         own = [tensor.clone() for tensor in inputs]
         count = len(Part._fields)
         weights = None if loaded.class_weights is None else own[-1]
-        # Without an event: the copy of the inputs waits for the batch.
+        # `ready` is None, because the copies above already wait for the batch.
         step = replace(loaded, parts=(Part(*own[:count]),), class_weights=weights, ready=None)
         graph, values, ran_out = torch.cuda.CUDAGraph(), None, False
         try:
@@ -82,7 +83,7 @@ class Replays:
             if not ran_out and not out_of_memory(error):
                 raise
         if values is None:
-            _log.warning("The GPU's memory is too small to record the steps, so they are slower.")
+            _log.warning("The GPU's memory is too small to record steps as CUDA graphs, so steps are slower.")
             self._enabled = False
             self._recordings.clear()
             return None

@@ -7,7 +7,7 @@ import time
 
 from tlm_core.training.recipe import Precision, cpu_facts, resolve
 
-SECONDS = 1.0  # in which steps begin; two steps on a slower device
+SECONDS = 1.0  # time in which steps start; a slow device runs two steps
 _LENGTH, _VOCABULARY, _MASKED = 128, 8192, 32  # tokens of a row, tokenizer, masked tokens of a row
 
 
@@ -27,14 +27,15 @@ def flop_of(precision: str) -> str:
 
 
 def rate_name(rate: str, device: str) -> str:
-    """Return the name under which the store of rates holds a rate of a kind of device."""
+    """Return the name of a rate of a kind of device in the store of rates."""
     return f"{rate} on {device}"
 
 
 def seconds_per_flop(precision: Precision, *, gpu: bool) -> float:
-    """Return the seconds of the fastest of some training steps, because other work on the machine slows the others.
+    """Return the seconds per FLOP of the fastest of some training steps. Other work on the machine slows the others.
 
-    The model is of scale small on a GPU, of tiny on a CPU. There a step has few rows, so that a busy machine ends soon.
+    The model has the scale small on a GPU, and tiny on a CPU. Steps on a CPU have few rows, so that even a busy machine
+    finishes soon.
     """
     import torch
 

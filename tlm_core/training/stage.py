@@ -22,7 +22,7 @@ class StopRequested(Exception):
 class StageParams(BaseModel):
     """The parameters of a stage. `Node.artifact_id` hashes them into the id of the stage's artifact.
 
-    A subclass has only the parameters that its stage reads, so that a change of anything else reuses the artifact.
+    A subclass has only the parameters that its stage reads, so that other changes do not prevent reuse of the artifact.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

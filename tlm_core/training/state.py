@@ -111,7 +111,7 @@ class TrainState:
 
 
 def weights(model: TaskModel) -> dict[str, Tensor]:
-    """Return copies of all parameters by name, on the CPU; tied ones once."""
+    """Return copies of all parameters by name, on the CPU; a tied parameter occurs once."""
     return {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
 
 
@@ -154,7 +154,7 @@ def own_units(saved: Mapping[str, Tensor], prepared: Prepared, head: str = "task
 def checkpoint_writer(
     state: TrainState, model: TaskModel, optimizer: FlatOptimizer, best: Mapping[str, Tensor] | None
 ) -> Callable[[Path], None]:
-    """Return a function that writes a checkpoint of this moment into a folder, while training may continue.
+    """Copy the current state. Return a function that writes it into a folder, also while training continues.
 
     The function raises StorageFull or StorageUnavailable.
     """
@@ -175,7 +175,7 @@ def checkpoint_writer(
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file. Raises errors of the file system as OSError; `save_file` has them only as text."""
+    """Write a safetensors file. Raises OSError for errors of the file system; `save_file` reports them only as text."""
     try:
         save_file(tensors, path)
     except SafetensorError as error:

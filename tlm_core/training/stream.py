@@ -1,7 +1,7 @@
 """The documents of a step as one stream of tokens without padding, in parts of fixed sizes, and their losses.
 
-GPUs compute with it: only the end of a part is filled up, and attention runs within documents. Parts have few
-different sizes, so that few compiled graphs serve all steps. A CPU computes the same with a dense mask, for tests.
+GPUs use this form: only the end of a part is padding, and attention runs within documents. Parts have few different
+sizes, so that all steps need few compiled graphs. A CPU computes the same with a dense mask, for tests.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from tlm_core.training.prepared import Batch
 
 # Matrix kernels are fastest for sizes that are multiples of this number.
 MULTIPLE = 128
-IGNORED = -100  # the target that PyTorch's cross-entropy leaves out
+IGNORED = -100  # the target that PyTorch's cross-entropy ignores
 
 
 class Part(NamedTuple):
     """T tokens in S sequences, most of which are documents; at most K tokens are masked.
 
-    tokens, types, sequence: [T]; sequence is the number of a token's sequence. begins: [S + 1], where each sequence
-    begins, then T; after the documents, unlabeled sequences fill the T tokens, and empty ones follow. masked, targets:
+    tokens, types, sequence: [T]; sequence is the number of a token's sequence. begins: [S + 1], the start of each
+    sequence, then T. After the documents, unlabeled sequences fill the T tokens; the rest are empty. masked, targets:
     [K], places and original tokens; the target of an unused place is IGNORED. labels: [S] or [S, labels]; labeled: [S],
     whether a sequence has a label. shares: [2], see `Batch.shares`.
     """
@@ -56,7 +56,7 @@ def up(count: float, multiple: int) -> int:
 
 
 def rounded(count: int) -> int:
-    """Return one of few numbers that is at least `count` and at most a quarter larger."""
+    """Round `count` up, by at most a quarter, to one of few different numbers."""
     return up(count, max(1, 2 ** ((count - 1).bit_length() - 3)))
 
 
@@ -75,9 +75,10 @@ class Sizes:
         return cls(tokens, up(tokens * mask_rate, MULTIPLE), length)
 
     def sequences(self, documents: int, before: int = 0) -> int:
-        """Return the sequences of a part for `documents` documents: `before` if it suffices, else more than it needs.
+        """Return the number of sequences of a part for `documents` documents: `before` if it suffices, else more.
 
-        Each number is compiled, so a run needs few. But attention takes time for empty sequences too.
+        Each number compiles another graph, so a new number includes a reserve. The reserve is small, because attention
+        takes time for empty sequences too.
         """
         unlabeled = -(-self.tokens // self.longest)
         if documents + unlabeled <= before:
@@ -86,7 +87,7 @@ class Sizes:
 
 
 def rows_of_part(rows: int, most: int) -> int:
-    """Return the rows of each part if equal parts of at most `most` rows hold `rows` rows.
+    """Return the rows of each part if `rows` rows are divided into equal parts of at most `most` rows.
 
     The result is rounded up to one of few sizes, because the graph of each size is compiled.
     """
@@ -178,7 +179,7 @@ def launched_flops(shape: Shape, part: Part, mlm: bool, task: bool) -> float:
 
 
 def filled(values: npt.NDArray[np.generic], size: int, filler: int) -> npt.NDArray[np.generic]:
-    """Return the values, and after them the filler up to `size` entries."""
+    """Return the values, extended by the filler to `size` entries."""
     result = np.full((size, *values.shape[1:]), filler, values.dtype)
     result[: len(values)] = values
     return result
@@ -225,7 +226,7 @@ class StreamKernels:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=visible).transpose(0, 1)
 
     def gated(self, x: Tensor, weight: Tensor) -> Tensor:
-        # Two products, because the gradient of one would be copied together from two halves.
+        # Two products: for one product, the backward pass would copy the gradients of both halves into one tensor.
         value, gate = (F.linear(x, half) for half in weight.chunk(2))
         return F.gelu(value) * gate
 
@@ -243,7 +244,7 @@ class StreamLayers(nn.Module):
         super().__init__()
         self.model = model
         self._longest = longest
-        # Not in `forward`: compiled kernels would compute a cosine again for each element that they rotate.
+        # Not in `forward`, where compiled kernels would compute a cosine again for each element that they rotate.
         self._rotations = rotations_of(model.shape, model.encoder.tokens.weight.device, torch.float32, longest)
 
     def through(self, part: Part, x: Tensor | None, start: int, stop: int | None) -> Tensor:
@@ -263,7 +264,7 @@ class StreamLayers(nn.Module):
 
 
 class StreamStart(StreamLayers):
-    """The first layers of a model, as a graph of their own: its backward pass begins when that of the rest ends."""
+    """The first layers of a model as a separate graph, whose backward pass starts after that of the other layers."""
 
     def __init__(self, model: TaskModel, longest: int, layers: int) -> None:
         super().__init__(model, longest)

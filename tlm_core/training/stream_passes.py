@@ -28,7 +28,7 @@ Run = Callable[[dict[str, Tensor], Part, bool, bool, Tensor | None], tuple[Tenso
 
 
 def kinds(batch: Batch) -> tuple[bool, bool]:
-    """Return two flags: the batch trains masked language modeling; it trains the task."""
+    """Return whether the batch trains masked language modeling, and whether it trains the task."""
     return batch.mlm_weight > 0, batch.task_weight > 0
 
 
@@ -41,8 +41,8 @@ class StreamPasses:
     """Passes over streams of tokens. Nothing in a step waits for the device.
 
     loss: of the task, a key of `objective.LOSSES`. mask_rate: the highest of the run. precision: "bf16" computes with
-    copies of the weights that the optimizer writes, else with the weights. compiled: whether to compile, which takes
-    minutes; finetuning is shorter.
+    copies of the weights that the optimizer updates; other values use the weights. compiled: whether to compile, which
+    takes minutes, too long for finetuning.
     """
 
     model: TaskModel
@@ -63,13 +63,13 @@ class StreamPasses:
         self._first = StreamStart(self.model, shape.max_length, first) if first else None
         self._module = StreamLoss(self.model, self.loss, shape.max_length, first)
         self._leaves = self.optimizer.leaves(torch.bfloat16 if self.precision == "bf16" else torch.float32)
-        self._sequences: dict[tuple[int, bool, bool], int] = {}  # of parts, by tokens and losses
+        self._sequences: dict[tuple[int, bool, bool], int] = {}  # in a part, by tokens and losses
         self._compiled: Run | None = None
         self._seen: set[tuple[object, ...]] = set()  # the forms of parts that are compiled
         self._replays = Replays(self.device) if self.device.type == "cuda" and self.workers.size == 1 else None
         self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._buckets: Buckets | None = None
-        self._reducing = False  # whether a backward pass is the last one of a step
+        self._reducing = False  # whether this backward pass is the last of its step
         if self.workers.size > 1:
             gradient, dtype = self.optimizer.buffers.gradient, self._leaves["encoder.tokens.weight"].dtype
             self._buckets = Buckets(gradient, list(self.model.named_parameters()), self.workers, dtype)
@@ -159,7 +159,7 @@ class StreamPasses:
         return sums
 
     def _complete(self, name: str, gradient: Tensor) -> None:
-        """Add a gradient of a step's last part as soon as the backward pass has it, and start complete buckets."""
+        """Add a gradient of a step's last part when the backward pass has computed it, and start complete buckets."""
         if self._reducing and self._buckets is not None:
             total = self.model.get_parameter(name).grad
             assert total is not None, "gradients lie in the optimizer's buffer"

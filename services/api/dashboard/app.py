@@ -63,7 +63,7 @@ def index() -> Response:
 
 @router.get("/reference")
 def reference(request: Request) -> Response:
-    """The operations of the API. Like /openapi.json, it needs no session. Its style sheet has images as data URLs."""
+    """Show the operations of the API. This page needs no session. Its style sheet has images as data URLs."""
     response = page(request, "reference.html")
     response.headers["Content-Security-Policy"] = POLICY.replace("img-src 'self'", "img-src 'self' data:")
     return response

@@ -55,7 +55,7 @@ def points(
     stage: Annotated[str, Query(max_length=40)],
     ids: Ids = [],  # noqa: B006
 ) -> Response:
-    """The curves of one stage: the first seed of each job, at every learning rate. column: place of the job."""
+    """Return the curves of one stage: the first seed of each job, at every learning rate. column: index of the job."""
     jobs = _jobs(parts, tenant, ids)
     lines = [
         {**line, "name": _LETTERS[column] + line["tried"], "column": column}
@@ -73,7 +73,7 @@ def _jobs(parts: Parts, tenant: str, ids: list[str]) -> list[JobRecord]:
 
 
 def _models(outcomes: Sequence[Outcome]) -> dict[str, list[ModelScores | None]]:
-    """The scores of each model in each job; None where a job lacks the model."""
+    """Return the scores of each model in each job; None where a job lacks the model."""
     names = dict.fromkeys(model.name for outcome in outcomes for model in outcome.models)
     by_name = [{model.name: model for model in outcome.models} for outcome in outcomes]
     return {name: [models.get(name) for models in by_name] for name in names}

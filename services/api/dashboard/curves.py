@@ -1,7 +1,7 @@
 """Curves of a job for its charts: losses, validation score, tokens per second, learning rate, by step.
 
-The points of a running stage come from its workers' reports, of which long runs lose the oldest. A finished stage has a
-complete history in its artifact, including earlier jobs and attempts, but without its speed.
+The points of a running stage come from the reports of its workers. Long runs lose the oldest reports. The artifact of a
+finished stage has the complete history, including earlier jobs and attempts, but not the speed.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class Curve(TypedDict):
 
 
 def stages_of(plan: Plan) -> list[str]:
-    """The stages of a plan that have curves, in plan order."""
+    """Return the stages of a plan that have curves, in plan order."""
     return [stage for stage in STAGES if any(node.stage.name == stage for node in plan.nodes)]
 
 
 def peak_rate(node: Node) -> float:
-    """The peak AdamW learning rate of a training node, whose history stores shares of this rate."""
+    """Return the peak AdamW learning rate of a training node. The history of the node stores shares of this rate."""
     assert isinstance(node.params, TrainParams)
     return node.params.optimizer.lr
 
@@ -100,7 +100,7 @@ def _columns(points: Points, name: str) -> Line:
 
 
 def _history(artifacts: ArtifactStore, ref: ManifestRef | None) -> _History:
-    """The training history of a finished stage; empty if it is not readable, since charts are optional."""
+    """Return the training history of a finished stage, or {} if it is unreadable, because charts are optional."""
     if ref is None:
         return {}
     try:
@@ -112,7 +112,7 @@ def _history(artifacts: ArtifactStore, ref: ManifestRef | None) -> _History:
 
 
 def rates_of(job: JobRecord, stage: str) -> tuple[float, ...]:
-    """The finetuning rates that each seed tries in the stage."""
+    """Return the finetuning rates that each seed tries in the stage."""
     return tuple(dict.fromkeys(n.rate for n in plan_of(job).nodes if n.stage.name == stage and n.rate is not None))
 
 

@@ -40,13 +40,14 @@ def datasets(request: Request, parts: PartsDep, tenant: SignedIn, after: AfterId
 
 @router.post("/datasets")
 async def upload(request: Request, parts: PartsDep, tenant: SignedIn) -> Response:
-    """Add a dataset like the API does. For an error, show it with row and column above the form and its texts."""
+    """Add a dataset as the API does. Show an error with row and column above the form, which keeps its texts."""
     typed: dict[str, str] = {}
     try:
         async with parts.form(request, fields=("name", *_OPTIONS), files=(*_SPLITS, "file")) as form:
             typed = form.fields
             name = form.field("name").strip()
-            given = {option: text for option in _OPTIONS if (text := form.field(option, "").strip(" "))}  # no tabs
+            # Strip no tabs: the delimiter can be a tab.
+            given = {option: text for option in _OPTIONS if (text := form.field(option, "").strip(" "))}
             options = parse_options(json.dumps(given))
             files = by_field(form.selected_files())
             record = await run_in_threadpool(parts.dataset_intake.add_files, tenant, name, files, options)
@@ -57,7 +58,7 @@ async def upload(request: Request, parts: PartsDep, tenant: SignedIn) -> Respons
 
 @router.get("/datasets/{dataset}")
 def dataset(request: Request, dataset: str, parts: PartsDep, tenant: SignedIn) -> Response:
-    """The validation report of a dataset: labels, lengths, warnings, first rows."""
+    """Show the validation report of a dataset: labels, lengths, warnings, first rows."""
     record = parts.catalog.dataset(tenant, dataset)
     report = parts.artifacts.read_json(record.report, "report.json")
     labels = report.get("labels") or []
@@ -88,7 +89,7 @@ def corpora(request: Request, parts: PartsDep, tenant: SignedIn, after: AfterId 
 
 @router.post("/corpora")
 async def upload_corpus(request: Request, parts: PartsDep, tenant: SignedIn) -> Response:
-    """Add a corpus like the API does, and show the progress of its load. For an error, keep the texts of the form."""
+    """Add a corpus as the API does, and show the progress of its load. After an error, the form keeps its texts."""
     typed: dict[str, str] = {}
     try:
         async with parts.form(request, fields=("name", "language", "near_duplicates"), files=("files",)) as form:
@@ -105,7 +106,7 @@ async def upload_corpus(request: Request, parts: PartsDep, tenant: SignedIn) -> 
 def corpus(
     request: Request, name: str, parts: PartsDep, tenant: SignedIn, q: Search = "", version: Version = None
 ) -> Response:
-    """A corpus: its versions, its loads, and a search form."""
+    """Show a corpus: its versions, its loads, and a search form."""
     return page(request, "corpus.html", _corpus(parts, tenant, name) | _search(parts, tenant, name, q, version))
 
 
@@ -118,7 +119,7 @@ def cancel_load(request: Request, name: str, load: str, parts: PartsDep, tenant:
 
 @router.get("/corpora/{name}/live")
 def corpus_live(request: Request, name: str, parts: PartsDep, tenant: SignedIn) -> Response:
-    """The part of a corpus page that changes during a load."""
+    """Return the part of a corpus page that changes during a load."""
     return page(request, "_corpus_live.html", _corpus(parts, tenant, name))
 
 
@@ -126,12 +127,12 @@ def corpus_live(request: Request, name: str, parts: PartsDep, tenant: SignedIn) 
 def corpus_search(
     request: Request, name: str, parts: PartsDep, tenant: SignedIn, q: Search = "", version: Version = None
 ) -> Response:
-    """The search results, as a part of the page."""
+    """Return the search results, a part of the page."""
     return page(request, "_hits.html", _search(parts, tenant, name, q, version))
 
 
 def _datasets(request: Request, parts: Parts, tenant: str, after: str | None, refused: Refused = None) -> Response:
-    """The list of datasets, and the form for uploads."""
+    """Show the list of datasets, and the form for uploads."""
     records, has_more = parts.catalog.datasets(tenant, after=after, limit=_LIMIT)
     command, fields = "tlm dataset add reviews train.csv", "-F name=reviews -F file=@train.csv"
     call = 'add_dataset("reviews", {"train": Path("train.csv")})'
@@ -143,7 +144,7 @@ def _datasets(request: Request, parts: Parts, tenant: str, after: str | None, re
 
 
 def _corpora(request: Request, parts: Parts, tenant: str, after: str | None, refused: Refused = None) -> Response:
-    """The list of corpora, and the form for uploads."""
+    """Show the list of corpora, and the form for uploads."""
     records, has_more = parts.catalog.corpora(tenant, after=after, limit=_LIMIT)
     rows = [{"corpus": corpus, "ready": corpus.ready(), "loads": parts.catalog.loads(tenant, corpus.name, limit=1)}
             for corpus in records]  # fmt: skip
@@ -165,7 +166,7 @@ def _corpus(parts: Parts, tenant: str, name: str) -> dict[str, object]:
 
 
 def _search(parts: Parts, tenant: str, name: str, q: str, version: str | None) -> dict[str, object]:
-    """The hits of a query, or the error as text: the rest of the page stays readable."""
+    """Return the hits of a query, or the error as text, so that the rest of the page stays readable."""
     query = q.strip()
     values: dict[str, object] = {"q": query, "hits": None, "searched": None, "failure": None}
     if not query:

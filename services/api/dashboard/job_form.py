@@ -210,4 +210,4 @@ def _parse_number(text: str, label: str) -> float:
         value = float(text)
         return int(value) if value == int(value) else value
     except (ValueError, OverflowError) as error:
-        raise InvalidRequest(f"{label}: Invalid number '{text.strip()[:40]}'. Expected one such as 0.3.") from error
+        raise InvalidRequest(f"{label}: Invalid number '{text.strip()[:40]}'. Expected a number like 0.3.") from error

@@ -55,7 +55,7 @@ def job_page(
 
 @router.get("/{job}/live")
 def live(request: Request, job: PageJob, parts: PartsDep, was: Annotated[str, Query(max_length=80)] = "") -> Response:
-    """The part of a job page that changes. Reloads the page if the state or the charted stage differs from `was`."""
+    """Return the live part of a job page. Reload the page if the state or the charted stage differs from `was`."""
     values = _live_values(parts, job)
     if was != values["was"]:
         return Response(status_code=204, headers={"HX-Refresh": "true"})
@@ -64,14 +64,14 @@ def live(request: Request, job: PageJob, parts: PartsDep, was: Annotated[str, Qu
 
 @router.get("/{job}/points")
 def points(job: PageJob, parts: PartsDep, stage: Annotated[str, Query(max_length=40)]) -> Response:
-    """The curves of one stage, thinned for charts."""
+    """Return the curves of one stage, thinned for charts."""
     lines = curves(parts.jobs, parts.artifacts, job, stage)
     return JSONResponse({"curves": lines, "live": job.state not in TERMINAL})
 
 
 @router.get("/{job}/log")
 def log(request: Request, job: PageJob, parts: PartsDep) -> Response:
-    """The latest events and log lines; the API has all of them."""
+    """Show the latest events and log lines. The API has all of them."""
     events = _events(parts, job, node_titles(plan_of(job)), _EVENTS_ON_LOG)
     lines = parts.jobs.last_logs(job.tenant, job.id, _LINES)
     return page(
@@ -82,7 +82,7 @@ def log(request: Request, job: PageJob, parts: PartsDep) -> Response:
 
 @router.get("/{job}/log/more")
 def more_log(request: Request, job: PageJob, parts: PartsDep, after: StreamId) -> Response:
-    """The log lines after a stream id, followed by the element that polls for the next ones."""
+    """Return the log lines after a stream id, followed by the element that polls for the next lines."""
     lines = parts.jobs.logs(job.tenant, job.id, after=after, limit=_LINES)
     last = lines[-1]["id"] if lines else after
     return page(request, "_log_lines.html", job=job, lines=lines, last=last, over=job.state in TERMINAL and not lines)
@@ -136,7 +136,7 @@ def _live_values(parts: Parts, job: JobRecord) -> dict[str, object]:
 
 
 def _headline(parts: Parts, job: JobRecord, ref: ManifestRef | None) -> str:
-    """The returned file with its score, or the result of a study; empty if there is none or its report is lost."""
+    """Return a sentence on the returned model or the result of a study, or "" without a report."""
     if job.state is not State.SUCCEEDED or ref is None:
         return ""
     with suppress(NotFound, CorruptArtifact):
@@ -146,13 +146,13 @@ def _headline(parts: Parts, job: JobRecord, ref: ManifestRef | None) -> str:
 
 
 def event_line(event: Event, titles: Mapping[str, str]) -> EventLine:
-    """An event as a sentence, or as type and data. titles: from `node_titles`."""
+    """Return an event as a sentence, or as type and data. titles: from `node_titles`."""
     words = sentence(event.type, event.attempt, event.data, titles)
     return EventLine(event.at, words or " · ".join(filter(None, (event.type, facts(event.data)))))
 
 
 def _events(parts: Parts, job: JobRecord, titles: Mapping[str, str], count: int) -> list[EventLine]:
-    """The last `count` events and newer ones, newest first."""
+    """Return the last `count` events and any newer events, newest first."""
     lines, after = list[EventLine](), max(0, job.last_event - count)
     while chunk := parts.jobs.events(job.tenant, job.id, after=after, limit=_EVENTS_PAGE):
         lines.extend(event_line(event, titles) for event in chunk)

@@ -19,9 +19,9 @@ from tlm_core.tasks.metrics import scores_shown
 router = APIRouter(prefix="/jobs")
 
 _LIMIT = 25
-# A search or an order reads the newest jobs, and shows the first matching ones on one page.
+# A search or a sort order reads the `_READ` newest jobs, and shows the first `_SHOWN` matching jobs on one page.
 _READ, _SHOWN = 1_000, 100
-# Lasting states. A job leaves every other state without a request.
+# States in which a job can stay for long. `pausing` and `cancelling` are short.
 _FILTERS = (State.QUEUED, State.RUNNING, State.PAUSED, State.SUCCEEDED, State.FAILED, State.CANCELLED)
 
 
@@ -35,7 +35,7 @@ def list_page(
     q: Annotated[str, Query(max_length=200)] = "",
     sort: Literal["", "score", "runtime", "failures"] = "",
 ) -> Response:
-    """The list of jobs. A script gets only the table, which replaces the old one."""
+    """Show the list of jobs. A script gets only the table, which replaces the old table."""
     words, matching = q.lower().split(), list[JobRecord]()
     if words or sort:
         matching, more = _ordered(parts, tenant, state, words, sort)
@@ -62,7 +62,7 @@ def list_page(
 def _ordered(
     parts: Parts, tenant: str, state: State | None, words: list[str], sort: str
 ) -> tuple[list[JobRecord], bool]:
-    """The newest jobs that contain all words, in the order `sort`, and whether older jobs exist."""
+    """Return the newest jobs that contain all words, in the order `sort`, and whether older jobs exist."""
     jobs, more = parts.jobs.list_jobs(tenant, state=state, limit=_READ)
     matching = [job for job in jobs if _contains(job, words)]
     if sort:
@@ -79,7 +79,7 @@ def _contains(job: JobRecord, words: list[str]) -> bool:
 
 
 def _value(job: JobRecord, sort: str) -> float:
-    """The value by which a job is ordered, highest first. A job without it is last."""
+    """Return the value by which a job is ordered, highest first. A job without a value is last."""
     match sort:
         case "score":
             score = _score(job)
@@ -91,7 +91,7 @@ def _value(job: JobRecord, sort: str) -> float:
 
 
 def _score(job: JobRecord) -> dict[str, str | float | None] | None:
-    """Mean test score of a succeeded job: macro-F1 if accuracy, micro-F1 or macro-F1 is the metric, else the metric."""
+    """Return the mean test score: macro-F1 for the metrics accuracy, micro-F1 and macro-F1, else the job's metric."""
     summary = job.result.summary if job.result else None
     if summary is None or not (test := summary.mean.get("test")):
         return None

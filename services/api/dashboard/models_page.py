@@ -21,7 +21,7 @@ _LIMIT = 25
 
 @router.get("")
 def models(request: Request, parts: PartsDep, tenant: SignedIn, after: AfterId = None) -> Response:
-    """The list of models, newest first."""
+    """Show the list of models, newest first."""
     return _page(request, parts, tenant, after)
 
 
@@ -34,7 +34,7 @@ def set_alias(
     job: Annotated[str, Form(max_length=200)],
     after: AfterId = None,
 ) -> Response:
-    """Point an alias to a model. For an error, show it beside the field with the typed alias."""
+    """Point an alias to a model. Show an error beside the field, which keeps the typed alias."""
     try:
         if not re.fullmatch(ALIAS, alias):
             raise InvalidRequest(f"Invalid alias '{alias}'. Expected {FORMS[ALIAS]}.")
@@ -53,7 +53,7 @@ def delete_alias(alias: str, request: Request, parts: PartsDep, tenant: SignedIn
 
 def _page(request: Request, parts: Parts, tenant: str, after: str | None, refused: Refused = None) -> Response:
     models = parts.models.list(tenant, after, _LIMIT)
-    # The examples call the newest model that has an alias, or else the newest one.
+    # The examples call the newest model that has an alias, or else the newest model.
     names = [alias for model in models.data for alias in model.aliases] + [model.job for model in models.data]
     shown = next(iter(names), "")
     snippets = prediction_snippets(shown, own_url(request))

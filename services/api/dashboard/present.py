@@ -17,12 +17,12 @@ COLORS = 8  # in the style sheet
 
 
 def count(value: float | None) -> str:
-    """A whole number such as 1,234,567."""
+    """Format a whole number, such as 1,234,567."""
     return NONE if value is None else f"{value:,.0f}"
 
 
 def power(value: float | None) -> str:
-    """Large numbers with a power of ten: 4.1 × 10¹³ with an element <sup>, because few fonts have all superscripts."""
+    """Format a large number as 4.1 × 10¹³, with an element <sup> because few fonts have all superscripts."""
     if value is None:
         return NONE
     if abs(value) < 1e5:
@@ -32,27 +32,27 @@ def power(value: float | None) -> str:
 
 
 def about(value: float | None) -> str:
-    """A number rounded to two digits: 79,000."""
+    """Format a number rounded to two digits: 79,000."""
     return NONE if value is None else f"{float(f'{value:.1e}'):,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def metric(name: str) -> str:
-    """macro-F1 for macro_f1. Ticket sharing reports `value`: the mean of its tasks, each with its own metric."""
+    """Format the name of a metric: macro-F1 for macro_f1. The `value` of ticket sharing is a mean over metrics."""
     return "mean of tasks" if name == "value" else name.replace("_f1", "-F1")
 
 
 def words(name: str) -> str:
-    """An identifier of a stage, a kind or a field as words: self train for self_train."""
+    """Return an identifier of a stage, a kind or a field as words: self train for self_train."""
     return name.replace("_", " ")
 
 
 def scores_of(metric: str) -> tuple[str, ...]:
-    """Names of the scores on a page, without those that always equal another one."""
+    """Return the names of the scores on a page, without scores that always equal another score."""
     return tuple(name for name in scores_shown(metric) if name not in METRICS or METRICS[name].same_as is None)
 
 
 def color(number: int) -> str:
-    """The class of a color of the style sheet. The colors repeat."""
+    """Return the CSS class of a color. The colors repeat."""
     return f"c{number % COLORS}"
 
 
@@ -73,7 +73,7 @@ def percent(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """The two largest units: 45 s, 4 min 12 s, 3 h 5 min, 2 d 4 h."""
+    """Format a duration in its two largest units: 45 s, 4 min 12 s, 3 h 5 min, 2 d 4 h."""
     if seconds is None:
         return NONE
     if 0 < seconds < 10:
@@ -87,7 +87,7 @@ def duration(seconds: float | None) -> str:
 
 
 def ago(at: float | None, now: float) -> str:
-    """Elapsed time in one unit: just now, 5 min ago, 3 d ago."""
+    """Format the elapsed time in one unit: just now, 5 min ago, 3 d ago."""
     if at is None:
         return NONE
     passed = max(0, round(now - at))
@@ -98,17 +98,17 @@ def ago(at: float | None, now: float) -> str:
 
 
 def moment(at: float | None) -> str:
-    """Date and time in UTC, to the second."""
+    """Format date and time in UTC, to the second."""
     return NONE if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def clock(at: float) -> str:
-    """Time of day in UTC."""
+    """Format the time of day in UTC."""
     return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S")
 
 
 def size(value: float | None) -> str:
-    """Bytes in the largest suitable unit."""
+    """Format bytes in the largest suitable unit."""
     if value is None:
         return NONE
     for unit in ("B", "kB", "MB", "GB"):
@@ -119,7 +119,7 @@ def size(value: float | None) -> str:
 
 
 def plain(value: object) -> str:
-    """A readable value of a recipe or an event."""
+    """Format a value of a recipe or an event."""
     match value:
         case None:
             return NONE
@@ -140,14 +140,14 @@ def plain(value: object) -> str:
 
 
 def facts(data: Mapping[str, object]) -> str:
-    """Event data as text for readers: without ids and details, and without the stage if a node is given."""
+    """Format event data for readers: without ids and details, and without the stage if a node is given."""
     hidden = {"artifact", "details", "digest", "owner", "submission"} | ({"stage"} if "node" in data else set())
     hidden |= {"code", "facts", "retryable"} if "message" in data else set()
     return " · ".join(f"{key} {plain(value)}" for key, value in data.items() if key not in hidden and value is not None)
 
 
 def marked(text: str, words: Collection[str], *, whole: bool = False) -> Markup:
-    """The escaped text with `words` in <mark> elements, ignoring case. whole: not inside longer words."""
+    """Return the escaped text with `words` in <mark> elements, ignoring case. whole: not inside longer words."""
     if not words:
         return escape(text)
     pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
@@ -156,7 +156,7 @@ def marked(text: str, words: Collection[str], *, whole: bool = False) -> Markup:
 
 
 def breakable(label: object) -> Markup:
-    """The escaped label with <wbr> after each `/`, `_` and `-`, where a long label may continue on the next line."""
+    """Return the escaped label, which browsers may break after each `/`, `_` and `-`."""
     return Markup("<wbr>").join(re.split(r"(?<=\w[/_-])(?=.)", str(label)))
 
 

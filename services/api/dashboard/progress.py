@@ -32,13 +32,13 @@ class Step:
 
 
 def steps_of(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef]) -> list[Step]:
-    """The stages of a job in plan order. done: node name → its artifact, whose folder names the job that wrote it."""
+    """Return the stages of a job in plan order. done: artifact of each node; its folder names the job that wrote it."""
     current = _current(job, plan, done)
     steps = []
     for stage in dict.fromkeys(node.stage.name for node in plan.nodes):
         names = [node.name for node in plan.nodes if node.stage.name == stage]
         finished = sum(name in done for name in names)
-        # Studies skip impossible nodes, so a succeeded job may have unfinished ones.
+        # Studies skip impossible nodes, so a succeeded job may have unfinished nodes.
         if finished == len(names) or job.state is State.SUCCEEDED:
             own = not finished or any(f"/{job.id}-" in done[name].folder for name in names if name in done)
             steps.append(Step(stage, "done" if own else "reused", finished, len(names), 1.0))
@@ -70,12 +70,12 @@ def runtime(job: JobRecord) -> float | None:
 
 
 def selects(job: JobRecord) -> bool:
-    """Whether the job has a select stage."""
+    """Return whether the job has a select stage."""
     return any(node.stage.name == "select" for node in plan_of(job).nodes)
 
 
 def _current(job: JobRecord, plan: Plan, done: Collection[str]) -> str | None:
-    """The current stage, or the one at which the job stopped."""
+    """Return the current stage, or the stage at which the job stopped."""
     remaining = [node for node in plan.nodes if node.name not in done]
     if not remaining:
         return None

@@ -46,7 +46,7 @@ PAPER_FLOPS = 2.74e18  # of one seed at the scale small, mean over eight tasks (
 def results(
     request: Request, job: PageJob, parts: PartsDep, seed: Annotated[int | None, Query(ge=0, lt=2**32)] = None
 ) -> Response:
-    """Scores with spread, scores per class and the confusion matrix of the returned model or of a seed, and costs."""
+    """Show scores with spread, costs, and scores per class and confusion matrix of the returned model or of a seed."""
     common: dict[str, object] = {"job": job, "tab": "results"}
     ref = artifact_or_none(parts.jobs, job, "evaluate")
     if ref is None:
@@ -70,7 +70,7 @@ def results(
 
 @router.get("/{job}/plot.svg")
 def plot(job: PageJob, parts: PartsDep) -> Response:
-    """The plot of a study."""
+    """Return the plot of a study."""
     ref = artifact_of(parts.jobs, job, "evaluate")
     with parts.artifacts.open(ref, _PLOT) as handle:
         return Response(handle.read(), media_type="image/svg+xml")
@@ -80,7 +80,7 @@ def plot(job: PageJob, parts: PartsDep) -> Response:
 def labels(
     request: Request, job: PageJob, parts: PartsDep, limit: Annotated[int, Query(ge=1, le=200)] = _SUSPECTS
 ) -> Response:
-    """The most suspect labels with their texts, and the words with the highest weights for each label."""
+    """Show the most suspect labels with their texts, and the words with the highest weights for each label."""
     ranking = suspect_labels(parts.jobs, parts.artifacts, job, limit=limit)
     report = parts.artifacts.read_json(artifact_of(parts.jobs, job, "evaluate"), REPORT)
     return page(
@@ -91,7 +91,7 @@ def labels(
 
 @router.get("/{job}/model")
 def model(request: Request, job: PageJob, parts: PartsDep) -> Response:
-    """A prediction form, the model files and the current checkpoints."""
+    """Show a prediction form, the model files and the current checkpoints."""
     values = _model_values(request, parts, job)
     return page(request, "model.html", values, answers=None, typed="", paired="", confidence="")
 
@@ -178,7 +178,7 @@ def _has_pairs(parts: Parts, ref: ManifestRef) -> bool:
 
 
 def _matrix(labels: list[str], confusion: list[list[int]]) -> list[dict[str, object]] | None:
-    """The confusion matrix: count and shade (share of the row) per cell. None for too many labels."""
+    """Return count and shade (share of the row) per cell of the confusion matrix, or None for too many labels."""
     if len(labels) > _CLASSES_IN_MATRIX:
         return None
     rows = []
@@ -190,7 +190,7 @@ def _matrix(labels: list[str], confusion: list[list[int]]) -> list[dict[str, obj
 
 
 def _confusions(labels: list[str], confusion: list[list[int]]) -> list[dict[str, object]]:
-    """The pairs of labels that are confused most often."""
+    """Return the pairs of labels that are confused most often."""
     pairs = [(n, i, j) for i, counts in enumerate(confusion) for j, n in enumerate(counts) if i != j and n]
     return [
         {"true": labels[i], "predicted": labels[j], "count": n, "share": n / sum(confusion[i])}

@@ -36,7 +36,7 @@ def selection(
     q: Annotated[str, Query(max_length=200)] = "",
     after: Annotated[int, Query(ge=0, lt=2**40)] = 0,
 ) -> Response:
-    """Statistics of the selection, and its passages, best rank first, with the training texts that retrieved them."""
+    """Show statistics of the selection, and its passages, best rank first, with the texts that retrieved them."""
     common: dict[str, object] = {"job": job, "tab": "selection"}
     ref = artifact_or_none(parts.jobs, job, "select") if selects(job) else None
     if ref is None:
@@ -68,7 +68,7 @@ def query_terms(passages: Sequence[SelectedPassage]) -> list[set[str]]:
 
 
 def _labels(facts: JsonObject | None) -> dict[str, object] | None:
-    """The labels with the most passages, and the overlap of each pair of them with its shade."""
+    """Return the labels with the most passages, and the overlap of each pair of them with its shade."""
     if not facts or not facts["names"]:
         return None
     counted = sorted(
@@ -80,7 +80,7 @@ def _labels(facts: JsonObject | None) -> dict[str, object] | None:
 
 
 def _overlap(jaccard: Sequence[Sequence[float | None]] | None, shown: Sequence[int]) -> list[list[dict[str, object]]]:
-    """Cells of a heat map. The largest overlap of two different labels has the darkest shade."""
+    """Return the cells of a heat map. The largest overlap of two different labels has the darkest shade."""
     if jaccard is None or len(shown) < 2:
         return []
     most = max((jaccard[a][b] or 0.0 for a in shown for b in shown if a != b), default=0.0)

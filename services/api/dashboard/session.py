@@ -16,27 +16,27 @@ LIFETIME_SECONDS = 7 * 86_400
 
 
 def issue(token: str, now: float) -> str:
-    """The cookie value of a session that starts at `now` (Unix seconds)."""
+    """Return the cookie value of a session that starts at `now` (Unix seconds)."""
     expires = str(int(now) + LIFETIME_SECONDS)
     return f"{expires}.{_signature(token, expires)}"
 
 
 def is_valid(value: str, token: str, now: float) -> bool:
-    """Whether a cookie value was issued for this token and has not expired."""
+    """Return whether a cookie value was issued for this token and has not expired."""
     expires, _, signature = value.partition(".")
     genuine = hmac.compare_digest(signature.encode(), _signature(token, expires).encode())
     return genuine and int(expires) > now
 
 
 def is_token(text: str, token: str) -> bool:
-    """Whether the entered text is the API token."""
+    """Return whether the entered text is the API token."""
     return hmac.compare_digest(text.strip().encode(), token.encode())
 
 
 def is_own(headers: Mapping[str, str]) -> bool:
-    """Whether a write request comes from a page of this dashboard.
+    """Return whether a write request comes from a page of this dashboard.
 
-    The origin must be this host. Browsers send it with each POST. Without it, Sec-Fetch-Site must be same-origin.
+    Browsers send Origin with each POST. It must name this host. Without Origin, Sec-Fetch-Site must be same-origin.
     """
     origin = headers.get("origin")
     if origin:
@@ -45,7 +45,7 @@ def is_own(headers: Mapping[str, str]) -> bool:
 
 
 def local_path(path: str) -> str:
-    """The page after signing in: `path` if it belongs to the dashboard, else the job list."""
+    """Return the page after signing in: `path` if it belongs to the dashboard, else the job list."""
     return path if path.startswith("/ui/") and "\\" not in path and "//" not in path else "/ui/jobs"
 
 

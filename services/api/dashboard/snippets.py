@@ -51,7 +51,7 @@ def own_url(request: Request) -> str:
 
 
 def _python(call: str, imported: str, url: str) -> str:
-    """Return a program that opens a client as `tlm` for one call. imported: the line that imports its argument."""
+    """Return a program that opens a client as `tlm` for one call. imported: the import of its argument."""
     imports = f"import os\n\nfrom tlm_client.client import TLMClient\n{imported}"
     return f'{imports}\n\nwith TLMClient({url!r}, os.environ["TLM_TOKEN"]) as tlm:\n    {call}'
 

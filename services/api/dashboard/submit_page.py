@@ -74,13 +74,13 @@ def preview(request: Request, parts: PartsDep, tenant: SignedIn, form: FilledFor
 def recipe_key(
     request: Request, _: SignedIn, form: FilledForm, pick: Annotated[str, Form(max_length=100)] = ""
 ) -> Response:
-    """The field for one recipe key, with its meaning and its value at the scale of the form."""
+    """Return the field for one recipe key, with its meaning and its value at the scale of the form."""
     keys = recipe_keys(resolve(form.recipe, form.scale)) if form.scale != "instant" else ()
     return page(request, "_key.html", entry=next((entry for entry in keys if entry.key == pick), None), form=form)
 
 
 def _last_corpus(parts: Parts, tenant: str, dataset: str) -> str:
-    """Return the corpus of the newest job on any version of a dataset that used one, or "" if no job did."""
+    """Return the corpus of the newest job with a corpus on any version of a dataset, or "" without such a job."""
     try:
         ids = parts.catalog.dataset_ids(tenant, parts.catalog.dataset(tenant, dataset).name)
     except NotFound:

@@ -79,7 +79,7 @@ def _job(request: Request, job: str, tenant: SignedIn) -> JobRecord:
     return record
 
 
-# The job that the path of a page names. A request for an unknown one ends with NotFound.
+# The job that the path of a page names. A request for an unknown job ends with NotFound.
 PageJob = Annotated[JobRecord, Depends(_job)]
 
 
@@ -92,9 +92,9 @@ class Asset:
 
 
 def read_assets(prefix: str) -> dict[str, Asset]:
-    """Every script, style sheet, icon and font by its path in `static`.
+    """Return every script, style sheet, icon and font by its path in `static`.
 
-    Vendored files have recorded integrity hashes, so browsers refuse a changed one.
+    Vendored files have recorded integrity hashes, so browsers refuse a changed file.
     """
     recorded = {f"vendor/{entry['file']}": entry["integrity"] for entry in vendored()}
     assets = {}
@@ -108,18 +108,18 @@ def read_assets(prefix: str) -> dict[str, Asset]:
 
 
 def vendored() -> list[dict[str, str]]:
-    """The vendored files: file, package, version, license, integrity."""
+    """Return the vendored files: file, package, version, license, integrity."""
     entries: list[dict[str, str]] = json.loads((STATIC / "vendor" / "vendor.json").read_text(encoding="utf-8"))
     return entries
 
 
 def integrity_of(path: Path) -> str:
-    """SHA-384 of a file in the format of the `integrity` attribute."""
+    """Return the SHA-384 of a file in the format of the `integrity` attribute."""
     return "sha384-" + base64.b64encode(hashlib.sha384(path.read_bytes()).digest()).decode()
 
 
 def build_environment() -> Environment:
-    """The templates. They escape every value, and an undefined name is an error."""
+    """Return the templates. They escape every value, and an undefined name is an error."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -135,7 +135,7 @@ def build_environment() -> Environment:
 def page(
     request: Request, template: str, common: Mapping[str, object] | None = None, *, status: int = 200, **values: object
 ) -> HTMLResponse:
-    """A rendered template. `now`: time of rendering; `partial`: whether a script sent the request."""
+    """Return a rendered template. `now`: time of rendering; `partial`: whether a script sent the request."""
     environment: Environment = request.app.state.environment
     text = environment.get_template(template).render(
         {**(common or {}), **values}, now=time.time(), partial="hx-request" in request.headers, path=request.url.path
@@ -144,7 +144,7 @@ def page(
 
 
 def form_page(request: Request, template: str, refused: Refused, **values: object) -> HTMLResponse:
-    """A page with a form. For a refused one, it has the texts as `typed`, and the error as `refused`."""
+    """Return a page with a form. After an error, `typed` has the texts of the form, and `refused` the error."""
     typed, error = refused or ({}, None)
     problem = problem_of(error) if error else None
     return page(request, template, values, status=problem.status if problem else 200, typed=typed, refused=problem)
@@ -158,7 +158,7 @@ def redirect(request: Request, path: str) -> Response:
 
 
 def install_errors(app: FastAPI) -> None:
-    """Show every error as a page, or as a part of one for a script."""
+    """Show every error as a page, or for a script as a part of a page."""
     app.add_exception_handler(NotSignedIn, _to_sign_in)
     app.add_exception_handler(ForeignOrigin, _on_foreign)
     app.add_exception_handler(TLMError, _on_error)

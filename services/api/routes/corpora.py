@@ -76,7 +76,7 @@ class SearchBody(BaseModel):
     "", status_code=202, summary="Upload a corpus", openapi_extra=_FORM, responses=problems(400, 409, 413, 415, 507)
 )
 async def create(request: Request, parts: PartsDep, tenant: Tenant) -> CorpusLoad:
-    """Store the files and return a load. The service then splits and indexes them; get the corpus for the progress.
+    """Store the files and return a load. The service then splits and indexes them. The corpus shows the progress.
 
     An existing name gets a new version, which is named by its content. A corpus has at most one active load.
     """

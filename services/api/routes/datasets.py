@@ -116,7 +116,7 @@ def files(dataset: str, parts: PartsDep, tenant: Tenant) -> Page[FileEntry]:
     responses=FILE_ANSWERS,
 )
 def file(dataset: str, name: str, parts: PartsDep, tenant: Tenant) -> FileResponse:
-    """Supports Range, If-Range and ETag. X-Checksum-SHA256 is the digest of the whole file."""
+    """Return a file. Supports Range, If-Range and ETag. X-Checksum-SHA256 is the digest of the whole file."""
     return file_response(parts.artifacts, parts.catalog.dataset(tenant, dataset).raw, name)
 
 
@@ -125,7 +125,7 @@ def delete(
     dataset: str,
     parts: PartsDep,
     tenant: Tenant,
-    with_jobs: Annotated[bool, Query(description="Also delete its jobs and models; 409 if one has an alias.")] = False,
+    with_jobs: Annotated[bool, Query(description="Delete its jobs and models too; 409 if a job has an alias.")] = False,
 ) -> Response:
     """Delete one version (by id, NAME@vNUMBER, or newest by NAME). Returns 409 while an unfinished job needs it."""
     delete_dataset(parts, parts.catalog.dataset(tenant, dataset), with_jobs=with_jobs)
@@ -133,6 +133,6 @@ def delete(
 
 
 def created(parts: Parts, record: DatasetRecord) -> DatasetCreated:
-    """A new dataset with its validation report."""
+    """Return a new dataset with its validation report."""
     content = parts.artifacts.read_json(record.report, "report.json")
     return DatasetCreated(**dataset_view(record).model_dump(), report=content)

@@ -35,7 +35,7 @@ _HEADERS = {
 
 @router.get("/docs/{path:path}")
 def documentation(path: str) -> Response:
-    """A page of docs/, by its name with or without `.md`, or an image of a page."""
+    """Return a page of docs/, by its name with or without `.md`, or an image of a page."""
     if not path:
         return RedirectResponse("/docs")
     root = _root()
@@ -51,7 +51,7 @@ def documentation(path: str) -> Response:
 
 
 def render(markdown: str) -> str:
-    """Markdown as HTML. The id of a heading is its text in lower case with hyphens, as on GitHub."""
+    """Return Markdown as HTML. The id of a heading is its text in lower case with hyphens, as on GitHub."""
     from markdown_it import MarkdownIt
 
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
@@ -60,7 +60,7 @@ def render(markdown: str) -> str:
         if heading.type == "heading_open":
             heading.attrSet("id", re.sub(r"[^\w-]", "", text.content.lower().replace(" ", "-")))
     html = str(parser.renderer.render(tokens, parser.options, {}))
-    return re.sub("<(pre|table)>", r'<\1 tabindex="0">', html)  # They scroll, also for readers without a mouse.
+    return re.sub("<(pre|table)>", r'<\1 tabindex="0">', html)  # They scroll by keyboard too.
 
 
 def _root() -> Path:
@@ -89,7 +89,7 @@ def _rendered(page: Path) -> str:
 
 
 def _links(current: Path) -> str:
-    """Links to all pages. The link to the current one is marked."""
+    """Return links to all pages. The link to the current page is marked."""
     pages = {page.stem: page for page in sorted(_root().glob("*.md"))}
     ordered = [pages[name] for name in dict.fromkeys((*_PAGES, *pages))]
     marks = {current: ' aria-current="page"'}
@@ -97,6 +97,6 @@ def _links(current: Path) -> str:
 
 
 def _title(page: Path) -> str:
-    """The heading of a page, without what follows a colon."""
+    """Return the heading of a page up to a colon."""
     with page.open(encoding="utf-8") as lines:
         return escape(next(lines).removeprefix("# ").partition(":")[0].strip())

@@ -256,13 +256,13 @@ async def logs(
 
 
 def _page(kind: type[BaseModel], records: Sequence[object], limit: int) -> Response:
-    """The first `limit` records as a page of `kind`. A stream has another type, so the route cannot return a model."""
+    """Return a response with the first `limit` records as a page of `kind`. The route can also return a stream."""
     data = [kind.model_validate(record).model_dump(mode="json") for record in records[:limit]]
     return JSONResponse({"data": data, "has_more": len(records) > limit})
 
 
 def _created(parts: Parts, response: Response, result: tuple[JobRecord, bool]) -> Job:
-    """The response to a submission, with its headers."""
+    """Return the job, and set the headers of the response."""
     job, new = result
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     if not new:
@@ -293,6 +293,6 @@ def _dry_run(parts: Parts, tenant: str, spec: JobSpec) -> DryRun:
 
 
 def _before(stream_id: str) -> str:
-    """The stream id just before `stream_id`, so that a stream after it includes that line."""
+    """Return the stream id just before `stream_id`, so that a stream after it includes that line."""
     milliseconds, _, number = stream_id.partition("-")
     return f"{milliseconds}-{int(number) - 1}" if int(number) else f"{int(milliseconds) - 1}-{2**63}"

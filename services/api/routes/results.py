@@ -37,7 +37,7 @@ TAR: dict[int | str, dict[str, object]] = {
 
 @router.get("/{job}/checkpoints", summary="List checkpoints", responses=problems(404))
 def checkpoints(job: PathJob, parts: PartsDep) -> Page[Checkpoint]:
-    """Return the current checkpoints by node and step. Older ones of a node are deleted."""
+    """Return the current checkpoints by node and step. Older checkpoints of a node are deleted."""
     current = checkpoints_of(parts.jobs, job)
     return Page(data=tuple(checkpoint_views(parts.artifacts, current)), has_more=False)
 
@@ -65,14 +65,14 @@ def checkpoint_archive(job: PathJob, node: str, step: int, parts: PartsDep) -> S
 
 @router.get("/{job}/model/archive", summary="Download the model", response_class=StreamingResponse, responses=TAR)
 def model_archive(job: PathJob, parts: PartsDep) -> StreamingResponse:
-    """Return the files of the model as a tar stream. To resume downloads, download single files instead."""
+    """Return the files of the model as a tar stream. Only downloads of single files can be resumed."""
     served = served_model(parts.jobs, job)
     return archive_response(parts.artifacts, served.ref, job.id, served.files(parts.artifacts))
 
 
 @router.get("/{job}/model", summary="List the files of the model", responses=problems(404, 409))
 def model(job: PathJob, parts: PartsDep) -> Model:
-    """Return every file of the model with size and SHA-256. Until it exists, `files` are those of the linear model."""
+    """Return every file of the final model, or of the linear model before it exists, with size and SHA-256."""
     served = served_model(parts.jobs, job)
     entries = served.files(parts.artifacts)
     files = tuple(file.model_copy(update={"name": name}) for name, file in entries.items())

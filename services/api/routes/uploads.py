@@ -113,7 +113,7 @@ def dataset(body: DatasetOfUploads, parts: PartsDep, tenant: Tenant) -> DatasetC
     responses=problems(404, 409, 413, 507),
 )
 def corpus(body: CorpusOfUploads, parts: PartsDep, tenant: Tenant) -> CorpusLoad:
-    """Create a corpus load from complete uploads and return it. The service then cuts and indexes their text."""
+    """Create a corpus load from complete uploads and return it. The service then splits and indexes their texts."""
     with parts.uploads.files(tenant, [("files", upload) for upload in body.files]) as files:
         load = parts.corpus_intake.add(tenant, body.name, body.language, files, body.near_duplicates)
     return load_view(load)

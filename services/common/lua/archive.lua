@@ -1,4 +1,4 @@
--- Compresses the record of a job that ended, and removes what the record then names from the lists of all jobs.
+-- Compresses the record of an ended job, and removes its artifacts and checkpoints from the lists that jobs share.
 -- KEYS: job hash, artifacts of the job, ended jobs, published artifacts
 -- ARGV: member, packed fields ('' = none), names of these fields (JSON list), artifacts of the record (JSON list of
 --       [id, reference]), its checkpoints (JSON list of [artifact, reference]), prefix of lists of checkpoints

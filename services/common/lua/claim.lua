@@ -15,7 +15,7 @@ local function keys_of(member)
   return base .. ':job:' .. id, base .. ':events:' .. id, base .. ':state:', id
 end
 
--- Returns whether a member has a record with its number of attempts. If not, it is removed: it would stop every claim.
+-- Returns whether a member has a valid record. Removes a member without a valid record: it would stop every claim.
 local function exists(index, member)
   local job = keys_of(member)
   if redis.call('TYPE', job).ok == 'hash' and string.find(redis.call('HGET', job, 'attempt') or '', '^%d+$') then return true end
@@ -29,8 +29,8 @@ local function record(member, job, events, type, data)
   redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[5], '*', 'job', member, 'seq', seq, 'type', type)
 end
 
--- Returns the member of a queue that was submitted first and does not back off. If the clock went back after the job
--- was queued, its delay is over.
+-- Returns the member of a queue that was submitted first among those without a delay. If the clock went back after
+-- the job was queued, its delay is over.
 local function first_due(queue)
   local from, members = 0, nil
   repeat
@@ -46,7 +46,7 @@ local function first_due(queue)
 end
 
 local leases = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', stamp)
--- A lease that ends this late is of a time before the clock went back. Its owner, if it lives, renews it.
+-- A lease that ends this late was set before the clock went back. An owner that is alive renews it.
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], lease + 600, '+inf')) do
   table.insert(leases, member)
 end

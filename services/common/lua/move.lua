@@ -63,7 +63,7 @@ local function record(type, data)
   redis.call('XADD', KEYS[6], 'MAXLEN', '~', ARGV[10], '*', 'job', ARGV[2], 'seq', seq, 'type', type)
 end
 record(ARGV[7], ARGV[8])
--- A job that does not run is paused or cancelled at once. Its readers still get both events.
+-- A job that does not run is paused or cancelled at once, but has both events: the request and its completion.
 local done = 'job.' .. target
 if (target == 'paused' or target == 'cancelled') and ARGV[7] ~= done then record(done, '{}') end
 return {'ok', target}

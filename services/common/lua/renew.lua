@@ -4,7 +4,7 @@ if redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] then return 0 end
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 local lease = string.format('%.6f', now + tonumber(ARGV[2]))
--- A step of the clock must not count: it would end the job by its max_runtime_seconds.
+-- A jump of the clock must not count as running time: the job could exceed its max_runtime_seconds.
 local since = tonumber(redis.call('HGET', KEYS[1], 'running_since')) or now
 local ran = tonumber(redis.call('HGET', KEYS[1], 'ran_seconds')) or 0
 ran = ran + math.max(0, math.min(now - since, tonumber(ARGV[4])))

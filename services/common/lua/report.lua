@@ -5,7 +5,7 @@
 --       events (JSON list of [type, JSON text]), log lines (JSON list), artifact id ('' = none), what to publish (JSON text),
 --       maximum number of lines and points, submissions by group (JSON or ''; null deletes one, other groups stay),
 --       node to exclude from the cache ('' = none), group and its beat (JSON [group, beat] or ''),
---       '1' if the workers must write a checkpoint and end, else '', member, length from which on a stream moves
+--       '1' if the workers must write a checkpoint and end, else '', member, length of a stream above which it moves
 -- Returns {'ok', state}, {'missing'}, {'state', state} or {'stale', attempt}. A published artifact never changes.
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return {'missing'} end
@@ -29,7 +29,7 @@ if ARGV[12] ~= '' then
   local group, beat = unpack(cjson.decode(ARGV[12]))
   local beats = cjson.decode(redis.call('HGET', KEYS[1], 'beats') or '{}')
   beat.at = tonumber(stamp)
-  -- The submission reports that it waits until its workers end. They report too, as soon as they start.
+  -- A late report that the submission waits must not replace a report of its workers.
   if beat.phase ~= 'waiting' or not beats[group] or beats[group].phase == 'waiting' then
     beats[group] = beat
     redis.call('HSET', KEYS[1], 'beats', cjson.encode(beats))
@@ -41,7 +41,7 @@ end
 for _, line in ipairs(cjson.decode(ARGV[6])) do
   redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[9], '*', 'attempt', attempt, 'at', stamp, 'line', line)
 end
--- A stage has ended, or it has written much.
+-- Mark the streams to move: a stage has ended, or a stream is long.
 if (ARGV[7] ~= '' and KEYS[6] == '') or math.max(redis.call('XLEN', KEYS[3]), redis.call('XLEN', KEYS[4])) > tonumber(ARGV[15]) then
   redis.call('SADD', KEYS[8], ARGV[14])
 end
@@ -58,7 +58,7 @@ if ARGV[7] ~= '' then
   elseif redis.call('HSETNX', KEYS[5], ARGV[7], ARGV[8]) == 0 then
     return {'ok', state}
   end
-  -- The job has advanced, unless it computed a damaged artifact again.
+  -- The job has advanced, so earlier losses no longer count. An artifact that it computed again is no advance.
   if new or KEYS[6] ~= '' then redis.call('HDEL', KEYS[1], 'losses') end
 end
 local events, waiting = cjson.decode(ARGV[5]), nil

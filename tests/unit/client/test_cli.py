@@ -403,7 +403,7 @@ def test_equal_version_of_a_dataset_is_reported(tmp_path: Path) -> None:
     }
     result = tlm(serve(answers), "dataset", "add", "toy", str(tmp_path / "all.csv"))
     assert "Dataset 'toy' version 4 (ds_4)" in result.stdout, result.output
-    remedy = "Delete this one with `tlm dataset delete toy@v4`."
+    remedy = "Delete the new version with `tlm dataset delete toy@v4`."
     assert result.stderr == f"note: version 1 has the same files and options as version 4. {remedy}\n"
 
 
@@ -559,7 +559,7 @@ def test_open_starts_the_browser_at_the_job(monkeypatch: pytest.MonkeyPatch) -> 
 def test_recipe_keys_show_value_and_meaning() -> None:
     result = tlm(unreachable, "recipe", "keys", "finetune.max_steps", "--json")
     assert json.loads(result.stdout) == [
-        {"key": "finetune.max_steps", "value": None, "meaning": "cap on the steps that epochs give"}
+        {"key": "finetune.max_steps", "value": None, "meaning": "maximum number of steps, even if the epochs need more"}
     ]
     every = json.loads(tlm(unreachable, "recipe", "keys", "--json").stdout)
     assert len(every) > 50 and [entry["key"] for entry in every if not entry["meaning"]] == []

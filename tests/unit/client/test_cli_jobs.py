@@ -65,7 +65,7 @@ def test_estimate_of_another_kind_has_its_options_and_no_gpu_hours_without_gpus(
 
 
 def test_time_of_an_estimate_has_its_caveat_once() -> None:
-    caveat = "not measured here; jobs that run here correct it"
+    caveat = "not measured here; jobs that run here improve the estimate"
     estimate = ESTIMATE | {"seconds_at_least": 60.0, "seconds_at_most": 240.0, "reasons": {"seconds": caveat}}
     result = tlm(lambda _: httpx.Response(200, json=estimate), "estimate", "--dataset", "toy")
     assert f"Time: 1:00 to 4:00, {caveat}" in result.stdout and result.stdout.count("not measured here") == 1
@@ -398,7 +398,7 @@ def test_show_prints_why_a_job_does_not_run(fields: dict[str, Any], line: str) -
 
 
 def test_watch_shows_the_queue_instead_of_the_last_attempt() -> None:
-    waiting = {"code": "backoff", "reason": "Backs off until 12:00:00 UTC after attempt 1.", "position": 1}
+    waiting = {"code": "backoff", "reason": "The job backs off until 12:00:00 UTC after attempt 1.", "position": 1}
     stream = event_stream(event(1, "job.requeued", message="gone", delay_seconds=4) + end("failed"))
     answers = {"/v1/jobs/job_1/events": stream}
 

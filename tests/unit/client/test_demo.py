@@ -113,7 +113,7 @@ def test_samples_are_first_test_texts_and_linear_model_answers_early(
         assert client.waited == ["validate", "baseline"]
         with pytest.raises(TLMError, match="No rows"):
             demo._answer_early(Client("validate"), job, samples, display, 0.0)  # type: ignore[arg-type]
-    assert "1 of 3 test texts are right" in capsys.readouterr().out
+    assert "1 of 3 labels are right" in capsys.readouterr().out
 
 
 def test_result_contains_the_scores_of_each_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,7 +180,7 @@ def test_words_describe_crossing_interval_and_speed() -> None:
         "within 1.0% of 'tlm' from about 120,000 labels",
         "4.0 times as fast",
         "is 98,000 to beyond the searched range",
-        "This is an extrapolation.",
+        "The crossing point is an extrapolation.",
         "98.0% of validation texts",
         "The size of 5 labels was dropped: 5 texts contain no text of 'red'.",
         "The linear model has 0.7400. 'tlm' is more accurate than the linear model from the measured size 1,000 on; "
@@ -201,7 +201,7 @@ def test_words_say_that_a_model_does_not_pass_the_linear_model() -> None:
     beyond = {"measured": None, "labels": 19_100.0, "interval": None, "note": "an extrapolation"}
     start = "At the largest size 'tlm' is not more accurate than the linear model; "
     text = words(report_of([0.5, 0.7], [0.6, 0.73], crossing, beyond))
-    assert f"{start}by the fitted power laws from about 19,000 labels. This is an extrapolation." in text
+    assert f"{start}by the fitted power laws from about 19,000 labels. The crossing point is an extrapolation." in text
     never = {"measured": None, "labels": None, "interval": None, "reason": "they never meet"}
     text = words(report_of([0.5, 0.7], [0.6, 0.73], crossing, never))
     assert f"{start}the fitted crossing point is unknown (they never meet)." in text

@@ -101,7 +101,7 @@ def test_blanks_around_column_names_are_removed_and_reported(tmp_path: Path) -> 
     put(tmp_path / "train.csv", " text , label\na,bad\nb,good\n")
     task, report = load_task(split_files(tmp_path))
     assert task.texts("train") == ["a", "b"]
-    assert any("blanks around column names" in note for note in report["notes"])
+    assert any("spaces around column names" in note for note in report["notes"])
 
 
 def test_blank_lines_are_no_records(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def test_splits_cut_from_few_rows_are_a_warning(tmp_path: Path) -> None:
     task, report = load_task(put(tmp_path / "all.jsonl", jsonl(texts("train", 60))))
     assert task is not None
     validation, test = messages(report, "warnings", "few_rows")
-    effect = "so jobs cannot compare models and return their combination"
+    effect = "so jobs return a combination of models without comparing them"
     assert validation == f"validation has 6 rows, {effect}. Add rows, at least up to 100."
     assert test == "test has 6 rows, so its scores are imprecise. Add rows, at least up to 30."
 

@@ -132,7 +132,7 @@ def test_unknown_label_error_suggests_the_nearest_label(tmp_path: Path) -> None:
     }
     texts = messages(validate(source)[1], "faults", "unknown_label")
     assert any(
-        "(3 rows)" in text and "differs from 'positive' only in case, blanks or number format" in text for text in texts
+        "(3 rows)" in text and "differs from 'positive' only in case, spaces or number format" in text for text in texts
     )
     assert any("Did you mean 'negative'?" in text for text in texts)
 
@@ -201,7 +201,7 @@ def test_labels_with_blanks_at_an_end_are_a_warning(tmp_path: Path) -> None:
     task, report = load_task(path)
     assert task.labels == (" bad", " good")
     assert messages(report, "warnings", "label_variants") == [
-        "The labels ' bad', ' good' of all.csv (split train) begin or end with blanks, which belong to the names. "
+        "The labels ' bad', ' good' of all.csv (split train) begin or end with spaces, which belong to the names. "
         "Remove them."
     ]
     with pytest.raises(InvalidRequest, match="Unknown positive label 'good'"):
@@ -248,7 +248,7 @@ def test_train_rows_inside_test_are_counted_but_stay(tmp_path: Path) -> None:
     assert task.counts["test"] == 3
     assert task.in_train("test").tolist() == [False, True, True]
     (message,) = messages(report, "warnings", "overlap")
-    assert "also in train or validation, ignoring case and blanks: 2 (rows" in message
+    assert "also in train or validation, ignoring case and spaces: 2 (rows" in message
 
 
 def test_test_rows_inside_validation_are_counted(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ class Architecture(ABC):
         return counts
 
     def feed_forward(self, shape: Shape) -> dict[str, tuple[tuple[int, ...], float]]:
-        """Return what disappears with a removed feed-forward block: parameter of the layer → (size, neutral value)."""
+        """Return the parameters that pruning a block removes: name in the layer → (size, neutral value)."""
         inputs = shape.intermediate * (2 if self.gated else 1)
         parameters: dict[str, tuple[tuple[int, ...], float]] = {
             "mlp_in.weight": ((inputs, shape.hidden), 0.0),

@@ -1,4 +1,4 @@
--- Records a load of a corpus that has no open one.
+-- Records a load of a corpus that has no open load.
 -- KEYS: load, all corpora, loads of the corpus, open loads. ARGV: load (JSON), its id, corpus, tenant and slash.
 -- Returns {'ok'}, or {'open', id of an open load of this corpus}.
 for _, id in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
