@@ -130,7 +130,7 @@ def write_task(documentation: Documentation, folder: Path, seed: int, size: Task
 
 
 def write_corpus_of(documentation: Documentation, splits: Splits, folder: Path) -> DemoData:
-    """Write the corpus without the texts of the task, and `demo.json`. See `generate_demo`."""
+    """Write `demo.json` and the corpus, which contains no text of the task. See `generate_demo`."""
     documents = documentation.all()
     rows = [row for split in splits.values() for row in split]
     used = {id(row.document) for row in rows}

@@ -222,7 +222,7 @@ class Catalog:
         return bool(self._script["lease"](keys=[key(tenant, "load-lease", load_id)], args=[owner, seconds]))
 
     def cancel_load(self, tenant: str, load_id: str) -> CorpusLoad:
-        """Set a load to `cancelling`. Its owner then removes what it wrote. A second cancel has no effect.
+        """Set a load to `cancelling`. The loader with its lease then removes what the load wrote. May be repeated.
 
         Raises NotFound, or Conflict if the load has ended.
         """

@@ -103,7 +103,10 @@ def _tuning(recipe: Recipe) -> dict[str, object]:
 
 
 def check(options: ShareTicketsOptions, recipe: Recipe, names: tuple[str, ...]) -> None:
-    """Raise InvalidRequest for tickets of other datasets or shapes, and for recipes that try several finetunings."""
+    """Raise InvalidRequest if a ticket names no dataset of the job, or does not fit the model's layers and heads.
+
+    The recipe must not try several finetunings. `check_encoder` checks the tickets for published encoders.
+    """
     if unknown := sorted(options.tickets.keys() - set(names)):
         raise InvalidRequest(f"Unknown dataset '{unknown[0]}' in 'tickets'. The datasets are {', '.join(names)}.")
     if recipe.finetune.has_tries:
