@@ -1,7 +1,8 @@
 """Repeat rows of the paper's results over the service: `python -m benchmarks.paper_table --rows small`.
 
-paper_table.yaml has the rows. `tlm_client.models.own_client` selects the service. To resume, run the same command
-again: it waits for the jobs that it has already submitted. build/paper_table.md has all rows.
+paper_table.yaml has the rows. TLM_PROFILE or TLM_URL selects the service; without them, it is the local stack. To
+resume, run the same command again: it waits for the jobs that it has already submitted. build/paper_table.md has all
+rows.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Row:
         return KNOWN_TASKS[self.task]
 
     def dataset(self, corpus: str | None) -> str:
-        """Return the name of the row's dataset. Without a corpus it contains the selection of the release."""
+        """Return the name of the row's dataset. Without a corpus, it has the selection of the paper's authors."""
         part = "own" if corpus else str(self.external).partition("_")[0]
         return f"paper-{self.task}-{part}"
 
@@ -131,7 +132,7 @@ def read_rows() -> list[Row]:
 
 
 def chosen(rows: Sequence[Row], names: Sequence[str], corpus: str | None = None) -> list[Row]:
-    """Return the rows of the named scales, tasks and TASK-SCALE.
+    """Return the rows whose scale, task or name (TASK-SCALE) is in `names`.
 
     Raises NotFound for a name without rows, and if `corpus` is None but a row needs one. Without this check,
     the error would appear only after the other rows, which take days.
@@ -189,7 +190,7 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs rows on a service. corpus: replaces the release's selection; folder: has TASK/ with the hub's files."""
+    """Runs rows on a service. corpus: replaces the authors' selection; folder: has the hub's files as TASK/FILE."""
 
     client: TLMClient
     recipe: RecipeName

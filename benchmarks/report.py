@@ -48,7 +48,7 @@ def remark(text: str) -> None:
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Divide our runs by theirs, pair by pair. Alternate the runs, so that changes of the machine's speed cancel."""
+    """Divide our runs by theirs, pair by pair. If callers alternate the runs, changes of the machine's speed cancel."""
     return [our_run / their_run for our_run, their_run in zip(ours, theirs, strict=True)]
 
 

@@ -90,9 +90,9 @@ class AsyncTLMClient:
     ) -> wire.DatasetCreated:
         """Upload a dataset and return it with its validation report.
 
-        files: by split (train, optional validation and test), and optionally `selection` with columns text and rank
-        for the selector `given`. options: fields of DatasetOptions. in_parts_from: total bytes from which the files are
-        uploaded in parts, so that a broken connection costs one part.
+        files: by split (train, optional validation and test). An optional file `selection`, with the columns text and
+        rank, is for the selector named `given`. options: fields of DatasetOptions. in_parts_from: total bytes from
+        which the files are uploaded in parts, so that a broken connection costs one part.
 
         Raises InvalidDataset with every data error, by split, row and column.
         """
@@ -104,7 +104,7 @@ class AsyncTLMClient:
     ) -> wire.DatasetCreated:
         """Add `OWNER/NAME[@REVISION][:CONFIG]` of the Hugging Face hub.
 
-        selection: the file of this dataset with columns text and rank for the selector `given`.
+        selection: name of a file in the hub dataset, with the columns text and rank, for the selector named `given`.
         """
         body = {"name": name, "hub": hub.removeprefix("hub:"), "options": dict(options or {}), "selection": selection}
         return await self._post(wire.DatasetCreated, "/v1/datasets/hub", json=body, timeout=_UPLOAD_TIMEOUT)
@@ -334,10 +334,10 @@ class AsyncTLMClient:
     async def series(
         self, job_id: str, *, points: int = 300, node: str | None = None, names: Sequence[str] = ()
     ) -> list[wire.Series]:
-        """Return metrics as columns of at most `points` values (4 to 5,000).
+        """Return metrics as columns. points: maximum number of values in a column, from 4 to 5,000.
 
-        Of a longer series, return the first and last values and the extremes between them. node, names: return only the
-        series of this node, and with these names.
+        The gateway reduces a longer series to its first and last values and the extremes of equal parts between them.
+        node, names: return only the series of this node, and with these names.
         """
         path, filters = "/v1/jobs/{}/metrics/series", {"node": node, "name": list(names)}
         return await self._list(wire.Items[wire.Series], path, job_id, points=points, **filters)

@@ -162,7 +162,7 @@ def shorten(text: str, terms: Sequence[str] = (), width: int = 100) -> str:
 def table(
     columns: Sequence[str], rows: Collection[Sequence[object]], *, title: str = "", empty: str = "Nothing found."
 ) -> Item:
-    """Return a table, or the line `empty` if there are no rows. Only a Text has a style; markup in strings is text."""
+    """Return a table, or the line `empty` if there are no rows. Only cells of type Text have a style."""
     if not rows:
         return empty
     result = Table(title=escape(title) or None, title_justify="left", header_style="bold")
@@ -207,7 +207,7 @@ def confirm_deletion(what: str, *, yes: bool) -> None:
 
 
 def print_error(error: TLMError, *, as_json: bool) -> None:
-    """Print an error and its data errors to stderr, with `as_json` as one JSON object. stdout has only results."""
+    """Print an error and its data errors to stderr, because stdout has only results. as_json: as one JSON object."""
     if as_json:
         print_json({"error": error.as_dict()}, err=True)
         return
@@ -224,7 +224,7 @@ def print_error(error: TLMError, *, as_json: bool) -> None:
 
 
 def message_of(error: TLMError) -> str:
-    """Return the message of an error. Fields and headers of requests become options and arguments of commands."""
+    """Return the message of an error, with the names of options and arguments instead of request fields and headers."""
     if isinstance(error, Unauthorized):
         problem = error.message.partition(" Send the header ")[0]
         return f"{problem} Set --token or TLM_TOKEN, or select a profile with --profile."

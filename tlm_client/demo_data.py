@@ -51,7 +51,7 @@ Splits = dict[str, list["Row"]]
 
 
 class TaskSize(NamedTuple):
-    """Rows of each label by split. labels: maximum number of labels, taken from `libraries`; fewest: minimum number."""
+    """Rows of each label by split. labels, fewest: maximum and minimum number of labels. libraries: possible labels."""
 
     labels: int
     fewest: int

@@ -110,7 +110,7 @@ class Display:
             self.line(sentence(event.type, event.attempt, event.data, {}) or event.type)
 
     def progress(self, progress: spec.Progress) -> None:
-        """Show step, rate, stage number and loss curve, and share and time left of the whole job."""
+        """Show step, rate, stage number and loss curve. Show completed share and time left of the whole job."""
         if progress.eta_seconds is not None:
             progress = progress.model_copy(update={"eta_seconds": progress.eta_seconds + self._later})
         facts = "  ".join(filter(None, (progress_facts(progress), self._curve)))

@@ -118,7 +118,7 @@ def present(values: Mapping[str, Param]) -> dict[str, Param]:
 
 
 def job_body(spec: JobSpec) -> JsonObject:
-    """Return a spec without default values. Explicit fields that a source job would otherwise provide remain."""
+    """Return a spec without default values. A default that the caller set remains if a source job could provide it."""
     explicit = spec.model_dump(mode="json", include=spec.model_fields_set & set(FROM_JOB))
     body = spec.model_dump(mode="json", exclude_defaults=True) | explicit
     return {name: value for name, value in body.items() if name != "options" or value}
@@ -156,7 +156,10 @@ def only_id(ids: Sequence[str], reference: str) -> str:
 def batches(
     texts: Iterable[str], pairs: Iterable[str] | None, most: int, most_bytes: int
 ) -> Iterator[list[tuple[str, str | None]]]:
-    """Yield lists of at most `most` texts and pairs that fit a JSON body. Raises InvalidRequest for unequal numbers."""
+    """Yield batches of at most `most` rows (text, pair) that fit a body of `most_bytes`.
+
+    Raises InvalidRequest if there are not as many pairs as texts.
+    """
     batch: list[tuple[str, str | None]] = []
     size = 0
     try:
@@ -174,7 +177,7 @@ def batches(
 
 
 def retry_delay(state: RetryCallState) -> float:
-    """Return a random number of seconds that grows with each try, but at least `Retry-After` (up to 30 s)."""
+    """Return a random delay in seconds, longer with each try, but at least the smaller of `Retry-After` and 30 s."""
     error = state.outcome.exception() if state.outcome else None
     required = float(str(error.facts.get("retry_after_seconds", 0))) if isinstance(error, TLMError) else 0.0
     return max(_backoff(state), min(required, _MAX_RETRY_AFTER_SECONDS))
@@ -201,7 +204,7 @@ def unreachable(url: str, error: httpx.HTTPError) -> Unavailable:
 
 
 def error_of(response: httpx.Response) -> TLMError:
-    """Return the error that a response with status 400 or higher describes, with all its facts."""
+    """Return the error that a response with status 400 or higher describes. `facts`: its details and request id."""
     status, request = response.status_code, response.request
     by_status = _ERROR_BY_STATUS.get(status, TLMError if status >= 500 else InvalidRequest)
     try:

@@ -31,9 +31,10 @@ def total_cost(report: Report, quantity: str) -> float | None:
 
 
 def report_items(report: Report) -> list[Item]:
-    """Return the items of a report: the scores or the text of a study, then the warnings and the cost.
+    """Return the items of a report: the results, then the warnings and the cost.
 
-    The scores are a table of all models, and sentences about the returned model.
+    The results of the kind `train` are a table of the scores of all models, and sentences about the returned model.
+    Those of other kinds are a text.
     """
     flops, tokens = (total_cost(report, quantity) for quantity in ("flops", "tokens"))
     parts = (
@@ -89,7 +90,7 @@ def estimate_items(estimate: Estimate) -> list[Item]:
 
 
 def format_range(estimate: Estimate) -> str:
-    """Return the expected time. If the bounds differ after formatting, return the range and its reason."""
+    """Return the bounds of the expected time and their source, or a single time if both look the same."""
     low, high = _format_time(estimate.seconds_at_least), _format_time(estimate.seconds_at_most)
     return _format_time(estimate.seconds) if low == high else f"{low} to {high}, {estimate.reasons['seconds']}"
 

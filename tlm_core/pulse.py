@@ -16,7 +16,7 @@ class Pulse:
 
     phase: increases when `steady` or `warm` is set. steady: whether the counter advances at regular intervals now. If
     not, CPU time counts as progress too, because calls into libraries, such as the fit of a linear model, advance no
-    counter. warm: whether the first step has ended, which is slow: it builds kernels and waits for other workers.
+    counter. warm: whether the first step has ended. That step is slow: it builds kernels and waits for other workers.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Pulse:
             self.phase += 1
 
     def warm_up(self) -> None:
-        """Mark the end of the first step. From now on, the measured intervals limit the time without progress."""
+        """Mark the end of the first step. From now on, an unusually long time without progress counts as a hang."""
         if not self.warm:
             self.warm = True
             self.phase += 1

@@ -313,7 +313,7 @@ class Estimate(_Answer):
     reasons: dict[str, str] = Field(description="per value: where it comes from, or why it is null")
 
     def sources(self) -> dict[str, list[str]]:
-        """Map each reason to the values and the stage bases that it explains, without the reason of `seconds`."""
+        """Map each reason to what it explains: values except `seconds`, and the `basis` of stages."""
         result: dict[str, list[str]] = {}
         values = [entry for entry in self.reasons.items() if entry[0] != "seconds"]
         for name, reason in [*dict.fromkeys((s.basis, s.reason) for s in self.stages), *values]:

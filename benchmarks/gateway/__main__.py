@@ -1,6 +1,6 @@
 """Measure the gateway: `make bench-gateway`, or `python -m benchmarks.gateway submit` for one part.
 
-The script starts and stops Redis and the gateway. Estimates train jobs, so they are a separate script:
+The script starts and stops Redis and the gateway. The benchmark of estimates trains jobs, so it is a separate script:
 `python -m benchmarks.gateway.estimates`.
 """
 

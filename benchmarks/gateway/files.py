@@ -38,7 +38,7 @@ print(json.dumps([time.perf_counter() - start, peak_bytes() / 1e6, sum(report["c
 
 
 def measure_downloads(gateway: Gateway) -> None:
-    """Alternate one large download between the gateway and a bare server of the same framework."""
+    """Compare a large download from the gateway with one from a bare server of the same framework, in turns."""
     raw = gateway.root / "raw"
     raw.mkdir()
     with open(raw / "train.bin", "wb") as handle:

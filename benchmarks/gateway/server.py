@@ -56,7 +56,7 @@ class Gateway:
         self.post("/v1/jobs", json={"dataset": "toy", "corpus": "docs"})
 
     def resolved(self) -> Resolved:
-        """Return the resolved values of a request for the toy dataset."""
+        """Return the inputs and the recipe of the newest job, which trains on the dataset `toy`."""
         return self.jobs.list_jobs(TENANT, limit=1)[0][0].resolved
 
     def memory(self, field: str = "VmRSS") -> float:

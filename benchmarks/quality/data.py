@@ -1,4 +1,4 @@
-"""Tasks, indexes of corpora and selections. Each is written once below build/quality."""
+"""Tasks, selections, and the indexes of corpora. Each is written once below build/quality."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _BATCH = 4096
 def task_folder(name: str, rows: int = SOURCES_ROWS) -> Path:
     """Return the `validate` artifact of a task.
 
-    name: a folder below TLM_SHARED_DATA, or a generated task. rows: the number of train texts of `sources`.
+    name: a folder below TLM_SHARED_DATA, or a generated task. rows: train texts of the generated task `sources`.
     """
     if name == "sources":
         return write_once(FOLDER / "task" / f"sources-{rows}", lambda folder: _write_sources(folder, rows))

@@ -105,7 +105,7 @@ def read_records() -> list[Record]:
 
 
 def run(tasks: Sequence[str], seeds: int, arms: Sequence[str]) -> None:
-    """Train what the records lack: all arms with one seed before the next seed, and last the jobs of several seeds."""
+    """Train what the records lack, seed by seed. The jobs that have several seeds themselves come last."""
     for task in tasks:
         for arm in FIXED:
             if arm in arms and not _has(task, arm, None):

@@ -3,8 +3,9 @@
 `python -m benchmarks.quality.linear sciie acl_arc sci_cite csabstruct` prints one JSON line per task. Features are word
 1-2-grams, in which entity marks such as `[[` are tokens, and character n-grams of 2 to 5 (`char_wb`). Both have
 sublinear term frequency. Stratified folds of train choose the feature family, the class weights and C of a linear SVM.
-Then they choose among logistic regressions on that family. Folds with at least 1,000 held-out rows screen all
-candidates; five folds compare the best of them. The best model is fitted on train, and again on train and validation.
+Then they choose among logistic regressions on that family. All candidates are compared on the first folds, which hold
+out at least 1,000 rows together. The best candidates are compared on all five folds. The best model is fitted on train,
+and again on train and validation.
 """
 
 from __future__ import annotations

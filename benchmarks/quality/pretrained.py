@@ -20,7 +20,7 @@ TRIALS = Path(__file__).with_name("pretrained.jsonl")
 
 @dataclass(frozen=True)
 class Trial:
-    """One finetuning of the search, with seed 0. validation: the best macro-F1 of its validations."""
+    """One finetuning run of the search, with seed 0. validation: its best macro-F1 on validation."""
 
     task: str
     rate: float

@@ -117,7 +117,7 @@ def report_folder(spec: JobSpec, recipe: Recipe, tasks: Sequence[Path], label: s
 def run_plan(spec: JobSpec, recipe: Recipe, tasks: Sequence[Path], label: str) -> tuple[Plan, dict[str, Path]]:
     """Run each node of a job's plan in a folder of its own. Return the plan and the folder of each node.
 
-    Nodes that are complete, also of other jobs, do not run again. Raises InvalidRequest if the job's kind cannot use
+    A complete node does not run again, even if another job ran it. Raises InvalidRequest if the job's kind cannot use
     the recipe, and the errors of stages.
     """
     spec.check(recipe)

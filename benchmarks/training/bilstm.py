@@ -1,4 +1,4 @@
-"""Compare the BiLSTM's speed: in training with a plain padded loop, and in prediction with encoders.
+"""Compare the BiLSTM's speed with that of a plain padded loop in training, and with that of encoders in prediction.
 
 Run it with `make bench-studies`. The texts are SciCite of TLM_SHARED_DATA with a vocabulary of 8,192 pieces. Both
 rivals train LSTM-4-256 (four layers of 256 each way) on batches of 32 texts and count real tokens, not padding.

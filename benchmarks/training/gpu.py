@@ -1,8 +1,8 @@
 """Measure the joint step on a GPU: `fast` ("ours") and the published model at BERT-base size, and a small `fast`.
 
 It prints a JSON line for each model, row length, and form (eager or compiled). `mfu` counts only the products that the
-model needs; `hardware_utilization` also counts padding, unused masks, and the optimizer. The passages are random
-tokens with the lengths of real ones. Without a GPU each line has the reason instead of figures.
+model needs; `hardware_utilization` also counts padding, unused mask positions and the optimizer. The passages are
+random tokens with the lengths of real ones. Without a GPU each line has the reason instead of figures.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Passages:
 
 
 def trainer(recipe: Recipe, length: int, folder: Path, *, compiled: bool, device: torch.device) -> Trainer:
-    """Return the trainer of a joint stage on random passages. It uses the passes for GPUs."""
+    """Return the trainer of a joint stage on random passages. Its forward and backward passes are those for GPUs."""
     from tlm_core.training.stream_passes import StreamPasses
 
     rate = recipe.joint.highest_mask_rate

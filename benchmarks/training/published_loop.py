@@ -95,7 +95,7 @@ class PublishedModel(nn.Module):
 
 
 def bert_config(shape: tuple[int, int, int, int], data: Prepared) -> BertConfig:
-    """Return the model configuration of both rivals. shape: layers, hidden, heads, intermediate."""
+    """Return the model configuration of this loop and of `hf_trainer`. shape: layers, hidden, heads, intermediate."""
     layers, hidden, heads, intermediate = shape
     return BertConfig(
         vocab_size=data.vocabulary.size,

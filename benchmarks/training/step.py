@@ -14,7 +14,7 @@ from tlm_core.training.recipe import Recipe
 
 
 def flop_differences(recipe: Recipe) -> list[float]:
-    """Return the relative differences for four steps. The fourth batch of recipe `fast` is a task batch."""
+    """Return |reported / counted FLOPs - 1| for each of 4 steps. The fourth batch of recipe `fast` is a task batch."""
     trainer = Ours(recipe).trainer
     model, optimizer = trainer.model, trainer.optimizer
     differences = []

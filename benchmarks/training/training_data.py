@@ -76,7 +76,7 @@ def bert_recipe(**overrides: object) -> Recipe:
 
 
 def fast_recipe(**overrides: object) -> Recipe:
-    """Return recipe `fast` with the depth and width of `bert_recipe`. A narrower block equals the parameter counts."""
+    """Return recipe `fast` with depth and width of `bert_recipe`, and a narrower block for an equal parameter count."""
     return resolve("fast", "tiny", {**COMMON, "model.intermediate": 688, **overrides})
 
 

@@ -35,8 +35,8 @@ def proposed(tenant: str, spec: JobSpec, resolved: Resolved) -> JobRecord:
 class Known:
     """The facts about a job before it runs.
 
-    history: finished jobs, newest first. texts: of each dataset. passages: see `Estimator._passages`. worker_gpus: GPUs
-    of each worker, None if unknown.
+    history: finished jobs, newest first. texts: of each dataset. passages: expected number, maximum, and source of the
+    expected number. worker_gpus: GPUs of each worker, None if unknown.
     """
 
     situation: Situation
@@ -88,7 +88,7 @@ class Known:
         return estimate.model_copy(update={"seconds_at_least": least * seconds, "seconds_at_most": most * seconds})
 
     def gpu_hours(self, training: Sequence[StageEstimate]) -> tuple[float | None, str]:
-        """Return the GPU hours of the stages that train, or None if unknown, and the reason."""
+        """Return the GPU hours of the training stages and their source. If unknown, return None and the reason."""
         workers, seconds = self.situation.job.spec.workers, _total(stage.seconds for stage in training)
         if not training:
             return 0.0, "the job trains no encoder"
@@ -149,9 +149,9 @@ class Estimator:
         )
 
     def node_seconds(self, job: JobRecord) -> dict[str, float]:
-        """Return the expected seconds of each node that is not done; 0 if unknown for a node that does not train.
+        """Return the expected seconds of each node that is not done. Unknown seconds are 0 for nodes without training.
 
-        The result is empty if a training time is unknown or data is lost. Progress then counts nodes.
+        The result is empty if a training time is unknown or data is lost. Progress then counts nodes, not seconds.
         """
         try:
             known = self._known(job)

@@ -79,7 +79,7 @@ class DatasetIntake:
     ) -> DatasetRecord:
         """Add the texts and labels of a hub dataset, `OWNER/NAME[@REVISION][:CONFIG]`.
 
-        selection: a file of the hub dataset whose passages are added too."""
+        selection: a file with passages in the hub dataset, which is added too."""
         from tlm_core.selection.given import GIVEN_PART
         from tlm_core.tasks.hub import hub_file, parse_hub_id
 
@@ -200,7 +200,7 @@ def parse_options(text: str) -> DatasetOptions:
 
 
 def changed_options(options: DatasetOptions) -> dict[str, object]:
-    """Return options that differ from their defaults. Defaults are not stored, so a new option changes no record."""
+    """Return options that differ from their defaults. Only these are stored, so a new option changes no old record."""
     defaults = asdict(DatasetOptions())
     return {key: value for key, value in asdict(options).items() if value != defaults[key]}
 
@@ -232,7 +232,7 @@ def _lies_under(source: str, prefix: str) -> bool:
 
 @contextmanager
 def deleted_on_error(artifacts: ArtifactStore, folder: str) -> Iterator[None]:
-    """Delete `folder`, which the block writes and records, if the block fails.
+    """If the block fails, delete `folder`, which the block writes and records.
 
     After StoreUnavailable the folder stays: the store may have recorded it, and the record would refer to its files.
     """

@@ -38,7 +38,7 @@ def artifacts_by_node(jobs: JobStore, job: JobRecord, plan: Plan | None = None) 
 def artifact_of(jobs: JobStore, job: JobRecord, stage: str) -> ManifestRef:
     """Return the artifact of the last node of `stage`. Raises NotReady before it exists, NotFound if it never will.
 
-    `evaluate` and `export` mean the report and the model of the job, in every kind.
+    In jobs of every kind, `evaluate` means the final report, and `export` the returned model.
     """
     plan = plan_of(job)
     return _artifact(job, plan, artifacts_by_node(jobs, job, plan), stage)
@@ -112,7 +112,7 @@ def _note(job: JobRecord) -> str:
 def model_file_response(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord, name: str) -> FileResponse:
     """Return one file of the model that a job serves now.
 
-    A name `linear/FILE` stays valid after the job, even if the final model has no folder `linear`.
+    `linear/FILE` is a file of the linear model, even if the final model has no folder `linear`.
     """
     served = served_model(jobs, job)
     if served.final and name in served.files(artifacts):

@@ -54,7 +54,7 @@ class Rate(NamedTuple):
 class Pace(NamedTuple):
     """The expected seconds per unit of work, and their source.
 
-    bounds: of the time, as multiples of the estimate; None if the time was measured in the same setup.
+    bounds: least and greatest time as multiples of the estimate; None if unknown, or measured in the same setup.
     """
 
     basis: Basis
@@ -68,7 +68,7 @@ class Setup:
     """What a rate depends on: the stage, and for training and evaluation also workers, seeds and precision.
 
     seeds: number of seeds that run at the same time. A stored rate is divided by this number, so that the times of all
-    seeds add up to the time of the job. passages: False for `prepare` without passages, whose time is mostly fixed.
+    seeds add up to the time of the job. passages: False if `prepare` has no passages; its time is then nearly constant.
     """
 
     stage: str
@@ -93,7 +93,7 @@ class Setup:
 def pace_of(setup: Setup, rates: Mapping[str, Rate]) -> Pace:
     """Return the pace of a setup. Prefer a rate measured in this setup, then a rate with another number of seeds.
 
-    Otherwise use a built-in rate, which applies to one worker. A short measurement of the worker's device scales it.
+    Otherwise use a built-in rate, which holds for one worker. Scale it by the speed of the worker's device, if known.
     """
     built_in = BUILT_IN_SECONDS.get(setup.stage)
     if measured := rates.get(str(setup)):
@@ -144,7 +144,7 @@ class Measurements:
         self._finished: dict[str, dict[str, Finished | None]] = {}  # tenant → its latest jobs
 
     def texts(self, job: JobRecord) -> list[Texts]:
-        """Return the texts of each dataset of a job, as validation counted them."""
+        """Return the sizes of each dataset's texts, from the counts in its validation report."""
         resolved, searched, texts = job.resolved, 0, []
         if resolved.corpus_name is not None and resolved.corpus_version is not None:
             searched = self._catalog.corpus(job.tenant, resolved.corpus_name).version(resolved.corpus_version).count
@@ -175,9 +175,9 @@ class Measurements:
         return [job for job_id in ids if (job := latest[job_id]) is not None]
 
     def rates(self, tenant: str) -> dict[str, Rate]:
-        """Return the rate of each measured setup: of the newest finished job in it, or else of a job that trains now.
+        """Return a rate per setup, from the newest finished job with this setup, or else from a job that trains now.
 
-        Device-dependent rates are of the newest worker's device. Its short measurement has the name from `flop_of`.
+        Rates that depend on the device are of the newest worker's device. `flop_of` names its seconds per FLOP.
         """
         stored, rates = self._jobs.rates(tenant), dict[str, Rate]()
         device = stored.pop("device", "")

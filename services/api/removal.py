@@ -1,9 +1,9 @@
 """Delete datasets, corpora and jobs.
 
 A dataset or job is deleted in two steps. First, one fenced store operation deletes the record and stores a `Removal`,
-which lists the remaining data. Then this data is deleted, on request with the jobs of a dataset. After an interruption,
-`finish_removals` completes the second step. A corpus record is deleted last, so a repeated request completes an
-interrupted deletion.
+which lists the remaining data. Second, this data is deleted. A request to delete a dataset can include its jobs. After
+an interruption, `finish_removals` completes the second step. A corpus record is deleted last, so a repeated request
+completes an interrupted deletion.
 """
 
 from __future__ import annotations

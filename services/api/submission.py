@@ -77,7 +77,7 @@ def _create(
 def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Resolved]:
     """Return the complete request and its resolved inputs. Later versions of the data do not change the job.
 
-    Raises InvalidRecipe, InvalidRequest, NotFound, and NotReady or Conflict for a corpus or a job without a result.
+    Raises InvalidRecipe, InvalidRequest, NotFound, and NotReady or Conflict if the corpus or a named job is not usable.
     """
     # Commands read such a name as an alias or an id. JobSpec accepts it, because stored jobs may have such a name.
     if spec.name and ("@" in spec.name or spec.name.startswith("job_")):
@@ -242,8 +242,8 @@ def _reused(source: JobRecord) -> dict[str, ReusedArtifact]:
 def changed(job: JobRecord, changes: Mapping[str, object]) -> JobSpec:
     """Return the spec of a job with `changes`, and with its dataset and corpus pinned unless they change.
 
-    Changes of `overrides` and `options` replace single keys; another kind starts without options. A new corpus removes
-    the selector 'none'. A selector or scale without corpus removes the corpus. Raises InvalidRequest with every error.
+    Changes of `overrides` and `options` replace single keys; a new kind removes old options. A new corpus removes the
+    selector 'none'. A selector or scale that uses no corpus removes it. Raises InvalidRequest with every error.
     """
     resolved, old = job.resolved, job.spec.model_dump(mode="json")
     same_kind = changes.get("kind", job.spec.kind) == job.spec.kind

@@ -20,11 +20,11 @@ _PASSAGE_BYTES = 337  # mean, from `make demo`
 
 @dataclass(frozen=True)
 class Texts:
-    """The texts of a task. rows: per split; tokens: mean per window; vocab: size of the vocabulary, None while unknown.
+    """The sizes of a task's texts. rows: per split. vocab: size of the vocabulary, None while unknown.
 
-    windows: mean per text; an epoch of training reads one window of each text, prediction reads all. passages: number
-    of selected passages, with `passage_tokens` tokens on average. searched: number of passages in the corpus.
-    auto_length: the value of the length `auto`.
+    windows: mean number of windows that cover a text; an epoch of training reads one of them, prediction reads all.
+    tokens: mean per window. passages: number of selected passages, with `passage_tokens` tokens on average. searched:
+    number of passages in the corpus. auto_length: maximum tokens of a window if the recipe's length is `auto`.
     """
 
     rows: Mapping[str, int]
@@ -54,7 +54,7 @@ class Work:
 
 
 def length_of(model: Model, texts: Texts) -> int:
-    """Return the length of a row in tokens."""
+    """Return the length of the model's input rows in tokens."""
     return texts.auto_length if model.max_length == "auto" else model.max_length
 
 
@@ -67,7 +67,7 @@ def shape_of(model: Model, texts: Texts) -> Shape | None:
 
 
 def texts_of(plan: Plan, node: Node, texts: Sequence[Texts]) -> Texts:
-    """Return the texts of the dataset that a node depends on, reduced to its subset."""
+    """Return the texts of a node's dataset. If the node uses a subset, count only its train rows."""
     path = [*plan.behind(node.name), node]
     chosen = texts[next((node.dataset for node in path if node.dataset is not None), 0)]
     sizes = {node.params.size for node in path if isinstance(node.params, SubsetParams)}
@@ -81,7 +81,7 @@ def work_of(node: Node, texts: Texts) -> Work | None:
     """Return the work of a node, or None if the size of its encoder is unknown.
 
     The unit depends on the stage. Training: FLOPs, or tokens for models other than transformers. `validate`: rows.
-    `baseline` and `refit_linear`: train rows. `self_train`: train rows and labeled pieces, summed over the amounts.
+    `baseline` and `refit_linear`: train rows. `self_train`: train rows plus labeled pieces, summed over all tries.
     `select`: train rows times passages of the corpus. Preparation and evaluation: tokens. Others: 1.
     """
     params, rows = node.params, texts.rows

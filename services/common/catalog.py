@@ -85,7 +85,7 @@ class Catalog:
     def dataset(self, tenant: str, id_or_name: str) -> DatasetRecord:
         """Return the dataset with this id, or the newest version of this name. Raises NotFound.
 
-        A name may select a version after an @: by number (`reviews@v3`) or by the first 8 or more digits of its digest.
+        NAME@VERSION selects a version: by number (`reviews@v3`) or by the first 8 or more digits of its digest.
         """
         name, at, version = id_or_name.partition("@")
         if at:
@@ -116,7 +116,7 @@ class Catalog:
         return self._dataset_records(tenant, ids[:limit]), len(ids) > limit
 
     def dataset_ids(self, tenant: str, id_or_name: str) -> list[str]:
-        """Return the ids of all versions of a name, or of the version after an @. An unknown name counts as an id."""
+        """Return the ids of all versions of NAME, or the id of NAME@VERSION. An unknown name is returned as an id."""
         name, at, version = id_or_name.partition("@")
         if at:
             record = self._version(tenant, name, version)

@@ -48,8 +48,8 @@ class DatasetRecord(_Record):
 class CorpusVersion(_Record):
     """One version of a corpus: its passages in the storage, and the state of its index.
 
-    refused: passages of `count` that the index rejects. duplicates_dropped, near_duplicates_dropped: passages of the
-    upload that `count` does not include. near_duplicates_*: None if the load keeps near duplicates.
+    count: number of passages. refused: how many of them the index rejects. duplicates_dropped, near_duplicates_dropped:
+    passages of the upload that `count` does not include. near_duplicates_*: None if the load keeps near duplicates.
     """
 
     version: str

@@ -70,8 +70,8 @@ class History:
     ) -> Moved:
         """Write the entries of `earlier`, followed by `rows` (stream → entries), as new files.
 
-        is_current: returns False if another process has replaced `earlier` and deleted its files. A missing file
-        then raises NotFound; otherwise its entries are lost. Beyond 200,000 entries, logs lose their oldest lines and
+        is_current: returns False if another process has replaced `earlier` and deleted its files. Then a missing file
+        raises NotFound; if True, its entries are omitted. Beyond 200,000 entries, logs lose their oldest lines and
         metrics are thinned. Raises CorruptArtifact if files of `earlier` are damaged, and the errors of ArtifactStore.
         """
         folder = f"{folder_of(tenant, job)}/{uuid.uuid4().hex}"

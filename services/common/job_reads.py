@@ -128,7 +128,7 @@ class JobReads:
         return set(self._redis.smembers(key(tenant, "job-artifacts", job_id)))
 
     def was_deleted(self, tenant: str, job_id: str) -> bool:
-        """Return whether a job was deleted in the last week. Any other unknown job may belong to another store."""
+        """Return whether this store deleted a job in the last week. Other unknown jobs may belong to other stores."""
         return bool(self._redis.exists(key(tenant, "deleted", job_id)))
 
     def state(self, tenant: str, job_id: str) -> State:
@@ -200,7 +200,7 @@ class JobReads:
             start = f"({page[-1]}"
 
     def positions(self, jobs: Sequence[JobRecord]) -> dict[str, int]:
-        """Return job id → rank in the order of start, from 1, of those `jobs` that are queued."""
+        """Map the id of each queued job in `jobs` to its position in the queue; the job at 1 starts next."""
         priorities = range(MAX_PRIORITY, -MAX_PRIORITY - 1, -1)
         pipe = self._redis.pipeline(transaction=False)
         for priority in priorities:
@@ -341,7 +341,7 @@ class JobReads:
                     raise
 
     def is_empty(self) -> bool:
-        """Return whether Redis has no dataset, corpus or removal, and never had a job. Then the storage is new."""
+        """Return whether Redis has no dataset, corpus or removal, and never had a job, so the service is new."""
         if self._redis.exists(FEED, REMOVALS):
             return False
         scans = (self._redis.scan_iter(key("*", kind), count=10_000) for kind in ("datasets", "corpora"))

@@ -2,8 +2,9 @@
 
 All of it lies in Redis, except older events, metrics and log lines, which `Archive` moves to the storage.
 
-Each verb is one Lua script. It checks state, owner, and attempt, changes the record, appends the event, and updates
-the indexes, or it changes nothing. All times are the Redis server's, so the clocks of other machines do not matter.
+Each verb, such as pause or claim, is one Lua script. It checks state, owner, and attempt. If they are valid, it changes
+the record, appends the event, and updates the indexes; otherwise it changes nothing. All times are the Redis server's,
+so the clocks of other machines do not matter.
 """
 
 from __future__ import annotations
@@ -299,8 +300,8 @@ class JobStore(JobReads):
     ) -> State:
         """Record what an attempt does. Returns the job's state, which shows a worker whether it must stop.
 
-        submissions: group → submission id, or None to delete it; other groups do not change. beat: a group, and the
-        beat of its workers. draining: whether the workers must write a checkpoint and end. Only `publish` and
+        submissions: group → submission id, or None to delete it; other groups do not change. beat: a group, and its
+        last heartbeat. draining: whether the workers must write a checkpoint and end. Only `publish` and
         `publish_checkpoint` pass publication and excluded_from_cache. Raises StaleAttempt if another attempt has begun,
         IllegalTransition if no attempt runs, and NotFound if the job is deleted. After any of these three errors, the
         caller must stop writing.
@@ -400,7 +401,10 @@ class JobStore(JobReads):
         )
 
     def orphans(self, folders: Collection[str], seconds: float) -> list[str]:
-        """Store when `folders`, which no record names, were first seen. Return and drop those older than `seconds`."""
+        """Store when `folders`, which no record names, were first seen. Return those first seen at least `seconds` ago.
+
+        The times of returned folders, and of folders that are not in `folders`, are deleted.
+        """
         now, noted = self.now(), self._redis.hgetall(ORPHANS)
         due = [folder for folder in folders if now - float(noted.get(folder, now)) >= seconds]
         if gone := [*due, *(noted.keys() - set(folders))]:
@@ -463,7 +467,7 @@ class JobStore(JobReads):
             self._redis.delete(job_artifacts)
 
     def removals(self) -> dict[str, str]:
-        """Return what remains to be deleted, for all tenants: the JSON of each `Removal` by its member."""
+        """Return what remains to be deleted, for all tenants: `Removal.member` → the JSON of the removal."""
         return dict(self._redis.hgetall(REMOVALS))
 
     def removed(self, removal: Removal) -> None:

@@ -29,7 +29,7 @@ class Liveness:
         self.restart()
 
     def restart(self) -> None:
-        """Forget the intervals between changes of the progress counter, and count the seconds without one from now."""
+        """Forget the intervals between changes of the progress counter, and count seconds without progress from now."""
         self._phase, self._count, self._cpu = self.pulse.phase, self.pulse.count, self.cpu()
         self._advanced = self._counted = self._sampled = self.clock()
         self._intervals: deque[float] = deque(maxlen=100)

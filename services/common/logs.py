@@ -73,7 +73,7 @@ def log_context(**fields: object) -> AbstractContextManager[None]:
 
 
 def ids_in(text: str) -> dict[str, object]:
-    """Return the fields job_id and attempt, for `log_context`, of the job that a folder, key or message names."""
+    """Return job_id and attempt, as fields for `log_context`, from a folder, key or message that names a job."""
     named = _JOB.search(text)
     if named is None:
         return {}

@@ -25,7 +25,7 @@ def progress_of(
 ) -> Progress:
     """Return the progress while `node` runs. eta_seconds: measured time until the end of the node.
 
-    elapsed: seconds since the node began. They count for a node that reports no steps.
+    elapsed: seconds since the node began. They determine the progress of a node that reports no steps.
     """
     nodes = situation.plan.nodes
     done = situation.done.keys() - {node.name}

@@ -93,7 +93,7 @@ def free_bytes(disk_free: str | None) -> int | None:
 def unreadable(name: str, error: ValidationError, remedy: str = "restore it") -> UnreadableRecord:
     """Return the error for a record that does not match its model.
 
-    remedy: what a user can do if the newest release does not help; it ends the message.
+    remedy: what the message suggests if the newest release cannot read the record either.
     """
     first = error.errors()[0]
     return UnreadableRecord(

@@ -61,7 +61,7 @@ def watch(
 ) -> bool:
     """Touch the file `heartbeat` every `beat` seconds. Return True when `stop` is set or the thread has ended.
 
-    Returns False if the progress counter of this process has not advanced for more than `hang` seconds.
+    Returns False if the splitting of a corpus has made no progress for more than `hang` seconds.
     """
     liveness = Liveness(cpu=lambda: 0.0)  # other threads compute too, so CPU time is no progress of the load
     while thread.is_alive() and not stop.is_set():

@@ -1,8 +1,8 @@
 """Loads of corpora: split an upload into passages, store them, and let the retriever index them.
 
 Each round acquires the lease of every open load that no other process works on, and continues the load from its record.
-So a loader may stop at any line; it or another loader continues the load. Each source file is split once: its passages
-go to the storage, and the record of the load names them.
+So a loader may stop at any line; it or another loader continues the load. Each source file is split once: the loader
+stores its passages, and records where they are.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class LoadWorker:
         splitter.join()
 
     def round(self, states: Set[LoadState] = OPEN, task: Background | None = None) -> None:
-        """Do the next step of every open load in `states` that no other process works on. task: records errors."""
+        """Do the next step of every open load in `states` that no other process works on. task: collects errors."""
         if _SPLITTING & states:  # the other steps cannot hang: they are calls with time limits
             PULSE.advance()
         for tenant, load_id in self._catalog.open_loads():

@@ -71,7 +71,7 @@ CLIENT_ERRORS = (
 
 
 class TemporaryFailure(Exception):
-    """A request failed, but a retry may succeed. status: the HTTP status, or None without a response. Control flow."""
+    """Signals that a retry of a failed request may succeed. status: the HTTP status, or None without a response."""
 
     def __init__(self, error: TLMError, status: int | None) -> None:
         super().__init__(error.message)

@@ -87,7 +87,7 @@ class _Progress(BaseModel):
 
 
 class LoadRecords:
-    """Two small files beside the corpora of a tenant: `indexes/NAME/VERSION.json` and `VERSION.progress.json`.
+    """Source and progress of loads: the files `VERSION.json` and `VERSION.progress.json` in `TENANT/indexes/NAME/`.
 
     Raises NotFound, StorageFull, StorageUnavailable.
     """

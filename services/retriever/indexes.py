@@ -153,7 +153,7 @@ class EmbeddedIndexes:
 
 
 class OpenSearchIndexes:
-    """Indexes `tlm-…` of a cluster. An interrupted load resumes in its index."""
+    """The indexes named `tlm-…` on a cluster. An interrupted load resumes in its index."""
 
     def __init__(self, cluster: Cluster, *, shards: int) -> None:
         self._cluster = cluster

@@ -1,4 +1,4 @@
-"""A PassageIndex on OpenSearch: one index for each corpus version. A mark in its mapping identifies it."""
+"""A PassageIndex on OpenSearch: one index for each corpus version. Its mapping names the version and its state."""
 
 from __future__ import annotations
 
@@ -61,8 +61,9 @@ def index_body(mark: Mapping[str, object], analysis: Analysis, shards: int) -> d
 class OpenSearchIndex:
     """The passages of one corpus version on a cluster.
 
-    mark: describes the index; `_meta.tlm` in its mapping. identity: unique for each index, also among those of the
-    same name. scale: factor by which the scores of the server exceed those of an embedded index.
+    mark: schema, corpus version, analysis and state; stored as `_meta.tlm` in the mapping. identity: unique for each
+    index, also among those of the same name. scale: factor by which the server's scores exceed those of an embedded
+    index.
     """
 
     def __init__(self, cluster: Cluster, name: str, mark: Mapping[str, Any], shards: int, identity: str = "") -> None:

@@ -1,4 +1,4 @@
-"""The loads and selections of several retrievers. One retriever claims each run; all can read and stop it."""
+"""The runs of several retrievers: loads and selections. One retriever claims each run; all can read and stop it."""
 
 from __future__ import annotations
 

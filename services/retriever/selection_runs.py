@@ -50,7 +50,7 @@ class Run:
         self.status = self.status.model_copy(update=changes)
 
     def report(self, done: int, total: int, unit: str, now: float) -> None:
-        """Set progress and rate (units per second). The rate excludes work of an earlier process."""
+        """Set progress and rate (units per second). The rate excludes work before the first report of the unit."""
         if unit != self.status.unit or done < self.status.done or not self.status.total:
             self.rate_start = (done, now)
         first, since = self.rate_start

@@ -26,12 +26,12 @@ class Assignment:
 
     @property
     def distributed(self) -> bool:
-        """Whether Ray Train starts the workers. A single worker without a GPU is the program itself."""
+        """Whether Ray Train starts the workers. If not, the submitted program itself is the only worker."""
         return self.max_workers > 1 or self.gpus > 0
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables that numpy and torch read when a worker imports them. A worker without a GPU must not see one."""
+        """Variables that numpy and torch read at import. They hide all GPUs from workers that reserve none."""
         hidden = {} if self.gpus else {"CUDA_VISIBLE_DEVICES": ""}
         return {"OMP_NUM_THREADS": str(max(1, int(self.cpus))), **hidden}
 

@@ -29,7 +29,7 @@ class JobCheckpoints:
 
     A thread writes the checkpoints while training continues. `save` waits only if the previous checkpoint is still
     being written. One failed save is logged; the second in a row raises its Outage. Only `keep` checkpoints stay:
-    the last one of this job, and those with the highest steps.
+    the last one of this job and, of the others, those with the highest steps.
 
     scratch: local folder for the files of a checkpoint before they move to the storage. report_event: receives the
     event that names the checkpoint from which the stage continues.
@@ -77,7 +77,7 @@ class JobCheckpoints:
         return checkpoints[-1].step if checkpoints else None
 
     def close(self, *, required: bool) -> None:
-        """Wait for the last save. If it is required and failed, retry it patiently. Raises the last Outage."""
+        """Wait for the last save. If it failed and is required, retry it with `patiently`. Raises the last Outage."""
         try:
             self._wait(required=required)
         except Outage:
@@ -86,7 +86,7 @@ class JobCheckpoints:
             self._pool.shutdown()
 
     def drop(self) -> None:
-        """Delete the checkpoints of this job, because its stage is published under another artifact id."""
+        """Delete the checkpoints of this job. Call it if the stage's artifact was excluded from the cache."""
         try:
             for checkpoint in self._published():
                 if checkpoint.job == self.job.id:

@@ -76,8 +76,8 @@ class RayCluster:
     def submit(self, submission: str, command: Sequence[str], *, cpus: float = 0.0) -> None:
         """Start `command` on a node with `cpus` free CPUs. Has no effect if the id `submission` exists.
 
-        A command without CPUs is a driver. It runs on a node that offers the resource `driver`, if the cluster has
-        one. On the head, drivers would exhaust the memory, and end with the head.
+        A command without CPUs is a driver. It runs on a node with the resource `driver`, or on the head if there is no
+        such node. On the head, many drivers can exhaust the memory, and all of them end when the head restarts.
         """
         if self.status(submission) is not Status.UNKNOWN:
             return
@@ -121,9 +121,9 @@ class RayCluster:
         return bool(record["status"] == "PENDING" and heads and record["start_time"] < max(heads))
 
     def release(self, submission: str) -> None:
-        """Free the CPUs that a lost submission holds. Ray then reports the submission as failed, if it held any.
+        """Free the CPUs that a lost submission holds. Ray then reports the submission as failed.
 
-        A submission that held none waits until Ray's time limit for a start: Ray neither stops nor deletes it.
+        A submission that held no CPUs waits until Ray's time limit for a start: Ray neither stops nor deletes it.
         """
         name = f"{submission}.release"
         if self.status(name) is Status.UNKNOWN:
@@ -158,7 +158,7 @@ class RayCluster:
         return [node for node in body["data"]["result"]["result"] if node["state"] == "ALIVE"]
 
     def delete(self, submission: str) -> None:
-        """Delete the record of an ended submission, after the record of its release. Ignores unknown records."""
+        """Delete Ray's records of an ended submission and of its `release`. Ignores unknown records."""
         for name in (f"{submission}.release", submission):
             response = self._request("DELETE", f"/api/jobs/{name}")
             if response.status_code != 404:

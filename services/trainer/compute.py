@@ -78,9 +78,9 @@ def _show_figures(host: str, port: int | None) -> None:
 def drain_on_sigterm(assignment: Assignment) -> threading.Event:
     """Return an event that SIGTERM sets: the stage then writes a checkpoint and stops.
 
-    The first call must be in the main thread. Rank 0 decides when to stop. The other processes of a submission pass
-    the signal on through the job's record. A process that does not stop within `drain_seconds` exits. It calls
-    sys.exit, which deletes the working folders; the default handler of the signal does not.
+    The first call must be in the main thread. Rank 0 decides when to stop. The other processes of a submission
+    report the signal to rank 0 through the job's record. A process that does not stop within `drain_seconds` calls
+    sys.exit. Unlike the default handler of the signal, sys.exit lets the process delete its working folders.
     """
     settings, draining = TrainerSettings(), threading.Event()
 

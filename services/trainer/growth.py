@@ -23,10 +23,10 @@ MIN_STAGE_RATIO = 8  # a stage must still run for this many times `seconds`: a r
 
 @dataclass
 class Growth:
-    """Watches the room for more workers of an attempt.
+    """Watches whether the cluster has room for more workers of an attempt.
 
-    places: returns how many more workers have room now. seconds: how long room must stay free, because another job may
-    be about to use it. requested: the error that ends the attempt.
+    places: returns for how many more workers there is room now. seconds: how long room must stay free, because another
+    job may be about to use it. requested: the error that ends the attempt; None until `look` requests the end.
     """
 
     assignment: Assignment

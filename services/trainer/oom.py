@@ -1,4 +1,4 @@
-"""Counts processes that the kernel killed for lack of memory in their container. The container's counter shows them."""
+"""Reads how many processes of a container the kernel has killed because its memory ran out."""
 
 from __future__ import annotations
 

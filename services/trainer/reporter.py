@@ -52,10 +52,10 @@ class _Report:
 class JobReporter:
     """Implements `Reporter` (tlm_core.training.stage) with the job store.
 
-    It sends new entries every `interval` seconds, and a report at least every `heartbeat` seconds. A report shows that
-    the worker is alive, for how long the group has made no progress, and how far a stage without steps is. draining:
-    set when the attempt must stop at a checkpoint. While Redis is unavailable or full, the reporter buffers reports and
-    training continues. Once the attempt has ended, `progress` always returns False.
+    It sends new progress, metrics, events and log lines every `interval` seconds, and a heartbeat at least every
+    `heartbeat` seconds. A heartbeat contains the seconds without progress. It estimates the progress of a stage that
+    reports no steps. draining: set when the attempt must stop at a checkpoint. While Redis is unavailable or full, the
+    reporter buffers reports and training continues. Once the attempt has ended, `progress` always returns False.
     """
 
     def __init__(

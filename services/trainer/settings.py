@@ -47,9 +47,10 @@ class TrainerSettings(ServiceSettings):
         return gpus
 
     def cpus_per_worker(self, workers: int, side_by_side: int = 1) -> float:
-        """Return the number of CPUs of each worker. side_by_side: groups of a job's seeds that share the CPUs.
+        """Return the number of CPUs of each worker. side_by_side: number of seeds that train at once.
 
-        Ray counts thousandths of a CPU. Sharing leaves each worker 0.5 CPU or more: else too many share the memory.
+        Seeds share the CPUs, in the thousandths that Ray counts. Sharing leaves a worker at least 0.5 CPU. This limits
+        the number of workers that share the memory.
         """
         cpus = self.worker_cpus if self.job_cpus is None else self.job_cpus / workers
         return cpus if side_by_side == 1 else max(min(cpus, 0.5), math.floor(cpus / side_by_side * 1000) / 1000)

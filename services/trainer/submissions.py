@@ -16,7 +16,7 @@ from tlm_core.wording import counted
 
 
 class AttemptEnded(Exception):
-    """Ends an attempt with `error`. The job does not wait, even if the error is of type Unavailable."""
+    """Ends an attempt with `error`, even an Outage. If an Outage is raised directly, the job waits instead."""
 
     def __init__(self, error: TLMError) -> None:
         super().__init__(error.message)

@@ -1,4 +1,4 @@
-"""Removes submissions of ended attempts from the cluster, and folders that no record names from the storage."""
+"""Deletes what nothing uses: submissions of ended attempts in the cluster, and storage folders that no record names."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ class Sweeper:
 class StorageSweeper:
     """Deletes folders of the storage that no record names, such as partial checkpoints of lost workers.
 
-    Parts of expired uploads are deleted at once, other folders after a week. Folders of unfinished jobs stay. The
-    retriever deletes the index of a corpus version without a record.
+    Parts of expired uploads are deleted at once, other folders after a week. Folders of unfinished jobs stay. If
+    no record names a corpus version, the sweep lets the retriever delete its index.
     """
 
     store: JobStore

@@ -47,7 +47,7 @@ class Broadcast(Protocol):
 
 
 class NullReporter:
-    """Discards the reports of ranks above 0 and of `run_local`. The stage itself propagates a stop of rank 0."""
+    """Discards the reports of ranks above 0 and of `run_local`. When rank 0 stops, the stage stops all ranks."""
 
     def progress(self, **_: object) -> bool:
         return True
@@ -263,7 +263,7 @@ def run_local(
 ) -> ManifestRef:
     """Run a node of Place.COORDINATOR and write its artifact. Raises what the stage raises.
 
-    inputs: the artifacts of the node's inputs. The node's fixed inputs are datasets of the job.
+    inputs: name → artifact of the node that produces it. `node.fixed` names datasets of the job as further inputs.
     """
     datasets = {dataset.ref.digest: dataset.ref for dataset in job.resolved.datasets}
     refs = {**inputs, **{name: datasets[digest] for name, digest in node.fixed.items()}}

@@ -113,7 +113,8 @@ class ArtifactStore:
     ) -> ManifestRef:
         """Move the files of the local folder `source` to `folder` and write the manifest last. Deletes `source`.
 
-        retry: calls its argument once, or until a call succeeds. Each call writes the remaining files.
+        retry: receives a function that writes the files, and may call it again after an error. Each call of that
+        function writes only the files that earlier calls did not write.
         """
         manifest = Manifest.of_folder(source, artifact=artifact, stage=stage, meta=meta or {})
         remaining = {entry.name: source / entry.name for entry in manifest.files}

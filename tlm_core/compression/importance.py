@@ -25,8 +25,8 @@ DOCUMENTS = 32
 def gated(model: TaskModel, heads: Sequence[Tensor], blocks: Sequence[Tensor]) -> Iterator[None]:
     """Multiply each head's context by heads[layer] and each block's output by blocks[layer] inside the `with` block.
 
-    heads: for each layer a tensor that broadcasts to [R, L, heads]. blocks: likewise to [R, L]. As in the paper, a
-    head's gate applies before the output projection, and a block's gate after its last bias.
+    heads: for each layer a tensor that broadcasts to [R, L, heads], for R rows of L tokens. blocks: likewise to [R, L].
+    As in arXiv 2105.12002, a head's gate applies before the output projection, and a block's gate after its last bias.
     """
     hooks = []
     for layer, head_gate, block_gate in zip(model.encoder.layers, heads, blocks, strict=True):
@@ -67,8 +67,8 @@ def importance(
 ) -> Importance:
     """Return the mean over the split's texts of |dL/dgate| for a gate of 1 on each head and each block.
 
-    L is the loss of one text: the derivative is summed over the text's positions, then its absolute value is taken. Of
-    a text with several windows, only one counts.
+    L is the loss of one text: the derivative is summed over the text's positions, then its absolute value is taken.
+    A text with several windows contributes only the window of epoch 0 (`Split.turns`).
     The values of heads are divided by the Euclidean norm of their layer, those of blocks by the norm over layers.
     as_published: compute it as the authors' released code does, to compare with their masks. That code takes the
     absolute value at every position and the mean loss of the batch. It never zeroes gradients, so early batches

@@ -45,7 +45,7 @@ MASKS = "masks.json"
 
 
 def part(ctx: StageContext[PartParams]) -> dict[str, Any]:
-    """Extract the `prepare` artifact of one task from that of the merged task. The tokenizer is that of all tasks.
+    """Extract one task's `prepare` artifact from that of the merged task. All tasks share the tokenizer.
 
     Inputs: `prepared` and `task`, both of the merged task.
     """
@@ -179,7 +179,7 @@ class TicketOptimizer(FlatOptimizer):
 
 
 class SharedBatches:
-    """Step number → batch of one task, which it selects in the model.
+    """Step number → batch of one task. The call also selects this task in the model.
 
     steps: number of steps of each task. Their order is shuffled; each task gets the same batches as in training alone.
     """

@@ -79,7 +79,7 @@ def load_sliced(folder: Path) -> tuple[TaskModel, Mask]:
 
 
 def parameters(shape: Shape, mask: Mask) -> dict[str, int]:
-    """Return the parameters of the exported classifier before (`full`) and after pruning (`left`).
+    """Return the number of parameters of the exported classifier before (`full`) and after pruning (`left`).
 
     `layers_full` and `layers_left` count only the layers, without embeddings and task head.
     """

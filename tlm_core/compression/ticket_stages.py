@@ -58,7 +58,7 @@ def importance(ctx: StageContext[ImportanceParams]) -> dict[str, object]:
 
 
 def ticket(ctx: StageContext[TicketParams]) -> dict[str, object]:
-    """Rewind to the weights before finetuning, remove the masked parts, and finetune the rest (section 3.2).
+    """Rewind to the weights before finetuning, remove the masked parts, and finetune (arXiv 2105.12002, section 3.2).
 
     Inputs: `prepared`, `importance`, and `joint` if the recipe has a joint stage.
     """

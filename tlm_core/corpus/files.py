@@ -68,14 +68,14 @@ def _text_column(
 
 
 def read_rows(path: Path, text_column: str | None, findings: Findings) -> Iterator[Row]:
-    """The records with a text of a jsonl, csv, tsv or parquet file."""
+    """Yield the records of a jsonl, csv, tsv or parquet file that have a text."""
     file = TableFile(path, findings, encoding=UTF8, kind=format_of(path))
     if (table := file.open()) is not None:
         yield from rows_of(table, text_column, path.name, findings)
 
 
 def rows_of(table: Records, text_column: str | None, file: str, findings: Findings) -> Iterator[Row]:
-    """Rows with a text, of any source of records. file: its name in messages."""
+    """Yield the records of a table that have a text. file: name of the table in messages."""
     column: str | None = None
     chosen: list[str] | None = None
     if table.names:

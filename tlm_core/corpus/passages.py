@@ -63,7 +63,7 @@ def tidy(text: str) -> str:
 
 
 def word_count(text: str) -> int:
-    """Count the words of `text`: runs without white space, cut at 40 characters, or characters of unspaced scripts."""
+    """Count the words of `text`, of at most 40 characters each. In scripts without spaces, each character is a word."""
     if not text.isascii():
         return len(_WORD.findall(text))
     runs = text.split()  # the same count, several times faster

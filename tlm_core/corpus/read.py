@@ -68,8 +68,8 @@ def read_sources(
     parquet also compressed (.gz, .zst). Long texts are cut. Rows with `id`, `source` and a `text` of at most 500 words
     stay unchanged. `notify` is called with a note for each inferred column and each kind of skipped input.
 
-    Raises InvalidRequest for a source that does not exist or has no readable file. Raises InvalidDataset with every
-    data error (file, row, column), at the 100th or after all sources. Yields no passage after the first data error.
+    Raises InvalidRequest for a source that does not exist or has no readable file. Raises InvalidDataset with all
+    data errors (file, row, column) after the last source, or at the 100th. Yields no passage after the first error.
     For a hub dataset it also raises NotFound and Unavailable. For an address it raises NotFound, StorageUnavailable,
     and MissingDependency if the protocol needs a package that is not installed.
     """
@@ -81,8 +81,8 @@ def source_files(
 ) -> Iterator[Iterator[Passage]]:
     """Yield the passages of each file of the sources, without the first `skip` files. A hub dataset counts as one file.
 
-    Read each file to its end before the next one. After a data error, no further file is yielded: the rest is only
-    checked, and InvalidDataset names every error.
+    The caller must read each file to its end before the next one. After a data error, later files are only checked and
+    not yielded. InvalidDataset then names every error.
     """
     findings = corpus_findings(notify=notify)
     files = [file for source in sources for file in _files(_place(source, findings.note))][skip:]

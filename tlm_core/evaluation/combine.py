@@ -102,7 +102,7 @@ def temperature(task_type: TaskType, outputs: Outputs, targets: Targets) -> floa
 def scales_of(model: str, task_type: TaskType, linear: Outputs, encoder: Outputs, targets: Targets) -> Scales:
     """Return the scales of a model, fitted on the given rows.
 
-    Temperatures minimize the loss of each part alone. `weighted` also fits the weight of the encoder.
+    Each temperature minimizes the loss of its part alone. For the model `weighted`, the encoder's weight is fitted too.
     """
     scales = Scales(
         linear=float(model not in ENCODERS),
@@ -140,7 +140,7 @@ def choose(
     model wins if its score is within one standard error of the best, over these splits. Fewer than ROWS_TO_CHOOSE rows
     are too few to compare models: the combination with the fitted weight is chosen. Without a validation score, the
     combination with equal weights is chosen. linears: outputs of the linear models on validation, by name; combinations
-    use the last. encoder: `encoder` or `ensemble`. encoders: outputs on validation, [seeds], or one for `ensemble`.
+    use the last. encoder: `encoder` or `ensemble`. encoders: outputs on validation of each seed, or of the ensemble.
     """
     compute = METRICS[task.metric].compute
     last = list(linears.values())[-1]

@@ -64,7 +64,7 @@ class LinearResult:
         return not self.facts.get("amount", True)
 
     def refitted(self, folder: Path) -> LinearResult:
-        """Return the result with the facts and test outputs of the refitted model in `folder`, and the cost of both."""
+        """Return this result with facts and test outputs of the refitted model in `folder`. Its cost sums both fits."""
         last = LinearResult.read(folder)
         cost = total_cost([{folder.name: result.facts["cost"]} for result in (self, last)])["total"]
         return LinearResult({**self.outputs, **last.outputs}, {**last.facts, "cost": cost})
@@ -142,7 +142,7 @@ def job_report(
 
     It reads the test targets, so call it once, after all training. linears: by name; if empty, the report scores the
     encoders alone. shared_cost: of the stages that all seeds share. ensemble: the returned model averages the encoders
-    that `_averaged` returns; `{split}.all` holds its outputs.
+    whose training did not end early, or all if every training did. `{split}.all` holds its outputs.
     """
     choice, runs = _runs(task, encoders, linears, ensemble)
     of_seeds = [_encoder_alone(task, encoder) for encoder in encoders] if ensemble else runs

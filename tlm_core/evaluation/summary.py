@@ -73,7 +73,7 @@ def _files(report: Report, model: str) -> str:
 
 
 def sentences(report: Report) -> list[str]:
-    """State what a job returns, why, and whether it is better than the linear model. A study has no sentences."""
+    """State what a job returns, why, and whether it is better than the linear model. Empty except for kind `train`."""
     if "returned" not in report:
         return []
     gain, reason = report.get("gain", {}).get("words"), report["returned"]["reason"]
@@ -101,7 +101,7 @@ def training_time(report: Report) -> str:
 
 
 def behind_in_words(scores: Mapping[str, float], of: str = "") -> str:
-    """State in one sentence why training ended early. scores: of encoder and linear model on validation. of: seeds."""
+    """State why training ended early. scores: of `encoder` and `linear` on validation. of: such as " of seed 1"."""
     return (
         f"Training{of} ended at half the joint budget, because the encoder has {scores['encoder']:.3f} on validation "
         f"and the linear model {scores['linear']:.3f} (joint.stop_if_behind)."
@@ -117,7 +117,7 @@ def headline(report: Report) -> str:
 
 
 def returned_model(report: Report) -> str:
-    """Return the name of the returned model with its seeds. All seeds of a job have the same linear models."""
+    """Return the name of the returned model, with the seeds of its encoders. Linear models do not depend on seeds."""
     model, seeds = str(report["returned"]["model"]), report["returned"]["seeds"]
     if model in _LINEAR:
         return _LINEAR[model]

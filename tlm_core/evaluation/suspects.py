@@ -51,7 +51,7 @@ class Split:
 
     @cached_property
     def neighbors(self) -> Ints:
-        """The index in the split of the neighbor at each of OFFSETS, or -1, [offsets, rows]."""
+        """Indices in the split of the rows at OFFSETS from each row in the file, [offsets, rows]; -1: no such row."""
         order = np.argsort(self.numbers, kind="stable")
         wanted = self.numbers + np.array(OFFSETS)[:, None]
         nearest = order[np.searchsorted(self.numbers[order], wanted).clip(max=len(order) - 1)]
@@ -66,8 +66,8 @@ class Split:
 class LabelModel:
     """A model of each label's probability from a row's outputs and, with `transitions`, the labels of its neighbors.
 
-    weights: [1 + offsets], of the logits and of each log-probability; bias: [labels]. transitions: for each offset the
-    counts [label of the neighbor, label]. frequencies: [labels], shares of the labels in train.
+    weights: [1 + offsets], of the arrays that `features` returns; bias: [labels]. transitions: for each offset, counts
+    of adjacent labels in train, [label of the neighbor, label]. frequencies: [labels], shares of the labels in train.
     """
 
     weights: Floats

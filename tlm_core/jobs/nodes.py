@@ -111,9 +111,9 @@ def finetune_nodes(recipe: Recipe, seed: int, name: str, inputs: Mapping[str, st
 
 
 def with_tries(node: Node, part: Finetune) -> list[Node]:
-    """Return one node for each finetuning to try and a last node that chooses among them. Without tries, return `node`.
+    """Return a node for each finetuning to try, and a last node that chooses among them. Without tries, return `node`.
 
-    A try has the same artifact id as a single finetuning with its values, so each can reuse the result of the other.
+    A try has the artifact id of a finetuning without tries with the same values. So each can reuse the other's result.
     """
     if not part.has_tries:
         return [node]

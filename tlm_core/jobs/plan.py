@@ -21,7 +21,7 @@ class Node:
     node reads, or None.
     reusable: False if the result depends on the clock or on memory, so the cache must not offer it to other jobs.
     group: workers run the nodes of one group in one submission, because a start takes longer than a short stage.
-    gathers: the node runs even if some of its inputs are marked as dropped. Another node would then be dropped too.
+    gathers: the node runs even if an input is marked as dropped. Other nodes then pass on the mark without running.
     reused: the artifact of another job that replaces this node; the node then never runs.
     """
 

@@ -131,7 +131,7 @@ class JobSpec(_Record):
 
     @property
     def source_job(self) -> str | None:
-        """The id of the job that provides `FROM_JOB` and the artifacts up to the evaluation, if there is one."""
+        """The id of the job that provides the fields FROM_JOB and the artifacts up to `evaluate`, or None."""
         return self.definition.source_job(self.options)
 
     @property
@@ -140,7 +140,7 @@ class JobSpec(_Record):
         return (self.dataset, *self.definition.datasets(self.options))
 
     def check(self, recipe: Recipe, options: KindOptions | None = None) -> None:
-        """Raise InvalidRequest if the kind cannot use the recipe. options: as pinned, by default the request's."""
+        """Raise InvalidRequest if the kind cannot use the recipe. options: see `Kind.pin`; by default the request's."""
         kind = self.definition
         if recipe.scale == "instant" and not kind.instant:
             raise InvalidRequest(f"Kind '{kind.name}' trains encoders. Choose a scale other than 'instant'.")
@@ -251,7 +251,7 @@ class PlanInputs(Generic[Options]):
 
 
 class ReportSummary(BaseModel):
-    """The part of a report's metadata that lists of jobs show. mean: over the seeds, by split and score."""
+    """The part of a report's metadata that a list of jobs shows. mean: over the seeds, by split and score."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -276,9 +276,9 @@ class JobResult(BaseModel):
 class Beat(BaseModel):
     """The last heartbeat of a submission.
 
-    at: its arrival. phase: whether the submission waits for room, its workers start, or they work. idle: seconds
-    without progress of workers that work. limit: seconds without progress that are still normal. rate: tokens per
-    second of workers that train.
+    at: its arrival. phase: whether the submission waits until Ray has room, its workers start, or its workers work.
+    idle: seconds without progress in the phase `working`. limit: seconds without progress that are still normal.
+    rate: tokens per second of workers that train.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -304,7 +304,7 @@ class JobRecord(_Record):
     excluded_from_cache: nodes whose artifacts other jobs must not reuse. ran_seconds: running time of all attempts,
     except the time since `running_since`. due_at: earliest start of the next attempt. waiting: the error of the outage
     that makes the attempt wait. checkpoints: references, set when the record is archived. published: artifact id →
-    reference of the artifacts of an archived job without a result. All times are Unix seconds.
+    reference of its manifest, if the job is archived and has no result. All times are Unix seconds.
     """
 
     id: str
@@ -348,7 +348,7 @@ class JobRecord(_Record):
         return self.failures + 1, 0
 
     def is_due(self, now: float) -> bool:
-        """Return whether the queued job can be claimed. The delay also ends if the clock is before the last update."""
+        """Return whether the queued job can be claimed. A clock set back past the last update also ends the delay."""
         return self.due_at is None or not self.updated_at <= now < self.due_at
 
     def works(self, group: str) -> bool:

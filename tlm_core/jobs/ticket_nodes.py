@@ -24,7 +24,7 @@ def importance_node(name: str, as_published: bool, prepared: str, finetune: str,
 def check_encoder(
     inputs: PlanInputs[KindOptions], recipe: Recipe, levels: Sequence[float] = (), masks: Sequence[Mask] = ()
 ) -> Node | None:
-    """Return the node that checks a published encoder. None for own models, because the gateway checks them."""
+    """Return the node that checks a published encoder. None for other encoders, because the gateway checks them."""
     if recipe.model.init in OWN_STARTS:
         return None
     params = CheckEncoderParams(init=recipe.model.init, levels=tuple(levels), masks=tuple(masks))

@@ -21,7 +21,7 @@ class FormField:
     """A field of the dashboard's form for one option.
 
     widget: `numbers` is a list of numbers in one line; `lines` are `key = value` lines; `datasets` are checkboxes for
-    all datasets except the job's own. choices: value → hint. required: a choice that is always selected.
+    all datasets except the job's own. choices: value → hint. required: a choice that users cannot deselect.
     parse, show: convert between the text of a `text` widget and the option's value.
     """
 

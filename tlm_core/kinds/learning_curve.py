@@ -69,7 +69,7 @@ class LearningCurveOptions(KindOptions):
 
     @property
     def largest(self) -> float:
-        """The size with the most rows. The full train split (1) counts as larger than any count."""
+        """The size with the most rows. Size 1, the full train split, counts as larger than any number of rows."""
         shares = [size for size in self.sizes if size <= 1]
         return 1 if 1 in shares else max(self.sizes)
 
@@ -229,7 +229,7 @@ def pretrained(recipe: Recipe, options: LearningCurveOptions) -> Recipe:
 
 
 def bilstm_params(recipe: Recipe, options: LearningCurveOptions, seed: int) -> BilstmParams:
-    """Return finetuning's epochs, batch and validation with the BiLSTM's shape, start and optimizer."""
+    """Return finetuning's parameters with AdamW, and with the shape, start and learning rate of `options.lstm`."""
     lstm = options.lstm
     if recipe.model.init != "counts":  # Then `prepare` writes no count vectors.
         lstm = lstm.model_copy(update={"init": "scratch"})

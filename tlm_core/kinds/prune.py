@@ -20,7 +20,7 @@ PHASES = Stage("phases", "tlm_core.compression.phases:phases", 11, PhasesParams)
 
 
 class PruneOptions(KindOptions):
-    """Without `job`, the kind prunes the model of the recipe and trains it first, unless the cache has it."""
+    """What to prune, and how. Without `job`, the job first trains the recipe's model, unless the cache has it."""
 
     job: str | None = Field(
         None,

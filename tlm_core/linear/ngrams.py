@@ -70,7 +70,7 @@ class Alphabet:
 
     @classmethod
     def learn(cls, rows: Sequence[Row], start_words: int = 0) -> Alphabet:
-        """Number the most frequent characters, then all words of the rows."""
+        """Give ids to the most frequent characters and to all words of the rows."""
         number = count(1).__next__
         marks = learn_marks(text.lower() for (text,) in rows) if len(rows[0]) == 1 else ()
         parts = [_parts(row, start_words, marks) for row in rows]
@@ -162,9 +162,9 @@ def _keys(sequences: Sequences, family: str, order: int, spaces: Sequence[int]) 
 
 @dataclass(frozen=True)
 class Ngrams:
-    """The features of one family: for each order, the sorted keys of its n-grams. This order numbers the features.
+    """The features of one family. Features are numbered as in `keys`, from 0.
 
-    spaces: ids of the space.
+    keys: for each n, the integers that stand for its n-grams, sorted. spaces: ids of the space.
     """
 
     family: str
@@ -173,7 +173,7 @@ class Ngrams:
 
     @classmethod
     def learn(cls, sequences: Sequences, family: str, spaces: Sequence[int], limit: int = FEATURES) -> Ngrams:
-        """Choose the n-grams in the most rows, at most `limit`. Ties prefer short n-grams, then small keys."""
+        """Choose the n-grams that occur in the most rows, up to `limit`. Ties prefer short n-grams, then small keys."""
         orders = FAMILIES[family]
         by_order = [_row_counts(sequences, family, order, spaces) for order in orders]
         counts = np.concatenate([rows for _, rows in by_order])

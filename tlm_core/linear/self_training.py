@@ -33,7 +33,7 @@ CANDIDATES = 2  # for each piece that a student learns from; more candidates cos
 
 @dataclass(frozen=True)
 class Student:
-    """A model that learned from train rows and pieces. chosen: numbers of the pieces; outputs: [chosen, labels]."""
+    """A model that learned from train rows and pieces. chosen: indices of these pieces; outputs: [chosen, labels]."""
 
     model: LinearModel
     chosen: NDArray[np.int64]
@@ -144,7 +144,7 @@ def row_weights(rows: int, pieces: int) -> NDArray[np.float64]:
 
 
 def most_confident(teacher: Outputs, shares: NDArray[np.float64], total: int) -> NDArray[np.int64]:
-    """Return the sorted numbers of the most probable pieces of each label, at most about `total` in all.
+    """Return the sorted indices of the most probable pieces of each label, at most about `total` in all.
 
     teacher: log-probabilities [pieces, labels]. shares: [labels], the part of `total` that each label may have.
     """

@@ -25,9 +25,9 @@ def bm25(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
 
 
 class QueryCap:
-    """Admits a passage if a query that hit it has admitted fewer than `cap` passages.
+    """Admits a passage if a query that hit it has admissions left. Each query starts with `cap` admissions.
 
-    Of these queries, only the one that ranks the passage best counts it.
+    The passage takes one admission from one such query: the query that ranks it best.
     """
 
     def __init__(self, retrieved: Retrieved, cap: int) -> None:

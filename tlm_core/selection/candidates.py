@@ -45,7 +45,7 @@ class CandidateFilter:
 
     max_passages, max_words: the budget. admits: decides by position about each passage that is not a leak.
     After the run: `leaks`, `leaking_passages` (how many were dropped as leaks), `capped` (dropped by `admits`),
-    `too_long` (whether `max_words` ended the run at a passage).
+    `too_long` (whether the run ended at a passage that exceeded the rest of `max_words`).
     """
 
     leak_filter: LeakFilter | None

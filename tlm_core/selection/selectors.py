@@ -19,7 +19,7 @@ class Selector:
     """One way to select passages.
 
     function: `module:name` of its SelectFunction, imported when a selection runs.
-    summary: what it selects, for the API and the docs. origin: the same in a model card, after "200 passages, ".
+    summary: what it selects, for the API and the docs. origin: likewise for a model card, after "200 passages, ".
     source: where passages come from. size: what determines their number. `queries`: the query hits, within the
     budget; `budget`: the budget, or without one the number that the query hits would give; `source`: all of the source.
     options: the fields of `Selection` that this selector accepts and some other selectors refuse.
@@ -98,7 +98,7 @@ def _list_selectors(schema: JsonDict) -> None:
 class Selection(BaseModel):
     """Which passages a job trains on (paper section 3.1).
 
-    A budget in passages, in tokens, or both limits any selection to its best passages. Tokens are counted as words,
+    A budget limits any selection to its best passages. It counts passages, tokens or both. Tokens are counted as words,
     because the tokenizer is trained on the selected text.
     """
 

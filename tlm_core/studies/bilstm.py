@@ -174,7 +174,7 @@ class BiLSTM(nn.Module):
 def initialize(model: BiLSTM, seed: int, embeddings: Tensor | None = None) -> None:
     """Draw all weights from the seed and each tensor's name. The biases of forget gates are 1.
 
-    embeddings: token vectors [V, embedding] to start from, such as those of a TLM model (the paper's third variant).
+    embeddings: token vectors [V, embedding] to start from, such as those of a TLM model (arXiv 2006.08671, variant 3).
     """
     hidden = model.shape.hidden
     with torch.no_grad():
@@ -193,9 +193,9 @@ def initialize(model: BiLSTM, seed: int, embeddings: Tensor | None = None) -> No
 
 
 def initialize_counted(model: BiLSTM, seed: int, vectors: Tensor) -> None:
-    """Fill the token vectors from counted ones, [V, embedding], as `counted_start` does for the encoder.
+    """Fill the token vectors from counted vectors [V, embedding], which `counted_start` rotates and scales.
 
-    The rotation is that of an encoder with the same seed. The vectors have the length of this model's random vectors.
+    An encoder with the same seed has the same rotation. The results have the length of this model's random vectors.
     Tokens without a counted vector keep their random start.
     """
     known, scaled = counted_start(vectors, seed, TOKEN_SPREAD)

@@ -74,11 +74,11 @@ def crossing(small: PowerLaw, large: PowerLaw, margin: float, low: float, high: 
 
 
 def compare(small: Points, large: Points, *, margin: float, seed: int = 0) -> dict[str, Any]:
-    """Return `labels`, the number of labels from which the small model is within `margin` of the large one.
+    """Compare two curves. `labels` is the number of labels from which `small` stays within `margin` of `large`.
 
     small, large: (n, errors of each seed). `interval` has the middle 90 % of a bootstrap over the seeds at each size;
-    an end is None if it is beyond the searched range. `never_within` is the share of draws without a crossing. A value
-    that cannot be computed is None, with its reason.
+    an end is None if it is beyond the searched range. `never_within` is the share of draws without a crossing. If a
+    value is None, `reason` or `interval_reason` says why.
     """
     result: dict[str, Any] = {"margin": margin, "labels": None, "interval": None}
     if len(small) < 3 or len(large) < 3:

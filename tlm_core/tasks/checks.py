@@ -64,7 +64,7 @@ def check_labels(table: RawTable, column: str, findings: Findings) -> None:
 
 
 def check_unread(table: RawTable, column: str, findings: Findings) -> None:
-    """Report labels or regression targets of kinds that are not read. Data error: not_a_label."""
+    """Report labels or regression targets that are lists, objects, dates, times or bytes. Data error: not_a_label."""
     for name, kind in sorted(table.columns[column].kinds.items()):
         if name in UNREAD:
             message = f"{place_of(table, column)} is a {name}. {UNREAD[name]}"
@@ -77,10 +77,10 @@ def place_of(table: RawTable, column: str) -> str:
 
 
 def null_rows(table: RawTable, column: str, predicate: Predicate) -> tuple[list[int], int]:
-    """Return the numbers of the rows without a value, and their count. Values of unread kinds are not included.
+    """Return the numbers of the rows without a value, and their count. Values of the kinds in UNREAD are not included.
 
-    predicate: true for a value that counts as missing. The list is empty if the column has unread values and not all
-    of their rows are recorded.
+    predicate: true for a value that counts as missing. The list is empty if the column has more values of these kinds
+    than the table recorded row numbers for.
     """
     rows = _rows(table, table.columns[column].values, predicate).tolist()
     kinds = [kind for name, kind in table.columns[column].kinds.items() if name in UNREAD]

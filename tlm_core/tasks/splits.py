@@ -17,8 +17,8 @@ def cut_splits(
 
     labels, keys: (rows,); for regression targets pass `bands`. missing: "validation", "test" or both. Rows with equal
     keys are copies of one text and stay together, with the label of the first. Each label has the same share in every
-    split, as far as whole texts allow, and at least one text in train. If not all labels with few rows can have a row,
-    labels without a row in an earlier split come first. The seed decides among the rest. The same arguments give the
+    split, as far as whole texts allow, and at least one text in train. A split may be too small for all rare labels. It
+    then takes first those that an earlier split lacks, and the seed decides among equals. The same arguments give the
     same splits on any machine.
     """
     _, first, group = np.unique(keys, return_index=True, return_inverse=True)

@@ -35,7 +35,7 @@ class TaskType(ABC):
 
     name: in `labels.json` and in errors. target: the word for one target. model: the word for a trained model.
     loss: key of `tlm_core.training.objective.LOSSES`. default_metric: where the user names none.
-    has_classes: the targets are indices into the task's labels; otherwise the only label names the number.
+    has_classes: whether targets are indices into the task's labels. If not, the only label is the name of the number.
     stored, trained: types of targets in task files and in training. outputs: names of the ONNX graph's outputs.
     problem_type: of the `transformers` configuration; None leaves it out. baseline_title: name of the constant
     prediction for readers; None if it has no score.

@@ -120,7 +120,7 @@ def scores_of(
     prepared: Prepared,
     in_train: npt.NDArray[np.bool_] | None = None,
 ) -> dict[str, Any]:
-    """Return the scores of the predicted targets, as `metrics.score` does."""
+    """Return `metrics.score` of the labels or regression targets that the logits predict. in_train: see `score`."""
     predicted = prepared.type.predict(logits)
     return score(split.labels, predicted, len(prepared.labels), prepared.metric, in_train=in_train)
 

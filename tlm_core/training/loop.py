@@ -366,7 +366,7 @@ def to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 
 
 def await_device(ready: torch.cuda.Event | None, *, shared: bool) -> None:
-    """Wait for the event. shared: whether several workers train. A long wait may be for a worker that compiles."""
+    """Wait for the event. shared: a long wait gets the time limit of a first step, as a worker may compile."""
     began = time.monotonic()
     while ready is not None and not ready.query():
         if shared and time.monotonic() - began > PATIENCE:

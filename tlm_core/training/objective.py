@@ -28,7 +28,7 @@ MASKED_MULTIPLE = 64
 
 @dataclass(frozen=True)
 class Workers:
-    """The rank of this process among the workers."""
+    """The process group, seen from one rank: its share of the work, and operations over all workers."""
 
     rank: int = 0
     size: int = 1

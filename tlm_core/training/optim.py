@@ -68,7 +68,7 @@ def orthogonalize_shares(matrices: Tensor, dtype: torch.dtype, workers: Workers)
 
 @dataclass(frozen=True)
 class Section:
-    """The range [start, stop) of the buffers with one update rule. part: of the model; a step may not train all parts.
+    """The range [start, stop) of the buffers with one update rule. part: of the model; not every step trains it.
 
     block: the size of one matrix for Muon, None for AdamW.
     """

@@ -48,7 +48,7 @@ Compute = Callable[[Loaded, Tensor], Tensor | None]
 
 
 class Passes(Protocol):
-    """Computes gradients. ahead: batches to load in the background; late: steps after which a result is read."""
+    """Computes gradients. ahead: batches to load in advance. late: later steps that start before a result is read."""
 
     ahead: int
     late: int
@@ -73,7 +73,7 @@ class Passes(Protocol):
         ...
 
     def run(self, compute: Compute, loaded: Loaded, controls: Tensor) -> Tensor | None:
-        """Return the result of `compute(loaded, controls)`. It may replay a recording of an earlier step instead."""
+        """Return the result of `compute`, or of its replay as a CUDA graph. controls: [rate, stop, shrunk]."""
         ...
 
 

@@ -57,7 +57,7 @@ class Split:
         return Split(self.store.first(windows), self.labels[:count], self.rows[:count], second, self.texts[:windows])
 
     def turns(self, texts: Ints, epochs: Ints | int) -> Ints:
-        """Return the number of one window for each of `texts`. In the next epoch, a text has its next window.
+        """Return the index of one window for each of `texts`: in each epoch, the text's next window.
 
         So each text counts once in an epoch, and a step costs the same for long texts.
         """
@@ -170,7 +170,7 @@ Share = Callable[[int], tuple[int, int]]  # number of rows → this worker's row
 
 @dataclass(frozen=True)
 class StepRows:
-    """Counts of a step, over all workers. tokens: [rows], of each row without padding. pairs: in the same document."""
+    """Counts of a step over all workers. tokens: [rows], of each row, without padding. pairs: see `Batch.pairs`."""
 
     tokens: Ints
     pairs: int

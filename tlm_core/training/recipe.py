@@ -103,7 +103,7 @@ class Model(_Part):
 
 
 def auto_length(tokens: float) -> int:
-    """Return the smallest length of `auto` that holds a text of `tokens` tokens, or the largest."""
+    """Return the smallest of AUTO_LENGTHS that holds a text of `tokens` tokens; the largest if none does."""
     return next((length for length in AUTO_LENGTHS if tokens <= length), AUTO_LENGTHS[-1])
 
 

@@ -27,7 +27,7 @@ def flop_of(precision: str) -> str:
 
 
 def rate_name(rate: str, device: str) -> str:
-    """Return the name of a rate of a kind of device in the store of rates."""
+    """Return the name of a rate in the store of rates. device: as from `device_kind`."""
     return f"{rate} on {device}"
 
 

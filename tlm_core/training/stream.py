@@ -34,7 +34,7 @@ class Part(NamedTuple):
     """T tokens in S sequences, most of which are documents; at most K tokens are masked.
 
     tokens, types, sequence: [T]; sequence is the number of a token's sequence. begins: [S + 1], the start of each
-    sequence, then T. After the documents, unlabeled sequences fill the T tokens; the rest are empty. masked, targets:
+    sequence, then T. Unlabeled sequences of padding follow the documents, up to T; others are empty. masked, targets:
     [K], places and original tokens; the target of an unused place is IGNORED. labels: [S] or [S, labels]; labeled: [S],
     whether a sequence has a label. shares: [2], see `Batch.shares`.
     """
@@ -172,7 +172,7 @@ class Documents:
 
 
 def launched_flops(shape: Shape, part: Part, mlm: bool, task: bool) -> float:
-    """Return the FLOPs of the products in both passes over a part in the host's memory, with its unused places."""
+    """Return the FLOPs of the products in both passes over a part, including padding. The part is in host memory."""
     pairs, sequences = int((part.begins.diff().long() ** 2).sum()), len(part.begins) - 1
     products = flops.products(shape, len(part.tokens), pairs, mlm * len(part.masked), task * sequences)
     return flops.FORWARD_AND_BACKWARD * products

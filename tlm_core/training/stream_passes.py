@@ -41,8 +41,8 @@ class StreamPasses:
     """Passes over streams of tokens. Nothing in a step waits for the device.
 
     loss: of the task, a key of `objective.LOSSES`. mask_rate: the highest of the run. precision: "bf16" computes with
-    copies of the weights that the optimizer updates; other values use the weights. compiled: whether to compile, which
-    takes minutes, too long for finetuning.
+    bfloat16 copies, which each step updates; other values use the weights themselves. compiled: whether to compile,
+    which takes minutes, too long for finetuning.
     """
 
     model: TaskModel

@@ -55,7 +55,7 @@ def points(
     stage: Annotated[str, Query(max_length=40)],
     ids: Ids = [],  # noqa: B006
 ) -> Response:
-    """Return the curves of one stage: the first seed of each job, at every learning rate. column: index of the job."""
+    """Return a stage's curves: each job's first seed, at every learning rate. `column` of a curve: index of its job."""
     jobs = _jobs(parts, tenant, ids)
     lines = [
         {**line, "name": _LETTERS[column] + line["tried"], "column": column}

@@ -38,7 +38,7 @@ class _History(TypedDict, total=False):
 
 
 class Curve(TypedDict):
-    """The lines of one node. tried: the part of the name with the learning rate, empty if there is only one.
+    """The lines of one node. tried: the learning rate as a suffix of names, empty unless the stage tries several.
 
     series: name → steps (`x`) and values (`y`).
     """
@@ -55,7 +55,7 @@ def stages_of(plan: Plan) -> list[str]:
 
 
 def peak_rate(node: Node) -> float:
-    """Return the peak AdamW learning rate of a training node. The history of the node stores shares of this rate."""
+    """Return the peak AdamW learning rate of a training node. Its history stores rates as fractions of this peak."""
     assert isinstance(node.params, TrainParams)
     return node.params.optimizer.lr
 

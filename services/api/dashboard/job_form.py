@@ -38,7 +38,7 @@ PRESETS = {
 
 
 class CommonFields(BaseModel):
-    """The fields that every kind has. key: random idempotency key, drawn when the form was shown."""
+    """The fields that every kind has. key: random idempotency key, created each time the form is shown."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -171,9 +171,9 @@ def _show(field: FormField, value: Any) -> list[str]:
 
 
 def parse_lines(text: str, label: str, example: str, *, texts: bool = False) -> dict[str, object]:
-    """Parse lines of `key = value`. A value that is not JSON stays text; with `texts`, every value does.
+    """Parse lines of `key = value`. Values that are not JSON are text. texts: treat every value as text.
 
-    Raises InvalidRequest with the invalid line.
+    label, example: the field's name and a valid line, for errors. Raises InvalidRequest with the invalid line.
     """
     values: dict[str, object] = {}
     for line in text.splitlines():

@@ -40,7 +40,7 @@ _ACTIONS = (Verb.PAUSE, Verb.RESUME, Verb.CANCEL)
 
 @dataclass(frozen=True)
 class EventLine:
-    """An event for readers. words: a sentence, or the type and data of an event that has none."""
+    """An event as the page shows it. words: a sentence, or type and data if the event has no sentence."""
 
     at: float
     words: str

@@ -37,7 +37,7 @@ def about(value: float | None) -> str:
 
 
 def metric(name: str) -> str:
-    """Format the name of a metric: macro-F1 for macro_f1. The `value` of ticket sharing is a mean over metrics."""
+    """Format the name of a metric: macro-F1 for macro_f1. `value` is the score of ticket sharing, a mean over tasks."""
     return "mean of tasks" if name == "value" else name.replace("_f1", "-F1")
 
 
@@ -47,7 +47,7 @@ def words(name: str) -> str:
 
 
 def scores_of(metric: str) -> tuple[str, ...]:
-    """Return the names of the scores on a page, without scores that always equal another score."""
+    """Return the names of the scores that pages show for a metric. Omit scores that always equal another one."""
     return tuple(name for name in scores_shown(metric) if name not in METRICS or METRICS[name].same_as is None)
 
 

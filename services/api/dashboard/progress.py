@@ -20,7 +20,7 @@ _STOPPED = {State.FAILED: "failed", State.CANCELLED: "cancelled", State.PAUSED: 
 class Step:
     """One stage of a job. state: done, reused, running, waiting, failed, cancelled or paused.
 
-    reused: another job published all artifacts, so no node of this job ran.
+    In the state reused, other jobs wrote all artifacts of the stage.
     done, nodes: finished and total nodes. share: the part of the stage that is done, 0 to 1.
     """
 

@@ -46,7 +46,7 @@ PAPER_FLOPS = 2.74e18  # of one seed at the scale small, mean over eight tasks (
 def results(
     request: Request, job: PageJob, parts: PartsDep, seed: Annotated[int | None, Query(ge=0, lt=2**32)] = None
 ) -> Response:
-    """Show scores with spread, costs, and scores per class and confusion matrix of the returned model or of a seed."""
+    """Show scores, spread and costs. Scores per class and confusion matrix are of the returned model, or of `seed`."""
     common: dict[str, object] = {"job": job, "tab": "results"}
     ref = artifact_or_none(parts.jobs, job, "evaluate")
     if ref is None:
@@ -70,7 +70,7 @@ def results(
 
 @router.get("/{job}/plot.svg")
 def plot(job: PageJob, parts: PartsDep) -> Response:
-    """Return the plot of a study."""
+    """Return the plot of a study, such as a learning curve, as SVG."""
     ref = artifact_of(parts.jobs, job, "evaluate")
     with parts.artifacts.open(ref, _PLOT) as handle:
         return Response(handle.read(), media_type="image/svg+xml")

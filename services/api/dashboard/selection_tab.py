@@ -1,4 +1,4 @@
-"""The selection tab of a job: passages by label and source, overlap of the labels, leaks, and the passages."""
+"""The selection tab of a job: counts by label and source, overlap between labels, leaks, and the passages."""
 
 from __future__ import annotations
 

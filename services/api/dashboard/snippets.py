@@ -37,7 +37,7 @@ def prediction_snippets(model: str, url: str) -> dict[str, str]:
 
 
 def upload_snippets(path: str, command: str, fields: str, call: str, url: str) -> dict[str, str]:
-    """Return an upload in each language. fields: options of curl. call: method of the client."""
+    """Return an upload in each language: `command`, curl with the options `fields`, and Python that calls `call`."""
     return {
         "command line": command,
         "curl": f'curl -H "Authorization: Bearer $TLM_TOKEN" \\\n  {fields} \\\n  {shlex.quote(f"{url}{path}")}',

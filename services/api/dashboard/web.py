@@ -135,7 +135,7 @@ def build_environment() -> Environment:
 def page(
     request: Request, template: str, common: Mapping[str, object] | None = None, *, status: int = 200, **values: object
 ) -> HTMLResponse:
-    """Return a rendered template. `now`: time of rendering; `partial`: whether a script sent the request."""
+    """Render a template. It also gets the variables `now` and `partial`, which is true if a script sent the request."""
     environment: Environment = request.app.state.environment
     text = environment.get_template(template).render(
         {**(common or {}), **values}, now=time.time(), partial="hx-request" in request.headers, path=request.url.path
@@ -144,7 +144,7 @@ def page(
 
 
 def form_page(request: Request, template: str, refused: Refused, **values: object) -> HTMLResponse:
-    """Return a page with a form. After an error, `typed` has the texts of the form, and `refused` the error."""
+    """Return a page with a form. After an error, its template gets the texts (`typed`) and the error (`refused`)."""
     typed, error = refused or ({}, None)
     problem = problem_of(error) if error else None
     return page(request, template, values, status=problem.status if problem else 200, typed=typed, refused=problem)

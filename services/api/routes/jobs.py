@@ -213,7 +213,7 @@ def series(
     node: Annotated[str | None, Query(max_length=200, description="Only this node.")] = None,
     name: Annotated[list[str], Query(max_length=50, description="Only these metrics.")] = [],  # noqa: B006
 ) -> Page[Series]:
-    """Return columns per metric and node. Thinning leaves the first and last point and the extremes of equal parts."""
+    """Return each node's metrics as columns. Thinning retains the ends, and each equal part's minimum and maximum."""
     result = series_of(parts.jobs, job, points=points, node=node, names=frozenset(name))
     return Page(data=tuple(result), has_more=False)
 

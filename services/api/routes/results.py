@@ -72,7 +72,7 @@ def model_archive(job: PathJob, parts: PartsDep) -> StreamingResponse:
 
 @router.get("/{job}/model", summary="List the files of the model", responses=problems(404, 409))
 def model(job: PathJob, parts: PartsDep) -> Model:
-    """Return every file of the final model, or of the linear model before it exists, with size and SHA-256."""
+    """Return the files of the final model with size and SHA-256. Until it exists, return those of the linear model."""
     served = served_model(parts.jobs, job)
     entries = served.files(parts.artifacts)
     files = tuple(file.model_copy(update={"name": name}) for name, file in entries.items())

@@ -135,7 +135,7 @@ def test_bilstm_with_tlm_embeddings_has_its_own_crossings(report: dict[str, Any]
         assert against["speed_up"] == pytest.approx(seconds[0] / seconds[1])
         assert "speed_up_int8" not in against, "only the exported BiLSTM has 8-bit weights"
     assert set(models["bilstm_tlm"]["against"]) == set(report["against"]) == {"encoder", "tlm"}
-    assert "('bilstm_tlm') it has" in report["words"]
+    assert "('bilstm_tlm') the BiLSTM has" in report["words"]
 
 
 def test_bilstm_tlm_starts_from_embeddings_of_joint_stage(done: Mapping[str, Path], tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_stray_quotes_in_tab_separated_text_are_plain_characters(tmp_path: Path)
     put(tmp_path / "train.tsv", 'text\tlabel\n"twas night\tbad\nan 8" nail\tgood\nthe "end"\tgood\n')
     task, report = load_task(split_files(tmp_path))
     assert task.texts("train") == ['"twas night', 'an 8" nail', 'the "end"']
-    assert any("quotes are read as plain" in note for note in report["notes"])
+    assert any("quotes are read as characters" in note for note in report["notes"])
 
 
 def test_blanks_around_column_names_are_removed_and_reported(tmp_path: Path) -> None:

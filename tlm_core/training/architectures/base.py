@@ -116,7 +116,7 @@ class Architecture(ABC):
         return 4 * shape.hidden**2 + self.feed_forward_matrices * shape.hidden * shape.intermediate
 
     def layer_floats(self, shape: Shape, maps: int) -> int:
-        """Return the number of activations of one layer for one position. maps: attention maps and masks."""
+        """Return the number of activations of one layer for one position. maps: number of attention maps and masks."""
         return 8 * shape.hidden + self.feed_forward_matrices * shape.intermediate + maps * shape.max_length
 
     def exported_parameters(self, shape: Shape) -> int:

@@ -149,7 +149,7 @@ class Electra(Bert):
 
 
 class Roberta(Bert):
-    """RoBERTa: BERT with one token type, and positions that start after the padding token's number."""
+    """RoBERTa: BERT with one token type, and positions that start after the id of the padding token."""
 
     name = "roberta"
     token_types = 1

@@ -1,4 +1,4 @@
-"""The table of encoder architectures. It names classes instead of importing them, because recipes read it."""
+"""The table of encoder architectures. It names classes, so that importing a recipe imports no architecture."""
 
 from __future__ import annotations
 
