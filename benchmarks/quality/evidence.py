@@ -227,7 +227,7 @@ def _split_rows(records: Sequence[Record]) -> list[list[str]]:
 
 
 def summary(records: Sequence[Record]) -> str:
-    """Return the main columns with a row for each task, as Markdown. The best score of a task is bold."""
+    """Return the table of the README as Markdown: test scores, a row for each task. The best score is bold."""
     rows = []
     for task, name in NAMES.items():
         cells = [_of(records, task, arm) for arm in SUMMARY]

@@ -67,7 +67,7 @@ class TaskType(ABC):
 
     @abstractmethod
     def output_section(self, labels: Sequence[str]) -> list[str]:
-        """Markdown lines of the model card about the model's outputs; `labels` are escaped."""
+        """Return Markdown lines of the model card about the model's outputs. labels: escaped for Markdown."""
 
     def baseline(
         self,
