@@ -53,7 +53,7 @@ def test_cancelled_job_has_no_results(api: TestClient, gateway: Gateway) -> None
     assert api.post(f"/v1/jobs/{job.id}/cancel").json()["state"] == "cancelled"
     for path in ("model", "report", "selection"):
         answer = api.get(f"/v1/jobs/{job.id}/{path}")
-        assert (answer.status_code, "Retry it" in answer.json()["detail"]) == (404, True), path
+        assert (answer.status_code, "Retry the job" in answer.json()["detail"]) == (404, True), path
 
 
 def test_error_of_a_succeeded_job_without_result_advises_to_clone(api: TestClient, gateway: Gateway) -> None:
