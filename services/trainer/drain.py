@@ -16,7 +16,7 @@ from services.trainer.cluster import PROGRAM
 
 _PATIENCE_SECONDS = 110.0
 _SCRATCH = "TLM_TRAINER_SCRATCH"
-_TITLES = (PROGRAM.encode(), b"ray::RayTrainWorker")  # of programs, and of the workers that Ray Train started
+_RAY_TRAIN = b"ray::RayTrainWorker"  # begins the titles of the workers that Ray Train started
 
 
 def worker_processes(proc: Path = Path("/proc")) -> list[int]:
@@ -24,7 +24,9 @@ def worker_processes(proc: Path = Path("/proc")) -> list[int]:
     pids, scratch = [], f"{_SCRATCH}={os.environ.get(_SCRATCH, '')}".encode()
     for command in proc.glob("[0-9]*/cmdline"):
         with suppress(OSError):  # It has ended meanwhile.
-            is_worker = any(title in command.read_bytes() for title in _TITLES)
+            line = command.read_bytes()
+            # Not the shell in which Ray runs a program: it would end at once, and Ray would then kill the program.
+            is_worker = PROGRAM.encode() in line.split(b"\0") or line.startswith(_RAY_TRAIN)
             # A machine may run several installations of the service.
             if is_worker and scratch in command.with_name("environ").read_bytes().split(b"\0"):
                 pids.append(int(command.parent.name))

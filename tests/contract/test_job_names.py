@@ -76,7 +76,9 @@ def test_empty_or_short_reference_means_no_job(gateway: Gateway, client: TLMClie
         with pytest.raises(InvalidRequest, match="Name a job: an id, a prefix of an id, a name or @latest"):
             client.job_id(reference)
     for reference in ("j", "job", "job_", job[:7], job[4:7]):
-        with pytest.raises(InvalidRequest, match=f"'{reference}' is too short for the start of an id. Give 4 "):
+        with pytest.raises(
+            InvalidRequest, match=f"'{reference}' is too short for the start of an id. Give at least 4 "
+        ):
             client.job_id(reference)
     assert client.job_id(job[:8]) == client.job_id(job[4:8]) == job
     submit(gateway, "j")

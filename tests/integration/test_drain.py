@@ -1,14 +1,20 @@
-"""SIGTERM to a real training worker: it writes a checkpoint, and the next attempt resumes at the same step."""
+"""A worker's machine stops: the worker writes a checkpoint, and the next attempt resumes at the same step."""
 
 from __future__ import annotations
 
+import os
+import shlex
 import signal
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import redis
 
+from services.trainer.cluster import Status
 from services.trainer.settings import TrainerSettings
 from tests.contract.coordinator_harness import coordinator_of
 from tests.contract.gateway import TRAIN, T, add_dataset, make_gateway
@@ -23,7 +29,26 @@ _SHORT = {name: value for name, value in OVERRIDES.items() if not name.startswit
 }  # fmt: skip
 
 
-def test_worker_that_receives_sigterm_loses_no_step(
+class _LikeRay(Programs):
+    """Runs each program in a shell, as Ray does, and kills the program when its shell has ended."""
+
+    def start(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(["/bin/sh", "-c", f"{shlex.join(command)}; exit"], start_new_session=True)
+
+    def status(self, submission: str) -> Status:
+        if submission in self.processes and self.processes[submission].poll() is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.processes[submission].pid, signal.SIGKILL)
+        return super().status(submission)
+
+    def close(self) -> None:
+        for process in self.processes.values():
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        super().close()
+
+
+def test_drained_worker_loses_no_step(
     redis_client: redis.Redis,
     redis_server: RedisServer,
     tmp_path: Path,
@@ -38,7 +63,7 @@ def test_worker_that_receives_sigterm_loses_no_step(
     for name, value in own.items():
         monkeypatch.setenv(f"TLM_TRAINER_{name}", value)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    jobs, settings, programs = gateway.parts.jobs, TrainerSettings(), Programs()
+    jobs, settings, programs = gateway.parts.jobs, TrainerSettings(), _LikeRay()
     request.addfinalizer(programs.close)
     coordinator = coordinator_of(gateway, programs, settings)
     add_dataset(gateway, "toy", {"train": TRAIN})
@@ -54,8 +79,8 @@ def test_worker_that_receives_sigterm_loses_no_step(
     def trains(job: JobRecord) -> bool:
         return job.progress is not None and job.progress.node == "joint.s0" and job.progress.step > 10
 
-    job = record_once(trains)
-    programs.processes[job.submissions["main"]].send_signal(signal.SIGTERM)
+    record_once(trains)
+    subprocess.run([sys.executable, "-m", "services.trainer.drain"], check=True, timeout=120)
     stopped = record_once(lambda job: job.state == "queued")
     assert stopped.progress is not None and stopped.progress.step < 3000
     record_once(lambda _: steps("stage.resumed"))

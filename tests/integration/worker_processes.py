@@ -30,7 +30,11 @@ class Programs(FakeCluster):
 
     def submit(self, submission: str, command: Sequence[str], *, cpus: float = 0.0) -> None:
         super().submit(submission, command, cpus=cpus)
-        self.processes.setdefault(submission, subprocess.Popen(command))
+        if submission not in self.processes:
+            self.processes[submission] = self.start(command)
+
+    def start(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command)
 
     def status(self, submission: str) -> Status:
         if submission in self.processes and (code := self.processes[submission].poll()) is not None:

@@ -126,6 +126,7 @@ def test_training_processes_of_a_stack_are_listed(tmp_path: Path, monkeypatch: p
         "2": (program, own),
         "3": (b"ray::RayTrainWorker.run", own),
         "4": (program, own + b"-of-another-stack"),
+        "5": (b"/bin/sh\0-c\0python -m services.trainer.program --job 1", own),
         "self": (b"", own),
     }
     for name, (command, environment) in processes.items():
