@@ -444,7 +444,7 @@ def test_report_and_card_name_the_chosen_rate(tmp_path: Path) -> None:
     (entry,) = report_of(chain)["seeds"]
     assert entry["chosen"]["lr"] in (1e-3, 1e-4) and [result["lr"] for result in entry["tries"]] == [1e-3, 1e-4]
     card = (chain["export"] / "model" / "README.md").read_text()
-    assert f"best on validation: rate {entry['chosen']['lr']:g} (seed 3)." in card
+    assert f"Validation chose these values for finetuning: rate {entry['chosen']['lr']:g} (seed 3)." in card
 
 
 def test_finetune_steps_and_evaluations_follow_the_recipe() -> None:
