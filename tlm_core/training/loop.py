@@ -196,7 +196,7 @@ class Trainer:
         if loaded.rows > before:  # loaded before memory ran out
             loaded = self._load(batch)
         while True:
-            controls = to_device((rate, float(stop), float(self.state.micro_rows < before)), self.device)
+            controls = from_host((rate, float(stop), float(self.state.micro_rows < before)), self.device)
             if self.model.shape.dropout:
                 torch.manual_seed(seed_of(self.ctx.params.seed, f"dropout {self.state.step} {self.workers.rank}"))
             values = self._passes.run(self._compute, loaded, controls)
@@ -349,7 +349,7 @@ class Trainer:
         self.ctx.checkpoints.save(write, step=self.state.step, metrics=metrics)
 
 
-def to_device(values: Sequence[float], device: torch.device) -> Tensor:
+def from_host(values: Sequence[float], device: torch.device) -> Tensor:
     """Return the values as a tensor on the device, without waiting for it."""
     if device.type == "cpu":
         return torch.tensor(values, dtype=torch.float64)

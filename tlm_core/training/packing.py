@@ -142,23 +142,21 @@ def first_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
     return bins
 
 
-def pack(store: TokenStore, documents: Ints, length: int, second: Ints | None = None, pad: int = 0) -> Rows:
-    """Pack whole documents of the store, each at most `length` tokens long, into rows of `length`.
-
-    second: position in each document at which the second text of a pair begins; None for single texts.
-    """
-    return packed(store, documents, first_fit(store.lengths[documents].tolist(), length), length, second, pad)
-
-
-def packed(
+def pack(
     store: TokenStore,
     documents: Ints,
-    bins: Sequence[Sequence[int]],
     length: int,
     second: Ints | None = None,
     pad: int = 0,
+    bins: Sequence[Sequence[int]] | None = None,
 ) -> Rows:
-    """Return a row for each bin, a list of indices into `documents`. For the other arguments see `pack`."""
+    """Pack whole documents of the store, each at most `length` tokens long, into rows of `length`.
+
+    second: position in each document at which the second text of a pair begins; None for single texts. bins: for each
+    row, indices into `documents`; by default those of `first_fit`.
+    """
+    if bins is None:
+        bins = first_fit(store.lengths[documents].tolist(), length)
     texts = {member: store[int(documents[member])] for members in bins for member in members}
     shape = (len(bins), length)
     tokens = np.full(shape, pad, dtype=np.int64)

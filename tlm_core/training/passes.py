@@ -43,6 +43,11 @@ class Loaded:
     flops: float | None = None
 
 
+def kinds(batch: Batch) -> tuple[bool, bool]:
+    """Return whether the batch trains masked language modeling, and whether it trains the task."""
+    return batch.mlm_weight > 0, batch.task_weight > 0
+
+
 # A step: (batch, controls on the device) → values on the device, or None if memory ran out.
 Compute = Callable[[Loaded, Tensor], Tensor | None]
 

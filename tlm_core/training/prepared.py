@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tlm_core.errors import InvalidRecipe
 from tlm_core.tasks.types import Scaling, TaskType, task_type_of
 from tlm_core.training.masking import NOT_MASKED, Vocabulary, drawn_of, mask_rows
-from tlm_core.training.packing import PassageStream, Rows, first_fit, packed
+from tlm_core.training.packing import PassageStream, Rows, first_fit, pack
 from tlm_core.training.randomness import Stream, permutation
 from tlm_core.training.recipe import Finetune, Joint
 from tlm_core.training.store import TokenStore
@@ -401,11 +401,13 @@ def task_batch(
 
     name: of the split, for `Batch.sources`. share: if given, the batch has only this worker's rows.
     """
-    lengths = split.store.lengths[windows]
-    bins = first_fit(lengths.tolist(), prepared.max_length)
-    start, stop = (0, len(bins)) if share is None else share(len(bins))
-    rows = packed(split.store, windows, bins[start:stop], prepared.max_length, split.second, prepared.vocabulary.pad)
-    of_rows = np.array([int(lengths[members].sum()) for members in bins])
+    step, bins = None, None
+    if share is not None:
+        lengths = split.store.lengths[windows].astype(np.int64)
+        all_bins = first_fit(lengths.tolist(), prepared.max_length)
+        step = StepRows(np.array([lengths[members].sum() for members in all_bins]), int((lengths**2).sum()))
+        bins = all_bins[slice(*share(len(all_bins)))]
+    rows = pack(split.store, windows, prepared.max_length, split.second, prepared.vocabulary.pad, bins)
     return Batch(
         rows=rows,
         tokens=rows.tokens,
@@ -417,7 +419,7 @@ def task_batch(
         task_weight=1.0,
         sources=partial(_row_names, name, split, windows),
         loss=prepared.type.loss,
-        step=None if share is None else StepRows(of_rows, int((lengths.astype(np.int64) ** 2).sum())),
+        step=step,
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tlm_core.pulse import PULSE
 from tlm_core.training.device import out_of_memory
-from tlm_core.training.passes import Compute, Loaded
+from tlm_core.training.passes import Compute, Loaded, kinds
 from tlm_core.training.stream import Part
 
 _log = logging.getLogger(__name__)
@@ -50,8 +50,7 @@ class Replays:
         inputs = [*loaded.parts[0], controls]
         if loaded.class_weights is not None:
             inputs.append(loaded.class_weights)
-        batch = loaded.batch
-        form = (*(tensor.shape for tensor in inputs), batch.mlm_weight > 0, batch.task_weight > 0)
+        form = (*(tensor.shape for tensor in inputs), *kinds(loaded.batch))
         if form not in self._recordings:
             if len(self._recordings) < RECORDINGS:
                 self._recordings[form] = None

@@ -15,7 +15,7 @@ from tlm_core.training.memory import MICRO_ROWS, largest_rows
 from tlm_core.training.model import TaskModel
 from tlm_core.training.objective import Workers, own_rows
 from tlm_core.training.optim import Buffers, FlatOptimizer
-from tlm_core.training.passes import Compute, Loaded
+from tlm_core.training.passes import Compute, Loaded, kinds
 from tlm_core.training.prepared import Batch
 from tlm_core.training.replays import Replays
 from tlm_core.training.stream import Documents, Part, Sizes, StreamLoss, StreamStart, launched_flops, rows_of_part
@@ -25,11 +25,6 @@ GRAPHS = 64
 USABLE = 0.9  # of a GPU's free memory
 # (weights by name, part, compute MLM?, compute task?, class weights) → the result of `StreamLoss`.
 Run = Callable[[dict[str, Tensor], Part, bool, bool, Tensor | None], tuple[Tensor, Tensor]]
-
-
-def kinds(batch: Batch) -> tuple[bool, bool]:
-    """Return whether the batch trains masked language modeling, and whether it trains the task."""
-    return batch.mlm_weight > 0, batch.task_weight > 0
 
 
 def _of_model(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
