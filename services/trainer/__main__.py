@@ -14,6 +14,7 @@ from services.common.logs import set_up_logging
 from services.common.metrics import serve_metrics
 from services.trainer.cluster import connect_cluster
 from services.trainer.coordinator import Coordinator
+from services.trainer.local_stages import LocalThreads
 from services.trainer.selections import Selections
 from services.trainer.settings import TrainerSettings
 from services.trainer.sweeper import StorageSweeper, Sweeper
@@ -42,8 +43,10 @@ def main() -> None:
         cluster,
         settings,
         owner=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}",
-        local=functools.partial(run_local, artifacts, settings.scratch),
-        new_threads=functools.partial(ThreadPoolExecutor, max_workers=2, thread_name_prefix="stage"),
+        local=LocalThreads(
+            functools.partial(run_local, artifacts, settings.scratch),
+            functools.partial(ThreadPoolExecutor, max_workers=2, thread_name_prefix="stage"),
+        ),
     )
     tasks = [coordinator.task, coordinator.leases, *(task for task, _, _ in repeated)]
     serve_metrics(settings.metrics_host, settings.metrics_port, conditions=lambda: conditions(tasks))

@@ -11,10 +11,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, Future
+from collections.abc import Mapping
 from contextlib import suppress
-from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NoReturn
@@ -27,6 +25,7 @@ from services.common.metrics import CLAIMS, FAILURES, FIRST_STEP, HELD, LEASE_LO
 from services.common.progress import progress_of
 from services.common.situation import Situation
 from services.trainer.cluster import RayCluster
+from services.trainer.local_stages import LocalStages, LocalThreads
 from services.trainer.selections import Selections
 from services.trainer.settings import TrainerSettings
 from services.trainer.submissions import AttemptEnded, Submissions, report_waiting
@@ -56,8 +55,6 @@ from tlm_core.training.stage import DROPPED, Place
 
 log = logging.getLogger(__name__)
 
-# Runs a stage in the coordinator: (job, node, artifact id, input artifacts by name) → manifest of its output.
-LocalStage = Callable[[JobRecord, Node, str, Mapping[str, ManifestRef]], ManifestRef]
 # Outages that may concern this coordinator alone, so that another one can continue the job → why no job starts.
 _BLIND: Mapping[type[Outage], str] = {
     ClusterUnavailable: "The Ray cluster does not answer.",
@@ -69,8 +66,7 @@ _BLIND: Mapping[type[Outage], str] = {
 class _Held:
     """A job that this coordinator drives. Everything here can be rebuilt.
 
-    local: artifact id → run of a stage in this process. local_since: artifact id → when a round first saw it run, in
-    seconds of the monotonic clock. verified: artifacts whose files have been checked.
+    verified: artifacts whose files have been checked.
     selecting: artifact id → unit and count of its selection's progress, and when it last changed. waiting: code of the
     error that the job waits for. claimed_at: when a new attempt was claimed; None after its first step. began: node →
     when a round first saw its progress. rate: tokens per second of all groups. attempt, request_id: for logs.
@@ -79,8 +75,7 @@ class _Held:
     tenant: str
     id: str
     submissions: Submissions
-    local: dict[str, Future[ManifestRef]] = field(default_factory=dict)
-    local_since: dict[str, float] = field(default_factory=dict)
+    local: LocalStages
     verified: set[ManifestRef] = field(default_factory=set)
     selecting: dict[str, tuple[tuple[str, int], float]] = field(default_factory=dict)
     waiting: str | None = None
@@ -114,17 +109,12 @@ class _Held:
         for name in self.began.keys() & done.keys():
             STAGES.labels(situation.plan.node(name).stage.name).observe(now - self.began.pop(name))
 
-    def cancel_local_stages(self) -> None:
-        """Cancel the stages that still wait for a thread."""
-        for future in self.local.values():
-            future.cancel()
-
 
 @dataclass
 class Coordinator:
     """Claims jobs and drives them until it is stopped.
 
-    owner: the name under which it holds leases. new_threads: returns an executor for the stages of this process.
+    owner: the name under which it holds leases.
     """
 
     store: JobStore
@@ -133,13 +123,11 @@ class Coordinator:
     cluster: RayCluster
     settings: TrainerSettings
     owner: str
-    local: LocalStage
-    new_threads: Callable[[], Executor]
+    local: LocalThreads
     task: Background = field(default_factory=lambda: Background("rounds"))
     leases: Background = field(default_factory=lambda: Background("leases"))
 
     def __post_init__(self) -> None:
-        self._threads = self.new_threads()
         self._held: dict[str, _Held] = {}
         # Tenant and id of requeued jobs. They keep their slots until they can be claimed again.
         self._backing_off: set[tuple[str, str]] = set()
@@ -182,7 +170,7 @@ class Coordinator:
     def _release_leases(self) -> None:
         """Let other coordinators adopt the jobs now. Without this, they wait until the leases expire."""
         for held in list(self._held.values()):
-            held.cancel_local_stages()
+            held.local.cancel_waiting()
             try:
                 self.store.renew(held.tenant, held.id, self.owner, 0.0)
             except TLMError as error:
@@ -241,7 +229,8 @@ class Coordinator:
 
     def _hold(self, job: JobRecord, *, claimed_at: float | None) -> _Held:
         submissions = Submissions(self.store, self.cluster, self.settings, self.owner)
-        held = self._held.setdefault(job.id, _Held(job.tenant, job.id, submissions, claimed_at=claimed_at))
+        new = _Held(job.tenant, job.id, submissions, LocalStages(self.local), claimed_at=claimed_at)
+        held = self._held.setdefault(job.id, new)
         held.attempt, held.request_id = job.attempt, job.request_id
         with log_context(**held.ids):
             log.info("Claimed job %s, attempt %d", job.id, job.attempt)
@@ -364,7 +353,7 @@ class Coordinator:
         situation = self._verified_situation(job, held)
         plan, done = situation.plan, situation.done
         held.measure(situation)
-        if self._replace_hung_threads(held):
+        if self._give_up_hung_stages(held):
             minutes = f"{self.settings.local_seconds / 60:.0f} minutes"
             raise AttemptEnded(
                 WorkerLost(f"A stage in the coordinator ran for {minutes}. Check whether the storage hangs.")
@@ -417,50 +406,35 @@ class Coordinator:
     def _run_here(self, situation: Situation, held: _Held, node: Node) -> None:
         """Start a stage in a thread of this process, or publish its output once it has ended."""
         artifact = situation.artifact_id(node)
-        future = held.local.get(artifact)
-        if future is None:
+        if artifact not in held.local.runs:
             self._report_progress(situation, node)
             inputs = {name: situation.done[source] for name, source in node.inputs.items()}
-            run = partial(self.local, situation.job, node, artifact, inputs)
-            held.local[artifact] = self._threads.submit(copy_context().run, run)  # with the ids for logs
-        elif future.cancelled():  # It waited for a thread when the threads were replaced.
-            del held.local[artifact]
-        elif future.done():
-            try:
-                ref = future.result()
-            except Exception as error:
-                del held.local[artifact]
-                if isinstance(error, NotFound | CorruptArtifact):
-                    self._fail_stage(situation, node, error)
-                raise
-            published = self._publish(situation, node, ref)
-            del held.local[artifact]
-            if published != ref:
-                self.artifacts.delete(ref.folder)
+            held.local.start(situation.job, node, artifact, inputs)
+            return
+        try:
+            ref = held.local.output(artifact)
+        except (NotFound, CorruptArtifact) as error:
+            self._fail_stage(situation, node, error)
+        if ref is None:
+            return
+        published = self._publish(situation, node, ref)
+        held.local.forget(artifact)
+        if published != ref:
+            self.artifacts.delete(ref.folder)
 
-    def _replace_hung_threads(self, held: _Held) -> bool:
-        """Return whether stages of a job hang here. Gives them up and replaces the threads, which cannot be stopped."""
-        now, running = time.monotonic(), [artifact for artifact, future in held.local.items() if future.running()]
-        held.local_since = {artifact: held.local_since.get(artifact, now) for artifact in running}
-        hung = [name for name, since in held.local_since.items() if now - since > self.settings.local_seconds]
+    def _give_up_hung_stages(self, held: _Held) -> bool:
+        """Return whether stages of a job hung in this process. It no longer waits for them."""
+        hung = held.local.give_up_hung(self.settings.local_seconds)
         if hung:
             log.error("Stages of job %s hang in this process. It starts new threads.", held.id)
-            self._threads.shutdown(wait=False, cancel_futures=True)
-            self._threads = self.new_threads()
-        for artifact in hung:
-            del held.local[artifact]
-        return bool(hung)
+        return hung
 
     def _drop_copies(self, situation: Situation, held: _Held) -> None:
         """Forget stages of this process that another job has published first, and delete their output."""
         awaited = {situation.artifact_id(node) for node in situation.ready()}
-        for artifact in held.local.keys() - awaited:
-            if (future := held.local[artifact]).done():
-                del held.local[artifact]
-                if not future.cancelled() and not future.exception():
-                    ref = future.result()
-                    if ref not in situation.done.values():
-                        self.artifacts.delete(ref.folder)
+        for ref in held.local.forget_ended(awaited):
+            if ref not in situation.done.values():
+                self.artifacts.delete(ref.folder)
 
     def _select(self, situation: Situation, held: _Held, node: Node) -> None:
         """Request the selection from the retriever, or publish it once it is ready."""
@@ -572,7 +546,7 @@ class Coordinator:
 
     def _release(self, held: _Held) -> None:
         """Stop driving a job."""
-        held.cancel_local_stages()
+        held.local.cancel_waiting()
         self._held.pop(held.id, None)
 
     def _pause(self, job: JobRecord, held: _Held) -> None:
@@ -593,10 +567,10 @@ class Coordinator:
         """
         held.stopping_since = min(held.stopping_since or self._now, self._now)  # The clock may go back.
         workers_stopped = held.submissions.stop(job, running=self._now - held.stopping_since >= grace)
-        held.cancel_local_stages()
-        self._replace_hung_threads(held)
+        held.local.cancel_waiting()
+        self._give_up_hung_stages(held)
         selections_stopped = self._stop_selections(job, held)
-        return selections_stopped and workers_stopped and all(future.done() for future in held.local.values())
+        return selections_stopped and workers_stopped and held.local.have_ended
 
     def _stop_selections(self, job: JobRecord, held: _Held) -> bool:
         """Stop the selections that the job waits for. Returns whether none of them runs."""

@@ -1,20 +1,28 @@
-"""Run `python -m services.trainer.drain` before a worker's container stops.
+"""Run `python -m services.trainer.drain --node` before a worker's container stops.
 
 It sends SIGTERM to the training workers of this machine and waits until they have ended, at a checkpoint. Ray itself
-ends its workers without a warning.
+ends its workers without a warning. With `--node`, Ray first stops to place workers on its node here, so that the next
+attempt starts elsewhere.
 """
 
 from __future__ import annotations
 
+import argparse
+import logging
 import os
 import signal
+import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from services.trainer.cluster import PROGRAM
 
+log = logging.getLogger(__name__)
+
 _PATIENCE_SECONDS = 110.0
+_NODE_SECONDS = 15.0  # for Ray's answer
+_DRAIN_NODE = ("ray", "drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the machine stops")
 _SCRATCH = "TLM_TRAINER_SCRATCH"
 _RAY_TRAIN = b"ray::RayTrainWorker"  # begins the titles of the workers that Ray Train started
 
@@ -33,12 +41,27 @@ def worker_processes(proc: Path = Path("/proc")) -> list[int]:
     return pids
 
 
+def drain_node() -> None:
+    """Let Ray place no more workers on its node here. Logs a warning if Ray does not accept this."""
+    try:
+        subprocess.run(_DRAIN_NODE, check=True, capture_output=True, text=True, timeout=_NODE_SECONDS)
+    except subprocess.CalledProcessError as error:
+        log.warning("Ray may still place workers here: %s", error.stderr.strip())
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.warning("Ray may still place workers here: %s", error)
+
+
 def main() -> None:
     """Send SIGTERM to the workers and wait until they have ended, for at most _PATIENCE_SECONDS."""
+    parser = argparse.ArgumentParser(prog="python -m services.trainer.drain", description=main.__doc__)
+    parser.add_argument("--node", action="store_true", help="let Ray place no more workers on its node here")
+    options = parser.parse_args()
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    if options.node:
+        drain_node()
     for pid in worker_processes():
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + _PATIENCE_SECONDS
     while worker_processes() and time.monotonic() < deadline:
         time.sleep(0.5)
 

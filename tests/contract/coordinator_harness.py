@@ -14,6 +14,7 @@ from services.common.jobstore import JobStore
 from services.common.redis_client import LEASES, key
 from services.trainer.cluster import Status
 from services.trainer.coordinator import Coordinator
+from services.trainer.local_stages import LocalThreads
 from services.trainer.settings import TrainerSettings
 from services.trainer.worker import run_local
 from tests.contract.gateway import Gateway
@@ -97,7 +98,7 @@ class CoordinatorHarness:
         values = {"storage": str(self.folder / "storage"), "scratch": self.folder / "scratch"}
         return Coordinator(
             self.store, self.artifacts, self.selections, self.cluster, TrainerSettings(**(values | settings)),
-            owner=owner, local=self.local, new_threads=lambda: self.executor,
+            owner=owner, local=LocalThreads(self.local, lambda: self.executor),
         )  # fmt: skip
 
     def rounds_until(self, coordinator: Coordinator, ahead: float) -> None:
@@ -170,7 +171,7 @@ def coordinator_of(gateway: Gateway, cluster: Any, settings: TrainerSettings) ->
     jobs, artifacts, scratch = gateway.parts.jobs, gateway.parts.artifacts, settings.scratch
     return Coordinator(
         jobs, artifacts, FakeSelections(artifacts, scratch), cluster, settings, owner="a",
-        local=partial(run_local, artifacts, scratch), new_threads=InlineExecutor,
+        local=LocalThreads(partial(run_local, artifacts, scratch), InlineExecutor),
     )  # fmt: skip
 
 

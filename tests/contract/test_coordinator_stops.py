@@ -15,10 +15,11 @@ from services.common.jobstore import Removal
 from services.common.redis_client import LEASES
 from services.common.retriever_client import SelectionRun
 from services.trainer.cluster import Ending, Status
-from services.trainer.coordinator import Coordinator, _Held
-from services.trainer.submissions import AttemptEnded, Submissions
+from services.trainer.coordinator import Coordinator
+from services.trainer.local_stages import LocalStages, LocalThreads
+from services.trainer.submissions import AttemptEnded
 from services.trainer.sweeper import Sweeper
-from tests.contract.coordinator_harness import CoordinatorHarness, IdleExecutor, T
+from tests.contract.coordinator_harness import CoordinatorHarness, IdleExecutor, InlineExecutor, T
 from tests.support import counted, wait_for
 from tests.trainer_fakes import counting_stage
 from tlm_core.artifacts import Manifest, ManifestRef
@@ -527,8 +528,7 @@ def test_local_stage_that_hangs_blocks_no_other_job(harness: CoordinatorHarness,
         return pools[-1]
 
     coordinator = harness.coordinator(local_seconds=0.2, concurrency=2)
-    coordinator.local, coordinator.new_threads = hanging, new_threads
-    coordinator._threads = new_threads()
+    coordinator.local = LocalThreads(hanging, new_threads)
     hung, other = harness.submit(), harness.submit()
     coordinator.round()
     if end:
@@ -550,15 +550,14 @@ def test_local_stage_that_hangs_blocks_no_other_job(harness: CoordinatorHarness,
 
 def test_stage_that_runs_again_later_does_not_count_as_hung(harness: CoordinatorHarness) -> None:
     """The first run of the same artifact ended, and its files were lost long after."""
-    coordinator, job_id = harness.coordinator(local_seconds=0.2), harness.submit()
-    held = _Held(T, job_id, Submissions(harness.store, harness.cluster, coordinator.settings, "a"))
+    stages = LocalStages(LocalThreads(harness.local, InlineExecutor))
     for _ in range(2):
-        held.local["art"] = future = Future[ManifestRef]()
-        future.set_running_or_notify_cancel()
-        assert not coordinator._replace_hung_threads(held)
-        future.set_exception(NotFound("lost"))
+        stages.runs["art"] = run = Future[ManifestRef]()
+        run.set_running_or_notify_cancel()
+        assert not stages.give_up_hung(0.2)
+        run.set_exception(NotFound("lost"))
         time.sleep(0.3)
-        assert not coordinator._replace_hung_threads(held)
+        assert not stages.give_up_hung(0.2)
 
 
 def test_full_coordinator_ends_the_cancelled_job_of_a_dead_one(

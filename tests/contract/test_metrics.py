@@ -33,6 +33,7 @@ from services.common.redis_client import DISK_FREE, QUEUE, REMOVALS, TO_MOVE, co
 from services.common.retriever_client import RetrieverClient
 from services.common.situation import Situation
 from services.trainer.cluster import Status
+from services.trainer.local_stages import LocalThreads
 from services.trainer.reporter import JobReporter
 from services.trainer.sweeper import _DEPTHS
 from tests.contract.coordinator_harness import CoordinatorHarness, MovableClockStore, T
@@ -353,7 +354,7 @@ def test_stage_in_a_thread_of_the_coordinator_logs_the_ids(harness: CoordinatorH
 
     with ThreadPoolExecutor(1) as harness.executor:
         coordinator = harness.coordinator()
-        coordinator.local = logged
+        coordinator.local = LocalThreads(logged, lambda: harness.executor)
         with log_context(request_id="req_1"):
             job_id = harness.submit()
         coordinator.round()

@@ -14,6 +14,7 @@ import redis
 from services.common.situation import Situation
 from services.trainer.cluster import Status
 from services.trainer.coordinator import Coordinator
+from services.trainer.local_stages import LocalThreads
 from services.trainer.settings import TrainerSettings
 from services.trainer.worker import run_local
 from tests.contract.coordinator_harness import InlineExecutor, MovableClockStore
@@ -45,7 +46,7 @@ class StudyHarness:
         settings = TrainerSettings(storage=artifacts.root, scratch=scratch, lease_seconds=30.0)
         self.coordinator = Coordinator(
             self.store, artifacts, self.selections, self.cluster, settings, owner="a",
-            local=functools.partial(run_local, artifacts, scratch), new_threads=InlineExecutor,
+            local=LocalThreads(functools.partial(run_local, artifacts, scratch), InlineExecutor),
         )  # fmt: skip
 
     def dataset(self, name: str, labels: str) -> ManifestRef:

@@ -18,6 +18,7 @@ from fastapi.testclient import TestClient
 
 from services.trainer.cluster import Status
 from services.trainer.coordinator import Coordinator
+from services.trainer.local_stages import LocalThreads
 from services.trainer.settings import TrainerSettings
 from services.trainer.worker import run_local
 from tests.contract.dashboard_pages import signed_in
@@ -49,7 +50,9 @@ class Service:
         self.executor = ThreadPoolExecutor(1)
         self.coordinator = Coordinator(
             self.store, self.artifacts, FakeSelections(self.artifacts, root), self.cluster, settings, owner="a",
-            local=functools.partial(run_local, self.artifacts, root / "trainer"), new_threads=lambda: self.executor,
+            local=LocalThreads(
+                functools.partial(run_local, self.artifacts, root / "trainer"), lambda: self.executor
+            ),
         )  # fmt: skip
 
     def dataset(self, name: str) -> None:

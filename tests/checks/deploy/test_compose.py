@@ -250,7 +250,10 @@ def test_head_of_ray_that_hangs_at_its_start_is_restarted(tmp_path: Path, answer
 def test_worker_container_drains_before_ray_stops(tmp_path: Path) -> None:
     done = tmp_path / "done"
     ray = f"trap 'echo stopped >> {done}; exit' TERM\necho ready\nwhile :; do sleep 0.05; done"
-    for name, script in (("ray", ray), ("python", f'[ "$2" = services.trainer.drain ] && echo drained >> {done}')):
+    for name, script in (
+        ("ray", ray),
+        ("python", f'[ "$*" = "-m services.trainer.drain --node" ] && echo drained >> {done}'),
+    ):
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
     entrypoint = [substitute(word) for word in SERVICES["ray-worker"]["entrypoint"]]

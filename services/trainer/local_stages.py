@@ -1,0 +1,95 @@
+"""The stages that run in threads of the coordinator."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Executor, Future
+from contextvars import copy_context
+from dataclasses import dataclass, field
+
+from tlm_core.artifacts import ManifestRef
+from tlm_core.jobs.plan import Node
+from tlm_core.jobs.spec import JobRecord
+
+# Runs a stage: (job, node, artifact id, input artifacts by name) → manifest of its output.
+LocalStage = Callable[[JobRecord, Node, str, Mapping[str, ManifestRef]], ManifestRef]
+
+
+class LocalThreads:
+    """The threads for the stages of all jobs. new_threads: returns an executor."""
+
+    def __init__(self, run: LocalStage, new_threads: Callable[[], Executor]) -> None:
+        self._run = run
+        self._new_threads = new_threads
+        self._threads = new_threads()
+
+    def submit(
+        self, job: JobRecord, node: Node, artifact: str, inputs: Mapping[str, ManifestRef]
+    ) -> Future[ManifestRef]:
+        """Run a stage in a thread that logs with the caller's ids."""
+        return self._threads.submit(copy_context().run, self._run, job, node, artifact, inputs)
+
+    def replace(self) -> None:
+        """Start new threads, because a thread that hangs cannot be stopped. Stages that wait for a thread end."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads = self._new_threads()
+
+
+@dataclass
+class LocalStages:
+    """The stages of one job that run in this process, by artifact id. A new instance can replace it at any time."""
+
+    threads: LocalThreads
+    runs: dict[str, Future[ManifestRef]] = field(default_factory=dict)
+    # When a check first saw the stage run, in seconds of the monotonic clock.
+    running_since: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def have_ended(self) -> bool:
+        return all(run.done() for run in self.runs.values())
+
+    def start(self, job: JobRecord, node: Node, artifact: str, inputs: Mapping[str, ManifestRef]) -> None:
+        self.runs[artifact] = self.threads.submit(job, node, artifact, inputs)
+
+    def output(self, artifact: str) -> ManifestRef | None:
+        """Return the output of a started stage once it has ended, or raise its error. `forget` lets it start again."""
+        run = self.runs[artifact]
+        if run.cancelled():  # It waited for a thread when the threads were replaced.
+            self.forget(artifact)
+        elif run.done():
+            try:
+                return run.result()
+            except Exception:
+                self.forget(artifact)
+                raise
+        return None
+
+    def forget(self, artifact: str) -> None:
+        del self.runs[artifact]
+
+    def forget_ended(self, awaited: Collection[str]) -> list[ManifestRef]:
+        """Forget the stages that have ended and are not in `awaited`. Return their outputs."""
+        ended = {artifact: run for artifact, run in self.runs.items() if artifact not in awaited and run.done()}
+        for artifact in ended:
+            self.forget(artifact)
+        return [run.result() for run in ended.values() if not run.cancelled() and not run.exception()]
+
+    def cancel_waiting(self) -> None:
+        """Cancel the stages that still wait for a thread."""
+        for run in self.runs.values():
+            run.cancel()
+
+    def give_up_hung(self, limit: float) -> bool:
+        """Give up the stages that have run for more than `limit` seconds, and replace the threads. Return whether any.
+
+        Call it often: a stage counts as running from the first call that sees it run.
+        """
+        now, running = time.monotonic(), [artifact for artifact, run in self.runs.items() if run.running()]
+        self.running_since = {artifact: self.running_since.get(artifact, now) for artifact in running}
+        hung = [artifact for artifact, since in self.running_since.items() if now - since > limit]
+        if hung:
+            self.threads.replace()
+        for artifact in hung:
+            self.forget(artifact)
+        return bool(hung)
