@@ -30,7 +30,7 @@ from tlm_core.tasks.known import KNOWN_TASKS, KnownTask
 from tlm_core.training.recipe import RecipeName, Scale
 from tlm_core.wire import JsonObject
 
-SEEDS = (0, 1, 2)  # as many as the paper averages
+SEEDS = (0, 1, 2)  # the paper averages over as many seeds
 WARMUP = 10_000  # warm-up steps of the paper's stage 1
 RECIPES: tuple[RecipeName, ...] = ("paper", "fast")
 
@@ -172,7 +172,7 @@ class Outcomes:
 
     @contextmanager
     def reason_of(self, row: Row, recipe: str, job: str = "") -> Iterator[None]:
-        """Record a TLMError of the block as the outcome of a row."""
+        """Record a TLMError that the block raises as the outcome of a row."""
         try:
             yield
         except TLMError as error:
@@ -190,7 +190,7 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs rows on a service. corpus: replaces the authors' selection; folder: has the hub's files as TASK/FILE."""
+    """Runs rows on a service. corpus: replaces the authors' selection. folder: the hub's files, as TASK/FILE."""
 
     client: TLMClient
     recipe: RecipeName

@@ -201,13 +201,13 @@ def print_note(text: str) -> None:
 
 
 def confirm_deletion(what: str, *, yes: bool) -> None:
-    """Ask for confirmation unless `yes`. Raises typer.Abort if the answer is no."""
+    """Request a confirmation unless `yes` is set. Raises typer.Abort if the answer is no."""
     if not yes:
         typer.confirm(f"Delete {what} permanently?", abort=True, err=True)
 
 
 def print_error(error: TLMError, *, as_json: bool) -> None:
-    """Print an error and its data errors to stderr, because stdout has only results. as_json: as one JSON object."""
+    """Print an error and its data errors to stderr, because stdout is for results. as_json: print one JSON object."""
     if as_json:
         print_json({"error": error.as_dict()}, err=True)
         return

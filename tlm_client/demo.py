@@ -241,7 +241,7 @@ def _classify(client: TLMClient, job: Job, samples: Sequence[Sample]) -> list[Js
 
 
 def _wait(client: TLMClient, job: Job, name: str, display: Display, later: float) -> Arm:
-    """Show a job until it ends. Raises its error if it fails. later: expected seconds of the jobs after it."""
+    """Show a job until it ends. Raises its error if it fails. later: expected seconds of the jobs after this job."""
     display.begin(f"{name}:", later)
     job = _succeeded(client.wait(job.id, display.job_event), name)
     display.line(f"{name}: {job.id} succeeded after {duration(job.seconds)}")

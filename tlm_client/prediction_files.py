@@ -37,8 +37,8 @@ def predict_file(
     """Copy a file with additional columns `prediction` and `probability`, and return the number of rows.
 
     The copy is JSON Lines if the file has JSON, else CSV in UTF-8. `target` appears when the copy is complete. A blank
-    text gets an empty prediction. text_column, pair_column: by default those of the model's dataset, if the file has
-    them; else the text column is the only column, or `text`. on_row: receives the number of rows so far. notify:
+    text gets an empty prediction. text_column, pair_column: by default, those of the model's dataset if the file has
+    them. Otherwise, the text column is the only column, or `text`. on_row: receives the number of rows so far. notify:
     receives how the file is read, and the number of blank texts.
 
     Raises InvalidRequest for a missing file, an invalid row or a missing column, and what TLMClient.predict raises.
@@ -81,7 +81,7 @@ def check_source(source: Path) -> None:
 
 
 def _open(table: TableFile) -> tuple[Sequence[str], Iterator[Record]]:
-    """Return the columns of the file, for JSON the keys of its first object, and its records."""
+    """Return the columns and the records of the file. The columns of JSON are the keys of the first object."""
     opened = table.open()
     assert opened is not None, "the first data error raises InvalidDataset"
     records = opened.read(None)

@@ -1,7 +1,7 @@
 """The error tree of the project.
 
-Each error has a stable `code` for programs, a message that says what to change, and `retryable`: whether the same
-request may succeed later without a change by the user. docs/errors.md describes every code.
+Each error has a stable `code` for programs, and a message that says what to change. `retryable` states whether the
+same request may succeed later without a change by the user. docs/errors.md describes every code.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ import re
 import secrets
 import time
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"  # of datasets and corpora
-ALIAS = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}@[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"  # of models
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"  # names of datasets and corpora
+ALIAS = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}@[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"  # names of models
 NOT_BLANK = r"\S"
 # What a pattern expects, in words.
 FORMS = {ALIAS: "NAME@NAME, such as reviews@production", NOT_BLANK: "a text that is not blank"}

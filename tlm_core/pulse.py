@@ -14,9 +14,9 @@ from fsspec.callbacks import Callback
 class Pulse:
     """Counts completed pieces of work of all kinds: rows, batches, blocks of bytes, steps.
 
-    phase: increases when `steady` or `warm` is set. steady: whether the counter advances at regular intervals now. If
-    not, CPU time counts as progress too, because calls into libraries, such as the fit of a linear model, advance no
-    counter. warm: whether the first step has ended. That step is slow: it builds kernels and waits for other workers.
+    phase: a number that increases when `steady` or `warm` changes. steady: whether the counter now advances at regular
+    intervals. If not, CPU time counts as progress too, because calls into libraries advance no counter. warm: whether
+    the first step has ended. That step is slow: it builds kernels and waits for other workers.
     """
 
     def __init__(self) -> None:

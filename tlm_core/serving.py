@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
     from tokenizers import Encoding, Tokenizer
 
-    Windows = Sequence[Encoding]  # of one text
+    Windows = Sequence[Encoding]  # the windows of one text
 
 MODEL, METADATA = "model.onnx", "labels.json"
 LINEAR_FILES = (MODEL, METADATA, ALPHABET)  # all files of a linear model that is served
 NGRAM_IDS = "ngram_ids"  # the input of a linear model
-BATCH = 32  # windows, or texts of a linear model, whose graph holds a dense array [texts, features]
+BATCH = 32  # windows of an encoder, or texts of a linear model, whose graph holds a dense array [texts, features]
 
 
 def write_metadata(folder: Path, task: Task, model: str, max_length: int | None = None, windows: int = 1) -> None:
@@ -53,11 +53,11 @@ def copy_model(source: Path, out: Path) -> None:
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model. labels: in the order of the model's outputs; pair: each row has two texts.
+    """A loaded model. labels: names in the order of the model's outputs. pair: whether each row has two texts.
 
-    tokenizer: None for a linear model. alphabet: the n-grams; None without a linear model. size: bytes of its files.
+    tokenizer: None for a linear model. alphabet: the n-grams; None without a linear model. size: bytes of all files.
     type: a regression model has one output, the predicted target, and `labels` holds the target's name. name: linear,
-    self_trained, encoder, ensemble or combined. windows: the most windows of a text that an encoder reads; a linear
+    self_trained, encoder, ensemble or combined. windows: the most windows that an encoder reads of a text; a linear
     model reads whole texts. pad: id of the padding token.
     """
 

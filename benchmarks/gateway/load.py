@@ -46,7 +46,7 @@ class Connection:
 
 @dataclass
 class Load:
-    """The result of a load. seconds: from when each successful request was due until its answer."""
+    """The result of a load. seconds: for each successful request, the time from when it was due until its answer."""
 
     seconds: list[float] = field(default_factory=list)
     failures: int = 0

@@ -60,7 +60,7 @@ class Gateway:
         return self.jobs.list_jobs(TENANT, limit=1)[0][0].resolved
 
     def memory(self, field: str = "VmRSS") -> float:
-        """Return the resident memory of the gateway in MiB (VmRSS), or its peak (VmHWM)."""
+        """Return the gateway's resident memory in MiB. field: `VmRSS` for the current value, `VmHWM` for the peak."""
         return memory_bytes(self.process.pid, field) / 2**20
 
 

@@ -40,7 +40,7 @@ NAMES = {
 ALONE = {"self_training.amounts": []}
 TLM = "TLM (BM25)"
 SCALE: Scale = "quick"
-# Trained arm → changes of recipe `fast` at SCALE. The score is that of the encoder, which learned from train.
+# Arm (compared model) → changes of recipe `fast` at SCALE. The score is that of the encoder, which learned from train.
 TRAINED: dict[str, dict[str, Any]] = {
     "task only": TASK_ONLY,
     "MLM on task text": {"selection.selector": "none"},
@@ -55,11 +55,11 @@ FROM_TRAIN = {"refit": False}
 INSTANT, RETURNED, RETURNED_TINY = (f"returned model, scale `{scale}`" for scale in ("instant", SCALE, "tiny"))
 JOBS: dict[str, Scale] = {RETURNED: SCALE, RETURNED_TINY: "tiny"}
 MEMBERS = 3
-LINEAR, LINEAR_BOTH = "linear model", "linear model, with validation"  # which splits it is fitted on
+LINEAR, LINEAR_BOTH = "linear model", "linear model, with validation"  # fitted on train; on train and validation
 FASTTEXT = "fastText"
 FIXED = ("majority class", LINEAR, LINEAR_BOTH, FASTTEXT, INSTANT)  # the same for each seed
 PRETRAINED = "finetuned MiniLM"
-BUDGETS = {f"{TLM}, {times}× tokens": times for times in (3, 10, 30)}  # of the joint stage; in the plot only
+BUDGETS = {f"{TLM}, {times}× tokens": times for times in (3, 10, 30)}  # in the joint stage; only in the plot
 ROWS = ("majority class", LINEAR, LINEAR_BOTH, FASTTEXT, *TRAINED, INSTANT, *JOBS, PRETRAINED)
 SUMMARY = ("majority class", LINEAR, LINEAR_BOTH, "task only", TLM, INSTANT, RETURNED, RETURNED_TINY)
 CLAIMS = (

@@ -38,7 +38,7 @@ FAMILIES = ({"features__char": ["drop"]}, {"features__word": ["drop"]}, {})
 SVM = {"model__C": [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0], "model__class_weight": [None, "balanced"]}
 LOGISTIC = {"model__C": [0.01, 0.1, 1.0, 10.0, 100.0, 1000.0], "model__class_weight": [None, "balanced"]}
 FOLDS = 5
-SCREENED_ROWS = 1_000  # held-out rows that compare all candidates; fewer rows would choose at random
+SCREENED_ROWS = 1_000  # held-out rows on which all candidates are compared; with fewer rows, chance would decide
 
 Rows = tuple[NDArray[Any], NDArray[Any]]  # texts and labels
 
@@ -111,7 +111,7 @@ def evaluate(folder: Path) -> dict[str, Any]:
 
 
 def majority(train: Rows, test: Rows) -> float:
-    """Return macro-F1 on test of the most frequent label of train."""
+    """Return macro-F1 on test of a model that always predicts the most frequent label of train."""
     labels, counts = np.unique(train[1], return_counts=True)
     return float(f1_score(test[1], np.full(len(test[1]), labels[counts.argmax()]), average="macro", zero_division=0))
 

@@ -54,7 +54,7 @@ def measure(folder: Path, texts: list[str], labels: list[str]) -> NDArray[np.int
 
 
 def seconds(model: Model, requests: list[list[str]]) -> float:
-    """Return the seconds of CPU time for these requests, one after another. Other processes do not change it much."""
+    """Return the seconds of CPU time for these requests, one after another. Other processes hardly affect CPU time."""
     start = time.process_time()
     for texts in requests:
         model.probabilities(texts)

@@ -4,7 +4,7 @@
     python -m benchmarks.quality.studies prune sciie sci_cite csabstruct
     python -m benchmarks.quality.studies share sciie acl_arc sci_cite csabstruct
 
-With --minilm, `prune` and `share` use the pretrained encoder, and `curve` adds it. `share` uses all tasks together.
+With --minilm, `prune` and `share` use the pretrained encoder, and `curve` adds its curve. `share` joins all tasks.
 The task `sources` comes from the corpus: which source does this text come from? Plots go to --plots.
 """
 

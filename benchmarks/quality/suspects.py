@@ -22,7 +22,7 @@ from tlm_core.tasks.task import Task
 
 GOAL = 0.6
 CHANGED = 0.05
-READ = 0.1  # of the ranked rows
+READ = 0.1  # share of the ranked rows that a user reads
 UNIT = f"share of changed labels in the first {READ:.0%}"
 
 

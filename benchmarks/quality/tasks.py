@@ -1,7 +1,7 @@
 """Train on real tasks over HTTP with OpenSearch: `python -m benchmarks.quality.tasks sciie acl_arc`.
 
-Each task has three jobs: with retrieval; on the task alone with the same finetuning; and on the task alone with three
-times the finetuning, because it has no joint stage. The reports also score the majority class.
+Each task has three jobs. One uses retrieval, and two train on the task alone: one with the same finetuning, and one
+with three times as much, because it has no joint stage. The reports also score the majority class.
 
 The stack's folder remains, and an equal submission returns the same job, so the same command resumes. OPENSEARCH_URL
 names a running OpenSearch; without it, a server starts as in the tests.

@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def _index(indexes: OpenSearchIndexes, real: Sequence[Passage], size: int) -> PassageIndex:
-    """Return an index of the first `size` passages, completed by recombined ones."""
+    """Return an index of `size` passages: the first real ones, and recombined ones if there are too few."""
     key = CorpusKey("bench", "growth", str(size))
     try:
         existing = indexes.open(key)

@@ -1,7 +1,7 @@
 """The published selection, rebuilt as a rival: the release's script with a client for OpenSearch.
 
-It has one search request per query, four processes, a new pool for every four queries, the full `_source` of each hit,
-and `multi_match` with `cross_fields` on `text`.
+It sends one `multi_match` request with `cross_fields` on `text` per query, and reads the full `_source` of each hit.
+It creates a new pool of four processes for every four queries.
 
     python -m benchmarks.retrieval.published URL INDEX K [--lean] < queries.json
 

@@ -1,6 +1,6 @@
 """Measure queries per second (whole texts, top 50) of both indexes against the published selection.
 
-The script first checks that all return identical lists, ties aside. It measures the published selection twice: with
+The script first checks that all lists are identical except for ties. It measures the published selection twice: with
 the imports of the published script, and with `--lean` (see `published`).
 """
 
@@ -75,7 +75,7 @@ def _published(url: str, index: str, sample: Sequence[str], *flags: str) -> dict
 
 
 def identical(ours: Sequence[Hit], theirs: Sequence[Hit]) -> bool:
-    """Return whether two lists have the same passages and scores, ignoring the order of ties and ties at the cut."""
+    """Return whether two lists have the same passages and scores. Ties may differ in order, and at the last rank."""
     if len(ours) != len(theirs):
         return False
     if not ours:

@@ -39,7 +39,7 @@ VOCABULARY = Vocabulary(size=30_522, pad=0, mask=4, specials=(0, 1, 2, 3, 4))
 LABELS = 7
 LENGTHS = (128, 512)
 BASE = {"layers": 12, "hidden": 768, "heads": 12}
-# Model → recipe and shape. The gated block of `fast` is narrower to equal the parameter count.
+# Model → recipe and shape. The gated block of `fast` is narrower, so that both models have equally many parameters.
 MODELS = {
     "ours": ("fast", BASE | {"intermediate": 2048}),
     "published": ("paper", BASE | {"intermediate": 3072}),

@@ -1,7 +1,7 @@
 """`transformers.Trainer` on masked language modeling over packed rows (`group_texts`), a rival of our joint stage.
 
-After every few steps, a callback runs as many steps of our joint stage: with the published model ("ours"), then with
-recipe `fast` at the same size ("fast"). So all three share the state of the machine.
+After every few steps, a callback runs as many steps of our joint stage. It trains first the published model ("ours"),
+then recipe `fast` at the same size ("fast"). The alternation gives all three the same state of the machine.
 `python -m benchmarks.training.hf_trainer` prints `{"trainer": [tokens/s, …], "ours": […], "fast": […]}`.
 """
 

@@ -149,7 +149,7 @@ class PublishedLoop:
         return tokens / (time.perf_counter() - start)
 
     def loss(self, batch: dict[str, Tensor], is_task: bool) -> Tensor:
-        """Return the loss of one batch: that of MLM, and on task batches its weighted mean with the task loss."""
+        """Return the loss of one batch: the MLM loss, or on task batches the weighted mean of MLM and task loss."""
         on = {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()}
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
             words, labels = self._model(on["ids"], on["mask"])

@@ -19,7 +19,7 @@ class RivalFailed(RuntimeError):
 
 
 class RivalProcess:
-    """A process of a training benchmark that calls `serve`. It ends with its `with` block. folder: its checkout."""
+    """A process of a benchmark that calls `serve`. It ends with its `with` block. folder: the checkout that it runs."""
 
     def __init__(self, module: str, *arguments: object, env: Mapping[str, str], folder: Path = ROOT) -> None:
         command = program(f"training.{module}", *arguments)

@@ -134,7 +134,7 @@ def main() -> None:
         memory(options.passages)
         return
     prepared()
-    for count in (SMALL, TIMED, LARGE):  # outside of the measurement
+    for count in (SMALL, TIMED, LARGE):  # prepared before the measurement
         selection(count)
     rates = json.loads(child("--child=rate", f"--repeats={options.repeats}"))
     figure("tokens_per_second_bare_tokenizers", rates["bare"], unit="tokens/s")

@@ -32,7 +32,7 @@ _TASK, _TEST = "validate", "test.parquet"
 def compare(
     catalog: Catalog, jobs: JobStore, artifacts: ArtifactStore, records: Sequence[JobRecord], *, points: int
 ) -> Comparison:
-    """Compare `records`. points: maximum per curve."""
+    """Compare the jobs `records`. points: the maximum number of points of each curve."""
     names = _dataset_names(catalog, records)
     outcomes = tuple(_outcome(jobs, artifacts, job) for job in records)
     return Comparison(
@@ -48,7 +48,7 @@ def compare(
 
 
 def _differences(records: Sequence[JobRecord]) -> dict[str, tuple[object, ...]]:
-    """Return each job's values of the request and recipe keys that differ; None for the recipe of an instant job."""
+    """Map each request or recipe key that differs to its value in each job. Recipe keys of an instant job have None."""
     rows = differences([_request(job) for job in records])
     trained = [job for job in records if job.spec.scale != "instant"]
     recipes = [job.resolved.recipe.model_dump(mode="json", exclude={"name", "scale"}) for job in trained]
@@ -75,7 +75,7 @@ def _request(job: JobRecord) -> dict[str, object]:
 
 
 def _dataset_names(catalog: Catalog, records: Sequence[JobRecord]) -> dict[str, str]:
-    """Map each digest to "NAME@v1 (8 digits of the digest)". For a deleted dataset, its id replaces NAME@v1."""
+    """Map the digest of each dataset to "NAME@v1 (8 digits of the digest)", or to "ID (…)" for a deleted dataset."""
     names: dict[str, str] = {}
     for job in records:
         for dataset in job.resolved.datasets:
@@ -101,7 +101,7 @@ def _named(value: object, names: Mapping[str, str]) -> object:
 
 
 def _options(job: JobRecord) -> dict[str, object]:
-    """Return the options of the kind, in which digest and dataset options replace the name of each other dataset."""
+    """Return the options of the kind. The digest and the options of each further dataset replace its name."""
     options: dict[str, object] = job.spec.options.model_dump(mode="json")
     if name := job.spec.definition.datasets_option:
         others = job.resolved.others
@@ -129,7 +129,7 @@ def _outcome(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> Outcom
 def _verdicts(
     jobs: JobStore, artifacts: ArtifactStore, records: Sequence[JobRecord], outcomes: Sequence[Outcome]
 ) -> tuple[Verdict, ...]:
-    """Return the verdict on each later job, compared with the first job. outcomes: one for each job."""
+    """Compare each later job with the first job, and return the verdicts. outcomes: one for each job."""
     results = [_read_tested(jobs, artifacts, job, outcome) for job, outcome in zip(records, outcomes, strict=True)]
     return tuple(_verdict(results[0], other) for other in results[1:])
 
@@ -138,8 +138,8 @@ def _verdicts(
 class _Tested:
     """A job with its predictions on test.
 
-    test: SHA-256 of the test rows, then the labels in the order of their indices. targets: label indices or values.
-    predictions: one array [rows] of the returned model, or one for each seed. Without any, all three are empty.
+    test: the SHA-256 of the test rows, then the labels in index order. targets: the true label indices or values.
+    predictions: one array [rows] of the returned model, or one for each seed. Without predictions, all are empty.
     """
 
     job: str
@@ -150,7 +150,7 @@ class _Tested:
 
 
 def _read_tested(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord, outcome: Outcome) -> _Tested:
-    """Read what a verdict about a job needs. outcome: of the job."""
+    """Read the test rows and the predictions of a job. outcome: the outcome of the same job."""
     nothing = _Tested(job.id, outcome.metric, (), np.empty(0), ())
     plan = plan_of(job)
     done = artifacts_by_node(jobs, job, plan)

@@ -35,8 +35,8 @@ def proposed(tenant: str, spec: JobSpec, resolved: Resolved) -> JobRecord:
 class Known:
     """The facts about a job before it runs.
 
-    history: finished jobs, newest first. texts: of each dataset. passages: expected number, maximum, and source of the
-    expected number. worker_gpus: GPUs of each worker, None if unknown.
+    history: finished jobs, newest first. texts: one item for each dataset. passages: the expected number, the maximum,
+    and the source of the expected number. worker_gpus: the GPUs of each worker, None if unknown.
     """
 
     situation: Situation
@@ -149,7 +149,7 @@ class Estimator:
         )
 
     def node_seconds(self, job: JobRecord) -> dict[str, float]:
-        """Return the expected seconds of each node that is not done. Unknown seconds are 0 for nodes without training.
+        """Return the expected seconds of each node that is not done. An unknown time of a node without training is 0.
 
         The result is empty if a training time is unknown or data is lost. Progress then counts nodes, not seconds.
         """

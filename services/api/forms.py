@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 _MAX_FIELD_BYTES = 64 * 1024
-_CHECKED_BYTES = 64 << 20  # of a body, between two checks of the free space
+_CHECKED_BYTES = 64 << 20  # bytes of a body between two checks of the free space
 _MAX_FILES = 10_000
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @dataclass
 class ReceivedFile:
-    """An uploaded file. field: form field; name: safe version of the sender's name; size in bytes; named: whether the
-    sender gave a name."""
+    """An uploaded file of `size` bytes. field: the form field. name: safe version of the sender's name. named: whether
+    the sender gave a name."""
 
     field: str
     name: str
@@ -85,7 +85,7 @@ async def receive_form(
     fields: Collection[str],
     files: Collection[str],
 ) -> AsyncIterator[Form]:
-    """Read the form in the request body; its files are deleted at exit.
+    """Yield the form in the request body. Delete its files at exit.
 
     check_space: raises an error if a number of bytes does not fit. fields, files: patterns of the allowed field names.
     Raises InvalidRequest, StorageFull, StorageUnavailable, HTTPException 413 or 415, what `check_space` raises, and
@@ -181,7 +181,7 @@ class _FormReader:
         self._check_name("file")
         if len(self.form.files) >= _MAX_FILES:
             raise InvalidRequest(f"The upload has more than {_MAX_FILES:,} files. Combine them into fewer files.")
-        # Each file has its own folder and so keeps its name, which errors cite and which gives the file type.
+        # Errors cite the name, so no two files have the same name. Its extensions give the file type.
         name = safe_name(options[b"filename"].decode("utf-8", "replace"), self._names)
         self._names.add(name)
         path = self._folder / f"{len(self.form.files):05d}" / name

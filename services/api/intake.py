@@ -44,12 +44,12 @@ PARTS = ("train", "validation", "test", "test_[a-z]{1,40}", "selection", "file")
 
 # Parts of an address that can lead out of an allowed folder: parent steps, and fsspec's chains (`zip://…::file://…`).
 _ESCAPE = re.compile(r"::|\\|(^|/)(\.|%2e){2}(/|$)|[\x00-\x1f]", re.IGNORECASE)
-# Only OWNER/NAME: the hub library would read a local folder if it got a path.
+# Accept only OWNER/NAME, because the hub library reads a local folder if it gets a path.
 _REPOSITORY = re.compile(rf"{HUB}(?P<path>{HUB_NAME}/{HUB_NAME})(:[^\s:]*){{0,2}}")
 
 
 class DatasetIntake:
-    """Adds datasets to the catalog. Raises InvalidDataset with every error in the files; then nothing is stored.
+    """Adds datasets to the catalog. Raises InvalidDataset with every error in the files, and then stores nothing.
 
     load_task: reads and validates a dataset (tlm_core.tasks).
     """
@@ -63,7 +63,7 @@ class DatasetIntake:
     def add_files(
         self, tenant: str, name: str, files: Mapping[str, ReceivedFile], options: DatasetOptions
     ) -> DatasetRecord:
-        """Add a dataset. files: by split; `file` means `train`. Missing validation and test splits come from train."""
+        """Add a dataset. files: split → file; `file` is `train`. Missing validation and test splits come from train."""
         check_dataset_name(name)
         splits = _by_split(files)
         extensions = {split: _extension(file.name) for split, file in splits.items()}

@@ -188,7 +188,7 @@ def archive_response(
 ) -> StreamingResponse:
     """Return a tar stream of files of an artifact, below the folder `name`. Equal artifacts give equal bytes.
 
-    files: by their names in the archive; by default all files. Raises CorruptArtifact, NotFound.
+    files: name in the archive → file; by default, all files. Raises CorruptArtifact, NotFound.
     """
     files = files if files is not None else {file.name: file for file in artifacts.manifest(ref).files}
     artifacts.localize(ref)  # Report missing files before the response begins.

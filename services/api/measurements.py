@@ -24,10 +24,10 @@ from tlm_core.training.stage import Place
 from tlm_core.wire import Basis
 from tlm_core.wording import counted
 
-START = "start"  # of the workers; not a stage, but every job waits for it
+START = "start"  # the start of the workers: not a stage, but it takes time
 # Seconds per unit of work, used until a job has measured them. Those before "sizes" come from `make demo` on 2 cores of
 # an AMD EPYC with AVX-512 bf16. Those from "sizes" on come from small studies on 2 cores with AVX2. Their training
-# stages are converted to the EPYC by the ratio of the `finetune` rates on both machines.
+# stages are scaled to the EPYC by the ratio of the `finetune` rates on both machines.
 BUILT_IN_SECONDS = {
     "validate": 5e-4, "baseline": 3e-3, "self_train": 2e-3, "evaluate_linear": 1.0, "export_linear": 0.1,
     "select": 8.4e-8, START: 9.0, "prepare": 1.7e-6, "joint": 3.5e-12, "finetune": 5.0e-12,
@@ -54,7 +54,7 @@ class Rate(NamedTuple):
 class Pace(NamedTuple):
     """The expected seconds per unit of work, and their source.
 
-    bounds: least and greatest time as multiples of the estimate; None if unknown, or measured in the same setup.
+    bounds: least and greatest time as multiples of the estimate. None if unknown, or measured in this setup.
     """
 
     basis: Basis
@@ -177,7 +177,7 @@ class Measurements:
     def rates(self, tenant: str) -> dict[str, Rate]:
         """Return a rate per setup, from the newest finished job with this setup, or else from a job that trains now.
 
-        Rates that depend on the device are of the newest worker's device. `flop_of` names its seconds per FLOP.
+        Rates that depend on the device are those of the newest worker's device. `flop_of` names the seconds per FLOP.
         """
         stored, rates = self._jobs.rates(tenant), dict[str, Rate]()
         device = stored.pop("device", "")
@@ -257,8 +257,8 @@ def _as_prepared(texts: Texts, job: JobRecord, prepared: Manifest) -> Texts:
 def _elapsed(events: Iterable[Event], job: JobRecord, plan: Plan) -> Iterator[tuple[Node | None, float, str]]:
     """Yield the node, seconds and device of each stage that the job ran. For a start of workers, the node is None.
 
-    Workers report in batches, so a short stage may end before its start is reported. Its start is then the end of the
-    previous stage in its group.
+    Workers report in batches, so a short stage may end before its start is reported. Its start then counts as the end
+    of the previous stage in its group.
     """
     nodes, started = {node.name: node for node in plan.nodes}, dict[str, tuple[float, str]]()
     last: dict[str, tuple[float, str]] = {}  # group of worker stages → last end, device

@@ -26,7 +26,7 @@ def resolve(host: str, port: int) -> list[str]:
 class Outbound:
     """Posts to user-defined endpoints. private: allow plain http and private addresses.
 
-    transport, resolve: for tests.
+    transport, resolve: replace the network and the resolver in tests.
     """
 
     def __init__(

@@ -117,7 +117,7 @@ def _query_names(dependant: Dependant) -> set[str]:
 
 Limit = Annotated[int, Query(ge=1, le=100, description="Maximum number of items.")]
 AfterId = Annotated[str | None, Query(max_length=200, description="Id of the last item of the previous page.")]
-# Redis accepts numbers below 2^64. Every number of 19 digits is below it; milliseconds and counts are far smaller.
+# Redis accepts numbers below 2^64, so it accepts 19 digits. Milliseconds and counts have far fewer digits.
 STREAM_ID = r"^[0-9]{1,19}(-[0-9]{1,19})?$"
 StreamId = Annotated[str, Query(pattern=STREAM_ID, description="`id` of the last item of the previous page.")]
 

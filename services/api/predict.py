@@ -17,7 +17,7 @@ from tlm_core.wire import Prediction
 class Predictor:
     """Caches recently used models. Thread-safe.
 
-    capacity: bytes of all cached models. Beyond it, the least recently used models are dropped, but never the newest.
+    capacity: maximum bytes of the models. Above it, the cache drops the least recently used, but never the newest one.
     """
 
     def __init__(self, artifacts: ArtifactStore, *, capacity: int, load: Callable[[Path], Model] = load_model) -> None:

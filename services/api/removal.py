@@ -166,7 +166,7 @@ def _remove_unshared(jobs: JobStore, artifacts: ArtifactStore, removal: Removal)
 
 
 def _unshared(jobs: JobStore, removal: Removal) -> tuple[list[str], set[str]]:
-    """Return the unshared artifacts of a removal, and the jobs on the same data. Those jobs inherit the shared ones."""
+    """Return the unshared artifacts of a removal, and the jobs on the same data, which inherit the shared ones."""
     unshared, seen = set(removal.artifacts), set[str]()
     for digest in removal.data:
         for other in jobs.jobs_on_data(removal.tenant, digest):

@@ -103,7 +103,7 @@ class Uploads:
             files: list[ReceivedFile] = []
             for number, (field, upload_id) in enumerate(uploads):
                 upload = self.get(tenant, upload_id)
-                # Each file has its own folder and so keeps its name, which errors cite and which gives the file type.
+                # Errors cite the name, so no two files have the same name. Its extensions give the file type.
                 name = safe_name(upload.name, {file.name for file in files})
                 files.append(self._assemble(tenant, field, upload, folder / str(number) / name))
             yield files

@@ -12,7 +12,7 @@ from tlm_core.training.recipe import Precision
 
 
 class ApiSettings(ServiceSettings):
-    """Environment variables TLM_API_*. Each process needs its own scratch folder; startup deletes uploads in it."""
+    """Environment variables TLM_API_*. Each process needs its own scratch folder, because startup deletes uploads."""
 
     model_config = SettingsConfigDict(env_prefix="TLM_API_")
 

@@ -17,7 +17,7 @@ _SILENT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Standing:
-    """What the record of a job does not show. silent_seconds: since its workers last reported; None below 30."""
+    """What the record of a job does not show. silent_seconds: time since its workers reported; None below 30."""
 
     waiting: Waiting | None = None
     silent_seconds: float | None = None

@@ -64,7 +64,7 @@ def _create(
     origin: Origin | None,
     resolve: Callable[[], tuple[JobSpec, Resolved]],
 ) -> tuple[JobRecord, bool]:
-    """Look up the key first and resolve only a new job: the data of an earlier job may be deleted."""
+    """Return the earlier job of `key` without resolving it, because its data may be deleted. Else create a job."""
     if key and (job := parts.jobs.submitted_with(tenant, spec, key, origin)):
         return job, False
     spec, resolved = resolve()
@@ -79,7 +79,7 @@ def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Reso
 
     Raises InvalidRecipe, InvalidRequest, NotFound, and NotReady or Conflict if the corpus or a named job is not usable.
     """
-    # Commands read such a name as an alias or an id. JobSpec accepts it, because stored jobs may have such a name.
+    # Commands read these names as aliases or ids. JobSpec accepts them, because stored jobs may have such names.
     if spec.name and ("@" in spec.name or spec.name.startswith("job_")):
         raise InvalidRequest(f"Invalid name '{spec.name}'. Choose a name without @ that does not start with job_.")
     if spec.source_job is not None:
@@ -243,7 +243,7 @@ def changed(job: JobRecord, changes: Mapping[str, object]) -> JobSpec:
     """Return the spec of a job with `changes`, and with its dataset and corpus pinned unless they change.
 
     Changes of `overrides` and `options` replace single keys; a new kind removes old options. A new corpus removes the
-    selector 'none'. A selector or scale that uses no corpus removes it. Raises InvalidRequest with every error.
+    selector 'none'. A selector or scale without corpus removes the corpus. Raises InvalidRequest with every error.
     """
     resolved, old = job.resolved, job.spec.model_dump(mode="json")
     same_kind = changes.get("kind", job.spec.kind) == job.spec.kind

@@ -55,7 +55,7 @@ def _summary(job: JobRecord, standing: Standing) -> dict[str, object]:
     """Return the fields of a summary, from the record of a job, its spec and its standing."""
     sources = dict.fromkeys(_SPEC_FIELDS, job.spec) | dict.fromkeys(vars(standing), standing)
     fields = {name: getattr(sources.get(name, job), name) for name in _RECORDED}
-    if job.spec.dataset == job.resolved.dataset_id:  # of a clone or of a job that starts from another one
+    if job.spec.dataset == job.resolved.dataset_id:  # for a clone, or a job that starts from another job
         fields["dataset"] = job.resolved.dataset_options.get("name") or job.spec.dataset
     if job.progress and job.state is State.SUCCEEDED:  # the last report of a worker precedes the end
         over = {"share": 1.0, "eta_seconds": 0.0, "stage_eta_seconds": 0.0, "nodes_done": job.progress.nodes_total}

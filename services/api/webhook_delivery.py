@@ -48,7 +48,7 @@ _DUE, _BODIES, _CURSOR, _LEASE = (f"{PREFIX}:webhook:{name}" for name in ("due",
 
 
 class _Delivery(BaseModel):
-    """A queued message to one endpoint. number: of the next attempt, from 1."""
+    """A queued message to one endpoint. number: the number of the next attempt, from 1."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -173,7 +173,7 @@ class Deliverer:
         self._clock = clock
         self._owner = uuid.uuid4().hex
         self._stop = threading.Event()
-        self._tenants: set[str] = set()  # whose events this process has read
+        self._tenants: set[str] = set()  # tenants whose events this process has read
         self.task = Background("webhooks")
 
     def stop(self) -> None:

@@ -20,10 +20,10 @@ _PASSAGE_BYTES = 337  # mean, from `make demo`
 
 @dataclass(frozen=True)
 class Texts:
-    """The sizes of a task's texts. rows: per split. vocab: size of the vocabulary, None while unknown.
+    """The sizes of a task's texts. rows: number by split. vocab: size of the vocabulary, None while unknown.
 
-    windows: mean number of windows that cover a text; an epoch of training reads one of them, prediction reads all.
-    tokens: mean per window. passages: number of selected passages, with `passage_tokens` tokens on average. searched:
+    windows: mean number of windows that cover a text. An epoch of training reads one of them, prediction reads all.
+    tokens: mean of a window. passages: number of selected passages, with `passage_tokens` tokens on average. searched:
     number of passages in the corpus. auto_length: maximum tokens of a window if the recipe's length is `auto`.
     """
 
@@ -45,7 +45,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Work:
-    """What a node computes. units: the time of a node is proportional to them."""
+    """What a node computes. units: the amount of work, proportional to the time of the node."""
 
     units: float
     steps: float = 0.0

@@ -48,7 +48,7 @@ class Archive(JobReads):
 
     @contextmanager
     def _skipping(self, place: str, member: str) -> Iterator[None]:
-        """Skip a damaged job. `mark_streams` marks its move again. Compression is retried after ARCHIVE_SECONDS."""
+        """Skip a damaged job. `mark_streams` marks its streams again. Compression is retried after ARCHIVE_SECONDS."""
         try:
             yield
         except _DAMAGED as error:

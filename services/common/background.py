@@ -121,7 +121,7 @@ def conditions(tasks: Iterable[Background]) -> dict[str, str]:
 
 
 def stopped_by_signals() -> threading.Event:
-    """Return an event that SIGTERM and SIGINT set, in a new thread: the interrupted code may hold the event's lock."""
+    """Return an event for SIGTERM and SIGINT. A new thread sets it, because interrupted code may hold its lock."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: threading.Thread(target=stop.set, daemon=True).start())

@@ -93,7 +93,7 @@ class CorpusLoad(_Record):
 
     near_duplicates: whether passages nearly equal to an earlier one are dropped. upload: the uploaded files. sources:
     addresses from which the other files are fetched. cut: the passages of each file that is already split.
-    request_id: of the upload, for logs.
+    request_id: id of the request that uploaded the files, for logs.
     """
 
     id: str

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STREAMS = ("events", "metrics", "logs")
-# Limit of each stream. A job that writes more loses its oldest log lines, and its curves have fewer points.
+# Limit for logs and for metrics. A job that writes more loses its oldest log lines, and its curves have fewer points.
 _MAX_ENTRIES = 200_000
 
 _METADATA = frozenset({"id", "at", "attempt", "node", "stage", "step"})  # fields of a metric point, not measured
@@ -71,7 +71,7 @@ class History:
         """Write the entries of `earlier`, followed by `rows` (stream → entries), as new files.
 
         is_current: returns False if another process has replaced `earlier` and deleted its files. Then a missing file
-        raises NotFound; if True, its entries are omitted. Beyond 200,000 entries, logs lose their oldest lines and
+        raises NotFound; otherwise, its entries are omitted. Beyond 200,000 entries, logs lose their oldest lines and
         metrics are thinned. Raises CorruptArtifact if files of `earlier` are damaged, and the errors of ArtifactStore.
         """
         folder = f"{folder_of(tenant, job)}/{uuid.uuid4().hex}"

@@ -50,7 +50,7 @@ MetricPoint = dict[str, str | float | None]
 
 
 class LogLine(TypedDict):
-    """A line of a job's log. id: of its entry in the stream. at: Unix seconds."""
+    """A line of a job's log. id: the id of its stream entry. at: Unix seconds."""
 
     id: str
     attempt: int
@@ -229,7 +229,7 @@ class JobReads:
         return jobs
 
     def _matches(self, tenant: str, search: str, ids: Sequence[str]) -> list[bool]:
-        """Return whether each id, or its part after `job_`, starts with `search`, or the job's name contains it."""
+        """Return for each id whether `search` is its start, with or without `job_`, or a part of the job's name."""
         names, text = self._redis.hmget(key(tenant, "names"), ids), search.casefold()
         return [
             job_id.startswith((search, f"job_{search}")) or text in (name or "").casefold()
@@ -244,7 +244,7 @@ class JobReads:
         after: str | None,
         limit: int,
     ) -> list[str]:
-        """Return up to `limit` ids in every set of `all_of` and in a set of `any_of`, in descending order.
+        """Return up to `limit` ids that are in every set of `all_of` and in a set of `any_of`, in descending order.
 
         All scores in the sets are 0. Reads the smallest set in pages, because ZINTER would block other clients.
         """

@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 
 _TERMINAL_JSON = canonical_json(dict.fromkeys(TERMINAL, True))
 _ACTIVE_JSON = canonical_json(dict.fromkeys(ACTIVE, True))
-_MAX_LOG_LINES = 20_000  # of a job in Redis, also of its metric points; reached only while the storage is unavailable
+_MAX_LOG_LINES = 20_000  # log lines, or metric points, of a job in Redis; reached only while the storage is unavailable
 _MOVED_LINES = 2_000  # if a job has more lines or metric points in Redis, they move to the storage
 _MAX_FEED_ENTRIES = 100_000
 _MAX_COUNTED_SECONDS = 60.0  # most running time that one renewal counts, because the clock may jump
@@ -243,8 +243,8 @@ class JobStore(JobReads):
     def claim(self, owner: str, lease_seconds: float, which: Claimable = "any") -> JobRecord | None:
         """Claim a job whose lease has expired (same attempt), else the next job of the queue (next attempt).
 
-        which: "leased" claims only a job whose lease has expired; "stopping" only one that is also pausing or
-        cancelling. Returns None if there is no such job.
+        which: "leased" claims only a job whose lease has expired; "stopping" claims only such a job
+        that is also pausing or cancelling. Returns None if there is no job to claim.
         """
         args: list[str | float] = [owner, lease_seconds, PREFIX, MAX_PRIORITY, _MAX_FEED_ENTRIES, which]
         member = self._run("claim", [QUEUE, LEASES, FEED], args)
@@ -395,15 +395,15 @@ class JobStore(JobReads):
     def drop_checkpoint(
         self, tenant: str, artifact: str, checkpoint: CheckpointRef, *, by: JobRecord | None = None
     ) -> None:
-        """Unpublish a checkpoint; then its files may be deleted. by, and errors: see `invalidate_artifact`."""
+        """Unpublish a checkpoint, so that its files may be deleted. See `invalidate_artifact` for `by` and errors."""
         self._unpublish(
             key(tenant, "checkpoints", artifact), "", canonical_json(checkpoint.model_dump(mode="json")), by
         )
 
     def orphans(self, folders: Collection[str], seconds: float) -> list[str]:
-        """Store when `folders`, which no record names, were first seen. Return those first seen at least `seconds` ago.
+        """Store when each of `folders` was first seen without a record. Return those first seen at least `seconds` ago.
 
-        The times of returned folders, and of folders that are not in `folders`, are deleted.
+        Delete the times of the returned folders, and of folders that are not in `folders`.
         """
         now, noted = self.now(), self._redis.hgetall(ORPHANS)
         due = [folder for folder in folders if now - float(noted.get(folder, now)) >= seconds]

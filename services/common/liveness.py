@@ -1,4 +1,4 @@
-"""Measures the time for which this process has made no progress, and the limit of this time."""
+"""Measure for how long this process has made no progress, and the limit of this time."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 from tlm_core.pulse import PULSE, Pulse
 
-FIRST_SECONDS = 600.0  # limit where the interval is unknown: the first steps, and work that is not steady
+FIRST_SECONDS = 600.0  # limit without a median interval: in the first steps, and in work that is not steady
 LEAST_SECONDS = 30.0
 INTERVALS = 10  # a steady process may pause this many times its median interval
-BUSY = 0.1  # share of a CPU that counts as progress where the pace is not steady
+BUSY = 0.1  # share of a CPU that counts as progress in work that is not steady
 BUSY_SECONDS = 3600.0  # CPU time counts for this long after the last advance of the counter
 
 

@@ -71,7 +71,7 @@ def serve_metrics(
 ) -> None:
     """Serve the metrics of this process at the first free port from `port` to `port + ports - 1`; none without `port`.
 
-    conditions: returns the condition of each background task. `/readyz` shows them; status 503 unless all are "ok".
+    conditions: returns the condition of each background task. `/readyz` shows them, with 503 unless all are "ok".
     Raises OSError if no port is free.
     """
     if port is None:

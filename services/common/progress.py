@@ -29,7 +29,7 @@ def progress_of(
     """
     nodes = situation.plan.nodes
     done = situation.done.keys() - {node.name}
-    # The nodes of all seeds are about as far as this one, because they share the CPUs.
+    # The nodes of all seeds are about as far as this node, because they share the CPUs.
     twins = situation.plan.twins(node)
     running = {twin.name for twin in twins} - done
     done |= {before.name for twin in twins if twin.name in running for before in situation.plan.behind(twin.name)}

@@ -44,7 +44,7 @@ QUEUE, LEASES, FEED, REMOVALS = f"{PREFIX}:queue", f"{PREFIX}:leases", f"{PREFIX
 TO_MOVE, ENDED, DISK_FREE = f"{PREFIX}:to-move", f"{PREFIX}:ended", f"{PREFIX}:disk-free"
 ORPHANS, OBSTACLES = f"{PREFIX}:orphans", f"{PREFIX}:obstacles"
 _MAX_IDLE_CONNECTIONS = 4
-_DISK_RESERVE = 256 << 20  # bytes on Redis's disk, beyond a copy of its data
+_DISK_RESERVE = 256 << 20  # bytes that stay free on Redis's disk, beyond a copy of its data
 
 # Codes of temporary errors: for example, Redis starts, runs a long script, or is a replica.
 _TEMPORARY = ("LOADING", "BUSY", "READONLY", "MASTERDOWN", "NOREPLICAS", "TRYAGAIN", "CLUSTERDOWN")

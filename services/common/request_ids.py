@@ -38,7 +38,7 @@ class RequestIds:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                # The path of the route, not of the request: series for each id in a path would fill Prometheus.
+                # Use the path of the route. The path of a request has ids, and a series for each would fill Prometheus.
                 route = getattr(scope.get("route"), "path", "none")
                 method, status, seconds = scope["method"], message["status"], time.perf_counter() - began
                 REQUESTS.labels(method, route, status).observe(seconds)

@@ -31,7 +31,7 @@ class LoaderSettings(ServiceSettings):
 
     model_config = SettingsConfigDict(env_prefix="TLM_LOADER_")
 
-    metrics_port: int | None = None  # at which the loader serves its metrics to Prometheus
+    metrics_port: int | None = None  # port at which the loader serves its metrics to Prometheus
 
 
 def main() -> None:

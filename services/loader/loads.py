@@ -41,7 +41,7 @@ _SPLITTING = frozenset({LoadState.QUEUED, LoadState.CUTTING})
 
 
 class _Stopped(Exception):
-    """The process is shutting down; the load stays open."""
+    """Signals that the process is shutting down. The load stays open."""
 
 
 @dataclass
@@ -236,7 +236,7 @@ class LoadWorker:
         return version.model_copy(update={"state": before.state}) if before.state is CorpusState.READY else version
 
     def _watched(self, passages: Iterable[Passage], load: CorpusLoad) -> Iterator[Passage]:
-        """Yield the passages, and save the record of the load regularly. Its progress counts `_Counted` passages only.
+        """Yield the passages, and save the record of the load regularly. Only `_Counted` passages advance its progress.
 
         Raises _Stopped on shutdown, and StaleAttempt if the load is cancelled or the lease is lost.
         """
@@ -317,7 +317,7 @@ class LoadWorker:
         log.warning("Load %s of corpus %s failed: %s", load.id, load.corpus, error)
 
     def _undo(self, load: CorpusLoad) -> None:
-        """Delete index, passages and upload of a cancelled load. A version that was searchable before stays."""
+        """Delete index, passages and upload of a cancelled load. A version that was already searchable stays."""
         forget = ""
         if load.version is not None:
             version = self._catalog.corpus(load.tenant, load.corpus).version(load.version)

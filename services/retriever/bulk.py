@@ -17,7 +17,7 @@ from services.retriever.cluster import TEMPORARY_STATUS, Cluster, TemporaryFailu
 from tlm_core.corpus.passages import Passage
 from tlm_core.errors import Conflict, IndexUnavailable, InvalidRequest, NotFound, StorageFull, TLMError
 
-MAX_BYTES = 2_000_000  # of one request; larger ones are not faster, and three batches are in memory at once
+MAX_BYTES = 2_000_000  # limit of a request; larger ones are not faster, and three batches are in memory at once
 MAX_ROWS = 5_000
 MIN_BUSY_ROWS = 100
 MAX_REFUSED = 1_000
@@ -139,7 +139,7 @@ class BulkWriter:
 
 
 def _failure(result: Mapping[str, Any]) -> TLMError | TemporaryFailure | None:
-    """Return why a passage is not stored, or None. InvalidRequest: the passage itself, or its request, is invalid."""
+    """Return why a passage is not stored, or None. InvalidRequest means that the passage or its request is invalid."""
     if "exception" in result:
         return translated(result["exception"])
     status, reason = result["status"], reason_of(result.get("error"))

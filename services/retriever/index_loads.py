@@ -28,7 +28,7 @@ _SAVE_SECONDS = 5.0
 
 @dataclass
 class _Load:
-    """A requested load. status.count is 0 until the files were read."""
+    """A requested load. status.count is 0 until the files are read."""
 
     folder: str
     language: str
@@ -45,7 +45,7 @@ class _Load:
 
 
 class _Stopped(Exception):
-    """The load was dropped, or the process ends. Control flow."""
+    """Signals that the load was dropped or that the process ends."""
 
 
 class IndexLoads:
@@ -157,7 +157,7 @@ class IndexLoads:
             return None
 
     def _source(self, key: CorpusKey, error: TLMError) -> tuple[str, str]:
-        """Return folder and language of `key`. If unknown, raise `error` if it is an IndexMismatch, else NotFound."""
+        """Return folder and language of `key`. If they are unknown, raise an IndexMismatch `error`, or NotFound."""
         try:
             return self._records.source(key)
         except NotFound:
@@ -174,7 +174,7 @@ class IndexLoads:
             entry = self._registry.read(key.slug)
             failed = entry.run if entry and IndexLoad.model_validate_json(entry.status).state == "failed" else ""
             load.id = self._registry.claim(key.slug, load.status.model_dump_json(), instead_of=failed) or ""
-            if not load.id:  # Another retriever was first.
+            if not load.id:  # Another retriever has claimed the load.
                 return load
             self._loads[key] = load
             load.future = self._pool.submit(copy_context().run, self._run, key, load)  # with the ids for logs

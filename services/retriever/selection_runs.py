@@ -62,7 +62,7 @@ class Run:
 
 
 class _Stopped(Exception):
-    """The run was stopped or replaced, or the process ends. Control flow."""
+    """Signals that the run was stopped or replaced, or that the process ends."""
 
 
 class SelectionRuns:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a submitted program computes: one group of a job's plan, on how many workers.
+    """What a submitted program computes: one group of a job's plan, and the number of its workers.
 
     workers, max_workers: the minimum and maximum number of workers. cpus, gpus: of each worker. request_id: for logs.
     """

@@ -140,7 +140,7 @@ class RayCluster:
                 identity = options["--tenant"], options["--job"], int(options["--attempt"])
                 submitted = Submitted(entry["submission_id"], _STATUS[entry["status"]], *identity)
             except (KeyError, ValueError):
-                continue  # The entry is of another program.
+                continue  # The entry belongs to another program.
             if PROGRAM in command and submitted.id:  # The driver of a submission has no id of its own.
                 known.append(submitted)
         return known

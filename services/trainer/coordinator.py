@@ -64,12 +64,12 @@ _BLIND: Mapping[type[Outage], str] = {
 
 @dataclass
 class _Held:
-    """A job that this coordinator drives. Everything here can be rebuilt.
+    """A job that this coordinator drives. A restarted coordinator can rebuild every field.
 
     verified: artifacts whose files have been checked.
     selecting: artifact id → unit and count of its selection's progress, and when it last changed. waiting: code of the
-    error that the job waits for. claimed_at: when a new attempt was claimed; None after its first step. began: node →
-    when a round first saw its progress. rate: tokens per second of all groups. attempt, request_id: for logs.
+    error that the job waits for. claimed_at: when a new attempt was claimed; None after its first step, and for an
+    adopted attempt. began: node → when a round first saw its progress. rate: tokens per second of all groups.
     """
 
     tenant: str
@@ -132,13 +132,13 @@ class Coordinator:
         # Tenant and id of requeued jobs. They keep their slots until they can be claimed again.
         self._backing_off: set[tuple[str, str]] = set()
         # TENANT/JOB → expiry of leases that nobody has renewed since the first round. Their owners may be dead, but
-        # their workers run. They count as held until another coordinator renews them or this one adopts them.
+        # the workers run. The jobs count as held until another coordinator renews the lease or this one adopts the job.
         self._unrenewed: dict[str, float] | None = None
-        # Start of the current round by the store's clock, and the time before which workers may have been unable to
-        # report because the store was away or this machine was suspended.
+        # Start of the current round by the store's clock, and end of the stall grace period. Before it, workers may
+        # have been unable to report, because the store did not answer or this machine was suspended.
         self._now = self._stall_grace_until = -math.inf
         self._stepped_at = time.monotonic()
-        # Why this coordinator has released its jobs. It claims none until it reaches Ray and the storage again.
+        # Why this coordinator has released its jobs. It claims no job to run until it reaches Ray and storage again.
         self._blind: set[type[Outage]] = set()
         self._full = ""  # the message of the error of a full disk
         # Why no job starts although slots are free, and when this was reported.
@@ -257,7 +257,7 @@ class Coordinator:
         return {member: expiry for member, expiry in before.items() if leases.get(member) == expiry}
 
     def _claimable(self) -> Claimable:
-        """Return which jobs may be claimed, so that no more than `concurrency` of them run."""
+        """Return which jobs may be claimed, so that at most `concurrency` jobs run."""
         room = self.settings.concurrency - len(self._held) - len(self._backing_off)
         if room <= 0 or self._blind:
             self._full = ""
@@ -265,7 +265,7 @@ class Coordinator:
         return "any" if room > len(self._unrenewed or ()) and self._has_space() else "leased"
 
     def _has_space(self) -> bool:
-        """Return whether a new job may start. It may not while a disk is almost full; running jobs continue."""
+        """Return whether a new job may start. No job starts while a disk is almost full. Running jobs continue."""
         try:
             self.store.check_space()
             with suppress(NotFound):  # A storage that is not mounted is not full.
@@ -359,7 +359,7 @@ class Coordinator:
                 WorkerLost(f"A stage in the coordinator ran for {minutes}. Check whether the storage hangs.")
             )
         self._drop_copies(situation, held)
-        if len(done) == len(plan.nodes):  # The last node does not need all the others.
+        if len(done) == len(plan.nodes):  # The last node alone does not suffice: it does not need all the others.
             self._finish(situation, held)
             return
         groups: set[str] = set()
@@ -378,7 +378,7 @@ class Coordinator:
     def _check_runtime(self, job: JobRecord, held: _Held) -> None:
         """Stop the workers and end the attempt if the job has run longer than its submitter allows."""
         limit = job.spec.max_runtime_seconds
-        runtime = job.ran_seconds  # The renewals of the lease count it.
+        runtime = job.ran_seconds  # The renewals of the lease count this time.
         if limit is None or runtime < limit:
             return
         held.submissions.stop(job, running=True)
@@ -423,7 +423,7 @@ class Coordinator:
             self.artifacts.delete(ref.folder)
 
     def _give_up_hung_stages(self, held: _Held) -> bool:
-        """Return whether stages of a job hung in this process. It no longer waits for them."""
+        """Give up the stages of a job that hang in this process. Return whether there are any."""
         hung = held.local.give_up_hung(self.settings.local_seconds)
         if hung:
             log.error("Stages of job %s hang in this process. It starts new threads.", held.id)
@@ -453,7 +453,7 @@ class Coordinator:
             unknown = TLMError("The retriever failed without a reason. Read its log.")
             self._fail_stage(situation, node, run.failure or unknown)
         else:
-            if run.total:  # It waits neither for other selections nor for its index.
+            if run.total:  # The selection does not wait for other selections or for its index.
                 self._check_selection(held, artifact, (run.unit, run.done))
             self._report_progress(situation, node, step=run.done, total=run.total, unit=run.unit, rate=run.rate)
 
@@ -467,7 +467,7 @@ class Coordinator:
             raise AttemptEnded(WorkerLost(f"The selection made no progress for {idle:.0f} s and was stopped."))
 
     def _fail_stage(self, situation: Situation, node: Node, error: TLMError) -> NoReturn:
-        """Raise AttemptEnded with a stage's error, or with that of a lost or damaged input, which is invalidated."""
+        """Raise AttemptEnded with a stage's error. Invalidate a lost or damaged input, and raise its error instead."""
         if isinstance(error, NotFound | CorruptArtifact):
             for source in set(node.inputs.values()):
                 try:
@@ -512,7 +512,7 @@ class Coordinator:
     def _wait(self, job: JobRecord, held: _Held, error: Outage) -> None:
         """Report, once for each reason, that a job waits.
 
-        Give the job up if Ray or the storage does not answer for `hang_seconds`. It keeps its attempt.
+        Give the job up if Ray or the storage does not answer for `hang_seconds`. The job keeps its attempt.
         """
         held.selecting.clear()  # A wait is no hang.
         if held.waiting != error.code:
@@ -563,7 +563,7 @@ class Coordinator:
     def _has_stopped(self, job: JobRecord, held: _Held, *, grace: float) -> bool:
         """Stop the submissions, local stages and selections of an attempt. Returns whether all have stopped.
 
-        A submission whose workers run gets `grace` seconds first. One that waits stops at once.
+        A submission with running workers first gets `grace` seconds. A submission that waits stops at once.
         """
         held.stopping_since = min(held.stopping_since or self._now, self._now)  # The clock may go back.
         workers_stopped = held.submissions.stop(job, running=self._now - held.stopping_since >= grace)

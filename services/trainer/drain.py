@@ -33,7 +33,7 @@ def worker_processes(proc: Path = Path("/proc")) -> list[int]:
     for command in proc.glob("[0-9]*/cmdline"):
         with suppress(OSError):  # It has ended meanwhile.
             line = command.read_bytes()
-            # Not the shell in which Ray runs a program: it would end at once, and Ray would then kill the program.
+            # Skip the shell in which Ray runs a program. It would end at once, and Ray would then kill the program.
             is_worker = PROGRAM.encode() in line.split(b"\0") or line.startswith(_RAY_TRAIN)
             # A machine may run several installations of the service.
             if is_worker and scratch in command.with_name("environ").read_bytes().split(b"\0"):

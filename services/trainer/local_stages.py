@@ -31,7 +31,7 @@ class LocalThreads:
         return self._threads.submit(copy_context().run, self._run, job, node, artifact, inputs)
 
     def replace(self) -> None:
-        """Start new threads, because a thread that hangs cannot be stopped. Stages that wait for a thread end."""
+        """Start new threads, because a hanging thread cannot be stopped. Cancel the stages that wait for a thread."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._threads = self._new_threads()
 
@@ -81,7 +81,7 @@ class LocalStages:
             run.cancel()
 
     def give_up_hung(self, limit: float) -> bool:
-        """Give up the stages that have run for more than `limit` seconds, and replace the threads. Return whether any.
+        """Give up stages that have run for more than `limit` seconds, and replace the threads. Return whether any did.
 
         Call it often: a stage counts as running from the first call that sees it run.
         """

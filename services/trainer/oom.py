@@ -7,7 +7,7 @@ from pathlib import Path
 
 from services.trainer.assignment import Assignment
 
-# Of cgroup v2 and v1. In a container, the root of the hierarchy is the container's own group.
+# Files of cgroup v2 and v1. In a container, the root of the hierarchy is the container's own group.
 _CGROUP = Path("/sys/fs/cgroup")
 _COUNTERS = ("memory.events", "memory/memory.oom_control")
 

@@ -30,7 +30,7 @@ def main() -> None:
 def _in_child(run: Callable[[], None]) -> int:
     """Call `run` in a child process, and return its exit code.
 
-    If memory runs out, the kernel kills the child, which uses the most, and this process can report it.
+    If memory runs out, the kernel kills the child, which uses the most memory. This process can then report it.
     """
     child = os.fork()
     if not child:

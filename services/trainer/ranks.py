@@ -57,7 +57,7 @@ _DETAILS = 4000  # characters of an error
 _ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
-    # The service has its own working folders, logs and metrics.
+    # Disable these features of Ray Train: the service has its own working folders, logs and metrics.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
@@ -290,7 +290,7 @@ def run_rank(config: dict[str, Assignment]) -> None:
     from tlm_core.training.objective import connected
 
     context = get_context()
-    # Rank 0 may compute a stage alone for hours, so broadcasts may wait for a month. Only the creation may not.
+    # Rank 0 may compute a stage alone for hours, so broadcasts may wait for a month. The creation of the group may not.
     group = dist.new_group(backend="gloo", timeout=_COLLECTIVE)
     _set_pg_timeout(_MONTH, group)
 

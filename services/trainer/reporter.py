@@ -53,9 +53,9 @@ class JobReporter:
     """Implements `Reporter` (tlm_core.training.stage) with the job store.
 
     It sends new progress, metrics, events and log lines every `interval` seconds, and a heartbeat at least every
-    `heartbeat` seconds. A heartbeat contains the seconds without progress. It estimates the progress of a stage that
-    reports no steps. draining: set when the attempt must stop at a checkpoint. While Redis is unavailable or full, the
-    reporter buffers reports and training continues. Once the attempt has ended, `progress` always returns False.
+    `heartbeat` seconds. A heartbeat contains the seconds without progress. If a stage reports no steps, the reporter
+    estimates its progress. While Redis is unavailable or full, it buffers reports and training continues. Once the
+    attempt has ended, `progress` always returns False. draining: set when the attempt must stop at a checkpoint.
     """
 
     def __init__(

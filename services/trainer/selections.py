@@ -23,8 +23,8 @@ class Selections:
     ) -> SelectionRun:
         """Start the selection unless it runs or is ready, and return its state. Call it until the selection is ready.
 
-        check_owner: raises StaleAttempt if another coordinator holds the job. A retryable failure starts the selection
-        again and is raised, so that it is reported.
+        check_owner: raises StaleAttempt if another coordinator holds the job. After a retryable failure, start the
+        selection again and raise the failure, so that it is reported.
         """
         run = self._client.get_selection(artifact)
         failure = run.failure

@@ -23,7 +23,7 @@ class TrainerSettings(ServiceSettings):
     lease_seconds: float = 30.0
     hang_seconds: float = 120.0  # coordinators release jobs if a step, or a wait for Ray or the storage, is longer
     poll_seconds: float = 0.5
-    metrics_port: int | None = None  # at which the coordinator serves its metrics to Prometheus
+    metrics_port: int | None = None  # port at which the coordinator serves its metrics to Prometheus
     worker_metrics_port: int | None = None  # the first of METRICS_PORTS ports at which workers serve theirs
     local_seconds: float = 1800.0  # a stage in the coordinator, such as a validation, hangs if it runs longer
     stall_seconds: float = 45.0  # workers that have begun to report, then are silent for this long, are stopped
@@ -41,7 +41,7 @@ class TrainerSettings(ServiceSettings):
     @field_validator("worker_gpus")
     @classmethod
     def _none_or_one(cls, gpus: float) -> float:
-        """Refuse a share of a GPU, because ranks cannot share one, and several GPUs, because a worker uses one."""
+        """Refuse a share of a GPU, because ranks cannot share a GPU. Refuse several GPUs, because a worker uses one."""
         if gpus not in (0.0, 1.0):
             raise ValueError(f"TLM_TRAINER_WORKER_GPUS is {gpus:g}. Set it to 1, the GPUs of each worker, or to 0.")
         return gpus

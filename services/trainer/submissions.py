@@ -134,7 +134,7 @@ class Submissions:
         raise AttemptEnded(WorkerLost(f"Worker {reason} and was stopped."))
 
     def _check_waiting(self, job: JobRecord, submission: str, now: float) -> None:
-        """Every `start_seconds`, raise AttemptEnded if a restart of the head has lost the waiting submission."""
+        """Check every `start_seconds`. Raise AttemptEnded if a restart of the head has lost the waiting submission."""
         if abs(now - self.waiting_checked.setdefault(submission, now)) < self.settings.start_seconds:
             return
         self.waiting_checked[submission] = now
@@ -178,7 +178,7 @@ class Submissions:
         return Assignment(job.tenant, job.id, job.attempt, group, least, most, cpus, gpus, job.request_id)
 
     def _cause(self, job: JobRecord, submission: str) -> TLMError:
-        """Return the error that the workers reported, else an error with the end that the cluster reports.
+        """Return the error that the workers reported, else an error that says how the submission ended.
 
         If one worker fails, the other workers report that they lost the connection, so other errors have precedence.
         """

@@ -130,9 +130,9 @@ def _created_folder(options: StackOptions) -> StackFolder:
 
 
 def stop_stack(data_dir: Path) -> bool:
-    """Stop the stack of `data_dir` and wait until it has ended. Returns whether one was running.
+    """Stop the stack of `data_dir` and wait until it has ended. Returns whether it was running.
 
-    Raises Unavailable if it does not end in time.
+    Raises Unavailable if the stack does not end in time.
     """
     folder = StackFolder(data_dir)
     deadline = time.monotonic() + _SHUTDOWN_SECONDS

@@ -67,7 +67,7 @@ class StackFolder:
         self._state_file = self.root / "stack.json"
 
     def create(self, *, free_bytes: int | None = None) -> None:
-        """Create the folders. Raises StorageFull below MIN_FREE_BYTES; free_bytes replaces the measured value."""
+        """Create the folders. Raises StorageFull below MIN_FREE_BYTES. free_bytes replaces the measured value."""
         with storage_errors(f"creating {self.root}"):
             for path in (self.root, self.redis, self.storage, self.scratch, self.logs, self.token_file.parent):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)

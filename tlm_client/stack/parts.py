@@ -39,8 +39,8 @@ class Part:
 
     healthy: checks its health once, quickly. after: parts that must be up before it starts. start_seconds: time until
     it must be healthy. report: called every few seconds while it is up. stop_seconds: time between SIGTERM and
-    SIGKILL. death_signal: the signal at the supervisor's death. stop_order: the lowest stops first. drain: a
-    command that runs before SIGTERM, for up to 30 s.
+    SIGKILL. death_signal: the signal when the supervisor dies. stop_order: parts with lower numbers stop first.
+    drain: a command that runs before SIGTERM, for up to 30 s.
     """
 
     name: str
@@ -60,8 +60,8 @@ class Part:
 class StackOptions:
     """The options of `tlm up`.
 
-    port: of the gateway, 0 for a free one. cpus, gpus: numbers that Ray offers; gpus None means `count_gpus`. metrics:
-    whether each process serves its metrics to Prometheus, at the ports of `docs/operations.md`.
+    port: port of the gateway; 0 selects a free port. cpus, gpus: numbers that Ray offers; None: see `count_gpus`.
+    metrics: whether each process serves its metrics to Prometheus, at the ports in `docs/operations.md`.
     """
 
     data_dir: Path

@@ -31,7 +31,7 @@ Notify = Callable[[str], None]
 
 
 class StopFlag:
-    """Set by SIGINT, SIGTERM or SIGHUP, or by the end of the parent process `tied_to`.
+    """A flag that SIGINT, SIGTERM or SIGHUP sets, or the end of the parent process `tied_to`.
 
     It has no lock: a signal handler that waits for a lock of the interrupted code would never return.
     """

@@ -19,7 +19,7 @@ class _Value(BaseModel):
 
 
 class FileEntry(_Value):
-    """One file of an artifact. name: relative to the artifact's folder; size: in bytes."""
+    """One file of an artifact. name: path relative to the artifact's folder. size: bytes."""
 
     name: str
     size: int

@@ -236,7 +236,7 @@ class ArtifactStore:
         return manifest
 
     def delete(self, folder: str) -> None:
-        """Delete a folder with its content. A missing folder is ignored, since another process may delete it too."""
+        """Delete a folder with its content. A missing folder is ignored, because another process may delete it too."""
         with suppress(NotFound), self.errors(f"deleting {folder}"):
             self.fs.rm(self.path(folder), recursive=True)
 

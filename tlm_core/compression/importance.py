@@ -65,14 +65,14 @@ def importance(
     as_published: bool = False,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Importance:
-    """Return the mean over the split's texts of |dL/dgate| for a gate of 1 on each head and each block.
+    """Return the importance of each head and each block: the mean over the split's texts of |dL/dgate| at gate 1.
 
     L is the loss of one text: the derivative is summed over the text's positions, then its absolute value is taken.
     A text with several windows contributes only the window of epoch 0 (`Split.turns`).
     The values of heads are divided by the Euclidean norm of their layer, those of blocks by the norm over layers.
-    as_published: compute it as the authors' released code does, to compare with their masks. That code takes the
-    absolute value at every position and the mean loss of the batch. It never zeroes gradients, so early batches
-    weigh more. progress: called with the number of processed texts.
+    as_published: compute as the authors' released code does, to compare with their masks. That code takes the
+    absolute value at every position, and it uses the mean loss of the batch. It never zeroes gradients, so early
+    batches weigh more. progress: called with the number of processed texts.
     """
     shape, training = model.shape, model.training
     heads, blocks = np.zeros((shape.layers, shape.heads)), np.zeros(shape.layers)

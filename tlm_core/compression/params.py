@@ -25,7 +25,7 @@ class ImportanceParams(StageParams):
 
 
 class TicketParams(FinetuneParams):
-    """level: share of heads and blocks to remove."""
+    """Parameters of `ticket`. which: see `masks.one_shot`. level: share of heads and blocks to remove."""
 
     which: Which
     level: float
@@ -42,12 +42,12 @@ class MergeParams(StageParams):
 
 
 class PartParams(StageParams):
-    """number: index of the task among the merged tasks."""
+    """Parameters of `part`. number: index of the task among the merged tasks."""
 
     number: int
 
 
 class ShareParams(FinetuneParams):
-    """tickets: for each task a level, a mask, or None for the dense model."""
+    """Parameters of `share`. tickets: for each task a level, a mask, or None for the dense model."""
 
     tickets: tuple[float | Mask | None, ...]

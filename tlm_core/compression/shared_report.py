@@ -29,7 +29,7 @@ from tlm_core.training.state import SHAPE, load_model, read_history
 
 SYSTEMS = ("alone", "multi_task", "tickets")
 COMPARED = (*SYSTEMS, LINEAR)
-DISTANCE = 0.2  # in the plot between the systems of one task; tasks have distance 1
+DISTANCE = 0.2  # between the systems of one task in the plot; the distance between tasks is 1
 
 
 def shared_report(ctx: StageContext[SeedsParams]) -> dict[str, object]:

@@ -149,7 +149,7 @@ class TicketOptimizer(FlatOptimizer):
         super().__init__(cast(Any, model), recipe, ("encoder", *tasks))
         self._model = model
         parameters = dict(model.named_parameters())
-        self._outside: list[Tensor] = []  # for each task, positions in the buffer of all parameters
+        self._outside: list[Tensor] = []  # for each task, positions of weights outside its ticket, in the buffer
         for mask in model.masks:
             places = [torch.zeros(0, dtype=torch.int64, device=self.buffers.value.device)]
             for name, outside in frozen(model.shape, mask).items():

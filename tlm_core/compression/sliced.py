@@ -1,7 +1,7 @@
 """Models without their masked heads and blocks, and the same weights at full size with zeros.
 
-All layers of a stock class have one size. So only our own modules and the ONNX graph become smaller; the stock form has
-the full size and zeros.
+All layers of a stock `transformers` class have one size, so the stock form has the full size, with zeros. Our own
+modules and the ONNX graph become smaller.
 """
 
 from __future__ import annotations

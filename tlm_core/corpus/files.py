@@ -23,7 +23,7 @@ Notify = Callable[[str], None]
 
 
 class Row(NamedTuple):
-    """One record. number: from 1, without the header. Other values are as in the file, None where missing."""
+    """One record. number: counts from 1, without the header. Other values are as in the file, or None if missing."""
 
     number: int
     text: str

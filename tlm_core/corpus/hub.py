@@ -49,7 +49,7 @@ def resolve_hub_name(name: str, configs: list[str]) -> HubName:
 
 
 def stream_hub(name: str, text_column: str | None, findings: Findings) -> Iterator[Row]:
-    """Rows of `hub:OWNER/NAME[:config][:split]`, with at most one batch of them in memory.
+    """Rows of `hub:OWNER/NAME[:config][:split]`, with at most one batch of rows in memory.
 
     The absolute path of a local copy may replace OWNER/NAME. Raises InvalidRequest, NotFound, Unavailable.
     """

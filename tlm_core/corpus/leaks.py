@@ -27,7 +27,7 @@ _TOKEN = re.compile(rf"(?=[^\W_])[{_ALONE}]|[^\W_{_ALONE}]+")
 
 
 class Leak(NamedTuple):
-    """A validation or test text that a passage contains; `rule` is HALF or WHOLE."""
+    """A validation or test text that a passage contains. rule: the part that the passage contains, HALF or WHOLE."""
 
     split: str
     row: int

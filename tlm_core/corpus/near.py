@@ -24,7 +24,7 @@ _MINIMA = 128
 _BANDS = 16
 _SHINGLE = 3
 _SEED = 1
-_AT_ONCE = 2_000  # texts whose shingles are in memory, where they need many times the size of the text
+_AT_ONCE = 2_000  # texts whose word triples (shingles) are in memory; they need many times the size of the text
 _RUN = 1_000_000  # keys in memory before they become a file
 _MOST = 16  # passages compared for one band of one file; only very frequent texts have more
 

@@ -27,7 +27,7 @@ SHORTEST_DOCSTRING = 15
 LEAST_LETTERS = 0.5
 _SKIPPED = frozenset({"__pycache__", "site-packages", "dist-packages"})
 _OWN = frozenset({"services", "tlm_client", "tlm_core"})  # this product: its documentation shows texts of users' tasks
-_FILES_AT_ONCE = 64  # for one worker process
+_FILES_AT_ONCE = 64  # files that one worker process parses at once
 
 _DOCUMENTS = (".md", ".rst", ".txt")
 _DESCRIPTIONS = ("METADATA", "PKG-INFO")

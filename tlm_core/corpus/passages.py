@@ -40,7 +40,7 @@ class Passage(NamedTuple):
 
 
 def passage_id(text: str) -> str:
-    """Return the first 32 hex digits of the SHA-256 of the NFC form; equal texts have equal ids everywhere."""
+    """Return the first 32 hex digits of the SHA-256 of the NFC form. Equal texts have equal ids everywhere."""
     return hashlib.sha256(unicodedata.normalize("NFC", text).encode()).hexdigest()[:32]
 
 

@@ -156,8 +156,8 @@ def write_corpus(
 ) -> CorpusInfo:
     """Write `passages` to `folder` without exact duplicates; an earlier corpus is replaced at the end.
 
-    near: also drops near duplicates of earlier passages. Raises StorageFull, StorageUnavailable, and InvalidDataset if
-    there is no passage or if one id has two texts.
+    near: a filter that also drops near duplicates of earlier passages. Raises StorageFull, StorageUnavailable, and
+    InvalidDataset if there is no passage or if one id has two texts.
     """
     with storage_errors(f"writing {folder}"):
         folder.mkdir(parents=True, exist_ok=True)

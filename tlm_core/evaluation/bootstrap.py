@@ -74,7 +74,7 @@ Counts = NDArray[np.int64]  # [labels]
 
 
 def _from_counts(score: Callable[[Counts, Counts, Counts], float]) -> Callable[[Targets, Targets], float]:
-    """Return a metric of label indices. score: its value, from the hits, true rows and predicted rows of each label."""
+    """Return a metric of label indices. score: computes it from each label's hits, true rows and predicted rows."""
 
     def compute(true: Targets, predicted: Targets) -> float:
         labels = int(max(true.max(), predicted.max())) + 1

@@ -71,8 +71,8 @@ def trust(outputs: Outputs, targets: Targets) -> dict[str, dict[str, object]]:
 def calibration(confidence: Floats, correct: NDArray[np.bool_]) -> Calibration:
     """Return the expected calibration error (Naeini et al. 2015; Guo et al. 2017, arXiv 1706.04599).
 
-    Bins hold equally many rows (Nixon et al. 2019, arXiv 1904.01685). Few rows raise the error of every model; `chance`
-    estimates how much: it draws the outcome of each row from its confidence (Bröcker and Smith 2007).
+    Bins hold equally many rows (Nixon et al. 2019, arXiv 1904.01685). Few rows raise the error of every model. `chance`
+    estimates by how much: it draws the outcome of each row from its confidence (Bröcker and Smith 2007).
     confidence, correct: [rows], at least one row.
     """
     order = np.argsort(confidence, kind="stable")

@@ -25,11 +25,11 @@ from tlm_core.tasks.types import TaskType
 LINEAR, SELF_TRAINED, ENSEMBLE = "linear", "self_trained", "ensemble"
 COMBINED, WEIGHTED = "combined", "weighted"
 LINEAR_MODELS = (LINEAR, SELF_TRAINED)
-ENCODERS = (ENCODER, ENSEMBLE)  # of one seed, and of all seeds together
+ENCODERS = (ENCODER, ENSEMBLE)  # the encoder of one seed, and those of all seeds together
 MODELS = (*LINEAR_MODELS, *ENCODERS, COMBINED, WEIGHTED)  # from simple to complex
 SPLITS = 20
 ROUNDING = 1e-9
-WEIGHTS = tuple(number / 10 for number in range(1, 10))  # of the encoder
+WEIGHTS = tuple(number / 10 for number in range(1, 10))  # the encoder's weights that `weighted` chooses from
 
 Outputs = NDArray[np.float32]  # logits [rows, labels], or predicted regression targets [rows, 1]
 Real = TypeVar("Real", np.float32, np.float64)
@@ -37,7 +37,7 @@ Real = TypeVar("Real", np.float32, np.float64)
 
 @dataclass(frozen=True)
 class Scales:
-    """Weight and temperature of each model in a combination. A model alone has the weight 1, the other model 0."""
+    """Weight and temperature of each model in a combination. A model alone has the weight 1, and the other 0."""
 
     linear: float = 0.0
     encoder: float = 1.0
@@ -84,7 +84,7 @@ def loss(task_type: TaskType, outputs: Outputs, targets: Targets) -> float:
 
 
 def temperature(task_type: TaskType, outputs: Outputs, targets: Targets) -> float:
-    """Return the most probable divisor of the logits; 1 for regression and without rows.
+    """Return the most probable divisor of the logits. It is 1 for regression, and if there are no rows.
 
     Its logarithm has a standard normal prior. Without the prior, a few correct rows would make all outputs certain.
     """
@@ -136,11 +136,11 @@ def choose(
 ) -> Choice:
     """Choose among linear models, encoder and combinations on validation.
 
-    Scales are fitted on one half of the rows and scored on the other, both ways, for SPLITS random halves. A simpler
-    model wins if its score is within one standard error of the best, over these splits. Fewer than ROWS_TO_CHOOSE rows
-    are too few to compare models: the combination with the fitted weight is chosen. Without a validation score, the
-    combination with equal weights is chosen. linears: outputs of the linear models on validation, by name; combinations
-    use the last. encoder: `encoder` or `ensemble`. encoders: outputs on validation of each seed, or of the ensemble.
+    Scales are fitted on one half of the rows and scored on the other half, and vice versa, for SPLITS random divisions.
+    The simplest model within one standard error of the best score is chosen. Exceptions: fewer than ROWS_TO_CHOOSE rows
+    give the combination with the fitted weight. A missing validation score gives the combination with equal weights.
+    linears: outputs of each linear model on validation, by name. Combinations use the last one. encoder: `encoder` or
+    `ensemble`. encoders: outputs on validation, for each seed or for the ensemble.
     """
     compute = METRICS[task.metric].compute
     last = list(linears.values())[-1]

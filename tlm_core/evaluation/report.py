@@ -35,7 +35,7 @@ from tlm_core.tasks.metrics import METRICS, best_of, score, scores_for, summary
 from tlm_core.tasks.task import Task
 
 REPORT, PREDICTIONS = "report.json", "predictions.npz"
-OUTPUTS, FACTS = "outputs.npz", "baseline.json"  # of the baseline stage
+OUTPUTS, FACTS = "outputs.npz", "baseline.json"  # files of the baseline stage
 _ROWS = tuple(name for model in MODELS for name in ((model, STOCK) if model == ENCODER else (model,)))
 HELD_OUT = "held_out"  # outputs for train rows of models that did not see them
 LINEAR_NODES = {LINEAR: "baseline", SELF_TRAINED: "self_train"}  # linear model → the node that fits it
@@ -47,7 +47,7 @@ Cost = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class LinearResult:
-    """The result of fitting a linear model. outputs: by split, and `held_out` for train. facts: its `baseline.json`."""
+    """The result of fitting a linear model. outputs: arrays by split; train has `held_out`. facts: `baseline.json`."""
 
     outputs: Mapping[str, Outputs]
     facts: Mapping[str, Any]
@@ -71,7 +71,7 @@ class LinearResult:
 
 
 def read_linears(inputs: Mapping[str, Path]) -> dict[str, LinearResult]:
-    """Return the linear models among the inputs of a stage, with the test outputs of those that were fitted again."""
+    """Return the linear models among the inputs of a stage. A refitted model has the test outputs of its second fit."""
     results = {name: LinearResult.read(inputs[node]) for name, node in LINEAR_NODES.items() if node in inputs}
     if REFIT_LINEAR not in inputs:
         return results
@@ -140,9 +140,9 @@ def job_report(
 ) -> tuple[Report, dict[str, Outputs]]:
     """Return the report, and the outputs of the models in it as `{split}.s{seed}` and `{split}.all`.
 
-    It reads the test targets, so call it once, after all training. linears: by name; if empty, the report scores the
-    encoders alone. shared_cost: of the stages that all seeds share. ensemble: the returned model averages the encoders
-    whose training did not end early, or all if every training did. `{split}.all` holds its outputs.
+    It reads the test targets, so call it once, after all training. linears: results by name; if empty, only encoders
+    are scored. shared_cost: cost of the stages that all seeds share. ensemble: whether the returned model averages the
+    encoders whose training did not end early (all, if every training did). `{split}.all` holds its outputs.
     """
     choice, runs = _runs(task, encoders, linears, ensemble)
     of_seeds = [_encoder_alone(task, encoder) for encoder in encoders] if ensemble else runs
@@ -207,7 +207,7 @@ def _facts(task: Task) -> Report:
 
 
 def _returned(task: Task, choice: Choice, model: str, members: Sequence[Report], scored: Report) -> dict[str, object]:
-    """Describe the returned model. members: the report's entries of its seeds. scored: `_Run.scored` of its run."""
+    """Describe the returned model. members: report entries of its seeds. scored: `_Run.scored` of its run."""
     seeds = [entry["seed"] for entry in members]
     facts = {"model": model, "seeds": seeds, "reason": choice.reason, "validation": choice.scores}
     return {**facts, "scales": scored["scales"], "scores": {split: scored[split] for split in splits_of(task)}}
@@ -301,7 +301,7 @@ def _doubtful_labels(task: Task, linear: LinearResult) -> dict[str, dict[str, ob
 def _gain(task: Task, report: Report, outputs: Sequence[Outputs], linear: LinearResult) -> Report:
     """Compare the returned model with the linear model on test, and summarize the cost in one sentence.
 
-    outputs: of the returned model on test, for each run.
+    outputs: outputs of the returned model on test, for each run.
     """
     runs = [task.type.predict(of_run) for of_run in outputs]
     baseline = [task.type.predict(linear.outputs["test"])]
@@ -318,7 +318,7 @@ def _gain(task: Task, report: Report, outputs: Sequence[Outputs], linear: Linear
 def gain_in_words(metric: str, difference: Difference, time: str) -> str:
     """State in one sentence whether the returned model is better than the linear model, and at what cost.
 
-    time: from `training_time`.
+    time: the training time in words, from `training_time`.
     """
     change = f"{difference.value:+.3f} in {METRICS[metric].title}"
     interval = f"95 % interval {difference.low:+.3f} to {difference.high:+.3f}"

@@ -11,7 +11,7 @@ from tlm_core.tasks.metrics import METRICS
 MAJORITY = "majority"
 ENCODER = "encoder"
 STOCK = "stock"  # the encoder in the folder `model/`, if the job has other seeds too
-BEHIND = "behind"  # the scores of encoder and linear model for which training ended early (`joint.stop_if_behind`)
+BEHIND = "behind"  # key for the scores of encoder and linear model, if training ended early (`joint.stop_if_behind`)
 _LINEAR = {"linear": "the linear model", "self_trained": "the self-trained linear model"}
 
 Report = Mapping[str, Any]
@@ -101,7 +101,7 @@ def training_time(report: Report) -> str:
 
 
 def behind_in_words(scores: Mapping[str, float], of: str = "") -> str:
-    """State why training ended early. scores: of `encoder` and `linear` on validation. of: such as " of seed 1"."""
+    """State why training ended early. scores: validation scores of `encoder` and `linear`. of: such as " of seed 1"."""
     return (
         f"Training{of} ended at half the joint budget, because the encoder has {scores['encoder']:.3f} on validation "
         f"and the linear model {scores['linear']:.3f} (joint.stop_if_behind)."

@@ -1,8 +1,8 @@
 """Suspect labels: rows whose given label is less probable than another label.
 
-The probabilities come from a linear model that did not see the row, as in confident learning (Northcutt et al. 2021,
-arXiv 1911.00068), and from the labels of the rows beside it. Texts of one document often follow each other in a file,
-and their labels follow a pattern: in abstracts, background comes before results. docs/experiments.md compares rankings.
+The probabilities come from a linear model that did not see the row (confident learning, Northcutt et al. 2021, arXiv
+1911.00068). They also depend on the labels of the rows beside it. Texts of one document often follow each other in a
+file, and their labels have a pattern: background comes before results. docs/experiments.md compares rankings.
 This module does not import torch.
 """
 
@@ -19,9 +19,9 @@ from tlm_core.evaluation.combine import Outputs, log_softmax
 from tlm_core.tasks.task import Task
 
 LISTED = 2_000
-OFFSETS = (-2, -1, 1, 2)  # of the neighbors in the file
-GAIN = 0.01  # neighbors count if they lower the loss by this share
-SORTED = 0.75  # agreement of adjacent rows from which a file counts as sorted by label
+OFFSETS = (-2, -1, 1, 2)  # places of the neighbors in the file, relative to a row
+GAIN = 0.01  # the model uses neighbors only if they lower the loss by more than this share
+SORTED = 0.75  # agreement of adjacent rows above which a file counts as sorted by label
 SMOOTHING = 10.0  # pseudo-rows with the overall label distribution, added to the counts for each neighbor label
 RIDGE = 1e-3
 FITTED_ROWS = 20_000  # more rows hardly change the few parameters
@@ -33,7 +33,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Split:
-    """Rows with their given labels. outputs: logits [rows, labels] of a model that did not see them.
+    """Rows with their given labels. outputs: logits [rows, labels] of a model that did not see the rows.
 
     labels: [rows]; numbers: [rows], the numbers of the rows in the file. counted: whether `LabelModel.transitions`
     include these rows; True only for train.
@@ -66,7 +66,7 @@ class Split:
 class LabelModel:
     """A model of each label's probability from a row's outputs and, with `transitions`, the labels of its neighbors.
 
-    weights: [1 + offsets], of the arrays that `features` returns; bias: [labels]. transitions: for each offset, counts
+    weights: [1 + offsets], for the arrays that `features` returns. bias: [labels]. transitions: for each offset, counts
     of adjacent labels in train, [label of the neighbor, label]. frequencies: [labels], shares of the labels in train.
     """
 
@@ -194,7 +194,7 @@ class Suspects:
 
 
 def rank_suspects(task: Task, outputs: Mapping[str, Outputs]) -> Suspects:
-    """Rank the labels of train and validation. outputs: of both splits, by models that did not see the rows."""
+    """Rank the labels of train and validation. outputs: logits by split, from models that did not see the rows."""
     splits = {name: Split.of(task, name, outputs[name]) for name in ("train", "validation")}
     model = LabelModel.fit(splits["train"])
     rows: list[Suspect] = []

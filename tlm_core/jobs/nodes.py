@@ -119,7 +119,7 @@ def with_tries(node: Node, part: Finetune) -> list[Node]:
         return [node]
     assert isinstance(node.params, TuneParams)
     tries: list[Node] = []
-    values: list[dict[str, float | str]] = []  # of each try, for the report
+    values: list[dict[str, float | str]] = []  # the tried values of each try, for the report
     for rate, weights in product(part.rates or (None,), part.weights_to_try):
         name, finetune = node.name, node.params.finetune.model_copy(update={"class_weights": weights})
         if rate is not None:
@@ -142,7 +142,7 @@ def refit_linear_node(inputs: Mapping[str, str], group: str) -> Node:
 
 
 def train_nodes(inputs: PlanInputs[KindOptions], *, ensemble: bool = False, refit: bool = False) -> list[Node]:
-    """Return the nodes of `train` up to `evaluate`. ensemble: see `SeedsParams`. refit: see `Recipe`.
+    """Return the nodes of a `train` job up to `evaluate`. ensemble: see `SeedsParams`. refit: see `Recipe`.
 
     validate → baseline; validate → select → prepare → joint, finetune, refit (each seed); all of them → evaluate.
     If the job selects passages, the linear model has its own group, so that workers fit it during the selection.

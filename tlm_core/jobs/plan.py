@@ -9,7 +9,7 @@ from tlm_core.artifacts.hashing import artifact_id
 from tlm_core.jobs.spec import JobRecord, ReusedArtifact
 from tlm_core.training.stage import Place, Stage, StageParams
 
-SEED_GROUP = "seed.s"  # groups of seeds that run at the same time; the seed follows
+SEED_GROUP = "seed.s"  # prefix of the groups of seeds that run at the same time; the seed follows
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Node:
     node reads, or None.
     reusable: False if the result depends on the clock or on memory, so the cache must not offer it to other jobs.
     group: workers run the nodes of one group in one submission, because a start takes longer than a short stage.
-    gathers: the node runs even if an input is marked as dropped. Other nodes then pass on the mark without running.
+    gathers: whether the node runs even if an input is marked as dropped. Any other node then only passes on the mark.
     reused: the artifact of another job that replaces this node; the node then never runs.
     """
 

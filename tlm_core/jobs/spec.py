@@ -251,7 +251,7 @@ class PlanInputs(Generic[Options]):
 
 
 class ReportSummary(BaseModel):
-    """The part of a report's metadata that a list of jobs shows. mean: over the seeds, by split and score."""
+    """The part of a report's metadata that a list of jobs shows. mean: mean over the seeds, by split and score."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -265,7 +265,7 @@ class ReportSummary(BaseModel):
 
 
 class JobResult(BaseModel):
-    """The result of a succeeded job. artifacts: of all nodes, by name."""
+    """The result of a succeeded job. artifacts: the artifact of each node, by the node's name."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -276,7 +276,7 @@ class JobResult(BaseModel):
 class Beat(BaseModel):
     """The last heartbeat of a submission.
 
-    at: its arrival. phase: whether the submission waits until Ray has room, its workers start, or its workers work.
+    at: time of its arrival. phase: whether the submission waits for room in Ray, its workers start, or they work.
     idle: seconds without progress in the phase `working`. limit: seconds without progress that are still normal.
     rate: tokens per second of workers that train.
     """
@@ -297,14 +297,14 @@ class JobRecord(_Record):
     failures: attempts that count against `max_attempts`. losses: attempts since the last new checkpoint or artifact
     that ended because a worker, its machine or a component was lost.
     interruptions: all attempts that ended without a failure of the job.
-    submissions: group → submission id of this attempt. beats: group → last heartbeat in this attempt.
-    draining: whether a machine of this attempt is shutting down. unreadable: whether this record replaces, in a list, a
-    record that this release cannot read. In such a record, only id, state and error are those of the job.
-    request_id: of the request that submitted the job, for logs.
-    excluded_from_cache: nodes whose artifacts other jobs must not reuse. ran_seconds: running time of all attempts,
-    except the time since `running_since`. due_at: earliest start of the next attempt. waiting: the error of the outage
-    that makes the attempt wait. checkpoints: references, set when the record is archived. published: artifact id →
-    reference of its manifest, if the job is archived and has no result. All times are Unix seconds.
+    submissions, beats: group → submission id, and last heartbeat, in this attempt.
+    draining: whether a machine of this attempt is shutting down. request_id: id of the submitting request, for logs.
+    excluded_from_cache: nodes whose artifacts other jobs must not reuse.
+    ran_seconds: running time of all attempts, except the time since `running_since`. due_at: earliest start of the next
+    attempt. waiting: the error of the outage that makes the attempt wait.
+    checkpoints: references, set when the record is archived. published: artifact id → reference of its manifest, if the
+    job is archived and has no result. unreadable: whether this record stands, in a list, for a record that this release
+    cannot read. Then only its id, state and error are those of the job. All points in time are Unix seconds.
     """
 
     id: str

@@ -67,8 +67,8 @@ class Kind(Generic[Options]):
     """A kind of job.
 
     summary: one line for help texts and forms.
-    options: class of the options. plan: builds the job's nodes. stages: those that no other kind lists.
-    check: raises InvalidRequest if the options do not fit the recipe; its last argument contains the dataset names.
+    options: class of the options. plan: builds the job's nodes. stages: the stages that no other kind lists.
+    check: raises InvalidRequest if the options do not fit the recipe. Its last argument contains the dataset names.
     datasets_option: name of the option that lists datasets in addition to the job's `dataset`.
     recipes: returns all recipes that the job trains with.
     pin: returns the options with each job id replaced by the result of that job.

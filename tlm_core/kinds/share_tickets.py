@@ -126,7 +126,7 @@ def check(options: ShareTicketsOptions, recipe: Recipe, names: tuple[str, ...]) 
 def plan(inputs: PlanInputs[ShareTicketsOptions]) -> Plan:
     """Return a plan with a linear model for each task, the merged tasks, and three systems for each seed.
 
-    They are each task alone, all tasks together, and all tasks together with a ticket for each task.
+    The systems are each task alone, all tasks together, and all tasks together with a ticket for each task.
     """
     names, recipe, seeds = inputs.names, inputs.recipe, inputs.seeds
     # The joint stage trains the labels of all tasks, so each task starts finetuning with its own head.

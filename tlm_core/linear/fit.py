@@ -138,7 +138,7 @@ class _Search:
         return 0.0 if ours is None or without is None else ours - without
 
     def _try_strengths(self, chain: tuple[int, Literal["balanced"] | None]) -> list[tuple[Setting, float]]:
-        """Score increasing strengths until the score falls twice. High ones are slow. chain: families, class weight."""
+        """Score increasing strengths until the score falls twice: high ones are slow. chain: families, class weight."""
         screening = math.ceil(SCREENED_ROWS * len(self._folds) / max(1, len(self.targets)))
         tried: list[tuple[Setting, float]] = []
         for strength in STRENGTHS:

@@ -49,8 +49,8 @@ TOP_NGRAMS = 10
 def baseline(ctx: StageContext[BaselineParams]) -> dict[str, Any]:
     """Fit a linear model on the train texts, which are not truncated, and write it as a model that can be served.
 
-    It writes the ONNX graph, the weights, the outputs for all rows (for train those of cross-validation) and
-    `baseline.json`. It reads no test target. Input: `task`.
+    It writes the ONNX graph, the weights, the outputs for all rows and `baseline.json`. The outputs for train rows are
+    those of cross-validation. It reads no test target. Input: `task`.
     """
     began = time.monotonic()
     task = Task.read(ctx.inputs["task"])

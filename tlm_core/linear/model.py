@@ -40,7 +40,7 @@ def rows_of(task: Task, split: str) -> list[Row]:
 class Features:
     """TF-IDF of n-grams: sublinear frequency, smoothed inverse document frequency, and unit length of each family.
 
-    idf: [features] of each family.
+    idf: for each family, the inverse document frequencies [features].
     """
 
     alphabet: Alphabet

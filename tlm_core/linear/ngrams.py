@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 Row = tuple[str, ...]  # a text, or the two texts of a pair
 
-FAMILIES = {"words": (1, 2), "characters": (2, 3, 4, 5)}  # family → orders of its n-grams
-LAST_CHARACTER = (1 << 12) - 1  # ids up to this one are characters, the others words
+FAMILIES = {"words": (1, 2), "characters": (2, 3, 4, 5)}  # family → orders (lengths) of its n-grams
+LAST_CHARACTER = (1 << 12) - 1  # ids up to this number stand for characters, larger ids for words
 LAST_ORDER = max(order for orders in FAMILIES.values() for order in orders)
-_BITS = {"words": 31, "characters": 12}  # of an id in the key of an n-gram; 2 * 31 and 5 * 12 fit in an int64
+_BITS = {"words": 31, "characters": 12}  # bits of each id in the key of an n-gram; an int64 holds 2 * 31 and 5 * 12
 # Limit of each family, because an ONNX graph has one dense value for each feature of each text.
 FEATURES = 50_000
 # The first words of a text often indicate its label. As a separate part, they differ from equal words elsewhere.
@@ -125,7 +125,7 @@ class Alphabet:
 
 @dataclass(frozen=True)
 class Sequences:
-    """Encoded rows in one array. ids: [tokens]; offsets: [rows + 1]."""
+    """Encoded rows in one array. ids: [tokens]. offsets: [rows + 1], the start of each row in `ids`, then the end."""
 
     ids: Ints
     offsets: Ints

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from tlm_core.training.stage import StageParams
 
-MOST_LABELED = 20_000  # pieces that a linear model learns from
+MOST_LABELED = 20_000  # limit on the pieces that a linear model learns from
 
 
 class SelfTrainParams(StageParams):
-    """amounts: numbers of labeled pieces of passages for each train row; validation chooses one of them."""
+    """Parameters of `self_train`. amounts: labeled pieces of passages per train row; validation chooses one amount."""
 
     amounts: tuple[float, ...]
 

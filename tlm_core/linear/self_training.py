@@ -25,10 +25,10 @@ from tlm_core.linear.params import MOST_LABELED
 from tlm_core.tasks.metrics import METRICS
 from tlm_core.tasks.task import Task
 
-WEIGHT = 0.3  # of a piece, relative to a train row
+WEIGHT = 0.3  # weight of a piece in the loss; a train row has the weight 1
 ROUNDS = 2  # each round labels the pieces again
-MOST_PIECES = 60_000  # that the teacher labels
-CANDIDATES = 2  # for each piece that a student learns from; more candidates cost time and add little
+MOST_PIECES = 60_000  # limit on the pieces that the teacher labels
+CANDIDATES = 2  # candidates for each piece that a student learns from; more of them cost time and add little
 
 
 @dataclass(frozen=True)

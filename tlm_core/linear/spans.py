@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 _OPENING = re.compile(r"\[\[|<<|\{\{|<\w+>|\[\w+\]")  # the last two are tags, such as <e1> and [E1]
 _BRACKETS = {"[[": "]]", "<<": ">>", "{{": "}}"}
-MARKED_SHARE = 0.95  # of the train texts; marks in fewer texts do not belong to the task
+MARKED_SHARE = 0.95  # least share of the train texts with the marks; rarer marks do not belong to the task
 _LONGEST_GAP = 10  # words between the spans; longer gaps count as this many
 
 Marks = tuple[str, ...]  # the opening marks of both spans, or none
@@ -44,7 +44,7 @@ def learn_marks(texts: Iterable[str]) -> Marks:
 def split_spans(text: str, marks: Marks) -> tuple[str, str, str]:
     """Return the content of both spans, and the words between them; three empty strings if a span is missing.
 
-    The last text begins with the mark that comes first and the number of words between the spans.
+    The words between the spans follow two other words: the mark that comes first, and the number of words.
     """
     spans = [(span, mark) for mark in marks if (span := _span(text, mark))]
     if len(spans) < 2:

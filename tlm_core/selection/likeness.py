@@ -56,8 +56,8 @@ def importance(texts: Iterable[str], index: PassageIndex, analysis: Analysis, se
     """Return a scorer: the log ratio of the likelihoods of hashed words and word pairs in task and corpus.
 
     A Gumbel draw is added, so that the best k scores are a sample without replacement (section 4.2 of the DSIR paper).
-    Each bucket starts with a count of one: tasks are far smaller than the target data of the paper, and a word that a
-    task lacks by chance must not exclude a passage.
+    Each bucket starts with a count of one, because tasks are far smaller than the target data of the paper. A word that
+    a task lacks by chance must not exclude a passage.
     """
     hasher = _hasher(BUCKETS, analysis, normalized=False)
     task = sum((_counts(hasher, batch) for batch in _batches(texts)), np.ones(BUCKETS))

@@ -61,7 +61,7 @@ class RowWriter:
 
 @dataclass(frozen=True)
 class WrittenPassages:
-    """What `write_passages` wrote. positions: among the candidates. sources: passages of each source."""
+    """What `write_passages` wrote. positions: places among the candidates. sources: number of passages by source."""
 
     positions: NDArray[np.int64]
     sources: Counter[str]

@@ -124,8 +124,8 @@ def key_phrases(text: str) -> list[str]:
     """Return the PHRASES best phrases of an English text, best first, in lower case.
 
     RAKE (Rose, Engel, Cramer and Cowley 2010), as in the TLM release. A phrase is a run of words between stop words
-    and punctuation. The score of a word is its degree (the words of all phrases that contain it) over its frequency;
-    the score of a phrase is the sum over its words. Ties are sorted alphabetically.
+    and punctuation. The degree of a word is the number of words in all phrases that contain it. The score of a word is
+    its degree over its frequency. The score of a phrase is the sum over its words. Ties are sorted alphabetically.
     """
     phrases = Counter(_phrases(text))
     frequency: Counter[str] = Counter()

@@ -44,9 +44,9 @@ class Retrieved:
     """The union of the hits of all queries: n passages, m hits (pairs of a passage and a query).
 
     query_rows: the train rows of each query. train_rows: number of train rows. rows_without_hit: those without a hit.
-    ids: [n] (Arrow strings) by best rank, then id. rank: [n] best rank of each passage, from 1. score: [n] its score
-    at that rank, the highest if several queries gave that rank.
-    hit_position (index into ids), hit_query (index into query_rows), hit_rank, hit_score: [m] by position, rank, query.
+    ids, rank, score: [n], by best rank, then id. rank is a passage's best rank, from 1. score is its score at that
+    rank, the highest if several queries gave that rank. hit_position, hit_query, hit_rank, hit_score: [m], by position,
+    rank, then query. hit_position is an index into ids, and hit_query is an index into query_rows.
     """
 
     query_rows: Sequence[tuple[int, ...]]

@@ -70,10 +70,10 @@ def best_passages(inputs: SelectionInputs, accept: CandidateFilter, scan: Scan, 
 
 
 def rank_by_score(scan: Scan, count: int, *, scored: bool) -> Iterator[Ranked]:
-    """Rank all passages by decreasing score, then id. count: how many the caller will likely read.
+    """Rank all passages by decreasing score, then id. count: number of passages that the caller will likely read.
 
-    Memory does not grow with the corpus: after every `count` passages, plus some for leaks, the corpus is scanned
-    again for the next ones.
+    Memory does not grow with the corpus. A scan ranks only the next passages: the first scan `count`, plus some for
+    leaks. Each later scan ranks up to twice as many as the one before.
     """
     size = min(count + count // 8 + 8, _MAX_IDS)
     after: tuple[float, str] | None = None

@@ -15,7 +15,7 @@ Points = Sequence[tuple[float, Sequence[float]]]
 EXPONENTS = np.geomspace(0.01, 4.0, 400)
 REFINEMENTS = 4
 REPEATS = 500
-SEARCHED = 1000  # times the largest measured size
+SEARCHED = 1000  # multiple of the largest measured size up to which crossings are searched
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ def crossing(small: PowerLaw, large: PowerLaw, margin: float, low: float, high: 
 def compare(small: Points, large: Points, *, margin: float, seed: int = 0) -> dict[str, Any]:
     """Compare two curves. `labels` is the number of labels from which `small` stays within `margin` of `large`.
 
-    small, large: (n, errors of each seed). `interval` has the middle 90 % of a bootstrap over the seeds at each size;
-    an end is None if it is beyond the searched range. `never_within` is the share of draws without a crossing. If a
-    value is None, `reason` or `interval_reason` says why.
+    small, large: (n, errors of each seed). `interval` has the middle 90 % of a bootstrap over the seeds at each size.
+    An end of the interval is None if it is beyond the searched range. `never_within` is the share of draws without a
+    crossing. If a value is None, `reason` or `interval_reason` says why.
     """
     result: dict[str, Any] = {"margin": margin, "labels": None, "interval": None}
     if len(small) < 3 or len(large) < 3:

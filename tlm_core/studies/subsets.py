@@ -19,7 +19,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Size:
-    """One size of the curve. size: as in the request. rows: labeled texts. dropped: the reason if it is dropped."""
+    """One size of the curve. size: as in the request. rows: number of labeled texts. dropped: the reason, if any."""
 
     size: float
     rows: int

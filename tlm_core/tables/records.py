@@ -70,9 +70,9 @@ class Unread(Enum):
 class Records:
     """The records of one file.
 
-    names: its columns; empty for JSON, where every object has its own keys. read: (columns) → record number from 1 and
-    values by column; `columns` limits what Parquet reads (None: all). damaged: strings may hold undecoded bytes as
-    surrogates.
+    names: its columns; empty for JSON, where every object has its own keys. read: yields the number of each record,
+    from 1, and its values by column. The argument limits the columns read from Parquet; None reads all. damaged:
+    whether strings may hold undecoded bytes as surrogates.
     """
 
     names: Sequence[str]
@@ -409,7 +409,7 @@ def _widths(sample: str, delimiter: str) -> list[int]:
 
 
 def _quotes_are_plain(lines: Iterable[str]) -> bool:
-    """Whether a TSV file uses no quoting: all lines have equal field counts, and a field begins with a stray quote."""
+    """Whether a TSV file uses no quoting: all lines have equally many fields, and a field begins with a stray quote."""
     stray = False
     width = None
     for line in lines:

@@ -74,7 +74,7 @@ def open_bytes(path: Path) -> IO[bytes]:
 
 
 class Lines:
-    """The lines of a text file, with their line breaks. number: of the last line read. last: its text.
+    """The lines of a text file, with their line breaks. number, last: number and text of the last line read.
 
     Iterating raises UnreadableFile for an invalid byte if the encoding is strict, and for a line above `longest`
     characters. With `pieces`, a longer line is divided instead.

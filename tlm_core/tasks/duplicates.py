@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextScan:
-    """keys: (rows,) int64, equal for equal texts within one process. words: (rows,) int64, word counts."""
+    """Keys and word counts of texts, (rows,) int64. Within one process, equal texts have equal keys."""
 
     keys: NDArray[np.int64]
     words: NDArray[np.int64]
@@ -25,7 +25,7 @@ class TextScan:
 def scan(text: pa.ChunkedArray, text_pair: pa.ChunkedArray | None = None) -> TextScan:
     """Return keys and word counts of a string column (pyarrow, chunked); the texts of a pair count together.
 
-    Nulls count as empty texts. A key is a 64-bit hash, so a million texts need 8 MB; the chance that two of a million
+    Nulls count as empty texts. A key is a 64-bit hash, so a million texts need 8 MB. The chance that two of a million
     different texts share a key is below one in a million.
     """
     rows = len(text)

@@ -31,7 +31,7 @@ Load = Callable[..., "DatasetDict"]
 
 @dataclass(frozen=True)
 class HubSource:
-    """path: OWNER/NAME, or the absolute path of a local folder in the hub's layout.
+    """A dataset of the hub. path: OWNER/NAME, or the absolute path of a local folder in the hub's layout.
 
     revision: branch, tag or commit. config: one of the dataset's configurations.
     """

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 MAX_TEXT_CHARS = 1_000_000
 LONG_TEXT_CHARS = 100_000  # a longer text causes a warning
-MAX_LABELS = 1000  # of train
+MAX_LABELS = 1000  # labels of train
 MAX_DECIMALS = 20  # distinct decimal numbers up to which a label column is read as classes if no metric is set
-MAX_COLUMNS = 1000  # of one file
-MAX_FILE_BYTES = 4 << 30  # of one unpacked file
+MAX_COLUMNS = 1000  # columns of one file
+MAX_FILE_BYTES = 4 << 30  # bytes of one unpacked file
 MIN_ROWS = 10  # distinct texts needed to cut a split
-ROWS_TO_CHOOSE = 100  # of validation; with fewer, chance decides which model scores best, so jobs do not compare models
-ROWS_TO_SCORE = 30  # of test; fewer cause a warning
+ROWS_TO_CHOOSE = 100  # rows of validation; with fewer, jobs compare no models, because chance decides the best score
+ROWS_TO_SCORE = 30  # rows of test; fewer cause a warning

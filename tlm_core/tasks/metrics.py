@@ -30,7 +30,7 @@ class Undefined(ValueError):
 class Metric:
     """One way to compare predictions with the truth.
 
-    title: for tables and the model card. task_type: name of the task type whose targets it compares.
+    title: name in tables and the model card. task_type: name of the task type whose targets it compares.
     compute: true and predicted targets [rows] → value; raises Undefined if there is no value.
     always: every report of the task type has it, not only those of tasks that chose it.
     same_as: name of another metric that always has the same value; tables for readers show only that metric.
@@ -130,8 +130,8 @@ def score(
     """Return every score of `scores_for(metric)` and, for classifiers, scores per class and the confusion matrix.
 
     true, predicted: [rows] label indices below n_labels, or regression targets (n_labels is 1). metric: the score that
-    is also given as `value`. in_train: [rows] True where the text also occurs in train; then `deduplicated` holds the
-    same scores without these rows, because a model can memorize repeated texts.
+    is also given as `value`. in_train: [rows] True where the text also occurs in train. If it is given, `deduplicated`
+    holds the same scores without these rows, because a model can memorize repeated texts.
 
     Macro-F1 is the mean over the classes that occur among true or predicted labels. With one label per text micro-F1
     equals accuracy; both are given because papers report either. Scores of the other task type are None.

@@ -54,9 +54,9 @@ class SplitData:
 
 
 class Report(TypedDict):
-    """The validation report. columns: name of the text, text_pair and label column. targets: of regression only.
+    """The validation report. columns: name of the text, text_pair and label column. targets: for regression only.
 
-    lengths: in words.
+    lengths: lengths of texts in words.
 
     At most 100 data errors of each code are listed; all are counted.
     """

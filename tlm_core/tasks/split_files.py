@@ -23,9 +23,9 @@ _LISTED = 20
 def select_splits(source: Mapping[str, Path] | Path, findings: Findings) -> dict[str, Path]:
     """Return the file of each split.
 
-    source: a mapping from split names (also dev, val and other usual names) to files; one file, which is train; or a
-    folder whose file names give the split. A part `selection` is not a split; see `given_part`. `test_NAME`, in
-    lower case, is a further test set; in a folder, only if the folder also has a file named `test`.
+    source: a mapping from split names (also dev, val and other usual names) to files, or a folder whose file names give
+    the split. A single file is train. A part `selection` is not a split; see `given_part`. `test_NAME`, in lower case,
+    is a further test set. In a folder, this requires a file named `test`.
     Data errors: no_file, no_train, doubled_split, unknown_split.
     """
     paths: dict[str, Path] = {}

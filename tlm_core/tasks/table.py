@@ -42,7 +42,7 @@ class Kind:
 
 @dataclass
 class Column:
-    """chunks: pyarrow arrays of strings, null for missing values and unread kinds. kinds: count and rows by kind."""
+    """One column as text. chunks: null for missing values and unread kinds. kinds: count and rows of values by kind."""
 
     chunks: list[pa.StringArray] = field(default_factory=list)
     kinds: dict[str, Kind] = field(default_factory=dict)

@@ -33,11 +33,11 @@ class Scaling:
 class TaskType(ABC):
     """One sort of target.
 
-    name: in `labels.json` and in errors. target: the word for one target. model: the word for a trained model.
+    name: word in `labels.json` and in errors. target: word for one target. model: word for a trained model.
     loss: key of `tlm_core.training.objective.LOSSES`. default_metric: where the user names none.
     has_classes: whether targets are indices into the task's labels. If not, the only label is the name of the number.
     stored, trained: types of targets in task files and in training. outputs: names of the ONNX graph's outputs.
-    problem_type: of the `transformers` configuration; None leaves it out. baseline_title: name of the constant
+    problem_type: value in the `transformers` configuration; None omits it. baseline_title: name of the constant
     prediction for readers; None if it has no score.
     """
 

@@ -46,8 +46,8 @@ def divide(parameters: Sequence[tuple[str, nn.Parameter]], size: int = BUCKET) -
 class Buckets:
     """Sums a step's gradient over the workers. The sum of a bucket starts when all of its gradients are complete.
 
-    All workers start the buckets in the same order. A worker that runs out of memory repeats the step, except for
-    the buckets that it has started: their gradients are complete. The other workers only wait. dtype: of the sums.
+    All workers start the buckets in the same order. A worker that runs out of memory repeats the step. It starts no
+    bucket again, because the gradients of a started bucket are complete. The others only wait. dtype: of the sums.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ Facts = Mapping[str, Any]
 
 
 def model_card(report: Facts, facts: Facts, recipe: CardRecipe) -> str:
-    """Return the card as Markdown. report: of the evaluate stage. facts: the prepare stage's data.json."""
+    """Return the card as Markdown. report: the report of the evaluate stage. facts: the prepare stage's data.json."""
     own_start = recipe.model.init in OWN_STARTS
     task_type = task_type_of(report["metric"])
     body = [
@@ -106,7 +106,7 @@ def _number(value: float | None, spread: float | None = None) -> str:
 
 
 def _plain(text: object) -> str:
-    """Return user text for Markdown: one line, without markup."""
+    """Return the text of a user as one line of Markdown without markup."""
     line = " ".join(str(text).split())
     return "".join(f"\\{c}" if c in "\\`*_[]<>|#!" else c for c in line)
 

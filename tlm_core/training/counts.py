@@ -1,7 +1,7 @@
 """Token vectors and frequencies, counted on the training text. `model.init: counts` starts from them.
 
-A short run from random weights spends its first third on facts that counting yields in seconds: the frequency of each
-token, and which tokens occur in the same contexts. The vectors are the leading eigenvectors of the tokens' positive
+A short run from random weights spends its first third on two facts: the frequency of each token, and which tokens occur
+in the same contexts. Counting yields both in seconds. The vectors are the leading eigenvectors of the tokens' positive
 pointwise mutual information (Levy and Goldberg 2014), by subspace iteration (Halko et al. 2011).
 """
 
@@ -44,7 +44,7 @@ class Counted:
 
 
 def count(stores: Sequence[TokenStore], size: int, specials: Sequence[int], dim: int) -> Counted:
-    """Count over the first MAX_TOKENS tokens of the stores. size: of the vocabulary. specials: ids to ignore."""
+    """Count over the first MAX_TOKENS tokens of the stores. size: vocabulary size. specials: ids to ignore."""
     frequency = np.zeros(size)
     pairs = sparse.csr_matrix((size, size), dtype=np.int32)
     read = 0

@@ -142,8 +142,8 @@ def tune(
 ) -> dict[str, Any]:
     """Finetune a model and write the weights with the best validation score.
 
-    before: the joint stage's history, or {}. draw: by default `FinetuneBatches`. flops: of a batch's forward and
-    backward pass; by default those of the encoder.
+    before: the joint stage's history, or {}. draw: returns the batches; by default `FinetuneBatches`. flops: returns
+    the FLOPs of a batch's forward and backward pass; by default those of the encoder.
     """
     finetune, prepared = ctx.params.finetune, Prepared(ctx.inputs["prepared"])
     head_trained = bool(before.get("head_trained")) and not finetune.reset_head

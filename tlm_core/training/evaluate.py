@@ -105,7 +105,7 @@ def _predict_batch(model: TaskModel, batch: Batch, rows: int, device: torch.devi
 def validation_scores(logits: npt.NDArray[np.float32], split: Split, prepared: Prepared) -> dict[str, float | None]:
     """Return the score by the task's metric, accuracy, and mean loss; None for what cannot be computed.
 
-    logits: of a model in training, which predicts standardized targets. So the unit of a regression loss is the
+    logits: outputs of a model in training, which predicts standardized targets. So the unit of a regression loss is the
     variance of the train targets.
     """
     scores = scores_of(logits, split, prepared)
@@ -171,8 +171,8 @@ def encoder_results(
 ) -> list[EncoderResult]:
     """Return the outputs of each seed's encoder on validation and test, its history and its cost.
 
-    folders: of the finetuned models, by seed. final: of the models to test, by default the same. This function reads
-    test texts, so call it once, after all training.
+    folders: folders of the finetuned models, by seed. final: folders of the models to test; by default the same. This
+    function reads test texts, so call it once, after all training.
     """
     results = []
     for seed in sorted(folders):
@@ -193,7 +193,7 @@ def shared_cost(prepared: Prepared, linears: Mapping[str, LinearResult]) -> dict
 
 
 def report_of(folders: Mapping[int, Path], prepared: Prepared, task: Task, predictor: Predictor) -> dict[str, Any]:
-    """Return the report of encoders alone; see `job_report`. folders: of the finetuned models, by seed."""
+    """Return the report of encoders alone; see `job_report`. folders: folders of the finetuned models, by seed."""
     encoders = encoder_results(folders, prepared, predictor)
     return job_report(task, encoders, {}, shared_cost(prepared, {}))[0] | cut_texts(prepared)
 

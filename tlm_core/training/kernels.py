@@ -98,7 +98,7 @@ class GatedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return [..., n] of x [..., H] and weight [2n, H]. dtype: of the matrix products."""
+        """Return [..., n] of x [..., H] and weight [2n, H]. dtype: type of the matrix products."""
         x, weight = x.to(dtype), weight.to(dtype)
         value, gate = (F.linear(x, half) for half in weight.chunk(2))
         active = F.gelu(value)

@@ -38,8 +38,9 @@ SKIPS, SKIPPED_SHARE = 20, 0.01
 class Step:
     """A step that the device computes, with its batch.
 
-    number: from 0. rate: share of the peak learning rate. flops: of this worker's products, with padding and optimizer.
-    values: `Totals` and the gradient's norm, complete in the host's memory after the event `ready`.
+    number: counts from 0. rate: share of the peak learning rate. flops: FLOPs of this worker's products, including
+    padding and the optimizer. values: `Totals` and the gradient's norm, complete in the host's memory after the event
+    `ready`.
     """
 
     number: int
@@ -52,7 +53,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Result:
-    """What a step computed. step: from 1. tokens, progress: of the run at the end of the step."""
+    """What a step computed. step: counts from 1. tokens, progress: those of the run at the end of the step."""
 
     step: int
     tokens: int
@@ -67,14 +68,13 @@ class Result:
 class Trainer:
     """One stage's training run.
 
-    batches: (step, progress) → batch. step_flops: FLOPs of a batch's forward and backward pass. memory: estimates
-    the bytes of training with a number of rows; None: no estimate. validate: returns the model's validation scores.
-    evaluate_at: the steps (1-based; 0 is before the first) after which to validate; the best weights are kept.
-    curve: the number of validations at equal shares of the budget, which are only reported. is_behind: called at half
-    the budget; if it returns True, the run ends there. last_step: the run ends after this step, even before the end of
-    the budget. passes: by default those over rows.
-    needed_flops: FLOPs that the model needs for a batch, for the reported utilization of a GPU.
-    before_step: called before each step.
+    batches: (step, progress) → batch. step_flops: returns the FLOPs of a batch's forward and backward pass.
+    needed_flops: returns the FLOPs that the model needs for a batch, for the reported utilization of a GPU.
+    memory: estimates the bytes of training with a number of rows; None: no estimate. passes: by default those over
+    rows. before_step: called before each step. last_step: the run ends after this step at the latest.
+    validate: returns the model's validation scores. evaluate_at: the steps after which to validate; 0 is before the
+    first step. The best weights are kept. curve: number of validations at equal shares of the budget. With `curve`,
+    scores are only reported. is_behind: called at half the budget; if it returns True, the run ends there.
     """
 
     ctx: StageContext[TrainParams]

@@ -34,7 +34,7 @@ class Vocabulary:
 def mask_rows(
     rows: Rows, vocabulary: Vocabulary, rate: float, seed: int, step: int, *, first: int = 0
 ) -> tuple[Ints, Ints]:
-    """Return (tokens, targets), both [R, L]; targets are NOT_MASKED where nothing is predicted.
+    """Return tokens and targets, both [R, L]. Targets are NOT_MASKED where nothing is predicted.
 
     In each row, draw as many tokens as `drawn_of` returns, at most the share `rate`. Special tokens and padding are
     never drawn. Of the drawn tokens 80 % become [MASK], 10 % a random ordinary token, and 10 % stay (Devlin et al.
@@ -59,7 +59,7 @@ def drawn_of(tokens: Ints, rate: float) -> Ints:
 
 
 def _lowest(draws: npt.NDArray[np.float64], maskable: Flags, counts: Ints) -> Flags:
-    """Return True at the lowest draws among each row's maskable tokens. counts: how many in each row."""
+    """Return True at the lowest draws among each row's maskable tokens. counts: number of these draws in each row."""
     order = np.where(maskable, draws, 2.0).argsort(axis=1, kind="stable")
     ranks = np.empty_like(order)
     np.put_along_axis(ranks, order, np.arange(order.shape[1])[None], axis=1)

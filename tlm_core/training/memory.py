@@ -73,7 +73,7 @@ def largest_rows(peak: Callable[[int], int], held: int, limit: int, most: int) -
 
     It tries only powers of two and `most`. Most steps have a power of two of rows, so parts of another size would leave
     the last part partly empty.
-    peak: measures the bytes with a number of rows; held: bytes without any; limit: bytes to use at most.
+    peak: measures the bytes used with a number of rows. held: bytes used without rows. limit: the most bytes to use.
     """
     rows = 1
     while rows < most and held + 2 * (peak(rows) - held) <= limit:

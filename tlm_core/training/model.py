@@ -146,7 +146,7 @@ class Encoder(nn.Module):
         return self.run(tokens, positions, types, dtype, self._row_kernels(segments, dtype))
 
     def run(self, tokens: Tensor, positions: Tensor, types: Tensor, dtype: torch.dtype, kernels: Layers) -> Tensor:
-        """Return the hidden states. dtype: of the matrix products; kernels: of each layer."""
+        """Return the hidden states. dtype: type of the matrix products. kernels: the kernels of each layer."""
         return self.through(self.embed(tokens, positions, types, dtype), kernels)
 
     def embed(self, tokens: Tensor, positions: Tensor, types: Tensor, dtype: torch.dtype) -> Tensor:

@@ -118,7 +118,7 @@ def to_device(values: npt.NDArray[np.generic], device: torch.device) -> Tensor:
 
 
 def encode(model: TaskModel, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return (hidden [R, L, hidden], segments [R, L]) of the batch's rows."""
+    """Return the hidden states [R, L, hidden] and the segments [R, L] of the batch's rows."""
     rows = batch.rows
     segments = to_device(rows.segments, device)
     hidden = model.encoder(

@@ -45,7 +45,7 @@ EXTRAS = len(fields(Totals))
 def orthogonalize(matrices: Tensor, dtype: torch.dtype, steps: int = 5) -> Tensor:
     """Return roughly the nearest semi-orthogonal matrices of a stack [n, r, c], with singular values of 0.7 to 1.2.
 
-    dtype: of the matrix products.
+    dtype: type of the matrix products.
     """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
@@ -68,7 +68,7 @@ def orthogonalize_shares(matrices: Tensor, dtype: torch.dtype, workers: Workers)
 
 @dataclass(frozen=True)
 class Section:
-    """The range [start, stop) of the buffers with one update rule. part: of the model; not every step trains it.
+    """The range [start, stop) of the buffers with one update rule. part: its part of the model; a step may skip it.
 
     block: the size of one matrix for Muon, None for AdamW.
     """
@@ -141,7 +141,7 @@ class FlatOptimizer:
     """AdamW over flat sections, with Muon on the encoder's matrices if the recipe says so.
 
     parts: which of encoder, vocabulary, and task to train. workers: on GPUs, they divide Muon's matrices. precision:
-    of Muon's products. It belongs to the job, not to the machine, so that different workers compute the same.
+    that of Muon's products. It belongs to the job, not to the machine, so that different workers compute the same.
     """
 
     def __init__(

@@ -20,11 +20,11 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Rows:
-    """Packed rows; R rows of L tokens, D labeled documents.
+    """Packed rows: R rows of L tokens, with D labeled documents.
 
-    tokens, segments, positions, types: [R, L]. positions count from a document's first token in the row; types are 1
-    in the second text of a pair. documents, doc_row, doc_segment: [D], the number of each whole document in its store,
-    its row, and its segment in that row; empty for cut streams.
+    tokens, segments, positions, types: [R, L]. Positions count from a document's first token in the row. Types are 1 in
+    the second text of a pair. documents, doc_row, doc_segment: [D], the number of each whole document in its store, its
+    row, and its segment in that row. They are empty for cut streams.
     """
 
     tokens: Ints

@@ -31,7 +31,7 @@ class ValidateParams(StageParams):
 
 
 class SelectParams(StageParams):
-    """seed: always 0 in a job, so that all seeds of the job share one selection."""
+    """Parameters of `select`. seed: always 0 in a job, so that all seeds of the job share one selection."""
 
     selection: Selection
     seed: int = 0
@@ -115,7 +115,7 @@ def training(recipe: Recipe, seed: int) -> dict[str, Any]:
 
 
 class ChooseParams(StageParams):
-    """tries: for each finetuning to choose from, in order, its values of `lr` and, if they differ, `class_weights`."""
+    """Parameters of `choose`. tries: for each finetuning, in order, its `lr` and, if they differ, `class_weights`."""
 
     tries: tuple[dict[str, float | str], ...]
 

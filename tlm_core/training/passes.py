@@ -32,7 +32,7 @@ LARGEST_HEAD, HEAD_MULTIPLE = 256, 8
 class Loaded:
     """A batch in micro-batches of `rows` rows. parts: streams, which are on the device after the event `ready`.
 
-    flops: of the products in both passes over the parts; None: this worker's share of the step's FLOPs.
+    flops: FLOPs of the products in both passes over the parts; None: this worker's share of the step's FLOPs.
     """
 
     batch: Batch
@@ -53,7 +53,7 @@ Compute = Callable[[Loaded, Tensor], Tensor | None]
 
 
 class Passes(Protocol):
-    """Computes gradients. ahead: batches to load in advance. late: later steps that start before a result is read."""
+    """Computes gradients. ahead: batches to load in advance. late: steps that start before a result is read."""
 
     ahead: int
     late: int

@@ -22,9 +22,9 @@ from tlm_core.training.recipe import Finetune, Joint
 from tlm_core.training.store import TokenStore
 
 Ints = npt.NDArray[np.int64]
-Labels = npt.NDArray[Any]  # of the type `TaskType.trained`, or float32 probabilities
+Labels = npt.NDArray[Any]  # an array of the type `TaskType.trained`, or float32 probabilities
 
-HIGHEST_WEIGHT = 10.0  # of a class in the loss: a class with few texts must not dominate the gradient
+HIGHEST_WEIGHT = 10.0  # limit on the weight of a class in the loss, so that a rare class does not dominate the gradient
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Prepared:
         self.metric: str = self.facts["metric"]
         self.type: TaskType = task_type_of(self.metric)
         self.max_length: int = self.facts["max_length"]
-        self.max_windows: int = self.facts.get("max_windows", 1)  # of a text
+        self.max_windows: int = self.facts.get("max_windows", 1)  # the most windows of a text
         ids = self.facts["special_ids"]
         self.vocabulary = Vocabulary(
             size=self.facts["vocab_size"], pad=ids["pad"], mask=ids["mask"], specials=tuple(sorted(set(ids.values())))
@@ -170,7 +170,7 @@ Share = Callable[[int], tuple[int, int]]  # number of rows → this worker's row
 
 @dataclass(frozen=True)
 class StepRows:
-    """Counts of a step over all workers. tokens: [rows], of each row, without padding. pairs: see `Batch.pairs`."""
+    """Counts of a step over all workers. tokens: [rows], tokens per row, without padding. pairs: see `Batch.pairs`."""
 
     tokens: Ints
     pairs: int
@@ -184,10 +184,10 @@ class StepRows:
 class Batch:
     """The rows of one step: those of all workers, or only those of this worker.
 
-    step: counts over all workers, if the batch has only this worker's rows. tokens: [R, L], the model's input; targets:
-    [R, L], NOT_MASKED where nothing is predicted; labels: [D], or probabilities [D, labels]. masked, documents: the
-    numbers of masked tokens and labels in the whole step. The losses are divided by them, so that the gradient does not
-    depend on the number of workers. sources: returns the names of the batch's texts.
+    step: counts over all workers, if the batch has only this worker's rows. tokens: [R, L], the model's input.
+    targets: [R, L], NOT_MASKED where nothing is predicted. labels: [D], or probabilities [D, labels].
+    masked, documents: the numbers of masked tokens and labels in the whole step. The losses are divided by them, so the
+    gradient does not depend on the number of workers. sources: returns the names of the batch's texts.
     """
 
     rows: Rows
@@ -199,7 +199,7 @@ class Batch:
     mlm_weight: float
     task_weight: float
     sources: Callable[[], list[str]]
-    loss: str  # of the task: a key of `objective.LOSSES`
+    loss: str  # the task's loss: a key of `objective.LOSSES`
     class_weights: npt.NDArray[np.float32] | None = None  # [classes], factors of the texts' losses
     step: StepRows | None = None
 
@@ -277,7 +277,7 @@ class JointBatches:
             self._rho1 = math.inf
 
     def __call__(self, step: int, progress: float) -> Batch:
-        """Return the batch of `step`. progress (0 to 1): sets the mask rate, if the recipe changes it over time."""
+        """Return the batch of `step`. progress: 0 to 1; it sets the mask rate, if the recipe changes it over time."""
         start, end = self._joint.mask_rate, self._joint.mask_rate_end
         rate = start if end is None else start + (end - start) * progress
         task = task_steps(step, self._rho1)
@@ -366,7 +366,7 @@ def _turn(
     name: str = "train",
     share: Share | None = None,
 ) -> Batch:
-    """Return batch `number` of train texts. With pieces, every other batch has pieces. name: of the train texts."""
+    """Return batch `number` of train texts. Every other batch has pieces, if any. name: split of the train texts."""
     split = train
     if pieces is not None:
         number, of_pieces = divmod(number, 2)

@@ -31,7 +31,7 @@ OR_OWN = " or own"  # suffix of `tokenizer.source`: an own tokenizer may replace
 FROM_SCRATCH = [name for name, entry in ARCHITECTURES.items() if entry.from_scratch]
 # Flags of x86 and ARM processors that multiply bfloat16, as Linux lists them in /proc/cpuinfo.
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
-AUTO_LENGTHS = (128, 256, 512)  # that `model.max_length: auto` chooses from
+AUTO_LENGTHS = (128, 256, 512)  # lengths that `model.max_length: auto` chooses from
 AUTO_COVERED = 0.95  # share of the train texts that fit into the chosen length, unless the largest is too short
 PUBLISHED_LR = 3e-4  # maximum finetuning rate of a published encoder, unless the user sets a rate
 
@@ -254,7 +254,7 @@ class Finetune(_Part):
 class SelfTraining(_Part):
     """Training on passages that the linear model labels (SentAugment, arXiv 2010.02194).
 
-    The linear model is trained with each amount of passages, and validation chooses one. The encoder uses that amount.
+    A linear model is trained for each amount of labeled pieces, and validation chooses one. The encoder uses the same.
     """
 
     amounts: tuple[Annotated[float, Field(ge=0, le=100)], ...] = Field(

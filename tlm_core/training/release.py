@@ -1,9 +1,9 @@
 """Models of the original TLM release (`yxchar/tlm-TASK-SCALE-scale`) as folders that stock `transformers` loads.
 
-The release stores the state of a custom class: a BERT encoder without pooler (`bert.*`), a masked language modeling
-head (`cls.*`), and a task head on the first token: `cls_layer.0`, GELU, `cls_layer.2` (src/model.py of the release).
-BERT's stock classifier has a pooler with tanh, so it cannot compute this head. ELECTRA's stock classifier is the same
-encoder with exactly this head.
+The release stores the state of a custom class (src/model.py of the release). The class has a BERT encoder without
+pooler (`bert.*`), a masked language modeling head (`cls.*`), and a task head on the first token (`cls_layer.0`, GELU,
+`cls_layer.2`). BERT's stock classifier cannot compute this task head, because it has a pooler with tanh. ELECTRA's
+stock classifier is the same encoder with exactly this head.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ RECORDINGS = 16
 
 @dataclass(frozen=True)
 class Recording:
-    """A recorded step. inputs: the tensors that it reads. values: where it writes its result."""
+    """A recorded step. inputs: the tensors that it reads. values: the tensor that it writes its result to."""
 
     graph: torch.cuda.CUDAGraph
     inputs: list[Tensor]

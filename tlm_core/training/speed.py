@@ -8,7 +8,7 @@ import time
 from tlm_core.training.recipe import Precision, cpu_facts, resolve
 
 SECONDS = 1.0  # time in which steps start; a slow device runs two steps
-_LENGTH, _VOCABULARY, _MASKED = 128, 8192, 32  # tokens of a row, tokenizer, masked tokens of a row
+_LENGTH, _VOCABULARY, _MASKED = 128, 8192, 32  # tokens of a row, entries of the vocabulary, masked tokens of a row
 
 
 def device_kind(*, gpu: bool) -> str:
@@ -32,7 +32,7 @@ def rate_name(rate: str, device: str) -> str:
 
 
 def seconds_per_flop(precision: Precision, *, gpu: bool) -> float:
-    """Return the seconds per FLOP of the fastest of some training steps. Other work on the machine slows the others.
+    """Return the seconds per FLOP of the fastest of some training steps. Other work on the machine slows most steps.
 
     The model has the scale small on a GPU, and tiny on a CPU. Steps on a CPU have few rows, so that even a busy machine
     finishes soon.

@@ -80,9 +80,9 @@ class LossMeans:
 class TrainState:
     """Counts of the stage so far (over all workers), its history, and the best evaluation.
 
-    means: losses since the last point of the history. last_point: its number, -1 before the first. best: index of the
-    best evaluation. worker_seconds: elapsed seconds x number of workers. micro_rows: rows processed at once. skipped:
-    steps without an update because their loss was not finite.
+    means: losses since the last point of the history. last_point: that point's number; -1 before the first. best: index
+    of the best evaluation. worker_seconds: elapsed seconds x number of workers. micro_rows: rows processed at once.
+    skipped: steps without an update because their loss was not finite.
     """
 
     step: int = 0
@@ -111,7 +111,7 @@ class TrainState:
 
 
 def weights(model: TaskModel) -> dict[str, Tensor]:
-    """Return copies of all parameters by name, on the CPU; a tied parameter occurs once."""
+    """Return copies of all parameters by name, on the CPU. A tied parameter occurs once."""
     return {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
 
 

@@ -33,10 +33,10 @@ IGNORED = -100  # the target that PyTorch's cross-entropy ignores
 class Part(NamedTuple):
     """T tokens in S sequences, most of which are documents; at most K tokens are masked.
 
-    tokens, types, sequence: [T]; sequence is the number of a token's sequence. begins: [S + 1], the start of each
-    sequence, then T. Unlabeled sequences of padding follow the documents, up to T; others are empty. masked, targets:
-    [K], places and original tokens; the target of an unused place is IGNORED. labels: [S] or [S, labels]; labeled: [S],
-    whether a sequence has a label. shares: [2], see `Batch.shares`.
+    tokens, types, sequence: [T]; `sequence` is the number of a token's sequence. begins: [S + 1], the start of each
+    sequence, then T. After the documents, unlabeled sequences of padding extend to T, and the rest are empty. masked,
+    targets: [K], places and original tokens. The target of an unused place is IGNORED. labels: [S] or [S, labels].
+    labeled: [S], whether a sequence has a label. shares: [2], see `Batch.shares`.
     """
 
     tokens: Tensor
@@ -70,7 +70,7 @@ class Sizes:
 
     @classmethod
     def of(cls, rows: int, length: int, mask_rate: float) -> Sizes:
-        """Return the sizes for the tokens of `rows` rows of `length`. mask_rate: the highest of the run."""
+        """Return the sizes for the tokens of `rows` rows of `length`. mask_rate: the highest mask rate of the run."""
         tokens = rows * length
         return cls(tokens, up(tokens * mask_rate, MULTIPLE), length)
 

@@ -22,7 +22,7 @@ from tlm_core.training.stream import Documents, Part, Sizes, StreamLoss, StreamS
 
 # The number of part sizes that one run may compile. A run needs few (`rows_of_part`).
 GRAPHS = 64
-USABLE = 0.9  # of a GPU's free memory
+USABLE = 0.9  # share of a GPU's free memory
 # (weights by name, part, compute MLM?, compute task?, class weights) → the result of `StreamLoss`.
 Run = Callable[[dict[str, Tensor], Part, bool, bool, Tensor | None], tuple[Tensor, Tensor]]
 
@@ -35,9 +35,9 @@ def _of_model(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
 class StreamPasses:
     """Passes over streams of tokens. Nothing in a step waits for the device.
 
-    loss: of the task, a key of `objective.LOSSES`. mask_rate: the highest of the run. precision: "bf16" computes with
-    bfloat16 copies, which each step updates; other values use the weights themselves. compiled: whether to compile,
-    which takes minutes, too long for finetuning.
+    loss: the task's loss, a key of `objective.LOSSES`. mask_rate: the highest mask rate of the run. precision: "bf16"
+    computes with bfloat16 copies, which each step updates; other values use the weights themselves. compiled: whether
+    to compile the passes. Compiling takes minutes, which is too long for finetuning.
     """
 
     model: TaskModel

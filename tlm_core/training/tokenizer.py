@@ -82,8 +82,8 @@ def train_wordpiece(texts: Callable[[], Iterable[str]], vocab_size: int, lowerca
 def cut_into_windows(tokenizer: Tokenizer, max_length: int, windows: int) -> None:
     """Set the tokenizer to windows of `max_length` tokens, special tokens included; see `windows_of`.
 
-    Neighboring windows share a quarter of their tokens. windows: the limit for a text; 1 only truncates. Pairs need 1:
-    the longer text of a pair is truncated.
+    Neighboring windows share a quarter of their tokens. windows: the limit for a text. With 1, the text is truncated.
+    Pairs need 1; the longer text of a pair is truncated.
     """
     tokenizer.enable_truncation(max_length, stride=max_length // 4 if windows > 1 else 0, strategy="longest_first")
 

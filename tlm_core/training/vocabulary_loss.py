@@ -17,8 +17,8 @@ class VocabularyLoss(torch.autograd.Function):
     """Summed cross-entropy of `hidden @ weight.T + bias` against `targets`.
 
     The forward pass computes loss and gradient together, block by block of the vocabulary, with one exponential per
-    logit. It does not subtract the largest logit: float32 and bfloat16 hold exponentials of up to 88, and larger logits
-    give a loss that is not finite. The target's own term is separate: 1 - p would lose precision for p near 1.
+    logit. It does not subtract the largest logit, because float32 and bfloat16 hold exponentials of up to 88. Larger
+    logits give a loss that is not finite. The target's term is separate: 1 - p would lose precision for p near 1.
     """
 
     @staticmethod
@@ -27,7 +27,7 @@ class VocabularyLoss(torch.autograd.Function):
     ) -> Tensor:
         """Return the loss of hidden [M, H], weight [V, H], bias [V] against the first `count` of targets [M].
 
-        dtype: of the matrix products.
+        dtype: type of the matrix products.
         """
         x, w = hidden.to(dtype), weight.to(dtype)
         hit = (x.float() * w[targets].float()).sum(dim=1) + bias[targets]

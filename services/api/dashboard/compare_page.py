@@ -20,7 +20,7 @@ from tlm_core.wire import ModelScores, Outcome
 
 router = APIRouter(prefix="/compare")
 
-_LETTERS = "ABCDEF"  # label the columns and the curves; one for each job
+_LETTERS = "ABCDEF"  # labels of the columns and the curves, one for each job
 # The page loads its curves separately, so the comparison needs as few points as allowed.
 _MIN_POINTS = 4
 Ids = Annotated[list[str], Query(alias="id", max_length=50)]
@@ -55,7 +55,7 @@ def points(
     stage: Annotated[str, Query(max_length=40)],
     ids: Ids = [],  # noqa: B006
 ) -> Response:
-    """Return a stage's curves: each job's first seed, at every learning rate. `column` of a curve: index of its job."""
+    """Return the curves of a stage: each job's first seed, at every learning rate. `column` is the index of the job."""
     jobs = _jobs(parts, tenant, ids)
     lines = [
         {**line, "name": _LETTERS[column] + line["tried"], "column": column}

@@ -1,7 +1,7 @@
 """Curves of a job for its charts: losses, validation score, tokens per second, learning rate, by step.
 
-The points of a running stage come from the reports of its workers. Long runs lose the oldest reports. The artifact of a
-finished stage has the complete history, including earlier jobs and attempts, but not the speed.
+The points of a running stage come from the reports of its workers. The store thins the points of long runs. The
+artifact of a finished stage has the complete history, including earlier jobs and attempts, but not the speed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _History(TypedDict, total=False):
 
 
 class Curve(TypedDict):
-    """The lines of one node. tried: the learning rate as a suffix of names, empty unless the stage tries several.
+    """The lines of one node. tried: a suffix with the learning rate, empty unless the stage tries several.
 
     series: name → steps (`x`) and values (`y`).
     """

@@ -40,7 +40,7 @@ def datasets(request: Request, parts: PartsDep, tenant: SignedIn, after: AfterId
 
 @router.post("/datasets")
 async def upload(request: Request, parts: PartsDep, tenant: SignedIn) -> Response:
-    """Add a dataset as the API does. Show an error with row and column above the form, which keeps its texts."""
+    """Add a dataset as the API does. Show an error above the form, with row and column. The form keeps its texts."""
     typed: dict[str, str] = {}
     try:
         async with parts.form(request, fields=("name", *_OPTIONS), files=(*_SPLITS, "file")) as form:

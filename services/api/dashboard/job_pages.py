@@ -92,7 +92,7 @@ def more_log(request: Request, job: PageJob, parts: PartsDep, after: StreamId) -
 def act(
     request: Request, job: PageJob, verb: str, parts: PartsDep, key: Annotated[str, Form(max_length=200)] = ""
 ) -> Response:
-    """Pause, resume, cancel, retry or delete a job. key: random, from the page; a repeated retry creates one job."""
+    """Pause, resume, cancel, retry or delete a job. key: random key of the page: a repeated retry creates one job."""
     match verb:
         case "pause" | "resume" | "cancel":
             {"pause": parts.jobs.pause, "resume": parts.jobs.resume, "cancel": parts.jobs.cancel}[verb](

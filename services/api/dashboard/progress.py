@@ -20,8 +20,8 @@ _STOPPED = {State.FAILED: "failed", State.CANCELLED: "cancelled", State.PAUSED: 
 class Step:
     """One stage of a job. state: done, reused, running, waiting, failed, cancelled or paused.
 
-    In the state reused, other jobs wrote all artifacts of the stage.
-    done, nodes: finished and total nodes. share: the part of the stage that is done, 0 to 1.
+    If a stage is reused, other jobs wrote all its artifacts.
+    done, nodes: the numbers of finished nodes and of all nodes. share: the finished part of the stage, from 0 to 1.
     """
 
     stage: str
@@ -32,7 +32,7 @@ class Step:
 
 
 def steps_of(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef]) -> list[Step]:
-    """Return the stages of a job in plan order. done: artifact of each node; its folder names the job that wrote it."""
+    """Return the stages of a job in plan order. done: node → artifact, whose folder names the job that wrote it."""
     current = _current(job, plan, done)
     steps = []
     for stage in dict.fromkeys(node.stage.name for node in plan.nodes):

@@ -105,7 +105,7 @@ def predict(
     pair: Annotated[str, Form(max_length=100_000)] = "",
     confidence: Annotated[str, Form(max_length=20)] = "",
 ) -> Response:
-    """Classify one text per line, or the pair of texts in the two fields. confidence: below it, a text has no label."""
+    """Classify each line, or the text pair in the two fields. confidence: lowest probability that gives a label."""
     served = served_model(parts.jobs, job)
     pairs = _has_pairs(parts, served.ref)
     rows = [texts.strip()] if pairs else [line for line in texts.splitlines() if line.strip()]

@@ -1,7 +1,7 @@
 """Dashboard sessions: a signed cookie, and a check that writes come from the dashboard's own pages.
 
-The cookie has an expiry time and a signature with a key derived from the API token. Nothing is stored; a new token
-invalidates every session.
+The cookie has an expiry time and a signature. The key of the signature is derived from the API token, so a new token
+invalidates every session. The server stores no sessions.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from tlm_core.jobs.spec import JobSpec
 
 
 def snippets(spec: JobSpec, url: str) -> dict[str, str]:
-    """Return the request in each language. url: of the gateway, without a slash at its end."""
+    """Return the request in each language. url: the URL of the gateway, without a slash at its end."""
     given = spec.model_dump(mode="json", exclude_defaults=True)
     body = {name: value for name, value in given.items() if value != {}}
     fields = ", ".join(f"{name}={value!r}" for name, value in body.items())
@@ -51,7 +51,7 @@ def own_url(request: Request) -> str:
 
 
 def _python(call: str, imported: str, url: str) -> str:
-    """Return a program that opens a client as `tlm` for one call. imported: the import of its argument."""
+    """Return a program that opens a client as `tlm` for one call. imported: the import statements of the call."""
     imports = f"import os\n\nfrom tlm_client.client import TLMClient\n{imported}"
     return f'{imports}\n\nwith TLMClient({url!r}, os.environ["TLM_TOKEN"]) as tlm:\n    {call}'
 

@@ -57,7 +57,7 @@ class ForeignOrigin(Exception):
 
 
 def signed_in(request: Request) -> str:
-    """Return the tenant of the session. Raises NotSignedIn, and the error of `check_origin`."""
+    """Return the tenant of the session. Raises NotSignedIn, or ForeignOrigin as `check_origin` does."""
     token: str = request.app.state.parts.token
     if not session.is_valid(request.cookies.get(session.COOKIE, ""), token, time.time()):
         raise NotSignedIn
@@ -135,7 +135,7 @@ def build_environment() -> Environment:
 def page(
     request: Request, template: str, common: Mapping[str, object] | None = None, *, status: int = 200, **values: object
 ) -> HTMLResponse:
-    """Render a template. It also gets the variables `now` and `partial`, which is true if a script sent the request."""
+    """Render a template. It also gets `now`, and `partial`, which is true if a script sent the request."""
     environment: Environment = request.app.state.environment
     text = environment.get_template(template).render(
         {**(common or {}), **values}, now=time.time(), partial="hx-request" in request.headers, path=request.url.path
@@ -144,7 +144,7 @@ def page(
 
 
 def form_page(request: Request, template: str, refused: Refused, **values: object) -> HTMLResponse:
-    """Return a page with a form. After an error, its template gets the texts (`typed`) and the error (`refused`)."""
+    """Return a page with a form. After an error, the template gets the texts (`typed`) and the error (`refused`)."""
     typed, error = refused or ({}, None)
     problem = problem_of(error) if error else None
     return page(request, template, values, status=problem.status if problem else 200, typed=typed, refused=problem)
@@ -218,7 +218,7 @@ def _failure(
 
 
 class Headers:
-    """ASGI layer: sets the headers of every response. Browsers may cache static files, but not pages."""
+    """ASGI middleware that sets the headers of every response. Browsers may cache static files, but not pages."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

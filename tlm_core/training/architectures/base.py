@@ -23,7 +23,7 @@ Config = Mapping[str, Any]  # a published model's config.json
 class Shape:
     """Everything that determines a model's tensors and arithmetic.
 
-    windows, thetas: of each layer of a rotary model, the attention window (tokens to each side, or None) and the rotary
+    windows, thetas: for each layer of a rotary model, the attention window (tokens to each side, or None) and rotary
     base. skipped: the number of position embeddings at the start that a published model leaves unused (RoBERTa).
     """
 
@@ -63,7 +63,7 @@ class Architecture(ABC):
     """
 
     name: ClassVar[str]  # in recipes and in stored shapes; also the `model_type` of published models
-    biases: ClassVar[bool] = True  # of linear maps and norms in the encoder
+    biases: ClassVar[bool] = True  # whether linear maps and norms of the encoder have biases
     gated: ClassVar[bool] = False  # the feed-forward block multiplies by a gate, the second half of `mlp_in`
     token_types: ClassVar[int] = 2  # rows of the type embeddings; 0: no type embeddings and no learned positions
     final_norm: ClassVar[bool] = False
