@@ -1,13 +1,13 @@
-"""Measure in how many minutes recipe `fast` reaches the validation score of half an hour of recipe `paper`.
+"""Check whether recipe `fast` reaches in three minutes the validation score that recipe `paper` reaches in thirty.
 
     python -m benchmarks.quality.time_to_quality sciie sci_cite                everything; hours on an idle machine
     python -m benchmarks.quality.time_to_quality sciie sci_cite --only rate    measure the tokens per second of `paper`
     … --only paper    run `paper`; other load does not change its scores
-    … --only fast     run `fast` by the clock, on an idle machine, and `paper` if it has not run
+    … --only fast     run `fast` with a budget in seconds, on an idle machine, and `paper` if it has not run
 
-Both use the selection of `fast`. `paper` keeps its losses and architecture (BERT 4 x 256, post-norm, AdamW). Its
-schedule fits half an hour: the measured rate converts minutes into a token budget. Each setting of PAPER trains
-for a part of the budget. The setting with the best validation score then trains for the whole budget.
+Both recipes train on the passages that `fast` selects. `paper` keeps its losses and architecture (BERT 4 x 256,
+post-norm, AdamW). Its token budget is the measured rate times the minutes of the joint stage. Each setting in PAPER
+first trains for a part of the budget. The setting with the best validation score then trains for the whole budget.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ class Catalog:
         near_duplicates: NearDuplicatesChoice = "drop",
         sources: Sequence[str] = (),
     ) -> CorpusLoad:
-        """Record durably that an upload, with the files at the addresses `sources`, will become a corpus version.
+        """Record durably a load: the files of `upload` and those at the addresses `sources` become a corpus version.
 
         Raises AlreadyRunning while an earlier load of the corpus is open.
         """

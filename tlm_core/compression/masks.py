@@ -103,8 +103,8 @@ def removals(level: float, layers: int, heads: int) -> tuple[int, int]:
     limit = layers * heads - layers
     if not 0.0 <= level < 1.0 or removed > limit:
         raise InvalidRequest(
-            f"The sparsity level {level:g} leaves a layer without heads. {layers} layers x {heads} heads can lose "
-            f"at most {limit} heads ({limit / (layers * heads):.3g}). Use a lower level.",
+            f"Invalid sparsity level {level:g}. Of {layers} layers x {heads} heads, at most {limit} heads can be "
+            f"removed, because each layer needs one. Use a level from 0 to {limit / (layers * heads):.3g}.",
             level=level,
         )
     return removed, blocks

@@ -82,7 +82,7 @@ def _correlation(name: str) -> Callable[[Targets, Targets], float]:
         if infinite := int((~np.isfinite(predicted)).sum()):
             raise Undefined(f"{infinite} of {len(true)} predictions are not finite numbers")
         if len(true) < 2 or np.ptp(true) == 0 or np.ptp(predicted) == 0:
-            raise Undefined("a correlation needs two rows or more, different targets and different predictions")
+            raise Undefined("a correlation needs two targets that differ, and two predictions that differ")
         return float(getattr(stats, name)(true.astype(np.float64), predicted.astype(np.float64)).statistic)
 
     return compute

@@ -22,7 +22,7 @@ class Kernels(Protocol):
     """The parts of a layer that depend on the device and on the form of its input."""
 
     def attend(self, qkv: Tensor, heads: int, dropout: float) -> Tensor:
-        """Return scaled dot-product attention within documents, [..., heads * head], of qkv [..., 3 * heads * head]."""
+        """Return the attention of each token to its document, [..., heads * width]. qkv: [..., 3 * heads * width]."""
         ...
 
     def gated(self, x: Tensor, weight: Tensor) -> Tensor:

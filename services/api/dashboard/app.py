@@ -40,7 +40,7 @@ _PAGES = (
 
 
 def mount_dashboard(app: FastAPI, parts: Parts) -> None:
-    """Mount the dashboard at /ui of the gateway, with a redirect from / and an icon for pages outside of it."""
+    """Mount the dashboard at /ui of the gateway, and redirect /, /docs and /redoc to its pages."""
     inner = FastAPI(openapi_url=None)
     inner.state.parts = parts
     inner.state.environment = build_environment()
