@@ -86,7 +86,7 @@ SPLIT_ARMS = (LINEAR, LINEAR_BOTH, RETURNED)
 class Record:
     """Macro-F1 of one run. arm: the compared model. seed: None for models that are the same for each seed.
 
-    flops, seconds: of training. seconds: None if the run was paused.
+    flops, seconds: of training. seconds: None if they were not measured, for example because the run was paused.
     """
 
     task: str

@@ -138,6 +138,8 @@ def with_tries(node: Node, part: Finetune) -> list[Node]:
 def refit_linear_node(inputs: Mapping[str, str], group: str) -> Node:
     """The node that fits the linear models again, on train and validation. inputs: those of `evaluate`."""
     needed = {name: node for name, node in inputs.items() if name in ("task", "baseline", "self_train")}
+    if "self_train" in inputs:
+        needed["selection"] = "select"
     return Node("refit_linear", REFIT_LINEAR, BaselineParams(), needed, group=group)
 
 

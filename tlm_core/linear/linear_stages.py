@@ -17,7 +17,6 @@ from tlm_core.evaluation.combine import LINEAR, SELF_TRAINED, Outputs, Scales, l
 from tlm_core.evaluation.report import (
     FACTS,
     HELD_OUT,
-    LINEAR_NODES,
     OUTPUTS,
     REFIT,
     REFIT_LINEAR,
@@ -35,8 +34,8 @@ from tlm_core.linear.graph import write_linear
 from tlm_core.linear.model import Features, LinearModel, rows_of
 from tlm_core.linear.ngrams import FAMILIES
 from tlm_core.linear.params import BaselineParams, SelfTrainParams
-from tlm_core.linear.pieces import read_pieces, write_pieces
-from tlm_core.linear.self_training import MOST_PIECES, pieces_of, row_weights, self_train
+from tlm_core.linear.pieces import write_pieces
+from tlm_core.linear.self_training import MOST_PIECES, Pool, pieces_of, self_train
 from tlm_core.parquet import open_parquet
 from tlm_core.serving import MODEL, copy_model, write_metadata
 from tlm_core.tasks.task import LABELED, Task
@@ -108,8 +107,7 @@ def self_train_stage(ctx: StageContext[SelfTrainParams]) -> dict[str, Any]:
         return {"amount": None, "reason": "self-training supports only the classification of single texts"}
     pieces = _pieces(ctx.inputs["selection"], task)
     ctx.report.event("self_training", pieces=len(pieces))
-    divisor = np.float32(first.facts["temperature"])
-    teacher = log_softmax(LinearModel.read(ctx.inputs["baseline"]).outputs([(piece,) for piece in pieces]) / divisor)
+    teacher = _labeled(LinearModel.read(ctx.inputs["baseline"]), pieces, first.facts["temperature"])
     setting, baseline = Setting(**first.facts["setting"]), first.outputs["validation"]
     result = self_train(task, baseline, teacher, pieces, setting, ctx.params.amounts)
     facts = {**first.facts, "amount": result.amount, "amounts": result.scores}
@@ -117,7 +115,7 @@ def self_train_stage(ctx: StageContext[SelfTrainParams]) -> dict[str, Any]:
         _copy_baseline(ctx, task, facts, began)
         return {"amount": result.amount, "pieces": 0}
     facts["pieces"] = len(student.chosen)
-    probabilities = np.exp(log_softmax(student.outputs / divisor))
+    probabilities = np.exp(log_softmax(student.outputs / np.float32(first.facts["temperature"])))
     write_pieces(ctx.out, [pieces[number] for number in student.chosen], probabilities)
     outputs = _outputs(student.model, task, splits_of(task)) | {HELD_OUT: first.outputs[HELD_OUT]}
     _write_linear(ctx.out, task, student.model, outputs, facts, SELF_TRAINED, began)
@@ -137,37 +135,35 @@ def refit_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
     """Fit each linear model again, with its setting, on train and validation (`refit: true` of the recipe).
 
     For each model, except a copy of the baseline, it writes the files of `baseline` into the folder `linear` or
-    `self_trained`. The outputs are those for test splits. Inputs: `task`, `baseline`, and `self_train` if it ran.
+    `self_trained`. The outputs are those for test splits. The linear model that was fitted again labels the pieces of
+    passages again. Inputs: `task`, `baseline`, and, if it ran, `self_train` with `selection`.
     """
     task, models = Task.read(ctx.inputs["task"]), read_linears(ctx.inputs)
     tests = [split for split in splits_of(task) if split != "validation"]
+    rows = [row for split in LABELED for row in rows_of(task, split)]
+    targets = np.concatenate([task.targets(split) for split in LABELED])
+    fitted: LinearModel | None = None
     for name, first in models.items():
         if first.is_copy:
             continue
-        began = time.monotonic()
+        began, setting = time.monotonic(), Setting(**first.facts["setting"])
         ctx.report.event("refit", model=name)
-        pieces = read_pieces(ctx.inputs[LINEAR_NODES[name]]) if name == SELF_TRAINED else None
-        model = _refit(task, Setting(**first.facts["setting"]), pieces)
+        if fitted is not None:  # `name` is SELF_TRAINED
+            pieces = _pieces(ctx.inputs["selection"], task)
+            teacher = _labeled(fitted, pieces, first.facts["temperature"])
+            total = int(first.facts["pieces"])
+            model = Pool.of(rows, targets.astype(np.int64), pieces, teacher, setting, total).student(total).model
+        else:
+            features, sequences = Features.learn(rows, list(FAMILIES)[: setting.families], setting.start_words)
+            model = fitted = LinearModel(features, *solve(task, features.matrix(sequences), targets, setting))
         (ctx.out / name).mkdir()
         _write_linear(ctx.out / name, task, model, _outputs(model, task, tests), dict(first.facts), name, began)
     return {}
 
 
-def _refit(task: Task, setting: Setting, pieces: tuple[Sequence[str], Outputs] | None) -> LinearModel:
-    """Fit a linear model on train and validation, and on the pieces of passages of a self-trained model.
-
-    pieces: texts, and the probabilities of their labels [pieces, labels].
-    """
-    rows = [row for split in LABELED for row in rows_of(task, split)]
-    targets = np.concatenate([task.targets(split) for split in LABELED])
-    weights = None
-    if pieces is not None:
-        texts, probabilities = pieces
-        weights = row_weights(len(rows), len(texts))
-        rows += [(text,) for text in texts]
-        targets = np.concatenate([targets, probabilities.argmax(axis=1)])
-    features, sequences = Features.learn(rows, list(FAMILIES)[: setting.families], setting.start_words)
-    return LinearModel(features, *solve(task, features.matrix(sequences), targets, setting, weights))
+def _labeled(model: LinearModel, pieces: Sequence[str], temperature: float) -> Outputs:
+    """Return the calibrated log-probabilities of pieces of passages, [pieces, labels]."""
+    return log_softmax(model.outputs([(piece,) for piece in pieces]) / np.float32(temperature))
 
 
 def _pieces(selection: Path, task: Task) -> list[str]:

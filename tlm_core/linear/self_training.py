@@ -28,6 +28,7 @@ from tlm_core.tasks.task import Task
 WEIGHT = 0.3  # weight of a piece in the loss; a train row has the weight 1
 ROUNDS = 2  # each round labels the pieces again
 MOST_PIECES = 60_000  # limit on the pieces that the teacher labels
+LEAST_GAIN = 0.5  # in standard errors: 1 misses gains, and 0 prefers chance on small validation splits
 CANDIDATES = 2  # candidates for each piece that a student learns from; more of them cost time and add little
 
 
@@ -71,71 +72,81 @@ def self_train(
 ) -> SelfTrained:
     """Train a student for each amount of pieces, and choose one on validation.
 
-    If the amounts include 0, the best student must be better than the baseline by more than a standard error.
-    Otherwise the baseline is chosen. baseline: outputs of the linear model on validation. teacher: calibrated
+    If the amounts include 0, the best student must be better than the baseline by more than LEAST_GAIN standard
+    errors. Otherwise the baseline is chosen. baseline: outputs of the linear model on validation. teacher: calibrated
     log-probabilities of the pieces, [pieces, labels].
     """
     train = task.targets("train").astype(np.int64)
     most = MOST_LABELED / len(train)  # larger amounts give the same pieces
     positive = sorted({min(amount, most) for amount in amounts if amount})
-    shares = np.bincount(train, minlength=len(task.labels)) / len(train)
-    candidates = most_confident(teacher, shares, round(max(positive, default=0) * len(train) * CANDIDATES))
-    teacher = teacher[candidates]
-    rows: list[Row] = [(pieces[number],) for number in candidates]
-    families = list(FAMILIES)[: setting.families]
-    features, _ = Features.learn([*rows_of(task, "train"), *rows], families, setting.start_words)
-    data = _Data(
-        train=features.encode(rows_of(task, "train")),
-        targets=train,
-        pieces=features.encode(rows),
-        validation=features.encode(rows_of(task, "validation")),
-    )
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        fits = list(pool.map(lambda amount: _fit(data, teacher, setting, shares, amount), positive))
+    totals = [round(amount * len(train)) for amount in positive]
+    pool = Pool.of(rows_of(task, "train"), train, pieces, teacher, setting, max(totals, default=0))
+    validation = pool.features.encode(rows_of(task, "validation"))
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        students = dict(zip(positive, threads.map(pool.student, totals), strict=True))
     targets = task.targets("validation")
     guesses = {0.0: task.type.predict(baseline)} if 0 in amounts else {}
-    for amount, (weights, bias, _) in zip(positive, fits, strict=True):
-        guesses[amount] = task.type.predict(np.asarray(data.validation @ weights) + bias)
+    for amount, student in students.items():
+        guesses[amount] = task.type.predict(np.asarray(validation @ student.model.weights) + student.model.bias)
     scores = {amount: METRICS[task.metric].compute(targets, guess) for amount, guess in guesses.items()}
     best = max(scores, key=lambda amount: scores[amount])  # in a tie, the smallest amount
     if best and 0 in scores:
         difference = paired_difference(task.metric, targets, [guesses[best]], [guesses[0]])
-        if difference is not None and difference.value <= difference.error:
+        if difference is not None and difference.value <= LEAST_GAIN * difference.error:
             best = 0.0
-    if not best:
-        return SelfTrained(0.0, scores, None)
-    weights, bias, chosen = fits[positive.index(best)]
-    outputs: Outputs = np.asarray(data.pieces[chosen] @ weights, np.float32) + bias
-    return SelfTrained(best, scores, Student(LinearModel(features, weights, bias), candidates[chosen], outputs))
+    return SelfTrained(best, scores, students.get(best))
 
 
 @dataclass(frozen=True)
-class _Data:
-    """Features of each set of rows, [rows, features], and the train labels [rows]."""
+class Pool:
+    """Labeled rows, and the pieces that students choose from, as features of the same model.
 
-    train: sp.csr_matrix
+    rows: [rows, features]. targets: [rows]. shares: [labels], of the rows. candidates: the indices of the pieces.
+    pieces: [candidates, features]. teacher: the first log-probabilities of the pieces, [candidates, labels].
+    """
+
+    features: Features
+    setting: Setting
+    rows: sp.csr_matrix
     targets: NDArray[np.int64]
+    shares: NDArray[np.float64]
+    candidates: NDArray[np.int64]
     pieces: sp.csr_matrix
-    validation: sp.csr_matrix
+    teacher: Outputs
 
+    @classmethod
+    def of(
+        cls,
+        rows: Sequence[Row],
+        targets: NDArray[np.int64],
+        pieces: Sequence[str],
+        teacher: Outputs,
+        setting: Setting,
+        most: int,
+    ) -> Pool:
+        """Return the pool for students that learn from at most `most` pieces. teacher: [pieces, labels]."""
+        shares = np.bincount(targets, minlength=teacher.shape[1]) / len(targets)
+        candidates = most_confident(teacher, shares, most * CANDIDATES)
+        texts: list[Row] = [(pieces[number],) for number in candidates]
+        features, _ = Features.learn([*rows, *texts], list(FAMILIES)[: setting.families], setting.start_words)
+        encoded = features.encode(texts)
+        return cls(features, setting, features.encode(rows), targets, shares, candidates, encoded, teacher[candidates])
 
-def _fit(
-    data: _Data, teacher: Outputs, setting: Setting, shares: NDArray[np.float64], amount: float
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-    """Return weights and bias of a student, and its pieces. The student of a round is the teacher of the next one."""
-    total = round(amount * len(data.targets))
-    for _ in range(ROUNDS):
-        chosen = most_confident(teacher, shares, total)
-        guesses = teacher[chosen].argmax(axis=1)
-        weights, bias = support_vectors(
-            sp.vstack([data.train, data.pieces[chosen]]).tocsr(),
-            np.concatenate([data.targets, guesses]),
-            setting,
-            len(shares),
-            row_weights(len(data.targets), len(chosen)),
-        )
-        teacher = log_softmax(np.asarray(data.pieces @ weights, np.float32) + bias)
-    return weights, bias, chosen
+    def student(self, total: int) -> Student:
+        """Train a student on the rows and on `total` pieces. The student of a round is the teacher of the next one."""
+        teacher = self.teacher
+        for _ in range(ROUNDS):
+            chosen = most_confident(teacher, self.shares, total)
+            weights, bias = support_vectors(
+                sp.vstack([self.rows, self.pieces[chosen]]).tocsr(),
+                np.concatenate([self.targets, teacher[chosen].argmax(axis=1)]),
+                self.setting,
+                len(self.shares),
+                row_weights(len(self.targets), len(chosen)),
+            )
+            teacher = log_softmax(np.asarray(self.pieces @ weights, np.float32) + bias)
+        outputs: Outputs = np.asarray(self.pieces[chosen] @ weights, np.float32) + bias
+        return Student(LinearModel(self.features, weights, bias), self.candidates[chosen], outputs)
 
 
 def row_weights(rows: int, pieces: int) -> NDArray[np.float64]:

@@ -260,7 +260,7 @@ class SelfTraining(_Part):
     amounts: tuple[Annotated[float, Field(ge=0, le=100)], ...] = Field(
         (),
         max_length=8,
-        description="labeled pieces of passages per train row, such as 0, 1, 3, 10; validation chooses; empty: none",
+        description="labeled pieces of passages per train row, such as 0, 3, 10, 30; validation chooses; empty: none",
     )
 
 
@@ -339,7 +339,7 @@ def _fast(scale: Scale) -> Recipe:
         name="fast",
         scale=scale,
         selection=Selection(top_k=30 if on_cpu else 50),
-        self_training=SelfTraining(amounts=(0, 1, 3, 10)),
+        self_training=SelfTraining(amounts=(0, 3, 10, 30)),
         tokenizer=Tokenizer(vocab_size=8192 if on_cpu else 30_522),
         model=Model(
             init="counts", max_length="auto", layers=layers, hidden=hidden, heads=heads, intermediate=intermediate

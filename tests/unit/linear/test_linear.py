@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Mapping
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -14,14 +15,16 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import f1_score
 
 from tests.unit.training.made import made_task
+from tlm_core.evaluation.bootstrap import Difference
 from tlm_core.evaluation.combine import log_softmax
 from tlm_core.jobs.nodes import PlanInputs
 from tlm_core.kinds import train
+from tlm_core.linear import self_training
 from tlm_core.linear.fit import fit
 from tlm_core.linear.model import Features, LinearModel, read_alphabet, rows_of
 from tlm_core.linear.ngrams import FAMILIES, START_WORDS, Alphabet, Ngrams, split_words
 from tlm_core.linear.params import BaselineParams
-from tlm_core.linear.self_training import most_confident, pieces_of, self_train
+from tlm_core.linear.self_training import LEAST_GAIN, most_confident, pieces_of, self_train
 from tlm_core.serving import load_model
 from tlm_core.stages import BASELINE
 from tlm_core.tasks.task import Task, task_schema
@@ -200,7 +203,7 @@ def test_confident_pieces_are_chosen_by_the_shares_of_the_labels() -> None:
     assert most_confident(teacher, np.array([0.75, 0.25]), 4).tolist() == [0, 1, 2, 4]
 
 
-def test_student_learns_words_that_only_passages_contain() -> None:
+def test_student_learns_words_that_only_passages_contain(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = random.Random(0)
     words = {
         letters: ["".join(draw.choices(letters, k=4)) for _ in range(8)] for letters in ("abc", "def", "ghi", "jkl")
@@ -229,3 +232,7 @@ def test_student_learns_words_that_only_passages_contain() -> None:
     perfect = np.eye(2, dtype=np.float32)[task.targets("validation")]
     without = self_train(task, perfect, teacher, pieces, fitted.setting, (0.0, 3.0))
     assert without.amount == 0.0 and without.student is None and without.scores[0.0] == 1.0
+    for gain, amount in ((0.9 * LEAST_GAIN, 0.0), (1.1 * LEAST_GAIN, 3.0)):
+        uncertain = Difference(value=gain, low=gain - 2, high=gain + 2, error=1.0)
+        monkeypatch.setattr(self_training, "paired_difference", Mock(return_value=uncertain))
+        assert self_train(task, baseline, teacher, pieces, fitted.setting, (0.0, 3.0)).amount == amount
