@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 110.0
 _NODE_SECONDS = 15.0  # for Ray's answer
-_DRAIN_NODE = ("ray", "drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the machine stops")
+_REASON = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the machine stops")
 _SCRATCH = "TLM_TRAINER_SCRATCH"
 _RAY_TRAIN = b"ray::RayTrainWorker"  # begins the titles of the workers that Ray Train started
 
@@ -41,14 +42,28 @@ def worker_processes(proc: Path = Path("/proc")) -> list[int]:
     return pids
 
 
-def drain_node() -> None:
-    """Let Ray place no more workers on its node here. Logs a warning if Ray does not accept this."""
-    try:
-        subprocess.run(_DRAIN_NODE, check=True, capture_output=True, text=True, timeout=_NODE_SECONDS)
-    except subprocess.CalledProcessError as error:
-        log.warning("Ray may still place workers here: %s", error.stderr.strip())
-    except (OSError, subprocess.TimeoutExpired) as error:
-        log.warning("Ray may still place workers here: %s", error)
+def ray_nodes(proc: Path = Path("/proc")) -> list[tuple[str, str]]:
+    """Return the address of the cluster and the id of each Ray node of this machine, from its process."""
+    nodes = []
+    for command in proc.glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # It has ended meanwhile.
+            name, *options = command.read_text("utf-8", "replace").split("\0")
+            values = dict(option.split("=", 1) for option in options if "=" in option)
+            if name.endswith("/raylet"):
+                nodes.append((values.get("--gcs-address", ""), values.get("--node_id", "")))
+    return nodes
+
+
+def drain_nodes(nodes: Sequence[tuple[str, str]]) -> None:
+    """Let Ray place no more workers on its nodes here. Logs a warning if Ray does not accept this."""
+    for address, node in nodes:
+        command = ["ray", "drain-node", "--address", address, "--node-id", node, *_REASON]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=_NODE_SECONDS)
+        except subprocess.CalledProcessError as error:
+            log.warning("Ray may still place workers here: %s", error.stderr.strip())
+        except (OSError, subprocess.TimeoutExpired) as error:
+            log.warning("Ray may still place workers here: %s", error)
 
 
 def main() -> None:
@@ -58,7 +73,7 @@ def main() -> None:
     options = parser.parse_args()
     deadline = time.monotonic() + _PATIENCE_SECONDS
     if options.node:
-        drain_node()
+        drain_nodes(ray_nodes())
     for pid in worker_processes():
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)

@@ -17,6 +17,7 @@ from ray.cluster_utils import Cluster
 
 from services.common.jobstore import JobStore
 from services.trainer.coordinator import Coordinator
+from services.trainer.drain import drain_nodes
 from services.trainer.settings import TrainerSettings
 from tests.contract.coordinator_harness import coordinator_of
 from tests.contract.gateway import TRAIN, Gateway, T, add_dataset, make_gateway
@@ -118,6 +119,36 @@ def test_oom_counters_are_read_on_the_nodes(nodes: Cluster, tmp_path: Path) -> N
         assert more(3, {left: 2, lost: 2})
         reader.stdin.close()
         assert reader.wait(60) == 0
+
+
+PLACED = """
+import ray
+ray.init(log_to_driver=False)
+@ray.remote(num_cpus=1)
+def worker():
+    return True
+result = worker.remote()
+print(bool(ray.wait([result], timeout=5)[0]), flush=True)
+input()
+print(ray.get(result), flush=True)
+"""
+
+
+def test_drained_node_gets_no_more_workers(nodes: Cluster) -> None:
+    drained, other = nodes.worker_nodes
+    nodes.remove_node(other)
+    drain_nodes([(nodes.address, drained.node_id)])
+    command = [sys.executable, "-c", PLACED]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdin is not None and driver.stdout is not None
+        lines = (line.strip() for line in driver.stdout)
+        answers = (line == "True" for line in lines if line in ("True", "False"))  # Ray prints its own messages too.
+        assert not next(answers)
+        nodes.add_node(num_cpus=1, **LOCAL)
+        driver.stdin.write("\n")
+        driver.stdin.flush()
+        assert next(answers)
+    nodes.remove_node(drained)
 
 
 @dataclass

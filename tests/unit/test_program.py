@@ -15,7 +15,7 @@ import pytest
 
 from services.trainer import compute
 from services.trainer.assignment import Assignment
-from services.trainer.drain import drain_node, worker_processes
+from services.trainer.drain import drain_nodes, ray_nodes, worker_processes
 from services.trainer.oom import oom_kills
 from services.trainer.settings import TrainerSettings
 from tlm_core.errors import StoreUnavailable
@@ -139,19 +139,28 @@ def test_training_processes_of_a_stack_are_listed(tmp_path: Path, monkeypatch: p
 def test_drain_lets_ray_place_no_more_workers_on_the_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    calls = tmp_path / "calls"
-    (tmp_path / "ray").write_text(
-        f'#!/bin/sh\necho "$1" "$3" >> {calls}\n[ -z "$REFUSED" ] || {{ echo "$REFUSED" >&2; exit 1; }}\n'
+    processes = {
+        "1": b"/ray/raylet\0--gcs-address=head:6379\0--node_id=abc",
+        "2": b"python\0--node_id=def",
+        "self": b"",
+    }
+    for name, command in processes.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cmdline").write_bytes(command)
+    nodes, calls, ray = ray_nodes(tmp_path), tmp_path / "calls", tmp_path / "ray"
+    assert nodes == [("head:6379", "abc")]
+    ray.write_text(
+        f'#!/bin/sh\necho "$1 $3 $5 $7" >> {calls}\n[ -z "$REFUSED" ] || {{ echo "$REFUSED" >&2; exit 1; }}\n'
     )
-    (tmp_path / "ray").chmod(0o755)
+    ray.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    drain_node()
+    drain_nodes(nodes)
     assert not caplog.messages
     monkeypatch.setenv("REFUSED", "the head is away")
-    drain_node()
+    drain_nodes(nodes)
     assert caplog.messages == ["Ray may still place workers here: the head is away"]
-    (tmp_path / "ray").unlink()
+    ray.unlink()
     monkeypatch.setenv("PATH", str(tmp_path))
-    drain_node()
+    drain_nodes(nodes)
     assert "'ray'" in caplog.messages[1]
-    assert calls.read_text().split() == ["drain-node", "DRAIN_NODE_REASON_PREEMPTION"] * 2
+    assert calls.read_text().splitlines() == ["drain-node head:6379 abc DRAIN_NODE_REASON_PREEMPTION"] * 2
