@@ -134,7 +134,8 @@ print(ray.get(result), flush=True)
 """
 
 
-def test_drained_node_gets_no_more_workers(nodes: Cluster) -> None:
+def test_drained_node_gets_no_more_workers(nodes: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)  # for the command `ray`
     drained, other = nodes.worker_nodes
     nodes.remove_node(other)
     drain_nodes([(nodes.address, drained.node_id)])
