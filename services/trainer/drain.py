@@ -13,7 +13,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,33 +25,37 @@ _PATIENCE_SECONDS = 110.0
 _NODE_SECONDS = 15.0  # for Ray's answer
 _REASON = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the machine stops")
 _SCRATCH = "TLM_TRAINER_SCRATCH"
-_RAY_TRAIN = b"ray::RayTrainWorker"  # begins the titles of the workers that Ray Train started
+_RAY_TRAIN = "ray::RayTrainWorker"  # begins the titles of the workers that Ray Train started
 
 
 def worker_processes(proc: Path = Path("/proc")) -> list[int]:
     """Return the ids of the training processes of this machine that use the scratch folder of this process."""
     pids, scratch = [], f"{_SCRATCH}={os.environ.get(_SCRATCH, '')}".encode()
-    for command in proc.glob("[0-9]*/cmdline"):
+    for process, words in _processes(proc):
+        # Skip the shell in which Ray runs a program. It would end at once, and Ray would then kill the program.
+        is_worker = PROGRAM in words or words[0].startswith(_RAY_TRAIN)
         with suppress(OSError):  # It has ended meanwhile.
-            line = command.read_bytes()
-            # Skip the shell in which Ray runs a program. It would end at once, and Ray would then kill the program.
-            is_worker = PROGRAM.encode() in line.split(b"\0") or line.startswith(_RAY_TRAIN)
             # A machine may run several installations of the service.
-            if is_worker and scratch in command.with_name("environ").read_bytes().split(b"\0"):
-                pids.append(int(command.parent.name))
+            if is_worker and scratch in (process / "environ").read_bytes().split(b"\0"):
+                pids.append(int(process.name))
     return pids
 
 
 def ray_nodes(proc: Path = Path("/proc")) -> list[tuple[str, str]]:
     """Return the address of the cluster and the id of each Ray node of this machine, from its process."""
     nodes = []
+    for _, (name, *options) in _processes(proc):
+        if name.endswith("/raylet"):
+            values = dict(option.split("=", 1) for option in options if "=" in option)
+            nodes.append((values.get("--gcs-address", ""), values.get("--node_id", "")))
+    return nodes
+
+
+def _processes(proc: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield the folder and the words of the command of each process of this machine."""
     for command in proc.glob("[0-9]*/cmdline"):
         with suppress(OSError):  # It has ended meanwhile.
-            name, *options = command.read_text("utf-8", "replace").split("\0")
-            values = dict(option.split("=", 1) for option in options if "=" in option)
-            if name.endswith("/raylet"):
-                nodes.append((values.get("--gcs-address", ""), values.get("--node_id", "")))
-    return nodes
+            yield command.parent, command.read_text("utf-8", "replace").split("\0")
 
 
 def drain_nodes(nodes: Sequence[tuple[str, str]]) -> None:

@@ -27,7 +27,7 @@ from tests.redis_server import RedisServer
 from tests.support import ROOT, wait_for
 from tlm_client.stack.processes import list_processes
 from tlm_core.jobs.spec import Event, JobRecord
-from tlm_core.jobs.states import State
+from tlm_core.jobs.states import TERMINAL, State
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.timeout(900)]
 TASK_ALONE = {name: value for name, value in OVERRIDES.items() if not name.startswith("selection.")}
@@ -176,10 +176,6 @@ class Run:
     def until(self, condition: Callable[[], object]) -> None:
         wait_for(lambda: self.coordinator.round() or condition(), 300)
 
-    def cancel(self) -> None:
-        self.jobs.cancel(T, self.job_id)
-        self.until(lambda: self.job.state is State.CANCELLED)
-
 
 @pytest.fixture
 def run(
@@ -203,14 +199,13 @@ def test_job_shrinks_when_a_node_is_lost_and_grows_with_another(run: Run, nodes:
     nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
     run.until(lambda: [event for event in run.events("checkpoint.published") if event.attempt == 2])
     nodes.add_node(num_cpus=1, **LOCAL)
-    run.until(lambda: len(run.events("stage.resumed")) == 2)
-    assert (run.job.state, run.job.attempt, run.job.failures) == (State.RUNNING, 3, 0)
+    run.until(lambda: run.job.state in TERMINAL)
+    assert (run.job.state, run.job.attempt, run.job.failures) == (State.SUCCEEDED, 3, 0)
     assert run.trained == [2, 1, 2], "Each attempt starts with the workers that find room."
     assert "ended at a checkpoint to grow" in run.events("job.requeued")[1].data["message"]
     assert {event.data["code"] for event in run.events("attempt.error")} == {"worker_lost"}
     lost, grown = (event.data["step"] for event in run.events("stage.resumed"))
     assert 0 < lost < grown
-    run.cancel()
 
 
 @pytest.mark.parametrize("run", [{"workers": 2, "overrides": TASK_ALONE | LONG}], indirect=True)
@@ -235,5 +230,6 @@ def test_two_workers_wait_for_room_and_resume_after_one_is_killed(
     (resumed,) = run.events("stage.resumed")
     assert (resumed.attempt, resumed.data["node"]) == (2, "joint.s0")
     assert resumed.data["step"] >= step > 0
-    run.cancel()
+    run.jobs.cancel(T, run.job_id)
+    run.until(lambda: run.job.state is State.CANCELLED)
     wait_for(lambda: not ranks())

@@ -136,10 +136,11 @@ def with_tries(node: Node, part: Finetune) -> list[Node]:
 
 
 def refit_linear_node(inputs: Mapping[str, str], group: str) -> Node:
-    """The node that fits the linear models again, on train and validation. inputs: those of `evaluate`."""
-    needed = {name: node for name, node in inputs.items() if name in ("task", "baseline", "self_train")}
-    if "self_train" in inputs:
-        needed["selection"] = "select"
+    """The node that fits the linear models again, on train and validation.
+
+    inputs: those of `evaluate`, and with `self_train` also `selection`.
+    """
+    needed = {name: node for name, node in inputs.items() if name in ("task", "baseline", "self_train", "selection")}
     return Node("refit_linear", REFIT_LINEAR, BaselineParams(), needed, group=group)
 
 
@@ -173,7 +174,8 @@ def train_nodes(inputs: PlanInputs[KindOptions], *, ensemble: bool = False, refi
             gathered[f"refit.s{seed}"] = f"refit.s{seed}"
     group, again = gather_group(seeds), []
     if refit:
-        again = [refit_linear_node(gathered, group)]
+        selected = {"selection": select.name} if select and labeled else {}
+        again = [refit_linear_node({**gathered, **selected}, group)]
         gathered["refit_linear"] = "refit_linear"
     params = SeedsParams(seeds=seeds, ensemble=ensemble and len(seeds) > 1)
     evaluate = Node("evaluate", EVALUATE, params, gathered, group=group)

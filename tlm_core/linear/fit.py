@@ -210,16 +210,12 @@ def solve(
     matrix: sp.csr_matrix,
     targets: Targets,
     setting: Setting,
-    row_weights: NDArray[np.float64] | None = None,
 ) -> tuple[Floats, Floats]:
-    """Fit the model for the type of the task. Return the weights [features, outputs] and the bias [outputs].
-
-    row_weights: [rows], in the loss. Only a task with classes uses them.
-    """
+    """Fit the model for the type of the task. Return the weights [features, outputs] and the bias [outputs]."""
     PULSE.advance()
     if not task.type.has_classes:
         return _ridge(matrix, targets, setting)
-    return support_vectors(matrix, targets, setting, len(task.labels), row_weights)
+    return support_vectors(matrix, targets, setting, len(task.labels))
 
 
 def _ridge(matrix: sp.csr_matrix, targets: Targets, setting: Setting) -> tuple[Floats, Floats]:

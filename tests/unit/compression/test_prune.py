@@ -151,7 +151,7 @@ def test_model_card_describes_pruning_and_total_cost(done: Mapping[str, Path], r
     ticket = report["super_ticket"]
     assert f"the least important {ticket['level']:.0%} of its attention heads" in card
     assert f"holds the remaining {ticket['left']:,} parameters" in card
-    assert f"size ({ticket['full']:,}), with zeros" in card
+    assert f"size ({ticket['full']:,}), with zeros for the removed parts" in card
     stages = ("prepare", "joint", "finetune")
     flops = [report["dense"]["cost"][stage]["flops"] for stage in stages] + [report["sweep_cost"]["tickets"]["flops"]]
     assert f"| tickets | {flops[-1]:.3g} |" in card and f"| total | {sum(flops):.3g} |" in card
