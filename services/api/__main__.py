@@ -36,7 +36,7 @@ def build_parts(settings: ApiSettings) -> Parts:
     from tlm_core.tasks.hub import read_hub
     from tlm_core.tasks.validate import load_task
 
-    client = settings.redis()
+    client = settings.redis
     artifacts = settings.artifact_store()
     jobs = JobStore(client, History(artifacts))
     catalog = Catalog(client)

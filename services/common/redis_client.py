@@ -43,7 +43,6 @@ PREFIX = "tlm"
 QUEUE, LEASES, FEED, REMOVALS = f"{PREFIX}:queue", f"{PREFIX}:leases", f"{PREFIX}:feed", f"{PREFIX}:removals"
 TO_MOVE, ENDED, DISK_FREE = f"{PREFIX}:to-move", f"{PREFIX}:ended", f"{PREFIX}:disk-free"
 ORPHANS, OBSTACLES = f"{PREFIX}:orphans", f"{PREFIX}:obstacles"
-_MAX_IDLE_CONNECTIONS = 4
 _DISK_RESERVE = 256 << 20  # bytes that stay free on Redis's disk, beyond a copy of its data
 
 # Codes of temporary errors: for example, Redis starts, runs a long script, or is a replica.
@@ -55,11 +54,14 @@ def key(tenant: str, *parts: str) -> str:
     return ":".join((PREFIX, f"{{{tenant}}}", *parts))
 
 
-def connect(url: str, *, password: str | None = None, timeout: float = 5.0) -> redis.Redis:
-    """Return a client of the Redis at `url`. Each call times out after `timeout` seconds."""
-    pool = _Pool.from_url(
-        url, password=password, decode_responses=True, socket_timeout=timeout, socket_connect_timeout=timeout
-    )
+def connect(url: str, *, password: str | None = None, timeout: float = 5.0, idle_connections: int = 4) -> redis.Redis:
+    """Return a client of the Redis at `url`. Each call times out after `timeout` seconds.
+
+    idle_connections: the most connections that stay open without a call.
+    """
+    times = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+    pool = _Pool.from_url(url, password=password, decode_responses=True, **times)
+    pool.most_idle = idle_connections
     return _Client.from_pool(pool)
 
 
@@ -103,13 +105,15 @@ def unreadable(name: str, error: ValidationError, remedy: str = "restore it") ->
 
 
 class _Pool(redis.ConnectionPool):
-    """Has at most _MAX_IDLE_CONNECTIONS idle connections. A pool of redis-py has no such limit."""
+    """Has at most `most_idle` idle connections. A pool of redis-py has no such limit."""
+
+    most_idle: int
 
     def release(self, connection: redis.Connection) -> None:  # type: ignore[override] # as in ConnectionPool
         super().release(connection)
         with self._lock:
             idle = self._available_connections  # The newest is last, and is used next.
-            excess = [idle.pop(0) for _ in range(len(idle) - _MAX_IDLE_CONNECTIONS)]
+            excess = [idle.pop(0) for _ in range(len(idle) - self.most_idle)]
             self._created_connections -= len(excess)
         for closed in excess:
             closed.disconnect()

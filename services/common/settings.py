@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import redis
 from pydantic import Field, SecretStr
@@ -25,6 +26,7 @@ class StoreSettings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(env_ignore_empty=True)
+    idle_connections: ClassVar[int] = 4  # most connections to Redis that stay open without a call
 
     redis_url: str = "redis://127.0.0.1:6379/0"
     redis_password: SecretStr | None = None
@@ -33,15 +35,16 @@ class StoreSettings(BaseSettings):
     metrics_host: str = "0.0.0.0"  # address at which a process without an HTTP API serves its metrics to Prometheus
 
     def job_store(self) -> JobStore:
-        return JobStore(self.redis(), History(self.artifact_store()))
+        return JobStore(self.redis, History(self.artifact_store()))
 
     def artifact_store(self) -> ArtifactStore:
-        is_new = JobStore(self.redis()).is_empty
+        is_new = JobStore(self.redis).is_empty
         return ArtifactStore(self.storage, self.scratch / "artifacts", is_new=is_new)
 
+    @cached_property
     def redis(self) -> redis.Redis:
         password = self.redis_password.get_secret_value() if self.redis_password else None
-        return connect(self.redis_url, password=password)
+        return connect(self.redis_url, password=password, idle_connections=self.idle_connections)
 
 
 class ServiceSettings(StoreSettings):

@@ -41,7 +41,7 @@ def main() -> None:
     shutil.rmtree(settings.scratch / "work", ignore_errors=True)  # files of an earlier process
     drop_untouched(settings.scratch / NEAR, _NEAR_SECONDS)  # state of loads that another loader finished
     retriever = settings.retriever()
-    worker = LoadWorker(Catalog(settings.redis()), settings.artifact_store(), retriever, settings.scratch)
+    worker = LoadWorker(Catalog(settings.redis), settings.artifact_store(), retriever, settings.scratch)
     serve_metrics(settings.metrics_host, settings.metrics_port, conditions=lambda: conditions(worker.tasks))
     thread = threading.Thread(target=worker.run, name="loads", daemon=True)
     thread.start()

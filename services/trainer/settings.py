@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from typing import ClassVar
 
 from pydantic import field_validator
 from pydantic_settings import SettingsConfigDict
@@ -17,6 +18,7 @@ class TrainerSettings(ServiceSettings):
     """Settings from TLM_TRAINER_*. Set the same variables for the coordinator and for Ray's workers."""
 
     model_config = SettingsConfigDict(env_prefix="TLM_TRAINER_")
+    idle_connections: ClassVar[int] = 2  # Its threads rarely call Redis at once, so it soon has and keeps as many.
 
     ray_url: str = "http://127.0.0.1:8265"
     concurrency: int = 1  # jobs that one coordinator drives at the same time
