@@ -305,9 +305,10 @@ def _print_comparison(arms: Mapping[str, Arm]) -> None:
 
 
 def _cost(report: JsonObject, *stages: str) -> tuple[str, str]:
-    """Return the seconds and FLOPs of some stages, over all seeds."""
+    """Return the seconds and FLOPs of some stages, over all seeds. A linear model has no count of FLOPs."""
     costs = [report["cost"][stage] for stage in stages if stage in report["cost"]]
-    return f"{sum(cost['seconds'] for cost in costs):,.0f}", f"{sum(cost['flops'] for cost in costs):.1e}"
+    seconds, flops = (sum(cost[quantity] for cost in costs) for quantity in ("seconds", "flops"))
+    return f"{seconds:,.0f}", f"{flops:.1e}" if flops else "–"
 
 
 def _cells(row: ModelRow) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from tlm_core.artifacts.manifest import FileEntry
 from tlm_core.corpus.states import CorpusState, LoadState, NearDuplicatesChoice
+from tlm_core.errors import without_details
 from tlm_core.jobs.spec import JobSpec, Origin, Progress
 from tlm_core.jobs.states import TERMINAL, State
 from tlm_core.training.recipe import Recipe
@@ -248,7 +249,10 @@ class Job(JobSummary, _Resolved):
 
 
 class JobEvent(_Answer):
-    """One event of a job. `seq` counts from 1 without gaps; progress snapshots have no seq, time or attempt."""
+    """One event of a job. `seq` counts from 1 without gaps; progress snapshots have no seq, time or attempt.
+
+    `data` of an error has no `details`; the job has them.
+    """
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -256,7 +260,7 @@ class JobEvent(_Answer):
     seq: int | None = None
     at: Time | None = None
     attempt: int | None = None
-    data: JsonObject = {}
+    data: Annotated[JsonObject, AfterValidator(without_details)] = {}
 
 
 class LogLine(_Answer):

@@ -1,6 +1,7 @@
 """The id of each request, in its response and its log lines, and the duration of the request as a metric.
 
-Each response with an error status causes a log line, which has the id of the response.
+Each response with an error status causes a log line, which has the id of the response. Probes repeat `/readyz` every
+few seconds, so it logs only the first of equal statuses.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class RequestIds:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._readiness = 200  # the last status of /readyz
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -42,11 +44,13 @@ class RequestIds:
                 route = getattr(scope.get("route"), "path", "none")
                 method, status, seconds = scope["method"], message["status"], time.perf_counter() - began
                 REQUESTS.labels(method, route, status).observe(seconds)
-                if status >= 400:
+                if status >= 400 and (route != "/readyz" or status != self._readiness):
                     job = scope.get("path_params", {}).get("job")
                     ids = {} if job is None else {"job_id": job}
                     with log_context(method=method, route=route, status=status, ms=round(1000 * seconds), **ids):
                         log.info("Error answer")
+                if route == "/readyz":
+                    self._readiness = status
                 message["headers"] = [*message.get("headers", ()), (HEADER.lower().encode(), request_id.encode())]
             await send(message)
 

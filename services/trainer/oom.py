@@ -25,10 +25,9 @@ def oom_kills(root: Path = _CGROUP) -> int:
 
 def report_oom(assignment: Assignment) -> None:
     """Report that the kernel killed a worker. This error counts as a fault of the job, not as a lost worker."""
-    from services.trainer.patience import patiently
+    from services.trainer.patience import report_error
     from services.trainer.settings import TrainerSettings
     from tlm_core.errors import WorkerFailed
 
     error = WorkerFailed("Worker exceeded the memory limit of its container, and the kernel killed it.")
-    store, events = TrainerSettings().job_store(), [("attempt.error", error.as_dict())]
-    patiently(lambda: store.report(assignment.tenant, assignment.job, assignment.attempt, events=events))
+    report_error(TrainerSettings().job_store(), assignment.tenant, assignment.job, assignment.attempt, error)

@@ -8,12 +8,15 @@ from typing import TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
-from tlm_core.errors import Outage
+from services.common.jobstore import JobStore
+from services.common.logs import redacted
+from tlm_core.errors import Outage, TLMError
 from tlm_core.pulse import PULSE
 
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 600.0
+_DETAILS = 4000  # most characters of an error's details
 _Value = TypeVar("_Value")
 
 
@@ -30,6 +33,12 @@ def patiently(call: Callable[[], _Value]) -> _Value:
         reraise=True,
     )
     return retrying(call)
+
+
+def report_error(store: JobStore, tenant: str, job: str, attempt: int, error: TLMError) -> None:
+    """Append the event of an error that ends an attempt, so that the coordinator can read it. Redacts the details."""
+    data = error.as_dict() | ({"details": redacted(error.details)[-_DETAILS:]} if error.details else {})
+    patiently(lambda: store.report(tenant, job, attempt, events=[("attempt.error", data)]))
 
 
 def _wait(state: RetryCallState) -> None:

@@ -28,7 +28,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from services.common.jobstore import JobStore
-from services.common.logs import redacted, set_up_logging
+from services.common.logs import set_up_logging
 from services.common.situation import Situation
 from services.trainer.assignment import Assignment
 from services.trainer.growth import Growth
@@ -51,7 +51,6 @@ _COLLECTIVE = timedelta(minutes=15)
 _START = timedelta(minutes=2)
 _COUNTING = timedelta(seconds=20)  # timeout for reading the counters of all nodes
 _WAITING_SECONDS = 10.0  # between two reports of a submission that waits for its workers
-_DETAILS = 4000  # characters of an error
 
 # Settings of Ray Train. It passes them on to its controller and its workers.
 _ENVIRONMENT = {
@@ -74,7 +73,7 @@ def run_workers(assignment: Assignment) -> None:
     Reports what workers cannot report, such as their death.
     """
     from services.trainer.compute import drain_on_sigterm
-    from services.trainer.patience import patiently
+    from services.trainer.patience import report_error
     from services.trainer.settings import TrainerSettings
 
     job, attempt = assignment.job, assignment.attempt
@@ -92,8 +91,7 @@ def run_workers(assignment: Assignment) -> None:
 
     def report(error: WorkerLost | None) -> None:
         if error is not None:
-            events = [("attempt.error", error.as_dict())]
-            patiently(lambda: growth.store.report(assignment.tenant, job, attempt, events=events))
+            report_error(growth.store, assignment.tenant, job, attempt, error)
 
     with work_folder(settings.scratch, f"{job}-{attempt}-ray") as work:
         try:
@@ -186,7 +184,7 @@ def _unreported(failure: TrainingFailedError) -> WorkerLost | None:
 
     Workers that did not start in time or lost their machine are no fault of the job.
     """
-    details = redacted(str(failure))[-_DETAILS:]
+    details = str(failure)
     if not isinstance(failure, WorkerGroupError):
         return WorkerLost("Workers did not start, or lost their machine.", details=details)
     causes = failure.worker_failures

@@ -19,7 +19,7 @@ from services.common.logs import redacted
 from services.common.situation import Situation, folder_prefix
 from services.trainer.assignment import Assignment
 from services.trainer.checkpoints import JobCheckpoints
-from services.trainer.patience import patiently
+from services.trainer.patience import patiently, report_error
 from services.trainer.reporter import JobReporter
 from services.trainer.scratch import work_folder
 from tlm_core.artifacts import ManifestRef
@@ -246,9 +246,8 @@ class GroupRunner:
         )
 
     def _report_error(self, job: JobRecord, error: TLMError) -> None:
-        events = [("attempt.error", error.as_dict())]
         try:
-            patiently(lambda: self.store.report(job.tenant, job.id, job.attempt, events=events))
+            report_error(self.store, job.tenant, job.id, job.attempt, error)
         except TLMError as failure:
             log.warning("Cannot report the attempt's error: %s", failure)
 

@@ -20,11 +20,12 @@ import redis
 from services.api.streams import Tailer
 from services.common.archive import Archive
 from services.common.jobstore import JobStore
+from services.trainer.patience import report_error
 from tests.contract.gateway import AUTH, TOKEN, Gateway, make_gateway, restarted
 from tests.factories import make_resolved, make_spec
 from tests.support import wait_for
 from tlm_client.client import TLMClient
-from tlm_core.errors import NotFound, StoreUnavailable
+from tlm_core.errors import NotFound, StoreUnavailable, WorkerLost
 from tlm_core.jobs.spec import Event, JobRecord, Progress
 from tlm_core.wire import JobEvent
 
@@ -108,6 +109,17 @@ def test_events_have_json_pages(gateway: Gateway) -> None:
         assert ([e["type"] for e in rest["data"]], rest["has_more"]) == (["job.claimed"], False)
         wrong = api.get(f"/v1/jobs/{job.id}/events?stream=true", headers={"Last-Event-ID": "x"})
         assert wrong.status_code == 422
+
+
+def test_events_of_errors_have_no_details_and_the_store_no_secrets(gateway: Gateway) -> None:
+    store, job = gateway.parts.jobs, running(gateway)
+    error = WorkerLost("Worker was killed.", details="x" * 5000 + " redis://:secret@host")
+    report_error(store, T, job.id, job.attempt, error)
+    stored = store.events(T, job.id)[-1].data
+    assert stored["details"].endswith("redis://:[redacted]@host") and len(stored["details"]) == 4000
+    event = gateway.client.get(f"/v1/jobs/{job.id}/events").json()["data"][-1]
+    assert event["type"] == "attempt.error"
+    assert event["data"] == {"code": "worker_lost", "message": "Worker was killed.", "retryable": True}
 
 
 def test_reconnecting_streams_lose_and_repeat_no_event(gateway: Gateway) -> None:
