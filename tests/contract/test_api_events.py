@@ -117,7 +117,8 @@ def test_events_of_errors_have_no_details_and_the_store_no_secrets(gateway: Gate
     report_error(store, T, job.id, job.attempt, error)
     stored = store.events(T, job.id)[-1].data
     assert stored["details"].endswith("redis://:[redacted]@host") and len(stored["details"]) == 4000
-    event = gateway.client.get(f"/v1/jobs/{job.id}/events").json()["data"][-1]
+    with gateway.test_client() as api:
+        event = api.get(f"/v1/jobs/{job.id}/events").json()["data"][-1]
     assert event["type"] == "attempt.error"
     assert event["data"] == {"code": "worker_lost", "message": "Worker was killed.", "retryable": True}
 
