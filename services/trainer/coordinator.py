@@ -42,6 +42,7 @@ from tlm_core.errors import (
     StorageFull,
     StorageUnavailable,
     StoreFull,
+    StoreUnavailable,
     TLMError,
     TrainingFailed,
     Unavailable,
@@ -137,6 +138,8 @@ class Coordinator:
         # Start of the current round by the store's clock, and end of the stall grace period. Before it, workers may
         # have been unable to report, because the store did not answer or this machine was suspended.
         self._now = self._stall_grace_until = -math.inf
+        # Start of the last round by the clocks of the store and this machine; None if the store did not answer since.
+        self._clocks: tuple[float, float] | None = None
         self._stepped_at = time.monotonic()
         # Why this coordinator has released its jobs. It claims no job to run until it reaches Ray and storage again.
         self._blind: set[type[Outage]] = set()
@@ -188,7 +191,7 @@ class Coordinator:
         try:
             self.round()
         except Exception:  # Workers may have been unable to report, too.
-            self._now = -math.inf
+            self._clocks = None
             raise
 
     def round(self) -> None:
@@ -197,9 +200,7 @@ class Coordinator:
         Without room, it claims only jobs that are pausing or cancelling, to stop them.
         """
         self._stepped_at = time.monotonic()
-        previous, self._now = self._now, self.store.now()
-        if not 0 <= self._now - previous <= self.settings.stall_seconds / 2:  # or the clock went back
-            self._stall_grace_until = self._now
+        self._read_clocks()
         for held in list(self._held.values()):
             with self.task.item(f"job {held.id}", **held.ids):
                 self._step(held)
@@ -210,6 +211,18 @@ class Coordinator:
         self._blind = {outage for outage in self._blind if not self._is_over(outage)}
         self._claim_jobs()
         self._report_obstacle()
+
+    def _read_clocks(self) -> None:
+        """Start a round. Extend the stall grace period if workers may have been unable to report since the last one.
+
+        While this machine is suspended, its own clock stops. A long round alone is no reason.
+        """
+        self._now, here = self.store.now(), time.monotonic()
+        before, here_before = self._clocks or (-math.inf, here)
+        jump = self._now - before - (here - here_before)
+        if self._now < before or jump > self.settings.stall_seconds / 2:
+            self._stall_grace_until = self._now
+        self._clocks = self._now, here
 
     def _claim_jobs(self) -> None:
         while ClusterUnavailable not in self._blind:
@@ -515,6 +528,8 @@ class Coordinator:
         Give the job up if Ray or the storage does not answer for `hang_seconds`. The job keeps its attempt.
         """
         held.selecting.clear()  # A wait is no hang.
+        if isinstance(error, StoreUnavailable | StoreFull):
+            self._clocks = None
         if held.waiting != error.code:
             held.waiting = error.code
             held.waiting_since = self._now

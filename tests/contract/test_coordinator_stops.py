@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import redis
@@ -24,7 +24,7 @@ from tests.support import counted, wait_for
 from tests.trainer_fakes import counting_stage
 from tlm_core.artifacts import Manifest, ManifestRef
 from tlm_core.artifacts.store import ArtifactStore
-from tlm_core.errors import ClusterUnavailable, EmptySelection, IndexUnavailable, NotFound, WorkerLost
+from tlm_core.errors import ClusterUnavailable, EmptySelection, IndexUnavailable, NotFound, StoreUnavailable, WorkerLost
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
 
@@ -71,6 +71,47 @@ def test_worker_on_a_suspended_machine_gets_a_grace_period(harness: CoordinatorH
     harness.rounds_until(coordinator, 644)
     assert harness.cluster.statuses[submission] is Status.RUNNING
     harness.rounds_until(coordinator, 646)
+    assert harness.cluster.statuses[submission] is Status.FAILED
+
+
+def test_silent_worker_is_stopped_although_rounds_are_slow(
+    harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    submission = harness.until_submitted(coordinator, job_id)
+    harness.beat(job_id)
+    real, status = time.monotonic, harness.cluster.status
+    monkeypatch.setattr(time, "monotonic", lambda: real() + harness.store.ahead)
+
+    def slow(submission: str) -> Status:
+        harness.store.ahead += 25
+        return status(submission)
+
+    monkeypatch.setattr(harness.cluster, "status", slow)
+    for _ in range(2):
+        coordinator.round()
+        assert harness.cluster.statuses[submission] is Status.RUNNING
+    coordinator.round()
+    assert harness.cluster.statuses[submission] is Status.FAILED
+
+
+def test_step_without_an_answer_of_redis_starts_a_grace_period(
+    harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    submission = harness.until_submitted(coordinator, job_id)
+    harness.beat(job_id)
+    harness.rounds_until(coordinator, 30)
+
+    def away(*_: object) -> NoReturn:
+        monkeypatch.undo()
+        raise StoreUnavailable("Redis does not answer.")
+
+    monkeypatch.setattr(harness.store, "artifacts", away)
+    coordinator.round()
+    harness.rounds_until(coordinator, 60)
+    assert harness.cluster.statuses[submission] is Status.RUNNING
+    harness.rounds_until(coordinator, 76)
     assert harness.cluster.statuses[submission] is Status.FAILED
 
 
