@@ -168,7 +168,7 @@ class Coordinator:
             return
         for held in list(self._held.values()):
             with self.leases.item(f"the lease of job {held.id}", **held.ids):
-                self._renew(held)
+                self.store.renew(held.tenant, held.id, self.owner, self.settings.lease_seconds)
 
     def _release_leases(self) -> None:
         """Let other coordinators adopt the jobs now. Without this, they wait until the leases expire."""
@@ -312,20 +312,16 @@ class Coordinator:
             except TLMError as error:
                 # Another coordinator holds the job, it was deleted, or another release has written its record.
                 log.warning("Released job %s: %s", held.id, error)
+                if isinstance(error, StaleAttempt):
+                    LEASE_LOSSES.inc()
                 self._release(held)
 
     def _step_once(self, held: _Held) -> None:
         job = self.store.get(held.tenant, held.id)
-        if job.owner != self.owner or not self._renew(held):
-            LEASE_LOSSES.inc()
-            self._release(held)
-            return
+        held.submissions.check_owner(job)
         error = self._advance(job, held)
         if error is not None:
             self._end_attempt(job, held, error)
-
-    def _renew(self, held: _Held) -> bool:
-        return self.store.renew(held.tenant, held.id, self.owner, self.settings.lease_seconds)
 
     def _advance(self, job: JobRecord, held: _Held) -> TLMError | None:
         """Take the next step of a job. Returns the error that ends the attempt, or None.

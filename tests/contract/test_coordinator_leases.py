@@ -16,7 +16,7 @@ from services.common.retriever_client import SelectionRun
 from services.trainer.cluster import Status
 from services.trainer.coordinator import Coordinator
 from tests.contract.coordinator_harness import CoordinatorHarness, MovableClockStore, T
-from tests.support import wait_for
+from tests.support import counted, wait_for
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import (
     EmptySelection,
@@ -188,8 +188,10 @@ def test_coordinator_that_lost_its_lease_stops_and_submits_nothing(harness: Coor
         return status(submission)
 
     harness.cluster.status = adopted_meanwhile  # type: ignore[method-assign]
+    losses = counted("tlm_lease_losses_total")
     coordinator.round()
     assert (harness.cluster.stopped, harness.job(job_id).owner) == ([], "b")
+    assert counted("tlm_lease_losses_total") == losses + 1
     harness.cluster.status = status  # type: ignore[method-assign]
     assert harness.cluster.statuses[submission] is Status.RUNNING
 
@@ -203,9 +205,11 @@ def test_coordinator_that_lost_its_lease_before_submitting_submits_nothing(harne
         return status(submission)
 
     harness.cluster.status = adopted_meanwhile  # type: ignore[method-assign]
+    losses = counted("tlm_lease_losses_total")
     for _ in range(5):
         coordinator.round()
     assert (harness.job(job_id).owner, harness.job(job_id).submissions, harness.cluster.statuses) == ("b", {}, {})
+    assert counted("tlm_lease_losses_total") == losses + 1
 
 
 def test_coordinator_that_lost_its_lease_leaves_the_selection_to_the_owner(harness: CoordinatorHarness) -> None:
