@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 
-from services.common.redis_client import connect
+from services.common.redis_client import FEED, connect
 from services.common.retriever_client import SelectionRun
 from services.trainer.cluster import Status
 from services.trainer.coordinator import Coordinator
@@ -289,6 +289,18 @@ def test_job_with_a_record_of_another_release_is_released(
     redis_client.hset(f"tlm:{{{T}}}:job:{unreadable}", "resolved", '{"of_tomorrow": 1}')
     coordinator.round()
     assert harness.until_submitted(coordinator, harness.submit())
+
+
+def test_unreadable_running_record_does_not_grow(harness: CoordinatorHarness, redis_client: redis.Redis) -> None:
+    coordinator, unreadable = harness.coordinator(), harness.submit()
+    coordinator.round()
+    redis_client.hset(f"tlm:{{{T}}}:job:{unreadable}", "resolved", '{"of_tomorrow": 1}')
+    for owner in ("b", "c", "b", "b"):
+        harness.store.expire_deadlines()
+        harness.coordinator(owner).round()
+        assert redis_client.hget(f"tlm:{{{T}}}:job:{unreadable}", "owner") == owner
+    assert harness.events(unreadable).count("job.adopted") == 1
+    assert sum(entry["type"] == "job.adopted" for _, entry in redis_client.xrange(FEED)) == 1
 
 
 def test_damaged_record_stops_no_other_job(harness: CoordinatorHarness, redis_client: redis.Redis) -> None:

@@ -29,6 +29,13 @@ local function record(member, job, events, type, data)
   redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[5], '*', 'job', member, 'seq', seq, 'type', type)
 end
 
+-- Returns whether the newest event of a job is an adoption. A second one would repeat it, and a record that no
+-- coordinator can read is adopted again and again.
+local function is_adopted(events)
+  local newest = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
+  return newest and newest[2][2] == 'job.adopted' -- the fields are type, at, attempt, data
+end
+
 -- Returns the member of a queue that was submitted first among those without a delay. If the clock went back after
 -- the job was queued, its delay is over.
 local function first_due(queue)
@@ -55,7 +62,7 @@ for _, expired in ipairs(leases) do
   if exists(KEYS[2], expired) and (ARGV[6] ~= 'stopping' or redis.call('HGET', job, 'state') ~= 'running') then
     redis.call('HSET', job, 'owner', ARGV[1], 'lease_until', lease, 'updated_at', stamp)
     redis.call('ZADD', KEYS[2], lease, expired)
-    record(expired, job, events, 'job.adopted', {owner = ARGV[1]})
+    if not is_adopted(events) then record(expired, job, events, 'job.adopted', {owner = ARGV[1]}) end
     return expired
   end
 end
