@@ -143,6 +143,7 @@ class Coordinator:
         self._stepped_at = time.monotonic()
         # Why this coordinator has released its jobs. It claims no job to run until it reaches Ray and storage again.
         self._blind: set[type[Outage]] = set()
+        self._probed: dict[type[Outage], bool] = {}  # outage → whether it is over, from its probe in this round
         self._full = ""  # the message of the error of a full disk
         # Why no job starts although slots are free, and when this was reported.
         self._reported: tuple[str, float] = ("", -math.inf)
@@ -154,7 +155,7 @@ class Coordinator:
             while not stop.is_set():
                 with self.task.round(), ROUNDS.time():
                     self._round_or_forget_time()
-                self._write_heartbeat()
+                self._show_step()
                 HELD.set(len(self._held))
                 TOKENS.set(sum(held.rate for held in self._held.values()))
                 stop.wait(self.task.delay(self.settings.poll_seconds))
@@ -180,7 +181,9 @@ class Coordinator:
                 with log_context(**held.ids):
                     log.warning("Cannot give up the lease of job %s; it expires: %s", held.id, error)
 
-    def _write_heartbeat(self) -> None:
+    def _show_step(self) -> None:
+        """Show that this coordinator does not hang: to the thread of the leases, and in a file to health checks."""
+        self._stepped_at = time.monotonic()
         try:
             self.settings.heartbeat.parent.mkdir(parents=True, exist_ok=True)
             self.settings.heartbeat.touch()
@@ -199,8 +202,9 @@ class Coordinator:
 
         Without room, it claims only jobs that are pausing or cancelling, to stop them.
         """
-        self._stepped_at = time.monotonic()
+        self._show_step()
         self._read_clocks()
+        self._probed.clear()
         for held in list(self._held.values()):
             with self.task.item(f"job {held.id}", **held.ids):
                 self._step(held)
@@ -300,8 +304,7 @@ class Coordinator:
 
     def _step(self, held: _Held) -> None:
         """Renew the lease of a job and take its next step. Raises Unavailable if the store does not answer."""
-        self._stepped_at = time.monotonic()
-        self._write_heartbeat()
+        self._show_step()
         with log_context(**held.ids):
             try:
                 self._step_once(held)
@@ -543,15 +546,13 @@ class Coordinator:
             self._blind.add(type(error))
 
     def _is_over(self, outage: type[Outage]) -> bool:
-        """Return whether Ray or the storage can be reached again."""
-        if outage is ClusterUnavailable:
-            return self.cluster.answers()
-        try:
-            with self.artifacts.errors("checking the storage"):
-                self.artifacts.check_mounted()
-        except TLMError:
-            return False
-        return True
+        """Return whether Ray or the storage can be reached again. Probes once per round, because a probe may hang."""
+        if outage not in self._probed:
+            self._show_step()  # The call before the probe may have hung as long.
+            probed = self.cluster if outage is ClusterUnavailable else self.artifacts
+            self._probed[outage] = probed.answers()
+            self._show_step()
+        return self._probed[outage]
 
     # --- ending -------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import redis
@@ -17,10 +17,12 @@ from services.trainer.cluster import Status
 from services.trainer.coordinator import Coordinator
 from tests.contract.coordinator_harness import CoordinatorHarness, MovableClockStore, T
 from tests.support import counted, wait_for
+from tlm_core.artifacts import ManifestRef
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import (
     EmptySelection,
     NonFiniteLoss,
+    StorageUnavailable,
     StoreUnavailable,
     UnreadableRecord,
 )
@@ -157,6 +159,33 @@ def test_coordinator_without_its_storage_leaves_its_job_to_another(harness: Coor
     blind.artifacts = harness.artifacts
     blind.round()
     assert harness.job(queued).owner == "blind"
+
+
+def test_probe_of_a_hanging_storage_delays_no_renewal_of_leases(
+    harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each call to the storage takes 100 s."""
+    coordinator, probes = harness.coordinator(concurrency=3), list[float]()
+    jobs = [harness.submit(seeds=(seed,)) for seed in range(3)]
+    coordinator.round()
+    coordinator.round()
+
+    def check(_: ManifestRef) -> NoReturn:
+        coordinator._stepped_at -= 100
+        raise StorageUnavailable("The storage does not answer.")
+
+    def probe() -> NoReturn:
+        probes.append(harness.store.ahead)
+        coordinator._stepped_at -= 100
+        coordinator._renew_leases()
+        raise StorageUnavailable("The storage does not answer.")
+
+    monkeypatch.setattr(harness.artifacts, "check", check)
+    monkeypatch.setattr(harness.artifacts, "check_mounted", probe)
+    harness.rounds_until(coordinator, 200)
+    assert len(probes) == len(set(probes)) >= 4, "one probe in each round"
+    assert [harness.events(job)[-1] for job in jobs] == ["job.waiting"] * 3
+    assert "No step" not in caplog.text
 
 
 def test_storage_that_no_coordinator_reaches_costs_no_attempt(harness: CoordinatorHarness) -> None:

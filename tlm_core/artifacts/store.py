@@ -56,6 +56,15 @@ class ArtifactStore:
         """Raise StorageUnavailable if the storage is not mounted. create: mark a new storage as this service's."""
         StorageMark(self.fs, self.root, self._is_new).check(create=create)
 
+    def answers(self) -> bool:
+        """Return whether the storage can be reached and is mounted."""
+        try:
+            with self.errors("checking the storage"):
+                self.check_mounted()
+        except TLMError:
+            return False
+        return True
+
     def check_space(self, extra: int = 0) -> None:
         """Raise StorageFull if a local disk is almost full, or would be after an upload of `extra` bytes.
 
