@@ -14,6 +14,7 @@ import redis
 from starlette.concurrency import run_in_threadpool
 
 from services.common.background import Background
+from services.common.job_reads import JobReads
 from services.common.jobstore import JobStore
 from services.common.redis_client import key as redis_key
 from tlm_core.artifacts import canonical_json
@@ -79,13 +80,17 @@ class _Topic:
 
 
 class Tailer:
-    """Feeds event streams. `run` is the only task that polls; without watchers it sends no request to Redis."""
+    """Feeds event streams. `run` is the only task that polls; without watchers it sends no request to Redis.
+
+    Streams themselves read the events that have moved to the storage.
+    """
 
     def __init__(
         self, client: redis.Redis, jobs: JobStore, *, interval: float = 0.25, progress_interval: float = 1.0
     ) -> None:
         self._redis = client
         self._jobs = jobs
+        self._unmoved = JobReads(client)  # reads no storage, because a storage that hangs would delay all streams
         self._interval = interval
         self._progress_interval = progress_interval
         self._topics: dict[tuple[str, str], _Topic] = {}
@@ -211,10 +216,10 @@ class Tailer:
     async def _update(self, key: tuple[str, str], topic: _Topic, head: Head) -> None:
         last = topic.recent[-1].seq if topic.recent else max(head.last_event - _BUFFERED_EVENTS // 2, 0)
         if head.last_event > last:
-            events = await run_in_threadpool(self._jobs.events, *key, after=last, limit=_PAGE)
+            events = await run_in_threadpool(self._unmoved.events, *key, after=last, limit=_PAGE)
             topic.recent.extend(events)
-            if events and events[-1].seq < head.last_event:
-                # More than one page of new events: streams read the rest from the store.
+            if topic.recent and topic.recent[-1].seq < head.last_event:
+                # More than one page of new events, or events in the storage: streams read the rest themselves.
                 topic.recent.clear()
         topic.head = head
 

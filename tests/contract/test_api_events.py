@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import threading
@@ -19,6 +20,7 @@ import redis
 
 from services.api.streams import Tailer
 from services.common.archive import Archive
+from services.common.history import History, Row
 from services.common.jobstore import JobStore
 from services.trainer.patience import report_error
 from tests.contract.gateway import AUTH, TOKEN, Gateway, make_gateway, restarted
@@ -77,6 +79,11 @@ def read(
             if count is not None and len(received) >= count:
                 break
     return received
+
+
+def move_streams(store: JobStore) -> None:
+    Archive(store).mark_streams()
+    Archive(store).move_marked()
 
 
 def numbered(received: list[dict[str, str]]) -> list[int]:
@@ -177,8 +184,7 @@ def test_clients_cut_at_random_over_restarts_see_the_whole_log(
                 write(60 * life)
                 if life == 2:
                     store.finish(job, "a", {})
-                    Archive(store).mark_streams()
-                    Archive(store).move_marked()
+                    move_streams(store)
                     [client.result() for client in followed]
             started = [restarted(gateway) for gateway in started]
     log = [event.seq for event in store.events(T, job.id, limit=10_000)]
@@ -303,6 +309,48 @@ def test_record_of_a_wrong_type_does_not_stop_the_streams_of_others(
         assert reader.result(20)[-1]["event"] == "end" and tailer.task.condition == "ok"
         gateway.client.delete(name)
         assert other.result(20) == received, "The stream of a deleted job ends."
+
+
+def test_ended_job_whose_storage_hangs_delays_no_other_stream(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (ended, job), store = (running(gateway), running(gateway)), gateway.parts.jobs
+    store.finish(ended, "a", {})
+    move_streams(store)
+    answer, read_history, received = threading.Event(), History.read, list[dict[str, str]]()
+
+    def hang(*args: Any) -> list[Row]:
+        assert answer.wait(30)
+        return read_history(*args)
+
+    monkeypatch.setattr(History, "read", hang)
+    with gateway.served() as url, ThreadPoolExecutor(2) as pool:
+        waiting = pool.submit(read, url, ended.id)
+        wait_for(lambda: watcher_count(gateway) == 1)
+        reader = pool.submit(read, url, job.id, received=received)
+        try:
+            wait_for(lambda: len(received) == 2)
+            store.finish(job, "a", {})
+            assert numbered(reader.result(20)) == [1, 2, 3]
+        finally:
+            answer.set()
+        assert numbered(waiting.result(20)) == [1, 2, 3]
+
+
+def test_events_that_moved_between_two_polls_reach_open_streams(gateway: Gateway) -> None:
+    job, store, tailer = running(gateway), gateway.parts.jobs, gateway.parts.tailer
+
+    async def follow() -> list[list[Event] | None]:
+        with tailer._watch(T, job.id) as topic:
+            await tailer._poll()
+            before = topic.after(0)
+            store.finish(job, "a", {})
+            move_streams(store)
+            await tailer._poll()
+            return [before, topic.after(2), topic.after(3)]
+
+    # None: the stream reads the events itself.
+    assert asyncio.run(follow()) == [store.events(T, job.id)[:2], None, []]
 
 
 def test_open_stream_waits_for_the_store(gateway: Gateway) -> None:
