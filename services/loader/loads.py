@@ -12,7 +12,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from services.common.retriever_client import IndexLoad, RetrieverClient
 from tlm_core.artifacts import ManifestRef
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.corpus.states import CorpusState, LoadState
-from tlm_core.errors import IndexMismatch, NotFound, StaleAttempt, TLMError
+from tlm_core.errors import IndexMismatch, NotFound, Outage, StaleAttempt, TLMError
 from tlm_core.pulse import PULSE
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class LoadWorker:
         except _Stopped:
             log.info("Load %s of corpus %s will continue at the next start", load.id, load.corpus)
         except TLMError as error:
-            if error.retryable:
+            if _can_wait(error):
                 log.warning("Load %s of corpus %s waits: %s", load.id, load.corpus, error)
                 return
             self._fail(load, error)
@@ -142,6 +142,8 @@ class LoadWorker:
     # --- from the upload to stored passages -------------------------------------------------------------------------
 
     def _split(self, load: CorpusLoad) -> None:
+        with suppress(NotFound):  # A storage that is not mounted is not full.
+            self._artifacts.check_space()
         with self._renewed_lease(load):
             load = self._cut(load)
             info, ref, near_seconds = self._write_passages(load)
@@ -291,7 +293,7 @@ class LoadWorker:
                     self._catalog.save_load(load.model_copy(update={"done": status.loaded}), self._owner)
             case "failed":
                 error = status.failure or TLMError("The retriever failed to load the corpus. Read the retriever's log.")
-                if not error.retryable:
+                if not _can_wait(error):
                     self._fail(load, error)
                     return
                 log.warning("Load %s of corpus %s is requested again: %s", load.id, load.corpus, error)
@@ -332,3 +334,8 @@ class LoadWorker:
     def _delete_upload(self, load: CorpusLoad) -> None:
         shutil.rmtree(self._near_state(load), ignore_errors=True)
         self._artifacts.delete(load.upload.folder)
+
+
+def _can_wait(error: TLMError) -> bool:
+    """Return whether the load may succeed later. Free space may return, and a failure would delete the upload."""
+    return error.retryable or isinstance(error, Outage)

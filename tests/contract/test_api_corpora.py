@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import redis
@@ -24,7 +25,7 @@ from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.corpus import near
 from tlm_core.corpus import read as corpus_read
 from tlm_core.corpus.states import LoadState
-from tlm_core.errors import IndexMismatch, IndexUnavailable, StoreUnavailable
+from tlm_core.errors import IndexMismatch, IndexUnavailable, StorageFull, StoreUnavailable
 
 
 def test_uploaded_corpus_becomes_a_searchable_version(api: TestClient, gateway: Gateway) -> None:
@@ -135,6 +136,28 @@ def test_load_fails_only_on_a_permanent_retriever_error(api: TestClient, gateway
     gateway.retriever.failure = IndexMismatch("this index is not ours").as_dict()
     corpus = wait_for_corpus(api)
     assert corpus["loads"][0]["error"]["code"] == corpus["versions"][0]["error"]["code"] == "index_mismatch"
+
+
+def test_full_disk_delays_a_load_and_keeps_its_upload(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_id, full = queue_load(gateway), StorageFull("The disk has only 0 MiB of free space.")
+    again, splits = restarted(gateway), Mock(wraps=corpus_read.source_files)
+    monkeypatch.setattr(corpus_read, "source_files", splits)
+    with monkeypatch.context() as patch:
+        patch.setattr(ArtifactStore, "check_space", Mock(side_effect=full))
+        again.loads.round()
+    assert not splits.called, "Without space for the passages, the upload is not split."
+    with monkeypatch.context() as patch:
+        patch.setattr(ArtifactStore, "write", Mock(side_effect=full))
+        again.loads.round()
+    assert gateway.parts.catalog.load(T, load_id).state is LoadState.CUTTING
+    again.retriever.failure = full.as_dict()
+    for _ in range(3):
+        again.loads.round()
+    assert gateway.parts.catalog.load(T, load_id).state is LoadState.INDEXING
+    again.retriever.failure = None
+    for _ in range(3):
+        again.loads.round()
+    assert gateway.parts.catalog.load(T, load_id).state is LoadState.READY
 
 
 class Killed(BaseException):
