@@ -104,6 +104,7 @@ class Chaos:
     history: History = field(default_factory=History)
     faults: list[dict[str, Any]] = field(default_factory=list)
     planned: int = 0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -158,7 +159,7 @@ class Chaos:
         else:
             values |= {"ray_url": self.cluster.url if role == "coordinator" else "", "concurrency": "3"}
             values |= self.times
-        environment = {"CHAOS_FOLDER": str(self.folder)}
+        environment = {"CHAOS_FOLDER": str(self.folder), "CHAOS_SEED": str(self.seed)}
         if role == "coordinator" and isinstance(self.cluster, RayHead):
             values["python"] = str(self.cluster.python)
             environment |= self.cluster.token
@@ -246,15 +247,14 @@ class Chaos:
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
 
-    def client(self, seed: int, numbers: list[int], patience: float) -> None:
+    def client(self, numbers: list[int], patience: float) -> None:
         """Submit one job after another, follow each to its end, and sometimes pause, resume or cancel it."""
-        rng = random.Random(seed)
         with httpx.Client(timeout=6, trust_env=False) as client:
             for place, number in enumerate(numbers):
                 self._await_faults(place / max(1, len(numbers) - 1), patience)
                 name, body = name_of(number), self._body(number)
                 try:
-                    self.follow(client, rng, name, body, time.monotonic() + patience)
+                    self.follow(client, name, body, time.monotonic() + patience)
                 except TimeoutError as error:  # The checker reports a job that was not accepted or does not end.
                     say(f"{name}: {error}")
 
@@ -266,13 +266,13 @@ class Chaos:
         """Return the request of a job. Some jobs have equal work, which is computed once."""
         return job_of(number * 4 // 5, groups=1 if self.ray else 2)
 
-    def follow(
-        self, client: httpx.Client, rng: random.Random, name: str, body: dict[str, Any], deadline: float
-    ) -> None:
+    def follow(self, client: httpx.Client, name: str, body: dict[str, Any], deadline: float) -> None:
         """Submit a job, follow it to its end, and sometimes pause, resume or cancel it.
 
         Raises TimeoutError if no gateway answers.
         """
+        # The number of requests and waits differs between runs. So they draw no number of the choices about a job.
+        job_rng, rng = random.Random(f"{self.seed}/{name}"), random.Random(f"{self.seed}/{name}/requests")
 
         def ask(method: str, path: str, **more: Any) -> str:
             sent_at = time.time()
@@ -285,9 +285,9 @@ class Chaos:
             return ""
 
         job = ""
-        for _ in range(rng.choice([1, 2])):  # A client that repeats its request gets the same job.
+        for _ in range(job_rng.choice([1, 2])):  # A client that repeats its request gets the same job.
             job = ask("POST", "/v1/jobs", json={**body, "name": name}, headers={"Idempotency-Key": name}) or job
-        verbs = rng.choices([[], ["cancel"], ["pause", "resume"]], [8, 1, 1])[0]
+        verbs = job_rng.choices([[], ["cancel"], ["pause", "resume"]], [8, 1, 1])[0]
         while job and time.monotonic() < deadline:
             time.sleep(rng.uniform(0.3, 0.9))
             if not ask("GET", f"/v1/jobs/{job}"):
@@ -379,13 +379,12 @@ class Chaos:
 
     def run(self, seed: int, jobs: int, clients: int, faults: list[Fault], patience: float) -> None:
         """Run all jobs and faults. patience: seconds that a client waits for the end of a job."""
-        self.planned = len(faults)
+        self.planned, self.seed = len(faults), seed
         self.history.planned = {name_of(number) for number in range(jobs)}
         with self.running():
             self.add_dataset()
             with ThreadPoolExecutor(clients) as users, ThreadPoolExecutor(4) as breakers:
-                runs = [users.submit(self.client, seed * 1000 + n, list(range(n, jobs, clients)), patience)
-                         for n in range(clients)]  # fmt: skip
+                runs = [users.submit(self.client, list(range(n, jobs, clients)), patience) for n in range(clients)]
                 while not self.history.answers and not any(user.done() for user in runs):
                     time.sleep(0.1)
                 injections = []

@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import random
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -135,11 +136,16 @@ def _plant(bug: str) -> None:
 
         JobStore.__init__ = without_line  # type: ignore[method-assign]
     if bug == "torn-manifest":
-        put = ArtifactStore._put
+        put, seed = ArtifactStore._put, os.environ["CHAOS_SEED"]
 
         def torn(self: ArtifactStore, source: Path, target: str) -> None:
-            if target.endswith(MANIFEST) and random.random() < 0.3:
+            if target.endswith(MANIFEST) and _tears(seed, target.removeprefix(self.root)):
                 source.write_bytes(source.read_bytes()[:40])
             put(self, source, target)
 
         ArtifactStore._put = torn  # type: ignore[method-assign]
+
+
+def _tears(seed: str, path: str) -> bool:
+    """Choose three of ten manifests. The ids of jobs differ between runs of a seed, so they do not count."""
+    return random.Random(f"{seed}{re.sub('job_[^/-]+', '', path)}").random() < 0.3

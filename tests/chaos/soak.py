@@ -74,12 +74,11 @@ class Soak:
 
     def _client(self, number: int, began: float) -> None:
         """Submit one job after another, some with equal work, and pause or cancel some."""
-        rng = random.Random(number)
         with httpx.Client(timeout=20, trust_env=False) as client:
             while time.monotonic() < began + self.seconds:
                 name = name_of(number)
                 self.chaos.history.planned.add(name)
-                self.chaos.follow(client, rng, name, _body(number), time.monotonic() + 300)
+                self.chaos.follow(client, name, _body(number), time.monotonic() + 300)
                 number += _CLIENTS
 
     def _sample(self, at: float) -> None:

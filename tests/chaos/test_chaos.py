@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -19,7 +22,7 @@ from tests.chaos import harness
 from tests.chaos.__main__ import read_options
 from tests.chaos.checker import Answer, History, Record, Write, is_expected, violations
 from tests.chaos.harness import FAST, Chaos, Fault, job_of, plan_faults
-from tests.chaos.processes import BUGS, SCRIPT_BUGS
+from tests.chaos.processes import BUGS, SCRIPT_BUGS, _tears
 from tests.chaos.ray import JobServer
 from tests.chaos.times import GOALS, missed_goals
 from tests.contract.gateway import TRAIN, T
@@ -143,6 +146,38 @@ def test_planted_bugs_change_the_scripts_of_the_store() -> None:
 
 def test_plan_of_a_seed_can_be_replayed() -> None:
     assert plan_faults(3, 50, 1.0) == plan_faults(3, 50, 1.0) != plan_faults(4, 50, 1.0)
+
+
+def requests_of(seed: int, polls: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return what a client requests for 30 jobs, if each request needs so many tries, and each job so many polls."""
+    sent: list[str] = []
+
+    def answer(_: object, client: object, method: str, path: str, rng: random.Random, **more: Any) -> httpx.Response:  # noqa: ARG001
+        [rng.choice("ab") for _ in range(polls)]  # a gateway for each try
+        sent.append(f"{method} {path}")
+        ended = sent[-polls:] == ["GET /v1/jobs/j"] * polls
+        return httpx.Response(200, json={"id": "j", "state": "succeeded" if ended else "paused", "last_event": 1})
+
+    monkeypatch.setattr(Chaos, "request", answer)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    chaos = Chaos.__new__(Chaos)
+    chaos.history, chaos.faults, chaos.seed = History(), [], seed
+    chaos.client(list(range(30)), 60.0)
+    return [request for request in sent if not request.startswith("GET")]
+
+
+def test_choices_of_a_client_depend_on_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = requests_of(1, 3, monkeypatch)
+    assert requests_of(1, 4, monkeypatch) == first != requests_of(2, 3, monkeypatch)
+    assert {"POST /v1/jobs/j/pause", "POST /v1/jobs/j/cancel"} <= set(first)
+
+
+def test_seed_chooses_the_manifests_that_are_torn() -> None:
+    paths = [f"/default/artifacts/art_{n}/job_1-1/manifest.json" for n in range(1000)]
+    torn = [path for path in paths if _tears("7", path)]
+    assert 250 < len(torn) < 350 and torn != [path for path in paths if _tears("8", path)]
+    assert all(_tears("7", path.replace("job_1", "job_2")) for path in torn)
+    assert not all(_tears("7", path.replace("job_1-1", "job_1-2")) for path in torn), "A later attempt may succeed."
 
 
 @pytest.mark.parametrize("name", ["step clock", "kill worker", "lose worker", "stop gateway"])
