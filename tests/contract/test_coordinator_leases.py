@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+import httpx
 import pytest
 import redis
 
 from services.common.redis_client import FEED, connect
 from services.common.retriever_client import SelectionRun
-from services.trainer.cluster import Status
+from services.trainer.cluster import RayCluster, Status
 from services.trainer.coordinator import Coordinator
 from tests.contract.coordinator_harness import CoordinatorHarness, MovableClockStore, T
 from tests.support import counted, wait_for
@@ -107,6 +111,47 @@ def test_coordinator_renews_all_leases_while_a_component_hangs(harness: Coordina
         stop.set()
         runner.join(20)
     assert harness.cluster.stopped == []
+
+
+def test_coordinator_keeps_all_leases_while_ray_and_the_storage_hang(harness: CoordinatorHarness) -> None:
+    """The time limits are a fifth of those in service. Half of the checks of the storage hang, and all calls of Ray."""
+    coordinator = harness.coordinator(concurrency=50, lease_seconds=6.0, hang_seconds=24.0)
+    jobs = [harness.submit(seeds=(seed,)) for seed in range(50)]
+    checks, check = itertools.count(), harness.artifacts.check
+    stop, close, hung = threading.Event(), threading.Event(), set[str]()
+
+    def hang(ref: ManifestRef) -> None:
+        if next(checks) % 2:
+            hung.add("storage")
+            close.wait(6)
+            raise StorageUnavailable("The storage does not answer.")
+        check(ref)
+
+    harness.artifacts.check = hang  # type: ignore[method-assign]
+    runner = threading.Thread(target=coordinator.run, args=(stop,))
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as half_open:  # The kernel accepts, and nobody answers.
+        url = f"http://127.0.0.1:{half_open.getsockname()[1]}"
+        http = httpx.Client(
+            base_url=url, timeout=2.0, trust_env=False, event_hooks={"request": [lambda _: hung.add("ray")]}
+        )
+        coordinator.cluster = RayCluster(http)
+        coordinator.round()
+        runner.start()
+        try:
+            wait_for(lambda: hung == {"ray", "storage"})
+            until = time.monotonic() + 2 * coordinator.settings.lease_seconds
+            while time.monotonic() < until:
+                leases = harness.store.leases()
+                assert len(leases) == len(jobs) and min(leases.values()) > harness.store.now()
+                assert harness.store.claim("b", 30) is None
+                time.sleep(0.2)
+        finally:
+            close.set()
+            stop.set()
+            half_open.close()
+            runner.join(60)
+    assert not runner.is_alive()
+    assert {harness.job(job).attempt for job in jobs} == {1}
 
 
 def test_idle_coordinator_reports_no_hang(harness: CoordinatorHarness, caplog: pytest.LogCaptureFixture) -> None:
