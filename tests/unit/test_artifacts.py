@@ -18,6 +18,7 @@ import pytest
 from services.trainer.settings import TrainerSettings
 from tlm_core.artifacts import Manifest, ManifestRef, artifact_id, mark
 from tlm_core.artifacts import store as store_module
+from tlm_core.artifacts.manifest import FileEntry
 from tlm_core.artifacts.mark import MARK
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import CorruptArtifact, NotFound, StorageFull, StorageUnavailable
@@ -78,6 +79,21 @@ def test_lost_file_is_detected(store: ArtifactStore, tmp_path: Path, broken: str
         store.verify(ref)
     with pytest.raises((NotFound, CorruptArtifact)):
         store.localize(ref)
+
+
+def test_file_that_is_deleted_during_the_check_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, stat = tmp_path / "x", Path.stat
+    file.write_bytes(b"1")
+    manifest = Manifest(artifact="a", stage="s", files=(FileEntry(name="x", size=1, sha256="0"),), meta={})
+
+    def stat_then_delete(path: Path, **options: Any) -> os.stat_result:
+        result = stat(path, **options)
+        path.unlink()
+        return result
+
+    monkeypatch.setattr(Path, "stat", stat_then_delete)
+    with pytest.raises(CorruptArtifact):
+        manifest.check_sizes(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["x", "manifest.json"])

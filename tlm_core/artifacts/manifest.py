@@ -57,7 +57,11 @@ class Manifest(_Value):
         """Raise CorruptArtifact if a file in a local folder is missing or has another size."""
         for entry in self.files:
             path = folder / entry.name
-            if not path.is_file() or path.stat().st_size != entry.size:
+            try:  # Another process may delete the folder at any time.
+                size = path.stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                raise mismatch(str(path)) from None
+            if size != entry.size or not path.is_file():
                 raise mismatch(str(path))
 
 
