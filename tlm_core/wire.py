@@ -185,7 +185,8 @@ class Waiting(_Answer):
     """Why a job does not run now, although it is queued or active."""
 
     code: str = Field(
-        description="queued, blocked (no job starts), backoff, or the code of the error that delays the job"
+        description="queued, blocked (no job starts), backoff, selection_waits (in the retriever), or the code of the "
+        "error that delays the job"
     )
     reason: str
     position: int | None = Field(None, description="rank in the queue, from 1")
@@ -218,7 +219,9 @@ class JobSummary(_Answer):
     finished_at: Time | None
     progress: Progress | None = Field(description="of the last attempt; rate and time left only while it runs")
     waiting: Waiting | None = None
-    silent_seconds: float | None = Field(None, description="time since the last report of the workers; null below 30")
+    silent_seconds: float | None = Field(
+        None, description="time since the last heartbeat of the most silent group of workers; null below 30"
+    )
     error: JsonObject | None
     metric: str | None = Field(None, description="the metric of `score`")
     score: float | None = Field(None, description="mean test score of the returned model over the seeds")

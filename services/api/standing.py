@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from services.common.jobstore import JobStore
+from services.common.situation import Situation
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import ACTIVE, State
+from tlm_core.stages import SELECT
 from tlm_core.wire import Waiting
 from tlm_core.wording import counted
 
@@ -17,7 +19,7 @@ _SILENT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Standing:
-    """What the record of a job does not show. silent_seconds: time since its workers reported; None below 30."""
+    """What the record of a job does not show. silent_seconds: see `_silence`; None below 30 and without workers."""
 
     waiting: Waiting | None = None
     silent_seconds: float | None = None
@@ -33,18 +35,39 @@ def standings(store: JobStore, jobs: Sequence[JobRecord]) -> list[Standing]:
         return [NOTHING_NEW] * len(jobs)
     now = store.now()
     waiting = _waiting(store, queued, now) if queued else {}
-    return [_standing(job, now, waiting.get(job.id)) for job in jobs]
+    return [_standing(store, job, now, waiting.get(job.id)) for job in jobs]
 
 
-def _standing(job: JobRecord, now: float, waiting: Waiting | None) -> Standing:
+def _standing(store: JobStore, job: JobRecord, now: float, waiting: Waiting | None) -> Standing:
     if waiting is not None:
         return Standing(waiting)
     if job.state not in ACTIVE:
         return NOTHING_NEW
     if job.waiting is not None:
         return Standing(Waiting(code=str(job.waiting["code"]), reason=str(job.waiting["message"])))
-    silent = now - job.updated_at
-    return Standing(silent_seconds=silent if silent >= _SILENT_SECONDS else None)
+    if _selection_waits(job, now):
+        reason = "The selection waits in the retriever: other selections run, or the index still loads."
+        return Standing(Waiting(code="selection_waits", reason=reason))
+    return Standing(silent_seconds=_silence(store, job, now))
+
+
+def _selection_waits(job: JobRecord, now: float) -> bool:
+    """Return whether the retriever has counted nothing of the current selection yet, and nothing else is reported."""
+    selects = job.progress is not None and job.progress.stage == SELECT.name and not job.progress.total
+    return job.state is State.RUNNING and selects and now - job.updated_at >= _SILENT_SECONDS
+
+
+def _silence(store: JobStore, job: JobRecord, now: float) -> float | None:
+    """Return the seconds since the last heartbeat of the most silent group of workers; None below 30.
+
+    A group whose nodes are done reports no more.
+    """
+    ages = {group: now - beat.at for group, beat in job.beats.items() if job.works(group)}
+    silent = {group: age for group, age in ages.items() if age >= _SILENT_SECONDS}
+    if not silent:
+        return None
+    situation = Situation.read(store, job)
+    return max((age for group, age in silent.items() if not situation.is_done(group)), default=None)
 
 
 def _waiting(store: JobStore, queued: Sequence[JobRecord], now: float) -> dict[str, Waiting]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 from fastapi.testclient import TestClient
 
 from services.common.redis_client import OBSTACLES
+from services.common.situation import Situation
 from tests.contract.dashboard_pages import Tags, signed_in
 from tests.contract.gateway import Gateway
 from tests.factories import make_resolved, make_spec
+from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import ClusterUnavailable, WorkerLost
+from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord, Progress
 
 T = "default"
@@ -17,16 +23,27 @@ PROGRESS = Progress(stage="joint", node="joint.s0", step=239, total=845, rate=32
                     stage_eta_seconds=90.0)  # fmt: skip
 
 
-def submit(gateway: Gateway, **over: int) -> str:
+def submit(gateway: Gateway, **over: Any) -> str:
     return gateway.parts.jobs.submit(T, make_spec(**over), make_resolved())[0].id
 
 
-def running(gateway: Gateway) -> JobRecord:
-    submit(gateway)
+def running(gateway: Gateway, **over: Any) -> JobRecord:
+    submit(gateway, **over)
     job = gateway.parts.jobs.claim("a", 60)
     assert job is not None
     gateway.parts.jobs.report(T, job.id, 1, progress=PROGRESS)
     return job
+
+
+def progress_json(stage: str, total: int) -> str:
+    return Progress(stage=stage, node=stage, total=total).model_dump_json()
+
+
+def beat(gateway: Gateway, job: JobRecord, **ages: float) -> None:
+    """Store the last heartbeat of each group. ages: seconds since the heartbeat, by group."""
+    now = gateway.parts.jobs.now()
+    beats = json.dumps({group: {"at": now - age} for group, age in ages.items()})
+    gateway.client.hset(f"tlm:{{{T}}}:job:{job.id}", "beats", beats)
 
 
 def page_text(gateway: Gateway, path: str) -> str:
@@ -99,12 +116,53 @@ def test_silent_workers_are_visible_from_thirty_seconds_on(
     api: TestClient, gateway: Gateway, silent: int, shown: bool
 ) -> None:
     job = running(gateway)
-    heard = gateway.parts.jobs.now() - silent
-    gateway.client.hset(f"tlm:{{{T}}}:job:{job.id}", "updated_at", heard)
+    beat(gateway, job, main=silent)
     view = api.get(f"/v1/jobs/{job.id}").json()
     assert (view["silent_seconds"] is not None) == shown
     for path in (f"/ui/jobs/{job.id}", "/ui/jobs"):
         assert ("orkers last reported 6 min" in page_text(gateway, path)) == shown
+
+
+def test_one_silent_group_is_visible_beside_groups_that_report(api: TestClient, gateway: Gateway) -> None:
+    job = running(gateway, seeds=(0, 1, 2))
+    beat(gateway, job, **{"seed.s0": 1, "seed.s1": 400, "seed.s2": 1})
+    assert api.get(f"/v1/jobs/{job.id}").json()["silent_seconds"] >= 400
+
+
+def test_group_whose_stages_are_done_is_not_silent(api: TestClient, gateway: Gateway) -> None:
+    job, jobs = running(gateway), gateway.parts.jobs
+    beat(gateway, job, baseline=400)
+    assert api.get(f"/v1/jobs/{job.id}").json()["silent_seconds"] >= 400
+    for name in ("validate", "baseline"):
+        situation = Situation.read(jobs, job)
+        artifact, stage = situation.artifact_id(plan_of(job).node(name)), plan_of(job).node(name).stage.name
+        ref = ManifestRef(folder=f"{T}/artifacts/{artifact}/{job.id}-1", digest="1" * 64)
+        jobs.publish(T, job.id, 1, artifact=artifact, ref=ref, node=name, stage=stage)
+    assert api.get(f"/v1/jobs/{job.id}").json()["silent_seconds"] is None
+    beat(gateway, job, baseline=400, main=200)
+    assert 200 <= api.get(f"/v1/jobs/{job.id}").json()["silent_seconds"] < 400
+
+
+def test_job_without_workers_is_not_silent(api: TestClient, gateway: Gateway) -> None:
+    job = running(gateway)
+    gateway.client.hset(f"tlm:{{{T}}}:job:{job.id}", "updated_at", gateway.parts.jobs.now() - 400)
+    for stage, total in (("validate", 0), ("select", 1000)):
+        gateway.client.hset(f"tlm:{{{T}}}:job:{job.id}", "progress", progress_json(stage, total))
+        view = api.get(f"/v1/jobs/{job.id}").json()
+        assert (view["silent_seconds"], view["waiting"]) == (None, None), stage
+
+
+@pytest.mark.parametrize(("quiet", "shown"), [(20, False), (400, True)])
+def test_job_says_that_its_selection_waits_in_the_retriever(
+    api: TestClient, gateway: Gateway, quiet: int, shown: bool
+) -> None:
+    job = running(gateway)
+    changes = {"updated_at": gateway.parts.jobs.now() - quiet, "progress": progress_json("select", 0)}
+    gateway.client.hset(f"tlm:{{{T}}}:job:{job.id}", mapping=changes)
+    waiting = api.get(f"/v1/jobs/{job.id}").json()["waiting"]
+    assert (waiting and waiting["code"]) == ("selection_waits" if shown else None)
+    for path in (f"/ui/jobs/{job.id}", "/ui/jobs"):
+        assert ("The selection waits in the retriever" in page_text(gateway, path)) == shown
 
 
 def test_succeeded_job_is_complete_although_its_last_report_was_not(api: TestClient, gateway: Gateway) -> None:

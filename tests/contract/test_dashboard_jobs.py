@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 
@@ -80,7 +81,6 @@ def test_running_job_shows_stage_and_actions(filled: tuple[Gateway, Contents]) -
     gateway, contents = filled
     job = contents.jobs["running"]
     browser, record = signed_in(gateway), f"tlm:{{{T}}}:job:{job}"
-    gateway.client.hset(record, "updated_at", time.time())
     text = browser.get(f"/ui/jobs/{job}").text
     assert re.search(r'<li class="running" aria-current="step">\s*<span class="name">joint</span>', text)
     words = " ".join(Tags(text).words.split())
@@ -89,7 +89,7 @@ def test_running_job_shows_stage_and_actions(filled: tuple[Gateway, Contents]) -
     assert "38 % of the job, 1 min 51 s left" in words
     assert f"/ui/jobs/{job}/do/pause" in text and f"/ui/jobs/{job}/do/resume" not in text
     assert "no number; write" not in text
-    gateway.client.hset(record, "updated_at", time.time() - 600)
+    gateway.client.hset(record, "beats", json.dumps({"main": {"at": time.time() - 600}}))
     words = " ".join(Tags(browser.get(f"/ui/jobs/{job}").text).words.split())
     assert "The workers last reported 10 min" in words and "of the job" in words
     assert "tokens/s" not in words and "left" not in words, "The rate and the time left are of the past."
