@@ -85,6 +85,7 @@ def test_all_parts_are_up_and_answer(up: dict[str, Any], folder: Path) -> None:
     status = json.loads(result.stdout)
     assert result.returncode == 0, status
     assert (status["state"], status["answers"], status["url"]) == ("ready", True, up["url"])
+    assert datetime.fromisoformat(status["started_at"]) < datetime.now(UTC)
     assert {name: p["state"] for name, p in status["parts"].items()} == dict.fromkeys(
         ("redis", "ray", "retriever", "trainer", "loader", "api"), "up"
     )

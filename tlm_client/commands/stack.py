@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -82,10 +82,11 @@ def status(data_dir: DataDir = None) -> None:
         raise typer.Exit(NOT_REACHABLE)
     ready = http_answers(f"{state.url}/readyz", timeout=5.0)
     answer = "answers" if ready else "does not answer"
+    age = (datetime.now(UTC) - state.started_at).total_seconds()
     rows = [(name, p.state, p.pid, p.restarts, p.log) for name, p in state.parts.items()]
     print_result(
         {**state.model_dump(), "data_dir": folder, "answers": ready},
-        f"The stack is {state.state}. It started {duration(time.time() - state.started_at)} ago.",
+        f"The stack is {state.state}. It started {duration(age)} ago.",
         f"The gateway at {state.url} {answer}. Data folder: {folder}",
         table(("process", "state", "pid", "restarts", "log"), rows),
     )

@@ -10,6 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -46,7 +47,8 @@ def run_stack(
         folder.rotate_logs()
         environment = {**os.environ, RUN_MARK: uuid.uuid4().hex}
         plan = plan_stack(folder, options, environment, redis_path=redis_path, ray_path=ray_path)
-        supervisor = Supervisor(folder, plan.parts, plan.url, notify=notify, pid=os.getpid(), started_at=time.time())
+        now = datetime.now(UTC)
+        supervisor = Supervisor(folder, plan.parts, plan.url, notify=notify, pid=os.getpid(), started_at=now)
         try:
             with cleaner(environment[RUN_MARK]):
                 return supervisor.run(stop, lambda: on_ready(plan.url, folder.token_file))

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from tlm_core.artifacts import storage_errors
 from tlm_core.errors import AlreadyRunning, StorageFull
@@ -35,14 +35,14 @@ class PartState(BaseModel):
 
 
 class StackState(BaseModel):
-    """The state of a running stack. pid: of its supervisor; started_at: Unix seconds."""
+    """The state of a running stack. pid: of its supervisor."""
 
     model_config = ConfigDict(frozen=True)
 
     state: Literal["starting", "ready", "stopping"]
     pid: int
     url: str
-    started_at: float
+    started_at: AwareDatetime
     parts: dict[str, PartState] = {}
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Literal
@@ -106,7 +107,7 @@ class Supervisor:
     """Runs the parts until a flag is set. `notify` receives each line for the user."""
 
     def __init__(
-        self, folder: StackFolder, parts: Sequence[Part], url: str, *, notify: Notify, pid: int, started_at: float
+        self, folder: StackFolder, parts: Sequence[Part], url: str, *, notify: Notify, pid: int, started_at: datetime
     ) -> None:
         self._folder = folder
         self._runs = {part.name: _Run(part) for part in parts}

@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -40,6 +41,11 @@ DATA_ERROR = {"code": "null_text", "message": "there is no text", "split": "trai
 def tlm(handler: Handler, *arguments: str, **over: Any) -> Result:
     session = Session(**{"url": URL, "token": "secret", "transport": httpx.MockTransport(handler), **over})
     return CliRunner().invoke(app, list(arguments), obj=session)
+
+
+def stack_state(url: str) -> StackState:
+    started_at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    return StackState(state="ready", pid=1, url=url, started_at=started_at)
 
 
 def serve(answers: dict[str, Any]) -> Handler:
@@ -537,9 +543,20 @@ def test_url_of_the_own_stack_needs_no_token(tmp_path: Path, url: str, token: st
     folder.create()
     folder.token_file.write_text("own\n", encoding="utf-8")
     with folder.locked():
-        folder.write_state(StackState(state="ready", pid=1, url="http://127.0.0.1:8321", started_at=0.0))
+        folder.write_state(stack_state("http://127.0.0.1:8321"))
         assert tlm(handler, "jobs", url=url, token=None, data_dir=tmp_path).exit_code == 0
     assert sent == [token]
+
+
+def test_status_states_the_start_of_the_stack_in_rfc_3339(tmp_path: Path) -> None:
+    folder = StackFolder(tmp_path)
+    folder.create()
+    with folder.locked():
+        folder.write_state(stack_state("http://127.0.0.1:1"))
+        shown = tlm(unreachable, "status", data_dir=tmp_path)
+        status = json.loads(tlm(unreachable, "status", "--json", data_dir=tmp_path).stdout)
+    assert (status["started_at"], status["answers"]) == ("2026-01-02T03:04:05Z", False)
+    assert (shown.exit_code, "It started " in shown.stdout) == (3, True)
 
 
 def test_refused_request_names_the_options_that_set_a_token() -> None:

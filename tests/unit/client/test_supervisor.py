@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,8 @@ class Stack:
 
     def run(self, *parts: Part, when_ready: Callable[[], None] | None = None) -> None:
         supervisor = Supervisor(
-            self.folder, parts, "http://127.0.0.1:1", notify=self.lines.append, pid=os.getpid(), started_at=0.0
+            self.folder, parts, "http://127.0.0.1:1", notify=self.lines.append, pid=os.getpid(),
+            started_at=datetime.now(UTC),
         )
         supervisor.run(self.stop, when_ready or self.stop.set)
 
