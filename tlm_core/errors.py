@@ -110,7 +110,7 @@ class StaleAttempt(Conflict, code="stale_attempt"):
     """The attempt or lease of the writer has ended. The writer must stop."""
 
 
-class AlreadyRunning(Conflict, code="already_running"):
+class AlreadyRunning(Conflict, code="already_running", retryable=True):
     """An earlier load, stack or process that must end first is still running."""
 
 

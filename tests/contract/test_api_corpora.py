@@ -336,6 +336,7 @@ def test_second_upload_during_a_load_is_refused(api: TestClient, gateway: Gatewa
     assert (refused.status_code, refused.json()["code"], refused.json()["facts"]["load"]) == (
         409, "already_running", load_id,
     )  # fmt: skip
+    assert refused.json()["retryable"], "the same upload succeeds below"
     assert api.delete("/v1/corpora/docs").status_code == 409
     assert gateway.leftovers() == files
     gateway.retriever.unavailable = False
