@@ -5,6 +5,8 @@ An alias is a name such as `reviews@production`. It points to one succeeded job,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import cast
 
 import redis
@@ -26,10 +28,17 @@ class Models:
 
     def list(self, tenant: str, after: str | None, limit: int) -> Page[FinishedModel]:
         """Return the models of succeeded jobs, newest first. after: id of a job."""
-        jobs, has_more = self._jobs.list_jobs(tenant, state=State.SUCCEEDED, after=after, limit=limit)
-        aliases = self.aliases(tenant)
-        models = (_view(job, aliases) for job in jobs if not job.unreadable and job.spec.definition.has_model)
-        return Page(data=tuple(models), has_more=has_more)
+        jobs, aliases = tuple(islice(self._with_model(tenant, after, limit + 1), limit + 1)), self.aliases(tenant)
+        return Page(data=tuple(_view(job, aliases) for job in jobs[:limit]), has_more=len(jobs) > limit)
+
+    def _with_model(self, tenant: str, after: str | None, page: int) -> Iterator[JobRecord]:
+        """Yield the succeeded jobs that have a model. Read them in pages, because some kinds of job have no model."""
+        while True:
+            jobs, has_more = self._jobs.list_jobs(tenant, state=State.SUCCEEDED, after=after, limit=page)
+            yield from (job for job in jobs if not job.unreadable and job.spec.definition.has_model)
+            if not (jobs and has_more):
+                return
+            after = jobs[-1].id
 
     def get(self, tenant: str, job_id: str) -> FinishedModel:
         """Return the model of a job. Raises NotReady before it exists, NotFound if it never will."""

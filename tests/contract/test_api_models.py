@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -14,10 +15,12 @@ from typer.testing import CliRunner
 from tests.contract.dashboard_pages import signed_in
 from tests.contract.filled_dashboard import Contents
 from tests.contract.gateway import TOKEN, Gateway
+from tests.factories import make_resolved, make_spec
 from tlm_client.cli import app
 from tlm_client.client import TLMClient
 from tlm_client.console import Session
 from tlm_core.errors import InvalidRequest
+from tlm_core.kinds.share_tickets import ShareTicketsOptions
 
 
 @pytest.fixture
@@ -65,6 +68,24 @@ def test_alias_addresses_a_model_until_it_is_moved(api: TestClient, job: str) ->
     assert api.delete("/v1/models/mail@production").status_code == 204
     assert api.get("/v1/models/mail@production").status_code == 404
     assert api.delete("/v1/models/mail@production").status_code == 404
+
+
+def test_jobs_without_a_model_fill_no_page_of_the_list(gateway: Gateway) -> None:
+    store, models = gateway.parts.jobs, gateway.parts.models
+
+    def finished(**over: Any) -> str:
+        store.submit("default", make_spec(**over), make_resolved())
+        job = store.claim("a", 60)
+        assert job is not None
+        store.finish(job, "a", {})
+        return job.id
+
+    shared = {"kind": "share_tickets", "options": ShareTicketsOptions(others=("b",))}
+    oldest, _, newest, *_ = (finished(**over) for over in ({}, shared, {}, shared, shared, shared))
+    first, second = models.list("default", None, 1), models.list("default", newest, 1)
+    assert ([model.job for model in first.data], first.has_more) == ([newest], True)
+    assert ([model.job for model in second.data], second.has_more) == ([oldest], False)
+    assert "No models yet" not in signed_in(gateway).get("/ui/models").text
 
 
 def test_job_with_an_alias_is_not_deleted(api: TestClient, filled: tuple[Gateway, Contents], job: str) -> None:
