@@ -151,7 +151,9 @@ class Estimator:
     def node_seconds(self, job: JobRecord) -> dict[str, float]:
         """Return the expected seconds of each node that is not done. An unknown time of a node without training is 0.
 
-        The result is empty if a training time is unknown or data is lost. Progress then counts nodes, not seconds.
+        If the speed of several workers is unknown, each node has the seconds that one worker needs. The measured speed
+        corrects them during training. The result is empty if the work of a training is unknown or data is lost.
+        Progress then counts nodes, not seconds.
         """
         try:
             known = self._known(job)
@@ -160,7 +162,8 @@ class Estimator:
         missing = [node for node in known.situation.plan.nodes if node.name not in known.situation.done]
         seconds = {node.name: known.stage([node]).seconds for node in missing}
         if any(seconds[node.name] is None and isinstance(node.params, TrainParams) for node in missing):
-            return {}
+            alone = job.model_copy(update={"spec": job.spec.model_copy(update={"workers": 1})})
+            return self.node_seconds(alone) if job.spec.workers > 1 else {}
         return {name: float(f"{value or 0:.3g}") for name, value in seconds.items()}
 
     def _known(self, job: JobRecord) -> Known:

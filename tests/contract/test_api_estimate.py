@@ -203,6 +203,15 @@ def test_job_stores_the_estimate_of_its_nodes(api: TestClient, gateway: Gateway)
     assert job.resolved.node_seconds == {}
 
 
+def test_nodes_count_as_with_one_worker_until_several_are_measured(api: TestClient, gateway: Gateway) -> None:
+    def stored(**over: Any) -> dict[str, float]:
+        job = gateway.parts.jobs.get(T, api.post("/v1/jobs", json=BODY | over).json()["id"])
+        return job.resolved.node_seconds
+
+    assert stored(workers=4) == stored() and stored()["joint.s0"] > 0
+    assert estimate(api, workers=4)["seconds"] is None, "The estimate itself stays unknown."
+
+
 def test_job_starts_workers_for_the_linear_model_and_for_training(api: TestClient) -> None:
     starts = [
         next(stage["seconds"] for stage in estimate(api, **over)["stages"] if stage["stage"] == "start")
