@@ -39,10 +39,12 @@ _UNTIMED = ("validate", "select", "evaluate", "export")
 
 @dataclass(frozen=True)
 class Score:
-    """The score of a model on validation and test, and the seconds from the end of the selection to the model."""
+    """The score of a model on validation, and the seconds from the end of the selection to the model.
+
+    Runs that compare recipes read no test score, so that test rows decide no change.
+    """
 
     validation: float
-    test: float
     seconds: float
 
 
@@ -78,7 +80,7 @@ def train(task: str, label: str, recipe: Recipe, seeds: Sequence[int]) -> list[S
         (entry,) = read_json(folder / "report.json")["seeds"]
         nodes = read_json(folder / "seconds.json")
         seconds = sum(value for node, value in nodes.items() if node not in _UNTIMED)
-        scores.append(Score(entry["chosen"]["score"], entry["test"]["value"], seconds))
+        scores.append(Score(entry["chosen"]["score"], seconds))
     return scores
 
 
@@ -89,9 +91,8 @@ def report_of_run(task: str, label: str, recipe: Recipe, seeds: Sequence[int]) -
 
 
 def print_scores(name: str, scores: Sequence[Score]) -> None:
-    """Print the validation and test scores as figures."""
+    """Print the validation scores as a figure."""
     figure(f"{name}_validation", [score.validation for score in scores], unit="score")
-    figure(f"{name}_test", [score.test for score in scores], unit="score")
 
 
 def report_folder(spec: JobSpec, recipe: Recipe, tasks: Sequence[Path], label: str) -> Path:

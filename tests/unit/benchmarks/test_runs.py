@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from benchmarks.quality import runs
-from benchmarks.quality.runs import META, read_json, report_folder, run_plan
+from benchmarks.quality.runs import META, print_scores, read_json, report_folder, run_plan, train
 from tests.unit.training.made import made_task, tiny
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.spec import JobSpec
@@ -69,3 +70,16 @@ def test_impossible_job_is_refused_before_it_writes_anything(tmp_path: Path) -> 
     with pytest.raises(InvalidRequest, match="at most"):
         run_plan(spec, recipe, [tmp_path], "run")
     assert not list(tmp_path.iterdir())
+
+
+def test_comparisons_of_recipes_show_no_test_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = {"seeds": [{"chosen": {"score": 0.25}, "test": {"value": 0.75}}]}
+    (tmp_path / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    (tmp_path / "seconds.json").write_text(json.dumps({"joint.s0": 2.0, "evaluate": 1.0}), encoding="utf-8")
+    monkeypatch.setattr(runs, "report_of_run", lambda *_: tmp_path)
+    print_scores("made", train("made", "change", tiny(), [0]))
+    printed = capsys.readouterr().out
+    assert "made_validation" in printed and "0.25" in printed
+    assert "test" not in printed and "0.75" not in printed
