@@ -25,6 +25,9 @@ from benchmarks.quality.evidence import (
     write_table,
 )
 from tlm_core.errors import MissingDependency
+from benchmarks.quality.runs import read_json
+from benchmarks.shared import ROOT
+from tlm_client.display import duration
 
 
 def made_records(scores: dict[str, list[float]]) -> list[Record]:
@@ -41,6 +44,22 @@ def test_pages_show_the_figures_of_the_records() -> None:
 
 
 def test_cells_have_mean_spread_and_the_number_of_seeds() -> None:
+def test_pages_state_the_figures_of_the_recorded_demo() -> None:
+    demo = read_json(ROOT / "benchmarks/quality/demo.json")
+    readme, results = (" ".join((ROOT / page).read_text("utf-8").split()) for page in ("README.md", "docs/results.md"))
+    time, low, high = duration(demo["seconds"]), *demo["interval"]
+    linear, returned, alone = (f"{demo[model]:.3f}" for model in ("linear", "returned", "task_only"))
+    assert f"the demo took {time} to" in readme and f"The whole demo took {time} after set-up" in results
+    scores = f"the returned model has a macro-F1 of {returned}, the linear model {linear}, and the encoder"
+    assert f"{scores} trained on the task alone {alone}." in readme
+    assert f"the gain of {demo['difference']:.3f} " in readme
+    difference = f"{demo['difference']:+.3f} ({low:.3f} to {high:.3f})"
+    right = f"{demo['sample_texts_right']} of {demo['sample_texts']}"
+    assert f"| {time} | {linear} | {returned} | {difference} | {right} |" in results
+    for model, score in (("linear model", linear), ("task only", alone), ("returned model", f"**{returned}**")):
+        assert f"{model} | {score} |" in results
+
+
     records = [
         *made_records({"TLM (BM25)": [0.6, 0.7], "task only": [0.5]}),
         Record("sciie", "fastText", None, 0.4, 0.45, 9.0),
