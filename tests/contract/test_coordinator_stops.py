@@ -624,12 +624,14 @@ def test_job_deleted_by_another_process_is_released(harness: CoordinatorHarness)
 
     def cancel_and_delete(job: JobRecord) -> SelectionRun:
         harness.store.cancel(T, deleted)
-        harness.store.delete(harness.store.confirm_cancelled(job, "a"))
+        harness.store.delete(harness.store.confirm_cancelled(job, "a"), Removal(T, deleted))
         raise IndexUnavailable("OpenSearch is away")
 
     harness.selections.answer = cancel_and_delete
     for _ in range(3):
         coordinator.round()
+    with pytest.raises(NotFound):
+        harness.job(deleted)
     harness.selections.answer = lambda _: None
     assert harness.until_submitted(coordinator, harness.submit())
 
