@@ -237,7 +237,7 @@ def test_studies_show_summary_and_plot(gateway: Gateway, kind: str) -> None:
     [
         ("learning_curve", ["majority", "bilstm", "encoder", "linear"]),
         ("prune", ["majority", "encoder", "stock", "linear"]),
-        ("share_tickets", ["alone", "multi_task", "tickets", "linear"]),
+        ("share_tickets", ["majority", "alone", "multi_task", "tickets", "linear"]),
     ],
 )
 def test_comparison_has_all_models_of_a_study(gateway: Gateway, kind: str, models: list[str]) -> None:

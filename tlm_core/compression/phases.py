@@ -14,7 +14,7 @@ from tlm_core.compression.masks import Mask
 from tlm_core.compression.params import PhasesParams, ticket_name
 from tlm_core.compression.sliced import MASK, load_sliced, parameters, widened
 from tlm_core.evaluation.combine import LINEAR
-from tlm_core.evaluation.report import Report, report_meta, total_cost
+from tlm_core.evaluation.report import LinearResult, Report, gain, report_meta, total_cost
 from tlm_core.studies.measure import compare_graphs, encoder_onnx, token_batches
 from tlm_core.studies.outputs import Table, speed_in_words, write_outputs
 from tlm_core.studies.plot import Curve
@@ -34,8 +34,8 @@ def phases(ctx: StageContext[PhasesParams]) -> dict[str, object]:
     """Write `report.json`, `curves.csv`, `plot.svg`, and the super ticket: its export and its mask in `mask.json`.
 
     The super ticket is the `winning` ticket with the best mean validation score over seeds; if equal, the sparsest.
-    Only the super ticket is tested, once for each seed. Inputs: `prepared`, `task`, `evaluate` (of the dense model),
-    `finetune.s{seed}` and `ticket.{which}.l{level}.s{seed}`.
+    Only the super ticket is tested, once for each seed. Inputs: `prepared`, `task`, `baseline`, `evaluate` (of the
+    dense model), `finetune.s{seed}` and `ticket.{which}.l{level}.s{seed}`.
     """
     prepared, task = Prepared(ctx.inputs["prepared"]), Task.read(ctx.inputs["task"])
     params, seeds, device = ctx.params, ctx.params.seeds, pick_device()
@@ -48,10 +48,14 @@ def phases(ctx: StageContext[PhasesParams]) -> dict[str, object]:
     winning = (point for point in curves if point["ticket"] == "winning")
     best = max(winning, key=lambda point: (-math.inf if point["mean"] is None else point["mean"], point["level"]))
     folders = {seed: ctx.inputs[ticket_name("winning", best["level"], seed)] for seed in seeds}
-    report: Report = {"kind": "prune", **report_of(folders, prepared, task, predictor)}
+    scored, outputs = report_of(folders, prepared, task, predictor)
+    report: Report = {"kind": "prune", **scored}
     report["dense"] = {**dense["models"]["encoder"], "cost": dense["cost"]}
     report["models"][LINEAR] = dense["models"][LINEAR]
     report |= {name: dense[name] for name in ("linear", "suspects") if name in dense}
+    linear = LinearResult.read(ctx.inputs["baseline"]).outputs["test"]
+    sides = [outputs[f"test.s{seed}"] for seed in seeds], [linear]
+    report["gain"] = gain(task, report, ("the super ticket", "the linear model"), *sides) | {"against": LINEAR}
     report["curves"] = curves
     tickets = [ticket_name(which, level, seed) for which in params.tickets for level in params.levels for seed in seeds]
     report["sweep_cost"] = total_cost([{"tickets": read_history(ctx.inputs[name])["cost"]} for name in tickets])
@@ -64,7 +68,7 @@ def phases(ctx: StageContext[PhasesParams]) -> dict[str, object]:
     speeds = compare_graphs(graphs, dict.fromkeys(graphs, token_batches(prepared)))
     speed_up = speeds["dense"]["seconds_per_text"] / speeds["sliced"]["seconds_per_text"]
     report["inference"] = {**speeds, "speed_up": speed_up, "threads": 1}
-    report["words"] = words(report)
+    report["words"] = f"{words(report)} {report['gain']['words']}"
     _write(ctx.out, report)
     copy_traces(folders[report["best_seed"]], ctx.out)
     return {"super_ticket": best["level"], **report_meta(report)}

@@ -1,4 +1,4 @@
-"""The last stage of a `share_tickets` job: scores of separate models, multi-task training, tickets, linear models."""
+"""The last stage of a `share_tickets` job: scores of separate models, multi-task training, tickets, and baselines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from tlm_core.compression.masks import Mask
 from tlm_core.compression.sharing import MASKS, load_shared
 from tlm_core.compression.sliced import parameters
 from tlm_core.evaluation.combine import LINEAR
-from tlm_core.evaluation.report import LinearResult, Report, linear_report, total_cost
+from tlm_core.evaluation.report import LinearResult, Report, gain_in_words, linear_report, over_seeds, total_cost
+from tlm_core.evaluation.summary import MAJORITY, training_time
 from tlm_core.studies.outputs import Table, write_outputs
 from tlm_core.studies.plot import Curve
 from tlm_core.tasks.merge import MERGE
@@ -28,7 +29,7 @@ from tlm_core.training.stage import StageContext
 from tlm_core.training.state import SHAPE, load_model, read_history
 
 SYSTEMS = ("alone", "multi_task", "tickets")
-COMPARED = (*SYSTEMS, LINEAR)
+COMPARED = (MAJORITY, *SYSTEMS, LINEAR)
 DISTANCE = 0.2  # between the systems of one task in the plot; the distance between tasks is 1
 
 
@@ -104,9 +105,10 @@ def _task(inputs: Mapping[str, Path], number: int, name: str, seeds: Sequence[in
     for system in SYSTEMS:
         node = f"alone.{number}" if system == "alone" else system
         folders = {seed: inputs[f"{node}.s{seed}"] for seed in seeds}
-        report = report_of(folders, prepared, task, alone if system == "alone" else together)
+        report, _ = report_of(folders, prepared, task, alone if system == "alone" else together)
         entry[system] = {key: report[key] for key in ("seeds", "mean", "spread")}
     report = linear_report(task, LinearResult.read(inputs[f"baseline.{number}"]))[0]
+    entry[MAJORITY] = {"seeds": [report["majority"]], **over_seeds([report["majority"]])}
     runs = [{key: value for key, value in run.items() if key != "seed"} for run in report["seeds"]]
     entry[LINEAR] = {"seeds": runs, "mean": report["mean"], "spread": report["spread"]}
     return entry
@@ -137,7 +139,7 @@ def _cost(inputs: Mapping[str, Path], tasks: int, seeds: Sequence[int]) -> dict[
 def words(report: Report) -> str:
     """Summarize the report in a paragraph."""
     average = report["average"]
-    alone, plain, tickets, linear = (average[system]["mean"] for system in COMPARED)
+    alone, plain, tickets, linear = (average[system]["mean"] for system in (*SYSTEMS, LINEAR))
     left = float(np.mean(report["weights_left"]))
     if None in (alone, plain, tickets, linear):
         return "A test score could not be computed, so there is no mean over the tasks. See the scores of each task."
@@ -147,4 +149,10 @@ def words(report: Report) -> str:
         f"and {linear:.4f} with a linear model for each task."
     )
     chance = chance_in_words(tickets - plain, [average[system]["std"] for system in ("tickets", "multi_task")])
-    return f"{text} Tickets compared with plain training: {chance}" if chance else text
+    names = "the encoder with shared tickets", "the linear model of each task"
+    return " ".join([
+        text,
+        *([] if (majority := average[MAJORITY]["mean"]) is None else [f"The majority class has {majority:.4f}."]),
+        *([f"Tickets compared with plain training: {chance}"] if chance else []),
+        gain_in_words(names, "the mean score", tickets - linear, training_time(report)),
+    ])  # fmt: skip

@@ -29,7 +29,7 @@ from tlm_core.evaluation.combine import (
     choose,
     scales_of,
 )
-from tlm_core.evaluation.summary import BEHIND, ENCODER, STOCK, training_time
+from tlm_core.evaluation.summary import BEHIND, ENCODER, STOCK, model_in_words, training_time
 from tlm_core.evaluation.suspects import rank_suspects
 from tlm_core.tasks.metrics import METRICS, best_of, score, scores_for, summary
 from tlm_core.tasks.task import Task
@@ -145,7 +145,7 @@ def job_report(
     encoders whose training did not end early (all, if every training did). `{split}.all` holds its outputs.
     """
     choice, runs = _runs(task, encoders, linears, ensemble)
-    of_seeds = [_encoder_alone(task, encoder) for encoder in encoders] if ensemble else runs
+    of_seeds = [_of_seed(task, encoder, choice, linears) for encoder in encoders] if ensemble else runs
     seeds = [encoder.facts() | run.scored(task) for encoder, run in zip(encoders, of_seeds, strict=True)]
     best = best_of([entry["validation"]["value"] for entry in seeds])
     scored = [run.scored(task) for run in runs] if ensemble else seeds
@@ -168,7 +168,7 @@ def job_report(
         report["spread"]["reason"] = "the returned model is one model of all seeds"
     if linears:
         report["linear"] = linears[LINEAR].facts
-        report["gain"] = _gain(task, report, [run.outputs["test"] for run in runs], linears[LINEAR])
+        report["gain"] = _gain_over_linear(task, report, choice, runs)
         report |= _doubtful_labels(task, linears[LINEAR])
     for entry in seeds:  # Only the returned model of each seed has the details of each class.
         entry["models"] = {name: _compact(of_model) for name, of_model in entry["models"].items()}
@@ -229,14 +229,22 @@ def _runs(
     choice = choose(task, on_validation, name, validation, task.targets("validation"))
     if all(encoder.behind for encoder in encoders):
         choice = replace(choice, model=list(linears)[-1], reason="Training ended early, behind the linear model.")
-    combination = WEIGHTED if choice.model == WEIGHTED else COMBINED
+    returned = COMBINED if choice.model == WEIGHTED else choice.model
+    return choice, [_Run(_models(task, (*linears, name), outputs, choice, linears), returned) for outputs in by_run]
+
+
+def _models(
+    task: Task,
+    names: Sequence[str],
+    encoder: Mapping[str, Outputs],
+    choice: Choice,
+    linears: Mapping[str, LinearResult],
+) -> dict[str, tuple[Scales, Mapping[str, Outputs]]]:
+    """Return the named models, and the combination of `encoder` with the last linear model; see `_Run.models`."""
     last = list(linears.values())[-1]
-    runs = []
-    for outputs in by_run:
-        models = {model: _scaled(task, model, linears.get(model, last), outputs) for model in (*linears, name)}
-        models[COMBINED] = _scaled(task, combination, last, outputs)
-        runs.append(_Run(models, COMBINED if choice.model == WEIGHTED else choice.model))
-    return choice, runs
+    models = {name: _scaled(task, name, linears.get(name, last), encoder) for name in names}
+    combination = WEIGHTED if choice.model == WEIGHTED else COMBINED
+    return models | {COMBINED: _scaled(task, combination, last, encoder)}
 
 
 def _averaged(encoders: Sequence[EncoderResult]) -> Sequence[EncoderResult]:
@@ -244,8 +252,11 @@ def _averaged(encoders: Sequence[EncoderResult]) -> Sequence[EncoderResult]:
     return [encoder for encoder in encoders if not encoder.behind] or encoders
 
 
-def _encoder_alone(task: Task, encoder: EncoderResult) -> _Run:
-    return _Run({ENCODER: _scaled(task, ENCODER, None, encoder.outputs)}, ENCODER)
+def _of_seed(task: Task, encoder: EncoderResult, choice: Choice, linears: Mapping[str, LinearResult]) -> _Run:
+    """Return the models of one seed of an ensemble: its encoder and, with a linear model, their combination."""
+    if not linears:
+        return _Run({ENCODER: _scaled(task, ENCODER, None, encoder.outputs)}, ENCODER)
+    return _Run(_models(task, (ENCODER,), encoder.outputs, choice, linears), ENCODER)
 
 
 def _scaled(
@@ -298,32 +309,54 @@ def _doubtful_labels(task: Task, linear: LinearResult) -> dict[str, dict[str, ob
     return {"suspects": asdict(rank_suspects(task, outputs))}
 
 
-def _gain(task: Task, report: Report, outputs: Sequence[Outputs], linear: LinearResult) -> Report:
-    """Compare the returned model with the linear model on test, and summarize the cost in one sentence.
+def _gain_over_linear(task: Task, report: Report, choice: Choice, runs: Sequence[_Run]) -> Report:
+    """Compare the returned model with the linear model on test.
 
-    outputs: outputs of the returned model on test, for each run.
+    A returned linear model is compared with the other model that is best on validation.
     """
-    runs = [task.type.predict(of_run) for of_run in outputs]
-    baseline = [task.type.predict(linear.outputs["test"])]
+
+    def tested(model: str) -> list[Outputs]:  # The linear model is the same in each run.
+        return [run.models[model][1]["test"] for run in (runs[:1] if model == LINEAR else runs)]
+
+    returned, reason = report["returned"]["model"], report["returned"]["reason"]
+    if returned != LINEAR:
+        names = "the returned model", model_in_words(LINEAR)
+        return gain(task, report, names, tested(returned), tested(LINEAR)) | {"against": LINEAR}
+    others = [model for model in runs[0].models if model != LINEAR]
+    other = max(others, key=lambda model: choice.scores.get(model) or 0.0)
+    names = model_in_words(LINEAR), model_in_words(other)
+    result = gain(task, report, names, tested(LINEAR), tested(other)) | {"against": other}
+    return result | {"words": f"The job returns the linear model. {reason} {result['words']}"}
+
+
+def gain(
+    task: Task, report: Report, names: tuple[str, str], first: Sequence[Outputs], second: Sequence[Outputs]
+) -> Report:
+    """Compare two models on test, and summarize the difference and the cost of `report` in one sentence.
+
+    names: of both models in the sentence. first, second: the outputs of each model on test, for each run.
+    """
+    sides = [[task.type.predict(outputs) for outputs in runs] for runs in (first, second)]
+    difference = paired_difference(task.metric, task.targets("test"), sides[0], sides[1])
     seconds = report["cost"]["total"]["seconds"]
-    if report["returned"]["model"] == LINEAR:
-        return {"words": f"The job returns the linear model. {report['returned']['reason']}", "seconds": seconds}
-    difference = paired_difference(task.metric, task.targets("test"), runs, baseline)
     if difference is None:
         return {"words": "Test has no score, so the models cannot be compared.", "seconds": seconds}
-    words = gain_in_words(task.metric, difference, training_time(report))
+    words = gain_in_words(names, METRICS[task.metric].title, difference, training_time(report))
     return {**asdict(difference), "words": words, "seconds": seconds}
 
 
-def gain_in_words(metric: str, difference: Difference, time: str) -> str:
-    """State in one sentence whether the returned model is better than the linear model, and at what cost.
+def gain_in_words(names: tuple[str, str], title: str, difference: Difference | float, time: str) -> str:
+    """State in one sentence whether the first model is better than the second on test, and at what cost.
 
-    time: the training time in words, from `training_time`.
+    title: of the score. difference: a number if no predictions can be paired. time: from `training_time`.
     """
-    change = f"{difference.value:+.3f} in {METRICS[metric].title}"
-    interval = f"95 % interval {difference.low:+.3f} to {difference.high:+.3f}"
-    verdict = {"not distinguishable": "not distinguishable from"}.get(difference.verdict, f"{difference.verdict} than")
-    return f"On test the returned model is {verdict} the linear model: {change} ({interval}), for {time}."
+    if isinstance(difference, Difference):
+        value, interval = difference.value, f"95 % interval {difference.low:+.3f} to {difference.high:+.3f}"
+        verdict = f"{difference.verdict} than" if difference.distinguishable else "not distinguishable from"
+    else:
+        value, interval = difference, "without an interval"
+        verdict = "better than" if value > 0 else "not better than"
+    return f"On test {names[0]} is {verdict} {names[1]}: {value:+.3f} in {title} ({interval}), for {time}."
 
 
 def over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -38,6 +38,11 @@ def model_title(name: str) -> str:
     return name.replace("_", "-")
 
 
+def model_in_words(name: str) -> str:
+    """Return the name of a model for sentences."""
+    return {**_LINEAR, "combined": "the combination"}.get(name, f"the {name}")
+
+
 def model_rows(report: Report, split: str = "test") -> list[ModelRow]:
     """Return the models of a report from simple to complex: the majority class first, if the report has it.
 
@@ -83,7 +88,7 @@ def sentences(report: Report) -> list[str]:
         headline(report),
         *(behind_in_words(entry[BEHIND], of) for entry in ended[:1]),
         *([reason] if reason not in (gain or "") else []),
-        *([gain] if gain else []),
+        *([gain] if gain and gain not in report.get("words", "") else []),
     ]
 
 

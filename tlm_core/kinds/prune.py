@@ -16,7 +16,7 @@ from tlm_core.training.recipe import OWN_STARTS, Recipe
 from tlm_core.training.stage import Stage
 
 TICKET = Stage("ticket", "tlm_core.compression.ticket_stages:ticket", 3, TicketParams, parallel=True)
-PHASES = Stage("phases", "tlm_core.compression.phases:phases", 11, PhasesParams)
+PHASES = Stage("phases", "tlm_core.compression.phases:phases", 12, PhasesParams)
 
 
 class PruneOptions(KindOptions):
@@ -65,7 +65,7 @@ def plan(inputs: PlanInputs[PruneOptions]) -> Plan:
     """Train the dense model, measure importance, finetune each ticket at each level and seed, and compare them."""
     options, recipe, seeds = inputs.options, inputs.recipe, inputs.seeds
     nodes = before_training(train_nodes(inputs), check_encoder(inputs, recipe, options.levels))
-    gathered = {"prepared": "prepare", "task": "validate", "evaluate": "evaluate"}
+    gathered = {"prepared": "prepare", "task": "validate", "baseline": "baseline", "evaluate": "evaluate"}
     gathered |= {f"finetune.s{seed}": f"finetune.s{seed}" for seed in seeds}
     tickets = [
         importance_node(f"importance.s{seed}", options.as_published, "prepare", f"finetune.s{seed}", seed)

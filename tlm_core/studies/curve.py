@@ -9,8 +9,10 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tlm_core.evaluation.combine import LINEAR
-from tlm_core.evaluation.report import Report, over_seeds, report_meta, total_cost
+import numpy as np
+
+from tlm_core.evaluation.combine import LINEAR, Outputs
+from tlm_core.evaluation.report import PREDICTIONS, Report, gain, over_seeds, report_meta, total_cost
 from tlm_core.serving import MODEL
 from tlm_core.studies.bilstm import load_bilstm
 from tlm_core.studies.fit import compare, fit
@@ -61,9 +63,29 @@ def curve(ctx: StageContext[CurveParams]) -> dict[str, object]:
     _add_inference(ctx, report, seeds[0], best)
     report["models"][BILSTM]["int8"] |= int8
     _add_crossings(report, ctx.params.margin)
-    report["words"] = words(report)
+    report["gain"] = _gain(ctx, report, used[-1]["size"])
+    report["words"] = f"{words(report)} {report['gain']['words']}"
     _write(ctx.out, report)
     return {**report_meta(report), "words": report["words"]}
+
+
+def _gain(ctx: StageContext[CurveParams], report: Report, size: float) -> Report:
+    """Compare the BiLSTMs of all seeds with the linear models of the largest size."""
+    of_linear = [(LINEAR, seed, 0) for seed in linear_seeds(size, ctx.params.seeds)]
+    sides = [
+        [
+            _test_outputs(ctx.inputs[f"evaluate.{model}.n{size_name(size)}.s{seed}"], entry)
+            for model, seed, entry in runs
+        ]
+        for runs in ([(BILSTM, seed, seed) for seed in ctx.params.seeds], of_linear)
+    ]
+    task, names = Task.read(ctx.inputs["task"]), ("the BiLSTM", "the linear model")
+    return gain(task, report, names, *sides) | {"against": LINEAR}
+
+
+def _test_outputs(folder: Path, seed: int) -> Outputs:
+    with np.load(folder / PREDICTIONS) as outputs:
+        return outputs[f"test.s{seed}"]
 
 
 def _read(folder: Path) -> Report:

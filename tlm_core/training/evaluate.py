@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from tlm_core.errors import OutOfMemory
+from tlm_core.evaluation.combine import Outputs
 from tlm_core.evaluation.report import (
     LINEAR_NODES,
     REFIT,
     EncoderResult,
     LinearResult,
+    Report,
     job_report,
     read_linears,
     report_meta,
@@ -192,10 +194,13 @@ def shared_cost(prepared: Prepared, linears: Mapping[str, LinearResult]) -> dict
     return costs | {"prepare": prepared.facts["cost"]}
 
 
-def report_of(folders: Mapping[int, Path], prepared: Prepared, task: Task, predictor: Predictor) -> dict[str, Any]:
-    """Return the report of encoders alone; see `job_report`. folders: folders of the finetuned models, by seed."""
+def report_of(
+    folders: Mapping[int, Path], prepared: Prepared, task: Task, predictor: Predictor
+) -> tuple[Report, dict[str, Outputs]]:
+    """Return the report and outputs of encoders alone; see `job_report`. folders: of the finetuned models, by seed."""
     encoders = encoder_results(folders, prepared, predictor)
-    return job_report(task, encoders, {}, shared_cost(prepared, {}))[0] | cut_texts(prepared)
+    report, outputs = job_report(task, encoders, {}, shared_cost(prepared, {}))
+    return report | cut_texts(prepared), outputs
 
 
 def cut_texts(prepared: Prepared) -> dict[str, object]:

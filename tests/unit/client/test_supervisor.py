@@ -46,7 +46,11 @@ class Stack:
 
     def run(self, *parts: Part, when_ready: Callable[[], None] | None = None) -> None:
         supervisor = Supervisor(
-            self.folder, parts, "http://127.0.0.1:1", notify=self.lines.append, pid=os.getpid(),
+            self.folder,
+            parts,
+            "http://127.0.0.1:1",
+            notify=self.lines.append,
+            pid=os.getpid(),
             started_at=datetime.now(UTC),
         )
         supervisor.run(self.stop, when_ready or self.stop.set)

@@ -24,6 +24,7 @@ from tlm_core.compression.masks import Importance, Mask, one_shot
 from tlm_core.compression.params import CheckEncoderParams, ImportanceParams
 from tlm_core.compression.sliced import load_sliced
 from tlm_core.errors import InvalidRecipe, InvalidRequest
+from tlm_core.evaluation.summary import sentences
 from tlm_core.jobs.plan import Node, plan_of
 from tlm_core.jobs.ticket_nodes import CHECK_ENCODER, IMPORTANCE
 from tlm_core.kinds.share_tickets import ShareTicketsOptions
@@ -118,6 +119,10 @@ def test_linear_model_is_reported_beside_the_ticket(done: Mapping[str, Path], re
     score = read_report(done["evaluate"])["models"]["linear"]["mean"]["test"]["macro_f1"]
     assert report["models"]["linear"]["mean"]["test"]["macro_f1"] == score
     assert f"The linear model has {score:.4f}." in report["words"]
+    assert report["gain"]["value"] == pytest.approx(report["mean"]["test"]["macro_f1"] - score)
+    assert report["gain"]["low"] <= report["gain"]["value"] <= report["gain"]["high"]
+    assert report["words"].endswith(report["gain"]["words"]) and "the super ticket is" in report["gain"]["words"]
+    assert report["gain"]["words"] not in sentences(report), "The summary already states it."
 
 
 def test_super_ticket_is_best_winning_ticket_on_validation(report: dict[str, Any]) -> None:

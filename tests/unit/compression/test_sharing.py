@@ -285,16 +285,19 @@ def test_job_compares_systems_and_interrupted_training_equals_uninterrupted(
     scores = [score(task.label_ids("test"), guess, 3, "macro_f1")["value"] for guess in linear]
     assert [entry["linear"]["mean"]["test"]["macro_f1"] for entry in report["tasks"]] == scores
     assert report["average"]["linear"]["mean"] == pytest.approx(np.mean(scores))
+    majority = [entry["majority"]["mean"]["test"]["macro_f1"] for entry in report["tasks"]]
+    assert 0 < majority[0] == majority[1] == report["average"]["majority"]["mean"], "Both datasets are the same."
+    assert f"The majority class has {majority[0]:.4f}." in report["words"]
     assert f"{np.mean(scores):.4f} with a linear model for each task" in report["words"]
     assert 0 < report["weights_left"][0] < 1 and f"{report['average']['tickets']['mean']:.4f}" in report["words"]
     masks = json.loads((done["multi_task.s0"] / "masks.json").read_text())
     assert all(Mask.from_dict(mask) == Mask.full(2, 4) for mask in masks)
     with open(done["report"] / "scores.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * (3 * 2 + 1)
+    assert len(rows) == 2 * (3 * 2 + 2)
     assert [(row["task"], row["seed"]) for row in rows if row["system"] == "linear"] == [("first", ""), ("second", "")]
     root = ElementTree.parse(done["report"] / "plot.svg").getroot()
-    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 4 * (2 + 1), "each system, each task and all"
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 5 * (2 + 1), "each system, each task and all"
     texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"first", "second", "mean of all", "alone", "multi task", "tickets", "linear"} <= set(texts)
     check_resume(plan_of(job).node("tickets.s1"), done, tmp_path / "interrupted", monkeypatch)

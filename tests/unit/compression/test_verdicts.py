@@ -25,11 +25,15 @@ def pruned(gain: float, ours: float | None, dense: float | None) -> dict[str, An
 
 
 def shared(gain: float, ours: float | None, plain: float | None) -> dict[str, Any]:
-    averages = {"alone": (0.7, 0.0), "multi_task": (0.68, plain), "tickets": (0.68 + gain, ours), "linear": (0.7, None)}
+    averages = {
+        "majority": (0.2, None), "alone": (0.7, 0.0), "multi_task": (0.68, plain), "tickets": (0.68 + gain, ours),
+        "linear": (0.7, None),
+    }  # fmt: skip
     return {
         "average": {system: {"mean": mean, "std": std} for system, (mean, std) in averages.items()},
         "weights_left": [0.9, 0.9],
         "tasks": [{}, {}],
+        "cost": {"total": {"seconds": 90.0}},
     }
 
 
@@ -42,6 +46,17 @@ def test_difference_within_a_spread_may_be_chance(gain: float, ours: float, othe
 def test_difference_beyond_both_spreads_is_not_chance() -> None:
     assert "chance" not in phases.words(pruned(0.03, 0.02, 0.02))
     assert "chance" not in shared_report.words(shared(0.03, 0.02, 0.02))
+
+
+def test_summary_of_sharing_has_both_baselines_and_the_cost() -> None:
+    text = shared_report.words(shared(0.03, 0.02, 0.02))
+    assert "The majority class has 0.2000." in text
+    assert text.endswith(
+        "On test the encoder with shared tickets is better than the linear model of each task: "
+        "+0.010 in the mean score (without an interval), for 1.5 minutes of training."
+    )
+    worse = shared_report.words(shared(0.01, 0.02, 0.02))
+    assert "is not better than the linear model of each task: -0.010" in worse
 
 
 def test_single_seed_cannot_exclude_chance() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tlm_core.evaluation.combine import LINEAR, Outputs
+from tlm_core.evaluation.combine import COMBINED, LINEAR, Outputs
 from tlm_core.evaluation.report import HELD_OUT, EncoderResult, LinearResult, job_report
 from tlm_core.evaluation.summary import sentences
 from tlm_core.tasks.task import Task, task_schema
@@ -65,3 +65,26 @@ def test_ensemble_has_all_encoders_if_none_or_each_is_behind(late: dict[str, flo
     assert (report["returned"]["model"] == LINEAR) == (late is not None)
     ended = [text for text in sentences(report) if text.startswith("Training ended at half the joint budget")]
     assert len(ended) == (late is not None)
+
+
+@pytest.mark.parametrize(("late", "against"), [(None, LINEAR), (BEHIND, COMBINED)])
+def test_gain_compares_a_returned_linear_model_with_the_best_other_one(
+    late: dict[str, float] | None, against: str
+) -> None:
+    report = reported(late, late)
+    first, second = (
+        report["models"][name]["mean"]["test"]["macro_f1"] for name in (report["returned"]["model"], against)
+    )
+    assert report["gain"]["against"] == against
+    assert report["gain"]["value"] == pytest.approx(first - second)
+    says = (
+        "The job returns the linear model. Training ended early, behind the linear model. On test the linear model is "
+    )
+    assert report["gain"]["words"].startswith(says if late else "On test the returned model is better than the linear")
+
+
+def test_each_seed_of_an_ensemble_has_its_encoder_and_combination() -> None:
+    report = reported(None, None)
+    for entry in report["seeds"]:
+        assert entry["models"]["encoder"]["test"]["value"] == entry["test"]["value"]
+        assert entry["models"]["combined"]["test"]["value"] > 0

@@ -87,6 +87,13 @@ def test_costs_count_shared_stages_once(done: Mapping[str, Path], report: dict[s
         assert report["cost"][stage]["tokens"] == pytest.approx(expected), stage
 
 
+def test_report_states_the_gain_of_the_bilstm_over_the_linear_model(report: dict[str, Any]) -> None:
+    bilstm, linear = (report["models"][name]["points"][-1]["mean"]["test"]["macro_f1"] for name in ("bilstm", "linear"))
+    assert report["gain"]["value"] == pytest.approx(bilstm - linear)
+    assert report["gain"]["low"] <= report["gain"]["value"] <= report["gain"]["high"]
+    assert report["words"].endswith(report["gain"]["words"]) and "the BiLSTM is" in report["gain"]["words"]
+
+
 def test_linear_model_is_fitted_on_the_subset_of_each_seed(done: Mapping[str, Path], report: dict[str, Any]) -> None:
     task = Task.read(done["validate"])
     for seed in (0, 1):
