@@ -25,6 +25,7 @@ class Background:
     """A repeated task and its condition.
 
     failures: successive rounds that failed. waiting: whether a component does not answer. skipped: item → its error.
+    stopped: whether the task has ended, so that only a restart of the process starts it again.
     """
 
     name: str
@@ -32,17 +33,18 @@ class Background:
     waiting: bool = False
     skipped: dict[str, str] = field(default_factory=dict)
     error: str = ""
+    stopped: bool = False
     _seen: set[str] = field(default_factory=set)  # items of this round
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Report the task as running inside the block, and as failing afterwards."""
-        self.error = ""
+        self.error, self.stopped = "", False
         FAILING.labels(self.name).set(0)
         try:
             yield
         finally:
-            self.error = self.error or "it has stopped"
+            self.error, self.stopped = self.error or "it has stopped", True
             FAILING.labels(self.name).set(1)
 
     def start(self, work: Callable[[], object], seconds: float, stop: threading.Event) -> threading.Thread:
@@ -118,6 +120,13 @@ class Background:
 def conditions(tasks: Iterable[Background]) -> dict[str, str]:
     """Return the condition of each task by its name."""
     return {task.name: task.condition for task in tasks}
+
+
+def check_running(tasks: Iterable[Background]) -> None:
+    """Raise Unavailable if a task has stopped. A task that fails and tries again may fail in each process."""
+    for task in tasks:
+        if task.stopped:
+            raise Unavailable(f"The task '{task.name}' has stopped. Restart the process.")
 
 
 def stopped_by_signals() -> threading.Event:

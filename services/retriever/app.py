@@ -14,7 +14,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from services.common.background import Background
+from services.common.background import Background, check_running
 from services.common.metrics import CONTENT_TYPE, exposition
 from services.common.problem import install_problem_handlers, problem_of, problem_response
 from services.common.redis_client import connect as connect_redis
@@ -168,6 +168,7 @@ def _health(indexes: CorpusIndexes, tasks: Sequence[Background]) -> APIRouter:
 
     @router.get("/healthz")
     def healthz() -> dict[str, str]:
+        check_running(tasks)
         return {"status": "alive"}
 
     @router.get("/metrics")

@@ -25,7 +25,7 @@ from services.api.openapi import answers
 from services.common.logs import set_up_logging
 from tests.contract.gateway import AUTH, Gateway
 from tests.redis_server import RedisServer, free_port
-from tests.support import ROOT
+from tests.support import ROOT, wait_for
 from tlm_core import wire
 
 OPEN = {"/healthz", "/readyz"}
@@ -69,6 +69,7 @@ def test_readiness_names_unavailable_components(gateway: Gateway) -> None:
             raise RuntimeError("a bug")
         checks = api.get("/readyz").json()["checks"]
         assert checks["events"] == "The task 'events' fails: RuntimeError: a bug. Read the log."
+        assert api.get("/healthz").status_code == 200, "The task may fail in each gateway."
         with gateway.parts.tailer.task.round():
             pass
         gateway.retriever.unavailable = True
@@ -77,6 +78,15 @@ def test_readiness_names_unavailable_components(gateway: Gateway) -> None:
         assert answer.status_code == 503
         assert {name for name, state in answer.json()["checks"].items() if state != "ok"} == {"storage", "retriever"}
         assert api.get("/healthz").status_code == 200
+
+
+def test_gateway_whose_task_has_stopped_is_not_healthy(gateway: Gateway) -> None:
+    with gateway.test_client() as api:
+        assert api.get("/healthz").status_code == 200
+        gateway.parts.tailer.close()
+        answer = wait_for(lambda: (response := api.get("/healthz")).is_error and response)
+        assert answer.status_code == 503
+        assert answer.json()["detail"] == "The task 'events' has stopped. Restart the process."
 
 
 def test_every_time_is_rfc_3339(api: TestClient) -> None:

@@ -259,6 +259,16 @@ def test_failing_task_makes_the_retriever_unready(tmp_path: Path, monkeypatch: p
     with TestClient(assemble(settings)) as http:
         wait_for(lambda: http.get("/readyz").status_code == 503, 10)
         assert "The task 'selections' fails: ValueError: unexpected" in http.get("/readyz").json()["detail"]
+        assert http.get("/healthz").status_code == 200
+
+
+def test_retriever_whose_task_has_stopped_is_not_healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection_runs, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(SelectionRuns, "_beat", lambda runs: runs._stop.set())
+    settings = RetrieverSettings(storage=str(tmp_path), scratch=tmp_path, internal_token=SecretStr("t"))
+    with TestClient(assemble(settings)) as http:
+        wait_for(lambda: http.get("/healthz").status_code == 503, 10)
+        assert "has stopped. Restart the process." in http.get("/healthz").json()["detail"]
 
 
 def test_health_checks_log_a_starting_index_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

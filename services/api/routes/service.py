@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from services.api.auth import Tenant
 from services.api.parts import PROBLEM, Parts, PartsDep, problems
 from services.api.routes.models import PredictBody
-from services.common.background import conditions
+from services.common.background import check_running, conditions
 from services.common.bodies import MAX_JSON_BYTES
 from services.common.metrics import CONTENT_TYPE, Live, exposition
 from services.common.problem import problem_body, problem_response
@@ -28,9 +28,14 @@ router = APIRouter(tags=["service"])
 _TIMEOUT_SECONDS = 3.0
 
 
-@router.get("/healthz", summary="Check liveness")
-async def healthz() -> dict[str, str]:
-    """Return 200 while the process runs. Checks no other component."""
+@router.get(
+    "/healthz",
+    summary="Check liveness",
+    responses={503: {"description": "A background task has stopped.", "content": PROBLEM}},
+)
+async def healthz(parts: PartsDep) -> dict[str, str]:
+    """Return 200 while the process and its background tasks run. Checks no other component."""
+    check_running(parts.background)
     return {"status": "ok"}
 
 
