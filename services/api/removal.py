@@ -150,13 +150,14 @@ def _remove_unshared(jobs: JobStore, artifacts: ArtifactStore, removal: Removal)
     checkpoints = {artifact: jobs.checkpoints(tenant, artifact) for artifact in ids}
     parents = {artifact: (f"{tenant}/artifacts/{artifact}", f"{tenant}/checkpoints/{artifact}") for artifact in ids}
     folders = {artifact: [*map(artifacts.subfolders, parents[artifact])] for artifact in ids}
-    unshared, seen = _unshared(jobs, removal)
+    seen = jobs.ids_on_data(tenant, removal.data)
+    unshared = _unshared(jobs, removal)
     for artifact in unshared:
         if ref := refs[artifact]:
             jobs.invalidate_artifact(tenant, artifact, ref)
         for checkpoint in checkpoints[artifact]:
             jobs.drop_checkpoint(tenant, artifact, checkpoint)
-    if unshared and (new := {job.id for digest in removal.data for job in jobs.jobs_on_data(tenant, digest)} - seen):
+    if unshared and (new := jobs.ids_on_data(tenant, removal.data) - seen):
         raise Conflict(f"Job {min(new)} on the same data was submitted during the deletion and may use the files.")
     for artifact in unshared:
         for folder in chain(*folders[artifact]):
@@ -165,15 +166,14 @@ def _remove_unshared(jobs: JobStore, artifacts: ArtifactStore, removal: Removal)
             artifacts.delete_empty(parent)
 
 
-def _unshared(jobs: JobStore, removal: Removal) -> tuple[list[str], set[str]]:
-    """Return the unshared artifacts of a removal, and the jobs on the same data, which inherit the shared ones."""
-    unshared, seen = set(removal.artifacts), set[str]()
+def _unshared(jobs: JobStore, removal: Removal) -> list[str]:
+    """Return the unshared artifacts of a removal. Jobs on the same data inherit the shared ones."""
+    unshared = set(removal.artifacts)
     for digest in removal.data:
         for other in jobs.jobs_on_data(removal.tenant, digest):
             if not unshared:
                 break
-            seen.add(other.id)
             if shared := unshared & artifacts_of(jobs, other):
                 jobs.inherit_artifacts(other, shared)
                 unshared -= shared
-    return sorted(unshared), seen
+    return sorted(unshared)

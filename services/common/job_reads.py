@@ -182,6 +182,10 @@ class JobReads:
         for ids in self._pages(key(tenant, "data", digest)):
             yield from self._records(tenant, ids)
 
+    def ids_on_data(self, tenant: str, digests: Iterable[str]) -> set[str]:
+        """Return the ids of all jobs on datasets with these digests, without their records."""
+        return {job for digest in digests for ids in self._pages(key(tenant, "data", digest)) for job in ids}
+
     def _unfinished(self, tenant: str, place: str) -> tuple[str, str] | None:
         """Return an unfinished job of the list `place` and its state. An ended job stays ended between reads."""
         for ids in self._pages(place):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -158,6 +159,39 @@ def test_deleted_job_keeps_shared_artifacts(api: TestClient, gateway: Gateway) -
     assert keys - expiring <= {"tlm:{default}:dataset-versions", "tlm:{default}:artifacts"} | set(
         gateway.client.keys("tlm:{default}:load*")
     )
+
+
+def test_deletion_reads_each_job_on_the_same_data_once(
+    api: TestClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed, *others = (failed_job(api, gateway, up_to="export", seeds=[seed]) for seed in range(4))
+    records, read = JobStore._records, list[str]()
+
+    def record(store: JobStore, tenant: str, ids: Sequence[str]) -> list[JobRecord]:
+        read.extend(ids)
+        return records(store, tenant, ids)
+
+    monkeypatch.setattr(JobStore, "_records", record)
+    assert api.delete(f"/v1/jobs/{failed}").status_code == 204
+    assert sorted(read) == sorted(others)
+
+
+def test_job_submitted_during_a_deletion_delays_the_deletion_of_files(
+    api: TestClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed, store, later = failed_job(api, gateway), gateway.parts.jobs, list[JobRecord]()
+    job, unpublish = store.get(T, failed), store.invalidate_artifact
+
+    def submit_meanwhile(*args: Any) -> None:
+        if not later:
+            later.append(store.submit(T, job.spec, job.resolved)[0])
+        unpublish(*args)
+
+    monkeypatch.setattr(store, "invalidate_artifact", submit_meanwhile)
+    assert api.delete(f"/v1/jobs/{failed}").status_code == 204
+    assert list(store.removals()) == [f"{T}/{failed}"]
+    assert any((gateway.root / "storage/default/artifacts").rglob("manifest.json"))
+    finish_removals(gateway)
 
 
 def test_artifacts_of_earlier_releases_are_deleted_with_their_last_job(
