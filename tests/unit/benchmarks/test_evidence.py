@@ -12,6 +12,7 @@ import pytest
 from benchmarks.quality import data, evidence
 from benchmarks.quality.data import split_of, text_folder
 from benchmarks.quality.evidence import (
+    INSTANT,
     LINEAR,
     LINEAR_BOTH,
     PAGES,
@@ -24,10 +25,10 @@ from benchmarks.quality.evidence import (
     table,
     write_table,
 )
-from tlm_core.errors import MissingDependency
 from benchmarks.quality.runs import read_json
 from benchmarks.shared import ROOT
 from tlm_client.display import duration
+from tlm_core.errors import MissingDependency
 
 
 def made_records(scores: dict[str, list[float]]) -> list[Record]:
@@ -43,11 +44,10 @@ def test_pages_show_the_figures_of_the_records() -> None:
         assert rendered(read_records()) in page.read_text(encoding="utf-8"), "Run 'make evidence'."
 
 
-def test_cells_have_mean_spread_and_the_number_of_seeds() -> None:
 def test_pages_state_the_figures_of_the_recorded_demo() -> None:
     demo = read_json(ROOT / "benchmarks/quality/demo.json")
     readme, results = (" ".join((ROOT / page).read_text("utf-8").split()) for page in ("README.md", "docs/results.md"))
-    time, low, high = duration(demo["seconds"]), *demo["interval"]
+    (low, high), time = demo["interval"], duration(demo["seconds"])
     linear, returned, alone = (f"{demo[model]:.3f}" for model in ("linear", "returned", "task_only"))
     assert f"the demo took {time} to" in readme and f"The whole demo took {time} after set-up" in results
     scores = f"the returned model has a macro-F1 of {returned}, the linear model {linear}, and the encoder"
@@ -60,6 +60,7 @@ def test_pages_state_the_figures_of_the_recorded_demo() -> None:
         assert f"{model} | {score} |" in results
 
 
+def test_cells_have_mean_spread_and_the_number_of_seeds() -> None:
     records = [
         *made_records({"TLM (BM25)": [0.6, 0.7], "task only": [0.5]}),
         Record("sciie", "fastText", None, 0.4, 0.45, 9.0),
@@ -79,23 +80,30 @@ def test_claims_are_tested_on_equal_seeds(rival: list[float], verdict: str) -> N
     assert verdict in row and "3 seeds" in row
 
 
-def test_fixed_rival_is_paired_with_each_seed() -> None:
+def test_fixed_rival_is_paired_with_each_seed_without_a_verdict() -> None:
     records = [
         *made_records({RETURNED: [0.60, 0.62, 0.61]}),
-        Record("sciie", "linear model", None, None, 0.5, 9.0),
+        Record("sciie", "linear model", None, None, 0.5, 9.0, interval=[0.47, 0.53]),
     ]
-    row = next(line for line in table(records).splitlines() if line.startswith(f"| {RETURNED} > linear model |"))
-    assert "+0.110, confirmed" in row and "3 seeds" in row
+    text = table(records)
+    row = next(line for line in text.splitlines() if line.startswith(f"| {RETURNED} > linear model |"))
+    assert "+0.110 ± 0.010, 3 seeds" in row and "confirmed" not in text
+    assert "| 95 % interval of the linear model | – | – | 0.470 to 0.530 | – | – |" in text
 
 
-def test_splits_count_the_losses_to_each_linear_model() -> None:
-    scores = {LINEAR: [0.5, 0.6, 0.7], LINEAR_BOTH: [0.6, 0.6, 0.7], RETURNED: [0.585, 0.595, 0.9]}
+def test_splits_count_the_losses_to_each_other_model() -> None:
+    scores = {
+        LINEAR: [0.5, 0.6, 0.7],
+        LINEAR_BOTH: [0.6, 0.6, 0.7],
+        INSTANT: [0.6, 0.65, 0.7],
+        RETURNED: [0.585, 0.595, 0.9],
+    }
     records = [
         Record(split_of("sciie", number), arm, 0, None, score, 1.0)
         for arm, values in scores.items()
         for number, score in enumerate(values)
     ]
-    assert "| SciERC | 3 | 0.600 | 0.633 | 0.693 | 0 and 1 |" in table(records)
+    assert "| SciERC | 3 | 0.600 | 0.633 | 0.650 | 0.693 | 0, 1, 2 |" in table(records)
     assert "SciERC | 2 |" in table(records[:-1]), "the third split lacks a model"
 
 
@@ -128,13 +136,13 @@ def test_summary_marks_the_best_model_of_each_task() -> None:
     assert row.count("**") == 2 and "**0.650 ± 0.071 (2)**" in row
 
 
-def test_cost_is_the_mean_of_all_runs() -> None:
+def test_cost_is_the_mean_flops_of_all_runs() -> None:
     records = [
         replace(r, flops=1e12 * (1 + r.seed)) for r in made_records({"task only": [0.5, 0.6]}) if r.seed is not None
     ]
-    assert "| 1.5e+12, 1 |" in table(records)
+    assert "| 1.5e+12 |" in table(records)
     other = replace(records[0], task=split_of("sciie", 0), flops=9e12)
-    assert "| 1.5e+12, 1 |" in table([*records, other]), "other splits have a table of their own"
+    assert "| 1.5e+12 |" in table([*records, other]), "other splits have a table of their own"
 
 
 @pytest.mark.parametrize(("seeds", "jobs"), [(3, [(0, [0, 1, 2])]), (4, [(0, [0, 1, 2]), (1, [1, 2, 3])])])
