@@ -29,6 +29,9 @@ WEIGHT = 0.3  # weight of a piece in the loss; a train row has the weight 1
 ROUNDS = 2  # each round labels the pieces again
 MOST_PIECES = 60_000  # limit on the pieces that the teacher labels
 LEAST_GAIN = 0.5  # in standard errors: 1 misses gains, and 0 prefers chance on small validation splits
+LEAST_GAIN_OF_OTHERS = 1.0  # the same, for pieces that do not resemble the task: they often teach wrong labels
+MOST_SEPARABLE = 0.9  # separability of pieces that resemble the task
+COMPARED_TEXTS = 1_000  # train texts, and as many pieces, that the separability compares
 CANDIDATES = 2  # candidates for each piece that a student learns from; more of them cost time and add little
 
 
@@ -45,12 +48,13 @@ class Student:
 class SelfTrained:
     """The chosen number of pieces per train row (`amount`), and the score of each tried amount on validation.
 
-    The amount 0 is the baseline, and has no student.
+    The amount 0 is the baseline, and has no student. separability: see `separability`.
     """
 
     amount: float
     scores: dict[float, float]
     student: Student | None
+    separability: float
 
 
 def pieces_of(passages: Iterable[str], words: int) -> Iterator[str]:
@@ -73,8 +77,8 @@ def self_train(
     """Train a student for each amount of pieces, and choose one on validation.
 
     If the amounts include 0, the best student must be better than the baseline by more than LEAST_GAIN standard
-    errors. Otherwise the baseline is chosen. baseline: outputs of the linear model on validation. teacher: calibrated
-    log-probabilities of the pieces, [pieces, labels].
+    errors, or LEAST_GAIN_OF_OTHERS if the pieces do not resemble the task. Otherwise the baseline is chosen. baseline:
+    outputs of the linear model on validation. teacher: calibrated log-probabilities of the pieces, [pieces, labels].
     """
     train = task.targets("train").astype(np.int64)
     most = MOST_LABELED / len(train)  # larger amounts give the same pieces
@@ -90,11 +94,38 @@ def self_train(
         guesses[amount] = task.type.predict(np.asarray(validation @ student.model.weights) + student.model.bias)
     scores = {amount: METRICS[task.metric].compute(targets, guess) for amount, guess in guesses.items()}
     best = max(scores, key=lambda amount: scores[amount])  # in a tie, the smallest amount
+    separable = separability(rows_of(task, "train"), pieces)
     if best and 0 in scores:
         difference = paired_difference(task.metric, targets, [guesses[best]], [guesses[0]])
-        if difference is not None and difference.value <= LEAST_GAIN * difference.error:
+        least = LEAST_GAIN if separable <= MOST_SEPARABLE else LEAST_GAIN_OF_OTHERS
+        if difference is not None and difference.value <= least * difference.error:
             best = 0.0
-    return SelfTrained(best, scores, students.get(best))
+    return SelfTrained(best, scores, students.get(best), separable)
+
+
+def separability(rows: Sequence[Row], pieces: Sequence[str]) -> float:
+    """Return how well a linear model separates train texts from pieces of passages: 0.5 (not at all) to 1.
+
+    It is the area under the ROC curve on held-out texts (two folds). Self-training needs pieces that resemble the texts
+    of the task (Ben-David et al. 2006, "Analysis of representations for domain adaptation"). Fewer than two texts of a
+    kind cannot be compared, and count as separable.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    count = min(len(rows), len(pieces), COMPARED_TEXTS)
+    if count < 2:
+        return 1.0
+    random = np.random.default_rng(0)
+    own = [rows[number] for number in random.permutation(len(rows))[:count]]
+    texts: list[Row] = own + [(pieces[number],) for number in random.permutation(len(pieces))[:count]]
+    features, sequences = Features.learn(texts, list(FAMILIES)[:1])
+    matrix, targets = features.matrix(sequences), np.repeat([0, 1], count)
+    margins = np.zeros(len(targets))
+    for fold in range(2):
+        held_out = np.arange(len(targets)) % 2 == fold
+        weights, bias = support_vectors(matrix[~held_out], targets[~held_out], Setting(1, 1.0, None), 2)
+        margins[held_out] = (matrix[held_out] @ weights + bias)[:, 1]
+    return float(roc_auc_score(targets, margins))
 
 
 @dataclass(frozen=True)

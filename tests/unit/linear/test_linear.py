@@ -24,7 +24,14 @@ from tlm_core.linear.fit import fit
 from tlm_core.linear.model import Features, LinearModel, read_alphabet, rows_of
 from tlm_core.linear.ngrams import FAMILIES, START_WORDS, Alphabet, Ngrams, split_words
 from tlm_core.linear.params import BaselineParams
-from tlm_core.linear.self_training import LEAST_GAIN, most_confident, pieces_of, self_train
+from tlm_core.linear.self_training import (
+    LEAST_GAIN,
+    LEAST_GAIN_OF_OTHERS,
+    most_confident,
+    pieces_of,
+    self_train,
+    separability,
+)
 from tlm_core.serving import load_model
 from tlm_core.stages import BASELINE
 from tlm_core.tasks.task import Task, task_schema
@@ -232,7 +239,23 @@ def test_student_learns_words_that_only_passages_contain(monkeypatch: pytest.Mon
     perfect = np.eye(2, dtype=np.float32)[task.targets("validation")]
     without = self_train(task, perfect, teacher, pieces, fitted.setting, (0.0, 3.0))
     assert without.amount == 0.0 and without.student is None and without.scores[0.0] == 1.0
-    for gain, amount in ((0.9 * LEAST_GAIN, 0.0), (1.1 * LEAST_GAIN, 3.0)):
-        uncertain = Difference(value=gain, low=gain - 2, high=gain + 2, error=1.0)
-        monkeypatch.setattr(self_training, "paired_difference", Mock(return_value=uncertain))
-        assert self_train(task, baseline, teacher, pieces, fitted.setting, (0.0, 3.0)).amount == amount
+    for least, separable in ((LEAST_GAIN, 0.9), (LEAST_GAIN_OF_OTHERS, 0.91)):
+        monkeypatch.setattr(self_training, "separability", Mock(return_value=separable))
+        for gain, amount in ((0.9 * least, 0.0), (1.1 * least, 3.0)):
+            uncertain = Difference(value=gain, low=gain - 2, high=gain + 2, error=1.0)
+            monkeypatch.setattr(self_training, "paired_difference", Mock(return_value=uncertain))
+            chosen = self_train(task, baseline, teacher, pieces, fitted.setting, (0.0, 3.0))
+            assert (chosen.amount, chosen.separability) == (amount, separable)
+
+
+def test_pieces_unlike_the_train_texts_are_separable() -> None:
+    draw = random.Random(0)
+    own, other = (["".join(draw.choices(letters, k=4)) for _ in range(20)] for letters in ("abc", "def"))
+
+    def texts(words: list[str]) -> list[str]:
+        return [" ".join(draw.choices(words, k=8)) for _ in range(60)]
+
+    rows = [(text,) for text in texts(own)]
+    assert separability(rows, texts(own)) < 0.7
+    assert separability(rows, texts(other)) > 0.99
+    assert separability(rows[:1], texts(own)) == 1.0
