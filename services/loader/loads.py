@@ -80,6 +80,7 @@ class LoadWorker:
         self._lease_seconds = lease_seconds
         self._stop = threading.Event()
         self._splitting = ""
+        self._waits: dict[str, str] = {}  # load → the reason of its wait that was logged last
         self.tasks = (Background("splitting of uploads"), Background("loads"))
 
     def stop(self) -> None:
@@ -132,12 +133,18 @@ class LoadWorker:
             log.info("Load %s of corpus %s will continue at the next start", load.id, load.corpus)
         except TLMError as error:
             if _can_wait(error):
-                log.warning("Load %s of corpus %s waits: %s", load.id, load.corpus, error)
+                self._log_wait(load, error)
                 return
             self._fail(load, error)
         except Exception:
             log.exception("Load %s of corpus %s failed unexpectedly", load.id, load.corpus)
             self._fail(load, TLMError("The load failed unexpectedly. The log of the loader has the cause."))
+
+    def _log_wait(self, load: CorpusLoad, error: TLMError) -> None:
+        """Log why a load waits, once for each reason: the loader tries again twice a second."""
+        if self._waits.get(load.id) != error.message:
+            self._waits[load.id] = error.message
+            log.warning("Load %s of corpus %s waits: %s", load.id, load.corpus, error)
 
     # --- from the upload to stored passages -------------------------------------------------------------------------
 
@@ -296,7 +303,7 @@ class LoadWorker:
                 if not _can_wait(error):
                     self._fail(load, error)
                     return
-                log.warning("Load %s of corpus %s is requested again: %s", load.id, load.corpus, error)
+                self._log_wait(load, error)
                 self._request(load, version)
             case "ready":
                 ready_load = load.model_copy(update={"state": LoadState.READY, "done": version.count})

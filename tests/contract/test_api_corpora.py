@@ -138,13 +138,19 @@ def test_load_fails_only_on_a_permanent_retriever_error(api: TestClient, gateway
     assert corpus["loads"][0]["error"]["code"] == corpus["versions"][0]["error"]["code"] == "index_mismatch"
 
 
-def test_full_disk_delays_a_load_and_keeps_its_upload(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_delays_a_load_and_keeps_its_upload(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     load_id, full = queue_load(gateway), StorageFull("The disk has only 0 MiB of free space.")
     again, splits = restarted(gateway), Mock(wraps=corpus_read.source_files)
     monkeypatch.setattr(corpus_read, "source_files", splits)
     with monkeypatch.context() as patch:
         patch.setattr(ArtifactStore, "check_space", Mock(side_effect=full))
-        again.loads.round()
+        for _ in range(3):
+            again.loads.round()
+    assert [record.message for record in caplog.records if "waits" in record.message] == [
+        f"Load {load_id} of corpus docs waits: {full}"
+    ]
     assert not splits.called, "Without space for the passages, the upload is not split."
     with monkeypatch.context() as patch:
         patch.setattr(ArtifactStore, "write", Mock(side_effect=full))
