@@ -67,7 +67,7 @@ def test_ticket_sharing_compares_three_systems(embedded: Stack, data: Path) -> N
     options = {"others": ["topics2"], "level": 0.25, "tickets": {"topics": prune_job}}
     job, report = finish(embedded, kind="share_tickets", options=options)
     assert [task["name"] for task in report["tasks"]] == ["topics", "topics2"]
-    assert set(report["average"]) == {"alone", "multi_task", "tickets", "linear"} and report["words"]
+    assert set(report["average"]) == {"majority", "alone", "multi_task", "tickets", "linear"} and report["words"]
     with pytest.raises(NotFound, match="has no stage 'export'"):
         embedded.client.predict(job, TEXTS)
     nodes = embedded.started_nodes(job)
