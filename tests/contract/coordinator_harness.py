@@ -125,6 +125,12 @@ class CoordinatorHarness:
                 self.work(baseline)
         raise AssertionError(f"no submission for {self.job(job_id)}")
 
+    def until_working(self, coordinator: Coordinator, job_id: str) -> str:
+        """Run rounds until the job has a submission, report as its workers, and return its id."""
+        submission = self.until_submitted(coordinator, job_id)
+        self.beat(job_id)
+        return submission
+
     def until_ended(self, coordinator: Coordinator, job_id: str) -> JobRecord:
         """Run rounds and all workers until the job has no submission left to run. Return its record."""
         for _ in range(20):

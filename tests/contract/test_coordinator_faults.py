@@ -457,8 +457,7 @@ def test_full_redis_stops_neither_the_coordinator_nor_its_workers(
     harness: CoordinatorHarness, redis_client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     coordinator, job_id = harness.coordinator(poll_seconds=0.05), harness.submit()
-    submission = harness.until_submitted(coordinator, job_id)
-    harness.beat(job_id)
+    submission = harness.until_working(coordinator, job_id)
     stop = threading.Event()
     runner = threading.Thread(target=coordinator.run, args=(stop,))
     harness.rounds_until(coordinator, 40)

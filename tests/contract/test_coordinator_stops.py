@@ -31,8 +31,7 @@ from tlm_core.jobs.states import State
 
 def test_silent_worker_is_stopped_and_the_job_requeued(harness: CoordinatorHarness) -> None:
     coordinator, job_id = harness.coordinator(), harness.submit()
-    submission = harness.until_submitted(coordinator, job_id)
-    harness.beat(job_id)
+    submission = harness.until_working(coordinator, job_id)
     harness.rounds_until(coordinator, 44)
     assert harness.cluster.statuses[submission] is Status.RUNNING
     harness.rounds_until(coordinator, 46)
@@ -65,8 +64,7 @@ def test_hung_group_is_stopped_although_another_group_works(harness: Coordinator
 
 def test_worker_on_a_suspended_machine_gets_a_grace_period(harness: CoordinatorHarness) -> None:
     coordinator, job_id = harness.coordinator(), harness.submit()
-    submission = harness.until_submitted(coordinator, job_id)
-    harness.beat(job_id)
+    submission = harness.until_working(coordinator, job_id)
     harness.store.ahead = 600
     harness.rounds_until(coordinator, 644)
     assert harness.cluster.statuses[submission] is Status.RUNNING
@@ -78,8 +76,7 @@ def test_silent_worker_is_stopped_although_rounds_are_slow(
     harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     coordinator, job_id = harness.coordinator(), harness.submit()
-    submission = harness.until_submitted(coordinator, job_id)
-    harness.beat(job_id)
+    submission = harness.until_working(coordinator, job_id)
     real, status = time.monotonic, harness.cluster.status
     monkeypatch.setattr(time, "monotonic", lambda: real() + harness.store.ahead)
 
@@ -99,8 +96,7 @@ def test_step_without_an_answer_of_redis_starts_a_grace_period(
     harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     coordinator, job_id = harness.coordinator(), harness.submit()
-    submission = harness.until_submitted(coordinator, job_id)
-    harness.beat(job_id)
+    submission = harness.until_working(coordinator, job_id)
     harness.rounds_until(coordinator, 30)
 
     def away(*_: object) -> NoReturn:
@@ -304,8 +300,7 @@ def test_several_workers_without_room_report_it_and_keep_waiting(harness: Coordi
 
 def test_silent_worker_is_stopped_after_a_wait_for_the_cluster(harness: CoordinatorHarness) -> None:
     coordinator, job_id = harness.coordinator(), harness.submit()
-    submission = harness.until_submitted(coordinator, job_id)
-    harness.beat(job_id)
+    submission = harness.until_working(coordinator, job_id)
     harness.cluster.away = True
     coordinator.round()
     harness.cluster.away = False

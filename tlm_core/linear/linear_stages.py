@@ -110,16 +110,17 @@ def self_train_stage(ctx: StageContext[SelfTrainParams]) -> dict[str, Any]:
     teacher = _labeled(LinearModel.read(ctx.inputs["baseline"]), pieces, first.facts["temperature"])
     setting, baseline = Setting(**first.facts["setting"]), first.outputs["validation"]
     result = self_train(task, baseline, teacher, pieces, setting, ctx.params.amounts)
-    facts = {**first.facts, "amount": result.amount, "amounts": result.scores, "separability": result.separability}
+    chosen = {"amount": result.amount, "separability": result.separability}
+    facts = {**first.facts, **chosen, "amounts": result.scores}
     if (student := result.student) is None:
         _copy_baseline(ctx, task, facts, began)
-        return {"amount": result.amount, "pieces": 0, "separability": result.separability}
+        return {**chosen, "pieces": 0}
     facts["pieces"] = len(student.chosen)
     probabilities = np.exp(log_softmax(student.outputs / np.float32(first.facts["temperature"])))
     write_pieces(ctx.out, [pieces[number] for number in student.chosen], probabilities)
     outputs = _outputs(student.model, task, splits_of(task)) | {HELD_OUT: first.outputs[HELD_OUT]}
     _write_linear(ctx.out, task, student.model, outputs, facts, SELF_TRAINED, began)
-    return {"amount": result.amount, "pieces": len(student.chosen), "separability": result.separability}
+    return {**chosen, "pieces": facts["pieces"]}
 
 
 def _copy_baseline(ctx: StageContext[SelfTrainParams], task: Task, facts: dict[str, Any], began: float) -> None:

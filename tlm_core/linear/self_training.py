@@ -80,11 +80,11 @@ def self_train(
     errors, or LEAST_GAIN_OF_OTHERS if the pieces do not resemble the task. Otherwise the baseline is chosen. baseline:
     outputs of the linear model on validation. teacher: calibrated log-probabilities of the pieces, [pieces, labels].
     """
-    train = task.targets("train").astype(np.int64)
+    rows, train = rows_of(task, "train"), task.targets("train").astype(np.int64)
     most = MOST_LABELED / len(train)  # larger amounts give the same pieces
     positive = sorted({min(amount, most) for amount in amounts if amount})
     totals = [round(amount * len(train)) for amount in positive]
-    pool = Pool.of(rows_of(task, "train"), train, pieces, teacher, setting, max(totals, default=0))
+    pool = Pool.of(rows, train, pieces, teacher, setting, max(totals, default=0))
     validation = pool.features.encode(rows_of(task, "validation"))
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         students = dict(zip(positive, threads.map(pool.student, totals), strict=True))
@@ -94,7 +94,7 @@ def self_train(
         guesses[amount] = task.type.predict(np.asarray(validation @ student.model.weights) + student.model.bias)
     scores = {amount: METRICS[task.metric].compute(targets, guess) for amount, guess in guesses.items()}
     best = max(scores, key=lambda amount: scores[amount])  # in a tie, the smallest amount
-    separable = separability(rows_of(task, "train"), pieces)
+    separable = separability(rows, pieces)
     if best and 0 in scores:
         difference = paired_difference(task.metric, targets, [guesses[best]], [guesses[0]])
         least = LEAST_GAIN if separable <= MOST_SEPARABLE else LEAST_GAIN_OF_OTHERS
