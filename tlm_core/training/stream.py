@@ -15,10 +15,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.attention.varlen import varlen_attn
 
 from tlm_core.training import flops
 from tlm_core.training.architectures import Shape
+from tlm_core.training.block_mask import SMALLEST_HEAD, block_mask
 from tlm_core.training.kernels import Kernels, Rotation
 from tlm_core.training.masking import NOT_MASKED
 from tlm_core.training.model import TaskModel, layer_rules, rotations_of
@@ -195,7 +197,8 @@ class StreamKernels:
 
     sequence: [T], the number of each token's sequence. begins: [S + 1], the start of each sequence, then the end.
     longest: tokens of the longest sequence. window: attention window on each side, or None. rotation: cosines and sines
-    of each token, [T, 1, head]. `dropout` is ignored on all devices: variable-length attention does not support it.
+    of each token, [T, 1, head]. blocks: the visible blocks, for FlexAttention. It is the fastest kernel for short
+    documents, but needs compiled code. `dropout` is ignored on all devices: these kernels do not support it.
     """
 
     sequence: Tensor
@@ -203,12 +206,16 @@ class StreamKernels:
     longest: int
     window: int | None
     rotation: Rotation | None
+    blocks: BlockMask | None = None
 
     def attend(self, qkv: Tensor, heads: int, dropout: float) -> Tensor:  # noqa: ARG002
         query, key, value = qkv.view(len(qkv), 3, heads, -1).unbind(1)
         if self.rotation is not None:
             query, key = rotated(query, *self.rotation), rotated(key, *self.rotation)
-        if query.is_cuda:
+        if self.blocks is not None:
+            batch = (part.transpose(0, 1)[None] for part in (query, key, value))
+            y = flex_attention(*batch, block_mask=self.blocks)[0].transpose(0, 1)
+        elif query.is_cuda:
             sides = (-1, -1) if self.window is None else (self.window, self.window)
             begins, longest = self.begins, self.longest
             y = varlen_attn(query, key, value, begins, begins, longest, longest, window_size=sides)
@@ -259,8 +266,14 @@ class StreamLayers(nn.Module):
         rotations = {
             theta: (cos[positions][:, None], sin[positions][:, None]) for theta, (cos, sin) in self._rotations.items()
         }
-        for window, theta in layer_rules(self.model.shape):
-            yield StreamKernels(part.sequence, part.begins, self._longest, window, rotations.get(theta))
+        rules = list(layer_rules(self.model.shape))
+        large = self.model.shape.head_size >= SMALLEST_HEAD
+        flex = large and part.tokens.is_cuda and torch.compiler.is_compiling()
+        windows = dict.fromkeys(window for window, _ in rules) if flex else ()
+        blocks = {window: block_mask(part.sequence, part.begins, window) for window in windows}
+        for window, theta in rules:
+            own = rotations.get(theta)
+            yield StreamKernels(part.sequence, part.begins, self._longest, window, own, blocks.get(window))
 
 
 class StreamStart(StreamLayers):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from tests.integration.test_training_workers import points, start, work
 from tests.unit.training.made import compare, made_prepared, scattered, tiny, trainer_of
+from tlm_core.training.block_mask import block_mask
 from tlm_core.training.loop import to_host
 from tlm_core.training.stage import StopRequested
 from tlm_core.training.stream import StreamKernels
@@ -33,15 +35,22 @@ def whole_memory() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("flex", [False, True])
 @pytest.mark.parametrize("window", [None, 5])
-def test_variable_length_attention_matches_the_dense_form(window: int | None) -> None:
+def test_attention_of_documents_matches_the_dense_form(window: int | None, flex: bool) -> None:
     begins = torch.tensor([0, 7, 40, 64, 64], dtype=torch.int32, device=GPU)
     sequence = torch.repeat_interleave(torch.arange(4, dtype=torch.int32, device=GPU), begins.diff())
     kernels = StreamKernels(sequence, begins, 48, window, None)
+
+    def attend(qkv: torch.Tensor) -> torch.Tensor:
+        blocks = block_mask(sequence, begins, window) if flex else None
+        return replace(kernels, blocks=blocks).attend(qkv, 4, 0.0)
+
     draw = torch.Generator(GPU).manual_seed(0)
     qkv, upstream = (torch.randn(64, n * 4 * 32, generator=draw, device=GPU, dtype=torch.bfloat16) for n in (3, 1))
     exact = qkv.float().requires_grad_()
-    attended = kernels.attend(qkv.requires_grad_(), 4, 0.0)
+    chosen = torch.compile(attend, fullgraph=True, dynamic=False) if flex else attend
+    attended = chosen(qkv.requires_grad_())
     wanted = kernels._dense(*exact.unflatten(-1, (3, 4, -1)).unbind(-3)).flatten(-2)
     torch.testing.assert_close(attended.float(), wanted, rtol=2e-2, atol=2e-2)
     (gradient,) = torch.autograd.grad(attended, qkv, upstream)
