@@ -51,7 +51,7 @@ def predict_file(
     known = _dataset_columns(client, model)
     text = text_column or _default_text(known.get("text"), columns)
     pair_column = pair_column or (known.get("text_pair") if known.get("text_pair") in columns else None)
-    _check_columns(table, columns, {"--text-column": text, "--pair-column": pair_column})
+    _check_columns(table, columns, known, {"--text-column": text, "--pair-column": pair_column})
     rows, texts, pairs = tee(_rows(table, records, [text, pair_column] if pair_column else [text]), 3)
     predictions = client.predict_many(
         model,
@@ -101,18 +101,26 @@ def _dataset_columns(client: TLMClient, model: str) -> Mapping[str, str | None]:
 
 
 def _default_text(known: str | None, columns: Sequence[str]) -> str:
-    """Return the text column of the model's dataset if the file has it, else the only column, else `text`."""
+    """Return the first of these that the file has: the column of the model's dataset, the only column, `text`.
+
+    Without any of them, return the column of the model's dataset, which the error then names.
+    """
     if known in columns:
         return str(known)
-    return columns[0] if len(columns) == 1 else "text"
+    if len(columns) == 1:
+        return columns[0]
+    return "text" if "text" in columns else known or "text"
 
 
-def _check_columns(table: TableFile, columns: Sequence[str], needed: Mapping[str, str | None]) -> None:
-    """Raise InvalidRequest if the file lacks a column. needed: option → column."""
+def _check_columns(
+    table: TableFile, columns: Sequence[str], known: Mapping[str, str | None], needed: Mapping[str, str | None]
+) -> None:
+    """Raise InvalidRequest if the file lacks a column. known: of the model's dataset. needed: option → column."""
     for option, name in needed.items():
         if name is not None and name not in columns:
             read = f" Delimiter: {delimiter_name(table.delimiter)}." if table.delimiter else ""
             read += f" Encoding: {table.encoding.name}." if table.encoding else ""
+            read += f" The model's dataset has the column '{name}'." if name in known.values() else ""
             listed = f"Columns: {', '.join(columns) or 'none'}.{read}"
             raise InvalidRequest(f"{table.path} has no column '{name}'. Name one with {option}. {listed}")
 

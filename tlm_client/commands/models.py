@@ -49,6 +49,7 @@ def predict(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The rows of --file with predictions, as CSV or JSON Lines.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file of --out if it exists.")] = False,
     text_column: TextColumn = None,
     pair_column: Annotated[str | None, typer.Option(help="Column of the file with the second texts.")] = None,
     min_confidence: Annotated[
@@ -72,6 +73,8 @@ def predict(
     check_source(file)
     if out is None:
         raise typer.BadParameter("--file needs --out, the file to write.")
+    if out.exists() and not force:
+        raise Conflict(f"'{out}' exists. Name a new file, or replace this one with --force.")
     with open_client() as client, Display(stderr_console()) as display:
         display.begin(f"classifying {file}")
         count = predict_file(

@@ -173,6 +173,27 @@ def test_predict_names_the_model_and_marks_abstentions() -> None:
     assert tlm(handler, "predict", "job_1", "x", "--min-confidence", "2").exit_code == 2
 
 
+def test_predictions_replace_a_file_only_by_force(tmp_path: Path) -> None:
+    source, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("text\na film\n", encoding="utf-8")
+    out.write_text("precious", encoding="utf-8")
+    answer = {"data": [{"label": "good", "probability": 0.9}], "model": {"name": "linear", "final": True}}
+    info = {"version": "1", "scales": ["instant"], "recipes": ["fast"], "max_upload_bytes": 1_000}
+    serving = serve({
+        "GET /v1/info": info | {"max_json_bytes": 1_000_000, "max_predict_texts": 256},
+        "GET /v1/jobs/job_1": job_view(), "GET /v1/datasets/ds_1/report": {},
+        "POST /v1/models/job_1/predict": answer,
+    })  # fmt: skip
+    arguments = ("predict", "job_1", "--file", str(source), "--out", str(out))
+    refused = tlm(serving, *arguments)
+    assert (refused.exit_code, out.read_text()) == (1, "precious")
+    assert "exists. Name a new file, or replace this one with --force." in refused.stderr
+    replaced = tlm(serving, *arguments, "--force")
+    assert (replaced.exit_code, out.read_text()) == (0, "text,prediction,probability\na film,good,0.9\n"), (
+        replaced.output
+    )
+
+
 def test_clone_sends_only_changes() -> None:
     sent: list[Any] = []
 

@@ -108,6 +108,18 @@ def test_text_column_is_that_of_the_dataset_else_the_only_column(tmp_path: Path)
     assert classified(path, columns=columns) == classified(path) == 1
 
 
+def test_missing_column_of_the_dataset_is_named_with_the_columns_of_the_file(tmp_path: Path) -> None:
+    path, columns = tmp_path / "in.csv", {"text": "question", "text_pair": None, "label": "label"}
+    path.write_text("id,body\n1,x\n", encoding="utf-8")
+    message = r"no column 'question', which the model's dataset has. Name one with --text-column. Columns: id, body\."
+    with pytest.raises(InvalidRequest, match=message):
+        classified(path, columns=columns)
+    with pytest.raises(InvalidRequest, match=r"no column 'message'\. Name one with --text-column"):
+        classified(path, columns=columns, text_column="message")
+    path.write_text("id,text\n1,x\n", encoding="utf-8")
+    assert classified(path, columns=columns) == 1
+
+
 def test_pair_column_is_that_of_the_dataset_if_the_file_has_it(tmp_path: Path) -> None:
     path, columns = tmp_path / "in.csv", {"text": "premise", "text_pair": "hypothesis", "label": "gold"}
     path.write_text("premise,hypothesis\nit rains,it is wet\n", encoding="utf-8")
