@@ -8,6 +8,7 @@ most 100 of each code), or invalid fields with a JSON pointer.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
@@ -105,8 +106,14 @@ async def _on_error(request: Request, error: Exception) -> Response:
     return problem_response(problem)
 
 
-async def _on_validation(_: Request, error: Exception) -> Response:
+async def _on_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
+    sent = request.headers.get("content-type", "")
+    # FastAPI parses only such bodies. It validates another body as bytes, which gives an unclear error.
+    is_json = re.match(r"application/([^;]+\+)?json\s*(;|$)", sent, re.IGNORECASE)
+    if not is_json and any(entry["loc"] == ("body",) and entry["type"] != "missing" for entry in error.errors()):
+        problem = f"has the Content-Type '{sent[:100]}'" if sent else "has no Content-Type"
+        return _reject(415, f"The body {problem}. Send JSON with the header 'Content-Type: application/json'.")
     return problem_response(validation_problem(error.errors()))
 
 

@@ -87,7 +87,7 @@ async def create(request: Request, parts: PartsDep, tenant: Tenant) -> CorpusLoa
     return load_view(load)
 
 
-@router.post("/from-sources", status_code=202, summary="Fetch a corpus", responses=problems(409, 413, 507))
+@router.post("/from-sources", status_code=202, summary="Fetch a corpus", responses=problems(409, 413, 415, 507))
 def fetch(body: CorpusOfSources, parts: PartsDep, tenant: Tenant) -> CorpusLoad:
     """Return a load that fetches the files from addresses that the operator allows.
 
@@ -155,7 +155,7 @@ def delete(corpus: Name, parts: PartsDep, tenant: Tenant) -> Response:
     return Response(status_code=204)
 
 
-@router.post("/{corpus}/search", summary="Search a corpus", responses=problems(404, 409, 413))
+@router.post("/{corpus}/search", summary="Search a corpus", responses=problems(404, 409, 413, 415))
 def search(corpus: Name, body: SearchBody, parts: PartsDep, tenant: Tenant) -> SearchResult:
     """Return the passages with the highest BM25 scores, ranked as in the selection of a job."""
     return parts.search(tenant, corpus, body.version, body.query, body.k)

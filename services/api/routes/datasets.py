@@ -69,7 +69,7 @@ async def create(request: Request, parts: PartsDep, tenant: Tenant) -> DatasetCr
     return await run_in_threadpool(created, parts, record)
 
 
-@router.post("/hub", status_code=201, summary="Import a dataset from the hub", responses=problems(404, 413, 507))
+@router.post("/hub", status_code=201, summary="Import a dataset from the hub", responses=problems(404, 413, 415, 507))
 def create_from_hub(body: HubBody, parts: PartsDep, tenant: Tenant) -> DatasetCreated:
     """Download a dataset (data files only; none of its code runs), validate it and store its texts and labels."""
     record = parts.dataset_intake.add_from_hub(tenant, body.name, body.hub, body.options, body.selection)

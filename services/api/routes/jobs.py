@@ -53,7 +53,7 @@ LastLine = Annotated[str, Header(alias="Last-Event-ID", pattern=f"{STREAM_ID}|^$
     status_code=202,
     summary="Submit a job",
     responses={200: {"model": DryRun, "description": "With `dry_run`: the resolved job and its estimated cost."},
-               **problems(404, 409, 413, 507)},
+               **problems(404, 409, 413, 415, 507)},
     response_model=Job,
 )  # fmt: skip
 def submit(
@@ -70,7 +70,7 @@ def submit(
     return _created(parts, response, submit_job(parts, tenant, spec, idempotency_key))
 
 
-@router.post("/estimate", summary="Estimate the cost of a job", responses=problems(404, 409, 413))
+@router.post("/estimate", summary="Estimate the cost of a job", responses=problems(404, 409, 413, 415))
 def estimate(spec: Annotated[JobSpec, Body(examples=[SPEC_EXAMPLE])], parts: PartsDep, tenant: Tenant) -> Estimate:
     """Return seconds, FLOPs, memory, disk, GPU hours and passages, each with its basis: earlier jobs on this service,
     the recipe, or built-in rates. Unknown figures are null. Time in the queue is not included."""
@@ -133,7 +133,7 @@ def retry(job: PathJob, parts: PartsDep, response: Response, idempotency_key: Ke
 
 
 @router.post(
-    "/{job}/clone", status_code=202, summary="Clone a job with changes", responses=problems(404, 409, 413, 507)
+    "/{job}/clone", status_code=202, summary="Clone a job with changes", responses=problems(404, 409, 413, 415, 507)
 )
 def clone(
     job: PathJob,

@@ -56,7 +56,7 @@ def get(model: ModelId, parts: PartsDep, tenant: Tenant) -> FinishedModel:
     return parts.models.get(tenant, parts.models.job_id(tenant, model))
 
 
-@router.put("/{alias}", summary="Set an alias", responses=problems(404, 409, 413))
+@router.put("/{alias}", summary="Set an alias", responses=problems(404, 409, 413, 415))
 def put_alias(alias: Alias, body: AliasBody, parts: PartsDep, tenant: Tenant) -> FinishedModel:
     """Point an alias to the model of a succeeded job. Requests that address the alias use this model from now on."""
     return parts.models.put_alias(tenant, alias, body.job)
@@ -69,7 +69,7 @@ def delete_alias(alias: Alias, parts: PartsDep, tenant: Tenant) -> Response:
     return Response(status_code=204)
 
 
-@router.post("/{model}/predict", summary="Classify texts", responses=problems(404, 409, 413))
+@router.post("/{model}/predict", summary="Classify texts", responses=problems(404, 409, 413, 415))
 def predict(model: ModelId, body: PredictBody, parts: PartsDep, tenant: Tenant) -> Predictions:
     """Classify texts with a job's final model. Until it exists, the linear model does so (`model.final` is false)."""
     served = served_model(parts.jobs, parts.jobs.get(tenant, parts.models.job_id(tenant, model)))

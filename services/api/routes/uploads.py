@@ -56,7 +56,7 @@ class CorpusOfUploads(CorpusBody):
     files: tuple[str, ...] = Field(min_length=1, max_length=1000)
 
 
-@router.post("/v1/uploads", status_code=201, summary="Create an upload", responses=problems(413, 507))
+@router.post("/v1/uploads", status_code=201, summary="Create an upload", responses=problems(413, 415, 507))
 def create(body: UploadBody, parts: PartsDep, tenant: Tenant) -> Upload:
     """Create a resumable upload for a large file. Then send its parts in order."""
     return parts.uploads.create(tenant, body.name, body.size, body.sha256)
@@ -97,7 +97,7 @@ def delete(upload: str, parts: PartsDep, tenant: Tenant) -> Response:
     "/v1/datasets/from-uploads",
     status_code=201,
     summary="Create a dataset from uploads",
-    responses=problems(404, 409, 413, 507),
+    responses=problems(404, 409, 413, 415, 507),
 )
 def dataset(body: DatasetOfUploads, parts: PartsDep, tenant: Tenant) -> DatasetCreated:
     """Validate and store complete uploads as a dataset. On success the uploads are deleted; on an error they stay."""
@@ -110,7 +110,7 @@ def dataset(body: DatasetOfUploads, parts: PartsDep, tenant: Tenant) -> DatasetC
     "/v1/corpora/from-uploads",
     status_code=202,
     summary="Create a corpus from uploads",
-    responses=problems(404, 409, 413, 507),
+    responses=problems(404, 409, 413, 415, 507),
 )
 def corpus(body: CorpusOfUploads, parts: PartsDep, tenant: Tenant) -> CorpusLoad:
     """Create a corpus load from complete uploads and return it. The service then splits and indexes their texts."""

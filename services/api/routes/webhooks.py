@@ -27,7 +27,7 @@ class WebhookBody(BaseModel):
     events: tuple[EventType, ...] = Field(("job.succeeded", "job.failed", "job.cancelled"), min_length=1, max_length=20)
 
 
-@router.post("", status_code=201, summary="Add a webhook", responses=problems(409, 413))
+@router.post("", status_code=201, summary="Add a webhook", responses=problems(409, 413, 415))
 def create(body: WebhookBody, parts: PartsDep, tenant: Tenant) -> WebhookCreated:
     """Register an endpoint. Events are posted as JSON, signed by the Standard Webhooks scheme (`webhook-id`,
     `webhook-timestamp`, `webhook-signature`). Deliveries are retried for about 32 hours until a 2xx response."""

@@ -110,6 +110,26 @@ def test_invalid_field_has_a_pointer_and_a_message(client: TestClient, body: Any
     assert says in answer.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    ("headers", "says"),
+    [
+        ({"Content-Type": "application/x-www-form-urlencoded"}, "has the Content-Type 'application/x-www-form-"),
+        ({"Content-Type": "text/json"}, "has the Content-Type 'text/json'"),
+        ({}, "has no Content-Type"),
+    ],
+)
+def test_body_of_another_content_type_names_the_expected_type(
+    client: TestClient, headers: dict[str, str], says: str
+) -> None:
+    answer = client.post("/echo", content=b'{"name": "x"}', headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
+    assert says in answer.json()["detail"] and "'Content-Type: application/json'" in answer.json()["detail"]
+    accepted = client.post(
+        "/echo", content=b'{"name": "x"}', headers={"Content-Type": "Application/JSON; charset=utf-8"}
+    )
+    assert accepted.status_code == 200
+
+
 def post(client: TestClient, body: bytes) -> Any:
     return client.post("/echo", content=body, headers={"content-type": "application/json"})
 
