@@ -93,7 +93,7 @@ class Known:
         if not training:
             return 0.0, "the job trains no encoder"
         if self.worker_gpus is not None:
-            gpu, source = self.worker_gpus > 0, "as TLM_API_WORKER_GPUS states"
+            gpu, source = self.worker_gpus > 0, "as the operator of this service has set"
         elif self.history:
             gpu, source = self.history[0].gpu, f"as in {self.history[0].id}"
         else:

@@ -402,4 +402,5 @@ def test_setting_of_the_gpus_needs_no_finished_job(gateway: Gateway, gpus: float
     with known.test_client() as api:
         result = estimate(api)
     assert result["gpu_hours"] is not None and (result["gpu_hours"] > 0) == (gpus > 0)
-    assert "TLM_API_WORKER_GPUS" in result["reasons"]["gpu_hours"]
+    assert "as the operator of this service has set" in result["reasons"]["gpu_hours"]
+    assert "TLM_" not in str(result)
