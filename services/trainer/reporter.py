@@ -119,12 +119,12 @@ class JobReporter:
             return self._may_continue()
 
     def _log_step(self, node: Node, step: int, total: int, rate: float | None, unit: str) -> None:
-        """Log the step at each tenth of a node, with its latest metrics."""
+        """Log the step at each tenth of a node, with the metrics that are new since the last line."""
         tenth = 10 * step // total if total else 0
         if tenth <= self._logged_tenth:
             return
         self._logged_tenth = tenth
-        latest = {name: self._latest.get(name) for name in _LOGGED}
+        latest = {name: self._latest.pop(name, None) for name in _LOGGED}
         shown = (f"{name} {value:.4g}" for name, value in latest.items() if isinstance(value, float | int))
         speed = [f"{rate:,.0f} {unit}/s"] if rate is not None else []
         self._pending.logs.append(", ".join([f"{node.name}: step {step:,} of {total:,}", *shown, *speed]))

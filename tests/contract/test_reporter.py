@@ -157,6 +157,23 @@ def test_log_has_a_line_at_each_tenth_of_a_stage(reporter: JobReporter, redis_cl
     assert lines[0] == "prepare: step 10 of 95, mlm 7.5, 2,261 tokens/s"
 
 
+def test_log_states_each_validation_score_once(reporter: JobReporter, redis_client: redis.Redis) -> None:
+    for step in range(1, 11):
+        reporter.metrics(step=step, task=1.0 - step / 20)
+        if step in (3, 7):
+            reporter.metrics(step=step, score=step / 10, validation_loss=0.5)
+        reporter.progress(step=step, total=10, rate=None, unit="tokens", eta_seconds=None)
+    reporter.close()
+    store = JobStore(redis_client)
+    ((job,), _) = store.list_jobs(T)
+    lines = [line["line"] for line in store.logs(T, job.id)]
+    assert [line for line in lines if "score" in line] == [
+        "prepare: step 3 of 10, task 0.85, validation_loss 0.5, score 0.3",
+        "prepare: step 7 of 10, task 0.65, validation_loss 0.5, score 0.7",
+    ]
+    assert lines[3] == "prepare: step 4 of 10, task 0.8"
+
+
 def test_share_of_the_job_never_falls(reporter: JobReporter, redis_client: redis.Redis) -> None:
     """A slower rate than before lengthens the estimate of all later stages."""
     store, shares = JobStore(redis_client), list[float]()
