@@ -1,4 +1,4 @@
-"""The commands of docs/tutorial.md print what the page shows."""
+"""The commands and the Python of docs/tutorial.md print what the page shows."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ PAGE = ROOT / "docs" / "tutorial.md"
 REPORT = Path(__file__).with_name("tutorial-report.json")
 NUMBER = re.compile(r"\d+\.\d+")
 RUN = re.compile(r"(?<=job_)\w+|(?<=ds_)\w+|\b\d+:\d\d\b|(?<=^Cost: ).*", re.MULTILINE)  # what each run has of its own
+COMMANDS = {"sh": "{}", "python": "python - <<'END'\n{}END\n"}
 MARK = "-- end of block --"
 
 
 def steps() -> list[tuple[str, str]]:
-    """Return the commands of each `sh` block with the output that the page shows, "" for none."""
+    """Return the commands of each `sh` or `python` block with the output that the page shows, "" for none."""
     blocks = [*blocks_of(PAGE), None]
     return [
-        (block.text, follower.text if follower and follower.language == "text" else "")
+        (COMMANDS[block.language].format(block.text), follower.text if follower and follower.language == "text" else "")
         for block, follower in itertools.pairwise(blocks)
-        if block and block.language == "sh"
+        if block and block.language in COMMANDS
     ]
 
 
@@ -42,8 +43,9 @@ def steps() -> list[tuple[str, str]]:
 def test_commands_print_what_the_tutorial_shows(gateway: Gateway, tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     shutil.copy(ROOT / "docs" / "questions.csv", tmp_path / "docs")
-    (tmp_path / "tlm").write_text(f'#!/bin/sh\nexec {sys.executable} -m tlm_client "$@"\n')
-    (tmp_path / "tlm").chmod(0o755)
+    for name, arguments in (("tlm", "-m tlm_client "), ("python", "")):
+        (tmp_path / name).write_text(f'#!/bin/sh\nexec {sys.executable} {arguments}"$@"\n')
+        (tmp_path / name).chmod(0o755)
     script = "".join(f"{commands}echo '{MARK}'\n" for commands, _ in steps())
     stop = threading.Event()
     work = real_work(gateway)
@@ -76,6 +78,12 @@ def test_commands_print_what_the_tutorial_shows(gateway: Gateway, tmp_path: Path
             assert list(numbers) == pytest.approx(list(expected), abs=0.02), f"{commands}\n{printed}"
     assert (tmp_path / "predicted.csv").read_text().count("\n") == 3
     check_pages(gateway)
+
+
+def test_every_block_of_the_tutorial_is_run_or_compared() -> None:
+    """The blocks without a language start the service, or train for minutes."""
+    unchecked = [block.text for block in blocks_of(PAGE) if block.language not in (*COMMANDS, "text")]
+    assert all(text.startswith(("make setup\n", "tlm corpus add ", "curl ")) for text in unchecked), unchecked
 
 
 def check_pages(gateway: Gateway) -> None:
