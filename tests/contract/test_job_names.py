@@ -95,6 +95,16 @@ def test_new_name_that_looks_like_an_alias_or_an_id_is_refused(gateway: Gateway,
             assert (answer.status_code, f"Invalid name '{name}'. Choose a name" in answer.text) == (422, True)
 
 
+def test_page_of_a_name_redirects_to_the_newest_job_with_it(gateway: Gateway) -> None:
+    submit(gateway, "nightly")
+    new = submit(gateway, "nightly")
+    submit(gateway, "nightly, longer")
+    browser = signed_in(gateway)
+    answer = browser.get("/ui/jobs/nightly", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, f"/ui/jobs/{new}")
+    assert browser.get("/ui/jobs/night").status_code == 404
+
+
 def test_name_means_the_newest_job_with_it(gateway: Gateway, client: TLMClient) -> None:
     submit(gateway, "nightly")
     new = submit(gateway, "nightly")

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from services.api.dashboard.curves import curves, stages_of
 from services.api.dashboard.present import facts
 from services.api.dashboard.progress import node_titles, steps_of
-from services.api.dashboard.web import PREFIX, PageJob, page, redirect
+from services.api.dashboard.web import PREFIX, PageJob, SignedIn, page, redirect
 from services.api.job_artifacts import artifacts_by_node
 from services.api.parts import Parts, PartsDep, StreamId
 from services.api.removal import delete_job
@@ -35,6 +35,7 @@ _EVENTS = 12
 _EVENTS_PAGE = 500
 _EVENTS_ON_LOG = 1_000
 _LINES = 500
+_SEARCHED = 1_000  # jobs whose names contain the searched name
 _ACTIONS = (Verb.PAUSE, Verb.RESUME, Verb.CANCEL)
 
 
@@ -48,9 +49,21 @@ class EventLine:
 
 @router.get("/{job}")
 def job_page(
-    request: Request, job: PageJob, parts: PartsDep, stage: Annotated[str | None, Query(max_length=40)] = None
+    request: Request,
+    job: str,
+    parts: PartsDep,
+    tenant: SignedIn,
+    stage: Annotated[str | None, Query(max_length=40)] = None,
 ) -> Response:
-    return page(request, "job.html", _live_values(parts, job), chosen=stage)
+    """Show a job. A name redirects to the newest job with it."""
+    try:
+        return page(request, "job.html", _live_values(parts, parts.jobs.get(tenant, job)), chosen=stage)
+    except NotFound:
+        similar, _ = parts.jobs.list_jobs(tenant, search=job, limit=_SEARCHED)
+        for named in similar:
+            if named.spec.name == job:
+                return redirect(request, f"{PREFIX}/jobs/{named.id}")
+        raise
 
 
 @router.get("/{job}/live")
