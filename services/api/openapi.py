@@ -19,7 +19,7 @@ An example, from a file to predictions. `train.csv` has the columns `text` and `
 ```
 AUTH="Authorization: Bearer $TLM_TOKEN"
 curl -H "$AUTH" -F name=reviews -F train=@train.csv $TLM_URL/v1/datasets
-JOB=$(curl -H "$AUTH" --json '{"dataset": "reviews", "scale": "quick"}' $TLM_URL/v1/jobs | jq -r .id)
+JOB=$(curl -H "$AUTH" --json '{"dataset": "reviews", "scale": "instant"}' $TLM_URL/v1/jobs | jq -r .id)
 curl -H "$AUTH" -N -H "Accept: text/event-stream" $TLM_URL/v1/jobs/$JOB/events                # events until the end
 curl -H "$AUTH" $TLM_URL/v1/jobs/$JOB/report
 curl -H "$AUTH" -X PUT --json '{"job": "'$JOB'"}' $TLM_URL/v1/models/reviews@production

@@ -32,7 +32,9 @@ def test_pages_without_a_session_redirect_to_sign_in(gateway: Gateway) -> None:
     assert browser.get("/ui/jobs/live", headers={"HX-Request": "true"}).headers["hx-redirect"] == "/ui/sign-in"
     assert browser.get("/").headers["location"] == "/ui/jobs"
     assert {browser.get(path).headers["location"] for path in ("/docs", "/redoc")} == {"/ui/reference"}
-    assert browser.get("/ui/reference").status_code == 200
+    reference = browser.get("/ui/reference")
+    assert reference.status_code == 200
+    assert "dashboard.css" in reference.text and '<header class="top">' in reference.text, "Its links have a style."
 
 
 def test_sign_in_sets_a_cookie_hidden_from_scripts(gateway: Gateway) -> None:

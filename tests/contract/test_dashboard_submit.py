@@ -11,10 +11,12 @@ from typing import Any
 import httpx
 import pytest
 
+from services.api.dashboard.job_form import PRESETS
 from services.api.dashboard.snippets import snippets
 from tests.contract.dashboard_pages import Tags, signed_in
 from tests.contract.filled_dashboard import Contents, fill
 from tests.contract.gateway import TRAIN, Gateway, add_dataset, add_version
+from tests.support import ROOT
 from tests.unit.client.test_cli import tlm
 from tlm_client.client import TLMClient
 from tlm_core.corpus.states import CorpusState
@@ -130,6 +132,18 @@ def test_preset_fills_scale_and_seeds(filled: tuple[Gateway, Contents], preset: 
     assert next(given["value"] for given in inputs if given.get("name") == "seeds") == "0, 1, 2"
     shown = [given["href"] or "" for tag, given in read.tags if tag == "a" and given.get("aria-current") == "true"]
     assert [f"preset={preset or 'instant'}" in link for link in shown] == [True]
+
+
+def test_best_preset_has_the_best_score_of_each_measured_task() -> None:
+    table = re.search(r"evidence: begin -->\n(.*?)<!--", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert table
+    _, scales, _, *rows = ([cell.strip(" *") for cell in line.split("|")] for line in ["", *table[1].splitlines()])
+    columns = {scale: next(n for n, cell in enumerate(scales) if f"scale `{scale}`" in cell) for scale in
+               (preset.scale for preset in PRESETS.values())}  # fmt: skip
+    assert len(rows) == 5
+    for row in rows:
+        scores = {scale: float(row[column].split()[0]) for scale, column in columns.items()}
+        assert max(scores, key=lambda scale: scores[scale]) == PRESETS["best"].scale, row
 
 
 def test_presets_and_scales_name_no_durations(filled: tuple[Gateway, Contents]) -> None:

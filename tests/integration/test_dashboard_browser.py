@@ -333,6 +333,16 @@ def test_charts_have_distinct_colors_and_smooth_noisy_lines(page: Any, served: t
     assert len(losses.evaluate(series)) == 3
 
 
+def test_axis_of_scores_ends_at_one(page: Any, served: tuple[str, Gateway, Contents]) -> None:
+    url, _, contents = served
+    page.goto(f"{url}/ui/jobs/{contents.jobs['succeeded']}?stage=finetune")
+    settle(page)
+    assert page.locator("[data-series='score']").evaluate("figure => figure.chart.scales.y.max") <= 1
+    range_of = "([name, y]) => options([{name, x: [1], y}], 300).scales.y.range(null, y[0], y[0])[1]"
+    assert page.evaluate(range_of, ["score", [0.97]]) == 1
+    assert page.evaluate(range_of, ["mlm", [0.97]]) > 1
+
+
 def test_curve_of_a_comparison_has_color_and_letter_of_its_job(
     page: Any, served: tuple[str, Gateway, Contents]
 ) -> None:
@@ -409,16 +419,19 @@ def test_estimate_follows_the_form_and_snippets_are_copied(page: Any, served: tu
 
 
 @pytest.mark.parametrize("scripts", [True, False])
-def test_form_shows_that_the_instant_scale_uses_no_corpus(
+def test_form_shows_that_the_instant_scale_uses_no_corpus_and_no_seed(
     browser: Any, served: tuple[str, Gateway, Contents], scripts: bool
 ) -> None:
     page = browser.new_page(java_script_enabled=scripts)
     sign_in(page, served[0])
     page.goto(f"{served[0]}/ui/submit?preset=instant&dataset=tickets")
     corpus, hint = page.locator("#corpus"), page.get_by_text("not used at scale instant")
+    seeds, no_seed = page.locator("#seeds"), page.get_by_text("the scale instant uses no seed")
     # Without scripts, nothing could enable the field again at another scale.
     assert (corpus.is_disabled(), hint.is_visible()) == (scripts, True)
+    assert (seeds.is_disabled(), no_seed.is_visible()) == (scripts, True)
     page.locator("[name=scale][value=tiny]").check()
+    assert (seeds.is_disabled(), no_seed.is_visible(), seeds.input_value()) == (False, False, "0, 1, 2")
     assert (corpus.is_disabled(), hint.is_visible(), corpus.input_value()) == (False, False, "manuals")
     page.locator("[name=scale][value=instant]").check()
     assert (corpus.is_disabled(), hint.is_visible()) == (scripts, True)

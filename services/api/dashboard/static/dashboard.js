@@ -1,4 +1,4 @@
-// Draws the charts, copies snippets, adds overrides, applies presets, disables an unused corpus, and shows a notice while the service does not respond. All other page features work without it.
+// Draws the charts, copies snippets, adds overrides, applies presets, disables unused fields, and shows a notice while the service does not respond. All other page features work without it.
 "use strict";
 
 const POLL_MS = 3000;
@@ -25,7 +25,7 @@ function short(value) {
   return size !== 0 && size < 1e-3 ? value.toExponential(1).replace(".0", "") : String(+value.toPrecision(6));
 }
 
-// Returns one line per curve and series name: columns, label, color, dash. A curve has the color of its job in a comparison, else its own. A single curve has a color per name. Dashes distinguish curves of one color.
+// Returns one line per curve and series name: name, columns, label, color, dash. A curve has the color of its job in a comparison, else its own. A single curve has a color per name. Dashes distinguish curves of one color.
 function linesOf(curves, names) {
   const lines = [];
   const places = curves.map((curve, number) => (curve.column ?? number) % COLORS);
@@ -36,7 +36,7 @@ function linesOf(curves, names) {
     const parts = [alone ? "" : curve.name, alone || names.length > 1 ? LABELS[name] : ""].filter(Boolean);
     const earlier = places.slice(0, number).filter(place => place === places[number]).length;
     const dash = [...(kind ? [5, 4] : []), ...(earlier ? [2, 2 * earlier] : [])];
-    lines.push({x: line.x, y: line.y, label: parts.join(", "), color: color("--c" + (alone ? kind : places[number])), dash: dash.length ? dash : undefined, noisy: NOISY.includes(name)});
+    lines.push({name, x: line.x, y: line.y, label: parts.join(", "), color: color("--c" + (alone ? kind : places[number])), dash: dash.length ? dash : undefined, noisy: NOISY.includes(name)});
   }));
   return lines;
 }
@@ -63,10 +63,19 @@ function showLatest(chart) {
   chart.setLegend({idxs: chart.data.map(column => column.findLastIndex(value => value !== null && value !== undefined))}, false);
 }
 
+// Returns the range of the vertical axis. It shows no value above 1 if all lines are scores, which never exceed 1.
+function verticalRange(lines) {
+  const most = lines.every(line => line.name === "score") ? 1 : Infinity;
+  return (_, low, high) => {
+    const [from, to] = uPlot.rangeNum(low, high, 0.1, true);
+    return [from, Math.min(to, most)];
+  };
+}
+
 function options(lines, width) {
   const axis = {stroke: color("--dim"), grid: {stroke: color("--line"), width: 1}, ticks: {show: false}, font: "12px Inter, system-ui, sans-serif"};
   return {
-    width, height: 190, legend: {live: true, markers: {dash: (chart, number) => chart.series[number].dash ? "dashed" : "solid"}}, hooks: {setCursor: [showLatest]}, cursor: {points: {size: 6}}, scales: {x: {time: false}},
+    width, height: 190, legend: {live: true, markers: {dash: (chart, number) => chart.series[number].dash ? "dashed" : "solid"}}, hooks: {setCursor: [showLatest]}, cursor: {points: {size: 6}}, scales: {x: {time: false}, y: {range: verticalRange(lines)}},
     axes: [
       {...axis, grid: {show: false}, size: 26, values: (_, ticks) => ticks.map(short)},
       {...axis, size: 52, values: (_, ticks) => ticks.map(short)},
@@ -170,11 +179,12 @@ document.querySelectorAll(".presets a").forEach((link, _, links) => link.addEven
   links.forEach(each => each.setAttribute("aria-current", each === link));
 }));
 
-// Disables the corpus at the scale `instant`. The server ignores it there, so a browser without scripts may send it.
-const corpus = document.getElementById("corpus");
-if (corpus) {
-  const follow = () => { corpus.disabled = corpus.form.elements.scale.value === "instant"; };
-  corpus.form.addEventListener("change", follow);
+// Disables corpus and seeds at the scale `instant`. The server ignores them there, so a browser without scripts may send them.
+const form = document.getElementById("new-job");
+if (form) {
+  const {corpus, scale, seeds} = form.elements;
+  const follow = () => { corpus.disabled = seeds.disabled = scale.value === "instant"; };
+  form.addEventListener("change", follow);
   follow();
 }
 
