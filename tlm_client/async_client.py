@@ -270,7 +270,8 @@ class AsyncTLMClient:
                 return job.id
             if job.id.startswith((reference, f"job_{reference}")):
                 ids.append(job.id)
-        return http.only_id(ids, reference)
+        known = [] if ids else (await self._get(wire.Page[wire.JobSummary], "/v1/jobs", limit=_PAGE)).data
+        return http.only_id(ids, reference, (job.name for job in known if job.name))
 
     async def job(self, job_id: str) -> wire.Job:
         """Return a job with its state, progress, error, resolved inputs and stages."""

@@ -265,7 +265,8 @@ class TLMClient:
                 return job.id
             if job.id.startswith((reference, f"job_{reference}")):
                 ids.append(job.id)
-        return http.only_id(ids, reference)
+        known = [] if ids else (self._get(wire.Page[wire.JobSummary], "/v1/jobs", limit=_PAGE)).data
+        return http.only_id(ids, reference, (job.name for job in known if job.name))
 
     def job(self, job_id: str) -> wire.Job:
         """Return a job with its state, progress, error, resolved inputs and stages."""

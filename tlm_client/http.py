@@ -25,6 +25,7 @@ from tlm_core.errors import (
 )
 from tlm_core.jobs.spec import FROM_JOB, JobSpec
 from tlm_core.wire import CorpusLoad, JsonObject, Problem
+from tlm_core.wording import suggestion
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -140,12 +141,16 @@ def is_ready(load: CorpusLoad) -> bool:
     return load.state == "ready"
 
 
-def only_id(ids: Sequence[str], reference: str) -> str:
-    """Return the only id that begins with `reference`. Raises NotFound or InvalidRequest otherwise."""
+def only_id(ids: Sequence[str], reference: str, names: Iterable[str] = ()) -> str:
+    """Return the only id that begins with `reference`. Raises NotFound or InvalidRequest otherwise.
+
+    names: of jobs that the error can suggest.
+    """
     if len(ids) > 1:
         raise InvalidRequest(f"'{reference}' is the start of {len(ids)} ids, such as {ids[0]}. Give more characters.")
     if not ids:
-        missing = f"No job '{reference}'. List the jobs to see their names and ids."
+        hint = suggestion(reference, names, "List the jobs to see their names and ids.")
+        missing = f"No job '{reference}'. {hint}"
         raise NotFound("There are no jobs." if reference == "@latest" else missing)
     if len(reference.removeprefix("job_")) < _SHORTEST_START:
         short = f"'{reference}' is too short for the start of an id."

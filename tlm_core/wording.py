@@ -1,8 +1,10 @@
-"""Words for users: numbers with nouns, and what is wrong with a field that pydantic rejects."""
+"""Words for users: numbers with nouns, similar names, and what is wrong with a field that pydantic rejects."""
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +14,19 @@ if TYPE_CHECKING:
 def counted(count: float, noun: str) -> str:
     """Return `1 row`, `2 rows` or `1,200 rows`."""
     return f"{count:,g} {noun}" if count == 1 else f"{count:,g} {noun}s"
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the known name that is most similar to `name`, ignoring case. None if no similarity reaches `cutoff`."""
+    names = {each.casefold(): each for each in known}
+    near = difflib.get_close_matches(name.casefold(), names, n=1, cutoff=cutoff)
+    return names[near[0]] if near else None
+
+
+def suggestion(name: str, known: Iterable[str], otherwise: str, cutoff: float = 0.6) -> str:
+    """Return a question with the known name that is most similar to `name`, or `otherwise` if there is none."""
+    near = nearest(name, known, cutoff)
+    return f"Did you mean '{near}'?" if near else otherwise
 
 
 def message_of(error: ErrorDetails) -> str:
@@ -27,6 +42,8 @@ def message_of(error: ErrorDetails) -> str:
         case "too_short" | "string_too_short":
             return f"must have at least {_amount(values['min_length'], kind)}"
     message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
+    if kind == "literal_error" and (near := nearest(str(error["input"]), re.findall("'([^']+)'", values["expected"]))):
+        message += f" (the nearest is '{near}')"
     # pydantic names Python's types; a client sends JSON.
     return re.sub(r"a valid dictionary.*", "an object", re.sub(r"a valid (tuple|list)", "a list", message))
 

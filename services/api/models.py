@@ -18,6 +18,7 @@ from tlm_core.errors import Conflict, NotFound
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
 from tlm_core.wire import FinishedModel, Page
+from tlm_core.wording import suggestion
 
 
 class Models:
@@ -52,7 +53,7 @@ class Models:
             return model
         job = cast(str | None, self._redis.hget(key(tenant, "aliases"), model))
         if job is None:
-            raise NotFound(f"Unknown model '{model[:200]}'. List the models to see their aliases.")
+            raise self._unknown(tenant, f"model '{model[:200]}'", model)
         return job
 
     def aliases(self, tenant: str) -> dict[str, str]:
@@ -72,14 +73,18 @@ class Models:
     def delete_alias(self, tenant: str, alias: str) -> None:
         """Delete an alias, but not its model. Raises NotFound for an unknown alias."""
         if not self._redis.hdel(key(tenant, "aliases"), alias):
-            raise NotFound(f"Unknown alias '{alias[:200]}'. List the models to see their aliases.")
+            raise self._unknown(tenant, f"alias '{alias[:200]}'", alias)
+
+    def _unknown(self, tenant: str, what: str, alias: str) -> NotFound:
+        hint = suggestion(alias, self.aliases(tenant), "List the models to see their aliases.")
+        return NotFound(f"Unknown {what}. {hint}")
 
     def check_unused(self, tenant: str, job_id: str) -> None:
         """Raise Conflict if an alias points to the job."""
         if aliases := self.aliases_of(tenant, job_id):
             raise Conflict(
                 f"Cannot delete job {job_id}, because the alias '{aliases[0]}' points to it. "
-                "Delete the alias, or point it to another job."
+                f"Delete the alias with `tlm alias {aliases[0]} --delete`, or point it to another job."
             )
 
 

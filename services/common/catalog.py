@@ -36,8 +36,10 @@ from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.corpus.states import CorpusState, LoadState, NearDuplicatesChoice
 from tlm_core.errors import AlreadyRunning, Conflict, NotFound, NotReady, StaleAttempt
 from tlm_core.names import new_id
+from tlm_core.wording import suggestion
 
 _OPEN_LOADS = f"{PREFIX}:loads"
+_SUGGESTED_FROM = 100  # records whose names an error can suggest
 
 
 class Catalog:
@@ -101,7 +103,9 @@ class Catalog:
             newest = self._redis.zrange(key(tenant, "dataset-name", id_or_name), -1, -1)
             body = self._redis.get(key(tenant, "dataset", newest[0])) if newest else None
         if body is None:
-            raise NotFound(f"No dataset '{id_or_name}'. Upload it, or list the datasets to see their names.")
+            names = (record.name for record in self.datasets(tenant, limit=_SUGGESTED_FROM)[0])
+            hint = suggestion(id_or_name, names, "Upload it, or list the datasets to see their names.")
+            raise NotFound(f"No dataset '{id_or_name}'. {hint}")
         return read_record(DatasetRecord, body, f"dataset '{id_or_name}'")
 
     def _version(self, tenant: str, name: str, version: str) -> DatasetRecord | None:
@@ -134,7 +138,9 @@ class Catalog:
         pipe = self._redis.pipeline().zscore(key(tenant, "corpora"), name).hgetall(key(tenant, "corpus", name))
         score, bodies = pipe.execute()
         if score is None:
-            raise NotFound(f"No corpus '{name}'. Upload it, or list the corpora to see their names.")
+            names = self._names(key(tenant, "corpora"), None, _SUGGESTED_FROM)
+            hint = suggestion(name, names, "Upload it, or list the corpora to see their names.")
+            raise NotFound(f"No corpus '{name}'. {hint}")
         return CorpusRecord(tenant=tenant, name=name, versions=listed_versions(tenant, name, bodies))
 
     def corpora(self, tenant: str, *, after: str | None = None, limit: int = 20) -> tuple[list[CorpusRecord], bool]:

@@ -79,6 +79,7 @@ def test_later_upload_does_not_change_a_job(api: TestClient, gateway: Gateway) -
 
 REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     "unknown scale": ({"scale": "huge"}, 422, "'instant', 'quick', 'tiny', 'small', 'medium' or 'large'"),
+    "similar scale": ({"scale": "quik"}, 422, "or 'large' (the nearest is 'quick')"),
     "unknown recipe": ({"recipe": "best"}, 422, "'fast' or 'paper'"),
     "unknown recipe key": ({"overrides": {"joint.rho3": 1}}, 422, "Did you mean"),
     "number where a list belongs": ({"seeds": 3}, 422, "/seeds: must be a list"),
@@ -99,10 +100,12 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     ),
     "corpus without encoder": ({"scale": "instant"}, 422, "The scale 'instant' uses no corpus. Omit 'corpus'."),
     "unknown corpus": ({"corpus": "nope"}, 404, "No corpus 'nope'"),
+    "similar corpus": ({"corpus": "Doc"}, 404, "No corpus 'Doc'. Did you mean 'docs'?"),
     "unknown version": ({"corpus": "docs@v9"}, 404, "no version 'v9'. Its versions: v1"),
     "corpus not ready": ({"corpus": "late"}, 409, "queued"),
     "broken version": ({"corpus": "broken@v1"}, 409, "failed"),
     "unknown data set": ({"dataset": "nope"}, 404, "No dataset 'nope'"),
+    "similar data set": ({"dataset": "toys"}, 404, "No dataset 'toys'. Did you mean 'toy'?"),
     "empty data set": ({"dataset": ""}, 422, "/dataset"),
 }
 

@@ -60,6 +60,8 @@ def test_alias_addresses_a_model_until_it_is_moved(api: TestClient, job: str) ->
     for target in (other, job):
         assert api.put("/v1/models/mail@production", json={"job": target}).json()["aliases"] == ["mail@production"]
         assert api.get("/v1/models/mail@production").json()["job"] == target
+    unknown = api.get("/v1/models/mail@prodution")
+    assert "Unknown model 'mail@prodution'. Did you mean 'mail@production'?" in unknown.text
     by_alias, by_id = (
         api.post(f"/v1/models/{name}/predict", json={"texts": ["invoice charge"]}).json()
         for name in ("mail@production", job)
@@ -156,7 +158,8 @@ def test_command_classifies_the_rows_of_a_file(
     assert [row["prediction"] for row in rows] == [prediction.label for prediction in expected]
     assert [float(row["probability"]) for row in rows] == [prediction.probability for prediction in expected]
     assert [row["id"] for row in rows] == ["1", "2"]
-    assert "100% 2 rows" in run("predict", job, *files, "--text-column", "body"), "The last progress line has all rows."
+    again = ("predict", job, *files, "--force", "--text-column", "body")
+    assert "100% 2 rows" in run(*again), "The last progress line has all rows."
     source.write_text("id,body\n1,a,b\n", encoding="utf-8")
-    assert "Row 1 of in.csv has 3 fields" in run("predict", job, *files, "--text-column", "body")
+    assert "Row 1 of in.csv has 3 fields" in run(*again)
     assert run("predict", job, "a text", *files).startswith("exit 2")

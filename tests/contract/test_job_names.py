@@ -70,6 +70,14 @@ def test_reference_is_a_unique_start_of_an_id_or_the_latest_job(gateway: Gateway
         client.job_id("zzz")
 
 
+def test_unknown_name_of_a_job_suggests_the_closest_name(gateway: Gateway, client: TLMClient) -> None:
+    submit(gateway, "nightly")
+    submit(gateway, "weekly")
+    submit(gateway)
+    with pytest.raises(NotFound, match=r"No job 'nihgtly'\. Did you mean 'nightly'\?"):
+        client.job_id("nihgtly")
+
+
 def test_empty_or_short_reference_means_no_job(gateway: Gateway, client: TLMClient) -> None:
     job = submit(gateway)
     for reference in ("", " "):

@@ -90,8 +90,9 @@ def test_published_encoder_caps_default_rates_only() -> None:
         ({"finetune.rates": [1e-3, 0]}, "finetune.rates.1"),
         ({"joint.rho11": 1}, "joint.rho1"),
         ({"xyzzy": 1}, "Valid keys"),
+        ({"Finetune.Epoch": 1}, "Did you mean 'finetune.epochs'?"),
         ({"joint": {}}, "Unknown recipe key 'joint'"),
-        ({"name": "paper"}, "Unknown recipe key 'name'"),
+        ({"name": "paper"}, "Unknown recipe key 'name'. (?!Did you mean 'name')"),
         ({"joint.mask_rate": [0.1]}, "joint.mask_rate"),
         ({"joint.mask_rate": 1.5}, "joint.mask_rate"),
         ({"model.heads": 5}, "heads"),
@@ -122,6 +123,8 @@ def test_unknown_recipe_and_scale_list_the_valid_names() -> None:
         resolve("quick", "tiny")
     with pytest.raises(InvalidRecipe, match="tiny, small, medium, large"):
         resolve("fast", "huge")
+    with pytest.raises(InvalidRecipe, match=r"Unknown scale 'smal'\. Did you mean 'small'\?"):
+        resolve("fast", "smal")
 
 
 def test_stored_recipe_that_is_now_invalid_stays_readable() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from tlm_core.tables.findings import LISTED_PER_CODE, Findings
 from tlm_core.tasks import limits
 from tlm_core.tasks.table import KINDS, UNREAD, RawTable, as_text
+from tlm_core.wording import suggestion
 
 _DECIMAL = re.compile(r"-?\d*\.\d+(?:e-?\d+)?", re.IGNORECASE)
 # Numbers whose digits a float holds exactly. Longer numbers may be ids.
@@ -199,5 +199,4 @@ def _nearest(label: str, train: Mapping[str, int]) -> str:
     same = [known for known in train if _folded(known) == _folded(label)]
     if same:
         return f"It differs from '{same[0]}' only in {_SPELLING}: use one spelling."
-    near = difflib.get_close_matches(label, train, n=1, cutoff=0.75)
-    return f"Did you mean '{near[0]}'?" if near else "Add train rows with this label, or remove these rows."
+    return suggestion(label, train, "Add train rows with this label, or remove these rows.", cutoff=0.75)

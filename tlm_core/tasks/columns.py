@@ -5,7 +5,6 @@ Columns that the options do not name are inferred; a note or a warning gives the
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from tlm_core.tables.findings import Findings
 from tlm_core.tasks import limits
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.table import UNREAD, RawTable
+from tlm_core.wording import suggestion
 
 LABEL_NAMES = (
     "label", "labels", "class", "category", "target", "y", "sentiment", "intent", "topic", "relation", "tag",
@@ -86,9 +86,7 @@ def _present(columns: Columns, table: RawTable, findings: Findings) -> bool:
 
 
 def _nearest(name: str, table: RawTable) -> str:
-    known = {column.lower(): column for column in table.columns}
-    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.7)
-    return f"Did you mean '{known[near[0]]}'?" if near else f"Its columns are {_listed(list(table.columns))}."
+    return suggestion(name, table.columns, f"Its columns are {_listed(list(table.columns))}.", cutoff=0.7)
 
 
 def _listed(names: list[str]) -> str:

@@ -6,7 +6,6 @@ module does not import torch, because the gateway validates recipes with it.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -19,7 +18,7 @@ from tlm_core.errors import InvalidRecipe
 from tlm_core.names import MODEL
 from tlm_core.selection.selectors import Selection
 from tlm_core.training.architectures.table import ARCHITECTURES
-from tlm_core.wording import message_of
+from tlm_core.wording import message_of, suggestion
 
 Scale = Literal["instant", "quick", "tiny", "small", "medium", "large"]
 RecipeName = Literal["fast", "paper"]
@@ -420,7 +419,8 @@ def resolve(
     if name not in presets:
         raise InvalidRecipe(f"Unknown recipe '{name}'. Valid recipes: {', '.join(presets)}.")
     if scale not in get_args(Scale):
-        raise InvalidRecipe(f"Unknown scale '{scale}'. Valid scales: {', '.join(get_args(Scale))}.")
+        hint = suggestion(scale, get_args(Scale), f"Valid scales: {', '.join(get_args(Scale))}.")
+        raise InvalidRecipe(f"Unknown scale '{scale}'. {hint}")
     if scale == "instant" and (name != "fast" or overrides):
         raise InvalidRecipe(
             "The scale 'instant' trains only the linear model, which has no recipe. Omit the recipe and its overrides, "
@@ -429,7 +429,7 @@ def resolve(
     if scale == "quick" and name != "fast":
         raise InvalidRecipe(f"The recipe '{name}' has no scale 'quick'. Use the recipe 'fast', or the scale 'tiny'.")
     data = presets[name](scale).model_dump()  # type: ignore[arg-type]
-    known = sorted(leaves(data))
+    known = sorted(leaves(data).keys() - {"name", "scale"})
     for key, value in (overrides or {}).items():
         _override(data, key, value, known)
     try:
@@ -482,9 +482,8 @@ def differences(values: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...
 
 
 def _override(data: dict[str, Any], key: str, value: Any, known: list[str]) -> None:
-    if key in ("name", "scale") or key not in known:
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f"Did you mean '{near[0]}'?" if near else f"Valid keys: {', '.join(known)}."
+    if key not in known:
+        hint = suggestion(key, known, f"Valid keys: {', '.join(known)}.", cutoff=0.5)
         raise InvalidRecipe(f"Unknown recipe key '{key}'. {hint}", key=key)
     *parents, leaf = key.split(".")
     target = data
