@@ -32,8 +32,8 @@ _MOST_DATA_ERRORS = 20
 _WIDTH_WITHOUT_TERMINAL = 160
 # Field of a request → the option or argument of a command that sets it.
 _ARGUMENTS = {
-    "events": "--event", "seeds": "--seed", "texts": "TEXT", "pairs": "--pair", "overrides": "--set",
-    "metadata": "--label", "max_runtime_seconds": "--max-runtime",
+    "alias": "alias", "events": "--event", "seeds": "--seed", "texts": "TEXT", "pairs": "--pair",
+    "overrides": "--set", "metadata": "--label", "max_runtime_seconds": "--max-runtime",
 }  # fmt: skip
 
 Item = str | Table
@@ -201,9 +201,14 @@ def print_note(text: str) -> None:
 
 
 def confirm_deletion(what: str, *, yes: bool) -> None:
-    """Request a confirmation unless `yes` is set. Raises typer.Abort if the answer is no."""
-    if not yes:
-        typer.confirm(f"Delete {what} permanently?", abort=True, err=True)
+    """Request a confirmation unless `yes` is set. Raises typer.Abort if the answer is no, or if stdin has no answer."""
+    try:
+        if not yes:
+            typer.confirm(f"Delete {what} permanently?", abort=True, err=True)
+    except typer.Abort as error:
+        if isinstance(error.__context__, EOFError):
+            typer.echo("\nThe deletion needs a confirmation, but stdin has ended. Answer y, or add --yes.", err=True)
+        raise
 
 
 def print_error(error: TLMError, *, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ from tlm_client.console import (
     print_json,
     print_note,
     print_result,
+    resolve_job,
     session,
     stderr_console,
     table,
@@ -31,6 +33,7 @@ from tlm_client.console import (
 from tlm_client.display import Display, duration, progress_facts, time_left
 from tlm_core.errors import InvalidRequest, TLMError
 from tlm_core.jobs.states import State
+from tlm_core.names import ALIAS
 from tlm_core.wire import Job, JobEvent, JobSummary, JsonObject, LogLine
 
 _QUEUED = frozenset({"job.submitted", "job.requeued", "job.resumed"})
@@ -199,7 +202,25 @@ def resume(job_id: JobId) -> None:
         _print_state(client.resume(job_id))
 
 
-def delete(job_id: JobId, yes: Yes = False) -> None:
+def _deletable_job(reference: str) -> str:
+    """Return the id of a job to delete. Raises InvalidRequest for an alias, which protects its job."""
+    if re.fullmatch(ALIAS, reference):
+        remedy = f"Delete the alias with `tlm alias {reference} --delete`, then delete the job by its ID."
+        raise InvalidRequest(f"'{reference}' is an alias. A job with an alias cannot be deleted. {remedy}")
+    return resolve_job(reference)
+
+
+def delete(
+    job_id: Annotated[
+        str,
+        typer.Argument(
+            metavar="ID",
+            help="ID or name of the job, a unique start of the ID, or @latest. Not an alias.",
+            callback=_deletable_job,
+        ),
+    ],
+    yes: Yes = False,
+) -> None:
     """Delete a finished job, its log, and the models and checkpoints that no other job uses.
 
     tlm delete ID

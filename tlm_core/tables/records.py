@@ -49,6 +49,7 @@ _FOREIGN = (
     (b"\xfd7zXZ", "compressed with xz"),
 )
 SUPPORTED = "Supported types: jsonl, json, csv, tsv and parquet; all but parquet also as .gz or .zst."
+EMPTY = "is empty. Add column names and records, or one JSON object per line."
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 # A JSON object becomes a tuple of its (key, value) pairs, so that a repeated key is noticed.
 _DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_constant=lambda _name: None)
@@ -147,7 +148,7 @@ class TableFile:
         with open_bytes(self.path) as handle:
             start = handle.read(1 << 16)
         if not start:
-            raise UnreadableFile("empty_file", f"{self.label} is empty. Upload it again.")
+            raise UnreadableFile("empty_file", f"{self.label} {EMPTY}")
         named = format_of(self.path.name)
         foreign = next((kind for mark, kind in _FOREIGN if start.startswith(mark)), None)
         text = start.replace(b"\x00", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n")

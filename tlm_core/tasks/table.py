@@ -13,7 +13,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tlm_core.tables.findings import LISTED_PER_CODE, Findings
-from tlm_core.tables.records import Record, Records, TableFile, Unread, check_names, delimiter_name, without_surrogates
+from tlm_core.tables.records import (
+    EMPTY,
+    Record,
+    Records,
+    TableFile,
+    Unread,
+    check_names,
+    delimiter_name,
+    without_surrogates,
+)
 from tlm_core.tasks import limits
 
 KINDS: Mapping[type, str] = {str: "text", bool: "true/false", int: "whole number", float: "decimal number"}
@@ -107,7 +116,7 @@ def read_table(path: Path, split: str, findings: Findings, *, delimiter: str | N
     if table is not None and len(table.rows):
         return table
     if findings.total == before and (table is None or not table.columns):
-        file.fault("empty_file", f"{file.label} is empty. Add column names and records, or one JSON object per line.")
+        file.fault("empty_file", f"{file.label} {EMPTY}")
     elif findings.total == before:
         file.fault("no_rows", f"{file.label} has column names but no records. Add records.")
     return None

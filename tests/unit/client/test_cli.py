@@ -527,6 +527,8 @@ def test_error_names_options_instead_of_fields_and_headers() -> None:
                      errors=[{"pointer": "/priority", "message": "is unknown"}])  # fmt: skip
     lines = tlm(lambda _: fields, "jobs").stderr
     assert "error: --event: must have at least 1 item; --seed (number 2): must be less\n" in lines
+    alias = problem(422, "invalid_request", "/alias: must be NAME@NAME, such as reviews@production")
+    assert "error: alias: must be NAME@NAME" in tlm(lambda _: alias, "alias", "reviews", "job_1").stderr
     header = problem(401, "unauthorized", "Missing API token. Send the header 'Authorization: Bearer TOKEN'.")
     assert "header" not in tlm(lambda _: header, "jobs").stderr
 
