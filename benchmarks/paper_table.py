@@ -63,6 +63,10 @@ class Row:
     def known(self) -> KnownTask:
         return KNOWN_TASKS[self.task]
 
+    def hours(self, recipe: RecipeName) -> float:
+        """Return the estimated H100-hours of the row's job."""
+        return self.paper_hours if recipe == "paper" else self.fast_hours
+
     def dataset(self, corpus: str | None) -> str:
         """Return the name of the row's dataset. Without a corpus, it has the selection of the paper's authors."""
         part = "own" if corpus else str(self.external).partition("_")[0]
@@ -123,7 +127,9 @@ class Outcome:
         if self.score is None:
             return self.reason or "–"
         spread = "" if self.spread is None else f" ± {self.spread:.2f}"
-        return f"{self.score:.2f}{spread} ({self.score - row.expected:+.2f}{'' if self.within(row) else ', too low'})"
+        hours = f", {self.gpu_hours:g} GPU-hours" if self.gpu_hours else ""
+        verdict = "" if self.within(row) else ", too low"
+        return f"{self.score:.2f}{spread} ({self.score - row.expected:+.2f}{verdict}{hours})"
 
 
 def read_rows() -> list[Row]:
@@ -179,12 +185,15 @@ class Outcomes:
             self.record(row, recipe, Outcome(job, reason=error.message))
 
     def table(self) -> str:
-        """Return all rows as Markdown: the paper's scores, and ours with the difference."""
-        lines = [f"| task | scale | arXiv 2111.04130 | {' | '.join(RECIPES)} |", "|---" * (3 + len(RECIPES)) + "|"]
+        """Return all rows as Markdown: estimated hours, the paper's scores, and ours with the difference."""
+        hours = f"H100-hours, estimated ({', '.join(RECIPES)})"
+        header = ["task", "scale", hours, "arXiv 2111.04130", *RECIPES]
+        lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
         for row in read_rows():
             cells = " | ".join(self.of(row, recipe).cell(row) for recipe in RECIPES)
             expected = f"{row.expected:.2f} (tolerance {row.tolerance})"
-            lines.append(f"| {row.known.title} | {row.scale} | {expected} | {cells} |")
+            hours = ", ".join(f"{row.hours(recipe):g}" for recipe in RECIPES)
+            lines.append(f"| {row.known.title} | {row.scale} | {hours} | {expected} | {cells} |")
         return "\n".join([*lines, ""])
 
 
@@ -227,7 +236,8 @@ class Runner:
                 refused.append(row)
                 continue
             flops = "an unknown number of" if estimate.flops is None else f"{estimate.flops:.2g}"
-            remark(f"{row.name} {self.recipe}: valid, {flops} FLOPs on {row.gpus} GPUs")
+            hours = f"about {row.hours(self.recipe):g} H100-hours"
+            remark(f"{row.name} {self.recipe}: valid, {flops} FLOPs on {row.gpus} GPUs, {hours}")
         return refused
 
     def run(self, rows: Sequence[Row], display: Display) -> None:

@@ -140,7 +140,7 @@ def test_command_with_dry_run_validates_rows_and_submits_none(
     folder = ["--data", str(data)] if source == "data" else []
     out = tmp_path / "out"
     assert main(["--rows", "hyp-small", "--dry-run", "--out", str(out), *folder]) == 0
-    assert "hyp-small paper: valid" in capsys.readouterr().err
+    assert "FLOPs on 1 GPUs, about 2.3 H100-hours" in capsys.readouterr().err
     assert added == ([] if folder else [(KNOWN_TASKS["hyp"].hub_id, "small_external.csv")])
     assert not out.exists()
 
@@ -171,7 +171,7 @@ def test_rows_resume_and_fill_the_table(
     assert run().table() == first.table() == (tmp_path / "paper_table.md").read_text()
     assert [job.id for job in client.jobs()] == jobs and len(jobs) == 2
     table = table_of(first)
-    assert len(table) == 24 and table["SciERC relations medium"] == ["81.88 (tolerance 3.1)", "–", "–"]
-    assert table["Hyperpartisan News small"][2] == "100.00 ± 0.00 (+6.47)"
-    assert table["SciERC relations small"][2].endswith(", too low)")
+    assert len(table) == 24 and table["SciERC relations medium"] == ["13.5, 0.5", "81.88 (tolerance 3.1)", "–", "–"]
+    assert table["Hyperpartisan News small"][3] == "100.00 ± 0.00 (+6.47, 2 GPU-hours)"
+    assert table["SciERC relations small"][3].endswith(", too low, 2 GPU-hours)")
     assert first.of(rows[0], "fast").gpu_hours == 2.0
