@@ -29,7 +29,7 @@ from tlm_core.evaluation.combine import (
     choose,
     scales_of,
 )
-from tlm_core.evaluation.summary import BEHIND, ENCODER, STOCK, model_in_words, training_time
+from tlm_core.evaluation.summary import BEHIND, ENCODER, REFIT, STOCK, model_in_words, training_time
 from tlm_core.evaluation.suspects import rank_suspects
 from tlm_core.tasks.metrics import METRICS, best_of, score, scores_for, summary
 from tlm_core.tasks.task import Task
@@ -39,7 +39,7 @@ OUTPUTS, FACTS = "outputs.npz", "baseline.json"  # files of the baseline stage
 _ROWS = tuple(name for model in MODELS for name in ((model, STOCK) if model == ENCODER else (model,)))
 HELD_OUT = "held_out"  # outputs for train rows of models that did not see them
 LINEAR_NODES = {LINEAR: "baseline", SELF_TRAINED: "self_train"}  # linear model → the node that fits it
-REFIT, REFIT_LINEAR = "refit", "refit_linear"  # a key of the report, and the input with the linear models fitted again
+REFIT_LINEAR = "refit_linear"  # the input with the linear models fitted again
 
 Report = dict[str, Any]
 Cost = Mapping[str, Mapping[str, float]]
@@ -91,6 +91,7 @@ class EncoderResult:
     """The outputs of one seed's encoder by split, and its cost by stage.
 
     chosen: the best result of finetuning. tries: the results of all tried settings. behind: see `summary.BEHIND`.
+    refit: whether the refit trained the tested encoder again; None without a refit.
     """
 
     seed: int
@@ -99,11 +100,13 @@ class EncoderResult:
     cost: Cost
     tries: Sequence[Mapping[str, Any]] = field(default=())
     behind: Mapping[str, float] | None = None
+    refit: bool | None = None
 
     def facts(self) -> Report:
         """Return the values that a report states about the seed, except its scores."""
         facts = {"seed": self.seed, "chosen": self.chosen, "cost": self.cost}
         facts |= {BEHIND: self.behind} if self.behind else {}
+        facts |= {} if self.refit is None else {REFIT: self.refit}
         return facts | ({"tries": self.tries} if self.tries else {})
 
 

@@ -12,6 +12,8 @@ MAJORITY = "majority"
 ENCODER = "encoder"
 STOCK = "stock"  # the encoder in the folder `model/`, if the job has other seeds too
 BEHIND = "behind"  # key for the scores of encoder and linear model, if training ended early (`joint.stop_if_behind`)
+# Key of the report and of each seed: whether the returned model, and the seed's encoder, also learned from validation.
+REFIT = "refit"
 _LINEAR = {"linear": "the linear model", "self_trained": "the self-trained linear model"}
 
 Report = Mapping[str, Any]
@@ -113,6 +115,30 @@ def behind_in_words(scores: Mapping[str, float], of: str = "") -> str:
     )
 
 
+def learned_again(report: Report) -> bool:
+    """Return whether the refit trained the returned model again, or a part of it. It always trains linear models."""
+    model, seeds = report["returned"]["model"], report["returned"]["seeds"]
+    encoders = [entry for entry in report["seeds"] if entry["seed"] in seeds]
+    return model in _LINEAR or model == "combined" or any(entry[REFIT] for entry in encoders)
+
+
+def refit_in_words(report: Report) -> str:
+    """State which models the refit trained again, and why it copied the others; empty without a refit."""
+    again, early, untouched = list[int](), list[int](), list[int]()
+    for entry in report["seeds"]:
+        if REFIT in entry:
+            (again if entry[REFIT] else early if BEHIND in entry else untouched).append(entry["seed"])
+    copied = (early, "training ended early"), (untouched, "finetuning did not raise the score on validation")
+    words = [f"It copied {_encoders(seeds)}, because {reason}." for seeds, reason in copied if seeds]
+    if not words:
+        trained = "After all choices, the refit trained each model again, on train and validation."
+        return trained if report.get(REFIT) else ""
+    names = [*(_LINEAR[name] for name in report["models"] if name in _LINEAR), *([_encoders(again)] if again else [])]
+    return " ".join([
+        f"After all choices, the refit trained these models again, on train and validation: {', '.join(names)}.", *words
+    ])  # fmt: skip
+
+
 def headline(report: Report) -> str:
     """Return one sentence with the file that a job returns and the test score of this file."""
     metric = report["metric"]
@@ -127,8 +153,12 @@ def returned_model(report: Report) -> str:
     if model in _LINEAR:
         return _LINEAR[model]
     linear = [_LINEAR[name] for name in report["models"] if name in _LINEAR]
-    encoders = f"the encoder of {_seeds(seeds)}" if len(seeds) == 1 else f"the mean of the encoders of {_seeds(seeds)}"
+    encoders = ("the mean of " if len(seeds) > 1 else "") + _encoders(seeds)
     return encoders + (f" combined with {linear[-1]}" if model == "combined" else "")
+
+
+def _encoders(seeds: Sequence[int]) -> str:
+    return f"the encoder{'' if len(seeds) == 1 else 's'} of {_seeds(seeds)}"
 
 
 def _seeds(seeds: Sequence[int]) -> str:

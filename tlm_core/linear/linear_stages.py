@@ -18,7 +18,6 @@ from tlm_core.evaluation.report import (
     FACTS,
     HELD_OUT,
     OUTPUTS,
-    REFIT,
     REFIT_LINEAR,
     REPORT,
     LinearResult,
@@ -29,6 +28,7 @@ from tlm_core.evaluation.report import (
     splits_of,
     write_report,
 )
+from tlm_core.evaluation.summary import REFIT
 from tlm_core.linear.fit import Setting, fit, solve
 from tlm_core.linear.graph import write_linear
 from tlm_core.linear.model import Features, LinearModel, rows_of

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tlm_core.evaluation.report import total_cost
-from tlm_core.evaluation.summary import MAJORITY, ModelRow, model_rows, returned_model, sentences
+from tlm_core.evaluation.summary import MAJORITY, REFIT, ModelRow, model_rows, refit_in_words, returned_model, sentences
 from tlm_core.selection.selectors import SELECTORS
 from tlm_core.tasks.metrics import METRICS, scores_shown
 from tlm_core.tasks.types import task_type_of
@@ -149,7 +149,7 @@ def _scores(report: Facts) -> list[str]:
     rows = rows if majority else rows[1:]
     for split in [name for name in report["mean"] if name != "test"]:
         row = ModelRow("", report["mean"][split], report["spread"][split])
-        before = " before it was trained on validation" if report.get("refit") and split == "validation" else ""
+        before = " before it was trained on validation" if report.get(REFIT) and split == "validation" else ""
         rows.append((f"{_plain(split)}, returned model{before}", row))
     cells = [[_number(row.mean.get(name), row.spread.get(name)) for name in names] for _, row in rows]
     return [
@@ -184,8 +184,7 @@ def _weights(report: Facts) -> list[str]:
 
 
 def _refit(report: Facts) -> list[str]:
-    """Return a sentence on the refit, if the job has one."""
-    return ["After all choices, the model was trained again, on train and validation."] if report.get("refit") else []
+    return [words] if (words := refit_in_words(report)) else []
 
 
 def _rates(report: Facts) -> list[str]:

@@ -35,7 +35,17 @@ from tlm_core.training.prepared import Batch, FinetuneBatches, JointBatches, Pre
 from tlm_core.training.profiling import copy_traces, trace_path, traced
 from tlm_core.training.recipe import OWN_STARTS, Budget, Finetune, Model
 from tlm_core.training.stage import StageContext
-from tlm_core.training.state import HISTORY, SHAPE, WEIGHTS, TrainState, load_weights, own_units, read_history, weights
+from tlm_core.training.state import (
+    HISTORY,
+    SHAPE,
+    WEIGHTS,
+    TrainState,
+    load_weights,
+    own_units,
+    read_history,
+    trains_again,
+    weights,
+)
 
 # (prepared data, batch size, seed) → batches by step
 Draw = Callable[[Prepared, int, int], Callable[[int, float], Batch]]
@@ -209,16 +219,16 @@ def _tuner(
 def refit(ctx: StageContext[FinetuneParams]) -> dict[str, Any]:
     """Finetune again on train and validation, for the share of the steps that validation chose (`refit: true`).
 
-    If validation chose the initial weights, or the encoder is behind the linear model, copy the finetuned weights.
+    Unless `trains_again`, copy the finetuned weights.
     Inputs: those of `finetune`, and its result `finetune`, which sets the rate and the class weights.
     """
     prepared, finetuned = Prepared(ctx.inputs["prepared"]), ctx.inputs["finetune"]
     history = read_history(finetuned)
-    best = history["best"]
-    if BEHIND in history or not best["step"]:
+    if not trains_again(history):
         if not ctx.rank:
             _copy_trained(finetuned, ctx.out, {**history, "cost": dict.fromkeys(history["cost"], 0.0)})
         return {"steps": 0, "flops": 0.0}
+    best = history["best"]
     finetune = ctx.params.finetune.with_values(best)
     ctx = replace(ctx, params=ctx.params.model_copy(update={"finetune": finetune}))
     model, _ = start(ctx)

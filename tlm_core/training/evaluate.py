@@ -16,7 +16,6 @@ from tlm_core.errors import OutOfMemory
 from tlm_core.evaluation.combine import Outputs
 from tlm_core.evaluation.report import (
     LINEAR_NODES,
-    REFIT,
     EncoderResult,
     LinearResult,
     Report,
@@ -25,7 +24,7 @@ from tlm_core.evaluation.report import (
     report_meta,
     write_report,
 )
-from tlm_core.evaluation.summary import BEHIND
+from tlm_core.evaluation.summary import BEHIND, REFIT, learned_again
 from tlm_core.pulse import PULSE
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import SPLITS, Task
@@ -37,7 +36,7 @@ from tlm_core.training.objective import LOSSES, Workers, encode, micro_batches, 
 from tlm_core.training.params import SeedsParams
 from tlm_core.training.prepared import Batch, Prepared, Split, task_batch
 from tlm_core.training.stage import StageContext
-from tlm_core.training.state import load_model, read_history
+from tlm_core.training.state import load_model, read_history, trains_again
 
 DOCUMENTS = 128
 
@@ -155,7 +154,7 @@ def evaluate_models(ctx: StageContext[SeedsParams], load: Callable[[Path], TaskM
     shared = shared_cost(prepared, linears)
     learned = {name: linear for name, linear in linears.items() if not linear.is_copy}
     report, predictions = job_report(task, encoders, learned, shared, ensemble=ctx.params.ensemble)
-    report |= {REFIT: final != folders, **cut_texts(prepared)}
+    report |= {REFIT: final != folders and learned_again(report), **cut_texts(prepared)}
     write_report(ctx.out, report, predictions)
     return report_meta(report)
 
@@ -182,9 +181,10 @@ def encoder_results(
         outputs = {"validation": predictor(folders[seed], prepared.split("validation"))}
         outputs |= {name: predictor(tested, prepared.split(name)) for name in tests_of(prepared)}
         cost = {name: history[name] for name in ("joint",) if history[name]} | {"finetune": history["cost"]}
-        cost |= {} if tested == folders[seed] else {"refit": read_history(tested)["cost"]}
+        refit = None if tested == folders[seed] else trains_again(history)
+        cost |= {} if refit is None else {"refit": read_history(tested)["cost"]}
         tries, behind = history.get("tries", ()), history.get(BEHIND)
-        results.append(EncoderResult(seed, outputs, history["best"], cost, tries, behind))
+        results.append(EncoderResult(seed, outputs, history["best"], cost, tries, behind, refit))
     return results
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tlm_core.artifacts import storage_errors
 from tlm_core.errors import CorruptArtifact
+from tlm_core.evaluation.summary import BEHIND
 from tlm_core.training.architectures import Shape
 from tlm_core.training.compact import EMBEDDINGS, eight_bits
 from tlm_core.training.memory import MICRO_ROWS
@@ -206,6 +207,14 @@ def load_checkpoint(
 def read_history(folder: Path) -> dict[str, Any]:
     """Return the history of a training stage: points, evaluations, the best evaluation, and the cost."""
     return json.loads((folder / HISTORY).read_text(encoding="utf-8"))
+
+
+def trains_again(history: Mapping[str, Any]) -> bool:
+    """Return whether the refit trains a finetuned encoder again. history: of its finetuning.
+
+    The refit copies an encoder that finetuning did not improve, or that is behind the linear model.
+    """
+    return BEHIND not in history and bool(history["best"]["step"])
 
 
 def load_model(folder: Path, *, compact: bool = False) -> TaskModel:

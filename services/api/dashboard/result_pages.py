@@ -23,7 +23,7 @@ from services.api.suspects import suspect_labels
 from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import Conflict, InvalidRequest, NotFound
 from tlm_core.evaluation.report import REPORT
-from tlm_core.evaluation.summary import model_rows, sentences
+from tlm_core.evaluation.summary import model_rows, refit_in_words, sentences
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.serving import METADATA
@@ -64,7 +64,7 @@ def results(
         request, "results.html", common, report=report, plot=plot, seed=seed if seed in seeds else None,
         matrix=_matrix(labels, confusion), confusions=_confusions(labels, confusion), paper_flops=PAPER_FLOPS,
         classes=list(zip(labels, chosen["per_class"], strict=True)), shown=scores_of(report["metric"]),
-        models=model_rows(report), sentences=sentences(report), colors=colors(labels),
+        models=model_rows(report), sentences=sentences(report), refit=refit_in_words(report), colors=colors(labels),
     )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 
 from tlm_core.evaluation.combine import COMBINED, LINEAR, Outputs
 from tlm_core.evaluation.report import HELD_OUT, EncoderResult, LinearResult, job_report
-from tlm_core.evaluation.summary import sentences
+from tlm_core.evaluation.summary import learned_again, refit_in_words, sentences
 from tlm_core.tasks.task import Task, task_schema
 
 BEHIND = {"encoder": 0.2, "linear": 0.8}
@@ -36,12 +38,12 @@ def outputs(task: Task, noise: float, seed: int) -> dict[str, Outputs]:
     }
 
 
-def reported(*behind: dict[str, float] | None) -> dict[str, Any]:
-    """Return the report of an ensemble. behind: of the encoder of each seed, from 0 on."""
+def reported(*behind: dict[str, float] | None, refit: Sequence[bool | None] = ()) -> dict[str, Any]:
+    """Return the report of an ensemble. behind, refit: of the encoder of each seed, from 0 on."""
     task = make_task()
     encoders = [
-        EncoderResult(seed, outputs(task, 20.0 if late else 0.5, seed), {}, {}, behind=late)
-        for seed, late in enumerate(behind)
+        EncoderResult(seed, outputs(task, 20.0 if late else 0.5, seed), {}, {}, behind=late, refit=again)
+        for seed, (late, again) in enumerate(zip_longest(behind, refit))
     ]
     of_linear = outputs(task, 3.0, 9)
     linear = LinearResult(of_linear | {HELD_OUT: of_linear["train"]}, {"cost": COST})
@@ -88,3 +90,36 @@ def test_each_seed_of_an_ensemble_has_its_encoder_and_combination() -> None:
     for entry in report["seeds"]:
         assert entry["models"]["encoder"]["test"]["value"] == entry["test"]["value"]
         assert entry["models"]["combined"]["test"]["value"] > 0
+
+
+@pytest.mark.parametrize(
+    ("behind", "refit", "words"),
+    [
+        (
+            (BEHIND, None, None), (False, False, True),
+            "After all choices, the refit trained these models again, on train and validation: "
+            "the linear model, the encoder of seed 2. It copied the encoder of seed 0, because training ended early. "
+            "It copied the encoder of seed 1, because finetuning did not raise the score on validation.",
+        ),
+        (
+            (None, None), (False, False),
+            "After all choices, the refit trained these models again, on train and validation: the linear model. "
+            "It copied the encoders of seeds 0, 1, because finetuning did not raise the score on validation.",
+        ),
+        ((None, None), (None, None), ""),
+    ],
+)  # fmt: skip
+def test_words_name_each_model_that_the_refit_copied(
+    behind: Sequence[dict[str, float] | None], refit: Sequence[bool | None], words: str
+) -> None:
+    assert refit_in_words(reported(*behind, refit=refit)) == words
+
+
+@pytest.mark.parametrize(
+    ("model", "refit", "again"),
+    [("ensemble", (False, False), False), ("ensemble", (False, True), True), ("combined", (False, False), True)],
+)
+def test_returned_model_learned_again_if_a_part_did(model: str, refit: Sequence[bool], again: bool) -> None:
+    report = reported(None, None, refit=refit)
+    report["returned"]["model"] = model
+    assert learned_again(report) == again

@@ -13,13 +13,14 @@ from safetensors.torch import load_file
 
 from tests.unit.training.made import LABELS, made_task, run_chain, tiny
 from tlm_core.artifacts import MANIFEST
-from tlm_core.evaluation.report import LinearResult
+from tlm_core.evaluation.report import REPORT, LinearResult
 from tlm_core.evaluation.summary import BEHIND
 from tlm_core.serving import load_model as load_served
-from tlm_core.stages import REFIT
+from tlm_core.stages import EVALUATE, REFIT
 from tlm_core.tasks.task import Task, task_schema
+from tlm_core.training.card import model_card
 from tlm_core.training.local import LocalReporter, run_stage
-from tlm_core.training.params import FinetuneParams
+from tlm_core.training.params import CardRecipe, FinetuneParams, SeedsParams
 from tlm_core.training.prepared import FinetuneBatches, Prepared
 from tlm_core.training.stage import StopRequested
 from tlm_core.training.state import HISTORY, WEIGHTS, read_history
@@ -47,7 +48,9 @@ def report_of(chain: Mapping[str, Path]) -> dict:
 
 def test_tested_and_returned_models_learned_from_validation(chain: Mapping[str, Path]) -> None:
     report, task = report_of(chain), Task.read(chain["task"])
-    assert report["refit"] is True
+    assert report["refit"] is True and [entry["refit"] for entry in report["seeds"]] == [True, True]
+    words = "After all choices, the refit trained each model again, on train and validation."
+    assert words in (chain["export"] / "model" / "README.md").read_text()
     for name, model in report["models"].items():
         if name != "combined":
             assert model["mean"]["validation"]["accuracy"] < 0.7, f"{name} on validation must not know its words"
@@ -82,19 +85,37 @@ def test_stopped_refit_continues_to_the_same_weights(chain: Mapping[str, Path], 
     assert (resumed / WEIGHTS).read_bytes() == (chain["refit.s0"] / WEIGHTS).read_bytes()
 
 
+def with_history(source: Path, folder: Path, change: Mapping[str, object]) -> Path:
+    """Copy the result of finetuning into `folder`, with a changed history."""
+    folder.mkdir()
+    for path in source.iterdir():
+        if path.name != MANIFEST:
+            (folder / path.name).write_bytes(path.read_bytes())
+    (folder / HISTORY).write_text(json.dumps({**read_history(source), **change}))
+    return folder
+
+
 @pytest.mark.parametrize("change", [{"best": {"step": 0, "score": 0.5}}, {BEHIND: {"linear": 0.9, "encoder": 0.1}}])
 def test_untouched_or_useless_encoder_stays_as_it_is(
     chain: Mapping[str, Path], tmp_path: Path, change: dict[str, object]
 ) -> None:
-    finetuned = tmp_path / "finetuned"
-    finetuned.mkdir()
-    for path in chain["finetune.s0"].iterdir():
-        if path.name != MANIFEST:
-            (finetuned / path.name).write_bytes(path.read_bytes())
-    (finetuned / HISTORY).write_text(json.dumps({**read_history(finetuned), **change}))
+    finetuned = with_history(chain["finetune.s0"], tmp_path / "finetuned", change)
     out = refit(chain, finetuned, tmp_path / "out")
     assert (out / WEIGHTS).read_bytes() == (finetuned / WEIGHTS).read_bytes()
     assert set(read_history(out)["cost"].values()) == {0.0}
+
+
+def test_report_and_card_name_the_encoder_that_refit_copied(chain: Mapping[str, Path], tmp_path: Path) -> None:
+    untouched = with_history(chain["finetune.s0"], tmp_path / "finetuned", {"best": {"step": 0, "score": 0.5}})
+    inputs = {name: chain[name] for name in ("task", "baseline", "refit_linear", "finetune.s1", "refit.s1")}
+    inputs |= {"prepared": chain["prepare"], "finetune.s0": untouched}
+    inputs["refit.s0"] = refit(chain, untouched, tmp_path / "again")
+    report = json.loads((run_stage(EVALUATE, inputs, SeedsParams(seeds=(0, 1)), tmp_path / "out") / REPORT).read_text())
+    assert [entry["refit"] for entry in report["seeds"]] == [False, True]
+    facts = json.loads((chain["prepare"] / "data.json").read_text())
+    card = model_card(report, facts, CardRecipe.of(RECIPE))
+    assert "trained these models again, on train and validation: the linear model, the encoder of seed 1." in card
+    assert "It copied the encoder of seed 0, because finetuning did not raise the score on validation." in card
 
 
 def test_refit_uses_the_chosen_rate_and_class_weights(chain: Mapping[str, Path], tmp_path: Path) -> None:
