@@ -20,7 +20,6 @@ from tlm_core.evaluation.combine import (
     ENSEMBLE,
     LINEAR,
     MODELS,
-    SELF_TRAINED,
     WEIGHTED,
     Choice,
     Outputs,
@@ -29,7 +28,17 @@ from tlm_core.evaluation.combine import (
     choose,
     scales_of,
 )
-from tlm_core.evaluation.summary import BEHIND, ENCODER, REFIT, STOCK, model_in_words, training_time
+from tlm_core.evaluation.summary import (
+    BEHIND,
+    ENCODER,
+    LINEAR_NODES,
+    REFIT,
+    STOCK,
+    model_in_words,
+    returned_cost,
+    time_in_words,
+    training_time,
+)
 from tlm_core.evaluation.suspects import rank_suspects
 from tlm_core.tasks.metrics import METRICS, best_of, score, scores_for, summary
 from tlm_core.tasks.task import Task
@@ -38,7 +47,6 @@ REPORT, PREDICTIONS = "report.json", "predictions.npz"
 OUTPUTS, FACTS = "outputs.npz", "baseline.json"  # files of the baseline stage
 _ROWS = tuple(name for model in MODELS for name in ((model, STOCK) if model == ENCODER else (model,)))
 HELD_OUT = "held_out"  # outputs for train rows of models that did not see them
-LINEAR_NODES = {LINEAR: "baseline", SELF_TRAINED: "self_train"}  # linear model → the node that fits it
 REFIT_LINEAR = "refit_linear"  # the input with the linear models fitted again
 
 Report = dict[str, Any]
@@ -323,43 +331,53 @@ def _gain_over_linear(task: Task, report: Report, choice: Choice, runs: Sequence
 
     returned, reason = report["returned"]["model"], report["returned"]["reason"]
     if returned != LINEAR:
+        first, second, opening = returned, LINEAR, ""
         names = "the returned model", model_in_words(LINEAR)
-        return gain(task, report, names, tested(returned), tested(LINEAR)) | {"against": LINEAR}
-    others = [model for model in runs[0].models if model != LINEAR]
-    other = max(others, key=lambda model: choice.scores.get(model) or 0.0)
-    names = model_in_words(LINEAR), model_in_words(other)
-    result = gain(task, report, names, tested(LINEAR), tested(other)) | {"against": other}
-    return result | {"words": f"The job returns the linear model. {reason} {result['words']}"}
+    else:
+        others = [model for model in runs[0].models if model != LINEAR]
+        first, second = LINEAR, max(others, key=lambda model: choice.scores.get(model) or 0.0)
+        names, opening = (model_in_words(first), model_in_words(second)), f"The job returns the linear model. {reason} "
+    result = gain(task, report, names, tested(first), tested(second)) | {"against": second}
+    own = returned_cost(report, "seconds")
+    alone = f" The returned model alone took {time_in_words(own)}." if own < result["seconds"] else ""
+    return result | {"words": f"{opening}{result['words']}{alone if 'value' in result else ''}"}
 
 
 def gain(
     task: Task, report: Report, names: tuple[str, str], first: Sequence[Outputs], second: Sequence[Outputs]
 ) -> Report:
-    """Compare two models on test, and summarize the difference and the cost of `report` in one sentence.
+    """Compare two models on test, and summarize the difference and the cost of the whole job in words.
 
     names: of both models in the sentence. first, second: the outputs of each model on test, for each run.
     """
     sides = [[task.type.predict(outputs) for outputs in runs] for runs in (first, second)]
+    equal = all(np.array_equal(predicted, sides[0][0]) for runs in sides for predicted in runs)
     difference = paired_difference(task.metric, task.targets("test"), sides[0], sides[1])
     seconds = report["cost"]["total"]["seconds"]
     if difference is None:
         return {"words": "Test has no score, so the models cannot be compared.", "seconds": seconds}
-    words = gain_in_words(names, METRICS[task.metric].title, difference, training_time(report))
+    words = gain_in_words(names, METRICS[task.metric].title, difference, training_time(report), equal)
     return {**asdict(difference), "words": words, "seconds": seconds}
 
 
-def gain_in_words(names: tuple[str, str], title: str, difference: Difference | float, time: str) -> str:
-    """State in one sentence whether the first model is better than the second on test, and at what cost.
+def gain_in_words(
+    names: tuple[str, str], title: str, difference: Difference | float, time: str, equal: bool = False
+) -> str:
+    """State whether the first model is better than the second on test, and at what cost of the whole job.
 
-    title: of the score. difference: a number if no predictions can be paired. time: from `training_time`.
+    title: of the score. difference: a number if no predictions can be paired. time: from `training_time`. equal:
+    whether both models make the same predictions.
     """
+    cost = f"The whole job took {time}."
+    if equal:
+        return f"On test {names[0]} makes the same predictions as {names[1]}. {cost}"
     if isinstance(difference, Difference):
         value, interval = difference.value, f"95 % interval {difference.low:+.3f} to {difference.high:+.3f}"
         verdict = f"{difference.verdict} than" if difference.distinguishable else "not distinguishable from"
     else:
         value, interval = difference, "without an interval"
         verdict = "better than" if value > 0 else "not better than"
-    return f"On test {names[0]} is {verdict} {names[1]}: {value:+.3f} in {title} ({interval}), for {time}."
+    return f"On test {names[0]} is {verdict} {names[1]}: {value:+.3f} in {title} ({interval}). {cost}"
 
 
 def over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tlm_core.tasks.limits import ROWS_TO_SCORE
 from tlm_core.tasks.metrics import METRICS
+from tlm_core.wording import counted
 
 MAJORITY = "majority"
 ENCODER = "encoder"
@@ -14,6 +16,7 @@ STOCK = "stock"  # the encoder in the folder `model/`, if the job has other seed
 BEHIND = "behind"  # key for the scores of encoder and linear model, if training ended early (`joint.stop_if_behind`)
 # Key of the report and of each seed: whether the returned model, and the seed's encoder, also learned from validation.
 REFIT = "refit"
+LINEAR_NODES = {"linear": "baseline", "self_trained": "self_train"}  # linear model → the node that fits it
 _LINEAR = {"linear": "the linear model", "self_trained": "the self-trained linear model"}
 
 Report = Mapping[str, Any]
@@ -80,9 +83,9 @@ def _files(report: Report, model: str) -> str:
 
 
 def sentences(report: Report) -> list[str]:
-    """State what a job returns, why, and whether it is better than the linear model. Empty except for kind `train`."""
+    """State what a job returns, why, and whether it is better than the linear model. Of a study, only `few_rows`."""
     if "returned" not in report:
-        return []
+        return few_rows(report)
     gain, reason = report.get("gain", {}).get("words"), report["returned"]["reason"]
     ended = [entry for entry in report["seeds"] if BEHIND in entry]
     of = f" of {_seeds([entry['seed'] for entry in ended])}" if len(ended) < len(report["seeds"]) else ""
@@ -100,11 +103,30 @@ def training_time(report: Report) -> str:
     if total is None:
         return "training time unknown"
     seeds = [sum(stage["seconds"] for stage in entry.get("cost", {}).values()) for entry in report.get("seeds", ())]
-    words = f"{total / 60:.1f} minutes of training" if total >= 60 else f"{total:.0f} seconds of training"
+    words = f"{time_in_words(total)} of training"
     if len(seeds) < 2 or not any(seeds):
         return words
     together = total - sum(seeds) + max(seeds)
     return f"{words}, {together / 60:.1f} minutes on the clock if the {len(seeds)} seeds train side by side"
+
+
+def time_in_words(seconds: float) -> str:
+    """Return `3.5 minutes`, or `42 seconds` below one minute."""
+    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else counted(round(seconds), "second")
+
+
+def returned_cost(report: Report, quantity: str) -> float:
+    """Return the part of the job's cost that the returned model needed, in `seconds`, `flops`, …
+
+    A linear model needs no encoder, but a self-trained model needs the linear model that labels its pieces. Encoders
+    need all shared stages and their own seeds.
+    """
+    model, cost = report["returned"]["model"], report["cost"]
+    if model in LINEAR_NODES:
+        nodes = list(LINEAR_NODES.values())[: list(LINEAR_NODES).index(model) + 1]
+        return float(sum(cost[node][quantity] for node in nodes if node in cost))
+    unused = [entry for entry in report["seeds"] if entry["seed"] not in report["returned"]["seeds"]]
+    return float(cost["total"][quantity] - sum(s[quantity] for entry in unused for s in entry["cost"].values()))
 
 
 def behind_in_words(scores: Mapping[str, float], of: str = "") -> str:
@@ -140,11 +162,21 @@ def refit_in_words(report: Report) -> str:
 
 
 def headline(report: Report) -> str:
-    """Return one sentence with the file that a job returns and the test score of this file."""
+    """Return the file that a job returns and its test score in a sentence, and `few_rows`."""
     metric = report["metric"]
     value = report["returned"]["scores"]["test"][metric]
     score = "no test score" if value is None else f"{METRICS[metric].title} {value:.4f} on test"
-    return f"model.onnx is {returned_model(report)}: {score}."
+    return " ".join([f"model.onnx is {returned_model(report)}: {score}.", *few_rows(report)])
+
+
+def few_rows(report: Report) -> list[str]:
+    """Return a warning if test is too small for precise scores, else nothing."""
+    rows = [entry.get("test", {}).get("rows", ROWS_TO_SCORE) for entry in report.get("seeds", ())][:1]
+    return [
+        f"Test has only {counted(count, 'row')}, so its scores are imprecise."
+        for count in rows
+        if count < ROWS_TO_SCORE
+    ]
 
 
 def returned_model(report: Report) -> str:

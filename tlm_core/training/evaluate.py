@@ -15,7 +15,6 @@ from torch import Tensor
 from tlm_core.errors import OutOfMemory
 from tlm_core.evaluation.combine import Outputs
 from tlm_core.evaluation.report import (
-    LINEAR_NODES,
     EncoderResult,
     LinearResult,
     Report,
@@ -24,7 +23,7 @@ from tlm_core.evaluation.report import (
     report_meta,
     write_report,
 )
-from tlm_core.evaluation.summary import BEHIND, REFIT, learned_again
+from tlm_core.evaluation.summary import BEHIND, LINEAR_NODES, REFIT, learned_again
 from tlm_core.pulse import PULSE
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import SPLITS, Task

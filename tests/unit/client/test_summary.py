@@ -28,3 +28,8 @@ def test_report_shows_its_warnings(words: dict[str, str]) -> None:
     items = report_items({**REPORT, **words, "warnings": ["9 of 10 test texts are cut."]})
     assert "Warning: 9 of 10 test texts are cut." in items
     assert not [item for item in report_items({**REPORT, **words}) if str(item).startswith("Warning")]
+
+
+def test_study_on_few_test_rows_shows_a_warning() -> None:
+    study = {**REPORT, "words": "The ticket is better.", "seeds": [{"seed": 0, "test": {"rows": 15}}]}
+    assert report_items(study)[1] == "Test has only 15 rows, so its scores are imprecise."

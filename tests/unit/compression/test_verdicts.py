@@ -53,7 +53,7 @@ def test_summary_of_sharing_has_both_baselines_and_the_cost() -> None:
     assert "The majority class has 0.2000." in text
     assert text.endswith(
         "On test the encoder with shared tickets is better than the linear model of each task: "
-        "+0.010 in the mean score (without an interval), for 1.5 minutes of training."
+        "+0.010 in the mean score (without an interval). The whole job took 1.5 minutes of training."
     )
     worse = shared_report.words(shared(0.01, 0.02, 0.02))
     assert "is not better than the linear model of each task: -0.010" in worse

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from tlm_core.evaluation.combine import COMBINED, LINEAR, Outputs
-from tlm_core.evaluation.report import HELD_OUT, EncoderResult, LinearResult, job_report
+from tlm_core.evaluation.report import HELD_OUT, EncoderResult, LinearResult, gain, job_report
 from tlm_core.evaluation.summary import learned_again, refit_in_words, sentences
 from tlm_core.tasks.task import Task, task_schema
 
@@ -47,7 +47,7 @@ def reported(*behind: dict[str, float] | None, refit: Sequence[bool | None] = ()
     ]
     of_linear = outputs(task, 3.0, 9)
     linear = LinearResult(of_linear | {HELD_OUT: of_linear["train"]}, {"cost": COST})
-    return job_report(task, encoders, {LINEAR: linear}, {"prepare": COST}, ensemble=True)[0]
+    return job_report(task, encoders, {LINEAR: linear}, {"prepare": COST, "baseline": COST}, ensemble=True)[0]
 
 
 def test_ensemble_omits_an_encoder_that_is_behind_the_linear_model() -> None:
@@ -123,3 +123,20 @@ def test_returned_model_learned_again_if_a_part_did(model: str, refit: Sequence[
     report = reported(None, None, refit=refit)
     report["returned"]["model"] = model
     assert learned_again(report) == again
+
+
+def test_gain_states_the_cost_of_the_job_and_of_the_returned_model() -> None:
+    words = reported(BEHIND, BEHIND)["gain"]["words"]  # returns the linear model
+    assert words.endswith("The whole job took 2 seconds of training. The returned model alone took 1 second.")
+    assert reported(None, None)["gain"]["words"].endswith("The whole job took 2 seconds of training.")
+
+
+def test_equal_predictions_are_stated_instead_of_a_verdict() -> None:
+    task = make_task()
+    of_linear = outputs(task, 3.0, 9)
+    linear = LinearResult(of_linear | {HELD_OUT: of_linear["train"]}, {"cost": COST})
+    report = job_report(task, [EncoderResult(0, of_linear, {}, {})], {LINEAR: linear}, {"baseline": COST})[0]
+    words = gain(task, report, ("the encoder", "the linear model"), [of_linear["test"]], [of_linear["test"] * 2])[
+        "words"
+    ]
+    assert words.startswith("On test the encoder makes the same predictions as the linear model. The whole job took ")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.unit.client.gateway import report
-from tlm_core.evaluation.summary import model_rows, model_title, sentences, training_time
+from tlm_core.evaluation.summary import model_rows, model_title, returned_cost, sentences, training_time
 
 
 def returning(model: str, **over: Any) -> dict[str, Any]:
@@ -90,3 +90,27 @@ def test_report_of_a_study_has_one_model_and_no_sentence() -> None:
     study = {name: value for name, value in report().items() if name not in ("returned", "models", "gain")}
     assert [row.name for row in model_rows(study)] == ["majority", "model"]
     assert sentences(study) == []
+
+
+def costing(model: str) -> dict[str, Any]:
+    shared = {
+        name: {"seconds": seconds} for name, seconds in (("baseline", 3.0), ("self_train", 5.0), ("prepare", 7.0))
+    }
+    seeds = [{"seed": seed, "cost": {"joint": {"seconds": 100.0}}} for seed in (1, 3)]
+    return returning(model, seeds=seeds, cost={**shared, "joint": {"seconds": 200.0}, "total": {"seconds": 215.0}})
+
+
+@pytest.mark.parametrize(("model", "seconds"), [("linear", 3.0), ("self_trained", 8.0), ("encoder", 115.0)])
+def test_cost_of_the_returned_model_omits_other_models(model: str, seconds: float) -> None:
+    assert returned_cost(costing(model), "seconds") == seconds
+
+
+@pytest.mark.parametrize(("rows", "warned"), [(1, "1 row"), (29, "29 rows"), (30, None)])
+def test_score_on_few_test_rows_has_a_warning(rows: int, warned: str | None) -> None:
+    changed = returning("encoder")
+    changed["seeds"] = [{"seed": 3, "test": {"rows": rows}}]
+    warning = f"Test has only {warned}, so its scores are imprecise."
+    expected = "model.onnx is the encoder of seed 3: macro-F1 0.5000 on test." + (f" {warning}" if warned else "")
+    assert sentences(changed)[0] == expected
+    study = {name: value for name, value in changed.items() if name != "returned"}
+    assert sentences(study) == ([warning] if warned else [])
