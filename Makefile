@@ -32,10 +32,13 @@ setup: .venv/ready
 
 .venv/ready: requirements-dev.txt pyproject.toml
 	@$(eval START := $(shell date +%s))echo "Set-up: downloads 3.3 GB into .venv, mostly PyTorch and CUDA, and needs 6.5 GB of disk. At 100 Mbit/s it takes 5 minutes."
+	@echo "Set-up, step 1 of 3: create .venv and install the installer uv"
 	@$(BIN)/python -c 'import pip' 2> /dev/null || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --require-hashes -r <(sed -n '/^uv==/,/^[a-z]/{/^uv==/p;/--hash/p}' requirements-dev.txt | sed '$$ s/ *\\$$//')
-	@# Bytecode halves the time of imports, and each job starts several processes.
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements-dev.txt
+	@# Bytecode halves the time of imports, and each job starts several processes. sed removes the line of each package.
+	@echo "Set-up, step 2 of 3: download and install the packages, and compile their bytecode"
+	@set -o pipefail; $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --require-hashes -r requirements-dev.txt 2>&1 | sed -u '/^ [-+~] /d'
+	@echo "Set-up, step 3 of 3: install this project"
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 	@took=$$(($$(date +%s) - $(START))); printf 'Set-up took %d:%02d (minutes:seconds).\n' $$((took / 60)) $$((took % 60))

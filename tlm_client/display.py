@@ -21,7 +21,6 @@ from tlm_core.wire import CorpusLoad, JobEvent, JobSummary
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-_PLAIN_SECONDS = 10.0
 _CURVE_SECONDS = 5.0
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _IMPORTANT = frozenset({"artifact.published", "stage.warning"})  # shown as lines, like all `job.` events
@@ -30,12 +29,15 @@ _IMPORTANT = frozenset({"artifact.published", "stage.warning"})  # shown as line
 class Display:
     """Progress of one operation at a time. Use it in a `with` block."""
 
-    def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, console: Console, *, plain_seconds: float = 10.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._console = console
+        self._plain_seconds = plain_seconds  # between lines of plain output about the same stages
         self._clock = clock
         self._title, self._later = "", 0.0
         self._printed_at = float("-inf")
-        self._printed = ("", False)  # stage, and whether it was complete
+        self._printed = set[tuple[str, bool]]()  # stages of the operation, and whether they were complete
         self._text = ""
         self._load_start = ("", 0.0, 0)  # state, time and passages when this state began
         self._curve = ""
@@ -70,7 +72,7 @@ class Display:
         later: expected seconds of the operations that follow. The time left of a job includes them.
         """
         self._title, self._later = title, later
-        self._printed = ("", False)
+        self._printed.clear()
         if self._bar is None:
             return
         if self._task is not None:
@@ -84,7 +86,7 @@ class Display:
     def update(self, stage: str, done: float, total: float, facts: str) -> None:
         """Show the progress of `stage`; total 0 means unknown.
 
-        Plain output gets a line at the start and the end of each stage, and every 10 s if the line changes.
+        Plain output gets a line at the start and the end of each stage, and every `plain_seconds` if the line changes.
         """
         if self._bar is not None:
             if self._task is None:
@@ -98,8 +100,10 @@ class Display:
         percentage = f"{done / total:4.0%} " if total else ""
         text = f"{self._title} {stage} {percentage}{facts}".strip()
         now, shown = self._clock(), (stage, 0 < total <= done)
-        if shown != self._printed or (now - self._printed_at >= _PLAIN_SECONDS and text != self._text):
-            self._printed_at, self._printed, self._text = now, shown, text
+        # Seeds that train side by side report in turn, so a stage can return.
+        if shown not in self._printed or (now - self._printed_at >= self._plain_seconds and text != self._text):
+            self._printed.add(shown)
+            self._printed_at, self._text = now, text
             self.line(text)
 
     def job_event(self, event: JobEvent) -> None:

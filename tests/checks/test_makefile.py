@@ -58,3 +58,17 @@ def test_setup_prints_its_time_if_it_did_work(folder: Path) -> None:
     )
     assert re.search(r"^Set-up took (?!0:00)\d+:\d\d \(minutes:seconds\)\.$", first, re.MULTILINE)
     assert "took" not in second
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_setup_prints_its_steps_and_fails_with_the_installer(folder: Path, code: int) -> None:
+    programs = folder / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    uv = f"#!/bin/sh\necho 'Downloading torch' >&2\necho ' + torch==2.0' >&2\nexit {code}\n"
+    for name, script in (("python", "#!/bin/sh\n"), ("uv", uv)):
+        (programs / name).write_text(script, encoding="utf-8")
+        (programs / name).chmod(0o755)
+    result = subprocess.run(["make", "setup"], cwd=folder, capture_output=True, text=True, check=False)
+    assert (result.returncode != 0) == (code != 0)
+    assert "Set-up, step 2 of 3: download" in result.stdout and "Downloading torch" in result.stdout
+    assert " + torch" not in result.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from tlm_core.wire import Job, JobEvent, Predictions
 def arm(mean: float, returned: str = "encoder", **over: Any) -> demo.Arm:
     scores = {"macro_f1": mean, "micro_f1": mean, "accuracy": mean}
     test = {"test": scores, "validation": scores}
-    seeds = [{"seed": 0, "test": {**scores, "rows": 1050}, "validation": scores}]
+    cost = {"joint": {"flops": 2e12, "seconds": 30.0}}
+    seeds = [{"seed": 0, "test": {**scores, "rows": 1050}, "validation": scores, "cost": cost}]
     content = {
         **report(),
         "mean": test,
@@ -71,13 +73,64 @@ def test_comparison_shows_the_measured_scores(capsys: pytest.CaptureFixture[str]
     demo._print_comparison({"TLM": arm(0.4, "combined", **cost), "task only": arm(0.5, **cost)})
     out = capsys.readouterr().out
     rows = {line.split("│")[1].strip(): line for line in out.splitlines() if line.startswith("│")}
-    assert list(rows) == ["majority", "linear", "task only", "TLM", "TLM, 3 seeds averaged", "returned (combined)"]
-    assert "0.400 ± 0.010" in rows["TLM"] and "137" in rows["TLM"] and "2.5e+13" in rows["TLM"]
-    assert "0.500 ± 0.010" in rows["task only"] and "0.450 ± 0.010" in rows["returned (combined)"]
+    assert list(rows) == [
+        "majority", "linear", "task only, seed 0", "TLM, seed 0", "TLM, mean of 3 seeds", "TLM, 3 seeds averaged",
+        "combined", "returned (combined)",
+    ]  # fmt: skip
+    mean, first = rows["TLM, mean of 3 seeds"], rows["TLM, seed 0"]
+    assert "0.400 ± 0.010" in mean and "137" in mean and "2.5e+13" in mean
+    assert "0.400 " in first and "67" in first and "7.0e+12" in first
+    assert "0.500 ± 0.010" in rows["task only, seed 0"] and "0.450 ± 0.010" in rows["returned (combined)"]
     assert "0.100" in rows["majority"] and "0.300 ± 0.010" in rows["linear"]
     words = "the mean of the encoders of seeds 0, 1, 2 combined with the linear model"
     assert f"model.onnx is {words}: macro-F1 0.4000 on test." in out
     assert "1,050 test rows" in out
+
+
+def test_returned_linear_model_is_not_charged_for_encoders(capsys: pytest.CaptureFixture[str]) -> None:
+    cost = {"cost": {"baseline": {"flops": 0.0, "seconds": 3.0}, "total": {"flops": 2.5e13, "seconds": 140.0}}}
+    demo._print_comparison({"TLM": arm(0.4, "linear", **cost), "task only": arm(0.5, **cost)})
+    row = next(line for line in capsys.readouterr().out.splitlines() if "returned (linear)" in line)
+    assert [cell.strip() for cell in row.split("│")[4:6]] == ["3", "–"]
+
+
+def test_conclusion_compares_the_returned_model_with_the_linear_model() -> None:
+    gain = {"value": 0.01, "low": -0.005, "high": 0.028, "error": 0.01}
+    conclusion = demo._conclusion(arm(0.4, "self_trained", gain=gain).report)
+    assert conclusion == (
+        "Conclusion: the demo returns the self-trained linear model. "
+        "It is not distinguishable from the linear model on test: +0.010 in macro-F1 (95 % interval -0.005 to +0.028)."
+    )
+    clear = demo._conclusion(arm(0.4, "self_trained", gain={**gain, "low": 0.005}).report)
+    assert "It is better than the linear model on test: +0.010" in clear
+    reason = "It has the best score on validation."
+    assert demo._conclusion(arm(0.4, "linear").report) == f"Conclusion: the demo returns the linear model. {reason}"
+
+
+def test_plan_states_the_data_and_the_space_of_the_set_up() -> None:
+    assert "Prepare a task and a corpus, generated from" in demo._plan(None, None)
+    plan = demo._plan(Path("own.csv"), Path("texts"))
+    assert "Prepare own.csv and texts.\n" in plan and "6.5 GB" in plan
+
+
+def test_hint_at_the_end_names_the_data_folder_of_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a folder").mkdir()
+    monkeypatch.chdir(tmp_path / "a folder")
+    *_, hint, conclusion = demo._ending(arm(0.4, "linear").report, Path("model"), 300.0).splitlines()
+    command = hint.removeprefix("Continue with: ").partition(";")[0]
+    shown = subprocess.run(["sh", "-c", f'{command}; printf %s "$TLM_DATA_DIR"'], capture_output=True, text=True)
+    assert shown.stdout == str(tmp_path / "a folder" / "build" / "demo" / "stack")
+    assert conclusion.startswith("Conclusion: ")
+
+
+def test_wrong_sample_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    samples = [("first", "ray", "ray"), ("second", "ray", "torch")]
+    demo._print_predictions(
+        [{"text": text, "label": label, "probability": 0.5, "true_label": true} for text, label, true in samples]
+    )
+    out = capsys.readouterr().out
+    assert "1 of 2 labels are right" in " ".join(out.split())
+    assert ["wrong" in line for line in out.splitlines() if "0.50" in line] == [False, True]
 
 
 def test_samples_are_first_test_texts_and_linear_model_answers_early(

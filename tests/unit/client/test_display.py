@@ -35,6 +35,17 @@ def test_stage_is_printed_at_its_start_and_every_ten_seconds() -> None:
     assert [line.split()[-1] for line in lines] == ["0/100", "10/100", "20/100", "1/100"]
 
 
+def test_stages_that_report_in_turn_print_one_line_each() -> None:
+    now = [0.0]
+    out = io.StringIO()
+    console = Console(file=out, soft_wrap=True, highlight=False)
+    with Display(console, plain_seconds=60.0, clock=lambda: now[0]) as display:
+        for second in range(90):
+            now[0] = float(second)
+            display.job_event(progress(second, f"joint.s{second % 3}"))
+    assert [line.split()[0] for line in out.getvalue().splitlines()] == ["joint.s0", "joint.s1", "joint.s2", "joint.s2"]
+
+
 def test_end_of_a_short_download_is_printed() -> None:
     display, out = plain([0.0])
     with display:
