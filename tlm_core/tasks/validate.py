@@ -11,7 +11,7 @@ missing_label, no_choice, overlap, rare_label, read_as_regression.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from tlm_core.tasks.metrics import METRICS
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.report import Report, SplitData, build_report
 from tlm_core.tasks.split_files import select_splits
-from tlm_core.tasks.splits import bands, cut_splits
+from tlm_core.tasks.splits import PARTS, bands, cut_splits
 from tlm_core.tasks.table import RawTable, read_table
 from tlm_core.tasks.targets import as_numbers, check_spread, check_targets, infer_type
 from tlm_core.tasks.task import SPLITS, Task, task_schema
@@ -117,7 +117,7 @@ def _validate(source: Source, options: DatasetOptions, hub: HubReader) -> tuple[
     labels = sort_labels(counts["train"]) if task_type.has_classes else [columns.label]
     if METRICS[metric].positive_label:
         labels = _positive_last(labels, options.positive_label, findings)
-    _check_sizes(splits, findings)
+    _check_sizes(splits, missing, findings)
     _check_validation(splits["validation"], metric, labels[-1], findings)
     report = build_report(splits, columns, findings)
     tables_of = {split: _table(data, labels, metric) for split, data in splits.items()}
@@ -206,16 +206,23 @@ def _known(
     return options
 
 
-def _check_sizes(splits: Mapping[str, SplitData], findings: Findings) -> None:
-    """Check the number of rows. Warning: few_rows, if validation or test is too small for reliable scores."""
+def _check_sizes(splits: Mapping[str, SplitData], cut: Sequence[str], findings: Findings) -> None:
+    """Check the number of rows. Warning: few_rows, if validation or test is too small for reliable scores.
+
+    cut: the splits that were cut from train.
+    """
     effects = {
-        "validation": ("jobs return a combination of models without comparing them", limits.ROWS_TO_CHOOSE),
+        "validation": (
+            "jobs return a combination of models without comparing them, except at the scale instant",
+            limits.ROWS_TO_CHOOSE,
+        ),
         "test": ("its scores are imprecise", limits.ROWS_TO_SCORE),
     }
     for split, (effect, enough) in effects.items():
         rows = len(splits[split].rows)
         if rows < enough:
-            message = f"{split} has {counted(rows, 'row')}, so {effect}. Add rows, at least up to {enough}."
+            total = f" For this, the file needs about {enough * PARTS:,} rows." if split in cut else ""
+            message = f"{split} has {counted(rows, 'row')}, so {effect}. Add rows, at least up to {enough}.{total}"
             findings.warn("few_rows", message, split=split)
 
 

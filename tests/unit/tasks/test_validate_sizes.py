@@ -18,9 +18,10 @@ def test_splits_cut_from_few_rows_are_a_warning(tmp_path: Path) -> None:
     task, report = load_task(put(tmp_path / "all.jsonl", jsonl(texts("train", 60))))
     assert task is not None
     validation, test = messages(report, "warnings", "few_rows")
-    effect = "so jobs return a combination of models without comparing them"
-    assert validation == f"validation has 6 rows, {effect}. Add rows, at least up to 100."
-    assert test == "test has 6 rows, so its scores are imprecise. Add rows, at least up to 30."
+    effect = "so jobs return a combination of models without comparing them, except at the scale instant"
+    needed = "For this, the file needs about"
+    assert validation == f"validation has 6 rows, {effect}. Add rows, at least up to 100. {needed} 1,000 rows."
+    assert test == f"test has 6 rows, so its scores are imprecise. Add rows, at least up to 30. {needed} 300 rows."
 
 
 @pytest.mark.parametrize(
@@ -33,3 +34,4 @@ def test_enough_rows_are_no_warning(validation: int, test: int, warned: list[str
     }
     _, report = load_task(files)
     assert [entry["split"] for entry in report["warnings"] if entry["code"] == "few_rows"] == warned
+    assert "the file needs" not in " ".join(messages(report, "warnings", "few_rows"))
