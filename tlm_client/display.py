@@ -38,6 +38,7 @@ class Display:
         self._title, self._later = "", 0.0
         self._printed_at = float("-inf")
         self._printed = set[tuple[str, bool]]()  # stages of the operation, and whether they were complete
+        self._last = ("", False)
         self._text = ""
         self._load_start = ("", 0.0, 0)  # state, time and passages when this state began
         self._curve = ""
@@ -73,6 +74,7 @@ class Display:
         """
         self._title, self._later = title, later
         self._printed.clear()
+        self._last = ("", False)
         if self._bar is None:
             return
         if self._task is not None:
@@ -100,8 +102,9 @@ class Display:
         percentage = f"{done / total:4.0%} " if total else ""
         text = f"{self._title} {stage} {percentage}{facts}".strip()
         now, shown = self._clock(), (stage, 0 < total <= done)
-        # Seeds that train side by side report in turn, so a stage can return.
-        if shown not in self._printed or (now - self._printed_at >= self._plain_seconds and text != self._text):
+        # Seeds that train side by side report in turn. But a state without a share, such as waiting, is news again.
+        known, self._last = self._printed if total else {self._last}, shown
+        if shown not in known or (now - self._printed_at >= self._plain_seconds and text != self._text):
             self._printed.add(shown)
             self._printed_at, self._text = now, text
             self.line(text)
