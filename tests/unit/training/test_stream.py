@@ -346,7 +346,7 @@ def test_rows_double_while_they_fit() -> None:
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-def test_form_of_a_gpu_is_one_graph_with_variable_length_attention(tmp_path: Path) -> None:
+def test_form_of_a_gpu_is_one_graph_with_flex_attention(tmp_path: Path) -> None:
     """Trace it with fake tensors, which need no GPU."""
     model, batches = setup(tmp_path)
     batch, graphs = batches(0, 0.0), []
@@ -376,8 +376,8 @@ def test_form_of_a_gpu_is_one_graph_with_variable_length_attention(tmp_path: Pat
         nodes = [node for node in graph.graph.nodes if target in (node.target, str(node.target))]
         return [(node.args[0].meta["example_value"], node.meta["example_value"]) for node in nodes]
 
-    heads = torch.Size((expected.tokens, 2, 16))
-    attended = [y[0] for _, y in values("torch_attn._varlen_attn")]
+    heads = torch.Size((1, 2, expected.tokens, 16))
+    attended = [y[0] for _, y in values("flex_attention")]
     assert [(y.shape, y.dtype) for y in attended] == [(heads, torch.bfloat16)] * 2
     norms = values(torch.nn.functional.layer_norm)
     assert [(x.dtype, y.dtype) for x, y in norms] == [(torch.bfloat16, torch.bfloat16)] * 7
