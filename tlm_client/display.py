@@ -158,6 +158,7 @@ class Display:
             rate = (load.done - first) / (now - start)
             parts.append(f"{rate:,.0f}/s")
             parts.append(f"{duration((load.total - load.done) / rate)} left" if load.total else "")
+        parts.append(f"waits: {load.waiting}" if load.waiting else "")
         self.update(load.state, load.done, load.total, "  ".join(filter(None, parts)))
 
     def bytes(self, part: FileProgress) -> None:

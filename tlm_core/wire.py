@@ -129,6 +129,7 @@ class CorpusLoad(_Answer):
     version: str | None
     done: int
     total: int
+    waiting: str = Field("", description="why the load waits, such as a full disk; empty while it makes progress")
     error: JsonObject | None
     created_at: Time
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from services.common.history import STREAMS, Moved, packed, position
 from services.common.job_reads import JobReads
 from services.common.logs import log_context
-from services.common.redis_client import ENDED, PREFIX, TO_MOVE, key, load_scripts
+from services.common.redis_client import ENDED, PREFIX, TERMINAL_JSON, TO_MOVE, key, load_scripts
 from tlm_core.artifacts.hashing import canonical_json
 from tlm_core.errors import CorruptArtifact, NotFound, UnreadableRecord
 from tlm_core.jobs.states import TERMINAL
@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 
 ARCHIVE_SECONDS = 30 * 86_400.0  # after the end of a job, until its record is compressed
 _UNPACKED = frozenset({"state", "last_event", "history", "packed"})  # fields that stay uncompressed
-_TERMINAL_JSON = canonical_json(dict.fromkeys(TERMINAL, True))
 _JOBS_AT_ONCE = 100  # most jobs whose streams one call moves, or whose records it compresses
 # Errors that a damaged record or history can cause.
 _DAMAGED = (CorruptArtifact, NotFound, UnreadableRecord, AttributeError, LookupError, TypeError, ValueError)
@@ -84,7 +83,7 @@ class Archive(JobReads):
             return  # Another process has moved the streams and deleted the files of `earlier`.
         body = moved.model_dump_json() if moved else ""
         last = [_following(rows[stream][-1][0]) if stream in rows else "" for stream in STREAMS]
-        args = [f"{tenant}/{job_id}", stored or "", body, _TERMINAL_JSON, *last]
+        args = [f"{tenant}/{job_id}", stored or "", body, TERMINAL_JSON, *last]
         replaced = self._script["moved"](keys=[record, TO_MOVE, ENDED, *names.values()], args=args)
         unused = earlier if replaced else moved
         if rows and unused is not None:

@@ -92,7 +92,8 @@ class CorpusLoad(_Record):
     """The load of one upload into a corpus version. done and total count passages; total is 0 while unknown.
 
     near_duplicates: whether passages nearly equal to an earlier one are dropped. upload: the uploaded files. sources:
-    addresses from which the other files are fetched. cut: the passages of each file that is already split.
+    addresses from which the other files are fetched. cut: the passages of each file that is already split. waiting: why
+    the last try of the next step failed; empty after progress.
     request_id: id of the request that uploaded the files, for logs.
     """
 
@@ -108,6 +109,7 @@ class CorpusLoad(_Record):
     version: str | None = None
     done: int = 0
     total: int = 0
+    waiting: str = ""
     error: dict[str, object] | None = None
     created_at: float
     request_id: str = ""

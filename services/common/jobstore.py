@@ -30,6 +30,7 @@ from services.common.redis_client import (
     PREFIX,
     QUEUE,
     REMOVALS,
+    TERMINAL_JSON,
     TO_MOVE,
     check_disk,
     key,
@@ -52,7 +53,6 @@ from tlm_core.names import new_id
 
 log = logging.getLogger(__name__)
 
-_TERMINAL_JSON = canonical_json(dict.fromkeys(TERMINAL, True))
 _ACTIVE_JSON = canonical_json(dict.fromkeys(ACTIVE, True))
 _MAX_LOG_LINES = 20_000  # log lines, or metric points, of a job in Redis; reached only while the storage is unavailable
 _MOVED_LINES = 2_000  # if a job has more lines or metric points in Redis, they move to the storage
@@ -427,7 +427,7 @@ class JobStore(JobReads):
         keys += [key(tenant, "state", state) for state in sorted(TERMINAL)]
         args: list[str | float] = [
             job.id,
-            _TERMINAL_JSON,
+            TERMINAL_JSON,
             removal.member,
             canonical_json(asdict(removal)),
             _DELETED_SECONDS,

@@ -37,12 +37,15 @@ import redis.exceptions as redis_errors
 from pydantic import ValidationError
 from redis.commands.core import Script
 
+from tlm_core.artifacts.hashing import canonical_json
 from tlm_core.errors import StoreFull, StoreUnavailable, TLMError, UnreadableRecord
+from tlm_core.jobs.states import TERMINAL
 
 PREFIX = "tlm"
 QUEUE, LEASES, FEED, REMOVALS = f"{PREFIX}:queue", f"{PREFIX}:leases", f"{PREFIX}:feed", f"{PREFIX}:removals"
 TO_MOVE, ENDED, DISK_FREE = f"{PREFIX}:to-move", f"{PREFIX}:ended", f"{PREFIX}:disk-free"
 ORPHANS, OBSTACLES = f"{PREFIX}:orphans", f"{PREFIX}:obstacles"
+TERMINAL_JSON = canonical_json(dict.fromkeys(TERMINAL, True))  # an argument of scripts
 _DISK_RESERVE = 256 << 20  # bytes that stay free on Redis's disk, beyond a copy of its data
 
 # Codes of temporary errors: for example, Redis starts, runs a long script, or is a replica.

@@ -80,7 +80,6 @@ class LoadWorker:
         self._lease_seconds = lease_seconds
         self._stop = threading.Event()
         self._splitting = ""
-        self._waits: dict[str, str] = {}  # load → the reason of its wait that was logged last
         self.tasks = (Background("splitting of uploads"), Background("loads"))
 
     def stop(self) -> None:
@@ -115,7 +114,8 @@ class LoadWorker:
                 with log_context(request_id=load.request_id):
                     self._step(load)
 
-    def _step(self, load: CorpusLoad) -> None:
+    def _step(self, record: CorpusLoad) -> None:
+        load = record.model_copy(update={"waiting": ""})  # the next progress that is saved ends the wait
         try:
             if load.state is LoadState.CANCELLING:
                 self._undo(load)
@@ -133,18 +133,20 @@ class LoadWorker:
             log.info("Load %s of corpus %s will continue at the next start", load.id, load.corpus)
         except TLMError as error:
             if _can_wait(error):
-                self._log_wait(load, error)
+                self._wait(record, error)
                 return
             self._fail(load, error)
         except Exception:
             log.exception("Load %s of corpus %s failed unexpectedly", load.id, load.corpus)
             self._fail(load, TLMError("The load failed unexpectedly. The log of the loader has the cause."))
 
-    def _log_wait(self, load: CorpusLoad, error: TLMError) -> None:
-        """Log why a load waits, once for each reason: the loader tries again twice a second."""
-        if self._waits.get(load.id) != error.message:
-            self._waits[load.id] = error.message
+    def _wait(self, load: CorpusLoad, error: TLMError) -> None:
+        """Log and record why a load waits, once for each reason: the loader tries again twice a second."""
+        load = self._catalog.load(load.tenant, load.id)  # the failed step may have saved progress
+        if load.waiting != error.message:
             log.warning("Load %s of corpus %s waits: %s", load.id, load.corpus, error)
+            with suppress(StaleAttempt):  # another process has the load now, and records its own reason
+                self._catalog.save_load(load.model_copy(update={"waiting": error.message}), self._owner)
 
     # --- from the upload to stored passages -------------------------------------------------------------------------
 
@@ -303,7 +305,7 @@ class LoadWorker:
                 if not _can_wait(error):
                     self._fail(load, error)
                     return
-                self._log_wait(load, error)
+                self._wait(load, error)
                 self._request(load, version)
             case "ready":
                 ready_load = load.model_copy(update={"state": LoadState.READY, "done": version.count})

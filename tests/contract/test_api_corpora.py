@@ -151,6 +151,7 @@ def test_full_disk_delays_a_load_and_keeps_its_upload(
     assert [record.message for record in caplog.records if "waits" in record.message] == [
         f"Load {load_id} of corpus docs waits: {full}"
     ]
+    assert gateway.parts.catalog.load(T, load_id).waiting == full.message
     assert not splits.called, "Without space for the passages, the upload is not split."
     with monkeypatch.context() as patch:
         patch.setattr(ArtifactStore, "write", Mock(side_effect=full))
@@ -163,7 +164,8 @@ def test_full_disk_delays_a_load_and_keeps_its_upload(
     again.retriever.failure = None
     for _ in range(3):
         again.loads.round()
-    assert gateway.parts.catalog.load(T, load_id).state is LoadState.READY
+    ready = gateway.parts.catalog.load(T, load_id)
+    assert (ready.state, ready.waiting) == (LoadState.READY, "")
 
 
 class Killed(BaseException):

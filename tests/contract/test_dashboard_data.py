@@ -82,6 +82,9 @@ def test_corpus_upload_can_be_watched_and_cancelled(gateway: Gateway) -> None:
     assert (load.language, load.near_duplicates, names) == ("en", "keep", {"one.txt", "two.txt"})
     shown = browser.get("/ui/corpora/manuals").text
     assert '<span class="state queued">queued</span>' in shown and 'hx-trigger="every 2s"' in shown
+    gateway.parts.catalog.lease_load("default", load.id, "loader", 60)
+    gateway.parts.catalog.save_load(load.model_copy(update={"waiting": "The disk is full."}), "loader")
+    assert "waits: The disk is full." in browser.get("/ui/corpora/manuals").text
     cancel = f"/ui/corpora/manuals/loads/{load.id}/cancel"
     assert f'action="{cancel}"' in shown
     assert browser.post(cancel).headers["location"] == "/ui/corpora/manuals"

@@ -115,8 +115,11 @@ def show_corpus(name: CorpusName) -> None:
         facts = (v.version, v.state, f"{v.count:,}", dropped, v.refused or "", v.language)
         versions.append((*facts, _error_message(v.error)))
     columns = ("version", "state", "passages", "near duplicates dropped", "refused", "language", "error")
-    loads = [(x.id, x.state, f"{x.done:,}/{x.total:,}", x.version, _error_message(x.error)) for x in corpus.loads]
-    load_table = table(("load", "state", "passages", "version", "error"), loads, title="Loads")
+    loads = [
+        (x.id, x.state, f"{x.done:,}/{x.total:,}", x.version, _error_message(x.error) or x.waiting)
+        for x in corpus.loads
+    ]
+    load_table = table(("load", "state", "passages", "version", "error, or why it waits"), loads, title="Loads")
     print_result(corpus, table(columns, versions, title="Versions"), load_table)
 
 

@@ -111,12 +111,13 @@ def test_corpus_upload_shows_rate_and_time_left() -> None:
         for number, (second, done, total) in enumerate((*cutting, *indexing)):
             state = "cutting" if number < 2 else "indexing"
             now[0] = 100.0 + second
-            display.load(CorpusLoad(**load_view(state=state, done=done, total=total)))
+            waiting = "The disk is full." if number == 3 else ""
+            display.load(CorpusLoad(**load_view(state=state, done=done, total=total, waiting=waiting)))
     assert out.getvalue().splitlines() == [
         "corpus docs: cutting 500 passages",
         "corpus docs: cutting 5,500 passages  500/s",
         "corpus docs: indexing   0% 0/9,000 passages",
-        "corpus docs: indexing  33% 3,000/9,000 passages  300/s  0:20 left",
+        "corpus docs: indexing  33% 3,000/9,000 passages  300/s  0:20 left  waits: The disk is full.",
     ]
 
 
