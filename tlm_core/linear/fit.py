@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -16,15 +17,11 @@ from numpy.typing import NDArray
 
 from tlm_core.linear.model import Features, Floats, LinearModel, rows_of
 from tlm_core.linear.ngrams import FAMILIES, START_WORDS
+from tlm_core.linear.params import FINALISTS, FOLDS, NEAR, STRENGTHS, TUNED_ROWS, most_fits, screened_folds
 from tlm_core.pulse import PULSE
 from tlm_core.tasks.metrics import METRICS, Targets, Undefined
 from tlm_core.tasks.task import Task
 
-STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # C of the support vector machine; a lower C regularizes more
-FOLDS = 5
-SCREENED_ROWS = 1_000  # held-out rows that score each setting; with fewer rows, chance decides
-FINALISTS = 3
-TUNED_ROWS = 20_000  # more rows change the choice little
 SEED = 0
 
 
@@ -57,9 +54,12 @@ class Fitted:
     tried: tuple[tuple[Setting, float], ...]
 
 
-def fit(task: Task) -> Fitted:
-    """Choose and fit a linear model on the train split of a task."""
-    search = _Search(task)
+def fit(task: Task, report: Callable[[int, int], object] = lambda _done, _most: None) -> Fitted:
+    """Choose and fit a linear model on the train split of a task.
+
+    report: receives the number of models fitted so far and their maximum, from several threads.
+    """
+    search = _Search(task, report)
     setting, score, tried = search.choose()
     held_out = search.held_out(setting)
     features = search.data[setting.start_words].features.only(setting.families)
@@ -90,11 +90,13 @@ class _Search:
     So each score includes validation, weighted by its rows.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, report: Callable[[int, int], object]) -> None:
         self.task = task
+        self._report, self._fitted = report, itertools.count(1)
         self.targets = task.targets("train")
         self._true = task.targets("validation")
         self._outputs = len(task.labels)
+        self._weights: list[Literal["balanced"] | None] = [None, "balanced"] if task.type.has_classes else [None]
         self._folds = _folds(self.targets, task.type.has_classes)
         self.data = {0: _Data.learn(task, 0)}  # start_words → features
         self._scores: dict[tuple[Setting, int], float | None] = {}
@@ -105,8 +107,7 @@ class _Search:
 
     def choose(self) -> tuple[Setting, float | None, tuple[tuple[Setting, float], ...]]:
         """Return the best setting, its mean score over all folds, and all tried settings with their scores."""
-        weights: list[Literal["balanced"] | None] = [None, "balanced"] if self.task.type.has_classes else [None]
-        chains = [(count, weight) for count in self.data[0].train for weight in weights]
+        chains = [(families, weight) for families in self.data[0].train for weight in self._weights]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             tried = [result for results in pool.map(self._try_strengths, chains) for result in results]
             if not tried:
@@ -126,7 +127,7 @@ class _Search:
         """
         self.data[START_WORDS] = _Data.learn(self.task, START_WORDS)
         place = STRENGTHS.index(best.strength)
-        near = STRENGTHS[max(0, place - 1) : place + 2]
+        near = STRENGTHS[max(0, place - NEAR) : place + NEAR + 1]
         settings = [replace(best, strength=strength, start_words=START_WORDS) for strength in near]
         means = list(pool.map(self._mean_score, settings))
         candidate = settings[int(np.argmax(means))]
@@ -139,11 +140,11 @@ class _Search:
 
     def _try_strengths(self, chain: tuple[int, Literal["balanced"] | None]) -> list[tuple[Setting, float]]:
         """Score increasing strengths until the score falls twice: high ones are slow. chain: families, class weight."""
-        screening = math.ceil(SCREENED_ROWS * len(self._folds) / max(1, len(self.targets)))
+        screening = screened_folds(len(self.targets), len(self._folds))
         tried: list[tuple[Setting, float]] = []
         for strength in STRENGTHS:
             setting = Setting(chain[0], strength, chain[1])
-            score = self._score(setting, min(screening, len(self._folds)))
+            score = self._score(setting, screening)
             if score is None:
                 return tried
             tried.append((setting, score))
@@ -189,7 +190,9 @@ class _Search:
 
     def train(self, setting: Setting, rows: NDArray[np.intp]) -> tuple[Floats, Floats]:
         """Fit on some rows. Return the weights [features, outputs] and the bias [outputs]."""
-        return solve(self.task, self._matrix(setting)[rows], self.targets[rows], setting)
+        fitted = solve(self.task, self._matrix(setting)[rows], self.targets[rows], setting)
+        self._report(next(self._fitted), most_fits(len(self.targets), len(self._weights)))
+        return fitted
 
 
 def _folds(targets: Targets, classes: bool) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:

@@ -54,7 +54,7 @@ def baseline(ctx: StageContext[BaselineParams]) -> dict[str, Any]:
     began = time.monotonic()
     task = Task.read(ctx.inputs["task"])
     ctx.report.event("baseline", rows=task.counts["train"])
-    fitted = fit(task)
+    fitted = fit(task, _Counter(ctx))
     facts = {
         "setting": asdict(fitted.setting),
         "score": fitted.score,
@@ -64,6 +64,19 @@ def baseline(ctx: StageContext[BaselineParams]) -> dict[str, Any]:
     outputs = _outputs(fitted.model, task, splits_of(task)) | {HELD_OUT: fitted.held_out}
     _write_linear(ctx.out, task, fitted.model, outputs, facts, LINEAR, began)
     return {"score": fitted.score, "features": len(fitted.model.features)}
+
+
+class _Counter:
+    """Reports the number of fitted models. The time left follows from the time since the first of them."""
+
+    def __init__(self, ctx: StageContext[BaselineParams]) -> None:
+        self._ctx, self._first = ctx, 0.0
+
+    def __call__(self, done: int, most: int) -> None:
+        now = time.monotonic()
+        self._first = self._first or now
+        left = (now - self._first) * (most - done) / (done - 1) if done > 1 else None
+        self._ctx.report.progress(step=done, total=most, rate=None, unit="models", eta_seconds=left)
 
 
 def _outputs(model: LinearModel, task: Task, splits: Iterable[str]) -> dict[str, Outputs]:

@@ -1,8 +1,18 @@
-"""Parameters of the stages of the linear model."""
+"""Parameters of the stages of the linear model, and the number of models that they fit."""
 
 from __future__ import annotations
 
+import math
+
+from tlm_core.linear.ngrams import FAMILIES
 from tlm_core.training.stage import StageParams
+
+STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # C of the support vector machine; a lower C regularizes more
+FOLDS = 5
+SCREENED_ROWS = 1_000  # held-out rows that score each setting; with fewer rows, chance decides
+FINALISTS = 3
+TUNED_ROWS = 20_000  # more rows change the choice little
+NEAR = 1  # neighbors of a strength on each side that are tried again with `start_words`
 
 MOST_LABELED = 20_000  # limit on the pieces that a linear model learns from
 
@@ -15,3 +25,17 @@ class SelfTrainParams(StageParams):
 
 class BaselineParams(StageParams):
     """The baseline stage has no parameters: cross-validation and validation choose the setting."""
+
+
+def most_fits(rows: int, class_weights: int) -> int:
+    """Return how many models `fit` trains at most. rows: of train. class_weights: the number of tried class weights."""
+    folds = min(FOLDS, rows)
+    screening = screened_folds(rows, folds)
+    settings = len(FAMILIES) * class_weights * len(STRENGTHS)
+    finalists = FINALISTS * (folds - screening) + (2 * NEAR + 1) * folds
+    return settings * screening + finalists + folds + 1  # at the end, the held-out outputs and the model
+
+
+def screened_folds(rows: int, folds: int) -> int:
+    """Return on how many of the folds each setting is scored."""
+    return min(math.ceil(SCREENED_ROWS * folds / max(1, rows)), folds)

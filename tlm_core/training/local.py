@@ -16,11 +16,13 @@ class LocalReporter:
 
     should_continue_at: Callable[[int], bool] | None = None
     steps: list[int] = field(default_factory=list)
+    totals: list[int] = field(default_factory=list)
     points: list[dict[str, object]] = field(default_factory=list)
     events: list[tuple[str, dict[str, object]]] = field(default_factory=list)
 
     def progress(self, *, step: int, total: int, rate: float | None, unit: str, eta_seconds: float | None) -> bool:  # noqa: ARG002
         self.steps.append(step)
+        self.totals.append(total)
         return self.should_continue_at is None or self.should_continue_at(step)
 
     def metrics(self, **values: float | int | str | None) -> None:

@@ -23,7 +23,7 @@ from tlm_core.linear import self_training
 from tlm_core.linear.fit import fit
 from tlm_core.linear.model import Features, LinearModel, read_alphabet, rows_of
 from tlm_core.linear.ngrams import FAMILIES, START_WORDS, Alphabet, Ngrams, split_words
-from tlm_core.linear.params import BaselineParams
+from tlm_core.linear.params import BaselineParams, most_fits
 from tlm_core.linear.self_training import (
     LEAST_GAIN,
     LEAST_GAIN_OF_OTHERS,
@@ -35,7 +35,7 @@ from tlm_core.linear.self_training import (
 from tlm_core.serving import load_model
 from tlm_core.stages import BASELINE
 from tlm_core.tasks.task import Task, task_schema
-from tlm_core.training.local import run_stage
+from tlm_core.training.local import LocalReporter, run_stage
 from tlm_core.training.recipe import resolve
 
 TEXTS = ["The [[ BERT ]] model uses << ELMo >> .", "It's a <b>test</b>, a a a!", "", "naïve  Café\n\tİstanbul", "a"]
@@ -259,3 +259,13 @@ def test_pieces_unlike_the_train_texts_are_separable() -> None:
     assert separability(rows, texts(own)) < 0.7
     assert separability(rows, texts(other)) > 0.99
     assert separability(rows[:1], texts(own)) == 1.0
+
+
+def test_baseline_reports_the_models_that_it_has_fitted(tmp_path: Path) -> None:
+    task, report = (
+        write_task(tmp_path, [f"w{n % 7} x{n % 3}" for n in range(40)], [n % 2 for n in range(40)], ("a", "b")),
+        LocalReporter(),
+    )
+    run_stage(BASELINE, {"task": task}, BaselineParams(), tmp_path / "run", report)
+    assert report.steps and sorted(report.steps) == list(range(1, len(report.steps) + 1))
+    assert set(report.totals) == {most_fits(40, 2)} and len(report.steps) <= most_fits(40, 2)
