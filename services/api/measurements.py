@@ -26,12 +26,13 @@ from tlm_core.wording import counted
 
 START = "start"  # the start of the workers: not a stage, but it takes time
 # Seconds per unit of work, used until a job has measured them. Those before "sizes" come from `make demo` on 2 cores of
-# an AMD EPYC with AVX-512 bf16. Those from "sizes" on come from small studies on 2 cores with AVX2. Their training
-# stages are scaled to the EPYC by the ratio of the `finetune` rates on both machines.
+# an AMD EPYC with AVX-512 bf16. Those of the linear model and of `validate` come from CPU times on an AMD EPYC with
+# AVX2. Those from "sizes" on come from small studies on 2 cores with AVX2. Their training stages are scaled to the
+# first EPYC by the ratio of the `finetune` rates on both machines.
 BUILT_IN_SECONDS = {
-    "validate": 5e-4, "baseline": 3e-3, "self_train": 2e-3, "evaluate_linear": 1.0, "export_linear": 0.1,
-    "select": 8.4e-8, START: 9.0, "prepare": 1.7e-6, "joint": 3.5e-12, "finetune": 5.0e-12,
-    "refit": 5.0e-12, "refit_linear": 1e-3, "choose": 0.1, "evaluate": 6.4e-5, "export": 9.0,
+    "validate": 5e-5, "baseline": 1.15e-8, "self_train": 1.15e-8, "refit_linear": 1.15e-8,
+    "evaluate_linear": 1.0, "export_linear": 0.1, "select": 8.4e-8, START: 9.0, "prepare": 1.7e-6,
+    "joint": 3.5e-12, "finetune": 5.0e-12, "refit": 5.0e-12, "choose": 0.1, "evaluate": 6.4e-5, "export": 9.0,
     "sizes": 0.5, "subset": 0.5, "bilstm": 1.2e-4, "evaluate_bilstm": 4e-5, "curve": 3.0, "check_encoder": 1.0,
     "importance": 0.1, "ticket": 6.6e-12, "phases": 4.0,
     "merge": 1.0, "part": 2.0, "share": 5.7e-12, "shared_report": 1.0,
@@ -257,8 +258,8 @@ def _as_prepared(texts: Texts, job: JobRecord, prepared: Manifest) -> Texts:
 def _elapsed(events: Iterable[Event], job: JobRecord, plan: Plan) -> Iterator[tuple[Node | None, float, str]]:
     """Yield the node, seconds and device of each stage that the job ran. For a start of workers, the node is None.
 
-    Workers report in batches, so a short stage may end before its start is reported. Its start then counts as the end
-    of the previous stage in its group.
+    Workers report in batches, so the start of a stage may be reported late, or after its end. A stage therefore starts
+    when the previous stage of its group ends, unless workers have been submitted since then.
     """
     nodes, started = {node.name: node for node in plan.nodes}, dict[str, tuple[float, str]]()
     last: dict[str, tuple[float, str]] = {}  # group of worker stages → last end, device
@@ -267,6 +268,7 @@ def _elapsed(events: Iterable[Event], job: JobRecord, plan: Plan) -> Iterator[tu
         node = nodes.get(str(event.data.get("node", "")))
         if event.type == "workers.submitted":
             submitted = event.at
+            last.pop(str(event.data.get("group", "")), None)
         elif event.type == "stage.started" and node:
             started[node.name] = event.at, str(event.data.get("device", ""))
             if submitted is not None:
@@ -277,8 +279,9 @@ def _elapsed(events: Iterable[Event], job: JobRecord, plan: Plan) -> Iterator[tu
             # A stage that does not run on workers starts when its inputs are published.
             ready = max([claimed, *(published[source] for source in node.inputs.values() if source in published)])
             group = node.group if node.place is Place.WORKERS else node.name
-            ended, device = last.get(group, (ready, ""))
-            start, device = started.get(node.name, (max(ready, ended), device))
+            ended, device = last.get(group, (None, ""))
+            start, device = started.get(node.name, (ready, device))
+            start = start if ended is None else ended
             last[group] = event.at, device
             yield node, event.at - start, device
         elif event.type == "job.claimed":

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tlm_core.jobs.plan import Node, Plan
-from tlm_core.linear.params import MOST_LABELED, SelfTrainParams
+from tlm_core.linear.params import MOST_LABELED, TUNED_ROWS, SelfTrainParams, most_fits
 from tlm_core.studies.params import SubsetParams
 from tlm_core.training import flops
 from tlm_core.training.architectures import Shape, architecture_of, scratch_shape
@@ -16,6 +16,13 @@ from tlm_core.training.params import FinetuneParams, JointParams, PrepareParams,
 from tlm_core.training.recipe import AUTO_LENGTHS, OWN_STARTS, Model, Recipe
 
 _PASSAGE_BYTES = 337  # mean, from `make demo`
+# Work that does not depend on the texts, in units of its stage. It loads libraries and files, or learns the vocabulary.
+_ROWS_TO_VALIDATE = 1e4
+_UNITS_TO_BASELINE, _UNITS_TO_REFIT = 2.6e8, 2.6e7
+_UNITS_TO_COUNT = 1_700  # to count the n-grams of a token
+# The vocabulary is learned mostly from the first tokens, so each of them takes as long as several later tokens.
+_FIRST_TOKENS, _FIRST_TOKEN_COST = 5e5, 5
+_MOST_PIECES, _CANDIDATES, _ROUNDS = 60_000, 2, 2  # as in tlm_core/linear/self_training.py
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,8 @@ def work_of(node: Node, texts: Texts) -> Work | None:
     """Return the work of a node, or None if the size of its encoder is unknown.
 
     The unit depends on the stage. Training: FLOPs, or tokens for models other than transformers. `validate`: rows.
-    `baseline` and `refit_linear`: train rows. `self_train`: train rows plus labeled pieces, summed over all tries.
-    `select`: train rows times passages of the corpus. Preparation and evaluation: tokens. Others: 1.
+    `baseline`, `self_train` and `refit_linear`: see `_fits`. `select`: train rows times passages of the corpus.
+    Preparation and evaluation: tokens. Others: 1.
     """
     params, rows = node.params, texts.rows
     if isinstance(params, JointParams):
@@ -92,20 +99,44 @@ def work_of(node: Node, texts: Texts) -> Work | None:
         labeled = rows["train"] + (rows.get("validation", 0) if node.stage.name == "refit" else 0)
         return _finetune_work(params, texts, labeled)
     if isinstance(params, SelfTrainParams):
-        return Work(sum(rows["train"] + min(amount * rows["train"], MOST_LABELED) for amount in params.amounts))
+        return Work(_self_train_units(params, texts))
     match node.stage.name:
         case "validate":
-            return Work(sum(rows.values()))
-        case "baseline" | "refit_linear":
-            return Work(rows["train"])
+            return Work(_ROWS_TO_VALIDATE + sum(rows.values()))
+        case "baseline":
+            fits = most_fits(rows["train"], 2 if texts.labels > 1 else 1)
+            features = 2 * _UNITS_TO_COUNT * texts.task_tokens  # with and without `start_words`
+            return Work(_UNITS_TO_BASELINE + features + fits * _fit_units(min(0.8 * rows["train"], TUNED_ROWS), texts))
+        case "refit_linear":
+            labeled = rows["train"] + rows.get("validation", 0)
+            return Work(_UNITS_TO_REFIT + _UNITS_TO_COUNT * texts.task_tokens + _fit_units(labeled, texts))
         case "select":
             return Work(rows["train"] * max(texts.searched, 1))
         case "prepare":
-            return Work(texts.task_tokens + texts.passages * texts.passage_tokens)
+            tokens = texts.task_tokens + texts.passages * texts.passage_tokens
+            return Work(tokens + (_FIRST_TOKEN_COST - 1) * min(tokens, _FIRST_TOKENS))
     if isinstance(params, SeedsParams):
         tested = rows.get("validation", 0) + rows.get("test", 0)
         return Work(len(params.seeds) * tested * texts.windows * texts.tokens)
     return Work(1.0)
+
+
+def _fit_units(rows: float, texts: Texts) -> float:
+    """Return the units to fit a linear model on `rows` texts. Each label has a machine, and two labels share one.
+
+    The number of passes over the rows grows with about their square root, as docs/results.md shows.
+    """
+    return rows**1.5 * texts.windows * texts.tokens * (texts.labels if texts.labels > 2 else 1)
+
+
+def _self_train_units(params: SelfTrainParams, texts: Texts) -> float:
+    """Return the units to label the pieces of all passages, and to train a student for each amount of pieces."""
+    rows, length = texts.rows["train"], texts.windows * texts.tokens
+    pieces = min(texts.passages * texts.passage_tokens / length, _MOST_PIECES)
+    totals = [min(amount * rows, MOST_LABELED, pieces) for amount in params.amounts if amount]
+    counted = pieces + min(_CANDIDATES * max(totals, default=0), pieces) + sum(texts.rows.values())
+    students = sum(_ROUNDS * _fit_units(rows + total, texts) for total in totals)
+    return _UNITS_TO_REFIT + _UNITS_TO_COUNT * counted * length + students
 
 
 def _joint_work(params: JointParams, shape: Shape, texts: Texts) -> Work:

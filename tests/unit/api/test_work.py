@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from services.api.measurements import _elapsed
+from services.api.measurements import BUILT_IN_SECONDS, _elapsed
 from services.api.work import Texts, shape_of, texts_of, work_of
 from tests.factories import make_resolved, make_spec
 from tests.unit.training.made import made_prepared, tiny
@@ -23,6 +24,7 @@ from tlm_core.training.architectures import architecture_of
 from tlm_core.training.objective import step_flops
 from tlm_core.training.optim import FlatOptimizer
 from tlm_core.training.prepared import FinetuneBatches, JointBatches, Prepared
+from tlm_core.training.recipe import resolve
 from tlm_core.training.stage import Place
 
 RECIPES: list[dict[str, Any]] = [
@@ -85,23 +87,73 @@ def test_curve_counts_the_rows_of_each_size() -> None:
     work = {node.name: work_of(node, texts_of(plan, node, texts)) for node in nodes}
     units = {name: counted.units for name, counted in work.items() if counted}
     assert units["finetune.bilstm.n1.s0"] == 4 * units["finetune.bilstm.n0.25.s0"]
-    assert (units["baseline.n0.25.s0"], units["baseline.n1.s0"]) == (160, 640)
+    for name, rows in (("baseline.n0.25.s0", 160), ("baseline.n1.s0", 640)):
+        alone = work_of(plan.node(name), replace(texts[0], rows={**texts[0].rows, "train": rows}))
+        assert alone is not None and units[name] == alone.units
+
+
+# Rows of train, words of a text, labels, CPU seconds of `baseline` with the imports, and of `refit_linear`. An AMD EPYC
+# with AVX2 measured them on the tasks of the folder `tasks` and on docs/questions.csv, beside other work.
+LINEAR = {
+    "questions": (320, 11.8, 5, 8.2, 0.17), "acl_arc": (200, 42.3, 6, 8.9, 0.46),
+    "acl_arc, 800": (800, 41.9, 6, 26.9, 2.2), "acl_arc, all": (1688, 42.0, 6, 69.3, 2.8),
+    "sci_cite": (200, 34.0, 3, 8.2, 0.42),
+    "sci_cite, 800": (800, 33.1, 3, 17.7, 1.3),
+    "sci_cite, 2500": (2500, 33.3, 3, 33.3, 2.4), "csabstruct, 800": (800, 22.0, 5, 9.6, 0.39),
+    "csabstruct, 2500": (2500, 21.9, 5, 23.0, 1.9),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_estimate_of_the_linear_model_fits_its_measured_cpu_time(name: str) -> None:
+    """On two cores, a stage takes between half of its CPU time and all of it. The estimate may miss this by half."""
+    train, words, labels, *cpu_seconds = LINEAR[name]
+    texts = Texts({"train": train, "validation": train // 8, "test": train // 8}, 1.5 * words + 2, labels, 8192)
+    nodes = plan_of(instant_job()).nodes
+    for stage, cpu in zip(("baseline", "refit_linear"), cpu_seconds, strict=True):
+        work = work_of(next(node for node in nodes if node.stage.name == stage), texts)
+        assert work is not None
+        least, most = cpu / 2 / 1.5, 1.5 * cpu + 0.5  # 0.5 s between two stages
+        assert least < work.units * BUILT_IN_SECONDS[stage] < most
+
+
+def instant_job() -> JobRecord:
+    return JobRecord(
+        id="job_1", tenant="default", state=State.SUCCEEDED, spec=make_spec(corpus=None, scale="instant"),
+        resolved=make_resolved(corpus_name=None, recipe=resolve("fast", "instant")), created_at=0.0, updated_at=0.0,
+    )  # fmt: skip
+
+
+def measured_stages(happened: list[tuple[str, float, dict[str, str]]]) -> list[tuple[str | None, float, str]]:
+    """Return what `_elapsed` measures on a job with these events."""
+    events = [Event(seq=n, type=kind, at=at, attempt=1, data=data) for n, (kind, at, data) in enumerate(happened, 1)]
+    job = instant_job()
+    return [(node and node.name, seconds, device) for node, seconds, device in _elapsed(events, job, plan_of(job))]
 
 
 def test_stage_whose_start_is_reported_late_began_after_the_one_before_it() -> None:
-    job = JobRecord(
-        id="job_1", tenant="default", state=State.SUCCEEDED, spec=make_spec(corpus=None, scale="instant"),
-        resolved=make_resolved(corpus_name=None), created_at=0.0, updated_at=0.0,
-    )  # fmt: skip
-    plan = plan_of(job)
-    nodes = [node.name for node in plan.nodes if node.place is Place.WORKERS]
-    happened = [
+    nodes = [node.name for node in plan_of(instant_job()).nodes if node.place is Place.WORKERS]
+    happened: list[tuple[str, float, dict[str, str]]] = [
         ("workers.submitted", 1.0, {"group": "main"}),
         ("stage.started", 5.0, {"node": nodes[0], "device": "a CPU"}),
         ("artifact.published", 7.0, {"node": nodes[0]}),
         ("artifact.published", 8.5, {"node": nodes[1]}),
         ("stage.started", 8.6, {"node": nodes[1], "device": "a CPU"}),
     ]
-    events = [Event(seq=n, type=kind, at=at, attempt=1, data=data) for n, (kind, at, data) in enumerate(happened, 1)]
-    measured = [(node and node.name, seconds, device) for node, seconds, device in _elapsed(events, job, plan)]
-    assert measured == [(None, 4.0, ""), (nodes[0], 2.0, "a CPU"), (nodes[1], 1.5, "a CPU")]
+    assert measured_stages(happened) == [(None, 4.0, ""), (nodes[0], 2.0, "a CPU"), (nodes[1], 1.5, "a CPU")]
+
+
+def test_late_report_of_a_start_does_not_shorten_the_stage() -> None:
+    """A stage that starts after a new submission does not count the time before this submission."""
+    first, second, third, _ = (node.name for node in plan_of(instant_job()).nodes if node.place is Place.WORKERS)
+    measured = measured_stages([
+        ("workers.submitted", 1.0, {"group": "main"}),
+        ("stage.started", 5.0, {"node": first}),
+        ("artifact.published", 7.0, {"node": first}),
+        ("stage.started", 8.49, {"node": second}),
+        ("artifact.published", 8.5, {"node": second}),
+        ("workers.submitted", 60.0, {"group": "main"}),
+        ("stage.started", 69.0, {"node": third}),
+        ("artifact.published", 70.0, {"node": third}),
+    ])  # fmt: skip
+    assert measured == [(None, 4.0, ""), (first, 2.0, ""), (second, 1.5, ""), (None, 9.0, ""), (third, 1.0, "")]
