@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 
 from tlm_core.training.recipe import Precision, cpu_facts, resolve
 
@@ -35,8 +36,23 @@ def seconds_per_flop(precision: Precision, *, gpu: bool) -> float:
     """Return the seconds per FLOP of the fastest of some training steps. Other work on the machine slows most steps.
 
     The model has the scale small on a GPU, and tiny on a CPU. Steps on a CPU have few rows, so that even a busy machine
-    finishes soon.
+    finishes soon. Other work can slow all steps on several cores, because their threads wait for each other. So some
+    steps use a single thread, and only its CPU time counts.
     """
+    import torch
+
+    if gpu or (threads := torch.get_num_threads()) == 1:
+        return _fastest(precision, time.perf_counter, gpu=gpu)
+    on_all = _fastest(precision, time.perf_counter, gpu=False)
+    torch.set_num_threads(1)
+    try:
+        return min(on_all, _fastest(precision, time.process_time, gpu=False))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _fastest(precision: Precision, clock: Callable[[], float], *, gpu: bool) -> float:
+    """Return the seconds per FLOP of the fastest step, by a clock."""
     import torch
 
     from tlm_core.training import flops
@@ -55,9 +71,9 @@ def seconds_per_flop(precision: Precision, *, gpu: bool) -> float:
     tokens = torch.randint(_VOCABULARY, (rows, _LENGTH), generator=draws).to(device)
     positions = torch.arange(_LENGTH, device=device).expand(rows, -1)
     segments, types = torch.ones_like(tokens), torch.zeros_like(tokens)
-    times, begun = list[float](), time.perf_counter()
-    while len(times) < 2 or time.perf_counter() - begun < SECONDS:  # The first step also allocates memory.
-        start = time.perf_counter()
+    times, begun = list[float](), clock()
+    while len(times) < 2 or clock() - begun < SECONDS:  # The first step also allocates memory.
+        start = clock()
         with autocast(precision, device):
             hidden = model.encoder(tokens, segments, positions, types).flatten(0, 1)[:masked]
             loss = model.vocabulary.loss(hidden, tokens.flatten()[:masked], masked)
@@ -65,5 +81,5 @@ def seconds_per_flop(precision: Precision, *, gpu: bool) -> float:
         loss.item()
         if gpu:
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return min(times) / (flops.FORWARD_AND_BACKWARD * flops.forward(shape, rows, _LENGTH, masked, 0))
