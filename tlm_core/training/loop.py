@@ -28,6 +28,7 @@ from tlm_core.training.state import LossMeans, StepLosses, TrainState, checkpoin
 
 POINTS = 200
 REPORT_SECONDS = 0.5
+_STEADY = 1 / 8  # largest relative change of the expected steps that the reported total ignores
 # Seconds between two checks whether a GPU has finished, and seconds after which a wait is longer than usual.
 POLL, PATIENCE = 0.0002, 5.0
 # With `non_finite: skip`, a run may skip SKIPS steps, or SKIPPED_SHARE of its steps so far if that is more.
@@ -403,6 +404,7 @@ class _Progress:
         self._mark: _Mark | None = None
         self._tokens_per_second: float | None = None
         self._means = LossMeans()
+        self._total = 0
         self._used = {"mfu": 0.0, "hardware_utilization": 0.0}
         self._peak = peak_flops(trainer.device) if trainer.needed_flops else None
         self.stop = False
@@ -427,11 +429,22 @@ class _Progress:
             progress = state.step / self._trainer.last_step
         self.stop = not ctx.report.progress(
             step=result.step,
-            total=max(state.step, round(state.step / progress)),
+            total=self._total_steps(state.step, progress),
             rate=self._tokens_per_second,
             unit="tokens",
             eta_seconds=state.seconds * (1 - progress) / progress,
         )
+
+    def _total_steps(self, step: int, progress: float) -> int:
+        """Return the expected number of steps. It ignores changes of the expectation up to _STEADY.
+
+        Steps on passages and on task texts have different sizes, so the expectation varies within each cycle.
+        """
+        expected = step / progress
+        if progress >= 1 or abs(expected - self._total) > _STEADY * self._total:
+            self._total = round(expected)
+        self._total = max(self._total, step)
+        return self._total
 
     def _point(self, now: float, result: Result) -> None:
         trainer, state, mark = self._trainer, self._trainer.state, self._mark

@@ -103,6 +103,17 @@ def test_series_has_learning_rate_and_gradient_norm(tmp_path: Path) -> None:
     assert [entry["gradient_norm"] for entry in reporter.points] == [point["gradient_norm"] for point in state.points]
 
 
+def test_reported_total_of_steps_is_steady(tmp_path: Path) -> None:
+    """Steps on passages have more tokens than steps on task texts, so the expected number of steps varies."""
+    trainer = trainer_of(tmp_path, joint__rho1=3, joint__budget__tokens=20_000)
+    state, _ = trainer.run()
+    reporter = trainer.ctx.report
+    assert isinstance(reporter, LocalReporter)
+    totals = [total for total, _ in itertools.groupby(reporter.totals)]
+    assert totals[-1] == state.step and len(totals) <= 3 < state.step / 4
+    assert all(step <= total for step, total in zip(reporter.steps, reporter.totals, strict=True))
+
+
 def test_untrained_loss_is_reported_as_none(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, 4, joint__rho1=1, joint__rho2=0)
     state, _ = trainer.run()
