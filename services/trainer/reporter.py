@@ -90,7 +90,6 @@ class JobReporter:
         self._logged_tenth = 0  # of the current node
         self._latest: dict[str, float | int | str | None] = {}
         self._rate = 0.0  # tokens per second
-        self._share = 0.0  # of the job, as last reported
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
         self._thread.start()
 
@@ -219,14 +218,9 @@ class JobReporter:
             if not self._stale:
                 self._send_report(report, beat)
 
-    def _rising(self, progress: Progress) -> Progress:
-        """Return the progress with a share that never falls, although the estimates of later stages may rise."""
-        self._share = max(self._share, progress.share)
-        return progress.model_copy(update={"share": self._share})
-
     def _send_report(self, report: _Report, beat: Beat | None) -> None:
         try:
-            progress = self._rising(report.progress()) if report.progress else None
+            progress = report.progress() if report.progress else None
             state = self._store.report(
                 *self._job,
                 progress=progress,

@@ -372,6 +372,38 @@ def test_checkpoints_are_ordered_by_step_and_can_be_dropped(store: JobStore) -> 
     assert store.artifacts_of(T, job.id) == {"art"}, "the other checkpoints are deleted with the job"
 
 
+def test_share_never_falls_within_an_attempt(store: JobStore) -> None:
+    job = bring_to(store, State.RUNNING)
+    # Groups of workers report in turn, as recorded: from `refit` of a seed to `evaluate` of the next group.
+    recorded = [
+        ("select", 0.1),
+        ("baseline", 0.05),
+        ("joint", 0.6),
+        ("refit", 0.94),
+        ("evaluate", 0.77),
+        ("export", 0.97),
+    ]
+    shares = []
+    for stage, share in recorded:
+        progress = Progress(stage=stage, node=stage, step=3, share=share, stage_eta_seconds=0.1)
+        store.report(T, job.id, job.attempt, progress=progress)
+        stored = store.get(T, job.id).progress
+        assert stored is not None and stored == progress.model_copy(update={"share": stored.share})
+        shares.append(stored.share)
+    assert shares == [0.1, 0.1, 0.6, 0.94, 0.94, 0.97]
+
+
+def test_next_attempt_may_begin_at_a_lower_share(store: MovableClockStore) -> None:
+    job = bring_to(store, State.RUNNING)
+    store.report(T, job.id, job.attempt, progress=Progress(stage="joint", node="joint.s0", share=0.6))
+    store.requeue(job, "a", ERROR, 0.0)
+    again = store.claim("a", 60)
+    assert again is not None and again.progress is not None and again.progress.share == 0.6
+    store.report(T, job.id, again.attempt, progress=Progress(stage="joint", node="joint.s0", share=0.4))
+    after = store.get(T, job.id).progress
+    assert after is not None and after.share == 0.4
+
+
 def test_report_returns_the_state_of_the_job(store: JobStore) -> None:
     submit(store)
     job = claim(store)

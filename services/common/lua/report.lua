@@ -16,7 +16,17 @@ if not cjson.decode(ARGV[2])[state] then return {'state', state} end
 local time = redis.call('TIME')
 local stamp = string.format('%.6f', tonumber(time[1]) + tonumber(time[2]) / 1e6)
 redis.call('HSET', KEYS[1], 'updated_at', stamp)
-if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'progress', ARGV[3]) end
+if ARGV[3] ~= '' then
+  local progress, last = ARGV[3], cjson.decode(redis.call('HGET', KEYS[1], 'progress') or '{}')
+  -- Each group of workers computes the share from its own nodes. Only here are the shares of all groups known, so the
+  -- share never falls within an attempt. `move` removes the time left of an attempt that has ended.
+  if last.eta_seconds and last.share > cjson.decode(progress).share then
+    local risen = cjson.decode(progress)
+    risen.share = last.share
+    progress = cjson.encode(risen)
+  end
+  redis.call('HSET', KEYS[1], 'progress', progress)
+end
 if ARGV[10] ~= '' then
   local submissions = cjson.decode(redis.call('HGET', KEYS[1], 'submissions') or '{}')
   for group, submission in pairs(cjson.decode(ARGV[10])) do
