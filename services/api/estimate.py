@@ -12,7 +12,7 @@ from services.common.jobstore import JobStore
 from services.common.situation import Situation
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import CorruptArtifact, NotFound
-from tlm_core.jobs.plan import SEED_GROUP, Node
+from tlm_core.jobs.plan import Node
 from tlm_core.jobs.spec import JobRecord, JobSpec, Resolved
 from tlm_core.jobs.states import State
 from tlm_core.training.params import TrainParams
@@ -50,18 +50,21 @@ class Known:
         """Yield one estimate per stage over all its nodes, in plan order. The start of workers has its own estimate."""
         plan, done = self.situation.plan, self.situation.done
         waiting = [node for node in plan.nodes if node.place is Place.WORKERS and node.name not in done]
-        # The workers of all seeds start at the same time.
-        starts = {SEED_GROUP if plan.side_by_side(node.group) > 1 else node.group for node in waiting}
+        starts = {plan.start_of(node) for node in waiting}
         for stage in dict.fromkeys(node.stage.name for node in plan.nodes):
             nodes = [node for node in plan.nodes if node.stage.name == stage]
             missing = [node for node in nodes if node.name not in done]
             if starts and missing and nodes[0].place is Place.WORKERS:
-                yield self._at_rate(Setup(START), [Work(1.0)] * len(starts))
+                yield self.start(len(starts))
                 starts = set()
             if missing:
                 yield self.stage(missing)
             else:
                 yield StageEstimate(stage=stage, seconds=0, flops=0, tokens=0, basis="cached", reason="already done")
+
+    def start(self, number: int = 1) -> StageEstimate:
+        """Return the estimate of a number of starts of workers, one after the other."""
+        return self._at_rate(Setup(START), [Work(1.0)] * number)
 
     def stage(self, nodes: Sequence[Node]) -> StageEstimate:
         """Return the estimate of `nodes`, which belong to one stage and are not done."""
@@ -149,7 +152,9 @@ class Estimator:
         )
 
     def node_seconds(self, job: JobRecord) -> dict[str, float]:
-        """Return the expected seconds of each node that is not done. An unknown time of a node without training is 0.
+        """Return the expected seconds of each node that is not done, and of each start of workers (`Plan.start_of`).
+
+        An unknown time of a node without training is 0.
 
         If the speed of several workers is unknown, each node has the seconds that one worker needs. The measured speed
         corrects them during training. The result is empty if the work of a training is unknown or data is lost.
@@ -164,6 +169,8 @@ class Estimator:
         if any(seconds[node.name] is None and isinstance(node.params, TrainParams) for node in missing):
             alone = job.model_copy(update={"spec": job.spec.model_copy(update={"workers": 1})})
             return self.node_seconds(alone) if job.spec.workers > 1 else {}
+        starts = [known.situation.plan.start_of(node) for node in missing if node.place is Place.WORKERS]
+        seconds |= dict.fromkeys(starts, known.start().seconds)
         return {name: float(f"{value or 0:.3g}") for name, value in seconds.items()}
 
     def _known(self, job: JobRecord) -> Known:

@@ -6,6 +6,7 @@ from services.common.situation import Situation
 from tlm_core.jobs.plan import Node
 from tlm_core.jobs.spec import Progress
 from tlm_core.training.params import TrainParams
+from tlm_core.training.stage import Place
 
 # Until this share of a node is done, its measured time left is too noisy: the first step includes the start-up.
 _MEASURED = 0.05
@@ -36,15 +37,19 @@ def progress_of(
     within = min(1.0, step / total) if total else 0.0
     share, left = (len(done) + within * len(running)) / len(nodes), None
     slowdown = _slowdown(situation, node, within, eta_seconds)
-    if any(expected := _expected(situation, slowdown)):
-        seconds = dict(zip((other.name for other in nodes), expected, strict=True))
+    if any((seconds := _expected(situation, slowdown)).values()):
         side_by_side = situation.plan.side_by_side(node.group)
         if not total and seconds[node.name] and not isinstance(node.params, TrainParams):
             within = min(_MOST_BY_TIME, elapsed / side_by_side / seconds[node.name])
-        passed = sum(seconds[name] for name in done) + within * sum(seconds[name] for name in running)
         measured = eta_seconds if within >= _MEASURED else None
+        if measured is not None and within < 1 and not isinstance(node.params, TrainParams):
+            seconds[node.name] = measured / (1 - within)
+        on_workers = (other for other in nodes if other.place is Place.WORKERS)
+        started = {situation.plan.start_of(other) for other in on_workers if other.name in done | running}
+        passed = sum(seconds[name] for name in done | started) + within * sum(seconds[name] for name in running)
         left = (1 - within) * seconds[node.name] if measured is None else measured / side_by_side
-        left = left * len(running) + sum(value for name, value in seconds.items() if name not in done | running)
+        later = (value for name, value in seconds.items() if name not in done | started | running)
+        left = left * len(running) + sum(later)
         left = max(left, measured or 0.0)
         share = passed / (passed + left) if passed + left else share
     return Progress(
@@ -62,10 +67,11 @@ def _slowdown(situation: Situation, node: Node, within: float, eta_seconds: floa
     return situation.job.progress.slowdown if situation.job.progress else 1.0
 
 
-def _expected(situation: Situation, slowdown: float) -> list[float]:
-    """Return the expected seconds of each node."""
-    seconds = situation.job.resolved.node_seconds
-    return [
-        seconds.get(other.name, 0.0) * (slowdown if isinstance(other.params, TrainParams) else 1.0)
-        for other in situation.plan.nodes
-    ]
+def _expected(situation: Situation, slowdown: float) -> dict[str, float]:
+    """Return the expected seconds of each node and of each start of workers."""
+    seconds, plan = situation.job.resolved.node_seconds, situation.plan
+    expected = {start: seconds.get(start, 0.0) for start in map(plan.start_of, plan.nodes)}
+    for node in plan.nodes:
+        slower = slowdown if isinstance(node.params, TrainParams) else 1.0
+        expected[node.name] = slower * seconds.get(node.name, 0.0)
+    return expected

@@ -91,6 +91,10 @@ class Plan:
             return 1
         return len({node.group for node in self.nodes if node.group.startswith(SEED_GROUP)})
 
+    def start_of(self, node: Node) -> str:
+        """Return the name of the start of a node's workers. The workers of all seeds start at the same time."""
+        return f"start.{SEED_GROUP if self.side_by_side(node.group) > 1 else node.group}"
+
     def twins(self, node: Node) -> list[Node]:
         """Return the node and its equivalents in the groups of the other seeds, which can run at the same time."""
         if not node.group.startswith(SEED_GROUP):

@@ -182,7 +182,8 @@ class Resolved(_Record):
     """The versions and values that a request refers to, resolved at submission. Later changes do not affect it.
 
     pinned_options: the options with each job id replaced by the result of that job.
-    reused: node → its artifact in the source job. node_seconds: the estimate at submission, by node.
+    reused: node → its artifact in the source job. node_seconds: the estimate at submission, by
+    node and by start of workers (`Plan.start_of`).
     """
 
     dataset_id: str

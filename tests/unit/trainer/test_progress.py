@@ -103,3 +103,18 @@ def test_first_steps_do_not_change_the_estimate() -> None:
     state = situation(BEFORE, SECONDS)
     progress = progress_of(state, state.plan.node("joint.s0"), step=1, total=100, eta_seconds=900.0)
     assert progress.eta_seconds == 99 + 80 and progress.stage_eta_seconds == 900.0
+
+
+def test_workers_that_start_count_as_work() -> None:
+    seconds = SECONDS | {"start.baseline": 9.0, "start.main": 9.0}
+    waiting, running = situation(BEFORE[:1], seconds), situation(BEFORE[:3], seconds)
+    assert progress_of(waiting, waiting.plan.node("select")).eta_seconds == 3 + 196 + 2 * 9
+    first = progress_of(running, running.plan.node("self_train"))
+    assert (first.eta_seconds, first.share) == (192, pytest.approx(26 / 218))
+
+
+def test_measured_speed_of_a_stage_with_steps_replaces_its_estimate() -> None:
+    state = situation(BEFORE[:1], SECONDS)
+    progress = progress_of(state, state.plan.node("baseline"), step=10, total=40, eta_seconds=300.0)
+    assert progress.eta_seconds == 300 + 195
+    assert progress.share == pytest.approx((1 + 100) / (1 + 400 + 195))
