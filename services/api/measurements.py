@@ -225,6 +225,8 @@ class Measurements:
         for node, elapsed, device in _elapsed(events, job, plan):
             work = work_of(node, texts_of(plan, node, texts)) if node else Work(1.0)
             units = work.units if work else 0.0
+            if node and node.stage.name == "refit_linear" and "self_train" in node.inputs:
+                continue  # Its work depends on what validation chose. Jobs without self-training measure the rate.
             if node and isinstance(node.params, TrainParams):
                 if work is None or work.flops is not None:  # The work of a BiLSTM counts tokens.
                     units = float(self._artifacts.manifest(refs[node.name]).meta.get("flops", units))

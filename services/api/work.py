@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tlm_core.jobs.plan import Node, Plan
@@ -22,6 +22,7 @@ _UNITS_TO_BASELINE, _UNITS_TO_REFIT = 2.6e8, 2.6e7
 _UNITS_TO_COUNT = 1_700  # to count the n-grams of a token
 # The vocabulary is learned mostly from the first tokens, so each of them takes as long as several later tokens.
 _FIRST_TOKENS, _FIRST_TOKEN_COST = 5e5, 5
+_USUAL_AMOUNT = 10.0  # of pieces, if validation chooses self-training
 _MOST_PIECES, _CANDIDATES, _ROUNDS = 60_000, 2, 2  # as in tlm_core/linear/self_training.py
 
 
@@ -99,7 +100,7 @@ def work_of(node: Node, texts: Texts) -> Work | None:
         labeled = rows["train"] + (rows.get("validation", 0) if node.stage.name == "refit" else 0)
         return _finetune_work(params, texts, labeled)
     if isinstance(params, SelfTrainParams):
-        return Work(_self_train_units(params, texts))
+        return Work(_self_train_units(params.amounts, texts))
     match node.stage.name:
         case "validate":
             return Work(_ROWS_TO_VALIDATE + sum(rows.values()))
@@ -109,7 +110,10 @@ def work_of(node: Node, texts: Texts) -> Work | None:
             return Work(_UNITS_TO_BASELINE + features + fits * _fit_units(min(0.8 * rows["train"], TUNED_ROWS), texts))
         case "refit_linear":
             labeled = rows["train"] + rows.get("validation", 0)
-            return Work(_UNITS_TO_REFIT + _UNITS_TO_COUNT * texts.task_tokens + _fit_units(labeled, texts))
+            units = _UNITS_TO_REFIT + _UNITS_TO_COUNT * texts.task_tokens + _fit_units(labeled, texts)
+            # Validation chooses the amount during the job. With the amount 0, only the linear model is fitted again.
+            again = _self_train_units((_USUAL_AMOUNT,), texts) if "self_train" in node.inputs else 0.0
+            return Work(units + again)
         case "select":
             return Work(rows["train"] * max(texts.searched, 1))
         case "prepare":
@@ -129,11 +133,11 @@ def _fit_units(rows: float, texts: Texts) -> float:
     return rows**1.5 * texts.windows * texts.tokens * (texts.labels if texts.labels > 2 else 1)
 
 
-def _self_train_units(params: SelfTrainParams, texts: Texts) -> float:
+def _self_train_units(amounts: Iterable[float], texts: Texts) -> float:
     """Return the units to label the pieces of all passages, and to train a student for each amount of pieces."""
     rows, length = texts.rows["train"], texts.windows * texts.tokens
     pieces = min(texts.passages * texts.passage_tokens / length, _MOST_PIECES)
-    totals = [min(amount * rows, MOST_LABELED, pieces) for amount in params.amounts if amount]
+    totals = [min(amount * rows, MOST_LABELED, pieces) for amount in amounts if amount]
     counted = pieces + min(_CANDIDATES * max(totals, default=0), pieces) + sum(texts.rows.values())
     students = sum(_ROUNDS * _fit_units(rows + total, texts) for total in totals)
     return _UNITS_TO_REFIT + _UNITS_TO_COUNT * counted * length + students
