@@ -37,6 +37,7 @@ BUILT_IN_SECONDS = {
     "importance": 0.1, "ticket": 6.6e-12, "phases": 4.0,
     "merge": 1.0, "part": 2.0, "share": 5.7e-12, "shared_report": 1.0,
 }  # fmt: skip
+_FP32 = 8.0  # time of a FLOP on 2 cores with AVX2 in fp32, divided by that on the first EPYC with bf16
 _TOKENS_PER_WORD = 1.5  # from `make demo`
 _EARLIER_JOBS, _MAX_EVENTS = 30, 20_000
 # Bounds of an unmeasured time as multiples of its estimate. GPUs are faster than the machine of the built-in rates. A
@@ -106,7 +107,8 @@ def pace_of(setup: Setup, rates: Mapping[str, Rate]) -> Pace:
     if flop := rates.get(flop_of(setup.precision)):
         seconds = built_in * flop.seconds / BUILT_IN_SECONDS["joint"]
         return Pace("device", seconds, "from a short measurement of the worker's device", _BY_DEVICE)
-    return Pace("built-in", built_in, "measured on 2 cores of a server", _BY_BUILT_IN)
+    slower = _FP32 if setup.precision == "fp32" else 1.0
+    return Pace("built-in", slower * built_in, "measured on 2 cores of a server", _BY_BUILT_IN)
 
 
 def _with_other_seeds(setup: Setup, rates: Mapping[str, Rate]) -> Pace | None:

@@ -155,6 +155,12 @@ def test_rate_at_another_precision_is_not_used(api: TestClient, gateway: Gateway
         assert [stage["basis"] for stage in stages if stage["stage"] == "joint"] == [basis]
 
 
+def test_built_in_rate_of_fp32_is_slower_than_that_of_bf16(api: TestClient) -> None:
+    """Processors without bf16 train in fp32. On two such cores, a FLOP took eight times as long."""
+    fp32, bf16 = (training(estimate(api, overrides={"precision": name})) for name in ("fp32", "bf16"))
+    assert fp32["basis"] == "built-in" and fp32["seconds"] == pytest.approx(8 * bf16["seconds"])
+
+
 def test_worker_measures_each_device_and_precision_once_a_day(
     api: TestClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
