@@ -26,7 +26,7 @@ _DAMAGED = (CorruptArtifact, NotFound, UnreadableRecord, AttributeError, LookupE
 
 
 class Archive(JobReads):
-    """Limits the size of Redis, in the background. Several processes may do this at the same time."""
+    """Limits the memory that Redis uses. Several processes may call its methods at the same time."""
 
     def __init__(self, store: JobReads) -> None:
         super().__init__(store._redis, store._history)
@@ -47,7 +47,10 @@ class Archive(JobReads):
 
     @contextmanager
     def _skipping(self, place: str, member: str) -> Iterator[None]:
-        """Skip a damaged job. `mark_streams` marks its streams again. Compression is retried after ARCHIVE_SECONDS."""
+        """Skip a damaged job. place: TO_MOVE or ENDED, from which `member` comes.
+
+        `mark_streams` marks the streams again. Compression is retried after ARCHIVE_SECONDS.
+        """
         try:
             yield
         except _DAMAGED as error:
@@ -90,7 +93,7 @@ class Archive(JobReads):
             self._history.delete(unused)
 
     def archive_ended(self, seconds: float = ARCHIVE_SECONDS) -> int:
-        """Compress up to 100 records of ended jobs whose streams moved at least `seconds` ago. Returns their number."""
+        """Compress up to 100 records of ended jobs whose streams moved at least `seconds` ago. Returns how many."""
         members = self._redis.zrangebyscore(ENDED, "-inf", self.now() - seconds, start=0, num=_JOBS_AT_ONCE)
         for member in members:
             with self._skipping(ENDED, member):

@@ -25,7 +25,8 @@ class Background:
     """A repeated task and its condition.
 
     failures: successive rounds that failed. waiting: whether a component does not answer. skipped: item → its error.
-    stopped: whether the task has ended, so that only a restart of the process starts it again.
+    error: of the last failed round, or why the task has stopped; empty if neither. stopped: whether the task has ended,
+    so that only a restart of the process starts it again.
     """
 
     name: str
@@ -106,7 +107,7 @@ class Background:
                 self.skipped.pop(name, None)
 
     def delay(self, seconds: float) -> float:
-        """Return the time until the next round: `seconds`, and longer after failures."""
+        """Return the seconds until the next round: `seconds`, or more after failures."""
         return min(max(_MAX_DELAY_SECONDS, seconds), seconds * 2.0 ** min(self.failures, 10))
 
     @property
@@ -123,14 +124,14 @@ def conditions(tasks: Iterable[Background]) -> dict[str, str]:
 
 
 def check_running(tasks: Iterable[Background]) -> None:
-    """Raise Unavailable if a task has stopped. A task that fails and tries again may fail in each process."""
+    """Raise Unavailable if a task has stopped. A task that fails and tries again raises nothing."""
     for task in tasks:
         if task.stopped:
             raise Unavailable(f"The task '{task.name}' has stopped. Restart the process.")
 
 
 def stopped_by_signals() -> threading.Event:
-    """Return an event for SIGTERM and SIGINT. A new thread sets it, because interrupted code may hold its lock."""
+    """Return an event that SIGTERM and SIGINT set, in a new thread: the interrupted code may hold the event's lock."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: threading.Thread(target=stop.set, daemon=True).start())

@@ -120,7 +120,7 @@ class Catalog:
         return self._dataset_records(tenant, ids[:limit]), len(ids) > limit
 
     def dataset_ids(self, tenant: str, id_or_name: str) -> list[str]:
-        """Return the ids of all versions of NAME, or the id of NAME@VERSION. An unknown name is returned as an id."""
+        """Return the ids of all versions of NAME, or the id of NAME@VERSION. Returns an unknown name as an id."""
         name, at, version = id_or_name.partition("@")
         if at:
             record = self._version(tenant, name, version)
@@ -228,7 +228,7 @@ class Catalog:
         return bool(self._script["lease"](keys=[key(tenant, "load-lease", load_id)], args=[owner, seconds]))
 
     def cancel_load(self, tenant: str, load_id: str) -> CorpusLoad:
-        """Set a load to `cancelling`. The loader with its lease then removes what the load wrote. May be repeated.
+        """Set a load to `cancelling`. The loader with its lease then deletes what the load wrote. May be repeated.
 
         Raises NotFound, or Conflict if the load has ended.
         """
@@ -292,9 +292,10 @@ class Catalog:
 
 
 def ready_version(corpus: CorpusRecord, name: str | None, load: CorpusLoad | None) -> CorpusVersion:
-    """Return version `name` if it is ready. Without a name, return the newest ready version. load: the newest load.
+    """Return version `name` if it is ready. Without a name, return the newest ready version.
 
-    Raises NotFound for an unknown version, NotReady during a load, and Conflict if waiting does not help.
+    load: the newest load of the corpus, for the error. Raises NotFound for an unknown version, NotReady during a load,
+    and Conflict if waiting does not help.
     """
     if name is not None:
         version = corpus.version(name)
@@ -310,12 +311,14 @@ def ready_version(corpus: CorpusRecord, name: str | None, load: CorpusLoad | Non
                 f"The load of corpus '{corpus.name}' is {load.state}. Wait until it has ended.", state=load.state
             )
         state = load.state if load else "empty"
-        raise Conflict(f"Corpus '{corpus.name}' has no ready version (load: {state}). Upload it again.", state=state)
+        raise Conflict(
+            f"Corpus '{corpus.name}' has no ready version (newest load: {state}). Upload it again.", state=state
+        )
     return newest
 
 
 def dataset_keys(tenant: str, dataset_ids: Iterable[str]) -> list[str]:
-    """Return the keys of dataset records. A job is accepted only while the records that it needs exist."""
+    """Return the Redis keys of dataset records. The submission of a job fails if one of its records is missing."""
     return [key(tenant, "dataset", dataset_id) for dataset_id in dataset_ids]
 
 

@@ -49,7 +49,8 @@ class CorpusVersion(_Record):
     """One version of a corpus: its passages in the storage, and the state of its index.
 
     count: number of passages. refused: how many of them the index rejects. duplicates_dropped, near_duplicates_dropped:
-    passages of the upload that `count` does not include. near_duplicates_*: None if the load keeps near duplicates.
+    passages of the upload that `count` does not include. near_duplicates_seconds: time of the search for near
+    duplicates. near_duplicates_*: None if the load keeps near duplicates.
     """
 
     version: str
@@ -92,9 +93,9 @@ class CorpusLoad(_Record):
     """The load of one upload into a corpus version. done and total count passages; total is 0 while unknown.
 
     near_duplicates: whether passages nearly equal to an earlier one are dropped. upload: the uploaded files. sources:
-    addresses from which the other files are fetched. cut: the passages of each file that is already split. waiting: why
-    the last try of the next step failed; empty after progress.
-    request_id: id of the request that uploaded the files, for logs.
+    addresses from which the loader fetches further files. cut: the passages of each file that is already split.
+    waiting: why the next step failed in its last try; empty after progress. request_id: id of the request that uploaded
+    the files, for logs.
     """
 
     id: str

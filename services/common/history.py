@@ -31,7 +31,7 @@ STREAMS = ("events", "metrics", "logs")
 # Limit for logs and for metrics. A job that writes more loses its oldest log lines, and its curves have fewer points.
 _MAX_ENTRIES = 200_000
 
-_METADATA = frozenset({"id", "at", "attempt", "node", "stage", "step"})  # fields of a metric point, not measured
+_METADATA = frozenset({"id", "at", "attempt", "node", "stage", "step"})  # fields without measured values
 
 Row = tuple[str, dict[str, str]]  # id and fields of an entry, as XRANGE returns them
 
@@ -71,8 +71,9 @@ class History:
         """Write the entries of `earlier`, followed by `rows` (stream → entries), as new files.
 
         is_current: returns False if another process has replaced `earlier` and deleted its files. Then a missing file
-        raises NotFound; otherwise, its entries are omitted. Beyond 200,000 entries, logs lose their oldest lines and
-        metrics are thinned. Raises CorruptArtifact if files of `earlier` are damaged, and the errors of ArtifactStore.
+        raises NotFound. If a file of the current `earlier` is missing, its entries are omitted. Beyond 200,000 entries,
+        logs lose their oldest lines and metrics are thinned. Raises CorruptArtifact if files of `earlier` are damaged,
+        and the errors of ArtifactStore.
         """
         folder = f"{folder_of(tenant, job)}/{uuid.uuid4().hex}"
         last = dict(earlier.last) if earlier else {}
@@ -131,7 +132,10 @@ def _thinned(entries: Sequence[Row]) -> list[Row]:
 
 
 def _extremes(curve: Sequence[tuple[float, float, int]], ranges: int) -> Iterator[int]:
-    """Yield the index of the least and the greatest value in each of `ranges` equal ranges of steps."""
+    """Yield the index of the least and the greatest value in each of `ranges` equal ranges of steps.
+
+    curve: step, value and index of each point.
+    """
     least: dict[int, tuple[float, int]] = {}
     greatest: dict[int, tuple[float, int]] = {}
     width = max(step for step, _, _ in curve) / ranges or 1.0

@@ -43,7 +43,7 @@ _JSON_FIELDS = frozenset(
 )
 _FOLDER = re.compile(r'"folder": ?"([^"]+)"')  # in the JSON of a record
 OBSTACLE_SECONDS = 30  # how long a coordinator's report is in force
-_PAGE = 1000  # members of a set that one command reads for a list
+_PAGE = 1000  # members of a set that one command reads
 
 # Has `id` of the stream entry, `attempt`, `at` (Unix seconds), and the values that the worker reported.
 MetricPoint = dict[str, str | float | None]
@@ -128,7 +128,7 @@ class JobReads:
         return set(self._redis.smembers(key(tenant, "job-artifacts", job_id)))
 
     def was_deleted(self, tenant: str, job_id: str) -> bool:
-        """Return whether this store deleted a job in the last week. Other unknown jobs may belong to other stores."""
+        """Return whether this job was deleted in the last week. Other unknown jobs may be of another installation."""
         return bool(self._redis.exists(key(tenant, "deleted", job_id)))
 
     def state(self, tenant: str, job_id: str) -> State:
@@ -160,10 +160,10 @@ class JobReads:
         after: str | None = None,
         limit: int = 20,
     ) -> tuple[list[JobRecord], bool]:
-        """Return the jobs older than `after`, newest first, and whether there are more.
+        """Return the jobs older than the job `after`, newest first, and whether there are more.
 
-        A job must match every filter, and one of `datasets` (ids). search: a part of the name, or the start of the id
-        with or without `job_`.
+        A job must match every filter, and use one of `datasets` (ids). labels: (key, value) pairs of the metadata.
+        search: a part of the name, or the start of the id with or without `job_`.
         """
         filters = [key(tenant, "state", state)] if state else []
         filters += [key(tenant, "kind", kind)] if kind else []
@@ -187,7 +187,7 @@ class JobReads:
         return {job for digest in digests for ids in self._pages(key(tenant, "data", digest)) for job in ids}
 
     def _unfinished(self, tenant: str, place: str) -> tuple[str, str] | None:
-        """Return an unfinished job of the list `place` and its state. An ended job stays ended between reads."""
+        """Return id and state of an unfinished job in the set `place` of job ids, or None if all have ended."""
         for ids in self._pages(place):
             ended = [self._are_members(ids, key(tenant, "state", state)) for state in sorted(TERMINAL)]
             for job_id, *in_states in zip(ids, *ended, strict=True):
@@ -204,7 +204,7 @@ class JobReads:
             start = f"({page[-1]}"
 
     def positions(self, jobs: Sequence[JobRecord]) -> dict[str, int]:
-        """Map the id of each queued job in `jobs` to its position in the queue; the job at 1 starts next."""
+        """Map the id of each queued job in `jobs` to its position in the queue. The job at position 1 starts next."""
         priorities = range(MAX_PRIORITY, -MAX_PRIORITY - 1, -1)
         pipe = self._redis.pipeline(transaction=False)
         for priority in priorities:
@@ -250,7 +250,8 @@ class JobReads:
     ) -> list[str]:
         """Return up to `limit` ids that are in every set of `all_of` and in a set of `any_of`, in descending order.
 
-        All scores in the sets are 0. Reads the smallest set in pages, because ZINTER would block other clients.
+        matches_search: returns for each id whether it matches. after: only ids below it. A condition that is None
+        does not apply. All scores are 0. Reads the smallest set in pages, because ZINTER would block other clients.
         """
         if any_of == []:
             return []
@@ -321,7 +322,7 @@ class JobReads:
         return _log_lines(self._rows(tenant, job_id, "logs", after, count, last=True))
 
     def _rows(self, tenant: str, job_id: str, stream: str, after: str, limit: int, *, last: bool = False) -> list[Row]:
-        """Return the first or the last entries after an id, from the storage and Redis.
+        """Return the first `limit` entries after the id `after`, or the last `limit` ones if `last` is set.
 
         Raises NotFound, CorruptArtifact or StorageUnavailable if older entries cannot be read from the storage.
         """
@@ -345,7 +346,7 @@ class JobReads:
                     raise
 
     def is_empty(self) -> bool:
-        """Return whether Redis has no dataset, corpus or removal, and never had a job, so the service is new."""
+        """Return whether the service is new: Redis has no dataset, corpus or removal, and never had a job."""
         if self._redis.exists(FEED, REMOVALS):
             return False
         scans = (self._redis.scan_iter(key("*", kind), count=10_000) for kind in ("datasets", "corpora"))
@@ -380,7 +381,8 @@ def _record(fields: Mapping[str, str]) -> JobRecord:
     except ValidationError as error:
         raise unreadable(f"job {fields.get('id')}", error) from error
     except (ValueError, zlib.error) as error:
-        raise UnreadableRecord(f"The record of job {fields.get('id')} is damaged: {error}. Restore it.") from error
+        message = f"The record of job {fields.get('id')} is damaged: {error}. Restore it from a backup."
+        raise UnreadableRecord(message) from error
 
 
 def _listed(tenant: str, job_id: str, fields: Mapping[str, str]) -> JobRecord:

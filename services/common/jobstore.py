@@ -2,9 +2,9 @@
 
 All of it lies in Redis, except older events, metrics and log lines, which `Archive` moves to the storage.
 
-Each verb, such as pause or claim, is one Lua script. It checks state, owner, and attempt. If they are valid, it changes
-the record, appends the event, and updates the indexes; otherwise it changes nothing. All times are the Redis server's,
-so the clocks of other machines do not matter.
+Each verb, such as pause or claim, runs as one Lua script. The script checks state, owner and attempt. If they are
+valid, it changes the record, appends the event, and updates the indexes. Otherwise it changes nothing. All times are by
+the clock of the Redis server, so the clocks of other machines do not matter.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from tlm_core.names import new_id
 log = logging.getLogger(__name__)
 
 _ACTIVE_JSON = canonical_json(dict.fromkeys(ACTIVE, True))
-_MAX_LOG_LINES = 20_000  # log lines, or metric points, of a job in Redis; reached only while the storage is unavailable
+_MAX_LOG_LINES = 20_000  # most log lines, or metric points, of a job in Redis; reached only if the storage is down
 _MOVED_LINES = 2_000  # if a job has more lines or metric points in Redis, they move to the storage
 _MAX_FEED_ENTRIES = 100_000
 _MAX_COUNTED_SECONDS = 60.0  # most running time that one renewal counts, because the clock may jump
@@ -229,7 +229,7 @@ class JobStore(JobReads):
         return self._move_once(Verb.CANCEL, tenant, job_id, "job.cancel_requested", {State.CANCELLING, State.CANCELLED})
 
     def _move_once(self, verb: Verb, tenant: str, job_id: str, event: str, moved: set[State]) -> JobRecord:
-        """Apply a verb of a user. In the states `moved` the verb has no effect, so that clients may repeat it."""
+        """Apply a verb of a user, and append `event`. In the states `moved`, do nothing: clients may repeat verbs."""
         try:
             return self._move(verb, tenant, job_id, event)
         except IllegalTransition:
@@ -300,11 +300,11 @@ class JobStore(JobReads):
     ) -> State:
         """Record what an attempt does. Returns the job's state, which shows a worker whether it must stop.
 
-        submissions: group → submission id, or None to delete it; other groups do not change. beat: a group, and its
-        last heartbeat. draining: whether the workers must write a checkpoint and end. Only `publish` and
-        `publish_checkpoint` pass publication and excluded_from_cache. Raises StaleAttempt if another attempt has begun,
-        IllegalTransition if no attempt runs, and NotFound if the job is deleted. After any of these three errors, the
-        caller must stop writing.
+        events: (type, data) of each. submissions: group → submission id, or None to delete the entry; other groups do
+        not change. beat: a group, and its last heartbeat. draining: whether the workers must write a checkpoint and
+        end. Only `publish` and `publish_checkpoint` pass publication and excluded_from_cache, the name of a node.
+        Raises StaleAttempt if another attempt has begun, IllegalTransition if no attempt runs, and NotFound if the job
+        is deleted. After any of these three errors, the caller must stop writing.
         """
         published = publication or _Publication("", "")
         checkpoints = key(tenant, "checkpoints", published.artifact) if published.is_checkpoint else ""
@@ -352,9 +352,9 @@ class JobStore(JobReads):
         stage: str,
         cached: bool = True,
     ) -> ManifestRef:
-        """Publish an artifact. Returns the reference in force: the first one published. Raises as `report` does.
+        """Publish an artifact, unless it is published already. Returns its published reference.
 
-        cached: False excludes the node from the cache, so that no other job reuses its artifact.
+        Raises as `report` does. cached: False excludes the node from the cache: no other job then reuses its artifact.
         """
         event = ("artifact.published", {"artifact": artifact, "node": node, "stage": stage, "digest": ref.digest})
         publication = _Publication(artifact, canonical_json(ref.model_dump(mode="json")))
@@ -367,9 +367,10 @@ class JobStore(JobReads):
     def invalidate_artifact(
         self, tenant: str, artifact: str, ref: ManifestRef | None = None, *, by: JobRecord | None = None
     ) -> None:
-        """Unpublish an artifact, so that its stage runs again. ref: if set, unpublish only this reference.
+        """Unpublish an artifact, so that its stage runs again.
 
-        by: the job whose current attempt invalidates it, or None for a deletion. With `by`, raises as `report` does.
+        ref: if set, do nothing unless this is the published reference. by: the job whose current attempt invalidates
+        the artifact, or None for a deletion. With `by`, raises as `report` does.
         """
         body = canonical_json(ref.model_dump(mode="json")) if ref else ""
         self._unpublish(key(tenant, "artifacts"), artifact, body, by)
@@ -401,9 +402,10 @@ class JobStore(JobReads):
         )
 
     def orphans(self, folders: Collection[str], seconds: float) -> list[str]:
-        """Store when each of `folders` was first seen without a record. Return those first seen at least `seconds` ago.
+        """Store when each of `folders` was first seen without a record. `folders`: all folders that have no record now.
 
-        Delete the times of the returned folders, and of folders that are not in `folders`.
+        Return the folders that were first seen at least `seconds` ago. Delete their times, and those of folders that
+        are not in `folders`.
         """
         now, noted = self.now(), self._redis.hgetall(ORPHANS)
         due = [folder for folder in folders if now - float(noted.get(folder, now)) >= seconds]
@@ -455,12 +457,12 @@ class JobStore(JobReads):
             pipe.zrem(key(tenant, "dataset-name", name), dataset_id)
             pipe.hset(REMOVALS, removal.member, canonical_json(asdict(removal)))
 
-        # A job is accepted only while the dataset's record exists. If a job is accepted during `drop`, it changes
-        # `jobs`, which Redis watches, and `drop` runs again.
+        # A submission fails if the dataset's record is missing. If a job is submitted during `drop`, the submission
+        # changes `jobs`, which Redis watches. Then `drop` runs again.
         self._redis.transaction(drop, jobs)
 
     def inherit_artifacts(self, job: JobRecord, artifacts: Iterable[str]) -> None:
-        """Let a job own artifacts that it shares with a deleted job. They are then deleted with this job."""
+        """Let a job own artifacts that it shares with a deleted job. A deletion of this job then deletes them."""
         job_artifacts = key(job.tenant, "job-artifacts", job.id)
         self._redis.sadd(job_artifacts, *artifacts)
         if not self._redis.exists(key(job.tenant, "job", job.id)):  # Another call has just deleted the job.
@@ -561,5 +563,6 @@ def _request_digest(spec: JobSpec, origin: Origin | None) -> str:
 
 def _mismatch(job_id: str) -> IdempotencyMismatch:
     return IdempotencyMismatch(
-        f"The request for {job_id} had this Idempotency-Key and another body. Use a new key for a new job.", job=job_id
+        f"Job {job_id} was submitted with this Idempotency-Key and another body. Use a new key for a new job.",
+        job=job_id,
     )

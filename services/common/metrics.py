@@ -69,10 +69,10 @@ CHECKPOINTS = Histogram("tlm_checkpoint_seconds", "Time to store a checkpoint.",
 def serve_metrics(
     host: str, port: int | None, ports: int = 1, *, conditions: Callable[[], Mapping[str, str]] = dict
 ) -> None:
-    """Serve the metrics of this process at the first free port from `port` to `port + ports - 1`; none without `port`.
+    """Serve the metrics of this process at the first free port from `port` to `port + ports - 1`.
 
-    conditions: returns the condition of each background task. `/readyz` shows them, with 503 unless all are "ok".
-    Raises OSError if no port is free.
+    Without `port`, serve nothing. conditions: returns the condition of each background task. `/readyz` shows them, with
+    status 503 unless all are "ok". Raises OSError if no port is free.
     """
     if port is None:
         return

@@ -18,7 +18,7 @@ Keys have the prefix `tlm`; the tenant T stands in braces:
     tlm:removals          T/ID of a deleted job or dataset → what remains to be deleted
     tlm:to-move           T/ID of jobs whose streams move to the storage
     tlm:ended             T/ID of ended jobs whose records are not compressed, scored by the time of the move
-    tlm:retriever:RUN     a load or selection, from its retriever; expires
+    tlm:retriever:NAME    run of a load (NAME: of its index) or of a selection (NAME: artifact id); expires
     tlm:orphans           folder that no record names → first time it was seen
     tlm:obstacles         coordinator → time, and why it starts no job
     tlm:disk-free         kB free on Redis's disk, from a loop beside Redis (docker-compose.yml, redis.yaml),
@@ -53,7 +53,7 @@ _TEMPORARY = ("LOADING", "BUSY", "READONLY", "MASTERDOWN", "NOREPLICAS", "TRYAGA
 
 
 def key(tenant: str, *parts: str) -> str:
-    """Return the key of something that belongs to a tenant."""
+    """Return the Redis key of a tenant's record or list, such as key(tenant, "job", job_id)."""
     return ":".join((PREFIX, f"{{{tenant}}}", *parts))
 
 
@@ -95,10 +95,10 @@ def free_bytes(disk_free: str | None) -> int | None:
     return int(disk_free) * 1024 if disk_free and disk_free.isdecimal() else None
 
 
-def unreadable(name: str, error: ValidationError, remedy: str = "restore it") -> UnreadableRecord:
+def unreadable(name: str, error: ValidationError, remedy: str = "restore it from a backup") -> UnreadableRecord:
     """Return the error for a record that does not match its model.
 
-    remedy: what the message suggests if the newest release cannot read the record either.
+    The message suggests running the newest release. remedy: what it suggests if that does not help.
     """
     first = error.errors()[0]
     return UnreadableRecord(
@@ -164,5 +164,6 @@ def _translate(error: redis_errors.RedisError) -> TLMError:
     if isinstance(error, redis_errors.AuthenticationError | redis_errors.NoPermissionError):
         return StoreUnavailable(f"Redis rejects the credentials: {text}. Check the password in the settings.")
     if isinstance(error, redis_errors.ResponseError) and not any(word in text for word in _TEMPORARY):
-        return UnreadableRecord(f"Redis rejects a command: {text}. Restore the damaged record or update all processes.")
+        remedy = "Run the newest release in all processes, or restore Redis from a backup."
+        return UnreadableRecord(f"Redis rejects a command: {text}. {remedy}")
     return StoreUnavailable(f"Redis does not answer: {text or type(error).__name__}. Check that it runs.")

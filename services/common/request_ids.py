@@ -1,7 +1,7 @@
 """The id of each request, in its response and its log lines, and the duration of the request as a metric.
 
-Each response with an error status causes a log line, which has the id of the response. Probes repeat `/readyz` every
-few seconds, so it logs only the first of equal statuses.
+Each response with an error status causes a log line, which has the id of the request. Probes repeat `/readyz` every few
+seconds. While its status does not change, it causes no further log line.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _VALID = re.compile(rb"[A-Za-z0-9._-]{1,100}")
 
 
 class RequestIds:
-    """ASGI middleware that identifies a request by the valid id in its header, or else by a new id."""
+    """ASGI middleware that identifies a request by the valid id in its header, or by a new id if there is none."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -109,7 +109,10 @@ class RetrieverClient:
         self._call("PUT", _corpus_path(tenant, name, version), CorpusFolder(folder=folder, language=language))
 
     def corpus(self, tenant: str, name: str, version: str) -> IndexLoad:
-        """Return the progress of a load; state `unknown` if none was requested. Raises IndexMismatch."""
+        """Return the progress of a load, with state `unknown` if the retriever knows no load and no index.
+
+        Raises IndexMismatch if the index does not fit the release of the retriever.
+        """
         try:
             return _parse(IndexLoad, self._call("GET", _corpus_path(tenant, name, version)))
         except NotFound:
@@ -158,7 +161,8 @@ class RetrieverClient:
             reason = str(error) or type(error).__name__
             raise IndexUnavailable(f"The retriever does not answer ({reason}). Try again later.") from error
         if response.status_code == 401:
-            raise IndexUnavailable("The retriever rejects the internal token. Set the same token for both services.")
+            message = "The retriever rejects the internal token. Set the same TLM_…_INTERNAL_TOKEN for all services."
+            raise IndexUnavailable(message)
         try:
             answer: object = response.json() if response.content else {}
             if response.is_success:

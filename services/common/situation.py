@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Situation:
-    """A job with its plan and its published artifacts, as one read of the store gives them.
+    """A job with its plan and its published artifacts, at the time of `read`.
 
-    done: node name → manifest of the published artifact, whichever job published it.
+    done: node name → reference of the published artifact. Another job may have published it.
     """
 
     job: JobRecord
@@ -31,7 +31,7 @@ class Situation:
 
     @classmethod
     def read(cls, store: JobStore, job: JobRecord, plan: Plan | None = None) -> Situation:
-        """Read which artifacts of a job are published, in one round trip for each level of the plan."""
+        """Read which artifacts of a job are published. plan: the job's plan, if the caller has computed it."""
         plan = plan or plan_of(job)
         done: dict[str, ManifestRef] = {}
         waiting = list(plan.nodes)

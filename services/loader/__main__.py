@@ -22,7 +22,7 @@ from tlm_core.artifacts.store import drop_untouched
 log = logging.getLogger(__name__)
 
 _BEAT_SECONDS = 5.0
-_HANG_SECONDS = 3600.0  # the download of a large file advances no counter
+_HANG_SECONDS = 3600.0  # long, because the download of a large file advances no counter
 _NEAR_SECONDS = 7 * 24 * 3600
 
 
@@ -66,7 +66,7 @@ def watch(
     liveness = Liveness(cpu=lambda: 0.0)  # other threads compute too, so CPU time is no progress of the load
     while thread.is_alive() and not stop.is_set():
         if liveness.sample()[0] > hang:
-            log.error("The splitting of a corpus makes no progress. This process ends; the next loader continues it.")
+            log.error("The splitting of a corpus makes no progress. This process ends. A new one continues the load.")
             return False
         heartbeat.touch()
         stop.wait(beat)

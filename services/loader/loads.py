@@ -94,7 +94,7 @@ class LoadWorker:
         splitter.join()
 
     def round(self, states: Set[LoadState] = OPEN, task: Background | None = None) -> None:
-        """Do the next step of every open load in `states` that no other process works on. task: collects errors."""
+        """Do the next step of every open load in `states` that no other process works on. task: logs its errors."""
         if _SPLITTING & states:  # the other steps cannot hang: they are calls with time limits
             PULSE.advance()
         for tenant, load_id in self._catalog.open_loads():
@@ -173,7 +173,7 @@ class LoadWorker:
         self._index(load)
 
     def _cut(self, load: CorpusLoad) -> CorpusLoad:
-        """Split each source file whose passages the record does not name yet, and store them. Returns the record."""
+        """Split each source file that `load.cut` does not cover yet, and store its passages. Returns the new record."""
         from tlm_core.corpus.read import source_files
 
         load = load.model_copy(update={"state": LoadState.CUTTING, "done": self._count(load)})
@@ -205,7 +205,10 @@ class LoadWorker:
         return sum(self._artifacts.manifest(ref).meta["count"] for ref in load.cut)
 
     def _write_passages(self, load: CorpusLoad) -> tuple[CorpusInfo, ManifestRef, float | None]:
-        """Write the corpus to the storage. The last value: seconds of near-duplicate detection, None if disabled."""
+        """Write the corpus to the storage. Returns its info, its reference, and the search time for near duplicates.
+
+        The search time is in seconds, or None if the load keeps near duplicates.
+        """
         from tlm_core.corpus.near import NearDuplicates
         from tlm_core.corpus.read import read_parts, write_corpus
 
@@ -219,7 +222,7 @@ class LoadWorker:
         return info, ref, round(near.seconds, 1) if near else None
 
     def _near_state(self, load: CorpusLoad) -> Path:
-        """The folder with the state from which the search for near duplicates continues after a restart."""
+        """Return the folder of the state from which the search for near duplicates continues after a restart."""
         return self._scratch / NEAR / load.id
 
     @contextmanager
@@ -239,7 +242,7 @@ class LoadWorker:
             self._artifacts.delete(passages.folder)
 
     def _merged(self, load: CorpusLoad, version: CorpusVersion) -> CorpusVersion:
-        """The version to store. A version that is already searchable stays searchable during the reload."""
+        """Return the version to store. A version that is already searchable stays searchable during the reload."""
         try:
             before = self._catalog.corpus(load.tenant, load.corpus).version(version.version)
         except NotFound:
@@ -247,7 +250,7 @@ class LoadWorker:
         return version.model_copy(update={"state": before.state}) if before.state is CorpusState.READY else version
 
     def _watched(self, passages: Iterable[Passage], load: CorpusLoad) -> Iterator[Passage]:
-        """Yield the passages, and save the record of the load regularly. Only `_Counted` passages advance its progress.
+        """Yield the passages, and save the record of the load regularly. Only `_Counted` passages increase `done`.
 
         Raises _Stopped on shutdown, and StaleAttempt if the load is cancelled or the lease is lost.
         """
@@ -346,5 +349,5 @@ class LoadWorker:
 
 
 def _can_wait(error: TLMError) -> bool:
-    """Return whether the load may succeed later. Free space may return, and a failure would delete the upload."""
+    """Return whether the load may succeed later, for example when a full disk has space again."""
     return error.retryable or isinstance(error, Outage)

@@ -1,7 +1,7 @@
 """Write passages to OpenSearch in bulk, and report how far the writing is, so that a later process can resume.
 
-The helper of opensearch-py forms requests and assigns results to passages. Its own retries cover status 429 only and
-cannot be interrupted, so this module retries until each passage is stored or refused, or no time remains.
+The helper of opensearch-py forms requests and assigns results to passages. Its own retries cover only status 429, and
+cannot be interrupted. So this module retries until each passage is stored or refused, or no time remains.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ def id_hash(name: str) -> int:
 class BulkWriter:
     """Writes passages to an alias, two batches at a time. Not thread-safe; holds at most three batches in memory.
 
-    document: returns what OpenSearch stores for a passage. Raises IndexUnavailable, StorageFull, NotFound without
-    the alias, Conflict if the index is closed for writing, InvalidRequest if too many passages are refused.
+    document: returns what OpenSearch stores for a passage. `write` and `flush` raise IndexUnavailable, StorageFull,
+    NotFound without the alias, Conflict if the index is closed for writing, and InvalidRequest if OpenSearch refuses
+    too many passages.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class BulkWriter:
             )
 
     def _send(self, first: int, passages: Sequence[Passage]) -> list[Refused]:
-        """Write a batch and return its refused passages. Runs in the pool."""
+        """Write a batch, and return its refused passages. first: number of its first passage. Runs in the pool."""
         refused: list[Refused] = []
         pending = list(enumerate(passages, first))
         max_rows, backoff = min(MAX_ROWS, len(pending)), self._cluster.backoff()

@@ -49,13 +49,13 @@ _TRANSLATIONS: Mapping[type[Exception], _Translation] = {
     client_errors.ConflictError: _Translation(Conflict),
     client_errors.RequestError: _Translation(InvalidRequest),
     client_errors.ConnectionError: _Translation(
-        IndexUnavailable, "No answer. Is it running, and is TLM_RETRIEVER_OPENSEARCH_URL right (http or https)?"
+        IndexUnavailable, "No answer. Check that it runs. Check TLM_RETRIEVER_OPENSEARCH_URL (http or https)."
     ),
     client_errors.SSLError: _Translation(
         IndexUnavailable, "Untrusted certificate. Set TLM_RETRIEVER_OPENSEARCH_CA to the file of its authority."
     ),
     client_errors.AuthenticationException: _Translation(
-        IndexUnavailable, "Invalid user. Check TLM_RETRIEVER_OPENSEARCH_USER and _PASSWORD."
+        IndexUnavailable, "Wrong user or password. Check TLM_RETRIEVER_OPENSEARCH_USER and _PASSWORD."
     ),
     client_errors.AuthorizationException: _Translation(
         IndexUnavailable, "The user lacks rights. Grant all rights on indexes tlm-*."

@@ -103,7 +103,7 @@ class LoadRecords:
         """Return folder and language of `key`. Raises NotFound if it was never loaded."""
         body = self._read(self._path(key, ".json"))
         if body is None:
-            raise NotFound(f"No {key} is loaded. Load it first.")
+            raise NotFound(f"The {key}, was never loaded. Upload the corpus again.")
         source = _Source.model_validate_json(body)
         return source.folder, source.language
 

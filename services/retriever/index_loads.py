@@ -1,4 +1,4 @@
-"""Loads of corpus versions into their indexes. A load runs once however often it is requested."""
+"""Loads of corpus versions into their indexes. A repeated request starts no second load."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class IndexLoads:
             load.update(state="ready", error=None)
 
     def get(self, key: CorpusKey) -> IndexLoad:
-        """Return the progress of a load. Raises IndexMismatch, and NotFound without a load or complete index."""
+        """Return the progress of a load. Raises NotFound if neither load nor index exists, and IndexMismatch."""
         load = self._loads.get(key)
         if elsewhere := self._elsewhere(key):
             return elsewhere
@@ -147,7 +147,7 @@ class IndexLoads:
             self._loads.pop(key, None)
 
     def close(self) -> None:
-        """Stop the running load. The next process resumes it on request."""
+        """Wait for the running load, which stops at its next batch. The next process resumes it on request."""
         self._pool.shutdown(cancel_futures=True)
 
     def _complete_index(self, key: CorpusKey) -> PassageIndex | None:

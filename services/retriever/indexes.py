@@ -184,7 +184,7 @@ class OpenSearchIndexes:
         try:
             self._cluster.call("PUT", f"/{_name(key)}", body=body)
         except InvalidRequest as error:
-            # Another retriever created the index, or our first try lost its response. `_read` checks the index.
+            # Another retriever created the index, or the response to the first try was lost. `_read` checks the index.
             if "resource_already_exists" not in error.message:
                 raise
         return self._read(key, self._cluster)
@@ -216,7 +216,7 @@ class OpenSearchIndexes:
         if not _same_similarity(settings.get("similarity", {}).get("default", {}), similarity) or not _same_fields(
             mappings.get("properties", {}), expected["mappings"]["properties"]
         ):
-            raise IndexMismatch(f"Index {name} has another mapping. Delete it. Load the corpus again.")
+            raise IndexMismatch(f"Index {name} has another mapping or similarity. Delete it. Load the corpus again.")
         return OpenSearchIndex(cluster, name, mark, shards, str(settings.get("uuid", "")))
 
 

@@ -33,7 +33,7 @@ class Registry:
         return None
 
     def claim(self, name: str, status: str, *, prefix: str = "", instead_of: str = "") -> str | None:  # noqa: ARG002
-        """Return the id of a new run, or None if another retriever was first. instead_of: the run to replace."""
+        """Return the id of a new run, or None if another retriever was first. instead_of: id of the run to replace."""
         return uuid.uuid4().hex
 
     def save(self, name: str, run: str, status: str, *, running: bool, prefix: str = "") -> bool:  # noqa: ARG002

@@ -1,4 +1,4 @@
-"""Selections that run in the background. A selection runs once however often it is requested."""
+"""Selections that run in the background. A repeated request starts no second run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ _SCRATCH_SECONDS = 7 * 24 * 3600
 
 @dataclass
 class Run:
-    """One computation of a selection, whose result goes to the folder `prefix`. begun: whether a thread runs it."""
+    """One computation of a selection, whose result goes to the folder `prefix`. begun: whether a thread runs it.
+
+    rate_start: count and time from which `report` measures the rate.
+    """
 
     prefix: str
     status: SelectionRun = field(default_factory=lambda: SelectionRun(state="running"))
@@ -66,7 +69,7 @@ class _Stopped(Exception):
 
 
 class SelectionRuns:
-    """Runs a few selections at once and keeps the latest run of each artifact id in memory. Thread-safe.
+    """Runs up to `at_once` selections at a time. Keeps the latest run of each artifact id in memory. Thread-safe.
 
     registry: shares the runs with other retrievers. After a restart, callers request their selections again.
     """

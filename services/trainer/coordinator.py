@@ -1,8 +1,8 @@
 """The coordinator: drives claimed jobs to their end.
 
-The coordinator is level-triggered. In each round it reads the state of a job (the record, the published artifacts,
-the retriever, the cluster) and takes the next step. Its own memory can be rebuilt and every step may be repeated. So a
-coordinator may be killed at any time, and another one continues.
+In each round, it reads the state of each job (the record, the published artifacts, the retriever, the cluster). Then it
+takes the next step. Its own memory can be rebuilt, and every step may be repeated. So a coordinator may be killed at
+any time, and another coordinator continues.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from tlm_core.training.stage import DROPPED, Place
 
 log = logging.getLogger(__name__)
 
-# Outages that may concern this coordinator alone, so that another one can continue the job → why no job starts.
+# Outage that may concern this coordinator alone → why it starts no job. Another coordinator may continue its jobs.
 _BLIND: Mapping[type[Outage], str] = {
     ClusterUnavailable: "The Ray cluster does not answer.",
     StorageUnavailable: "The storage does not answer.",
@@ -69,7 +69,7 @@ class _Held:
 
     verified: artifacts whose files have been checked.
     selecting: artifact id → unit and count of its selection's progress, and when it last changed. waiting: code of the
-    error that the job waits for. claimed_at: when a new attempt was claimed; None after its first step, and for an
+    error that makes the job wait. claimed_at: when a new attempt was claimed; None after its first step, and for an
     adopted attempt. began: node → when a round first saw its progress. rate: tokens per second of all groups.
     """
 
@@ -135,8 +135,8 @@ class Coordinator:
         # TENANT/JOB → expiry of leases that nobody has renewed since the first round. Their owners may be dead, but
         # the workers run. The jobs count as held until another coordinator renews the lease or this one adopts the job.
         self._unrenewed: dict[str, float] | None = None
-        # Start of the current round by the store's clock, and end of the stall grace period. Before it, workers may
-        # have been unable to report, because the store did not answer or this machine was suspended.
+        # Start of the current round by the store's clock, and end of the stall grace period. In this period, workers
+        # may have been unable to report, because the store did not answer or this machine was suspended.
         self._now = self._stall_grace_until = -math.inf
         # Start of the last round by the clocks of the store and this machine; None if the store did not answer since.
         self._clocks: tuple[float, float] | None = None
@@ -165,7 +165,7 @@ class Coordinator:
     def _renew_leases(self) -> None:
         """Renew the leases, also while a round waits. If a step hangs, let other coordinators adopt the jobs."""
         if time.monotonic() - self._stepped_at > self.settings.hang_seconds:
-            log.error("No step for %g s. The leases expire.", self.settings.hang_seconds)
+            log.error("A step takes longer than %g s, so the leases are not renewed.", self.settings.hang_seconds)
             return
         for held in list(self._held.values()):
             with self.leases.item(f"the lease of job {held.id}", **held.ids):
@@ -217,9 +217,10 @@ class Coordinator:
         self._report_obstacle()
 
     def _read_clocks(self) -> None:
-        """Start a round. Extend the stall grace period if workers may have been unable to report since the last one.
+        """Start a round. Extend the stall grace period if workers may have been unable to report since the last round.
 
-        While this machine is suspended, its own clock stops. A long round alone is no reason.
+        While this machine is suspended, its clock stops, and the store's clock continues. A long round alone does not
+        extend the period.
         """
         self._now, here = self.store.now(), time.monotonic()
         before, here_before = self._clocks or (-math.inf, here)
@@ -438,7 +439,7 @@ class Coordinator:
         """Give up the stages of a job that hang in this process. Return whether there are any."""
         hung = held.local.give_up_hung(self.settings.local_seconds)
         if hung:
-            log.error("Stages of job %s hang in this process. It starts new threads.", held.id)
+            log.error("Stages of job %s hang in this process. The coordinator starts new threads.", held.id)
         return hung
 
     def _drop_copies(self, situation: Situation, held: _Held) -> None:
@@ -479,7 +480,7 @@ class Coordinator:
             raise AttemptEnded(WorkerLost(f"The selection made no progress for {idle:.0f} s and was stopped."))
 
     def _fail_stage(self, situation: Situation, node: Node, error: TLMError) -> NoReturn:
-        """Raise AttemptEnded with a stage's error. Invalidate a lost or damaged input, and raise its error instead."""
+        """Raise AttemptEnded with a stage's error. Invalidate lost or damaged inputs, whose error has precedence."""
         if isinstance(error, NotFound | CorruptArtifact):
             for source in set(node.inputs.values()):
                 try:
@@ -548,7 +549,7 @@ class Coordinator:
     def _is_over(self, outage: type[Outage]) -> bool:
         """Return whether Ray or the storage can be reached again. Probes once per round, because a probe may hang."""
         if outage not in self._probed:
-            self._show_step()  # The call before the probe may have hung as long.
+            self._show_step()  # The call before the probe may have taken long, too.
             probed = self.cluster if outage is ClusterUnavailable else self.artifacts
             self._probed[outage] = probed.answers()
             self._show_step()

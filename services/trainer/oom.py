@@ -29,5 +29,6 @@ def report_oom(assignment: Assignment) -> None:
     from services.trainer.settings import TrainerSettings
     from tlm_core.errors import WorkerFailed
 
-    error = WorkerFailed("Worker exceeded the memory limit of its container, and the kernel killed it.")
+    message = "Worker exceeded the memory limit of its container, and the kernel killed it. Increase the limit."
+    error = WorkerFailed(message)
     report_error(TrainerSettings().job_store(), assignment.tenant, assignment.job, assignment.attempt, error)

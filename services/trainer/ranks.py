@@ -189,7 +189,8 @@ def _unreported(failure: TrainingFailedError) -> WorkerLost | None:
         return WorkerLost("Workers did not start, or lost their machine.", details=details)
     causes = failure.worker_failures
     if any(isinstance(getattr(cause, "health_check_failure", cause), OutOfMemoryError) for cause in causes.values()):
-        return WorkerFailed("Worker exceeded the memory of its machine, and Ray ended it.", details=details)
+        message = "Worker exceeded the memory of its machine, and Ray ended it. Use a machine with more memory."
+        return WorkerFailed(message, details=details)
     lost = [rank for rank, cause in causes.items() if _is_of_ray(cause)]
     if not lost:
         return None

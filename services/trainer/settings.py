@@ -18,7 +18,7 @@ class TrainerSettings(ServiceSettings):
     """Settings from TLM_TRAINER_*. Set the same variables for the coordinator and for Ray's workers."""
 
     model_config = SettingsConfigDict(env_prefix="TLM_TRAINER_")
-    idle_connections: ClassVar[int] = 2  # Its threads rarely call Redis at once, so it soon has and keeps as many.
+    idle_connections: ClassVar[int] = 2  # Threads rarely call Redis at the same time, so two connections suffice.
 
     ray_url: str = "http://127.0.0.1:8265"
     concurrency: int = 1  # jobs that one coordinator drives at the same time
@@ -45,14 +45,14 @@ class TrainerSettings(ServiceSettings):
     def _none_or_one(cls, gpus: float) -> float:
         """Refuse a share of a GPU, because ranks cannot share a GPU. Refuse several GPUs, because a worker uses one."""
         if gpus not in (0.0, 1.0):
-            raise ValueError(f"TLM_TRAINER_WORKER_GPUS is {gpus:g}. Set it to 1, the GPUs of each worker, or to 0.")
+            raise ValueError(f"TLM_TRAINER_WORKER_GPUS is {gpus:g}. Set it to 1 (one GPU per worker) or to 0 (no GPU).")
         return gpus
 
     def cpus_per_worker(self, workers: int, side_by_side: int = 1) -> float:
         """Return the number of CPUs of each worker. side_by_side: number of seeds that train at once.
 
-        Seeds share the CPUs, in the thousandths that Ray counts. Sharing leaves a worker at least 0.5 CPU. This limits
-        the number of workers that share the memory.
+        Seeds share the CPUs. Their shares are whole thousandths of a CPU, which Ray counts. Sharing leaves a worker at
+        least 0.5 CPU. This minimum limits the number of workers that share the memory.
         """
         cpus = self.worker_cpus if self.job_cpus is None else self.job_cpus / workers
         return cpus if side_by_side == 1 else max(min(cpus, 0.5), math.floor(cpus / side_by_side * 1000) / 1000)

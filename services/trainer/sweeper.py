@@ -20,7 +20,7 @@ from tlm_core.names import JOB_ID
 
 log = logging.getLogger(__name__)
 
-# Kind of folder → depth of the swept folders below TENANT/KIND. A record names each of them, or a folder inside it.
+# Kind of folder → depth of the swept folders below TENANT/KIND. If one is in use, a record names it or a folder in it.
 _DEPTHS = {"artifacts": 2, "checkpoints": 3, "corpora": 2, "datasets": 1, "jobs": 2, "parts": 1, "uploads": 1}
 start_at_zero(ORPHANS, ("submission", "indexes", *_DEPTHS))
 _MEASURING_SECONDS = 120.0

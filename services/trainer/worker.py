@@ -47,7 +47,7 @@ class Broadcast(Protocol):
 
 
 class NullReporter:
-    """Discards the reports of ranks above 0 and of `run_local`. When rank 0 stops, the stage stops all ranks."""
+    """Discards the reports of ranks above 0 and of `run_local`. Rank 0 alone decides when all ranks stop."""
 
     def progress(self, **_: object) -> bool:
         return True
@@ -278,7 +278,7 @@ def run_local(
 
 
 def _unexpected(error: Exception) -> WorkerFailed:
-    """Return a WorkerFailed with the first line of an unexpected error. The job's log has the traceback."""
+    """Return a WorkerFailed with the first line of an unexpected error. The traceback is in the log."""
     reason = redacted(str(error).strip().partition("\n")[0])[:_MAX_REASON]
     return WorkerFailed(f"Worker failed with {type(error).__name__}: {reason.rstrip('.')}.")
 

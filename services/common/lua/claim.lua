@@ -29,8 +29,8 @@ local function record(member, job, events, type, data)
   redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[5], '*', 'job', member, 'seq', seq, 'type', type)
 end
 
--- Returns whether the newest event of a job is an adoption. A second one would repeat it, and a record that no
--- coordinator can read is adopted again and again.
+-- Returns whether the newest event of a job is an adoption. Then a new adoption adds no event: a record that no
+-- coordinator can read is adopted whenever its lease expires.
 local function is_adopted(events)
   local newest = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
   return newest and newest[2][2] == 'job.adopted' -- the fields are type, at, attempt, data

@@ -1,7 +1,7 @@
 -- Deletes a finished job with its log, and records what remains to be deleted; all or nothing.
 -- KEYS: job hash, events, metrics, logs, artifacts of the job, removals, names, mark of the deletion,
 --       then the indexes of the job
--- ARGV: job id, final states (JSON {state: true}), member, what remains to be deleted (JSON), seconds of the mark
+-- ARGV: job id, final states (JSON {state: true}), member, what remains to be deleted (JSON), lifetime of the mark (s)
 -- Returns {'ok', its state}, {'missing'} or {'state', current}.
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return {'missing'} end
