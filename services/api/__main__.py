@@ -32,7 +32,7 @@ _KEEP_ALIVE_SECONDS = 75
 
 
 def build_parts(settings: ApiSettings) -> Parts:
-    """Connect the stores and clients of the gateway."""
+    """Return the gateway's stores and clients, which use the addresses and folders in `settings`."""
     from tlm_core.tasks.hub import read_hub
     from tlm_core.tasks.validate import load_task
 

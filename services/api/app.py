@@ -25,7 +25,7 @@ _REMOVAL_SECONDS = 300
 
 
 class _Gateway(FastAPI):
-    """The application, with the middleware that must enclose the handler of unexpected errors."""
+    """The application. `RequestIds` encloses all other layers, so that answers to unexpected errors have an id too."""
 
     def build_middleware_stack(self) -> ASGIApp:
         return RequestIds(super().build_middleware_stack())

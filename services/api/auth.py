@@ -20,7 +20,10 @@ _bearer = HTTPBearer(
 
 
 def ensure_token(path: Path) -> str:
-    """Return the token in `path` (mode 0600). Create a missing file; concurrent starts get the same token."""
+    """Return the API token in the file `path`. Create a missing file with mode 0600 and a new token.
+
+    Processes that start at the same time get the same token.
+    """
     if path.exists():
         return path.read_text(encoding="ascii").strip()
     path.parent.mkdir(parents=True, exist_ok=True)

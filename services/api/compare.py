@@ -48,7 +48,10 @@ def compare(
 
 
 def _differences(records: Sequence[JobRecord]) -> dict[str, tuple[object, ...]]:
-    """Map each request or recipe key that differs to its value in each job. Recipe keys of an instant job have None."""
+    """Map each key of request or recipe that differs between the jobs to its values, one for each job.
+
+    A job at the scale `instant` has the value None for recipe keys.
+    """
     rows = differences([_request(job) for job in records])
     trained = [job for job in records if job.spec.scale != "instant"]
     recipes = [job.resolved.recipe.model_dump(mode="json", exclude={"name", "scale"}) for job in trained]
@@ -89,7 +92,7 @@ def _dataset_names(catalog: Catalog, records: Sequence[JobRecord]) -> dict[str, 
 
 
 def _named(value: object, names: Mapping[str, str]) -> object:
-    """Replace the digests of datasets in a configuration value by their names."""
+    """Return a configuration value with names of datasets instead of digests. names: digest → name."""
     match value:
         case str():
             return names.get(value, value)
@@ -101,7 +104,7 @@ def _named(value: object, names: Mapping[str, str]) -> object:
 
 
 def _options(job: JobRecord) -> dict[str, object]:
-    """Return the options of the kind. The digest and the options of each further dataset replace its name."""
+    """Return the options of the job's kind. Digest and options replace the name of each further dataset."""
     options: dict[str, object] = job.spec.options.model_dump(mode="json")
     if name := job.spec.definition.datasets_option:
         others = job.resolved.others
@@ -139,7 +142,8 @@ class _Tested:
     """A job with its predictions on test.
 
     test: the SHA-256 of the test rows, then the labels in index order. targets: the true label indices or values.
-    predictions: one array [rows] of the returned model, or one for each seed. Without predictions, all are empty.
+    predictions: one array [rows] of the returned model, or one for each seed. Without predictions, `test`, `targets`
+    and `predictions` are empty.
     """
 
     job: str

@@ -87,7 +87,7 @@ async def receive_form(
 ) -> AsyncIterator[Form]:
     """Yield the form in the request body. Delete its files at exit.
 
-    check_space: raises an error if a number of bytes does not fit. fields, files: patterns of the allowed field names.
+    check_space: raises an error if that many bytes do not fit. fields, files: patterns of the allowed field names.
     Raises InvalidRequest, StorageFull, StorageUnavailable, HTTPException 413 or 415, what `check_space` raises, and
     ClientDisconnect for an incomplete upload.
     """
@@ -98,7 +98,11 @@ async def receive_form(
 async def _read(request: Request, reader: _FormReader, max_bytes: int, check_space: Callable[[int], None]) -> Form:
     media_type, options = parse_options_header(request.headers.get("content-type", ""))
     if media_type != b"multipart/form-data" or not options.get(b"boundary"):
-        raise HTTPException(415, "Expected a multipart/form-data body with a boundary.")
+        raise HTTPException(
+            415,
+            "The header Content-Type must be 'multipart/form-data; boundary=…'. Let your HTTP library set the header "
+            "(curl: -F).",
+        )
     length = int(request.headers.get("content-length", "0"))
     if length > max_bytes:
         raise _too_large(max_bytes)
@@ -117,7 +121,7 @@ async def _read(request: Request, reader: _FormReader, max_bytes: int, check_spa
                 await run_in_threadpool(parser.write, chunk)
         parser.finalize()
     except FormParserError as error:
-        raise InvalidRequest(f"Invalid multipart body: {error}. Send the form again.") from error
+        raise InvalidRequest(f"Invalid multipart body: {error}. Let your HTTP library write it (curl: -F).") from error
     finally:
         reader.close()
     if not reader.complete:
@@ -181,7 +185,7 @@ class _FormReader:
         self._check_name("file")
         if len(self.form.files) >= _MAX_FILES:
             raise InvalidRequest(f"The upload has more than {_MAX_FILES:,} files. Combine them into fewer files.")
-        # Errors cite the name, so no two files have the same name. Its extensions give the file type.
+        # Each file has a different name, because errors cite the names. The extensions give the file type.
         name = safe_name(options[b"filename"].decode("utf-8", "replace"), self._names)
         self._names.add(name)
         path = self._folder / f"{len(self.form.files):05d}" / name

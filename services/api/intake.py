@@ -42,7 +42,7 @@ LoadTask = Callable[[Mapping[str, Path] | str, "DatasetOptions"], tuple["Task", 
 # Names of a dataset's files, as regular expressions. Storage uses them as file names, so their length is limited.
 PARTS = ("train", "validation", "test", "test_[a-z]{1,40}", "selection", "file")
 
-# Parts of an address that can lead out of an allowed folder: parent steps, and fsspec's chains (`zip://…::file://…`).
+# Parts of an address that can lead out of an allowed folder: `..`, and chained fsspec addresses (`zip://…::file://…`).
 _ESCAPE = re.compile(r"::|\\|(^|/)(\.|%2e){2}(/|$)|[\x00-\x1f]", re.IGNORECASE)
 # Accept only OWNER/NAME, because the hub library reads a local folder if it gets a path.
 _REPOSITORY = re.compile(rf"{HUB}(?P<path>{HUB_NAME}/{HUB_NAME})(:[^\s:]*){{0,2}}")
@@ -63,7 +63,10 @@ class DatasetIntake:
     def add_files(
         self, tenant: str, name: str, files: Mapping[str, ReceivedFile], options: DatasetOptions
     ) -> DatasetRecord:
-        """Add a dataset. files: split → file; `file` is `train`. Missing validation and test splits come from train."""
+        """Add a dataset. files: split → file, with `file` as another name of `train`.
+
+        Missing validation and test splits come from train.
+        """
         check_dataset_name(name)
         splits = _by_split(files)
         extensions = {split: _extension(file.name) for split, file in splits.items()}
@@ -79,7 +82,8 @@ class DatasetIntake:
     ) -> DatasetRecord:
         """Add the texts and labels of a hub dataset, `OWNER/NAME[@REVISION][:CONFIG]`.
 
-        selection: a file with passages in the hub dataset, which is added too."""
+        selection: the path of a file in the hub dataset. The dataset gets the passages of this file as its selection.
+        """
         from tlm_core.selection.given import GIVEN_PART
         from tlm_core.tasks.hub import hub_file, parse_hub_id
 
@@ -105,7 +109,7 @@ class DatasetIntake:
             return self._store(tenant, name, raw, report, stored, passages)
 
     def _count_selection(self, raw: Path) -> int | None:
-        """Return the number of passages in the uploaded selection, or None. Raises InvalidDataset with every error."""
+        """Return the number of passages in the selection file, or None without a file. Raises InvalidDataset."""
         from tlm_core.selection.given import GIVEN, given_part, write_given
 
         part = given_part(raw)
@@ -248,7 +252,8 @@ def deleted_on_error(artifacts: ArtifactStore, folder: str) -> Iterator[None]:
 def _check_name(name: str) -> None:
     if not re.fullmatch(NAME_PATTERN, name):
         raise InvalidRequest(
-            f"Invalid name '{name[:80]}'. Use at most 63 letters, digits, dots, dashes and underscores."
+            f"Invalid name '{name[:80]}'. Use at most 63 letters, digits, dots, dashes and underscores. "
+            "Begin with a letter or digit."
         )
 
 
@@ -272,11 +277,13 @@ def _check_corpus(
 def _by_split(files: Mapping[str, ReceivedFile]) -> dict[str, ReceivedFile]:
     if "file" in files:
         if files.keys() - {"file", "selection"}:
-            raise InvalidRequest("The form has 'file' and split files. Send 'file' alone, or 'train' instead of it.")
+            raise InvalidRequest(
+                "The request has 'file' and files of splits. Send 'file' with all rows, or send 'train' instead of it."
+            )
         return {"train" if name == "file" else name: file for name, file in files.items()}
     if "train" not in files:
         raise InvalidRequest(
-            "The form has no training data. Send 'train' (optionally with 'validation' and 'test') or 'file'."
+            "The request has no training data. Send 'train' (optionally with 'validation' and 'test') or 'file'."
         )
     extra = sorted(name for name in files if name.startswith("test_"))
     if extra and "test" not in files:

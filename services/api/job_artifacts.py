@@ -178,7 +178,10 @@ class _RangedFile(FileResponse):
 
 
 def file_response(artifacts: ArtifactStore, ref: ManifestRef, name: str) -> FileResponse:
-    """Return one file of an artifact, with Range, If-Range, ETag and its SHA-256. Raises NotFound."""
+    """Return a response with one file of an artifact. Raises NotFound.
+
+    The response supports Range and If-Range. Its headers have an ETag and the SHA-256 of the file.
+    """
     entry = artifacts.manifest(ref).file(name)
     path = artifacts.localize(ref) / entry.name
     headers = {"ETag": f'"{entry.sha256}"', "X-Checksum-SHA256": entry.sha256, "Cache-Control": "private, no-transform"}

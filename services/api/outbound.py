@@ -43,7 +43,7 @@ class Outbound:
             schemes = "http:// or https://" if self._private else "https://"
             raise InvalidRequest(f"Invalid webhook URL '{url[:200]}'. It must begin with {schemes}.")
         if parsed.userinfo:
-            raise InvalidRequest("A webhook URL cannot contain a user or password. Remove it.")
+            raise InvalidRequest("The webhook URL contains a user or password. Remove this part of the URL.")
         try:
             self._address(parsed)
         except OSError:
@@ -54,7 +54,7 @@ class Outbound:
         try:
             self.check(url)
             parsed = _parsed(url)
-            # Connect to the checked address: a second look-up could return another one.
+            # Connect to the checked address: a second look-up could return another address.
             target = parsed.copy_with(host=self._address(parsed))
             all_headers = {**headers, "Host": parsed.netloc.decode("ascii")}
             extensions = {"sni_hostname": parsed.host}

@@ -66,7 +66,10 @@ class Parts:
         )  # fmt: skip
 
     def search(self, tenant: str, corpus: str, version: str | None, query: str, k: int) -> SearchResult:
-        """Search a version of a corpus, or the newest one. Raises what `ready_version` and the retriever raise."""
+        """Return the `k` best passages for `query` in a version of a corpus, by default the newest ready version.
+
+        Raises the errors of `ready_version` and of the retriever.
+        """
         latest = self.catalog.loads(tenant, corpus, limit=1)
         ready = ready_version(self.catalog.corpus(tenant, corpus), version, latest[0] if latest else None)
         hits = self.retriever.search(tenant, corpus, ready.version, query, k)
@@ -139,7 +142,7 @@ _DESCRIPTIONS = {
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, object]]:
-    """Return the error responses of a route, for its documentation."""
+    """Return the documentation of a route's error responses: those of every route, and `statuses`."""
     return {
         status: {"description": _DESCRIPTIONS[status], "content": PROBLEM} for status in (401, *statuses, 422, 500, 503)
     }

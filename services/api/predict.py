@@ -17,7 +17,8 @@ from tlm_core.wire import Prediction
 class Predictor:
     """Caches recently used models. Thread-safe.
 
-    capacity: maximum bytes of the models. Above it, the cache drops the least recently used, but never the newest one.
+    capacity: maximum size of all cached models in bytes. Above this size, the cache drops the least recently used
+    models. It always keeps the newest model.
     """
 
     def __init__(self, artifacts: ArtifactStore, *, capacity: int, load: Callable[[Path], Model] = load_model) -> None:

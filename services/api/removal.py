@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 def delete_dataset(parts: Parts, record: DatasetRecord, *, with_jobs: bool = False) -> None:
     """Delete a dataset and its files. Raises Conflict while an unfinished job needs it.
 
-    Finished jobs keep their results. With `with_jobs` they are deleted too; an alias of a job then raises Conflict.
+    Finished jobs keep their results. With `with_jobs`, the function also deletes the jobs on the dataset. If an alias
+    points to one of these jobs, the function raises Conflict and deletes nothing.
     """
     jobs, artifacts = parts.jobs, parts.artifacts
     for job in set(parts.models.aliases(record.tenant).values()) if with_jobs else ():
@@ -66,7 +67,7 @@ def _delete_job(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> Non
 def delete_corpus(parts: Parts, tenant: str, name: str, version: str | None = None) -> None:
     """Delete one version of a corpus, or the whole corpus. Finished jobs keep their results.
 
-    Raises NotFound for an unknown corpus or version, Conflict while an unfinished job needs one of them, AlreadyRunning
+    Raises NotFound for an unknown corpus or version, Conflict while an unfinished job uses the data, AlreadyRunning
     during a load, IndexUnavailable without the retriever. A job submitted at the same time fails in its select stage.
     """
     corpus = parts.catalog.corpus(tenant, name)

@@ -83,7 +83,7 @@ class Uploads:
             received = await _receive(body, folder / "part", length)
             if received != length:
                 raise InvalidRequest(
-                    f"The part has {received:,} bytes, but Content-Range gives {length:,}. Send the part again."
+                    f"The service received {received:,} bytes, but Content-Range gives {length:,}. Send the part again."
                 )
             await run_in_threadpool(self._store_part, tenant, upload, folder / "part", begin, length)
         return await run_in_threadpool(self.get, tenant, upload_id)
@@ -103,7 +103,7 @@ class Uploads:
             files: list[ReceivedFile] = []
             for number, (field, upload_id) in enumerate(uploads):
                 upload = self.get(tenant, upload_id)
-                # Errors cite the name, so no two files have the same name. Its extensions give the file type.
+                # Each file has a different name, because errors cite the names. The extensions give the file type.
                 name = safe_name(upload.name, {file.name for file in files})
                 files.append(self._assemble(tenant, field, upload, folder / str(number) / name))
             yield files
@@ -153,7 +153,10 @@ class Uploads:
 
 
 async def _receive(body: AsyncIterator[bytes], local: Path, length: int) -> int:
-    """Write at most `length` bytes of the body to `local`. Return the bytes received: > `length` for a longer body."""
+    """Write at most `length` bytes of the body to `local`. Return the number of received bytes.
+
+    For a longer body, this number is larger than `length`.
+    """
     received = 0
     with storage_errors("receiving the part"), open(local, "wb") as handle:
         async for piece in body:
@@ -187,8 +190,8 @@ def _range(header: str | None, upload: Upload) -> tuple[int, int]:
     first, last, size = map(int, match.groups())
     if size != upload.size or not first <= last < size:
         raise InvalidRequest(
-            f"Content-Range '{header}' is outside the {upload.size:,} bytes of the upload. "
-            f"Expected bytes FIRST-LAST/{upload.size}."
+            f"Content-Range '{header}' does not fit the upload. "
+            f"Expected bytes FIRST-LAST/{upload.size}, with FIRST ≤ LAST ≤ {upload.size - 1}."
         )
     if last - first + 1 > PART_BYTES:
         raise InvalidRequest(f"The part is larger than {PART_BYTES:,} bytes. Send smaller parts.")

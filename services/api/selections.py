@@ -53,7 +53,10 @@ def selection_page(
 
 @dataclass(frozen=True)
 class LeakedText:
-    """A validation or test text that passages of the corpus contain. passages: number removed because of it."""
+    """A validation or test text that passages of the corpus contain. passages: how many of them were removed.
+
+    text: the row, or None if the task is not available.
+    """
 
     split: str
     row: int

@@ -17,7 +17,10 @@ Point = tuple[float, float, float]
 def series_of(
     jobs: JobStore, job: JobRecord, *, points: int, node: str | None = None, names: Collection[str] = ()
 ) -> list[Series]:
-    """Return the series of a job, ordered by first point. points: maximum per series. names: metrics; if empty, all."""
+    """Return the series of a job, ordered by first point. points: the maximum number of points of each series.
+
+    node, names: return only series of this node and of these metrics. By default, return all series.
+    """
     lines: dict[tuple[str, str], list[Point]] = {}
     for entry in _all_points(jobs, job):
         step, at = entry.get("step"), entry["at"]

@@ -12,7 +12,10 @@ from tlm_core.training.recipe import Precision
 
 
 class ApiSettings(ServiceSettings):
-    """Environment variables TLM_API_*. Each process needs its own scratch folder, because startup deletes uploads."""
+    """Environment variables TLM_API_*.
+
+    Each process needs its own scratch folder, because it deletes the incomplete uploads in this folder at its start.
+    """
 
     model_config = SettingsConfigDict(env_prefix="TLM_API_")
 
@@ -28,7 +31,7 @@ class ApiSettings(ServiceSettings):
         None, description="Meaning of `precision: auto`; unset: the precision that this machine's processor supports."
     )
     worker_gpus: float | None = Field(
-        None, ge=0, description="TLM_TRAINER_WORKER_GPUS, for estimates; unset: as in the newest finished job."
+        None, ge=0, description="Value of TLM_TRAINER_WORKER_GPUS, for estimates; unset: as in the newest finished job."
     )
     predict_cache_bytes: int = Field(2**30, ge=1, description="Total size of cached models for predictions.")
     webhook_private: bool = Field(False, description="Allow webhooks over plain http and to private networks.")

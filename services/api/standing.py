@@ -19,7 +19,10 @@ _SILENT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Standing:
-    """What the record of a job does not show. silent_seconds: see `_silence`; None below 30 and without workers."""
+    """What the record of a job does not show. waiting: why the job does not run now, or None.
+
+    silent_seconds: the result of `_silence`, or None if the job waits or has no workers.
+    """
 
     waiting: Waiting | None = None
     silent_seconds: float | None = None
@@ -84,7 +87,7 @@ def _waiting(store: JobStore, queued: Sequence[JobRecord], now: float) -> dict[s
 def _queued(job: JobRecord, now: float, code: str, start: str, position: int | None) -> Waiting:
     if job.due_at is not None and not job.is_due(now):
         time = datetime.fromtimestamp(job.due_at, UTC)
-        reason = f"The job backs off until {time:%H:%M:%S} UTC after attempt {job.attempt}."
+        reason = f"Attempt {job.attempt} ended. The next attempt can start at {time:%H:%M:%S} UTC."
         return Waiting(code="backoff", reason=reason, position=position, until=job.due_at)
     ahead = (position or 1) - 1
     first = f"{counted(ahead, 'job')} ahead in the queue." if ahead else "Next in the queue."

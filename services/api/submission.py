@@ -64,7 +64,11 @@ def _create(
     origin: Origin | None,
     resolve: Callable[[], tuple[JobSpec, Resolved]],
 ) -> tuple[JobRecord, bool]:
-    """Return the earlier job of `key` without resolving it, because its data may be deleted. Else create a job."""
+    """Return the job that was submitted with the idempotency key `key`, or a new job. Also return whether it is new.
+
+    resolve: returns the complete request and its inputs. It runs only for a new job, because the data of an earlier job
+    may be deleted.
+    """
     if key and (job := parts.jobs.submitted_with(tenant, spec, key, origin)):
         return job, False
     spec, resolved = resolve()
@@ -189,7 +193,7 @@ def _other_datasets(catalog: Catalog, tenant: str, spec: JobSpec, first: str) ->
         other = _dataset_input(catalog, tenant, name)
         if other.id in names_by_id:
             raise InvalidRequest(
-                f"'{names_by_id[other.id]}' and '{name}' are the same dataset ({other.id}). Name it once."
+                f"'{names_by_id[other.id]}' and '{name}' are the same dataset ({other.id}). Name each dataset once."
             )
         names_by_id[other.id] = name
         others.append(other)

@@ -91,12 +91,12 @@ def test_requeued_job_backs_off_without_the_rate_of_its_last_attempt(api: TestCl
     gateway.parts.jobs.requeue(job, "a", WorkerLost("gone"), 40)
     view = api.get(f"/v1/jobs/{job.id}").json()
     assert (view["waiting"]["code"], view["waiting"]["position"]) == ("backoff", 1)
-    assert view["waiting"]["until"] and view["waiting"]["reason"].startswith("The job backs off until")
+    assert view["waiting"]["until"] and view["waiting"]["reason"].startswith("Attempt 1 ended. The next attempt can")
     progress = view["progress"]
     assert (progress["step"], progress["rate"]) == (239, None)
     assert (progress["eta_seconds"], progress["stage_eta_seconds"]) == (None, None)
     text = page_text(gateway, f"/ui/jobs/{job.id}")
-    assert "The job backs off until" in text and "time left" not in text and "3,293" not in text
+    assert "The next attempt can start at" in text and "time left" not in text and "3,293" not in text
     assert "13 min" not in page_text(gateway, "/ui/jobs")
 
 

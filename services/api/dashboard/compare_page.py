@@ -55,7 +55,10 @@ def points(
     stage: Annotated[str, Query(max_length=40)],
     ids: Ids = [],  # noqa: B006
 ) -> Response:
-    """Return the curves of a stage: each job's first seed, at every learning rate. `column` is the index of the job."""
+    """Return the curves of a stage, for the first seed of each job. `column` in a curve is the index of its job.
+
+    If the stage tries several learning rates, each has a curve.
+    """
     jobs = _jobs(parts, tenant, ids)
     lines = [
         {**line, "name": _LETTERS[column] + line["tried"], "column": column}
@@ -73,7 +76,7 @@ def _jobs(parts: Parts, tenant: str, ids: list[str]) -> list[JobRecord]:
 
 
 def _models(outcomes: Sequence[Outcome]) -> dict[str, list[ModelScores | None]]:
-    """Return the scores of each model in each job; None where a job lacks the model."""
+    """Map the name of each model to its scores in each job. The scores are None if the job lacks the model."""
     names = dict.fromkeys(model.name for outcome in outcomes for model in outcome.models)
     by_name = [{model.name: model for model in outcome.models} for outcome in outcomes]
     return {name: [models.get(name) for models in by_name] for name in names}

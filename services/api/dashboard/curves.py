@@ -38,9 +38,9 @@ class _History(TypedDict, total=False):
 
 
 class Curve(TypedDict):
-    """The lines of one node. tried: a suffix with the learning rate, empty unless the stage tries several.
+    """The lines of one node. name: the label of the curve. series: metric → steps (`x`) and values (`y`).
 
-    series: name → steps (`x`) and values (`y`).
+    tried: the suffix of the label with the learning rate, or "" if the stage tries only one.
     """
 
     node: str
@@ -63,7 +63,7 @@ def peak_rate(node: Node) -> float:
 def curves(
     jobs: JobStore, artifacts: ArtifactStore, job: JobRecord, stage: str, *, most: int = _MAX_LINES
 ) -> list[Curve]:
-    """Return the curves of a stage, for at most `most` of its nodes."""
+    """Return the curves of a stage: one for each of its first `most` nodes."""
     plan = plan_of(job)
     nodes = [node for node in plan.nodes if node.stage.name == stage]
     # In studies, several nodes of a stage have the same seed and rate.
@@ -112,7 +112,7 @@ def _history(artifacts: ArtifactStore, ref: ManifestRef | None) -> _History:
 
 
 def rates_of(job: JobRecord, stage: str) -> tuple[float, ...]:
-    """Return the finetuning rates that each seed tries in the stage."""
+    """Return the learning rates that each seed tries in the stage, or () if it tries only one."""
     return tuple(dict.fromkeys(n.rate for n in plan_of(job).nodes if n.stage.name == stage and n.rate is not None))
 
 

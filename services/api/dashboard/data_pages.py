@@ -166,7 +166,10 @@ def _corpus(parts: Parts, tenant: str, name: str) -> dict[str, object]:
 
 
 def _search(parts: Parts, tenant: str, name: str, q: str, version: str | None) -> dict[str, object]:
-    """Return the hits of a query, or the error as text, so that the rest of the page stays readable."""
+    """Return the template values of a search: the hits, or the text of an error.
+
+    The error is a value, so that the rest of the page stays readable.
+    """
     query = q.strip()
     values: dict[str, object] = {"q": query, "hits": None, "searched": None, "failure": None}
     if not query:

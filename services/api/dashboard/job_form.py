@@ -153,7 +153,7 @@ def _parse(field: FormField, texts: Sequence[str], dataset: str) -> object:
 
 
 def _show(field: FormField, value: Any) -> list[str]:
-    """Return the texts that show a value of an option."""
+    """Return the texts of the form field if its option has the value `value`."""
     if value is None or value is PydanticUndefined:
         return []
     match field.widget:

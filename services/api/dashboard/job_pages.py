@@ -55,7 +55,7 @@ def job_page(
     tenant: SignedIn,
     stage: Annotated[str | None, Query(max_length=40)] = None,
 ) -> Response:
-    """Show a job. A name redirects to the newest job with it."""
+    """Show a job. If `job` is a name, redirect to the newest job with this name."""
     try:
         return page(request, "job.html", _live_values(parts, parts.jobs.get(tenant, job)), chosen=stage)
     except NotFound:
@@ -105,7 +105,10 @@ def more_log(request: Request, job: PageJob, parts: PartsDep, after: StreamId) -
 def act(
     request: Request, job: PageJob, verb: str, parts: PartsDep, key: Annotated[str, Form(max_length=200)] = ""
 ) -> Response:
-    """Pause, resume, cancel, retry or delete a job. key: random key of the page: a repeated retry creates one job."""
+    """Pause, resume, cancel, retry or delete a job.
+
+    key: a random key of the page. A repeated retry with the same key creates only one job.
+    """
     match verb:
         case "pause" | "resume" | "cancel":
             {"pause": parts.jobs.pause, "resume": parts.jobs.resume, "cancel": parts.jobs.cancel}[verb](
@@ -165,7 +168,7 @@ def event_line(event: Event, titles: Mapping[str, str]) -> EventLine:
 
 
 def _events(parts: Parts, job: JobRecord, titles: Mapping[str, str], count: int) -> list[EventLine]:
-    """Return the last `count` events and any newer events, newest first."""
+    """Return the last `count` events, and the events since `job` was read. The newest event is first."""
     lines, after = list[EventLine](), max(0, job.last_event - count)
     while chunk := parts.jobs.events(job.tenant, job.id, after=after, limit=_EVENTS_PAGE):
         lines.extend(event_line(event, titles) for event in chunk)

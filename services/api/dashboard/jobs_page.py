@@ -62,7 +62,10 @@ def list_page(
 def _ordered(
     parts: Parts, tenant: str, state: State | None, words: list[str], sort: str
 ) -> tuple[list[JobRecord], bool]:
-    """Return the newest jobs that contain all words, in the order `sort`, and whether older jobs exist."""
+    """Search the newest `_READ` jobs. Return those that contain all words, and whether older jobs exist.
+
+    sort: the value that orders the jobs, or "" for newest first.
+    """
     jobs, more = parts.jobs.list_jobs(tenant, state=state, limit=_READ)
     matching = [job for job in jobs if _contains(job, words)]
     if sort:
@@ -91,7 +94,10 @@ def _value(job: JobRecord, sort: str) -> float:
 
 
 def _score(job: JobRecord) -> dict[str, str | float | None] | None:
-    """Return the mean test score: macro-F1 for the metrics accuracy, micro-F1 and macro-F1, else the job's metric."""
+    """Return name and value of the mean test score, or None for a job without scores.
+
+    The score is macro-F1 for the metrics accuracy, micro-F1 and macro-F1, else the job's metric.
+    """
     summary = job.result.summary if job.result else None
     if summary is None or not (test := summary.mean.get("test")):
         return None

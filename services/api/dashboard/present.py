@@ -47,7 +47,7 @@ def words(name: str) -> str:
 
 
 def scores_of(metric: str) -> tuple[str, ...]:
-    """Return the names of the scores that pages show for a metric. Omit scores that always equal another one."""
+    """Return the names of the scores that pages show for a metric. Omit scores that always equal another score."""
     return tuple(name for name in scores_shown(metric) if name not in METRICS or METRICS[name].same_as is None)
 
 
@@ -147,7 +147,7 @@ def facts(data: Mapping[str, object]) -> str:
 
 
 def marked(text: str, words: Collection[str], *, whole: bool = False) -> Markup:
-    """Return the escaped text with `words` in <mark> elements, ignoring case. whole: not inside longer words."""
+    """Return the escaped text with `words` in <mark> elements, ignoring case. whole: mark no parts of words."""
     if not words:
         return escape(text)
     pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))

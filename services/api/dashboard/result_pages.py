@@ -143,7 +143,7 @@ def _confidence(text: str) -> float | None:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise InvalidRequest(f"Invalid confidence '{text.strip()}'. Enter a number from 0 to 1, or leave it empty.")
+        raise InvalidRequest(f"Invalid confidence '{text.strip()}'. Enter a number from 0 to 1, or empty the field.")
     return value
 
 

@@ -13,7 +13,7 @@ from tlm_core.jobs.spec import JobSpec
 
 
 def snippets(spec: JobSpec, url: str) -> dict[str, str]:
-    """Return the request in each language. url: the URL of the gateway, without a slash at its end."""
+    """Map each language to a request that submits `spec`. url: the URL of the gateway, without a slash at its end."""
     given = spec.model_dump(mode="json", exclude_defaults=True)
     body = {name: value for name, value in given.items() if value != {}}
     fields = ", ".join(f"{name}={value!r}" for name, value in body.items())
@@ -26,7 +26,7 @@ def snippets(spec: JobSpec, url: str) -> dict[str, str]:
 
 
 def prediction_snippets(model: str, url: str) -> dict[str, str]:
-    """Return a request for predictions in each language. model: id of a job, or an alias."""
+    """Map each language to a request for predictions. model: id of a job, or an alias. url: as in `snippets`."""
     return {
         "command line": f'tlm predict {model} "a text to classify"',
         "curl": f'curl -H "Authorization: Bearer $TLM_TOKEN" \\\n  --json \'{{"texts": ["a text to classify"]}}\' \\\n'
@@ -37,7 +37,10 @@ def prediction_snippets(model: str, url: str) -> dict[str, str]:
 
 
 def upload_snippets(path: str, command: str, fields: str, call: str, url: str) -> dict[str, str]:
-    """Return an upload in each language: `command`, curl with the options `fields`, and Python that calls `call`."""
+    """Map each language to an upload: `command`, curl with the options `fields`, and Python with the call `call`.
+
+    path: the path of the API route. url: as in `snippets`.
+    """
     return {
         "command line": command,
         "curl": f'curl -H "Authorization: Bearer $TLM_TOKEN" \\\n  {fields} \\\n  {shlex.quote(f"{url}{path}")}',

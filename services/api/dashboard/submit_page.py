@@ -80,7 +80,7 @@ def recipe_key(
 
 
 def _last_corpus(parts: Parts, tenant: str, dataset: str) -> str:
-    """Return the corpus of the newest job with a corpus on any version of a dataset, or "" without such a job."""
+    """Return the corpus of the newest job that uses a corpus and any version of `dataset`. Without one, return ""."""
     try:
         ids = parts.catalog.dataset_ids(tenant, parts.catalog.dataset(tenant, dataset).name)
     except NotFound:

@@ -92,7 +92,7 @@ class Asset:
 
 
 def read_assets(prefix: str) -> dict[str, Asset]:
-    """Return every script, style sheet, icon and font by its path in `static`.
+    """Return every script, style sheet, icon and font by its path in `static`. prefix: the path of the dashboard.
 
     Vendored files have recorded integrity hashes, so browsers refuse a changed file.
     """
@@ -135,7 +135,10 @@ def build_environment() -> Environment:
 def page(
     request: Request, template: str, common: Mapping[str, object] | None = None, *, status: int = 200, **values: object
 ) -> HTMLResponse:
-    """Render a template. It also gets `now`, and `partial`, which is true if a script sent the request."""
+    """Render a template with `common` and `values`.
+
+    The template also gets `now`, `path`, and `partial`, which is true if a script sent the request.
+    """
     environment: Environment = request.app.state.environment
     text = environment.get_template(template).render(
         {**(common or {}), **values}, now=time.time(), partial="hx-request" in request.headers, path=request.url.path
@@ -173,7 +176,7 @@ async def _to_sign_in(request: Request, _: Exception) -> Response:
 
 
 async def _on_foreign(request: Request, _: Exception) -> Response:
-    detail = "The request did not come from a page of the dashboard. Repeat it on one of its pages."
+    detail = "The request did not come from a page of the dashboard. Open the dashboard, and repeat the action there."
     return _failure(request, 403, "Request refused", detail)
 
 

@@ -1,6 +1,7 @@
--- Records a part of an upload.
+-- Records a part of an upload, and moves the offset of the upload to the end of the part.
 -- KEYS: upload, its parts. ARGV: begin of the part, its length, its name, seconds until expiry.
--- Returns {'ok', offset}, {'missing', ''}, or {'offset', offset} if the part does not begin at the offset.
+-- Returns {'ok', new offset}, {'missing', ''} if the upload does not exist, or {'offset', offset} if the part does not
+-- begin at the offset of the upload.
 local offset = redis.call('HGET', KEYS[1], 'offset')
 if not offset then return {'missing', ''} end
 if offset ~= ARGV[1] then return {'offset', offset} end

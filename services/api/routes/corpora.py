@@ -27,7 +27,7 @@ _FORM = form_body(
         "near_duplicates": {
             "enum": ["drop", "keep"],
             "default": "drop",
-            "description": "How to treat passages nearly equal to an earlier one.",
+            "description": "Whether to drop or keep a passage that is nearly equal to an earlier passage.",
         },
         "files": {
             "type": "array",

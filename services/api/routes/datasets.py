@@ -97,7 +97,7 @@ def report(dataset: str, parts: PartsDep, tenant: Tenant) -> dict[str, object]:
 
 @router.get("/{dataset}/preview", summary="Preview the rows", responses=problems(404))
 def preview(dataset: str, parts: PartsDep, tenant: Tenant) -> Items[JsonObject]:
-    """Return the first rows of train as parsed."""
+    """Return the first rows of train, as the service read them."""
     content = parts.artifacts.read_json(parts.catalog.dataset(tenant, dataset).report, "report.json")
     return Items[JsonObject](data=tuple(content.get("preview", ())))
 

@@ -213,7 +213,10 @@ def series(
     node: Annotated[str | None, Query(max_length=200, description="Only this node.")] = None,
     name: Annotated[list[str], Query(max_length=50, description="Only these metrics.")] = [],  # noqa: B006
 ) -> Page[Series]:
-    """Return each node's metrics as columns. Thinning retains the ends, and each equal part's minimum and maximum."""
+    """Return the metrics of each node as columns: steps, times and values.
+
+    A series with more than `points` points is thinned to its ends, and to the minimum and maximum of equal parts.
+    """
     result = series_of(parts.jobs, job, points=points, node=node, names=frozenset(name))
     return Page(data=tuple(result), has_more=False)
 
@@ -262,7 +265,7 @@ def _page(kind: type[BaseModel], records: Sequence[object], limit: int) -> Respo
 
 
 def _created(parts: Parts, response: Response, result: tuple[JobRecord, bool]) -> Job:
-    """Return the job, and set the headers of the response."""
+    """Return the job, and set the headers of the response. result: the job, and whether it is new."""
     job, new = result
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     if not new:

@@ -37,7 +37,7 @@ TAR: dict[int | str, dict[str, object]] = {
 
 @router.get("/{job}/checkpoints", summary="List checkpoints", responses=problems(404))
 def checkpoints(job: PathJob, parts: PartsDep) -> Page[Checkpoint]:
-    """Return the current checkpoints by node and step. Older checkpoints of a node are deleted."""
+    """Return the current checkpoints, ordered by node and step. The service deletes older checkpoints of a node."""
     current = checkpoints_of(parts.jobs, job)
     return Page(data=tuple(checkpoint_views(parts.artifacts, current)), has_more=False)
 
@@ -49,7 +49,7 @@ def checkpoints(job: PathJob, parts: PartsDep) -> Page[Checkpoint]:
     responses=FILE_ANSWERS,
 )
 def checkpoint_file(job: PathJob, node: str, step: int, name: str, parts: PartsDep) -> FileResponse:
-    """Supports Range, If-Range and ETag. X-Checksum-SHA256 is the digest of the whole file."""
+    """Return a file. Supports Range, If-Range and ETag. X-Checksum-SHA256 is the digest of the whole file."""
     checkpoint = checkpoint_at(parts.jobs, job, node, step)
     return file_response(parts.artifacts, checkpoint.ref, name)
 
@@ -87,7 +87,7 @@ def model(job: PathJob, parts: PartsDep) -> Model:
     responses=FILE_ANSWERS,
 )
 def model_file(job: PathJob, name: str, parts: PartsDep) -> FileResponse:
-    """Supports Range, If-Range and ETag. X-Checksum-SHA256 is the digest of the whole file."""
+    """Return a file. Supports Range, If-Range and ETag. X-Checksum-SHA256 is the digest of the whole file."""
     return model_file_response(parts.jobs, parts.artifacts, job, name)
 
 

@@ -37,7 +37,7 @@ class UploadBody(_Body):
 
 
 class DatasetOfUploads(_Body):
-    """A dataset made from complete uploads, by split. `options` as for POST /v1/datasets/hub."""
+    """A dataset made from complete uploads. files: split → id of an upload. options: as for POST /v1/datasets/hub."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"name": "reviews", "files": {"train": "upl_1", "test": "upl_2"}}]}

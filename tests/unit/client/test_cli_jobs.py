@@ -422,14 +422,15 @@ def test_show_prints_why_a_job_does_not_run(fields: dict[str, Any], line: str) -
 
 
 def test_watch_shows_the_queue_instead_of_the_last_attempt() -> None:
-    waiting = {"code": "backoff", "reason": "The job backs off until 12:00:00 UTC after attempt 1.", "position": 1}
+    reason = "Attempt 1 ended. The next attempt can start at 12:00:00 UTC."
+    waiting = {"code": "backoff", "reason": reason, "position": 1}
     stream = event_stream(event(1, "job.requeued", message="gone", delay_seconds=4) + end("failed"))
     answers = {"/v1/jobs/job_1/events": stream}
 
     def handler(request: httpx.Request) -> httpx.Response:
         return answers.get(request.url.path) or httpx.Response(200, json=job_view(state="failed", waiting=waiting))
 
-    assert f"job_1 waiting: {waiting['reason']}" in tlm(handler, "watch", "job_1").stderr.splitlines()
+    assert f"job_1 waiting: {reason}" in tlm(handler, "watch", "job_1").stderr.splitlines()
 
 
 class SilentStream(httpx.SyncByteStream):
