@@ -57,7 +57,7 @@ class InvalidRequest(TLMError, code="invalid_request"):
 class Fault:
     """One data error in a dataset.
 
-    row: 1-based line or record number within the file, header excluded; None for an error of the whole file.
+    row: number of the record in the file, from 1, without header and blank lines; None for an error of the whole file.
     """
 
     code: str

@@ -21,7 +21,7 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
 def new_id(prefix: str, now: float | None = None) -> str:
-    """Return a new id such as `job_01h…`. Ids sort by time (milliseconds) and end in 50 random bits."""
+    """Return a new id such as `job_01h…`. Ids sort by time and end in 50 random bits. now: Unix seconds."""
     value = int((time.time() if now is None else now) * 1000) << 50 | secrets.randbits(50)
     digits = ""
     for _ in range(19):

@@ -24,5 +24,5 @@ def sha256_file(path: Path) -> str:
 
 
 def artifact_id(stage: str, version: int, params: Mapping[str, object], inputs: Mapping[str, str]) -> str:
-    """Return the id of a stage's artifact. version: the version of its code. inputs: name → digest of the manifest."""
+    """Return the id of a stage's artifact. version: the version of the stage. inputs: name → digest of its manifest."""
     return "art_" + digest_of([stage, version, params, inputs])[:40]

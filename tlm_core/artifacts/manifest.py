@@ -66,7 +66,7 @@ class Manifest(_Value):
 
 
 class ManifestRef(_Value):
-    """The folder of a manifest, relative to the storage root, and the digest that it must have."""
+    """The folder of a manifest, relative to the storage root, and the digest that the manifest must have."""
 
     folder: str
     digest: str
@@ -74,4 +74,6 @@ class ManifestRef(_Value):
 
 def mismatch(file: str) -> CorruptArtifact:
     """Return the error for a file that differs from its manifest."""
-    return CorruptArtifact(f"The file {file} does not match its manifest. Restore it, or retry the job that reads it.")
+    return CorruptArtifact(
+        f"The file {file} does not match its manifest. Restore it from a backup, or retry the job that reads it."
+    )

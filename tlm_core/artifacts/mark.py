@@ -48,7 +48,8 @@ class StorageMark:
         if not has_folders and not self._is_new():
             raise StorageUnavailable(
                 f"{self._root} is not the storage of this service: the file {MARK} is missing. Mount the storage there "
-                f"or correct its setting. If the content of the storage is lost, create an empty file {MARK} there."
+                "or correct the setting 'storage'. If the content of the storage is lost, create an empty file "
+                f"{MARK} there."
             )
         if has_folders or create:
             if isinstance(self._fs, LocalFileSystem):

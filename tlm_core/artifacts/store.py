@@ -294,7 +294,7 @@ def _copy_over(source: Path, target: str) -> None:
 
 
 def _is_complete(folder: Path, manifest: Manifest) -> bool:
-    """Return whether a cached copy has all files. A copy that lacks some is deleted."""
+    """Return whether a cached copy has all files, with the sizes in `manifest`. If not, delete the copy."""
     if not folder.exists():
         return False
     try:
@@ -306,7 +306,7 @@ def _is_complete(folder: Path, manifest: Manifest) -> bool:
 
 
 def drop_untouched(folder: Path, seconds: float) -> None:
-    """Delete the subfolders that have not changed for `seconds`, except those of other users."""
+    """Delete the subfolders that have not changed for `seconds`, if the process has permission to delete them."""
     oldest = time.time() - seconds
     for path in folder.iterdir() if folder.is_dir() else ():
         with suppress(FileNotFoundError, PermissionError):

@@ -23,7 +23,7 @@ Notify = Callable[[str], None]
 
 
 class Row(NamedTuple):
-    """One record. number: counts from 1, without the header. Other values are as in the file, or None if missing."""
+    """One record. number: counts records from 1. source, id, rank: as in the file, or None if missing."""
 
     number: int
     text: str
@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
 
 def corpus_findings(subject: str = "the corpus files", notify: Notify | None = None) -> Findings:
-    """Findings that raise InvalidDataset at the 100th data error and pass notes to `notify` at once."""
+    """Return findings that raise InvalidDataset at the 100th data error and pass notes to `notify` at once."""
     return Findings(subject, stop_at=LISTED_PER_CODE, notify=notify)
 
 
@@ -52,7 +52,7 @@ def _text_column(
     """Return the column with the texts: `wanted` if it is set, otherwise an inferred column.
 
     The inferred column is `text`, else another of TEXT_COLUMNS, else the only column besides source, id and rank. Adds
-    a note for an inferred column, and a data error if there is none.
+    a note for an inferred column, and a data error if no column is found. place: file or row, for messages.
     """
     listed = ", ".join(f"'{name}'" for name in names) or "none"
     by_fold = {name.strip().casefold(): name for name in reversed(names)}

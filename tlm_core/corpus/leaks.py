@@ -88,7 +88,10 @@ class LeakFilter:
         return [leak for owner in sorted(candidates) if (leak := self._checked(owner, words))]
 
     def _checked(self, owner: int, words: list[str]) -> Leak | None:
-        """Return the leak if the words confirm it, else None. Different words can have equal hashes."""
+        """Compare the words themselves, because different words can have equal hashes.
+
+        owner: number of the text. words: tokens of the passage. Returns None if the passage does not leak the text.
+        """
         split, row, text = self._texts[owner]
         wanted = tokens(text)
         if len(wanted) < GRAM:

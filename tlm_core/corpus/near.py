@@ -24,9 +24,9 @@ _MINIMA = 128
 _BANDS = 16
 _SHINGLE = 3
 _SEED = 1
-_AT_ONCE = 2_000  # texts whose word triples (shingles) are in memory; they need many times the size of the text
+_AT_ONCE = 2_000  # texts in memory with their word triples (shingles), which need many times the size of the texts
 _RUN = 1_000_000  # keys in memory before they become a file
-_MOST = 16  # passages compared for one band of one file; only very frequent texts have more
+_MOST = 16  # most passages to compare for a band in a file; only very frequent texts share a band with more
 
 Keys = NDArray[np.uint64]
 Owners = NDArray[np.uint32]
@@ -107,7 +107,7 @@ class NearDuplicates:
         return np.array(self._minima(shingles), np.uint32).reshape(len(texts), _MINIMA)
 
     def _earlier(self, bands: Keys) -> dict[int, NDArray[np.uint32]]:
-        """Map each passage number to the signatures of the indexed passages that share a band with it, if any."""
+        """Map each row of `bands` to signatures [passages, minima] of indexed passages that share a band with it."""
         wanted, passages = bands.ravel(), np.repeat(np.arange(len(bands)), _BANDS)
         order = np.argsort(wanted)
         wanted, passages = wanted[order], passages[order]
@@ -167,13 +167,13 @@ def _sorted(keys: Keys, owners: Owners) -> tuple[Keys, Owners]:
 
 
 def _band_keys(signatures: NDArray[np.uint32]) -> Keys:
-    """Return a hash of each band, [passages, bands]. It covers the band's number, so only equal band numbers match."""
+    """Return a hash of each band and its number, [passages, bands]. So equal minima match only in the same band."""
     size = _MINIMA // _BANDS
     keys = np.empty((len(signatures), _BANDS), np.uint64)
     for band in range(_BANDS):
         mixed = np.full(len(signatures), band + 1, np.uint64)
         for column in range(band * size, (band + 1) * size):
-            # FNV-1a on words of 32 bits, with a shift because its low bits alone mix too little.
+            # FNV-1a on words of 32 bits. Its product does not mix high bits into low bits, so the shift does this.
             mixed = (mixed ^ signatures[:, column]) * np.uint64(0x100000001B3)
             mixed ^= mixed >> np.uint64(29)
         keys[:, band] = mixed

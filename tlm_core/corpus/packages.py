@@ -72,8 +72,8 @@ def passages_from_packages(*, progress: Progress | None = None) -> Iterator[Pass
 def passages_of(documents: Iterable[Document]) -> Iterator[Passage]:
     """Passages of `documents`, which come file by file.
 
-    Docstrings under 15 words are joined within their file into texts of at least 25 words, the last of at least 15.
-    Passages under 15 words, or with few letters (tables, listings), are skipped.
+    Docstrings under 15 words are joined, within a file, into texts of at least 25 words. The last text of a file can
+    have 15 to 24 words. Passages under 15 words, or with few letters (tables, listings), are skipped.
     """
     for (package, _), group in groupby(documents, key=lambda document: (document.package, document.file)):
         for text in _joined(group):

@@ -43,9 +43,9 @@ _LONGEST_UNCUT = 2 * LONGEST
 
 
 class CorpusInfo(BaseModel):
-    """The contents of a corpus folder. `words`: by `word_count`; `sources`: number of passages of each source.
+    """The contents of a corpus folder. words: sum of `word_count`. sources: source → number of its passages.
 
-    near_duplicates_dropped: None if they were not searched. version: first 16 hex digits of the SHA-256 of the ids in
+    near_duplicates_dropped: None if near duplicates are kept. version: first 16 hex digits of the SHA-256 of the ids in
     order and the language.
     """
 

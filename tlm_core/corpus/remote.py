@@ -69,7 +69,7 @@ def list_remote(address: str, note: Notify) -> Remote:
     except ImportError as error:
         raise MissingDependency(f"Reading {address} needs a package that is not installed: {error}") from error
     except ValueError as error:
-        raise InvalidRequest(f"Invalid address '{address}': {error}. Check the protocol.") from error
+        raise InvalidRequest(f"Invalid address '{address}': {error}. Use a protocol such as s3 or https.") from error
     with _remote_errors(f"listing {address}"):
         paths = [path] if fs.isfile(path) else sorted(fs.find(path))
     files = [name for name in paths if format_of(Path(name))]

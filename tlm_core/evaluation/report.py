@@ -153,7 +153,7 @@ def job_report(
 
     It reads the test targets, so call it once, after all training. linears: results by name; if empty, only encoders
     are scored. shared_cost: cost of the stages that all seeds share. ensemble: whether the returned model averages the
-    encoders whose training did not end early (all, if every training did). `{split}.all` holds its outputs.
+    encoders whose training did not end early. If all ended early, it averages all. `{split}.all` holds its outputs.
     """
     choice, runs = _runs(task, encoders, linears, ensemble)
     of_seeds = [_of_seed(task, encoder, choice, linears) for encoder in encoders] if ensemble else runs
@@ -259,7 +259,7 @@ def _models(
 
 
 def _averaged(encoders: Sequence[EncoderResult]) -> Sequence[EncoderResult]:
-    """Return the encoders of an ensemble: those whose training did not end early, or all if every training did."""
+    """Return the encoders of an ensemble: those whose training did not end early. If all ended early, return all."""
     return [encoder for encoder in encoders if not encoder.behind] or encoders
 
 
@@ -401,7 +401,7 @@ def over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def total_cost(costs: Sequence[Cost]) -> dict[str, dict[str, float]]:
-    """Return FLOPs, tokens, seconds, and GPU-seconds of each stage, summed over the seeds, and last their `total`."""
+    """Return FLOPs, tokens, seconds and GPU-seconds of each stage, summed over `costs`, and of all stages (`total`)."""
     stages: dict[str, dict[str, float]] = {}
     total: dict[str, float] = {}
     for cost in costs:

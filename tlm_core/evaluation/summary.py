@@ -83,7 +83,7 @@ def _files(report: Report, model: str) -> str:
 
 
 def sentences(report: Report) -> list[str]:
-    """State what a job returns, why, and whether it is better than the linear model. Of a study, only `few_rows`."""
+    """State what a job returns, why, and whether it is better than the linear model. For a study, only `few_rows`."""
     if "returned" not in report:
         return few_rows(report)
     gain, reason = report.get("gain", {}).get("words"), report["returned"]["reason"]
@@ -138,7 +138,7 @@ def behind_in_words(scores: Mapping[str, float], of: str = "") -> str:
 
 
 def learned_again(report: Report) -> bool:
-    """Return whether the refit trained the returned model again, or a part of it. It always trains linear models."""
+    """Return whether the refit trained the returned model again, or a part of it. A refit trains all linear models."""
     model, seeds = report["returned"]["model"], report["returned"]["seeds"]
     encoders = [entry for entry in report["seeds"] if entry["seed"] in seeds]
     return model in _LINEAR or model == "combined" or any(entry[REFIT] for entry in encoders)
@@ -162,7 +162,7 @@ def refit_in_words(report: Report) -> str:
 
 
 def headline(report: Report) -> str:
-    """Return the file that a job returns and its test score in a sentence, and `few_rows`."""
+    """Return a text with the model in model.onnx, its test score, and the warning of `few_rows`."""
     metric = report["metric"]
     value = report["returned"]["scores"]["test"][metric]
     score = "no test score" if value is None else f"{METRICS[metric].title} {value:.4f} on test"

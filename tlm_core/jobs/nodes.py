@@ -52,7 +52,7 @@ def validate_nodes(inputs: PlanInputs[KindOptions]) -> list[Node]:
 
 
 def baseline_node(group: str, task: str = "validate", name: str = "baseline") -> Node:
-    """Return the node that fits the linear model on a task."""
+    """Return the node that fits the linear model. task: the node with the task. name: of the new node."""
     return Node(name, BASELINE, BaselineParams(), {"task": task}, group=group)
 
 
@@ -65,7 +65,7 @@ def self_train_node(recipe: Recipe, task: str, select: Node) -> Node:
 def select_node(
     inputs: PlanInputs[KindOptions], task: str, name: str = "select", seed: int | None = None
 ) -> Node | None:
-    """The node that selects passages for a task, or None if the job trains on the task alone."""
+    """Return the node that selects passages for the task of node `task`. None if the job trains on the task alone."""
     selection = inputs.recipe.selection
     if selection.definition.source == "dataset":
         fixed = {}
@@ -85,7 +85,7 @@ def prepare_node(
     *,
     labeled: bool = False,
 ) -> Node:
-    """The node that trains the tokenizer and tokenizes all texts. labeled: the node also reads `self_train`."""
+    """Return the node that trains the tokenizer and tokenizes all texts. labeled: whether it reads `self_train`."""
     inputs = {"task": task} | ({"selection": select.name} if select else {})
     inputs |= {"self_train": "self_train"} if labeled else {}
     return Node(name, PREPARE, PrepareParams.of(recipe), inputs=inputs, seed=seed)
@@ -94,7 +94,8 @@ def prepare_node(
 def joint_node(recipe: Recipe, seed: int, name: str, prepared: str = "prepare", baseline: str | None = None) -> Node:
     """Return the joint stage of one seed. With a wall-clock budget, it is excluded from the cache.
 
-    baseline: the node of the linear model. Raises InvalidRecipe if it is None and the recipe sets `stop_if_behind`.
+    prepared: the node with the tokens. baseline: the node of the linear model. Raises InvalidRecipe if `baseline` is
+    None and the recipe sets `stop_if_behind`.
     """
     inputs, reusable = {"prepared": prepared}, recipe.joint.budget.seconds is None
     if recipe.joint.stop_if_behind is not None:
@@ -113,7 +114,8 @@ def finetune_nodes(recipe: Recipe, seed: int, name: str, inputs: Mapping[str, st
 def with_tries(node: Node, part: Finetune) -> list[Node]:
     """Return a node for each finetuning to try, and a last node that chooses among them. Without tries, return `node`.
 
-    A try has the artifact id of a finetuning without tries with the same values. So each can reuse the other's result.
+    part: the settings in the recipe. A try has the same artifact id as the finetuning of a job without tries that has
+    the same values. So the two jobs can share the artifact.
     """
     if not part.has_tries:
         return [node]

@@ -43,7 +43,10 @@ class Node:
         return self.stage.place
 
     def artifact_id(self, digests: Mapping[str, str], job_id: str) -> str:
-        """Return the id of this node's artifact. digests: node → manifest digest, at least of this node's inputs."""
+        """Return the id of this node's artifact. It depends on `job_id` only if the node is not reusable.
+
+        digests: node → manifest digest, at least of this node's inputs.
+        """
         if self.reused is not None:
             return self.reused.artifact
         inputs = {name: digests[node] for name, node in self.inputs.items()} | dict(self.fixed)
@@ -104,7 +107,7 @@ class Plan:
         return [self.group(group)[place] for group in groups]
 
     def startable(self, name: str, done: Collection[str]) -> bool:
-        """Return whether all inputs that the group needs from other groups are done."""
+        """Return whether all inputs that group `name` needs from other groups are done."""
         members = {node.name for node in self.group(name)}
         outside = {source for node in self.group(name) for source in node.inputs.values()} - members
         return all(source in done for source in outside)

@@ -218,7 +218,7 @@ class Origin(_Record):
 class Progress(_Record):
     """The progress of a job.
 
-    step, total, rate (`unit` per second) and stage_eta_seconds describe the node. share (0 to 1), eta_seconds,
+    step, total, rate (`unit` per second) and stage_eta_seconds describe `node`. share (0 to 1), eta_seconds,
     nodes_done and nodes_total describe the whole job. slowdown: measured seconds of training per expected second.
     """
 
@@ -295,8 +295,8 @@ class JobRecord(_Record):
     """A job as stored. Records are immutable: each verb of the store writes a new one.
 
     attempt: number of the current attempt, and the fencing token of every write of its workers.
-    failures: attempts that count against `max_attempts`. losses: attempts since the last new checkpoint or artifact
-    that ended because a worker, its machine or a component was lost.
+    failures: attempts that count against `max_attempts`. losses: attempts that ended because a worker, its
+    machine or a component was lost, counted since the last new checkpoint or artifact.
     interruptions: all attempts that ended without a failure of the job.
     submissions, beats: group → submission id, and last heartbeat, in this attempt.
     draining: whether a machine of this attempt is shutting down. request_id: id of the submitting request, for logs.
@@ -343,7 +343,10 @@ class JobRecord(_Record):
     unreadable: bool = False
 
     def spent(self, *, is_loss: bool) -> tuple[int, int]:
-        """Return failures and losses after the end of this attempt. LOSSES_PER_FAULT losses count as one failure."""
+        """Return `failures` and `losses` after the end of this attempt. LOSSES_PER_FAULT losses count as one failure.
+
+        is_loss: whether the attempt ended because a worker, its machine or a component was lost.
+        """
         if is_loss and self.losses + 1 < LOSSES_PER_FAULT:
             return self.failures, self.losses + 1
         return self.failures + 1, 0

@@ -16,7 +16,10 @@ IMPORTANCE = Stage("importance", "tlm_core.compression.ticket_stages:importance"
 
 
 def importance_node(name: str, as_published: bool, prepared: str, finetune: str, seed: int) -> Node:
-    """Return the node that measures the importance of heads and blocks in a finetuned model."""
+    """Return the node that measures the importance of heads and blocks in a finetuned model.
+
+    as_published: measure as the authors' released code does. prepared, finetune: the nodes of tokens and model.
+    """
     params = ImportanceParams(as_published=as_published)
     return Node(name, IMPORTANCE, params, {"prepared": prepared, "finetune": finetune}, seed=seed)
 
@@ -24,7 +27,10 @@ def importance_node(name: str, as_published: bool, prepared: str, finetune: str,
 def check_encoder(
     inputs: PlanInputs[KindOptions], recipe: Recipe, levels: Sequence[float] = (), masks: Sequence[Mask] = ()
 ) -> Node | None:
-    """Return the node that checks a published encoder. None for other encoders, because the gateway checks them."""
+    """Return the node that checks a published encoder, and that `levels` and `masks` fit it.
+
+    None for other encoders, because the gateway checks them.
+    """
     if recipe.model.init in OWN_STARTS:
         return None
     params = CheckEncoderParams(init=recipe.model.init, levels=tuple(levels), masks=tuple(masks))

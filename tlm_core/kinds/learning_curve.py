@@ -78,13 +78,19 @@ class LearningCurveOptions(KindOptions):
         if min(self.sizes) <= 0 or any(size > 1 and size != int(size) for size in self.sizes):
             raise ValueError("A size must be a share above 0 and up to 1, or a whole number above 1.")
         if len(set(self.sizes)) < len(self.sizes) or len(set(self.models)) < len(self.models):
-            raise ValueError("A size or a model occurs twice. Name each one once.")
+            raise ValueError("A value occurs twice in 'sizes' or 'models'. Remove the duplicate.")
         if any(size > 1 for size in self.sizes) and any(size < 1 for size in self.sizes):
-            raise ValueError("Give all sizes as shares or all as counts. 1 means the full train split in both.")
+            raise ValueError(
+                "'sizes' mixes shares and counts. Give all sizes as shares or all as counts. "
+                "1 means the full train split in both."
+            )
         if "bilstm" not in self.models:
             raise ValueError("The models must include 'bilstm', because the report compares the others with it.")
         if ("pretrained" in self.models) != (self.pretrained is not None):
-            raise ValueError("The model and the option 'pretrained' belong together. Give both or neither.")
+            raise ValueError(
+                "The model 'pretrained' and the option 'pretrained' belong together, but only one is given. "
+                "Give both or neither."
+            )
         return self
 
 

@@ -140,7 +140,7 @@ def plan(inputs: PlanInputs[ShareTicketsOptions]) -> Plan:
     parts = {f"prepared.{number}": f"part.{number}" for number in range(len(names))}
     for number in range(len(names)):
         nodes.append(Node(f"part.{number}", PART, PartParams(number=number), {"prepared": "prepare", "task": "merge"}))
-    group = "baseline" if select else "main"  # workers would be idle during the selection
+    group = "baseline" if select else "main"  # so that workers fit linear models during the selection
     baselines = [baseline_node(group, task, f"baseline.{number}") for number, task in enumerate(tasks.values())]
     nodes += baselines
     levels = [ticket for ticket in tickets if isinstance(ticket, float)]
@@ -158,7 +158,10 @@ def plan(inputs: PlanInputs[ShareTicketsOptions]) -> Plan:
 def _one_seed(
     recipe: Recipe, options: ShareTicketsOptions, tickets: Sequence[float | Mask], seed: int, parts: Mapping[str, str]
 ) -> list[Node]:
-    """Return a seed's nodes: joint stage, each task alone with its importance, all tasks without and with tickets."""
+    """Return a seed's nodes: joint stage, each task alone with its importance, all tasks without and with tickets.
+
+    parts: name of the input → node with the tokens of a task.
+    """
     nodes, start, importances = [], {}, {}
     if recipe.joint.enabled:
         nodes.append(joint_node(recipe, seed, f"joint.s{seed}"))

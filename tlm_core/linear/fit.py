@@ -69,7 +69,7 @@ def fit(task: Task, report: Callable[[int, int], object] = lambda _done, _most: 
 
 @dataclass(frozen=True)
 class _Data:
-    """The features of all families, and their values, [rows, features]. train: number of families → their values."""
+    """The features of all families, and their values [rows, features]. train: n → values of the first n families."""
 
     features: Features
     train: Mapping[int, sp.csr_matrix]
@@ -139,7 +139,10 @@ class _Search:
         return 0.0 if ours is None or without is None else ours - without
 
     def _try_strengths(self, chain: tuple[int, Literal["balanced"] | None]) -> list[tuple[Setting, float]]:
-        """Score increasing strengths until the score falls twice: high ones are slow. chain: families, class weight."""
+        """Score increasing strengths until the score falls twice in a row, because high strengths are slow.
+
+        chain: number of families, and class weight. Returns the settings with their scores.
+        """
         screening = screened_folds(len(self.targets), len(self._folds))
         tried: list[tuple[Setting, float]] = []
         for strength in STRENGTHS:
@@ -157,7 +160,7 @@ class _Search:
         return -1.0 if score is None else score
 
     def _score(self, setting: Setting, folds: int) -> float | None:
-        """Return the mean score over the first folds and validation, or None where the metric is undefined."""
+        """Return the mean score of the first `folds` folds, or None if the metric is undefined in one of them."""
         scores = []
         for number in range(folds):
             if (setting, number) not in self._scores:
@@ -237,7 +240,8 @@ def support_vectors(
 ) -> tuple[Floats, Floats]:
     """Fit one support vector machine for each label against the others.
 
-    Return the weights [features, outputs] and the bias [outputs]. A label without rows gets the bias -10.
+    Return the weights [features, outputs] and the bias [outputs]. A label without rows gets the bias -10. outputs:
+    number of labels. row_weights: [rows], weights in the loss; None for equal weights.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import LinearSVC
@@ -248,7 +252,7 @@ def support_vectors(
         bias[labels] = 10.0
         return weights, bias
     model = LinearSVC(C=setting.strength, class_weight=setting.class_weight, tol=1e-2, random_state=SEED)
-    with warnings.catch_warnings():  # the last digits of the weights do not matter
+    with warnings.catch_warnings():  # weights that have not fully converged suffice
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(matrix, targets, sample_weight=row_weights)
     coefficients, intercepts = model.coef_, model.intercept_

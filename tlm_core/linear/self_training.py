@@ -28,7 +28,7 @@ from tlm_core.tasks.task import Task
 WEIGHT = 0.3  # weight of a piece in the loss; a train row has the weight 1
 ROUNDS = 2  # each round labels the pieces again
 MOST_PIECES = 60_000  # limit on the pieces that the teacher labels
-LEAST_GAIN = 0.5  # in standard errors: 1 misses gains, and 0 prefers chance on small validation splits
+LEAST_GAIN = 0.5  # in standard errors: 1 misses gains, and with 0 chance decides on small validation splits
 LEAST_GAIN_OF_OTHERS = 1.0  # the same, for pieces that do not resemble the task: they often teach wrong labels
 MOST_SEPARABLE = 0.9  # separability of pieces that resemble the task
 COMPARED_TEXTS = 1_000  # train texts, and as many pieces, that the separability compares
@@ -132,7 +132,7 @@ def separability(rows: Sequence[Row], pieces: Sequence[str]) -> float:
 class Pool:
     """Labeled rows, and the pieces that students choose from, as features of the same model.
 
-    rows: [rows, features]. targets: [rows]. shares: [labels], of the rows. candidates: the indices of the pieces.
+    rows: [rows, features]. targets: [rows]. shares: [labels], share of each label. candidates: indices of the pieces.
     pieces: [candidates, features]. teacher: the first log-probabilities of the pieces, [candidates, labels].
     """
 
@@ -186,7 +186,7 @@ def row_weights(rows: int, pieces: int) -> NDArray[np.float64]:
 
 
 def most_confident(teacher: Outputs, shares: NDArray[np.float64], total: int) -> NDArray[np.int64]:
-    """Return the sorted indices of the most probable pieces of each label, at most about `total` in all.
+    """Return the sorted indices of the most probable pieces of each label, in all `total` (up to rounding) or fewer.
 
     teacher: log-probabilities [pieces, labels]. shares: [labels], the part of `total` that each label may have.
     """

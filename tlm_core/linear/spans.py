@@ -44,7 +44,7 @@ def learn_marks(texts: Iterable[str]) -> Marks:
 def split_spans(text: str, marks: Marks) -> tuple[str, str, str]:
     """Return the content of both spans, and the words between them; three empty strings if a span is missing.
 
-    The words between the spans follow two other words: the mark that comes first, and the number of words.
+    The third text begins with two added words: the mark of the first span, and the number of words between the spans.
     """
     spans = [(span, mark) for mark in marks if (span := _span(text, mark))]
     if len(spans) < 2:

@@ -44,8 +44,8 @@ class CandidateFilter:
     """Drops leaks, applies the caps and the budget, and counts the dropped passages. The order does not change.
 
     max_passages, max_words: the budget. admits: decides by position about each passage that is not a leak.
-    The run sets the other fields. leaking_passages: number of passages dropped as leaks. capped: number of passages
-    that `admits` dropped. too_long: whether the run ended at a passage that exceeded the rest of `max_words`.
+    `batches` sets the other fields. leaking_passages: number of passages dropped as leaks. capped: number of
+    passages that `admits` dropped. too_long: whether `batches` ended at a passage above the rest of `max_words`.
     """
 
     leak_filter: LeakFilter | None

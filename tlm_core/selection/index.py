@@ -1,6 +1,6 @@
 """The interface of a passage index, and the ranking rules that its implementations share.
 
-A query is a bag of terms, any of which may match. A term that occurs several times in the query counts as often.
+A query is a bag of terms, any of which may match. A term that occurs twice in the query counts twice.
 Scores are BM25 in Lucene's form, without the constant factor k1 + 1. k1 is 1.2 and b is 0.75. For a term in n of the N
 passages of the index, idf = ln(1 + (N - n + 1/2) / (n + 1/2)). Text lengths are rounded to one byte, as in Lucene.
 Ties are sorted by passage id. `text_analysis` defines the terms of a text.

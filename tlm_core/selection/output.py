@@ -61,7 +61,7 @@ class RowWriter:
 
 @dataclass(frozen=True)
 class WrittenPassages:
-    """What `write_passages` wrote. positions: places among the candidates. sources: number of passages by source."""
+    """What `write_passages` wrote. positions: `Candidate.position` of each. sources: number of passages by source."""
 
     positions: NDArray[np.int64]
     sources: Counter[str]

@@ -92,7 +92,7 @@ def rank_by_score(scan: Scan, count: int, *, scored: bool) -> Iterator[Ranked]:
 def _best(
     batches: Iterator[tuple[list[str], Scores]], size: int, after: tuple[float, str] | None
 ) -> tuple[list[str], Scores]:
-    """The `size` best passages among those that rank below `after`."""
+    """Return ids and scores of the best `size` passages below `after`, a score and an id. None: of all passages."""
     best_ids, best = pa.array([], pa.string()), np.empty(0)
     lowest = -np.inf
     pending: list[tuple[pa.Array, Scores]] = []
@@ -121,7 +121,7 @@ def _top(parts: Sequence[tuple[pa.Array, Scores]], size: int) -> tuple[pa.Array,
 
 
 def random_order(index: PassageIndex, seed: int) -> Scan:
-    """Scores that depend on `seed` and the id of the passage only."""
+    """Return a scan whose scores depend only on `seed` and the id of the passage."""
     return lambda: ((ids, -uniform(ids, seed)) for ids in index.ids())
 
 
@@ -133,7 +133,7 @@ def uniform(ids: Sequence[str], seed: int) -> Scores:
 
 
 def scan_texts(index: PassageIndex, scorer: Scorer, progress: Progress) -> Scan:
-    """Scores that `scorer` computes from the passages, one batch at a time."""
+    """Return a scan whose scores `scorer` computes from the passages, one batch at a time."""
     return lambda: (([passage.id for passage in batch], scorer(batch)) for batch in iterate_passages(index, progress))
 
 

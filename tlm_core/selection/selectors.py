@@ -107,7 +107,7 @@ class Selection(BaseModel):
     selector: Annotated[
         str, AfterValidator(_known), Field(json_schema_extra=_list_selectors, description="how to select")
     ] = "bm25"
-    top_k: int = Field(50, ge=1, le=10_000, description="passages for each train text; for `given`, the highest rank")
+    top_k: int = Field(50, ge=1, le=10_000, description="passages for each train text; for `given`, the last rank used")
     query: Literal["text", "rake"] = Field("text", description="the whole train text, or its 20 best RAKE phrases")
     unique_terms: bool = Field(False, description="count a word once for each query, however often it occurs there")
     max_passages: int | None = Field(None, ge=1, description="budget in passages, best rank first")
@@ -141,7 +141,8 @@ class Selection(BaseModel):
         if ignored := sorted(changed - set(self.definition.options)):
             users = [name for name, selector in SELECTORS.items() if ignored[0] in selector.options]
             raise ValueError(
-                f"Selector '{self.selector}' does not use '{ignored[0]}'. Use it with: {', '.join(users)}."
+                f"Selector '{self.selector}' does not use '{ignored[0]}'. Remove the option, or choose one of these "
+                f"selectors: {', '.join(users)}."
             )
         if self.per_label_balance and not self.has_budget:
             raise ValueError("'per_label_balance' divides a budget among labels. Set max_passages or max_tokens too.")

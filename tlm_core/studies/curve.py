@@ -189,7 +189,10 @@ def _errors(report: Report, model: str) -> list[tuple[float, list[float]]]:
 
 
 def _add_inference(ctx: StageContext[CurveParams], report: Report, first: int, best: int) -> None:
-    """Add the size and speed of each model's ONNX graph at the largest size."""
+    """Add the bytes and speed of each model's ONNX graph at the largest size.
+
+    best: seed of the BiLSTM to measure. first: seed of the other models.
+    """
     linear = ctx.inputs["trained.linear"]
     graphs, texts = {LINEAR: linear / MODEL}, {LINEAR: ngram_batches(linear, Task.read(ctx.inputs["task"]))}
     for model in map(str, ctx.params.models):

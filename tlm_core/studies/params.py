@@ -34,7 +34,7 @@ def linear_seeds(size: float, seeds: Sequence[int]) -> Sequence[int]:
 class LSTM(BaseModel):
     """Shape and learning rate of the BiLSTM. LSTM-4-256 (arXiv 2006.08671) has four layers, 256 wide in each direction.
 
-    init: `counts` starts from the counted vectors of `model.init: counts`, in their width; without them, as `scratch`.
+    init: `counts` starts from the counted vectors of `model.init: counts`, in their width. Without them, as `scratch`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

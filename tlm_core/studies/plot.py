@@ -16,7 +16,10 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#00
 
 @dataclass(frozen=True)
 class Curve:
-    """Points (x, mean, spread or None) in the order of x. line: connect them. dashed: draw only a dashed line."""
+    """Points (x, mean, spread or None) in the order of x.
+
+    line: whether a line connects the points. dashed: whether the line is dashed and the points are hidden.
+    """
 
     name: str
     points: Sequence[tuple[float, float, float | None]]

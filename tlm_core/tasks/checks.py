@@ -79,8 +79,8 @@ def place_of(table: RawTable, column: str) -> str:
 def null_rows(table: RawTable, column: str, predicate: Predicate) -> tuple[list[int], int]:
     """Return the numbers of the rows without a value, and their count. Values of the kinds in UNREAD are not included.
 
-    predicate: true for a value that counts as missing. The list is empty if the column has more values of these kinds
-    than the table recorded row numbers for.
+    predicate: true for a value that counts as missing. The list is empty if the table has the row numbers of
+    only some values of these kinds, because the list then cannot omit their rows.
     """
     rows = _rows(table, table.columns[column].values, predicate).tolist()
     kinds = [kind for name, kind in table.columns[column].kinds.items() if name in UNREAD]
@@ -147,7 +147,7 @@ def check_label_set(counts: LabelCounts, tables: Mapping[str, RawTable], column:
         findings.fault("too_many_labels", message, split="train", column=column)
         return
     if len(train) == 1:
-        message = f"All rows of {file} have the label '{next(iter(train))}'. A classifier needs two labels or more."
+        message = f"All rows of {file} have the label '{next(iter(train))}'. Add rows with other labels."
         findings.fault("one_class", message, split="train", column=column)
     _check_spelling(train, file, column, findings)
     for label, count in train.items():
@@ -159,7 +159,7 @@ def check_label_set(counts: LabelCounts, tables: Mapping[str, RawTable], column:
         for label in unknown[:LISTED_PER_CODE]:
             row = _first_row(tables[split], column, label)
             place = f"Row {row} of {tables[split].file}, column '{column}',"
-            message = f"{place} has the label '{label}', which is not in train ({counts[split][label]} rows)."
+            message = f"{place} has the label '{label}', which is not in train (rows: {counts[split][label]})."
             message += f" {_nearest(label, train)}"
             findings.fault("unknown_label", message, split=split, row=row, column=column)
         findings.count_more("unknown_label", len(unknown[LISTED_PER_CODE:]))

@@ -42,7 +42,9 @@ class DatasetOptions:
         if self.metric is not None and self.metric not in METRICS:
             raise InvalidRequest(f"Unknown metric '{self.metric}'. Valid metrics: {', '.join(METRICS)}.")
         if self.positive_label is not None and not (self.metric is None or METRICS[self.metric].positive_label):
-            raise InvalidRequest(f"positive_label needs the metric f1, not {self.metric}. Change or remove one.")
+            raise InvalidRequest(
+                f"positive_label needs the metric f1, not {self.metric}. Set f1, or remove positive_label."
+            )
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
             raise InvalidRequest(f"Invalid delimiter {self.delimiter!r}. Expected one character, such as ',' or a tab.")
         if not 0 <= self.split_seed < 2**32:

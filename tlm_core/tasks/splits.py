@@ -57,11 +57,11 @@ def cut_splits(
 def _quotas(
     rows: NDArray[np.int64], able: NDArray[np.bool_], served: NDArray[np.bool_], drawn: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Number of rows of each label in a split: a tenth, rounded down; the largest remainders get one more row.
+    """Return how many rows of each label a split gets: a tenth, rounded down. The largest remainders get one more row.
 
-    Order of equal remainders: first labels with fewer than PARTS rows, those `served` by an earlier split last. Then
-    labels with more rows. Last, labels with fewer than PARTS rows that cannot give a row (not `able`). `drawn` breaks
-    the ties of labels with fewer than PARTS rows.
+    A label is rare if it has fewer than PARTS rows. Labels with equal remainders come in this order: rare and in no
+    earlier split; rare and in an earlier split (`served`); not rare; rare and without a row to give (not `able`).
+    `drawn` breaks the ties of rare labels. All arrays: [labels]; rows: the number of rows of each label.
     """
     quotas, remainders = np.divmod(rows, PARTS)
     rest = max(1, round(int(rows.sum()) / PARTS)) - int(quotas.sum())

@@ -70,12 +70,12 @@ def check_spread(tables: Mapping[str, RawTable], column: str, findings: Findings
     file = tables["train"].file
     values = {float(label) for label in count_labels(tables["train"].columns[column].values) if _is_decimal(label)}
     if len(values) == 1:
-        message = f"All rows of {file} have the target {values.pop():g}. Regression needs different targets."
+        message = f"All rows of {file} have the target {values.pop():g}. Add rows with other targets."
         findings.fault("one_class", message, split="train", column=column)
     elif max(map(abs, values), default=0.0) <= LARGEST and len(set(np.array(list(values), np.float32))) == 1:
         message = (
-            f"All targets of {file} are {min(values):g} in 32 bits, as in training. Subtract a constant from all, "
-            "or multiply them by one number."
+            f"Training stores targets in 32 bits, and all targets of {file} are {min(values):g} in 32 bits. Subtract a "
+            "constant from all targets, or multiply all by one number."
         )
         findings.fault("one_class", message, split="train", column=column)
 

@@ -153,7 +153,10 @@ def _can_cut(train: SplitData, counts: Mapping[str, int], missing: list[str], fi
         findings.fault("too_few_rows", message, split="train")
     for label, count in counts.items():
         if count == 1:
-            message = f"The label '{label}' has one train row, so {wanted} cannot be cut. Add rows, or add {wanted}."
+            message = (
+                f"The label '{label}' has one train row, so {wanted} cannot be cut. Add rows with this label, "
+                f"or add {wanted}."
+            )
             findings.fault("rare_label", message, split="train")
     return findings.ok
 
@@ -180,7 +183,10 @@ def _cut(splits: Mapping[str, SplitData], missing: list[str], seed: int, finding
             findings.fault("too_few_rows", message, split=split)
         lacking = count_labels(train.label).keys() - count_labels(cut[split].label).keys()
         for label in sort_labels(lacking) if train.type.has_classes else []:
-            message = f"The label '{label}' has too few rows to occur in the {split} split that was cut. Add rows."
+            message = (
+                f"The label '{label}' has too few rows to occur in the {split} split that was cut. "
+                "Add rows with this label."
+            )
             findings.warn("missing_label", message, split=split)
     return {**splits, **cut}
 
@@ -222,7 +228,7 @@ def _check_sizes(splits: Mapping[str, SplitData], cut: Sequence[str], findings: 
         rows = len(splits[split].rows)
         if rows < enough:
             total = f" For this, the file needs about {enough * PARTS:,} rows." if split in cut else ""
-            message = f"{split} has {counted(rows, 'row')}, so {effect}. Add rows, at least up to {enough}.{total}"
+            message = f"{split} has {counted(rows, 'row')}, so {effect}. Add rows until it has {enough}.{total}"
             findings.warn("few_rows", message, split=split)
 
 

@@ -20,8 +20,8 @@ def test_splits_cut_from_few_rows_are_a_warning(tmp_path: Path) -> None:
     validation, test = messages(report, "warnings", "few_rows")
     effect = "so jobs return a combination of models without comparing them, except at the scale instant"
     needed = "For this, the file needs about"
-    assert validation == f"validation has 6 rows, {effect}. Add rows, at least up to 100. {needed} 1,000 rows."
-    assert test == f"test has 6 rows, so its scores are imprecise. Add rows, at least up to 30. {needed} 300 rows."
+    assert validation == f"validation has 6 rows, {effect}. Add rows until it has 100. {needed} 1,000 rows."
+    assert test == f"test has 6 rows, so its scores are imprecise. Add rows until it has 30. {needed} 300 rows."
 
 
 @pytest.mark.parametrize(
