@@ -23,9 +23,10 @@ DOCUMENTS = 32
 
 @contextmanager
 def gated(model: TaskModel, heads: Sequence[Tensor], blocks: Sequence[Tensor]) -> Iterator[None]:
-    """Multiply each head's context by heads[layer] and each block's output by blocks[layer] inside the `with` block.
+    """Inside the `with` statement, multiply each head's context and each feed-forward block's output by its gate.
 
-    heads: for each layer a tensor that broadcasts to [R, L, heads], for R rows of L tokens. blocks: likewise to [R, L].
+    heads: for each layer the gates, a tensor that broadcasts to [R, L, heads], for R rows of L tokens. blocks: for each
+    layer the gates, which broadcast to [R, L].
     As in arXiv 2105.12002, a head's gate applies before the output projection, and a block's gate after its last bias.
     """
     hooks = []
@@ -50,7 +51,7 @@ def _scale_block(gate: Tensor, _: nn.Module, __: tuple[Tensor], output: Tensor) 
 
 
 def mask_gates(mask: Mask, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the gates of heads and blocks, for `gated`, that remove what the mask drops."""
+    """Return the gates of heads and of blocks for `gated`: 0 for each part that the mask removes, else 1."""
     heads = [torch.tensor(row, dtype=torch.float32, device=device) for row in mask.heads]
     return heads, [torch.tensor([block], dtype=torch.float32, device=device) for block in mask.blocks]
 

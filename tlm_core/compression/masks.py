@@ -72,7 +72,7 @@ class Mask:
         mask = cls(tuple(tuple(map(bool, row)) for row in heads), tuple(map(bool, blocks)))
         if empty := [number for number, row in enumerate(mask.heads) if not any(row)]:
             raise InvalidRequest(
-                f"Invalid mask: layer {empty[0]} has no heads. Layers count from 0, and each needs a head."
+                f"Invalid mask: layer {empty[0]} has no heads. Layers count from 0. Each layer needs at least one head."
             )
         return mask
 
@@ -113,9 +113,9 @@ def removals(level: float, layers: int, heads: int) -> tuple[int, int]:
 def one_shot(importance: Importance, level: float, which: str, seed: int = 0) -> Mask:
     """Return the mask at a sparsity level.
 
-    which: `winning` removes the least important parts, `losing` the most important, and `random` depends on the seed
-    alone. Heads are ranked over all layers; equal scores are ordered by layer, then head. The last head of a layer
-    stays, and the next head in the ranking is removed instead.
+    which: `winning` removes the least important parts, `losing` the most important, and `random` parts drawn
+    with `seed`. Heads are ranked over all layers; equal scores are ordered by layer, then head. The last head of a
+    layer is never removed: the next head in the ranking is removed instead.
     Raises InvalidRequest for the same levels as `removals`, and ValueError for an unknown `which`.
     """
     layers, heads = importance.heads.shape

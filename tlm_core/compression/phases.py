@@ -105,7 +105,7 @@ def words(report: Report) -> str:
         return f"For some seed, test has no {metric}. So the report does not compare the ticket with the dense model."
     layers = ticket["layers_left"] / ticket["layers_full"]
     if report["mean"]["validation"][metric] is None:
-        reason = "It is the sparsest one, because validation has no score to select by."
+        reason = "It is the sparsest winning ticket, because validation has no score to select by."
     else:
         reason = "It has the best validation score of the winning tickets."
     verdict = "better than" if score > dense else "not better than"

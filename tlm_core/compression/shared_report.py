@@ -62,9 +62,9 @@ def shared_report(ctx: StageContext[SeedsParams]) -> dict[str, object]:
 
 
 def _table(tasks: Sequence[Report]) -> Table:
-    """Return a row for each task, system and seed, and one for each task's linear model, without a seed.
+    """Return a row for each task, system and seed. The majority class and the linear model have one row for each task.
 
-    A column of a test set that the task does not have is empty.
+    These rows have an empty seed. The column of a test set that the task does not have is empty, too.
     """
     tests = ["test", *sorted({test for task in tasks for test in task["tests"]} - {"test"})]
     rows = [
@@ -115,13 +115,13 @@ def _task(inputs: Mapping[str, Path], number: int, name: str, seeds: Sequence[in
 
 
 def _average(tasks: Sequence[Report], system: str) -> Summary:
-    """Return the summary over seeds of the mean test score over tasks, each by its own metric."""
+    """Return the summary over seeds of the mean test score over tasks. Each task's score uses its own metric."""
     by_seed = zip(*([run["test"]["value"] for run in task[system]["seeds"]] for task in tasks), strict=True)
     return summary([summary(scores)["mean"] for scores in by_seed])
 
 
 def _weights_left(folder: Path, tasks: int) -> list[float]:
-    """Return the share of the layers' weights in each task's ticket."""
+    """Return for each task the share of the layers' weights that its ticket has. tasks: number of tasks."""
     shape = Shape.from_dict(json.loads((folder / SHAPE).read_text(encoding="utf-8")))
     masks = [Mask.from_dict(mask) for mask in json.loads((folder / MASKS).read_text(encoding="utf-8"))]
     counts = [parameters(shape, mask) for mask in masks[:tasks]]

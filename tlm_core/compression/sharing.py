@@ -82,9 +82,9 @@ def part(ctx: StageContext[PartParams]) -> dict[str, Any]:
 
 
 class SharedModel(nn.Module):
-    """One encoder and a head for each task. To the training loop, it is the model of the selected task.
+    """One encoder with a task head for each task. In training, it acts as the `TaskModel` of the selected task.
 
-    models: one for each task; the encoder is that of the first.
+    models: one for each task; all tasks use the encoder of the first. masks: the ticket of each task.
     """
 
     def __init__(self, models: Sequence[TaskModel], masks: Sequence[Mask]) -> None:
@@ -100,7 +100,7 @@ class SharedModel(nn.Module):
         self.current = 0
 
     def select(self, number: int) -> None:
-        """Switch to the ticket and the head of a task."""
+        """Switch to the ticket and the task head of task `number`."""
         self.current = number
         for gates, ticket_gates in zip((self.head_gates, self.block_gates), self._gates[number], strict=True):
             for gate, values in zip(gates, ticket_gates, strict=True):
@@ -149,7 +149,7 @@ class TicketOptimizer(FlatOptimizer):
         super().__init__(cast(Any, model), recipe, ("encoder", *tasks))
         self._model = model
         parameters = dict(model.named_parameters())
-        self._outside: list[Tensor] = []  # for each task, positions of weights outside its ticket, in the buffer
+        self._outside: list[Tensor] = []  # for each task, buffer indices of the weights outside its ticket
         for mask in model.masks:
             places = [torch.zeros(0, dtype=torch.int64, device=self.buffers.value.device)]
             for name, outside in frozen(model.shape, mask).items():
@@ -168,7 +168,7 @@ class TicketOptimizer(FlatOptimizer):
             values[places] = before
 
     def _unchanged(self, number: int) -> Iterable[tuple[Tensor, Tensor]]:
-        """Yield the parameters and the moments of the optimizer, each with the indices that a step must not change."""
+        """Yield the parameters and the optimizer's moments, each with the indices that a step must not change."""
         outside = self._outside[number]
         yield self.buffers.value, outside
         for section in self._sections:
@@ -181,7 +181,8 @@ class TicketOptimizer(FlatOptimizer):
 class SharedBatches:
     """Step number → batch of one task. The call also selects this task in the model.
 
-    steps: number of steps of each task. Their order is shuffled; each task gets the same batches as in training alone.
+    steps: number of steps of each task. The steps of all tasks are shuffled. The batches of a task are the same as in
+    finetuning on this task alone.
     """
 
     def __init__(
@@ -235,7 +236,7 @@ def share(ctx: StageContext[ShareParams]) -> dict[str, Any]:
 
 
 def _start(ctx: StageContext[ShareParams], prepared: Prepared) -> TaskModel:
-    """Return the model from which finetuning on one task alone also starts."""
+    """Return the initial model of one task. Finetuning on this task alone starts from the same model."""
     model = build(ctx.params.model, prepared, ctx.params.seed)
     if "joint" in ctx.inputs:
         load_weights(model, load_file(ctx.inputs["joint"] / WEIGHTS), skip=("task.",))
@@ -243,7 +244,7 @@ def _start(ctx: StageContext[ShareParams], prepared: Prepared) -> TaskModel:
 
 
 def ticket_of(ctx: StageContext[ShareParams], number: int, shape: Shape) -> Mask:
-    """Return the mask of a task. Raises InvalidRequest if the mask or the level does not fit the model."""
+    """Return the mask of task `number`. Raises InvalidRequest if the mask or the level does not fit the model."""
     ticket = ctx.params.tickets[number]
     if ticket is None:
         return Mask.full(shape.layers, shape.heads)
@@ -257,7 +258,7 @@ def ticket_of(ctx: StageContext[ShareParams], number: int, shape: Shape) -> Mask
 def _validate(
     model: SharedModel, tasks: Sequence[Prepared], precision: str, workers: Workers, device: torch.device
 ) -> dict[str, float | None]:
-    """Return the means of `validation_scores` over tasks and each task's score. A mean is None if a value is None."""
+    """Return the means of `validation_scores` over tasks (None if a value is None), and each `score.{number}`."""
     by_task, current = [], model.current
     for number, prepared in enumerate(tasks):
         model.select(number)
@@ -270,7 +271,10 @@ def _validate(
 
 
 def load_shared(folder: Path, number: int, labels: int) -> TaskModel:
-    """Load one task's model, sliced to its ticket, from the folder that `share` wrote. Raises CorruptArtifact."""
+    """Load one task's model, sliced to its ticket, from the folder that `share` wrote. Raises CorruptArtifact.
+
+    number: index of the task. labels: number of its labels.
+    """
     shape = Shape.from_dict(json.loads((folder / SHAPE).read_text(encoding="utf-8")))
     mask = Mask.from_dict(json.loads((folder / MASKS).read_text(encoding="utf-8"))[number])
     model = TaskModel(replace(shape, labels=labels))

@@ -27,7 +27,7 @@ MASK = "mask.json"
 
 
 def sliced(model: TaskModel, mask: Mask) -> TaskModel:
-    """Return a copy without the masked parts, which computes the same as the masked model.
+    """Return a copy without the parts that the mask removes. It computes the same as `model` with gates of 0 on them.
 
     Raises InvalidRequest if the mask does not fit the model.
     """
@@ -53,7 +53,7 @@ def _reduce_heads(attention: Attention, heads: Tensor) -> None:
 
 
 def widened(tensors: Mapping[str, Tensor], shape: Shape, mask: Mask) -> dict[str, Tensor]:
-    """Return the weights of a sliced model at full size, with zeros for the masked parts, for `names.to_stock`."""
+    """Return the weights of a sliced model at full size: zeros for removed parts, ones for norms of removed blocks."""
     architecture, full = architecture_of(shape), dict(tensors)
     for number, (heads, block) in enumerate(zip(mask.heads, mask.blocks, strict=True)):
         name = f"encoder.layers.{number}"
@@ -107,7 +107,7 @@ def _indices(flags: tuple[bool, ...]) -> Tensor:
 
 
 def _features(heads: Tensor, size: int) -> Tensor:
-    """Return the indices of the heads' features among the features of all heads."""
+    """Return the indices of the features of `heads` among those of all heads. size: features of a head."""
     return (heads[:, None] * size + torch.arange(size)).flatten()
 
 

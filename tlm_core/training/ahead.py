@@ -20,8 +20,8 @@ class Ahead:
     """Returns batches in order, and draws `count` of them in advance. With 0, each batch is drawn on request.
 
     draw: (step, progress) → batch. load: prepares a batch for its passes. flops: returns the FLOPs of a step with a
-    batch. state: the counts at the first step. With a budget of seconds, no batch is drawn in advance, because batches
-    determine all counts of later steps except the elapsed seconds.
+    batch. state: the counts at the first step. With a budget of seconds, no batch is drawn in advance, because the
+    elapsed time determines the progress of later steps.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """Token vectors and frequencies, counted on the training text. `model.init: counts` starts from them.
 
-A short run from random weights spends its first third on two facts: the frequency of each token, and which tokens occur
-in the same contexts. Counting yields both in seconds. The vectors are the leading eigenvectors of the tokens' positive
-pointwise mutual information (Levy and Goldberg 2014), by subspace iteration (Halko et al. 2011).
+A short run from random weights needs its first third to learn two facts: the frequency of each token, and which tokens
+occur in the same contexts. Counting yields both in seconds. The vectors are the leading eigenvectors of the tokens'
+positive pointwise mutual information (Levy and Goldberg 2014), by subspace iteration (Halko et al. 2011).
 """
 
 from __future__ import annotations

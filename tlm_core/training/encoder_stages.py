@@ -263,7 +263,7 @@ def choose(ctx: StageContext[ChooseParams]) -> dict[str, Any]:
 
 
 def evaluation_steps(steps: int, evaluations: int, untouched: bool) -> frozenset[int]:
-    """Return the steps after which to validate: evenly spread up to the last, and 0 (no training) if `untouched`."""
+    """Return the steps after which to validate: evenly spread up to the last, and 0 (untrained) if `untouched`."""
     spread = {max(1, round(steps * k / evaluations)) for k in range(1, evaluations + 1)}
     return frozenset(spread | ({0} if untouched else set()))
 
@@ -297,7 +297,7 @@ def write_trained(
     device: torch.device,
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write weights, shape, and history on rank 0; `extra` joins the history. Return the artifact's metadata."""
+    """Write weights, shape, and history on rank 0. Return the artifact's metadata. extra: other keys of the history."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(tensors[name].numpy().tobytes())

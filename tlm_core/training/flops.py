@@ -27,7 +27,7 @@ def products(shape: Shape, tokens: int, pairs: int, masked: int, documents: int)
 
 
 def newton_schulz(matrices: Mapping[tuple[int, int], int], steps: int = 5) -> float:
-    """Return the FLOPs of one Muon update. matrices: their number by size (rows, columns)."""
+    """Return the FLOPs of one Muon update. matrices: number of matrices by their size (rows, columns)."""
     total = 0.0
     for (rows, columns), count in matrices.items():
         small, large = min(rows, columns), max(rows, columns)

@@ -26,7 +26,7 @@ class Kernels(Protocol):
         ...
 
     def gated(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Return gelu(value) * gate, [..., n], for value and gate from the halves of weight [2n, H], of x [..., H]."""
+        """Return gelu(value) * gate, [..., n]. The halves of weight [2n, H] map x [..., H] to value and gate."""
         ...
 
 
@@ -39,8 +39,9 @@ class RowKernels:
     dtype: torch.dtype
 
     def attend(self, qkv: Tensor, heads: int, dropout: float) -> Tensor:
-        """Compute attention. A CPU does not use the fused kernel, whose backward pass takes four times as long at usual
-        row lengths.
+        """Compute attention, on a CPU without the fused kernel.
+
+        On a CPU, the backward pass of the fused kernel takes four times as long at usual row lengths.
         """
         query, key, value = Heads.apply(qkv.unflatten(-1, (3, heads, -1)), self.rotation)
         if query.is_cuda:

@@ -71,8 +71,8 @@ class Trainer:
 
     batches: (step, progress) → batch. step_flops: returns the FLOPs of a batch's forward and backward pass.
     needed_flops: returns the FLOPs that the model needs for a batch, for the reported utilization of a GPU.
-    memory: estimates the bytes of training with a number of rows; None: no estimate. passes: by default those over
-    rows. before_step: called before each step. last_step: the run ends after this step at the latest.
+    memory: estimates the bytes of training with a number of rows; None: no estimate. passes: by default
+    `RowPasses`. before_step: called before each step. last_step: the run ends after this step at the latest.
     validate: returns the model's validation scores. evaluate_at: the steps after which to validate; 0 is before the
     first step. The best weights are kept. curve: number of validations at equal shares of the budget. With `curve`,
     scores are only reported. is_behind: called at half the budget; if it returns True, the run ends there.
@@ -186,7 +186,8 @@ class Trainer:
         return passes + self.optimizer.flops / self.workers.size
 
     def _midway(self, batch: Batch) -> float:
-        """Return the progress in the middle of the coming step. The schedule uses it, so no step has rate zero."""
+        """Return the progress in the middle of the coming step. With a budget of seconds, return that before it."""
+        # In the middle, so that the learning rate of the first step is above zero.
         half = {"steps": 0.5, "tokens": batch.real_tokens / 2, "flops": self._flops(batch) / 2, "seconds": 0.0}
         return min(1.0, self.state.progress(self.budget) + half[self.budget.unit] / self.budget.amount)
 
@@ -367,7 +368,7 @@ def to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 
 
 def await_device(ready: torch.cuda.Event | None, *, shared: bool) -> None:
-    """Wait for the event. shared: a long wait gets the time limit of a first step, as a worker may compile."""
+    """Wait for the event. shared: whether there are other workers. They may compile, so a long wait is then allowed."""
     began = time.monotonic()
     while ready is not None and not ready.query():
         if shared and time.monotonic() - began > PATIENCE:

@@ -274,7 +274,7 @@ def seed_of(seed: int, name: str) -> int:
 
 
 def initialize(model: TaskModel, seed: int) -> None:
-    """Fill each tensor as a function of the seed and the tensor's name, so that no tensor depends on the others.
+    """Initialize each tensor from the seed and the tensor's name alone, so that no tensor depends on the others.
 
     An architecture with `residual_start` starts as the identity: matrices that write to the residual stream and the
     last layer of each head are zero. So it tolerates a high learning rate. Other architectures start as BERT does, with

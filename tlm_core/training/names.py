@@ -68,6 +68,6 @@ def _lookup(named: Mapping[str, Tensor], name: str) -> Tensor:
         if candidate in named:
             return named[candidate]
     raise InvalidRecipe(
-        f"The published model has no weight '{name}'. model.init supports these architectures: "
+        f"The published model has no weight '{name}'. Choose a complete model of one of these architectures: "
         f"{', '.join(ARCHITECTURES)}."
     )

@@ -68,9 +68,10 @@ def orthogonalize_shares(matrices: Tensor, dtype: torch.dtype, workers: Workers)
 
 @dataclass(frozen=True)
 class Section:
-    """The range [start, stop) of the buffers with one update rule. part: its part of the model; a step may skip it.
+    """A range [start, stop) of the buffers with one update rule.
 
-    block: the size of one matrix for Muon, None for AdamW.
+    part: its part of the model. A step updates only sections of the parts that the step trains. block: the size of one
+    matrix for Muon, None for AdamW. decay: whether weight decay applies.
     """
 
     name: str

@@ -21,7 +21,7 @@ from tlm_core.training.stage import StageParams
 
 # Metadata key of an artifact computed with smaller micro-batches for lack of memory. Its sums round differently.
 SHRUNK = "rows_held_at_once"
-# Metadata key of an artifact with an own tokenizer that replaces one that the hub did not provide.
+# Metadata key of an artifact whose own tokenizer replaces a published tokenizer that the hub did not provide.
 OWN_TOKENIZER = "own_tokenizer"
 NOT_CACHED = frozenset({SHRUNK, OWN_TOKENIZER})  # either key excludes the artifact from the cache
 

@@ -53,7 +53,7 @@ Compute = Callable[[Loaded, Tensor], Tensor | None]
 
 
 class Passes(Protocol):
-    """Computes gradients. ahead: batches to load in advance. late: steps that start before a result is read."""
+    """Computes gradients. ahead: batches to load in advance. late: steps that start before a step's result is read."""
 
     ahead: int
     late: int

@@ -176,7 +176,7 @@ class StepRows:
     pairs: int
 
     def drawn(self, rate: float) -> int:
-        """Return how many tokens a mask rate draws, at most. See `drawn_of`."""
+        """Return the largest number of tokens that are masked in the step at this mask rate. See `drawn_of`."""
         return int(drawn_of(self.tokens, rate).sum())
 
 
@@ -186,8 +186,9 @@ class Batch:
 
     step: counts over all workers, if the batch has only this worker's rows. tokens: [R, L], the model's input.
     targets: [R, L], NOT_MASKED where nothing is predicted. labels: [D], or probabilities [D, labels].
-    masked, documents: the numbers of masked tokens and labels in the whole step. The losses are divided by them, so the
-    gradient does not depend on the number of workers. sources: returns the names of the batch's texts.
+    masked, documents: the numbers of masked tokens (with `step`: `StepRows.drawn`) and of labels in the whole step. The
+    losses are divided by them, so the gradient does not depend on the number of workers. sources: returns the names of
+    the batch's texts.
     """
 
     rows: Rows
@@ -215,7 +216,7 @@ class Batch:
 
     @property
     def pairs(self) -> int:
-        """The number of pairs of tokens of all workers that lie in one document."""
+        """The number of pairs of tokens within a document, summed over the documents of all workers."""
         return int((self.rows.lengths**2).sum()) if self.step is None else self.step.pairs
 
     def part(self, start: int, stop: int) -> Batch:
@@ -325,7 +326,7 @@ class JointBatches:
 
 
 def _masked(targets: Ints, step: StepRows | None, rate: float) -> int:
-    """Return the divisor of the MLM loss: the masked tokens of the batch, or those that all workers draw."""
+    """Return the divisor of the MLM loss: the number of masked tokens, or with `step`, `StepRows.drawn`."""
     return int(np.count_nonzero(targets != NOT_MASKED)) if step is None else step.drawn(rate)
 
 
@@ -366,7 +367,7 @@ def _turn(
     name: str = "train",
     share: Share | None = None,
 ) -> Batch:
-    """Return batch `number` of train texts. Every other batch has pieces, if any. name: split of the train texts."""
+    """Return batch `number`: train texts or, for odd numbers, pieces if there are any. name: split of train texts."""
     split = train
     if pieces is not None:
         number, of_pieces = divmod(number, 2)
@@ -424,7 +425,10 @@ def task_batch(
 
 
 def draw(seed: int, stream: Stream, n: int, number: int, size: int) -> Ints:
-    """Return the items of batch `number`, from an endless sequence of permuted epochs in batches of `size`."""
+    """Return the items of batch `number`, [size]. Each epoch has the items 0 to n - 1 in another order.
+
+    The epochs form an endless sequence, which is divided into batches of `size` items.
+    """
     places = np.arange(number * size, (number + 1) * size)
     epochs = places // n
     items = np.empty(size, dtype=np.int64)

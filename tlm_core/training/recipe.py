@@ -45,7 +45,8 @@ class Tokenizer(_Part):
     source: str = Field(
         "own",
         pattern=rf"^(own|{MODEL}({OR_OWN})?|/.+)$",
-        description="own, hub:OWNER/NAME[@REVISION] or a folder; 'hub:OWNER/NAME or own': own if the hub lacks it",
+        description="own, hub:OWNER/NAME[@REVISION] or a folder; 'hub:OWNER/NAME or own': own if the hub does not "
+        "provide it",
     )
     vocab_size: int = Field(8192, ge=300, le=60_000, description="maximum number of pieces of an own tokenizer")
     lowercase: bool = Field(True, description="whether an own tokenizer ignores case")
@@ -107,7 +108,7 @@ def auto_length(tokens: float) -> int:
 
 
 class Budget(_Part):
-    """When a stage ends, in exactly one unit. The learning rate decays over this budget."""
+    """The budget of a training stage, in exactly one unit. The learning rate decays over this budget."""
 
     steps: int | None = Field(None, ge=1, description="optimizer steps")
     tokens: int | None = Field(None, ge=1, description="real (non-padding) tokens")
@@ -155,7 +156,10 @@ class Joint(_Part):
     mlm_on_task: bool = Field(True, description="false: no masked language modeling on task texts")
     budget: Budget = Budget(tokens=2_000_000)
     batch_rows: int = Field(
-        32, ge=1, le=8192, description="rows in a step, over all workers; fewer if max_length auto is above 128"
+        32,
+        ge=1,
+        le=8192,
+        description="rows in a step, over all workers; fewer if model.max_length is auto and resolves to more than 128",
     )
     task_batch: int = Field(32, ge=1, le=8192, description="task texts in a task batch")
     rho1: float = Field(3, ge=0, description="passage batches for each task batch")
@@ -253,7 +257,7 @@ class Finetune(_Part):
 class SelfTraining(_Part):
     """Training on passages that the linear model labels (SentAugment, arXiv 2010.02194).
 
-    A linear model is trained for each amount of labeled pieces, and validation chooses one. The encoder uses the same.
+    A job trains a linear model for each amount of labeled pieces. Validation chooses one amount, also for the encoder.
     """
 
     amounts: tuple[Annotated[float, Field(ge=0, le=100)], ...] = Field(
@@ -292,7 +296,9 @@ class Recipe(_Part):
     @model_validator(mode="after")
     def _published_weights_keep_their_vocabulary(self) -> Recipe:
         if self.model.init not in (*OWN_STARTS, self.tokenizer.source):
-            raise ValueError(f"model.init '{self.model.init}' needs tokenizer.source to be the same.")
+            raise ValueError(
+                f"model.init '{self.model.init}' needs the encoder's tokenizer. Set tokenizer.source to the same value."
+            )
         return self
 
     @property
@@ -455,13 +461,13 @@ def _check_trainable(recipe: Recipe) -> None:
     joint = recipe.joint
     if joint.enabled and recipe.selection.selector == "none" and not (joint.task_loss or joint.mlm_on_task):
         raise InvalidRecipe(
-            "With selection.selector 'none' the joint stage trains on task texts alone, so joint.task_loss or "
-            "joint.mlm_on_task must be true, or joint.enabled false."
+            "With selection.selector 'none', the joint stage trains on task texts alone. Set joint.task_loss or "
+            "joint.mlm_on_task to true, or joint.enabled to false."
         )
     if joint.stop_if_behind is not None and not (joint.enabled and joint.task_loss):
         raise InvalidRecipe(
-            "joint.stop_if_behind compares the encoder's classifier with the linear model, so joint.enabled and "
-            "joint.task_loss must be true."
+            "joint.stop_if_behind compares the encoder's classifier with the linear model. Set joint.enabled and "
+            "joint.task_loss to true, or joint.stop_if_behind to null."
         )
 
 
@@ -474,7 +480,7 @@ def leaves(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(values: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
-    """Return the dotted keys whose values are not equal everywhere, with the values. A missing key counts as None."""
+    """Return the dotted keys whose values differ, each with its value in each mapping. A missing key counts as None."""
     flat = [leaves(value) for value in values]
     keys = dict.fromkeys(key for entry in flat for key in entry)
     rows = {key: tuple(entry.get(key) for entry in flat) for key in keys}

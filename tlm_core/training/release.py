@@ -33,7 +33,7 @@ _LENGTH = 128  # maximum tokens of a text in the release's scripts, except for o
 def stock_form(source: str, folder: Path) -> Path | None:
     """Convert the model into `folder` and return `folder`, or None if the model does not have the release's layout.
 
-    Raises NotFound, Unavailable, and InvalidRequest for a broken model.
+    Raises NotFound, Unavailable if the hub does not answer, and InvalidRequest for a broken model.
     """
     # The config of a stock classifier names another class, so its weights need not be read.
     if read_config(fetch_config(source), source).get("architectures") != ["BertForMaskedLM"]:
@@ -75,7 +75,7 @@ def convert(source: str, folder: Path, labels: Sequence[str] | None = None) -> P
 
 
 def known(source: str) -> KnownTask | None:
-    """Return the task of the paper that a released model was trained for, from the model's name."""
+    """Return the task of the paper that the name of a released model contains; None for another name."""
     match = _name_parts(source)
     return KNOWN_TASKS.get(match["task"]) if match else None
 

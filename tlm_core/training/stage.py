@@ -35,7 +35,7 @@ class Reporter(Protocol):
     """Receives the progress of a stage. Only rank 0 calls it."""
 
     def progress(self, *, step: int, total: int, rate: float | None, unit: str, eta_seconds: float | None) -> bool:
-        """Report the progress. Returns False when the stage must write a checkpoint and raise StopRequested."""
+        """Report progress. Return False if the stage must raise StopRequested. Training first writes a checkpoint."""
         ...
 
     def metrics(self, **values: float | int | str | None) -> None:

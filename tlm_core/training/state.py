@@ -30,7 +30,7 @@ from tlm_core.training.recipe import Budget
 
 # Files of a training stage's artifact.
 HISTORY, SHAPE = "history.json", "model.json"
-# Files of a checkpoint. The weights have the same name in both.
+# Files of a checkpoint. The weights have the same file name in a checkpoint and in an artifact.
 WEIGHTS, OPTIMIZER, BEST, STATE = "model.safetensors", "optimizer.safetensors", "best.safetensors", "state.json"
 
 

@@ -251,7 +251,7 @@ class StreamLayers(nn.Module):
         super().__init__()
         self.model = model
         self._longest = longest
-        # Not in `forward`, where compiled kernels would compute a cosine again for each element that they rotate.
+        # Computed here, because compiled kernels of `forward` would compute a cosine again for each rotated element.
         self._rotations = rotations_of(model.shape, model.encoder.tokens.weight.device, torch.float32, longest)
 
     def through(self, part: Part, x: Tensor | None, start: int, stop: int | None) -> Tensor:

@@ -58,7 +58,7 @@ class StreamPasses:
         self._first = StreamStart(self.model, shape.max_length, first) if first else None
         self._module = StreamLoss(self.model, self.loss, shape.max_length, first)
         self._leaves = self.optimizer.leaves(torch.bfloat16 if self.precision == "bf16" else torch.float32)
-        self._sequences: dict[tuple[int, bool, bool], int] = {}  # in a part, by tokens and losses
+        self._sequences: dict[tuple[int, bool, bool], int] = {}  # sequences of a part, by tokens and losses
         self._compiled: Run | None = None
         self._seen: set[tuple[object, ...]] = set()  # the forms of parts that are compiled
         self._replays = Replays(self.device) if self.device.type == "cuda" and self.workers.size == 1 else None
@@ -72,7 +72,7 @@ class StreamPasses:
                 leaf.register_hook(partial(self._complete, name))
 
     def first_rows(self, sample: Callable[[], Batch]) -> int:
-        """Return the rows of a part: doubled while twice as many are expected to fit into the GPU's memory."""
+        """Return the maximum rows of a part. On a GPU, `largest_rows` determines them from measured memory."""
         if self.device.type != "cuda":
             return MICRO_ROWS
         batch = sample()

@@ -80,10 +80,10 @@ def train_wordpiece(texts: Callable[[], Iterable[str]], vocab_size: int, lowerca
 
 
 def cut_into_windows(tokenizer: Tokenizer, max_length: int, windows: int) -> None:
-    """Set the tokenizer to windows of `max_length` tokens, special tokens included; see `windows_of`.
+    """Configure the tokenizer to split texts into windows of at most `max_length` tokens, special tokens included.
 
-    Neighboring windows share a quarter of their tokens. windows: the limit for a text. With 1, the text is truncated.
-    Pairs need 1; the longer text of a pair is truncated.
+    Neighboring windows share a quarter of their tokens. windows: maximum number of windows of a text, for `windows_of`.
+    With 1, the tokenizer truncates the text. Pairs need 1: the tokenizer truncates the longer text of a pair.
     """
     tokenizer.enable_truncation(max_length, stride=max_length // 4 if windows > 1 else 0, strategy="longest_first")
 
@@ -124,8 +124,8 @@ def write_max_length(folder: Path, max_length: int) -> None:
 def load_published(source: str, folder: Path) -> tuple[Tokenizer, dict[str, int]]:
     """Copy the tokenizer of `hub:ID` or of a folder to `folder`. Return it with the ids of its special tokens.
 
-    Raises NotFound, Unavailable if the hub does not answer, and InvalidRecipe if the tokenizer is not fast or lacks a
-    special token.
+    Raises NotFound if there is no tokenizer, Unavailable if the hub does not answer, and InvalidRecipe if the tokenizer
+    is not fast or lacks a special token.
     """
     from transformers import AutoTokenizer
 
@@ -135,7 +135,7 @@ def load_published(source: str, folder: Path) -> tuple[Tokenizer, dict[str, int]
     except (OSError, ValueError) as error:
         raise NotFound(f"Cannot load the tokenizer '{source}': {error}. Check tokenizer.source.") from error
     if not published.is_fast:
-        raise InvalidRecipe(f"The tokenizer '{source}' has no fast form. Choose one with a tokenizer.json.")
+        raise InvalidRecipe(f"The tokenizer '{source}' has no fast form. Choose a tokenizer with a tokenizer.json.")
     ids = {
         "pad": published.pad_token_id,
         "unk": published.unk_token_id,
@@ -146,7 +146,8 @@ def load_published(source: str, folder: Path) -> tuple[Tokenizer, dict[str, int]
     missing = sorted(role for role, number in ids.items() if number is None and role != "unk")
     if missing:
         raise InvalidRecipe(
-            f"The tokenizer '{source}' lacks special tokens: {', '.join(missing)}. Choose the tokenizer of a masked LM."
+            f"The tokenizer '{source}' lacks special tokens: {', '.join(missing)}. Choose the tokenizer of a masked "
+            "language model."
         )
     published.save_pretrained(str(folder))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

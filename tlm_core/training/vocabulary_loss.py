@@ -17,8 +17,9 @@ class VocabularyLoss(torch.autograd.Function):
     """Summed cross-entropy of `hidden @ weight.T + bias` against `targets`.
 
     The forward pass computes loss and gradient together, block by block of the vocabulary, with one exponential per
-    logit. It does not subtract the largest logit, because float32 and bfloat16 hold exponentials of up to 88. Larger
-    logits give a loss that is not finite. The target's term is separate: 1 - p would lose precision for p near 1.
+    logit. It does not subtract the largest logit, because float32 and bfloat16 can represent exp(88). Larger logits
+    give a loss that is not finite. The target's exponential is not in the sum of the others: with the probability p of
+    the target, 1 - p would lose precision for p near 1.
     """
 
     @staticmethod

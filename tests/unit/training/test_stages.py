@@ -353,7 +353,7 @@ def test_exported_model_can_initialize_another_training(tmp_path: Path, chain: M
 
 
 def test_published_weights_need_their_own_tokenizer() -> None:
-    with pytest.raises(InvalidRecipe, match=r"needs tokenizer\.source to be the same"):
+    with pytest.raises(InvalidRecipe, match=r"Set tokenizer\.source to the same value"):
         tiny(model__init="hub:someone/encoder")
 
 
@@ -475,7 +475,7 @@ def test_training_ends_early_if_the_encoder_is_behind(tmp_path: Path, limit: flo
 
 
 def test_early_end_needs_a_trained_classifier_and_a_linear_model() -> None:
-    with pytest.raises(InvalidRecipe, match=r"joint\.task_loss must be true"):
+    with pytest.raises(InvalidRecipe, match=r"joint\.task_loss to true"):
         resolve("fast", "tiny", {"joint.stop_if_behind": 0.2, "joint.task_loss": False})
     with pytest.raises(InvalidRecipe, match=r"Remove joint\.stop_if_behind"):
         joint_node(tiny(joint__stop_if_behind=0.2), 0, "joint.s0")

@@ -99,7 +99,8 @@ class Architecture(ABC):
     def write_layer(self, writer: GraphWriter, x: str, number: int, mask: str, rotation: tuple[str, str] | None) -> str:
         """Write the ONNX nodes of layer `number`, and return the name of the layer's output.
 
-        Omit the nodes of the feed-forward block if pruning removed it.
+        x, mask, rotation: names of the layer's input, of the attention mask, and of cosines and sines. Omit the nodes
+        of the feed-forward block if pruning removed it.
         """
 
     def stock_names(self, shape: Shape) -> dict[str, str]:
@@ -189,7 +190,7 @@ def common_arguments(shape: Shape, pad: int, labels: Sequence[str]) -> dict[str,
 
 
 def published_sizes(config: Config) -> dict[str, Any]:
-    """Return the `Shape` fields of every published configuration. Callers set `labels` and `max_length` (0 here)."""
+    """Return the `Shape` fields that every published config has. Callers set `labels` and `max_length` (0 here)."""
     return {
         "vocab": config["vocab_size"],
         "labels": 0,

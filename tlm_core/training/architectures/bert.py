@@ -96,7 +96,7 @@ class Bert(Architecture):
         return BertConfig(architectures=["BertForSequenceClassification"], **self.bert_arguments(shape), **common)
 
     def bert_arguments(self, shape: Shape) -> dict[str, float]:
-        """Return the arguments that the configurations of BERT's relatives share."""
+        """Return the arguments that the configurations of BERT, ELECTRA and RoBERTa share."""
         return {
             "max_position_embeddings": shape.positions + shape.skipped,
             "layer_norm_eps": shape.eps,
