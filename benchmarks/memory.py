@@ -1,4 +1,4 @@
-"""Read the memory of a process. A separate module, so that measured processes import nothing else."""
+"""Read the memory of a process. This module is separate, so that measured processes import nothing else."""
 
 from __future__ import annotations
 

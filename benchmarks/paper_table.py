@@ -1,8 +1,8 @@
-"""Repeat rows of the paper's results over the service: `python -m benchmarks.paper_table --rows small`.
+"""Repeat rows of the paper's table of results on the service: `python -m benchmarks.paper_table --rows small`.
 
-paper_table.yaml has the rows. TLM_PROFILE or TLM_URL selects the service; without them, it is the local stack. To
-resume, run the same command again: it waits for the jobs that it has already submitted. build/paper_table.md has all
-rows.
+paper_table.yaml defines the rows. TLM_PROFILE or TLM_URL selects the service; without them, it is the local stack. To
+resume, run the same command again: it waits for the jobs that it has already submitted. The command writes the scores
+of all rows to build/paper_table.md.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tlm_core.tasks.known import KNOWN_TASKS, KnownTask
 from tlm_core.training.recipe import RecipeName, Scale
 from tlm_core.wire import JsonObject
 
-SEEDS = (0, 1, 2)  # the paper averages over as many seeds
+SEEDS = (0, 1, 2)  # the paper also averages over three seeds
 WARMUP = 10_000  # warm-up steps of the paper's stage 1
 RECIPES: tuple[RecipeName, ...] = ("paper", "fast")
 
@@ -68,12 +68,12 @@ class Row:
         return self.paper_hours if recipe == "paper" else self.fast_hours
 
     def dataset(self, corpus: str | None) -> str:
-        """Return the name of the row's dataset. Without a corpus, it has the selection of the paper's authors."""
+        """Return the name of the row's dataset. Without a corpus, it contains the selection of the paper's authors."""
         part = "own" if corpus else str(self.external).partition("_")[0]
         return f"paper-{self.task}-{part}"
 
     def spec(self, recipe: RecipeName, corpus: str | None, workers: int | None) -> JobSpec:
-        """Return the request for the row's job, with the paper's schedule for the recipe `paper`."""
+        """Return the request for the row's job. Recipe `paper` uses the paper's schedule. workers: None uses `gpus`."""
         overrides: dict[str, object] = {"selection.top_k": self.top_k}
         if corpus is None:
             overrides["selection.selector"] = "given"
@@ -101,7 +101,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The scores of a row's encoders in percent, or why there are none."""
+    """The test score of a row's encoders and its spread in percent, or the reason why there is no score."""
 
     job: str = ""
     score: float | None = None
@@ -140,8 +140,8 @@ def read_rows() -> list[Row]:
 def chosen(rows: Sequence[Row], names: Sequence[str], corpus: str | None = None) -> list[Row]:
     """Return the rows whose scale, task or name (TASK-SCALE) is in `names`.
 
-    Raises NotFound for a name without rows, and if `corpus` is None but a row needs one. Without this check,
-    the error would appear only after the other rows, which take days.
+    Raises NotFound for a name without rows, and if `corpus` is None but a row needs a corpus. Without this check, the
+    error would appear only after days, when the other rows have ended.
     """
     for name in names:
         if not any(name in (row.scale, row.task, row.name) for row in rows):
@@ -151,14 +151,14 @@ def chosen(rows: Sequence[Row], names: Sequence[str], corpus: str | None = None)
         others = " ".join(row.name for row in named if row.external)
         instead = f", or run the other rows: --rows {others}" if others else ""
         raise NotFound(
-            f"The release has no selection for {' and '.join(missing)}. Load a corpus and name it with "
+            f"paper_table.yaml has no selection for {' and '.join(missing)}. Load a corpus and name it with "
             f"--corpus{instead}."
         )
     return named
 
 
 class Outcomes:
-    """The outcomes of all rows so far, in `folder` as JSON and as the table."""
+    """The outcomes of all rows so far, which `folder` contains as paper_table.json and as paper_table.md."""
 
     def __init__(self, folder: Path) -> None:
         self._store, self._table = folder / "paper_table.json", folder / "paper_table.md"
@@ -178,7 +178,7 @@ class Outcomes:
 
     @contextmanager
     def reason_of(self, row: Row, recipe: str, job: str = "") -> Iterator[None]:
-        """Record a TLMError that the block raises as the outcome of a row."""
+        """If the block raises a TLMError, record its message as the outcome of the row. job: the row's job."""
         try:
             yield
         except TLMError as error:
@@ -199,7 +199,7 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs rows on a service. corpus: replaces the authors' selection. folder: the hub's files, as TASK/FILE."""
+    """Runs rows on a service. corpus: replaces the authors' selection. folder: replaces the hub by files TASK/FILE."""
 
     client: TLMClient
     recipe: RecipeName
@@ -225,7 +225,7 @@ class Runner:
             )
 
     def refused(self, rows: Sequence[Row]) -> list[Row]:
-        """Let the service validate the rows, and return those that it refuses. Submits and records nothing."""
+        """Let the service validate the jobs of the rows. Return the rows whose job it refuses. Submit no job."""
         refused = []
         for row in rows:
             try:
@@ -241,7 +241,7 @@ class Runner:
         return refused
 
     def run(self, rows: Sequence[Row], display: Display) -> None:
-        """Submit the jobs of all rows, then record their outcomes. The outcome of a failed row is the reason."""
+        """Submit the jobs of all rows, then record their outcomes. The outcome of a failed job is its error message."""
         jobs = {}
         for row in rows:
             with self.outcomes.reason_of(row, self.recipe):
@@ -261,8 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", nargs="+", required=True, help="scales, tasks or TASK-SCALE")
     parser.add_argument("--recipe", choices=RECIPES, default="paper")
     parser.add_argument("--corpus", help="select from this corpus of the service, in place of the release's selection")
-    parser.add_argument("--data", type=Path, help="folder with TASK/train.csv and so on, in place of the hub")
-    parser.add_argument("--workers", type=int, help="workers of each job, by default the row's GPUs")
+    parser.add_argument("--data", type=Path, help="folder with TASK/train.csv, dev.csv, test.csv, in place of the hub")
+    parser.add_argument("--workers", type=int, help="workers of each job (default: as many as the row's GPUs)")
     parser.add_argument("--out", type=Path, default=ROOT / "build", help="folder of the table")
     parser.add_argument("--dry-run", action="store_true", help="let the service validate the jobs, and submit none")
     options = parser.parse_args(arguments)

@@ -48,12 +48,12 @@ def remark(text: str) -> None:
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Divide our runs by theirs, pair by pair. If callers alternate the runs, changes of the machine's speed cancel."""
+    """Return `ours` divided by `theirs`, run by run. If the runs alternate, changes of the machine's speed cancel."""
     return [our_run / their_run for our_run, their_run in zip(ours, theirs, strict=True)]
 
 
 def alternate(rivals: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Run the rivals in turns and return the results of each. An extra first turn is a warm-up."""
+    """Run the rivals in `repeats` turns, after a warm-up turn. Return the results of each rival."""
     for run in rivals.values():
         run()
     results: dict[str, list[float]] = {name: [] for name in rivals}

@@ -25,7 +25,7 @@ def shared_data() -> Path:
 
 
 def write_once(folder: Path, write: Callable[[Path], object]) -> Path:
-    """Return `folder`. If it is missing, `write` writes a temporary folder first, and a rename publishes it."""
+    """Return `folder`. If it does not exist, let `write` create a temporary folder, and rename it to `folder`."""
     if not folder.exists():
         temporary = folder.with_name(f"{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -36,12 +36,12 @@ def write_once(folder: Path, write: Callable[[Path], object]) -> Path:
 
 
 def program(module: str, *arguments: object) -> list[str]:
-    """Return the command line of a benchmark module."""
+    """Return the command line of a benchmark module, such as `training.step`."""
     return [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
 
 
 def run_programs(programs: Sequence[Sequence[str]], environment: Mapping[str, str] | None = None) -> int:
-    """Run each program in its own process. Return 1 if one fails; the others still run."""
+    """Run each program in its own process, also after one failed. Return 1 if a program failed, or else 0."""
     failed = []
     for command in programs:
         name, start = " ".join(command[2:]), time.monotonic()

@@ -36,7 +36,7 @@ def running_stack(options: StackOptions, notify: Callable[[str], object] = remar
 
 
 def add_dataset(client: TLMClient, name: str, task: str) -> None:
-    """Upload a shared task."""
+    """Upload the shared task `task` as the dataset `name`."""
     folder = shared_data() / "tasks" / task
     client.add_dataset(name, {split: folder / f"{split}.jsonl" for split in ("train", "validation", "test")})
 
@@ -53,7 +53,7 @@ def stack_with_sciie() -> Iterator[TLMClient]:
 
 
 def submit(client: TLMClient, spec: JobSpec, attempt: int = 0) -> Job:
-    """Return an earlier job with the same spec. If all such jobs failed or were cancelled, submit a new job."""
+    """Return an earlier job with this spec, or a new job if all failed or were cancelled. attempt: number to skip."""
     key = hashlib.sha256(f"{spec.model_dump_json()} {attempt}".encode()).hexdigest()
     job = client.submit(spec, key=key)
     if job.state in (State.FAILED, State.CANCELLED):
@@ -63,7 +63,7 @@ def submit(client: TLMClient, spec: JobSpec, attempt: int = 0) -> Job:
 
 
 def finish(client: TLMClient, job_id: str, label: str, display: Display) -> Job:
-    """Wait until a job has succeeded. Raises the error of a failed job."""
+    """Wait until a job has succeeded, and return it. Raises the error of a failed job. label: name on the display."""
     display.begin(f"{label}:")
     job = client.wait(job_id, display.job_event)
     if job.state is not State.SUCCEEDED:

@@ -23,7 +23,7 @@ def starts_servers(test: str) -> bool:
 
 
 class ServersInOneProcess(LoadScopeScheduling):
-    """Lets one process run the tests that start many servers, and the others the other files."""
+    """Lets a single process run all tests that start servers. Distributes the other tests like the base class."""
 
     def _split_scope(self, nodeid: str) -> str:
         return "servers" if starts_servers(nodeid) else super()._split_scope(nodeid)
@@ -34,7 +34,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the servers, because they take longest."""
+    """Run the tests that start servers first, because they take longest."""
     items.sort(key=lambda item: starts_servers(item.nodeid), reverse=True)
 
 

@@ -1,6 +1,6 @@
 """A real OpenSearch for tests: one node on a free loopback port, started by the JDK of the machine.
 
-Set `OPENSEARCH_URL` to use a running one instead. Otherwise Maven copies the jars of tests/opensearch/pom.xml into
+Set `OPENSEARCH_URL` to use a running server instead. Otherwise Maven copies the jars of tests/opensearch/pom.xml into
 build/opensearch once, and a JDK of version 21 or later compiles and runs tests/opensearch/Launcher.java.
 """
 
@@ -38,7 +38,7 @@ def java_binary() -> str:
         java = folder / "java"
         if java.exists() and (folder / "javac").exists() and _java_version(java) >= JAVA:
             return str(java)
-    skip_or_fail(f"no JDK of version {JAVA} or later (JAVA_HOME, PATH, /usr/lib/jvm) and no OPENSEARCH_URL")
+    skip_or_fail(f"no JDK {JAVA} or later in JAVA_HOME, PATH or /usr/lib/jvm. Install one, or set OPENSEARCH_URL.")
 
 
 def _java_version(java: Path) -> int:
@@ -55,7 +55,7 @@ def jars() -> Path:
         return folder
     maven = shutil.which("mvn")
     if maven is None:
-        skip_or_fail("no mvn to fetch OpenSearch, and no OPENSEARCH_URL")
+        skip_or_fail("no mvn on PATH to fetch OpenSearch. Install Maven, or set OPENSEARCH_URL.")
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     arguments = ["dependency:copy-dependencies", f"-DoutputDirectory={partial}", "-DincludeScope=runtime"]
     done = subprocess.run([maven, "-q", "-B", "-f", str(pom), *arguments], capture_output=True, text=True, check=False)

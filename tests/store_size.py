@@ -87,7 +87,7 @@ def memory(client: redis.Redis) -> int:
 
 
 def copy_job(client: redis.Redis, job: JobRecord, count: int) -> None:
-    """Add `count` jobs with the keys and index entries of a job, with ids of their own."""
+    """Copy the keys and index entries of a job `count` times, each time with new ids and digests."""
     own = list(client.scan_iter(f"*{job.id}*", count=10_000))
     hashes = {name: client.hgetall(name) for name in own if client.type(name) == "hash"}
     indexes = [name for name in client.scan_iter("tlm:*", count=10_000) if client.type(name) == "zset"]
@@ -113,7 +113,7 @@ def copy_job(client: redis.Redis, job: JobRecord, count: int) -> None:
 
 
 def _renamed(job_id: str) -> Callable[[str], str]:
-    """Return a function that replaces the ids and digests in a text, each by the same new one."""
+    """Return a function that replaces ids and digests in a text by new values, equal values by equal values."""
     own = {job_id: f"job_{secrets.token_hex(10)[:19]}"}
 
     def new(match: re.Match[str]) -> str:
@@ -129,7 +129,10 @@ def _renamed(job_id: str) -> Callable[[str], str]:
 def bytes_per_job(
     store: JobStore, client: redis.Redis, artifacts: ArtifactStore, jobs: int, recent: int, *, fail: bool = False
 ) -> tuple[float, float]:
-    """Fill the store with jobs that ended, or that failed. Returns the bytes of a recent and of an archived one."""
+    """Fill the store with `jobs` ended jobs, of which `recent` are not archived. fail: they failed.
+
+    Return the mean bytes of a recent job, and of an archived job.
+    """
     before = memory(client)
     archived = run_long_job(store, artifacts, fails=fail)
     Archive(store).archive_ended(-60)

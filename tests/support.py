@@ -52,7 +52,7 @@ def files_under(folder: Path) -> Iterator[Path]:
 
 
 def counted(name: str, **labels: str) -> float:
-    """Return a figure of this process."""
+    """Return the value of a metric of this process, or 0. labels: its labels."""
     return REGISTRY.get_sample_value(name, labels) or 0.0
 
 

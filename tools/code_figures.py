@@ -37,7 +37,7 @@ class Figure:
 
 
 def python_files(*folders: str) -> list[Path]:
-    """Return the tracked Python files below `folders`, or all of them."""
+    """Return the tracked Python files below `folders`. Without folders, return all tracked Python files."""
     listing = subprocess.run(
         ["git", "ls-files", "-z", "--", *(f"{folder}/*.py" for folder in folders or (".",))],
         cwd=ROOT,
@@ -65,7 +65,7 @@ def module_name(path: Path) -> str:
 
 
 def imported_modules(path: Path, modules: Collection[str]) -> Iterator[str]:
-    """Yield those of `modules` that a file imports when Python loads it."""
+    """Yield the modules in `modules` that a file imports at its top level. Imports inside functions do not count."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in modules)
@@ -96,7 +96,7 @@ def longest_import_chain(files: list[Path]) -> list[str]:
 
 
 def count_lines(files: list[Path], counts: Callable[[str], object]) -> int:
-    """Return how many lines of `files` satisfy `counts`."""
+    """Return the number of lines in `files` for which `counts` returns a true value."""
     return sum(bool(counts(line)) for path in files for line in path.read_text(encoding="utf-8").splitlines())
 
 

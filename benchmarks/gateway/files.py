@@ -1,4 +1,4 @@
-"""Compare downloads with a bare file server, and validate a million rows."""
+"""Compare downloads from the gateway with those from a bare file server. Measure the validation of a million rows."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ print(json.dumps([time.perf_counter() - start, peak_bytes() / 1e6, sum(report["c
 
 
 def measure_downloads(gateway: Gateway) -> None:
-    """Compare a large download from the gateway with one from a bare server of the same framework, in turns."""
+    """Compare the rates of a large download from the gateway and from a bare server of the same framework, in turns."""
     raw = gateway.root / "raw"
     raw.mkdir()
     with open(raw / "train.bin", "wb") as handle:
@@ -101,5 +101,5 @@ def _download_rate(port: int, path: str, token: str) -> float:
         while count := connection.recv_into(block):
             received += count
     if received < _BYTES:
-        raise RuntimeError(f"Received {received} of {_BYTES} bytes.")
+        raise RuntimeError(f"The download of {path} ended after {received} of {_BYTES} bytes.")
     return received / (time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""A minimal HTTP client for load. It shares the cores with the gateway, so it does as little work as possible."""
+"""A minimal HTTP client for load tests. It shares the cores with the gateway, so it does as little as possible."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class Connection:
 
 @dataclass
 class Load:
-    """The result of a load. seconds: for each successful request, the time from when it was due until its answer."""
+    """The result of `run_load`. seconds: for each successful request, the time from its due time until its answer."""
 
     seconds: list[float] = field(default_factory=list)
     failures: int = 0
     duration: float = 0.0
 
     def quantile(self, share: float) -> float:
-        """Return the seconds within which `share` of the requests were answered."""
+        """Return the seconds within which this share of the successful requests had an answer."""
         ordered = sorted(self.seconds)
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
@@ -71,9 +71,9 @@ async def run_load(
     *,
     expected: int,
 ) -> Load:
-    """Send `rate` requests per second from all `clients` together, at fixed times.
+    """Send `rate` requests per second for `seconds`, each at a fixed due time. The rate is for all clients together.
 
-    The time of a request counts from when it was due, even if it waits for an earlier one, so queues are not hidden.
+    If a request waits for an earlier request of its client, its time includes this wait.
     send: sends a request of the client with this number, and returns its status. expected: the status of a success.
     """
     load, start, interval = Load(), time.perf_counter() + 0.2, clients / rate

@@ -31,7 +31,7 @@ def measure_predictions(gateway: Gateway, *, count: int = 100) -> None:
 
 
 async def _predict(gateway: Gateway, job: str, vocabulary: int, count: int) -> list[float]:
-    """Return the seconds of each request."""
+    """Return the seconds of each of `count` requests. vocabulary: the number of tokens of the model."""
     connection, seconds = gateway.connect(), []
     try:
         for number in range(count):
@@ -59,7 +59,7 @@ def _finish_job(gateway: Gateway, scale: Scale, seed: int) -> str:
 
 
 def _export(folder: Path, scale: Scale) -> Path:
-    """Write the files that the gateway predicts with."""
+    """Write an exported model of this scale's shape with random weights, and return `folder`."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace

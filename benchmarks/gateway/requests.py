@@ -34,7 +34,7 @@ def measure_submissions(gateway: Gateway, seconds: float) -> None:
 
 
 def measure_status(gateway: Gateway, seconds: float, *, stored: int = 10_000) -> None:
-    """Poll every 2 s from 200 clients with `stored` jobs. Then read list pages, and measure the highest rate."""
+    """Store `stored` jobs. Each of 200 clients reads a status every 2 s. Then measure list pages and the top rate."""
     ids = _store_jobs(gateway, stored)
 
     def run(clients: int, rate: float, duration: float, path: Callable[[int], str]) -> Load:
@@ -64,9 +64,9 @@ def _print_quantile(name: str, loads: list[Load], share: float, *, goal: float) 
 
 
 def _highest_rate(run: Run, duration: float, *, limit: float) -> float:
-    """Return the highest rate (1/s) at which 99 % of requests are answered within `limit` seconds, without a failure.
+    """Return the highest rate (1/s) at which no request fails and 99 % have an answer within `limit` seconds.
 
-    The rate grows by a quarter until two runs at one rate fail. A single failure may be a stall of the machine.
+    The rate grows by a quarter until two runs at one rate miss this. A single miss may be a delay of the machine.
     """
     highest, rate = 0.0, 50.0
     while rate < 5_000:
@@ -85,7 +85,7 @@ def _holds(load: Load, rate: float, limit: float) -> bool:
 
 
 def _store_jobs(gateway: Gateway, count: int) -> list[str]:
-    """Store jobs until there are `count`. Redis does not sync these writes, because they are not measured."""
+    """Store jobs until there are `count`, and return all ids. For speed, Redis does not sync these writes."""
     index = f"tlm:{{{TENANT}}}:jobs"
     resolved = gateway.resolved()
     gateway.redis.config_set("appendfsync", "no")

@@ -102,14 +102,14 @@ def run_gateway() -> Iterator[Gateway]:
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
-    """Wait until a process listens. Raises RuntimeError if it ends or takes too long."""
+    """Wait until the process listens on the port. Raises RuntimeError if it ends, or needs more than `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"No process listens on port {port}.")
+            raise RuntimeError(f"The server on port {port} ended, or did not start in {seconds:g} s. See its output.")
         time.sleep(0.1)
 
 

@@ -37,7 +37,7 @@ _BATCH = 4096
 def task_folder(name: str, rows: int = SOURCES_ROWS) -> Path:
     """Return the `validate` artifact of a task.
 
-    name: a folder below TLM_SHARED_DATA, or a generated task. rows: train texts of the generated task `sources`.
+    name: a shared task, or a generated task. rows: the number of train texts, only for the generated task `sources`.
     """
     if name == "sources":
         return write_once(FOLDER / "task" / f"sources-{rows}", lambda folder: _write_sources(folder, rows))
@@ -46,24 +46,24 @@ def task_folder(name: str, rows: int = SOURCES_ROWS) -> Path:
 
 
 def text_folder(name: str) -> Path:
-    """Return the folder with the texts of a shared task, of a generated task, or of another split of such a task."""
+    """Return the folder with the rows of a task. name: a shared task, a generated task, or a result of `split_of`."""
     if name.startswith(_SPLIT):
         return write_once(FOLDER / name, partial(_write_split, name))
     return _generated(name) / "task" if _is_generated(name) else shared_data() / "tasks" / name
 
 
 def few_labels(task: str, rows: int) -> str:
-    """Return the name of the task with `rows` of the train rows. The texts of the other train rows are its corpus."""
+    """Return the name of a generated task with `rows` train rows of `task`. Its corpus is the other train texts."""
     return f"{_FEW}{task}-{rows}"
 
 
 def split_of(task: str, number: int) -> str:
-    """Return the name of a task with all rows of `task` in another random split, of the same sizes."""
+    """Return the name of a task with the rows of `task` in random splits of the original sizes. number: random seed."""
     return f"{_SPLIT}{task}-{number}"
 
 
 def _parse_split(name: str) -> tuple[str, int]:
-    """Return the task and the number in a name of `split_of`."""
+    """Return the arguments of `split_of` from its result."""
     task, _, number = name.removeprefix(_SPLIT).rpartition("-")
     return task, int(number)
 
@@ -136,7 +136,7 @@ def _write_index(corpus: Path, folder: Path) -> None:
 
 
 def _write_sources(folder: Path, rows: int) -> None:
-    """Write a large task: which source of the corpus does this passage come from?
+    """Write a large task. Its texts are passages of the shared corpus, and the label of a passage is its source.
 
     A limit on the texts of each source balances the labels. Raises NotFound if the corpus has too few passages.
     """
@@ -145,7 +145,7 @@ def _write_sources(folder: Path, rows: int) -> None:
     names, source = np.unique(np.asarray(passages["source"].to_pylist()), return_inverse=True)
     needed, counts = rows + 2 * HELD_OUT, np.bincount(source)
     if counts.sum() < needed:
-        raise NotFound(f"The corpus has {counts.sum():,} passages; {needed:,} are needed. Choose fewer rows.")
+        raise NotFound(f"The corpus has {counts.sum():,} passages, but --rows {rows} needs {needed:,}. Lower --rows.")
     limit = next(limit for limit in itertools.count(1) if np.minimum(counts, limit).sum() >= needed)
     used, positions = np.zeros(len(names), dtype=np.int64), []
     for position in np.random.default_rng(0).permutation(len(source)).tolist():

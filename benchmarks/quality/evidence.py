@@ -84,10 +84,10 @@ SPLIT_ARMS = (LINEAR, LINEAR_BOTH, INSTANT, RETURNED)
 
 @dataclass(frozen=True)
 class Record:
-    """Macro-F1 of one run. arm: the compared model. seed: None for models that are the same for each seed.
+    """Macro-F1 of one run on validation and test. arm: the compared model. seed: None if all seeds give the same model.
 
     flops, seconds: of training. seconds: None if they were not measured, for example because the run was paused. No
-    table shows seconds, because the load of the machines differed. interval: 95 % interval of `test` over test rows.
+    table shows seconds, because the load of the machines differed. interval: 95 % bootstrap interval of `test`.
     """
 
     task: str
@@ -101,13 +101,13 @@ class Record:
 
 
 def read_records() -> list[Record]:
-    """Return all records. The last one of a task, an arm and a seed replaces earlier ones."""
+    """Return the last record of each task, arm and seed."""
     records = [Record(**values) for values in read_lines(RECORDS)]
     return list({(record.task, record.arm, record.seed): record for record in records}.values())
 
 
 def run(tasks: Sequence[str], seeds: int, arms: Sequence[str]) -> None:
-    """Train what the records lack, seed by seed. The jobs that have several seeds themselves come last."""
+    """Do all runs without a record, seed by seed, and append their records. The jobs with several seeds come last."""
     for task in tasks:
         for arm in FIXED:
             if arm in arms and not _has(task, arm, None):
@@ -121,7 +121,7 @@ def run(tasks: Sequence[str], seeds: int, arms: Sequence[str]) -> None:
                 if arm in arms and not _has(task, arm, seed):
                     remark(f"{task}, {arm}, seed {seed}")
                     _append(_trained(task, arm, seed))
-    for seed in range(seeds if seeds > MEMBERS else 1):  # with MEMBERS seeds, all jobs would have the same seeds
+    for seed in range(seeds if seeds > MEMBERS else 1):  # with MEMBERS seeds or fewer, all jobs have equal seeds
         members = sorted((seed + number) % max(seeds, MEMBERS) for number in range(MEMBERS))
         for task in tasks:
             for job in JOBS:
@@ -157,18 +157,18 @@ def _fixed(task: str, arm: str) -> Record:
 
 @cache
 def _linear(folder: Path) -> dict[str, Any]:
-    """Tune the linear model once for both of its rows in the table."""
+    """Return the result of `linear.evaluate`. The cache serves the two rows of the linear model in the table."""
     return linear.evaluate(folder)
 
 
 def _trained(task: str, arm: str, seed: int) -> Record:
-    """Train an arm with one seed. The score is that of the encoder."""
+    """Train an arm with one seed. Return a record with the score of the encoder."""
     report = _report(task, arm, [seed])
     return _record(task, arm, seed, report, report["models"]["encoder"]["mean"])
 
 
 def _returned(task: str, job: str, seed: int, members: Sequence[int]) -> Record:
-    """Return the record of a job with several seeds. Nodes that an arm has already run do not run again."""
+    """Return the record of a job with the seeds `members`. Nodes that an arm has already run do not run again."""
     report = _report(task, job, members)
     return _record(task, job, seed, report, report["mean"])
 
@@ -224,7 +224,7 @@ def table(records: Sequence[Record]) -> str:
 
 
 def _split_rows(records: Sequence[Record]) -> list[list[str]]:
-    """Return a row for each task with complete splits. The last cell counts losses to each other model."""
+    """Return a row for each task that has splits with all arms. The last cell counts losses to each other arm."""
     rows = []
     for task, name in NAMES.items():
         cells = [[_of(records, split_of(task, number), arm) for arm in SPLIT_ARMS] for number in range(SPLITS)]
@@ -285,8 +285,8 @@ def _interval(records: Sequence[Record]) -> str:
 def _claim(records: Sequence[Record], task: str, first: str, second: str) -> str:
     """Return the mean difference over the seeds that both arms have, and the verdict of a t-test of the differences.
 
-    If `second` is the same for each seed, its score is paired with every seed. Then there is no verdict: a test over
-    seeds would treat the rival's score as exact, although other test rows would change it.
+    If `second` is the same for each seed, its score is compared with every seed. Then there is no verdict: a test over
+    seeds would treat the score of `second` as exact, although other test rows would change it.
     """
     scores, rivals = ({r.seed: r.test for r in _of(records, task, arm)} for arm in (first, second))
     if second in FIXED and rivals:
@@ -338,11 +338,11 @@ PAGES = {ROOT / "docs/results.md": table, ROOT / "README.md": summary}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    runs = commands.add_parser("run", help="train what the records lack")
+    runs = commands.add_parser("run", help="do the runs that records.jsonl lacks")
     runs.add_argument("tasks", nargs="*", default=list(NAMES), help="by default all")
     runs.add_argument("--seeds", type=int, default=5)
     runs.add_argument("--arm", action="append", choices=[*ROWS, *BUDGETS], help="only this arm; repeatable")
-    splits = commands.add_parser("splits", help="train what the records of other random splits lack")
+    splits = commands.add_parser("splits", help="do the runs on other random splits that records.jsonl lacks")
     splits.add_argument("tasks", nargs="*", default=list(NAMES), help="by default all")
     commands.add_parser("table", help="write the tables into the pages")
     options = parser.parse_args()

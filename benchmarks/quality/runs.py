@@ -49,7 +49,7 @@ class Score:
 
 
 def argument_parser(description: str | None, studies: Collection[str] = ()) -> argparse.ArgumentParser:
-    """Return a parser for tasks, seeds and changes of the recipe. studies: choices of the first argument."""
+    """Return a parser for tasks, seeds and changes of the recipe. studies: the choices of a first argument, if any."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if studies:
         parser.add_argument("study", choices=studies)
@@ -73,7 +73,7 @@ def _override(text: str) -> tuple[str, Any]:
 
 
 def train(task: str, label: str, recipe: Recipe, seeds: Sequence[int]) -> list[Score]:
-    """Train a recipe on a shared task with each seed. label: names the runs in remarks and file names."""
+    """Train a recipe on a task with each seed, and return a score per seed. label: is in remarks and file names."""
     scores = []
     for seed in seeds:
         folder = report_of_run(task, label, recipe, [seed])
@@ -85,7 +85,7 @@ def train(task: str, label: str, recipe: Recipe, seeds: Sequence[int]) -> list[S
 
 
 def report_of_run(task: str, label: str, recipe: Recipe, seeds: Sequence[int]) -> Path:
-    """Return the folder with the report of a `train` job."""
+    """Run a `train` job as in `report_folder`, and return the folder with its report."""
     spec = JobSpec(dataset=task, seeds=tuple(seeds))
     return report_folder(spec, recipe, [task_folder(task)], " ".join([task, label, *map(str, seeds)]))
 
@@ -98,7 +98,7 @@ def print_scores(name: str, scores: Sequence[Score]) -> None:
 def report_folder(spec: JobSpec, recipe: Recipe, tasks: Sequence[Path], label: str) -> Path:
     """Run a job unless its report exists. Return the folder with report.json, seconds.json and any plot.svg.
 
-    tasks: the `validate` artifacts of the job's datasets.
+    tasks: the `validate` artifacts of the job's datasets. label: names the job in remarks and in the folder's name.
     """
     request = [spec.model_dump(mode="json"), recipe.model_dump(mode="json"), [str(task) for task in tasks]]
     name = f"{label.replace(' ', '-')}-{digest_of(request)[:12]}"
@@ -159,7 +159,7 @@ def _run_node(node: Node, folders: Mapping[str, Path], tasks: Sequence[Path], ou
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects in a file of JSON lines; none if it does not exist."""
+    """Return the objects in a file of JSON lines. If the file does not exist, return an empty list."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 

@@ -1,6 +1,6 @@
-"""Speed and score of downloaded models on one core: `python -m benchmarks.quality.serving TEST.jsonl MODEL_DIR…`.
+"""Measure downloaded models on one core: `python -m benchmarks.quality.serving TEST.jsonl MODEL_DIR…`.
 
-Name a model and its copy by `tlm quantize` to compare the two. TEST.jsonl has a `text` and a `label` in each line.
+Name a model and its copy from `tlm quantize` to compare the two. TEST.jsonl has a `text` and a `label` in each line.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     python -m benchmarks.quality.studies prune sciie sci_cite csabstruct
     python -m benchmarks.quality.studies share sciie acl_arc sci_cite csabstruct
 
-With --minilm, `prune` and `share` use the pretrained encoder, and `curve` adds its curve. `share` joins all tasks.
-The task `sources` comes from the corpus: which source does this text come from? Plots go to --plots.
+With --minilm, `prune` and `share` use MiniLM, and `curve` adds its curve. `share` runs one study of all tasks.
+The texts of the task `sources` are passages of the corpus. Their labels are their sources. Plots go to --plots.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ LARGE_SIZES = (300, 3000, 30_000, 1)
 def main() -> None:
     studies = {"curve": curve, "prune": prune, "share": share}
     parser = argument_parser(__doc__, studies)
-    parser.add_argument("--minilm", action="store_true", help="use the pretrained encoder; a curve adds it as a model")
-    parser.add_argument("--rate", type=float, help="finetuning rate of MiniLM in prune and share (default 2e-4)")
+    parser.add_argument("--minilm", action="store_true", help="use MiniLM; a curve adds it as a model")
+    parser.add_argument("--rate", type=float, help="learning rate of MiniLM in prune and share (default 2e-4)")
     parser.add_argument("--rows", type=int, default=SOURCES_ROWS, help="train texts of 'sources'")
     parser.add_argument("--plots", type=Path, default=Path("docs/plots"))
     parser.add_argument("--sizes", type=float, nargs="+", help="sizes of a curve: shares, or numbers of labels above 1")
     parser.add_argument("--models", nargs="+", help="models of a curve")
-    parser.add_argument("--lstm", default="4x256", help="layers x width of a curve's BiLSTM")
+    parser.add_argument("--lstm", default="4x256", help="BiLSTM of a curve, as layers x width")
     parser.add_argument("--levels", type=float, nargs="+", default=[0.15, 0.3, 0.45, 0.6], help="levels of pruning")
     parser.add_argument("--level", type=float, default=0.15, help="level of sharing")
     options = parser.parse_args()

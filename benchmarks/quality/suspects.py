@@ -27,7 +27,7 @@ UNIT = f"share of changed labels in the first {READ:.0%}"
 
 
 def with_wrong_labels(task: Task, seed: int) -> tuple[Task, NDArray[np.int64]]:
-    """Return the task with changed train labels, and the places of the changes."""
+    """Return the task with changed train labels, and the indices of the changed rows."""
     random, labels = np.random.default_rng(seed), task.label_ids("train")
     places = random.choice(len(labels), round(CHANGED * len(labels)), replace=False)
     changed = labels.copy()
@@ -39,7 +39,7 @@ def with_wrong_labels(task: Task, seed: int) -> tuple[Task, NDArray[np.int64]]:
 
 
 def share_in_first(split: Split, places: NDArray[np.int64]) -> float:
-    """Return the share of the places that are among the first ranked rows."""
+    """Return the share of the rows `places` that are in the first tenth of the ranking."""
     scores, _ = LabelModel.fit(split).doubts(split)
     first = np.argsort(-scores, kind="stable")[: round(READ * len(scores))]
     return float(np.isin(places, first).mean())

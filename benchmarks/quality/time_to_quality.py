@@ -24,7 +24,7 @@ from tlm_core.training.recipe import Recipe, resolve
 
 MINUTES, GOAL_MINUTES, TUNING_MINUTES = 30.0, 3.0, 4.0
 FINETUNE_SHARE = 0.2
-# Limits of finetuning. A tuning run has more than its share of the steps: two epochs do not separate the settings.
+# Limits of finetuning. A tuning run has more than its share of the steps: after two epochs, scores hardly differ.
 STEPS, TUNING_STEPS = 1000, 400
 # The published settings are for 150,000 steps; a short budget needs more task batches and a higher rate.
 PAPER = {
@@ -74,7 +74,7 @@ def run_paper(task: str, options: Namespace) -> float:
 
     def score(setting: str, minutes: float, steps: int) -> float:
         tokens = int(rate * minutes * 60 * (1 - FINETUNE_SHARE))
-        # The published finetuning rate is for more steps.
+        # The published finetuning rate is lower, because it is for more steps.
         finetune = {"finetune.optimizer.lr": 3e-4, "finetune.epochs": 10, "finetune.max_steps": steps}
         recipe = paper_recipe(options, {"joint.budget.tokens": tokens, **finetune, **PAPER[setting]})
         (run,) = train(task, f"paper {setting} {minutes:g} min", recipe, [0])

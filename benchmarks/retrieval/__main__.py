@@ -1,6 +1,6 @@
 """Run each retrieval benchmark in its own process: `make bench-retrieval`.
 
-`--three-million` applies to the growth of the index. Exit with 1 if one fails; the others still run.
+Arguments go to the benchmark `growth`. If a benchmark fails, the others still run, and the exit code is 1.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def _index(indexes: OpenSearchIndexes, real: Sequence[Passage], size: int) -> Pa
 
 
 def _measure(index: PassageIndex, size: int, texts: Sequence[str]) -> float:
-    """Print and return the seconds per query, the median of the runs."""
+    """Print and return the median of the seconds per query. size: the number of passages in the index."""
     search_seconds(index, texts)  # warm-up: the first run reads the files
     runs = [search_seconds(index, texts) for _ in range(_REPEATS)]
     figure(f"growth_seconds_per_query_{size}", runs, unit="s", better="lower")
@@ -80,7 +80,7 @@ def _measure(index: PassageIndex, size: int, texts: Sequence[str]) -> float:
 
 
 def _plot(points: Sequence[tuple[int, float]]) -> str:
-    """Plot milliseconds per query by corpus size; the dashed line shows linear growth from the first point."""
+    """Return an SVG plot of milliseconds per query by corpus size. A dashed line shows linear growth."""
     first, seconds = points[0]
     curves = [
         Curve("OpenSearch", [(size, 1000 * duration, None) for size, duration in points]),

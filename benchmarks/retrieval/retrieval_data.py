@@ -129,7 +129,7 @@ def search_seconds(index: PassageIndex, texts: Sequence[str]) -> float:
 
 
 def plot_folder() -> Path:
-    """Return the folder of the plots."""
+    """Create the folder of the plots, and return it."""
     folder = ROOT / "build" / "bench-retrieval"
     folder.mkdir(parents=True, exist_ok=True)
     return folder

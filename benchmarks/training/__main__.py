@@ -1,6 +1,6 @@
 """Run benchmarks of the training engine, each in its own process: `make bench-training`.
 
-Arguments name single benchmarks. Exit with 1 if one fails; the others still run.
+Arguments name the benchmarks (default: all). If one fails, the others still run, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from benchmarks.shared import program, run_programs
 from benchmarks.training.training_data import environment
 
-# Short ones first, so that a missing requirement appears early.
+# The short benchmarks come first, so that a missing requirement appears early.
 NAMES = ("step", "tokenizing", "workers", "warm_start", "joint_step")
 
 if __name__ == "__main__":

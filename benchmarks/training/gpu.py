@@ -59,7 +59,7 @@ def recipe(model: str, length: int, tokens: int) -> Recipe:
 
 
 class Passages:
-    """Step number → batch of masked passages of random tokens."""
+    """Returns the batch of a step: masked passages of random tokens. rate: the mask rate."""
 
     def __init__(self, folder: Path, recipe: Recipe, length: int, rate: float) -> None:
         random = np.random.default_rng(0)
@@ -112,7 +112,7 @@ def busy(intervals: Iterable[tuple[float, float]]) -> float:
 
 
 def traced(trainer: Trainer) -> dict[str, object]:
-    """Run some steps, the later ones under the profiler. Return the GPU's idle share and the attention kernels."""
+    """Run WARM steps, and TRACED steps under the profiler. Return the GPU's idle share and the attention kernels."""
     profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
     steps = itertools.count()
     trainer.before_step = lambda: profiler.start() if next(steps) == WARM else None
@@ -128,7 +128,7 @@ def traced(trainer: Trainer) -> dict[str, object]:
 
 
 def measured(trainer: Trainer, steps: int) -> dict[str, object]:
-    """Return the figures of a run after a warm-up. The memory is that of its last step."""
+    """Return the figures of a run of `steps` steps after a warm-up. The peak memory is that of the last step."""
     trainer.run()
     trainer.before_step = torch.cuda.reset_peak_memory_stats
     trainer.budget = Budget(steps=steps)

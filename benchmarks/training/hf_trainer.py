@@ -1,7 +1,7 @@
 """`transformers.Trainer` on masked language modeling over packed rows (`group_texts`), a rival of our joint stage.
 
-After every few steps, a callback runs as many steps of our joint stage. It trains first the published model ("ours"),
-then recipe `fast` at the same size ("fast"). The alternation gives all three the same state of the machine.
+After every few steps, a callback runs as many steps of our joint stage: first with the published model ("ours"), then
+with recipe `fast` at the same size ("fast"). All three alternate, because the speed of a machine varies.
 `python -m benchmarks.training.hf_trainer` prints `{"trainer": [tokens/s, …], "ours": […], "fast": […]}`.
 """
 
@@ -51,7 +51,7 @@ class Grouped(Dataset[dict[str, Any]]):
 
 
 class Turns(TrainerCallback):
-    """After every `steps` steps of the trainer, run `others` for as many steps. The first turn is a warm-up."""
+    """After every `steps` steps of `tokens` tokens, run `others` for as many steps. The first turn is a warm-up."""
 
     def __init__(self, others: Mapping[str, Callable[[int], float]], steps: int, tokens: int) -> None:
         self._others, self._steps, self._tokens = others, steps, tokens
@@ -75,7 +75,10 @@ class Turns(TrainerCallback):
 def alternate_with(
     others: Mapping[str, Callable[[int], float]], *, compiled: bool, steps: int, repeats: int
 ) -> dict[str, list[float]]:
-    """Return the tokens per second of the trainer and of each program in `others`."""
+    """Return the tokens per second of each turn, for the key `trainer` and each name in `others`.
+
+    others: functions that train for a number of steps and return tokens per second. steps: of a turn. repeats: turns.
+    """
     data = Prepared(prepared())
     config = bert_config((4, 256, 4, 1024), data)
     folder = tempfile.TemporaryDirectory(prefix="tlm-bench-")

@@ -1,4 +1,4 @@
-"""Measure real (non-padding) tokens per second of the joint step against the published loop and Trainer.
+"""Compare real (non-padding) tokens per second of our joint step, the published loop and `transformers.Trainer`.
 
 All rivals have the same threads, rows, text and vocabulary, and no dropout. They alternate in one run, each in its own
 process. `joint_step_…` is the published model on our engine (BERT 4 x 256); `fast_joint_step_…` is recipe `fast` of
@@ -20,7 +20,7 @@ from benchmarks.shared import ROOT, program
 from benchmarks.training.rival_process import RivalFailed, RivalProcess
 from benchmarks.training.training_data import environment, plain_environment, precision, prepared
 
-# A cold compilation takes a minute or two. A longer one is skipped with a remark.
+# Time limit of a Trainer process. Compilation takes one or two minutes. A process over the limit gives no figure.
 COMPILE_SECONDS = 400
 OURS = {"joint_step": "ours", "fast_joint_step": "fast"}
 # Suffix of the figure's name → environment of the rival.
@@ -59,7 +59,7 @@ def against_published(repeats: int, steps: int) -> None:
 
 
 def _best(runs: Mapping[str, list[float]]) -> str:
-    """Return the fastest form that ran."""
+    """Return the form with the highest median rate. runs: the rates by form; a form that failed has none."""
     return max((name for name in runs if runs[name]), key=lambda name: median(runs[name]))
 
 

@@ -19,7 +19,7 @@ class RivalFailed(RuntimeError):
 
 
 class RivalProcess:
-    """A process of a benchmark that calls `serve`. It ends with its `with` block. folder: the checkout that it runs."""
+    """A process that runs a module which calls `serve`. It ends with its `with` block. folder: the checkout it uses."""
 
     def __init__(self, module: str, *arguments: object, env: Mapping[str, str], folder: Path = ROOT) -> None:
         command = program(f"training.{module}", *arguments)
@@ -40,14 +40,14 @@ class RivalProcess:
             self._process.stdin.write(f"{steps}\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise RivalFailed(self._name) from None
+            raise RivalFailed(f"{self._name} ended early. Its error is on standard error.") from None
 
     def rate(self) -> float:
         """Return the real tokens per second of the steps that `start` started. Raises RivalFailed."""
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
-            raise RivalFailed(self._name)
+            raise RivalFailed(f"{self._name} ended early. Its error is on standard error.")
         return float(line)
 
     def __enter__(self) -> RivalProcess:

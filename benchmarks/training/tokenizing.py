@@ -55,7 +55,7 @@ def selection(count: int) -> Path:
 
 
 def stage(count: int, recipe: Recipe, folder: str) -> Path:
-    """Run the prepare stage on `count` passages."""
+    """Run the prepare stage on `count` passages. Return its artifact, which is below `folder`."""
     from tlm_core.stages import PREPARE
     from tlm_core.training.local import run_stage
     from tlm_core.training.params import PrepareParams
@@ -82,7 +82,7 @@ def stage_and_rows(count: int, recipe: Recipe) -> tuple[float, int]:
 
 
 def one_core(repeats: int) -> None:
-    """Child process: print the tokens per second of bare `tokenizers` and of our stage on one core."""
+    """In a child process: print the tokens per second of bare `tokenizers` and of our stage on one core."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     from tokenizers import Tokenizer
 
@@ -108,7 +108,7 @@ def one_core(repeats: int) -> None:
 
 
 def memory(count: int) -> None:
-    """Child process: print the peak resident memory of preparing `count` passages, in bytes."""
+    """In a child process: print the peak resident memory of preparing `count` passages, in bytes."""
     with tempfile.TemporaryDirectory(prefix="tlm-bench-") as folder:
         stage(count, resolve("fast", "tiny"), folder)
     print(json.dumps(peak_bytes()))

@@ -1,4 +1,4 @@
-"""Measure the time from a submission to a warm Ray cluster until the first stage and the first step of its workers.
+"""Measure the time from a submission to a warm Ray cluster to the first stage, and to the first training step.
 
 The first job warms up an embedded stack and prepares the data. The next jobs, with one and two workers, are timed by
 their events and their progress.
@@ -43,13 +43,13 @@ def start_seconds(client: TLMClient, seed: int, workers: int) -> tuple[float, fl
             if event.type == "stage.started":
                 at["step"] = first_step(client, job.id)
     if "stage.started" not in at:
-        raise TrainingFailed(f"The job did not start: {client.job(job.id).error}.")
+        raise TrainingFailed(f"{job.id} ended before its workers started. Error: {client.job(job.id).error}")
     stage, step = ((at[name] - at["workers.submitted"]).total_seconds() for name in ("stage.started", "step"))
     return stage, step
 
 
 def first_step(client: TLMClient, job_id: str) -> datetime:
-    """Wait for the first step of finetuning, or for the end of the job. Returns the time then."""
+    """Wait for the first step of finetuning, or for the end of the job. Return the time of this moment."""
     while (job := client.job(job_id)).state not in TERMINAL:
         if job.progress and job.progress.stage == "finetune" and job.progress.step:
             break

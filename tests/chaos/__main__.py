@@ -1,6 +1,6 @@
-"""`python -m tests.chaos`: many jobs and faults, and a report of what the checker finds.
+"""`python -m tests.chaos`: run many jobs, inject faults, and print the violations that the checker finds.
 
-With --bug or --bugs, the other options have defaults under which the bug shows.
+--bug and --bugs plant bugs, which the checker must find. They set other defaults, with which the bugs have effects.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--patience", type=float, default=600.0, help="seconds in which each job must end")
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
     parser.add_argument("--bug", choices=BUGS, default="", help="plant a bug, which the checker must find")
-    parser.add_argument("--bugs", action="store_true", help="plant each bug, one after another")
+    parser.add_argument("--bugs", action="store_true", help="run once with each bug")
     faults = sorted({f"{kind} {target}" for kind, target, *_ in KINDS_OF_RAY})
     parser.add_argument("--fault", action="append", default=[], choices=faults, help="only this fault; repeatable")
     parser.add_argument("--ray", action="store_true", help="run the workers on a real Ray head")
@@ -40,7 +40,7 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run once. Return 1 when the checker's verdict is not the expected one."""
+    """Run once. Return 1 if the checker misses the planted bug or, without a bug, finds a violation. Else return 0."""
     say(f"seed {options.seed}: {options.jobs} jobs, {options.faults} faults {options.bug}")
     folder, began = Path(tempfile.mkdtemp(prefix="chaos-")), time.monotonic()
     chaos = Chaos(folder, options.bug, real_disk=True, ray=options.ray)
@@ -56,12 +56,12 @@ def run(options: argparse.Namespace) -> int:
     say(f"{len(contradictions)} violations: {dict(kinds(contradictions))}")
     if is_expected(contradictions, options.expected):
         return 0
-    say(f"Wrong: the checker must report a {options.expected}." if options.bug else "Wrong: no violation is allowed.")
+    say(f"Failed: no '{options.expected}' in the report." if options.bug else "Failed: see the violations above.")
     return 1
 
 
 def _show_faults(faults: list[dict[str, object]], planned: int, path: Path) -> None:
-    """Print how many faults were injected, and write all to a file."""
+    """Print how many faults were injected, and write all faults to the file `path`."""
     path.write_text(json.dumps(faults, indent=1))
     injected, missed = (
         Counter(f"{fault['target']} {fault['kind']}" for fault in faults if fault["injected"] is there)
@@ -72,7 +72,7 @@ def _show_faults(faults: list[dict[str, object]], planned: int, path: Path) -> N
 
 
 def main() -> int:
-    """Run once, or once for each bug. Return 1 when the checker's verdict of a run is not the expected one."""
+    """Run once, or once with each bug. Return 1 if `run` returns 1 for a run."""
     arguments = sys.argv[1:]
     if read_options(arguments).bugs:
         return max(run(read_options([*arguments, "--bug", bug])) for bug in BUGS)

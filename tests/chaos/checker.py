@@ -1,4 +1,4 @@
-"""Reads what clients, workers and records saw during a run, and returns what contradicts the guarantees."""
+"""Compare the responses, the writes of workers and the records of a run with the guarantees of the service."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ACTIVE = {State.RUNNING, State.PAUSING, State.CANCELLING}
 
 @dataclass(frozen=True)
 class Answer:
-    """What a client read of a job: between the times `sent_at` and `at`. key: of its submission."""
+    """A job in a response. sent_at, at: the times of request and response. key: the idempotency key of the job."""
 
     sent_at: float
     at: float
@@ -37,7 +37,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Write:
-    """A report of a worker that the store accepted. current: the attempt of the job before the call."""
+    """A report of a worker that the store accepted. attempt: the worker's. current: the job's before the report."""
 
     job: str
     attempt: int
@@ -46,7 +46,7 @@ class Write:
 
 @dataclass(frozen=True)
 class Record:
-    """A job at the end of the run. key: of its submission, which is its name."""
+    """A job at the end of the run. key: its idempotency key, which is also its name."""
 
     key: str
     state: State
@@ -55,7 +55,7 @@ class Record:
 
 @dataclass
 class History:
-    """All that was seen. torn: published artifacts that somebody read incomplete. planned: keys that clients submit."""
+    """All observations. planned: keys of the jobs to submit. records: by job. torn: damaged published artifacts."""
 
     planned: set[str] = field(default_factory=set)
     answers: list[Answer] = field(default_factory=list)
@@ -65,17 +65,17 @@ class History:
 
 
 def violations(history: History) -> list[str]:
-    """Return one sentence per contradiction."""
+    """Return a line for each violation of a guarantee: its kind, a colon, and the details."""
     return [*_lost(history), *_doubled(history.records), *_torn(history.torn), *_back(history), *_late(history.writes)]
 
 
 def kinds(contradictions: Iterable[str]) -> Counter[str]:
-    """Return how many contradictions there are of each kind."""
+    """Return the number of lines of each kind in a result of `violations`."""
     return Counter(line.partition(":")[0] for line in contradictions)
 
 
 def is_expected(contradictions: Sequence[str], kind: str) -> bool:
-    """Return whether one of them is of the kind that a planted bug causes, or with kind "" whether there are none."""
+    """Return whether a line has this kind. With the kind "", return whether there are no lines."""
     return kind in kinds(contradictions) if kind else not contradictions
 
 
@@ -93,13 +93,13 @@ def _lost(history: History) -> Iterator[str]:
         if record.state not in TERMINAL:
             yield f"job without an end: {job} is {record.state}"
         elif record.state is State.FAILED:
-            yield f"failed job: a fault of the infrastructure cost {job}"
+            yield f"failed job: {job} failed, although only the infrastructure had faults"
 
 
 def _doubled(records: dict[str, Record]) -> Iterator[str]:
     for key, jobs in Counter(record.key for record in records.values()).items():
         if jobs > 1:
-            yield f"double job: {key} made {jobs} jobs"
+            yield f"double job: the idempotency key {key} made {jobs} jobs"
     for job, record in records.items():
         commits = [(e.attempt, str(e.data["artifact"])) for e in record.events if e.type == "artifact.published"]
         for commit, times in Counter(commits).items():
@@ -108,7 +108,7 @@ def _doubled(records: dict[str, Record]) -> Iterator[str]:
 
 
 def _back(history: History) -> Iterator[str]:
-    """Events form a path through the states, and nobody reads an older state after a newer one."""
+    """Yield a line for each gap or wrong move in the events of a job, and for each read of an outdated state."""
     for job, record in history.records.items():
         if [event.seq for event in record.events] != list(range(1, len(record.events) + 1)):
             yield f"lost event: the events of {job} have gaps"
@@ -120,7 +120,7 @@ def _back(history: History) -> Iterator[str]:
         newest = max((answer.last_event for answer in answers), default=0)
         events = history.records[job].events if job in history.records else []
         if events and newest > len(events):
-            yield f"state went back: {job} had {newest} events, and has {len(events)}"
+            yield f"state went back: a client read event {newest} of {job}, which now has {len(events)} events"
         earlier, last_event, ends = iter(sorted(answers, key=lambda answer: answer.at)), 0, set[State]()
         before = next(earlier, None)
         for later in sorted(answers, key=lambda answer: answer.sent_at):
@@ -129,7 +129,7 @@ def _back(history: History) -> Iterator[str]:
                 ends |= {before.state} & TERMINAL
                 before = next(earlier, None)
             if later.last_event < last_event:
-                yield f"state went back: {job} was read with event {later.last_event} after a later one"
+                yield f"state went back: {job} was read at event {later.last_event} after a read at event {last_event}"
             if ends - {later.state}:
                 yield f"state went back: {job} was {later.state} after its end"
 
@@ -156,7 +156,7 @@ def _broken_path(job: str, record: Record) -> Iterator[str]:
 
 
 def _late(writes: Iterable[Write]) -> Iterator[str]:
-    """No write is accepted of an attempt after which another one has begun before the call."""
+    """Yield a line for each accepted write of an attempt that had ended, because a newer attempt had begun."""
     for write in writes:
         if write.current > write.attempt:
             yield f"late write: attempt {write.attempt} of {write.job} wrote after attempt {write.current} began"

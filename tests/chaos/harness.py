@@ -1,4 +1,4 @@
-"""Runs jobs on real processes, breaks them at random, and records what everybody saw."""
+"""Run jobs on real processes, inject random faults, and record what clients and workers observe."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from tlm_core.errors import CorruptArtifact, NotFound, TLMError
 from tlm_core.jobs.states import TERMINAL, State
 from tlm_core.kinds import MODULES
 
-# Shorter than in service, so that a run has time for many adoptions.
+# Shorter than the defaults, so that coordinators take over many jobs during a run.
 FAST = {"lease_seconds": "4", "stall_seconds": "8", "poll_seconds": "0.2"}
 
 
@@ -53,7 +53,7 @@ _MOST_CLOCK_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Fault:
-    """A planned fault. pick: chooses among the targets there are at that moment. wait: until the next one."""
+    """A planned fault. pick: a number from 0 to 1 that chooses the target. wait: seconds since the previous fault."""
 
     kind: str
     target: str
@@ -75,7 +75,7 @@ KINDS_OF_RAY = (*KINDS, ("kill", "head", 0, 0))
 
 
 def plan_faults(seed: int, count: int, wait: float, only: Collection[str] = (), *, ray: bool = False) -> list[Fault]:
-    """Return the faults of a seed. only: their kinds with targets, such as `lose worker`; by default all."""
+    """Return `count` faults, on average `wait` seconds apart. only: kinds, such as `lose worker`; by default all."""
     rng = random.Random(seed)
     possible = KINDS_OF_RAY if ray else KINDS
     kinds = [fault for fault in possible if not only or f"{fault[0]} {fault[1]}" in only]
@@ -88,10 +88,10 @@ def plan_faults(seed: int, count: int, wait: float, only: Collection[str] = (), 
 
 @dataclass
 class Chaos:
-    """A service of several coordinators and gateways with a cluster and clients, all below `folder`.
+    """A service with several coordinators and gateways, a cluster, and clients. `folder` has their files.
 
-    times: settings of coordinators and workers. real_disk: the storage has a small disk of its own, where this process
-    may mount one. Otherwise a full disk is an error of each write. ray: run the workers on a real Ray head.
+    times: settings of coordinators and workers. real_disk: mount small disks for the storage and Redis, if this process
+    may; otherwise, full disks are simulated. ray: run the workers on a real Ray head. planned: the number of faults.
     """
 
     folder: Path
@@ -134,7 +134,7 @@ class Chaos:
         self._redis_lock = threading.Lock()
 
     def _clock(self, ahead: float) -> dict[str, str]:
-        """Set by how many seconds the clock of Redis is ahead. Returns the environment in which Redis reads it."""
+        """Set how many seconds the clock of Redis is ahead. Return the environment in which Redis reads this clock."""
         path = self.folder / "clock"
         path.with_suffix(".new").write_text(f"{ahead:+.0f}")
         path.with_suffix(".new").replace(path)
@@ -166,7 +166,7 @@ class Chaos:
         return environment | {f"{prefix}{name}".upper(): value for name, value in values.items()}
 
     def _supervise(self) -> None:
-        """Start what has ended, as Compose and Kubernetes do, and verify new artifacts."""
+        """Restart processes that have ended, as Compose and Kubernetes do, and verify new artifacts."""
         roles = [("gateway", n) for n in range(self.gateways)] + [("coordinator", n) for n in range(self.coordinators)]
         while not self.stop.wait(0.25):
             for role, index in roles:
@@ -175,19 +175,19 @@ class Chaos:
                     self.processes[role, index] = self._start(role, [], index)
             if isinstance(self.cluster, RayHead):
                 self.cluster.supervise()
-            with suppress(TLMError, RedisError):  # Redis is away.
+            with suppress(TLMError, RedisError):  # Redis or the storage is unavailable.
                 self._publish_free_space()
                 self._verify_artifacts()
 
     def _publish_free_space(self) -> None:
-        """Do what the loop beside Redis does in deploy/. Without a disk of its own, a filler stands for a full one."""
+        """Store the free space of Redis's disk, like the loop in deploy/. The file `filler` simulates a full disk."""
         free = shutil.disk_usage(self.redis.folder).free
         if not self.real_disk and (self.redis.folder / "filler").exists():
             free = 0
         self.redis.client().set(DISK_FREE, free >> 10, ex=60)
 
     def _verify_artifacts(self) -> None:
-        """Read each artifact as soon as it is published. One that is unpublished meanwhile is nobody's concern."""
+        """Read each new published artifact, and record damaged and missing ones in `history.torn`."""
         bodies: dict[str, str] = self.redis.client().hgetall(key(T, "artifacts"))  # type: ignore[assignment]
         for artifact, body in bodies.items():
             if body in self._verified:
@@ -221,7 +221,7 @@ class Chaos:
     # --- clients -------------------------------------------------------------------------------------------------
 
     def request(self, client: httpx.Client, method: str, path: str, rng: random.Random, **more: Any) -> httpx.Response:
-        """Send a request to any gateway until one answers it."""
+        """Send a request to random gateways until one answers without a server error. more: arguments of httpx."""
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             with suppress(httpx.HTTPError, FileNotFoundError):
@@ -248,18 +248,18 @@ class Chaos:
         return str(answer.json()["id"])
 
     def client(self, numbers: list[int], patience: float) -> None:
-        """Submit one job after another, follow each to its end, and sometimes pause, resume or cancel it."""
+        """Follow one job after another. numbers: of the jobs. patience: seconds in which each must end."""
         with httpx.Client(timeout=6, trust_env=False) as client:
             for place, number in enumerate(numbers):
                 self._await_faults(place / max(1, len(numbers) - 1), patience)
                 name, body = name_of(number), self._body(number)
                 try:
                     self.follow(client, name, body, time.monotonic() + patience)
-                except TimeoutError as error:  # The checker reports a job that was not accepted or does not end.
+                except TimeoutError as error:  # The checker reports this job.
                     say(f"{name}: {error}")
 
     def _await_faults(self, share: float, seconds: float) -> None:
-        """Wait for this share of the planned faults, so that fast jobs do not end before all faults."""
+        """Wait until this share of the planned faults has begun, so that fast jobs do not end before all faults."""
         wait_for(lambda: len(self.faults) >= int(self.planned * share), seconds)
 
     def _body(self, number: int) -> dict[str, Any]:
@@ -271,7 +271,7 @@ class Chaos:
 
         Raises TimeoutError if no gateway answers.
         """
-        # The number of requests and waits differs between runs. So they draw no number of the choices about a job.
+        # Requests have a separate generator, because their number differs between runs of a seed.
         job_rng, rng = random.Random(f"{self.seed}/{name}"), random.Random(f"{self.seed}/{name}/requests")
 
         def ask(method: str, path: str, **more: Any) -> str:
@@ -301,7 +301,7 @@ class Chaos:
     # --- faults --------------------------------------------------------------------------------------------------
 
     def inject(self, fault: Fault) -> None:
-        """Apply a fault, wait, and heal it. `injected` records whether its target was there."""
+        """Inject a fault, and end it after its seconds. Record in `faults` whether its target existed (`injected`)."""
         done = {**asdict(fault), "at": time.time(), "job": "", "pid": 0, "injected": True}
         self.faults.append(done)
         if fault.target == "redis":
@@ -344,7 +344,7 @@ class Chaos:
 
     @staticmethod
     def _signal(process: HasPid, fault: Fault) -> bool:
-        """Kill or stop a process. Return whether it was there."""
+        """Kill a process, or stop it for the seconds of the fault. Return whether it existed."""
         sent = send(process, signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP)
         if sent and fault.kind != "kill":
             time.sleep(fault.seconds)
@@ -367,7 +367,7 @@ class Chaos:
 
     @contextmanager
     def full_redis(self) -> Iterator[None]:
-        """Let a file of another program take most of Redis's disk: less is left than what the service needs."""
+        """Fill the disk of Redis during the block. The remaining space is less than the service needs."""
         filler = self.redis.folder / "filler"
         filler.touch()
         if self.real_disk:
@@ -400,7 +400,7 @@ class Chaos:
             self.collect()
 
     def collect(self) -> None:
-        """Read the records, the artifacts, the logs and the writes of workers."""
+        """Read records, artifacts, logs and the writes of workers into `history`."""
         self._verify_artifacts()
         records, more = self.store.list_jobs(T, limit=10_000)
         assert not more
@@ -413,7 +413,7 @@ class Chaos:
             self.history.records[job.id] = Record(job.spec.name or "", job.state, events)
             if job.state is State.SUCCEEDED and job.result and isinstance(job.spec.options, ChaosOptions):
                 self._check_result(job.id, job.result.artifacts["number"].ref, job.spec.options.number)
-        # The service itself repairs a torn artifact, often before anybody else reads it.
+        # The service invalidates a damaged artifact, often before the harness reads it.
         for log in self.folder.glob("*.log"):
             lines = [line for line in log.read_text().splitlines() if '"Invalidated artifact' in line]
             self.history.torn += [str(json.loads(line)["event"]) for line in lines]
@@ -442,7 +442,7 @@ def job_of(number: int, **options: Any) -> dict[str, Any]:
 
 
 def _fill(path: Path, leave: int) -> None:
-    """Let a file fill its disk, except for so many bytes."""
+    """Write to a file until its disk has only `leave` free bytes."""
     with suppress(OSError), path.open("wb", buffering=0) as file:
         while shutil.disk_usage(path.parent).free > leave:
             file.write(b"0" * 100_000)

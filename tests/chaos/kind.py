@@ -32,7 +32,7 @@ class NumberParams(StageParams):
 
 
 def count(ctx: StageContext[NumberParams]) -> Mapping[str, Any]:
-    """Count like a training loop does. The process hangs while its file `hang_file` exists."""
+    """Count with checkpoints, like a training loop. The process hangs while its file `hang_file` exists."""
 
     def step(_: int) -> None:
         time.sleep(ctx.params.step_seconds)
@@ -49,12 +49,12 @@ def hang_file(folder: Path, process: int) -> Path:
 
 
 def content(number: int) -> bytes:
-    """Return what the report of this number must contain, in several blocks."""
+    """Return the bytes that `report` writes to the file `content` for this number."""
     return f"{number} ".encode() * 20_000
 
 
 def report(ctx: StageContext[NumberParams]) -> dict[str, Any]:
-    """Write `report.json` and the file whose content the checker knows. Input: `counted`."""
+    """Write `report.json` and the file `content`, which the harness compares. Input: `counted`."""
     assert (ctx.inputs["counted"] / "counted").read_text() == str(ctx.params.steps)
     (ctx.out / "content").write_bytes(content(ctx.params.number))
     values = {"metric": "number", "mean": {"test": {"number": ctx.params.number}}, "spread": {"test": {"number": None}}}

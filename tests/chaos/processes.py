@@ -28,7 +28,7 @@ from tlm_core.kinds import MODULES
 MAIN = {"gateway": "services.api.__main__", "coordinator": "services.trainer.__main__"}
 WORKER = "services.trainer.program"
 
-# Bug → what it removes from a script of the store.
+# Bug → a script of the store, and the line that the bug removes from it.
 SCRIPT_BUGS = {
     "no-fencing": ("report", "if attempt ~= ARGV[1] then return {'stale', attempt} end"),
     "no-idempotency": (
@@ -37,7 +37,7 @@ SCRIPT_BUGS = {
     ),
     "lost-requeue": ("move", "redis.call('ZADD', queue, redis.call('HGET', KEYS[1], 'created_at') or stamp, ARGV[2])"),
 }
-# Bug → the options of a run that shows it, and the kind of report that the checker must have among others.
+# Bug → options of a run in which the bug has effects. expected: a kind of violation that the checker must report.
 # `early-acknowledgment` is a Redis that answers before it writes to its disk.
 BUGS: dict[str, dict[str, Any]] = {
     "no-fencing": {"jobs": 40, "faults": 30, "wait": 1.0, "fault": ["lose worker"], "expected": "late write"},
@@ -58,12 +58,12 @@ _context.set_forkserver_preload(_PRELOADED)
 
 
 def preload(*modules: str) -> None:
-    """Import more modules before the first process starts."""
+    """Import more modules in the server that forks all processes. Call this before the first process."""
     _context.set_forkserver_preload([*_PRELOADED, *modules])
 
 
 def start(role: str, environment: dict[str, str], folder: Path, bug: str, arguments: list[str]) -> BaseProcess:
-    """Start a program with these variables and arguments, in a process group of its own."""
+    """Start a program in a new process group. role: `gateway`, `coordinator` or `worker`. folder: gets its log."""
     process = _context.Process(target=_run, args=(role, environment, folder, bug, arguments))
     process.start()
     return process
@@ -71,7 +71,7 @@ def start(role: str, environment: dict[str, str], folder: Path, bug: str, argume
 
 def _run(role: str, environment: dict[str, str], folder: Path, bug: str, arguments: list[str]) -> None:
     os.setsid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # A killed harness leaves no processes.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # If the harness is killed, so is this process.
     log = os.open(folder / f"{role}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -90,13 +90,13 @@ def _main(role: str, folder: Path, bug: str, arguments: list[str]) -> None:
     _plant(bug)
     if role not in MAIN:
         _record_writes(folder / "writes.jsonl")
-        compute.measure_once = lambda *_: None  # It would import torch, which the stages here do without.
+        compute.measure_once = lambda *_: None  # Speed measurements would import torch.
     sys.argv = [role, *arguments]
     import_module(MAIN.get(role, WORKER)).main()
 
 
 def _break_storage(broken: Path, full: Path) -> None:
-    """Let each access to the storage fail while a file `broken` exists, and each write while a file `full` does."""
+    """Let each access to the storage fail while the file `broken` exists, and each write while `full` exists."""
     errors = ArtifactStore.errors
 
     def breaking(self: ArtifactStore, action: str, *, writes: bool = False) -> AbstractContextManager[None]:
@@ -131,7 +131,7 @@ def _plant(bug: str) -> None:
         def without_line(self: JobStore, client: Any, *rest: Any) -> None:
             begin(self, client, *rest)
             text = self._script[script].script
-            assert line in text, f"{script}.lua has changed"
+            assert line in text, f"{script}.lua lacks the line that {bug} removes. Update SCRIPT_BUGS."
             self._script[script] = client.register_script(text.replace(line, ""))
 
         JobStore.__init__ = without_line  # type: ignore[method-assign]
@@ -147,5 +147,5 @@ def _plant(bug: str) -> None:
 
 
 def _tears(seed: str, path: str) -> bool:
-    """Choose three of ten manifests. The ids of jobs differ between runs of a seed, so they do not count."""
+    """Return whether the bug cuts this manifest: three of ten. Job ids do not count, because runs differ in them."""
     return random.Random(f"{seed}{re.sub('job_[^/-]+', '', path)}").random() < 0.3

@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that cuts, delays or swallows what passes through it."""
+"""A TCP proxy on loopback that can cut connections, and delay or discard their data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import suppress
 
 
 class Proxy:
-    """Forwards connections to `target`. mode: `pass`, `cut`, `delay` (0.3 s per read) or `half-open`."""
+    """Forwards connections to port `target`. Modes: `pass`, `cut`, `delay` (0.3 s a read), `half-open` (no data)."""
 
     def __init__(self, target: int) -> None:
         self._target, self._mode, self._open = target, "pass", set[socket.socket]()
@@ -18,7 +18,7 @@ class Proxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def set(self, mode: str) -> None:
-        """Change the mode. Connections of a cut or of a half-open time do not live on."""
+        """Change the mode. The start of `cut` and the end of `half-open` close all connections."""
         previous, self._mode = self._mode, mode
         if mode == "cut" or previous == "half-open":
             for end in list(self._open):

@@ -21,7 +21,7 @@ class HasPid(Protocol):
 
 
 def send(process: HasPid, number: signal.Signals) -> bool:
-    """Send a signal to a process and its children. Return whether there is such a process."""
+    """Send the signal `number` to the process group of `process`. Return whether it exists."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid or 0, number)
         return True
@@ -30,7 +30,7 @@ def send(process: HasPid, number: signal.Signals) -> bool:
 
 @dataclass
 class Submission:
-    """A program that runs or ran. lost: its node is, so the server takes it for failed, whether or not it runs."""
+    """A program that was started. lost: simulates a lost node, so that the server reports FAILED even if it runs."""
 
     entrypoint: str
     process: BaseProcess
@@ -48,7 +48,7 @@ class Submission:
 
 
 class JobServer:
-    """Serves Ray's Jobs API on a port. start: starts the program with these arguments."""
+    """Serves Ray's Jobs API on a port. start: starts a worker with the arguments of a submission."""
 
     def __init__(self, start: Callable[[list[str]], BaseProcess]) -> None:
         self.submissions: dict[str, Submission] = {}
@@ -68,7 +68,7 @@ class JobServer:
             send(run.process, signal.SIGKILL)
 
     def answer(self, method: str, path: str, body: dict[str, str]) -> object:
-        """Return the answer to a request, or None for 404."""
+        """Return the body of the response to a request, or None for 404."""
         if path == "/api/version":
             return {}
         if path.startswith("/api/v0/nodes"):

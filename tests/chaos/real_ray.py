@@ -21,7 +21,7 @@ from tests.support import ROOT, wait_for
 from tlm_client.stack.parts import ray_executable
 from tlm_client.stack.processes import free_ports, kill_processes, list_processes
 
-_PATIENCE = 60.0  # for the start of a head, which may hang when Redis is away meanwhile
+_PATIENCE = 60.0  # seconds for the start of a head, which can hang without Redis
 _SCRIPT = """#!/bin/sh
 exec "{python}" -c "from tests.chaos.processes import run_on_ray; run_on_ray()" "$@"
 """
@@ -55,10 +55,10 @@ class RayRun:
 
 
 class RayHead:
-    """A head that keeps its state in Redis and offers no CPU, and a node that does, as deploy/ runs them.
+    """A head that stores its state in Redis and offers no CPU, and a node that offers CPUs, as in deploy/.
 
-    environment: variables of the workers. cpus: for all jobs at once, because Ray leaks the CPUs of a submission that
-    waits for room when its head dies. python: what the coordinator must run as Python.
+    environment: variables of the workers. cpus: enough for all jobs at once. If the head dies, Ray never frees the
+    CPUs of a submission that waits for room. python: the script that the coordinator must run as Python.
     """
 
     def __init__(self, folder: Path, environment: Mapping[str, str], redis: RedisServer, cpus: int = 16) -> None:
@@ -114,7 +114,7 @@ class RayHead:
             return False
 
     def kill_head(self) -> bool:
-        """Kill all processes of the head, and none of the node. Return whether there were any."""
+        """Kill all processes of the head, but none of the node. Return whether the head had processes."""
         ran = False
         while kill_processes({**self._marks, "CHAOS_RAY_PART": "head"}):
             ran = True
@@ -122,7 +122,7 @@ class RayHead:
         return ran
 
     def supervise(self) -> None:
-        """Start the head again if it has ended, also for the loss of Redis, or has not answered for a minute."""
+        """Restart the head if it has ended, for example without Redis, or if it has not answered for a minute."""
         if self.answers():
             self._answered = time.monotonic()
         if self._head.poll() is not None or time.monotonic() - self._answered > _PATIENCE:

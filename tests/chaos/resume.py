@@ -49,9 +49,9 @@ _PATIENCE, _PATIENCE_PER_KILL = 240.0, 40.0
 
 
 def run(folder: Path, name: str, kills: int, rng: random.Random, *, ray: bool = False) -> dict[str, dict[str, str]]:
-    """Train with this many kills in each stage. Returns the digest of each file of each node."""
+    """Train with `kills` kills in each stage of RUNS. Return node → file → SHA-256."""
     _, stages, _ = RUNS[name]
-    times = {"poll_seconds": "0.2"}  # The defaults otherwise: a process that imports torch may be silent for seconds.
+    times = {"poll_seconds": "0.2"}  # Other times: the defaults, because imports of torch take seconds.
     chaos = Chaos(folder, coordinators=1, gateways=1, times=times, ray=ray)
     with chaos.running():
         for dataset in ("toy", "more"):
@@ -70,7 +70,7 @@ def run(folder: Path, name: str, kills: int, rng: random.Random, *, ray: bool = 
                 wait_for(lambda now=record: chaos.store.get(T, job).attempt > now.attempt, 120)  # type: ignore[misc]
             time.sleep(0.05)
         say(f"attempt {record.attempt}, {record.failures} failures, killed {done}")
-        assert min(done.values()) >= kills, "The stages are too short."
+        assert min(done.values()) >= kills, "A stage ended before its kills. Train for more steps."
         return files
 
 
@@ -78,7 +78,7 @@ def _submit(chaos: Chaos, name: str) -> str:
     kind, _, options = RUNS[name]
     with httpx.Client(timeout=30, trust_env=False) as client:
         own = _RECIPE if name == "train" else _RECIPE | {"joint.enabled": False}
-        if name == "refit":  # With one validation, it trains for as many epochs as `finetune`.
+        if name == "refit":  # With one validation, `refit` trains for as many epochs as `finetune`.
             own |= {"finetune.evaluations": 1}
         body = {"kind": kind, "dataset": "toy", "overrides": own, "options": options, "max_attempts": 10}
         answer = chaos.request(client, "POST", "/v1/jobs", random.Random(0), json=body)
@@ -87,7 +87,7 @@ def _submit(chaos: Chaos, name: str) -> str:
 
 
 def _training_stage(chaos: Chaos, record: JobRecord) -> str:
-    """Return the stage that has reported a step of this attempt, or nothing."""
+    """Return the stage that has written a checkpoint in this attempt and still runs, or an empty string."""
     events = chaos.store.events(T, record.id, after=max(0, record.last_event - 20))
     checkpoints = [
         event for event in events if event.type == "checkpoint.published" and event.attempt == record.attempt
@@ -100,7 +100,7 @@ def _training_stage(chaos: Chaos, record: JobRecord) -> str:
 
 
 def _files(chaos: Chaos, record: JobRecord, nodes: Sequence[Node]) -> dict[str, dict[str, str]]:
-    """Return the digest of each file of the nodes that are done, without the history, which has their seconds."""
+    """Return node → file → SHA-256 for the finished nodes. history.json does not count, because it has seconds."""
     done = Situation.read(chaos.store, record).done
     return {
         node.name: {

@@ -1,8 +1,9 @@
 """`python -m tests.chaos.soak [SECONDS]`: mixed jobs for a long time (default: 2 hours), without faults.
 
 Four of five jobs are of the kind `chaos`, whose stages count. One of five trains an encoder of two layers.
-It fails if the memory or the file handles of a process grow by 5 % or more in the second half, if the memory of Redis
-differs by more than a tenth from what the number of jobs gives, or if a process logs an error.
+It fails if, in the second half, the memory or the file handles of a process grow by 5 % or more. It fails if the memory
+of Redis differs by more than a tenth from the sum over its jobs. It also fails if a process logs an error, or if the
+checker finds a violation.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Soak:
     samples: dict[tuple[str, str], list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
 
     def run(self) -> list[str]:
-        """Return one sentence for each figure that grows too much, and for each error in the logs."""
+        """Run the jobs. Return a line for each reason to fail (see above)."""
         with self.chaos.running():
             self.chaos.add_dataset()
             empty, began = memory(self.chaos.store._redis), time.monotonic()
@@ -65,7 +66,7 @@ class Soak:
             return [*self._growing(), *violations(self.chaos.history), *self._redis_size(empty), *self._errors()]
 
     def _errors(self) -> list[str]:
-        """Return each kind of error in the logs, with its number. Nothing is broken, so nothing may be logged."""
+        """Return a line for each logger that logged errors. Without faults, no error may occur."""
         lines = [line for log in self.chaos.folder.glob("*.log") for line in log.read_text("utf-8").splitlines()]
         events = [json.loads(line) for line in lines if '"level": "error"' in line]
         by_logger = Counter(event["logger"] for event in events)
@@ -73,7 +74,7 @@ class Soak:
         return [f"{logger} logged {count} errors, the first: {first[logger]}" for logger, count in by_logger.items()]
 
     def _client(self, number: int, began: float) -> None:
-        """Submit one job after another, some with equal work, and pause or cancel some."""
+        """Submit one job after another, some with equal work, and pause or cancel some. began: the start of the run."""
         with httpx.Client(timeout=20, trust_env=False) as client:
             while time.monotonic() < began + self.seconds:
                 name = name_of(number)
@@ -92,7 +93,7 @@ class Soak:
                 self.samples[name, "MB of memory"].append((at, pages * 4096 / 1e6))
 
     def _growing(self) -> list[str]:
-        """Compare the last tenth of the time with the tenth in its middle."""
+        """Return a line for each figure that grows too much from the middle tenth of the time to the last tenth."""
         growing = []
         for (process, figure), samples in sorted(self.samples.items()):
             middle, end = (
@@ -105,7 +106,10 @@ class Soak:
         return growing
 
     def _redis_size(self, empty: int) -> list[str]:
-        """Compare the memory of Redis with the sum over its jobs: for each kind, the mean memory of copies of some."""
+        """Return a line if the memory of Redis differs too much from the computed memory of its jobs.
+
+        Copies of some jobs of each kind show the mean memory of a job. empty: the bytes before the first job.
+        """
         client, store = self.chaos.store._redis, self.chaos.store
         jobs = store.list_jobs(T, limit=1_000_000)[0]
         ended = [job for job in jobs if job.state in TERMINAL]
@@ -135,12 +139,12 @@ def _body(number: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and stop all processes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # this exit stops all processes
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 7200.0
     os.environ["OMP_NUM_THREADS"] = "1"
     say("| process | figure | in the middle | at the end | growth |\n| --- | --- | --- | --- | --- |")
-    # The defaults otherwise: a worker that imports torch may be silent for seconds. Only workers import it, because it
-    # would hide the growth of the other processes.
+    # Other times have their defaults, because imports of torch take seconds. Only workers import torch: in the
+    # other processes, the memory of torch would hide their growth.
     times = {"poll_seconds": "0.2"}
     chaos = Chaos(Path(tempfile.mkdtemp(prefix="soak-")), coordinators=2, times=times)
     wrong = Soak(chaos, seconds).run()

@@ -1,6 +1,7 @@
-"""`python -m tests.chaos.streams [CLIENTS]`: event streams over killed gateways, with one gateway and with three.
+"""`python -m tests.chaos.streams [CLIENTS]`: event streams while gateways are killed.
 
-Every client is cut at random and reconnects to any gateway. Each must see the whole log of the job, in order and once.
+Run this with one gateway, and with three. Clients close their connections at random, and reconnect to any gateway.
+Each client must receive all events of the job, in order and once.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _PATIENCE = 300.0
 
 @dataclass
 class Follower:
-    """A client of the job's event stream. cuts: how often a connection ended before the stream did."""
+    """A client of the job's event stream. seen: the received events. cuts: connections that ended before the stream."""
 
     urls: list[str]
     token: str
@@ -87,7 +88,7 @@ def _write_and_kill(chaos: Chaos, job: JobRecord, rng: random.Random, events: in
 
 
 def run(folder: Path, clients: int, gateways: int, events: int = 600, kills: int = 6, seed: int = 1) -> list[str]:
-    """Return one sentence for each client that has not seen exactly the log."""
+    """Return a line for each client that has not received all events in order and once."""
     chaos = Chaos(folder, coordinators=0, gateways=gateways)
     with chaos.running():
         chaos.add_dataset()

@@ -1,6 +1,6 @@
 """`python -m tests.chaos.times [N]`: how soon the service, with its default settings, notices faults and continues.
 
-Each fault comes N times (default 5), and no other at the same time. The command fails if a time exceeds its goal.
+The command injects each fault N times (default 5), one kind after another. It fails if a time exceeds its goal.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ GOALS = {
 
 
 class Times:
-    """Runs jobs without an end, and measures the seconds from a fault to what follows from it."""
+    """Runs jobs that do not end, injects each fault `count` times, and measures the seconds until its effects."""
 
     def __init__(self, chaos: Chaos, count: int) -> None:
         self._chaos, self._count = chaos, count
@@ -64,7 +64,7 @@ class Times:
         """Wait until every job trains steadily, and return their submissions."""
         assert isinstance(self._chaos.cluster, JobServer)
         wait_for(lambda: len(self._chaos.cluster.running()) == self._count, _PATIENCE)
-        time.sleep(8)  # Some intervals, and a beat.
+        time.sleep(8)  # Time for some steps and a heartbeat.
         runs = self._chaos.cluster.running()
         assert len(runs) == self._count
         return runs
@@ -87,7 +87,7 @@ class Times:
         hang_file(self._chaos.folder, run.process.pid or 0).touch()
 
     def _seconds(self, job: str, at: float, *signs: str) -> tuple[float, float]:
-        """Return the seconds until the first event of the first type, and until the last type follows."""
+        """Return the seconds from `at` to an event of type `signs[0]`, and to the next event of type `signs[-1]`."""
         first = wait_for(lambda: next(self._since(job, at, signs[0]), None), _PATIENCE)
         last = wait_for(lambda: next(self._since(job, first.at, signs[-1]), None), _PATIENCE)
         return first.at - at, last.at - at
@@ -98,7 +98,7 @@ class Times:
         yield from (event for event in events if event.at >= at and event.type == type)
 
     def _kill_coordinator(self) -> tuple[float, float]:
-        """Kill the coordinator of the first job. Its worker runs on, so that noticing and resuming are one."""
+        """Kill the coordinator of the first job. The worker continues, so the job resumes when the fault is noticed."""
         self._working()
         job = self._chaos.store.list_jobs(T)[0][0]
         process = next(p for p in self._chaos.processes.values() if f"-{p.pid}-" in (job.owner or ""))
@@ -107,7 +107,7 @@ class Times:
         return self._seconds(job.id, at, "job.adopted")
 
     def _kill_gateway(self) -> tuple[float, float]:
-        """Kill the only gateway, which its supervisor starts again. Returns the time to the next answer."""
+        """Kill the only gateway, which its supervisor starts again. Return the seconds to the next answer, twice."""
         at = time.time()
         send(self._chaos.processes["gateway", 0], signal.SIGKILL)
         wait_for(lambda: not self._chaos.processes["gateway", 0].is_alive() or time.time() > at + 1)
@@ -129,7 +129,7 @@ class Times:
 
 
 def missed_goals(name: str, noticed: float, resumed: float) -> list[str]:
-    """Return one sentence for each goal of a fault that its slowest case misses."""
+    """Return a line for each missed goal. name: the fault. noticed, resumed: the longest times in seconds."""
     slowest = {"noticed": noticed, "resumed": resumed}.items()
     return [
         f"{name}: {what} after {seconds:.1f} s, goal {goal} s"
@@ -148,7 +148,7 @@ def defaults() -> Iterator[Chaos]:
 
 
 def measure_head(count: int) -> None:
-    """Kill Ray's head under a running job, which must go on, and end when it is cancelled afterwards."""
+    """Kill Ray's head `count` times. The attempt of a job must continue. Then cancel the job, which must end."""
     chaos = Chaos(Path(tempfile.mkdtemp(prefix="head-")), coordinators=2, gateways=1, times={}, ray=True)
     with chaos.running(), httpx.Client(timeout=30, trust_env=False) as client:
         ray = chaos.cluster
@@ -168,7 +168,7 @@ def measure_head(count: int) -> None:
         say(f"attempt {record.attempt}, {record.failures} failures, state {record.state}")
         chaos.request(client, "POST", f"/v1/jobs/{job}/cancel", random.Random(0))
         wait_for(lambda: chaos.store.get(T, job).state in TERMINAL and not ray.running(), _PATIENCE)
-        assert record.attempt == 1, "A restart of the head must cost nothing."
+        assert record.attempt == 1, "A restart of the head must not end the attempt."
     say(f"| Ray's head killed, and started again: its next answer | {_shown(away)} | at the same time | | {count} |")
 
 

@@ -102,7 +102,7 @@ class CoordinatorHarness:
         )  # fmt: skip
 
     def rounds_until(self, coordinator: Coordinator, ahead: float) -> None:
-        """Run rounds with a moving clock, until it is `ahead` seconds ahead."""
+        """Run rounds. Advance the clock by up to 20 s before each, until it is `ahead` seconds ahead."""
         coordinator.round()
         while self.store.ahead < ahead:
             self.store.ahead = min(ahead, self.store.ahead + 20)
@@ -115,7 +115,7 @@ class CoordinatorHarness:
         return self.store.get(T, job_id)
 
     def until_submitted(self, coordinator: Coordinator, job_id: str, group: str = "main") -> str:
-        """Run rounds until the job has a submission of the group, and return its id. Groups before it succeed."""
+        """Run rounds and the group `baseline` until the job has a submission of `group`. Return the submission's id."""
         for _ in range(10):
             coordinator.round()
             submissions = self.job(job_id).submissions
@@ -126,13 +126,13 @@ class CoordinatorHarness:
         raise AssertionError(f"no submission for {self.job(job_id)}")
 
     def until_working(self, coordinator: Coordinator, job_id: str) -> str:
-        """Run rounds until the job has a submission, report as its workers, and return its id."""
+        """Run rounds until the job has a submission, report as its workers, and return the submission's id."""
         submission = self.until_submitted(coordinator, job_id)
         self.beat(job_id)
         return submission
 
     def until_ended(self, coordinator: Coordinator, job_id: str) -> JobRecord:
-        """Run rounds and all workers until the job has no submission left to run. Return its record."""
+        """Run rounds and the workers of all submissions until the job has ended. Return its record."""
         for _ in range(20):
             coordinator.round()
             job = self.job(job_id)
@@ -144,7 +144,7 @@ class CoordinatorHarness:
         raise AssertionError(f"still {job.state}")
 
     def work(self, submission: str, **stages: Any) -> None:
-        """Run the workers of a submission, and set its status as the cluster would."""
+        """Run the workers of a submission, and set its status as the cluster would. stages: see `all_stages`."""
         try:
             run_group(
                 self.store, self.artifacts, self.folder / "scratch", self.cluster.assignment(submission),

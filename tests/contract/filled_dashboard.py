@@ -271,7 +271,7 @@ def loss_curve(total: int, until: int, seed: int) -> list[dict[str, Any]]:
 
 
 def validations(steps: range, pace: float, skill: float, seed: int) -> list[dict[str, Any]]:
-    """Return validations as a history has them, with scores that rise to `skill`. pace: steps to most of the rise."""
+    """Return validations as a history has them, with scores that rise to `skill`. pace: steps to 63 % of the rise."""
     return [
         {
             "step": step,
@@ -323,7 +323,7 @@ def make_report(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return the report of the evaluate stage for random outputs, and the outputs of the models.
 
-    skill: share of the rows whose outputs are for the true label.
+    skill: the share of rows for which the models predict the true label.
     """
     task, rng = tickets(labels), np.random.default_rng(1)
 
@@ -352,7 +352,7 @@ def noisy_splits(task: Task, skill: float, rng: np.random.Generator) -> dict[str
 
 
 def noisy_outputs(truth: np.ndarray, count: int, skill: float, rng: np.random.Generator) -> np.ndarray:
-    """Return logits (rows, classes) whose largest is the true label's in about a share `skill` of the rows."""
+    """Return logits, [rows, classes]. In a share `skill` of the rows or more, the true label has the largest."""
     guess = np.where(rng.random(len(truth)) < skill, truth, rng.choice(count, len(truth)))
     outputs = rng.normal(0, 1, (len(truth), count)).astype(np.float32)
     outputs[np.arange(len(truth)), guess] += 6

@@ -51,7 +51,10 @@ TRAIN = "text,label\n" + "".join(f"good film {n},pos\nbad film {n},neg\n" for n 
 
 @dataclass
 class FakeRetriever:
-    """Answers like the retriever. A load is ready at the second request, and a search returns one passage."""
+    """Answers like the retriever. A load is ready at the second request, and a search returns one passage.
+
+    failure: the error of all loads, if set. refused: the number of passages that each load refuses.
+    """
 
     loads: dict[str, dict[str, Any]] = field(default_factory=dict)
     requests: list[tuple[str, str, Any]] = field(default_factory=list)
@@ -136,7 +139,7 @@ class Gateway:
             thread.join(10)
 
     def leftovers(self) -> list[str]:
-        """Return the files below the folder."""
+        """Return the files below the folder, except the mark of the storage."""
         return [str(path.relative_to(self.root)) for path in files_under(self.root) if path.name != MARK]
 
 
@@ -148,7 +151,7 @@ def make_gateway(client: redis.Redis, root: Path, **overrides: Any) -> Gateway:
     )
     (root / "storage").mkdir(parents=True, exist_ok=True)
     with suppress(StoreUnavailable):
-        client.hset(OBSTACLES, "coordinator", json.dumps([2e9, ""]))  # as if one ran
+        client.hset(OBSTACLES, "coordinator", json.dumps([2e9, ""]))  # as if a coordinator ran
     artifacts = ArtifactStore(settings.storage, settings.scratch / "artifacts")
     jobs, catalog = JobStore(client, History(artifacts)), Catalog(client)
     webhooks, outbound = Webhooks(client), Outbound(private=settings.webhook_private)

@@ -105,7 +105,7 @@ def make_selection(folder: Path, count: int = 30) -> None:
 
 
 def make_export(folder: Path, *, pair: bool = False, size: int = 0) -> None:
-    """Write an exported model that counts the words 'good' and 'bad'."""
+    """Write an exported model that counts the words 'good' and 'bad'. size: bytes of an additional file."""
     model = folder / "model"
     model.mkdir(parents=True)
     tokenizer = Tokenizer(WordLevel(VOCABULARY, unk_token="[UNK]"))

@@ -28,9 +28,9 @@ def record(
     gpu_seconds: float = 0.0,
     device: str = "",
 ) -> JobRecord:
-    """Finish a running job. By its events, each stage lasted `seconds` and the start of the workers 10 s.
+    """Finish a running job. In its events, each node takes `seconds(node)`, and the start of the workers takes 10 s.
 
-    counted: seconds that each training stage reports. gpu_seconds: of the whole job, by its report.
+    flops: by stage. counted: seconds that each training stage reports. gpu_seconds: of the job, in its report.
     device: of the workers.
     """
     store, artifacts = gateway.parts.jobs, gateway.parts.artifacts

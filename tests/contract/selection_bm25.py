@@ -16,7 +16,7 @@ def ascii_words(text: str) -> list[str]:
 
 
 def rounded_length(length: int) -> int:
-    """The length in Lucene's one byte: exact below 40, then the four leading bits of the part above 24."""
+    """Return a length as in Lucene's one byte: exact below 40, then the four leading bits of the part above 24."""
     over = max(0, length - 24)
     shift = max(0, over.bit_length() - 4)
     return min(length, 24) + (over >> shift << shift)

@@ -72,7 +72,7 @@ def write_data(folder: Path) -> None:
 
 
 def command_of(pid: int) -> bytes:
-    """Return the command line of a process, or nothing if it has ended."""
+    """Return the command line of a process, or no bytes if the process has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

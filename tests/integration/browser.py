@@ -15,7 +15,7 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """Yield a running browser. Skips the test without Chromium; with CI=true, fails."""
+    """Yield a running browser. Without Chromium, skip the test. With CI=true, fail instead."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:

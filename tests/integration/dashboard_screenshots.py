@@ -1,6 +1,6 @@
 """Take the screenshots in docs/screenshots: `python -m tests.integration.dashboard_screenshots [tutorial]`.
 
-With `tutorial`, these are pictures of the tutorial's last job, from the gateway of TLM_URL and TLM_TOKEN.
+With `tutorial`, take pictures of the tutorial's last job on the gateway at TLM_URL, with the token TLM_TOKEN.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def add_third(gateway: Gateway, contents: Contents) -> str:
 
 
 def make_older(gateway: Gateway, contents: Contents) -> None:
-    """Give the jobs the times of real ones."""
+    """Set the times of the jobs to realistic values (TIMES)."""
     now = time.time()
     for name, (minutes, seconds) in TIMES.items():
         job = gateway.parts.jobs.get(T, contents.jobs[name])

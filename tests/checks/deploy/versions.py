@@ -7,8 +7,8 @@ import tomllib
 
 from tests.support import ROOT
 
-# A bare name would resolve to a public registry, where anyone may own it.
-IMAGES = {"loader": "api"}  # the images of processes that have none of their own
+IMAGES = {"loader": "api"}  # process → image, if the image has the name of another process
+# Without `localhost/`, an image would come from a public registry, where anyone may own this name.
 OURS = "localhost/tlm-service/"
 
 

@@ -14,5 +14,5 @@ __all__ = ["one_thread"]
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    """A task in the tokens of `small_recipe`."""
+    """Return a generated task, prepared with `small_recipe`."""
     return Prepared(made_prepared(tmp_path_factory.mktemp("prepared"), small_recipe("modernbert"), alone=True))

@@ -6,7 +6,7 @@ import threading
 
 
 class NoWait(threading.Event):
-    """Records the length of each wait and returns at once. clock: the time if every wait took that long."""
+    """Records the length of each wait and returns at once. `clock` returns the sum of the lengths."""
 
     def __init__(self) -> None:
         super().__init__()

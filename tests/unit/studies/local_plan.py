@@ -33,7 +33,7 @@ def make_job(recipe: Recipe, *, others: int = 0, **spec: Any) -> JobRecord:
 def run_plan(
     job: JobRecord, task: Path, folder: Path, finished: Callable[[Node, Path], None] = lambda *_: None
 ) -> dict[str, Path]:
-    """Return the folder of each node. finished: called with each node and its folder.
+    """Run the plan, and return the folder of each node. finished: called after each node with the node and its folder.
 
     Nodes that depend on a dropped subset are dropped too, as in the services.
     """
@@ -59,7 +59,7 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 
 def check_resume(node: Node, done: Mapping[str, Path], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kill and stop a training stage and run it again. The result must equal that of the uninterrupted run."""
+    """Kill a training stage, resume and stop it, then resume it to its end. The result must equal that in `done`."""
     monkeypatch.setattr("tlm_core.training.loop.REPORT_SECONDS", 0.0)
     params = node.params.model_copy(update={"checkpoint_steps": 2})
     run = Run(folder, node.stage, {name: done[source] for name, source in node.inputs.items()}, params)

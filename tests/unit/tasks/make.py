@@ -1,4 +1,4 @@
-"""Small data sets for the tests of this folder."""
+"""Small datasets for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Row = Mapping[str, Any]
 
 
 def rows(count: int, labels: Sequence[str] = ("bad", "good"), start: str = "text") -> list[dict[str, Any]]:
-    """Records with texts that differ and labels in turn."""
+    """Return `count` records with different texts. The labels alternate."""
     return [{"text": f"{start} number {index}", "label": labels[index % len(labels)]} for index in range(count)]
 
 
@@ -32,7 +32,7 @@ def put(path: Path, content: str | bytes) -> Path:
 def folder(
     root: Path, train: Iterable[Any] | str, validation: Iterable[Any] | None = None, test: Iterable[Any] | None = None
 ) -> Path:
-    """A data set of three jsonl files; `train` may be given as the file's content."""
+    """Write a dataset of three JSONL files, and return `root`. train: the rows, or the content of the file."""
     put(root / "train.jsonl", train if isinstance(train, str) else jsonl(train))
     put(root / "validation.jsonl", jsonl(rows(4, start="validation") if validation is None else validation))
     put(root / "test.jsonl", jsonl(rows(4, start="test") if test is None else test))
@@ -42,7 +42,7 @@ def folder(
 def faults(
     source: Source, options: DatasetOptions | None = None
 ) -> list[tuple[str, str | None, int | None, str | None]]:
-    """(code, split, row, column) of every fault; also checks that `load_task` raises just these."""
+    """Return (code, split, row, column) of every fault. Check that `load_task` raises exactly these faults."""
     task, report = validate(source, options)
     errors = [(fault["code"], fault["split"], fault["row"], fault["column"]) for fault in report["faults"]]
     assert (task is None) == bool(errors) == (not report["ok"])
@@ -52,7 +52,7 @@ def faults(
         except InvalidDataset as error:
             assert [(fault.code, fault.split, fault.row, fault.column) for fault in error.faults] == errors
         else:
-            raise AssertionError("load_task took a data set that has faults")
+            raise AssertionError("load_task accepted a dataset with faults")
     return errors
 
 

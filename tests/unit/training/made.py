@@ -145,7 +145,7 @@ def trainer_of(
 
 
 def scattered(trainer: Trainer) -> Trainer:
-    """Move all weights, on each device alike. Layers that start at zero would hide errors in attention."""
+    """Add noise to all weights, equal on each device. Layers that start at zero would hide errors in attention."""
     draw, size = torch.Generator().manual_seed(0), 0.75 * trainer.model.shape.hidden**-0.5
     with torch.no_grad():
         for parameter in trainer.model.parameters():

@@ -17,7 +17,7 @@ HIDDEN = 32
 
 @dataclass
 class Release:
-    """folder: the published files. tensors: the model's state."""
+    """A model as published. folder: its files. tensors: its state."""
 
     folder: Path
     config: BertConfig
