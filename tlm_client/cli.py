@@ -93,7 +93,7 @@ def _complete(command: Command) -> None:
 
 @cache
 def _summaries(module: str) -> dict[str, str]:
-    """Return the first sentence of each function's docstring, by name. The module's docstring has the module's name."""
+    """Return the first sentence of each function's docstring, by name, and of the module's docstring under `module`."""
     path = Path(__file__).with_name("commands") / f"{module}.py"
     source = ast.parse(path.read_text(encoding="utf-8"))
     functions = [node for node in source.body if isinstance(node, ast.FunctionDef)]
@@ -191,7 +191,7 @@ def connect(
     if "url" in typed:
         profile = None
     if profile is not None and "token" not in typed:
-        token = None  # TLM_TOKEN belongs to another gateway
+        token = None  # TLM_TOKEN may belong to another gateway
     session.profile = profile or session.profile
     session.url = url or session.url
     session.token = token or session.token

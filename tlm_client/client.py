@@ -41,12 +41,12 @@ class TLMClient:
     """The API of one gateway. Close the client after use, or use it in a `with` block.
 
     TLMClient is thread-safe. AsyncTLMClient has the same methods for asyncio: await them, or iterate over them with
-    `async for`. Its access to files blocks the event loop.
+    `async for`. AsyncTLMClient blocks the event loop while it reads or writes files.
 
     timeout: seconds without data after which a request fails. tries: maximum number of times that an idempotent request
     is sent while the gateway or one of its components does not answer. Other requests are sent once.
 
-    Every method raises the errors of tlm_core.errors, and Unavailable if the gateway does not answer. The
+    Every method raises errors of tlm_core.errors, such as Unavailable if the gateway does not answer. The
     constructor raises InvalidRequest for an invalid URL or token.
     """
 
@@ -90,10 +90,10 @@ class TLMClient:
         """Upload a dataset and return it with its validation report.
 
         files: by split (train, optional validation and test). An optional file `selection`, with the columns text and
-        rank, is for the selector named `given`. options: fields of DatasetOptions. in_parts_from: total bytes from
-        which the files are uploaded in parts, so that a broken connection costs one part.
+        rank, is for the selector named `given`. options: fields of DatasetOptions. in_parts_from: if the files have
+        together at least this number of bytes, upload them in parts. A broken connection then repeats only one part.
 
-        Raises InvalidDataset with every data error, by split, row and column.
+        Raises InvalidDataset with all data errors. Each data error states its split, row and column.
         """
         body = {"name": name, "options": dict(options or {})}
         return self._upload(wire.DatasetCreated, "/v1/datasets", body, list(files.items()), in_parts_from)
@@ -101,9 +101,10 @@ class TLMClient:
     def add_hub_dataset(
         self, name: str, hub: str, options: Mapping[str, object] | None = None, *, selection: str | None = None
     ) -> wire.DatasetCreated:
-        """Add `OWNER/NAME[@REVISION][:CONFIG]` of the Hugging Face hub.
+        """Add a dataset of the Hugging Face hub and return it with its validation report.
 
-        selection: name of a file in the hub dataset, with the columns text and rank, for the selector named `given`.
+        hub: `OWNER/NAME[@REVISION][:CONFIG]`. options: fields of DatasetOptions. selection: name of a file in the
+        hub dataset, with the columns text and rank, for the selector named `given`.
         """
         body = {"name": name, "hub": hub.removeprefix("hub:"), "options": dict(options or {}), "selection": selection}
         return self._post(wire.DatasetCreated, "/v1/datasets/hub", json=body, timeout=_UPLOAD_TIMEOUT)
@@ -121,7 +122,7 @@ class TLMClient:
         return self._get(wire.JsonObject, "/v1/datasets/{}/report", id_or_name)
 
     def dataset_preview(self, id_or_name: str) -> list[wire.JsonObject]:
-        """Return the first rows as the gateway reads them."""
+        """Return the first train rows of a dataset, as the gateway reads them."""
         return self._list(wire.Items[wire.JsonObject], "/v1/datasets/{}/preview", id_or_name)
 
     def download_dataset(self, id_or_name: str, folder: Path) -> list[Path]:
@@ -131,7 +132,7 @@ class TLMClient:
         return [self._download(base, file, folder, None) for file in files]
 
     def delete_dataset(self, dataset_id: str, *, with_jobs: bool = False) -> None:
-        """Delete one version. with_jobs: also its jobs and their models. Raises Conflict while a job needs it."""
+        """Delete one version. with_jobs: also its jobs and models. Raises Conflict while an unfinished job needs it."""
         self._delete("/v1/datasets/{}", dataset_id, with_jobs=with_jobs)
 
     # --- corpora -----------------------------------------------------------------------------------------------------
@@ -147,8 +148,8 @@ class TLMClient:
     ) -> wire.CorpusLoad:
         """Upload files as the next version of a corpus. `wait_corpus` waits until jobs can use it.
 
-        near_duplicates: whether to drop passages that nearly equal an earlier one. in_parts_from: total bytes from
-        which the files are uploaded in parts, so that a broken connection costs one part.
+        near_duplicates: `drop` or `keep` passages that nearly equal an earlier passage. in_parts_from: see
+        `add_dataset`.
         """
         body = {"name": name, "language": language, "near_duplicates": near_duplicates}
         return self._upload(wire.CorpusLoad, "/v1/corpora", body, [(None, file) for file in files], in_parts_from)
@@ -166,7 +167,7 @@ class TLMClient:
     def wait_corpus(
         self, name: str, load_id: str, on_progress: Callable[[wire.CorpusLoad], None] | None = None
     ) -> wire.CorpusLoad:
-        """Wait until a load is ready. Raises its error if it failed, and Conflict if it was cancelled."""
+        """Wait until a load is ready. Raises the error of a failed load, and Conflict for a cancelled load."""
         while True:
             load = self._get(wire.CorpusLoad, "/v1/corpora/{}/loads/{}", name, load_id)
             if on_progress is not None:
@@ -176,7 +177,7 @@ class TLMClient:
             self._sleep(_POLL_SECONDS)
 
     def cancel_load(self, name: str, load_id: str) -> wire.CorpusLoad:
-        """Cancel a load. It is `cancelling` until its files and index are deleted. Earlier versions stay."""
+        """Cancel a load. It is `cancelling` until its files and index are deleted. Earlier corpus versions remain."""
         return self._post(wire.CorpusLoad, "/v1/corpora/{}/loads/{}/cancel", name, load_id)
 
     def corpora(self) -> Iterator[wire.Corpus]:
@@ -188,7 +189,7 @@ class TLMClient:
         return self._get(wire.Corpus, "/v1/corpora/{}", name)
 
     def delete_corpus(self, name: str, version: str | None = None) -> None:
-        """Delete a corpus, or one version of it. Raises Conflict while a job needs it."""
+        """Delete a corpus, or one version of it. Raises Conflict while an unfinished job needs it."""
         if version is None:
             self._delete("/v1/corpora/{}", name)
         else:
@@ -226,7 +227,7 @@ class TLMClient:
         return self._submit("/v1/jobs/{}/retry", job_id, key=key)
 
     def clone(self, job_id: str, changes: Mapping[str, object] | None = None, *, key: str | None = None) -> wire.Job:
-        """Submit a copy of a job with changed fields. Overrides of the recipe are merged key by key."""
+        """Submit a copy of a job with `changes`. `overrides` and `options` replace only the keys that they name."""
         return self._submit("/v1/jobs/{}/clone", job_id, key=key, json=dict(changes or {}))
 
     def jobs(
@@ -240,7 +241,7 @@ class TLMClient:
     ) -> Iterator[wire.JobSummary]:
         """Iterate over the jobs that match all filters, newest first.
 
-        dataset: id or name. labels: metadata. search: a part of the name, or the start of the id.
+        dataset: id, NAME or NAME@VERSION. labels: entries of metadata. search: part of the name, or start of the id.
         """
         label = [f"{name}={value}" for name, value in (labels or {}).items()]
         filters = {"state": state, "kind": kind, "dataset": dataset, "label": label, "q": search}
@@ -249,13 +250,13 @@ class TLMClient:
     def job_id(self, reference: str) -> str:
         """Return the id of a job. reference: `@latest` (the newest job), an alias, a name, or a unique start of an id.
 
-        A name means the newest job with that name, even if ids start with it. A full id is returned without a request.
+        A name means the newest job with that name, even if it is also the start of an id. A full id needs no request.
         Raises NotFound, or InvalidRequest if `reference` is empty, too short, or the start of several ids.
         """
         if is_job_id(reference):
             return reference
         if not reference.strip():  # an empty text is the start of every id
-            raise InvalidRequest("Name a job: an id, a prefix of an id, a name or @latest.")
+            raise InvalidRequest("The job reference is empty. Give an id, a name, an alias or @latest.")
         latest = reference == "@latest"
         if re.fullmatch(ALIAS, reference):
             return (self.finished_model(reference)).job
@@ -289,11 +290,11 @@ class TLMClient:
         return self._post(wire.Job, "/v1/jobs/{}/resume", job_id, repeat=True)
 
     def compare(self, job_ids: Sequence[str], *, points: int = 200) -> wire.Comparison:
-        """Compare 2 to 10 jobs: settings, scores, costs and curves. points: limit per curve."""
+        """Compare 2 to 10 jobs: settings, scores, costs and curves. points: maximum number of points in a curve."""
         return self._get(wire.Comparison, "/v1/jobs/compare", ids=list(job_ids), points=points)
 
     def events(self, job_id: str, *, after: int = 0, patience: float = 120.0) -> Iterator[wire.JobEvent]:
-        """Follow the events of a job with seq > after, and progress snapshots, until the job is over.
+        """Yield the events of a job whose `seq` exceeds `after`, and progress snapshots, until the job is over.
 
         Reconnects after a broken connection, and raises Unavailable after `patience` seconds without data. Call
         `job` after the iteration for the final state of the job.
@@ -310,7 +311,7 @@ class TLMClient:
     def wait(
         self, job_id: str, on_event: Callable[[wire.JobEvent], None] | None = None, *, patience: float = 120.0
     ) -> wire.Job:
-        """Wait until a job is over and return it, also if it failed."""
+        """Wait until a job is over and return it, also if it failed. patience: see `events`."""
         after = 0
         while True:
             for event in self.events(job_id, after=after, patience=patience):
@@ -323,17 +324,17 @@ class TLMClient:
             self._sleep(_POLL_SECONDS)
 
     def metrics(self, job_id: str) -> Iterator[wire.JsonObject]:
-        """Iterate over the metric points of a job, in order."""
+        """Iterate over the metric points of a job, in order. Each has the fields of wire.MetricPoint."""
         path = http.path("/v1/jobs/{}/metrics", job_id)
         return self._pages(wire.Page[wire.JsonObject], path, lambda point: str(point["id"]))
 
     def series(
         self, job_id: str, *, points: int = 300, node: str | None = None, names: Sequence[str] = ()
     ) -> list[wire.Series]:
-        """Return metrics as columns. points: maximum number of values in a column, from 4 to 5,000.
+        """Return the metrics of a job as columns. points: maximum number of values in a column, from 4 to 5,000.
 
-        The gateway reduces a longer series to its first and last values and the extremes of equal parts between them.
-        node, names: return only the series of this node, and with these names.
+        The gateway reduces a longer series to its first value, its last value, and the minimum and maximum of equal
+        parts between them. node: return only the series of this node. names: return only these metrics.
         """
         path, filters = "/v1/jobs/{}/metrics/series", {"node": node, "name": list(names)}
         return self._list(wire.Items[wire.Series], path, job_id, points=points, **filters)
@@ -362,7 +363,7 @@ class TLMClient:
     def download_checkpoint(
         self, job_id: str, checkpoint: wire.Checkpoint, folder: Path, on_bytes: OnBytes | None = None
     ) -> list[Path]:
-        """Download the files of a checkpoint, like `download`."""
+        """Download the files of a checkpoint and return their paths. Verifies and resumes like `download`."""
         base = http.path("/v1/jobs/{}/checkpoints/{}/{}", job_id, checkpoint.node, str(checkpoint.step))
         return [self._download(base, file, folder, on_bytes) for file in checkpoint.files]
 
@@ -372,21 +373,21 @@ class TLMClient:
         return self._download_archive(path, target)
 
     def report(self, job_id: str) -> wire.JsonObject:
-        """Return test scores per seed with mean and spread, the majority baseline, and the cost of each stage."""
+        """Return the report of a job, such as test scores with mean and spread, and the cost of each stage."""
         return self._get(wire.JsonObject, "/v1/jobs/{}/report", job_id)
 
     def model(self, job_id: str) -> wire.Model:
         """Return the files of the final model. Until it exists, return those of the linear model (`final` is false).
 
-        Raises NotReady while there is no model, NotFound if there will be none.
+        Raises NotReady if the job has no model yet, and NotFound if it will never have a model.
         """
         return self._get(wire.Model, "/v1/jobs/{}/model", job_id)
 
     def download(self, job_id: str, folder: Path, on_bytes: OnBytes | None = None) -> list[Path]:
-        """Download the files of the model, verified by SHA-256. Skips complete files and resumes partial ones.
+        """Download the files of the model, verified by SHA-256, and return their paths.
 
-        Until the final model exists, download the linear model to `linear/`. Raises InvalidRequest if the folder holds
-        files of another model, and CorruptArtifact if the bytes do not match their digest.
+        Resumes an interrupted download. Until the final model exists, downloads the linear model to `linear/`. Raises
+        InvalidRequest if the folder holds files of another model, and CorruptArtifact for a file with a wrong SHA-256.
         """
         base, files = http.path("/v1/jobs/{}/model/files", job_id), (self.model(job_id)).files
         Download.check_folder(folder, files)
@@ -399,9 +400,10 @@ class TLMClient:
     def selection(
         self, job_id: str, *, words: str = "", train_row: int | None = None, after: int = 0, limit: int = 20
     ) -> wire.Selection:
-        """Return a page of the selected passages with their provenance, best rank first.
+        """Return a page of the passages that a job selected, with their provenance, best rank first.
 
-        words: words that each passage contains. train_row: row that retrieved each passage. after: passages to skip.
+        words: only passages that contain all these words. train_row: only passages that this row (from 1) retrieved.
+        after: number of passages to skip. limit: maximum number of passages.
         """
         params = {"q": words, "train_row": train_row, "after": after, "limit": limit}
         return self._get(wire.Selection, "/v1/jobs/{}/selection", job_id, **params)
@@ -418,10 +420,11 @@ class TLMClient:
         *,
         min_confidence: float | None = None,
     ) -> wire.Predictions:
-        """Classify texts with a model. Until the final model exists, the linear model predicts; `model.final` is false.
+        """Classify texts with a model. `predict_many` accepts any number of texts.
 
-        model: id of a job, or an alias. pairs: the second texts, if the task has text pairs. min_confidence: texts
-        whose highest probability is lower get no label. `predict_many` accepts any number of texts.
+        Until the final model exists, the linear model predicts, and `model.final` of the answer is false. model: id of
+        a job, or an alias. pairs: the second texts, if the task has text pairs. min_confidence: texts whose highest
+        probability is lower get no label.
         """
         body = http.predict_body(texts, pairs, min_confidence)
         return self._post(wire.Predictions, "/v1/models/{}/predict", model, repeat=True, json=body)
@@ -461,7 +464,7 @@ class TLMClient:
     # --- webhooks and service ----------------------------------------------------------------------------------------
 
     def add_webhook(self, url: str, events: Sequence[str] = ()) -> wire.WebhookCreated:
-        """Add an endpoint that receives events. Only this answer contains the secret that verifies signatures."""
+        """Add an endpoint for events (default: the ends of jobs). Only this answer has the secret for signatures."""
         body = {"url": url} | ({"events": list(events)} if events else {})
         return self._post(wire.WebhookCreated, "/v1/webhooks", json=body)
 
@@ -470,7 +473,7 @@ class TLMClient:
         return self._list(wire.Items[wire.Webhook], "/v1/webhooks")
 
     def webhook(self, webhook_id: str) -> wire.Webhook:
-        """Return a webhook. `disabled` says why the gateway stopped sending events."""
+        """Return a webhook. If the gateway stopped sending events, `disabled` contains the reason."""
         return self._get(wire.Webhook, "/v1/webhooks/{}", webhook_id)
 
     def webhook_attempts(self, webhook_id: str) -> list[wire.WebhookAttempt]:
@@ -500,7 +503,7 @@ class TLMClient:
     def _pages(
         self, kind: type[wire.Page[T]], path: str, key: Callable[[T], str], /, **params: http.Param
     ) -> Iterator[T]:
-        """Iterate over a list, page by page. key: returns the value of `after` for the page that follows an item."""
+        """Iterate over the items of all pages. key: returns the value of `after` that requests what follows an item."""
         while True:
             page = self._get(kind, path, limit=_PAGE, **params)
             for item in page.data:
@@ -515,7 +518,7 @@ class TLMClient:
         return self._call(kind, "POST", http.path(path, *parts), repeat=repeat, **options)
 
     def _submit(self, path: str, *parts: str, key: str | None, json: object = None) -> wire.Job:
-        """Post a request that creates a job. The idempotency key makes it safe to repeat."""
+        """Post a request that creates a job. Because of the idempotency key, a repetition creates no second job."""
         headers = {"Idempotency-Key": key or str(uuid.uuid4())}
         return self._post(wire.Job, path, *parts, repeat=True, headers=headers, json=json)
 
@@ -555,7 +558,7 @@ class TLMClient:
             raise http.unreachable(self.url, error) from error
 
     def _follow(self, path: str, stream: Stream) -> Iterator[tuple[str, wire.JsonObject]]:
-        """Iterate over type and body of server-sent events until the `end` event."""
+        """Yield the type and the JSON of server-sent events until the event `end`. Reconnects if necessary."""
         while True:
             reason = "The gateway closed the stream before the job was over."
             try:
@@ -581,7 +584,7 @@ class TLMClient:
         files: Sequence[tuple[str | None, Path]],
         in_parts_from: int,
     ) -> T:
-        """Post `body` with files, in one form or in parts. files: each with its split, or with None for a corpus."""
+        """Post `body` with files, in one form or in parts. files: split (None for a corpus) and path of each file."""
         if sum(file.stat().st_size for _, file in files) >= in_parts_from:
             return self._upload_in_parts(kind, f"{path}/from-uploads", body, files)
         form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in body.items()}
@@ -618,7 +621,7 @@ class TLMClient:
                 try:
                     upload = self._retry(_TRANSFER_TRIES, self._upload_part, handle, upload)
                 except Unavailable as error:
-                    raise Unavailable(f"Cannot upload {file.name}. {error.message} Upload it again later.") from error
+                    raise Unavailable(f"Cannot upload {file.name}. {error.message} Repeat the upload later.") from error
 
     def _upload_part(self, handle: IO[bytes], upload: wire.Upload) -> wire.Upload:
         """Send the next part. First read the offset from the gateway, because an earlier answer may be lost."""
@@ -644,7 +647,7 @@ class TLMClient:
         raise CorruptArtifact(f"{file.name} does not match its SHA-256 after two downloads. Report it to the operator.")
 
     def _receive(self, path: str, download: Download) -> None:
-        """Append bytes to the partial file. Raises Unavailable if the connection brings no new byte."""
+        """Append the missing bytes to the partial file. Raises Unavailable if no new byte arrives."""
         start = download.done
         try:
             with self._stream(path, headers=download.headers()) as response:
@@ -658,7 +661,7 @@ class TLMClient:
             raise Unavailable(f"The gateway sent no bytes of {download.file.name}.")
 
     def _download_archive(self, path: str, target: Path) -> Path:
-        """Write an archive to `target` when all of it is received. Raises Unavailable if the connection breaks."""
+        """Download an archive. `target` appears when it is complete. Raises Unavailable if the connection breaks."""
         partial = target.with_name(f"{target.name}.part")
         with storage_errors(f"writing {target}"):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -668,5 +671,5 @@ class TLMClient:
                         handle.write(block)
             size = partial.stat().st_size
             if size != int(response.headers["content-length"]):
-                raise Unavailable(f"The download of {target.name} ended at byte {size:,}. Download again.")
+                raise Unavailable(f"The download of {target.name} ended too early, at byte {size:,}. Download again.")
             return partial.replace(target)

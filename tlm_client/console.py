@@ -43,8 +43,8 @@ Item = str | Table
 class Session:
     """The connection options of one `tlm` call.
 
-    profile: name of a profile. Its URL replaces `url`, and its token is used if `token` is not set. profiles: the file
-    with all profiles. as_json: whether the command prints JSON. transport: replaces the network in tests.
+    profile: name of a profile. Its URL replaces `url`, and its token is used if `token` is not set. data_dir: of
+    the local stack. profiles: the file with all profiles. as_json: print JSON. transport: replaces the network.
     """
 
     profile: str | None = None
@@ -108,8 +108,9 @@ def _job_ids(references: list[str]) -> list[str]:
     if not 2 <= len(references) <= 10:
         raise typer.BadParameter("Give two to ten jobs.")
     ids = list(map(resolve_job, references))
-    if len(set(ids)) < len(ids):
-        raise typer.BadParameter("The same job occurs twice.")
+    for job in ids:
+        if len(same := [name for name, other in zip(references, ids, strict=True) if other == job]) > 1:
+            raise typer.BadParameter(f"'{same[0]}' and '{same[1]}' mean the same job. Name each job once.")
     return ids
 
 
@@ -144,9 +145,9 @@ def stderr_console() -> Console:
 
 
 def shorten(text: str, terms: Sequence[str] = (), width: int = 100) -> str:
-    """Return whole words of `text` around the first match of a term, or from the start. "…" marks each cut.
+    """Return the words of `text` around the first match of one of `terms`, or the first words if no term matches.
 
-    width: maximum number of characters without these marks.
+    "…" replaces the rest of the text. width: maximum number of characters, not counting "…".
     """
     line = " ".join(text.split())
     match = re.search(rf"(?i)\b({'|'.join(map(re.escape, terms))})\b", line) if terms else None
@@ -218,14 +219,14 @@ def print_error(error: TLMError, *, as_json: bool) -> None:
         return
     typer.echo(f"error: {message_of(error)}", err=True)
     if request_id := error.facts.get("request_id"):
-        typer.echo(f"  The gateway's log names this request {request_id}.", err=True)
+        typer.echo(f"  The log of the gateway contains this request with the id {request_id}.", err=True)
     listed = (error.facts.get(name) for name in ("faults", "errors"))
     lines = [_described(entry) for entries in listed if isinstance(entries, list) for entry in entries]
     more = [line for line in lines if line not in error.message]
     for line in more[:_MOST_DATA_ERRORS]:
         typer.echo(f"  {_in_own_words(line)}", err=True)
     if len(more) > _MOST_DATA_ERRORS:
-        typer.echo(f"  {len(more) - _MOST_DATA_ERRORS} more; --json lists all", err=True)
+        typer.echo(f"  {len(more) - _MOST_DATA_ERRORS} more errors. Use --json to list all.", err=True)
 
 
 def message_of(error: TLMError) -> str:

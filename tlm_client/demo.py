@@ -60,7 +60,7 @@ NAME = "demo"
 SEEDS = (0, 1, 2)
 SCORES = ("macro_f1", "accuracy")
 SAMPLES = 5
-PLAIN_SECONDS = 60.0  # without a terminal, a running stage prints a line after this time
+PLAIN_SECONDS = 60.0  # without a terminal, minimum time between two lines about a running stage
 PLAN = """\
 The demo trains classifiers on this machine, and compares their scores on test texts:
 1. Start the service on 127.0.0.1, with all data in {folder}.
@@ -77,7 +77,7 @@ ARMS = {
         dataset=NAME,
         corpus=None,
         scale="quick",
-        seeds=SEEDS[:1],  # to save time, the baseline has one seed
+        seeds=SEEDS[:1],  # to save time, this job has only one seed
         overrides={"joint.enabled": False, "selection.selector": "none"},
     ),
     "TLM": JobSpec(dataset=NAME, corpus=NAME, scale="quick", seeds=SEEDS),
@@ -200,7 +200,7 @@ def _stack(display: Display) -> Iterator[StackHandle]:
 
 @dataclass
 class _Data:
-    """The user's task and corpus, or generated ones. `task` does not wait for the corpus: a job can start early."""
+    """The user's task and corpus, or generated data. `task` generates no corpus, so that a job can start early."""
 
     own_task: Path | None
     own_corpus: Path | None
@@ -245,7 +245,7 @@ def _add_task(client: TLMClient, task: dict[str, Path], display: Display) -> Non
 def _load(client: TLMClient, corpus: Path, display: Display) -> None:
     display.begin("loading:")
     with corpus_files([str(corpus)], language="en", display=display) as files:
-        load = client.add_corpus(NAME, files, near_duplicates="keep")  # the published figures include them
+        load = client.add_corpus(NAME, files, near_duplicates="keep")  # as in the published figures
     client.wait_corpus(NAME, load.id, display.load)
 
 
@@ -372,7 +372,7 @@ def _conclusion(report: JsonObject) -> str:
 
 
 def _cost(costs: Mapping[str, Mapping[str, float]], *stages: str) -> tuple[str, str]:
-    """Return the seconds and FLOPs of some stages, over all seeds. A linear model has no count of FLOPs."""
+    """Return the seconds and FLOPs of some stages, over all seeds. FLOPs of a linear model are not counted."""
     chosen = [costs[stage] for stage in stages if stage in costs]
     seconds, flops = (sum(cost[quantity] for cost in chosen) for quantity in ("seconds", "flops"))
     return f"{seconds:,.0f}", f"{flops:.1e}" if flops else "–"

@@ -42,7 +42,7 @@ _NAMES = re.compile(
     r"|(?<![a-z0-9])(?:np|pd|tf|nx|hf)(?![a-z0-9])|(?-i:Hf(?=[A-Z]))|(?<![a-z])boto(?:core|3)?|(?<![a-z0-9_])(?:sp|nw|ort|skl)(?=\.)",
     re.IGNORECASE,
 )
-# The documentation of tests says little about the library.
+# Exclude tests, because their documentation describes the library only a little.
 _TEST = re.compile(r"(^|[/\\])(tests?|testing)[/\\]|(^|[/\\])(test_|conftest)[^/\\]*$|_test\.py$")
 
 Progress = Callable[[str, int, int], None]
@@ -176,7 +176,7 @@ def blank_names(text: str) -> str:
 def build_task(documents: Iterable[Document], seed: int, size: TaskSize) -> Splits:
     """Return rows by split, balanced over as many libraries as have enough docstrings.
 
-    Raises MissingDependency below `size.fewest` libraries.
+    Raises MissingDependency if fewer than `size.fewest` libraries have enough docstrings.
     """
     modules: dict[str, dict[str, list[Document]]] = {name: defaultdict(list) for name in LIBRARIES}
     for document in documents:
@@ -189,7 +189,7 @@ def build_task(documents: Iterable[Document], seed: int, size: TaskSize) -> Spli
     labels = list(islice(filter(None, candidates), size.labels))
     if len(labels) < size.fewest:
         raise MissingDependency(
-            f"The demo needs {size.fewest} documented libraries out of {', '.join(size.libraries)}. "
+            f"The demo needs the docstrings of {size.fewest} of these libraries: {', '.join(size.libraries)}. "
             "Install the requirements."
         )
     splits = {split: [row for rows in labels for row in rows[split]] for split in reversed(sizes)}

@@ -102,7 +102,8 @@ class Display:
         percentage = f"{done / total:4.0%} " if total else ""
         text = f"{self._title} {stage} {percentage}{facts}".strip()
         now, shown = self._clock(), (stage, 0 < total <= done)
-        # Seeds that train side by side report in turn. But a state without a share, such as waiting, is news again.
+        # Seeds that train at the same time report alternately, so the start and end of a stage each get only one line.
+        # A state without a share, such as waiting, gets a line each time that it begins.
         known, self._last = self._printed if total else {self._last}, shown
         if shown not in known or (now - self._printed_at >= self._plain_seconds and text != self._text):
             self._printed.add(shown)
@@ -110,7 +111,7 @@ class Display:
             self.line(text)
 
     def job_event(self, event: JobEvent) -> None:
-        """Show a job's event: progress moves the bar, other important events become lines."""
+        """Show an event of a job: progress updates the live line, other important events become permanent lines."""
         if event.type == "progress":
             self.progress(spec.Progress.model_validate({"stage": "", "node": "", **event.data}))
         elif event.type.startswith("job.") or event.type in _IMPORTANT:

@@ -67,7 +67,7 @@ class Classifier:
 
 
 def _loaded(source: str) -> tuple[list[str], Outputs]:
-    """Return the labels and the outputs of a stock model, or of the model that `tlm download` wrote to a folder."""
+    """Return the labels of a stock model or a folder of `tlm download`, and a function that returns its outputs."""
     folder = Path(source)
     if (folder / MODEL).is_file():
         returned = load_model(folder)
@@ -77,7 +77,7 @@ def _loaded(source: str) -> tuple[list[str], Outputs]:
 
 
 def task_of(dataset: str, session: Session) -> Task:
-    """Return the task in a folder or file, on the hub, or of an uploaded dataset.
+    """Return the task of a dataset: a folder or file, `hub:ID`, or the name or id of an uploaded dataset.
 
     Raises InvalidDataset, NotFound or Unavailable.
     """
@@ -92,7 +92,7 @@ def task_of(dataset: str, session: Session) -> Task:
 
 
 def _only(place: str, labels: Sequence[str], others: Sequence[str]) -> str:
-    """Return a sentence with the first labels that the others lack, or an empty string."""
+    """Return a sentence with the labels of `place` that `others` lacks, at most 20, or an empty string."""
     missing = [label for label in labels if label not in others]
     return f" Only in the {place}: {', '.join(missing[:20])}." if missing else ""
 
@@ -107,8 +107,8 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Return the scores of a stock model or a returned model on one split, as `tlm_core.tasks.metrics.score` does.
 
-    Labels of model and task are matched by name. Raises InvalidRequest if they differ, or if only one of the two is
-    for regression.
+    on_progress: receives the numbers of finished rows and of all rows. Labels of model and task are matched by name.
+    Raises InvalidRequest if they differ, or if only one of the two is for regression.
     """
     if split not in SPLITS:
         raise InvalidRequest(f"Unknown split '{split}'. Valid splits: {', '.join(SPLITS)}.")

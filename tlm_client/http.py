@@ -1,4 +1,4 @@
-"""HTTP for both clients: connection settings, retries, errors, requests, and the parsing of answers."""
+"""HTTP functions that both clients share: connection settings, retries, errors, requests, parsing of answers."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ SyncCall = Callable[P, R]
 Param = str | float | Sequence[str] | None  # the value of a query parameter
 
 _MAX_RETRY_AFTER_SECONDS = 30.0
-_OTHER_FIELDS = 1_000  # bytes in the body of a prediction request besides its texts
-_SHORTEST_START = 4  # characters of an id after `job_`, so that a typing error does not select a job
+_OTHER_FIELDS = 1_000  # bytes reserved for the fields of a prediction request that are not texts
+_SHORTEST_START = 4  # minimum number of characters after `job_`, so that a typing error does not select a job
 BYTES = "application/octet-stream"
 _backoff = wait_random_exponential(multiplier=0.5, min=0.25, max=8)
 # Retry only Unavailable: an outage may end within seconds. Other errors, such as NotReady, may last for hours.
@@ -73,7 +73,7 @@ class RequestOptions(TypedDict, total=False):
 
 
 def connection_settings(url: str, token: str, timeout: float) -> ConnectionSettings:
-    """Return the arguments of an httpx client. Raises InvalidRequest for an invalid URL or token."""
+    """Return the arguments of an httpx client. timeout: seconds. Raises InvalidRequest for an invalid URL or token."""
     check_gateway(url, token)
     return {
         "base_url": url,
@@ -109,7 +109,7 @@ def _is_loopback(url: str) -> bool:
 
 
 def path(template: str, *parts: str) -> str:
-    """Fill `/v1/jobs/{}` with percent-encoded parts."""
+    """Return `template`, such as `/v1/jobs/{}`, with each `{}` replaced by a percent-encoded part."""
     return template.format(*(quote(part, safe="") for part in parts))
 
 
@@ -119,7 +119,7 @@ def present(values: Mapping[str, Param]) -> dict[str, Param]:
 
 
 def job_body(spec: JobSpec) -> JsonObject:
-    """Return a spec without default values. A default that the caller set remains if a source job could provide it."""
+    """Return the JSON of a spec without default values, except for fields of FROM_JOB that the caller set."""
     explicit = spec.model_dump(mode="json", include=spec.model_fields_set & set(FROM_JOB))
     body = spec.model_dump(mode="json", exclude_defaults=True) | explicit
     return {name: value for name, value in body.items() if name != "options" or value}
@@ -132,9 +132,9 @@ def predict_body(texts: Sequence[str], pairs: Sequence[str] | None, min_confiden
 
 
 def is_ready(load: CorpusLoad) -> bool:
-    """Return whether a load is ready. Raises its error if it failed, and Conflict if it was cancelled."""
+    """Return whether a load is ready. Raises the error of a failed load, and Conflict for a cancelled load."""
     if load.state == "failed":
-        remedy = "failed without a recorded reason. Read the loader's log, then load it again."
+        remedy = "failed without a recorded reason. Read the loader's log, then add the corpus again."
         raise error_from_dict(load.error) if load.error else TLMError(f"The load of corpus '{load.corpus}' {remedy}")
     if load.state == "cancelled":
         raise Conflict(f"The load of corpus '{load.corpus}' was cancelled. Add the corpus again.")
@@ -142,16 +142,16 @@ def is_ready(load: CorpusLoad) -> bool:
 
 
 def only_id(ids: Sequence[str], reference: str, names: Iterable[str] = ()) -> str:
-    """Return the only id that begins with `reference`. Raises NotFound or InvalidRequest otherwise.
+    """Return the only id in `ids`. ids: the ids of all jobs whose id begins with `reference`.
 
-    names: of jobs that the error can suggest.
+    names: names of jobs that the error can suggest. Raises NotFound if there is no id, else InvalidRequest.
     """
     if len(ids) > 1:
         raise InvalidRequest(f"'{reference}' is the start of {len(ids)} ids, such as {ids[0]}. Give more characters.")
     if not ids:
         hint = suggestion(reference, names, "List the jobs to see their names and ids.")
         missing = f"No job '{reference}'. {hint}"
-        raise NotFound("There are no jobs." if reference == "@latest" else missing)
+        raise NotFound("There are no jobs. Submit a job first." if reference == "@latest" else missing)
     if len(reference.removeprefix("job_")) < _SHORTEST_START:
         short = f"'{reference}' is too short for the start of an id."
         raise InvalidRequest(f"{short} Give at least {_SHORTEST_START} characters after job_.")
@@ -182,7 +182,7 @@ def batches(
 
 
 def retry_delay(state: RetryCallState) -> float:
-    """Return a random delay in seconds, longer with each try, but at least the smaller of `Retry-After` and 30 s."""
+    """Return the seconds until the next try: random, longer after each try, at least `Retry-After` (at most 30 s)."""
     error = state.outcome.exception() if state.outcome else None
     required = float(str(error.facts.get("retry_after_seconds", 0))) if isinstance(error, TLMError) else 0.0
     return max(_backoff(state), min(required, _MAX_RETRY_AFTER_SECONDS))
@@ -209,7 +209,7 @@ def unreachable(url: str, error: httpx.HTTPError) -> Unavailable:
 
 
 def error_of(response: httpx.Response) -> TLMError:
-    """Return the error that a response with status 400 or higher describes. `facts`: its details and request id."""
+    """Return the error that a response with status 400 or higher describes. Its facts include those of the response."""
     status, request = response.status_code, response.request
     by_status = _ERROR_BY_STATUS.get(status, TLMError if status >= 500 else InvalidRequest)
     try:
@@ -220,7 +220,7 @@ def error_of(response: httpx.Response) -> TLMError:
     else:
         error = error_from_problem(problem.model_dump(), unknown=by_status)
     if status >= 500 and (request_id := response.headers.get("X-Request-ID")):
-        error.facts["request_id"] = request_id  # the operator finds it in the log of the gateway
+        error.facts["request_id"] = request_id  # the log of the gateway contains it
     if response.headers.get("Retry-After", "").isdigit():
         error.facts["retry_after_seconds"] = int(response.headers["Retry-After"])
     return error

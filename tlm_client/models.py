@@ -31,7 +31,7 @@ def load_transformers(model: str, client: TLMClient | None = None) -> TextClassi
     """Return the encoder of a job as a pipeline of the library `transformers`. See `load_onnx`.
 
     If the returned model is linear or combined, the pipeline has only the job's encoder. Raises NotFound if the job has
-    no encoder, and MissingDependency without transformers.
+    no encoder (yet), and MissingDependency without transformers.
     """
     try:
         from transformers import pipeline
@@ -40,7 +40,7 @@ def load_transformers(model: str, client: TLMClient | None = None) -> TextClassi
         raise MissingDependency(message) from error
     folder, _ = _download(model, client)
     if not (folder / "model" / "config.json").is_file():
-        raise NotFound(f"'{model}' has no encoder. Use load_onnx for its linear model.")
+        raise NotFound(f"'{model}' has no encoder, or the job is not finished. Use load_onnx for its linear model.")
     return pipeline("text-classification", str(folder / "model"))
 
 

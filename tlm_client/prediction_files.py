@@ -115,7 +115,7 @@ def _default_text(known: str | None, columns: Sequence[str]) -> str:
 def _check_columns(
     table: TableFile, columns: Sequence[str], known: Mapping[str, str | None], needed: Mapping[str, str | None]
 ) -> None:
-    """Raise InvalidRequest if the file lacks a column. known: of the model's dataset. needed: option → column."""
+    """Raise InvalidRequest if the file lacks a column. known: columns of the model's dataset. needed: by option."""
     for option, name in needed.items():
         if name is not None and name not in columns:
             read = f" Delimiter: {delimiter_name(table.delimiter)}." if table.delimiter else ""
@@ -135,7 +135,7 @@ def _rows(table: TableFile, records: Iterator[Record], needed: Sequence[str]) ->
         row = dict.fromkeys(needed) | record
         for name in needed:
             if not isinstance(row[name], str | None):
-                raise InvalidRequest(f"Column '{name}' in row {number} of {table.path} is not text.")
+                raise InvalidRequest(f"Column '{name}' in row {number} of {table.path} is not text. Write it as text.")
         yield row
 
 

@@ -52,7 +52,7 @@ def read_profile(file: Path, name: str) -> Profile:
 
 
 def save_profiles(file: Path, profiles: Mapping[str, Profile]) -> None:
-    """Replace the file in one step. Raises InvalidRequest for an invalid name."""
+    """Replace the content of the file by `profiles`, in one step. Raises InvalidRequest for an invalid name."""
     for name in profiles:
         if not _NAME.fullmatch(name):
             raise InvalidRequest(

@@ -38,7 +38,7 @@ def push_to_hub(client: TLMClient, job_id: str, repository: str, *, private: boo
             api.upload_folder(repo_id=repository, folder_path=folder, path_in_repo="onnx", allow_patterns=_SERVED)
         except (hub.errors.HTTPError, OSError, ValueError) as error:
             raise Unavailable(
-                f"Cannot upload to '{repository}' ({error}). Check the name, HF_TOKEN and network."
+                f"Cannot upload to '{repository}' ({error}). Check the repository, HF_TOKEN and network."
             ) from error
     return str(address)
 

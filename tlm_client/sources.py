@@ -22,7 +22,8 @@ def dataset_files(path: Path, *, notify: Callable[[str], None]) -> dict[str, Pat
     """Return the files of a dataset by split, inferred from the names in a folder. A single file has the key `file`.
 
     A file named `selection`, `external` or `SCALE_external` is returned as `selection`. notify: receives inferred
-    settings and skipped files, which the gateway's report cannot contain. Raises InvalidRequest and InvalidDataset.
+    settings and skipped files, which the gateway's report cannot contain. Raises InvalidRequest if `path` does not
+    exist or has two selections, and InvalidDataset if the names of the files do not determine the splits.
     """
     if path.is_file():
         return {"file": path}
@@ -54,7 +55,7 @@ def corpus_files(
     """Yield corpus files with the passages of `sources`, without exact duplicates. The service drops near duplicates.
 
     If `sources` is empty, read the documentation of the installed packages. If `sources` is one folder of corpus files
-    and `limit` is None, yield these files. Raises InvalidRequest, InvalidDataset or StorageFull.
+    and `limit` (of passages) is None, yield these files. Raises the errors of `read_sources`, and StorageFull.
     """
     from tlm_core.corpus.read import INFO, read_sources, write_corpus
 

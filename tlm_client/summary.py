@@ -68,7 +68,7 @@ def _model_table(report: Report, title: str) -> Item:
 
 
 def estimate_items(estimate: Estimate) -> list[Item]:
-    """Return each stage, the totals, and the sources of the figures."""
+    """Return a table of the stages, and lines with the totals and the sources of the figures."""
     rows = [
         (s.stage, _format_time(s.seconds), "cached" if s.basis == "cached" else _format_flops(s.flops), s.basis)
         for s in estimate.stages
@@ -90,7 +90,7 @@ def estimate_items(estimate: Estimate) -> list[Item]:
 
 
 def format_range(estimate: Estimate) -> str:
-    """Return the bounds of the expected time and their source, or a single time if both look the same."""
+    """Return the bounds of the expected time and their source, or a single time if both bounds look the same."""
     low, high = _format_time(estimate.seconds_at_least), _format_time(estimate.seconds_at_most)
     return _format_time(estimate.seconds) if low == high else f"{low} to {high}, {estimate.reasons['seconds']}"
 

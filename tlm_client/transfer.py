@@ -53,12 +53,12 @@ class Download:
 
     @staticmethod
     def check_folder(folder: Path, files: Sequence[FileEntry]) -> None:
-        """Raise InvalidRequest if the folder holds files of another model. Ignore partial and unrelated files."""
+        """Raise InvalidRequest if the folder holds files of another model than `files`. Ignore unrelated files."""
         own = {file.name for file in files}
         of_models = (path for part in _OF_MODELS for path in (folder / part, *(folder / part).rglob("*")))
         names = (path.relative_to(folder).as_posix() for path in of_models if path.is_file() and path.suffix != ".part")
         if others := list(islice((name for name in names if name not in own), 3)):
-            message = f"The folder {folder} holds another model: {', '.join(others)}. Name an empty folder."
+            message = f"The folder {folder} holds files of another model: {', '.join(others)}. Name an empty folder."
             raise InvalidRequest(message)
 
     def exists(self) -> bool:
@@ -89,7 +89,7 @@ class Download:
 
     @contextmanager
     def opened(self, response: httpx.Response) -> Iterator[Callable[[bytes], None]]:
-        """Open the partial file for `response`. Raises CorruptArtifact for a wrong range or too many bytes."""
+        """Yield a function that writes the partial file. Raises CorruptArtifact for a wrong range or too many bytes."""
         resumed = response.status_code == httpx.codes.PARTIAL_CONTENT
         if resumed and not response.headers.get("content-range", "").startswith(f"bytes {self.done}-"):
             raise CorruptArtifact(f"The gateway sent the wrong range of {self.file.name}. Download again.")
@@ -119,12 +119,12 @@ class Download:
 def _relative(name: str) -> PurePosixPath:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in name:
-        raise CorruptArtifact(f"Invalid file name '{name}'. It points outside of the target folder.")
+        raise CorruptArtifact(f"The file name '{name}' is outside of the target folder. Report it to the operator.")
     return path
 
 
 def check_not_empty(files: Sequence[tuple[str | None, Path]]) -> None:
-    """Raise InvalidDataset with one fault for each empty file. files: each with its split, if it has one."""
+    """Raise InvalidDataset with one fault for each empty file. files: split (None for a corpus) and path."""
     faults = [
         Fault("empty_file", f"File {file.name} is empty. Fill it or remove it.", split)
         for split, file in files

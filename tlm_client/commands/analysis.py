@@ -50,10 +50,10 @@ def compare(job_ids: JobIds) -> None:
 
 def why(
     job_id: JobId,
-    words: Annotated[list[str] | None, typer.Argument(metavar="[WORD…]", help="Words in the passages.")] = None,
+    words: Annotated[list[str] | None, typer.Argument(metavar="[WORD…]", help="Words in each passage.")] = None,
     row: Annotated[int | None, typer.Option(min=1, help="Only passages that this train row retrieved.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=100, help="Maximum number of passages.")] = 5,
-    full: Annotated[bool, typer.Option("--full", help="Whole passages, each with three train rows.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Whole passages, each with up to three train rows.")] = False,
 ) -> None:
     """Show selected passages, and the train rows that retrieved each of them.
 

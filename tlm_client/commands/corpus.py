@@ -48,7 +48,7 @@ def add_corpus(
     language: Annotated[str, typer.Option(help=LANGUAGE)] = "en",
     text_column: TextColumn = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of passages.")] = None,
-    by_service: Annotated[bool, typer.Option("--by-service", help="Let the service fetch allowed URLs.")] = False,
+    by_service: Annotated[bool, typer.Option("--by-service", help="The service fetches the URLs, if allowed.")] = False,
     near_duplicates: Annotated[NearDuplicatesChoice, typer.Option(help="Drop or keep near duplicates.")] = "drop",
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the corpus is ready.")] = True,
 ) -> None:
@@ -144,7 +144,7 @@ def delete_corpus(
 def cancel_load(
     name: CorpusName,
     load: Annotated[
-        str | None, typer.Argument(metavar="[LOAD]", help="ID of the load. Default: the active one.")
+        str | None, typer.Argument(metavar="[LOAD]", help="ID of the load. Default: the active load.")
     ] = None,
 ) -> None:
     """Cancel an active load. Earlier versions remain.

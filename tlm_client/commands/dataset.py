@@ -47,7 +47,7 @@ def add_dataset(
     pair_column: Annotated[str | None, typer.Option(help="Column with the second texts of text pairs.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column with the labels. Default: inferred.")] = None,
     delimiter: Annotated[str | None, typer.Option(help="Delimiter of CSV files. Default: inferred.")] = None,
-    metric: Annotated[str | None, typer.Option(help=f"One of {', '.join(METRICS)}.")] = None,
+    metric: Annotated[str | None, typer.Option(help=f"Metric: {', '.join(METRICS)}.")] = None,
     positive_label: Annotated[str | None, typer.Option(help="The positive label of the metric f1.")] = None,
     language: Annotated[str | None, typer.Option(help=LANGUAGE)] = None,
     split_seed: Annotated[int, typer.Option(help="Seed for splits that the service creates.")] = 0,

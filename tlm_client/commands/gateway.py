@@ -61,4 +61,4 @@ def _checks(client: TLMClient) -> Iterator[tuple[str, str]]:
         yield "token", message_of(error)
         return
     yield "token", _OK
-    yield "version", _OK if own == theirs else f"tlm is {own}, the gateway {theirs}. Install the same release."
+    yield "version", _OK if own == theirs else f"tlm has version {own}, the gateway {theirs}. Install equal versions."

@@ -44,7 +44,7 @@ def jobs(
     state: Annotated[State | None, typer.Option(help="Only jobs in this state.")] = None,
     kind: Annotated[str | None, typer.Option(help="Only jobs of this kind, such as train.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Only jobs on this dataset (ID or name).")] = None,
-    label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only this label. Repeatable.")] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Label of the jobs. Repeatable.")] = None,
     search: Annotated[
         str | None, typer.Option(help="Only jobs whose name contains this text, or whose ID starts with it.")
     ] = None,
@@ -285,7 +285,7 @@ def _standing_shown(job_id: str, display: Display) -> Iterator[None]:
                     if not over.is_set():
                         display.standing(job)
 
-    # A client of its own, because a slow request may outlast the block.
+    # The thread has its own client, because a slow request may end after the block.
     threading.Thread(target=reread, args=(open_client(),), daemon=True).start()
     try:
         yield

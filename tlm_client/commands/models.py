@@ -45,9 +45,9 @@ def predict(
     job_id: JobId,
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT…]", help="Texts to classify.")] = None,
     pair: Annotated[list[str] | None, typer.Option(help="Second text of a text pair. Repeatable.")] = None,
-    file: Annotated[Path | None, typer.Option("--file", "-f", help="CSV, JSON Lines or Parquet file.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Texts in CSV, JSON Lines or Parquet.")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The rows of --file with predictions, as CSV or JSON Lines.")
+        Path | None, typer.Option("--out", "-o", help="New file: --file with predictions, as CSV or JSON Lines.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file of --out if it exists.")] = False,
     text_column: TextColumn = None,
@@ -173,7 +173,7 @@ def evaluate(
     clean = scores["deduplicated"]
     columns, shown = ["score", "all rows"], [scores]
     if left_out := clean["rows_left_out"]:
-        columns.append(f"without {counted(left_out, 'row')} that earlier splits have")
+        columns.append(f"without {counted(left_out, 'row')} that earlier splits contain")
         shown.append(clean)
     names = scores_shown(scores["metric"])
     rows = [(name, *(format_score(of_rows[name]) for of_rows in shown)) for name in names]
@@ -225,8 +225,8 @@ def _check_folder(source: str) -> None:
 
 def push(
     job_id: JobId,
-    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="A repository of the hub.")],
-    public: Annotated[bool, typer.Option("--public", help="Everybody may read a new repository.")] = False,
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the hub; created if missing.")],
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public. Default: private.")] = False,
 ) -> None:
     """Upload the model of a job to the Hugging Face hub, with the token of `hf auth login` or HF_TOKEN.
 
@@ -242,7 +242,7 @@ def push(
 
 def mlflow(
     job_id: JobId,
-    experiment: Annotated[str, typer.Option(help="The experiment of the run.")] = "tlm",
+    experiment: Annotated[str, typer.Option(help="Name of the MLflow experiment.")] = "tlm",
     model: Annotated[bool, typer.Option("--model", help="Also log the files of the model.")] = False,
 ) -> None:
     """Log recipe, scores, costs and curves of a job to the MLflow server of MLFLOW_TRACKING_URI.

@@ -25,7 +25,7 @@ def up(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 selects a free port.")] = 8321,
     data_dir: DataDir = None,
     opensearch_url: Annotated[str | None, typer.Option(help="OpenSearch URL. Default: the embedded index.")] = None,
-    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs, one for each worker. Default: all visible.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="Number of GPUs for workers. Default: all visible.")] = None,
     metrics: Annotated[bool, typer.Option("--metrics", help="Serve metrics of each process to Prometheus.")] = False,
 ) -> None:
     """Start Redis, Ray, the retriever, the trainer, the loader and the gateway. Ctrl-C stops them.

@@ -28,16 +28,16 @@ DatasetName = Annotated[
 CorpusName = Annotated[
     str | None, typer.Option("--corpus", help="NAME or NAME@VERSION. Default: no corpus, train only on the dataset.")
 ]
-_SCALES = f"{', '.join(get_args(ScaleName))}; instant is the linear model alone."
+_SCALES = f"{', '.join(get_args(ScaleName))}; instant trains only the linear model."
 Scale = Annotated[str | None, typer.Option("--scale", help=f"{_SCALES} Default: tiny.")]
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="fast or paper. Default: fast.")]
-Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Seed. Default: 0. Repeatable; three show the spread.")]
+Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Seed. Default: 0. Repeatable, to measure the spread.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe; VALUE is JSON or text. Repeatable."),
 ]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Number of data-parallel workers.")]
-MaxWorkers = Annotated[int | None, typer.Option(help="Start as many workers as fit, from --workers to this number.")]
+MaxWorkers = Annotated[int | None, typer.Option(help="Start as many workers as have room, up to this number.")]
 Options = Annotated[str | None, typer.Option("--options", metavar="JSON|FILE", help="Options of the job kind.")]
 Labels = Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Label of the job. Repeatable.")]
 Name = Annotated[str | None, typer.Option("--name", help="Your name for the job, for lists and searches.")]
@@ -120,8 +120,8 @@ def retry(job_id: JobId, watch: Watch = False) -> None:
 
 def clone(
     job_id: JobId,
-    dataset: Annotated[str | None, typer.Option(help="Another dataset, or NAME for its newest version.")] = None,
-    corpus: Annotated[str | None, typer.Option(help="Another corpus, or NAME for its newest version.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Dataset. The same NAME means its newest version.")] = None,
+    corpus: Annotated[str | None, typer.Option(help="Corpus. The same NAME means its newest version.")] = None,
     scale: Annotated[str | None, typer.Option(help=_SCALES)] = None,
     seed: Annotated[list[int] | None, typer.Option("--seed", help="Replace the seeds. Repeatable.")] = None,
     set_: Overrides = None,
@@ -131,7 +131,7 @@ def clone(
     ] = None,
     priority: Annotated[int | None, typer.Option(help="-10 to 10. Higher priorities start first.")] = None,
     max_runtime: MaxRuntime = None,
-    kind: Annotated[str | None, typer.Option(help=f"{_KINDS} A new kind starts without options.")] = None,
+    kind: Annotated[str | None, typer.Option(help=f"{_KINDS} Another kind drops the old options.")] = None,
     options: Options = None,
     watch: Watch = False,
 ) -> None:
@@ -197,7 +197,7 @@ def _parse_options(text: str, kind: str) -> dict[str, object]:
         content = text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8")
         options = json.loads(content)
     except (OSError, ValueError, RecursionError) as error:
-        raise InvalidRequest(f"Invalid --options: {error}. Expected a JSON object or a file with one.") from error
+        raise InvalidRequest(f"Invalid --options: {error}. Expected a JSON object or a JSON file.") from error
     if not isinstance(options, dict):
         raise InvalidRequest("Invalid --options. Expected a JSON object such as '{\"levels\": [0.2, 0.4]}'.")
     return KINDS[kind].read_files(options) if kind in KINDS else options

@@ -31,7 +31,7 @@ def add_webhook(
     """
     with open_client() as client:
         webhook = client.add_webhook(url, event or ())
-    text = f"{webhook.id} receives {', '.join(webhook.events)}. Verify signatures with {webhook.secret}"
+    text = f"{webhook.id} receives {', '.join(webhook.events)}. Its secret, which verifies signatures: {webhook.secret}"
     print_result(webhook, text)
 
 

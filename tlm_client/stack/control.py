@@ -123,7 +123,7 @@ def launch_stack(options: StackOptions, *, tied: bool = False) -> StackHandle:
 
 
 def _created_folder(options: StackOptions) -> StackFolder:
-    """Create the data folder. Raises AlreadyRunning, before a new folder exists, if a port is in use."""
+    """Create the data folder. If it does not exist and a port is in use, raise AlreadyRunning and create nothing."""
     folder = StackFolder(options.data_dir)
     if not folder.root.exists():
         check_ports(options)

@@ -67,7 +67,7 @@ class StackFolder:
         self._state_file = self.root / "stack.json"
 
     def create(self, *, free_bytes: int | None = None) -> None:
-        """Create the folders. Raises StorageFull below MIN_FREE_BYTES. free_bytes replaces the measured value."""
+        """Create the folders. Raises StorageFull if less than MIN_FREE_BYTES is free. Tests set free_bytes."""
         with storage_errors(f"creating {self.root}"):
             for path in (self.root, self.redis, self.storage, self.scratch, self.logs, self.token_file.parent):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -110,9 +110,9 @@ class StackFolder:
             # Retry, because `running` holds the lock for a moment.
             if not _try_lock(descriptor, tries=3):
                 state = self.state()
-                where = f"at {state.url} (pid {state.pid})" if state else "and is starting or stopping"
+                where = f"already running at {state.url} (pid {state.pid})" if state else "starting or stopping"
                 raise AlreadyRunning(
-                    f"The stack of {self.root} is already running {where}. Use it, stop it with `tlm down`, "
+                    f"The stack of {self.root} is {where}. Use it, stop it with `tlm down`, "
                     "or choose another --data-dir.",
                     url=state.url if state else None,
                 )

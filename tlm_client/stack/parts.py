@@ -60,7 +60,7 @@ class Part:
 class StackOptions:
     """The options of `tlm up`.
 
-    port: port of the gateway; 0 selects a free port. cpus, gpus: numbers that Ray offers; None: see `count_gpus`.
+    port: port of the gateway; 0 selects a free port. cpus, gpus: numbers that Ray offers; gpus None: all.
     metrics: whether each process serves its metrics to Prometheus, at the ports in `docs/operations.md`.
     """
 
@@ -165,7 +165,7 @@ def plan_stack(
         "RETRIEVER_URL": f"http://{HOST}:{retriever_port}",
     }
     gpus = count_gpus(environment) if options.gpus is None else options.gpus
-    # Ray's workers read the trainer's settings too. Each requests one GPU; otherwise all would use the first one.
+    # Ray's workers read the trainer's settings too. Each worker requests one GPU. Otherwise all would use the first.
     compute = {"RAY_URL": f"http://{HOST}:{ray_port}", "JOB_CPUS": str(options.cpus), "WORKER_GPUS": str(min(gpus, 1))}
     if options.metrics:
         compute["WORKER_METRICS_PORT"] = str(_WORKER_METRICS_PORT)
@@ -322,7 +322,7 @@ def clear_ray(folder: StackFolder) -> None:
 
 
 def _report_disk(folder: StackFolder, port: int, password: str) -> None:
-    """Store the free space of Redis's disk. If it is low, services.common.redis_client refuses new jobs."""
+    """Store the free space of Redis's disk in Redis. If it is low, services.common.redis_client refuses new jobs."""
     with suppress(OSError):  # Without the figure, the service refuses no job.
         free = shutil.disk_usage(folder.root).free
         _redis_accepts(port, password, f"SET tlm:disk-free {free >> 10} EX 60")

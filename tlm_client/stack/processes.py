@@ -105,7 +105,7 @@ def kill_processes(marks: Marks, *, grace_seconds: float = 0.0) -> list[int]:
 def cleaner(run: str, *, grace_seconds: float = 5.0) -> Iterator[None]:
     """Run a helper process that kills all processes of this run when this process ends, even by SIGKILL.
 
-    The death signal reaches only the parts. Their own children, such as Ray's workers, could run on for long.
+    The death signal reaches only the parts. Children of the parts, such as Ray's workers, could continue to run.
     """
     command = [sys.executable, "-m", "tlm_client.stack.processes", run, str(grace_seconds)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):

@@ -169,7 +169,7 @@ def test_each_data_error_is_printed_once(tmp_path: Path) -> None:
         "error: 30 data errors: Row 1 of toy.csv, column 'text', is null.",
         "  Row 2 of toy.csv, column 'text', is null.",
     ]
-    assert "9 more; --json lists all" in result.stderr
+    assert "9 more errors. Use --json to list all." in result.stderr
 
 
 def test_invalid_field_of_the_message_is_not_repeated() -> None:
@@ -479,7 +479,7 @@ def test_by_service_sends_only_urls() -> None:
 def test_error_of_the_gateway_names_the_request() -> None:
     answer = problem(500, "error", "Internal error.")
     answer.headers["X-Request-ID"] = "req_1"
-    assert "names this request req_1" in tlm(lambda _: answer, "cancel", "job_1").stderr
+    assert "contains this request with the id req_1" in tlm(lambda _: answer, "cancel", "job_1").stderr
 
 
 READY = {"redis": "ok", "retriever": "ok"}

@@ -528,10 +528,10 @@ def test_show_prints_step_rate_and_time_left_of_a_running_job() -> None:
         (("recipe", "keys", "epochz"), "No recipe key has these words."),
         (("recipe", "keys", "finetune.epochs"), "Values of the recipe fast at the scale tiny"),
         (("compare", *["job_1"] * 11), "Give two to ten jobs."),
-        (("compare", "job_1", "job_1"), "The same job occurs twice."),
+        (("compare", "job_1", "job_1"), "'job_1' and 'job_1' mean the same job. Name each job once."),
         (("predict", "job_1", "--file", "/nope.csv"), "The file /nope.csv does not exist."),
         (("submit", "--kind", "prune"), """Name a dataset, or a job that succeeded: --options '{"job": "ID"}'."""),
-        (("show", ""), "Name a job: an id, a prefix of an id, a name or @latest."),
+        (("show", ""), "The job reference is empty. Give an id, a name, an alias or @latest."),
     ],
 )
 def test_wrong_arguments_are_explained(arguments: tuple[str, ...], message: str) -> None:

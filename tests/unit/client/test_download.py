@@ -77,7 +77,7 @@ def test_folder_with_another_model_is_refused(tmp_path: Path) -> None:
         client.download("job_1", tmp_path)
         (tmp_path / "linear").mkdir()
         (tmp_path / "linear" / "weights.npz").write_text("x")
-        with pytest.raises(InvalidRequest, match=r"holds another model: linear/weights\.npz. Name an empty"):
+        with pytest.raises(InvalidRequest, match=r"holds files of another model: linear/weights\.npz. Name an empty"):
             client.download("job_1", tmp_path)
     assert len(server.ranges) == 1
 
