@@ -68,7 +68,7 @@ class Row:
         return self.paper_hours if recipe == "paper" else self.fast_hours
 
     def dataset(self, corpus: str | None) -> str:
-        """Return the name of the row's dataset. Without a corpus, it contains the selection of the paper's authors."""
+        """Return the name of the row's dataset. If corpus is None, it has the passages of the paper's authors."""
         part = "own" if corpus else str(self.external).partition("_")[0]
         return f"paper-{self.task}-{part}"
 

@@ -24,8 +24,9 @@ Point = tuple[str, float, int]  # name, value, step
 def push_to_hub(client: TLMClient, job_id: str, repository: str, *, private: bool) -> str:
     """Upload the model of a job to a repository of the hub, and return the repository's URL.
 
-    The encoder is at the top of the repository, where stock classes load it, and the returned model in `onnx/`. The
-    library huggingface_hub reads the token. Raises NotReady, NotFound, Unavailable or MissingDependency.
+    The encoder is at the top of the repository, so that stock classes can load it. The returned model is in `onnx/`.
+    The library huggingface_hub finds the hub's token itself, for example in HF_TOKEN. Raises NotReady, NotFound,
+    Unavailable or MissingDependency.
     """
     hub = _library("huggingface_hub", "service")
     api = hub.HfApi()

@@ -94,8 +94,8 @@ class CorpusLoad(_Record):
 
     near_duplicates: whether passages nearly equal to an earlier one are dropped. upload: the uploaded files. sources:
     addresses from which the loader fetches further files. cut: the passages of each file that is already split.
-    waiting: why the next step failed in its last try; empty after progress. request_id: id of the request that uploaded
-    the files, for logs.
+    waiting: the error of the latest try, while the load waits to try again; empty after progress. request_id: id of the
+    request that uploaded the files, for logs.
     """
 
     id: str

@@ -87,7 +87,7 @@ class JobReads:
         return min(recent)  # "" sorts first
 
     def figures(self, tenant: str) -> list[Live]:
-        """Return the figures of the store for Prometheus."""
+        """Return the metrics of queues, jobs, memory and disk, for Prometheus."""
         queues = [queue_of(priority) for priority in range(-MAX_PRIORITY, MAX_PRIORITY + 1)]
         began = time.perf_counter()
         self._redis.set(f"{PREFIX}:probe", "", ex=60)

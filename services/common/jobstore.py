@@ -438,7 +438,8 @@ class JobStore(JobReads):
             case ["missing"]:
                 raise no_job(job.id)
             case ["state", state]:
-                raise IllegalTransition(f"Job {job.id} is {state}. Cancel it before you delete it.", state=state)
+                first = "Wait until it is cancelled" if state == State.CANCELLING else "Cancel it"
+                raise IllegalTransition(f"Job {job.id} is {state}. {first} before you delete it.", state=state)
 
     def drop_dataset(self, tenant: str, dataset_id: str, name: str, removal: Removal) -> None:
         """Delete the record of a dataset, and record what remains to be deleted.

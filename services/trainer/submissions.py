@@ -123,7 +123,7 @@ class Submissions:
             since = -math.inf
         silent = now - max(since, stall_grace_until)
         if not job.works(group) and silent > settings.first_report_seconds:
-            reason = f"did not start within {silent:.0f} s, although it had room,"
+            reason = f"did not start within {silent:.0f} s, although Ray had free resources for it"
         elif job.works(group) and silent > settings.stall_seconds:
             reason = f"sent no heartbeat for {silent:.0f} s"
         elif beat is not None and job.works(group) and beat.idle > beat.limit:
@@ -131,7 +131,7 @@ class Submissions:
         else:
             return
         self._stop(job, submission)
-        raise AttemptEnded(WorkerLost(f"Worker {reason} and was stopped."))
+        raise AttemptEnded(WorkerLost(f"Worker {reason}. The coordinator stopped it."))
 
     def _check_waiting(self, job: JobRecord, submission: str, now: float) -> None:
         """Check every `start_seconds`. Raise AttemptEnded if a restart of the head has lost the waiting submission."""

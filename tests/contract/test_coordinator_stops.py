@@ -231,7 +231,7 @@ def test_workers_that_do_not_start_in_their_room_are_stopped(
     assert harness.cluster.statuses[submission] is Status.FAILED
     job = harness.job(job_id)
     assert (job.state, job.failures, job.losses) == (State.QUEUED, 0, 1)
-    assert job.error is not None and "although it had room" in str(job.error["message"])
+    assert job.error is not None and "although Ray had free resources" in str(job.error["message"])
 
 
 def waits(harness: CoordinatorHarness, job_id: str) -> list[str]:

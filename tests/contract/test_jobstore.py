@@ -51,6 +51,15 @@ def test_full_redis_rejects_jobs_but_allows_deletion(store: JobStore, redis_clie
         store.get(T, job.id)
 
 
+@pytest.mark.parametrize(
+    ("state", "remedy"), [(State.RUNNING, "Cancel it"), (State.CANCELLING, "Wait until it is cancelled")]
+)
+def test_deletion_of_an_unfinished_job_states_the_remedy(store: JobStore, state: State, remedy: str) -> None:
+    job = bring_to(store, state)
+    with pytest.raises(IllegalTransition, match=f"is {state}. {remedy} before you delete it"):
+        store.delete(job, Removal(T, job.id))
+
+
 def test_store_is_empty_until_the_first_dataset_or_job(store: JobStore, redis_client: redis.Redis) -> None:
     redis_client.set("tlm:{other}:webhooks", "no file")
     assert store.is_empty()

@@ -94,7 +94,7 @@ def test_nodes_behind_a_dropped_subset_are_dropped(harness: StudyHarness) -> Non
     }
     dropped = {name for name, meta in metas.items() if DROPPED in meta}
     assert dropped == {node.name for node in plan_of(job).nodes if ".n2." in node.name}
-    assert "2 texts contain no text of" in metas["evaluate.bilstm.n2.s0"][DROPPED]
+    assert "2 texts include none with the label" in metas["evaluate.bilstm.n2.s0"][DROPPED]
     assert harness.selections.requests == 2, "only the other size needs a selection"
     assert metas["curve"] == {"inputs": len(plan_of(job).final.inputs)}
 
@@ -111,7 +111,7 @@ def test_workers_wait_for_every_selection(harness: StudyHarness) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "complaint"), [([10, 31], "The size 31 exceeds the"), ([2, 3], "Every size lacks a class")]
+    ("sizes", "complaint"), [([10, 31], "The size 31 exceeds the"), ([2, 3], "At every size, a label has no text")]
 )
 def test_impossible_sizes_fail_the_job_before_training(harness: StudyHarness, sizes: list[int], complaint: str) -> None:
     job_id = harness.submit(kind="learning_curve", options=CURVE | {"sizes": sizes}, labels="abcdefgh")

@@ -5,6 +5,7 @@ The linear model is part of each curve, because it shows from which size the oth
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 from pydantic import Field, model_validator
@@ -43,7 +44,7 @@ from tlm_core.training.params import SeedsParams, training
 from tlm_core.training.recipe import Recipe
 from tlm_core.training.stage import Place, Stage
 
-SIZES = Stage("sizes", "tlm_core.studies.subsets:sizes", 2, SizesParams, Place.COORDINATOR)
+SIZES = Stage("sizes", "tlm_core.studies.subsets:sizes", 3, SizesParams, Place.COORDINATOR)
 SUBSET = Stage("subset", "tlm_core.studies.subsets:subset", 2, SubsetParams, Place.COORDINATOR)
 BILSTM = Stage("bilstm", "tlm_core.studies.bilstm_stages:bilstm", 5, BilstmParams, parallel=True)
 EVALUATE_BILSTM = Stage("evaluate_bilstm", "tlm_core.studies.bilstm_stages:evaluate_bilstm", 3, SeedsParams)
@@ -77,8 +78,9 @@ class LearningCurveOptions(KindOptions):
     def _check(self) -> LearningCurveOptions:
         if min(self.sizes) <= 0 or any(size > 1 and size != int(size) for size in self.sizes):
             raise ValueError("A size must be a share above 0 and up to 1, or a whole number above 1.")
-        if len(set(self.sizes)) < len(self.sizes) or len(set(self.models)) < len(self.models):
-            raise ValueError("A value occurs twice in 'sizes' or 'models'. Remove the duplicate.")
+        for name, values in (("sizes", self.sizes), ("models", self.models)):
+            if twice := [value for value, count in Counter(values).items() if count > 1]:
+                raise ValueError(f"The value {twice[0]} occurs twice in '{name}'. Name each value once.")
         if any(size > 1 for size in self.sizes) and any(size < 1 for size in self.sizes):
             raise ValueError(
                 "'sizes' mixes shares and counts. Give all sizes as shares or all as counts. "

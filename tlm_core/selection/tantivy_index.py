@@ -97,7 +97,9 @@ class TantivyIndex:
 
     def commit(self, expected: int | None = None) -> None:
         if self._writer is None:
-            raise Conflict("The index is already committed. Create a new index to add passages.")
+            raise Conflict(
+                f"The index in {self.folder} is complete. Load the passages as another version of the corpus."
+            )
         with _tantivy_errors(self.folder):
             count = self._writer.finish()
         self._writer = None

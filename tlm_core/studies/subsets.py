@@ -95,9 +95,9 @@ def curve_sizes(task: Task, requested: Sequence[float], seeds: Sequence[int]) ->
             raise InvalidRequest(f"The sizes {sizes[-1].size:g} and {size:g} both have {rows} texts. Remove one.")
         missing = {int(label) for order in orders for label in np.setdiff1d(present, labels[order[:rows]])}
         names = ", ".join(f"'{task.labels[label]}'" for label in sorted(missing))
-        sizes.append(Size(size, rows, f"{rows} texts contain no text of {names}" if missing else None))
+        sizes.append(Size(size, rows, f"{rows} texts include none with the label {names}" if missing else None))
     if all(size.dropped for size in sizes):
-        raise InvalidRequest(f"Every size lacks a class ({sizes[-1].dropped}). Use larger sizes.")
+        raise InvalidRequest(f"At every size, a label has no text. For example, {sizes[-1].dropped}. Use larger sizes.")
     return sizes
 
 

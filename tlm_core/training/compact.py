@@ -1,4 +1,7 @@
-"""Token embeddings in 8 bits, as the file of an ensemble stores them. They are half of a small encoder's weights."""
+"""Token embeddings in 8 bits, as the file of an ensemble stores them.
+
+About half of the weights of a small encoder are token embeddings, so 8 bits make the file much smaller.
+"""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ class StepRows:
     pairs: int
 
     def drawn(self, rate: float) -> int:
-        """Return the largest number of tokens that are masked in the step at this mask rate. See `drawn_of`."""
+        """Return an upper bound of the masked tokens in the step. Rows with few ordinary tokens mask fewer."""
         return int(drawn_of(self.tokens, rate).sum())
 
 

@@ -37,9 +37,10 @@ def prediction_snippets(model: str, url: str) -> dict[str, str]:
 
 
 def upload_snippets(path: str, command: str, fields: str, call: str, url: str) -> dict[str, str]:
-    """Map each language to an upload: `command`, curl with the options `fields`, and Python with the call `call`.
+    """Map each language to code that uploads a file.
 
-    path: the path of the API route. url: as in `snippets`.
+    path: of the API route. command: the command line. fields: options of curl. call: the call of the Python client.
+    url: as in `snippets`.
     """
     return {
         "command line": command,

@@ -252,7 +252,7 @@ def test_pruning_has_tickets_for_each_kind_level_and_seed() -> None:
         ({"sizes": [0.5]}, "at least 2"),
         ({"sizes": [0.5, -1]}, "above 0"),
         ({"sizes": [10.5, 20]}, "whole number"),
-        ({"sizes": [0.5, 0.5]}, "occurs twice"),
+        ({"sizes": [0.5, 0.5]}, "The value 0.5 occurs twice in 'sizes'"),
         ({"sizes": [0.5, 100]}, "all sizes as shares or all as counts"),
         ({"models": ["encoder"]}, "must include 'bilstm'"),
         ({"models": ["bilstm", "pretrained"]}, "Give both or neither"),

@@ -56,12 +56,12 @@ def test_size_above_train_split_is_rejected(task: Task) -> None:
 def test_size_that_loses_a_class_is_dropped_with_reason(task: Task) -> None:
     sizes = curve_sizes(task, [1.0, 2, 0.5], [0, 1])
     assert [size.rows for size in sizes] == [2, 30, 60]
-    assert sizes[0].dropped is not None and "2 texts contain no text of" in sizes[0].dropped
+    assert sizes[0].dropped is not None and "2 texts include none with the label" in sizes[0].dropped
     assert sizes[1].dropped is None and sizes[2].dropped is None
 
 
 def test_request_with_only_dropped_sizes_is_rejected(task: Task) -> None:
-    with pytest.raises(InvalidRequest, match="Every size lacks a class"):
+    with pytest.raises(InvalidRequest, match="At every size, a label has no text"):
         curve_sizes(task, [1 / 60, 2], [0])
 
 
