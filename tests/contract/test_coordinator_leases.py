@@ -159,10 +159,10 @@ def test_idle_coordinator_reports_no_hang(harness: CoordinatorHarness, caplog: p
     coordinator._stepped_at -= 61.0
     coordinator.round()
     coordinator._renew_leases()
-    assert "No step" not in caplog.text
+    assert "A step takes longer" not in caplog.text
     coordinator._stepped_at -= 61.0
     coordinator._renew_leases()
-    assert "No step" in caplog.text
+    assert "A step takes longer" in caplog.text
 
 
 def test_coordinator_that_cannot_reach_ray_leaves_its_job_to_another(harness: CoordinatorHarness) -> None:
@@ -230,7 +230,7 @@ def test_probe_of_a_hanging_storage_delays_no_renewal_of_leases(
     harness.rounds_until(coordinator, 200)
     assert len(probes) == len(set(probes)) >= 4, "one probe in each round"
     assert [harness.events(job)[-1] for job in jobs] == ["job.waiting"] * 3
-    assert "No step" not in caplog.text
+    assert "A step takes longer" not in caplog.text
 
 
 def test_storage_that_no_coordinator_reaches_costs_no_attempt(harness: CoordinatorHarness) -> None:

@@ -132,7 +132,7 @@ def test_lost_index_is_built_again_from_storage(harness: RetrieverHarness) -> No
 
 
 def test_corpus_that_was_never_loaded_is_not_found(harness: RetrieverHarness, api: RetrieverClient) -> None:
-    with pytest.raises(NotFound, match="Load it first"):
+    with pytest.raises(NotFound, match="was never loaded"):
         api.search(*harness.key, "q", 3)
     run = harness.select(api)
     assert run.state == "failed" and isinstance(run.failure, NotFound)

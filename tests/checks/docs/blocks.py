@@ -33,9 +33,9 @@ class Block:
 
 
 def blocks_of(page: Path) -> list[Block]:
-    """Return the blocks in page order: fenced, or indented by four spaces."""
+    """Return the blocks in page order: fenced, or after a blank line and indented by four spaces."""
     matches = re.finditer(
-        r"^```(?P<language>\w*)\n(?P<fenced>.*?)^```$|(?P<indented>(?:^    .*\n)+)",
+        r"^```(?P<language>\w*)\n(?P<fenced>.*?)^```$|(?<=\n\n)(?P<indented>(?:^    .*\n)+)",
         page.read_text(encoding="utf-8") + "\n",
         re.MULTILINE | re.DOTALL,
     )

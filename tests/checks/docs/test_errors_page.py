@@ -40,7 +40,7 @@ def test_sections_have_at_least_two_sentences() -> None:
 
 
 def test_page_names_the_codes_with_exit_code_3() -> None:
-    assert "`unavailable`, codes that end with it, and `store_full`" in PAGE
+    assert "`unavailable`, codes that end with `_unavailable`, and `store_full`" in PAGE
     for code, cls in errors.error_classes().items():
         named = code.endswith("unavailable") or code == "store_full"
         assert named is (exit_code(cls.__new__(cls)) == NOT_REACHABLE), code

@@ -323,6 +323,6 @@ def test_deleted_records_leave_no_file(store: ArtifactStore) -> None:
     assert records.source(KEY) == ("t/corpus", "en")
     records.delete(KEY)
     assert list(Path(store.path("t/indexes/docs")).iterdir()) == []
-    with pytest.raises(NotFound, match="Load it first"):
+    with pytest.raises(NotFound, match="was never loaded"):
         records.source(KEY)
     records.delete(KEY)

@@ -132,7 +132,8 @@ def test_unknown_label_error_suggests_the_nearest_label(tmp_path: Path) -> None:
     }
     texts = messages(validate(source)[1], "faults", "unknown_label")
     assert any(
-        "(3 rows)" in text and "differs from 'positive' only in case, spaces or number format" in text for text in texts
+        "(rows: 3)" in text and "differs from 'positive' only in case, spaces or number format" in text
+        for text in texts
     )
     assert any("Did you mean 'negative'?" in text for text in texts)
 
