@@ -50,7 +50,7 @@ def report(done: Mapping[str, Path]) -> dict[str, Any]:
 def test_size_that_loses_a_class_is_dropped_with_reason(report: dict[str, Any]) -> None:
     assert report["sizes"] == [24, 60, 150]
     (dropped,) = report["dropped"]
-    assert dropped["rows"] == 2 and "no text of" in dropped["dropped"]
+    assert dropped["rows"] == 2 and "none with the label" in dropped["dropped"]
     assert "The size of 2 labels was dropped" in report["words"]
 
 
@@ -173,7 +173,7 @@ def report_of(
     }
     models["bilstm"]["int8"] = {"agreement": 0.98}
     against = {"tlm": {"margin": 0.01, "speed_up": 4.0, "speed_up_int8": 8.0, **crossing}}
-    dropped = [{"rows": 5, "dropped": "5 texts contain no text of 'red'"}]
+    dropped = [{"rows": 5, "dropped": "5 texts include none with the label 'red'"}]
     common = {"metric": "accuracy", "models": models, "dropped": dropped}
     return {**common, "against": against, "passes_linear": {"tlm": passed}}
 
@@ -189,7 +189,7 @@ def test_words_describe_crossing_interval_and_speed() -> None:
         "is 98,000 to beyond the searched range",
         "The crossing point is an extrapolation.",
         "98.0% of validation texts",
-        "The size of 5 labels was dropped: 5 texts contain no text of 'red'.",
+        "The size of 5 labels was dropped: 5 texts include none with the label 'red'.",
         "The linear model has 0.7400. 'tlm' is more accurate than the linear model from the measured size 1,000 on; "
         "by the fitted power laws from about 820 labels (90% interval 600 to 1,100).",
     ):
