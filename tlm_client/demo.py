@@ -366,9 +366,9 @@ def _conclusion(report: JsonObject) -> str:
     if returned == linear or "value" not in gain:
         return f"{opening} {report['returned']['reason']}"
     difference = Difference(*(gain[key] for key in ("value", "low", "high", "error")))
-    verdict = f"{difference.verdict} {'than' if difference.distinguishable else 'from'} {linear} on test"
     amount = f"{difference.value:+.3f} in {METRICS[report['metric']].title}"
-    return f"{opening} It is {verdict}: {amount} (95 % interval {difference.low:+.3f} to {difference.high:+.3f})."
+    interval = f"95 % interval {difference.low:+.3f} to {difference.high:+.3f}"
+    return f"{opening} It is {difference.relation} {linear} on test: {amount} ({interval})."
 
 
 def _cost(costs: Mapping[str, Mapping[str, float]], *stages: str) -> tuple[str, str]:

@@ -59,10 +59,10 @@ def _artifact(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef], stage
         for node in plan.nodes
         if node.name == result_node or (result_node is None and node.stage.name == stage)
     ]
-    if not nodes and stage == "select":
-        remedy = "To select passages, submit a job with a corpus, at a scale other than 'instant'."
-        raise NotFound(f"Job {job.id} selected no passages, because it uses no corpus. {remedy}")
     if not nodes:
+        if stage == "select":
+            remedy = "To select passages, submit a job with a corpus, at a scale other than 'instant'."
+            raise NotFound(f"Job {job.id} selected no passages, because it uses no corpus. {remedy}")
         stages = ", ".join(dict.fromkeys(node.stage.name for node in plan.nodes))
         raise NotFound(f"Job {job.id} has no stage '{stage}'. Its stages: {stages}.")
     if nodes[-1] in done:

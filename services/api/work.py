@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tlm_core.jobs.plan import Node, Plan
-from tlm_core.linear.params import MOST_LABELED, TUNED_ROWS, SelfTrainParams, most_fits
+from tlm_core.linear.params import CANDIDATES, MOST_LABELED, MOST_PIECES, ROUNDS, TUNED_ROWS, SelfTrainParams, most_fits
 from tlm_core.studies.params import SubsetParams
 from tlm_core.training import flops
 from tlm_core.training.architectures import Shape, architecture_of, scratch_shape
@@ -23,7 +23,6 @@ _UNITS_TO_COUNT = 1_700  # to count the n-grams of a token
 # The vocabulary is learned mostly from the first tokens, so each of them takes as long as several later tokens.
 _FIRST_TOKENS, _FIRST_TOKEN_COST = 5e5, 5
 _USUAL_AMOUNT = 10.0  # of pieces, if validation chooses self-training
-_MOST_PIECES, _CANDIDATES, _ROUNDS = 60_000, 2, 2  # as in tlm_core/linear/self_training.py
 
 
 @dataclass(frozen=True)
@@ -136,10 +135,10 @@ def _fit_units(rows: float, texts: Texts) -> float:
 def _self_train_units(amounts: Iterable[float], texts: Texts) -> float:
     """Return the units to label the pieces of all passages, and to train a student for each amount of pieces."""
     rows, length = texts.rows["train"], texts.windows * texts.tokens
-    pieces = min(texts.passages * texts.passage_tokens / length, _MOST_PIECES)
+    pieces = min(texts.passages * texts.passage_tokens / length, MOST_PIECES)
     totals = [min(amount * rows, MOST_LABELED, pieces) for amount in amounts if amount]
-    counted = pieces + min(_CANDIDATES * max(totals, default=0), pieces) + sum(texts.rows.values())
-    students = sum(_ROUNDS * _fit_units(rows + total, texts) for total in totals)
+    counted = pieces + min(CANDIDATES * max(totals, default=0), pieces) + sum(texts.rows.values())
+    students = sum(ROUNDS * _fit_units(rows + total, texts) for total in totals)
     return _UNITS_TO_REFIT + _UNITS_TO_COUNT * counted * length + students
 
 

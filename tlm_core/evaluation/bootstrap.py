@@ -34,6 +34,11 @@ class Difference:
         """Return how the first model compares with the second, by the interval."""
         return ("better" if self.value > 0 else "worse") if self.distinguishable else "not distinguishable"
 
+    @property
+    def relation(self) -> str:
+        """Return the verdict for a sentence, such as "better than"."""
+        return f"{self.verdict} {'than' if self.distinguishable else 'from'}"
+
 
 def paired_difference(
     metric: str,

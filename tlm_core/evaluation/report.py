@@ -373,7 +373,7 @@ def gain_in_words(
         return f"On test {names[0]} makes the same predictions as {names[1]}. {cost}"
     if isinstance(difference, Difference):
         value, interval = difference.value, f"95 % interval {difference.low:+.3f} to {difference.high:+.3f}"
-        verdict = f"{difference.verdict} than" if difference.distinguishable else "not distinguishable from"
+        verdict = difference.relation
     else:
         value, interval = difference, "without an interval"
         verdict = "better than" if value > 0 else "not better than"

@@ -171,12 +171,8 @@ def headline(report: Report) -> str:
 
 def few_rows(report: Report) -> list[str]:
     """Return a warning if test is too small for precise scores, else nothing."""
-    rows = [entry.get("test", {}).get("rows", ROWS_TO_SCORE) for entry in report.get("seeds", ())][:1]
-    return [
-        f"Test has only {counted(count, 'row')}, so its scores are imprecise."
-        for count in rows
-        if count < ROWS_TO_SCORE
-    ]
+    rows = (report.get("seeds") or [{}])[0].get("test", {}).get("rows", ROWS_TO_SCORE)
+    return [f"Test has only {counted(rows, 'row')}, so its scores are imprecise."] if rows < ROWS_TO_SCORE else []
 
 
 def returned_model(report: Report) -> str:

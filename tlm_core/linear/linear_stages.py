@@ -33,9 +33,9 @@ from tlm_core.linear.fit import Setting, fit, solve
 from tlm_core.linear.graph import write_linear
 from tlm_core.linear.model import Features, LinearModel, rows_of
 from tlm_core.linear.ngrams import FAMILIES
-from tlm_core.linear.params import BaselineParams, SelfTrainParams
+from tlm_core.linear.params import MOST_PIECES, BaselineParams, SelfTrainParams
 from tlm_core.linear.pieces import write_pieces
-from tlm_core.linear.self_training import MOST_PIECES, Pool, pieces_of, self_train
+from tlm_core.linear.self_training import Pool, pieces_of, self_train
 from tlm_core.parquet import open_parquet
 from tlm_core.serving import MODEL, copy_model, write_metadata
 from tlm_core.tasks.task import LABELED, Task

@@ -14,7 +14,10 @@ FINALISTS = 3
 TUNED_ROWS = 20_000  # more rows change the choice little
 NEAR = 1  # neighbors of a strength on each side that are tried again with `start_words`
 
+MOST_PIECES = 60_000  # limit on the pieces that the teacher labels
 MOST_LABELED = 20_000  # limit on the pieces that a linear model learns from
+ROUNDS = 2  # each round of self-training labels the pieces again
+CANDIDATES = 2  # candidates for each piece that a student learns from; more of them cost time and add little
 
 
 class SelfTrainParams(StageParams):

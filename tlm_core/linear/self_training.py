@@ -21,18 +21,15 @@ from tlm_core.evaluation.combine import Outputs, log_softmax
 from tlm_core.linear.fit import Setting, support_vectors
 from tlm_core.linear.model import Features, LinearModel, rows_of
 from tlm_core.linear.ngrams import FAMILIES, Row
-from tlm_core.linear.params import MOST_LABELED
+from tlm_core.linear.params import CANDIDATES, MOST_LABELED, ROUNDS
 from tlm_core.tasks.metrics import METRICS
 from tlm_core.tasks.task import Task
 
 WEIGHT = 0.3  # weight of a piece in the loss; a train row has the weight 1
-ROUNDS = 2  # each round labels the pieces again
-MOST_PIECES = 60_000  # limit on the pieces that the teacher labels
 LEAST_GAIN = 0.5  # in standard errors: 1 misses gains, and with 0 chance decides on small validation splits
 LEAST_GAIN_OF_OTHERS = 1.0  # the same, for pieces that do not resemble the task: they often teach wrong labels
 MOST_SEPARABLE = 0.9  # separability of pieces that resemble the task
 COMPARED_TEXTS = 1_000  # train texts, and as many pieces, that the separability compares
-CANDIDATES = 2  # candidates for each piece that a student learns from; more of them cost time and add little
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ if ARGV[3] ~= '' then
   local progress, last = ARGV[3], cjson.decode(redis.call('HGET', KEYS[1], 'progress') or '{}')
   -- Each group of workers computes the share from its own nodes. Only here are the shares of all groups known, so the
   -- share never falls within an attempt. `move` removes the time left of an attempt that has ended.
-  if last.eta_seconds and last.share > cjson.decode(progress).share then
-    local risen = cjson.decode(progress)
+  local risen = cjson.decode(progress)
+  if last.eta_seconds and last.share > risen.share then
     risen.share = last.share
     progress = cjson.encode(risen)
   end
