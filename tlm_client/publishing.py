@@ -67,7 +67,9 @@ def log_to_mlflow(client: TLMClient, job_id: str, *, experiment: str, model: boo
                 with tempfile.TemporaryDirectory() as name:
                     mlflow.log_artifacts(str(_download(client, job_id, Path(name))), "model")
     except mlflow.exceptions.MlflowException as error:
-        raise Unavailable(f"MLflow refused the run ({error.message}). Check MLFLOW_TRACKING_URI.") from error
+        raise Unavailable(
+            f"MLflow did not accept the run ({error.message}). Check MLFLOW_TRACKING_URI and the MLflow server."
+        ) from error
     return str(run.info.run_id)
 
 

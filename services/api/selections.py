@@ -34,7 +34,8 @@ def selection_page(
 ) -> Selection:
     """Return at most `limit` passages of a selection, starting at position `after`.
 
-    words: only passages that contain all of them, ignoring case. train_row: only passages that this row retrieved.
+    words: only passages that contain all of them, also within other words, ignoring case. train_row: only passages that
+    this row retrieved.
     task: the job's task, for the texts of the rows.
     """
     folder = artifacts.localize(ref)

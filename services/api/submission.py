@@ -237,8 +237,8 @@ def _reused(source: JobRecord) -> dict[str, ReusedArtifact]:
     for node in nodes:
         if node.name not in artifacts or node.artifact_id(digests, source.id) != artifacts[node.name].artifact:
             raise Conflict(
-                f"Another release trained job {source.id}, and the artifact of its stage '{node.name}' has another "
-                "format. Clone the job, and name the clone instead."
+                f"Another release of the service trained job {source.id}. This release cannot use the artifact of its "
+                f"stage '{node.name}'. Clone that job, wait until it has succeeded, and send the id of the clone."
             )
     return {node.name: artifacts[node.name] for node in nodes}
 

@@ -147,7 +147,9 @@ class OpenSearchIndex:
     def count(self) -> int:
         response = self._cluster.call("GET", f"/{self.name}/_count")
         if response["_shards"]["failed"]:
-            raise IndexUnavailable(f"A shard of {self.name} does not answer. Check the health of the cluster.")
+            raise IndexUnavailable(
+                f"A shard of the OpenSearch index {self.name} does not answer. Check the health of OpenSearch."
+            )
         return int(response["count"])
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:

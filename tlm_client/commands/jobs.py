@@ -183,7 +183,7 @@ def cancel(job_id: JobId) -> None:
 
 
 def pause(job_id: JobId) -> None:
-    """Pause a job after it writes a checkpoint.
+    """Pause a job. A running job first writes a checkpoint.
 
     tlm pause ID
     tlm pause @latest

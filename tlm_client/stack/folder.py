@@ -102,7 +102,7 @@ class StackFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the folder for one supervisor. Raises AlreadyRunning with the URL of the running stack."""
+        """Lock the folder for one supervisor. Raises AlreadyRunning, with the URL if a stack runs."""
         with storage_errors(f"locking {self.root}"):
             # The file is never deleted. Otherwise two processes could lock two different files with this name.
             descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -111,8 +111,9 @@ class StackFolder:
             if not _try_lock(descriptor, tries=3):
                 state = self.state()
                 where = f"already running at {state.url} (pid {state.pid})" if state else "starting or stopping"
+                remedy = "Use it" if state else "Try again in a minute"
                 raise AlreadyRunning(
-                    f"The stack of {self.root} is {where}. Use it, stop it with `tlm down`, "
+                    f"The stack of {self.root} is {where}. {remedy}, stop it with `tlm down`, "
                     "or choose another --data-dir.",
                     url=state.url if state else None,
                 )

@@ -37,7 +37,7 @@ _MAX_RANK = 2**31 - 2
 
 
 def uploaded_selection(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
-    """Select from the uploaded file. Raises CorruptArtifact if the file is damaged."""
+    """Select from the uploaded file. Reading the result raises CorruptArtifact if the file is damaged."""
     assert isinstance(inputs.source, Path), "The selector 'given' reads a file."
     return Selected(accept.batches(_candidates(inputs.source, inputs.params.top_k)))
 

@@ -98,7 +98,8 @@ class TantivyIndex:
     def commit(self, expected: int | None = None) -> None:
         if self._writer is None:
             raise Conflict(
-                f"The index in {self.folder} is complete. Load the passages as another version of the corpus."
+                f"The index in {self.folder} is already complete and accepts no more passages. "
+                "Load them as another version of the corpus."
             )
         with _tantivy_errors(self.folder):
             count = self._writer.finish()

@@ -312,9 +312,9 @@ def initialize_counted(model: TaskModel, seed: int, log_frequency: Tensor, vecto
 def counted_start(vectors: Tensor, seed: int, spread: float) -> tuple[Tensor, Tensor]:
     """Return a mask [V] of the tokens whose vector is not zero, and their initial embeddings, [tokens, width].
 
-    vectors: [V, width], of `counts.py`. Each embedding has the length spread * sqrt(width), the mean length of a vector
-    of normal values with standard deviation `spread`. The first axes of `vectors` have most of the variance. A random
-    rotation distributes the variance over all axes, because optimizers work axis by axis.
+    vectors: [V, width], of `counts.py`. Each embedding has the length spread * sqrt(width), which is about the mean
+    length of a vector of normal values with standard deviation `spread`. The first axes of `vectors` have most of the
+    variance. A random rotation distributes the variance over all axes, because optimizers work axis by axis.
     """
     width = vectors.shape[1]
     generator = torch.Generator().manual_seed(seed_of(seed, "counted vectors"))
