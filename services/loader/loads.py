@@ -151,8 +151,7 @@ class LoadWorker:
     # --- from the upload to stored passages -------------------------------------------------------------------------
 
     def _split(self, load: CorpusLoad) -> None:
-        with suppress(NotFound):  # A storage that is not mounted is not full.
-            self._artifacts.check_space()
+        self._artifacts.check_space_if_mounted()
         with self._renewed_lease(load):
             load = self._cut(load)
             info, ref, near_seconds = self._write_passages(load)

@@ -12,7 +12,6 @@ import math
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NoReturn
@@ -286,8 +285,7 @@ class Coordinator:
         """Return whether a new job may start. No job starts while a disk is almost full. Running jobs continue."""
         try:
             self.store.check_space()
-            with suppress(NotFound):  # A storage that is not mounted is not full.
-                self.artifacts.check_space()
+            self.artifacts.check_space_if_mounted()
         except (StoreFull, StorageFull) as error:
             if not self._full:
                 log.error("No new job starts: %s", error)

@@ -68,7 +68,7 @@ class ArtifactStore:
     def check_space(self, extra: int = 0) -> None:
         """Raise StorageFull if a local disk is almost full, or would be after an upload of `extra` bytes.
 
-        Redis may share the disk, and it exits when the disk is full.
+        Redis may share the disk, and it exits when the disk is full. Raises NotFound if the storage is not mounted.
         """
         if not self.local:
             return
@@ -80,6 +80,11 @@ class ArtifactStore:
                 f"The disk of the storage has only {free >> 20} MiB of free space. {refused} until "
                 f"{needed >> 20} MiB are free. Delete jobs and datasets, or enlarge the disk."
             )
+
+    def check_space_if_mounted(self) -> None:
+        """Raise StorageFull as `check_space` does. A storage that is not mounted is not full."""
+        with suppress(NotFound):
+            self.check_space()
 
     @contextmanager
     def errors(self, action: str, *, writes: bool = False) -> Iterator[None]:
