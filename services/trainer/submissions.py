@@ -31,6 +31,8 @@ class Submissions:
     cluster: RayCluster
     settings: TrainerSettings
     owner: str
+    # Submissions that this coordinator sent and that Ray has not confirmed.
+    unconfirmed: set[str] = field(default_factory=set)
     # Submission → time of the first check that saw none of its workers; infinite after this was reported.
     unstarted_since: dict[str, float] = field(default_factory=dict)
     # Submission → time of the last check whether the head has lost it.
@@ -49,6 +51,9 @@ class Submissions:
         submission = job.submissions.get(group)
         if submission is None:
             self._start(job, self._assignment(situation, group))
+            return
+        if submission in self.unconfirmed:
+            self._confirm(job, group, submission)
             return
         status, assignment = self.cluster.status(submission), self._assignment(situation, group)
         if status is Status.WAITING or (status is Status.RUNNING and assignment.distributed):
@@ -94,11 +99,19 @@ class Submissions:
         try:
             self.cluster.submit(submission, command, cpus=0.0 if assignment.distributed else assignment.cpus)
         except ClusterUnavailable:
-            # The job server of a new Ray head answers before it accepts jobs. If it does not know the submission,
-            # nothing has started, and the same attempt may submit again.
-            if self.cluster.status(submission) is Status.UNKNOWN:
-                self.store.report(job.tenant, job.id, job.attempt, submissions={group: None})
+            # Ray may have accepted the submission. The job server of a new Ray head answers before it accepts jobs.
+            self.unconfirmed.add(submission)
+            self._confirm(job, group, submission)
             raise
+
+    def _confirm(self, job: JobRecord, group: str, submission: str) -> None:
+        """Check whether Ray has accepted a submission. If not, delete it from the record, so that it is sent again.
+
+        Ray refuses the second of two equal ids. So the group runs once, even if Ray accepts the first request later.
+        """
+        if self.cluster.status(submission) is Status.UNKNOWN:
+            self.store.report(job.tenant, job.id, job.attempt, submissions={group: None})
+        self.unconfirmed.discard(submission)
 
     def _check_gpus(self) -> None:
         """Raise ClusterUnavailable if the workers would leave the cluster's GPUs unused. The job waits meanwhile."""

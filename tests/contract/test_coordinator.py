@@ -20,7 +20,14 @@ from tests.contract.coordinator_harness import CoordinatorHarness, T
 from tests.factories import make_resolved, make_spec
 from tests.trainer_fakes import counting_stage, plain_stage
 from tlm_core.artifacts import ManifestRef
-from tlm_core.errors import EmptySelection, IndexUnavailable, InvalidDataset, NonFiniteLoss, TLMError
+from tlm_core.errors import (
+    ClusterUnavailable,
+    EmptySelection,
+    IndexUnavailable,
+    InvalidDataset,
+    NonFiniteLoss,
+    TLMError,
+)
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
@@ -185,6 +192,32 @@ def test_rejected_submission_is_retried_in_the_same_attempt(harness: Coordinator
     harness.work(harness.until_submitted(coordinator, job_id))
     coordinator.round()
     assert (harness.job(job_id).state, harness.job(job_id).attempt) == (State.SUCCEEDED, 1)
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_submission_that_ray_does_not_answer_runs_once_in_its_attempt(
+    harness: CoordinatorHarness, accepted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coordinator, job_id, sent = harness.coordinator(), harness.submit(), list[str]()
+    submit = harness.cluster.submit
+
+    def time_out(submission: str, command: Sequence[str], *, cpus: float = 0.0) -> None:
+        sent.append(submission)
+        if accepted:
+            submit(submission, command, cpus=cpus)
+        harness.cluster.away = True
+        raise ClusterUnavailable("timed out")
+
+    monkeypatch.setattr(harness.cluster, "submit", time_out)
+    while not sent:
+        coordinator.round()
+    for _ in range(3):
+        coordinator.round()
+    monkeypatch.setattr(harness.cluster, "submit", submit)
+    harness.cluster.away = False
+    job = harness.until_ended(coordinator, job_id)
+    assert (job.state, job.attempt, job.interruptions) == (State.SUCCEEDED, 1, 0)
+    assert sent[0] in harness.cluster.commands and not harness.cluster.stopped
 
 
 def test_linear_model_is_fitted_during_the_selection(harness: CoordinatorHarness) -> None:
