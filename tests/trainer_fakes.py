@@ -30,6 +30,7 @@ class FakeCluster(RayCluster):
         self.needs: dict[str, float] = {}
         self.stopped: list[str] = []
         self.statuses: dict[str, Status] = {}
+        self.ended_at: dict[str, float] = {}
         self.away = False
         self.offered_gpus = 0.0
         self.refusing = False
@@ -55,7 +56,10 @@ class FakeCluster(RayCluster):
     def submissions(self) -> list[Submitted]:
         self._check()
         assigned = {submission: self.assignment(submission) for submission in self.commands}
-        return [Submitted(name, self.statuses[name], a.tenant, a.job, a.attempt) for name, a in assigned.items()]
+        return [
+            Submitted(name, self.statuses[name], a.tenant, a.job, a.attempt, self.ended_at.get(name))
+            for name, a in assigned.items()
+        ]
 
     def gpus(self) -> float:
         self._check()

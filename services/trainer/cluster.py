@@ -55,13 +55,14 @@ class Ending:
 
 @dataclass(frozen=True)
 class Submitted:
-    """A submission of this service that the cluster knows."""
+    """A submission of this service that the cluster knows. ended_at: Unix seconds of the cluster's clock, or None."""
 
     id: str
     status: Status
     tenant: str
     job: str
     attempt: int
+    ended_at: float | None = None
 
 
 class RayCluster:
@@ -138,7 +139,8 @@ class RayCluster:
                 command = shlex.split(str(entry["entrypoint"]))
                 options = dict(pairwise(command))
                 identity = options["--tenant"], options["--job"], int(options["--attempt"])
-                submitted = Submitted(entry["submission_id"], _STATUS[entry["status"]], *identity)
+                ended_at = entry["end_time"] / 1000 if entry.get("end_time") else None
+                submitted = Submitted(entry["submission_id"], _STATUS[entry["status"]], *identity, ended_at)
             except (KeyError, ValueError):
                 continue  # The entry belongs to another program.
             if PROGRAM in command and submitted.id:  # The driver of a submission has no id of its own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from dataclasses import dataclass
 from urllib.parse import unquote
@@ -69,12 +70,15 @@ class Sweeper:
             self.cluster.delete(submitted.id)
 
     def _has_ended(self, submitted: Submitted, job: JobRecord | None) -> bool:
-        """Return whether the attempt has ended, or its job was deleted. False for jobs of other installations.
+        """Return whether the attempt has ended, or its job was deleted.
 
-        The workers of a job that has succeeded have some time to measure their device.
+        An unknown job may be of another installation, because ids name none. Its submissions count as ended a week
+        after their end. The workers of a job that has succeeded have some time to measure their device.
         """
         if job is None:
-            return self.store.was_deleted(submitted.tenant, submitted.job)
+            ended_at = math.inf if submitted.ended_at is None else submitted.ended_at
+            is_old = self.store.now() - ended_at > _ORPHAN_SECONDS
+            return is_old or self.store.was_deleted(submitted.tenant, submitted.job)
         if job.attempt > submitted.attempt:
             return True
         measures = job.state is State.SUCCEEDED and submitted.status is Status.RUNNING

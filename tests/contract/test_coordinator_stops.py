@@ -470,6 +470,18 @@ def test_sweep_deletes_the_submissions_of_a_deleted_job(harness: CoordinatorHarn
     assert harness.cluster.commands == {}
 
 
+def test_sweep_deletes_submissions_of_unknown_jobs_a_week_after_their_end(harness: CoordinatorHarness) -> None:
+    coordinator, sweeper, job_id = harness.coordinator(), Sweeper(harness.store, harness.cluster), harness.submit()
+    running = harness.until_submitted(coordinator, job_id)
+    harness.cluster.ended_at[f"{job_id}.baseline.1"] = harness.store.now()
+    harness.store._redis.delete(f"tlm:{{{T}}}:job:{job_id}")  # as after the restore of an older Redis
+    for days, left in ((6.9, 2), (7.1, 1), (70, 1)):
+        harness.store.ahead = days * 86_400
+        sweeper.sweep()
+        assert len(harness.cluster.commands) == left
+    assert harness.cluster.statuses[running] is Status.RUNNING, "it may belong to another installation"
+
+
 def test_sweep_goes_on_after_a_submission_that_ray_does_not_stop(
     harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:

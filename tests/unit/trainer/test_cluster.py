@@ -218,6 +218,7 @@ def test_submissions_of_this_service_are_listed_and_deleted() -> None:
     command = "python -m services.trainer.program --tenant t --job job_1 --attempt 2 --group main"
     entries = [
         {"submission_id": "job_1.main.2", "status": "RUNNING", "entrypoint": command},
+        {"submission_id": "job_1.main.1", "status": "FAILED", "entrypoint": command, "end_time": 1_500},
         {"submission_id": None, "status": "RUNNING", "entrypoint": command},
         {"submission_id": "other", "status": "FAILED", "entrypoint": "python 'unbalanced"},
         {"submission_id": "other", "status": "FAILED", "entrypoint": "python -m other --tenant t --job j --attempt 1"},
@@ -229,7 +230,10 @@ def test_submissions_of_this_service_are_listed_and_deleted() -> None:
         return httpx.Response(200, json=entries if request.method == "GET" else {})
 
     ray = cluster(answer)
-    assert ray.submissions() == [Submitted("job_1.main.2", Status.RUNNING, "t", "job_1", 2)]
+    assert ray.submissions() == [
+        Submitted("job_1.main.2", Status.RUNNING, "t", "job_1", 2),
+        Submitted("job_1.main.1", Status.FAILED, "t", "job_1", 2, ended_at=1.5),
+    ]
     ray.delete("job_1.main.2")
     assert requests[-1] == "DELETE /api/jobs/job_1.main.2"
     cluster(always(404)).delete("unknown")
