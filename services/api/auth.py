@@ -43,7 +43,9 @@ def ensure_token(path: Path) -> str:
     return path.read_text(encoding="ascii").strip()
 
 
-def tenant_of(request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> str:
+async def tenant_of(
+    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> str:
     """Return the tenant of the request's token. Raises Unauthorized."""
     if credentials is None:
         raise Unauthorized("Missing API token. Send the header 'Authorization: Bearer TOKEN'.")

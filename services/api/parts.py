@@ -19,6 +19,7 @@ from services.api.intake import CorpusIntake, DatasetIntake, LoadTask
 from services.api.models import Models
 from services.api.outbound import Outbound
 from services.api.predict import Predictor
+from services.api.probes import Probes
 from services.api.resumable_uploads import Uploads
 from services.api.settings import ApiSettings
 from services.api.streams import Tailer
@@ -50,6 +51,7 @@ class Parts:
     deliverer: Deliverer
     models: Models
     removals: Background = field(default_factory=lambda: Background("removals"))
+    probes: Probes = field(default_factory=Probes)
 
     @property
     def background(self) -> tuple[Background, ...]:
@@ -89,7 +91,7 @@ class Parts:
         return Estimator(self.catalog, self.jobs, self.artifacts, self.settings.worker_gpus)
 
 
-def _parts(request: Request) -> Parts:
+async def _parts(request: Request) -> Parts:  # `def` would wait for a thread of the routes.
     parts: Parts = request.app.state.parts
     return parts
 
@@ -97,7 +99,7 @@ def _parts(request: Request) -> Parts:
 PartsDep = Annotated[Parts, Depends(_parts)]
 
 
-def refuse_unknown_parameters(request: Request) -> None:
+async def refuse_unknown_parameters(request: Request) -> None:
     """Raise RequestValidationError for query parameters that the route does not declare."""
     route = request.scope["route"]
     valid = _query_names(route.dependant) if isinstance(route, APIRoute) else set()

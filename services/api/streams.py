@@ -194,7 +194,7 @@ class Tailer:
 
     async def _poll(self) -> None:
         keys = list(self._topics)
-        heads = await run_in_threadpool(self._heads, keys)
+        heads = await asyncio.to_thread(self._heads, keys)  # All threads of the routes may wait for the storage.
         for key, values in zip(keys, heads, strict=True):
             with self.task.item(f"job {key[1]}", job_id=key[1]):
                 if isinstance(values, Exception):
@@ -216,7 +216,7 @@ class Tailer:
     async def _update(self, key: tuple[str, str], topic: _Topic, head: Head) -> None:
         last = topic.recent[-1].seq if topic.recent else max(head.last_event - _BUFFERED_EVENTS // 2, 0)
         if head.last_event > last:
-            events = await run_in_threadpool(self._unmoved.events, *key, after=last, limit=_PAGE)
+            events = await asyncio.to_thread(self._unmoved.events, *key, after=last, limit=_PAGE)
             topic.recent.extend(events)
             if topic.recent and topic.recent[-1].seq < head.last_event:
                 # More than one page of new events, or events in the storage: streams read the rest themselves.

@@ -7,11 +7,14 @@ import json
 import logging
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +25,14 @@ from pydantic import TypeAdapter
 
 from services.api.app import create_app
 from services.api.openapi import answers
+from services.common.archive import Archive
+from services.common.history import History, Row
 from services.common.logs import set_up_logging
-from tests.contract.gateway import AUTH, Gateway
+from tests.contract.gateway import AUTH, TOKEN, Gateway, T
+from tests.factories import make_resolved, make_spec
 from tests.redis_server import RedisServer, free_port
 from tests.support import ROOT, wait_for
+from tlm_client.client import TLMClient
 from tlm_core import wire
 
 OPEN = {"/healthz", "/readyz"}
@@ -78,6 +85,46 @@ def test_readiness_names_unavailable_components(gateway: Gateway) -> None:
         assert answer.status_code == 503
         assert {name for name, state in answer.json()["checks"].items() if state != "ok"} == {"storage", "retriever"}
         assert api.get("/healthz").status_code == 200
+
+
+def test_health_and_streams_survive_requests_that_all_wait_for_the_storage(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, waiting, store = threading.Event(), list[object](), gateway.parts.jobs
+    job, ended = (store.submit(T, make_spec(), make_resolved())[0] for _ in range(2))
+    store.cancel(T, ended.id)
+    Archive(store).move_marked()
+
+    def hang(*args: object) -> list[Row]:
+        waiting.append(args)
+        assert answer.wait(60)
+        return []
+
+    def get(url: str, path: str) -> httpx.Response:
+        return httpx.get(url + path, headers=AUTH, timeout=30)
+
+    monkeypatch.setattr(History, "read", hang)
+    monkeypatch.setattr(gateway.parts.artifacts, "check_mounted", hang)
+    monkeypatch.setattr(shutil, "disk_usage", hang)
+    with gateway.served() as url, ThreadPoolExecutor(60) as pool:
+        events = pool.submit(lambda: [event.type for event in TLMClient(url, TOKEN).events(job.id)])
+        wait_for(lambda: gateway.parts.tailer.watchers == 1)
+        requests = [pool.submit(get, url, f"/v1/jobs/{ended.id}/logs") for _ in range(50)]
+        try:
+            wait_for(lambda: len(waiting) == 40)
+            for _ in range(2):
+                assert get(url, "/healthz").json() == {"status": "ok"}
+                checks = get(url, "/readyz").json()["checks"]
+                assert [name for name, state in checks.items() if state != "ok"] == ["storage"]
+            figures = get(url, "/metrics").text
+            assert "tlm_redis_up 1.0" in figures and "tlm_storage_free_bytes" not in figures
+            assert len(waiting) == 42, "a component that hangs blocks one thread"
+            store.cancel(T, job.id)
+            assert "job.cancelled" in events.result(20)
+        finally:
+            answer.set()
+            store.cancel(T, job.id)  # Otherwise its stream does not end.
+        assert {request.result().status_code for request in requests} == {200}
 
 
 def test_gateway_whose_task_has_stopped_is_not_healthy(gateway: Gateway) -> None:

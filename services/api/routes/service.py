@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from typing import get_args
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
-from starlette.concurrency import run_in_threadpool
 
 from services.api.auth import Tenant
 from services.api.parts import PROBLEM, Parts, PartsDep, problems
+from services.api.probes import PROBE_SECONDS
 from services.api.routes.models import PredictBody
 from services.common.background import check_running, conditions
 from services.common.bodies import MAX_JSON_BYTES
@@ -24,8 +26,6 @@ from tlm_core.training.recipe import RecipeName, Scale
 from tlm_core.wire import Info
 
 router = APIRouter(tags=["service"])
-
-_TIMEOUT_SECONDS = 3.0
 
 
 @router.get(
@@ -56,7 +56,7 @@ async def readyz(parts: PartsDep) -> Response:
         "retriever": parts.retriever.ready,
         "coordinator": lambda: _check_coordinator(parts),
     }
-    results = await asyncio.gather(*(_check(component) for component in components.values()))
+    results = await asyncio.gather(*(_check(parts, name, component) for name, component in components.items()))
     checks = dict(zip(components, results, strict=True))
     checks |= conditions(parts.background)
     failures = [f"{name}: {result}" for name, result in checks.items() if result != "ok" and name != "coordinator"]
@@ -67,9 +67,15 @@ async def readyz(parts: PartsDep) -> Response:
 
 
 @router.get("/metrics", include_in_schema=False)
-def metrics(parts: PartsDep, tenant: Tenant) -> Response:
+async def metrics(parts: PartsDep, tenant: Tenant) -> Response:
     """Return the figures of this gateway and of the whole service for Prometheus."""
-    return Response(exposition(_live_figures(parts, tenant)), media_type=CONTENT_TYPE)
+    figures = [Live("tlm_event_streams", "Open event streams of this gateway.", parts.tailer.watchers)]
+    if parts.artifacts.local:
+        with suppress(OSError):  # The storage is not mounted, or does not answer in time.
+            usage = await parts.probes.call("disk", partial(shutil.disk_usage, parts.artifacts.root))
+            figures.append(Live("tlm_storage_free_bytes", "Free space of the storage.", usage.free))
+    figures += await asyncio.to_thread(_figures_of_redis, parts, tenant)
+    return Response(exposition(figures), media_type=CONTENT_TYPE)
 
 
 @router.get("/v1/info", summary="Get version and limits", responses=problems())
@@ -86,11 +92,11 @@ def info(parts: PartsDep, _: Tenant) -> Info:
     )
 
 
-async def _check(component: Callable[[], None]) -> str:
+async def _check(parts: Parts, name: str, component: Callable[[], None]) -> str:
     try:
-        await asyncio.wait_for(run_in_threadpool(component), _TIMEOUT_SECONDS)
+        await parts.probes.call(name, component)
     except TimeoutError:
-        return f"No response within {_TIMEOUT_SECONDS:g} s."
+        return f"No response within {PROBE_SECONDS:g} s."
     except TLMError as error:
         return error.message
     return "ok"
@@ -108,21 +114,10 @@ def _check_coordinator(parts: Parts) -> None:
         raise ClusterUnavailable(obstacle)
 
 
-def _live_figures(parts: Parts, tenant: str) -> Iterator[Live]:
-    """Yield the figures of the service. Without Redis, `tlm_redis_up` is 0 and the figures of Redis are missing."""
-    yield Live("tlm_event_streams", "Open event streams of this gateway.", parts.tailer.watchers)
-    if parts.artifacts.local and (free := _free_bytes(parts.artifacts.root)) is not None:
-        yield Live("tlm_storage_free_bytes", "Free space of the storage.", free)
+def _figures_of_redis(parts: Parts, tenant: str) -> Sequence[Live]:
+    """Return the figures of the service. Without Redis, `tlm_redis_up` is 0 and all other figures are missing."""
     try:
         figures = [*parts.jobs.figures(tenant), parts.deliverer.backlog()]
     except Unavailable:
         figures = []
-    yield Live("tlm_redis_up", "Whether Redis answers and accepts writes.", bool(figures))
-    yield from figures
-
-
-def _free_bytes(folder: str) -> int | None:
-    try:
-        return shutil.disk_usage(folder).free
-    except OSError:  # The storage is not mounted.
-        return None
+    return [Live("tlm_redis_up", "Whether Redis answers and accepts writes.", bool(figures)), *figures]
