@@ -34,21 +34,27 @@ _OWN = re.compile(r"job_[0-9a-z]{19}|art_[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def run_long_job(
-    store: JobStore, artifacts: ArtifactStore, points: int = 4_000, lines: int = 2_000, *, fails: bool = False
+    store: JobStore,
+    artifacts: ArtifactStore,
+    points: int = 4_000,
+    lines: int = 2_000,
+    *,
+    fails: bool = False,
+    kind: str = "train",
 ) -> JobRecord:
     """Return a job that ended. Each of its training stages has written this many points and lines.
 
-    fails: whether the job fails after its last stage.
+    fails: whether the job fails after its last stage. kind: of the job, which has the kind's default options.
     """
     resolved = make_resolved(dataset=ManifestRef(folder="default/datasets/ds_1", digest=secrets.token_hex(32)))
-    job, _ = store.submit(TENANT, make_spec(), resolved, idempotency_key=None)
+    job, _ = store.submit(TENANT, make_spec(kind=kind), resolved, idempotency_key=None)
     claimed = store.claim("a", 60)
     assert claimed is not None and claimed.id == job.id
     nodes = {}
     for node in plan_of(claimed).nodes:
         artifact = Situation.read(store, claimed).artifact_id(node)
         ref = ManifestRef(folder=f"{TENANT}/artifacts/{artifact}/{job.id}-1", digest=secrets.token_hex(32))
-        if node.stage.name in ("joint", "finetune"):
+        if node.stage.name in ("joint", "finetune", "bilstm"):
             _train(store, job, node.name, artifact, points, lines)
         store.publish(TENANT, job.id, 1, artifact=artifact, ref=ref, node=node.name, stage=node.stage.name)
         Archive(store).move_marked()

@@ -94,10 +94,8 @@ def artifacts_of(jobs: JobStore, job: JobRecord) -> set[str]:
     Artifacts of an earlier release may have ids that the current plan does not contain.
     """
     produced = jobs.artifacts_of(job.tenant, job.id)
-    if job.unreadable:
+    if job.unreadable or (job.result is not None and job.result.artifacts):
         return produced
-    if job.result is not None and job.result.artifacts:
-        return produced | {entry.artifact for entry in job.result.artifacts.values()}
     return produced.union(Situation.read(jobs, job).artifact_ids())
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from services.common.history import STREAMS, Moved, packed, position
+from services.common.history import STREAMS, Moved, packed, position, unpacked
 from services.common.job_reads import JobReads
 from services.common.logs import log_context
 from services.common.redis_client import ENDED, PREFIX, TERMINAL_JSON, TO_MOVE, key, load_scripts
@@ -22,7 +23,7 @@ ARCHIVE_SECONDS = 30 * 86_400.0  # after the end of a job, until its record is c
 _UNPACKED = frozenset({"state", "last_event", "history", "packed"})  # fields that stay uncompressed
 _JOBS_AT_ONCE = 100  # most jobs whose streams one call moves, or whose records it compresses
 # Errors that a damaged record or history can cause.
-_DAMAGED = (CorruptArtifact, NotFound, UnreadableRecord, AttributeError, LookupError, TypeError, ValueError)
+_DAMAGED = (CorruptArtifact, NotFound, UnreadableRecord, AttributeError, LookupError, TypeError, ValueError, zlib.error)
 
 
 class Archive(JobReads):
@@ -103,7 +104,7 @@ class Archive(JobReads):
     def _archive(self, tenant: str, job_id: str) -> None:
         """Compress a record, and end the reuse of its artifacts and checkpoints by new jobs."""
         record = key(tenant, "job", job_id)
-        fields = self._redis.hgetall(record)
+        fields = unpacked(self._redis.hgetall(record))
         nodes = json.loads(fields.get("result", "{}")).get("artifacts", {}).values()
         refs = {node["artifact"]: canonical_json(node["ref"]) for node in nodes}
         produced = sorted(refs.keys() | self.artifacts_of(tenant, job_id))

@@ -8,6 +8,7 @@ import re
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Any, TypedDict
@@ -42,6 +43,7 @@ _JSON_FIELDS = frozenset(
     | {"progress", "waiting", "error", "result"}
 )
 _FOLDER = re.compile(r'"folder": ?"([^"]+)"')  # in the JSON of a record
+_ARTIFACT = re.compile(r'"artifact": ?"([^"]+)"')  # in the JSON of a result
 OBSTACLE_SECONDS = 30  # how long a coordinator's report is in force
 _PAGE = 1000  # members of a set that one command reads
 
@@ -124,8 +126,18 @@ class JobReads:
         return _record(fields)
 
     def artifacts_of(self, tenant: str, job_id: str) -> set[str]:
-        """Return the ids of the artifacts that the job has published, inherited, or written checkpoints for."""
-        return set(self._redis.smembers(key(tenant, "job-artifacts", job_id)))
+        """Return the ids of the artifacts that the job has published, inherited, or written checkpoints for.
+
+        They include the artifacts of its result, also if the rest of the record is unreadable.
+        """
+        names = ("result", "packed")
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.smembers(key(tenant, "job-artifacts", job_id)).hmget(key(tenant, "job", job_id), names)
+        artifacts, values = pipe.execute()
+        fields = {name: value for name, value in zip(names, values, strict=True) if value is not None}
+        with suppress(ValueError, zlib.error):
+            artifacts |= set(_ARTIFACT.findall(unpacked(fields).get("result", "")))
+        return set(artifacts)
 
     def was_deleted(self, tenant: str, job_id: str) -> bool:
         """Return whether this job was deleted in the last week. Other unknown jobs may be of another installation."""

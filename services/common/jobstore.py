@@ -19,7 +19,7 @@ from typing import Any, Literal
 import redis
 from pydantic import BaseModel, ConfigDict
 
-from services.common.history import History
+from services.common.history import History, packed
 from services.common.job_reads import OBSTACLE_SECONDS, JobReads, no_job, read_report
 from services.common.logs import request_id
 from services.common.redis_client import (
@@ -265,8 +265,12 @@ class JobStore(JobReads):
         return self._move_owned(Verb.CONFIRM_CANCELLED, job, owner, "job.cancelled")
 
     def finish(self, job: JobRecord, owner: str, result: Mapping[str, object]) -> JobRecord:
-        changes = {"result": canonical_json(result), "error": None}
-        return self._move_owned(Verb.FINISH, job, owner, "job.succeeded", changes=changes)
+        """Finish a job. Its record then has the result in compressed form, so the list of its artifacts omits these."""
+        changes = {"packed": packed({"result": canonical_json(result)}), "error": None}
+        finished = self._move_owned(Verb.FINISH, job, owner, "job.succeeded", changes=changes)
+        if finished.result is not None and (nodes := finished.result.artifacts.values()):
+            self._redis.srem(key(job.tenant, "job-artifacts", job.id), *(node.artifact for node in nodes))
+        return finished
 
     def fail(self, job: JobRecord, owner: str, error: TLMError) -> JobRecord:
         changes, data = _failure(job, error), without_details(error.as_dict())

@@ -5,7 +5,8 @@ Keys have the prefix `tlm`; the tenant T stands in braces:
     tlm:{T}:events:ID     stream, ids 1-0, 2-0, …     tlm:{T}:state:S     job ids in state S
     tlm:{T}:metrics:ID    stream                      tlm:{T}:artifacts   artifact id → ManifestRef
     tlm:{T}:logs:ID       stream                      tlm:{T}:checkpoints:ARTIFACT   list of published checkpoints
-    tlm:{T}:job-artifacts:ID   set of artifact ids that the job published or wrote checkpoints for
+    tlm:{T}:job-artifacts:ID   set of artifact ids that the job published or wrote checkpoints for, and that its
+                          result does not name
     tlm:{T}:idem:KEY      idempotency key             tlm:queue, tlm:leases          members T/ID, scored by the time of
                                                       submission, and of expiry
     tlm:{T}:names         job id → name, for searches

@@ -20,7 +20,7 @@ from services.common.jobstore import JobStore
 from services.common.redis_client import key
 from services.common.situation import Situation
 from tests.factories import make_resolved, make_spec
-from tests.store_size import bytes_per_job, run_long_job
+from tests.store_size import bytes_per_job, copy_job, memory, run_long_job
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import CorruptArtifact, NotFound, StorageUnavailable
 from tlm_core.jobs.spec import JobRecord
@@ -307,7 +307,7 @@ def test_damaged_record_or_history_delays_no_other_job(
         store.logs(T, jobs[0].id)
     redis_client.hset(key(T, "job", jobs[1].id), "result", "{")
     Archive(store).archive_ended(-60)
-    assert redis_client.hexists(key(T, "job", jobs[2].id), "packed")
+    assert not redis_client.hexists(key(T, "job", jobs[2].id), "spec")
     redis_client.hset(key(T, "job", jobs[2].id), "packed", "damaged")
     assert [job.unreadable for job in store.list_jobs(T)[0]] == [True, True, False]
 
@@ -321,14 +321,13 @@ def test_damaged_record_is_archived_once_it_is_restored(
         store.finish(job, "a", {})
     Archive(store).move_marked()
     restored, other = (key(T, "job", job.id) for job in jobs)
-    result = redis_client.hget(restored, "result")
     redis_client.hset(restored, "result", damaged)
     assert Archive(store).archive_ended(-60) == 2
-    assert [redis_client.hexists(record, "packed") for record in (restored, other)] == [False, True]
-    redis_client.hset(restored, "result", result)
+    assert [redis_client.hexists(record, "spec") for record in (restored, other)] == [True, False]
+    redis_client.hdel(restored, "result")
     assert Archive(store).archive_ended(60) == 0, "the next try follows later"
     assert Archive(store).archive_ended(-60) == 1
-    assert redis_client.hexists(restored, "packed")
+    assert not redis_client.hexists(restored, "spec")
 
 
 @pytest.mark.parametrize("fail", [False, True])
@@ -338,3 +337,25 @@ def test_ended_jobs_need_little_memory(
     """tests/store_size.py measures 100,000 jobs."""
     recent, archived = bytes_per_job(store, redis_client, artifacts, jobs=1_000, recent=200, fail=fail)
     assert recent <= 50_000 and archived <= 5_000
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_ended_learning_curve_needs_at_most_50_kb(
+    store: JobStore, redis_client: redis.Redis, artifacts: ArtifactStore, *, fails: bool
+) -> None:
+    job = run_long_job(store, artifacts, points=200, lines=10, fails=fails, kind="learning_curve")
+    before = memory(redis_client)
+    copy_job(redis_client, job, 100)
+    assert (memory(redis_client) - before) / 100 <= 50_000
+
+
+def test_artifacts_of_a_result_are_known_although_the_record_is_unreadable(
+    store: JobStore, redis_client: redis.Redis, artifacts: ArtifactStore
+) -> None:
+    job = run_long_job(store, artifacts, points=200, lines=10)
+    produced = artifacts_of(store, job)
+    redis_client.hset(key(T, "job", job.id), "spec", "{")
+    (unreadable,), _ = store.list_jobs(T)
+    assert unreadable.unreadable and artifacts_of(store, unreadable) == produced
+    redis_client.hset(key(T, "job", job.id), "packed", "damaged")
+    assert artifacts_of(store, unreadable) == set()
