@@ -48,8 +48,8 @@ def model_in_words(name: str) -> str:
     return {**_LINEAR, "combined": "the combination"}.get(name, f"the {name}")
 
 
-def model_rows(report: Report, split: str = "test") -> list[ModelRow]:
-    """Return the models of a report from simple to complex: the majority class first, if the report has it.
+def model_rows(report: Report) -> list[ModelRow]:
+    """Return the models of a report with their test scores, from simple to complex: first the majority class, if any.
 
     For a learning curve, the scores are those at the largest size. For ticket sharing, they are means over the tasks.
     """
@@ -57,15 +57,14 @@ def model_rows(report: Report, split: str = "test") -> list[ModelRow]:
         means = report["average"].items()
         return [ModelRow(name, {"value": over["mean"]}, {"value": over["std"]}) for name, over in means]
     rows = []
-    if split in report.get("majority", {}):
-        majority = report["majority"][split]
+    if majority := report.get("majority", {}).get("test"):
         mean = {name: value for name, value in majority.items() if name in METRICS}
         clean = majority.get("deduplicated")
         rows.append(ModelRow(MAJORITY, mean | ({"deduplicated": clean["value"]} if clean else {}), {}))
     models = report.get("models") or {"model": report}
     for name, model in models.items():
         scored = model["points"][-1] if "points" in model else model
-        rows.append(ModelRow(name, scored["mean"][split], scored["spread"][split], _files(report, name)))
+        rows.append(ModelRow(name, scored["mean"]["test"], scored["spread"]["test"], _files(report, name)))
     return rows
 
 

@@ -38,9 +38,9 @@ def token_batches(prepared: Prepared, count: int = TIMED) -> Batches:
     return [split.padded(texts[begin : begin + BATCH], pad) for begin in range(0, len(split), BATCH)]
 
 
-def ngram_batches(linear: Path, task: Task, count: int = TIMED) -> Batches:
-    """Return the first `count` validation texts as the n-grams of a linear model in a folder."""
-    rows, alphabet = rows_of(task, "validation")[:count], read_alphabet(linear)
+def ngram_batches(linear: Path, task: Task) -> Batches:
+    """Return the first TIMED validation texts as the n-grams of a linear model in a folder."""
+    rows, alphabet = rows_of(task, "validation")[:TIMED], read_alphabet(linear)
     return [ngram_ids(alphabet, rows[begin : begin + BATCH]) for begin in range(0, len(rows), BATCH)]
 
 

@@ -36,7 +36,7 @@ class TaskType(ABC):
     name: word in `labels.json` and in errors. target: word for one target. model: word for a trained model.
     loss: key of `tlm_core.training.objective.LOSSES`. default_metric: where the user names none.
     has_classes: whether targets are indices into the task's labels. If not, the only label is the name of the number.
-    stored, trained: types of targets in task files and in training. outputs: names of the ONNX graph's outputs.
+    stored, trained: types of targets in task files and in training.
     problem_type: value in the `transformers` configuration; None omits it. baseline_title: name of the constant
     prediction for readers; None if it has no score.
     """
@@ -49,7 +49,6 @@ class TaskType(ABC):
     has_classes: ClassVar[bool]
     stored: ClassVar[DTypeLike]
     trained: ClassVar[DTypeLike]
-    outputs: ClassVar[tuple[str, ...]]
     problem_type: ClassVar[str | None] = None
     baseline_title: ClassVar[str | None] = None
 
@@ -100,7 +99,6 @@ class SingleLabel(TaskType):
     has_classes = True
     stored = np.int32
     trained = np.int64
-    outputs = ("logits", "probabilities")
     baseline_title = "always the most frequent label"
 
     def predict(self, logits: NDArray[np.float32]) -> Targets:
@@ -125,7 +123,6 @@ class Regression(TaskType):
     has_classes = False
     stored = np.float64
     trained = np.float32
-    outputs = ("logits",)
     problem_type = "regression"
 
     def scaling(self, targets: Targets) -> Scaling:

@@ -114,15 +114,9 @@ def validation_scores(logits: npt.NDArray[np.float32], split: Split, prepared: P
     return {"score": scores["value"], "accuracy": scores["accuracy"], "loss": loss}
 
 
-def scores_of(
-    logits: npt.NDArray[np.float32],
-    split: Split,
-    prepared: Prepared,
-    in_train: npt.NDArray[np.bool_] | None = None,
-) -> dict[str, Any]:
-    """Return `metrics.score` of the labels or regression targets that the logits predict. in_train: see `score`."""
-    predicted = prepared.type.predict(logits)
-    return score(split.labels, predicted, len(prepared.labels), prepared.metric, in_train=in_train)
+def scores_of(logits: npt.NDArray[np.float32], split: Split, prepared: Prepared) -> dict[str, Any]:
+    """Return `metrics.score` of the labels or regression targets that the logits predict."""
+    return score(split.labels, prepared.type.predict(logits), len(prepared.labels), prepared.metric)
 
 
 def evaluate(ctx: StageContext[SeedsParams]) -> dict[str, Any]:

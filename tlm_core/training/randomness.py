@@ -18,7 +18,6 @@ class Stream(IntEnum):
     PASSAGES = 1
     TASK = 2
     MASK = 3
-    DROPOUT = 4
     FINETUNE = 5
 
 
