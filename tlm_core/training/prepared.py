@@ -265,7 +265,7 @@ class JointBatches:
         passages = prepared.passages()
         self._stream = None
         if passages is not None:
-            order = partial(_order, seed, Stream.PASSAGES, len(passages))
+            order = partial(permutation, seed, Stream.PASSAGES, n=len(passages))
             self._stream = PassageStream(passages, prepared.max_length, order)
         # Without passages every step is a task step. Without a loss on task texts no step is.
         self._rho1 = joint.rho1 if passages is not None else 0.0
@@ -284,10 +284,11 @@ class JointBatches:
         task = task_steps(step, self._rho1)
         if task_steps(step + 1, self._rho1) > task:
             return self._task_batch(step, task, rate)
-        assert self._stream is not None
+        stream = self._stream
+        assert stream is not None
         first, count = (step - task) * self._joint.batch_rows, self._joint.batch_rows
         start, stop = (0, count) if self._share is None else self._share(count)
-        rows = self._stream.rows(first + start, stop - start)
+        rows = stream.rows(first + start, stop - start)
         tokens, targets = self._mask(rows, rate=rate, step=step, first=start)
         step_rows = None
         if self._share is not None:
@@ -302,7 +303,7 @@ class JointBatches:
             documents=0,
             mlm_weight=1.0,
             task_weight=0.0,
-            sources=partial(_passage_names, self._prepared, self._stream, first, count),
+            sources=lambda: self._prepared.passage_ids(stream.documents(first, count)),
             loss=self._prepared.type.loss,
             step=step_rows,
         )
@@ -418,7 +419,7 @@ def task_batch(
         documents=len(windows),
         mlm_weight=0.0,
         task_weight=1.0,
-        sources=partial(_row_names, name, split, windows),
+        sources=lambda: [f"{name}:{row}" for row in split.rows[split.texts[windows]]],
         loss=prepared.type.loss,
         step=step,
     )
@@ -442,15 +443,3 @@ def draw_windows(seed: int, stream: Stream, split: Split, number: int, size: int
     """Return the windows of batch `number`: texts by `draw`, each with the window of its epoch (`Split.turns`)."""
     epochs = np.arange(number * size, (number + 1) * size) // len(split)
     return split.turns(draw(seed, stream, len(split), number, size), epochs)
-
-
-def _order(seed: int, stream: Stream, n: int, epoch: int) -> Ints:
-    return permutation(seed, stream, epoch, n)
-
-
-def _passage_names(prepared: Prepared, stream: PassageStream, first: int, count: int) -> list[str]:
-    return prepared.passage_ids(stream.documents(first, count))
-
-
-def _row_names(name: str, split: Split, windows: Ints) -> list[str]:
-    return [f"{name}:{row}" for row in split.rows[split.texts[windows]]]
