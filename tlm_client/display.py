@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from statistics import fmean
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -61,9 +60,7 @@ class Display:
             self._bar.start()
         return self
 
-    def __exit__(
-        self, _type: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 
