@@ -7,9 +7,6 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from tlm_core.compression.masks import Mask
 from tlm_core.compression.params import PhasesParams, ticket_name
 from tlm_core.compression.sliced import MASK, load_sliced, parameters, widened
@@ -20,10 +17,9 @@ from tlm_core.studies.outputs import Table, speed_in_words, write_outputs
 from tlm_core.studies.plot import Curve
 from tlm_core.tasks.metrics import chance_in_words, summary
 from tlm_core.tasks.task import Task
-from tlm_core.training.device import pick_device
-from tlm_core.training.evaluate import predict, report_of
+from tlm_core.training.evaluate import report_of
 from tlm_core.training.export import write_export
-from tlm_core.training.prepared import Prepared, Split
+from tlm_core.training.prepared import Prepared
 from tlm_core.training.profiling import copy_traces
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import load_model, read_history, weights
@@ -38,17 +34,13 @@ def phases(ctx: StageContext[PhasesParams]) -> dict[str, object]:
     dense model), `finetune.s{seed}` and `ticket.{which}.l{level}.s{seed}`.
     """
     prepared, task = Prepared(ctx.inputs["prepared"]), Task.read(ctx.inputs["task"])
-    params, seeds, device = ctx.params, ctx.params.seeds, pick_device()
-
-    def predictor(folder: Path, split: Split) -> npt.NDArray[np.float32]:
-        return predict(load_sliced(folder)[0].to(device), split, prepared, device=device)
-
+    params, seeds = ctx.params, ctx.params.seeds
     dense = json.loads((ctx.inputs["evaluate"] / "report.json").read_text(encoding="utf-8"))
     curves = _curves(ctx.inputs, params)
     winning = (point for point in curves if point["ticket"] == "winning")
     best = max(winning, key=lambda point: (-math.inf if point["mean"] is None else point["mean"], point["level"]))
     folders = {seed: ctx.inputs[ticket_name("winning", best["level"], seed)] for seed in seeds}
-    scored, outputs = report_of(folders, prepared, task, predictor)
+    scored, outputs = report_of(folders, prepared, task, lambda folder: load_sliced(folder)[0])
     report: Report = {"kind": "prune", **scored}
     report["dense"] = {**dense["models"]["encoder"], "cost": dense["cost"]}
     report["models"][LINEAR] = dense["models"][LINEAR]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from tlm_core.compression.masks import Mask
 from tlm_core.compression.sharing import MASKS, load_shared
@@ -21,10 +21,9 @@ from tlm_core.tasks.merge import MERGE
 from tlm_core.tasks.metrics import Summary, chance_in_words, summary
 from tlm_core.tasks.task import Task
 from tlm_core.training.architectures import Shape
-from tlm_core.training.device import pick_device
-from tlm_core.training.evaluate import predict, report_of, tests_of
+from tlm_core.training.evaluate import report_of, tests_of
 from tlm_core.training.params import SeedsParams
-from tlm_core.training.prepared import Prepared, Split
+from tlm_core.training.prepared import Prepared
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import SHAPE, load_model, read_history
 
@@ -93,19 +92,12 @@ def _curves(tasks: Sequence[Report], average: Mapping[str, Summary]) -> list[Cur
 
 def _task(inputs: Mapping[str, Path], number: int, name: str, seeds: Sequence[int]) -> Report:
     prepared, task = Prepared(inputs[f"prepared.{number}"]), Task.read(inputs[f"task.{number}"])
-    device, labels = pick_device(), len(prepared.labels)
-
-    def alone(folder: Path, split: Split) -> npt.NDArray[np.float32]:
-        return predict(load_model(folder).to(device), split, prepared, device=device)
-
-    def together(folder: Path, split: Split) -> npt.NDArray[np.float32]:
-        return predict(load_shared(folder, number, labels).to(device), split, prepared, device=device)
-
+    load_part = partial(load_shared, number=number, labels=len(prepared.labels))
     entry: Report = {"name": name, "metric": prepared.metric, "tests": tests_of(prepared)}
     for system in SYSTEMS:
         node = f"alone.{number}" if system == "alone" else system
         folders = {seed: inputs[f"{node}.s{seed}"] for seed in seeds}
-        report, _ = report_of(folders, prepared, task, alone if system == "alone" else together)
+        report, _ = report_of(folders, prepared, task, load_model if system == "alone" else load_part)
         entry[system] = {key: report[key] for key in ("seeds", "mean", "spread")}
     report = linear_report(task, LinearResult.read(inputs[f"baseline.{number}"]))[0]
     entry[MAJORITY] = {"seeds": [report["majority"]], **over_seeds([report["majority"]])}

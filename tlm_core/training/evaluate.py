@@ -39,8 +39,7 @@ from tlm_core.training.state import load_model, read_history, trains_again
 
 DOCUMENTS = 128
 
-# (folder of a finetuned model, split) → label logits [n, labels].
-Predictor = Callable[[Path, Split], npt.NDArray[np.float32]]
+Load = Callable[[Path], TaskModel]  # reads a model from the folder that finetuning wrote
 
 
 def predict(
@@ -130,17 +129,12 @@ def evaluate(ctx: StageContext[SeedsParams]) -> dict[str, Any]:
     return evaluate_models(ctx, partial(load_model, compact=ctx.params.ensemble))
 
 
-def evaluate_models(ctx: StageContext[SeedsParams], load: Callable[[Path], TaskModel]) -> dict[str, Any]:
-    """Write the report of each seed's model. load: reads a model from the folder that finetuning wrote."""
+def evaluate_models(ctx: StageContext[SeedsParams], load: Load) -> dict[str, Any]:
+    """Write the report of each seed's model."""
     prepared, task = Prepared(ctx.inputs["prepared"]), Task.read(ctx.inputs["task"])
-    device, workers = pick_device(), Workers(ctx.rank, ctx.world_size)
-
-    def predictor(folder: Path, split: Split) -> npt.NDArray[np.float32]:
-        return predict(load(folder).to(device), split, prepared, device=device, workers=workers)
-
     folders = {seed: ctx.inputs[f"finetune.s{seed}"] for seed in ctx.params.seeds}
     final = {seed: encoder_folder(ctx.inputs, seed) for seed in ctx.params.seeds}
-    encoders = encoder_results(folders, prepared, predictor, final)
+    encoders = encoder_results(folders, prepared, load, final, Workers(ctx.rank, ctx.world_size))
     if ctx.rank:
         return {}
     linears = read_linears(ctx.inputs)
@@ -160,19 +154,25 @@ def encoder_folder(inputs: Mapping[str, Path], seed: int) -> Path:
 def encoder_results(
     folders: Mapping[int, Path],
     prepared: Prepared,
-    predictor: Predictor,
+    load: Load,
     final: Mapping[int, Path] | None = None,
+    workers: Workers | None = None,
 ) -> list[EncoderResult]:
     """Return the outputs of each seed's encoder on validation and test, its history and its cost.
 
     folders: folders of the finetuned models, by seed. final: folders of the models to test; by default the same. This
     function reads test texts, so call it once, after all training.
     """
+    device = pick_device()
+
+    def outputs_of(folder: Path, split: str) -> Outputs:
+        return predict(load(folder).to(device), prepared.split(split), prepared, device=device, workers=workers)
+
     results = []
     for seed in sorted(folders):
         history, tested = read_history(folders[seed]), (final or folders)[seed]
-        outputs = {"validation": predictor(folders[seed], prepared.split("validation"))}
-        outputs |= {name: predictor(tested, prepared.split(name)) for name in tests_of(prepared)}
+        outputs = {"validation": outputs_of(folders[seed], "validation")}
+        outputs |= {name: outputs_of(tested, name) for name in tests_of(prepared)}
         cost = {name: history[name] for name in ("joint",) if history[name]} | {"finetune": history["cost"]}
         refit = None if tested == folders[seed] else trains_again(history)
         cost |= {} if refit is None else {"refit": read_history(tested)["cost"]}
@@ -188,10 +188,10 @@ def shared_cost(prepared: Prepared, linears: Mapping[str, LinearResult]) -> dict
 
 
 def report_of(
-    folders: Mapping[int, Path], prepared: Prepared, task: Task, predictor: Predictor
+    folders: Mapping[int, Path], prepared: Prepared, task: Task, load: Load
 ) -> tuple[Report, dict[str, Outputs]]:
     """Return the report and outputs of encoders alone; see `job_report`. folders: of the finetuned models, by seed."""
-    encoders = encoder_results(folders, prepared, predictor)
+    encoders = encoder_results(folders, prepared, load)
     report, outputs = job_report(task, encoders, {}, shared_cost(prepared, {}))
     return report | cut_texts(prepared), outputs
 
