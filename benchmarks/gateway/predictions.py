@@ -68,6 +68,7 @@ def _export(folder: Path, scale: Scale) -> Path:
     from tlm_core.training.architectures import scratch_shape
     from tlm_core.training.graph import write_onnx
     from tlm_core.training.model import TaskModel, initialize
+    from tlm_core.training.state import arrays
 
     recipe = resolve("fast", scale, {"model.max_length": LENGTH})
     size, labels = recipe.tokenizer.vocab_size, ["l0", "l1", "l2", "l3", "l4"]
@@ -82,6 +83,5 @@ def _export(folder: Path, scale: Scale) -> Path:
     (folder / "labels.json").write_text(json.dumps(metadata))
     model = TaskModel(scratch_shape(recipe.model, size, len(labels)))
     initialize(model, 0)
-    weights = {name: value.detach().numpy() for name, value in model.state_dict().items()}
-    write_onnx(model.shape, weights, folder / "model.onnx")
+    write_onnx(model.shape, arrays(model), folder / "model.onnx")
     return folder

@@ -38,7 +38,7 @@ from tlm_core.training.params import PrepareParams, TuneParams
 from tlm_core.training.prepared import Prepared
 from tlm_core.training.recipe import Budget, Finetune, Optimizer, Precision, resolve
 from tlm_core.training.stage import StageContext
-from tlm_core.training.state import weights
+from tlm_core.training.state import arrays
 
 BATCH = 32
 REPEATS, STEPS, TEXTS, THREADS = 3, 20, 32, 2
@@ -146,7 +146,7 @@ def inference(prepared: Prepared, folder: Path) -> None:
         encoder = TaskModel(scratch_shape(model_recipe, size, labels))
         initialize_encoder(encoder, 0)
         graphs[name] = folder / f"{name}.onnx"
-        write_onnx(encoder.shape, {key: t.numpy() for key, t in weights(encoder).items()}, graphs[name])
+        write_onnx(encoder.shape, arrays(encoder), graphs[name])
     texts = dict.fromkeys(graphs, token_batches(prepared, TEXTS))
     runs = [compare_graphs(graphs, texts) for _ in range(REPEATS)]
     seconds = {name: [run[name]["seconds_per_text"] for run in runs] for name in graphs}

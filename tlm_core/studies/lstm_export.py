@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,18 +16,17 @@ from safetensors.torch import save_file
 
 from tlm_core.quantization import quantize_graph
 from tlm_core.studies.bilstm import GATES, BiLSTM, LSTMShape
+from tlm_core.studies.measure import token_batches
 from tlm_core.training.evaluate import predict
-from tlm_core.training.export import PROBES, compare_logits
-from tlm_core.training.graph import FAR, Graph, save
-from tlm_core.training.prepared import Prepared, Split
-from tlm_core.training.state import weights
+from tlm_core.training.export import compare_logits, graph_logits
+from tlm_core.training.graph import FAR, Graph, Weights, save
+from tlm_core.training.prepared import Prepared
+from tlm_core.training.state import arrays, weights
 
 INT8 = "model.int8.onnx"
 COMPARED = 512
 # Gates in the order of ONNX: input, output, forget, candidate. Ours is input, forget, candidate, output.
 ONNX_GATES = (0, 3, 1, 2)
-
-Weights = Mapping[str, npt.NDArray[np.float32]]
 
 
 def export_lstm(model: BiLSTM, prepared: Prepared, out: Path) -> dict[str, float]:
@@ -56,24 +54,13 @@ def export_lstm(model: BiLSTM, prepared: Prepared, out: Path) -> dict[str, float
     }
     (out / "labels.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
     lstm_onnx(model, out / "model.onnx")
-    split, pad = prepared.split("validation").first(COMPARED), prepared.vocabulary.pad
+    split, batches = prepared.split("validation").first(COMPARED), token_batches(prepared, COMPARED)
     expected = predict(cast(Any, model), split, prepared, device=torch.device("cpu"))
-    compare_logits("ONNX graph", _logits(out / "model.onnx", split.first(PROBES), pad), expected[:PROBES])
+    first = graph_logits(out / "model.onnx", batches[:1])
+    compare_logits("ONNX graph", first, expected[: len(first)])
     lstm_int8(out / "model.onnx", out / INT8)
-    logits = _logits(out / INT8, split, pad)
+    logits = graph_logits(out / INT8, batches)
     return {"agreement": float((logits.argmax(1) == expected.argmax(1)).mean()), "texts": len(logits)}
-
-
-def _logits(graph: Path, split: Split, pad: int) -> npt.NDArray[np.float32]:
-    """Return the graph's logits of the split's texts."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
-    logits = []
-    for begin in range(0, len(split), PROBES):
-        inputs = split.padded(range(begin, min(begin + PROBES, len(split))), pad)
-        logits.append(session.run(["logits"], {name: inputs[name] for name in ("input_ids", "attention_mask")})[0])
-    return np.concatenate(logits)
 
 
 def lstm_int8(graph: Path, out: Path) -> None:
@@ -86,26 +73,26 @@ def lstm_int8(graph: Path, out: Path) -> None:
 
 def lstm_onnx(model: BiLSTM, path: Path) -> None:
     """Write the ONNX graph, with the inputs `input_ids` and `attention_mask`, and the outputs of an encoder graph."""
-    shape, arrays = model.shape, {name: tensor.numpy() for name, tensor in weights(cast(Any, model)).items()}
+    shape, tensors = model.shape, arrays(cast(Any, model))
     g, inputs = Graph(), ["input_ids", "attention_mask"]
     g.flatten_windows(inputs)
     lengths = g.op("Cast", g.op("ReduceSum", "attention_mask.rows", g.ints(1), keepdims=0), to=TensorProto.INT32)
-    x = g.op("Gather", g.const(arrays["encoder.tokens.weight"]), g.op("Transpose", "input_ids.rows", perm=[1, 0]))
+    x = g.op("Gather", g.const(tensors["encoder.tokens.weight"]), g.op("Transpose", "input_ids.rows", perm=[1, 0]))
     for number in range(shape.layers):
-        x = _layer(g, x, lengths, f"encoder.layers.{number}", shape, arrays)
+        x = _layer(g, x, lengths, f"encoder.layers.{number}", shape, tensors)
     mask = g.op("Transpose", g.op("Cast", "attention_mask.rows", to=TensorProto.FLOAT), perm=[1, 0])
     padding = g.op("Mul", g.op("Sub", g.const(1.0), g.op("Unsqueeze", mask, g.ints(2))), g.const(FAR))
     pooled = g.op("ReduceMax", g.op("Add", x, padding), g.ints(0), keepdims=0)
-    logits = g.op("MatMul", pooled, g.const(arrays["task.out.weight"].T))
-    logits = g.average_windows(g.op("Add", logits, g.const(arrays["task.out.bias"])), shape.labels)
+    logits = g.op("MatMul", pooled, g.const(tensors["task.out.weight"].T))
+    logits = g.average_windows(g.op("Add", logits, g.const(tensors["task.out.bias"])), shape.labels)
     g.outputs(logits, shape.labels)
     save(g, inputs, shape.labels, path)
 
 
-def _layer(g: Graph, x: str, lengths: str, name: str, shape: LSTMShape, arrays: Weights) -> str:
-    inputs = g.const(_gates(arrays[f"{name}.weight"]))
-    states = g.const(_gates(arrays[f"{name}.state_weight"]))
-    bias = _gates(arrays[f"{name}.bias"].reshape(2, -1))
+def _layer(g: Graph, x: str, lengths: str, name: str, shape: LSTMShape, weights: Weights) -> str:
+    inputs = g.const(_gates(weights[f"{name}.weight"]))
+    states = g.const(_gates(weights[f"{name}.state_weight"]))
+    bias = _gates(weights[f"{name}.bias"].reshape(2, -1))
     biases = g.const(np.concatenate([bias, np.zeros_like(bias)], axis=1))
     y = g.op("LSTM", x, inputs, states, biases, lengths, hidden_size=shape.hidden, direction="bidirectional")
     return g.op("Reshape", g.op("Transpose", y, perm=[0, 2, 1, 3]), g.ints(0, 0, 2 * shape.hidden))

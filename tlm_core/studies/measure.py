@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
-
-import numpy as np
-import numpy.typing as npt
 
 from tlm_core.linear.model import read_alphabet, rows_of
 from tlm_core.serving import ngram_ids
 from tlm_core.tasks.task import Task
-from tlm_core.training.graph import write_onnx
+from tlm_core.training.graph import Batches, write_onnx
 from tlm_core.training.prepared import Prepared
-from tlm_core.training.state import load_model, weights
+from tlm_core.training.state import arrays, load_model
 
 REPEATS = 5
 BATCH = 16
 TIMED = 64
 
-# Batches of texts as a graph reads them: arrays by the name of the input, the first axis counts texts.
-Batches = Sequence[Mapping[str, npt.NDArray[np.int64]]]
-
 
 def encoder_onnx(folder: Path, path: Path) -> None:
     """Write the ONNX graph of the model that finetuning wrote into a folder."""
     model = load_model(folder)
-    write_onnx(model.shape, {name: tensor.numpy() for name, tensor in weights(model).items()}, path)
+    write_onnx(model.shape, arrays(model), path)
 
 
 def token_batches(prepared: Prepared, count: int = TIMED) -> Batches:

@@ -26,14 +26,14 @@ from tlm_core.training.architectures import Shape, architecture_named, architect
 from tlm_core.training.architectures.base import common_arguments
 from tlm_core.training.card import model_card
 from tlm_core.training.evaluate import encoder_folder, predict
-from tlm_core.training.graph import write_onnx
+from tlm_core.training.graph import Batches, write_onnx
 from tlm_core.training.model import TaskModel
 from tlm_core.training.names import to_stock
 from tlm_core.training.params import CardRecipe, ExportParams
 from tlm_core.training.prepared import Prepared
 from tlm_core.training.profiling import copy_traces
 from tlm_core.training.stage import StageContext
-from tlm_core.training.state import load_model, weights
+from tlm_core.training.state import arrays, load_model, weights
 
 TOLERANCE = 1e-4
 PROBES = 16
@@ -79,7 +79,7 @@ def _write_returned(ctx: StageContext[ExportParams], report: Mapping[str, Any], 
         write_linear(linear, scales, path)
         return
     encoders = [load_model(encoder_folder(ctx.inputs, seed), compact=compact) for seed in returned["seeds"]]
-    members = [{name: tensor.numpy() for name, tensor in weights(encoder).items()} for encoder in encoders]
+    members = [arrays(encoder) for encoder in encoders]
     write_combined(encoders[0].shape, members, linear, scales, path)
 
 
@@ -120,8 +120,8 @@ def write_export(
     expected = predict(model, split, prepared, device=torch.device("cpu"))
     compare_logits("exported model", split.means(_stock_logits(stock, probe)), expected)
     graph = out / "model.onnx"
-    write_onnx(model.shape, {name: tensor.numpy() for name, tensor in weights(model).items()}, graph)
-    compare_logits("ONNX graph", _onnx_logits(graph, probe), expected)
+    write_onnx(model.shape, arrays(model), graph)
+    compare_logits("ONNX graph", graph_logits(graph, [probe]), expected)
     (folder / "README.md").write_text(model_card(report, prepared.facts, recipe), encoding="utf-8")
     write_metadata(out, task, ENCODER, prepared.max_length, prepared.max_windows)
     return sum(p.numel() for p in stock.parameters())
@@ -166,13 +166,14 @@ def _stock_logits(stock: Any, probe: Mapping[str, npt.NDArray[np.int64]]) -> npt
     return values
 
 
-def _onnx_logits(graph: Path, probe: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
+def graph_logits(graph: Path, batches: Batches) -> npt.NDArray[np.float32]:
+    """Return the logits of an ONNX graph for all texts in the batches, [texts, labels]."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
-    logits: npt.NDArray[np.float32] = session.run(["logits"], {name: probe[name] for name in names})[0]
-    return logits
+    logits = [session.run(["logits"], {name: batch[name] for name in names})[0] for batch in batches]
+    return np.concatenate(logits)
 
 
 def compare_logits(name: str, logits: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:

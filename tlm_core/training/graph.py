@@ -24,6 +24,8 @@ IR_VERSION = 10
 FAR = -1e9  # added to the score of a masked token
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
+# Batches of texts as a graph reads them: arrays by the name of the input, the first axis counts texts.
+Batches = Sequence[Mapping[str, npt.NDArray[np.int64]]]
 
 
 class Graph:

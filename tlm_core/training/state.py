@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -114,6 +116,11 @@ class TrainState:
 def weights(model: TaskModel) -> dict[str, Tensor]:
     """Return copies of all parameters by name, on the CPU. A tied parameter occurs once."""
     return {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
+
+
+def arrays(model: TaskModel) -> dict[str, npt.NDArray[np.float32]]:
+    """Return `weights` as arrays, as ONNX graphs need them."""
+    return {name: tensor.numpy() for name, tensor in weights(model).items()}
 
 
 def load_weights(model: TaskModel, saved: Mapping[str, Tensor], *, skip: tuple[str, ...] = ()) -> None:
