@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import chain, islice
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from tlm_core.corpus.passages import (
     passage_id,
     word_count,
 )
-from tlm_core.corpus.remote import Remote, is_address, list_remote
+from tlm_core.corpus.remote import RemoteFile, is_address, list_remote
 from tlm_core.errors import CorruptArtifact, Fault, InvalidDataset, InvalidRequest
 from tlm_core.names import HUB
 from tlm_core.parquet import open_parquet
@@ -85,7 +86,7 @@ def source_files(
     not yielded. InvalidDataset then names every error.
     """
     findings = corpus_findings(notify=notify)
-    files = [file for source in sources for file in _files(_place(source, findings.note))][skip:]
+    files = [file for source in sources for file in _files(source, findings.note)][skip:]
     for number, file in enumerate(files, start=1):
         yield _read_file(file, text_column, findings)
         if not findings.ok:
@@ -95,17 +96,11 @@ def source_files(
     findings.check()
 
 
-def _files(place: str | Remote | list[Path]) -> Sequence[str | Remote | Path]:
-    if isinstance(place, Remote):
-        return [Remote(place.fs, [path]) for path in place.paths]
-    return [place] if isinstance(place, str) else place
-
-
-def _read_file(file: str | Remote | Path, text_column: str | None, findings: Findings) -> Iterator[Passage]:
+def _read_file(file: str | RemoteFile | Path, text_column: str | None, findings: Findings) -> Iterator[Passage]:
     if isinstance(file, str):
         yield from _passages(stream_hub(file, text_column, findings), file, findings)
         return
-    for path in file.files() if isinstance(file, Remote) else (file,):
+    with file.local() if isinstance(file, RemoteFile) else nullcontext(file) as path:
         if format_of(path) == "plain":
             cuts = (build_passage(text, path.name) for text in cut_stream(read_paragraphs(path, findings)))
             yield from (passage for passage in cuts if findings.ok)
@@ -113,10 +108,10 @@ def _read_file(file: str | Remote | Path, text_column: str | None, findings: Fin
             yield from _passages(read_rows(path, text_column, findings), path.name, findings)
 
 
-def _place(source: str, note: Notify) -> str | Remote | list[Path]:
-    """Return the content of a source: the name of a hub dataset, files at an address, or local files."""
+def _files(source: str, note: Notify) -> Sequence[str | RemoteFile | Path]:
+    """Return the files of a source: the name of a hub dataset, files at an address, or local files."""
     if source.startswith(HUB):
-        return source
+        return [source]
     return list_remote(source, note) if is_address(source) else _local_files(Path(source), note)
 
 

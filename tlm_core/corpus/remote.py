@@ -40,23 +40,23 @@ def _remote_errors(action: str) -> Iterator[None]:
         raise InvalidRequest(message) from error
 
 
-class Remote(NamedTuple):
-    """The files to read at an address."""
+class RemoteFile(NamedTuple):
+    """A file to read at an address."""
 
     fs: AbstractFileSystem
-    paths: list[str]
+    path: str
 
-    def files(self) -> Iterator[Path]:
-        """Yield a local copy of each file, and remove it before the next one. Raises the errors of `list_remote`."""
-        for path in self.paths:
-            with tempfile.TemporaryDirectory(prefix="tlm-source-") as folder:
-                local = Path(folder) / Path(path).name
-                with _remote_errors(f"fetching {path}"):
-                    self.fs.get_file(path, str(local))
-                yield local
+    @contextmanager
+    def local(self) -> Iterator[Path]:
+        """Fetch a local copy, and remove it at the end of the block. Raises the errors of `list_remote`."""
+        with tempfile.TemporaryDirectory(prefix="tlm-source-") as folder:
+            copy = Path(folder) / Path(self.path).name
+            with _remote_errors(f"fetching {self.path}"):
+                self.fs.get_file(self.path, str(copy))
+            yield copy
 
 
-def list_remote(address: str, note: Notify) -> Remote:
+def list_remote(address: str, note: Notify) -> list[RemoteFile]:
     """Return the readable files at `address`, a file or a folder, sorted by name.
 
     Raises InvalidRequest if there is no readable file or access is denied, MissingDependency if the protocol needs a
@@ -77,4 +77,4 @@ def list_remote(address: str, note: Notify) -> Remote:
         raise InvalidRequest(f"'{address}' contains no file of a supported type. {SUPPORTED}")
     if len(files) < len(paths):
         note(f"{address}: skipped {len(paths) - len(files)} files of other types")
-    return Remote(fs, files)
+    return [RemoteFile(fs, name) for name in files]
