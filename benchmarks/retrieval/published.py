@@ -33,8 +33,7 @@ def _search(query: str) -> list[dict[str, Any]]:
     """Search for one query. Each process opens its own connection, because the parent has none when it forks."""
     match = {"query": query, "type": "cross_fields", "fields": ["text"]}
     answer = _client.search(index=_index, body={"query": {"multi_match": match}, "size": _k})
-    hits: list[dict[str, Any]] = answer["hits"]["hits"]
-    return hits
+    return answer["hits"]["hits"]
 
 
 def main() -> None:

@@ -70,8 +70,7 @@ def _published_rate(url: str, index: str, sample: Sequence[str], *flags: str) ->
 def _published(url: str, index: str, sample: Sequence[str], *flags: str) -> dict[str, Any]:
     command = program("retrieval.published", url, index, TOP_K, *flags)
     process = subprocess.run(command, input=json.dumps(sample), stdout=subprocess.PIPE, text=True, check=True)
-    result: dict[str, Any] = json.loads(process.stdout)
-    return result
+    return json.loads(process.stdout)
 
 
 def identical(ours: Sequence[Hit], theirs: Sequence[Hit]) -> bool:

@@ -62,8 +62,7 @@ Tenant = Annotated[str, Depends(tenant_of)]
 
 
 def _job(request: Request, job: str, tenant: Tenant) -> JobRecord:
-    record: JobRecord = request.app.state.parts.jobs.get(tenant, job)
-    return record
+    return request.app.state.parts.jobs.get(tenant, job)
 
 
 # The job that the path names. A request for an unknown job ends with NotFound.

@@ -92,8 +92,7 @@ class Parts:
 
 
 async def _parts(request: Request) -> Parts:  # `def` would wait for a thread of the routes.
-    parts: Parts = request.app.state.parts
-    return parts
+    return request.app.state.parts
 
 
 PartsDep = Annotated[Parts, Depends(_parts)]

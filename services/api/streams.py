@@ -227,8 +227,7 @@ class Tailer:
         pipe = self._redis.pipeline(transaction=False)
         for tenant, job_id in keys:
             pipe.hmget(redis_key(tenant, "job", job_id), ["state", "last_event", "progress"])
-        rows: list[_HeadValues | Exception] = pipe.execute(raise_on_error=False)
-        return rows
+        return pipe.execute(raise_on_error=False)
 
 
 async def log_stream(jobs: JobStore, tailer: Tailer, tenant: str, job_id: str, after: str) -> AsyncIterator[str]:

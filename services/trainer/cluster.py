@@ -199,8 +199,7 @@ class RayCluster:
         return response
 
     def _body(self, response: httpx.Response) -> dict[str, object]:
-        body: dict[str, object] = self._json(response)
-        return body
+        return self._json(response)
 
     @staticmethod
     def _json(response: httpx.Response) -> Any:

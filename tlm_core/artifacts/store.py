@@ -180,8 +180,7 @@ class ArtifactStore:
     def open(self, ref: ManifestRef, name: str) -> IO[bytes]:
         """Return a binary reader of one file of the artifact. The caller closes it."""
         with self.errors(f"reading {ref.folder}/{name}"):
-            handle: IO[bytes] = self.fs.open(self.path(ref.folder, name), "rb")
-            return handle
+            return self.fs.open(self.path(ref.folder, name), "rb")
 
     def read_json(self, ref: ManifestRef, name: str) -> dict[str, Any]:
         """Return the JSON object in a file of the artifact."""

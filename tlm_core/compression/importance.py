@@ -124,8 +124,7 @@ def _by_document(derivatives: Tensor, batch: Batch, device: torch.device) -> Ten
 
 
 def _array(values: Tensor) -> npt.NDArray[np.float64]:
-    array: npt.NDArray[np.float64] = values.double().cpu().numpy()
-    return array
+    return values.double().cpu().numpy()
 
 
 def _unit(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -187,7 +187,6 @@ def _library() -> Callable[[list[list[str]]], Sequence[Sequence[int]]]:
         raise MissingDependency("Detecting near duplicates needs the package rensa. Install it.") from error
 
     def minima(shingles: list[list[str]]) -> Sequence[Sequence[int]]:
-        digests: Sequence[Sequence[int]] = RMinHash.digests_from_token_sets(shingles, _MINIMA, _SEED)
-        return digests
+        return RMinHash.digests_from_token_sets(shingles, _MINIMA, _SEED)
 
     return minima

@@ -58,22 +58,19 @@ class Scales:
         parts = [linear / np.float32(self.linear_temperature), encoder / np.float32(self.encoder_temperature)]
         if task_type.has_classes:
             parts = [log_softmax(part) for part in parts]
-        total: Outputs = np.float32(self.linear) * parts[0] + np.float32(self.encoder) * parts[1]
-        return total
+        return np.float32(self.linear) * parts[0] + np.float32(self.encoder) * parts[1]
 
 
 def average(task_type: TaskType, encoders: Sequence[Outputs]) -> Outputs:
     """Return the outputs of an ensemble: the mean log-probabilities, or the mean regression targets."""
     parts = [log_softmax(outputs) for outputs in encoders] if task_type.has_classes else encoders
-    total: Outputs = np.mean(np.stack(parts), axis=0, dtype=np.float32)
-    return total
+    return np.mean(np.stack(parts), axis=0, dtype=np.float32)
 
 
 def log_softmax(logits: NDArray[Real]) -> NDArray[Real]:
     """Return log-probabilities of logits [rows, labels]."""
     shifted = logits - logits.max(axis=1, keepdims=True)
-    result: NDArray[Real] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return result
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def loss(task_type: TaskType, outputs: Outputs, targets: Targets) -> float:

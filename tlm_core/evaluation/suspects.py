@@ -114,8 +114,7 @@ class LabelModel:
 
     def values(self, features: Floats) -> Floats:
         """Return logits from features, [rows, labels]."""
-        values: Floats = np.tensordot(self.weights, features, 1) + self.bias
-        return values
+        return np.tensordot(self.weights, features, 1) + self.bias
 
     def features(self, split: Split, rows: Ints) -> Floats:
         """Return the logits, and the log-probabilities given each neighbor, [1 + offsets, rows, labels].

@@ -25,8 +25,7 @@ class _Kinds(Mapping[str, "Kind[KindOptions]"]):
     """Name of a kind → `KIND` of its module, which each access imports."""
 
     def __getitem__(self, name: str) -> Kind[KindOptions]:
-        kind: Kind[KindOptions] = import_module(MODULES[name]).KIND
-        return kind
+        return import_module(MODULES[name]).KIND
 
     def __iter__(self) -> Iterator[str]:
         return iter(MODULES)

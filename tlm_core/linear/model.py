@@ -125,8 +125,7 @@ class LinearModel:
 
     def outputs_of(self, matrix: sp.csr_matrix) -> Floats:
         """Return the outputs [rows, outputs] from features [rows, features]."""
-        outputs: Floats = np.asarray(matrix @ self.weights, np.float32) + self.bias
-        return outputs
+        return np.asarray(matrix @ self.weights, np.float32) + self.bias
 
     def write(self, folder: Path) -> None:
         """Write the alphabet as JSON and the arrays as one file."""

@@ -56,8 +56,7 @@ def _standard(text: str) -> list[str]:
     if _PLAIN.fullmatch(text):
         return _PLAIN_WORD.findall(text.lower())
     # Lucene lowercases each character to one character, but the full lowercase form of this letter has two.
-    words: list[str] = _annex29().analyze(text.replace("İ", "i"))
-    return words
+    return _annex29().analyze(text.replace("İ", "i"))
 
 
 def _bigrams(text: str) -> Iterator[str]:

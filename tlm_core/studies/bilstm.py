@@ -85,8 +85,7 @@ class LSTMLayer(nn.Module):
         bias = self.bias.view(2, -1)[number]
         parameters = (self.weight[number], self.state_weight[number], bias, torch.zeros_like(bias))
         start = x.new_zeros((1, x.shape[1], self.hidden))
-        out: Tensor = torch.lstm(x, (start, start), parameters, True, 1, 0.0, self.training, False, False)[0]
-        return out
+        return torch.lstm(x, (start, start), parameters, True, 1, 0.0, self.training, False, False)[0]
 
 
 def _round_up(count: int) -> int:
@@ -152,8 +151,7 @@ class LSTMHead(nn.Module):
         self.out = nn.Linear(2 * shape.hidden, shape.labels)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.out(self.dropout(x))
-        return logits
+        return self.out(self.dropout(x))
 
 
 class BiLSTM(nn.Module):

@@ -61,8 +61,7 @@ def stratified_order(labels: npt.NDArray[np.integer], seed: int) -> Ints:
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         place[random.permutation(members)] = (np.arange(len(members)) + 0.5) / len(members)
-    rows: Ints = np.lexsort((random.random(len(labels)), place)).astype(np.int64)
-    return rows
+    return np.lexsort((random.random(len(labels)), place)).astype(np.int64)
 
 
 def rows_of(size: float, rows: int) -> int:

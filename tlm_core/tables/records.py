@@ -484,8 +484,7 @@ def _strings(column: pa.Array) -> list[str | None]:
     import pyarrow as pa
 
     try:
-        values: list[str | None] = column.to_pylist()
-        return values
+        return column.to_pylist()
     except UnicodeDecodeError:
         raw = column.cast(pa.binary()).to_pylist()
         return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw]

@@ -49,8 +49,7 @@ class SplitData:
 
     def targets(self) -> NDArray[np.float64]:
         """(rows,) regression targets. Raises ValueError for values that are not numbers."""
-        numbers: NDArray[np.float64] = as_numbers(self.label).to_numpy()
-        return numbers
+        return as_numbers(self.label).to_numpy()
 
 
 class Report(TypedDict):

@@ -77,5 +77,4 @@ def bands(targets: NDArray[np.float64]) -> NDArray[np.int32]:
     """Return the band of each regression target, (rows,), for stratification. Few rows have fewer than ten bands."""
     count = max(1, min(10, len(targets) // 20))  # a tenth of each band needs some rows
     edges = np.quantile(targets, np.arange(1, count) / count)
-    indices: NDArray[np.int32] = np.searchsorted(edges, targets, side="right").astype(np.int32)
-    return indices
+    return np.searchsorted(edges, targets, side="right").astype(np.int32)

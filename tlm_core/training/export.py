@@ -162,8 +162,7 @@ def _stock_logits(stock: Any, probe: Mapping[str, npt.NDArray[np.int64]]) -> npt
     windows = probe["attention_mask"].any(axis=2)
     with torch.inference_mode():
         logits = stock(**{name: torch.from_numpy(probe[name][windows]) for name in names}).logits
-    values: npt.NDArray[np.float32] = logits.numpy()
-    return values
+    return logits.numpy()
 
 
 def graph_logits(graph: Path, batches: Batches) -> npt.NDArray[np.float32]:

@@ -54,8 +54,7 @@ class RowKernels:
         return y.transpose(1, 2).flatten(-2)
 
     def gated(self, x: Tensor, weight: Tensor) -> Tensor:
-        result: Tensor = GatedLinear.apply(x, weight, self.dtype)
-        return result
+        return GatedLinear.apply(x, weight, self.dtype)
 
 
 class Heads(torch.autograd.Function):

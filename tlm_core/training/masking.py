@@ -63,5 +63,4 @@ def _lowest(draws: npt.NDArray[np.float64], maskable: Flags, counts: Ints) -> Fl
     order = np.where(maskable, draws, 2.0).argsort(axis=1, kind="stable")
     ranks = np.empty_like(order)
     np.put_along_axis(ranks, order, np.arange(order.shape[1])[None], axis=1)
-    lowest: Flags = ranks < counts[:, None]
-    return lowest
+    return ranks < counts[:, None]

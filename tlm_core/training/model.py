@@ -42,8 +42,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, kernels: Kernels) -> Tensor:
         y = kernels.attend(self.qkv(x), self.heads, self.dropout if self.training else 0.0)
-        out: Tensor = self.out(y)
-        return out
+        return self.out(y)
 
 
 class Norm(nn.Module):
@@ -116,8 +115,7 @@ class PostNormLayer(Layer):
         x = self.attention_norm(x + self.dropout(self.attention(x, kernels)))
         if self.mlp_out is not None:
             x = x + self.dropout(self.mlp_out(F.gelu(self.mlp_in(x))))
-        out: Tensor = self.mlp_norm(x)
-        return out
+        return self.mlp_norm(x)
 
     def remove_feed_forward(self) -> None:
         self.mlp_in = self.mlp_out = None
@@ -155,8 +153,7 @@ class Encoder(nn.Module):
         if self.last_type >= 0:
             x = x + self.positions(positions) + self.types(types.clamp(max=self.last_type))
         # From here on, tensors have the type of the products: between products, memory traffic dominates the time.
-        result: Tensor = self.dropout(self.norm(x)).to(dtype)
-        return result
+        return self.dropout(self.norm(x)).to(dtype)
 
     def through(self, x: Tensor, kernels: Layers, start: int = 0, stop: int | None = None) -> Tensor:
         """Return the output of layers [start, stop). A stop of None includes the last layer and the final norm."""
@@ -207,19 +204,16 @@ class VocabularyHead(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Return the input of the last matrix, [M, hidden]."""
-        out: Tensor = self.norm(F.gelu(self.dense(x)))
-        return out
+        return self.norm(F.gelu(self.dense(x)))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.out(self.features(x))
-        return out
+        return self.out(self.features(x))
 
     def loss(self, x: Tensor, targets: Tensor, count: int) -> Tensor:
         """Return the summed cross-entropy against the first `count` of targets [M], in nats."""
-        loss: Tensor = VocabularyLoss.apply(
+        return VocabularyLoss.apply(
             self.features(x), self.out.weight, self.out.bias, targets, count, product_dtype(x.device)
         )
-        return loss
 
 
 class TaskHead(nn.Module):
@@ -237,8 +231,7 @@ class TaskHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.activation(self.dense(x))
         x = x if self.norm is None else self.norm(x)
-        out: Tensor = self.out(self.dropout(x))
-        return out
+        return self.out(self.dropout(x))
 
 
 class TaskModel(nn.Module):

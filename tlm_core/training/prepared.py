@@ -62,8 +62,7 @@ class Split:
         So each text counts once in an epoch, and a step costs the same for long texts.
         """
         begins = self.begins[texts]
-        windows: Ints = begins + (texts + epochs) % (self.begins[texts + 1] - begins)
-        return windows
+        return begins + (texts + epochs) % (self.begins[texts + 1] - begins)
 
     def means(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return the mean over each text's windows, [n, k], of values of the windows, [windows, k]."""

@@ -5,10 +5,10 @@ Stage functions do not depend on Ray, Redis or the storage. The process that run
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -118,6 +118,4 @@ class Stage:
 
     def load(self) -> StageFunction:
         """Import the stage's module and return its function."""
-        module, _, name = self.function.partition(":")
-        function: StageFunction = getattr(import_module(module), name)
-        return function
+        return pkgutil.resolve_name(self.function)

@@ -326,8 +326,7 @@ class StreamLoss(StreamLayers):
     def _task_sum(self, hidden: Tensor, part: Part, class_weights: Tensor | None) -> Tensor:
         logits = self.model.task(self._pooled(hidden, part).to(hidden.dtype)).float()
         # The loss of an unlabeled sequence is zero: its logits and its target are 0, or its label is IGNORED.
-        result: Tensor = self._loss(logits * part.labeled[:, None], part.labels, class_weights)
-        return result
+        return self._loss(logits * part.labeled[:, None], part.labels, class_weights)
 
     def _pooled(self, hidden: Tensor, part: Part) -> Tensor:
         """Return one vector for each sequence, [S, hidden], as `TaskModel.pool` does."""

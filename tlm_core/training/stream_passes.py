@@ -168,12 +168,10 @@ class StreamPasses:
 
     def _begin(self, leaves: dict[str, Tensor], part: Part) -> Tensor:
         assert self._first is not None
-        result: Tensor = torch.func.functional_call(self._first, _of_model(leaves), (part,))
-        return result
+        return torch.func.functional_call(self._first, _of_model(leaves), (part,))
 
     def _rest(self, leaves: dict[str, Tensor], *arguments: object) -> tuple[Tensor, Tensor]:
-        result: tuple[Tensor, Tensor] = torch.func.functional_call(self._module, _of_model(leaves), arguments)
-        return result
+        return torch.func.functional_call(self._module, _of_model(leaves), arguments)
 
     def _faster(self, part: Part, batch: Batch) -> Run:
         """Return the compiled `_run`. PyTorch stores compiled code on this machine's disk, for later runs."""

@@ -75,8 +75,7 @@ SignedIn = Annotated[str, Depends(signed_in)]
 
 
 def _job(request: Request, job: str, tenant: SignedIn) -> JobRecord:
-    record: JobRecord = request.app.state.parts.jobs.get(tenant, job)
-    return record
+    return request.app.state.parts.jobs.get(tenant, job)
 
 
 # The job that the path of a page names. A request for an unknown job ends with NotFound.
@@ -109,8 +108,7 @@ def read_assets(prefix: str) -> dict[str, Asset]:
 
 def vendored() -> list[dict[str, str]]:
     """Return the vendored files: file, package, version, license, integrity."""
-    entries: list[dict[str, str]] = json.loads((STATIC / "vendor" / "vendor.json").read_text(encoding="utf-8"))
-    return entries
+    return json.loads((STATIC / "vendor" / "vendor.json").read_text(encoding="utf-8"))
 
 
 def integrity_of(path: Path) -> str:

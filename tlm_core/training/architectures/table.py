@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import pkgutil
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,6 +30,4 @@ ARCHITECTURES = {
 @cache
 def architecture_named(name: str) -> Architecture:
     """Return an architecture of the table."""
-    module, _, class_name = ARCHITECTURES[name].path.partition(":")
-    architecture: Architecture = getattr(import_module(module), class_name)()
-    return architecture
+    return pkgutil.resolve_name(ARCHITECTURES[name].path)()
