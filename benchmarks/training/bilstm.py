@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -66,8 +65,8 @@ def ours(prepared: Prepared, folder: Path, precision: Precision) -> float:
     checkpoints = LocalCheckpoints(folder / "none")
     trainer = Trainer(
         ctx=StageContext({}, params, folder, LocalReporter(), checkpoints, scratch=folder),
-        model=cast(Any, model),
-        optimizer=FlatOptimizer(cast(Any, model), OPTIMIZER, ("encoder", "task")),
+        model=model,
+        optimizer=FlatOptimizer(model, OPTIMIZER, ("encoder", "task")),
         batches=BucketBatches(prepared, BATCH, 0),
         budget=Budget(steps=STEPS),
         device=CPU,
@@ -89,7 +88,7 @@ class Plain(nn.Module):
     def forward(self, tokens: torch.Tensor, pad: int) -> torch.Tensor:
         hidden, _ = self.lstm(self.tokens(tokens))
         hidden = hidden.masked_fill((tokens == pad)[..., None], -torch.inf)
-        return cast(torch.Tensor, self.out(hidden.amax(dim=1)))
+        return self.out(hidden.amax(dim=1))
 
 
 def plain(prepared: Prepared) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 from services.retriever.bulk import LoadCursor
 from services.retriever.cluster import Cluster
@@ -131,7 +131,7 @@ class EmbeddedIndexes:
 
     def begin(self, key: CorpusKey, language: str) -> LoadingIndex:
         self.drop(key)
-        return cast(_LoadingTantivyIndex, _LoadingTantivyIndex.create(self._folder(key), language))
+        return _LoadingTantivyIndex.create(self._folder(key), language)
 
     def drop(self, key: CorpusKey) -> None:
         # A running search keeps its open files.

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,10 +112,10 @@ class SharedModel(nn.Module):
 
     @property
     def task(self) -> nn.Module:
-        return cast(nn.Module, getattr(self, f"task{self.current}"))
+        return getattr(self, f"task{self.current}")
 
     def pool(self, hidden: Tensor, segments: Tensor, doc_row: Tensor, doc_segment: Tensor) -> Tensor:
-        return TaskModel.pool(cast(Any, self), hidden, segments, doc_row, doc_segment)
+        return TaskModel.pool(self, hidden, segments, doc_row, doc_segment)
 
 
 def frozen(shape: Shape, mask: Mask) -> dict[str, Tensor]:
@@ -146,7 +146,7 @@ class TicketOptimizer(FlatOptimizer):
 
     def __init__(self, model: SharedModel, recipe: Optimizer) -> None:
         tasks = [f"task{number}" for number in range(len(model.masks))]
-        super().__init__(cast(Any, model), recipe, ("encoder", *tasks))
+        super().__init__(model, recipe, ("encoder", *tasks))
         self._model = model
         parameters = dict(model.named_parameters())
         self._outside: list[Tensor] = []  # for each task, buffer indices of the weights outside its ticket
@@ -215,7 +215,7 @@ def share(ctx: StageContext[ShareParams]) -> dict[str, Any]:
     optimizer = TicketOptimizer(model, finetune.optimizer)
     trainer = Trainer(
         ctx=ctx,
-        model=cast(Any, model),
+        model=model,
         optimizer=optimizer,
         batches=SharedBatches(model, tasks, steps, finetune, params.seed),
         budget=Budget(steps=sum(steps)),
@@ -225,7 +225,7 @@ def share(ctx: StageContext[ShareParams]) -> dict[str, Any]:
         validate=partial(_validate, model, tasks, params.precision, Workers(ctx.rank, ctx.world_size), device),
         evaluate_at=evaluation_steps(sum(steps), finetune.evaluations, False),
     )
-    with gated(cast(Any, model), model.head_gates, model.block_gates):
+    with gated(model, model.head_gates, model.block_gates):
         state, best = trainer.run()
     assert best is not None
     for number, prepared in enumerate(tasks):
@@ -263,7 +263,7 @@ def _validate(
     for number, prepared in enumerate(tasks):
         model.select(number)
         split = prepared.split("validation")
-        logits = predict(cast(Any, model), split, prepared, device=device, precision=precision, workers=workers)
+        logits = predict(model, split, prepared, device=device, precision=precision, workers=workers)
         by_task.append(validation_scores(logits, split, prepared))
     model.select(current)
     means = {name: summary([scores[name] for scores in by_task])["mean"] for name in by_task[0]}

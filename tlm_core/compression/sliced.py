@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 
 import torch
 from safetensors.torch import load_file
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from tlm_core.compression.masks import Mask
 from tlm_core.training.architectures import Shape, architecture_of
 from tlm_core.training.flops import FORWARD_AND_BACKWARD
-from tlm_core.training.model import Attention, Layer, TaskModel
+from tlm_core.training.model import Attention, TaskModel
 from tlm_core.training.state import SHAPE, WEIGHTS, load_weights
 
 MASK = "mask.json"
@@ -33,9 +32,7 @@ def sliced(model: TaskModel, mask: Mask) -> TaskModel:
     """
     mask.check(model.shape.layers, model.shape.heads)
     smaller = copy.deepcopy(model)
-    layers = smaller.encoder.layers
-    for number, (heads, block) in enumerate(zip(mask.heads, mask.blocks, strict=True)):
-        layer = cast(Layer, layers[number])
+    for layer, heads, block in zip(smaller.encoder.layers, mask.heads, mask.blocks, strict=True):
         if not all(heads):
             _reduce_heads(layer.attention, _indices(heads))
         if not block:

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -57,7 +58,7 @@ class TantivyIndex:
         self._incomplete = False
 
     @classmethod
-    def create(cls, folder: Path, language: str) -> TantivyIndex:
+    def create(cls, folder: Path, language: str) -> Self:
         """Create an index in `folder`, which must be missing or empty."""
         (folder / _TERMS).mkdir(parents=True)
         with _tantivy_errors(folder):
@@ -67,7 +68,7 @@ class TantivyIndex:
         return created
 
     @classmethod
-    def open(cls, folder: Path) -> TantivyIndex:
+    def open(cls, folder: Path) -> Self:
         """Open the committed index in `folder`. Raises NotFound if there is none, IndexMismatch if it is unusable."""
         try:
             metadata = json.loads((folder / _METADATA).read_text(encoding="utf-8"))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -204,5 +203,5 @@ def initialize_counted(model: BiLSTM, seed: int, vectors: Tensor) -> None:
 def load_bilstm(folder: Path) -> BiLSTM:
     """Load the model that the `bilstm` stage wrote. Raises CorruptArtifact."""
     model = BiLSTM(LSTMShape(**json.loads((folder / SHAPE).read_text(encoding="utf-8"))))
-    load_weights(cast(Any, model), load_file(folder / WEIGHTS))
+    load_weights(model, load_file(folder / WEIGHTS))
     return model.eval()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -90,7 +90,7 @@ def bilstm(ctx: StageContext[BilstmParams]) -> dict[str, Any]:
     initialize(model, seed, embeddings)
     if counted is not None:
         initialize_counted(model, seed, counted)
-    return tune(ctx, cast(Any, model.to(pick_device())), before, BucketBatches, partial(lstm_flops, shape))
+    return tune(ctx, model.to(pick_device()), before, BucketBatches, partial(lstm_flops, shape))
 
 
 def _embeddings(joint: Path) -> tuple[Tensor, dict[str, Any]]:
@@ -100,4 +100,4 @@ def _embeddings(joint: Path) -> tuple[Tensor, dict[str, Any]]:
 
 def evaluate_bilstm(ctx: StageContext[SeedsParams]) -> dict[str, Any]:
     """Evaluate BiLSTMs. Inputs: `prepared`, `task`, and `finetune.s{seed}` for each seed."""
-    return evaluate_models(ctx, cast(Any, load_bilstm))
+    return evaluate_models(ctx, load_bilstm)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +37,7 @@ def export_lstm(model: BiLSTM, prepared: Prepared, out: Path) -> dict[str, float
     """
     folder = out / "model"
     shutil.copytree(prepared.folder / "tokenizer", folder)
-    save_file(weights(cast(Any, model)), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights(model), folder / "model.safetensors", metadata={"format": "pt"})
     config = {
         "model_type": model.shape.architecture,
         **model.shape.as_dict(),
@@ -55,7 +54,7 @@ def export_lstm(model: BiLSTM, prepared: Prepared, out: Path) -> dict[str, float
     (out / "labels.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
     lstm_onnx(model, out / "model.onnx")
     split, batches = prepared.split("validation").first(COMPARED), token_batches(prepared, COMPARED)
-    expected = predict(cast(Any, model), split, prepared, device=torch.device("cpu"))
+    expected = predict(model, split, prepared, device=torch.device("cpu"))
     first = graph_logits(out / "model.onnx", batches[:1])
     compare_logits("ONNX graph", first, expected[: len(first)])
     lstm_int8(out / "model.onnx", out / INT8)
@@ -73,7 +72,7 @@ def lstm_int8(graph: Path, out: Path) -> None:
 
 def lstm_onnx(model: BiLSTM, path: Path) -> None:
     """Write the ONNX graph, with the inputs `input_ids` and `attention_mask`, and the outputs of an encoder graph."""
-    shape, tensors = model.shape, arrays(cast(Any, model))
+    shape, tensors = model.shape, arrays(model)
     g, inputs = Graph(), ["input_ids", "attention_mask"]
     g.flatten_windows(inputs)
     lengths = g.op("Cast", g.op("ReduceSum", "attention_mask.rows", g.ints(1), keepdims=0), to=TensorProto.INT32)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, cast
+from typing import IO
 
 _PACKED = {".gz": "gzip", ".zst": "zstd"}
 _MARKS_OF_PACKED = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"))
@@ -70,7 +70,7 @@ def open_bytes(path: Path) -> IO[bytes]:
         return open(path, "rb")
     import pyarrow as pa
 
-    return cast(IO[bytes], io.BufferedReader(pa.input_stream(str(path), compression=codec), _BLOCK))
+    return io.BufferedReader(pa.input_stream(str(path), compression=codec), _BLOCK)
 
 
 class Lines:

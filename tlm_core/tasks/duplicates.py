@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +65,7 @@ def is_among(keys: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.b
         return np.zeros(len(keys), dtype=np.bool_)
     ordered = np.sort(others)
     places = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
-    return cast(NDArray[np.bool_], ordered[places] == keys)
+    return ordered[places] == keys
 
 
 def count_distinct(keys: NDArray[np.int64]) -> int:

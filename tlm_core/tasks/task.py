@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -79,21 +78,21 @@ class Task:
 
     def texts(self, split: str) -> list[str]:
         """The (first) texts of a split, in order."""
-        return cast(list[str], self.splits[split]["text"].to_pylist())
+        return self.splits[split]["text"].to_pylist()
 
     def text_pairs(self, split: str) -> list[str] | None:
         """The second texts of a split, or None if the task has single texts."""
-        return cast(list[str], self.splits[split]["text_pair"].to_pylist()) if self.pair else None
+        return self.splits[split]["text_pair"].to_pylist() if self.pair else None
 
     def label_ids(self, split: str) -> NDArray[np.int32]:
         """(rows,) indices into `labels`. Raises ValueError for a task without classes."""
         if not self.type.has_classes:
             raise ValueError(f"Task '{self.name}' has regression targets, not labels. Read them with `targets`.")
-        return cast(NDArray[np.int32], self.targets(split))
+        return self.splits[split]["label"].to_numpy()
 
     def targets(self, split: str) -> Targets:
         """(rows,) label indices (int32), or regression targets (float64)."""
-        return cast(Targets, self.splits[split]["label"].to_numpy())
+        return self.splits[split]["label"].to_numpy()
 
     def label_values(self, split: str) -> pa.Array | pa.ChunkedArray:
         """The label column as a user writes it (pyarrow): names of labels, or regression targets."""
@@ -102,7 +101,7 @@ class Task:
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """(rows,) 1-based record numbers in the source file."""
-        return cast(NDArray[np.int64], self.splits[split]["row"].to_numpy())
+        return self.splits[split]["row"].to_numpy()
 
     def in_train(self, split: str) -> NDArray[np.bool_]:
         """(rows,) True where a text of `split` is also in its `earlier_splits`, ignoring case and white space."""
