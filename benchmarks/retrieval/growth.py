@@ -16,6 +16,7 @@ from statistics import linear_regression, median
 from benchmarks.report import figure, remark
 from benchmarks.retrieval.retrieval_data import (
     TOP_K,
+    build_index,
     opensearch,
     passages,
     plot_folder,
@@ -61,14 +62,8 @@ def _index(indexes: OpenSearchIndexes, real: Sequence[Passage], size: int) -> Pa
             return existing
     except NotFound:
         pass
-    indexes.drop(key)
     extra: Iterable[Passage] = recombined(real, size - len(real)) if size > len(real) else ()
-    index, stream = indexes.begin(key, "en"), chain(islice(real, size), extra)
-    while batch := list(islice(stream, 2_000)):
-        index.add(batch)
-    index.commit()
-    index.close()
-    return indexes.open(key)
+    return build_index(indexes, key, chain(islice(real, size), extra))
 
 
 def _measure(index: PassageIndex, size: int, texts: Sequence[str]) -> float:

@@ -18,13 +18,14 @@ from opensearchpy import OpenSearch
 from opensearchpy.helpers import streaming_bulk
 
 from benchmarks.report import alternate, figure, ratios
-from benchmarks.retrieval.retrieval_data import opensearch, passages, recombined, write_corpus
+from benchmarks.retrieval.retrieval_data import opensearch, passages, recombined
 from benchmarks.shared import program
 from services.retriever.cluster import Cluster
 from services.retriever.corpus_storage import CorpusFiles
 from services.retriever.indexes import CorpusKey, OpenSearchIndexes
 from services.retriever.opensearch_index import index_body
 from tlm_core.artifacts.store import ArtifactStore
+from tlm_core.corpus.read import write_corpus
 
 _COUNT = 100_000
 _REPEATS = 3

@@ -9,12 +9,12 @@ import random
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.shared import ROOT, shared_data
@@ -63,33 +63,14 @@ def recombined(real: Sequence[Passage], count: int, seed: int = 0) -> Iterator[P
             yield passage
 
 
-def write_corpus(stream: Sequence[Passage] | Iterator[Passage], folder: Path) -> None:
-    """Write the Parquet file of a corpus version."""
-    folder.mkdir(parents=True, exist_ok=True)
-    schema = pa.schema([(name, pa.string()) for name in Passage._fields])
-    with pq.ParquetWriter(folder / "passages-00000.parquet", schema, compression="zstd") as writer:
-        rows: list[Passage] = []
-        for passage in stream:
-            rows.append(passage)
-            if len(rows) == 10_000:
-                writer.write_table(_table(rows, schema))
-                rows = []
-        if rows:
-            writer.write_table(_table(rows, schema))
-
-
-def _table(rows: list[Passage], schema: object) -> object:
-    return pa.table([list(column) for column in zip(*rows, strict=True)], schema=schema)
-
-
-def build_index(indexes: CorpusIndexes, name: str, corpus: Sequence[Passage]) -> PassageIndex:
+def build_index(indexes: CorpusIndexes, key: CorpusKey, corpus: Iterable[Passage]) -> PassageIndex:
     """Index a corpus and return its index."""
-    key = CorpusKey("bench", name, "v1")
     indexes.drop(key)
-    index = indexes.begin(key, "en")
-    for start in range(0, len(corpus), _BATCH):
-        index.add(corpus[start : start + _BATCH])
-    index.commit(len(corpus))
+    index, remaining, count = indexes.begin(key, "en"), iter(corpus), 0
+    while batch := list(islice(remaining, _BATCH)):
+        index.add(batch)
+        count += len(batch)
+    index.commit(count)
     index.close()
     return indexes.open(key)
 

@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.report import alternate, figure, ratios, remark
 from benchmarks.retrieval.retrieval_data import TOP_K, build_index, opensearch, passages, queries, search_seconds
 from benchmarks.shared import program
-from services.retriever.indexes import EmbeddedIndexes
+from services.retriever.indexes import CorpusKey, EmbeddedIndexes
 from services.retriever.opensearch_index import OpenSearchIndex
 from tlm_core.selection.index import Hit
 
@@ -29,14 +29,14 @@ _REPEATS = 3
 
 def main() -> None:
     real, texts = passages(), queries()
-    sample = texts[::_EVERY]
+    sample, key = texts[::_EVERY], CorpusKey("bench", "whole", "v1")
     with opensearch() as (url, _, indexes), tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        index = build_index(indexes, "whole", real)
+        index = build_index(indexes, key, real)
         assert isinstance(index, OpenSearchIndex)
         remark(f"OpenSearch has indexed {index.count()} passages after {time.perf_counter() - started:.0f} s")
         embedded_indexes = EmbeddedIndexes(Path(folder) / "indexes")
-        embedded = build_index(embedded_indexes, "whole", real)
+        embedded = build_index(embedded_indexes, key, real)
         remark(f"the embedded index is complete after {time.perf_counter() - started:.0f} s")
         del real
         published = _published(url, index.name, sample, "--lean")

@@ -21,12 +21,13 @@ from services.retriever.cluster import connect
 from services.retriever.indexes import CorpusKey, OpenSearchIndexes
 
 _ROWS = 50_000
+_CORPUS = CorpusKey("bench", "selection", "v1")
 
 
 def main() -> None:
     with opensearch() as (url, _, indexes), tempfile.TemporaryDirectory() as folder:
         real = passages()
-        build_index(indexes, "selection", real)
+        build_index(indexes, _CORPUS, real)
         _write_task(Path(folder) / "task", [p.text for p in recombined(real, _ROWS, seed=1)])
         del real
         process = subprocess.run(
@@ -55,7 +56,7 @@ def _select(url: str, folder: Path) -> None:
     from tlm_core.tasks.task import Task
 
     cluster = connect(url)
-    index = OpenSearchIndexes(cluster, shards=1).open(CorpusKey("bench", "selection", "v1"))
+    index = OpenSearchIndexes(cluster, shards=1).open(_CORPUS)
     start = reported = time.perf_counter()
 
     def progress(done: int, total: int, unit: str) -> None:
