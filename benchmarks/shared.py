@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.report import remark
 from tlm_core.errors import NotFound
@@ -38,6 +40,12 @@ def write_once(folder: Path, write: Callable[[Path], object]) -> Path:
 def program(module: str, *arguments: object) -> list[str]:
     """Return the command line of a benchmark module, such as `training.step`."""
     return [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
+
+
+def result_of(command: Sequence[str], **options: Any) -> Any:
+    """Run a process and return the value in its last line of output, which is JSON. options: of `subprocess.run`."""
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, **options)
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def run_programs(programs: Sequence[Sequence[str]], environment: Mapping[str, str] | None = None) -> int:

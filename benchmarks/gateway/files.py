@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from benchmarks.gateway.server import TENANT, Gateway, wait_for_port
 from benchmarks.report import alternate, figure, ratios
+from benchmarks.shared import result_of
 from tests.redis_server import free_port
 from tlm_core.names import new_id
 
@@ -82,8 +82,7 @@ def measure_validation(folder: Path) -> None:
     seconds, memory = [], []
     for _ in range(3):
         command = [sys.executable, "-c", _VALIDATION, str(file)]
-        process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        run_seconds, run_memory, counted = json.loads(process.stdout)
+        run_seconds, run_memory, counted = result_of(command)
         assert counted == _ROWS, counted
         seconds.append(run_seconds)
         memory.append(run_memory)

@@ -6,8 +6,6 @@ default settings. Both read the same Parquet files.
 
 from __future__ import annotations
 
-import json
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,7 +17,7 @@ from opensearchpy.helpers import streaming_bulk
 
 from benchmarks.report import alternate, figure, ratios
 from benchmarks.retrieval.retrieval_data import opensearch, passages, recombined
-from benchmarks.shared import program
+from benchmarks.shared import program, result_of
 from services.retriever.cluster import Cluster
 from services.retriever.corpus_storage import CorpusFiles
 from services.retriever.indexes import CorpusKey, OpenSearchIndexes
@@ -47,10 +45,7 @@ def main() -> None:
             figure(f"ingest_{rival}", runs, unit="documents/s")
         figure("ingest_vs_streaming_bulk", ratios(rates["ours"], rates["streaming_bulk"]), unit="times", goal=1.3)
         for corpus in ("part", "whole", "thrice"):
-            process = subprocess.run(
-                program("retrieval.load", url, folder, corpus), stdout=subprocess.PIPE, text=True, check=True
-            )
-            load = json.loads(process.stdout)
+            load = result_of(program("retrieval.load", url, folder, corpus))
             label = f"ingest_memory_{load['passages']}"
             figure(label, [load["peak_bytes"] / 1e6], unit="MB", goal=300, better="lower")
             if corpus == "whole":

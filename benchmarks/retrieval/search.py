@@ -7,7 +7,6 @@ published selection twice: with the imports of the published script, and with `-
 from __future__ import annotations
 
 import json
-import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 from benchmarks.report import alternate, figure, ratios, remark
 from benchmarks.retrieval.retrieval_data import TOP_K, build_index, opensearch, passages, queries, search_seconds
-from benchmarks.shared import program
+from benchmarks.shared import program, result_of
 from services.retriever.indexes import CorpusKey, EmbeddedIndexes
 from services.retriever.opensearch_index import OpenSearchIndex
 from tlm_core.selection.index import Hit
@@ -68,9 +67,7 @@ def _published_rate(url: str, index: str, sample: Sequence[str], *flags: str) ->
 
 
 def _published(url: str, index: str, sample: Sequence[str], *flags: str) -> dict[str, Any]:
-    command = program("retrieval.published", url, index, TOP_K, *flags)
-    process = subprocess.run(command, input=json.dumps(sample), stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(process.stdout)
+    return result_of(program("retrieval.published", url, index, TOP_K, *flags), input=json.dumps(sample))
 
 
 def identical(ours: Sequence[Hit], theirs: Sequence[Hit]) -> bool:

@@ -7,7 +7,6 @@ Without arguments the script starts OpenSearch and runs itself with URL FOLDER R
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 from benchmarks.memory import peak_bytes
 from benchmarks.report import figure, remark
 from benchmarks.retrieval.retrieval_data import TOP_K, build_index, opensearch, passages, recombined
-from benchmarks.shared import program
+from benchmarks.shared import program, result_of
 from services.retriever.cluster import connect
 from services.retriever.indexes import CorpusKey, OpenSearchIndexes
 
@@ -30,10 +29,7 @@ def main() -> None:
         build_index(indexes, _CORPUS, real)
         _write_task(Path(folder) / "task", [p.text for p in recombined(real, _ROWS, seed=1)])
         del real
-        process = subprocess.run(
-            program("retrieval.selection", url, folder, _ROWS), stdout=subprocess.PIPE, text=True, check=True
-        )
-        selection = json.loads(process.stdout)
+        selection = result_of(program("retrieval.selection", url, folder, _ROWS))
     figure(f"selection_memory_{_ROWS}_rows", [selection["peak_bytes"] / 1e6], unit="MB", goal=500, better="lower")
     figure(f"selection_seconds_{_ROWS}_rows", [selection["seconds"]], unit="s", better="lower")
 

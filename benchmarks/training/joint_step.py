@@ -8,7 +8,6 @@ fp32.
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ from functools import partial
 from statistics import median
 
 from benchmarks.report import alternate, figure, ratios, remark
-from benchmarks.shared import ROOT, program
+from benchmarks.shared import ROOT, program, result_of
 from benchmarks.training.rival_process import RivalFailed, RivalProcess
 from benchmarks.training.training_data import environment, plain_environment, precision, prepared
 
@@ -66,22 +65,13 @@ def _best(runs: Mapping[str, list[float]]) -> str:
 def against_trainer(repeats: int, steps: int) -> None:
     for setting, create_environment in SETTINGS.items():
         results = {}
-        for form in ("eager", "compiled"):
-            compiled = ["--compiled"] if form == "compiled" else []
+        for form, compiled in (("eager", ()), ("compiled", ("--compiled",))):
             command = program("training.hf_trainer", f"--repeats={repeats}", f"--steps={steps}", *compiled)
             try:
-                process = subprocess.run(
-                    command,
-                    cwd=ROOT,
-                    env=create_environment(),
-                    check=True,
-                    stdout=subprocess.PIPE,
-                    timeout=COMPILE_SECONDS,
-                )
+                results[form] = result_of(command, cwd=ROOT, env=create_environment(), timeout=COMPILE_SECONDS)
             except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
                 remark(f"Trainer does not run {form} here: {error}")
                 continue
-            results[form] = json.loads(process.stdout.splitlines()[-1])
             figure(f"tokens_per_second_trainer_{form}{setting}", results[form]["trainer"], unit="real tokens/s")
         for title, name in OURS.items():
             row = f"{title}_vs_trainer{setting}"

@@ -10,17 +10,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.memory import peak_bytes
 from benchmarks.report import alternate, figure, ratios
-from benchmarks.shared import ROOT, program, write_once
+from benchmarks.shared import ROOT, program, result_of, write_once
 from benchmarks.training.training_data import (
     CACHE,
     bert_recipe,
@@ -114,11 +114,10 @@ def memory(count: int) -> None:
     print(json.dumps(peak_bytes()))
 
 
-def child(*arguments: str) -> str:
+def child(*arguments: str) -> Any:
+    """Run this script in a child process with one thread, and return what it prints."""
     one_thread = environment() | {"RAYON_NUM_THREADS": "1"}
-    command = program("training.tokenizing", *arguments)
-    process = subprocess.run(command, cwd=ROOT, env=one_thread, check=True, stdout=subprocess.PIPE, text=True)
-    return process.stdout.splitlines()[-1]
+    return result_of(program("training.tokenizing", *arguments), cwd=ROOT, env=one_thread)
 
 
 def main() -> None:
@@ -136,10 +135,10 @@ def main() -> None:
     prepared()
     for count in (SMALL, TIMED, LARGE):  # prepared before the measurement
         selection(count)
-    rates = json.loads(child("--child=rate", f"--repeats={options.repeats}"))
+    rates = child("--child=rate", f"--repeats={options.repeats}")
     figure("tokens_per_second_bare_tokenizers", rates["bare"], unit="tokens/s")
     figure("tokenizing", ratios(rates["ours"], rates["bare"]), goal=0.8, unit="share of the bare rate")
-    peaks = [json.loads(child("--child=memory", f"--passages={count}")) for count in (SMALL, LARGE)]
+    peaks = [child("--child=memory", f"--passages={count}") for count in (SMALL, LARGE)]
     figure("prepare_peak_memory_small", peaks[:1], goal=1e9, better="lower", unit="bytes")
     figure("prepare_peak_memory", peaks[1:], goal=1e9, better="lower", unit="bytes")
 
