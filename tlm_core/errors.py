@@ -66,15 +66,12 @@ class Fault:
     row: int | None = None
     column: str | None = None
 
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
-
 
 class InvalidDataset(InvalidRequest, code="invalid_dataset"):
     """Rows or columns are invalid. `faults` has every data error, with row and column."""
 
     def __init__(self, message: str, faults: list[Fault]) -> None:
-        super().__init__(message, faults=[fault.as_dict() for fault in faults])
+        super().__init__(message, faults=[asdict(fault) for fault in faults])
         self.faults = faults
 
 

@@ -8,7 +8,7 @@ kernels (oneDNN on a CPU) compute one direction at a time.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -35,9 +35,6 @@ class LSTMShape:
     max_length: int
     dropout: float = 0.0
     architecture: str = "bilstm"
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
     def token_flops(self) -> float:
         """Return the FLOPs of the matrix products of a forward pass over one token."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ def export_lstm(model: BiLSTM, prepared: Prepared, out: Path) -> dict[str, float
     save_file(weights(model), folder / "model.safetensors", metadata={"format": "pt"})
     config = {
         "model_type": model.shape.architecture,
-        **model.shape.as_dict(),
+        **asdict(model.shape),
         "pad_token_id": prepared.vocabulary.pad,
         "id2label": {str(number): label for number, label in enumerate(prepared.labels)},
     }

@@ -82,9 +82,9 @@ def build_report(splits: Mapping[str, SplitData], columns: Columns | None, findi
     overlap = _overlap(splits, findings)
     return {
         "ok": findings.ok,
-        "faults": [fault.as_dict() for fault in findings.faults],
+        "faults": [asdict(fault) for fault in findings.faults],
         "fault_counts": dict(findings.fault_counts),
-        "warnings": [warning.as_dict() for warning in findings.warnings],
+        "warnings": [asdict(warning) for warning in findings.warnings],
         "warning_counts": dict(findings.warning_counts),
         "notes": findings.notes,
         "columns": None if columns is None else asdict(columns),

@@ -324,6 +324,6 @@ def write_trained(
     record = asdict(state)
     history = {"cost": cost, "points": record["points"], "evaluations": record["evaluations"], "best": best, **extra}
     save_file(dict(tensors), ctx.out / WEIGHTS)
-    (ctx.out / SHAPE).write_text(json.dumps(shape.as_dict()), encoding="utf-8")
+    (ctx.out / SHAPE).write_text(json.dumps(asdict(shape)), encoding="utf-8")
     (ctx.out / HISTORY).write_text(json.dumps(history), encoding="utf-8")
     return meta

@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
@@ -272,7 +272,7 @@ class Trainer:
 
     def _finite(self, step: Step, losses: StepLosses, norm: float) -> bool:
         """Return whether losses and gradient are finite. If not, count the skipped step, or raise NonFiniteLoss."""
-        state, values = self.state, losses.as_dict()
+        state, values = self.state, asdict(losses)
         if all(math.isfinite(value) for value in (*values.values(), norm) if value is not None):
             return True
         texts = {name: None if value is None else str(value) for name, value in values.items()}

@@ -43,9 +43,6 @@ class StepLosses:
     mlm: float | None = None
     task: float | None = None
 
-    def as_dict(self) -> dict[str, float | None]:
-        return asdict(self)
-
 
 @dataclass
 class RunningMean:
