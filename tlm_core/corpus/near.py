@@ -185,8 +185,4 @@ def _library() -> Callable[[list[list[str]]], Sequence[Sequence[int]]]:
         from rensa import RMinHash  # type: ignore[import-untyped, unused-ignore]
     except ImportError as error:
         raise MissingDependency("Detecting near duplicates needs the package rensa. Install it.") from error
-
-    def minima(shingles: list[list[str]]) -> Sequence[Sequence[int]]:
-        return RMinHash.digests_from_token_sets(shingles, _MINIMA, _SEED)
-
-    return minima
+    return lambda shingles: RMinHash.digests_from_token_sets(shingles, _MINIMA, _SEED)
