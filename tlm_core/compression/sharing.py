@@ -27,12 +27,11 @@ from tlm_core.tasks.metrics import summary
 from tlm_core.tasks.types import task_type_of
 from tlm_core.training.architectures import Shape, architecture_of
 from tlm_core.training.device import model_fits_device, pick_device
-from tlm_core.training.encoder_stages import build, evaluation_steps, write_trained
-from tlm_core.training.evaluate import predict, validation_scores
+from tlm_core.training.encoder_stages import build, evaluation_steps, validate, write_trained
 from tlm_core.training.loop import Trainer
 from tlm_core.training.memory import training_bytes
 from tlm_core.training.model import TaskModel
-from tlm_core.training.objective import Workers, step_flops
+from tlm_core.training.objective import step_flops
 from tlm_core.training.optim import FlatOptimizer
 from tlm_core.training.prepared import Batch, FinetuneBatches, Prepared, weighted
 from tlm_core.training.randomness import Stream, random_at
@@ -222,7 +221,7 @@ def share(ctx: StageContext[ShareParams]) -> dict[str, Any]:
         device=device,
         step_flops=lambda batch: step_flops(model.shape, batch),
         memory=partial(training_bytes, model.shape, optimizer.size),
-        validate=partial(_validate, model, tasks, params.precision, Workers(ctx.rank, ctx.world_size), device),
+        validate=partial(_validate, ctx, model, tasks, device),
         evaluate_at=evaluation_steps(sum(steps), finetune.evaluations, False),
     )
     with gated(model, model.head_gates, model.block_gates):
@@ -256,15 +255,13 @@ def ticket_of(ctx: StageContext[ShareParams], number: int, shape: Shape) -> Mask
 
 
 def _validate(
-    model: SharedModel, tasks: Sequence[Prepared], precision: str, workers: Workers, device: torch.device
+    ctx: StageContext[ShareParams], model: SharedModel, tasks: Sequence[Prepared], device: torch.device
 ) -> dict[str, float | None]:
     """Return the means of `validation_scores` over tasks (None if a value is None), and each `score.{number}`."""
     by_task, current = [], model.current
     for number, prepared in enumerate(tasks):
         model.select(number)
-        split = prepared.split("validation")
-        logits = predict(model, split, prepared, device=device, precision=precision, workers=workers)
-        by_task.append(validation_scores(logits, split, prepared))
+        by_task.append(validate(ctx, model, prepared.split("validation"), prepared, device))
     model.select(current)
     means = {name: summary([scores[name] for scores in by_task])["mean"] for name in by_task[0]}
     return means | {f"score.{number}": scores["score"] for number, scores in enumerate(by_task)}

@@ -66,7 +66,7 @@ def joint(ctx: StageContext[JointParams]) -> dict[str, Any]:
     if ctx.params.joint.task_loss:
         prepared = Prepared(ctx.inputs["prepared"])
         texts = prepared.split("validation").first(_CURVE_TEXTS)
-        trainer.validate = partial(_validate, ctx, trainer.model, texts, prepared, trainer.device)
+        trainer.validate = partial(validate, ctx, trainer.model, texts, prepared, trainer.device)
         trainer.curve = _CURVE_POINTS
     with traced(trainer, trace_path(ctx, "joint")):
         state, _ = trainer.run()
@@ -74,9 +74,10 @@ def joint(ctx: StageContext[JointParams]) -> dict[str, Any]:
     return write_trained(ctx, trainer.model.shape, weights(trainer.model), state, trainer.device, extra)
 
 
-def _validate(
+def validate(
     ctx: StageContext[Any], model: TaskModel, split: Split, prepared: Prepared, device: torch.device
 ) -> dict[str, float | None]:
+    """Return `validation_scores` of a model in training. All workers call it, and divide the texts."""
     workers = Workers(ctx.rank, ctx.world_size)
     logits = predict(model, split, prepared, device=device, precision=ctx.params.precision, workers=workers)
     return validation_scores(logits, split, prepared)
@@ -85,18 +86,14 @@ def _validate(
 def _is_behind(ctx: StageContext[JointParams], trainer: Trainer, behind: dict[str, float]) -> bool:
     """Return whether the encoder is behind the linear model on validation. If so, add both scores to `behind`."""
     prepared = Prepared(ctx.inputs["prepared"])
-    split, precision = prepared.split("validation"), ctx.params.precision
-    outputs = predict(
-        trainer.model, split, prepared, device=trainer.device, precision=precision, workers=trainer.workers
-    )
-    linear = LinearResult.read(ctx.inputs["baseline"]).outputs["validation"]
-    scores = {name: scores_of(of, split, prepared)["value"] for name, of in (("encoder", outputs), ("linear", linear))}
-    limit = ctx.params.joint.stop_if_behind
-    if limit is None or None in scores.values() or scores["linear"] - scores["encoder"] <= limit:
+    split, limit = prepared.split("validation"), ctx.params.joint.stop_if_behind
+    encoder = validate(ctx, trainer.model, split, prepared, trainer.device)["score"]
+    linear = scores_of(LinearResult.read(ctx.inputs["baseline"]).outputs["validation"], split, prepared)["value"]
+    if limit is None or encoder is None or linear is None or linear - encoder <= limit:
         return False
-    behind |= scores
+    behind |= {"encoder": encoder, "linear": linear}
     if not ctx.rank:
-        ctx.report.event("stage.warning", message=behind_in_words(scores))
+        ctx.report.event("stage.warning", message=behind_in_words(behind))
     return True
 
 
@@ -159,7 +156,7 @@ def tune(
     head_trained = bool(before.get("head_trained")) and not finetune.reset_head
     steps = 1 if BEHIND in before else _steps(finetune, prepared, ("train",))
     trainer = _tuner(ctx, model, prepared, steps, draw=draw, flops=flops)
-    trainer.validate = partial(_validate, ctx, model, prepared.split("validation"), prepared, trainer.device)
+    trainer.validate = partial(validate, ctx, model, prepared.split("validation"), prepared, trainer.device)
     trainer.evaluate_at = evaluation_steps(steps, finetune.evaluations, head_trained)
     with traced(trainer, trace_path(ctx, "finetune")):
         state, best = trainer.run()
