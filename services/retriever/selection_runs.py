@@ -117,7 +117,8 @@ class SelectionRuns:
             finished = [name for name, known in self._runs.items() if known.status.state != "running"]
             for name in finished[: max(0, len(self._runs) - _MAX_FINISHED)]:
                 del self._runs[name]
-        self._pool.submit(copy_context().run, self._run, artifact, request, params, run)
+        with log_context(**ids_in(request.prefix)):
+            self._pool.submit(copy_context().run, self._run, artifact, request, params, run)
 
     def _claim(self, artifact: str, run: Run) -> bool:
         """Claim a selection for a new run. Returns False if another retriever claims it first or has a reusable run."""
@@ -199,10 +200,6 @@ class SelectionRuns:
         self._registry.forget(artifact, run.id)
 
     def _run(self, artifact: str, request: SelectionRequest, params: Selection, run: Run) -> None:
-        with log_context(**ids_in(request.prefix)):
-            self._compute(artifact, request, params, run)
-
-    def _compute(self, artifact: str, request: SelectionRequest, params: Selection, run: Run) -> None:
         with self._lock:
             run.begun = not run.stop.is_set()
         if not run.begun:
