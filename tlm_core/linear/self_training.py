@@ -88,7 +88,7 @@ def self_train(
     targets = task.targets("validation")
     guesses = {0.0: task.type.predict(baseline)} if 0 in amounts else {}
     for amount, student in students.items():
-        guesses[amount] = task.type.predict(np.asarray(validation @ student.model.weights) + student.model.bias)
+        guesses[amount] = task.type.predict(student.model.outputs_of(validation))
     scores = {amount: METRICS[task.metric].compute(targets, guess) for amount, guess in guesses.items()}
     best = max(scores, key=lambda amount: scores[amount])  # in a tie, the smallest amount
     separable = separability(rows, pieces)
@@ -165,21 +165,16 @@ class Pool:
         teacher = self.teacher
         for _ in range(ROUNDS):
             chosen = most_confident(teacher, self.shares, total)
-            weights, bias = support_vectors(
+            weights_and_bias = support_vectors(
                 sp.vstack([self.rows, self.pieces[chosen]]).tocsr(),
                 np.concatenate([self.targets, teacher[chosen].argmax(axis=1)]),
                 self.setting,
                 len(self.shares),
-                row_weights(len(self.targets), len(chosen)),
+                np.repeat([1.0, WEIGHT], [len(self.targets), len(chosen)]),
             )
-            teacher = log_softmax(np.asarray(self.pieces @ weights, np.float32) + bias)
-        outputs: Outputs = np.asarray(self.pieces[chosen] @ weights, np.float32) + bias
-        return Student(LinearModel(self.features, weights, bias), self.candidates[chosen], outputs)
-
-
-def row_weights(rows: int, pieces: int) -> NDArray[np.float64]:
-    """Return the weights of labeled rows, followed by those of pieces, [rows + pieces]."""
-    return np.concatenate([np.ones(rows), np.full(pieces, WEIGHT)])
+            model = LinearModel(self.features, *weights_and_bias)
+            teacher = log_softmax(model.outputs_of(self.pieces))
+        return Student(model, self.candidates[chosen], model.outputs_of(self.pieces[chosen]))
 
 
 def most_confident(teacher: Outputs, shares: NDArray[np.float64], total: int) -> NDArray[np.int64]:
