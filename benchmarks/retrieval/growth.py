@@ -19,11 +19,11 @@ from benchmarks.retrieval.retrieval_data import (
     build_index,
     opensearch,
     passages,
-    plot_folder,
     queries,
     recombined,
     search_seconds,
 )
+from benchmarks.shared import ROOT
 from services.retriever.indexes import CorpusKey, OpenSearchIndexes
 from tlm_core.corpus.passages import Passage
 from tlm_core.errors import NotFound
@@ -39,7 +39,7 @@ _REPEATS = 3
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--three-million", action="store_true")
-    parser.add_argument("--plot", type=Path, default=plot_folder() / "growth.svg")
+    parser.add_argument("--plot", type=Path, default=ROOT / "build/bench-retrieval/growth.svg")
     options = parser.parse_args()
     real, texts = passages(), queries()[::_EVERY]
     points: list[tuple[int, float]] = []
@@ -49,6 +49,7 @@ def main() -> None:
     sizes, seconds = ([math.log(value) for value in values] for values in zip(*points, strict=True))
     exponent = linear_regression(sizes, seconds).slope
     figure("growth_exponent", [exponent], unit="power of the number of passages", goal=1, better="lower")
+    options.plot.parent.mkdir(parents=True, exist_ok=True)
     options.plot.write_text(_plot(points), encoding="utf-8")
     remark(f"plotted in {options.plot}")
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from benchmarks.shared import ROOT, shared_data
+from benchmarks.shared import shared_data
 from services.retriever.cluster import Cluster, connect
 from services.retriever.indexes import CorpusIndexes, CorpusKey, OpenSearchIndexes
 from tests.opensearch_server import FOR_SPEED, OpenSearchServer
@@ -107,10 +107,3 @@ def search_seconds(index: PassageIndex, texts: Sequence[str]) -> float:
     for first in range(0, len(texts), BATCH):
         index.search(texts[first : first + BATCH], TOP_K)
     return (time.perf_counter() - start) / len(texts)
-
-
-def plot_folder() -> Path:
-    """Create the folder of the plots, and return it."""
-    folder = ROOT / "build" / "bench-retrieval"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
