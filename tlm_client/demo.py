@@ -51,6 +51,7 @@ from tlm_core.jobs.spec import JobSpec
 from tlm_core.jobs.states import State
 from tlm_core.tasks.metrics import METRICS
 from tlm_core.wire import Job, JsonObject
+from tlm_core.wording import interval_in_words
 
 if TYPE_CHECKING:
     from tlm_client.demo_data import Documentation, Splits
@@ -367,7 +368,7 @@ def _conclusion(report: JsonObject) -> str:
         return f"{opening} {report['returned']['reason']}"
     difference = Difference(*(gain[key] for key in ("value", "low", "high", "error")))
     amount = f"{difference.value:+.3f} in {METRICS[report['metric']].title}"
-    interval = f"95 % interval {difference.low:+.3f} to {difference.high:+.3f}"
+    interval = interval_in_words(difference.low, difference.high)
     return f"{opening} It is {difference.relation} {linear} on test: {amount} ({interval})."
 
 

@@ -7,6 +7,7 @@ from tlm_client.display import duration
 from tlm_core.evaluation.summary import Report, few_rows, model_rows, model_title, sentences, training_time
 from tlm_core.tasks.metrics import scores_shown
 from tlm_core.wire import Estimate, Verdict
+from tlm_core.wording import interval_in_words
 
 
 def format_score(value: float | None, spread: float | None = None) -> str:
@@ -18,10 +19,9 @@ def format_score(value: float | None, spread: float | None = None) -> str:
 
 def format_verdict(verdict: Verdict) -> str:
     """Return `better: +0.021 (95 % interval +0.004 to +0.038)`, or why there is no verdict."""
-    if verdict.verdict is None:
+    if verdict.low is None or verdict.high is None:
         return verdict.reason or "no verdict"
-    interval = f"95 % interval {verdict.low:+.3f} to {verdict.high:+.3f}"
-    return f"{verdict.verdict}: {verdict.value:+.3f} ({interval})"
+    return f"{verdict.verdict}: {verdict.value:+.3f} ({interval_in_words(verdict.low, verdict.high)})"
 
 
 def total_cost(report: Report, quantity: str) -> float | None:

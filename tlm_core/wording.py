@@ -1,4 +1,4 @@
-"""Words for users: numbers with nouns, similar names, and what is wrong with a field that pydantic rejects."""
+"""Words for users: numbers with nouns, intervals, similar names, and what is wrong with a field."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 def counted(count: float, noun: str) -> str:
     """Return `1 row`, `2 rows` or `1,200 rows`."""
     return f"{count:,g} {noun}" if count == 1 else f"{count:,g} {noun}s"
+
+
+def interval_in_words(low: float, high: float) -> str:
+    """Return `95 % interval +0.004 to +0.038`."""
+    return f"95 % interval {low:+.3f} to {high:+.3f}"
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:

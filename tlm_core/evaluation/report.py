@@ -42,6 +42,7 @@ from tlm_core.evaluation.summary import (
 from tlm_core.evaluation.suspects import rank_suspects
 from tlm_core.tasks.metrics import METRICS, best_of, score, scores_for, summary
 from tlm_core.tasks.task import Task
+from tlm_core.wording import interval_in_words
 
 REPORT, PREDICTIONS = "report.json", "predictions.npz"
 OUTPUTS, FACTS = "outputs.npz", "baseline.json"  # files of the baseline stage
@@ -372,7 +373,7 @@ def gain_in_words(
     if equal:
         return f"On test {names[0]} makes the same predictions as {names[1]}. {cost}"
     if isinstance(difference, Difference):
-        value, interval = difference.value, f"95 % interval {difference.low:+.3f} to {difference.high:+.3f}"
+        value, interval = difference.value, interval_in_words(difference.low, difference.high)
         verdict = difference.relation
     else:
         value, interval = difference, "without an interval"

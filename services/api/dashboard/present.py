@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 from tlm_core.evaluation.summary import model_title, training_time
 from tlm_core.tasks.metrics import METRICS, scores_shown
-from tlm_core.wording import counted
+from tlm_core.wording import counted, interval_in_words
 
 NONE = "–"
 COLORS = 8  # in the style sheet
@@ -176,6 +176,7 @@ FILTERS = {
     "counted": counted,
     "duration": duration,
     "ago": ago,
+    "interval": interval_in_words,
     "moment": moment,
     "clock": clock,
     "size": size,
