@@ -95,16 +95,16 @@ class RayCluster:
     def answers(self) -> bool:
         """Return whether the job server can be reached."""
         try:
-            self._body(self._request("GET", "/api/version"))
+            self._json(self._request("GET", "/api/version"))
         except ClusterUnavailable:
             return False
         return True
 
     def status(self, submission: str) -> Status:
-        response = self._request("GET", f"/api/jobs/{submission}")
-        if response.status_code == 404:
+        record = self._record(submission)
+        if record is None:
             return Status.UNKNOWN
-        status = _STATUS.get(str(self._body(response).get("status")))
+        status = _STATUS.get(record.get("status"))
         if status is None:
             raise ClusterUnavailable("Ray returned an unknown status. Run the same release of Ray everywhere.")
         return status
@@ -114,10 +114,9 @@ class RayCluster:
 
         Only the head that accepts a submission starts it. A new head restores the record as waiting.
         """
-        response = self._request("GET", f"/api/jobs/{submission}")
-        if response.status_code == 404:
+        record = self._record(submission)
+        if record is None:
             return False
-        record: Any = self._body(response)
         heads = [node["start_time_ms"] for node in self._nodes() if node["is_head_node"]]
         return bool(record["status"] == "PENDING" and heads and record["start_time"] < max(heads))
 
@@ -164,29 +163,28 @@ class RayCluster:
         for name in (f"{submission}.release", submission):
             response = self._request("DELETE", f"/api/jobs/{name}")
             if response.status_code != 404:
-                self._body(response)
+                self._json(response)
 
     def stop(self, submission: str) -> None:
         """Stop the submission. Has no effect if it is unknown or has ended."""
         response = self._request("POST", f"/api/jobs/{submission}/stop")
         if response.status_code != 404:
-            self._body(response)
+            self._json(response)
 
     def ending(self, submission: str) -> Ending:
         """Return why the submission ended, without secrets, and its last output if that is readable."""
-        response = self._request("GET", f"/api/jobs/{submission}")
-        if response.status_code == 404:
+        record = self._record(submission)
+        if record is None:
             return Ending("Worker was lost: the cluster does not know its submission.")
-        body = self._body(response)
-        message = str(body.get("message") or "")
+        message = record.get("message") or ""
         try:
-            logs = str(self._body(self._request("GET", f"/api/jobs/{submission}/logs")).get("logs") or "")
+            logs = self._json(self._request("GET", f"/api/jobs/{submission}/logs")).get("logs") or ""
         except ClusterUnavailable as error:
             # The logs lie on the machine of the submission, which may be lost. So do not wait for them.
             logs = f"Cannot read the output of the submission: {error}"
         # The message repeats the output after its first line.
         details = "\n".join([*message.splitlines()[:1], *logs.splitlines()[-_LINES:]])
-        return Ending(_summary(body.get("driver_exit_code")), redacted(details)[-_CHARS:])
+        return Ending(_summary(record.get("driver_exit_code")), redacted(details)[-_CHARS:])
 
     def _request(self, method: str, path: str, json: dict[str, object] | None = None) -> httpx.Response:
         try:
@@ -198,8 +196,10 @@ class RayCluster:
             raise ClusterUnavailable("Ray rejects the token. Set the same RAY_AUTH_TOKEN for the head and the trainer.")
         return response
 
-    def _body(self, response: httpx.Response) -> dict[str, object]:
-        return self._json(response)
+    def _record(self, submission: str) -> Any:
+        """Return Ray's record of a submission, or None if it is unknown."""
+        response = self._request("GET", f"/api/jobs/{submission}")
+        return None if response.status_code == 404 else self._json(response)
 
     @staticmethod
     def _json(response: httpx.Response) -> Any:
