@@ -62,6 +62,19 @@ class Situation:
         """Return whether every node of a group is done."""
         return all(node.name in self.done for node in self.plan.group(group))
 
+    def publish(
+        self, store: JobStore, node: Node, ref: ManifestRef, *, artifact: str | None = None, cached: bool = True
+    ) -> ManifestRef:
+        """Publish a node's artifact. Returns `ref`, or the reference that another job has published first.
+
+        artifact: by default `artifact_id(node)`. cached: see `JobStore.publish`, which raises the errors.
+        """
+        job, artifact = self.job, artifact or self.artifact_id(node)
+        return store.publish(
+            job.tenant, job.id, job.attempt, artifact=artifact, ref=ref, node=node.name, stage=node.stage.name,
+            cached=cached,
+        )  # fmt: skip
+
     def invalidate(self, store: JobStore, node: Node, error: NotFound | CorruptArtifact) -> StorageUnavailable:
         """Unpublish a node's artifact, whose files are lost or damaged as `error` says. The node then runs again.
 

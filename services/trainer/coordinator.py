@@ -428,7 +428,7 @@ class Coordinator:
             self._fail_stage(situation, node, error)
         if ref is None:
             return
-        published = self._publish(situation, node, ref)
+        published = situation.publish(self.store, node, ref)
         held.local.forget(artifact)
         if published != ref:
             self.artifacts.delete(ref.folder)
@@ -452,12 +452,12 @@ class Coordinator:
         job, artifact = situation.job, situation.artifact_id(node)
         task = situation.done[node.inputs["task"]]
         if DROPPED in self.artifacts.manifest(task).meta:
-            self._publish(situation, node, task)
+            situation.publish(self.store, node, task)
             return
         check_owner = partial(held.submissions.check_owner, job)
         run = self.selections.request(job, node, artifact, task=task, check_owner=check_owner)
         if run.ref is not None:
-            self._publish(situation, node, run.ref)
+            situation.publish(self.store, node, run.ref)
         elif run.state == "failed":
             check_owner()
             self.selections.stop(job, artifact)  # The retriever forgets the failure, so the next attempt retries.
@@ -497,13 +497,6 @@ class Coordinator:
         self.store.finish(job, self.owner, {"artifacts": artifacts, "summary": summary})
         self._release(held)
         log.info("Finished job %s", job.id)
-
-    def _publish(self, situation: Situation, node: Node, ref: ManifestRef) -> ManifestRef:
-        """Publish an artifact. Returns `ref`, or the reference that another job has published first."""
-        job, artifact = situation.job, situation.artifact_id(node)
-        return self.store.publish(
-            job.tenant, job.id, job.attempt, artifact=artifact, ref=ref, node=node.name, stage=node.stage.name
-        )
 
     def _report_progress(
         self,

@@ -152,7 +152,7 @@ class GroupRunner:
             with work_folder(self.scratch, f"{job.id}-{job.attempt}-{node.name}-{self.rank}") as work:
                 self._compute(situation, node, work, reporter or NullReporter())
         elif self.rank == 0:
-            self._publish(situation, node, situation.artifact_id(node), dropped)
+            patiently(lambda: situation.publish(self.store, node, dropped))
 
     def _dropped_input(self, situation: Situation, node: Node) -> ManifestRef | None:
         """Return the first input that is marked as dropped, or None. The caller publishes it as the node's artifact."""
@@ -223,27 +223,10 @@ class GroupRunner:
         ref = self.artifacts.write(folder, out, artifact=artifact, stage=node.stage.name, meta=meta, retry=patiently)
         log.info("Finished %s", node.name)
         reporter.flush()  # If this is the last artifact, the job ends, and rejects later log lines.
-        if self._publish(situation, node, artifact, ref, cached=cached) != ref:
+        published = patiently(lambda: situation.publish(self.store, node, ref, artifact=artifact, cached=cached))
+        if published != ref:
             self.artifacts.delete(folder)
         return artifact
-
-    def _publish(
-        self, situation: Situation, node: Node, artifact: str, ref: ManifestRef, *, cached: bool = True
-    ) -> ManifestRef:
-        """Publish an artifact. Returns `ref`, or the reference that another job has published first."""
-        job = situation.job
-        return patiently(
-            lambda: self.store.publish(
-                job.tenant,
-                job.id,
-                job.attempt,
-                artifact=artifact,
-                ref=ref,
-                node=node.name,
-                stage=node.stage.name,
-                cached=cached,
-            )
-        )
 
     def _report_error(self, job: JobRecord, error: TLMError) -> None:
         try:
