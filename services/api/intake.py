@@ -10,7 +10,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
@@ -19,7 +19,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from services.api.forms import ReceivedFile, work_folder
 from services.common.bodies import UnsupportedJSON, check_json
-from services.common.catalog import Catalog
 from services.common.catalog_records import CorpusLoad, DatasetRecord, DatasetSummary
 from services.common.problem import validation_problem
 from tlm_core.artifacts import ManifestRef, storage_errors
@@ -35,6 +34,7 @@ from tlm_core.tasks.metrics import METRICS
 from tlm_core.tasks.options import DatasetOptions
 
 if TYPE_CHECKING:
+    from services.api.parts import Parts
     from tlm_core.tasks.report import Report
     from tlm_core.tasks.task import Task
 
@@ -48,140 +48,115 @@ _ESCAPE = re.compile(r"::|\\|(^|/)(\.|%2e){2}(/|$)|[\x00-\x1f]", re.IGNORECASE)
 _REPOSITORY = re.compile(rf"{HUB}(?P<path>{HUB_NAME}/{HUB_NAME})(:[^\s:]*){{0,2}}")
 
 
-class DatasetIntake:
-    """Adds datasets to the catalog. Raises InvalidDataset with every error in the files, and then stores nothing.
+def add_dataset(
+    parts: Parts, tenant: str, name: str, files: Mapping[str, ReceivedFile], options: DatasetOptions
+) -> DatasetRecord:
+    """Add a dataset. files: split → file, with `file` as another name of `train`.
 
-    load_task: reads and validates a dataset (tlm_core.tasks).
+    Missing validation and test splits come from train. Raises InvalidDataset with every error in the files, and then
+    stores nothing.
     """
-
-    def __init__(self, catalog: Catalog, artifacts: ArtifactStore, scratch: Path, load_task: LoadTask) -> None:
-        self._catalog = catalog
-        self._artifacts = artifacts
-        self._scratch = scratch
-        self._load_task = load_task
-
-    def add_files(
-        self, tenant: str, name: str, files: Mapping[str, ReceivedFile], options: DatasetOptions
-    ) -> DatasetRecord:
-        """Add a dataset. files: split → file, with `file` as another name of `train`.
-
-        Missing validation and test splits come from train.
-        """
-        check_dataset_name(name)
-        splits = _by_split(files)
-        extensions = {split: _extension(file.name) for split, file in splits.items()}
-        options = replace(options, name=options.name or name)
-        _, report = self._load_task({split: file.path for split, file in splits.items()}, options)
-        with self._work() as raw:
-            for split, file in splits.items():
-                shutil.move(file.path, raw / f"{split}{extensions[split]}")
-            return self._store(tenant, name, raw, report, options, self._count_selection(raw))
-
-    def add_from_hub(
-        self, tenant: str, name: str, hub: str, options: DatasetOptions, selection: str | None = None
-    ) -> DatasetRecord:
-        """Add the texts and labels of a hub dataset, `OWNER/NAME[@REVISION][:CONFIG]`.
-
-        selection: the path of a file in the hub dataset. The dataset gets the passages of this file as its selection.
-        """
-        from tlm_core.selection.given import GIVEN_PART
-        from tlm_core.tasks.hub import hub_file, parse_hub_id
-
-        check_dataset_name(name)
-        hub = f"{HUB}{hub.removeprefix(HUB)}"
-        source = parse_hub_id(hub)
-        refuse_folder(source.path)  # Callers may not read folders of this machine.
-        task, report = self._load_task(hub, replace(options, name=options.name or name))
-        with self._work() as raw:
-            with storage_errors("writing the dataset"):
-                _write_splits(task, raw)
-            stored = replace(
-                options, name=options.name or name, metric=task.metric, language=task.language, text_column="text",
-                text_pair_column="text_pair" if task.pair else "", label_column="label", delimiter=None,
-                positive_label=task.labels[-1] if METRICS[task.metric].positive_label else None,
-            )  # fmt: skip
-            passages = None
-            if selection is not None:
-                file = hub_file(source, selection, cache=self._scratch / "hub")
-                with storage_errors("storing the selection"):
-                    shutil.copyfile(file, raw / f"{GIVEN_PART}{_extension(selection)}")
-                passages = self._count_selection(raw)
-            return self._store(tenant, name, raw, report, stored, passages)
-
-    def _count_selection(self, raw: Path) -> int | None:
-        """Return the number of passages in the selection file, or None without a file. Raises InvalidDataset."""
-        from tlm_core.selection.given import GIVEN, given_part, write_given
-
-        part = given_part(raw)
-        if part is None:
-            return None
-        with self._work() as work, storage_errors("checking the selection"):
-            return write_given(part, work / GIVEN)
-
-    def _store(
-        self,
-        tenant: str,
-        name: str,
-        raw: Path,
-        report: Report,
-        options: DatasetOptions,
-        selection: int | None,
-    ) -> DatasetRecord:
-        dataset_id = new_id("ds")
-        folder = f"{tenant}/datasets/{dataset_id}"
-        counts = {"labels": len(report["labels"]), "warnings": len(report["warnings"])}
-        summary = DatasetSummary(rows=report["counts"], selection=selection, **counts)
-        with deleted_on_error(self._artifacts, folder):
-            # The manifest has neither id nor name. So equal files have equal digests, and jobs on them reuse artifacts.
-            raw_ref = self._artifacts.write(f"{folder}/raw", raw, artifact="dataset", stage="dataset")
-            report_ref = self._write_report(f"{folder}/report", report)
-            return self._catalog.add_dataset(
-                tenant, dataset_id, name, raw=raw_ref, report=report_ref, options=changed_options(options),
-                summary=summary,
-            )  # fmt: skip
-
-    def _write_report(self, folder: str, report: Report) -> ManifestRef:
-        with self._work() as work:
-            with storage_errors("writing the validation report"):
-                (work / "report.json").write_text(json.dumps(report, ensure_ascii=False), encoding="utf-8")
-            return self._artifacts.write(folder, work, artifact="report", stage="dataset")
-
-    @contextmanager
-    def _work(self) -> Iterator[Path]:
-        with work_folder(self._scratch / "work", "preparing the upload") as folder:
-            yield folder
+    check_dataset_name(name)
+    splits = _by_split(files)
+    extensions = {split: _extension(file.name) for split, file in splits.items()}
+    options = replace(options, name=options.name or name)
+    _, report = parts.load_task({split: file.path for split, file in splits.items()}, options)
+    with _work(parts) as raw:
+        for split, file in splits.items():
+            shutil.move(file.path, raw / f"{split}{extensions[split]}")
+        return _store(parts, tenant, name, raw, report, options, _count_selection(parts, raw))
 
 
-class CorpusIntake:
-    """Stores uploaded corpus files and records loads. sources: address prefixes that the operator allows."""
+def add_hub_dataset(
+    parts: Parts, tenant: str, name: str, hub: str, options: DatasetOptions, selection: str | None = None
+) -> DatasetRecord:
+    """Add the texts and labels of a hub dataset, `OWNER/NAME[@REVISION][:CONFIG]`. Raises as `add_dataset` does.
 
-    def __init__(self, catalog: Catalog, artifacts: ArtifactStore, scratch: Path, sources: Sequence[str]) -> None:
-        self._catalog = catalog
-        self._artifacts = artifacts
-        self._scratch = scratch
-        self._sources = sources
+    selection: the path of a file in the hub dataset. The dataset gets the passages of this file as its selection.
+    """
+    from tlm_core.selection.given import GIVEN_PART
+    from tlm_core.tasks.hub import hub_file, parse_hub_id
 
-    def add(
-        self,
-        tenant: str,
-        name: str,
-        language: str,
-        files: Sequence[ReceivedFile] = (),
-        near_duplicates: str = "drop",
-        sources: Sequence[str] = (),
-    ) -> CorpusLoad:
-        """Record a load of `files` and of the files at the addresses `sources`. A load survives restarts."""
-        _check_corpus(name, language, files, near_duplicates, sources)
-        check_sources(sources, self._sources)
-        folder = f"{tenant}/uploads/{uuid.uuid4().hex}"
-        with work_folder(self._scratch / "work", "storing the upload") as work:
-            with storage_errors("storing the upload"):
-                for file in files:
-                    shutil.move(file.path, work / file.name)
-            choice = cast(NearDuplicatesChoice, near_duplicates)
-            with deleted_on_error(self._artifacts, folder):
-                upload = self._artifacts.write(folder, work, artifact="upload", stage="corpus")
-                return self._catalog.add_load(tenant, name, language, upload, choice, sources)
+    check_dataset_name(name)
+    hub = f"{HUB}{hub.removeprefix(HUB)}"
+    source = parse_hub_id(hub)
+    refuse_folder(source.path)  # Callers may not read folders of this machine.
+    task, report = parts.load_task(hub, replace(options, name=options.name or name))
+    with _work(parts) as raw:
+        with storage_errors("writing the dataset"):
+            _write_splits(task, raw)
+        stored = replace(
+            options, name=options.name or name, metric=task.metric, language=task.language, text_column="text",
+            text_pair_column="text_pair" if task.pair else "", label_column="label", delimiter=None,
+            positive_label=task.labels[-1] if METRICS[task.metric].positive_label else None,
+        )  # fmt: skip
+        if selection is not None:
+            file = hub_file(source, selection, cache=parts.settings.scratch / "hub")
+            with storage_errors("storing the selection"):
+                shutil.copyfile(file, raw / f"{GIVEN_PART}{_extension(selection)}")
+        return _store(parts, tenant, name, raw, report, stored, _count_selection(parts, raw))
+
+
+def add_corpus(
+    parts: Parts,
+    tenant: str,
+    name: str,
+    language: str,
+    files: Sequence[ReceivedFile] = (),
+    near_duplicates: str = "drop",
+    sources: Sequence[str] = (),
+) -> CorpusLoad:
+    """Record a load of `files` and of the files at the addresses `sources`. A load survives restarts."""
+    _check_corpus(name, language, files, near_duplicates, sources)
+    check_sources(sources, parts.settings.sources)
+    folder = f"{tenant}/uploads/{uuid.uuid4().hex}"
+    with work_folder(parts.settings.scratch / "work", "storing the upload") as work:
+        with storage_errors("storing the upload"):
+            for file in files:
+                shutil.move(file.path, work / file.name)
+        choice = cast(NearDuplicatesChoice, near_duplicates)
+        with deleted_on_error(parts.artifacts, folder):
+            upload = parts.artifacts.write(folder, work, artifact="upload", stage="corpus")
+            return parts.catalog.add_load(tenant, name, language, upload, choice, sources)
+
+
+def _count_selection(parts: Parts, raw: Path) -> int | None:
+    """Return the number of passages in the selection file, or None without a file. Raises InvalidDataset."""
+    from tlm_core.selection.given import GIVEN, given_part, write_given
+
+    part = given_part(raw)
+    if part is None:
+        return None
+    with _work(parts) as work, storage_errors("checking the selection"):
+        return write_given(part, work / GIVEN)
+
+
+def _store(
+    parts: Parts, tenant: str, name: str, raw: Path, report: Report, options: DatasetOptions, selection: int | None
+) -> DatasetRecord:
+    dataset_id = new_id("ds")
+    folder = f"{tenant}/datasets/{dataset_id}"
+    counts = {"labels": len(report["labels"]), "warnings": len(report["warnings"])}
+    summary = DatasetSummary(rows=report["counts"], selection=selection, **counts)
+    with deleted_on_error(parts.artifacts, folder):
+        # The manifest has neither id nor name. So equal files have equal digests, and jobs on them reuse artifacts.
+        raw_ref = parts.artifacts.write(f"{folder}/raw", raw, artifact="dataset", stage="dataset")
+        report_ref = _write_report(parts, f"{folder}/report", report)
+        return parts.catalog.add_dataset(
+            tenant, dataset_id, name, raw=raw_ref, report=report_ref, options=changed_options(options),
+            summary=summary,
+        )  # fmt: skip
+
+
+def _write_report(parts: Parts, folder: str, report: Report) -> ManifestRef:
+    with _work(parts) as work:
+        with storage_errors("writing the validation report"):
+            (work / "report.json").write_text(json.dumps(report, ensure_ascii=False), encoding="utf-8")
+        return parts.artifacts.write(folder, work, artifact="report", stage="dataset")
+
+
+def _work(parts: Parts) -> AbstractContextManager[Path]:
+    return work_folder(parts.settings.scratch / "work", "preparing the upload")
 
 
 def check_dataset_name(name: str) -> None:

@@ -15,7 +15,7 @@ from fastapi.routing import APIRoute
 
 from services.api.estimate import Estimator
 from services.api.forms import Form, receive_form
-from services.api.intake import CorpusIntake, DatasetIntake, LoadTask
+from services.api.intake import LoadTask
 from services.api.models import Models
 from services.api.outbound import Outbound
 from services.api.predict import Predictor
@@ -76,14 +76,6 @@ class Parts:
         ready = ready_version(self.catalog.corpus(tenant, corpus), version, latest[0] if latest else None)
         hits = self.retriever.search(tenant, corpus, ready.version, query, k)
         return SearchResult(version=ready.version, hits=tuple(hits))
-
-    @cached_property
-    def dataset_intake(self) -> DatasetIntake:
-        return DatasetIntake(self.catalog, self.artifacts, self.settings.scratch, self.load_task)
-
-    @cached_property
-    def corpus_intake(self) -> CorpusIntake:
-        return CorpusIntake(self.catalog, self.artifacts, self.settings.scratch, self.settings.sources)
 
     @cached_property
     def estimator(self) -> Estimator:

@@ -15,6 +15,7 @@ import redis
 import uvicorn
 from fastapi.testclient import TestClient
 
+from services.api import intake
 from services.api.app import create_app
 from services.api.forms import ReceivedFile
 from services.api.models import Models
@@ -204,7 +205,7 @@ def add_dataset(gateway: Gateway, name: str, tables: dict[str, str], **options: 
         path = gateway.root / "files" / f"{name}-{split}.csv"
         path.write_text(body)
         files[split] = ReceivedFile(split, path.name, path, len(body))
-    return parts.dataset_intake.add_files(T, name, files, DatasetOptions(**options)).id
+    return intake.add_dataset(parts, T, name, files, DatasetOptions(**options)).id
 
 
 def add_version(gateway: Gateway, name: str, version: str, state: CorpusState, count: int = 3) -> None:

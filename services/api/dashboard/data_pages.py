@@ -13,7 +13,7 @@ from services.api.dashboard.present import colors
 from services.api.dashboard.snippets import own_url, upload_snippets
 from services.api.dashboard.web import PREFIX, Refused, SignedIn, form_page, page, redirect
 from services.api.forms import by_field
-from services.api.intake import parse_options
+from services.api.intake import add_corpus, add_dataset, parse_options
 from services.api.job_artifacts import file_response
 from services.api.parts import AfterId, Parts, PartsDep
 from services.api.removal import delete_dataset
@@ -50,7 +50,7 @@ async def upload(request: Request, parts: PartsDep, tenant: SignedIn) -> Respons
             given = {option: text for option in _OPTIONS if (text := form.field(option, "").strip(" "))}
             options = parse_options(json.dumps(given))
             files = by_field(form.selected_files())
-            record = await run_in_threadpool(parts.dataset_intake.add_files, tenant, name, files, options)
+            record = await run_in_threadpool(add_dataset, parts, tenant, name, files, options)
     except TLMError as error:
         return await run_in_threadpool(_datasets, request, parts, tenant, None, (typed, error))
     return redirect(request, f"{PREFIX}/datasets/{record.id}")
@@ -96,7 +96,7 @@ async def upload_corpus(request: Request, parts: PartsDep, tenant: SignedIn) -> 
             typed = form.fields
             name, language = form.field("name").strip(), form.field("language", "").strip() or "en"
             near, files = form.field("near_duplicates", "drop"), form.selected_files()
-            load = await run_in_threadpool(parts.corpus_intake.add, tenant, name, language, files, near)
+            load = await run_in_threadpool(add_corpus, parts, tenant, name, language, files, near)
     except TLMError as error:
         return await run_in_threadpool(_corpora, request, parts, tenant, None, (typed, error))
     return redirect(request, f"{PREFIX}/corpora/{load.corpus}")

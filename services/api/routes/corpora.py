@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from services.api.auth import Tenant
+from services.api.intake import add_corpus
 from services.api.parts import AfterId, Limit, PartsDep, form_body, problems
 from services.api.removal import delete_corpus
 from services.api.views import corpus_view, load_view
@@ -83,7 +84,7 @@ async def create(request: Request, parts: PartsDep, tenant: Tenant) -> CorpusLoa
     async with parts.form(request, fields=("name", "language", "near_duplicates"), files=("files",)) as form:
         name, language = form.field("name"), form.field("language", "en")
         near = form.field("near_duplicates", "drop")
-        load = await run_in_threadpool(parts.corpus_intake.add, tenant, name, language, form.files, near)
+        load = await run_in_threadpool(add_corpus, parts, tenant, name, language, form.files, near)
     return load_view(load)
 
 
@@ -93,8 +94,8 @@ def fetch(body: CorpusOfSources, parts: PartsDep, tenant: Tenant) -> CorpusLoad:
 
     If a file cannot be fetched the load fails with the reason. While a store is unavailable the load waits.
     """
-    load = parts.corpus_intake.add(
-        tenant, body.name, body.language, near_duplicates=body.near_duplicates, sources=body.sources
+    load = add_corpus(
+        parts, tenant, body.name, body.language, near_duplicates=body.near_duplicates, sources=body.sources
     )
     return load_view(load)
 

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from services.api.auth import Tenant
 from services.api.forms import by_field
-from services.api.intake import PARTS, parse_options
+from services.api.intake import PARTS, add_dataset, add_hub_dataset, parse_options
 from services.api.job_artifacts import file_response
 from services.api.parts import FILE_ANSWERS, AfterId, Limit, Parts, PartsDep, form_body, problems
 from services.api.removal import delete_dataset
@@ -65,14 +65,14 @@ async def create(request: Request, parts: PartsDep, tenant: Tenant) -> DatasetCr
     """
     async with parts.form(request, fields=("name", "options"), files=PARTS) as form:
         name, options = form.field("name"), parse_options(form.field("options", "{}"))
-        record = await run_in_threadpool(parts.dataset_intake.add_files, tenant, name, by_field(form.files), options)
+        record = await run_in_threadpool(add_dataset, parts, tenant, name, by_field(form.files), options)
     return await run_in_threadpool(created, parts, record)
 
 
 @router.post("/hub", status_code=201, summary="Import a dataset from the hub", responses=problems(404, 413, 415, 507))
 def create_from_hub(body: HubBody, parts: PartsDep, tenant: Tenant) -> DatasetCreated:
     """Download a dataset (data files only; none of its code runs), validate it and store its texts and labels."""
-    record = parts.dataset_intake.add_from_hub(tenant, body.name, body.hub, body.options, body.selection)
+    record = add_hub_dataset(parts, tenant, body.name, body.hub, body.options, body.selection)
     return created(parts, record)
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from services.api.auth import Tenant
 from services.api.forms import by_field
-from services.api.intake import PARTS
+from services.api.intake import PARTS, add_corpus, add_dataset
 from services.api.parts import PartsDep, problems, request_body
 from services.api.routes.corpora import CorpusBody
 from services.api.routes.datasets import created
@@ -102,7 +102,7 @@ def delete(upload: str, parts: PartsDep, tenant: Tenant) -> Response:
 def dataset(body: DatasetOfUploads, parts: PartsDep, tenant: Tenant) -> DatasetCreated:
     """Validate and store complete uploads as a dataset. On success the uploads are deleted; on an error they stay."""
     with parts.uploads.files(tenant, list(body.files.items())) as files:
-        record = parts.dataset_intake.add_files(tenant, body.name, by_field(files), body.options)
+        record = add_dataset(parts, tenant, body.name, by_field(files), body.options)
     return created(parts, record)
 
 
@@ -115,5 +115,5 @@ def dataset(body: DatasetOfUploads, parts: PartsDep, tenant: Tenant) -> DatasetC
 def corpus(body: CorpusOfUploads, parts: PartsDep, tenant: Tenant) -> CorpusLoad:
     """Create a corpus load from complete uploads and return it. The service then splits and indexes their texts."""
     with parts.uploads.files(tenant, [("files", upload) for upload in body.files]) as files:
-        load = parts.corpus_intake.add(tenant, body.name, body.language, files, body.near_duplicates)
+        load = add_corpus(parts, tenant, body.name, body.language, files, body.near_duplicates)
     return load_view(load)
