@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from html import escape
 from itertools import pairwise
 from pathlib import Path
 
 from fastapi import APIRouter
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+from markupsafe import Markup
 from starlette.exceptions import HTTPException
 
-from services.api.dashboard.web import PREFIX, read_assets
+from services.api.dashboard.web import build_environment
 from tlm_core.errors import MissingDependency
 
 router = APIRouter(include_in_schema=False)
@@ -75,28 +75,14 @@ def _root() -> Path:
 
 @cache
 def _rendered(page: Path) -> str:
-    assets = read_assets(PREFIX)
-    styles = "".join(f'<link rel="stylesheet" href="{assets[name].url}">' for name in ("dashboard.css", "docs.css"))
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_title(page)} · TLM</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="icon" href="{assets["icon.svg"].url}">{styles}</head>\n'
-        f'<body>\n<header class="top"><a class="brand" href="{PREFIX}/jobs">TLM</a><nav aria-label="Main">'
-        f'<a href="{PREFIX}/jobs">Dashboard</a><a href="/docs">API reference</a></nav></header>\n'
-        f'<main class="docs"><nav aria-label="Documentation">{_links(page)}</nav>\n'
-        f"<article>\n{render(page.read_text(encoding='utf-8'))}</article></main></body></html>\n"
-    )
-
-
-def _links(current: Path) -> str:
-    """Return links to all pages. The link to the current page is marked."""
-    pages = {page.stem: page for page in sorted(_root().glob("*.md"))}
+    pages = {each.stem: each for each in sorted(_root().glob("*.md"))}
     ordered = [pages[name] for name in dict.fromkeys((*_PAGES, *pages))]
-    marks = {current: ' aria-current="page"'}
-    return "".join(f'<a href="/docs/{page.stem}"{marks.get(page, "")}>{_title(page)}</a>' for page in ordered)
+    links = [(each.stem, _title(each), each == page) for each in ordered]
+    template = build_environment().get_template("documentation.html")
+    return template.render(title=_title(page), links=links, article=Markup(render(page.read_text(encoding="utf-8"))))
 
 
 def _title(page: Path) -> str:
     """Return the heading of a page up to a colon."""
     with page.open(encoding="utf-8") as lines:
-        return escape(next(lines).removeprefix("# ").partition(":")[0].strip())
+        return next(lines).removeprefix("# ").partition(":")[0].strip()
