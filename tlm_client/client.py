@@ -111,7 +111,7 @@ class TLMClient:
 
     def datasets(self) -> Iterator[wire.Dataset]:
         """Iterate over all versions of all datasets, newest first."""
-        return self._pages(wire.Page[wire.Dataset], "/v1/datasets", lambda dataset: dataset.id)
+        return self._pages(wire.Page[wire.Dataset], lambda dataset: dataset.id, "/v1/datasets")
 
     def dataset(self, id_or_name: str) -> wire.Dataset:
         """Return a dataset by id, by name (newest version), by NAME@vNUMBER or by NAME@DIGEST."""
@@ -182,7 +182,7 @@ class TLMClient:
 
     def corpora(self) -> Iterator[wire.Corpus]:
         """Iterate over all corpora by name."""
-        return self._pages(wire.Page[wire.Corpus], "/v1/corpora", lambda corpus: corpus.name)
+        return self._pages(wire.Page[wire.Corpus], lambda corpus: corpus.name, "/v1/corpora")
 
     def corpus(self, name: str) -> wire.Corpus:
         """Return a corpus with its versions and latest loads."""
@@ -245,7 +245,7 @@ class TLMClient:
         """
         label = [f"{name}={value}" for name, value in (labels or {}).items()]
         filters = {"state": state, "kind": kind, "dataset": dataset, "label": label, "q": search}
-        return self._pages(wire.Page[wire.JobSummary], "/v1/jobs", lambda job: job.id, **filters)
+        return self._pages(wire.Page[wire.JobSummary], lambda job: job.id, "/v1/jobs", **filters)
 
     def job_id(self, reference: str) -> str:
         """Return the id of a job. reference: `@latest` (the newest job), an alias, a name, or a unique start of an id.
@@ -305,8 +305,7 @@ class TLMClient:
 
     def past_events(self, job_id: str) -> Iterator[wire.JobEvent]:
         """Iterate over the events so far, in order, without waiting for new ones."""
-        path = http.path("/v1/jobs/{}/events", job_id)
-        return self._pages(wire.Page[wire.JobEvent], path, lambda event: str(event.seq))
+        return self._pages(wire.Page[wire.JobEvent], lambda event: str(event.seq), "/v1/jobs/{}/events", job_id)
 
     def wait(
         self, job_id: str, on_event: Callable[[wire.JobEvent], None] | None = None, *, patience: float = 120.0
@@ -325,8 +324,7 @@ class TLMClient:
 
     def metrics(self, job_id: str) -> Iterator[wire.JsonObject]:
         """Iterate over the metric points of a job, in order. Each has the fields of wire.MetricPoint."""
-        path = http.path("/v1/jobs/{}/metrics", job_id)
-        return self._pages(wire.Page[wire.JsonObject], path, lambda point: str(point["id"]))
+        return self._pages(wire.Page[wire.JsonObject], lambda point: str(point["id"]), "/v1/jobs/{}/metrics", job_id)
 
     def series(
         self, job_id: str, *, points: int = 300, node: str | None = None, names: Sequence[str] = ()
@@ -341,8 +339,7 @@ class TLMClient:
 
     def logs(self, job_id: str) -> Iterator[wire.LogLine]:
         """Iterate over the log lines of a job, in order."""
-        path = http.path("/v1/jobs/{}/logs", job_id)
-        return self._pages(wire.Page[wire.LogLine], path, lambda line: line.id)
+        return self._pages(wire.Page[wire.LogLine], lambda line: line.id, "/v1/jobs/{}/logs", job_id)
 
     def last_logs(self, job_id: str, count: int) -> list[wire.LogLine]:
         """Return the last `count` log lines, in order."""
@@ -447,7 +444,7 @@ class TLMClient:
 
     def models(self) -> Iterator[wire.FinishedModel]:
         """Iterate over the models of succeeded jobs with their aliases, newest first."""
-        return self._pages(wire.Page[wire.FinishedModel], "/v1/models", lambda model: model.job)
+        return self._pages(wire.Page[wire.FinishedModel], lambda model: model.job, "/v1/models")
 
     def finished_model(self, model: str) -> wire.FinishedModel:
         """Return the model of a succeeded job. model: id of the job, or an alias."""
@@ -501,11 +498,11 @@ class TLMClient:
         return list((self._get(kind, path, *parts, **params)).data)
 
     def _pages(
-        self, kind: type[wire.Page[T]], path: str, key: Callable[[T], str], /, **params: http.Param
+        self, kind: type[wire.Page[T]], key: Callable[[T], str], path: str, /, *parts: str, **params: http.Param
     ) -> Iterator[T]:
         """Iterate over the items of all pages. key: returns the value of `after` that requests what follows an item."""
         while True:
-            page = self._get(kind, path, limit=_PAGE, **params)
+            page = self._get(kind, path, *parts, limit=_PAGE, **params)
             for item in page.data:
                 yield item
             if not page.has_more or not page.data:
