@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import re
-import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import IO, ParamSpec, TypeVar, Unpack
-from urllib.parse import quote
-
-import httpx
-from httpx_sse import EventSource
-from tenacity import AsyncRetrying, stop_after_attempt
 
 from tlm_client import http
-from tlm_client.transfer import RESUMABLE_BYTES, Download, OnBytes, Stream, check_not_empty, next_part
+from tlm_client.async_connection import PAGE, UPLOAD_TIMEOUT, AsyncConnection
+from tlm_client.transfer import RESUMABLE_BYTES, Download, OnBytes, Stream
 from tlm_core import wire
-from tlm_core.artifacts import FileEntry, sha256_file, storage_errors
+from tlm_core.artifacts import FileEntry
 from tlm_core.corpus.states import NearDuplicatesChoice
-from tlm_core.errors import CorruptArtifact, InvalidRequest, TLMError, Unavailable
+from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.spec import JobSpec
 from tlm_core.names import ALIAS, is_job_id
 
-P = ParamSpec("P")
-R = TypeVar("R")
-T = TypeVar("T")
-_PAGE = 100
 _POLL_SECONDS = 0.5
-_TRANSFER_TRIES = 6
-# The gateway validates and stores an upload before it answers.
-_UPLOAD_TIMEOUT = httpx.Timeout(60.0, connect=5.0, read=900.0)
-# The gateway sends at least a comment every 15 s. A much longer silence means that the connection is dead.
-_STREAM_TIMEOUT = httpx.Timeout(45.0, connect=5.0)
 
 
-class AsyncTLMClient:
+class AsyncTLMClient(AsyncConnection):
     """The API of one gateway. Close the client after use, or use it in a `with` block.
 
     TLMClient is thread-safe. AsyncTLMClient has the same methods for asyncio: await them, or iterate over them with
@@ -50,33 +32,6 @@ class AsyncTLMClient:
     Every method raises errors of tlm_core.errors, such as Unavailable if the gateway does not answer. The
     constructor raises InvalidRequest for an invalid URL or token.
     """
-
-    def __init__(
-        self,
-        url: str,
-        token: str,
-        *,
-        timeout: float = 60.0,
-        tries: int = 4,
-        transport: httpx.AsyncBaseTransport | None = None,
-        sleep: http.AsyncSleep = asyncio.sleep,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.url = url.rstrip("/")
-        self._http = httpx.AsyncClient(transport=transport, **http.connection_settings(self.url, token, timeout))
-        self._tries = tries
-        self._sleep = sleep
-        self._clock = clock
-
-    async def __aenter__(self) -> AsyncTLMClient:
-        return self
-
-    async def __aexit__(self, *_error: object) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
 
     # --- datasets ----------------------------------------------------------------------------------------------------
 
@@ -108,7 +63,7 @@ class AsyncTLMClient:
         hub dataset, with the columns text and rank, for the selector named `given`.
         """
         body = {"name": name, "hub": hub.removeprefix("hub:"), "options": dict(options or {}), "selection": selection}
-        return await self._post(wire.DatasetCreated, "/v1/datasets/hub", json=body, timeout=_UPLOAD_TIMEOUT)
+        return await self._post(wire.DatasetCreated, "/v1/datasets/hub", json=body, timeout=UPLOAD_TIMEOUT)
 
     def datasets(self) -> AsyncIterator[wire.Dataset]:
         """Iterate over all versions of all datasets, newest first."""
@@ -215,6 +170,11 @@ class AsyncTLMClient:
         """
         return await self._submit("/v1/jobs", key=key, json=http.job_body(spec))
 
+    async def _submit(self, path: str, *parts: str, key: str | None, json: object = None) -> wire.Job:
+        """Post a request that creates a job. Because of the idempotency key, a repetition creates no second job."""
+        headers = {"Idempotency-Key": key or str(uuid.uuid4())}
+        return await self._post(wire.Job, path, *parts, repeat=True, headers=headers, json=json)
+
     async def dry_run(self, spec: JobSpec) -> wire.DryRun:
         """Validate a job and estimate its cost without submitting it."""
         return await self._post(
@@ -271,7 +231,7 @@ class AsyncTLMClient:
                 return job.id
             if job.id.startswith((reference, f"job_{reference}")):
                 ids.append(job.id)
-        known = [] if ids else (await self._get(wire.Page[wire.JobSummary], "/v1/jobs", limit=_PAGE)).data
+        known = [] if ids else (await self._get(wire.Page[wire.JobSummary], "/v1/jobs", limit=PAGE)).data
         return http.only_id(ids, reference, (job.name for job in known if job.name))
 
     async def job(self, job_id: str) -> wire.Job:
@@ -495,185 +455,3 @@ class AsyncTLMClient:
     async def ready(self) -> dict[str, str]:
         """Return the status of each component. Raises Unavailable if a component does not answer."""
         return http.parse(dict[str, str], await self._send("GET", "/readyz"))
-
-    # --- requests ----------------------------------------------------------------------------------------------------
-
-    async def _get(self, kind: type[T], path: str, /, *parts: str, **params: http.Param) -> T:
-        return await self._call(kind, "GET", http.path(path, *parts), repeat=True, params=http.present(params))
-
-    async def _list(self, kind: type[wire.Items[T]], path: str, /, *parts: str, **params: http.Param) -> list[T]:
-        return list((await self._get(kind, path, *parts, **params)).data)
-
-    async def _pages(
-        self, kind: type[wire.Page[T]], key: Callable[[T], str], path: str, /, *parts: str, **params: http.Param
-    ) -> AsyncIterator[T]:
-        """Iterate over the items of all pages. key: returns the value of `after` that requests what follows an item."""
-        while True:
-            page = await self._get(kind, path, *parts, limit=_PAGE, **params)
-            for item in page.data:
-                yield item
-            if not page.has_more or not page.data:
-                return
-            params["after"] = key(page.data[-1])
-
-    async def _post(
-        self, kind: type[T], path: str, *parts: str, repeat: bool = False, **options: Unpack[http.RequestOptions]
-    ) -> T:
-        return await self._call(kind, "POST", http.path(path, *parts), repeat=repeat, **options)
-
-    async def _submit(self, path: str, *parts: str, key: str | None, json: object = None) -> wire.Job:
-        """Post a request that creates a job. Because of the idempotency key, a repetition creates no second job."""
-        headers = {"Idempotency-Key": key or str(uuid.uuid4())}
-        return await self._post(wire.Job, path, *parts, repeat=True, headers=headers, json=json)
-
-    async def _delete(self, path: str, *parts: str, **params: http.Param) -> None:
-        await self._send("DELETE", http.path(path, *parts), params=params)
-
-    async def _call(
-        self, kind: type[T], method: str, path: str, *, repeat: bool = False, **options: Unpack[http.RequestOptions]
-    ) -> T:
-        tries = self._tries if repeat else 1
-        return http.parse(kind, await self._retry(tries, self._send, method, path, **options))
-
-    async def _retry(self, tries: int, call: http.AsyncCall[P, R], *args: P.args, **options: P.kwargs) -> R:
-        stop, retry = stop_after_attempt(tries), http.is_retryable
-        retrying = AsyncRetrying(stop=stop, wait=http.retry_delay, retry=retry, sleep=self._sleep, reraise=True)
-        return await retrying(call, *args, **options)
-
-    async def _send(self, method: str, path: str, **options: Unpack[http.RequestOptions]) -> httpx.Response:
-        try:
-            response = await self._http.request(method, path, **options)
-        except httpx.HTTPError as error:
-            raise http.unreachable(self.url, error) from error
-        if response.is_error:
-            raise http.error_of(response)
-        return response
-
-    @asynccontextmanager
-    async def _stream(self, path: str, **options: Unpack[http.RequestOptions]) -> AsyncIterator[httpx.Response]:
-        """Open a response without reading its body. Raises the same errors as `_send`."""
-        try:
-            async with self._http.stream("GET", path, **options) as response:
-                if response.is_error:
-                    await response.aread()
-                    raise http.error_of(response)
-                yield response
-        except httpx.HTTPError as error:
-            raise http.unreachable(self.url, error) from error
-
-    async def _follow(self, path: str, stream: Stream) -> AsyncIterator[tuple[str, wire.JsonObject]]:
-        """Yield the type and the JSON of server-sent events until the event `end`. Reconnects if necessary."""
-        while True:
-            reason = "The gateway closed the stream before the job was over."
-            try:
-                async with self._stream(path, headers=stream.headers(), timeout=_STREAM_TIMEOUT) as response:
-                    stream.connected(response)
-                    async for event in EventSource(response).aiter_sse():
-                        if event.event == "end":
-                            return
-                        body = stream.body_of(event)
-                        if body is not None:
-                            yield event.event, body
-            except Unavailable as error:
-                reason = error.message
-            await self._sleep(stream.next_delay(reason))
-
-    # --- transfers ---------------------------------------------------------------------------------------------------
-
-    async def _upload(
-        self,
-        kind: type[T],
-        path: str,
-        body: Mapping[str, object],
-        files: Sequence[tuple[str | None, Path]],
-        in_parts_from: int,
-    ) -> T:
-        """Post `body` with files, in one form or in parts. files: split (None for a corpus) and path of each file."""
-        if sum(file.stat().st_size for _, file in files) >= in_parts_from:
-            return await self._upload_in_parts(kind, f"{path}/from-uploads", body, files)
-        form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in body.items()}
-        with ExitStack() as stack:
-            handles = [(split, file.name, stack.enter_context(open(file, "rb"))) for split, file in files]
-            parts = [(split or "files", (name, handle, http.BYTES)) for split, name, handle in handles]
-            return await self._post(kind, path, data=form, files=parts, timeout=_UPLOAD_TIMEOUT)
-
-    async def _upload_in_parts(
-        self, kind: type[T], path: str, body: Mapping[str, object], files: Sequence[tuple[str | None, Path]]
-    ) -> T:
-        """Upload files in parts and post `body` with their ids. Deletes the uploads if the gateway rejects them."""
-        check_not_empty(files)
-        uploads: list[wire.Upload] = []
-        try:
-            for _, file in files:
-                facts = {"name": file.name, "size": file.stat().st_size, "sha256": sha256_file(file)}
-                uploads.append(await self._post(wire.Upload, "/v1/uploads", json=facts))
-                await self._upload_parts(file, uploads[-1])
-            ids = {split: upload.id for (split, _), upload in zip(files, uploads, strict=True)}
-            body = {**body, "files": [upload.id for upload in uploads] if None in ids else ids}
-            return await self._post(kind, path, json=body, timeout=_UPLOAD_TIMEOUT)
-        except Unavailable:
-            raise
-        except TLMError:
-            for upload in uploads:
-                with suppress(TLMError):  # The gateway deletes unused uploads after a few days.
-                    await self._delete("/v1/uploads/{}", upload.id)
-            raise
-
-    async def _upload_parts(self, file: Path, upload: wire.Upload) -> None:
-        with open(file, "rb") as handle:
-            while upload.offset < upload.size:
-                try:
-                    upload = await self._retry(_TRANSFER_TRIES, self._upload_part, handle, upload)
-                except Unavailable as error:
-                    raise Unavailable(f"Cannot upload {file.name}. {error.message} Repeat the upload later.") from error
-
-    async def _upload_part(self, handle: IO[bytes], upload: wire.Upload) -> wire.Upload:
-        """Send the next part. First read the offset from the gateway, because an earlier answer may be lost."""
-        path = http.path("/v1/uploads/{}", upload.id)
-        upload = await self._get(wire.Upload, path)
-        part, headers = next_part(handle, upload)
-        return await self._call(wire.Upload, "PUT", path, content=part, headers=headers) if part else upload
-
-    async def _download(self, base: str, file: FileEntry, folder: Path, on_bytes: OnBytes | None) -> Path:
-        download, path = Download(file, folder, on_bytes), f"{base}/{quote(file.name)}"
-        with storage_errors(f"writing {download.target}"):
-            if download.exists():
-                return download.target
-            for _ in range(2):  # The second try is for a damaged partial file.
-                while not download.is_complete():
-                    try:
-                        await self._retry(_TRANSFER_TRIES, self._receive, path, download)
-                    except Unavailable as error:
-                        message = f"Cannot download {file.name}. {error.message} Download again later to resume."
-                        raise Unavailable(message) from error
-                if download.publish():
-                    return download.target
-        raise CorruptArtifact(f"{file.name} does not match its SHA-256 after two downloads. Report it to the operator.")
-
-    async def _receive(self, path: str, download: Download) -> None:
-        """Append the missing bytes to the partial file. Raises Unavailable if no new byte arrives."""
-        start = download.done
-        try:
-            async with self._stream(path, headers=download.headers()) as response:
-                with download.opened(response) as write:
-                    async for block in response.aiter_bytes():
-                        write(block)
-        except Unavailable:
-            if download.done <= start:
-                raise
-        if download.done <= start:
-            raise Unavailable(f"The gateway sent no bytes of {download.file.name}.")
-
-    async def _download_archive(self, path: str, target: Path) -> Path:
-        """Download an archive. `target` appears when it is complete. Raises Unavailable if the connection breaks."""
-        partial = target.with_name(f"{target.name}.part")
-        with storage_errors(f"writing {target}"):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            async with self._stream(path, headers={"Accept-Encoding": "identity"}) as response:
-                with open(partial, "wb") as handle:
-                    async for block in response.aiter_bytes():
-                        handle.write(block)
-            size = partial.stat().st_size
-            if size != int(response.headers["content-length"]):
-                raise Unavailable(f"The download of {target.name} ended too early, at byte {size:,}. Download again.")
-            return partial.replace(target)

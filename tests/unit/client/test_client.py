@@ -13,13 +13,14 @@ from tlm_client.async_client import AsyncTLMClient
 from tlm_client.client import TLMClient
 from tlm_core import errors as e
 from tlm_core.jobs.spec import JobSpec
-from tools.generate_client import TARGET, generate
+from tools.generate_client import CLIENT, GENERATED, generate
 
 FAULT = {"code": "null_text", "message": "row 7 has no text", "split": "train", "row": 7, "column": "text"}
 
 
-def test_synchronous_client_is_generated_from_the_asyncio_client() -> None:
-    assert TARGET.read_text(encoding="utf-8") == generate(), "run `make client`"
+@pytest.mark.parametrize(("source", "target"), GENERATED.items())
+def test_synchronous_client_is_generated_from_the_asyncio_client(source: str, target: str) -> None:
+    assert (CLIENT / target).read_text(encoding="utf-8") == generate(source), "run `make client`"
 
 
 def test_dataset_error_arrives_with_row_and_column(tmp_path: Path) -> None:
