@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,8 @@ from tlm_core.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
+
+    from services.api.parts import Parts
 
 _MAX_FIELD_BYTES = 64 * 1024
 _CHECKED_BYTES = 64 << 20  # bytes of a body between two checks of the free space
@@ -77,25 +79,19 @@ def work_folder(parent: Path, action: str) -> Iterator[Path]:
 
 @asynccontextmanager
 async def receive_form(
-    request: Request,
-    scratch: Path,
-    *,
-    max_bytes: int,
-    check_space: Callable[[int], None],
-    fields: Collection[str],
-    files: Collection[str],
+    parts: Parts, request: Request, *, fields: Collection[str], files: Collection[str]
 ) -> AsyncIterator[Form]:
     """Yield the form in the request body. Delete its files at exit.
 
-    check_space: raises an error if that many bytes do not fit. fields, files: patterns of the allowed field names.
-    Raises InvalidRequest, StorageFull, StorageUnavailable, HTTPException 413 or 415, what `check_space` raises, and
-    ClientDisconnect for an incomplete upload.
+    fields, files: patterns of the allowed field names. Raises InvalidRequest, HTTPException 413 or 415, the errors of
+    `Uploads.check_space`, and ClientDisconnect for an incomplete upload.
     """
-    with work_folder(scratch / "uploads", "receiving the upload") as folder:
-        yield await _read(request, _FormReader(folder, fields, files), max_bytes, check_space)
+    with work_folder(parts.settings.scratch / "uploads", "receiving the upload") as folder:
+        yield await _read(parts, request, _FormReader(folder, fields, files))
 
 
-async def _read(request: Request, reader: _FormReader, max_bytes: int, check_space: Callable[[int], None]) -> Form:
+async def _read(parts: Parts, request: Request, reader: _FormReader) -> Form:
+    max_bytes, check_space = parts.settings.max_upload_bytes, parts.uploads.check_space
     media_type, options = parse_options_header(request.headers.get("content-type", ""))
     if media_type != b"multipart/form-data" or not options.get(b"boundary"):
         raise HTTPException(

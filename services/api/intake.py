@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 LoadTask = Callable[[Mapping[str, Path] | str, "DatasetOptions"], tuple["Task", "Report"]]
 # Names of a dataset's files, as regular expressions. Storage uses them as file names, so their length is limited.
 PARTS = ("train", "validation", "test", "test_[a-z]{1,40}", "selection", "file")
+CORPUS_FIELDS = ("name", "language", "near_duplicates")
 
 # Parts of an address that can lead out of an allowed folder: `..`, and chained fsspec addresses (`zip://…::file://…`).
 _ESCAPE = re.compile(r"::|\\|(^|/)(\.|%2e){2}(/|$)|[\x00-\x1f]", re.IGNORECASE)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated
@@ -14,7 +12,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
 from services.api.estimate import Estimator
-from services.api.forms import Form, receive_form
 from services.api.intake import LoadTask
 from services.api.models import Models
 from services.api.outbound import Outbound
@@ -57,15 +54,6 @@ class Parts:
     def background(self) -> tuple[Background, ...]:
         """The background tasks of this gateway."""
         return (self.tailer.task, self.deliverer.task, self.removals)
-
-    def form(
-        self, request: Request, *, fields: Sequence[str], files: Sequence[str]
-    ) -> AbstractAsyncContextManager[Form]:
-        """Receive the form of a request; see `receive_form`."""
-        return receive_form(
-            request, self.settings.scratch, max_bytes=self.settings.max_upload_bytes,
-            check_space=self.uploads.check_space, fields=fields, files=files,
-        )  # fmt: skip
 
     def search(self, tenant: str, corpus: str, version: str | None, query: str, k: int) -> SearchResult:
         """Return the `k` best passages for `query` in a version of a corpus, by default the newest ready version.

@@ -12,8 +12,8 @@ from starlette.concurrency import run_in_threadpool
 from services.api.dashboard.present import colors
 from services.api.dashboard.snippets import own_url, upload_snippets
 from services.api.dashboard.web import PREFIX, Refused, SignedIn, form_page, page, redirect
-from services.api.forms import by_field
-from services.api.intake import add_corpus, add_dataset, parse_options
+from services.api.forms import by_field, receive_form
+from services.api.intake import CORPUS_FIELDS, add_corpus, add_dataset, parse_options
 from services.api.job_artifacts import file_response
 from services.api.parts import AfterId, Parts, PartsDep
 from services.api.removal import delete_dataset
@@ -43,7 +43,7 @@ async def upload(request: Request, parts: PartsDep, tenant: SignedIn) -> Respons
     """Add a dataset as the API does. Show an error above the form, with row and column. The form keeps its texts."""
     typed: dict[str, str] = {}
     try:
-        async with parts.form(request, fields=("name", *_OPTIONS), files=(*_SPLITS, "file")) as form:
+        async with receive_form(parts, request, fields=("name", *_OPTIONS), files=(*_SPLITS, "file")) as form:
             typed = form.fields
             name = form.field("name").strip()
             # Strip no tabs: the delimiter can be a tab.
@@ -92,7 +92,7 @@ async def upload_corpus(request: Request, parts: PartsDep, tenant: SignedIn) -> 
     """Add a corpus as the API does, and show the progress of its load. After an error, the form keeps its texts."""
     typed: dict[str, str] = {}
     try:
-        async with parts.form(request, fields=("name", "language", "near_duplicates"), files=("files",)) as form:
+        async with receive_form(parts, request, fields=CORPUS_FIELDS, files=("files",)) as form:
             typed = form.fields
             name, language = form.field("name").strip(), form.field("language", "").strip() or "en"
             near, files = form.field("near_duplicates", "drop"), form.selected_files()

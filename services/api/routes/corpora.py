@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from services.api.auth import Tenant
-from services.api.intake import add_corpus
+from services.api.forms import receive_form
+from services.api.intake import CORPUS_FIELDS, add_corpus
 from services.api.parts import AfterId, Limit, PartsDep, form_body, problems
 from services.api.removal import delete_corpus
 from services.api.views import corpus_view, load_view
@@ -81,7 +82,7 @@ async def create(request: Request, parts: PartsDep, tenant: Tenant) -> CorpusLoa
 
     An existing name gets a new version, which is named by its content. A corpus has at most one active load.
     """
-    async with parts.form(request, fields=("name", "language", "near_duplicates"), files=("files",)) as form:
+    async with receive_form(parts, request, fields=CORPUS_FIELDS, files=("files",)) as form:
         name, language = form.field("name"), form.field("language", "en")
         near = form.field("near_duplicates", "drop")
         load = await run_in_threadpool(add_corpus, parts, tenant, name, language, form.files, near)

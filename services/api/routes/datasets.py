@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from services.api.auth import Tenant
-from services.api.forms import by_field
+from services.api.forms import by_field, receive_form
 from services.api.intake import PARTS, add_dataset, add_hub_dataset, parse_options
 from services.api.job_artifacts import file_response
 from services.api.parts import FILE_ANSWERS, AfterId, Limit, Parts, PartsDep, form_body, problems
@@ -63,7 +63,7 @@ async def create(request: Request, parts: PartsDep, tenant: Tenant) -> DatasetCr
 
     An existing name gets a new version, and the name then refers to it.
     """
-    async with parts.form(request, fields=("name", "options"), files=PARTS) as form:
+    async with receive_form(parts, request, fields=("name", "options"), files=PARTS) as form:
         name, options = form.field("name"), parse_options(form.field("options", "{}"))
         record = await run_in_threadpool(add_dataset, parts, tenant, name, by_field(form.files), options)
     return await run_in_threadpool(created, parts, record)
