@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import shutil
-import uuid
-from collections.abc import AsyncIterator, Collection, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -17,7 +15,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from tlm_core.artifacts import storage_errors
+from tlm_core.artifacts import storage_errors, work_folder
 from tlm_core.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -60,21 +58,6 @@ class Form:
     def selected_files(self) -> list[ReceivedFile]:
         """Return the files, without the empty and nameless files that browsers send for empty file inputs."""
         return [file for file in self.files if file.named or file.size]
-
-
-@contextmanager
-def work_folder(parent: Path, action: str) -> Iterator[Path]:
-    """Create a new folder under `parent`, and delete it at exit. Raises StorageFull or StorageUnavailable.
-
-    action: what the caller does, for error messages.
-    """
-    folder = parent / uuid.uuid4().hex
-    with storage_errors(action):
-        folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @asynccontextmanager

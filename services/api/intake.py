@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, cast, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from services.api.forms import ReceivedFile, work_folder
+from services.api.forms import ReceivedFile
 from services.common.bodies import UnsupportedJSON, check_json
 from services.common.catalog_records import CorpusLoad, DatasetRecord, DatasetSummary
 from services.common.problem import validation_problem
-from tlm_core.artifacts import ManifestRef, storage_errors
+from tlm_core.artifacts import ManifestRef, storage_errors, work_folder
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.corpus.remote import is_address
 from tlm_core.corpus.states import NearDuplicatesChoice

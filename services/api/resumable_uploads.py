@@ -20,9 +20,9 @@ from typing import Any
 import redis
 from starlette.concurrency import run_in_threadpool
 
-from services.api.forms import ReceivedFile, safe_name, work_folder
+from services.api.forms import ReceivedFile, safe_name
 from services.common.redis_client import check_disk, key, load_scripts
-from tlm_core.artifacts import storage_errors
+from tlm_core.artifacts import storage_errors, work_folder
 from tlm_core.artifacts.mark import deadline
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import Conflict, InvalidRequest, NotFound

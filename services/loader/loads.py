@@ -23,7 +23,7 @@ from services.common.catalog import Catalog
 from services.common.catalog_records import OPEN, CorpusLoad, CorpusVersion
 from services.common.logs import log_context
 from services.common.retriever_client import IndexLoad, RetrieverClient
-from tlm_core.artifacts import ManifestRef
+from tlm_core.artifacts import ManifestRef, work_folder
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.corpus.states import CorpusState, LoadState
 from tlm_core.errors import IndexMismatch, NotFound, Outage, StaleAttempt, TLMError
@@ -195,7 +195,7 @@ class LoadWorker:
         from tlm_core.corpus.read import write_parts
 
         counted = _Counted(passages)
-        with self._work_folder() as work:
+        with work_folder(self._scratch / "work", "splitting the corpus") as work:
             write_parts(self._watched(counted, load), work)
             place = f"{load.upload.folder}/cut/{len(load.cut):05d}"
             return self._artifacts.write(place, work, artifact=load.id, stage="cut", meta={"count": counted.count})
@@ -211,7 +211,7 @@ class LoadWorker:
         from tlm_core.corpus.near import NearDuplicates
         from tlm_core.corpus.read import read_parts, write_corpus
 
-        with self._work_folder() as work:
+        with work_folder(self._scratch / "work", "splitting the corpus") as work:
             near = NearDuplicates(self._near_state(load)) if load.near_duplicates == "drop" else None
             folders = (self._artifacts.localize(ref) for ref in load.cut)
             passages = self._watched((passage for folder in folders for passage in read_parts(folder)), load)
@@ -223,15 +223,6 @@ class LoadWorker:
     def _near_state(self, load: CorpusLoad) -> Path:
         """Return the folder of the state from which the search for near duplicates continues after a restart."""
         return self._scratch / NEAR / load.id
-
-    @contextmanager
-    def _work_folder(self) -> Iterator[Path]:
-        folder = self._scratch / "work" / uuid.uuid4().hex
-        folder.mkdir(parents=True)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def _delete_unrecorded(self, load: CorpusLoad, passages: ManifestRef) -> None:
         """Delete the passages of a load that was cancelled meanwhile, unless a recorded version uses their folder."""

@@ -1,9 +1,11 @@
-"""Translate the errors of a file system into the project's errors."""
+"""Translate the errors of a file system into the project's errors, and write to local folders."""
 
 from __future__ import annotations
 
 import errno
 import os
+import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +34,21 @@ def storage_errors(action: str) -> Iterator[None]:
                 f"Failed {action}: no space left on the storage ({reason}). Free some space and try again."
             ) from error
         raise StorageUnavailable(f"Failed {action}: {error}. Check the disk or the storage, and try again.") from error
+
+
+@contextmanager
+def work_folder(parent: Path, action: str) -> Iterator[Path]:
+    """Create a new folder under `parent`, and delete it at exit. Raises StorageFull or StorageUnavailable.
+
+    action: what the caller does, for error messages.
+    """
+    folder = parent / uuid.uuid4().hex
+    with storage_errors(action):
+        folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
