@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 NEAR = "near"  # folder in the scratch folder, with the state of the search for near duplicates
 _REPORT_EVERY = 5_000
+_LEASE_SECONDS = 60
 _SPLITTING = frozenset({LoadState.QUEUED, LoadState.CUTTING})
 
 
@@ -69,7 +70,6 @@ class LoadWorker:
         *,
         owner: str | None = None,
         poll_seconds: float = 0.5,
-        lease_seconds: int = 60,
     ) -> None:
         self._catalog = catalog
         self._artifacts = artifacts
@@ -77,7 +77,6 @@ class LoadWorker:
         self._scratch = scratch
         self._owner = owner or uuid.uuid4().hex
         self._poll_seconds = poll_seconds
-        self._lease_seconds = lease_seconds
         self._stop = threading.Event()
         self._splitting = ""
         self.tasks = (Background("splitting of uploads"), Background("loads"))
@@ -107,7 +106,7 @@ class LoadWorker:
         # Read the state before `_splitting`, which the other thread sets before it changes the state.
         if self._catalog.load(tenant, load_id).state not in states or load_id == self._splitting:
             return
-        if self._catalog.lease_load(tenant, load_id, self._owner, self._lease_seconds):
+        if self._catalog.lease_load(tenant, load_id, self._owner, _LEASE_SECONDS):
             # Read again: the previous owner of the lease may have finished the load.
             load = self._catalog.load(tenant, load_id)
             if load.state in states:
@@ -262,9 +261,9 @@ class LoadWorker:
         finished = threading.Event()
 
         def renew() -> None:
-            while not finished.wait(self._lease_seconds / 3):
+            while not finished.wait(_LEASE_SECONDS / 3):
                 try:
-                    self._catalog.lease_load(load.tenant, load.id, self._owner, self._lease_seconds)
+                    self._catalog.lease_load(load.tenant, load.id, self._owner, _LEASE_SECONDS)
                 except TLMError as error:
                     log.warning("The lease on load %s could not be renewed: %s", load.id, error)
 

@@ -213,11 +213,11 @@ class RayCluster:
             raise ClusterUnavailable("Ray's response is not JSON. Check TLM_TRAINER_RAY_URL.") from error
 
 
-def connect_cluster(url: str, *, timeout: float = 10.0) -> RayCluster:
+def connect_cluster(url: str) -> RayCluster:
     """Return the job server at `url`. The token comes from RAY_AUTH_TOKEN, the variable that Ray itself reads."""
     token = os.environ.get("RAY_AUTH_TOKEN")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return RayCluster(httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False))
+    return RayCluster(httpx.Client(base_url=url, headers=headers, timeout=10, trust_env=False))
 
 
 def _summary(exit_code: object) -> str:

@@ -207,8 +207,8 @@ class Supervisor:
             self._notify(f"{error.message} `tlm status` shows an older state.")
 
 
-def _tail(log: Path, lines: int = 8) -> str:
+def _tail(log: Path) -> str:
     with open(log, "rb") as handle:
         handle.seek(0, os.SEEK_END)
         handle.seek(max(0, handle.tell() - 8192))
-        return "\n".join(handle.read().decode("utf-8", "replace").splitlines()[-lines:])
+        return "\n".join(handle.read().decode("utf-8", "replace").splitlines()[-8:])
