@@ -95,7 +95,7 @@ class Tailer:
         self._progress_interval = progress_interval
         self._topics: dict[tuple[str, str], _Topic] = {}
         self._watched = asyncio.Event()
-        self._closed = False
+        self.closed = False  # whether the gateway is shutting down
         self.task = Background("events")
 
     @property
@@ -103,15 +103,10 @@ class Tailer:
         """Number of open streams."""
         return sum(topic.watchers for topic in list(self._topics.values()))
 
-    @property
-    def closed(self) -> bool:
-        """Whether the gateway is shutting down."""
-        return self._closed
-
     async def run(self) -> None:
         """Poll until cancelled. Streams stay open while the store is unavailable."""
         with self.task.running():
-            while not self._closed:
+            while not self.closed:
                 if not self._topics:
                     self._watched.clear()
                     await self._watched.wait()
@@ -121,7 +116,7 @@ class Tailer:
 
     def close(self) -> None:
         """End all streams without an `end` event, so that clients reconnect."""
-        self._closed = True
+        self.closed = True
         self._watched.set()
         for topic in self._topics.values():
             topic.announce()
@@ -140,7 +135,7 @@ class Tailer:
             shown: str | None = None
             shown_at = sent_at = time.monotonic()
             due = 0.0
-            while not (self._closed or topic.deleted):
+            while not (self.closed or topic.deleted):
                 changed = topic.changed
                 events = topic.after(after)
                 if events is None:
@@ -172,7 +167,7 @@ class Tailer:
 
     async def _read(self, tenant: str, job_id: str, after: int) -> list[Event]:
         """Return a page of events from the store. The response has begun, so retry while the store is unavailable."""
-        while not self._closed:
+        while not self.closed:
             try:
                 return await run_in_threadpool(self._jobs.events, tenant, job_id, after=after, limit=_PAGE)
             except Unavailable:

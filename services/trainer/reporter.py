@@ -171,9 +171,13 @@ class JobReporter:
     def _may_continue(self) -> bool:
         return self._continue and not self.draining
 
-    def flush(self) -> None:
-        """Send the pending report. After the job ends, the store rejects reports."""
-        self._send()
+    def flush(self, beat: Beat | None = None) -> None:
+        """Send the pending report, and a heartbeat if given. After the job ends, the store rejects reports."""
+        with self._sending:  # Reports stay in order.
+            with self._lock:
+                report, self._pending = self._pending, _Report()
+            if not self._stale:
+                self._send(report, beat)
 
     def close(self) -> None:
         """Send the pending report and end the thread."""
@@ -191,7 +195,7 @@ class JobReporter:
                     self._pending.progress = self._pending.progress or self._without_steps
                 pending = bool(self._pending)
             if pending or waited >= self._heartbeat:
-                self._send(Beat(idle=idle, limit=limit, rate=self._rate))
+                self.flush(Beat(idle=idle, limit=limit, rate=self._rate))
                 waited = 0.0
             if closing:
                 return
@@ -211,14 +215,7 @@ class JobReporter:
                     if draining:
                         self._draining.set()
 
-    def _send(self, beat: Beat | None = None) -> None:
-        with self._sending:  # Reports stay in order.
-            with self._lock:
-                report, self._pending = self._pending, _Report()
-            if not self._stale:
-                self._send_report(report, beat)
-
-    def _send_report(self, report: _Report, beat: Beat | None) -> None:
+    def _send(self, report: _Report, beat: Beat | None) -> None:
         try:
             progress = report.progress() if report.progress else None
             state = self._store.report(

@@ -20,7 +20,6 @@ from services.api.job_artifacts import (
 )
 from services.api.parts import Parts, PartsDep
 from services.api.suspects import suspect_labels
-from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import Conflict, InvalidRequest, NotFound
 from tlm_core.evaluation.report import REPORT
 from tlm_core.evaluation.summary import model_rows, refit_in_words, sentences
@@ -107,7 +106,7 @@ def predict(
 ) -> Response:
     """Classify each line, or the text pair in the two fields. confidence: lowest probability that gives a label."""
     served = served_model(parts.jobs, job)
-    pairs = _has_pairs(parts, served.ref)
+    pairs = bool(parts.artifacts.read_json(served.ref, METADATA)["pair"])
     rows = [texts.strip()] if pairs else [line for line in texts.splitlines() if line.strip()]
     if not any(rows):
         raise InvalidRequest("The form has no text. Enter a text to classify.")
@@ -171,10 +170,6 @@ def _model_values(request: Request, parts: Parts, job: JobRecord) -> dict[str, o
         "classes": TASK_TYPES[labels.get("task_type", SINGLE_LABEL)].has_classes,
         "checkpoints": checkpoint_views(parts.artifacts, checkpoints_of(parts.jobs, job)),
     }
-
-
-def _has_pairs(parts: Parts, ref: ManifestRef) -> bool:
-    return bool(parts.artifacts.read_json(ref, METADATA)["pair"])
 
 
 def _matrix(labels: list[str], confusion: list[list[int]]) -> list[dict[str, object]] | None:
