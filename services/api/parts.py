@@ -10,6 +10,7 @@ from fastapi import Depends, Query, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict
 
 from services.api.estimate import Estimator
 from services.api.intake import LoadTask
@@ -97,6 +98,12 @@ def _query_names(dependant: Dependant) -> set[str]:
     """Return the names of the query parameters of a route and of its dependencies."""
     names = {field.alias for field in dependant.query_params}
     return names.union(*map(_query_names, dependant.dependencies))
+
+
+class RequestBody(BaseModel):
+    """The JSON body of a request. An unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 Limit = Annotated[int, Query(ge=1, le=100, description="Maximum number of items.")]

@@ -6,13 +6,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Request, Response
 from fastapi import Path as PathParam
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from services.api.auth import Tenant
 from services.api.forms import receive_form
 from services.api.intake import CORPUS_FIELDS, add_corpus
-from services.api.parts import AfterId, Limit, PartsDep, form_body, problems
+from services.api.parts import AfterId, Limit, PartsDep, RequestBody, form_body, problems
 from services.api.removal import delete_corpus
 from services.api.views import corpus_view, load_view
 from tlm_core.corpus.states import NearDuplicatesChoice
@@ -42,10 +42,8 @@ _FORM = form_body(
 )
 
 
-class CorpusBody(BaseModel):
+class CorpusBody(RequestBody):
     """Name and options of a corpus."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(max_length=200)
     language: str = Field("en", max_length=20)
@@ -60,14 +58,10 @@ class CorpusOfSources(CorpusBody):
     sources: tuple[str, ...] = Field(min_length=1, max_length=1000)
 
 
-class SearchBody(BaseModel):
+class SearchBody(RequestBody):
     """A query against a corpus."""
 
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        json_schema_extra={"examples": [{"query": "relation between two entities", "k": 5}]},
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{"query": "relation between two entities", "k": 5}]})
 
     query: str = Field(min_length=1, max_length=20_000)
     k: int = Field(10, ge=1, le=100)

@@ -6,14 +6,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from services.api.auth import Tenant
 from services.api.forms import by_field, receive_form
 from services.api.intake import PARTS, add_dataset, add_hub_dataset, parse_options
 from services.api.job_artifacts import file_response
-from services.api.parts import FILE_ANSWERS, AfterId, Limit, Parts, PartsDep, form_body, problems
+from services.api.parts import FILE_ANSWERS, AfterId, Limit, Parts, PartsDep, RequestBody, form_body, problems
 from services.api.removal import delete_dataset
 from services.api.views import dataset_view
 from services.common.catalog_records import DatasetRecord
@@ -38,13 +38,11 @@ _FORM = form_body(
 )
 
 
-class HubBody(BaseModel):
+class HubBody(RequestBody):
     """A dataset of the Hugging Face hub."""
 
     model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        json_schema_extra={"examples": [{"name": "sciie", "hub": "yxchar/sciie-tlm", "options": {}}]},
+        json_schema_extra={"examples": [{"name": "sciie", "hub": "yxchar/sciie-tlm", "options": {}}]}
     )
 
     name: str

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
 from services.api.auth import Tenant
 from services.api.job_artifacts import served_model
-from services.api.parts import AfterId, Limit, PartsDep, problems
+from services.api.parts import AfterId, Limit, PartsDep, RequestBody, problems
 from tlm_core.names import ALIAS, NOT_BLANK
 from tlm_core.wire import FinishedModel, Page, PredictingModel, Predictions
 
@@ -19,25 +19,21 @@ Alias = Annotated[str, Path(pattern=ALIAS, description="NAME@NAME, such as revie
 ModelId = Annotated[str, Path(max_length=200, description="Id of a job, or an alias.")]
 
 
-class AliasBody(BaseModel):
+class AliasBody(RequestBody):
     """The job that an alias points to."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", json_schema_extra={"examples": [{"job": "job_1m82kq0c5w9g2h7t4xa"}]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{"job": "job_1m82kq0c5w9g2h7t4xa"}]})
 
     job: str = Field(max_length=200)
 
 
-class PredictBody(BaseModel):
+class PredictBody(RequestBody):
     """Texts to classify. pairs: the second texts, for a model that reads pairs.
 
     min_confidence: texts whose highest probability is lower get no label. Invalid for regression.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", json_schema_extra={"examples": [{"texts": ["We evaluate on SciERC."]}]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{"texts": ["We evaluate on SciERC."]}]})
 
     texts: tuple[Annotated[str, StringConstraints(pattern=NOT_BLANK)], ...] = Field(min_length=1, max_length=256)
     pairs: tuple[str, ...] | None = Field(None, max_length=256)

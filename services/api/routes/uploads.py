@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
 from services.api.auth import Tenant
 from services.api.forms import by_field
 from services.api.intake import PARTS, add_corpus, add_dataset
-from services.api.parts import PartsDep, problems, request_body
+from services.api.parts import PartsDep, RequestBody, problems, request_body
 from services.api.routes.corpora import CorpusBody
 from services.api.routes.datasets import created
 from services.api.views import load_view
@@ -22,11 +22,7 @@ router = APIRouter(tags=["uploads"])
 _PART = request_body("application/octet-stream", {"type": "string", "format": "binary"}, "bytes")
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class UploadBody(_Body):
+class UploadBody(RequestBody):
     """A file to upload. The extension of the name gives the file type."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"name": "train.csv.gz", "size": 83_886_080}]})
@@ -36,7 +32,7 @@ class UploadBody(_Body):
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="Verified when the upload is complete.")
 
 
-class DatasetOfUploads(_Body):
+class DatasetOfUploads(RequestBody):
     """A dataset made from complete uploads. files: split → id of an upload. options: as for POST /v1/datasets/hub."""
 
     model_config = ConfigDict(

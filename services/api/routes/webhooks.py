@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from services.api.auth import Tenant
-from services.api.parts import PartsDep, problems
+from services.api.parts import PartsDep, RequestBody, problems
 from tlm_core.errors import Conflict
 from tlm_core.wire import EventType, Page, Webhook, WebhookAttempt, WebhookCreated
 
@@ -15,13 +15,12 @@ router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
 _MAX_WEBHOOKS = 50
 
 
-class WebhookBody(BaseModel):
+class WebhookBody(RequestBody):
     """An endpoint and the events it receives."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid",
-        json_schema_extra={"examples": [{"url": "https://example.com/tlm", "events": ["job.succeeded", "job.failed"]}]},
-    )  # fmt: skip
+        json_schema_extra={"examples": [{"url": "https://example.com/tlm", "events": ["job.succeeded", "job.failed"]}]}
+    )
 
     url: str = Field(min_length=1, max_length=2000)
     events: tuple[EventType, ...] = Field(("job.succeeded", "job.failed", "job.cancelled"), min_length=1, max_length=20)
