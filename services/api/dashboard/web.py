@@ -175,33 +175,33 @@ async def _to_sign_in(request: Request, _: Exception) -> Response:
 
 async def _on_foreign(request: Request, _: Exception) -> Response:
     detail = "The request did not come from a page of the dashboard. Open the dashboard, and repeat the action there."
-    return _failure(request, 403, "Request refused", detail)
+    return _failure(request, 403, detail)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, TLMError)
     problem = problem_of(error)
-    title = _TITLES.get(problem.status, "The request failed")
-    return _failure(request, problem.status, title, problem.detail, problem.errors or ())
+    return _failure(request, problem.status, problem.detail, problem.errors or ())
 
 
 async def _on_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return _failure(request, 422, _TITLES[422], validation_problem(error.errors()).detail)
+    return _failure(request, 422, validation_problem(error.errors()).detail)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     detail = f"There is no page at {request.url.path}." if error.status_code == 404 else str(error.detail)
-    return _failure(request, error.status_code, _TITLES.get(error.status_code, "The request failed"), detail)
+    return _failure(request, error.status_code, detail)
 
 
 async def _on_unexpected(request: Request, error: Exception) -> Response:
     logging.getLogger(__name__).error("%s %s failed: %r", request.method, request.url.path, error)
-    return _failure(request, 500, _TITLES[500], "An unexpected error occurred. The log of the gateway has the cause.")
+    return _failure(request, 500, "An unexpected error occurred. The log of the gateway has the cause.")
 
 
 _TITLES = {
+    403: "Request refused",
     404: "Not found",
     409: "Not possible now",
     413: "Upload too large",
@@ -212,9 +212,8 @@ _TITLES = {
 }
 
 
-def _failure(
-    request: Request, status: int, title: str, detail: str, errors: Sequence[Mapping[str, object]] = ()
-) -> HTMLResponse:
+def _failure(request: Request, status: int, detail: str, errors: Sequence[Mapping[str, object]] = ()) -> HTMLResponse:
+    title = _TITLES.get(status, "The request failed")
     return page(request, "error.html", status=status, title=title, detail=detail, status_code=status, faults=errors)
 
 
