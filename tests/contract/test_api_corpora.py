@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -166,6 +167,19 @@ def test_full_disk_delays_a_load_and_keeps_its_upload(
         again.loads.round()
     ready = gateway.parts.catalog.load(T, load_id)
     assert (ready.state, ready.waiting) == (LoadState.READY, "")
+
+
+def test_load_waits_until_its_work_folder_can_be_created(gateway: Gateway) -> None:
+    load_id, again = queue_load(gateway), restarted(gateway)
+    obstacle = again.loads._scratch / "work"
+    shutil.rmtree(obstacle, ignore_errors=True)
+    obstacle.write_text("")
+    again.loads.round()
+    waiting = gateway.parts.catalog.load(T, load_id)
+    assert (waiting.state, waiting.waiting[:27]) == (LoadState.CUTTING, "Failed splitting the corpus")
+    obstacle.unlink()
+    again.loads.round()
+    assert gateway.parts.catalog.load(T, load_id).state is LoadState.INDEXING
 
 
 class Killed(BaseException):
