@@ -189,8 +189,8 @@ def build_task(documents: Iterable[Document], seed: int, size: TaskSize) -> Spli
     labels = list(islice(filter(None, candidates), size.labels))
     if len(labels) < size.fewest:
         raise MissingDependency(
-            f"The demo needs the docstrings of {size.fewest} of these libraries: {', '.join(size.libraries)}. "
-            "Install the requirements."
+            f"The demo needs the docstrings of at least {size.fewest} of these libraries: "
+            f"{', '.join(size.libraries)}. Install more of them."
         )
     splits = {split: [row for rows in labels for row in rows[split]] for split in reversed(sizes)}
     for split, rows in splits.items():

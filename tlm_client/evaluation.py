@@ -44,7 +44,9 @@ class Classifier:
                 self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
                 self.model = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            raise InvalidRequest(f"Cannot load the model '{source}': {error}") from error
+            raise InvalidRequest(
+                f"Cannot load the model '{source}' ({error}). Use a folder of `tlm download`, or a stock classifier."
+            ) from error
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.to(self.device).eval()
         self.labels: list[str] = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
@@ -116,12 +118,12 @@ def evaluate_model(
     if task.type.has_classes == (len(labels) == 1):
         other = "one number" if task.type.has_classes else "one of several labels"
         raise InvalidRequest(
-            f"The dataset has {task.type.target}s, but the model predicts {other}. Use a matching model."
+            f"The dataset has {task.type.target}s, but the model predicts {other}. Use a model of the same task type."
         )
     if task.type.has_classes and set(labels) != set(task.labels):
         raise InvalidRequest(
-            f"The labels differ.{_only('model', labels, task.labels)}{_only('dataset', task.labels, labels)} "
-            "Use a model that was trained on the labels of the dataset."
+            f"The labels of model and dataset differ.{_only('model', labels, task.labels)}"
+            f"{_only('dataset', task.labels, labels)} Use a model that was trained on the labels of the dataset."
         )
     texts, pairs = task.texts(split), task.text_pairs(split)
     outputs = []

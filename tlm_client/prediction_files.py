@@ -130,8 +130,9 @@ def _rows(table: TableFile, records: Iterator[Record], needed: Sequence[str]) ->
     for number, record in records:
         for name, value in record.items():
             if isinstance(value, str) and not value.isascii() and value != without_surrogates(value):
-                problem = "has a character that is not valid UTF-8. Save the file as UTF-8."
-                raise InvalidRequest(f"Column '{name}' in row {number} of {table.path} {problem}")
+                problem = "has bytes that are not UTF-8, or half of a surrogate pair."
+                remedy = "Save the file as UTF-8, or correct the text."
+                raise InvalidRequest(f"Column '{name}' in row {number} of {table.path} {problem} {remedy}")
         row = dict.fromkeys(needed) | record
         for name in needed:
             if not isinstance(row[name], str | None):

@@ -119,7 +119,10 @@ class Download:
 def _relative(name: str) -> PurePosixPath:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in name:
-        raise CorruptArtifact(f"The file name '{name}' is outside of the target folder. Report it to the operator.")
+        raise CorruptArtifact(
+            f"The gateway sent the file name '{name}', which lies outside of the target folder. Report this error to "
+            "the operator."
+        )
     return path
 
 

@@ -35,8 +35,9 @@ def refuse_folder(path: str) -> None:
     """Raise InvalidRequest if the hub id `path` is also a local path, because the libraries would read that path."""
     if Path(path).exists():
         raise InvalidRequest(
-            f"Invalid hub id: '{path}' is also a local folder, which the libraries would read. "
-            "Start the process in another directory, or pass the absolute path of the folder, or upload its files."
+            f"Invalid hub id: '{path}' is also a local folder, which the Hugging Face libraries would read. To read "
+            "from the hub, start this program in another directory. To use the folder, pass its absolute path or "
+            "upload its files."
         )
 
 

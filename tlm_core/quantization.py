@@ -25,7 +25,9 @@ def quantize(folder: Path, out: Path) -> tuple[int, int]:
     if out.exists():
         raise Conflict(f"'{out}' exists. Name a new folder.")
     if (name := load_model(folder).name) in LINEAR_MODELS:
-        raise InvalidRequest(f"'{folder / MODEL}' is the model '{name}', which has no encoder. Use it as it is.")
+        raise InvalidRequest(
+            f"'{folder / MODEL}' is the model '{name}', which has no encoder to quantize. Use the model unquantized."
+        )
     shutil.copytree(folder, out)
     # An ensemble stores weights in half precision. This step converts them to the precision of onnxruntime's products.
     quant_pre_process(folder / MODEL, out / MODEL, skip_symbolic_shape=True)

@@ -156,8 +156,8 @@ def load_model(folder: Path) -> Model:
     """
     if missing := [name for name in (METADATA, MODEL) if not (folder / name).is_file()]:
         raise CorruptArtifact(
-            f"The folder '{folder}' holds no model of a finished job: it has no {' and no '.join(missing)}. Expected "
-            f"{METADATA}, {MODEL}, and the folder model, {ALPHABET}, or both. Download a model with `tlm download`."
+            f"The folder '{folder}' holds no model of a finished job: it has no {' and no '.join(missing)}. Use a "
+            "folder that `tlm download` wrote for a finished job."
         )
     try:
         from onnxruntime import InferenceSession, SessionOptions

@@ -115,7 +115,7 @@ class _FormReader:
         self.form = Form()
         self.complete = False
         self._folder = folder
-        self._patterns = {"field": fields, "file": files}
+        self._patterns = {"text": fields, "file": files}
         self._header_name = self._header_text = self._disposition = b""
         self._field = ""
         self._text = bytearray()
@@ -157,7 +157,7 @@ class _FormReader:
         _, options = parse_options_header(self._disposition)
         self._field = options.get(b"name", b"").decode("utf-8", "replace")
         if b"filename" not in options:
-            self._check_name("field")
+            self._check_name("text")
             if self._field in self.form.fields:
                 raise InvalidRequest(f"The form field '{self._field}' occurs twice. Send it once.")
             return
@@ -199,7 +199,8 @@ class _FormReader:
         if not any(re.fullmatch(pattern, self._field) for pattern in patterns):
             # A pattern is a name, or a prefix and a range of letters.
             valid = ", ".join(re.sub(r"\[.*", "NAME", pattern) for pattern in sorted(patterns)) or "none"
-            raise InvalidRequest(f"Unknown form {kind} '{self._field[:100]}'. Valid {kind}s: {valid}.")
+            name = self._field[:100]
+            raise InvalidRequest(f"Unknown form field '{name}' with a {kind}. Valid fields with a {kind}: {valid}.")
 
 
 def _too_large(max_bytes: int) -> HTTPException:

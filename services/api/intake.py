@@ -254,7 +254,7 @@ def _by_split(files: Mapping[str, ReceivedFile]) -> dict[str, ReceivedFile]:
     if "file" in files:
         if files.keys() - {"file", "selection"}:
             raise InvalidRequest(
-                "The request has 'file' and files of splits. Send 'file' with all rows, or send 'train' instead of it."
+                "The request has 'file' and files of splits. Send 'file' alone, or 'train' and the other splits."
             )
         return {"train" if name == "file" else name: file for name, file in files.items()}
     if "train" not in files:

@@ -78,7 +78,7 @@ class Outbound:
             if not self._private and not _is_public(address):
                 raise InvalidRequest(
                     f"{url.host} has the private address {address}. Use a public host, or ask the operator to set "
-                    "TLM_API_WEBHOOK_PRIVATE."
+                    "TLM_API_WEBHOOK_PRIVATE=true."
                 )
         if not addresses:
             raise OSError(f"The host '{url.host}' has no IP address. Check the URL of the webhook.")

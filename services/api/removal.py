@@ -109,7 +109,9 @@ def _check_unused(jobs: JobStore, tenant: str, corpus: str, versions: set[str]) 
                 if uses or job.unreadable:
                     use = "uses" if uses else "has an unreadable record, so it may use"
                     raise Conflict(
-                        f"Job {job.id} is {job.state} and {use} corpus '{corpus}'. Cancel the job first.", job=job.id
+                        f"Job {job.id} is {job.state} and {use} corpus '{corpus}'. "
+                        "Wait until the job ends, or cancel it.",
+                        job=job.id,
                     )
             after = page[-1].id if page else None
 

@@ -42,7 +42,7 @@ def retry_job(parts: Parts, job: JobRecord, key: str | None) -> tuple[JobRecord,
     """Create a job with the same resolved inputs, which reuses finished stages. Raises IllegalTransition."""
     if job.state not in RETRYABLE:
         raise IllegalTransition(
-            f"Job {job.id} is {job.state}. Only failed and cancelled jobs can be retried; clone it instead.",
+            f"Job {job.id} is {job.state}. You can retry only failed and cancelled jobs. Clone this job instead.",
             state=job.state,
         )
     origin = Origin(job=job.id, how="retry")

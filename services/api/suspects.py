@@ -17,7 +17,10 @@ def suspect_labels(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord, *, 
     """Return the `limit` most suspect labels. Raises NotReady without a report, NotFound if it has no ranking."""
     ranking = artifacts.read_json(artifact_of(jobs, job, "evaluate"), "report.json").get("suspects")
     if ranking is None:
-        raise NotFound("The report of this job has no suspect labels. Use a classification job of kind train or prune.")
+        raise NotFound(
+            f"The report of job {job.id} has no ranking of suspect labels. Use a classification job of kind train or "
+            "prune."
+        )
     rows, task = ranking["rows"][:limit], artifacts_by_node(jobs, job).get("validate")
     texts = {
         split: task_rows(artifacts, task, split, {row["row"] for row in rows if row["split"] == split}, _CHARS)

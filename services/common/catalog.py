@@ -94,8 +94,8 @@ class Catalog:
             record = self._version(tenant, name, version)
             if record is None:
                 raise NotFound(
-                    f"Dataset '{name}' has no version '{version}'. Use '{name}@v3' for version 3, or "
-                    f"'{name}@DIGEST' with the first 8 or more digits of its digest."
+                    f"No dataset '{id_or_name}'. Give the version as v1, v2, …, or as the first 8 or more digits of "
+                    "its digest. List the datasets to see their names and versions."
                 )
             return record
         body = self._redis.get(key(tenant, "dataset", id_or_name))
@@ -237,7 +237,10 @@ class Catalog:
             if load.state in (LoadState.CANCELLING, LoadState.CANCELLED):
                 return load
             if load.state not in OPEN:
-                raise Conflict(f"Load {load_id} is {load.state} and cannot be cancelled. Delete its version, if any.")
+                raise Conflict(
+                    f"Load {load_id} is {load.state}, so it cannot be cancelled. If it loaded a corpus version that "
+                    "you do not need, delete this version."
+                )
             cancelling = load.model_copy(update={"state": LoadState.CANCELLING})
             if self._script["swap_load"](
                 keys=[key(tenant, "load", load_id)], args=[body, cancelling.model_dump_json()]

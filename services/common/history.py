@@ -154,7 +154,8 @@ def _read(artifacts: ArtifactStore, ref: ManifestRef, stream: str) -> list[Row]:
             lines = path.read_bytes()
         return [(stream_id, fields) for stream_id, fields in map(json.loads, gzip.decompress(lines).splitlines())]
     except (EOFError, ValueError, gzip.BadGzipFile, zlib.error) as error:
-        raise CorruptArtifact(f"{path} is damaged: {error}. Restore it, or delete the job.") from error
+        message = f"{path} is damaged: {error}. Restore this file from a backup, or delete the job."
+        raise CorruptArtifact(message) from error
 
 
 def folder_of(tenant: str, job: str) -> str:

@@ -455,7 +455,9 @@ class JobStore(JobReads):
         def drop(pipe: redis.client.Pipeline) -> None:
             if (unfinished := self._unfinished(tenant, jobs)) is not None:
                 job, state = unfinished
-                raise Conflict(f"Job {job} is {state} and needs this dataset. Cancel the job first.", job=job)
+                raise Conflict(
+                    f"Job {job} is {state} and needs this dataset. Wait until the job ends, or cancel it.", job=job
+                )
             pipe.multi()
             pipe.delete(key(tenant, "dataset", dataset_id))
             pipe.zrem(key(tenant, "datasets"), dataset_id)

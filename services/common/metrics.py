@@ -59,7 +59,12 @@ FIRST_STEP = Histogram(
 )  # fmt: skip
 STAGES = Histogram("tlm_stage_seconds", "Time of a stage.", ("stage",), buckets=_LONG, registry=REGISTRY)
 TOKENS = Gauge("tlm_tokens_per_second", "Training speed of all jobs of the coordinator.", registry=REGISTRY)
-ORPHANS = Counter("tlm_orphans", "Removed submissions and folders that no record names.", ("kind",), registry=REGISTRY)
+ORPHANS = Counter(
+    "tlm_orphans",
+    "Stopped submissions of ended attempts, and deleted folders without a record.",
+    ("kind",),
+    registry=REGISTRY,
+)
 STEP = Gauge("tlm_worker_step", "Step of the stage that a worker computes.", ("job_id", "node"), registry=REGISTRY)
 SPEED = Gauge("tlm_worker_speed", "Units per second of a worker.", ("job_id", "node", "unit"), registry=REGISTRY)
 PROGRESS = Gauge("tlm_worker_progress", "Sum of the rows, batches, bytes and steps of a worker.", registry=REGISTRY)

@@ -96,15 +96,15 @@ def free_bytes(disk_free: str | None) -> int | None:
     return int(disk_free) * 1024 if disk_free and disk_free.isdecimal() else None
 
 
-def unreadable(name: str, error: ValidationError, remedy: str = "restore it from a backup") -> UnreadableRecord:
+def unreadable(name: str, error: ValidationError, remedy: str = "restore Redis from a backup") -> UnreadableRecord:
     """Return the error for a record that does not match its model.
 
     The message suggests running the newest release. remedy: what it suggests if that does not help.
     """
     first = error.errors()[0]
     return UnreadableRecord(
-        f"Another release of the service wrote {name}, or it is damaged: {'.'.join(map(str, first['loc']))}: "
-        f"{first['msg']}. Run the newest release in all processes, or {remedy}."
+        f"The record of {name} is damaged, or another release of the service wrote it: "
+        f"{'.'.join(map(str, first['loc']))}: {first['msg']}. Run the newest release in all processes, or {remedy}."
     )
 
 

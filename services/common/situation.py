@@ -89,7 +89,9 @@ class Situation:
         artifact = self.artifact_id(node)
         log.warning("Invalidated artifact %s of %s: %s", artifact, node.name, error)
         store.invalidate_artifact(self.job.tenant, artifact, self.done[node.name], by=self.job)
-        return StorageUnavailable(f"The artifact of '{node.name}' is lost or damaged and is computed again: {error}")
+        return StorageUnavailable(
+            f"The artifact of '{node.name}' is lost or damaged. The next attempt computes it again. Cause: {error}"
+        )
 
 
 def folder_prefix(job: JobRecord, artifact: str) -> str:

@@ -151,7 +151,9 @@ def _failure(result: Mapping[str, Any]) -> TLMError | TemporaryFailure | None:
     if status == 404:
         return NotFound(f"The index was deleted during the load ({reason}). Load the corpus again.")
     if status == 403:
-        return Conflict(f"The index is closed for writing ({reason}). Open it for writing, or load the corpus again.")
+        return Conflict(
+            f"OpenSearch refuses writes to the index ({reason}). Allow writes to the index, or load the corpus again."
+        )
     if status in TEMPORARY_STATUS or status >= 500:
         error = IndexUnavailable(f"OpenSearch accepts no passages at the moment: {reason}. Try again later.")
         return TemporaryFailure(error, status)

@@ -85,7 +85,10 @@ def translated(error: Exception) -> TLMError | TemporaryFailure:
     if is_disk_full(reason):
         return StorageFull(f"OpenSearch has no disk space: {reason}. Free some space, then retry.")
     if status == 413:
-        return InvalidRequest(f"OpenSearch: The request is too large: {reason}")
+        return InvalidRequest(
+            f"OpenSearch refuses a request, because it is too large ({reason}). Raise http.max_content_length of "
+            "OpenSearch, or the limit of its proxy."
+        )
     cls, advice = next(_TRANSLATIONS[base] for base in type(error).__mro__ if base in _TRANSLATIONS)
     ours = cls(f"OpenSearch: {advice} {reason}" if advice else f"OpenSearch: {reason}")
     network = isinstance(error, client_errors.ConnectionError | urllib3.exceptions.HTTPError)

@@ -209,14 +209,20 @@ class OpenSearchIndexes:
         mappings, settings = description["mappings"], description["settings"]["index"]
         mark = mappings.get("_meta", {}).get("tlm", {})
         if {**mark, "schema": SCHEMA_VERSION, **key._asdict()} != mark:
-            raise IndexMismatch(f"Index {name} was not written by this release. Delete it. Load the corpus again.")
+            raise IndexMismatch(
+                f"This release of the service did not write the index {name}. Delete the index. Then load the corpus "
+                "again."
+            )
         shards = int(settings["number_of_shards"])
         expected = index_body(mark, mark["analysis"], shards)
         similarity = expected["settings"]["similarity"]["default"]
         if not _same_similarity(settings.get("similarity", {}).get("default", {}), similarity) or not _same_fields(
             mappings.get("properties", {}), expected["mappings"]["properties"]
         ):
-            raise IndexMismatch(f"Index {name} has another mapping or similarity. Delete it. Load the corpus again.")
+            raise IndexMismatch(
+                f"The mapping or similarity of index {name} differs from that of this release of the service. Delete "
+                "the index. Then load the corpus again."
+            )
         return OpenSearchIndex(cluster, name, mark, shards, str(settings.get("uuid", "")))
 
 

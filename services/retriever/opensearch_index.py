@@ -176,7 +176,7 @@ class OpenSearchIndex:
                 if _too_many_clauses(response) and "match" in query:
                     again[number] = self._by_terms(terms(queries[number], self.analysis))
                 elif reason := _incomplete(response):
-                    failure = IndexUnavailable(f"Incomplete search response: {reason}. Check the cluster.")
+                    failure = IndexUnavailable(f"Incomplete search response: {reason}. Check the OpenSearch cluster.")
                     again[number] = query
                 else:
                     hits = (hit["sort"] for hit in response.get("hits", {}).get("hits", []))
@@ -281,7 +281,7 @@ def _incomplete(response: Mapping[str, Any]) -> str | None:
         reason = reason_of(response["error"])
         if _too_many_clauses(response):
             raise IndexMismatch(
-                f"The clause limit of the cluster is too low ({reason}). "
+                f"The clause limit of OpenSearch is too low ({reason}). "
                 f"Set indices.query.bool.max_clause_count to {MAX_TERMS} or more."
             )
         if response["status"] == 404:

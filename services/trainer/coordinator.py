@@ -395,8 +395,8 @@ class Coordinator:
         held.submissions.stop(job, running=True)
         raise AttemptEnded(
             RuntimeExceeded(
-                f"The job ran for {runtime:.0f} s. Its limit max_runtime_seconds is {limit:g}. Clone it with a higher "
-                "limit; the clone continues from the last checkpoint."
+                f"The job ran for {runtime:.0f} s. Its limit max_runtime_seconds is {limit:g}. Clone the job with a "
+                "higher limit. The clone continues from the last checkpoint."
             )
         )
 
@@ -475,7 +475,8 @@ class Coordinator:
         held.selecting[artifact] = progress, since
         idle = self._now - max(since, self._stall_grace_until)
         if idle > self.settings.selection_seconds:
-            raise AttemptEnded(WorkerLost(f"The selection made no progress for {idle:.0f} s and was stopped."))
+            message = f"The selection made no progress for {idle:.0f} s. The coordinator stopped it."
+            raise AttemptEnded(WorkerLost(f"{message} Read the retriever's log."))
 
     def _fail_stage(self, situation: Situation, node: Node, error: TLMError) -> NoReturn:
         """Raise AttemptEnded with a stage's error. Invalidate lost or damaged inputs, whose error has precedence."""

@@ -58,7 +58,10 @@ class Growth:
         if self.clock() - self._since < self.seconds or not self._saves_time():
             return False
         workers = counted(more, "more worker")
-        self.requested = WorkerLost(f"The cluster has room for {workers}. The attempt ended at a checkpoint to grow.")
+        self.requested = WorkerLost(
+            f"The Ray cluster has room for {workers}. The attempt ended at a checkpoint, so that the next attempt can "
+            "start more workers."
+        )
         place = self.assignment
         self.store.report(place.tenant, place.job, place.attempt, draining=True)
         return True

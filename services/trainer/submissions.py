@@ -154,7 +154,7 @@ class Submissions:
         if self.cluster.is_lost(submission):
             self.check_owner(job)
             self.cluster.release(submission)
-            raise AttemptEnded(WorkerLost("The head of the cluster restarted before the workers started."))
+            raise AttemptEnded(WorkerLost("The head of the Ray cluster restarted before the workers started."))
 
     def _check_result(self, job: JobRecord, group: str) -> None:
         """Raise AttemptEnded if the ended workers of a group left a stage undone."""
@@ -175,9 +175,9 @@ class Submissions:
             room = counted(assignment.cpus, "CPU")
             room += f" and {counted(assignment.gpus, 'GPU')}" if assignment.gpus else ""
             error = ClusterUnavailable(
-                f"{counted(assignment.workers, 'worker')} with {room} did not start within "
-                f"{settings.start_seconds:g} s. The cluster is slow or has no room. They start when other jobs end or "
-                "when you add machines to the cluster."
+                f"{counted(assignment.workers, 'worker')} did not start within {settings.start_seconds:g} s. Each "
+                f"worker needs {room}. The Ray cluster is slow or has no room. The workers start when other jobs end "
+                "or when you add machines to the Ray cluster."
             )
             report_waiting(self.store, job, error)
 

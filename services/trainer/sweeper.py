@@ -117,8 +117,8 @@ class StorageSweeper:
             orphans += [name for name in below if name not in named and not unfinished.intersection(_JOB.findall(name))]
         if len(orphans) > max(_FEW, folders / 2):
             raise Conflict(
-                f"No record names {len(orphans):,} of {folders:,} folders in the storage. Nothing is deleted. Check "
-                "that Redis and the storage belong together."
+                f"{len(orphans):,} of {folders:,} folders in the storage have no record in Redis. The coordinator "
+                "deletes none of them. Check that Redis and the storage belong together."
             )
         expired = [folder for folder in orphans if folder.split("/")[1] == "parts"]  # The record of an upload expires.
         for folder in [*expired, *self.store.orphans(set(orphans) - set(expired), _ORPHAN_SECONDS)]:

@@ -70,7 +70,7 @@ def test_lists_show_a_damaged_record_beside_the_others(
     redis_client.hset(f"tlm:{{{T}}}:corpus:docs", "v1", damage)
     listed = {record.id: record for record in catalog.datasets(T)[0]}
     assert listed[whole.id] == whole
-    assert str((listed[damaged.id].error or {})["message"]).startswith("Another release of the service wrote dataset")
+    assert str((listed[damaged.id].error or {})["message"]).startswith("The record of dataset")
     for corpus in (catalog.corpus(T, "docs"), catalog.corpora(T)[0][0]):
         states = {version.version: (version.state, bool(version.error)) for version in corpus.versions}
         assert states == {"v1": (CorpusState.FAILED, True), "v2": (CorpusState.READY, False)}
@@ -79,7 +79,7 @@ def test_lists_show_a_damaged_record_beside_the_others(
         (LoadState.READY, False),
     ]
     for read in (lambda: catalog.dataset(T, "bad"), lambda: catalog.load(T, load.id)):
-        with pytest.raises(UnreadableRecord, match="or it is damaged"):
+        with pytest.raises(UnreadableRecord, match="is damaged, or another release"):
             read()
     assert "error" not in whole.model_dump(), "no record stores it"
 

@@ -281,7 +281,7 @@ def test_job_without_room_reports_it_once(harness: CoordinatorHarness) -> None:
     for harness.store.ahead in (0, 59, 61, 122, 3600):
         coordinator.round()
         assert len(waits(harness, job_id)) == (harness.store.ahead > 60)
-    assert "1 worker with 3 CPUs" in waits(harness, job_id)[0]
+    assert "Each worker needs 3 CPUs" in waits(harness, job_id)[0]
     harness.work(submission)
     coordinator.round()
     assert harness.job(job_id).state is State.SUCCEEDED

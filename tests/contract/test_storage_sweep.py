@@ -232,7 +232,7 @@ def test_deletion_keeps_files_with_which_a_new_job_has_ended(
 def test_lost_records_delete_no_folders(gateway: Gateway, sweeper: StorageSweeper, store: MovableClockStore) -> None:
     paths = [add(gateway, f"{T}/artifacts/art_{number}/job_{'1' * 19}-1") for number in range(30)]
     for _ in range(2):
-        with pytest.raises(Conflict, match="No record names 30 of 30 folders"):
+        with pytest.raises(Conflict, match="30 of 30 folders in the storage have no record"):
             sweeper.sweep()
         store.ahead += WEEK
     assert all(path.exists() for path in paths)

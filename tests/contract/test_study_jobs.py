@@ -111,7 +111,7 @@ def test_workers_wait_for_every_selection(harness: StudyHarness) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "complaint"), [([10, 31], "The size 31 exceeds the"), ([2, 3], "At every size, a label has no text")]
+    ("sizes", "complaint"), [([10, 31], "The size 31 exceeds the"), ([2, 3], "No size includes texts of all labels")]
 )
 def test_impossible_sizes_fail_the_job_before_training(harness: StudyHarness, sizes: list[int], complaint: str) -> None:
     job_id = harness.submit(kind="learning_curve", options=CURVE | {"sizes": sizes}, labels="abcdefgh")

@@ -50,7 +50,7 @@ def test_report_without_a_ranking_is_not_found(api: TestClient, gateway: Gateway
     assert job is not None
     complete(gateway.parts.jobs, gateway.parts.artifacts, job, gateway.root)
     answer = api.get(f"/v1/jobs/{job.id}/suspects")
-    assert answer.status_code == 404 and "has no suspect labels" in answer.json()["detail"]
+    assert answer.status_code == 404 and "has no ranking" in answer.json()["detail"]
 
 
 def test_labels_page_shows_texts_suggestions_and_ngrams(filled: tuple[Gateway, Contents]) -> None:

@@ -202,7 +202,7 @@ def test_job_shrinks_when_a_node_is_lost_and_grows_with_another(run: Run, nodes:
     run.until(lambda: run.job.state in TERMINAL)
     assert (run.job.state, run.job.attempt, run.job.failures) == (State.SUCCEEDED, 3, 0)
     assert run.trained == [2, 1, 2], "Each attempt starts with the workers that find room."
-    assert "ended at a checkpoint to grow" in run.events("job.requeued")[1].data["message"]
+    assert "next attempt can start more workers" in run.events("job.requeued")[1].data["message"]
     assert {event.data["code"] for event in run.events("attempt.error")} == {"worker_lost"}
     lost, grown = (event.data["step"] for event in run.events("stage.resumed"))
     assert 0 < lost < grown

@@ -109,7 +109,7 @@ def test_published_encoder_caps_default_rates_only() -> None:
         ({"finetune.optimizer.betas": [-0.1, 0.9]}, "finetune.optimizer.betas"),
         (
             {"selection.selector": "none", "joint.task_loss": False, "joint.mlm_on_task": False},
-            "Set joint.task_loss or joint.mlm_on_task to true",
+            "Set one of them to true, or joint.enabled to false",
         ),
     ],
 )

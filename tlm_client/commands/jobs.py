@@ -305,17 +305,17 @@ def _loss_curve(client: TLMClient, job_id: str, node: str) -> tuple[str, tuple[f
 def parse_labels(texts: list[str] | None) -> dict[str, str]:
     """Parse KEY=VALUE labels. Raises InvalidRequest for a key with two values."""
     labels: dict[str, str] = {}
-    for key, value in map(split_pair, texts or []):
+    for key, value in (split_pair(text, "--label") for text in texts or []):
         if labels.setdefault(key, value) != value:
             raise InvalidRequest(f"The label '{key}' has two values, '{labels[key]}' and '{value}'. Give one value.")
     return labels
 
 
-def split_pair(text: str) -> tuple[str, str]:
-    """Split KEY=VALUE. Raises InvalidRequest."""
+def split_pair(text: str, option: str) -> tuple[str, str]:
+    """Split KEY=VALUE, a value of the option `option` of a command. Raises InvalidRequest."""
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise InvalidRequest(f"Invalid argument '{text}'. Expected KEY=VALUE.")
+        raise InvalidRequest(f"Invalid {option} '{text}'. Expected KEY=VALUE.")
     return key, value
 
 

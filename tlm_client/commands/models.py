@@ -47,7 +47,7 @@ def predict(
     pair: Annotated[list[str] | None, typer.Option(help="Second text of a text pair. Repeatable.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Texts in CSV, JSON Lines or Parquet.")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="New file: --file with predictions, as CSV or JSON Lines.")
+        Path | None, typer.Option("--out", "-o", help="File for the rows and predictions, as CSV or JSON Lines.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file of --out if it exists.")] = False,
     text_column: TextColumn = None,

@@ -120,8 +120,8 @@ def retry(job_id: JobId, watch: Watch = False) -> None:
 
 def clone(
     job_id: JobId,
-    dataset: Annotated[str | None, typer.Option(help="Dataset. The same NAME means its newest version.")] = None,
-    corpus: Annotated[str | None, typer.Option(help="Corpus. The same NAME means its newest version.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Dataset. NAME means its newest version.")] = None,
+    corpus: Annotated[str | None, typer.Option(help="Corpus. NAME means its newest version.")] = None,
     scale: Annotated[str | None, typer.Option(help=_SCALES)] = None,
     seed: Annotated[list[int] | None, typer.Option("--seed", help="Replace the seeds. Repeatable.")] = None,
     set_: Overrides = None,
@@ -206,11 +206,12 @@ def _parse_options(text: str, kind: str) -> dict[str, object]:
 def _parse_overrides(texts: list[str] | None) -> dict[str, object]:
     """Parse KEY=VALUE recipe overrides. A value that is not JSON stays text, so that names need no extra quotes."""
     overrides = {}
-    for key, text in map(split_pair, texts or []):
+    for key, text in (split_pair(pair, "--set") for pair in texts or []):
         try:
             overrides[key] = json.loads(text)
         except RecursionError as error:
-            raise InvalidRequest(f"The value {text[:20]}… of '{key}' has too many nested levels.") from error
+            message = f"Invalid --set '{key}={text[:20]}…'. The value has too many nested levels. Give a flatter value."
+            raise InvalidRequest(message) from error
         except ValueError:
             overrides[key] = text
     return overrides

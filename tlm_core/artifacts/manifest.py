@@ -75,5 +75,6 @@ class ManifestRef(_Value):
 def mismatch(file: str) -> CorruptArtifact:
     """Return the error for a file that differs from its manifest."""
     return CorruptArtifact(
-        f"The file {file} does not match its manifest. Restore it from a backup, or retry the job that reads it."
+        f"The file {file} does not match its manifest. Restore the file from a backup, or clone the job that wrote it: "
+        "tlm clone JOB."
     )

@@ -168,12 +168,13 @@ class ArtifactStore:
             manifest = Manifest.model_validate_json(body)
         except ValueError as error:
             raise CorruptArtifact(
-                f"{ref.folder}/{MANIFEST} is unreadable. Restore it from a backup, or retry the job that reads it."
+                f"{ref.folder}/{MANIFEST} is unreadable. Restore it from a backup, or clone the job that wrote it: "
+                "tlm clone JOB."
             ) from error
         if manifest.digest != ref.digest:
             raise CorruptArtifact(
-                f"{ref.folder}/{MANIFEST} differs from the published one. Restore it from a backup, or retry the job "
-                "that reads it."
+                f"{ref.folder}/{MANIFEST} differs from the published one. Restore it from a backup, or clone the job "
+                "that wrote it: tlm clone JOB."
             )
         return manifest
 

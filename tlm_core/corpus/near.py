@@ -184,5 +184,8 @@ def _library() -> Callable[[list[list[str]]], Sequence[Sequence[int]]]:
     try:
         from rensa import RMinHash  # type: ignore[import-untyped, unused-ignore]
     except ImportError as error:
-        raise MissingDependency("Detecting near duplicates needs the package rensa. Install it.") from error
+        raise MissingDependency(
+            "Detecting near duplicates needs the package rensa. Install the package for the loader, or set "
+            "near_duplicates to 'keep'."
+        ) from error
     return lambda shingles: RMinHash.digests_from_token_sets(shingles, _MINIMA, _SEED)

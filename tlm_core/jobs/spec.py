@@ -153,7 +153,7 @@ class JobSpec(_Record):
             if recipe.selection.definition.source == "dataset":
                 raise InvalidRequest(
                     f"Kind '{kind.name}' cannot use a selection that was uploaded with a dataset. Choose another "
-                    f"selector, or use one of these kinds: {others}."
+                    f"selection.selector, or use one of these kinds: {others}."
                 )
         kind.check(self.options if options is None else options, recipe, self.names)
 

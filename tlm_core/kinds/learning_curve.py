@@ -77,7 +77,7 @@ class LearningCurveOptions(KindOptions):
     @model_validator(mode="after")
     def _check(self) -> LearningCurveOptions:
         if min(self.sizes) <= 0 or any(size > 1 and size != int(size) for size in self.sizes):
-            raise ValueError("A size must be a share above 0 and up to 1, or a whole number above 1.")
+            raise ValueError("Each value of 'sizes' must be a share above 0 and up to 1, or a whole number above 1.")
         for name, values in (("sizes", self.sizes), ("models", self.models)):
             if twice := [value for value, count in Counter(values).items() if count > 1]:
                 raise ValueError(f"The value {twice[0]} occurs twice in '{name}'. Name each value once.")

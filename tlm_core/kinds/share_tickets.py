@@ -69,7 +69,9 @@ def _ticket(name: str, value: object) -> object:
         except InvalidRequest as error:
             raise ValueError(f"Invalid ticket of '{name}'. {error.message}") from error
     if isinstance(value, str) and not value.startswith("job_"):
-        raise ValueError(f"Invalid ticket of '{name}': '{value[:80]}'. Expected a level, a mask, or the ID of a job.")
+        raise ValueError(
+            f"Invalid ticket of '{name}': '{value[:80]}'. Expected a level, a mask, or the id of a `prune` job."
+        )
     if isinstance(value, int | float) and not 0 < value < 1:
         raise ValueError(f"Invalid ticket of '{name}': {value}. A level must be above 0 and below 1.")
     return value
@@ -90,7 +92,9 @@ def _mask(name: str, job_id: str, recipe: Recipe, lookup: Lookup) -> Mask:
     if job.data.content != lookup.dataset(name).content:
         raise InvalidRequest(f"{ticket} used other data ({job.dataset}) or read it with other options. {instead}")
     if job.recipe.finetune.has_tries:
-        raise InvalidRequest(f"{ticket} tried several finetuning rates or class weights. Sharing uses one. {instead}")
+        raise InvalidRequest(
+            f"{ticket} tried several finetuning rates or class weights. Sharing supports only one of each. {instead}"
+        )
     if other := differences([_tuning(job.recipe), _tuning(recipe)]):
         keys = ", ".join(f"{key} ({theirs} in that job, {ours} in this one)" for key, (theirs, ours) in other.items())
         raise InvalidRequest(f"{ticket} used other settings: {keys}. Use its values in this job. {instead}")
@@ -196,7 +200,8 @@ def _read_ticket(name: str, ticket: object) -> object:
         return Mask.from_dict(mask if isinstance(mask, dict) else {}).as_dict()
     except (OSError, ValueError, RecursionError, InvalidRequest) as error:
         raise InvalidRequest(
-            f"Invalid ticket of '{name}': '{ticket}'. Expected a level, a job ID (job_…) or a mask file: {error}"
+            f"Invalid ticket of '{name}': '{ticket}'. Expected a level, the id of a `prune` job (job_…), or a mask "
+            f"file. Cannot read it as a mask file: {error}"
         ) from error
 
 

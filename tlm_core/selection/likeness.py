@@ -121,8 +121,9 @@ def _examples(inputs: SelectionInputs) -> tuple[list[str], list[str]]:
     if not positives or not negatives:
         hit = "no passage" if not positives else "every passage"
         raise EmptySelection(
-            f"The queries hit {hit} of corpus '{inputs.corpus.name}'. The selector needs both passages that they hit "
-            "and passages that they do not hit. Use a larger corpus in the language and field of the task."
+            f"The queries retrieve {hit} of corpus '{inputs.corpus.name}'. The selector '{inputs.params.selector}' "
+            "needs passages that the queries retrieve, and other passages. Use a larger corpus in the language and "
+            "field of the task."
         )
     return positives, negatives
 

@@ -77,7 +77,7 @@ class TantivyIndex:
         except ValueError as error:
             raise _mismatch(folder, f"cannot read {_METADATA}") from error
         if metadata.get("schema") != SCHEMA_VERSION:
-            raise _mismatch(folder, "another release wrote it")
+            raise _mismatch(folder, "another release of the service wrote the index")
         try:
             index = tantivy.Index.open(str(folder / _TERMS))
             opened = cls(folder, metadata["analysis"], index)
@@ -311,6 +311,9 @@ def _tantivy_errors(folder: Path) -> Iterator[None]:
     except (ValueError, OSError) as error:
         if any(text in str(error) for text in _DISK_FULL) or shutil.disk_usage(folder).free < _MIN_FREE_BYTES:
             raise StorageFull(
-                f"No space left for the index in {folder}. Free some space. Load the corpus again."
+                f"No space left for the index in {folder}. Free some space. If no load waits for space, load the "
+                "corpus again."
             ) from error
-        raise IndexUnavailable(f"The index in {folder} failed: {error}. Try again, or reload the corpus.") from error
+        raise IndexUnavailable(
+            f"The index in {folder} failed: {error}. Try again, or load the corpus again."
+        ) from error

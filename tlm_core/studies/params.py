@@ -43,7 +43,8 @@ class LSTM(BaseModel):
     hidden: int = Field(256, ge=8, le=1024, description="width of each direction")
     embedding: int = Field(256, ge=8, le=1024, description="width of the token vectors of a random start")
     init: Literal["counts", "scratch"] = Field(
-        "counts", description="scratch: random token vectors; counts: counted ones, if model.init is counts as well"
+        "counts",
+        description="scratch: random token vectors; counts: token vectors from counts, if model.init is counts as well",
     )
     dropout: float = Field(0.2, ge=0, lt=1)
     lr: float = Field(2e-3, gt=0, description="peak learning rate of AdamW")

@@ -96,7 +96,9 @@ def curve_sizes(task: Task, requested: Sequence[float], seeds: Sequence[int]) ->
         names = ", ".join(f"'{task.labels[label]}'" for label in sorted(missing))
         sizes.append(Size(size, rows, f"{rows} texts include none with the label {names}" if missing else None))
     if all(size.dropped for size in sizes):
-        raise InvalidRequest(f"At every size, a label has no text. For example, {sizes[-1].dropped}. Use larger sizes.")
+        raise InvalidRequest(
+            f"No size includes texts of all labels. For example, {sizes[-1].dropped}. Use larger sizes."
+        )
     return sizes
 
 

@@ -124,7 +124,9 @@ class TableFile:
             self.fault("bad_encoding", message)
         except (OSError, pa.ArrowException) as error:
             if getattr(error, "errno", None):
-                raise StorageUnavailable(f"Cannot read {self.path}: {error}. Try again.") from error
+                raise StorageUnavailable(
+                    f"Cannot read {self.path}: {error}. Check the file and the storage, and try again."
+                ) from error
             if "Truncated" in str(error):
                 self.fault("cut_file", f"{self.label} is compressed and ends too early. Upload the whole file.")
             else:

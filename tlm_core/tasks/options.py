@@ -43,7 +43,7 @@ class DatasetOptions:
             raise InvalidRequest(f"Unknown metric '{self.metric}'. Valid metrics: {', '.join(METRICS)}.")
         if self.positive_label is not None and not (self.metric is None or METRICS[self.metric].positive_label):
             raise InvalidRequest(
-                f"positive_label needs the metric f1, not {self.metric}. Set f1, or remove positive_label."
+                f"positive_label needs the metric f1, not {self.metric}. Set metric to f1, or remove positive_label."
             )
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
             raise InvalidRequest(f"Invalid delimiter {self.delimiter!r}. Expected one character, such as ',' or a tab.")
@@ -51,4 +51,6 @@ class DatasetOptions:
             raise InvalidRequest(f"Invalid split_seed {self.split_seed}. Expected 0 to {2**32 - 1}.")
         used = [c for c in (self.text_column, self.text_pair_column, self.label_column) if c]
         if len(set(used)) < len(used):
-            raise InvalidRequest(f"Text, text pair and label need different columns, not {', '.join(used)}.")
+            raise InvalidRequest(
+                f"text_column, text_pair_column and label_column need different columns, but name {', '.join(used)}."
+            )

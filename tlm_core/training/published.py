@@ -97,6 +97,7 @@ def shape_of(config: dict[str, Any], source: str) -> Shape:
     name = str(config.get("model_type"))
     if name not in ARCHITECTURES:
         raise InvalidRecipe(
-            f"'{source}' is a '{config.get('model_type')}' model. model.init supports {', '.join(ARCHITECTURES)}."
+            f"'{source}' is a '{config.get('model_type')}' model. Choose a model of one of these architectures: "
+            f"{', '.join(ARCHITECTURES)}."
         )
     return architecture_named(name).published_shape(config, source)

@@ -119,7 +119,9 @@ class Budget(_Part):
     def _exactly_one(self) -> Budget:
         units = [name for name, value in self if value is not None]
         if len(units) != 1:
-            raise ValueError(f"The budget sets {' and '.join(units) or 'no unit'}. Set one of {', '.join(dict(self))}.")
+            raise ValueError(
+                f"The budget sets {' and '.join(units) or 'no unit'}. Set exactly one of {', '.join(dict(self))}."
+            )
         return self
 
     @property
@@ -461,13 +463,13 @@ def _check_trainable(recipe: Recipe) -> None:
     joint = recipe.joint
     if joint.enabled and recipe.selection.selector == "none" and not (joint.task_loss or joint.mlm_on_task):
         raise InvalidRecipe(
-            "With selection.selector 'none', the joint stage trains on task texts alone. Set joint.task_loss or "
-            "joint.mlm_on_task to true, or joint.enabled to false."
+            "With selection.selector 'none', the joint stage has nothing to train on, because joint.task_loss and "
+            "joint.mlm_on_task are false. Set one of them to true, or joint.enabled to false."
         )
     if joint.stop_if_behind is not None and not (joint.enabled and joint.task_loss):
         raise InvalidRecipe(
-            "joint.stop_if_behind compares the encoder's classifier with the linear model. Set joint.enabled and "
-            "joint.task_loss to true, or joint.stop_if_behind to null."
+            "joint.stop_if_behind needs a classifier from the joint stage, but joint.enabled or joint.task_loss is "
+            "false. Set joint.enabled and joint.task_loss to true, or joint.stop_if_behind to null."
         )
 
 

@@ -201,7 +201,7 @@ def load_checkpoint(
     data = json.loads((folder / STATE).read_text(encoding="utf-8"))
     if data.keys() != TrainState.__dataclass_fields__.keys():
         raise CorruptArtifact(
-            f"{folder / STATE} is not a training state of this version. Delete the job, then submit it again."
+            f"Another release of the service wrote the checkpoint in {folder}. Delete the job, then submit it again."
         )
     data["means"] = LossMeans(**{name: RunningMean(**mean) for name, mean in data["means"].items()})
     best = load_file(folder / BEST) if (folder / BEST).exists() else None

@@ -143,7 +143,7 @@ def test_blank_text_gets_an_empty_prediction(tmp_path: Path) -> None:
 def test_damaged_text_is_refused_with_its_row(tmp_path: Path) -> None:
     path = tmp_path / "in.csv"
     path.write_bytes("text\nüber\nBären\n".encode() + b"caf\xe9\n")
-    with pytest.raises(InvalidRequest, match=r"Column 'text' in row 3 of .*in\.csv has a character that is not valid"):
+    with pytest.raises(InvalidRequest, match=r"Column 'text' in row 3 of .*in\.csv has bytes that are not UTF-8"):
         classified(path)
     assert [file.name for file in tmp_path.iterdir()] == ["in.csv"]
 

@@ -162,7 +162,7 @@ def test_too_many_refused_passages_end_the_load(monkeypatch: pytest.MonkeyPatch)
         ((403, "index read-only / allow delete"), StorageFull, "Free some space"),
         ((429, "disk usage exceeded flood-stage watermark"), StorageFull, "Free some space"),
         ((404, "no such index"), NotFound, "deleted"),
-        ((403, "blocked by: [FORBIDDEN/8/index write (api)]"), Conflict, "closed for writing"),
+        ((403, "blocked by: [FORBIDDEN/8/index write (api)]"), Conflict, "refuses writes to the index"),
     ],
 )
 def test_permanent_failures_end_the_load(result: Result, expected: type[TLMError], message: str) -> None:

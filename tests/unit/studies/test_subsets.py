@@ -61,7 +61,7 @@ def test_size_that_loses_a_class_is_dropped_with_reason(task: Task) -> None:
 
 
 def test_request_with_only_dropped_sizes_is_rejected(task: Task) -> None:
-    with pytest.raises(InvalidRequest, match="At every size, a label has no text"):
+    with pytest.raises(InvalidRequest, match="No size includes texts of all labels"):
         curve_sizes(task, [1 / 60, 2], [0])
 
 

@@ -150,7 +150,7 @@ def test_old_bert_weight_names_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"model_type": "gpt2"}, "'gpt2' model. model.init supports modernbert, bert, electra, roberta"),
+        ({"model_type": "gpt2"}, "'gpt2' model. Choose .* architectures: modernbert, bert, electra, roberta"),
         ({"model_type": "roberta"}, "has type_vocab_size 2"),
         ({"vocab_size": 10}, "Set tokenizer.source to the same model"),
         ({"hidden_act": "relu"}, "has hidden_act 'relu'"),

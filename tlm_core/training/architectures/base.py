@@ -201,4 +201,4 @@ def published_sizes(config: Config) -> dict[str, Any]:
 
 def unsupported(source: str, key: str, value: object, supported: object) -> InvalidRecipe:
     """Return the error for a published model that deviates from its architecture."""
-    return InvalidRecipe(f"'{source}' has {key} {value!r}. model.init supports only {key} {supported!r}.")
+    return InvalidRecipe(f"'{source}' has {key} {value!r}. Choose a model with {key} {supported!r}.")
