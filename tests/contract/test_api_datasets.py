@@ -172,7 +172,7 @@ def test_errors_have_row_and_column(api: TestClient) -> None:
         ({"name": "x", "nmae": "y"}, {"train": ("a.csv", TRAIN)}, "Unknown form field 'nmae'"),
         ({"name": "x"}, {"trian": ("a.csv", TRAIN)}, "with a file: file, selection, test, test_NAME, "),
         ({"name": "x"}, {"test": ("a.csv", TRAIN)}, "no training data"),
-        ({"name": "x"}, {"train": ("a.csv", TRAIN), "file": ("b.csv", TRAIN)}, "'file' without splits"),
+        ({"name": "x"}, {"train": ("a.csv", TRAIN), "file": ("b.csv", TRAIN)}, "'file' alone"),
         ({"name": "x"}, {"train": ("a.xlsx", TRAIN)}, "Unknown file type of"),
         ({"name": "x"}, {"train": ("noending", TRAIN)}, "Unknown file type of"),
         ({"name": "x", "options": "{"}, {"train": ("a.csv", TRAIN)}, "options"),
