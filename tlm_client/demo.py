@@ -38,12 +38,12 @@ from tlm_core.errors import AlreadyRunning, InvalidRequest, TLMError, error_from
 from tlm_core.evaluation.bootstrap import Difference
 from tlm_core.evaluation.combine import LINEAR
 from tlm_core.evaluation.summary import (
+    LINEAR_NODES,
     MAJORITY,
     ModelRow,
     model_in_words,
     model_rows,
     model_title,
-    returned_cost,
     returned_model,
     sentences,
 )
@@ -331,27 +331,31 @@ def _print_predictions(predictions: Sequence[JsonObject]) -> None:
 
 
 def _print_comparison(arms: Mapping[str, Arm]) -> None:
-    """Print one row for each model: majority, linear, the encoders, the combination, and the returned model.
+    """Print one row for each model: majority, linear models, encoders and combination. Mark the returned model.
 
     The task-only encoder has one seed, so the encoder of TLM with the same seed has its own row.
     """
     report, alone = arms["TLM"].report, arms["task only"].report
     of_tlm, of_alone = ({row.name: row for row in model_rows(of_arm)} for of_arm in (report, alone))
-    cost, first, returned = report["cost"], report["seeds"][0], report["returned"]["model"]
-    own = {quantity: returned_cost(report, quantity) for quantity in ("seconds", "flops")}
+    cost, first, nodes = report["cost"], report["seeds"][0], list(LINEAR_NODES.values())
+    first_cost = _cost({**cost, **first["cost"]}, *ENCODER_STAGES)
+    mark = {report["returned"]["model"]: " (returned)"}
     rows = [
-        ("majority", *_cells(of_tlm[MAJORITY]), "", ""),
-        ("linear", *_cells(of_tlm["linear"]), *_cost(cost, "baseline")),
-        (f"task only, seed {SEEDS[0]}", *_cells(of_alone["encoder"]), *_cost(alone["cost"], *ENCODER_STAGES)),
-        (
-            f"TLM, seed {SEEDS[0]}",
-            *_cells(ModelRow("", first["test"], {})),
-            *_cost({**cost, **first["cost"]}, *ENCODER_STAGES),
+        (MAJORITY, *_cells(of_tlm[MAJORITY]), "", ""),
+        *(
+            (f"{model_title(name)}{mark.get(name, '')}", *_cells(of_tlm[name]), *_cost(cost, *nodes[:number]))
+            for number, name in enumerate(LINEAR_NODES, start=1)
+            if name in of_tlm
         ),
+        (f"task only, seed {SEEDS[0]}", *_cells(of_alone["encoder"]), *_cost(alone["cost"], *ENCODER_STAGES)),
+        (f"TLM, seed {SEEDS[0]}", *_cells(ModelRow("", first["test"], {})), *first_cost),
         (f"TLM, mean of {len(SEEDS)} seeds", *_cells(of_tlm["encoder"]), *_cost(cost, *ENCODER_STAGES)),
-        (f"TLM, {len(SEEDS)} seeds averaged", *_cells(of_tlm["ensemble"]), *_cost(cost, *ENCODER_STAGES)),
-        ("combined", *_cells(of_tlm["combined"]), *_cost(cost, "total")),
-        (f"returned ({model_title(returned)})", *_cells(of_tlm[returned]), *_cost({"own": own}, "own")),
+        (
+            f"TLM, {len(SEEDS)} seeds averaged{mark.get('ensemble', '')}",
+            *_cells(of_tlm["ensemble"]),
+            *_cost(cost, *ENCODER_STAGES),
+        ),
+        (f"combined{mark.get('combined', '')}", *_cells(of_tlm["combined"]), *_cost(cost, "total")),
     ]
     title = f"{first['test']['rows']:,} test rows, ± spread over {len(SEEDS)} seeds"
     print_items(

@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tlm_core.evaluation.summary import ENCODER
+from tlm_core.evaluation.summary import ENCODER, model_in_words
 from tlm_core.tasks.limits import ROWS_TO_CHOOSE
 from tlm_core.tasks.metrics import METRICS, Targets, Undefined
 from tlm_core.tasks.task import Task
@@ -158,8 +158,11 @@ def choose(
     for model in models[: models.index(best)]:
         within = float(np.std(by_split[best] - by_split[model], ddof=1)) / math.sqrt(SPLITS)
         if scores[best] - scores[model] <= within + ROUNDING:
-            reason = f"within one standard error ({within:.4f}) of the best score, {scores[best]:.4f}"
-            return Choice(model, scores, f"On validation it is {reason}, and it is simpler.")
+            reason = (
+                f"On validation, it has {scores[model]:.4f}, and {model_in_words(best)} has {scores[best]:.4f}. "
+                f"The difference is within one standard error ({within:.4f}), so the simpler model is returned."
+            )
+            return Choice(model, scores, reason)
     return Choice(best, scores, "It has the best score on validation.")
 
 

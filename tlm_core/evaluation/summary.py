@@ -18,6 +18,11 @@ BEHIND = "behind"  # key for the scores of encoder and linear model, if training
 REFIT = "refit"
 LINEAR_NODES = {"linear": "baseline", "self_trained": "self_train"}  # linear model → the node that fits it
 _LINEAR = {"linear": "the linear model", "self_trained": "the self-trained linear model"}
+_COMPOSED = {
+    "ensemble": "the mean of the encoders",
+    "combined": "the combination",
+    "weighted": "the combination with fitted weights",
+}
 
 Report = Mapping[str, Any]
 Scores = Mapping[str, float | None]
@@ -45,7 +50,7 @@ def model_title(name: str) -> str:
 
 def model_in_words(name: str) -> str:
     """Return the name of a model for sentences."""
-    return {**_LINEAR, "combined": "the combination"}.get(name, f"the {name}")
+    return {**_LINEAR, **_COMPOSED}.get(name, f"the {name}")
 
 
 def model_rows(report: Report) -> list[ModelRow]:

@@ -75,23 +75,30 @@ def test_comparison_shows_the_measured_scores(capsys: pytest.CaptureFixture[str]
     rows = {line.split("│")[1].strip(): line for line in out.splitlines() if line.startswith("│")}
     assert list(rows) == [
         "majority", "linear", "task only, seed 0", "TLM, seed 0", "TLM, mean of 3 seeds", "TLM, 3 seeds averaged",
-        "combined", "returned (combined)",
+        "combined (returned)",
     ]  # fmt: skip
     mean, first = rows["TLM, mean of 3 seeds"], rows["TLM, seed 0"]
     assert "0.400 ± 0.010" in mean and "137" in mean and "2.5e+13" in mean
     assert "0.400 " in first and "67" in first and "7.0e+12" in first
-    assert "0.500 ± 0.010" in rows["task only, seed 0"] and "0.450 ± 0.010" in rows["returned (combined)"]
+    assert "0.500 ± 0.010" in rows["task only, seed 0"] and "0.450 ± 0.010" in rows["combined (returned)"]
     assert "0.100" in rows["majority"] and "0.300 ± 0.010" in rows["linear"]
     words = "the mean of the encoders of seeds 0, 1, 2 combined with the linear model"
     assert f"model.onnx is {words}: macro-F1 0.4000 on test." in out
     assert "1,050 test rows" in out
 
 
-def test_returned_linear_model_is_not_charged_for_encoders(capsys: pytest.CaptureFixture[str]) -> None:
-    cost = {"cost": {"baseline": {"flops": 0.0, "seconds": 3.0}, "total": {"flops": 2.5e13, "seconds": 140.0}}}
-    demo._print_comparison({"TLM": arm(0.4, "linear", **cost), "task only": arm(0.5, **cost)})
-    row = next(line for line in capsys.readouterr().out.splitlines() if "returned (linear)" in line)
-    assert [cell.strip() for cell in row.split("│")[4:6]] == ["3", "–"]
+@pytest.mark.parametrize(("name", "seconds"), [("linear", "3"), ("self-trained", "8")])
+def test_comparison_charges_linear_models_for_no_encoder(
+    name: str, seconds: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = {"baseline": 3.0, "self_train": 5.0, "total": 140.0}
+    cost = {stage: {"flops": 2.5e13 if stage == "total" else 0.0, "seconds": of} for stage, of in stages.items()}
+    tlm = arm(0.4, name.replace("-", "_"), cost=cost)
+    models = {"self_trained": _scored(0.35), **tlm.report["models"]}
+    tlm = demo.Arm(tlm.job, {**tlm.report, "models": models}, tlm.seconds)
+    demo._print_comparison({"TLM": tlm, "task only": arm(0.5, cost=cost)})
+    row = next(line for line in capsys.readouterr().out.splitlines() if f"{name} (returned)" in line)
+    assert [cell.strip() for cell in row.split("│")[4:6]] == [seconds, "–"]
 
 
 def test_conclusion_compares_the_returned_model_with_the_linear_model() -> None:
