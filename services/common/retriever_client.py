@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import Literal, TypeVar
 from urllib.parse import quote
 
 import httpx
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from services.common.logs import request_id
 from tlm_core.artifacts.manifest import ManifestRef
@@ -53,19 +53,10 @@ class _Request(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def _check_relative(folder: str) -> str:
-    if folder.startswith("/") or not folder or any(part in ("", ".", "..") for part in folder.split("/")):
-        raise ValueError(f"Invalid folder '{folder}'. Expected a path below the storage root, without '.' or '..'.")
-    return folder
-
-
-Folder = Annotated[str, AfterValidator(_check_relative)]  # a path below the storage root
-
-
 class CorpusFolder(_Request):
     """The folder with the Parquet files of a corpus version, and the language of its texts."""
 
-    folder: Folder
+    folder: str
     language: str = "en"
 
 
@@ -91,7 +82,7 @@ class SelectionRequest(_Request):
     task: ManifestRef
     params: dict[str, object]
     seed: int = 0
-    prefix: Folder
+    prefix: str
 
 
 class StopResult(BaseModel):

@@ -8,10 +8,10 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
-from pydantic import Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.common.background import Background, check_running
@@ -65,6 +65,27 @@ class RetrieverSettings(BaseSettings):
         return ArtifactStore(self.storage, self.scratch / "artifacts", is_new=lambda: False)
 
 
+def _check_relative(folder: str) -> str:
+    if folder.startswith("/") or not folder or any(part in ("", ".", "..") for part in folder.split("/")):
+        raise ValueError(f"Invalid folder '{folder}'. Expected a path below the storage root, without '.' or '..'.")
+    return folder
+
+
+Folder = Annotated[str, AfterValidator(_check_relative)]
+
+
+class CheckedCorpusFolder(CorpusFolder):
+    """A CorpusFolder whose `folder` is a path below the storage root."""
+
+    folder: Folder
+
+
+class CheckedSelectionRequest(SelectionRequest):
+    """A SelectionRequest whose `prefix` is a path below the storage root."""
+
+    prefix: Folder
+
+
 def create_app(
     indexes: CorpusIndexes, loads: IndexLoads, selections: SelectionRuns, *, token: str, close: Callable[[], None]
 ) -> FastAPI:
@@ -93,7 +114,7 @@ def _corpora(loads: IndexLoads) -> APIRouter:
     router = APIRouter()
 
     @router.put("/corpora/{tenant}/{name}/versions/{version}", status_code=202)
-    def put_corpus(tenant: str, name: str, version: str, body: CorpusFolder) -> None:
+    def put_corpus(tenant: str, name: str, version: str, body: CheckedCorpusFolder) -> None:
         loads.put(CorpusKey(tenant, name, version), body.folder, body.language)
 
     @router.get("/corpora/{tenant}/{name}/versions/{version}")
@@ -127,7 +148,7 @@ def _selections(selections: SelectionRuns) -> APIRouter:
     router = APIRouter()
 
     @router.put("/selections/{artifact}", status_code=202)
-    def put_selection(artifact: str, body: SelectionRequest) -> None:
+    def put_selection(artifact: str, body: CheckedSelectionRequest) -> None:
         selections.put(artifact, body)
 
     @router.get("/selections/{artifact}")
