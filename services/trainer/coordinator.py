@@ -1,4 +1,4 @@
-"""The coordinator: drives claimed jobs to their end.
+"""The coordinator: claims jobs, and drives them to their end with `HeldJob`.
 
 In each round, it reads the state of each job (the record, the published artifacts, the retriever, the cluster). Then it
 takes the next step. Its own memory can be rebuilt, and every step may be repeated. So a coordinator may be killed at
@@ -13,45 +13,35 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from typing import NoReturn
 
 from services.common.background import Background
 from services.common.job_reads import OBSTACLE_SECONDS
 from services.common.jobstore import Claimable, JobStore
 from services.common.logs import ids_in, log_context
-from services.common.metrics import CLAIMS, FAILURES, FIRST_STEP, HELD, LEASE_LOSSES, REQUEUES, ROUNDS, STAGES, TOKENS
-from services.common.progress import progress_of
-from services.common.situation import Situation
+from services.common.metrics import CLAIMS, HELD, LEASE_LOSSES, ROUNDS, TOKENS
 from services.trainer.cluster import RayCluster
+from services.trainer.held_job import HeldJob
 from services.trainer.local_stages import LocalStages, LocalThreads
 from services.trainer.selections import Selections
 from services.trainer.settings import TrainerSettings
-from services.trainer.submissions import AttemptEnded, Submissions, report_waiting
-from tlm_core.artifacts import ManifestRef
+from services.trainer.submissions import Submissions, report_waiting
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import (
     ClusterUnavailable,
-    CorruptArtifact,
     IllegalTransition,
     NotFound,
     Outage,
-    RuntimeExceeded,
     StaleAttempt,
     StorageFull,
     StorageUnavailable,
     StoreFull,
     StoreUnavailable,
     TLMError,
-    TrainingFailed,
     Unavailable,
     UnreadableRecord,
-    WorkerLost,
 )
-from tlm_core.jobs.plan import Node
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
-from tlm_core.training.stage import DROPPED, Place
 
 log = logging.getLogger(__name__)
 
@@ -60,54 +50,6 @@ _BLIND: Mapping[type[Outage], str] = {
     ClusterUnavailable: "The Ray cluster does not answer.",
     StorageUnavailable: "The storage does not answer.",
 }
-
-
-@dataclass
-class _Held:
-    """A job that this coordinator drives. A restarted coordinator can rebuild every field.
-
-    verified: artifacts whose files have been checked.
-    selecting: artifact id → unit and count of its selection's progress, and when it last changed. waiting: code of the
-    error that makes the job wait. claimed_at: when a new attempt was claimed; None after its first step, and for an
-    adopted attempt. began: node → when a round first saw its progress. rate: tokens per second of all groups.
-    """
-
-    tenant: str
-    id: str
-    submissions: Submissions
-    local: LocalStages
-    verified: set[ManifestRef] = field(default_factory=set)
-    selecting: dict[str, tuple[tuple[str, int], float]] = field(default_factory=dict)
-    waiting: str | None = None
-    waiting_since: float = 0.0
-    stopping_since: float | None = None
-    claimed_at: float | None = None
-    began: dict[str, float] = field(default_factory=dict)
-    rate: float = 0.0
-    attempt: int = 0
-    request_id: str = ""
-
-    @property
-    def ids(self) -> dict[str, object]:
-        """The fields of log lines about the job."""
-        return {"job_id": self.id, "attempt": self.attempt, "request_id": self.request_id}
-
-    def measure(self, situation: Situation) -> None:
-        """Measure the speed, and how long stages take, for Prometheus."""
-        job, done, ready, now = situation.job, situation.done, situation.ready(), time.monotonic()
-        working = {node.group for node in ready if node.place is Place.WORKERS and job.works(node.group)}
-        self.rate = sum(job.beats[group].rate for group in working)
-        for node in ready:
-            # Until the workers of this attempt work, the progress of their stage is of an earlier attempt.
-            waits = node.place is Place.WORKERS and node.group not in working
-            if not job.progress or node.name != job.progress.node or waits:
-                continue
-            self.began.setdefault(node.name, now)
-            if self.claimed_at is not None and job.progress.step and node.place is Place.WORKERS:
-                FIRST_STEP.observe(now - self.claimed_at)
-                self.claimed_at = None
-        for name in self.began.keys() & done.keys():
-            STAGES.labels(situation.plan.node(name).stage.name).observe(now - self.began.pop(name))
 
 
 @dataclass
@@ -128,7 +70,7 @@ class Coordinator:
     leases: Background = field(default_factory=lambda: Background("leases"))
 
     def __post_init__(self) -> None:
-        self._held: dict[str, _Held] = {}
+        self._held: dict[str, HeldJob] = {}
         # Tenant and id of requeued jobs. They keep their slots until they can be claimed again.
         self._backing_off: set[tuple[str, str]] = set()
         # TENANT/JOB → expiry of leases that nobody has renewed since the first round. Their owners may be dead, but
@@ -244,9 +186,12 @@ class Coordinator:
             CLAIMS.labels(str(adopted).lower()).inc()
             self._step(self._hold(job, claimed_at=None if adopted else time.monotonic()))
 
-    def _hold(self, job: JobRecord, *, claimed_at: float | None) -> _Held:
+    def _hold(self, job: JobRecord, *, claimed_at: float | None) -> HeldJob:
         submissions = Submissions(self.store, self.cluster, self.settings, self.owner)
-        new = _Held(job.tenant, job.id, submissions, LocalStages(self.local), claimed_at=claimed_at)
+        new = HeldJob(
+            job.tenant, job.id, self.store, self.artifacts, self.selections, submissions, LocalStages(self.local),
+            claimed_at=claimed_at,
+        )  # fmt: skip
         held = self._held.setdefault(job.id, new)
         held.attempt, held.request_id = job.attempt, job.request_id
         with log_context(**held.ids):
@@ -301,7 +246,7 @@ class Coordinator:
             return False
         return job.state is State.QUEUED and not job.is_due(self.store.now())
 
-    def _step(self, held: _Held) -> None:
+    def _step(self, held: HeldJob) -> None:
         """Renew the lease of a job and take its next step. Raises Unavailable if the store does not answer."""
         self._show_step()
         with log_context(**held.ids):
@@ -318,203 +263,20 @@ class Coordinator:
                     LEASE_LOSSES.inc()
                 self._release(held)
 
-    def _step_once(self, held: _Held) -> None:
+    def _step_once(self, held: HeldJob) -> None:
         job = self.store.get(held.tenant, held.id)
         held.submissions.check_owner(job)
-        error = self._advance(job, held)
-        if error is not None:
-            self._end_attempt(job, held, error)
-
-    def _advance(self, job: JobRecord, held: _Held) -> TLMError | None:
-        """Take the next step of a job. Returns the error that ends the attempt, or None.
-
-        If a component does not answer, the job waits. Raises IllegalTransition or StaleAttempt if the job has changed
-        in the store since it was read.
-        """
         try:
-            match job.state:
-                case State.RUNNING:
-                    self._drive(job, held)
-                case State.PAUSING:
-                    self._pause(job, held)
-                case State.CANCELLING:
-                    self._cancel(job, held)
-                case _:
-                    self._release(held)
-        except (IllegalTransition, StaleAttempt):
-            raise
-        except AttemptEnded as ended:
-            return ended.error
-        except Outage as error:
-            self._wait(job, held, error)
-            return None
-        except TLMError as error:
-            return error
-        except Exception as error:  # A bug that one job reveals must not end the coordinator and its other jobs.
-            log.exception("Internal error in job %s", job.id)
-            return TrainingFailed(f"Internal error: {type(error).__name__}: {error}. See the log of the trainer.")
-        held.waiting = None
-        return None
-
-    # --- running ------------------------------------------------------------------------------------------------
-
-    def _drive(self, job: JobRecord, held: _Held) -> None:
-        """Start or check everything that can run now. Finish the job when all its nodes are done."""
-        self._check_runtime(job, held)
-        situation = self._verified_situation(job, held)
-        plan, done = situation.plan, situation.done
-        held.measure(situation)
-        if self._give_up_hung_stages(held):
-            minutes = f"{self.settings.local_seconds / 60:.0f} minutes"
-            raise AttemptEnded(
-                WorkerLost(f"A stage in the coordinator ran for {minutes}. Check whether the storage hangs.")
-            )
-        self._drop_copies(situation, held)
-        if len(done) == len(plan.nodes):  # The last node alone does not suffice: it does not need all the others.
-            self._finish(situation, held)
+            error = held.advance(job, now=self._now, stall_grace_until=self._stall_grace_until)
+        except Outage as outage:
+            self._wait(job, held, outage)
             return
-        groups: set[str] = set()
-        for node in situation.ready():
-            match node.place:
-                case Place.COORDINATOR:
-                    self._run_here(situation, held, node)
-                case Place.RETRIEVER:
-                    self._select(situation, held, node)
-                case Place.WORKERS:
-                    groups.add(node.group)
-        for group in sorted(groups):
-            if plan.startable(group, done):
-                held.submissions.advance(situation, group, now=self._now, stall_grace_until=self._stall_grace_until)
+        if error is not None and held.end_attempt(job, error):
+            self._backing_off.add((job.tenant, job.id))
+        if held.released:
+            self._release(held)
 
-    def _check_runtime(self, job: JobRecord, held: _Held) -> None:
-        """Stop the workers and end the attempt if the job has run longer than its submitter allows."""
-        limit = job.spec.max_runtime_seconds
-        runtime = job.ran_seconds  # The renewals of the lease count this time.
-        if limit is None or runtime < limit:
-            return
-        held.submissions.stop(job, running=True)
-        raise AttemptEnded(
-            RuntimeExceeded(
-                f"The job ran for {runtime:.0f} s. Its limit max_runtime_seconds is {limit:g}. Clone the job with a "
-                "higher limit. The clone continues from the last checkpoint."
-            )
-        )
-
-    def _verified_situation(self, job: JobRecord, held: _Held) -> Situation:
-        """Read the situation and check each artifact once. Invalidates an artifact whose files are lost or damaged."""
-        situation = Situation.read(self.store, job)
-        for name, ref in situation.done.items():
-            if ref in held.verified:
-                continue
-            try:
-                self.artifacts.check(ref)
-            except (NotFound, CorruptArtifact) as error:
-                situation.invalidate(self.store, situation.plan.node(name), error)
-                return self._verified_situation(job, held)
-            held.verified.add(ref)
-        return situation
-
-    def _run_here(self, situation: Situation, held: _Held, node: Node) -> None:
-        """Start a stage in a thread of this process, or publish its output once it has ended."""
-        artifact = situation.artifact_id(node)
-        if artifact not in held.local.runs:
-            self._report_progress(situation, node)
-            inputs = {name: situation.done[source] for name, source in node.inputs.items()}
-            held.local.start(situation.job, node, artifact, inputs)
-            return
-        try:
-            ref = held.local.output(artifact)
-        except (NotFound, CorruptArtifact) as error:
-            self._fail_stage(situation, node, error)
-        if ref is None:
-            return
-        published = situation.publish(self.store, node, ref)
-        held.local.forget(artifact)
-        if published != ref:
-            self.artifacts.delete(ref.folder)
-
-    def _give_up_hung_stages(self, held: _Held) -> bool:
-        """Give up the stages of a job that hang in this process. Return whether there are any."""
-        hung = held.local.give_up_hung(self.settings.local_seconds)
-        if hung:
-            log.error("Stages of job %s hang in this process. The coordinator starts new threads.", held.id)
-        return hung
-
-    def _drop_copies(self, situation: Situation, held: _Held) -> None:
-        """Forget stages of this process that another job has published first, and delete their output."""
-        awaited = {situation.artifact_id(node) for node in situation.ready()}
-        for ref in held.local.forget_ended(awaited):
-            if ref not in situation.done.values():
-                self.artifacts.delete(ref.folder)
-
-    def _select(self, situation: Situation, held: _Held, node: Node) -> None:
-        """Request the selection from the retriever, or publish it once it is ready."""
-        job, artifact = situation.job, situation.artifact_id(node)
-        task = situation.done[node.inputs["task"]]
-        if DROPPED in self.artifacts.manifest(task).meta:
-            situation.publish(self.store, node, task)
-            return
-        check_owner = partial(held.submissions.check_owner, job)
-        run = self.selections.request(job, node, artifact, task=task, check_owner=check_owner)
-        if run.ref is not None:
-            situation.publish(self.store, node, run.ref)
-        elif run.state == "failed":
-            check_owner()
-            self.selections.stop(job, artifact)  # The retriever forgets the failure, so the next attempt retries.
-            unknown = TLMError("The retriever failed without a reason. Read its log.")
-            self._fail_stage(situation, node, run.failure or unknown)
-        else:
-            if run.total:  # The selection does not wait for other selections or for its index.
-                self._check_selection(held, artifact, (run.unit, run.done))
-            self._report_progress(situation, node, step=run.done, total=run.total, unit=run.unit, rate=run.rate)
-
-    def _check_selection(self, held: _Held, artifact: str, progress: tuple[str, int]) -> None:
-        """Raise AttemptEnded if a selection hangs. The retriever reports a hanging selection as running."""
-        before, since = held.selecting.get(artifact, (progress, self._now))
-        since = min(since, self._now) if before == progress else self._now  # The clock may go back.
-        held.selecting[artifact] = progress, since
-        idle = self._now - max(since, self._stall_grace_until)
-        if idle > self.settings.selection_seconds:
-            message = f"The selection made no progress for {idle:.0f} s. The coordinator stopped it."
-            raise AttemptEnded(WorkerLost(f"{message} Read the retriever's log."))
-
-    def _fail_stage(self, situation: Situation, node: Node, error: TLMError) -> NoReturn:
-        """Raise AttemptEnded with a stage's error. Invalidate lost or damaged inputs, whose error has precedence."""
-        if isinstance(error, NotFound | CorruptArtifact):
-            for source in set(node.inputs.values()):
-                try:
-                    self.artifacts.verify(situation.done[source])
-                except (NotFound, CorruptArtifact) as damage:
-                    error = situation.invalidate(self.store, situation.plan.node(source), damage)
-        raise AttemptEnded(error)
-
-    def _finish(self, situation: Situation, held: _Held) -> None:
-        job, plan, done = situation.job, situation.plan, situation.done
-        artifacts = {
-            node.name: {"artifact": situation.artifact_id(node), "ref": done[node.name].model_dump()}
-            for node in plan.nodes
-        }
-        summary = self.artifacts.manifest(done[plan.report]).meta
-        self.store.finish(job, self.owner, {"artifacts": artifacts, "summary": summary})
-        self._release(held)
-        log.info("Finished job %s", job.id)
-
-    def _report_progress(
-        self,
-        situation: Situation,
-        node: Node,
-        *,
-        step: int = 0,
-        total: int = 0,
-        unit: str = "rows",
-        rate: float | None = None,
-    ) -> None:
-        job, eta_seconds = situation.job, (total - step) / rate if rate else None
-        progress = progress_of(situation, node, step=step, total=total, unit=unit, rate=rate, eta_seconds=eta_seconds)
-        if job.progress != progress:
-            self.store.report(job.tenant, job.id, job.attempt, progress=progress)
-
-    def _wait(self, job: JobRecord, held: _Held, error: Outage) -> None:
+    def _wait(self, job: JobRecord, held: HeldJob, error: Outage) -> None:
         """Report, once for each reason, that a job waits.
 
         Give the job up if Ray or the storage does not answer for `hang_seconds`. The job keeps its attempt.
@@ -547,92 +309,7 @@ class Coordinator:
             self._show_step()
         return self._probed[outage]
 
-    # --- ending -------------------------------------------------------------------------------------------------
-
-    def _release(self, held: _Held) -> None:
+    def _release(self, held: HeldJob) -> None:
         """Stop driving a job."""
         held.local.cancel_waiting()
         self._held.pop(held.id, None)
-
-    def _pause(self, job: JobRecord, held: _Held) -> None:
-        """Confirm the pause once the workers have exited. They first have `pause_seconds` to write a checkpoint."""
-        if self._has_stopped(job, held, grace=self.settings.pause_seconds):
-            self.store.confirm_paused(job, self.owner)
-            self._release(held)
-
-    def _cancel(self, job: JobRecord, held: _Held) -> None:
-        if self._has_stopped(job, held, grace=0.0):
-            self.store.confirm_cancelled(job, self.owner)
-            self._release(held)
-
-    def _has_stopped(self, job: JobRecord, held: _Held, *, grace: float) -> bool:
-        """Stop the submissions, local stages and selections of an attempt. Returns whether all have stopped.
-
-        A submission with running workers first gets `grace` seconds. A submission that waits stops at once.
-        """
-        held.stopping_since = min(held.stopping_since or self._now, self._now)  # The clock may go back.
-        workers_stopped = held.submissions.stop(job, running=self._now - held.stopping_since >= grace)
-        held.local.cancel_waiting()
-        self._give_up_hung_stages(held)
-        selections_stopped = self._stop_selections(job, held)
-        return selections_stopped and workers_stopped and held.local.have_ended
-
-    def _stop_selections(self, job: JobRecord, held: _Held) -> bool:
-        """Stop the selections that the job waits for. Returns whether none of them runs."""
-        situation = Situation.read(self.store, job)
-        artifacts = [situation.artifact_id(node) for node in situation.ready() if node.place is Place.RETRIEVER]
-        if artifacts:
-            held.submissions.check_owner(job)
-        stopped = [self.selections.stop(job, artifact) for artifact in artifacts]
-        return all(stopped)
-
-    def _end_attempt(self, job: JobRecord, held: _Held, error: TLMError) -> None:
-        """Requeue a running job if the error is retryable and attempts are left. Else pause, cancel or fail the job."""
-        if isinstance(error, StorageFull):  # It is no fault of the job. The next attempt waits for free space.
-            error = StorageUnavailable(error.message)
-        # Workers and selections that still run cannot publish, but use the room of the next attempt.
-        for name, stop in (
-            ("selections", lambda: self._stop_selections(job, held)),
-            ("workers", lambda: self._stop_workers(job, held)),
-        ):
-            try:
-                stop()
-            except Exception as failure:  # The attempt ends anyway.
-                log.warning("Cannot stop the %s of job %s: %s", name, job.id, failure)
-        failures, losses = job.spent(is_loss=error.is_loss)
-        requeues = error.retryable and failures < job.spec.max_attempts and job.state is State.RUNNING
-        if isinstance(error, WorkerLost) and job.state is State.RUNNING:
-            error = error.followed_by(self._next_attempt(job, requeues=requeues))
-        self.store.report(job.tenant, job.id, job.attempt, logs=[f"error {__name__}: {error.message}"])
-        if job.state is State.CANCELLING:
-            self.store.confirm_cancelled(job, self.owner)
-        elif job.state is State.PAUSING and error.retryable:
-            self.store.confirm_paused(job, self.owner)
-        elif requeues:
-            self.store.requeue(job, self.owner, error, delay_seconds=min(60.0, 4.0 ** (failures + losses - 1)))
-            self._backing_off.add((job.tenant, job.id))
-            REQUEUES.labels(error.code).inc()
-            log.warning("Requeued job %s after attempt %d: %s", job.id, job.attempt, error)
-        else:
-            self.store.fail(job, self.owner, error)
-            FAILURES.labels(error.code).inc()
-            log.warning("Job %s failed: %s", job.id, error)
-        self._release(held)
-
-    def _stop_workers(self, job: JobRecord, held: _Held) -> None:
-        current = self.store.get(job.tenant, job.id)  # This step may have submitted another group.
-        if (current.owner, current.attempt) == (self.owner, job.attempt):
-            held.submissions.stop(current, running=True)
-
-    def _next_attempt(self, job: JobRecord, *, requeues: bool) -> str:
-        """Return a sentence that says where the next attempt after a lost worker starts, and when."""
-        situation = Situation.read(self.store, job)
-        ready = [node for node in situation.ready() if node.place is Place.WORKERS]
-        current = [node for node in ready if job.progress and node.name == job.progress.node]
-        start = "from the last finished stage"
-        for node in current or ready[:1]:
-            checkpoints = self.store.checkpoints(job.tenant, situation.artifact_id(node))
-            start = f"from step {checkpoints[-1].step:,}" if checkpoints else f"with stage '{node.name}'"
-        if requeues:
-            return f"Resumes {start} when a worker is free."
-        return f"Retry the job to resume {start}."

@@ -18,6 +18,7 @@ from services.loader.loads import LoadWorker
 from services.retriever.index_loads import IndexLoads
 from services.retriever.indexes import CorpusKey, EmbeddedIndexes
 from services.retriever.selection_runs import SelectionRuns
+from services.trainer.held_job import HeldJob
 from services.trainer.sweeper import StorageSweeper, Sweeper
 from tests.contract.coordinator_harness import CoordinatorHarness, T
 from tests.contract.gateway import REF, Gateway
@@ -81,7 +82,7 @@ def deleted_folder(place: Place) -> tuple[str, Ids]:
 
 def lost_step(place: Place) -> tuple[str, Ids]:
     coordinator, ids = place.held()
-    place.patch.setattr(coordinator, "_advance", failing(IllegalTransition("paused", state="pausing")))
+    place.patch.setattr(HeldJob, "advance", failing(IllegalTransition("paused", state="pausing")))
     coordinator.round()
     return f"Job {ids['job_id']} was paused or cancelled", ids
 
