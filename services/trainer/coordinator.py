@@ -289,7 +289,6 @@ class Coordinator:
             held.waiting_since = self._now
             log.warning("Job %s waits: %s", job.id, error)
             report_waiting(self.store, job, error)
-
         elif (
             type(error) in _BLIND
             and self._now - held.waiting_since > self.settings.hang_seconds
