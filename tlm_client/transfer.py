@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -14,11 +14,12 @@ import httpx
 from httpx_sse import ServerSentEvent
 
 from tlm_client.http import BYTES
-from tlm_core.artifacts import FileEntry, sha256_file
+from tlm_core.artifacts import FileEntry, sha256_file, storage_errors
 from tlm_core.errors import CorruptArtifact, Fault, InvalidDataset, InvalidRequest, Unavailable
 from tlm_core.wire import JsonObject, Upload
 
 _OF_MODELS = ("model", "linear", "ngrams.json")  # files and folders that only some models have
+_JOB = ".tlm-job"  # a file with the id of the job whose model a folder holds, and with the names of all its files
 # Larger files are uploaded in parts, so that a broken connection costs one part.
 RESUMABLE_BYTES = 64 << 20
 _PART_BYTES = 8 << 20
@@ -52,23 +53,36 @@ class Download:
         self._on_bytes = on_bytes
 
     @staticmethod
-    def check_folder(folder: Path, files: Sequence[FileEntry]) -> None:
-        """Raise InvalidRequest if the folder holds files of another model than `files`. Ignore unrelated files."""
-        own = {file.name for file in files}
-        of_models = (path for part in _OF_MODELS for path in (folder / part, *(folder / part).rglob("*")))
-        names = (path.relative_to(folder).as_posix() for path in of_models if path.is_file() and path.suffix != ".part")
-        if others := list(islice((name for name in names if name not in own), 3)):
+    @contextmanager
+    def folder_of_model(folder: Path, job_id: str, files: Sequence[FileEntry]) -> Iterator[None]:
+        """Check the folder. After the block, record that it holds the model of the job.
+
+        Raises InvalidRequest if the folder holds files of another model than `files`. Ignores unrelated files. A folder
+        of the same job may hold damaged files, and the linear model that the job returned first.
+        """
+        mark = folder / _JOB
+        job, *recorded = mark.read_text(encoding="utf-8").split("\n") if mark.is_file() else [""]
+        own = {file.name for file in files} | (set(recorded) if job == job_id else set())
+        downloads = [] if job == job_id else [Download(file, folder, None) for file in files]
+        changed = (each.file.name for each in downloads if each.target.is_file() and not each._is_published())
+        if others := list(islice(chain(sorted(_names_of_models(folder) - own), changed), 3)):
             message = f"The folder {folder} holds files of another model: {', '.join(others)}. Name an empty folder."
             raise InvalidRequest(message)
+        yield
+        with storage_errors(f"writing {mark}"):
+            mark.write_text("\n".join((job_id, *sorted(own))), encoding="utf-8")
 
     def exists(self) -> bool:
         """Return whether the complete file is in the folder."""
         self.target.parent.mkdir(parents=True, exist_ok=True)
-        same_size = self.target.is_file() and self.target.stat().st_size == self.file.size
-        if not (same_size and sha256_file(self.target) == self.file.sha256):
+        if not self._is_published():
             return False
         self._report(self.file.size, skipped=True)
         return True
+
+    def _is_published(self) -> bool:
+        same_size = self.target.is_file() and self.target.stat().st_size == self.file.size
+        return same_size and sha256_file(self.target) == self.file.sha256
 
     @property
     def done(self) -> int:
@@ -114,6 +128,11 @@ class Download:
     def _report(self, done: int, *, skipped: bool = False) -> None:
         if self._on_bytes is not None:
             self._on_bytes(FileProgress(self.file.name, done, self.file.size, skipped))
+
+
+def _names_of_models(folder: Path) -> set[str]:
+    paths = (path for part in _OF_MODELS for path in (folder / part, *(folder / part).rglob("*")))
+    return {path.relative_to(folder).as_posix() for path in paths if path.is_file() and path.suffix != ".part"}
 
 
 def _relative(name: str) -> PurePosixPath:

@@ -82,6 +82,26 @@ def test_folder_with_another_model_is_refused(tmp_path: Path) -> None:
     assert len(server.ranges) == 1
 
 
+def test_folder_with_the_model_of_another_job_is_refused(tmp_path: Path) -> None:
+    with client_of(FileServer(CONTENT, name="labels.json")) as client:
+        client.download("job_1", tmp_path)
+        client.download("job_2", tmp_path)  # Both jobs have the same model.
+    with client_of(FileServer(b"other", name="labels.json")) as client:
+        with pytest.raises(InvalidRequest, match=r"holds files of another model: labels\.json. Name an empty folder"):
+            client.download("job_1", tmp_path)
+        assert (tmp_path / "labels.json").read_bytes() == CONTENT
+        client.download("job_2", tmp_path)
+    assert (tmp_path / "labels.json").read_bytes() == b"other"
+
+
+def test_models_of_a_job_replace_its_linear_model_without_its_folder(tmp_path: Path) -> None:
+    for name in ("linear/labels.json", "labels.json", "labels.json"):
+        with client_of(FileServer(CONTENT, name=name)) as client:
+            client.download("job_1", tmp_path)
+    with client_of(FileServer(b"other")) as client, pytest.raises(InvalidRequest, match=r"model: linear/labels\.json"):
+        client.download("job_2", tmp_path)
+
+
 def test_final_model_replaces_the_linear_one_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     linear, final = FileServer(CONTENT, name="linear/ngrams.json"), FileServer(CONTENT)
