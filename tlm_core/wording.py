@@ -41,7 +41,9 @@ def message_of(error: ErrorDetails) -> str:
         case "missing":
             return "is required"
         case "extra_forbidden" | "unexpected_keyword_argument":
-            return "is not a known field"
+            known, name = values.get("known", ()), str(error["loc"][-1])
+            hint = suggestion(name, known, f"Valid fields: {', '.join(known)}.") if known else ""
+            return f"is not a known field. {hint}".removesuffix(". ")
         case "too_long" | "string_too_long":
             return f"must have at most {_amount(values['max_length'], kind)}"
         case "too_short" | "string_too_short":

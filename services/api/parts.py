@@ -27,6 +27,7 @@ from services.common.catalog import Catalog, ready_version
 from services.common.jobstore import JobStore
 from services.common.retriever_client import RetrieverClient
 from tlm_core.artifacts.store import ArtifactStore
+from tlm_core.fields import names_valid_fields
 from tlm_core.wire import JsonObject, SearchResult
 
 
@@ -104,6 +105,7 @@ class RequestBody(BaseModel):
     """The JSON body of a request. An unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    _names_valid_fields = names_valid_fields
 
 
 Limit = Annotated[int, Query(ge=1, le=100, description="Maximum number of items.")]

@@ -176,7 +176,11 @@ def test_errors_have_row_and_column(api: TestClient) -> None:
         ({"name": "x"}, {"train": ("a.xlsx", TRAIN)}, "Unknown file type of"),
         ({"name": "x"}, {"train": ("noending", TRAIN)}, "Unknown file type of"),
         ({"name": "x", "options": "{"}, {"train": ("a.csv", TRAIN)}, "options"),
-        ({"name": "x", "options": '{"txt": 1}'}, {"train": ("a.csv", TRAIN)}, "/txt: is not a known field"),
+        (
+            {"name": "x", "options": '{"txt": 1}'},
+            {"train": ("a.csv", TRAIN)},
+            "/txt: is not a known field. Valid fields: ",
+        ),
         ({"name": "x", "options": '{"text_column": [1]}'}, {"train": ("a.csv", TRAIN)}, "must be a valid string"),
         ({"name": "x", "options": '{"delimiter": "ab"}'}, {"train": ("a.csv", TRAIN)}, "one character"),
         ({"name": "x", "options": "[" * 70 + "]" * 70}, {"train": ("a.csv", TRAIN)}, "nested deeper"),

@@ -20,6 +20,7 @@ from pydantic import (
 from tlm_core.artifacts.hashing import digest_of
 from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.errors import InvalidRequest
+from tlm_core.fields import names_valid_fields
 from tlm_core.jobs.states import State
 from tlm_core.kinds import KINDS
 from tlm_core.training.recipe import Recipe, RecipeName, Scale
@@ -48,6 +49,8 @@ class _Record(BaseModel):
 class KindOptions(_Record):
     """Options of a kind of job, in addition to dataset, corpus, recipe and seeds."""
 
+    _names_valid_fields = names_valid_fields
+
 
 class _OptionsSchema:
     """Describes `JobSpec.options` as the options of any registered kind."""
@@ -58,6 +61,8 @@ class _OptionsSchema:
 
 class JobSpec(_Record):
     """A request for a job."""
+
+    _names_valid_fields = names_valid_fields
 
     name: JobName | None = Field(None, description="your name for the job, by which lists can be searched; without @")
     kind: str = Field("train", json_schema_extra=lambda schema: schema.update(enum=list(KINDS)))

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tlm_core.fields import names_valid_fields
 from tlm_core.training.params import TuneParams
 from tlm_core.training.stage import StageParams
 
@@ -38,6 +39,7 @@ class LSTM(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    _names_valid_fields = names_valid_fields
 
     layers: int = Field(4, ge=1, le=8)
     hidden: int = Field(256, ge=8, le=1024, description="width of each direction")

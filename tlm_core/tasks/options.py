@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from tlm_core.errors import InvalidRequest
+from tlm_core.fields import names_valid_fields
 from tlm_core.tasks.metrics import METRICS
 
 _Metric = Annotated[str, Field(json_schema_extra=lambda schema: schema.update(enum=[*METRICS]))]
@@ -16,6 +17,8 @@ _Metric = Annotated[str, Field(json_schema_extra=lambda schema: schema.update(en
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class DatasetOptions:
     """How to read a dataset. The service infers what is missing and gives the reason in the report."""
+
+    _names_valid_fields = names_valid_fields
 
     text_column: str | None = Field(default=None, max_length=200)
     text_pair_column: str | None = Field(

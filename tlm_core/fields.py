@@ -1,0 +1,27 @@
+"""Errors about unknown fields that name the valid fields."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+
+def _name_valid_fields(cls: Any, value: Any, handler: ModelWrapValidatorHandler[Any]) -> Any:
+    try:
+        return handler(value)
+    except ValidationError as error:
+        known = list(cls.__pydantic_fields__)
+        raise ValidationError.from_exception_data(error.title, [_with(known, e) for e in error.errors()]) from error
+
+
+def _with(known: list[str], error: ErrorDetails) -> InitErrorDetails:
+    """Return the error with the valid fields as context, unless a nested model has added its own."""
+    context = ({"known": known} if len(error["loc"]) == 1 else {}) | error.get("ctx", {})
+    kind = PydanticCustomError(error["type"], error["msg"], context)
+    return InitErrorDetails(type=kind, loc=error["loc"], input=error["input"])
+
+
+# An attribute of a class of pydantic. Its errors about unknown fields have the valid fields as context `known`.
+names_valid_fields = model_validator(mode="wrap")(_name_valid_fields)
