@@ -21,6 +21,11 @@ def interval_in_words(low: float, high: float) -> str:
     return f"95 % interval {low:+.3f} to {high:+.3f}"
 
 
+def data_in_words(dataset: str, corpus: str | None) -> str:
+    """Return `reviews on docs`, or `reviews` without a corpus."""
+    return f"{dataset} on {corpus}" if corpus else dataset
+
+
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """Return the known name that is most similar to `name`, ignoring case. None if no similarity reaches `cutoff`."""
     names = {each.casefold(): each for each in known}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 import typer
@@ -12,13 +12,15 @@ from rich.text import Text
 from tlm_client.console import JobId, JobIds, open_client, print_result, shorten, table
 from tlm_client.display import spark
 from tlm_client.summary import format_score, format_verdict
-from tlm_core.evaluation.summary import model_title
+from tlm_core.evaluation.summary import model_title, time_in_words
 from tlm_core.selection.stop_words import STOP_WORDS
 from tlm_core.tasks.metrics import scores_shown
 from tlm_core.wire import Comparison, Outcome
+from tlm_core.wording import data_in_words
 
 _CURVES = ("mlm", "loss", "task", "validation_loss", "score")  # --json has the others, such as learning rates
 _LONGEST_TEXT = 200
+_NUMBER = re.compile(r"(\d+)")
 _WORD = re.compile(r"\w{4,}")  # shorter words of a query say little
 
 
@@ -30,7 +32,7 @@ def compare(job_ids: JobIds) -> None:
     """
     with open_client() as client:
         comparison = client.compare(job_ids, points=40)
-    columns = ("", *(f"{job.name}\n{job.id}" if job.name else job.id for job in comparison.jobs))
+    columns = ("", *(f"{job.name or data_in_words(job.dataset, job.corpus)}\n{job.id}" for job in comparison.jobs))
     differences = [
         (d.key, *(shorten("" if value is None else str(value), width=40) for value in d.values))
         for d in comparison.differences
@@ -71,7 +73,7 @@ def why(
         rows.append((passage.rank, passage.source, *(_highlighted(cell, terms) for cell in cells)))
     passages = table(("rank", "source", "passage", "retrieved by"), rows, empty="No passage matches.")
     count = f"{len(rows)} of {selection.total:,} passages. Rank: the best rank that a train row gives the passage."
-    print_result(selection, passages, count)
+    print_result(selection, passages, *([count] if rows else []))
 
 
 def suspects(
@@ -92,7 +94,9 @@ def suspects(
         rows.append((suspect.split, suspect.row, suspect.label, suspect.suggested, f"{suspect.score:.3f}", text))
     count = f"{len(rows)} of {ranking.total:,} rows with a more probable label."
     note = f"{count} Many given labels are right: read the texts."
-    print_result(ranking, table(("split", "row", "label", "suggested", "score", "text"), rows), note)
+    columns = ("split", "row", "label", "suggested", "score", "text")
+    labels = table(columns, rows, empty="No row has a more probable label.")
+    print_result(ranking, labels, *([note] if rows else []))
 
 
 def _content_words(text: str) -> list[str]:
@@ -111,9 +115,11 @@ def _score_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     scores = dict.fromkeys(score for outcome in outcomes if outcome.metric for score in scores_shown(outcome.metric))
     rows = [(score, *(_format_mean(o, score) for o in outcomes)) for score in scores or scores_shown("macro_f1")]
     rows.append((f"against {comparison.jobs[0].id}", "", *map(format_verdict, comparison.verdicts)))
-    for quantity in ("flops", "tokens", "seconds"):
+    for title, quantity, form in (
+        ("FLOPs", "flops", "{:.3g}".format), ("tokens", "tokens", "{:,.0f}".format), ("time", "seconds", time_in_words)
+    ):  # fmt: skip
         totals = [(outcome.cost or {}).get("total", {}).get(quantity) for outcome in outcomes]
-        rows.append((quantity, *("n/a" if total is None else f"{total:.3g}" for total in totals)))
+        rows.append((title, *("n/a" if total is None else form(total) for total in totals)))
     return rows
 
 
@@ -140,5 +146,17 @@ def _curve_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     curves = [{f"{s.node} {s.name}": s.values for s in job.series if s.name in _CURVES} for job in comparison.curves]
     return [
         (name, *(f"{spark(curve[name])} {curve[name][-1]:.3g}" if name in curve else "" for curve in curves))
-        for name in dict.fromkeys(name for curve in curves for name in curve)
+        for name in _in_order(dict.fromkeys(name for curve in curves for name in curve))
     ]
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Return names such as `joint.s0 mlm` by stage, in the given order of the stages, then by seed and metric."""
+    parts = {name: _NUMBER.split(name) for name in names}  # text, number, text, …
+    stages = list(dict.fromkeys(text for text, *_ in parts.values()))
+
+    def key(name: str) -> tuple[object, ...]:
+        text, *rest = parts[name]
+        return (stages.index(text), *(int(part) if part.isdigit() else part for part in rest))
+
+    return sorted(parts, key=key)

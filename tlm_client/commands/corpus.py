@@ -182,15 +182,15 @@ def list_refused(
 def search_corpus(
     name: CorpusName,
     query: Annotated[str, typer.Argument(metavar="QUERY", help="A text, such as one of your training texts.")],
-    k: Annotated[int, typer.Option("-k", min=1, max=100, help="Maximum number of passages.")] = 10,
+    limit: Annotated[int, typer.Option("--limit", "-k", min=1, max=100, help="Maximum number of passages.")] = 10,
 ) -> None:
     """Search a corpus.
 
     tlm corpus search docs "boiling point of water"
-    tlm corpus search docs "a text" -k 3
+    tlm corpus search docs "a text" --limit 3
     """
     with open_client() as client:
-        hits = client.search(name, query, k)
+        hits = client.search(name, query, limit)
     rows = [(f"{hit.score:.2f}", hit.source, shorten(hit.text, width=400)) for hit in hits]
     print_result(hits, table(("score", "source", "text"), rows))
 

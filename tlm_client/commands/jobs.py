@@ -35,6 +35,7 @@ from tlm_core.errors import InvalidRequest, TLMError
 from tlm_core.jobs.states import State
 from tlm_core.names import ALIAS
 from tlm_core.wire import Job, JobEvent, JobSummary, JsonObject, LogLine
+from tlm_core.wording import data_in_words
 
 _QUEUED = frozenset({"job.submitted", "job.requeued", "job.resumed"})
 _REREAD_SECONDS = 10.0
@@ -81,7 +82,7 @@ def _row(job: JobSummary) -> tuple[object, ...]:
         job.id,
         job.name,
         job.state,
-        f"{job.dataset} on {job.corpus}" if job.corpus else job.dataset,
+        data_in_words(job.dataset, job.corpus),
         f"{job.recipe}/{job.scale}",
         " ".join(filter(None, (f"{live.share:.0%} {live.node}", left))) if live else None,
         job.failures or None,

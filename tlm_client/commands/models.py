@@ -14,7 +14,7 @@ from tlm_core.errors import Conflict, InvalidRequest
 from tlm_core.evaluation.summary import model_title
 from tlm_core.names import HUB
 from tlm_core.tasks.metrics import scores_shown
-from tlm_core.wording import counted
+from tlm_core.wording import counted, data_in_words
 
 
 def download(
@@ -111,7 +111,7 @@ def models() -> None:
     with open_client() as client:
         listed = list(client.models())
     rows = [
-        (model.job, ", ".join(model.aliases), model.name, model.dataset, model.scale,
+        (model.job, ", ".join(model.aliases), model.name, data_in_words(model.dataset, model.corpus), model.scale,
          None if model.score is None else f"{model.score:.3f} {model.metric}")
         for model in listed
     ]  # fmt: skip

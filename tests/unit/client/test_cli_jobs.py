@@ -145,6 +145,22 @@ def test_comparison_shows_differences_and_missing_reports() -> None:
     assert "gradient_norm" not in result.stdout
 
 
+def test_comparison_shows_readable_costs_and_curves_in_order() -> None:
+    names = ("joint.s1", "joint.s10", "joint.s0", "finetune.s2", "finetune.s0")
+    series = [{"node": n, "name": "mlm", "total": 1, "steps": [1], "at": [1], "values": [1]} for n in names]
+    cost = {"total": {"flops": 2e12, "tokens": 2_185_380.0, "seconds": 1_062.0}}
+    jobs = [job_view(), job_view(id="job_2", name="longer")]
+    outcomes = [{"job": job["id"], "reason": "no scores", "cost": cost} for job in jobs]
+    body = {"jobs": jobs, "differences": [{"key": "seeds", "values": [1, 2]}], "outcomes": outcomes, "verdicts": [],
+            "curves": [{"job": job["id"], "series": series} for job in jobs]}  # fmt: skip
+    shown = tlm(serve({"GET /v1/jobs/compare": body}), "compare", "job_1", "job_2").stdout
+    assert "2,185,380" in shown and "17.7 minutes" in shown and "toy on docs" in shown
+    places = [
+        shown.index(f"{node} mlm") for node in ("joint.s0", "joint.s1", "joint.s10", "finetune.s0", "finetune.s2")
+    ]
+    assert places == sorted(places)
+
+
 def test_comparison_omits_empty_tables() -> None:
     jobs = [job_view(), job_view(id="job_2")]
     outcomes = [{"job": job["id"], "reason": "it has not finished"} for job in jobs]
@@ -301,6 +317,35 @@ def test_suspects_show_row_label_and_suggestion() -> None:
     assert all(part in result.stdout for part in ("train", "17", "good", "bad", "0.987", "a poor film", "1 of 1,234"))
     as_json = tlm(serve({"GET /v1/jobs/job_1/suspects": body}), "suspects", "job_1", "--json")
     assert json.loads(as_json.stdout)["data"][0] == {**row, "text_pair": None}
+
+
+def test_empty_lists_have_no_note_about_their_rows() -> None:
+    body = {"facts": {}, "data": [], "total": 0, "has_more": False, "neighbors": True}
+    gateway = serve({"GET /v1/jobs/job_1/suspects": body, "GET /v1/jobs/job_1/selection": body})
+    assert tlm(gateway, "suspects", "job_1").stdout == "No row has a more probable label.\n"
+    assert tlm(gateway, "why", "job_1", "zzzqqq").stdout == "No passage matches.\n"
+
+
+def test_jobs_and_models_describe_their_data_alike() -> None:
+    model = {"job": "job_1", "name": None, "aliases": [], "dataset": "toy", "corpus": "docs", "scale": "tiny",
+             "metric": None, "score": None, "finished_at": None}  # fmt: skip
+    for path, entry in (("jobs", job_summary()), ("models", model)):
+        for corpus, words in (("docs", "toy on docs"), (None, "toy")):
+            body = {"data": [{**entry, "corpus": corpus}], "has_more": False}
+            shown = tlm(serve({f"GET /v1/{path}": body}), path).stdout
+            assert words in [cell.strip() for cell in shown.split("│")], path
+
+
+@pytest.mark.parametrize("option", ["--limit", "-k"])
+def test_corpus_search_limits_its_passages(option: str) -> None:
+    sent: list[Any] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        sent.append(json.loads(request.content))
+        return httpx.Response(200, json={"version": "v1", "hits": []})
+
+    assert tlm(handler, "corpus", "search", "docs", "a text", option, "3").exit_code == 0
+    assert [body["k"] for body in sent] == [3]
 
 
 def test_why_shows_the_train_rows_of_a_passage() -> None:
