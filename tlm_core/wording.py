@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 def counted(count: float, noun: str) -> str:
     """Return `1 row`, `2 rows` or `1,200 rows`."""
     return f"{count:,g} {noun}" if count == 1 else f"{count:,g} {noun}s"
+
+
+def numbered_rows(rows: Sequence[int]) -> str:
+    """Return `row 19` or `rows 3, 19`. rows: at least one number."""
+    return f"{'row' if len(rows) == 1 else 'rows'} {', '.join(map(str, rows))}"
 
 
 def interval_in_words(low: float, high: float) -> str:
@@ -56,6 +61,7 @@ def message_of(error: ErrorDetails) -> str:
     message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     if kind == "literal_error" and (near := nearest(str(error["input"]), re.findall("'([^']+)'", values["expected"]))):
         message += f" (the nearest is '{near}')"
+    message = re.sub(r", unable to (parse|interpret) .*", "", message)
     # pydantic names Python's types; a client sends JSON.
     return re.sub(r"a valid dictionary.*", "an object", re.sub(r"a valid (tuple|list)", "a list", message))
 

@@ -532,7 +532,8 @@ class JobStore(JobReads):
             case ["missing"]:
                 raise no_job(job_id)
             case ["state", state]:
-                raise IllegalTransition(f"Cannot {verb} job {job_id}: it is {state}, not {allowed(verb)}.", state=state)
+                problem = f"Cannot {verb} job {job_id}, because its state is {state}."
+                raise IllegalTransition(f"{problem} The state must be {allowed(verb)}.", state=state)
             case ["stale", attempt, *_]:
                 raise StaleAttempt(
                     f"Cannot {verb} job {job_id}: attempt {attempt} is current, or another coordinator holds the "

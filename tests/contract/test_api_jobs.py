@@ -182,6 +182,7 @@ def test_verbs_change_the_state_or_report_it(api: TestClient) -> None:
     refused = api.post(f"/v1/jobs/{job}/resume")
     assert (refused.status_code, refused.json()["code"]) == (409, "illegal_transition")
     assert refused.json()["facts"]["state"] == "cancelled"
+    assert refused.json()["detail"].endswith("because its state is cancelled. The state must be paused.")
 
 
 def test_job_lists_its_finished_stages(api: TestClient, gateway: Gateway) -> None:

@@ -71,4 +71,5 @@ TRANSITIONS: Mapping[Verb, Mapping[State, State]] = {
 
 def allowed(verb: Verb) -> str:
     """Return the states in which `verb` is allowed, for messages."""
-    return " or ".join(TRANSITIONS[verb])
+    *others, last = TRANSITIONS[verb]
+    return f"{', '.join(others)} or {last}" if others else last

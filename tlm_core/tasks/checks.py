@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tlm_core.tables.findings import LISTED_PER_CODE, Findings
 from tlm_core.tasks import limits
 from tlm_core.tasks.table import KINDS, UNREAD, RawTable, as_text
-from tlm_core.wording import suggestion
+from tlm_core.wording import counted, suggestion
 
 _DECIMAL = re.compile(r"-?\d*\.\d+(?:e-?\d+)?", re.IGNORECASE)
 # Numbers whose digits a float holds exactly. Longer numbers may be ids.
@@ -159,8 +159,8 @@ def check_label_set(counts: LabelCounts, tables: Mapping[str, RawTable], column:
         for label in unknown[:LISTED_PER_CODE]:
             row = _first_row(tables[split], column, label)
             place = f"Row {row} of {tables[split].file}, column '{column}',"
-            message = f"{place} has the label '{label}', which is not in train (rows: {counts[split][label]})."
-            message += f" {_nearest(label, train)}"
+            copies = counted(counts[split][label], "row")
+            message = f"{place} has the label '{label}' (in {copies}), which is not in train. {_nearest(label, train)}"
             findings.fault("unknown_label", message, split=split, row=row, column=column)
         findings.count_more("unknown_label", len(unknown[LISTED_PER_CODE:]))
 
@@ -175,7 +175,7 @@ def _check_spelling(train: Mapping[str, int], file: str, column: str, findings: 
         by_folded.setdefault(_folded(label), []).append(label)
     for labels in by_folded.values():
         if len(labels) > 1:
-            spelled = " and ".join(f"'{label}' ({train[label]} rows)" for label in sorted(labels))
+            spelled = " and ".join(f"'{label}' ({counted(train[label], 'row')})" for label in sorted(labels))
             message = f"The labels {spelled} of {file} differ only in {_SPELLING}. Use one spelling for one label."
             findings.warn("label_variants", message, split="train", column=column)
     if edged := sort_labels(label for label in train if label != label.strip()):

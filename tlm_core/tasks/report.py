@@ -18,7 +18,7 @@ from tlm_core.tasks.duplicates import TextScan, count_distinct, is_among
 from tlm_core.tasks.targets import as_numbers
 from tlm_core.tasks.task import SPLITS, earlier_splits
 from tlm_core.tasks.types import TASK_TYPES, TaskType
-from tlm_core.wording import counted
+from tlm_core.wording import counted, numbered_rows
 
 _LISTED = 100
 _BINS = 12
@@ -144,9 +144,9 @@ def _duplicates(data: SplitData, split: str, findings: Findings) -> dict[str, ob
     conflicting = count_distinct(keys[conflicts])
     alike = order[np.isin(keys[order], keys[conflicts])]  # all rows whose text has several labels
     if conflicting:
-        first = ", ".join(str(row) for row in np.sort(data.rows[alike])[:6])
+        first = numbered_rows(np.sort(data.rows[alike])[:6].tolist())
         texts = counted(conflicting, "text")
-        message = f"{split} has {texts} with different labels (rows {first}). Correct the wrong labels."
+        message = f"{split} has {texts} with different labels ({first}). Correct the wrong labels."
         findings.warn("conflicting_labels", message, split=split, row=int(data.rows[conflicts].min()))
     rows = _rows(data, alike[:_LISTED])
     return {"copies": int(same_text.sum()), "conflicting": conflicting, "conflicts": rows}
@@ -167,10 +167,10 @@ def _overlap(splits: Mapping[str, SplitData], findings: Findings) -> dict[str, o
         result |= {f"{name}_{split}": int(among.sum()) for name, among in copies.items()}
         result[f"{split}_rows"] = rows[:_LISTED].tolist()
         if len(rows):
-            first = ", ".join(map(str, rows[:5]))
+            first = numbered_rows(rows[:5].tolist())
             message = (
                 f"Rows of {split} that are also in {' or '.join(present)}, ignoring case and spaces: {len(rows)} "
-                f"(rows {first}). The report also shows every score without these rows."
+                f"({first}). The report also shows every score without these rows."
             )
             findings.warn("overlap", message, split=split, row=int(rows[0]))
     return result

@@ -110,6 +110,11 @@ def test_invalid_field_has_a_pointer_and_a_message(client: TestClient, body: Any
     assert says in answer.json()["detail"]
 
 
+def test_message_about_a_number_has_no_words_about_parsing(client: TestClient) -> None:
+    answer = client.post("/echo", json={"seeds": ["a"]})
+    assert [entry["message"] for entry in answer.json()["errors"]] == ["must be a valid integer"]
+
+
 @pytest.mark.parametrize(
     ("headers", "says"),
     [

@@ -132,7 +132,7 @@ def test_unknown_label_error_suggests_the_nearest_label(tmp_path: Path) -> None:
     }
     texts = messages(validate(source)[1], "faults", "unknown_label")
     assert any(
-        "(rows: 3)" in text and "differs from 'positive' only in case, spaces or number format" in text
+        "(in 3 rows)" in text and "differs from 'positive' only in case, spaces or number format" in text
         for text in texts
     )
     assert any("Did you mean 'negative'?" in text for text in texts)
@@ -257,7 +257,8 @@ def test_test_rows_inside_validation_are_counted(tmp_path: Path) -> None:
     _, report = load_task(folder(tmp_path, rows(6), validation=new, test=[new[0], {"text": "other", "label": "good"}]))
     assert (report["overlap"]["validation_test"], report["overlap"]["train_test"]) == (1, 0)
     assert report["overlap"]["test_rows"] == [1]
-    assert "also in train or validation" in messages(report, "warnings", "overlap")[0]
+    (message,) = messages(report, "warnings", "overlap")
+    assert "also in train or validation, ignoring case and spaces: 1 (row 1)." in message
 
 
 def test_equal_texts_in_another_unicode_form_are_copies(tmp_path: Path) -> None:
