@@ -167,7 +167,7 @@ def _health(indexes: CorpusIndexes, tasks: Sequence[Background]) -> APIRouter:
     ready = True
 
     @router.get("/healthz")
-    def healthz() -> dict[str, str]:
+    async def healthz() -> dict[str, str]:  # `def` would wait for a thread of the routes.
         check_running(tasks)
         return {"status": "alive"}
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,27 @@ def test_retriever_whose_task_has_stopped_is_not_healthy(tmp_path: Path, monkeyp
     with TestClient(assemble(settings)) as http:
         wait_for(lambda: http.get("/healthz").status_code == 503, 10)
         assert "has stopped. Restart the process." in http.get("/healthz").json()["detail"]
+
+
+def test_health_survives_requests_that_all_wait_for_the_index(
+    harness: RetrieverHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, waiting = threading.Event(), list[EmbeddedIndexes]()
+
+    def hang(indexes: EmbeddedIndexes) -> None:
+        waiting.append(indexes)
+        assert answer.wait(60)
+
+    monkeypatch.setattr(EmbeddedIndexes, "check", hang)
+    with TestClient(assemble(harness.settings)) as http, ThreadPoolExecutor(60) as pool:
+        requests = [pool.submit(http.get, "/readyz") for _ in range(50)]
+        try:
+            wait_for(lambda: len(waiting) == 40)
+            assert pool.submit(http.get, "/healthz").result(20).json() == {"status": "alive"}
+            assert len(waiting) == 40
+        finally:
+            answer.set()
+        assert {request.result().status_code for request in requests} == {200}
 
 
 def test_health_checks_log_a_starting_index_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
