@@ -76,14 +76,18 @@ def test_commands_print_what_the_tutorial_shows(gateway: Gateway, tmp_path: Path
             assert NUMBER.sub("0.0", printed) == NUMBER.sub("0.0", shown), f"{commands}\n{printed}"
             numbers, expected = map(float, NUMBER.findall(printed)), map(float, NUMBER.findall(shown))
             assert list(numbers) == pytest.approx(list(expected), abs=0.02), f"{commands}\n{printed}"
-    assert (tmp_path / "predicted.csv").read_text().count("\n") == 3
+    assert (tmp_path / "build" / "tutorial" / "predicted.csv").read_text().count("\n") == 3
+    left = {path.name for path in tmp_path.iterdir() if path.is_file() or path.name == "model"}
+    assert left == {"python", "tlm"}, "git ignores the folder build"
     check_pages(gateway)
 
 
 def test_every_block_of_the_tutorial_is_run_or_compared() -> None:
-    """The blocks without a language start the service, or train for minutes."""
+    """The blocks without a language start or stop the service, or train for minutes."""
     unchecked = [block.text for block in blocks_of(PAGE) if block.language not in (*COMMANDS, "text")]
-    assert all(text.startswith(("make setup\n", "tlm corpus add ", "curl ")) for text in unchecked), unchecked
+    assert all(text.startswith(("make setup\n", "tlm corpus add ", "curl ", "tlm down\n")) for text in unchecked), (
+        unchecked
+    )
 
 
 def check_pages(gateway: Gateway) -> None:
