@@ -294,7 +294,7 @@ class StageEstimate(_Answer):
 
     stage: str
     seconds: float | None
-    seconds_at_least: float | None = Field(None, description="null if jobs with equally many seeds measured `seconds`")
+    seconds_at_least: float | None = Field(None, description="null if `seconds` has no bounds")
     seconds_at_most: float | None = None
     flops: float | None
     tokens: float | None
@@ -307,7 +307,7 @@ class Estimate(_Answer):
 
     seconds: float | None
     seconds_at_least: float | None = Field(
-        None, description="differs from `seconds` if no job with as many seeds has run on this service"
+        None, description="differs from `seconds` until a similar job with as many seeds has finished"
     )
     seconds_at_most: float | None = None
     flops: float | None

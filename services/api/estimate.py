@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from services.api.measurements import START, Finished, Measurements, Pace, Rate, Setup, pace_of, source_of
+from services.api.measurements import SHARED, START, Finished, Measurements, Pace, Rate, Setup, pace_of, source_of
 from services.api.work import Texts, Work, disk_bytes, memory_bytes, shape_of, texts_of, work_of
 from services.common.catalog import Catalog
 from services.common.jobstore import JobStore
@@ -73,7 +73,7 @@ class Known:
             seconds, reason = budget * len(nodes), "the recipe limits the seconds"
             return StageEstimate(stage=stage, seconds=seconds, flops=None, tokens=None, basis="counted", reason=reason)
         work = [work_of(node, texts_of(plan, node, self.texts)) for node in nodes]
-        return self._at_rate(Setup.of(job, plan, nodes[0]), work)
+        return self._at_rate(Setup.of(job, plan, nodes[0], work[0]), work)
 
     def _at_rate(self, setup: Setup, work: Sequence[Work | None]) -> StageEstimate:
         flops, tokens = (_total(getattr(item, name) if item else None for item in work) for name in ("flops", "tokens"))
@@ -82,13 +82,11 @@ class Known:
         if units is None:
             pace = Pace("unknown", None, "the sizes of encoder and tokenizer are known only after they are loaded")
         seconds = None if units is None or pace.seconds is None else units * pace.seconds
-        estimate = StageEstimate(
-            stage=setup.stage, seconds=seconds, flops=flops, tokens=tokens, basis=pace.basis, reason=pace.reason
-        )
-        if seconds is None or pace.bounds is None:
-            return estimate
-        least, most = pace.bounds
-        return estimate.model_copy(update={"seconds_at_least": least * seconds, "seconds_at_most": most * seconds})
+        least, most = (None, None) if seconds is None or pace.bounds is None else [end * seconds for end in pace.bounds]
+        return StageEstimate(
+            stage=setup.stage, seconds=seconds, seconds_at_least=least, seconds_at_most=most, flops=flops,
+            tokens=tokens, basis=pace.basis, reason=pace.reason,
+        )  # fmt: skip
 
     def gpu_hours(self, training: Sequence[StageEstimate]) -> tuple[float | None, str]:
         """Return the GPU hours of the training stages and their source. If unknown, return None and the reason."""
@@ -135,7 +133,7 @@ class Estimator:
         if seconds is None or at_least is None or at_most is None or at_most - at_least <= _NARROW * seconds:
             at_least = at_most = seconds
         else:
-            reasons["seconds"] = f"{_source_of_range(stages)}; jobs that run here improve the estimate"
+            reasons["seconds"] = f"{_source_of_range(stages)}; jobs that finish here improve the estimate"
         return Estimate(
             seconds=seconds,
             seconds_at_least=at_least,
@@ -219,7 +217,8 @@ def _most(stage: StageEstimate) -> float | None:
 def _source_of_range(stages: Iterable[StageEstimate]) -> str:
     """Return the basis of the stage with the widest range, in words."""
     widest = max(stages, key=lambda stage: (_most(stage) or 0) - (_least(stage) or 0))
-    sources = {"device": "from a short measurement here", "measured": "measured with another number of seeds"}
+    unlike = SHARED if SHARED in widest.reason else " with another number of seeds"
+    sources = {"device": "from a short measurement here", "measured": f"measured{unlike}"}
     return sources.get(widest.basis, "not measured here")
 
 

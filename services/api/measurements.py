@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import product
 from statistics import median
 from typing import NamedTuple
 
@@ -19,7 +21,7 @@ from tlm_core.jobs.spec import MAX_SEEDS, Event, JobRecord, Resolved
 from tlm_core.jobs.states import State
 from tlm_core.training.params import TrainParams
 from tlm_core.training.recipe import auto_length
-from tlm_core.training.speed import flop_of, rate_name
+from tlm_core.training.speed import HAD_CORE, flop_of, rate_name
 from tlm_core.training.stage import Place
 from tlm_core.wire import Basis
 from tlm_core.wording import counted
@@ -44,13 +46,16 @@ _EARLIER_JOBS, _MAX_EVENTS = 30, 20_000
 # machine without bf16, or with other work, was six times slower. A short measurement of the device was 12 % too fast on
 # an idle machine, and too slow on a busy one.
 _BY_BUILT_IN, _BY_DEVICE = (0.5, 8.0), (0.25, 3.0)
+_LEAST_CORE = 0.5  # Training that had a core for a smaller share of its time shared the cores with other programs.
+SHARED = " while other programs used the cores"
 
 
 class Rate(NamedTuple):
-    """Seconds per unit of work, and the job that measured them."""
+    """Seconds per unit of work, the job that measured them, and the share of the seconds in which it had a core."""
 
     seconds: float
     job: str
+    had_core: float = 1.0
 
 
 class Pace(NamedTuple):
@@ -71,6 +76,7 @@ class Setup:
 
     seeds: number of seeds that run at the same time. A stored rate is divided by this number, so that the times of all
     seeds add up to the time of the job. passages: False if `prepare` has no passages; its time is then nearly constant.
+    size: of a training step. Each doubling of its work adds 2. Small steps take more seconds per unit of work.
     """
 
     stage: str
@@ -78,49 +84,55 @@ class Setup:
     seeds: int = 1
     precision: str = ""
     passages: bool = True
+    size: int = 0
 
     @classmethod
-    def of(cls, job: JobRecord, plan: Plan, node: Node) -> Setup:
+    def of(cls, job: JobRecord, plan: Plan, node: Node, work: Work | None) -> Setup:
         stage = node.stage.name
         if stage == "prepare":
             return cls(stage, passages=any(other.stage.name == "select" for other in plan.nodes))
         if not (isinstance(node.params, TrainParams) or stage == "evaluate"):
             return cls(stage)
-        return cls(stage, job.spec.workers, plan.side_by_side(node.group), job.resolved.recipe.precision)
+        size = round(2 * math.log2(work.units / work.steps)) if work and work.steps else 0
+        return cls(stage, job.spec.workers, plan.side_by_side(node.group), job.resolved.recipe.precision, size=size)
 
     def __str__(self) -> str:
-        return f"{self.stage}/{self.workers}/{self.seeds}/{self.precision}" + ("" if self.passages else "/alone")
+        passages = "" if self.passages else "/alone"
+        return f"{self.stage}/{self.workers}/{self.seeds}/{self.precision}/{self.size}{passages}"
 
 
 def pace_of(setup: Setup, rates: Mapping[str, Rate]) -> Pace:
-    """Return the pace of a setup. Prefer a rate measured in this setup, then a rate with another number of seeds.
+    """Return the pace of a setup. Prefer a rate that a finished job measured in a similar setup.
 
     Otherwise use a built-in rate, which holds for one worker. Scale it by the speed of the worker's device, if known.
     """
-    built_in = BUILT_IN_SECONDS.get(setup.stage)
-    if measured := rates.get(str(setup)):
-        return Pace("measured", measured.seconds, f"measured by {measured.job}")
-    if setup.precision and (other := _with_other_seeds(setup, rates)):
-        return other
+    built_in, flop = BUILT_IN_SECONDS.get(setup.stage), rates.get(flop_of(setup.precision))
+    on_device = built_in * flop.seconds / BUILT_IN_SECONDS["joint"] if built_in and flop else math.inf
+    if measured := _measured(setup, rates, on_device):
+        return measured
     if built_in is None or setup.workers > 1:
-        return Pace("unknown", None, f"no job with {counted(setup.workers, 'worker')} has run this stage here yet")
-    if flop := rates.get(flop_of(setup.precision)):
-        seconds = built_in * flop.seconds / BUILT_IN_SECONDS["joint"]
-        return Pace("device", seconds, "from a short measurement of the worker's device", _BY_DEVICE)
+        return Pace("unknown", None, f"no job with {counted(setup.workers, 'worker')} has run this stage at this size")
+    if flop:
+        return Pace("device", on_device, "from a short measurement of the worker's device", _BY_DEVICE)
     slower = _FP32 if setup.precision == "fp32" else 1.0
     return Pace("built-in", slower * built_in, "measured on 2 cores of a server", _BY_BUILT_IN)
 
 
-def _with_other_seeds(setup: Setup, rates: Mapping[str, Rate]) -> Pace | None:
-    """Return the pace measured with the nearest number of seeds, or None if there is no such measurement.
+def _measured(setup: Setup, rates: Mapping[str, Rate], on_device: float) -> Pace | None:
+    """Return the pace measured with the nearest number of seeds and size of a step, or None without a similar one.
 
-    The bounds cover two cases: more seeds use more cores, or a single seed already uses all cores.
+    For another number of seeds, the bounds cover two cases: more seeds use more cores, or a single seed already uses
+    all cores. If other programs used the cores, the least time is that in which the training had a core, or less:
+    threads that wait for each other use their cores too, so `on_device`, the pace by a short measurement, counts.
     """
-    for seeds in sorted(range(1, MAX_SEEDS + 1), key=lambda seeds: abs(seeds - setup.seeds)):
-        if measured := rates.get(str(replace(setup, seeds=seeds))):
-            ratio = seeds / setup.seeds
-            reason = f"measured by {measured.job} with {counted(seeds, 'seed')}"
-            return Pace("measured", measured.seconds, reason, (min(1.0, ratio), max(1.0, ratio)))
+    numbers = sorted(range(1, MAX_SEEDS + 1), key=lambda seeds: abs(seeds - setup.seeds))
+    for seeds, size in product(numbers, (setup.size, setup.size - 1, setup.size + 1)):
+        if rate := rates.get(str(replace(setup, seeds=seeds, size=size))):
+            shared, ratio = rate.had_core < _LEAST_CORE, seeds / setup.seeds
+            least = min(rate.had_core, on_device / rate.seconds) if shared else 1.0
+            bounds = least * min(1.0, ratio), max(1.0, ratio)
+            words = f"measured by {rate.job}" + f" with {counted(seeds, 'seed')}" * (ratio != 1) + SHARED * shared
+            return Pace("measured", rate.seconds, words, None if bounds == (1.0, 1.0) else bounds)
     return None
 
 
@@ -178,7 +190,7 @@ class Measurements:
         return [job for job_id in ids if (job := latest[job_id]) is not None]
 
     def rates(self, tenant: str) -> dict[str, Rate]:
-        """Return a rate per setup, from the newest finished job with this setup, or else from a job that trains now.
+        """Return a rate per setup, from the newest finished job with this setup.
 
         Rates that depend on the device are those of the newest worker's device. `flop_of` names the seconds per FLOP.
         """
@@ -187,29 +199,9 @@ class Measurements:
         for name, value in sorted(stored.items()):
             measured, _, kind = name.partition(" on ")
             if kind in ("", device):
-                seconds, job_id = value.split()
-                rates[measured] = Rate(float(seconds), job_id)
-        for job_id in self._jobs.newest_in(tenant, State.RUNNING, _EARLIER_JOBS):
-            with suppress(NotFound, CorruptArtifact):
-                for running, rate in self._rates_now(self._jobs.get(tenant, job_id)):
-                    rates.setdefault(str(running), rate)
+                seconds, job_id, *had_core = value.split()
+                rates[measured] = Rate(float(seconds), job_id, *map(float, had_core))
         return rates
-
-    def _rates_now(self, job: JobRecord) -> Iterator[tuple[Setup, Rate]]:
-        """Yield the rates of a job that trains now: the built-in rates, times the slowdown of the job."""
-        progress, plan = job.progress, plan_of(job)
-        if progress is None or not progress.rate or progress.unit != "tokens":
-            return
-        nodes = {node.name: node for node in plan.nodes}
-        node = nodes.get(progress.node)
-        # The rates depend on whether there are passages, not on their number.
-        work = work_of(node, replace(self.texts(job)[0], passages=int("select" in nodes))) if node else None
-        if node and work and work.tokens and progress.stage in BUILT_IN_SECONDS:
-            setup = Setup.of(job, plan, node)
-            expected = work.units * BUILT_IN_SECONDS[progress.stage]
-            slowdown = work.tokens / progress.rate / setup.seeds / expected
-            for stage, seconds in BUILT_IN_SECONDS.items():
-                yield replace(setup, stage=stage), Rate(seconds * slowdown, f"{job.id}, still running")
 
     def _measure(self, job: JobRecord) -> Finished | None:
         """Measure a succeeded job and store its rates. Return None for a learning curve, and for a job without encoder.
@@ -222,24 +214,28 @@ class Measurements:
         texts = self.texts(job)
         if prepared := refs.get("prepare"):
             texts[0] = _as_prepared(texts[0], job, self._artifacts.manifest(prepared))
-        rates: dict[str, list[float]] = {}
+        rates: dict[str, list[tuple[float, float]]] = {}
         events = self._jobs.events(job.tenant, job.id, limit=_MAX_EVENTS)
         for node, elapsed, device in _elapsed(events, job, plan):
             work = work_of(node, texts_of(plan, node, texts)) if node else Work(1.0)
-            units = work.units if work else 0.0
+            setup = Setup.of(job, plan, node, work) if node else Setup(START)
+            units, had_core = work.units if work else 0.0, 1.0
             if node and node.stage.name == "refit_linear" and "self_train" in node.inputs:
                 continue  # Its work depends on what validation chose. Jobs without self-training measure the rate.
-            if node and isinstance(node.params, TrainParams):
-                if work is None or work.flops is not None:  # The work of a BiLSTM counts tokens.
-                    units = float(self._artifacts.manifest(refs[node.name]).meta.get("flops", units))
+            if node and work and isinstance(node.params, TrainParams):
+                meta = self._artifacts.manifest(refs[node.name]).meta
+                if work.flops is not None:  # The work of a BiLSTM counts tokens.
+                    units = float(meta.get("flops", units))
                 cost = self._artifacts.read_json(refs[node.name], "history.json")["cost"]
                 elapsed = max(elapsed, float(cost["seconds"]))  # a resumed stage began before its last start
+                if setup.workers == 1 and not cost.get("gpu_seconds"):  # Others wait for a GPU or for another worker.
+                    had_core = float(meta.get(HAD_CORE, 1.0))
             if units > 0:
-                setup = Setup.of(job, plan, node) if node else Setup(START)
                 name = rate_name(str(setup), device) if setup.precision else str(setup)
-                rates.setdefault(name, []).append(elapsed / units / setup.seeds)
+                rates.setdefault(name, []).append((elapsed / units / setup.seeds, had_core))
         cost = self._artifacts.read_json(refs[plan.report], "report.json")["cost"]["total"]
-        self._jobs.save_rates(job.tenant, {setup: f"{median(each)} {job.id}" for setup, each in rates.items()})
+        medians = {name: map(median, zip(*each, strict=True)) for name, each in rates.items()}
+        self._jobs.save_rates(job.tenant, {name: f"{rate} {job.id} {core}" for name, (rate, core) in medians.items()})
         return Finished(job.id, source_of(job.resolved), texts[0], cost["gpu_seconds"] > 0) if prepared else None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Mapping
@@ -29,7 +30,8 @@ from tlm_core.jobs.plan import Node, plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import ACTIVE
 from tlm_core.training.local import LocalCheckpoints
-from tlm_core.training.params import NOT_CACHED
+from tlm_core.training.params import NOT_CACHED, TrainParams
+from tlm_core.training.speed import HAD_CORE
 from tlm_core.training.stage import DROPPED, Stage, StageContext, StageFunction, StopRequested
 
 log = logging.getLogger(__name__)
@@ -183,9 +185,11 @@ class GroupRunner:
             scratch=work,
         )
         log.info("Started %s", node.name)
-        stopped = False
+        stopped, began, before = False, time.monotonic(), time.thread_time()
         try:
             meta = self.load(node.stage)(context)
+            if isinstance(node.params, TrainParams):
+                meta = {**meta, HAD_CORE: (time.thread_time() - before) / (time.monotonic() - began)}
         except StopRequested:
             stopped = True
             raise

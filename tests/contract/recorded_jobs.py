@@ -12,6 +12,7 @@ from tests.contract.gateway import Gateway
 from tlm_core.jobs.plan import Node, plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.training.recipe import Recipe
+from tlm_core.training.speed import HAD_CORE
 
 T = "default"
 TOKENS = {"train": 320, "validation": 40, "test": 40, "passages": 9_000}
@@ -27,11 +28,12 @@ def record(
     counted: float = 0.0,
     gpu_seconds: float = 0.0,
     device: str = "",
+    had_core: float = 1.0,
 ) -> JobRecord:
     """Finish a running job. In its events, each node takes `seconds(node)`, and the start of the workers takes 10 s.
 
     flops: by stage. counted: seconds that each training stage reports. gpu_seconds: of the job, in its report.
-    device: of the workers.
+    device: of the workers. had_core: of each training stage, see `tlm_core.training.speed`.
     """
     store, artifacts = gateway.parts.jobs, gateway.parts.artifacts
     plan = plan_of(job)
@@ -47,14 +49,14 @@ def record(
         folder = gateway.root / "files" / uuid.uuid4().hex
         folder.mkdir(parents=True)
         (folder / "task.json").write_text(json.dumps({"counts": ROWS}))
-        (folder / "history.json").write_text(json.dumps({"cost": {"seconds": counted}}))
+        (folder / "history.json").write_text(json.dumps({"cost": {"seconds": counted, "gpu_seconds": gpu_seconds}}))
         (folder / "report.json").write_text(json.dumps(report(job.resolved.recipe, flops or {}, gpu_seconds)))
         meta: dict[str, Any] = {}
         if node.stage.name in ("select", "prepare"):
             meta = {"passages": 50, "tokens": TOKENS, "vocab_size": 900, "corpus": {"passages": SEARCHED}}
             meta |= {"max_length": 128, "windows": ROWS}
         meta |= (
-            {"flops": (flops or {}).get(node.stage.name, 1e9), "steps": 10}
+            {"flops": (flops or {}).get(node.stage.name, 1e9), "steps": 10, HAD_CORE: had_core}
             if node.stage.name in ("joint", "finetune")
             else {}
         )

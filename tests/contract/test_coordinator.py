@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,7 +19,7 @@ from services.trainer.cluster import Status
 from services.trainer.worker import GroupRunner
 from tests.contract.coordinator_harness import CoordinatorHarness, T
 from tests.factories import make_resolved, make_spec
-from tests.trainer_fakes import counting_stage, plain_stage
+from tests.trainer_fakes import all_stages, counting_stage, plain_stage, run_group
 from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import (
     ClusterUnavailable,
@@ -33,6 +34,7 @@ from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
 from tlm_core.training.params import SHRUNK
 from tlm_core.training.recipe import resolve
+from tlm_core.training.speed import HAD_CORE
 from tlm_core.training.stage import Stage, StageContext, StageFunction, StageParams
 
 SELECTOR = "selection.selector"
@@ -338,6 +340,20 @@ def test_situation_needs_one_round_trip_for_each_level_of_the_plan(
     assert situation.done.keys() == {node.name for node in situation.plan.nodes}
     # validate, baseline and select, self_train, prepare and refit_linear, joint, finetune, refit, evaluate, export
     assert levels == [1, 2, 1, 2, 2, 2, 2, 1, 1]
+
+
+def test_artifact_of_training_states_how_long_it_had_a_core(harness: CoordinatorHarness) -> None:
+    """Estimates use this share to notice that other programs used the cores."""
+    assignment = harness.cluster.assignment(harness.until_submitted(harness.coordinator(), job_id := harness.submit()))
+
+    def waits(ctx: StageContext[StageParams]) -> Mapping[str, object]:
+        time.sleep(0.2)
+        return plain_stage(ctx)
+
+    run_group(harness.store, harness.artifacts, harness.folder / "scratch", assignment, all_stages(joint=waits))
+    done = Situation.read(harness.store, harness.job(job_id)).done
+    joint, prepare = (harness.artifacts.manifest(done[name]).meta for name in ("joint.s0", "prepare"))
+    assert 0 < joint[HAD_CORE] < 0.5 and HAD_CORE not in prepare
 
 
 def test_rank_1_computes_only_parallel_stages(harness: CoordinatorHarness) -> None:

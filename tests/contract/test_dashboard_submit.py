@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from services.api.dashboard.job_form import PRESETS
+from services.api.dashboard.present import duration
 from services.api.dashboard.snippets import snippets
 from tests.contract.dashboard_pages import Tags, signed_in
 from tests.contract.filled_dashboard import Contents, fill
@@ -298,6 +299,16 @@ def test_preview_shows_a_range_whose_ends_are_equal_as_one_time(
     )
     answer = signed_in(filled[0]).post("/ui/submit/preview", data={"dataset": "tickets", "corpus": "manuals"})
     assert "<dt>time</dt><dd>1 h 44 min</dd>" in answer.text
+
+
+def test_preview_shows_the_estimate_of_the_api(filled: tuple[Gateway, Contents]) -> None:
+    data = {"dataset": "tickets", "corpus": "manuals", "scale": "tiny"}
+    shown = " ".join(Tags(signed_in(filled[0]).post("/ui/submit/preview", data=data).text).words.split())
+    with filled[0].test_client() as api:
+        estimated = api.post("/v1/jobs/estimate", json={**data, "seeds": [0, 1, 2]}).json()
+    low, high = duration(estimated["seconds_at_least"]), duration(estimated["seconds_at_most"])
+    assert low != high and f"{low} to {high}, {estimated['reasons']['seconds']}" in shown
+    assert all(f"{duration(stage['seconds'])}" in shown for stage in estimated["stages"])
 
 
 def test_preview_of_a_study_counts_its_stages(filled: tuple[Gateway, Contents]) -> None:
