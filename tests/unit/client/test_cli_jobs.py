@@ -65,7 +65,7 @@ def test_estimate_of_another_kind_has_its_options_and_no_gpu_hours_without_gpus(
 
 
 def test_time_of_an_estimate_has_its_caveat_once() -> None:
-    caveat = "not measured here; jobs that run here improve the estimate"
+    caveat = "not measured here; jobs that finish here improve the estimate"
     estimate = ESTIMATE | {"seconds_at_least": 60.0, "seconds_at_most": 240.0, "reasons": {"seconds": caveat}}
     result = tlm(lambda _: httpx.Response(200, json=estimate), "estimate", "--dataset", "toy")
     assert f"Time: 1:00 to 4:00, {caveat}" in result.stdout and result.stdout.count("not measured here") == 1
