@@ -357,12 +357,28 @@ def test_curve_of_a_comparison_has_color_and_letter_of_its_job(
         assert page.locator(f"[data-series='{series}']").evaluate(shown) == [[label, page.evaluate(color)]]
 
 
+def test_lists_and_a_comparison_of_two_jobs_need_no_scrolling_on_a_phone(
+    page: Any, served: tuple[str, Gateway, Contents]
+) -> None:
+    url, _, contents = served
+    page.set_viewport_size({"width": 390, "height": 740})
+    jobs = contents.jobs
+    labels = [f"/ui/jobs/{jobs[name]}/labels" for name in ("succeeded", "hostile")]
+    lists = ["/ui/jobs", "/ui/models", "/ui/datasets", "/ui/corpora", "/ui/corpora/manuals", *labels]
+    data = [f"/ui/datasets/{dataset}" for dataset in (contents.dataset, contents.hostile_dataset)]
+    for path in [*lists, *data, f"/ui/compare?id={jobs['succeeded']}&id={jobs['alone']}"]:
+        page.goto(url + path)
+        tables = page.locator(".cards, .compare")
+        hidden = "tables => tables.map(table => table.scrollWidth - table.parentElement.clientWidth)"
+        assert tables.count() and max(tables.evaluate_all(hidden)) <= 0, path
+
+
 def test_wide_table_on_a_phone_has_a_shadow_where_it_continues(
     page: Any, served: tuple[str, Gateway, Contents]
 ) -> None:
     url, _, contents = served
     page.set_viewport_size({"width": 390, "height": 740})
-    page.goto(f"{url}/ui/compare?id={contents.jobs['succeeded']}&id={contents.jobs['alone']}")
+    page.goto(f"{url}/ui/compare?" + "&".join(f"id={contents.jobs[n]}" for n in ("succeeded", "alone", "hostile")))
     layers = "box => [box.scrollWidth > box.clientWidth, getComputedStyle(box).backgroundAttachment]"
     assert page.locator(".scroll").evaluate(layers) == [True, "local, local, scroll, scroll"]
 
