@@ -106,6 +106,21 @@ def test_form_for_a_prune_job_ignores_inherited_fields(gateway: Gateway) -> None
     assert job.resolved.reused["joint.s0"] == trained.result.artifacts["joint.s0"]
 
 
+def test_form_suggests_finished_jobs_with_an_encoder_to_prune(gateway: Gateway) -> None:
+    jobs, browser = fill(gateway).jobs, signed_in(gateway)
+    page = browser.get("/ui/submit").text
+    assert "optional: id of a finished job" in page
+    suggested = re.search(r'<datalist id="jobs">(.*?)</datalist>', page)
+    assert suggested and Tags(page).has("input", name="prune.job", list="jobs")
+    wanted = {jobs[name] for name in ("succeeded", "alone", "hostile")}
+    assert {given["value"] for _, given in Tags(suggested[1]).tags} == wanted
+    data = {"dataset": "tickets", "kind": "prune", "prune.levels": "0.2", "scale": "instant"}
+    refused = Tags(browser.post("/ui/submit/preview", data=data).text).words
+    assert "Choose a scale other than 'instant', or name a finished job of another scale in 'job'." in refused
+    named = browser.post("/ui/submit/preview", data={**data, "prune.job": jobs["alone"]}).text
+    assert "No estimate yet" not in named
+
+
 def test_empty_form_shows_the_defaults_of_each_kind(gateway: Gateway) -> None:
     fill(gateway)
     inputs = [given for tag, given in Tags(signed_in(gateway).get("/ui/submit").text).tags if tag == "input"]

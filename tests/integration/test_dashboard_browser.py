@@ -467,6 +467,20 @@ def test_preset_keeps_the_typed_values(page: Any, served: tuple[str, Gateway, Co
     page.wait_for_selector("#preview >> text=5 epochs")
 
 
+def test_marked_preset_follows_scale_and_seeds(page: Any, served: tuple[str, Gateway, Contents]) -> None:
+    page.goto(f"{served[0]}/ui/submit")
+    scale, marked = "[name=scale][value={}]", page.locator(".presets [aria-current=true] strong")
+    assert marked.all_inner_texts() == ["Instant"]
+    page.locator("[name=kind][value=prune]").check()
+    page.locator(scale.format("quick")).check()
+    assert marked.all_inner_texts() == ["Quick"]
+    page.fill("#seeds", "7")
+    page.locator("#seeds").blur()
+    assert marked.all_inner_texts() == []
+    page.locator(scale.format("instant")).check()
+    assert marked.all_inner_texts() == ["Instant"], "the scale instant uses no seed"
+
+
 def test_recipe_key_is_added_to_the_overrides_once(page: Any, served: tuple[str, Gateway, Contents]) -> None:
     page.goto(f"{served[0]}/ui/submit?preset=best")
     settle(page)

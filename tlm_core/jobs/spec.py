@@ -148,7 +148,8 @@ class JobSpec(_Record):
         """Raise InvalidRequest if the kind cannot use the recipe. options: see `Kind.pin`; by default the request's."""
         kind = self.definition
         if recipe.scale == "instant" and not kind.instant:
-            raise InvalidRequest(f"Kind '{kind.name}' trains encoders. Choose a scale other than 'instant'.")
+            named = f", or name a finished job of another scale in '{kind.source_option}'" if kind.source_option else ""
+            raise InvalidRequest(f"Kind '{kind.name}' trains encoders. Choose a scale other than 'instant'{named}.")
         if not kind.extends_train:
             others = ", ".join(other.name for other in KINDS.values() if other.extends_train)
             if recipe.profile:

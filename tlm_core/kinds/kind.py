@@ -21,14 +21,15 @@ class FormField:
     """A field of the dashboard's form for one option.
 
     widget: `numbers` is a list of numbers in one line; `lines` are `key = value` lines; `datasets` are checkboxes for
-    all datasets except the job's own. choices: value → hint. required: a choice that users cannot deselect.
+    all datasets except the job's own; `job` suggests finished jobs with an encoder. choices: value → hint.
+    required: a choice that users cannot deselect.
     parse, show: convert between the text of a `text` widget and the option's value.
     """
 
     option: str
     label: str
     hint: str = ""
-    widget: Literal["text", "number", "numbers", "checkbox", "choices", "lines", "datasets"] = "text"
+    widget: Literal["text", "number", "numbers", "checkbox", "choices", "lines", "datasets", "job"] = "text"
     choices: Mapping[str, str] = field(default_factory=dict)
     required: str = ""
     parse: Callable[[str], object] = str
@@ -72,7 +73,8 @@ class Kind(Generic[Options]):
     datasets_option: name of the option that lists datasets in addition to the job's `dataset`.
     recipes: returns all recipes that the job trains with.
     pin: returns the options with each job id replaced by the result of that job.
-    source_job: id of a job that provides dataset, corpus, recipe, seeds, and artifacts up to `evaluate`, or None.
+    source_option: name of the option with the id of a job that provides dataset, corpus, recipe, seeds, and artifacts
+    up to `evaluate`.
     fields: fields of the dashboard's form. read_files: replaces paths in options of the command line by file contents.
     extends_train: the plan contains the nodes of `train` up to `evaluate`. Such kinds can use a dataset's own
     selection, write traces, and provide the model that `prune` starts from.
@@ -89,7 +91,7 @@ class Kind(Generic[Options]):
     datasets_option: str | None = None
     recipes: Callable[[Options, Recipe], list[Recipe]] = lambda _, recipe: [recipe]
     pin: Callable[[Options, Recipe, Lookup], Options] = lambda options, *_: options
-    source_job: Callable[[Options], str | None] = lambda _: None
+    source_option: str | None = None
     fields: tuple[FormField, ...] = ()
     read_files: Callable[[dict[str, object]], dict[str, object]] = lambda options: options
     extends_train: bool = False
@@ -99,6 +101,10 @@ class Kind(Generic[Options]):
     def datasets(self, options: Options) -> tuple[str, ...]:
         """Return the names of the datasets that the job uses in addition to its `dataset`."""
         return getattr(options, self.datasets_option) if self.datasets_option else ()
+
+    def source_job(self, options: Options) -> str | None:
+        """Return the id in `source_option`, or None."""
+        return getattr(options, self.source_option) if self.source_option else None
 
     def names_source(self, options: Mapping[str, object]) -> bool:
         """Return whether a request with these options names a source job. False for invalid options."""

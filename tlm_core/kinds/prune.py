@@ -93,13 +93,14 @@ KIND = Kind(
     plan,
     stages=(CHECK_ENCODER, IMPORTANCE, TICKET, PHASES),
     check=check,
-    source_job=lambda options: options.job,
+    source_option="job",
     extends_train=True,
     fields=(
         FormField(
             "job",
             "Job",
-            "id of a finished job whose model is pruned; its data, recipe and seeds replace those of this form",
+            "optional: id of a finished job to prune; its data, scale, recipe and seeds replace those of this form",
+            "job",
         ),
         FormField("levels", "Levels", "shares of heads and blocks to remove", "numbers"),
         FormField(

@@ -16,7 +16,8 @@ from services.api.parts import Parts, PartsDep
 from services.api.submission import resolve_job, submit_job
 from tlm_core.errors import InvalidRequest, NotFound, TLMError
 from tlm_core.jobs.plan import plan_of
-from tlm_core.jobs.spec import MAX_PRIORITY
+from tlm_core.jobs.spec import MAX_PRIORITY, JobRecord
+from tlm_core.jobs.states import State
 from tlm_core.kinds import KINDS
 from tlm_core.training.recipe import RecipeName, Scale, resolve
 from tlm_core.training.recipe_keys import recipe_keys
@@ -89,6 +90,12 @@ def _last_corpus(parts: Parts, tenant: str, dataset: str) -> str:
     return next((name for job in jobs if (name := job.resolved.corpus_name)), "")
 
 
+def _sources(parts: Parts, tenant: str) -> list[JobRecord]:
+    """Return the latest succeeded jobs that provide an encoder to prune."""
+    jobs, _ = parts.jobs.list_jobs(tenant, state=State.SUCCEEDED, limit=_CHOICES)
+    return [job for job in jobs if job.spec.definition.extends_train and job.spec.scale != "instant"]
+
+
 def _page(request: Request, parts: Parts, tenant: str, form: JobForm, error: TLMError | None) -> Response:
     records, _ = parts.catalog.datasets(tenant, limit=_CHOICES)
     corpora = [corpus for corpus in parts.catalog.corpora(tenant, limit=_CHOICES)[0] if corpus.ready()]
@@ -100,6 +107,6 @@ def _page(request: Request, parts: Parts, tenant: str, form: JobForm, error: TLM
     return page(
         request, "submit.html", status=422 if error else 200, form=form, error=error, datasets=names,
         corpora=corpora, scales=get_args(Scale), recipes=get_args(RecipeName),
-        kinds=list(KINDS.values()), most=MAX_PRIORITY, presets=PRESETS,
+        kinds=list(KINDS.values()), sources=_sources(parts, tenant), most=MAX_PRIORITY, presets=PRESETS,
         keys=[entry.key for entry in recipe_keys(resolve("fast", "tiny"))],
     )  # fmt: skip

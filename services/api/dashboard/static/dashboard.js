@@ -170,20 +170,24 @@ document.addEventListener("click", event => {
 });
 
 // Applies a preset to the form, whose other values stay. Without scripts, its link opens a fresh form.
-document.querySelectorAll(".presets a").forEach((link, _, links) => link.addEventListener("click", event => {
+document.querySelectorAll(".presets a").forEach(link => link.addEventListener("click", event => {
   event.preventDefault();
   const {scale, seeds} = document.getElementById("new-job").elements;
   scale.value = link.dataset.scale;
   seeds.value = link.dataset.seeds;
   seeds.dispatchEvent(new Event("change", {bubbles: true}));
-  links.forEach(each => each.setAttribute("aria-current", each === link));
 }));
 
-// Disables corpus and seeds at the scale `instant`. The server ignores them there, so a browser without scripts may send them.
+// Disables corpus and seeds at the scale `instant`, and marks the preset that the form matches. The server ignores corpus and seeds there, so a browser without scripts may send them.
 const form = document.getElementById("new-job");
 if (form) {
   const {corpus, scale, seeds} = form.elements;
-  const follow = () => { corpus.disabled = seeds.disabled = scale.value === "instant"; };
+  const follow = () => {
+    const instant = corpus.disabled = seeds.disabled = scale.value === "instant";
+    document.querySelectorAll(".presets a").forEach(link => {
+      link.setAttribute("aria-current", link.dataset.scale === scale.value && (instant || link.dataset.seeds === seeds.value));
+    });
+  };
   form.addEventListener("change", follow);
   follow();
 }
