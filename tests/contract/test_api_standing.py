@@ -53,7 +53,7 @@ def page_text(gateway: Gateway, path: str) -> str:
 def test_queued_jobs_show_their_position_and_reason(api: TestClient, gateway: Gateway) -> None:
     running(gateway)
     first, second, urgent = submit(gateway), submit(gateway), submit(gateway, priority=3)
-    slot = "The job starts when a coordinator has a free slot (running jobs: 1)."
+    slot = "The next job starts when the service has room for one more (running jobs: 1)."
     expected = {
         urgent: (1, f"Next in the queue. {slot}"),
         first: (2, f"1 job ahead in the queue. {slot}"),
@@ -82,7 +82,7 @@ def test_queued_job_says_why_no_job_starts(api: TestClient, gateway: Gateway) ->
     jobs.report_obstacle("a", "The Ray cluster does not answer.")
     assert reason() == "Next in the queue. No job starts now: The Ray cluster does not answer."
     jobs.report_obstacle("b", "")
-    assert "free slot" in reason(), "another coordinator starts jobs"
+    assert reason() == "Next in the queue. The next job starts within seconds.", "another coordinator starts jobs"
     assert gateway.client.hkeys(OBSTACLES) == ["a", "b"], "unreadable reports are deleted"
 
 
