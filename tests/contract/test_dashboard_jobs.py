@@ -150,7 +150,7 @@ def test_overview_of_a_finished_job_names_model_and_score(filled: tuple[Gateway,
     gateway, contents = filled
     browser, job = signed_in(gateway), contents.jobs["succeeded"]
     text = browser.get(f"/ui/jobs/{job}").text
-    assert re.search(r"model\.onnx is the .*: macro-F1 0\.\d+ on test\.", text)
+    assert re.search(r"model\.onnx is the .*: macro-F1 0\.\d+ on test\.", Tags(text).words)
     assert "Finished refit (seed 0)" in text and f'href="/ui/jobs/{job}/results">All results' in text
     assert "All results" not in browser.get(f"/ui/jobs/{contents.jobs['running']}").text
 

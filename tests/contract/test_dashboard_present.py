@@ -19,6 +19,7 @@ from services.api.dashboard.present import (
     power,
     score,
     size,
+    unbroken,
 )
 from services.api.dashboard.session import LIFETIME_SECONDS, is_own, is_valid, issue, local_path
 
@@ -70,6 +71,11 @@ def test_long_labels_may_break_after_their_separators() -> None:
     assert breakable("SIDE-EFFECT/ON_<b>") == "SIDE-<wbr>EFFECT/<wbr>ON_<wbr>&lt;b&gt;"
     assert breakable("a/") == "a/"
     assert breakable(-1.5) == "-1.5"
+
+
+def test_names_of_metrics_and_ends_of_shell_lines_do_not_break() -> None:
+    assert unbroken("a <b> macro-F1 0.9") == 'a &lt;b&gt; <span class="unbroken">macro-F1</span> 0.9'
+    assert unbroken("curl -H x \\\n  url") == 'curl -H <span class="unbroken">x \\</span>\n  url'
 
 
 def test_session_expires_and_belongs_to_one_token() -> None:

@@ -161,6 +161,28 @@ def test_comparison_of_three_jobs_fits_the_screen(page: Any, served: tuple[str, 
     assert page.evaluate(wide) <= 0
 
 
+def test_parts_of_a_page_line_up_on_a_wide_screen(page: Any, served: tuple[str, Gateway, Contents]) -> None:
+    url, _, contents = served
+    page.set_viewport_size({"width": 1440, "height": 900})
+    place = "part => { const box = part.getBoundingClientRect(); return [Math.round(box.left), Math.round(box.top)]; }"
+
+    def places(*selectors: str) -> list[list[int]]:
+        return [page.locator(selector).first.evaluate(place) for selector in selectors]
+
+    page.goto(f"{url}/ui/jobs/{contents.jobs['succeeded']}/results")
+    (_, first), (_, second), (_, bars), (_, matrix) = places("#classes", "#confusion", ".bars >> nth=1", ".matrix")
+    assert (first, bars) == (second, matrix), "By class, and the confusion matrix"
+    left = "span => span.getBoundingClientRect().left - span.closest('ol').getBoundingClientRect().left"
+    assert page.locator(".confusions .num").first.evaluate(left) == 0
+    page.goto(f"{url}/docs")
+    settle(page)
+    (title, _), (operation, _) = places("#reference .info", "#reference .opblock")
+    assert title == operation
+    page.goto(f"{url}/ui/jobs/{contents.jobs['running']}")
+    gap = "now => now.getBoundingClientRect().top - now.previousElementSibling.getBoundingClientRect().bottom"
+    assert page.locator(".now").evaluate(gap) >= 12
+
+
 def test_long_label_of_a_dataset_has_one_line(page: Any, served: tuple[str, Gateway, Contents]) -> None:
     page.set_viewport_size({"width": 1440, "height": 900})
     page.goto(f"{served[0]}/ui/datasets/{served[2].dataset}")

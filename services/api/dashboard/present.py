@@ -160,8 +160,14 @@ def breakable(label: object) -> Markup:
     return Markup("<wbr>").join(re.split(r"(?<=\w[/_-])(?=.)", str(label)))
 
 
+def unbroken(text: str) -> Markup:
+    """Return the escaped text. Browsers break neither names of metrics nor lines before the backslash at their end."""
+    return Markup(re.sub(r"\w+-F1|\S+ \\(?=\n)", r'<span class="unbroken">\g<0></span>', str(escape(text))))
+
+
 FILTERS = {
     "breakable": breakable,
+    "unbroken": unbroken,
     "marked": marked,
     "color": color,
     "count": count,

@@ -80,7 +80,7 @@ function options(lines, width) {
       {...axis, grid: {show: false}, size: 26, values: (_, ticks) => ticks.map(short)},
       {...axis, size: 52, values: (_, ticks) => ticks.map(short)},
     ],
-    series: [{label: "step", value: (_, value) => readable(value)}, ...lines.map(line => ({
+    series: [{label: "step", value: (_, value) => value?.toLocaleString("en") ?? "–"}, ...lines.map(line => ({
       label: line.label, class: line.legend, stroke: line.color, width: 1.6, dash: line.dash, spanGaps: true,
       points: {show: line.x.length < 30, size: 5, fill: line.color}, value: (_, value) => readable(value),
     }))],
