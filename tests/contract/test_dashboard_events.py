@@ -13,7 +13,7 @@ from services.api.estimate import proposed
 from tests.factories import make_resolved, make_spec
 from tests.support import ROOT
 from tlm_core.jobs.event_words import _SENTENCES
-from tlm_core.jobs.plan import plan_of
+from tlm_core.jobs.plan import SEED_GROUP, plan_of
 from tlm_core.jobs.spec import Event
 
 # The type of an event in a call of `event`, or a type of the store with its prefix.
@@ -40,6 +40,8 @@ REPORTED = re.compile(
         ),
         ("refit", {"model": "self_trained"}, "Fitting the self-trained model again, also on validation"),
         ("baseline", {"rows": 1320}, "Fitting the linear model on 1,320 rows"),
+        ("workers.submitted", {"group": "main"}, "Starting workers"),
+        ("workers.submitted", {"group": f"{SEED_GROUP}2"}, "Starting workers for seed 2"),
         ("job.claimed", {"owner": "host-7"}, "A coordinator started attempt 2"),
         ("job.moved", {"node": "joint.s0", "place": "{x}"}, "job.moved · node joint.s0 · place {x}"),
         ("job.failed", {}, "job.failed"),

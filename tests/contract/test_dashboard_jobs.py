@@ -13,6 +13,7 @@ from tests.contract.filled_dashboard import LABELS, Contents, fill, finish
 from tests.contract.gateway import Gateway
 from tests.factories import make_resolved, make_spec
 from tlm_core.errors import WorkerLost
+from tlm_core.jobs.spec import Progress
 from tlm_core.jobs.states import State
 
 T = "default"
@@ -93,6 +94,16 @@ def test_running_job_shows_stage_and_actions(filled: tuple[Gateway, Contents]) -
     words = " ".join(Tags(browser.get(f"/ui/jobs/{job}").text).words.split())
     assert "The workers last reported 10 min" in words and "of the job" in words
     assert "tokens/s" not in words and "left" not in words, "The rate and the time left are of the past."
+
+
+def test_progress_of_a_finished_stage_disappears(gateway: Gateway) -> None:
+    contents = fill(gateway)
+    job = gateway.parts.jobs.get(T, contents.jobs["running"])
+    progress = Progress(stage="prepare", node="prepare", step=5_320, total=5_724, rate=547, share=0.2, eta_seconds=218)
+    gateway.parts.jobs.report(T, job.id, job.attempt, progress=progress)
+    words = " ".join(Tags(signed_in(gateway).get(f"/ui/jobs/{job.id}").text).words.split())
+    assert "step of prepare" not in words and "5,320" not in words and "547" not in words
+    assert "% of the job, 3 min 38 s left" in words
 
 
 def test_run_time_excludes_waiting_and_pauses(gateway: Gateway) -> None:

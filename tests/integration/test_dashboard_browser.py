@@ -338,6 +338,20 @@ def test_running_job_is_watched_to_its_end(page: Any, served: tuple[str, Gateway
     assert page.get_by_role("button", name="Resume").is_visible()
 
 
+def test_charts_without_data_take_one_line(page: Any, served: tuple[str, Gateway, Contents]) -> None:
+    url, _, contents = served
+    page.set_viewport_size({"width": 390, "height": 740})
+    answers = [{"curves": [], "live": True}, {"curves": [{"name": "", "series": {"mlm": {"x": [38], "y": [2.5]}}}]}]
+    page.route("**/points?*", lambda route: route.fulfill(json=answers.pop(0)))
+    page.goto(f"{url}/ui/jobs/{contents.jobs['running']}?stage=joint")
+    area = page.locator("[data-points]")
+    page.get_by_text("No data yet.").wait_for()
+    assert area.bounding_box()["height"] < 40
+    page.wait_for_selector(".chart canvas")
+    assert page.locator(".chart:visible").count() == 1 and page.get_by_text("No data yet.").is_hidden()
+    assert page.locator(".u-legend .u-value:visible").all_inner_texts() == ["38", "2.50"]
+
+
 def test_charts_have_distinct_colors_and_smooth_noisy_lines(page: Any, served: tuple[str, Gateway, Contents]) -> None:
     url, _, contents = served
     page.goto(f"{url}/ui/jobs/{contents.jobs['alone']}?stage=finetune")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-# By event type. {message} is a complete sentence; {node} is the title of the event's node.
+from tlm_core.jobs.plan import SEED_GROUP
+
+# By event type. {message} is a complete sentence; {node} is the title of the event's node; {purpose} names the seed
+# of workers that run beside those of other seeds.
 _SENTENCES = {
     "job.submitted": "Submitted",
     "job.claimed": "A coordinator started attempt {attempt}",
@@ -18,7 +21,7 @@ _SENTENCES = {
     "job.cancelled": "Cancelled",
     "job.succeeded": "Succeeded",
     "job.failed": "Failed: {message}",
-    "workers.submitted": "Starting workers",
+    "workers.submitted": "Starting workers{purpose}",
     "stage.started": "Started {node}",
     "stage.resumed": "Resumed {node} at step {step:,}",
     "stage.warning": "Warning: {message}",
@@ -40,6 +43,8 @@ def sentence(event_type: str, attempt: int | None, data: Mapping[str, object], t
     titles: node → its name for readers. A node without a title keeps its name.
     """
     values = {**data, "attempt": attempt}
+    group = str(data.get("group", ""))
+    values["purpose"] = f" for seed {group.removeprefix(SEED_GROUP)}" if group.startswith(SEED_GROUP) else ""
     if "model" in data:
         values["model"] = str(data["model"]).replace("_", "-")
     if "node" in data:

@@ -137,6 +137,7 @@ def _live_values(parts: Parts, job: JobRecord) -> dict[str, object]:
         "job": job,
         "standing": standings(parts.jobs, [job])[0],
         "steps": steps,
+        "progress": job.progress if job.progress and job.progress.node not in done else None,
         "titles": titles,
         "events": _events(parts, job, titles, _EVENTS),
         "actions": [verb for verb in _ACTIONS if job.state in TRANSITIONS[verb]],

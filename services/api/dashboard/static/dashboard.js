@@ -93,35 +93,32 @@ function draw(figure, curves, smooth) {
   const lines = smooth ? withAverages(measured) : measured;
   const title = figure.querySelector("figcaption").textContent.replace(/\s+/g, " ").trim();
   const latest = measured.map(line => `${line.label} ${readable(line.y.at(-1))}`).join("; ");
-  // Hide a chart whose series this stage does not have: without a task loss, the joint stage is not validated.
-  figure.hidden = !lines.length && curves.some(curve => Object.keys(curve.series).length);
-  plot.setAttribute("aria-label", `${title}: ${latest || "no data yet"}`);
+  // Some stages lack the series of a chart: without a task loss, the joint stage is not validated.
+  figure.hidden = !lines.length;
+  if (figure.hidden) return;
+  plot.setAttribute("aria-label", `${title}: ${latest}`);
   const shape = lines.map(line => line.label + line.color).join("|") + plot.clientWidth;
-  const data = lines.length ? uPlot.join(lines.map(line => [line.x, line.y])) : null;
+  const data = uPlot.join(lines.map(line => [line.x, line.y]));
   if (figure.chart && figure.shape === shape) {
     figure.chart.setData(data);
     return showLatest(figure.chart);
   }
   if (figure.chart) figure.chart.destroy();
-  figure.chart = null;
   figure.shape = shape;
-  plot.replaceChildren();
-  if (data) {
-    figure.chart = new uPlot(options(lines, plot.clientWidth), data, plot);
-    showLatest(figure.chart);
-  } else {
-    const notice = document.createElement("p");
-    notice.className = "none";
-    notice.textContent = "no data yet";
-    plot.append(notice);
-  }
+  figure.chart = new uPlot(options(lines, plot.clientWidth), data, plot);
+  showLatest(figure.chart);
 }
 
 function showCharts(area) {
   const figures = [...area.querySelectorAll(".chart")];
   let curves = [];
   const smooth = area.querySelector("[name=smooth]");
-  const redraw = () => figures.forEach(figure => draw(figure, curves, smooth.checked));
+  const redraw = () => {
+    figures.forEach(figure => draw(figure, curves, smooth.checked));
+    const empty = figures.every(figure => figure.hidden);
+    area.querySelector(".no-data").hidden = !empty;
+    area.querySelector(".plots").hidden = empty;
+  };
   smooth.addEventListener("change", redraw);
   const load = async () => {
     const start = performance.now();
