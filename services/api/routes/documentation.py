@@ -7,7 +7,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from markupsafe import Markup
 from starlette.exceptions import HTTPException
@@ -34,20 +34,22 @@ _HEADERS = {
 
 
 @router.get("/docs/{path:path}")
-def documentation(path: str) -> Response:
+def documentation(request: Request, path: str) -> Response:
     """Return a page of docs/, by its name with or without `.md`, or an image of a page."""
     if not path:
         return RedirectResponse("/docs")
     root = _root()
     file = (root / path).resolve()
-    if not file.is_relative_to(root):
-        raise HTTPException(404)
-    if file.suffix in _IMAGES and file.is_file():
-        return FileResponse(file, media_type=_IMAGES[file.suffix], headers=_HEADERS)
-    page = file.with_name(file.name.removesuffix(".md") + ".md")
-    if not page.is_file():
-        raise HTTPException(404)
-    return HTMLResponse(_rendered(page), headers=_HEADERS)
+    if file.is_relative_to(root):
+        if file.suffix in _IMAGES and file.is_file():
+            return FileResponse(file, media_type=_IMAGES[file.suffix], headers=_HEADERS)
+        page = file.with_name(file.name.removesuffix(".md") + ".md")
+        if page.is_file():
+            return HTMLResponse(_rendered(page), headers=_HEADERS)
+    if "text/html" in request.headers.get("accept", ""):
+        text = "# Not found\nThe documentation has no page at this address. Select another page."
+        return HTMLResponse(_with_navigation("Not found", text), 404, headers=_HEADERS)
+    raise HTTPException(404, f"The documentation has no page '{path[:80]}'. /docs/{_PAGES[0]} links to all pages.")
 
 
 def render(markdown: str) -> str:
@@ -75,11 +77,16 @@ def _root() -> Path:
 
 @cache
 def _rendered(page: Path) -> str:
+    return _with_navigation(_title(page), page.read_text(encoding="utf-8"), page)
+
+
+def _with_navigation(title: str, markdown: str, current: Path | None = None) -> str:
+    """Return a page with links to all pages. current: the page itself, if it is a file."""
     pages = {each.stem: each for each in sorted(_root().glob("*.md"))}
     ordered = [pages[name] for name in dict.fromkeys((*_PAGES, *pages))]
-    links = [(each.stem, _title(each), each == page) for each in ordered]
+    links = [(each.stem, _title(each), each == current) for each in ordered]
     template = build_environment().get_template("documentation.html")
-    return template.render(title=_title(page), links=links, article=Markup(render(page.read_text(encoding="utf-8"))))
+    return template.render(title=title, links=links, article=Markup(render(markdown)))
 
 
 def _title(page: Path) -> str:

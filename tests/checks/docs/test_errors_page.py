@@ -118,5 +118,13 @@ def test_only_files_of_the_documentation_are_served() -> None:
         assert client.get(f"/docs/{path}").status_code == 404, path
 
 
+def test_browser_gets_a_page_for_a_missing_page() -> None:
+    client = documentation()
+    shown = client.get("/docs/<nope>", headers={"Accept": "text/html,*/*;q=0.8"})
+    assert (shown.status_code, shown.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    assert "/docs/tutorial" in Page(shown.text).links and "aria-current" not in shown.text
+    assert client.get("/docs/nope").json()["detail"].endswith("no page 'nope'. /docs/tutorial links to all pages.")
+
+
 def test_markup_in_the_page_is_escaped() -> None:
     assert "<p>a &lt;b&gt; <code>x&amp;y</code></p>" in render("# T\na <b> `x&y`")
