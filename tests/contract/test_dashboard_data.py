@@ -127,6 +127,23 @@ def test_dataset_shows_lengths_and_each_conflicting_text(gateway: Gateway) -> No
     assert Tags(shown).has("h2", id="conflicts-train")
 
 
+def test_repeated_texts_are_apart_from_the_detected_format(filled: tuple[Gateway, Contents]) -> None:
+    page = signed_in(filled[0]).get(f"/ui/datasets/{filled[1].dataset}").text
+    sections = {
+        head: Tags(body).words for head, body in re.findall(r'<h2 id="(notes|repeated)">(.*?)</section>', page, re.S)
+    }
+    assert "column 'label'" in sections["notes"] and "repeat" not in sections["notes"]
+    assert "repeat an earlier text" in sections["repeated"] and "of test also occur in train" in sections["repeated"]
+
+
+def test_forms_state_the_same_formats_and_sign_in_names_the_folder(gateway: Gateway) -> None:
+    browser = signed_in(gateway)
+    for page in ("datasets", "corpora"):
+        assert "; all but parquet optionally compressed" in browser.get(f"/ui/{page}").text
+    hint = Tags(browser.get("/ui/sign-in").text).words
+    assert "secrets/api_token in the data folder of tlm up, by default ~/.local/share/tlm." in hint
+
+
 def test_models_are_listed_and_get_aliases(filled: tuple[Gateway, Contents]) -> None:
     gateway, contents = filled
     browser, job = signed_in(gateway), contents.jobs["succeeded"]
