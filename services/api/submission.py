@@ -209,10 +209,11 @@ def _from_source(parts: Parts, tenant: str, spec: JobSpec, source: JobRecord) ->
             f"of one of these kinds: {names}."
         )
     if source.state is not State.SUCCEEDED:
-        if source.state in TERMINAL:
+        if source.state in TERMINAL or source.state is State.CANCELLING:
             message = f"Job {source.id} is {source.state}. Name a succeeded job from the list of models."
             raise Conflict(message, state=source.state)
-        raise NotReady(f"Job {source.id} is {source.state}. Wait until it has succeeded.", state=source.state)
+        remedy = "Resume it, and wait" if source.state is State.PAUSED else "Wait"
+        raise NotReady(f"Job {source.id} is {source.state}. {remedy} until it has succeeded.", state=source.state)
     original = changed(source, {})
     for name in FROM_JOB:
         if name in spec.model_fields_set and getattr(spec, name) != getattr(original, name):

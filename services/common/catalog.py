@@ -268,7 +268,10 @@ class Catalog:
         if answer == -1:
             raise StaleAttempt(f"Load {load.id} is being cancelled. This process must not write to it.")
         if not answer:
-            raise StaleAttempt(f"This process no longer holds the lease of load {load.id} and must not write to it.")
+            raise StaleAttempt(
+                f"This process lost the lease of load {load.id}, so it stopped writing to the load. The loader that "
+                "holds the lease next continues the load."
+            )
 
     # --- reads ----------------------------------------------------------------------------------------------------
 

@@ -140,7 +140,7 @@ def test_commands_accept_references(gateway: Gateway, url: str) -> None:
     assert (tlm("logs", job).stdout, tlm("logs", job).stderr) == ("", f"note: The log of {job} is empty.\n")
     assert "nightly" in tlm("jobs", "--search", "night").stdout
     prune = tlm("submit", "--kind", "prune", "--options", '{"job": "@latest"}', code=1)
-    assert f"Job {job} is paused. Wait until it has succeeded." in prune.stderr
+    assert f"Job {job} is paused. Resume it, and wait until it has succeeded." in prune.stderr
     tlm("cancel", "@latest")
     prune = tlm("estimate", "--kind", "prune", "--options", '{"job": "@latest"}', code=1)
     assert f"Job {job} is cancelled. Name a succeeded job from the list of models." in prune.stderr

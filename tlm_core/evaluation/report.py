@@ -56,7 +56,10 @@ Cost = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class LinearResult:
-    """The result of fitting a linear model. outputs: arrays by split; train has `held_out`. facts: `baseline.json`."""
+    """The result of fitting a linear model.
+
+    outputs: by split, and under the key `held_out` the cross-validated outputs for train. facts: `baseline.json`.
+    """
 
     outputs: Mapping[str, Outputs]
     facts: Mapping[str, Any]

@@ -102,7 +102,10 @@ def sentences(report: Report) -> list[str]:
 
 
 def training_time(report: Report) -> str:
-    """Return the training time in words: summed over all seeds, and elapsed if the seeds train side by side."""
+    """Return the training time in words: the sum over all stages and seeds.
+
+    With several seeds, add the time that passes if they train side by side.
+    """
     total = report["cost"].get("total", {}).get("seconds")
     if total is None:
         return "training time unknown"

@@ -12,7 +12,7 @@ from tlm_core.training.stage import Stage, StageContext, StageParams
 
 @dataclass
 class LocalReporter:
-    """Records all reports. should_continue_at: called with the step at every report; it returns False to stop."""
+    """Records all reports. should_continue_at: called with each step of `progress`; it returns False to stop."""
 
     should_continue_at: Callable[[int], bool] | None = None
     steps: list[int] = field(default_factory=list)
