@@ -354,8 +354,8 @@ class AsyncTLMClient(AsyncConnection):
         InvalidRequest if the folder holds files of another model, and CorruptArtifact for a file with a wrong SHA-256.
         """
         base, files = http.path("/v1/jobs/{}/model/files", job_id), (await self.model(job_id)).files
-        with Download.folder_of_model(folder, job_id, files):
-            return [await self._download(base, file, folder, on_bytes) for file in files]
+        Download.claim_folder(folder, job_id, files)
+        return [await self._download(base, file, folder, on_bytes) for file in files]
 
     async def download_archive(self, job_id: str, target: Path) -> Path:
         """Download the model as one tar file. Unlike `download`, this cannot resume."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tlm_client.client import TLMClient
+from tlm_client.transfer import JOB_MARK
 from tlm_core.errors import MissingDependency, NotReady, Unavailable
 from tlm_core.training.recipe import leaves
 from tlm_core.wire import JsonObject
@@ -90,6 +91,7 @@ def _download(client: TLMClient, job_id: str, folder: Path) -> Path:
     if not client.model(job_id).final:
         raise NotReady(f"Job {job_id} has no final model. Wait until it succeeds, or retry it if it failed.")
     client.download(job_id, folder)
+    (folder / JOB_MARK).unlink(missing_ok=True)
     return folder
 
 

@@ -19,7 +19,7 @@ from tlm_core.errors import CorruptArtifact, Fault, InvalidDataset, InvalidReque
 from tlm_core.wire import JsonObject, Upload
 
 _OF_MODELS = ("model", "linear", "ngrams.json")  # files and folders that only some models have
-_JOB = ".tlm-job"  # a file with the id of the job whose model a folder holds, and with the names of all its files
+JOB_MARK = ".tlm-job"  # a file with the id of the job whose model a folder holds, and with the names of all its files
 # Larger files are uploaded in parts, so that a broken connection costs one part.
 RESUMABLE_BYTES = 64 << 20
 _PART_BYTES = 8 << 20
@@ -53,23 +53,24 @@ class Download:
         self._on_bytes = on_bytes
 
     @staticmethod
-    @contextmanager
-    def folder_of_model(folder: Path, job_id: str, files: Sequence[FileEntry]) -> Iterator[None]:
-        """Check the folder. After the block, record that it holds the model of the job.
+    def claim_folder(folder: Path, job_id: str, files: Sequence[FileEntry]) -> None:
+        """Check the folder, and record that it holds the model of the job, also if the download is then interrupted.
 
         Raises InvalidRequest if the folder holds files of another model than `files`. Ignores unrelated files. A folder
         of the same job may hold damaged files, and the linear model that the job returned first.
         """
-        mark = folder / _JOB
-        job, *recorded = mark.read_text(encoding="utf-8").split("\n") if mark.is_file() else [""]
-        own = {file.name for file in files} | (set(recorded) if job == job_id else set())
-        downloads = [] if job == job_id else [Download(file, folder, None) for file in files]
-        changed = (each.file.name for each in downloads if each.target.is_file() and not each._is_published())
-        if others := list(islice(chain(sorted(_names_of_models(folder) - own), changed), 3)):
+        mark = folder / JOB_MARK
+        with storage_errors(f"reading {folder}"):
+            job, *recorded = mark.read_text(encoding="utf-8").split("\n") if mark.is_file() else [""]
+            own = {file.name for file in files} | (set(recorded) if job == job_id else set())
+            downloads = [] if job == job_id else [Download(file, folder, None) for file in files]
+            changed = (each.file.name for each in downloads if each.target.is_file() and not each._is_published())
+            others = list(islice(chain(sorted(_names_of_models(folder) - own), changed), 3))
+        if others:
             message = f"The folder {folder} holds files of another model: {', '.join(others)}. Name an empty folder."
             raise InvalidRequest(message)
-        yield
         with storage_errors(f"writing {mark}"):
+            folder.mkdir(parents=True, exist_ok=True)
             mark.write_text("\n".join((job_id, *sorted(own))), encoding="utf-8")
 
     def exists(self) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +46,7 @@ from tlm_core.errors import (
     NotFound,
     StaleAttempt,
     TLMError,
+    Unavailable,
     without_details,
 )
 from tlm_core.jobs.spec import FROM_JOB, MAX_PRIORITY, Beat, JobRecord, JobSpec, Origin, Progress, Resolved
@@ -127,12 +129,12 @@ class JobStore(JobReads):
 
     def rates(self, tenant: str) -> dict[str, str]:
         """Return the rates that `save_rates` stored."""
-        return dict(self._redis.hgetall(key(tenant, "rates")))
+        return dict(self._redis.hgetall(key(tenant, "stage-rates")))
 
     def save_rates(self, tenant: str, rates: Mapping[str, str]) -> None:
         """Store measured rates by name. They outlive the jobs that they come from."""
         if rates:
-            self._redis.hset(key(tenant, "rates"), mapping=dict(rates))
+            self._redis.hset(key(tenant, "stage-rates"), mapping=dict(rates))
 
     # --- verbs of the user -------------------------------------------------------------------------------------
 
@@ -269,7 +271,8 @@ class JobStore(JobReads):
         changes = {"packed": packed({"result": canonical_json(result)}), "error": None}
         finished = self._move_owned(Verb.FINISH, job, owner, "job.succeeded", changes=changes)
         if finished.result is not None and (nodes := finished.result.artifacts.values()):
-            self._redis.srem(key(job.tenant, "job-artifacts", job.id), *(node.artifact for node in nodes))
+            with suppress(Unavailable):  # The job has finished. The longer list costs only memory.
+                self._redis.srem(key(job.tenant, "job-artifacts", job.id), *(node.artifact for node in nodes))
         return finished
 
     def fail(self, job: JobRecord, owner: str, error: TLMError) -> JobRecord:

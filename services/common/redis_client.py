@@ -12,7 +12,7 @@ Keys have the prefix `tlm`; the tenant T stands in braces:
     tlm:{T}:names         job id → name, for searches
     tlm:{T}:aliases       alias of a model → job id
     tlm:{T}:deleted:ID    a job that was deleted; expires
-    tlm:{T}:rates         name of a rate, such as `flop/bf16 on DEVICE` → seconds per unit of work, and the job that
+    tlm:{T}:stage-rates   name of a rate, such as `flop/bf16 on DEVICE` → seconds per unit of work, and the job that
                           measured them; `device` → the kind of device of the newest worker
     tlm:{T}:kind:K, :on:DATASET, :data:DIGEST, :label:DIGEST   job ids, for lists      tlm:queue:N   other priorities
     tlm:feed              stream of the events of all jobs

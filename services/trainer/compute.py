@@ -43,6 +43,7 @@ def compute(
         broadcast=broadcast,
         draining=draining,
         device=device,
+        cores=min(1.0, assignment.cpus),
     )
     runner.run(assignment)
     trains_here = gpu == (settings.worker_gpus > 0)

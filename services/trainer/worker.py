@@ -66,7 +66,8 @@ class GroupRunner:
     """Runs the stages of an assignment on this rank.
 
     load: returns the function of a stage. draining: when set, the running stage must stop at a checkpoint.
-    device: name of the GPU or processor, for the event `stage.started`.
+    device: name of the GPU or processor, for the event `stage.started`. cores: the share of a core that Ray reserves
+    for the worker's thread.
     """
 
     store: JobStore
@@ -78,6 +79,7 @@ class GroupRunner:
     broadcast: Broadcast = lambda value: value
     draining: threading.Event = field(default_factory=threading.Event)
     device: str = ""
+    cores: float = 1.0
 
     def run(self, assignment: Assignment) -> None:
         """Run all stages whose artifacts are not published.
@@ -189,7 +191,8 @@ class GroupRunner:
         try:
             meta = self.load(node.stage)(context)
             if isinstance(node.params, TrainParams):
-                meta = {**meta, HAD_CORE: (time.thread_time() - before) / (time.monotonic() - began)}
+                busy = (time.thread_time() - before) / (time.monotonic() - began)
+                meta = {**meta, HAD_CORE: min(1.0, busy / self.cores)}
         except StopRequested:
             stopped = True
             raise

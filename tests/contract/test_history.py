@@ -280,6 +280,24 @@ def test_archived_job_reads_as_before(
     assert not list(Path(artifacts.path(T)).glob("*/*"))
 
 
+def test_second_archiver_of_a_failed_job_keeps_its_artifacts(
+    store: JobStore, artifacts: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = run_long_job(store, artifacts, points=100, lines=10, fails=True)
+    situation, read = Situation.read(store, job), redis.Redis.hmget
+
+    def archived_meanwhile(*args: object) -> object:
+        monkeypatch.setattr(redis.Redis, "hmget", read)
+        assert Archive(store).archive_ended(-60) == 1  # another coordinator
+        return read(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(redis.Redis, "hmget", archived_meanwhile)
+    Archive(store).archive_ended(-60)
+    archived = store.get(T, job.id)
+    assert artifacts_by_node(store, archived) == situation.done
+    assert store.named_folders(T) >= {ref.folder for ref in situation.done.values()}
+
+
 def test_job_is_deleted_while_it_is_archived(store: JobStore, redis_client: redis.Redis) -> None:
     job = running(store)
     store.finish(job, "a", {})

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from tlm_core.training.recipe import Precision, cpu_facts, resolve
 
-HAD_CORE = "had_core"  # in the metadata of an artifact: share of the stage's time in which its thread had a core
+# In the metadata of an artifact: share of the stage's time in which its thread had the core that it reserved.
+HAD_CORE = "had_core"
 SECONDS = 1.0  # time in which steps start; a slow device runs two steps
 _LENGTH, _VOCABULARY, _MASKED = 128, 8192, 32  # tokens of a row, entries of the vocabulary, masked tokens of a row
 

@@ -93,7 +93,8 @@ def _last_corpus(parts: Parts, tenant: str, dataset: str) -> str:
 def _sources(parts: Parts, tenant: str) -> list[JobRecord]:
     """Return the latest succeeded jobs that provide an encoder to prune."""
     jobs, _ = parts.jobs.list_jobs(tenant, state=State.SUCCEEDED, limit=_CHOICES)
-    return [job for job in jobs if job.spec.definition.extends_train and job.spec.scale != "instant"]
+    readable = (job for job in jobs if not job.unreadable)
+    return [job for job in readable if job.spec.definition.extends_train and job.spec.scale != "instant"]
 
 
 def _page(request: Request, parts: Parts, tenant: str, form: JobForm, error: TLMError | None) -> Response:

@@ -47,8 +47,7 @@ def documentation(request: Request, path: str) -> Response:
         if page.is_file():
             return HTMLResponse(_rendered(page), headers=_HEADERS)
     if "text/html" in request.headers.get("accept", ""):
-        text = "# Not found\nThe documentation has no page at this address. Select another page."
-        return HTMLResponse(_with_navigation("Not found", text), 404, headers=_HEADERS)
+        return HTMLResponse(_missing(), 404, headers=_HEADERS)
     raise HTTPException(404, f"The documentation has no page '{path[:80]}'. /docs/{_PAGES[0]} links to all pages.")
 
 
@@ -78,6 +77,13 @@ def _root() -> Path:
 @cache
 def _rendered(page: Path) -> str:
     return _with_navigation(_title(page), page.read_text(encoding="utf-8"), page)
+
+
+@cache
+def _missing() -> str:
+    return _with_navigation(
+        "Not found", "# Not found\nThe documentation has no page at this address. Select another page."
+    )
 
 
 def _with_navigation(title: str, markdown: str, current: Path | None = None) -> str:

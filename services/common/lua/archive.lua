@@ -2,7 +2,8 @@
 -- KEYS: job hash, artifacts of the job, ended jobs, published artifacts
 -- ARGV: member, packed fields ('' = none), names of these fields (JSON list), artifacts of the record (JSON list of
 --       [id, reference]), its checkpoints (JSON list of [artifact, reference]), prefix of lists of checkpoints
-if redis.call('EXISTS', KEYS[1]) == 1 and ARGV[2] ~= '' then
+-- A record without `spec` is compressed already, maybe by another coordinator after this one has read it.
+if redis.call('HEXISTS', KEYS[1], 'spec') == 1 and ARGV[2] ~= '' then
   redis.call('HSET', KEYS[1], 'packed', ARGV[2])
   for _, field in ipairs(cjson.decode(ARGV[3])) do redis.call('HDEL', KEYS[1], field) end
   for _, entry in ipairs(cjson.decode(ARGV[4])) do

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.unit.client.gateway import CutStream, FileServer, Handler, client_of
 from tlm_client.models import _download
+from tlm_client.transfer import JOB_MARK, Download
 from tlm_core.errors import CorruptArtifact, InvalidRequest, Unavailable
 
 CONTENT = bytes(range(256)) * 1000
@@ -102,6 +103,19 @@ def test_models_of_a_job_replace_its_linear_model_without_its_folder(tmp_path: P
         client.download("job_2", tmp_path)
 
 
+def test_interrupted_download_belongs_to_its_job(tmp_path: Path) -> None:
+    first, final = FileServer(CONTENT, name="linear/ngrams.json"), FileServer(b"other", name="linear/ngrams.json")
+    with client_of(first) as client:
+        Download.claim_folder(tmp_path, "job_1", client.model("job_1").files)
+    (tmp_path / "linear").mkdir()
+    (tmp_path / "linear/ngrams.json").write_bytes(CONTENT)  # The connection broke after this file.
+    with client_of(final) as client:
+        with pytest.raises(InvalidRequest, match="files of another model"):
+            client.download("job_2", tmp_path)
+        client.download("job_1", tmp_path)
+    assert (tmp_path / "linear/ngrams.json").read_bytes() == b"other"
+
+
 def test_final_model_replaces_the_linear_one_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     linear, final = FileServer(CONTENT, name="linear/ngrams.json"), FileServer(CONTENT)
@@ -129,7 +143,7 @@ def test_wrong_digest_is_an_error_and_leaves_no_file(tmp_path: Path) -> None:
     ):
         client.download("job_1", tmp_path)
     assert len(requests) == 2, "the client downloads a second time, because the bytes may be damaged on the way"
-    assert not any(p.is_file() for p in tmp_path.rglob("*"))
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == [JOB_MARK], "only the mark, and no part of the file"
 
 
 def test_more_bytes_than_the_manifest_says_are_an_error(tmp_path: Path) -> None:
