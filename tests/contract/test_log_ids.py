@@ -14,6 +14,7 @@ from services.api.removal import delete_job, finish_removals
 from services.common.history import History, Moved
 from services.common.logs import ids_in, log_context
 from services.common.redis_client import REMOVALS, key
+from services.loader import loads
 from services.loader.loads import LoadWorker
 from services.retriever.index_loads import IndexLoads
 from services.retriever.indexes import CorpusKey, EmbeddedIndexes
@@ -172,7 +173,7 @@ def lost_lease_of_a_load(place: Place) -> tuple[str, Ids]:
 
     def step(_: object) -> None:
         place.patch.setattr(parts.catalog, "lease_load", lose)
-        place.patch.setattr(worker, "_lease_seconds", 0.03)
+        place.patch.setattr(loads, "_LEASE_SECONDS", 0.03)
         with worker._renewed_lease(load):
             assert renewed.wait(10)
 

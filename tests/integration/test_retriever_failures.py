@@ -265,7 +265,7 @@ def test_foreign_index_with_our_name_is_neither_used_nor_changed(opensearch_url:
     cluster.call("PUT", name, body={"mappings": {"properties": {"text": {"type": "keyword"}}}})
     with harness.retriever() as api:
         load = harness.load(api)
-        assert isinstance(load.failure, IndexMismatch) and "Delete it" in load.failure.message
+        assert isinstance(load.failure, IndexMismatch) and "Delete the index" in load.failure.message
         assert isinstance(harness.select(api).failure, IndexMismatch)
     assert cluster.call("GET", name)[name[1:]]["mappings"]["properties"] == {"text": {"type": "keyword"}}
     cluster.call("DELETE", name)

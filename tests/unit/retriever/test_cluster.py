@@ -250,7 +250,7 @@ def test_own_index_is_opened() -> None:
 def test_foreign_index_is_neither_read_nor_written(over: dict[str, Any]) -> None:
     cluster, transport, _ = cluster_of(described(**over))
     indexes = OpenSearchIndexes(cluster, shards=1)
-    with pytest.raises(IndexMismatch, match="Load the corpus again"):
+    with pytest.raises(IndexMismatch, match=r"Delete the index\. Then load the corpus again"):
         indexes.open(KEY)
     with pytest.raises(IndexMismatch):
         indexes.begin(KEY, "en")

@@ -47,7 +47,7 @@ def test_attempt_ends_once_room_has_lasted() -> None:
     assert looks == [False, False, True]
     assert store.reports == [{"draining": True}]
     assert growth.requested is not None and growth.requested.is_loss
-    assert growth.requested.message.startswith("The cluster has room for 2 more workers")
+    assert growth.requested.message.startswith("The Ray cluster has room for 2 more workers")
 
 
 @pytest.mark.parametrize(
