@@ -44,6 +44,7 @@ from tlm_core.evaluation.summary import (
     model_in_words,
     model_rows,
     model_title,
+    nodes_behind,
     returned_model,
     sentences,
 )
@@ -337,14 +338,14 @@ def _print_comparison(arms: Mapping[str, Arm]) -> None:
     """
     report, alone = arms["TLM"].report, arms["task only"].report
     of_tlm, of_alone = ({row.name: row for row in model_rows(of_arm)} for of_arm in (report, alone))
-    cost, first, nodes = report["cost"], report["seeds"][0], list(LINEAR_NODES.values())
+    cost, first = report["cost"], report["seeds"][0]
     first_cost = _cost({**cost, **first["cost"]}, *ENCODER_STAGES)
     mark = {report["returned"]["model"]: " (returned)"}
     rows = [
         (MAJORITY, *_cells(of_tlm[MAJORITY]), "", ""),
         *(
-            (f"{model_title(name)}{mark.get(name, '')}", *_cells(of_tlm[name]), *_cost(cost, *nodes[:number]))
-            for number, name in enumerate(LINEAR_NODES, start=1)
+            (f"{model_title(name)}{mark.get(name, '')}", *_cells(of_tlm[name]), *_cost(cost, *nodes_behind(name)))
+            for name in LINEAR_NODES
             if name in of_tlm
         ),
         (f"task only, seed {SEEDS[0]}", *_cells(of_alone["encoder"]), *_cost(alone["cost"], *ENCODER_STAGES)),

@@ -122,6 +122,11 @@ def time_in_words(seconds: float) -> str:
     return f"{seconds / 60:.1f} minutes" if seconds >= 60 else counted(round(seconds), "second")
 
 
+def nodes_behind(linear: str) -> list[str]:
+    """Return the nodes that fit a linear model. The linear model labels the pieces of the self-trained model."""
+    return list(LINEAR_NODES.values())[: list(LINEAR_NODES).index(linear) + 1]
+
+
 def returned_cost(report: Report, quantity: str) -> float:
     """Return the part of the job's cost that the returned model needed, in `seconds`, `flops`, …
 
@@ -130,8 +135,7 @@ def returned_cost(report: Report, quantity: str) -> float:
     """
     model, cost = report["returned"]["model"], report["cost"]
     if model in LINEAR_NODES:
-        nodes = list(LINEAR_NODES.values())[: list(LINEAR_NODES).index(model) + 1]
-        return float(sum(cost[node][quantity] for node in nodes if node in cost))
+        return float(sum(cost[node][quantity] for node in nodes_behind(model) if node in cost))
     unused = [entry for entry in report["seeds"] if entry["seed"] not in report["returned"]["seeds"]]
     return float(cost["total"][quantity] - sum(s[quantity] for entry in unused for s in entry["cost"].values()))
 
