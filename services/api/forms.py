@@ -15,7 +15,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from tlm_core.artifacts import storage_errors, work_folder
+from tlm_core.artifacts import storage_errors, temporary_folder
 from tlm_core.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ async def receive_form(
     fields, files: patterns of the allowed field names. Raises InvalidRequest, HTTPException 413 or 415, the errors of
     `Uploads.check_space`, and ClientDisconnect for an incomplete upload.
     """
-    with work_folder(parts.settings.scratch / "uploads", "receiving the upload") as folder:
+    with temporary_folder(parts.settings.scratch / "uploads", "receiving the upload") as folder:
         yield await _read(parts, request, _FormReader(folder, fields, files))
 
 

@@ -21,7 +21,7 @@ from services.api.forms import ReceivedFile
 from services.common.bodies import UnsupportedJSON, check_json
 from services.common.catalog_records import CorpusLoad, DatasetRecord, DatasetSummary
 from services.common.problem import validation_problem
-from tlm_core.artifacts import ManifestRef, storage_errors, work_folder
+from tlm_core.artifacts import ManifestRef, storage_errors, temporary_folder
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.corpus.remote import is_address
 from tlm_core.corpus.states import NearDuplicatesChoice
@@ -111,7 +111,7 @@ def add_corpus(
     _check_corpus(name, language, files, near_duplicates, sources)
     check_sources(sources, parts.settings.sources)
     folder = f"{tenant}/uploads/{uuid.uuid4().hex}"
-    with work_folder(parts.settings.scratch / "work", "storing the upload") as work:
+    with temporary_folder(parts.settings.scratch / "work", "storing the upload") as work:
         with storage_errors("storing the upload"):
             for file in files:
                 shutil.move(file.path, work / file.name)
@@ -157,7 +157,7 @@ def _write_report(parts: Parts, folder: str, report: Report) -> ManifestRef:
 
 
 def _work(parts: Parts) -> AbstractContextManager[Path]:
-    return work_folder(parts.settings.scratch / "work", "preparing the upload")
+    return temporary_folder(parts.settings.scratch / "work", "preparing the upload")
 
 
 def check_dataset_name(name: str) -> None:

@@ -22,7 +22,7 @@ from starlette.concurrency import run_in_threadpool
 
 from services.api.forms import ReceivedFile, safe_name
 from services.common.redis_client import check_disk, key, load_scripts
-from tlm_core.artifacts import storage_errors, work_folder
+from tlm_core.artifacts import storage_errors, temporary_folder
 from tlm_core.artifacts.mark import deadline
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import Conflict, InvalidRequest, NotFound
@@ -79,7 +79,7 @@ class Uploads:
         if begin != upload.offset:
             raise _wrong_offset(upload.id, upload.offset)
         await run_in_threadpool(self.check_space, upload.size - begin)
-        with work_folder(self._scratch, "receiving the part") as folder:
+        with temporary_folder(self._scratch, "receiving the part") as folder:
             received = await _receive(body, folder / "part", length)
             if received != length:
                 raise InvalidRequest(
@@ -99,7 +99,7 @@ class Uploads:
 
         Raises NotFound, Conflict for an incomplete upload, InvalidRequest for one that does not match its SHA-256.
         """
-        with work_folder(self._scratch, "assembling the upload") as folder:
+        with temporary_folder(self._scratch, "assembling the upload") as folder:
             files: list[ReceivedFile] = []
             for number, (field, upload_id) in enumerate(uploads):
                 upload = self.get(tenant, upload_id)

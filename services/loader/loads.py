@@ -23,7 +23,7 @@ from services.common.catalog import Catalog
 from services.common.catalog_records import OPEN, CorpusLoad, CorpusVersion
 from services.common.logs import log_context
 from services.common.retriever_client import IndexLoad, RetrieverClient
-from tlm_core.artifacts import ManifestRef, work_folder
+from tlm_core.artifacts import ManifestRef, temporary_folder
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.corpus.states import CorpusState, LoadState
 from tlm_core.errors import IndexMismatch, NotFound, Outage, StaleAttempt, TLMError
@@ -194,7 +194,7 @@ class LoadWorker:
         from tlm_core.corpus.read import write_parts
 
         counted = _Counted(passages)
-        with work_folder(self._scratch / "work", "splitting the corpus") as work:
+        with temporary_folder(self._scratch / "work", "splitting the corpus") as work:
             write_parts(self._watched(counted, load), work)
             place = f"{load.upload.folder}/cut/{len(load.cut):05d}"
             return self._artifacts.write(place, work, artifact=load.id, stage="cut", meta={"count": counted.count})
@@ -210,7 +210,7 @@ class LoadWorker:
         from tlm_core.corpus.near import NearDuplicates
         from tlm_core.corpus.read import read_parts, write_corpus
 
-        with work_folder(self._scratch / "work", "splitting the corpus") as work:
+        with temporary_folder(self._scratch / "work", "splitting the corpus") as work:
             near = NearDuplicates(self._near_state(load)) if load.near_duplicates == "drop" else None
             folders = (self._artifacts.localize(ref) for ref in load.cut)
             passages = self._watched((passage for folder in folders for passage in read_parts(folder)), load)

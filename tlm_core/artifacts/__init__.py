@@ -5,7 +5,7 @@ SHA-256. Each attempt writes below its own prefix, so two attempts never write t
 an artifact by mapping its id to one `ManifestRef`. It refuses attempts that have ended.
 """
 
-from tlm_core.artifacts.faults import storage_errors, work_folder
+from tlm_core.artifacts.faults import storage_errors, temporary_folder
 from tlm_core.artifacts.hashing import artifact_id, canonical_json, digest_of, sha256_file
 from tlm_core.artifacts.manifest import MANIFEST, FileEntry, Manifest, ManifestRef
 
@@ -20,5 +20,5 @@ __all__ = [
     "digest_of",
     "sha256_file",
     "storage_errors",
-    "work_folder",
+    "temporary_folder",
 ]

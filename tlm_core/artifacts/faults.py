@@ -37,7 +37,7 @@ def storage_errors(action: str) -> Iterator[None]:
 
 
 @contextmanager
-def work_folder(parent: Path, action: str) -> Iterator[Path]:
+def temporary_folder(parent: Path, action: str) -> Iterator[Path]:
     """Create a new folder under `parent`, and delete it at exit. Raises StorageFull or StorageUnavailable.
 
     action: what the caller does, for error messages.
