@@ -13,5 +13,5 @@ def memory_bytes(pid: int | str = "self", field: str = "VmRSS") -> int:
 
 
 def peak_bytes() -> int:
-    """Return the peak memory of this process in bytes. `ru_maxrss` would include the parent's memory at the start."""
+    """Return the peak memory of this process in bytes. `ru_maxrss` would include memory of the parent process."""
     return memory_bytes(field="VmHWM")

@@ -68,12 +68,12 @@ class Row:
         return self.paper_hours if recipe == "paper" else self.fast_hours
 
     def dataset(self, corpus: str | None) -> str:
-        """Return the name of the row's dataset. If corpus is None, it has the passages of the paper's authors."""
+        """Return the name of the row's dataset. If corpus is None, its passages are those of the paper's authors."""
         part = "own" if corpus else str(self.external).partition("_")[0]
         return f"paper-{self.task}-{part}"
 
     def spec(self, recipe: RecipeName, corpus: str | None, workers: int | None) -> JobSpec:
-        """Return the request for the row's job. Recipe `paper` uses the paper's schedule. workers: None uses `gpus`."""
+        """Return the request for the row's job. Recipe `paper` uses the paper's schedule. workers: `gpus` if None."""
         overrides: dict[str, object] = {"selection.top_k": self.top_k}
         if corpus is None:
             overrides["selection.selector"] = "given"
@@ -158,7 +158,7 @@ def chosen(rows: Sequence[Row], names: Sequence[str], corpus: str | None = None)
 
 
 class Outcomes:
-    """The outcomes of all rows so far, which `folder` contains as paper_table.json and as paper_table.md."""
+    """The outcomes of all rows so far. `folder` contains them as paper_table.json and as paper_table.md."""
 
     def __init__(self, folder: Path) -> None:
         self._store, self._table = folder / "paper_table.json", folder / "paper_table.md"
@@ -199,7 +199,7 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs rows on a service. corpus: replaces the authors' selection. folder: replaces the hub by files TASK/FILE."""
+    """Runs rows on a service. corpus: instead of the authors' selection. folder: has TASK/FILE, instead of the hub."""
 
     client: TLMClient
     recipe: RecipeName

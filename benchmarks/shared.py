@@ -1,4 +1,4 @@
-"""The folders of the checkout and of the real data, folders that benchmarks write once, and benchmark processes."""
+"""Common parts of benchmarks: the folders of the checkout and of the real data, folders to write once, processes."""
 
 from __future__ import annotations
 

@@ -53,7 +53,10 @@ def stack_with_sciie() -> Iterator[TLMClient]:
 
 
 def submit(client: TLMClient, spec: JobSpec, attempt: int = 0) -> Job:
-    """Return an earlier job with this spec, or a new job if all failed or were cancelled. attempt: number to skip."""
+    """Return an earlier job with this spec. If all earlier jobs failed or were cancelled, submit a new job.
+
+    attempt: the number of earlier jobs to skip.
+    """
     key = hashlib.sha256(f"{spec.model_dump_json()} {attempt}".encode()).hexdigest()
     job = client.submit(spec, key=key)
     if job.state in (State.FAILED, State.CANCELLED):

@@ -22,7 +22,7 @@ def names_in(text: str) -> set[str]:
 def cut(lock: str, packages: set[str]) -> str:
     """Return the entries of `packages` and their dependencies. Raises KeyError for a package that the lock lacks.
 
-    The lock lists for each entry the packages that require it, so the result grows until it is complete.
+    Each entry of the lock lists the packages that require it. So the function adds entries until none is missing.
     """
     # A package may have several entries, one for each range of Python versions.
     entries = [

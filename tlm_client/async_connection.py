@@ -73,7 +73,7 @@ class AsyncConnection:
     async def _pages(
         self, kind: type[wire.Page[T]], key: Callable[[T], str], path: str, /, *parts: str, **params: http.Param
     ) -> AsyncIterator[T]:
-        """Iterate over the items of all pages. key: returns the value of `after` that requests what follows an item."""
+        """Iterate over the items of all pages. key(item): value of `after` in a request for the items after `item`."""
         while True:
             page = await self._get(kind, path, *parts, limit=PAGE, **params)
             for item in page.data:

@@ -93,7 +93,7 @@ def _complete(command: Command) -> None:
 
 @cache
 def _summaries(module: str) -> dict[str, str]:
-    """Return the first sentence of each function's docstring, by name, and of the module's docstring under `module`."""
+    """Return the first sentence of docstrings: for each function under its name, and for the module under `module`."""
     path = Path(__file__).with_name("commands") / f"{module}.py"
     source = ast.parse(path.read_text(encoding="utf-8"))
     functions = [node for node in source.body if isinstance(node, ast.FunctionDef)]

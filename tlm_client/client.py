@@ -46,8 +46,9 @@ class TLMClient(Connection):
         """Upload a dataset and return it with its validation report.
 
         files: by split (train, optional validation and test). An optional file `selection`, with the columns text and
-        rank, is for the selector named `given`. options: fields of DatasetOptions. in_parts_from: if the files have
-        together at least this number of bytes, upload them in parts. A broken connection then repeats only one part.
+        rank, is for the selector named `given`. options: fields of DatasetOptions. in_parts_from: upload in parts if
+        the files together have at least this number of bytes. After a broken connection, the client then repeats only
+        one part.
 
         Raises InvalidDataset with all data errors. Each data error states its split, row and column.
         """
@@ -255,7 +256,7 @@ class TLMClient(Connection):
         return self._get(wire.Comparison, "/v1/jobs/compare", ids=list(job_ids), points=points)
 
     def events(self, job_id: str, *, after: int = 0, patience: float = 120.0) -> Iterator[wire.JobEvent]:
-        """Yield the events of a job whose `seq` exceeds `after`, and progress snapshots, until the job is over.
+        """Yield the events of a job with a `seq` above `after`, and progress snapshots, until the job is over.
 
         Reconnects after a broken connection, and raises Unavailable after `patience` seconds without data. Call
         `job` after the iteration for the final state of the job.

@@ -72,7 +72,7 @@ class Connection:
     def _pages(
         self, kind: type[wire.Page[T]], key: Callable[[T], str], path: str, /, *parts: str, **params: http.Param
     ) -> Iterator[T]:
-        """Iterate over the items of all pages. key: returns the value of `after` that requests what follows an item."""
+        """Iterate over the items of all pages. key(item): value of `after` in a request for the items after `item`."""
         while True:
             page = self._get(kind, path, *parts, limit=PAGE, **params)
             for item in page.data:

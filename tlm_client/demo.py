@@ -87,7 +87,7 @@ ARMS = {
 
 
 class Sample(NamedTuple):
-    """A test text of the demo. pair: the second text of a task of pairs."""
+    """A test text of the demo. pair: the second text, if the task has text pairs."""
 
     text: str
     pair: str | None

@@ -51,7 +51,10 @@ Splits = dict[str, list["Row"]]
 
 
 class TaskSize(NamedTuple):
-    """Rows of each label by split. labels, fewest: maximum and minimum number of labels. libraries: possible labels."""
+    """The size of a task. train, validation, test: numbers of rows for each label.
+
+    labels, fewest: maximum and minimum number of labels. libraries: possible labels.
+    """
 
     labels: int
     fewest: int
@@ -86,8 +89,8 @@ class DemoData(NamedTuple):
 def generate_demo(folder: Path, size: TaskSize = DEMO, *, progress: Progress) -> DemoData:
     """Write `folder/corpus/`, `folder/task/{train,validation,test}.jsonl` and `folder/demo.json`.
 
-    The same environment gives the same bytes. The corpus contains no text of the task, each module gives rows
-    to one split only, and no two rows share half of their 8-grams. progress: receives stage, done and total.
+    The same environment gives the same bytes. The corpus contains no text of the task. Each module gives rows to one
+    split only. No row shares half of its 8-grams with earlier rows. progress: receives stage, done and total.
 
     Raises MissingDependency with too few installed libraries, StorageFull, StorageUnavailable.
     """
@@ -174,8 +177,9 @@ def blank_names(text: str) -> str:
 
 
 def build_task(documents: Iterable[Document], seed: int, size: TaskSize) -> Splits:
-    """Return rows by split, balanced over as many libraries as have enough docstrings.
+    """Return rows by split, with the same number of rows for each label.
 
+    The labels are the first libraries of `size.libraries` with enough docstrings, at most `size.labels` of them.
     Raises MissingDependency if fewer than `size.fewest` libraries have enough docstrings.
     """
     modules: dict[str, dict[str, list[Document]]] = {name: defaultdict(list) for name in LIBRARIES}

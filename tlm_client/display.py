@@ -171,7 +171,7 @@ def size(count: float) -> str:
 
 
 def spark(values: Sequence[float], width: int = 24) -> str:
-    """Return a sparkline of at most `width` blocks, each for the mean of its range of values."""
+    """Return a sparkline of at most `width` blocks. Each block shows the mean of some consecutive values."""
     if not values:
         return ""
     blocks = min(width, len(values))

@@ -69,7 +69,10 @@ class Classifier:
 
 
 def _loaded(source: str) -> tuple[list[str], Outputs]:
-    """Return the labels of a stock model or a folder of `tlm download`, and a function that returns its outputs."""
+    """Return the labels of a model, and the function that computes its outputs.
+
+    source: a stock model, or a folder of `tlm download`.
+    """
     folder = Path(source)
     if (folder / MODEL).is_file():
         returned = load_model(folder)
@@ -109,8 +112,9 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Return the scores of a stock model or a returned model on one split, as `tlm_core.tasks.metrics.score` does.
 
-    on_progress: receives the numbers of finished rows and of all rows. Labels of model and task are matched by name.
-    Raises InvalidRequest if they differ, or if only one of the two is for regression.
+    on_progress: receives the numbers of finished rows and of all rows. The function matches the labels of model and
+    task by name. Raises InvalidRequest for an unknown split, if these labels differ, or if only the model or only the
+    task is for regression.
     """
     if split not in SPLITS:
         raise InvalidRequest(f"Unknown split '{split}'. Valid splits: {', '.join(SPLITS)}.")

@@ -119,7 +119,7 @@ def present(values: Mapping[str, Param]) -> dict[str, Param]:
 
 
 def job_body(spec: JobSpec) -> JsonObject:
-    """Return the JSON of a spec without default values, except for fields of FROM_JOB that the caller set."""
+    """Return a spec as JSON. Omits default values, except in the fields of FROM_JOB that the caller has set."""
     explicit = spec.model_dump(mode="json", include=spec.model_fields_set & set(FROM_JOB))
     body = spec.model_dump(mode="json", exclude_defaults=True) | explicit
     return {name: value for name, value in body.items() if name != "options" or value}
@@ -163,7 +163,7 @@ def batches(
 ) -> Iterator[list[tuple[str, str | None]]]:
     """Yield batches of at most `most` rows (text, pair) that fit a body of `most_bytes`.
 
-    Raises InvalidRequest if there are not as many pairs as texts.
+    Raises InvalidRequest if the numbers of texts and pairs differ.
     """
     batch: list[tuple[str, str | None]] = []
     size = 0
@@ -182,7 +182,10 @@ def batches(
 
 
 def retry_delay(state: RetryCallState) -> float:
-    """Return the seconds until the next try: random, longer after each try, at least `Retry-After` (at most 30 s)."""
+    """Return the seconds until the next try: a random delay, whose upper limit grows after each try.
+
+    The delay is at least `Retry-After`. A `Retry-After` above 30 s counts as 30 s.
+    """
     error = state.outcome.exception() if state.outcome else None
     required = float(str(error.facts.get("retry_after_seconds", 0))) if isinstance(error, TLMError) else 0.0
     return max(_backoff(state), min(required, _MAX_RETRY_AFTER_SECONDS))

@@ -19,7 +19,8 @@ def load_onnx(model: str, client: TLMClient | None = None) -> Model:
     """Return the model of a job, or its linear model until the final model exists.
 
     The model has the methods `predict` and `probabilities`. model: id or name of a job, an alias, or @latest.
-    client: by default, the client that `own_client` returns. The files remain in ~/.cache/tlm.
+    client: by default, the client that `own_client` returns. The files remain in $XDG_CACHE_HOME/tlm, by default
+    ~/.cache/tlm.
 
     Raises what TLMClient.download raises, and MissingDependency without onnxruntime or tokenizers.
     """
@@ -30,8 +31,8 @@ def load_onnx(model: str, client: TLMClient | None = None) -> Model:
 def load_transformers(model: str, client: TLMClient | None = None) -> TextClassificationPipeline:
     """Return the encoder of a job as a pipeline of the library `transformers`. See `load_onnx`.
 
-    If the returned model is linear or combined, the pipeline has only the job's encoder. Raises NotFound if the job has
-    no encoder (yet), and MissingDependency without transformers.
+    The pipeline has only the encoder of the best seed, even if the job returns another model. Raises NotFound if the
+    job has no encoder (yet), and MissingDependency without transformers.
     """
     try:
         from transformers import pipeline
@@ -56,9 +57,10 @@ def _download(model: str, client: TLMClient | None) -> tuple[Path, bool]:
 
 
 def own_client() -> TLMClient:
-    """Return a client of the profile TLM_PROFILE, else of TLM_URL with TLM_TOKEN, else of the stack on this machine.
+    """Return a client of the gateway that the environment variables select.
 
-    The data folder of the stack is TLM_DATA_DIR, by default that of `tlm up`.
+    TLM_PROFILE names a profile. Without it, TLM_URL and TLM_TOKEN select the gateway. Without a profile and a URL, the
+    client uses the stack on this machine. The stack's data folder is TLM_DATA_DIR, by default that of `tlm up`.
     """
     profile, url, token = (os.environ.get(name) or None for name in ("TLM_PROFILE", "TLM_URL", "TLM_TOKEN"))
     return Session(profile=profile, url=url, token=None if profile else token).client()

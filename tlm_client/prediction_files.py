@@ -38,8 +38,8 @@ def predict_file(
 
     The copy is JSON Lines if the file has JSON, else CSV in UTF-8. `target` appears when the copy is complete. A blank
     text gets an empty prediction. text_column, pair_column: by default, those of the model's dataset if the file has
-    them. Otherwise, the text column is the only column, or `text`. on_row: receives the number of rows so far. notify:
-    receives how the file is read, and the number of blank texts.
+    them. Otherwise, the text column is the only column, or `text`. on_row: receives the number of rows so far.
+    notify: receives the inferred settings of the file, and the number of blank texts.
 
     Raises InvalidRequest for a missing file, an invalid row or a missing column, and what TLMClient.predict raises.
     """
@@ -101,9 +101,10 @@ def _dataset_columns(client: TLMClient, model: str) -> Mapping[str, str | None]:
 
 
 def _default_text(known: str | None, columns: Sequence[str]) -> str:
-    """Return the first of these that the file has: the column of the model's dataset, the only column, `text`.
+    """Return the default text column. known: text column of the model's dataset. columns: columns of the file.
 
-    Without any of them, return the column of the model's dataset, which the error then names.
+    It is `known` if the file has this column, else the only column, else `text`. If the file has none of them,
+    return `known` or `text`, for the message of the error.
     """
     if known in columns:
         return str(known)
@@ -115,7 +116,7 @@ def _default_text(known: str | None, columns: Sequence[str]) -> str:
 def _check_columns(
     table: TableFile, columns: Sequence[str], known: Mapping[str, str | None], needed: Mapping[str, str | None]
 ) -> None:
-    """Raise InvalidRequest if the file lacks a column. known: columns of the model's dataset. needed: by option."""
+    """Raise InvalidRequest if the file lacks a column. known: the dataset's columns. needed: option → column."""
     for option, name in needed.items():
         if name is not None and name not in columns:
             read = f" Delimiter: {delimiter_name(table.delimiter)}." if table.delimiter else ""

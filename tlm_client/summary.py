@@ -34,7 +34,7 @@ def report_items(report: Report) -> list[Item]:
     """Return the items of a report: the results, then the warnings and the cost.
 
     The results of the kind `train` are a table of the scores of all models, and sentences about the returned model.
-    Those of other kinds are a text.
+    The results of other kinds are a text.
     """
     flops, tokens = (total_cost(report, quantity) for quantity in ("flops", "tokens"))
     parts = (

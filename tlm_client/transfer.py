@@ -54,7 +54,7 @@ class Download:
 
     @staticmethod
     def claim_folder(folder: Path, job_id: str, files: Sequence[FileEntry]) -> None:
-        """Check the folder, and record that it holds the model of the job, also if the download is then interrupted.
+        """Check the folder, and mark it as the folder of this job. The mark remains if the download is interrupted.
 
         Raises InvalidRequest if the folder holds files of another model than `files`. Ignores unrelated files. A folder
         of the same job may hold damaged files, and the linear model that the job returned first.

@@ -255,7 +255,7 @@ class Job(JobSummary, _Resolved):
 class JobEvent(_Answer):
     """One event of a job. `seq` counts from 1 without gaps; progress snapshots have no seq, time or attempt.
 
-    `data` of an error has no `details`; the job has them.
+    If the event reports an error, `data` lacks `details`. The job's `error` has them.
     """
 
     model_config = ConfigDict(from_attributes=True)
@@ -321,7 +321,7 @@ class Estimate(_Answer):
     reasons: dict[str, str] = Field(description="per value: where it comes from, or why it is null")
 
     def sources(self) -> dict[str, list[str]]:
-        """Map each reason to what it explains: values except `seconds`, and the `basis` of stages."""
+        """Map each reason to the names of what it explains: values except `seconds`, and the `basis` of stages."""
         result: dict[str, list[str]] = {}
         values = [entry for entry in self.reasons.items() if entry[0] != "seconds"]
         for name, reason in [*dict.fromkeys((s.basis, s.reason) for s in self.stages), *values]:
@@ -421,7 +421,7 @@ class Checkpoint(_Answer):
 
 
 class Model(_Answer):
-    """The files of a job's model, or of its linear model while it has no other. digest: of the manifest."""
+    """The files of a job's model, or of its linear model while the job has no other. digest: of the manifest."""
 
     digest: str
     size: int

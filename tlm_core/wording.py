@@ -45,7 +45,7 @@ def suggestion(name: str, known: Iterable[str], otherwise: str, cutoff: float = 
 
 
 def message_of(error: ErrorDetails) -> str:
-    """Return the message for an entry of `ValidationError.errors()`. It follows the field's name: "is required"."""
+    """Return the message that follows a field's name: "is required". error: an entry of `ValidationError.errors()`."""
     kind, values = error["type"], error.get("ctx", {})
     match kind:
         case "missing":

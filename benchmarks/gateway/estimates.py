@@ -55,7 +55,7 @@ def compare(client: TLMClient, spec: JobSpec) -> Comparison:
 
 
 def main() -> None:
-    """Run the jobs. The first two do not count: with and without passages, they provide rates for the estimates."""
+    """Run the jobs. The first two, one without and one with passages, only provide rates for the later estimates."""
     with stack_with_sciie() as client:
         add_dataset(client, "other", "acl_arc")
         client.wait_corpus("docs", client.add_corpus("docs", [shared_data() / "corpus" / CORPUS]).id)

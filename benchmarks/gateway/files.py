@@ -38,7 +38,7 @@ print(json.dumps([time.perf_counter() - start, peak_bytes() / 1e6, sum(report["c
 
 
 def measure_downloads(gateway: Gateway) -> None:
-    """Compare the rates of a large download from the gateway and from a bare server of the same framework, in turns."""
+    """Download a large file in turns from the gateway and from a bare server of its framework. Compare the rates."""
     raw = gateway.root / "raw"
     raw.mkdir()
     with open(raw / "train.bin", "wb") as handle:

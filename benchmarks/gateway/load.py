@@ -74,7 +74,8 @@ async def run_load(
     """Send `rate` requests per second for `seconds`, each at a fixed due time. The rate is for all clients together.
 
     If a request waits for an earlier request of its client, its time includes this wait.
-    send: sends a request of the client with this number, and returns its status. expected: the status of a success.
+    send: gets a connection and the number of its client, sends a request, and returns the status. expected: the status
+    of a success.
     """
     load, start, interval = Load(), time.perf_counter() + 0.2, clients / rate
 

@@ -1,4 +1,4 @@
-"""Predict one short text at a time with models of the recipes' shapes and random weights."""
+"""Predict one short text at a time. The models have the shapes of the scales, and random weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LENGTH = 128
 
 
 def measure_predictions(gateway: Gateway, *, count: int = 100) -> None:
-    """Measure the time of `count` requests to a model of each scale in `SCALES`, each with one text of 12 words."""
+    """Measure `count` requests to a model of each scale in `SCALES`. Each request has one text of 12 words."""
     for number, scale in enumerate(SCALES):
         job = _finish_job(gateway, scale, seed=1000 + number)
         first, *seconds = asyncio.run(_predict(gateway, job, resolve("fast", scale).tokenizer.vocab_size, count + 1))

@@ -34,7 +34,7 @@ def measure_submissions(gateway: Gateway, seconds: float) -> None:
 
 
 def measure_status(gateway: Gateway, seconds: float, *, stored: int = 10_000) -> None:
-    """Store `stored` jobs. Each of 200 clients reads a status every 2 s. Then measure list pages and the top rate."""
+    """Store `stored` jobs. Measure 200 clients that poll a status every 2 s, list pages, and the top status rate."""
     ids = _store_jobs(gateway, stored)
 
     def run(clients: int, rate: float, duration: float, path: Callable[[int], str]) -> Load:
@@ -66,7 +66,8 @@ def _print_quantile(name: str, loads: list[Load], share: float, *, goal: float) 
 def _highest_rate(run: Run, duration: float, *, limit: float) -> float:
     """Return the highest rate (1/s) at which no request fails and 99 % have an answer within `limit` seconds.
 
-    The rate grows by a quarter until two runs at one rate miss this. A single miss may be a delay of the machine.
+    The rate grows by a quarter until two runs at the same rate do not reach this goal. If only one run does not reach
+    it, the reason may be a delay of the machine.
     """
     highest, rate = 0.0, 50.0
     while rate < 5_000:

@@ -1,7 +1,7 @@
 """The evidence for the method: one table of tasks and models, with the claims of the paper.
 
 `make evidence-runs` trains what records.jsonl lacks, seed by seed, and appends one line for each run. `make evidence`
-writes the table into docs/results.md with a plot of scores over FLOPs, and its main columns into README.md.
+writes the table and a plot of scores over FLOPs into docs/results.md. It writes the main columns into README.md.
 """
 
 from __future__ import annotations
@@ -224,7 +224,10 @@ def table(records: Sequence[Record]) -> str:
 
 
 def _split_rows(records: Sequence[Record]) -> list[list[str]]:
-    """Return a row for each task that has splits with all arms. The last cell counts losses to each other arm."""
+    """Return a row for each task that has random splits with records of all arms.
+
+    The last cell counts for each other arm the splits in which this arm beats `RETURNED` by more than `MARGIN`.
+    """
     rows = []
     for task, name in NAMES.items():
         cells = [[_of(records, split_of(task, number), arm) for arm in SPLIT_ARMS] for number in range(SPLITS)]
@@ -273,7 +276,7 @@ def _cell(records: Sequence[Record]) -> str:
 
 
 def _cost(records: Sequence[Record], arm: str) -> str:
-    """Return the mean FLOPs of a run, over tasks and seeds. Models of libraries have no FLOPs."""
+    """Return the mean FLOPs of a run, over tasks and seeds. For models of libraries, return a dash."""
     flops = [r.flops for task in NAMES for r in _of(records, task, arm) if r.flops]  # without other splits
     return f"{fmean(flops):.1e}" if flops else "–"
 
@@ -285,8 +288,8 @@ def _interval(records: Sequence[Record]) -> str:
 def _claim(records: Sequence[Record], task: str, first: str, second: str) -> str:
     """Return the mean difference over the seeds that both arms have, and the verdict of a t-test of the differences.
 
-    If `second` is the same for each seed, its score is compared with every seed. Then there is no verdict: a test over
-    seeds would treat the score of `second` as exact, although other test rows would change it.
+    If `second` has one score for all seeds, the function compares this score with each seed of `first`. Then it returns
+    no verdict: a test over seeds would treat the score as exact, but the score depends on the test rows.
     """
     scores, rivals = ({r.seed: r.test for r in _of(records, task, arm)} for arm in (first, second))
     if second in FIXED and rivals:

@@ -23,7 +23,7 @@ PREFIX = "__label__"
 
 
 def evaluate(folder: Path) -> tuple[float, float]:
-    """Return macro-F1 on validation and on test of the setting that is best on validation."""
+    """Return macro-F1 on validation and on test, for the setting with the best score on validation."""
     try:
         fasttext = importlib.import_module("fasttext")
     except ImportError as error:

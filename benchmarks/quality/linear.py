@@ -3,9 +3,9 @@
 `python -m benchmarks.quality.linear sciie acl_arc sci_cite csabstruct` prints one JSON line per task. Features are word
 1-2-grams, in which entity marks such as `[[` are tokens, and character n-grams of 2 to 5 (`char_wb`). Both have
 sublinear term frequency. Stratified folds of train choose the feature family, the class weights and C of a linear SVM.
-Then they choose among logistic regressions on that family. All candidates are compared on the first folds, which hold
-out at least 1,000 rows together. The best candidates are compared on all five folds. The best model is fitted on train,
-and again on train and validation.
+Then they choose among logistic regressions on that family. The script compares all candidates on as many of the five
+folds as hold out 1,000 rows together. Then it compares the best candidates on all five folds. It fits the best model on
+train, and again on train and validation.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def tune(train: Rows) -> tuple[Pipeline, float]:
 
 
 def _search(model: Pipeline, grid: list[dict[str, Any]], train: Rows, *, finalists: int) -> tuple[Pipeline, float]:
-    """Return the model with the best setting of the grid, and its score. finalists: number to compare on all folds."""
+    """Return the model with the best setting, and its score. finalists: number of settings to compare on all folds."""
     folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(*train))
 
     def scores(grid: list[dict[str, Any]], count: int) -> tuple[NDArray[Any], list[dict[str, Any]]]:
@@ -80,7 +80,7 @@ def _search(model: Pipeline, grid: list[dict[str, Any]], train: Rows, *, finalis
 
 
 def test_scores(model: Pipeline, train: Rows, test: Rows) -> dict[str, Any]:
-    """Fit the model on `train`. Return scores on test, also on test texts that are not in train, and the seconds."""
+    """Fit the model on `train`. Return the seconds, and the scores on all test texts and on those not in `train`."""
     start = time.perf_counter()
     predictions = clone(model).fit(*train).predict(test[0])
     seconds = time.perf_counter() - start

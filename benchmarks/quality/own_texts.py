@@ -1,6 +1,7 @@
 """Train with few labels and unlabeled texts of the same kind: `python -m benchmarks.quality.own_texts sci_cite:732`.
 
-The corpus is the texts of the train rows that lose their labels. The script prints all scores at scale `quick`.
+`sci_cite:732` selects 732 train rows of `sci_cite`. The texts of all other train rows, without labels, are the corpus.
+The script prints all scores at scale `quick`.
 """
 
 from __future__ import annotations

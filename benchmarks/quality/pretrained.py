@@ -47,8 +47,8 @@ def minilm_overrides(rate: float, epochs: float) -> dict[str, Any]:
 def tuned(task: str) -> dict[str, Any]:
     """Return the recipe changes with the rate and the epochs that are best on validation with seed 0.
 
-    All rates train for FEWEST_EPOCHS. The epochs of the best rate double until the score no longer rises, or to
-    MOST_EPOCHS. Trials in pretrained.jsonl do not run again.
+    The function first compares all rates at FEWEST_EPOCHS. For the best rate, it doubles the epochs until the score no
+    longer rises, but not beyond MOST_EPOCHS. Trials in pretrained.jsonl do not run again.
     """
     scores = {(rate, FEWEST_EPOCHS): _validation(task, rate, FEWEST_EPOCHS) for rate in RATES}
     rate, _ = max(scores, key=scores.__getitem__)

@@ -39,7 +39,7 @@ _UNTIMED = ("validate", "select", "evaluate", "export")
 
 @dataclass(frozen=True)
 class Score:
-    """The score of a model on validation, and the seconds from the end of the selection to the model.
+    """The score of a model on validation, and the seconds of the stages between the selection and the evaluation.
 
     Runs that compare recipes read no test score, so that test rows decide no change.
     """
@@ -49,7 +49,7 @@ class Score:
 
 
 def argument_parser(description: str | None, studies: Collection[str] = ()) -> argparse.ArgumentParser:
-    """Return a parser for tasks, seeds and changes of the recipe. studies: the choices of a first argument, if any."""
+    """Return a parser for tasks, seeds and changes of the recipe. studies: if any, the first argument names one."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if studies:
         parser.add_argument("study", choices=studies)
@@ -73,7 +73,7 @@ def _override(text: str) -> tuple[str, Any]:
 
 
 def train(task: str, label: str, recipe: Recipe, seeds: Sequence[int]) -> list[Score]:
-    """Train a recipe on a task with each seed, and return a score per seed. label: is in remarks and file names."""
+    """Train a recipe on a task with each seed, and return a score per seed. label: a name for remarks and files."""
     scores = []
     for seed in seeds:
         folder = report_of_run(task, label, recipe, [seed])

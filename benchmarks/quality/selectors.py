@@ -1,6 +1,6 @@
 """Compare selectors at equal tokens and equal training: `python -m benchmarks.quality.selectors sciie`.
 
-Each selector but `whole` may select as many passages as BM25. The joint stage reads the same number of tokens.
+Each selector except `whole` selects at most as many passages as BM25. The joint stage reads the same number of tokens.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@
     python -m benchmarks.quality.studies prune sciie sci_cite csabstruct
     python -m benchmarks.quality.studies share sciie acl_arc sci_cite csabstruct
 
-With --minilm, `prune` and `share` use MiniLM, and `curve` adds its curve. `share` runs one study of all tasks.
-The texts of the task `sources` are passages of the corpus. Their labels are their sources. Plots go to --plots.
+With --minilm, `prune` and `share` use MiniLM, and `curve` adds a curve of MiniLM. `share` runs one study of all tasks.
+The texts of the task `sources` are passages of the corpus. Their labels are their sources. --plots is the folder for
+the plots.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def share(tasks: list[str], options: argparse.Namespace) -> None:
 
 
 def _encoder(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    """Return the name of the encoder for figures and its recipe changes."""
+    """Return the recipe changes of the encoder, and its name in figures."""
     return ("minilm", minilm_overrides(options.rate or 2e-4, 10)) if options.minilm else ("ours", {})
 
 

@@ -1,8 +1,8 @@
 """Measure how early the ranking of suspect labels lists wrong labels: `python -m benchmarks.quality.suspects sci_cite`.
 
 In each run 5 % of the train labels change to another label, drawn uniformly. The figure is the share of these rows
-within the first tenth of the ranked train rows. For a second figure, the ranking ignores the labels of adjacent
-rows, as in a file in random order.
+within the first tenth of the ranked train rows. For a second figure, the ranking does not use the labels of adjacent
+rows. In a file in random order, these labels give no information.
 """
 
 from __future__ import annotations

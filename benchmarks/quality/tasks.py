@@ -1,10 +1,11 @@
 """Train on real tasks over HTTP with OpenSearch: `python -m benchmarks.quality.tasks sciie acl_arc`.
 
-Each task has three jobs. One uses retrieval, and two train on the task alone: one with the same finetuning, and one
-with three times as much, because it has no joint stage. The reports also score the majority class.
+Each task has three jobs. The first job uses retrieval. The second job trains on the task alone, with the same
+finetuning. The third job finetunes three times as long, to replace the joint stage. The reports also score the majority
+class.
 
-The stack's folder remains, and an equal submission returns the same job, so the same command resumes. OPENSEARCH_URL
-names a running OpenSearch; without it, a server starts as in the tests.
+To resume, run the same command again: the stack's folder remains, and an equal submission returns the same job.
+OPENSEARCH_URL names a running OpenSearch; without it, a server starts as in the tests.
 """
 
 from __future__ import annotations

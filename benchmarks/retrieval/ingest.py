@@ -1,4 +1,4 @@
-"""Compare the passages per second of a load and of a helper of the client library. Measure memory at three sizes.
+"""Compare the passages per second of a load and of a helper of the client library. Measure the memory of three loads.
 
 The rival is `opensearchpy.helpers.streaming_bulk` with its defaults, into an index with our mapping and the server's
 default settings. Both read the same Parquet files.

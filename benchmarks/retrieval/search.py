@@ -1,7 +1,8 @@
 """Compare the queries per second (whole texts, top 50) of both indexes with those of the published selection.
 
-The script first checks on every eighth query that all return the same passages, except for ties. It measures the
-published selection twice: with the imports of the published script, and with `--lean` (see `published`).
+The script first checks, on every eighth query, that both indexes return the passages of the published selection. Only
+ties may differ. It measures the published selection twice: with the imports of the published script, and with `--lean`
+(see `published`).
 """
 
 from __future__ import annotations
@@ -71,7 +72,10 @@ def _published(url: str, index: str, sample: Sequence[str], *flags: str) -> dict
 
 
 def identical(ours: Sequence[Hit], theirs: Sequence[Hit]) -> bool:
-    """Return whether two lists have the same passages and scores. Ties may differ in order, and at the last rank."""
+    """Return whether two lists have the same passages and scores.
+
+    Passages with equal scores may be in another order. At the last score, the lists may have different passages.
+    """
     if len(ours) != len(theirs):
         return False
     if not ours:

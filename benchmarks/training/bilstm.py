@@ -128,7 +128,7 @@ def training(prepared: Prepared, folder: Path) -> None:
 
 
 def inference(prepared: Prepared, folder: Path) -> None:
-    """Measure ONNX graphs on one core with the first validation texts and random weights."""
+    """Measure ONNX graphs of BiLSTMs and encoders on one core: random weights, and the first validation texts."""
     size, labels = prepared.vocabulary.size, len(prepared.labels)
     graphs = {"bilstm_4_256": folder / "4.onnx", "bilstm_1_128": folder / "1.onnx"}
     for name, layers, width in (("bilstm_4_256", 4, 256), ("bilstm_1_128", 1, 128)):

@@ -77,7 +77,8 @@ def alternate_with(
 ) -> dict[str, list[float]]:
     """Return the tokens per second of each turn, for the key `trainer` and each name in `others`.
 
-    others: functions that train for a number of steps and return tokens per second. steps: of a turn. repeats: turns.
+    others: functions that train for a number of steps and return tokens per second. steps: the number of steps of a
+    turn. repeats: the number of turns.
     """
     data = Prepared(prepared())
     config = bert_config((4, 256, 4, 1024), data)

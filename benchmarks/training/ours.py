@@ -24,7 +24,7 @@ from tlm_core.training.state import TrainState
 class Ours:
     """The joint stage of a recipe, which runs some steps at a time.
 
-    seconds: time of all steps so far. wait_seconds: the part of it that the loop spent on creating batches.
+    seconds: time of all calls of `run` so far. wait_seconds: time in which the loop waited for its batches.
     """
 
     def __init__(self, recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> None:

@@ -18,7 +18,7 @@ class RivalFailed(RuntimeError):
 
 
 class RivalProcess:
-    """A process that runs a module which calls `serve`. It ends with its `with` block. folder: the checkout it uses."""
+    """A process of a module that calls `serve`. The process ends with its `with` block. folder: its checkout."""
 
     def __init__(self, module: str, *arguments: object, env: Mapping[str, str], folder: Path = ROOT) -> None:
         command = program(f"training.{module}", *arguments)

@@ -1,4 +1,4 @@
-"""Measure the share of the joint step that waits for its batch, and compare reported FLOPs with PyTorch's counter."""
+"""Measure how long the joint step waits for its batch. Compare the reported FLOPs with PyTorch's counter."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def flop_differences(recipe: Recipe) -> list[float]:
 
 
 def wait_shares(recipe: Recipe) -> list[float]:
-    """Return the share of each run in which the loop waits for its next batch."""
+    """Return for each of 5 runs the share of its time in which the loop waits for its next batch."""
     ours = Ours(recipe)
     ours.run(4)
     shares = []

@@ -1,8 +1,8 @@
 """Measure tokenizing and packing on one core against bare `tokenizers`, and the memory of preparing text.
 
-To measure the speed, the prepare stage uses a trained vocabulary, so that both sides only tokenize. Our time includes
-packing the rows of one epoch. Memory is the peak of a process that runs the whole stage of recipe `fast`, which also
-trains a vocabulary and counts word vectors.
+In the measurement of speed, the prepare stage uses a trained vocabulary, so that both sides only tokenize. Our time
+includes packing the rows of one epoch. Memory is the peak of a process that runs the whole stage of recipe `fast`. This
+stage also trains a vocabulary and counts word vectors.
 """
 
 from __future__ import annotations

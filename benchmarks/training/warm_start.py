@@ -1,6 +1,6 @@
-"""Measure the time from a submission to a warm Ray cluster to the first stage, and to the first training step.
+"""Measure how long a job on a warm Ray cluster needs to its first stage, and to its first training step.
 
-The first job warms up an embedded stack and prepares the data. The next jobs, with one and two workers, are timed by
+The first job warms up an embedded stack and prepares the data. The script then times jobs with one and two workers, by
 their events and their progress.
 """
 

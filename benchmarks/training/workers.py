@@ -43,9 +43,10 @@ def serve_worker(core: int, rank: int, size: int, port: int, rows: int) -> None:
 
 
 def start_workers(stack: ExitStack, count: int, rows: int, *, together: bool) -> Callable[[int], float]:
-    """Start workers on one core each, and return a function that runs steps and returns the tokens per second of all.
+    """Start each worker on its own core. Return a function that runs steps in all workers.
 
-    together: the workers train one model; otherwise each trains its own.
+    The function returns the tokens per second of all workers together. together: the workers train one model; otherwise
+    each worker trains its own model.
     """
     port, cores = free_ports(1)[0], sorted(os.sched_getaffinity(0))
     workers = []

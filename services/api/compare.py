@@ -48,7 +48,7 @@ def compare(
 
 
 def _differences(records: Sequence[JobRecord]) -> dict[str, tuple[object, ...]]:
-    """Map each key of request or recipe that differs between the jobs to its values, one for each job.
+    """Return each key of request or recipe that differs between the jobs, with one value for each job.
 
     A job at the scale `instant` has the value None for recipe keys.
     """

@@ -47,7 +47,7 @@ class Known:
     worker_gpus: float | None
 
     def stages(self) -> Iterator[StageEstimate]:
-        """Yield one estimate per stage over all its nodes, in plan order. The start of workers has its own estimate."""
+        """Yield in plan order an estimate per stage, for its nodes that are not done, and one for all worker starts."""
         plan, done = self.situation.plan, self.situation.done
         waiting = [node for node in plan.nodes if node.place is Place.WORKERS and node.name not in done]
         starts = {plan.start_of(node) for node in waiting}
@@ -63,7 +63,7 @@ class Known:
                 yield StageEstimate(stage=stage, seconds=0, flops=0, tokens=0, basis="cached", reason="already done")
 
     def start(self, number: int = 1) -> StageEstimate:
-        """Return the estimate of a number of starts of workers, one after the other."""
+        """Return the estimate of `number` starts of workers, one after the other."""
         return self._at_rate(Setup(START), [Work(1.0)] * number)
 
     def stage(self, nodes: Sequence[Node]) -> StageEstimate:
@@ -155,8 +155,8 @@ class Estimator:
         An unknown time of a node without training is 0.
 
         If the speed of several workers is unknown, each node has the seconds that one worker needs. The measured speed
-        corrects them during training. The result is empty if the work of a training is unknown or data is lost.
-        Progress then counts nodes, not seconds.
+        corrects them during training. The result is empty if the work of a training node is unknown, or if data is
+        lost. Progress then counts nodes, not seconds.
         """
         try:
             known = self._known(job)

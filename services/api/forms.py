@@ -31,8 +31,8 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 @dataclass
 class ReceivedFile:
-    """An uploaded file of `size` bytes. field: the form field. name: safe version of the sender's name. named: whether
-    the sender gave a name."""
+    """An uploaded file of `size` bytes. field: the form field. name: safe version of the name that the sender gave the
+    file. named: whether the sender gave one."""
 
     field: str
     name: str

@@ -51,7 +51,7 @@ SHARED = " while other programs used the cores"
 
 
 class Rate(NamedTuple):
-    """Seconds per unit of work, the job that measured them, and the share of the seconds in which it had a core."""
+    """Seconds per unit of work, the measuring job, and the share of these seconds in which the training had a core."""
 
     seconds: float
     job: str
@@ -61,7 +61,8 @@ class Rate(NamedTuple):
 class Pace(NamedTuple):
     """The expected seconds per unit of work, and their source.
 
-    bounds: least and greatest time as multiples of the estimate. None if unknown, or measured in this setup.
+    bounds: least and greatest time as multiples of the estimate. None if they are unknown, or if a job measured this
+    number of seeds while no other programs used the cores.
     """
 
     basis: Basis
@@ -76,7 +77,7 @@ class Setup:
 
     seeds: number of seeds that run at the same time. A stored rate is divided by this number, so that the times of all
     seeds add up to the time of the job. passages: False if `prepare` has no passages; its time is then nearly constant.
-    size: of a training step. Each doubling of its work adds 2. Small steps take more seconds per unit of work.
+    size: twice the binary logarithm of the work of a training step. Small steps take more seconds per unit of work.
     """
 
     stage: str
@@ -119,11 +120,12 @@ def pace_of(setup: Setup, rates: Mapping[str, Rate]) -> Pace:
 
 
 def _measured(setup: Setup, rates: Mapping[str, Rate], on_device: float) -> Pace | None:
-    """Return the pace measured with the nearest number of seeds and size of a step, or None without a similar one.
+    """Return the measured pace of the setup with the nearest number of seeds and step size, or None if none is similar.
 
     For another number of seeds, the bounds cover two cases: more seeds use more cores, or a single seed already uses
-    all cores. If other programs used the cores, the least time is that in which the training had a core, or less:
-    threads that wait for each other use their cores too, so `on_device`, the pace by a short measurement, counts.
+    all cores. If other programs used the cores, the least time is the lesser of two times. The first is the time in
+    which the training had a core. It can be too high, because threads that wait for each other also use their cores.
+    The second is the time by `on_device`, the pace by a short measurement.
     """
     numbers = sorted(range(1, MAX_SEEDS + 1), key=lambda seeds: abs(seeds - setup.seeds))
     for seeds, size in product(numbers, (setup.size, setup.size - 1, setup.size + 1)):
@@ -192,7 +194,8 @@ class Measurements:
     def rates(self, tenant: str) -> dict[str, Rate]:
         """Return a rate per setup, from the newest finished job with this setup.
 
-        Rates that depend on the device are those of the newest worker's device. `flop_of` names the seconds per FLOP.
+        If a rate depends on the device, return the rate on the device of the newest worker. The rate with the name
+        `flop_of(precision)` is the seconds per FLOP.
         """
         stored, rates = self._jobs.rates(tenant), dict[str, Rate]()
         device = stored.pop("device", "")
@@ -258,8 +261,8 @@ def _as_prepared(texts: Texts, job: JobRecord, prepared: Manifest) -> Texts:
 def _elapsed(events: Iterable[Event], job: JobRecord, plan: Plan) -> Iterator[tuple[Node | None, float, str]]:
     """Yield the node, seconds and device of each stage that the job ran. For a start of workers, the node is None.
 
-    Workers report in batches, so the start of a stage may be reported late, or after its end. A stage therefore starts
-    when the previous stage of its group ends, unless workers have been submitted since then.
+    Workers report in batches, so the report of a start can be late, or follow the end of the stage. Instead of this
+    report, the function uses the end of the previous stage of the group, unless workers were submitted since then.
     """
     nodes, started = {node.name: node for node in plan.nodes}, dict[str, tuple[float, str]]()
     last: dict[str, tuple[float, str]] = {}  # group of worker stages → last end, device

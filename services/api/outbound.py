@@ -66,7 +66,7 @@ class Outbound:
             return None, str(error) or type(error).__name__
 
     def _address(self, url: httpx.URL) -> str:
-        """Return the first address of a host. Raises InvalidRequest if any is private, OSError if it has none."""
+        """Return the first address of a host. Raises InvalidRequest if any address is private, OSError without one."""
         port = url.port or (443 if url.scheme == "https" else 80)
         try:
             addresses = self._resolve(url.host, port)

@@ -22,7 +22,7 @@ class Probes:
     _calls: dict[str, asyncio.Task[Any]] = field(default_factory=dict)
 
     async def call(self, component: str, function: Callable[[], T]) -> T:
-        """Return the result of `function`. Raises what it raises, and TimeoutError after 3 s.
+        """Return the result of `function`. Raises the errors of `function`, and TimeoutError after 3 s.
 
         If an earlier call to the component has not ended, wait for its result instead.
         """
@@ -35,6 +35,6 @@ class Probes:
 
 
 def _retrieve(call: asyncio.Task[Any]) -> None:
-    """Retrieve the error of a call. Otherwise asyncio logs an error that comes after the timeout as lost."""
+    """Retrieve the error of a call. Otherwise asyncio logs that nobody retrieved an error after the timeout."""
     if not call.cancelled():
         call.exception()

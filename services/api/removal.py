@@ -91,7 +91,7 @@ def finish_removals(parts: Parts) -> None:
 def artifacts_of(jobs: JobStore, job: JobRecord) -> set[str]:
     """Return the ids of the artifacts that a job has produced or may produce next.
 
-    Artifacts of an earlier release may have ids that the current plan does not contain.
+    The store also has the ids of artifacts of an earlier release, which the current plan may lack.
     """
     produced = jobs.artifacts_of(job.tenant, job.id)
     if job.unreadable or (job.result is not None and job.result.artifacts):
@@ -117,7 +117,7 @@ def _check_unused(jobs: JobStore, tenant: str, corpus: str, versions: set[str]) 
 
 
 def _finish(jobs: JobStore, artifacts: ArtifactStore, removal: Removal) -> None:
-    """Delete what `removal` lists. After an error `removal` stays, because no client can retry without the record."""
+    """Delete what `removal` lists. After an error, `removal` stays: clients cannot retry, as the record is deleted."""
     with log_context(**ids_in(removal.id)):
         try:
             _remove(jobs, artifacts, removal)

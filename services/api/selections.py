@@ -34,9 +34,8 @@ def selection_page(
 ) -> Selection:
     """Return at most `limit` passages of a selection, starting at position `after`.
 
-    words: only passages that contain all of them, also within other words, ignoring case. train_row: only passages that
-    this row retrieved.
-    task: the job's task, for the texts of the rows.
+    words: return only passages that contain all these words, ignoring case, also as parts of other words. train_row:
+    return only passages that this row retrieved. task: the job's task, for the texts of the rows.
     """
     folder = artifacts.localize(ref)
     facts = json.loads((folder / "selection.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Metric points of a job as series for charts. A long series is thinned to the minimum and maximum of equal parts."""
+"""Metric points of a job as series for charts. A long series becomes the minimum and maximum of each equal part."""
 
 from __future__ import annotations
 

@@ -55,15 +55,15 @@ def _standing(store: JobStore, job: JobRecord, now: float, waiting: Waiting | No
 
 
 def _selection_waits(job: JobRecord, now: float) -> bool:
-    """Return whether the retriever has counted nothing of the current selection yet, and nothing else is reported."""
+    """Return whether the retriever has not started the current selection, and the record has not changed for 30 s."""
     selects = job.progress is not None and job.progress.stage == SELECT.name and not job.progress.total
     return job.state is State.RUNNING and selects and now - job.updated_at >= _SILENT_SECONDS
 
 
 def _silence(store: JobStore, job: JobRecord, now: float) -> float | None:
-    """Return the seconds since the last heartbeat of the most silent group of workers; None below 30.
+    """Return the longest time in seconds since the last heartbeat of a group of workers, or None if it is below 30 s.
 
-    A group whose nodes are done reports no more.
+    Groups whose nodes are done do not count, because they send no more heartbeats.
     """
     ages = {group: now - beat.at for group, beat in job.beats.items() if job.works(group)}
     silent = {group: age for group, age in ages.items() if age >= _SILENT_SECONDS}

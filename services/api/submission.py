@@ -245,7 +245,9 @@ def _reused(source: JobRecord) -> dict[str, ReusedArtifact]:
 
 
 def changed(job: JobRecord, changes: Mapping[str, object]) -> JobSpec:
-    """Return the spec of a job with `changes`, and with its dataset and corpus pinned unless they change.
+    """Return the spec of a job with `changes`. The spec names the pinned version of an unchanged dataset or corpus.
+
+    Exception: if a job has several datasets, the spec retains their names.
 
     Changes of `overrides` and `options` replace single keys; a new kind removes old options. A new corpus removes the
     selector 'none'. A selector or scale without corpus removes the corpus. Raises InvalidRequest with every error.
@@ -272,7 +274,11 @@ def _ignores_corpus(selector: object) -> bool:
 
 
 def _agreeing(values: dict[str, object], changes: Mapping[str, object]) -> dict[str, object]:
-    """Remove the corpus if the selector or the scale uses none, or the selector 'none' if the changes set a corpus."""
+    """Return `values` with a corpus and a selector that agree.
+
+    If the changes set a corpus but no selector, remove the selector 'none'. If the changes do not name the corpus,
+    remove a corpus that the selector or the scale does not use.
+    """
     overrides = values["overrides"] if isinstance(values["overrides"], dict) else {}
     new, selector = changes.get("overrides"), overrides.get(_SELECTOR)
     if "corpus" not in changes:
@@ -284,7 +290,7 @@ def _agreeing(values: dict[str, object], changes: Mapping[str, object]) -> dict[
 
 
 def _check_folders(recipe: Recipe, allowed: tuple[Path, ...]) -> None:
-    """Raise InvalidRequest for a local path that the operator does not allow: workers could read any path."""
+    """Raise InvalidRequest for a local path that the operator does not allow, because workers could read any path."""
     for key, value in (("model.init", recipe.model.init), ("tokenizer.source", recipe.tokenizer.source)):
         if value.startswith("/") and not any(Path(value).resolve().is_relative_to(folder) for folder in allowed):
             raise InvalidRequest(

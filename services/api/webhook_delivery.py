@@ -1,8 +1,8 @@
 """Webhooks by the Standard Webhooks scheme (standardwebhooks.com): signed, numbered, retried.
 
-One gateway at a time follows the feed of job events. For each event after the cursor, one transaction queues a
-delivery per subscribed endpoint and moves the cursor. So no event is lost, and a delivery that is sent twice has the
-same webhook-id.
+One gateway at a time follows the feed of job events. For each page of events after the cursor, one transaction queues a
+delivery per event and subscribed endpoint, and moves the cursor. So no event is lost. If a gateway sends a delivery
+twice, both have the same webhook-id, which consists of the job and the number of the event.
 
 Keys (tenant in braces): tlm:{T}:webhooks  id → record      tlm:{T}:webhook-secrets  id → secret
     tlm:{T}:webhook-log:ID  latest attempts                  tlm:webhook:due  deliveries, scored by time

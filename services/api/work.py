@@ -27,11 +27,12 @@ _USUAL_AMOUNT = 10.0  # of pieces, if validation chooses self-training
 
 @dataclass(frozen=True)
 class Texts:
-    """The sizes of a task's texts. rows: number by split. vocab: size of the vocabulary, None while unknown.
+    """The sizes of a task's texts. rows: split → number of rows. vocab: size of the vocabulary, None while unknown.
 
     windows: mean number of windows that cover a text. An epoch of training reads one of them, prediction reads all.
-    tokens: mean of a window. passages: number of selected passages, with `passage_tokens` tokens on average. searched:
-    number of passages in the corpus. auto_length: maximum tokens of a window if the recipe's length is `auto`.
+    tokens: mean number of tokens in a window. passages: number of selected passages. passage_tokens: mean number of
+    tokens in a passage. searched: number of passages in the corpus. auto_length: maximum tokens of a window if the
+    recipe's length is `auto`.
     """
 
     rows: Mapping[str, int]
@@ -88,7 +89,7 @@ def work_of(node: Node, texts: Texts) -> Work | None:
     """Return the work of a node, or None if the size of its encoder is unknown.
 
     The unit depends on the stage. Training: FLOPs, or tokens for models other than transformers. `validate`: rows.
-    `baseline`, `self_train` and `refit_linear`: see `_fits`. `select`: train rows times passages of the corpus.
+    `baseline`, `self_train` and `refit_linear`: see `_fit_units`. `select`: train rows times passages of the corpus.
     Preparation and evaluation: tokens. Others: 1.
     """
     params, rows = node.params, texts.rows
@@ -125,15 +126,15 @@ def work_of(node: Node, texts: Texts) -> Work | None:
 
 
 def _fit_units(rows: float, texts: Texts) -> float:
-    """Return the units to fit a linear model on `rows` texts. Each label has a machine, and two labels share one.
+    """Return the units to fit a linear model on `rows` texts: a classifier for each label, or one for two labels.
 
-    The number of passes over the rows grows with about their square root, as docs/results.md shows.
+    The number of passes over the rows grows about as the square root of `rows`, as docs/results.md shows.
     """
     return rows**1.5 * texts.windows * texts.tokens * (texts.labels if texts.labels > 2 else 1)
 
 
 def _self_train_units(amounts: Iterable[float], texts: Texts) -> float:
-    """Return the units to label the pieces of all passages, and to train a student for each amount of pieces."""
+    """Return the units to label the pieces of all passages, and to fit linear models on each amount of pieces."""
     rows, length = texts.rows["train"], texts.windows * texts.tokens
     pieces = min(texts.passages * texts.passage_tokens / length, MOST_PIECES)
     totals = [min(amount * rows, MOST_LABELED, pieces) for amount in amounts if amount]

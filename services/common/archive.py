@@ -50,7 +50,7 @@ class Archive(JobReads):
     def _skipping(self, place: str, member: str) -> Iterator[None]:
         """Skip a damaged job. place: TO_MOVE or ENDED, from which `member` comes.
 
-        `mark_streams` marks the streams again. Compression is retried after ARCHIVE_SECONDS.
+        The next call of `mark_streams` marks the streams again. `archive_ended` retries after ARCHIVE_SECONDS.
         """
         try:
             yield

@@ -24,7 +24,7 @@ _MAX_SKIPPED = 1000  # items that are remembered, so that each is logged once
 class Background:
     """A repeated task and its condition.
 
-    failures: successive rounds that failed. waiting: whether a component does not answer. skipped: item → its error.
+    failures: successive rounds that failed. waiting: whether the task waits for a component. skipped: item → its error.
     error: of the last failed round, or why the task has stopped; empty if neither. stopped: whether the task has ended,
     so that only a restart of the process starts it again.
     """
@@ -39,7 +39,7 @@ class Background:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Report the task as running inside the block, and as failing afterwards."""
+        """Report the task as running inside the block, and as stopped after the block."""
         self.error, self.stopped = "", False
         FAILING.labels(self.name).set(0)
         try:
@@ -131,7 +131,7 @@ def check_running(tasks: Iterable[Background]) -> None:
 
 
 def stopped_by_signals() -> threading.Event:
-    """Return an event that SIGTERM and SIGINT set, in a new thread: the interrupted code may hold the event's lock."""
+    """Return an event that SIGTERM and SIGINT set. A new thread sets it: the interrupted code may hold its lock."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: threading.Thread(target=stop.set, daemon=True).start())

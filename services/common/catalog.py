@@ -120,7 +120,7 @@ class Catalog:
         return self._dataset_records(tenant, ids[:limit]), len(ids) > limit
 
     def dataset_ids(self, tenant: str, id_or_name: str) -> list[str]:
-        """Return the ids of all versions of NAME, or the id of NAME@VERSION. Returns an unknown name as an id."""
+        """Return the ids of all versions of NAME, or of NAME@VERSION if it exists. Returns an unknown name as an id."""
         name, at, version = id_or_name.partition("@")
         if at:
             record = self._version(tenant, name, version)
@@ -252,7 +252,8 @@ class Catalog:
     ) -> None:
         """Save the progress of a load. In the same step, save its version or delete the version `delete_version`.
 
-        Raises StaleAttempt if `owner` does not hold the lease, or if a cancelling load is not saved as cancelled.
+        Raises StaleAttempt if `owner` does not hold the lease. Also raises it if the stored load is `cancelling` and
+        `load` is not `cancelled`.
         """
         member = f"{load.tenant}/{load.id}"
         parts = (("load-lease", load.id), ("load", load.id), ("corpus", load.corpus))
@@ -324,7 +325,7 @@ def ready_version(corpus: CorpusRecord, name: str | None, load: CorpusLoad | Non
 
 
 def dataset_keys(tenant: str, dataset_ids: Iterable[str]) -> list[str]:
-    """Return the Redis keys of dataset records. The submission of a job fails if one of its records is missing."""
+    """Return the Redis keys of dataset records. The submission of a job fails if one of these records is missing."""
     return [key(tenant, "dataset", dataset_id) for dataset_id in dataset_ids]
 
 

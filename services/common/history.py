@@ -47,7 +47,7 @@ class Moved(BaseModel):
 
 @dataclass(frozen=True)
 class History:
-    """The files of moved entries: one artifact for each job, which each move replaces."""
+    """The files of moved entries: one artifact for each job. Each move replaces this artifact."""
 
     artifacts: ArtifactStore
 

@@ -140,7 +140,7 @@ class JobReads:
         return set(artifacts)
 
     def was_deleted(self, tenant: str, job_id: str) -> bool:
-        """Return whether this job was deleted in the last week. Other unknown jobs may be of another installation."""
+        """Return whether this job was deleted in the last week. An unknown job may also be of another installation."""
         return bool(self._redis.exists(key(tenant, "deleted", job_id)))
 
     def state(self, tenant: str, job_id: str) -> State:
@@ -365,7 +365,7 @@ class JobReads:
         return not any(any(keys) for keys in scans)
 
     def named_folders(self, tenant: str) -> set[str]:
-        """Return every folder of the storage that a record of a tenant names, and all parents of these folders."""
+        """Return every storage folder that a record of the tenant names, and all parents of these folders."""
         folders: set[str] = set()
         for name in self._redis.scan_iter(key(tenant, "*"), count=1000):
             match self._redis.type(name):

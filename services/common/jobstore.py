@@ -92,8 +92,8 @@ class _Publication:
 class Removal:
     """What remains to be deleted after the record of a job or a dataset is gone.
 
-    folders: folders in the storage. artifacts: ids that the job produced; an artifact that another job on the same data
-    shares is not deleted. data: digests of the job's datasets. with_jobs: delete the dataset's finished jobs too.
+    folders: folders in the storage. artifacts: ids of the job's artifacts; an artifact that another job on the same
+    data shares is not deleted. data: digests of the job's datasets. with_jobs: delete the dataset's finished jobs too.
     """
 
     tenant: str
@@ -201,8 +201,8 @@ class JobStore(JobReads):
     ) -> JobRecord | None:
         """Return the job that was submitted with this idempotency key, or None.
 
-        A repeated request thus gets its job, even if the job's dataset was deleted. Raises IdempotencyMismatch if
-        the key belongs to another spec or origin.
+        So a repeated request returns the same job, even if the job's dataset was deleted. Raises IdempotencyMismatch
+        if the key belongs to another spec or origin.
         """
         body = self._redis.get(key(tenant, "idem", digest_of(idempotency_key)))
         if body is None:
@@ -231,7 +231,10 @@ class JobStore(JobReads):
         return self._move_once(Verb.CANCEL, tenant, job_id, "job.cancel_requested", {State.CANCELLING, State.CANCELLED})
 
     def _move_once(self, verb: Verb, tenant: str, job_id: str, event: str, moved: set[State]) -> JobRecord:
-        """Apply a verb of a user, and append `event`. In the states `moved`, do nothing: clients may repeat verbs."""
+        """Apply a verb of a user, and append `event`.
+
+        In the states `moved`, change nothing and return the record, because clients may repeat verbs.
+        """
         try:
             return self._move(verb, tenant, job_id, event)
         except IllegalTransition:
@@ -267,7 +270,10 @@ class JobStore(JobReads):
         return self._move_owned(Verb.CONFIRM_CANCELLED, job, owner, "job.cancelled")
 
     def finish(self, job: JobRecord, owner: str, result: Mapping[str, object]) -> JobRecord:
-        """Finish a job. Its record then has the result in compressed form, so the list of its artifacts omits these."""
+        """Finish a job. Store the result in compressed form in the job's record.
+
+        Remove the artifacts that the result names from the list `job-artifacts` of the job.
+        """
         changes = {"packed": packed({"result": canonical_json(result)}), "error": None}
         finished = self._move_owned(Verb.FINISH, job, owner, "job.succeeded", changes=changes)
         if finished.result is not None and (nodes := finished.result.artifacts.values()):
@@ -309,7 +315,9 @@ class JobStore(JobReads):
 
         events: (type, data) of each. submissions: group → submission id, or None to delete the entry; other groups do
         not change. beat: a group, and its last heartbeat. draining: whether the workers must write a checkpoint and
-        end. Only `publish` and `publish_checkpoint` pass publication and excluded_from_cache, the name of a node.
+        end. Only `publish` and `publish_checkpoint` pass publication. excluded_from_cache: name of a node; only
+        `publish` passes it.
+
         Raises StaleAttempt if another attempt has begun, IllegalTransition if no attempt runs, and NotFound if the job
         is deleted. After any of these three errors, the caller must stop writing.
         """
@@ -376,8 +384,8 @@ class JobStore(JobReads):
     ) -> None:
         """Unpublish an artifact, so that its stage runs again.
 
-        ref: if set, do nothing unless this is the published reference. by: the job whose current attempt invalidates
-        the artifact, or None for a deletion. With `by`, raises as `report` does.
+        ref: if set, unpublish only this reference. by: the job whose current attempt invalidates the artifact, or None
+        for a deletion. With `by`, raises as `report` does.
         """
         body = canonical_json(ref.model_dump(mode="json")) if ref else ""
         self._unpublish(key(tenant, "artifacts"), artifact, body, by)
@@ -409,10 +417,10 @@ class JobStore(JobReads):
         )
 
     def orphans(self, folders: Collection[str], seconds: float) -> list[str]:
-        """Store when each of `folders` was first seen without a record. `folders`: all folders that have no record now.
+        """Store when each folder was first seen without a record. folders: all folders that have no record now.
 
-        Return the folders that were first seen at least `seconds` ago. Delete their times, and those of folders that
-        are not in `folders`.
+        Return the folders that were first seen at least `seconds` ago. Delete the times of the returned folders, and
+        the times of folders that are not in `folders`.
         """
         now, noted = self.now(), self._redis.hgetall(ORPHANS)
         due = [folder for folder in folders if now - float(noted.get(folder, now)) >= seconds]
@@ -472,7 +480,7 @@ class JobStore(JobReads):
         self._redis.transaction(drop, jobs)
 
     def inherit_artifacts(self, job: JobRecord, artifacts: Iterable[str]) -> None:
-        """Let a job own artifacts that it shares with a deleted job. A deletion of this job then deletes them."""
+        """Let `job` own artifacts that it shares with a deleted job. A deletion of `job` then deletes the artifacts."""
         job_artifacts = key(job.tenant, "job-artifacts", job.id)
         self._redis.sadd(job_artifacts, *artifacts)
         if not self._redis.exists(key(job.tenant, "job", job.id)):  # Another call has just deleted the job.

@@ -1,4 +1,4 @@
-"""Measure for how long this process has made no progress, and the limit of this time."""
+"""Measure the time since the last progress of this process, and compute a limit for this time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BUSY_SECONDS = 3600.0  # CPU time counts for this long after the last advance of
 
 @dataclass
 class Liveness:
-    """Watches the progress counter. `sample` must be called at least every few seconds."""
+    """Watches the progress counter. Call `sample` at least every few seconds."""
 
     pulse: Pulse = field(default_factory=lambda: PULSE)
     clock: Callable[[], float] = time.monotonic

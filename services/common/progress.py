@@ -60,7 +60,10 @@ def progress_of(
 
 
 def _slowdown(situation: Situation, node: Node, within: float, eta_seconds: float | None) -> float:
-    """Return the measured seconds of training per expected second, or the last value until `node` has measured it."""
+    """Return the ratio of measured to expected seconds of training.
+
+    If `node` has not measured this ratio yet, return the last ratio of the job, or 1.
+    """
     own = situation.job.resolved.node_seconds.get(node.name, 0.0)
     if eta_seconds is not None and _MEASURED <= within < 1 and own and isinstance(node.params, TrainParams):
         return eta_seconds / (1 - within) / own / situation.plan.side_by_side(node.group)

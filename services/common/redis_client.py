@@ -7,8 +7,8 @@ Keys have the prefix `tlm`; the tenant T stands in braces:
     tlm:{T}:logs:ID       stream                      tlm:{T}:checkpoints:ARTIFACT   list of published checkpoints
     tlm:{T}:job-artifacts:ID   set of artifact ids that the job published or wrote checkpoints for, and that its
                           result does not name
-    tlm:{T}:idem:KEY      idempotency key             tlm:queue, tlm:leases          members T/ID, scored by the time of
-                                                      submission, and of expiry
+    tlm:{T}:idem:KEY      idempotency key             tlm:queue, tlm:leases          members T/ID, scored by time: of
+                                                      submission in queue, of expiry in leases
     tlm:{T}:names         job id → name, for searches
     tlm:{T}:aliases       alias of a model → job id
     tlm:{T}:deleted:ID    a job that was deleted; expires
@@ -18,8 +18,8 @@ Keys have the prefix `tlm`; the tenant T stands in braces:
     tlm:feed              stream of the events of all jobs
     tlm:removals          T/ID of a deleted job or dataset → what remains to be deleted
     tlm:to-move           T/ID of jobs whose streams move to the storage
-    tlm:ended             T/ID of ended jobs whose records are not compressed, scored by the time of the move
-    tlm:retriever:NAME    run of a load (NAME: of its index) or of a selection (NAME: artifact id); expires
+    tlm:ended             T/ID of ended jobs with uncompressed records, scored by the time when their streams moved
+    tlm:retriever:NAME    run of a load (NAME: name of its index) or of a selection (NAME: artifact id); expires
     tlm:orphans           folder that no record names → first time it was seen
     tlm:obstacles         coordinator → time, and why it starts no job
     tlm:disk-free         kB free on Redis's disk, from a loop beside Redis (docker-compose.yml, redis.yaml),

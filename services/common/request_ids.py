@@ -1,7 +1,7 @@
 """The id of each request, in its response and its log lines, and the duration of the request as a metric.
 
-Each response with an error status causes a log line, which has the id of the request. Probes repeat `/readyz` every few
-seconds. While its status does not change, it causes no further log line.
+Each response with an error status causes a log line, which has the id of the request. Exception: probes repeat
+`/readyz` every few seconds. A response of `/readyz` with the status of the previous one causes no log line.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class _Status(BaseModel):
 class IndexLoad(_Status):
     """Progress of the load of a corpus version into its index: `loaded` of `count` passages.
 
-    refused: how many of the loaded passages the index can never store.
+    refused: number of passages that the index can never store; `loaded` includes them.
     """
 
     state: Literal["unknown", "loading", "ready", "failed"]

@@ -78,8 +78,8 @@ class Situation:
     def invalidate(self, store: JobStore, node: Node, error: NotFound | CorruptArtifact) -> StorageUnavailable:
         """Unpublish a node's artifact, whose files are lost or damaged as `error` says. The node then runs again.
 
-        Returns the error that ends an attempt that needs the artifact. Raises NotFound if the artifact belongs to
-        another job and cannot be computed again, and the errors of `invalidate_artifact`.
+        Returns the error for the end of an attempt that needs the artifact. Raises NotFound if the artifact belongs to
+        another job and cannot be computed again. Also raises the errors of `invalidate_artifact`.
         """
         if node.reused:
             raise NotFound(

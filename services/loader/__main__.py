@@ -1,4 +1,4 @@
-"""The loader service: fetches and splits corpora, and has them indexed. Run `python -m services.loader`."""
+"""The loader service fetches and splits corpora. The retriever indexes them. Run `python -m services.loader`."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ class LoadWorker:
             self._fail(load, TLMError("The load failed unexpectedly. The log of the loader has the cause."))
 
     def _wait(self, load: CorpusLoad, error: TLMError) -> None:
-        """Log and record why a load waits, once for each reason: the loader tries again twice a second."""
+        """Log and record why a load waits, if the reason is new. The loader tries again twice a second."""
         load = self._catalog.load(load.tenant, load.id)  # the failed step may have saved progress
         if load.waiting != error.message:
             log.warning("Load %s of corpus %s waits: %s", load.id, load.corpus, error)
@@ -220,11 +220,11 @@ class LoadWorker:
         return info, ref, round(near.seconds, 1) if near else None
 
     def _near_state(self, load: CorpusLoad) -> Path:
-        """Return the folder of the state from which the search for near duplicates continues after a restart."""
+        """Return the folder with the state of the search for near duplicates. A restarted search continues from it."""
         return self._scratch / NEAR / load.id
 
     def _delete_unrecorded(self, load: CorpusLoad, passages: ManifestRef) -> None:
-        """Delete the passages of a load that was cancelled meanwhile, unless a recorded version uses their folder."""
+        """Delete the passages of a load if it was cancelled, unless a recorded version uses their folder."""
         versions = self._catalog.corpus(load.tenant, load.corpus).versions
         cancelled = self._catalog.load(load.tenant, load.id).state in (LoadState.CANCELLING, LoadState.CANCELLED)
         if cancelled and passages.folder not in {version.passages.folder for version in versions}:
@@ -239,8 +239,9 @@ class LoadWorker:
         return version.model_copy(update={"state": before.state}) if before.state is CorpusState.READY else version
 
     def _watched(self, passages: Iterable[Passage], load: CorpusLoad) -> Iterator[Passage]:
-        """Yield the passages, and save the record of the load regularly. Only `_Counted` passages increase `done`.
+        """Yield the passages, and save the record of the load regularly.
 
+        If `passages` is a `_Counted`, the saved record counts the passages in `done`. Otherwise `done` does not change.
         Raises _Stopped on shutdown, and StaleAttempt if the load is cancelled or the lease is lost.
         """
         for number, passage in enumerate(passages, start=1):

@@ -82,7 +82,7 @@ class BulkWriter:
             self._await_oldest()
 
     def close(self) -> None:
-        """Wait for the requests in flight and discard the rest."""
+        """Wait for the batches in flight. Discard batches that have not started."""
         self._pool.shutdown(cancel_futures=True)
 
     def _await_oldest(self) -> None:

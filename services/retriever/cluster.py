@@ -161,7 +161,7 @@ class Cluster:
         self._version: int | None = None
 
     def without_retries(self) -> Cluster:
-        """Return the same cluster for a caller that does not wait."""
+        """Return a client of the same cluster that raises at once instead of retrying."""
         return Cluster(self._client, retry_seconds=0, stop=self._stop, clock=self._clock)
 
     def backoff(self) -> Backoff:

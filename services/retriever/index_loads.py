@@ -157,7 +157,10 @@ class IndexLoads:
             return None
 
     def _source(self, key: CorpusKey, error: TLMError) -> tuple[str, str]:
-        """Return folder and language of `key`. If they are unknown, raise an IndexMismatch `error`, or NotFound."""
+        """Return folder and language of `key`.
+
+        If they are unknown, raise `error` if it is an IndexMismatch, else NotFound.
+        """
         try:
             return self._records.source(key)
         except NotFound:
@@ -188,7 +191,7 @@ class IndexLoads:
         return IndexLoad.model_validate_json(entry.status)
 
     def _beat(self) -> None:
-        """Save the running load, and stop it if another retriever has stopped or replaced it."""
+        """Save the status of each active load. Stop a load that another retriever has stopped or replaced."""
         for key, load in list(self._loads.items()):
             if load.status.state == "loading" and not self._save(key, load):
                 load.stop.set()

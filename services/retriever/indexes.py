@@ -241,7 +241,7 @@ _DEFAULTS = {"norms": True, "doc_values": True}  # the server omits options with
 
 
 def _same_fields(actual: Mapping[str, Mapping[str, object]], expected: Mapping[str, Mapping[str, object]]) -> bool:
-    """Return whether the mapping has exactly the expected fields, with the expected options."""
+    """Return whether the mapping `actual` has exactly the expected fields, with the expected options."""
     return actual.keys() == expected.keys() and all(
         actual[field].get(option, _DEFAULTS.get(option)) == value
         for field, options in expected.items()

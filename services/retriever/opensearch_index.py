@@ -161,7 +161,7 @@ class OpenSearchIndex:
             return list(chain.from_iterable(pool.map(lambda part: self._search(part, k), parts)))
 
     def _search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """Send one _msearch. Queries that a busy or broken shard did not answer completely are sent again."""
+        """Send the queries in one _msearch. Repeat those that a busy or broken shard did not answer completely."""
         backoff = self._cluster.backoff()
         pending = {number: body for number, query in enumerate(queries) if (body := self._body(query))}
         results: list[list[Hit]] = [[] for _ in queries]
@@ -203,7 +203,7 @@ class OpenSearchIndex:
         return {"bool": {"should": clauses}} if clauses else _NO_HITS
 
     def _passages_with(self, words: Collection[str]) -> Counter[str]:
-        """Return how many passages contain each term. Each shard reports its own passages, so all are queried."""
+        """Return how many passages contain each term. Queries all shards, because each counts only its own passages."""
         body = {
             "doc": {self._field: " ".join(words)},
             "fields": [self._field],

@@ -29,7 +29,7 @@ class Registry:
     """The registry of a single retriever. It stores nothing, because the retriever holds its runs in memory."""
 
     def read(self, name: str) -> Entry | None:  # noqa: ARG002
-        """Return the run of this name, of any retriever, or None."""
+        """Return the run with this name on any retriever, or None if there is none."""
         return None
 
     def claim(self, name: str, status: str, *, prefix: str = "", instead_of: str = "") -> str | None:  # noqa: ARG002

@@ -133,7 +133,7 @@ class SelectionRuns:
         return claimed is not None
 
     def _beat(self) -> None:
-        """Save the running selections, and stop those that another retriever stopped or replaced."""
+        """Save the status of each running selection. Stop those that another retriever has stopped or replaced."""
         with self._lock:
             running = [(name, run) for name, run in self._runs.items() if run.status.state == "running"]
         for artifact, run in running:

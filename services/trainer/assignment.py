@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 class Assignment:
     """What a submitted program computes: one group of a job's plan, and the number of its workers.
 
-    workers, max_workers: the minimum and maximum number of workers. cpus, gpus: of each worker. request_id: for logs.
+    workers, max_workers: the minimum and maximum number of workers. cpus, gpus: number for each worker. request_id:
+    id for the logs.
     """
 
     tenant: str

@@ -123,7 +123,7 @@ class RayCluster:
     def release(self, submission: str) -> None:
         """Free the CPUs that a lost submission holds. Ray then reports the submission as failed.
 
-        A submission that held no CPUs waits until Ray's time limit for a start: Ray neither stops nor deletes it.
+        Ray neither stops nor deletes a lost submission that held no CPUs. Its wait ends at Ray's time limit for starts.
         """
         name = f"{submission}.release"
         if self.status(name) is Status.UNKNOWN:
@@ -159,7 +159,7 @@ class RayCluster:
         return [node for node in body["data"]["result"]["result"] if node["state"] == "ALIVE"]
 
     def delete(self, submission: str) -> None:
-        """Delete Ray's records of an ended submission and of its `release`. Ignores unknown records."""
+        """Delete Ray's records of an ended submission, and of the one that `release` sent. Ignores unknown records."""
         for name in (f"{submission}.release", submission):
             response = self._request("DELETE", f"/api/jobs/{name}")
             if response.status_code != 404:

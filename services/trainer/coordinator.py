@@ -123,7 +123,7 @@ class Coordinator:
                     log.warning("Cannot give up the lease of job %s; it expires: %s", held.id, error)
 
     def _show_step(self) -> None:
-        """Show that this coordinator does not hang: to the thread of the leases, and in a file to health checks."""
+        """Record that this coordinator does not hang: for the thread of the leases, and in a file for health checks."""
         self._stepped_at = time.monotonic()
         try:
             self.settings.heartbeat.parent.mkdir(parents=True, exist_ok=True)
@@ -199,7 +199,7 @@ class Coordinator:
         return held
 
     def _report_obstacle(self) -> None:
-        """Report why no job starts although slots are free. Each write costs an fsync, so equal reports are rare."""
+        """Report why no job starts although slots are free. Rarely repeat an equal report: a write costs an fsync."""
         obstacle = next((reason for outage, reason in _BLIND.items() if outage in self._blind), self._full)
         last, reported_at = self._reported
         now = time.monotonic()
@@ -279,7 +279,7 @@ class Coordinator:
     def _wait(self, job: JobRecord, held: HeldJob, error: Outage) -> None:
         """Report, once for each reason, that a job waits.
 
-        Give the job up if Ray or the storage does not answer for `hang_seconds`. The job keeps its attempt.
+        Release the job if Ray or the storage does not answer for `hang_seconds`. The attempt does not end.
         """
         held.selecting.clear()  # A wait is no hang.
         if isinstance(error, StoreUnavailable | StoreFull):

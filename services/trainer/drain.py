@@ -1,8 +1,8 @@
 """Run `python -m services.trainer.drain --node` before a worker's container stops.
 
 It sends SIGTERM to the training workers of this machine and waits until they have ended, at a checkpoint. Ray itself
-ends its workers without a warning. With `--node`, Ray first stops to place workers on its node here, so that the next
-attempt starts elsewhere.
+ends its workers without a warning. With `--node`, it first makes Ray place no more workers on this machine, so that the
+next attempt starts elsewhere.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _processes(proc: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 def drain_nodes(nodes: Sequence[tuple[str, str]]) -> None:
-    """Let Ray place no more workers on its nodes here. Logs a warning if Ray does not accept this."""
+    """Make Ray place no more workers on these nodes (address, id). Logs a warning if Ray does not accept this."""
     for address, node in nodes:
         command = ["ray", "drain-node", "--address", address, "--node-id", node, *_REASON]
         try:

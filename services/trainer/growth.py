@@ -49,7 +49,10 @@ class Growth:
                 log.warning("Cannot check whether more workers have room: %s", error)
 
     def look(self) -> bool:
-        """Request the end of the attempt if more workers have had room for `seconds`. Returns True after a request."""
+        """Request the end of the attempt if more workers have had room for `seconds` and a restart saves time.
+
+        Returns whether it requested the end.
+        """
         more = min(self.places(), self.assignment.max_workers - self.workers)
         if more < 1:
             self._since = None

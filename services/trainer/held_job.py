@@ -43,7 +43,7 @@ class HeldJob:
     """A job that a coordinator drives. A restarted coordinator can rebuild every field.
 
     released: whether the coordinator must stop driving the job. verified: artifacts whose files have been checked.
-    selecting: artifact id → unit and count of its selection's progress, and when it last changed. waiting: code of the
+    selecting: artifact id → progress of its selection (unit, count), and time of its last change. waiting: code of the
     error that makes the job wait. claimed_at: when a new attempt was claimed; None after its first step, and for an
     adopted attempt. began: node → when a round first saw its progress. rate: tokens per second of all groups. now,
     stall_grace_until: see `advance`.
@@ -247,7 +247,10 @@ class HeldJob:
             raise AttemptEnded(WorkerLost(f"{message} Read the retriever's log."))
 
     def _fail_stage(self, situation: Situation, node: Node, error: TLMError) -> NoReturn:
-        """Raise AttemptEnded with a stage's error. Invalidate lost or damaged inputs, whose error has precedence."""
+        """Raise AttemptEnded with the error of a stage.
+
+        Invalidate lost or damaged inputs. If there are any, raise AttemptEnded with the error of an input instead.
+        """
         if isinstance(error, NotFound | CorruptArtifact):
             for source in set(node.inputs.values()):
                 try:

@@ -53,7 +53,10 @@ class LocalStages:
         self.runs[artifact] = self.threads.submit(job, node, artifact, inputs)
 
     def output(self, artifact: str) -> ManifestRef | None:
-        """Return the output of a started stage once it has ended, or raise its error. `forget` lets it start again."""
+        """Return the output of a started stage, or None until it has ended. Raises the error of a failed stage.
+
+        Forgets a failed or cancelled stage, so that it can start again.
+        """
         run = self.runs[artifact]
         if run.cancelled():  # It waited for a thread when the threads were replaced.
             self.forget(artifact)

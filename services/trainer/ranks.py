@@ -212,7 +212,7 @@ class _ProcessGroup(TorchConfig):
 class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
     """Connects the running workers in a process group. Ray Train calls the methods in its controller.
 
-    Before they connect, each worker installs its handler of SIGTERM in its main thread.
+    Before the workers connect, each worker installs its handler of SIGTERM in its main thread.
     """
 
     # Each rank sees only its own GPU, as cuda:0. By default, each rank would see the GPUs of all ranks on its node, and
@@ -267,7 +267,7 @@ def more_oom_kills(before: Mapping[str, int]) -> bool:
 
 
 def _is_loss(error: Exception) -> bool:
-    """Return whether the error of a rank may have its cause in the death of a rank."""
+    """Return whether the error of a rank may come from the death of this rank or of another rank."""
     return _is_of_ray(error) or (isinstance(error, TLMError) and error.is_loss)
 
 

@@ -203,7 +203,7 @@ class JobReporter:
             waited += self._interval
 
     def _wait(self) -> None:
-        """Wait for the next report. The state is read more often, so that a job stops within a few steps."""
+        """Wait until the next report is due. Read the job's state more often, so that jobs stop within a few steps."""
         for _ in range(max(1, round(self._interval / _STATE_SECONDS))):
             if self._wake.wait(min(self._interval, _STATE_SECONDS)):
                 return

@@ -51,8 +51,9 @@ class TrainerSettings(ServiceSettings):
     def cpus_per_worker(self, workers: int, side_by_side: int = 1) -> float:
         """Return the number of CPUs of each worker. side_by_side: number of seeds that train at once.
 
-        Seeds share the CPUs. Their shares are whole thousandths of a CPU, which Ray counts. Sharing leaves a worker at
-        least 0.5 CPU. This minimum limits the number of workers that share the memory.
+        Seeds that train at once share the CPUs. A share is rounded down to a thousandth of a CPU, the unit that Ray
+        counts. A share is at least 0.5 CPU, unless a worker has less without sharing. This minimum limits the number of
+        workers that share the memory.
         """
         cpus = self.worker_cpus if self.job_cpus is None else self.job_cpus / workers
         return cpus if side_by_side == 1 else max(min(cpus, 0.5), math.floor(cpus / side_by_side * 1000) / 1000)

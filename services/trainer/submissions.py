@@ -16,7 +16,7 @@ from tlm_core.wording import counted
 
 
 class AttemptEnded(Exception):
-    """Ends an attempt with `error`, even an Outage. If an Outage is raised directly, the job waits instead."""
+    """Ends an attempt with `error`, which may be an Outage. Without AttemptEnded, an Outage only makes the job wait."""
 
     def __init__(self, error: TLMError) -> None:
         super().__init__(error.message)
@@ -68,7 +68,7 @@ class Submissions:
     def stop(self, job: JobRecord, *, running: bool) -> bool:
         """Stop the submissions that wait and, with `running`, those that run. Returns whether none was running.
 
-        There is no need to wait for a waiting submission: if it starts anyway, its attempt has ended and it exits.
+        The caller does not wait for a waiting submission. If it starts anyway, it exits, because its attempt has ended.
         """
         statuses = {submission: self.cluster.status(submission) for submission in job.submissions.values()}
         for submission, status in statuses.items():
@@ -147,7 +147,10 @@ class Submissions:
         raise AttemptEnded(WorkerLost(f"Worker {reason}. The coordinator stopped it."))
 
     def _check_waiting(self, job: JobRecord, submission: str, now: float) -> None:
-        """Check every `start_seconds`. Raise AttemptEnded if a restart of the head has lost the waiting submission."""
+        """Check every `start_seconds` whether a restart of the head has lost the submission.
+
+        If so, raise AttemptEnded.
+        """
         if abs(now - self.waiting_checked.setdefault(submission, now)) < self.settings.start_seconds:
             return
         self.waiting_checked[submission] = now

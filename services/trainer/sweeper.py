@@ -33,7 +33,7 @@ _JOB = re.compile(JOB_ID)
 
 @dataclass(frozen=True)
 class Sweeper:
-    """Stops submissions that still run after their attempt. Deletes finished ones, which use memory of Ray's head."""
+    """Stops submissions that still run after their attempt. Deletes ended ones, which use memory of Ray's head."""
 
     store: JobStore
     cluster: RayCluster
@@ -72,8 +72,8 @@ class Sweeper:
     def _has_ended(self, submitted: Submitted, job: JobRecord | None) -> bool:
         """Return whether the attempt has ended, or its job was deleted.
 
-        An unknown job may be of another installation, because ids name none. Its submissions count as ended a week
-        after their end. The workers of a job that has succeeded have some time to measure their device.
+        Ids do not name an installation, so an unknown job may be of another one. Its attempts count as ended a week
+        after their submissions ended. After a job has succeeded, its workers have some time to measure their device.
         """
         if job is None:
             ended_at = math.inf if submitted.ended_at is None else submitted.ended_at

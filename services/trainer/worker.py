@@ -252,7 +252,7 @@ def run_local(
 ) -> ManifestRef:
     """Run a node of Place.COORDINATOR and write its artifact. Raises what the stage raises.
 
-    inputs: name → artifact of the node that produces it. `node.fixed` names datasets of the job as further inputs.
+    inputs: name → reference of an artifact. `node.fixed` adds datasets of the job (name → digest) as inputs.
     """
     datasets = {dataset.ref.digest: dataset.ref for dataset in job.resolved.datasets}
     refs = {**inputs, **{name: datasets[digest] for name, digest in node.fixed.items()}}

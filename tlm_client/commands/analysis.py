@@ -129,7 +129,7 @@ def _model_rows(comparison: Comparison) -> list[tuple[str, ...]]:
 
 
 def _format_model(outcome: Outcome, name: str) -> str:
-    """Return the score of a model, and its file if the job returns it. Empty if the job lacks the model."""
+    """Return the score of a model, and the file if the job returns this model. Empty if the job lacks the model."""
     model = next((model for model in outcome.models if model.name == name), None)
     if model is None or outcome.metric is None:
         return ""
@@ -151,7 +151,7 @@ def _curve_rows(comparison: Comparison) -> list[tuple[str, ...]]:
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
-    """Return names such as `joint.s0 mlm` by stage, in the given order of the stages, then by seed and metric."""
+    """Sort names such as `joint.s0 mlm` by stage, seed and metric. Stages have the order of their first names."""
     parts = {name: _NUMBER.split(name) for name in names}  # text, number, text, …
     stages = list(dict.fromkeys(text for text, *_ in parts.values()))
 

@@ -93,13 +93,13 @@ def _row(job: JobSummary) -> tuple[object, ...]:
 
 
 def _notes(job: JobSummary) -> list[str]:
-    """Return why the job does not run, and its error, unless a new attempt runs."""
+    """Return the lines of `_standing` and, unless an attempt runs, the error of the job."""
     error = None if job.state is State.RUNNING else _error(job)
     return [*_standing(job), *([str(error["message"])] if error else [])]
 
 
 def _error(job: JobSummary) -> JsonObject | None:
-    """Return the last error, unless the job ended without failing."""
+    """Return the last error of a failed or unfinished job, else None."""
     return job.error if job.state is State.FAILED or not job.is_over else None
 
 
@@ -295,7 +295,7 @@ def _standing_shown(job_id: str, display: Display) -> Iterator[None]:
 
 
 def _loss_curve(client: TLMClient, job_id: str, node: str) -> tuple[str, tuple[float, ...]] | None:
-    """Return the loss of the current stage; None if the gateway cannot send it, because the curve is optional."""
+    """Return name and values of the loss of a node, or None. Ignores errors, because the curve is optional."""
     try:
         series = client.series(job_id, points=24, node=node, names=("mlm", "loss", "task"))
     except TLMError:
@@ -313,7 +313,7 @@ def parse_labels(texts: list[str] | None) -> dict[str, str]:
 
 
 def split_pair(text: str, option: str) -> tuple[str, str]:
-    """Split KEY=VALUE, a value of the option `option` of a command. Raises InvalidRequest."""
+    """Split a KEY=VALUE of the command's option `option`. Raises InvalidRequest if it has another form."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise InvalidRequest(f"Invalid {option} '{text}'. Expected KEY=VALUE.")

@@ -177,7 +177,10 @@ def _build_spec(overrides: list[str] | None, *, dataset: str | None, corpus: str
 
 
 def _kind_options(kind: str, text: str | None, dataset: str | None) -> dict[str, object]:
-    """Return the options of a job kind, empty without `text`. Raises BadParameter without a dataset or a source job."""
+    """Return the options of a job kind, or none if `text` is None.
+
+    Raises BadParameter if the command names neither a dataset nor a source job.
+    """
     options = {} if text is None else _parse_options(text, kind)
     if isinstance(source := options.get("job"), str):
         options["job"] = resolve_job(source)

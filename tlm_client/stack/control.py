@@ -37,8 +37,8 @@ def run_stack(
     """Run the stack in this process until `stop` is set. Returns whether the stack became ready.
 
     on_ready: receives the URL and the token file when all parts are up. Call this function from the main thread,
-    within `stop.on_signals()`. Raises AlreadyRunning, MissingDependency, StorageFull or Unavailable, and then leaves
-    no process.
+    within `stop.on_signals()`. Raises AlreadyRunning, MissingDependency, StorageFull or Unavailable. After an
+    error, no process that this call started remains.
     """
     folder = _created_folder(options)
     with folder.locked():
@@ -72,7 +72,7 @@ class StackHandle:
     def wait(self, notify: Notify) -> None:
         """Wait until the stack is up. Raises the errors of run_stack.
 
-        On an error or an interrupt it stops the stack.
+        If an error or an interrupt ends the wait, this method stops the stack.
         """
         try:
             with open(self._pipe, encoding="utf-8") as messages:

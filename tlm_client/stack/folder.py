@@ -24,7 +24,10 @@ _SECRETS = ("internal_token", "redis_password", "ray_token")
 
 
 class PartState(BaseModel):
-    """The state of one process. waiting: other parts must be up first; down: ended, and restarts after a delay."""
+    """The state of one process.
+
+    `waiting`: other parts must be up first. `down`: the process has ended, and restarts after a delay.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -35,7 +38,7 @@ class PartState(BaseModel):
 
 
 class StackState(BaseModel):
-    """The state of a running stack. pid: of its supervisor."""
+    """The state of a running stack. pid: process id of the supervisor."""
 
     model_config = ConfigDict(frozen=True)
 

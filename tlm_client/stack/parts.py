@@ -39,8 +39,8 @@ class Part:
 
     healthy: checks its health once, quickly. after: parts that must be up before it starts. start_seconds: time until
     it must be healthy. report: called every few seconds while it is up. stop_seconds: time between SIGTERM and
-    SIGKILL. death_signal: the signal when the supervisor dies. stop_order: parts with lower numbers stop first.
-    drain: a command that runs before SIGTERM, for up to 30 s.
+    SIGKILL. death_signal: the signal that the process receives when the supervisor dies. stop_order: parts with lower
+    numbers stop first. drain: a command that runs before SIGTERM, for up to 30 s.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Part:
 class StackOptions:
     """The options of `tlm up`.
 
-    port: port of the gateway; 0 selects a free port. cpus, gpus: numbers that Ray offers; gpus None: all.
+    port: port of the gateway; 0 selects a free port. cpus, gpus: numbers that Ray offers; None: all GPUs.
     metrics: whether each process serves its metrics to Prometheus, at the ports in `docs/operations.md`.
     """
 
@@ -138,7 +138,7 @@ def plan_stack(
     redis_path: Callable[[], str] = redis_executable,
     ray_path: Callable[[], str] = ray_executable,
 ) -> StackPlan:
-    """Choose ports and define the parts. Raises AlreadyRunning if the port is in use, and MissingDependency."""
+    """Choose ports and define the parts. Raises MissingDependency, and AlreadyRunning if a selected port is in use."""
     redis_server, ray = redis_path(), ray_path()
     fixed = options.metrics_ports
     check_ports(options)

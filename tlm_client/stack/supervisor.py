@@ -32,9 +32,9 @@ Notify = Callable[[str], None]
 
 
 class StopFlag:
-    """A flag that SIGINT, SIGTERM or SIGHUP sets, or the end of the parent process `tied_to`.
+    """A flag that SIGINT, SIGTERM, SIGHUP or the end of the parent process `tied_to` sets.
 
-    It has no lock: a signal handler that waits for a lock of the interrupted code would never return.
+    The flag has no lock. A signal handler would wait forever for a lock that the interrupted code holds.
     """
 
     def __init__(self, tied_to: int | None = None) -> None:

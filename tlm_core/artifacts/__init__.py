@@ -1,8 +1,8 @@
 """Content-addressed artifacts and their manifests, over any fsspec file system.
 
-An artifact is a folder of files with a `manifest.json`, which is written last. It lists every file with its size and
-SHA-256. Each attempt writes below its own prefix, so two attempts never write the same path. The job store publishes
-an artifact by mapping its id to one `ManifestRef`. It refuses attempts that have ended.
+An artifact is a folder of files with a `manifest.json`, which is written last. The manifest lists every file with its
+size and SHA-256. Each attempt writes below its own prefix, so two attempts never write the same path. The job store
+publishes an artifact by mapping its id to one `ManifestRef`. It refuses attempts that have ended.
 """
 
 from tlm_core.artifacts.faults import storage_errors, temporary_folder

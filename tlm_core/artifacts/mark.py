@@ -17,7 +17,7 @@ WRITE_SECONDS = 100.0  # time limit of a write to a remote storage, plus one sec
 def deadline(fs: AbstractFileSystem, size: int) -> dict[str, float]:
     """Return the option that limits the time of a write of `size` bytes to a remote storage.
 
-    The timeouts of storage clients do not limit how long they wait for the server's permission to send.
+    The timeouts of storage clients do not limit the wait for the server's permission to send.
     """
     return {"timeout": WRITE_SECONDS + size / 2**20} if fs.async_impl else {}
 

@@ -68,7 +68,7 @@ class ArtifactStore:
     def check_space(self, extra: int = 0) -> None:
         """Raise StorageFull if a local disk is almost full, or would be after an upload of `extra` bytes.
 
-        Redis may share the disk, and it exits when the disk is full. Raises NotFound if the storage is not mounted.
+        Redis may use the same disk, and exits when the disk is full. Raises NotFound if the root folder does not exist.
         """
         if not self.local:
             return
@@ -82,7 +82,7 @@ class ArtifactStore:
             )
 
     def check_space_if_mounted(self) -> None:
-        """Raise StorageFull as `check_space` does. A storage that is not mounted is not full."""
+        """Raise StorageFull as `check_space` does, but ignore a missing root folder."""
         with suppress(NotFound):
             self.check_space()
 
@@ -90,8 +90,8 @@ class ArtifactStore:
     def errors(self, action: str, *, writes: bool = False) -> Iterator[None]:
         """Raise the project's errors for errors of this storage inside the block.
 
-        If the storage is not mounted, a missing file raises StorageUnavailable, not NotFound. writes: check the mount
-        first, so that nothing is written into the empty mount point.
+        If the storage is not mounted, a missing file raises StorageUnavailable, not NotFound. writes: before the
+        block, check the mount and the free space, so that nothing is written into an empty mount point.
         """
         try:
             with storage_errors(action):
@@ -191,8 +191,8 @@ class ArtifactStore:
     def localize(self, ref: ManifestRef) -> Path:
         """Return a local folder with the artifact's files, checked against the manifest.
 
-        In a local storage, that is the artifact's own folder, and only the sizes are checked. A remote artifact is
-        copied to the cache, where it stays until nobody has requested it for 14 days.
+        For a local storage, return the artifact's own folder, and check only the sizes. Copy a remote artifact to the
+        cache. A later call deletes copies that no call requested for 14 days.
         """
         manifest = self.manifest(ref)
         if self.local:

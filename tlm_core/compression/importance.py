@@ -70,7 +70,8 @@ def importance(
 
     L is the loss of one text: the derivative is summed over the text's positions, then its absolute value is taken.
     A text with several windows contributes only the window of epoch 0 (`Split.turns`).
-    The values of heads are divided by the Euclidean norm of their layer, those of blocks by the norm over layers.
+    The function divides the values of a layer's heads by their Euclidean norm. It divides the values of all blocks by
+    their Euclidean norm.
     as_published: compute as the authors' released code does, to compare with their masks. That code takes the
     absolute value at every position, and it uses the mean loss of the batch. It never zeroes gradients, so early
     batches weigh more. progress: called with the number of processed texts.

@@ -67,7 +67,7 @@ def phases(ctx: StageContext[PhasesParams]) -> dict[str, object]:
 
 
 def _curves(inputs: Mapping[str, Path], params: PhasesParams) -> list[Report]:
-    """Return the validation scores over seeds of the dense model and of each ticket and level."""
+    """Return the validation scores over seeds, for the dense model, and for each type of ticket at each level."""
     seeds = params.seeds
     points = [_point("dense", 0.0, 1.0, [inputs[f"finetune.s{seed}"] for seed in seeds])]
     shape = load_model(inputs[f"finetune.s{seeds[0]}"]).shape

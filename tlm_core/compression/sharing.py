@@ -257,7 +257,7 @@ def ticket_of(ctx: StageContext[ShareParams], number: int, shape: Shape) -> Mask
 def _validate(
     ctx: StageContext[ShareParams], model: SharedModel, tasks: Sequence[Prepared], device: torch.device
 ) -> dict[str, float | None]:
-    """Return the means of `validation_scores` over tasks (None if a value is None), and each `score.{number}`."""
+    """Return the mean of each validation score over tasks (None if a value is None), and `score.{number}` by task."""
     by_task, current = [], model.current
     for number, prepared in enumerate(tasks):
         model.select(number)

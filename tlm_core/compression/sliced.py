@@ -1,7 +1,7 @@
-"""Models without their masked heads and blocks, and the same weights at full size with zeros.
+"""Models without the removed heads and blocks, and full-size weights with zeros for removed parts.
 
-All layers of a stock `transformers` class have one size, so the stock form has the full size, with zeros. Our own
-modules and the ONNX graph become smaller.
+All layers of a stock `transformers` class have the same size, so stock weights have the full size. Our own modules
+and the ONNX graph become smaller.
 """
 
 from __future__ import annotations

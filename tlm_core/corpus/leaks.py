@@ -115,7 +115,7 @@ class _Postings:
         self._owners = owners[order]
 
     def owners_of(self, words: list[str], size: int) -> NDArray[np.int32]:
-        """Return the numbers of the texts that share n-grams with `words`, once for each distinct n-gram."""
+        """Return the numbers of the texts that share n-grams with `words`, once for each distinct shared n-gram."""
         if not len(self._owners) or len(words) < size:
             return self._owners[:0]
         wanted = _hashes(words, size)

@@ -1,8 +1,8 @@
 """Near duplicates of earlier passages, by MinHash with its state on disk (Broder 1997).
 
-Two passages are near duplicates if the Jaccard index of their word triples, estimated by 128 minima, is at least 0.8.
-The minima form 16 bands of 8. Only passages with at least one equal band are compared. A pair with a Jaccard index of
-0.8 is compared with probability 0.95, a pair with 0.9 almost always.
+Two passages are near duplicates if the estimated Jaccard index of their word triples (shingles) is at least 0.8.
+The estimate uses 128 minima of hashes, in 16 bands of 8. Only passages with at least one equal band are compared.
+A pair with a Jaccard index of 0.8 is compared with probability 0.95, a pair with 0.9 almost always.
 """
 
 from __future__ import annotations
@@ -35,9 +35,11 @@ Owners = NDArray[np.uint32]
 class NearDuplicates:
     """A filter for near duplicates whose memory does not grow with the number of passages.
 
-    folder: holds the state, about 700 bytes per passage; the caller deletes it. If it has the state of an earlier
-    process, pass the same texts again from the start: stored answers replace the search. dropped: near duplicates so
-    far. seconds: time that this process spent so far. Raises MissingDependency, StorageFull, StorageUnavailable.
+    folder: holds the state, about 700 bytes per passage; the caller deletes it. If the folder has the state of
+    an earlier process, pass the same texts again from the start: stored answers replace the search. dropped: near
+    duplicates so far. seconds: time that this process spent so far.
+
+    Raises MissingDependency, StorageFull, StorageUnavailable.
     """
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -55,7 +57,10 @@ class NearDuplicates:
             self._answered = self._resume()
 
     def select_new(self, texts: Sequence[str]) -> NDArray[np.bool_]:
-        """Return a mask [texts]: True where a text is not a near duplicate of a text selected earlier, in any call."""
+        """Return a mask [texts]: True for each text without a near duplicate among the texts selected so far.
+
+        Texts that earlier calls selected count too.
+        """
         begun = self._clock()
         with storage_errors("detecting near duplicates"):
             earlier, self._answered = np.split(self._answered, [len(texts)])
@@ -89,7 +94,7 @@ class NearDuplicates:
         return is_new
 
     def _resume(self) -> NDArray[np.bool_]:
-        """Return the answers of an earlier process, in whole batches, and index its passages again."""
+        """Return the answers of an earlier process, without an incomplete batch, and index its passages again."""
         stored = np.fromfile(self._answer_file, np.bool_) if self._answer_file.exists() else np.zeros(0, np.bool_)
         batches = stored[: len(stored) // _AT_ONCE * _AT_ONCE].reshape(-1, _AT_ONCE)
         _cut(self._answer_file, batches.nbytes)
@@ -167,7 +172,10 @@ def _sorted(keys: Keys, owners: Owners) -> tuple[Keys, Owners]:
 
 
 def _band_keys(signatures: NDArray[np.uint32]) -> Keys:
-    """Return a hash of each band and its number, [passages, bands]. So equal minima match only in the same band."""
+    """Return a hash for each band, [passages, bands].
+
+    The hash includes the number of the band, so equal minima match only in the same band.
+    """
     size = _MINIMA // _BANDS
     keys = np.empty((len(signatures), _BANDS), np.uint64)
     for band in range(_BANDS):

@@ -47,9 +47,10 @@ def paired_difference(
     second: Sequence[Targets],
     resamples: int = RESAMPLES,
 ) -> Difference | None:
-    """Compare two models, each with the predictions [rows] of one or more runs, whose scores are averaged.
+    """Return the difference between the scores of two models. The score of a model is the mean over its runs.
 
-    Each resample draws the same rows for both models. Returns None if the metric has no value.
+    first, second: the predictions [rows] of each run. Each resample draws the same rows for both models. Returns None
+    if the metric has no value.
     """
     if not len(targets):
         return None

@@ -37,7 +37,10 @@ Real = TypeVar("Real", np.float32, np.float64)
 
 @dataclass(frozen=True)
 class Scales:
-    """Weight and temperature of each model in a combination. A model alone has the weight 1, and the other 0."""
+    """Weight and temperature of both models in a combination.
+
+    If the returned model is a single model, its weight is 1 and the weight of the other model is 0.
+    """
 
     linear: float = 0.0
     encoder: float = 1.0
@@ -134,8 +137,9 @@ def choose(
     """Choose among linear models, encoder and combinations on validation.
 
     Scales are fitted on one half of the rows and scored on the other half, and vice versa, for SPLITS random divisions.
-    The simplest model within one standard error of the best score is chosen. Exceptions: fewer than ROWS_TO_CHOOSE rows
-    give the combination with the fitted weight. A missing validation score gives the combination with equal weights.
+    The simplest model within one standard error of the best score is chosen. Exceptions: with fewer than
+    ROWS_TO_CHOOSE rows, the choice is the combination with the fitted weight. Without a validation score, the choice
+    is the combination with equal weights.
     linears: outputs of each linear model on validation, by name. Combinations use the last one. encoder: `encoder` or
     `ensemble`. encoders: outputs on validation, for each seed or for the ensemble.
     """
@@ -169,9 +173,10 @@ def choose(
 def _cross_fitted(
     task_type: TaskType, model: str, linear: Outputs, encoders: Sequence[Outputs], targets: Targets
 ) -> Iterator[list[Targets]]:
-    """Yield for each seed the predictions [rows] of each split, with scales that were not fitted on the row.
+    """Yield for each seed the predictions [rows] of each random division into halves.
 
-    A single model has one array for all splits, because a temperature changes no prediction. Linear models yield once.
+    For a row, the scales are fitted on the half without this row. A single model has one array for all divisions,
+    because a temperature changes no prediction. Linear models yield once.
     """
     if model in LINEAR_MODELS:
         yield [task_type.predict(linear)]

@@ -153,11 +153,12 @@ def job_report(
     *,
     ensemble: bool = False,
 ) -> tuple[Report, dict[str, Outputs]]:
-    """Return the report, and the outputs of the models in it as `{split}.s{seed}` and `{split}.all`.
+    """Return the report, and outputs by name: `{split}.s{seed}` for the model of each entry of its `seeds`.
 
-    It reads the test targets, so call it once, after all training. linears: results by name; if empty, only encoders
-    are scored. shared_cost: cost of the stages that all seeds share. ensemble: whether the returned model averages the
-    encoders whose training did not end early. If all ended early, it averages all. `{split}.all` holds its outputs.
+    With `ensemble`, `{split}.all` holds the outputs of the returned model.
+    The function reads the test targets, so call it once, after all training. linears: results by name; if empty,
+    only encoders are scored. shared_cost: cost of the stages that all seeds share. ensemble: whether the returned
+    model averages the encoders whose training did not end early. If all ended early, it averages all.
     """
     choice, runs = _runs(task, encoders, linears, ensemble)
     of_seeds = [_of_seed(task, encoder, choice, linears) for encoder in encoders] if ensemble else runs
@@ -327,7 +328,7 @@ def _doubtful_labels(task: Task, linear: LinearResult) -> dict[str, dict[str, ob
 def _gain_over_linear(task: Task, report: Report, choice: Choice, runs: Sequence[_Run]) -> Report:
     """Compare the returned model with the linear model on test.
 
-    A returned linear model is compared with the other model that is best on validation.
+    If the job returns the linear model, compare it with the best of the other models on validation.
     """
 
     def tested(model: str) -> list[Outputs]:  # The linear model is the same in each run.
@@ -369,7 +370,7 @@ def gain_in_words(
 ) -> str:
     """State whether the first model is better than the second on test, and at what cost of the whole job.
 
-    title: of the score. difference: a number if no predictions can be paired. time: from `training_time`. equal:
+    title: name of the score. difference: a number if no predictions can be paired. time: from `training_time`. equal:
     whether both models make the same predictions.
     """
     cost = f"The whole job took {time}."
@@ -422,7 +423,7 @@ def report_meta(report: Report) -> dict[str, Any]:
 
 
 def write_report(folder: Path, report: Report, predictions: Mapping[str, Outputs]) -> None:
-    """Write `report.json` and the outputs of the returned models."""
+    """Write `report.json`, and the outputs in `predictions` as one file."""
     text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False)
     (folder / REPORT).write_text(text, encoding="utf-8")
     np.savez_compressed(folder / PREDICTIONS, allow_pickle=False, **predictions)

@@ -87,7 +87,10 @@ def _files(report: Report, model: str) -> str:
 
 
 def sentences(report: Report) -> list[str]:
-    """State what a job returns, why, and whether it is better than the linear model. For a study, only `few_rows`."""
+    """State which model a job returns, why, and whether it is better than the linear model.
+
+    For a study, return only `few_rows`.
+    """
     if "returned" not in report:
         return few_rows(report)
     gain, reason = report.get("gain", {}).get("words"), report["returned"]["reason"]
@@ -123,7 +126,7 @@ def time_in_words(seconds: float) -> str:
 
 
 def nodes_behind(linear: str) -> list[str]:
-    """Return the nodes that fit a linear model. The linear model labels the pieces of the self-trained model."""
+    """Return the nodes that a linear model needs. A self-trained model also needs the node that labels its pieces."""
     return list(LINEAR_NODES.values())[: list(LINEAR_NODES).index(linear) + 1]
 
 

@@ -1,7 +1,7 @@
 """Suspect labels: rows whose given label is less probable than another label.
 
 The probabilities come from a linear model that did not see the row (confident learning, Northcutt et al. 2021, arXiv
-1911.00068). They also depend on the labels of the rows beside it. Texts of one document often follow each other in a
+1911.00068). They also depend on the labels of adjacent rows. Texts of one document often follow each other in a
 file, and their labels have a pattern: background comes before results. docs/experiments.md compares rankings.
 This module does not import torch.
 """
@@ -51,7 +51,7 @@ class Split:
 
     @cached_property
     def neighbors(self) -> Ints:
-        """Indices in the split of the rows at OFFSETS from each row in the file, [offsets, rows]; -1: no such row."""
+        """Indices in the split of each row's neighbors at OFFSETS in the file, [offsets, rows]; -1: no such row."""
         order = np.argsort(self.numbers, kind="stable")
         wanted = self.numbers + np.array(OFFSETS)[:, None]
         nearest = order[np.searchsorted(self.numbers[order], wanted).clip(max=len(order) - 1)]

@@ -114,8 +114,8 @@ def finetune_nodes(recipe: Recipe, seed: int, name: str, inputs: Mapping[str, st
 def with_tries(node: Node, part: Finetune) -> list[Node]:
     """Return a node for each finetuning to try, and a last node that chooses among them. Without tries, return `node`.
 
-    part: the settings in the recipe. A try has the same artifact id as the finetuning of a job without tries that has
-    the same values. So the two jobs can share the artifact.
+    part: the settings in the recipe. If another job without tries finetunes with the values of a try, both artifacts
+    have the same id. So the two jobs can share the artifact.
     """
     if not part.has_tries:
         return [node]
@@ -149,7 +149,8 @@ def refit_linear_node(inputs: Mapping[str, str], group: str) -> Node:
 def train_nodes(inputs: PlanInputs[KindOptions], *, ensemble: bool = False, refit: bool = False) -> list[Node]:
     """Return the nodes of a `train` job up to `evaluate`. ensemble: see `SeedsParams`. refit: see `Recipe`.
 
-    validate → baseline; validate → select → prepare → joint, finetune, refit (each seed); all of them → evaluate.
+    validate → baseline; validate → select → self_train → prepare → (joint → finetune → refit, for each seed);
+    all of them → refit_linear → evaluate.
     If the job selects passages, the linear model has its own group, so that workers fit it during the selection.
     Several seeds train side by side, because a small model gains little from more cores.
     """

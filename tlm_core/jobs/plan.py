@@ -89,13 +89,16 @@ class Plan:
         return [n for n in self.nodes if n.place is Place.WORKERS and n.group == name]
 
     def side_by_side(self, group: str) -> int:
-        """Return how many groups run at the same time: all seeds' groups if `group` is one of them, otherwise 1."""
+        """Return how many groups run at the same time: for a seed's group, the number of such groups; otherwise 1."""
         if not group.startswith(SEED_GROUP):
             return 1
         return len({node.group for node in self.nodes if node.group.startswith(SEED_GROUP)})
 
     def start_of(self, node: Node) -> str:
-        """Return the name of the start of a node's workers. The workers of all seeds start at the same time."""
+        """Return the name of the start of a node's workers, a key of `Resolved.node_seconds`.
+
+        The workers of all seeds start at the same time, so they share one name.
+        """
         return f"start.{SEED_GROUP if self.side_by_side(node.group) > 1 else node.group}"
 
     def twins(self, node: Node) -> list[Node]:

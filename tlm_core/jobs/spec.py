@@ -309,9 +309,10 @@ class JobRecord(_Record):
     excluded_from_cache: nodes whose artifacts other jobs must not reuse.
     ran_seconds: running time of all attempts, except the time since `running_since`. due_at: earliest start of the next
     attempt. waiting: the error of the outage that makes the attempt wait.
-    checkpoints: references, set when the record is archived. published: artifact id → reference of its manifest, if the
-    job is archived and has no result. unreadable: whether this record stands, in a list, for a record that this release
-    cannot read. Then only its id, state and error are those of the job. All points in time are Unix seconds.
+    checkpoints: references of the job's checkpoints, set when the record is archived. published: artifact id →
+    reference of its manifest, if the job is archived and has no result. unreadable: whether this record replaces a
+    record in a list that this release cannot read. Then only its id, state and error are those of the job.
+    All points in time are Unix seconds.
     """
 
     id: str
@@ -358,7 +359,10 @@ class JobRecord(_Record):
         return self.failures + 1, 0
 
     def is_due(self, now: float) -> bool:
-        """Return whether the queued job can be claimed. A clock set back past the last update also ends the delay."""
+        """Return whether the queued job can be claimed.
+
+        The delay also ends if the clock is set back to a time before the last update.
+        """
         return self.due_at is None or not self.updated_at <= now < self.due_at
 
     def works(self, group: str) -> bool:

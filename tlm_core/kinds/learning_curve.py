@@ -166,7 +166,7 @@ class _Point:
         return nodes
 
     def linear(self) -> list[Node]:
-        """Return the linear model and its test, unless another seed has them.
+        """Return the nodes of the linear model and of its test, unless the nodes of another seed include them.
 
         All points share one group, because a fit is shorter than the start of a submission. If the plan has
         selections, this is a group without encoders, so that workers fit linear models during the selections.

@@ -84,7 +84,10 @@ def pin(options: ShareTicketsOptions, recipe: Recipe, lookup: Lookup) -> ShareTi
 
 
 def _mask(name: str, job_id: str, recipe: Recipe, lookup: Lookup) -> Mask:
-    """Return the super ticket of a job. Raises InvalidRequest if its data, model or finetuning differ."""
+    """Return the super ticket of job `job_id`.
+
+    Raises InvalidRequest if the data, model or finetuning of that job differ from those of this job.
+    """
     job, ticket = lookup.job(job_id), f"Invalid ticket of '{name}': job {job_id}"
     instead = "To use this ticket anyway, pass the mask from the job's report instead of the job id."
     if job.kind != "prune":

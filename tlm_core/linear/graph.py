@@ -20,7 +20,7 @@ from tlm_core.training.graph import Graph, Weights, encoder_outputs, save
 
 
 def write_linear(model: LinearModel, scales: Scales, path: Path) -> None:
-    """Write a linear model. Its outputs are those of `tlm_core.training.graph.write_onnx`."""
+    """Write a linear model as a graph with the outputs of `tlm_core.training.graph.write_onnx`."""
     graph, labels = Graph(), len(model.bias)
     logits = graph.op("Div", linear_outputs(graph, model), graph.const(scales.linear_temperature))
     graph.outputs(logits, labels)
@@ -68,7 +68,7 @@ def linear_outputs(graph: Graph, model: LinearModel) -> str:
 
 
 def _counts(graph: Graph, model: LinearModel) -> str:
-    """Add the counts of the n-grams, [batch, features]. The operator needs its n-grams sorted by length."""
+    """Add the counts of the n-grams, [batch, features]. `TfIdfVectorizer` needs its n-grams sorted by length."""
     pool: list[int] = []
     starts: list[int] = []
     places: list[int] = []

@@ -67,7 +67,7 @@ def baseline(ctx: StageContext[BaselineParams]) -> dict[str, Any]:
 
 
 class _Counter:
-    """Reports the number of fitted models. The time left follows from the time since the first of them."""
+    """Reports the number of fitted models, and estimates the time left from the time since the first fit ended."""
 
     def __init__(self, ctx: StageContext[BaselineParams]) -> None:
         self._ctx, self._first = ctx, 0.0
@@ -110,7 +110,7 @@ def self_train_stage(ctx: StageContext[SelfTrainParams]) -> dict[str, Any]:
     """Fit the linear model again, on train and on pieces of passages that the baseline labels.
 
     Validation chooses the number of pieces. The stage writes the same files as `baseline`, and the labeled pieces for
-    the encoder. For pairs, regression and the amount 0 it copies the baseline, without pieces.
+    the encoder. For pairs and regression, and if validation chooses no pieces, it copies the baseline, without pieces.
     Inputs: `task`, `baseline`, `selection`.
     """
     began = time.monotonic()
@@ -149,8 +149,8 @@ def refit_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
     """Fit each linear model again, with its setting, on train and validation (`refit: true` of the recipe).
 
     For each model, except a copy of the baseline, it writes the files of `baseline` into the folder `linear` or
-    `self_trained`. The outputs are those for test splits. The linear model that was fitted again labels the pieces of
-    passages again. Inputs: `task`, `baseline`, and, if it ran, `self_train` with `selection`.
+    `self_trained`. The outputs are those for test splits. The refitted linear model labels the pieces of passages
+    again. Inputs: `task` and `baseline`; also `self_train` and `selection` if `self_train` ran.
     """
     task, models = Task.read(ctx.inputs["task"]), read_linears(ctx.inputs)
     tests = [split for split in splits_of(task) if split != "validation"]

@@ -68,7 +68,10 @@ class Features:
         return sum(map(len, self.ngrams))
 
     def word_names(self) -> list[str]:
-        """Return the n-grams of word features, which come first. The name of a part is added: `we (first words)`."""
+        """Return the n-grams of the word features, which precede the character features.
+
+        In an extra part of a row, the name of the part follows the n-gram: `we (first words)`.
+        """
         words, places = {}, {}
         for name, of_part in zip(self.alphabet.part_names, self.alphabet.words, strict=True):
             for word, number in of_part.items():

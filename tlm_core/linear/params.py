@@ -40,5 +40,5 @@ def most_fits(rows: int, class_weights: int) -> int:
 
 
 def screened_folds(rows: int, folds: int) -> int:
-    """Return on how many of the folds each setting is scored."""
+    """Return the number of folds that score every setting. The other folds score only the best settings."""
     return min(math.ceil(SCREENED_ROWS * folds / max(1, rows)), folds)

@@ -1,8 +1,8 @@
 """Self-training: models learn from the retrieved passages, which a teacher labels (SentAugment, arXiv 2010.02194).
 
 Passages are cut into pieces as long as the task's texts. The linear model learns from the train rows and, with a lower
-weight, from the most confident pieces of each label. Words of pieces count in the inverse document frequencies. The
-encoder learns the probabilities of the pieces' labels in the joint stage.
+weight, from the most confident pieces of each label. Words of pieces count in the inverse document frequencies. In the
+joint stage and in finetuning, the encoder learns the label probabilities of the pieces.
 """
 
 from __future__ import annotations
@@ -127,10 +127,10 @@ def separability(rows: Sequence[Row], pieces: Sequence[str]) -> float:
 
 @dataclass(frozen=True)
 class Pool:
-    """Labeled rows, and the pieces that students choose from, as features of the same model.
+    """Labeled rows and candidate pieces, with the same features. A student learns from all rows and some candidates.
 
     rows: [rows, features]. targets: [rows]. shares: [labels], share of each label. candidates: indices of the pieces.
-    pieces: [candidates, features]. teacher: the first log-probabilities of the pieces, [candidates, labels].
+    pieces: [candidates, features]. teacher: log-probabilities from the first teacher, [candidates, labels].
     """
 
     features: Features
@@ -178,7 +178,7 @@ class Pool:
 
 
 def most_confident(teacher: Outputs, shares: NDArray[np.float64], total: int) -> NDArray[np.int64]:
-    """Return the sorted indices of the most probable pieces of each label, in all `total` (up to rounding) or fewer.
+    """Return the sorted indices of the most probable pieces of each label: at most `total`, up to rounding.
 
     teacher: log-probabilities [pieces, labels]. shares: [labels], the part of `total` that each label may have.
     """

@@ -45,7 +45,7 @@ class CandidateFilter:
 
     max_passages, max_words: the budget. admits: decides by position about each passage that is not a leak.
     `batches` sets the other fields. leaking_passages: number of passages dropped as leaks. capped: number of
-    passages that `admits` dropped. too_long: whether `batches` ended at a passage above the rest of `max_words`.
+    passages that `admits` dropped. too_long: whether `batches` ended at a passage longer than the rest of `max_words`.
     """
 
     leak_filter: LeakFilter | None

@@ -50,7 +50,7 @@ class PassageIndex(Protocol):
         ...
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """Return the best `k` passages for each query, best first; fewer if fewer share a term with it."""
+        """Return up to `k` passages for each query, best first. Each passage shares a term with the query."""
         ...
 
     def fetch(self, ids: Collection[str]) -> dict[str, Passage]:
@@ -82,7 +82,7 @@ def ranked(hits: Sequence[Hit], k: int) -> list[Hit]:
 
 
 def tie_at_cut(scores: Sequence[float], k: int) -> bool:
-    """Return whether the last score equals that at rank `k`. If so, request more hits, because they may tie too."""
+    """Return whether the last score equals that at rank `k`. If so, request further hits, which may tie too."""
     return len(scores) > k and scores[-1] >= scores[k - 1] * _EQUAL
 
 

@@ -58,7 +58,7 @@ class RowWriter:
 
 @dataclass(frozen=True)
 class WrittenPassages:
-    """What `write_passages` wrote. positions: `Candidate.position` of each. sources: number of passages by source."""
+    """What `write_passages` wrote. positions: `position` of each passage. sources: number of passages by source."""
 
     positions: NDArray[np.int64]
     sources: Counter[str]
@@ -85,7 +85,7 @@ def write_passages(path: Path, batches: Iterable[list[Candidate]], between: Call
 
 
 def write_provenance(path: Path, retrieved: Retrieved | None, positions: NDArray[np.int64]) -> None:
-    """Write the train rows that hit each passage at `positions`: by passage, rank, train row."""
+    """Write the train rows that hit the passages at `positions`, sorted by passage, rank and train row."""
     with RowWriter(path, PROVENANCE) as rows:
         if retrieved is None:
             return

@@ -72,8 +72,8 @@ def best_passages(inputs: SelectionInputs, accept: CandidateFilter, scan: Scan, 
 def rank_by_score(scan: Scan, count: int, *, scored: bool) -> Iterator[Ranked]:
     """Rank all passages by decreasing score, then id. count: number of passages that the caller will likely read.
 
-    Memory does not grow with the corpus. A scan ranks only the next passages: the first scan `count`, plus some for
-    leaks. Each later scan ranks up to twice as many as the one before.
+    Memory does not grow with the corpus, because each scan ranks only the next passages. The first scan ranks `count`
+    passages, and some more to replace leaks. Each later scan ranks up to twice as many as the scan before it.
     """
     size = min(count + count // 8 + 8, _MAX_IDS)
     after: tuple[float, str] | None = None
@@ -92,7 +92,7 @@ def rank_by_score(scan: Scan, count: int, *, scored: bool) -> Iterator[Ranked]:
 def _best(
     batches: Iterator[tuple[list[str], Scores]], size: int, after: tuple[float, str] | None
 ) -> tuple[list[str], Scores]:
-    """Return ids and scores of the best `size` passages below `after`, a score and an id. None: of all passages."""
+    """Return ids and scores of the `size` passages that follow `after` (score, id) in the ranking; None: the first."""
     best_ids, best = pa.array([], pa.string()), np.empty(0)
     lowest = -np.inf
     pending: list[tuple[pa.Array, Scores]] = []

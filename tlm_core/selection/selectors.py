@@ -20,8 +20,8 @@ class Selector:
 
     function: `module:name` of its SelectFunction, imported when a selection runs.
     summary: what it selects, for the API and the docs. origin: the same for a model card, after "200 passages, ".
-    source: where passages come from. size: what determines their number. `queries` is the query hits within the budget.
-    `budget` is the budget, or the number that the query hits would give if there is none. `source` is the whole source.
+    source: where passages come from. size: what determines their number. `queries`: the query hits within the budget.
+    `budget`: the budget; without one, as many passages as the query hits would give. `source`: the whole source.
     options: the fields of `Selection` that this selector accepts and some other selectors refuse.
     """
 

@@ -305,7 +305,7 @@ def _schema() -> tantivy.Schema:
 
 @contextmanager
 def _tantivy_errors(folder: Path) -> Iterator[None]:
-    """Translate errors. tantivy raises ValueError for every failure, without a cause if its own threads failed."""
+    """Translate errors. tantivy raises ValueError for each failure. If a thread of tantivy fails, the cause is lost."""
     try:
         yield
     except (ValueError, OSError) as error:

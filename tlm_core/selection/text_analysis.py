@@ -3,7 +3,7 @@
 `standard` equals Lucene's standard analyzer. It returns the words of Unicode Annex 29 in lower case. An apostrophe
 between letters, and a point or comma between digits, belong to the word. Each Han and Hiragana character is a word.
 There are no stop words, and terms of more than 255 characters are split. `bigrams` is for languages written without
-spaces. It returns overlapping pairs of characters for their scripts, and whole words for other text.
+spaces. It returns overlapping pairs of characters for the scripts of these languages, and whole words for other text.
 """
 
 from __future__ import annotations

@@ -187,10 +187,10 @@ def initialize(model: BiLSTM, seed: int, embeddings: Tensor | None = None) -> No
 
 
 def initialize_counted(model: BiLSTM, seed: int, vectors: Tensor) -> None:
-    """Fill the token vectors from counted vectors [V, embedding], which `counted_start` rotates and scales.
+    """Fill the token vectors from `vectors`, [V, embedding], which `counted_start` rotates and scales.
 
-    An encoder with the same seed has the same rotation. The results have the length of this model's random vectors.
-    Tokens without a counted vector keep their random start.
+    An encoder with the same seed has the same rotation. The scaled vectors have about the length of random ones.
+    Tokens whose vector is zero keep their random start.
     """
     known, scaled = counted_start(vectors, seed, TOKEN_SPREAD)
     with torch.no_grad():

@@ -28,10 +28,10 @@ CHUNK = 32  # batches whose texts are sorted by length together
 
 
 class BucketBatches:
-    """Step number → batch of texts of similar length, because an LSTM runs as many steps as its longest text.
+    """Step number → batch of texts of similar length. Every text of a batch runs as many steps as the longest one.
 
-    Each epoch is a new permutation in chunks of CHUNK batches. The texts of a chunk are sorted by length, and the
-    batches of the epoch are shuffled. A batch depends only on seed and step.
+    Each epoch is a new permutation of the texts, in chunks of CHUNK batches. The texts of a chunk are sorted by length,
+    and the batches of the epoch are shuffled. A batch depends only on seed and step.
     """
 
     def __init__(self, prepared: Prepared, batch: int, seed: int) -> None:

@@ -114,7 +114,7 @@ def _cost(reports: Reports) -> dict[str, dict[str, float]]:
 def _model(model: str, reports: Reports, sizes: Sequence[int], seeds: Sequence[int]) -> Report:
     """Return the points and the power law of one model.
 
-    A linear model that all seeds share counts as the run of each seed, and once in the cost.
+    If all seeds share a linear model, it is the run of each seed. The cost includes it once.
     """
     points = []
     for rows in sizes:
@@ -151,7 +151,8 @@ def _law(points: Sequence[Report]) -> Report:
 def _add_crossings(report: Report, margin: float) -> None:
     """Add the comparisons: `against` (an LSTM with each encoder) and `passes_linear` (a model with the linear model).
 
-    The report itself contains `against` of `bilstm`. The entry of another LSTM in `models` contains that LSTM's.
+    The top level of the report contains `against` of `bilstm`. For another LSTM, its entry in `models` contains
+    `against`.
     """
     models = report["models"]
     others = [model for model in models if model != LINEAR]
@@ -162,7 +163,7 @@ def _add_crossings(report: Report, margin: float) -> None:
 
 
 def _against(report: Report, lstm: str, model: str, margin: float) -> Report:
-    """Return the crossing point of an LSTM with an encoder, and its speed-up, also for 8-bit weights."""
+    """Return the crossing point of an LSTM with an encoder, and the LSTM's speed-up, also for 8-bit weights."""
     entry, seconds = report["models"][lstm], report["models"][model]["inference"]["seconds_per_text"]
     speed_up = {name: seconds / entry[key]["seconds_per_text"] for name, key in SPEEDS.items() if key in entry}
     return {**compare(_errors(report, lstm), _errors(report, model), margin=margin), **speed_up}
@@ -172,7 +173,7 @@ def _passes_linear(report: Report, model: str) -> Report:
     """Return the number of labels from which a model is more accurate than the linear model.
 
     measured: the smallest measured size from which the model is more accurate at all measured sizes, or None. The other
-    keys are those of `compare` with the margin 0, which computes this size from the fitted power laws.
+    keys are those of `compare` with the margin 0. `labels` is the crossing point of the fitted power laws.
     """
     measured = None
     sides = zip(*(reversed(report["models"][name]["points"]) for name in (model, LINEAR)), strict=True)

@@ -31,7 +31,7 @@ class PowerLaw:
 
 
 def fit(n: Sequence[float], errors: Sequence[float]) -> PowerLaw:
-    """Fit by least squares: a search over the exponent, and a linear solution for the rest. It needs no start value.
+    """Fit a power law by least squares, without a start value: search over b, and solve for a and c.
 
     Raises ValueError for fewer than three different n.
     """
@@ -76,9 +76,9 @@ def crossing(small: PowerLaw, large: PowerLaw, margin: float, low: float, high: 
 def compare(small: Points, large: Points, *, margin: float, seed: int = 0) -> dict[str, Any]:
     """Compare two curves. `labels` is the number of labels from which `small` stays within `margin` of `large`.
 
-    small, large: (n, errors of each seed). `interval` has the middle 90 % of a bootstrap over the seeds at each size.
-    An end of the interval is None if it is beyond the searched range. `never_within` is the share of draws without a
-    crossing. If a value is None, `reason` or `interval_reason` says why.
+    small, large: (n, errors of each seed). A bootstrap draws seeds at each size. `interval` spans the middle 90 % of
+    its values of `labels`. An end of the interval is None if it is beyond the searched range. `never_within` is the
+    share of draws without a crossing. If a value is None, `reason` or `interval_reason` says why.
     """
     result: dict[str, Any] = {"margin": margin, "labels": None, "interval": None}
     if len(small) < 3 or len(large) < 3:
@@ -105,7 +105,7 @@ def compare(small: Points, large: Points, *, margin: float, seed: int = 0) -> di
 
 
 def _bootstrap(curves: Sequence[Points], random: np.random.Generator) -> list[list[PowerLaw]]:
-    """Return for each curve the laws of REPEATS draws of seeds, on a coarse grid of exponents."""
+    """Return REPEATS laws for each curve. Each law fits a random draw of seeds, on a coarse grid of exponents."""
     draws = [
         [[float(random.choice(errors, len(errors)).mean()) for _, errors in curve] for curve in curves]
         for _ in range(REPEATS)

@@ -32,9 +32,9 @@ ONNX_GATES = (0, 3, 1, 2)
 def export_lstm(model: BiLSTM, prepared: Prepared, out: Path) -> dict[str, float]:
     """Write `model/` (weights, tokenizer, config.json), `model.onnx`, `model.int8.onnx` and `labels.json`.
 
-    Return `texts`, the number of compared validation texts (at most 512), and `agreement`. That is the share of them
-    for which `model.int8.onnx` predicts the label of the model. Raises TrainingFailed if the logits of `model.onnx`
-    differ from those of the model by more than a tolerance.
+    Return `texts`, the number of compared validation texts (at most 512), and `agreement`. `agreement` is the share of
+    these texts for which `model.int8.onnx` predicts the same label as the model. Raises TrainingFailed if the logits of
+    `model.onnx` differ from those of the model by more than a tolerance.
     """
     folder = out / "model"
     shutil.copytree(prepared.folder / "tokenizer", folder)

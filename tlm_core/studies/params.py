@@ -27,7 +27,7 @@ def family(model: str) -> str:
 def linear_seeds(size: float, seeds: Sequence[int]) -> Sequence[int]:
     """Return the seeds for which the linear model is fitted.
 
-    Size 1 is the full train split, whose rows are the same for all seeds, so it needs only the first seed.
+    Size 1 is the full train split. It is the same for all seeds, so only the first seed needs a fit.
     """
     return seeds[:1] if size == 1 else seeds
 
@@ -35,7 +35,8 @@ def linear_seeds(size: float, seeds: Sequence[int]) -> Sequence[int]:
 class LSTM(BaseModel):
     """Shape and learning rate of the BiLSTM. LSTM-4-256 (arXiv 2006.08671) has four layers, 256 wide in each direction.
 
-    init: `counts` starts from the counted vectors of `model.init: counts`, in their width. Without them, as `scratch`.
+    init: `counts` starts from the token vectors that `prepare` writes for `model.init: counts`, in their width.
+    Without these vectors, the job uses `scratch`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

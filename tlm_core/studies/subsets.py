@@ -53,8 +53,8 @@ def subset(ctx: StageContext[SubsetParams]) -> dict[str, object]:
 def stratified_order(labels: npt.NDArray[np.integer], seed: int) -> Ints:
     """Return an order of all rows in which every prefix is stratified.
 
-    Row k (from 0) of the n rows with a label, in a seeded order, gets the position (k + 1/2) / n. With L labels, a
-    prefix deviates from the exact share s of a label by at most 1/2 + s L / 2 rows.
+    A seeded order numbers the n rows of each label with k = 0, 1, … The result sorts all rows by (k + 1/2) / n. With L
+    labels, a prefix deviates from the exact share s of a label by at most 1/2 + s L / 2 rows.
     """
     random = np.random.default_rng(seed)
     place = np.empty(len(labels))
@@ -65,7 +65,10 @@ def stratified_order(labels: npt.NDArray[np.integer], seed: int) -> Ints:
 
 
 def rows_of(size: float, rows: int) -> int:
-    """Return the number of rows of a size: a share up to 1, a count above. Raises InvalidRequest above `rows`."""
+    """Return the number of rows of a size. A size up to 1 is a share of `rows`, and a larger size is a count.
+
+    Raises InvalidRequest for a count above `rows`.
+    """
     count = max(1, round(size * rows)) if size <= 1 else int(size)
     if count > rows:
         raise InvalidRequest(
@@ -77,8 +80,8 @@ def rows_of(size: float, rows: int) -> int:
 def curve_sizes(task: Task, requested: Sequence[float], seeds: Sequence[int]) -> list[Size]:
     """Return the sizes in ascending order. A size is dropped if, for some seed, a class of train has no text in it.
 
-    Raises InvalidRequest if train has fewer rows than a size, if two sizes have the same rows, or if all sizes are
-    dropped. Regression tasks have no accuracy, so they also raise InvalidRequest.
+    Raises InvalidRequest if train has fewer rows than a size, if two sizes have equally many rows, or if all sizes
+    are dropped. Also raises InvalidRequest for a regression task, which has no accuracy.
     """
     if not task.type.has_classes:
         raise InvalidRequest(

@@ -412,7 +412,10 @@ def _widths(sample: str, delimiter: str) -> list[int]:
 
 
 def _quotes_are_plain(lines: Iterable[str]) -> bool:
-    """Whether a TSV file uses no quoting: all lines have equally many fields, and a field begins with a stray quote."""
+    """Whether the quotes of a TSV file are plain characters.
+
+    They are plain if all lines have equally many fields, and a field begins with a quote but is not wholly in quotes.
+    """
     stray = False
     width = None
     for line in lines:

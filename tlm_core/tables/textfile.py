@@ -77,7 +77,7 @@ class Lines:
     """The lines of a text file, with their line breaks. number, last: number and text of the last line read.
 
     Iterating raises UnreadableFile for an invalid byte if the encoding is strict, and for a line above `longest`
-    characters. With `pieces`, a longer line is divided instead.
+    characters. With `pieces`, it divides a longer line instead.
     """
 
     def __init__(self, path: Path, encoding: Encoding, longest: int = LONGEST_LINE, *, pieces: bool = False) -> None:
@@ -115,7 +115,8 @@ def detect_encoding(path: Path) -> Encoding:
     """Return the encoding of a text file, by its byte order mark or by decoding all of it.
 
     An invalid file that is mostly UTF-8 counts as damaged UTF-8. For other files charset-normalizer chooses a legacy
-    encoding. Raises UnicodeDecodeError if the bytes contradict the byte order mark, UnreadableFile for binary data.
+    encoding. Raises UnicodeDecodeError if the bytes contradict a byte order mark of UTF-16 or UTF-32. Raises
+    UnreadableFile for binary data.
     """
     with open_bytes(path) as handle:
         start = handle.read(4)

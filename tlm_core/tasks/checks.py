@@ -77,10 +77,10 @@ def place_of(table: RawTable, column: str) -> str:
 
 
 def null_rows(table: RawTable, column: str, predicate: Predicate) -> tuple[list[int], int]:
-    """Return the numbers of the rows without a value, and their count. Values of the kinds in UNREAD are not included.
+    """Return the numbers of the rows without a value, and their count. Both omit values of the kinds in UNREAD.
 
-    predicate: true for a value that counts as missing. The list is empty if the table has the row numbers of
-    only some values of these kinds, because the list then cannot omit their rows.
+    predicate: true for a value that counts as missing. The table stores values of these kinds as null, and records
+    only the first of their row numbers. If some are not recorded, the list is empty, because it cannot omit those rows.
     """
     rows = _rows(table, table.columns[column].values, predicate).tolist()
     kinds = [kind for name, kind in table.columns[column].kinds.items() if name in UNREAD]

@@ -60,8 +60,8 @@ GLUE_NOTE = "GLUE: test labels are not public, so the development set is test, a
 class GlueTask:
     """A task of GLUE (Wang et al. 2019, arXiv 1804.07461).
 
-    Labels of GLUE's test sets are not public. As in papers on compression (Super Tickets, arXiv 2105.12002), its
-    development set is read as test, and validation is cut from train.
+    Labels of GLUE's test sets are not public. As in papers on compression (Super Tickets, arXiv 2105.12002), the
+    development set of GLUE is our test split. The service cuts validation from train.
 
     text, pair: columns. metric: GLUE's metric, or one of its two. positive: the label whose F1 is measured.
     tests: splits of the hub → our splits; the first is `test`, any other is a further test set.

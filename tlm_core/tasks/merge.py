@@ -28,9 +28,9 @@ def merge_stage(ctx: StageContext[MergeParams]) -> dict[str, object]:
 def merge(tasks: Sequence[Task], names: Sequence[str], out: Path) -> None:
     """Write one task with all rows, each label as `name: label`, and `merge.json` with the labels of each task.
 
-    A regression task has one label here, and its targets are in the files TARGETS. Single texts among pairs get a blank
-    second text. A further test set (`test_NAME`) has the rows of all tasks that have a test set of that name.
-    Raises InvalidRequest if two tasks have the same name, or different languages.
+    In the merged task, a regression task has one label. The files TARGETS contain its targets. Single texts among pairs
+    get a blank second text. A further test set (`test_NAME`) has the rows of all tasks that have a test set of that
+    name. Raises InvalidRequest if two tasks have the same name, or different languages.
     """
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:

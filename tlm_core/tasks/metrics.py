@@ -134,7 +134,7 @@ def score(
     holds the same scores without these rows, because a model can memorize repeated texts.
 
     Macro-F1 is the mean over the classes that occur among true or predicted labels. With one label per text micro-F1
-    equals accuracy; both are given because papers report either. Scores of the other task type are None.
+    equals accuracy; both are given because papers report either. For regression, the scores of classifiers are None.
     Raises ValueError for arrays that do not match, label indices out of range, or a metric that does not apply.
     """
     if metric not in METRICS:

@@ -25,7 +25,7 @@ def select_splits(source: Mapping[str, Path] | Path, findings: Findings) -> dict
 
     source: a mapping from split names (also dev, val and other usual names) to files, or a folder whose file names give
     the split. A single file is train. A part `selection` is not a split; see `given_part`. `test_NAME`, in lower case,
-    is a further test set. In a folder, this requires a file named `test`.
+    is a further test set. In a folder, `test_NAME` is a further test set only if a file is named `test`.
     Data errors: no_file, no_train, doubled_split, unknown_split.
     """
     paths: dict[str, Path] = {}

@@ -13,13 +13,14 @@ PARTS = 10  # a split that is cut gets a share of 1 / PARTS
 def cut_splits(
     labels: NDArray[np.int32], keys: NDArray[np.int64], missing: Sequence[str], seed: int
 ) -> dict[str, NDArray[np.int64]]:
-    """Return the sorted positions of the train rows of each split; each of `missing` gets a tenth of them.
+    """Divide the rows of train. Return the sorted positions of the rows of each split.
 
+    Each split of `missing` gets a tenth of the rows.
     labels, keys: (rows,); for regression targets pass `bands`. missing: "validation", "test" or both. Rows with equal
-    keys are copies of one text and stay together, with the label of the first. Each label has the same share in every
-    split, as far as whole texts allow, and at least one text in train. A split may be too small for all rare labels. It
-    then takes first those that an earlier split lacks, and the seed decides among equals. The same arguments give the
-    same splits on any machine.
+    keys are copies of one text and stay together, with the label of the first copy. Each label has the same share in
+    every split, as far as whole texts allow, and at least one text in train. A split may be too small for all rare
+    labels. It then takes first those that no earlier split has. The seed decides among equal labels. The same arguments
+    give the same splits on any machine.
     """
     _, first, group = np.unique(keys, return_index=True, return_inverse=True)
     sizes = np.bincount(group)
@@ -57,11 +58,12 @@ def cut_splits(
 def _quotas(
     rows: NDArray[np.int64], able: NDArray[np.bool_], served: NDArray[np.bool_], drawn: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return how many rows of each label a split gets: a tenth, rounded down. The largest remainders get one more row.
+    """Return how many rows of each label a split gets: a tenth, rounded down.
 
-    A label is rare if it has fewer than PARTS rows. Labels with equal remainders come in this order: rare and in no
-    earlier split; rare and in an earlier split (`served`); not rare; rare and without a row to give (not `able`).
-    `drawn` breaks the ties of rare labels. All arrays: [labels]; rows: the number of rows of each label.
+    The labels with the largest remainders get one more row. A label is rare if it has fewer than PARTS rows. Labels
+    with equal remainders come in this order: rare and in no earlier split; rare and in an earlier split (`served`); not
+    rare; rare and without a row to give (not `able`). `drawn` breaks the ties of rare labels.
+    All arrays: [labels]; rows: the number of rows of each label.
     """
     quotas, remainders = np.divmod(rows, PARTS)
     rest = max(1, round(int(rows.sum()) / PARTS)) - int(quotas.sum())
@@ -74,7 +76,10 @@ def _quotas(
 
 
 def bands(targets: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Return the band of each regression target, (rows,), for stratification. Few rows have fewer than ten bands."""
+    """Return the band of each regression target, (rows,), for stratification.
+
+    From 200 rows, there are ten bands. Fewer rows have fewer bands.
+    """
     count = max(1, min(10, len(targets) // 20))  # a tenth of each band needs some rows
     edges = np.quantile(targets, np.arange(1, count) / count)
     return np.searchsorted(edges, targets, side="right").astype(np.int32)

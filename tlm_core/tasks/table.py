@@ -101,9 +101,9 @@ def _kind_of(value: object) -> str:
 
 
 def read_table(path: Path, split: str, findings: Findings, *, delimiter: str | None) -> RawTable | None:
-    """Return all records of one file, or None if it has none or cannot be read; adds every data error to `findings`.
+    """Return all records of one file. Return None if it has no records or no valid columns, or is not readable.
 
-    delimiter: None infers it.
+    Adds every data error to `findings`. delimiter: None infers it.
     """
     before = findings.total
     file = TableFile(

@@ -20,8 +20,9 @@ LARGEST = 1e18
 
 
 def infer_type(train: RawTable, column: str, metric: str | None, findings: Findings) -> TaskType:
-    """Return the task type of the metric. Without a metric, return regression for many different decimal numbers.
+    """Return the task type of the metric. Without a metric, infer the type from the values.
 
+    More than MAX_DECIMALS different numbers, not all of them whole, are regression targets. Other values are labels.
     Adds a note or the warning read_as_regression if the type is regression.
     """
     if metric is not None:
@@ -66,7 +67,7 @@ def _rows_with(table: RawTable, column: str, labels: list[str]) -> list[int]:
 
 
 def check_spread(tables: Mapping[str, RawTable], column: str, findings: Findings) -> None:
-    """Check that train targets differ. Data error: one_class, if all are equal, or equal in 32 bits."""
+    """Check that train targets differ. Data error: one_class, if all are equal, or round to one 32-bit number."""
     file = tables["train"].file
     values = {float(label) for label in count_labels(tables["train"].columns[column].values) if _is_decimal(label)}
     if len(values) == 1:

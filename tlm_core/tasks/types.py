@@ -21,7 +21,10 @@ from tlm_core.tasks.metrics import Targets
 
 @dataclass(frozen=True)
 class Scaling:
-    """Mean and standard deviation of the train targets (1 where all are equal); training sees standardized targets."""
+    """Mean and standard deviation of the train targets, by which training standardizes targets.
+
+    deviation: 1 if all train targets are equal.
+    """
 
     mean: float
     deviation: float

@@ -233,7 +233,10 @@ def _check_sizes(splits: Mapping[str, SplitData], cut: Sequence[str], findings: 
 
 
 def _check_validation(validation: SplitData, metric: str, positive: str, findings: Findings) -> None:
-    """Check that scores can differ. Warning: no_choice, if all scores are equal. positive: the label of f1."""
+    """Check that the metric can compare models on validation. positive: the label of f1.
+
+    Warning: no_choice, if all regression targets are equal, or if no row has the label of f1.
+    """
     if not validation.type.has_classes:
         if np.ptp(validation.targets().astype(np.float32)):
             return

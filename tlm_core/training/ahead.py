@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class Ahead:
-    """Returns batches in order, and draws `count` of them in advance. With 0, each batch is drawn on request.
+    """Returns batches in order, and draws `count` of them in advance. If `count` is 0, it draws a batch on request.
 
     draw: (step, progress) → batch. load: prepares a batch for its passes. flops: returns the FLOPs of a step with a
-    batch. state: the counts at the first step. With a budget of seconds, no batch is drawn in advance, because the
-    elapsed time determines the progress of later steps.
+    batch. state: the counts at the first step. With a budget of seconds, it draws no batch in advance, because
+    the elapsed time determines the progress of later steps.
     """
 
     def __init__(

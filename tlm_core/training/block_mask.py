@@ -14,8 +14,8 @@ def block_mask(sequence: Tensor, begins: Tensor, window: int | None) -> BlockMas
     """Return which of the T tokens of a stream see each other: those of the same sequence, within the window.
 
     sequence: [T], the number of each token's sequence. begins: [S + 1], the start of each sequence, then T. window:
-    attention window on each side, or None. The blocks that a block sees are contiguous, and its first and last token
-    determine them. `create_block_mask` would compare all pairs of tokens instead.
+    attention window on each side, or None. A block of BLOCK tokens sees a contiguous range of blocks. The first and
+    last token of the block determine this range. `create_block_mask` would compare all pairs of tokens instead.
     """
     tokens = len(sequence)
     blocks = -(-tokens // BLOCK)

@@ -47,7 +47,7 @@ class Buckets:
     """Sums a step's gradient over the workers. The sum of a bucket starts when all of its gradients are complete.
 
     All workers start the buckets in the same order. A worker that runs out of memory repeats the step. It starts no
-    bucket again, because the gradients of a started bucket are complete. The others only wait. dtype: of the sums.
+    bucket again, because the gradients of a started bucket are complete. The other workers wait. dtype: of the sums.
     """
 
     def __init__(

@@ -168,7 +168,7 @@ def tune(
 
 
 def _steps(finetune: Finetune, prepared: Prepared, splits: Sequence[str]) -> int:
-    """Return the steps of finetuning on the texts of some splits. If there are pieces, every other step uses them."""
+    """Return the number of finetuning steps on some splits. Pieces double it, because every other step uses them."""
     rows = sum(len(prepared.split(name)) for name in splits)
     return finetune.steps(rows) * (1 if prepared.pieces() is None else 2)
 
@@ -214,10 +214,11 @@ def _tuner(
 
 @model_fits_device()
 def refit(ctx: StageContext[FinetuneParams]) -> dict[str, Any]:
-    """Finetune again on train and validation, for the share of the steps that validation chose (`refit: true`).
+    """Finetune again on train and validation (`refit: true` of the recipe).
 
-    Unless `trains_again`, copy the finetuned weights.
-    Inputs: those of `finetune`, and its result `finetune`, which sets the rate and the class weights.
+    The validation scores of `finetune` determine the share of the steps. If `trains_again` returns False, copy the
+    finetuned weights instead.
+    Inputs: those of `finetune`, and the artifact `finetune`. Its history sets the rate and the class weights.
     """
     prepared, finetuned = Prepared(ctx.inputs["prepared"]), ctx.inputs["finetune"]
     history = read_history(finetuned)

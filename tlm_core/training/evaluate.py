@@ -80,7 +80,7 @@ def predict(
 def _predict_batch(model: TaskModel, batch: Batch, rows: int, device: torch.device, logits: Tensor) -> None:
     """Write the windows' logits into `logits` [windows, labels], `rows` rows at once, or fewer if memory runs out.
 
-    Windows stay in their packed rows, so that smaller parts change only the rounding of sums.
+    Smaller parts consist of the same packed rows, so they change only the rounding of sums.
     """
     for part in micro_batches(batch, Workers(), rows):
         try:
@@ -102,7 +102,7 @@ def _predict_batch(model: TaskModel, batch: Batch, rows: int, device: torch.devi
 
 
 def validation_scores(logits: npt.NDArray[np.float32], split: Split, prepared: Prepared) -> dict[str, float | None]:
-    """Return the score by the task's metric, accuracy, and mean loss; None for what cannot be computed.
+    """Return `score` (by the task's metric), `accuracy` and the mean `loss`. Undefined scores are None.
 
     logits: outputs of a model in training, which predicts standardized targets. So the unit of a regression loss is the
     variance of the train targets.
@@ -121,7 +121,7 @@ def scores_of(logits: npt.NDArray[np.float32], split: Split, prepared: Prepared)
 def evaluate(ctx: StageContext[SeedsParams]) -> dict[str, Any]:
     """Test each seed's model once, in fp32 like the exported model, and write report.json.
 
-    With `ensemble`, all encoders are rounded as the file of an ensemble stores them.
+    With `ensemble`, round the weights of all encoders as the file of an ensemble stores them.
 
     Inputs: `prepared`, `task`, `finetune.s{seed}` for each seed and, to combine the models, `baseline` and
     `self_train`. With a refit, also `refit.s{seed}` and `refit_linear`: the models to test and export.
@@ -130,7 +130,7 @@ def evaluate(ctx: StageContext[SeedsParams]) -> dict[str, Any]:
 
 
 def evaluate_models(ctx: StageContext[SeedsParams], load: Load) -> dict[str, Any]:
-    """Write the report of each seed's model."""
+    """Write the report on the models of all seeds. load: returns the model in a folder."""
     prepared, task = Prepared(ctx.inputs["prepared"]), Task.read(ctx.inputs["task"])
     folders = {seed: ctx.inputs[f"finetune.s{seed}"] for seed in ctx.params.seeds}
     final = {seed: encoder_folder(ctx.inputs, seed) for seed in ctx.params.seeds}
@@ -147,7 +147,7 @@ def evaluate_models(ctx: StageContext[SeedsParams], load: Load) -> dict[str, Any
 
 
 def encoder_folder(inputs: Mapping[str, Path], seed: int) -> Path:
-    """Return the folder of a seed's encoder to serve, among the inputs of a stage."""
+    """Return the folder of a seed's refitted encoder, or of its finetuned encoder without a refit."""
     return inputs.get(f"refit.s{seed}", inputs[f"finetune.s{seed}"])
 
 
@@ -197,7 +197,7 @@ def report_of(
 
 
 def cut_texts(prepared: Prepared) -> dict[str, object]:
-    """Return the part of a report on texts that the encoder does not read to their ends."""
+    """Return the entries of a report about texts whose ends the encoder does not read."""
     return {name: prepared.facts.get(name, default) for name, default in (("cut_texts", {}), ("warnings", []))}
 
 

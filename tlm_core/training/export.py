@@ -86,7 +86,7 @@ def _write_returned(ctx: StageContext[ExportParams], report: Mapping[str, Any], 
 def _check_served(out: Path, task: Task, evaluated: Path, run: str) -> None:
     """Raise TrainingFailed unless the files predict for texts what `evaluate` computed for their tokens.
 
-    evaluated: the folder of `evaluate`. run: the run in its predictions, `all` (the ensemble) or `s{seed}`.
+    evaluated: the folder of `evaluate`. run: whose predictions to compare, `all` (the ensemble) or `s{seed}`.
     """
     texts, pairs = task.texts("test")[:PROBES], task.text_pairs("test")
     served = load_served(out).probabilities(texts, pairs[:PROBES] if pairs else None)

@@ -39,9 +39,9 @@ class RowKernels:
     dtype: torch.dtype
 
     def attend(self, qkv: Tensor, heads: int, dropout: float) -> Tensor:
-        """Compute attention, on a CPU without the fused kernel.
+        """Compute attention. Use the fused kernel only on a GPU.
 
-        On a CPU, the backward pass of the fused kernel takes four times as long at usual row lengths.
+        On a CPU, its backward pass takes four times as long as that of separate operations, at usual row lengths.
         """
         query, key, value = Heads.apply(qkv.unflatten(-1, (3, heads, -1)), self.rotation)
         if query.is_cuda:

@@ -62,7 +62,7 @@ def run_stage(
     folder: Path,
     report: LocalReporter | None = None,
 ) -> Path:
-    """Run the stage into `folder` and return it. Raises what the stage raises."""
+    """Run the stage into the new folder `folder`. Return `folder`. Raises what the stage raises."""
     compute(stage, inputs, params, folder, report)
     return folder
 

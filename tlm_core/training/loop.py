@@ -74,8 +74,8 @@ class Trainer:
     memory: estimates the bytes of training with a number of rows; None: no estimate. passes: by default
     `RowPasses`. before_step: called before each step. last_step: the run ends after this step at the latest.
     validate: returns the model's validation scores. evaluate_at: the steps after which to validate; 0 is before the
-    first step. The best weights are kept. curve: number of validations at equal shares of the budget. With `curve`,
-    scores are only reported. is_behind: called at half the budget; if it returns True, the run ends there.
+    first step. The run copies the best weights. curve: number of validations at equal shares of the budget. With
+    `curve`, it copies no weights. is_behind: called at half the budget; if it returns True, the run ends there.
     """
 
     ctx: StageContext[TrainParams]
@@ -109,7 +109,7 @@ class Trainer:
     def run(self) -> tuple[TrainState, dict[str, Tensor] | None]:
         """Train to the end of the budget. Return the final state and the best weights by validation, if any.
 
-        Raises StopRequested after it saves a checkpoint, NonFiniteLoss, OutOfMemory, WorkerLost, and CorruptArtifact.
+        Raises NonFiniteLoss, OutOfMemory, WorkerLost, CorruptArtifact, and, after saving a checkpoint, StopRequested.
         """
         self._start()
         with (
@@ -186,7 +186,7 @@ class Trainer:
         return passes + self.optimizer.flops / self.workers.size
 
     def _midway(self, batch: Batch) -> float:
-        """Return the progress in the middle of the coming step. With a budget of seconds, return that before it."""
+        """Return the progress in the middle of the coming step, or before it with a budget of seconds."""
         # In the middle, so that the learning rate of the first step is above zero.
         half = {"steps": 0.5, "tokens": batch.real_tokens / 2, "flops": self._flops(batch) / 2, "seconds": 0.0}
         return min(1.0, self.state.progress(self.budget) + half[self.budget.unit] / self.budget.amount)
@@ -208,9 +208,10 @@ class Trainer:
             loaded = self._load(batch)
 
     def _compute(self, loaded: Loaded, controls: Tensor) -> Tensor | None:
-        """Compute the gradient, summed over all workers, and update the weights if it is finite.
+        """Compute the gradient, summed over all workers. Update the weights if gradient and losses are finite.
 
-        controls: [rate, stop, shrunk]. Return `Totals` and the gradient's norm; None if memory ran out.
+        controls: [rate, stop, shrunk]; for the last two see `Totals`. Return the values of `Totals` and the gradient's
+        norm; None if memory ran out.
         """
         sums, buffers = self._own_gradient(loaded), self.optimizer.buffers
         if sums is None:
@@ -222,7 +223,10 @@ class Trainer:
         return values
 
     def _results(self, steps: deque[tuple[Step, int, float]], late: int) -> list[Result]:
-        """Remove the oldest steps until `late` remain. Record and return their results. Raises NonFiniteLoss."""
+        """Remove the oldest steps until `late` steps remain. Record and return the results of the removed steps.
+
+        Raises NonFiniteLoss.
+        """
         results = []
         while len(steps) > late:
             step, tokens, progress = steps.popleft()
@@ -297,7 +301,10 @@ class Trainer:
         return False
 
     def _newest_checkpoint(self) -> int | None:
-        """Return the step of the newest checkpoint. All ranks wait for rank 0: the first error ends all ranks."""
+        """Return the step of the newest checkpoint.
+
+        All ranks wait until rank 0 has read it, because the first rank that then raises an error ends all ranks.
+        """
         newest = self.ctx.checkpoints.newest()
         self.workers.least(0, self.device)
         return self.ctx.checkpoints.newest() if self.ctx.rank else newest
@@ -359,7 +366,10 @@ def from_host(values: Sequence[float], device: torch.device) -> Tensor:
 
 
 def to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """Return a copy of the values in the host's memory, and the event after which it is complete; None on a CPU."""
+    """Return a copy of the values in the host's memory, and the event after which the copy is complete.
+
+    On a CPU, return the values themselves and None.
+    """
     if not values.is_cuda:
         return values, None
     copy = torch.empty_like(values, device="cpu", pin_memory=True)
@@ -383,7 +393,7 @@ def _finite_or_none(value: float) -> float | None:
 
 @dataclass
 class _Mark:
-    """The counts at the last point of the metric series. used: FLOPs, by the name of a utilization."""
+    """The counts at the last point of the metric series. used: FLOPs by the metric that counts them, such as `mfu`."""
 
     clock: float
     tokens: int
@@ -437,7 +447,7 @@ class _Progress:
         )
 
     def _total_steps(self, step: int, progress: float) -> int:
-        """Return the expected number of steps. It ignores changes of the expectation up to _STEADY.
+        """Return the expected number of steps. Changes of at most the share _STEADY do not alter it.
 
         Steps on passages and on task texts have different sizes, so the expectation varies within each cycle.
         """

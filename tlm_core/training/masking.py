@@ -36,10 +36,10 @@ def mask_rows(
 ) -> tuple[Ints, Ints]:
     """Return tokens and targets, both [R, L]. Targets are NOT_MASKED where nothing is predicted.
 
-    In each row, draw as many tokens as `drawn_of` returns, at most the share `rate`. Special tokens and padding are
-    never drawn. Of the drawn tokens 80 % become [MASK], 10 % a random ordinary token, and 10 % stay (Devlin et al.
-    2019, section 3.1). A token's place in the step determines its random numbers, so a worker can draw for its rows
-    alone. first: the number of the first row in the step.
+    In each row, draw as many tokens as `drawn_of` returns, or all ordinary tokens if these are fewer. Special tokens
+    and padding are never drawn. Of the drawn tokens 80 % become [MASK], 10 % a random ordinary token, and 10 % stay
+    (Devlin et al. 2019, section 3.1). A token's place in the step determines its random numbers, so a worker can draw
+    for its rows alone. first: the number of the first row in the step.
     """
     random = random_at(seed, Stream.MASK, step)
     shape, ordinary = rows.tokens.shape, vocabulary.ordinary

@@ -57,8 +57,8 @@ def rows_at_once(device: str, workers: int, most: int, count: Callable[[int], in
     """Return how many rows to process at once: `most`, halved until they fit, at least 1.
 
     device: type of the device, such as `cpu`. count: estimates the bytes for a number of rows. A GPU gets `most`,
-    because it raises an error when memory runs out. On a CPU the kernel kills the process, so the estimate decides,
-    under the assumption that all workers share this machine.
+    because it raises an error when memory runs out. On a CPU the kernel would kill the process, so the
+    estimate decides. It assumes that all workers share this machine.
     """
     if device != "cpu":
         return most
@@ -69,10 +69,10 @@ def rows_at_once(device: str, workers: int, most: int, count: Callable[[int], in
 
 
 def largest_rows(peak: Callable[[int], int], held: int, limit: int, most: int) -> int:
-    """Return how many rows to process at once on a GPU: doubled while twice as many are expected to fit, up to `most`.
+    """Return how many rows to process at once on a GPU: 1, doubled while twice as many should fit, up to `most`.
 
-    It tries only powers of two and `most`. Most steps have a power of two of rows, so parts of another size would leave
-    the last part partly empty.
+    It tries only powers of two and `most`. In most steps, the number of rows is a power of two. Parts of another size
+    would then leave the last part partly empty.
     peak: measures the bytes used with a number of rows. held: bytes used without rows. limit: the most bytes to use.
     """
     rows = 1

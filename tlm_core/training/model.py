@@ -293,7 +293,7 @@ def initialize(model: TaskModel, seed: int) -> None:
 def initialize_counted(model: TaskModel, seed: int, log_frequency: Tensor, vectors: Tensor) -> None:
     """Fill token embeddings and vocabulary head from counts: log_frequency [V], vectors [V, hidden].
 
-    Tokens with a zero vector keep their initial weights, except for the bias.
+    Tokens with a zero vector keep their initial weights. The bias of the vocabulary head is `log_frequency`.
     """
     known, scaled = counted_start(vectors, seed, TOKEN_SPREAD)
     with torch.no_grad():

@@ -87,7 +87,10 @@ def _part(name: str) -> str:
 
 
 def _block(model: TaskModel, name: str, parameter: Tensor) -> tuple[int, int] | None:
-    """Return the size of a parameter's matrices that Muon orthogonalizes (q, k, v, value and gate each), or None."""
+    """Return the size of the matrices in a parameter that Muon trains; None for other parameters.
+
+    A parameter may stack matrices: query, key and value, or value and gate. Muon orthogonalizes each separately.
+    """
     if not name.startswith("encoder.layers.") or parameter.ndim != 2:
         return None
     rows, columns = parameter.shape
@@ -142,7 +145,7 @@ class FlatOptimizer:
     """AdamW over flat sections, with Muon on the encoder's matrices if the recipe says so.
 
     parts: which of encoder, vocabulary, and task to train. workers: on GPUs, they divide Muon's matrices. precision:
-    that of Muon's products. It belongs to the job, not to the machine, so that different workers compute the same.
+    of Muon's products. It comes from the job, not from the machine, so that all workers compute the same.
     """
 
     def __init__(

@@ -121,7 +121,7 @@ class ChooseParams(StageParams):
 
 
 class SeedsParams(StageParams):
-    """Parameters of a stage that evaluates the models of several seeds. ensemble: whether to average their encoders."""
+    """Parameters of a stage that evaluates the models of several seeds. ensemble: whether to average the encoders."""
 
     seeds: tuple[int, ...]
     ensemble: bool = False

@@ -32,7 +32,7 @@ LARGEST_HEAD, HEAD_MULTIPLE = 256, 8
 class Loaded:
     """A batch in micro-batches of `rows` rows. parts: streams, which are on the device after the event `ready`.
 
-    flops: FLOPs of the products in both passes over the parts; None: this worker's share of the step's FLOPs.
+    flops: FLOPs of the products in both passes over the parts. None: an equal share of the step's FLOPs.
     """
 
     batch: Batch
@@ -53,7 +53,10 @@ Compute = Callable[[Loaded, Tensor], Tensor | None]
 
 
 class Passes(Protocol):
-    """Computes gradients. ahead: batches to load in advance. late: steps that start before a step's result is read."""
+    """Computes gradients. ahead: number of batches to load in advance.
+
+    late: number of later steps that start before the loop reads the result of a step.
+    """
 
     ahead: int
     late: int

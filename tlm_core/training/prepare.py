@@ -124,7 +124,7 @@ def _tokenizer(
 
 @PULSE.pace(steady=True)
 def _max_length(params: PrepareParams, tokenizer: Tokenizer, task: Task, progress: _Counter) -> int:
-    """Return `model.max_length`, for `auto` chosen from the lengths of the train texts."""
+    """Return `model.max_length`. If it is `auto`, the lengths of the train texts determine it."""
     if params.max_length != "auto":
         return params.max_length
     lengths: list[int] = []
@@ -251,7 +251,7 @@ class _Counter:
         self._began = self._last = time.monotonic()
 
     def add(self, count: int) -> None:
-        """Count texts. Raises StopRequested if the reporter asks to stop; the short stage restarts on resume."""
+        """Count texts. Raises StopRequested if the reporter asks to stop. A resumed job repeats the whole stage."""
         PULSE.advance()
         PULSE.warm_up()
         self._done += count

@@ -185,9 +185,9 @@ class Batch:
 
     step: counts over all workers, if the batch has only this worker's rows. tokens: [R, L], the model's input.
     targets: [R, L], NOT_MASKED where nothing is predicted. labels: [D], or probabilities [D, labels].
-    masked, documents: the numbers of masked tokens (with `step`: `StepRows.drawn`) and of labels in the whole step. The
-    losses are divided by them, so the gradient does not depend on the number of workers. sources: returns the names of
-    the batch's texts.
+    masked, documents: the numbers of masked tokens and of labels in the whole step. With `step`, `masked` is
+    `StepRows.drawn`. These numbers divide the losses, so the gradient does not depend on the number of workers.
+    sources: returns the names of the batch's texts.
     """
 
     rows: Rows
@@ -250,7 +250,7 @@ class JointBatches:
     """Step number → batch of the joint stage (paper section 3.2). joint: the recipe's part.
 
     share: if given, a batch has only this worker's rows.
-    Raises InvalidRecipe if there is nothing to train on: no passages, and neither loss on task text.
+    Raises InvalidRecipe if there is nothing to train on: no passages, no task loss, and no MLM on task texts.
     """
 
     def __init__(self, prepared: Prepared, joint: Joint, seed: int, share: Share | None = None) -> None:
@@ -379,7 +379,7 @@ def balanced_weights(labels: Labels) -> npt.NDArray[np.float32]:
     """Return the weight of each class, n / (k n_c) and at most HIGHEST_WEIGHT, for `finetune.class_weights`.
 
     labels: [n], of train; n_c of them have class c, and k classes occur. The mean weight of a text is 1 unless the
-    limit applies. So the loss, still divided by the number of texts, fits the same learning rate.
+    limit applies. The loss is still divided by the number of texts, so it fits the same learning rate.
     """
     counts = np.bincount(labels)
     weights = len(labels) / (np.count_nonzero(counts) * counts.clip(min=1))
@@ -387,7 +387,7 @@ def balanced_weights(labels: Labels) -> npt.NDArray[np.float32]:
 
 
 def weighted(draw: Callable[[int, float], Batch], prepared: Prepared, part: Finetune) -> Callable[[int, float], Batch]:
-    """Return the batches of `draw` with the recipe's class weights. Raises InvalidRecipe for a regression task."""
+    """Return `draw` with the recipe's class weights in its batches. Raises InvalidRecipe for a regression task."""
     part.check_weights(prepared.facts["task"], prepared.type.has_classes)
     if part.class_weights == "none":
         return draw

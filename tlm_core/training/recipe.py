@@ -180,7 +180,7 @@ class Joint(_Part):
     def at_length(self, length: int, model: Model) -> Joint:
         """Return this part of the recipe for rows of `length` tokens.
 
-        With `model.max_length: auto`, it scales `batch_rows`, so that steps have equally many tokens at each length.
+        If `model.max_length` is `auto`, scale `batch_rows`, so that steps have equally many tokens at each length.
         """
         if model.max_length != "auto":
             return self
@@ -192,7 +192,7 @@ class Joint(_Part):
 
 
 class Finetune(_Part):
-    """Finetune stage: the task's loss alone, with a new optimizer. The best weights on validation are used."""
+    """Finetune stage: the task's loss alone, with a new optimizer. It returns the best weights on validation."""
 
     epochs: float = Field(10, gt=0, description="passes over the train texts")
     min_steps: int | None = Field(
@@ -454,7 +454,7 @@ def resolve(
 
 
 def _check_trainable(recipe: Recipe) -> None:
-    """Raise InvalidRecipe for a recipe that cannot train. The classes accept it, so that old records stay readable."""
+    """Raise InvalidRecipe for a recipe that cannot train. `Recipe` accepts it, so that old records stay readable."""
     for key, part in (("joint", recipe.joint), ("finetune", recipe.finetune)):
         if not all(0 <= beta < 1 for beta in part.optimizer.betas):
             raise InvalidRecipe(

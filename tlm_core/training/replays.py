@@ -31,8 +31,9 @@ class Recording:
 
 
 class Replays:
-    """Runs steps of one part. It records the second step of each form as a CUDA graph, and replays the graph later.
+    """Runs steps. It records the second step of each form as a CUDA graph, and replays this graph for later steps.
 
+    It records only steps of one part with at most REPLAYED_TOKENS tokens. Other steps run as usual.
     Steps have the same form if their inputs have the same shapes and they train the same losses. The first step of a
     form runs as usual, because it compiles code and shows whether memory suffices.
     """

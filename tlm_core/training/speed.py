@@ -35,11 +35,11 @@ def rate_name(rate: str, device: str) -> str:
 
 
 def seconds_per_flop(precision: Precision, *, gpu: bool) -> float:
-    """Return the seconds per FLOP of the fastest of some training steps. Other work on the machine slows most steps.
+    """Return the seconds per FLOP of the fastest training step, because other work on the machine slows most steps.
 
     The model has the scale small on a GPU, and tiny on a CPU. Steps on a CPU have few rows, so that even a busy machine
-    finishes soon. Other work can slow all steps on several cores, because their threads wait for each other. So some
-    steps use a single thread, and only its CPU time counts.
+    finishes soon. On several cores, other work can slow every step, because the threads of a step wait for each other.
+    So some steps use a single thread, and only its CPU time counts.
     """
     import torch
 

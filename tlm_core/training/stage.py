@@ -1,4 +1,4 @@
-"""A stage: where it runs, its function, and what the function receives: inputs, parameters, a folder, and a reporter.
+"""A stage: where it runs, its function, and the inputs, parameters, folder and reporter of the function.
 
 Stage functions do not depend on Ray, Redis or the storage. The process that runs them passes a `StageContext`.
 """

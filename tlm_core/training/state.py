@@ -80,7 +80,7 @@ class LossMeans:
 class TrainState:
     """Counts of the stage so far (over all workers), its history, and the best evaluation.
 
-    means: losses since the last point of the history. last_point: that point's number; -1 before the first. best: index
+    means: losses since the last point. last_point: number of the history's last point; -1 before the first. best: index
     of the best evaluation. worker_seconds: elapsed seconds x number of workers. micro_rows: rows processed at once.
     skipped: steps without an update because their loss was not finite.
     """

@@ -33,12 +33,12 @@ IGNORED = -100  # the target that PyTorch's cross-entropy ignores
 
 
 class Part(NamedTuple):
-    """T tokens in S sequences, most of which are documents; at most K tokens are masked.
+    """T tokens in S sequences. Most sequences are documents. At most K tokens are masked.
 
     tokens, types, sequence: [T]; `sequence` is the number of a token's sequence. begins: [S + 1], the start of each
-    sequence, then T. After the documents, unlabeled sequences of padding extend to T, and the rest are empty. masked,
-    targets: [K], places and original tokens. The target of an unused place is IGNORED. labels: [S] or [S, labels].
-    labeled: [S], whether a sequence has a label. shares: [2], see `Batch.shares`.
+    sequence, then T. After the documents, unlabeled sequences of padding fill the T tokens. All later
+    sequences are empty. masked, targets: [K], places and original tokens. The target of an unused place is IGNORED.
+    labels: [S] or [S, labels]. labeled: [S], whether a sequence has a label. shares: [2], see `Batch.shares`.
     """
 
     tokens: Tensor
@@ -77,10 +77,10 @@ class Sizes:
         return cls(tokens, up(tokens * mask_rate, MULTIPLE), length)
 
     def sequences(self, documents: int, before: int = 0) -> int:
-        """Return the number of sequences of a part for `documents` documents: `before` if it suffices, else more.
+        """Return the number of sequences of a part with `documents` documents: `before` if it suffices, else more.
 
-        Each number compiles another graph, so a new number includes a reserve. The reserve is small, because attention
-        takes time for empty sequences too.
+        before: the number in earlier parts. Each number needs another compiled graph, so a new number includes a
+        reserve. The reserve is small, because attention takes time for empty sequences too.
         """
         unlabeled = -(-self.tokens // self.longest)
         if documents + unlabeled <= before:

@@ -72,7 +72,7 @@ class StreamPasses:
                 leaf.register_hook(partial(self._complete, name))
 
     def first_rows(self, sample: Callable[[], Batch]) -> int:
-        """Return the maximum rows of a part. On a GPU, `largest_rows` determines them from measured memory."""
+        """Return the maximum number of rows of a part. On a GPU, `largest_rows` computes it from measured memory."""
         if self.device.type != "cuda":
             return MICRO_ROWS
         batch = sample()
@@ -154,7 +154,10 @@ class StreamPasses:
         return sums
 
     def _complete(self, name: str, gradient: Tensor) -> None:
-        """Add a gradient of a step's last part when the backward pass has computed it, and start complete buckets."""
+        """Add a gradient to that of the parameter `name`, and start complete buckets.
+
+        The backward pass calls this for each gradient. Only those of a step's last part have an effect.
+        """
         if self._reducing and self._buckets is not None:
             total = self.model.get_parameter(name).grad
             assert total is not None, "gradients lie in the optimizer's buffer"

@@ -18,8 +18,8 @@ class VocabularyLoss(torch.autograd.Function):
 
     The forward pass computes loss and gradient together, block by block of the vocabulary, with one exponential per
     logit. It does not subtract the largest logit, because float32 and bfloat16 can represent exp(88). Larger logits
-    give a loss that is not finite. The target's exponential is not in the sum of the others: with the probability p of
-    the target, 1 - p would lose precision for p near 1.
+    give a loss that is not finite. The gradient needs 1 - p, where p is the probability of the target. A subtraction
+    would lose precision for p near 1. So the pass computes 1 - p from the sum of the other exponentials.
     """
 
     @staticmethod

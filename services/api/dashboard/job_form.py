@@ -131,7 +131,7 @@ FilledForm = Annotated[JobForm, Depends(read_form)]
 
 
 def _parse(field: FormField, texts: Sequence[str], dataset: str) -> object:
-    """Return the value of an option, or None for a blank field."""
+    """Return the value of an option, or None for a blank field. dataset: omitted from a choice of further datasets."""
     match field.widget:
         case "checkbox":
             return bool(texts)
@@ -153,7 +153,7 @@ def _parse(field: FormField, texts: Sequence[str], dataset: str) -> object:
 
 
 def _show(field: FormField, value: Any) -> list[str]:
-    """Return the texts of the form field if its option has the value `value`."""
+    """Return the texts that the form field shows for the option value `value`."""
     if value is None or value is PydanticUndefined:
         return []
     match field.widget:

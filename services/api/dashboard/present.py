@@ -37,7 +37,7 @@ def about(value: float | None) -> str:
 
 
 def metric(name: str) -> str:
-    """Format the name of a metric: macro-F1 for macro_f1. `value` is the score of ticket sharing, a mean over tasks."""
+    """Format the name of a metric: macro-F1 for macro_f1. In ticket sharing, the score `value` is a mean of tasks."""
     return "mean of tasks" if name == "value" else name.replace("_f1", "-F1")
 
 
@@ -161,7 +161,10 @@ def breakable(label: object) -> Markup:
 
 
 def unbroken(text: str) -> Markup:
-    """Return the escaped text. Browsers break neither names of metrics nor lines before the backslash at their end."""
+    """Return the escaped text. Browsers do not break names such as macro-F1.
+
+    In a line that ends with a backslash, browsers do not separate the backslash from the word before it.
+    """
     return Markup(re.sub(r"\w+-F1|\S+ \\(?=\n)", r'<span class="unbroken">\g<0></span>', str(escape(text))))
 
 

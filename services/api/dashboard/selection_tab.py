@@ -36,7 +36,7 @@ def selection(
     q: Annotated[str, Query(max_length=200)] = "",
     after: Annotated[int, Query(ge=0, lt=2**40)] = 0,
 ) -> Response:
-    """Show statistics of the selection, and its passages, best rank first, with the texts that retrieved them."""
+    """Show statistics of the selection. Show its passages, best rank first, with the texts that retrieved them."""
     common: dict[str, object] = {"job": job, "tab": "selection"}
     ref = artifact_or_none(parts.jobs, job, "select") if selects(job) else None
     if ref is None:
@@ -55,9 +55,9 @@ def selection(
 
 
 def query_terms(passages: Sequence[SelectedPassage]) -> list[set[str]]:
-    """Return for each passage the words that it shares with the train text for which it has the best rank.
+    """Return the words that each passage shares with one train text: the text that retrieved it at the best rank.
 
-    Omits stop words, and words that occur in at least two passages and in more than a third of them: they do not
+    Omits stop words, and words in at least two passages and more than a third of all passages. Such words do not
     explain why a passage was retrieved.
     """
     words = [set(_WORD.findall(passage.text.lower())) for passage in passages]
@@ -68,7 +68,7 @@ def query_terms(passages: Sequence[SelectedPassage]) -> list[set[str]]:
 
 
 def _labels(facts: JsonObject | None) -> dict[str, object] | None:
-    """Return the labels with the most passages, and the overlap of each pair of them with its shade."""
+    """Return the labels with the most passages, and the overlap (value and shade) of each pair of these labels."""
     if not facts or not facts["names"]:
         return None
     counted = sorted(

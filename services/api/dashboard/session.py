@@ -36,7 +36,7 @@ def is_token(text: str, token: str) -> bool:
 def is_own(headers: Mapping[str, str]) -> bool:
     """Return whether a write request comes from a page of this dashboard.
 
-    Browsers send Origin with each POST. It must name this host. Without Origin, Sec-Fetch-Site must be same-origin.
+    Browsers send Origin with each POST. Origin must name this host. Without Origin, Sec-Fetch-Site must be same-origin.
     """
     origin = headers.get("origin")
     if origin:

@@ -81,7 +81,7 @@ def recipe_key(
 
 
 def _last_corpus(parts: Parts, tenant: str, dataset: str) -> str:
-    """Return the corpus of the newest job that uses a corpus and any version of `dataset`. Without one, return ""."""
+    """Return the corpus of the newest job that trains on any version of `dataset` with a corpus, or "" if none does."""
     try:
         ids = parts.catalog.dataset_ids(tenant, parts.catalog.dataset(tenant, dataset).name)
     except NotFound:

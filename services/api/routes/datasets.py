@@ -89,7 +89,7 @@ def get(dataset: str, parts: PartsDep, tenant: Tenant) -> Dataset:
 
 @router.get("/{dataset}/report", summary="Get the validation report", responses=problems(404))
 def report(dataset: str, parts: PartsDep, tenant: Tenant) -> dict[str, object]:
-    """Return inferred settings with reasons, warnings, labels, text lengths, duplicates and overlap of the splits."""
+    """Return warnings, labels, text lengths, duplicates, overlap of the splits, and inferred settings with reasons."""
     return parts.artifacts.read_json(parts.catalog.dataset(tenant, dataset).report, "report.json")
 
 

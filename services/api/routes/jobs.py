@@ -72,8 +72,9 @@ def submit(
 
 @router.post("/estimate", summary="Estimate the cost of a job", responses=problems(404, 409, 413, 415))
 def estimate(spec: Annotated[JobSpec, Body(examples=[SPEC_EXAMPLE])], parts: PartsDep, tenant: Tenant) -> Estimate:
-    """Return seconds, FLOPs, memory, disk, GPU hours and passages, each with its basis: earlier jobs on this service,
-    the recipe, or built-in rates. Unknown figures are null. Time in the queue is not included."""
+    """Return seconds, FLOPs, memory, disk, GPU hours and passages. Each figure has a basis: earlier jobs on this
+    service, a short speed measurement, the recipe, or built-in rates. Unknown figures are null. Time in the queue is
+    not included."""
     spec, resolved = resolve_job(parts, tenant, spec)
     return parts.estimator.estimate(proposed(tenant, spec, resolved))
 
@@ -215,7 +216,8 @@ def series(
 ) -> Page[Series]:
     """Return the metrics of each node as columns: steps, times and values.
 
-    A series with more than `points` points is thinned to its ends, and to the minimum and maximum of equal parts.
+    If a series has more than `points` points, return its ends, and the minimum and maximum of each of several equal
+    parts.
     """
     result = series_of(parts.jobs, job, points=points, node=node, names=frozenset(name))
     return Page(data=tuple(result), has_more=False)
@@ -259,7 +261,7 @@ async def logs(
 
 
 def _page(kind: type[BaseModel], records: Sequence[object], limit: int) -> Response:
-    """Return a response with the first `limit` records as a page of `kind`. The route can also return a stream."""
+    """Return the first `limit` records as a page of `kind`: a Response, because the route can also return a stream."""
     data = [kind.model_validate(record).model_dump(mode="json") for record in records[:limit]]
     return JSONResponse({"data": data, "has_more": len(records) > limit})
 
@@ -296,6 +298,6 @@ def _dry_run(parts: Parts, tenant: str, spec: JobSpec) -> DryRun:
 
 
 def _before(stream_id: str) -> str:
-    """Return the stream id just before `stream_id`, so that a stream after it includes that line."""
+    """Return an id just before `stream_id`. A stream after the returned id includes the line `stream_id`."""
     milliseconds, _, number = stream_id.partition("-")
     return f"{milliseconds}-{int(number) - 1}" if int(number) else f"{int(milliseconds) - 1}-{2**63}"

@@ -67,7 +67,7 @@ def delete_alias(alias: Alias, parts: PartsDep, tenant: Tenant) -> Response:
 
 @router.post("/{model}/predict", summary="Classify texts", responses=problems(404, 409, 413, 415))
 def predict(model: ModelId, body: PredictBody, parts: PartsDep, tenant: Tenant) -> Predictions:
-    """Classify texts with a job's final model. Until it exists, the linear model does so (`model.final` is false)."""
+    """Classify texts with a job's final model. Until it exists, use the linear model (`model.final` is false)."""
     served = served_model(parts.jobs, parts.jobs.get(tenant, parts.models.job_id(tenant, model)))
     used, data = parts.predictor.predict(served.ref, body.texts, body.pairs, body.min_confidence)
     return Predictions(data=data, model=PredictingModel(name=used.name, final=served.final, note=served.note))

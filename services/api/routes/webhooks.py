@@ -29,7 +29,8 @@ class WebhookBody(RequestBody):
 @router.post("", status_code=201, summary="Add a webhook", responses=problems(409, 413, 415))
 def create(body: WebhookBody, parts: PartsDep, tenant: Tenant) -> WebhookCreated:
     """Register an endpoint. Events are posted as JSON, signed by the Standard Webhooks scheme (`webhook-id`,
-    `webhook-timestamp`, `webhook-signature`). Deliveries are retried for about 32 hours until a 2xx response."""
+    `webhook-timestamp`, `webhook-signature`). The service retries a delivery for about 32 hours, until a 2xx response.
+    """
     parts.outbound.check(body.url)
     if len(parts.webhooks.all(tenant)) >= _MAX_WEBHOOKS:
         raise Conflict(f"The limit of {_MAX_WEBHOOKS} webhooks is reached. Delete one first.")

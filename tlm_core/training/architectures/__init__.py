@@ -26,5 +26,5 @@ def architecture_of(shape: Shape) -> Architecture:
 
 
 def scratch_shape(model: Model, vocab: int, labels: int) -> Shape:
-    """Return the shape for training from scratch by a recipe's model part."""
+    """Return the shape of a model that a job trains from scratch. model: the recipe's part."""
     return architecture_named(model.architecture).scratch_shape(model, vocab, labels)

@@ -78,7 +78,7 @@ class Architecture(ABC):
 
     @abstractmethod
     def scratch_shape(self, model: Model, vocab: int, labels: int) -> Shape:
-        """Return the shape for training from scratch by a recipe's model part."""
+        """Return the shape of a model that a job trains from scratch. model: the recipe's part."""
 
     @abstractmethod
     def published_shape(self, config: Config, source: str) -> Shape:
@@ -114,7 +114,10 @@ class Architecture(ABC):
         return 4 * shape.hidden**2 + self.feed_forward_matrices * shape.hidden * shape.intermediate
 
     def layer_floats(self, shape: Shape, maps: int) -> int:
-        """Return the number of activations of one layer for one position. maps: number of attention maps and masks."""
+        """Return the number of activations of one layer for one position.
+
+        maps: number of attention maps and masks, each with `max_length` values for a position.
+        """
         return 8 * shape.hidden + self.feed_forward_matrices * shape.intermediate + maps * shape.max_length
 
     def exported_parameters(self, shape: Shape) -> int:
@@ -135,7 +138,7 @@ class Architecture(ABC):
         return 2 if self.gated and ".mlp_in." in name else 1
 
     def matrices(self, shape: Shape) -> dict[tuple[int, int], int]:
-        """Return how many encoder matrices of each size there are (those that Muon trains)."""
+        """Return the number of encoder matrices by their size (rows, columns). Muon trains these matrices."""
         square, wide = (shape.hidden, shape.hidden), (shape.intermediate, shape.hidden)
         counts = {square: 4 * shape.layers}
         counts[wide] = counts.get(wide, 0) + self.feed_forward_matrices * shape.layers
