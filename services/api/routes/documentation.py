@@ -38,14 +38,10 @@ def documentation(request: Request, path: str) -> Response:
     """Return a page of docs/, by its name with or without `.md`, or an image of a page."""
     if not path:
         return RedirectResponse("/docs")
-    root = _root()
-    file = (root / path).resolve()
-    if file.is_relative_to(root):
-        if file.suffix in _IMAGES and file.is_file():
+    if file := _file(path):
+        if file.suffix in _IMAGES:
             return FileResponse(file, media_type=_IMAGES[file.suffix], headers=_HEADERS)
-        page = file.with_name(file.name.removesuffix(".md") + ".md")
-        if page.is_file():
-            return HTMLResponse(_rendered(page), headers=_HEADERS)
+        return HTMLResponse(_rendered(file), headers=_HEADERS)
     if "text/html" in request.headers.get("accept", ""):
         return HTMLResponse(_missing(), 404, headers=_HEADERS)
     raise HTTPException(404, f"The documentation has no page '{path[:80]}'. /docs/{_PAGES[0]} links to all pages.")
@@ -72,6 +68,18 @@ def _root() -> Path:
             f"The documentation is missing: neither {first} nor {second} exists. Reinstall the service."
         )
     return root
+
+
+def _file(path: str) -> Path | None:
+    """Return the page or image of docs/ at `path`, or None."""
+    root = _root()
+    try:
+        file = (root / path).resolve()
+        if file.suffix not in _IMAGES:
+            file = file.with_name(file.name.removesuffix(".md") + ".md")
+        return file if file.is_relative_to(root) and file.is_file() else None
+    except (OSError, ValueError):  # The path is too long, or contains a null character.
+        return None
 
 
 @cache

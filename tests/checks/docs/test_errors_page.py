@@ -114,6 +114,10 @@ def test_only_files_of_the_documentation_are_served() -> None:
         "nothing",
         "plots/../../README",
         "errors.md.md",
+        "%00",
+        "a%00.png",
+        "a" * 300,
+        "a" * 300 + ".png",
     ):
         assert client.get(f"/docs/{path}").status_code == 404, path
 
