@@ -194,7 +194,8 @@ class Deliverer:
             self._enabled(tenant)
         while self._queue_page():
             pass
-        due = self._redis.zrangebyscore(_DUE, "-inf", self._clock(), start=0, num=_PAGE)
+        # Read all due deliveries. Those of a slow endpoint wait, so they could fill a page of any size.
+        due = self._redis.zrangebyscore(_DUE, "-inf", self._clock())
         spent: dict[str, float] = {}
         for name in due:
             hook = name.partition("/")[0]

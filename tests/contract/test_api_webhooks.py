@@ -153,6 +153,28 @@ def test_silent_endpoint_does_not_delay_others(harness: WebhookHarness) -> None:
     assert [request.headers["Host"] for request in harness.received].count("alive.example.com") == 21
 
 
+def test_backlog_of_a_slow_endpoint_does_not_delay_others(harness: WebhookHarness) -> None:
+    hooks, jobs = harness.gateway.parts.webhooks, harness.gateway.parts.jobs
+    hooks.add(T, "https://slow.example.com/", ("job.cancelled",))
+
+    def answer(request: httpx.Request) -> int:
+        harness.now += 10 * (request.headers["Host"] == "slow.example.com")
+        return 204
+
+    def cancelled_jobs(count: int) -> None:
+        for _ in range(count):
+            jobs.cancel(T, jobs.submit(T, make_spec(), make_resolved())[0].id)
+
+    harness.answer = answer
+    cancelled_jobs(250)
+    harness.deliverer.round()
+    hooks.add(T, "https://alive.example.com/", ("job.cancelled",))
+    cancelled_jobs(1)
+    harness.deliverer.round()
+    hosts = [request.headers["Host"] for request in harness.received]
+    assert hosts == ["slow.example.com", "slow.example.com", "alive.example.com"]
+
+
 def test_killed_deliverer_loses_no_event(harness: WebhookHarness) -> None:
     hook(harness)
     for _ in range(3):
