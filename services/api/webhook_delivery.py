@@ -43,6 +43,7 @@ BACKOFF = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400)
 _LEASE_SECONDS = 30
 _MAX_ENDPOINT_SECONDS = 5.0  # per round; then the other deliveries to this endpoint wait for the next round
 _PAGE = 200
+_GONE = 410  # the status of an endpoint that wants no more events
 _LOGGED_ATTEMPTS = 20
 _DUE, _BODIES, _CURSOR, _LEASE = (f"{PREFIX}:webhook:{name}" for name in ("due", "bodies", "cursor", "lease"))
 
@@ -102,10 +103,6 @@ class Webhooks:
         if not pipe.execute()[0]:
             raise _missing(hook_id)
 
-    def disable(self, tenant: str, hook: Webhook, reason: str) -> None:
-        changed = hook.model_copy(update={"disabled": reason})
-        self._redis.hset(key(tenant, "webhooks"), hook.id, changed.model_dump_json())
-
     def secret(self, tenant: str, hook_id: str) -> str:
         return str(self._redis.hget(key(tenant, "webhook-secrets"), hook_id) or "")
 
@@ -113,10 +110,23 @@ class Webhooks:
         """Return the latest attempts, newest first."""
         return list(_readable(hook_id, self._redis.lrange(key(tenant, "webhook-log", hook_id), 0, -1)))
 
-    def log_attempt(self, tenant: str, hook_id: str, attempt: WebhookAttempt) -> None:
-        name = key(tenant, "webhook-log", hook_id)
-        pipe = self._redis.pipeline().lpush(name, attempt.model_dump_json())
-        pipe.ltrim(name, 0, _LOGGED_ATTEMPTS - 1).execute()
+    def log_attempt(self, tenant: str, hook: Webhook, attempt: WebhookAttempt) -> None:
+        """Store an attempt, and disable the endpoint if it responded with 410. Ignore an endpoint that was deleted."""
+        hooks, attempts = key(tenant, "webhooks"), key(tenant, "webhook-log", hook.id)
+
+        def store(pipe: Pipeline) -> None:
+            if not self._redis.hexists(hooks, hook.id):
+                return
+            pipe.multi()
+            pipe.lpush(attempts, attempt.model_dump_json())
+            pipe.ltrim(attempts, 0, _LOGGED_ATTEMPTS - 1)
+            if attempt.status == _GONE:
+                disabled = hook.model_copy(update={"disabled": "The endpoint responded with 410 Gone."})
+                pipe.hset(hooks, hook.id, disabled.model_dump_json())
+
+        # If the endpoint is deleted during `store`, the deletion changes `hooks`, which Redis watches. Then `store`
+        # runs again.
+        self._redis.transaction(store, hooks)
 
 
 def _job_of(delivery: str) -> str:
@@ -283,15 +293,13 @@ class Deliverer:
             return
         status, error = self._send(hook, delivery)
         delivered = status is not None and 200 <= status < 300
-        final = delivered or status == 410 or delivery.number > len(BACKOFF)
+        final = delivered or status == _GONE or delivery.number > len(BACKOFF)
         next_at = None if final else self._clock() + BACKOFF[delivery.number - 1]
         attempt = WebhookAttempt(
             message=delivery.message, type=delivery.type, at=self._clock(), number=delivery.number, status=status,
             error=error, next_at=next_at,
         )  # fmt: skip
-        self._hooks.log_attempt(delivery.tenant, hook.id, attempt)
-        if status == 410:
-            self._hooks.disable(delivery.tenant, hook, "The endpoint responded with 410 Gone.")
+        self._hooks.log_attempt(delivery.tenant, hook, attempt)
         if next_at is None:
             self._drop(name)
             return

@@ -249,6 +249,21 @@ def test_gone_endpoint_is_disabled(harness: WebhookHarness, api: TestClient) -> 
     assert "410" in api.get(f"/v1/webhooks/{hook_id}").json()["disabled"]
 
 
+def test_webhook_deleted_during_its_delivery_stays_deleted(harness: WebhookHarness, api: TestClient) -> None:
+    hook_id, _ = hook(harness)
+
+    def delete(_: httpx.Request) -> int:
+        harness.gateway.parts.webhooks.remove(T, hook_id)
+        return 410
+
+    harness.answer = delete
+    harness.gateway.parts.jobs.finish(harness.job(), "a", {})
+    harness.deliverer.round()
+    assert len(harness.received) == 1
+    assert api.get("/v1/webhooks").json()["data"] == []
+    assert harness.gateway.client.keys("*webhook-log*") == []
+
+
 def test_webhook_secret_is_returned_once(harness: WebhookHarness, api: TestClient) -> None:
     answer = api.post("/v1/webhooks", json={"url": "https://93.184.216.34/x", "events": ["job.failed"]})
     assert answer.status_code == 201, answer.text
