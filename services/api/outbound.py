@@ -6,9 +6,11 @@ hosts of the private network through this service.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 import httpx
 
@@ -26,44 +28,73 @@ def resolve(host: str, port: int) -> list[str]:
 class Outbound:
     """Posts to user-defined endpoints. private: allow plain http and private addresses.
 
-    transport, resolve: replace the network and the resolver in tests.
+    seconds: limit of the whole `post`. transport, resolve: replace the network and the resolver in tests.
     """
 
     def __init__(
-        self, *, private: bool, transport: httpx.BaseTransport | None = None, resolve: Resolve = resolve
+        self,
+        *,
+        private: bool,
+        seconds: float = 10.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+        resolve: Resolve = resolve,
     ) -> None:
         self._private = private
+        self._seconds = seconds
+        self._transport = transport
         self._resolve = resolve
-        self._http = httpx.Client(timeout=10.0, transport=transport, trust_env=False, follow_redirects=False)
+        self._tls = httpx.create_ssl_context(trust_env=False)
 
     def check(self, url: str) -> None:
         """Raise InvalidRequest for a URL that `post` would refuse. A host that does not resolve now is accepted."""
-        parsed = _parsed(url)
+        parsed = self._parsed(url)
+        with suppress(OSError):
+            self._address(parsed)
+
+    def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> tuple[int | None, str | None]:
+        """Send a request. Return (status, None), or (None, error) without a response.
+
+        Redirects are not followed, and the body of the response is not read.
+        """
+        try:
+            return asyncio.run(self._post(url, body, headers)), None
+        except TimeoutError:
+            return None, f"The endpoint did not respond within {self._seconds:g} s."
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, InvalidRequest) as error:
+            return None, str(error) or type(error).__name__
+
+    async def _post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
+        # A timeout of httpx limits each read, but not the sum of many slow reads. Only the limit for `connect` is
+        # necessary: if asyncio cancels a TLS handshake, httpx does not close the connection.
+        timeout = httpx.Timeout(None, connect=self._seconds / 2)
+        async with (
+            asyncio.timeout(self._seconds),
+            httpx.AsyncClient(verify=self._tls, timeout=timeout, transport=self._transport, trust_env=False) as client,
+        ):
+            parsed = self._parsed(url)
+            # Connect to the checked address: a second look-up could return another address.
+            target = parsed.copy_with(host=self._address(parsed))
+            all_headers = {**headers, "Host": parsed.netloc.decode("ascii")}
+            extensions = {"sni_hostname": parsed.host}
+            async with client.stream(
+                "POST", target, content=body, headers=all_headers, extensions=extensions
+            ) as response:
+                return response.status_code
+
+    def _parsed(self, url: str) -> httpx.URL:
+        """Return the parsed URL. Raises InvalidRequest if its form is not allowed."""
+        try:
+            parsed = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise InvalidRequest(f"Invalid URL '{url[:200]}': {error}. Expected https://HOST/PATH.") from error
+        if not parsed.host:
+            raise InvalidRequest(f"Invalid URL '{url[:200]}'. It has no host. Expected https://HOST/PATH.")
         if parsed.scheme != "https" and not (self._private and parsed.scheme == "http"):
             schemes = "http:// or https://" if self._private else "https://"
             raise InvalidRequest(f"Invalid webhook URL '{url[:200]}'. It must begin with {schemes}.")
         if parsed.userinfo:
             raise InvalidRequest("The webhook URL contains a user or password. Remove this part of the URL.")
-        try:
-            self._address(parsed)
-        except OSError:
-            return
-
-    def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> tuple[int | None, str | None]:
-        """Send a request. Return (status, None), or (None, error) without a response. Redirects are not followed."""
-        try:
-            self.check(url)
-            parsed = _parsed(url)
-            # Connect to the checked address: a second look-up could return another address.
-            target = parsed.copy_with(host=self._address(parsed))
-            all_headers = {**headers, "Host": parsed.netloc.decode("ascii")}
-            extensions = {"sni_hostname": parsed.host}
-            with self._http.stream(
-                "POST", target, content=body, headers=all_headers, extensions=extensions
-            ) as response:
-                return response.status_code, None
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, InvalidRequest) as error:
-            return None, str(error) or type(error).__name__
+        return parsed
 
     def _address(self, url: httpx.URL) -> str:
         """Return the first address of a host. Raises InvalidRequest if any address is private, OSError without one."""
@@ -90,13 +121,3 @@ def _is_public(text: str) -> bool:
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
     return address.is_global and not address.is_multicast
-
-
-def _parsed(url: str) -> httpx.URL:
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise InvalidRequest(f"Invalid URL '{url[:200]}': {error}. Expected https://HOST/PATH.") from error
-    if not parsed.host:
-        raise InvalidRequest(f"Invalid URL '{url[:200]}'. It has no host. Expected https://HOST/PATH.")
-    return parsed

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -59,6 +63,30 @@ def test_request_uses_the_checked_address() -> None:
     (request,) = seen
     assert (request.url.host, request.url.raw_path) == ("93.184.216.34", b"/a?b=c")
     assert (request.headers["host"], request.extensions["sni_hostname"]) == ("example.com:8443", "example.com")
+
+
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [(b"HTTP/1.1 200 OK\r\nX: ", (None, "The endpoint did not respond within 4 s.")),
+     (b"HTTP/1.1 200 OK\r\n\r\n", (200, None))],
+)  # fmt: skip
+def test_endless_response_ends_within_the_limit(first: bytes, expected: tuple[int | None, str | None]) -> None:
+    closed = threading.Event()
+
+    def drip(server: socket.socket) -> None:
+        connection = server.accept()[0]
+        with connection, suppress(OSError):
+            connection.sendall(first)
+            while True:
+                connection.sendall(b"x")
+                time.sleep(0.05)
+        closed.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=drip, args=(server,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        assert Outbound(private=True, seconds=4).post(url, b"{}", {}) == expected
+        assert closed.wait(20)
 
 
 def test_host_that_moves_to_a_private_address_gets_no_request() -> None:
