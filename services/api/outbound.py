@@ -18,6 +18,9 @@ from tlm_core.errors import InvalidRequest
 
 Resolve = Callable[[str, int], Sequence[str]]
 
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_UNICAST = ipaddress.IPv6Network("2000::/3")  # all public IPv6 addresses, except those that embed an IPv4 address
+
 
 def resolve(host: str, port: int) -> list[str]:
     """Return the addresses of a host. Raises OSError, and UnicodeError for an invalid name."""
@@ -75,7 +78,7 @@ class Outbound:
             # Connect to the checked address: a second look-up could return another address.
             target = parsed.copy_with(host=self._address(parsed))
             all_headers = {**headers, "Host": parsed.netloc.decode("ascii")}
-            extensions = {"sni_hostname": parsed.host}
+            extensions = {"sni_hostname": _host(parsed)}
             async with client.stream(
                 "POST", target, content=body, headers=all_headers, extensions=extensions
             ) as response:
@@ -85,22 +88,24 @@ class Outbound:
         """Return the parsed URL. Raises InvalidRequest if its form is not allowed."""
         try:
             parsed = httpx.URL(url)
-        except httpx.InvalidURL as error:
+            if not parsed.host:  # A name that begins with xn-- is decoded here.
+                raise InvalidRequest(f"Invalid URL '{url[:200]}'. It has no host. Expected https://HOST/PATH.")
+        except (httpx.InvalidURL, UnicodeError) as error:
             raise InvalidRequest(f"Invalid URL '{url[:200]}': {error}. Expected https://HOST/PATH.") from error
-        if not parsed.host:
-            raise InvalidRequest(f"Invalid URL '{url[:200]}'. It has no host. Expected https://HOST/PATH.")
         if parsed.scheme != "https" and not (self._private and parsed.scheme == "http"):
             schemes = "http:// or https://" if self._private else "https://"
             raise InvalidRequest(f"Invalid webhook URL '{url[:200]}'. It must begin with {schemes}.")
         if parsed.userinfo:
             raise InvalidRequest("The webhook URL contains a user or password. Remove this part of the URL.")
+        if parsed.port is not None and not 1 <= parsed.port <= 65_535:
+            raise InvalidRequest(f"Invalid port {parsed.port} in the webhook URL. Use a port from 1 to 65535.")
         return parsed
 
     def _address(self, url: httpx.URL) -> str:
         """Return the first address of a host. Raises InvalidRequest if any address is private, OSError without one."""
         port = url.port or (443 if url.scheme == "https" else 80)
         try:
-            addresses = self._resolve(url.host, port)
+            addresses = self._resolve(_host(url), port)
         except UnicodeError as error:
             raise InvalidRequest(
                 f"Invalid host name '{url.host[:200]}'. Each part between dots must have 1 to 63 characters."
@@ -116,8 +121,18 @@ class Outbound:
         return addresses[0]
 
 
+def _host(url: httpx.URL) -> str:
+    """Return the host in ASCII. Python would encode a Unicode name by IDNA 2003, which can be another domain."""
+    return url.raw_host.decode("ascii")
+
+
 def _is_public(text: str) -> bool:
+    """Return whether an address is public. The embedded IPv4 address decides, if there is one."""
     address = ipaddress.ip_address(text.split("%", 1)[0])
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
+    if isinstance(address, ipaddress.IPv6Address):
+        nat64 = ipaddress.IPv4Address(address.packed[-4:]) if address in _NAT64 else None
+        embedded = address.ipv4_mapped or address.sixtofour or nat64
+        if embedded is None:
+            return address in _UNICAST and address.is_global
+        address = embedded
     return address.is_global and not address.is_multicast

@@ -286,6 +286,7 @@ def test_webhook_secret_is_returned_once(harness: WebhookHarness, api: TestClien
         {"url": "https://169.254.169.254/latest"},
         {"url": "https://[::1]/x"},
         {"url": "http://93.184.216.34/x"},
+        {"url": "https://xn--a/x"},
         {"url": "https://93.184.216.34/x", "events": ["job.danced"]},
         {"url": "https://93.184.216.34/x", "events": []},
     ],

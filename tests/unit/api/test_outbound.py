@@ -33,12 +33,18 @@ def at(*addresses: str, private: bool = False, seen: list[httpx.Request] | None 
 @pytest.mark.parametrize(
     "address",
     ["127.0.0.1", "10.0.0.7", "192.168.1.1", "172.16.0.1", "169.254.169.254", "0.0.0.0", "100.64.0.1", "::1", "fc00::1",
-     "fe80::1%eth0", "::ffff:127.0.0.1", "224.0.0.1", "255.255.255.255"],
+     "fe80::1%eth0", "::ffff:127.0.0.1", "224.0.0.1", "255.255.255.255", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::1",
+     "::7f00:1", "::ffff:0:7f00:1", "2001:0:4136:e378:8000:63bf:f5ff:fff8", "fec0::1", "ff0e::1"],
 )  # fmt: skip
 def test_private_address_is_refused_even_next_to_a_public_one(address: str) -> None:
     with pytest.raises(InvalidRequest, match="has the private address"):
         at("93.184.216.34", address).check("https://example.com/hook")
     at("93.184.216.34", address, private=True).check("http://example.com/hook")
+
+
+@pytest.mark.parametrize("address", ["2606:4700::1111", "::ffff:93.184.216.34", "64:ff9b::5db8:d822"])
+def test_public_ipv6_address_is_accepted(address: str) -> None:
+    at(address).check("https://example.com/hook")
 
 
 @pytest.mark.parametrize(
@@ -47,6 +53,16 @@ def test_private_address_is_refused_even_next_to_a_public_one(address: str) -> N
 )
 def test_url_must_be_plain_https(url: str) -> None:
     with pytest.raises(InvalidRequest):
+        at("93.184.216.34").check(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [("https://xn--a/", "Invalid URL 'https://xn--a/'"), ("https://example.com:0/", "Invalid port 0"),
+     ("https://example.com:99999/", "Invalid port 99999")],
+)  # fmt: skip
+def test_invalid_host_or_port_is_refused(url: str, reason: str) -> None:
+    with pytest.raises(InvalidRequest, match=reason):
         at("93.184.216.34").check(url)
 
 
@@ -63,6 +79,22 @@ def test_request_uses_the_checked_address() -> None:
     (request,) = seen
     assert (request.url.host, request.url.raw_path) == ("93.184.216.34", b"/a?b=c")
     assert (request.headers["host"], request.extensions["sni_hostname"]) == ("example.com:8443", "example.com")
+
+
+def test_host_is_encoded_by_idna_2008() -> None:
+    hosts, seen = list[str](), list[httpx.Request]()
+
+    def resolve(host: str, _: int) -> Sequence[str]:
+        hosts.append(host)
+        return ["93.184.216.34"]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(204)
+
+    Outbound(private=False, transport=httpx.MockTransport(answer), resolve=resolve).post("https://faß.de/", b"", {})
+    names = [*hosts, seen[0].headers["host"], seen[0].extensions["sni_hostname"]]
+    assert set(names) == {"xn--fa-hia.de"}  # not fass.de, another domain
 
 
 @pytest.mark.parametrize(
