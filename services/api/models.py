@@ -10,11 +10,13 @@ from itertools import islice
 from typing import cast
 
 import redis
+from redis.client import Pipeline
 
 from services.api.job_artifacts import artifact_of
+from services.common.job_reads import has_alias
 from services.common.jobstore import JobStore
 from services.common.redis_client import key
-from tlm_core.errors import Conflict, NotFound
+from tlm_core.errors import NotFound
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
 from tlm_core.wire import FinishedModel, Page
@@ -66,8 +68,15 @@ class Models:
 
     def put_alias(self, tenant: str, alias: str, job_id: str) -> FinishedModel:
         """Point a new or existing alias to the model of a job. Raises NotFound or NotReady, as `get` does."""
-        self.get(tenant, job_id)
-        self._redis.hset(key(tenant, "aliases"), alias, job_id)
+
+        def point(pipe: Pipeline) -> None:
+            self.get(tenant, job_id)
+            pipe.multi()
+            pipe.hset(key(tenant, "aliases"), alias, job_id)
+
+        # If the job is deleted during `point`, the deletion changes the record, which Redis watches. Then `point` runs
+        # again.
+        self._redis.transaction(point, key(tenant, "job", job_id))
         return self.get(tenant, job_id)
 
     def delete_alias(self, tenant: str, alias: str) -> None:
@@ -82,10 +91,7 @@ class Models:
     def check_unused(self, tenant: str, job_id: str) -> None:
         """Raise Conflict if an alias points to the job."""
         if aliases := self.aliases_of(tenant, job_id):
-            raise Conflict(
-                f"Cannot delete job {job_id}, because the alias '{aliases[0]}' points to it. "
-                f"Delete the alias with `tlm alias {aliases[0]} --delete`, or point it to another job."
-            )
+            raise has_alias(job_id, aliases[0])
 
 
 def _view(job: JobRecord, aliases: dict[str, str]) -> FinishedModel:

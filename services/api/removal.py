@@ -53,7 +53,6 @@ def delete_job(parts: Parts, job: JobRecord) -> None:
     Raises IllegalTransition while the job is unfinished, and Conflict while an alias points to it. If a job submitted
     at the same time reuses one of the artifacts, it detects the missing files and computes them again.
     """
-    parts.models.check_unused(job.tenant, job.id)
     _delete_job(parts.jobs, parts.artifacts, job)
 
 
@@ -130,13 +129,14 @@ def _remove(jobs: JobStore, artifacts: ArtifactStore, removal: Removal) -> None:
     for folder in removal.folders:
         artifacts.delete(folder)
     _remove_unshared(jobs, artifacts, removal)
-    has_more = removal.with_jobs
+    after, has_more = None, removal.with_jobs
     while has_more:
-        page, has_more = jobs.list_jobs(removal.tenant, datasets=[removal.id], limit=100)
+        page, has_more = jobs.list_jobs(removal.tenant, datasets=[removal.id], after=after, limit=100)
         for job in page:
-            with suppress(NotFound):  # Another gateway may run the same removal.
+            # Another gateway may run the same removal. A job whose model has received an alias stays.
+            with suppress(NotFound, Conflict):
                 _delete_job(jobs, artifacts, job)
-        has_more = has_more and bool(page)
+        after, has_more = (page[-1].id, has_more) if page else (None, False)
 
 
 def _remove_unshared(jobs: JobStore, artifacts: ArtifactStore, removal: Removal) -> None:

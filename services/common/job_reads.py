@@ -33,7 +33,7 @@ from services.common.redis_client import (
 )
 from tlm_core.artifacts.hashing import digest_of
 from tlm_core.artifacts.manifest import ManifestRef
-from tlm_core.errors import NotFound, UnreadableRecord
+from tlm_core.errors import Conflict, NotFound, UnreadableRecord
 from tlm_core.jobs.spec import MAX_PRIORITY, Event, JobRecord, JobSpec, Resolved
 from tlm_core.jobs.states import TERMINAL, State
 from tlm_core.training.recipe import resolve
@@ -442,3 +442,11 @@ def queue_of(priority: int) -> str:
 def no_job(job_id: str) -> NotFound:
     """Return the error for an unknown job."""
     return NotFound(f"No job '{job_id}'. List the jobs to see their ids.")
+
+
+def has_alias(job_id: str, alias: str) -> Conflict:
+    """Return the error for the deletion of a job that has an alias."""
+    return Conflict(
+        f"Cannot delete job {job_id}, because the alias '{alias}' points to it. "
+        f"Delete the alias with `tlm alias {alias} --delete`, or point it to another job."
+    )

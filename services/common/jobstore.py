@@ -21,7 +21,7 @@ import redis
 from pydantic import BaseModel, ConfigDict
 
 from services.common.history import History, packed
-from services.common.job_reads import OBSTACLE_SECONDS, JobReads, no_job, read_report
+from services.common.job_reads import OBSTACLE_SECONDS, JobReads, has_alias, no_job, read_report
 from services.common.logs import request_id
 from services.common.redis_client import (
     FEED,
@@ -435,12 +435,13 @@ class JobStore(JobReads):
     def delete(self, job: JobRecord, removal: Removal) -> None:
         """Delete a finished job with its events, metrics, and logs, and record what remains to be deleted.
 
-        Raises IllegalTransition or NotFound.
+        Raises IllegalTransition, NotFound, or Conflict while an alias points to the job.
         """
         tenant = job.tenant
         own_keys = (key(tenant, name, job.id) for name in ("job", "events", "metrics", "logs", "job-artifacts"))
         mark = key(tenant, "deleted", job.id)
-        keys = [*own_keys, REMOVALS, key(tenant, "names"), mark, *_indexes(tenant, job.spec, job.resolved)]
+        keys = [*own_keys, REMOVALS, key(tenant, "names"), mark, key(tenant, "aliases")]
+        keys += _indexes(tenant, job.spec, job.resolved)
         keys += [key(tenant, "state", state) for state in sorted(TERMINAL)]
         args: list[str | float] = [
             job.id,
@@ -452,6 +453,8 @@ class JobStore(JobReads):
         match self._run("delete", keys, args):
             case ["missing"]:
                 raise no_job(job.id)
+            case ["alias", alias]:
+                raise has_alias(job.id, alias)
             case ["state", state]:
                 first = "Wait until it is cancelled" if state == State.CANCELLING else "Cancel it"
                 raise IllegalTransition(f"Job {job.id} is {state}. {first} before you delete it.", state=state)

@@ -222,6 +222,56 @@ def test_dataset_is_deleted_with_its_jobs_on_request(api: TestClient, gateway: G
     assert not any((gateway.root / "storage/default").rglob("manifest.json"))
 
 
+def test_alias_is_refused_if_its_job_is_deleted_meanwhile(
+    api: TestClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id, jobs = failed_job(api, gateway, up_to="export"), gateway.parts.jobs
+    job, read, reads = jobs.get(T, job_id), jobs.get, list[str]()
+
+    def get(tenant: str, name: str) -> JobRecord:
+        record = read(tenant, name)
+        reads.append(name)
+        if len(reads) == 1:
+            jobs.delete(job, Removal(T, job_id))
+        return record
+
+    monkeypatch.setattr(jobs, "get", get)
+    assert api.put("/v1/models/mail@production", json={"job": job_id}).status_code == 404
+    assert gateway.parts.models.aliases(T) == {}
+
+
+def test_job_that_receives_an_alias_during_its_deletion_stays(
+    api: TestClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id, delete = failed_job(api, gateway, up_to="export"), gateway.parts.jobs.delete
+
+    def alias_and_delete(job: JobRecord, removal: Removal) -> None:
+        gateway.parts.models.put_alias(T, "mail@production", job.id)
+        delete(job, removal)
+
+    monkeypatch.setattr(gateway.parts.jobs, "delete", alias_and_delete)
+    refused = api.delete(f"/v1/jobs/{job_id}")
+    assert (refused.status_code, "alias 'mail@production' points to it" in refused.text) == (409, True)
+    assert api.get("/v1/models/mail@production").json()["job"] == job_id
+    assert gateway.parts.jobs.removals() == {}
+
+
+def test_deletion_of_a_dataset_spares_a_job_with_a_new_alias(
+    api: TestClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_ids = [failed_job(api, gateway, up_to="export", seeds=[seed]) for seed in range(2)]
+    drop = gateway.parts.jobs.drop_dataset
+
+    def alias_and_drop(*args: Any) -> None:
+        gateway.parts.models.put_alias(T, "mail@production", job_ids[1])
+        drop(*args)
+
+    monkeypatch.setattr(gateway.parts.jobs, "drop_dataset", alias_and_drop)
+    assert api.delete("/v1/datasets/toy?with_jobs=true").status_code == 204
+    assert [job["id"] for job in api.get("/v1/jobs").json()["data"]] == [job_ids[1]]
+    assert gateway.parts.jobs.removals() == {}
+
+
 class UndeletableStorage(ArtifactStore):
     """A storage that cannot delete files."""
 
