@@ -143,9 +143,9 @@ class TicketOptimizer(FlatOptimizer):
     A zero gradient is not enough, because weight decay and momentum also change weights.
     """
 
-    def __init__(self, model: SharedModel, recipe: Optimizer) -> None:
+    def __init__(self, model: SharedModel, recipe: Optimizer, precision: str = "fp32") -> None:
         tasks = [f"task{number}" for number in range(len(model.masks))]
-        super().__init__(model, recipe, ("encoder", *tasks))
+        super().__init__(model, recipe, ("encoder", *tasks), precision=precision)
         self._model = model
         parameters = dict(model.named_parameters())
         self._outside: list[Tensor] = []  # for each task, buffer indices of the weights outside its ticket
@@ -211,7 +211,7 @@ def share(ctx: StageContext[ShareParams]) -> dict[str, Any]:
     model = SharedModel(models, masks)
     # A limit of steps applies to each task, so that a large task does not reduce the steps of a small one.
     steps = [finetune.steps(len(prepared.split("train"))) for prepared in tasks]
-    optimizer = TicketOptimizer(model, finetune.optimizer)
+    optimizer = TicketOptimizer(model, finetune.optimizer, params.precision)
     trainer = Trainer(
         ctx=ctx,
         model=model,

@@ -221,6 +221,24 @@ def test_share_stage_trains_models_for_each_task(parts: list[Prepared], tmp_path
         assert predict(model, prepared.split("test"), prepared, device=CPU).shape == (len(prepared.split("test")), 3)
 
 
+def test_muon_shares_in_the_precision_of_the_recipe(
+    parts: list[Prepared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    types = set()
+
+    def recorded(matrices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        types.add(dtype)
+        return matrices
+
+    monkeypatch.setattr("tlm_core.training.optim.orthogonalize", recorded)
+    recipe = recipe_of("modernbert", "muon").model_copy(update={"precision": "bf16"})
+    inputs = {f"prepared.{number}": prepared.folder for number, prepared in enumerate(parts)}
+    finetune = recipe.finetune.model_copy(update={"max_steps": 1, "evaluations": 1})
+    recipe = recipe.model_copy(update={"finetune": finetune})
+    run_stage(SHARE, inputs, ShareParams.of(recipe, 3, tickets=MASKS), tmp_path / "shared")
+    assert types == {torch.bfloat16}
+
+
 def test_merging_rejects_equal_names_and_several_languages(tmp_path: Path) -> None:
     task = Task.read(made_task(tmp_path / "task", (12, 4, 4)))
     with pytest.raises(InvalidRequest, match="labels clash"):
