@@ -67,7 +67,7 @@ def ticket(ctx: StageContext[TicketParams]) -> dict[str, object]:
     model, before = start(ctx)
 
     def flops(batch: Batch) -> float:
-        saved = spared_flops(model.shape, mask, len(batch.rows), batch.tokens.shape[1])
+        saved = spared_flops(model.shape, mask, batch.size, batch.tokens.shape[1])
         return step_flops(model.shape, batch) - saved
 
     meta = tune(ctx, sliced(model, mask), before, flops=flops)

@@ -15,7 +15,7 @@ from tlm_core.training.params import CardRecipe
 from tlm_core.training.recipe import OWN_STARTS, Recipe
 from tlm_core.training.stage import Stage
 
-TICKET = Stage("ticket", "tlm_core.compression.ticket_stages:ticket", 3, TicketParams, parallel=True)
+TICKET = Stage("ticket", "tlm_core.compression.ticket_stages:ticket", 4, TicketParams, parallel=True)
 PHASES = Stage("phases", "tlm_core.compression.phases:phases", 13, PhasesParams)
 
 

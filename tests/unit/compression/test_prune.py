@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from tests.unit.studies.local_plan import check_resume, make_job, read_report, r
 from tests.unit.training.made import made_task, tiny
 from tests.unit.training.test_published import published
 from tests.unit.training.test_regression import made_regression
+from tlm_core.compression import ticket_stages
 from tlm_core.compression.masks import Importance, Mask, one_shot
 from tlm_core.compression.params import CheckEncoderParams, ImportanceParams
 from tlm_core.compression.sliced import load_sliced
@@ -32,6 +33,7 @@ from tlm_core.serving import load_model
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task
 from tlm_core.training.local import LocalReporter, run_stage
+from tlm_core.training.prepared import Batch, Prepared, task_batch
 from tlm_core.training.stage import StopRequested
 
 RECIPE = tiny(joint__budget__steps=8, finetune__epochs=2, finetune__evaluations=2, precision="fp32", model__heads=4)
@@ -91,6 +93,23 @@ def test_ticket_costs_less_than_dense_model(done: Mapping[str, Path]) -> None:
         for name in ("finetune.s0", "ticket.winning.l0.25.s0", "ticket.winning.l0.5.s0")
     ]
     assert flops[0] > flops[1] > flops[2]
+
+
+def test_flops_of_a_ticket_do_not_depend_on_the_number_of_workers(
+    done: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tuned(*_: object, flops: Callable[[Batch], float]) -> dict[str, object]:
+        prepared = Prepared(done["prepare"])
+        alone, shared = (
+            task_batch(prepared.split("train"), np.arange(60), prepared, share=share)
+            for share in (None, lambda rows: (0, rows // 3))
+        )
+        assert len(shared.rows) < len(alone.rows) and flops(shared) == flops(alone) > 0
+        return {}
+
+    monkeypatch.setattr(ticket_stages, "tune", tuned)
+    node = plan_of(JOB).node("ticket.winning.l0.5.s0")
+    run_stage(node.stage, {name: done[source] for name, source in node.inputs.items()}, node.params, tmp_path / "out")
 
 
 def test_curves_contain_every_ticket_and_dense_model(report: dict[str, Any]) -> None:
