@@ -14,9 +14,9 @@ SELECT = Stage("select", "", 5, params.SelectParams, Place.RETRIEVER)
 # A linear model needs no torch.
 BASELINE = Stage("baseline", "tlm_core.linear.linear_stages:baseline", 5, BaselineParams, needs_torch=False)
 SELF_TRAIN = Stage(
-    "self_train", "tlm_core.linear.linear_stages:self_train_stage", 9, SelfTrainParams, needs_torch=False
+    "self_train", "tlm_core.linear.linear_stages:self_train_stage", 10, SelfTrainParams, needs_torch=False
 )
-REFIT_LINEAR = Stage("refit_linear", "tlm_core.linear.linear_stages:refit_linear", 2, BaselineParams, needs_torch=False)
+REFIT_LINEAR = Stage("refit_linear", "tlm_core.linear.linear_stages:refit_linear", 3, BaselineParams, needs_torch=False)
 EVALUATE_LINEAR = Stage(
     "evaluate_linear", "tlm_core.linear.linear_stages:evaluate_linear", 5, BaselineParams, needs_torch=False
 )

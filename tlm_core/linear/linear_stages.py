@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from tlm_core.evaluation.summary import REFIT
 from tlm_core.linear.fit import Setting, fit, solve
 from tlm_core.linear.graph import write_linear
 from tlm_core.linear.model import Features, LinearModel, rows_of
-from tlm_core.linear.ngrams import FAMILIES
+from tlm_core.linear.ngrams import FAMILIES, words_and_blanks
 from tlm_core.linear.params import MOST_PIECES, BaselineParams, SelfTrainParams
 from tlm_core.linear.pieces import write_pieces
 from tlm_core.linear.self_training import Pool, pieces_of, self_train
@@ -182,11 +184,17 @@ def _labeled(model: LinearModel, pieces: Sequence[str], temperature: float) -> O
 
 def _pieces(selection: Path, task: Task) -> list[str]:
     """Return pieces of the selected passages, as long as the median train text, at most MOST_PIECES."""
-    words = max(5, int(np.median([len(text.split()) for text in task.texts("train")])))
+    words = max(5, int(np.median([len(words_and_blanks(text)) for text in task.texts("train")])))
+    # The pieces of a whole corpus exceed the memory. So the first pass only counts them.
+    total = sum(1 for _ in _all_pieces(selection, words))
+    step = max(1, math.ceil(total / MOST_PIECES))
+    return list(islice(_all_pieces(selection, words), 0, None, step))
+
+
+def _all_pieces(selection: Path, words: int) -> Iterator[str]:
     with open_parquet(selection / "passages.parquet") as file:
         batches = file.iter_batches(columns=["text"])
-        pieces = list(pieces_of((text for batch in batches for text in batch["text"].to_pylist()), words))
-    return pieces[:: len(pieces) // MOST_PIECES + 1]
+        yield from pieces_of((text for batch in batches for text in batch["text"].to_pylist()), words)
 
 
 def top_ngrams(model: LinearModel, task: Task) -> dict[str, list[str]]:

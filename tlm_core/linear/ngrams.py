@@ -41,11 +41,20 @@ _UNSPACED = (
 )
 # A run of one bracket, such as the entity mark [[, is one word.
 _WORD = re.compile(rf"\[+|\]+|<+|>+|\{{+|\}}+|[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
+_WORD_AND_BLANKS = re.compile(rf"(?:[{_UNSPACED}]|[^\s{_UNSPACED}]+)\s*")
 
 
 def split_words(text: str) -> list[str]:
     """Return the words, punctuation marks and, in unspaced scripts, characters of a lowercase text."""
     return _WORD.findall(text)
+
+
+def words_and_blanks(text: str) -> list[str]:
+    """Return the words of a text, each with its punctuation and the blanks after it.
+
+    In unspaced scripts, each character is a word.
+    """
+    return _WORD_AND_BLANKS.findall(text)
 
 
 def _parts(row: Row, start_words: int, marks: Marks) -> Row:

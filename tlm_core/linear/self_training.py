@@ -20,7 +20,7 @@ from tlm_core.evaluation.bootstrap import paired_difference
 from tlm_core.evaluation.combine import Outputs, log_softmax
 from tlm_core.linear.fit import Setting, support_vectors
 from tlm_core.linear.model import Features, LinearModel, rows_of
-from tlm_core.linear.ngrams import FAMILIES, Row
+from tlm_core.linear.ngrams import FAMILIES, Row, words_and_blanks
 from tlm_core.linear.params import CANDIDATES, MOST_LABELED, ROUNDS
 from tlm_core.tasks.metrics import METRICS
 from tlm_core.tasks.task import Task
@@ -55,12 +55,13 @@ class SelfTrained:
 
 
 def pieces_of(passages: Iterable[str], words: int) -> Iterator[str]:
-    """Cut each passage into equal pieces of about `words` words."""
+    """Cut each passage into equal pieces of about `words` words; see `words_and_blanks`."""
     for passage in passages:
-        tokens = passage.split()
+        tokens = words_and_blanks(passage)
         count = max(1, round(len(tokens) / words))
         for number in range(count):
-            yield " ".join(tokens[len(tokens) * number // count : len(tokens) * (number + 1) // count])
+            piece = "".join(tokens[len(tokens) * number // count : len(tokens) * (number + 1) // count])
+            yield " ".join(piece.split())
 
 
 def self_train(

@@ -10,16 +10,17 @@ from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import f1_score
 
-from tests.unit.training.made import made_task
+from tests.unit.training.made import made_selection, made_task
 from tlm_core.evaluation.bootstrap import Difference
 from tlm_core.evaluation.combine import log_softmax
 from tlm_core.jobs.nodes import PlanInputs
 from tlm_core.kinds import train
-from tlm_core.linear import self_training
+from tlm_core.linear import linear_stages, self_training
 from tlm_core.linear.fit import fit
 from tlm_core.linear.model import Features, LinearModel, read_alphabet, rows_of
 from tlm_core.linear.ngrams import FAMILIES, START_WORDS, Alphabet, Ngrams, split_words
@@ -202,6 +203,55 @@ def test_instant_job_returns_the_linear_model(tmp_path: Path) -> None:
 
 def test_passages_are_cut_into_equal_pieces() -> None:
     assert list(pieces_of(["a b c d e f", "g", "h i j"], 3)) == ["a b c", "d e f", "g", "h i j"]
+
+
+def test_text_without_spaces_is_cut_between_characters() -> None:
+    assert list(pieces_of(["我们 提出新的方法。", "ab c"], 3)) == ["我们 提", "出新的", "方法。", "ab c"]
+
+
+def task_and_passages(folder: Path, text: str, passage: str, count: int) -> tuple[Task, Path]:
+    """Return a task of equal texts, and the folder of a selection of equal passages."""
+    selection = made_selection(folder / "selection", count)
+    table = pq.read_table(selection / "passages.parquet")
+    place = table.column_names.index("text")
+    pq.write_table(table.set_column(place, "text", pa.array([passage] * count)), selection / "passages.parquet")
+    return Task.read(write_task(folder / "task", [text] * 4, [0, 1, 0, 1], ("a", "b"))), selection
+
+
+def test_pieces_are_as_long_as_texts_without_spaces(tmp_path: Path) -> None:
+    task, selection = task_and_passages(tmp_path, "我们提出方法", "机器翻译系统" * 4, 2)
+    assert linear_stages._pieces(selection, task) == ["机器翻译系统"] * 8
+
+
+@pytest.mark.parametrize(("limit", "numbers"), [(11, range(10)), (10, range(10)), (9, range(0, 10, 2))])
+def test_pieces_beyond_the_limit_are_skipped_evenly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, numbers: range
+) -> None:
+    task, selection = task_and_passages(tmp_path, "a b c d e", "", 1)
+    monkeypatch.setattr(linear_stages, "MOST_PIECES", limit)
+    monkeypatch.setattr(linear_stages, "pieces_of", lambda *_: map(str, range(10)))
+    assert linear_stages._pieces(selection, task) == list(map(str, numbers))
+
+
+class Counted(str):
+    """A text that counts how many of its kind exist at once."""
+
+    alive = highest = 0
+
+    def __init__(self, _: object) -> None:
+        Counted.alive += 1
+        Counted.highest = max(Counted.highest, Counted.alive)
+
+    def __del__(self) -> None:
+        Counted.alive -= 1
+
+
+def test_pieces_beyond_the_limit_use_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, selection = task_and_passages(tmp_path, "a b c d e", "", 1)
+    monkeypatch.setattr(linear_stages, "MOST_PIECES", 10)
+    monkeypatch.setattr(linear_stages, "pieces_of", lambda *_: map(Counted, range(1000)))
+    assert len(linear_stages._pieces(selection, task)) == 10
+    assert Counted.highest < 20
 
 
 def test_confident_pieces_are_chosen_by_the_shares_of_the_labels() -> None:
