@@ -37,7 +37,7 @@ from tlm_core.linear.model import Features, LinearModel, rows_of
 from tlm_core.linear.ngrams import FAMILIES, words_and_blanks
 from tlm_core.linear.params import MOST_PIECES, BaselineParams, SelfTrainParams
 from tlm_core.linear.pieces import write_pieces
-from tlm_core.linear.self_training import Pool, pieces_of, self_train
+from tlm_core.linear.self_training import Pool, piece_count, pieces_of, self_train
 from tlm_core.parquet import open_parquet
 from tlm_core.serving import MODEL, copy_model, write_metadata
 from tlm_core.tasks.task import LABELED, Task
@@ -162,18 +162,20 @@ def refit_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
     for name, first in models.items():
         if first.is_copy:
             continue
-        began, setting = time.monotonic(), Setting(**first.facts["setting"])
+        began, facts, setting = time.monotonic(), dict(first.facts), Setting(**first.facts["setting"])
         ctx.report.event("refit", model=name)
         if fitted is not None:  # `name` is SELF_TRAINED
             pieces = _pieces(ctx.inputs["selection"], task)
             teacher = _labeled(fitted, pieces, first.facts["temperature"])
-            total = int(first.facts["pieces"])
-            model = Pool.of(rows, targets.astype(np.int64), pieces, teacher, setting, total).student(total).model
+            most = piece_count(max(map(float, first.facts["amounts"])), len(rows))
+            pool = Pool.of(rows, targets.astype(np.int64), pieces, teacher, setting, most)
+            student = pool.student(piece_count(first.facts["amount"], len(rows)))
+            model, facts["pieces"] = student.model, len(student.chosen)
         else:
             features, sequences = Features.learn(rows, list(FAMILIES)[: setting.families], setting.start_words)
             model = fitted = LinearModel(features, *solve(task, features.matrix(sequences), targets, setting))
         (ctx.out / name).mkdir()
-        _write_linear(ctx.out / name, task, model, _outputs(model, task, tests), dict(first.facts), name, began)
+        _write_linear(ctx.out / name, task, model, _outputs(model, task, tests), facts, name, began)
     return {}
 
 

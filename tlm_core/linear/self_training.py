@@ -81,7 +81,7 @@ def self_train(
     rows, train = rows_of(task, "train"), task.targets("train").astype(np.int64)
     most = MOST_LABELED / len(train)  # larger amounts give the same pieces
     positive = sorted({min(amount, most) for amount in amounts if amount})
-    totals = [round(amount * len(train)) for amount in positive]
+    totals = [piece_count(amount, len(train)) for amount in positive]
     pool = Pool.of(rows, train, pieces, teacher, setting, max(totals, default=0))
     validation = pool.features.encode(rows_of(task, "validation"))
     with ThreadPoolExecutor(os.cpu_count()) as threads:
@@ -99,6 +99,11 @@ def self_train(
         if difference is not None and difference.value <= least * difference.error:
             best = 0.0
     return SelfTrained(best, scores, students.get(best), separable)
+
+
+def piece_count(amount: float, rows: int) -> int:
+    """Return how many pieces a student of `rows` rows learns from. amount: pieces per row."""
+    return min(round(amount * rows), MOST_LABELED)
 
 
 def separability(rows: Sequence[Row], pieces: Sequence[str]) -> float:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from safetensors.torch import load_file
 
-from tests.unit.training.made import LABELS, made_task, run_chain, tiny
+from tests.unit.training.made import LABELS, made_selection, made_task, run_chain, tiny
 from tlm_core.artifacts import MANIFEST
 from tlm_core.evaluation.report import REPORT, LinearResult
 from tlm_core.evaluation.summary import BEHIND
+from tlm_core.linear.params import BaselineParams, SelfTrainParams
+from tlm_core.linear.self_training import Pool, Student
 from tlm_core.serving import load_model as load_served
-from tlm_core.stages import EVALUATE, REFIT
+from tlm_core.stages import BASELINE, EVALUATE, REFIT, REFIT_LINEAR, SELF_TRAIN
 from tlm_core.tasks.task import Task, task_schema
 from tlm_core.training.card import model_card
 from tlm_core.training.local import LocalReporter, run_stage
@@ -144,6 +147,28 @@ def test_batches_of_two_splits_have_the_texts_of_both(tmp_path: Path, pair: bool
     assert batch.sources()[0].startswith("train/validation:")
     if pair:
         assert both.second is not None and len(both.second) == 42
+
+
+def test_refit_requests_the_chosen_amount_of_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = {"task": made_task(tmp_path / "task", (40, 20, 10)), "selection": made_selection(tmp_path / "selection")}
+    for stage, params in ((BASELINE, BaselineParams()), (SELF_TRAIN, SelfTrainParams(amounts=(0.5, 1.0)))):
+        inputs[stage.name] = run_stage(stage, inputs, params, tmp_path / stage.name)
+    facts, pools, students = LinearResult.read(inputs["self_train"]).facts, list[int](), list[int]()
+    pool_of, student_of = Pool.of, Pool.student
+
+    def recorded_pool(*args: Any) -> Pool:
+        pools.append(args[-1])
+        return pool_of(*args)
+
+    def recorded_student(pool: Pool, total: int) -> Student:
+        students.append(total)
+        return student_of(pool, total)
+
+    monkeypatch.setattr(Pool, "of", recorded_pool)
+    monkeypatch.setattr(Pool, "student", recorded_student)
+    out = run_stage(REFIT_LINEAR, inputs, BaselineParams(), tmp_path / "out")
+    assert (pools, students) == ([60], [60 * facts["amount"]])
+    assert facts["pieces"] < LinearResult.read(out / "self_trained").facts["pieces"] <= 60 * facts["amount"] + 1
 
 
 def test_copies_of_validation_texts_do_not_count_in_test(chain: Mapping[str, Path]) -> None:
