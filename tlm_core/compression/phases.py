@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 
 from tlm_core.compression.masks import Mask
 from tlm_core.compression.params import PhasesParams, ticket_name
 from tlm_core.compression.sliced import MASK, load_sliced, parameters, widened
 from tlm_core.evaluation.combine import LINEAR
-from tlm_core.evaluation.report import LinearResult, Report, gain, report_meta, total_cost
+from tlm_core.evaluation.report import Cost, LinearResult, Report, gain, report_meta, total_cost
 from tlm_core.studies.measure import compare_graphs, encoder_onnx, token_batches
 from tlm_core.studies.outputs import Table, speed_in_words, write_outputs
 from tlm_core.studies.plot import Curve
@@ -45,12 +46,11 @@ def phases(ctx: StageContext[PhasesParams]) -> dict[str, object]:
     report["dense"] = {**dense["models"]["encoder"], "cost": dense["cost"]}
     report["models"][LINEAR] = dense["models"][LINEAR]
     report |= {name: dense[name] for name in ("linear", "suspects") if name in dense}
+    report["cost"] = total_cost([dense["cost"], *_ticket_costs(ctx.inputs, params)])
     linear = LinearResult.read(ctx.inputs["baseline"]).outputs["test"]
     sides = [outputs[f"test.s{seed}"] for seed in seeds], [linear]
     report["gain"] = gain(task, report, ("the super ticket", "the linear model"), *sides) | {"against": LINEAR}
     report["curves"] = curves
-    tickets = [ticket_name(which, level, seed) for which in params.tickets for level in params.levels for seed in seeds]
-    report["sweep_cost"] = total_cost([{"tickets": read_history(ctx.inputs[name])["cost"]} for name in tickets])
     model, mask = load_sliced(folders[report["best_seed"]])
     report["super_ticket"] = {"level": best["level"], "mask": mask.as_dict(), **parameters(model.shape, mask)}
     write_export(ctx.out, model, widened(weights(model), model.shape, mask), prepared, task, report, params.recipe)
@@ -87,6 +87,12 @@ def _point(which: str, level: float, weights_left: float, folders: list[Path]) -
     point = {"ticket": which, "level": level, "weights_left": weights_left, "validation": scores}
     reason = {"reason": over["reason"]} if "reason" in over else {}
     return {**point, "mean": over["mean"], "spread": over["std"], **reason}
+
+
+def _ticket_costs(inputs: Mapping[str, Path], params: PhasesParams) -> list[Cost]:
+    """Return the cost of finetuning each ticket, under the name `tickets`."""
+    names = product(params.tickets, params.levels, params.seeds)
+    return [{"tickets": read_history(inputs[ticket_name(*name)])["cost"]} for name in names]
 
 
 def words(report: Report) -> str:

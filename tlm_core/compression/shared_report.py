@@ -35,8 +35,8 @@ DISTANCE = 0.2  # between the systems of one task in the plot; the distance betw
 def shared_report(ctx: StageContext[SeedsParams]) -> dict[str, object]:
     """Write `report.json`, `scores.csv` and `plot.svg`. It tests each seed's models once, on all test sets.
 
-    Inputs: `merged`, `task.{number}`, `baseline.{number}`, `prepared.{number}`, `alone.{number}.s{seed}`,
-    `multi_task.s{seed}`, `tickets.s{seed}`.
+    Inputs: `merged` and `prepared` of all tasks, `task.{number}`, `baseline.{number}`, `prepared.{number}`,
+    `alone.{number}.s{seed}`, `multi_task.s{seed}`, `tickets.s{seed}`.
     """
     merged = json.loads((ctx.inputs["merged"] / MERGE).read_text(encoding="utf-8"))
     seeds = ctx.params.seeds
@@ -121,11 +121,14 @@ def _weights_left(folder: Path, tasks: int) -> list[float]:
 
 
 def _cost(inputs: Mapping[str, Path], tasks: int, seeds: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Return the cost of the linear models and of each system's finetuning, without the joint stage that all share."""
+    """Return the cost of `prepare`, of the joint stage, of each system's finetuning, and of the linear models."""
     nodes = [("alone", f"alone.{number}.s{seed}") for number in range(tasks) for seed in seeds]
     nodes += [(system, f"{system}.s{seed}") for system in SYSTEMS[1:] for seed in seeds]
+    joint = [read_history(inputs[f"alone.0.s{seed}"])["joint"] for seed in seeds]  # All systems start from it.
+    shared = [{"prepare": Prepared(inputs["prepared"]).facts["cost"]}, *({"joint": cost} for cost in joint if cost)]
     linear = [{LINEAR: LinearResult.read(inputs[f"baseline.{number}"]).facts["cost"]} for number in range(tasks)]
-    return total_cost([*({system: read_history(inputs[name])["cost"]} for system, name in nodes), *linear])
+    systems = [{system: read_history(inputs[name])["cost"]} for system, name in nodes]
+    return total_cost([*shared, *systems, *linear])
 
 
 def words(report: Report) -> str:

@@ -406,11 +406,16 @@ def over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def total_cost(costs: Sequence[Cost]) -> dict[str, dict[str, float]]:
-    """Return FLOPs, tokens, seconds and GPU-seconds of each stage, summed over `costs`, and of all stages (`total`)."""
+    """Return FLOPs, tokens, seconds and GPU-seconds of each stage, summed over `costs`, and of all stages (`total`).
+
+    A `total` in `costs` does not count.
+    """
     stages: dict[str, dict[str, float]] = {}
     total: dict[str, float] = {}
     for cost in costs:
         for stage, numbers in cost.items():
+            if stage == "total":
+                continue
             for target in (stages.setdefault(stage, {}), total):
                 for name, value in numbers.items():
                     target[name] = target.get(name, 0.0) + value

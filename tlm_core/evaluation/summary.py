@@ -107,14 +107,15 @@ def sentences(report: Report) -> list[str]:
 def training_time(report: Report) -> str:
     """Return the training time in words: the sum over all stages and seeds.
 
-    With several seeds, add the time that passes if they train side by side.
+    If a `train` job has several seeds, add the time that passes if they train side by side. The seeds of a study list
+    the cost of one of its models only.
     """
     total = report["cost"].get("total", {}).get("seconds")
     if total is None:
         return "training time unknown"
     seeds = [sum(stage["seconds"] for stage in entry.get("cost", {}).values()) for entry in report.get("seeds", ())]
     words = f"{time_in_words(total)} of training"
-    if len(seeds) < 2 or not any(seeds):
+    if "kind" in report or len(seeds) < 2 or not any(seeds):
         return words
     together = total - sum(seeds) + max(seeds)
     return f"{words}, {together / 60:.1f} minutes on the clock if the {len(seeds)} seeds train side by side"

@@ -32,7 +32,7 @@ from tlm_core.training.stage import Place, Stage
 MERGE = Stage("merge", "tlm_core.tasks.merge:merge_stage", 3, MergeParams, Place.COORDINATOR)
 PART = Stage("part", "tlm_core.compression.sharing:part", 3, PartParams)
 SHARE = Stage("share", "tlm_core.compression.sharing:share", 5, ShareParams, parallel=True)
-SHARED_REPORT = Stage("shared_report", "tlm_core.compression.shared_report:shared_report", 10, SeedsParams)
+SHARED_REPORT = Stage("shared_report", "tlm_core.compression.shared_report:shared_report", 11, SeedsParams)
 
 
 class ShareTicketsOptions(KindOptions):
@@ -156,8 +156,9 @@ def plan(inputs: PlanInputs[ShareTicketsOptions]) -> Plan:
     trained: list[Node] = []
     for seed in seeds:
         trained += _one_seed(recipe, inputs.options, tickets, seed, parts)
-    gathered = {"merged": "merge", **tasks, **parts, **{node.name: node.name for node in baselines}}
-    gathered |= {node.name: node.name for node in trained if node.stage in (FINETUNE, SHARE)}
+    gathered = {"merged": "merge", "prepared": "prepare", **tasks, **parts}
+    models = [*baselines, *(node for node in trained if node.stage in (FINETUNE, SHARE))]
+    gathered |= {node.name: node.name for node in models}
     last = Node("report", SHARED_REPORT, SeedsParams(seeds=seeds), gathered, group=gather_group(seeds))
     return Plan((*nodes, *group_by_seed(trained, seeds), last), report="report", model="export")
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tlm_core.evaluation.report import total_cost
 from tlm_core.evaluation.summary import MAJORITY, REFIT, ModelRow, model_rows, refit_in_words, returned_model, sentences
 from tlm_core.selection.selectors import SELECTORS
 from tlm_core.tasks.metrics import METRICS, scores_shown
@@ -225,17 +224,15 @@ def _lengths(facts: Facts) -> list[str]:
 
 
 def _costs(report: Facts) -> list[str]:
-    """Return the cost of the weights; for a super ticket, the cost of the dense model and of all tickets."""
-    costs, lines = report["cost"], ["Summed over all seeds."]
+    """Return the cost of the job's training by stage."""
+    lines = ["Summed over all seeds."]
     if "super_ticket" in report:
-        parts = (report["dense"]["cost"], report["sweep_cost"])
-        costs = total_cost([{name: cost for name, cost in part.items() if name != "total"} for part in parts])
         lines = [
             "Summed over all seeds. `tickets` is the finetuning of all tickets, `finetune` that of the dense model.",
             "The cost of measuring importance is not included.",
         ]
     lines += ["", "| stage | FLOPs | tokens | seconds | GPU-seconds |", "|---|---|---|---|---|"]
-    for stage, cost in costs.items():
+    for stage, cost in report["cost"].items():
         flops, tokens = f"{cost['flops']:.3g}", f"{cost['tokens']:,.0f}"
         lines.append(f"| {stage} | {flops} | {tokens} | {cost['seconds']:.1f} | {cost['gpu_seconds']:.1f} |")
     return lines

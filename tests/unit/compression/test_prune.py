@@ -35,6 +35,7 @@ from tlm_core.tasks.task import Task
 from tlm_core.training.local import LocalReporter, run_stage
 from tlm_core.training.prepared import Batch, Prepared, task_batch
 from tlm_core.training.stage import StopRequested
+from tlm_core.training.state import read_history
 
 RECIPE = tiny(joint__budget__steps=8, finetune__epochs=2, finetune__evaluations=2, precision="fp32", model__heads=4)
 JOB = make_job(RECIPE, kind="prune", seeds=(0, 1), options={"levels": [0.25, 0.5], "tickets": ["winning", "losing"]})
@@ -144,6 +145,17 @@ def test_linear_model_is_reported_beside_the_ticket(done: Mapping[str, Path], re
     assert report["gain"]["words"] not in sentences(report), "The summary already states it."
 
 
+def test_cost_of_the_whole_job_includes_dense_model_and_tickets(
+    done: Mapping[str, Path], report: dict[str, Any]
+) -> None:
+    tickets = [read_history(folder)["cost"]["seconds"] for name, folder in done.items() if name.startswith("ticket.")]
+    dense = read_report(done["evaluate"])["cost"]
+    assert len(tickets) == 8 and set(dense) >= {"baseline", "prepare", "joint", "finetune"}
+    assert report["cost"]["total"]["seconds"] == pytest.approx(dense["total"]["seconds"] + sum(tickets))
+    assert report["gain"]["seconds"] == report["cost"]["total"]["seconds"]
+    assert "The whole job took" in report["words"] and "on the clock" not in report["words"]
+
+
 def test_super_ticket_is_best_winning_ticket_on_validation(report: dict[str, Any]) -> None:
     winning = [point for point in report["curves"] if point["ticket"] == "winning"]
     best = max(point["mean"] for point in winning)
@@ -177,7 +189,7 @@ def test_model_card_describes_pruning_and_total_cost(done: Mapping[str, Path], r
     assert f"holds the remaining {ticket['left']:,} parameters" in card
     assert f"size ({ticket['full']:,}), with zeros for the removed parts" in card
     stages = ("prepare", "joint", "finetune")
-    flops = [report["dense"]["cost"][stage]["flops"] for stage in stages] + [report["sweep_cost"]["tickets"]["flops"]]
+    flops = [report["dense"]["cost"][stage]["flops"] for stage in stages] + [report["cost"]["tickets"]["flops"]]
     assert f"| tickets | {flops[-1]:.3g} |" in card and f"| total | {sum(flops):.3g} |" in card
 
 
@@ -228,7 +240,7 @@ def test_published_encoder_is_pruned_at_rates_that_validation_selects(
     costs = {key: sum(entry["cost"]["flops"] for name, entry in history.items() if key in name and ".lr" in name)
              for key in ("finetune", "ticket")}  # fmt: skip
     assert report["dense"]["cost"]["finetune"]["flops"] == pytest.approx(costs["finetune"])
-    assert report["sweep_cost"]["tickets"]["flops"] == pytest.approx(costs["ticket"])
+    assert report["cost"]["tickets"]["flops"] == pytest.approx(costs["ticket"])
     assert report["seeds"][0]["chosen"]["lr"] in rates
     assert (done["ticket.winning.l0.25.s0"] / "mask.json").exists()
     stock = AutoModelForSequenceClassification.from_pretrained(str(done["phases"] / "model"))

@@ -37,6 +37,7 @@ from tlm_core.training.local import run_stage
 from tlm_core.training.objective import Workers, accumulate_gradient, loss_sums
 from tlm_core.training.params import FinetuneParams, PrepareParams, SeedsParams
 from tlm_core.training.prepared import FinetuneBatches, Prepared, task_batch
+from tlm_core.training.state import read_history
 
 MASKS = (
     Mask(((True, False, False, True), (True,) * 4), (False, True)),
@@ -297,7 +298,10 @@ def test_job_compares_systems_and_interrupted_training_equals_uninterrupted(
     for system in ("alone", "multi_task", "tickets"):
         values = [[task[system]["seeds"][seed]["test"]["value"] for task in report["tasks"]] for seed in (0, 1)]
         assert report["average"][system]["mean"] == pytest.approx(np.mean(values))
-        assert set(report["cost"]) == {"alone", "multi_task", "tickets", "linear", "total"}
+        assert set(report["cost"]) == {"prepare", "joint", "alone", "multi_task", "tickets", "linear", "total"}
+    joint = [read_history(done[f"joint.s{seed}"])["cost"]["seconds"] for seed in (0, 1)]
+    assert report["cost"]["joint"]["seconds"] == pytest.approx(sum(joint))
+    assert report["cost"]["prepare"] == Prepared(done["prepare"]).facts["cost"]
     linear = [LinearResult.read(done[f"baseline.{number}"]).outputs["test"].argmax(axis=1) for number in (0, 1)]
     task = Task.read(tmp_path / "task")
     scores = [score(task.label_ids("test"), guess, 3, "macro_f1")["value"] for guess in linear]
@@ -336,7 +340,7 @@ def test_further_test_sets_are_merged_and_scored(tmp_path: Path) -> None:
     recipe = recipe_of("modernbert")
     sources = {"task": tmp_path / "merged"}
     sources["prepared"] = run_stage(PREPARE, sources, PrepareParams.of(recipe), tmp_path / "prepared")
-    inputs = {"merged": tmp_path / "merged"}
+    inputs = {"merged": tmp_path / "merged", "prepared": sources["prepared"]}
     finetune = FinetuneParams.of(recipe, 0)
     for number in range(2):
         out = run_stage(PART, sources, PartParams(number=number), tmp_path / f"part{number}")

@@ -64,6 +64,12 @@ def test_time_of_several_seeds_is_also_given_on_the_clock() -> None:
     assert training_time({"cost": {}}) == "training time unknown"
 
 
+def test_time_of_a_study_is_only_the_sum_over_its_models() -> None:
+    seeds = [{"cost": {"finetune": {"seconds": 60.0}}}] * 2  # of one model of the study
+    study = {"kind": "learning_curve", "cost": {"total": {"seconds": 400.0}}, "seeds": seeds}
+    assert training_time(study) == "6.7 minutes of training"
+
+
 def test_missing_test_score_is_no_number() -> None:
     returned = {"model": "encoder", "seeds": [3], "reason": "", "scores": {"test": {"macro_f1": None}}}
     assert sentences(report() | {"returned": returned})[0] == "model.onnx is the encoder of seed 3: no test score."

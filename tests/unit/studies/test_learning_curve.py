@@ -92,6 +92,7 @@ def test_report_states_the_gain_of_the_bilstm_over_the_linear_model(report: dict
     assert report["gain"]["value"] == pytest.approx(bilstm - linear)
     assert report["gain"]["low"] <= report["gain"]["value"] <= report["gain"]["high"]
     assert report["words"].endswith(report["gain"]["words"]) and "the BiLSTM is" in report["gain"]["words"]
+    assert report["gain"]["seconds"] == report["cost"]["total"]["seconds"] and "on the clock" not in report["words"]
 
 
 def test_linear_model_is_fitted_on_the_subset_of_each_seed(done: Mapping[str, Path], report: dict[str, Any]) -> None:
