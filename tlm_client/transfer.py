@@ -158,9 +158,14 @@ def check_not_empty(files: Sequence[tuple[str | None, Path]]) -> None:
 
 
 def next_part(handle: IO[bytes], upload: Upload) -> tuple[bytes, dict[str, str]]:
-    """Return the bytes and the headers of the part of `handle` that the gateway expects next."""
+    """Return the bytes and the headers of the part of `handle` that the gateway expects next.
+
+    The part is empty if the upload is complete. Raises InvalidRequest if the file has become too short.
+    """
     handle.seek(upload.offset)
     part = handle.read(min(_PART_BYTES, upload.part_bytes))
+    if not part and upload.offset < upload.size:
+        raise InvalidRequest(f"The file {handle.name} became shorter during the upload. Upload it again.")
     last = upload.offset + len(part) - 1
     return part, {
         "Content-Range": f"bytes {upload.offset}-{last}/{upload.size}",

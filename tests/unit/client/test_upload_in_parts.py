@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.client.gateway import client_of, dataset_view, problem
-from tlm_core.errors import InvalidDataset, StorageFull, Unavailable
+from tlm_core.errors import InvalidDataset, InvalidRequest, StorageFull, Unavailable
 
 CONTENT = bytes(range(256)) * 300
 
@@ -89,6 +89,21 @@ def test_upload_fails_after_a_long_outage(file: Path) -> None:
 
     with client_of(unavailable, tries=1) as client, pytest.raises(Unavailable, match="Repeat the upload later"):
         client.add_dataset("toy", {"train": file}, in_parts_from=1)
+
+
+def test_file_that_shrinks_during_the_upload_is_an_error(file: Path) -> None:
+    server, methods = PartServer(), []
+
+    def shrinks(request: httpx.Request) -> httpx.Response:
+        methods.append(request.method)
+        assert len(methods) < 10, "The client repeats requests without an end."
+        if len(server.received) == 20_000:
+            file.write_bytes(CONTENT[:20_000])
+        return server(request)
+
+    with client_of(shrinks) as client, pytest.raises(InvalidRequest, match=r"train\.csv became shorter.* again"):
+        client.add_dataset("toy", {"train": file}, in_parts_from=1)
+    assert server.deleted == 1
 
 
 def test_rejected_dataset_leaves_no_upload(file: Path) -> None:
