@@ -52,11 +52,13 @@ def predict_file(
     text = text_column or _default_text(known.get("text"), columns)
     pair_column = pair_column or (known.get("text_pair") if known.get("text_pair") in columns else None)
     _check_columns(table, columns, known, {"--text-column": text, "--pair-column": pair_column})
-    rows, texts, pairs = tee(_rows(table, records, [text, pair_column] if pair_column else [text]), 3)
+    needed = [text, pair_column] if pair_column else [text]
+    # An iterator that nothing reads would store the whole file in memory.
+    rows, texts, *pairs = tee(_rows(table, records, needed), 1 + len(needed))
     predictions = client.predict_many(
         model,
         (str(row[text]) for row in texts if not _is_blank(row, text)),
-        (str(row[pair_column] or "") for row in pairs if not _is_blank(row, text)) if pair_column else None,
+        (str(row[pair_column] or "") for row in pairs[0] if not _is_blank(row, text)) if pair_column else None,
         min_confidence=min_confidence,
     )
     count = blank = 0

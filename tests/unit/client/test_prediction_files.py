@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import tracemalloc
 from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
@@ -138,6 +139,17 @@ def test_blank_text_gets_an_empty_prediction(tmp_path: Path) -> None:
     assert classified(path) == 4
     assert [row["prediction"] for row in rows_of(path)] == ["a", "", "", "a"]
     assert NOTES == ["2 blank texts without a prediction"]
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text("id,text\n" + f"7,{'word ' * 400}\n" * 3000, encoding="utf-8")
+    tracemalloc.start()
+    try:
+        assert classified(path) == 3000
+        assert tracemalloc.get_traced_memory()[1] < path.stat().st_size / 2
+    finally:
+        tracemalloc.stop()
 
 
 def test_damaged_text_is_refused_with_its_row(tmp_path: Path) -> None:
