@@ -16,7 +16,8 @@ HUB = "hub:"
 HUB_NAME = r"[A-Za-z0-9][\w.-]*"
 # A model of the hub in a recipe; the oldest models have no owner.
 MODEL = rf"{HUB}({HUB_NAME}/)?{HUB_NAME}(@[^\s@:]+)?"
-JOB_ID = r"job_[0-9a-z]{19}"
+ID_DIGITS = r"[0-9a-z]{19}"  # end of each id that `new_id` returns
+JOB_ID = rf"job_{ID_DIGITS}"
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 

@@ -26,11 +26,12 @@ from tlm_core.artifacts import storage_errors, temporary_folder
 from tlm_core.artifacts.mark import deadline
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import Conflict, InvalidRequest, NotFound
-from tlm_core.names import new_id
+from tlm_core.names import ID_DIGITS, new_id
 from tlm_core.wire import Upload
 
 PART_BYTES = 32 << 20
 _EXPIRES_SECONDS = 3 * 86_400
+_ID = re.compile(rf"upl_{ID_DIGITS}")
 _RANGE = re.compile(r"bytes (\d{1,16})-(\d{1,16})/(\d{1,16})", re.ASCII)
 
 
@@ -67,7 +68,8 @@ class Uploads:
 
     def get(self, tenant: str, upload_id: str) -> Upload:
         """Return an upload. Raises NotFound."""
-        fields = self._redis.hgetall(_key(tenant, upload_id))
+        # Another text could name another key, such as the list of the parts of an upload.
+        fields = self._redis.hgetall(_key(tenant, upload_id)) if _ID.fullmatch(upload_id) else {}
         if not fields:
             raise _unknown(upload_id)
         return _upload(upload_id, fields)

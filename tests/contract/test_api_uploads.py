@@ -168,6 +168,18 @@ def test_uploads_with_equal_names_become_one_corpus(api: TestClient) -> None:
     assert api.post("/v1/corpora/from-uploads", json={"name": "d/x", "files": ids}).status_code in (404, 422)
 
 
+def test_other_text_than_an_id_names_no_upload(api: TestClient) -> None:
+    upload_id = begin(api)
+    assert put(api, upload_id, 0, 999).status_code == 200
+    for text in (f"{upload_id}:parts", f"{upload_id}%0A", "%2e%2e"):
+        for method in ("GET", "DELETE"):
+            answer = api.request(method, f"/v1/uploads/{text}")
+            assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), text
+    body = {"name": "toy", "files": {"train": f"{upload_id}:parts"}}
+    assert api.post("/v1/datasets/from-uploads", json=body).status_code == 404
+    assert api.get(f"/v1/uploads/{upload_id}").json()["offset"] == 1000
+
+
 def test_dataset_version_has_number_and_digest(api: TestClient) -> None:
     first = upload(api).json()
     second = upload(api, train=TRAIN + "more film,pos\n").json()
