@@ -14,8 +14,10 @@ FORMS = {ALIAS: "NAME@NAME, such as reviews@production", NOT_BLANK: "a text that
 HUB = "hub:"
 # An owner or a repository of the hub: never a path that leads out of a folder.
 HUB_NAME = r"[A-Za-z0-9][\w.-]*"
+_CONTROL = r"\x00-\x1f\x7f"  # characters that no path and no revision has
 # A model of the hub in a recipe; the oldest models have no owner.
-MODEL = rf"{HUB}({HUB_NAME}/)?{HUB_NAME}(@[^\s@:]+)?"
+MODEL = rf"{HUB}({HUB_NAME}/)?{HUB_NAME}(@[^\s{_CONTROL}@:]+)?"
+MODEL_FOLDER = rf"/[^{_CONTROL}]+"
 ID_DIGITS = r"[0-9a-z]{19}"  # end of each id that `new_id` returns
 JOB_ID = rf"job_{ID_DIGITS}"
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"

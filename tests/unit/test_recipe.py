@@ -98,6 +98,8 @@ def test_published_encoder_caps_default_rates_only() -> None:
         ({"model.heads": 5}, "heads"),
         ({"joint.budget.steps": 0}, "joint.budget.steps"),
         ({"tokenizer.source": "whatever"}, "tokenizer.source"),
+        ({"tokenizer.source": "/models/\0", "model.init": "/models/\0"}, "(?s)tokenizer.source.*model.init"),
+        ({"tokenizer.source": "hub:a/b@\x7f", "model.init": "hub:a/b@\0"}, "(?s)tokenizer.source.*model.init"),
         ({"selection.selector": "tfidf"}, "selection.selector"),
         ({"selection.selector": "whole", "selection.query": "rake"}, "'whole' does not use 'query'"),
         ({"selection.selector": "given", "selection.unique_terms": True}, "'given' does not use 'unique_terms'"),

@@ -27,7 +27,7 @@ from tlm_core.jobs.spec import KindOptions, PlanInputs
 from tlm_core.jobs.ticket_nodes import check_encoder
 from tlm_core.kinds.kind import FormField, Kind
 from tlm_core.linear.params import BaselineParams
-from tlm_core.names import MODEL
+from tlm_core.names import MODEL, MODEL_FOLDER
 from tlm_core.stages import EVALUATE, EVALUATE_LINEAR
 from tlm_core.studies.params import (
     LSTM,
@@ -63,7 +63,7 @@ class LearningCurveOptions(KindOptions):
     models: tuple[CurveModel, ...] = Field(("bilstm", "encoder", "tlm"), min_length=1)
     lstm: LSTM = LSTM()
     pretrained: str | None = Field(
-        None, pattern=rf"^({MODEL}|/.+)$", description="hub:OWNER/NAME[@REVISION] or a folder"
+        None, pattern=rf"^({MODEL}|{MODEL_FOLDER})$", description="hub:OWNER/NAME[@REVISION] or a folder"
     )
     unlabelled: bool = Field(False, description="TLM queries with all train texts instead of the subset's")
     margin: float = Field(0.01, ge=0, lt=1, description="difference in accuracy at which two models count as equal")

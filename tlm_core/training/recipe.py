@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tlm_core.errors import InvalidRecipe
-from tlm_core.names import MODEL
+from tlm_core.names import MODEL, MODEL_FOLDER
 from tlm_core.selection.selectors import Selection
 from tlm_core.training.architectures.table import ARCHITECTURES
 from tlm_core.wording import message_of, suggestion
@@ -44,7 +44,7 @@ class Tokenizer(_Part):
 
     source: str = Field(
         "own",
-        pattern=rf"^(own|{MODEL}({OR_OWN})?|/.+)$",
+        pattern=rf"^(own|{MODEL}({OR_OWN})?|{MODEL_FOLDER})$",
         description="own, hub:OWNER/NAME[@REVISION] or a folder; 'hub:OWNER/NAME or own': own if the hub does not "
         "provide it",
     )
@@ -75,7 +75,7 @@ class Model(_Part):
     )
     init: str = Field(
         "scratch",
-        pattern=rf"^(scratch|counts|{MODEL}|/.+)$",
+        pattern=rf"^(scratch|counts|{MODEL}|{MODEL_FOLDER})$",
         description="scratch, counts, hub:OWNER/NAME[@REVISION] or a folder",
     )
     layers: int = Field(4, ge=1, le=48, description="number of layers")

@@ -257,6 +257,7 @@ def test_pruning_has_tickets_for_each_kind_level_and_seed() -> None:
         ({"models": ["encoder"]}, "must include 'bilstm'"),
         ({"models": ["bilstm", "pretrained"]}, "Give both or neither"),
         ({"pretrained": "hub:x"}, "Give both or neither"),
+        ({"models": ["bilstm", "pretrained"], "pretrained": "/models/\0"}, "pretrained\n.*match pattern"),
     ],
 )
 def test_invalid_options_of_a_curve_are_rejected(options: dict[str, Any], message: str) -> None:
