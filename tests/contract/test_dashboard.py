@@ -56,6 +56,17 @@ def test_wrong_token_is_refused(gateway: Gateway) -> None:
     assert "Invalid API token" in answer.text
 
 
+def test_form_in_an_unusual_encoding_is_no_internal_error(gateway: Gateway) -> None:
+    def post(path: str, name: str) -> int:
+        content = f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n\\ud800\r\n--b--\r\n'
+        headers = {"Content-Type": "multipart/form-data; boundary=b; charset=unicode_escape"}
+        return browser.post(path, content=content, headers=headers).status_code
+
+    browser = signed_in(gateway)
+    assert post("/ui/sign-in", "token") == 401
+    assert post("/ui/submit", "learning_curve.sizes") == 422
+
+
 @pytest.mark.parametrize("value", ["", "x", "99999999999.00", "99999999999." + "a" * 64, "é.é"])
 def test_forged_session_is_refused(gateway: Gateway, value: str) -> None:
     answer = visitor(gateway).get("/ui/jobs", headers={"Cookie": f"tlm_session={value}".encode()})

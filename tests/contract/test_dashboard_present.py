@@ -98,6 +98,7 @@ def test_session_expires_and_belongs_to_one_token() -> None:
         ({"host": "tlm.example", "sec-fetch-site": "same-origin"}, True),
         ({"host": "tlm.example", "sec-fetch-site": "same-site"}, False),
         ({"host": "tlm.example"}, False),
+        ({"origin": "http://[", "host": "["}, False),
     ],
 )
 def test_only_same_origin_requests_may_write(headers: dict[str, str], own: bool) -> None:
@@ -106,4 +107,6 @@ def test_only_same_origin_requests_may_write(headers: dict[str, str], own: bool)
 
 def test_path_after_sign_in_stays_on_the_dashboard() -> None:
     assert local_path("/ui/jobs/job_1") == "/ui/jobs/job_1"
-    assert {local_path(path) for path in ("", "/", "//x", "/ui/..//x", "/v1/jobs", "http://x/ui/")} == {"/ui/jobs"}
+    assert {local_path(path) for path in ("", "/", "//x", "/ui/..//x", "/v1/jobs", "http://x/ui/", "/ui/\ud800")} == {
+        "/ui/jobs"
+    }

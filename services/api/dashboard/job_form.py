@@ -17,6 +17,7 @@ from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.spec import FROM_JOB, JobSpec, KindOptions
 from tlm_core.kinds import KINDS
 from tlm_core.kinds.kind import FormField, Kind
+from tlm_core.tables.records import without_surrogates
 
 _MAX_TEXT = 100_000
 
@@ -123,7 +124,7 @@ async def read_form(request: Request, common: Annotated[CommonFields, Form()]) -
     options: dict[str, list[str]] = {}
     for name, value in form.multi_items():
         if "." in name and isinstance(value, str):
-            options.setdefault(name, []).append(value)
+            options.setdefault(name, []).append(without_surrogates(value))
     return JobForm(**common.model_dump(), options=options)
 
 

@@ -30,7 +30,8 @@ def is_valid(value: str, token: str, now: float) -> bool:
 
 def is_token(text: str, token: str) -> bool:
     """Return whether the entered text is the API token."""
-    return hmac.compare_digest(text.strip().encode(), token.encode())
+    # A form in another encoding can contain half of a surrogate pair.
+    return hmac.compare_digest(text.strip().encode(errors="replace"), token.encode())
 
 
 def is_own(headers: Mapping[str, str]) -> bool:
@@ -40,13 +41,17 @@ def is_own(headers: Mapping[str, str]) -> bool:
     """
     origin = headers.get("origin")
     if origin:
-        return bool(headers.get("host")) and urlsplit(origin).netloc.lower() == headers["host"].lower()
+        try:
+            return bool(headers.get("host")) and urlsplit(origin).netloc.lower() == headers["host"].lower()
+        except ValueError:  # such as http://[
+            return False
     return headers.get("sec-fetch-site") == "same-origin"
 
 
 def local_path(path: str) -> str:
     """Return the page after signing in: `path` if it belongs to the dashboard, else the job list."""
-    return path if path.startswith("/ui/") and "\\" not in path and "//" not in path else "/ui/jobs"
+    is_local = path.startswith("/ui/") and "\\" not in path and "//" not in path and path.isprintable()
+    return path if is_local else "/ui/jobs"
 
 
 def _signature(token: str, expires: str) -> str:
