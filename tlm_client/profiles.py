@@ -6,6 +6,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -58,9 +59,10 @@ def save_profiles(file: Path, profiles: Mapping[str, Profile]) -> None:
             raise InvalidRequest(
                 f"Invalid profile name '{name}'. Use 1 to 40 letters, digits, hyphens and underscores."
             )
-    # A JSON string is also a TOML basic string.
+    # A JSON string is also a TOML basic string, unless it escapes a character beyond U+FFFF as two surrogates.
+    quoted = partial(json.dumps, ensure_ascii=False)
     text = "".join(
-        f"[{name}]\nurl = {json.dumps(profile.url)}\ntoken = {json.dumps(profile.token)}\n\n"
+        f"[{name}]\nurl = {quoted(profile.url)}\ntoken = {quoted(profile.token)}\n\n"
         for name, profile in sorted(profiles.items())
     )
     file.parent.mkdir(parents=True, exist_ok=True)

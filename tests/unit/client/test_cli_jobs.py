@@ -17,7 +17,7 @@ from tests.unit.client.gateway import end, event, event_stream, job_summary, job
 from tests.unit.client.test_cli import serve, tlm
 from tlm_client.cli import app
 from tlm_client.console import Session, shorten
-from tlm_client.profiles import Profile, save_profiles
+from tlm_client.profiles import Profile, load_profiles, save_profiles
 
 ESTIMATE = {
     "seconds": 125.0, "flops": 4.1e13, "tokens": 1e6, "memory_bytes": 464_000_000, "disk_bytes": None,
@@ -442,6 +442,12 @@ def test_profile_overrides_the_environment(
     session = Session(profiles=tmp_path / "profiles.toml", transport=httpx.MockTransport(handler))
     result = CliRunner().invoke(app, [*arguments, "jobs"], obj=session, env=environment)
     assert (result.exit_code, seen) == (0, [destination]), result.output
+
+
+def test_profile_with_any_characters_is_read_back(tmp_path: Path) -> None:
+    profiles = {"lab": Profile(url="https://lab.example/ü\U0001f600", token='"\\')}
+    save_profiles(tmp_path / "profiles.toml", profiles)
+    assert load_profiles(tmp_path / "profiles.toml") == profiles
 
 
 def test_profile_and_url_together_are_rejected(tmp_path: Path) -> None:
