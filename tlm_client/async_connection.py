@@ -102,8 +102,10 @@ class AsyncConnection:
         return await retrying(call, *args, **options)
 
     async def _send(self, method: str, path: str, **options: Unpack[http.RequestOptions]) -> httpx.Response:
+        with http.request_errors():
+            request = self._http.build_request(method, path, **options)
         try:
-            response = await self._http.request(method, path, **options)
+            response = await self._http.send(request)
         except httpx.HTTPError as error:
             raise http.unreachable(self.url, error) from error
         if response.is_error:

@@ -101,8 +101,10 @@ class Connection:
         return retrying(call, *args, **options)
 
     def _send(self, method: str, path: str, **options: Unpack[http.RequestOptions]) -> httpx.Response:
+        with http.request_errors():
+            request = self._http.build_request(method, path, **options)
         try:
-            response = self._http.request(method, path, **options)
+            response = self._http.send(request)
         except httpx.HTTPError as error:
             raise http.unreachable(self.url, error) from error
         if response.is_error:

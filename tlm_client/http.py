@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import repeat
 from typing import IO, ParamSpec, TypedDict, TypeVar
 from urllib.parse import quote
@@ -109,8 +110,23 @@ def _is_loopback(url: str) -> bool:
 
 
 def path(template: str, *parts: str) -> str:
-    """Return `template`, such as `/v1/jobs/{}`, with each `{}` replaced by a percent-encoded part."""
-    return template.format(*(quote(part, safe="") for part in parts))
+    """Return `template`, such as `/v1/jobs/{}`, with each `{}` replaced by a percent-encoded part.
+
+    Raises InvalidRequest for a part that is not valid Unicode.
+    """
+    with request_errors():
+        return template.format(*(quote(part, safe="") for part in parts))
+
+
+@contextmanager
+def request_errors() -> Iterator[None]:
+    """Convert the errors of a request that cannot be encoded: invalid Unicode, or a number that JSON does not have."""
+    try:
+        yield
+    except ValueError as error:
+        raise InvalidRequest(
+            f"Cannot encode the request: {error}. Give texts in valid UTF-8, and finite numbers."
+        ) from error
 
 
 def present(values: Mapping[str, Param]) -> dict[str, Param]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -149,6 +150,22 @@ def test_json_error_is_printed_once_to_stderr() -> None:
     result = tlm(lambda _: problem(404, "not_found", "No job 'job_9'."), "show", "job_9", "--json")
     assert json.loads(result.stderr)["error"]["code"] == "not_found"
     assert (result.stdout, result.exit_code) == ("", 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["clone", "job_1", "--max-runtime", "nan"], "float values"),
+        (["predict", "job_1", "\udcff"], "surrogates"),
+        (["corpus", "search", "docs", "\udcff"], "surrogates"),
+        (["jobs", "--search", "\udcff"], "surrogates"),
+        (["show", "\udcff"], "surrogates"),
+    ],
+)
+def test_argument_that_no_request_can_contain_exits_5(arguments: list[str], reason: str) -> None:
+    result = tlm(unreachable, *arguments)
+    assert result.exit_code == 5
+    assert re.search(rf"Cannot encode the request: .*{reason}", result.stderr)
 
 
 def test_json_of_jobs_has_their_kinds_and_rfc_3339_times() -> None:
