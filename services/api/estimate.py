@@ -70,8 +70,14 @@ class Known:
         """Return the estimate of `nodes`, which belong to one stage and are not done."""
         stage, job, plan = nodes[0].stage.name, self.situation.job, self.situation.plan
         if stage == "joint" and (budget := job.resolved.recipe.joint.budget.seconds) is not None:
-            seconds, reason = budget * len(nodes), "the recipe limits the seconds"
-            return StageEstimate(stage=stage, seconds=seconds, flops=None, tokens=None, basis="counted", reason=reason)
+            # The seeds train side by side, or one after another if the workers have no room for all.
+            total = budget * len(nodes)
+            seconds = total / plan.side_by_side(nodes[0].group)
+            least, most = (None, None) if seconds == total else (seconds, total)
+            return StageEstimate(
+                stage=stage, seconds=seconds, seconds_at_least=least, seconds_at_most=most, flops=None, tokens=None,
+                basis="counted", reason="the recipe limits the seconds",
+            )  # fmt: skip
         work = [work_of(node, texts_of(plan, node, self.texts)) for node in nodes]
         return self._at_rate(Setup.of(job, plan, nodes[0], work[0]), work)
 
@@ -90,7 +96,9 @@ class Known:
 
     def gpu_hours(self, training: Sequence[StageEstimate]) -> tuple[float | None, str]:
         """Return the GPU hours of the training stages and their source. If unknown, return None and the reason."""
-        workers, seconds = self.situation.job.spec.workers, _total(stage.seconds for stage in training)
+        # Each seed trains for a budget in seconds, whether it shares the GPUs or not.
+        seconds = _total(_most(stage) if stage.basis == "counted" else stage.seconds for stage in training)
+        workers = self.situation.job.spec.workers
         if not training:
             return 0.0, "the job trains no encoder"
         if self.worker_gpus is not None:
@@ -133,7 +141,7 @@ class Estimator:
         if seconds is None or at_least is None or at_most is None or at_most - at_least <= _NARROW * seconds:
             at_least = at_most = seconds
         else:
-            reasons["seconds"] = f"{_source_of_range(stages)}; jobs that finish here improve the estimate"
+            reasons["seconds"] = _reason_of_range(stages)
         return Estimate(
             seconds=seconds,
             seconds_at_least=at_least,
@@ -214,12 +222,14 @@ def _most(stage: StageEstimate) -> float | None:
     return stage.seconds if stage.seconds_at_most is None else stage.seconds_at_most
 
 
-def _source_of_range(stages: Iterable[StageEstimate]) -> str:
-    """Return the basis of the stage with the widest range, in words."""
+def _reason_of_range(stages: Iterable[StageEstimate]) -> str:
+    """Return why the time of the job is a range: the reason of the stage with the widest range."""
     widest = max(stages, key=lambda stage: (_most(stage) or 0) - (_least(stage) or 0))
+    if widest.basis == "counted":
+        return "the seeds train side by side only if the workers have room"
     unlike = SHARED if SHARED in widest.reason else " with another number of seeds"
     sources = {"device": "from a short measurement here", "measured": f"measured{unlike}"}
-    return sources.get(widest.basis, "not measured here")
+    return f"{sources.get(widest.basis, 'not measured here')}; jobs that finish here improve the estimate"
 
 
 def _total(values: Iterable[float | None]) -> float | None:

@@ -363,8 +363,25 @@ def test_automatic_length_follows_the_texts(api: TestClient, gateway: Gateway) -
 
 
 def test_budget_in_seconds_is_the_estimate(api: TestClient) -> None:
-    result = {s["stage"]: s for s in estimate(api, seeds=[0, 1], overrides={"joint.budget.seconds": 30})["stages"]}
-    assert (result["joint"]["seconds"], result["joint"]["basis"]) == (60.0, "counted")
+    single, double = (estimate(api, seeds=seeds, overrides={"joint.budget.seconds": 36_000}) for seeds in ([0], [0, 1]))
+    alone, both = ({s["stage"]: s for s in result["stages"]}["joint"] for result in (single, double))
+    assert (alone["seconds"], alone["seconds_at_most"], alone["basis"]) == (36_000.0, None, "counted")
+    assert (both["seconds"], both["basis"]) == (36_000.0, "counted")
+    assert (both["seconds_at_least"], both["seconds_at_most"]) == (36_000.0, 72_000.0)
+    assert double["reasons"]["seconds"] == "the seeds train side by side only if the workers have room"
+
+
+def test_gpu_hours_count_the_budget_of_each_seed(api: TestClient, gateway: Gateway) -> None:
+    finish_job(api, gateway, 7.0, gpu_seconds=5.0)
+    single, double = (estimate(api, seeds=seeds, overrides={"joint.budget.seconds": 36_000}) for seeds in ([3], [3, 4]))
+    assert double["gpu_hours"] - single["gpu_hours"] == pytest.approx(10, abs=0.1)
+
+
+def test_expected_times_of_a_budget_add_up_to_the_estimate(api: TestClient, gateway: Gateway) -> None:
+    body = {**BODY, "seeds": [0, 1, 2], "overrides": {"joint.budget.seconds": 30}}
+    job = gateway.parts.jobs.get("default", api.post("/v1/jobs", json=body).json()["id"])
+    times = [seconds for node, seconds in job.resolved.node_seconds.items() if node.startswith("joint")]
+    assert times == [10, 10, 10]
 
 
 def test_estimates_stay_within_a_quarter_of_ten_recorded_jobs(api: TestClient, gateway: Gateway) -> None:
