@@ -33,7 +33,8 @@ _WIDTH_WITHOUT_TERMINAL = 160
 # Field of a request → the option or argument of a command that sets it.
 _ARGUMENTS = {
     "alias": "alias", "events": "--event", "seeds": "--seed", "texts": "TEXT", "pairs": "--pair",
-    "overrides": "--set", "metadata": "--label", "max_runtime_seconds": "--max-runtime",
+    "overrides": "--set", "metadata": "--label", "max_attempts": "--max-attempts",
+    "max_runtime_seconds": "--max-runtime",
 }  # fmt: skip
 
 Item = str | Table

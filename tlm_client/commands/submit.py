@@ -42,6 +42,7 @@ Options = Annotated[str | None, typer.Option("--options", metavar="JSON|FILE", h
 Labels = Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Label of the job. Repeatable.")]
 Name = Annotated[str | None, typer.Option("--name", help="Your name for the job, for lists and searches.")]
 Kind = Annotated[str, typer.Option(help=f"Job kind: {_KINDS}")]
+MaxAttempts = Annotated[int | None, typer.Option(help="Number of failed attempts after which the job fails.")]
 MaxRuntime = Annotated[float | None, typer.Option(help="Maximum running time in seconds.")]
 
 
@@ -57,6 +58,7 @@ def submit(
     name: Name = None,
     label: Labels = None,
     priority: Annotated[int, typer.Option(min=-10, max=10, help="Higher priorities start first.")] = 0,
+    max_attempts: MaxAttempts = None,
     max_runtime: MaxRuntime = None,
     kind: Kind = "train",
     options: Options = None,
@@ -70,8 +72,8 @@ def submit(
     """
     spec = _build_spec(
         set_, dataset=dataset, corpus=corpus, scale=scale, recipe=recipe, seeds=seed, workers=workers,
-        max_workers=max_workers, max_runtime_seconds=max_runtime, name=name, metadata=parse_labels(label),
-        priority=priority, kind=kind, options=_kind_options(kind, options, dataset),
+        max_workers=max_workers, max_attempts=max_attempts, max_runtime_seconds=max_runtime, name=name,
+        metadata=parse_labels(label), priority=priority, kind=kind, options=_kind_options(kind, options, dataset),
     )  # fmt: skip
     with open_client() as client:
         if dry_run:
@@ -130,6 +132,7 @@ def clone(
         list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Replace the labels. Repeatable.")
     ] = None,
     priority: Annotated[int | None, typer.Option(help="-10 to 10. Higher priorities start first.")] = None,
+    max_attempts: MaxAttempts = None,
     max_runtime: MaxRuntime = None,
     kind: Annotated[str | None, typer.Option(help=f"{_KINDS} Another kind drops the old options.")] = None,
     options: Options = None,
@@ -143,7 +146,7 @@ def clone(
     changes: dict[str, object] = {
         "name": name, "dataset": dataset, "corpus": corpus, "scale": scale, "seeds": seed or None,
         "overrides": _parse_overrides(set_) or None, "metadata": parse_labels(label) or None, "priority": priority,
-        "max_runtime_seconds": max_runtime, "kind": kind,
+        "max_attempts": max_attempts, "max_runtime_seconds": max_runtime, "kind": kind,
     }  # fmt: skip
     with open_client() as client:
         if options is not None:

@@ -224,6 +224,18 @@ def test_clone_sends_only_changes() -> None:
     assert sent == [("/v1/jobs/job_1/clone", changes), ("/v1/jobs/job_1/retry", None)]
 
 
+@pytest.mark.parametrize("command", [("submit", "--dataset", "toy"), ("clone", "job_1")])
+def test_limits_of_a_job_are_sent(command: tuple[str, ...]) -> None:
+    sent: list[Any] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        sent.append(json.loads(request.content))
+        return httpx.Response(202, json=job_view())
+
+    assert tlm(handler, *command, "--max-attempts", "5", "--max-runtime", "60").exit_code == 0
+    assert [(body["max_attempts"], body["max_runtime_seconds"]) for body in sent] == [(5, 60)]
+
+
 def test_clone_of_another_kind_sends_kind_and_options() -> None:
     sent: list[Any] = []
 
