@@ -73,7 +73,7 @@ def drain_nodes(nodes: Sequence[tuple[str, str]]) -> None:
 def main() -> None:
     """Send SIGTERM to the training workers of this machine, and wait until they have ended, for at most 110 s."""
     parser = argparse.ArgumentParser(prog="python -m services.trainer.drain", description=main.__doc__)
-    parser.add_argument("--node", action="store_true", help="let Ray place no more workers on its node here")
+    parser.add_argument("--node", action="store_true", help="make Ray place no more workers on this machine")
     options = parser.parse_args()
     deadline = time.monotonic() + _PATIENCE_SECONDS
     if options.node:
