@@ -120,7 +120,7 @@ class _FormReader:
         self._field = ""
         self._text = bytearray()
         self._handle: IO[bytes] | None = None
-        self._names: set[str] = set()
+        self._names = SafeNames()
 
     def callbacks(self) -> MultipartCallbacks:
         return {
@@ -164,9 +164,7 @@ class _FormReader:
         self._check_name("file")
         if len(self.form.files) >= _MAX_FILES:
             raise InvalidRequest(f"The upload has more than {_MAX_FILES:,} files. Combine them into fewer files.")
-        # Each file has a different name, because errors cite the names. The extensions give the file type.
-        name = safe_name(options[b"filename"].decode("utf-8", "replace"), self._names)
-        self._names.add(name)
+        name = self._names.add(options[b"filename"].decode("utf-8", "replace"))
         path = self._folder / f"{len(self.form.files):05d}" / name
         path.parent.mkdir()
         self._handle = path.open("wb")
@@ -207,15 +205,26 @@ def _too_large(max_bytes: int) -> HTTPException:
     return HTTPException(413, f"The upload is larger than the limit of {max_bytes:,} bytes. Send less data.")
 
 
-def safe_name(name: str, used: Collection[str] = ()) -> str:
-    """Return a file name that is not in `used`, without folders and special characters. The extensions stay."""
-    base = _UNSAFE.sub("_", name.replace("\\", "/").rsplit("/", 1)[-1]).lstrip(".-")[-100:] or "file"
-    stem, dot, extensions = base.partition(".")
-    number = 1
-    while base in used:
-        number += 1
-        base = f"{stem}-{number}{dot}{extensions}"
-    return base
+def safe_name(name: str) -> str:
+    """Return a file name without folders and special characters. The extensions stay."""
+    return _UNSAFE.sub("_", name.replace("\\", "/").rsplit("/", 1)[-1]).lstrip(".-")[-100:] or "file"
+
+
+class SafeNames:
+    """Safe file names that all differ, because errors cite them. The extensions stay: they give the file type."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, int] = {}  # name → the last number that was added to it
+
+    def add(self, name: str) -> str:
+        """Return `safe_name(name)`, with a number if an earlier file has this name."""
+        unique = base = safe_name(name)
+        stem, dot, extensions = base.partition(".")
+        while unique in self._last:
+            self._last[base] += 1
+            unique = f"{stem}-{self._last[base]}{dot}{extensions}"
+        self._last[unique] = 1
+        return unique
 
 
 def by_field(files: Collection[ReceivedFile]) -> dict[str, ReceivedFile]:

@@ -20,7 +20,7 @@ from typing import Any
 import redis
 from starlette.concurrency import run_in_threadpool
 
-from services.api.forms import ReceivedFile, safe_name
+from services.api.forms import ReceivedFile, SafeNames, safe_name
 from services.common.redis_client import check_disk, key, load_scripts
 from tlm_core.artifacts import storage_errors, temporary_folder
 from tlm_core.artifacts.mark import deadline
@@ -102,12 +102,10 @@ class Uploads:
         Raises NotFound, Conflict for an incomplete upload, InvalidRequest for one that does not match its SHA-256.
         """
         with temporary_folder(self._scratch, "assembling the upload") as folder:
-            files: list[ReceivedFile] = []
+            files, names = list[ReceivedFile](), SafeNames()
             for number, (field, upload_id) in enumerate(uploads):
                 upload = self.get(tenant, upload_id)
-                # Each file has a different name, because errors cite the names. The extensions give the file type.
-                name = safe_name(upload.name, {file.name for file in files})
-                files.append(self._assemble(tenant, field, upload, folder / str(number) / name))
+                files.append(self._assemble(tenant, field, upload, folder / str(number) / names.add(upload.name)))
             yield files
         for _, upload_id in uploads:
             self.delete(tenant, upload_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.api.forms import safe_name
+from services.api.forms import SafeNames, safe_name
 
 
 @pytest.mark.parametrize(
@@ -27,4 +27,20 @@ def test_file_names_become_safe(name: str, expected: str) -> None:
 
 
 def test_duplicate_file_name_gets_a_number() -> None:
-    assert safe_name("a.b.csv", {"a.b.csv", "a-2.b.csv"}) == "a-3.b.csv"
+    names = SafeNames()
+    added = ["a.b.csv", "a-2.b.csv", "a.b.csv", "x/a.b.csv", "a-2.b.csv"]
+    assert [names.add(name) for name in added] == ["a.b.csv", "a-2.b.csv", "a-3.b.csv", "a-4.b.csv", "a-2-2.b.csv"]
+
+
+def test_equal_names_need_one_look_up_each() -> None:
+    class Counted(dict[str, int]):
+        looked_up = 0
+
+        def __contains__(self, name: object) -> bool:
+            self.looked_up += 1
+            return super().__contains__(name)
+
+    names = SafeNames()
+    names._last = counted = Counted()
+    assert len({names.add("a.csv") for _ in range(1000)}) == 1000
+    assert counted.looked_up <= 2 * 1000
