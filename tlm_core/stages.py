@@ -29,5 +29,5 @@ JOINT = Stage("joint", "tlm_core.training.encoder_stages:joint", 9, params.Joint
 FINETUNE = Stage("finetune", "tlm_core.training.encoder_stages:finetune", 4, params.FinetuneParams, parallel=True)
 REFIT = Stage("refit", "tlm_core.training.encoder_stages:refit", 1, params.FinetuneParams, parallel=True)
 CHOOSE = Stage("choose", "tlm_core.training.encoder_stages:choose", 2, params.ChooseParams)
-EVALUATE = Stage("evaluate", "tlm_core.training.evaluate:evaluate", 20, params.SeedsParams, parallel=True)
-EXPORT = Stage("export", "tlm_core.training.export:export", 9, params.ExportParams)
+EVALUATE = Stage("evaluate", "tlm_core.training.evaluate:evaluate", 21, params.SeedsParams, parallel=True)
+EXPORT = Stage("export", "tlm_core.training.export:export", 10, params.ExportParams)

@@ -1,6 +1,7 @@
 """Token embeddings in 8 bits, as the file of an ensemble stores them.
 
 About half of the weights of a small encoder are token embeddings, so 8 bits make the file much smaller.
+The file stores the output layer in 32 bits, because it predicts regression targets of any size in their own units.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 EMBEDDINGS = "encoder.tokens.weight"
+OUTPUT = "task.out"  # the output layer
 
 
 def eight_bits(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

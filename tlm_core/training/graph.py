@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tlm_core.serving import NGRAM_IDS
 from tlm_core.training.architectures import Shape, architecture_of
-from tlm_core.training.compact import EMBEDDINGS, eight_bits
+from tlm_core.training.compact import EMBEDDINGS, OUTPUT, eight_bits
 
 OPSET = 20  # the first with Gelu
 IR_VERSION = 10
@@ -97,8 +97,8 @@ class Graph:
 class GraphWriter:
     """Writes the parts that encoders share. weights: arrays by our parameter names.
 
-    compact: store token embeddings in 8 bits, and the other weights in half precision. The caller has rounded the
-    weights (`state.compact_weights`).
+    compact: store token embeddings in 8 bits, the output layer in 32 bits, and the other weights in half precision. The
+    caller has rounded the weights (`state.compact_weights`).
     """
 
     def __init__(self, graph: Graph, shape: Shape, weights: Weights, *, compact: bool = False) -> None:
@@ -121,9 +121,10 @@ class GraphWriter:
 
     def linear(self, x: str, name: str) -> str:
         g = self.graph
-        weight, bias = self.constant(self.weights[f"{name}.weight"].T), self.weights.get(f"{name}.bias")
-        product = g.op("MatMul", x, weight)
-        return product if bias is None else g.op("Add", product, self.constant(bias))
+        constant = g.const if name == OUTPUT else self.constant
+        product = g.op("MatMul", x, constant(self.weights[f"{name}.weight"].T))
+        bias = self.weights.get(f"{name}.bias")
+        return product if bias is None else g.op("Add", product, constant(bias))
 
     def norm(self, x: str, name: str) -> str:
         parameters = [self.weights.get(f"{name}.{kind}") for kind in ("weight", "bias")]
@@ -149,7 +150,7 @@ class GraphWriter:
         x = self.linear(self._pooled(self._encoder()), "task.dense")
         x = g.op({"gelu": "Gelu", "tanh": "Tanh"}[self.architecture.head_activation], x)
         x = self.norm(x, "task.norm") if self.architecture.head_norm else x
-        return g.average_windows(self.linear(x, "task.out"), self.shape.labels)
+        return g.average_windows(self.linear(x, OUTPUT), self.shape.labels)
 
     def _encoder(self) -> str:
         g, shape = self.graph, self.shape

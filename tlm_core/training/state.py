@@ -23,7 +23,7 @@ from tlm_core.artifacts import storage_errors
 from tlm_core.errors import CorruptArtifact
 from tlm_core.evaluation.summary import BEHIND
 from tlm_core.training.architectures import Shape
-from tlm_core.training.compact import EMBEDDINGS, eight_bits
+from tlm_core.training.compact import EMBEDDINGS, OUTPUT, eight_bits
 from tlm_core.training.memory import MICRO_ROWS
 from tlm_core.training.model import TaskModel
 from tlm_core.training.optim import FlatOptimizer
@@ -233,6 +233,10 @@ def load_model(folder: Path, *, compact: bool = False) -> TaskModel:
 
 
 def compact_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Round token embeddings to 8 bits with a scale for each row, and other weights to half precision."""
+    """Round token embeddings to 8 bits with a scale for each row, and other weights to half precision.
+
+    The output layer stays exact; see `compact`.
+    """
     numbers, scales = eight_bits(tensors[EMBEDDINGS].float().numpy())
-    return {name: tensor.half() for name, tensor in tensors.items()} | {EMBEDDINGS: torch.from_numpy(numbers * scales)}
+    rounded = {name: tensor if name.startswith(f"{OUTPUT}.") else tensor.half() for name, tensor in tensors.items()}
+    return rounded | {EMBEDDINGS: torch.from_numpy(numbers * scales)}

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from onnx import numpy_helper
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.unit.training.made import TELLING, made_task, run_chain, tiny
@@ -19,17 +20,21 @@ from tlm_core.serving import load_model
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task, task_schema
 from tlm_core.tasks.types import TASK_TYPES
+from tlm_core.training.architectures import Shape
+from tlm_core.training.graph import Graph, encoder_outputs
+from tlm_core.training.model import TaskModel
 from tlm_core.training.objective import LOSSES
+from tlm_core.training.state import compact_weights, weights
 
 
-def made_regression(folder: Path, counts: tuple[int, int, int] = (64, 24, 30)) -> Path:
-    """Each text's amount is a year: 1990 and 30 times the share of its words that are of the first kind."""
+def made_regression(folder: Path, counts: tuple[int, int, int] = (64, 24, 30), least: float = 1990) -> Path:
+    """Each text's amount, by default a year, is `least` and 30 times the share of its words of the first kind."""
     random = np.random.default_rng(0)
     splits = {}
     for name, count in zip(("train", "validation", "test"), counts, strict=True):
         shares = random.random(count)
         texts = [" ".join(TELLING[int(random.random() > share)][0] for _ in range(20)) for share in shares]
-        columns = {"row": np.arange(1, count + 1), "text": texts, "label": 1990 + 30 * shares}
+        columns = {"row": np.arange(1, count + 1), "text": texts, "label": least + 30 * shares}
         splits[name] = pa.table(columns, schema=task_schema(False, "pearson"))
     Task("regression", ("similarity",), "pearson", False, "en", splits).write(folder)
     return folder
@@ -67,6 +72,30 @@ def test_stock_class_and_gateway_predict_the_same_targets(architecture: str, tmp
         assert predicted[0, 0] - predicted[1, 0] > 10
     card = (folder / "README.md").read_text()
     assert "Pearson correlation" in card and "macro-F1" not in card and "'similarity'" in card
+
+
+def test_ensemble_predicts_targets_beyond_half_precision(tmp_path: Path) -> None:
+    recipe = tiny(selection__selector="none", joint__enabled=False, precision="fp32", finetune__epochs=1)
+    task = made_regression(tmp_path / "task", least=250_000)
+    done = run_chain(task, None, recipe, [0, 1], tmp_path / "work")
+    predicted = load_model(done["export"]).probabilities(Task.read(task).texts("test"))
+    np.testing.assert_allclose(predicted, 250_015, atol=60)
+    stock = AutoModelForSequenceClassification.from_pretrained(done["export"] / "model")
+    assert torch.isfinite(stock.classifier.bias).all()
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(40_013.0, 1.0), (2e-8, 1e-9)])
+def test_compact_weights_store_the_output_layer_exactly(mean: float, deviation: float) -> None:
+    shape = Shape(architecture="bert", vocab=8, labels=1, layers=1, hidden=8, heads=1, intermediate=8, max_length=8)
+    tensors = weights(TaskModel(shape))
+    tensors |= {"task.out.weight": deviation * torch.rand(1, 8), "task.out.bias": torch.tensor([mean])}
+    compact = compact_weights(tensors)
+    graph = Graph()
+    encoder_outputs(graph, shape, [{name: tensor.float().numpy() for name, tensor in compact.items()}] * 2)
+    stored = [numpy_helper.to_array(constant).ravel().tolist() for constant in graph.constants]
+    for name in ("task.out.weight", "task.out.bias"):
+        assert torch.equal(compact[name], tensors[name])
+        assert stored.count(tensors[name].ravel().tolist()) == 2
 
 
 def test_additional_test_split_is_reported(tmp_path: Path) -> None:
