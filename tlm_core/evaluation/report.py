@@ -19,6 +19,7 @@ from tlm_core.evaluation.combine import (
     COMBINED,
     ENSEMBLE,
     LINEAR,
+    LINEAR_MODELS,
     MODELS,
     WEIGHTED,
     Choice,
@@ -163,7 +164,9 @@ def job_report(
     choice, runs = _runs(task, encoders, linears, ensemble)
     of_seeds = [_of_seed(task, encoder, choice, linears) for encoder in encoders] if ensemble else runs
     seeds = [encoder.facts() | run.scored(task) for encoder, run in zip(encoders, of_seeds, strict=True)]
-    best = best_of([entry["validation"]["value"] for entry in seeds])
+    # A returned linear model has equal scores for all seeds, so the encoders rank the seeds.
+    ranked = [entry["models"][ENCODER] if choice.model in LINEAR_MODELS else entry for entry in seeds]
+    best = best_of([scores["validation"]["value"] for scores in ranked])
     scored = [run.scored(task) for run in runs] if ensemble else seeds
     averaged = {encoder.seed for encoder in _averaged(encoders)}
     file, members = (0, [entry for entry in seeds if entry["seed"] in averaged]) if ensemble else (best, [seeds[best]])

@@ -85,6 +85,17 @@ def test_gain_compares_a_returned_linear_model_with_the_best_other_one(
     assert report["gain"]["words"].startswith(says if late else "On test the returned model is better than the linear")
 
 
+def test_model_folder_has_the_best_encoder_beside_a_returned_linear_model() -> None:
+    task = make_task()
+    encoders = [EncoderResult(seed, outputs(task, noise, seed), {}, {}) for seed, noise in enumerate((20.0, 3.0, 9.0))]
+    of_linear = outputs(task, 0.1, 9)
+    linear = LinearResult(of_linear | {HELD_OUT: of_linear["train"]}, {"cost": COST})
+    report = job_report(task, encoders, {LINEAR: linear}, {"baseline": COST})[0]
+    assert (report["returned"]["model"], report["best_seed"]) == (LINEAR, 1)
+    best = report["seeds"][1]["models"]["encoder"]["test"]["macro_f1"]
+    assert report["models"]["stock"]["mean"]["test"]["macro_f1"] == best
+
+
 def test_each_seed_of_an_ensemble_has_its_encoder_and_combination() -> None:
     report = reported(None, None)
     for entry in report["seeds"]:
