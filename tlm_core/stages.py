@@ -18,7 +18,7 @@ SELF_TRAIN = Stage(
 )
 REFIT_LINEAR = Stage("refit_linear", "tlm_core.linear.linear_stages:refit_linear", 3, BaselineParams, needs_torch=False)
 EVALUATE_LINEAR = Stage(
-    "evaluate_linear", "tlm_core.linear.linear_stages:evaluate_linear", 5, BaselineParams, needs_torch=False
+    "evaluate_linear", "tlm_core.linear.linear_stages:evaluate_linear", 6, BaselineParams, needs_torch=False
 )
 EXPORT_LINEAR = Stage(
     "export_linear", "tlm_core.linear.linear_stages:export_linear", 6, BaselineParams, needs_torch=False

@@ -99,13 +99,15 @@ def _error(confidence: Floats, correct: NDArray[np.bool_]) -> float:
 def risk_coverage(confidence: Floats, correct: NDArray[np.bool_]) -> RiskCoverage:
     """Return the curve of a classifier that predicts only above a threshold (Geifman and El-Yaniv 2017).
 
-    Rows of equal confidence belong to the same point. confidence, correct: [rows], at least one row.
+    Rows of equal confidence belong to the same point. Each of them counts as the mean error of its group, so their
+    order does not change the area. confidence, correct: [rows], at least one row.
     """
     order = np.argsort(-confidence, kind="stable")
     confidence, rows = confidence[order], np.arange(1, len(order) + 1)
-    risk = np.cumsum(~correct[order]) / rows
     # The last row of each group of equal confidence.
     ends = np.flatnonzero(np.append(confidence[1:] != confidence[:-1], True))
+    errors = np.cumsum(~correct[order])[ends]
+    risk = np.interp(rows, [0, *rows[ends]], [0, *errors]) / rows
     last = ends[np.searchsorted(ends, np.ceil(rows[-1] * np.arange(1, POINTS + 1) / POINTS) - 1)]
     points = [Point(float(rows[at] / rows[-1]), float(risk[at]), float(confidence[at])) for at in np.unique(last)]
     return RiskCoverage(float(risk.mean()), tuple(points))

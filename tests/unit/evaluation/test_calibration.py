@@ -53,6 +53,17 @@ def test_rows_of_equal_confidence_share_one_point() -> None:
     assert [(point.coverage, point.risk, point.threshold) for point in result.points] == [(0.5, 0, 0.9), (1, 0.5, 0.5)]
 
 
+def test_area_does_not_depend_on_the_order_of_equal_confidences() -> None:
+    confidence, random = np.repeat([0.9, 0.5], [1, 4]), np.random.default_rng(0)
+    correct = np.array([True, True, True, False, False])
+    areas = []
+    for _ in range(10):
+        order = random.permutation(5)
+        areas.append(risk_coverage(confidence[order], correct[order]).area)
+    # The errors grow by one half with each of the four equal rows.
+    assert areas == pytest.approx([np.mean([0, 0.5 / 2, 1 / 3, 1.5 / 4, 2 / 5])] * 10)
+
+
 def test_one_row_has_one_bin_and_one_point() -> None:
     parts = trust(np.array([[2.0, 0.0]], np.float32), np.array([1]))
     confidence = 1 / (1 + np.exp(-2))
