@@ -279,6 +279,13 @@ def test_copies_with_different_labels_are_a_warning(tmp_path: Path) -> None:
     assert [w["row"] for w in report["warnings"] if w["code"] == "conflicting_labels"] == [6]
 
 
+def test_conflicting_texts_are_listed_by_their_first_row(tmp_path: Path) -> None:
+    copies = [{"text": f"text {n}", "label": label} for label in ("bad", "good") for n in range(8)]
+    _, report = load_task(folder(tmp_path, with_rows(copies)))
+    listed = [row["text"] for row in report["duplicates"]["train"]["conflicts"]]
+    assert listed == [f"text {n}" for n in range(8) for _ in range(2)]
+
+
 def test_a_pair_is_checked_in_both_texts(tmp_path: Path) -> None:
     train = [{"premise": f"p{n}", "hypothesis": f"h{n}", "label": n % 2} for n in range(4)]
     bad = [{"premise": "p", "hypothesis": " ", "label": 1}, {"premise": None, "hypothesis": "h", "label": 0}]
