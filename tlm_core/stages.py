@@ -12,7 +12,7 @@ from tlm_core.training.stage import Place, Stage
 VALIDATE = Stage("validate", "tlm_core.tasks.validate:validate_stage", 7, params.ValidateParams, Place.COORDINATOR)
 SELECT = Stage("select", "", 5, params.SelectParams, Place.RETRIEVER)
 # A linear model needs no torch.
-BASELINE = Stage("baseline", "tlm_core.linear.linear_stages:baseline", 5, BaselineParams, needs_torch=False)
+BASELINE = Stage("baseline", "tlm_core.linear.linear_stages:baseline", 6, BaselineParams, needs_torch=False)
 SELF_TRAIN = Stage(
     "self_train", "tlm_core.linear.linear_stages:self_train_stage", 10, SelfTrainParams, needs_torch=False
 )

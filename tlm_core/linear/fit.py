@@ -19,7 +19,7 @@ from tlm_core.linear.model import Features, Floats, LinearModel, rows_of
 from tlm_core.linear.ngrams import FAMILIES, START_WORDS
 from tlm_core.linear.params import FINALISTS, FOLDS, NEAR, STRENGTHS, TUNED_ROWS, most_fits, screened_folds
 from tlm_core.pulse import PULSE
-from tlm_core.tasks.metrics import METRICS, Targets, Undefined
+from tlm_core.tasks.metrics import Targets, ranking_score
 from tlm_core.tasks.task import Task
 
 SEED = 0
@@ -42,7 +42,7 @@ class Setting:
 class Fitted:
     """A model fitted on train, and how it was chosen.
 
-    score: mean of the task's metric over the folds and validation, weighted by rows. None if the metric is undefined.
+    score: mean of the task's metric over the folds and validation, weighted by rows, where it is defined; else None.
     held_out: outputs for each train row from a model that did not learn from it, [train rows, outputs].
     tried: all screened settings, with their scores on the first folds.
     """
@@ -160,27 +160,28 @@ class _Search:
         return -1.0 if score is None else score
 
     def _score(self, setting: Setting, folds: int) -> float | None:
-        """Return the mean score of the first `folds` folds, or None if the metric is undefined in one of them."""
+        """Return the mean score of the first `folds` folds, without those that have none; None if none has a score."""
         scores = []
         for number in range(folds):
             if (setting, number) not in self._scores:
                 self._scores[setting, number] = self._score_fold(setting, number)
-            if (score := self._scores[setting, number]) is None:
-                return None
-            scores.append(score)
-        return float(np.mean(scores))
+            if (score := self._scores[setting, number]) is not None:
+                scores.append(score)
+        return float(np.mean(scores)) if scores else None
 
     def _score_fold(self, setting: Setting, number: int) -> float | None:
-        compute, predict = METRICS[self.task.metric].compute, self.task.type.predict
         train, held_out = self._folds[number]
         weights, bias = self.train(setting, train[:: max(1, len(train) // TUNED_ROWS)])
         validation = self.data[setting.start_words].validation[:, : len(weights)]
-        sides = [(self._matrix(setting)[held_out], self.targets[held_out]), (validation, self._true)]
-        try:
-            both = [compute(true, predict(np.asarray(matrix @ weights) + bias)) for matrix, true in sides]
-        except Undefined:
-            return None
-        return float(np.average(both, weights=[len(self.targets), len(self._true)]))
+        total, count = 0.0, 0
+        for matrix, true, rows in (
+            (self._matrix(setting)[held_out], self.targets[held_out], len(self.targets)),
+            (validation, self._true, len(self._true)),
+        ):
+            guesses = self.task.type.predict(np.asarray(matrix @ weights) + bias)
+            if (score := ranking_score(self.task.metric, true, guesses)) is not None:
+                total, count = total + score * rows, count + rows
+        return total / count if count else None
 
     def held_out(self, setting: Setting) -> Floats:
         """Return the outputs for each row from a model that did not learn from it, [rows, outputs]."""

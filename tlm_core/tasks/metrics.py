@@ -237,6 +237,19 @@ def summary(values: Sequence[float | None]) -> Summary:
     return {**result, "std": math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (len(known) - 1))}
 
 
+def ranking_score(metric: str, true: Targets, predicted: Targets) -> float | None:
+    """Return the score by which models are compared on the same rows. None if the metric is undefined.
+
+    Without a row of the positive label, a perfect model has no `f1`, and a wrong model has 0. So no model has a score.
+    """
+    if METRICS[metric].positive_label and not (true == 1).any():
+        return None
+    try:
+        return METRICS[metric].compute(true, predicted)
+    except Undefined:
+        return None
+
+
 def better(score: float | None, than: float | None) -> bool:
     """Whether a score is higher than another; None is lower than every score."""
     return score is not None and (than is None or score > than)

@@ -174,6 +174,28 @@ def test_few_rows_of_each_label_are_enough(rows: tuple[int, ...], tmp_path: Path
     assert np.isfinite(fitted.model.weights).all() and len(fitted.tried) > 0
 
 
+def rare_task(train: int, validation: int) -> Task:
+    """Return a task with the metric `f1`, and with this many positive rows of 100 in train and of 30 in validation."""
+    draw, tables = random.Random(0), {}
+    for name, rows, positives in (("train", 100, train), ("validation", 30, validation), ("test", 30, 3)):
+        texts = [" ".join([*draw.choices("abcdefgh", k=6), "rare" * (row < positives)]) for row in range(rows)]
+        labels = [int(row < positives) for row in range(rows)]
+        columns = {"row": range(rows), "text": texts, "label": labels}
+        tables[name] = pa.table(columns, schema=task_schema(False))
+    return Task("made", ("common", "rare"), "f1", False, "en", tables)
+
+
+@pytest.mark.parametrize("validation", [3, 0])
+def test_folds_without_the_positive_label_do_not_end_the_search(validation: int) -> None:
+    fitted = fit(rare_task(4, validation))
+    assert fitted.tried and fitted.score == 1.0
+
+
+def test_search_without_any_score_has_the_default_setting() -> None:
+    fitted = fit(rare_task(0, 0))
+    assert fitted.tried == () and fitted.score is None
+
+
 def test_instant_job_returns_the_linear_model(tmp_path: Path) -> None:
     recipe = resolve("fast", "instant")
     done = {"validate": made_task(tmp_path / "task")}

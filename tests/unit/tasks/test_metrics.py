@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.tasks.make import folder, rows
 from tlm_core.errors import InvalidRequest
-from tlm_core.tasks.metrics import METRICS, SINGLE_LABEL, Metric, better, score, scores_shown, summary
+from tlm_core.tasks.metrics import METRICS, SINGLE_LABEL, Metric, better, ranking_score, score, scores_shown, summary
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.types import TASK_TYPES
 from tlm_core.tasks.validate import load_task
@@ -157,6 +157,14 @@ def test_correlation_with_a_constant_is_null_with_a_reason() -> None:
     scores = score([1.0, 2.0], [3.0, 3.0], 1, "pearson")
     assert scores["value"] is None and "differ" in scores["reason"]
     assert better(0.0, None) and not better(None, None) and not better(0.1, 0.1)
+
+
+def test_f1_without_the_positive_label_ranks_no_models() -> None:
+    negative, mixed = np.array([0, 0, 0]), np.array([0, 1, 0])
+    assert ranking_score("f1", negative, negative) is None and ranking_score("f1", negative, mixed) is None
+    assert ranking_score("f1", mixed, mixed) == 1.0 and ranking_score("f1", mixed, negative) == 0.0
+    assert ranking_score("accuracy", negative, mixed) == pytest.approx(2 / 3)
+    assert ranking_score("pearson", np.array([1.0, 2.0]), np.array([3.0, 3.0])) is None
 
 
 def test_new_metric_needs_one_entry_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
