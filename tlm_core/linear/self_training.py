@@ -22,7 +22,7 @@ from tlm_core.linear.fit import Setting, support_vectors
 from tlm_core.linear.model import Features, LinearModel, rows_of
 from tlm_core.linear.ngrams import FAMILIES, Row, words_and_blanks
 from tlm_core.linear.params import CANDIDATES, MOST_LABELED, ROUNDS
-from tlm_core.tasks.metrics import METRICS
+from tlm_core.tasks.metrics import best_of, ranking_score
 from tlm_core.tasks.task import Task
 
 WEIGHT = 0.3  # weight of a piece in the loss; a train row has the weight 1
@@ -45,11 +45,11 @@ class Student:
 class SelfTrained:
     """The chosen number of pieces per train row (`amount`), and the score of each tried amount on validation.
 
-    The amount 0 is the baseline, and has no student. separability: see `separability`.
+    The amount 0 is the baseline, and has no student. scores: see `ranking_score`. separability: see `separability`.
     """
 
     amount: float
-    scores: dict[float, float]
+    scores: dict[float, float | None]
     student: Student | None
     separability: float
 
@@ -90,8 +90,8 @@ def self_train(
     guesses = {0.0: task.type.predict(baseline)} if 0 in amounts else {}
     for amount, student in students.items():
         guesses[amount] = task.type.predict(student.model.outputs_of(validation))
-    scores = {amount: METRICS[task.metric].compute(targets, guess) for amount, guess in guesses.items()}
-    best = max(scores, key=lambda amount: scores[amount])  # in a tie, the smallest amount
+    scores = {amount: ranking_score(task.metric, targets, guess) for amount, guess in guesses.items()}
+    best = list(scores)[best_of(list(scores.values()))]  # in a tie, or without scores, the smallest amount
     separable = separability(rows, pieces)
     if best and 0 in scores:
         difference = paired_difference(task.metric, targets, [guesses[best]], [guesses[0]])

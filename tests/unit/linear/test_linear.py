@@ -196,6 +196,18 @@ def test_search_without_any_score_has_the_default_setting() -> None:
     assert fitted.tried == () and fitted.score is None
 
 
+@pytest.mark.parametrize("amounts", [(0.0, 0.1, 0.2), (0.2, 0.1)])
+def test_smallest_amount_is_chosen_if_validation_has_no_score(amounts: tuple[float, ...]) -> None:
+    task, pieces = rare_task(4, 0), ["a b c", "d e rare", "f g rare"] * 10
+    fitted = fit(task)
+    teacher = log_softmax(fitted.model.outputs([(piece,) for piece in pieces]))
+    trained = self_train(
+        task, fitted.model.outputs(rows_of(task, "validation")), teacher, pieces, fitted.setting, amounts
+    )
+    assert trained.amount == min(amounts) and trained.scores == dict.fromkeys(sorted(amounts))
+    assert (trained.student is None) == (0.0 in amounts)
+
+
 def test_instant_job_returns_the_linear_model(tmp_path: Path) -> None:
     recipe = resolve("fast", "instant")
     done = {"validate": made_task(tmp_path / "task")}
