@@ -25,9 +25,9 @@ EXPORT_LINEAR = Stage(
 )
 # Preparing text needs no torch, so workers start it seconds earlier and with half the memory.
 PREPARE = Stage("prepare", "tlm_core.training.prepare:prepare", 7, params.PrepareParams, needs_torch=False)
-JOINT = Stage("joint", "tlm_core.training.encoder_stages:joint", 9, params.JointParams, parallel=True)
-FINETUNE = Stage("finetune", "tlm_core.training.encoder_stages:finetune", 4, params.FinetuneParams, parallel=True)
+JOINT = Stage("joint", "tlm_core.training.encoder_stages:joint", 10, params.JointParams, parallel=True)
+FINETUNE = Stage("finetune", "tlm_core.training.encoder_stages:finetune", 5, params.FinetuneParams, parallel=True)
 REFIT = Stage("refit", "tlm_core.training.encoder_stages:refit", 1, params.FinetuneParams, parallel=True)
-CHOOSE = Stage("choose", "tlm_core.training.encoder_stages:choose", 2, params.ChooseParams)
+CHOOSE = Stage("choose", "tlm_core.training.encoder_stages:choose", 3, params.ChooseParams)
 EVALUATE = Stage("evaluate", "tlm_core.training.evaluate:evaluate", 21, params.SeedsParams, parallel=True)
 EXPORT = Stage("export", "tlm_core.training.export:export", 10, params.ExportParams)

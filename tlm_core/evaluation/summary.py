@@ -165,7 +165,7 @@ def refit_in_words(report: Report) -> str:
     for entry in report["seeds"]:
         if REFIT in entry:
             (again if entry[REFIT] else early if BEHIND in entry else untouched).append(entry["seed"])
-    copied = (early, "training ended early"), (untouched, "finetuning did not raise the score on validation")
+    copied = (early, "training ended early"), (untouched, "finetuning brought no gain on validation")
     words = [f"It copied {_encoders(seeds)}, because {reason}." for seeds, reason in copied if seeds]
     if not words:
         trained = "After all choices, the refit trained each model again, on train and validation."

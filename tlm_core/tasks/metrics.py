@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
@@ -253,6 +253,19 @@ def ranking_score(metric: str, true: Targets, predicted: Targets) -> float | Non
 def better(score: float | None, than: float | None) -> bool:
     """Whether a score is higher than another; None is lower than every score."""
     return score is not None and (than is None or score > than)
+
+
+def rank(validation: Mapping[str, float | None]) -> tuple[bool, float]:
+    """Return a value that is higher for a better model. validation: its `score` and `loss`.
+
+    Of two models without a score, the model with the lower loss is better. A model with a score is better than both:
+    the metric is then undefined because of their predictions, such as equal numbers for all texts.
+    """
+    score, loss = validation["score"], validation["loss"]
+    if score is not None:
+        return True, score
+    assert loss is not None
+    return False, -loss
 
 
 def best_of(scores: Sequence[float | None]) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 from tlm_core.artifacts import MANIFEST
 from tlm_core.evaluation.report import LinearResult
 from tlm_core.evaluation.summary import BEHIND, behind_in_words
-from tlm_core.tasks.metrics import best_of
+from tlm_core.tasks.metrics import rank
 from tlm_core.tasks.task import LABELED
 from tlm_core.training import published
 from tlm_core.training.architectures import Shape, scratch_shape
@@ -147,7 +147,7 @@ def tune(
     draw: Draw | None = None,
     flops: Callable[[Batch], float] | None = None,
 ) -> dict[str, Any]:
-    """Finetune a model and write the weights with the best validation score.
+    """Finetune a model and write the weights that `rank` highest on validation.
 
     before: the joint stage's history, or {}. draw: returns the batches; by default `FinetuneBatches`. flops: returns
     the FLOPs of a batch's forward and backward pass; by default those of the encoder.
@@ -246,7 +246,7 @@ def _copy_trained(source: Path, out: Path, history: Mapping[str, Any]) -> None:
 
 
 def choose(ctx: StageContext[ChooseParams]) -> dict[str, Any]:
-    """Copy the finetuned model with the best validation score, the first of equal ones. Inputs: `try.0`, `try.1`, …
+    """Copy the finetuned model that `rank`s highest on validation, the first of equals. Inputs: `try.0`, `try.1`, …
 
     The new history has the cost of all tries, the values of the best try, and under `tries` the result of each.
     """
@@ -254,7 +254,7 @@ def choose(ctx: StageContext[ChooseParams]) -> dict[str, Any]:
     folders = [ctx.inputs[f"try.{number}"] for number in range(len(values))]
     histories = [read_history(folder) for folder in folders]
     tries = [{**history["best"], **tried} for tried, history in zip(values, histories, strict=True)]
-    best = best_of([result["score"] for result in tries])
+    best = max(range(len(tries)), key=lambda number: rank(tries[number]))
     cost = {name: sum(history["cost"][name] for history in histories) for name in histories[best]["cost"]}
     _copy_trained(folders[best], ctx.out, {**histories[best], "cost": cost, "best": tries[best], "tries": tries})
     return dict(values[best])

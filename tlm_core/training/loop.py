@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tlm_core.errors import NonFiniteLoss, OutOfMemory
 from tlm_core.pulse import PULSE
-from tlm_core.tasks.metrics import better
+from tlm_core.tasks.metrics import rank
 from tlm_core.training.ahead import Ahead
 from tlm_core.training.device import out_of_memory, peak_flops
 from tlm_core.training.model import TaskModel, seed_of
@@ -339,13 +339,13 @@ class Trainer:
         return crossed or self.state.step in self.evaluate_at
 
     def _evaluate(self) -> None:
-        """Validate. Copy the weights if the score is the best so far, unless scores are only reported (`curve`)."""
+        """Validate. Copy the weights if they `rank` highest so far, unless scores are only reported (`curve`)."""
         assert self.validate is not None
         state, scores = self.state, self.validate()
         state.evaluations.append({"step": state.step, **scores})
         if not self.ctx.rank:
             self.ctx.report.metrics(step=state.step, score=scores["score"], validation_loss=scores["loss"])
-        if not self.curve and (state.best is None or better(scores["score"], state.evaluations[state.best]["score"])):
+        if not self.curve and (state.best is None or rank(scores) > rank(state.evaluations[state.best])):
             state.best = len(state.evaluations) - 1
             self.best = weights(self.model)
 

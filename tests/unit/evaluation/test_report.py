@@ -110,12 +110,12 @@ def test_each_seed_of_an_ensemble_has_its_encoder_and_combination() -> None:
             (BEHIND, None, None), (False, False, True),
             "After all choices, the refit trained these models again, on train and validation: "
             "the linear model, the encoder of seed 2. It copied the encoder of seed 0, because training ended early. "
-            "It copied the encoder of seed 1, because finetuning did not raise the score on validation.",
+            "It copied the encoder of seed 1, because finetuning brought no gain on validation.",
         ),
         (
             (None, None), (False, False),
             "After all choices, the refit trained these models again, on train and validation: the linear model. "
-            "It copied the encoders of seeds 0, 1, because finetuning did not raise the score on validation.",
+            "It copied the encoders of seeds 0, 1, because finetuning brought no gain on validation.",
         ),
         ((None, None), (None, None), ""),
     ],

@@ -9,7 +9,17 @@ import pytest
 
 from tests.unit.tasks.make import folder, rows
 from tlm_core.errors import InvalidRequest
-from tlm_core.tasks.metrics import METRICS, SINGLE_LABEL, Metric, better, ranking_score, score, scores_shown, summary
+from tlm_core.tasks.metrics import (
+    METRICS,
+    SINGLE_LABEL,
+    Metric,
+    better,
+    rank,
+    ranking_score,
+    score,
+    scores_shown,
+    summary,
+)
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.types import TASK_TYPES
 from tlm_core.tasks.validate import load_task
@@ -165,6 +175,11 @@ def test_f1_without_the_positive_label_ranks_no_models() -> None:
     assert ranking_score("f1", mixed, mixed) == 1.0 and ranking_score("f1", mixed, negative) == 0.0
     assert ranking_score("accuracy", negative, mixed) == pytest.approx(2 / 3)
     assert ranking_score("pearson", np.array([1.0, 2.0]), np.array([3.0, 3.0])) is None
+
+
+def test_models_without_a_score_rank_by_loss() -> None:
+    without, scored = [{"score": None, "loss": loss} for loss in (0.1, 0.5)], {"score": 0.0, "loss": 2.0}
+    assert rank(scored) > rank(without[0]) > rank(without[1])
 
 
 def test_new_metric_needs_one_entry_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,20 @@ def test_seed_fixed_tiny_losses_do_not_change(name: str, tmp_path: Path) -> None
         assert points[step]["gradient_norm"] == pytest.approx(norm, abs=100 * close if step == 11 else 10 * close)
 
 
+@pytest.mark.parametrize(
+    ("validations", "best"),
+    [([(None, 3.0), (None, 1.0), (None, 2.0)], 1), ([(None, 1.0), (0.0, 3.0), (None, 0.5)], 1)],
+)
+def test_lowest_loss_is_best_if_no_validation_has_a_score(
+    validations: list[tuple[float | None, float]], best: int, tmp_path: Path
+) -> None:
+    trainer, results = trainer_of(tmp_path, 2), iter(validations)
+    trainer.validate = lambda: dict(zip(("score", "loss"), next(results), strict=True))
+    trainer.evaluate_at = frozenset({0, 1, 2})
+    state, _ = trainer.run()
+    assert state.best == best
+
+
 @pytest.mark.parametrize("unit", ["steps", "tokens", "flops", "seconds"])
 def test_every_budget_ends_within_a_step_at_a_low_rate(unit: str, tmp_path: Path) -> None:
     ticks = itertools.count()

@@ -118,7 +118,7 @@ def test_report_and_card_name_the_encoder_that_refit_copied(chain: Mapping[str, 
     facts = json.loads((chain["prepare"] / "data.json").read_text())
     card = model_card(report, facts, CardRecipe.of(RECIPE))
     assert "trained these models again, on train and validation: the linear model, the encoder of seed 1." in card
-    assert "It copied the encoder of seed 0, because finetuning did not raise the score on validation." in card
+    assert "It copied the encoder of seed 0, because finetuning brought no gain on validation." in card
 
 
 def test_refit_uses_the_chosen_rate_and_class_weights(chain: Mapping[str, Path], tmp_path: Path) -> None:

@@ -437,6 +437,34 @@ def test_validation_chooses_the_rate_and_cost_covers_all_rates(chain: Mapping[st
     assert json.loads((ties / HISTORY).read_text())["best"]["class_weights"] == "none"
 
 
+def test_finetuning_without_a_validation_score_uses_the_lowest_loss(tmp_path: Path) -> None:
+    """The metric is `f1`, and validation lacks the positive label."""
+    splits = {}
+    for name, table in Task.read(made_task(tmp_path / "plain", (60, 12, 12))).splits.items():
+        labels = np.asarray(table["label"]) % 2 * (name != "validation")
+        splits[name] = table.set_column(table.column_names.index("label"), table.schema.field("label"), [labels])
+    Task("two", LABELS[:2], "f1", False, "en", splits).write(tmp_path / "task")
+    recipe = tiny(selection__selector="none", joint__enabled=False)
+    inputs = {"prepared": run_stage(PREPARE, {"task": tmp_path / "task"}, PrepareParams.of(recipe), tmp_path / "data")}
+    finetuned = run_stage(FINETUNE, inputs, FinetuneParams.of(recipe, 0), tmp_path / "finetuned")
+    history = json.loads((finetuned / HISTORY).read_text())
+    first, *later = history["evaluations"]
+    assert all(entry["score"] is None for entry in (first, *later))
+    assert history["best"] == min(later, key=lambda entry: entry["loss"]) and history["best"]["loss"] < first["loss"]
+
+
+def test_rates_without_a_validation_score_are_chosen_by_loss(tmp_path: Path) -> None:
+    folders = {}
+    for number, loss in enumerate((0.7, 0.3, 0.5)):
+        folders[f"try.{number}"] = folder = tmp_path / str(number)
+        folder.mkdir()
+        best = {"step": 1, "score": None, "loss": loss}
+        (folder / HISTORY).write_text(json.dumps({"best": best, "cost": {"seconds": 1.0}}))
+    params = ChooseParams(tries=tuple({"lr": rate} for rate in (1e-5, 1e-4, 1e-3)))
+    chosen = run_stage(CHOOSE, folders, params, tmp_path / "chosen")
+    assert json.loads((chosen / HISTORY).read_text())["best"]["lr"] == 1e-4
+
+
 def test_report_and_card_name_the_chosen_rate(tmp_path: Path) -> None:
     task = made_task(tmp_path / "task", (60, 20, 20))
     recipe = tiny(joint__enabled=False, finetune__epochs=1, finetune__rates=(1e-3, 1e-4))
