@@ -25,7 +25,15 @@ from services.trainer.reporter import JobReporter
 from services.trainer.scratch import work_folder
 from tlm_core.artifacts import ManifestRef
 from tlm_core.artifacts.store import ArtifactStore
-from tlm_core.errors import CorruptArtifact, NotFound, StaleAttempt, TLMError, WorkerFailed, WorkerLost
+from tlm_core.errors import (
+    CorruptArtifact,
+    NotFound,
+    StaleAttempt,
+    StorageUnavailable,
+    TLMError,
+    WorkerFailed,
+    WorkerLost,
+)
 from tlm_core.jobs.plan import Node, plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import ACTIVE
@@ -141,6 +149,7 @@ class GroupRunner:
             if not names:
                 return
             node = situation.plan.node(names.pop(0))
+            self._check_inputs(situation, node)
             if reporter:
                 reporter.start_node(situation, node)
             if not self.broadcast(reporter.should_continue if reporter else None):
@@ -148,6 +157,16 @@ class GroupRunner:
             if self.rank == 0 or node.stage.parallel:
                 self._run_node(situation, node, reporter)
             self.broadcast(None)  # ranks that compute nothing wait here
+
+    @staticmethod
+    def _check_inputs(situation: Situation, node: Node) -> None:
+        """Raise StorageUnavailable if another job or `Archive` has unpublished an input since the attempt began."""
+        for source in situation.plan.behind(node.name):
+            if source.name not in situation.done:
+                raise StorageUnavailable(
+                    f"'{node.name}' cannot start, because the artifact of '{source.name}' is no longer published. The "
+                    "next attempt computes it again."
+                )
 
     def _run_node(self, situation: Situation, node: Node, reporter: JobReporter | None) -> None:
         dropped = None if node.gathers else self._dropped_input(situation, node)

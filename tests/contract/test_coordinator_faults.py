@@ -322,6 +322,22 @@ def test_input_damaged_after_its_check_is_computed_again(harness: CoordinatorHar
     assert (harness.job(job_id).state, harness.validated) == (State.SUCCEEDED, 2)
 
 
+def test_artifact_unpublished_between_two_stages_interrupts_the_attempt(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit(max_attempts=1)
+    submission = harness.until_submitted(coordinator, job_id)
+    situation = Situation.read(harness.store, harness.job(job_id))
+    task = situation.artifact_id(situation.plan.node("validate"))
+    harness.work(submission, joint=counting_stage(1, lambda _: harness.store.invalidate_artifact(T, task)))
+    for _ in range(4):
+        coordinator.round()
+    job = harness.job(job_id)
+    assert (job.state, job.failures, job.losses) == (State.QUEUED, 0, 1), job.error
+    assert job.error is not None and "the artifact of 'validate' is no longer published" in str(job.error["message"])
+    harness.store.expire_deadlines()
+    assert harness.until_ended(coordinator, job_id).state is State.SUCCEEDED
+    assert harness.validated == 2
+
+
 def test_task_that_the_retriever_reports_as_damaged_is_computed_again(harness: CoordinatorHarness) -> None:
     use_remote_storage(harness)
 
