@@ -284,11 +284,11 @@ class Coordinator:
         held.selecting.clear()  # A wait is no hang.
         if isinstance(error, StoreUnavailable | StoreFull):
             self._clocks = None
+        held.waiting_since = min(held.waiting_since, self._now)  # The clock may go back.
         if held.waiting != error.code:
-            held.waiting = error.code
-            held.waiting_since = self._now
-            log.warning("Job %s waits: %s", job.id, error)
             report_waiting(self.store, job, error)
+            log.warning("Job %s waits: %s", job.id, error)
+            held.waiting, held.waiting_since = error.code, self._now
         elif (
             type(error) in _BLIND
             and self._now - held.waiting_since > self.settings.hang_seconds

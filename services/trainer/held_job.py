@@ -104,7 +104,8 @@ class HeldJob:
         except Exception as error:  # A bug that one job reveals must not end the coordinator and its other jobs.
             log.exception("Internal error in job %s", job.id)
             return TrainingFailed(f"Internal error: {type(error).__name__}: {error}. See the log of the trainer.")
-        self.waiting = None
+        if not self.local.retrying:  # The start of a stage does not show that the outage is over.
+            self.waiting = None
         return None
 
     # --- running ------------------------------------------------------------------------------------------------

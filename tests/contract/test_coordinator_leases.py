@@ -184,6 +184,36 @@ def test_coordinator_that_cannot_reach_ray_leaves_its_job_to_another(harness: Co
     assert (harness.job(job_id).state, harness.job(queued).owner) == (State.SUCCEEDED, "blind"), "it reaches Ray again"
 
 
+def test_job_is_left_to_another_coordinator_although_the_clock_went_back(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    harness.until_submitted(coordinator, job_id)
+    harness.cluster.away = True
+    coordinator.round()
+    harness.store.ahead = -3600
+    harness.rounds_until(coordinator, 100 - 3600)
+    assert coordinator._held.keys() == {job_id}
+    harness.rounds_until(coordinator, 140 - 3600)
+    assert coordinator._held == {}
+
+
+def test_reason_of_a_wait_is_reported_once_redis_answers(
+    harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    harness.until_submitted(coordinator, job_id)
+    harness.cluster.away = True
+
+    def away(*_: object, **__: object) -> NoReturn:
+        raise StoreUnavailable("Redis does not answer.")
+
+    with monkeypatch.context() as patch, pytest.raises(StoreUnavailable):
+        patch.setattr(harness.store, "report", away)
+        coordinator.round()
+    for _ in range(3):
+        coordinator.round()
+    assert harness.events(job_id).count("job.waiting") == 1
+
+
 def without_storage(harness: CoordinatorHarness, owner: str) -> Coordinator:
     """Return a coordinator whose storage is not mounted. Its jobs wait once they have an artifact."""
     coordinator = harness.coordinator(owner)
@@ -204,6 +234,22 @@ def test_coordinator_without_its_storage_leaves_its_job_to_another(harness: Coor
     blind.artifacts = harness.artifacts
     blind.round()
     assert harness.job(queued).owner == "blind"
+
+
+def test_stage_that_never_reaches_the_storage_leaves_its_job_to_another(
+    harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coordinator, job_id = harness.coordinator("blind"), harness.submit()
+    harness.validate_error = StorageUnavailable("The storage does not answer.")
+    monkeypatch.setattr(harness.artifacts, "answers", lambda: False)
+    harness.rounds_until(coordinator, 100)
+    assert coordinator._held.keys() == {job_id}
+    harness.rounds_until(coordinator, 200)
+    assert (harness.events(job_id).count("job.waiting"), coordinator._held) == (1, {})
+    harness.validate_error = None
+    other = harness.coordinator("sees")
+    harness.until_submitted(other, job_id)
+    assert (harness.job(job_id).owner, harness.job(job_id).attempt) == ("sees", 1)
 
 
 def test_probe_of_a_hanging_storage_delays_no_renewal_of_leases(
