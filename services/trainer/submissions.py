@@ -93,24 +93,26 @@ class Submissions:
         self.cluster.status(submission)  # Raises Unavailable before anything is written.
         self._check_gpus()
         self.check_owner(job)
-        event = ("workers.submitted", {"group": group, "submission": submission})
-        self.store.report(job.tenant, job.id, job.attempt, submissions={group: submission}, events=[event])
+        self.store.report(job.tenant, job.id, job.attempt, submissions={group: submission})
+        self.unconfirmed.add(submission)
         command = [self.settings.python, "-m", PROGRAM, *assignment.arguments()]
         try:
             self.cluster.submit(submission, command, cpus=0.0 if assignment.distributed else assignment.cpus)
-        except ClusterUnavailable:
-            # Ray may have accepted the submission. The job server of a new Ray head answers before it accepts jobs.
-            self.unconfirmed.add(submission)
+        finally:
+            # Also after an error: Ray may have accepted the submission. The job server of a new Ray head answers
+            # before it accepts jobs.
             self._confirm(job, group, submission)
-            raise
 
     def _confirm(self, job: JobRecord, group: str, submission: str) -> None:
-        """Check whether Ray has accepted a submission. If not, delete it from the record, so that it is sent again.
+        """Report that Ray has accepted a submission. If not, delete it from the record, so that it is sent again.
 
         Ray refuses the second of two equal ids. So the group runs once, even if Ray accepts the first request later.
         """
         if self.cluster.status(submission) is Status.UNKNOWN:
             self.store.report(job.tenant, job.id, job.attempt, submissions={group: None})
+        else:
+            event = ("workers.submitted", {"group": group, "submission": submission})
+            self.store.report(job.tenant, job.id, job.attempt, events=[event])
         self.unconfirmed.discard(submission)
 
     def _check_gpus(self) -> None:

@@ -196,6 +196,23 @@ def test_rejected_submission_is_retried_in_the_same_attempt(harness: Coordinator
     assert (harness.job(job_id).state, harness.job(job_id).attempt) == (State.SUCCEEDED, 1)
 
 
+def test_job_shows_why_it_waits_until_ray_accepts_its_submission(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    fitting = harness.until_submitted(coordinator, job_id, "baseline")
+    coordinator.round()
+    harness.work(fitting)
+    harness.cluster.refusing = True
+    for _ in range(4):
+        coordinator.round()
+        waiting = harness.job(job_id).waiting
+        assert waiting is not None and waiting["message"] == "not ready to take jobs"
+    assert harness.events(job_id).count("workers.submitted") == 1
+    harness.cluster.refusing = False
+    harness.until_submitted(coordinator, job_id)
+    assert harness.job(job_id).waiting is None
+    assert harness.events(job_id).count("workers.submitted") == 2
+
+
 @pytest.mark.parametrize("accepted", [False, True])
 def test_submission_that_ray_does_not_answer_runs_once_in_its_attempt(
     harness: CoordinatorHarness, accepted: bool, monkeypatch: pytest.MonkeyPatch
