@@ -220,7 +220,11 @@ class HeldJob:
         """Request the selection from the retriever, or publish it once it is ready."""
         job, artifact = situation.job, situation.artifact_id(node)
         task = situation.done[node.inputs["task"]]
-        if DROPPED in self.artifacts.manifest(task).meta:
+        try:
+            dropped = DROPPED in self.artifacts.manifest(task).meta
+        except (NotFound, CorruptArtifact) as error:
+            self._fail_stage(situation, node, error)
+        if dropped:
             situation.publish(self.store, node, task)
             return
         check_owner = partial(self.submissions.check_owner, job)
@@ -266,7 +270,10 @@ class HeldJob:
             node.name: {"artifact": situation.artifact_id(node), "ref": done[node.name].model_dump()}
             for node in plan.nodes
         }
-        summary = self.artifacts.manifest(done[plan.report]).meta
+        try:
+            summary = self.artifacts.manifest(done[plan.report]).meta
+        except (NotFound, CorruptArtifact) as error:
+            raise AttemptEnded(situation.invalidate(self.store, plan.node(plan.report), error)) from error
         self.store.finish(job, self.owner, {"artifacts": artifacts, "summary": summary})
         self.released = True
         log.info("Finished job %s", job.id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -358,6 +359,39 @@ def test_task_that_the_retriever_reports_as_damaged_is_computed_again(harness: C
     harness.work(harness.until_submitted(coordinator, job_id))
     coordinator.round()
     assert (harness.job(job_id).state, harness.validated) == (State.SUCCEEDED, 2)
+
+
+def test_task_that_is_lost_during_the_selection_is_computed_again(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    harness.selections.answer = lambda _: SelectionRun(state="running", done=1, total=2)
+    harness.until_submitted(coordinator, job_id, "baseline")
+    task = Situation.read(harness.store, harness.job(job_id)).done["validate"]
+    shutil.rmtree(harness.artifacts.path(task.folder))
+    coordinator.round()
+    job = harness.job(job_id)
+    assert (job.state, job.failures, job.losses) == (State.QUEUED, 0, 1), job.error
+    harness.selections.answer = lambda _: None
+    harness.store.expire_deadlines()
+    assert harness.until_ended(coordinator, job_id).state is State.SUCCEEDED
+
+
+def test_report_that_is_lost_before_the_end_is_computed_again(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    harness.work(harness.until_submitted(coordinator, job_id))
+    situation = Situation.read(harness.store, harness.job(job_id))
+    report, check = situation.done[situation.plan.report], harness.artifacts.check
+
+    def lose_after_check(ref: ManifestRef) -> None:
+        check(ref)
+        if ref == report:
+            shutil.rmtree(harness.artifacts.path(ref.folder))
+
+    harness.artifacts.check = lose_after_check  # type: ignore[method-assign]
+    coordinator.round()
+    job = harness.job(job_id)
+    assert (job.state, job.failures, job.losses) == (State.QUEUED, 0, 1), job.error
+    harness.store.expire_deadlines()
+    assert harness.until_ended(coordinator, job_id).state is State.SUCCEEDED
 
 
 def test_retriever_error_without_a_damaged_input_fails_the_job(harness: CoordinatorHarness) -> None:
