@@ -367,7 +367,7 @@ class JobStore(JobReads):
         stage: str,
         cached: bool = True,
     ) -> ManifestRef:
-        """Publish an artifact, unless it is published already. Returns its published reference.
+        """Publish an artifact, unless it is published already. Returns its published reference, else `ref`.
 
         Raises as `report` does. cached: False excludes the node from the cache: no other job then reuses its artifact.
         """
@@ -375,9 +375,7 @@ class JobStore(JobReads):
         publication = _Publication(artifact, canonical_json(ref.model_dump(mode="json")))
         excluded = "" if cached else node
         self.report(tenant, job_id, attempt, events=[event], publication=publication, excluded_from_cache=excluded)
-        published = self.artifact(tenant, artifact)
-        assert published is not None, "the report above has set it"
-        return published
+        return self.artifact(tenant, artifact) or ref  # Another process may have unpublished it since the report.
 
     def invalidate_artifact(
         self, tenant: str, artifact: str, ref: ManifestRef | None = None, *, by: JobRecord | None = None

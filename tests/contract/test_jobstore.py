@@ -348,6 +348,22 @@ def test_ended_attempt_unpublishes_nothing(store: JobStore) -> None:
     assert (store.checkpoints(T, "art"), store.artifact(T, "art")) == ([], None)
 
 
+def test_artifact_unpublished_during_its_publication_is_no_error(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(store)
+    job, ref, report = claim(store), ManifestRef(folder="x", digest="1" * 64), store.report
+
+    def unpublished_meanwhile(*args: Any, **kwargs: Any) -> State:
+        state = report(*args, **kwargs)
+        store.invalidate_artifact(T, "art")
+        return state
+
+    monkeypatch.setattr(store, "report", unpublished_meanwhile)
+    assert store.publish(T, job.id, 1, artifact="art", ref=ref, node="n", stage="s") == ref
+    assert store.artifact(T, "art") is None
+
+
 def test_first_published_manifest_of_an_artifact_stays(store: JobStore) -> None:
     submit(store)
     job = claim(store)
