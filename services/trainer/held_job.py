@@ -337,12 +337,13 @@ class HeldJob:
         # Workers and selections that still run cannot publish, but use the room of the next attempt.
         for name, stop in (
             ("selections", lambda: self._stop_selections(job)),
-            ("workers", lambda: self._stop_workers(job)),
+            ("workers", lambda: self.submissions.stop(self._read_again(job), running=True)),
         ):
             try:
                 stop()
             except Exception as failure:  # The attempt ends anyway.
                 log.warning("Cannot stop the %s of job %s: %s", name, job.id, failure)
+        job = self._read_again(job)
         failures, losses = job.spent(is_loss=error.is_loss)
         requeues = error.retryable and failures < job.spec.max_attempts and job.state is State.RUNNING
         if isinstance(error, WorkerLost) and job.state is State.RUNNING:
@@ -363,10 +364,15 @@ class HeldJob:
         self.released = True
         return requeues
 
-    def _stop_workers(self, job: JobRecord) -> None:
-        current = self.store.get(job.tenant, job.id)  # This step may have submitted another group.
-        if (current.owner, current.attempt) == (self.owner, job.attempt):
-            self.submissions.stop(current, running=True)
+    def _read_again(self, job: JobRecord) -> JobRecord:
+        """Return the current record. Since the first read, this step may have submitted a group, or a worker published.
+
+        Raises StaleAttempt if another coordinator has adopted the job meanwhile.
+        """
+        current = self.store.get(job.tenant, job.id)
+        if (current.owner, current.attempt) != (self.owner, job.attempt):
+            raise StaleAttempt(f"Another coordinator holds job {job.id}.")
+        return current
 
     def _next_attempt(self, job: JobRecord, *, requeues: bool) -> str:
         """Return a sentence that says where the next attempt after a lost worker starts, and when."""

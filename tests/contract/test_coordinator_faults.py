@@ -16,6 +16,7 @@ import redis
 
 from services.api.views import job_summary
 from services.common.jobstore import CheckpointRef
+from services.common.redis_client import key
 from services.common.retriever_client import SelectionRun
 from services.common.situation import Situation
 from services.trainer.cluster import Status
@@ -111,6 +112,28 @@ def test_lost_workers_are_free_while_checkpoints_advance(harness: CoordinatorHar
     harness.work(harness.until_submitted(coordinator, job_id), joint=counting_stage(16))
     coordinator.round()
     assert harness.job(job_id).state is State.SUCCEEDED
+
+
+def test_checkpoint_published_during_the_step_resets_the_losses(
+    harness: CoordinatorHarness, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit(max_attempts=1)
+    submission, status = harness.until_submitted(coordinator, job_id), harness.cluster.status
+    redis_client.hset(key(T, "job", job_id), "losses", 2)
+
+    def lost_after_a_checkpoint(name: str) -> Status:
+        monkeypatch.setattr(harness.cluster, "status", status)
+        checkpoint = CheckpointRef(
+            ref=ManifestRef(folder="x", digest="1" * 64), step=1, node="joint.s0", job=job_id, attempt=1
+        )
+        harness.store.publish_checkpoint(T, "art", checkpoint)
+        harness.cluster.statuses[submission] = Status.FAILED
+        return status(name)
+
+    monkeypatch.setattr(harness.cluster, "status", lost_after_a_checkpoint)
+    coordinator.round()
+    job = harness.job(job_id)
+    assert (job.state, job.failures, job.losses) == (State.QUEUED, 0, 1), job.error
 
 
 def test_fault_of_one_worker_is_reported_instead_of_lost_workers(harness: CoordinatorHarness) -> None:
