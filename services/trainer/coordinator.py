@@ -265,13 +265,16 @@ class Coordinator:
 
     def _step_once(self, held: HeldJob) -> None:
         job = self.store.get(held.tenant, held.id)
-        held.submissions.check_owner(job)
+        if not held.was_ended(job):
+            held.submissions.check_owner(job)
         try:
             error = held.advance(job, now=self._now, stall_grace_until=self._stall_grace_until)
         except Outage as outage:
             self._wait(job, held, outage)
             return
-        if error is not None and held.end_attempt(job, error):
+        if error is not None:
+            held.end_attempt(job, error)
+        if held.requeued:
             self._backing_off.add((job.tenant, job.id))
         if held.released:
             self._release(held)

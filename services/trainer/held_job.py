@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NoReturn
@@ -32,7 +33,7 @@ from tlm_core.errors import (
 )
 from tlm_core.jobs.plan import Node
 from tlm_core.jobs.spec import JobRecord
-from tlm_core.jobs.states import State
+from tlm_core.jobs.states import ACTIVE, State
 from tlm_core.training.stage import DROPPED, Place
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,8 @@ log = logging.getLogger(__name__)
 class HeldJob:
     """A job that a coordinator drives. A restarted coordinator can rebuild every field.
 
-    released: whether the coordinator must stop driving the job. verified: artifacts whose files have been checked.
+    ending: whether a verb that ends the attempt was sent. released: whether the coordinator must stop driving the job.
+    requeued: whether a released job is in the queue again. verified: artifacts whose files have been checked.
     selecting: artifact id → progress of its selection (unit, count), and time of its last change. waiting: code of the
     error that makes the job wait. claimed_at: when a new attempt was claimed; None after its first step, and for an
     adopted attempt. began: node → when a round first saw its progress. rate: tokens per second of all groups. now,
@@ -56,7 +58,9 @@ class HeldJob:
     selections: Selections
     submissions: Submissions
     local: LocalStages
+    ending: bool = False
     released: bool = False
+    requeued: bool = False
     verified: set[ManifestRef] = field(default_factory=set)
     selecting: dict[str, tuple[tuple[str, int], float]] = field(default_factory=dict)
     waiting: str | None = None
@@ -94,7 +98,7 @@ class HeldJob:
                 case State.CANCELLING:
                     self._cancel(job)
                 case _:
-                    self.released = True
+                    self._release(job)
         except (IllegalTransition, StaleAttempt, Outage):
             raise
         except AttemptEnded as ended:
@@ -274,8 +278,7 @@ class HeldJob:
             summary = self.artifacts.manifest(done[plan.report]).meta
         except (NotFound, CorruptArtifact) as error:
             raise AttemptEnded(situation.invalidate(self.store, plan.node(plan.report), error)) from error
-        self.store.finish(job, self.owner, {"artifacts": artifacts, "summary": summary})
-        self.released = True
+        self._end(self.store.finish, job, {"artifacts": artifacts, "summary": summary})
         log.info("Finished job %s", job.id)
 
     def _report_progress(
@@ -298,13 +301,11 @@ class HeldJob:
     def _pause(self, job: JobRecord) -> None:
         """Confirm the pause once the workers have exited. They first have `pause_seconds` to write a checkpoint."""
         if self._has_stopped(job, grace=self.settings.pause_seconds):
-            self.store.confirm_paused(job, self.owner)
-            self.released = True
+            self._end(self.store.confirm_paused, job)
 
     def _cancel(self, job: JobRecord) -> None:
         if self._has_stopped(job, grace=0.0):
-            self.store.confirm_cancelled(job, self.owner)
-            self.released = True
+            self._end(self.store.confirm_cancelled, job)
 
     def _has_stopped(self, job: JobRecord, *, grace: float) -> bool:
         """Stop the submissions, local stages and selections of an attempt. Returns whether all have stopped.
@@ -327,11 +328,8 @@ class HeldJob:
         stopped = [self.selections.stop(job, artifact) for artifact in artifacts]
         return all(stopped)
 
-    def end_attempt(self, job: JobRecord, error: TLMError) -> bool:
-        """Requeue a running job if the error is retryable and attempts are left. Else pause, cancel or fail the job.
-
-        Returns whether the job was requeued.
-        """
+    def end_attempt(self, job: JobRecord, error: TLMError) -> None:
+        """Requeue a running job if the error is retryable and attempts are left. Else pause, cancel or fail the job."""
         if isinstance(error, StorageFull):  # It is no fault of the job. The next attempt waits for free space.
             error = StorageUnavailable(error.message)
         # Workers and selections that still run cannot publish, but use the room of the next attempt.
@@ -350,19 +348,31 @@ class HeldJob:
             error = error.followed_by(self._next_attempt(job, requeues=requeues))
         self.store.report(job.tenant, job.id, job.attempt, logs=[f"error {__name__}: {error.message}"])
         if job.state is State.CANCELLING:
-            self.store.confirm_cancelled(job, self.owner)
+            self._end(self.store.confirm_cancelled, job)
         elif job.state is State.PAUSING and error.retryable:
-            self.store.confirm_paused(job, self.owner)
+            self._end(self.store.confirm_paused, job)
         elif requeues:
-            self.store.requeue(job, self.owner, error, delay_seconds=min(60.0, 4.0 ** (failures + losses - 1)))
-            REQUEUES.labels(error.code).inc()
+            self._end(self.store.requeue, job, error, min(60.0, 4.0 ** (failures + losses - 1)))
             log.warning("Requeued job %s after attempt %d: %s", job.id, job.attempt, error)
         else:
-            self.store.fail(job, self.owner, error)
-            FAILURES.labels(error.code).inc()
+            self._end(self.store.fail, job, error)
             log.warning("Job %s failed: %s", job.id, error)
-        self.released = True
-        return requeues
+
+    def _end(self, verb: Callable[..., JobRecord], job: JobRecord, *args: object) -> None:
+        """Apply a verb that ends the attempt."""
+        self.ending = True
+        self._release(verb(job, self.owner, *args))
+
+    def was_ended(self, job: JobRecord) -> bool:
+        """Return whether this coordinator ended the attempt in an earlier round, in which Redis's answer was lost."""
+        return self.ending and job.attempt == self.attempt and job.state not in ACTIVE
+
+    def _release(self, job: JobRecord) -> None:
+        """Let the coordinator release a job whose attempt has ended, and count the end for Prometheus."""
+        self.released, self.requeued = True, job.state is State.QUEUED
+        counter = {State.QUEUED: REQUEUES, State.FAILED: FAILURES}.get(job.state)
+        if counter is not None and job.error is not None:
+            counter.labels(str(job.error["code"])).inc()
 
     def _read_again(self, job: JobRecord) -> JobRecord:
         """Return the current record. Since the first read, this step may have submitted a group, or a worker published.

@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,6 +30,7 @@ from tlm_core.errors import (
     StorageUnavailable,
     StoreUnavailable,
     UnreadableRecord,
+    WorkerLost,
 )
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
@@ -345,6 +347,40 @@ def test_coordinator_that_lost_its_lease_leaves_the_selection_to_the_owner(harne
         coordinator.round()
     assert (harness.job(job_id).owner, harness.job(job_id).state) == ("b", State.RUNNING)
     assert harness.selections.stopped == []
+
+
+@pytest.mark.parametrize("state", [State.QUEUED, State.FAILED, State.SUCCEEDED])
+def test_end_of_an_attempt_whose_answer_was_lost_is_no_lost_lease(
+    harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch, state: State
+) -> None:
+    job_id, later, coordinator = harness.submit(), harness.submit(seeds=(3,)), harness.coordinator()
+    submission, run = harness.until_submitted(coordinator, job_id), harness.store._run
+    if state is State.SUCCEEDED:
+        harness.work(submission)
+    elif state is State.FAILED:
+        harness.store.report(T, job_id, 1, events=[("attempt.error", NonFiniteLoss("nan").as_dict())])
+    harness.cluster.statuses[submission] = Status.FAILED
+
+    def lose_answer(script: str, *args: Any) -> Any:
+        answer = run(script, *args)
+        if script == "move":
+            raise StoreUnavailable("Redis does not answer.")
+        return answer
+
+    def figures() -> list[float]:
+        requeues = counted("tlm_requeues_total", cause=WorkerLost.code)
+        failures = counted("tlm_failures_total", cause=NonFiniteLoss.code)
+        return [counted("tlm_lease_losses_total"), requeues, failures]
+
+    losses, requeues, failures = figures()
+    with monkeypatch.context() as patch, suppress(StoreUnavailable):
+        patch.setattr(harness.store, "_run", lose_answer)
+        coordinator.round()
+    coordinator.round()
+    assert harness.job(job_id).state is state
+    assert figures() == [losses, requeues + (state is State.QUEUED), failures + (state is State.FAILED)]
+    starts = State.QUEUED if state is State.QUEUED else State.RUNNING
+    assert harness.job(later).state is starts, "only a requeued job keeps its slot"
 
 
 def test_submission_of_a_requeued_attempt_computes_nothing(harness: CoordinatorHarness) -> None:
