@@ -196,7 +196,8 @@ class LoadWorker:
         counted = _Counted(passages)
         with temporary_folder(self._scratch / "work", "splitting the corpus") as work:
             write_parts(self._watched(counted, load), work)
-            place = f"{load.upload.folder}/cut/{len(load.cut):05d}"
+            # A loader that lost its lease may still write. Its id keeps it from overwriting recorded files.
+            place = f"{load.upload.folder}/cut/{len(load.cut):05d}-{self._owner}"
             return self._artifacts.write(place, work, artifact=load.id, stage="cut", meta={"count": counted.count})
 
     def _count(self, load: CorpusLoad) -> int:

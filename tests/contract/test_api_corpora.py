@@ -6,7 +6,7 @@ import json
 import os
 import resource
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -266,6 +266,34 @@ def test_load_killed_after_some_files_continues_with_the_next(
     folder = gateway.parts.artifacts.localize(gateway.parts.catalog.corpus(T, "docs").versions[0].passages)
     assert [passage.text for passage in passages_in(folder)] == texts_of(names), "No passage is lost or repeated."
     assert not [path for path in gateway.leftovers() if "uploads" in path], "The passages of files are deleted."
+
+
+class OvertakenStorage(ArtifactStore):
+    """Storage of a loader that loses its lease to another loader before it writes."""
+
+    overtake: Callable[[], object] = staticmethod(lambda: None)
+
+    def write(self, *args: Any, **kwargs: Any) -> Any:
+        self.overtake()
+        return super().write(*args, **kwargs)
+
+
+def test_loader_without_the_lease_overwrites_no_recorded_file(gateway: Gateway) -> None:
+    load_id, parts = queue_load(gateway), gateway.parts
+    (uploaded,) = (gateway.root / "storage" / T / "uploads").rglob("*.jsonl")
+    storage = OvertakenStorage(parts.settings.storage, gateway.root / "cache")
+
+    def overtake() -> None:
+        uploaded.write_text(LINES.replace("thing", "theme"))  # as if a remote source had changed
+        gateway.client.delete(f"tlm:{{{T}}}:load-lease:{load_id}")
+        restarted(gateway).loads.round()
+
+    storage.overtake = overtake
+    LoadWorker(parts.catalog, storage, parts.retriever, parts.settings.scratch).round()
+    load = parts.catalog.load(T, load_id)
+    assert load.state is LoadState.INDEXING
+    for ref in load.cut:
+        parts.artifacts.verify(ref)
 
 
 def test_killed_search_for_near_duplicates_continues(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
