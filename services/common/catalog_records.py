@@ -127,6 +127,14 @@ def read_record(kind: type[_AnyRecord], body: str, name: str) -> _AnyRecord:
         raise unreadable(name, error) from error
 
 
+def needs_files(body: str) -> bool:
+    """Return whether a load, from its JSON, may still read the files that it names: its upload, split or not."""
+    try:
+        return read_record(CorpusLoad, body, "a load").state in OPEN
+    except UnreadableRecord:
+        return True
+
+
 # One unreadable record must not hide the others, so these functions return a stub with its error.
 
 

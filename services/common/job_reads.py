@@ -16,6 +16,7 @@ from typing import Any, TypedDict
 import redis
 from pydantic import ValidationError
 
+from services.common.catalog_records import needs_files
 from services.common.history import History, Moved, Row, unpacked
 from services.common.metrics import Live
 from services.common.redis_client import (
@@ -365,7 +366,10 @@ class JobReads:
         return not any(any(keys) for keys in scans)
 
     def named_folders(self, tenant: str) -> set[str]:
-        """Return every storage folder that a record of the tenant names, and all parents of these folders."""
+        """Return every storage folder that a record of the tenant names, and all parents of these folders.
+
+        The record of an ended load does not count: nothing reads its upload.
+        """
         folders: set[str] = set()
         for name in self._redis.scan_iter(key(tenant, "*"), count=1000):
             match self._redis.type(name):
@@ -378,6 +382,8 @@ class JobReads:
                     texts = self._redis.lrange(name, 0, -1)
                 case "string":
                     texts = [self._redis.get(name) or ""]
+                    if name.startswith(key(tenant, "load", "")) and not needs_files(texts[0]):
+                        continue
                 case _:
                     continue
             if name.startswith(prefix := key(tenant, "upload", "")):

@@ -101,7 +101,7 @@ class StorageSweeper:
     def sweep(self) -> None:
         """Sweep once. Raises Conflict if more than 20 folders, and more than half of all, have no record in Redis.
 
-        In this case Redis has probably lost records, so the sweep deletes nothing.
+        In this case Redis has probably lost records, so the sweep deletes nothing. Parts of uploads do not count.
         """
         self.artifacts.check_mounted()
         folders, orphans = 0, list[str]()
@@ -112,16 +112,18 @@ class StorageSweeper:
             indexes = self._indexes(tenant)
             named = self.store.named_folders(tenant)
             unfinished = {job for state in set(State) - TERMINAL for job in self.store.newest_in(tenant, state, _MANY)}
-            folders += len(below) + len(indexes)
+            folders += len(indexes) + sum(not _is_of_parts(name) for name in below)
             orphans += [name for name in indexes if name.replace("/indexes/", "/corpora/", 1) not in named]
             orphans += [name for name in below if name not in named and not unfinished.intersection(_JOB.findall(name))]
+        # The record of an upload expires. So parts without a record do not show that Redis has lost records.
+        expired = list(filter(_is_of_parts, orphans))
+        orphans = [folder for folder in orphans if not _is_of_parts(folder)]
         if len(orphans) > max(_FEW, folders / 2):
             raise Conflict(
                 f"{len(orphans):,} of {folders:,} folders in the storage have no record in Redis. The coordinator "
                 "deletes none of them. Check that Redis and the storage belong together."
             )
-        expired = [folder for folder in orphans if folder.split("/")[1] == "parts"]  # The record of an upload expires.
-        for folder in [*expired, *self.store.orphans(set(orphans) - set(expired), _ORPHAN_SECONDS)]:
+        for folder in [*expired, *self.store.orphans(orphans, _ORPHAN_SECONDS)]:
             with log_context(**ids_in(folder)):
                 log.warning("Deleting %s, which no record names", folder)
                 self._delete(folder)
@@ -143,3 +145,8 @@ class StorageSweeper:
             self.retriever.delete_corpus(tenant, *map(unquote, names))
         else:
             self.artifacts.delete(folder)
+
+
+def _is_of_parts(folder: str) -> bool:
+    """Return whether a folder holds the parts of an upload."""
+    return folder.split("/")[1] == "parts"

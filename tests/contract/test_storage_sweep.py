@@ -17,12 +17,13 @@ from services.retriever.corpus_storage import LoadRecords
 from services.retriever.indexes import CorpusKey
 from services.trainer.sweeper import StorageSweeper
 from tests.contract.coordinator_harness import MovableClockStore
+from tests.contract.corpora import LINES
 from tests.contract.gateway import Gateway, add_version, make_gateway, upload
 from tests.factories import make_resolved, make_spec
 from tests.store_size import run_long_job
 from tests.support import counted, files_under
 from tlm_core.artifacts import ManifestRef
-from tlm_core.corpus.states import CorpusState
+from tlm_core.corpus.states import CorpusState, LoadState
 from tlm_core.errors import Conflict, StorageUnavailable
 from tlm_core.jobs.spec import JobRecord
 
@@ -103,6 +104,46 @@ def test_parts_of_expired_uploads_are_deleted_at_once(gateway: Gateway, sweeper:
     gateway.client.delete(key(T, "upload", expired))
     sweeper.sweep()
     assert open_parts.exists() and not gone.exists()
+
+
+def test_parts_of_many_expired_uploads_do_not_block_the_sweep(
+    gateway: Gateway, sweeper: StorageSweeper, store: MovableClockStore
+) -> None:
+    parts = [add(gateway, f"{T}/parts/upl_{number}") for number in range(30)]
+    orphan = add(gateway, f"{T}/datasets/ds_gone")
+    sweep_for_a_week(sweeper, store)
+    assert not any(path.exists() for path in [*parts, orphan])
+
+
+def test_parts_do_not_hide_lost_records(gateway: Gateway, sweeper: StorageSweeper) -> None:
+    paths = [add(gateway, f"{T}/datasets/ds_{number}") for number in range(30)]
+    with gateway.test_client() as api:
+        uploads = [api.post("/v1/uploads", json={"name": "a.csv", "size": 9}).json()["id"] for _ in range(31)]
+    paths += [add(gateway, f"{T}/parts/{upload_id}") for upload_id in uploads]
+    with pytest.raises(Conflict, match="30 of 30 folders in the storage have no record"):
+        sweeper.sweep()
+    assert all(path.exists() for path in paths)
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_upload_of_an_ended_load_is_deleted_after_a_week(
+    gateway: Gateway, sweeper: StorageSweeper, store: MovableClockStore, cancelled: bool
+) -> None:
+    catalog, artifacts, source = gateway.parts.catalog, gateway.parts.artifacts, gateway.root / "source"
+    source.mkdir()
+    (source / "a.jsonl").write_text(LINES)
+    upload = artifacts.write(f"{T}/uploads/up_1", source, artifact="upload", stage="corpus")
+    load = catalog.add_load(T, "docs", "en", upload)
+    assert catalog.lease_load(T, load.id, "a", 60)
+    sweep_for_a_week(sweeper, store)
+    artifacts.check(upload)
+    if cancelled:
+        catalog.cancel_load(T, load.id)
+    # Here the loader ends the load and is killed, or a loader that lost its lease writes again.
+    ended = LoadState.CANCELLED if cancelled else LoadState.READY
+    catalog.save_load(load.model_copy(update={"state": ended, "cut": (upload,)}), "a")
+    sweep_for_a_week(sweeper, store)
+    assert not (gateway.root / "storage" / upload.folder).exists()
 
 
 def test_parts_of_an_upload_that_begins_during_the_sweep_stay(
