@@ -7,6 +7,7 @@ interruption read `offset` and continue there. Then create a dataset or a corpus
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -25,9 +26,11 @@ from services.common.redis_client import check_disk, key, load_scripts
 from tlm_core.artifacts import storage_errors, temporary_folder
 from tlm_core.artifacts.mark import deadline
 from tlm_core.artifacts.store import ArtifactStore
-from tlm_core.errors import Conflict, InvalidRequest, NotFound
+from tlm_core.errors import Conflict, InvalidRequest, NotFound, Outage
 from tlm_core.names import ID_DIGITS, new_id
 from tlm_core.wire import Upload
+
+log = logging.getLogger(__name__)
 
 PART_BYTES = 32 << 20
 _EXPIRES_SECONDS = 3 * 86_400
@@ -108,7 +111,14 @@ class Uploads:
                 files.append(self._assemble(tenant, field, upload, folder / str(number) / names.add(upload.name)))
             yield files
         for _, upload_id in uploads:
+            self._clean_up(tenant, upload_id)
+
+    def _clean_up(self, tenant: str, upload_id: str) -> None:
+        """Delete an upload. Only log an outage: the record expires, and the sweeper deletes parts without a record."""
+        try:
             self.delete(tenant, upload_id)
+        except Outage as error:
+            log.warning("Cannot delete upload %s now. It expires: %s", upload_id, error)
 
     def _store_part(self, tenant: str, upload: Upload, local: Path, begin: int, length: int) -> None:
         # The name is unique: if two clients send the same part, one file is recorded and the other file is deleted.
@@ -147,7 +157,7 @@ class Uploads:
                             digest.update(block)
                             out.write(block)
         if upload.sha256 is not None and digest.hexdigest() != upload.sha256:
-            self.delete(tenant, upload.id)
+            self._clean_up(tenant, upload.id)
             raise InvalidRequest(f"Upload {upload.id} does not match its SHA-256. Upload the file again.")
         return ReceivedFile(field, target.name, target, upload.size)
 

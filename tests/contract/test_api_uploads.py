@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from tests.contract.gateway import AUTH, TRAIN, Gateway, restarted, upload
+from tests.contract.gateway import AUTH, TRAIN, Gateway, restarted, upload, upload_in_one_part
+from tlm_core.errors import StorageUnavailable, StoreUnavailable
 
 WHOLE = gzip.compress((TRAIN + "".join(f"row {n} {n * 7919 % 1000},pos\n" for n in range(3000))).encode())
 SHA = hashlib.sha256(WHOLE).hexdigest()
@@ -178,6 +180,24 @@ def test_other_text_than_an_id_names_no_upload(api: TestClient) -> None:
     body = {"name": "toy", "files": {"train": f"{upload_id}:parts"}}
     assert api.post("/v1/datasets/from-uploads", json=body).status_code == 404
     assert api.get(f"/v1/uploads/{upload_id}").json()["offset"] == 1000
+
+
+@pytest.mark.parametrize("where", ["redis", "storage"])
+@pytest.mark.parametrize("kind", ["datasets", "corpora"])
+def test_outage_after_the_creation_does_not_fail_the_request(
+    api: TestClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, kind: str, where: str
+) -> None:
+    parts, text = gateway.parts, TRAIN if kind == "datasets" else "one passage of text\n"
+    upload_id = upload_in_one_part(api, "a.csv" if kind == "datasets" else "a.txt", text.encode())
+    outage = Mock(side_effect=StoreUnavailable("away") if where == "redis" else StorageUnavailable("away"))
+    monkeypatch.setattr(parts.uploads._redis if where == "redis" else parts.artifacts, "delete", outage)
+    files = {"train": upload_id} if kind == "datasets" else [upload_id]
+    answer = api.post(f"/v1/{kind}/from-uploads", json={"name": "new", "files": files})
+    assert answer.status_code == (201 if kind == "datasets" else 202), answer.text
+    outage.assert_called_once()
+    # A complete upload can be used again. Its parts stay until its record expires.
+    assert api.get(f"/v1/uploads/{upload_id}").status_code == (200 if where == "redis" else 404)
+    assert len(parts.artifacts.subfolders("default/parts")) == 1
 
 
 def test_dataset_version_has_number_and_digest(api: TestClient) -> None:
