@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -145,7 +146,8 @@ class OpenSearchIndex:
     # --- reading --------------------------------------------------------------------------------------------------
 
     def count(self) -> int:
-        response = self._cluster.call("GET", f"/{self.name}/_count")
+        with _rebuilt_if_deleted():
+            response = self._cluster.call("GET", f"/{self.name}/_count")
         if response["_shards"]["failed"]:
             raise IndexUnavailable(
                 f"A shard of the OpenSearch index {self.name} does not answer. Check the health of OpenSearch."
@@ -215,7 +217,8 @@ class OpenSearchIndex:
         passages: Counter[str] = Counter()
         for shard in range(self._shards):
             params = {"preference": f"_shards:{shard}"}
-            response = self._cluster.call("POST", f"/{self.name}/_termvectors", body=body, params=params)
+            with _rebuilt_if_deleted():
+                response = self._cluster.call("POST", f"/{self.name}/_termvectors", body=body, params=params)
             statistics = response["term_vectors"].get(self._field, {"terms": {}})["terms"]
             passages.update({term: entry.get("doc_freq", 0) for term, entry in statistics.items()})
         return passages
@@ -250,7 +253,8 @@ class OpenSearchIndex:
             if last is not None:
                 body["search_after"] = [last]
             params = {"allow_partial_search_results": "false", "filter_path": "hits.hits.sort"}
-            response = self._cluster.call("POST", f"/{self.name}/_search", body=body, params=params)
+            with _rebuilt_if_deleted():
+                response = self._cluster.call("POST", f"/{self.name}/_search", body=body, params=params)
             names = [hit["sort"][0] for hit in response.get("hits", {}).get("hits", [])]
             if not names:
                 return
@@ -276,7 +280,10 @@ def _too_many_clauses(response: Mapping[str, Any]) -> bool:
 
 
 def _incomplete(response: Mapping[str, Any]) -> str | None:
-    """Return why a response is incomplete, or None. Raises NotFound or IndexMismatch if a retry cannot help."""
+    """Return why a response is incomplete, or None.
+
+    Raises IndexMismatch if a retry cannot help, and IndexUnavailable if the index was deleted.
+    """
     if "error" in response:
         reason = reason_of(response["error"])
         if _too_many_clauses(response):
@@ -285,7 +292,7 @@ def _incomplete(response: Mapping[str, Any]) -> str | None:
                 f"Set indices.query.bool.max_clause_count to {MAX_TERMS} or more."
             )
         if response["status"] == 404:
-            raise NotFound(f"The index was deleted: {reason}. Load the corpus again.")
+            raise _deleted(reason)
         if response["status"] not in TEMPORARY_STATUS and response["status"] < 500:
             raise IndexMismatch(f"OpenSearch rejected a search ({reason}). Load the corpus again.")
         return reason
@@ -295,3 +302,16 @@ def _incomplete(response: Mapping[str, Any]) -> str | None:
         failures = response["_shards"].get("failures", [])
         return "; ".join(reason_of(failure["reason"]) for failure in failures) or "a shard failed"
     return None
+
+
+def _deleted(reason: str) -> IndexUnavailable:
+    """Return the error for a deleted index. It is retryable: `IndexLoads.ready` then builds the index again."""
+    return IndexUnavailable(f"The index was deleted ({reason}). Try again. The service then loads the corpus again.")
+
+
+@contextmanager
+def _rebuilt_if_deleted() -> Iterator[None]:
+    try:
+        yield
+    except NotFound as error:
+        raise _deleted(error.message) from error

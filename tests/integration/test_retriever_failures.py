@@ -96,6 +96,10 @@ def timed_out(answer: Any) -> Reply:
     return Reply(200, {"responses": part})
 
 
+def deleted(answer: Any) -> Reply:
+    return Reply(200, {"responses": [rejected(404, "index_not_found_exception").body for _ in answer["responses"]]})
+
+
 TEMPORARY: dict[str, Reply | Callable[[Any], Reply]] = {
     "429": rejected(429, "circuit_breaking_exception"),
     "503": rejected(503, "cluster_block_exception", "no cluster manager"),
@@ -125,6 +129,13 @@ def test_lasting_failure_fails_the_selection_which_can_be_repeated(served: Retri
     assert (run.state, run.ref) == ("failed", None)
     assert isinstance(run.failure, IndexUnavailable) and run.failure.retryable
     served.cluster.override = times(0, "", Reply(0))
+    assert served.passages_of(served.selection()) == COMPLETE
+
+
+def test_selection_whose_index_is_deleted_can_be_repeated(served: Retriever) -> None:
+    served.cluster.override = times(1, "_msearch", deleted)
+    run = served.selection()
+    assert isinstance(run.failure, IndexUnavailable) and "deleted" in run.failure.message
     assert served.passages_of(served.selection()) == COMPLETE
 
 

@@ -25,6 +25,7 @@ from tlm_core.errors import (
     StorageFull,
     TLMError,
 )
+from tlm_core.selection.index import MAX_TERMS
 
 BANNER = {"version": {"distribution": "opensearch", "number": "3.8.0"}}
 MARK = {"schema": 1, "tenant": "t", "name": "n", "version": "v", "analysis": "standard", "state": "loading"}
@@ -173,6 +174,20 @@ def test_rejected_search_raises_at_once() -> None:
     with pytest.raises(IndexMismatch, match="because"):
         index.search(["q"], 5)
     assert not stop.waits
+
+
+def test_deleted_index_is_an_outage_that_ends_with_a_new_load() -> None:
+    deleted, missing = error_response(404, "index_not_found_exception"), failure(404)
+    for answer, read in (
+        ({"responses": [deleted]}, lambda index: index.search(["q"], 5)),
+        (missing, lambda index: index.count()),
+        (missing, lambda index: next(index.ids())),
+        (missing, lambda index: index.search([" ".join(map(str, range(MAX_TERMS + 1)))], 5)),
+    ):
+        index, _, stop = index_of(answer)
+        with pytest.raises(IndexUnavailable, match="deleted") as raised:
+            read(index)
+        assert raised.value.retryable and not stop.waits
 
 
 def test_low_clause_limit_gets_terms_then_advice() -> None:
