@@ -82,6 +82,7 @@ class JobReporter:
         self._closed = False
         self._continue = True
         self._draining = draining or threading.Event()
+        self.drained_elsewhere = False  # whether another process of the attempt, not this one, has requested the stop
         self._stale = False
         self._node: tuple[Situation, Node] | None = None
         self._began = 0.0  # start of the current node, in seconds of the monotonic clock
@@ -212,7 +213,8 @@ class JobReporter:
                 with suppress(TLMError):
                     ended, draining = self._store.must_stop(*self._job[:2])
                     self._continue = not ended
-                    if draining:
+                    if draining and not self._draining.is_set():
+                        self.drained_elsewhere = True
                         self._draining.set()
 
     def _send(self, report: _Report, beat: Beat | None) -> None:

@@ -47,6 +47,10 @@ log = logging.getLogger(__name__)
 _Value = TypeVar("_Value")
 T = TypeVar("T")
 _OWN_LOGGERS = ("services.", "tlm_core.")
+_DRAINED = "Worker was stopped with its machine (SIGTERM)."
+_DRAINED_ELSEWHERE = (
+    "The attempt ended at a checkpoint, because another of its machines stops, or because more workers have room."
+)
 _MAX_REASON = 300  # characters of an unexpected error in a job's record
 
 
@@ -108,7 +112,7 @@ class GroupRunner:
         except StopRequested:
             log.info("Stopped on request")
             if reporter and reporter.draining:
-                self._report_error(job, WorkerLost("Worker was stopped with its machine (SIGTERM)."))
+                self._report_error(job, WorkerLost(_DRAINED_ELSEWHERE if reporter.drained_elsewhere else _DRAINED))
         except TLMError as error:
             self._report_error(job, error)
             raise

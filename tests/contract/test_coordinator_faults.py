@@ -21,6 +21,7 @@ from services.common.retriever_client import SelectionRun
 from services.common.situation import Situation
 from services.trainer.cluster import Status
 from services.trainer.coordinator import Coordinator
+from services.trainer.worker import GroupRunner
 from tests.contract.coordinator_harness import CoordinatorHarness, MovableClockStore, T
 from tests.support import files_under, wait_for
 from tests.trainer_fakes import FakeSelections, all_stages, counting_stage, run_group
@@ -223,11 +224,26 @@ def test_drained_worker_writes_a_checkpoint_first(harness: CoordinatorHarness) -
     coordinator.round()
     job = harness.job(job_id)
     assert (job.state, job.failures, job.error and job.error["code"]) == (State.QUEUED, 0, "worker_lost")
+    assert "another of its machines stops, or because more workers have room" in str(job.error), "No SIGTERM came."
     harness.store.expire_deadlines()
     harness.work(harness.until_submitted(coordinator, job_id), joint=counting_stage(3))
     coordinator.round()
     starts = [e.data["step"] for e in harness.store.events(T, job_id) if e.type == "stage.started_at"]
     assert (starts, harness.job(job_id).state) == ([0, 2], State.SUCCEEDED)
+
+
+def test_sigterm_is_the_reason_of_the_worker_that_receives_it(harness: CoordinatorHarness) -> None:
+    coordinator, job_id, draining = harness.coordinator(), harness.submit(), threading.Event()
+    assignment = harness.cluster.assignment(harness.until_submitted(coordinator, job_id))
+
+    def drain_at_two(step: int) -> None:
+        if step == 2:
+            draining.set()
+
+    stages = all_stages(joint=counting_stage(50, drain_at_two))
+    GroupRunner(harness.store, harness.artifacts, harness.folder / "scratch", stages, draining=draining).run(assignment)
+    (error,) = [event.data for event in harness.store.events(T, job_id) if event.type == "attempt.error"]
+    assert error["message"] == "Worker was stopped with its machine (SIGTERM)."
 
 
 def test_job_waits_for_space_in_the_storage(harness: CoordinatorHarness) -> None:
