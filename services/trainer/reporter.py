@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,24 +30,24 @@ _STATE_SECONDS = 0.1  # between two reads of the job's state, which are cheap; a
 
 @dataclass
 class _Report:
-    """Entries that are not sent yet. progress: computed only when it is sent, because training reports each step."""
+    """Entries that are not sent yet. progress: computed only when it is sent, because training reports each step.
+
+    id: by which the store recognizes a report that is sent again, because its answer was lost.
+    """
 
     progress: Callable[[], Progress] | None = None
     metrics: list[Mapping[str, object]] = field(default_factory=list)
     events: list[tuple[str, Mapping[str, object]]] = field(default_factory=list)
     logs: list[str] = field(default_factory=list)
+    id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
     def __bool__(self) -> bool:
         return bool(self.metrics or self.events or self.logs or self.progress)
 
-    def followed_by(self, later: _Report) -> _Report:
-        """Return one report with the newest entries of both."""
-        return _Report(
-            later.progress or self.progress,
-            [*self.metrics, *later.metrics][-_MAX_PENDING:],
-            [*self.events, *later.events][-_MAX_PENDING:],
-            [*self.logs, *later.logs][-_MAX_PENDING:],
-        )
+    def drop_oldest(self) -> None:
+        """Drop the oldest entries above _MAX_PENDING."""
+        for entries in (self.metrics, self.events, self.logs):
+            del entries[:-_MAX_PENDING]
 
 
 class JobReporter:
@@ -87,10 +88,12 @@ class JobReporter:
         self._node: tuple[Situation, Node] | None = None
         self._began = 0.0  # start of the current node, in seconds of the monotonic clock
         self._pending = _Report()
+        self._unanswered: _Report | None = None  # the last report, if its answer was lost
         self._without_steps: Callable[[], Progress] | None = None  # the progress of a node that has reported no steps
         self._logged_tenth = 0  # of the current node
         self._latest: dict[str, float | int | str | None] = {}
         self._rate = 0.0  # tokens per second
+        self._beat = self._measured()
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
         self._thread.start()
 
@@ -172,13 +175,18 @@ class JobReporter:
     def _may_continue(self) -> bool:
         return self._continue and not self.draining
 
-    def flush(self, beat: Beat | None = None) -> None:
-        """Send the pending report, and a heartbeat if given. After the job ends, the store rejects reports."""
+    def flush(self) -> None:
+        """Send the pending report with a heartbeat. After the job ends, the store rejects reports.
+
+        First repeat a report whose answer was lost, unchanged, so that the store adds its entries once.
+        """
         with self._sending:  # Reports stay in order.
+            if self._unanswered is None or self._send(self._unanswered):
+                with self._lock:
+                    report, self._pending = self._pending, _Report()
+                self._send(report)
             with self._lock:
-                report, self._pending = self._pending, _Report()
-            if not self._stale:
-                self._send(report, beat)
+                self._pending.drop_oldest()
 
     def close(self) -> None:
         """Send the pending report and end the thread."""
@@ -190,13 +198,13 @@ class JobReporter:
         waited = self._heartbeat
         while True:
             closing = self._closed
-            idle, limit = self._liveness.sample()
+            self._beat = self._measured()
             with self._lock:
                 if waited >= self._heartbeat:
                     self._pending.progress = self._pending.progress or self._without_steps
-                pending = bool(self._pending)
+                pending = bool(self._pending) or bool(self._unanswered)
             if pending or waited >= self._heartbeat:
-                self.flush(Beat(idle=idle, limit=limit, rate=self._rate))
+                self.flush()
                 waited = 0.0
             if closing:
                 return
@@ -217,22 +225,28 @@ class JobReporter:
                         self.drained_elsewhere = True
                         self._draining.set()
 
-    def _send(self, report: _Report, beat: Beat | None) -> None:
+    def _measured(self) -> Beat:
+        idle, limit = self._liveness.sample()
+        return Beat(idle=idle, limit=limit, rate=self._rate)
+
+    def _send(self, report: _Report) -> bool:
+        """Send a report with the last heartbeat. Returns whether the next report may follow."""
+        if self._stale:
+            return False
+        self._unanswered = None
         try:
-            progress = report.progress() if report.progress else None
             state = self._store.report(
                 *self._job,
-                progress=progress,
+                progress=report.progress() if report.progress else None,
                 metrics=report.metrics,
                 events=report.events,
                 logs=report.logs,
-                beat=(self._group, beat) if beat else None,
+                beat=(self._group, self._beat.model_copy(update={"report": report.id})),
             )
             self._continue = self._continue and state is State.RUNNING
         except Unavailable as error:
             log.warning("Cannot report to the job store now; the report is buffered: %s", error)
-            with self._lock:
-                self._pending = report.followed_by(self._pending)
+            self._unanswered = report
         except (Conflict, NotFound) as error:
             log.warning("This attempt has ended: %s", error)
             self._stale = True
@@ -240,3 +254,4 @@ class JobReporter:
         except Exception:
             # If this thread died, the coordinator would stop the silent worker.
             log.exception("A report was lost")
+        return self._unanswered is None

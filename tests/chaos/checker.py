@@ -105,6 +105,10 @@ def _doubled(records: dict[str, Record]) -> Iterator[str]:
         for commit, times in Counter(commits).items():
             if times > 1:
                 yield f"double commit: attempt {commit[0]} of {job} published {commit[1]} {times} times"
+        starts = [(e.attempt, str(e.data["node"])) for e in record.events if e.type == "stage.started"]
+        for (attempt, node), times in Counter(starts).items():
+            if times > 1:
+                yield f"double start: attempt {attempt} of {job} started {node} {times} times"
 
 
 def _back(history: History) -> Iterator[str]:

@@ -69,6 +69,11 @@ def double_commit(history: History) -> None:
     events[9] = events[8].model_copy(update={"seq": 10})
 
 
+def double_start(history: History) -> None:
+    started = {"type": "stage.started", "data": {"node": "count"}}
+    history.records[JOB].events[8:10] = [e.model_copy(update=started) for e in history.records[JOB].events[8:10]]
+
+
 def go_back(history: History) -> None:
     history.answers.append(Answer(13, 13.1, "k", JOB, "running", 8))
 
@@ -107,6 +112,7 @@ def test_checker_accepts_a_job_that_moved_between_workers() -> None:
 
 DAMAGES = [
     (refuse, "refused job"), (lose, "lost job"), (double_job, "double job"), (double_commit, "double commit"),
+    (double_start, "double start"),
     (go_back, "state went back"), (wrong_path, "state went back"), (skip_event, "lost event"),
     (stay_queued, "job without an end"), (fail, "failed job"), (write_late, "late write"), (tear, "torn artifact"),
 ]  # fmt: skip

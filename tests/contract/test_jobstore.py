@@ -11,6 +11,7 @@ import redis
 
 from services.common import job_reads
 from services.common.jobstore import CheckpointRef, JobStore, Removal
+from services.trainer.patience import report_error
 from tests.contract.coordinator_harness import MovableClockStore
 from tests.factories import make_resolved, make_spec
 from tests.redis_server import RedisServer
@@ -26,7 +27,7 @@ from tlm_core.errors import (
     UnreadableRecord,
     WorkerLost,
 )
-from tlm_core.jobs.spec import DatasetInput, JobRecord, Progress
+from tlm_core.jobs.spec import Beat, DatasetInput, JobRecord, Progress
 from tlm_core.jobs.states import TERMINAL, TRANSITIONS, State, Verb
 
 T = "default"
@@ -442,6 +443,31 @@ def test_report_returns_the_state_of_the_job(store: JobStore) -> None:
     assert store.metrics(T, job.id)[0]["loss"] == 1.5
     assert store.logs(T, job.id)[0]["line"] == "hello"
     assert store.events(T, job.id)[-1].data == {"text": "ü<>"}
+
+
+def test_repeated_report_adds_its_entries_once(store: JobStore) -> None:
+    submit(store)
+    job = claim(store)
+    for report_id in ("", "", "1", "1", "2", ""):  # Older workers send no id.
+        beat = ("main", Beat(idle=1.0, report=report_id))
+        store.report(T, job.id, 1, events=[("note", {})], metrics=[{"step": 1}], logs=["line"], beat=beat)
+    store.report(T, job.id, 1, events=[("note", {})], beat=("other", Beat(report="2")))
+    assert [event.type for event in store.events(T, job.id)].count("note") == 6
+    assert (len(store.metrics(T, job.id)), len(store.logs(T, job.id))) == (5, 5)
+
+
+def test_repeated_checkpoint_or_error_adds_one_event(store: JobStore) -> None:
+    submit(store)
+    job = claim(store)
+    ref = ManifestRef(folder="f", digest="1" * 64)
+    for step in (1, 1, 2):
+        checkpoint = CheckpointRef(ref=ref, step=step, node="joint.s0", job=job.id, attempt=1)
+        store.publish_checkpoint(T, "art_1", checkpoint)
+    for message in ("first", "first", "second"):
+        report_error(store, T, job.id, 1, WorkerLost(message))
+    assert [checkpoint.step for checkpoint in store.checkpoints(T, "art_1")] == [1, 2]
+    types = [event.type for event in store.events(T, job.id)]
+    assert (types.count("checkpoint.published"), types.count("attempt.error")) == (2, 2)
 
 
 def test_idempotency_key_returns_the_same_job_and_rejects_another_body(store: JobStore) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
+from unittest.mock import Mock
 
 import pytest
 import redis
@@ -15,8 +16,9 @@ from services.common.situation import Situation
 from services.trainer.reporter import JobReporter
 from tests.factories import make_resolved, make_spec
 from tests.support import wait_for
-from tlm_core.errors import UnreadableRecord
+from tlm_core.errors import StoreUnavailable, UnreadableRecord
 from tlm_core.jobs.spec import Beat
+from tlm_core.jobs.states import State
 from tlm_core.pulse import PULSE
 
 T = "default"
@@ -84,6 +86,63 @@ def test_reports_are_buffered_while_redis_is_full_and_a_cancel_arrives(
     assert cancelled(reporter, redis_client)
     reporter.close()
     assert steps(redis_client) == [1, 2]
+
+
+def test_report_whose_answer_is_lost_is_recorded_once(
+    reporter: JobReporter, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, lost, store = reporter._store.report, list[None](), JobStore(redis_client)
+    ((job,), _) = store.list_jobs(T)
+
+    def lose_answers(*args: Any, **values: Any) -> State:
+        state = report(*args, **values)
+        if len(lost) < 3:
+            lost.append(None)
+            raise StoreUnavailable("Redis does not answer.")
+        return state
+
+    monkeypatch.setattr(reporter._store, "report", lose_answers)
+    for step in range(1, 6):
+        reporter.event("stage.started", node="prepare", step=step)
+        reporter.metrics(step=step)
+        reporter.log_line(f"line {step}")
+        reporter.flush()
+    reporter.close()
+    assert len(lost) == 3
+    assert [event.data["step"] for event in store.events(T, job.id) if event.type == "stage.started"] == [1, 2, 3, 4, 5]
+    assert steps(redis_client) == [1, 2, 3, 4, 5]
+    assert [line["line"] for line in store.logs(T, job.id)] == [f"line {step}" for step in range(1, 6)]
+
+
+def test_failed_report_is_repeated_before_the_next_heartbeat(
+    reporter: JobReporter, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reporter._heartbeat = 1e9
+    reporter.flush()
+    report, outages = reporter._store.report, [StoreUnavailable("Redis does not answer.")]
+
+    def away_once(*args: Any, **values: Any) -> State:
+        if outages:
+            raise outages.pop()
+        return report(*args, **values)
+
+    monkeypatch.setattr(reporter._store, "report", away_once)
+    reporter.metrics(step=1)
+    wait_for(lambda: steps(redis_client) == [1])
+
+
+def test_entries_above_the_limit_are_dropped_during_an_outage(
+    reporter: JobReporter, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.trainer.reporter._MAX_PENDING", 3)
+    report, outage = reporter._store.report, Mock(side_effect=StoreUnavailable("Redis does not answer."))
+    monkeypatch.setattr(reporter._store, "report", outage)
+    for step in range(1, 9):
+        reporter.metrics(step=step)
+        reporter.flush()
+    monkeypatch.setattr(reporter._store, "report", report)
+    reporter.flush()
+    assert steps(redis_client) in ([6, 7, 8], [1, 6, 7, 8]), "The first failed report is sent unchanged."
 
 
 def test_invalid_report_does_not_end_the_reporter(

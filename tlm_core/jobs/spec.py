@@ -285,7 +285,7 @@ class Beat(BaseModel):
 
     at: time of its arrival. phase: whether the submission waits for room in Ray, its workers start, or they work.
     idle: seconds without progress in the phase `working`. limit: seconds without progress that are still normal.
-    rate: tokens per second of workers that train.
+    rate: tokens per second of workers that train. report: unique id of the report with this heartbeat, or "".
     """
 
     model_config = ConfigDict(frozen=True)
@@ -295,6 +295,7 @@ class Beat(BaseModel):
     idle: float = 0.0
     limit: float = 0.0
     rate: float = 0.0
+    report: str = ""
 
 
 class JobRecord(_Record):
