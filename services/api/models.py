@@ -13,7 +13,6 @@ import redis
 from redis.client import Pipeline
 
 from services.api.job_artifacts import artifact_of
-from services.common.job_reads import has_alias
 from services.common.jobstore import JobStore
 from services.common.redis_client import key
 from tlm_core.errors import NotFound
@@ -87,11 +86,6 @@ class Models:
     def _unknown(self, tenant: str, what: str, alias: str) -> NotFound:
         hint = suggestion(alias, self.aliases(tenant), "List the models to see their aliases.")
         return NotFound(f"Unknown {what}. {hint}")
-
-    def check_unused(self, tenant: str, job_id: str) -> None:
-        """Raise Conflict if an alias points to the job."""
-        if aliases := self.aliases_of(tenant, job_id):
-            raise has_alias(job_id, aliases[0])
 
 
 def _view(job: JobRecord, aliases: dict[str, str]) -> FinishedModel:

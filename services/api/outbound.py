@@ -31,7 +31,8 @@ def resolve(host: str, port: int) -> list[str]:
 class Outbound:
     """Posts to user-defined endpoints. private: allow plain http and private addresses.
 
-    seconds: limit of the whole `post`. transport, resolve: replace the network and the resolver in tests.
+    seconds: limit of a request. The look-up of the host comes before it; only the system limits its time. transport,
+    resolve: replace the network and the resolver in tests.
     """
 
     def __init__(
@@ -60,13 +61,19 @@ class Outbound:
         Redirects are not followed, and the body of the response is not read.
         """
         try:
-            return asyncio.run(self._post(url, body, headers)), None
-        except TimeoutError:
-            return None, f"The endpoint did not respond within {self._seconds:g} s."
+            parsed = self._parsed(url)
+            # Connect to the checked address: a second look-up could return another address.
+            target = parsed.copy_with(host=self._address(parsed))
+            extensions = {"sni_hostname": _host(parsed)}
+            all_headers = {**headers, "Host": parsed.netloc.decode("ascii")}
+            request = httpx.Request("POST", target, content=body, headers=all_headers, extensions=extensions)
+            return asyncio.run(self._send(request)), None
+        except (TimeoutError, httpx.TimeoutException):
+            return None, f"The endpoint did not respond within {self._seconds:g} s, or did not accept the connection."
         except (httpx.HTTPError, httpx.InvalidURL, OSError, InvalidRequest) as error:
             return None, str(error) or type(error).__name__
 
-    async def _post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
+    async def _send(self, request: httpx.Request) -> int:
         # A timeout of httpx limits each read, but not the sum of many slow reads. Only the limit for `connect` is
         # necessary: if asyncio cancels a TLS handshake, httpx does not close the connection.
         timeout = httpx.Timeout(None, connect=self._seconds / 2)
@@ -74,15 +81,9 @@ class Outbound:
             asyncio.timeout(self._seconds),
             httpx.AsyncClient(verify=self._tls, timeout=timeout, transport=self._transport, trust_env=False) as client,
         ):
-            parsed = self._parsed(url)
-            # Connect to the checked address: a second look-up could return another address.
-            target = parsed.copy_with(host=self._address(parsed))
-            all_headers = {**headers, "Host": parsed.netloc.decode("ascii")}
-            extensions = {"sni_hostname": _host(parsed)}
-            async with client.stream(
-                "POST", target, content=body, headers=all_headers, extensions=extensions
-            ) as response:
-                return response.status_code
+            response = await client.send(request, stream=True)
+            await response.aclose()
+            return response.status_code
 
     def _parsed(self, url: str) -> httpx.URL:
         """Return the parsed URL. Raises InvalidRequest if its form is not allowed."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from services.common.catalog_records import DatasetRecord
 from services.common.history import folder_of
+from services.common.job_reads import has_alias
 from services.common.jobstore import JobStore, Removal
 from services.common.logs import ids_in, log_context
 from services.common.situation import Situation
@@ -37,10 +38,10 @@ def delete_dataset(parts: Parts, record: DatasetRecord, *, with_jobs: bool = Fal
     points to one of these jobs, the function raises Conflict and deletes nothing.
     """
     jobs, artifacts = parts.jobs, parts.artifacts
-    for job in set(parts.models.aliases(record.tenant).values()) if with_jobs else ():
+    for alias, job in (parts.models.aliases(record.tenant) if with_jobs else {}).items():
         with suppress(NotFound):
             if record.id in {dataset.id for dataset in jobs.get(record.tenant, job).resolved.datasets}:
-                parts.models.check_unused(record.tenant, job)
+                raise has_alias(job, alias)
     folders = [f"{record.tenant}/datasets/{record.id}"]
     removal = Removal(record.tenant, record.id, folders=folders, with_jobs=with_jobs)
     jobs.drop_dataset(record.tenant, record.id, record.name, removal)

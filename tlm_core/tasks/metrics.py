@@ -64,8 +64,9 @@ def _accuracy(true: Targets, predicted: Targets) -> float:
 def _positive_f1(true: Targets, predicted: Targets) -> float:
     from sklearn.metrics import f1_score
 
-    if not (true == 1).any() and not (predicted == 1).any():
-        raise Undefined("no row has the positive label, and it is never predicted")
+    # Otherwise a perfect model would have no score, and a wrong model would have 0.
+    if not (true == 1).any():
+        raise Undefined("no row has the positive label")
     return float(f1_score(true == 1, predicted == 1))
 
 
@@ -238,12 +239,7 @@ def summary(values: Sequence[float | None]) -> Summary:
 
 
 def ranking_score(metric: str, true: Targets, predicted: Targets) -> float | None:
-    """Return the score by which models are compared on the same rows. None if the metric is undefined.
-
-    Without a row of the positive label, a perfect model has no `f1`, and a wrong model has 0. So no model has a score.
-    """
-    if METRICS[metric].positive_label and not (true == 1).any():
-        return None
+    """Return the score by which models are compared on the same rows. None if the metric is undefined."""
     try:
         return METRICS[metric].compute(true, predicted)
     except Undefined:

@@ -25,7 +25,7 @@ from tlm_core.evaluation.report import (
 )
 from tlm_core.evaluation.summary import BEHIND, LINEAR_NODES, REFIT, learned_again
 from tlm_core.pulse import PULSE
-from tlm_core.tasks.metrics import ranking_score, score
+from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import SPLITS, Task
 from tlm_core.training.architectures import Shape
 from tlm_core.training.device import autocast, out_of_memory, pick_device
@@ -102,15 +102,15 @@ def _predict_batch(model: TaskModel, batch: Batch, rows: int, device: torch.devi
 
 
 def validation_scores(logits: npt.NDArray[np.float32], split: Split, prepared: Prepared) -> dict[str, float | None]:
-    """Return `score` (`ranking_score` of the task's metric), `accuracy` and the mean `loss`. Undefined scores are None.
+    """Return `score` (of the task's metric), `accuracy` and the mean `loss`. Undefined scores are None.
 
     logits: outputs of a model in training, which predicts standardized targets. So the unit of a regression loss is the
     variance of the train targets.
     """
-    ranking = ranking_score(prepared.metric, split.labels, prepared.type.predict(logits))
+    scores = scores_of(logits, split, prepared)
     labels = torch.from_numpy(prepared.standard(split.labels))
     loss = float(LOSSES[prepared.type.loss](torch.from_numpy(logits), labels)) / len(split)
-    return {"score": ranking, "accuracy": scores_of(logits, split, prepared)["accuracy"], "loss": loss}
+    return {"score": scores["value"], "accuracy": scores["accuracy"], "loss": loss}
 
 
 def scores_of(logits: npt.NDArray[np.float32], split: Split, prepared: Prepared) -> dict[str, Any]:
