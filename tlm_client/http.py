@@ -93,7 +93,8 @@ def check_gateway(url: str, token: str) -> None:
         parsed.host.encode("idna")
     except (httpx.InvalidURL, UnicodeError) as error:
         raise InvalidRequest(f"Invalid gateway URL '{url}': {error}. Expected http(s)://HOST:PORT.") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host or not 0 < (parsed.port or 1) < 65_536:
+    has_invalid_port = parsed.port is not None and not 0 < parsed.port < 65_536
+    if parsed.scheme not in ("http", "https") or not parsed.host or has_invalid_port:
         raise InvalidRequest(f"Invalid gateway URL '{url}'. Expected a URL such as http://127.0.0.1:8321.")
     if not (token.isascii() and token.isprintable() and token == token.strip()):
         raise InvalidRequest(

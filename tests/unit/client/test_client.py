@@ -210,6 +210,7 @@ def test_empty_token_sends_no_authorization_header() -> None:
     [
         ("http://host:80z", "t", "Invalid port"),
         ("http://host:99999", "t", "Invalid gateway URL"),
+        ("http://host:0", "t", "Invalid gateway URL"),
         ("http://a..b", "t", "Invalid gateway URL"),
         ("gateway.example", "t", "such as http://"),
         (URL, "t…", "non-ASCII"),
