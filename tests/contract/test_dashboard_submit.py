@@ -195,6 +195,7 @@ SPEC = JobSpec.model_validate({
     "dataset": "reviews", "corpus": "it's mine", "seeds": [0, 1], "scale": "small", "kind": "prune",
     "options": {"levels": [0.2]}, "overrides": {"finetune.epochs": 5, "finetune.rates": [0.001, 0.002]},
     "metadata": {"team": "search desk"}, "priority": -3, "max_runtime_seconds": 90, "name": "first try",
+    "max_workers": 4, "max_attempts": 5,
 })  # fmt: skip
 
 

@@ -74,4 +74,4 @@ def _arguments(body: dict[str, object]) -> Iterator[str]:
             case "max_runtime_seconds", _:
                 yield f"--max-runtime {value}"
             case _:
-                yield f"--{name} {shlex.quote(str(value))}"
+                yield f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
