@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from services.api.measurements import SHARED, START, Finished, Measurements, Pace, Rate, Setup, pace_of, source_of
+from services.api.measurements import START, Finished, Measurements, Pace, Rate, Setup, pace_of, source_of
 from services.api.work import Texts, Work, disk_bytes, memory_bytes, shape_of, texts_of, work_of
 from services.common.catalog import Catalog
 from services.common.jobstore import JobStore
@@ -31,6 +31,17 @@ def proposed(tenant: str, spec: JobSpec, resolved: Resolved) -> JobRecord:
     )
 
 
+class StageCost(StageEstimate):
+    """The estimate of a stage, with facts that the API omits.
+
+    gpu_seconds: sum of the seconds of all seeds, whether they run at the same time or not. range_reason: why `seconds`
+    has bounds.
+    """
+
+    gpu_seconds: float | None = None
+    range_reason: str = ""
+
+
 @dataclass(frozen=True)
 class Known:
     """The facts about a job before it runs.
@@ -46,7 +57,7 @@ class Known:
     passages: tuple[int, int, str]
     worker_gpus: float | None
 
-    def stages(self) -> Iterator[StageEstimate]:
+    def stages(self) -> Iterator[StageCost]:
         """Yield in plan order an estimate per stage, for its nodes that are not done, and one for all worker starts."""
         plan, done = self.situation.plan, self.situation.done
         waiting = [node for node in plan.nodes if node.place is Place.WORKERS and node.name not in done]
@@ -60,13 +71,15 @@ class Known:
             if missing:
                 yield self.stage(missing)
             else:
-                yield StageEstimate(stage=stage, seconds=0, flops=0, tokens=0, basis="cached", reason="already done")
+                yield StageCost(
+                    stage=stage, seconds=0, flops=0, tokens=0, basis="cached", reason="already done", gpu_seconds=0
+                )
 
-    def start(self, number: int = 1) -> StageEstimate:
+    def start(self, number: int = 1) -> StageCost:
         """Return the estimate of `number` starts of workers, one after the other."""
         return self._at_rate(Setup(START), [Work(1.0)] * number)
 
-    def stage(self, nodes: Sequence[Node]) -> StageEstimate:
+    def stage(self, nodes: Sequence[Node]) -> StageCost:
         """Return the estimate of `nodes`, which belong to one stage and are not done."""
         stage, job, plan = nodes[0].stage.name, self.situation.job, self.situation.plan
         if stage == "joint" and (budget := job.resolved.recipe.joint.budget.seconds) is not None:
@@ -74,31 +87,34 @@ class Known:
             total = budget * len(nodes)
             seconds = total / plan.side_by_side(nodes[0].group)
             least, most = (None, None) if seconds == total else (seconds, total)
-            return StageEstimate(
+            return StageCost(
                 stage=stage, seconds=seconds, seconds_at_least=least, seconds_at_most=most, flops=None, tokens=None,
-                basis="counted", reason="the recipe limits the seconds",
+                basis="counted", reason="the recipe limits the seconds", gpu_seconds=total,
+                range_reason="the seeds train side by side only if the workers have room",
             )  # fmt: skip
         work = [work_of(node, texts_of(plan, node, self.texts)) for node in nodes]
         return self._at_rate(Setup.of(job, plan, nodes[0], work[0]), work)
 
-    def _at_rate(self, setup: Setup, work: Sequence[Work | None]) -> StageEstimate:
+    def _at_rate(self, setup: Setup, work: Sequence[Work | None]) -> StageCost:
         flops, tokens = (_total(getattr(item, name) if item else None for item in work) for name in ("flops", "tokens"))
         units = _total(item.units if item else None for item in work)
         pace = pace_of(setup, self.rates)
         if units is None:
             pace = Pace("unknown", None, "the sizes of encoder and tokenizer are known only after they are loaded")
         seconds = None if units is None or pace.seconds is None else units * pace.seconds
-        least, most = (None, None) if seconds is None or pace.bounds is None else [end * seconds for end in pace.bounds]
-        return StageEstimate(
+        least = most = None
+        if seconds is not None and pace.bounds is not None:
+            least, most = pace.bounds.least * seconds, pace.bounds.most * seconds
+        return StageCost(
             stage=setup.stage, seconds=seconds, seconds_at_least=least, seconds_at_most=most, flops=flops,
             tokens=tokens, basis=pace.basis, reason=pace.reason,
+            gpu_seconds=None if seconds is None else seconds * pace.at_once,
+            range_reason=f"{pace.bounds.reason}; jobs that finish here improve the estimate" if pace.bounds else "",
         )  # fmt: skip
 
-    def gpu_hours(self, training: Sequence[StageEstimate]) -> tuple[float | None, str]:
+    def gpu_hours(self, training: Sequence[StageCost]) -> tuple[float | None, str]:
         """Return the GPU hours of the training stages and their source. If unknown, return None and the reason."""
-        # Each seed trains for a budget in seconds, whether it shares the GPUs or not.
-        seconds = _total(_most(stage) if stage.basis == "counted" else stage.seconds for stage in training)
-        workers = self.situation.job.spec.workers
+        workers, seconds = self.situation.job.spec.workers, _total(stage.gpu_seconds for stage in training)
         if not training:
             return 0.0, "the job trains no encoder"
         if self.worker_gpus is not None:
@@ -141,7 +157,7 @@ class Estimator:
         if seconds is None or at_least is None or at_most is None or at_most - at_least <= _NARROW * seconds:
             at_least = at_most = seconds
         else:
-            reasons["seconds"] = _reason_of_range(stages)
+            reasons["seconds"] = max(stages, key=_width).range_reason
         return Estimate(
             seconds=seconds,
             seconds_at_least=at_least,
@@ -222,14 +238,8 @@ def _most(stage: StageEstimate) -> float | None:
     return stage.seconds if stage.seconds_at_most is None else stage.seconds_at_most
 
 
-def _reason_of_range(stages: Iterable[StageEstimate]) -> str:
-    """Return why the time of the job is a range: the reason of the stage with the widest range."""
-    widest = max(stages, key=lambda stage: (_most(stage) or 0) - (_least(stage) or 0))
-    if widest.basis == "counted":
-        return "the seeds train side by side only if the workers have room"
-    unlike = SHARED if SHARED in widest.reason else " with another number of seeds"
-    sources = {"device": "from a short measurement here", "measured": f"measured{unlike}"}
-    return f"{sources.get(widest.basis, 'not measured here')}; jobs that finish here improve the estimate"
+def _width(stage: StageEstimate) -> float:
+    return (_most(stage) or 0) - (_least(stage) or 0)
 
 
 def _total(values: Iterable[float | None]) -> float | None:

@@ -42,41 +42,58 @@ BUILT_IN_SECONDS = {
 _FP32 = 8.0  # time of a FLOP on 2 cores with AVX2 in fp32, divided by that on the first EPYC with bf16
 _TOKENS_PER_WORD = 1.5  # from `make demo`
 _EARLIER_JOBS, _MAX_EVENTS = 30, 20_000
-# Bounds of an unmeasured time as multiples of its estimate. GPUs are faster than the machine of the built-in rates. A
-# machine without bf16, or with other work, was six times slower. A short measurement of the device was 12 % too fast on
-# an idle machine, and too slow on a busy one.
-_BY_BUILT_IN, _BY_DEVICE = (0.5, 8.0), (0.25, 3.0)
 _LEAST_CORE = 0.5  # Training that had a core for a smaller share of its time shared the cores with other programs.
-SHARED = " while other programs used the cores"
+_SHARED = " while other programs used the cores"
+_Ran = tuple[Node | None, float, float, str]  # the node (None: a start of workers), its start, end and device
 
 
 class Rate(NamedTuple):
-    """Seconds per unit of work, the measuring job, and the share of these seconds in which the training had a core."""
+    """Seconds per unit of work, the measuring job, and the share of these seconds in which the training had a core.
+
+    at_once: see `_at_once`. None in rates of earlier releases, which assumed that all seeds ran at the same time.
+    """
 
     seconds: float
     job: str
     had_core: float = 1.0
+    at_once: float | None = None
+
+
+class Bounds(NamedTuple):
+    """Least and greatest time as multiples of the estimate, and why the time is a range."""
+
+    least: float
+    most: float
+    reason: str
+
+
+# GPUs are faster than the machine of the built-in rates. A machine without bf16, or with other work, was six times
+# slower. A short measurement of the device was 12 % too fast on an idle machine, and too slow on a busy one.
+_BY_BUILT_IN = Bounds(0.5, 8.0, "not measured here")
+_BY_DEVICE = Bounds(0.25, 3.0, "from a short measurement here")
 
 
 class Pace(NamedTuple):
     """The expected seconds per unit of work, and their source.
 
-    bounds: least and greatest time as multiples of the estimate. None if they are unknown, or if a job measured this
-    number of seeds while no other programs used the cores.
+    bounds: None if they are unknown, or if a job measured this number of seeds while no other programs used the cores.
+    at_once: `seconds` times this number is the time of a single seed.
     """
 
     basis: Basis
     seconds: float | None
     reason: str
-    bounds: tuple[float, float] | None = None
+    bounds: Bounds | None = None
+    at_once: float = 1.0
 
 
 @dataclass(frozen=True)
 class Setup:
     """What a rate depends on: the stage, and for training and evaluation also workers, seeds and precision.
 
-    seeds: number of seeds that run at the same time. A stored rate is divided by this number, so that the times of all
-    seeds add up to the time of the job. passages: False if `prepare` has no passages; its time is then nearly constant.
+    seeds: number of seeds that run at the same time if the workers have room. A stored rate is divided by the number
+    that did so (`_at_once`). The times of all seeds then add up to the time of the job.
+    passages: False if `prepare` has no passages; its time is then nearly constant.
     size: twice the binary logarithm of the work of a training step. Small steps take more seconds per unit of work.
     """
 
@@ -122,19 +139,21 @@ def pace_of(setup: Setup, rates: Mapping[str, Rate]) -> Pace:
 def _measured(setup: Setup, rates: Mapping[str, Rate], on_device: float) -> Pace | None:
     """Return the measured pace of the setup with the nearest number of seeds and step size, or None if none is similar.
 
-    For another number of seeds, the bounds cover two cases: more seeds use more cores, or a single seed already uses
-    all cores. If other programs used the cores, the least time is the lesser of two times. The first is the time in
-    which the training had a core. It can be too high, because threads that wait for each other also use their cores.
-    The second is the time by `on_device`, the pace by a short measurement.
+    For another number of seeds, the bounds cover three cases: more seeds use more cores, a single seed already uses all
+    cores, or each seed has its own GPU. If other programs used the cores, the least time is the lesser of two times.
+    The first is the time in which the training had a core. It can be too high, because threads that wait for each other
+    also use their cores. The second is the time by `on_device`, the pace by a short measurement.
     """
     numbers = sorted(range(1, MAX_SEEDS + 1), key=lambda seeds: abs(seeds - setup.seeds))
     for seeds, size in product(numbers, (setup.size, setup.size - 1, setup.size + 1)):
         if rate := rates.get(str(replace(setup, seeds=seeds, size=size))):
-            shared, ratio = rate.had_core < _LEAST_CORE, seeds / setup.seeds
-            least = min(rate.had_core, on_device / rate.seconds) if shared else 1.0
-            bounds = least * min(1.0, ratio), max(1.0, ratio)
-            words = f"measured by {rate.job}" + f" with {counted(seeds, 'seed')}" * (ratio != 1) + SHARED * shared
-            return Pace("measured", rate.seconds, words, None if bounds == (1.0, 1.0) else bounds)
+            shared, unlike, at_once = rate.had_core < _LEAST_CORE, seeds != setup.seeds, rate.at_once or seeds
+            least, most = min(rate.had_core, on_device / rate.seconds) if shared else 1.0, 1.0
+            if unlike:
+                least, most = least * at_once / max(seeds, setup.seeds), max(1.0, at_once / setup.seeds)
+            words = f"measured by {rate.job}" + f" with {counted(seeds, 'seed')}" * unlike + _SHARED * shared
+            bounds = Bounds(least, most, f"measured{_SHARED if shared else ' with another number of seeds'}")
+            return Pace("measured", rate.seconds, words, None if least == most else bounds, at_once)
     return None
 
 
@@ -202,8 +221,8 @@ class Measurements:
         for name, value in sorted(stored.items()):
             measured, _, kind = name.partition(" on ")
             if kind in ("", device):
-                seconds, job_id, *had_core = value.split()
-                rates[measured] = Rate(float(seconds), job_id, *map(float, had_core))
+                seconds, job_id, *others = value.split()
+                rates[measured] = Rate(float(seconds), job_id, *map(float, others))
         return rates
 
     def _measure(self, job: JobRecord) -> Finished | None:
@@ -217,9 +236,11 @@ class Measurements:
         texts = self.texts(job)
         if prepared := refs.get("prepare"):
             texts[0] = _as_prepared(texts[0], job, self._artifacts.manifest(prepared))
-        rates: dict[str, list[tuple[float, float]]] = {}
-        events = self._jobs.events(job.tenant, job.id, limit=_MAX_EVENTS)
-        for node, elapsed, device in _elapsed(events, job, plan):
+        rates: dict[str, list[tuple[float, float, float]]] = {}
+        ran = list(_elapsed(self._jobs.events(job.tenant, job.id, limit=_MAX_EVENTS), job, plan))
+        seeds_at_once = _at_once(ran, plan)
+        for node, start, end, device in ran:
+            elapsed = end - start
             work = work_of(node, texts_of(plan, node, texts)) if node else Work(1.0)
             setup = Setup.of(job, plan, node, work) if node else Setup(START)
             units, had_core = work.units if work else 0.0, 1.0
@@ -235,10 +256,12 @@ class Measurements:
                     had_core = float(meta.get(HAD_CORE, 1.0))
             if units > 0:
                 name = rate_name(str(setup), device) if setup.precision else str(setup)
-                rates.setdefault(name, []).append((elapsed / units / setup.seeds, had_core))
+                at_once = seeds_at_once if setup.seeds > 1 else 1.0
+                rates.setdefault(name, []).append((elapsed / units / at_once, had_core, at_once))
         cost = self._artifacts.read_json(refs[plan.report], "report.json")["cost"]["total"]
         medians = {name: map(median, zip(*each, strict=True)) for name, each in rates.items()}
-        self._jobs.save_rates(job.tenant, {name: f"{rate} {job.id} {core}" for name, (rate, core) in medians.items()})
+        stored = {name: f"{rate} {job.id} {core} {at_once}" for name, (rate, core, at_once) in medians.items()}
+        self._jobs.save_rates(job.tenant, stored)
         return Finished(job.id, source_of(job.resolved), texts[0], cost["gpu_seconds"] > 0) if prepared else None
 
 
@@ -258,8 +281,24 @@ def _as_prepared(texts: Texts, job: JobRecord, prepared: Manifest) -> Texts:
     )
 
 
-def _elapsed(events: Iterable[Event], job: JobRecord, plan: Plan) -> Iterator[tuple[Node | None, float, str]]:
-    """Yield the node, seconds and device of each stage that the job ran. For a start of workers, the node is None.
+def _at_once(ran: Iterable[_Ran], plan: Plan) -> float:
+    """Return the mean number of seeds that ran at the same time. Seeds from the cache count like those that ran."""
+    spans = sorted(
+        (start, end, node.group) for node, start, end, _ in ran if node and plan.side_by_side(node.group) > 1
+    )
+    passed, until = 0.0, -math.inf
+    for start, end, _ in spans:
+        passed += max(0.0, end - max(start, until))
+        until = max(until, end)
+    if not passed:
+        return 1.0
+    groups = {group for _, _, group in spans}
+    ran_at_once = sum(end - start for start, end, _ in spans) / passed
+    return max(1.0, ran_at_once * plan.side_by_side(spans[0][2]) / len(groups))
+
+
+def _elapsed(events: Iterable[Event], job: JobRecord, plan: Plan) -> Iterator[_Ran]:
+    """Yield each stage that the job ran, and each start of workers.
 
     Workers report in batches, so the report of a start can be late, or follow the end of the stage. Instead of this
     report, the function uses the end of the previous stage of the group, unless workers were submitted since then.
@@ -275,7 +314,7 @@ def _elapsed(events: Iterable[Event], job: JobRecord, plan: Plan) -> Iterator[tu
         elif event.type == "stage.started" and node:
             started[node.name] = event.at, str(event.data.get("device", ""))
             if submitted is not None:
-                yield None, event.at - submitted, ""
+                yield None, submitted, event.at, ""
                 submitted = None
         elif event.type == "artifact.published" and node:
             published[node.name] = event.at
@@ -286,6 +325,6 @@ def _elapsed(events: Iterable[Event], job: JobRecord, plan: Plan) -> Iterator[tu
             start, device = started.get(node.name, (ready, device))
             start = start if ended is None else ended
             last[group] = event.at, device
-            yield node, event.at - start, device
+            yield node, start, event.at, device
         elif event.type == "job.claimed":
             claimed = event.at

@@ -29,11 +29,13 @@ def record(
     gpu_seconds: float = 0.0,
     device: str = "",
     had_core: float = 1.0,
+    one_by_one: bool = False,
 ) -> JobRecord:
     """Finish a running job. In its events, each node takes `seconds(node)`, and the start of the workers takes 10 s.
 
     flops: by stage. counted: seconds that each training stage reports. gpu_seconds: of the job, in its report.
-    device: of the workers. had_core: of each training stage, see `tlm_core.training.speed`.
+    device: of the workers. had_core: of each training stage, see `tlm_core.training.speed`. one_by_one: whether the
+    seeds ran one after another.
     """
     store, artifacts = gateway.parts.jobs, gateway.parts.artifacts
     plan = plan_of(job)
@@ -68,7 +70,7 @@ def record(
         refs[node.name] = ref
     entries = {name: {"artifact": f"art_{name}", "ref": ref.model_dump()} for name, ref in refs.items()}
     done = store.finish(job, "a", {"artifacts": entries})
-    _retime(gateway, job, seconds)
+    _retime(gateway, job, seconds, one_by_one)
     return done
 
 
@@ -83,17 +85,23 @@ def report(recipe: Recipe, flops: Mapping[str, float], gpu_seconds: float) -> di
     }  # fmt: skip
 
 
-def _retime(gateway: Gateway, job: JobRecord, seconds: Callable[[Node], float]) -> None:
-    """Rewrite the events with times that match the durations of the stages."""
-    plan, at, rows = plan_of(job), job.created_at, []
-    for event in gateway.parts.jobs.events(T, job.id, limit=1000):
-        if event.type == "stage.started" and rows and rows[-1][0].type == "workers.submitted":
+def _retime(gateway: Gateway, job: JobRecord, seconds: Callable[[Node], float], one_by_one: bool) -> None:
+    """Rewrite the events with times that match the durations of the stages. Other stages wait for all seeds."""
+    plan, events = plan_of(job), gateway.parts.jobs.events(T, job.id, limit=1000)
+    clocks, times, before = {"": job.created_at}, list[float](), ""
+    for event in events:
+        node = plan.node(str(event.data["node"])) if "node" in event.data else None
+        group = node.group if node and plan.side_by_side(node.group) > 1 and not one_by_one else ""
+        at = clocks.setdefault(group, clocks[""]) if group else max(clocks.values())
+        if event.type == "stage.started" and before == "workers.submitted":
             at += 10.0
-        if event.type == "artifact.published":
-            at += seconds(plan.node(event.data["node"]))
-        rows.append((event, at))
+        if event.type == "artifact.published" and node:
+            at += seconds(node)
+        clocks[group], before = at, event.type
+        times.append(at)
     key = f"tlm:{{{T}}}:events:{job.id}"
     gateway.client.delete(key)
-    for event, when in rows:
+    in_order = sorted(zip(times, events, strict=True), key=lambda timed: timed[0])
+    for seq, (when, event) in zip([event.seq for event in events], in_order, strict=True):
         fields = {"type": event.type, "at": str(when), "attempt": event.attempt, "data": json.dumps(event.data)}
-        gateway.client.xadd(key, fields, id=f"{event.seq}-0")
+        gateway.client.xadd(key, fields, id=f"{seq}-0")

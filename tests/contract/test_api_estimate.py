@@ -46,12 +46,16 @@ def finish_job(
     gpu_seconds: float = 0.0,
     device: str = "",
     had_core: float = 1.0,
+    one_by_one: bool = False,
     **over: Any,
 ) -> str:
     job_id = api.post("/v1/jobs", json=BODY | over).json()["id"]
     job = gateway.parts.jobs.claim("a", 60)
     assert job is not None and job.id == job_id
-    record(gateway, job, lambda _: seconds, counted=counted, gpu_seconds=gpu_seconds, device=device, had_core=had_core)
+    record(
+        gateway, job, lambda _: seconds, counted=counted, gpu_seconds=gpu_seconds, device=device, had_core=had_core,
+        one_by_one=one_by_one,
+    )  # fmt: skip
     return job_id
 
 
@@ -92,6 +96,28 @@ def test_rate_of_another_number_of_seeds_gives_a_range(api: TestClient, gateway:
     assert "another number of seeds" in single["reasons"]["seconds"]
     more = training(estimate(api, seeds=[0, 1, 2, 3, 4, 5], overrides={"joint.batch_rows": 24}))
     assert more["seconds_at_least"] == pytest.approx(more["seconds"] / 2) and more["seconds_at_most"] == more["seconds"]
+
+
+@pytest.mark.parametrize(("one_by_one", "rounds"), [(False, 1), (True, 3)])
+def test_estimate_counts_how_many_seeds_ran_at_once(
+    api: TestClient, gateway: Gateway, one_by_one: bool, rounds: int
+) -> None:
+    finish_job(api, gateway, 70.0, gpu_seconds=5.0, one_by_one=one_by_one, seeds=[0, 1, 2])
+    result = estimate(api, seeds=[3, 4, 5])
+    refit = next(stage for stage in result["stages"] if stage["stage"] == "refit")
+    assert (refit["basis"], refit["seconds"]) == ("measured", pytest.approx(70 * rounds))
+    assert result["seconds_at_least"] == result["seconds"] == result["seconds_at_most"]
+    trained = [stage["seconds"] for stage in result["stages"] if stage["stage"] in ("joint", "finetune", "refit")]
+    assert result["gpu_hours"] == pytest.approx(sum(trained) * 3 / rounds / 3600), "Each seed uses a GPU."
+    alone = training(estimate(api, seeds=[3]))
+    assert alone["seconds_at_most"] == pytest.approx(training(result)["seconds"] / rounds)
+
+
+def test_rate_of_an_earlier_release_counts_for_seeds_side_by_side(api: TestClient, gateway: Gateway) -> None:
+    finish_job(api, gateway, 70.0, gpu_seconds=5.0, seeds=[0, 1, 2])
+    now, jobs = estimate(api, seeds=[3, 4, 5]), gateway.parts.jobs
+    jobs.save_rates(T, {name: value.rpartition(" ")[0] for name, value in jobs.rates(T).items()})
+    assert estimate(api, seeds=[3, 4, 5]) == now and now["gpu_hours"] > 0
 
 
 def test_stage_of_no_importance_makes_no_range(api: TestClient, gateway: Gateway) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from services.api.measurements import BUILT_IN_SECONDS, _elapsed
+from services.api.measurements import BUILT_IN_SECONDS, _at_once, _elapsed
 from services.api.work import Texts, shape_of, texts_of, work_of
 from tests.factories import make_resolved, make_spec
 from tests.unit.training.made import made_prepared, tiny
@@ -138,7 +138,8 @@ def measured_stages(happened: list[tuple[str, float, dict[str, str]]]) -> list[t
     """Return what `_elapsed` measures on a job with these events."""
     events = [Event(seq=n, type=kind, at=at, attempt=1, data=data) for n, (kind, at, data) in enumerate(happened, 1)]
     job = instant_job()
-    return [(node and node.name, seconds, device) for node, seconds, device in _elapsed(events, job, plan_of(job))]
+    ran = _elapsed(events, job, plan_of(job))
+    return [(node and node.name, end - start, device) for node, start, end, device in ran]
 
 
 def test_stage_whose_start_is_reported_late_began_after_the_one_before_it() -> None:
@@ -167,3 +168,18 @@ def test_late_report_of_a_start_does_not_shorten_the_stage() -> None:
         ("artifact.published", 70.0, {"node": third}),
     ])  # fmt: skip
     assert measured == [(None, 4.0, ""), (first, 2.0, ""), (second, 1.5, ""), (None, 9.0, ""), (third, 1.0, "")]
+
+
+@pytest.mark.parametrize(("spans", "at_once"), [
+    ([("joint.s0", 5, 15), ("joint.s1", 5, 15), ("joint.s2", 5, 15)], 3),
+    ([("joint.s0", 5, 15), ("joint.s1", 20, 30), ("joint.s2", 30, 40)], 1),
+    ([("joint.s0", 5, 15), ("joint.s1", 5, 15), ("joint.s2", 20, 30)], 1.5),
+    ([("joint.s0", 5, 15), ("finetune.s0", 15, 20), ("joint.s1", 10, 20), ("finetune.s1", 20, 25),
+      ("joint.s2", 10, 20), ("finetune.s2", 20, 25)], 45 / 20),
+    ([("joint.s0", 5, 15), ("joint.s1", 5, 15)], 3),  # the third seed is cached
+    ([("evaluate", 5, 15), ("joint.s0", 5, 5)], 1),
+])  # fmt: skip
+def test_seeds_that_overlap_count_as_running_at_once(spans: list[tuple[str, float, float]], at_once: float) -> None:
+    job = instant_job().model_copy(update={"spec": make_spec(seeds=(0, 1, 2)), "resolved": make_resolved()})
+    plan = plan_of(job)
+    assert _at_once([(plan.node(name), start, end, "") for name, start, end in spans], plan) == at_once
