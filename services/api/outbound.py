@@ -68,8 +68,10 @@ class Outbound:
             all_headers = {**headers, "Host": parsed.netloc.decode("ascii")}
             request = httpx.Request("POST", target, content=body, headers=all_headers, extensions=extensions)
             return asyncio.run(self._send(request)), None
-        except (TimeoutError, httpx.TimeoutException):
-            return None, f"The endpoint did not respond within {self._seconds:g} s, or did not accept the connection."
+        except TimeoutError:
+            return None, f"The endpoint did not respond within {self._seconds:g} s."
+        except httpx.ConnectTimeout:
+            return None, f"The endpoint did not accept the connection within {self._seconds / 2:g} s."
         except (httpx.HTTPError, httpx.InvalidURL, OSError, InvalidRequest) as error:
             return None, str(error) or type(error).__name__
 
