@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -145,9 +144,24 @@ class OpenSearchIndex:
 
     # --- reading --------------------------------------------------------------------------------------------------
 
+    def _read(self, method: str, end: str, **options: Any) -> Any:
+        """Send a request to the index and return the response.
+
+        Raises IndexUnavailable if the index was deleted, also if a new load has created an index of the same name: the
+        response can then be of this incomplete index.
+        """
+        uuid = {"filter_path": "*.settings.index.uuid"}
+        try:
+            response = self._cluster.call(method, f"/{self.name}/{end}", **options)
+            current = self._cluster.call("GET", f"/{self.name}", params=uuid)[self.name]["settings"]["index"]["uuid"]
+        except NotFound as error:
+            raise _deleted(error.message) from error
+        if current != self.identity:
+            raise _deleted("a new load has created it again")
+        return response
+
     def count(self) -> int:
-        with _rebuilt_if_deleted():
-            response = self._cluster.call("GET", f"/{self.name}/_count")
+        response = self._read("GET", "_count")
         if response["_shards"]["failed"]:
             raise IndexUnavailable(
                 f"A shard of the OpenSearch index {self.name} does not answer. Check the health of OpenSearch."
@@ -171,7 +185,7 @@ class OpenSearchIndex:
             lines = (f"{{}}\n{json.dumps(self._request(query, k))}\n" for query in pending.values())
             params = {"search_type": self._search_type, "filter_path": _HITS_ONLY}
             request = "".join(lines).encode()
-            answer = self._cluster.call("POST", f"/{self.name}/_msearch", body=request, params=params)
+            answer = self._read("POST", "_msearch", body=request, params=params)
             again: dict[int, _Json] = {}
             failure = None
             for (number, query), response in zip(pending.items(), answer["responses"], strict=True):
@@ -217,8 +231,7 @@ class OpenSearchIndex:
         passages: Counter[str] = Counter()
         for shard in range(self._shards):
             params = {"preference": f"_shards:{shard}"}
-            with _rebuilt_if_deleted():
-                response = self._cluster.call("POST", f"/{self.name}/_termvectors", body=body, params=params)
+            response = self._read("POST", "_termvectors", body=body, params=params)
             statistics = response["term_vectors"].get(self._field, {"terms": {}})["terms"]
             passages.update({term: entry.get("doc_freq", 0) for term, entry in statistics.items()})
         return passages
@@ -240,7 +253,7 @@ class OpenSearchIndex:
         backoff = self._cluster.backoff()
         params = {"filter_path": "docs._id,docs.found,docs._source,docs.error", "realtime": "false"}
         while True:
-            response = self._cluster.call("POST", f"/{self.name}/_mget", body={"ids": ids}, params=params)
+            response = self._read("POST", "_mget", body={"ids": ids}, params=params)
             error = next((document["error"] for document in response["docs"] if "error" in document), None)
             if error is None:
                 return [_passage(document) for document in response["docs"]]
@@ -253,8 +266,7 @@ class OpenSearchIndex:
             if last is not None:
                 body["search_after"] = [last]
             params = {"allow_partial_search_results": "false", "filter_path": "hits.hits.sort"}
-            with _rebuilt_if_deleted():
-                response = self._cluster.call("POST", f"/{self.name}/_search", body=body, params=params)
+            response = self._read("POST", "_search", body=body, params=params)
             names = [hit["sort"][0] for hit in response.get("hits", {}).get("hits", [])]
             if not names:
                 return
@@ -307,11 +319,3 @@ def _incomplete(response: Mapping[str, Any]) -> str | None:
 def _deleted(reason: str) -> IndexUnavailable:
     """Return the error for a deleted index. It is retryable: `IndexLoads.ready` then builds the index again."""
     return IndexUnavailable(f"The index was deleted ({reason}). Try again. The service then loads the corpus again.")
-
-
-@contextmanager
-def _rebuilt_if_deleted() -> Iterator[None]:
-    try:
-        yield
-    except NotFound as error:
-        raise _deleted(error.message) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import opensearchpy.exceptions as client_errors
@@ -32,10 +32,14 @@ MARK = {"schema": 1, "tenant": "t", "name": "n", "version": "v", "analysis": "st
 
 
 class Transport:
-    """A client that returns one response after the other and repeats the last. Exceptions are raised."""
+    """A client that returns one response after the other and repeats the last. Exceptions are raised.
+
+    uuid: the identity of the index after each response.
+    """
 
     def __init__(self, responses: Sequence[Any]) -> None:
         self.responses = list(responses)
+        self.uuid = ""
         self.calls: list[tuple[str, str, Any]] = []
         self.transport = self
 
@@ -43,6 +47,8 @@ class Transport:
         assert isinstance(params, dict)
         if path == "/":
             return BANNER
+        if params.get("filter_path") == "*.settings.index.uuid":
+            return {path[1:]: {"settings": {"index": {"uuid": self.uuid}}}}
         self.calls.append((method, path, body))
         response = self.responses.pop(0) if len(self.responses) > 1 else self.responses[0]
         if isinstance(response, Exception):
@@ -188,6 +194,23 @@ def test_deleted_index_is_an_outage_that_ends_with_a_new_load() -> None:
         with pytest.raises(IndexUnavailable, match="deleted") as raised:
             read(index)
         assert raised.value.retryable and not stop.waits
+
+
+READS: list[tuple[Any, Callable[[OpenSearchIndex], object]]] = [
+    ({"responses": [response()]}, lambda index: index.search(["q"], 5)),
+    ({"count": 1, "_shards": {"failed": 0}}, lambda index: index.count()),
+    ({}, lambda index: list(index.ids())),
+    ({"docs": [{"_id": "a", "found": False}]}, lambda index: index.fetch(["a"])),
+]
+
+
+@pytest.mark.parametrize(("answer", "read"), READS)
+def test_response_of_an_index_created_again_is_not_used(answer: Any, read: Callable[[OpenSearchIndex], object]) -> None:
+    index, transport, stop = index_of(answer, state="ready")
+    transport.uuid = "of the next load"
+    with pytest.raises(IndexUnavailable, match="deleted") as raised:
+        read(index)
+    assert raised.value.retryable and not stop.waits
 
 
 def test_low_clause_limit_gets_terms_then_advice() -> None:
