@@ -470,6 +470,16 @@ def test_repeated_checkpoint_or_error_adds_one_event(store: JobStore) -> None:
     assert (types.count("checkpoint.published"), types.count("attempt.error")) == (2, 2)
 
 
+def test_repeated_wait_or_submission_adds_one_event(store: JobStore) -> None:
+    submit(store)
+    job = claim(store)
+    submitted, first, second = ("workers.submitted", {"group": "main"}), ("job.waiting", {}), ("job.waiting", {"n": 2})
+    for event in (submitted, submitted, first, first, second, second, ("note", {}), second):
+        store.report(T, job.id, 1, events=[event])
+    types = [event.type for event in store.events(T, job.id)]
+    assert (types.count("workers.submitted"), types.count("job.waiting")) == (1, 3), types
+
+
 def test_idempotency_key_returns_the_same_job_and_rejects_another_body(store: JobStore) -> None:
     results: list[tuple[JobRecord, bool]] = []
 

@@ -78,9 +78,12 @@ if ARGV[7] ~= '' then
   -- The job has advanced, so earlier losses no longer count. An artifact that it computed again is no advance.
   if new or KEYS[6] ~= '' then redis.call('HDEL', KEYS[1], 'losses') end
 end
--- Returns whether the attempt has already reported an equal error, in an earlier try, whose answer was lost.
+-- Returns whether the attempt already waits for an equal reason, or has already reported an equal error or submission,
+-- in an earlier try, whose answer was lost.
 local function is_repeated(type, data)
-  local last = type == 'attempt.error' and redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 50) or {}
+  if type == 'job.waiting' then return redis.call('HGET', KEYS[1], 'waiting') == data end
+  local once = type == 'attempt.error' or type == 'workers.submitted'
+  local last = once and redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 50) or {}
   for _, event in ipairs(last) do
     local fields = event[2] -- in the order of XADD below
     if fields[2] == type and fields[6] == attempt and fields[8] == data then return true end
