@@ -301,7 +301,7 @@ def _elapsed(events: Iterable[Event], job: JobRecord, plan: Plan) -> Iterator[_R
     """Yield each stage that the job ran, and each start of workers.
 
     Workers report in batches, so the report of a start can be late, or follow the end of the stage. Instead of this
-    report, the function uses the end of the previous stage of the group, unless workers were submitted since then.
+    report, the function uses the end of the previous stage of the group in the same attempt.
     """
     nodes, started = {node.name: node for node in plan.nodes}, dict[str, tuple[float, str]]()
     last: dict[str, tuple[float, str]] = {}  # group of worker stages → last end, device
@@ -309,8 +309,9 @@ def _elapsed(events: Iterable[Event], job: JobRecord, plan: Plan) -> Iterator[_R
     for event in events:
         node = nodes.get(str(event.data.get("node", "")))
         if event.type == "workers.submitted":
-            submitted = event.at
-            last.pop(str(event.data.get("group", "")), None)
+            # If Ray did not answer at first, this report can be later than the start of the workers.
+            if event.data.get("group") not in {nodes[name].group for name in started}:
+                submitted = event.at
         elif event.type == "stage.started" and node:
             started[node.name] = event.at, str(event.data.get("device", ""))
             if submitted is not None:
@@ -327,4 +328,6 @@ def _elapsed(events: Iterable[Event], job: JobRecord, plan: Plan) -> Iterator[_R
             last[group] = event.at, device
             yield node, start, event.at, device
         elif event.type == "job.claimed":
-            claimed = event.at
+            claimed, submitted = event.at, None
+            started.clear()
+            last.clear()

@@ -155,7 +155,7 @@ def test_stage_whose_start_is_reported_late_began_after_the_one_before_it() -> N
 
 
 def test_late_report_of_a_start_does_not_shorten_the_stage() -> None:
-    """A stage that starts after a new submission does not count the time before this submission."""
+    """A stage that starts in a new attempt does not count the time before this attempt."""
     first, second, third, _ = (node.name for node in plan_of(instant_job()).nodes if node.place is Place.WORKERS)
     measured = measured_stages([
         ("workers.submitted", 1.0, {"group": "main"}),
@@ -163,11 +163,25 @@ def test_late_report_of_a_start_does_not_shorten_the_stage() -> None:
         ("artifact.published", 7.0, {"node": first}),
         ("stage.started", 8.49, {"node": second}),
         ("artifact.published", 8.5, {"node": second}),
+        ("job.claimed", 59.0, {}),
         ("workers.submitted", 60.0, {"group": "main"}),
         ("stage.started", 69.0, {"node": third}),
         ("artifact.published", 70.0, {"node": third}),
     ])  # fmt: skip
     assert measured == [(None, 4.0, ""), (first, 2.0, ""), (second, 1.5, ""), (None, 9.0, ""), (third, 1.0, "")]
+
+
+def test_submission_reported_after_its_workers_started_measures_no_start() -> None:
+    first, second, *_ = (node.name for node in plan_of(instant_job()).nodes if node.place is Place.WORKERS)
+    measured = measured_stages([
+        ("job.claimed", 1.0, {}),
+        ("stage.started", 5.0, {"node": first}),
+        ("workers.submitted", 6.0, {"group": "main"}),
+        ("artifact.published", 7.0, {"node": first}),
+        ("stage.started", 8.0, {"node": second}),
+        ("artifact.published", 8.5, {"node": second}),
+    ])  # fmt: skip
+    assert measured == [(first, 2.0, ""), (second, 1.5, "")]
 
 
 @pytest.mark.parametrize(("spans", "at_once"), [
