@@ -49,7 +49,8 @@ T = TypeVar("T")
 _OWN_LOGGERS = ("services.", "tlm_core.")
 _DRAINED = "Worker was stopped with its machine (SIGTERM)."
 _DRAINED_ELSEWHERE = (
-    "The attempt ended at a checkpoint, because another of its machines stops, or because more workers have room."
+    "The attempt ended at a checkpoint, because another of its processes received SIGTERM, or because more workers "
+    "have room."
 )
 _MAX_REASON = 300  # characters of an unexpected error in a job's record
 
