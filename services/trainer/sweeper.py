@@ -22,8 +22,8 @@ from tlm_core.names import JOB_ID
 log = logging.getLogger(__name__)
 
 # Kind of folder → depth of the swept folders below TENANT/KIND. If one is in use, a record names it or a folder in it.
-_DEPTHS = {"artifacts": 2, "checkpoints": 3, "corpora": 2, "datasets": 1, "jobs": 2, "parts": 1, "uploads": 1}
-start_at_zero(ORPHANS, ("submission", "indexes", *_DEPTHS))
+_DEPTHS = {"artifacts": 2, "checkpoints": 3, "corpora": 2, "datasets": 1, "jobs": 2, "uploads": 1}
+start_at_zero(ORPHANS, ("submission", "indexes", "parts", *_DEPTHS))
 _MEASURING_SECONDS = 120.0
 _ORPHAN_SECONDS = 7 * 86_400.0
 _FEW = 20
@@ -104,20 +104,19 @@ class StorageSweeper:
         In this case Redis has probably lost records, so the sweep deletes nothing. Parts of uploads do not count.
         """
         self.artifacts.check_mounted()
-        folders, orphans = 0, list[str]()
+        folders, orphans, expired = 0, list[str](), list[str]()
         for tenant in self.artifacts.subfolders(""):
             # List folders before records. Otherwise a folder that is created in between seems to have no record.
             kinds = [(f"{tenant}/{kind}", depth) for kind, depth in _DEPTHS.items()]
             below = [name for kind, depth in kinds for name in self.artifacts.subfolders(kind, depth)]
-            indexes = self._indexes(tenant)
+            indexes, parts = self._indexes(tenant), self.artifacts.subfolders(f"{tenant}/parts")
             named = self.store.named_folders(tenant)
             unfinished = {job for state in set(State) - TERMINAL for job in self.store.newest_in(tenant, state, _MANY)}
-            folders += len(indexes) + sum(not _is_of_parts(name) for name in below)
+            folders += len(indexes) + len(below)
             orphans += [name for name in indexes if name.replace("/indexes/", "/corpora/", 1) not in named]
             orphans += [name for name in below if name not in named and not unfinished.intersection(_JOB.findall(name))]
-        # The record of an upload expires. So parts without a record do not show that Redis has lost records.
-        expired = list(filter(_is_of_parts, orphans))
-        orphans = [folder for folder in orphans if not _is_of_parts(folder)]
+            # The record of an upload expires. So parts without a record do not show that Redis has lost records.
+            expired += [name for name in parts if name not in named]
         if len(orphans) > max(_FEW, folders / 2):
             raise Conflict(
                 f"{len(orphans):,} of {folders:,} folders in the storage have no record in Redis. The coordinator "
@@ -145,8 +144,3 @@ class StorageSweeper:
             self.retriever.delete_corpus(tenant, *map(unquote, names))
         else:
             self.artifacts.delete(folder)
-
-
-def _is_of_parts(folder: str) -> bool:
-    """Return whether a folder holds the parts of an upload."""
-    return folder.split("/")[1] == "parts"

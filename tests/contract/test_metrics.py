@@ -253,7 +253,7 @@ def test_counters_show_zero_before_their_first_event() -> None:
         ("tlm_claims_total", "adopted", {"false", "true"}),
         ("tlm_requeues_total", "cause", retryable),
         ("tlm_failures_total", "cause", error_classes().keys()),
-        ("tlm_orphans_total", "kind", {"submission", "indexes", *_DEPTHS}),
+        ("tlm_orphans_total", "kind", {"submission", "indexes", "parts", *_DEPTHS}),
     ):
         samples = {labels: number for (of, labels), number in figures.items() if of == name}
         assert samples == {frozenset({(label, entry)}): 0.0 for entry in shown}, name
