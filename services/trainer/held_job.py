@@ -108,7 +108,8 @@ class HeldJob:
         except Exception as error:  # A bug that one job reveals must not end the coordinator and its other jobs.
             log.exception("Internal error in job %s", job.id)
             return TrainingFailed(f"Internal error: {type(error).__name__}: {error}. See the log of the trainer.")
-        if not self.local.retrying:  # The start of a stage does not show that the outage is over.
+        # The start of a stage in this process does not show that an outage of the storage is over.
+        if not self.local.runs or self.waiting not in (StorageUnavailable.code, StorageFull.code):
             self.waiting = None
         return None
 
@@ -364,7 +365,11 @@ class HeldJob:
         self._release(verb(job, self.owner, *args))
 
     def was_ended(self, job: JobRecord) -> bool:
-        """Return whether this coordinator ended the attempt in an earlier round, in which Redis's answer was lost."""
+        """Return whether this coordinator sent a verb that ends the attempt, and the attempt has ended.
+
+        If Redis applied the verb, but its answer was lost, this coordinator still counts the end. The result is also
+        true if Redis did not apply the verb, and another coordinator ended the attempt.
+        """
         return self.ending and job.attempt == self.attempt and job.state not in ACTIVE
 
     def _release(self, job: JobRecord) -> None:

@@ -25,10 +25,13 @@ from tests.support import counted, wait_for
 from tlm_core.artifacts import ManifestRef
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import (
+    ClusterUnavailable,
     EmptySelection,
     NonFiniteLoss,
+    StorageFull,
     StorageUnavailable,
     StoreUnavailable,
+    TLMError,
     UnreadableRecord,
     WorkerLost,
 )
@@ -252,6 +255,19 @@ def test_stage_that_never_reaches_the_storage_leaves_its_job_to_another(
     other = harness.coordinator("sees")
     harness.until_submitted(other, job_id)
     assert (harness.job(job_id).owner, harness.job(job_id).attempt) == ("sees", 1)
+
+
+@pytest.mark.parametrize("error", [StorageUnavailable("It does not answer."), StorageFull("It is full.")])
+def test_start_of_a_stage_ends_a_wait_unless_for_the_storage(harness: CoordinatorHarness, error: TLMError) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    harness.validate_error = error
+    coordinator.round()
+    for _ in range(3):  # The stage fails, starts and fails.
+        coordinator.round()
+        assert coordinator._held[job_id].waiting == error.code
+    coordinator._held[job_id].waiting = ClusterUnavailable.code
+    coordinator.round()
+    assert coordinator._held[job_id].waiting is None
 
 
 def test_probe_of_a_hanging_storage_delays_no_renewal_of_leases(
