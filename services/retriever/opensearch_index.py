@@ -286,7 +286,7 @@ def _passage(document: Mapping[str, Any]) -> Passage:
     return Passage(document["_id"], source["text"], source["source"])
 
 
-def _too_many_clauses(response: Mapping[str, Any]) -> bool:
+def _too_many_clauses(response: Mapping[str, object]) -> bool:
     reason = reason_of(response.get("error"))
     return "too_many" in reason and "clauses" in reason
 
