@@ -243,7 +243,7 @@ def _split_rows(records: Sequence[Record]) -> list[list[str]]:
 
 
 def summary(records: Sequence[Record]) -> str:
-    """Return the table of the README as Markdown: test scores, a row for each task. The best score is bold."""
+    """Return the table of the README as Markdown: test scores, a row for each task. The best scores are bold."""
     rows = []
     for task, name in NAMES.items():
         cells = [_of(records, task, arm) for arm in SUMMARY]

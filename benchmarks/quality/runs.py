@@ -39,7 +39,7 @@ _UNTIMED = ("validate", "select", "evaluate", "export")
 
 @dataclass(frozen=True)
 class Score:
-    """The score of a model on validation, and the seconds of the stages between the selection and the evaluation.
+    """The score of a model on validation, and the seconds of all stages except `_UNTIMED`.
 
     Runs that compare recipes read no test score, so that test rows decide no change.
     """

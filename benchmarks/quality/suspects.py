@@ -1,8 +1,8 @@
 """Measure how early the ranking of suspect labels lists wrong labels: `python -m benchmarks.quality.suspects sci_cite`.
 
 In each run 5 % of the train labels change to another label, drawn uniformly. The figure is the share of these rows
-within the first tenth of the ranked train rows. For a second figure, the ranking does not use the labels of adjacent
-rows. In a file in random order, these labels give no information.
+within the first tenth of the ranked train rows. The ranking uses the labels of the rows before and after each row in
+the file. A second figure is for files in random order: there the ranking ignores these labels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Background tasks. An error ends neither a task nor its work on other items; readiness and metrics show the error."""
+"""Background tasks. An error does not end a task.
+
+The task continues with other items, and readiness and metrics show the error. Exception: if a component is unavailable,
+the task waits for its next round.
+"""
 
 from __future__ import annotations
 

@@ -317,9 +317,10 @@ def ready_version(corpus: CorpusRecord, name: str | None, load: CorpusLoad | Non
             raise NotReady(
                 f"The load of corpus '{corpus.name}' is {load.state}. Wait until it has ended.", state=load.state
             )
-        state = load.state if load else "empty"
+        newest_load = f" Its newest load is {load.state}." if load else ""
         raise Conflict(
-            f"Corpus '{corpus.name}' has no ready version (newest load: {state}). Upload it again.", state=state
+            f"Corpus '{corpus.name}' has no ready version.{newest_load} Upload it again.",
+            state=load.state if load else "empty",
         )
     return newest
 

@@ -548,8 +548,8 @@ class JobStore(JobReads):
                 raise IllegalTransition(f"{problem} The state must be {allowed(verb)}.", state=state)
             case ["stale", attempt, *_]:
                 raise StaleAttempt(
-                    f"Cannot {verb} job {job_id}: attempt {attempt} is current, or another coordinator holds the "
-                    "lease. This process must not write to the job."
+                    f"Refused a write to job {job_id} ({verb}), because this process does not hold its attempt "
+                    f"{attempt}. The process ends its work on the job. No action is needed."
                 )
         raise Conflict(
             f"The job store returned an unexpected answer ({answer}) to '{verb}' of job {job_id}. "

@@ -61,7 +61,7 @@ class SelectionInputs:
         return retrieved
 
     def check_any(self, accepted: int, accept: CandidateFilter) -> None:
-        """Raise EmptySelection with the reason if `accept` has accepted no passage."""
+        """Raise EmptySelection with the reason if `accept` has accepted no passage, unless the selector needs none."""
         source = self.params.definition.source
         if accepted or source == "nothing":
             return
