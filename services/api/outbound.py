@@ -66,8 +66,7 @@ class Outbound:
             target = parsed.copy_with(host=self._address(parsed))
             extensions = {"sni_hostname": _host(parsed)}
             all_headers = {**headers, "Host": parsed.netloc.decode("ascii")}
-            request = httpx.Request("POST", target, content=body, headers=all_headers, extensions=extensions)
-            return asyncio.run(self._send(request)), None
+            return asyncio.run(self._post(target, body, all_headers, extensions)), None
         except TimeoutError:
             return None, f"The endpoint did not respond within {self._seconds:g} s."
         except httpx.ConnectTimeout:
@@ -75,16 +74,17 @@ class Outbound:
         except (httpx.HTTPError, httpx.InvalidURL, OSError, InvalidRequest) as error:
             return None, str(error) or type(error).__name__
 
-    async def _send(self, request: httpx.Request) -> int:
+    async def _post(
+        self, url: httpx.URL, body: bytes, headers: Mapping[str, str], extensions: Mapping[str, str]
+    ) -> int:
         # A timeout of httpx limits each read, but not the sum of many slow reads. Only the limit for `connect` is
         # necessary: if asyncio cancels a TLS handshake, httpx does not close the connection.
         timeout = httpx.Timeout(None, connect=self._seconds / 2)
         async with (
             asyncio.timeout(self._seconds),
             httpx.AsyncClient(verify=self._tls, timeout=timeout, transport=self._transport, trust_env=False) as client,
+            client.stream("POST", url, content=body, headers=headers, extensions=extensions) as response,
         ):
-            response = await client.send(request, stream=True)
-            await response.aclose()
             return response.status_code
 
     def _parsed(self, url: str) -> httpx.URL:

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 # Seconds between the attempts of a delivery, as the scheme recommends: about 32 hours in total.
 BACKOFF = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400)
-_LEASE_SECONDS = 30  # longer than a look-up of a host and one delivery
+_LEASE_SECONDS = 30  # usually longer than a look-up of a host and one delivery
 _MAX_ENDPOINT_SECONDS = 5.0  # per round; then the other deliveries to this endpoint wait for the next round
 _PAGE = 200
 _GONE = 410  # the status of an endpoint that wants no more events

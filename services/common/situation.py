@@ -67,8 +67,7 @@ class Situation:
     ) -> ManifestRef:
         """Publish a node's artifact. Returns `ref`, or the reference that another job has published first.
 
-        artifact: by default `artifact_id(node)`. cached: see `JobStore.publish`. Raises the
-        errors of `JobStore.publish`.
+        artifact: by default `artifact_id(node)`. cached, errors: see `JobStore.publish`.
         """
         job, artifact = self.job, artifact or self.artifact_id(node)
         return store.publish(

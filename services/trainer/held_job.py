@@ -108,8 +108,8 @@ class HeldJob:
         except Exception as error:  # A bug that one job reveals must not end the coordinator and its other jobs.
             log.exception("Internal error in job %s", job.id)
             return TrainingFailed(f"Internal error: {type(error).__name__}: {error}. See the log of the trainer.")
-        # The start of a stage in this process does not show that an outage of the storage is over.
-        if not self.local.runs or self.waiting not in (StorageUnavailable.code, StorageFull.code):
+        # The repeated start of a stage in this process does not show that an outage of the storage is over.
+        if not self.local.retrying or self.waiting not in (StorageUnavailable.code, StorageFull.code):
             self.waiting = None
         return None
 

@@ -9,6 +9,7 @@ from contextvars import copy_context
 from dataclasses import dataclass, field
 
 from tlm_core.artifacts import ManifestRef
+from tlm_core.errors import Outage
 from tlm_core.jobs.plan import Node
 from tlm_core.jobs.spec import JobRecord
 
@@ -42,6 +43,8 @@ class LocalStages:
 
     threads: LocalThreads
     runs: dict[str, Future[ManifestRef]] = field(default_factory=dict)
+    # Stages whose last run failed with an Outage.
+    retrying: set[str] = field(default_factory=set)
     # When a check first saw the stage run, in seconds of the monotonic clock.
     running_since: dict[str, float] = field(default_factory=dict)
 
@@ -61,10 +64,13 @@ class LocalStages:
         if run.cancelled():  # It waited for a thread when the threads were replaced.
             self.forget(artifact)
         elif run.done():
+            self.retrying.discard(artifact)
             try:
                 return run.result()
-            except Exception:
+            except Exception as error:
                 self.forget(artifact)
+                if isinstance(error, Outage):
+                    self.retrying.add(artifact)
                 raise
         return None
 
@@ -73,6 +79,7 @@ class LocalStages:
 
     def forget_ended(self, awaited: Collection[str]) -> list[ManifestRef]:
         """Forget the stages that have ended and are not in `awaited`. Return their outputs."""
+        self.retrying.intersection_update(awaited)
         ended = {artifact: run for artifact, run in self.runs.items() if artifact not in awaited and run.done()}
         for artifact in ended:
             self.forget(artifact)

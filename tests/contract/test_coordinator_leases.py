@@ -270,6 +270,16 @@ def test_start_of_a_stage_ends_a_wait_unless_for_the_storage(harness: Coordinato
     assert coordinator._held[job_id].waiting is None
 
 
+def test_running_stage_without_an_error_does_not_prolong_a_wait(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    coordinator.round()
+    held = coordinator._held[job_id]
+    assert held.local.runs
+    held.waiting = StorageUnavailable.code
+    coordinator.round()
+    assert held.waiting is None
+
+
 def test_probe_of_a_hanging_storage_delays_no_renewal_of_leases(
     harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

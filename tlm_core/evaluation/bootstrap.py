@@ -49,8 +49,8 @@ def paired_difference(
 ) -> Difference | None:
     """Return the difference between the scores of two models. The score of a model is the mean over its runs.
 
-    first, second: the predictions [rows] of each run. Each resample draws the same rows for both models. Returns None
-    if the metric has no value.
+    first, second: the predictions [rows] of each run. Each resample draws the same rows for both models. If the metric
+    has no value on a resample, the difference there is 0. Returns None if it has no value on all rows.
     """
     if not len(targets):
         return None
@@ -68,10 +68,8 @@ def paired_difference(
     for _ in range(resamples):
         try:
             values.append(difference(random.integers(0, len(targets), len(targets))))
-        except Undefined:  # for example, all rows of the resample have the same regression target
-            continue
-    if not values:
-        return None
+        except Undefined:  # for example, no row of the resample has the positive label
+            values.append(0.0)  # Without such resamples, few informative rows would give a narrow interval.
     low, high = np.percentile(values, [2.5, 97.5])
     return Difference(value, float(low), float(high), float(np.std(values)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -188,7 +189,7 @@ def _pieces(selection: Path, task: Task) -> list[str]:
     words = max(5, int(np.median([len(words_and_blanks(text)) for text in task.texts("train")])))
     # The pieces of a whole corpus exceed the memory. So the first pass only counts them.
     total = sum(1 for _ in _all_pieces(selection, words))
-    step = -(-total // MOST_PIECES) or 1
+    step = max(1, math.ceil(total / MOST_PIECES))
     return list(islice(_all_pieces(selection, words), 0, None, step))
 
 

@@ -79,6 +79,7 @@ def test_request_uses_the_checked_address() -> None:
     (request,) = seen
     assert (request.url.host, request.url.raw_path) == ("93.184.216.34", b"/a?b=c")
     assert (request.headers["host"], request.extensions["sni_hostname"]) == ("example.com:8443", "example.com")
+    assert request.headers["user-agent"]  # Some firewalls refuse requests without it.
 
 
 def test_host_is_encoded_by_idna_2008() -> None:

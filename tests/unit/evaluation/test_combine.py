@@ -143,6 +143,14 @@ def test_bootstrap_has_no_value_where_the_metric_has_none() -> None:
     assert paired_difference("pearson", np.zeros(3), [np.arange(3.0)], [np.arange(3.0)]) is None
 
 
+def test_single_positive_row_cannot_prove_a_difference_in_f1() -> None:
+    targets = np.arange(100) == 0
+    first, second = np.arange(100) < 2, np.arange(100) < 20
+    difference = paired_difference("f1", targets, [first], [second])
+    assert difference is not None and difference.value > 0.5
+    assert difference.low == 0 and not difference.distinguishable
+
+
 @pytest.mark.parametrize("metric", ["macro_f1", "micro_f1", "accuracy"])
 def test_bootstrap_computes_the_reported_metric(metric: str) -> None:
     first, second = TARGETS.copy(), np.where(TARGETS == 2, 0, TARGETS)  # the second model never predicts label 2
