@@ -49,7 +49,7 @@ def test_pages_state_the_figures_of_the_recorded_demo() -> None:
     readme, results = (" ".join((ROOT / page).read_text("utf-8").split()) for page in ("README.md", "docs/results.md"))
     (low, high), time = demo["interval"], duration(demo["seconds"])
     linear, returned, alone = (f"{demo[model]:.3f}" for model in ("linear", "returned", "task_only"))
-    assert f"the demo took {time} to" in readme and f"The whole demo took {time} after set-up" in results
+    assert f"the demo took {time} (" in readme and f"The whole demo took {time} after set-up" in results
     scores = (
         f"the returned model has a macro-F1 of {returned}. The service's linear model has {linear}, and the encoder"
     )
