@@ -95,6 +95,11 @@ class Known:
         work = [work_of(node, texts_of(plan, node, self.texts)) for node in nodes]
         return self._at_rate(Setup.of(job, plan, nodes[0], work[0]), work)
 
+    def share_of(self, node: Node) -> float | None:
+        """Return the seconds that a node adds to the job if all seeds run at once, as `progress_of` assumes."""
+        cost, side = self.stage([node]), self.situation.plan.side_by_side(node.group)
+        return cost.gpu_seconds / side if cost.basis == "measured" and cost.gpu_seconds else cost.seconds
+
     def _at_rate(self, setup: Setup, work: Sequence[Work | None]) -> StageCost:
         flops, tokens = (_total(getattr(item, name) if item else None for item in work) for name in ("flops", "tokens"))
         units = _total(item.units if item else None for item in work)
@@ -187,7 +192,7 @@ class Estimator:
         except (NotFound, CorruptArtifact):
             return {}
         missing = [node for node in known.situation.plan.nodes if node.name not in known.situation.done]
-        seconds = {node.name: known.stage([node]).seconds for node in missing}
+        seconds = {node.name: known.share_of(node) for node in missing}
         if any(seconds[node.name] is None and isinstance(node.params, TrainParams) for node in missing):
             alone = job.model_copy(update={"spec": job.spec.model_copy(update={"workers": 1})})
             return self.node_seconds(alone) if job.spec.workers > 1 else {}

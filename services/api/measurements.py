@@ -27,6 +27,7 @@ from tlm_core.wire import Basis
 from tlm_core.wording import counted
 
 START = "start"  # the start of the workers: not a stage, but it takes time
+_AT_ONCE = "at_once"  # stored beside the rates, because earlier releases accept only three values in each rate
 # Seconds per unit of work, used until a job has measured them. Those before "sizes" come from `make demo` on 2 cores of
 # an AMD EPYC with AVX-512 bf16. Those of the linear model and of `validate` come from CPU times on an AMD EPYC with
 # AVX2. Those from "sizes" on come from small studies on 2 cores with AVX2. Their training stages are scaled to the
@@ -48,15 +49,11 @@ _Ran = tuple[Node | None, float, float, str]  # the node (None: a start of worke
 
 
 class Rate(NamedTuple):
-    """Seconds per unit of work, the measuring job, and the share of these seconds in which the training had a core.
-
-    at_once: see `_at_once`. None in rates of earlier releases, which assumed that all seeds ran at the same time.
-    """
+    """Seconds per unit of work, the measuring job, and the share of these seconds in which the training had a core."""
 
     seconds: float
     job: str
     had_core: float = 1.0
-    at_once: float | None = None
 
 
 class Bounds(NamedTuple):
@@ -147,7 +144,8 @@ def _measured(setup: Setup, rates: Mapping[str, Rate], on_device: float) -> Pace
     numbers = sorted(range(1, MAX_SEEDS + 1), key=lambda seeds: abs(seeds - setup.seeds))
     for seeds, size in product(numbers, (setup.size, setup.size - 1, setup.size + 1)):
         if rate := rates.get(str(replace(setup, seeds=seeds, size=size))):
-            shared, unlike, at_once = rate.had_core < _LEAST_CORE, seeds != setup.seeds, rate.at_once or seeds
+            ran, shared = rates.get(str(Setup(_AT_ONCE, seeds=seeds))), rate.had_core < _LEAST_CORE
+            unlike, at_once = seeds != setup.seeds, ran.seconds if ran else seeds  # Earlier releases did not store it.
             least, most = min(rate.had_core, on_device / rate.seconds) if shared else 1.0, 1.0
             if unlike:
                 least, most = least * at_once / max(seeds, setup.seeds), max(1.0, at_once / setup.seeds)
@@ -222,7 +220,7 @@ class Measurements:
             measured, _, kind = name.partition(" on ")
             if kind in ("", device):
                 seconds, job_id, *others = value.split()
-                rates[measured] = Rate(float(seconds), job_id, *map(float, others))
+                rates[measured] = Rate(float(seconds), job_id, *map(float, others[:1]))
         return rates
 
     def _measure(self, job: JobRecord) -> Finished | None:
@@ -236,14 +234,14 @@ class Measurements:
         texts = self.texts(job)
         if prepared := refs.get("prepare"):
             texts[0] = _as_prepared(texts[0], job, self._artifacts.manifest(prepared))
-        rates: dict[str, list[tuple[float, float, float]]] = {}
+        rates: dict[str, list[tuple[float, float]]] = {}
         ran = list(_elapsed(self._jobs.events(job.tenant, job.id, limit=_MAX_EVENTS), job, plan))
         seeds_at_once = _at_once(ran, plan)
         for node, start, end, device in ran:
             elapsed = end - start
             work = work_of(node, texts_of(plan, node, texts)) if node else Work(1.0)
             setup = Setup.of(job, plan, node, work) if node else Setup(START)
-            units, had_core = work.units if work else 0.0, 1.0
+            units, had_core, at_once = work.units if work else 0.0, 1.0, seeds_at_once if setup.seeds > 1 else 1.0
             if node and node.stage.name == "refit_linear" and "self_train" in node.inputs:
                 continue  # Its work depends on what validation chose. Jobs without self-training measure the rate.
             if node and work and isinstance(node.params, TrainParams):
@@ -254,14 +252,13 @@ class Measurements:
                 elapsed = max(elapsed, float(cost["seconds"]))  # a resumed stage began before its last start
                 if setup.workers == 1 and not cost.get("gpu_seconds"):  # Others wait for a GPU or for another worker.
                     had_core = float(meta.get(HAD_CORE, 1.0))
-            if units > 0:
+            if units > 0 and at_once is not None:
                 name = rate_name(str(setup), device) if setup.precision else str(setup)
-                at_once = seeds_at_once if setup.seeds > 1 else 1.0
-                rates.setdefault(name, []).append((elapsed / units / at_once, had_core, at_once))
+                rates.setdefault(name, []).append((elapsed / units / at_once, had_core))
+                rates[str(Setup(_AT_ONCE, seeds=setup.seeds))] = [(at_once, 1.0)]
         cost = self._artifacts.read_json(refs[plan.report], "report.json")["cost"]["total"]
         medians = {name: map(median, zip(*each, strict=True)) for name, each in rates.items()}
-        stored = {name: f"{rate} {job.id} {core} {at_once}" for name, (rate, core, at_once) in medians.items()}
-        self._jobs.save_rates(job.tenant, stored)
+        self._jobs.save_rates(job.tenant, {name: f"{rate} {job.id} {core}" for name, (rate, core) in medians.items()})
         return Finished(job.id, source_of(job.resolved), texts[0], cost["gpu_seconds"] > 0) if prepared else None
 
 
@@ -281,20 +278,18 @@ def _as_prepared(texts: Texts, job: JobRecord, prepared: Manifest) -> Texts:
     )
 
 
-def _at_once(ran: Iterable[_Ran], plan: Plan) -> float:
-    """Return the mean number of seeds that ran at the same time. Seeds from the cache count like those that ran."""
-    spans = sorted(
-        (start, end, node.group) for node, start, end, _ in ran if node and plan.side_by_side(node.group) > 1
-    )
+def _at_once(ran: Iterable[_Ran], plan: Plan) -> float | None:
+    """Return how many seeds ran at once on average, as if cached seeds ran too. Return None if fewer than two ran."""
+    spans = sorted((start, end, n.group) for n, start, end, _ in ran if n and plan.side_by_side(n.group) > 1)
     passed, until = 0.0, -math.inf
     for start, end, _ in spans:
         passed += max(0.0, end - max(start, until))
         until = max(until, end)
-    if not passed:
-        return 1.0
-    groups = {group for _, _, group in spans}
-    ran_at_once = sum(end - start for start, end, _ in spans) / passed
-    return max(1.0, ran_at_once * plan.side_by_side(spans[0][2]) / len(groups))
+    others = len({group for _, _, group in spans}) - 1
+    if others < 1 or not passed:
+        return None
+    ran_at_once, side = sum(end - start for start, end, _ in spans) / passed, plan.side_by_side(spans[0][2])
+    return min(max(1.0, 1 + (ran_at_once - 1) * (side - 1) / others), side)
 
 
 def _elapsed(events: Iterable[Event], job: JobRecord, plan: Plan) -> Iterator[_Ran]:

@@ -12,6 +12,8 @@ from fastapi.testclient import TestClient
 
 from services.api.measurements import Finished, Measurements
 from services.api.work import Texts, work_of
+from services.common.progress import progress_of
+from services.common.situation import Situation
 from services.trainer import compute
 from services.trainer.assignment import Assignment
 from tests.contract.gateway import TRAIN, Gateway, add_dataset, add_version
@@ -116,8 +118,35 @@ def test_estimate_counts_how_many_seeds_ran_at_once(
 def test_rate_of_an_earlier_release_counts_for_seeds_side_by_side(api: TestClient, gateway: Gateway) -> None:
     finish_job(api, gateway, 70.0, gpu_seconds=5.0, seeds=[0, 1, 2])
     now, jobs = estimate(api, seeds=[3, 4, 5]), gateway.parts.jobs
-    jobs.save_rates(T, {name: value.rpartition(" ")[0] for name, value in jobs.rates(T).items()})
+    new = [name for name in jobs.rates(T) if name.startswith("at_once/")]
+    assert new and gateway.client.hdel(f"tlm:{{{T}}}:stage-rates", *new) == len(new)
     assert estimate(api, seeds=[3, 4, 5]) == now and now["gpu_hours"] > 0
+
+
+def test_stored_rates_have_at_most_three_values(api: TestClient, gateway: Gateway) -> None:
+    """Gateways of earlier releases do not accept a fourth value. This release ignores one."""
+    finish_job(api, gateway, 70.0, gpu_seconds=5.0, one_by_one=True, seeds=[0, 1, 2])
+    now, stored = estimate(api, seeds=[3, 4, 5]), gateway.parts.jobs.rates(T)
+    assert stored and all(2 <= len(value.split()) <= 3 for value in stored.values())
+    gateway.parts.jobs.save_rates(T, {name: f"{value} 9.0" for name, value in stored.items()})
+    assert estimate(api, seeds=[3, 4, 5]) == now
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_remaining_time_does_not_jump_when_seeds_report_their_first_steps(
+    api: TestClient, gateway: Gateway, one_by_one: bool
+) -> None:
+    finish_job(api, gateway, 70.0, gpu_seconds=5.0, one_by_one=one_by_one, seeds=[0, 1, 2])
+    job = gateway.parts.jobs.get(T, api.post("/v1/jobs", json=BODY | {"seeds": [3, 4, 5]}).json()["id"])
+    plan = plan_of(job)
+    node = plan.node("refit.s3")
+    done: dict[str, Any] = dict.fromkeys(before.name for before in plan.behind(node.name))
+    first, later = (
+        progress_of(Situation(job, plan, done), node, step=step, total=100, eta_seconds=70 - 0.7 * step)
+        for step in (1, 10)
+    )
+    assert first.eta_seconds is not None and later.eta_seconds is not None
+    assert first.eta_seconds - later.eta_seconds == pytest.approx(70 * 0.09, abs=1)
 
 
 def test_stage_of_no_importance_makes_no_range(api: TestClient, gateway: Gateway) -> None:

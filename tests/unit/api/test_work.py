@@ -191,9 +191,14 @@ def test_submission_reported_after_its_workers_started_measures_no_start() -> No
     ([("joint.s0", 5, 15), ("finetune.s0", 15, 20), ("joint.s1", 10, 20), ("finetune.s1", 20, 25),
       ("joint.s2", 10, 20), ("finetune.s2", 20, 25)], 45 / 20),
     ([("joint.s0", 5, 15), ("joint.s1", 5, 15)], 3),  # the third seed is cached
-    ([("evaluate", 5, 15), ("joint.s0", 5, 5)], 1),
+    ([("joint.s1", 20, 30), ("joint.s2", 30, 40)], 1),
+    ([("joint.s1", 20, 30), ("joint.s2", 25, 35)], 1 + 2 * 5 / 15),
+    ([("joint.s2", 30, 40)], None),  # a single seed ran
+    ([("evaluate", 5, 15), ("joint.s0", 5, 5), ("joint.s1", 5, 5)], None),
 ])  # fmt: skip
-def test_seeds_that_overlap_count_as_running_at_once(spans: list[tuple[str, float, float]], at_once: float) -> None:
+def test_seeds_that_overlap_count_as_running_at_once(
+    spans: list[tuple[str, float, float]], at_once: float | None
+) -> None:
     job = instant_job().model_copy(update={"spec": make_spec(seeds=(0, 1, 2)), "resolved": make_resolved()})
     plan = plan_of(job)
     assert _at_once([(plan.node(name), start, end, "") for name, start, end in spans], plan) == at_once
