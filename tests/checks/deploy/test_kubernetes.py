@@ -190,6 +190,13 @@ def test_training_worker_fits_into_a_pod(objects: tuple[Object, ...]) -> None:
             assert float(values["TLM_TRAINER_WORKER_GPUS"]) == float(limits.get("nvidia.com/gpu", 0))
 
 
+def test_ray_has_a_worker_for_each_concurrent_job(objects: tuple[Object, ...]) -> None:
+    coordinators = of_kind(objects, "Deployment")["trainer"]["spec"]["replicas"]
+    concurrency = int(of_kind(objects, "ConfigMap")["trainer"]["data"]["TLM_TRAINER_CONCURRENCY"])
+    (group,) = of_kind(objects, "RayCluster")["ray"]["spec"]["workerGroupSpecs"]
+    assert group["replicas"] == coordinators * concurrency
+
+
 def test_ray_has_shared_memory_beyond_its_object_store(objects: tuple[Object, ...]) -> None:
     (cluster,) = of_kind(objects, "RayCluster").values()
     groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
