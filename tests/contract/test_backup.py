@@ -142,6 +142,16 @@ def test_restored_service_has_all_jobs_and_continues(start: Start, tmp_path: Pat
     check_files(harness, running)
 
 
+def test_backup_is_private_and_preserves_modes_of_files(start: Start, tmp_path: Path) -> None:
+    saved, storage = tmp_path / "backup", tmp_path / "storage"
+    storage.mkdir()
+    (storage / "shared").touch()
+    (storage / "shared").chmod(0o664)
+    assert backup("save", saved, start("redis"), storage).returncode == 0
+    modes = [path.stat().st_mode & 0o777 for path in (saved, saved / "redis.rdb", saved / "storage" / "shared")]
+    assert modes == [0o700, 0o600, 0o664]
+
+
 def test_restore_into_a_redis_with_jobs_is_refused(start: Start, tmp_path: Path) -> None:
     server = start("redis")
     harness = service(server, tmp_path / "a")
