@@ -11,12 +11,12 @@ from services.retriever.app import RetrieverSettings, assemble
 
 
 def main() -> None:
-    """Serve until SIGTERM."""
+    """Serve until SIGTERM. Write no access log, because the other services poll several times per second."""
     set_up_logging("retriever")
     logging.getLogger("opensearch").setLevel(logging.ERROR)  # it logs every request; failures become our own errors
     settings = RetrieverSettings()
-    # No access log: the other services poll several times per second.
-    uvicorn.run(assemble(settings), host=settings.host, port=settings.port, log_config=None, access_log=False)
+    uvicorn.run(assemble(settings), host=settings.host, port=settings.port, log_config=None, access_log=False,
+                timeout_graceful_shutdown=10)  # fmt: skip
 
 
 if __name__ == "__main__":

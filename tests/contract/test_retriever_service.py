@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -246,8 +247,11 @@ def test_service_starts_answers_and_stops_as_a_process(harness: RetrieverHarness
         assert harness.select(api).state == "ready"
     finally:
         http.close()
-        process.terminate()
-        assert process.wait(30) in (0, -15)
+        with socket.create_connection(("127.0.0.1", port)) as unfinished:
+            unfinished.sendall(b"POST /v1/search HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+            time.sleep(0.5)  # until the server has read the request
+            process.terminate()
+            assert process.wait(30) in (0, -15)
 
 
 def test_failing_task_makes_the_retriever_unready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

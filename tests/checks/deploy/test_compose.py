@@ -109,6 +109,12 @@ def test_services_wait_for_healthy_dependencies(name: str) -> None:
         assert "healthcheck" in SERVICES[other]
 
 
+@pytest.mark.parametrize("name", OURS)
+def test_services_have_as_long_to_stop_as_their_pods(name: str) -> None:
+    (pod,) = (load.spec for load in workloads(base_files()) if load.component == name)
+    assert SERVICES[name]["stop_grace_period"] == f"{pod.get('terminationGracePeriodSeconds', 30)}s"
+
+
 @pytest.mark.parametrize("name", ["trainer", "loader"])
 def test_service_with_a_failing_task_becomes_unhealthy(name: str) -> None:
     command = SERVICES[name]["healthcheck"]["test"][1]
