@@ -230,6 +230,7 @@ def test_redis_maxmemory_is_at_most_half_its_limit(objects: tuple[Object, ...]) 
     (redis,) = (load for load in workloads(objects) if load.component == "redis")
     (limit,) = re.findall(r"^(\d+)Gi$", redis.container["resources"]["limits"]["memory"])
     assert 2 * int(maxmemory) <= int(limit)
+    assert redis.container["resources"]["requests"]["memory"] == f"{limit}Gi"
 
 
 def test_workloads_select_their_own_pods(objects: tuple[Object, ...]) -> None:
