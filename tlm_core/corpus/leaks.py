@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -11,10 +12,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tlm_core.corpus.passages import SHORTEST
+
 GRAM = 8
 SHORTEST_TEXT = 5
+# The passages of a longer text have more than SHORTEST words. Shorter ones can be phrases that many texts contain.
+FEWEST_GRAMS = SHORTEST - GRAM + 1
 HALF = "half of its 8-grams"
 WHOLE = "whole text"
+PIECE = "half of the passage's 8-grams"
 
 # Scripts without spaces: Han, Kana, Bopomofo, Thai, Lao, Burmese, Khmer, Tai, Javanese, Balinese. Each of their
 # characters is a token, because a run of them is a whole sentence, which passages rarely repeat.
@@ -27,7 +33,10 @@ _TOKEN = re.compile(rf"(?=[^\W_])[{_ALONE}]|[^\W_{_ALONE}]+")
 
 
 class Leak(NamedTuple):
-    """A validation or test text that a passage contains. rule: the part that the passage contains, HALF or WHOLE."""
+    """A validation or test text that a passage contains, at least in part.
+
+    rule: the common part. HALF or WHOLE: a part of the text. PIECE: a part of the passage.
+    """
 
     split: str
     row: int
@@ -52,6 +61,9 @@ class LeakFilter:
 
     A passage leaks a text of at least 8 tokens if it contains at least half of the text's distinct 8-grams. It leaks a
     text of 5 to 7 tokens if it contains the whole text. Shorter texts never leak.
+
+    A passage with at least 18 distinct 8-grams also leaks a text that contains at least half of these 8-grams. This
+    rule detects the pieces of a text that is longer than a passage.
 
     texts: (split, row, text) of every validation and test text.
     """
@@ -78,26 +90,32 @@ class LeakFilter:
         words = tokens(passage)
         owners = self._long.owners_of(words, GRAM)
         candidates = set(self._short.owners_of(words, SHORTEST_TEXT).tolist())
+        enough = math.inf
         if len(owners):
+            enough = _half_of(words)
             present, counts = np.unique(owners, return_counts=True)
             candidates.update(
                 owner
                 for owner, count in zip(present.tolist(), counts.tolist(), strict=True)
-                if count >= self._needed[owner]
+                if count >= min(self._needed[owner], enough)
             )
-        return [leak for owner in sorted(candidates) if (leak := self._checked(owner, words))]
+        return [leak for owner in sorted(candidates) if (leak := self._checked(owner, words, enough))]
 
-    def _checked(self, owner: int, words: list[str]) -> Leak | None:
+    def _checked(self, owner: int, words: list[str], enough: float) -> Leak | None:
         """Compare the words themselves, because different words can have equal hashes.
 
-        owner: number of the text. words: tokens of the passage. Returns None if the passage does not leak the text.
+        owner: number of the text. words: tokens of the passage. enough: see `_half_of`. Returns None if the passage
+        does not leak the text.
         """
         split, row, text = self._texts[owner]
         wanted = tokens(text)
         if len(wanted) < GRAM:
             return Leak(split, row, WHOLE) if tuple(wanted) in set(grams(words, len(wanted))) else None
         parts = set(grams(wanted))
-        return Leak(split, row, HALF) if 2 * len(parts.intersection(grams(words))) >= len(parts) else None
+        shared = len(parts.intersection(grams(words)))
+        if 2 * shared >= len(parts):
+            return Leak(split, row, HALF)
+        return Leak(split, row, PIECE) if shared >= enough else None
 
 
 class _Postings:
@@ -124,6 +142,12 @@ class _Postings:
         rights = np.searchsorted(self._keys[:-1], wanted, side="right")
         slices = [self._owners[left:right] for left, right in zip(lefts, rights, strict=True)]
         return np.concatenate(slices) if slices else self._owners[:0]
+
+
+def _half_of(words: list[str]) -> float:
+    """Return half the number of distinct 8-grams of a passage; infinity if the passage has too few of them."""
+    count = len(set(grams(words)))
+    return count / 2 if count >= FEWEST_GRAMS else math.inf
 
 
 def _hashes(words: list[str], size: int) -> NDArray[np.int64]:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import shared_data
-from tlm_core.corpus.leaks import HALF, WHOLE, Leak, LeakFilter, tokens
+from tlm_core.corpus.leaks import HALF, PIECE, WHOLE, Leak, LeakFilter, tokens
+from tlm_core.corpus.passages import cut
 
 LONG = "one two three four five six seven eight nine ten"
 
@@ -29,9 +30,11 @@ def naive(texts: list[tuple[str, int, str]], passage: str) -> list[tuple[str, in
     for split, row, text in texts:
         wanted = words(text)
         if len(wanted) >= 8:
-            share = len(runs(wanted, 8) & runs(held, 8)) / len(runs(wanted, 8))
-            if share >= 0.5:
+            shared = len(runs(wanted, 8) & runs(held, 8))
+            if shared / len(runs(wanted, 8)) >= 0.5:
                 expected.append((split, row, HALF))
+            elif len(runs(held, 8)) >= 18 and shared / len(runs(held, 8)) >= 0.5:
+                expected.append((split, row, PIECE))
         elif len(wanted) >= 5 and " ".join(wanted) in runs(held, len(wanted)):
             expected.append((split, row, WHOLE))
     return expected
@@ -111,6 +114,48 @@ TEXT = st.lists(st.sampled_from(["a", "b", "A_b", "c1", "É,", "d.", "[[", "]]"]
 def test_agrees_with_a_naive_reading_of_the_rule(texts: list[str], passage: str) -> None:
     rows = [("test", row, text) for row, text in enumerate(texts, start=1)]
     assert LeakFilter(rows).leaks_of(passage) == naive(rows, passage)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(0, 120), st.integers(0, 60), st.integers(0, 40), st.integers(1, 30))
+def test_agrees_with_a_naive_reading_on_pieces(start: int, size: int, others: int, distinct: int) -> None:
+    words = sentences(150).split()
+    passage = words[start : start + size] + [f"other{number % distinct}" for number in range(others)]
+    rows = [("test", 1, " ".join(words)), ("test", 2, " ".join(words[100:]))]
+    assert LeakFilter(rows).leaks_of(" ".join(passage)) == naive(rows, " ".join(passage))
+
+
+def sentences(words: int) -> str:
+    """Distinct words in sentences of 20 words."""
+    return " ".join(f"w{number}." if number % 20 == 0 else f"w{number}" for number in range(1, words + 1))
+
+
+@pytest.mark.parametrize("size", [300, 400, 600, 1000])
+def test_every_passage_cut_from_a_long_text_leaks_it(size: int) -> None:
+    text = sentences(size)
+    passages = cut(text)
+    assert len(passages) > 1
+    assert all(leaks(text, passage) for passage in passages)
+
+
+def test_passage_that_quotes_a_sentence_of_a_long_text_stays() -> None:
+    quoted = " ".join(sentences(400).split()[100:120])
+    others = " ".join(f"other{number}" for number in range(60))
+    assert leaks(sentences(400), f"{others} {quoted} {others}") == []
+
+
+def test_half_of_the_8_grams_of_a_passage_is_enough() -> None:
+    words = sentences(400).split()
+    others = [f"other{number}" for number in range(20)]
+    assert leaks(sentences(400), " ".join(words[:27] + others)) == [Leak("test", 1, PIECE)]  # 20 of 40
+    assert leaks(sentences(400), " ".join(words[:26] + others)) == []  # 19 of 39
+
+
+def test_short_passage_within_a_long_text_stays() -> None:
+    words = sentences(400).split()
+    assert leaks(sentences(400), " ".join(words[:9])) == leaks(sentences(400), " ".join(words[:24])) == []
+    assert leaks(sentences(400), " ".join(words[:25])) == [Leak("test", 1, PIECE)]
+    assert leaks(" ".join(words[:10] * 9 + words), " ".join(words[:10] * 9)) == []  # only ten distinct 8-grams
 
 
 @pytest.mark.data
