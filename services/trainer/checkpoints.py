@@ -51,13 +51,17 @@ class JobCheckpoints:
 
     def latest(self) -> Path | None:
         """Return the intact checkpoint with the highest step as a local folder, or None. Damaged ones are skipped."""
-        for checkpoint in reversed(patiently(self._published)):
+        skipped: list[CheckpointRef] = []
+        # Another job may have replaced the missing checkpoint, so each try reads the list again.
+        while checkpoints := [each for each in patiently(self._published) if each not in skipped]:
+            checkpoint = checkpoints[-1]
             try:
                 folder = patiently(partial(self._intact, checkpoint))
                 self.report_event("stage.resumed", node=self.node, step=checkpoint.step)
                 return folder
             except (NotFound, CorruptArtifact) as error:
                 log.warning("Skipped the damaged checkpoint %s of %s: %s", checkpoint.step, self.node, error)
+                skipped.append(checkpoint)
         return None
 
     def _intact(self, checkpoint: CheckpointRef) -> Path:

@@ -17,6 +17,7 @@ from services.trainer import patience
 from services.trainer.checkpoints import JobCheckpoints
 from tests.factories import make_resolved, make_spec
 from tests.support import files_under
+from tlm_core.artifacts import ManifestRef
 from tlm_core.artifacts.mark import MARK
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import Conflict, StorageFull, StoreUnavailable, WorkerLost
@@ -184,6 +185,24 @@ def test_slower_job_does_not_delete_the_furthest_checkpoint(training: Training, 
         latest = job.checkpoints.latest()
         assert latest is not None and (latest / "weights").read_text() == "weights 1000", "both jobs read it"
         assert job.checkpoints.newest() == 1000
+
+
+def test_checkpoint_that_replaces_a_deleted_one_is_loaded(
+    training: Training, other: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training.save()
+    wait(training)
+    verify = other.disk.verify
+
+    def verify_after_two_saves(ref: ManifestRef) -> None:
+        while training.step < 3:  # after the list was read
+            training.save()
+            wait(training)
+        verify(ref)
+
+    monkeypatch.setattr(other.disk, "verify", verify_after_two_saves)
+    latest = other.checkpoints.latest()
+    assert latest is not None and (latest / "weights").read_text() == "weights 3"
 
 
 def test_drop_deletes_only_the_jobs_own_checkpoints(training: Training, other: Training) -> None:
