@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from services.trainer.process_group import join
 from tests.integration.worker_processes import process_context
 from tests.redis_server import free_port
 from tests.support import wait_for
-from tests.unit.training.made import TINY, made_prepared, tiny
+from tests.unit.training.made import TINY, made_prepared, tiny, trainer_of
 from tlm_core.errors import WorkerLost
 from tlm_core.stages import FINETUNE, JOINT
 from tlm_core.training import buckets, encoder_stages, passes
@@ -30,6 +31,7 @@ from tlm_core.training.objective import Workers, accumulate_gradient
 from tlm_core.training.params import SHRUNK, FinetuneParams, JointParams
 from tlm_core.training.recipe import Recipe
 from tlm_core.training.stage import StageContext, StopRequested
+from tlm_core.training.state import TrainState, checkpoint_writer
 
 
 def work(
@@ -256,6 +258,22 @@ def test_attempts_may_have_different_numbers_of_workers(tmp_path: Path, recipe: 
     assert checkpoint is not None
     state = json.loads((checkpoint / "state.json").read_text())
     assert state["seconds"] < state["worker_seconds"] < 2 * state["seconds"]
+
+
+def load_different_checkpoints(rank: int, size: int, port: int, folder: Path) -> None:
+    """Rank 0 reads a checkpoint of step 4, and rank 1 reads none."""
+    join("job_1.main.1", "127.0.0.1", port, rank, size, backend="gloo", timeout=timedelta(minutes=1))
+    trainer = trainer_of(folder / str(rank))
+    if rank == 0:
+        write = checkpoint_writer(TrainState(step=4), trainer.model, trainer.optimizer, None)
+        trainer.ctx.checkpoints.save(write, step=4, metrics={})
+    trainer.ctx = replace(trainer.ctx, rank=rank, world_size=size)
+    with pytest.raises(WorkerLost, match="loaded no checkpoint, and another loaded the checkpoint of step 4"):
+        trainer.run()
+
+
+def test_workers_with_different_checkpoints_do_not_train(tmp_path: Path) -> None:
+    start(load_different_checkpoints, 2, tmp_path)
 
 
 def lose_the_other(rank: int, size: int, port: int) -> None:

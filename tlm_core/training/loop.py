@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from tlm_core.errors import NonFiniteLoss, OutOfMemory
+from tlm_core.errors import NonFiniteLoss, OutOfMemory, WorkerLost
 from tlm_core.pulse import PULSE
 from tlm_core.tasks.metrics import rank
 from tlm_core.training.ahead import Ahead
@@ -166,6 +166,8 @@ class Trainer:
             self.state, self.best = load_checkpoint(folder, self.model, self.optimizer)
         else:
             self.state, self.best = TrainState(), None
+        self._compare_checkpoints(-1 if folder is None else self.state.step)
+        if folder is None:
             self.workers.first(self.optimizer.buffers.value)
         self.optimizer.refresh()
         rows = self._passes.first_rows(lambda: self.batches(self.state.step, self.state.progress(self.budget)))
@@ -173,6 +175,19 @@ class Trainer:
         if folder is not None:
             rows = min(rows, self.state.micro_rows)
         self.state.micro_rows = self.workers.least(rows, self.device)
+
+    def _compare_checkpoints(self, step: int) -> None:
+        """Raise WorkerLost if the workers loaded checkpoints of different steps. step: -1 without a checkpoint.
+
+        Another job can publish or delete checkpoints of the same stage between the reads of two workers.
+        """
+        least, greatest = self.workers.least(step, self.device), -self.workers.least(-step, self.device)
+        if least != greatest:
+            first = "no checkpoint" if least < 0 else f"the checkpoint of step {least}"
+            raise WorkerLost(
+                f"One worker loaded {first}, and another loaded the checkpoint of step {greatest}. The list of "
+                "checkpoints changed meanwhile. The next attempt reads it again."
+            )
 
     def _load(self, batch: Batch) -> Loaded:
         return self._passes.load(batch, self.state.micro_rows)
