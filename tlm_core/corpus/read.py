@@ -232,7 +232,7 @@ def _distinct(passages: Iterable[Passage], tally: _Tally) -> Iterator[tuple[Pass
         new = texts.add(keys_of(digests))
         distinct = [(passage, digest) for passage, digest, fresh in zip(batch, digests, new, strict=True) if fresh]
         tally.dropped += len(batch) - len(distinct)
-        unused = ids.add(keys_of(p.id if p.id == digest else passage_id(f"id {p.id}") for p, digest in distinct))
+        unused = ids.add(keys_of(passage_id(passage.id) for passage, _ in distinct))
         if not unused.all():
             repeated = [passage.id for (passage, _), fresh in zip(distinct, unused, strict=True) if not fresh]
             message = "The id '{}' has two texts. Give each text its own id, or remove the column 'id'."

@@ -241,6 +241,13 @@ class TestCorpusFolder:
         with pytest.raises(InvalidDataset, match="The id 'x' has two texts"):
             write_corpus(iter([Passage("x", "a", "s"), Passage("x", "b", "s")]), tmp_path)
 
+    def test_digest_of_one_text_as_id_of_another_is_a_data_error(self, tmp_path: Path) -> None:
+        with pytest.raises(InvalidDataset, match="has two texts"):
+            write_corpus(iter([build_passage("a", "s"), Passage(passage_id("a"), "b", "s")]), tmp_path)
+
+    def test_ids_that_differ_only_at_their_end_are_valid(self, tmp_path: Path) -> None:
+        assert write_corpus((Passage(f"{i:032x}", f"t{i}", "s") for i in range(3)), tmp_path).count == 3
+
     def test_a_corpus_without_passages_is_refused(self, tmp_path: Path) -> None:
         written(tmp_path / "a.csv", "text\n")
         with pytest.raises(InvalidDataset, match="no passage"):
