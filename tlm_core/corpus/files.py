@@ -96,7 +96,7 @@ def rows_of(table: Records, text_column: str | None, file: str, findings: Findin
         elif not isinstance(text, str):
             message = f"{place}, column '{column}', is not a text. Write it as a string."
             findings.fault("not_text", message, row=number, column=column)
-        elif not text.isascii() and UNDECODED.search(text):
+        elif table.damaged and not text.isascii() and UNDECODED.search(text):
             message = f"{place}, column '{column}', has bytes that are not UTF-8. Save the text as UTF-8."
             findings.fault("bad_encoding", message, row=number, column=column)
         else:

@@ -186,7 +186,7 @@ class TableFile:
             raise UnreadableFile("file_too_large", message)
 
     def _records(self, names: Sequence[str], produce: Reader) -> Records:
-        damaged = self.encoding is None or self.encoding.damaged
+        damaged = self.kind == "parquet" or (self.encoding is not None and self.encoding.damaged)
         return Records(names, lambda columns: self.guarded(lambda: produce(columns)), damaged)
 
     def _lines(self) -> Lines:

@@ -189,6 +189,15 @@ class TestFaults:
     def test_other_encodings_are_data_errors(self, tmp_path: Path, name: str, body: bytes) -> None:
         assert "bad_encoding" in [code for code, _ in faults(written(tmp_path / name, body))]
 
+    def test_escaped_lone_surrogates_are_replaced(self, tmp_path: Path) -> None:
+        path = written(tmp_path / "a.jsonl", '{"text": "a \\udc80 b"}\n{"text": "a \\ud83d b"}\n')
+        assert texts(path) == ["a \ufffd b"] * 2
+
+    def test_invalid_bytes_in_parquet_are_a_data_error(self, tmp_path: Path) -> None:
+        column = pa.array([b"fine", b"M\xfcnchen"]).view(pa.string())
+        pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+        assert faults(tmp_path / "a.parquet") == [("bad_encoding", 2)]
+
     def test_open_quote_is_a_data_error(self, tmp_path: Path) -> None:
         assert faults(written(tmp_path / "a.csv", 'text\nfine\n"open\nnext\n')) == [("cut_row", 2)]
 
