@@ -113,6 +113,10 @@ def read_paragraphs(path: Path, findings: Findings) -> Iterator[str]:
         parts.append(line)
         size += len(line)
         if size >= _PIECE or (not line.strip() and line.endswith("\n")):
-            yield "".join(parts)
-            parts, size = [], 0
+            text = "".join(parts)
+            # A piece can end within a word, so the next piece begins with this word.
+            word = "" if text[-1].isspace() else text.rsplit(maxsplit=1)[-1]
+            held = "" if len(word) == len(text) else word
+            yield text.removesuffix(held)
+            parts, size = [held], len(held)
     yield "".join(parts)

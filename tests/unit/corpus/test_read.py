@@ -86,6 +86,14 @@ class TestFormats:
         path = written(tmp_path / "a.txt", "Ein Satz für sich.\n" * 20_000)
         assert sum(len(text.split()) for text in texts(path)) == 80_000
 
+    def test_a_very_long_line_is_not_divided_within_words(self, tmp_path: Path) -> None:
+        words = [f"word{i}" for i in range(20_000)]
+        assert " ".join(texts(written(tmp_path / "a.txt", " ".join(words)))).split() == words
+
+    @pytest.mark.parametrize("text", ["x" * 200_000, " " + "x" * 200_000, " " * 200_000 + "x"])
+    def test_a_very_long_line_keeps_all_characters(self, tmp_path: Path, text: str) -> None:
+        assert "".join("".join(texts(written(tmp_path / "a.txt", text))).split()) == text.strip()
+
     @pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
     def test_packed_files_are_unpacked(self, tmp_path: Path, jsonl: str, pack: type) -> None:
         ending = ".gz" if pack is gzip.compress else ".zst"
