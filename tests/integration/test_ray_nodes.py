@@ -221,7 +221,8 @@ def test_two_workers_wait_for_room_and_resume_after_one_is_killed(
     assert run.job.beats["main"].phase == "waiting"
     assert not run.events("stage.started")[1:], "Only the coordinator's stage has run."
     nodes.add_node(num_cpus=1, **LOCAL)
-    run.until(lambda: run.events("checkpoint.published"))
+    # Reports are buffered, so the start of a stage can be reported after its first checkpoint.
+    run.until(lambda: run.events("checkpoint.published") and run.trained)
     assert (run.job.attempt, run.trained, len(ranks())) == (1, [2], 2)
     step = run.events("checkpoint.published")[-1].data["step"]
     os.kill(ranks()[0], signal.SIGKILL)
