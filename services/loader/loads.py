@@ -176,10 +176,10 @@ class LoadWorker:
 
         load = load.model_copy(update={"state": LoadState.CUTTING, "done": self._count(load)})
         self._catalog.save_load(load, self._owner)
-        folder = self._artifacts.localize(load.upload)
+        folder, work = self._artifacts.localize(load.upload), self._scratch / "work"
         names = [entry.name for entry in self._artifacts.manifest(load.upload).files]
         sources = [*(str(folder / name) for name in names), *load.sources]
-        files = source_files(sources, skip=len(load.cut), notify=lambda text: log.info("%s", text))
+        files = source_files(sources, skip=len(load.cut), notify=lambda text: log.info("%s", text), scratch=work)
         passages = next(files, None)
         while passages is not None:
             ref = self._store(load, passages)
@@ -213,9 +213,8 @@ class LoadWorker:
 
         with temporary_folder(self._scratch / "work", "splitting the corpus") as work:
             near = NearDuplicates(self._near_state(load)) if load.near_duplicates == "drop" else None
-            folders = (self._artifacts.localize(ref) for ref in load.cut)
-            passages = self._watched((passage for folder in folders for passage in read_parts(folder)), load)
-            info = write_corpus(passages, work, load.language, near)
+            passages = (passage for ref in load.cut for passage in read_parts(self._artifacts.localize(ref)))
+            info = write_corpus(self._watched(passages, load), work, load.language, near)
             place = f"{load.tenant}/corpora/{load.corpus}/{info.version}"
             ref = self._artifacts.write(place, work, artifact=f"{load.corpus}@{info.version}", stage="corpus")
         return info, ref, round(near.seconds, 1) if near else None

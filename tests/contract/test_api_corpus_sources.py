@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import fsspec
 import pytest
@@ -45,6 +46,15 @@ def test_allowed_source_equals_an_upload_of_its_files(api: TestClient) -> None:
     sent = api.post("/v1/corpora", data={"name": "sent"}, files={"files": ("a.jsonl", LINES)})
     assert sent.status_code == 202
     assert wait_for_corpus(api, "sent")["version"] == fetched["version"]
+
+
+def test_source_is_fetched_to_the_scratch_folder(api: TestClient, gateway: Gateway) -> None:
+    memory = type(fsspec.filesystem("memory"))
+    with patch.object(memory, "get_file", autospec=True, side_effect=memory.get_file) as fetch_file:
+        assert fetch(api, ALLOWED)[0] == 202
+        assert wait_for_corpus(api)["loads"][0]["state"] == "ready"
+    (_, _, copy), _ = fetch_file.call_args
+    assert Path(copy).is_relative_to(gateway.parts.settings.scratch / "work")
 
 
 def test_disallowed_source_is_refused_before_any_request(api: TestClient) -> None:

@@ -78,15 +78,16 @@ def read_sources(
 
 
 def source_files(
-    sources: Sequence[str], *, text_column: str | None = None, notify: Notify | None = None, skip: int = 0
-) -> Iterator[Iterator[Passage]]:
+    sources: Sequence[str], *, text_column: str | None = None, notify: Notify | None = None, skip: int = 0,
+    scratch: Path | None = None,
+) -> Iterator[Iterator[Passage]]:  # fmt: skip
     """Yield the passages of each file of the sources, without the first `skip` files. A hub dataset counts as one file.
 
     The caller must read each file to its end before the next one. After a data error, later files are only checked and
-    not yielded. InvalidDataset then names every error.
+    not yielded. InvalidDataset then names every error. scratch: folder for copies of remote files.
     """
     findings = corpus_findings(notify=notify)
-    files = [file for source in sources for file in _files(source, findings.note)][skip:]
+    files = [file for source in sources for file in _files(source, findings.note, scratch)][skip:]
     for number, file in enumerate(files, start=1):
         yield _read_file(file, text_column, findings)
         if not findings.ok:
@@ -108,11 +109,11 @@ def _read_file(file: str | RemoteFile | Path, text_column: str | None, findings:
             yield from _passages(read_rows(path, text_column, findings), path.name, findings)
 
 
-def _files(source: str, note: Notify) -> Sequence[str | RemoteFile | Path]:
+def _files(source: str, note: Notify, scratch: Path | None) -> Sequence[str | RemoteFile | Path]:
     """Return the files of a source: the name of a hub dataset, files at an address, or local files."""
     if source.startswith(HUB):
         return [source]
-    return list_remote(source, note) if is_address(source) else _local_files(Path(source), note)
+    return list_remote(source, note, scratch) if is_address(source) else _local_files(Path(source), note)
 
 
 def _local_files(path: Path, note: Notify) -> list[Path]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tlm_core.artifacts import storage_errors
+from tlm_core.artifacts import storage_errors, temporary_folder
 from tlm_core.corpus.files import SUPPORTED, Notify, format_of
 from tlm_core.errors import InvalidRequest, MissingDependency, TLMError
 
@@ -41,22 +41,23 @@ def _remote_errors(action: str) -> Iterator[None]:
 
 
 class RemoteFile(NamedTuple):
-    """A file to read at an address."""
+    """A file to read at an address. scratch: folder for local copies (None: the system's temporary folder)."""
 
     fs: AbstractFileSystem
     path: str
+    scratch: Path | None
 
     @contextmanager
     def local(self) -> Iterator[Path]:
         """Fetch a local copy, and remove it at the end of the block. Raises the errors of `list_remote`."""
-        with tempfile.TemporaryDirectory(prefix="tlm-source-") as folder:
-            copy = Path(folder) / Path(self.path).name
+        with temporary_folder(self.scratch or Path(tempfile.gettempdir()), f"fetching {self.path}") as folder:
+            copy = folder / Path(self.path).name
             with _remote_errors(f"fetching {self.path}"):
                 self.fs.get_file(self.path, str(copy))
             yield copy
 
 
-def list_remote(address: str, note: Notify) -> list[RemoteFile]:
+def list_remote(address: str, note: Notify, scratch: Path | None) -> list[RemoteFile]:
     """Return the readable files at `address`, a file or a folder, sorted by name.
 
     Raises InvalidRequest if there is no readable file or access is denied, MissingDependency if the protocol needs a
@@ -77,4 +78,4 @@ def list_remote(address: str, note: Notify) -> list[RemoteFile]:
         raise InvalidRequest(f"'{address}' contains no file of a supported type. {SUPPORTED}")
     if len(files) < len(paths):
         note(f"{address}: skipped {len(paths) - len(files)} files of other types")
-    return [RemoteFile(fs, name) for name in files]
+    return [RemoteFile(fs, name, scratch) for name in files]
