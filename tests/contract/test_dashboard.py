@@ -167,6 +167,15 @@ def test_linked_files_match_their_integrity_hashes(gateway: Gateway) -> None:
     assert listed == {path.name for path in (STATIC / "vendor").iterdir()} - {"vendor.json", "LICENSES.txt"}
 
 
+def test_only_files_of_this_release_are_cached_forever(gateway: Gateway) -> None:
+    browser = visitor(gateway)
+    url = next(given["href"] or "" for _, given in Tags(browser.get("/ui/sign-in").text).tags if "href" in given)
+    path, _, tag = url.partition("?v=")
+    assert "immutable" in browser.get(url).headers["cache-control"]
+    others = [path, f"{path}?v={tag[::-1]}", f"/ui/static/none.css?v={tag}"]
+    assert {browser.get(other).headers["cache-control"] for other in others} == {"no-store"}
+
+
 def test_first_page_is_at_most_200_kilobytes(filled: tuple[Gateway, Contents]) -> None:
     browser = signed_in(filled[0])
     answer = browser.get("/ui/jobs")

@@ -49,7 +49,7 @@ def mount_dashboard(app: FastAPI, parts: Parts) -> None:
         inner.include_router(routes, dependencies=[Depends(refuse_unknown_parameters)])
     inner.mount("/static", StaticFiles(directory=STATIC), name="static")
     # Outermost layer, so that responses to unexpected errors get the headers too.
-    app.mount(PREFIX, Headers(inner))
+    app.mount(PREFIX, Headers(inner, {asset.url for asset in inner.state.environment.globals["assets"].values()}))
     app.add_api_route("/", index, include_in_schema=False)
     app.add_api_route("/favicon.ico", lambda: FileResponse(STATIC / "icon.svg"), include_in_schema=False)
     for path in ("/docs", "/redoc"):

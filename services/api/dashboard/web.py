@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_urlsafe
@@ -218,23 +218,23 @@ def _failure(request: Request, status: int, detail: str, errors: Sequence[Mappin
 
 
 class Headers:
-    """ASGI middleware that sets the headers of every response. Browsers may cache static files, but not pages."""
+    """ASGI middleware that sets the headers of every response. Browsers may cache only the files at `urls`."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, urls: Set[str]) -> None:
         self._app = app
+        self._urls = urls
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        static = scope.get("path", "").startswith(f"{PREFIX}/static/")
+        url = f"{scope.get('path', '')}?{scope.get('query_string', b'').decode('latin-1')}"
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
+                # During an upgrade, a page of the other release may request other contents than this process has.
+                forever = url in self._urls and message["status"] in (200, 304)
+                cache = "public, max-age=31536000, immutable" if forever else "no-store"
+                for name, value in {**_HEADERS, "Cache-Control": cache}.items():
                     headers.setdefault(name, value)
-                if static:
-                    headers["Cache-Control"] = "public, max-age=31536000, immutable"
-                else:
-                    headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
         await self._app(scope, receive, with_headers)
