@@ -39,12 +39,13 @@ def start_at_zero(counter: Counter, values: Iterable[str]) -> None:
         counter.labels(value)
 
 
-REQUESTS = Histogram(
-    "tlm_request_seconds", "Time until an answer begins.", ("method", "route", "status"), registry=REGISTRY
-)
+REQUESTS = Histogram("tlm_request_seconds", "Time until an answer.", ("method", "route", "status"), registry=REGISTRY)
 FAILING = Gauge("tlm_background_failing", "Whether a task fails or has stopped.", ("task",), registry=REGISTRY)
 SKIPPED = Gauge("tlm_background_skipped", "Items that a background task skips.", ("task",), registry=REGISTRY)
-ROUNDS = Histogram("tlm_round_seconds", "Time of a round of the coordinator.", registry=REGISTRY)
+ROUNDS = Histogram(
+    "tlm_round_seconds", "Time of a round of the coordinator.",
+    buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120), registry=REGISTRY,
+)  # fmt: skip
 HELD = Gauge("tlm_held_jobs", "Jobs whose lease the coordinator holds.", registry=REGISTRY)
 CLAIMS = Counter("tlm_claims", "Claimed jobs; adopted: their lease had expired.", ("adopted",), registry=REGISTRY)
 start_at_zero(CLAIMS, ("false", "true"))
@@ -60,11 +61,9 @@ FIRST_STEP = Histogram(
 STAGES = Histogram("tlm_stage_seconds", "Time of a stage.", ("stage",), buckets=_LONG, registry=REGISTRY)
 TOKENS = Gauge("tlm_tokens_per_second", "Training speed of all jobs of the coordinator.", registry=REGISTRY)
 ORPHANS = Counter(
-    "tlm_orphans",
-    "Stopped submissions of ended attempts, and deleted folders without a record.",
-    ("kind",),
-    registry=REGISTRY,
-)
+    "tlm_orphans", "Stopped submissions of ended attempts, and deleted folders without a record.",
+    ("kind",), registry=REGISTRY,
+)  # fmt: skip
 STEP = Gauge("tlm_worker_step", "Step of the stage that a worker computes.", ("job_id", "node"), registry=REGISTRY)
 SPEED = Gauge("tlm_worker_speed", "Units per second of a worker.", ("job_id", "node", "unit"), registry=REGISTRY)
 PROGRESS = Gauge("tlm_worker_progress", "Sum of the rows, batches, bytes and steps of a worker.", registry=REGISTRY)

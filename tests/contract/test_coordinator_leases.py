@@ -178,6 +178,9 @@ def test_coordinator_that_cannot_reach_ray_leaves_its_job_to_another(harness: Co
     blind.round()
     assert harness.events(job_id).count("job.waiting") == 1
     assert harness.store.obstacle() == "The Ray cluster does not answer."
+    # The alert JobsStand uses these figures.
+    running = next(f.value for f in harness.store.figures(T) if f.labels == {"state": State.RUNNING})
+    assert (running, blind._held) == (1, {})
     harness.cluster.away = False
     sees.round()
     assert harness.store.obstacle() == ""

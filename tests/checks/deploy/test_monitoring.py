@@ -36,7 +36,7 @@ def shown_metrics() -> dict[str, set[str]]:
 
 SHOWN = shown_metrics()
 _METRIC = re.compile(r"\b(?:tlm_\w+|up)\b")
-_LABEL = re.compile(r"(\w+)(?:=~|!=|=)\"|by \(([^)]+)\)")
+_LABEL = re.compile(r"(\w+)(?:=~|!~|!=|=)\"|by \(([^)]+)\)")
 
 
 def expressions() -> list[str]:
@@ -60,6 +60,20 @@ def test_expression_uses_shown_figures(text: str) -> None:
 def test_labels_of_other_metrics_are_unknown() -> None:
     assert unknown_labels('sum by (cause, route) (tlm_held_jobs{task="x"})') == {"cause", "route", "task"}
     assert unknown_labels("sum by (le) (tlm_round_seconds_count)") == {"le"}
+
+
+def test_histograms_have_buckets_above_the_limits_of_alerts() -> None:
+    limits = [re.search(r"histogram_quantile\(.*\b(tlm_\w+)_bucket.*> (\d+)$", rule["expr"]) for rule in ALERTS]
+    quantiles = [match.groups() for match in limits if match]
+    assert len(quantiles) == sum("histogram_quantile" in rule["expr"] for rule in ALERTS) > 0
+    for name, limit in quantiles:
+        assert vars(REGISTRY._names_to_collectors[name])["_upper_bounds"][-2] > float(limit), name
+
+
+def test_alerts_on_requests_ignore_probes() -> None:
+    selectors = re.findall(r"tlm_request_seconds_\w+(\{.*?\})", "".join(rule["expr"] for rule in ALERTS))
+    assert len(selectors) == 3
+    assert all('route!~"/healthz|/readyz|/metrics"' in selector for selector in selectors)
 
 
 def test_missing_process_of_each_job_raises_an_alert() -> None:
