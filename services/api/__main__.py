@@ -78,8 +78,8 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     settings = ApiSettings()
-    # Delete incomplete files of an earlier process.
-    for name in ("uploads", "work"):
+    # Delete incomplete files and downloads of an earlier process.
+    for name in ("uploads", "work", "hub"):
         shutil.rmtree(settings.scratch / name, ignore_errors=True)
     parts = build_parts(settings)
     config = uvicorn.Config(

@@ -282,6 +282,7 @@ def test_process_starts_creates_a_token_and_stops(redis_server: RedisServer, tmp
     redis_server.client().flushall()
     port = free_port()
     (tmp_path / "storage").mkdir()
+    (tmp_path / "scratch" / "hub" / "old").mkdir(parents=True)
     environment = {**os.environ, "TLM_API_PORT": str(port), "TLM_API_REDIS_URL": redis_server.url,
                    "TLM_API_REDIS_PASSWORD": redis_server.password, "TLM_API_STORAGE": str(tmp_path / "storage"),
                    "TLM_API_SCRATCH": str(tmp_path / "scratch"), "TLM_API_TOKEN_FILE": str(tmp_path / "token"),
@@ -294,6 +295,7 @@ def test_process_starts_creates_a_token_and_stops(redis_server: RedisServer, tmp
             assert process.poll() is None, (tmp_path / "log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        assert not (tmp_path / "scratch" / "hub").exists()
         token = tmp_path / "token"
         assert token.stat().st_mode & 0o777 == 0o600
         headers = {"Authorization": f"Bearer {token.read_text().strip()}"}

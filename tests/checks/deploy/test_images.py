@@ -15,6 +15,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 from tests.support import ROOT
@@ -46,6 +47,15 @@ def test_trainer_image_sets_the_training_environment() -> None:
     trainer = DOCKERFILE.partition("AS trainer")[2]
     for name, value in ENVIRONMENT.items():
         assert re.search(rf"^ENV .*\b{name}={value}\b", trainer, re.MULTILINE), name
+
+
+def test_gateway_image_stores_hub_downloads_in_the_scratch_folder() -> None:
+    gateway = DOCKERFILE.partition("AS api")[2].partition("FROM")[0]
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    base = (DEPLOY / "kubernetes" / "base" / "config.yaml").read_text()
+    scratch = compose["api"]["environment"]["TLM_API_SCRATCH"]
+    assert f"ENV HF_HOME={scratch}/hub\n" in gateway
+    assert f"TLM_API_SCRATCH: {scratch}\n" in base
 
 
 def test_trainer_image_has_the_compiler_that_triton_calls() -> None:
