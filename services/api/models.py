@@ -35,12 +35,9 @@ class Models:
 
     def _with_model(self, tenant: str, after: str | None, page: int) -> Iterator[JobRecord]:
         """Yield the succeeded jobs that have a model. Read them in pages, because some kinds of job have no model."""
-        while True:
-            jobs, has_more = self._jobs.list_jobs(tenant, state=State.SUCCEEDED, after=after, limit=page)
-            yield from (job for job in jobs if not job.unreadable and job.spec.definition.has_model)
-            if not (jobs and has_more):
-                return
-            after = jobs[-1].id
+        for job in self._jobs.each_job(tenant, state=State.SUCCEEDED, after=after, page=page):
+            if not job.unreadable and job.spec.definition.has_model:
+                yield job
 
     def get(self, tenant: str, job_id: str) -> FinishedModel:
         """Return the model of a job. Raises NotReady before it exists, NotFound if it never will."""

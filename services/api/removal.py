@@ -101,19 +101,14 @@ def artifacts_of(jobs: JobStore, job: JobRecord) -> set[str]:
 
 def _check_unused(jobs: JobStore, tenant: str, corpus: str, versions: set[str]) -> None:
     for state in set(State) - TERMINAL:
-        after, has_more = None, True
-        while has_more:
-            page, has_more = jobs.list_jobs(tenant, state=state, after=after, limit=100)
-            for job in page:
-                uses = job.resolved.corpus_name == corpus and job.resolved.corpus_version in versions
-                if uses or job.unreadable:
-                    use = "uses" if uses else "has an unreadable record, so it may use"
-                    raise Conflict(
-                        f"Job {job.id} is {job.state} and {use} corpus '{corpus}'. "
-                        "Wait until the job ends, or cancel it.",
-                        job=job.id,
-                    )
-            after = page[-1].id if page else None
+        for job in jobs.each_job(tenant, state=state):
+            uses = job.resolved.corpus_name == corpus and job.resolved.corpus_version in versions
+            if uses or job.unreadable:
+                use = "uses" if uses else "has an unreadable record, so it may use"
+                raise Conflict(
+                    f"Job {job.id} is {job.state} and {use} corpus '{corpus}'. Wait until the job ends, or cancel it.",
+                    job=job.id,
+                )
 
 
 def _finish(jobs: JobStore, artifacts: ArtifactStore, removal: Removal) -> None:
@@ -130,14 +125,10 @@ def _remove(jobs: JobStore, artifacts: ArtifactStore, removal: Removal) -> None:
     for folder in removal.folders:
         artifacts.delete(folder)
     _remove_unshared(jobs, artifacts, removal)
-    after, has_more = None, removal.with_jobs
-    while has_more:
-        page, has_more = jobs.list_jobs(removal.tenant, datasets=[removal.id], after=after, limit=100)
-        for job in page:
-            # Another gateway may run the same removal. A job whose model has received an alias stays.
-            with suppress(NotFound, Conflict):
-                _delete_job(jobs, artifacts, job)
-        after, has_more = (page[-1].id, has_more) if page else (None, False)
+    for job in jobs.each_job(removal.tenant, datasets=[removal.id]) if removal.with_jobs else ():
+        # Another gateway may run the same removal. A job whose model has received an alias stays.
+        with suppress(NotFound, Conflict):
+            _delete_job(jobs, artifacts, job)
 
 
 def _remove_unshared(jobs: JobStore, artifacts: ArtifactStore, removal: Removal) -> None:

@@ -186,6 +186,24 @@ class JobReads:
         ids = self._ids(filters or [key(tenant, "jobs")], on_datasets, matches_search, after, limit + 1)
         return self._records(tenant, ids[:limit]), len(ids) > limit
 
+    def each_job(
+        self,
+        tenant: str,
+        *,
+        state: State | None = None,
+        datasets: Sequence[str] | None = None,
+        after: str | None = None,
+        page: int = 100,
+    ) -> Iterator[JobRecord]:
+        """Yield the jobs that `list_jobs` returns for these filters. Reads `page` jobs at once."""
+        has_more = True
+        while has_more:
+            jobs, has_more = self.list_jobs(tenant, state=state, datasets=datasets, after=after, limit=page)
+            if not jobs:
+                return
+            yield from jobs
+            after = jobs[-1].id
+
     def newest_in(self, tenant: str, state: State, limit: int) -> list[str]:
         """Return the ids of the newest jobs in a state, newest first."""
         return self._ids([key(tenant, "state", state)], None, None, None, limit)
