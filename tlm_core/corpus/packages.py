@@ -8,19 +8,18 @@ from __future__ import annotations
 import ast
 import email
 import gc
-import multiprocessing
 import os
 import re
 import site
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from itertools import chain, groupby
 from pathlib import Path
 from typing import NamedTuple
 
 from tlm_core.corpus.passages import SHORTEST, Passage, build_passage, cut, tidy, word_count
+from tlm_core.processes import processes
 
 LARGEST_FILE = 2_000_000
 SHORTEST_DOCSTRING = 15
@@ -159,11 +158,9 @@ def _mapped(files: Sequence[PackageFile], workers: int) -> Iterator[list[Documen
     if workers <= 1 or len(files) <= 1:
         yield from map(_read_file, files)
         return
-    # Workers are spawned, because a fork is unsafe if the caller runs threads. Garbage collection is off in them:
-    # syntax trees have no cycles, and the search for cycles would double the time.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=gc.disable) as pool:
-        yield from pool.map(_read_file, files, chunksize=_FILES_AT_ONCE)
+    # Syntax trees have no cycles, and the search for cycles would double the time.
+    with processes(workers, gc.disable) as started:
+        yield from started.pool.map(_read_file, files, chunksize=_FILES_AT_ONCE)
 
 
 def _read_file(file: PackageFile) -> list[Document]:

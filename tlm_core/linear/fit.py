@@ -6,10 +6,12 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
+from typing import Literal, TypeVar
 
 import numpy as np
 import scipy.sparse as sp  # type: ignore[import-untyped, unused-ignore]
@@ -17,12 +19,27 @@ from numpy.typing import NDArray
 
 from tlm_core.linear.model import Features, Floats, LinearModel, rows_of
 from tlm_core.linear.ngrams import FAMILIES, START_WORDS
-from tlm_core.linear.params import FINALISTS, FOLDS, NEAR, STRENGTHS, TUNED_ROWS, most_fits, screened_folds
+from tlm_core.linear.params import (
+    AT_ONCE,
+    FINALISTS,
+    FOLDS,
+    LARGE,
+    NEAR,
+    STRENGTHS,
+    TUNED_ROWS,
+    most_fits,
+    screened_folds,
+)
+from tlm_core.processes import Processes, processes
 from tlm_core.pulse import PULSE
 from tlm_core.tasks.metrics import Targets, ranking_score
 from tlm_core.tasks.task import Task
 
 SEED = 0
+
+Solution = tuple[Floats, Floats]  # weights [features, outputs], bias [outputs]
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,11 +77,42 @@ def fit(task: Task, report: Callable[[int, int], object] = lambda _done, _most: 
     report: receives the number of models fitted so far and their maximum, from several threads.
     """
     search = _Search(task, report)
-    setting, score, tried = search.choose()
-    held_out = search.held_out(setting)
+    with parallel_fits(search.values) as search.fits:
+        setting, score, tried = search.choose()
+        held_out = search.held_out(setting)
+        weights, bias = search.train(setting, np.arange(len(search.targets)))
     features = search.data[setting.start_words].features.only(setting.families)
-    weights, bias = search.train(setting, np.arange(len(search.targets)))
     return Fitted(LinearModel(features, weights, bias), setting, score, held_out, tried)
+
+
+@dataclass(frozen=True)
+class Fits:
+    """Runs fits side by side: threads wait for processes that fit. Without processes, fits run one after another.
+
+    Fits in threads of one process would not be reproducible: liblinear has a single random generator for a process.
+    """
+
+    threads: ThreadPoolExecutor
+    processes: Processes | None
+
+    def map(self, function: Callable[[S], T], items: Iterable[S]) -> list[T]:
+        """Return the results of the function, in order. The function passes its fits to `call`."""
+        return list(self.threads.map(function, items))
+
+    def call(self, function: Callable[..., T], *args: object) -> T:
+        return function(*args) if self.processes is None else self.processes.call(function, *args)
+
+
+@contextmanager
+def parallel_fits(values: int) -> Iterator[Fits]:
+    """Start processes for fits if they save time. values: number of feature values in a fit."""
+    count = min(AT_ONCE, os.cpu_count() or 1) if values >= LARGE else 1
+    with ThreadPoolExecutor(count) as threads:
+        if count == 1:
+            yield Fits(threads, None)
+        else:
+            with processes(count) as started:
+                yield Fits(threads, started)
 
 
 @dataclass(frozen=True)
@@ -90,6 +138,8 @@ class _Search:
     So each score includes validation, weighted by its rows.
     """
 
+    fits: Fits
+
     def __init__(self, task: Task, report: Callable[[int, int], object]) -> None:
         self.task = task
         self._report, self._fitted = report, itertools.count(1)
@@ -99,7 +149,13 @@ class _Search:
         self._weights: list[Literal["balanced"] | None] = [None, "balanced"] if task.type.has_classes else [None]
         self._folds = _folds(self.targets, task.type.has_classes)
         self.data = {0: _Data.learn(task, 0)}  # start_words → features
+        self._solve = solver_of(task)
         self._scores: dict[tuple[Setting, int], float | None] = {}
+
+    @property
+    def values(self) -> int:
+        """The number of feature values of the train rows."""
+        return int(max(matrix.nnz for matrix in self.data[0].train.values()))
 
     def _matrix(self, setting: Setting) -> sp.csr_matrix:
         """Return the features of the train rows, [rows, features]."""
@@ -108,19 +164,18 @@ class _Search:
     def choose(self) -> tuple[Setting, float | None, tuple[tuple[Setting, float], ...]]:
         """Return the best setting, its mean score over all folds, and all tried settings with their scores."""
         chains = [(families, weight) for families in self.data[0].train for weight in self._weights]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            tried = [result for results in pool.map(self._try_strengths, chains) for result in results]
-            if not tried:
-                return Setting(1, 1.0, None), None, ()
-            finalists = sorted(tried, key=lambda result: -result[1])[:FINALISTS]
-            settings = [setting for setting, _ in finalists]
-            means = list(pool.map(self._mean_score, settings))
-            best = settings[int(np.argmax(means))]
-            if not self.task.pair:
-                best = self._choose_start(best, pool)
+        tried = [result for results in self.fits.map(self._try_strengths, chains) for result in results]
+        if not tried:
+            return Setting(1, 1.0, None), None, ()
+        finalists = sorted(tried, key=lambda result: -result[1])[:FINALISTS]
+        settings = [setting for setting, _ in finalists]
+        means = self.fits.map(self._mean_score, settings)
+        best = settings[int(np.argmax(means))]
+        if not self.task.pair:
+            best = self._choose_start(best)
         return best, self._mean_score(best), tuple(tried)
 
-    def _choose_start(self, best: Setting, pool: ThreadPoolExecutor) -> Setting:
+    def _choose_start(self, best: Setting) -> Setting:
         """Return a setting with `start_words` if it gains more than a standard error over the folds, else `best`.
 
         The new setting has the families of `best`, and its strength or a neighboring one.
@@ -129,7 +184,7 @@ class _Search:
         place = STRENGTHS.index(best.strength)
         near = STRENGTHS[max(0, place - NEAR) : place + NEAR + 1]
         settings = [replace(best, strength=strength, start_words=START_WORDS) for strength in near]
-        means = list(pool.map(self._mean_score, settings))
+        means = self.fits.map(self._mean_score, settings)
         candidate = settings[int(np.argmax(means))]
         gains = [self._fold_gain(candidate, best, fold) for fold in range(len(self._folds))]
         return candidate if np.mean(gains) > np.std(gains, ddof=1) / math.sqrt(len(gains)) else best
@@ -187,14 +242,15 @@ class _Search:
         """Return the outputs for each row from a model that did not learn from it, [rows, outputs]."""
         outputs = np.zeros((len(self.targets), self._outputs), np.float32)
         matrix = self._matrix(setting)
-        for train, held_out in self._folds:
-            weights, bias = self.train(setting, train)
+        solutions = self.fits.map(partial(self.train, setting), [train for train, _ in self._folds])
+        for (_, held_out), (weights, bias) in zip(self._folds, solutions, strict=True):
             outputs[held_out] = np.asarray(matrix[held_out] @ weights, np.float32) + bias
         return outputs
 
-    def train(self, setting: Setting, rows: NDArray[np.intp]) -> tuple[Floats, Floats]:
+    def train(self, setting: Setting, rows: NDArray[np.intp]) -> Solution:
         """Fit on some rows. Return the weights [features, outputs] and the bias [outputs]."""
-        fitted = solve(self.task, self._matrix(setting)[rows], self.targets[rows], setting)
+        fitted = self.fits.call(self._solve, self._matrix(setting)[rows], self.targets[rows], setting)
+        PULSE.advance()
         self._report(next(self._fitted), most_fits(len(self.targets), len(self._weights)))
         return fitted
 
@@ -212,20 +268,12 @@ def _folds(targets: Targets, classes: bool) -> list[tuple[NDArray[np.intp], NDAr
         return list(splitter.split(targets, targets))
 
 
-def solve(
-    task: Task,
-    matrix: sp.csr_matrix,
-    targets: Targets,
-    setting: Setting,
-) -> tuple[Floats, Floats]:
-    """Fit the model for the type of the task. Return the weights [features, outputs] and the bias [outputs]."""
-    PULSE.advance()
-    if not task.type.has_classes:
-        return _ridge(matrix, targets, setting)
-    return support_vectors(matrix, targets, setting, len(task.labels))
+def solver_of(task: Task) -> Callable[[sp.csr_matrix, Targets, Setting], Solution]:
+    """Return the function that fits a model for the type of the task. Its result is reproducible."""
+    return partial(support_vectors, outputs=len(task.labels)) if task.type.has_classes else _ridge
 
 
-def _ridge(matrix: sp.csr_matrix, targets: Targets, setting: Setting) -> tuple[Floats, Floats]:
+def _ridge(matrix: sp.csr_matrix, targets: Targets, setting: Setting) -> Solution:
     from sklearn.linear_model import Ridge
 
     model = Ridge(alpha=0.5 / setting.strength, solver="sparse_cg", tol=1e-4).fit(matrix, targets.astype(np.float64))
@@ -238,7 +286,7 @@ def support_vectors(
     setting: Setting,
     outputs: int,
     row_weights: NDArray[np.float64] | None = None,
-) -> tuple[Floats, Floats]:
+) -> Solution:
     """Fit one support vector machine for each label against the others.
 
     Return the weights [features, outputs] and the bias [outputs]. A label without rows gets the bias -10. outputs:

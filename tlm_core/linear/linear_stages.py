@@ -31,7 +31,7 @@ from tlm_core.evaluation.report import (
     write_report,
 )
 from tlm_core.evaluation.summary import REFIT
-from tlm_core.linear.fit import Setting, fit, solve
+from tlm_core.linear.fit import Setting, fit, parallel_fits, solver_of
 from tlm_core.linear.graph import write_linear
 from tlm_core.linear.model import Features, LinearModel, rows_of
 from tlm_core.linear.ngrams import FAMILIES, words_and_blanks
@@ -169,11 +169,12 @@ def refit_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
             teacher = _labeled(fitted, pieces, first.facts["temperature"])
             most = piece_count(max(map(float, first.facts["amounts"])), len(rows))
             pool = Pool.of(rows, targets.astype(np.int64), pieces, teacher, setting, most)
-            student = pool.student(piece_count(first.facts["amount"], len(rows)))
+            with parallel_fits(0) as fits:
+                student = pool.student(fits, piece_count(first.facts["amount"], len(rows)))
             model, facts["pieces"] = student.model, len(student.chosen)
         else:
             features, sequences = Features.learn(rows, list(FAMILIES)[: setting.families], setting.start_words)
-            model = fitted = LinearModel(features, *solve(task, features.matrix(sequences), targets, setting))
+            model = fitted = LinearModel(features, *solver_of(task)(features.matrix(sequences), targets, setting))
         (ctx.out / name).mkdir()
         _write_linear(ctx.out / name, task, model, _outputs(model, task, tests), facts, name, began)
     return {}

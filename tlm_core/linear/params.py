@@ -12,6 +12,8 @@ FOLDS = 5
 SCREENED_ROWS = 1_000  # held-out rows that score each setting; with fewer rows, chance decides
 FINALISTS = 3
 TUNED_ROWS = 20_000  # more rows change the choice little
+AT_ONCE = 4  # fits side by side: as many as there are combinations of families and class weights
+LARGE = 100_000  # feature values from which fits save more time in other processes than these need to start
 NEAR = 1  # neighbors of a strength on each side that are tried again with `start_words`
 
 MOST_PIECES = 60_000  # limit on the pieces that the teacher labels

@@ -7,10 +7,9 @@ joint stage and in finetuning, the encoder learns the label probabilities of the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import scipy.sparse as sp  # type: ignore[import-untyped, unused-ignore]
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from tlm_core.evaluation.bootstrap import paired_difference
 from tlm_core.evaluation.combine import Outputs, log_softmax
-from tlm_core.linear.fit import Setting, support_vectors
+from tlm_core.linear.fit import Fits, Setting, parallel_fits, support_vectors
 from tlm_core.linear.model import Features, LinearModel, rows_of
 from tlm_core.linear.ngrams import FAMILIES, Row, words_and_blanks
 from tlm_core.linear.params import CANDIDATES, MOST_LABELED, ROUNDS
@@ -84,8 +83,8 @@ def self_train(
     totals = [piece_count(amount, len(train)) for amount in positive]
     pool = Pool.of(rows, train, pieces, teacher, setting, max(totals, default=0))
     validation = pool.features.encode(rows_of(task, "validation"))
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        students = dict(zip(positive, threads.map(pool.student, totals), strict=True))
+    with parallel_fits(pool.rows.nnz + pool.pieces.nnz) as fits:
+        students = dict(zip(positive, fits.map(partial(pool.student, fits), totals), strict=True))
     targets = task.targets("validation")
     guesses = {0.0: task.type.predict(baseline)} if 0 in amounts else {}
     for amount, student in students.items():
@@ -166,19 +165,20 @@ class Pool:
         encoded = features.encode(texts)
         return cls(features, setting, features.encode(rows), targets, shares, candidates, encoded, teacher[candidates])
 
-    def student(self, total: int) -> Student:
+    def student(self, fits: Fits, total: int) -> Student:
         """Train a student on the rows and on `total` pieces. The student of a round is the teacher of the next one."""
         teacher = self.teacher
         for _ in range(ROUNDS):
             chosen = most_confident(teacher, self.shares, total)
-            weights_and_bias = support_vectors(
+            solution = fits.call(
+                support_vectors,
                 sp.vstack([self.rows, self.pieces[chosen]]).tocsr(),
                 np.concatenate([self.targets, teacher[chosen].argmax(axis=1)]),
                 self.setting,
                 len(self.shares),
                 np.repeat([1.0, WEIGHT], [len(self.targets), len(chosen)]),
             )
-            model = LinearModel(self.features, *weights_and_bias)
+            model = LinearModel(self.features, *solution)
             teacher = log_softmax(model.outputs_of(self.pieces))
         return Student(model, self.candidates[chosen], model.outputs_of(self.pieces[chosen]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from tlm_core.evaluation.bootstrap import Difference
 from tlm_core.evaluation.combine import log_softmax
 from tlm_core.jobs.nodes import PlanInputs
 from tlm_core.kinds import train
+from tlm_core.linear import fit as fit_module
 from tlm_core.linear import linear_stages, self_training
 from tlm_core.linear.fit import fit
 from tlm_core.linear.model import Features, LinearModel, read_alphabet, rows_of
@@ -99,6 +101,17 @@ def test_label_may_depend_on_the_first_words(tmp_path: Path) -> None:
 def test_first_words_are_no_part_without_a_gain(tmp_path: Path) -> None:
     fitted = fit(Task.read(made_task(tmp_path / "task", (300, 60, 90))))
     assert fitted.setting.start_words == fitted.model.features.alphabet.start_words == 0
+
+
+def test_parallel_fits_give_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Task.read(made_task(tmp_path / "task", (300, 60, 90)))
+    alone = fit(task)
+    monkeypatch.setattr(fit_module, "LARGE", 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    parallel = fit(task)
+    assert parallel.setting == alone.setting and parallel.tried == alone.tried
+    np.testing.assert_array_equal(parallel.model.weights, alone.model.weights)
+    np.testing.assert_array_equal(parallel.held_out, alone.held_out)
 
 
 def test_model_without_first_words_still_reads_its_texts(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tests.unit.training.made import LABELS, made_selection, made_task, run_chai
 from tlm_core.artifacts import MANIFEST
 from tlm_core.evaluation.report import REPORT, LinearResult
 from tlm_core.evaluation.summary import BEHIND
+from tlm_core.linear.fit import Fits
 from tlm_core.linear.params import BaselineParams, SelfTrainParams
 from tlm_core.linear.self_training import Pool, Student
 from tlm_core.serving import load_model as load_served
@@ -160,9 +161,9 @@ def test_refit_requests_the_chosen_amount_of_pieces(tmp_path: Path, monkeypatch:
         pools.append(args[-1])
         return pool_of(*args)
 
-    def recorded_student(pool: Pool, total: int) -> Student:
+    def recorded_student(pool: Pool, fits: Fits, total: int) -> Student:
         students.append(total)
-        return student_of(pool, total)
+        return student_of(pool, fits, total)
 
     monkeypatch.setattr(Pool, "of", recorded_pool)
     monkeypatch.setattr(Pool, "student", recorded_student)
