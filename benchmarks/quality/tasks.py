@@ -1,7 +1,7 @@
 """Train on real tasks over HTTP with OpenSearch: `python -m benchmarks.quality.tasks sciie acl_arc`.
 
 Each task has three jobs. The first job uses retrieval. The second job trains on the task alone, with the same
-finetuning. The third job finetunes three times as long, to replace the joint stage. The reports also score the majority
+finetuning. The third job finetunes for 30 epochs, to replace the joint stage. The reports also score the majority
 class.
 
 To resume, run the same command again: the stack's folder remains, and an equal submission returns the same job.

@@ -548,8 +548,8 @@ class JobStore(JobReads):
                 raise IllegalTransition(f"{problem} The state must be {allowed(verb)}.", state=state)
             case ["stale", attempt, *_]:
                 raise StaleAttempt(
-                    f"Refused a write to job {job_id} ({verb}), because this process does not hold its attempt "
-                    f"{attempt}. The process ends its work on the job. No action is needed."
+                    f"Refused a write to job {job_id} ({verb}), because another attempt or process has taken over "
+                    f"the job (current attempt: {attempt}). This process ends its work on the job. No action is needed."
                 )
         raise Conflict(
             f"The job store returned an unexpected answer ({answer}) to '{verb}' of job {job_id}. "

@@ -1,4 +1,8 @@
-"""Start and stop a local stack. `python -m tlm_client.stack.control PIPE OPTIONS PID` is a background supervisor."""
+"""Start and stop a local stack.
+
+`python -m tlm_client.stack.control PIPE OPTIONS PID` runs a background supervisor. It reports to the file descriptor
+PIPE, and stops the stack when the process PID ends (empty: never).
+"""
 
 from __future__ import annotations
 

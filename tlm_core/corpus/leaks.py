@@ -44,9 +44,9 @@ class Leak(NamedTuple):
 
 
 def tokens(text: str) -> list[str]:
-    """Return the tokens of a text: case-folded runs of letters and digits.
+    """Return the tokens of a text in the normal form NFC: case-folded runs of letters and digits.
 
-    In scripts without spaces, each letter is a token.
+    In scripts without spaces, each letter or digit is a token.
     """
     return _TOKEN.findall(unicodedata.normalize("NFC", text).casefold())
 

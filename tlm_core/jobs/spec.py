@@ -362,7 +362,7 @@ class JobRecord(_Record):
     def is_due(self, now: float) -> bool:
         """Return whether the queued job can be claimed.
 
-        The delay also ends if the clock is set back to a time before the last update.
+        The delay before an attempt also ends if the clock is set back to a time before the last update.
         """
         return self.due_at is None or not self.updated_at <= now < self.due_at
 

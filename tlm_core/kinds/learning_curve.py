@@ -1,4 +1,4 @@
-"""Kind `learning_curve`: the number of labels from which a BiLSTM matches an encoder (arXiv 2006.08671).
+"""Kind `learning_curve`: the number of labeled texts from which a BiLSTM is as good as an encoder (arXiv 2006.08671).
 
 The linear model is part of each curve, because it shows from which size the other models are worth their training.
 """

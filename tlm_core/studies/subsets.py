@@ -78,8 +78,9 @@ def rows_of(size: float, rows: int) -> int:
 
 
 def curve_sizes(task: Task, requested: Sequence[float], seeds: Sequence[int]) -> list[Size]:
-    """Return the sizes in ascending order. A size is dropped if, for some seed, a class of train has no text in it.
+    """Return the sizes in ascending order.
 
+    A size is dropped if, for some seed, the subset of this size has no text of some class.
     Raises InvalidRequest if train has fewer rows than a size, if two sizes have equally many rows, or if all sizes
     are dropped. Also raises InvalidRequest for a regression task, which has no accuracy.
     """

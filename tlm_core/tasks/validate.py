@@ -63,8 +63,8 @@ def validate(
 
     source: a mapping from splits to files, one file, a folder, or a hub id (`hub:OWNER/NAME[@revision][:config]`);
     a string without `hub:` is a path. hub: reads hub ids, such as `partial(read_hub, cache=FOLDER)`.
-    Raises InvalidRequest for an invalid hub id or labels that do not fit the metric f1; StorageUnavailable; for the hub
-    NotFound and Unavailable.
+    Raises InvalidRequest if the hub id is invalid or the labels do not fit the metric f1, and StorageUnavailable if the
+    storage does not answer. Raises NotFound if the hub lacks the dataset, and Unavailable if the hub does not answer.
     """
     task, report, _ = _validate(source, options or DatasetOptions(), hub)
     return task, report
