@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ def load_onnx(model: str, client: TLMClient | None = None) -> Model:
     """Return the model of a job, or its linear model until the final model exists.
 
     The model has the methods `predict` and `probabilities`. model: id or name of a job, an alias, or @latest.
-    client: by default, the client that `own_client` returns. The files remain in $XDG_CACHE_HOME/tlm, by default
+    client: by default, a new client that `own_client` returns. The files remain in $XDG_CACHE_HOME/tlm, by default
     ~/.cache/tlm.
 
     Raises what TLMClient.download raises, and MissingDependency without onnxruntime or tokenizers.
@@ -48,7 +49,7 @@ def load_transformers(model: str, client: TLMClient | None = None) -> TextClassi
 def _download(model: str, client: TLMClient | None) -> tuple[Path, bool]:
     """Return the folder with the files of a model, and whether the model is final. Downloads only missing files."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tlm" / "models"
-    with client or own_client() as used:
+    with nullcontext(client) if client is not None else own_client() as used:
         job = used.job_id(model)
         final = used.model(job).final
         folder = cache / (job if final else f"{job}-linear")

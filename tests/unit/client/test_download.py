@@ -130,6 +130,13 @@ def test_final_model_replaces_the_linear_one_in_the_cache(tmp_path: Path, monkey
         assert ((folder / name).is_file(), served_final) == (True, is_final)
 
 
+def test_loading_a_model_leaves_the_client_of_the_caller_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with client_of(FileServer(CONTENT)) as client:
+        for _ in range(2):
+            _download("job_" + 19 * "1", client)
+
+
 def test_wrong_digest_is_an_error_and_leaves_no_file(tmp_path: Path) -> None:
     requests = []
 
