@@ -108,7 +108,7 @@ class AsyncConnection:
             response = await self._http.send(request)
         except httpx.HTTPError as error:
             raise http.unreachable(self.url, error) from error
-        if response.is_error:
+        if not response.is_success:
             raise http.error_of(response)
         return response
 
@@ -117,7 +117,7 @@ class AsyncConnection:
         """Open a response without reading its body. Raises the same errors as `_send`."""
         try:
             async with self._http.stream("GET", path, **options) as response:
-                if response.is_error:
+                if not response.is_success:
                     await response.aread()
                     raise http.error_of(response)
                 yield response

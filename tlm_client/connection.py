@@ -107,7 +107,7 @@ class Connection:
             response = self._http.send(request)
         except httpx.HTTPError as error:
             raise http.unreachable(self.url, error) from error
-        if response.is_error:
+        if not response.is_success:
             raise http.error_of(response)
         return response
 
@@ -116,7 +116,7 @@ class Connection:
         """Open a response without reading its body. Raises the same errors as `_send`."""
         try:
             with self._http.stream("GET", path, **options) as response:
-                if response.is_error:
+                if not response.is_success:
                     response.read()
                     raise http.error_of(response)
                 yield response

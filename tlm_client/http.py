@@ -113,8 +113,10 @@ def _is_loopback(url: str) -> bool:
 def path(template: str, *parts: str) -> str:
     """Return `template`, such as `/v1/jobs/{}`, with each `{}` replaced by a percent-encoded part.
 
-    Raises InvalidRequest for a part that is not valid Unicode.
+    Raises InvalidRequest for a part that is not valid Unicode, or that would change the path: an empty part or dots.
     """
+    if invalid := [part for part in parts if part in ("", ".", "..")]:
+        raise InvalidRequest(f"Invalid name or id '{invalid[0]}'. Give another name or id than '', '.' and '..'.")
     with request_errors():
         return template.format(*(quote(part, safe="") for part in parts))
 
@@ -211,7 +213,7 @@ def retry_delay(state: RetryCallState) -> float:
 def parse(kind: type[T], response: httpx.Response) -> T:
     """Return the JSON of a response as `kind`. Ignores unknown fields. Raises TLMError if the JSON does not match."""
     try:
-        return TypeAdapter(kind).validate_python(json.loads(response.content or b"{}"), extra="ignore")
+        return TypeAdapter(kind).validate_python(json.loads(response.content), extra="ignore")
     except ValidationError as error:
         raise TLMError(
             f"Cannot read the answer of the gateway. Use the same release of client and gateway. {error}"
@@ -229,13 +231,14 @@ def unreachable(url: str, error: httpx.HTTPError) -> Unavailable:
 
 
 def error_of(response: httpx.Response) -> TLMError:
-    """Return the error that a response with status 400 or higher describes. Its facts include those of the response."""
+    """Return the error that a response without success describes. Its facts include those of the response."""
     status, request = response.status_code, response.request
     by_status = _ERROR_BY_STATUS.get(status, TLMError if status >= 500 else InvalidRequest)
     try:
         problem = Problem.model_validate_json(response.content)
     except ValidationError:
-        message = f"{request.url.host} answered {status} to {request.method} {request.url}."
+        target = f" with a redirection to {response.headers['Location']}" if "Location" in response.headers else ""
+        message = f"{request.url.host} answered {status} to {request.method} {request.url}{target}."
         error = by_status(f"{message} Check the URL of the gateway, and that it runs.")
     else:
         error = error_from_problem(problem.model_dump(), unknown=by_status)

@@ -196,6 +196,31 @@ def test_names_in_paths_are_percent_encoded() -> None:
         assert [entry.reason for entry in client.refused_passages("my docs", "v1")] == ["id is too long"]
 
 
+@pytest.mark.parametrize("part", ["", ".", ".."])
+def test_name_that_would_change_the_path_is_refused(part: str) -> None:
+    with client_of(lambda request: httpx.Response(500, text=str(request.url))) as client:
+        with pytest.raises(e.InvalidRequest, match="Invalid name or id"):
+            client.delete_corpus("precious", part)
+        with pytest.raises(e.InvalidRequest, match="Invalid name or id"):
+            client.delete_dataset(part)
+
+
+def test_redirection_is_an_error_that_names_its_target() -> None:
+    answer = httpx.Response(307, headers={"Location": "https://login.example/"})
+    with client_of(lambda _: answer) as client:
+        for call in (client.delete_job, client.report, lambda job: list(client.events(job))):
+            with pytest.raises(e.InvalidRequest, match=r"answered 307 .* to https://login\.example/\. Check the URL"):
+                call("job_1")
+
+
+def test_empty_answer_is_no_result() -> None:
+    with (
+        client_of(lambda _: httpx.Response(200)) as client,
+        pytest.raises(e.TLMError, match="did not answer with JSON"),
+    ):
+        client.report("job_1")
+
+
 def test_empty_token_sends_no_authorization_header() -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         assert "Authorization" not in request.headers
