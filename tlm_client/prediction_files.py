@@ -41,9 +41,13 @@ def predict_file(
     them. Otherwise, the text column is the only column, or `text`. on_row: receives the number of rows so far.
     notify: receives the inferred settings of the file, and the number of blank texts.
 
-    Raises InvalidRequest for a missing file, an invalid row or a missing column, and what TLMClient.predict raises.
+    Raises InvalidRequest for a missing file, a target that is not a file, an invalid row or a missing column, and what
+    TLMClient.predict raises.
     """
     check_source(source)
+    target = target.resolve()  # A symbolic link remains a link.
+    if target.exists():
+        _check_is_file(target)
     if not target.parent.is_dir():
         raise InvalidRequest(f"The folder {target.parent} does not exist. Create it, or write to another folder.")
     table = TableFile(source, Findings(str(source), stop_at=1, notify=notify))
@@ -78,8 +82,12 @@ def check_source(source: Path) -> None:
     """Raise InvalidRequest unless `source` is a file. A pipe is refused, because it cannot be read twice."""
     if not source.exists():
         raise InvalidRequest(f"The file {source} does not exist. Check the path.")
-    if not source.is_file():
-        raise InvalidRequest(f"{source} is a folder or a pipe. Name a file.")
+    _check_is_file(source)
+
+
+def _check_is_file(path: Path) -> None:
+    if not path.is_file():
+        raise InvalidRequest(f"{path} is a folder or a pipe. Name a file.")
 
 
 def _open(table: TableFile) -> tuple[Sequence[str], Iterator[Record]]:

@@ -64,10 +64,13 @@ def predict(
     if bool(texts) == (file is not None):
         raise typer.BadParameter("Give either texts, or a file with --file.")
     if file is None:
-        if out is not None:
-            raise typer.BadParameter("--out needs --file.")
+        of_file = {"--out": out, "--force": force, "--text-column": text_column, "--pair-column": pair_column}
+        if unused := [option for option, value in of_file.items() if value]:
+            raise typer.BadParameter(f"{unused[0]} needs --file.")
         _predict_texts(job_id, texts or [], pair, min_confidence)
         return
+    if pair:
+        raise typer.BadParameter("--pair is for texts. Name the column of the second texts with --pair-column.")
     from tlm_client.prediction_files import check_source, predict_file
 
     check_source(file)

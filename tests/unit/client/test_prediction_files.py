@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 import tracemalloc
+from collections.abc import Callable
 from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
@@ -166,6 +168,25 @@ def test_failed_run_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(Unavailable):
         classified(path, fails=True)
     assert [file.name for file in tmp_path.iterdir()] == ["in.csv"]
+
+
+def test_symbolic_link_remains_and_its_target_is_replaced(tmp_path: Path) -> None:
+    path, target = tmp_path / "in.csv", tmp_path / "target.csv"
+    path.write_text("text\na film\n", encoding="utf-8")
+    target.write_text("old", encoding="utf-8")
+    path.with_suffix(".out").symlink_to(target)
+    classified(path)
+    assert path.with_suffix(".out").is_symlink() and target.read_text() == "text,prediction,probability\na film,a,0.5\n"
+
+
+@pytest.mark.parametrize("create", [os.mkfifo, os.mkdir])
+def test_folder_or_pipe_is_not_replaced(tmp_path: Path, create: Callable[[Path], None]) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text("text\na film\n", encoding="utf-8")
+    create(path.with_suffix(".out"))
+    with pytest.raises(InvalidRequest, match=r"in\.out is a folder or a pipe. Name a file"):
+        classified(path, fails=True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["in.csv", "in.out"]
 
 
 def test_missing_file_and_folders_are_named(tmp_path: Path) -> None:
