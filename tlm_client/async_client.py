@@ -122,11 +122,20 @@ class AsyncTLMClient(AsyncConnection):
         return await self._post(wire.CorpusLoad, "/v1/corpora/from-sources", json=body)
 
     async def wait_corpus(
-        self, name: str, load_id: str, on_progress: Callable[[wire.CorpusLoad], None] | None = None
+        self,
+        name: str,
+        load_id: str,
+        on_progress: Callable[[wire.CorpusLoad], None] | None = None,
+        *,
+        patience: float = http.PATIENCE,
     ) -> wire.CorpusLoad:
-        """Wait until a load is ready. Raises the error of a failed load, and Conflict for a cancelled load."""
+        """Wait until a load is ready. patience: see `events`.
+
+        Raises the error of a failed load, and Conflict for a cancelled load.
+        """
+        path = "/v1/corpora/{}/loads/{}"
         while True:
-            load = await self._get(wire.CorpusLoad, "/v1/corpora/{}/loads/{}", name, load_id)
+            load = await self._persist(patience, self._get, wire.CorpusLoad, path, name, load_id)
             if on_progress is not None:
                 on_progress(load)
             if http.is_ready(load):
@@ -259,7 +268,9 @@ class AsyncTLMClient(AsyncConnection):
         """Compare 2 to 10 jobs: settings, scores, costs and curves. points: maximum number of points in a curve."""
         return await self._get(wire.Comparison, "/v1/jobs/compare", ids=list(job_ids), points=points)
 
-    async def events(self, job_id: str, *, after: int = 0, patience: float = 120.0) -> AsyncIterator[wire.JobEvent]:
+    async def events(
+        self, job_id: str, *, after: int = 0, patience: float = http.PATIENCE
+    ) -> AsyncIterator[wire.JobEvent]:
         """Yield the events of a job with a `seq` above `after`, and progress snapshots, until the job is over.
 
         Reconnects after a broken connection, and raises Unavailable after `patience` seconds without data. Call
@@ -274,7 +285,7 @@ class AsyncTLMClient(AsyncConnection):
         return self._pages(wire.Page[wire.JobEvent], lambda event: str(event.seq), "/v1/jobs/{}/events", job_id)
 
     async def wait(
-        self, job_id: str, on_event: Callable[[wire.JobEvent], None] | None = None, *, patience: float = 120.0
+        self, job_id: str, on_event: Callable[[wire.JobEvent], None] | None = None, *, patience: float = http.PATIENCE
     ) -> wire.Job:
         """Wait until a job is over and return it, also if it failed. patience: see `events`."""
         after = 0
@@ -283,7 +294,7 @@ class AsyncTLMClient(AsyncConnection):
                 after = event.seq or after
                 if on_event is not None:
                     on_event(event)
-            job = await self.job(job_id)
+            job = await self._persist(patience, self.job, job_id)
             if job.is_over:
                 return job
             await self._sleep(_POLL_SECONDS)
@@ -312,7 +323,7 @@ class AsyncTLMClient(AsyncConnection):
         return await self._list(wire.Items[wire.LogLine], "/v1/jobs/{}/logs", job_id, tail=count)
 
     async def follow_logs(
-        self, job_id: str, *, after: str = "0", patience: float = 120.0
+        self, job_id: str, *, after: str = "0", patience: float = http.PATIENCE
     ) -> AsyncIterator[wire.LogLine]:
         """Follow the log lines after the line with id `after`, until the job is over. Reconnects like `events`."""
         stream = Stream(after, patience, self._clock)
@@ -401,12 +412,18 @@ class AsyncTLMClient(AsyncConnection):
         pairs: Iterable[str] | None = None,
         *,
         min_confidence: float | None = None,
+        patience: float = http.PATIENCE,
     ) -> AsyncIterator[wire.Prediction]:
-        """Classify any number of texts, in requests within the limits of the gateway. See `predict`."""
+        """Classify any number of texts, in requests within the limits of the gateway. See `predict`.
+
+        Raises Unavailable after `patience` seconds without an answer.
+        """
         info = await self.info()
         for batch in http.batches(texts, pairs, info.max_predict_texts, info.max_json_bytes):
             first, second = [text for text, _ in batch], [pair for _, pair in batch if pair is not None]
-            answer = await self.predict(model, first, second or None, min_confidence=min_confidence)
+            answer = await self._persist(
+                patience, self.predict, model, first, second or None, min_confidence=min_confidence
+            )
             for prediction in answer.data:
                 yield prediction
 

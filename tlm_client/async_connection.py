@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import httpx
 from httpx_sse import EventSource
-from tenacity import AsyncRetrying, stop_after_attempt
+from tenacity import AsyncRetrying, RetryCallState, stop_after_attempt
 
 from tlm_client import http
 from tlm_client.transfer import Download, OnBytes, Stream, check_not_empty, next_part
@@ -97,9 +97,16 @@ class AsyncConnection:
         return http.parse(kind, await self._retry(tries, self._send, method, path, **options))
 
     async def _retry(self, tries: int, call: http.AsyncCall[P, R], *args: P.args, **options: P.kwargs) -> R:
-        stop, retry = stop_after_attempt(tries), http.is_retryable
-        retrying = AsyncRetrying(stop=stop, wait=http.retry_delay, retry=retry, sleep=self._sleep, reraise=True)
-        return await retrying(call, *args, **options)
+        return await self._retrying(stop_after_attempt(tries))(call, *args, **options)
+
+    async def _persist(self, patience: float, call: http.AsyncCall[P, R], *args: P.args, **options: P.kwargs) -> R:
+        """Repeat `call` until the gateway answers. Raises Unavailable after `patience` seconds without an answer."""
+        end = self._clock() + patience
+        return await self._retrying(lambda _: self._clock() >= end)(call, *args, **options)
+
+    def _retrying(self, stop: Callable[[RetryCallState], bool]) -> AsyncRetrying:
+        wait, retry = http.retry_delay, http.is_retryable
+        return AsyncRetrying(stop=stop, wait=wait, retry=retry, sleep=self._sleep, reraise=True)
 
     async def _send(self, method: str, path: str, **options: Unpack[http.RequestOptions]) -> httpx.Response:
         with http.request_errors():

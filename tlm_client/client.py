@@ -122,11 +122,20 @@ class TLMClient(Connection):
         return self._post(wire.CorpusLoad, "/v1/corpora/from-sources", json=body)
 
     def wait_corpus(
-        self, name: str, load_id: str, on_progress: Callable[[wire.CorpusLoad], None] | None = None
+        self,
+        name: str,
+        load_id: str,
+        on_progress: Callable[[wire.CorpusLoad], None] | None = None,
+        *,
+        patience: float = http.PATIENCE,
     ) -> wire.CorpusLoad:
-        """Wait until a load is ready. Raises the error of a failed load, and Conflict for a cancelled load."""
+        """Wait until a load is ready. patience: see `events`.
+
+        Raises the error of a failed load, and Conflict for a cancelled load.
+        """
+        path = "/v1/corpora/{}/loads/{}"
         while True:
-            load = self._get(wire.CorpusLoad, "/v1/corpora/{}/loads/{}", name, load_id)
+            load = self._persist(patience, self._get, wire.CorpusLoad, path, name, load_id)
             if on_progress is not None:
                 on_progress(load)
             if http.is_ready(load):
@@ -255,7 +264,7 @@ class TLMClient(Connection):
         """Compare 2 to 10 jobs: settings, scores, costs and curves. points: maximum number of points in a curve."""
         return self._get(wire.Comparison, "/v1/jobs/compare", ids=list(job_ids), points=points)
 
-    def events(self, job_id: str, *, after: int = 0, patience: float = 120.0) -> Iterator[wire.JobEvent]:
+    def events(self, job_id: str, *, after: int = 0, patience: float = http.PATIENCE) -> Iterator[wire.JobEvent]:
         """Yield the events of a job with a `seq` above `after`, and progress snapshots, until the job is over.
 
         Reconnects after a broken connection, and raises Unavailable after `patience` seconds without data. Call
@@ -270,7 +279,7 @@ class TLMClient(Connection):
         return self._pages(wire.Page[wire.JobEvent], lambda event: str(event.seq), "/v1/jobs/{}/events", job_id)
 
     def wait(
-        self, job_id: str, on_event: Callable[[wire.JobEvent], None] | None = None, *, patience: float = 120.0
+        self, job_id: str, on_event: Callable[[wire.JobEvent], None] | None = None, *, patience: float = http.PATIENCE
     ) -> wire.Job:
         """Wait until a job is over and return it, also if it failed. patience: see `events`."""
         after = 0
@@ -279,7 +288,7 @@ class TLMClient(Connection):
                 after = event.seq or after
                 if on_event is not None:
                     on_event(event)
-            job = self.job(job_id)
+            job = self._persist(patience, self.job, job_id)
             if job.is_over:
                 return job
             self._sleep(_POLL_SECONDS)
@@ -307,7 +316,7 @@ class TLMClient(Connection):
         """Return the last `count` log lines, in order."""
         return self._list(wire.Items[wire.LogLine], "/v1/jobs/{}/logs", job_id, tail=count)
 
-    def follow_logs(self, job_id: str, *, after: str = "0", patience: float = 120.0) -> Iterator[wire.LogLine]:
+    def follow_logs(self, job_id: str, *, after: str = "0", patience: float = http.PATIENCE) -> Iterator[wire.LogLine]:
         """Follow the log lines after the line with id `after`, until the job is over. Reconnects like `events`."""
         stream = Stream(after, patience, self._clock)
         for _, line in self._follow(http.path("/v1/jobs/{}/logs", job_id), stream):
@@ -395,12 +404,16 @@ class TLMClient(Connection):
         pairs: Iterable[str] | None = None,
         *,
         min_confidence: float | None = None,
+        patience: float = http.PATIENCE,
     ) -> Iterator[wire.Prediction]:
-        """Classify any number of texts, in requests within the limits of the gateway. See `predict`."""
+        """Classify any number of texts, in requests within the limits of the gateway. See `predict`.
+
+        Raises Unavailable after `patience` seconds without an answer.
+        """
         info = self.info()
         for batch in http.batches(texts, pairs, info.max_predict_texts, info.max_json_bytes):
             first, second = [text for text, _ in batch], [pair for _, pair in batch if pair is not None]
-            answer = self.predict(model, first, second or None, min_confidence=min_confidence)
+            answer = self._persist(patience, self.predict, model, first, second or None, min_confidence=min_confidence)
             for prediction in answer.data:
                 yield prediction
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import httpx
 from httpx_sse import EventSource
-from tenacity import Retrying, stop_after_attempt
+from tenacity import RetryCallState, Retrying, stop_after_attempt
 
 from tlm_client import http
 from tlm_client.transfer import Download, OnBytes, Stream, check_not_empty, next_part
@@ -96,9 +96,16 @@ class Connection:
         return http.parse(kind, self._retry(tries, self._send, method, path, **options))
 
     def _retry(self, tries: int, call: http.SyncCall[P, R], *args: P.args, **options: P.kwargs) -> R:
-        stop, retry = stop_after_attempt(tries), http.is_retryable
-        retrying = Retrying(stop=stop, wait=http.retry_delay, retry=retry, sleep=self._sleep, reraise=True)
-        return retrying(call, *args, **options)
+        return self._retrying(stop_after_attempt(tries))(call, *args, **options)
+
+    def _persist(self, patience: float, call: http.SyncCall[P, R], *args: P.args, **options: P.kwargs) -> R:
+        """Repeat `call` until the gateway answers. Raises Unavailable after `patience` seconds without an answer."""
+        end = self._clock() + patience
+        return self._retrying(lambda _: self._clock() >= end)(call, *args, **options)
+
+    def _retrying(self, stop: Callable[[RetryCallState], bool]) -> Retrying:
+        wait, retry = http.retry_delay, http.is_retryable
+        return Retrying(stop=stop, wait=wait, retry=retry, sleep=self._sleep, reraise=True)
 
     def _send(self, method: str, path: str, **options: Unpack[http.RequestOptions]) -> httpx.Response:
         with http.request_errors():

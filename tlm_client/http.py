@@ -37,6 +37,8 @@ AsyncCall = Callable[P, Awaitable[R]]
 SyncCall = Callable[P, R]
 Param = str | float | Sequence[str] | None  # the value of a query parameter
 
+# Seconds without an answer after which a long operation fails. The restart of a gateway can take 20 s.
+PATIENCE = 120.0
 _MAX_RETRY_AFTER_SECONDS = 30.0
 _OTHER_FIELDS = 1_000  # bytes reserved for the fields of a prediction request that are not texts
 _SHORTEST_START = 4  # minimum number of characters after `job_`, so that a typing error does not select a job

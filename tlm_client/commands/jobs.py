@@ -265,7 +265,8 @@ def _wait(client: TLMClient, job_id: str) -> Job:
         def show_event(event: JobEvent) -> None:
             display.job_event(event)
             if event.type in _QUEUED:
-                display.standing(client.job(job_id))
+                with suppress(TLMError):  # `_standing_shown` repeats the request.
+                    display.standing(client.job(job_id))
             if event.type == "progress" and display.wants_curve():
                 display.curve(_loss_curve(client, job_id, str(event.data.get("node", ""))))
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from tests.unit.client.gateway import end, event, event_stream, job_summary, job_view
+from tests.unit.client.gateway import end, event, event_stream, job_summary, job_view, problem
 from tests.unit.client.test_cli import serve, tlm
 from tlm_client.cli import app
 from tlm_client.console import Session, shorten
@@ -506,6 +506,18 @@ class SilentStream(httpx.SyncByteStream):
         yield b": still here\n\n"
         assert self._over.wait(60)
         yield end("failed").encode()
+
+
+def test_watch_continues_without_the_place_in_the_queue() -> None:
+    answers = [problem(500, "error", "Internal error."), httpx.Response(200, json=job_view(state="cancelled"))]
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/events"):
+            return event_stream(event(1, "job.requeued") + end())
+        return answers.pop(0)
+
+    result = tlm(handler, "watch", "job_1")
+    assert (result.stdout, answers) == ("job_1 is cancelled\n", []), result.output
 
 
 def test_watch_shows_queue_and_silence_without_events(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,19 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.unit.client.gateway import URL, client_of, dataset_view, job_summary, job_view, load_view, problem
+from tests.unit.client.gateway import (
+    URL,
+    Handler,
+    client_of,
+    dataset_view,
+    end,
+    event_stream,
+    job_summary,
+    job_view,
+    load_view,
+    problem,
+)
+from tlm_client import http
 from tlm_client.async_client import AsyncTLMClient
 from tlm_client.client import TLMClient
 from tlm_core import errors as e
@@ -193,6 +205,56 @@ def test_names_in_paths_are_percent_encoded() -> None:
         return httpx.Response(200, json={"data": [entry]})
 
     with client_of(handler) as client:
+class Restarting:
+    """A gateway that does not answer during the 60 s after `path` was requested."""
+
+    def __init__(self, path: str, answers: Handler) -> None:
+        self.now, self.start = 0.0, 1e9
+        self.path, self.answers = path, answers
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.start = min(self.start, self.now) if request.url.path.endswith(self.path) else self.start
+        if self.now < self.start + 60 and self.start < 1e9:
+            raise httpx.ConnectError("refused")
+        return self.answers(request)
+
+    def client(self) -> TLMClient:
+        return client_of(self, sleep=self.sleep, clock=lambda: self.now)
+
+
+def test_long_operations_survive_the_restart_of_the_gateway() -> None:
+    def answers(request: httpx.Request) -> httpx.Response:
+        match request.url.path.split("/")[-1]:
+            case "load_1":
+                return httpx.Response(200, json=load_view(state="ready"))
+            case "events":
+                return event_stream(end())
+            case "info":
+                limits = {"max_upload_bytes": 1, "max_json_bytes": 10_000, "max_predict_texts": 1}
+                return httpx.Response(200, json={"version": "1", "scales": [], "recipes": [], **limits})
+            case "predict":
+                model = {"name": "linear", "final": True}
+                return httpx.Response(200, json={"data": [{"label": "a", "probability": 0.5}], "model": model})
+        return httpx.Response(200, json=job_view(state="succeeded"))
+
+    with Restarting("/load_1", answers).client() as client:
+        assert client.wait_corpus("docs", "load_1").state == "ready"
+    with Restarting("/predict", answers).client() as client:
+        assert [prediction.label for prediction in client.predict_many("job_1", ["x", "y"])] == ["a", "a"]
+    with Restarting("/job_1", answers).client() as client:
+        assert client.wait("job_1").state == "succeeded"
+
+
+def test_outage_longer_than_the_patience_ends_an_operation() -> None:
+    gateway = Restarting("/load_1", lambda _: httpx.Response(200, json=load_view(state="ready")))
+    with gateway.client() as client, pytest.raises(e.Unavailable, match="does not answer"):
+        client.wait_corpus("docs", "load_1", patience=20.0)
+    assert 20 <= gateway.now < 60
+
+
         assert [entry.reason for entry in client.refused_passages("my docs", "v1")] == ["id is too long"]
 
 
