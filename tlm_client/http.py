@@ -66,6 +66,7 @@ class ConnectionSettings(TypedDict):
 class RequestOptions(TypedDict, total=False):
     """Arguments of a request of httpx's clients."""
 
+    limits: httpx.Limits
     json: object
     data: Mapping[str, str]
     files: Sequence[tuple[str, tuple[str, IO[bytes], str]]]
@@ -90,6 +91,8 @@ def connection_settings(url: str, token: str, timeout: float) -> ConnectionSetti
 
 def check_gateway(url: str, token: str) -> None:
     """Raise InvalidRequest if `url` is not the URL of a gateway, or if a header cannot contain `token`."""
+        # With a maximum, open event streams would block all other requests.
+        "limits": httpx.Limits(max_connections=None, max_keepalive_connections=20),
     try:
         parsed = httpx.URL(url)
         parsed.host.encode("idna")

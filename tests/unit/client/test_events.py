@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.client.gateway import client_of, end, event, event_stream, job_view, problem
+from tlm_client.async_client import AsyncTLMClient
 from tlm_core.errors import NotFound, Unavailable
 
 PROGRESS = 'event: progress\ndata: {"stage": "joint", "step": 3}\n\n'
@@ -90,6 +93,29 @@ def test_comments_count_as_data() -> None:
     with client_of(handler, clock=lambda: now) as client:
         assert list(client.events("job_1", patience=60.0)) == []
     assert answers == []
+
+
+def test_open_event_streams_do_not_block_other_requests() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await reader.readuntil(b"\r\n\r\n")
+        if b"/events" in request:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + event(1).encode())
+            await reader.read()  # until the client closes the connection
+        else:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n" + b'{"redis": "ok"}     ')
+        writer.close()
+
+    async def watch_and_request() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1")
+        url = "http://{}:{}".format(*server.sockets[0].getsockname())
+        async with server, AsyncTLMClient(url, "secret", timeout=2.0) as client:
+            streams = [client.events(f"job_{number}") for number in range(101)]
+            assert [(await anext(stream)).seq for stream in streams] == [1] * 101
+            assert await client.ready() == {"redis": "ok"}
+            for stream in streams:
+                await stream.aclose()  # type: ignore[attr-defined]
+
+    asyncio.run(watch_and_request())
 
 
 def test_unknown_job_raises_at_once() -> None:
