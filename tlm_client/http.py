@@ -6,7 +6,7 @@ import ipaddress
 import json
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import repeat
+from itertools import zip_longest
 from typing import IO, ParamSpec, TypedDict, TypeVar
 from urllib.parse import quote
 
@@ -191,16 +191,15 @@ def batches(
     """
     batch: list[tuple[str, str | None]] = []
     size = 0
-    try:
-        for row in zip(texts, repeat(None) if pairs is None else pairs, strict=pairs is not None):
-            row_size = len(json.dumps(row))
-            if batch and (len(batch) == most or size + row_size > most_bytes - _OTHER_FIELDS):
-                yield batch
-                batch, size = [], 0
-            batch.append(row)
-            size += row_size
-    except ValueError as error:
-        raise InvalidRequest("There are not as many pairs as texts. Give one pair for each text.") from error
+    for row in ((text, None) for text in texts) if pairs is None else zip_longest(texts, pairs):
+        if row[0] is None or (pairs is not None and row[1] is None):
+            raise InvalidRequest("There are not as many pairs as texts. Give one pair for each text.")
+        row_size = len(json.dumps(row))
+        if batch and (len(batch) == most or size + row_size > most_bytes - _OTHER_FIELDS):
+            yield batch
+            batch, size = [], 0
+        batch.append(row)
+        size += row_size
     if batch:
         yield batch
 
