@@ -182,7 +182,7 @@ class AsyncTLMClient(AsyncConnection):
 
     async def _submit(self, path: str, *parts: str, key: str | None, json: object = None) -> wire.Job:
         """Post a request that creates a job. Because of the idempotency key, a repetition creates no second job."""
-        headers = {"Idempotency-Key": key or str(uuid.uuid4())}
+        headers = {"Idempotency-Key": str(uuid.uuid4()) if key is None else key}
         return await self._post(wire.Job, path, *parts, repeat=True, headers=headers, json=json)
 
     async def dry_run(self, spec: JobSpec) -> wire.DryRun:

@@ -114,7 +114,7 @@ class AsyncConnection:
         try:
             response = await self._http.send(request)
         except httpx.HTTPError as error:
-            raise http.unreachable(self.url, error) from error
+            raise http.unanswered(self.url, error) from error
         if not response.is_success:
             raise http.error_of(response)
         return response
@@ -129,7 +129,7 @@ class AsyncConnection:
                     raise http.error_of(response)
                 yield response
         except httpx.HTTPError as error:
-            raise http.unreachable(self.url, error) from error
+            raise http.unanswered(self.url, error) from error
 
     async def _follow(self, path: str, stream: Stream) -> AsyncIterator[tuple[str, wire.JsonObject]]:
         """Yield the type and the JSON of server-sent events until the event `end`. Reconnects if necessary."""

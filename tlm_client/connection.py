@@ -113,7 +113,7 @@ class Connection:
         try:
             response = self._http.send(request)
         except httpx.HTTPError as error:
-            raise http.unreachable(self.url, error) from error
+            raise http.unanswered(self.url, error) from error
         if not response.is_success:
             raise http.error_of(response)
         return response
@@ -128,7 +128,7 @@ class Connection:
                     raise http.error_of(response)
                 yield response
         except httpx.HTTPError as error:
-            raise http.unreachable(self.url, error) from error
+            raise http.unanswered(self.url, error) from error
 
     def _follow(self, path: str, stream: Stream) -> Iterator[tuple[str, wire.JsonObject]]:
         """Yield the type and the JSON of server-sent events until the event `end`. Reconnects if necessary."""

@@ -49,9 +49,14 @@ is_retryable = retry_if_exception_type(Unavailable)
 
 # Errors for responses without the gateway's problem JSON, for example those of a proxy.
 _ERROR_BY_STATUS: Mapping[int, type[TLMError]] = {
-    401: Unauthorized, 403: Unauthorized, 404: NotFound, 409: Conflict, 502: Unavailable, 503: Unavailable,
-    504: Unavailable,
+    401: Unauthorized, 403: Unauthorized, 404: NotFound, 408: Unavailable, 409: Conflict, 429: Unavailable,
+    502: Unavailable, 503: Unavailable, 504: Unavailable,
 }  # fmt: skip
+_REMEDY_BY_STATUS: Mapping[int, str] = {
+    408: "The request took too long. Try again.",
+    413: "The request is too large for it. Send less, or raise its limit.",
+    429: "It received too many requests. Try again later.",
+}
 
 
 class ConnectionSettings(TypedDict):
@@ -61,12 +66,12 @@ class ConnectionSettings(TypedDict):
     headers: dict[str, str]
     timeout: httpx.Timeout
     trust_env: bool
+    limits: httpx.Limits
 
 
 class RequestOptions(TypedDict, total=False):
     """Arguments of a request of httpx's clients."""
 
-    limits: httpx.Limits
     json: object
     data: Mapping[str, str]
     files: Sequence[tuple[str, tuple[str, IO[bytes], str]]]
@@ -86,13 +91,13 @@ def connection_settings(url: str, token: str, timeout: float) -> ConnectionSetti
         "timeout": httpx.Timeout(timeout, connect=5.0),
         # A proxy from the environment cannot reach the loopback interface of this machine.
         "trust_env": not _is_loopback(url),
+        # With a maximum, open event streams would block all other requests.
+        "limits": httpx.Limits(max_connections=None, max_keepalive_connections=20),
     }
 
 
 def check_gateway(url: str, token: str) -> None:
     """Raise InvalidRequest if `url` is not the URL of a gateway, or if a header cannot contain `token`."""
-        # With a maximum, open event streams would block all other requests.
-        "limits": httpx.Limits(max_connections=None, max_keepalive_connections=20),
     try:
         parsed = httpx.URL(url)
         parsed.host.encode("idna")
@@ -226,8 +231,10 @@ def parse(kind: type[T], response: httpx.Response) -> T:
         raise TLMError(f"{response.request.url} did not answer with JSON. Check the URL of the gateway.") from error
 
 
-def unreachable(url: str, error: httpx.HTTPError) -> Unavailable:
-    """Return the error for a gateway that did not answer."""
+def unanswered(url: str, error: httpx.HTTPError) -> InvalidRequest | Unavailable:
+    """Return the error for a request that cannot be sent, or for a gateway that did not answer."""
+    if isinstance(error, httpx.LocalProtocolError):
+        return InvalidRequest(f"Cannot send the request: {error}. Remove line breaks and outer spaces from the key.")
     return Unavailable(
         f"The gateway at {url} does not answer ({str(error) or type(error).__name__}). Check that it runs. "
         "`tlm up` starts a gateway on this machine."
@@ -243,7 +250,9 @@ def error_of(response: httpx.Response) -> TLMError:
     except ValidationError:
         target = f" with a redirection to {response.headers['Location']}" if "Location" in response.headers else ""
         message = f"{request.url.host} answered {status} to {request.method} {request.url}{target}."
-        error = by_status(f"{message} Check the URL of the gateway, and that it runs.")
+        error = by_status(
+            f"{message} {_REMEDY_BY_STATUS.get(status, 'Check the URL of the gateway, and that it runs.')}"
+        )
     else:
         error = error_from_problem(problem.model_dump(), unknown=by_status)
     if status >= 500 and (request_id := response.headers.get("X-Request-ID")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -56,11 +57,21 @@ def test_error_of_the_gateway_keeps_its_class(code: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"), [(413, e.InvalidRequest), (401, e.Unauthorized), (404, e.NotFound), (502, e.Unavailable)]
+    ("status", "kind", "remedy"),
+    [
+        (413, e.InvalidRequest, "too large for it. Send less"),
+        (401, e.Unauthorized, "Check the URL"),
+        (404, e.NotFound, "Check the URL"),
+        (408, e.Unavailable, "took too long. Try again"),
+        (429, e.Unavailable, "too many requests. Try again later"),
+        (502, e.Unavailable, "Check the URL"),
+    ],
 )
-def test_response_without_problem_body_is_classified_by_status(status: int, kind: type[e.TLMError]) -> None:
+def test_response_without_problem_body_is_classified_by_status(
+    status: int, kind: type[e.TLMError], remedy: str
+) -> None:
     answer = httpx.Response(status, text="<html>proxy</html>")
-    with client_of(lambda _: answer, tries=1) as client, pytest.raises(e.TLMError) as caught:
+    with client_of(lambda _: answer, tries=1) as client, pytest.raises(e.TLMError, match=remedy) as caught:
         client.info()
     assert type(caught.value) is kind
 
@@ -110,6 +121,16 @@ def test_retry_waits_as_retry_after_says_but_not_for_minutes(header: str, delay:
     with client_of(lambda _: answers.pop(0), sleep=delays.append) as client:
         assert client.webhooks() == []
     assert delays == [delay]
+
+
+@pytest.mark.parametrize("key", ["a b\n", ""])
+def test_invalid_idempotency_key_is_not_replaced_or_blamed_on_the_gateway(key: str) -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert request.headers["Idempotency-Key"] == key
+        raise httpx.LocalProtocolError(f"Illegal header value {key!r}")
+
+    with client_of(handler) as client, pytest.raises(e.InvalidRequest, match="Cannot send the request: Illegal header"):
+        client.submit(JobSpec(dataset="toy", corpus="docs"), key=key)
 
 
 @pytest.mark.parametrize("code", ["not_found", "conflict", "not_ready"])
@@ -184,27 +205,6 @@ def test_waiting_for_a_corpus_ends_when_ready_or_failed() -> None:
             client.wait_corpus("docs", "load_1")
 
 
-def test_predictions_keep_the_order_of_the_texts() -> None:
-    def handler(request: httpx.Request) -> httpx.Response:
-        body = json.loads(request.content)
-        assert body.get("min_confidence") in (None, 0.8)
-        rows = [{"label": t, "probability": 0.9, "probabilities": {t: 0.9, "other": 0.1}} for t in body["texts"]]
-        return httpx.Response(200, json={"data": rows, "model": {"name": "linear", "final": False, "note": "Not yet."}})
-
-    with client_of(handler) as client:
-        answer = client.predict("job_1", ["b", "a"])
-        assert [p.label for p in answer.data] == ["b", "a"]
-        assert (answer.model.name, answer.model.final) == ("linear", False)
-        client.predict("job_1", ["b"], min_confidence=0.8)
-
-
-def test_names_in_paths_are_percent_encoded() -> None:
-    def handler(request: httpx.Request) -> httpx.Response:
-        assert request.url.raw_path == b"/v1/corpora/my%20docs/versions/v1/refused"
-        entry = {"id": "p9", "text": "t", "source": "s", "reason": "id is too long"}
-        return httpx.Response(200, json={"data": [entry]})
-
-    with client_of(handler) as client:
 class Restarting:
     """A gateway that does not answer during the 60 s after `path` was requested."""
 
@@ -255,6 +255,39 @@ def test_outage_longer_than_the_patience_ends_an_operation() -> None:
     assert 20 <= gateway.now < 60
 
 
+def test_predictions_keep_the_order_of_the_texts() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content)
+        assert body.get("min_confidence") in (None, 0.8)
+        rows = [{"label": t, "probability": 0.9, "probabilities": {t: 0.9, "other": 0.1}} for t in body["texts"]]
+        return httpx.Response(200, json={"data": rows, "model": {"name": "linear", "final": False, "note": "Not yet."}})
+
+    with client_of(handler) as client:
+        answer = client.predict("job_1", ["b", "a"])
+        assert [p.label for p in answer.data] == ["b", "a"]
+        assert (answer.model.name, answer.model.final) == ("linear", False)
+        client.predict("job_1", ["b"], min_confidence=0.8)
+
+
+def test_error_of_the_texts_is_not_a_wrong_number_of_pairs() -> None:
+    def undecodable() -> Iterator[str]:
+        yield "a"
+        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+    with pytest.raises(UnicodeDecodeError):
+        list(http.batches(undecodable(), ["b", "c"], 10, 10_000))
+    for texts, pairs in ((["a"], ["b", "c"]), (["a", "b"], ["c"])):
+        with pytest.raises(e.InvalidRequest, match="not as many pairs as texts"):
+            list(http.batches(texts, pairs, 10, 10_000))
+
+
+def test_names_in_paths_are_percent_encoded() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert request.url.raw_path == b"/v1/corpora/my%20docs/versions/v1/refused"
+        entry = {"id": "p9", "text": "t", "source": "s", "reason": "id is too long"}
+        return httpx.Response(200, json={"data": [entry]})
+
+    with client_of(handler) as client:
         assert [entry.reason for entry in client.refused_passages("my docs", "v1")] == ["id is too long"]
 
 
