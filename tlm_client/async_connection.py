@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import IO, ParamSpec, Self, TypeVar, Unpack
+from typing import IO, ParamSpec, Self, TypeVar, Unpack, cast
 from urllib.parse import quote
 
 import httpx
@@ -16,9 +16,9 @@ from httpx_sse import EventSource
 from tenacity import AsyncRetrying, RetryCallState, stop_after_attempt
 
 from tlm_client import http
-from tlm_client.transfer import Download, OnBytes, Stream, check_not_empty, next_part
+from tlm_client.transfer import Download, FormFile, OnBytes, Stream, check_not_empty, local_errors, next_part
 from tlm_core import wire
-from tlm_core.artifacts import FileEntry, sha256_file, storage_errors
+from tlm_core.artifacts import FileEntry, sha256_file
 from tlm_core.errors import CorruptArtifact, TLMError, Unavailable
 
 P = ParamSpec("P")
@@ -30,6 +30,7 @@ UPLOAD_TIMEOUT = httpx.Timeout(60.0, connect=5.0, read=900.0)
 # The gateway sends at least a comment every 15 s. A much longer silence means that the connection is dead.
 _STREAM_TIMEOUT = httpx.Timeout(45.0, connect=5.0)
 _TRANSFER_TRIES = 6
+_LOCK_SECONDS = 0.2
 
 
 class AsyncConnection:
@@ -162,10 +163,8 @@ class AsyncConnection:
         if sum(file.stat().st_size for _, file in files) >= in_parts_from:
             return await self._upload_in_parts(kind, f"{path}/from-uploads", body, files)
         form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in body.items()}
-        with ExitStack() as stack:
-            handles = [(split, file.name, stack.enter_context(open(file, "rb"))) for split, file in files]
-            parts = [(split or "files", (name, handle, http.BYTES)) for split, name, handle in handles]
-            return await self._post(kind, path, data=form, files=parts, timeout=UPLOAD_TIMEOUT)
+        parts = [(split or "files", (file.name, cast(IO[bytes], FormFile(file)), http.BYTES)) for split, file in files]
+        return await self._post(kind, path, data=form, files=parts, timeout=UPLOAD_TIMEOUT)
 
     async def _upload_in_parts(
         self, kind: type[T], path: str, body: Mapping[str, object], files: Sequence[tuple[str | None, Path]]
@@ -206,7 +205,9 @@ class AsyncConnection:
 
     async def _download(self, base: str, file: FileEntry, folder: Path, on_bytes: OnBytes | None) -> Path:
         download, path = Download(file, folder, on_bytes), f"{base}/{quote(file.name)}"
-        with storage_errors(f"writing {download.target}"):
+        with local_errors(f"writing {download.target}"), ExitStack() as stack:
+            while not download.lock(stack):
+                await self._sleep(_LOCK_SECONDS)
             if download.exists():
                 return download.target
             for _ in range(2):  # The second try is for a damaged partial file.
@@ -237,13 +238,13 @@ class AsyncConnection:
     async def _download_archive(self, path: str, target: Path) -> Path:
         """Download an archive. `target` appears when it is complete. Raises Unavailable if the connection breaks."""
         partial = target.with_name(f"{target.name}.part")
-        with storage_errors(f"writing {target}"):
+        with local_errors(f"writing {target}"):
             target.parent.mkdir(parents=True, exist_ok=True)
             async with self._stream(path, headers={"Accept-Encoding": "identity"}) as response:
                 with open(partial, "wb") as handle:
                     async for block in response.aiter_bytes():
                         handle.write(block)
             size = partial.stat().st_size
-            if size != int(response.headers["content-length"]):
+            if size != int(response.headers.get("content-length", size)):
                 raise Unavailable(f"The download of {target.name} ended too early, at byte {size:,}. Download again.")
             return partial.replace(target)

@@ -354,8 +354,9 @@ class TLMClient(Connection):
     def download(self, job_id: str, folder: Path, on_bytes: OnBytes | None = None) -> list[Path]:
         """Download the files of the model, verified by SHA-256, and return their paths.
 
-        Resumes an interrupted download. Until the final model exists, downloads the linear model to `linear/`. Raises
-        InvalidRequest if the folder holds files of another model, and CorruptArtifact for a file with a wrong SHA-256.
+        Resumes an interrupted download. Waits while another process downloads into the folder. Until the final model
+        exists, downloads the linear model to `linear/`. Raises InvalidRequest if the folder holds files of another
+        model or cannot be written, and CorruptArtifact for a file with a wrong SHA-256.
         """
         base, files = http.path("/v1/jobs/{}/model/files", job_id), (self.model(job_id)).files
         Download.claim_folder(folder, job_id, files)

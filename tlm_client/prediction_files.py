@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from tlm_client.client import TLMClient
-from tlm_core.artifacts import storage_errors
+from tlm_client.transfer import local_errors
 from tlm_core.errors import InvalidRequest, NotFound
 from tlm_core.tables.findings import Findings
 from tlm_core.tables.records import Record, TableFile, Unread, delimiter_name, without_surrogates
@@ -160,7 +160,7 @@ def _written(target: Path) -> Iterator[IO[str]]:
     """Open a file that appears as `target` when the block ends. An error deletes it."""
     partial = target.with_name(f"{target.name}.part")
     try:
-        with storage_errors(f"writing {target}"), open(partial, "w", encoding="utf-8", newline="") as output:
+        with local_errors(f"writing {target}"), open(partial, "w", encoding="utf-8", newline="") as output:
             yield output
         partial.replace(target)
     finally:

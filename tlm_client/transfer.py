@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
@@ -15,7 +17,15 @@ from httpx_sse import ServerSentEvent
 
 from tlm_client.http import BYTES
 from tlm_core.artifacts import FileEntry, sha256_file, storage_errors
-from tlm_core.errors import CorruptArtifact, Fault, InvalidDataset, InvalidRequest, Unavailable
+from tlm_core.errors import (
+    CorruptArtifact,
+    Fault,
+    InvalidDataset,
+    InvalidRequest,
+    NotFound,
+    StorageUnavailable,
+    Unavailable,
+)
 from tlm_core.wire import JsonObject, Upload
 
 _OF_MODELS = ("model", "linear", "ngrams.json")  # files and folders that only some models have
@@ -23,7 +33,21 @@ JOB_MARK = ".tlm-job"  # a file with the id of the job whose model a folder hold
 # Larger files are uploaded in parts, so that a broken connection costs one part.
 RESUMABLE_BYTES = 64 << 20
 _PART_BYTES = 8 << 20
+_BLOCK_BYTES = 64 << 10
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 5.0
+
+
+@contextmanager
+def local_errors(action: str) -> Iterator[None]:
+    """Raise StorageFull or InvalidRequest for an OSError inside the block. action: see `storage_errors`."""
+    try:
+        with storage_errors(action):
+            yield
+    except (NotFound, StorageUnavailable) as error:
+        cause = error.__cause__
+        if not isinstance(cause, OSError):  # an error of the gateway
+            raise
+        raise InvalidRequest(f"Failed {action}: {cause}. Check the path and its permissions.") from cause
 
 
 @dataclass(frozen=True)
@@ -60,7 +84,7 @@ class Download:
         of the same job may hold damaged files, and the linear model that the job returned first.
         """
         mark = folder / JOB_MARK
-        with storage_errors(f"reading {folder}"):
+        with local_errors(f"reading {folder}"):
             job, *recorded = mark.read_text(encoding="utf-8").split("\n") if mark.is_file() else [""]
             own = {file.name for file in files} | (set(recorded) if job == job_id else set())
             downloads = [] if job == job_id else [Download(file, folder, None) for file in files]
@@ -69,13 +93,29 @@ class Download:
         if others:
             message = f"The folder {folder} holds files of another model: {', '.join(others)}. Name an empty folder."
             raise InvalidRequest(message)
-        with storage_errors(f"writing {mark}"):
+        with local_errors(f"writing {mark}"):
             folder.mkdir(parents=True, exist_ok=True)
             mark.write_text("\n".join((job_id, *sorted(own))), encoding="utf-8")
 
+    def lock(self, stack: ExitStack) -> bool:
+        """Lock the file's folder until `stack` closes. Return False if another download has locked it.
+
+        Otherwise, two downloads would write to one partial file.
+        """
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.target.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        except OSError:  # Some network file systems have no locks of folders.
+            pass
+        stack.callback(os.close, descriptor)
+        return True
+
     def exists(self) -> bool:
         """Return whether the complete file is in the folder."""
-        self.target.parent.mkdir(parents=True, exist_ok=True)
         if not self._is_published():
             return False
         self._report(self.file.size, skipped=True)
@@ -157,6 +197,36 @@ def check_not_empty(files: Sequence[tuple[str | None, Path]]) -> None:
         raise InvalidDataset(faults[0].message, faults)
 
 
+class FormFile(io.IOBase):
+    """A file of a form. It is open only while httpx sends it, because a form can have thousands of files.
+
+    httpx reads the size with `seek`. `read` raises InvalidRequest if the file has another size by now.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._size = path, path.stat().st_size
+        self._blocks: Iterator[bytes] = iter(())
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self._blocks = self._read()
+        return self._size if whence == os.SEEK_END else offset
+
+    def read(self, _size: int) -> bytes:
+        return next(self._blocks, b"")
+
+    def _read(self) -> Iterator[bytes]:
+        left = self._size
+        with local_errors(f"reading {self._path}"), open(self._path, "rb") as handle:
+            while (block := handle.read(_BLOCK_BYTES)) and (left := left - len(block)) >= 0:
+                yield block
+        if left:
+            raise _changed(self._path, "shorter" if left > 0 else "longer")
+
+
+def _changed(file: object, change: str) -> InvalidRequest:
+    return InvalidRequest(f"The file {file} became {change} during the upload. Upload it again.")
+
+
 def next_part(handle: IO[bytes], upload: Upload) -> tuple[bytes, dict[str, str]]:
     """Return the bytes and the headers of the part of `handle` that the gateway expects next.
 
@@ -165,7 +235,7 @@ def next_part(handle: IO[bytes], upload: Upload) -> tuple[bytes, dict[str, str]]
     handle.seek(upload.offset)
     part = handle.read(min(_PART_BYTES, upload.part_bytes))
     if not part and upload.offset < upload.size:
-        raise InvalidRequest(f"The file {handle.name} became shorter during the upload. Upload it again.")
+        raise _changed(handle.name, "shorter")
     last = upload.offset + len(part) - 1
     return part, {
         "Content-Range": f"bytes {upload.offset}-{last}/{upload.size}",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -187,6 +189,40 @@ def test_upload_sends_each_file_under_its_split(tmp_path: Path) -> None:
     assert b'name="train"; filename="a.csv"' in body and b"text,label\nx,y\n" in body
     assert b'{"label_column": "label"}' in body
     assert requests[0].headers["Authorization"] == "Bearer secret"
+
+
+@pytest.mark.parametrize(("size", "change"), [(1_000, "shorter"), (300_000, "longer")])
+def test_file_that_changes_during_the_upload_is_an_error(tmp_path: Path, size: int, change: str) -> None:
+    file = tmp_path / "train.csv"
+    file.write_bytes(b"x" * 200_000)
+
+    class Changing(httpx.BaseTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            assert int(request.headers["Content-Length"]) > 200_000
+            file.write_bytes(b"x" * size)
+            return httpx.Response(201, json=dataset_view(digest=request.read().decode()))
+
+    client, message = TLMClient(URL, "secret", transport=Changing()), rf"train\.csv became {change}.* again"
+    with client, pytest.raises(e.InvalidRequest, match=message):
+        client.add_dataset("toy", {"train": file})
+
+
+def test_corpus_may_have_more_files_than_a_process_may_open(tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.txt" for number in range(200)]
+    for file in files:
+        file.write_text(f"text {file.stem}")
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert all(f"text {file.stem}".encode() in request.read() for file in files)
+        return httpx.Response(202, json=load_view())
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with client_of(handler) as client:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 100, before[1]))
+        try:
+            client.add_corpus("docs", files)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_waiting_for_a_corpus_ends_when_ready_or_failed() -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Barrier
 
 import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.client.gateway import CutStream, FileServer, Handler, client_of
+from tests.unit.client.gateway import CutStream, FileServer, Handler, client_of, problem
 from tlm_client.models import _download
 from tlm_client.transfer import JOB_MARK, Download
-from tlm_core.errors import CorruptArtifact, InvalidRequest, Unavailable
+from tlm_core.errors import CorruptArtifact, InvalidRequest, NotFound, Unavailable
 
 CONTENT = bytes(range(256)) * 1000
 
@@ -180,6 +183,52 @@ def test_empty_file_is_downloaded(tmp_path: Path) -> None:
     with client_of(FileServer(b"")) as client:
         (path,) = client.download("job_1", tmp_path)
     assert path.read_bytes() == b""
+
+
+def test_simultaneous_downloads_into_one_folder_transfer_each_file_once(tmp_path: Path) -> None:
+    server, both_listed = FileServer(CONTENT), Barrier(2)
+
+    def slow(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/model"):
+            both_listed.wait(30)
+        else:
+            time.sleep(0.3)
+        return server(request)
+
+    def download(_: int) -> bytes:
+        with client_of(slow, sleep=time.sleep) as client:
+            return client.download("job_1", tmp_path)[0].read_bytes()
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(download, range(2))) == [CONTENT, CONTENT]
+    assert server.ranges == [None]
+
+
+@pytest.mark.parametrize("blocked", [".", "model/model.safetensors"])
+def test_wrong_local_path_is_invalid_input(tmp_path: Path, blocked: str) -> None:
+    folder = tmp_path / "out"
+    (folder / blocked).parent.mkdir(parents=True, exist_ok=True)
+    if blocked.endswith("safetensors"):
+        (folder / blocked).mkdir()
+    else:
+        (folder / blocked).write_text("x")
+    with (
+        client_of(FileServer(CONTENT)) as client,
+        pytest.raises(InvalidRequest, match=r"Failed writing .* Check the p"),
+    ):
+        client.download("job_1", folder)
+
+
+def test_outage_during_a_download_is_no_wrong_path(tmp_path: Path) -> None:
+    outage = problem(404, "not_found", "The model is deleted.")
+    handler = instead_of_file(FileServer(CONTENT), lambda _: outage)
+    with client_of(handler) as client, pytest.raises(NotFound, match="is deleted"):
+        client.download("job_1", tmp_path)
+
+
+def test_archive_without_a_length_is_downloaded(tmp_path: Path) -> None:
+    with client_of(lambda _: httpx.Response(200, stream=CutStream(CONTENT))) as client:
+        assert client.download_archive("job_1", tmp_path / "all.tar").read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("cut", [None, 50_000])
