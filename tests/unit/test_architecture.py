@@ -36,6 +36,11 @@ def part_of(module: str) -> str:
     return ".".join(pieces[:2]) if pieces[0] == "services" else pieces[0]
 
 
+@pytest.mark.parametrize("package", ["tlm_client", "tlm_core"])
+def test_type_checkers_of_users_read_the_annotations(package: str) -> None:
+    assert (ROOT / package / "py.typed").is_file(), "PEP 561 requires this file."
+
+
 def allowed(importer: str, imported: str) -> bool:
     if importer == imported or imported == "tlm_core":
         return True
