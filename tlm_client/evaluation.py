@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from tlm_client.console import Session
-from tlm_core.errors import InvalidRequest
+from tlm_core.errors import InvalidDataset, InvalidRequest
 from tlm_core.hub import TOKENIZER
 from tlm_core.names import HUB
 from tlm_core.serving import MODEL, load_model
@@ -68,14 +68,19 @@ class Classifier:
             return self.model(**encoded.to(self.device)).logits.float().cpu()
 
 
-def _loaded(source: str) -> tuple[list[str], Outputs]:
+def _loaded(source: str, task: Task) -> tuple[list[str], Outputs]:
     """Return the labels of a model, and the function that computes its outputs.
 
-    source: a stock model, or a folder of `tlm download`.
+    source: a stock model, or a folder of `tlm download`. Raises InvalidRequest if only the model or only the task is
+    for text pairs. A stock model reads both.
     """
     folder = Path(source)
     if (folder / MODEL).is_file():
         returned = load_model(folder)
+        if returned.pair != task.pair:
+            inputs = ("single texts", "text pairs")
+            problem = f"The dataset has {inputs[task.pair]}, but the model reads {inputs[returned.pair]}."
+            raise InvalidRequest(f"{problem} Use a model that was trained on {inputs[task.pair]}.")
         return list(returned.labels), returned.probabilities
     classifier = Classifier(source)
     return classifier.labels, lambda texts, pairs: classifier.outputs(texts, pairs).numpy()
@@ -86,10 +91,15 @@ def task_of(dataset: str, session: Session) -> Task:
 
     Raises InvalidDataset, NotFound or Unavailable.
     """
-    if dataset.startswith(HUB):
-        return load_task(dataset)[0]
-    if Path(dataset).exists():
-        return load_task(Path(dataset))[0]
+    if dataset.startswith(HUB) or Path(dataset).exists():
+        try:
+            return load_task(dataset if dataset.startswith(HUB) else Path(dataset))[0]
+        except InvalidDataset as error:
+            if any(fault.code == "missing_column" for fault in error.faults):
+                raise error.followed_by(
+                    "To set a column, upload it with `tlm dataset add`, then pass its name."
+                ) from error
+            raise
     with tempfile.TemporaryDirectory(prefix="tlm-dataset-") as folder, session.client() as client:
         uploaded = client.dataset(dataset)
         files = client.download_dataset(uploaded.id, Path(folder))
@@ -114,11 +124,11 @@ def evaluate_model(
 
     on_progress: receives the numbers of finished rows and of all rows. The function matches the labels of model and
     task by name. Raises InvalidRequest for an unknown split, if these labels differ, or if only the model or only the
-    task is for regression.
+    task is for regression or for text pairs.
     """
     if split not in SPLITS:
         raise InvalidRequest(f"Unknown split '{split}'. Valid splits: {', '.join(SPLITS)}.")
-    labels, outputs_of = _loaded(source)
+    labels, outputs_of = _loaded(source, task)
     if task.type.has_classes == (len(labels) == 1):
         other = "one number" if task.type.has_classes else "one of several labels"
         raise InvalidRequest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -100,6 +101,26 @@ def test_evaluate_rejects_other_labels_and_missing_models(model: Path, data: Pat
     other, _ = load_task(tmp_path)
     with pytest.raises(InvalidRequest, match="Only in the dataset: "):
         evaluate_model(str(model), other)
+
+
+def test_evaluate_rejects_a_model_of_single_texts_for_text_pairs(data: Path, tmp_path: Path) -> None:
+    make_linear(tmp_path, {"pos": ["good", "fine"], "neg": ["bad", "poor"]})
+    task, _ = load_task(data)
+    tables = {name: table.append_column("text_pair", table["text"]) for name, table in task.splits.items()}
+    pairs = dataclasses.replace(task, pair=True, splits=tables)
+    with pytest.raises(InvalidRequest, match="has text pairs, but the model reads single texts"):
+        evaluate_model(str(tmp_path), pairs)
+    labels = json.loads((tmp_path / "labels.json").read_text())
+    (tmp_path / "labels.json").write_text(json.dumps({**labels, "pair": True}))
+    with pytest.raises(InvalidRequest, match="has single texts, but the model reads text pairs"):
+        evaluate_model(str(tmp_path), task)
+
+
+def test_evaluate_of_a_folder_without_a_clear_label_names_the_upload(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"text": "a", "x": "1"}\n{"text": "b", "x": "2"}\n')
+    result = CliRunner().invoke(app, ["evaluate", str(model), "--dataset", str(tmp_path)], obj=Session())
+    remedy = "Set label_column. To set a column, upload it with `tlm dataset add`, then pass its name."
+    assert (result.exit_code, remedy in result.stderr) == (5, True), result.output
 
 
 def test_evaluate_scores_regression_by_correlation(model: Path, data: Path, tmp_path: Path) -> None:
