@@ -26,6 +26,11 @@ def interval_in_words(low: float, high: float) -> str:
     return f"95 % interval {low:+.3f} to {high:+.3f}"
 
 
+def value_in_words(value: float) -> str:
+    """Return a regression target with six significant digits, and all digits before the point: `0.25`, `100000009`."""
+    return f"{value:.6g}" if abs(value) < 1e6 else f"{value:.0f}"
+
+
 def data_in_words(dataset: str, corpus: str | None) -> str:
     """Return `reviews on docs`, or `reviews` without a corpus."""
     return f"{dataset} on {corpus}" if corpus else dataset

@@ -10,6 +10,7 @@ from tlm_core.artifacts import ManifestRef
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import CorruptArtifact, NotFound
 from tlm_core.tasks.task import read_labels
+from tlm_core.wording import value_in_words
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def task_rows(
 
     def row(entry: dict[str, Any]) -> TaskRow:
         label, pair = entry["label"], entry.get("text_pair")
-        name = f"{label:g}" if isinstance(label, float) else labels[label]
+        name = value_in_words(label) if isinstance(label, float) else labels[label]
         return TaskRow(entry["text"][:chars], None if pair is None else pair[:chars], name)
 
     return {entry["row"]: row(entry) for entry in entries}

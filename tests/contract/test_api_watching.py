@@ -235,11 +235,14 @@ def test_passages_have_their_provenance(api: TestClient, explained: str) -> None
     assert page["data"][0]["provenance"][0]["text"] == "<b>third"
 
 
-def test_selection_of_a_regression_task_shows_the_targets_of_the_rows(api: TestClient, gateway: Gateway) -> None:
-    job = explained_job(gateway, ["similarity"], pa.array([0.0, 3.8, 5.0], pa.float64()))
+@pytest.mark.parametrize(("largest", "shown"), [(5.0, "5"), (100000009.474, "100000009")])
+def test_selection_of_a_regression_task_shows_the_targets_of_the_rows(
+    api: TestClient, gateway: Gateway, largest: float, shown: str
+) -> None:
+    job = explained_job(gateway, ["similarity"], pa.array([0.0, 3.8, largest], pa.float64()))
     response = api.get(f"/v1/jobs/{job}/selection?limit=2")
     assert response.status_code == 200, response.text
-    assert [row["label"] for passage in response.json()["data"] for row in passage["provenance"]] == ["5", "0", "3.8"]
+    assert [row["label"] for passage in response.json()["data"] for row in passage["provenance"]] == [shown, "0", "3.8"]
     assert '<span class="tag">3.8</span> second row' in signed_in(gateway).get(f"/ui/jobs/{job}/selection").text
 
 

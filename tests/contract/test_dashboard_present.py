@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from services.api.dashboard.present import (
+    FILTERS,
     about,
     ago,
     breakable,
@@ -37,6 +38,8 @@ def test_unknown_values_are_a_dash(show: Callable[[Any], str]) -> None:
         (about(79_123), "79,000"),
         (about(0.123), "0.12"),
         (score(0.54), "0.540"),
+        (FILTERS["value"](3.14159265), "3.14159"),
+        (FILTERS["value"](-100000009.474), "-100000009"),
         (score(0.54, 0.019), "0.540 ± 0.019"),
         (score(0.0), "0.000"),
         (duration(0), "0 s"),

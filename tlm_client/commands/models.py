@@ -14,7 +14,7 @@ from tlm_core.errors import Conflict, InvalidRequest
 from tlm_core.evaluation.summary import model_title
 from tlm_core.names import HUB
 from tlm_core.tasks.metrics import scores_shown
-from tlm_core.wording import counted, data_in_words
+from tlm_core.wording import counted, data_in_words, value_in_words
 
 
 def download(
@@ -95,7 +95,7 @@ def _predict_texts(job_id: str, texts: list[str], pairs: list[str] | None, min_c
     rows = [
         (
             "(none)" if p.abstained else p.label,
-            format_score(p.value if regression else p.probability),
+            format_score(p.probability) if p.value is None else value_in_words(p.value),
             shorten(text, width=120),
         )
         for p, text in zip(answer.data, texts, strict=True)

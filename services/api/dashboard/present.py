@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 from tlm_core.evaluation.summary import model_title, training_time
 from tlm_core.tasks.metrics import METRICS, scores_shown
-from tlm_core.wording import counted, interval_in_words
+from tlm_core.wording import counted, interval_in_words, value_in_words
 
 NONE = "–"
 COLORS = 8  # in the style sheet
@@ -181,6 +181,7 @@ FILTERS = {
     "training_time": training_time,
     "words": words,
     "score": score,
+    "value": value_in_words,
     "percent": percent,
     "counted": counted,
     "duration": duration,

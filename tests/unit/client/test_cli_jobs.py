@@ -192,6 +192,13 @@ def test_predict_names_the_model_and_marks_abstentions() -> None:
 def test_predictions_replace_a_file_only_by_force(tmp_path: Path) -> None:
     source, out = tmp_path / "in.csv", tmp_path / "out.csv"
     source.write_text("text\na film\n", encoding="utf-8")
+def test_predicted_values_have_six_significant_digits() -> None:
+    rows = [{"label": "price", "value": value} for value in (3.14159265, 0.0001234567, 100000009.474)]
+    answer = {"data": rows, "model": {"name": "linear", "final": True}}
+    shown = tlm(lambda _: httpx.Response(200, json=answer), "predict", "job_1", "a", "b", "c").stdout
+    assert all(value in shown.split() for value in ("3.14159", "0.000123457", "100000009")), shown
+
+
     out.write_text("precious", encoding="utf-8")
     answer = {"data": [{"label": "good", "probability": 0.9}], "model": {"name": "linear", "final": True}}
     info = {"version": "1", "scales": ["instant"], "recipes": ["fast"], "max_upload_bytes": 1_000}
