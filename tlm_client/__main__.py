@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import sys
 from collections.abc import Callable
 
@@ -11,11 +14,19 @@ def _run_app() -> None:
     sys.modules["httpx._main"] = None  # type: ignore[assignment]
     from tlm_client.cli import app  # here, so that `main` handles a Ctrl-C during the imports
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # Its encoding may lack characters of the texts.
     try:
         app()
     except ModuleNotFoundError as error:
         command = "pip install '.[service]'"
         sys.exit(f"error: This command needs the package '{error.name}'. Run `{command}` in a checkout.")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        # At its exit, Python writes the rest of the output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit("error: Cannot write the output, because its disk is full. Free some space and try again.")
 
 
 def main(command: Callable[[], None] = _run_app) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import re
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -189,8 +191,10 @@ def print_items(*items: Item) -> None:
 
 
 def print_json(value: object, *, err: bool = False) -> None:
-    """Print one JSON value on one line to stdout, or with `err` to stderr."""
-    typer.echo(json.dumps(to_jsonable_python(value, by_alias=False), ensure_ascii=False), err=err)
+    """Print one JSON value on one line to stdout, or with `err` to stderr. JSON has no other encoding than UTF-8."""
+    encoding = (sys.stderr if err else sys.stdout).encoding or "utf-8"
+    is_utf8 = codecs.lookup(encoding).name == "utf-8"
+    typer.echo(json.dumps(to_jsonable_python(value, by_alias=False), ensure_ascii=not is_utf8), err=err)
 
 
 def print_result(value: object, *items: Item) -> None:

@@ -23,13 +23,15 @@ ProfileName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the pr
 def add_profile(
     name: ProfileName,
     url: Annotated[str, typer.Argument(metavar="URL", help="URL of the gateway.")],
-    token: Annotated[str, typer.Option(prompt=True, hide_input=True, help="API token of the gateway.")],
+    token: Annotated[str | None, typer.Option(help="API token of the gateway. Default: prompt for it.")] = None,
 ) -> None:
     """Add or replace a profile.
 
     tlm profile add team https://tlm.example.com
     tlm profile add local http://127.0.0.1:8321 --token TOKEN
     """
+    if token is None:
+        token = str(typer.prompt("Token", hide_input=True, err=True))
     check_gateway(url, token)
     file = session().profiles
     save_profiles(file, load_profiles(file) | {name: Profile(url=url, token=token)})

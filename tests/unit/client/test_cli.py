@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from tests.unit.client.gateway import (
 from tlm_client.__main__ import main
 from tlm_client.cli import app
 from tlm_client.console import Session
+from tlm_client.profiles import Profile, save_profiles
 from tlm_client.stack.folder import StackFolder, StackState
 from tlm_core.training.recipe import Scale
 
@@ -139,6 +141,26 @@ def test_module_runs_the_command() -> None:
         [sys.executable, "-m", "tlm_client", "--version"], capture_output=True, text=True, check=False
     )
     assert (result.returncode, result.stdout) == (0, f"tlm {version('tlm-service')}\n")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_output_has_every_text_in_any_encoding(tmp_path: Path, encoding: str) -> None:
+    profiles = tmp_path / "tlm" / "profiles.toml"
+    save_profiles(profiles, {"lab": Profile(url="https://łé", token="t")})
+    environment = os.environ | {"XDG_CONFIG_HOME": str(tmp_path), "PYTHONIOENCODING": encoding}
+    command = [sys.executable, "-m", "tlm_client", "profile", "list"]
+    shown = subprocess.run(command, capture_output=True, check=True, env=environment).stdout
+    assert ("https://łé" if encoding == "utf-8" else r"https://\u0142") in shown.decode(encoding)
+    printed = subprocess.run([*command, "--json"], capture_output=True, check=True, env=environment).stdout
+    assert json.loads(printed) == [{"name": "lab", "url": "https://łé"}]
+
+
+def test_full_disk_behind_stdout_is_an_error_without_a_traceback() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "tlm_client", "--version"]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: Cannot write the output") and result.stderr.count("\n") == 1
 
 
 def test_version_option_needs_no_command() -> None:

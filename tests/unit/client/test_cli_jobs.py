@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -189,9 +192,6 @@ def test_predict_names_the_model_and_marks_abstentions() -> None:
     assert tlm(handler, "predict", "job_1", "x", "--min-confidence", "2").exit_code == 2
 
 
-def test_predictions_replace_a_file_only_by_force(tmp_path: Path) -> None:
-    source, out = tmp_path / "in.csv", tmp_path / "out.csv"
-    source.write_text("text\na film\n", encoding="utf-8")
 def test_predicted_values_have_six_significant_digits() -> None:
     rows = [{"label": "price", "value": value} for value in (3.14159265, 0.0001234567, 100000009.474)]
     answer = {"data": rows, "model": {"name": "linear", "final": True}}
@@ -199,6 +199,9 @@ def test_predicted_values_have_six_significant_digits() -> None:
     assert all(value in shown.split() for value in ("3.14159", "0.000123457", "100000009")), shown
 
 
+def test_predictions_replace_a_file_only_by_force(tmp_path: Path) -> None:
+    source, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("text\na film\n", encoding="utf-8")
     out.write_text("precious", encoding="utf-8")
     answer = {"data": [{"label": "good", "probability": 0.9}], "model": {"name": "linear", "final": True}}
     info = {"version": "1", "scales": ["instant"], "recipes": ["fast"], "max_upload_bytes": 1_000}
@@ -433,6 +436,16 @@ def test_profile_selects_a_gateway_and_hides_its_token(tmp_path: Path) -> None:
                   ("x", "https://x", "--token", "t…")):  # fmt: skip
         assert tlm(handler, "profile", "add", *arguments, **here).exit_code == 5
     assert not file.exists()
+
+
+def test_prompt_for_a_token_leaves_stdout_to_the_result(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tlm_client", "profile", "add", "lab", "https://x", "--json"]
+    environment = os.environ | {"XDG_CONFIG_HOME": str(tmp_path)}
+    added = subprocess.run(  # In a new session without a terminal, getpass reads stdin.
+        command, capture_output=True, text=True, check=True, env=environment, input="secret\n", start_new_session=True
+    )
+    assert json.loads(added.stdout) == {"name": "lab", "url": "https://x"} and "Token:" in added.stderr
+    assert "secret" in (tmp_path / "tlm" / "profiles.toml").read_text()
 
 
 ELSEWHERE = {"TLM_URL": "https://production.example", "TLM_TOKEN": "production"}
