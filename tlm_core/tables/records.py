@@ -39,7 +39,7 @@ FORMATS: Mapping[str, str] = {
 _DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 _SAMPLE_CHARS = 1 << 18
 _FIELD_LIMIT = 1 << 27
-_BATCH = 1_000
+_BATCH = 64  # rows of Parquet in memory; a file of a few bytes can repeat a value of a megabyte in each row
 _FOREIGN = (
     (b"PK\x03\x04", "a ZIP archive or an Excel sheet"),
     (b"\xd0\xcf\x11\xe0", "an old Excel sheet"),
@@ -174,16 +174,23 @@ class TableFile:
         if self.max_bytes is None:
             return
         size = 0
+        for part in self._part_sizes():
+            size += part
+            if size > self.max_bytes:
+                limit = f"{self.max_bytes:,} bytes unpacked"
+                raise UnreadableFile(
+                    "file_too_large", f"{self.label} has more than {limit}. Use fewer rows or shorter texts."
+                )
+
+    def _part_sizes(self) -> Iterator[int]:
+        """Yield the unpacked size of each part of the file, in bytes."""
         if self.kind == "parquet":
-            metadata = open_parquet(self.path).metadata
-            size = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
-        else:
-            with open_bytes(self.path) as handle:
-                while size <= self.max_bytes and (block := handle.read(1 << 20)):
-                    size += len(block)
-        if size > self.max_bytes:
-            message = f"{self.label} has more than {self.max_bytes:,} bytes unpacked. Use fewer rows or shorter texts."
-            raise UnreadableFile("file_too_large", message)
+            # The metadata of the file counts repeated values only once.
+            yield from map(_unpacked_size, open_parquet(self.path).iter_batches(_BATCH))
+            return
+        with open_bytes(self.path) as handle:
+            while block := handle.read(1 << 20):
+                yield len(block)
 
     def _records(self, names: Sequence[str], produce: Reader) -> Records:
         damaged = self.kind == "parquet" or (self.encoding is not None and self.encoding.damaged)
@@ -448,6 +455,14 @@ def class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, Sequence[st
         for name, names in named.items()
         if isinstance(names, list) and all(isinstance(each, str) for each in names)
     }
+
+
+def _unpacked_size(batch: pa.RecordBatch) -> int:
+    """Return the bytes of a batch without dictionaries. Each row adds one byte, so that rows of nulls count too."""
+    import pyarrow as pa
+
+    columns = (c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in batch.columns)
+    return batch.num_rows + sum(column.nbytes for column in columns)
 
 
 def arrow_records(batches: Iterable[pa.RecordBatch], classes: Mapping[str, Sequence[str]]) -> Iterator[Record]:

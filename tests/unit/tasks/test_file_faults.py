@@ -13,6 +13,8 @@ import pytest
 
 from tests.unit.tasks.make import faults, folder, jsonl, put, rows
 from tlm_core.errors import InvalidRequest
+from tlm_core.tables.findings import Findings
+from tlm_core.tables.records import TableFile
 from tlm_core.tasks import limits
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.validate import validate
@@ -100,6 +102,30 @@ def test_file_above_the_unpacked_limit_is_a_data_error(
     packed = {"train.jsonl.gz": gzip.compress(content), "train.parquet": sink.getvalue()}.get(name, content)
     monkeypatch.setattr(limits, "MAX_FILE_BYTES", 6_000)
     assert faults(put(tmp_path / name, packed)) == [("file_too_large", "train", None, None)]
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_repeated_parquet_values_count_in_each_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dictionary: bool
+) -> None:
+    texts = pa.array(["a" * 1_000] * 500)
+    table = pa.table({"text": texts.dictionary_encode() if dictionary else texts, "label": ["x", "y"] * 250})
+    pq.write_table(table, tmp_path / "train.parquet")
+    monkeypatch.setattr(limits, "MAX_FILE_BYTES", 500_000)
+    assert faults(tmp_path / "train.parquet") == [("file_too_large", "train", None, None)]
+    monkeypatch.setattr(limits, "MAX_FILE_BYTES", 600_000)
+    assert "file_too_large" not in codes(tmp_path / "train.parquet")
+
+
+def test_reading_parquet_holds_few_rows_in_memory(tmp_path: Path) -> None:
+    size, path = 100_000, tmp_path / "train.parquet"
+    pq.write_table(pa.table({"text": ["a" * size] * 1_000}), path)
+    before = pa.total_allocated_bytes()
+    file = TableFile(path, Findings("the file")).open()
+    assert file is not None
+    records = file.read(None)
+    next(records)
+    assert pa.total_allocated_bytes() - before < 200 * size
 
 
 def test_bytes_in_parquet_that_are_not_utf_8(tmp_path: Path) -> None:
