@@ -16,7 +16,9 @@ from tlm_core.names import JOB_ID
 _SECRETS = (
     re.compile(r"(?i)(\bbearer\s+)[^\s\"',;]+"),
     re.compile(
-        r"(?i)([\w-]*(?:token|secret|password|credentials?|api_?key|access_?key)[\"']?\s*[=:]\s*[\"']?)[^\s\"',;&]+"
+        # The search starts at the start of a word. A search from each letter needs quadratic time.
+        r"(?i)((?<![\w-])[\w-]*(?:token|secret|password|credentials?|api_?key|access_?key)"
+        r"[\"']?\s*[=:]\s*[\"']?)[^\s\"',;&]+"
     ),
     re.compile(r"(://[^\s/:@]*:)[^\s/@]+(?=@)"),
     re.compile(r"\b((?:tlm|hf|sk|whsec)_)[\w-]{12,}"),
