@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
+from urllib.parse import unquote
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -43,8 +44,9 @@ LoadTask = Callable[[Mapping[str, Path] | str, "DatasetOptions"], tuple["Task", 
 PARTS = ("train", "validation", "test", "test_[a-z]{1,40}", "selection", "file")
 CORPUS_FIELDS = ("name", "language", "near_duplicates")
 
-# Parts of an address that can lead out of an allowed folder: `..`, and chained fsspec addresses (`zip://…::file://…`).
-_ESCAPE = re.compile(r"::|\\|(^|/)(\.|%2e){2}(/|$)|[\x00-\x1f]", re.IGNORECASE)
+# Parts of an unquoted address that can lead out of an allowed folder: `..`, chained fsspec addresses
+# (`zip://…::file://…`), and percent-encoding that remains after `_unquoted`.
+_ESCAPE = re.compile(r"::|\\|(^|/)\.\.(/|$|[?#;])|[\x00-\x1f]|%[0-9a-fA-F]{2}")
 # Accept only OWNER/NAME, because the hub library reads a local folder if it gets a path.
 _REPOSITORY = re.compile(rf"{HUB}(?P<path>{HUB_NAME}/{HUB_NAME})(:[^\s:]*){{0,2}}")
 
@@ -198,16 +200,26 @@ def check_sources(sources: Sequence[str], allowed: Sequence[str]) -> None:
                 f"Invalid source '{source[:200]}'. Expected an address such as s3://bucket/folder. "
                 "To use local files, upload them."
             )
-        if _ESCAPE.search(source) or not any(_lies_under(source, prefix) for prefix in allowed):
+        if _ESCAPE.search(_unquoted(source)) or not any(_lies_under(source, prefix) for prefix in allowed):
             raise InvalidRequest(
                 f"This service may not fetch '{source[:200]}'. Sources allowed by TLM_API_SOURCES: "
                 f"{', '.join(allowed) or 'none'}. Upload the files instead."
             )
 
 
+def _unquoted(source: str) -> str:
+    """Return `source` after four steps of percent-decoding. A server may decode a path more than once."""
+    for _ in range(4):
+        source = unquote(source)
+    return source
+
+
 def _lies_under(source: str, prefix: str) -> bool:
-    """Return whether `source` lies below `prefix`, which is a folder or a scheme (`s3://`, `hub:`)."""
-    return source == prefix or source.startswith(prefix if prefix.endswith(("/", ":")) else f"{prefix}/")
+    """Return whether `source` lies below `prefix`: a folder, a scheme (`s3://`, `hub:`) or a hub dataset."""
+    if source == prefix or prefix.endswith(("/", ":")):
+        return source.startswith(prefix)
+    # A colon separates the configuration of a hub dataset. In other addresses, it can begin the port of another host.
+    return source.startswith((f"{prefix}/", f"{prefix}:") if prefix.startswith(HUB) else f"{prefix}/")
 
 
 @contextmanager

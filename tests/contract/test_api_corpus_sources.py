@@ -78,6 +78,14 @@ def test_load_of_a_missing_source_fails(api: TestClient) -> None:
     ("s3://bucket/%2E%2e/other", "s3://bucket", False), ("s3://bucket/a::file:///etc", "s3://bucket", False),
     ("hub:/etc/x", "hub:", False), ("hub:name", "hub:", False), ("hub:a/b/c", "hub:", False),
     ("hub:a/b@main", "hub:", False), ("hub:owner/name:config:split", "hub:", True),
+    *((f"https://host/open/{path}", "https://host/open", False) for path in (
+        "..%2fclosed", "%2e%2e%2fclosed", ".%2E%5cclosed", "%252e%252e/closed", "%25252525252e./closed", "..?x=",
+        "..#a", "..;a/closed", "..%3Fx=", "a%0d%0ab",
+    )),
+    ("https://host/open/100%25.csv", "https://host/open", True), ("https://host/open/a..b", "https://host/open", True),
+    ("hub:owner/name", "hub:owner/name", True), ("hub:owner/name:config", "hub:owner/name", True),
+    ("hub:owner/name:config:train", "hub:owner/name", True),
+    ("hub:owner/name2:config", "hub:owner/name", False), ("https://host:81/a", "https://host", False),
     ("https://host@evil/a", "https://host", False), ("/etc/passwd", "/etc", False), ("file:///x.csv", "s3://", False),
 ])  # fmt: skip
 def test_only_allowed_prefixes_pass(source: str, prefix: str, fits: bool) -> None:
