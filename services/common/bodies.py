@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
@@ -12,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_JSON_BYTES = 1_000_000
 MAX_DEPTH = 64
+_LONG_BYTES = 1 << 16  # the check of a longer body would delay other requests
 # An unclosed string matches up to the end. Otherwise the search would restart at each quote, in quadratic time.
 _TEXT_OR_BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
 
@@ -47,6 +49,7 @@ def check_json(body: bytes) -> None:
 def depth_of(body: bytes) -> int:
     """Return how deep lists and objects are nested, or 0 if the body has too few brackets to exceed MAX_DEPTH.
 
+    The function stops at the first bracket beyond MAX_DEPTH, and then returns MAX_DEPTH + 1.
     This function does not parse the body, because a parser may exhaust the stack.
     """
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
@@ -57,6 +60,8 @@ def depth_of(body: bytes) -> int:
         if token in (b"[", b"{"):
             depth += 1
             deepest = max(deepest, depth)
+            if deepest > MAX_DEPTH:
+                break
         elif token in (b"]", b"}"):
             depth -= 1
     return deepest
@@ -116,7 +121,10 @@ class BodyCheck:
             return
         try:
             if complete and "json" in content_type:
-                check_json(body)
+                if len(body) > _LONG_BYTES:
+                    await asyncio.to_thread(check_json, body)
+                else:
+                    check_json(body)
         except UnsupportedJSON as error:
             await self._reject(422, str(error))(scope, receive, send)
             return

@@ -2,7 +2,7 @@
 
 Members: `type` (a stable link to the error page), `title`, `status`, `detail` (what to change), and the `code` and
 `retryable` of the error class. Some errors have `facts`. `errors` lists data errors with row and column (at
-most 100 of each code), or invalid fields with a JSON pointer.
+most 100 of each code), or the first 100 invalid fields with a JSON pointer.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ MEDIA_TYPE = "application/problem+json"
 # The gateway serves docs/errors.md here. The link is relative, so it works for any host name.
 ERROR_PAGE = "/docs/errors"
 _RETRY_AFTER_SECONDS = 2
+_LISTED = 100  # most invalid fields in an answer
 
 # A class that is not in this table has the status of its nearest base class in it.
 _STATUS: Mapping[type[e.TLMError], int] = {
@@ -146,16 +147,17 @@ def _log(request: Request, error: Exception) -> None:
 
 
 def validation_problem(errors: Sequence[ErrorDetails], *within: str) -> Problem:
-    """Return the problem for pydantic's list of errors (`ValidationError.errors()`).
+    """Return the problem for pydantic's list of errors (`ValidationError.errors()`). It lists the first 100.
 
     within: the validated part of the request, such as "body".
     """
     # Pydantic counts only the valid items of a list, so an invalid item can make the list seem too short.
     inner = {error["loc"][:-1] for error in errors}
-    entries = [_entry(error, within) for error in errors if error["type"] != "too_short" or error["loc"] not in inner]
+    invalid = [error for error in errors if error["type"] != "too_short" or error["loc"] not in inner]
+    entries = [_entry(error, within) for error in invalid[:_LISTED]]
     detail = "; ".join(f"{entry['pointer'] or entry['in']}: {entry['message']}" for entry in entries[:5])
-    if len(entries) > 5:
-        detail += f"; and {len(entries) - 5} more"
+    if len(invalid) > 5:
+        detail += f"; and {len(invalid) - 5} more"
     return problem_body(422, e.InvalidRequest.code, detail).model_copy(update={"errors": entries})
 
 

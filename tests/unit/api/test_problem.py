@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from typing import Any
@@ -110,6 +111,12 @@ def test_invalid_field_has_a_pointer_and_a_message(client: TestClient, body: Any
     assert says in answer.json()["detail"]
 
 
+def test_answer_lists_the_first_hundred_invalid_fields(client: TestClient) -> None:
+    problem = client.post("/echo", json={f"key{number}": 1 for number in range(150)}).json()
+    assert len(problem["errors"]) == 100
+    assert problem["detail"].endswith("; and 145 more")
+
+
 def test_message_about_a_number_has_no_words_about_parsing(client: TestClient) -> None:
     answer = client.post("/echo", json={"seeds": ["a"]})
     assert [entry["message"] for entry in answer.json()["errors"]] == ["must be a valid integer"]
@@ -166,6 +173,28 @@ def test_json_at_the_depth_limit_is_accepted() -> None:
     check_json(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH)
     with pytest.raises(UnsupportedJSON):
         check_json(b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1))
+
+
+def test_depth_is_not_searched_beyond_the_limit() -> None:
+    assert depth_of(b"[" * 200_000) == MAX_DEPTH + 1
+
+
+@pytest.mark.parametrize(("size", "in_loop"), [(1_000, True), (100_000, False)])
+def test_long_json_is_checked_outside_the_event_loop(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, size: int, in_loop: bool
+) -> None:
+    in_loops: list[bool] = []
+    monkeypatch.setattr("services.common.bodies.check_json", lambda _: in_loops.append(has_event_loop()))
+    assert post(client, b'{"name":"' + b"x" * size + b'"}').status_code == 200
+    assert in_loops == [in_loop]
+
+
+def has_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def test_depth_takes_linear_time_on_unclosed_texts() -> None:
