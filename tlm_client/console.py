@@ -38,6 +38,8 @@ _ARGUMENTS = {
     "overrides": "--set", "metadata": "--label", "max_attempts": "--max-attempts",
     "max_runtime_seconds": "--max-runtime",
 }  # fmt: skip
+# Control characters of a text could command the terminal, for example to change the clipboard.
+_CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {ord("\t"), ord("\n")}, "\ufffd")
 
 Item = str | Table
 
@@ -164,17 +166,36 @@ def shorten(text: str, terms: Sequence[str] = (), width: int = 100) -> str:
     return f"… {shown}" if start else shown
 
 
+def printable(text: str) -> str:
+    """Return the text with U+FFFD instead of control characters. Tabs and line ends stay."""
+    return text.translate(_CONTROLS)
+
+
+def as_markup(text: str) -> str:
+    """Return the markup of rich that prints `text` without control characters."""
+    return escape(printable(text))
+
+
+def print_line(text: str, *, err: bool = False) -> None:
+    """Print a text without its control characters to stdout, or with `err` to stderr."""
+    typer.echo(printable(text), err=err)
+
+
 def table(
     columns: Sequence[str], rows: Collection[Sequence[object]], *, title: str = "", empty: str = "Nothing found."
 ) -> Item:
-    """Return a table, or the line `empty` if there are no rows. Only cells of type Text have a style."""
+    """Return a table, or the line `empty` if there are no rows. Only cells of type Text have a style.
+
+    A cell of type Text must be printable.
+    """
     if not rows:
         return empty
-    result = Table(title=escape(title) or None, title_justify="left", header_style="bold")
+    result = Table(title=as_markup(title) or None, title_justify="left", header_style="bold")
     for column in columns:
         result.add_column(column, no_wrap=column == "id", overflow="fold")
     for row in rows:
-        result.add_row(*(cell if isinstance(cell, Text) else escape("" if cell is None else str(cell)) for cell in row))
+        cells = ("" if cell is None else cell for cell in row)
+        result.add_row(*(cell if isinstance(cell, Text) else as_markup(str(cell)) for cell in cells))
     return result
 
 
@@ -187,7 +208,7 @@ def print_items(*items: Item) -> None:
         if isinstance(item, Table):
             console.print(item)
         else:
-            typer.echo(item)
+            print_line(item)
 
 
 def print_json(value: object, *, err: bool = False) -> None:
@@ -204,7 +225,7 @@ def print_result(value: object, *items: Item) -> None:
 
 def print_note(text: str) -> None:
     """Print a note to stderr without interpreting markup."""
-    typer.echo(f"note: {text}", err=True)
+    print_line(f"note: {text}", err=True)
 
 
 def confirm_deletion(what: str, *, yes: bool) -> None:
@@ -223,16 +244,16 @@ def print_error(error: TLMError, *, as_json: bool) -> None:
     if as_json:
         print_json({"error": error.as_dict()}, err=True)
         return
-    typer.echo(f"error: {message_of(error)}", err=True)
+    print_line(f"error: {message_of(error)}", err=True)
     if request_id := error.facts.get("request_id"):
-        typer.echo(f"  The log of the gateway contains this request with the id {request_id}.", err=True)
+        print_line(f"  The log of the gateway contains this request with the id {request_id}.", err=True)
     listed = (error.facts.get(name) for name in ("faults", "errors"))
     lines = [_described(entry) for entries in listed if isinstance(entries, list) for entry in entries]
     more = [line for line in lines if line not in error.message]
     for line in more[:_MOST_DATA_ERRORS]:
-        typer.echo(f"  {_in_own_words(line)}", err=True)
+        print_line(f"  {_in_own_words(line)}", err=True)
     if len(more) > _MOST_DATA_ERRORS:
-        typer.echo(f"  {len(more) - _MOST_DATA_ERRORS} more errors. Use --json to list all.", err=True)
+        print_line(f"  {len(more) - _MOST_DATA_ERRORS} more errors. Use --json to list all.", err=True)
 
 
 def message_of(error: TLMError) -> str:

@@ -9,8 +9,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
 
+from tlm_client.console import as_markup
 from tlm_client.transfer import FileProgress
 from tlm_core.jobs import spec
 from tlm_core.jobs.event_words import sentence
@@ -76,11 +76,11 @@ class Display:
             return
         if self._task is not None:
             self._bar.remove_task(self._task)
-        self._task = self._bar.add_task(escape(title), total=None, facts="")
+        self._task = self._bar.add_task(as_markup(title), total=None, facts="")
 
     def line(self, text: str) -> None:
         """Print a permanent line, above the live line if there is one."""
-        self._console.print(escape(text))
+        self._console.print(as_markup(text))
 
     def update(self, stage: str, done: float, total: float, facts: str) -> None:
         """Show the progress of `stage`; total 0 means unknown.
@@ -91,9 +91,9 @@ class Display:
             if self._task is None:
                 self.begin(self._title)
             assert self._task is not None
-            description = escape(f"{self._title} {stage}".strip())
+            description = as_markup(f"{self._title} {stage}".strip())
             self._bar.update(
-                self._task, description=description, completed=done, total=total or None, facts=escape(facts)
+                self._task, description=description, completed=done, total=total or None, facts=as_markup(facts)
             )
             return
         percentage = f"{done / total:4.0%} " if total else ""

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from tlm_client.console import JobId, JobIds, open_client, print_result, shorten, table
+from tlm_client.console import JobId, JobIds, open_client, print_result, printable, shorten, table
 from tlm_client.display import spark
 from tlm_client.summary import format_score, format_verdict
 from tlm_core.evaluation.summary import model_title, time_in_words
@@ -104,7 +104,7 @@ def _content_words(text: str) -> list[str]:
 
 
 def _highlighted(text: str, terms: Sequence[str]) -> Text:
-    result = Text(text)
+    result = Text(printable(text))
     if terms:
         result.highlight_regex(rf"(?i)\b({'|'.join(map(re.escape, terms))})\b", "bold")
     return result

@@ -362,6 +362,23 @@ def test_markup_from_the_gateway_is_printed_as_text() -> None:
     assert "[red]x[/red]" in result.stdout and "[bold]hi[/bold] <script>" in result.stdout
 
 
+CLIPBOARD = "\x1b]52;c;eA==\x07"
+
+
+def test_control_characters_from_the_gateway_are_replaced() -> None:
+    hits = [{"id": "1", "score": 1.0, "source": CLIPBOARD, "text": f"query {CLIPBOARD} \x9b \x7f"}]
+    handler = serve({"POST /v1/corpora/docs/search": {"version": "v", "hits": hits}})
+    shown = tlm(handler, "corpus", "search", "docs", "query").stdout
+    assert "\ufffd]52;c;eA==\ufffd" in shown and not re.search(r"[^\n -~\xa0-\uffff]", shown)
+    as_json = tlm(handler, "corpus", "search", "docs", "query", "--json").stdout
+    assert json.loads(as_json)[0]["source"] == CLIPBOARD
+
+
+def test_control_characters_in_errors_are_replaced() -> None:
+    answer = problem(422, "invalid_request", f"Invalid{CLIPBOARD}.", errors=[{"message": CLIPBOARD, "pointer": "/a"}])
+    assert "\x1b" not in tlm(lambda _: answer, "cancel", "job_9").stderr
+
+
 def test_corpus_deletion_needs_confirmation_and_a_valid_version() -> None:
     requests: list[str] = []
 

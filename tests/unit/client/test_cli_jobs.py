@@ -94,6 +94,12 @@ def test_dry_run_submits_nothing() -> None:
 LINES = [{"id": f"{n}-0", "at": 1.0, "attempt": 1, "line": f"line {n}"} for n in range(1, 4)]
 
 
+def test_log_shows_no_control_characters() -> None:
+    page = {"data": [LINES[0] | {"line": "a\tb \x1b]52;c;eA==\x07"}], "has_more": False}
+    result = tlm(lambda _: httpx.Response(200, json=page), "logs", "job_1")
+    assert result.stdout.endswith("a\tb \ufffd]52;c;eA==\ufffd\n")
+
+
 def test_followed_log_continues_after_the_printed_lines() -> None:
     requests: list[tuple[str, str | None]] = []
 

@@ -46,6 +46,15 @@ def test_stages_that_report_in_turn_print_one_line_each() -> None:
     assert [line.split()[0] for line in out.getvalue().splitlines()] == ["joint.s0", "joint.s1", "joint.s2", "joint.s2"]
 
 
+def test_control_characters_are_replaced() -> None:
+    display, out = plain([0.0])
+    with display:
+        display.begin("\x1b]0;title\x07")
+        display.update("\x1b[2J", 1, 2, "\x9b")
+        display.line("\x1bc")
+    assert not set("\x1b\x07\x9b") & set(out.getvalue())
+
+
 def test_end_of_a_short_download_is_printed() -> None:
     display, out = plain([0.0])
     with display:
