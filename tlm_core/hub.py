@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,10 @@ from tlm_core.names import HUB, MODEL
 
 # Patterns for the files of all tokenizers that stock classes load.
 TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
+
+_CARDS = ("README.md", ".huggingface.yaml")
+# A path with a scheme, a chain of file systems, an absolute path, or a path with `..`.
+_OUTSIDE = re.compile(r"^/|^[^/]*:|::|://|(^|/)\.\.(/|$)")
 
 
 def model_folder(source: str, *patterns: str) -> Path:
@@ -39,6 +43,56 @@ def refuse_folder(path: str) -> None:
             "from the hub, start this program in another directory. To use the folder, pass its absolute path or "
             "upload its files."
         )
+
+
+def refuse_outside_files(path: str, revision: str | None = None) -> None:
+    """Raise InvalidRequest if the card of a dataset names data files outside the dataset.
+
+    The library would read such files from this machine or its network. path: OWNER/NAME, or the absolute path of a
+    local folder. Raises the errors of `huggingface_hub`.
+    """
+    from huggingface_hub import DatasetCard
+
+    for name in _CARDS:
+        if (file := _card_file(path, name, revision)) is None:
+            continue
+        text = file.read_text(encoding="utf-8")
+        card = DatasetCard(text if name.endswith(".md") else f"---\n{text}\n---\n")
+        for config in _listed(card.data.get("configs")):
+            for data_file in _data_files(config) if isinstance(config, dict) else ():
+                if isinstance(data_file, str) and _OUTSIDE.search(data_file):
+                    raise InvalidRequest(
+                        f"{name} of the hub dataset {path} names the data file '{data_file[:200]}', which is not a "
+                        "path inside the dataset. Choose another dataset, or upload the files."
+                    )
+
+
+def _card_file(path: str, name: str, revision: str | None) -> Path | None:
+    """Return a file of a dataset, or None if the dataset has no such file or the hub does not answer.
+
+    Without an answer of the hub, the libraries read only earlier downloads.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if Path(path).is_absolute():
+        file = Path(path, name)
+        return file if file.is_file() else None
+    try:
+        return Path(hf_hub_download(path, name, repo_type="dataset", revision=revision))
+    except EntryNotFoundError:
+        return None
+
+
+def _data_files(config: Mapping[str, object]) -> Iterator[object]:
+    """Yield the data files and the folder that a configuration of a card names."""
+    for entry in _listed(config.get("data_files")):
+        yield from _listed(entry.get("path") if isinstance(entry, dict) else entry)
+    yield config.get("data_dir")
+
+
+def _listed(value: object) -> Sequence[object]:
+    return value if isinstance(value, list) else [value]
 
 
 @contextmanager

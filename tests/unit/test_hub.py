@@ -8,8 +8,12 @@ from unittest.mock import Mock
 
 import pytest
 
+from tlm_core.corpus.hub import stream_hub
 from tlm_core.errors import InvalidRequest, NotFound, TLMError, Unavailable
-from tlm_core.hub import hub_errors, model_folder, refuse_folder
+from tlm_core.hub import hub_errors, model_folder, refuse_folder, refuse_outside_files
+from tlm_core.names import HUB
+from tlm_core.tables.findings import Findings
+from tlm_core.tasks.hub import HubSource, read_hub
 
 
 def of_datasets(name: str) -> Callable[[], Exception]:
@@ -75,3 +79,49 @@ def test_a_folder_does_not_stand_in_for_a_repository(tmp_path: Path, monkeypatch
     refuse_folder("a/c")
     with pytest.raises(InvalidRequest, match="is also a local folder"):
         refuse_folder("a/b")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "data_files: http://10.0.0.1/a.csv", "data_files: [a.csv, '/etc/passwd']", "data_files: 'zip://a::b.zip'",
+        "data_files: [{split: train, path: 'x:../../etc/passwd'}]", "data_dir: ../other", "data_dir: /etc",
+        "data_files: [{split: train, path: [a.csv, 'file:///etc/passwd']}]",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("card", ["README.md", ".huggingface.yaml"])
+def test_data_files_outside_the_dataset_are_refused(tmp_path: Path, card: str, names: str) -> None:
+    write_card(tmp_path / card, names)
+    with pytest.raises(InvalidRequest, match="not a path inside the dataset"):
+        refuse_outside_files(str(tmp_path))
+    with pytest.raises(InvalidRequest, match="not a path inside the dataset"):
+        read_hub(HubSource(str(tmp_path)), Findings())
+    with pytest.raises(InvalidRequest, match="not a path inside the dataset"):
+        next(stream_hub(f"{HUB}{tmp_path}", None, Findings()))
+
+
+@pytest.mark.parametrize("names", ["data_files: data/*.csv", "data_files: [a/b:c..csv]", "data_dir: a..b", "drop: 1"])
+def test_data_files_inside_the_dataset_are_accepted(tmp_path: Path, names: str) -> None:
+    write_card(tmp_path / "README.md", names)
+    refuse_outside_files(str(tmp_path))
+
+
+def test_card_is_read_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    write_card(tmp_path / "card", "data_files: /etc/passwd")
+
+    def download(path: str, name: str, **options: object) -> str:
+        assert (path, options) == ("a/b", {"repo_type": "dataset", "revision": "v1"})
+        if name == "README.md":
+            raise of_hub("EntryNotFoundError")()
+        return str(tmp_path / "card")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(InvalidRequest, match=r"\.huggingface\.yaml of the hub dataset a/b"):
+        refuse_outside_files("a/b", "v1")
+
+
+def write_card(path: Path, names: str) -> None:
+    configs = f"configs:\n- config_name: default\n  {names}\n"
+    path.write_text(f"---\n{configs}---\nText\n" if path.suffix == ".md" else configs)

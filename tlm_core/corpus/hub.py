@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from tlm_core.corpus.files import Row, rows_of
 from tlm_core.errors import InvalidRequest
-from tlm_core.hub import hub_errors, refuse_folder
+from tlm_core.hub import hub_errors, refuse_folder, refuse_outside_files
 from tlm_core.names import HUB
 from tlm_core.tables.findings import Findings
 from tlm_core.tables.records import Records
@@ -59,6 +59,7 @@ def stream_hub(name: str, text_column: str | None, findings: Findings) -> Iterat
     if not Path(path).is_absolute():
         refuse_folder(path)
     with hub_errors(f"'{name}'"):
+        refuse_outside_files(path)
         configs = datasets.get_dataset_config_names(path)
         source = resolve_hub_name(name, configs)
         stream = datasets.load_dataset(source.path, source.config, split=source.split, streaming=True)

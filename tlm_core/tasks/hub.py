@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlm_core.errors import InvalidRequest
-from tlm_core.hub import hub_errors, refuse_folder
+from tlm_core.hub import hub_errors, refuse_folder, refuse_outside_files
 from tlm_core.names import HUB, HUB_NAME
 from tlm_core.tables.findings import Findings
 from tlm_core.tables.records import Records, TableFile, arrow_records, check_names, class_names
@@ -110,10 +110,11 @@ def hub_file(source: HubSource, name: str, *, cache: Path | None = None) -> Path
 
 
 def _load(source: HubSource, cache: Path | None, load: Load | None) -> DatasetDict:
-    if load is None:
-        # The library takes seconds to import, and only hub ids need it.
-        from datasets import load_dataset
-
-        load = load_dataset
     with hub_errors(f"the hub dataset {source.path}"):
+        if load is None:
+            # The library takes seconds to import, and only hub ids need it.
+            from datasets import load_dataset
+
+            refuse_outside_files(source.path, source.revision)
+            load = load_dataset
         return load(source.path, name=source.config, revision=source.revision, cache_dir=str(cache) if cache else None)
