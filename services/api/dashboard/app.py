@@ -40,7 +40,7 @@ _PAGES = (
 
 
 def mount_dashboard(app: FastAPI, parts: Parts) -> None:
-    """Mount the dashboard at /ui of the gateway, and redirect /, /docs and /redoc to its pages."""
+    """Mount the dashboard at /ui of the gateway, and redirect / and /docs to its pages."""
     inner = FastAPI(openapi_url=None)
     inner.state.parts = parts
     inner.state.environment = build_environment()
@@ -52,8 +52,7 @@ def mount_dashboard(app: FastAPI, parts: Parts) -> None:
     app.mount(PREFIX, Headers(inner, {asset.url for asset in inner.state.environment.globals["assets"].values()}))
     app.add_api_route("/", index, include_in_schema=False)
     app.add_api_route("/favicon.ico", lambda: FileResponse(STATIC / "icon.svg"), include_in_schema=False)
-    for path in ("/docs", "/redoc"):
-        app.add_api_route(path, lambda: RedirectResponse(f"{PREFIX}/reference", 307), include_in_schema=False)
+    app.add_api_route("/docs", lambda: RedirectResponse(f"{PREFIX}/reference", 307), include_in_schema=False)
 
 
 @router.get("/")
