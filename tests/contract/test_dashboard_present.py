@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -79,6 +80,13 @@ def test_long_labels_may_break_after_their_separators() -> None:
 def test_names_of_metrics_and_ends_of_shell_lines_do_not_break() -> None:
     assert unbroken("a <b> macro-F1 0.9") == 'a &lt;b&gt; <span class="unbroken">macro-F1</span> 0.9'
     assert unbroken("curl -H x \\\n  url") == 'curl -H <span class="unbroken">x \\</span>\n  url'
+
+
+def test_search_for_unbroken_names_in_a_long_word_is_fast() -> None:
+    text = "a" * 50_000
+    started = time.perf_counter()
+    assert unbroken(text) == text
+    assert time.perf_counter() - started < 5
 
 
 def test_session_expires_and_belongs_to_one_token() -> None:

@@ -165,7 +165,9 @@ def unbroken(text: str) -> Markup:
 
     In a line that ends with a backslash, browsers do not separate the backslash from the word before it.
     """
-    return Markup(re.sub(r"\w+-F1|\S+ \\(?=\n)", r'<span class="unbroken">\g<0></span>', str(escape(text))))
+    # The search starts at the start of a word. A search from each letter needs quadratic time.
+    names = re.compile(r"(?<!\w)\w+-F1|(?<!\S)\S+ \\(?=\n)")
+    return Markup(names.sub(r'<span class="unbroken">\g<0></span>', str(escape(text))))
 
 
 FILTERS = {
