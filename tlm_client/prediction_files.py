@@ -39,7 +39,8 @@ def predict_file(
     The copy is JSON Lines if the file has JSON, else CSV in UTF-8. `target` appears when the copy is complete. A blank
     text gets an empty prediction. text_column, pair_column: by default, those of the model's dataset if the file has
     them. Otherwise, the text column is the only column, or `text`. on_row: receives the number of rows so far.
-    notify: receives the inferred settings of the file, and the number of blank texts.
+    notify: receives the inferred settings of the file, the columns that the copy replaces or leaves empty, and the
+    number of blank texts.
 
     Raises InvalidRequest for a missing file, a target that is not a file, an invalid row or a missing column, and what
     TLMClient.predict raises.
@@ -57,6 +58,9 @@ def predict_file(
     pair_column = pair_column or (known.get("text_pair") if known.get("text_pair") in columns else None)
     _check_columns(table, columns, known, {"--text-column": text, "--pair-column": pair_column})
     needed = [text, pair_column] if pair_column else [text]
+    for name in _NONE:
+        if name in columns:
+            notify(f"column '{name}' of the file is replaced in the output")
     # An iterator that nothing reads would store the whole file in memory.
     rows, texts, *pairs = tee(_rows(table, records, needed), 1 + len(needed))
     predictions = client.predict_many(
@@ -67,7 +71,7 @@ def predict_file(
     )
     count = blank = 0
     with _written(target) as output:
-        write = _json_writer(output) if table.kind == "json" else _csv_writer(output, columns)
+        write = _json_writer(output) if table.kind == "json" else _csv_writer(output, columns, notify)
         for count, row in enumerate(rows, 1):
             is_blank = _is_blank(row, text)
             write(row, _NONE if is_blank else _columns(next(predictions)))
@@ -167,13 +171,22 @@ def _written(target: Path) -> Iterator[IO[str]]:
         partial.unlink(missing_ok=True)
 
 
-def _csv_writer(output: IO[str], columns: Sequence[str]) -> Callable[[Row, Row], None]:
-    """Return a function that writes a row with its prediction. Dates and nested values of Parquet become empty."""
+def _csv_writer(output: IO[str], columns: Sequence[str], notify: Callable[[str], None]) -> Callable[[Row, Row], None]:
+    """Return a function that writes a row with its prediction.
+
+    Dates, nested values and binary data of Parquet become empty. `notify` receives each column with such values once.
+    """
+    emptied = set[str]()
     writer = csv.DictWriter(output, list(dict.fromkeys([*columns, *_NONE])))
     writer.writeheader()
 
     def write(row: Row, prediction: Row) -> None:
-        writer.writerow({**{k: None if isinstance(v, Unread) else v for k, v in row.items()}, **prediction})
+        unread = {name: value for name, value in row.items() if isinstance(value, Unread)}
+        for name, value in unread.items():
+            if name not in emptied:
+                emptied.add(name)
+                notify(f"column '{name}': each {value.value} is empty in the output")
+        writer.writerow({**row, **dict.fromkeys(unread), **prediction})
 
     return write
 

@@ -95,6 +95,30 @@ def test_parquet_becomes_csv(tmp_path: Path) -> None:
     assert [(row["text"], row["tags"], row["prediction"]) for row in rows_of(path)] == [("a film", "", "a"), ("",) * 3]
 
 
+def test_columns_that_become_empty_are_reported_once(tmp_path: Path) -> None:
+    path = tmp_path / "in.parquet"
+    day, binary = pa.array([0, 1], pa.date32()), pa.array([b"\xff", b"\xff"])
+    columns = {"text": ["a", "b"], "tags": [["x"], ["y"]], "day": day, "raw": binary}
+    pq.write_table(pa.table(columns), path)  # type: ignore[no-untyped-call]
+    assert classified(path) == 2
+    assert sorted(NOTES) == [
+        "column 'day': each date or time is empty in the output",
+        "column 'raw': each piece of binary data is empty in the output",
+        "column 'tags': each list or object is empty in the output",
+    ]
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("in.csv", "text,prediction\na film,old\n"), ("in.jsonl", '{"text": "a film", "prediction": "old"}\n'),
+])  # fmt: skip
+def test_replaced_columns_are_reported(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    assert classified(path) == 1
+    assert NOTES == ["column 'prediction' of the file is replaced in the output"]
+    assert "old" not in path.with_suffix(".out").read_text()
+
+
 def test_text_column_is_that_of_the_dataset_else_the_only_column(tmp_path: Path) -> None:
     path = tmp_path / "in.csv"
     path.write_text("Nachricht;Klasse\nhallo;\n", encoding="utf-8")
