@@ -49,7 +49,10 @@ def check_texts(table: RawTable, column: str, findings: Findings) -> None:
 
 
 def check_labels(table: RawTable, column: str, findings: Findings) -> None:
-    """Report invalid labels of a column. Data errors: null_label, mixed_types, not_a_label, bad_character."""
+    """Report invalid labels of a column.
+
+    Data errors: null_label, mixed_types, not_a_label, label_too_long, bad_character.
+    """
     kinds, split, place = table.columns[column].kinds, table.split, place_of(table, column)
     check_unread(table, column, findings)
     null, total = null_rows(table, column, is_null_or_blank)
@@ -60,6 +63,9 @@ def check_labels(table: RawTable, column: str, findings: Findings) -> None:
     for name in sorted(known.keys() - {usual}):
         message, kind = f"{place} is a {name}; most labels are a {usual}. Use one type.", known[name]
         findings.fault_rows("mixed_types", message, kind.rows, split=split, column=column, total=kind.count)
+    long = _rows(table, table.columns[column].values, lambda chunk: _is_longer(chunk, limits.MAX_LABEL_CHARS))
+    message = f"{place} is a label of more than {limits.MAX_LABEL_CHARS:,} characters. Shorten it, or set label_column."
+    findings.fault_rows("label_too_long", message, long.tolist(), split=split, column=column)
     _check_characters(table, column, findings)
 
 
@@ -115,16 +121,20 @@ def is_null_or_blank(chunk: pa.StringArray) -> pa.BooleanArray:
     return pc.fill_null(_is_blank(chunk), True)
 
 
+def _is_longer(chunk: pa.StringArray, limit: int) -> pa.BooleanArray:
+    return pc.greater(pc.utf8_length(chunk), limit)
+
+
 def _long_rows(table: RawTable, values: pa.ChunkedArray, limit: int) -> list[tuple[int, int]]:
-    rows = _rows(table, values, lambda chunk: pc.greater(pc.utf8_length(chunk), limit))
+    rows = _rows(table, values, lambda chunk: _is_longer(chunk, limit))
     lengths = pc.utf8_length(values).to_numpy()[np.searchsorted(table.rows, rows)] if len(rows) else rows
     return [(int(row), int(length)) for row, length in zip(rows, lengths, strict=True)]
 
 
 def count_labels(values: pa.ChunkedArray) -> dict[str, int]:
-    """Return the number of rows of each label of a string column, without null and blank labels."""
-    entries = pc.value_counts(values).to_pylist()
-    return {entry["values"]: entry["counts"] for entry in entries if entry["values"] and entry["values"].strip()}
+    """Return the number of rows of each label of a string column, without null, blank and too long labels."""
+    counts = {entry["values"] or "": entry["counts"] for entry in pc.value_counts(values).to_pylist()}
+    return {label: count for label, count in counts.items() if label.strip() and len(label) <= limits.MAX_LABEL_CHARS}
 
 
 def sort_labels(labels: Iterable[str]) -> list[str]:

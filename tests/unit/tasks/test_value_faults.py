@@ -40,6 +40,7 @@ def with_rows(extra: list[Any]) -> list[Any]:
         ({"text": "x", "label": {"a": 1}}, ("not_a_label", "train", 5, "label")),
         ({"text": "a\x00b", "label": "bad"}, ("bad_character", "train", 5, "text")),
         ({"text": "x", "label": "bad\x00"}, ("bad_character", "train", 5, "label")),
+        ({"text": "x", "label": "b" * 1_001}, ("label_too_long", "train", 5, "label")),
         ({"text": "x" * 1_000_001, "label": "bad"}, ("text_too_long", "train", 5, "text")),
     ],
 )
@@ -228,6 +229,18 @@ def test_a_long_text_is_a_warning_and_an_error_above_the_limit(tmp_path: Path, m
     assert faults(source) == [("text_too_long", "train", 6, "text")]
     _, report = validate(source)
     assert [warning["row"] for warning in report["warnings"] if warning["code"] == "long_text"] == [5]
+
+
+def test_messages_have_no_label_above_the_limit(tmp_path: Path) -> None:
+    records = [*rows(4), *({"text": f"x {n}", "label": "b" * 2_000 + str(n)} for n in range(3))]
+    _, report = validate(put(tmp_path / "all.jsonl", jsonl(records)))
+    assert "label_too_long" in [fault["code"] for fault in report["faults"]]
+    assert "b" * 1_001 not in str(report)
+
+
+def test_label_at_the_limit_is_valid(tmp_path: Path) -> None:
+    labels = ("b" * 1_000, "good")
+    assert faults(folder(tmp_path, rows(4, labels), rows(4, labels, "dev"), rows(4, labels, "new"))) == []
 
 
 def test_field_of_ten_megabytes_is_reported_with_its_row(tmp_path: Path) -> None:
