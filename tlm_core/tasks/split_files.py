@@ -62,7 +62,10 @@ def _add_folder(folder: Path, paths: dict[str, Path], findings: Findings) -> Non
     files = [path for path in visible if format_of(path.name)]
     if not files:
         names = ", ".join(path.name for path in visible[:_LISTED]) or "nothing"
-        findings.fault("no_file", f"The folder '{folder.name}' has no data file; it has {names}. {SUPPORTED}")
+        inner = (path for path in sorted(folder.glob("[!.]*/*")) if path.is_file() and format_of(path.name))
+        folders = ", ".join(list(dict.fromkeys(path.parent.name for path in inner))[:_LISTED])
+        advice = f"Folders in it have data files: {folders}. Name that folder." if folders else SUPPORTED
+        findings.fault("no_file", f"The folder '{folder.name}' has no data file; it has {names}. {advice}")
     if foreign := [path.name for path in visible if path not in files and _splits_in_name(path)]:
         findings.note(f"files with unsupported types are ignored: {', '.join(foreign[:_LISTED])}. {SUPPORTED}")
     unclear = []

@@ -49,6 +49,15 @@ def test_no_file_and_no_train(tmp_path: Path) -> None:
     assert codes(tmp_path) == ["no_train"]
 
 
+def test_error_about_a_folder_without_data_names_folders_with_data(tmp_path: Path) -> None:
+    put(tmp_path / "README.md", "a card")
+    put(tmp_path / ".git" / "train.jsonl", "")
+    put(tmp_path / "data" / "train-00000.jsonl", jsonl(rows(4)))
+    _, report = validate(tmp_path)
+    message = report["faults"][0]["message"]
+    assert message.endswith("it has README.md. Folders in it have data files: data. Name that folder.")
+
+
 def test_two_files_for_one_split(tmp_path: Path) -> None:
     source = folder(tmp_path, rows(4))
     put(source / "dev.csv", "text,label\n")
