@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from tlm_core.tables.findings import Findings
+from tlm_core.tables.records import Unread
 from tlm_core.tasks import limits
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.table import UNREAD, RawTable
@@ -59,6 +60,10 @@ def choose_columns(tables: Mapping[str, RawTable], options: DatasetOptions, find
     """
     train = tables["train"]
     label, text = options.label_column, options.text_column
+    if label is None and (name := _only_list(train)) is not None:
+        message = f"{train.file} has one row, and its '{name}' is a list or object. Write one object per line."
+        findings.fault("missing_column", message, split=train.split)
+        return None
     if label is None:
         label = _infer_label(train, {name for name in (text, options.text_pair_column) if name}, findings)
     if text is None:
@@ -75,6 +80,13 @@ def choose_columns(tables: Mapping[str, RawTable], options: DatasetOptions, find
     if unused:
         findings.note(f"columns not used: {', '.join(unused[:20])}")
     return columns if _has_header(train, columns, options, findings) else None
+
+
+def _only_list(table: RawTable) -> str | None:
+    """Return the list or object of the only row, as in `{"data": [...]}`. Return None if there is a label column."""
+    if len(table.rows) > 1 or _named(table, LABEL_NAMES, set()) is not None:
+        return None
+    return next((name for name, column in table.columns.items() if Unread.NESTED.value in column.kinds), None)
 
 
 def _present(columns: Columns, table: RawTable, findings: Findings) -> bool:

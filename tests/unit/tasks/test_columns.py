@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.unit.tasks.make import faults, folder, jsonl, messages, put, rows
 from tlm_core.tasks.options import DatasetOptions
@@ -64,6 +68,13 @@ def test_pairs_are_known_by_their_names_and_can_be_turned_off(tmp_path: Path) ->
     task, _ = load_task(source, DatasetOptions(text_pair_column=""))
     assert not task.pair
     assert task.text_pairs("test") is None
+
+
+@pytest.mark.parametrize("document", [{"data": rows(20)}, {"version": "1", "data": {"rows": rows(20)}}])
+def test_json_document_around_the_rows_is_explained(tmp_path: Path, document: dict[str, Any]) -> None:
+    _, report = validate(put(tmp_path / "train.json", json.dumps(document)))
+    assert [fault["code"] for fault in report["faults"]] == ["missing_column"]
+    assert "has one row, and its 'data' is a list or object. Write one object" in report["faults"][0]["message"]
 
 
 def test_missing_column_error_suggests_the_nearest_name(tmp_path: Path) -> None:
