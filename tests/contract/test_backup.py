@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import pytest
 
 from services.common.archive import Archive
 from services.common.history import History
-from services.common.redis_client import TO_MOVE
+from services.common.redis_client import TO_MOVE, key
 from services.trainer.cluster import Status
 from services.trainer.sweeper import StorageSweeper
 from tests.contract.coordinator_harness import CoordinatorHarness, MovableClockStore
@@ -46,9 +47,11 @@ def start(tmp_path: Path) -> Iterator[Start]:
         server.kill()
 
 
-def backup(verb: str, folder: Path, server: RedisServer, storage: Path | str) -> subprocess.CompletedProcess[str]:
+def backup(
+    verb: str, folder: Path, server: RedisServer, storage: Path | str, at_storage: str = ""
+) -> subprocess.CompletedProcess[str]:
     environment = {
-        "PATH": f"{Path(redis_binary()).parent}:{os.environ['PATH']}", "AT_REDIS": "", "AT_STORAGE": "",
+        "PATH": f"{Path(redis_binary()).parent}:{os.environ['PATH']}", "AT_REDIS": "", "AT_STORAGE": at_storage,
         "REDIS_DATA": str(server.folder), "REDIS_PORT": str(server.port), "REDIS_PASSWORD": server.password,
         "STORAGE": str(storage),
     }  # fmt: skip
@@ -132,6 +135,7 @@ def test_restored_service_has_all_jobs_and_continues(start: Start, tmp_path: Pat
     restored = backup("restore", tmp_path / "backup", again, tmp_path / "b" / "storage")
     assert restored.returncode == 0, restored.stderr
     again.kill()
+    assert not list(again.folder.glob("*.rdb"))
     again.start()  # The append-only file has the data.
     harness = service(again, tmp_path / "b")
     assert {job.id for job in harness.store.list_jobs(T)[0]} == {ended, running}
@@ -161,6 +165,39 @@ def test_restore_into_a_redis_with_jobs_is_refused(start: Start, tmp_path: Path)
     assert refused.returncode == 1 and "Redis has jobs" in refused.stderr
     assert len(harness.store.list_jobs(T)[0]) == 1
     assert not (server.folder / "restore.rdb").exists()
+
+
+@pytest.mark.parametrize("records", ["datasets", "corpora", "webhooks"])
+def test_restore_into_a_redis_with_records_changes_no_storage(start: Start, tmp_path: Path, records: str) -> None:
+    server = start("redis")
+    assert backup("save", tmp_path / "backup", server, "").returncode == 0
+    (tmp_path / "backup" / "storage" / "old").touch()
+    (tmp_path / "storage").mkdir()
+    server.client().zadd(key(T, records), {"name": 0})
+    refused = backup("restore", tmp_path / "backup", server, tmp_path / "storage")
+    assert refused.returncode == 1 and "Stop the gateways and empty Redis" in refused.stderr
+    assert server.client().exists(key(T, records)) and not list((tmp_path / "storage").iterdir())
+
+
+def test_restore_fails_if_redis_cannot_write_its_file(start: Start, tmp_path: Path) -> None:
+    server = start("redis")
+    server.client().set("large", os.urandom(65_536))
+    assert backup("save", tmp_path / "backup", server, "").returncode == 0
+    again = start("again")
+    assert again.process is not None
+    resource.prlimit(again.process.pid, resource.RLIMIT_FSIZE, (4096, 4096))  # as on a full disk
+    failed = backup("restore", tmp_path / "backup", again, "")
+    assert failed.returncode == 1 and "Redis cannot write the restored data" in failed.stderr, failed
+    assert not list(again.folder.glob("*.rdb"))
+
+
+@pytest.mark.parametrize("at_storage", ["", "true"])  # `true` succeeds without reading what the first tar sends.
+def test_restore_of_an_unreadable_storage_fails(start: Start, tmp_path: Path, at_storage: str) -> None:
+    server = start("redis")
+    assert backup("save", tmp_path / "backup", server, "").returncode == 0
+    (tmp_path / "backup" / "storage").rmdir()
+    failed = backup("restore", tmp_path / "backup", server, tmp_path, at_storage)
+    assert failed.returncode == 1 and f"tar cannot copy {tmp_path}/backup/storage" in failed.stderr, failed
 
 
 def test_failed_save_leaves_no_backup(start: Start, tmp_path: Path) -> None:
