@@ -11,7 +11,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from tlm_core.errors import Unauthorized
+from tlm_core.errors import MissingDependency, Unauthorized
 from tlm_core.jobs.spec import JobRecord
 
 _bearer = HTTPBearer(
@@ -22,10 +22,10 @@ _bearer = HTTPBearer(
 def ensure_token(path: Path) -> str:
     """Return the API token in the file `path`. Create a missing file with mode 0600 and a new token.
 
-    Processes that start at the same time get the same token.
+    Processes that start at the same time get the same token. Raises MissingDependency if the file is empty.
     """
     if path.exists():
-        return path.read_text(encoding="ascii").strip()
+        return _read_token(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -40,7 +40,20 @@ def ensure_token(path: Path) -> str:
         pass
     finally:
         partial.unlink()
-    return path.read_text(encoding="ascii").strip()
+    return _read_token(path)
+
+
+def _read_token(path: Path) -> str:
+    token = path.read_text(encoding="ascii").strip()
+    if not token:  # Otherwise an empty text would be the token.
+        raise MissingDependency(f"The token file {path} is empty. Delete it, and the next start creates a new token.")
+    return token
+
+
+def is_token(text: str, token: str) -> bool:
+    """Return whether the text of a user is the API token."""
+    # A form in another encoding can contain half of a surrogate pair.
+    return hmac.compare_digest(text.strip().encode(errors="replace"), token.encode())
 
 
 async def tenant_of(
@@ -49,8 +62,7 @@ async def tenant_of(
     """Return the tenant of the request's token. Raises Unauthorized."""
     if credentials is None:
         raise Unauthorized("Missing API token. Send the header 'Authorization: Bearer TOKEN'.")
-    token: str = request.app.state.parts.token
-    if not hmac.compare_digest(credentials.credentials.encode(), token.encode()):
+    if not is_token(credentials.credentials, request.app.state.parts.token):
         raise Unauthorized(
             "Unknown API token. Use the token in the gateway's token file: secrets/api_token in the data folder of "
             "`tlm up`, or /data/gateway/token in a container."

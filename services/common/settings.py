@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 class StoreSettings(BaseSettings):
     """Addresses of the job store and the artifacts. Each service adds its own settings and a prefix for its variables.
 
-    An empty variable counts as unset, because Compose passes an empty one for each variable that `.env` lacks.
+    An empty variable counts as unset, because Compose passes an empty one for each variable that `.env` lacks. Errors
+    do not show values, because some are secrets.
     """
 
-    model_config = SettingsConfigDict(env_ignore_empty=True)
+    model_config = SettingsConfigDict(env_ignore_empty=True, hide_input_in_errors=True)
     idle_connections: ClassVar[int] = 4  # most connections to Redis that stay open without a call
 
     redis_url: str = "redis://127.0.0.1:6379/0"

@@ -42,7 +42,11 @@ log = logging.getLogger(__name__)
 class RetrieverSettings(BaseSettings):
     """Settings of the retriever, from TLM_RETRIEVER_* variables."""
 
-    model_config = SettingsConfigDict(env_prefix="TLM_RETRIEVER_", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix="TLM_RETRIEVER_",
+        env_ignore_empty=True,
+        hide_input_in_errors=True,  # some values are secrets
+    )
 
     storage: str = Field(description="root of the artifacts: a folder or any fsspec address")
     scratch: Path = Field(description="local folder for partial results and the embedded indexes")

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, FastAPI, Form, Request
 from fastapi.responses import FileResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
+from services.api.auth import is_token
 from services.api.dashboard import (
     compare_page,
     data_pages,
@@ -78,7 +79,7 @@ def sign_in(request: Request, token: Annotated[str, Form()], next: Annotated[str
     """Exchange the API token for a session cookie."""
     check_origin(request)
     api_token: str = request.app.state.parts.token
-    if not session.is_token(token, api_token):
+    if not is_token(token, api_token):
         return page(request, "sign_in.html", status=401, next=session.local_path(next), refused=True)
     response = RedirectResponse(session.local_path(next), 303)
     response.set_cookie(

@@ -28,12 +28,6 @@ def is_valid(value: str, token: str, now: float) -> bool:
     return genuine and int(expires) > now
 
 
-def is_token(text: str, token: str) -> bool:
-    """Return whether the entered text is the API token."""
-    # A form in another encoding can contain half of a surrogate pair.
-    return hmac.compare_digest(text.strip().encode(errors="replace"), token.encode())
-
-
 def is_own(headers: Mapping[str, str]) -> bool:
     """Return whether a write request comes from a page of this dashboard.
 
