@@ -193,6 +193,11 @@ class WorkerFailed(WorkerLost, code="worker_failed"):
     is_loss = False
 
 
+def is_hub_outage(error: TLMError) -> bool:
+    """Return whether the Hugging Face hub did not answer. The outage of each other component has its own class."""
+    return type(error) is Unavailable
+
+
 def error_classes() -> dict[str, type[TLMError]]:
     """Return a mapping from error code to error class."""
     classes: dict[str, type[TLMError]] = {}

@@ -47,6 +47,7 @@ _FOLDER = re.compile(r'"folder": ?"([^"]+)"')  # in the JSON of a record
 _ARTIFACT = re.compile(r'"artifact": ?"([^"]+)"')  # in the JSON of a result
 OBSTACLE_SECONDS = 30  # how long a coordinator's report is in force
 _PAGE = 1000  # members of a set that one command reads
+_HEAD = 100  # members of a queue among which the metrics look for a job that can start
 
 # Has `id` of the stream entry, `attempt`, `at` (Unix seconds), and the values that the worker reported.
 MetricPoint = dict[str, str | float | None]
@@ -100,12 +101,13 @@ class JobReads:
         for state in State:
             pipe.zcard(key(tenant, "state", state))
         for queue in queues:
-            pipe.zrange(queue, 0, 0, withscores=True)
+            pipe.zrange(queue, 0, _HEAD - 1, withscores=True)
         memory, disk_free, (now, _), removals, to_move, *rest = pipe.execute()
         counts, heads = rest[: len(State)], rest[len(State) :]
-        oldest = max((now - score for head in heads for _, score in head), default=0.0)
+        due = self._without_delayed([entry for head in heads for entry in head], now)
+        oldest = max((now - score for _, score in due), default=0.0)
         figures = [
-            Live("tlm_queue_oldest_seconds", "Age of the oldest queued job.", max(0.0, oldest)),
+            Live("tlm_queue_oldest_seconds", "Age of the oldest queued job that can start.", max(0.0, oldest)),
             Live("tlm_redis_write_seconds", "Time of a write to Redis, with its fsync.", write_seconds),
             Live("tlm_redis_memory_bytes", "Memory of Redis.", memory["used_memory"]),
             Live("tlm_redis_memory_limit_bytes", "Limit of the memory of Redis; 0: none.", memory["maxmemory"]),
@@ -118,6 +120,14 @@ class JobReads:
             Live("tlm_jobs", "Jobs by state.", count, {"state": state})
             for state, count in zip(State, counts, strict=True)
         ]
+
+    def _without_delayed(self, queued: Sequence[tuple[str, float]], now: float) -> list[tuple[str, float]]:
+        """Return the entries of queues (tenant/job id, time) whose jobs can start now."""
+        pipe = self._redis.pipeline(transaction=False)
+        for member, _ in queued:
+            tenant, job_id = member.split("/", 1)
+            pipe.hget(key(tenant, "job", job_id), "due_at")
+        return [entry for entry, due_at in zip(queued, pipe.execute(), strict=True) if float(due_at or 0) <= now]
 
     def get(self, tenant: str, job_id: str) -> JobRecord:
         """Return the record of a job. Raises NotFound."""

@@ -569,7 +569,7 @@ def _indexes(tenant: str, spec: JobSpec, resolved: Resolved) -> list[str]:
 
 
 def _failure(job: JobRecord, error: TLMError) -> dict[str, str | None]:
-    failures, losses = job.spent(is_loss=error.is_loss)
+    failures, losses = job.spent(error)
     interruptions = job.interruptions + (failures == job.failures)
     counts = {"failures": failures, "losses": losses, "interruptions": interruptions}
     return {"error": canonical_json(error.as_dict()), **{name: str(count) for name, count in counts.items()}}

@@ -20,7 +20,7 @@ from services.common.jobstore import Claimable, JobStore
 from services.common.logs import ids_in, log_context
 from services.common.metrics import CLAIMS, HELD, LEASE_LOSSES, ROUNDS, TOKENS
 from services.trainer.cluster import RayCluster
-from services.trainer.held_job import HeldJob
+from services.trainer.held_job import KEEPS_SLOT_SECONDS, HeldJob
 from services.trainer.local_stages import LocalStages, LocalThreads
 from services.trainer.selections import Selections
 from services.trainer.settings import TrainerSettings
@@ -244,7 +244,9 @@ class Coordinator:
             job = self.store.get(tenant, job_id)
         except (NotFound, UnreadableRecord):
             return False
-        return job.state is State.QUEUED and not job.is_due(self.store.now())
+        # During a longer delay, such as in an outage of the hub, other jobs use the slot.
+        now = self.store.now()
+        return job.state is State.QUEUED and not job.is_due(now) and job.is_due(now + KEEPS_SLOT_SECONDS)
 
     def _step(self, held: HeldJob) -> None:
         """Renew the lease of a job and take its next step. Raises Unavailable if the store does not answer."""

@@ -30,6 +30,7 @@ from tlm_core.errors import (
     TLMError,
     TrainingFailed,
     WorkerLost,
+    is_hub_outage,
 )
 from tlm_core.jobs.plan import Node
 from tlm_core.jobs.spec import JobRecord
@@ -37,6 +38,8 @@ from tlm_core.jobs.states import ACTIVE, State
 from tlm_core.training.stage import DROPPED, Place
 
 log = logging.getLogger(__name__)
+
+KEEPS_SLOT_SECONDS = 60.0  # A requeued job retains its slot for this long before its next attempt.
 
 
 @dataclass
@@ -343,7 +346,7 @@ class HeldJob:
             except Exception as failure:  # The attempt ends anyway.
                 log.warning("Cannot stop the %s of job %s: %s", name, job.id, failure)
         job = self._read_again(job)
-        failures, losses = job.spent(is_loss=error.is_loss)
+        failures, losses = job.spent(error)
         requeues = error.retryable and failures < job.spec.max_attempts and job.state is State.RUNNING
         if isinstance(error, WorkerLost) and job.state is State.RUNNING:
             error = error.followed_by(self._next_attempt(job, requeues=requeues))
@@ -353,7 +356,7 @@ class HeldJob:
         elif job.state is State.PAUSING and error.retryable:
             self._end(self.store.confirm_paused, job)
         elif requeues:
-            self._end(self.store.requeue, job, error, min(60.0, 4.0 ** (failures + losses - 1)))
+            self._end(self.store.requeue, job, error, _delay(error, failures + losses))
             log.warning("Requeued job %s after attempt %d: %s", job.id, job.attempt, error)
         else:
             self._end(self.store.fail, job, error)
@@ -401,3 +404,10 @@ class HeldJob:
         if requeues:
             return f"Resumes {start} when a worker is free."
         return f"Retry the job to resume {start}."
+
+
+def _delay(error: TLMError, ends: int) -> float:
+    """Return the seconds until the next attempt. ends: the number of failures and losses, at least 1."""
+    if is_hub_outage(error):  # Such outages last longer, and each attempt sends requests to the hub.
+        return min(600.0, 60.0 * 2.0 ** (ends - 1))
+    return min(KEEPS_SLOT_SECONDS, 4.0 ** (ends - 1))

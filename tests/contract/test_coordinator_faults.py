@@ -35,6 +35,7 @@ from tlm_core.errors import (
     StorageFull,
     StorageUnavailable,
     StoreUnavailable,
+    Unavailable,
     WorkerLost,
 )
 from tlm_core.jobs.plan import plan_of
@@ -87,6 +88,36 @@ def test_requeued_job_keeps_its_slot_while_it_backs_off(harness: CoordinatorHarn
     harness.store.expire_deadlines()
     assert harness.until_submitted(coordinator, job_id) != lost
     assert harness.job(later).state is State.QUEUED
+
+
+def test_job_waits_hours_for_the_hub_without_its_slot(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit(max_attempts=2)
+
+    def away(_: StageContext) -> NoReturn:
+        raise Unavailable("Cannot fetch the model 'hub:a/b' now.")
+
+    def fail(losses: int) -> JobRecord:
+        harness.work(harness.until_submitted(coordinator, job_id), joint=away)
+        harness.store._redis.hset(key(T, "job", job_id), "losses", losses)
+        coordinator.round()
+        return harness.job(job_id)
+
+    def delay() -> float:
+        return [e.data["delay_seconds"] for e in harness.store.events(T, job_id) if e.type == "job.requeued"][-1]
+
+    job = fail(losses=2)
+    assert (job.state, job.failures, job.losses, delay()) == (State.QUEUED, 0, 3, 240.0)
+    later = harness.submit(seeds=(3,))
+    harness.until_submitted(coordinator, later)
+    assert harness.job(job_id).state is State.QUEUED, "the other job uses the slot"
+    harness.store.cancel(T, later)
+    coordinator.round()
+    harness.store.expire_deadlines()
+    job = fail(losses=28)
+    assert (job.state, job.failures, job.losses, delay()) == (State.QUEUED, 0, 29, 600.0)
+    harness.store.expire_deadlines()
+    job = fail(losses=29)
+    assert (job.state, job.failures, job.losses) == (State.QUEUED, 1, 0)
 
 
 def lose_worker(harness: CoordinatorHarness, coordinator: Coordinator, job_id: str, steps: int) -> JobRecord:

@@ -98,6 +98,8 @@ def test_gateway_shows_the_queue_redis_and_requests(
         (member,) = redis_client.zrange(QUEUE, 0, -1)
         redis_client.zincrby(QUEUE, -100, member)
         assert 60 < value(parsed(api.get("/metrics").text), "tlm_queue_oldest_seconds") < 160
+        redis_client.hset(f"tlm:{{default}}:job:{member.split('/')[1]}", "due_at", 9e9)
+        assert value(parsed(api.get("/metrics").text), "tlm_queue_oldest_seconds") == 0
         assert value(figures, "tlm_redis_up") == 1
         assert 0 < value(figures, "tlm_redis_write_seconds") < 5
         memory: Any = redis_client.info("memory")

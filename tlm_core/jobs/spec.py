@@ -19,7 +19,7 @@ from pydantic import (
 
 from tlm_core.artifacts.hashing import digest_of
 from tlm_core.artifacts.manifest import ManifestRef
-from tlm_core.errors import InvalidRequest
+from tlm_core.errors import InvalidRequest, TLMError, is_hub_outage
 from tlm_core.fields import names_valid_fields
 from tlm_core.jobs.states import State
 from tlm_core.kinds import KINDS
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MAX_PRIORITY = 10
 MAX_SEEDS = 20
 LOSSES_PER_FAULT = 3
+HUB_LOSSES_PER_FAULT = 30  # about 4 hours, because the delays between the attempts grow to 10 minutes
 
 Options = TypeVar("Options", bound="KindOptions", covariant=True)
 JobName = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^\S[^\x00-\x1f]*$")]
@@ -350,12 +351,10 @@ class JobRecord(_Record):
     last_event: int = 0
     unreadable: bool = False
 
-    def spent(self, *, is_loss: bool) -> tuple[int, int]:
-        """Return `failures` and `losses` after the end of this attempt. LOSSES_PER_FAULT losses count as one failure.
-
-        is_loss: whether the attempt ended because a worker, its machine or a component was lost.
-        """
-        if is_loss and self.losses + 1 < LOSSES_PER_FAULT:
+    def spent(self, error: TLMError) -> tuple[int, int]:
+        """Return `failures` and `losses` after the end of this attempt. Several losses count as one failure."""
+        limit = HUB_LOSSES_PER_FAULT if is_hub_outage(error) else LOSSES_PER_FAULT
+        if error.is_loss and self.losses + 1 < limit:
             return self.failures, self.losses + 1
         return self.failures + 1, 0
 
