@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager, suppress
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 NEAR = "near"  # folder in the scratch folder, with the state of the search for near duplicates
 _REPORT_EVERY = 5_000
 _LEASE_SECONDS = 60
+_FETCH_DELAYS = 5.0, 60.0  # the shortest and longest seconds between two tries to fetch the sources of a load
 _SPLITTING = frozenset({LoadState.QUEUED, LoadState.CUTTING})
 
 
@@ -79,6 +81,7 @@ class LoadWorker:
         self._poll_seconds = poll_seconds
         self._stop = threading.Event()
         self._splitting = ""
+        self._delays: dict[str, tuple[float, float]] = {}  # load → delay of its next try, and the end of the delay
         self.tasks = (Background("splitting of uploads"), Background("loads"))
 
     def stop(self) -> None:
@@ -104,7 +107,10 @@ class LoadWorker:
 
     def _work_on(self, tenant: str, load_id: str, states: Set[LoadState]) -> None:
         # Read the state before `_splitting`, which the other thread sets before it changes the state.
-        if self._catalog.load(tenant, load_id).state not in states or load_id == self._splitting:
+        state = self._catalog.load(tenant, load_id).state
+        if state not in states or load_id == self._splitting:
+            return
+        if state in _SPLITTING and time.monotonic() < self._delays.get(load_id, (0.0, 0.0))[1]:
             return
         if self._catalog.lease_load(tenant, load_id, self._owner, _LEASE_SECONDS):
             # Read again: the previous owner of the lease may have finished the load.
@@ -114,7 +120,7 @@ class LoadWorker:
                     self._step(load)
 
     def _step(self, record: CorpusLoad) -> None:
-        load = record.model_copy(update={"waiting": ""})  # the next progress that is saved ends the wait
+        load = _advanced(record)
         try:
             if load.state is LoadState.CANCELLING:
                 self._undo(load)
@@ -123,7 +129,7 @@ class LoadWorker:
             else:
                 self._splitting = load.id
                 try:
-                    self._split(load)
+                    self._split(record)
                 finally:
                     self._splitting = ""
         except StaleAttempt as error:
@@ -140,8 +146,15 @@ class LoadWorker:
             self._fail(load, TLMError("The load failed unexpectedly. The log of the loader has the cause."))
 
     def _wait(self, load: CorpusLoad, error: TLMError) -> None:
-        """Log and record why a load waits, if the reason is new. The loader tries again twice a second."""
+        """Log and record why a load waits, if the reason is new. The loader tries again twice a second.
+
+        It fetches sources less often, because each try sends requests to the hub or to a store of others.
+        """
         load = self._catalog.load(load.tenant, load.id)  # the failed step may have saved progress
+        if load.sources and load.state in _SPLITTING:
+            shortest, longest = _FETCH_DELAYS
+            delay = min(longest, 2 * self._delays[load.id][0]) if load.id in self._delays else shortest
+            self._delays[load.id] = delay, time.monotonic() + delay
         if load.waiting != error.message:
             log.warning("Load %s of corpus %s waits: %s", load.id, load.corpus, error)
             with suppress(StaleAttempt):  # another process has the load now, and records its own reason
@@ -175,7 +188,8 @@ class LoadWorker:
         from tlm_core.corpus.read import source_files
 
         load = load.model_copy(update={"state": LoadState.CUTTING, "done": self._count(load)})
-        self._catalog.save_load(load, self._owner)
+        self._catalog.save_load(load, self._owner)  # No progress yet, so the load still waits.
+        load = _advanced(load)
         folder, work = self._artifacts.localize(load.upload), self._scratch / "work"
         names = [entry.name for entry in self._artifacts.manifest(load.upload).files]
         sources = [*(str(folder / name) for name in names), *load.sources]
@@ -187,6 +201,7 @@ class LoadWorker:
             load = load.model_copy(update={"cut": (*load.cut, ref)})
             load = load.model_copy(update={"done": self._count(load)})
             self._catalog.save_load(load, self._owner)
+            self._delays.pop(load.id, None)
         return load
 
     def _store(self, load: CorpusLoad, passages: Iterable[Passage]) -> ManifestRef:
@@ -334,8 +349,14 @@ class LoadWorker:
         self._catalog.save_load(cancelled, self._owner, delete_version=forget)
 
     def _delete_upload(self, load: CorpusLoad) -> None:
+        self._delays.pop(load.id, None)
         shutil.rmtree(self._near_state(load), ignore_errors=True)
         self._artifacts.delete(load.upload.folder)
+
+
+def _advanced(load: CorpusLoad) -> CorpusLoad:
+    """Return the record without the reason of a wait. The next progress that is saved ends the wait."""
+    return load.model_copy(update={"waiting": ""})
 
 
 def _can_wait(error: TLMError) -> bool:

@@ -18,6 +18,7 @@ from fastapi.testclient import TestClient
 
 from services.common.catalog import Catalog
 from services.common.catalog_records import CorpusLoad
+from services.loader import loads as loads_module
 from services.loader.loads import LoadWorker
 from tests.contract.corpora import LINES, T, idle_corpus, post, queue_load, wait_for_corpus
 from tests.contract.gateway import Gateway, make_gateway, restarted
@@ -26,7 +27,7 @@ from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.corpus import near
 from tlm_core.corpus import read as corpus_read
 from tlm_core.corpus.states import LoadState
-from tlm_core.errors import IndexMismatch, IndexUnavailable, StorageFull, StoreUnavailable
+from tlm_core.errors import IndexMismatch, IndexUnavailable, StorageFull, StoreUnavailable, Unavailable
 
 
 def test_uploaded_corpus_becomes_a_searchable_version(api: TestClient, gateway: Gateway) -> None:
@@ -167,6 +168,33 @@ def test_full_disk_delays_a_load_and_keeps_its_upload(
         again.loads.round()
     ready = gateway.parts.catalog.load(T, load_id)
     assert (ready.state, ready.waiting) == (LoadState.READY, "")
+
+
+def test_load_fetches_an_unavailable_source_rarely(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_id, catalog, saved = queue_load(gateway), gateway.parts.catalog, list[str]()
+    loads, (shortest, longest) = restarted(gateway).loads, loads_module._FETCH_DELAYS
+    catalog.lease_load(T, load_id, "test", 60)
+    catalog.save_load(catalog.load(T, load_id).model_copy(update={"sources": ("hub:a/b",)}), "test")
+    gateway.client.delete(f"tlm:{{{T}}}:load-lease:{load_id}")
+    away, save = Mock(side_effect=Unavailable("The hub is away.")), Catalog.save_load
+
+    def save_load(self: Catalog, load: CorpusLoad, *args: Any) -> None:
+        saved.append(load.waiting)
+        save(self, load, *args)
+
+    monkeypatch.setattr(Catalog, "save_load", save_load)
+    monkeypatch.setattr(corpus_read, "source_files", away)
+    for _ in range(3):
+        loads.round()
+    assert (away.call_count, loads._delays[load_id][0]) == (1, shortest)
+    for _ in range(5):
+        loads._delays[load_id] = loads._delays[load_id][0], 0.0  # as if the time had passed
+        loads.round()
+    assert (away.call_count, loads._delays[load_id][0]) == (6, longest)
+    assert saved == ["", *["The hub is away."] * 6], "one save per try, and one of the reason"
+    assert sum("waits" in record.message for record in caplog.records) == 1
 
 
 def test_load_waits_until_its_work_folder_can_be_created(gateway: Gateway) -> None:
