@@ -163,7 +163,11 @@ def _readable(hook_id: str, records: Iterable[str]) -> Iterator[WebhookAttempt]:
 
 
 class Deliverer:
-    """Follows the feed and delivers webhooks. Each gateway has one, and only the holder of the lease delivers."""
+    """Follows the feed and delivers webhooks. Each gateway has one, and only the holder of the lease delivers.
+
+    clock: returns the Unix time, by default of Redis, because gateways share the times of deliveries. timer: measures
+    durations.
+    """
 
     def __init__(
         self,
@@ -173,14 +177,16 @@ class Deliverer:
         outbound: Outbound,
         *,
         poll_seconds: float = 1.0,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
+        timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self._redis: Any = client
         self._jobs = jobs
         self._hooks = hooks
         self._outbound = outbound
         self._poll_seconds = poll_seconds
-        self._clock = clock
+        self._clock = clock or jobs.now
+        self._timer = timer
         self._owner = uuid.uuid4().hex
         self._stop = threading.Event()
         self._tenants: set[str] = set()  # tenants whose events this process has read
@@ -205,7 +211,10 @@ class Deliverer:
         while self._queue_page():
             pass
         # Read all due deliveries. Those of a slow endpoint wait, so they could fill a page of any size.
-        due = self._redis.zrangebyscore(_DUE, "-inf", self._clock())
+        now = self._clock()
+        due = self._redis.zrangebyscore(_DUE, "-inf", now)
+        # These times were set before the clock went back.
+        due += self._redis.zrangebyscore(_DUE, f"({now + BACKOFF[-1] + 60}", "+inf")
         spent: dict[str, float] = {}
         for name in due:
             hook = name.partition("/")[0]
@@ -213,10 +222,10 @@ class Deliverer:
                 continue
             if self._stop.is_set() or not self._has_lease():
                 return
-            start = self._clock()
+            start = self._timer()
             with self.task.item(f"delivery {name}", job_id=_job_of(name)):
                 self._attempt(name)
-            spent[hook] = spent.get(hook, 0.0) + self._clock() - start
+            spent[hook] = spent.get(hook, 0.0) + self._timer() - start
             self._queue_page()
 
     def backlog(self) -> Live:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -41,10 +42,13 @@ class WebhookHarness:
                 raise httpx.ConnectError("refused", request=request)
             return httpx.Response(status)
 
-        outbound = Outbound(private=False, transport=httpx.MockTransport(handle), resolve=lambda *_: ["93.184.216.34"])
-        self.deliverer = Deliverer(
-            self.gateway.client, self.gateway.parts.jobs, self.gateway.parts.webhooks, outbound, clock=lambda: self.now
+        self.outbound = Outbound(
+            private=False, transport=httpx.MockTransport(handle), resolve=lambda *_: ["93.184.216.34"]
         )
+        self.deliverer = Deliverer(
+            self.gateway.client, self.gateway.parts.jobs, self.gateway.parts.webhooks, self.outbound,
+            clock=lambda: self.now, timer=lambda: self.now,
+        )  # fmt: skip
         self.deliverer.round()
 
     def bodies(self) -> list[dict[str, Any]]:
@@ -124,6 +128,31 @@ def test_failed_delivery_is_retried_with_the_same_id(harness: WebhookHarness) ->
     assert [attempt.number for attempt in log] == list(range(len(BACKOFF) + 1, 0, -1))
     assert (log[0].next_at, {attempt.status for attempt in log}) == (None, {None, 500})
     assert harness.gateway.client.keys("tlm:webhook:*[sed]") == ["tlm:webhook:lease"], "No delivery is pending."
+
+
+def test_retry_is_sent_after_the_clock_went_back(harness: WebhookHarness) -> None:
+    hook(harness)
+    harness.answer = lambda _: 500
+    harness.gateway.parts.jobs.finish(harness.job(), "a", {})
+    harness.deliverer.round()
+    harness.now -= 1
+    harness.deliverer.round()
+    assert len(harness.received) == 1, "A retry waits for its time."
+    harness.now -= 2 * BACKOFF[-1]
+    harness.deliverer.round()
+    assert len(harness.received) == 2
+
+
+def test_deliveries_use_the_time_of_redis(harness: WebhookHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway = harness.gateway
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    deliverer = Deliverer(gateway.client, gateway.parts.jobs, gateway.parts.webhooks, harness.outbound)
+    gateway.client.delete("tlm:webhook:lease")
+    hook(harness)
+    gateway.parts.jobs.finish(harness.job(), "a", {})
+    deliverer.round()
+    (sent,) = harness.received
+    assert abs(int(sent.headers["webhook-timestamp"]) - gateway.parts.jobs.now()) < 60
 
 
 def test_silent_endpoint_does_not_delay_others(harness: WebhookHarness) -> None:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -86,7 +87,7 @@ def test_gateway_shows_the_queue_redis_and_requests(
     gateway: Gateway, redis_client: redis.Redis, memory_limit: int
 ) -> None:
     redis_client.set(DISK_FREE, 10 << 20)
-    redis_client.zadd("tlm:webhook:due", {"wh_1/msg_1_1": 9e9})
+    redis_client.zadd("tlm:webhook:due", {"wh_1/msg_1_1": time.time() + 3600})
     with gateway.test_client() as api:
         before = parsed(api.get("/metrics").text)
         assert upload(api).status_code == 201
