@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tlm_core.errors import InvalidRequest, NotFound, Unavailable
@@ -32,7 +33,10 @@ def model_folder(source: str, *patterns: str) -> Path:
 
     path, _, revision = source.removeprefix(HUB).partition("@")
     with hub_errors(f"the model '{source}'", instead="set the path of a local folder"):
-        return Path(snapshot_download(path, revision=revision or None, allow_patterns=list(patterns)))
+        folder = Path(snapshot_download(path, revision=revision or None, allow_patterns=list(patterns)))
+    with suppress(OSError):  # The cache may be read-only.
+        os.utime(folder.parents[1])  # marks all revisions of the model as used
+    return folder
 
 
 def refuse_folder(path: str) -> None:

@@ -38,7 +38,8 @@ def main() -> None:
     """Work until SIGTERM or SIGINT. An unfinished load continues at the next start, or in another loader."""
     set_up_logging("loader")
     settings, stop = LoaderSettings(), stopped_by_signals()
-    shutil.rmtree(settings.scratch / "work", ignore_errors=True)  # files of an earlier process
+    for name in ("work", "hub"):  # files and downloads of an earlier process
+        shutil.rmtree(settings.scratch / name, ignore_errors=True)
     drop_untouched(settings.scratch / NEAR, _NEAR_SECONDS)  # state of loads that another loader finished
     retriever = settings.retriever()
     worker = LoadWorker(Catalog(settings.redis), settings.artifact_store(), retriever, settings.scratch)

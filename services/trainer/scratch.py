@@ -11,12 +11,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from tlm_core.artifacts.store import drop_untouched
+
 log = logging.getLogger(__name__)
+
+_DOWNLOAD_SECONDS = 14 * 24 * 3600.0
 
 
 @contextmanager
 def work_folder(scratch: Path, name: str) -> Iterator[Path]:
     """Create an empty folder and delete it afterwards. Folders of killed processes are deleted first.
+
+    If no other process works in `scratch`, models from the hub that no stage used for 14 days are deleted too. In
+    containers, `hub` in `scratch` is HF_HOME.
 
     A process holds a lock on its folder. The system releases the lock however the process ends.
     """
@@ -25,6 +32,8 @@ def work_folder(scratch: Path, name: str) -> Iterator[Path]:
     with ExitStack() as lock:
         with _locked(root):  # Otherwise another process could delete the new folder before it is locked.
             _sweep(root)
+            if not any(root.iterdir()):  # Another process could read or download a model.
+                drop_untouched(scratch / "hub" / "hub", _DOWNLOAD_SECONDS)
             work = root / f"{name}-{uuid.uuid4().hex[:8]}"
             work.mkdir()
             lock.enter_context(_locked(work))

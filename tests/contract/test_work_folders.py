@@ -79,3 +79,19 @@ def test_next_worker_deletes_only_folders_of_killed_workers(tmp_path: Path) -> N
             assert [path.name.split("-")[0] for path in left] == ["beside", "lives", "next"]
             assert (left[1] / "tokens").read_text() == "1 2 3"
         assert not work.exists() and not beside.exists()
+
+
+def test_unused_models_of_the_hub_are_deleted_between_jobs(tmp_path: Path) -> None:
+    used, unused = (tmp_path / "hub" / "hub" / f"models--{name}" for name in ("used", "unused"))
+    for folder in (used, unused):
+        folder.mkdir(parents=True)
+    with running(_HOLD, str(tmp_path), "lives") as other:
+        os.utime(unused, (0, 0))
+        with work_folder(tmp_path, "next"):
+            assert unused.exists(), "The other process may read it."
+        other.kill()
+        other.wait()
+    (unused.parent / "version.txt").touch()
+    os.utime(unused.parent / "version.txt", (0, 0))
+    with work_folder(tmp_path, "next"):
+        assert sorted(path.name for path in unused.parent.iterdir()) == ["models--used", "version.txt"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
@@ -71,6 +72,15 @@ def test_our_own_errors_and_faults_in_our_code_pass_as_they_are() -> None:
 def test_invalid_hub_model_is_refused_before_any_request(source: str) -> None:
     with pytest.raises(NotFound, match="Invalid hub model"):
         model_folder(source, "config.json")
+
+
+def test_download_of_a_model_marks_it_as_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    revision = tmp_path / "models--a--b" / "snapshots" / "main"
+    revision.mkdir(parents=True)
+    os.utime(tmp_path / "models--a--b", (0, 0))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(revision))
+    assert model_folder("hub:a/b") == revision
+    assert (tmp_path / "models--a--b").stat().st_mtime > 0
 
 
 def test_a_folder_does_not_stand_in_for_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

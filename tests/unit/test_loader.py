@@ -6,9 +6,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from services.loader import __main__ as loader
 from services.loader.__main__ import watch
 from tlm_core.pulse import PULSE
 
@@ -40,3 +42,19 @@ def test_load_that_advances_is_watched_until_the_stop(waiting: threading.Thread,
     stop.set()
     watcher.join()
     assert results == [True]
+
+
+def test_start_deletes_files_and_downloads_of_an_earlier_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TLM_LOADER_STORAGE", str(tmp_path / "storage"))
+    monkeypatch.setenv("TLM_LOADER_SCRATCH", str(tmp_path))
+    stop = threading.Event()
+    stop.set()
+    monkeypatch.setattr(loader, "stopped_by_signals", lambda: stop)
+    monkeypatch.setattr(loader, "set_up_logging", Mock())
+    monkeypatch.setattr(loader, "LoadWorker", Mock())
+    for name in ("work", "hub", "near"):
+        (tmp_path / name).mkdir()
+    loader.main()
+    assert [path.name for path in tmp_path.iterdir()] == ["near"]

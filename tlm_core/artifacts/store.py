@@ -315,7 +315,7 @@ def drop_untouched(folder: Path, seconds: float) -> None:
     oldest = time.time() - seconds
     for path in folder.iterdir() if folder.is_dir() else ():
         with suppress(FileNotFoundError, PermissionError):
-            if path.stat().st_mtime < oldest:
+            if path.is_dir() and path.stat().st_mtime < oldest:
                 _delete(path)
 
 

@@ -49,13 +49,14 @@ def test_trainer_image_sets_the_training_environment() -> None:
         assert re.search(rf"^ENV .*\b{name}={value}\b", trainer, re.MULTILINE), name
 
 
-def test_gateway_image_stores_hub_downloads_in_the_scratch_folder() -> None:
-    gateway = DOCKERFILE.partition("AS api")[2].partition("FROM")[0]
+@pytest.mark.parametrize("image", ["api", "trainer"])
+def test_image_stores_hub_downloads_in_the_scratch_folder(image: str) -> None:
+    stage = DOCKERFILE.partition(f"AS {image}\n")[2].partition("FROM")[0]
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     base = (DEPLOY / "kubernetes" / "base" / "config.yaml").read_text()
-    scratch = compose["api"]["environment"]["TLM_API_SCRATCH"]
-    assert f"ENV HF_HOME={scratch}/hub\n" in gateway
-    assert f"TLM_API_SCRATCH: {scratch}\n" in base
+    scratch = compose[image]["environment"][f"TLM_{image.upper()}_SCRATCH"]
+    assert f"ENV HF_HOME={scratch}/hub\n" in stage
+    assert f"TLM_{image.upper()}_SCRATCH: {scratch}\n" in base
 
 
 def test_trainer_image_has_the_compiler_that_triton_calls() -> None:
