@@ -34,7 +34,7 @@ class TrainerSettings(ServiceSettings):
     start_seconds: float = 60.0  # after this time, workers that have not started are reported; Ray Train takes 15 s
     pause_seconds: float = 120.0  # after this time, the workers of a pausing job are stopped
     grow_seconds: float = 120.0  # if more workers have room for this long, the next attempt starts them
-    drain_seconds: float = 100.0  # a worker that runs for this long after SIGTERM ends without a checkpoint
+    drain_seconds: float = 90.0  # a worker that runs for this long after SIGTERM ends without a checkpoint
     worker_cpus: float = 1.0
     job_cpus: float | None = None  # CPUs that the workers of a job share; replaces worker_cpus
     worker_gpus: float = 0.0  # 0 or 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from services.trainer import drain
 from services.trainer.settings import TrainerSettings
 
 
@@ -17,3 +18,9 @@ def test_a_worker_has_one_gpu_or_none(value: str, gpus: float | None, monkeypatc
             TrainerSettings()
     else:
         assert TrainerSettings().worker_gpus == gpus
+
+
+def test_drain_waits_until_workers_have_stopped() -> None:
+    """The call of Ray comes first, and Kubernetes kills the container after 120 s."""
+    needed = drain._NODE_SECONDS + TrainerSettings.model_fields["drain_seconds"].default
+    assert needed < drain._PATIENCE_SECONDS < 120
