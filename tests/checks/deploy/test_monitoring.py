@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from typing import Any
@@ -9,7 +10,10 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml
+from fastapi.routing import APIRoute
 
+from services.api.dashboard import data_pages
+from services.api.routes import corpora, datasets, uploads
 from services.common.metrics import REGISTRY
 from services.trainer.settings import METRICS_PORTS
 from tests.support import ROOT
@@ -74,6 +78,18 @@ def test_alerts_on_requests_ignore_probes() -> None:
     selectors = re.findall(r"tlm_request_seconds_\w+(\{.*?\})", "".join(rule["expr"] for rule in ALERTS))
     assert len(selectors) == 3
     assert all('route!~"/healthz|/readyz|/metrics"' in selector for selector in selectors)
+
+
+def test_alert_on_slow_requests_ignores_uploads() -> None:
+    (rule,) = (rule for rule in ALERTS if rule["alert"] == "RequestsSlow")
+    ignored = re.compile("|".join(re.findall(r'route!~"(.*?)"', rule["expr"])))
+    routers = (corpora.router, datasets.router, uploads.router, data_pages.router)
+    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    receives = re.compile(r"receive_form\(|request\.stream\(")
+    received = {route.path for route in routes if receives.search(inspect.getsource(route.endpoint))}
+    assert len(received) == 5
+    assert received == {route.path for route in routes if ignored.fullmatch(route.path)}
+    assert not ignored.fullmatch("/v1/jobs")
 
 
 def test_missing_process_of_each_job_raises_an_alert() -> None:
