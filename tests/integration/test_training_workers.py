@@ -24,11 +24,12 @@ from tests.redis_server import free_port
 from tests.support import wait_for
 from tests.unit.training.made import TINY, made_prepared, tiny, trainer_of
 from tlm_core.errors import WorkerLost
+from tlm_core.kinds.learning_curve import BILSTM, EVALUATE_BILSTM, LearningCurveOptions, bilstm_params
 from tlm_core.stages import FINETUNE, JOINT
 from tlm_core.training import buckets, encoder_stages, passes
-from tlm_core.training.local import LocalCheckpoints, LocalReporter
+from tlm_core.training.local import LocalCheckpoints, LocalReporter, run_stage
 from tlm_core.training.objective import Workers, accumulate_gradient
-from tlm_core.training.params import SHRUNK, FinetuneParams, JointParams
+from tlm_core.training.params import SHRUNK, FinetuneParams, JointParams, SeedsParams
 from tlm_core.training.recipe import Recipe
 from tlm_core.training.stage import StageContext, StopRequested
 from tlm_core.training.state import TrainState, checkpoint_writer
@@ -223,6 +224,38 @@ def test_workers_share_the_smallest_rows_and_one_clock(tmp_path: Path) -> None:
     for stage in ("joint", "finetune"):
         first, second = (json.loads((tmp_path / f"{stage}2.{rank}.json").read_text()) for rank in (0, 1))
         assert first == second and first[SHRUNK] in (1, 2), "Every worker reports the smallest rows."
+
+
+def evaluate_bilstm(rank: int, size: int, port: int, folder: Path) -> None:
+    """Evaluate on the ranks that compute the stage in a job."""
+    torch.set_num_threads(1)
+    join("job_1.main.1", "127.0.0.1", port, rank, size, backend="gloo", timeout=timedelta(seconds=30))
+    if rank == 0 or EVALUATE_BILSTM.parallel:
+        context = StageContext(
+            inputs={"prepared": folder / "prepared", "task": folder / "task", "finetune.s2": folder / "bilstm"},
+            params=SeedsParams(seeds=(2,)),
+            out=folder / f"evaluated{size}.{rank}",
+            report=LocalReporter(),
+            checkpoints=LocalCheckpoints(folder / "checkpoints"),
+            rank=rank,
+            world_size=size,
+        )
+        context.out.mkdir()
+        EVALUATE_BILSTM.load()(context)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_two_workers_evaluate_a_bilstm_as_one(tmp_path: Path) -> None:
+    recipe = tiny(precision="fp32", finetune__epochs=1, selection__selector="none")
+    prepared = made_prepared(tmp_path, recipe, alone=True)
+    options = LearningCurveOptions.model_validate({"lstm": {"layers": 1, "hidden": 8, "embedding": 8}})
+    run_stage(BILSTM, {"prepared": prepared}, bilstm_params(recipe, options, 2), tmp_path / "bilstm")
+    for size in (1, 2):
+        start(evaluate_bilstm, size, tmp_path)
+    alone, shared = (json.loads((tmp_path / f"evaluated{size}.0/report.json").read_text()) for size in (1, 2))
+    assert alone["mean"] == shared["mean"]
+    assert not list((tmp_path / "evaluated2.1").iterdir()), "Only rank 0 writes the report."
 
 
 def test_workers_that_read_results_late_decide_together(tmp_path: Path) -> None:

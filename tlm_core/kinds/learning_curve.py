@@ -47,7 +47,9 @@ from tlm_core.training.stage import Place, Stage
 SIZES = Stage("sizes", "tlm_core.studies.subsets:sizes", 3, SizesParams, Place.COORDINATOR)
 SUBSET = Stage("subset", "tlm_core.studies.subsets:subset", 2, SubsetParams, Place.COORDINATOR)
 BILSTM = Stage("bilstm", "tlm_core.studies.bilstm_stages:bilstm", 6, BilstmParams, parallel=True)
-EVALUATE_BILSTM = Stage("evaluate_bilstm", "tlm_core.studies.bilstm_stages:evaluate_bilstm", 5, SeedsParams)
+EVALUATE_BILSTM = Stage(
+    "evaluate_bilstm", "tlm_core.studies.bilstm_stages:evaluate_bilstm", 5, SeedsParams, parallel=True
+)
 CURVE = Stage("curve", "tlm_core.studies.curve:curve", 16, CurveParams)
 
 WITH_TLM = {"tlm", "bilstm_tlm"}

@@ -14,6 +14,7 @@ from tlm_core.compression.masks import Mask
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import DatasetInput, JobRecord
+from tlm_core.kinds import KINDS
 from tlm_core.kinds.learning_curve import LearningCurveOptions
 from tlm_core.kinds.prune import PruneOptions
 from tlm_core.training.recipe import PUBLISHED_LR, resolve
@@ -193,6 +194,14 @@ def test_groups_of_seeds_run_in_parallel_without_deadlock(kind: str) -> None:
         groups -= ready
     alone = plan_of(job_of(kind, SHARE if kind == "share_tickets" else None, seeds=(0,)))
     assert {node.group for node in alone.nodes} <= {"main", "baseline"}
+
+
+@pytest.mark.parametrize("kind", [*KINDS])
+def test_stages_whose_evaluation_spans_workers_run_on_all_ranks(kind: str) -> None:
+    stages = {node.stage for node in plan_of(job_of(kind, SHARE if kind == "share_tickets" else None)).nodes}
+    shared = [stage for stage in stages if stage.function and "evaluate_models" in stage.load().__code__.co_names]
+    assert shared or kind == "share_tickets"
+    assert all(stage.parallel for stage in shared)
 
 
 @pytest.mark.parametrize("kind", ["prune", "share_tickets"])
