@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import threading
 import time
@@ -243,6 +244,9 @@ class SelectionRuns:
         source = self._source(request, params, task)
         # The artifact id identifies the content, so partial results of any earlier attempt or process are valid.
         scratch = self._scratch / artifact
+        scratch.mkdir(parents=True, exist_ok=True)
+        os.utime(scratch)  # It belongs to a running selection from now on.
+        drop_untouched(self._scratch, _SCRATCH_SECONDS)
         folder = self._scratch / f"{artifact}-{uuid.uuid4().hex}"
         try:
             facts = select(

@@ -102,6 +102,17 @@ def test_partial_results_survive_a_restart_for_a_week(harness: RetrieverHarness)
         assert [path.name for path in folder.iterdir()] == ["art_new"]
 
 
+def test_start_of_a_selection_deletes_old_partial_results_of_others(harness: RetrieverHarness) -> None:
+    folder = harness.folder / "scratch" / "selections"
+    with harness.retriever() as api:
+        harness.load(api)
+        for name, days in (("art_new", 1), ("art_old", 8)):
+            (folder / name).mkdir(parents=True)
+            os.utime(folder / name, (time.time() - days * 86_400,) * 2)
+        assert harness.select(api).state == "ready"
+        assert [path.name for path in folder.iterdir()] == ["art_new"]
+
+
 def test_new_attempt_has_its_own_run(harness: RetrieverHarness) -> None:
     with harness.retriever() as api:
         harness.load(api)
