@@ -44,7 +44,8 @@ FROM_JOB = ("dataset", "corpus", "scale", "recipe", "seeds", "overrides")
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # JSON has no infinity, so a stored record must not contain one.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class KindOptions(_Record):

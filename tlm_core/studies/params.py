@@ -39,7 +39,7 @@ class LSTM(BaseModel):
     Without these vectors, the job uses `scratch`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     _names_valid_fields = names_valid_fields
 
     layers: int = Field(4, ge=1, le=8)

@@ -36,7 +36,7 @@ PUBLISHED_LR = 3e-4  # maximum finetuning rate of a published encoder, unless th
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Tokenizer(_Part):
