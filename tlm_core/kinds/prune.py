@@ -40,8 +40,11 @@ class PruneOptions(KindOptions):
     def _check_levels(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
         if not all(0 < level < 1 for level in levels):
             raise ValueError("A level must be above 0 and below 1. Omit 0: the job always evaluates the dense model.")
-        if twice := [level for level in levels if levels.count(level) > 1]:
-            raise ValueError(f"Level {twice[0]:g} occurs twice in 'levels'. Name each level once.")
+        names = [f"{level:g}" for level in levels]  # stage names contain this form
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(
+                f"Level {twice[0]} occurs twice in 'levels'. Name each level once. Levels must differ in six digits."
+            )
         return levels
 
     @field_validator("tickets")
