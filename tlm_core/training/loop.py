@@ -249,7 +249,7 @@ class Trainer:
             *sums, norm = step.values.tolist()
             totals, batch = Totals(*sums), step.batch
             if totals.shrunk:
-                self._agree_on_rows(step.number)
+                self._agree_on_rows(step.number + 1)
             losses = StepLosses(
                 mlm=totals.mlm / batch.masked if batch.masked and batch.mlm_weight else None,
                 task=totals.task / batch.documents if batch.task_weight else None,
@@ -276,8 +276,8 @@ class Trainer:
         rows = min(self.state.micro_rows, len(batch.rows))
         if rows == 1:
             raise OutOfMemory(
-                f"Step {self.state.step}: one row of {self.model.shape.max_length} tokens exceeds the device's memory. "
-                "Use a smaller model or a smaller model.max_length."
+                f"Step {self.state.step + 1}: one row of {self.model.shape.max_length} tokens exceeds the device's "
+                "memory. Use a smaller model or a smaller model.max_length."
             )
         self.state.micro_rows = rows // 2
         if self.device.type == "cuda":
@@ -291,7 +291,7 @@ class Trainer:
 
     def _finite(self, step: Step, losses: StepLosses, norm: float) -> bool:
         """Return whether losses and gradient are finite. If not, count the skipped step, or raise NonFiniteLoss."""
-        state, values = self.state, asdict(losses)
+        state, values, number = self.state, asdict(losses), step.number + 1
         if all(math.isfinite(value) for value in (*values.values(), norm) if value is not None):
             return True
         texts = {name: None if value is None else str(value) for name, value in values.items()}
@@ -303,16 +303,16 @@ class Trainer:
             if checkpoint is not None:
                 newest = f"The newest checkpoint is of step {checkpoint}."
             raise NonFiniteLoss(
-                f"The loss or its gradient is not finite at step {step.number}. Lower the learning rate, or check the "
+                f"The loss or its gradient is not finite at step {number}. Lower the learning rate, or check the "
                 f"texts of this batch ({', '.join(sources[:3])}, ...). {newest}",
-                step=step.number,
+                step=number,
                 losses=texts,
                 sources=sources,
                 checkpoint=checkpoint,
             )
         state.skipped += 1
         if not self.ctx.rank:
-            self.ctx.report.event("step.skipped", step=step.number, losses=texts, sources=sources[:100])
+            self.ctx.report.event("step.skipped", step=number, losses=texts, sources=sources[:100])
         return False
 
     def _newest_checkpoint(self) -> int | None:

@@ -34,7 +34,7 @@ def test_non_finite_loss_names_step_and_passages_before_the_update(tmp_path: Pat
     before = trainer.model.get_parameter("encoder.tokens.weight").detach().clone()
     with pytest.raises(NonFiniteLoss) as caught:
         trainer.run()
-    assert caught.value.facts["step"] == 0
+    assert caught.value.facts["step"] == 1
     sources = caught.value.facts["sources"]
     assert len(sources) > 3 and all(len(source) == 32 for source in sources)
     assert torch.equal(before, trainer.model.get_parameter("encoder.tokens.weight"))
@@ -54,7 +54,7 @@ def test_non_finite_loss_names_the_newest_checkpoint(tmp_path: Path) -> None:
     trainer.batches = spoiled
     with pytest.raises(NonFiniteLoss, match="The newest checkpoint is of step 4") as caught:
         trainer.run()
-    assert (caught.value.facts["step"], caught.value.facts["checkpoint"]) == (5, 4)
+    assert (caught.value.facts["step"], caught.value.facts["checkpoint"]) == (6, 4)
 
 
 def test_recipe_can_skip_non_finite_steps(tmp_path: Path) -> None:
@@ -68,13 +68,13 @@ def test_recipe_can_skip_non_finite_steps(tmp_path: Path) -> None:
     assert state.step == 12 and state.skipped == 3
     norms = {point["step"]: point["gradient_norm"] for point in state.points}
     assert [step for step, norm in norms.items() if norm is None] == [4, 8, 12], "the history has no NaN"
-    assert [(type, data["step"]) for type, data in reporter.events] == [("step.skipped", step) for step in (3, 7, 11)]
+    assert [(type, data["step"]) for type, data in reporter.events] == [("step.skipped", step) for step in (4, 8, 12)]
     assert all(torch.isfinite(tensor).all() for name, tensor in trainer.model.named_parameters() if "task" not in name)
 
 
 def test_skip_limit_grows_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tlm_core.training.loop.SKIPS", 2)
-    for share in (0.3, 0.1):  # of the steps 3, 7, and 11 the last exceeds a limit of a tenth of the steps
+    for share in (0.3, 0.1):  # of the steps 4, 8, and 12 the last exceeds a limit of a tenth of the steps
         monkeypatch.setattr("tlm_core.training.loop.SKIPPED_SHARE", share)
         over = {"joint__optimizer__non_finite": "skip", "joint__rho1": 3}
         trainer = trainer_of(tmp_path / str(share), 12, **over)
@@ -83,7 +83,7 @@ def test_skip_limit_grows_with_the_run(tmp_path: Path, monkeypatch: pytest.Monke
         if share == 0.3:
             assert trainer.run()[0].skipped == 3
         else:
-            with pytest.raises(NonFiniteLoss, match="at step 11"):
+            with pytest.raises(NonFiniteLoss, match="at step 12"):
                 trainer.run()
 
 
@@ -92,7 +92,7 @@ def test_run_that_skips_every_step_fails(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, 100, **over)
     with torch.no_grad():
         trainer.model.get_parameter("vocabulary.out.bias")[7] = float("nan")
-    with pytest.raises(NonFiniteLoss, match="at step 20"):
+    with pytest.raises(NonFiniteLoss, match="at step 21"):
         trainer.run()
 
 
@@ -114,7 +114,7 @@ def test_out_of_memory_halves_rows_with_the_same_batches(tmp_path: Path) -> None
     state, _ = tight.run()
     reporter = tight.ctx.report
     assert isinstance(reporter, LocalReporter)
-    assert reporter.events == [("memory.stepped_down", {"step": 0, "rows": 2})]
+    assert reporter.events == [("memory.stepped_down", {"step": 1, "rows": 2})]
     assert state.micro_rows == 2 and state.step == 6
     assert [point["mlm"] for point in state.points] == pytest.approx([p["mlm"] for p in plenty.points], rel=1e-3)
     assert (state.tokens, state.flops) == (plenty.tokens, plenty.flops)
@@ -205,7 +205,7 @@ def test_predictions_use_the_rows_that_fit_a_cpu_limit(tmp_path: Path, monkeypat
 def test_row_that_exceeds_memory_fails_with_a_remedy(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, 6)
     trainer.model.encoder.register_forward_pre_hook(_fits(0))
-    with pytest.raises(OutOfMemory, match=r"smaller model\.max_length"):
+    with pytest.raises(OutOfMemory, match=r"Step 1: .* smaller model\.max_length"):
         trainer.run()
 
 

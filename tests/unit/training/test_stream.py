@@ -309,7 +309,7 @@ def test_out_of_memory_loads_smaller_parts(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(StreamPasses, "_run", tight)
     state, _ = trainer.run()
     assert isinstance(trainer.ctx.report, LocalReporter)
-    assert trainer.ctx.report.events == [("memory.stepped_down", {"step": 0, "rows": 2})]
+    assert trainer.ctx.report.events == [("memory.stepped_down", {"step": 1, "rows": 2})]
     assert state.micro_rows == 2 and state.step == 6
 
 
