@@ -29,15 +29,17 @@ HIGHEST_WEIGHT = 10.0  # limit on the weight of a class in the loss, so that a r
 
 @dataclass(frozen=True)
 class Split:
-    """Task texts of one split, each as one window or as several overlapping ones. Its length n is the number of texts.
+    """Task texts of one split or more, each as one window or as several overlapping ones. It has n texts.
 
     store: the windows, in the order of their texts. labels: [n], label index or regression target, or probabilities
-    [n, labels]. rows: [n], record number in the user's file. second: [n], the token at which the second text of a pair
-    begins; None for single texts. Each pair is one window. texts: [windows], the number of each window's text.
+    [n, labels]. names: [n], split of each text. rows: [n], record number in the user's file. second: [n], the token at
+    which the second text of a pair begins; None for single texts. Each pair is one window. texts: [windows], the number
+    of each window's text.
     """
 
     store: TokenStore
     labels: Labels
+    names: npt.NDArray[np.str_]
     rows: Ints
     second: Ints | None
     texts: Ints
@@ -54,7 +56,8 @@ class Split:
         """Return the first `count` texts."""
         windows = int(self.begins[: count + 1][-1])
         second = None if self.second is None else self.second[:count]
-        return Split(self.store.first(windows), self.labels[:count], self.rows[:count], second, self.texts[:windows])
+        texts = self.labels[:count], self.names[:count], self.rows[:count], second
+        return Split(self.store.first(windows), *texts, self.texts[:windows])
 
     def turns(self, texts: Ints, epochs: Ints | int) -> Ints:
         """Return the index of one window for each of `texts`: in each epoch, the text's next window.
@@ -94,6 +97,7 @@ def joined(splits: Sequence[Split]) -> Split:
     return Split(
         store=TokenStore.joined([split.store for split in splits]),
         labels=np.concatenate([split.labels for split in splits]),
+        names=np.concatenate([split.names for split in splits]),
         rows=np.concatenate([split.rows for split in splits]),
         second=np.concatenate(second) if second else None,
         texts=np.concatenate([split.texts + first for split, first in zip(splits, before, strict=False)]),
@@ -122,6 +126,7 @@ class Prepared:
         return Split(
             store=store,
             labels=labels.astype(np.float32 if labels.ndim > 1 else self.type.trained),
+            names=np.full(len(labels), name),
             rows=np.load(self.folder / f"{name}.rows.npy"),
             second=np.load(second).astype(np.int64) if second.exists() else None,
             texts=np.load(texts) if texts.exists() else np.arange(len(store)),
@@ -346,14 +351,13 @@ class FinetuneBatches:
     ) -> None:
         self._prepared = prepared
         self._train, self._pieces = prepared.training(splits), prepared.pieces()
-        self._name = "/".join(splits)
         self._batch = batch
         self._seed = seed
         self._share = share
 
     def __call__(self, step: int, progress: float) -> Batch:  # noqa: ARG002 - the signature the loop calls
         place = (self._seed, Stream.FINETUNE, step, self._batch)
-        return _turn(self._prepared, self._train, self._pieces, *place, self._name, self._share)
+        return _turn(self._prepared, self._train, self._pieces, *place, self._share)
 
 
 def _turn(
@@ -364,15 +368,14 @@ def _turn(
     stream: Stream,
     number: int,
     size: int,
-    name: str = "train",
     share: Share | None = None,
 ) -> Batch:
-    """Return batch `number`: train texts or, for odd numbers, pieces if there are any. name: split of train texts."""
+    """Return batch `number`: train texts or, for odd numbers, pieces if there are any."""
     split = train
     if pieces is not None:
         number, of_pieces = divmod(number, 2)
-        split, name = (pieces, "pieces") if of_pieces else (train, name)
-    return task_batch(split, draw_windows(seed, stream, split, number, size), prepared, name, share)
+        split = pieces if of_pieces else train
+    return task_batch(split, draw_windows(seed, stream, split, number, size), prepared, share)
 
 
 def balanced_weights(labels: Labels) -> npt.NDArray[np.float32]:
@@ -395,12 +398,10 @@ def weighted(draw: Callable[[int, float], Batch], prepared: Prepared, part: Fine
     return lambda step, progress: replace(draw(step, progress), class_weights=weights)
 
 
-def task_batch(
-    split: Split, windows: Ints, prepared: Prepared, name: str = "train", share: Share | None = None
-) -> Batch:
+def task_batch(split: Split, windows: Ints, prepared: Prepared, share: Share | None = None) -> Batch:
     """Return a batch of packed windows without masking, each with the label of its text. Its documents are windows.
 
-    name: of the split, for `Batch.sources`. share: if given, the batch has only this worker's rows.
+    share: if given, the batch has only this worker's rows.
     """
     step, bins = None, None
     if share is not None:
@@ -418,7 +419,7 @@ def task_batch(
         documents=len(windows),
         mlm_weight=0.0,
         task_weight=1.0,
-        sources=lambda: [f"{name}:{row}" for row in split.rows[split.texts[windows]]],
+        sources=lambda: [f"{split.names[text]}:{split.rows[text]}" for text in split.texts[windows]],
         loss=prepared.type.loss,
         step=step,
     )
