@@ -93,11 +93,19 @@ def load(source: str, *, labels: int, vocab: int, max_length: int, dropout: floa
 
 
 def shape_of(config: dict[str, Any], source: str) -> Shape:
-    """Return the shape of a published model, without labels. Raises InvalidRecipe if it is not supported."""
+    """Return the shape of a published model, without labels.
+
+    Raises InvalidRecipe if it is not supported, or if the config is incomplete.
+    """
     name = str(config.get("model_type"))
     if name not in ARCHITECTURES:
         raise InvalidRecipe(
             f"'{source}' is a '{config.get('model_type')}' model. Choose a model of one of these architectures: "
             f"{', '.join(ARCHITECTURES)}."
         )
-    return architecture_named(name).published_shape(config, source)
+    try:
+        return architecture_named(name).published_shape(config, source)
+    except KeyError as error:
+        raise InvalidRecipe(f"The config.json of '{source}' lacks {error}. Check the file.") from error
+    except (TypeError, ValueError) as error:
+        raise InvalidRecipe(f"The config.json of '{source}' has an invalid value ({error}). Check the file.") from error

@@ -25,7 +25,7 @@ from transformers import (
 
 from tests.unit.training.made import COMMON, TELLING, made_selection, made_task, run_chain, tiny
 from tlm_core.errors import InvalidRecipe
-from tlm_core.training.published import load
+from tlm_core.training.published import load, shape_of
 from tlm_core.training.tokenizer import train_wordpiece, write_folder
 
 SIZES = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -120,3 +120,15 @@ def test_broken_model_folder_fails_with_the_reason(
         (folder / name).write_text(content)
     with pytest.raises(InvalidRecipe, match=complaint):
         load(str(folder), labels=3, vocab=300, max_length=48, dropout=0.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_config_with_missing_or_invalid_sizes_is_refused(kind: str) -> None:
+    config = KINDS[kind][0].to_dict()
+    positions = () if kind == "ModernBert" else ("max_position_embeddings",)
+    for key in (*SIZES.keys() - {"pad_token_id"}, *positions):
+        without = {name: value for name, value in config.items() if name != key}
+        with pytest.raises(InvalidRecipe, match=f"The config.json of 'hub:a/b' lacks '{key}'"):
+            shape_of(without, "hub:a/b")
+        with pytest.raises(InvalidRecipe, match=r"The config\.json of 'hub:a/b' has an invalid value"):
+            shape_of(config | {key: None}, "hub:a/b")

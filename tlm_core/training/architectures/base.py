@@ -190,14 +190,17 @@ def common_arguments(shape: Shape, pad: int, labels: Sequence[str]) -> dict[str,
 
 
 def published_sizes(config: Config) -> dict[str, Any]:
-    """Return the `Shape` fields that every published config has. Callers set `labels` and `max_length` (0 here)."""
+    """Return the `Shape` fields that every published config has. Callers set `labels` and `max_length` (0 here).
+
+    Raises KeyError for a missing value, and TypeError or ValueError for a value that is not a number.
+    """
     return {
-        "vocab": config["vocab_size"],
+        "vocab": int(config["vocab_size"]),
         "labels": 0,
-        "layers": config["num_hidden_layers"],
-        "hidden": config["hidden_size"],
-        "heads": config["num_attention_heads"],
-        "intermediate": config["intermediate_size"],
+        "layers": int(config["num_hidden_layers"]),
+        "hidden": int(config["hidden_size"]),
+        "heads": int(config["num_attention_heads"]),
+        "intermediate": int(config["intermediate_size"]),
         "max_length": 0,
     }
 

@@ -132,9 +132,10 @@ class Electra(Bert):
     qkv_names = qkv_names("electra")
 
     def published_shape(self, config: Config, source: str) -> Shape:
-        if config.get("embedding_size", config["hidden_size"]) != config["hidden_size"]:
-            raise unsupported(source, "embedding_size", config["embedding_size"], config["hidden_size"])
-        return super().published_shape(config, source)
+        shape = super().published_shape(config, source)
+        if config.get("embedding_size", shape.hidden) != shape.hidden:
+            raise unsupported(source, "embedding_size", config["embedding_size"], shape.hidden)
+        return shape
 
     def stock_config(self, shape: Shape, common: dict[str, object], special_ids: Mapping[str, int]) -> PretrainedConfig:  # noqa: ARG002
         from transformers import ElectraConfig
