@@ -50,7 +50,7 @@ BILSTM = Stage("bilstm", "tlm_core.studies.bilstm_stages:bilstm", 6, BilstmParam
 EVALUATE_BILSTM = Stage(
     "evaluate_bilstm", "tlm_core.studies.bilstm_stages:evaluate_bilstm", 5, SeedsParams, parallel=True
 )
-CURVE = Stage("curve", "tlm_core.studies.curve:curve", 16, CurveParams)
+CURVE = Stage("curve", "tlm_core.studies.curve:curve", 17, CurveParams)
 
 WITH_TLM = {"tlm", "bilstm_tlm"}
 

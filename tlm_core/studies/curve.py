@@ -59,7 +59,8 @@ def curve(ctx: StageContext[CurveParams]) -> dict[str, object]:
     }
     best = report["best_seed"]
     prepared = Prepared(ctx.inputs[f"prepared.{BILSTM}.s{best}"])
-    int8 = export_lstm(load_bilstm(ctx.inputs[f"trained.{BILSTM}.s{best}"]), prepared, ctx.out)
+    model, task = load_bilstm(ctx.inputs[f"trained.{BILSTM}.s{best}"]), Task.read(ctx.inputs["task"])
+    int8 = export_lstm(model, prepared, task, ctx.out)
     _add_inference(ctx, report, seeds[0], best)
     report["models"][BILSTM]["int8"] |= int8
     _add_crossings(report, ctx.params.margin)

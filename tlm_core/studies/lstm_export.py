@@ -14,9 +14,12 @@ import torch
 from onnx import TensorProto
 from safetensors.torch import save_file
 
+from tlm_core.evaluation.summary import ENCODER
 from tlm_core.quantization import quantize_graph
+from tlm_core.serving import write_metadata
 from tlm_core.studies.bilstm import GATES, BiLSTM, LSTMShape
 from tlm_core.studies.measure import token_batches
+from tlm_core.tasks.task import Task
 from tlm_core.training.evaluate import predict
 from tlm_core.training.export import compare_logits, graph_logits
 from tlm_core.training.graph import FAR, Graph, Weights, save
@@ -29,7 +32,7 @@ COMPARED = 512
 ONNX_GATES = (0, 3, 1, 2)
 
 
-def export_lstm(model: BiLSTM, prepared: Prepared, out: Path) -> dict[str, float]:
+def export_lstm(model: BiLSTM, prepared: Prepared, task: Task, out: Path) -> dict[str, float]:
     """Write `model/` (weights, tokenizer, config.json), `model.onnx`, `model.int8.onnx` and `labels.json`.
 
     Return `texts`, the number of compared validation texts (at most 512), and `agreement`. `agreement` is the share of
@@ -46,13 +49,7 @@ def export_lstm(model: BiLSTM, prepared: Prepared, out: Path) -> dict[str, float
         "id2label": {str(number): label for number, label in enumerate(prepared.labels)},
     }
     (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=1), encoding="utf-8")
-    facts = {
-        "labels": prepared.labels,
-        "max_length": prepared.max_length,
-        "windows": prepared.max_windows,
-        "pair": prepared.facts["pair"],
-    }
-    (out / "labels.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
+    write_metadata(out, task, ENCODER, prepared.max_length, prepared.max_windows)
     lstm_onnx(model, out / "model.onnx")
     split, batches = prepared.split("validation").first(COMPARED), token_batches(prepared, COMPARED)
     expected = predict(model, split, prepared, device=torch.device("cpu"))

@@ -17,6 +17,7 @@ from tlm_core.kinds.learning_curve import BILSTM, LearningCurveOptions, bilstm_p
 from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialize, initialize_counted, load_bilstm
 from tlm_core.studies.bilstm_stages import BucketBatches
 from tlm_core.studies.lstm_export import export_lstm, lstm_int8, lstm_onnx
+from tlm_core.tasks.task import Task
 from tlm_core.training.encoder_stages import build
 from tlm_core.training.evaluate import predict
 from tlm_core.training.local import run_stage
@@ -30,6 +31,10 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return Prepared(made_prepared(tmp_path_factory.mktemp("prepared"), tiny(selection__selector="none"), alone=True))
+
+
+def task_of(prepared: Prepared) -> Task:
+    return Task.read(prepared.folder.parent / "task")
 
 
 @pytest.fixture
@@ -132,7 +137,7 @@ def test_epochs_contain_each_text_once_in_batches_of_similar_length(prepared: Pr
 
 def test_exported_graph_computes_the_same_for_any_length(model: BiLSTM, prepared: Prepared, tmp_path: Path) -> None:
     model.eval()
-    facts = export_lstm(model, prepared, tmp_path)
+    facts = export_lstm(model, prepared, task_of(prepared), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"model", "model.onnx", "model.int8.onnx", "labels.json"}
     assert facts["texts"] == len(prepared.split("validation")) and facts["agreement"] > 0.8
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
@@ -171,7 +176,7 @@ def test_export_predicts_only_the_texts_that_it_compares(
     monkeypatch.setattr("tlm_core.studies.lstm_export.COMPARED", 18)  # two batches of the graph
     sizes: list[int] = []
     model.eval().task.register_forward_pre_hook(lambda _, pooled: sizes.append(len(pooled[0])))
-    assert export_lstm(model, prepared, tmp_path)["texts"] == 18
+    assert export_lstm(model, prepared, task_of(prepared), tmp_path)["texts"] == 18
     assert sum(sizes) == 18 < len(prepared.split("validation"))
 
 

@@ -22,7 +22,7 @@ from tlm_core.jobs.plan import plan_of
 from tlm_core.kinds.learning_curve import BILSTM, LearningCurveOptions, bilstm_params
 from tlm_core.linear.fit import fit as fit_linear
 from tlm_core.linear.model import LinearModel, rows_of
-from tlm_core.serving import load_model
+from tlm_core.serving import METADATA, load_model
 from tlm_core.studies.bilstm import load_bilstm
 from tlm_core.studies.curve import words
 from tlm_core.studies.fit import compare
@@ -233,7 +233,9 @@ def test_table_and_plot_contain_the_points_of_the_report(done: Mapping[str, Path
 
 def test_exported_bilstm_has_reported_scores_in_the_gateway(done: Mapping[str, Path], report: dict[str, Any]) -> None:
     model, task = load_model(done["curve"]), Task.read(done["validate"])
-    assert model.labels == LABELS
+    assert (model.labels, model.type.name, model.name) == (LABELS, task.type.name, "encoder")
+    facts = json.loads((done["curve"] / METADATA).read_text())
+    assert facts["task_type"] == task.type.name
     predicted = model.probabilities(task.texts("test")).argmax(axis=1)
     place = [0, 1].index(report["best_seed"])
     scores = score(task.label_ids("test"), predicted, 3, "macro_f1")
