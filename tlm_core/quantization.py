@@ -13,6 +13,9 @@ from tlm_core.serving import MODEL, load_model
 if TYPE_CHECKING:
     import onnx
 
+# The operators with weights. For others, the library logs warnings about the types of their inputs.
+_OPERATORS = ["LSTM", "MatMul", "Gather"]
+
 
 def quantize(folder: Path, out: Path) -> tuple[int, int]:
     """Write a copy of a model, with 8-bit matrices in its encoder. Return the bytes of the graph before and after.
@@ -35,10 +38,10 @@ def quantize(folder: Path, out: Path) -> tuple[int, int]:
     return (folder / MODEL).stat().st_size, (out / MODEL).stat().st_size
 
 
-def quantize_graph(graph: Path | onnx.ModelProto, out: Path, operators: list[str] | None = None) -> None:
-    """Write a graph with 8-bit weights and integer products. operators: types to quantize; None for all."""
+def quantize_graph(graph: Path | onnx.ModelProto, out: Path) -> None:
+    """Write a graph with 8-bit weights and integer products."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     # With 8 bits, sums saturate on processors with AVX2 but without VNNI. With 7 bits they do not.
     options = {"per_channel": True, "weight_type": QuantType.QInt8, "reduce_range": True}
-    quantize_dynamic(graph, out, op_types_to_quantize=operators, **options)
+    quantize_dynamic(graph, out, op_types_to_quantize=_OPERATORS, **options)

@@ -65,7 +65,7 @@ def lstm_int8(graph: Path, out: Path) -> None:
     model = onnx.load(graph)
     # The graph needs no preprocessing. Without this property, the library logs advice to preprocess it.
     onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
-    quantize_graph(model, out, ["LSTM", "MatMul", "Gather"])
+    quantize_graph(model, out)
 
 
 def lstm_onnx(model: BiLSTM, path: Path) -> None:

@@ -14,6 +14,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tests.unit.training.made import made_prepared, tiny
 from tlm_core.kinds.learning_curve import BILSTM, LearningCurveOptions, bilstm_params
+from tlm_core.quantization import quantize
+from tlm_core.serving import load_model
 from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialize, initialize_counted, load_bilstm
 from tlm_core.studies.bilstm_stages import BucketBatches
 from tlm_core.studies.lstm_export import export_lstm, lstm_int8, lstm_onnx
@@ -150,6 +152,18 @@ def test_exported_graph_computes_the_same_for_any_length(model: BiLSTM, prepared
     inputs = {name: np.stack([array[:2, 0], 0 * array[:2, 0]]).swapaxes(0, 1) for name, array in inputs.items()}
     logits = session.run(["logits"], {name: inputs[name] for name in ("input_ids", "attention_mask")})[0]
     np.testing.assert_allclose(logits, expected[:2], atol=1e-4, err_msg="a window without tokens counts")
+
+
+def test_8_bit_copy_of_an_exported_bilstm_logs_nothing(
+    model: BiLSTM, prepared: Prepared, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "exact").mkdir()
+    export_lstm(model.eval(), prepared, task_of(prepared), tmp_path / "exact")
+    before, after = quantize(tmp_path / "exact", tmp_path / "small")
+    assert after < before and caplog.messages == []
+    texts = task_of(prepared).texts("test")
+    both = [load_model(tmp_path / name).probabilities(texts) for name in ("exact", "small")]
+    np.testing.assert_allclose(both[0], both[1], atol=0.05)
 
 
 def test_8_bit_graph_is_close_to_the_exact_one(tmp_path: Path) -> None:
