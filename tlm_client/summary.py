@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from tlm_client.console import Item, table
 from tlm_client.display import duration
-from tlm_core.evaluation.summary import Report, few_rows, model_rows, model_title, sentences, training_time
+from tlm_core.evaluation.summary import (
+    Report,
+    averaged_seeds,
+    few_rows,
+    model_rows,
+    model_title,
+    sentences,
+    training_time,
+)
 from tlm_core.tasks.metrics import scores_shown
 from tlm_core.wire import Estimate, Verdict
 from tlm_core.wording import interval_in_words
@@ -53,7 +61,7 @@ def report_items(report: Report) -> list[Item]:
     ]
     if "words" in report:
         return [str(report["words"]), *few_rows(report), *rest]
-    seeds = len(report["seeds"])
+    seeds = len(averaged_seeds(report["seeds"]))
     title = f"Test scores, {f'± spread over {seeds} seeds' if seeds != 1 else 'one seed'}"
     return [_model_table(report, title), *sentences(report), *rest]
 

@@ -18,7 +18,7 @@ SELF_TRAIN = Stage(
 )
 REFIT_LINEAR = Stage("refit_linear", "tlm_core.linear.linear_stages:refit_linear", 4, BaselineParams, needs_torch=False)
 EVALUATE_LINEAR = Stage(
-    "evaluate_linear", "tlm_core.linear.linear_stages:evaluate_linear", 7, BaselineParams, needs_torch=False
+    "evaluate_linear", "tlm_core.linear.linear_stages:evaluate_linear", 8, BaselineParams, needs_torch=False
 )
 EXPORT_LINEAR = Stage(
     "export_linear", "tlm_core.linear.linear_stages:export_linear", 6, BaselineParams, needs_torch=False
@@ -29,5 +29,5 @@ JOINT = Stage("joint", "tlm_core.training.encoder_stages:joint", 10, params.Join
 FINETUNE = Stage("finetune", "tlm_core.training.encoder_stages:finetune", 5, params.FinetuneParams, parallel=True)
 REFIT = Stage("refit", "tlm_core.training.encoder_stages:refit", 1, params.FinetuneParams, parallel=True)
 CHOOSE = Stage("choose", "tlm_core.training.encoder_stages:choose", 3, params.ChooseParams)
-EVALUATE = Stage("evaluate", "tlm_core.training.evaluate:evaluate", 22, params.SeedsParams, parallel=True)
+EVALUATE = Stage("evaluate", "tlm_core.training.evaluate:evaluate", 23, params.SeedsParams, parallel=True)
 EXPORT = Stage("export", "tlm_core.training.export:export", 10, params.ExportParams)

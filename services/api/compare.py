@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from services.common.jobstore import JobStore
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import Conflict, CorruptArtifact, NotFound
 from tlm_core.evaluation.bootstrap import paired_difference
-from tlm_core.evaluation.report import PREDICTIONS
-from tlm_core.evaluation.summary import model_rows
+from tlm_core.evaluation.report import PREDICTIONS, REPORT
+from tlm_core.evaluation.summary import averaged_seeds, model_rows
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.tasks.metrics import Targets
@@ -175,8 +176,9 @@ def _read_tested(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord, outco
 def _predictions(report: Path, metric: str) -> list[Targets]:
     if not (report / PREDICTIONS).exists():
         return []
+    entries = json.loads((report / REPORT).read_text(encoding="utf-8"))["seeds"]
     with np.load(report / PREDICTIONS) as outputs:
-        names = [name for name in outputs if name == "test.all"] or [n for n in outputs if n.startswith("test.s")]
+        names = ["test.all"] if "test.all" in outputs else [f"test.s{seed}" for seed in averaged_seeds(entries)]
         return [task_type_of(metric).predict(outputs[name]) for name in names]
 
 

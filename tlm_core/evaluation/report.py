@@ -35,13 +35,14 @@ from tlm_core.evaluation.summary import (
     LINEAR_NODES,
     REFIT,
     STOCK,
+    averaged_seeds,
     model_in_words,
     returned_cost,
     time_in_words,
     training_time,
 )
 from tlm_core.evaluation.suspects import rank_suspects
-from tlm_core.tasks.metrics import METRICS, best_of, score, scores_for, summary
+from tlm_core.tasks.metrics import METRICS, ONE_RUN, best_of, score, scores_for, summary
 from tlm_core.tasks.task import Task
 from tlm_core.wording import interval_in_words
 
@@ -159,41 +160,48 @@ def job_report(
     With `ensemble`, `{split}.all` holds the outputs of the returned model.
     The function reads the test targets, so call it once, after all training. linears: results by name; if empty,
     only encoders are scored. shared_cost: cost of the stages that all seeds share. ensemble: whether the returned
-    model averages the encoders whose training did not end early. If all ended early, it averages all.
+    model averages encoders. Only the seeds of `averaged_seeds` influence the choice, the means and the returned model.
     """
-    choice, runs = _runs(task, encoders, linears, ensemble)
-    of_seeds = [_of_seed(task, encoder, choice, linears) for encoder in encoders] if ensemble else runs
-    seeds = [encoder.facts() | run.scored(task) for encoder, run in zip(encoders, of_seeds, strict=True)]
+    averaged = averaged_seeds([encoder.facts() for encoder in encoders])
+    encoded = [encoder.outputs for encoder in encoders if encoder.seed in averaged]
+    if ensemble:
+        encoded = [{split: average(task.type, [outputs[split] for outputs in encoded]) for split in encoded[0]}]
+    choice = _choice(task, encoders, linears, ENSEMBLE if ensemble else ENCODER, [of["validation"] for of in encoded])
+    returned = COMBINED if choice.model == WEIGHTED else choice.model
+    names, own = ((ENCODER,), ENCODER) if ensemble else ((*linears, ENCODER), returned)
+    runs = {e.seed: _Run(_models(task, names, e.outputs, choice, linears), own) for e in encoders}
+    seeds = [encoder.facts() | runs[encoder.seed].scored(task) for encoder in encoders]
+    used = [entry for entry in seeds if entry["seed"] in averaged]
     # A returned linear model has equal scores for all seeds, so the encoders rank the seeds.
-    ranked = [entry["models"][ENCODER] if choice.model in LINEAR_MODELS else entry for entry in seeds]
-    best = best_of([scores["validation"]["value"] for scores in ranked])
-    scored = [run.scored(task) for run in runs] if ensemble else seeds
-    averaged = {encoder.seed for encoder in _averaged(encoders)}
-    file, members = (0, [entry for entry in seeds if entry["seed"] in averaged]) if ensemble else (best, [seeds[best]])
-    scores = {name: over_seeds([entry["models"][name] for entry in scored]) for name in runs[0].models}
-    scores |= {ENCODER: over_seeds(seeds)} if ensemble else {}
-    scores |= {STOCK: over_seeds([seeds[best]["models"][ENCODER]])} if len(seeds) > 1 else {}
+    ranked = [entry["models"][ENCODER] if returned in LINEAR_MODELS else entry for entry in used]
+    best = used[best_of([scores["validation"]["value"] for scores in ranked])]
+    file, scored, members = runs[best["seed"]], used, [best]
+    if ensemble:
+        file = _Run(_models(task, (*linears, ENSEMBLE), encoded[0], choice, linears), returned)
+        scored, members = [file.scored(task)], used
+    rows = {name: over_seeds(_runs_of(name, scored)) for name in file.models}
+    rows |= {ENCODER: over_seeds(_runs_of(ENCODER, used))}
+    rows |= {STOCK: over_seeds(_runs_of(ENCODER, [best]))} if len(seeds) > 1 else {}
     report: Report = {
         **_facts(task),
-        "returned": _returned(task, choice, runs[file].returned, members, scored[file]),
+        "returned": _returned(task, choice, returned, members, scored[0] if ensemble else best),
         "seeds": seeds,
-        **over_seeds(scored),
-        "models": {name: scores[name] for name in _ROWS if name in scores},
-        "best_seed": seeds[best]["seed"],
-        **_trust(task, runs[file].outputs),
+        "mean": rows[returned]["mean"],
+        "spread": _spread(rows[returned]["spread"], len(seeds), shared=ensemble or returned in LINEAR_MODELS),
+        "models": {name: rows[name] for name in _ROWS if name in rows},
+        "best_seed": best["seed"],
+        **_trust(task, file.outputs),
         "cost": total_cost([shared_cost, *(encoder.cost for encoder in encoders)]),
     }
-    if ensemble:
-        report["spread"]["reason"] = "the returned model is one model of all seeds"
     if linears:
         report["linear"] = linears[LINEAR].facts
-        report["gain"] = _gain_over_linear(task, report, choice, runs)
+        report["gain"] = _gain_over_linear(task, report, choice, file)
         report |= _doubtful_labels(task, linears[LINEAR])
     for entry in seeds:  # Only the returned model of each seed has the details of each class.
         entry["models"] = {name: _compact(of_model) for name, of_model in entry["models"].items()}
-    predictions = {f"{split}.all": outputs for split, outputs in runs[0].outputs.items()} if ensemble else {}
-    for encoder, run in zip(encoders, of_seeds, strict=True):
-        predictions |= {f"{split}.s{encoder.seed}": outputs for split, outputs in run.outputs.items()}
+    predictions = {f"{split}.all": outputs for split, outputs in file.outputs.items()} if ensemble else {}
+    for seed, run in runs.items():
+        predictions |= {f"{split}.s{seed}": outputs for split, outputs in run.outputs.items()}
     return report, predictions
 
 
@@ -207,7 +215,7 @@ def linear_report(task: Task, linear: LinearResult) -> tuple[Report, dict[str, O
     choice = Choice(LINEAR, {}, "The job trains no other model.")
     report: Report = {
         **_facts(task),
-        "returned": _returned(task, choice, LINEAR, [{"seed": 0}], scored),
+        "returned": _returned(task, choice, LINEAR, [], scored),
         "seeds": [{"seed": 0, "chosen": {"score": scored["validation"]["value"]}, "cost": cost, **scored}],
         **over_seeds([scored]),
         "models": {LINEAR: over_seeds([scored])},
@@ -227,29 +235,40 @@ def _facts(task: Task) -> Report:
 
 def _returned(task: Task, choice: Choice, model: str, members: Sequence[Report], scored: Report) -> dict[str, object]:
     """Describe the returned model. members: report entries of its seeds. scored: `_Run.scored` of its run."""
-    seeds = [entry["seed"] for entry in members]
+    seeds = [] if model in LINEAR_MODELS else [entry["seed"] for entry in members]
     facts = {"model": model, "seeds": seeds, "reason": choice.reason, "validation": choice.scores}
     return {**facts, "scales": scored["scales"], "scores": {split: scored[split] for split in splits_of(task)}}
 
 
-def _runs(
-    task: Task, encoders: Sequence[EncoderResult], linears: Mapping[str, LinearResult], ensemble: bool
-) -> tuple[Choice, list[_Run]]:
-    """Return the choice of the model, and one run for each seed, or one run for all seeds together."""
-    name = ENSEMBLE if ensemble else ENCODER
-    by_run = [encoder.outputs for encoder in (_averaged(encoders) if ensemble else encoders)]
-    if ensemble:
-        by_run = [{split: average(task.type, [outputs[split] for outputs in by_run]) for split in by_run[0]}]
+def _choice(
+    task: Task,
+    encoders: Sequence[EncoderResult],
+    linears: Mapping[str, LinearResult],
+    name: str,
+    validation: Sequence[Outputs],
+) -> Choice:
+    """Return the choice of the model. name, validation: of the encoder of each averaged seed, or of the ensemble."""
     if not linears:
-        choice = Choice(name, {}, "The job has no other model.")
-        return choice, [_Run({name: (Scales(), outputs)}, name) for outputs in by_run]
+        return Choice(name, {}, "The job has no other model.")
     on_validation = {model: linear.outputs["validation"] for model, linear in linears.items()}
-    validation = [outputs["validation"] for outputs in by_run]
     choice = choose(task, on_validation, name, validation, task.targets("validation"))
     if all(encoder.behind for encoder in encoders):
-        choice = replace(choice, model=list(linears)[-1], reason="Training ended early, behind the linear model.")
-    returned = COMBINED if choice.model == WEIGHTED else choice.model
-    return choice, [_Run(_models(task, (*linears, name), outputs, choice, linears), returned) for outputs in by_run]
+        return replace(choice, model=list(linears)[-1], reason="Training ended early, behind the linear model.")
+    return choice
+
+
+def _runs_of(model: str, scored: Sequence[Report]) -> list[Report]:
+    """Return the scores of a model in each run. All runs share a linear model. scored: results of `_Run.scored`."""
+    return [entry["models"][model] for entry in (scored[:1] if model in LINEAR_MODELS else scored)]
+
+
+def _spread(spread: Report, seeds: int, *, shared: bool) -> Report:
+    """Return the spread of the returned model, with a reason if it has one run. shared: whether all seeds share it."""
+    if spread.get("reason") != ONE_RUN:
+        return spread
+    if shared and seeds > 1:
+        return {**spread, "reason": "the returned model is one model of all seeds"}
+    return spread if shared or seeds > 1 else {**spread, "reason": f"{ONE_RUN}; give more seeds"}
 
 
 def _models(
@@ -259,33 +278,25 @@ def _models(
     choice: Choice,
     linears: Mapping[str, LinearResult],
 ) -> dict[str, tuple[Scales, Mapping[str, Outputs]]]:
-    """Return the named models, and the combination of `encoder` with the last linear model; see `_Run.models`."""
+    """Return the named models, and the combination of `encoder` with the last linear model; see `_Run.models`.
+
+    Without a linear model, return only the encoder, the last of the names.
+    """
+    if not linears:
+        return {names[-1]: (Scales(), encoder)}
     last = list(linears.values())[-1]
     models = {name: _scaled(task, name, linears.get(name, last), encoder) for name in names}
     combination = WEIGHTED if choice.model == WEIGHTED else COMBINED
     return models | {COMBINED: _scaled(task, combination, last, encoder)}
 
 
-def _averaged(encoders: Sequence[EncoderResult]) -> Sequence[EncoderResult]:
-    """Return the encoders of an ensemble: those whose training did not end early. If all ended early, return all."""
-    return [encoder for encoder in encoders if not encoder.behind] or encoders
-
-
-def _of_seed(task: Task, encoder: EncoderResult, choice: Choice, linears: Mapping[str, LinearResult]) -> _Run:
-    """Return the models of one seed of an ensemble: its encoder and, with a linear model, their combination."""
-    if not linears:
-        return _Run({ENCODER: _scaled(task, ENCODER, None, encoder.outputs)}, ENCODER)
-    return _Run(_models(task, (ENCODER,), encoder.outputs, choice, linears), ENCODER)
-
-
 def _scaled(
-    task: Task, model: str, linear: LinearResult | None, encoder: Mapping[str, Outputs]
+    task: Task, model: str, linear: LinearResult, encoder: Mapping[str, Outputs]
 ) -> tuple[Scales, Mapping[str, Outputs]]:
-    """Return the scales of a model, fitted on validation, and its outputs by split. linear: None for an encoder."""
-    of_linear = encoder if linear is None else linear.outputs
-    targets = task.targets("validation")
-    scales = scales_of(model, task.type, of_linear["validation"], encoder["validation"], targets)
-    return scales, {split: scales.combine(task.type, of_linear[split], encoder[split]) for split in splits_of(task)}
+    """Return the scales of a model, fitted on validation, and its outputs by split."""
+    targets, of = task.targets("validation"), linear.outputs
+    scales = scales_of(model, task.type, of["validation"], encoder["validation"], targets)
+    return scales, {split: scales.combine(task.type, of[split], encoder[split]) for split in splits_of(task)}
 
 
 def _scores(task: Task, outputs: Mapping[str, Outputs]) -> Report:
@@ -328,24 +339,21 @@ def _doubtful_labels(task: Task, linear: LinearResult) -> dict[str, dict[str, ob
     return {"suspects": asdict(rank_suspects(task, outputs))}
 
 
-def _gain_over_linear(task: Task, report: Report, choice: Choice, runs: Sequence[_Run]) -> Report:
-    """Compare the returned model with the linear model on test.
+def _gain_over_linear(task: Task, report: Report, choice: Choice, run: _Run) -> Report:
+    """Compare the returned model with the linear model on test. run: of the returned model.
 
     If the job returns the linear model, compare it with the best of the other models on validation.
     """
-
-    def tested(model: str) -> list[Outputs]:  # The linear model is the same in each run.
-        return [run.models[model][1]["test"] for run in (runs[:1] if model == LINEAR else runs)]
-
     returned, reason = report["returned"]["model"], report["returned"]["reason"]
     if returned != LINEAR:
         first, second, opening = returned, LINEAR, ""
         names = "the returned model", model_in_words(LINEAR)
     else:
-        others = [model for model in runs[0].models if model != LINEAR]
+        others = [model for model in run.models if model != LINEAR]
         first, second = LINEAR, max(others, key=lambda model: choice.scores.get(model) or 0.0)
         names, opening = (model_in_words(first), model_in_words(second)), f"The job returns the linear model. {reason} "
-    result = gain(task, report, names, tested(first), tested(second)) | {"against": second}
+    tested = ([run.models[model][1]["test"]] for model in (first, second))
+    result = gain(task, report, names, *tested) | {"against": second}
     own = returned_cost(report, "seconds")
     alone = f" The returned model alone took {time_in_words(own)}." if own < result["seconds"] else ""
     return result | {"words": f"{opening}{result['words']}{alone if 'value' in result else ''}"}

@@ -94,14 +94,24 @@ def sentences(report: Report) -> list[str]:
     if "returned" not in report:
         return few_rows(report)
     gain, reason = report.get("gain", {}).get("words"), report["returned"]["reason"]
-    ended = [entry for entry in report["seeds"] if BEHIND in entry]
-    of = f" of {_seeds([entry['seed'] for entry in ended])}" if len(ended) < len(report["seeds"]) else ""
+    several = len(report["seeds"]) > 1
+    ended = [
+        (entry[BEHIND], f" of seed {entry['seed']}" if several else "") for entry in report["seeds"] if BEHIND in entry
+    ]
     return [
         headline(report),
-        *(behind_in_words(entry[BEHIND], of) for entry in ended[:1]),
+        *(behind_in_words(scores, of) for scores, of in ended),
         *([reason] if reason not in (gain or "") else []),
         *([gain] if gain and gain not in report.get("words", "") else []),
     ]
+
+
+def averaged_seeds(seeds: Sequence[Report]) -> list[int]:
+    """Return the seeds whose training did not end early; if all ended early, all seeds. seeds: entries of a report.
+
+    Other seeds influence no mean, no choice and no returned model.
+    """
+    return [entry["seed"] for entry in seeds if BEHIND not in entry] or [entry["seed"] for entry in seeds]
 
 
 def training_time(report: Report) -> str:

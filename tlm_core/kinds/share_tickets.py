@@ -32,7 +32,7 @@ from tlm_core.training.stage import Place, Stage
 MERGE = Stage("merge", "tlm_core.tasks.merge:merge_stage", 3, MergeParams, Place.COORDINATOR)
 PART = Stage("part", "tlm_core.compression.sharing:part", 3, PartParams)
 SHARE = Stage("share", "tlm_core.compression.sharing:share", 5, ShareParams, parallel=True)
-SHARED_REPORT = Stage("shared_report", "tlm_core.compression.shared_report:shared_report", 12, SeedsParams)
+SHARED_REPORT = Stage("shared_report", "tlm_core.compression.shared_report:shared_report", 13, SeedsParams)
 
 
 class ShareTicketsOptions(KindOptions):

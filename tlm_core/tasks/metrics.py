@@ -20,6 +20,7 @@ Targets = NDArray[np.number]
 
 SINGLE_LABEL = "single_label"
 REGRESSION = "regression"
+ONE_RUN = "one run has no spread"
 
 
 class Undefined(ValueError):
@@ -234,7 +235,7 @@ def summary(values: Sequence[float | None]) -> Summary:
     mean = math.fsum(known) / len(known)
     result = {**result, "mean": mean, "min": min(known), "max": max(known)}
     if len(known) == 1:
-        return {**result, "reason": "one run has no spread; give more seeds"}
+        return {**result, "reason": ONE_RUN}
     return {**result, "std": math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (len(known) - 1))}
 
 

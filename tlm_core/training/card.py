@@ -6,7 +6,16 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tlm_core.evaluation.summary import MAJORITY, REFIT, ModelRow, model_rows, refit_in_words, returned_model, sentences
+from tlm_core.evaluation.summary import (
+    MAJORITY,
+    REFIT,
+    ModelRow,
+    averaged_seeds,
+    model_rows,
+    refit_in_words,
+    returned_model,
+    sentences,
+)
 from tlm_core.selection.selectors import SELECTORS
 from tlm_core.tasks.metrics import METRICS, scores_shown
 from tlm_core.tasks.types import task_type_of
@@ -165,9 +174,9 @@ def _scores(report: Facts) -> list[str]:
 
 def _runs(report: Facts) -> str:
     """Return a sentence on the runs whose scores the table has."""
-    if len(report["seeds"]) == 1:
+    numbers = [str(seed) for seed in averaged_seeds(report["seeds"])]
+    if len(numbers) == 1:
         return "The scores are those of one run, so they have no spread."
-    numbers = [str(entry["seed"]) for entry in report["seeds"]]
     seeds = f"{', '.join(numbers[:-1])} and {numbers[-1]}"
     return f"A score with ± is the mean over the seeds {seeds}, with its sample standard deviation."
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup, escape
 
-from tlm_core.evaluation.summary import model_title, training_time
+from tlm_core.evaluation.summary import averaged_seeds, model_title, training_time
 from tlm_core.tasks.metrics import METRICS, scores_shown
 from tlm_core.wording import counted, interval_in_words, value_in_words
 
@@ -180,6 +180,7 @@ FILTERS = {
     "about": about,
     "metric": metric,
     "model": model_title,
+    "averaged_seeds": averaged_seeds,
     "training_time": training_time,
     "words": words,
     "score": score,

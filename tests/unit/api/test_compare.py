@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from services.api.compare import _differences, _Tested, _verdict
+from services.api.compare import _differences, _predictions, _Tested, _verdict
 from services.api.estimate import proposed
 from tests.factories import make_resolved, make_spec
+from tlm_core.evaluation.report import PREDICTIONS, REPORT
+from tlm_core.evaluation.summary import BEHIND
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.training.recipe import resolve
 
@@ -40,3 +44,10 @@ def test_models_with_equal_predictions_have_no_interval() -> None:
     verdict = _verdict(*sides)
     assert (verdict.verdict, verdict.low) == (None, None)
     assert verdict.reason == "Both models predict the same on test."
+
+
+def test_verdicts_omit_a_seed_that_ended_early(tmp_path: Path) -> None:
+    seeds = [{"seed": 0}, {"seed": 1, BEHIND: {"encoder": 0.2, "linear": 0.8}}]
+    (tmp_path / REPORT).write_text(json.dumps({"seeds": seeds}), encoding="utf-8")
+    np.savez(tmp_path / PREDICTIONS, **{f"test.s{seed}": np.eye(2)[[seed, seed]] for seed in (0, 1)})
+    assert [predicted.tolist() for predicted in _predictions(tmp_path, "macro_f1")] == [[0, 0]]

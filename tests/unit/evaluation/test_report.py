@@ -38,16 +38,18 @@ def outputs(task: Task, noise: float, seed: int) -> dict[str, Outputs]:
     }
 
 
-def reported(*behind: dict[str, float] | None, refit: Sequence[bool | None] = ()) -> dict[str, Any]:
-    """Return the report of an ensemble. behind, refit: of the encoder of each seed, from 0 on."""
+def reported(
+    *behind: dict[str, float] | None, refit: Sequence[bool | None] = (), ensemble: bool = True, noise: float = 3.0
+) -> dict[str, Any]:
+    """Return the report of a job. behind, refit: of the encoder of each seed, from 0 on. noise: of the linear model."""
     task = make_task()
     encoders = [
         EncoderResult(seed, outputs(task, 20.0 if late else 0.5, seed), {}, {}, behind=late, refit=again)
         for seed, (late, again) in enumerate(zip_longest(behind, refit))
     ]
-    of_linear = outputs(task, 3.0, 9)
+    of_linear = outputs(task, noise, 9)
     linear = LinearResult(of_linear | {HELD_OUT: of_linear["train"]}, {"cost": COST})
-    return job_report(task, encoders, {LINEAR: linear}, {"prepare": COST, "baseline": COST}, ensemble=True)[0]
+    return job_report(task, encoders, {LINEAR: linear}, {"prepare": COST, "baseline": COST}, ensemble=ensemble)[0]
 
 
 def test_ensemble_omits_an_encoder_that_is_behind_the_linear_model() -> None:
@@ -63,10 +65,54 @@ def test_ensemble_omits_an_encoder_that_is_behind_the_linear_model() -> None:
 @pytest.mark.parametrize("late", [None, BEHIND])
 def test_ensemble_has_all_encoders_if_none_or_each_is_behind(late: dict[str, float] | None) -> None:
     report = reported(late, late)
-    assert report["returned"]["seeds"] == [0, 1]
+    assert report["returned"]["seeds"] == ([] if late else [0, 1])
     assert (report["returned"]["model"] == LINEAR) == (late is not None)
-    ended = [text for text in sentences(report) if text.startswith("Training ended at half the joint budget")]
-    assert len(ended) == (late is not None)
+    ended = [text for text in sentences(report) if "ended at half the joint budget" in text]
+    assert [text[:19] for text in ended] == (["Training of seed 0 ", "Training of seed 1 "] if late else [])
+
+
+def test_each_seed_that_ended_early_has_a_sentence_with_its_scores() -> None:
+    other = {"encoder": 0.3, "linear": 0.7}
+    ended = [text for text in sentences(reported(None, BEHIND, other)) if "ended at half" in text]
+    assert [("seed 1" in text, "0.200" in text, "0.800" in text) for text in ended] == [(True,) * 3, (False,) * 3]
+    assert [("seed 2" in text, "0.300" in text, "0.700" in text) for text in ended] == [(False,) * 3, (True,) * 3]
+    assert any(text.startswith("Training ended at half the joint budget") for text in sentences(reported(BEHIND)))
+
+
+def test_without_ensemble_seeds_that_ended_early_count_nowhere() -> None:
+    report, alone = reported(BEHIND, None, ensemble=False), reported(None, ensemble=False)
+    assert report["best_seed"] == 1 and len(report["seeds"]) == 2 and report["returned"]["seeds"] == [1]
+    good = report["seeds"][1]
+    assert report["returned"]["model"] == alone["returned"]["model"] != LINEAR
+    for model in ("encoder", "combined"):
+        assert report["models"][model]["mean"]["test"]["macro_f1"] == good["models"][model]["test"]["macro_f1"]
+    assert report["mean"]["test"]["macro_f1"] == report["returned"]["scores"]["test"]["macro_f1"]
+
+
+def test_gain_without_ensemble_is_that_of_the_returned_file() -> None:
+    report = reported(None, None, None, ensemble=False)
+    file, linear = (
+        report["returned"]["scores"]["test"]["macro_f1"],
+        report["models"][LINEAR]["mean"]["test"]["macro_f1"],
+    )
+    assert report["returned"]["model"] != LINEAR and file != report["mean"]["test"]["macro_f1"]
+    assert report["gain"]["value"] == pytest.approx(file - linear)
+
+
+@pytest.mark.parametrize("ensemble", [True, False])
+def test_linear_model_of_several_seeds_has_no_spread_and_no_seeds(ensemble: bool) -> None:
+    report = reported(None, None, ensemble=ensemble, noise=0.1)
+    assert (report["returned"]["model"], report["returned"]["seeds"]) == (LINEAR, [])
+    assert report["models"][LINEAR]["spread"]["test"]["macro_f1"] is None is report["spread"]["test"]["macro_f1"]
+    assert report["spread"]["reason"] == "the returned model is one model of all seeds"
+    assert report["models"]["encoder"]["spread"]["test"]["macro_f1"] > 0
+
+
+@pytest.mark.parametrize(("noise", "advice"), [(3.0, "; give more seeds"), (0.1, "")])
+def test_only_a_returned_encoder_advises_more_seeds(noise: float, advice: str) -> None:
+    report = reported(None, ensemble=False, noise=noise)
+    assert report["spread"]["reason"] == f"one run has no spread{advice}"
+    assert report["models"][LINEAR]["spread"]["reason"] == "one run has no spread"
 
 
 @pytest.mark.parametrize(("late", "against"), [(None, LINEAR), (BEHIND, COMBINED)])

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from tests.unit.client.gateway import report
-from tlm_core.evaluation.summary import model_rows, model_title, returned_cost, sentences, training_time
+from tlm_core.evaluation.summary import (
+    BEHIND,
+    averaged_seeds,
+    model_rows,
+    model_title,
+    returned_cost,
+    sentences,
+    training_time,
+)
 
 
 def returning(model: str, **over: Any) -> dict[str, Any]:
@@ -90,6 +98,12 @@ def test_encoder_in_the_stock_folder_has_a_row_of_its_own() -> None:
     files = {row.name: row.file for row in model_rows(changed)}
     assert (files["encoder"], files["stock"]) == ("", "model/, seed 3")
     assert {row.name: row.file for row in model_rows(returning("combined"))}["encoder"] == "model/, seed 3"
+
+
+def test_seeds_that_ended_early_are_not_averaged_unless_all_did() -> None:
+    ended = {"seed": 1, BEHIND: {"encoder": 0.2, "linear": 0.8}}
+    assert averaged_seeds([{"seed": 0}, ended, {"seed": 2}]) == [0, 2]
+    assert averaged_seeds([ended]) == [1]
 
 
 def test_report_of_a_study_has_one_model_and_no_sentence() -> None:

@@ -114,7 +114,7 @@ def test_summary_of_one_seed_has_no_spread_and_says_why() -> None:
         "std": None,
         "min": 0.5,
         "max": 0.5,
-        "reason": "one run has no spread; give more seeds",
+        "reason": "one run has no spread",
     }
 
 
