@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,7 +54,7 @@ def paired_difference(
     """
     if not len(targets):
         return None
-    compute = _FROM_COUNTS.get(metric, METRICS[metric].compute)
+    compute = METRICS[metric].compute
 
     def difference(rows: NDArray[np.int64]) -> float:
         scores = [np.mean([compute(targets[rows], run[rows]) for run in runs]) for runs in (first, second)]
@@ -72,34 +72,3 @@ def paired_difference(
             values.append(0.0)  # Without such resamples, few informative rows would give a narrow interval.
     low, high = np.percentile(values, [2.5, 97.5])
     return Difference(value, float(low), float(high), float(np.std(values)))
-
-
-Counts = NDArray[np.int64]  # [labels]
-
-
-def _from_counts(score: Callable[[Counts, Counts, Counts], float]) -> Callable[[Targets, Targets], float]:
-    """Return a metric of label indices. score: computes it from each label's hits, true rows and predicted rows."""
-
-    def compute(true: Targets, predicted: Targets) -> float:
-        labels = int(max(true.max(), predicted.max())) + 1
-        hits, rows, guesses = (np.bincount(x, minlength=labels) for x in (true[true == predicted], true, predicted))
-        return score(hits, rows, guesses)
-
-    return compute
-
-
-def _macro_f1(hits: Counts, rows: Counts, guesses: Counts) -> float:
-    used = rows + guesses > 0
-    return float((2 * hits[used] / (rows + guesses)[used]).mean())
-
-
-def _accuracy(hits: Counts, rows: Counts, _guesses: Counts) -> float:
-    return float(hits.sum() / rows.sum())
-
-
-# The functions of scikit-learn take milliseconds, and a bootstrap computes thousands of scores.
-_FROM_COUNTS = {
-    "macro_f1": _from_counts(_macro_f1),
-    "micro_f1": _from_counts(_accuracy),
-    "accuracy": _from_counts(_accuracy),
-}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -24,7 +26,7 @@ from tlm_core.evaluation.combine import (
     temperature,
 )
 from tlm_core.tasks.limits import ROWS_TO_CHOOSE
-from tlm_core.tasks.metrics import METRICS
+from tlm_core.tasks.metrics import METRICS, SINGLE_LABEL, metrics_of
 from tlm_core.tasks.task import Task, task_schema
 from tlm_core.tasks.types import TASK_TYPES
 
@@ -159,6 +161,12 @@ def test_bootstrap_computes_the_reported_metric(metric: str) -> None:
     compute = METRICS[metric].compute
     assert difference is not None
     assert difference.value == pytest.approx(compute(TARGETS, first) - compute(TARGETS, second), abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", metrics_of(SINGLE_LABEL))
+def test_bootstrap_of_labels_needs_no_scikit_learn(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.metrics", None)  # Its functions take milliseconds for each resample.
+    assert paired_difference(metric, TARGETS, [TARGETS], [TARGETS[::-1]]) is not None
 
 
 def test_bootstrap_of_an_empty_split_has_no_value() -> None:

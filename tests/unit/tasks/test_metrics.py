@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,31 @@ def test_scores_agree_with_scikit_learn() -> None:
     per_class = np.array(precision_recall_fscore_support(true, pred)).T
     got = [[entry[key] for key in ("precision", "recall", "f1", "support")] for entry in result["per_class"]]
     np.testing.assert_allclose(got, per_class)
+
+
+@pytest.mark.filterwarnings("ignore")  # scikit-learn warns about a single label
+@pytest.mark.parametrize("labels", [1, 2, 5])
+def test_each_metric_of_labels_equals_scikit_learn(labels: int) -> None:
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    expected = {
+        "macro_f1": partial(f1_score, average="macro"), "micro_f1": partial(f1_score, average="micro"),
+        "accuracy": accuracy_score, "f1": f1_score, "matthews": matthews_corrcoef,
+    }  # fmt: skip
+    rng = np.random.default_rng(0)
+    for name, function in expected.items():
+        for count in rng.integers(1, 30, 60):
+            true, predicted = (rng.integers(0, rng.integers(1, labels + 1), count) for _ in range(2))
+            if name == "f1":
+                true, predicted = true == 1, predicted == 1
+            assert ranking_score(name, true, predicted) == (
+                None if name == "f1" and not true.any() else pytest.approx(function(true, predicted), abs=1e-12)
+            )
+
+
+def test_matthews_of_many_rows_does_not_overflow() -> None:
+    true = np.arange(200_000) % 2
+    assert ranking_score("matthews", true, true) == pytest.approx(1.0)
 
 
 def test_value_is_the_requested_metric() -> None:
