@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlm_core.errors import CorruptArtifact, MissingDependency
-from tlm_core.evaluation.combine import ENCODERS, LINEAR_MODELS
+from tlm_core.evaluation.combine import ENCODERS, LINEAR_MODELS, softmax
 from tlm_core.linear.model import ALPHABET, read_alphabet
 from tlm_core.linear.ngrams import Alphabet
 from tlm_core.tasks.metrics import SINGLE_LABEL
@@ -108,10 +108,7 @@ class Model:
             name: columns[name] if count == columns[name].ndim else columns[name][:, 0] for name, count in axes.items()
         }
         logits = self.session.run(None, arrays)[0]
-        if not self.type.has_classes:
-            return np.asarray(logits, np.float32)
-        scaled = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return np.asarray(scaled / scaled.sum(axis=1, keepdims=True), np.float32)
+        return softmax(logits) if self.type.has_classes else np.asarray(logits, np.float32)
 
     def _windows(self, rows: Sequence[tuple[str, ...]]) -> list[Windows]:
         """Return the windows of each text, or () for each text of a linear model."""

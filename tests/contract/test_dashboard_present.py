@@ -16,6 +16,7 @@ from services.api.dashboard.present import (
     count,
     duration,
     facts,
+    least,
     percent,
     plain,
     power,
@@ -69,6 +70,11 @@ def test_unknown_values_are_a_dash(show: Callable[[Any], str]) -> None:
 )
 def test_values_are_formatted(shown: str, as_text: str) -> None:
     assert shown == as_text
+
+
+@pytest.mark.parametrize("confidence", [0.9999999, 0.12345678, 1.0, 0.5000009])
+def test_shown_threshold_covers_the_confidence_itself(confidence: float) -> None:
+    assert confidence - 1e-6 < float(least(confidence)) <= confidence
 
 
 def test_long_labels_may_break_after_their_separators() -> None:

@@ -7,6 +7,7 @@ from html import unescape
 
 from fastapi.testclient import TestClient
 
+from services.api.dashboard.present import least
 from tests.contract.dashboard_pages import Tags, signed_in
 from tests.contract.filled_dashboard import LABELS, SEEDS, Contents, make_report
 from tests.contract.gateway import AUTH, Gateway
@@ -74,4 +75,4 @@ def test_results_page_shows_calibration_and_errors_by_confidence(filled: tuple[G
     report, _ = make_report(LABELS, SEEDS, 0.8)
     error, points = report["calibration"]["test"], report["risk_coverage"]["test"]["points"]
     assert f"Calibration error {error['error']:.3f}" in words
-    assert f"{points[-1]['threshold']:.3f} 100.0 % {100 * points[-1]['risk']:.1f} %" in words
+    assert f"{least(points[-1]['threshold'])} 100.0 % {100 * points[-1]['risk']:.1f} %" in words

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tlm_core.evaluation.combine import Outputs, log_softmax
+from tlm_core.evaluation.combine import Outputs, softmax
 from tlm_core.tasks.metrics import Targets
 
 BINS = 15
@@ -60,7 +60,7 @@ class RiskCoverage:
 
 def trust(outputs: Outputs, targets: Targets) -> dict[str, dict[str, object]]:
     """Return `calibration` and `risk_coverage` as the report stores them. outputs: logits [rows, labels]."""
-    confidence = np.exp(log_softmax(outputs).max(axis=1).astype(np.float64)).clip(max=1.0)
+    confidence = softmax(outputs).max(axis=1).astype(np.float64)  # equal to that of the gateway, for `min_confidence`
     correct = outputs.argmax(axis=1) == targets
     return {
         "calibration": asdict(calibration(confidence, correct)),
@@ -73,15 +73,21 @@ def calibration(confidence: Floats, correct: NDArray[np.bool_]) -> Calibration:
 
     Bins hold equally many rows (Nixon et al. 2019, arXiv 1904.01685). Few rows raise the error of every model. `chance`
     estimates by how much: it draws the outcome of each row from its confidence (Bröcker and Smith 2007).
-    confidence, correct: [rows], at least one row.
+    Rows of equal confidence can lie in several bins. Each of them counts as the mean outcome of its group, so their
+    order does not change the error. confidence, correct: [rows], at least one row.
     """
     order = np.argsort(confidence, kind="stable")
-    confidence, correct = confidence[order], correct[order]
-    random = np.random.default_rng(0)
-    chance = [_error(confidence, random.random(len(confidence)) < confidence) for _ in range(DRAWS)]
-    bins = zip(_parts(confidence), _parts(correct), strict=True)
+    confidence = confidence[order]
+    _, group, sizes = np.unique(confidence, return_inverse=True, return_counts=True)
+
+    def of_groups(outcomes: NDArray[np.bool_]) -> Floats:
+        return (np.bincount(group, weights=outcomes) / sizes)[group]
+
+    accuracy, random = of_groups(correct[order]), np.random.default_rng(0)
+    chance = [_error(confidence, of_groups(random.random(len(order)) < confidence)) for _ in range(DRAWS)]
+    bins = zip(_parts(confidence), _parts(accuracy), strict=True)
     return Calibration(
-        error=_error(confidence, correct),
+        error=_error(confidence, accuracy),
         chance=float(np.mean(chance)),
         bins=tuple(Bin(len(sure), float(sure.mean()), float(right.mean())) for sure, right in bins),
     )
@@ -91,9 +97,9 @@ def _parts(values: NDArray[np.generic]) -> list[NDArray[np.generic]]:
     return np.array_split(values, min(BINS, len(values)))
 
 
-def _error(confidence: Floats, correct: NDArray[np.bool_]) -> float:
-    """Return the mean over bins of |accuracy - confidence|, weighted by rows."""
-    return float(sum(abs(part.sum()) for part in _parts(correct - confidence)) / len(confidence))
+def _error(confidence: Floats, accuracy: Floats) -> float:
+    """Return the mean over bins of |accuracy - confidence|, weighted by rows. accuracy: of each row's group."""
+    return float(sum(abs(part.sum()) for part in _parts(accuracy - confidence)) / len(confidence))
 
 
 def risk_coverage(confidence: Floats, correct: NDArray[np.bool_]) -> RiskCoverage:

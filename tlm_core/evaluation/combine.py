@@ -76,6 +76,12 @@ def log_softmax(logits: NDArray[Real]) -> NDArray[Real]:
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
+def softmax(logits: Outputs) -> Outputs:
+    """Return probabilities of logits [rows, labels]."""
+    scaled = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(scaled / scaled.sum(axis=1, keepdims=True), np.float32)
+
+
 def loss(task_type: TaskType, outputs: Outputs, targets: Targets) -> float:
     """Return the mean negative log-likelihood, or the mean squared error."""
     if task_type.has_classes:

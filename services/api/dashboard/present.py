@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
@@ -66,6 +67,11 @@ def score(value: float | None, spread: float | None = None) -> str:
     if value is None:
         return NONE
     return f"{value:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
+
+
+def least(confidence: float) -> str:
+    """Return six decimals, rounded down: as `min_confidence`, the text includes the rows of this confidence."""
+    return f"{math.floor(confidence * 1e6) / 1e6:.6f}"
 
 
 def percent(value: float | None) -> str:
@@ -185,6 +191,7 @@ FILTERS = {
     "words": words,
     "score": score,
     "value": value_in_words,
+    "least": least,
     "percent": percent,
     "counted": counted,
     "duration": duration,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tlm_core.evaluation.calibration import BINS, POINTS, calibration, risk_coverage, trust
+from tlm_core.evaluation.combine import softmax
 
 
 def drawn(rows: int, gap: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -62,6 +63,21 @@ def test_area_does_not_depend_on_the_order_of_equal_confidences() -> None:
         areas.append(risk_coverage(confidence[order], correct[order]).area)
     # The errors grow by one half with each of the four equal rows.
     assert areas == pytest.approx([np.mean([0, 0.5 / 2, 1 / 3, 1.5 / 4, 2 / 5])] * 10)
+
+
+def test_error_does_not_depend_on_the_order_of_equal_confidences() -> None:
+    confidence, correct = np.full(100, 0.5), np.repeat([True, False], 50)
+    shuffled = np.random.default_rng(0).permutation(correct)
+    first, second = calibration(confidence, correct), calibration(confidence, shuffled)
+    assert first == second and first.error == pytest.approx(0)
+    assert {part.accuracy for part in first.bins} == {0.5}
+
+
+def test_threshold_covers_the_rows_of_its_point_in_the_gateway() -> None:
+    outputs = np.random.default_rng(0).normal(0, 6, (2000, 3)).astype(np.float32)
+    served = softmax(outputs).max(axis=1).tolist()  # as `Model.probabilities` computes them
+    for point in trust(outputs, np.zeros(2000, np.int64))["risk_coverage"]["points"]:
+        assert np.mean([confidence >= point["threshold"] for confidence in served]) == point["coverage"]
 
 
 def test_one_row_has_one_bin_and_one_point() -> None:
