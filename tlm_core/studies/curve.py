@@ -242,7 +242,8 @@ def _crossings(report: Report, lstm: str, against: Mapping[str, Report]) -> list
     sentences, accuracy = [], report["models"][lstm]["points"][-1]["mean"]["test"]["accuracy"]
     for model, entry in against.items():
         gap = report["models"][model]["points"][-1]["mean"]["test"]["accuracy"] - accuracy
-        sentences.append(f"Its accuracy is {abs(gap):.1%} {'below' if gap > 0 else 'above'} that of '{model}'.")
+        side = f"{abs(gap):.1%} {'below' if gap > 0 else 'above'}" if round(gap, 3) else "within 0.1% of"
+        sentences.append(f"Its accuracy is {side} that of '{model}'.")
         if entry["labels"] is None:
             sentences.append(f"The crossing point is unknown ({entry['reason']}).")
         else:

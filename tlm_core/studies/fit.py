@@ -12,8 +12,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Points = Sequence[tuple[float, Sequence[float]]]
 
-EXPONENTS = np.geomspace(0.01, 4.0, 400)
-REFINEMENTS = 4
+EXPONENTS = np.geomspace(0.01, 4.0, 1000)
 REPEATS = 500
 SEARCHED = 1000  # multiple of the largest measured size up to which crossings are searched
 
@@ -38,17 +37,12 @@ def fit(n: Sequence[float], errors: Sequence[float]) -> PowerLaw:
     size, error = np.asarray(n, dtype=np.float64), np.asarray(errors, dtype=np.float64)
     if len(np.unique(size)) < 3:
         raise ValueError("A power law needs at least three different sizes.")
-    grid = EXPONENTS
-    for _ in range(REFINEMENTS):
-        (law,) = _best_laws(size, error[None], grid)
-        best = int(np.searchsorted(grid, law.b))
-        grid = np.unique([*np.linspace(grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)], 40), law.b])
-    return law
+    return _best_laws(size, error[None])[0]
 
 
-def _best_laws(size: Floats, errors: Floats, exponents: Floats) -> list[PowerLaw]:
-    """Return the best law for each row of errors [R, sizes] among the given exponents [E]."""
-    x = size ** -exponents[:, None]
+def _best_laws(size: Floats, errors: Floats) -> list[PowerLaw]:
+    """Return the best law for each row of errors [R, sizes] among the EXPONENTS [E]."""
+    x = size ** -EXPONENTS[:, None]
     centered = x - x.mean(axis=1, keepdims=True)
     a = centered @ (errors - errors.mean(axis=1, keepdims=True)).T / (centered**2).sum(axis=1, keepdims=True)
     c = errors.mean(axis=1) - a * x.mean(axis=1, keepdims=True)
@@ -60,13 +54,16 @@ def _best_laws(size: Floats, errors: Floats, exponents: Floats) -> list[PowerLaw
     )
     losses = ((a[..., None] * x[:, None] + c[..., None] - errors) ** 2).sum(axis=-1)
     best = losses.argmin(axis=0)
-    return [PowerLaw(float(a[e, r]), float(exponents[e]), float(c[e, r])) for r, e in enumerate(best)]
+    return [PowerLaw(float(a[e, r]), float(EXPONENTS[e]), float(c[e, r])) for r, e in enumerate(best)]
 
 
 def crossing(small: PowerLaw, large: PowerLaw, margin: float, low: float, high: float) -> float | None:
-    """Return the smallest n in [low, high] from which `small` stays within `margin` of `large`, or None."""
+    """Return the smallest n in [low, high] from which `small` stays within `margin` of `large`, or None.
+
+    Equal curves do not cross with the margin 0.
+    """
     n = np.geomspace(low, high, 4000)
-    close = small(n) - large(n) <= margin
+    close = small(n) - large(n) < margin
     if not close[-1]:
         return None
     apart = np.flatnonzero(~close)
@@ -88,7 +85,10 @@ def compare(small: Points, large: Points, *, margin: float, seed: int = 0) -> di
     first, second = (fit([n for n, _ in curve], [float(np.mean(e)) for _, e in curve]) for curve in (small, large))
     result["labels"] = crossing(first, second, margin, low, high)
     if result["labels"] is None:
-        result["reason"] = f"the fitted curves differ by more than {margin:g} even at {high:,.0f} labels"
+        differ = f"differ by more than {margin:g}" if margin else "show no lower error"
+        result["reason"] = f"the fitted curves {differ} even at {high:,.0f} labels"
+    elif result["labels"] == low:
+        result["note"] = f"at or below the smallest measured size, {low:,.0f} labels"
     elif result["labels"] > max(sizes):
         result["note"] = f"an extrapolation beyond the {max(sizes):,.0f} labels that were measured"
     if min(len(errors) for curve in (small, large) for _, errors in curve) < 2:
@@ -105,12 +105,12 @@ def compare(small: Points, large: Points, *, margin: float, seed: int = 0) -> di
 
 
 def _bootstrap(curves: Sequence[Points], random: np.random.Generator) -> list[list[PowerLaw]]:
-    """Return REPEATS laws for each curve. Each law fits a random draw of seeds, on a coarse grid of exponents."""
+    """Return REPEATS laws for each curve. Each law fits a random draw of seeds."""
     draws = [
         [[float(random.choice(errors, len(errors)).mean()) for _, errors in curve] for curve in curves]
         for _ in range(REPEATS)
     ]
     return [
-        _best_laws(np.array([n for n, _ in curve], dtype=np.float64), np.array(means), EXPONENTS[::8])
+        _best_laws(np.array([n for n, _ in curve], dtype=np.float64), np.array(means))
         for curve, means in zip(curves, zip(*draws, strict=True), strict=True)
     ]

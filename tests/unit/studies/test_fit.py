@@ -44,6 +44,27 @@ def test_crossing_is_where_difference_equals_margin() -> None:
     assert crossing(large, small, 0.01, 30, 5_000) == 30
 
 
+def test_equal_curves_do_not_cross_without_a_margin() -> None:
+    law = PowerLaw(1.0, 0.5, 0.1)
+    assert crossing(law, law, 0.0, 30, 5_000) is None and crossing(law, law, 0.01, 30, 5_000) == 30
+    points = [(n, [0.2, 0.2]) for n in SIZES.tolist()]
+    result = compare(points, points, margin=0.0)
+    assert (result["labels"], result["never_within"]) == (None, 1.0)
+    assert result["reason"] == "the fitted curves show no lower error even at 3,000,000 labels"
+
+
+def test_crossing_at_the_smallest_size_has_a_note() -> None:
+    better, worse = ([(n, [error] * 2) for n in SIZES.tolist()] for error in (0.1, 0.2))
+    assert compare(better, worse, margin=0.0)["note"] == "at or below the smallest measured size, 30 labels"
+
+
+def test_interval_of_equal_seeds_is_the_estimate() -> None:
+    curves = [[(n, [float(law(np.array(n)))] * 3) for n in SIZES.tolist()]
+              for law in (PowerLaw(2.0, 0.53, 0.06), PowerLaw(0.6, 0.31, 0.09))]  # fmt: skip
+    result = compare(*curves, margin=0.01)
+    assert result["interval"] == [result["labels"]] * 2 and result["labels"] > 30
+
+
 def noisy(law: PowerLaw, seed: int, noise: float = 0.002) -> list[tuple[float, list[float]]]:
     random = np.random.default_rng(seed)
     return [(n, (law(np.array(n)) + random.normal(0, noise, 3)).tolist()) for n in SIZES.tolist()]

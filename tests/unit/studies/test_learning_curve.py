@@ -204,6 +204,11 @@ def test_words_give_reason_without_crossing() -> None:
     assert "It takes 1.2 times as long on one core; with 8-bit weights it runs 1.4 times as fast." in text
 
 
+def test_words_name_no_better_model_if_accuracies_are_equal() -> None:
+    never = {"labels": None, "interval": None, "reason": "they never meet", "speed_up": 2.0, "speed_up_int8": 2.0}
+    assert "Its accuracy is within 0.1% of that of 'tlm'." in words(report_of([0.5, 0.75], [0.6, 0.75], never))
+
+
 def test_words_say_that_a_model_does_not_pass_the_linear_model() -> None:
     crossing = {"labels": 200.0, "interval": None}
     beyond = {"measured": None, "labels": 19_100.0, "interval": None, "note": "an extrapolation"}
