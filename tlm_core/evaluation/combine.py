@@ -85,7 +85,8 @@ def softmax(logits: Outputs) -> Outputs:
 def loss(task_type: TaskType, outputs: Outputs, targets: Targets) -> float:
     """Return the mean negative log-likelihood, or the mean squared error."""
     if task_type.has_classes:
-        return -float(log_softmax(outputs)[np.arange(len(targets)), targets.astype(np.int64)].mean())
+        chosen = log_softmax(outputs)[np.arange(len(targets)), targets.astype(np.int64)]
+        return -float(chosen.mean(dtype=np.float64))  # the rounding of a 32-bit mean would move the best temperature
     return float(((outputs[:, 0] - targets.astype(np.float64)) ** 2).mean())
 
 
@@ -93,6 +94,7 @@ def temperature(task_type: TaskType, outputs: Outputs, targets: Targets) -> floa
     """Return the most probable divisor of the logits. It is 1 for regression, and if there are no rows.
 
     Its logarithm has a standard normal prior. Without the prior, a few correct rows would make all outputs certain.
+    It lies between e^-8 and e^4: the logits of a linear model can be 200 times too small if there are many labels.
     """
     if not task_type.has_classes or not len(targets):
         return 1.0
@@ -102,7 +104,7 @@ def temperature(task_type: TaskType, outputs: Outputs, targets: Targets) -> floa
         prior = logarithm**2 / (2 * len(targets))
         return loss(task_type, outputs / np.float32(np.exp(logarithm)), targets) + prior
 
-    return float(np.exp(minimize_scalar(objective, bounds=(-4.0, 4.0), method="bounded").x))
+    return float(np.exp(minimize_scalar(objective, bounds=(-8.0, 4.0), method="bounded").x))
 
 
 def scales_of(model: str, task_type: TaskType, linear: Outputs, encoder: Outputs, targets: Targets) -> Scales:

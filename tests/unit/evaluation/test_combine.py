@@ -65,6 +65,25 @@ def test_a_few_correct_rows_do_not_make_a_model_certain() -> None:
     assert 0.1 < temperature(CLASSES, logits, targets) < 0.5
 
 
+def test_small_logits_of_many_labels_get_the_temperature_that_fits() -> None:
+    targets = np.arange(900) % 300
+    logits = np.random.default_rng(0).normal(0, 0.004, (900, 300)).astype(np.float32)
+    logits[np.arange(900), targets] += 0.04
+    calibrated = temperature(CLASSES, logits, targets)
+    confidence = np.exp(log_softmax(logits / np.float32(calibrated))).max(axis=1)
+    assert calibrated < np.exp(-4) and confidence.min() > 0.95
+
+
+@pytest.mark.parametrize(("predicted", "low", "high"), [([0, 1], 0.3, 1), ([1, 0], 1, 3)])
+def test_two_rows_change_the_temperature_little(predicted: list[int], low: float, high: float) -> None:
+    assert low < temperature(CLASSES, np.eye(2, dtype=np.float32)[predicted], np.array([0, 1])) < high
+
+
+def test_outputs_that_are_always_wrong_become_uncertain() -> None:
+    wrong = np.eye(3, dtype=np.float32)[(TARGETS + 1) % 3]
+    assert 10 < temperature(CLASSES, wrong, TARGETS) < 60
+
+
 def test_few_rows_choose_the_combination_with_fitted_weight() -> None:
     choice = chosen(*(noisy(TARGETS, 1.5, seed)[: ROWS_TO_CHOOSE - 1] for seed in (1, 2)))
     assert choice.model == WEIGHTED and set(choice.scores) == {LINEAR, ENCODER, COMBINED, WEIGHTED}
