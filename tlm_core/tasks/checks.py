@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +17,9 @@ from tlm_core.tasks import limits
 from tlm_core.tasks.table import KINDS, UNREAD, RawTable, as_text
 from tlm_core.wording import counted, suggestion
 
-_DECIMAL = re.compile(r"-?\d*\.\d+(?:e-?\d+)?", re.IGNORECASE)
 # Numbers whose digits a float holds exactly. Longer numbers may be ids.
 _NUMBER = re.compile(r"-?\d{1,15}|-?\d{0,8}\.\d{1,6}", re.ASCII)
+_NEARLY_ALL = 0.9
 _SPELLING = "case, spaces or number format"
 LabelCounts = Mapping[str, Mapping[str, int]]
 Predicate = Callable[[pa.StringArray], pa.BooleanArray]
@@ -145,25 +146,49 @@ def sort_labels(labels: Iterable[str]) -> list[str]:
     return sorted(labels)
 
 
+def is_decimal(text: str) -> bool:
+    """Whether a text is a finite number, such as 2, 2.5 or 1e-3."""
+    try:
+        return math.isfinite(float(text)) and "_" not in text
+    except ValueError:
+        return False
+
+
+def advise_numbers(labels: Collection[str]) -> str:
+    """Return advice to predict numbers if nearly all of many labels are numbers, else ""."""
+    if len(labels) <= limits.MAX_DECIMALS:
+        return ""
+    numbers = sum(is_decimal(label.replace(",", ".")) for label in labels)
+    return " To predict numbers, set the metric pearson." if numbers >= _NEARLY_ALL * len(labels) else ""
+
+
+def rare_labels(train: Mapping[str, int]) -> list[str]:
+    """Return the beginning of a message about each label with one row. Labels that seem numbers have one message."""
+    rare = [label for label, count in train.items() if count == 1]
+    if len(rare) > 1 and advise_numbers(train):
+        return [f"{len(rare):,} labels, such as {', '.join(map(repr, rare[:5]))}, have one row each"]
+    return [f"The label '{label}' has one row" for label in rare]
+
+
 def check_label_set(counts: LabelCounts, tables: Mapping[str, RawTable], column: str, findings: Findings) -> None:
     """Check the set of labels. counts: split → label → rows.
 
     Data errors: one_class, too_many_labels, unknown_label. Warnings: rare_label, label_variants, decimal_labels.
     """
     train, file = counts["train"], tables["train"].file
+    advice = advise_numbers(train)
     if len(train) > limits.MAX_LABELS:
         number = f"{len(train):,} labels; the limit is {limits.MAX_LABELS:,}"
-        message = f"Column '{column}' of {file} has {number}. Set another label_column, or merge labels."
+        message = f"Column '{column}' of {file} has {number}. Set another label_column, or merge labels.{advice}"
         findings.fault("too_many_labels", message, split="train", column=column)
         return
     if len(train) == 1:
         message = f"All rows of {file} have the label '{next(iter(train))}'. Add rows with other labels."
         findings.fault("one_class", message, split="train", column=column)
     _check_spelling(train, file, column, findings)
-    for label, count in train.items():
-        if count == 1:
-            message = f"The label '{label}' has one row in {file}, too few to learn. Add rows, or merge labels."
-            findings.warn("rare_label", message, split="train", column=column)
+    for rare in rare_labels(train):
+        message = f"{rare} in {file}, too few to learn. Add rows, or merge labels.{advice}"
+        findings.warn("rare_label", message, split="train", column=column)
     for split in [name for name in counts if name != "train"]:
         unknown = sort_labels(counts[split].keys() - train.keys())
         for label in unknown[:LISTED_PER_CODE]:
@@ -171,6 +196,7 @@ def check_label_set(counts: LabelCounts, tables: Mapping[str, RawTable], column:
             place = f"Row {row} of {tables[split].file}, column '{column}',"
             copies = counted(counts[split][label], "row")
             message = f"{place} has the label '{label}' (in {copies}), which is not in train. {_nearest(label, train)}"
+            message += advice if label == unknown[0] else ""
             findings.fault("unknown_label", message, split=split, row=row, column=column)
         findings.count_more("unknown_label", len(unknown[LISTED_PER_CODE:]))
 
@@ -192,7 +218,8 @@ def _check_spelling(train: Mapping[str, int], file: str, column: str, findings: 
         shown = ", ".join(map(repr, edged[:5]))
         message = f"The labels {shown} of {file} begin or end with spaces, which belong to the names. Remove them."
         findings.warn("label_variants", message, split="train", column=column)
-    if len(train) > 1 and all(_DECIMAL.fullmatch(label) for label in train):
+    numbers = [float(label) for label in train if is_decimal(label)]
+    if 1 < len(train) == len(numbers) and not all(map(float.is_integer, numbers)):
         message = (
             f"The labels of {file} are decimal numbers and are read as names of classes. Set the metric pearson or "
             "spearman to predict the numbers (regression)."

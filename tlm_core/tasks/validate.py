@@ -24,7 +24,15 @@ from tlm_core.names import HUB
 from tlm_core.selection.given import GIVEN, given_part, write_given
 from tlm_core.tables.findings import Findings
 from tlm_core.tasks import limits
-from tlm_core.tasks.checks import check_label_set, check_labels, check_texts, count_labels, sort_labels
+from tlm_core.tasks.checks import (
+    advise_numbers,
+    check_label_set,
+    check_labels,
+    check_texts,
+    count_labels,
+    rare_labels,
+    sort_labels,
+)
 from tlm_core.tasks.columns import Columns, choose_columns
 from tlm_core.tasks.duplicates import count_distinct, scan
 from tlm_core.tasks.hub import HubSource, parse_hub_id, read_hub
@@ -151,13 +159,9 @@ def _can_cut(train: SplitData, counts: Mapping[str, int], missing: list[str], fi
     if texts < limits.MIN_ROWS and findings.ok:  # otherwise invalid rows may be the reason
         message = f"train has {texts} different texts, too few to cut {wanted}. Use at least {limits.MIN_ROWS}."
         findings.fault("too_few_rows", message, split="train")
-    for label, count in counts.items():
-        if count == 1:
-            message = (
-                f"The label '{label}' has one train row, so {wanted} cannot be cut. Add rows with this label, "
-                f"or add {wanted}."
-            )
-            findings.fault("rare_label", message, split="train")
+    for rare in rare_labels(counts):
+        message = f"{rare} in train, so {wanted} cannot be cut. Add rows with such labels, or add {wanted}."
+        findings.fault("rare_label", message + advise_numbers(counts), split="train")
     return findings.ok
 
 

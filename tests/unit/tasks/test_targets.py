@@ -38,6 +38,27 @@ def test_few_decimal_numbers_are_classes_with_a_warning(tmp_path: Path) -> None:
     assert load_task(path, PEARSON)[0].type.name == "regression"
 
 
+@pytest.mark.parametrize("spelling", ["n/a", "0,5"])
+def test_labels_that_are_nearly_all_numbers_advise_regression_once(tmp_path: Path, spelling: str) -> None:
+    train = [*targets(60), {"text": "one", "label": spelling}]
+    _, report = validate(folder(tmp_path, train, targets(3), targets(9, 0.3)))
+    advice = "To predict numbers, set the metric pearson."
+    assert [text.endswith(advice) for text in messages(report, "warnings", "rare_label")] == [True]
+    assert messages(report, "warnings", "rare_label")[0].startswith("61 labels, such as")
+    assert [text.endswith(advice) for text in messages(report, "faults", "unknown_label")] == [True] + [False] * 6
+    _, report = validate(put(tmp_path / "all.jsonl", jsonl(train)))
+    assert [text.endswith(advice) for text in messages(report, "faults", "rare_label")] == [True]
+    _, report = validate(put(tmp_path / "many.jsonl", jsonl([*targets(2_000), train[-1]])))
+    assert messages(report, "faults", "too_many_labels")[0].endswith(advice)
+
+
+def test_labels_with_few_numbers_do_not_advise_regression(tmp_path: Path) -> None:
+    words = [{"text": f"word {n}", "label": f"word {n}"} for n in range(10)]
+    _, report = validate(folder(tmp_path, [*targets(60), *words], targets(3), targets(3)))
+    assert len(messages(report, "warnings", "rare_label")) == 70
+    assert not [entry for entry in report["warnings"] if "pearson" in entry["message"]]
+
+
 def test_numbers_are_classes_where_a_metric_of_classes_is_given(tmp_path: Path) -> None:
     path = folder(tmp_path, targets(60), targets(30), targets(30))
     task, _ = load_task(path, DatasetOptions(metric="macro_f1"))
@@ -70,12 +91,18 @@ def test_target_too_large_for_32_bits_is_a_data_error(tmp_path: Path, label: str
     assert "is not between -1e+18 and 1e+18" in validate(path, PEARSON)[1]["faults"][0]["message"]
 
 
-@pytest.mark.parametrize(("start", "step"), [(1.0, 1e-9), (1e15, 1.0), (0.0, 1e-60)])
-def test_targets_equal_in_32_bits_are_a_data_error(tmp_path: Path, start: float, step: float) -> None:
+@pytest.mark.parametrize(("start", "step"), [(1.0, 1e-9), (1e15, 1.0), (0.0, 1e-60), (1e8, 8.0), (1e7, 5.0)])
+def test_targets_too_close_for_32_bits_are_a_data_error(tmp_path: Path, start: float, step: float) -> None:
     near = [{"text": f"text {n}", "label": start + n * step} for n in range(5)]
     path = folder(tmp_path, near, targets(3), targets(3))
     assert faults(path, PEARSON) == [("one_class", "train", None, "label")]
     assert "in 32 bits" in validate(path, PEARSON)[1]["faults"][0]["message"]
+
+
+@pytest.mark.parametrize(("start", "step"), [(1e6, 5.0), (1.7e9, 86_400.0), (1e-30, 1e-30)])
+def test_targets_that_differ_enough_in_32_bits_are_valid(tmp_path: Path, start: float, step: float) -> None:
+    apart = [{"text": f"text {n}", "label": start + n * step} for n in range(5)]
+    assert faults(folder(tmp_path, apart, targets(3), targets(3)), PEARSON) == []
 
 
 def test_regression_task_round_trips_through_files(tmp_path: Path) -> None:

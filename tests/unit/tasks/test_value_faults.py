@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -215,10 +216,17 @@ def test_positive_label_without_f1_is_reported_as_ignored(tmp_path: Path) -> Non
     assert "positive label 'good' is ignored: it needs the metric f1" in report["notes"]
 
 
-def test_decimal_labels_are_a_warning(tmp_path: Path) -> None:
-    train = rows(8, ("0.5", "1.25"))
-    _, report = load_task(folder(tmp_path, train, validation=train[:2], test=train[:2]))
+@pytest.mark.parametrize("labels", [("0.5", "1.25"), (1.0, 0.5, -2.25), ("1", "+1.5")])
+def test_decimal_labels_are_a_warning(tmp_path: Path, labels: Sequence[Any]) -> None:
+    train = rows(9, labels)
+    _, report = load_task(folder(tmp_path, train, validation=train[:3], test=train[:3]))
     assert messages(report, "warnings", "decimal_labels")
+
+
+def test_whole_numbers_are_no_decimal_labels(tmp_path: Path) -> None:
+    train = rows(8, ("1", "2"))
+    _, report = load_task(folder(tmp_path, train, validation=train[:2], test=train[:2]))
+    assert not messages(report, "warnings", "decimal_labels")
 
 
 def test_a_long_text_is_a_warning_and_an_error_above_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
