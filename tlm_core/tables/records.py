@@ -495,7 +495,11 @@ def _values(column: pa.Array | pa.ChunkedArray, classes: Sequence[str] | None) -
     if types.is_integer(kind) and classes is not None:
         return [classes[value] if value is not None and 0 <= value < len(classes) else None for value in values]
     if types.is_floating(kind):
-        return [None if value != value else value for value in values]  # NaN counts as null
+        values = [None if value != value else value for value in values]  # NaN counts as null
+        if kind.bit_width < 64:
+            narrow = kind.to_pandas_dtype()  # NumPy prints the 32-bit number 1.1 as 1.1, Python as 1.100000023841858
+            values = [None if value is None else float(str(narrow(value))) for value in values]
+        return values
     return [_text_of(value) if isinstance(value, bytes) else value for value in values]
 
 

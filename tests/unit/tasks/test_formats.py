@@ -11,6 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -232,6 +233,15 @@ def test_decimals_of_parquet_are_numbers(tmp_path: Path) -> None:
     assert task.labels == ("-2", "0.05", "1.5", "100")
     task, _ = load_task(tmp_path, DatasetOptions(metric="pearson"))
     assert task.targets("train").tolist() == [1.5, -2.0, 0.05, 100.0]
+
+
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
+def test_floats_of_parquet_have_their_shortest_spelling(tmp_path: Path, kind: pa.DataType) -> None:
+    numbers = pa.array(np.array([1.1, 2.3, 3.0, np.nan], kind.to_pandas_dtype()))
+    pq.write_table(pa.table({"text": ["a", "b", "c", "d"], "label": numbers}), tmp_path / "train.parquet")
+    for split in ("dev", "test"):
+        put(tmp_path / f"{split}.csv", "text,label\nx,1.1\ny,2.3\n")
+    assert faults(tmp_path, DatasetOptions(metric="accuracy")) == [("null_label", "train", 4, "label")]
 
 
 def test_class_names_in_parquet_metadata_are_used(tmp_path: Path) -> None:
