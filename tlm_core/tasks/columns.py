@@ -14,7 +14,7 @@ from tlm_core.tables.findings import Findings
 from tlm_core.tables.records import Unread
 from tlm_core.tasks import limits
 from tlm_core.tasks.options import DatasetOptions
-from tlm_core.tasks.table import UNREAD, RawTable
+from tlm_core.tasks.table import NO_LABELS, UNREAD, RawTable
 from tlm_core.wording import suggestion
 
 LABEL_NAMES = (
@@ -93,6 +93,8 @@ def _present(columns: Columns, table: RawTable, findings: Findings) -> bool:
     missing = [name for name in (*columns.texts, columns.label) if name not in table.columns]
     for name in missing:
         message = f"{table.file} has no column '{name}'. {_nearest(name, table)}"
+        if name == columns.label and table.split != "train":
+            message += NO_LABELS
         findings.fault("missing_column", message, split=table.split, column=name)
     return not missing
 

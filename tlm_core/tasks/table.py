@@ -32,6 +32,7 @@ UNREAD: Mapping[str, str] = {
     Unread.TIME.value: "Write it as text.",
     Unread.BYTES.value: "Write it as UTF-8 text.",
 }
+NO_LABELS = " If it has no labels, add them, or leave this file out."  # about a split other than train
 _BATCH = 2_000
 _JOINED = 32
 _JOINED_BYTES = 1 << 26
@@ -130,7 +131,7 @@ def _has_two_columns(records: Records, file: TableFile) -> bool:
         f"The header of {file.label}, read with the delimiter {delimiter}, has one column, '{name}'. Texts and labels "
         "need two. Set another delimiter, or remove the lines above the header."
     )
-    file.fault("missing_column", message)
+    file.fault("missing_column", message if file.split == "train" else message + NO_LABELS)
     return False
 
 

@@ -89,6 +89,12 @@ def test_missing_column_error_suggests_the_nearest_name(tmp_path: Path) -> None:
 def test_a_column_missing_in_one_split_only(tmp_path: Path) -> None:
     source = folder(tmp_path, rows(4), test=[{"text": "a"}, {"text": "b"}])
     assert faults(source) == [("missing_column", "test", None, "label")]
+    advice = "If it has no labels, add them, or leave this file out."
+    assert validate(source)[1]["faults"][0]["message"].endswith(advice)
+    (source / "test.jsonl").unlink()
+    put(source / "test.csv", "text\na\nb\n")
+    (fault,) = validate(source)[1]["faults"]
+    assert fault["code"] == "missing_column" and fault["message"].endswith(advice)
 
 
 def test_table_without_label_or_text_column_is_a_data_error(tmp_path: Path) -> None:
