@@ -253,7 +253,8 @@ def print_error(error: TLMError, *, as_json: bool) -> None:
     for line in more[:_MOST_DATA_ERRORS]:
         print_line(f"  {_in_own_words(line)}", err=True)
     if len(more) > _MOST_DATA_ERRORS:
-        print_line(f"  {len(more) - _MOST_DATA_ERRORS} more errors. Use --json to list all.", err=True)
+        rest = f"{len(more) - _MOST_DATA_ERRORS} more errors. Use --json to print them."
+        print_line(f"  {rest} Of errors with the same code, the service lists the first 100.", err=True)
 
 
 def message_of(error: TLMError) -> str:

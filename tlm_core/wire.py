@@ -35,7 +35,7 @@ class Page(Items[T], Generic[T]):
 
 
 class Problem(_Answer):
-    """An error as defined by RFC 9457. errors: every error found, with row and column or a JSON pointer.
+    """An error as defined by RFC 9457. errors: the first 100 of each code, with row and column or a JSON pointer.
 
     checks: the condition of each component, from /readyz.
     """

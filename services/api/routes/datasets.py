@@ -57,9 +57,10 @@ class HubBody(RequestBody):
     "", status_code=201, summary="Upload a dataset", openapi_extra=_FORM, responses=problems(400, 413, 415, 507)
 )
 async def create(request: Request, parts: PartsDep, tenant: Tenant) -> DatasetCreated:
-    """Validate and store a dataset. If validation fails the response lists every error and nothing is stored.
+    """Validate and store a dataset. If validation fails, nothing is stored.
 
-    An existing name gets a new version, and the name then refers to it.
+    The response then lists the first 100 errors of each code, and its `detail` counts all of them. An existing name
+    gets a new version, and the name then refers to it.
     """
     async with receive_form(parts, request, fields=("name", "options"), files=PARTS) as form:
         name, options = form.field("name"), parse_options(form.field("options", "{}"))

@@ -208,7 +208,7 @@ def test_each_data_error_is_printed_once(tmp_path: Path) -> None:
         "error: 30 data errors: Row 1 of toy.csv, column 'text', is null.",
         "  Row 2 of toy.csv, column 'text', is null.",
     ]
-    assert "9 more errors. Use --json to list all." in result.stderr
+    assert "9 more errors. Use --json to print them. Of errors with the same code, the service lists" in result.stderr
 
 
 def test_invalid_field_of_the_message_is_not_repeated() -> None:
