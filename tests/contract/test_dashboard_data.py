@@ -127,6 +127,16 @@ def test_dataset_shows_lengths_and_each_conflicting_text(gateway: Gateway) -> No
     assert Tags(shown).has("h2", id="conflicts-train")
 
 
+def test_dataset_of_a_regression_shows_targets_instead_of_labels(gateway: Gateway) -> None:
+    train = "text,label\n" + "".join(f"text {n},{n / 4}\n" for n in range(40))
+    given = {split: f"text,label\n{split} a,-1.5\n{split} b,2\n" for split in ("validation", "test")}
+    add_dataset(gateway, "rated", {"train": train, **given}, metric="pearson")
+    page = signed_in(gateway).get(f"/ui/datasets/{gateway.parts.catalog.dataset('default', 'rated').id}").text
+    (section,) = re.findall(r'<h2 id="targets">(.*?)</section>', page, re.S)
+    assert "train09.754.875" in Tags(section).words and "test-1.520.25" in Tags(section).words
+    assert not Tags(page).has("h2", id="labels") and "<dt>labels</dt>" not in page
+
+
 def test_repeated_texts_are_apart_from_the_detected_format(filled: tuple[Gateway, Contents]) -> None:
     page = signed_in(filled[0]).get(f"/ui/datasets/{filled[1].dataset}").text
     sections = {

@@ -139,10 +139,14 @@ def _dataset_items(dataset: Dataset, report: JsonObject) -> list[Item]:
     if dataset.selection is not None:
         selection = f" It contains {dataset.selection:,} passages for the selector 'given'."
     rows = [[entry["label"], *(entry.get(split) for split in dataset.rows)] for entry in report.get("labels", [])]
+    labels = table(("label", *dataset.rows), rows)
+    if targets := report.get("targets"):
+        numbers = [(split, *(f"{of[name]:.6g}" for name in ("min", "max", "mean"))) for split, of in targets.items()]
+        labels = table(("targets", "min", "max", "mean"), numbers)
     warnings = report.get("warnings", [])[:_MOST_WARNINGS]
     return [
         f"Dataset '{dataset.name}' version {dataset.version} ({dataset.id}): {_format_rows(dataset.rows)}.{selection}",
-        table(("label", *dataset.rows), rows),
+        labels,
         *(f"note: {note}" for note in report.get("notes", [])),
         *(f"warning: {warning['message']}" for warning in warnings),
     ]

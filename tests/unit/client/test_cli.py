@@ -453,6 +453,14 @@ def added_dataset() -> httpx.Response:
     return httpx.Response(201, json=dataset_view(report=report))
 
 
+def test_shown_dataset_of_a_regression_has_targets() -> None:
+    report = {"labels": [], "targets": {"train": {"min": 0.0, "max": 4.75, "mean": 2.3749999}}}
+    answers = {"GET /v1/datasets/toy": dataset_view(), "GET /v1/datasets/ds_1/report": report}
+    shown = tlm(serve(answers), "dataset", "show", "toy").stdout
+    assert re.search(r"targets +. min +. max +. mean", shown) and re.search(r"train +. 0 +. 4.75 +. 2.375 ", shown)
+    assert "Nothing found." not in shown
+
+
 def test_equal_version_of_a_dataset_is_reported(tmp_path: Path) -> None:
     (tmp_path / "all.csv").write_text("text,label\nx,y\n", encoding="utf-8")
     versions = [
