@@ -62,3 +62,8 @@ def lines() -> Iterator[Callable[[], list[dict[str, Any]]]]:
 def harness(redis_client: redis.Redis, tmp_path: Path) -> CoordinatorHarness:
     """A coordinator on a real job store."""
     return CoordinatorHarness(MovableClockStore(redis_client), tmp_path)
+
+
+@pytest.fixture
+def store(redis_client: redis.Redis) -> MovableClockStore:
+    return MovableClockStore(redis_client)

@@ -22,13 +22,14 @@ from tests.factories import make_resolved, make_spec
 from tests.trainer_fakes import FakeCluster, FakeSelections, all_stages, folder_artifact, run_group
 from tlm_core.artifacts import ManifestRef
 from tlm_core.artifacts.store import ArtifactStore
-from tlm_core.errors import TLMError
+from tlm_core.errors import TLMError, WorkerLost
 from tlm_core.jobs.plan import Node
 from tlm_core.jobs.spec import Beat, JobRecord
-from tlm_core.jobs.states import TERMINAL
+from tlm_core.jobs.states import TERMINAL, State
 from tlm_core.training.stage import Stage
 
 T = "default"
+ERROR = WorkerLost("A worker died.")
 
 
 class InlineExecutor(Executor):
@@ -195,3 +196,35 @@ def real_work(gateway: Gateway) -> Callable[[], None]:
                 cluster.statuses[submission] = Status.ENDED
 
     return work
+
+
+def submit(store: JobStore, **kwargs: Any) -> JobRecord:
+    return store.submit(T, make_spec(), make_resolved(), **kwargs)[0]
+
+
+def claim(store: JobStore, owner: str = "a", lease: float = 30) -> JobRecord:
+    job = store.claim(owner, lease)
+    assert job is not None
+    return job
+
+
+def bring_to(store: JobStore, state: State) -> JobRecord:
+    """Return a job in `state`, owned by 'a' if it is active."""
+    submit(store)
+    if state is State.QUEUED:
+        return store.list_jobs(T)[0][0]
+    job = claim(store)
+    if state in (State.PAUSING, State.PAUSED):
+        store.pause(T, job.id)
+    if state in (State.CANCELLING, State.CANCELLED):
+        store.cancel(T, job.id)
+    match state:
+        case State.PAUSED:
+            store.confirm_paused(job, "a")
+        case State.CANCELLED:
+            store.confirm_cancelled(job, "a")
+        case State.SUCCEEDED:
+            store.finish(job, "a", {"ok": True})
+        case State.FAILED:
+            store.fail(job, "a", ERROR)
+    return store.get(T, job.id)

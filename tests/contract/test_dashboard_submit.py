@@ -18,7 +18,7 @@ from tests.contract.dashboard_pages import Tags, signed_in
 from tests.contract.filled_dashboard import Contents, fill
 from tests.contract.gateway import TRAIN, Gateway, add_dataset, add_version
 from tests.support import ROOT
-from tests.unit.client.test_cli import tlm
+from tests.unit.client.gateway import tlm
 from tlm_client.client import TLMClient
 from tlm_core.corpus.states import CorpusState
 from tlm_core.jobs.spec import JobRecord, JobSpec

@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import httpx
+from typer.testing import CliRunner, Result
 
+from tlm_client.cli import app
 from tlm_client.client import TLMClient
+from tlm_client.console import Session
 from tlm_core.training.recipe import resolve
 
 URL = "http://gateway.test"
@@ -139,3 +142,22 @@ class FileServer:
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(self.content) - 1}/{len(self.content)}"
         return httpx.Response(206 if start else 200, headers=headers, stream=CutStream(body, cut))
+
+
+def tlm(handler: Handler, *arguments: str, **over: Any) -> Result:
+    session = Session(**{"url": URL, "token": "secret", "transport": httpx.MockTransport(handler), **over})
+    return CliRunner().invoke(app, list(arguments), obj=session)
+
+
+def serve(answers: dict[str, Any]) -> Handler:
+    """Return a handler that answers `METHOD /path` with a response or with JSON."""
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        answer = answers[f"{request.method} {request.url.path}"]
+        return answer if isinstance(answer, httpx.Response) else httpx.Response(200, json=answer)
+
+    return handler
+
+
+def unreachable(_: httpx.Request) -> httpx.Response:
+    raise httpx.ConnectError("connection refused")

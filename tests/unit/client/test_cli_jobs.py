@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from typer.testing import CliRunner
 
-from tests.unit.client.gateway import end, event, event_stream, job_summary, job_view, problem
-from tests.unit.client.test_cli import serve, tlm
-from tlm_client.cli import app
-from tlm_client.console import Session, shorten
-from tlm_client.profiles import Profile, load_profiles, save_profiles
+from tests.unit.client.gateway import event_stream, job_summary, job_view, serve, tlm
 
 ESTIMATE = {
     "seconds": 125.0, "flops": 4.1e13, "tokens": 1e6, "memory_bytes": 464_000_000, "disk_bytes": None,
@@ -92,12 +81,6 @@ def test_dry_run_submits_nothing() -> None:
 
 
 LINES = [{"id": f"{n}-0", "at": 1.0, "attempt": 1, "line": f"line {n}"} for n in range(1, 4)]
-
-
-def test_log_shows_no_control_characters() -> None:
-    page = {"data": [LINES[0] | {"line": "a\tb \x1b]52;c;eA==\x07"}], "has_more": False}
-    result = tlm(lambda _: httpx.Response(200, json=page), "logs", "job_1")
-    assert result.stdout.endswith("a\tb \ufffd]52;c;eA==\ufffd\n")
 
 
 def test_followed_log_continues_after_the_printed_lines() -> None:
@@ -196,13 +179,6 @@ def test_predict_names_the_model_and_marks_abstentions() -> None:
     printed = json.loads(tlm(handler, "predict", "job_1", "x", "y", "--json").stdout)
     assert printed["model"]["name"] == "linear" and printed["data"][1]["abstained"]
     assert tlm(handler, "predict", "job_1", "x", "--min-confidence", "2").exit_code == 2
-
-
-def test_predicted_values_have_six_significant_digits() -> None:
-    rows = [{"label": "price", "value": value} for value in (3.14159265, 0.0001234567, 100000009.474)]
-    answer = {"data": rows, "model": {"name": "linear", "final": True}}
-    shown = tlm(lambda _: httpx.Response(200, json=answer), "predict", "job_1", "a", "b", "c").stdout
-    assert all(value in shown.split() for value in ("3.14159", "0.000123457", "100000009")), shown
 
 
 def test_predictions_replace_a_file_only_by_force(tmp_path: Path) -> None:
@@ -337,16 +313,6 @@ def test_job_list_sends_its_filters() -> None:
     }  # fmt: skip
 
 
-def test_suspects_show_row_label_and_suggestion() -> None:
-    row = {"split": "train", "row": 17, "label": "good", "suggested": "bad", "score": 0.987, "text": "a poor film"}
-    body = {"data": [{**row, "text_pair": None}], "total": 1_234, "neighbors": True}
-    result = tlm(serve({"GET /v1/jobs/job_1/suspects": body}), "suspects", "job_1")
-    assert result.exit_code == 0, result.output
-    assert all(part in result.stdout for part in ("train", "17", "good", "bad", "0.987", "a poor film", "1 of 1,234"))
-    as_json = tlm(serve({"GET /v1/jobs/job_1/suspects": body}), "suspects", "job_1", "--json")
-    assert json.loads(as_json.stdout)["data"][0] == {**row, "text_pair": None}
-
-
 def test_empty_lists_have_no_note_about_their_rows() -> None:
     body = {"facts": {}, "data": [], "total": 0, "has_more": False, "neighbors": True}
     gateway = serve({"GET /v1/jobs/job_1/suspects": body, "GET /v1/jobs/job_1/selection": body})
@@ -362,259 +328,6 @@ def test_jobs_and_models_describe_their_data_alike() -> None:
             body = {"data": [{**entry, "corpus": corpus}], "has_more": False}
             shown = tlm(serve({f"GET /v1/{path}": body}), path).stdout
             assert words in [cell.strip() for cell in shown.split("│")], path
-
-
-@pytest.mark.parametrize("option", ["--limit", "-k"])
-def test_corpus_search_limits_its_passages(option: str) -> None:
-    sent: list[Any] = []
-
-    def handler(request: httpx.Request) -> httpx.Response:
-        sent.append(json.loads(request.content))
-        return httpx.Response(200, json={"version": "v1", "hits": []})
-
-    assert tlm(handler, "corpus", "search", "docs", "a text", option, "3").exit_code == 0
-    assert [body["k"] for body in sent] == [3]
-
-
-def test_why_shows_the_train_rows_of_a_passage() -> None:
-    asker = {"train_row": 7, "rank": 1, "score": 2.0, "text": "a [bold]row[/bold]", "label": "pos"}
-    passage = {"id": "p", "text": "a passage", "source": "docs", "rank": 1, "score": 2.0, "provenance": [asker],
-               "provenance_total": 1}  # fmt: skip
-    body = {"facts": {}, "data": [passage], "total": 9, "has_more": True}
-    result = tlm(serve({"GET /v1/jobs/job_1/selection": body}), "why", "job_1", "a", "passage")
-    assert result.exit_code == 0, result.output
-    assert "row 7 (pos) a [bold]row[/bold]" in result.stdout and "1 of 9 passages" in result.stdout
-
-
-def test_why_highlights_the_searched_words_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    asker = {"train_row": 7, "rank": 1, "score": 2.0, "text": "Water is wet", "label": "pos"}
-    passage = {"id": "p", "text": "hot water boils, waters cool", "source": "docs", "rank": 1, "score": 2.0,
-               "provenance": [asker], "provenance_total": 1}  # fmt: skip
-    body = {"facts": {}, "data": [passage], "total": 1, "has_more": False}
-    result = tlm(serve({"GET /v1/jobs/job_1/selection": body}), "why", "job_1", "water")
-    bold = re.findall(r"\x1b\[1m(.*?)\x1b\[0m", result.stdout)
-    assert [word for word in bold if "ater" in word] == ["water", "Water"], "Whole words in both columns."
-
-
-def test_why_shows_whole_words_around_the_first_term() -> None:
-    text = "alpha beta " * 30 + "water boils " + "gamma delta " * 30
-    shown = shorten(text, ["boils"])
-    assert len(shown) < 110 and "water boils gamma" in shown
-    assert set(shown.split()) == {"…", "alpha", "beta", "water", "boils", "gamma", "delta"}
-    assert shorten("short text", ["text"]) == "short text"
-
-
-def test_why_shows_the_passage_around_a_word_that_is_no_stop_word() -> None:
-    asker = {"train_row": 7, "rank": 1, "score": 2.0, "text": "which water boils", "label": "pos"}
-    text = "which " * 40 + "water boils"
-    passage = {"id": "p", "text": text, "source": "docs", "rank": 1, "score": 2.0, "provenance": [asker],
-               "provenance_total": 1}  # fmt: skip
-    body = {"facts": {}, "data": [passage], "total": 1, "has_more": False}
-    shown = tlm(serve({"GET /v1/jobs/job_1/selection": body}), "why", "job_1").stdout
-    assert shown.count("water boils") == 2, "in the passage and in its train row"
-
-
-def test_profile_selects_a_gateway_and_hides_its_token(tmp_path: Path) -> None:
-    seen: list[tuple[str, str]] = []
-
-    def handler(request: httpx.Request) -> httpx.Response:
-        seen.append((str(request.url.copy_with(query=None)), request.headers["Authorization"]))
-        return httpx.Response(200, json={"data": [], "has_more": False})
-
-    file = tmp_path / "config" / "profiles.toml"
-    here = {"profiles": file, "url": None, "token": None}
-    added = tlm(handler, "profile", "add", "lab", "https://lab.example", "--token", 'k"ey1', **here)
-    assert added.exit_code == 0, added.output
-    assert file.stat().st_mode & 0o777 == 0o600
-    assert tlm(handler, "--profile", "lab", "jobs", **here).exit_code == 0
-    assert seen == [("https://lab.example/v1/jobs", 'Bearer k"ey1')]
-    listed = tlm(handler, "profile", "list", **here)
-    assert "lab" in listed.stdout and "ey1" not in listed.stdout
-    unknown = tlm(handler, "--profile", "nope", "jobs", **here)
-    assert (unknown.exit_code, "Existing profiles: lab" in unknown.stderr) == (4, True)
-    assert tlm(handler, "profile", "remove", "lab", **here).exit_code == 0
-    assert tlm(handler, "--profile", "lab", "jobs", **here).exit_code == 4
-    file.write_text("not toml [")
-    assert tlm(handler, "profile", "list", **here).exit_code == 5
-    file.unlink()
-    for arguments in (("a b", "https://x", "--token", "t"), ("x", "http://h:80z", "--token", "t"),
-                  ("x", "https://x", "--token", "t…")):  # fmt: skip
-        assert tlm(handler, "profile", "add", *arguments, **here).exit_code == 5
-    assert not file.exists()
-
-
-def test_prompt_for_a_token_leaves_stdout_to_the_result(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tlm_client", "profile", "add", "lab", "https://x", "--json"]
-    environment = os.environ | {"XDG_CONFIG_HOME": str(tmp_path)}
-    added = subprocess.run(  # In a new session without a terminal, getpass reads stdin.
-        command, capture_output=True, text=True, check=True, env=environment, input="secret\n", start_new_session=True
-    )
-    assert json.loads(added.stdout) == {"name": "lab", "url": "https://x"} and "Token:" in added.stderr
-    assert "secret" in (tmp_path / "tlm" / "profiles.toml").read_text()
-
-
-ELSEWHERE = {"TLM_URL": "https://production.example", "TLM_TOKEN": "production"}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "environment", "destination"),
-    [
-        (["--profile", "lab"], ELSEWHERE, ("lab.example", "Bearer lab")),
-        (["--profile", "lab"], {"TLM_TOKEN": "production"}, ("lab.example", "Bearer lab")),
-        ([], {**ELSEWHERE, "TLM_PROFILE": "lab"}, ("lab.example", "Bearer lab")),
-        (["--profile", "lab", "--token", "typed"], ELSEWHERE, ("lab.example", "Bearer typed")),
-        (["--url", "https://x.example"], {"TLM_PROFILE": "lab", "TLM_TOKEN": "x"}, ("x.example", "Bearer x")),
-    ],
-)
-def test_profile_overrides_the_environment(
-    tmp_path: Path, arguments: list[str], environment: dict[str, str], destination: tuple[str, str]
-) -> None:
-    seen = []
-
-    def handler(request: httpx.Request) -> httpx.Response:
-        seen.append((request.url.host, request.headers["Authorization"]))
-        return httpx.Response(200, json={"data": [], "has_more": False})
-
-    save_profiles(tmp_path / "profiles.toml", {"lab": Profile(url="https://lab.example", token="lab")})
-    session = Session(profiles=tmp_path / "profiles.toml", transport=httpx.MockTransport(handler))
-    result = CliRunner().invoke(app, [*arguments, "jobs"], obj=session, env=environment)
-    assert (result.exit_code, seen) == (0, [destination]), result.output
-
-
-def test_profile_with_any_characters_is_read_back(tmp_path: Path) -> None:
-    profiles = {"lab": Profile(url="https://lab.example/ü\U0001f600", token='"\\')}
-    save_profiles(tmp_path / "profiles.toml", profiles)
-    assert load_profiles(tmp_path / "profiles.toml") == profiles
-
-
-def test_profile_and_url_together_are_rejected(tmp_path: Path) -> None:
-    assert tlm(serve({}), "--profile", "lab", "--url", "https://x", "jobs", data_dir=tmp_path).exit_code == 2
-
-
-def test_shell_completion_lists_commands() -> None:
-    environment = {"_TLM_COMPLETE": "complete_bash", "COMP_WORDS": "tlm comp", "COMP_CWORD": "1"}
-    completions = CliRunner().invoke(app, [], env=environment, prog_name="tlm")
-    assert "compare" in completions.stdout.split()
-
-
-@pytest.mark.parametrize(
-    ("fields", "line"),
-    [
-        ({"waiting": {"code": "queued", "reason": "Next in the queue.", "position": 1}}, "Waiting: Next in the queue."),
-        ({"state": "running", "silent_seconds": 45.0}, "The workers last reported 0:45 ago"),
-    ],
-)
-def test_show_prints_why_a_job_does_not_run(fields: dict[str, Any], line: str) -> None:
-    result = tlm(lambda _: httpx.Response(200, json=job_view(**fields)), "show", "job_1")
-    assert line in result.stdout.splitlines(), result.output
-
-
-def test_watch_shows_the_queue_instead_of_the_last_attempt() -> None:
-    reason = "Attempt 1 ended. The next attempt can start at 12:00:00 UTC."
-    waiting = {"code": "backoff", "reason": reason, "position": 1}
-    stream = event_stream(event(1, "job.requeued", message="gone", delay_seconds=4) + end("failed"))
-    answers = {"/v1/jobs/job_1/events": stream}
-
-    def handler(request: httpx.Request) -> httpx.Response:
-        return answers.get(request.url.path) or httpx.Response(200, json=job_view(state="failed", waiting=waiting))
-
-    assert f"job_1 waiting: {reason}" in tlm(handler, "watch", "job_1").stderr.splitlines()
-
-
-class SilentStream(httpx.SyncByteStream):
-    """An event stream without events until `over` is set."""
-
-    def __init__(self, over: threading.Event) -> None:
-        self._over = over
-
-    def __iter__(self) -> Iterator[bytes]:
-        yield b": still here\n\n"
-        assert self._over.wait(60)
-        yield end("failed").encode()
-
-
-def test_watch_continues_without_the_place_in_the_queue() -> None:
-    answers = [problem(500, "error", "Internal error."), httpx.Response(200, json=job_view(state="cancelled"))]
-
-    def handler(request: httpx.Request) -> httpx.Response:
-        if request.url.path.endswith("/events"):
-            return event_stream(event(1, "job.requeued") + end())
-        return answers.pop(0)
-
-    result = tlm(handler, "watch", "job_1")
-    assert (result.stdout, answers) == ("job_1 is cancelled\n", []), result.output
-
-
-def test_watch_shows_queue_and_silence_without_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The stream of events sends nothing. `watch` then reads the job: in the queue, with silent workers, in the queue.
-    monkeypatch.setattr("tlm_client.commands.jobs._REREAD_SECONDS", 0.01)
-    third, second = ({"code": "queued", "reason": f"Place {place}.", "position": place} for place in (3, 2))
-    silent = {"state": "running", "progress": PROGRESS, "silent_seconds": 45.0}
-    reads: list[dict[str, Any]] = [{"waiting": third}, silent, {"waiting": second}]
-    over = threading.Event()
-
-    def handler(request: httpx.Request) -> httpx.Response:
-        if request.url.path.endswith("/events"):
-            return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, stream=SilentStream(over))
-        if not reads:
-            over.set()
-        return httpx.Response(200, json=job_view(**(reads.pop(0) if reads else {"state": "failed"})))
-
-    assert tlm(handler, "watch", "job_1").stderr.splitlines()[:3] == [
-        "job_1 waiting: Place 3.",
-        "job_1 joint.s0  16% workers last reported 0:45 ago",
-        "job_1 waiting: Place 2.",
-    ]
-
-
-PROGRESS = {"stage": "joint", "node": "joint.s0", "step": 239, "total": 845, "rate": 3293.0, "unit": "tokens",
-            "share": 0.16, "eta_seconds": 805.0, "nodes_done": 3, "nodes_total": 8}  # fmt: skip
-
-
-def test_jobs_show_progress_time_left_score_and_failure() -> None:
-    jobs = [
-        job_summary(id="job_3", name="nightly", state="running", progress=PROGRESS),
-        job_summary(id="job_2", state="succeeded", interruptions=2, metric="macro_f1", score=0.6128),
-        job_summary(
-            id="job_1", state="failed", failures=3, error={"code": "worker_lost", "message": "Worker was killed."}
-        ),
-    ]
-    result = tlm(lambda _: httpx.Response(200, json={"data": jobs, "has_more": False}), "jobs")
-    for part in (
-        "nightly",
-        "16% joint.s0",
-        "13:25 left",
-        "0.613 macro_f1",
-        "failures",
-        "interruptions",
-        "Worker was killed.",
-    ):
-        assert part in result.stdout, result.stdout
-
-
-def test_cancelled_job_shows_no_earlier_error() -> None:
-    error = {"code": "worker_lost", "message": "Worker was stopped. Resumes from step 95."}
-    job = job_summary(state="cancelled", error=error)
-    listed = tlm(lambda _: httpx.Response(200, json={"data": [job], "has_more": False}), "jobs")
-    shown = tlm(lambda _: httpx.Response(200, json=job_view(state="cancelled", error=error)), "show", "job_1")
-    assert "cancelled" in listed.stdout and "cancelled" in shown.stdout
-    assert "Resumes" not in listed.stdout + shown.stdout
-
-
-def test_jobs_show_no_time_left_while_the_workers_are_silent() -> None:
-    job = job_summary(state="running", progress=PROGRESS, silent_seconds=45.0)
-    result = tlm(lambda _: httpx.Response(200, json={"data": [job], "has_more": False}), "jobs")
-    assert "16% joint.s0" in result.stdout and "The workers last reported 0:45 ago" in result.stdout
-    assert "left" not in result.stdout
-
-
-def test_show_prints_step_rate_and_time_left_of_a_running_job() -> None:
-    view = job_view(state="running", name="nightly", attempt=3, interruptions=2, progress=PROGRESS)
-    result = tlm(lambda _: httpx.Response(200, json=view), "show", "job_1")
-    assert "job_1 (nightly): running, attempt 3, failures: 0, interruptions: 2\n" in result.stdout
-    line = "Progress: 16%  joint.s0  239/845  3,293 tokens/s  13:25 left  stage 4 of 8"
-    assert line in result.stdout.splitlines(), result.stdout
 
 
 @pytest.mark.parametrize(
@@ -654,3 +367,16 @@ def test_empty_list_names_the_command_that_fills_it(command: tuple[str, ...]) ->
 def test_list_of_jobs_without_a_match_does_not_claim_that_there_are_none() -> None:
     result = tlm(lambda _: httpx.Response(200, json={"data": [], "has_more": False}), "jobs", "--search", "zzz")
     assert result.stdout == "No job matches. `tlm jobs` lists all.\n"
+
+
+def test_log_shows_no_control_characters() -> None:
+    page = {"data": [LINES[0] | {"line": "a\tb \x1b]52;c;eA==\x07"}], "has_more": False}
+    result = tlm(lambda _: httpx.Response(200, json=page), "logs", "job_1")
+    assert result.stdout.endswith("a\tb \ufffd]52;c;eA==\ufffd\n")
+
+
+def test_predicted_values_have_six_significant_digits() -> None:
+    rows = [{"label": "price", "value": value} for value in (3.14159265, 0.0001234567, 100000009.474)]
+    answer = {"data": rows, "model": {"name": "linear", "final": True}}
+    shown = tlm(lambda _: httpx.Response(200, json=answer), "predict", "job_1", "a", "b", "c").stdout
+    assert all(value in shown.split() for value in ("3.14159", "0.000123457", "100000009")), shown
