@@ -7,12 +7,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from ctypes import c_long
 from dataclasses import dataclass
 from typing import TypeVar
 
+from tlm_core.errors import WorkerLost
 from tlm_core.pulse import PULSE
 
 T = TypeVar("T")
@@ -32,25 +34,26 @@ class Processes:
         """Return the result of the function, which runs in another process. Several threads may call this method.
 
         The CPU time of the other processes counts as progress of this process.
-        Raises what the function raises, and BrokenProcessPool if a process is killed.
+        Raises what the function raises, and WorkerLost if a process is killed.
         """
-        future, before = self.pool.submit(function, *args), self.beats.value
-        while True:
-            try:
-                return future.result(timeout=_BEAT)
-            except TimeoutError:
-                if future.done():  # the function raised it
-                    raise
-            if self.beats.value != before:
-                before = self.beats.value
-                PULSE.advance()
+        try:
+            future, before = self.pool.submit(function, *args), self.beats.value
+            while not wait([future], _BEAT).done:
+                if self.beats.value != before:
+                    before = self.beats.value
+                    PULSE.advance()
+            return future.result()
+        except BrokenProcessPool as error:
+            message = "A process of the worker was killed. If this recurs, check whether its memory suffices."
+            raise WorkerLost(message) from error
 
 
 @contextmanager
 def processes(count: int, initialize: Callable[[], object] | None = None) -> Iterator[Processes]:
     """Start processes. At the end of the block, wait for their calls, and end them. initialize: called in each process.
 
-    Each process starts a new interpreter, because a fork is unsafe if this process runs threads.
+    Each process starts a new interpreter, because a fork is unsafe if this process runs threads. It imports the main
+    module of this process, so a script needs `if __name__ == "__main__":`.
     """
     context = multiprocessing.get_context("spawn")
     beats = context.RawValue(c_long, 0)

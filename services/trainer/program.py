@@ -22,7 +22,7 @@ def main() -> None:
     """Run the assignment that the command line describes. Exits non-zero if a worker failed."""
     assignment, kills = Assignment.read(), oom_kills()
     code = _in_child(lambda: _run(assignment))
-    if (code == -signal.SIGKILL or (code and assignment.distributed)) and oom_kills() > kills:
+    if code and oom_kills() > kills:
         report_oom(assignment)
     sys.exit(128 - code if code < 0 else code)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import wait_for
+from tlm_core.errors import WorkerLost
 from tlm_core.processes import processes
 from tlm_core.pulse import PULSE
 
@@ -31,6 +32,10 @@ def compute(seconds: float) -> None:
         pass
 
 
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def fail(error: Exception) -> None:
     raise error
 
@@ -47,6 +52,11 @@ def test_call_returns_the_result_and_counts_cpu_time_as_progress() -> None:
 def test_call_raises_the_error_of_the_function(error: Exception) -> None:
     with processes(1) as started, pytest.raises(type(error), match=str(error)):
         started.call(fail, error)
+
+
+def test_call_names_a_killed_process() -> None:
+    with processes(1) as started, pytest.raises(WorkerLost, match="was killed"):
+        started.call(kill)
 
 
 def test_processes_end_when_their_parent_is_killed(tmp_path: Path) -> None:

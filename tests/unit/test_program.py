@@ -41,7 +41,8 @@ program.main()
     ("end", "workers", "kills", "code", "output"),
     [
         ("pass", 1, 2, 0, "computed"),
-        ("sys.exit(3)", 1, 2, 3, "computed"),
+        ("sys.exit(3)", 1, 1, 3, "computed"),
+        ("sys.exit(3)", 1, 2, 3, "computed out of memory"),
         ("os.kill(os.getpid(), 9)", 1, 1, 137, "computed"),
         ("os.kill(os.getpid(), 9)", 1, 2, 137, "computed out of memory"),
         ("sys.exit(1)", 2, 2, 1, "computed out of memory"),

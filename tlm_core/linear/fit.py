@@ -100,6 +100,7 @@ class Fits:
         return list(self.threads.map(function, items))
 
     def call(self, function: Callable[..., T], *args: object) -> T:
+        PULSE.advance()
         return function(*args) if self.processes is None else self.processes.call(function, *args)
 
 
@@ -242,15 +243,14 @@ class _Search:
         """Return the outputs for each row from a model that did not learn from it, [rows, outputs]."""
         outputs = np.zeros((len(self.targets), self._outputs), np.float32)
         matrix = self._matrix(setting)
-        solutions = self.fits.map(partial(self.train, setting), [train for train, _ in self._folds])
-        for (_, held_out), (weights, bias) in zip(self._folds, solutions, strict=True):
+        for train, held_out in self._folds:  # one after another, because each has weights for all features
+            weights, bias = self.train(setting, train)
             outputs[held_out] = np.asarray(matrix[held_out] @ weights, np.float32) + bias
         return outputs
 
     def train(self, setting: Setting, rows: NDArray[np.intp]) -> Solution:
         """Fit on some rows. Return the weights [features, outputs] and the bias [outputs]."""
         fitted = self.fits.call(self._solve, self._matrix(setting)[rows], self.targets[rows], setting)
-        PULSE.advance()
         self._report(next(self._fitted), most_fits(len(self.targets), len(self._weights)))
         return fitted
 

@@ -39,6 +39,7 @@ from tlm_core.linear.params import MOST_PIECES, BaselineParams, SelfTrainParams
 from tlm_core.linear.pieces import write_pieces
 from tlm_core.linear.self_training import Pool, piece_count, pieces_of, self_train
 from tlm_core.parquet import open_parquet
+from tlm_core.pulse import PULSE
 from tlm_core.serving import MODEL, copy_model, write_metadata
 from tlm_core.tasks.task import LABELED, Task
 from tlm_core.training.card import linear_card
@@ -164,6 +165,7 @@ def refit_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
             continue
         began, facts, setting = time.monotonic(), dict(first.facts), Setting(**first.facts["setting"])
         ctx.report.event("refit", model=name)
+        PULSE.advance()
         if fitted is not None:  # `name` is SELF_TRAINED
             pieces = _pieces(ctx.inputs["selection"], task)
             teacher = _labeled(fitted, pieces, first.facts["temperature"])

@@ -108,7 +108,10 @@ def test_parallel_fits_give_the_same_model(tmp_path: Path, monkeypatch: pytest.M
     alone = fit(task)
     monkeypatch.setattr(fit_module, "LARGE", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    started = Mock(wraps=fit_module.processes)
+    monkeypatch.setattr(fit_module, "processes", started)
     parallel = fit(task)
+    started.assert_called_once_with(2)
     assert parallel.setting == alone.setting and parallel.tried == alone.tried
     np.testing.assert_array_equal(parallel.model.weights, alone.model.weights)
     np.testing.assert_array_equal(parallel.held_out, alone.held_out)
