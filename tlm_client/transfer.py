@@ -16,14 +16,12 @@ import httpx
 from httpx_sse import ServerSentEvent
 
 from tlm_client.http import BYTES
-from tlm_core.artifacts import FileEntry, sha256_file, storage_errors
+from tlm_core.artifacts import NO_SPACE, FileEntry, sha256_file, storage_errors
 from tlm_core.errors import (
     CorruptArtifact,
     Fault,
     InvalidDataset,
     InvalidRequest,
-    NotFound,
-    StorageUnavailable,
     Unavailable,
 )
 from tlm_core.wire import JsonObject, Upload
@@ -40,14 +38,13 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.5, 5.0
 @contextmanager
 def local_errors(action: str) -> Iterator[None]:
     """Raise StorageFull or InvalidRequest for an OSError inside the block. action: see `storage_errors`."""
-    try:
-        with storage_errors(action):
+    with storage_errors(action):
+        try:
             yield
-    except (NotFound, StorageUnavailable) as error:
-        cause = error.__cause__
-        if not isinstance(cause, OSError):  # an error of the gateway
-            raise
-        raise InvalidRequest(f"Failed {action}: {cause}. Check the path and its permissions.") from cause
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                raise
+            raise InvalidRequest(f"Failed {action}: {error}. Check the path and its permissions.") from error
 
 
 @dataclass(frozen=True)

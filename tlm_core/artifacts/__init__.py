@@ -5,13 +5,14 @@ size and SHA-256. Each attempt writes below its own prefix, so two attempts neve
 publishes an artifact by mapping its id to one `ManifestRef`. It refuses attempts that have ended.
 """
 
-from tlm_core.artifacts.faults import storage_errors, temporary_folder
+from tlm_core.artifacts.faults import NO_SPACE, storage_errors, temporary_folder
 from tlm_core.artifacts.hashing import artifact_id, canonical_json, digest_of, sha256_file
 from tlm_core.artifacts.manifest import MANIFEST, FileEntry, Manifest, ManifestRef
 
 # This list omits the store, because the store needs fsspec and the client does not.
 __all__ = [
     "MANIFEST",
+    "NO_SPACE",
     "FileEntry",
     "Manifest",
     "ManifestRef",

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from tlm_core.errors import NotFound, StorageFull, StorageUnavailable
 
 # The disk is full, the quota is used up, or the file exceeds a limit of the file system or the process.
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def storage_errors(action: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise NotFound(f"Failed {action}: {error.filename or error} does not exist.") from error
     except OSError as error:
-        if error.errno in _NO_SPACE:
+        if error.errno in NO_SPACE:
             reason = error.strerror or error
             raise StorageFull(
                 f"Failed {action}: no space left on the storage ({reason}). Free some space and try again."

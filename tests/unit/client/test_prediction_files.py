@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import json
 import os
@@ -18,7 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tlm_client.prediction_files import predict_file
-from tlm_core.errors import InvalidRequest, NotFound, Unavailable
+from tlm_core.errors import InvalidRequest, NotFound, StorageUnavailable, Unavailable
+from tlm_core.tables.records import TableFile
 from tlm_core.tasks.validate import load_task
 from tlm_core.wire import Prediction
 
@@ -192,6 +194,19 @@ def test_failed_run_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(Unavailable):
         classified(path, fails=True)
     assert [file.name for file in tmp_path.iterdir()] == ["in.csv"]
+
+
+def test_error_while_reading_is_not_an_error_of_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows(*_: Any) -> Any:
+        yield 1, {"text": "a"}
+        yield 2, {"text": "b"}
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = tmp_path / "in.csv"
+    path.write_text("text\na\nb\n", encoding="utf-8")
+    monkeypatch.setattr(TableFile, "_rows", rows)
+    with pytest.raises(StorageUnavailable, match=r"Cannot read .*in\.csv"):
+        classified(path)
 
 
 def test_symbolic_link_remains_and_its_target_is_replaced(tmp_path: Path) -> None:
