@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import chain, tee
 from pathlib import Path
 from typing import IO
@@ -58,9 +59,6 @@ def predict_file(
     pair_column = pair_column or (known.get("text_pair") if known.get("text_pair") in columns else None)
     _check_columns(table, columns, known, {"--text-column": text, "--pair-column": pair_column})
     needed = [text, pair_column] if pair_column else [text]
-    for name in _NONE:
-        if name in columns:
-            notify(f"column '{name}' of the file is replaced in the output")
     # An iterator that nothing reads would store the whole file in memory.
     rows, texts, *pairs = tee(_rows(table, records, needed), 1 + len(needed))
     predictions = client.predict_many(
@@ -69,10 +67,13 @@ def predict_file(
         (str(row[pair_column] or "") for row in pairs[0] if not _is_blank(row, text)) if pair_column else None,
         min_confidence=min_confidence,
     )
+    notify_once = cache(notify)
     count = blank = 0
     with _written(target) as output:
-        write = _json_writer(output) if table.kind == "json" else _csv_writer(output, columns, notify)
+        write = _json_writer(output) if table.kind == "json" else _csv_writer(output, columns)
         for count, row in enumerate(rows, 1):
+            for note in _lost_columns(row):
+                notify_once(note)
             is_blank = _is_blank(row, text)
             write(row, _NONE if is_blank else _columns(next(predictions)))
             blank += is_blank
@@ -171,22 +172,23 @@ def _written(target: Path) -> Iterator[IO[str]]:
         partial.unlink(missing_ok=True)
 
 
-def _csv_writer(output: IO[str], columns: Sequence[str], notify: Callable[[str], None]) -> Callable[[Row, Row], None]:
-    """Return a function that writes a row with its prediction.
+def _lost_columns(row: Row) -> Iterator[str]:
+    """Yield a note for each column whose value the output does not contain."""
+    for name, value in row.items():
+        if name in _NONE:
+            yield f"column '{name}' of the file is replaced in the output"
+        elif isinstance(value, Unread):
+            yield f"column '{name}': each {value.value} is empty in the output"
 
-    Dates, nested values and binary data of Parquet become empty. `notify` receives each column with such values once.
-    """
-    emptied = set[str]()
+
+def _csv_writer(output: IO[str], columns: Sequence[str]) -> Callable[[Row, Row], None]:
+    """Return a function that writes a row with its prediction. Dates, nested values and binary data become empty."""
     writer = csv.DictWriter(output, list(dict.fromkeys([*columns, *_NONE])))
     writer.writeheader()
 
     def write(row: Row, prediction: Row) -> None:
-        unread = {name: value for name, value in row.items() if isinstance(value, Unread)}
-        for name, value in unread.items():
-            if name not in emptied:
-                emptied.add(name)
-                notify(f"column '{name}': each {value.value} is empty in the output")
-        writer.writerow({**row, **dict.fromkeys(unread), **prediction})
+        values = {name: None if isinstance(value, Unread) else value for name, value in row.items()}
+        writer.writerow({**values, **prediction})
 
     return write
 
@@ -206,5 +208,5 @@ def _plain(value: object) -> object:
 
 def _columns(prediction: Prediction) -> Row:
     if prediction.value is not None:
-        return {"prediction": prediction.value}
+        return {**_NONE, "prediction": prediction.value}
     return {"prediction": prediction.label, "probability": prediction.probability}

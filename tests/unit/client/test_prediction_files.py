@@ -27,15 +27,24 @@ from tlm_core.wire import Prediction
 NOTES: list[str] = []
 
 
-def classified(path: Path, *, model: str = "reviews", columns: Any = None, fails: bool = False, **options: Any) -> int:
+def classified(
+    path: Path,
+    *,
+    model: str = "reviews",
+    columns: Any = None,
+    fails: bool = False,
+    value: float | None = None,
+    **options: Any,
+) -> int:
     """Classify the rows of a file with a client that always predicts `a`, or for text pairs the second text.
 
     columns: of the model's dataset; by default the dataset is unknown. fails: after a row, the gateway does not answer.
+    value: the prediction for each text, as by a regression model.
     """
 
     def predict_many(_: str, texts: Any, pairs: Any, **__: Any) -> Any:
         for _, pair in zip(texts, pairs or repeat("a")):  # noqa: B905
-            yield Prediction(label=pair, probability=0.5)
+            yield Prediction(label=pair, probability=0.5) if value is None else Prediction(label="score", value=value)
             if fails:
                 raise Unavailable("The gateway does not answer.")
 
@@ -111,14 +120,26 @@ def test_columns_that_become_empty_are_reported_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "content"), [
-    ("in.csv", "text,prediction\na film,old\n"), ("in.jsonl", '{"text": "a film", "prediction": "old"}\n'),
+    ("in.csv", "text,prediction\na film,old\na book,old\n"),
+    ("in.jsonl", '{"text": "a film"}\n' + 2 * '{"text": "a book", "prediction": "old"}\n'),
 ])  # fmt: skip
 def test_replaced_columns_are_reported(tmp_path: Path, name: str, content: str) -> None:
     path = tmp_path / name
     path.write_text(content)
-    assert classified(path) == 1
+    assert classified(path) == content.count("a ")
     assert NOTES == ["column 'prediction' of the file is replaced in the output"]
     assert "old" not in path.with_suffix(".out").read_text()
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("in.csv", "text,probability\na film,old\n"), ("in.jsonl", '{"text": "a film", "probability": "old"}\n'),
+])  # fmt: skip
+def test_values_of_regression_have_no_probability(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    assert classified(path, value=1.5) == 1
+    written = path.with_suffix(".out").read_text()
+    assert "1.5" in written and "old" not in written
 
 
 def test_text_column_is_that_of_the_dataset_else_the_only_column(tmp_path: Path) -> None:
