@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import sys
@@ -22,11 +21,15 @@ def _run_app() -> None:
         command = "pip install '.[service]'"
         sys.exit(f"error: This command needs the package '{error.name}'. Run `{command}` in a checkout.")
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        from tlm_core.artifacts.faults import NO_SPACE  # here, because the help does not need this import
+
+        if error.errno not in NO_SPACE:
             raise
-        # At its exit, Python writes the rest of the output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit("error: Cannot write the output, because its disk is full. Free some space and try again.")
+        if sys.stdout is not None:
+            # At its exit, Python writes the rest of the output.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        reason = f"the disk is full ({error.strerror})"
+        sys.exit(f"error: Cannot write, because {reason}. Free some space and try again.")
 
 
 def main(command: Callable[[], None] = _run_app) -> None:

@@ -213,7 +213,8 @@ def print_items(*items: Item) -> None:
 
 def print_json(value: object, *, err: bool = False) -> None:
     """Print one JSON value on one line to stdout, or with `err` to stderr. JSON has no other encoding than UTF-8."""
-    encoding = (sys.stderr if err else sys.stdout).encoding or "utf-8"
+    # A closed stream is None, and prints nothing.
+    encoding = getattr(sys.stderr if err else sys.stdout, "encoding", None) or "utf-8"
     is_utf8 = codecs.lookup(encoding).name == "utf-8"
     typer.echo(json.dumps(to_jsonable_python(value, by_alias=False), ensure_ascii=not is_utf8), err=err)
 

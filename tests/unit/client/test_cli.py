@@ -299,7 +299,31 @@ def test_full_disk_behind_stdout_is_an_error_without_a_traceback() -> None:
         command = [sys.executable, "-m", "tlm_client", "--version"]
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert result.returncode == 1
-    assert result.stderr.startswith("error: Cannot write the output") and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: Cannot write, because the disk is full (No space left on device)")
+    assert result.stderr.count("\n") == 1
+
+
+def test_output_beyond_the_limit_of_a_file_is_an_error_without_a_traceback(tmp_path: Path) -> None:
+    command = ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", sys.executable, "-m", "tlm_client", "--version"]
+    with open(tmp_path / "out", "w") as out:
+        result = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: Cannot write") and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stream", "code"),
+    [
+        ("profile list", 1, 0),
+        ("profile list --json", 1, 0),
+        ("--url http://127.0.0.1:1 cancel job_1 --json", 2, 3),
+    ],
+)
+def test_closed_stream_leaves_the_exit_code_unchanged(tmp_path: Path, arguments: str, stream: int, code: int) -> None:
+    command = ["sh", "-c", f'exec "$@" {stream}>&-', "sh", sys.executable, "-m", "tlm_client", *arguments.split()]
+    environment = os.environ | {"XDG_CONFIG_HOME": str(tmp_path)}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (result.returncode, result.stdout + result.stderr) == (code, "")
 
 
 CLIPBOARD = "\x1b]52;c;eA==\x07"
