@@ -192,7 +192,7 @@ def table(
         return empty
     result = Table(title=as_markup(title) or None, title_justify="left", header_style="bold")
     for column in columns:
-        result.add_column(column, no_wrap=column == "id", overflow="fold")
+        result.add_column(as_markup(column), no_wrap=column == "id", overflow="fold")
     for row in rows:
         cells = ("" if cell is None else cell for cell in row)
         result.add_row(*(cell if isinstance(cell, Text) else as_markup(str(cell)) for cell in cells))

@@ -153,6 +153,14 @@ def test_comparison_shows_readable_costs_and_curves_in_order() -> None:
     assert places == sorted(places)
 
 
+def test_comparison_shows_the_names_of_jobs_without_markup_and_control_characters() -> None:
+    jobs = [job_view(name="run [/old]"), job_view(id="job_2", name="[red]\x9b2J")]
+    body = {"jobs": jobs, "differences": [{"key": "seeds", "values": [1, 2]}], "outcomes": [], "verdicts": [],
+            "curves": []}  # fmt: skip
+    shown = tlm(serve({"GET /v1/jobs/compare": body}), "compare", "job_1", "job_2").stdout
+    assert "run [/old]" in shown and "[red]\ufffd2J" in shown
+
+
 def test_comparison_omits_empty_tables() -> None:
     jobs = [job_view(), job_view(id="job_2")]
     outcomes = [{"job": job["id"], "reason": "it has not finished"} for job in jobs]
