@@ -417,14 +417,12 @@ class AsyncTLMClient(AsyncConnection):
     ) -> AsyncIterator[wire.Prediction]:
         """Classify any number of texts, in requests within the limits of the gateway. See `predict`.
 
-        Raises Unavailable after `patience` seconds without an answer.
+        Raises Unavailable after at least `patience` seconds without an answer.
         """
         info = await self.info()
         for batch in http.batches(texts, pairs, info.max_predict_texts, info.max_json_bytes):
-            first, second = [text for text, _ in batch], [pair for _, pair in batch if pair is not None]
-            answer = await self._persist(
-                patience, self.predict, model, first, second or None, min_confidence=min_confidence
-            )
+            columns = zip(*batch, strict=True)
+            answer = await self._persist(patience, self.predict, model, *columns, min_confidence=min_confidence)
             for prediction in answer.data:
                 yield prediction
 

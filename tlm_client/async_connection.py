@@ -101,7 +101,11 @@ class AsyncConnection:
         return await self._retrying(stop_after_attempt(tries))(call, *args, **options)
 
     async def _persist(self, patience: float, call: http.AsyncCall[P, R], *args: P.args, **options: P.kwargs) -> R:
-        """Repeat `call` until the gateway answers. Raises Unavailable after `patience` seconds without an answer."""
+        """Repeat `call` until the gateway answers.
+
+        Raises Unavailable after at least `patience` seconds without an answer. The wait is longer if the gateway hangs,
+        because `call` itself tries several times.
+        """
         end = self._clock() + patience
         return await self._retrying(lambda _: self._clock() >= end)(call, *args, **options)
 

@@ -100,7 +100,11 @@ class Connection:
         return self._retrying(stop_after_attempt(tries))(call, *args, **options)
 
     def _persist(self, patience: float, call: http.SyncCall[P, R], *args: P.args, **options: P.kwargs) -> R:
-        """Repeat `call` until the gateway answers. Raises Unavailable after `patience` seconds without an answer."""
+        """Repeat `call` until the gateway answers.
+
+        Raises Unavailable after at least `patience` seconds without an answer. The wait is longer if the gateway hangs,
+        because `call` itself tries several times.
+        """
         end = self._clock() + patience
         return self._retrying(lambda _: self._clock() >= end)(call, *args, **options)
 

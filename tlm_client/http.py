@@ -7,7 +7,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
-from typing import IO, ParamSpec, TypedDict, TypeVar
+from typing import IO, ParamSpec, TypedDict, TypeVar, cast
 from urllib.parse import quote
 
 import httpx
@@ -37,9 +37,10 @@ AsyncCall = Callable[P, Awaitable[R]]
 SyncCall = Callable[P, R]
 Param = str | float | Sequence[str] | None  # the value of a query parameter
 
-# Seconds without an answer after which a long operation fails. The restart of a gateway can take 20 s.
+# A long operation fails after at least this many seconds without an answer. The restart of a gateway can take 20 s.
 PATIENCE = 120.0
 _MAX_RETRY_AFTER_SECONDS = 30.0
+_MISSING = cast(str, object())  # stands for a text or a pair that does not exist
 _OTHER_FIELDS = 1_000  # bytes reserved for the fields of a prediction request that are not texts
 _SHORTEST_START = 4  # minimum number of characters after `job_`, so that a typing error does not select a job
 BYTES = "application/octet-stream"
@@ -189,15 +190,15 @@ def only_id(ids: Sequence[str], reference: str, names: Iterable[str] = ()) -> st
 
 def batches(
     texts: Iterable[str], pairs: Iterable[str] | None, most: int, most_bytes: int
-) -> Iterator[list[tuple[str, str | None]]]:
-    """Yield batches of at most `most` rows (text, pair) that fit a body of `most_bytes`.
+) -> Iterator[list[tuple[str, ...]]]:
+    """Yield batches of at most `most` rows that fit a body of `most_bytes`. A row is (text, pair), or (text,).
 
     Raises InvalidRequest if the numbers of texts and pairs differ.
     """
-    batch: list[tuple[str, str | None]] = []
+    batch: list[tuple[str, ...]] = []
     size = 0
-    for row in ((text, None) for text in texts) if pairs is None else zip_longest(texts, pairs):
-        if row[0] is None or (pairs is not None and row[1] is None):
+    for row in zip(texts) if pairs is None else zip_longest(texts, pairs, fillvalue=_MISSING):
+        if _MISSING in row:
             raise InvalidRequest("There are not as many pairs as texts. Give one pair for each text.")
         row_size = len(json.dumps(row))
         if batch and (len(batch) == most or size + row_size > most_bytes - _OTHER_FIELDS):

@@ -7,6 +7,7 @@ import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -315,6 +316,21 @@ def test_error_of_the_texts_is_not_a_wrong_number_of_pairs() -> None:
     for texts, pairs in ((["a"], ["b", "c"]), (["a", "b"], ["c"])):
         with pytest.raises(e.InvalidRequest, match="not as many pairs as texts"):
             list(http.batches(texts, pairs, 10, 10_000))
+
+
+@pytest.mark.parametrize(
+    ("texts", "pairs"), [(["a", None], None), (["a", None], ["b", "c"]), (["a", "b"], ["c", None])]
+)
+def test_missing_value_among_the_texts_is_an_error_of_the_gateway(texts: Any, pairs: Any) -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/info":
+            limits = {"max_upload_bytes": 1, "max_json_bytes": 10_000, "max_predict_texts": 9}
+            return httpx.Response(200, json={"version": "1", "scales": [], "recipes": [], **limits})
+        assert json.loads(request.content) == {"texts": texts} | ({"pairs": pairs} if pairs else {})
+        return problem(422, "invalid_request", "/texts/1: Write a text.")
+
+    with client_of(handler) as client, pytest.raises(e.InvalidRequest, match="/texts/1"):
+        list(client.predict_many("job_1", texts, pairs))
 
 
 def test_names_in_paths_are_percent_encoded() -> None:
