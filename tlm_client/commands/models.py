@@ -91,7 +91,6 @@ def predict(
 def _predict_texts(job_id: str, texts: list[str], pairs: list[str] | None, min_confidence: float | None) -> None:
     with open_client() as client:
         answer = client.predict(job_id, texts, pairs or None, min_confidence=min_confidence)
-    regression = answer.data[0].value is not None
     rows = [
         (
             "(none)" if p.abstained else p.label,
@@ -100,7 +99,7 @@ def _predict_texts(job_id: str, texts: list[str], pairs: list[str] | None, min_c
         )
         for p, text in zip(answer.data, texts, strict=True)
     ]
-    columns = ("label", "value" if regression else "probability", "text")
+    columns = ("label", "probability" if answer.data[0].value is None else "value", "text")
     note = f"Model: {model_title(answer.model.name)}.{f' {answer.model.note}' if answer.model.note else ''}"
     print_result(answer, table(columns, rows), note)
 
