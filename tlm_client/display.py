@@ -162,6 +162,7 @@ class Display:
     def bytes(self, part: FileProgress) -> None:
         """Show the progress of a download."""
         facts = "already complete" if part.skipped else f"{size(part.done)} of {size(part.size)}"
+        facts += "  waits for another download into its folder" if part.waits else ""
         self.update(part.name, part.done, part.size, facts)
 
 

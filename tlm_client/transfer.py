@@ -32,6 +32,7 @@ JOB_MARK = ".tlm-job"  # a file with the id of the job whose model a folder hold
 RESUMABLE_BYTES = 64 << 20
 _PART_BYTES = 8 << 20
 _BLOCK_BYTES = 64 << 10
+_TRIES_BEFORE_REPORT = 15  # to lock a folder: most waits end within 3 s
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 5.0
 
 
@@ -49,12 +50,16 @@ def local_errors(action: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class FileProgress:
-    """How many bytes of a file are transferred. skipped: whether the file was complete before the download."""
+    """How many bytes of a file are transferred.
+
+    skipped: whether the file was complete before the download. waits: whether another download uses the folder.
+    """
 
     name: str
     done: int
     size: int
     skipped: bool = False
+    waits: bool = False
 
 
 OnBytes = Callable[[FileProgress], None]
@@ -72,6 +77,7 @@ class Download:
         self.target = folder / _relative(file.name)
         self._partial = self.target.with_name(f"{self.target.name}.{file.sha256[:16]}.part")
         self._on_bytes = on_bytes
+        self._lock_tries = 0
 
     @staticmethod
     def claim_folder(folder: Path, job_id: str, files: Sequence[FileEntry]) -> None:
@@ -97,14 +103,17 @@ class Download:
     def lock(self, stack: ExitStack) -> bool:
         """Lock the file's folder until `stack` closes. Return False if another download has locked it.
 
-        Otherwise, two downloads would write to one partial file.
+        Otherwise, two downloads would write to one partial file. After some tries, report the other download.
         """
+        self._lock_tries += 1
         self.target.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.target.parent, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
+            if self._lock_tries == _TRIES_BEFORE_REPORT:
+                self._report(max(0, self.done), waits=True)
             return False
         except OSError:  # Some network file systems have no locks of folders.
             pass
@@ -163,9 +172,9 @@ class Download:
         os.replace(self._partial, self.target)
         return True
 
-    def _report(self, done: int, *, skipped: bool = False) -> None:
+    def _report(self, done: int, *, skipped: bool = False, waits: bool = False) -> None:
         if self._on_bytes is not None:
-            self._on_bytes(FileProgress(self.file.name, done, self.file.size, skipped))
+            self._on_bytes(FileProgress(self.file.name, done, self.file.size, skipped, waits))
 
 
 def _names_of_models(folder: Path) -> set[str]:

@@ -63,6 +63,13 @@ def test_end_of_a_short_download_is_printed() -> None:
     assert [line.split()[1] for line in out.getvalue().splitlines()] == ["25%", "100%"]
 
 
+def test_download_that_waits_for_another_one_is_printed() -> None:
+    display, out = plain([0.0])
+    with display:
+        display.bytes(FileProgress("model.onnx", 1_000, 4_000, waits=True))
+    assert out.getvalue().strip() == "model.onnx  25% 1.0 kB of 4.0 kB  waits for another download into its folder"
+
+
 def test_failed_attempt_waiting_and_warning_show_their_message() -> None:
     display, out = plain([0.0])
     with display:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Barrier
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 
 from tests.unit.client.gateway import CutStream, FileServer, Handler, client_of, problem
 from tlm_client.models import _download
-from tlm_client.transfer import JOB_MARK, Download
+from tlm_client.transfer import JOB_MARK, Download, FileProgress
+from tlm_core.artifacts import FileEntry
 from tlm_core.errors import CorruptArtifact, InvalidRequest, NotFound, Unavailable
 
 CONTENT = bytes(range(256)) * 1000
@@ -202,6 +204,22 @@ def test_simultaneous_downloads_into_one_folder_transfer_each_file_once(tmp_path
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(download, range(2))) == [CONTENT, CONTENT]
     assert server.ranges == [None]
+
+
+def test_download_reports_once_that_another_download_uses_the_folder(tmp_path: Path) -> None:
+    server, other, sleeps, reports = FileServer(CONTENT), ExitStack(), [], list[FileProgress]()
+    entry = FileEntry(name=server.name, size=len(CONTENT), sha256=server.sha256)
+    assert Download(entry, tmp_path, None).lock(other)
+
+    def sleep(seconds: float) -> None:
+        sleeps.append(seconds)
+        if len(sleeps) == 100:
+            other.close()
+
+    with client_of(server, sleep=sleep) as client:
+        client.download("job_1", tmp_path, reports.append)
+    assert [report.waits for report in reports[:2]] == [True, False]
+    assert sum(report.waits for report in reports) == 1
 
 
 @pytest.mark.parametrize("blocked", [".", "model/model.safetensors"])
