@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from tlm_client.client import TLMClient
-from tlm_client.transfer import local_errors
+from tlm_client.transfer import check_is_file, local_errors
 from tlm_core.errors import InvalidRequest, NotFound
 from tlm_core.tables.findings import Findings
 from tlm_core.tables.records import Record, TableFile, Unread, delimiter_name, without_surrogates
@@ -49,7 +49,7 @@ def predict_file(
     check_source(source)
     target = target.resolve()  # A symbolic link remains a link.
     if target.exists():
-        _check_is_file(target)
+        check_is_file(target)
     if not target.parent.is_dir():
         raise InvalidRequest(f"The folder {target.parent} does not exist. Create it, or write to another folder.")
     table = TableFile(source, Findings(str(source), stop_at=1, notify=notify))
@@ -87,12 +87,7 @@ def check_source(source: Path) -> None:
     """Raise InvalidRequest unless `source` is a file. A pipe is refused, because it cannot be read twice."""
     if not source.exists():
         raise InvalidRequest(f"The file {source} does not exist. Check the path.")
-    _check_is_file(source)
-
-
-def _check_is_file(path: Path) -> None:
-    if not path.is_file():
-        raise InvalidRequest(f"{path} is a folder or a pipe. Name a file.")
+    check_is_file(source)
 
 
 def _open(table: TableFile) -> tuple[Sequence[str], Iterator[Record]]:

@@ -203,14 +203,22 @@ def check_not_empty(files: Sequence[tuple[str | None, Path]]) -> None:
         raise InvalidDataset(faults[0].message, faults)
 
 
+def check_is_file(path: Path) -> None:
+    """Raise InvalidRequest if `path` is a folder, a pipe or a device."""
+    if not path.is_file():
+        raise InvalidRequest(f"{path} is a folder or a pipe. Name a file.")
+
+
 class FormFile(io.IOBase):
     """A file of a form. It is open only while httpx sends it, because a form can have thousands of files.
 
-    httpx reads the size with `seek`. `read` raises InvalidRequest if the file has another size by now.
+    Raises InvalidRequest for a folder or a pipe. httpx reads the size with `seek`. `read` raises InvalidRequest if the
+    file has another size by now.
     """
 
     def __init__(self, path: Path) -> None:
         self._path, self._size = path, path.stat().st_size
+        check_is_file(path)
         self._blocks: Iterator[bytes] = iter(())
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
@@ -236,10 +244,11 @@ def _changed(file: object, change: str) -> InvalidRequest:
 def next_part(handle: IO[bytes], upload: Upload) -> tuple[bytes, dict[str, str]]:
     """Return the bytes and the headers of the part of `handle` that the gateway expects next.
 
-    The part is empty if the upload is complete. Raises InvalidRequest if the file has become too short.
+    The part is empty if the upload is complete. Raises InvalidRequest if the file has become too short. Ignores the
+    bytes of a file that has become longer, because the gateway verifies the digest.
     """
     handle.seek(upload.offset)
-    part = handle.read(min(_PART_BYTES, upload.part_bytes))
+    part = handle.read(min(_PART_BYTES, upload.part_bytes, upload.size - upload.offset))
     if not part and upload.offset < upload.size:
         raise _changed(handle.name, "shorter")
     last = upload.offset + len(part) - 1

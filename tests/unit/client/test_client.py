@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +206,18 @@ def test_file_that_changes_during_the_upload_is_an_error(tmp_path: Path, size: i
     client, message = TLMClient(URL, "secret", transport=Changing()), rf"train\.csv became {change}.* again"
     with client, pytest.raises(e.InvalidRequest, match=message):
         client.add_dataset("toy", {"train": file})
+
+
+@pytest.mark.parametrize("create", [os.mkfifo, os.mkdir])
+def test_pipe_or_folder_is_refused_before_the_upload(tmp_path: Path, create: Callable[[Path], None]) -> None:
+    class Unread(httpx.BaseTransport):
+        def handle_request(self, _: httpx.Request) -> httpx.Response:
+            return httpx.Response(201, json=dataset_view())
+
+    create(tmp_path / "train.csv")
+    client = TLMClient(URL, "secret", transport=Unread())
+    with client, pytest.raises(e.InvalidRequest, match=r"train\.csv is a folder or a pipe. Name a file"):
+        client.add_dataset("toy", {"train": tmp_path / "train.csv"})
 
 
 def test_corpus_may_have_more_files_than_a_process_may_open(tmp_path: Path) -> None:

@@ -106,6 +106,19 @@ def test_file_that_shrinks_during_the_upload_is_an_error(file: Path) -> None:
     assert server.deleted == 1
 
 
+def test_file_that_grows_during_the_upload_is_uploaded_as_announced(file: Path) -> None:
+    server = PartServer()
+
+    def grows(request: httpx.Request) -> httpx.Response:
+        if server.announced and file.stat().st_size == len(CONTENT):
+            file.write_bytes(CONTENT + b"more")
+        return server(request)
+
+    with client_of(grows) as client:
+        client.add_dataset("toy", {"train": file}, in_parts_from=1)
+    assert server.received == CONTENT and server.announced == hashlib.sha256(CONTENT).hexdigest()
+
+
 def test_rejected_dataset_leaves_no_upload(file: Path) -> None:
     server = PartServer()
     server.rejects = True
