@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -47,7 +48,8 @@ def predict_file(
     TLMClient.predict raises.
     """
     check_source(source)
-    target = target.resolve()  # A symbolic link remains a link.
+    # A symbolic link remains a link. `Path.resolve` raises RuntimeError for a link to itself.
+    target = Path(os.path.realpath(target))
     if target.exists():
         check_is_file(target)
     if not target.parent.is_dir():

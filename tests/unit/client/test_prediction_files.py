@@ -239,6 +239,14 @@ def test_symbolic_link_remains_and_its_target_is_replaced(tmp_path: Path) -> Non
     assert path.with_suffix(".out").is_symlink() and target.read_text() == "text,prediction,probability\na film,a,0.5\n"
 
 
+def test_symbolic_link_to_itself_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text("text\na film\n", encoding="utf-8")
+    path.with_suffix(".out").symlink_to(path.with_suffix(".out"))
+    assert classified(path) == 1
+    assert rows_of(path)[0]["prediction"] == "a"
+
+
 @pytest.mark.parametrize("create", [os.mkfifo, os.mkdir])
 def test_folder_or_pipe_is_not_replaced(tmp_path: Path, create: Callable[[Path], None]) -> None:
     path = tmp_path / "in.csv"
