@@ -199,12 +199,13 @@ class Submissions:
         """Return the error that the workers reported, else an error that says how the submission ended.
 
         If one worker fails, the other workers report that they lost the connection, so other errors have precedence.
+        Faults of the job come first, then outages of components.
         """
         events = self.store.events(job.tenant, job.id, after=max(0, job.last_event - 50))
         reported = [event for event in events if event.attempt == job.attempt and event.type == "attempt.error"]
         errors = [error_from_dict(event.data) for event in reversed(reported)]
         if errors:
-            return min(errors, key=lambda error: error.is_loss)
+            return min(errors, key=lambda error: (error.is_loss, isinstance(error, WorkerLost)))
         ending = self.cluster.ending(submission)
         return WorkerLost(ending.summary, details=ending.details)
 

@@ -23,7 +23,7 @@ from tests.contract.coordinator_harness import CoordinatorHarness, T
 from tests.support import wait_for
 from tests.trainer_fakes import all_stages, counting_stage, run_group
 from tlm_core.artifacts import ManifestRef
-from tlm_core.errors import NonFiniteLoss, StaleAttempt, WorkerLost
+from tlm_core.errors import NonFiniteLoss, StaleAttempt, Unavailable, WorkerLost
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
 
@@ -119,6 +119,17 @@ def test_fault_of_one_worker_is_reported_instead_of_lost_workers(harness: Coordi
     coordinator.round()
     job = harness.job(job_id)
     assert (job.state, job.error and job.error["code"]) == (State.FAILED, "non_finite_loss")
+
+
+def test_outage_of_the_hub_is_reported_instead_of_lost_workers(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit(workers=2)
+    submission = harness.until_submitted(coordinator, job_id)
+    for error in (Unavailable("The hub does not answer."), WorkerLost("Worker lost its connection to the others.")):
+        harness.store.report(T, job_id, 1, events=[("attempt.error", error.as_dict())])
+    harness.cluster.statuses[submission] = Status.FAILED
+    coordinator.round()
+    job = harness.job(job_id)
+    assert (job.state, job.error and job.error["code"]) == (State.QUEUED, "unavailable")
 
 
 def test_three_lost_workers_without_a_checkpoint_are_one_fault(harness: CoordinatorHarness) -> None:
