@@ -15,7 +15,15 @@ from tests.contract.coordinator_harness import CoordinatorHarness, MovableClockS
 from tests.support import wait_for
 from tests.trainer_fakes import counting_stage
 from tlm_core.artifacts import ManifestRef
-from tlm_core.errors import NonFiniteLoss, StorageFull, StorageUnavailable, StoreUnavailable, Unavailable
+from tlm_core.errors import (
+    NonFiniteLoss,
+    StorageFull,
+    StorageUnavailable,
+    StoreUnavailable,
+    TLMError,
+    Unavailable,
+    WorkerLost,
+)
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
 from tlm_core.training.stage import StageContext
@@ -206,3 +214,26 @@ def test_job_waits_hours_for_the_hub_without_its_slot(harness: CoordinatorHarnes
     harness.store.expire_deadlines()
     job = fail(losses=29)
     assert (job.state, job.failures, job.losses) == (State.QUEUED, 1, 0)
+
+
+@pytest.mark.parametrize("outages", [3, 29])
+def test_lost_worker_after_outages_of_the_hub_is_no_failure(
+    harness: CoordinatorHarness, redis_client: redis.Redis, outages: int
+) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit(max_attempts=1)
+
+    def fail(error: TLMError, losses: int) -> tuple[State, int, int]:
+        def stop(_: StageContext) -> NoReturn:
+            raise error
+
+        harness.work(harness.until_submitted(coordinator, job_id), joint=stop)
+        redis_client.hset(key(T, "job", job_id), "losses", losses)
+        coordinator.round()
+        harness.store.expire_deadlines()
+        job = harness.job(job_id)
+        return job.state, job.failures, job.losses
+
+    lost, away = WorkerLost("A worker died."), Unavailable("Cannot fetch the model 'hub:a/b' now.")
+    assert fail(lost, losses=outages) == (State.QUEUED, 0, 1)
+    assert fail(away, losses=1) == (State.QUEUED, 0, 2)
+    assert fail(lost, losses=2) == (State.FAILED, 1, 0), "three losses without progress are one failure"

@@ -355,8 +355,9 @@ class JobRecord(_Record):
     def spent(self, error: TLMError) -> tuple[int, int]:
         """Return `failures` and `losses` after the end of this attempt. Several losses count as one failure."""
         limit = HUB_LOSSES_PER_FAULT if is_hub_outage(error) else LOSSES_PER_FAULT
-        if error.is_loss and self.losses + 1 < limit:
-            return self.failures, self.losses + 1
+        losses = self.losses if self.losses < limit else 0  # Outages of the hub can exceed the limit of other losses.
+        if error.is_loss and losses + 1 < limit:
+            return self.failures, losses + 1
         return self.failures + 1, 0
 
     def is_due(self, now: float) -> bool:
