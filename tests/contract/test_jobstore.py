@@ -153,6 +153,14 @@ def test_requeued_job_waits_for_its_delay(store: MovableClockStore) -> None:
     assert claim(store).attempt == 2
 
 
+def test_resumed_job_starts_without_its_delay(store: JobStore) -> None:
+    job = submit(store)
+    store.requeue(claim(store), "a", ERROR, 600)
+    store.pause(T, job.id)
+    assert store.resume(T, job.id).due_at is None
+    assert claim(store).attempt == 2
+
+
 def test_jobs_start_in_the_order_of_their_submission(store: JobStore, redis_client: redis.Redis) -> None:
     first, second, third = (submit(store).id for _ in range(3))
     store.pause(T, third)

@@ -33,6 +33,8 @@ if target ~= state then
     redis.call('ZADD', queue, redis.call('HGET', KEYS[1], 'created_at') or stamp, ARGV[2])
     if tonumber(ARGV[9]) > 0 then
       redis.call('HSET', KEYS[1], 'due_at', string.format('%.6f', now + tonumber(ARGV[9])))
+    else
+      redis.call('HDEL', KEYS[1], 'due_at')
     end
   end
   if target ~= 'running' and target ~= 'pausing' and target ~= 'cancelling' then
