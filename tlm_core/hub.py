@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tlm_core.artifacts.faults import OF_STORAGE, storage_errors
 from tlm_core.errors import InvalidRequest, NotFound, Unavailable
 from tlm_core.names import HUB, MODEL
 
@@ -22,8 +23,8 @@ _OUTSIDE = re.compile(r"^/|^[^/]*:|::|://|(^|/)\.\.(/|$)")
 def model_folder(source: str, *patterns: str) -> Path:
     """Return the folder of a model's files. For `hub:OWNER/NAME[@REVISION]`, download those that match `patterns`.
 
-    All other sources are local paths. If the hub does not answer, earlier downloads are used. Raises NotFound,
-    Unavailable and InvalidRequest for a source on the hub.
+    All other sources are local paths. If the hub does not answer, earlier downloads are used. For a source on the hub,
+    raises the errors of `hub_errors`.
     """
     if not source.startswith(HUB):
         return Path(source)
@@ -103,6 +104,7 @@ def _listed(value: object) -> Sequence[object]:
 def hub_errors(what: str, instead: str = "upload its files") -> Iterator[None]:
     """Translate errors of `huggingface_hub` and `datasets` into NotFound, Unavailable or InvalidRequest.
 
+    Errors of the local folder of downloads become StorageFull or StorageUnavailable.
     what: the requested object, in words. instead: what a user can do without the hub.
     """
     try:
@@ -120,6 +122,9 @@ def hub_errors(what: str, instead: str = "upload its files") -> Iterator[None]:
         # LocalEntryNotFoundError means that the hub did not answer.
         if isinstance(error, missing) and not isinstance(error, hub.LocalEntryNotFoundError):
             raise NotFound(f"Cannot find {what} ({reason}). Check its name, and that it is public.") from error
+        if isinstance(error, OSError) and error.errno in OF_STORAGE:
+            with storage_errors(f"storing {what}"):
+                raise
         if isinstance(error, (OSError, HTTPError)):
             raise Unavailable(f"Cannot fetch {what} now ({reason}). Try again later, or {instead}.") from error
         if isinstance(error, (ValueError, RuntimeError, DatasetsError)):  # RuntimeError: the dataset needs a script

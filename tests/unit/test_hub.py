@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,15 @@ from unittest.mock import Mock
 import pytest
 
 from tlm_core.corpus.hub import stream_hub
-from tlm_core.errors import InvalidRequest, NotFound, TLMError, Unavailable
+from tlm_core.errors import (
+    InvalidRequest,
+    NotFound,
+    StorageFull,
+    StorageUnavailable,
+    TLMError,
+    Unavailable,
+    is_hub_outage,
+)
 from tlm_core.hub import hub_errors, model_folder, refuse_folder, refuse_outside_files
 from tlm_core.names import HUB
 from tlm_core.tables.findings import Findings
@@ -59,6 +68,20 @@ def test_failures_of_the_libraries_become_ours(failure: Callable[[], Exception],
     with pytest.raises(expected, match=r"the model .*\(a long text\)\.") as raised, hub_errors("the model 'hub:a/b'"):
         raise failure()
     assert type(raised.value) is expected
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (errno.ENOSPC, StorageFull), (errno.EDQUOT, StorageFull),
+        (errno.EACCES, StorageUnavailable), (errno.EROFS, StorageUnavailable), (errno.EIO, StorageUnavailable),
+        (errno.ECONNREFUSED, Unavailable), (errno.ETIMEDOUT, Unavailable), (errno.ENETUNREACH, Unavailable),
+    ],
+)  # fmt: skip
+def test_faults_of_the_local_folder_are_no_outage_of_the_hub(number: int, expected: type[TLMError]) -> None:
+    with pytest.raises(expected, match="the model 'hub:a/b'") as raised, hub_errors("the model 'hub:a/b'"):
+        raise OSError(number, os.strerror(number))
+    assert is_hub_outage(raised.value) is (expected is Unavailable)
 
 
 def test_our_own_errors_and_faults_in_our_code_pass_as_they_are() -> None:

@@ -15,6 +15,8 @@ from tlm_core.errors import NotFound, StorageFull, StorageUnavailable
 
 # The disk is full, the quota is used up, or the file exceeds a limit of the file system or the process.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# These numbers mean a fault of the file system, not of a connection.
+OF_STORAGE = frozenset((*NO_SPACE, errno.EACCES, errno.EROFS, errno.EIO))
 
 
 @contextmanager
