@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import promql_parser
@@ -16,6 +17,7 @@ from services.api.dashboard import data_pages
 from services.api.routes import corpora, datasets, uploads
 from services.common.metrics import REGISTRY
 from services.trainer.settings import METRICS_PORTS
+from tests.checks.docs.blocks import blocks_of
 from tests.support import ROOT
 
 MONITORING = ROOT / "deploy" / "monitoring"
@@ -80,16 +82,27 @@ def test_alerts_on_requests_ignore_probes() -> None:
     assert all('route!~"/healthz|/readyz|/metrics"' in selector for selector in selectors)
 
 
-def test_alert_on_slow_requests_ignores_uploads() -> None:
+def test_alert_on_slow_requests_ignores_uploads_and_imports() -> None:
     (rule,) = (rule for rule in ALERTS if rule["alert"] == "RequestsSlow")
     ignored = re.compile("|".join(re.findall(r'route!~"(.*?)"', rule["expr"])))
     routers = (corpora.router, datasets.router, uploads.router, data_pages.router)
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
-    receives = re.compile(r"receive_form\(|request\.stream\(")
+    receives = re.compile(r"receive_form\(|request\.stream\(|uploads\.files\(|add_hub_dataset\(")
     received = {route.path for route in routes if receives.search(inspect.getsource(route.endpoint))}
-    assert len(received) == 5
+    assert len(received) == 8
     assert received == {route.path for route in routes if ignored.fullmatch(route.path)}
     assert not ignored.fullmatch("/v1/jobs")
+
+
+def test_documented_volumes_hold_the_token_in_a_folder() -> None:
+    blocks = blocks_of(ROOT / "docs" / "operations.md")
+    (example,) = (block.text for block in blocks if "image: prom/prometheus" in block.text)
+    volumes = [volume.split(":") for volume in yaml.safe_load(example)["services"]["prometheus"]["volumes"]]
+    config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
+    token = Path(config["scrape_configs"][0]["authorization"]["credentials_file"])
+    (folder,) = (source for source, target, *_ in volumes if Path(target) == token.parent)
+    (copied,) = (command for block in blocks for command in block.commands if "sudo install" in command)
+    assert copied.endswith(f" {folder}/{token.name}"), "a mounted file would remain the old file"
 
 
 def test_missing_process_of_each_job_raises_an_alert() -> None:

@@ -59,6 +59,12 @@ def test_files_and_modules_in_commands_exist(line: str) -> None:
         assert importlib.util.find_spec(words[words.index("-m") + 1]), line
 
 
+def test_restarts_name_either_types_or_resources() -> None:
+    restarts = [line.split("rollout restart ")[1].split() for line in lines_of("kubectl") if "rollout restart " in line]
+    assert len(restarts) >= 3
+    assert [words for words in restarts if len({"/" in word for word in words}) > 1] == [], "kubectl refuses a mixture"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_name_the_curl_version_before_using_json(page: Path) -> None:
     if any(command.startswith("curl ") and " --json " in command for command in commands_of(page)):
