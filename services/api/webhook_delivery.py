@@ -251,6 +251,7 @@ class Deliverer:
             return False
         pipe = self._redis.pipeline(transaction=True)
         hooks: dict[str, list[Webhook]] = {}
+        now = self._clock()
         for _, entry in page:
             tenant, job_id = entry["job"].split("/", 1)
             with self.task.item(f"event {entry['seq']} of job {job_id}", job_id=job_id):
@@ -258,7 +259,7 @@ class Deliverer:
                     hooks[tenant] = self._enabled(tenant)
                 for hook in hooks[tenant]:
                     if entry["type"] in hook.events:
-                        self._queue(pipe, tenant, hook, job_id, int(entry["seq"]), entry["type"])
+                        self._queue(pipe, tenant, hook, job_id, int(entry["seq"]), entry["type"], now)
         self._tenants |= hooks.keys()
         pipe.set(_CURSOR, page[-1][0])
         pipe.execute()
@@ -275,7 +276,9 @@ class Deliverer:
                     enabled.append(hook)
         return enabled
 
-    def _queue(self, pipe: Pipeline, tenant: str, hook: Webhook, job_id: str, seq: int, event_type: str) -> None:
+    def _queue(
+        self, pipe: Pipeline, tenant: str, hook: Webhook, job_id: str, seq: int, event_type: str, at: float
+    ) -> None:
         events = self._jobs.events(tenant, job_id, after=seq - 1, limit=1)
         if not events:  # The job was deleted.
             return
@@ -285,7 +288,7 @@ class Deliverer:
         delivery = _Delivery(
             tenant=tenant, hook=hook.id, message=message, type=event_type, number=1, body=canonical_json(body)
         )
-        self._schedule(pipe, delivery, self._clock())
+        self._schedule(pipe, delivery, at)
 
     def _schedule(self, pipe: Pipeline, delivery: _Delivery, at: float) -> None:
         name = f"{delivery.hook}/{delivery.message}"
@@ -301,11 +304,12 @@ class Deliverer:
             self._drop(name)
             return
         status, error = self._send(hook, delivery)
+        now = self._clock()
         delivered = status is not None and 200 <= status < 300
         final = delivered or status == _GONE or delivery.number > len(BACKOFF)
-        next_at = None if final else self._clock() + BACKOFF[delivery.number - 1]
+        next_at = None if final else now + BACKOFF[delivery.number - 1]
         attempt = WebhookAttempt(
-            message=delivery.message, type=delivery.type, at=self._clock(), number=delivery.number, status=status,
+            message=delivery.message, type=delivery.type, at=now, number=delivery.number, status=status,
             error=error, next_at=next_at,
         )  # fmt: skip
         self._hooks.log_attempt(delivery.tenant, hook, attempt)

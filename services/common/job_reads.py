@@ -245,7 +245,7 @@ class JobReads:
             start = f"({page[-1]}"
 
     def positions(self, jobs: Sequence[JobRecord]) -> dict[str, int]:
-        """Map the id of each queued job in `jobs` to its position in the queue. The job at position 1 starts next."""
+        """Map the id of each queued job in `jobs` to its position in the queue, from 1. Delayed jobs also count."""
         priorities = range(MAX_PRIORITY, -MAX_PRIORITY - 1, -1)
         pipe = self._redis.pipeline(transaction=False)
         for priority in priorities:

@@ -153,7 +153,7 @@ class LoadWorker:
         load = self._catalog.load(load.tenant, load.id)  # the failed step may have saved progress
         if load.sources and load.state in _SPLITTING:
             shortest, longest = _FETCH_DELAYS
-            delay = min(longest, 2 * self._delays[load.id][0]) if load.id in self._delays else shortest
+            delay = min(longest, 2 * self._delays.get(load.id, (shortest / 2, 0.0))[0])
             self._delays[load.id] = delay, time.monotonic() + delay
         if load.waiting != error.message:
             log.warning("Load %s of corpus %s waits: %s", load.id, load.corpus, error)

@@ -16,6 +16,9 @@ from tlm_core.wording import counted, interval_in_words, value_in_words
 NONE = "–"
 COLORS = 8  # in the style sheet
 
+# The search starts at the start of a word. A search from each letter needs quadratic time.
+_UNBROKEN = re.compile(r"(?<!\w)\w+-F1|(?<!\S)\S+ \\(?=\n)")
+
 
 def count(value: float | None) -> str:
     """Format a whole number, such as 1,234,567."""
@@ -171,9 +174,7 @@ def unbroken(text: str) -> Markup:
 
     In a line that ends with a backslash, browsers do not separate the backslash from the word before it.
     """
-    # The search starts at the start of a word. A search from each letter needs quadratic time.
-    names = re.compile(r"(?<!\w)\w+-F1|(?<!\S)\S+ \\(?=\n)")
-    return Markup(names.sub(r'<span class="unbroken">\g<0></span>', str(escape(text))))
+    return Markup(_UNBROKEN.sub(r'<span class="unbroken">\g<0></span>', str(escape(text))))
 
 
 FILTERS = {
