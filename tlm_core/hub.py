@@ -73,18 +73,17 @@ def refuse_outside_files(path: str, revision: str | None = None) -> None:
 
 
 def _card_file(path: str, name: str, revision: str | None) -> Path | None:
-    """Return a file of a dataset, or None if the dataset has no such file or the hub does not answer.
-
-    Without an answer of the hub, the libraries read only earlier downloads.
-    """
+    """Return a file of a dataset, or None if the dataset has no such file. Raises the errors of `huggingface_hub`."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     if Path(path).is_absolute():
         file = Path(path, name)
         return file if file.is_file() else None
     try:
         return Path(hf_hub_download(path, name, repo_type="dataset", revision=revision))
+    except LocalEntryNotFoundError:  # The hub does not answer. It could answer again when the dataset is loaded.
+        raise
     except EntryNotFoundError:
         return None
 

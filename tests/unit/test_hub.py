@@ -155,6 +155,14 @@ def test_card_is_read_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         refuse_outside_files("a/b", "v1")
 
 
+def test_dataset_is_not_loaded_if_its_card_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", Mock(side_effect=of_hub("LocalEntryNotFoundError")()))
+    with pytest.raises(Unavailable), hub_errors("the dataset"):
+        refuse_outside_files("a/b")
+
+
 def write_card(path: Path, names: str) -> None:
     configs = f"configs:\n- config_name: default\n  {names}\n"
     path.write_text(f"---\n{configs}---\nText\n" if path.suffix == ".md" else configs)
