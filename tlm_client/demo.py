@@ -70,7 +70,7 @@ The demo trains classifiers on this machine, and compares their scores on test t
 3. Train on the task alone: a linear model, which then classifies {samples} test texts, and an encoder with one seed.
 4. Train with TLM: encoders with {seeds} seeds, on the task and on passages of the corpus.
 5. Print the scores of all models, and which model the service returns.
-With generated data, this takes 4 to 7 minutes on two idle cores and 0.3 GB of disk. `make demo` runs the set-up first:
+With generated data, this takes 4 to 8 minutes on two idle cores and 0.3 GB of disk. `make demo` runs the set-up first:
 the set-up needs 6.5 GB of disk, and its time is not included.
 """
 ENCODER_STAGES = ("prepare", "joint", "finetune", "refit")
