@@ -93,7 +93,7 @@ def task_of(dataset: str, session: Session) -> Task:
     """
     if dataset.startswith(HUB) or Path(dataset).exists():
         try:
-            return load_task(dataset if dataset.startswith(HUB) else Path(dataset))[0]
+            return load_task(dataset)[0]
         except InvalidDataset as error:
             if any(fault.code == "missing_column" for fault in error.faults):
                 raise error.followed_by(

@@ -17,13 +17,7 @@ from httpx_sse import ServerSentEvent
 
 from tlm_client.http import BYTES
 from tlm_core.artifacts import NO_SPACE, FileEntry, sha256_file, storage_errors
-from tlm_core.errors import (
-    CorruptArtifact,
-    Fault,
-    InvalidDataset,
-    InvalidRequest,
-    Unavailable,
-)
+from tlm_core.errors import CorruptArtifact, Fault, InvalidDataset, InvalidRequest, Unavailable
 from tlm_core.wire import JsonObject, Upload
 
 _OF_MODELS = ("model", "linear", "ngrams.json")  # files and folders that only some models have

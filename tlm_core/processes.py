@@ -25,8 +25,9 @@ _BUSY = 0.1  # CPU seconds since the last look that count as progress
 
 @dataclass(frozen=True)
 class Processes:
-    """Processes that end with this process, even if it is killed. beats: how often one of them was busy."""
+    """`count` processes that end with this process, even if it is killed. beats: how often one of them was busy."""
 
+    count: int
     pool: ProcessPoolExecutor
     beats: c_long
 
@@ -58,7 +59,7 @@ def processes(count: int, initialize: Callable[[], object] | None = None) -> Ite
     context = multiprocessing.get_context("spawn")
     beats = context.RawValue(c_long, 0)
     with ProcessPoolExecutor(count, context, initializer=_start, initargs=(beats, initialize)) as pool:
-        yield Processes(pool, beats)
+        yield Processes(count, pool, beats)
 
 
 def _start(beats: c_long, initialize: Callable[[], object] | None) -> None:

@@ -176,9 +176,11 @@ def _read_tested(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord, outco
 def _predictions(report: Path, metric: str) -> list[Targets]:
     if not (report / PREDICTIONS).exists():
         return []
-    entries = json.loads((report / REPORT).read_text(encoding="utf-8"))["seeds"]
     with np.load(report / PREDICTIONS) as outputs:
-        names = ["test.all"] if "test.all" in outputs else [f"test.s{seed}" for seed in averaged_seeds(entries)]
+        names = ["test.all"]
+        if "test.all" not in outputs:
+            entries = json.loads((report / REPORT).read_text(encoding="utf-8"))["seeds"]
+            names = [f"test.s{seed}" for seed in averaged_seeds(entries)]
         return [task_type_of(metric).predict(outputs[name]) for name in names]
 
 

@@ -29,6 +29,7 @@ from tlm_client.sources import dataset_files
 from tlm_core.errors import InvalidRequest
 from tlm_core.tasks.metrics import METRICS
 from tlm_core.wire import Dataset, JsonObject
+from tlm_core.wording import value_in_words
 
 group = command_group(__doc__)
 
@@ -141,7 +142,9 @@ def _dataset_items(dataset: Dataset, report: JsonObject) -> list[Item]:
     rows = [[entry["label"], *(entry.get(split) for split in dataset.rows)] for entry in report.get("labels", [])]
     labels = table(("label", *dataset.rows), rows)
     if targets := report.get("targets"):
-        numbers = [(split, *(f"{of[name]:.6g}" for name in ("min", "max", "mean"))) for split, of in targets.items()]
+        numbers = [
+            (split, *(value_in_words(of[name]) for name in ("min", "max", "mean"))) for split, of in targets.items()
+        ]
         labels = table(("targets", "min", "max", "mean"), numbers)
     warnings = report.get("warnings", [])[:_MOST_WARNINGS]
     return [

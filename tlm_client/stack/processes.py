@@ -91,7 +91,8 @@ def list_processes(marks: Marks) -> list[int]:
 def kill_processes(marks: Marks, *, grace_seconds: float = 0.0) -> list[int]:
     """Kill the processes with all `marks` that do not end within the grace period.
 
-    Returns the pids of these processes."""
+    Returns the pids of these processes.
+    """
     deadline = time.monotonic() + grace_seconds
     while (pids := list_processes(marks)) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -92,12 +92,14 @@ class Fits:
     Fits in threads of one process would not be reproducible: liblinear has a single random generator for a process.
     """
 
-    threads: ThreadPoolExecutor
-    processes: Processes | None
+    processes: Processes | None = None
 
     def map(self, function: Callable[[S], T], items: Iterable[S]) -> list[T]:
         """Return the results of the function, in order. The function passes its fits to `call`."""
-        return list(self.threads.map(function, items))
+        if self.processes is None:
+            return list(map(function, items))
+        with ThreadPoolExecutor(self.processes.count) as threads:
+            return list(threads.map(function, items))
 
     def call(self, function: Callable[..., T], *args: object) -> T:
         PULSE.advance()
@@ -108,12 +110,11 @@ class Fits:
 def parallel_fits(values: int) -> Iterator[Fits]:
     """Start processes for fits if they save time. values: number of feature values in a fit."""
     count = min(AT_ONCE, os.cpu_count() or 1) if values >= LARGE else 1
-    with ThreadPoolExecutor(count) as threads:
-        if count == 1:
-            yield Fits(threads, None)
-        else:
-            with processes(count) as started:
-                yield Fits(threads, started)
+    if count == 1:
+        yield Fits()
+    else:
+        with processes(count) as started:
+            yield Fits(started)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from tlm_core.evaluation.report import (
     write_report,
 )
 from tlm_core.evaluation.summary import REFIT
-from tlm_core.linear.fit import Setting, fit, parallel_fits, solver_of
+from tlm_core.linear.fit import Fits, Setting, fit, solver_of
 from tlm_core.linear.graph import write_linear
 from tlm_core.linear.model import Features, LinearModel, rows_of
 from tlm_core.linear.ngrams import FAMILIES, words_and_blanks
@@ -39,7 +39,6 @@ from tlm_core.linear.params import MOST_PIECES, BaselineParams, SelfTrainParams
 from tlm_core.linear.pieces import write_pieces
 from tlm_core.linear.self_training import Pool, piece_count, pieces_of, self_train
 from tlm_core.parquet import open_parquet
-from tlm_core.pulse import PULSE
 from tlm_core.serving import MODEL, copy_model, write_metadata
 from tlm_core.tasks.task import LABELED, Task
 from tlm_core.training.card import linear_card
@@ -165,18 +164,17 @@ def refit_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
             continue
         began, facts, setting = time.monotonic(), dict(first.facts), Setting(**first.facts["setting"])
         ctx.report.event("refit", model=name)
-        PULSE.advance()
         if fitted is not None:  # `name` is SELF_TRAINED
             pieces = _pieces(ctx.inputs["selection"], task)
             teacher = _labeled(fitted, pieces, first.facts["temperature"])
             most = piece_count(max(map(float, first.facts["amounts"])), len(rows))
             pool = Pool.of(rows, targets.astype(np.int64), pieces, teacher, setting, most)
-            with parallel_fits(0) as fits:
-                student = pool.student(fits, piece_count(first.facts["amount"], len(rows)))
+            student = pool.student(Fits(), piece_count(first.facts["amount"], len(rows)))
             model, facts["pieces"] = student.model, len(student.chosen)
         else:
             features, sequences = Features.learn(rows, list(FAMILIES)[: setting.families], setting.start_words)
-            model = fitted = LinearModel(features, *solver_of(task)(features.matrix(sequences), targets, setting))
+            solution = Fits().call(solver_of(task), features.matrix(sequences), targets, setting)
+            model = fitted = LinearModel(features, *solution)
         (ctx.out / name).mkdir()
         _write_linear(ctx.out / name, task, model, _outputs(model, task, tests), facts, name, began)
     return {}

@@ -162,10 +162,13 @@ def advise_numbers(labels: Collection[str]) -> str:
     return " To predict numbers, set the metric pearson." if numbers >= _NEARLY_ALL * len(labels) else ""
 
 
-def rare_labels(train: Mapping[str, int]) -> list[str]:
-    """Return the beginning of a message about each label with one row. Labels that seem numbers have one message."""
+def rare_labels(train: Mapping[str, int], advice: str) -> list[str]:
+    """Return the beginning of a message about each label with one row, or of one message for all if there is `advice`.
+
+    advice: from `advise_numbers`.
+    """
     rare = [label for label, count in train.items() if count == 1]
-    if len(rare) > 1 and advise_numbers(train):
+    if len(rare) > 1 and advice:
         return [f"{len(rare):,} labels, such as {', '.join(map(repr, rare[:5]))}, have one row each"]
     return [f"The label '{label}' has one row" for label in rare]
 
@@ -186,7 +189,7 @@ def check_label_set(counts: LabelCounts, tables: Mapping[str, RawTable], column:
         message = f"All rows of {file} have the label '{next(iter(train))}'. Add rows with other labels."
         findings.fault("one_class", message, split="train", column=column)
     _check_spelling(train, file, column, findings)
-    for rare in rare_labels(train):
+    for rare in rare_labels(train, advice):
         message = f"{rare} in {file}, too few to learn. Add rows, or merge labels.{advice}"
         findings.warn("rare_label", message, split="train", column=column)
     for split in [name for name in counts if name != "train"]:

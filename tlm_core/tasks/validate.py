@@ -159,9 +159,10 @@ def _can_cut(train: SplitData, counts: Mapping[str, int], missing: list[str], fi
     if texts < limits.MIN_ROWS and findings.ok:  # otherwise invalid rows may be the reason
         message = f"train has {texts} different texts, too few to cut {wanted}. Use at least {limits.MIN_ROWS}."
         findings.fault("too_few_rows", message, split="train")
-    for rare in rare_labels(counts):
+    advice = advise_numbers(counts)
+    for rare in rare_labels(counts, advice):
         message = f"{rare} in train, so {wanted} cannot be cut. Add rows with such labels, or add {wanted}."
-        findings.fault("rare_label", message + advise_numbers(counts), split="train")
+        findings.fault("rare_label", message + advice, split="train")
     return findings.ok
 
 

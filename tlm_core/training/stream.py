@@ -198,8 +198,8 @@ class StreamKernels:
     sequence: [T], the number of each token's sequence. begins: [S + 1], the start of each sequence, then the end.
     longest: tokens of the longest sequence. window: attention window on each side, or None. rotation: cosines and sines
     of each token, [T, 1, head]. blocks: the visible blocks, for FlexAttention. It is the fastest kernel for short
-    documents, but needs compiled code. `dropout` is ignored on all devices, because the kernels of a GPU
-    do not support it.
+    documents, but needs compiled code. `dropout` is ignored on all devices, because the kernels of a GPU do not
+    support it.
     """
 
     sequence: Tensor
