@@ -77,9 +77,9 @@ def run(folder: Path, name: str, kills: int, rng: random.Random, *, ray: bool = 
 def _submit(chaos: Chaos, name: str) -> str:
     kind, _, options = RUNS[name]
     with httpx.Client(timeout=30, trust_env=False) as client:
-        own = _RECIPE if name == "train" else _RECIPE | {"joint.enabled": False}
+        own = _RECIPE if name == "train" else _RECIPE | {"joint.enabled": False, "finetune.epochs": 900}
         if name == "refit":  # With one validation, `refit` trains for as many epochs as `finetune`.
-            own |= {"finetune.evaluations": 1, "finetune.epochs": 900}
+            own |= {"finetune.evaluations": 1}
         body = {"kind": kind, "dataset": "toy", "overrides": own, "options": options, "max_attempts": 10}
         answer = chaos.request(client, "POST", "/v1/jobs", random.Random(0), json=body)
     assert answer.status_code == 202, answer.text
