@@ -190,7 +190,13 @@ class Trainer:
             )
 
     def _load(self, batch: Batch) -> Loaded:
-        return self._passes.load(batch, self.state.micro_rows)
+        """Return the batch for its passes; with 0 rows if memory runs out."""
+        try:
+            return self._passes.load(batch, self.state.micro_rows)
+        except RuntimeError as error:
+            if out_of_memory(error):
+                return Loaded(batch, rows=0)
+            raise
 
     def _flops(self, batch: Batch) -> float:
         return self.step_flops(batch) + self.optimizer.flops
@@ -216,7 +222,7 @@ class Trainer:
             controls = from_host((rate, float(stop), float(self.state.micro_rows < before)), self.device)
             if self.model.shape.dropout:
                 torch.manual_seed(seed_of(self.ctx.params.seed, f"dropout {self.state.step} {self.workers.rank}"))
-            values = self._passes.run(self._compute, loaded, controls)
+            values = self._passes.run(self._compute, loaded, controls) if loaded.rows else None
             if values is not None:
                 return Step(self.state.step, batch, rate, self._own_flops(loaded), *to_host(values))
             self._halve_rows(batch)

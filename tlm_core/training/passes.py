@@ -30,9 +30,10 @@ LARGEST_HEAD, HEAD_MULTIPLE = 256, 8
 
 @dataclass(frozen=True)
 class Loaded:
-    """A batch in micro-batches of `rows` rows. parts: streams, which are on the device after the event `ready`.
+    """A batch in micro-batches of `rows` rows. If memory ran out while the batch was loaded, `rows` is 0.
 
-    flops: FLOPs of the products in both passes over the parts. None: an equal share of the step's FLOPs.
+    parts: streams, which are on the device after the event `ready`. flops: FLOPs of the products in both passes over
+    the parts. None: an equal share of the step's FLOPs.
     """
 
     batch: Batch

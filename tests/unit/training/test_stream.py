@@ -313,10 +313,26 @@ def test_out_of_memory_loads_smaller_parts(tmp_path: Path, monkeypatch: pytest.M
     assert state.micro_rows == 2 and state.step == 6
 
 
+def test_out_of_memory_in_the_thread_of_batches_loads_smaller_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, load, loads = stream_trainer(tmp_path, steps=12), StreamPasses.load, itertools.count()
+
+    def tight(self: StreamPasses, batch: Batch, rows: int) -> Loaded:
+        if threading.current_thread() is not threading.main_thread() and next(loads) == 6:
+            raise torch.OutOfMemoryError("no room")
+        return load(self, batch, rows)
+
+    monkeypatch.setattr(StreamPasses, "load", tight)
+    state, _ = trainer.run()
+    assert isinstance(trainer.ctx.report, LocalReporter)
+    assert trainer.ctx.report.events == [("memory.stepped_down", {"step": 7, "rows": state.micro_rows})]
+    assert state.step == 12
+
+
 @pytest.mark.parametrize(
     ("error", "expected", "message"),
     [
-        (torch.OutOfMemoryError("no room"), OutOfMemory, "exceed the device's memory"),
         (MemoryError("no room"), OutOfMemory, "exceeds the worker's main memory"),
         (ValueError("damaged text"), ValueError, "damaged text"),
     ],
