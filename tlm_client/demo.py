@@ -252,12 +252,14 @@ def _load(client: TLMClient, corpus: Path, display: Display) -> None:
 
 
 def _samples(task: dict[str, Path]) -> list[Sample]:
-    """Return the first test text of each of the first SAMPLES labels."""
+    """Return the longest test text of each of the first SAMPLES labels."""
     from tlm_core.tasks.validate import load_task
 
     data = load_task({"train" if split == "file" else split: path for split, path in task.items()})[0]
     texts, pairs, labels = data.texts("test"), data.text_pairs("test"), data.label_ids("test").tolist()
-    rows = sorted(labels.index(label) for label in sorted(set(labels))[:SAMPLES])
+    lengths = [len(text) + len(pair) for text, pair in zip(texts, pairs or [""] * len(texts), strict=True)]
+    of_label = {label: [row for row, other in enumerate(labels) if other == label] for label in sorted(set(labels))}
+    rows = sorted(max(rows, key=lengths.__getitem__) for rows in list(of_label.values())[:SAMPLES])
     return [Sample(texts[row], pairs[row] if pairs else None, data.labels[labels[row]]) for row in rows]
 
 

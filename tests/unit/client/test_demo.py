@@ -140,10 +140,10 @@ def test_wrong_sample_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
     assert ["wrong" in line for line in out.splitlines() if "0.50" in line] == [False, True]
 
 
-def test_samples_are_first_test_texts_and_linear_model_answers_early(
+def test_samples_are_longest_test_texts_and_linear_model_answers_early(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [{"text": f"text {number}", "label": "xyz"[number % 3]} for number in range(30)]
+    rows = [{"text": f"text {number}", "label": "xyz"[number % 3]} for number in range(30)]  # two lengths
     for split in ("train", "validation", "test"):
         lines = [json.dumps(row) for row in rows[:: -1 if split == "test" else 1]]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
