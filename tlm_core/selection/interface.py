@@ -71,7 +71,7 @@ class SelectionInputs:
             )
         if accept.leaking_passages:
             raise EmptySelection(
-                "Every selected passage contains validation or test texts. Use another corpus or uploaded selection, "
+                "Every selected passage repeats a validation or test text. Use another corpus or uploaded selection, "
                 "or disable selection.leak_filter."
             )
         if source == "dataset":
@@ -79,7 +79,7 @@ class SelectionInputs:
                 f"The uploaded selection has no passage of rank {self.params.top_k} or better. "
                 "Increase selection.top_k."
             )
-        raise EmptySelection("No passage meets the limits. Use a larger corpus, or increase selection.per_query_cap.")
+        raise EmptySelection(f"The corpus '{self.corpus.name}' contains no passage. Use another corpus.")
 
 
 class Selected(NamedTuple):

@@ -109,8 +109,13 @@ def test_selection_without_hits_fails_and_names_the_corpus(tmp_path: Path) -> No
 
 
 def test_selection_of_leaks_only_fails(tmp_path: Path) -> None:
-    with pytest.raises(EmptySelection, match="test texts"):
+    with pytest.raises(EmptySelection, match="repeats a validation or test text"):
         run(task_of(["one"], held_out=[LEAK]), index_of(LEAK), tmp_path)
+
+
+def test_selection_from_an_empty_corpus_names_the_corpus(tmp_path: Path) -> None:
+    with pytest.raises(EmptySelection, match="corpus 'docs' contains no passage"):
+        run(task_of(["one"]), index_of(), tmp_path, selector="whole")
 
 
 def test_rows_without_a_hit_are_counted_and_listed(tmp_path: Path) -> None:
