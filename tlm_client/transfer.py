@@ -200,14 +200,14 @@ def check_not_empty(files: Sequence[tuple[str | None, Path]]) -> None:
 def check_is_file(path: Path) -> None:
     """Raise InvalidRequest if `path` is a folder, a pipe or a device."""
     if not path.is_file():
-        raise InvalidRequest(f"{path} is a folder or a pipe. Name a file.")
+        raise InvalidRequest(f"{path} is a folder, a pipe or a device. Name a file.")
 
 
 class FormFile(io.IOBase):
     """A file of a form. It is open only while httpx sends it, because a form can have thousands of files.
 
-    Raises InvalidRequest for a folder or a pipe. httpx reads the size with `seek`. `read` raises InvalidRequest if the
-    file has another size by now.
+    Raises InvalidRequest for a folder, a pipe or a device. httpx reads the size with `seek`. `read` raises
+    InvalidRequest if the size of the file has changed.
     """
 
     def __init__(self, path: Path) -> None:

@@ -106,7 +106,10 @@ class RayCluster:
             return Status.UNKNOWN
         status = _STATUS.get(record.get("status"))
         if status is None:
-            raise ClusterUnavailable("Ray returned an unknown status. Run the same release of Ray everywhere.")
+            raise ClusterUnavailable(
+                f"Ray returned the unknown status '{record.get('status')}'. Install the same release of Ray for the "
+                "trainer and on all machines of Ray."
+            )
         return status
 
     def is_lost(self, submission: str) -> bool:
@@ -191,9 +194,9 @@ class RayCluster:
             response = self._http.request(method, path, json=json)
         except httpx.HTTPError as error:
             reason = f"Ray's job server does not answer: {error or type(error).__name__}."
-            raise ClusterUnavailable(f"{reason} Check that the head runs at TLM_TRAINER_RAY_URL.") from error
+            raise ClusterUnavailable(f"{reason} Check that Ray's head runs at TLM_TRAINER_RAY_URL.") from error
         if response.status_code in (401, 403):
-            raise ClusterUnavailable("Ray rejects the token. Set the same RAY_AUTH_TOKEN for the head and the trainer.")
+            raise ClusterUnavailable("Ray rejects the token. Set the same RAY_AUTH_TOKEN for Ray and the trainer.")
         return response
 
     def _record(self, submission: str) -> Any:

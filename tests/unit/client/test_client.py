@@ -216,7 +216,7 @@ def test_pipe_or_folder_is_refused_before_the_upload(tmp_path: Path, create: Cal
 
     create(tmp_path / "train.csv")
     client = TLMClient(URL, "secret", transport=Unread())
-    with client, pytest.raises(e.InvalidRequest, match=r"train\.csv is a folder or a pipe. Name a file"):
+    with client, pytest.raises(e.InvalidRequest, match=r"train\.csv is a folder, a pipe or a device. Name a file"):
         client.add_dataset("toy", {"train": tmp_path / "train.csv"})
 
 

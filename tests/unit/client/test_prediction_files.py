@@ -252,13 +252,13 @@ def test_folder_or_pipe_is_not_replaced(tmp_path: Path, create: Callable[[Path],
     path = tmp_path / "in.csv"
     path.write_text("text\na film\n", encoding="utf-8")
     create(path.with_suffix(".out"))
-    with pytest.raises(InvalidRequest, match=r"in\.out is a folder or a pipe. Name a file"):
+    with pytest.raises(InvalidRequest, match=r"in\.out is a folder, a pipe or a device. Name a file"):
         classified(path, fails=True)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in.csv", "in.out"]
 
 
 def test_missing_file_and_folders_are_named(tmp_path: Path) -> None:
-    for path, message in ((tmp_path / "in.csv", "does not exist"), (tmp_path, "is a folder or a pipe. Name a file")):
+    for path, message in ((tmp_path / "in.csv", "does not exist"), (tmp_path, "is a folder, a pipe or a device")):
         with pytest.raises(InvalidRequest, match=message):
             classified(path)
     path = tmp_path / "in.csv"
