@@ -470,5 +470,8 @@ class AsyncTLMClient(AsyncConnection):
         return await self._get(wire.Info, "/v1/info")
 
     async def ready(self) -> dict[str, str]:
-        """Return the status of each component. Raises Unavailable if a component does not answer."""
+        """Return the status of each component and background task. Raises Unavailable if one of them fails.
+
+        Exception: a missing coordinator raises no error.
+        """
         return http.parse(dict[str, str], await self._send("GET", "/readyz"))

@@ -462,5 +462,8 @@ class TLMClient(Connection):
         return self._get(wire.Info, "/v1/info")
 
     def ready(self) -> dict[str, str]:
-        """Return the status of each component. Raises Unavailable if a component does not answer."""
+        """Return the status of each component and background task. Raises Unavailable if one of them fails.
+
+        Exception: a missing coordinator raises no error.
+        """
         return http.parse(dict[str, str], self._send("GET", "/readyz"))

@@ -26,7 +26,7 @@ def push_to_hub(client: TLMClient, job_id: str, repository: str, *, private: boo
     """Upload the model of a job to a repository of the hub, and return the repository's URL.
 
     The encoder is at the top of the repository, so that stock classes can load it. The returned model is in `onnx/`.
-    The library huggingface_hub finds the hub's token itself, for example in HF_TOKEN. Raises NotReady, NotFound,
+    The library huggingface_hub reads the hub's token, for example from HF_TOKEN. Raises NotReady, NotFound,
     Unavailable or MissingDependency.
     """
     hub = _library("huggingface_hub", "service")

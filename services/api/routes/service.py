@@ -43,7 +43,7 @@ async def healthz(parts: PartsDep) -> dict[str, str]:
     "/readyz",
     summary="Check readiness",
     response_model=dict[str, str],
-    responses={503: {"description": "A component does not respond; `checks` names it.", "content": PROBLEM}},
+    responses={503: {"description": "A component or background task fails; `checks` names it.", "content": PROBLEM}},
 )
 async def readyz(parts: PartsDep) -> Response:
     """Check Redis, storage and retriever, each with a timeout of a few seconds, and the background tasks.
