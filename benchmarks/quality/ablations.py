@@ -1,4 +1,4 @@
-"""Measure each choice of recipe `fast`: change one at a time, and compare the scores on validation.
+"""Change one setting of the recipe `fast` at a time, and compare the validation scores.
 
 `python -m benchmarks.quality.ablations sciie`
 """

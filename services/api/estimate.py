@@ -96,7 +96,7 @@ class Known:
         return self._at_rate(Setup.of(job, plan, nodes[0], work[0]), work)
 
     def share_of(self, node: Node) -> float | None:
-        """Return the seconds that a node adds to the job if all seeds run at once, as `progress_of` assumes."""
+        """Return the seconds by which a node lengthens the job, if all seeds run at once as in `progress_of`."""
         cost, side = self.stage([node]), self.situation.plan.side_by_side(node.group)
         return cost.gpu_seconds / side if cost.basis == "measured" and cost.gpu_seconds else cost.seconds
 

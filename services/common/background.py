@@ -1,7 +1,7 @@
 """Background tasks. An error does not end a task.
 
-The task continues with other items, and readiness and metrics show the error. Exception: if a component is unavailable,
-the task waits for its next round.
+The task continues with other items. The answer of `/readyz` and the metrics show the error. Exception: if a component
+is unavailable, the task waits for its next round.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Background:
 
     @property
     def condition(self) -> str:
-        """The condition for readiness: "ok", or what is wrong."""
+        """The state of the task in the answer of `/readyz`: "ok", or the error of the task."""
         if self.error:
             return f"The task '{self.name}' fails: {self.error}. Read the log."
         return "ok"
@@ -135,7 +135,10 @@ def check_running(tasks: Iterable[Background]) -> None:
 
 
 def stopped_by_signals() -> threading.Event:
-    """Return an event that SIGTERM and SIGINT set. A new thread sets it: the interrupted code may hold its lock."""
+    """Return an event that is set after SIGTERM or SIGINT.
+
+    A new thread sets the event, because the interrupted code may hold the lock of the event.
+    """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: threading.Thread(target=stop.set, daemon=True).start())

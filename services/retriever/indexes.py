@@ -53,7 +53,7 @@ class LoadingIndex(PassageIndex, Protocol):
     def cursor(self) -> LoadCursor: ...
 
     def resume(self, cursor: LoadCursor) -> None:
-        """Continue the load of this very index at `cursor`. Call it before the first `add`."""
+        """Continue the interrupted load of this index at `cursor`. Call this method before the first `add`."""
         ...
 
     def flush(self) -> None:

@@ -252,9 +252,10 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
 
 
 def more_oom_kills(before: Mapping[str, int]) -> bool:
-    """Return whether the kernel has killed a process because memory ran out. before: node id → earlier counter.
+    """Return whether the kernel has killed more processes since `before` because memory ran out.
 
-    A counter that vanished with its container is ignored.
+    before: node id → earlier counter of such kills. Ignores a counter that it cannot read within `_COUNTING`, for
+    example because the container of the counter has ended.
     """
     count = ray.remote(num_cpus=0, max_retries=0)(oom_kills)
     reads = {node: count.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, False)) for node in before}

@@ -34,7 +34,7 @@ class Scaling:
 
 
 class TaskType(ABC):
-    """One sort of target.
+    """What a task predicts for each row: a label or a number.
 
     name: word in `labels.json` and in errors. target: word for one target. model: word for a trained model.
     loss: key of `tlm_core.training.objective.LOSSES`. default_metric: where the user names none.
@@ -92,7 +92,7 @@ class TaskType(ABC):
 
 
 class SingleLabel(TaskType):
-    """One of several classes for each row."""
+    """The task type with one of several classes as target."""
 
     name = metrics.SINGLE_LABEL
     target = "label"
@@ -116,7 +116,7 @@ class SingleLabel(TaskType):
 
 
 class Regression(TaskType):
-    """One number for each row. Its constant prediction has no score: a constant correlates with nothing."""
+    """The task type with one number as target. A constant prediction has no score: its correlation is undefined."""
 
     name = metrics.REGRESSION
     target = "regression target"
