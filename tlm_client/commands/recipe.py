@@ -41,6 +41,6 @@ def list_keys(
     ]
     value = [{"key": key, "value": json.loads(text), "meaning": meaning} for key, text, meaning in rows]
     if not rows:
-        raise NotFound("No recipe key has these words. `tlm recipe keys` lists all.")
+        raise NotFound(f"No recipe key or meaning contains {' and '.join(words or ())}. `tlm recipe keys` lists all.")
     title = f"Values of the recipe {recipe} at the scale {scale}"
     print_result(value, table(("key", "value", "meaning"), rows, title=title))

@@ -67,7 +67,7 @@ def read_weights(folder: Path, source: str) -> dict[str, Tensor]:
             return dict(torch.load(folder / PICKLED, map_location="cpu", weights_only=True))
     except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
         raise InvalidRecipe(f"Cannot read the weights of '{source}' ({error}). Check the files.") from error
-    raise InvalidRecipe(f"'{source}' has neither {WEIGHTS} nor {PICKLED}. Choose a model with one of these files.")
+    raise InvalidRecipe(f"'{source}' lacks weights. Choose a model with {WEIGHTS}, {INDEX} or {PICKLED}.")
 
 
 def load(source: str, *, labels: int, vocab: int, max_length: int, dropout: float) -> tuple[Shape, dict[str, Tensor]]:

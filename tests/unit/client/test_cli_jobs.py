@@ -352,7 +352,7 @@ def test_jobs_and_models_describe_their_data_alike() -> None:
         (("submit", "--dataset", "toy", "--kind", "prun"), "kind: Unknown job kind 'prun'. Valid kinds:"),
         (("submit", "--dataset", "toy", "--scale", "big"), "Invalid job: scale: must be 'instant', 'quick', 'tiny'"),
         (("jobs", "--state", "done"), "Invalid value for '--state': 'done' is not one of 'queued',"),
-        (("recipe", "keys", "epochz"), "No recipe key has these words."),
+        (("recipe", "keys", "epochz", "lr"), "No recipe key or meaning contains epochz and lr."),
         (("recipe", "keys", "finetune.epochs"), "Values of the recipe fast at the scale tiny"),
         (("compare", *["job_1"] * 11), "Give two to ten jobs."),
         (("compare", "job_1", "job_1"), "'job_1' and 'job_1' mean the same job. Name each job once."),

@@ -108,7 +108,7 @@ def test_encoder_without_vocabulary_head_is_loaded(tmp_path: Path) -> None:
         ("config.json", "{", "Cannot read the config.json"),
         ("config.json", "[]", "is not a JSON object"),
         ("model.safetensors", "cut", "Cannot read the weights"),
-        ("model.safetensors", None, "has neither model.safetensors nor pytorch_model.bin"),
+        ("model.safetensors", None, "lacks weights. Choose a model with model.safetensors, "),
     ],
 )
 def test_broken_model_folder_fails_with_the_reason(
