@@ -89,7 +89,10 @@ class AsyncTLMClient(AsyncConnection):
         return [await self._download(base, file, folder, None) for file in files]
 
     async def delete_dataset(self, dataset_id: str, *, with_jobs: bool = False) -> None:
-        """Delete one version. with_jobs: also its jobs and models. Raises Conflict while an unfinished job needs it."""
+        """Delete one version of a dataset. Raises Conflict if an unfinished job needs this version.
+
+        with_jobs: also delete the jobs on this version, with their models.
+        """
         await self._delete("/v1/datasets/{}", dataset_id, with_jobs=with_jobs)
 
     # --- corpora -----------------------------------------------------------------------------------------------------

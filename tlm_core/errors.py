@@ -84,7 +84,7 @@ class IdempotencyMismatch(InvalidRequest, code="idempotency_mismatch"):
 
 
 class Unauthorized(TLMError, code="unauthorized"):
-    """The API key is missing or unknown."""
+    """The API token is missing or wrong."""
 
 
 class NotFound(TLMError, code="not_found"):

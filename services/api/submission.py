@@ -31,7 +31,7 @@ _SELECTOR = "selection.selector"
 
 
 def submit_job(parts: Parts, tenant: str, spec: JobSpec, key: str | None) -> tuple[JobRecord, bool]:
-    """Create a job. Returns it and whether it is new: a repeated idempotency key returns the earlier job.
+    """Create a job. Return the job, and whether it is new. A repeated idempotency key returns the earlier job.
 
     Raises the errors of `resolve_job`, and IdempotencyMismatch if the key belongs to another request.
     """
@@ -39,7 +39,10 @@ def submit_job(parts: Parts, tenant: str, spec: JobSpec, key: str | None) -> tup
 
 
 def retry_job(parts: Parts, job: JobRecord, key: str | None) -> tuple[JobRecord, bool]:
-    """Create a job with the same resolved inputs, which reuses finished stages. Raises IllegalTransition."""
+    """Create a job with the same resolved inputs. It reuses finished stages. Return the same as `submit_job`.
+
+    Raises IllegalTransition unless `job` is failed or cancelled. Raises IdempotencyMismatch as `submit_job` does.
+    """
     if job.state not in RETRYABLE:
         raise IllegalTransition(
             f"Job {job.id} is {job.state}. You can retry only failed and cancelled jobs. Clone this job instead.",
@@ -50,7 +53,10 @@ def retry_job(parts: Parts, job: JobRecord, key: str | None) -> tuple[JobRecord,
 
 
 def clone_job(parts: Parts, job: JobRecord, changes: Mapping[str, object], key: str | None) -> tuple[JobRecord, bool]:
-    """Create a job with the spec of another one and `changes`. Raises InvalidRequest and the errors of `submit_job`."""
+    """Create a job with the request of `job` and `changes`. Return the same as `submit_job`.
+
+    Raises InvalidRequest for invalid changes, and the errors of `submit_job`.
+    """
     spec = changed(job, changes)
     origin = Origin(job=job.id, how="clone")
     return _create(parts, job.tenant, spec, key, origin, lambda: resolve_job(parts, job.tenant, spec))

@@ -137,9 +137,10 @@ class JobReads:
         return _record(fields)
 
     def artifacts_of(self, tenant: str, job_id: str) -> set[str]:
-        """Return the ids of the artifacts that the job has published, inherited, or written checkpoints for.
+        """Return the ids of the artifacts that the job has published or inherited, or for which it wrote checkpoints.
 
-        They include the artifacts of its result, also if the rest of the record is unreadable.
+        A job inherits an artifact from a deleted job that shared it. The artifacts of the job's result are included,
+        also if the rest of the record is unreadable.
         """
         names = ("result", "packed")
         pipe = self._redis.pipeline(transaction=True)

@@ -28,8 +28,8 @@ class JobCheckpoints:
     """Implements `Checkpoints` (tlm_core.training.stage) with the storage and the job store.
 
     A thread writes the checkpoints while training continues. `save` waits only if the previous checkpoint is still
-    being written. One failed save is logged; the second in a row raises its Outage. After a save, at most `keep`
-    checkpoints remain: the new one, and the others with the highest steps.
+    being written. If one save fails, the error is logged. If two saves in a row fail, the second raises its error, an
+    `Outage`. After a save, at most `keep` checkpoints remain: the new one, and the others with the highest steps.
 
     scratch: local folder for the files of a checkpoint before they move to the storage. report_event: receives the
     event that names the checkpoint from which the stage continues.

@@ -370,8 +370,9 @@ class HeldJob:
     def was_ended(self, job: JobRecord) -> bool:
         """Return whether this coordinator sent a verb that ends the attempt, and the attempt has ended.
 
-        If Redis applied the verb, but its answer was lost, this coordinator still counts the end. The result is also
-        true if Redis did not apply the verb, and another coordinator ended the attempt.
+        The answer of Redis to the verb may be lost. Then the coordinator learns from this result that the attempt has
+        ended, and counts the end. The result is also true if Redis did not apply the verb, but another coordinator
+        ended the attempt.
         """
         return self.ending and job.attempt == self.attempt and job.state not in ACTIVE
 

@@ -89,7 +89,7 @@ def corpora(request: Request, parts: PartsDep, tenant: SignedIn, after: AfterId 
 
 @router.post("/corpora")
 async def upload_corpus(request: Request, parts: PartsDep, tenant: SignedIn) -> Response:
-    """Add a corpus as the API does, and show the progress of its load. After an error, the form keeps its texts."""
+    """Add a corpus and redirect to its page. After an error, show the form again with the values of its fields."""
     typed: dict[str, str] = {}
     try:
         async with receive_form(parts, request, fields=CORPUS_FIELDS, files=("files",)) as form:
