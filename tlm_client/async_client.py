@@ -158,7 +158,7 @@ class AsyncTLMClient(AsyncConnection):
         return await self._get(wire.Corpus, "/v1/corpora/{}", name)
 
     async def delete_corpus(self, name: str, version: str | None = None) -> None:
-        """Delete a corpus, or one version of it. Raises Conflict while an unfinished job needs it."""
+        """Delete a corpus, or one version of it. Raises Conflict if an unfinished job needs the data."""
         if version is None:
             await self._delete("/v1/corpora/{}", name)
         else:

@@ -158,7 +158,7 @@ class TLMClient(Connection):
         return self._get(wire.Corpus, "/v1/corpora/{}", name)
 
     def delete_corpus(self, name: str, version: str | None = None) -> None:
-        """Delete a corpus, or one version of it. Raises Conflict while an unfinished job needs it."""
+        """Delete a corpus, or one version of it. Raises Conflict if an unfinished job needs the data."""
         if version is None:
             self._delete("/v1/corpora/{}", name)
         else:

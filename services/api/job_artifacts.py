@@ -36,9 +36,10 @@ def artifacts_by_node(jobs: JobStore, job: JobRecord, plan: Plan | None = None) 
 
 
 def artifact_of(jobs: JobStore, job: JobRecord, stage: str) -> ManifestRef:
-    """Return the artifact of the last node of `stage`. Raises NotReady before it exists, NotFound if it never will.
+    """Return the artifact of the last node of `stage`.
 
-    In jobs of every kind, `evaluate` means the final report, and `export` the returned model.
+    Raises NotReady if the artifact does not exist yet, NotFound if it never will exist. In jobs of every kind,
+    `evaluate` means the final report, and `export` the returned model.
     """
     plan = plan_of(job)
     return _artifact(job, plan, artifacts_by_node(jobs, job, plan), stage)
@@ -97,7 +98,7 @@ class ServedModel:
 
 
 def served_model(jobs: JobStore, job: JobRecord) -> ServedModel:
-    """Return the model that a job serves now. Raises NotReady before it exists, NotFound if it never will."""
+    """Return the model that a job serves now. Raises NotReady if none exists yet, NotFound if none will exist."""
     plan = plan_of(job)
     done = artifacts_by_node(jobs, job, plan)
     if plan.model in done or BASELINE.name not in done:

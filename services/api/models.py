@@ -40,7 +40,7 @@ class Models:
                 yield job
 
     def get(self, tenant: str, job_id: str) -> FinishedModel:
-        """Return the model of a job. Raises NotReady if it does not exist yet, NotFound if it will never exist."""
+        """Return the model of a job. Raises NotReady if it does not exist yet, NotFound if it never will exist."""
         job = self._jobs.get(tenant, job_id)
         artifact_of(self._jobs, job, "export")
         return _view(job, self.aliases(tenant))

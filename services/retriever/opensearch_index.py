@@ -94,7 +94,7 @@ class OpenSearchIndex:
         return self._writer.cursor if self._writer else self._start
 
     def resume(self, cursor: LoadCursor) -> None:
-        """Continue the load of this very index (see `identity`) at `cursor`. Call it before the first `add`."""
+        """Continue the interrupted load of this index (see `identity`) at `cursor`. Call it before `add`."""
         self._start = cursor
 
     def add(self, batch: Sequence[Passage]) -> None:
