@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import threading
@@ -15,7 +16,7 @@ from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.common.background import Background, check_running
-from services.common.metrics import CONTENT_TYPE, exposition
+from services.common.metrics import CONTENT_TYPE, Live, exposition
 from services.common.problem import install_problem_handlers, problem_of, problem_response
 from services.common.redis_client import connect as connect_redis
 from services.common.request_ids import RequestIds
@@ -171,13 +172,21 @@ def _health(indexes: CorpusIndexes, tasks: Sequence[Background]) -> APIRouter:
     ready = True
 
     @router.get("/healthz")
-    async def healthz() -> dict[str, str]:  # `def` would wait for a thread of the routes.
+    async def healthz() -> dict[str, str]:  # `def` would wait for a thread of the routes, here and in metrics.
         check_running(tasks)
         return {"status": "alive"}
 
+    def index_up() -> bool:
+        try:
+            return indexes.check()
+        except TLMError:  # `/readyz` returns the reason
+            return False
+
     @router.get("/metrics")
-    def metrics() -> Response:
-        return Response(exposition(), media_type=CONTENT_TYPE)
+    async def metrics() -> Response:
+        up = await asyncio.to_thread(index_up)
+        figures = [Live("tlm_index_up", "Whether the index answers and has all its shards.", up)]
+        return Response(exposition(figures), media_type=CONTENT_TYPE)
 
     @router.get("/readyz", response_model=None)
     def readyz() -> Response | dict[str, str]:

@@ -23,6 +23,8 @@ from tlm_core.selection.index import PassageIndex
 from tlm_core.selection.tantivy_index import TantivyIndex
 from tlm_core.selection.text_analysis import analysis_of
 
+_CHECK_SECONDS = 5  # less than the 10 s within which Prometheus expects the metrics
+
 
 class CorpusKey(NamedTuple):
     """A version of a corpus of a tenant. The passages of a version never change."""
@@ -79,8 +81,8 @@ class CorpusIndexes(Protocol):
         """Delete the index of `key`, complete or not, if it exists."""
         ...
 
-    def check(self) -> None:
-        """Raise a TLMError if no index can be used at the moment."""
+    def check(self) -> bool:
+        """Return whether each index has all its shards. Raise a TLMError if no index can be used at the moment."""
         ...
 
 
@@ -140,8 +142,8 @@ class EmbeddedIndexes:
             if (folder := self._folder(key)).exists():
                 shutil.rmtree(folder)
 
-    def check(self) -> None:
-        return
+    def check(self) -> bool:
+        return True
 
     def close(self) -> None:
         for index in self._opened.values():
@@ -193,9 +195,10 @@ class OpenSearchIndexes:
         with suppress(NotFound):
             self._impatient.call("DELETE", f"/{_name(key)}")
 
-    def check(self) -> None:
+    def check(self) -> bool:
         self._impatient.version()
-        self._impatient.call("GET", "/_cluster/health", params={"filter_path": "status"})
+        params = {"filter_path": "status", "request_timeout": _CHECK_SECONDS}
+        return bool(self._impatient.call("GET", "/_cluster/health/tlm-*", params=params)["status"] != "red")
 
     def close(self) -> None:
         self._cluster.close()

@@ -329,6 +329,12 @@ def test_retriever_shows_its_requests(tmp_path: Path) -> None:
         after = parsed(api._http.get("/metrics").text)
     labels = {"method": "GET", "route": "/corpora/{tenant}/{name}/versions/{version}", "status": "404"}
     assert increase(before, after, "tlm_request_seconds_count", **labels) == 1
+    assert value(after, "tlm_index_up") == 1
+
+
+def test_retriever_shows_an_outage_of_opensearch(tmp_path: Path) -> None:
+    with RetrieverHarness(tmp_path, "opensearch", "http://127.0.0.1:1").retriever() as api:
+        assert value(parsed(api._http.get("/metrics").text), "tlm_index_up") == 0
 
 
 def test_repeated_task_shows_that_it_has_stopped() -> None:

@@ -292,9 +292,9 @@ def test_health_survives_requests_that_all_wait_for_the_index(
 ) -> None:
     answer, waiting = threading.Event(), list[EmbeddedIndexes]()
 
-    def hang(indexes: EmbeddedIndexes) -> None:
+    def hang(indexes: EmbeddedIndexes) -> bool:
         waiting.append(indexes)
-        assert answer.wait(60)
+        return answer.wait(60)
 
     monkeypatch.setattr(EmbeddedIndexes, "check", hang)
     with TestClient(assemble(harness.settings)) as http, ThreadPoolExecutor(60) as pool:

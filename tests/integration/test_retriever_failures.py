@@ -342,6 +342,7 @@ def test_red_index_is_retried_then_fails_the_selection(opensearch_url: str, tmp_
         began = time.monotonic()
         run = harness.select(api)
         assert (run.state, type(run.failure)) == ("failed", IndexUnavailable)
+        assert "tlm_index_up 0.0" in api._http.get("/metrics").text
         assert time.monotonic() - began >= 1, "It retries for the configured time."
         cluster.call("DELETE", path)
         path = red_index(cluster, harness, "loading")

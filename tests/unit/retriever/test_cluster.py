@@ -303,6 +303,13 @@ def test_index_with_another_similarity_is_rejected() -> None:
         OpenSearchIndexes(cluster, shards=1).open(KEY)
 
 
+@pytest.mark.parametrize("status", ["green", "yellow", "red"])
+def test_check_detects_missing_shards(status: str) -> None:
+    cluster, transport, _ = cluster_of({"status": status})
+    assert OpenSearchIndexes(cluster, shards=1).check() is (status != "red")
+    assert transport.calls == [("GET", "/_cluster/health/tlm-*", None)]
+
+
 def test_index_names_are_lower_case_and_unique() -> None:
     keys = [CorpusKey("t", "Docs", "v1"), CorpusKey("t", "docs", "v1"), CorpusKey("u", "docs", "v1"),
             CorpusKey("t", "docs v1", ""), CorpusKey("t", "../..", "*"), CorpusKey("t", "文書" * 99, "v1")]  # fmt: skip
