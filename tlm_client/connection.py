@@ -182,7 +182,7 @@ class Connection:
                 self._upload_parts(file, uploads[-1])
             ids = {split: upload.id for (split, _), upload in zip(files, uploads, strict=True)}
             body = {**body, "files": [upload.id for upload in uploads] if None in ids else ids}
-            return self._post(kind, path, json=body, timeout=UPLOAD_TIMEOUT)
+            return self._post(kind, path, json=body, timeout=UPLOAD_TIMEOUT, repeat=True)
         except Unavailable:
             raise
         except TLMError:

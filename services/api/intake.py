@@ -52,9 +52,9 @@ _REPOSITORY = re.compile(rf"{HUB}(?P<path>{HUB_NAME}/{HUB_NAME})(:[^\s:]*){{0,2}
 
 
 def add_dataset(
-    parts: Parts, tenant: str, name: str, files: Mapping[str, ReceivedFile], options: DatasetOptions
+    parts: Parts, tenant: str, name: str, files: Mapping[str, ReceivedFile], options: DatasetOptions, request: str = ""
 ) -> DatasetRecord:
-    """Add a dataset. files: split → file, with `file` as another name of `train`.
+    """Add a dataset. files: split → file, with `file` as another name of `train`. request: see Catalog.add_dataset.
 
     Missing validation and test splits come from train. Raises InvalidDataset with every error in the files, and then
     stores nothing.
@@ -67,7 +67,7 @@ def add_dataset(
     with _work(parts) as raw:
         for split, file in splits.items():
             shutil.move(file.path, raw / f"{split}{extensions[split]}")
-        return _store(parts, tenant, name, raw, report, options, _count_selection(parts, raw))
+        return _store(parts, tenant, name, raw, report, options, _count_selection(parts, raw), request)
 
 
 def add_hub_dataset(
@@ -108,8 +108,12 @@ def add_corpus(
     files: Sequence[ReceivedFile] = (),
     near_duplicates: str = "drop",
     sources: Sequence[str] = (),
+    request: str = "",
 ) -> CorpusLoad:
-    """Record a load of `files` and of the files at the addresses `sources`. A load survives restarts."""
+    """Record a load of `files` and of the files at the addresses `sources`. A load survives restarts.
+
+    request: see Catalog.add_load.
+    """
     _check_corpus(name, language, files, near_duplicates, sources)
     check_sources(sources, parts.settings.sources)
     folder = f"{tenant}/uploads/{uuid.uuid4().hex}"
@@ -120,7 +124,10 @@ def add_corpus(
         choice = cast(NearDuplicatesChoice, near_duplicates)
         with deleted_on_error(parts.artifacts, folder):
             upload = parts.artifacts.write(folder, work, artifact="upload", stage="corpus")
-            return parts.catalog.add_load(tenant, name, language, upload, choice, sources)
+            load = parts.catalog.add_load(tenant, name, language, upload, choice, sources, request)
+    if load.upload.folder != folder:
+        parts.artifacts.delete(folder)
+    return load
 
 
 def _count_selection(parts: Parts, raw: Path) -> int | None:
@@ -135,7 +142,14 @@ def _count_selection(parts: Parts, raw: Path) -> int | None:
 
 
 def _store(
-    parts: Parts, tenant: str, name: str, raw: Path, report: Report, options: DatasetOptions, selection: int | None
+    parts: Parts,
+    tenant: str,
+    name: str,
+    raw: Path,
+    report: Report,
+    options: DatasetOptions,
+    selection: int | None,
+    request: str = "",
 ) -> DatasetRecord:
     dataset_id = new_id("ds")
     folder = f"{tenant}/datasets/{dataset_id}"
@@ -145,10 +159,13 @@ def _store(
         # The manifest has neither id nor name. So equal files have equal digests, and jobs on them reuse artifacts.
         raw_ref = parts.artifacts.write(f"{folder}/raw", raw, artifact="dataset", stage="dataset")
         report_ref = _write_report(parts, f"{folder}/report", report)
-        return parts.catalog.add_dataset(
+        record = parts.catalog.add_dataset(
             tenant, dataset_id, name, raw=raw_ref, report=report_ref, options=changed_options(options),
-            summary=summary,
+            summary=summary, request=request,
         )  # fmt: skip
+    if record.id != dataset_id:
+        parts.artifacts.delete(folder)
+    return record
 
 
 def _write_report(parts: Parts, folder: str, report: Report) -> ManifestRef:

@@ -156,6 +156,8 @@ class Uploads:
                         while block := piece.read(1 << 20):
                             digest.update(block)
                             out.write(block)
+        if target.stat().st_size < upload.size:  # an equal request has deleted the upload meanwhile
+            raise _unknown(upload.id)
         if upload.sha256 is not None and digest.hexdigest() != upload.sha256:
             self._clean_up(tenant, upload.id)
             raise InvalidRequest(f"Upload {upload.id} does not match its SHA-256. Upload the file again.")

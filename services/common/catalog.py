@@ -8,6 +8,7 @@ Keys (prefix `tlm`, tenant in braces):
     tlm:{T}:corpus:NAME         version → record     tlm:{T}:corpora              names, sorted
     tlm:{T}:load:ID             the record           tlm:{T}:corpus-loads:NAME    ids of the loads, sorted by time
     tlm:loads                   open loads as T/ID   tlm:{T}:load-lease:ID        owner of the load; expires by itself
+    tlm:{T}:created-by:DIGEST   id of the dataset or load that a request with this digest created from uploads; expires
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from tlm_core.names import new_id
 from tlm_core.wording import suggestion
 
 _OPEN_LOADS = f"{PREFIX}:loads"
+_REQUEST_SECONDS = 7 * 86_400
 _SUGGESTED_FROM = 100  # records whose names an error can suggest
 
 
@@ -62,8 +64,12 @@ class Catalog:
         report: ManifestRef,
         options: dict[str, object],
         summary: DatasetSummary,
+        request: str = "",
     ) -> DatasetRecord:
-        """Record an upload durably as the next version under `name`."""
+        """Record an upload durably as the next version under `name`.
+
+        request: digest of a request that creates the dataset from uploads. An equal request returns the same dataset.
+        """
         check_disk(self._redis)
         # If the write below fails, the number stays unused. This is harmless: later uploads have higher numbers.
         version = self._redis.hincrby(key(tenant, "dataset-versions"), name, 1)
@@ -78,11 +84,15 @@ class Catalog:
             summary=summary,
             created_at=self._now(),
         )
-        pipe = self._redis.pipeline().set(key(tenant, "dataset", dataset_id), record.model_dump_json())
-        pipe.zadd(key(tenant, "datasets"), {dataset_id: 0})
-        pipe.zadd(key(tenant, "dataset-name", name), {dataset_id: version})
-        pipe.execute()
-        return record
+        keys = [key(tenant, "dataset", dataset_id), key(tenant, "datasets"), key(tenant, "dataset-name", name)]
+        args = [dataset_id, record.model_dump_json(), version, _REQUEST_SECONDS, key(tenant, "dataset", "")]
+        created = self._script["add_dataset"](keys=[*keys, _request_key(tenant, request)], args=args)
+        return record if created == dataset_id else self.dataset(tenant, created)
+
+    def created_by(self, tenant: str, request: str) -> str | None:
+        """Return the id of the dataset or load that `request` has created from uploads, or None."""
+        created: str | None = self._redis.get(_request_key(tenant, request))
+        return created
 
     def dataset(self, tenant: str, id_or_name: str) -> DatasetRecord:
         """Return the dataset with this id, or the newest version of this name. Raises NotFound.
@@ -174,9 +184,11 @@ class Catalog:
         upload: ManifestRef,
         near_duplicates: NearDuplicatesChoice = "drop",
         sources: Sequence[str] = (),
+        request: str = "",
     ) -> CorpusLoad:
         """Record durably a load: the files of `upload` and those at the addresses `sources` become a corpus version.
 
+        request: digest of a request that creates the load from uploads. An equal request returns the same load.
         Raises AlreadyRunning while an earlier load of the corpus is open.
         """
         check_disk(self._redis)
@@ -191,10 +203,14 @@ class Catalog:
             created_at=self._now(),
             request_id=request_id() or "",
         )
-        keys = [key(tenant, "load", load.id), *_load_keys(tenant, corpus)]
-        answer = self._script["add_load"](keys=keys, args=[load.model_dump_json(), load.id, corpus, f"{tenant}/"])
+        keys = [key(tenant, "load", load.id), *_load_keys(tenant, corpus), _request_key(tenant, request)]
+        prefix = key(tenant, "load", "")
+        args: list[str | int] = [
+            load.model_dump_json(), load.id, corpus, f"{tenant}/", _REQUEST_SECONDS, prefix,
+        ]  # fmt: skip
+        answer = self._script["add_load"](keys=keys, args=args)
         _raise_if_open(corpus, answer)
-        return load
+        return load if answer[1] == load.id else self.load(tenant, answer[1])
 
     def load(self, tenant: str, load_id: str) -> CorpusLoad:
         """Return a load. Raises NotFound."""
@@ -328,6 +344,10 @@ def ready_version(corpus: CorpusRecord, name: str | None, load: CorpusLoad | Non
 def dataset_keys(tenant: str, dataset_ids: Iterable[str]) -> list[str]:
     """Return the Redis keys of dataset records. The submission of a job fails if one of these records is missing."""
     return [key(tenant, "dataset", dataset_id) for dataset_id in dataset_ids]
+
+
+def _request_key(tenant: str, request: str) -> str:
+    return key(tenant, "created-by", request) if request else ""
 
 
 def _load_keys(tenant: str, corpus: str) -> list[str]:

@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from threading import Barrier
 from typing import Any
 from unittest.mock import Mock
 
@@ -198,6 +199,66 @@ def test_outage_after_the_creation_does_not_fail_the_request(
     # A complete upload can be used again. Its parts stay until its record expires.
     assert api.get(f"/v1/uploads/{upload_id}").status_code == (200 if where == "redis" else 404)
     assert len(parts.artifacts.subfolders("default/parts")) == 1
+
+
+def upload_for(api: Any, kind: str) -> dict[str, Any]:
+    """Upload a file in one part, and return the body of the request that uses it."""
+    if kind == "datasets":
+        return {"name": "new", "files": {"train": upload_in_one_part(api, "a.csv", TRAIN.encode())}}
+    return {"name": "new", "files": [upload_in_one_part(api, "a.txt", b"one passage of text")]}
+
+
+@pytest.mark.parametrize("kind", ["datasets", "corpora"])
+def test_repeated_request_returns_what_the_first_created(api: TestClient, gateway: Gateway, kind: str) -> None:
+    body = upload_for(api, kind)
+    first, again = (api.post(f"/v1/{kind}/from-uploads", json=body) for _ in range(2))
+    assert again.status_code == first.status_code and again.json() == first.json(), again.text
+    assert api.post(f"/v1/{kind}/from-uploads", json={**body, "name": "other"}).status_code == 404
+    if kind == "datasets":
+        assert api.delete(f"/v1/datasets/{first.json()['id']}").status_code == 204
+        assert api.post("/v1/datasets/from-uploads", json=body).status_code == 404
+        assert gateway.leftovers() == []
+
+
+@pytest.mark.parametrize("kind", ["datasets", "corpora"])
+def test_concurrent_equal_requests_create_one_version(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    gateway.loads.stop()
+    uploads, both = gateway.parts.uploads, Barrier(2, timeout=20)
+    assemble = uploads._assemble
+
+    def assemble_both(*args: Any) -> Any:
+        file = assemble(*args)
+        both.wait()
+        return file
+
+    monkeypatch.setattr(uploads, "_assemble", assemble_both)
+    with gateway.served() as url, httpx.Client(base_url=url, headers=AUTH, timeout=20) as api:
+        body = upload_for(api, kind)
+        with ThreadPoolExecutor(2) as pool:
+            first, second = pool.map(lambda _: api.post(f"/v1/{kind}/from-uploads", json=body), range(2))
+        assert first.is_success and first.json() == second.json(), (first.text, second.text)
+        assert (
+            len(gateway.parts.artifacts.subfolders(f"default/{'datasets' if kind == 'datasets' else 'uploads'}")) == 1
+        )
+        if kind == "datasets":
+            assert len(api.get("/v1/datasets").json()["data"]) == 1
+
+
+def test_upload_deleted_during_its_use_is_not_found(
+    api: TestClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body, uploads = upload_for(api, "datasets"), gateway.parts.uploads
+    get = uploads.get
+
+    def get_and_delete(tenant: str, upload_id: str) -> Any:
+        upload = get(tenant, upload_id)
+        uploads.delete(tenant, upload_id)
+        return upload
+
+    monkeypatch.setattr(uploads, "get", get_and_delete)
+    assert api.post("/v1/datasets/from-uploads", json=body).json()["code"] == "not_found"
 
 
 def test_dataset_version_has_number_and_digest(api: TestClient) -> None:

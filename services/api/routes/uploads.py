@@ -10,10 +10,12 @@ from pydantic import ConfigDict, Field, StringConstraints
 from services.api.auth import Tenant
 from services.api.forms import by_field
 from services.api.intake import PARTS, add_corpus, add_dataset
-from services.api.parts import PartsDep, RequestBody, problems, request_body
+from services.api.parts import Parts, PartsDep, RequestBody, problems, request_body
 from services.api.routes.corpora import CorpusBody
 from services.api.routes.datasets import created
 from services.api.views import load_view
+from tlm_core.artifacts.hashing import digest_of
+from tlm_core.errors import NotFound
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.wire import CorpusLoad, DatasetCreated, Upload
 
@@ -96,9 +98,16 @@ def delete(upload: str, parts: PartsDep, tenant: Tenant) -> Response:
     responses=problems(404, 409, 413, 415, 507),
 )
 def dataset(body: DatasetOfUploads, parts: PartsDep, tenant: Tenant) -> DatasetCreated:
-    """Validate and store complete uploads as a dataset. On success the uploads are deleted; on an error they stay."""
-    with parts.uploads.files(tenant, list(body.files.items())) as files:
-        record = add_dataset(parts, tenant, body.name, by_field(files), body.options)
+    """Validate and store complete uploads as a dataset. On success the uploads are deleted; on an error they stay.
+
+    For seven days, an equal request returns the same dataset.
+    """
+    request = digest_of(body.model_dump(mode="json"))
+    try:
+        with parts.uploads.files(tenant, list(body.files.items())) as files:
+            record = add_dataset(parts, tenant, body.name, by_field(files), body.options, request)
+    except NotFound as error:
+        record = parts.catalog.dataset(tenant, _created_before(parts, tenant, request, error))
     return created(parts, record)
 
 
@@ -109,7 +118,25 @@ def dataset(body: DatasetOfUploads, parts: PartsDep, tenant: Tenant) -> DatasetC
     responses=problems(404, 409, 413, 415, 507),
 )
 def corpus(body: CorpusOfUploads, parts: PartsDep, tenant: Tenant) -> CorpusLoad:
-    """Create a corpus load from complete uploads and return it. The service then splits and indexes their texts."""
-    with parts.uploads.files(tenant, [("files", upload) for upload in body.files]) as files:
-        load = add_corpus(parts, tenant, body.name, body.language, files, body.near_duplicates)
+    """Create a corpus load from complete uploads and return it. The service then splits and indexes their texts.
+
+    For seven days, an equal request returns the same load.
+    """
+    request = digest_of(body.model_dump(mode="json"))
+    try:
+        with parts.uploads.files(tenant, [("files", upload) for upload in body.files]) as files:
+            load = add_corpus(parts, tenant, body.name, body.language, files, body.near_duplicates, request=request)
+    except NotFound as error:
+        load = parts.catalog.load(tenant, _created_before(parts, tenant, request, error))
     return load_view(load)
+
+
+def _created_before(parts: Parts, tenant: str, request: str, error: NotFound) -> str:
+    """Return the id of what an equal request has created. Raise `error` if there was no such request.
+
+    A successful request deletes its uploads, so that they are unknown to a repeated request.
+    """
+    created_id = parts.catalog.created_by(tenant, request)
+    if created_id is None:
+        raise error
+    return created_id

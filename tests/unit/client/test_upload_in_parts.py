@@ -25,7 +25,7 @@ class PartServer:
         self.losses = losses or []
         self.received, self.announced = b"", ""
         self.dataset: Any = None
-        self.rejects = False
+        self.rejects = self.loses_dataset = False
         self.deleted = 0
 
     def view(self) -> dict[str, Any]:
@@ -45,7 +45,9 @@ class PartServer:
             return httpx.Response(200, json=self.view())
         if request.method == "PUT":
             return self.part(request)
-        self.dataset = json.loads(request.content)
+        lost, self.dataset = self.dataset is None and self.loses_dataset, json.loads(request.content)
+        if lost:
+            raise httpx.ReadError("the connection broke")
         if self.rejects:
             return problem(422, "invalid_dataset", "bad", errors=[{"code": "null_text", "message": "x", "row": 1}])
         return httpx.Response(201, json=dataset_view())
@@ -117,6 +119,14 @@ def test_file_that_grows_during_the_upload_is_uploaded_as_announced(file: Path) 
     with client_of(grows) as client:
         client.add_dataset("toy", {"train": file}, in_parts_from=1)
     assert server.received == CONTENT and server.announced == hashlib.sha256(CONTENT).hexdigest()
+
+
+def test_request_for_the_dataset_is_repeated_after_a_lost_answer(file: Path) -> None:
+    server = PartServer()
+    server.loses_dataset = True
+    with client_of(server) as client:
+        assert client.add_dataset("toy", {"train": file}, in_parts_from=1).id == dataset_view()["id"]
+    assert server.deleted == 0
 
 
 def test_rejected_dataset_leaves_no_upload(file: Path) -> None:
