@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from services.retriever.cluster import TEMPORARY_STATUS, Cluster, TemporaryFailure, is_disk_full, reason_of, translated
 from tlm_core.corpus.passages import Passage
-from tlm_core.errors import Conflict, IndexUnavailable, InvalidRequest, NotFound, StorageFull, TLMError
+from tlm_core.errors import Conflict, IndexUnavailable, InvalidRequest, StorageFull, TLMError
 
 MAX_BYTES = 2_000_000  # limit of a request; larger ones are not faster, and three batches are in memory at once
 MAX_ROWS = 5_000
@@ -53,8 +53,8 @@ def id_hash(name: str) -> int:
 class BulkWriter:
     """Writes passages to an alias, two batches at a time. Not thread-safe; holds at most three batches in memory.
 
-    document: returns what OpenSearch stores for a passage. `write` and `flush` raise IndexUnavailable, StorageFull,
-    NotFound without the alias, Conflict if the index is closed for writing, and InvalidRequest if OpenSearch refuses
+    document: returns what OpenSearch stores for a passage. `write` and `flush` raise StorageFull, IndexUnavailable
+    (also without the alias), Conflict if the index is closed for writing, and InvalidRequest if OpenSearch refuses
     too many passages.
     """
 
@@ -149,7 +149,8 @@ def _failure(result: Mapping[str, Any]) -> TLMError | TemporaryFailure | None:
     if is_disk_full(reason):
         return StorageFull(f"OpenSearch has no disk space: {reason}. Free some space, then load the corpus again.")
     if status == 404:
-        return NotFound(f"The index was deleted during the load ({reason}). Load the corpus again.")
+        # Retryable, so that the loader requests the load again. NotFound would fail a corpus whose files are complete.
+        return IndexUnavailable(f"The index was deleted during the load ({reason}). Try again.")
     if status == 403:
         return Conflict(
             f"OpenSearch refuses writes to the index ({reason}). Allow writes to the index, or load the corpus again."

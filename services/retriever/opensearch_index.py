@@ -120,7 +120,7 @@ class OpenSearchIndex:
     def commit(self, expected: int | None = None) -> None:
         """Check count and ids of the passages and make the index searchable. Safe to repeat after an interruption."""
         self.flush()
-        self._cluster.call("POST", f"/{self.name}/_refresh")
+        self._read("POST", "_refresh")
         count, refused = self.count(), len(self.cursor.refused)
         if expected is not None and count + refused != expected:
             raise IndexMismatch(
@@ -129,11 +129,11 @@ class OpenSearchIndex:
             )
         if self.cursor.position == expected:  # otherwise passages were added twice, and counted twice in the checksum
             self._check_ids()
-        self._cluster.call("POST", f"/{self.name}/_flush")
+        self._read("POST", "_flush")
         settings = {"auto_expand_replicas": "0-1", "refresh_interval": None, "blocks": {"write": True}}
-        self._cluster.call("PUT", f"/{self.name}/_settings", body={"index": settings})
+        self._read("PUT", "_settings", body={"index": settings})
         self.mark = {**self.mark, "state": "ready", "count": count}
-        self._cluster.call("PUT", f"/{self.name}/_mapping", body={"_meta": {"tlm": self.mark}})
+        self._read("PUT", "_mapping", body={"_meta": {"tlm": self.mark}})
 
     def _check_ids(self) -> None:
         checksum = sum(id_hash(name) for batch in self.ids() for name in batch) % HASH_RANGE

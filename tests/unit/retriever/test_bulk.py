@@ -18,7 +18,7 @@ from services.retriever.bulk import HASH_RANGE, BulkWriter, LoadCursor, id_hash
 from services.retriever.cluster import Cluster
 from tests.unit.retriever.fake_wait import NoWait
 from tlm_core.corpus.passages import Passage
-from tlm_core.errors import Conflict, IndexUnavailable, InvalidRequest, NotFound, StorageFull, TLMError
+from tlm_core.errors import Conflict, IndexUnavailable, InvalidRequest, StorageFull, TLMError
 
 Result = tuple[int, str]
 
@@ -161,7 +161,7 @@ def test_too_many_refused_passages_end_the_load(monkeypatch: pytest.MonkeyPatch)
     [
         ((403, "index read-only / allow delete"), StorageFull, "Free some space"),
         ((429, "disk usage exceeded flood-stage watermark"), StorageFull, "Free some space"),
-        ((404, "no such index"), NotFound, "deleted"),
+        ((404, "no such index"), IndexUnavailable, "deleted"),
         ((403, "blocked by: [FORBIDDEN/8/index write (api)]"), Conflict, "refuses writes to the index"),
     ],
 )

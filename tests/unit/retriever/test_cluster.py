@@ -187,6 +187,7 @@ def test_deleted_index_is_an_outage_that_ends_with_a_new_load() -> None:
     for answer, read in (
         ({"responses": [deleted]}, lambda index: index.search(["q"], 5)),
         (missing, lambda index: index.count()),
+        (missing, lambda index: index.commit()),
         (missing, lambda index: next(index.ids())),
         (missing, lambda index: index.search([" ".join(map(str, range(MAX_TERMS + 1)))], 5)),
     ):
