@@ -1,38 +1,30 @@
-"""Leases of coordinators: who continues a job, and which records hold up no other job."""
+"""Leases of coordinators: who continues a job, and what renews a lease."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import socket
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import httpx
 import pytest
-import redis
 
-from services.common.redis_client import FEED, connect
+from services.common.redis_client import connect
 from services.common.retriever_client import SelectionRun
 from services.trainer.cluster import RayCluster, Status
-from services.trainer.coordinator import Coordinator
 from tests.contract.coordinator_harness import CoordinatorHarness, MovableClockStore, T
 from tests.support import counted, wait_for
 from tlm_core.artifacts import ManifestRef
-from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import (
-    ClusterUnavailable,
     EmptySelection,
     NonFiniteLoss,
-    StorageFull,
     StorageUnavailable,
     StoreUnavailable,
-    TLMError,
-    UnreadableRecord,
     WorkerLost,
 )
 from tlm_core.jobs.spec import JobRecord
@@ -170,162 +162,6 @@ def test_idle_coordinator_reports_no_hang(harness: CoordinatorHarness, caplog: p
     assert "A step takes longer" in caplog.text
 
 
-def test_coordinator_that_cannot_reach_ray_leaves_its_job_to_another(harness: CoordinatorHarness) -> None:
-    blind, sees, job_id = harness.coordinator("blind"), harness.coordinator("sees"), harness.submit()
-    submission = harness.until_submitted(blind, job_id)
-    harness.cluster.away = True
-    harness.rounds_until(blind, 140)
-    blind.round()
-    assert harness.events(job_id).count("job.waiting") == 1
-    assert harness.store.obstacle() == "The Ray cluster does not answer."
-    # The alert JobsStand uses these figures.
-    running = next(f.value for f in harness.store.figures(T) if f.labels == {"state": State.RUNNING})
-    assert (running, blind._held) == (1, {})
-    harness.cluster.away = False
-    sees.round()
-    assert harness.store.obstacle() == ""
-    assert (harness.job(job_id).owner, harness.job(job_id).attempt) == ("sees", 1)
-    harness.work(submission)
-    sees.round()
-    queued = harness.submit(seeds=(3,))
-    blind.round()
-    assert (harness.job(job_id).state, harness.job(queued).owner) == (State.SUCCEEDED, "blind"), "it reaches Ray again"
-
-
-def test_job_is_left_to_another_coordinator_although_the_clock_went_back(harness: CoordinatorHarness) -> None:
-    coordinator, job_id = harness.coordinator(), harness.submit()
-    harness.until_submitted(coordinator, job_id)
-    harness.cluster.away = True
-    coordinator.round()
-    harness.store.ahead = -3600
-    harness.rounds_until(coordinator, 100 - 3600)
-    assert coordinator._held.keys() == {job_id}
-    harness.rounds_until(coordinator, 140 - 3600)
-    assert coordinator._held == {}
-
-
-def test_reason_of_a_wait_is_reported_once_redis_answers(
-    harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    coordinator, job_id = harness.coordinator(), harness.submit()
-    harness.until_submitted(coordinator, job_id)
-    harness.cluster.away = True
-
-    def away(*_: object, **__: object) -> NoReturn:
-        raise StoreUnavailable("Redis does not answer.")
-
-    with monkeypatch.context() as patch, pytest.raises(StoreUnavailable):
-        patch.setattr(harness.store, "report", away)
-        coordinator.round()
-    for _ in range(3):
-        coordinator.round()
-    assert harness.events(job_id).count("job.waiting") == 1
-
-
-def without_storage(harness: CoordinatorHarness, owner: str) -> Coordinator:
-    """Return a coordinator whose storage is not mounted. Its jobs wait once they have an artifact."""
-    coordinator = harness.coordinator(owner)
-    coordinator.artifacts = ArtifactStore(str(harness.folder / "empty"), harness.folder / "cache", is_new=lambda: False)
-    return coordinator
-
-
-def test_coordinator_without_its_storage_leaves_its_job_to_another(harness: CoordinatorHarness) -> None:
-    blind, sees, job_id = without_storage(harness, "blind"), harness.coordinator("sees"), harness.submit()
-    harness.rounds_until(blind, 160)
-    blind.round()
-    assert harness.store.obstacle() == "The storage does not answer."
-    sees.round()
-    assert (harness.job(job_id).owner, harness.job(job_id).attempt) == ("sees", 1)
-    queued = harness.submit(seeds=(3,))
-    blind.round()
-    assert harness.job(queued).state is State.QUEUED
-    blind.artifacts = harness.artifacts
-    blind.round()
-    assert harness.job(queued).owner == "blind"
-
-
-def test_stage_that_never_reaches_the_storage_leaves_its_job_to_another(
-    harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    coordinator, job_id = harness.coordinator("blind"), harness.submit()
-    harness.validate_error = StorageUnavailable("The storage does not answer.")
-    monkeypatch.setattr(harness.artifacts, "answers", lambda: False)
-    harness.rounds_until(coordinator, 100)
-    assert coordinator._held.keys() == {job_id}
-    harness.rounds_until(coordinator, 200)
-    assert (harness.events(job_id).count("job.waiting"), coordinator._held) == (1, {})
-    harness.validate_error = None
-    other = harness.coordinator("sees")
-    harness.until_submitted(other, job_id)
-    assert (harness.job(job_id).owner, harness.job(job_id).attempt) == ("sees", 1)
-
-
-@pytest.mark.parametrize("error", [StorageUnavailable("It does not answer."), StorageFull("It is full.")])
-def test_start_of_a_stage_ends_a_wait_unless_for_the_storage(harness: CoordinatorHarness, error: TLMError) -> None:
-    coordinator, job_id = harness.coordinator(), harness.submit()
-    harness.validate_error = error
-    coordinator.round()
-    for _ in range(3):  # The stage fails, starts and fails.
-        coordinator.round()
-        assert coordinator._held[job_id].waiting == error.code
-    coordinator._held[job_id].waiting = ClusterUnavailable.code
-    coordinator.round()
-    assert coordinator._held[job_id].waiting is None
-
-
-def test_running_stage_without_an_error_does_not_prolong_a_wait(harness: CoordinatorHarness) -> None:
-    coordinator, job_id = harness.coordinator(), harness.submit()
-    coordinator.round()
-    held = coordinator._held[job_id]
-    assert held.local.runs
-    held.waiting = StorageUnavailable.code
-    coordinator.round()
-    assert held.waiting is None
-
-
-def test_probe_of_a_hanging_storage_delays_no_renewal_of_leases(
-    harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Each call to the storage takes 100 s."""
-    coordinator, probes = harness.coordinator(concurrency=3), list[float]()
-    jobs = [harness.submit(seeds=(seed,)) for seed in range(3)]
-    coordinator.round()
-    coordinator.round()
-
-    def check(_: ManifestRef) -> NoReturn:
-        coordinator._stepped_at -= 100
-        raise StorageUnavailable("The storage does not answer.")
-
-    def probe() -> NoReturn:
-        probes.append(harness.store.ahead)
-        coordinator._stepped_at -= 100
-        coordinator._renew_leases()
-        raise StorageUnavailable("The storage does not answer.")
-
-    monkeypatch.setattr(harness.artifacts, "check", check)
-    monkeypatch.setattr(harness.artifacts, "check_mounted", probe)
-    harness.rounds_until(coordinator, 200)
-    assert len(probes) == len(set(probes)) >= 4, "one probe in each round"
-    assert [harness.events(job)[-1] for job in jobs] == ["job.waiting"] * 3
-    assert "A step takes longer" not in caplog.text
-
-
-def test_storage_that_no_coordinator_reaches_costs_no_attempt(harness: CoordinatorHarness) -> None:
-    job_id, cancelled = harness.submit(), harness.submit(seeds=(3,))
-    coordinators = [without_storage(harness, "a"), without_storage(harness, "b")]
-    while harness.store.ahead < 600:
-        harness.store.ahead += 20
-        for coordinator in coordinators:
-            coordinator.round()
-    assert [harness.events(job).count("job.adopted") for job in (job_id, cancelled)] == [0, 0], "no circle"
-    harness.store.cancel(T, cancelled)
-    coordinators[0].round()
-    assert harness.job(cancelled).state is State.CANCELLED
-    coordinators[1].artifacts = harness.artifacts
-    job = harness.until_ended(coordinators[1], job_id)
-    assert (job.state, job.attempt, job.losses) == (State.SUCCEEDED, 1, 0)
-
-
 def test_coordinator_that_lost_its_lease_stops_and_submits_nothing(harness: CoordinatorHarness) -> None:
     job_id = harness.submit()
     coordinator, other = harness.coordinator("a"), harness.coordinator("b")
@@ -455,63 +291,6 @@ def test_every_round_touches_the_heartbeat_file(harness: CoordinatorHarness, tmp
     assert not runner.is_alive()
 
 
-def test_wrong_settings_of_the_cluster_do_not_give_a_job_up(harness: CoordinatorHarness) -> None:
-    coordinator, job_id = harness.coordinator(), harness.submit()
-    harness.cluster.offered_gpus = 4.0
-    harness.rounds_until(coordinator, 400)
-    assert harness.events(job_id).count("job.waiting") == 1
-    job = harness.job(job_id)
-    assert (job.owner, job.lease_until and job.lease_until > job.updated_at) == (coordinator.owner, True)
-    harness.cluster.offered_gpus = 0.0
-    harness.until_submitted(coordinator, job_id)
-
-
-def test_job_with_a_record_of_another_release_is_released(
-    harness: CoordinatorHarness, redis_client: redis.Redis
-) -> None:
-    coordinator, unreadable = harness.coordinator(), harness.submit()
-    coordinator.round()
-    redis_client.hset(f"tlm:{{{T}}}:job:{unreadable}", "resolved", '{"of_tomorrow": 1}')
-    coordinator.round()
-    assert harness.until_submitted(coordinator, harness.submit())
-
-
-def test_unreadable_running_record_does_not_grow(harness: CoordinatorHarness, redis_client: redis.Redis) -> None:
-    coordinator, unreadable = harness.coordinator(), harness.submit()
-    coordinator.round()
-    redis_client.hset(f"tlm:{{{T}}}:job:{unreadable}", "resolved", '{"of_tomorrow": 1}')
-    for owner in ("b", "c", "b", "b"):
-        harness.store.expire_deadlines()
-        harness.coordinator(owner).round()
-        assert redis_client.hget(f"tlm:{{{T}}}:job:{unreadable}", "owner") == owner
-    assert harness.events(unreadable).count("job.adopted") == 1
-    assert sum(entry["type"] == "job.adopted" for _, entry in redis_client.xrange(FEED)) == 1
-
-
-def test_damaged_record_stops_no_other_job(harness: CoordinatorHarness, redis_client: redis.Redis) -> None:
-    coordinator = harness.coordinator(concurrency=2)
-    damaged, other = harness.submit(), harness.submit(seeds=(3,))
-    harness.until_submitted(coordinator, damaged)
-    redis_client.hset(f"tlm:{{{T}}}:job:{damaged}", "progress", "{")
-    harness.work(harness.until_submitted(coordinator, other))
-    coordinator.round()
-    assert harness.job(other).state is State.SUCCEEDED
-
-
-def test_damaged_record_delays_no_renewal_of_another_lease(
-    harness: CoordinatorHarness, redis_client: redis.Redis
-) -> None:
-    """The first round hangs, so only the thread renews."""
-    coordinator, damaged, other = harness.coordinator(concurrency=2), harness.submit(), harness.submit(seeds=(3,))
-    coordinator.round()
-    redis_client.set(f"tlm:{{{T}}}:job:{damaged}", "damaged")
-    lease = harness.job(other).lease_until
-    with coordinator.leases.round():
-        coordinator._renew_leases()
-    assert harness.job(other).lease_until != lease
-    assert list(coordinator.leases.skipped) == [f"the lease of job {damaged}"]
-
-
 def test_unexpected_error_does_not_end_the_thread_of_the_leases(
     harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -543,26 +322,3 @@ def test_unexpected_error_does_not_end_the_thread_of_the_leases(
         f"Background task 'leases' skipped the lease of job {job_id}",
         "Background task 'leases' waits: away",
     ]
-
-
-def test_damaged_queued_record_blocks_no_claim(harness: CoordinatorHarness, redis_client: redis.Redis) -> None:
-    damaged, other = harness.submit(), harness.submit(seeds=(3,))
-    redis_client.hset(f"tlm:{{{T}}}:job:{damaged}", "attempt", "damaged")
-    assert harness.until_submitted(harness.coordinator(), other)
-
-
-def test_job_of_another_release_does_not_block_others(harness: CoordinatorHarness, redis_client: redis.Redis) -> None:
-    unreadable = harness.submit()
-    key = f"tlm:{{{T}}}:job:{unreadable}"
-    known = redis_client.hget(key, "resolved")
-    newer = {**json.loads(known), "recipe": {**json.loads(known)["recipe"], "of_tomorrow": 1}}
-    redis_client.hset(key, "resolved", json.dumps(newer))
-    ours = harness.submit()
-    coordinator = harness.coordinator()
-    coordinator.round()
-    with pytest.raises(UnreadableRecord, match=rf"{unreadable}.*of_tomorrow"):
-        harness.job(unreadable)
-    assert harness.until_submitted(coordinator, ours)
-    redis_client.hset(key, "resolved", known)  # a coordinator of the other release reads this record
-    harness.store.expire_deadlines()
-    assert harness.until_submitted(harness.coordinator("b", concurrency=4), unreadable)
