@@ -111,6 +111,11 @@ def run_chain(
     return done
 
 
+def report_of(done: Mapping[str, Path]) -> dict:
+    """Return the report of a chain of stages."""
+    return json.loads((done["evaluate"] / "report.json").read_text())
+
+
 def made_prepared(folder: Path, recipe: Recipe, *, pair: bool = False, alone: bool = False) -> Path:
     """Run the prepare stage on a generated task, with passages unless `alone`."""
     inputs = {"task": made_task(folder / "task", pair=pair)}

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from safetensors.torch import load_file
 
-from tests.unit.training.made import LABELS, made_selection, made_task, run_chain, tiny
+from tests.unit.training.made import LABELS, made_selection, made_task, report_of, run_chain, tiny
 from tlm_core.artifacts import MANIFEST
 from tlm_core.evaluation.report import REPORT, LinearResult
 from tlm_core.evaluation.summary import BEHIND
@@ -44,10 +44,6 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
         tables[split] = pa.table(columns, schema=task_schema(False))
     Task("made", LABELS, "macro_f1", False, "en", tables).write(folder / "task")
     return {"task": folder / "task", **run_chain(folder / "task", None, RECIPE, [0, 1], folder / "run")}
-
-
-def report_of(chain: Mapping[str, Path]) -> dict:
-    return json.loads((chain["evaluate"] / "report.json").read_text())
 
 
 def test_tested_and_returned_models_learned_from_validation(chain: Mapping[str, Path]) -> None:

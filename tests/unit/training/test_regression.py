@@ -12,7 +12,7 @@ import torch
 from onnx import numpy_helper
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from tests.unit.training.made import TELLING, made_task, run_chain, tiny
+from tests.unit.training.made import TELLING, made_task, report_of, run_chain, tiny
 from tlm_core.evaluation.combine import Scales
 from tlm_core.evaluation.report import over_seeds
 from tlm_core.linear.model import LinearModel
@@ -46,7 +46,7 @@ def test_stock_class_and_gateway_predict_the_same_targets(architecture: str, tmp
         selection__selector="none", model__architecture=architecture, precision="fp32", finetune__epochs=12,
     )  # fmt: skip
     done = run_chain(made_regression(tmp_path / "task"), None, recipe, [0], tmp_path / "work")
-    report = json.loads((done["evaluate"] / "report.json").read_text())
+    report = report_of(done)
     assert not {"calibration", "risk_coverage", "suspects"} & set(report)
     assert report["metric"] == "pearson" and report["mean"]["test"]["accuracy"] is None
     if architecture == "modernbert":  # post-norm learns nothing in so few steps
@@ -104,7 +104,7 @@ def test_additional_test_split_is_reported(tmp_path: Path) -> None:
     more.write(tmp_path / "task")
     recipe = tiny(joint__enabled=False, selection__selector="none", finetune__epochs=1, finetune__evaluations=1)
     done = run_chain(tmp_path / "task", None, recipe, [0], tmp_path / "work")
-    report = json.loads((done["evaluate"] / "report.json").read_text())
+    report = report_of(done)
     (seed,) = report["seeds"]
     assert seed["test_other"]["rows"] == 12 and seed["test_other"]["value"] == seed["validation"]["value"]
     assert report["mean"]["test_other"]["matthews"] == seed["validation"]["matthews"]

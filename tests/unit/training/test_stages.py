@@ -8,40 +8,32 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from tests.unit.training.made import LABELS, made_prepared, made_selection, made_task, run_chain, tiny
+from tests.unit.training.made import LABELS, made_prepared, made_selection, made_task, report_of, run_chain, tiny
 from tlm_core import stages as shared_stages
 from tlm_core.artifacts import MANIFEST
 from tlm_core.errors import InvalidRecipe
 from tlm_core.evaluation import report as report_module
 from tlm_core.evaluation.combine import Choice
-from tlm_core.evaluation.summary import sentences
-from tlm_core.jobs.nodes import joint_node
 from tlm_core.jobs.spec import KindOptions, PlanInputs
 from tlm_core.kinds import learning_curve, prune, share_tickets, train
 from tlm_core.linear.params import SelfTrainParams
 from tlm_core.pulse import PULSE
 from tlm_core.serving import load_model as load_served
-from tlm_core.stages import CHOOSE, FINETUNE, JOINT, PREPARE, SELF_TRAIN
+from tlm_core.stages import CHOOSE, FINETUNE, SELF_TRAIN
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task
-from tlm_core.training.architectures import Shape
 from tlm_core.training.card import model_card
-from tlm_core.training.encoder_stages import evaluation_steps
 from tlm_core.training.export import PROBES, write_export
-from tlm_core.training.graph import write_onnx
-from tlm_core.training.local import LocalReporter, run_stage
-from tlm_core.training.model import TaskModel, initialize
+from tlm_core.training.local import run_stage
 from tlm_core.training.params import CardRecipe, ChooseParams, FinetuneParams, JointParams, PrepareParams
 from tlm_core.training.prepared import Prepared
 from tlm_core.training.recipe import Recipe, resolve
-from tlm_core.training.stage import Place, Stage, StageParams, StopRequested
+from tlm_core.training.stage import Place, Stage, StageParams
 from tlm_core.training.state import HISTORY, WEIGHTS, load_model, weights
 
 RECIPE = tiny(
@@ -59,10 +51,6 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     folder = tmp_path_factory.mktemp("chain")
     task, selection = made_task(folder / "task", (90, 30, 60)), made_selection(folder / "selection")
     return {"task": task, "selection": selection, **run_chain(task, selection, RECIPE, [0, 1], folder / "run")}
-
-
-def report_of(chain: Mapping[str, Path]) -> dict:
-    return json.loads((chain["evaluate"] / "report.json").read_text())
 
 
 def test_report_has_scores_per_seed_with_mean_and_spread(chain: Mapping[str, Path]) -> None:
@@ -235,33 +223,6 @@ def test_card_describes_how_the_model_was_trained(
     assert ("trained-from-scratch" in card) == ("model__init" not in over)
 
 
-def written_model(shape: Shape, path: Path) -> TaskModel:
-    """Write the ONNX graph of a model with random weights, and return the model."""
-    model = TaskModel(shape)
-    initialize(model, 0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    write_onnx(shape, {name: p.detach().numpy() for name, p in model.named_parameters()}, path)
-    return model
-
-
-def test_onnx_graph_supports_windows_and_rotary_bases(tmp_path: Path) -> None:
-    shape = Shape(
-        "modernbert", 50, 3, 3, 32, 2, 48, 64, pooling="cls", windows=(None, 4, 4), thetas=(160_000.0, 1e4, 1e4)
-    )
-    model = written_model(shape, tmp_path / "model.onnx")
-    tokens = torch.arange(40).reshape(2, 20)
-    zeros, inside = torch.zeros_like(tokens), torch.ones_like(tokens)
-    with torch.inference_mode():
-        hidden = model.encoder(tokens, inside, torch.arange(20).expand(2, 20), zeros)
-        expected = model.task(model.pool(hidden, inside, torch.arange(2), torch.ones(2, dtype=torch.int64)))
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    inputs = {"input_ids": tokens[:, None].numpy(), "attention_mask": inside[:, None].numpy()}
-    logits = session.run(["logits"], inputs)[0]
-    torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-4, rtol=1e-4)
-
-
 def test_onnx_graph_accepts_any_batch_and_length(chain: Mapping[str, Path], tmp_path: Path) -> None:
     trained, task, recipe = load_model(chain["finetune.s0"]), Task.read(chain["task"]), CardRecipe.of(RECIPE)
     write_export(tmp_path, trained, weights(trained), Prepared(chain["prepare"]), task, report_of(chain), recipe)
@@ -280,32 +241,12 @@ def test_onnx_graph_accepts_any_batch_and_length(chain: Mapping[str, Path], tmp_
         torch.testing.assert_close(torch.from_numpy(probabilities), expected.softmax(-1), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_onnx_graph_averages_windows_and_skips_those_without_tokens(pooling: str, tmp_path: Path) -> None:
-    shape = Shape("modernbert", 50, 3, 2, 32, 2, 48, 64, pooling=pooling)
-    written_model(shape, tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    tokens = np.random.default_rng(0).integers(5, 50, (2, 3, 20))
-    mask = np.ones_like(tokens)
-    mask[0, 1, 12:] = 0
-    mask[1, 1:] = 0
-
-    def run(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        return session.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0]
-
-    alone = run(tokens.reshape(6, 1, 20)[:4], mask.reshape(6, 1, 20)[:4])
-    together = run(tokens, mask)
-    np.testing.assert_allclose(together[0], alone[:3].mean(axis=0), atol=1e-5)
-    np.testing.assert_allclose(together[1], alone[3], atol=1e-5)
-    assert np.abs(alone[:3] - alone[0]).max() > 1e-3, "the windows must differ"
-
-
 def test_pair_task_without_selection_trains_a_bert(tmp_path: Path) -> None:
     recipe = tiny(model__architecture="bert", joint__enabled=False, finetune__evaluations=2, finetune__max_steps=4)
     task = made_task(tmp_path / "task", pair=True)
     done = run_chain(task, None, recipe, [3], tmp_path / "run")
     assert "joint.s3" not in done
-    report = json.loads((done["evaluate"] / "report.json").read_text())
+    report = report_of(done)
     assert list(report["cost"]) == ["baseline", "prepare", "finetune", "refit", "total"]
     assert report["spread"]["reason"] and report["spread"]["test"]["macro_f1"] is None
     written = Task.read(task)
@@ -316,31 +257,6 @@ def test_pair_task_without_selection_trains_a_bert(tmp_path: Path) -> None:
     for number, tokens in enumerate(inputs["input_ids"]):
         assert list(split.store[number]) == tokens
         assert inputs["token_type_ids"][number].index(1) == split.second[number]
-
-
-def test_finetuning_alone_starts_from_the_joint_stage_start(tmp_path: Path) -> None:
-    """After one step at a tiny rate both are still at the start, which depends on the seed alone."""
-    recipe = tiny(
-        joint__budget__steps=1, joint__optimizer__lr=1e-12, joint__optimizer__muon_lr=1e-12, precision="fp32",
-        finetune__max_steps=1, finetune__optimizer__lr=1e-12, finetune__optimizer__weight_decay=0,
-    )  # fmt: skip
-    prepared = {"prepared": made_prepared(tmp_path, recipe)}
-    joint = run_stage(JOINT, prepared, JointParams.of(recipe, 4), tmp_path / "joint")
-    alone = run_stage(FINETUNE, prepared, FinetuneParams.of(recipe, 4), tmp_path / "alone")
-    first, second = load_file(joint / "model.safetensors"), load_file(alone / "model.safetensors")
-    for name, tensor in second.items():
-        torch.testing.assert_close(first[name], tensor, atol=1e-8, rtol=1e-8)
-
-
-def test_initial_model_is_evaluated_only_with_a_trained_head(tmp_path: Path) -> None:
-    for over, first in (({}, 0), ({"finetune__reset_head": True}, 4), ({"joint__task_loss": False}, 4)):
-        recipe = tiny(finetune__evaluations=2, **over)
-        folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        prepared = {"prepared": made_prepared(folder, recipe)}
-        joint = run_stage(JOINT, prepared, JointParams.of(recipe, 0), folder / "joint")
-        inputs = {**prepared, "joint": joint}
-        out = run_stage(FINETUNE, inputs, FinetuneParams.of(recipe, 0), folder / "finetune")
-        assert json.loads((out / "history.json").read_text())["evaluations"][0]["step"] == first
 
 
 def test_exported_model_can_initialize_another_training(tmp_path: Path, chain: Mapping[str, Path]) -> None:
@@ -356,36 +272,6 @@ def test_exported_model_can_initialize_another_training(tmp_path: Path, chain: M
 def test_published_weights_need_their_own_tokenizer() -> None:
     with pytest.raises(InvalidRecipe, match=r"Set tokenizer\.source to the same value"):
         tiny(model__init="hub:someone/encoder")
-
-
-def test_prepare_is_deterministic(tmp_path: Path) -> None:
-    recipe = tiny()
-    first, second = (made_prepared(tmp_path / name, recipe) for name in ("first", "second"))
-    names = sorted(str(path.relative_to(first)) for path in first.rglob("*") if path.is_file())
-    assert names == sorted(str(path.relative_to(second)) for path in second.rglob("*") if path.is_file())
-    for name in set(names) - {"data.json"}:
-        assert (first / name).read_bytes() == (second / name).read_bytes(), name
-    facts = [json.loads((folder / "data.json").read_text()) for folder in (first, second)]
-    assert [entry.pop("cost")["tokens"] for entry in facts] and facts[0] == facts[1]
-
-
-def test_passage_ids_come_from_the_selection(tmp_path: Path) -> None:
-    selection = made_selection(tmp_path / "selection")
-    table = pq.read_table(selection / "passages.parquet")
-    names = [f"journal:{row}#é" for row in range(len(table))]
-    pq.write_table(table.set_column(0, "id", pa.array(names)), selection / "passages.parquet")
-    recipe = tiny()
-    inputs = {"task": made_task(tmp_path / "task"), "selection": selection}
-    folder = run_stage(PREPARE, inputs, PrepareParams.of(recipe), tmp_path / "prepared")
-    assert Prepared(folder).passage_ids([0, 149]) == ["journal:0#é", "journal:149#é"]
-
-
-def test_prepare_stops_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tlm_core.training.prepare.REPORT_SECONDS", 0.0)
-    inputs = {"task": made_task(tmp_path / "task")}
-    with pytest.raises(StopRequested):
-        stop = LocalReporter(should_continue_at=lambda _: False)
-        run_stage(PREPARE, inputs, PrepareParams.of(tiny()), tmp_path / "out", stop)
 
 
 def test_every_stage_loads_and_has_a_unique_name() -> None:
@@ -438,34 +324,6 @@ def test_validation_chooses_the_rate_and_cost_covers_all_rates(chain: Mapping[st
     assert json.loads((ties / HISTORY).read_text())["best"]["class_weights"] == "none"
 
 
-def test_finetuning_without_a_validation_score_uses_the_lowest_loss(tmp_path: Path) -> None:
-    """The metric is `f1`, and validation lacks the positive label."""
-    splits = {}
-    for name, table in Task.read(made_task(tmp_path / "plain", (60, 12, 12))).splits.items():
-        labels = np.asarray(table["label"]) % 2 * (name != "validation")
-        splits[name] = table.set_column(table.column_names.index("label"), table.schema.field("label"), [labels])
-    Task("two", LABELS[:2], "f1", False, "en", splits).write(tmp_path / "task")
-    recipe = tiny(selection__selector="none", joint__enabled=False)
-    inputs = {"prepared": run_stage(PREPARE, {"task": tmp_path / "task"}, PrepareParams.of(recipe), tmp_path / "data")}
-    finetuned = run_stage(FINETUNE, inputs, FinetuneParams.of(recipe, 0), tmp_path / "finetuned")
-    history = json.loads((finetuned / HISTORY).read_text())
-    first, *later = history["evaluations"]
-    assert all(entry["score"] is None for entry in (first, *later))
-    assert history["best"] == min(later, key=lambda entry: entry["loss"]) and history["best"]["loss"] < first["loss"]
-
-
-def test_rates_without_a_validation_score_are_chosen_by_loss(tmp_path: Path) -> None:
-    folders = {}
-    for number, loss in enumerate((0.7, 0.3, 0.5)):
-        folders[f"try.{number}"] = folder = tmp_path / str(number)
-        folder.mkdir()
-        best = {"step": 1, "score": None, "loss": loss}
-        (folder / HISTORY).write_text(json.dumps({"best": best, "cost": {"seconds": 1.0}}))
-    params = ChooseParams(tries=tuple({"lr": rate} for rate in (1e-5, 1e-4, 1e-3)))
-    chosen = run_stage(CHOOSE, folders, params, tmp_path / "chosen")
-    assert json.loads((chosen / HISTORY).read_text())["best"]["lr"] == 1e-4
-
-
 def test_report_and_card_name_the_chosen_rate(tmp_path: Path) -> None:
     task = made_task(tmp_path / "task", (60, 20, 20))
     recipe = tiny(joint__enabled=False, finetune__epochs=1, finetune__rates=(1e-3, 1e-4))
@@ -474,37 +332,3 @@ def test_report_and_card_name_the_chosen_rate(tmp_path: Path) -> None:
     assert entry["chosen"]["lr"] in (1e-3, 1e-4) and [result["lr"] for result in entry["tries"]] == [1e-3, 1e-4]
     card = (chain["export"] / "model" / "README.md").read_text()
     assert f"Validation chose these values for finetuning: rate {entry['chosen']['lr']:g} (seed 3)." in card
-
-
-def test_finetune_steps_and_evaluations_follow_the_recipe() -> None:
-    part = resolve("fast", "tiny", {"finetune.epochs": 3, "finetune.batch": 32}).finetune
-    assert part.steps(100) == 10
-    assert part.model_copy(update={"max_steps": 4}).steps(100) == 4
-    assert part.model_copy(update={"epochs": 0.01}).steps(10) == 1
-    assert evaluation_steps(10, 4, untouched=True) == {0, 2, 5, 8, 10}
-    assert evaluation_steps(2, 10, untouched=False) == {1, 2}
-
-
-@pytest.mark.parametrize(("limit", "steps"), [(0.1, 5), (1.0, 10)])
-def test_training_ends_early_if_the_encoder_is_behind(tmp_path: Path, limit: float, steps: int) -> None:
-    changes = {"joint__budget__steps": 10, "joint__optimizer__lr": 1e-12, "joint__optimizer__muon_lr": 1e-12}
-    recipe = tiny(joint__stop_if_behind=limit, finetune__max_steps=8, precision="fp32", **changes)
-    task, selection = made_task(tmp_path / "task", (90, 30, 60)), made_selection(tmp_path / "selection")
-    folders = run_chain(task, selection, recipe, [0], tmp_path / "run")
-    joint, finetune = (json.loads((folders[name] / HISTORY).read_text()) for name in ("joint.s0", "finetune.s0"))
-    report = report_of(folders)
-    assert joint["points"][-1]["step"] == steps
-    (seed,) = report["seeds"]
-    if limit == 1.0:
-        assert "behind" not in seed and finetune["evaluations"][-1]["step"] == 8
-        return
-    assert finetune["evaluations"][-1]["step"] == 1 and report["returned"]["model"] == "linear"
-    assert seed["behind"] == joint["behind"] and seed["behind"]["linear"] - seed["behind"]["encoder"] > limit
-    assert "Training ended at half the joint budget" in sentences(report)[1]
-
-
-def test_early_end_needs_a_trained_classifier_and_a_linear_model() -> None:
-    with pytest.raises(InvalidRecipe, match=r"joint\.task_loss to true"):
-        resolve("fast", "tiny", {"joint.stop_if_behind": 0.2, "joint.task_loss": False})
-    with pytest.raises(InvalidRecipe, match=r"Remove joint\.stop_if_behind"):
-        joint_node(tiny(joint__stop_if_behind=0.2), 0, "joint.s0")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from itertools import pairwise
@@ -14,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from tests.unit.training.made import made_selection, made_task, run_chain, tiny
+from tests.unit.training.made import made_selection, made_task, report_of, run_chain, tiny
 from tlm_core.evaluation.combine import Scales
 from tlm_core.linear.graph import write_combined
 from tlm_core.linear.model import ALPHABET, LinearModel, rows_of
@@ -163,7 +162,7 @@ def test_service_predicts_the_same_from_the_texts(
 def test_card_states_how_long_texts_are_read(chain: Mapping[str, Path]) -> None:
     card = (chain["export"] / "model" / "README.md").read_text()
     assert f"up to {WINDOWS} windows of {LENGTH}" in card
-    assert json.loads((chain["evaluate"] / "report.json").read_text())["warnings"][0] in card
+    assert report_of(chain)["warnings"][0] in card
 
 
 @pytest.mark.parametrize(
@@ -188,7 +187,7 @@ def test_texts_that_are_cut_are_counted_with_a_warning(
 
 
 def test_report_counts_the_texts_that_are_cut(chain: Mapping[str, Path], prepared: Prepared) -> None:
-    report = json.loads((chain["evaluate"] / "report.json").read_text())
+    report = report_of(chain)
     assert report["cut_texts"] == prepared.facts["cut_texts"] and report["cut_texts"]["test"] > 0
     assert report["warnings"] == prepared.facts["warnings"]
 
