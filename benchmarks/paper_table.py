@@ -72,8 +72,8 @@ class Row:
         part = "own" if corpus else str(self.external).partition("_")[0]
         return f"paper-{self.task}-{part}"
 
-    def spec(self, recipe: RecipeName, corpus: str | None, workers: int | None) -> JobSpec:
-        """Return the request for the row's job. Recipe `paper` uses the paper's schedule. workers: `gpus` if None."""
+    def spec(self, recipe: RecipeName, corpus: str | None) -> JobSpec:
+        """Return the request for the row's job. Recipe `paper` uses the paper's schedule."""
         overrides: dict[str, object] = {"selection.top_k": self.top_k}
         if corpus is None:
             overrides["selection.selector"] = "given"
@@ -95,7 +95,7 @@ class Row:
             recipe=recipe,
             seeds=SEEDS,
             overrides=overrides,
-            workers=workers or self.gpus,
+            workers=self.gpus,
         )
 
 
@@ -206,7 +206,6 @@ class Runner:
     outcomes: Outcomes
     corpus: str | None = None
     folder: Path | None = None
-    workers: int | None = None
 
     def add_dataset(self, row: Row) -> None:
         """Add the row's dataset unless the service has it."""
@@ -253,7 +252,7 @@ class Runner:
                 self.outcomes.record(row, self.recipe, Outcome.of(job_id, self.client.report(job_id)))
 
     def spec(self, row: Row) -> JobSpec:
-        return row.spec(self.recipe, self.corpus, self.workers)
+        return row.spec(self.recipe, self.corpus)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -262,7 +261,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--recipe", choices=RECIPES, default="paper")
     parser.add_argument("--corpus", help="select from this corpus of the service, in place of the release's selection")
     parser.add_argument("--data", type=Path, help="folder with TASK/train.csv, dev.csv, test.csv, in place of the hub")
-    parser.add_argument("--workers", type=int, help="workers of each job (default: as many as the row's GPUs)")
     parser.add_argument("--out", type=Path, default=ROOT / "build", help="folder of the table")
     parser.add_argument("--dry-run", action="store_true", help="let the service validate the jobs, and submit none")
     options = parser.parse_args(arguments)
@@ -270,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         rows = chosen(read_rows(), options.rows, options.corpus)
         with own_client() as client, Display(console) as display:
-            runner = Runner(client, options.recipe, outcomes, options.corpus, options.data, options.workers)
+            runner = Runner(client, options.recipe, outcomes, options.corpus, options.data)
             if options.dry_run:
                 return 1 if runner.refused(rows) else 0
             runner.run(rows, display)

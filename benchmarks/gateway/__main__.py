@@ -34,28 +34,26 @@ def _measure_commands(gateway: Gateway) -> None:
         figure(f"tlm_{name}_p50", [1e3 * sorted(seconds[1:])[5]], unit="ms", goal=goal, better="lower")
 
 
-PARTS: dict[str, Callable[[Gateway, float], None]] = {
+PARTS: dict[str, Callable[[Gateway], None]] = {
     "submit": measure_submissions,
     "status": measure_status,
-    "events": lambda gateway, _: measure_streams(gateway),
-    "download": lambda gateway, _: measure_downloads(gateway),
-    "commands": lambda gateway, _: _measure_commands(gateway),
-    "predict": lambda gateway, _: measure_predictions(gateway),
+    "events": measure_streams,
+    "download": measure_downloads,
+    "commands": _measure_commands,
+    "predict": measure_predictions,
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, "validation", []], help="default: all")
-    parser.add_argument("--seconds", type=float, default=20.0, help="duration of each run under load")
-    options = parser.parse_args()
-    parts = options.parts or [*PARTS, "validation"]
+    parts = parser.parse_args().parts or [*PARTS, "validation"]
     if set(parts) & set(PARTS):
         with run_gateway() as gateway:
             gateway.submit_job()
             for part in filter(parts.__contains__, PARTS):
                 remark(part)
-                PARTS[part](gateway, options.seconds)
+                PARTS[part](gateway)
     if "validation" in parts:
         remark("validation")
         with tempfile.TemporaryDirectory(prefix="tlm-bench-") as folder:

@@ -17,16 +17,17 @@ from tlm_core.training.recipe import Scale, resolve
 SCALES: tuple[Scale, ...] = ("tiny", "small", "medium")
 WORDS = 12
 LENGTH = 128
+COUNT = 100  # measured requests to each model
 
 
-def measure_predictions(gateway: Gateway, *, count: int = 100) -> None:
-    """Measure `count` requests to a model of each scale in `SCALES`. Each request has one text of 12 words."""
+def measure_predictions(gateway: Gateway) -> None:
+    """Measure COUNT requests to a model of each scale in `SCALES`. Each request has one text of 12 words."""
     for number, scale in enumerate(SCALES):
         job = _finish_job(gateway, scale, seed=1000 + number)
-        first, *seconds = asyncio.run(_predict(gateway, job, resolve("fast", scale).tokenizer.vocab_size, count + 1))
+        first, *seconds = asyncio.run(_predict(gateway, job, resolve("fast", scale).tokenizer.vocab_size, COUNT + 1))
         seconds.sort()
-        figure(f"predict_p50_{scale}", [1e3 * seconds[count // 2]], unit="ms", goal=30, better="lower")
-        figure(f"predict_p99_{scale}", [1e3 * seconds[int(0.99 * count)]], unit="ms", better="lower")
+        figure(f"predict_p50_{scale}", [1e3 * seconds[COUNT // 2]], unit="ms", goal=30, better="lower")
+        figure(f"predict_p99_{scale}", [1e3 * seconds[int(0.99 * COUNT)]], unit="ms", better="lower")
         figure(f"predict_first_{scale}", [1e3 * first], unit="ms", better="lower")
 
 

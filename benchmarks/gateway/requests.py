@@ -12,10 +12,12 @@ from benchmarks.report import figure, remark
 from tlm_core.jobs.spec import JobSpec
 
 BODY = {"dataset": "toy", "corpus": "docs"}
+SECONDS = 10.0  # duration of each run under load
+STORED = 10_000  # jobs
 Run = Callable[[float, float], Load]
 
 
-def measure_submissions(gateway: Gateway, seconds: float) -> None:
+def measure_submissions(gateway: Gateway) -> None:
     """Submit 50 durable jobs per second from 100 clients. Then measure the highest rate without failures."""
     keys = itertools.count()
 
@@ -26,16 +28,16 @@ def measure_submissions(gateway: Gateway, seconds: float) -> None:
         return asyncio.run(run_load(gateway.connect, 100, rate, duration, submit, expected=202))
 
     run(20, 3)
-    loads = [run(50, seconds) for _ in range(3)]
+    loads = [run(50, SECONDS) for _ in range(3)]
     _print_quantile("submit_p50_50_a_second", loads, 0.5, goal=20)
     _print_quantile("submit_p99_50_a_second", loads, 0.99, goal=100)
     figure("submit_failures", [sum(load.failures for load in loads)], unit="requests", goal=0, better="lower")
-    figure("submit_highest_rate", [_highest_rate(run, seconds / 2, limit=0.1)], unit="1/s")
+    figure("submit_highest_rate", [_highest_rate(run, limit=0.1)], unit="1/s")
 
 
-def measure_status(gateway: Gateway, seconds: float, *, stored: int = 10_000) -> None:
-    """Store `stored` jobs. Measure 200 clients that poll a status every 2 s, list pages, and the top status rate."""
-    ids = _store_jobs(gateway, stored)
+def measure_status(gateway: Gateway) -> None:
+    """Store STORED jobs. Measure 200 clients that poll a status every 2 s, list pages, and the top status rate."""
+    ids = _store_jobs(gateway, STORED)
 
     def run(clients: int, rate: float, duration: float, path: Callable[[int], str]) -> Load:
         async def read(connection: Connection, number: int) -> int:
@@ -50,12 +52,12 @@ def measure_status(gateway: Gateway, seconds: float, *, stored: int = 10_000) ->
         return f"/v1/jobs?limit=20&after={ids[number * 211 % len(ids)]}"
 
     run(20, 20, 2, status)
-    loads = [run(200, 100, seconds, status) for _ in range(3)]
+    loads = [run(200, 100, SECONDS, status) for _ in range(3)]
     _print_quantile("status_p99_200_pollers", loads, 0.99, goal=30)
     figure("status_failures", [sum(load.failures for load in loads)], unit="requests", goal=0, better="lower")
-    pages = [run(10, 10, seconds / 2, page) for _ in range(3)]
+    pages = [run(10, 10, SECONDS / 2, page) for _ in range(3)]
     _print_quantile("list_page_p99_10000_jobs", pages, 0.99, goal=50)
-    highest = _highest_rate(lambda rate, duration: run(200, rate, duration, status), seconds / 2, limit=0.03)
+    highest = _highest_rate(lambda rate, duration: run(200, rate, duration, status), limit=0.03)
     figure("status_highest_rate", [highest], unit="1/s")
 
 
@@ -63,7 +65,7 @@ def _print_quantile(name: str, loads: list[Load], share: float, *, goal: float) 
     figure(name, [1e3 * load.quantile(share) for load in loads], unit="ms", goal=goal, better="lower")
 
 
-def _highest_rate(run: Run, duration: float, *, limit: float) -> float:
+def _highest_rate(run: Run, *, limit: float) -> float:
     """Return the highest rate (1/s) at which no request fails and 99 % have an answer within `limit` seconds.
 
     The rate grows by a quarter until two runs at the same rate do not reach this goal. If only one run does not reach
@@ -71,7 +73,7 @@ def _highest_rate(run: Run, duration: float, *, limit: float) -> float:
     """
     highest, rate = 0.0, 50.0
     while rate < 5_000:
-        loads = (run(rate, duration) for _ in range(2))
+        loads = (run(rate, SECONDS / 2) for _ in range(2))
         load = next((load for load in loads if _holds(load, rate, limit)), None)
         if load is None:
             break

@@ -29,18 +29,15 @@ from tlm_core.tasks.validate import write_task
 FOLDER = Path("build/quality")
 LIBRARIES = "libraries"
 _FEW, _SPLIT = "few-", "split-"
-SOURCES_ROWS = 200_000
+SOURCES_ROWS = 200_000  # train texts of the task `sources`
 HELD_OUT = 4_000  # validation texts and test texts of the task `sources`
 _BATCH = 4096
 
 
-def task_folder(name: str, rows: int = SOURCES_ROWS) -> Path:
-    """Return the `validate` artifact of a task.
-
-    name: a shared task, or a generated task. rows: the number of train texts, only for the generated task `sources`.
-    """
+def task_folder(name: str) -> Path:
+    """Return the `validate` artifact of a shared task or of a generated task."""
     if name == "sources":
-        return write_once(FOLDER / "task" / f"sources-{rows}", lambda folder: _write_sources(folder, rows))
+        return write_once(FOLDER / "task" / f"sources-{SOURCES_ROWS}", _write_sources)
     options = DatasetOptions(name=name)  # `select_once` reads the name
     return write_once(FOLDER / "task" / name, lambda folder: write_task(text_folder(name), folder, options))
 
@@ -135,7 +132,7 @@ def _write_index(corpus: Path, folder: Path) -> None:
     index.close()
 
 
-def _write_sources(folder: Path, rows: int) -> None:
+def _write_sources(folder: Path) -> None:
     """Write a large task. Its texts are passages of the shared corpus, and the label of a passage is its source.
 
     A limit on the texts of each source balances the labels. Raises NotFound if the corpus has too few passages.
@@ -143,9 +140,9 @@ def _write_sources(folder: Path, rows: int) -> None:
     paths = sorted((shared_data() / "corpus").glob("*.parquet"))
     passages = pa.concat_tables([pq.read_table(path, columns=["text", "source"]) for path in paths])
     names, source = np.unique(np.asarray(passages["source"].to_pylist()), return_inverse=True)
-    needed, counts = rows + 2 * HELD_OUT, np.bincount(source)
+    needed, counts = SOURCES_ROWS + 2 * HELD_OUT, np.bincount(source)
     if counts.sum() < needed:
-        raise NotFound(f"The corpus has {counts.sum():,} passages, but --rows {rows} needs {needed:,}. Lower --rows.")
+        raise NotFound(f"The task 'sources' needs {needed:,} passages, but the corpus has {counts.sum():,}. Add some.")
     limit = next(limit for limit in itertools.count(1) if np.minimum(counts, limit).sum() >= needed)
     used, positions = np.zeros(len(names), dtype=np.int64), []
     for position in np.random.default_rng(0).permutation(len(source)).tolist():
@@ -155,10 +152,7 @@ def _write_sources(folder: Path, rows: int) -> None:
     validation, test, train = np.split(np.asarray(positions)[:needed], [HELD_OUT, 2 * HELD_OUT])
     splits = {}
     for name, rows_of in {"validation": validation, "test": test, "train": train}.items():
-        columns = {
-            "row": rows_of + 1,
-            "text": passages["text"].take(rows_of),
-            "label": source[rows_of].astype(np.int32),
-        }
+        labels = source[rows_of].astype(np.int32)
+        columns = {"row": rows_of + 1, "text": passages["text"].take(rows_of), "label": labels}
         splits[name] = pa.table(columns, schema=task_schema(False))
     Task("sources", tuple(map(str, names)), "macro_f1", False, "en", splits).write(folder)

@@ -5,21 +5,20 @@
     python -m benchmarks.quality.studies share sciie acl_arc sci_cite csabstruct
 
 With --minilm, `prune` and `share` use MiniLM, and `curve` adds a curve of MiniLM. `share` runs one study of all tasks.
-The texts of the task `sources` are passages of the corpus. Their labels are their sources. --plots is the folder for
-the plots.
+The texts of the task `sources` are passages of the corpus. Their labels are their sources.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
-from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.data import SOURCES_ROWS, task_folder
+from benchmarks.quality.data import task_folder
 from benchmarks.quality.pretrained import minilm, minilm_overrides
 from benchmarks.quality.runs import TASK_ONLY, argument_parser, read_json, report_folder
 from benchmarks.report import figure, remark
+from benchmarks.shared import ROOT
 from tlm_core.jobs.spec import JobSpec, KindOptions
 from tlm_core.kinds.learning_curve import LearningCurveOptions
 from tlm_core.kinds.prune import PruneOptions
@@ -35,17 +34,11 @@ def main() -> None:
     studies = {"curve": curve, "prune": prune, "share": share}
     parser = argument_parser(__doc__, studies)
     parser.add_argument("--minilm", action="store_true", help="use MiniLM; a curve adds it as a model")
-    parser.add_argument("--rate", type=float, help="learning rate of MiniLM in prune and share (default 2e-4)")
-    parser.add_argument("--rows", type=int, default=SOURCES_ROWS, help="train texts of 'sources'")
-    parser.add_argument("--plots", type=Path, default=Path("docs/plots"))
     parser.add_argument("--sizes", type=float, nargs="+", help="sizes of a curve: shares, or numbers of labels above 1")
-    parser.add_argument("--models", nargs="+", help="models of a curve")
     parser.add_argument("--lstm", default="4x256", help="BiLSTM of a curve, as layers x width")
     parser.add_argument("--levels", type=float, nargs="+", default=[0.15, 0.3, 0.45, 0.6], help="levels of pruning")
     parser.add_argument("--level", type=float, default=0.15, help="level of sharing")
     options = parser.parse_args()
-    if options.rate is not None and (options.study == "curve" or not options.minilm):
-        parser.error("--rate needs --minilm and the study prune or share. A curve uses the recipe's rate.")
     for tasks in [options.tasks] if options.study == "share" else [[task] for task in options.tasks]:
         studies[options.study](tasks, options)
 
@@ -53,18 +46,16 @@ def main() -> None:
 def curve(tasks: list[str], options: argparse.Namespace) -> None:
     (task,) = tasks
     large = task == "sources"
-    models = options.models or ["bilstm", "encoder", *([] if large else ["tlm"]), *(["pretrained"] * options.minilm)]
+    models = ["bilstm", "encoder", *([] if large else ["tlm"]), *(["pretrained"] * options.minilm)]
     sizes = options.sizes or (LARGE_SIZES if large else LearningCurveOptions().sizes)
     layers, width = map(int, options.lstm.split("x"))
     study = LearningCurveOptions(
-        sizes=[int(size) if size > 1 else size for size in sizes if size <= 1 or size < options.rows],
+        sizes=[int(size) if size > 1 else size for size in sizes],
         models=models,
         lstm={"layers": layers, "hidden": width, "embedding": width},
-        pretrained=str(minilm()) if "pretrained" in models else None,
+        pretrained=str(minilm()) if options.minilm else None,
     )
-    retrieves = bool({"tlm", "bilstm_tlm"} & set(models))
-    overrides = ({} if retrieves else TASK_ONLY) | (LARGE if large else {})
-    report = _run("learning_curve", tasks, study, overrides, options, f"curve-{task}")
+    report = _run("learning_curve", tasks, study, TASK_ONLY | LARGE if large else {}, options, f"curve-{task}")
     crossings = {"bilstm": report["against"]}
     for model, entry in report["models"].items():
         for point in entry["points"]:
@@ -112,24 +103,18 @@ def share(tasks: list[str], options: argparse.Namespace) -> None:
 
 def _encoder(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """Return the recipe changes of the encoder, and its name in figures."""
-    return ("minilm", minilm_overrides(options.rate or 2e-4, 10)) if options.minilm else ("ours", {})
+    return ("minilm", minilm_overrides(2e-4, 10)) if options.minilm else ("ours", {})
 
 
 def _run(
-    kind: str,
-    tasks: list[str],
-    study: KindOptions,
-    overrides: dict[str, Any],
-    options: argparse.Namespace,
-    label: str,
+    kind: str, tasks: list[str], study: KindOptions, overrides: dict[str, Any], options: argparse.Namespace, label: str
 ) -> dict[str, Any]:
     """Run the study, copy its plot, and return its report."""
     spec = JobSpec(kind=kind, dataset=tasks[0], seeds=range(options.seeds), options=study)
     recipe = resolve("fast", "tiny", overrides | dict(options.overrides))
-    folder = report_folder(spec, recipe, [task_folder(task, options.rows) for task in tasks], label)
+    folder = report_folder(spec, recipe, [task_folder(task) for task in tasks], label)
     if (folder / "plot.svg").exists():
-        options.plots.mkdir(parents=True, exist_ok=True)
-        shutil.copy(folder / "plot.svg", options.plots / f"{label}.svg")
+        shutil.copy(folder / "plot.svg", ROOT / "docs/plots" / f"{label}.svg")
     report = read_json(folder / "report.json")
     remark(f"{label}: {report['words']}")
     return report

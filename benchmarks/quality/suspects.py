@@ -21,6 +21,7 @@ from tlm_core.linear.fit import fit
 from tlm_core.tasks.task import Task
 
 GOAL = 0.6
+SEEDS = 5
 CHANGED = 0.05
 READ = 0.1  # share of the ranked rows that a user reads
 UNIT = f"share of changed labels in the first {READ:.0%}"
@@ -48,12 +49,10 @@ def share_in_first(split: Split, places: NDArray[np.int64]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tasks", nargs="+", help="folders below tasks/ of the shared data")
-    parser.add_argument("--seeds", type=int, default=5)
-    options = parser.parse_args()
-    for name in options.tasks:
+    for name in parser.parse_args().tasks:
         task = Task.read(task_folder(name))
         shares, alone = [], []
-        for seed in range(options.seeds):
+        for seed in range(SEEDS):
             wrong, places = with_wrong_labels(task, seed)
             split = Split.of(wrong, "train", fit(wrong).held_out)
             shares.append(share_in_first(split, places))

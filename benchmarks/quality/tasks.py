@@ -35,7 +35,6 @@ CORPUS = "shared"
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--scale", default="tiny")
     parser.add_argument("--cpus", type=int, default=os.cpu_count(), help="cores for training")
     options = parser.parse_args()
     overrides, folder = dict(options.overrides), FOLDER.resolve()
@@ -57,7 +56,7 @@ def main() -> None:
                 add_dataset(client, task, task)
             for arm, (corpus, changes) in jobs.items():
                 seeds = range(options.seeds)
-                spec = JobSpec(dataset=task, corpus=corpus, scale=options.scale, seeds=seeds, overrides=changes)
+                spec = JobSpec(dataset=task, corpus=corpus, seeds=seeds, overrides=changes)
                 job = finish(client, submit(client, spec).id, f"{task} {arm}", display)
                 print_report(f"{task}_{arm}", client.report(job.id), job.seconds)
 

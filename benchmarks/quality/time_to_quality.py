@@ -1,9 +1,6 @@
 """Check whether recipe `fast` reaches in three minutes the validation score that recipe `paper` reaches in thirty.
 
-    python -m benchmarks.quality.time_to_quality sciie sci_cite                everything; hours on an idle machine
-    python -m benchmarks.quality.time_to_quality sciie sci_cite --only rate    measure the tokens per second of `paper`
-    … --only paper    run `paper`; other load does not change its scores
-    … --only fast     run `fast` with a budget in seconds, on an idle machine, and `paper` if it has not run
+`python -m benchmarks.quality.time_to_quality sciie sci_cite` takes hours, and needs an idle machine.
 
 Both recipes train on the passages that `fast` selects. `paper` keeps its losses and architecture (BERT 4 x 256,
 post-norm, AdamW). Its token budget is the measured rate times the minutes of the joint stage. Each setting in PAPER
@@ -42,14 +39,11 @@ FAST = {
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--only", choices=("rate", "paper", "fast"))
     options = parser.parse_args()
     if unknown := set(options.tasks) - set(FAST):
         parser.error(f"No settings for {', '.join(sorted(unknown))}. Valid tasks: {', '.join(FAST)}.")
-    for part, run in {"rate": measure_rate, "paper": run_paper, "fast": run_fast}.items():
-        if options.only in (part, None):
-            for task in options.tasks:
-                run(task, options)
+    for task in options.tasks:
+        run_fast(task, options)
 
 
 def paper_recipe(options: Namespace, overrides: Mapping[str, Any]) -> Recipe:

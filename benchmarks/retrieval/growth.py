@@ -1,4 +1,4 @@
-"""Measure how the time of a query grows with the corpus, and plot it (`--plot FILE`).
+"""Measure how the time of a query grows with the corpus, and plot it in build/bench-retrieval/growth.svg.
 
 `--three-million` adds an index of three million passages of recombined sentences, which takes long to build. With
 OPENSEARCH_URL, the indexes remain and the next run uses them.
@@ -10,7 +10,6 @@ import argparse
 import math
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
-from pathlib import Path
 from statistics import linear_regression, median
 
 from benchmarks.report import figure, remark
@@ -34,12 +33,12 @@ SIZES = (50_000, 100_000, 200_000)
 _MANY = 3_000_000
 _EVERY = 4
 _REPEATS = 3
+_PLOT = ROOT / "build/bench-retrieval/growth.svg"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--three-million", action="store_true")
-    parser.add_argument("--plot", type=Path, default=ROOT / "build/bench-retrieval/growth.svg")
     options = parser.parse_args()
     real, texts = passages(), queries()[::_EVERY]
     points: list[tuple[int, float]] = []
@@ -49,9 +48,9 @@ def main() -> None:
     sizes, seconds = ([math.log(value) for value in values] for values in zip(*points, strict=True))
     exponent = linear_regression(sizes, seconds).slope
     figure("growth_exponent", [exponent], unit="power of the number of passages", goal=1, better="lower")
-    options.plot.parent.mkdir(parents=True, exist_ok=True)
-    options.plot.write_text(_plot(points), encoding="utf-8")
-    remark(f"plotted in {options.plot}")
+    _PLOT.parent.mkdir(parents=True, exist_ok=True)
+    _PLOT.write_text(_plot(points), encoding="utf-8")
+    remark(f"plotted in {_PLOT}")
 
 
 def _index(indexes: OpenSearchIndexes, real: Sequence[Passage], size: int) -> PassageIndex:

@@ -16,23 +16,22 @@ from benchmarks.shared import ROOT
 from benchmarks.training.rival_process import RivalProcess
 from benchmarks.training.training_data import environment
 
-STEPS, WARM_UP = 3, 4
+STEPS, WARM_UP, REPEATS = 3, 4, 24
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a checkout of the other commit")
-    parser.add_argument("--repeats", type=int, default=24, help="pairs of runs")
-    options = parser.parse_args()
+    other = parser.parse_args().folder.resolve()
     for name, recipe in (("bert", "ours"), ("fast", "fast")):
         with ExitStack() as stack:
             rivals = {}
-            for title, folder in (("other", options.folder.resolve()), ("this", ROOT)):
+            for title, folder in (("other", other), ("this", ROOT)):
                 env = environment() | {"PYTHONPATH": str(folder)}
                 rival = stack.enter_context(RivalProcess("ours", recipe, env=env, folder=folder))
                 rival.run(WARM_UP)
                 rivals[title] = partial(rival.run, STEPS)
-            rates = alternate(rivals, options.repeats)
+            rates = alternate(rivals, REPEATS)
         for title, runs in rates.items():
             figure(f"tokens_per_second_{name}_{title}", runs, unit="real tokens/s")
         figure(f"{name}_this_vs_other", ratios(rates["this"], rates["other"]), unit="x")

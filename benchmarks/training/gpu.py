@@ -7,7 +7,6 @@ random tokens with the lengths of real ones. Without a GPU each line has the rea
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import tempfile
@@ -45,9 +44,9 @@ MODELS = {
     "published": ("paper", BASE | {"intermediate": 3072}),
     "fast_small": ("fast", {"layers": 6, "hidden": 384, "heads": 6, "intermediate": 768}),
 }
-SMALL_TOKENS = 4096  # in a step of `fast_small`
+TOKENS, SMALL_TOKENS = 65_536, 4096  # in a step; in a step of `fast_small`
 NO_CHECKPOINTS = {"checkpoint_steps": 1_000_000}
-WARM, TRACED = 8, 10  # steps
+STEPS, WARM, TRACED = 50, 8, 10
 ATTENTION = ("flash", "fmha", "attention", "attn")  # in the names of attention kernels
 
 
@@ -127,15 +126,15 @@ def traced(trainer: Trainer) -> dict[str, object]:
     return {"idle_share": 1 - busy(spans) / whole, "attention_kernels": sorted(name[:80] for name in names)}
 
 
-def measured(trainer: Trainer, steps: int) -> dict[str, object]:
-    """Return the figures of a run of `steps` steps after a warm-up. The peak memory is that of the last step."""
+def measured(trainer: Trainer) -> dict[str, object]:
+    """Return the figures of a run of STEPS steps after a warm-up. The peak memory is that of the last step."""
     trainer.run()
     trainer.before_step = torch.cuda.reset_peak_memory_stats
-    trainer.budget = Budget(steps=steps)
+    trainer.budget = Budget(steps=STEPS)
     state, _ = trainer.run()
     memory = {"peak_memory_bytes": torch.cuda.max_memory_allocated(), "rows_at_once": state.micro_rows}
     rate = {"tokens_per_second": state.tokens / state.seconds}
-    return {**rate, **utilization(trainer, steps, state), **memory, **traced(trainer)}
+    return {**rate, **utilization(trainer, STEPS, state), **memory, **traced(trainer)}
 
 
 def utilization(trainer: Trainer, steps: int, state: TrainState) -> dict[str, float | None]:
@@ -148,13 +147,13 @@ def utilization(trainer: Trainer, steps: int, state: TrainState) -> dict[str, fl
     return {name: None if peak is None else steps * count / state.seconds / peak for name, count in counts.items()}
 
 
-def lines(tokens: int, steps: int) -> Iterator[dict[str, object]]:
+def lines() -> Iterator[dict[str, object]]:
     """Yield a line for each model, length, and form."""
     reason = "no GPU on this machine" if not torch.cuda.is_available() else None
     if reason is None and fast_dtype("cuda") != torch.bfloat16:
         reason = f"{torch.cuda.get_device_name()} does not compute bf16 natively"
     for model, length, form in itertools.product(MODELS, LENGTHS, ("eager", "compiled")):
-        step = min(tokens, SMALL_TOKENS) if model == "fast_small" else tokens
+        step = SMALL_TOKENS if model == "fast_small" else TOKENS
         line: dict[str, object] = {"name": f"gpu_{model}_{length}_{form}", "tokens_in_a_step": step}
         if reason is not None:
             yield {**line, "reason": reason}
@@ -162,17 +161,9 @@ def lines(tokens: int, steps: int) -> Iterator[dict[str, object]]:
         with tempfile.TemporaryDirectory(prefix="tlm-bench-") as folder:
             chosen, device = recipe(model, length, step), torch.device("cuda", 0)
             run = trainer(chosen, length, Path(folder), compiled=form == "compiled", device=device)
-            yield {**line, "device": torch.cuda.get_device_name(), **measured(run, steps)}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--tokens", type=int, default=65_536, help="tokens in a step")
-    options = parser.parse_args()
-    for line in lines(options.tokens, options.steps):
-        print(json.dumps(line), flush=True)
+            yield {**line, "device": torch.cuda.get_device_name(), **measured(run)}
 
 
 if __name__ == "__main__":
-    main()
+    for line in lines():
+        print(json.dumps(line), flush=True)

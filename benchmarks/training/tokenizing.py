@@ -34,7 +34,7 @@ from tlm_core.training.recipe import Recipe, resolve
 SMALL, LARGE = 10_000, 80_000
 # With this many passages, the start-up time of the stage is negligible.
 TIMED = 30_000
-BLOCK = 2_000
+BLOCK, REPEATS = 2_000, 3
 
 
 def passages(count: int) -> pa.Table:
@@ -81,7 +81,7 @@ def stage_and_rows(count: int, recipe: Recipe) -> tuple[float, int]:
         return time.perf_counter() - start, sum(prepared_text.facts["tokens"].values())
 
 
-def one_core(repeats: int) -> None:
+def one_core() -> None:
     """In a child process: print the tokens per second of bare `tokenizers` and of our stage on one core."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     from tokenizers import Tokenizer
@@ -104,7 +104,7 @@ def one_core(repeats: int) -> None:
         seconds, tokens = stage_and_rows(TIMED, bert_recipe(**{"tokenizer.source": str(folder)}))
         return tokens / seconds
 
-    print(json.dumps(alternate({"bare": bare, "ours": ours}, repeats)))
+    print(json.dumps(alternate({"bare": bare, "ours": ours}, REPEATS)))
 
 
 def memory(count: int) -> None:
@@ -122,12 +122,11 @@ def child(*arguments: str) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--child", choices=("rate", "memory"), help="used by the benchmark itself")
     parser.add_argument("--passages", type=int, default=SMALL)
     options = parser.parse_args()
     if options.child == "rate":
-        one_core(options.repeats)
+        one_core()
         return
     if options.child == "memory":
         memory(options.passages)
@@ -135,7 +134,7 @@ def main() -> None:
     prepared()
     for count in (SMALL, TIMED, LARGE):  # prepared before the measurement
         selection(count)
-    rates = child("--child=rate", f"--repeats={options.repeats}")
+    rates = child("--child=rate")
     figure("tokens_per_second_bare_tokenizers", rates["bare"], unit="tokens/s")
     figure("tokenizing", ratios(rates["ours"], rates["bare"]), goal=0.8, unit="share of the bare rate")
     peaks = [child("--child=memory", f"--passages={count}") for count in (SMALL, LARGE)]

@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 def test_each_line_has_the_reason_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    lines = list(gpu.lines(65_536, 5))
+    lines = list(gpu.lines())
     names = [f"gpu_{m}_{n}_{f}" for m in gpu.MODELS for n in (128, 512) for f in ("eager", "compiled")]
     assert [line["name"] for line in lines] == names
     assert [line["tokens_in_a_step"] for line in lines[::4]] == [65_536, 65_536, 4_096]
