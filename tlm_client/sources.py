@@ -45,12 +45,7 @@ def dataset_files(path: Path, *, notify: Callable[[str], None]) -> dict[str, Pat
 
 @contextmanager
 def corpus_files(
-    sources: Sequence[str],
-    *,
-    language: str,
-    display: Display,
-    text_column: str | None = None,
-    limit: int | None = None,
+    sources: Sequence[str], *, language: str, display: Display, text_column: str | None = None, limit: int | None = None
 ) -> Iterator[list[Path]]:
     """Yield corpus files with the passages of `sources`, without exact duplicates. The service drops near duplicates.
 

@@ -246,10 +246,7 @@ def next_part(handle: IO[bytes], upload: Upload) -> tuple[bytes, dict[str, str]]
     if not part and upload.offset < upload.size:
         raise _changed(handle.name, "shorter")
     last = upload.offset + len(part) - 1
-    return part, {
-        "Content-Range": f"bytes {upload.offset}-{last}/{upload.size}",
-        "Content-Type": BYTES,
-    }
+    return part, {"Content-Range": f"bytes {upload.offset}-{last}/{upload.size}", "Content-Type": BYTES}
 
 
 class Stream:

@@ -155,10 +155,7 @@ def binary(example: str) -> JsonObject:
 
 
 FILE_ANSWERS: dict[int | str, dict[str, object]] = {
-    200: {
-        "description": "The file.",
-        "content": {"application/octet-stream": binary("the bytes of the file")},
-    },
+    200: {"description": "The file.", "content": {"application/octet-stream": binary("the bytes of the file")}},
     206: {"description": "The requested range of the file."},
     **problems(400, 404, 409, 416),
 }

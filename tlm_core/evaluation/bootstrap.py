@@ -41,11 +41,7 @@ class Difference:
 
 
 def paired_difference(
-    metric: str,
-    targets: Targets,
-    first: Sequence[Targets],
-    second: Sequence[Targets],
-    resamples: int = RESAMPLES,
+    metric: str, targets: Targets, first: Sequence[Targets], second: Sequence[Targets], resamples: int = RESAMPLES
 ) -> Difference | None:
     """Return the difference between the scores of two models. The score of a model is the mean over its runs.
 

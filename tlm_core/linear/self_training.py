@@ -64,12 +64,7 @@ def pieces_of(passages: Iterable[str], words: int) -> Iterator[str]:
 
 
 def self_train(
-    task: Task,
-    baseline: Outputs,
-    teacher: Outputs,
-    pieces: Sequence[str],
-    setting: Setting,
-    amounts: Sequence[float],
+    task: Task, baseline: Outputs, teacher: Outputs, pieces: Sequence[str], setting: Setting, amounts: Sequence[float]
 ) -> SelfTrained:
     """Train a student for each amount of pieces, and choose one on validation.
 

@@ -132,12 +132,7 @@ def scores_for(metric: str) -> tuple[str, ...]:
 
 
 def score(
-    true: ArrayLike,
-    predicted: ArrayLike,
-    n_labels: int,
-    metric: str,
-    *,
-    in_train: NDArray[np.bool_] | None = None,
+    true: ArrayLike, predicted: ArrayLike, n_labels: int, metric: str, *, in_train: NDArray[np.bool_] | None = None
 ) -> dict[str, Any]:
     """Return every score of `scores_for(metric)` and, for classifiers, scores per class and the confusion matrix.
 

@@ -72,13 +72,7 @@ class TaskType(ABC):
         """Return Markdown lines of the model card about the model's outputs. labels: escaped for Markdown."""
 
     def baseline(
-        self,
-        train: Targets,
-        true: Targets,
-        n_labels: int,
-        metric: str,
-        *,
-        in_train: NDArray[np.bool_] | None = None,
+        self, train: Targets, true: Targets, n_labels: int, metric: str, *, in_train: NDArray[np.bool_] | None = None
     ) -> dict[str, object]:
         """Scores of the best constant prediction, as `metrics.score` returns them, and its `label` index for classes.
 

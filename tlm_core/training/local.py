@@ -56,11 +56,7 @@ class LocalCheckpoints:
 
 
 def run_stage(
-    stage: Stage,
-    inputs: Mapping[str, Path],
-    params: StageParams,
-    folder: Path,
-    report: LocalReporter | None = None,
+    stage: Stage, inputs: Mapping[str, Path], params: StageParams, folder: Path, report: LocalReporter | None = None
 ) -> Path:
     """Run the stage into the new folder `folder`. Return `folder`. Raises what the stage raises."""
     compute(stage, inputs, params, folder, report)
@@ -68,11 +64,7 @@ def run_stage(
 
 
 def compute(
-    stage: Stage,
-    inputs: Mapping[str, Path],
-    params: StageParams,
-    folder: Path,
-    report: LocalReporter | None = None,
+    stage: Stage, inputs: Mapping[str, Path], params: StageParams, folder: Path, report: LocalReporter | None = None
 ) -> Mapping[str, object]:
     """Run the stage into the new folder `folder` and return the artifact's metadata. Raises what the stage raises."""
     folder.mkdir(parents=True)

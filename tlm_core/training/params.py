@@ -6,17 +6,7 @@ from typing import Any, Literal, Self
 
 from tlm_core.selection.selectors import Selection
 from tlm_core.tasks.options import DatasetOptions
-from tlm_core.training.recipe import (
-    Finetune,
-    Joint,
-    Model,
-    Optimizer,
-    Precision,
-    Recipe,
-    RecipeName,
-    Scale,
-    Tokenizer,
-)
+from tlm_core.training.recipe import Finetune, Joint, Model, Optimizer, Precision, Recipe, RecipeName, Scale, Tokenizer
 from tlm_core.training.stage import StageParams
 
 # Metadata key of an artifact computed with smaller micro-batches for lack of memory. Its sums round differently.

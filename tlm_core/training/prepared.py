@@ -342,12 +342,7 @@ class FinetuneBatches:
     """
 
     def __init__(
-        self,
-        prepared: Prepared,
-        batch: int,
-        seed: int,
-        splits: Sequence[str] = ("train",),
-        share: Share | None = None,
+        self, prepared: Prepared, batch: int, seed: int, splits: Sequence[str] = ("train",), share: Share | None = None
     ) -> None:
         self._prepared = prepared
         self._train, self._pieces = prepared.training(splits), prepared.pieces()

@@ -204,13 +204,10 @@ class Finetune(_Part):
     reset_head: bool = Field(False, description="whether the classifier starts at random, as in the paper")
     optimizer: Optimizer = Optimizer(name="adamw", lr=3e-4)
     rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (),
-        max_length=8,
-        description="alternatives to optimizer.lr; the best validation score decides",
+        (), max_length=8, description="alternatives to optimizer.lr; the best validation score decides"
     )
     class_weights: Literal["none", "balanced", "auto"] = Field(
-        "none",
-        description="balanced: rare classes weigh more in the loss, up to 10 times; auto: validation decides",
+        "none", description="balanced: rare classes weigh more in the loss, up to 10 times; auto: validation decides"
     )
 
     @field_validator("rates")
@@ -281,16 +278,13 @@ class Recipe(_Part):
     joint: Joint = Joint()
     finetune: Finetune = Finetune()
     ensemble: bool = Field(
-        False,
-        description="true: the returned model averages the encoders of all seeds; false: it has one of them",
+        False, description="true: the returned model averages the encoders of all seeds; false: it has one of them"
     )
     refit: bool = Field(
-        False,
-        description="true: a `train` job trains its models again on train and validation, after all choices",
+        False, description="true: a `train` job trains its models again on train and validation, after all choices"
     )
     precision: Literal["auto", "bf16", "fp32"] = Field(
-        "auto",
-        description="of matrix products; auto: the gateway's setting, or what its processor computes natively",
+        "auto", description="of matrix products; auto: the gateway's setting, or what its processor computes natively"
     )
     checkpoint_steps: int = Field(200, ge=1, description="steps between two checkpoints")
     profile: bool = Field(False, description="write a profiler trace of a few steps; the weights do not change")

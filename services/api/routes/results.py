@@ -27,10 +27,7 @@ from tlm_core.wire import Checkpoint, Model, Page, Selection, SuspectLabels
 router = APIRouter(prefix="/v1/jobs", tags=["results"])
 
 TAR: dict[int | str, dict[str, object]] = {
-    200: {
-        "description": "A tar archive.",
-        "content": {"application/x-tar": binary("the bytes of the archive")},
-    },
+    200: {"description": "A tar archive.", "content": {"application/x-tar": binary("the bytes of the archive")}},
     **problems(404, 409),
 }
 

@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING
 from tlm_core.training.architectures.base import Architecture, Shape
 from tlm_core.training.architectures.table import ARCHITECTURES, architecture_named
 
-__all__ = [
-    "ARCHITECTURES",
-    "Architecture",
-    "Shape",
-    "architecture_named",
-    "architecture_of",
-    "scratch_shape",
-]
+__all__ = ["ARCHITECTURES", "Architecture", "Shape", "architecture_named", "architecture_of", "scratch_shape"]
 
 if TYPE_CHECKING:
     from tlm_core.training.recipe import Model

@@ -69,11 +69,7 @@ class Bert(Architecture):
     def published_shape(self, config: Config, source: str) -> Shape:
         skipped = self.skipped_positions(config)
         values = {"hidden_act": "gelu", "position_embedding_type": "absolute", "type_vocab_size": 2, **config}
-        supported = {
-            "hidden_act": "gelu",
-            "position_embedding_type": "absolute",
-            "type_vocab_size": self.token_types,
-        }
+        supported = {"hidden_act": "gelu", "position_embedding_type": "absolute", "type_vocab_size": self.token_types}
         for key, value in supported.items():
             if values[key] != value:
                 raise unsupported(source, key, values[key], value)

@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from tlm_core.training.architectures.base import (
-    Architecture,
-    Config,
-    Shape,
-    published_sizes,
-    recipe_sizes,
-    unsupported,
-)
+from tlm_core.training.architectures.base import Architecture, Config, Shape, published_sizes, recipe_sizes, unsupported
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
