@@ -76,10 +76,11 @@ CLAIMS = (
     (RETURNED_TINY, INSTANT),
     (RETURNED_TINY, PRETRAINED_BOTH),
 )
-LEVEL = 0.05
+LEVEL, SEEDS = 0.05, 5
 SPLITS = 10  # other random splits of a task
 MARGIN = 0.01  # the table counts the splits in which the returned model is worse by more than this
 SPLIT_ARMS = (LINEAR, LINEAR_BOTH, INSTANT, RETURNED)
+_linear = cache(linear.evaluate)  # for the two rows of the linear model in the table
 
 
 @dataclass(frozen=True)
@@ -115,19 +116,15 @@ def run(tasks: Sequence[str], seeds: int, arms: Sequence[str]) -> None:
                     _append(_fixed(task, arm))
                 except MissingDependency as error:
                     remark(f"{task}, {arm} is left out. {error}")
-    for seed in range(seeds):
-        for task in tasks:
-            for arm in (*TRAINED, *BUDGETS, PRETRAINED, PRETRAINED_BOTH):
-                if arm in arms and not _has(task, arm, seed):
-                    remark(f"{task}, {arm}, seed {seed}")
-                    _append(_trained(task, arm, seed))
+    single = (*TRAINED, *BUDGETS, PRETRAINED, PRETRAINED_BOTH)
+    runs = [(task, arm, seed, [seed]) for seed in range(seeds) for task in tasks for arm in single]
     for seed in range(seeds if seeds > MEMBERS else 1):  # with MEMBERS seeds or fewer, all jobs have equal seeds
         members = sorted((seed + number) % max(seeds, MEMBERS) for number in range(MEMBERS))
-        for task in tasks:
-            for job in JOBS:
-                if job in arms and not _has(task, job, seed):
-                    remark(f"{task}, {job}, seeds {members}")
-                    _append(_returned(task, job, seed, members))
+        runs += [(task, job, seed, members) for task in tasks for job in JOBS]
+    for task, arm, seed, members in runs:
+        if arm in arms and not _has(task, arm, seed):
+            remark(f"{task}, {arm}, seeds {members}")
+            _append(_trained(task, arm, seed, members))
 
 
 def _has(task: str, arm: str, seed: int | None) -> bool:
@@ -141,8 +138,7 @@ def _append(record: Record) -> None:
 def _fixed(task: str, arm: str) -> Record:
     folder, start = text_folder(task), time.monotonic()
     if arm == INSTANT:
-        report = _report(task, arm, [0])
-        return _record(task, arm, None, report, report["mean"])
+        return _trained(task, arm, None, [0])
     if arm == FASTTEXT:
         validation, test = fasttext_model.evaluate(folder)
         return Record(task, arm, None, validation, test, time.monotonic() - start)
@@ -155,26 +151,15 @@ def _fixed(task: str, arm: str) -> Record:
     return Record(task, arm, None, None, linear.majority(train, test_rows), 0.0)
 
 
-@cache
-def _linear(folder: Path) -> dict[str, Any]:
-    """Return the result of `linear.evaluate`. The cache serves the two rows of the linear model in the table."""
-    return linear.evaluate(folder)
+def _trained(task: str, arm: str, seed: int | None, members: Sequence[int]) -> Record:
+    """Train with the seeds `members`. Return the record of the returned model, or of the encoder if it has one seed.
 
-
-def _trained(task: str, arm: str, seed: int) -> Record:
-    """Train an arm with one seed. Return a record with the score of the encoder."""
-    report = _report(task, arm, [seed])
-    return _record(task, arm, seed, report, report["models"]["encoder"]["mean"])
-
-
-def _returned(task: str, job: str, seed: int, members: Sequence[int]) -> Record:
-    """Return the record of a job with the seeds `members`. Nodes that an arm has already run do not run again."""
-    report = _report(task, job, members)
-    return _record(task, job, seed, report, report["mean"])
-
-
-def _report(task: str, arm: str, seeds: Sequence[int]) -> dict[str, Any]:
-    return read_json(report_of_run(task, arm, _recipe(task, arm), seeds) / "report.json")
+    Nodes that another arm has already run do not run again.
+    """
+    report = read_json(report_of_run(task, arm, _recipe(task, arm), members) / "report.json")
+    mean = report["mean"] if arm in (INSTANT, *JOBS) else report["models"]["encoder"]["mean"]
+    cost, scores = report["cost"]["total"], [mean[split]["macro_f1"] for split in ("validation", "test")]
+    return Record(task, arm, seed, *scores, seconds=cost["seconds"], flops=cost["flops"])
 
 
 def _recipe(task: str, arm: str) -> Recipe:
@@ -187,11 +172,6 @@ def _recipe(task: str, arm: str) -> Recipe:
     if arm == INSTANT:
         return resolve("fast", "instant")
     return resolve("fast", JOBS[arm]) if arm in JOBS else resolve("fast", SCALE, {**TRAINED[arm], **FROM_TRAIN})
-
-
-def _record(task: str, arm: str, seed: int, report: dict[str, Any], mean: dict[str, Any]) -> Record:
-    cost, scores = report["cost"]["total"], [mean[split]["macro_f1"] for split in ("validation", "test")]
-    return Record(task, arm, seed, *scores, seconds=cost["seconds"], flops=cost["flops"])
 
 
 def table(records: Sequence[Record]) -> str:
@@ -247,19 +227,17 @@ def summary(records: Sequence[Record]) -> str:
     rows = []
     for task, name in NAMES.items():
         cells = [_of(records, task, arm) for arm in SUMMARY]
-        best = max((fmean(record.test for record in cell) for cell in cells if cell), default=None)
-        rows.append(
-            [name, *(_bold(_cell(cell), fmean(r.test for r in cell) == best) if cell else "–" for cell in cells)]
-        )
+        means = [fmean(record.test for record in cell) if cell else -1.0 for cell in cells]
+        shown = [
+            f"**{_cell(cell)}**" if 0 <= mean == max(means) else _cell(cell)
+            for cell, mean in zip(cells, means, strict=True)
+        ]
+        rows.append([name, *shown])
     return _markdown(["task", *SUMMARY], rows)
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
-
-
-def _bold(text: str, bold: bool) -> str:
-    return f"**{text}**" if bold else text
 
 
 def _of(records: Sequence[Record], task: str, arm: str) -> list[Record]:
@@ -340,21 +318,14 @@ PAGES = {ROOT / "docs/results.md": table, ROOT / "README.md": summary}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    runs = commands.add_parser("run", help="do the runs that records.jsonl lacks")
-    runs.add_argument("tasks", nargs="*", default=list(NAMES), help="by default all")
-    runs.add_argument("--seeds", type=int, default=5)
-    runs.add_argument("--arm", action="append", choices=[*ROWS, *BUDGETS], help="only this arm; repeatable")
-    splits = commands.add_parser("splits", help="do the runs on other random splits that records.jsonl lacks")
-    splits.add_argument("tasks", nargs="*", default=list(NAMES), help="by default all")
-    commands.add_parser("table", help="write the tables into the pages")
-    options = parser.parse_args()
-    if options.command == "run":
-        run(options.tasks, options.seeds, options.arm or (*ROWS, *BUDGETS))
+    parser.add_argument("command", choices=["run", "splits", "table"], help="splits: runs on other random splits")
+    command = parser.parse_args().command
+    if command == "run":
+        run(list(NAMES), SEEDS, (*ROWS, *BUDGETS))
         return
-    if options.command == "splits":
+    if command == "splits":
         for number in range(SPLITS):
-            run([split_of(task, number) for task in options.tasks], 1, SPLIT_ARMS)
+            run([split_of(task, number) for task in NAMES], 1, SPLIT_ARMS)
         return
     for page, rendered in PAGES.items():
         write_table(rendered(read_records()), page)

@@ -152,14 +152,13 @@ def test_returned_models_come_from_different_seeds(
     seeds: int, jobs: list[tuple[int, list[int]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evidence, "RECORDS", tmp_path / "records.jsonl")
-    monkeypatch.setattr(evidence, "_trained", lambda task, arm, seed: Record(task, arm, seed, 0.5, 0.5, 1.0))
     members: dict[int, list[int]] = {}
 
     def returned(task: str, job: str, seed: int, of_job: list[int]) -> Record:
         members[seed] = of_job
         return Record(task, job, seed, 0.5, 0.5, 1.0)
 
-    monkeypatch.setattr(evidence, "_returned", returned)
+    monkeypatch.setattr(evidence, "_trained", returned)
     run(["sciie"], seeds, [evidence.RETURNED])
     assert list(members.items())[: len(jobs)] == jobs and len({tuple(m) for m in members.values()}) == len(members)
 
@@ -170,7 +169,7 @@ def test_run_trains_only_what_the_records_lack(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "records.jsonl").write_text(json.dumps(asdict(first)) + "\n", encoding="utf-8")
     trained: list[int] = []
 
-    def train(task: str, arm: str, seed: int) -> Record:
+    def train(task: str, arm: str, seed: int, _: list[int]) -> Record:
         trained.append(seed)
         return Record(task, arm, seed, 0.5, 0.5, 1.0)
 
@@ -182,7 +181,7 @@ def test_run_trains_only_what_the_records_lack(tmp_path: Path, monkeypatch: pyte
 
 def test_missing_library_leaves_out_its_row_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evidence, "RECORDS", tmp_path / "records.jsonl")
-    monkeypatch.setattr(evidence, "_trained", lambda task, arm, seed: Record(task, arm, seed, 0.5, 0.5, 1.0))
+    monkeypatch.setattr(evidence, "_trained", lambda task, arm, seed, _: Record(task, arm, seed, 0.5, 0.5, 1.0))
 
     def fixed(task: str, arm: str) -> Record:
         if arm == evidence.FASTTEXT:
