@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tlm_core.artifacts.faults import OF_STORAGE, storage_errors
-from tlm_core.errors import InvalidRequest, NotFound, Unavailable
+from tlm_core.artifacts.faults import storage_error, storage_fault
+from tlm_core.errors import InvalidRequest, NotFound, TLMError, Unavailable
 from tlm_core.names import HUB, MODEL
 
 # Patterns for the files of all tokenizers that stock classes load.
@@ -108,7 +108,11 @@ def hub_errors(what: str, instead: str = "upload its files") -> Iterator[None]:
     """
     try:
         yield
+    except TLMError:
+        raise
     except Exception as error:
+        if (fault := storage_fault(error)) is not None:
+            raise storage_error(f"storing {what}", fault) from error
         # These libraries take seconds to import, and only requests to the hub need them.
         from datasets.exceptions import DatasetsError
         from huggingface_hub import errors as hub
@@ -121,9 +125,6 @@ def hub_errors(what: str, instead: str = "upload its files") -> Iterator[None]:
         # LocalEntryNotFoundError means that the hub did not answer.
         if isinstance(error, missing) and not isinstance(error, hub.LocalEntryNotFoundError):
             raise NotFound(f"Cannot find {what} ({reason}). Check its name, and that it is public.") from error
-        if isinstance(error, OSError) and error.errno in OF_STORAGE:
-            with storage_errors(f"storing {what}"):
-                raise
         if isinstance(error, (OSError, HTTPError)):
             raise Unavailable(f"Cannot fetch {what} now ({reason}). Try again later, or {instead}.") from error
         if isinstance(error, (ValueError, RuntimeError, DatasetsError)):  # RuntimeError: the dataset needs a script

@@ -84,6 +84,18 @@ def test_faults_of_the_local_folder_are_no_outage_of_the_hub(number: int, expect
     assert is_hub_outage(raised.value) is (expected is Unavailable)
 
 
+@pytest.mark.parametrize("wrapper", [of_datasets("DatasetGenerationError"), of_hub("LocalEntryNotFoundError"), OSError])
+@pytest.mark.parametrize("is_cause", [True, False])
+def test_wrapped_fault_of_the_local_folder_is_recognized(wrapper: Callable[[], Exception], *, is_cause: bool) -> None:
+    with pytest.raises(StorageFull, match=r"storing a dataset.*No space left"), hub_errors("a dataset"):
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            if is_cause:
+                raise wrapper() from error
+            raise wrapper()  # noqa: B904
+
+
 def test_our_own_errors_and_faults_in_our_code_pass_as_they_are() -> None:
     for error in (NotFound("ours"), KeyError("a fault")):
         with pytest.raises(type(error)) as raised, hub_errors("a model"):

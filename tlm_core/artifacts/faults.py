@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from tlm_core.errors import NotFound, StorageFull, StorageUnavailable
+from tlm_core.errors import NotFound, StorageFull, StorageUnavailable, TLMError
 
 # The disk is full, the quota is used up, or the file exceeds a limit of the file system or the process.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -19,9 +19,18 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OF_STORAGE = frozenset((*NO_SPACE, errno.EACCES, errno.EROFS, errno.EIO))
 
 
+def storage_fault(error: BaseException | None) -> OSError | None:
+    """Return the fault of the file system that caused an error, or None. Libraries wrap it in errors of their own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in OF_STORAGE:
+            return error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None
+
+
 @contextmanager
 def storage_errors(action: str) -> Iterator[None]:
-    """Raise NotFound, StorageFull or StorageUnavailable for an OSError inside the block.
+    """Raise NotFound, StorageFull or StorageUnavailable for an OSError, or an error that it caused, inside the block.
 
     action: follows "Failed" in the message, such as "writing the dataset".
     """
@@ -29,13 +38,21 @@ def storage_errors(action: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise NotFound(f"Failed {action}: {error.filename or error} does not exist.") from error
-    except OSError as error:
-        if error.errno in NO_SPACE:
-            reason = error.strerror or error
-            raise StorageFull(
-                f"Failed {action}: no space left on the storage ({reason}). Free some space and try again."
-            ) from error
-        raise StorageUnavailable(f"Failed {action}: {error}. Check the disk or the storage, and try again.") from error
+    except TLMError:
+        raise
+    except Exception as error:
+        fault = storage_fault(error) or error
+        if not isinstance(fault, OSError):
+            raise
+        raise storage_error(action, fault) from error
+
+
+def storage_error(action: str, fault: OSError) -> StorageFull | StorageUnavailable:
+    """Return the error for a fault of the file system. action: see `storage_errors`."""
+    if fault.errno in NO_SPACE:
+        reason = fault.strerror or fault
+        return StorageFull(f"Failed {action}: no space left on the storage ({reason}). Free some space and try again.")
+    return StorageUnavailable(f"Failed {action}: {fault}. Check the disk or the storage, and try again.")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 from collections.abc import Iterator
 
@@ -11,7 +12,7 @@ from fsspec.registry import known_implementations
 
 from tlm_core.corpus.read import read_sources
 from tlm_core.corpus.remote import is_address
-from tlm_core.errors import InvalidRequest, MissingDependency, NotFound
+from tlm_core.errors import InvalidRequest, MissingDependency, NotFound, StorageFull
 
 
 @pytest.fixture
@@ -59,6 +60,15 @@ def test_file_deleted_before_reading_is_reported(bucket: str) -> None:
     fsspec.filesystem("memory").rm("/bucket/b/two.jsonl")
     with pytest.raises(NotFound, match=r"two\.jsonl"):
         next(passages)
+
+
+def test_full_disk_is_no_fault_of_the_address(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object, **__: object) -> None:
+        raise RuntimeError("cannot cache the file") from OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "get_file", fill)
+    with pytest.raises(StorageFull, match=r"fetching .*a\.txt\.gz: no space left"):
+        next(read_sources([bucket]))
 
 
 @pytest.mark.parametrize("reason", [PermissionError("forbidden"), RuntimeError("no credentials")])
