@@ -569,9 +569,9 @@ def _indexes(tenant: str, spec: JobSpec, resolved: Resolved) -> list[str]:
 
 
 def _failure(job: JobRecord, error: TLMError) -> dict[str, str | None]:
-    failures, losses = job.spent(error)
+    failures, losses, hub_losses = job.spent(error)
     interruptions = job.interruptions + (failures == job.failures)
-    counts = {"failures": failures, "losses": losses, "interruptions": interruptions}
+    counts = {"failures": failures, "losses": losses, "hub_losses": hub_losses, "interruptions": interruptions}
     return {"error": canonical_json(error.as_dict()), **{name: str(count) for name, count in counts.items()}}
 
 

@@ -346,7 +346,7 @@ class HeldJob:
             except Exception as failure:  # The attempt ends anyway.
                 log.warning("Cannot stop the %s of job %s: %s", name, job.id, failure)
         job = self._read_again(job)
-        failures, losses = job.spent(error)
+        failures, losses, hub_losses = job.spent(error)
         requeues = error.retryable and failures < job.spec.max_attempts and job.state is State.RUNNING
         if isinstance(error, WorkerLost) and job.state is State.RUNNING:
             error = error.followed_by(self._next_attempt(job, requeues=requeues))
@@ -356,7 +356,7 @@ class HeldJob:
         elif job.state is State.PAUSING and error.retryable:
             self._end(self.store.confirm_paused, job)
         elif requeues:
-            self._end(self.store.requeue, job, error, _delay(error, failures + losses))
+            self._end(self.store.requeue, job, error, _delay(error, failures, losses, hub_losses))
             log.warning("Requeued job %s after attempt %d: %s", job.id, job.attempt, error)
         else:
             self._end(self.store.fail, job, error)
@@ -407,8 +407,8 @@ class HeldJob:
         return f"Retry the job to resume {start}."
 
 
-def _delay(error: TLMError, ends: int) -> float:
-    """Return the seconds until the next attempt. ends: the number of failures and losses, at least 1."""
+def _delay(error: TLMError, failures: int, losses: int, hub_losses: int) -> float:
+    """Return the seconds until the next attempt. The numbers include the end of this attempt by `error`."""
     if is_hub_outage(error):  # Such outages last longer, and each attempt sends requests to the hub.
-        return min(600.0, 60.0 * 2.0 ** (ends - 1))
-    return min(KEEPS_SLOT_SECONDS, 4.0 ** (ends - 1))
+        return min(600.0, 60.0 * 2.0 ** (failures + hub_losses - 1))
+    return min(KEEPS_SLOT_SECONDS, 4.0 ** (failures + losses - 1))

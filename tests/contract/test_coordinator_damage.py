@@ -36,9 +36,9 @@ def test_recomputed_artifact_does_not_count_as_progress(harness: CoordinatorHarn
     harness.store.claim("a", 30)
     ref = ManifestRef(folder="x", digest="1" * 64)
     for losses in (None, "2"):
-        redis_client.hset(f"tlm:{{{T}}}:job:{job_id}", "losses", 2)
+        redis_client.hset(f"tlm:{{{T}}}:job:{job_id}", mapping={"losses": 2, "hub_losses": 2})
         harness.store.publish(T, job_id, 1, artifact="art", ref=ref, node="n", stage="s")
-        assert redis_client.hget(f"tlm:{{{T}}}:job:{job_id}", "losses") == losses
+        assert redis_client.hmget(f"tlm:{{{T}}}:job:{job_id}", "losses", "hub_losses") == [losses, losses]
         harness.store.invalidate_artifact(T, "art", ref)
 
 

@@ -305,7 +305,8 @@ class JobRecord(_Record):
 
     attempt: number of the current attempt, and the fencing token of every write of its workers.
     failures: attempts that count against `max_attempts`. losses: attempts that ended because a worker, its
-    machine or a component was lost, counted since the last new checkpoint or artifact.
+    machine or a component was lost, counted since the last new checkpoint or artifact. hub_losses: as `losses`, for
+    outages of the Hugging Face hub.
     interruptions: all attempts that ended without a failure of the job.
     submissions, beats: group → submission id, and last heartbeat, in this attempt.
     draining: whether a machine of this attempt is shutting down. request_id: id of the submitting request, for logs.
@@ -329,6 +330,7 @@ class JobRecord(_Record):
     attempt: int = 0
     failures: int = 0
     losses: int = 0
+    hub_losses: int = 0
     interruptions: int = 0
     ran_seconds: float = 0.0
     running_since: float | None = None
@@ -352,13 +354,17 @@ class JobRecord(_Record):
     last_event: int = 0
     unreadable: bool = False
 
-    def spent(self, error: TLMError) -> tuple[int, int]:
-        """Return `failures` and `losses` after the end of this attempt. Several losses count as one failure."""
-        limit = HUB_LOSSES_PER_FAULT if is_hub_outage(error) else LOSSES_PER_FAULT
-        losses = self.losses if self.losses < limit else 0  # Outages of the hub can exceed the limit of other losses.
-        if error.is_loss and losses + 1 < limit:
-            return self.failures, losses + 1
-        return self.failures + 1, 0
+    def spent(self, error: TLMError) -> tuple[int, int, int]:
+        """Return `failures`, `losses` and `hub_losses` after the end of this attempt.
+
+        Several losses of one of the two types count as one failure. Each type has its own count, so a job that meets
+        both in turns also ends.
+        """
+        is_hub = is_hub_outage(error)
+        losses, hub_losses = self.losses + (not is_hub), self.hub_losses + is_hub
+        if error.is_loss and losses < LOSSES_PER_FAULT and hub_losses < HUB_LOSSES_PER_FAULT:
+            return self.failures, losses, hub_losses
+        return self.failures + 1, 0, 0
 
     def is_due(self, now: float) -> bool:
         """Return whether the queued job can be claimed.

@@ -76,7 +76,7 @@ if ARGV[7] ~= '' then
   end
   if published then return {'ok', state} end
   -- The job has advanced, so earlier losses no longer count. An artifact that it computed again is no advance.
-  if new or KEYS[6] ~= '' then redis.call('HDEL', KEYS[1], 'losses') end
+  if new or KEYS[6] ~= '' then redis.call('HDEL', KEYS[1], 'losses', 'hub_losses') end
 end
 -- Returns whether the attempt already waits for an equal reason, or has already reported an equal error or submission,
 -- in an earlier try, whose answer was lost.
