@@ -11,7 +11,7 @@ from services.trainer.assignment import Assignment
 from services.trainer.cluster import PROGRAM, RayCluster, Status
 from services.trainer.settings import TrainerSettings
 from tlm_core.errors import ClusterUnavailable, StaleAttempt, TLMError, WorkerLost, error_from_dict
-from tlm_core.jobs.spec import Beat, JobRecord
+from tlm_core.jobs.spec import Beat, Event, JobRecord
 from tlm_core.wording import counted
 
 
@@ -56,6 +56,9 @@ class Submissions:
             self._confirm(job, group, submission)
             return
         status, assignment = self.cluster.status(submission), self._assignment(situation, group)
+        if status is Status.UNKNOWN and not self._was_confirmed(job, group, submission):
+            self._confirm(job, group, submission)
+            return
         if status is Status.WAITING or (status is Status.RUNNING and assignment.distributed):
             self._report_late_workers(job, assignment, status, now)
         if status is Status.WAITING:
@@ -114,6 +117,16 @@ class Submissions:
             event = ("workers.submitted", {"group": group, "submission": submission})
             self.store.report(job.tenant, job.id, job.attempt, events=[event])
         self.unconfirmed.discard(submission)
+
+    def _was_confirmed(self, job: JobRecord, group: str, submission: str) -> bool:
+        """Return whether Ray has accepted a submission that an earlier owner of the job may have sent."""
+        events = (event for event in self._last_events(job) if event.type == "workers.submitted")
+        return group in job.beats or any(event.data["submission"] == submission for event in events)
+
+    def _last_events(self, job: JobRecord) -> list[Event]:
+        """Return the events of the attempt among the last 50 events of the job."""
+        events = self.store.events(job.tenant, job.id, after=max(0, job.last_event - 50))
+        return [event for event in events if event.attempt == job.attempt]
 
     def _check_gpus(self) -> None:
         """Raise ClusterUnavailable if the workers would leave the cluster's GPUs unused. The job waits meanwhile."""
@@ -201,8 +214,7 @@ class Submissions:
         If one worker fails, the other workers report that they lost the connection, so other errors have precedence.
         Faults of the job come first, then outages of components.
         """
-        events = self.store.events(job.tenant, job.id, after=max(0, job.last_event - 50))
-        reported = [event for event in events if event.attempt == job.attempt and event.type == "attempt.error"]
+        reported = [event for event in self._last_events(job) if event.type == "attempt.error"]
         errors = [error_from_dict(event.data) for event in reversed(reported)]
         if errors:
             return min(errors, key=lambda error: (error.is_loss, isinstance(error, WorkerLost)))

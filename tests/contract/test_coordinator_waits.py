@@ -42,6 +42,29 @@ def test_coordinator_that_cannot_reach_ray_leaves_its_job_to_another(harness: Co
     assert (harness.job(job_id).state, harness.job(queued).owner) == (State.SUCCEEDED, "blind"), "it reaches Ray again"
 
 
+def test_submission_that_ray_never_received_is_no_interruption(
+    harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, job_id = harness.coordinator("first"), harness.coordinator("second"), harness.submit()
+
+    def go_away(*_: object, **__: object) -> NoReturn:
+        harness.cluster.away = True
+        raise ClusterUnavailable("timed out")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(harness.cluster, "submit", go_away)
+        while not harness.job(job_id).submissions:
+            first.round()
+        harness.rounds_until(first, 140)
+    harness.cluster.away = False
+    submissions = harness.job(job_id).submissions
+    for _ in range(3):
+        second.round()
+    job = harness.job(job_id)
+    assert (job.owner, job.attempt, job.interruptions, job.submissions) == ("second", 1, 0, submissions)
+    assert set(submissions.values()) == harness.cluster.commands.keys()
+
+
 def test_job_is_left_to_another_coordinator_although_the_clock_went_back(harness: CoordinatorHarness) -> None:
     coordinator, job_id = harness.coordinator(), harness.submit()
     harness.until_submitted(coordinator, job_id)
