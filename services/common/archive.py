@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from services.common.history import STREAMS, Moved, packed, position, unpacked
+from services.common.history import STREAMS, Moved, packed, position, ref_of, unpacked
 from services.common.job_reads import JobReads
 from services.common.logs import log_context
 from services.common.redis_client import ENDED, PREFIX, TERMINAL_JSON, TO_MOVE, key, load_scripts
 from tlm_core.artifacts.hashing import canonical_json
+from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.errors import CorruptArtifact, NotFound, UnreadableRecord
 from tlm_core.jobs.states import TERMINAL
 
@@ -106,21 +107,29 @@ class Archive(JobReads):
         record = key(tenant, "job", job_id)
         fields = unpacked(self._redis.hgetall(record))
         nodes = json.loads(fields.get("result", "{}")).get("artifacts", {}).values()
-        refs = {node["artifact"]: canonical_json(node["ref"]) for node in nodes}
+        refs = {node["artifact"]: ManifestRef.model_validate(node["ref"]) for node in nodes}
         produced = sorted(refs.keys() | self.artifacts_of(tenant, job_id))
+        published = self._published(tenant, produced)
         if not refs and produced:  # A job that failed or was canceled has no result.
-            bodies = zip(produced, self._redis.hmget(key(tenant, "artifacts"), produced), strict=True)
-            refs = {artifact: body for artifact, body in bodies if body is not None and job_id in body}
-            fields["published"] = canonical_json({artifact: json.loads(body) for artifact, body in refs.items()})
+            refs = {artifact: ref for artifact, (body, ref) in published.items() if job_id in body}
+            fields["published"] = canonical_json({artifact: ref.model_dump() for artifact, ref in refs.items()})
+        entries = {artifact: body for artifact, (body, ref) in published.items() if refs.get(artifact) == ref}
+        own_entries = [(artifact, entries.get(artifact, "")) for artifact in refs]
         lists = {artifact: self._redis.lrange(key(tenant, "checkpoints", artifact), 0, -1) for artifact in produced}
         own = [(artifact, body) for artifact, bodies in lists.items() for body in bodies if job_id in body]
         fields = {name: value for name, value in fields.items() if name not in _UNPACKED}
         names = list(fields)
         fields |= {"checkpoints": canonical_json([json.loads(body) for _, body in own])} if own else {}
         keys = [record, key(tenant, "job-artifacts", job_id), ENDED, key(tenant, "artifacts")]
-        lists_of_lua = map(canonical_json, (names, list(refs.items()), own))
+        lists_of_lua = map(canonical_json, (names, own_entries, own))
         args = [f"{tenant}/{job_id}", packed(fields) if names else "", *lists_of_lua]
         self._script["archive"](keys=keys, args=[*args, key(tenant, "checkpoints", "")])
+
+    def _published(self, tenant: str, artifacts: Sequence[str]) -> dict[str, tuple[str, ManifestRef]]:
+        """Return entry and reference of each of the artifacts that is published."""
+        bodies = self._redis.hmget(key(tenant, "artifacts"), artifacts) if artifacts else []
+        entries = zip(artifacts, bodies, strict=True)
+        return {artifact: (body, ref_of(tenant, artifact, body)) for artifact, body in entries if body is not None}
 
 
 def _following(stream_id: str) -> str:

@@ -169,6 +169,22 @@ def position(stream_id: str) -> tuple[int, int]:
     return int(milliseconds), int(number or 0)
 
 
+def entry_of(tenant: str, artifact: str, ref: ManifestRef) -> str:
+    """Return the entry of a published artifact in Redis. It omits what the id of the artifact implies."""
+    parent, _, name = ref.folder.rpartition("/")
+    if parent == f"{tenant}/artifacts/{artifact}":
+        return f"{ref.digest} {name}"
+    return canonical_json(ref.model_dump(mode="json"))
+
+
+def ref_of(tenant: str, artifact: str, entry: str) -> ManifestRef:
+    """Return the reference that `entry_of` encoded. Earlier releases wrote each reference as JSON."""
+    if entry.startswith("{"):
+        return ManifestRef.model_validate_json(entry)
+    digest, _, name = entry.partition(" ")
+    return ManifestRef(folder=f"{tenant}/artifacts/{artifact}/{name}", digest=digest)
+
+
 def packed(fields: Mapping[str, str]) -> str:
     """Return the fields of a record as compressed text."""
     return base64.b85encode(zlib.compress(canonical_json(fields).encode(), 9)).decode()

@@ -17,7 +17,7 @@ import redis
 from pydantic import ValidationError
 
 from services.common.catalog_records import needs_files
-from services.common.history import History, Moved, Row, unpacked
+from services.common.history import History, Moved, Row, ref_of, unpacked
 from services.common.metrics import Live
 from services.common.redis_client import (
     DISK_FREE,
@@ -403,7 +403,8 @@ class JobReads:
         for name in self._redis.scan_iter(key(tenant, "*"), count=1000):
             match self._redis.type(name):
                 case "hash" if name == key(tenant, "artifacts"):  # Large: an entry for each stage of recent jobs.
-                    texts = [body for _, body in self._redis.hscan_iter(name, count=_PAGE)]
+                    entries = self._redis.hscan_iter(name, count=_PAGE)
+                    texts = [ref_of(tenant, artifact, body).model_dump_json() for artifact, body in entries]
                 case "hash":
                     texts = list(unpacked(self._redis.hgetall(name)).values())
                     texts += [self._redis.hget(name, "history") or ""]

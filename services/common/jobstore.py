@@ -20,7 +20,7 @@ from typing import Any, Literal
 import redis
 from pydantic import BaseModel, ConfigDict
 
-from services.common.history import History, packed
+from services.common.history import History, entry_of, packed, ref_of
 from services.common.job_reads import OBSTACLE_SECONDS, JobReads, has_alias, no_job, read_report
 from services.common.logs import request_id
 from services.common.redis_client import (
@@ -353,7 +353,8 @@ class JobStore(JobReads):
     def artifacts(self, tenant: str, artifacts: Sequence[str]) -> list[ManifestRef | None]:
         """Return the reference of each artifact, or None where it does not exist, in one round trip."""
         bodies = self._redis.hmget(key(tenant, "artifacts"), list(artifacts)) if artifacts else []
-        return [None if body is None else ManifestRef.model_validate_json(body) for body in bodies]
+        entries = zip(artifacts, bodies, strict=True)
+        return [None if body is None else ref_of(tenant, artifact, body) for artifact, body in entries]
 
     def publish(
         self,
@@ -372,7 +373,7 @@ class JobStore(JobReads):
         Raises as `report` does. cached: False excludes the node from the cache: no other job then reuses its artifact.
         """
         event = ("artifact.published", {"artifact": artifact, "node": node, "stage": stage, "digest": ref.digest})
-        publication = _Publication(artifact, canonical_json(ref.model_dump(mode="json")))
+        publication = _Publication(artifact, entry_of(tenant, artifact, ref))
         excluded = "" if cached else node
         self.report(tenant, job_id, attempt, events=[event], publication=publication, excluded_from_cache=excluded)
         return self.artifact(tenant, artifact) or ref  # Another process may have unpublished it since the report.
@@ -385,8 +386,11 @@ class JobStore(JobReads):
         ref: if set, unpublish only this reference. by: the job whose current attempt invalidates the artifact, or None
         for a deletion. With `by`, raises as `report` does.
         """
-        body = canonical_json(ref.model_dump(mode="json")) if ref else ""
-        self._unpublish(key(tenant, "artifacts"), artifact, body, by)
+        place, body = key(tenant, "artifacts"), entry_of(tenant, artifact, ref) if ref else ""
+        published = self._redis.hget(place, artifact) if ref else None
+        if published is not None and ref_of(tenant, artifact, published) == ref:
+            body = published  # An earlier release may have written it in another form.
+        self._unpublish(place, artifact, body, by)
 
     def _unpublish(self, place: str, artifact: str, body: str, by: JobRecord | None) -> None:
         keys = [place, key(by.tenant, "job", by.id) if by else ""]

@@ -3,7 +3,7 @@
 Keys have the prefix `tlm`; the tenant T stands in braces:
     tlm:{T}:job:ID        hash, the record            tlm:{T}:jobs        all job ids, sorted by id (that is: by time)
     tlm:{T}:events:ID     stream, ids 1-0, 2-0, …     tlm:{T}:state:S     job ids in state S
-    tlm:{T}:metrics:ID    stream                      tlm:{T}:artifacts   artifact id → ManifestRef
+    tlm:{T}:metrics:ID    stream                      tlm:{T}:artifacts   artifact id → its `entry_of`
     tlm:{T}:logs:ID       stream                      tlm:{T}:checkpoints:ARTIFACT   list of published checkpoints
     tlm:{T}:job-artifacts:ID   set of artifact ids that the job published or wrote checkpoints for, and that its
                           result does not name

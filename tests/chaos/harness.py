@@ -23,6 +23,7 @@ import httpx
 from redis.exceptions import RedisError
 
 from services.common.history import History as Streams
+from services.common.history import ref_of
 from services.common.jobstore import JobStore
 from services.common.redis_client import DISK_FREE, key
 from services.trainer.assignment import Assignment
@@ -193,7 +194,7 @@ class Chaos:
             if body in self._verified:
                 continue
             try:
-                self.artifacts.verify(ManifestRef.model_validate_json(body))
+                self.artifacts.verify(ref_of(T, artifact, body))
             except (NotFound, CorruptArtifact) as error:
                 self.history.torn.append(f"{artifact}: {error}")
             self._verified.add(body)

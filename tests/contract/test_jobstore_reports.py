@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import redis
 
 from services.common.jobstore import CheckpointRef, JobStore
+from services.common.redis_client import key
 from services.trainer.patience import report_error
 from tests.contract.coordinator_harness import ERROR, MovableClockStore, T, bring_to, claim, submit
-from tlm_core.artifacts import ManifestRef
+from tlm_core.artifacts import ManifestRef, canonical_json
 from tlm_core.errors import IllegalTransition, StaleAttempt, WorkerLost
 from tlm_core.jobs.spec import Beat, Progress
 from tlm_core.jobs.states import State
@@ -185,3 +187,16 @@ def test_repeated_wait_or_submission_adds_one_event(store: JobStore) -> None:
         store.report(T, job.id, 1, events=[event])
     types = [event.type for event in store.events(T, job.id)]
     assert (types.count("workers.submitted"), types.count("job.waiting")) == (1, 3), types
+
+
+def test_artifact_that_an_earlier_release_published_is_read_and_invalidated(
+    store: JobStore, redis_client: redis.Redis
+) -> None:
+    submit(store)
+    job, ref = claim(store), ManifestRef(folder=f"{T}/artifacts/art/job_1-1", digest="a" * 64)
+    redis_client.hset(key(T, "artifacts"), "art", canonical_json(ref.model_dump()))
+    assert store.publish(T, job.id, 1, artifact="art", ref=ref, node="n", stage="s") == ref
+    store.invalidate_artifact(T, "art", ref.model_copy(update={"digest": "b" * 64}), by=job)
+    assert store.artifact(T, "art") == ref
+    store.invalidate_artifact(T, "art", ref, by=job)
+    assert store.artifact(T, "art") is None

@@ -1,7 +1,7 @@
 -- Compresses the record of an ended job, and removes its artifacts and checkpoints from the lists that jobs share.
 -- KEYS: job hash, artifacts of the job, ended jobs, published artifacts
 -- ARGV: member, packed fields ('' = none), names of these fields (JSON list), artifacts of the record (JSON list of
---       [id, reference]), its checkpoints (JSON list of [artifact, reference]), prefix of lists of checkpoints
+--       [id, entry]), its checkpoints (JSON list of [artifact, reference]), prefix of lists of checkpoints
 -- A record without `spec` is compressed already, maybe by another coordinator after this one has read it.
 if redis.call('HEXISTS', KEYS[1], 'spec') == 1 and ARGV[2] ~= '' then
   redis.call('HSET', KEYS[1], 'packed', ARGV[2])
