@@ -20,7 +20,6 @@ from services.common.archive import Archive
 from services.common.history import History
 from services.common.jobstore import CheckpointRef, JobStore
 from services.common.redis_client import key
-from services.common.situation import Situation
 from tests.factories import make_resolved, make_spec
 from tests.redis_server import RedisServer
 from tlm_core.artifacts import ManifestRef
@@ -41,30 +40,33 @@ def run_long_job(
     *,
     fails: bool = False,
     kind: str = "train",
+    seeds: int = 1,
 ) -> JobRecord:
     """Return a job that ended. Each of its training stages has written this many points and lines.
 
-    fails: whether the job fails after its last stage. kind: of the job, which has the kind's default options.
+    fails: whether the job fails after its last stage. kind: of the job, which has the kind's default options. seeds:
+    number of seeds.
     """
     resolved = make_resolved(dataset=ManifestRef(folder="default/datasets/ds_1", digest=secrets.token_hex(32)))
-    job, _ = store.submit(TENANT, make_spec(kind=kind), resolved, idempotency_key=None)
-    claimed = store.claim("a", 60)
+    job, _ = store.submit(TENANT, make_spec(kind=kind, seeds=range(seeds)), resolved, idempotency_key=None)
+    archive, claimed = Archive(store), store.claim("a", 60)
     assert claimed is not None and claimed.id == job.id
-    nodes = {}
+    nodes, digests = {}, dict[str, str]()
     for node in plan_of(claimed).nodes:
-        artifact = Situation.read(store, claimed).artifact_id(node)
+        artifact = node.artifact_id(digests, job.id)
         ref = ManifestRef(folder=f"{TENANT}/artifacts/{artifact}/{job.id}-1", digest=secrets.token_hex(32))
         if node.stage.name in ("joint", "finetune", "bilstm"):
             _train(store, job, node.name, artifact, points, lines)
         store.publish(TENANT, job.id, 1, artifact=artifact, ref=ref, node=node.name, stage=node.stage.name)
-        Archive(store).move_marked()
+        archive.move_marked()
+        digests[node.name] = ref.digest
         nodes[node.name] = {"artifact": artifact, "ref": ref.model_dump()}
     if fails:
         store.fail(claimed, "a", NonFiniteLoss("The loss is nan."))
     else:
         mean = {split: {"macro_f1": 0.8123, "micro_f1": 0.8345, "accuracy": 0.83} for split in ("validation", "test")}
         store.finish(claimed, "a", {"artifacts": nodes, "summary": {"metric": "macro_f1", "mean": mean}})
-    Archive(store).move_marked()
+    archive.move_marked()
     assert artifacts.fs.exists(artifacts.path(TENANT, "jobs", job.id))
     return store.get(TENANT, job.id)
 
@@ -77,7 +79,7 @@ def _train(store: JobStore, job: JobRecord, node: str, artifact: str, points: in
             metrics=[{"node": node, "step": step, "mlm": 8.1 / (step + 1), "tokens": 4096 * step} for step in steps],
             logs=[f"info tlm_core: {node}: step {step:,} of {points:,}" for step in steps if step < lines],
         )  # fmt: skip
-    for step in (points - 200, points):
+    for step in (points // 2, points):
         folder = f"{TENANT}/checkpoints/{artifact}/{job.id}-1/step-{step:09d}"
         ref = ManifestRef(folder=folder, digest=secrets.token_hex(32))
         store.publish_checkpoint(
@@ -132,6 +134,13 @@ def _renamed(job_id: str) -> Callable[[str], str]:
     return lambda text: _OWN.sub(new, text)
 
 
+def bytes_per_copy(client: redis.Redis, job: JobRecord, count: int) -> float:
+    """Copy an ended job `count` times. Return the mean bytes of a copy."""
+    before = memory(client)
+    copy_job(client, job, count)
+    return (memory(client) - before) / count
+
+
 def bytes_per_job(
     store: JobStore, client: redis.Redis, artifacts: ArtifactStore, jobs: int, recent: int, *, fail: bool = False
 ) -> tuple[float, float]:
@@ -161,8 +170,11 @@ def main() -> None:
             of_recent, of_archived = bytes_per_job(
                 JobStore(client, History(artifacts)), client, artifacts, jobs, recent
             )
+            curve = run_long_job(JobStore(client, History(artifacts)), artifacts, kind="learning_curve", seeds=3)
+            of_curve = bytes_per_copy(client, curve, 100)
             figure(f"Redis with {jobs:,} jobs", [memory(client) / 1e9], unit="GB", goal=1.2, better="lower")
             figure("Redis, a job of the last 30 days", [of_recent / 1e3], unit="kB", goal=50, better="lower")
+            figure("Redis, a learning curve with 3 seeds", [of_curve / 1e3], unit="kB", goal=50, better="lower")
             figure("Redis, an archived job", [of_archived / 1e3], unit="kB", goal=5, better="lower")
         finally:
             server.kill()

@@ -30,8 +30,8 @@ _TAR_RECORD = 512
 
 def artifacts_by_node(jobs: JobStore, job: JobRecord, plan: Plan | None = None) -> dict[str, ManifestRef]:
     """Return the published artifact of each node, by node name. The record of a succeeded job lists them."""
-    if job.result is not None and job.result.artifacts:
-        return {name: entry.ref for name, entry in job.result.artifacts.items()}
+    if artifacts := jobs.result_of(job):
+        return {name: entry.ref for name, entry in artifacts.items()}
     return Situation.read(jobs, job, plan).done
 
 
@@ -129,13 +129,16 @@ def model_file_response(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord
 
 def checkpoints_of(jobs: JobStore, job: JobRecord) -> list[CheckpointRef]:
     """Return the current checkpoints of a job in the order of its plan, ascending by step."""
-    if job.checkpoints:
-        order = {node.name: index for index, node in enumerate(plan_of(job).nodes)}
-        refs = map(CheckpointRef.model_validate, job.checkpoints)
-        return sorted(refs, key=lambda ref: (order.get(ref.node, len(order)), ref.step))
     plan = plan_of(job)
-    situation = Situation(job, plan, artifacts_by_node(jobs, job, plan))
-    return [ref for artifact in situation.artifact_ids() for ref in jobs.checkpoints(job.tenant, artifact)]
+    rows = jobs.moved_refs(job.tenant, job.id) if job.state in TERMINAL else []
+    refs = [CheckpointRef.model_validate_json(row["checkpoint"]) for row in rows if "checkpoint" in row]
+    if job.checkpoints:
+        refs += map(CheckpointRef.model_validate, job.checkpoints)
+    else:
+        situation = Situation(job, plan, artifacts_by_node(jobs, job, plan))
+        refs += [ref for artifact in situation.artifact_ids() for ref in jobs.checkpoints(job.tenant, artifact)]
+    order = {node.name: index for index, node in enumerate(plan.nodes)}
+    return sorted(refs, key=lambda ref: (order.get(ref.node, len(order)), ref.step))
 
 
 def checkpoint_at(jobs: JobStore, job: JobRecord, node: str, step: int) -> CheckpointRef:

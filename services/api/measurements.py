@@ -228,9 +228,9 @@ class Measurements:
 
         A learning curve prepares each subset, so it does not measure the texts of the whole dataset.
         """
-        if not job.result or not job.result.artifacts:
+        if not (artifacts := self._jobs.result_of(job)):
             return None
-        plan, refs = plan_of(job), {name: entry.ref for name, entry in job.result.artifacts.items()}
+        plan, refs = plan_of(job), {name: entry.ref for name, entry in artifacts.items()}
         texts = self.texts(job)
         if prepared := refs.get("prepare"):
             texts[0] = _as_prepared(texts[0], job, self._artifacts.manifest(prepared))

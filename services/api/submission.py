@@ -225,20 +225,20 @@ def _from_source(parts: Parts, tenant: str, spec: JobSpec, source: JobRecord) ->
         if name in spec.model_fields_set and getattr(spec, name) != getattr(original, name):
             raise InvalidRequest(f"The request sets '{name}', which job {source.id} already determines. Omit '{name}'.")
     spec = spec.model_copy(update={name: getattr(original, name) for name in FROM_JOB})
-    resolved = source.resolved.model_copy(update={"reused": _reused(source), "pinned_options": {}})
+    resolved = source.resolved.model_copy(
+        update={"reused": _reused(source, parts.jobs.result_of(source)), "pinned_options": {}}
+    )
     parts.catalog.dataset(tenant, resolved.dataset_id)
     spec.check(resolved.recipe)
     _check_folders(resolved.recipe, parts.settings.model_folders)
     return spec, resolved
 
 
-def _reused(source: JobRecord) -> dict[str, ReusedArtifact]:
+def _reused(source: JobRecord, artifacts: Mapping[str, ReusedArtifact]) -> dict[str, ReusedArtifact]:
     """Return the artifacts of all stages before the evaluation, without refitted models, which trained on validation.
 
-    Raises Conflict if another release computed them.
+    artifacts: the artifact of each node of `source`. Raises Conflict if another release computed them.
     """
-    assert source.result is not None, "a job that succeeded has a result"
-    artifacts = source.result.artifacts
     digests = {name: artifact.ref.digest for name, artifact in artifacts.items()}
     nodes = [node for node in plan_of(source).behind("evaluate") if node.stage not in (REFIT, REFIT_LINEAR)]
     for node in nodes:

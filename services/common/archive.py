@@ -5,26 +5,46 @@ from __future__ import annotations
 import json
 import logging
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from services.common.history import STREAMS, Moved, packed, position, ref_of, unpacked
+from services.common.history import REFS, STREAMS, Moved, Row, moved_ref, packed, position, ref_of, unpacked
 from services.common.job_reads import JobReads
 from services.common.logs import log_context
 from services.common.redis_client import ENDED, PREFIX, TERMINAL_JSON, TO_MOVE, key, load_scripts
 from tlm_core.artifacts.hashing import canonical_json
 from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.errors import CorruptArtifact, NotFound, UnreadableRecord
+from tlm_core.jobs.spec import JobResult, ReusedArtifact
 from tlm_core.jobs.states import TERMINAL
 
 log = logging.getLogger(__name__)
 
 ARCHIVE_SECONDS = 30 * 86_400.0  # after the end of a job, until its record is compressed
 _UNPACKED = frozenset({"state", "last_event", "history", "packed"})  # fields that stay uncompressed
+_FEW_REFS = 16  # artifacts whose references stay in the record of an ended job
 _JOBS_AT_ONCE = 100  # most jobs whose streams one call moves, or whose records it compresses
 # Errors that a damaged record or history can cause.
 _DAMAGED = (CorruptArtifact, NotFound, UnreadableRecord, AttributeError, LookupError, TypeError, ValueError, zlib.error)
+
+
+@dataclass(frozen=True)
+class _Refs:
+    """References that leave Redis when a job has ended. rows: their entries in the storage.
+
+    packed: the record's field `packed` without them, or "" to leave it unchanged. artifacts: their ids.
+    checkpoints: (artifact, entry) of each.
+    """
+
+    rows: Sequence[Row] = ()
+    packed: str = ""
+    artifacts: Sequence[str] = ()
+    checkpoints: Sequence[tuple[str, str]] = ()
+
+
+_NO_REFS = _Refs()
 
 
 class Archive(JobReads):
@@ -64,18 +84,22 @@ class Archive(JobReads):
                 self._redis.zadd(place, {member: self.now()}, xx=True)
 
     def _move_streams(self, tenant: str, job_id: str) -> None:
-        """Move the metrics and the log of a job to the storage, and the events too if it has ended."""
+        """Move the metrics and the log of a job to the storage. If it has ended, also its events and references."""
         assert self._history is not None, "only processes with a storage move streams"
         record, names = key(tenant, "job", job_id), {stream: key(tenant, stream, job_id) for stream in STREAMS}
         pipe = self._redis.pipeline(transaction=True)
-        pipe.hmget(record, "state", "history")
+        pipe.hgetall(record)
         for name in names.values():
             pipe.xrange(name)
-        (state, stored), *streams = pipe.execute()
+        fields, *streams = pipe.execute()
+        stored = fields.get("history")
         rows = {stream: entries for stream, entries in zip(STREAMS, streams, strict=True) if entries}
-        if state not in TERMINAL:
+        earlier, refs = Moved.model_validate_json(stored) if stored else None, _NO_REFS
+        if fields.get("state") not in TERMINAL:
             rows.pop("events", None)
-        earlier = Moved.model_validate_json(stored) if stored else None
+        elif "spec" in fields and (earlier is None or REFS not in earlier.last):
+            refs = self._refs(tenant, job_id, unpacked(fields))
+            rows |= {REFS: refs.rows} if refs.rows else {}
 
         def is_current() -> bool:
             return bool(self._redis.hget(record, "history") == stored)
@@ -88,11 +112,26 @@ class Archive(JobReads):
             return  # Another process has moved the streams and deleted the files of `earlier`.
         body = moved.model_dump_json() if moved else ""
         last = [_following(rows[stream][-1][0]) if stream in rows else "" for stream in STREAMS]
-        args = [f"{tenant}/{job_id}", stored or "", body, TERMINAL_JSON, *last]
-        replaced = self._script["moved"](keys=[record, TO_MOVE, ENDED, *names.values()], args=args)
+        args = [f"{tenant}/{job_id}", stored or "", body, TERMINAL_JSON, key(tenant, "checkpoints", ""), refs.packed]
+        lists_of_lua = map(canonical_json, (refs.artifacts, refs.checkpoints))
+        keys = [record, TO_MOVE, ENDED, key(tenant, "job-artifacts", job_id), *names.values()]
+        replaced = self._script["moved"](keys=keys, args=[*args, *lists_of_lua, *last])
         unused = earlier if replaced else moved
         if rows and unused is not None:
             self._history.delete(unused)
+
+    def _refs(self, tenant: str, job_id: str, fields: Mapping[str, str]) -> _Refs:
+        """Return the references that leave Redis, or none if the job has few of them. fields: the unpacked record."""
+        nodes = _nodes(fields)
+        refs, _ = self._produced(tenant, job_id, nodes)
+        if len(refs) <= _FEW_REFS:
+            return _NO_REFS
+        names = [(name, node.artifact) for name, node in nodes.items()] or [("", artifact) for artifact in refs]
+        rows = [{"node": name, "artifact": artifact, **refs[artifact].model_dump()} for name, artifact in names]
+        checkpoints = self._own_checkpoints(tenant, job_id, list(refs))
+        rows += [{"checkpoint": body} for _, body in checkpoints]
+        shrunk = packed({"result": canonical_json(json.loads(fields["result"]) | {"artifacts": {}})}) if nodes else ""
+        return _Refs([(f"{number}-0", row) for number, row in enumerate(rows, 1)], shrunk, list(refs), checkpoints)
 
     def archive_ended(self, seconds: float = ARCHIVE_SECONDS) -> int:
         """Compress up to 100 records of ended jobs whose streams moved at least `seconds` ago. Returns how many."""
@@ -106,30 +145,45 @@ class Archive(JobReads):
         """Compress a record, and end the reuse of its artifacts and checkpoints by new jobs."""
         record = key(tenant, "job", job_id)
         fields = unpacked(self._redis.hgetall(record))
-        nodes = json.loads(fields.get("result", "{}")).get("artifacts", {}).values()
-        refs = {node["artifact"]: ManifestRef.model_validate(node["ref"]) for node in nodes}
-        produced = sorted(refs.keys() | self.artifacts_of(tenant, job_id))
-        published = self._published(tenant, produced)
-        if not refs and produced:  # A job that failed or was canceled has no result.
-            refs = {artifact: ref for artifact, (body, ref) in published.items() if job_id in body}
+        nodes = _nodes(fields)
+        refs, entries = self._produced(tenant, job_id, nodes)
+        if refs and not nodes and not self.moved_refs(tenant, job_id):
             fields["published"] = canonical_json({artifact: ref.model_dump() for artifact, ref in refs.items()})
-        entries = {artifact: body for artifact, (body, ref) in published.items() if refs.get(artifact) == ref}
-        own_entries = [(artifact, entries.get(artifact, "")) for artifact in refs]
-        lists = {artifact: self._redis.lrange(key(tenant, "checkpoints", artifact), 0, -1) for artifact in produced}
-        own = [(artifact, body) for artifact, bodies in lists.items() for body in bodies if job_id in body]
+        own = self._own_checkpoints(tenant, job_id, sorted(refs.keys() | self.artifacts_of(tenant, job_id)))
         fields = {name: value for name, value in fields.items() if name not in _UNPACKED}
         names = list(fields)
         fields |= {"checkpoints": canonical_json([json.loads(body) for _, body in own])} if own else {}
         keys = [record, key(tenant, "job-artifacts", job_id), ENDED, key(tenant, "artifacts")]
-        lists_of_lua = map(canonical_json, (names, own_entries, own))
+        lists_of_lua = map(canonical_json, (names, list(entries.items()), own))
         args = [f"{tenant}/{job_id}", packed(fields) if names else "", *lists_of_lua]
         self._script["archive"](keys=keys, args=[*args, key(tenant, "checkpoints", "")])
 
-    def _published(self, tenant: str, artifacts: Sequence[str]) -> dict[str, tuple[str, ManifestRef]]:
-        """Return entry and reference of each of the artifacts that is published."""
-        bodies = self._redis.hmget(key(tenant, "artifacts"), artifacts) if artifacts else []
-        entries = zip(artifacts, bodies, strict=True)
-        return {artifact: (body, ref_of(tenant, artifact, body)) for artifact, body in entries if body is not None}
+    def _produced(
+        self, tenant: str, job_id: str, nodes: Mapping[str, ReusedArtifact]
+    ) -> tuple[dict[str, ManifestRef], dict[str, str]]:
+        """Return the references of the artifacts of an ended job, and their entries ("" if not published) in Redis.
+
+        nodes: those of its result. A job that failed or was canceled has none. Its artifacts are those that it has
+        published.
+        """
+        refs = {node.artifact: node.ref for node in nodes.values()}
+        refs |= {row["artifact"]: moved_ref(row) for row in self.moved_refs(tenant, job_id) if "artifact" in row}
+        ids = sorted(refs.keys() | self.artifacts_of(tenant, job_id))
+        bodies = zip(ids, self._redis.hmget(key(tenant, "artifacts"), ids) if ids else [], strict=True)
+        published = {artifact: (body, ref_of(tenant, artifact, body)) for artifact, body in bodies if body is not None}
+        refs = refs or {artifact: ref for artifact, (body, ref) in published.items() if job_id in body}
+        entries = {artifact: body for artifact, (body, ref) in published.items() if refs.get(artifact) == ref}
+        return refs, {artifact: entries.get(artifact, "") for artifact in refs}
+
+    def _own_checkpoints(self, tenant: str, job_id: str, artifacts: Sequence[str]) -> list[tuple[str, str]]:
+        """Return (artifact, entry) of each published checkpoint for the artifacts that the job has written."""
+        lists = {artifact: self._redis.lrange(key(tenant, "checkpoints", artifact), 0, -1) for artifact in artifacts}
+        return [(artifact, body) for artifact, bodies in lists.items() for body in bodies if job_id in body]
+
+
+def _nodes(fields: Mapping[str, str]) -> dict[str, ReusedArtifact]:
+    """Return the artifact of each node that the result in an unpacked record names."""
+    return JobResult.model_validate_json(fields.get("result", "{}")).artifacts
 
 
 def _following(stream_id: str) -> str:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STREAMS = ("events", "metrics", "logs")
+REFS = "refs"  # references of artifacts and checkpoints, which leave the record of a job that ended
 # Limit for logs and for metrics. A job that writes more loses its oldest log lines, and its curves have fewer points.
 _MAX_ENTRIES = 200_000
 
@@ -80,10 +81,10 @@ class History:
         with tempfile.TemporaryDirectory() as scratch:
             source = Path(scratch) / "history"
             source.mkdir()
-            for stream in STREAMS:
+            for stream in (*STREAMS, REFS):
                 entries = [*self._earlier_rows(job, earlier, stream, is_current), *rows.get(stream, ())]
                 last |= {stream: entries[-1][0]} if entries else {}
-                if len(entries) > _MAX_ENTRIES and stream != "events":
+                if len(entries) > _MAX_ENTRIES and stream in ("metrics", "logs"):
                     entries = _thinned(entries) if stream == "metrics" else entries[-_MAX_ENTRIES:]
                 with gzip.open(source / f"{stream}.gz", "wt", encoding="utf-8") as file:
                     file.writelines(canonical_json(entry) + "\n" for entry in entries)
@@ -183,6 +184,11 @@ def ref_of(tenant: str, artifact: str, entry: str) -> ManifestRef:
         return ManifestRef.model_validate_json(entry)
     digest, _, name = entry.partition(" ")
     return ManifestRef(folder=f"{tenant}/artifacts/{artifact}/{name}", digest=digest)
+
+
+def moved_ref(row: Mapping[str, str]) -> ManifestRef:
+    """Return the reference of an artifact from its entry in REFS."""
+    return ManifestRef(folder=row["folder"], digest=row["digest"])
 
 
 def packed(fields: Mapping[str, str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import time
@@ -17,7 +18,7 @@ import redis
 from pydantic import ValidationError
 
 from services.common.catalog_records import needs_files
-from services.common.history import History, Moved, Row, ref_of, unpacked
+from services.common.history import REFS, History, Moved, Row, moved_ref, ref_of, unpacked
 from services.common.metrics import Live
 from services.common.redis_client import (
     DISK_FREE,
@@ -34,10 +35,12 @@ from services.common.redis_client import (
 )
 from tlm_core.artifacts.hashing import digest_of
 from tlm_core.artifacts.manifest import ManifestRef
-from tlm_core.errors import Conflict, NotFound, UnreadableRecord
-from tlm_core.jobs.spec import MAX_PRIORITY, Event, JobRecord, JobSpec, Resolved
+from tlm_core.errors import Conflict, CorruptArtifact, NotFound, UnreadableRecord
+from tlm_core.jobs.spec import MAX_PRIORITY, Event, JobRecord, JobSpec, Resolved, ReusedArtifact
 from tlm_core.jobs.states import TERMINAL, State
 from tlm_core.training.recipe import resolve
+
+log = logging.getLogger(__name__)
 
 _JSON_FIELDS = frozenset(
     {"spec", "resolved", "origin", "submissions", "beats", "excluded_from_cache", "checkpoints", "published"}
@@ -46,6 +49,7 @@ _JSON_FIELDS = frozenset(
 _FOLDER = re.compile(r'"folder": ?"([^"]+)"')  # in the JSON of a record
 _ARTIFACT = re.compile(r'"artifact": ?"([^"]+)"')  # in the JSON of a result
 OBSTACLE_SECONDS = 30  # how long a coordinator's report is in force
+_ALL = 1_000_000  # more than the entries of any stream
 _PAGE = 1000  # members of a set that one command reads
 _HEAD = 100  # members of a queue among which the metrics look for a job that can start
 
@@ -65,7 +69,8 @@ class LogLine(TypedDict):
 class JobReads:
     """The read operations of `JobStore`. history: reads the older entries of streams from the storage.
 
-    `events`, `metrics`, `logs` and `last_logs` raise NotFound, CorruptArtifact or StorageUnavailable from `history`.
+    `events`, `metrics`, `logs`, `last_logs`, and the methods that read references of ended jobs, raise NotFound,
+    CorruptArtifact or StorageUnavailable from `history`.
     """
 
     def __init__(self, client: redis.Redis, history: History | None = None) -> None:
@@ -142,14 +147,42 @@ class JobReads:
         A job inherits an artifact from a deleted job that shared it. The artifacts of the job's result are included,
         also if the rest of the record is unreadable.
         """
-        names = ("result", "packed")
+        names = ("result", "packed", "history")
         pipe = self._redis.pipeline(transaction=True)
         pipe.smembers(key(tenant, "job-artifacts", job_id)).hmget(key(tenant, "job", job_id), names)
         artifacts, values = pipe.execute()
         fields = {name: value for name, value in zip(names, values, strict=True) if value is not None}
         with suppress(ValueError, zlib.error):
             artifacts |= set(_ARTIFACT.findall(unpacked(fields).get("result", "")))
+        if _has_refs(fields.get("history")):
+            artifacts |= self._readable_refs(tenant, job_id).keys()
         return set(artifacts)
+
+    def moved_refs(self, tenant: str, job_id: str) -> list[dict[str, str]]:
+        """Return the references that left the record of an ended job: of artifacts, then of checkpoints."""
+        return [row for _, row in self._rows(tenant, job_id, REFS, "0", _ALL)]
+
+    def result_of(self, job: JobRecord) -> dict[str, ReusedArtifact]:
+        """Return the artifact of each node of a succeeded job, by the node's name."""
+        if job.result is None or job.result.artifacts:
+            return job.result.artifacts if job.result else {}
+        rows = (row for row in self.moved_refs(job.tenant, job.id) if "artifact" in row)
+        return {row["node"]: ReusedArtifact(artifact=row["artifact"], ref=moved_ref(row)) for row in rows}
+
+    def published_by(self, job: JobRecord) -> dict[str, ManifestRef]:
+        """Return the artifacts of a job that failed or was canceled, by their ids, if they left the shared list."""
+        if job.published or job.state not in TERMINAL:
+            return job.published
+        return self._readable_refs(job.tenant, job.id)
+
+    def _readable_refs(self, tenant: str, job_id: str) -> dict[str, ManifestRef]:
+        """Return the references of artifacts that left the record, by artifact id, or none if their file is lost."""
+        try:
+            rows = self.moved_refs(tenant, job_id)
+        except (CorruptArtifact, NotFound) as error:
+            log.error("Cannot read the references of job %s: %s", job_id, error)
+            return {}
+        return {row["artifact"]: moved_ref(row) for row in rows if "artifact" in row}
 
     def was_deleted(self, tenant: str, job_id: str) -> bool:
         """Return whether this job was deleted in the last week. An unknown job may also be of another installation."""
@@ -397,6 +430,8 @@ class JobReads:
     def named_folders(self, tenant: str) -> set[str]:
         """Return every storage folder that a record of the tenant names, and all parents of these folders.
 
+        They include the ids of ended jobs whose references cannot be read. Raises StorageUnavailable.
+
         The record of an ended load does not count: nothing reads its upload.
         """
         folders: set[str] = set()
@@ -407,7 +442,15 @@ class JobReads:
                     texts = [ref_of(tenant, artifact, body).model_dump_json() for artifact, body in entries]
                 case "hash":
                     texts = list(unpacked(self._redis.hgetall(name)).values())
-                    texts += [self._redis.hget(name, "history") or ""]
+                    texts += [history := self._redis.hget(name, "history") or ""]
+                    if _has_refs(history):
+                        job_id = name.removeprefix(key(tenant, "job", ""))
+                        try:
+                            rows = self.moved_refs(tenant, job_id)
+                            texts += [row.get("checkpoint") or json.dumps(row) for row in rows]
+                        except (CorruptArtifact, NotFound) as error:
+                            log.error("Cannot read which folders job %s uses: %s", job_id, error)
+                            folders.add(job_id)
                 case "list":
                     texts = self._redis.lrange(name, 0, -1)
                 case "string":
@@ -452,6 +495,11 @@ def _listed(tenant: str, job_id: str, fields: Mapping[str, str]) -> JobRecord:
             error=error.as_dict(),
             unreadable=True,
         )
+
+
+def _has_refs(history: str | None) -> bool:
+    """Return whether references of a job moved to the storage. history: the field of the record."""
+    return f'"{REFS}"' in (history or "")
 
 
 def _log_lines(entries: Iterable[tuple[str, Mapping[str, str]]]) -> list[LogLine]:

@@ -5,8 +5,8 @@ Keys have the prefix `tlm`; the tenant T stands in braces:
     tlm:{T}:events:ID     stream, ids 1-0, 2-0, …     tlm:{T}:state:S     job ids in state S
     tlm:{T}:metrics:ID    stream                      tlm:{T}:artifacts   artifact id → its `entry_of`
     tlm:{T}:logs:ID       stream                      tlm:{T}:checkpoints:ARTIFACT   list of published checkpoints
-    tlm:{T}:job-artifacts:ID   set of artifact ids that the job published or wrote checkpoints for, and that its
-                          result does not name
+    tlm:{T}:job-artifacts:ID   set of artifact ids that the job published or wrote checkpoints for, and that neither
+                          its result nor its references in the storage name
     tlm:{T}:idem:KEY      idempotency key             tlm:queue, tlm:leases          members T/ID, scored by time: of
                                                       submission in queue, of expiry in leases
     tlm:{T}:names         job id → name, for searches

@@ -32,7 +32,7 @@ class Situation:
     @classmethod
     def read(cls, store: JobStore, job: JobRecord, plan: Plan | None = None) -> Situation:
         """Read which artifacts of a job are published. plan: the job's plan, if the caller has computed it."""
-        plan = plan or plan_of(job)
+        plan, earlier = plan or plan_of(job), store.published_by(job)
         done: dict[str, ManifestRef] = {}
         waiting = list(plan.nodes)
         while level := [node for node in waiting if done.keys() >= set(node.inputs.values())]:
@@ -42,7 +42,7 @@ class Situation:
             nodes = [node for node in level if not node.reused]
             ids = [_artifact_id(job, node, done) for node in nodes]
             refs = zip(nodes, ids, store.artifacts(job.tenant, ids), strict=True)
-            published = ((node.name, ref or job.published.get(artifact)) for node, artifact, ref in refs)
+            published = ((node.name, ref or earlier.get(artifact)) for node, artifact, ref in refs)
             done |= {name: ref for name, ref in published if ref is not None}
         return cls(job, plan, done)
 

@@ -114,7 +114,8 @@ class StorageSweeper:
             unfinished = {job for state in set(State) - TERMINAL for job in self.store.newest_in(tenant, state, _MANY)}
             folders += len(indexes) + len(below)
             orphans += [name for name in indexes if name.replace("/indexes/", "/corpora/", 1) not in named]
-            orphans += [name for name in below if name not in named and not unfinished.intersection(_JOB.findall(name))]
+            users = unfinished | named
+            orphans += [name for name in below if name not in named and users.isdisjoint(_JOB.findall(name))]
             # The record of an upload expires. So parts without a record do not show that Redis has lost records.
             expired += [name for name in parts if name not in named]
         if len(orphans) > max(_FEW, folders / 2):

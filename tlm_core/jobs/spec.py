@@ -314,7 +314,8 @@ class JobRecord(_Record):
     ran_seconds: running time of all attempts, except the time since `running_since`. due_at: earliest start of the next
     attempt. waiting: the error of the outage that makes the attempt wait.
     checkpoints: references of the job's checkpoints, set when the record is archived. published: artifact id →
-    reference of its manifest, if the job is archived and has no result. unreadable: whether this record replaces a
+    reference of its manifest, if the job is archived and has no result. If an ended job has many artifacts, the storage
+    has these references and those of the result (`JobReads.moved_refs`). unreadable: whether this record replaces a
     record in a list that this release cannot read. Then only its id, state and error are those of the job.
     All points in time are Unix seconds.
     """
