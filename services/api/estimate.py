@@ -93,12 +93,7 @@ class Known:
                 range_reason="the seeds train side by side only if the workers have room",
             )  # fmt: skip
         work = [work_of(node, texts_of(plan, node, self.texts)) for node in nodes]
-        return self._at_rate(Setup.of(job, plan, nodes[0], work[0]), work)
-
-    def share_of(self, node: Node) -> float | None:
-        """Return the seconds by which a node lengthens the job, if all seeds run at once as in `progress_of`."""
-        cost, side = self.stage([node]), self.situation.plan.side_by_side(node.group)
-        return cost.gpu_seconds / side if cost.basis == "measured" and cost.gpu_seconds else cost.seconds
+        return self._at_rate(Setup.of(job, plan, nodes[0], work[0], self.situation.done), work)
 
     def _at_rate(self, setup: Setup, work: Sequence[Work | None]) -> StageCost:
         flops, tokens = (_total(getattr(item, name) if item else None for item in work) for name in ("flops", "tokens"))
@@ -179,7 +174,7 @@ class Estimator:
         )
 
     def node_seconds(self, job: JobRecord) -> dict[str, float]:
-        """Return the expected seconds of each node that is not done, and of each start of workers (`Plan.start_of`).
+        """Return the seconds that each missing node and each start of workers (`Plan.start_of`) adds to the job.
 
         An unknown time of a node without training is 0.
 
@@ -192,7 +187,7 @@ class Estimator:
         except (NotFound, CorruptArtifact):
             return {}
         missing = [node for node in known.situation.plan.nodes if node.name not in known.situation.done]
-        seconds = {node.name: known.share_of(node) for node in missing}
+        seconds = {node.name: known.stage([node]).seconds for node in missing}
         if any(seconds[node.name] is None and isinstance(node.params, TrainParams) for node in missing):
             alone = job.model_copy(update={"spec": job.spec.model_copy(update={"workers": 1})})
             return self.node_seconds(alone) if job.spec.workers > 1 else {}

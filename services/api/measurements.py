@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
@@ -90,6 +90,8 @@ class Setup:
 
     seeds: number of seeds that run at the same time if the workers have room. A stored rate is divided by the number
     that did so (`_at_once`). The times of all seeds then add up to the time of the job.
+    left: number of these seeds that are not cached. Rates do not depend on it, because a job reserves a share of the
+    CPUs for each cached seed too.
     passages: False if `prepare` has no passages; its time is then nearly constant.
     size: twice the binary logarithm of the work of a training step. Small steps take more seconds per unit of work.
     """
@@ -100,16 +102,18 @@ class Setup:
     precision: str = ""
     passages: bool = True
     size: int = 0
+    left: int = 1
 
     @classmethod
-    def of(cls, job: JobRecord, plan: Plan, node: Node, work: Work | None) -> Setup:
+    def of(cls, job: JobRecord, plan: Plan, node: Node, work: Work | None, done: Collection[str] = ()) -> Setup:
         stage = node.stage.name
         if stage == "prepare":
             return cls(stage, passages=any(other.stage.name == "select" for other in plan.nodes))
         if not (isinstance(node.params, TrainParams) or stage == "evaluate"):
             return cls(stage)
         size = round(2 * math.log2(work.units / work.steps)) if work and work.steps else 0
-        return cls(stage, job.spec.workers, plan.side_by_side(node.group), job.resolved.recipe.precision, size=size)
+        seeds, left = (plan.side_by_side(node.group, nodes) for nodes in ((), done))
+        return cls(stage, job.spec.workers, seeds, job.resolved.recipe.precision, size=size, left=left)
 
     def __str__(self) -> str:
         passages = "" if self.passages else "/alone"
@@ -140,6 +144,9 @@ def _measured(setup: Setup, rates: Mapping[str, Rate], on_device: float) -> Pace
     cores, or each seed has its own GPU. If other programs used the cores, the least time is the lesser of two times.
     The first is the time in which the training had a core. It can be too high, because threads that wait for each other
     also use their cores. The second is the time by `on_device`, the pace by a short measurement.
+
+    If some seeds are cached, each of the others is as fast as beside all seeds, or up to `idle` times faster. It is
+    faster if there are fewer cores than seeds.
     """
     numbers = sorted(range(1, MAX_SEEDS + 1), key=lambda seeds: abs(seeds - setup.seeds))
     for seeds, size in product(numbers, (setup.size, setup.size - 1, setup.size + 1)):
@@ -149,6 +156,10 @@ def _measured(setup: Setup, rates: Mapping[str, Rate], on_device: float) -> Pace
             least, most = min(rate.had_core, on_device / rate.seconds) if shared else 1.0, 1.0
             if unlike:
                 least, most = least * at_once / max(seeds, setup.seeds), max(1.0, at_once / setup.seeds)
+                most *= setup.seeds / setup.left
+            elif setup.left < seeds:
+                idle = at_once / (1 + (at_once - 1) * (setup.left - 1) / (seeds - 1))
+                rate, at_once, least = rate._replace(seconds=idle * rate.seconds), at_once / idle, least / idle
             words = f"measured by {rate.job}" + f" with {counted(seeds, 'seed')}" * unlike + _SHARED * shared
             bounds = Bounds(least, most, f"measured{_SHARED if shared else ' with another number of seeds'}")
             return Pace("measured", rate.seconds, words, None if least == most else bounds, at_once)

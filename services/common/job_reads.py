@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any, TypedDict
 
 import redis
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from services.common.catalog_records import needs_files
 from services.common.history import REFS, History, Moved, Row, moved_ref, ref_of, unpacked
@@ -36,7 +36,7 @@ from services.common.redis_client import (
 from tlm_core.artifacts.hashing import digest_of
 from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.errors import Conflict, CorruptArtifact, NotFound, UnreadableRecord
-from tlm_core.jobs.spec import MAX_PRIORITY, Event, JobRecord, JobSpec, Resolved, ReusedArtifact
+from tlm_core.jobs.spec import MAX_PRIORITY, Beat, Event, JobRecord, JobSpec, Resolved, ReusedArtifact
 from tlm_core.jobs.states import TERMINAL, State
 from tlm_core.training.recipe import resolve
 
@@ -46,6 +46,7 @@ _JSON_FIELDS = frozenset(
     {"spec", "resolved", "origin", "submissions", "beats", "excluded_from_cache", "checkpoints", "published"}
     | {"progress", "waiting", "error", "result"}
 )
+_BEATS = TypeAdapter(dict[str, Beat])
 _FOLDER = re.compile(r'"folder": ?"([^"]+)"')  # in the JSON of a record
 _ARTIFACT = re.compile(r'"artifact": ?"([^"]+)"')  # in the JSON of a result
 OBSTACLE_SECONDS = 30  # how long a coordinator's report is in force
@@ -194,6 +195,10 @@ class JobReads:
         if state is None:
             raise no_job(job_id)
         return State(state)
+
+    def beats(self, tenant: str, job_id: str) -> dict[str, Beat]:
+        """Return the last heartbeat of each group, or {} if there are none. For frequent reads."""
+        return _BEATS.validate_json(self._redis.hget(key(tenant, "job", job_id), "beats") or "{}")
 
     def must_stop(self, tenant: str, job_id: str) -> tuple[bool, bool]:
         """Return whether a job is not running, and whether its workers must stop at a checkpoint. For frequent reads.

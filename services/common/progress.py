@@ -30,15 +30,15 @@ def progress_of(
     """
     nodes = situation.plan.nodes
     done = situation.done.keys() - {node.name}
-    # The nodes of all seeds are about as far as this node, because they share the CPUs.
-    twins = situation.plan.twins(node)
+    # The nodes of all seeds that train now are about as far as this node. Other seeds wait for CPUs or for a GPU.
+    twins = [twin for twin in situation.plan.twins(node) if twin == node or _works(situation, twin.group)]
+    side_by_side = len(twins)
     running = {twin.name for twin in twins} - done
     done |= {before.name for twin in twins if twin.name in running for before in situation.plan.behind(twin.name)}
     within = min(1.0, step / total) if total else 0.0
     share, left = (len(done) + within * len(running)) / len(nodes), None
-    slowdown = _slowdown(situation, node, within, eta_seconds)
+    slowdown = _slowdown(situation, node, within, eta_seconds and eta_seconds / side_by_side)
     if any((seconds := _expected(situation, slowdown)).values()):
-        side_by_side = situation.plan.side_by_side(node.group)
         if not total and seconds[node.name] and not isinstance(node.params, TrainParams):
             within = min(_MOST_BY_TIME, elapsed / side_by_side / seconds[node.name])
         measured = eta_seconds if within >= _MEASURED else None
@@ -59,14 +59,19 @@ def progress_of(
     )  # fmt: skip
 
 
-def _slowdown(situation: Situation, node: Node, within: float, eta_seconds: float | None) -> float:
-    """Return the ratio of measured to expected seconds of training.
+def _works(situation: Situation, group: str) -> bool:
+    """Return whether workers of the group have begun and have not ended."""
+    return situation.job.works(group) and not situation.is_done(group)
+
+
+def _slowdown(situation: Situation, node: Node, within: float, left: float | None) -> float:
+    """Return the ratio of measured to expected seconds of training. left: seconds that `node` still adds to the job.
 
     If `node` has not measured this ratio yet, return the last ratio of the job, or 1.
     """
     own = situation.job.resolved.node_seconds.get(node.name, 0.0)
-    if eta_seconds is not None and _MEASURED <= within < 1 and own and isinstance(node.params, TrainParams):
-        return eta_seconds / (1 - within) / own / situation.plan.side_by_side(node.group)
+    if left is not None and _MEASURED <= within < 1 and own and isinstance(node.params, TrainParams):
+        return left / (1 - within) / own
     return situation.job.progress.slowdown if situation.job.progress else 1.0
 
 

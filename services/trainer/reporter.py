@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from services.common.jobstore import JobStore
 from services.common.liveness import Liveness
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _MAX_PENDING = 10_000  # entries of each kind that are buffered while Redis is unavailable
 _LOGGED = ("mlm", "task", "validation_loss", "score")  # metrics in the log
+Beats = Mapping[str, Beat]  # by group
 _STATE_SECONDS = 0.1  # between two reads of the job's state, which are cheap; a report is a durable write
 
 
@@ -35,7 +36,7 @@ class _Report:
     id: by which the store recognizes a report that is sent again, because its answer was lost.
     """
 
-    progress: Callable[[], Progress] | None = None
+    progress: Callable[[Beats], Progress] | None = None
     metrics: list[Mapping[str, object]] = field(default_factory=list)
     events: list[tuple[str, Mapping[str, object]]] = field(default_factory=list)
     logs: list[str] = field(default_factory=list)
@@ -89,7 +90,7 @@ class JobReporter:
         self._began = 0.0  # start of the current node, in seconds of the monotonic clock
         self._pending = _Report()
         self._unanswered: _Report | None = None  # the last report, if its answer was lost
-        self._without_steps: Callable[[], Progress] | None = None  # the progress of a node that has reported no steps
+        self._without_steps: Callable[[Beats], Progress] | None = None  # of a node that has reported no steps
         self._logged_tenth = 0  # of the current node
         self._latest: dict[str, float | int | str | None] = {}
         self._rate = 0.0  # tokens per second
@@ -110,9 +111,10 @@ class JobReporter:
         self._rate = rate or 0.0 if unit == "tokens" else 0.0
         began = self._began
 
-        def current() -> Progress:
+        def current(beats: Beats) -> Progress:
+            now = replace(situation, job=situation.job.model_copy(update={"beats": beats}))
             return progress_of(
-                situation, node, step=step, total=total, rate=rate, unit=unit, eta_seconds=eta_seconds,
+                now, node, step=step, total=total, rate=rate, unit=unit, eta_seconds=eta_seconds,
                 elapsed=time.monotonic() - began,
             )  # fmt: skip
 
@@ -237,7 +239,7 @@ class JobReporter:
         try:
             state = self._store.report(
                 *self._job,
-                progress=report.progress() if report.progress else None,
+                progress=report.progress(self._store.beats(*self._job[:2])) if report.progress else None,
                 metrics=report.metrics,
                 events=report.events,
                 logs=report.logs,

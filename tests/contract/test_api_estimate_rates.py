@@ -18,7 +18,7 @@ from tests.contract.gateway import Gateway, add_dataset, add_version
 from tests.contract.recorded_jobs import SEARCHED, record
 from tlm_core.corpus.states import CorpusState
 from tlm_core.jobs.plan import plan_of
-from tlm_core.jobs.spec import JobRecord, Progress
+from tlm_core.jobs.spec import Beat, JobRecord, Progress
 from tlm_core.training.speed import flop_of
 
 T = "default"
@@ -56,6 +56,23 @@ def test_estimate_counts_how_many_seeds_ran_at_once(
     assert alone["seconds_at_most"] == pytest.approx(training(result)["seconds"] / rounds)
 
 
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_cached_seeds_do_not_shorten_the_time_of_the_others(
+    api: TestClient, gateway: Gateway, one_by_one: bool
+) -> None:
+    """Each seed reserves a fixed share of the CPUs, so a seed alone is about as fast as beside cached seeds."""
+    finish_job(api, gateway, 70.0, one_by_one=one_by_one, seeds=[0, 1, 2])
+    for seeds, left in (([0, 1, 3], 1), ([0, 3, 4], 2)):
+        joint, rounds = training(estimate(api, seeds=seeds)), left if one_by_one else 1
+        alone = training(estimate(api, seeds=[3, 4, 5]))["seconds"] / (3 if one_by_one else 1)
+        assert joint["seconds"] == pytest.approx(alone * rounds)
+        least = None if one_by_one else pytest.approx(alone * left / 3)
+        assert joint["seconds_at_least"] == least, "With fewer cores than seeds, cached seeds leave cores to others."
+        job = gateway.parts.jobs.get(T, api.post("/v1/jobs", json=BODY | {"seeds": seeds}).json()["id"])
+        times = (seconds for node, seconds in job.resolved.node_seconds.items() if node.startswith("joint"))
+        assert sum(times) == pytest.approx(joint["seconds"], rel=0.01)
+
+
 def test_rate_of_an_earlier_release_counts_for_seeds_side_by_side(api: TestClient, gateway: Gateway) -> None:
     finish_job(api, gateway, 70.0, gpu_seconds=5.0, seeds=[0, 1, 2])
     now, jobs = estimate(api, seeds=[3, 4, 5]), gateway.parts.jobs
@@ -82,12 +99,12 @@ def test_remaining_time_does_not_jump_when_seeds_report_their_first_steps(
     plan = plan_of(job)
     node = plan.node("refit.s3")
     done: dict[str, Any] = dict.fromkeys(before.name for before in plan.behind(node.name))
+    job = job.model_copy(update={"beats": {f"seed.s{seed}": Beat() for seed in ([3] if one_by_one else [3, 4, 5])}})
     first, later = (
-        progress_of(Situation(job, plan, done), node, step=step, total=100, eta_seconds=70 - 0.7 * step)
+        progress_of(Situation(job, plan, done), node, step=step, total=100, eta_seconds=70 - 0.7 * step).eta_seconds
         for step in (1, 10)
     )
-    assert first.eta_seconds is not None and later.eta_seconds is not None
-    assert first.eta_seconds - later.eta_seconds == pytest.approx(70 * 0.09, abs=1)
+    assert first is not None and later is not None and first - later == pytest.approx(70 * 0.09, abs=1)
 
 
 def test_measured_rates_outlive_their_job(api: TestClient, gateway: Gateway) -> None:

@@ -244,3 +244,21 @@ def test_share_of_the_job_never_falls(reporter: JobReporter, redis_client: redis
         assert progress is not None and progress.step == step
         shares.append(progress.share)
     assert shares == sorted(shares) and shares[0] == shares[1] < shares[2]
+
+
+def test_time_left_counts_the_seeds_that_work_now(redis_client: redis.Redis) -> None:
+    store = JobStore(redis_client)
+    job, _ = store.submit(T, make_spec(seeds=(0, 1)), make_resolved(node_seconds={"joint.s0": 50.0, "joint.s1": 50.0}))
+    claimed = store.claim("a", 60)
+    assert claimed is not None
+    situation = Situation.read(store, claimed)
+    reporter, left = JobReporter(store, T, job.id, claimed.attempt, "seed.s0", interval=60.0), list[float | None]()
+    reporter.start_node(situation, situation.plan.node("joint.s0"))
+    for phase in ("waiting", "working"):
+        store.report(T, job.id, claimed.attempt, beat=("seed.s1", Beat(phase=phase)))
+        reporter.progress(step=50, total=100, rate=1.0, unit="steps", eta_seconds=50.0)
+        reporter.flush()
+        progress = store.get(T, job.id).progress
+        left.append(progress.eta_seconds if progress else None)
+    reporter.close()
+    assert left == [50 + 100, 50], "Two seeds at once take 50 s more, one after the other 150 s."

@@ -88,11 +88,15 @@ class Plan:
         """Return the nodes that the workers of one submission run, in order."""
         return [n for n in self.nodes if n.place is Place.WORKERS and n.group == name]
 
-    def side_by_side(self, group: str) -> int:
-        """Return how many groups run at the same time: for a seed's group, the number of such groups; otherwise 1."""
+    def side_by_side(self, group: str, done: Collection[str] = ()) -> int:
+        """Return how many groups can run at the same time: for a seed's group, the number of such groups; otherwise 1.
+
+        Groups whose nodes are all done do not count.
+        """
         if not group.startswith(SEED_GROUP):
             return 1
-        return len({node.group for node in self.nodes if node.group.startswith(SEED_GROUP)})
+        left = {node.group for node in self.nodes if node.group.startswith(SEED_GROUP) and node.name not in done}
+        return max(1, len(left))
 
     def start_of(self, node: Node) -> str:
         """Return the name of the start of a node's workers, a key of `Resolved.node_seconds`.

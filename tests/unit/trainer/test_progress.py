@@ -11,7 +11,7 @@ from services.common.situation import Situation
 from tests.factories import make_resolved, make_spec
 from tlm_core.artifacts import ManifestRef
 from tlm_core.jobs.plan import plan_of
-from tlm_core.jobs.spec import JobRecord
+from tlm_core.jobs.spec import Beat, JobRecord
 from tlm_core.jobs.states import State
 
 REF = ManifestRef(folder="default/x", digest="1" * 64)
@@ -19,10 +19,14 @@ SECONDS = {"validate": 1.0, "baseline": 4.0, "select": 3.0, "self_train": 2.0, "
            "finetune.s0": 50.0, "evaluate": 10.0, "export": 20.0}  # fmt: skip
 
 
-def situation(done: tuple[str, ...], seconds: dict[str, float], seeds: tuple[int, ...] = (0,)) -> Situation:
+def situation(
+    done: tuple[str, ...], seconds: dict[str, float], seeds: tuple[int, ...] = (0,), waiting: tuple[int, ...] = ()
+) -> Situation:
+    """Return the situation of a job. waiting: the seeds that wait for room in Ray."""
+    beats = {f"seed.s{seed}": Beat(phase="waiting" if seed in waiting else "working") for seed in seeds}
     job = JobRecord(
         id="job_1", tenant="default", state=State.RUNNING, spec=make_spec(seeds=seeds),
-        resolved=make_resolved(node_seconds=seconds), created_at=0, updated_at=0,
+        resolved=make_resolved(node_seconds=seconds), created_at=0, updated_at=0, beats=beats,
     )  # fmt: skip
     return Situation(job, plan_of(job), dict.fromkeys(done, REF))
 
@@ -97,6 +101,26 @@ def test_seeds_side_by_side_report_the_same_progress() -> None:
         both.append(progress_of(state, state.plan.node(f"finetune.s{seed}"), step=1, total=2, eta_seconds=50.0))
         assert both[-1].share == pytest.approx(270 / 350), f"joint.s{other} has ended too"
     assert both[0].nodes_done == both[1].nodes_done == 7
+
+
+def test_time_left_counts_seeds_that_wait_for_the_only_gpu() -> None:
+    seconds = SECONDS | {"joint.s1": 100.0, "finetune.s1": 50.0}
+    state = situation(BEFORE, seconds, seeds=(0, 1), waiting=(1,))
+    first, later = (
+        progress_of(state, state.plan.node("joint.s0"), step=step, total=100, eta_seconds=100.0 - step)
+        for step in (1, 50)
+    )
+    assert first.eta_seconds == 99 + 50 + 150 + 30 and later.eta_seconds == 50 + 50 + 150 + 30
+    assert later.slowdown == 1 and later.share == pytest.approx((20 + 50) / 350)
+    last = situation((*BEFORE, "joint.s0", "finetune.s0", "refit.s0"), seconds, seeds=(0, 1))
+    assert progress_of(last, last.plan.node("joint.s1"), step=50, total=100, eta_seconds=50.0).eta_seconds == 130
+
+
+def test_cached_seed_does_not_share_the_measured_time() -> None:
+    seconds = SECONDS | {"joint.s1": 100.0, "finetune.s1": 50.0}
+    state = situation((*BEFORE, "joint.s0", "finetune.s0", "refit.s0"), seconds, seeds=(0, 1))
+    progress = progress_of(state, state.plan.node("joint.s1"), step=50, total=100, eta_seconds=500.0)
+    assert progress.eta_seconds == 500 + 10 * 50 + 30 and progress.slowdown == 10
 
 
 def test_first_steps_do_not_change_the_estimate() -> None:
