@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -160,9 +161,9 @@ def _is_blank(row: Row, column: str) -> bool:
 @contextmanager
 def _written(target: Path) -> Iterator[IO[str]]:
     """Open a file that appears as `target` when the block ends. An error deletes it."""
-    partial = target.with_name(f"{target.name}.part")
+    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")  # Another program may write the same target.
     try:
-        with local_errors(f"writing {target}"), open(partial, "w", encoding="utf-8", newline="") as output:
+        with local_errors(f"writing {target}"), open(partial, "x", encoding="utf-8", newline="") as output:
             yield output
         partial.replace(target)
     finally:

@@ -13,6 +13,7 @@ from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,6 +35,7 @@ def classified(
     columns: Any = None,
     fails: bool = False,
     value: float | None = None,
+    on_row: Callable[[int], None] = lambda _: None,
     **options: Any,
 ) -> int:
     """Classify the rows of a file with a client that always predicts `a`, or for text pairs the second text.
@@ -61,7 +63,7 @@ def classified(
     )
     NOTES.clear()
     target = path.with_suffix(".out")
-    return predict_file(client, model, path, target, on_row=lambda _: None, notify=NOTES.append, **options)
+    return predict_file(client, model, path, target, on_row=on_row, notify=NOTES.append, **options)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -74,6 +76,27 @@ def test_rows_get_label_and_probability(tmp_path: Path) -> None:
     path.write_text("id,text\n7,a film\n", encoding="utf-8")
     assert classified(path) == 1
     assert path.with_suffix(".out").read_text() == "id,text,prediction,probability\n7,a film,a,0.5\n"
+
+
+def test_programs_that_write_the_same_file_at_once_do_not_mix(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text("text\na film\na book\n", encoding="utf-8")
+
+    def classify_again(row: int) -> None:
+        if row == 1:
+            classified(path)
+
+    assert classified(path, on_row=classify_again) == 2
+    assert [row["text"] for row in rows_of(path)] == ["a film", "a book"]
+    assert sorted(tmp_path.iterdir()) == [path, path.with_suffix(".out")]
+
+
+def test_interrupted_prediction_leaves_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text("text\na film\n", encoding="utf-8")
+    with pytest.raises(KeyboardInterrupt):
+        classified(path, on_row=Mock(side_effect=KeyboardInterrupt))
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
