@@ -89,7 +89,9 @@ class AsyncConnection:
         return await self._call(kind, "POST", http.path(path, *parts), repeat=repeat, **options)
 
     async def _delete(self, path: str, *parts: str, **params: http.Param) -> None:
-        await self._send("DELETE", http.path(path, *parts), params=params)
+        response = await self._send("DELETE", http.path(path, *parts), params=params)
+        if response.status_code != httpx.codes.NO_CONTENT:
+            raise http.error_of(response)
 
     async def _call(
         self, kind: type[T], method: str, path: str, *, repeat: bool = False, **options: Unpack[http.RequestOptions]

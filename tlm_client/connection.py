@@ -88,7 +88,9 @@ class Connection:
         return self._call(kind, "POST", http.path(path, *parts), repeat=repeat, **options)
 
     def _delete(self, path: str, *parts: str, **params: http.Param) -> None:
-        self._send("DELETE", http.path(path, *parts), params=params)
+        response = self._send("DELETE", http.path(path, *parts), params=params)
+        if response.status_code != httpx.codes.NO_CONTENT:
+            raise http.error_of(response)
 
     def _call(
         self, kind: type[T], method: str, path: str, *, repeat: bool = False, **options: Unpack[http.RequestOptions]

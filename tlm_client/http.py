@@ -243,9 +243,12 @@ def unanswered(url: str, error: httpx.HTTPError) -> InvalidRequest | Unavailable
 
 
 def error_of(response: httpx.Response) -> TLMError:
-    """Return the error that a response without success describes. Its facts include those of the response."""
+    """Return the error of a response without success, or of one that the gateway does not send.
+
+    The facts of the error include those of the response.
+    """
     status, request = response.status_code, response.request
-    by_status = _ERROR_BY_STATUS.get(status, TLMError if status >= 500 else InvalidRequest)
+    by_status = _ERROR_BY_STATUS.get(status, TLMError if response.is_success or status >= 500 else InvalidRequest)
     try:
         problem = Problem.model_validate_json(response.content)
     except ValidationError:

@@ -91,6 +91,16 @@ def test_unreadable_answer_raises_an_error_with_advice(answer: httpx.Response, m
         client.job("job_1")
 
 
+@pytest.mark.parametrize("status", [200, 202, 207])
+def test_deletion_that_the_gateway_did_not_answer_is_an_error(status: int) -> None:
+    answer = httpx.Response(status, text="<html>Sign in</html>")
+    with (
+        client_of(lambda _: answer) as client,
+        pytest.raises(e.TLMError, match=f"answered {status} to DELETE"),
+    ):
+        client.delete_job("job_1")
+
+
 def test_unknown_fields_of_an_answer_are_ignored() -> None:
     view = job_view(new=1)
     view["spec"]["new"] = view["resolved_recipe"]["joint"]["new"] = 1
