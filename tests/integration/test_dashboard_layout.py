@@ -175,6 +175,14 @@ def test_lists_and_a_comparison_of_two_jobs_need_no_scrolling_on_a_phone(
         assert tables.count() and max(tables.evaluate_all(hidden)) <= 0, path
 
 
+def test_tables_of_the_results_need_no_scrolling_on_a_phone(page: Any, served: tuple[str, Gateway, Contents]) -> None:
+    url, _, contents = served
+    page.set_viewport_size({"width": 390, "height": 740})
+    page.goto(f"{url}/ui/jobs/{contents.jobs['succeeded']}/results")
+    hidden = page.locator(".scroll").evaluate_all("boxes => boxes.map(box => box.scrollWidth - box.clientWidth)")
+    assert len(hidden) >= 5 and max(hidden) <= 0
+
+
 def test_wide_table_on_a_phone_has_a_shadow_where_it_continues(
     page: Any, served: tuple[str, Gateway, Contents]
 ) -> None:
