@@ -321,10 +321,10 @@ class Estimate(_Answer):
     reasons: dict[str, str] = Field(description="per value: where it comes from, or why it is null")
 
     def sources(self) -> dict[str, list[str]]:
-        """Map each reason to the names of what it explains: values except `seconds`, and the `basis` of stages."""
+        """Map each reason to the names of what it explains: stages, and values except `seconds`."""
         result: dict[str, list[str]] = {}
         values = [entry for entry in self.reasons.items() if entry[0] != "seconds"]
-        for name, reason in [*dict.fromkeys((s.basis, s.reason) for s in self.stages), *values]:
+        for name, reason in [*((s.stage, s.reason) for s in self.stages), *values]:
             result.setdefault(reason, []).append(name.replace("_", " "))
         return result
 

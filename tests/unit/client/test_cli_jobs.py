@@ -37,8 +37,8 @@ def test_estimate_shows_sources_and_unknown_figures() -> None:
     passages = "10,004 of at most 13,500"
     for part in ("2:05", "4.10e+13", passages, "GPU hours: unknown", "Disk: unknown", "flops, memory bytes: counted"):
         assert part in result.stdout
-    assert result.stdout.count("measured on 3 runs") == 1
-    (cached,) = (line.split("│")[1:-1] for line in result.stdout.splitlines() if "select" in line)
+    assert result.stdout.count("measured on 3 runs") == 1 and "joint, finetune: measured on 3 runs" in result.stdout
+    (cached,) = (line.split("│")[1:-1] for line in result.stdout.splitlines() if "│ select" in line)
     assert [cell.strip() for cell in cached] == ["select", "0:00", "cached", "cached"]
     assert json.loads(tlm(handler, *arguments, "--json").stdout)["gpu_hours"] is None
 
