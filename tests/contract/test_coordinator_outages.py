@@ -233,3 +233,11 @@ def test_lost_workers_between_outages_of_the_hub_count(harness: CoordinatorHarne
     assert [fail(away)[2:] for _ in range(3)] == [(0, 1), (0, 2), (0, 3)]
     assert [fail(error) for error in (lost, away, lost)][-1] == (State.QUEUED, 0, 2, 4)
     assert fail(lost) == (State.FAILED, 1, 0, 0), "three losses without progress are one failure"
+
+
+@pytest.mark.parametrize("error", [WorkerLost("A worker died."), Unavailable("Cannot fetch the model 'hub:a/b' now.")])
+def test_outages_of_the_hub_that_an_earlier_state_counted_are_no_failure(
+    harness: CoordinatorHarness, error: TLMError
+) -> None:
+    job = harness.job(harness.submit()).model_copy(update={"losses": 10})
+    assert job.spent(error)[0] == 0

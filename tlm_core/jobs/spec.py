@@ -362,7 +362,9 @@ class JobRecord(_Record):
         both in turns also ends.
         """
         is_hub = is_hub_outage(error)
-        losses, hub_losses = self.losses + (not is_hub), self.hub_losses + is_hub
+        # Earlier states of the service counted outages of the hub in `losses`, up to 29.
+        losses = self.losses if self.losses < LOSSES_PER_FAULT else 0
+        losses, hub_losses = losses + (not is_hub), self.hub_losses + is_hub
         if error.is_loss and losses < LOSSES_PER_FAULT and hub_losses < HUB_LOSSES_PER_FAULT:
             return self.failures, losses, hub_losses
         return self.failures + 1, 0, 0
