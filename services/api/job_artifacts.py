@@ -15,7 +15,7 @@ from services.common.jobstore import CheckpointRef, JobStore
 from services.common.situation import Situation
 from tlm_core.artifacts import FileEntry, ManifestRef
 from tlm_core.artifacts.store import ArtifactStore
-from tlm_core.errors import NotFound, NotReady
+from tlm_core.errors import CorruptArtifact, NotFound, NotReady
 from tlm_core.jobs.plan import Plan, plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import RETRYABLE, TERMINAL
@@ -29,9 +29,16 @@ _TAR_RECORD = 512
 
 
 def artifacts_by_node(jobs: JobStore, job: JobRecord, plan: Plan | None = None) -> dict[str, ManifestRef]:
-    """Return the published artifact of each node, by node name. The record of a succeeded job lists them."""
-    if artifacts := jobs.result_of(job):
-        return {name: entry.ref for name, entry in artifacts.items()}
+    """Return the published artifact of each node, by node name. The record of a succeeded job lists them.
+
+    If the storage has lost this list, return the artifacts that other jobs would reuse, or none if one is missing.
+    """
+    try:
+        if artifacts := jobs.result_of(job):
+            return {name: entry.ref for name, entry in artifacts.items()}
+    except (NotFound, CorruptArtifact):
+        situation = Situation.read(jobs, job, plan)
+        return situation.done if len(situation.done) == len(situation.plan.nodes) else {}
     return Situation.read(jobs, job, plan).done
 
 

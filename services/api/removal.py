@@ -94,7 +94,7 @@ def artifacts_of(jobs: JobStore, job: JobRecord) -> set[str]:
     The store also has the ids of artifacts of an earlier release, which the current plan may lack.
     """
     produced = jobs.artifacts_of(job.tenant, job.id)
-    if job.unreadable or job.result is not None:
+    if job.unreadable or (job.result is not None and produced):  # Without `produced`, the storage has lost them.
         return produced
     return produced.union(Situation.read(jobs, job).artifact_ids())
 

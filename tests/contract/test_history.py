@@ -372,13 +372,21 @@ def test_learning_curve_with_three_seeds_needs_little_memory(
     assert bytes_per_copy(redis_client, job, 50) <= 5_000
 
 
-def test_folders_of_a_job_with_lost_references_stay(store: JobStore, artifacts: ArtifactStore) -> None:
+def test_job_with_lost_references_can_be_read_and_deleted(
+    store: JobStore, redis_client: redis.Redis, artifacts: ArtifactStore
+) -> None:
     job = run_long_job(store, artifacts, points=2, lines=1, kind="learning_curve")
+    done, produced = artifacts_by_node(store, job), artifacts_of(store, job)
     assert job.id not in store.named_folders(T)
     shutil.rmtree(artifacts.path(T, "jobs", job.id))
     history_of_a_job.cache_clear()
-    assert job.id in store.named_folders(T)
-    assert artifacts_of(store, job) == set(), "the job can be deleted"
+    assert job.id in store.named_folders(T), "its folders stay"
+    assert (artifacts_by_node(store, job), artifacts_of(store, job)) == (done, produced)
+    situation = Situation.read(store, job)
+    store.invalidate_artifact(T, situation.artifact_id(situation.plan.node(situation.plan.report)))
+    assert artifacts_by_node(store, job) == {}
+    _delete_job(store, artifacts, job)
+    assert redis_client.hlen(key(T, "artifacts")) == 0
 
 
 def test_artifacts_of_a_result_are_known_although_the_record_is_unreadable(
