@@ -149,10 +149,17 @@ def _extremes(curve: Sequence[tuple[float, float, int]], ranges: int) -> Iterato
 
 @lru_cache(maxsize=4)  # Charts read a series in pages of the same file.
 def _read(artifacts: ArtifactStore, ref: ManifestRef, stream: str) -> list[Row]:
-    path = artifacts.localize(ref) / f"{stream}.gz"
+    name = f"{stream}.gz"
+    # The sweeper reads the references of all jobs. Copies of the other files would fill the disk.
+    path = Path(ref.folder, name) if stream == REFS else artifacts.localize(ref) / name
     try:
-        with artifacts.errors(f"reading {path}"):
-            lines = path.read_bytes()
+        with (
+            artifacts.errors(f"reading {path}"),
+            artifacts.open(ref, name) if stream == REFS else path.open("rb") as file,
+        ):
+            lines = file.read()
+        if not lines:
+            raise EOFError("the file is empty")
         return [(stream_id, fields) for stream_id, fields in map(json.loads, gzip.decompress(lines).splitlines())]
     except (EOFError, ValueError, gzip.BadGzipFile, zlib.error) as error:
         message = f"{path} is damaged: {error}. Restore this file from a backup, or delete the job."

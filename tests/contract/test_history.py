@@ -389,6 +389,21 @@ def test_job_with_lost_references_can_be_read_and_deleted(
     assert redis_client.hlen(key(T, "artifacts")) == 0
 
 
+def test_named_folders_of_a_remote_storage_need_no_copies(redis_client: redis.Redis, tmp_path: Path) -> None:
+    artifacts = ArtifactStore(f"memory://{tmp_path.name}", tmp_path / "cache")
+    store = JobStore(redis_client, History(artifacts))
+    job = run_long_job(store, artifacts, points=2, lines=1, kind="learning_curve")
+    done = artifacts_by_node(store, job)
+    shutil.rmtree(tmp_path / "cache")
+    history_of_a_job.cache_clear()
+    assert store.named_folders(T) >= {ref.folder for ref in done.values()}
+    assert not (tmp_path / "cache").exists()
+    (file,) = artifacts.fs.glob(artifacts.path(T, "jobs", job.id, "*", "refs.gz"))
+    artifacts.fs.pipe_file(file, b"")
+    history_of_a_job.cache_clear()
+    assert job.id in store.named_folders(T), "an empty file is damaged"
+
+
 def test_artifacts_of_a_result_are_known_although_the_record_is_unreadable(
     store: JobStore, redis_client: redis.Redis, artifacts: ArtifactStore
 ) -> None:
