@@ -205,10 +205,10 @@ class Cluster:
             failure = translated(error)
             raise failure.error if isinstance(failure, TemporaryFailure) else failure from error
 
-    def version(self) -> int:
+    def version(self, params: Mapping[str, object] | None = None) -> int:
         """Return the major version. Raises IndexMismatch if the server is not OpenSearch, or too old."""
         if self._version is None:
-            banner = self.call("GET", "/")
+            banner = self.call("GET", "/", params=params)
             version = banner.get("version", {}) if isinstance(banner, dict) else {}
             name = version.get("distribution", "elasticsearch" if "number" in version else "an unknown server")
             number = str(version.get("number", "?"))

@@ -311,6 +311,19 @@ def test_check_detects_missing_shards(status: str) -> None:
     assert transport.calls == [("GET", "/_cluster/health/tlm-*", None)]
 
 
+def test_each_request_of_a_check_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, transport, _ = cluster_of({"status": "green"})
+    answer, limits = transport.perform_request, list[float]()
+
+    def record(method: str, path: str, params: dict[str, Any], body: Any) -> Any:
+        limits.append(params["request_timeout"])
+        return answer(method, path, params, body)
+
+    monkeypatch.setattr(transport, "perform_request", record)
+    OpenSearchIndexes(cluster, shards=1).check()
+    assert len(limits) == 2 and sum(limits) < 10, "Prometheus waits 10 s"
+
+
 def test_index_names_are_lower_case_and_unique() -> None:
     keys = [CorpusKey("t", "Docs", "v1"), CorpusKey("t", "docs", "v1"), CorpusKey("u", "docs", "v1"),
             CorpusKey("t", "docs v1", ""), CorpusKey("t", "../..", "*"), CorpusKey("t", "文書" * 99, "v1")]  # fmt: skip
