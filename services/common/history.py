@@ -59,7 +59,8 @@ class History:
         """
         if position(moved.last.get(stream, "0")) <= position(after):
             return []
-        return [row for row in _read(self.artifacts, moved.ref, stream) if position(row[0]) > position(after)]
+        rows = _read_refs(self.artifacts, moved.ref) if stream == REFS else _read(self.artifacts, moved.ref, stream)
+        return [row for row in rows if position(row[0]) > position(after)]
 
     def write(
         self,
@@ -149,18 +150,24 @@ def _extremes(curve: Sequence[tuple[float, float, int]], ranges: int) -> Iterato
 
 @lru_cache(maxsize=4)  # Charts read a series in pages of the same file.
 def _read(artifacts: ArtifactStore, ref: ManifestRef, stream: str) -> list[Row]:
-    name = f"{stream}.gz"
+    path = artifacts.localize(ref) / f"{stream}.gz"
+    with artifacts.errors(f"reading {path}"):
+        return _rows(path.read_bytes(), str(path))
+
+
+@lru_cache(maxsize=64)  # Each prediction reads the references of its job, also while the storage is unavailable.
+def _read_refs(artifacts: ArtifactStore, ref: ManifestRef) -> list[Row]:
     # The sweeper reads the references of all jobs. Copies of the other files would fill the disk.
-    path = Path(ref.folder, name) if stream == REFS else artifacts.localize(ref) / name
+    name = f"{REFS}.gz"
+    with artifacts.errors(f"reading {ref.folder}/{name}"), artifacts.open(ref, name) as file:
+        return _rows(file.read(), f"{ref.folder}/{name}")
+
+
+def _rows(content: bytes, path: str) -> list[Row]:
     try:
-        with (
-            artifacts.errors(f"reading {path}"),
-            artifacts.open(ref, name) if stream == REFS else path.open("rb") as file,
-        ):
-            lines = file.read()
-        if not lines:
+        if not content:
             raise EOFError("the file is empty")
-        return [(stream_id, fields) for stream_id, fields in map(json.loads, gzip.decompress(lines).splitlines())]
+        return [(stream_id, fields) for stream_id, fields in map(json.loads, gzip.decompress(content).splitlines())]
     except (EOFError, ValueError, gzip.BadGzipFile, zlib.error) as error:
         message = f"{path} is damaged: {error}. Restore this file from a backup, or delete the job."
         raise CorruptArtifact(message) from error

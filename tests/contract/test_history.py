@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import redis
 
-from services.api.job_artifacts import artifacts_by_node, checkpoints_of
+from services.api.job_artifacts import artifacts_by_node, checkpoints_of, served_model
 from services.api.removal import _delete_job, artifacts_of
 from services.common import history
 from services.common.archive import Archive
-from services.common.history import History, Moved
+from services.common.history import History, Moved, _read_refs
 from services.common.history import _read as history_of_a_job
 from services.common.jobstore import JobStore
 from services.common.redis_client import key
@@ -379,7 +379,7 @@ def test_job_with_lost_references_can_be_read_and_deleted(
     done, produced = artifacts_by_node(store, job), artifacts_of(store, job)
     assert job.id not in store.named_folders(T)
     shutil.rmtree(artifacts.path(T, "jobs", job.id))
-    history_of_a_job.cache_clear()
+    _read_refs.cache_clear()
     assert job.id in store.named_folders(T), "its folders stay"
     assert (artifacts_by_node(store, job), artifacts_of(store, job)) == (done, produced)
     situation = Situation.read(store, job)
@@ -395,13 +395,23 @@ def test_named_folders_of_a_remote_storage_need_no_copies(redis_client: redis.Re
     job = run_long_job(store, artifacts, points=2, lines=1, kind="learning_curve")
     done = artifacts_by_node(store, job)
     shutil.rmtree(tmp_path / "cache")
-    history_of_a_job.cache_clear()
+    _read_refs.cache_clear()
     assert store.named_folders(T) >= {ref.folder for ref in done.values()}
     assert not (tmp_path / "cache").exists()
     (file,) = artifacts.fs.glob(artifacts.path(T, "jobs", job.id, "*", "refs.gz"))
     artifacts.fs.pipe_file(file, b"")
-    history_of_a_job.cache_clear()
+    _read_refs.cache_clear()
     assert job.id in store.named_folders(T), "an empty file is damaged"
+
+
+def test_model_is_served_while_the_storage_is_away(store: JobStore, artifacts: ArtifactStore, tmp_path: Path) -> None:
+    job, *others = (run_long_job(store, artifacts, points=2, lines=1, seeds=4) for _ in range(6))
+    served = served_model(store, job)
+    for other in others:
+        store.events(T, other.id)
+    artifacts._is_new = lambda: False
+    (tmp_path / "storage").rename(tmp_path / "away")
+    assert served_model(store, job) == served
 
 
 def test_artifacts_of_a_result_are_known_although_the_record_is_unreadable(
