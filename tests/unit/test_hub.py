@@ -96,6 +96,12 @@ def test_wrapped_fault_of_the_local_folder_is_recognized(wrapper: Callable[[], E
             raise wrapper()  # noqa: B904
 
 
+def test_denied_connection_is_an_outage_of_the_hub() -> None:
+    with pytest.raises(Unavailable) as raised, hub_errors("a model"):
+        raise OSError("cannot connect") from PermissionError(errno.EACCES, "Permission denied")
+    assert is_hub_outage(raised.value)
+
+
 def test_our_own_errors_and_faults_in_our_code_pass_as_they_are() -> None:
     for error in (NotFound("ours"), KeyError("a fault")):
         with pytest.raises(type(error)) as raised, hub_errors("a model"):

@@ -21,8 +21,11 @@ OF_STORAGE = frozenset((*NO_SPACE, errno.EACCES, errno.EROFS, errno.EIO))
 
 def storage_fault(error: BaseException | None) -> OSError | None:
     """Return the fault of the file system that caused an error, or None. Libraries wrap it in errors of their own."""
+    outermost = error
     while error is not None:
-        if isinstance(error, OSError) and error.errno in OF_STORAGE:
+        # A policy of the kernel can deny a connection. Such a cause names no file.
+        is_denied = error is not outermost and isinstance(error, PermissionError) and error.filename is None
+        if isinstance(error, OSError) and error.errno in OF_STORAGE and not is_denied:
             return error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
