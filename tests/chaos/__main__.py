@@ -26,6 +26,7 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--wait", type=float, default=3.0, help="mean seconds between two faults")
+    parser.add_argument("--step-seconds", type=float, default=0.1, help="time of each of the ten steps of a job")
     parser.add_argument("--patience", type=float, default=600.0, help="seconds in which each job must end")
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
     parser.add_argument("--bug", choices=BUGS, default="", help="plant a bug, which the checker must find")
@@ -43,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     """Run once. Return 1 if the checker misses the planted bug or, without a bug, finds a violation. Else return 0."""
     say(f"seed {options.seed}: {options.jobs} jobs, {options.faults} faults {options.bug}")
     folder, began = Path(tempfile.mkdtemp(prefix="chaos-")), time.monotonic()
-    chaos = Chaos(folder, options.bug, real_disk=True, ray=options.ray)
+    chaos = Chaos(folder, options.bug, real_disk=True, ray=options.ray, step_seconds=options.step_seconds)
     plan = plan_faults(options.seed, options.faults, options.wait, options.fault, ray=options.ray)
     chaos.run(options.seed, options.jobs, options.clients, plan, options.patience)
     history = chaos.history

@@ -92,7 +92,8 @@ class Chaos:
     """A service with several coordinators and gateways, a cluster, and clients. `folder` has their files.
 
     times: settings of coordinators and workers. real_disk: mount small disks for the storage and Redis, if this process
-    may; otherwise, full disks are simulated. ray: run the workers on a real Ray head. planned: the number of faults.
+    may; otherwise, full disks are simulated. ray: run the workers on a real Ray head. step_seconds: time of each of the
+    ten steps of a job. planned: the number of faults.
     """
 
     folder: Path
@@ -102,6 +103,7 @@ class Chaos:
     times: dict[str, str] = field(default_factory=FAST.copy)
     real_disk: bool = False
     ray: bool = False
+    step_seconds: float = 0.1
     history: History = field(default_factory=History)
     faults: list[dict[str, Any]] = field(default_factory=list)
     planned: int = 0
@@ -265,7 +267,7 @@ class Chaos:
 
     def _body(self, number: int) -> dict[str, Any]:
         """Return the request of a job. Some jobs have equal work, which is computed once."""
-        return job_of(number * 4 // 5, groups=1 if self.ray else 2)
+        return job_of(number * 4 // 5, groups=1 if self.ray else 2, step_seconds=self.step_seconds)
 
     def follow(self, client: httpx.Client, name: str, body: dict[str, Any], deadline: float) -> None:
         """Submit a job, follow it to its end, and sometimes pause, resume or cancel it.

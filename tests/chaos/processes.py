@@ -40,14 +40,17 @@ SCRIPT_BUGS = {
 # Bug → options of a run in which the bug has effects. expected: a kind of violation that the checker must report.
 # `early-acknowledgment` is a Redis that answers before it writes to its disk.
 BUGS: dict[str, dict[str, Any]] = {
-    "no-fencing": {"jobs": 40, "faults": 30, "wait": 1.0, "fault": ["lose worker"], "expected": "late write"},
+    # Long steps: a lost worker continues after 1 to 8 s, and the next attempt must not have ended by then.
+    "no-fencing": {
+        "jobs": 16, "faults": 24, "wait": 1.5, "step_seconds": 1.0, "fault": ["lose worker"], "expected": "late write",
+    },
     "no-idempotency": {
         "jobs": 24, "faults": 16, "wait": 1.5, "fault": ["cut network", "kill gateway"], "expected": "double job",
     },
     "early-acknowledgment": {"jobs": 24, "faults": 8, "wait": 2.0, "fault": ["kill redis"], "expected": "lost job"},
     "torn-manifest": {"jobs": 16, "faults": 8, "wait": 2.0, "expected": "torn artifact"},
     "lost-requeue": {
-        "jobs": 16, "faults": 12, "wait": 1.5, "fault": ["kill worker", "lose worker"],
+        "jobs": 16, "faults": 12, "wait": 1.5, "step_seconds": 0.5, "fault": ["kill worker", "lose worker"],
         "expected": "job without an end",
     },
 }  # fmt: skip
