@@ -146,11 +146,18 @@ def test_invalid_request_creates_no_job(
     assert api.get("/v1/jobs").json()["data"] == []
 
 
-@pytest.mark.parametrize("overrides", [{}, {"selection.selector": "none"}])
-def test_job_without_corpus_trains_on_the_task_alone(api: TestClient, overrides: dict[str, Any]) -> None:
-    job = api.post("/v1/jobs", json={"dataset": "toy", "overrides": {"joint.enabled": False, **overrides}}).json()
+@pytest.mark.parametrize(
+    ("more", "joint"),
+    [
+        ({}, ["joint"]),
+        ({"overrides": {"joint.enabled": False}}, []),
+        ({"overrides": {"joint.enabled": False, "selection.selector": "none"}}, []),
+    ],
+)
+def test_job_without_corpus_trains_on_the_task_alone(api: TestClient, more: dict[str, Any], joint: list[str]) -> None:
+    job = api.post("/v1/jobs", json={"dataset": "toy", **more}).json()
     assert (job["corpus_version"], job["resolved_recipe"]["selection"]["selector"]) == (None, "none")
-    stages = ["validate", "baseline", "prepare", "finetune", "refit", "refit_linear", "evaluate", "export"]
+    stages = ["validate", "baseline", "prepare", *joint, "finetune", "refit", "refit_linear", "evaluate", "export"]
     assert [stage["stage"] for stage in job["stages"]] == stages
 
 
