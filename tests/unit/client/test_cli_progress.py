@@ -104,6 +104,13 @@ def test_cancelled_job_shows_no_earlier_error() -> None:
     assert "Resumes" not in listed.stdout + shown.stdout
 
 
+def test_show_names_the_command_for_the_details_of_an_error() -> None:
+    error = {"code": "worker_lost", "message": "Worker was killed.", "details": "(raylet) exit code 137"}
+    result = tlm(lambda _: httpx.Response(200, json=job_view(error=error)), "show", "job_1")
+    assert result.stdout.count("Worker was killed.") == 1 and "exit code 137" not in result.output
+    assert "Run `tlm show job_1 --json` for the details." in result.stdout
+
+
 def test_jobs_show_no_time_left_while_the_workers_are_silent() -> None:
     job = job_summary(state="running", progress=PROGRESS, silent_seconds=45.0)
     result = tlm(lambda _: httpx.Response(200, json={"data": [job], "has_more": False}), "jobs")
