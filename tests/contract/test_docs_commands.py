@@ -19,6 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from services.api.app import create_app
+from services.api.openapi import DESCRIPTION
 from services.api.outbound import Outbound
 from tests.checks.docs.blocks import PAGES, blocks_of, commands_of
 from tests.contract.filled_dashboard import LABELS, begin, finish, make_corpus, make_job, table
@@ -324,6 +325,13 @@ def test_readme_works_as_printed_in_a_clean_clone(
             assert result.exit_code == 0, f"{line}\n{result.output}"
         exec(text.replace("http://127.0.0.1:8321", reader.url), {})
     assert (clone / "model" / "model.onnx").is_file()
+
+
+def test_requests_in_the_description_of_openapi_work(reader: Reader) -> None:
+    requests = re.findall(r"curl .*?(?= \||\s+#|$)", DESCRIPTION, re.MULTILINE)
+    assert len(requests) == 6
+    for request in requests:
+        reader.type(request)
 
 
 def test_guide_shows_every_route(served: Served) -> None:
