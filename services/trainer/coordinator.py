@@ -88,9 +88,11 @@ class Coordinator:
         self._full = ""  # the message of the error of a full disk
         # Why no job starts although slots are free, and when this was reported.
         self._reported: tuple[str, float] = ("", -math.inf)
+        self._stop = threading.Event()
 
     def run(self, stop: threading.Event) -> None:
         """Run rounds until `stop` is set. An error of a round ends no job; the next round retries."""
+        self._stop = stop
         renewing = self.leases.start(self._renew_leases, self.settings.lease_seconds / 3, stop)
         with self.task.running():
             while not stop.is_set():
@@ -141,7 +143,8 @@ class Coordinator:
     def round(self) -> None:
         """Take the next step of every held job, then claim jobs while there is room.
 
-        Without room, it claims only jobs that are pausing or cancelling, to stop them.
+        Without room, it claims only jobs that are pausing or cancelling, to stop them. When the coordinator must stop,
+        the round ends after the current step: each step may wait for Ray, and the process is soon killed.
         """
         self._show_step()
         self._read_clocks()
@@ -149,6 +152,8 @@ class Coordinator:
         for held in list(self._held.values()):
             with self.task.item(f"job {held.id}", **held.ids):
                 self._step(held)
+            if self._stop.is_set():
+                return
         if self._unrenewed is None:  # the first round
             self._backing_off.update(self.store.delayed())
         self._backing_off = {job for job in self._backing_off if self._backs_off(*job)}
@@ -171,7 +176,7 @@ class Coordinator:
         self._clocks = self._now, here
 
     def _claim_jobs(self) -> None:
-        while ClusterUnavailable not in self._blind:
+        while ClusterUnavailable not in self._blind and not self._stop.is_set():
             try:
                 job = self.store.claim(self.owner, self.settings.lease_seconds, self._claimable())
             except UnreadableRecord as error:  # Its lease expires, and a coordinator of another release claims it.

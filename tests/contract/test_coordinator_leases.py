@@ -9,7 +9,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import pytest
@@ -21,6 +21,7 @@ from tests.contract.coordinator_harness import CoordinatorHarness, MovableClockS
 from tests.support import counted, wait_for
 from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import (
+    ClusterUnavailable,
     EmptySelection,
     NonFiniteLoss,
     StorageUnavailable,
@@ -73,6 +74,24 @@ def test_stopped_coordinator_gives_up_its_leases(harness: CoordinatorHarness) ->
     coordinator.run(stop)
     harness.coordinator("next").round()
     assert (harness.job(job_id).owner, harness.job(job_id).attempt) == ("next", 1)
+
+
+def test_stopped_coordinator_ends_its_round_after_one_step(harness: CoordinatorHarness) -> None:
+    jobs, stop, seen = {harness.submit(seeds=(seed,)) for seed in range(3)}, threading.Event(), list[str]()
+    coordinator = harness.coordinator(concurrency=4)
+    coordinator.round()
+    jobs.add(harness.submit(seeds=(9,)))
+
+    def hang(submission: str) -> NoReturn:
+        seen.append(submission)
+        stop.set()  # SIGTERM arrives while Ray does not answer.
+        raise ClusterUnavailable("Ray does not answer.")
+
+    harness.cluster.status = hang  # type: ignore[method-assign]
+    coordinator.run(stop)
+    assert len(seen) == 1
+    adopted = {job.id for _ in jobs if (job := harness.store.claim("next", 30))}
+    assert adopted == jobs and {harness.job(job).attempt for job in jobs} == {1}
 
 
 @pytest.mark.parametrize("component", ["ray", "storage"])
