@@ -23,6 +23,7 @@ _UNSPACED = (
 )
 # The upper bound divides base64 and similar data, which would otherwise be one word of several megabytes.
 _LONGEST_WORD = 40
+_MOST_MARKS = 8  # of one letter, so that a run of marks cannot move a border far
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]{{1,{_LONGEST_WORD}}}")
 # In scripts with capitals, a space before a lowercase letter does not end a sentence ("e.g. this").
 _SENTENCE_END = re.compile(
@@ -116,9 +117,18 @@ def _units(paragraph: str) -> Iterator[tuple[str, int]]:
             yield sentence, size
             continue
         begins = [match.start() for match in _WORD.finditer(sentence)]
-        for left, right in pairwise((0, *begins[TARGET::TARGET], len(sentence))):
-            yield sentence[left:right], min(TARGET, size)
-            size -= TARGET
+        borders = (_before_marks(sentence, begin) for begin in begins[TARGET::TARGET])
+        for left, right in pairwise((0, *borders, len(sentence))):
+            yield sentence[left:right], word_count(sentence[left:right])
+
+
+def _before_marks(text: str, at: int) -> int:
+    """Return the position of the letter to which a mark at `at` belongs, or `at` if the text has no mark there.
+
+    Thai, Khmer and other scripts write vowels and tones as marks after a letter.
+    """
+    starts = range(at, at - _MOST_MARKS - 1, -1)
+    return next((start for start in starts if unicodedata.category(text[start]) not in ("Mn", "Mc")), at)
 
 
 def _cutting_point(sizes: list[int]) -> int:

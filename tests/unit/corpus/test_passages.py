@@ -67,6 +67,13 @@ def test_scripts_without_blanks_are_counted_by_characters(unit: str) -> None:
     assert all(SHORTEST < len(piece) <= LONGEST * 1.5 for piece in pieces)
 
 
+@pytest.mark.parametrize("unit", ["ที่นี่เป็นภาษาไทย", "ភាសាខ្មែរ", "မြန်မာဘာသာ"])
+def test_no_passage_begins_with_a_mark_of_the_letter_before(unit: str) -> None:
+    pieces = cut(unit * 200)
+    assert "".join(pieces) == unit * 200
+    assert not any(unicodedata.category(piece[0]).startswith("M") for piece in pieces)
+
+
 def test_chinese_sentences_stay_whole() -> None:
     assert all(piece.endswith("。") for piece in cut("今天我们研究语言模型。" * 100))
 
