@@ -10,7 +10,7 @@ from tlm_core.training import params
 from tlm_core.training.stage import Place, Stage
 
 VALIDATE = Stage("validate", "tlm_core.tasks.validate:validate_stage", 8, params.ValidateParams, Place.COORDINATOR)
-SELECT = Stage("select", "", 6, params.SelectParams, Place.RETRIEVER)
+SELECT = Stage("select", "", 7, params.SelectParams, Place.RETRIEVER)
 # A linear model needs no torch.
 BASELINE = Stage("baseline", "tlm_core.linear.linear_stages:baseline", 7, BaselineParams, needs_torch=False)
 SELF_TRAIN = Stage(

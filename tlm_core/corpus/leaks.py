@@ -30,6 +30,7 @@ _ALONE = (
     "\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003ffff"
 )
 _TOKEN = re.compile(rf"(?=[^\W_])[{_ALONE}]|[^\W_{_ALONE}]+")
+_NEITHER = re.compile(r"[^\w\x00-\x7f]")  # a character outside ASCII that is neither a letter nor a digit
 
 
 class Leak(NamedTuple):
@@ -44,11 +45,18 @@ class Leak(NamedTuple):
 
 
 def tokens(text: str) -> list[str]:
-    """Return the tokens of a text in the normal form NFC: case-folded runs of letters and digits.
+    """Return the tokens of a text: case-folded runs of letters and digits, in the normal form NFKC.
 
-    In scripts without spaces, each letter or digit is a token.
+    In scripts without spaces, each letter or digit is a token. Marks that form no single character with their letter,
+    and invisible characters such as soft hyphens, are removed.
     """
-    return _TOKEN.findall(unicodedata.normalize("NFC", text).casefold())
+    # The form NFKC comes last, because it has letters for some symbols, such as ™.
+    text = _NEITHER.sub(_blank_or_nothing, unicodedata.normalize("NFC", text))
+    return _TOKEN.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def _blank_or_nothing(character: re.Match[str]) -> str:
+    return "" if unicodedata.category(character.group()) in ("Mn", "Mc", "Me", "Cf") else " "
 
 
 def grams(words: list[str], size: int = GRAM) -> Iterator[tuple[str, ...]]:

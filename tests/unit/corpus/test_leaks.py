@@ -55,6 +55,25 @@ def test_case_punctuation_and_entity_marks_hide_nothing() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "passage"),
+    [
+        ("die Arbeitnehmer in kleinen Betrieben", "die Arbeit\u00adnehmer in klei\u00adnen Betrie\u00adben"),
+        ("one two three four five", "one t\u200bwo th\u2060ree four fi\ufeffve"),
+        ("このカメラは10月", "このｶﾒﾗは１０月"),
+        ("the ﬁrst x² of Ｍodel™ two", "The first X2 of model two"),
+        ("مُحَمَّد في بيت كبير جدا", "محمد في بيت كبير جدا"),
+    ],
+)
+def test_soft_hyphens_marks_and_compatible_characters_hide_nothing(text: str, passage: str) -> None:
+    assert leaks(text, passage) and leaks(passage, text)
+
+
+def test_word_with_marks_is_one_token() -> None:
+    assert tokens("सरकार ने नई योजना") == ["सरकर", "न", "नई", "यजन"]
+    assert tokens("cafe\u0301") == ["café"]
+
+
+@pytest.mark.parametrize(
     ("text", "other"),
     [
         ("这家餐馆的面条很好吃，服务员也非常热情。", "那家旅店的房间十分干净，老板娘做的早饭更是丰盛。"),
