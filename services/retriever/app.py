@@ -34,6 +34,7 @@ from services.retriever.indexes import CorpusIndexes, CorpusKey, EmbeddedIndexes
 from services.retriever.registry import Registry, SharedRegistry
 from services.retriever.selection_runs import SelectionRuns
 from tlm_core.artifacts.store import ArtifactStore
+from tlm_core.corpus.passages import tidy
 from tlm_core.errors import TLMError, Unauthorized, Unavailable
 from tlm_core.wire import Hit, Items, RefusedPassage, SearchResult
 
@@ -140,7 +141,7 @@ def _corpora(loads: IndexLoads) -> APIRouter:
     @router.post("/search")
     def search(body: SearchQuery) -> SearchResult:
         index = loads.ready(CorpusKey(body.tenant, body.corpus, body.version))
-        [hits] = index.search([body.query], body.k)
+        [hits] = index.search([tidy(body.query)], body.k)
         passages = index.fetch([hit.id for hit in hits])
         return SearchResult(
             version=body.version, hits=tuple(Hit(score=hit.score, **passages[hit.id]._asdict()) for hit in hits)

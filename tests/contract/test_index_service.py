@@ -198,6 +198,12 @@ def test_several_files_form_one_corpus_in_its_language(harness: RetrieverHarness
     assert [hit.id for hit in api.search(*harness.key, "言語の処理", 2)] == ["j1"]
 
 
+def test_query_in_another_normal_form_has_the_same_hits(harness: RetrieverHarness, api: RetrieverClient) -> None:
+    harness.write_corpus([("c1", "un élève déjà", "s")])
+    harness.load(api, language="fr")
+    assert [hit.id for hit in api.search(*harness.key, "e\u0301le\u0300ve", 2)] == ["c1"]
+
+
 SCANS = [name for name, selector in SELECTORS.items() if selector.source == "corpus" and selector.size != "queries"]
 
 

@@ -6,6 +6,7 @@ A corpus folder holds `passages-00000.parquet`, … (`id`, `text`, `source`) and
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -66,8 +67,8 @@ def read_sources(
     """Passages of files, folders, addresses (`s3://…`) and `hub:OWNER/NAME[:config][:split]`, in the order given.
 
     Folders are read in the order of their file names. Formats: jsonl, csv, tsv, parquet, txt, md, rst; all but
-    parquet also compressed (.gz, .zst). Long texts are cut. Rows with `id`, `source` and a `text` of at most 500 words
-    stay unchanged. `notify` is called with a note for each inferred column and each kind of skipped input.
+    parquet also compressed (.gz, .zst). Texts have the normal form NFC. Long texts are cut. The `text` of a row
+    with `id` and `source` is cut only above 500 words. `notify` is called with a note for each inferred column and each kind of skipped input.
 
     Raises InvalidRequest for a source that does not exist or has no readable file. Raises InvalidDataset with all
     data errors (file, row, column) after the last source, or at the 100th. Yields no passage after the first error.
@@ -142,7 +143,7 @@ def _passages(rows: Iterable[Row], name: str, findings: Findings) -> Iterator[Pa
             continue
         source = encodable(str(row.source)) if row.source is not None else name
         if row.source is not None and isinstance(row.id, str) and row.id and word_count(row.text) <= _LONGEST_UNCUT:
-            yield Passage(encodable(row.id), encodable(row.text), source)
+            yield Passage(encodable(row.id), unicodedata.normalize("NFC", encodable(row.text)), source)
         else:
             yield from (build_passage(piece, source) for piece in cut(row.text))
 

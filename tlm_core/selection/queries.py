@@ -13,6 +13,7 @@ from typing import overload
 import numpy as np
 import pyarrow as pa
 
+from tlm_core.corpus.passages import tidy
 from tlm_core.errors import InvalidRecipe
 from tlm_core.selection.selectors import Selection
 from tlm_core.selection.stop_words import STOP_WORDS
@@ -79,16 +80,16 @@ class Queries(Sequence[Query]):
 
 
 def train_texts(task: Task) -> Iterator[tuple[int, str]]:
-    """Yield (row, text) of the train split. The two texts of a pair are joined by a space."""
+    """Yield (row, text) of the train split. Texts are tidy, as passages are. A space joins the two texts of a pair."""
     for batch in task.splits["train"].to_batches(max_chunksize=_BATCH):
         yield from zip(batch["row"].to_pylist(), _joined(batch), strict=True)
 
 
 def _joined(batch: pa.Table | pa.RecordBatch) -> list[str]:
     texts: list[str] = batch["text"].to_pylist()
-    if "text_pair" not in batch.schema.names:
-        return texts
-    return [f"{first} {second}" for first, second in zip(texts, batch["text_pair"].to_pylist(), strict=True)]
+    if "text_pair" in batch.schema.names:
+        texts = list(map(" ".join, zip(texts, batch["text_pair"].to_pylist(), strict=True)))
+    return [tidy(text) for text in texts]
 
 
 def held_out_texts(task: Task) -> Iterator[tuple[str, int, str]]:

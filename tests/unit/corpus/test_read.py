@@ -150,6 +150,10 @@ class TestAsItIs:
         path = written(tmp_path / "a.jsonl", json.dumps(row))
         assert list(read_sources([str(path)])) == [Passage("mine:1", "kept  as\nit is", "s")]
 
+    def test_their_texts_have_the_normal_form_of_passages(self, tmp_path: Path) -> None:
+        path = written(tmp_path / "a.jsonl", json.dumps({"id": "mine:1", "text": "cafe\u0301", "source": "s"}))
+        assert list(read_sources([str(path)])) == [Passage("mine:1", "café", "s")]
+
     def test_their_long_texts_are_cut_and_get_ids_of_their_own(self, tmp_path: Path) -> None:
         path = written(tmp_path / "a.jsonl", json.dumps({"id": "mine:1", "text": LONG, "source": "s"}))
         passages = list(read_sources([str(path)]))

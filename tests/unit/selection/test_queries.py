@@ -26,6 +26,12 @@ def test_number_of_phrases_is_limited() -> None:
     assert len(key_phrases(" and ".join(f"word{n}" for n in range(50)))) == PHRASES
 
 
+def test_queries_have_the_normal_form_of_passages() -> None:
+    pairs = {"train": ["de\u0301ja\u0300"]}
+    assert [query.text for query in task_queries(task_of(["e\u0301le\u0300ve"]), Selection())] == ["élève"]
+    assert [query.text for query in task_queries(task_of(["cafe\u0301"], pairs=pairs), Selection())] == ["café déjà"]
+
+
 def test_rake_falls_back_to_the_text_without_phrases() -> None:
     queries = task_queries(task_of(["The fox and the red hen!", "to be or not to be"]), Selection(query="rake"))
     assert [query.text for query in queries] == ["red hen fox", "to be or not to be"]
