@@ -68,8 +68,10 @@ def leaked_texts(artifacts: ArtifactStore, ref: ManifestRef, task: ManifestRef |
     """Return the texts of validation and test for which the selection removed the most passages."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(artifacts.localize(ref) / "leaks.parquet", columns=["split", "row"]).to_pylist()
-    counts = Counter((entry["split"], entry["row"]) for entry in table).most_common(limit)
+    table = pq.read_table(artifacts.localize(ref) / "leaks.parquet", columns=["passage_id", "split", "row"])
+    # A passage that contains both texts of a pair has two entries.
+    distinct = dict.fromkeys(tuple(entry.values()) for entry in table.to_pylist())
+    counts = Counter((split, row) for _, split, row in distinct).most_common(limit)
     texts = {
         split: task_rows(artifacts, task, split, {row for (other, row), _ in counts if other == split}, _MAX_CHARS)
         for split in {split for (split, _), _ in counts}

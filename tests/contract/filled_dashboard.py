@@ -420,7 +420,7 @@ def make_selection(folder: Path, hostile: str, count: int = 60) -> None:
     pq.write_table(pa.table(provenance), folder / "provenance.parquet")
     facts = {
         "selector": "bm25",
-        "params": {"selector": "bm25", "top_k": 30, "max_passages": None},
+        "params": {"selector": "bm25", "top_k": 30, "max_passages": None, "leak_filter": True},
         "passages": count,
         "words": 1_380,
         "queries": {
@@ -440,10 +440,10 @@ def make_selection(folder: Path, hostile: str, count: int = 60) -> None:
     }
     (folder / "selection.json").write_text(json.dumps(facts))
     leaks = {
-        "passage_id": ["a", "b"],
-        "split": ["test"] * 2,
-        "row": pa.array([3, 3], pa.int64()),
-        "rule": ["whole"] * 2,
+        "passage_id": ["a", "b", "b"],  # b contains both texts of a pair
+        "split": ["test"] * 3,
+        "row": pa.array([3] * 3, pa.int64()),
+        "rule": ["whole"] * 3,
     }
     pq.write_table(pa.table(leaks), folder / "leaks.parquet")
 

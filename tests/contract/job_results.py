@@ -27,6 +27,7 @@ from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.linear.graph import write_linear
 from tlm_core.linear.model import Features, LinearModel
+from tlm_core.selection.output import LEAKS
 from tlm_core.serving import METADATA, MODEL
 
 LABELS = ("bad", "good")
@@ -94,14 +95,12 @@ def make_selection(folder: Path, count: int = 30) -> None:
     }  # fmt: skip
     pq.write_table(pa.table(provenance), folder / "provenance.parquet")
     facts = {
-        "selector": "given", "params": {"selector": "given"}, "passages": count, "words": 3 * count, "queries": None,
+        "selector": "given", "params": {"selector": "given", "leak_filter": True}, "passages": count, "words": 3 * count, "queries": None,
         "labels": None, "leaks": {"passages": 0, "texts": 0}, "other_sources": {"sources": 0, "passages": 0},
         "sources": [{"source": "docs", "passages": count, "share": 1.0}],
     }  # fmt: skip
     (folder / "selection.json").write_text(json.dumps(facts))
-    pq.write_table(
-        pa.table({"split": pa.array([], pa.string()), "row": pa.array([], pa.int64())}), folder / "leaks.parquet"
-    )
+    pq.write_table(LEAKS.empty_table(), folder / "leaks.parquet")
 
 
 def make_export(folder: Path, *, pair: bool = False, size: int = 0) -> None:

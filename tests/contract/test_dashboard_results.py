@@ -9,9 +9,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from services.api.dashboard import selection_tab
 from services.api.dashboard.present import marked
 from services.api.dashboard.selection_tab import query_terms
 from services.api.dashboard.web import build_environment
+from services.api.selections import selection_page
 from tests.contract.dashboard_pages import Tags, signed_in
 from tests.contract.filled_dashboard import HOSTILE, LABELS, Contents
 from tests.contract.gateway import AUTH, Gateway
@@ -21,7 +23,7 @@ from tlm_core.evaluation.summary import model_title
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import DatasetInput, JobSpec, Resolved
 from tlm_core.kinds.share_tickets import ShareTicketsOptions
-from tlm_core.wire import Provenance, SelectedPassage
+from tlm_core.wire import Provenance, SelectedPassage, Selection
 
 T = "default"
 
@@ -111,9 +113,26 @@ def test_selection_page_shows_labels_sources_overlap_and_leaks(filled: tuple[Gat
     assert "60 of 93,518 in manuals" in words and "2 of 420" in words
     assert "account 40 billing 31" in words, "labels with the most passages first"
     assert "handbook 33 55.0 % wiki 15 25.0 % and 3 more sources" in words
-    assert "2 passages were removed because of 1 text" in words and "my parcel is late no. 2" in words
+    assert "2 passages were removed because of 1 text" in words
+    assert re.search(r"test, row 3 .*my parcel is late no. 2 2 Passages", words), "a passage counts once for each text"
     assert text.count('<td class="s5">29</td>') == 2, "the largest overlap, in both orders of its labels"
     assert not set("{}[]") & set(words) and "0.25" not in words
+
+
+def test_selection_page_states_that_the_leak_filter_was_off(
+    filled: tuple[Gateway, Contents], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unfiltered(*args: Any, **options: Any) -> Selection:
+        shown = selection_page(*args, **options)
+        params = {**shown.facts["params"], "leak_filter": False}
+        return shown.model_copy(update={"facts": {**shown.facts, "params": params}})
+
+    gateway, contents = filled
+    monkeypatch.setattr(selection_tab, "selection_page", unfiltered)
+    monkeypatch.setattr(selection_tab, "leaked_texts", lambda *_: [])
+    text = signed_in(gateway).get(f"/ui/jobs/{contents.jobs['succeeded']}/selection").text
+    assert "selection.leak_filter is false" in text
+    assert "No passage contains" not in text and "leaks removed" not in text
 
 
 def test_query_terms_omit_frequent_words_and_stop_words() -> None:
