@@ -95,7 +95,8 @@ def make_selection(folder: Path, count: int = 30) -> None:
     }  # fmt: skip
     pq.write_table(pa.table(provenance), folder / "provenance.parquet")
     facts = {
-        "selector": "given", "params": {"selector": "given", "leak_filter": True}, "passages": count, "words": 3 * count, "queries": None,
+        "selector": "given", "params": {"selector": "given", "leak_filter": True}, "passages": count,
+        "words": 3 * count, "queries": None,
         "labels": None, "leaks": {"passages": 0, "texts": 0}, "other_sources": {"sources": 0, "passages": 0},
         "sources": [{"source": "docs", "passages": count, "share": 1.0}],
     }  # fmt: skip

@@ -68,7 +68,8 @@ def read_sources(
 
     Folders are read in the order of their file names. Formats: jsonl, csv, tsv, parquet, txt, md, rst; all but
     parquet also compressed (.gz, .zst). Texts have the normal form NFC. Long texts are cut. The `text` of a row
-    with `id` and `source` is cut only above 500 words. `notify` is called with a note for each inferred column and each kind of skipped input.
+    with `id` and `source` is cut only above 500 words. `notify` is called with a note for each inferred column and each
+    kind of skipped input.
 
     Raises InvalidRequest for a source that does not exist or has no readable file. Raises InvalidDataset with all
     data errors (file, row, column) after the last source, or at the 100th. Yields no passage after the first error.
