@@ -451,7 +451,13 @@ class Provenance(_Answer):
     rank: int
     score: float | None
     text: str | None = Field(None, description="start of the row's text, if the task is available")
+    text_pair: str | None = Field(None, description="start of the second text of a pair, if the task is available")
     label: str | None = Field(None, description="the row's label or regression target, if the task is available")
+
+    @property
+    def texts(self) -> str:
+        """The starts of the row's texts. A bar separates the two texts of a pair, which are one query."""
+        return " ║ ".join(filter(None, (self.text, self.text_pair)))
 
 
 class SelectedPassage(_Answer):

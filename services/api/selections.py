@@ -122,4 +122,4 @@ def _provenance(folder: Path, passages: list[str]) -> dict[str, list[Provenance]
 
 
 def _with_text(entry: Provenance, row: TaskRow | None) -> Provenance:
-    return entry.model_copy(update={"text": row.text, "label": row.label}) if row else entry
+    return entry.model_copy(update=vars(row)) if row else entry

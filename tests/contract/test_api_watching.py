@@ -210,13 +210,13 @@ def explained(gateway: Gateway) -> str:
     return explained_job(gateway, ["neg", "pos"], pa.array([0, 1, 1], pa.int32()))
 
 
-def explained_job(gateway: Gateway, names: list[str], labels: Any) -> str:
-    """Return the id of a job with a task of three train rows and a selection."""
+def explained_job(gateway: Gateway, names: list[str], labels: Any, **columns: list[str]) -> str:
+    """Return the id of a job with a task of three train rows and a selection. columns: further columns of the rows."""
     job = running(gateway)
     task = gateway.root / "files" / "task"
     task.mkdir(parents=True)
     (task / "task.json").write_text(json.dumps({"labels": names}))
-    rows = {"row": [1, 2, 3], "text": ["first row", "second row", "<b>third"], "label": labels}
+    rows = {"row": [1, 2, 3], "text": ["first row", "second row", "<b>third"], "label": labels, **columns}
     pq.write_table(pa.table(rows), task / "train.parquet")
     publish(gateway.parts.jobs, gateway.parts.artifacts, job, "validate", task)
     chosen = gateway.root / "files" / "selection"
@@ -233,6 +233,15 @@ def test_passages_have_their_provenance(api: TestClient, explained: str) -> None
         (1, "first row", "neg"), (2, "second row", "pos"),
     ]  # fmt: skip
     assert page["data"][0]["provenance"][0]["text"] == "<b>third"
+
+
+def test_provenance_has_both_texts_of_a_pair(api: TestClient, gateway: Gateway) -> None:
+    pairs = ["no passage", "second pair", "third pair"]
+    job = explained_job(gateway, ["neg", "pos"], pa.array([0, 1, 1], pa.int32()), text_pair=pairs)
+    page = api.get(f"/v1/jobs/{job}/selection?limit=2").json()
+    assert [row["text_pair"] for row in page["data"][1]["provenance"]] == ["no passage", "second pair"]
+    shown = signed_in(gateway).get(f"/ui/jobs/{job}/selection").text
+    assert "first row ║ no passage</p>" in shown and "</span> second row ║ second pair</li>" in shown
 
 
 @pytest.mark.parametrize(("largest", "shown"), [(5.0, "5"), (100000009.474, "100000009")])

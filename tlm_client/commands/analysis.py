@@ -67,8 +67,8 @@ def why(
     rows = []
     for passage in selection.data:
         sources = passage.provenance[: 3 if full else 1]
-        terms = words or _content_words(" ".join(query.text or "" for query in sources))
-        queries = "\n".join(f"row {q.train_row} ({q.label or '?'}) {q.text or ''}" for q in sources)
+        terms = words or _content_words(" ".join(query.texts for query in sources))
+        queries = "\n".join(f"row {q.train_row} ({q.label or '?'}) {q.texts}" for q in sources)
         cells = [passage.text, queries] if full else [shorten(passage.text, terms), shorten(queries)]
         rows.append((passage.rank, passage.source, *(_highlighted(cell, terms) for cell in cells)))
     passages = table(("rank", "source", "passage", "retrieved by"), rows, empty="No passage matches.")

@@ -63,7 +63,7 @@ def query_terms(passages: Sequence[SelectedPassage]) -> list[set[str]]:
     words = [set(_WORD.findall(passage.text.lower())) for passage in passages]
     counts = Counter(word for own in words for word in own)
     frequent = {word for word, count in counts.items() if count > max(1, len(passages) / 3)} | STOP_WORDS
-    queries = [next((query.text for query in passage.provenance if query.text), "") for passage in passages]
+    queries = [next((query.texts for query in passage.provenance if query.text), "") for passage in passages]
     return [(own & set(_WORD.findall(text.lower()))) - frequent for own, text in zip(words, queries, strict=True)]
 
 

@@ -43,6 +43,9 @@ def test_why_shows_the_train_rows_of_a_passage() -> None:
     result = tlm(serve({"GET /v1/jobs/job_1/selection": body}), "why", "job_1", "a", "passage")
     assert result.exit_code == 0, result.output
     assert "row 7 (pos) a [bold]row[/bold]" in result.stdout and "1 of 9 passages" in result.stdout
+    asker["text_pair"] = "its pair"
+    result = tlm(serve({"GET /v1/jobs/job_1/selection": body}), "why", "job_1")
+    assert "row 7 (pos) a [bold]row[/bold] ║ its pair" in result.stdout
 
 
 def test_why_highlights_the_searched_words_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
