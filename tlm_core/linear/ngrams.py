@@ -41,7 +41,8 @@ _UNSPACED = (
 )
 # A run of one bracket, such as the entity mark [[, is one word.
 _WORD = re.compile(rf"\[+|\]+|<+|>+|\{{+|\}}+|[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
-_WORD_AND_BLANKS = re.compile(rf"(?:[{_UNSPACED}]|[^\s{_UNSPACED}]+)\s*")
+# A mark, such as a vowel or tone of Thai, belongs to the letter before.
+_WORD_AND_BLANKS = re.compile(rf"(?:[{_UNSPACED}](?:(?!\w)[{_UNSPACED}])*|[^\s{_UNSPACED}]+)\s*")
 
 
 def split_words(text: str) -> list[str]:
@@ -52,7 +53,7 @@ def split_words(text: str) -> list[str]:
 def words_and_blanks(text: str) -> list[str]:
     """Return the words of a text, each with its punctuation and the blanks after it.
 
-    In unspaced scripts, each character is a word.
+    In unspaced scripts, each letter is a word, with its marks.
     """
     return _WORD_AND_BLANKS.findall(text)
 

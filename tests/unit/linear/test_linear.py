@@ -259,6 +259,10 @@ def test_text_without_spaces_is_cut_between_characters() -> None:
     assert list(pieces_of(["我们 提出新的方法。", "ab c"], 3)) == ["我们 提", "出新的", "方法。", "ab c"]
 
 
+def test_no_piece_begins_with_a_mark_of_the_letter_before() -> None:
+    assert list(pieces_of(["ที่นี่ดีกว่า", "မြန်မာဘာသာ"], 2)) == ["ที่นี่", "ดีก", "ว่า", "မြန်", "မာဘာသာ"]
+
+
 def task_and_passages(folder: Path, text: str, passage: str, count: int) -> tuple[Task, Path]:
     """Return a task of equal texts, and the folder of a selection of equal passages."""
     selection = made_selection(folder / "selection", count)
