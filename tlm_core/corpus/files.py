@@ -23,7 +23,7 @@ Notify = Callable[[str], None]
 
 
 class Row(NamedTuple):
-    """One record. number: counts records from 1. source, id, rank: as in the file, or None if missing."""
+    """One record. number: counts records from 1. source, id, rank: as in the file, or None if missing or empty."""
 
     number: int
     text: str
@@ -100,7 +100,8 @@ def rows_of(table: Records, text_column: str | None, file: str, findings: Findin
             message = f"{place}, column '{column}', has bytes that are not UTF-8. Save the text as UTF-8."
             findings.fault("bad_encoding", message, row=number, column=column)
         else:
-            yield Row(number, text, *(record.get(name) for name in _OTHER_COLUMNS))
+            others = map(record.get, _OTHER_COLUMNS)
+            yield Row(number, text, *(None if value == "" else value for value in others))
     if blank:
         findings.note(f"{file}: skipped {blank} rows without text")
 

@@ -143,7 +143,7 @@ def _passages(rows: Iterable[Row], name: str, findings: Findings) -> Iterator[Pa
         if not findings.ok:
             continue
         source = encodable(str(row.source)) if row.source is not None else name
-        if row.source is not None and isinstance(row.id, str) and row.id and word_count(row.text) <= _LONGEST_UNCUT:
+        if row.source is not None and isinstance(row.id, str) and word_count(row.text) <= _LONGEST_UNCUT:
             yield Passage(encodable(row.id), unicodedata.normalize("NFC", encodable(row.text)), source)
         else:
             yield from (build_passage(piece, source) for piece in cut(row.text))

@@ -132,7 +132,7 @@ def _read(path: Path, texts: Path) -> tuple[list[str], NDArray[np.int32] | None]
 
 def _rank(row: Row, name: str, findings: Findings) -> int | None:
     value = row.rank
-    if value is None or value == "":
+    if value is None:
         return None
     try:
         rank = int(value) if isinstance(value, str) else value

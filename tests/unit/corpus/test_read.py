@@ -143,6 +143,10 @@ class TestColumns:
     def test_doubled_column_is_a_data_error(self, tmp_path: Path) -> None:
         assert faults(written(tmp_path / "a.csv", "text,text\n1,2\n")) == [("doubled_column", None)]
 
+    def test_empty_cell_of_a_source_means_the_file_name(self, tmp_path: Path) -> None:
+        path = written(tmp_path / "a.csv", "text,source,id\none,,1\ntwo,s,\n")
+        assert list(read_sources([str(path)])) == [build_passage("one", "a.csv"), build_passage("two", "s")]
+
 
 class TestAsItIs:
     def test_rows_with_id_text_and_source_are_unchanged(self, tmp_path: Path) -> None:
