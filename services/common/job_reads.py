@@ -35,7 +35,7 @@ from services.common.redis_client import (
 )
 from tlm_core.artifacts.hashing import digest_of
 from tlm_core.artifacts.manifest import ManifestRef
-from tlm_core.errors import Conflict, CorruptArtifact, NotFound, UnreadableRecord
+from tlm_core.errors import Conflict, CorruptArtifact, NotFound, StoreFull, UnreadableRecord
 from tlm_core.jobs.spec import MAX_PRIORITY, Beat, Event, JobRecord, JobSpec, Resolved, ReusedArtifact
 from tlm_core.jobs.states import TERMINAL, State
 from tlm_core.training.recipe import resolve
@@ -97,11 +97,16 @@ class JobReads:
         return min(recent)  # "" sorts first
 
     def figures(self, tenant: str) -> list[Live]:
-        """Return the metrics of queues, jobs, memory and disk, for Prometheus."""
+        """Return the metrics of queues, jobs, memory and disk, for Prometheus.
+
+        While Redis is full, `tlm_redis_write_seconds` is missing.
+        """
         queues = [queue_of(priority) for priority in range(-MAX_PRIORITY, MAX_PRIORITY + 1)]
-        began = time.perf_counter()
-        self._redis.set(f"{PREFIX}:probe", "", ex=60)
-        write_seconds = time.perf_counter() - began
+        began, writes = time.perf_counter(), list[Live]()
+        with suppress(StoreFull):
+            self._redis.set(f"{PREFIX}:probe", "", ex=60)
+            seconds = time.perf_counter() - began
+            writes.append(Live("tlm_redis_write_seconds", "Time of a write to Redis, with its fsync.", seconds))
         pipe = self._redis.pipeline(transaction=False)
         pipe.info("memory").get(DISK_FREE).time().hlen(REMOVALS).scard(TO_MOVE)
         for state in State:
@@ -113,8 +118,8 @@ class JobReads:
         due = self._without_delayed([entry for head in heads for entry in head], now)
         oldest = max((now - score for _, score in due), default=0.0)
         figures = [
+            *writes,
             Live("tlm_queue_oldest_seconds", "Age of the oldest queued job that can start.", max(0.0, oldest)),
-            Live("tlm_redis_write_seconds", "Time of a write to Redis, with its fsync.", write_seconds),
             Live("tlm_redis_memory_bytes", "Memory of Redis.", memory["used_memory"]),
             Live("tlm_redis_memory_limit_bytes", "Limit of the memory of Redis; 0: none.", memory["maxmemory"]),
             Live("tlm_removals", "Deletions that are not complete.", removals),
@@ -133,7 +138,7 @@ class JobReads:
         for member, _ in queued:
             tenant, job_id = member.split("/", 1)
             pipe.hget(key(tenant, "job", job_id), "due_at")
-        return [entry for entry, due_at in zip(queued, pipe.execute(), strict=True) if float(due_at or 0) <= now]
+        return [entry for entry, due_at in zip(queued, pipe.execute(), strict=True) if _due(due_at) <= now]
 
     def get(self, tenant: str, job_id: str) -> JobRecord:
         """Return the record of a job. Raises NotFound."""
@@ -468,6 +473,14 @@ class JobReads:
                 texts.append(f'"folder":"{tenant}/parts/{name.removeprefix(prefix)}"')
             folders.update(folder for text in texts for folder in _FOLDER.findall(text))
         return {f"{folder}/"[:end] for folder in folders for end, sign in enumerate(f"{folder}/") if sign == "/"}
+
+
+def _due(due_at: str | None) -> float:
+    """Return from when a job can start. As in claim.lua, a time that is damaged is over."""
+    try:
+        return float(due_at or 0)
+    except ValueError:
+        return 0.0
 
 
 def _record(fields: Mapping[str, str]) -> JobRecord:

@@ -171,6 +171,25 @@ def test_figures_of_the_gateway_need_the_token_but_not_redis(gateway: Gateway, m
         assert value(parsed(answer.text), "tlm_redis_up") == 0
 
 
+def test_gateway_shows_the_memory_of_a_full_redis(gateway: Gateway, redis_client: redis.Redis) -> None:
+    with gateway.test_client() as api:
+        redis_client.config_set("maxmemory", 1)
+        try:
+            figures = parsed(api.get("/metrics").text)
+        finally:
+            redis_client.config_set("maxmemory", 0)
+    assert value(figures, "tlm_redis_up") == 0
+    assert value(figures, "tlm_redis_memory_bytes") > value(figures, "tlm_redis_memory_limit_bytes") == 1
+
+
+def test_damaged_time_of_a_job_hides_no_figures(gateway: Gateway, redis_client: redis.Redis) -> None:
+    with gateway.test_client() as api:
+        upload(api)
+        job_id = api.post("/v1/jobs", json={"dataset": "toy"}).json()["id"]
+        redis_client.hset(f"tlm:{{default}}:job:{job_id}", "due_at", "damaged")
+        assert value(parsed(api.get("/metrics").text), "tlm_jobs", state="queued") == 1
+
+
 @pytest.fixture
 def scrape() -> Iterator[Callable[[], Figures]]:
     """Yield a function that reads the figures of this process as Prometheus does."""

@@ -115,9 +115,13 @@ def _check_coordinator(parts: Parts) -> None:
 
 
 def _figures_of_redis(parts: Parts, tenant: str) -> Sequence[Live]:
-    """Return the figures of the service. Without Redis, `tlm_redis_up` is 0 and all other figures are missing."""
+    """Return the figures of the service.
+
+    Without Redis, `tlm_redis_up` is 0 and all other figures are missing. If Redis is full, the figures of reads remain.
+    """
     try:
         figures = [*parts.jobs.figures(tenant), parts.deliverer.backlog()]
     except Unavailable:
         figures = []
-    return [Live("tlm_redis_up", "Whether Redis answers and accepts writes.", bool(figures)), *figures]
+    up = any(figure.name == "tlm_redis_write_seconds" for figure in figures)
+    return [Live("tlm_redis_up", "Whether Redis answers and accepts writes.", up), *figures]
