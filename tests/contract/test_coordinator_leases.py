@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import httpx
 import pytest
 
+from services.common.metrics import HELD, REGISTRY
 from services.common.redis_client import connect
 from services.common.retriever_client import SelectionRun
 from services.trainer.cluster import RayCluster, Status
@@ -179,6 +180,16 @@ def test_idle_coordinator_reports_no_hang(harness: CoordinatorHarness, caplog: p
     coordinator._stepped_at -= 61.0
     coordinator._renew_leases()
     assert "A step takes longer" in caplog.text
+
+
+def test_hanging_coordinator_shows_no_held_jobs(harness: CoordinatorHarness) -> None:
+    coordinator = harness.coordinator(hang_seconds=60.0)
+    HELD.set(1)
+    coordinator._renew_leases()
+    assert REGISTRY.get_sample_value("tlm_held_jobs") == 1
+    coordinator._stepped_at -= 61.0
+    coordinator._renew_leases()
+    assert REGISTRY.get_sample_value("tlm_held_jobs") == 0
 
 
 def test_coordinator_that_lost_its_lease_stops_and_submits_nothing(harness: CoordinatorHarness) -> None:
