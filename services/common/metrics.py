@@ -47,6 +47,7 @@ ROUNDS = Histogram(
     buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120), registry=REGISTRY,
 )  # fmt: skip
 HELD = Gauge("tlm_held_jobs", "Jobs whose lease the coordinator holds.", registry=REGISTRY)
+IDLE = Gauge("tlm_idle_jobs", "Held jobs that wait: none of their stages runs.", registry=REGISTRY)
 CLAIMS = Counter("tlm_claims", "Claimed jobs; adopted: their lease had expired.", ("adopted",), registry=REGISTRY)
 start_at_zero(CLAIMS, ("false", "true"))
 LEASE_LOSSES = Counter("tlm_lease_losses", "Jobs that another coordinator took over.", registry=REGISTRY)

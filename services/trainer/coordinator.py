@@ -18,7 +18,7 @@ from services.common.background import Background
 from services.common.job_reads import OBSTACLE_SECONDS
 from services.common.jobstore import Claimable, JobStore
 from services.common.logs import ids_in, log_context
-from services.common.metrics import CLAIMS, HELD, LEASE_LOSSES, ROUNDS, TOKENS
+from services.common.metrics import CLAIMS, HELD, IDLE, LEASE_LOSSES, ROUNDS, TOKENS
 from services.trainer.cluster import RayCluster
 from services.trainer.held_job import KEEPS_SLOT_SECONDS, HeldJob
 from services.trainer.local_stages import LocalStages, LocalThreads
@@ -100,16 +100,23 @@ class Coordinator:
                     self._round_or_forget_time()
                 self._show_step()
                 HELD.set(len(self._held))
+                IDLE.set(self.idle_jobs)
                 TOKENS.set(sum(held.rate for held in self._held.values()))
                 stop.wait(self.task.delay(self.settings.poll_seconds))
         renewing.join()
         self._release_leases()
 
+    @property
+    def idle_jobs(self) -> int:
+        """Number of held jobs that wait."""
+        return sum(held.idle or held.waiting is not None for held in self._held.values())
+
     def _renew_leases(self) -> None:
         """Renew the leases, also while a round waits. If a step hangs, let other coordinators adopt the jobs."""
         if time.monotonic() - self._stepped_at > self.settings.hang_seconds:
             log.error("A step takes longer than %g s, so the leases are not renewed.", self.settings.hang_seconds)
-            HELD.set(0)  # The leases expire. The alerts on standing jobs must not wait for the end of the step.
+            for gauge in (HELD, IDLE):
+                gauge.set(0)  # The leases expire. The alerts on standing jobs must not wait for the end of the step.
             return
         for held in list(self._held.values()):
             with self.leases.item(f"the lease of job {held.id}", **held.ids):

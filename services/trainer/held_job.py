@@ -50,8 +50,8 @@ class HeldJob:
     requeued: whether a released job is in the queue again. verified: artifacts whose files have been checked.
     selecting: artifact id → progress of its selection (unit, count), and time of its last change. waiting: code of the
     error that makes the job wait. claimed_at: when a new attempt was claimed; None after its first step, and for an
-    adopted attempt. began: node → when a round first saw its progress. rate: tokens per second of all groups. now,
-    stall_grace_until: see `advance`.
+    adopted attempt. began: node → when a round first saw its progress. rate: tokens per second of all groups.
+    idle: whether only workers can continue the job, and none works. now, stall_grace_until: see `advance`.
     """
 
     tenant: str
@@ -72,6 +72,7 @@ class HeldJob:
     claimed_at: float | None = None
     began: dict[str, float] = field(default_factory=dict)
     rate: float = 0.0
+    idle: bool = False
     attempt: int = 0
     request_id: str = ""
     now: float = 0.0
@@ -151,6 +152,7 @@ class HeldJob:
         job, done, ready, now = situation.job, situation.done, situation.ready(), time.monotonic()
         working = {node.group for node in ready if node.place is Place.WORKERS and job.works(node.group)}
         self.rate = sum(job.beats[group].rate for group in working)
+        self.idle = not working and all(node.place is Place.WORKERS for node in ready)
         for node in ready:
             # Until the workers of this attempt work, the progress of their stage is of an earlier attempt.
             waits = node.place is Place.WORKERS and node.group not in working

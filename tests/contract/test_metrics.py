@@ -241,6 +241,22 @@ def test_coordinator_counts_claims_stages_and_requeues(
     assert grown("tlm_requeues_total", cause=WorkerLost.code) == 1
 
 
+def test_job_is_idle_while_it_waits_for_room_or_for_ray(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    submission = harness.until_submitted(coordinator, job_id)
+    harness.cluster.statuses[submission] = Status.WAITING
+    harness.beat(job_id, phase="waiting")
+    coordinator.round()
+    assert coordinator.idle_jobs == 1
+    harness.cluster.statuses[submission] = Status.RUNNING
+    harness.beat(job_id)
+    coordinator.round()
+    assert coordinator.idle_jobs == 0
+    harness.cluster.away = True
+    coordinator.round()
+    assert coordinator.idle_jobs == 1
+
+
 def test_coordinator_counts_failures_by_cause(harness: CoordinatorHarness, grown: Callable[..., float]) -> None:
     harness.validate_error = EmptySelection("No passage matches.")
     job = harness.until_ended(harness.coordinator(), harness.submit())
@@ -296,7 +312,7 @@ def test_running_coordinator_shows_rounds_tokens_and_taken_jobs(
     finally:
         stop.set()
         runner.join(20)
-    assert value(scrape(), "tlm_held_jobs") == 1
+    assert (value(scrape(), "tlm_held_jobs"), value(scrape(), "tlm_idle_jobs")) == (1, 0)
     assert 0 < grown("tlm_round_seconds_sum") < 20
     harness.coordinator("next").round()
     coordinator.round()
