@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 REGISTRY = CollectorRegistry()
 ProcessCollector(namespace="tlm", registry=REGISTRY)
-_LONG = (1, 3, 10, 30, 60, 300, 1_800, 7_200, 36_000, 180_000)
+_LONG = (1, 3, 10, 30, 60, 300, 600, 1_800, 7_200, 36_000, 180_000)
 
 
 def start_at_zero(counter: Counter, values: Iterable[str]) -> None:
