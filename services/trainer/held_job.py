@@ -158,6 +158,7 @@ class HeldJob:
             waits = node.place is Place.WORKERS and node.group not in working
             if not job.progress or node.name != job.progress.node or waits:
                 continue
+            STAGES.labels(node.stage.name)  # Prometheus must see 0 before the first end of the stage.
             self.began.setdefault(node.name, now)
             if self.claimed_at is not None and job.progress.step and node.place is Place.WORKERS:
                 FIRST_STEP.observe(now - self.claimed_at)

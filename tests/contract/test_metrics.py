@@ -29,7 +29,7 @@ from services.api.app import create_app
 from services.common.background import Background
 from services.common.jobstore import JobStore
 from services.common.logs import log_context, request_id, set_up_logging
-from services.common.metrics import REGISTRY
+from services.common.metrics import REGISTRY, STAGES
 from services.common.redis_client import DISK_FREE, QUEUE, REMOVALS, TO_MOVE, connect
 from services.common.retriever_client import RetrieverClient
 from services.common.situation import Situation
@@ -239,6 +239,18 @@ def test_coordinator_counts_claims_stages_and_requeues(
     assert grown("tlm_first_step_seconds_count") == 1
     assert grown("tlm_stage_seconds_count", stage="self_train") == 1
     assert grown("tlm_requeues_total", cause=WorkerLost.code) == 1
+
+
+def test_time_of_a_stage_is_zero_before_its_first_end(
+    harness: CoordinatorHarness, scrape: Callable[[], Figures]
+) -> None:
+    STAGES.clear()
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    harness.until_submitted(coordinator, job_id)
+    report_rate(harness, job_id, 512.0)
+    harness.beat(job_id, rate=512.0)
+    coordinator.round()
+    assert value(scrape(), "tlm_stage_seconds_count", stage="self_train") == 0
 
 
 def test_job_is_idle_while_it_waits_for_room_or_for_ray(harness: CoordinatorHarness) -> None:
