@@ -137,13 +137,13 @@ async def _on_disconnect(_: Request, __: Exception) -> Response:
 
 
 async def _on_unexpected(request: Request, error: Exception) -> Response:
-    _log(request, error)
+    _log(request, error, exc_info=error)  # The line of uvicorn has a traceback too, but no id of the request.
     detail = "The service failed with an internal error. Its log has the cause."
     return problem_response(problem_body(500, e.TLMError.code, detail))
 
 
-def _log(request: Request, error: Exception) -> None:
-    logging.getLogger(__name__).error("%s %s failed: %r", request.method, request.url.path, error)
+def _log(request: Request, error: Exception, exc_info: Exception | None = None) -> None:
+    logging.getLogger(__name__).error("%s %s failed: %r", request.method, request.url.path, error, exc_info=exc_info)
 
 
 def validation_problem(errors: Sequence[ErrorDetails], *within: str) -> Problem:

@@ -251,7 +251,11 @@ def test_every_answer_has_a_request_id_and_errors_a_log_line(gateway: Gateway, p
             )
     finally:
         root.handlers, root.level = before
-    failed = [line for line in map(json.loads, lines.getvalue().splitlines()) if line["event"] == "Error answer"]
+    logged = [json.loads(line) for line in lines.getvalue().splitlines()]
+    if path == "/v1/broken":
+        traced = [line["request_id"] for line in logged if "RuntimeError: defect" in line.get("exception", "")]
+        assert "mine-1" in traced, "the traceback has the id of the request"
+    failed = [line for line in logged if line["event"] == "Error answer"]
     expected = {
         "/v1/jobs/unknown": ("/v1/jobs/{job}", 404),
         "/nowhere": ("none", 404),
