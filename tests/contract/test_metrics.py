@@ -156,9 +156,10 @@ def test_coordinator_logs_claims_and_releases_with_the_job(harness: CoordinatorH
 
 def test_gateway_without_its_storage_shows_the_other_figures(gateway: Gateway) -> None:
     with gateway.test_client() as api:
+        assert value(parsed(api.get("/metrics").text), "tlm_storage_up") == 1
         shutil.rmtree(gateway.root / "storage")
         figures = parsed(api.get("/metrics").text)
-    assert value(figures, "tlm_redis_up") == 1
+    assert (value(figures, "tlm_redis_up"), value(figures, "tlm_storage_up")) == (1, 0)
     assert "tlm_storage_free_bytes" not in {name for name, _ in figures}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from typing import get_args
@@ -70,10 +70,11 @@ async def readyz(parts: PartsDep) -> Response:
 async def metrics(parts: PartsDep, tenant: Tenant) -> Response:
     """Return the figures of this gateway and of the whole service for Prometheus."""
     figures = [Live("tlm_event_streams", "Open event streams of this gateway.", parts.tailer.watchers)]
-    if parts.artifacts.local:
-        with suppress(OSError):  # The storage is not mounted, or does not answer in time.
-            usage = await parts.probes.call("disk", partial(shutil.disk_usage, parts.artifacts.root))
-            figures.append(Live("tlm_storage_free_bytes", "Free space of the storage.", usage.free))
+    up = Live("tlm_storage_up", "Whether the storage answers.", True)
+    try:
+        figures += [up, *await parts.probes.call("disk", partial(_figures_of_storage, parts))]
+    except (TimeoutError, TLMError):
+        figures.append(replace(up, value=False))
     figures += await asyncio.to_thread(_figures_of_redis, parts, tenant)
     return Response(exposition(figures), media_type=CONTENT_TYPE)
 
@@ -112,6 +113,16 @@ def _check_storage(parts: Parts) -> None:
 def _check_coordinator(parts: Parts) -> None:
     if obstacle := parts.jobs.obstacle():
         raise ClusterUnavailable(obstacle)
+
+
+def _figures_of_storage(parts: Parts) -> Sequence[Live]:
+    """Return the free space of a storage that is a folder. Raises TLMError if the storage does not answer."""
+    store = parts.artifacts
+    with store.errors("checking the storage"):
+        store.check_mounted()
+        if not store.local:
+            return ()
+        return (Live("tlm_storage_free_bytes", "Free space of the storage.", shutil.disk_usage(store.root).free),)
 
 
 def _figures_of_redis(parts: Parts, tenant: str) -> Sequence[Live]:
