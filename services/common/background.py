@@ -69,7 +69,7 @@ class Background:
 
     @contextmanager
     def round(self) -> Iterator[None]:
-        """Log an error of the block. A component that does not answer is logged once, and is not a failure.
+        """Log an error of the block, and its end. A component that does not answer is logged once, and is no failure.
 
         A complete round forgets skipped items that it did not visit: another process has finished or deleted them.
         """
@@ -85,6 +85,8 @@ class Background:
             self.failures += 1
             self.error = f"{type(error).__name__}: {error}"
         else:
+            if self.waiting or self.error:
+                log.info("Background task '%s' works again", self.name)
             self.failures, self.error, self.waiting = 0, "", False
             self.skipped = {name: error for name, error in self.skipped.items() if name in self._seen}
         FAILING.labels(self.name).set(bool(self.error))

@@ -100,3 +100,15 @@ def test_line_about_a_skipped_item_has_its_ids() -> None:
     finally:
         root.handlers, root.level = before
     assert json.loads(stream.getvalue())["job_id"] == "job_1"
+
+
+def test_task_logs_once_that_it_works_again(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    task = Background("items")
+    with task.round():
+        raise StoreUnavailable("away")
+    run_round(task, [], damaged=[])
+    run_round(task, [], damaged=[])
+    assert [record.message for record in caplog.records if "works again" in record.message] == [
+        "Background task 'items' works again"
+    ]
