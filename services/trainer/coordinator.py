@@ -82,6 +82,7 @@ class Coordinator:
         # Start of the last round by the clocks of the store and this machine; None if the store did not answer since.
         self._clocks: tuple[float, float] | None = None
         self._stepped_at = time.monotonic()
+        self._mute = False  # whether the last write of the heartbeat failed, so that its error is logged once
         # Why this coordinator has released its jobs. It claims no job to run until it reaches Ray and storage again.
         self._blind: set[type[Outage]] = set()
         self._probed: dict[type[Outage], bool] = {}  # outage → whether it is over, from its probe in this round
@@ -139,7 +140,11 @@ class Coordinator:
             self.settings.heartbeat.parent.mkdir(parents=True, exist_ok=True)
             self.settings.heartbeat.touch()
         except OSError as error:  # A missing heartbeat ends no job.
-            log.warning("Cannot write the heartbeat file: %s", error)
+            if not self._mute:
+                log.warning("Cannot write the heartbeat file: %s. Free or mount the scratch folder.", error)
+            self._mute = True
+        else:
+            self._mute = False
 
     def _round_or_forget_time(self) -> None:
         try:

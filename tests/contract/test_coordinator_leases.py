@@ -352,3 +352,11 @@ def test_unexpected_error_does_not_end_the_thread_of_the_leases(
         f"Background task 'leases' skipped the lease of job {job_id}",
         "Background task 'leases' waits: away",
     ]
+
+
+def test_unwritable_heartbeat_is_logged_once(harness: CoordinatorHarness, caplog: pytest.LogCaptureFixture) -> None:
+    (harness.folder / "file").touch()
+    coordinator = harness.coordinator(scratch=harness.folder / "file" / "scratch")
+    coordinator.round()
+    coordinator.round()
+    assert caplog.text.count("Cannot write the heartbeat file") == 1
