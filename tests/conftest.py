@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -40,7 +41,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Hide the settings of the developer's shell from each test."""
+    """Hide the settings of the developer's shell from each test. Restore the hook that set_up_logging replaces."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     for name in list(os.environ):
         if name.startswith(("TLM_", "RAY_")) and name not in UNCHANGED:
             monkeypatch.delenv(name)

@@ -38,7 +38,8 @@ def set_up_logging(service: str, *, stream: TextIO | None = None, **fields: obje
     """Send all logs of this process, including those of libraries, to `stream` (default: standard error).
 
     Every line has `event`, `level`, `logger`, `at` (ISO 8601, UTC), `service`, `fields`, and the fields of
-    `log_context`. Only the main function of a process calls this.
+    `log_context`. Only the main function of a process calls this. Without `fields`, an error that ends the process is
+    a line too.
     """
 
     def name_service(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
@@ -64,6 +65,8 @@ def set_up_logging(service: str, *, stream: TextIO | None = None, **fields: obje
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.INFO)
+    if not fields:  # Users read the traceback of a worker in the details of an error, so it remains text.
+        sys.excepthook = lambda *error: root.critical("The process ends: %s", error[1], exc_info=error)
     # httpx and httpcore log every request at INFO, and the services poll each other.
     for noisy in ("httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

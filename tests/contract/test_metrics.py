@@ -419,6 +419,14 @@ def test_stage_in_a_thread_of_the_coordinator_logs_the_ids(harness: CoordinatorH
     assert (line["job_id"], line["attempt"], line["request_id"]) == (job_id, 1, "req_1")
 
 
+@pytest.mark.parametrize("service", ["api", "loader", "retriever", "trainer"])
+def test_service_without_settings_ends_with_a_json_line(service: str) -> None:
+    process = subprocess.run([sys.executable, "-m", f"services.{service}"], capture_output=True, text=True)
+    (line,) = map(json.loads, process.stderr.splitlines())
+    assert process.returncode == 1 and line["service"] == service
+    assert "storage" in line["event"] and "ValidationError" in line["exception"]
+
+
 def test_worker_process_logs_the_ids_in_every_thread(lines: Any) -> None:  # noqa: ARG001
     stream = io.StringIO()
     set_up_logging("worker", stream=stream, job_id="job_1", attempt=2, request_id="req_1")
