@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from tlm_core.errors import CorruptArtifact, MissingDependency
+from tlm_core.errors import CorruptArtifact, InvalidRequest, MissingDependency
 from tlm_core.evaluation.combine import ENCODERS, LINEAR_MODELS, softmax
 from tlm_core.linear.model import ALPHABET, read_alphabet
 from tlm_core.linear.ngrams import Alphabet
@@ -75,7 +75,18 @@ class Model:
     def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> NDArray[np.float32]:
         """Return the probabilities of each text, (texts, labels); for a regression model its predictions, (texts, 1).
 
-        Row i belongs to texts[i] (and pairs[i]). Batching changes results only by rounding."""
+        Row i belongs to texts[i] (and pairs[i]). Batching changes results only by rounding, except with 8-bit weights
+        (docs/serving.md). Raises InvalidRequest unless `pairs` has the second text of each pair that the model reads.
+        """
+        if self.pair and pairs is None:
+            raise InvalidRequest("This model expects pairs of texts. Send the second texts as 'pairs'.")
+        if not self.pair and pairs is not None:
+            raise InvalidRequest("This model expects single texts. Omit 'pairs'.")
+        if pairs is not None and len(pairs) != len(texts):
+            raise InvalidRequest(
+                f"The request has {len(texts)} values in 'texts' but {len(pairs)} in 'pairs'. Send one second text in "
+                "'pairs' for each text."
+            )
         if not texts:
             return np.zeros((0, len(self.labels)), np.float32)
         rows = [(text,) for text in texts] if pairs is None else list(zip(texts, pairs, strict=True))

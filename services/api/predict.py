@@ -41,15 +41,6 @@ class Predictor:
         min_confidence: texts whose highest probability is lower get no label.
         """
         model = self.model(export)
-        if model.pair and pairs is None:
-            raise InvalidRequest("This model expects pairs of texts. Send the second texts as 'pairs'.")
-        if not model.pair and pairs is not None:
-            raise InvalidRequest("This model expects single texts. Omit 'pairs'.")
-        if pairs is not None and len(pairs) != len(texts):
-            raise InvalidRequest(
-                f"The request has {len(texts)} values in 'texts' but {len(pairs)} in 'pairs'. Send one second text in "
-                "'pairs' for each text."
-            )
         if min_confidence is not None and not model.type.has_classes:
             raise InvalidRequest("This model predicts a number, which has no probability. Omit 'min_confidence'.")
         rows = model.probabilities(texts, pairs).tolist()

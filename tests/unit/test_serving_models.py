@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,15 @@ def test_8_bit_copy_is_smaller_and_predicts_nearly_the_same(tmp_path: Path, memb
     assert after < before * (0.4 if members == 1 else 0.75)
     both = [load_model(path).probabilities(TEXTS) for path in (folder, tmp_path / "small")]
     np.testing.assert_allclose(both[0], both[1], atol=0.02)
+
+
+def test_model_refuses_texts_without_their_pairs_and_pairs_without_need(tmp_path: Path) -> None:
+    make_export(tmp_path / "model")
+    single = load_model(tmp_path / "model")
+    with pytest.raises(InvalidRequest, match="expects single texts"):
+        single.probabilities(TEXTS, TEXTS)
+    with pytest.raises(InvalidRequest, match="expects pairs of texts"):
+        replace(single, pair=True).predict(TEXTS)
 
 
 def test_linear_models_and_existing_folders_are_refused(tmp_path: Path) -> None:
