@@ -21,7 +21,7 @@ EVALUATE_LINEAR = Stage(
     "evaluate_linear", "tlm_core.linear.linear_stages:evaluate_linear", 8, BaselineParams, needs_torch=False
 )
 EXPORT_LINEAR = Stage(
-    "export_linear", "tlm_core.linear.linear_stages:export_linear", 6, BaselineParams, needs_torch=False
+    "export_linear", "tlm_core.linear.linear_stages:export_linear", 7, BaselineParams, needs_torch=False
 )
 # Preparing text needs no torch, so workers start it seconds earlier and with half the memory.
 PREPARE = Stage("prepare", "tlm_core.training.prepare:prepare", 7, params.PrepareParams, needs_torch=False)
@@ -30,4 +30,4 @@ FINETUNE = Stage("finetune", "tlm_core.training.encoder_stages:finetune", 5, par
 REFIT = Stage("refit", "tlm_core.training.encoder_stages:refit", 1, params.FinetuneParams, parallel=True)
 CHOOSE = Stage("choose", "tlm_core.training.encoder_stages:choose", 3, params.ChooseParams)
 EVALUATE = Stage("evaluate", "tlm_core.training.evaluate:evaluate", 23, params.SeedsParams, parallel=True)
-EXPORT = Stage("export", "tlm_core.training.export:export", 10, params.ExportParams)
+EXPORT = Stage("export", "tlm_core.training.export:export", 11, params.ExportParams)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -116,7 +117,8 @@ def _number(value: float | None, spread: float | None = None) -> str:
 def _plain(text: object) -> str:
     """Return the text of a user as one line of Markdown without markup."""
     line = " ".join(str(text).split())
-    return "".join(f"\\{c}" if c in "\\`*_[]<>|#!" else c for c in line)
+    escaped = "".join(f"\\{c}" if c in "\\`*_[]<>|#!&~" else c for c in line)
+    return re.sub(r"^(\d*)([-+.)])", r"\1\\\2", escaped)  # a bullet or number at the start would begin a list
 
 
 def _training(facts: Facts, recipe: CardRecipe) -> str:

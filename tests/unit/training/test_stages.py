@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from html import unescape
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from markdown_it import MarkdownIt
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -113,6 +116,7 @@ def test_exported_file_scores_what_the_report_says(
     expected = report["returned"]["scores"]["test"]["macro_f1"]
     assert score(task.label_ids("test"), answers, 3, "macro_f1")["macro_f1"] == pytest.approx(expected, abs=1e-4)
     assert report["mean"]["test"]["macro_f1"] == expected
+    assert ("max_length" in json.loads((done["export"] / "labels.json").read_text())) == bool(encoders)
     if returned == "ensemble":  # two encoders in half precision are as large as one
         sizes = [(done["export"] / name).stat().st_size for name in ("model.onnx", "model/model.safetensors")]
         assert sizes[0] < 1.2 * sizes[1]
@@ -193,6 +197,15 @@ def test_card_states_scores_cost_recipe_and_memorization_risk(chain: Mapping[str
     assert "(s)" not in card and "{" not in card[: card.index("## Recipe")]
     assert "memorized" in card and '"rho1": 3.0' in card and "150 (" in card
     assert all(f". {label}" in card for label in LABELS)
+
+
+def test_card_shows_label_names_without_their_markup(chain: Mapping[str, Path]) -> None:
+    names = ["<b>", "&lt;b&gt;", "~~x~~", "- list", "2. two", "1) one", "+ plus", "---", "a|b", "`c`", "-5", ".net"]
+    facts = json.loads((chain["prepare"] / "data.json").read_text()) | {"labels": names}
+    card = model_card(report_of(chain), facts, CardRecipe.of(RECIPE))
+    section = card[card.index("## Labels") : card.index("## Scores")]
+    html = MarkdownIt("commonmark").enable("strikethrough").render(section)
+    assert [unescape(item) for item in re.findall("<li>(.*)</li>", html)] == names
 
 
 ALONE = {"selection__selector": "none", "joint__enabled": False}
