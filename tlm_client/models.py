@@ -32,8 +32,9 @@ def load_onnx(model: str, client: TLMClient | None = None) -> Model:
 def load_transformers(model: str, client: TLMClient | None = None) -> TextClassificationPipeline:
     """Return the encoder of a job as a pipeline of the library `transformers`. See `load_onnx`.
 
-    The pipeline has only the encoder of the best seed, even if the job returns another model. Raises NotFound if the
-    job has no encoder (yet), and MissingDependency without transformers.
+    The pipeline has only the encoder of the best seed, even if the job returns another model. It truncates long texts.
+
+    Raises NotFound if the job has no encoder (yet), and MissingDependency without transformers.
     """
     try:
         from transformers import pipeline
@@ -43,7 +44,7 @@ def load_transformers(model: str, client: TLMClient | None = None) -> TextClassi
     folder, _ = _download(model, client)
     if not (folder / "model" / "config.json").is_file():
         raise NotFound(f"'{model}' has no encoder, or the job is not finished. Use load_onnx for its linear model.")
-    return pipeline("text-classification", str(folder / "model"))
+    return pipeline("text-classification", str(folder / "model"), truncation=True)
 
 
 def _download(model: str, client: TLMClient | None) -> tuple[Path, bool]:

@@ -60,17 +60,20 @@ def test_onnx_model_loads_by_alias_from_the_environment(
     assert "model.onnx" in {file.name for file in (cache / contents.jobs["succeeded"]).rglob("*")}
 
 
-def test_encoder_loads_as_a_pipeline_of_transformers(tmp_path: Path) -> None:
+def test_encoder_loads_as_a_pipeline_that_truncates_texts(tmp_path: Path) -> None:
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
     make_export(tmp_path / "out")
     folder = tmp_path / "out" / "model"
     shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    shape |= {"max_position_embeddings": 8}
     config = BertConfig(vocab_size=8, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1}, **shape)
     BertForSequenceClassification(config).save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), pad_token="[PAD]").save_pretrained(folder)
-    (answer,) = load_transformers("job_1", client_of(tmp_path / "out"))("good")
-    assert answer["label"] in ("good", "bad")
+    PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), pad_token="[PAD]", model_max_length=8
+    ).save_pretrained(folder)
+    for answer in load_transformers("job_1", client_of(tmp_path / "out"))(["good", "good " * 9]):
+        assert answer["label"] in ("good", "bad")
 
 
 def test_model_without_an_encoder_names_the_other_function(tmp_path: Path) -> None:

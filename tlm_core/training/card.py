@@ -227,10 +227,11 @@ def _lengths(facts: Facts) -> list[str]:
     """Describe how the model reads long texts."""
     length, windows = facts["max_length"], facts.get("max_windows", 1)
     if windows == 1:
-        return [f"- Texts longer than {length} tokens are truncated."]
+        return [f"- Texts longer than {length} tokens are truncated. Stock classes need `truncation=True` for this."]
     return [
         f"- The scores are those of `model.onnx` and of the service: they read up to {windows} windows of {length}",
-        f"  tokens of a text and average their logits. Stock classes read the first {length} tokens alone.",
+        f"  tokens of a text and average their logits. Stock classes read the first {length} tokens alone, with the",
+        "  argument `truncation=True`.",
     ]
 
 
