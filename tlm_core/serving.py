@@ -36,11 +36,11 @@ BATCH = 32  # windows of an encoder, or texts of a linear model, whose graph hol
 def write_metadata(folder: Path, task: Task, model: str, max_length: int | None = None, windows: int = 1) -> None:
     """Write labels.json, which predictions need in addition to the graph.
 
-    model: linear, self_trained, encoder, ensemble or combined. max_length: tokens of a window; None for a linear model.
-    windows: the largest number of windows that the model reads of a text.
+    model: linear, self_trained, encoder, ensemble or combined. max_length: tokens of a window. windows: the largest
+    number of windows that the model reads of a text. A linear model reads whole texts, so its file has neither.
     """
     metadata = {"labels": list(task.labels), "pair": task.pair, "task_type": task.type.name, "model": model}
-    metadata |= {"max_length": max_length, "windows": windows} if max_length else {}
+    metadata |= {} if model in LINEAR_MODELS else {"max_length": max_length, "windows": windows}
     (folder / METADATA).write_text(json.dumps(metadata, ensure_ascii=False), encoding="utf-8")
 
 
