@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +104,18 @@ def test_python_of_the_serving_page_works(
     with TestClient(served["app"]) as client:
         (answer,) = client.post("/predict", json={"texts": ["a text to classify"]}).json()
     assert list(answer.values()) == pytest.approx(names["model"].probabilities(["a text to classify"])[0])
+
+
+def test_bare_code_of_the_serving_page_reads_labels_in_any_locale(tmp_path: Path) -> None:
+    model_folder(tmp_path / "out", 1)
+    facts = json.loads((tmp_path / "out" / METADATA).read_text())
+    (tmp_path / "out" / METADATA).write_text(
+        json.dumps({**facts, "labels": ["schön", "schlecht"]}, ensure_ascii=False), encoding="utf-8"
+    )
+    _, bare, _ = (block.text for block in blocks_of(ROOT / "docs" / "serving.md") if block.language == "python")
+    ascii_locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-X", "utf8=0", "-c", bare]
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, **ascii_locale}, check=True, capture_output=True)
 
 
 def test_largest_usual_file_of_tiny_has_at_most_20_mb(tmp_path: Path) -> None:
