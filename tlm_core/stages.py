@@ -12,11 +12,11 @@ from tlm_core.training.stage import Place, Stage
 VALIDATE = Stage("validate", "tlm_core.tasks.validate:validate_stage", 8, params.ValidateParams, Place.COORDINATOR)
 SELECT = Stage("select", "", 7, params.SelectParams, Place.RETRIEVER)
 # A linear model needs no torch.
-BASELINE = Stage("baseline", "tlm_core.linear.linear_stages:baseline", 7, BaselineParams, needs_torch=False)
+BASELINE = Stage("baseline", "tlm_core.linear.linear_stages:baseline", 8, BaselineParams, needs_torch=False)
 SELF_TRAIN = Stage(
     "self_train", "tlm_core.linear.linear_stages:self_train_stage", 13, SelfTrainParams, needs_torch=False
 )
-REFIT_LINEAR = Stage("refit_linear", "tlm_core.linear.linear_stages:refit_linear", 4, BaselineParams, needs_torch=False)
+REFIT_LINEAR = Stage("refit_linear", "tlm_core.linear.linear_stages:refit_linear", 5, BaselineParams, needs_torch=False)
 EVALUATE_LINEAR = Stage(
     "evaluate_linear", "tlm_core.linear.linear_stages:evaluate_linear", 8, BaselineParams, needs_torch=False
 )

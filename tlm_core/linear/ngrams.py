@@ -8,6 +8,7 @@ words and characters; no feature contains it.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -58,9 +59,14 @@ def words_and_blanks(text: str) -> list[str]:
     return _WORD_AND_BLANKS.findall(text)
 
 
+def _lower(text: str) -> str:
+    """Return the text in lowercase. Canonically equal texts give the same result, as in an encoder's tokenizer."""
+    return unicodedata.normalize("NFC", text).lower()
+
+
 def _parts(row: Row, start_words: int, marks: Marks) -> Row:
     """Return the lowercase texts that become n-grams: those of the row, its first words, and its marked spans."""
-    texts = tuple(text.lower() for text in row)
+    texts = tuple(_lower(text) for text in row)
     start = (" ".join(split_words(texts[0])[:start_words]),) if start_words else ()
     return (*texts, *start, *split_spans(texts[0], marks)) if marks else (*texts, *start)
 
@@ -82,7 +88,7 @@ class Alphabet:
     def learn(cls, rows: Sequence[Row], start_words: int = 0) -> Alphabet:
         """Give ids to the most frequent characters and to all words of the rows."""
         number = count(1).__next__
-        marks = learn_marks(text.lower() for (text,) in rows) if len(rows[0]) == 1 else ()
+        marks = learn_marks(_lower(text) for (text,) in rows) if len(rows[0]) == 1 else ()
         parts = [_parts(row, start_words, marks) for row in rows]
         texts = [[" ".join(row[part].split()) for row in parts] for part in range(len(parts[0]))]
         limit = LAST_CHARACTER // len(texts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from unittest.mock import Mock
@@ -171,6 +172,13 @@ def test_chinese_texts_are_classified(tmp_path: Path) -> None:
     task = Task.read(write_task(tmp_path / "task", texts, labels, ("good", "bad")))
     model = fit(task).model
     assert model.outputs([("这家店很好",), ("这家店太差",)]).argmax(axis=1).tolist() == [0, 1]
+
+
+def test_canonically_equal_texts_have_equal_ngrams() -> None:
+    composed, decomposed = "Drôle, İstanbul, 가", unicodedata.normalize("NFD", "Drôle, İstanbul, 가")
+    alphabet = Alphabet.learn([(composed,)])
+    assert decomposed != composed and alphabet.encode((decomposed,)) == alphabet.encode((composed,))
+    assert Alphabet.learn([(decomposed,)]) == alphabet
 
 
 def test_label_without_train_rows_is_never_predicted(tmp_path: Path) -> None:
