@@ -116,7 +116,7 @@ class Coordinator:
         """Renew the leases, also while a round waits. If a step hangs, let other coordinators adopt the jobs."""
         if time.monotonic() - self._stepped_at > self.settings.hang_seconds:
             log.error("A step takes longer than %g s, so the leases are not renewed.", self.settings.hang_seconds)
-            for gauge in (HELD, IDLE):
+            for gauge in (HELD, IDLE, TOKENS):
                 gauge.set(0)  # The leases expire. The alerts on standing jobs must not wait for the end of the step.
             return
         for held in list(self._held.values()):

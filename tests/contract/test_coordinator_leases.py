@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 
 import httpx
 import pytest
+from prometheus_client import Gauge
 
-from services.common.metrics import HELD, REGISTRY
+from services.common.metrics import HELD, TOKENS
 from services.common.redis_client import connect
 from services.common.retriever_client import SelectionRun
 from services.trainer.cluster import RayCluster, Status
@@ -182,14 +183,16 @@ def test_idle_coordinator_reports_no_hang(harness: CoordinatorHarness, caplog: p
     assert "A step takes longer" in caplog.text
 
 
-def test_hanging_coordinator_shows_no_held_jobs(harness: CoordinatorHarness) -> None:
-    coordinator = harness.coordinator(hang_seconds=60.0)
-    HELD.set(1)
-    coordinator._renew_leases()
-    assert REGISTRY.get_sample_value("tlm_held_jobs") == 1
-    coordinator._stepped_at -= 61.0
-    coordinator._renew_leases()
-    assert REGISTRY.get_sample_value("tlm_held_jobs") == 0
+@pytest.mark.parametrize("gauge", [HELD, TOKENS])
+def test_hanging_coordinator_shows_no_held_jobs_and_no_speed(harness: CoordinatorHarness, gauge: Gauge) -> None:
+    coordinator, shown = harness.coordinator(hang_seconds=60.0), list[float]()
+    gauge.set(1)
+    for seconds in (0.0, 61.0):
+        coordinator._stepped_at -= seconds
+        coordinator._renew_leases()
+        (figure,) = gauge.collect()
+        shown.append(figure.samples[0].value)
+    assert shown == [1, 0]
 
 
 def test_coordinator_that_lost_its_lease_stops_and_submits_nothing(harness: CoordinatorHarness) -> None:
