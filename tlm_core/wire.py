@@ -323,9 +323,9 @@ class Estimate(_Answer):
     def sources(self) -> dict[str, list[str]]:
         """Map each reason to the names of what it explains: stages, and values except `seconds`."""
         result: dict[str, list[str]] = {}
-        values = [entry for entry in self.reasons.items() if entry[0] != "seconds"]
+        values = [(name.replace("_", " "), reason) for name, reason in self.reasons.items() if name != "seconds"]
         for name, reason in [*((s.stage, s.reason) for s in self.stages), *values]:
-            result.setdefault(reason, []).append(name.replace("_", " "))
+            result.setdefault(reason, []).append(name)
         return result
 
 

@@ -17,7 +17,7 @@ ESTIMATE = {
     "stages": [
         {"stage": "select", "seconds": 0.0, "flops": 0.0, "tokens": 0.0, "basis": "cached", "reason": "already done"},
         *({"stage": stage, "seconds": 100.0, "flops": 4e13, "tokens": 1e6, "basis": "measured",
-           "reason": "measured on 3 runs"} for stage in ("joint", "finetune")),
+           "reason": "measured on 3 runs"} for stage in ("joint", "refit_linear")),
     ],
     "reasons": {"gpu_hours": "No finished job yet.", "flops": "counted", "memory_bytes": "counted"},
 }  # fmt: skip
@@ -37,7 +37,7 @@ def test_estimate_shows_sources_and_unknown_figures() -> None:
     passages = "10,004 of at most 13,500"
     for part in ("2:05", "4.10e+13", passages, "GPU hours: unknown", "Disk: unknown", "flops, memory bytes: counted"):
         assert part in result.stdout
-    assert result.stdout.count("measured on 3 runs") == 1 and "joint, finetune: measured on 3 runs" in result.stdout
+    assert result.stdout.count("measured on 3 runs") == 1 and "joint, refit_linear: measured on 3 runs" in result.stdout
     (cached,) = (line.split("│")[1:-1] for line in result.stdout.splitlines() if "│ select" in line)
     assert [cell.strip() for cell in cached] == ["select", "0:00", "cached", "cached"]
     assert json.loads(tlm(handler, *arguments, "--json").stdout)["gpu_hours"] is None
