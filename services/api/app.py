@@ -10,7 +10,6 @@ from importlib.metadata import version
 
 from fastapi import Depends, FastAPI
 from starlette.concurrency import run_in_threadpool
-from starlette.types import ASGIApp
 
 from services.api.dashboard.app import mount_dashboard
 from services.api.dashboard.data_pages import UPLOAD_PATHS
@@ -19,16 +18,9 @@ from services.api.parts import Parts, refuse_unknown_parameters
 from services.api.removal import finish_removals
 from services.api.routes import corpora, datasets, documentation, jobs, models, results, service, uploads, webhooks
 from services.common.problem import install_problem_handlers
-from services.common.request_ids import RequestIds
+from services.common.request_ids import App
 
 _REMOVAL_SECONDS = 300
-
-
-class _Gateway(FastAPI):
-    """The application. `RequestIds` encloses all other layers, so that answers to unexpected errors have an id too."""
-
-    def build_middleware_stack(self) -> ASGIApp:
-        return RequestIds(super().build_middleware_stack())
 
 
 def create_app(parts: Parts) -> FastAPI:
@@ -52,7 +44,7 @@ def create_app(parts: Parts) -> FastAPI:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    app = _Gateway(
+    app = App(
         title="TLM service", version=version("tlm-service"), lifespan=lifespan,
         docs_url=None, redoc_url=None,
     )  # fmt: skip

@@ -10,6 +10,7 @@ import logging
 import re
 import time
 
+from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.common.logs import log_context
@@ -56,3 +57,10 @@ class RequestIds:
 
         with log_context(request_id=request_id):
             await self._app(scope, receive, send_with_id)
+
+
+class App(FastAPI):
+    """An application. `RequestIds` encloses all other layers, so that answers to unexpected errors have an id too."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return RequestIds(super().build_middleware_stack())

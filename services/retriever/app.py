@@ -19,7 +19,7 @@ from services.common.background import Background, check_running
 from services.common.metrics import CONTENT_TYPE, Live, exposition
 from services.common.problem import install_problem_handlers, problem_of, problem_response
 from services.common.redis_client import connect as connect_redis
-from services.common.request_ids import RequestIds
+from services.common.request_ids import App
 from services.common.retriever_client import (
     CorpusFolder,
     IndexLoad,
@@ -107,12 +107,11 @@ def create_app(
         if not hmac.compare_digest(header, f"Bearer {token}".encode()):
             raise Unauthorized("Missing or wrong internal token. Send it as bearer token.")
 
-    app = FastAPI(title="TLM retriever", lifespan=lifespan)
+    app = App(title="TLM retriever", lifespan=lifespan)
     install_problem_handlers(app)
     for router in (_corpora(loads), _selections(selections)):
         app.include_router(router, prefix="/v1", dependencies=[Depends(authorize)])
     app.include_router(_health(indexes, (loads.task, selections.task)))
-    app.add_middleware(RequestIds)
     return app
 
 
