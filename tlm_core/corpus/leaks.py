@@ -50,13 +50,13 @@ def tokens(text: str) -> list[str]:
     In scripts without spaces, each letter or digit is a token. Marks that form no single character with their letter,
     and invisible characters such as soft hyphens, are removed.
     """
+    # Case folding divides İ into i and a mark.
+    text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    for character in set(_NEITHER.findall(text)):
+        is_hidden = unicodedata.category(character) in ("Mn", "Mc", "Me", "Cf")
+        text = text.replace(character, "" if is_hidden else " ")
     # The form NFKC comes last, because it has letters for some symbols, such as ™.
-    text = _NEITHER.sub(_blank_or_nothing, unicodedata.normalize("NFC", text))
     return _TOKEN.findall(unicodedata.normalize("NFKC", text).casefold())
-
-
-def _blank_or_nothing(character: re.Match[str]) -> str:
-    return "" if unicodedata.category(character.group()) in ("Mn", "Mc", "Me", "Cf") else " "
 
 
 def grams(words: list[str], size: int = GRAM) -> Iterator[tuple[str, ...]]:

@@ -61,6 +61,7 @@ def test_case_punctuation_and_entity_marks_hide_nothing() -> None:
         ("one two three four five", "one t\u200bwo th\u2060ree four fi\ufeffve"),
         ("このカメラは10月", "このｶﾒﾗは１０月"),
         ("the ﬁrst x² of Ｍodel™ two", "The first X2 of model two"),
+        ("İstanbul İzmir İlçe İnsan İş", "i̇stanbul i̇zmir i̇lçe i̇nsan i̇ş"),
         ("مُحَمَّد في بيت كبير جدا", "محمد في بيت كبير جدا"),
     ],
 )
