@@ -105,7 +105,7 @@ def cut_stream(paragraphs: Iterable[str]) -> Iterator[str]:
 
 
 def _units(paragraph: str) -> Iterator[tuple[str, int]]:
-    """Yield the sentences of a tidy paragraph and their word counts. Long sentences come in parts of TARGET words."""
+    """Yield the sentences of a tidy paragraph and their word counts, long ones in parts of about TARGET words."""
     if not paragraph:
         return
     paragraph += " "
@@ -134,8 +134,8 @@ def _before_marks(text: str, at: int) -> int:
 def _cutting_point(sizes: list[int]) -> int:
     """Return the number of units of the next passage, which ends at the unit border nearest to TARGET words.
 
-    Each unit has at most TARGET words, and their sum exceeds LONGEST = 2 TARGET. So the border lies between
-    TARGET / 2 and 3/2 TARGET, with more than TARGET / 2 words after it: neither side is too short.
+    Each unit has at most TARGET words, plus a few marks of its first letter. Their sum exceeds LONGEST = 2 TARGET. So
+    the border lies between about TARGET / 2 and 3/2 TARGET, with about as much after it: neither side is too short.
     """
     ends = np.cumsum(sizes)
     return int(np.argmin(np.abs(ends - TARGET))) + 1
