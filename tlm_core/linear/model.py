@@ -27,7 +27,8 @@ def read_alphabet(folder: Path) -> Alphabet:
     """Read the alphabet of the linear model in a folder."""
     ids = json.loads((folder / ALPHABET).read_text(encoding="utf-8"))
     marks, start_words = tuple(ids.get("marks", ())), ids.get("start_words", 0)
-    return Alphabet(tuple(ids["words"]), tuple(ids["characters"]), start_words, marks)
+    nfc = ids.get("nfc", False)  # earlier models read texts unchanged
+    return Alphabet(tuple(ids["words"]), tuple(ids["characters"]), start_words, marks, nfc)
 
 
 def rows_of(task: Task, split: str) -> list[Row]:

@@ -64,9 +64,8 @@ def _lower(text: str) -> str:
     return unicodedata.normalize("NFC", text).lower()
 
 
-def _parts(row: Row, start_words: int, marks: Marks) -> Row:
-    """Return the lowercase texts that become n-grams: those of the row, its first words, and its marked spans."""
-    texts = tuple(_lower(text) for text in row)
+def _parts(texts: Row, start_words: int, marks: Marks) -> Row:
+    """Return the texts that become n-grams: the lowercase texts of a row, its first words, and its marked spans."""
     start = (" ".join(split_words(texts[0])[:start_words]),) if start_words else ()
     return (*texts, *start, *split_spans(texts[0], marks)) if marks else (*texts, *start)
 
@@ -76,19 +75,22 @@ class Alphabet:
     """The ids of words and characters. Each part of a row has ids of its own.
 
     words: for each part of a row, word → id. characters: likewise. start_words: number of first words of a text that
-    form an extra part; 0: no such part. marks: opening marks of the spans that become parts.
+    form an extra part; 0: no such part. marks: opening marks of the spans that become parts. nfc: whether texts are
+    first converted to the normal form NFC.
     """
 
     words: tuple[dict[str, int], ...]
     characters: tuple[dict[str, int], ...]
     start_words: int = 0
     marks: Marks = ()
+    nfc: bool = True
 
     @classmethod
     def learn(cls, rows: Sequence[Row], start_words: int = 0) -> Alphabet:
         """Give ids to the most frequent characters and to all words of the rows."""
         number = count(1).__next__
-        marks = learn_marks(_lower(text) for (text,) in rows) if len(rows[0]) == 1 else ()
+        rows = [tuple(map(_lower, row)) for row in rows]
+        marks = learn_marks(text for (text,) in rows) if len(rows[0]) == 1 else ()
         parts = [_parts(row, start_words, marks) for row in rows]
         texts = [[" ".join(row[part].split()) for row in parts] for part in range(len(parts[0]))]
         limit = LAST_CHARACTER // len(texts)
@@ -115,7 +117,8 @@ class Alphabet:
 
     def encode(self, row: Row) -> list[int]:
         """Return the ids of a row: words of each part, then characters of each part, with 0 between them."""
-        texts = _parts(row, self.start_words, self.marks)
+        lower = tuple(map(_lower if self.nfc else str.lower, row))
+        texts = _parts(lower, self.start_words, self.marks)
         ids: list[int] = []
         for words, text in zip(self.words, texts, strict=True):
             ids += [words.get(word, 0) for word in split_words(text)]

@@ -181,6 +181,13 @@ def test_canonically_equal_texts_have_equal_ngrams() -> None:
     assert Alphabet.learn([(decomposed,)]) == alphabet
 
 
+def test_alphabet_of_an_earlier_model_reads_texts_unchanged(tmp_path: Path) -> None:
+    nukta = "হ\u09df"  # NFC divides its last letter into two characters
+    ids = {"words": [{nukta: 4096}], "characters": [{" ": 1, "হ": 2, "\u09df": 3}]}
+    (tmp_path / "ngrams.json").write_text(json.dumps(ids), encoding="utf-8")
+    assert read_alphabet(tmp_path).encode((nukta,)) == [4096, 0, 1, 2, 3, 1, 0]
+
+
 def test_label_without_train_rows_is_never_predicted(tmp_path: Path) -> None:
     task = Task.read(write_task(tmp_path / "task", ["a b", "c d"] * 6, [0, 2] * 6, ("x", "unseen", "y")))
     outputs = fit(task).model.outputs([("a b",), ("c d",), ("nothing known",)])
