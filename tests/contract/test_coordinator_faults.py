@@ -23,7 +23,7 @@ from tests.contract.coordinator_harness import CoordinatorHarness, T
 from tests.support import wait_for
 from tests.trainer_fakes import all_stages, counting_stage, run_group
 from tlm_core.artifacts import ManifestRef
-from tlm_core.errors import NonFiniteLoss, StaleAttempt, Unavailable, WorkerLost
+from tlm_core.errors import IllegalTransition, NonFiniteLoss, StaleAttempt, Unavailable, WorkerLost
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
 
@@ -254,7 +254,9 @@ def test_worker_stops_when_its_attempt_ends_during_a_stage(harness: CoordinatorH
             harness.store.requeue(job, "a", NonFiniteLoss("The loss is nan."), 0)
             assert harness.store.claim("b", 30) is not None
 
-    with suppress(StaleAttempt):  # the worker stops without an error if its reporter is the first to notice
+    # The worker stops without an error if its reporter is the first to notice. A checkpoint that is written between
+    # the two verbs is refused because the job is queued.
+    with suppress(StaleAttempt, IllegalTransition):
         run_group(
             harness.store, harness.artifacts, harness.folder / "scratch", harness.cluster.assignment(first),
             all_stages(joint=counting_stage(5, end_attempt)),
