@@ -110,14 +110,15 @@ def read_paragraphs(path: Path, findings: Findings) -> Iterator[str]:
     """Yield the paragraphs of a plain text file, separated by blank lines. A very long paragraph comes in pieces."""
     parts: list[str] = []
     size = 0
-    for line in TableFile(path, findings).guarded(lambda: Lines(path, UTF8, _PIECE, pieces=True)):
-        parts.append(line)
-        size += len(line)
-        if size >= _PIECE or (not line.strip() and line.endswith("\n")):
-            text = "".join(parts)
-            # A piece can end within a word, so the next piece begins with this word.
-            word = "" if text[-1].isspace() else text.rsplit(maxsplit=1)[-1]
-            held = "" if len(word) == len(text) else word
-            yield text.removesuffix(held)
-            parts, size = [held], len(held)
+    with TableFile(path, findings).errors_as_faults():
+        for line in Lines(path, UTF8, _PIECE, pieces=True):
+            parts.append(line)
+            size += len(line)
+            if size >= _PIECE or (not line.strip() and line.endswith("\n")):
+                text = "".join(parts)
+                # A piece can end within a word, so the next piece begins with this word.
+                word = "" if text[-1].isspace() else text.rsplit(maxsplit=1)[-1]
+                held = "" if len(word) == len(text) else word
+                yield text.removesuffix(held)
+                parts, size = [held], len(held)
     yield "".join(parts)

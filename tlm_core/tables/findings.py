@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from tlm_core.errors import Fault, InvalidDataset
 
@@ -13,8 +13,8 @@ LISTED_PER_CODE = 100
 class Findings:
     """Collects data errors, data warnings and notes. Counts all, and lists the first 100 of each code.
 
-    subject: name of the data, for the summary. stop_at: number of data errors at which `fault` raises InvalidDataset.
-    notify: called immediately with each new note.
+    subject: name of the data in the message of `error`.
+    stop_at: number of data errors at which `fault` raises InvalidDataset. notify: receives each new note at once.
     """
 
     def __init__(
@@ -30,40 +30,27 @@ class Findings:
     def fault(
         self, code: str, message: str, *, split: str | None = None, row: int | None = None, column: str | None = None
     ) -> None:
-        """Add a data error; the data cannot be used."""
+        """Add a data error, which makes the data unusable. Raises InvalidDataset at the data error number `stop_at`."""
         self.fault_counts[code] += 1
         if self.fault_counts[code] <= LISTED_PER_CODE:
             self.faults.append(Fault(code, message, split, row, column))
         if self._stop_at is not None and self.total >= self._stop_at:
             raise self.error()
 
-    def fault_rows(
-        self, code: str, message: str, rows: Sequence[int], *, split: str, column: str, total: int | None = None
-    ) -> None:
-        """Add the same data error for each of `rows`; `{row}` in the message stands for the row number.
-
-        total: number of rows with this error, if `rows` lists only the first of them.
-        """
-        listed = rows[:LISTED_PER_CODE]
-        for row in listed:
-            self.fault(code, message.replace("{row}", str(row)), split=split, row=row, column=column)
-        self.count_more(code, (len(rows) if total is None else total) - len(listed))
-
     def count_more(self, code: str, count: int) -> None:
-        """Count data errors that are not listed."""
-        if count:
-            self.fault_counts[code] += count
+        """Count data errors without listing them."""
+        self.fault_counts[code] += count
 
     def warn(
         self, code: str, message: str, *, split: str | None = None, row: int | None = None, column: str | None = None
     ) -> None:
-        """Add a data warning; the data can be used."""
+        """Add a data warning. The data remain usable."""
         self.warning_counts[code] += 1
         if self.warning_counts[code] <= LISTED_PER_CODE:
             self.warnings.append(Fault(code, message, split, row, column))
 
     def note(self, text: str) -> None:
-        """Add a note that states an inferred choice with its reason, or how a file was read."""
+        """Add a note: an inferred choice with its reason, or how a file was read. Repeated notes are ignored."""
         if text not in self.notes:
             self.notes.append(text)
             if self._notify is not None:
@@ -71,7 +58,7 @@ class Findings:
 
     @property
     def total(self) -> int:
-        """Number of data errors, listed or not."""
+        """The number of all data errors, also of those that are not listed."""
         return sum(self.fault_counts.values())
 
     @property
@@ -84,7 +71,7 @@ class Findings:
             raise self.error()
 
     def error(self) -> InvalidDataset:
-        """Return all data errors as one exception. Its message has the first error and the count of each code."""
+        """Return one exception for all data errors. Its message has the first data error and the count of each code."""
         summary = f"Data error in {self._subject}"
         if self.total > 1:
             counts = ", ".join(f"{count} x {code}" for code, count in self.fault_counts.most_common())

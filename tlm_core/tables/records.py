@@ -1,4 +1,4 @@
-"""Records of CSV, TSV, JSON, JSON Lines and Parquet files, as a stream, for tasks and corpora."""
+"""Read the records of CSV, TSV, JSON, JSON Lines and Parquet files one by one."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from tlm_core.errors import StorageUnavailable
 from tlm_core.parquet import open_parquet
@@ -31,7 +32,7 @@ from tlm_core.wording import counted
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMATS: Mapping[str, str] = {
+_FORMATS: Mapping[str, str] = {
     ".jsonl": "json", ".ndjson": "json", ".json": "json",
     ".csv": "delimited", ".tsv": "delimited", ".tab": "delimited",
     ".parquet": "parquet", ".pq": "parquet",
@@ -39,7 +40,7 @@ FORMATS: Mapping[str, str] = {
 _DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 _SAMPLE_CHARS = 1 << 18
 _FIELD_LIMIT = 1 << 27
-_BATCH = 64  # rows of Parquet in memory; a file of a few bytes can repeat a value of a megabyte in each row
+_BATCH = 64  # rows of Parquet in memory; a small file can repeat a value of a megabyte in each row
 _FOREIGN = (
     (b"PK\x03\x04", "a ZIP archive or an Excel sheet"),
     (b"\xd0\xcf\x11\xe0", "an old Excel sheet"),
@@ -51,16 +52,15 @@ _FOREIGN = (
 SUPPORTED = "Supported types: jsonl, json, csv, tsv and parquet; all but parquet also as .gz or .zst."
 EMPTY = "is empty. Add column names and records, or one JSON object per line."
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
-# A JSON object becomes a tuple of its (key, value) pairs, so that a repeated key is noticed.
+# A JSON object becomes a tuple of its (key, value) pairs, because a dict would hide repeated keys.
 _DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_constant=lambda _name: None)
 
-T = TypeVar("T")
 Record = tuple[int, dict[str, object]]
 Reader = Callable[[Sequence[str] | None], Iterator[Record]]
 
 
 class Unread(Enum):
-    """A placeholder for a Parquet value that is not read as text. `value` names its kind in messages."""
+    """The placeholder for a Parquet value that is not text. `value` is the name of its kind in messages."""
 
     NESTED = "list or object"
     TIME = "date or time"
@@ -71,9 +71,10 @@ class Unread(Enum):
 class Records:
     """The records of one file.
 
-    names: its columns; empty for JSON, where every object has its own keys. read: yields the number of each record,
-    from 1, and its values by column. The argument limits the columns read from Parquet; None reads all. damaged:
-    whether strings may hold undecoded bytes as surrogates.
+    names: its columns. For JSON, `names` is empty, because each object has keys of its own.
+    read: yields each record: its number, from 1, and its values by column. The argument of `read` limits the columns
+    of Parquet; None reads all.
+    damaged: whether lone surrogates in strings stand for bytes that are not valid in the encoding.
     """
 
     names: Sequence[str]
@@ -83,9 +84,10 @@ class Records:
 
 @dataclass
 class TableFile:
-    """One file to read. label: its name in messages. Data errors go to `findings`.
+    """A file with records. Data errors are added to `findings`.
 
-    delimiter, encoding, kind ("json", "delimited", "parquet"): None infers them. max_bytes: limit of the unpacked file.
+    delimiter, encoding, kind ("json", "delimited", "parquet"): None infers them.
+    max_bytes: limit on the size of the unpacked file. label: name of the file in messages.
     """
 
     path: Path
@@ -99,24 +101,30 @@ class TableFile:
     kind: str | None = None
 
     def __post_init__(self) -> None:
-        self.label = self.label or label(self.path.name, self.split)
+        name = self.path.name
+        if not self.label:
+            self.label = name if self.split is None or self.split in name.lower() else f"{name} (split {self.split})"
 
     def fault(self, code: str, message: str, row: int | None = None, column: str | None = None) -> None:
         self.findings.fault(code, message, split=self.split, row=row, column=column)
 
     def open(self) -> Records | None:
         """Return the records, or None with a data error if the file cannot be read. Raises StorageUnavailable."""
-        return next(self.guarded(self._open), None)
+        records = None
+        with self.errors_as_faults():
+            records = self._open()
+        return records
 
-    def guarded(self, produce: Callable[[], Iterable[T]]) -> Iterator[T]:
-        """Yield what `produce` yields. If the file cannot be read further, add a data error and end.
+    @contextmanager
+    def errors_as_faults(self) -> Iterator[None]:
+        """End the block at an error in the content of the file, and add a data error.
 
         Raises StorageUnavailable if the storage fails, and InvalidDataset if `findings` stops at this data error.
         """
         import pyarrow as pa
 
         try:
-            yield from produce()
+            yield
         except UnreadableFile as error:
             self.fault(error.code, str(error))
         except UnicodeDecodeError as error:
@@ -132,21 +140,26 @@ class TableFile:
             else:
                 self.fault("unreadable_file", f"Cannot read {self.label} ({error}). Write or upload the file again.")
 
-    def _open(self) -> Iterator[Records]:
+    def _open(self) -> Records | None:
         if self.kind is None:
             self.kind = self._infer_kind()
-        self._check_size()
+        if self.max_bytes is not None and any(size > self.max_bytes for size in itertools.accumulate(self._sizes())):
+            limit = f"{self.max_bytes:,} bytes unpacked"
+            message = f"{self.label} has more than {limit}. Use fewer rows or shorter texts."
+            raise UnreadableFile("file_too_large", message)
         if self.kind == "parquet":
-            yield from self._parquet()
-            return
+            return self._parquet()
         if self.encoding is None:
             self.encoding = detect_encoding(self.path)
             if self.encoding.note:
                 self.findings.note(f"{self.label}: {self.encoding.note}")
-        yield from self._json() if self.kind == "json" else self._delimited()
+        return self._json() if self.kind == "json" else self._delimited()
 
     def _infer_kind(self) -> str:
-        """Return the format that the file name indicates, if the first bytes agree, else the format of the content."""
+        """Return the format in the file name or, if the name has none, the format of the content.
+
+        Raises UnreadableFile if the file is empty, or if the content contradicts the name.
+        """
         with open_bytes(self.path) as handle:
             start = handle.read(1 << 16)
         if not start:
@@ -170,19 +183,7 @@ class TableFile:
             self.findings.note(f"{self.label}: the name has no known type; the content is read as {named}")
         return named
 
-    def _check_size(self) -> None:
-        if self.max_bytes is None:
-            return
-        size = 0
-        for part in self._part_sizes():
-            size += part
-            if size > self.max_bytes:
-                limit = f"{self.max_bytes:,} bytes unpacked"
-                raise UnreadableFile(
-                    "file_too_large", f"{self.label} has more than {limit}. Use fewer rows or shorter texts."
-                )
-
-    def _part_sizes(self) -> Iterator[int]:
+    def _sizes(self) -> Iterator[int]:
         """Yield the unpacked size of each part of the file, in bytes."""
         if self.kind == "parquet":
             # The metadata of the file counts repeated values only once.
@@ -193,52 +194,49 @@ class TableFile:
                 yield len(block)
 
     def _records(self, names: Sequence[str], produce: Reader) -> Records:
-        damaged = self.kind == "parquet" or (self.encoding is not None and self.encoding.damaged)
-        return Records(names, lambda columns: self.guarded(lambda: produce(columns)), damaged)
+        def read(columns: Sequence[str] | None) -> Iterator[Record]:
+            with self.errors_as_faults():
+                yield from produce(columns)
+
+        return Records(names, read, self.kind == "parquet" or (self.encoding is not None and self.encoding.damaged))
 
     def _lines(self) -> Lines:
         return Lines(self.path, self.encoding or UTF8)
 
-    def _parquet(self) -> Iterator[Records]:
+    def _parquet(self) -> Records | None:
         file = open_parquet(self.path)
-        names = file.schema_arrow.names
-        classes = class_names(file.schema_arrow.metadata)
-        if check_names(names, self):
-            yield self._records(names, lambda chosen: arrow_records(file.iter_batches(_BATCH, columns=chosen), classes))
+        names, classes = file.schema_arrow.names, class_names(file.schema_arrow.metadata)
+        if not check_names(names, self):
+            return None
+        return self._records(names, lambda chosen: arrow_records(file.iter_batches(_BATCH, columns=chosen), classes))
 
-    def _json(self) -> Iterator[Records]:
+    def _json(self) -> Records:
         first = next((text for line in self._lines() if (text := line.strip())), "")
         # A line such as ["a", "b"] is a wrong record, not the start of an array of objects.
         is_array = first in ("[", "[]") or re.match(r"\[\s*\{", first) is not None
         values = self._array if is_array else self._json_lines
-        yield self._records([], lambda _: self._objects(values()))
+        return self._records([], lambda _: self._objects(values()))
 
     def _json_lines(self) -> Iterator[tuple[int, object]]:
-        row = 0
-        lines = self._lines()
-        invalid: tuple[int, str] | None = None
+        row, lines = 0, self._lines()
         for line in lines:
             if not (text := line.strip()):
                 continue
             row += 1
-            if invalid is not None:
-                self._invalid_json(*invalid)
-                invalid = None
             try:
                 yield row, _DECODER.decode(text)
             except RecursionError:
-                invalid = (row, "it is nested too deep")
+                self._invalid_json(row, "it is nested too deep", lines)
             except ValueError as error:
-                invalid = (row, str(error))
-        if invalid is not None and lines.complete:
-            self._invalid_json(*invalid)
-        elif invalid is not None:
-            message = f"{self.label} ends in the middle of row {invalid[0]} ({invalid[1]}). Upload it again."
-            self.fault("cut_row", message, invalid[0])
+                self._invalid_json(row, str(error), lines)
 
-    def _invalid_json(self, row: int, reason: str) -> None:
-        message = f"Row {row} of {self.label} is not valid JSON: {reason}. Write one JSON object per line."
-        self.fault("malformed_row", message, row)
+    def _invalid_json(self, row: int, reason: str, lines: Lines) -> None:
+        if lines.complete:
+            message = f"Row {row} of {self.label} is not valid JSON: {reason}. Write one JSON object per line."
+            self.fault("malformed_row", message, row)
+        else:
+            message = f"{self.label} ends in the middle of row {row} ({reason}). Upload it again."
+            self.fault("cut_row", message, row)
 
     def _array(self) -> Iterator[tuple[int, object]]:
         try:
@@ -266,7 +264,7 @@ class TableFile:
                 continue
             yield row, record
 
-    def _delimited(self) -> Iterator[Records]:
+    def _delimited(self) -> Records | None:
         csv.field_size_limit(max(csv.field_size_limit(), _FIELD_LIMIT))
         delimiter = self.delimiter or self._infer_delimiter()
         plain = delimiter == "\t" and _quotes_are_plain(self._lines())
@@ -287,10 +285,10 @@ class TableFile:
         if unnamed := names.count("") if any(names) else 0:
             self.findings.note(f"{self.label}: ignored {counted(unnamed, 'column')} without a name")
         if not check_names(names, self):
-            return
+            return None
         self.delimiter = delimiter
         named = [name for name in names if name]
-        yield self._records(named, lambda _: self._rows(reader, lines, names))
+        return self._records(named, lambda _: self._rows(reader, lines, names))
 
     def _infer_delimiter(self) -> str:
         """Return the delimiter with which most of the first records have as many fields as the header."""
@@ -314,12 +312,11 @@ class TableFile:
 
     def _rows(self, reader: Iterator[list[str]], lines: Lines, names: Sequence[str]) -> Iterator[Record]:
         row, width = 0, len(names)
-        short: tuple[int, int] | None = None  # the latest record with too few fields: row, fields
         while True:
             try:
                 cells = next(reader)
             except StopIteration:
-                break
+                return
             except csv.Error as error:
                 row += 1
                 self._invalid_row(str(error), row)
@@ -327,25 +324,17 @@ class TableFile:
             if not cells or (len(cells) == 1 < width and not cells[0].strip()):  # a blank line
                 continue
             row += 1
-            if short is not None:
-                self._too_few(*short, width)
-                short = None
             if len(cells) == width:
                 yield row, {name: cell for name, cell in zip(names, cells, strict=True) if name}
-            elif len(cells) < width:
-                short = (row, len(cells))
+            elif len(cells) < width and not lines.complete:
+                message = f"{self.label} ends in the middle of row {row}, after {len(cells)} of {width} fields."
+                self.fault("cut_row", f"{message} Upload it again.", row)
             else:
-                message = f"Row {row} of {self.label} has {len(cells)} fields, but the header has {width}."
-                self.fault("malformed_row", f"{message} Put texts that contain the delimiter in double quotes.", row)
-        if short is not None and lines.complete:
-            self._too_few(*short, width)
-        elif short is not None:
-            message = f"{self.label} ends in the middle of row {short[0]}, after {short[1]} of {width} fields."
-            self.fault("cut_row", f"{message} Upload it again.", short[0])
-
-    def _too_few(self, row: int, fields: int, width: int) -> None:
-        message = f"Row {row} of {self.label} has {counted(fields, 'field')}, but the header has {width}."
-        self.fault("malformed_row", f"{message} Add the missing fields.", row)
+                fields = counted(len(cells), "field")
+                message = f"Row {row} of {self.label} has {fields}, but the header has {width}."
+                advice = "Put texts that contain the delimiter in double quotes."
+                advice = "Add the missing fields." if len(cells) < width else advice
+                self.fault("malformed_row", f"{message} {advice}", row)
 
     def _invalid_row(self, reason: str, row: int) -> None:
         place = f"Row {row} of {self.label}"
@@ -357,23 +346,17 @@ class TableFile:
             self.fault("malformed_row", f"{place} is invalid: {reason}. Double the quotes within quoted texts.", row)
 
 
-def label(name: str, split: str | None) -> str:
-    """The name of a file in messages, with its split unless the name contains it."""
-    return name if split is None or split in name.lower() else f"{name} (split {split})"
-
-
 def delimiter_name(delimiter: str) -> str:
     return _DELIMITERS.get(delimiter, repr(delimiter))
 
 
 def format_of(name: str) -> str | None:
-    """The format that a file name indicates: "json", "delimited", "parquet", or None."""
-    suffix = Path(name_without_packing(name)).suffix.lower()
-    return FORMATS.get(suffix)
+    """Return the format in a file name: "json", "delimited", "parquet", or None."""
+    return _FORMATS.get(Path(name_without_packing(name)).suffix.lower())
 
 
 def check_names(names: Sequence[str], file: TableFile) -> bool:
-    """Report repeated, invalid and too many column names. Return True if all are valid. Blank names may repeat."""
+    """Report repeated, invalid and too many column names. Return whether all are valid. Several names may be empty."""
     before = file.findings.total
     for name, count in Counter(names).items():
         if count > 1 and name:
@@ -391,7 +374,7 @@ def check_names(names: Sequence[str], file: TableFile) -> bool:
 
 
 def without_surrogates(text: str) -> str:
-    """The text with question marks instead of lone surrogates."""
+    """Return the text with question marks instead of lone surrogates."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -407,7 +390,7 @@ def _start(lines: Iterable[str]) -> tuple[str, bool]:
 
 
 def _widths(sample: str, delimiter: str) -> list[int]:
-    """Number of fields of each record of the sample, up to the first invalid one."""
+    """Return the number of fields of each record of the sample, up to the first invalid record."""
     widths = []
     try:
         for cells in csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter):
@@ -419,9 +402,10 @@ def _widths(sample: str, delimiter: str) -> list[int]:
 
 
 def _quotes_are_plain(lines: Iterable[str]) -> bool:
-    """Whether the quotes of a TSV file are plain characters.
+    """Return whether the quotes of a TSV file are plain characters, which do not enclose fields.
 
-    They are plain if all lines have equally many fields, and a field begins with a quote but is not wholly in quotes.
+    They are plain if two conditions hold. All lines have the same number of fields. At least one field begins with a
+    quote but is not completely enclosed in quotes.
     """
     stray = False
     width = None
@@ -439,26 +423,25 @@ def _quotes_are_plain(lines: Iterable[str]) -> bool:
 
 
 def class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, Sequence[str]]:
-    """Return the class names of numbered label columns, which the `datasets` library stores in a schema's metadata.
+    """Return the class names of each label column with class numbers, by column.
 
-    Other metadata gives no class names; the numbers are then the labels.
+    The `datasets` library stores them in the metadata of a schema. Invalid metadata gives no class names.
     """
     try:
-        note = json.loads((metadata or {}).get(b"huggingface", b"{}"))
-        features = note["info"]["features"].items()
+        features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"].items()
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return {}
-    classes = {name: feature for name, feature in features if isinstance(feature, dict)}
-    named = {name: feature.get("names") for name, feature in classes.items() if feature.get("_type") == "ClassLabel"}
-    return {
-        name: names
-        for name, names in named.items()
-        if isinstance(names, list) and all(isinstance(each, str) for each in names)
-    }
+    classes: dict[str, Sequence[str]] = {}
+    for name, feature in features:
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
+            names = feature.get("names")
+            if isinstance(names, list) and all(isinstance(each, str) for each in names):
+                classes[name] = names
+    return classes
 
 
 def _unpacked_size(batch: pa.RecordBatch) -> int:
-    """Return the bytes of a batch without dictionaries. Each row adds one byte, so that rows of nulls count too."""
+    """Return the bytes of a batch with decoded dictionaries. Each row adds one byte, so that nulls count too."""
     import pyarrow as pa
 
     columns = (c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in batch.columns)
@@ -466,7 +449,7 @@ def _unpacked_size(batch: pa.RecordBatch) -> int:
 
 
 def arrow_records(batches: Iterable[pa.RecordBatch], classes: Mapping[str, Sequence[str]]) -> Iterator[Record]:
-    """Records of Arrow tables or record batches; classes: column → names that its numbers stand for."""
+    """Yield the records of Arrow tables or record batches. classes: class names by column, see `class_names`."""
     row = itertools.count(1)
     for batch in batches:
         names = batch.schema.names
@@ -476,7 +459,7 @@ def arrow_records(batches: Iterable[pa.RecordBatch], classes: Mapping[str, Seque
 
 
 def _values(column: pa.Array | pa.ChunkedArray, classes: Sequence[str] | None) -> Sequence[object]:
-    """Python values of an Arrow column: str, bool, int, float, Decimal, None or Unread."""
+    """Return the Python values of an Arrow column: str, bool, int, float, Decimal, None or Unread."""
     import pyarrow as pa
 
     if isinstance(column, pa.ChunkedArray):
@@ -500,11 +483,11 @@ def _values(column: pa.Array | pa.ChunkedArray, classes: Sequence[str] | None) -
             narrow = kind.to_pandas_dtype()  # NumPy prints the 32-bit number 1.1 as 1.1, Python as 1.100000023841858
             values = [None if value is None else float(str(narrow(value))) for value in values]
         return values
-    return [_text_of(value) if isinstance(value, bytes) else value for value in values]
+    return [_decoded(value) if isinstance(value, bytes) else value for value in values]
 
 
 def _strings(column: pa.Array) -> list[str | None]:
-    """The strings, with invalid bytes as lone surrogates."""
+    """Return the strings of an Arrow column, with invalid bytes as lone surrogates."""
     import pyarrow as pa
 
     try:
@@ -514,7 +497,7 @@ def _strings(column: pa.Array) -> list[str | None]:
         return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw]
 
 
-def _text_of(value: bytes) -> str | Unread:
+def _decoded(value: bytes) -> str | Unread:
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError:
