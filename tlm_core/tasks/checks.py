@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from tlm_core.tables.findings import LISTED_PER_CODE, Findings
 from tlm_core.tasks import limits
@@ -21,96 +20,102 @@ from tlm_core.wording import counted, suggestion
 _NUMBER = re.compile(r"-?\d{1,15}|-?\d{0,8}\.\d{1,6}", re.ASCII)
 _NEARLY_ALL = 0.9
 _SPELLING = "case, spaces or number format"
-LabelCounts = Mapping[str, Mapping[str, int]]
 Predicate = Callable[[pa.StringArray], pa.BooleanArray]
+
+
+@dataclass(frozen=True)
+class ColumnCheck:
+    """Checks of the values of one column of a split. Each check adds its data errors to `findings`."""
+
+    table: RawTable
+    column: str
+    findings: Findings
+
+    @property
+    def values(self) -> pa.ChunkedArray:
+        return self.table.columns[self.column].values
+
+    def fault_rows(self, code: str, problem: str, rows: Sequence[int], count: int | None = None) -> None:
+        """Add a data error for each of `rows`. count: number of rows with it, if `rows` has only the first of them."""
+        listed = rows[:LISTED_PER_CODE]
+        for row in listed:
+            self.findings.fault(
+                code, f"{self.place(row)} {problem}", split=self.table.split, row=row, column=self.column
+            )
+        if more := (len(rows) if count is None else count) - len(listed):
+            self.findings.count_more(code, more)
+
+    def place(self, row: int) -> str:
+        """Return the beginning of a message about the value in a row."""
+        return f"Row {row} of {self.table.file}, column '{self.column}',"
+
+    def rows(self, predicate: Predicate) -> list[int]:
+        """Return the numbers of the rows whose values fulfill `predicate`. A result of null counts as false."""
+        masks = [pc.fill_null(predicate(chunk), False) for chunk in self.values.chunks]
+        return self.table.rows[pa.chunked_array(masks, pa.bool_()).to_numpy()].tolist()
+
+    def check_null(self, code: str, problem: str, predicate: Predicate = pc.is_null) -> None:
+        """Report the rows without a value. predicate: true for a value that counts as missing.
+
+        The table stores values of the kinds in UNREAD as null too, and lists only the first rows with such values. If
+        it does not list all of them, the rows without a value are unknown, and only their number is reported.
+        """
+        rows = self.rows(predicate)
+        unread = [kind for name, kind in self.table.columns[self.column].kinds.items() if name in UNREAD]
+        listed, count = {row for kind in unread for row in kind.rows}, sum(kind.count for kind in unread)
+        missing = [row for row in rows if row not in listed] if len(listed) == count else []
+        self.fault_rows(code, problem, missing, len(rows) - count)
+
+    def check_unread(self) -> None:
+        """Report labels or regression targets that are lists, objects, dates, times or bytes. Code: not_a_label."""
+        for name, kind in sorted(self.table.columns[self.column].kinds.items()):
+            if name in UNREAD:
+                self.fault_rows("not_a_label", f"is a {name}. {UNREAD[name]}", kind.rows, kind.count)
+
+    def check_characters(self) -> None:
+        """Report values with a NUL character. Code: bad_character."""
+        rows = self.rows(lambda chunk: pc.match_substring(chunk, "\x00"))
+        self.fault_rows(
+            "bad_character", "has a NUL character. Remove it; if the file is UTF-16, save it as UTF-8.", rows
+        )
 
 
 def check_texts(table: RawTable, column: str, findings: Findings) -> None:
     """Report invalid texts: not_text, null_text, blank_text, bad_character, text_too_long. Warning: long_text."""
-    values, kinds, split = table.columns[column].values, table.columns[column].kinds, table.split
-    place = place_of(table, column)
+    check = ColumnCheck(table, column, findings)
+    kinds = table.columns[column].kinds
     for name in sorted(kinds.keys() - {KINDS[str]}):
-        message, kind = f"{place} is a {name}, not a text. {UNREAD.get(name, 'Write it as a string.')}", kinds[name]
-        findings.fault_rows("not_text", message, kind.rows, split=split, column=column, total=kind.count)
-    null, total = null_rows(table, column, pc.is_null)
-    message = f"{place} is null. Add a text or remove the row."
-    findings.fault_rows("null_text", message, null, split=split, column=column, total=total)
-    message = f"{place} is blank. Add a text or remove the row."
-    findings.fault_rows("blank_text", message, _rows(table, values, _is_blank).tolist(), split=split, column=column)
-    _check_characters(table, column, findings)
-    for row, length in _long_rows(table, values, limits.LONG_TEXT_CHARS):
-        length_message = place.replace("{row}", str(row)) + f" has {length:,} characters"
+        problem = f"is a {name}, not a text. {UNREAD.get(name, 'Write it as a string.')}"
+        check.fault_rows("not_text", problem, kinds[name].rows, kinds[name].count)
+    check.check_null("null_text", "is null. Add a text or remove the row.")
+    check.fault_rows("blank_text", "is blank. Add a text or remove the row.", check.rows(_is_blank))
+    check.check_characters()
+    lengths = pc.fill_null(pc.utf8_length(check.values), 0).to_numpy()
+    long = lengths > limits.LONG_TEXT_CHARS
+    for row, length in zip(table.rows[long].tolist(), lengths[long].tolist(), strict=True):
+        message = f"{check.place(row)} has {length:,} characters"
         if length > limits.MAX_TEXT_CHARS:
-            message = f"{length_message}; the limit is {limits.MAX_TEXT_CHARS:,}. Cut it, or close an open quote."
-            findings.fault("text_too_long", message, split=split, row=row, column=column)
+            message += f"; the limit is {limits.MAX_TEXT_CHARS:,}. Cut it, or close an open quote."
+            findings.fault("text_too_long", message, split=table.split, row=row, column=column)
         else:
-            advice = "An encoder reads at most model.windows windows of it. Split the text if its end matters."
-            message = f"{length_message}. {advice}"
-            findings.warn("long_text", message, split=split, row=row, column=column)
+            message += ". An encoder reads at most model.windows windows of it. Split the text if its end matters."
+            findings.warn("long_text", message, split=table.split, row=row, column=column)
 
 
 def check_labels(table: RawTable, column: str, findings: Findings) -> None:
-    """Report invalid labels of a column.
-
-    Data errors: null_label, mixed_types, not_a_label, label_too_long, bad_character.
-    """
-    kinds, split, place = table.columns[column].kinds, table.split, place_of(table, column)
-    check_unread(table, column, findings)
-    null, total = null_rows(table, column, is_null_or_blank)
-    message = f"{place} has no label. Add one or remove the row."
-    findings.fault_rows("null_label", message, null, split=split, column=column, total=total)
-    known = {name: kind for name, kind in kinds.items() if name not in UNREAD}
+    """Report invalid labels: null_label, mixed_types, not_a_label, label_too_long, bad_character."""
+    check = ColumnCheck(table, column, findings)
+    check.check_unread()
+    check.check_null("null_label", "has no label. Add one or remove the row.", is_null_or_blank)
+    known = {name: kind for name, kind in table.columns[column].kinds.items() if name not in UNREAD}
     usual = max(known, key=lambda name: known[name].count, default="")
     for name in sorted(known.keys() - {usual}):
-        message, kind = f"{place} is a {name}; most labels are a {usual}. Use one type.", known[name]
-        findings.fault_rows("mixed_types", message, kind.rows, split=split, column=column, total=kind.count)
-    long = _rows(table, table.columns[column].values, lambda chunk: _is_longer(chunk, limits.MAX_LABEL_CHARS))
-    message = f"{place} is a label of more than {limits.MAX_LABEL_CHARS:,} characters. Shorten it, or set label_column."
-    findings.fault_rows("label_too_long", message, long.tolist(), split=split, column=column)
-    _check_characters(table, column, findings)
-
-
-def check_unread(table: RawTable, column: str, findings: Findings) -> None:
-    """Report labels or regression targets that are lists, objects, dates, times or bytes. Data error: not_a_label."""
-    for name, kind in sorted(table.columns[column].kinds.items()):
-        if name in UNREAD:
-            message = f"{place_of(table, column)} is a {name}. {UNREAD[name]}"
-            findings.fault_rows("not_a_label", message, kind.rows, split=table.split, column=column, total=kind.count)
-
-
-def place_of(table: RawTable, column: str) -> str:
-    """The beginning of a message about one value; `{row}` stands for its row."""
-    return f"Row {{row}} of {table.file}, column '{column}',"
-
-
-def null_rows(table: RawTable, column: str, predicate: Predicate) -> tuple[list[int], int]:
-    """Return the numbers of the rows without a value, and their count. Both omit values of the kinds in UNREAD.
-
-    predicate: true for a value that counts as missing. The table stores values of these kinds as null, and records
-    only the first of their row numbers. If some are not recorded, the list is empty, because it cannot omit those rows.
-    """
-    rows = _rows(table, table.columns[column].values, predicate).tolist()
-    kinds = [kind for name, kind in table.columns[column].kinds.items() if name in UNREAD]
-    listed = {row for kind in kinds for row in kind.rows}
-    unread = sum(kind.count for kind in kinds)
-    return [row for row in rows if row not in listed] if len(listed) == unread else [], len(rows) - unread
-
-
-def _check_characters(table: RawTable, column: str, findings: Findings) -> None:
-    rows = _rows(table, table.columns[column].values, lambda chunk: pc.match_substring(chunk, "\x00"))
-    message = f"{place_of(table, column)} has a NUL character. Remove it; if the file is UTF-16, save it as UTF-8."
-    findings.fault_rows("bad_character", message, rows.tolist(), split=table.split, column=column)
-
-
-def _rows(table: RawTable, values: pa.ChunkedArray, predicate: Predicate) -> NDArray[np.int64]:
-    """Row numbers of the values for which `predicate` (of a pyarrow array) is true; null counts as false."""
-    rows = []
-    start = 0
-    for chunk in values.chunks:
-        mask = pc.fill_null(predicate(chunk), False).to_numpy(zero_copy_only=False)
-        rows.append(table.rows[start : start + len(chunk)][mask])
-        start += len(chunk)
-    return np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
+        problem = f"is a {name}; most labels are a {usual}. Use one type."
+        check.fault_rows("mixed_types", problem, known[name].rows, known[name].count)
+    long = check.rows(lambda chunk: pc.greater(pc.utf8_length(chunk), limits.MAX_LABEL_CHARS))
+    problem = f"is a label of more than {limits.MAX_LABEL_CHARS:,} characters. Shorten it, or set label_column."
+    check.fault_rows("label_too_long", problem, long)
+    check.check_characters()
 
 
 def _is_blank(chunk: pa.StringArray) -> pa.BooleanArray:
@@ -118,22 +123,12 @@ def _is_blank(chunk: pa.StringArray) -> pa.BooleanArray:
 
 
 def is_null_or_blank(chunk: pa.StringArray) -> pa.BooleanArray:
-    """Whether each string of a pyarrow array is null, empty or white space."""
+    """Return whether each string of a pyarrow array is null, empty or white space."""
     return pc.fill_null(_is_blank(chunk), True)
 
 
-def _is_longer(chunk: pa.StringArray, limit: int) -> pa.BooleanArray:
-    return pc.greater(pc.utf8_length(chunk), limit)
-
-
-def _long_rows(table: RawTable, values: pa.ChunkedArray, limit: int) -> list[tuple[int, int]]:
-    rows = _rows(table, values, lambda chunk: _is_longer(chunk, limit))
-    lengths = pc.utf8_length(values).to_numpy()[np.searchsorted(table.rows, rows)] if len(rows) else rows
-    return [(int(row), int(length)) for row, length in zip(rows, lengths, strict=True)]
-
-
 def count_labels(values: pa.ChunkedArray) -> dict[str, int]:
-    """Return the number of rows of each label of a string column, without null, blank and too long labels."""
+    """Return the number of rows of each label of a string column. Null, blank and too long labels are omitted."""
     counts = {entry["values"] or "": entry["counts"] for entry in pc.value_counts(values).to_pylist()}
     return {label: count for label, count in counts.items() if label.strip() and len(label) <= limits.MAX_LABEL_CHARS}
 
@@ -147,7 +142,7 @@ def sort_labels(labels: Iterable[str]) -> list[str]:
 
 
 def is_decimal(text: str) -> bool:
-    """Whether a text is a finite number, such as 2, 2.5 or 1e-3."""
+    """Return whether a text is a finite number, such as 2, 2.5 or 1e-3."""
     try:
         return math.isfinite(float(text)) and "_" not in text
     except ValueError:
@@ -155,7 +150,7 @@ def is_decimal(text: str) -> bool:
 
 
 def advise_numbers(labels: Collection[str]) -> str:
-    """Return advice to predict numbers if nearly all of many labels are numbers, else ""."""
+    """Return the advice to predict numbers if there are many labels and nearly all are numbers, else ""."""
     if len(labels) <= limits.MAX_DECIMALS:
         return ""
     numbers = sum(is_decimal(label.replace(",", ".")) for label in labels)
@@ -163,9 +158,9 @@ def advise_numbers(labels: Collection[str]) -> str:
 
 
 def rare_labels(train: Mapping[str, int], advice: str) -> list[str]:
-    """Return the beginning of a message about each label with one row, or of one message for all if there is `advice`.
+    """Return the beginning of a message for each label with one row.
 
-    advice: from `advise_numbers`.
+    advice: see `advise_numbers`. If there is advice, all labels with one row share one message.
     """
     rare = [label for label, count in train.items() if count == 1]
     if len(rare) > 1 and advice:
@@ -173,8 +168,10 @@ def rare_labels(train: Mapping[str, int], advice: str) -> list[str]:
     return [f"The label '{label}' has one row" for label in rare]
 
 
-def check_label_set(counts: LabelCounts, tables: Mapping[str, RawTable], column: str, findings: Findings) -> None:
-    """Check the set of labels. counts: split → label → rows.
+def check_label_set(
+    counts: Mapping[str, Mapping[str, int]], tables: Mapping[str, RawTable], column: str, findings: Findings
+) -> None:
+    """Check the set of labels. counts: split → label → number of rows.
 
     Data errors: one_class, too_many_labels, unknown_label. Warnings: rare_label, label_variants, decimal_labels.
     """
@@ -194,18 +191,14 @@ def check_label_set(counts: LabelCounts, tables: Mapping[str, RawTable], column:
         findings.warn("rare_label", message, split="train", column=column)
     for split in [name for name in counts if name != "train"]:
         unknown = sort_labels(counts[split].keys() - train.keys())
+        check = ColumnCheck(tables[split], column, findings)
         for label in unknown[:LISTED_PER_CODE]:
-            row = _first_row(tables[split], column, label)
-            place = f"Row {row} of {tables[split].file}, column '{column}',"
+            row = int(tables[split].rows[pc.index(check.values, label).as_py()])
             copies = counted(counts[split][label], "row")
-            message = f"{place} has the label '{label}' (in {copies}), which is not in train. {_nearest(label, train)}"
-            message += advice if label == unknown[0] else ""
-            findings.fault("unknown_label", message, split=split, row=row, column=column)
-        findings.count_more("unknown_label", len(unknown[LISTED_PER_CODE:]))
-
-
-def _first_row(table: RawTable, column: str, label: str) -> int:
-    return int(table.rows[pc.index(table.columns[column].values, label).as_py()])
+            problem = f"has the label '{label}' (in {copies}), which is not in train. {_nearest(label, train)}"
+            check.fault_rows("unknown_label", problem + (advice if label == unknown[0] else ""), [row])
+        if len(unknown) > LISTED_PER_CODE:
+            findings.count_more("unknown_label", len(unknown) - LISTED_PER_CODE)
 
 
 def _check_spelling(train: Mapping[str, int], file: str, column: str, findings: Findings) -> None:

@@ -1,11 +1,11 @@
 """Choose the columns of the text, the second text and the label.
 
-Columns that the options do not name are inferred; a note or a warning gives the reason.
+Columns that the options do not name are inferred. A note or a warning states the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import pyarrow.compute as pc
@@ -42,7 +42,7 @@ PAIRS = {
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns in use; text_pair is None for single texts."""
+    """The names of the columns in use. text_pair: None for single texts."""
 
     text: str
     text_pair: str | None
@@ -54,9 +54,9 @@ class Columns:
 
 
 def choose_columns(tables: Mapping[str, RawTable], options: DatasetOptions, findings: Findings) -> Columns | None:
-    """Return the columns to use, inferred from the train table where the options do not name them.
+    """Return the columns to use. Infer columns that the options do not name from the train table.
 
-    Returns None after any of the data errors missing_column and no_header. Warning: guessed_column.
+    Returns None with the data error missing_column or no_header. Warning: guessed_column.
     """
     train = tables["train"]
     label, text = options.label_column, options.text_column
@@ -65,14 +65,14 @@ def choose_columns(tables: Mapping[str, RawTable], options: DatasetOptions, find
         findings.fault("missing_column", message, split=train.split)
         return None
     if label is None:
-        label = _infer_label(train, {name for name in (text, options.text_pair_column) if name}, findings)
+        label = _infer_label(train, {text, options.text_pair_column}, findings)
     if text is None:
-        text = _infer_text(train, {name for name in (label, options.text_pair_column) if name}, findings)
+        text = _infer_text(train, {label, options.text_pair_column}, findings)
     if label is None or text is None:
         return None
     pair = options.text_pair_column
-    if pair is None:
-        pair = _infer_pair(train, text, label, findings)
+    if pair is None and (pair := _named(train, PAIRS.get(text.lower(), ()), {text, label})) is not None:
+        findings.note(f"text pair: column '{pair}' beside '{text}', by their names (text_pair_column='' disables it)")
     columns = Columns(text, pair or None, label)
     if not all(_present(columns, table, findings) for table in tables.values()):
         return None
@@ -83,8 +83,8 @@ def choose_columns(tables: Mapping[str, RawTable], options: DatasetOptions, find
 
 
 def _only_list(table: RawTable) -> str | None:
-    """Return the list or object of the only row, as in `{"data": [...]}`. Return None if there is a label column."""
-    if len(table.rows) > 1 or _named(table, LABEL_NAMES, set()) is not None:
+    """Return the column with a list or object if the file has one row and no label column, as in `{"data": [...]}`."""
+    if len(table.rows) > 1 or _named(table, LABEL_NAMES, ()) is not None:
         return None
     return next((name for name, column in table.columns.items() if Unread.NESTED.value in column.kinds), None)
 
@@ -92,28 +92,26 @@ def _only_list(table: RawTable) -> str | None:
 def _present(columns: Columns, table: RawTable, findings: Findings) -> bool:
     missing = [name for name in (*columns.texts, columns.label) if name not in table.columns]
     for name in missing:
-        message = f"{table.file} has no column '{name}'. {_nearest(name, table)}"
+        otherwise = f"Its columns are {_listed(table.columns)}."
+        message = f"{table.file} has no column '{name}'. {suggestion(name, table.columns, otherwise, cutoff=0.7)}"
         if name == columns.label and table.split != "train":
             message += NO_LABELS
         findings.fault("missing_column", message, split=table.split, column=name)
     return not missing
 
 
-def _nearest(name: str, table: RawTable) -> str:
-    return suggestion(name, table.columns, f"Its columns are {_listed(list(table.columns))}.", cutoff=0.7)
+def _listed(names: Iterable[str]) -> str:
+    quoted = [f"'{name}'" for name in names]
+    return ", ".join(quoted[:20]) + (" and more" if len(quoted) > 20 else "")
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names[:20]) + (" and more" if len(names) > 20 else "")
-
-
-def _named(table: RawTable, names: tuple[str, ...], excluded: set[str]) -> str | None:
-    """The column with the first of `names` that the table has, ignoring case; None if it has none."""
+def _named(table: RawTable, names: tuple[str, ...], excluded: Collection[str | None]) -> str | None:
+    """Return the first of `names` that is a column of the table, as the table spells it. Case is ignored."""
     by_lower = {column.lower(): column for column in reversed(list(table.columns)) if column not in excluded}
     return next((by_lower[name] for name in names if name in by_lower), None)
 
 
-def _infer_label(table: RawTable, excluded: set[str], findings: Findings) -> str | None:
+def _infer_label(table: RawTable, excluded: Collection[str | None], findings: Findings) -> str | None:
     named = _named(table, LABEL_NAMES, excluded)
     if named is not None:
         findings.note(f"label: column '{named}', by its name")
@@ -134,13 +132,13 @@ def _infer_label(table: RawTable, excluded: set[str], findings: Findings) -> str
     count, name = candidates[0]
     findings.note(f"label: column '{name}' has {count} distinct values in {rows} rows")
     if len(candidates) > 1:
-        others = _listed([other for _, other in candidates[1:]])
+        others = _listed(other for _, other in candidates[1:])
         message = f"Column '{name}' of {table.file} is read as the label; {others} could be it too. Set label_column."
         findings.warn("guessed_column", message, split=table.split, column=name)
     return name
 
 
-def _infer_text(table: RawTable, excluded: set[str], findings: Findings) -> str | None:
+def _infer_text(table: RawTable, excluded: Collection[str | None], findings: Findings) -> str | None:
     named = _named(table, TEXT_NAMES, excluded)
     if named is not None:
         findings.note(f"text: column '{named}', by its name")
@@ -151,7 +149,7 @@ def _infer_text(table: RawTable, excluded: set[str], findings: Findings) -> str 
         if name not in excluded and set(column.kinds) <= {"text"}
     }
     if not lengths:
-        message = f"No column of {table.file} has texts besides the label ({_listed(list(table.columns))})."
+        message = f"No column of {table.file} has texts besides the label ({_listed(table.columns)})."
         findings.fault("missing_column", f"{message} Set text_column.", split=table.split)
         return None
     name = max(lengths, key=lambda column: lengths[column])
@@ -159,20 +157,16 @@ def _infer_text(table: RawTable, excluded: set[str], findings: Findings) -> str 
     return name
 
 
-def _infer_pair(table: RawTable, text: str, label: str, findings: Findings) -> str | None:
-    pair = _named(table, PAIRS.get(text.lower(), ()), {text, label})
-    if pair is not None:
-        findings.note(f"text pair: column '{pair}' beside '{text}', by their names (text_pair_column='' disables it)")
-    return pair
-
-
 def _has_header(table: RawTable, columns: Columns, options: DatasetOptions, findings: Findings) -> bool:
-    """Return whether the first line is a header. It is a record if an inferred label column has the name of a label."""
+    """Return whether the first line is a header. Data error: no_header.
+
+    The first line is a record if the label column is inferred, and its name also occurs as a label.
+    """
     if options.label_column is not None or columns.label.lower() in LABEL_NAMES:
         return True
     if not pc.any(pc.equal(table.columns[columns.label].values, columns.label)).as_py():
         return True
-    message = f"The first line of {table.file} is a record, not a header: '{columns.label}' is also a label."
-    message += " Add a header such as text,label, or set label_column."
-    findings.fault("no_header", message, split=table.split, column=columns.label)
+    message = f"The first line of {table.file} is a record, not a header, because '{columns.label}' is also a label."
+    advice = "Add a header such as text,label, or set label_column."
+    findings.fault("no_header", f"{message} {advice}", split=table.split, column=columns.label)
     return False

@@ -25,7 +25,6 @@ _ID = re.compile(rf"{HUB}(?P<path>{HUB_NAME}/{HUB_NAME})(?:@(?P<revision>[^\s@:]
 _FILE = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
 _BATCH = 2_000
 
-# `datasets.load_dataset`, or a replacement of it.
 Load = Callable[..., "DatasetDict"]
 
 
@@ -33,7 +32,7 @@ Load = Callable[..., "DatasetDict"]
 class HubSource:
     """A dataset of the hub. path: OWNER/NAME, or the absolute path of a local folder in the hub's layout.
 
-    revision: branch, tag or commit. config: one of the dataset's configurations.
+    revision: branch, tag or commit. config: a configuration of the dataset.
     """
 
     path: str
@@ -56,11 +55,11 @@ def parse_hub_id(text: str) -> HubSource:
 def read_hub(
     source: HubSource, findings: Findings, *, cache: Path | None = None, load: Load | None = None
 ) -> dict[str, RawTable]:
-    """Return the records of each split. Only data files are read: code of the dataset never runs.
+    """Return the records of each split. This function reads only data files and runs no code of the dataset.
 
-    The development set of a GLUE task becomes `test`; a second development set becomes `test_NAME`.
+    The development set of a GLUE task becomes `test`. A second development set becomes `test_NAME`.
 
-    cache: folder for downloads (None: the library's own).
+    cache: folder for downloads (None: the library's own). load: replaces `datasets.load_dataset`.
     Raises NotFound, InvalidRequest (an unknown config or revision) and Unavailable.
     Data errors: no_train, no_rows, doubled_column, too_many_columns, bad_character, bad_encoding.
     """
@@ -97,7 +96,9 @@ def _table(dataset: Dataset, names: list[str], file: TableFile) -> RawTable | No
 
 
 def hub_file(source: HubSource, name: str, *, cache: Path | None = None) -> Path:
-    """Fetch a file of a hub dataset. If the hub does not answer, return the copy in `cache` (None: the library's own).
+    """Download a file of a hub dataset, and return its path. If the hub does not answer, return an earlier download.
+
+    cache: folder for downloads (None: the library's own).
 
     Raises InvalidRequest for a name that is not a path inside the dataset, NotFound and Unavailable.
     """

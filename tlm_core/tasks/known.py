@@ -13,7 +13,7 @@ class KnownTask:
 
     labels: number of classes (Gururangan et al. 2020, arXiv 2004.10964, table 2). scores: `metric` on test in percent,
     at the scales small, medium and large (table in the README of the release, github.com/yaoxingcheng/TLM).
-    max_length: tokens to which the release cuts a row.
+    max_length: number of tokens to which the release truncates a row.
     """
 
     name: str
@@ -25,12 +25,12 @@ class KnownTask:
 
     @property
     def released(self) -> dict[str, float]:
-        """The release's test score for each scale."""
+        """The test score of the release for each scale."""
         return dict(zip(("small", "medium", "large"), self.scores, strict=True))
 
     @property
     def hub_id(self) -> str:
-        """Address of the data as the release publishes it: train/dev/test.csv with columns text and label."""
+        """The hub id of the data of the release: train/dev/test.csv with the columns text and label."""
         return f"hub:yxchar/{self.name}-tlm"
 
 
@@ -48,11 +48,12 @@ KNOWN_TASKS: Mapping[str, KnownTask] = MappingProxyType({task.name: task for tas
 
 
 def known_for_hub(path: str) -> KnownTask | None:
-    """The task of the paper published under the hub path OWNER/NAME, or None."""
+    """Return the task of the paper with the hub path OWNER/NAME, or None."""
     return next((task for task in KNOWN_TASKS.values() if task.hub_id == f"hub:{path}"), None)
 
 
 GLUE_PATH = "nyu-mll/glue"
+_SPLITS = MappingProxyType({"train": "train", "validation": "test"})
 GLUE_NOTE = "GLUE: test labels are not public, so the development set is test, and validation is cut from train"
 
 
@@ -63,23 +64,18 @@ class GlueTask:
     Labels of GLUE's test sets are not public. As in papers on compression (Super Tickets, arXiv 2105.12002), the
     development set of GLUE is our test split. The service cuts validation from train.
 
-    text, pair: columns. metric: GLUE's metric, or one of its two. positive: the label whose F1 is measured.
-    tests: splits of the hub → our splits; the first is `test`, any other is a further test set.
+    text, pair: columns. metric: GLUE's metric, or one of its two. positive: the label that F1 measures.
+    splits: splits of the hub → splits of the task. A second development set becomes a further test set.
     """
 
     text: str
     pair: str | None
     metric: str
     positive: str | None = None
-    tests: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({"validation": "test"}))
-
-    @property
-    def splits(self) -> dict[str, str]:
-        """Splits of the hub → our splits."""
-        return {"train": "train", **self.tests}
+    splits: Mapping[str, str] = field(default_factory=lambda: _SPLITS)
 
 
-_MNLI = MappingProxyType({"validation_matched": "test", "validation_mismatched": "test_mismatched"})
+_MNLI = MappingProxyType({"train": "train", "validation_matched": "test", "validation_mismatched": "test_mismatched"})
 GLUE: Mapping[str, GlueTask] = MappingProxyType(
     {
         "cola": GlueTask("sentence", None, "matthews"),
@@ -87,7 +83,7 @@ GLUE: Mapping[str, GlueTask] = MappingProxyType(
         "mrpc": GlueTask("sentence1", "sentence2", "f1", positive="equivalent"),
         "qqp": GlueTask("question1", "question2", "f1", positive="duplicate"),
         "stsb": GlueTask("sentence1", "sentence2", "pearson"),
-        "mnli": GlueTask("premise", "hypothesis", "accuracy", tests=_MNLI),
+        "mnli": GlueTask("premise", "hypothesis", "accuracy", splits=_MNLI),
         "qnli": GlueTask("question", "sentence", "accuracy"),
         "rte": GlueTask("sentence1", "sentence2", "accuracy"),
         "wnli": GlueTask("sentence1", "sentence2", "accuracy"),
@@ -96,5 +92,5 @@ GLUE: Mapping[str, GlueTask] = MappingProxyType(
 
 
 def glue_task(path: str, config: str | None) -> GlueTask | None:
-    """The GLUE task of `hub:PATH:CONFIG`, or None."""
+    """Return the GLUE task of `hub:PATH:CONFIG`, or None."""
     return GLUE.get(config or "") if path == GLUE_PATH else None

@@ -28,9 +28,9 @@ def merge_stage(ctx: StageContext[MergeParams]) -> dict[str, object]:
 def merge(tasks: Sequence[Task], names: Sequence[str], out: Path) -> None:
     """Write one task with all rows, each label as `name: label`, and `merge.json` with the labels of each task.
 
-    In the merged task, a regression task has one label. The files TARGETS contain its targets. Single texts among pairs
-    get a blank second text. A further test set (`test_NAME`) has the rows of all tasks that have a test set of that
-    name. Raises InvalidRequest if two tasks have the same name, or different languages.
+    In the merged task, a regression task has one label. The files TARGETS contain its targets. If some tasks have
+    pairs, the rows of the other tasks get a blank second text. A further test set (`test_NAME`) has the rows of all
+    tasks with a test set of this name. Raises InvalidRequest if two tasks have the same name, or different languages.
     """
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -57,7 +57,7 @@ def merge(tasks: Sequence[Task], names: Sequence[str], out: Path) -> None:
 
 
 def _shifted(task: Task, split: str, offset: int, pair: bool) -> pa.Table:
-    """The split in the form of the merged task; its label indices start at `offset`."""
+    """Return the split in the schema of the merged task. offset: index of the task's first label."""
     table = task.splits[split]
     labels = task.label_ids(split) if task.type.has_classes else np.zeros(len(table), np.int32)
     seconds = table["text_pair"] if task.pair else pa.array([""] * len(table), pa.string())

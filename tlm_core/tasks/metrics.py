@@ -1,7 +1,7 @@
-"""Metrics of classifiers and regression models, baselines and the spread over several runs.
+"""Metrics of classifiers and regression models, and the spread of scores over several runs.
 
-A score that cannot be computed is None; for the metric of the task, `reason` says why. A new metric is one entry
-of `METRICS`. scikit-learn computes scores per class, and SciPy correlations; they are imported on the first use.
+A score that cannot be computed is None. For the metric of the task, `reason` states why. To add a metric, add an entry
+to `METRICS`. scikit-learn and SciPy are imported on the first use.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ ONE_RUN = "one run has no spread"
 
 
 class Undefined(ValueError):
-    """A metric has no value for these predictions; the message is the reason."""
+    """A metric has no value for these predictions. The message states the reason."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One way to compare predictions with the truth.
+    """A metric of predictions.
 
-    title: name in tables and the model card. task_type: name of the task type whose targets it compares.
-    compute: true and predicted targets [rows] → value; raises Undefined if there is no value.
-    always: every report of the task type has it, not only those of tasks that chose it.
-    same_as: name of another metric that always has the same value; tables for readers show only that metric.
-    positive_label: whether it measures only the second of two labels (index 1).
+    title: name in tables and the model card. task_type: name of the task type whose targets the metric compares.
+    compute: true and predicted targets [rows] → value. Raises Undefined if there is no value.
+    always: whether all reports of the task type contain the metric, not only those of tasks with this metric.
+    same_as: another metric that always has the same value. Tables show only the other metric.
+    positive_label: whether the metric measures only the second of two labels (index 1).
     """
 
     name: str
@@ -51,9 +51,9 @@ Counts = NDArray[np.int64]  # [labels], at least two
 
 
 def _from_counts(score: Callable[[Counts, Counts, Counts], float]) -> Callable[[Targets, Targets], float]:
-    """Return a metric of label indices. score: computes it from each label's hits, true rows and predicted rows.
+    """Return a metric of label indices. score: computes the metric from hits, true rows and predicted rows by label.
 
-    The functions of scikit-learn take milliseconds, and a bootstrap computes thousands of scores.
+    The functions of scikit-learn need milliseconds, and a bootstrap computes thousands of scores.
     """
 
     def compute(true: Targets, predicted: Targets) -> float:
@@ -74,14 +74,14 @@ def _accuracy(hits: Counts, rows: Counts, _guesses: Counts) -> float:
 
 
 def _positive_f1(hits: Counts, rows: Counts, guesses: Counts) -> float:
-    # Otherwise a perfect model would have no score, and a wrong model would have 0.
+    # Without such rows, a perfect model would have no score, and a wrong model would have 0.
     if not rows[1]:
         raise Undefined("no row has the positive label")
     return float(2 * hits[1] / (rows[1] + guesses[1]))
 
 
 def _matthews(hits: Counts, rows: Counts, guesses: Counts) -> float:
-    """Return the correlation of true and predicted labels (Gorodkin 2004); 0 if one of them has a single value."""
+    """Return the correlation of true and predicted labels (Gorodkin 2004), or 0 if either has only one value."""
     count = float(rows.sum())
     product = (count**2 - float(rows @ rows)) * (count**2 - float(guesses @ guesses))
     return (count * float(hits.sum()) - float(rows @ guesses)) / math.sqrt(product) if product else 0.0
@@ -115,19 +115,19 @@ METRICS: dict[str, Metric] = {
 
 
 def metrics_of(task_type: str) -> tuple[str, ...]:
-    """Names of the metrics that compare the targets of a task type."""
+    """Return the names of the metrics that compare the targets of a task type."""
     return tuple(name for name, metric in METRICS.items() if metric.task_type == task_type)
 
 
 def scores_shown(metric: str) -> tuple[str, ...]:
-    """Names of the scores of a task with this metric: those that all tasks of its type have, then the metric."""
+    """Return the names of the scores of a task with this metric: those of all tasks of its type, then the metric."""
     task_type = METRICS[metric].task_type if metric in METRICS else SINGLE_LABEL
     usual = [name for name in metrics_of(task_type) if METRICS[name].always]
     return tuple(usual) if metric in usual else (*usual, metric)
 
 
 def scores_for(metric: str) -> tuple[str, ...]:
-    """Names of the scores in a report: those that all classifiers have, then those of `scores_shown`."""
+    """Return the names of the scores in a report: those of all classifiers, then those of `scores_shown`."""
     return tuple(dict.fromkeys((*scores_shown("macro_f1"), *scores_shown(metric))))
 
 
@@ -136,12 +136,12 @@ def score(
 ) -> dict[str, Any]:
     """Return every score of `scores_for(metric)` and, for classifiers, scores per class and the confusion matrix.
 
-    true, predicted: [rows] label indices below n_labels, or regression targets (n_labels is 1). metric: the score that
-    is also given as `value`. in_train: [rows] True where the text also occurs in train. If it is given, `deduplicated`
-    holds the same scores without these rows, because a model can memorize repeated texts.
+    true, predicted: label indices below n_labels, or regression targets (n_labels is 1), [rows]. metric: the score of
+    `value`. in_train: True for each text that is also in train, [rows]. With `in_train`, `deduplicated` has the scores
+    without these rows, because a model can memorize repeated texts.
 
-    Macro-F1 is the mean over the classes that occur among true or predicted labels. With one label per text micro-F1
-    equals accuracy; both are given because papers report either. For regression, the scores of classifiers are None.
+    Macro-F1 is the mean over the classes among true or predicted labels. With one label per text, micro-F1 equals
+    accuracy. The result has both, because papers report either. For regression, the scores of classifiers are None.
     Raises ValueError for arrays that do not match, label indices out of range, or a metric that does not apply.
     """
     if metric not in METRICS:
@@ -175,7 +175,7 @@ def _scores(true: Targets, predicted: Targets, n_labels: int, metric: str) -> di
     result |= {"per_class": [], "confusion": []}
     reasons: dict[str, str] = {}
     with warnings.catch_warnings():
-        # The libraries warn about unusual inputs, such as more labels than rows; `reason` reports what matters.
+        # The libraries warn about unusual inputs, such as more labels than rows. `reason` reports missing scores.
         warnings.simplefilter("ignore")
         if METRICS[metric].task_type == SINGLE_LABEL:
             result |= _class_scores(true, predicted, n_labels)
@@ -191,7 +191,7 @@ def _scores(true: Targets, predicted: Targets, n_labels: int, metric: str) -> di
 
 
 def _class_scores(true: Targets, predicted: Targets, n_labels: int) -> dict[str, object]:
-    """`per_class`: precision, recall, F1 and support of each label; `confusion`: [true labels, predicted labels]."""
+    """Return precision, recall, F1 and support of each label, and the confusion [true labels, predicted labels]."""
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     labels = np.arange(n_labels)
@@ -216,7 +216,7 @@ def _class_entry(confusion: NDArray[np.int64], index: int, values: Sequence[floa
 
 
 class Summary(TypedDict):
-    """One score over `n` runs. reason: why values are None."""
+    """One score over `n` runs. reason: the reason for values of None."""
 
     n: int
     mean: float | None
@@ -227,9 +227,9 @@ class Summary(TypedDict):
 
 
 def summary(values: Sequence[float | None]) -> Summary:
-    """Mean, sample standard deviation (n - 1), minimum and maximum of one score over several runs.
+    """Return mean, sample standard deviation (n - 1), minimum and maximum of one score over several runs.
 
-    A run without a value makes all of them None: leaving it out could raise the mean.
+    If a run has no value, all of them are None, because the mean without this run could be too high.
     """
     known = [float(value) for value in values if value is not None]
     result: Summary = {"n": len(values), "mean": None, "std": None, "min": None, "max": None}
@@ -245,7 +245,7 @@ def summary(values: Sequence[float | None]) -> Summary:
 
 
 def ranking_score(metric: str, true: Targets, predicted: Targets) -> float | None:
-    """Return the score by which models are compared on the same rows. None if the metric is undefined."""
+    """Return the score that compares models on the same rows, or None if the metric is undefined."""
     try:
         return METRICS[metric].compute(true, predicted)
     except Undefined:
@@ -253,15 +253,15 @@ def ranking_score(metric: str, true: Targets, predicted: Targets) -> float | Non
 
 
 def better(score: float | None, than: float | None) -> bool:
-    """Whether a score is higher than another; None is lower than every score."""
+    """Return whether a score is higher than another. None is lower than every score."""
     return score is not None and (than is None or score > than)
 
 
 def rank(validation: Mapping[str, float | None]) -> tuple[bool, float]:
-    """Return a value that is higher for a better model. validation: its `score` and `loss`.
+    """Return a value that is higher for a better model. validation: `score` and `loss` of the model.
 
-    Of two models without a score, the model with the lower loss is better. A model with a score is better than both:
-    the metric is then undefined because of their predictions, such as equal numbers for all texts.
+    Of two models without a score, the model with the lower loss is better. A model with a score is better than any
+    model without one, whose predictions make the metric undefined, such as equal numbers for all texts.
     """
     score, loss = validation["score"], validation["loss"]
     if score is not None:
@@ -271,19 +271,15 @@ def rank(validation: Mapping[str, float | None]) -> tuple[bool, float]:
 
 
 def best_of(scores: Sequence[float | None]) -> int:
-    """Index of the best of the scores (at least one); the first wins ties."""
-    best = 0
-    for number, score in enumerate(scores):
-        if better(score, scores[best]):
-            best = number
-    return best
+    """Return the index of the best of the scores (at least one). In a tie, return the first."""
+    return max(range(len(scores)), key=lambda number: (scores[number] is not None, scores[number] or 0.0))
 
 
 def chance_in_words(difference: float, spreads: Sequence[float | None]) -> str:
     """Return a sentence if a difference may be chance, else "". spreads: standard deviations; None for one seed."""
     known = [spread for spread in spreads if spread is not None]
     if len(known) < len(spreads):
-        return "With one seed, chance cannot be estimated. Give at least three seeds."
+        return "With one seed, chance cannot be estimated. Use at least three seeds."
     if abs(difference) <= max(known):
         return f"The difference is within one standard deviation ({max(known):.4f}), so it may be chance."
     return ""

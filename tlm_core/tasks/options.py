@@ -16,7 +16,7 @@ _Metric = Annotated[str, Field(json_schema_extra=lambda schema: schema.update(en
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class DatasetOptions:
-    """How to read a dataset. The service infers what is missing and gives the reason in the report."""
+    """Options for reading a dataset. The service infers missing options. The report states the reasons."""
 
     _names_valid_fields = names_valid_fields
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from tlm_core.tables.findings import Findings
 from tlm_core.tasks.checks import count_labels, sort_labels
 from tlm_core.tasks.columns import Columns
-from tlm_core.tasks.duplicates import TextScan, count_distinct, is_among
+from tlm_core.tasks.duplicates import TextScan
 from tlm_core.tasks.targets import as_numbers
 from tlm_core.tasks.task import SPLITS, earlier_splits
-from tlm_core.tasks.types import TASK_TYPES, TaskType
+from tlm_core.tasks.types import TaskType
 from tlm_core.wording import counted, numbered_rows
 
 _LISTED = 100
@@ -29,14 +29,14 @@ _PREVIEW_CHARS = 300
 
 @dataclass(frozen=True)
 class SplitData:
-    """One split with the chosen columns: pyarrow chunked arrays of strings, equally long, and record numbers."""
+    """The chosen columns of one split, with the record number and the `TextScan` of each row. Columns are strings."""
 
     rows: NDArray[np.int64]
     text: pa.ChunkedArray
     text_pair: pa.ChunkedArray | None
     label: pa.ChunkedArray
     scan: TextScan
-    type: TaskType = TASK_TYPES["single_label"]
+    type: TaskType
 
     def select(self, positions: NDArray[np.int64]) -> SplitData:
         """Return the rows at these (sorted) positions."""
@@ -48,16 +48,15 @@ class SplitData:
         return SplitData(self.rows[positions], self.text.filter(mask), pair, label, scan, self.type)
 
     def targets(self) -> NDArray[np.float64]:
-        """(rows,) regression targets. Raises ValueError for values that are not numbers."""
+        """Return the regression targets, [rows]. Raises ValueError for values that are not numbers."""
         return as_numbers(self.label).to_numpy()
 
 
 class Report(TypedDict):
-    """The validation report. columns: name of the text, text_pair and label column. targets: for regression only.
+    """The validation report of a dataset without data errors: `ok` is true, and `faults` and `fault_counts` are empty.
 
-    lengths: lengths of texts in words.
-
-    At most 100 data errors of each code are listed; all are counted.
+    columns: names of the columns with the text, the second text and the label. targets: None for classes.
+    lengths: in words. Data warnings: the first 100 of each code are listed; `warning_counts` counts all.
     """
 
     ok: bool
@@ -66,64 +65,58 @@ class Report(TypedDict):
     warnings: list[dict[str, object]]
     warning_counts: dict[str, int]
     notes: list[str]
-    columns: dict[str, str | None] | None
-    labels: list[dict[str, str | int | None]]
+    columns: dict[str, str | None]
+    labels: list[dict[str, str | int]]
     targets: dict[str, dict[str, float]] | None
     counts: dict[str, int]
-    lengths: dict[str, object] | None
+    lengths: dict[str, object]
     duplicates: dict[str, dict[str, object]]
     overlap: dict[str, object]
     preview: list[dict[str, int | str | None]]
 
 
-def build_report(splits: Mapping[str, SplitData], columns: Columns | None, findings: Findings) -> Report:
-    """Return the report; add warnings (conflicting_labels, overlap) to `findings`. Unknown parts are None or empty."""
+def build_report(splits: Mapping[str, SplitData], columns: Columns, findings: Findings) -> Report:
+    """Return the report of a dataset without data errors. Add the warnings conflicting_labels and overlap."""
     duplicates = {split: _duplicates(data, split, findings) for split, data in splits.items()}
     overlap = _overlap(splits, findings)
+    train = splits["train"]
     return {
-        "ok": findings.ok,
-        "faults": [asdict(fault) for fault in findings.faults],
-        "fault_counts": dict(findings.fault_counts),
+        "ok": True,
+        "faults": [],
+        "fault_counts": {},
         "warnings": [asdict(warning) for warning in findings.warnings],
         "warning_counts": dict(findings.warning_counts),
         "notes": findings.notes,
-        "columns": None if columns is None else asdict(columns),
-        "labels": _labels(splits),
-        "targets": _targets(splits) if findings.ok else None,
+        "columns": asdict(columns),
+        "labels": _labels(splits) if train.type.has_classes else [],
+        "targets": None if train.type.has_classes else _targets(splits),
         "counts": {split: len(data.rows) for split, data in splits.items()},
         "lengths": _lengths(splits),
         "duplicates": duplicates,
         "overlap": overlap,
-        "preview": _rows(splits["train"], range(min(_PREVIEW_ROWS, len(splits["train"].rows))))
-        if "train" in splits
-        else [],
+        "preview": _rows(train, range(min(_PREVIEW_ROWS, len(train.rows)))),
     }
 
 
-def _targets(splits: Mapping[str, SplitData]) -> dict[str, dict[str, float]] | None:
-    """Minimum, maximum and mean regression target of each split; None for classes."""
-    numbers = {split: data.targets() for split, data in splits.items() if not data.type.has_classes}
+def _targets(splits: Mapping[str, SplitData]) -> dict[str, dict[str, float]]:
+    """Return minimum, maximum and mean of the regression targets of each split."""
+    numbers = {split: data.targets() for split, data in splits.items()}
     return {
         split: {"min": float(values.min()), "max": float(values.max()), "mean": float(values.mean())}
         for split, values in numbers.items()
-    } or None
+    }
 
 
-def _labels(splits: Mapping[str, SplitData]) -> list[dict[str, str | int | None]]:
-    if any(not data.type.has_classes for data in splits.values()):
-        return []
+def _labels(splits: Mapping[str, SplitData]) -> list[dict[str, str | int]]:
     counts = {split: count_labels(data.label) for split, data in splits.items()}
     union = sort_labels({label for of_split in counts.values() for label in of_split})
     return [
-        {"label": label, **{split: counts[split].get(label, 0) if split in counts else None for split in SPLITS}}
-        for label in union[:_LABELS_LISTED]
+        {"label": label, **{split: counts[split].get(label, 0) for split in SPLITS}} for label in union[:_LABELS_LISTED]
     ]
 
 
-def _lengths(splits: Mapping[str, SplitData]) -> dict[str, object] | None:
-    """Return lengths in words. bins: each starts at `from`; all have the same width, but the last has no upper end."""
-    if not splits:
-        return None
+def _lengths(splits: Mapping[str, SplitData]) -> dict[str, object]:
+    """Return the lengths in words. Each bin starts at `from`. The bins have one width; the last has no upper end."""
     words = np.concatenate([data.scan.words for data in splits.values()])
     p50, p95, most = np.percentile(words, [50, 95, 99])
     least = int(words.min())
@@ -136,13 +129,13 @@ def _lengths(splits: Mapping[str, SplitData]) -> dict[str, object] | None:
 
 def _duplicates(data: SplitData, split: str, findings: Findings) -> dict[str, object]:
     """Count copies (rows whose text is in an earlier row), and texts with several labels."""
-    codes = pc.fill_null(pc.index_in(data.label, value_set=pc.unique(data.label)), -1).to_numpy()
+    codes = pc.index_in(data.label, value_set=pc.unique(data.label)).to_numpy()
     _, starts, places = np.unique(data.scan.keys, return_index=True, return_inverse=True)
     keys = starts[places]  # hashes differ between processes, so the first row of a text is its key
     order = np.lexsort((codes, keys))
     same_text = np.diff(keys[order]) == 0
     conflicts = order[1:][same_text & (np.diff(codes[order]) != 0)]
-    conflicting = count_distinct(keys[conflicts])
+    conflicting = len(np.unique(keys[conflicts]))
     alike = order[np.isin(keys[order], keys[conflicts])]  # all rows whose text has several labels
     if conflicting:
         first = numbered_rows(np.sort(data.rows[alike])[:6].tolist())
@@ -157,20 +150,15 @@ def _overlap(splits: Mapping[str, SplitData], findings: Findings) -> dict[str, o
     """Return how many rows of validation and test also occur in their `earlier_splits`."""
     result: dict[str, object] = {}
     for split in ("validation", "test"):
-        earlier = earlier_splits(split)
-        present = [name for name in earlier if name in splits] if split in splits else []
-        result |= {f"{name}_{split}": None for name in earlier} | {f"{split}_rows": []}
-        if not present:
-            continue
         data = splits[split]
-        copies = {name: is_among(data.scan.keys, splits[name].scan.keys) for name in present}
+        copies = {name: np.isin(data.scan.keys, splits[name].scan.keys) for name in earlier_splits(split)}
         rows = data.rows[np.logical_or.reduce(list(copies.values()))]
         result |= {f"{name}_{split}": int(among.sum()) for name, among in copies.items()}
         result[f"{split}_rows"] = rows[:_LISTED].tolist()
         if len(rows):
             first = numbered_rows(rows[:5].tolist())
             message = (
-                f"Rows of {split} that are also in {' or '.join(present)}, ignoring case and spaces: {len(rows)} "
+                f"Rows of {split} that are also in {' or '.join(copies)}, ignoring case and spaces: {len(rows)} "
                 f"({first}). The report also shows every score without these rows."
             )
             findings.warn("overlap", message, split=split, row=int(rows[0]))
@@ -178,7 +166,7 @@ def _overlap(splits: Mapping[str, SplitData], findings: Findings) -> dict[str, o
 
 
 def _rows(data: SplitData, positions: Sequence[int] | NDArray[np.int64]) -> list[dict[str, int | str | None]]:
-    """Return the rows at these positions with the beginnings of their texts."""
+    """Return the rows at these positions. Long texts are truncated."""
     columns = {"text": data.text, "text_pair": data.text_pair, "label": data.label}
     indices = pa.array(positions, pa.int64())
     shown = {

@@ -1,4 +1,4 @@
-"""Which file of a dataset holds which split."""
+"""Determine which file of a dataset holds which split."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _LISTED = 20
 def select_splits(source: Mapping[str, Path] | Path, findings: Findings) -> dict[str, Path]:
     """Return the file of each split.
 
-    source: a mapping from split names (also dev, val and other usual names) to files, or a folder whose file names give
-    the split. A single file is train. A part `selection` is not a split; see `given_part`. `test_NAME`, in lower case,
-    is a further test set. In a folder, `test_NAME` is a further test set only if a file is named `test`.
-    Data errors: no_file, no_train, doubled_split, unknown_split.
+    source: a mapping from split names to files, a folder, or one file, which is train. Usual names such as dev and val
+    are valid too. In a folder, the names of the files contain the names of the splits. The name `test_NAME`, in lower
+    case, is a further test set. In a folder, another file must then have the name `test`. The part `selection` of a
+    mapping is not a split; see `given_part`. Data errors: no_file, no_train, doubled_split, unknown_split.
     """
     paths: dict[str, Path] = {}
     if isinstance(source, Mapping):

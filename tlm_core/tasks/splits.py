@@ -1,4 +1,4 @@
-"""Cut validation and test from train: stratified, seeded, with all copies of a text in one split."""
+"""Cut validation and test from train: stratified, seeded, and with all copies of a text in one split."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-PARTS = 10  # a split that is cut gets a share of 1 / PARTS
+PARTS = 10  # each split that is cut from train gets a share of 1 / PARTS
 
 
 def cut_splits(
@@ -15,12 +15,13 @@ def cut_splits(
 ) -> dict[str, NDArray[np.int64]]:
     """Divide the rows of train. Return the sorted positions of the rows of each split.
 
-    Each split of `missing` gets a tenth of the rows.
-    labels, keys: (rows,); for regression targets pass `bands`. missing: "validation", "test" or both. Rows with equal
-    keys are copies of one text and stay together, with the label of the first copy. Each label has the same share in
-    every split, as far as whole texts allow, and at least one text in train. A split may be too small for all rare
-    labels. It then takes first those that no earlier split has. The seed decides among equal labels. The same arguments
-    give the same splits on any machine.
+    labels, keys: [rows]. Rows with equal keys are copies of one text. For regression, `labels` are the `bands`.
+    missing: "validation", "test" or both. Each of these splits gets a tenth of the rows.
+
+    All copies of a text are in one split, and count as rows with the label of the first copy. Each label has about the
+    same share in each split, and at least one text in train. If a split is too small for all rare labels, it prefers
+    those that no earlier split has. The seed decides between equal labels. The same arguments give the same splits on
+    any machine.
     """
     _, first, group = np.unique(keys, return_index=True, return_inverse=True)
     sizes = np.bincount(group)
@@ -76,10 +77,7 @@ def _quotas(
 
 
 def bands(targets: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Return the band of each regression target, (rows,), for stratification.
-
-    From 200 rows, there are ten bands. Fewer rows have fewer bands.
-    """
-    count = max(1, min(10, len(targets) // 20))  # a tenth of each band needs some rows
+    """Return the band of each regression target, [rows], for stratification. There are ten bands from 200 rows on."""
+    count = max(1, min(10, len(targets) // 20))  # each band needs enough rows for a tenth of them
     edges = np.quantile(targets, np.arange(1, count) / count)
     return np.searchsorted(edges, targets, side="right").astype(np.int32)

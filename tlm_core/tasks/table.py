@@ -1,9 +1,9 @@
-"""The records of one split as columns of text, with the kinds of values that the file had."""
+"""The records of one split as columns of text, with the kinds of values in the file."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -26,7 +26,7 @@ from tlm_core.tables.records import (
 from tlm_core.tasks import limits
 
 KINDS: Mapping[type, str] = {str: "text", bool: "true/false", int: "whole number", float: "decimal number"}
-# Kinds that are not read, with the remedy: their values are null in a Column.
+# Kinds whose values are null in a Column, and the remedy for each.
 UNREAD: Mapping[str, str] = {
     Unread.NESTED.value: "Each row needs exactly one plain value.",
     Unread.TIME.value: "Write it as text.",
@@ -40,7 +40,7 @@ _JOINED_BYTES = 1 << 26
 
 @dataclass
 class Kind:
-    """Number of values of one kind in a column, and the rows of the first of them."""
+    """The number of values of one kind in a column, and the rows of the first 100."""
 
     count: int = 0
     rows: list[int] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Kind:
 
 @dataclass
 class Column:
-    """One column as text. chunks: null for missing values and unread kinds. kinds: count and rows of values by kind."""
+    """One column as text. chunks: the values; null for missing values and the kinds in UNREAD. kinds: see `Kind`."""
 
     chunks: list[pa.StringArray] = field(default_factory=list)
     kinds: dict[str, Kind] = field(default_factory=dict)
@@ -73,7 +73,10 @@ class Column:
 
 @dataclass(frozen=True)
 class RawTable:
-    """The records of one split. rows: (records,) int64, record numbers from 1 without header and blank lines."""
+    """The records of one split. file: name in messages.
+
+    rows: record numbers, from 1. Headers and blank lines are not counted.
+    """
 
     split: str
     file: str
@@ -82,7 +85,7 @@ class RawTable:
 
 
 def as_text(value: bool | int | float | Decimal) -> str:
-    """The spelling of a label: true/false, whole numbers without a point, decimals with all digits."""
+    """Return a value as text: true or false, whole numbers without a decimal point, other numbers with all digits."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Decimal):
@@ -102,9 +105,9 @@ def _kind_of(value: object) -> str:
 
 
 def read_table(path: Path, split: str, findings: Findings, *, delimiter: str | None) -> RawTable | None:
-    """Return all records of one file. Return None if it has no records or no valid columns, or is not readable.
+    """Return all records of one file. Data errors are added to `findings`.
 
-    Adds every data error to `findings`. delimiter: None infers it.
+    Returns None if the file has no records, has no valid columns, or cannot be read. delimiter: None infers it.
     """
     before = findings.total
     file = TableFile(
@@ -136,7 +139,7 @@ def _has_two_columns(records: Records, file: TableFile) -> bool:
 
 
 def collect(records: Records, file: TableFile) -> RawTable | None:
-    """Return the records as a table of text columns; None if its columns cannot be used."""
+    """Return the records as columns of text, or None with a data error if a column name is invalid."""
     columns = {name: Column() for name in records.names}
     numbers: list[NDArray[np.int64]] = []
     length, stream = 0, iter(records.read(None))
@@ -155,33 +158,31 @@ def collect(records: Records, file: TableFile) -> RawTable | None:
 
 
 def _append(columns: Mapping[str, Column], batch: Sequence[Record], file: TableFile, damaged: bool) -> None:
+    rows = [row for row, _ in batch]
     for name, column in columns.items():
         values = [record.get(name) for _, record in batch]
-        texts = [value if isinstance(value, str) else _scalar(value) for value in values]
         if set(map(type, values)) == {str}:
-            _add_kind(column, KINDS[str], (row for row, _ in batch))
+            column.kinds.setdefault(KINDS[str], Kind()).add(rows)
         else:
-            for (row, _), value in zip(batch, values, strict=True):
+            for row, value in zip(rows, values, strict=True):
                 if value is not None:
-                    _add_kind(column, _kind_of(value), [row])
+                    column.kinds.setdefault(_kind_of(value), Kind()).add([row])
+        texts = list(map(_text_or_none, values))
         try:
             column.append(pa.array(texts, pa.string()))
         except UnicodeEncodeError:
-            rows = [row for row, _ in batch]
-            clean = [_repaired(value, name, row, file, damaged) for row, value in zip(rows, texts, strict=True)]
+            clean = [_repaired(text, name, row, file, damaged) for row, text in zip(rows, texts, strict=True)]
             column.append(pa.array(clean, pa.string()))
 
 
-def _add_kind(column: Column, kind: str, rows: Iterable[int]) -> None:
-    column.kinds.setdefault(kind, Kind()).add(list(rows))
-
-
-def _scalar(value: object) -> str | None:
+def _text_or_none(value: object) -> str | None:
+    if isinstance(value, str):
+        return value
     return as_text(value) if isinstance(value, bool | int | float | Decimal) else None
 
 
 def _repaired(value: str | None, name: str, row: int, file: TableFile, damaged: bool) -> str | None:
-    """The value with question marks instead of lone surrogates. A value that has them is a data error."""
+    """Return the value with question marks instead of lone surrogates. Add a data error if the value has any."""
     if value is None or (clean := without_surrogates(value)) == value:
         return value
     place = f"Row {row} of {file.label}, column '{name}',"

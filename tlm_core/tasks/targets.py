@@ -1,9 +1,10 @@
-"""Label columns with regression targets: how they are detected, and data errors in their values."""
+"""Regression targets: their detection, and data errors in their values."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -11,13 +12,14 @@ import pyarrow.compute as pc
 
 from tlm_core.tables.findings import Findings
 from tlm_core.tasks import limits
-from tlm_core.tasks.checks import check_unread, count_labels, is_decimal, is_null_or_blank, null_rows, place_of
+from tlm_core.tasks.checks import ColumnCheck, count_labels, is_decimal, is_null_or_blank
+from tlm_core.tasks.metrics import REGRESSION, SINGLE_LABEL
 from tlm_core.tasks.table import RawTable
 from tlm_core.tasks.types import TASK_TYPES, TaskType, task_type_of
 
-# Head and block importance sums squared differences in 32 bits, which hold values up to 3.4e38.
+# The importance of heads and blocks is a sum of squared differences in 32 bits, which hold values up to 3.4e38.
 LARGEST = 1e18
-# Largest step between 32-bit targets, in standard deviations. The bias of a model has errors of this size.
+# Largest step between neighboring 32-bit targets, in standard deviations. The bias of a model has errors of this size.
 MOST_ROUNDING = 0.01
 
 
@@ -25,51 +27,43 @@ def infer_type(train: RawTable, column: str, metric: str | None, findings: Findi
     """Return the task type of the metric. Without a metric, infer the type from the values.
 
     More than MAX_DECIMALS different numbers, not all of them whole, are regression targets. Other values are labels.
-    Adds a note or the warning read_as_regression if the type is regression.
+    For regression, add a note if there is a metric, else the warning read_as_regression.
     """
     if metric is not None:
         task_type = task_type_of(metric)
         if not task_type.has_classes:
             findings.note(f"label: column '{column}' holds {task_type.target}s, because the metric is {metric}")
         return task_type
-    classes, regression = TASK_TYPES["single_label"], TASK_TYPES["regression"]
     distinct = count_labels(train.columns[column].values)
-    if len(distinct) <= limits.MAX_DECIMALS or not all(is_decimal(label) for label in distinct):
-        return classes
-    if all(float(label).is_integer() for label in distinct):
-        return classes
+    are_numbers = len(distinct) > limits.MAX_DECIMALS and all(map(is_decimal, distinct))
+    if not are_numbers or all(float(label).is_integer() for label in distinct):
+        return TASK_TYPES[SINGLE_LABEL]
     message = (
         f"Column '{column}' of {train.file} has {len(distinct):,} different decimal numbers and is read as regression "
         "targets (metric pearson). Set the metric macro_f1 if the numbers are names of classes."
     )
     findings.warn("read_as_regression", message, split="train", column=column)
-    return regression
+    return TASK_TYPES[REGRESSION]
 
 
 def check_targets(table: RawTable, column: str, findings: Findings) -> None:
-    """Check the values of one split. Data errors: null_label, not_a_label, not_a_number."""
-    split = table.split
-    where = place_of(table, column)
-    check_unread(table, column, findings)
-    null, total = null_rows(table, column, is_null_or_blank)
-    message = f"{where} has no regression target. Add a number or remove the row."
-    findings.fault_rows("null_label", message, null, split=split, column=column, total=total)
-    distinct = count_labels(table.columns[column].values)
+    """Report invalid regression targets of one split: null_label, not_a_label, not_a_number."""
+    check = ColumnCheck(table, column, findings)
+    check.check_unread()
+    check.check_null("null_label", "has no regression target. Add a number or remove the row.", is_null_or_blank)
+    distinct = count_labels(check.values)
     words = [label for label in distinct if not is_decimal(label)]
-    message = f"{where} is not a finite number. Write it with digits, such as 2.5."
-    findings.fault_rows("not_a_number", message, _rows_with(table, column, words), split=split, column=column)
     large = [label for label in distinct if is_decimal(label) and abs(float(label)) > LARGEST]
-    message = f"{where} is not between -{LARGEST:g} and {LARGEST:g}. Divide all targets by one number."
-    findings.fault_rows("not_a_number", message, _rows_with(table, column, large), split=split, column=column)
-
-
-def _rows_with(table: RawTable, column: str, labels: list[str]) -> list[int]:
-    mask = pc.is_in(table.columns[column].values, value_set=pa.array(labels, pa.string()))
-    return [int(row) for row in table.rows[mask.to_numpy().astype(bool)]]
+    for labels, problem in (
+        (words, "is not a finite number. Write it with digits, such as 2.5."),
+        (large, f"is not between -{LARGEST:g} and {LARGEST:g}. Divide all targets by one number."),
+    ):
+        rows = check.rows(partial(pc.is_in, value_set=pa.array(labels, pa.string())))
+        check.fault_rows("not_a_number", problem, rows)
 
 
 def check_spread(tables: Mapping[str, RawTable], column: str, findings: Findings) -> None:
-    """Check that train targets differ. Data error: one_class, if they are equal, or too close for 32-bit numbers."""
+    """Report train targets that are equal, or too close for 32-bit numbers. Data error: one_class."""
     file = tables["train"].file
     counts = count_labels(tables["train"].columns[column].values)
     values = [float(label) for label, count in counts.items() if is_decimal(label) for _ in range(count)]
@@ -89,6 +83,5 @@ def check_spread(tables: Mapping[str, RawTable], column: str, findings: Findings
 
 
 def as_numbers(column: pa.ChunkedArray) -> pa.DoubleArray:
-    """A validated string column as float64 (pyarrow)."""
-    values = [float(value) for value in column.to_pylist()]
-    return pa.array(np.asarray(values, dtype=np.float64))
+    """Return a validated string column as numbers."""
+    return pa.array(map(float, column.to_pylist()), pa.float64())

@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 
 from tlm_core.errors import CorruptArtifact
 from tlm_core.parquet import open_parquet
-from tlm_core.tasks.duplicates import is_among, scan
+from tlm_core.tasks.duplicates import scan
 from tlm_core.tasks.metrics import Targets
 from tlm_core.tasks.types import TaskType, task_type_of
 
 SPLITS = ("train", "validation", "test")
-LABELED = ("train", "validation")  # the splits that models learn from after all choices
+LABELED = ("train", "validation")  # the splits from which the refit learns
 FURTHER = "test_"  # prefix of the names of further test sets
 _ROW_GROUP = 65_536
 _BATCH = 2_048
 
 
 def earlier_splits(split: str) -> tuple[str, ...]:
-    """Return the splits that train a model whose score on `split` is reported.
+    """Return the splits that a model learns from before the job scores this model on `split`.
 
     For a test split, these are train and validation, because the refit trains the returned model on both.
     """
@@ -34,7 +34,7 @@ def earlier_splits(split: str) -> tuple[str, ...]:
 
 
 def task_schema(pair: bool, metric: str = "macro_f1") -> pa.Schema:
-    """Arrow schema of one split: row, text, [text_pair,] label. metric: it determines the type of the label column."""
+    """Return the schema of one split: row, text, [text_pair,] label. The metric determines the type of `label`."""
     pairs = [("text_pair", pa.string())] if pair else []
     label = pa.from_numpy_dtype(np.dtype(task_type_of(metric).stored))
     return pa.schema([("row", pa.int64()), ("text", pa.string()), *pairs, ("label", label)])
@@ -49,9 +49,10 @@ def read_labels(folder: Path) -> list[str]:
 class Task:
     """A validated task: classification or regression of texts.
 
-    splits: a pyarrow table for each of train, validation, test, and further test sets (`test_NAME`). Its columns are
-    `row` (the record number in its source file, from 1), `text`, `text_pair` (only when `pair`) and `label`. A label
-    is an index into `labels`. In regression it is the target, and `labels` holds only its name.
+    pair: whether each row has two texts. labels: in regression, the only label is the name of the target.
+    splits: a pyarrow table for each of train, validation, test, and further test sets (`test_NAME`). The columns are
+    `row` (the record number in the source file, from 1), `text`, `text_pair` (only for pairs) and `label` (an index
+    into `labels`, or a regression target).
     """
 
     name: str
@@ -73,46 +74,49 @@ class Task:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Rows of each split."""
+        """The number of rows of each split."""
         return {split: len(self.splits[split]) for split in (*SPLITS, *self.further_tests)}
 
     def texts(self, split: str) -> list[str]:
-        """The (first) texts of a split, in order."""
+        """Return the (first) texts of a split, in order."""
         return self.splits[split]["text"].to_pylist()
 
     def text_pairs(self, split: str) -> list[str] | None:
-        """The second texts of a split, or None if the task has single texts."""
+        """Return the second texts of a split, or None if the task has single texts."""
         return self.splits[split]["text_pair"].to_pylist() if self.pair else None
 
     def label_ids(self, split: str) -> NDArray[np.int32]:
-        """(rows,) indices into `labels`. Raises ValueError for a task without classes."""
+        """Return the indices into `labels`, [rows]. Raises ValueError for a task without classes."""
         if not self.type.has_classes:
             raise ValueError(f"Task '{self.name}' has regression targets, not labels. Read them with `targets`.")
         return self.splits[split]["label"].to_numpy()
 
     def targets(self, split: str) -> Targets:
-        """(rows,) label indices (int32), or regression targets (float64)."""
+        """Return the label indices (int32), or the regression targets (float64), [rows]."""
         return self.splits[split]["label"].to_numpy()
 
     def label_values(self, split: str) -> pa.Array | pa.ChunkedArray:
-        """The label column as a user writes it (pyarrow): names of labels, or regression targets."""
+        """Return the label column as a user writes it (pyarrow): names of labels, or regression targets."""
         column = self.splits[split]["label"]
         return pa.array(self.labels, pa.string()).take(column) if self.type.has_classes else column
 
     def rows(self, split: str) -> NDArray[np.int64]:
-        """(rows,) 1-based record numbers in the source file."""
+        """Return the record numbers in the source file, [rows], from 1."""
         return self.splits[split]["row"].to_numpy()
 
     def in_train(self, split: str) -> NDArray[np.bool_]:
-        """(rows,) True where a text of `split` is also in its `earlier_splits`, ignoring case and white space."""
-        return is_among(self._keys(split), np.concatenate([self._keys(name) for name in earlier_splits(split)]))
+        """Return a mask [rows]: True for each text that is also in the `earlier_splits` of `split`.
+
+        The comparison ignores case and white space.
+        """
+        return np.isin(self._keys(split), np.concatenate([self._keys(name) for name in earlier_splits(split)]))
 
     def _keys(self, split: str) -> NDArray[np.int64]:
         table = self.splits[split]
         return scan(table["text"], table["text_pair"] if self.pair else None).keys
 
     def write(self, folder: Path) -> None:
-        """Write `task.json` and `{split}.parquet`; equal tasks give equal bytes."""
+        """Write `task.json` and `{split}.parquet`. Equal tasks give equal bytes."""
         folder.mkdir(parents=True, exist_ok=True)
         for split in self.counts:
             table = self.splits[split].combine_chunks()

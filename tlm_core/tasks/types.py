@@ -1,4 +1,4 @@
-"""Task types: what the target of a row is, and what follows for training, scoring and reports.
+"""Task types: the targets of rows, and their effects on training, scores and reports.
 
 A task type describes targets only. Whether a row has one text or a pair is a property of the task (`Task.pair`).
 A new type is a subclass here, an entry of `TASK_TYPES`, a loss in `tlm_core.training.objective.LOSSES` and a column
@@ -37,11 +37,11 @@ class TaskType(ABC):
     """What a task predicts for each row: a label or a number.
 
     name: word in `labels.json` and in errors. target: word for one target. model: word for a trained model.
-    loss: key of `tlm_core.training.objective.LOSSES`. default_metric: where the user names none.
+    loss: key of `tlm_core.training.objective.LOSSES`. default_metric: metric if the user sets none.
     has_classes: whether targets are indices into the task's labels. If not, the only label is the name of the number.
     stored, trained: types of targets in task files and in training.
-    problem_type: value in the `transformers` configuration; None omits it. baseline_title: name of the constant
-    prediction for readers; None if it has no score.
+    problem_type: value in the configuration of `transformers`; None omits the key.
+    baseline_title: name of the constant prediction in reports; None if it has no score.
     """
 
     name: ClassVar[str]
@@ -61,11 +61,11 @@ class TaskType(ABC):
 
     @abstractmethod
     def predict(self, logits: NDArray[np.float32]) -> Targets:
-        """Predicted targets [rows] from logits [rows, outputs]."""
+        """Return the predicted targets [rows] from logits [rows, outputs]."""
 
     @abstractmethod
     def constant(self, targets: Targets) -> float:
-        """The best constant prediction, given the train targets [rows]."""
+        """Return the best constant prediction, given the train targets [rows]."""
 
     @abstractmethod
     def output_section(self, labels: Sequence[str]) -> list[str]:
@@ -74,7 +74,7 @@ class TaskType(ABC):
     def baseline(
         self, train: Targets, true: Targets, n_labels: int, metric: str, *, in_train: NDArray[np.bool_] | None = None
     ) -> dict[str, object]:
-        """Scores of the best constant prediction, as `metrics.score` returns them, and its `label` index for classes.
+        """Return the scores of the best constant prediction (see `metrics.score`) and, for classes, its `label` index.
 
         Raises ValueError if train has no row.
         """
@@ -102,7 +102,7 @@ class SingleLabel(TaskType):
         return logits.argmax(axis=1)
 
     def constant(self, targets: Targets) -> int:
-        """Index of the most frequent label; the lowest of equally frequent ones."""
+        """Return the index of the most frequent label. In a tie, return the lowest."""
         return int(np.bincount(np.asarray(targets, dtype=np.int64)).argmax())
 
     def output_section(self, labels: Sequence[str]) -> list[str]:
@@ -140,5 +140,5 @@ TASK_TYPES: Mapping[str, TaskType] = {task_type.name: task_type for task_type in
 
 
 def task_type_of(metric: str) -> TaskType:
-    """The task type whose targets a metric compares."""
+    """Return the task type whose targets a metric compares."""
     return TASK_TYPES[metrics.METRICS[metric].task_type]

@@ -1,4 +1,4 @@
-"""Validate a dataset: return a task, and a report with every data error and warning.
+"""Validate a dataset, and return its task and report.
 
 Codes of data errors: bad_character, bad_encoding, blank_text, cut_file, cut_row, doubled_column, doubled_split,
 empty_file, file_too_large, label_too_long, malformed_row, missing_column, mixed_types, no_file, no_header, no_rows,
@@ -34,7 +34,7 @@ from tlm_core.tasks.checks import (
     sort_labels,
 )
 from tlm_core.tasks.columns import Columns, choose_columns
-from tlm_core.tasks.duplicates import count_distinct, scan
+from tlm_core.tasks.duplicates import scan
 from tlm_core.tasks.hub import HubSource, parse_hub_id, read_hub
 from tlm_core.tasks.known import glue_task, known_for_hub
 from tlm_core.tasks.metrics import METRICS
@@ -57,25 +57,49 @@ HubReader = Callable[[HubSource, Findings], Mapping[str, RawTable]]
 def load_task(
     source: Source, options: DatasetOptions | None = None, *, hub: HubReader = read_hub
 ) -> tuple[Task, Report]:
-    """Return the task and its report. Raises InvalidDataset with every data error, and what `validate` raises."""
-    task, report, findings = _validate(source, options or DatasetOptions(), hub)
-    if task is None:
-        raise findings.error()
-    return task, report
+    """Return the task and its report.
 
-
-def validate(
-    source: Source, options: DatasetOptions | None = None, *, hub: HubReader = read_hub
-) -> tuple[Task | None, Report]:
-    """Return the task, or None if there is a data error, and the report.
-
-    source: a mapping from splits to files, one file, a folder, or a hub id (`hub:OWNER/NAME[@revision][:config]`);
-    a string without `hub:` is a path. hub: reads hub ids, such as `partial(read_hub, cache=FOLDER)`.
-    Raises InvalidRequest if the hub id is invalid or the labels do not fit the metric f1, and StorageUnavailable if the
-    storage does not answer. Raises NotFound if the hub lacks the dataset, and Unavailable if the hub does not answer.
+    source: a mapping from splits to files, one file, a folder, or a hub id (`hub:OWNER/NAME[@revision][:config]`). A
+    string without `hub:` is a path. hub: reads datasets of the hub, such as `partial(read_hub, cache=FOLDER)`.
+    Raises InvalidDataset with all data errors, and StorageUnavailable if the storage does not answer. Raises
+    InvalidRequest if the hub id is invalid or the labels do not fit the metric f1. Raises NotFound if the hub lacks the
+    dataset, and Unavailable if the hub does not answer.
     """
-    task, report, _ = _validate(source, options or DatasetOptions(), hub)
-    return task, report
+    options, findings = options or DatasetOptions(), Findings()
+    if isinstance(source, str):
+        source = parse_hub_id(source) if source.startswith(HUB) else Path(source)
+    if isinstance(source, HubSource):
+        tables = dict(hub(source, findings))
+        options = _with_known(source, options, findings)
+    else:
+        tables = _read(source, options, findings)
+    columns = choose_columns(tables, options, findings) if "train" in tables else None
+    if columns is None:
+        raise findings.error()
+    task_type = infer_type(tables["train"], columns.label, options.metric, findings)
+    splits = {split: _check(table, columns, task_type, findings) for split, table in tables.items()}
+    counts = {split: count_labels(data.label) if task_type.has_classes else {} for split, data in splits.items()}
+    if task_type.has_classes:
+        check_label_set(counts, tables, columns.label, findings)
+    else:
+        check_spread(tables, columns.label, findings)
+    del tables
+    missing = [split for split in SPLITS if split not in splits]
+    if missing:
+        _check_can_cut(splits["train"], counts["train"], missing, findings)
+        findings.check()
+        splits = _cut(splits, missing, options.split_seed, findings)
+    metric, language = _metric_and_language(options, task_type, findings)
+    findings.check()
+    labels = sort_labels(counts["train"]) if task_type.has_classes else [columns.label]
+    if METRICS[metric].positive_label:
+        labels = _positive_last(labels, options.positive_label, findings)
+    _check_sizes(splits, missing, findings)
+    _check_validation(splits["validation"], metric, labels[-1], findings)
+    report = build_report(splits, columns, findings)
+    tables_of = {split: _table(data, labels, metric) for split, data in splits.items()}
+    name = options.name or _default_name(source)
+    return Task(name, tuple(labels), metric, columns.text_pair is not None, language, tables_of), report
 
 
 def validate_stage(ctx: StageContext[ValidateParams]) -> dict[str, object]:
@@ -100,44 +124,6 @@ def write_task(
     return report
 
 
-def _validate(source: Source, options: DatasetOptions, hub: HubReader) -> tuple[Task | None, Report, Findings]:
-    findings = Findings()
-    source = _resolved(source)
-    tables = dict(hub(source, findings)) if isinstance(source, HubSource) else _read(source, options, findings)
-    options = _known(source, options, findings)
-    columns = choose_columns(tables, options, findings) if "train" in tables else None
-    if columns is None:
-        return None, build_report({}, None, findings), findings
-    task_type = infer_type(tables["train"], columns.label, options.metric, findings)
-    splits = {split: _check(table, columns, task_type, findings) for split, table in tables.items()}
-    counts = {split: count_labels(data.label) if task_type.has_classes else {} for split, data in splits.items()}
-    if task_type.has_classes:
-        check_label_set(counts, tables, columns.label, findings)
-    else:
-        check_spread(tables, columns.label, findings)
-    del tables
-    missing = [split for split in SPLITS if split not in splits]
-    if missing and _can_cut(splits["train"], counts["train"], missing, findings):
-        splits = _cut(splits, missing, options.split_seed, findings)
-    name, metric, language = _facts(source, options, task_type, findings)
-    if not findings.ok:
-        return None, build_report(splits, columns, findings), findings
-    labels = sort_labels(counts["train"]) if task_type.has_classes else [columns.label]
-    if METRICS[metric].positive_label:
-        labels = _positive_last(labels, options.positive_label, findings)
-    _check_sizes(splits, missing, findings)
-    _check_validation(splits["validation"], metric, labels[-1], findings)
-    report = build_report(splits, columns, findings)
-    tables_of = {split: _table(data, labels, metric) for split, data in splits.items()}
-    return Task(name, tuple(labels), metric, columns.text_pair is not None, language, tables_of), report, findings
-
-
-def _resolved(source: Source) -> Mapping[str, Path] | Path | HubSource:
-    if not isinstance(source, str):
-        return source
-    return parse_hub_id(source) if source.startswith(HUB) else Path(source)
-
-
 def _read(source: Mapping[str, Path] | Path, options: DatasetOptions, findings: Findings) -> dict[str, RawTable]:
     paths = select_splits(source, findings)
     tables = {split: read_table(path, split, findings, delimiter=options.delimiter) for split, path in paths.items()}
@@ -153,9 +139,10 @@ def _check(table: RawTable, columns: Columns, task_type: TaskType, findings: Fin
     return SplitData(table.rows, text, pair, table.columns[columns.label].values, scan(text, pair), task_type)
 
 
-def _can_cut(train: SplitData, counts: Mapping[str, int], missing: list[str], findings: Findings) -> bool:
+def _check_can_cut(train: SplitData, counts: Mapping[str, int], missing: list[str], findings: Findings) -> None:
+    """Check that train can be divided. counts: rows of each label. Data errors: too_few_rows, rare_label."""
     wanted = " and ".join(missing)
-    texts = count_distinct(train.scan.keys)
+    texts = len(np.unique(train.scan.keys))
     if texts < limits.MIN_ROWS and findings.ok:  # otherwise invalid rows may be the reason
         message = f"train has {texts} different texts, too few to cut {wanted}. Use at least {limits.MIN_ROWS}."
         findings.fault("too_few_rows", message, split="train")
@@ -163,7 +150,6 @@ def _can_cut(train: SplitData, counts: Mapping[str, int], missing: list[str], fi
     for rare in rare_labels(counts, advice):
         message = f"{rare} in train, so {wanted} cannot be cut. Add rows with such labels, or add {wanted}."
         findings.fault("rare_label", message + advice, split="train")
-    return findings.ok
 
 
 def _cut(splits: Mapping[str, SplitData], missing: list[str], seed: int, findings: Findings) -> dict[str, SplitData]:
@@ -196,40 +182,43 @@ def _cut(splits: Mapping[str, SplitData], missing: list[str], seed: int, finding
     return {**splits, **cut}
 
 
-def _known(
-    source: Mapping[str, Path] | Path | HubSource, options: DatasetOptions, findings: Findings
-) -> DatasetOptions:
-    """Return the options. For known tasks (the paper's, GLUE), add the known options that the user does not set."""
-    if not isinstance(source, HubSource):
-        return options
+def _with_known(source: HubSource, options: DatasetOptions, findings: Findings) -> DatasetOptions:
+    """For a known task (of the paper or of GLUE), set the options that the user does not set."""
     if glue := glue_task(source.path, source.config):
         if options.metric is None:
             findings.note(f"metric: {glue.metric}, as in GLUE")
             positive = options.positive_label or glue.positive
             options = replace(options, metric=glue.metric, positive_label=positive)
         pair = glue.pair or "" if options.text_pair_column is None else options.text_pair_column
-        name = options.name or source.config
-        return replace(options, text_column=options.text_column or glue.text, text_pair_column=pair, name=name)
+        return replace(options, text_column=options.text_column or glue.text, text_pair_column=pair)
     known = known_for_hub(source.path)
     if known is not None and options.metric is None:
         findings.note(f"metric: {known.metric}, as in the TLM paper")
-        return replace(options, metric=known.metric)
+        options = replace(options, metric=known.metric)
     return options
 
 
+def _default_name(source: Mapping[str, Path] | Path | HubSource) -> str:
+    if isinstance(source, Mapping):
+        return "task"
+    if isinstance(source, Path):
+        return source.name.split(".")[0] or source.name
+    if source.config and glue_task(source.path, source.config):
+        return source.config
+    known = known_for_hub(source.path)
+    return known.name if known else source.name
+
+
 def _check_sizes(splits: Mapping[str, SplitData], cut: Sequence[str], findings: Findings) -> None:
-    """Check the number of rows. Warning: few_rows, if validation or test is too small for reliable scores.
+    """Check that validation and test are large enough for reliable scores. Warning: few_rows.
 
     cut: the splits that were cut from train.
     """
-    effects = {
-        "validation": (
-            "jobs return a combination of models without comparing them, except at the scale instant",
-            limits.ROWS_TO_CHOOSE,
-        ),
-        "test": ("its scores are imprecise", limits.ROWS_TO_SCORE),
-    }
-    for split, (effect, enough) in effects.items():
+    unchosen = "jobs return a combination of models without comparing them, except at the scale instant"
+    for split, effect, enough in (
+        ("validation", unchosen, limits.ROWS_TO_CHOOSE),
+        ("test", "its scores are imprecise", limits.ROWS_TO_SCORE),
+    ):
         rows = len(splits[split].rows)
         if rows < enough:
             total = f" For this, the file needs about {enough * PARTS:,} rows." if split in cut else ""
@@ -238,38 +227,36 @@ def _check_sizes(splits: Mapping[str, SplitData], cut: Sequence[str], findings: 
 
 
 def _check_validation(validation: SplitData, metric: str, positive: str, findings: Findings) -> None:
-    """Check that the metric can compare models on validation. positive: the label of f1.
+    """Check that the metric can compare models on validation. Warning: no_choice.
 
-    Warning: no_choice, if all regression targets are equal, or if no row has the label of f1.
+    It cannot if all regression targets are equal, or if no row has the label that f1 measures (`positive`).
     """
-    if not validation.type.has_classes:
-        if np.ptp(validation.targets().astype(np.float32)):
-            return
-        lack = "rows with different regression targets"
-    elif METRICS[metric].positive_label and positive not in count_labels(validation.label):
+    lack = None
+    if METRICS[metric].positive_label and positive not in count_labels(validation.label):
         lack = f"a row with the label '{positive}'"
-    else:
-        return
-    message = f"validation lacks {lack}, so its {metric} cannot compare models. Add such rows to validation."
-    findings.warn("no_choice", message, split="validation")
+    elif not validation.type.has_classes and not np.ptp(validation.targets().astype(np.float32)):
+        lack = "rows with different regression targets"
+    if lack:
+        message = f"validation lacks {lack}, so its {metric} cannot compare models. Add such rows to validation."
+        findings.warn("no_choice", message, split="validation")
 
 
 def _positive_last(labels: list[str], positive: str | None, findings: Findings) -> list[str]:
-    """Return the two labels; f1 measures the second. Raises InvalidRequest if they are not two or lack `positive`."""
+    """Return the two labels in an order in which f1 measures the second. positive: this label; None: the last.
+
+    Raises InvalidRequest if there are not two labels, or if `positive` is not one of them.
+    """
     if len(labels) != 2:
         raise InvalidRequest(f"The metric f1 needs two labels, and the dataset has {len(labels)}. Use macro_f1.")
     if positive is not None and positive not in labels:
         raise InvalidRequest(f"Unknown positive label '{positive}'. Valid labels: {', '.join(map(repr, labels))}.")
-    labels = [label for label in labels if label != positive] + ([positive] if positive is not None else [])
+    if positive == labels[0]:
+        labels = labels[::-1]
     findings.note(f"f1 measures the label '{labels[1]}'")
     return labels
 
 
-def _facts(
-    source: Mapping[str, Path] | Path | HubSource, options: DatasetOptions, task_type: TaskType, findings: Findings
-) -> tuple[str, str, str]:
-    """Name, metric and language of the task."""
-    known = known_for_hub(source.path) if isinstance(source, HubSource) else None
+def _metric_and_language(options: DatasetOptions, task_type: TaskType, findings: Findings) -> tuple[str, str]:
     metric = options.metric or task_type.default_metric
     if options.metric is None:
         findings.note(f"metric: {metric}, the default")
@@ -277,13 +264,7 @@ def _facts(
         findings.note(f"positive label '{options.positive_label}' is ignored: it needs the metric f1")
     if options.language is None:
         findings.note("language: en, the default")
-    if isinstance(source, Mapping):
-        name = "task"
-    elif isinstance(source, HubSource):
-        name = known.name if known else source.name
-    else:
-        name = source.name.split(".")[0] or source.name
-    return options.name or name, metric, options.language or "en"
+    return metric, options.language or "en"
 
 
 def _table(data: SplitData, labels: list[str], metric: str) -> pa.Table:

@@ -9,7 +9,7 @@ from tests.support import ROOT
 
 PAGE = (ROOT / "docs" / "data-errors.md").read_text(encoding="utf-8")
 READERS = ("tables", "tasks", "corpus", "selection")
-REPORTING_CALLS = {"fault", "fault_rows", "warn", "Fault", "UnreadableFile"}
+REPORTING_CALLS = {"check_null", "fault", "fault_rows", "warn", "Fault", "UnreadableFile"}
 
 
 def codes_in_use() -> set[str]:

@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.tasks.make import jsonl, put, rows
-from tlm_core.tasks.validate import validate
+from tests.unit.tasks.make import jsonl, put, rows, validate
 
 NAMES = ["x.csv", "x.tsv", "x.jsonl", "x.json", "x.parquet", "x.csv.gz", "x"]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.unit.tasks.make import faults, folder, jsonl, messages, put, rows
+from tests.unit.tasks.make import faults, folder, jsonl, messages, put, rows, validate
 from tlm_core.tasks.options import DatasetOptions
-from tlm_core.tasks.validate import load_task, validate
+from tlm_core.tasks.validate import load_task
 
 
 def csv_set(root: Path, header: str, *lines: str) -> Path:

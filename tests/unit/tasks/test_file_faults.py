@@ -11,13 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.unit.tasks.make import faults, folder, jsonl, put, rows
+from tests.unit.tasks.make import faults, folder, jsonl, put, rows, validate
 from tlm_core.errors import InvalidRequest
 from tlm_core.tables.findings import Findings
 from tlm_core.tables.records import TableFile
 from tlm_core.tasks import limits
 from tlm_core.tasks.options import DatasetOptions
-from tlm_core.tasks.validate import validate
 
 
 def codes(source: Path) -> list[str]:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.tasks.make import jsonl, messages, put, rows
+from tests.unit.tasks.make import jsonl, messages, put, rows, validate
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.splits import cut_splits
-from tlm_core.tasks.validate import load_task, validate
+from tlm_core.tasks.validate import load_task
 
 BOTH = ("validation", "test")
 

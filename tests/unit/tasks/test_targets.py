@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.unit.tasks.make import faults, folder, jsonl, messages, put, rows
+from tests.unit.tasks.make import faults, folder, jsonl, messages, put, rows, validate
 from tlm_core.errors import InvalidRequest
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.task import Task
-from tlm_core.tasks.validate import load_task, validate, write_task
+from tlm_core.tasks.validate import load_task, write_task
 
 PEARSON = DatasetOptions(metric="pearson")
 
@@ -41,10 +41,12 @@ def test_few_decimal_numbers_are_classes_with_a_warning(tmp_path: Path) -> None:
 @pytest.mark.parametrize("spelling", ["n/a", "0,5"])
 def test_labels_that_are_nearly_all_numbers_advise_regression_once(tmp_path: Path, spelling: str) -> None:
     train = [*targets(60), {"text": "one", "label": spelling}]
-    _, report = validate(folder(tmp_path, train, targets(3), targets(9, 0.3)))
+    strings = [{**row, "label": str(row["label"])} for row in train]
+    _, report = validate(folder(tmp_path, strings, strings[:3], strings[:3]))
     advice = "To predict numbers, set the metric pearson."
     assert [text.endswith(advice) for text in messages(report, "warnings", "rare_label")] == [True]
     assert messages(report, "warnings", "rare_label")[0].startswith("61 labels, such as")
+    _, report = validate(folder(tmp_path, train, targets(3), targets(9, 0.3)))
     assert [text.endswith(advice) for text in messages(report, "faults", "unknown_label")] == [True] + [False] * 6
     _, report = validate(put(tmp_path / "all.jsonl", jsonl(train)))
     assert [text.endswith(advice) for text in messages(report, "faults", "rare_label")] == [True]
@@ -54,7 +56,8 @@ def test_labels_that_are_nearly_all_numbers_advise_regression_once(tmp_path: Pat
 
 def test_labels_with_few_numbers_do_not_advise_regression(tmp_path: Path) -> None:
     words = [{"text": f"word {n}", "label": f"word {n}"} for n in range(10)]
-    _, report = validate(folder(tmp_path, [*targets(60), *words], targets(3), targets(3)))
+    numbers = [{**row, "label": str(row["label"])} for row in targets(60)]
+    _, report = validate(folder(tmp_path, [*numbers, *words], words[:3], words[:3]))
     assert len(messages(report, "warnings", "rare_label")) == 70
     assert not [entry for entry in report["warnings"] if "pearson" in entry["message"]]
 
