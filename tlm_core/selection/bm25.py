@@ -1,4 +1,4 @@
-"""The selector `bm25`: the union of the hits of all queries, with a cap for each query and turns for the labels."""
+"""The selector `bm25`: the union of the hits of all queries, with an optional cap per query and turns of labels."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def bm25(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
 
 
 class QueryCap:
-    """Admits a passage if a query that hit it has admissions left. Each query starts with `cap` admissions.
+    """Admits a passage if a query that hit the passage has admissions left. Each query starts with `cap` admissions.
 
-    The passage takes one admission from one such query: the query that ranks it best.
+    Among these queries, the query that ranks the passage best loses one admission.
     """
 
     def __init__(self, retrieved: Retrieved, cap: int) -> None:

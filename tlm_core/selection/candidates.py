@@ -1,4 +1,4 @@
-"""Candidate passages, and the filter that decides which of them a selection contains."""
+"""Candidate passages, and the filter that accepts or drops them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Candidate(NamedTuple):
 
 
 class PassageLeak(NamedTuple):
-    """A passage that was dropped because it contains a validation or test text."""
+    """A passage that the leak filter dropped, and the validation or test text that it leaks."""
 
     passage_id: str
     leak: Leak
@@ -43,9 +43,10 @@ class PassageLeak(NamedTuple):
 class CandidateFilter:
     """Drops leaks, applies the caps and the budget, and counts the dropped passages. The order does not change.
 
-    max_passages, max_words: the budget. admits: decides by position about each passage that is not a leak.
-    `batches` sets the other fields. leaking_passages: number of passages dropped as leaks. capped: number of
-    passages that `admits` dropped. too_long: whether `batches` ended at a passage longer than the rest of `max_words`.
+    max_passages, max_words: the budget. admits: returns, for the position of a passage, whether to accept the passage.
+    `batches` sets the other fields. leaking_passages: number of passages that the leak filter dropped. capped: number
+    of passages that `admits` dropped. too_long: whether `batches` ended at a passage longer than the rest of
+    `max_words`.
     """
 
     leak_filter: LeakFilter | None
@@ -58,7 +59,7 @@ class CandidateFilter:
     too_long: bool = False
 
     def batches(self, candidates: Iterable[list[Candidate]]) -> Iterator[list[Candidate]]:
-        """Yield the accepted candidates of each batch. Reads no further batch once the budget is spent."""
+        """Yield the accepted candidates of each batch, until the budget is spent."""
         passages, words = self.max_passages, self.max_words
         for batch in candidates:
             accepted: list[Candidate] = []
@@ -92,10 +93,10 @@ class CandidateFilter:
 
 
 def with_texts(index: PassageIndex, ranked: Iterable[Ranked], budget: int | None) -> Iterator[list[Candidate]]:
-    """Fetch the passages of `ranked`, a thousand at a time.
+    """Yield the passages of `ranked` with their texts, in batches of at most a thousand.
 
-    budget: number of passages that the caller will likely accept; None: unknown. A small budget gives smaller batches,
-    with some spare passages for leaks.
+    budget: number of passages that the caller will likely accept; None: unknown. With a small budget, a batch has as
+    many passages, and some more to replace leaks.
     """
     pending = iter(ranked)
     size = _FETCH_SIZE if budget is None else min(_FETCH_SIZE, budget + budget // 8 + 8)

@@ -1,4 +1,4 @@
-"""The content of `selection.json`: counts of passages, sources, queries and leaks, and the overlap of the labels."""
+"""The content of `selection.json`: counts of passages, sources, queries and leaks, and the overlap of labels."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from tlm_core.tasks.task import Task
 Facts = dict[str, Any]
 
 _MAX_LISTED = 100
-_MAX_LABELS = 64  # bits of a mask
-_SLICE = 50_000
+_MAX_LABELS = 64  # labels in the matrix of overlaps
 
 
 def selection_facts(
@@ -51,7 +50,10 @@ def selection_facts(
 
 
 def _source_facts(counts: Counter[str]) -> Facts:
-    """The sources with the most passages, and the number of other sources: a corpus may have one per document."""
+    """Return the sources with the most passages, and the number of other sources.
+
+    A corpus can have one source for each document.
+    """
     total = counts.total()
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     others = ranked[_MAX_LISTED:]
@@ -77,40 +79,29 @@ def _query_facts(retrieved: Retrieved, accept: CandidateFilter, written: Written
 
 
 def _label_facts(retrieved: Retrieved, task: Task, selected: Positions) -> Facts | None:
-    """Number of selected passages that the train rows of each label hit, and Jaccard index of each pair of labels.
+    """Return, for each label, the number of selected passages that its train rows hit, and the overlap of the labels.
 
-    None for a task without classes. Tasks with many labels get a reason instead of the matrix.
+    `jaccard` has the Jaccard index of each pair of labels. With many labels, it is None, and `reason` states why.
+    Returns None for a task without classes.
     """
     if not task.type.has_classes:
         return None
+    from scipy import sparse  # type: ignore[import-untyped, unused-ignore]
+
     is_selected = np.zeros(len(retrieved.ids), np.bool_)
     is_selected[selected] = True
-    facts: Facts = {"names": list(task.labels), "passages": []}
-    # One bit for each label that hit a passage: thousands of passages then share few distinct values.
-    masks = np.zeros(len(retrieved.ids) if len(task.labels) <= _MAX_LABELS else 0, np.uint64)
-    for label, (positions, _) in enumerate(hits_by_label(retrieved, task)):
-        positions = positions[is_selected[positions]]
-        facts["passages"].append(len(positions))
-        if len(masks):
-            masks[positions] |= np.uint64(1 << label)
-    if len(task.labels) > _MAX_LABELS:
+    hits = [positions[is_selected[positions]] for positions, _ in hits_by_label(retrieved, task)]
+    facts: Facts = {"names": list(task.labels), "passages": list(map(len, hits))}
+    if len(hits) > _MAX_LABELS:
         return {**facts, "jaccard": None, "reason": f"The matrix is computed for up to {_MAX_LABELS} labels only."}
-    return {**facts, "jaccard": _jaccard(_intersections(masks, len(task.labels)))}
-
-
-def _intersections(masks: NDArray[np.uint64], labels: int) -> NDArray[np.int64]:
-    """[labels, labels]: number of passages that both labels hit."""
-    intersections = np.zeros((labels, labels), np.int64)
-    values, counts = np.unique(masks, return_counts=True)
-    for start in range(0, len(values), _SLICE):
-        part = slice(start, start + _SLICE)
-        bits = ((values[part, None] >> np.arange(labels, dtype=np.uint64)) & np.uint64(1)).astype(np.int64)
-        intersections += (bits * counts[part, None]).T @ bits
-    return intersections
+    starts = np.cumsum([0, *facts["passages"]])
+    ones = np.ones(starts[-1], np.int64)
+    matrix = sparse.csr_matrix((ones, np.concatenate(hits), starts), (len(hits), len(retrieved.ids)))
+    return {**facts, "jaccard": _jaccard((matrix @ matrix.T).toarray())}
 
 
 def _jaccard(intersections: NDArray[np.int64]) -> list[list[float | None]]:
-    """Intersection over union; None for two labels without a hit."""
+    """Return intersection over union of each pair of labels; None for two labels without a hit."""
     sizes = intersections.diagonal()
     unions = sizes[:, None] + sizes[None, :] - intersections
     return [

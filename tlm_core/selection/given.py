@@ -1,6 +1,6 @@
-"""The selector `given`: a selection that was uploaded with the dataset, such as a CSV file of the authors of TLM.
+"""The selector `given`: the selection in a dataset, such as a CSV file of the authors of TLM.
 
-A validated task contains it as a Parquet file with the columns `id`, `text`, `source` and `rank`, in selection order.
+`validate` writes the selection into the task, as a Parquet file with the columns `id`, `text`, `source` and `rank`.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def uploaded_selection(inputs: SelectionInputs, accept: CandidateFilter) -> Sele
 def given_part(source: object) -> Path | None:
     """Return the selection file of a dataset, or None.
 
-    It is the part `selection` of a mapping, or the file named `selection`, `external` or `SCALE_external` of a folder.
-    Raises InvalidRequest if a folder has several.
+    In a mapping, the selection is the part `selection`. In a folder, it is the file with the name `selection`,
+    `external` or `SCALE_external`. Raises InvalidRequest if a folder has several such files.
     """
     if isinstance(source, Mapping):
         return Path(source[GIVEN_PART]) if GIVEN_PART in source else None
@@ -66,9 +66,10 @@ def is_given(path: Path) -> bool:
 def write_given(path: Path, target: Path) -> int:
     """Write the passages of `path` (csv, tsv, jsonl or parquet) to `target` and return their number.
 
-    Only the columns `text`, `source` and `rank` are read. Equal texts become one passage with their best rank; blank
-    texts are skipped. Passages are sorted by rank, then id; without ranks they keep the order of the file. Ranks that
-    start at 0 are increased by one. Raises InvalidRequest for another file type, InvalidDataset with every data error.
+    Columns other than `text`, `source` and `rank` are ignored. Equal texts become one passage with their best rank.
+    Blank texts are skipped. Passages are sorted by rank, then id. Without ranks, their order is that of the file. If
+    ranks start at 0, each is increased by one. Raises InvalidRequest for another file type, and InvalidDataset with all
+    data errors.
     """
     if format_of(path) not in _FORMATS:
         raise InvalidRequest(
@@ -82,7 +83,7 @@ def write_given(path: Path, target: Path) -> int:
 
 
 def _candidates(path: Path, top_k: int) -> Iterator[list[Candidate]]:
-    """The passages of `write_given`'s file up to rank `top_k`; all passages if they have no ranks."""
+    """Yield the passages in a file of `write_given` up to rank `top_k`, or all passages if they have no ranks."""
     try:
         with open_parquet(path) as file:
             position = 0
@@ -99,7 +100,7 @@ def _candidates(path: Path, top_k: int) -> Iterator[list[Candidate]]:
 
 
 def _read(path: Path, texts: Path) -> tuple[list[str], NDArray[np.int32] | None]:
-    """Copy the distinct texts to the Arrow file `texts`. Return their ids and their best ranks, if the file has any."""
+    """Copy the distinct texts to the Arrow file `texts`. Return their ids and best ranks; None without ranks."""
     findings = corpus_findings("the selection")
     numbers: dict[str, int] = {}
     ranks: list[int | None] = []
@@ -171,7 +172,7 @@ def _write_ordered(target: Path, texts: Path, ids: list[str], ranks: NDArray[np.
 
 
 def _rows(batches: list[pa.RecordBatch], rows: NDArray[np.int64]) -> list[pa.Array]:
-    """Text and source of the rows, in their order. Every batch but the last has _BATCH rows."""
+    """Return texts and sources of the rows, in their order. Every batch except the last has _BATCH rows."""
     by_row: dict[int, dict[str, str]] = {}
     for number in np.unique(rows // _BATCH):
         in_batch = rows[rows // _BATCH == number]

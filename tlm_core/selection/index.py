@@ -1,9 +1,11 @@
 """The interface of a passage index, and the ranking rules that its implementations share.
 
-A query is a bag of terms, any of which may match. A term that occurs twice in the query counts twice.
+A query is a bag of terms. A passage matches if it contains any of them. A term that occurs twice in the query counts
+twice. `text_analysis` defines the terms of a text.
+
 Scores are BM25 in Lucene's form, without the constant factor k1 + 1. k1 is 1.2 and b is 0.75. For a term in n of the N
 passages of the index, idf = ln(1 + (N - n + 1/2) / (n + 1/2)). Text lengths are rounded to one byte, as in Lucene.
-Ties are sorted by passage id. `text_analysis` defines the terms of a text.
+Ties are sorted by passage id.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from tlm_core.corpus.passages import Passage
 
 K1 = 1.2
 B = 0.75
-MAX_TERMS = 1024  # the default clause limit of a search engine; longer queries use their best terms
-_EQUAL = 1 - 1e-6  # rounding in single precision changes scores by some parts in ten million
+MAX_TERMS = 1024  # the default limit of search engines on clauses; longer queries use their best terms
+_EQUAL = 1 - 1e-6  # rounding in single precision changes scores by less than one part in a million
 
 
 class Hit(NamedTuple):
@@ -30,7 +32,7 @@ class Hit(NamedTuple):
 class PassageIndex(Protocol):
     """A searchable index of passages. Call `add` any number of times, then `commit`, then read. Reads are thread-safe.
 
-    Raises IndexUnavailable if it does not answer, IndexMismatch if its content is wrong, StorageFull,
+    The methods raise IndexUnavailable if the index does not answer, IndexMismatch if its content is wrong, StorageFull,
     and Conflict for a call in another order.
     """
 
@@ -39,9 +41,9 @@ class PassageIndex(Protocol):
         ...
 
     def commit(self, expected: int | None = None) -> None:
-        """Make the passages searchable and refuse further ones.
+        """Make the passages searchable. The index then accepts no more passages.
 
-        Raises IndexMismatch, and leaves the index unusable, if it does not hold `expected` passages.
+        If the index does not hold `expected` passages, raises IndexMismatch. The index is then unusable.
         """
         ...
 
@@ -50,7 +52,7 @@ class PassageIndex(Protocol):
         ...
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """Return up to `k` passages for each query, best first. Each passage shares a term with the query."""
+        """Return up to `k` passages for each query, best first."""
         ...
 
     def fetch(self, ids: Collection[str]) -> dict[str, Passage]:
@@ -58,7 +60,7 @@ class PassageIndex(Protocol):
         ...
 
     def ids(self) -> Iterator[list[str]]:
-        """Yield every id once, in batches, always in the same order."""
+        """Yield every id once, in batches. The order is always the same."""
         ...
 
     def close(self) -> None:
@@ -82,14 +84,14 @@ def ranked(hits: Sequence[Hit], k: int) -> list[Hit]:
 
 
 def tie_at_cut(scores: Sequence[float], k: int) -> bool:
-    """Return whether the last score equals that at rank `k`. If so, request further hits, which may tie too."""
+    """Return whether the last score equals the score at rank `k`. If so, hits that were not requested may tie too."""
     return len(scores) > k and scores[-1] >= scores[k - 1] * _EQUAL
 
 
 def best_terms(counts: Mapping[str, int], passages_with: Callable[[str], int], total: int) -> dict[str, int]:
-    """Return the MAX_TERMS terms that can add most to a score: by count in the query times idf, then alphabetically.
+    """Return the MAX_TERMS terms with the highest product of count and idf; ties are sorted alphabetically.
 
-    counts: term → occurrences in the query. passages_with: how many of the `total` passages contain a term.
+    counts: term → occurrences in the query. passages_with: returns how many of the `total` passages contain a term.
     """
     weights = {}
     for term, count in counts.items():

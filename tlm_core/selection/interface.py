@@ -1,4 +1,4 @@
-"""What a selector receives and returns."""
+"""The inputs and the result of a selector."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tlm_core.tasks.task import Task
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus version with its index. The report states name and version."""
+    """A corpus version with its index. name, version: for the report."""
 
     name: str
     version: str
@@ -27,10 +27,10 @@ class Corpus:
 
 @dataclass(frozen=True)
 class SelectionInputs:
-    """Everything a selector reads.
+    """All inputs of a selector.
 
     source: the corpus, the file of `write_given`, or None, as `Selector.source` requires.
-    scratch: a folder for partial results. A later call with equal inputs resumes from it.
+    scratch: folder for partial results. A later call with equal inputs resumes from it.
     """
 
     task: Task
@@ -50,7 +50,7 @@ class SelectionInputs:
         return self.corpus.index
 
     def retrieve(self) -> Retrieved:
-        """Search the corpus with the train texts. Raises EmptySelection if no query has a hit."""
+        """Return the hits of the train texts in the corpus. Raises EmptySelection if no query has a hit."""
         queries = task_queries(self.task, self.params)
         retrieved = retrieve(queries, self.index, self.params.top_k, self.scratch / "hits", self.progress)
         if not len(retrieved.ids):
@@ -61,7 +61,10 @@ class SelectionInputs:
         return retrieved
 
     def check_any(self, accepted: int, accept: CandidateFilter) -> None:
-        """Raise EmptySelection with the reason if `accept` has accepted no passage, unless the selector needs none."""
+        """Raise EmptySelection with the reason if `accepted`, the number of selected passages, is zero.
+
+        The selector `none` needs no passage. accept: the filter that dropped the passages.
+        """
         source = self.params.definition.source
         if accepted or source == "nothing":
             return
@@ -83,13 +86,13 @@ class SelectionInputs:
 
 
 class Selected(NamedTuple):
-    """Batches of accepted passages, best first. retrieved: the query hits that the provenance lists, if any."""
+    """Batches of accepted passages, best first. retrieved: the query hits, for the provenance; None without queries."""
 
     batches: Iterator[list[Candidate]]
     retrieved: Retrieved | None = None
 
 
 class SelectFunction(Protocol):
-    """Order passages by preference and pass them through `accept`, which drops leaks and applies the budget."""
+    """Sort passages, best first, and pass them through `accept`, which drops leaks and applies the budget."""
 
     def __call__(self, inputs: SelectionInputs, accept: CandidateFilter) -> Selected: ...

@@ -1,9 +1,9 @@
-"""The selectors `dsir` (importance resampling, arXiv 2302.03169) and `classifier`: passages that look like the task."""
+"""The selectors `dsir` (importance resampling, arXiv 2302.03169) and `classifier`: passages that resemble the task."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING
 
@@ -12,10 +12,9 @@ import numpy as np
 from tlm_core.corpus.passages import Passage
 from tlm_core.errors import EmptySelection
 from tlm_core.selection.candidates import CandidateFilter
-from tlm_core.selection.index import PassageIndex
 from tlm_core.selection.interface import Selected, SelectionInputs
 from tlm_core.selection.queries import task_queries, train_texts
-from tlm_core.selection.retrieve import Progress, retrieve
+from tlm_core.selection.retrieve import retrieve
 from tlm_core.selection.sampling import (
     Scorer,
     Scores,
@@ -45,30 +44,30 @@ _EPOCHS = 5
 
 
 def dsir(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
-    """Select by importance resampling: words that are more frequent in the task than in the corpus favor a passage."""
+    """Select by importance resampling, which prefers words that are more frequent in the task than in the corpus."""
     limit_to_hits(inputs, accept)
-    texts = (text for _, text in train_texts(inputs.task))
-    scorer = importance(texts, inputs.index, analysis_of(inputs.task.language), inputs.seed, inputs.progress)
-    return best_passages(inputs, accept, scan_texts(inputs.index, scorer, inputs.progress))
+    return best_passages(inputs, accept, scan_texts(inputs.index, _importance(inputs), inputs.progress))
 
 
-def importance(texts: Iterable[str], index: PassageIndex, analysis: Analysis, seed: int, progress: Progress) -> Scorer:
+def _importance(inputs: SelectionInputs) -> Scorer:
     """Return a scorer: the log ratio of the likelihoods of hashed words and word pairs in task and corpus.
 
     A Gumbel draw is added, so that the best k scores are a sample without replacement (section 4.2 of the DSIR paper).
     Each bucket starts with a count of one, because tasks are far smaller than the target data of the paper. A word that
     a task lacks by chance must not exclude a passage.
     """
-    hasher = _hasher(BUCKETS, analysis, normalized=False)
-    task = sum((_counts(hasher, batch) for batch in _batches(texts)), np.ones(BUCKETS))
+    hasher = _hasher(BUCKETS, analysis_of(inputs.task.language), normalized=False)
+    texts, task = (text for _, text in train_texts(inputs.task)), np.ones(BUCKETS)
+    while batch := list(islice(texts, _BATCH_TEXTS)):
+        task += _counts(hasher, batch)
     corpus = np.ones(BUCKETS)
-    for passages in iterate_passages(index, progress):
+    for passages in iterate_passages(inputs.index, inputs.progress):
         corpus += _counts(hasher, [passage.text for passage in passages])
     ratios = np.log(task / task.sum()) - np.log(corpus / corpus.sum())
 
     def score(batch: Sequence[Passage]) -> Scores:
         weights = hasher.transform([passage.text for passage in batch]) @ ratios
-        draws = uniform([passage.id for passage in batch], seed)
+        draws = uniform([passage.id for passage in batch], inputs.seed)
         return np.asarray(weights - np.log(-np.log(draws)), np.float64)
 
     return score
@@ -81,9 +80,10 @@ def classifier(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
 
 
 def _linear_classifier(inputs: SelectionInputs) -> Scorer:
-    """Fit logistic regression on hashed words and word pairs: query hits against random passages.
+    """Return a scorer: logistic regression on hashed words and word pairs of query hits and of random passages.
 
-    Searches at most 2,000 queries, drawn by the seed. Raises EmptySelection if they hit no passage, or every passage.
+    The hits are those of at most 2,000 queries, which the seed draws. Raises EmptySelection if they hit no passage, or
+    every passage.
     """
     from sklearn.linear_model import SGDClassifier
 
@@ -112,7 +112,7 @@ def _linear_classifier(inputs: SelectionInputs) -> Scorer:
 def _examples(inputs: SelectionInputs) -> tuple[list[str], list[str]]:
     """Return the ids of the query hits, and of an equal number of random passages that are not hits."""
     queries, index, seed = task_queries(inputs.task, inputs.params), inputs.index, inputs.seed
-    sample = queries.subset(random.Random(seed).sample(range(len(queries)), min(_MAX_QUERIES, len(queries))))
+    sample = queries.subset(random.Random(seed).sample(range(len(queries.rows)), min(_MAX_QUERIES, len(queries.rows))))
     retrieved = retrieve(sample, index, _HITS_PER_QUERY, inputs.scratch / "examples", inputs.progress)
     positives = [entry.id for entry in islice(retrieved.ranked(), _MAX_EXAMPLES)]
     hits = set(retrieved.ids.to_pylist())
@@ -129,7 +129,7 @@ def _examples(inputs: SelectionInputs) -> tuple[list[str], list[str]]:
 
 
 def _hasher(buckets: int, analysis: Analysis, *, normalized: bool) -> HashingVectorizer:
-    """Return a counter of hashed words and adjacent word pairs. normalized: rows of unit length, with signed hashes."""
+    """Return a counter of hashed words and adjacent word pairs. normalized: signed hashes, rows of unit length."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
     def features(text: str) -> list[str]:
@@ -142,9 +142,3 @@ def _hasher(buckets: int, analysis: Analysis, *, normalized: bool) -> HashingVec
 
 def _counts(hasher: HashingVectorizer, texts: Sequence[str]) -> Scores:
     return np.asarray(hasher.transform(texts).sum(axis=0), np.float64).ravel()
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    remaining = iter(texts)
-    while batch := list(islice(remaining, _BATCH_TEXTS)):
-        yield batch

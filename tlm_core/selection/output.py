@@ -39,7 +39,7 @@ class RowWriter:
         return self
 
     def write(self, *columns: Iterable[object]) -> None:
-        """Append rows. columns: one sequence for each column of the schema; None is null."""
+        """Append rows. columns: the values of each column of the schema. None is null."""
         arrays = [pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
         self._pending.append(pa.record_batch(arrays, schema=self._schema))
         if sum(batch.num_rows for batch in self._pending) >= _GROUP_ROWS:
@@ -58,7 +58,7 @@ class RowWriter:
 
 @dataclass(frozen=True)
 class WrittenPassages:
-    """What `write_passages` wrote. positions: `position` of each passage. sources: number of passages by source."""
+    """Counts of written passages. positions: `position` of each passage. sources: source → number of passages."""
 
     positions: NDArray[np.int64]
     sources: Counter[str]
@@ -66,7 +66,7 @@ class WrittenPassages:
 
 
 def write_passages(path: Path, batches: Iterable[list[Candidate]], between: Callable[[], None]) -> WrittenPassages:
-    """Write the passages. between: called before each batch; an exception from it aborts."""
+    """Write the passages, and return counts. between: called before each batch. If it raises, the work ends."""
     positions = [np.empty(0, np.int64)]
     sources: Counter[str] = Counter()
     words = 0

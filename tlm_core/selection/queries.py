@@ -1,4 +1,4 @@
-"""Queries from train texts, key phrases (RAKE) for queries, and the held-out texts that must not be selected."""
+"""Queries from train texts, their key phrases (RAKE), and the held-out texts for the leak filter."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import overload
 
 import numpy as np
 import pyarrow as pa
@@ -25,19 +23,10 @@ _BATCH = 1024
 _PIECE = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[^\s\w]")
 
 
-@dataclass(frozen=True)
-class Query:
-    """A query text and the numbers of the train rows that give this text."""
+class Queries:
+    """The distinct query texts in order of first occurrence. The search runs once for each of them.
 
-    text: str
-    rows: tuple[int, ...]
-
-
-class Queries(Sequence[Query]):
-    """One query for each distinct query text, in order of first occurrence: equal texts are searched once.
-
-    rows: the train rows of each query. The texts are computed again on each access, because a second copy of a big
-    task would not fit in memory.
+    rows: for each query, the numbers of the train rows that give its text.
     """
 
     def __init__(self, task: Task, to_query: Callable[[str], str]) -> None:
@@ -60,27 +49,21 @@ class Queries(Sequence[Query]):
         subset._first = [self._first[number] for number in numbers]
         return subset
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    def texts(self, start: int, stop: int) -> list[str]:
+        """Return the texts of consecutive queries (at least one).
 
-    @overload
-    def __getitem__(self, which: int) -> Query: ...
-
-    @overload
-    def __getitem__(self, which: slice) -> list[Query]: ...
-
-    def __getitem__(self, which: int | slice) -> Query | list[Query]:
-        if isinstance(which, int):
-            return self[which : which + 1 or None][0]
-        first = np.array(self._first[which], np.int64)
-        # `take` gets a slice of the table, because it first joins all chunks of its table.
-        low, high = (first.min(), first.max() + 1) if len(first) else (0, 0)
-        texts = _joined(self._table.slice(low, high - low).take(pa.array(first - low)))
-        return [Query(self._to_query(text), rows) for text, rows in zip(texts, self.rows[which], strict=True)]
+        Each call computes the texts again, because memory may have no room for a second copy of the task.
+        """
+        first = np.array(self._first[start:stop], np.int64)
+        # `take` joins all chunks of its table before it selects rows. So it gets only a slice of the table.
+        low, high = first.min(), first.max() + 1
+        return [
+            self._to_query(text) for text in _joined(self._table.slice(low, high - low).take(pa.array(first - low)))
+        ]
 
 
 def train_texts(task: Task) -> Iterator[tuple[int, str]]:
-    """Yield (row, text) of the train split. Texts are tidy, as passages are. A space joins the two texts of a pair."""
+    """Yield (row, text) of the train split. Texts are tidy like passages. A space joins the two texts of a pair."""
     for batch in task.splits["train"].to_batches(max_chunksize=_BATCH):
         yield from zip(batch["row"].to_pylist(), _joined(batch), strict=True)
 
@@ -93,7 +76,7 @@ def _joined(batch: pa.Table | pa.RecordBatch) -> list[str]:
 
 
 def held_out_texts(task: Task) -> Iterator[tuple[str, int, str]]:
-    """Yield (split, row, text) of validation and all tests. The texts of a pair are separate: each may leak alone."""
+    """Yield (split, row, text) of validation and all test sets. The texts of a pair are separate: each may leak."""
     for split in ("validation", "test", *task.further_tests):
         rows = task.rows(split).tolist()
         for texts in (task.texts(split), task.text_pairs(split)):
@@ -101,7 +84,7 @@ def held_out_texts(task: Task) -> Iterator[tuple[str, int, str]]:
 
 
 def task_queries(task: Task, params: Selection) -> Queries:
-    """Return the queries of all train rows, with the options `query` and `unique_terms` of `params`.
+    """Return the queries of all train rows. `params` has the options `query` and `unique_terms`.
 
     Raises InvalidRecipe for RAKE in a language other than English, because its stop words are English.
     """

@@ -1,4 +1,4 @@
-"""Search the index with all queries and unite the hits by best rank. Finished parts are reused after a restart."""
+"""Search the index with all queries, and unite the hits by best rank. A restarted search reuses finished parts."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tlm_core.selection.queries import Queries
 from tlm_core.tasks.task import Task
 
 BATCH = 512
-PART = 2 * BATCH  # queries whose hits share one file; an interruption repeats at most this many
-HITS = 1_000 * BATCH  # limit for one search; with more hits for each query, a search has fewer queries
+PART = 2 * BATCH  # queries with one file of hits; after an interruption, at most this many are searched again
+HITS = 1_000 * BATCH  # limit on the hits of one search; a large `top_k` reduces the number of queries in a search
 _HITS = pa.schema([("query", pa.int32()), ("id", pa.string()), ("rank", pa.int32()), ("score", pa.float32())])
 _SLICE = 10_000
 _LOW_BITS = np.uint64(2**32 - 1)
@@ -32,7 +32,7 @@ Positions = NDArray[np.int64]
 
 Progress = Callable[[int, int, str], None]
 """Receives done, total and their unit: `queries` (train rows) or `passages` (of one scan of the corpus).
-An exception from it aborts the work."""
+If it raises an exception, the work ends."""
 
 
 def no_progress(done: int, total: int, unit: str) -> None:
@@ -43,10 +43,12 @@ def no_progress(done: int, total: int, unit: str) -> None:
 class Retrieved:
     """The union of the hits of all queries: n passages, m hits (pairs of a passage and a query).
 
-    query_rows: the train rows of each query. train_rows: number of train rows. rows_without_hit: those without a hit.
-    ids, rank, score: [n], by best rank, then id. rank is a passage's best rank, from 1. score is its score at that
-    rank, the highest if several queries gave that rank. hit_position, hit_query, hit_rank, hit_score: [m], by position,
-    rank, then query. hit_position is an index into ids, and hit_query is an index into query_rows.
+    query_rows: the train rows of each query. train_rows: number of train rows.
+    rows_without_hit: the train rows whose queries have no hit.
+    ids, rank, score: [n], sorted by best rank, then id. rank is the best rank of a passage, from 1. score is the
+    highest score of the passage at this rank.
+    hit_position, hit_query, hit_rank, hit_score: [m], sorted by position, rank, then query. hit_position is an index
+    into ids, and hit_query is an index into query_rows.
     """
 
     query_rows: Sequence[tuple[int, ...]]
@@ -61,7 +63,7 @@ class Retrieved:
     hit_score: NDArray[np.float32]
 
     def ranked(self, positions: NDArray[np.int64] | None = None) -> Iterator[Ranked]:
-        """Yield the passages at `positions`, in that order; all of them if None."""
+        """Yield the passages at `positions`, in this order. None: yield all passages."""
         wanted = np.arange(len(self.ids)) if positions is None else positions
         for start in range(0, len(wanted), _SLICE):
             part = wanted[start : start + _SLICE]
@@ -74,21 +76,19 @@ def retrieve(
 ) -> Retrieved:
     """Return the union of the `top_k` best passages of every query (paper section 3.1).
 
-    folder: receives the hits part by part. Parts that an earlier call with equal arguments wrote are not searched
-    again.
+    folder: receives the hits in parts. A later call with equal arguments reuses these parts.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows_before = [0, *accumulate(map(len, queries.rows))]  # train rows of all earlier queries
     at_once = min(BATCH, HITS // top_k)
     total, paths, part = rows_before[-1], [], at_once * PART // BATCH
-    for start in range(0, len(queries), part):
+    for start in range(0, len(queries.rows), part):
         path = folder / f"hits-{start // part:05d}.parquet"
         if not _is_complete(path):
             hits: list[list[Hit]] = []
-            for first in range(start, min(start + part, len(queries)), at_once):
+            for first in range(start, min(start + part, len(queries.rows)), at_once):
                 progress(rows_before[first], total, "queries")
-                batch = queries[first : first + at_once]
-                hits.extend(index.search([query.text for query in batch], top_k))
+                hits.extend(index.search(queries.texts(first, first + at_once), top_k))
             _write_part(path, start, hits)
         paths.append(path)
     progress(total, total, "queries")
@@ -117,7 +117,7 @@ def _is_complete(path: Path) -> bool:
 
 
 def _united(query_rows: Sequence[tuple[int, ...]], paths: Sequence[Path], train_rows: int) -> Retrieved:
-    """Unite the parts. A big task has millions of hits, so memory holds each id once, and numbers for all the rest."""
+    """Unite the parts. A large task has millions of hits, so memory holds each id only once, and numbers otherwise."""
     query, rank, score, passage, ids = _numbered(paths)
     # Order by rank, then by decreasing score: the bits of non-negative floats sort like the floats.
     key = rank.astype(np.uint64)
@@ -158,10 +158,10 @@ def _united(query_rows: Sequence[tuple[int, ...]], paths: Sequence[Path], train_
 def _numbered(
     paths: Sequence[Path],
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.int32], pa.Array]:
-    """Query, rank, score and passage number of every hit, and the ids by passage number.
+    """Return query, rank, score and passage number of every hit, and the ids by passage number.
 
-    Ids are compared by a 64-bit hash: among ten million, the chance that any two collide is 1 in 300,000. Passages are
-    numbered part by part, because numbering all hits at once takes several times their size.
+    Ids are compared by a 64-bit hash. Among ten million ids, the probability of a collision is 1 in 300,000. The
+    function numbers the passages of one part at a time, because all hits at once need several times their size.
     """
     total = sum(pq.read_metadata(path).num_rows for path in paths)
     query, rank = np.empty(total, np.int32), np.empty(total, np.int32)
@@ -203,12 +203,12 @@ def _keys(ids: pa.ChunkedArray) -> NDArray[np.uint64]:
 
 
 def hits_by_label(retrieved: Retrieved, task: Task) -> Iterator[tuple[Positions, NDArray[np.int32]]]:
-    """Yield for each label the positions that its train rows hit, in increasing order, and their best ranks."""
+    """Yield for each label the sorted positions of the passages that its train rows hit, and their best ranks."""
     label_of_row = dict(zip(task.rows("train").tolist(), task.label_ids("train").tolist(), strict=True))
     labels_of_query = [{label_of_row[row] for row in rows} for rows in retrieved.query_rows]
     for label in range(len(task.labels)):
         queries = np.array([label in labels for labels in labels_of_query], np.bool_)
         hits = np.flatnonzero(queries[retrieved.hit_query]) if len(queries) else np.empty(0, np.int64)
-        # Hits are sorted by position, then rank: the first hit of each position is its best.
+        # Hits are sorted by position, then rank. So the first hit of each position has the best rank.
         positions, first = np.unique(retrieved.hit_position[hits], return_index=True)
         yield positions.astype(np.int64), retrieved.hit_rank[hits][first]

@@ -1,17 +1,17 @@
-"""Selectors that score every passage of the corpus instead of searching it, and the two random controls.
+"""Selectors that score every passage of the corpus, and the two random controls.
 
-A `Scan` reads the corpus once and yields ids with scores. Scores do not depend on the order of the passages, so any
-index that holds the same passages gives the same selection.
+A `Scan` reads the corpus once and yields ids with scores. Scores do not depend on the order of the passages. So all
+indexes with the same passages give the same selection.
 """
 
 from __future__ import annotations
 
 import hashlib
+import heapq
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tlm_core.corpus.passages import Passage
@@ -22,16 +22,15 @@ from tlm_core.selection.retrieve import Progress
 
 Scores = NDArray[np.float64]
 Scan = Callable[[], Iterator[tuple[list[str], Scores]]]
-"""Reads the corpus once and yields ids with their scores, in batches."""
 Scorer = Callable[[Sequence[Passage]], Scores]
 
-_MAX_IDS = 500_000  # ids in memory at once; a larger sample scans the corpus several times
-_SHORT_PASSAGE = 25  # words; turns a budget in words into an upper bound on passages
+_MAX_IDS = 500_000  # ids in memory at once; a larger sample needs several scans of the corpus
+_SHORT_PASSAGE = 25  # words of a short passage, for an estimate of the number of passages in a budget of words
 _KEY_BITS = 53  # bits of the integers that a double represents exactly
 
 
 def random_sample(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
-    """Select a random sample: the control that ignores the task."""
+    """Select a random sample: a control that ignores the task."""
     limit_to_hits(inputs, accept)
     return whole_corpus(inputs, accept)
 
@@ -47,9 +46,9 @@ def nothing(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:  # no
 
 
 def limit_to_hits(inputs: SelectionInputs, accept: CandidateFilter) -> None:
-    """Without a budget, limit the selection to as many passages as the queries would give.
+    """Without a budget, limit the selection to the number of passages that the queries hit.
 
-    Raises EmptySelection if the queries give none.
+    Raises EmptySelection if this number is zero.
     """
     if not inputs.params.has_budget:
         trial = CandidateFilter(accept.leak_filter)
@@ -74,50 +73,20 @@ def rank_by_score(scan: Scan, count: int, *, scored: bool) -> Iterator[Ranked]:
 
     Memory does not grow with the corpus, because each scan ranks only the next passages. The first scan ranks `count`
     passages, and some more to replace leaks. Each later scan ranks up to twice as many as the scan before it.
+    scored: whether the result has the scores.
     """
     size = min(count + count // 8 + 8, _MAX_IDS)
-    after: tuple[float, str] | None = None
-    position = 0
+    last, position = (-math.inf, ""), 0
     while True:
-        ids, scores = _best(scan(), size, after)
-        for name, score in zip(ids, scores.tolist(), strict=True):
-            yield Ranked(position, name, position + 1, score if scored else None)
+        # A key sorts by decreasing score, then by id.
+        keys = ((-score, name) for ids, scores in scan() for score, name in zip(scores.tolist(), ids, strict=True))
+        best = heapq.nsmallest(size, (key for key in keys if key > last))
+        for negative_score, name in best:
+            yield Ranked(position, name, position + 1, -negative_score if scored else None)
             position += 1
-        if len(ids) < size:
+        if len(best) < size:
             return
-        after = (float(scores[-1]), ids[-1])
-        size = min(2 * size, _MAX_IDS)
-
-
-def _best(
-    batches: Iterator[tuple[list[str], Scores]], size: int, after: tuple[float, str] | None
-) -> tuple[list[str], Scores]:
-    """Return ids and scores of the `size` passages that follow `after` (score, id) in the ranking; None: the first."""
-    best_ids, best = pa.array([], pa.string()), np.empty(0)
-    lowest = -np.inf
-    pending: list[tuple[pa.Array, Scores]] = []
-    count = 0
-    for ids, scores in batches:
-        eligible = scores >= lowest
-        if after is not None:
-            behind = np.fromiter((name > after[1] for name in ids), np.bool_, len(ids))
-            eligible &= (scores < after[0]) | ((scores == after[0]) & behind)
-        pending.append((pa.array(ids, pa.string()).filter(pa.array(eligible)), scores[eligible]))
-        count += int(eligible.sum())
-        if count > size:
-            best_ids, best = _top([(best_ids, best), *pending], size)
-            pending, count = [], 0
-            lowest = best[-1] if len(best) == size else -np.inf
-    best_ids, best = _top([(best_ids, best), *pending], size)
-    return best_ids.to_pylist(), best
-
-
-def _top(parts: Sequence[tuple[pa.Array, Scores]], size: int) -> tuple[pa.Array, Scores]:
-    ids = pa.concat_arrays([part for part, _ in parts])
-    scores = np.concatenate([part for _, part in parts])
-    columns = pa.table({"score": scores, "id": ids})
-    order = pc.sort_indices(columns, [("score", "descending"), ("id", "ascending")])[:size]
-    return ids.take(order), scores[order.to_numpy()]
+        last, size = best[-1], min(2 * size, _MAX_IDS)
 
 
 def random_order(index: PassageIndex, seed: int) -> Scan:
@@ -126,7 +95,7 @@ def random_order(index: PassageIndex, seed: int) -> Scan:
 
 
 def uniform(ids: Sequence[str], seed: int) -> Scores:
-    """A number in (0, 1) for each id, which depends on the id and `seed` only."""
+    """Return a number in (0, 1) for each id, [ids]. It depends only on the id and `seed`."""
     keys = [hashlib.sha256(f"{seed}\0{name}".encode()).digest()[:8] for name in ids]
     bits = np.frombuffer(b"".join(keys), dtype=">u8").astype(np.uint64) >> np.uint64(64 - _KEY_BITS)
     return (bits.astype(np.float64) + 0.5) / 2.0**_KEY_BITS

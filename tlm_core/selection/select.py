@@ -2,7 +2,7 @@
 
 Files: `passages.parquet` (id, text, source, rank, score; by rank, then id), `provenance.parquet` (passage_id,
 train_row, rank, score), `leaks.parquet` (passage_id, split, row, rule) and `selection.json`. The same task, corpus
-version and parameters give the same bytes, even if the stage was interrupted and resumed.
+version and parameters give the same bytes, even if the stage is interrupted and resumes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tlm_core.tasks.task import Task
 
 
 class _RepeatedProgress:
-    """Reports progress, and repeats the last report during work that has no count of its own."""
+    """Reports progress, and repeats the last report during work without a count of its own."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -53,15 +53,19 @@ def select(
 ) -> dict[str, Any]:
     """Write the selection for `task` to `folder` and return the content of its `selection.json`.
 
-    Validation and test texts are never queries; they only serve to drop the passages that contain them.
+    Validation and test texts are never queries. Only the leak filter reads them.
 
     source: the corpus, the file of `given.write_given`, or None, as the selector requires.
-    scratch: a folder for partial results, from which a later call with equal arguments resumes. The caller deletes it.
+    scratch: folder for partial results, which the caller deletes. A later call with equal arguments resumes from it.
 
     Raises EmptySelection if no passage is selected, InvalidRecipe, StorageFull, StorageUnavailable, and the errors of
     the index.
     """
-    _check_task(task, params)
+    if params.per_label_balance and not task.type.has_classes:
+        raise InvalidRecipe(
+            f"selection.per_label_balance needs classes, but task '{task.name}' is a regression task. "
+            "Remove selection.per_label_balance."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     repeated = _RepeatedProgress(progress)
     leak_filter = LeakFilter(held_out_texts(task)) if params.leak_filter else None
@@ -77,12 +81,3 @@ def select(
     text = json.dumps(facts, ensure_ascii=False, indent=2, sort_keys=True)
     (folder / "selection.json").write_text(text + "\n", encoding="utf-8")
     return facts
-
-
-def _check_task(task: Task, params: Selection) -> None:
-    """Raise InvalidRecipe if an option does not fit the task type."""
-    if params.per_label_balance and not task.type.has_classes:
-        raise InvalidRecipe(
-            f"selection.per_label_balance needs classes, but task '{task.name}' is a regression task. "
-            "Remove selection.per_label_balance."
-        )

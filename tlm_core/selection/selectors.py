@@ -1,8 +1,8 @@
 """The table of selectors, and the `selection` part of a recipe.
 
-To add a selector, add an entry to `SELECTORS` and write its `interface.SelectFunction`. Everything else reads the
-table: recipe validation, plans, estimates, model cards and the retriever. The table names functions instead of
-importing them, so that the gateway reads it without pyarrow or scikit-learn.
+To add a selector, write its `interface.SelectFunction`, and add an entry to `SELECTORS`. All other code reads the
+table: recipe validation, plans, estimates, model cards and the retriever. The table contains the names of functions, so
+that the gateway can import the table without pyarrow and scikit-learn.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from pydantic.config import JsonDict
 
 @dataclass(frozen=True)
 class Selector:
-    """One way to select passages.
+    """A method that selects passages.
 
-    function: `module:name` of its SelectFunction, imported when a selection runs.
-    summary: what it selects, for the API and the docs. origin: the same for a model card, after "200 passages, ".
-    source: where passages come from. size: what determines their number. `queries`: the query hits within the budget.
-    `budget`: the budget; without one, as many passages as the query hits would give. `source`: the whole source.
-    options: the fields of `Selection` that this selector accepts and some other selectors refuse.
+    function: `module:name` of the SelectFunction, which is imported when a selection runs.
+    summary: the selected passages in words, for the API and the docs. origin: their origin in words, for a model card,
+    after "200 passages, ". source: the source of the passages.
+    size: what determines their number. `queries`: the query hits and the budget. `budget`: the budget or, without a
+    budget, the number of query hits. `source`: the whole source.
+    options: fields of `Selection` that this selector accepts and some other selectors refuse.
     """
 
     function: str
@@ -98,7 +99,7 @@ def _list_selectors(schema: JsonDict) -> None:
 class Selection(BaseModel):
     """Which passages a job trains on (paper section 3.1).
 
-    A budget limits any selection to its best passages. It counts passages, tokens or both. Tokens are counted as words,
+    A budget limits a selection to its best passages. A budget counts passages, tokens or both. Words count as tokens,
     because the tokenizer is trained on the selected text.
     """
 

@@ -1,7 +1,7 @@
-"""The embedded index: tantivy stores the terms, an Arrow file the passages.
+"""The embedded index, a folder that is complete when it contains `index.json`.
 
-The folder is written once and is complete when it contains `index.json`. tantivy stores the terms and the row of each
-passage. Ids and texts are read from the memory-mapped Arrow file, so a search decompresses no stored document.
+tantivy stores the terms and the row number of each passage. A memory-mapped Arrow file stores the passages, so a search
+decompresses no document.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _DISK_FULL = ("No space left", "Disk quota exceeded", "File too large")
 
 
 class TantivyIndex:
-    """A PassageIndex in a local folder: `create`, `add`, `commit`; later `open`."""
+    """A PassageIndex in a local folder."""
 
     def __init__(self, folder: Path, analysis: Analysis, index: tantivy.Index) -> None:
         self.folder = folder
@@ -89,21 +89,12 @@ class TantivyIndex:
         return opened
 
     def add(self, batch: Sequence[Passage]) -> None:
-        if self._writer is None:
-            raise Conflict(
-                "The index is complete and accepts no more passages. Load them as another version of the corpus."
-            )
         with _tantivy_errors(self.folder):
-            self._writer.add(batch)
+            self._write.add(batch)
 
     def commit(self, expected: int | None = None) -> None:
-        if self._writer is None:
-            raise Conflict(
-                f"The index in {self.folder} is already complete and accepts no more passages. "
-                "Load them as another version of the corpus."
-            )
         with _tantivy_errors(self.folder):
-            count = self._writer.finish()
+            count = self._write.finish()
         self._writer = None
         if expected is not None and count != expected:
             raise IndexMismatch(
@@ -139,6 +130,12 @@ class TantivyIndex:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
+    def _write(self) -> _Writer:
+        if self._writer is None:
+            raise Conflict("The index is complete or closed. Load more passages as another version of the corpus.")
+        return self._writer
+
+    @property
     def _read(self) -> _Reader:
         if self._reader is None:
             raise Conflict("Cannot read the index: it is closed or not committed. Open it again, or commit it first.")
@@ -146,7 +143,7 @@ class TantivyIndex:
 
 
 class _Writer:
-    """Writes terms to tantivy and passages to the Arrow file, both in the order of `add`."""
+    """Writes terms to tantivy, and passages to the Arrow file, in the order of `add`."""
 
     def __init__(self, folder: Path, analysis: Analysis, index: tantivy.Index) -> None:
         self._analysis = analysis
@@ -198,7 +195,7 @@ class _Writer:
 
     def abort(self) -> None:
         """Discard everything."""
-        # After a failed call, these calls fail too. Their errors must not hide the first error.
+        # After a failed call, the next calls fail too. Their errors must not replace the first error.
         with suppress(OSError):
             self._handle.close()
         with suppress(ValueError):
@@ -249,7 +246,7 @@ class _Reader:
         return ranked([Hit(name, score / (K1 + 1)) for name, (score, _) in zip(ids, hits, strict=True)], k)
 
     def _query(self, counts: dict[str, int]) -> tantivy.Query:
-        """Match any of the terms, each weighted by its count. No parser is used, so no text is read as query syntax."""
+        """Match any of the terms, each weighted by its count. No parser can interpret a term as query syntax."""
         clauses = []
         for term, count in counts.items():
             clause = tantivy.Query.term_query(self._schema, "terms", term, "freq")
@@ -270,7 +267,7 @@ class _Reader:
         return passages
 
     def _rows_of(self, ids: Collection[str]) -> NDArray[np.int64]:
-        """Rows of `ids`, and rows whose ids have the same hash."""
+        """Return the rows of `ids`, and of other ids with the same hash."""
         keys, rows = self._by_hash
         wanted = np.fromiter(map(hash, ids), np.int64, len(ids))
         first, end = (np.searchsorted(keys, wanted, side=side) for side in ("left", "right"))
@@ -280,7 +277,7 @@ class _Reader:
 
     @cached_property
     def _by_hash(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Sorted hashes of all ids, and their rows, for look-ups without a scan. 16 bytes per passage."""
+        """The sorted hashes of all ids, and their rows. They need 16 bytes per passage."""
         hashes = np.fromiter((hash(name) for batch in self.ids() for name in batch), np.int64, len(self._id_of_row))
         rows = np.argsort(hashes)
         return hashes[rows], rows
@@ -305,7 +302,10 @@ def _schema() -> tantivy.Schema:
 
 @contextmanager
 def _tantivy_errors(folder: Path) -> Iterator[None]:
-    """Translate errors. tantivy raises ValueError for each failure. If a thread of tantivy fails, the cause is lost."""
+    """Translate errors into StorageFull or IndexUnavailable.
+
+    tantivy raises ValueError for each failure. If one of its threads fails, the message does not state the cause.
+    """
     try:
         yield
     except (ValueError, OSError) as error:

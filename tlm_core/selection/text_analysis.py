@@ -1,9 +1,11 @@
 """Split texts into terms. Every index uses the same analysis for the same language.
 
-`standard` equals Lucene's standard analyzer. It returns the words of Unicode Annex 29 in lower case. An apostrophe
+`standard` equals Lucene's standard analyzer. Its terms are the words of Unicode Annex 29 in lower case. An apostrophe
 between letters, and a point or comma between digits, belong to the word. Each Han and Hiragana character is a word.
-There are no stop words, and terms of more than 255 characters are split. `bigrams` is for languages written without
-spaces. It returns overlapping pairs of characters for the scripts of these languages, and whole words for other text.
+There are no stop words. Terms of more than 255 characters are split.
+
+`bigrams` is for languages without spaces between words. Its terms are overlapping pairs of characters in the scripts of
+these languages, and whole words in other scripts.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ _SCRIPTS = (
 )
 _RUN = re.compile(rf"([{_SCRIPTS}]+)|[^\W_{_SCRIPTS}]+")
 
-# For texts of these characters only (most English texts), a regular expression gives the same words several times
-# faster than the Unicode tables. Characters with special rules in the annex are excluded.
+# Most English texts contain only these characters. For such texts, a regular expression gives the same words several
+# times faster than the Unicode tables. Characters with special rules in the annex are excluded.
 _LETTER = "A-Za-zÀ-ÖØ-öø-įıĲ-ſ"
 _PLAIN = re.compile(rf"[\x00-\x7f{_LETTER}\u00a0°±×÷§–—‘’“”…•]*")
 _PLAIN_WORD = re.compile(
@@ -55,7 +57,7 @@ def terms(text: str, analysis: Analysis) -> list[str]:
 def _standard(text: str) -> list[str]:
     if _PLAIN.fullmatch(text):
         return _PLAIN_WORD.findall(text.lower())
-    # Lucene lowercases each character to one character, but the full lowercase form of this letter has two.
+    # Lucene maps each character to one lowercase character, but the full lowercase form of this letter has two.
     return _annex29().analyze(text.replace("İ", "i"))
 
 
@@ -70,31 +72,31 @@ def _bigrams(text: str) -> Iterator[str]:
 
 @functools.cache
 def _annex29() -> TextAnalyzer:
-    """Return an analyzer for the word rules of Unicode Annex 29 (WB4 to WB13, WB999): one pattern, no look-around."""
+    """Return an analyzer for the word rules of Unicode Annex 29 (WB4 to WB13, WB999), as one pattern."""
     from tantivy import Filter, TextAnalyzerBuilder, Tokenizer
 
     extend = r"[\p{wb=Extend}\p{wb=Format}\p{wb=ZWJ}]*"
 
-    def any_of(*classes: str) -> str:
-        return "[" + "".join(classes) + "]" + extend
+    def any_of(*breaks: str, other: str = "") -> str:
+        """Match a character with one of these word-break properties, or one of the `other` characters."""
+        return "[" + "".join(rf"\p{{wb={name}}}" for name in breaks) + other + "]" + extend
 
-    quote = any_of(r"\p{wb=Single_Quote}")
-    hebrew = any_of(r"\p{wb=Hebrew_Letter}")
-    letter = f"(?:{hebrew}(?:(?:{any_of(chr(34))}{hebrew})+|{quote})?|{any_of(chr(92) + 'p{wb=ALetter}')})"
-    digit = any_of(r"\p{wb=Numeric}", r"\x{FF10}-\x{FF19}")
-    katakana = any_of(r"\p{wb=Katakana}")
-    joiner = f"(?:{any_of(chr(92) + 'p{wb=ExtendNumLet}')})"
-    in_word = any_of(r"\p{wb=MidLetter}", r"\p{wb=MidNumLet}", r"\p{wb=Single_Quote}")
-    in_number = any_of(r"\p{wb=MidNum}", r"\p{wb=MidNumLet}", r"\p{wb=Single_Quote}")
+    quote, double_quote, hebrew = any_of("Single_Quote"), any_of(other='"'), any_of("Hebrew_Letter")
+    letter = f"(?:{hebrew}(?:(?:{double_quote}{hebrew})+|{quote})?|{any_of('ALetter')})"
+    digit = any_of("Numeric", other=r"\x{FF10}-\x{FF19}")
+    katakana = any_of("Katakana")
+    joiner = f"(?:{any_of('ExtendNumLet')})"
+    in_word = any_of("MidLetter", "MidNumLet", "Single_Quote")
+    in_number = any_of("MidNum", "MidNumLet", "Single_Quote")
     letters = f"{letter}(?:(?:{joiner}*|{in_word}){letter})*"
     digits = f"{digit}(?:(?:{joiner}*|{in_number}){digit})*"
     core = f"(?:{katakana}(?:{joiner}*{katakana})*|(?:{digits}|{letters})+)"
     word = f"{joiner}*{core}(?:{joiner}+{core})*{joiner}*"
-    # Scripts that need a dictionary to find words stay whole runs, as in Lucene.
+    # Lucene does not split the scripts that need a dictionary to detect words.
     unsegmented = r"\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{New_Tai_Lue}\p{Tai_Le}\p{Tai_Tham}\p{Tai_Viet}\p{Ahom}"
     run = f"(?:[[{unsegmented}]&&[\\p{{L}}\\p{{M}}]]{extend})+"
-    character = any_of(r"\p{Han}", r"\p{Hiragana}")
-    flag = f"(?:{any_of(chr(92) + 'p{wb=Regional_Indicator}')}){{2}}"
+    character = any_of(other=r"\p{Han}\p{Hiragana}")
+    flag = f"(?:{any_of('Regional_Indicator')}){{2}}"
     picture = r"\p{Extended_Pictographic}[\p{wb=Extend}\p{wb=Format}]*"
     emoji = rf"{flag}|[0-9#*]\x{{FE0F}}?\x{{20E3}}|{picture}(?:\x{{200D}}{picture})*{extend}"
     tokenizer = Tokenizer.regex(f"{emoji}|{word}|{run}|{character}")
