@@ -1,4 +1,4 @@
-"""Rows and paragraphs of corpus files, as a stream; data errors name file and row."""
+"""Read the rows and paragraphs of corpus files one by one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Notify = Callable[[str], None]
 
 
 class Row(NamedTuple):
-    """One record. number: counts records from 1. source, id, rank: as in the file, or None if missing or empty."""
+    """One record. number: from 1. source, id, rank: the values in the file; None if they are missing or empty."""
 
     number: int
     text: str
@@ -33,12 +33,12 @@ class Row(NamedTuple):
 
 
 def corpus_findings(subject: str = "the corpus files", notify: Notify | None = None) -> Findings:
-    """Return findings that raise InvalidDataset at the 100th data error and pass notes to `notify` at once."""
+    """Return findings that raise InvalidDataset at the 100th data error."""
     return Findings(subject, stop_at=LISTED_PER_CODE, notify=notify)
 
 
 def format_of(path: Path) -> str | None:
-    """The format that a file name indicates: "json" (lines), "delimited", "parquet", "plain", or None."""
+    """Return the format in a file name: "json" (lines), "delimited", "parquet", "plain", or None."""
     unpacked = Path(name_without_packing(path.name))
     if unpacked.suffix.lower() in (".txt", ".md", ".rst"):
         return "plain"
@@ -51,8 +51,9 @@ def _text_column(
 ) -> str | None:
     """Return the column with the texts: `wanted` if it is set, otherwise an inferred column.
 
-    The inferred column is `text`, else another of TEXT_COLUMNS, else the only column besides source, id and rank. Adds
-    a note for an inferred column, and a data error if no column is found. place: file or row, for messages.
+    The inferred column is the first of TEXT_COLUMNS, or the only column besides source, id and rank. Adds a note for an
+    inferred column other than `text`. Returns None with a data error if there is no such column. place: the file or the
+    row, for messages.
     """
     listed = ", ".join(f"'{name}'" for name in names) or "none"
     by_fold = {name.strip().casefold(): name for name in reversed(names)}
@@ -68,14 +69,14 @@ def _text_column(
 
 
 def read_rows(path: Path, text_column: str | None, findings: Findings) -> Iterator[Row]:
-    """Yield the records of a jsonl, csv, tsv or parquet file that have a text."""
+    """Yield those records of a jsonl, csv, tsv or parquet file that have a text."""
     file = TableFile(path, findings, encoding=UTF8, kind=format_of(path))
     if (table := file.open()) is not None:
         yield from rows_of(table, text_column, path.name, findings)
 
 
 def rows_of(table: Records, text_column: str | None, file: str, findings: Findings) -> Iterator[Row]:
-    """Yield the records of a table that have a text. file: name of the table in messages."""
+    """Yield those records of a table that have a text. file: name of the table in messages."""
     column: str | None = None
     chosen: list[str] | None = None
     if table.names:
@@ -107,7 +108,7 @@ def rows_of(table: Records, text_column: str | None, file: str, findings: Findin
 
 
 def read_paragraphs(path: Path, findings: Findings) -> Iterator[str]:
-    """Yield the paragraphs of a plain text file, separated by blank lines. A very long paragraph comes in pieces."""
+    """Yield the paragraphs of a plain text file. Blank lines separate them. A very long paragraph comes in pieces."""
     parts: list[str] = []
     size = 0
     with TableFile(path, findings).errors_as_faults():
@@ -116,7 +117,7 @@ def read_paragraphs(path: Path, findings: Findings) -> Iterator[str]:
             size += len(line)
             if size >= _PIECE or (not line.strip() and line.endswith("\n")):
                 text = "".join(parts)
-                # A piece can end within a word, so the next piece begins with this word.
+                # If a piece ends within a word, the next piece begins with this word.
                 word = "" if text[-1].isspace() else text.rsplit(maxsplit=1)[-1]
                 held = "" if len(word) == len(text) else word
                 yield text.removesuffix(held)

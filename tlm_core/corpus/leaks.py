@@ -1,4 +1,4 @@
-"""Passages of a corpus that contain validation or test texts."""
+"""The leak filter: it detects passages that contain validation or test texts."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tlm_core.corpus.passages import SHORTEST
 
 GRAM = 8
 SHORTEST_TEXT = 5
-# The passages of a longer text have more than SHORTEST words. Shorter ones can be phrases that many texts contain.
+# The passages of a long text have more than SHORTEST words. A shorter passage can be a phrase that many texts contain.
 FEWEST_GRAMS = SHORTEST - GRAM + 1
 HALF = "half of its 8-grams"
 WHOLE = "whole text"
 PIECE = "half of the passage's 8-grams"
 
 # Scripts without spaces: Han, Kana, Bopomofo, Thai, Lao, Burmese, Khmer, Tai, Javanese, Balinese. Each of their
-# characters is a token, because a run of them is a whole sentence, which passages rarely repeat.
+# characters is a token. A run of them would be a whole sentence, which passages rarely repeat.
 _ALONE = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\u1b00-\u1b7f\u3005-\u3007\u3021-\u3029"
     "\u3040-\u30fa\u30fc-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua980-\ua9ff\uaa60-\uaadf"
@@ -36,7 +36,7 @@ _NEITHER = re.compile(r"[^\w\x00-\x7f]")  # a character outside ASCII that is ne
 class Leak(NamedTuple):
     """A validation or test text that a passage contains, at least in part.
 
-    rule: the common part. HALF or WHOLE: a part of the text. PIECE: a part of the passage.
+    rule: the common part. HALF, WHOLE: half of the text, or the whole text. PIECE: half of the passage.
     """
 
     split: str
@@ -47,28 +47,28 @@ class Leak(NamedTuple):
 def tokens(text: str) -> list[str]:
     """Return the tokens of a text: case-folded runs of letters and digits, in the normal form NFKC.
 
-    In scripts without spaces, each letter or digit is a token. Marks that form no single character with their letter,
-    and invisible characters such as soft hyphens, are removed.
+    In scripts without spaces, each letter or digit is a token. Invisible characters, such as soft hyphens, are removed,
+    and marks that do not combine with their letter into one character.
     """
-    # Case folding divides İ into i and a mark.
+    # The form NFC comes first and again after case folding, because case folding divides İ into i and a mark.
     text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
     for character in set(_NEITHER.findall(text)):
         is_hidden = unicodedata.category(character) in ("Mn", "Mc", "Me", "Cf")
         text = text.replace(character, "" if is_hidden else " ")
-    # The form NFKC comes last, because it has letters for some symbols, such as ™.
+    # The form NFKC comes last, because it replaces some symbols, such as ™, by letters.
     return _TOKEN.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 def grams(words: list[str], size: int = GRAM) -> Iterator[tuple[str, ...]]:
-    """Every run of `size` adjacent words."""
+    """Yield every run of `size` adjacent words."""
     return zip(*(islice(words, start, None) for start in range(size)), strict=False)
 
 
 class LeakFilter:
     """Detects the texts that a passage leaks.
 
-    A passage leaks a text of at least 8 tokens if it contains at least half of the text's distinct 8-grams. It leaks a
-    text of 5 to 7 tokens if it contains the whole text. Shorter texts never leak.
+    A passage leaks a text of at least 8 tokens if the passage contains at least half of the text's distinct 8-grams. A
+    passage leaks a text of 5 to 7 tokens if the passage contains the whole text. Shorter texts never leak.
 
     A passage with at least 18 distinct 8-grams also leaks a text that contains at least half of these 8-grams. This
     rule detects the pieces of a text that is longer than a passage.
@@ -94,7 +94,7 @@ class LeakFilter:
         self._long, self._short = _Postings(long), _Postings(short)
 
     def leaks_of(self, passage: str) -> list[Leak]:
-        """The texts that `passage` leaks, in the order of `texts`."""
+        """Return the texts that `passage` leaks, in the order of `texts`."""
         words = tokens(passage)
         owners = self._long.owners_of(words, GRAM)
         candidates = set(self._short.owners_of(words, SHORTEST_TEXT).tolist())
@@ -110,10 +110,9 @@ class LeakFilter:
         return [leak for owner in sorted(candidates) if (leak := self._checked(owner, words, enough))]
 
     def _checked(self, owner: int, words: list[str], enough: float) -> Leak | None:
-        """Compare the words themselves, because different words can have equal hashes.
+        """Return the leak of a text, or None. Compare words, because different words can have equal hashes.
 
-        owner: number of the text. words: tokens of the passage. enough: see `_half_of`. Returns None if the passage
-        does not leak the text.
+        owner: number of the text. words: tokens of the passage. enough: see `_half_of`.
         """
         split, row, text = self._texts[owner]
         wanted = tokens(text)
@@ -127,21 +126,21 @@ class LeakFilter:
 
 
 class _Postings:
-    """Maps hashes of n-grams to texts, in two flat arrays, because a large test set has millions of n-grams.
+    """Maps hashes of n-grams to the numbers of texts, in flat arrays: a large test set has millions of n-grams.
 
-    keys: for each text the distinct hashes of its n-grams.
+    keys: the distinct hashes of the n-grams of each text.
     """
 
     def __init__(self, keys: list[NDArray[np.int64]]) -> None:
         owners = np.repeat(np.arange(len(keys), dtype=np.int32), [len(part) for part in keys])
         joined = np.concatenate([np.empty(0, dtype=np.int64), *keys])
         order = np.argsort(joined, kind="stable")
-        # The appended maximum ends every search, so the search needs no bounds check.
+        # Because of the appended maximum, the index that a search returns always exists.
         self._keys = np.append(joined[order], np.iinfo(np.int64).max)
         self._owners = owners[order]
 
     def owners_of(self, words: list[str], size: int) -> NDArray[np.int32]:
-        """Return the numbers of the texts that share n-grams with `words`, once for each distinct shared n-gram."""
+        """Return the number of each text once for each distinct n-gram that the text shares with `words`."""
         if not len(self._owners) or len(words) < size:
             return self._owners[:0]
         wanted = _hashes(words, size)
@@ -153,7 +152,7 @@ class _Postings:
 
 
 def _half_of(words: list[str]) -> float:
-    """Return half the number of distinct 8-grams of a passage; infinity if the passage has too few of them."""
+    """Return half the number of distinct 8-grams of a passage, or infinity if the passage has too few of them."""
     count = len(set(grams(words)))
     return count / 2 if count >= FEWEST_GRAMS else math.inf
 

@@ -1,8 +1,8 @@
-"""Near duplicates of earlier passages, by MinHash with its state on disk (Broder 1997).
+"""The search for near duplicates of earlier passages, by MinHash (Broder 1997) with its state on disk.
 
 Two passages are near duplicates if the estimated Jaccard index of their word triples (shingles) is at least 0.8.
-The estimate uses 128 minima of hashes, in 16 bands of 8. Only passages with at least one equal band are compared.
-A pair with a Jaccard index of 0.8 is compared with probability 0.95, a pair with 0.9 almost always.
+The estimate uses 128 minima of hashes, in 16 bands of 8. The search compares only passages with at least one equal
+band. A pair with a Jaccard index of 0.8 is compared with probability 0.95, and a pair with 0.9 almost always.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ _MINIMA = 128
 _BANDS = 16
 _SHINGLE = 3
 _SEED = 1
-_AT_ONCE = 2_000  # texts in memory with their word triples (shingles), which need many times the size of the texts
-_RUN = 1_000_000  # keys in memory before they become a file
-_MOST = 16  # most passages to compare for a band in a file; only very frequent texts share a band with more
+_AT_ONCE = 2_000  # texts in memory with their shingles, which need many times the size of the texts
+_RUN = 1_000_000  # keys in memory; more keys are written to a file
+_MOST = 16  # limit on the passages to compare for a band in a file; only very frequent texts exceed the limit
 
 Keys = NDArray[np.uint64]
 Owners = NDArray[np.uint32]
 
 
 class NearDuplicates:
-    """A filter for near duplicates whose memory does not grow with the number of passages.
+    """A filter for near duplicates. Its memory does not grow with the number of passages.
 
-    folder: holds the state, about 700 bytes per passage; the caller deletes it. If the folder has the state of
-    an earlier process, pass the same texts again from the start: stored answers replace the search. dropped: near
-    duplicates so far. seconds: time that this process spent so far.
+    folder: holds the state, about 700 bytes per passage. The caller deletes the folder. If the folder has the state of
+    an earlier process, pass the same texts again from the start. For these texts, stored answers replace the search.
+    dropped: number of near duplicates so far. seconds: duration of the search in this process so far.
 
     Raises MissingDependency, StorageFull, StorageUnavailable.
     """
@@ -87,14 +87,14 @@ class NearDuplicates:
                 continue
             for key in keys:
                 here.setdefault(key, []).append(number)
-        # Answers are written after signatures, so after a crash each selected text still has its signature.
+        # Signatures are written before answers, so that after a crash each selected text has its signature.
         _append(self._signature_file, signatures[is_new])
         _append(self._answer_file, is_new)
         self._index(bands[is_new])
         return is_new
 
     def _resume(self) -> NDArray[np.bool_]:
-        """Return the answers of an earlier process, without an incomplete batch, and index its passages again."""
+        """Return the answers of an earlier process for complete batches, and index the passages again."""
         stored = np.fromfile(self._answer_file, np.bool_) if self._answer_file.exists() else np.zeros(0, np.bool_)
         batches = stored[: len(stored) // _AT_ONCE * _AT_ONCE].reshape(-1, _AT_ONCE)
         _cut(self._answer_file, batches.nbytes)
@@ -112,7 +112,10 @@ class NearDuplicates:
         return np.array(self._minima(shingles), np.uint32).reshape(len(texts), _MINIMA)
 
     def _earlier(self, bands: Keys) -> dict[int, NDArray[np.uint32]]:
-        """Map each row of `bands` to signatures [passages, minima] of indexed passages that share a band with it."""
+        """Return, for each row of `bands`, the signatures [passages, minima] of indexed passages with an equal band.
+
+        Rows without such passages are omitted.
+        """
         wanted, passages = bands.ravel(), np.repeat(np.arange(len(bands)), _BANDS)
         order = np.argsort(wanted)
         wanted, passages = wanted[order], passages[order]
@@ -134,7 +137,7 @@ class NearDuplicates:
     def _known(self) -> Iterator[tuple[Keys, Owners]]:
         yield from self._pending
         for run in range(self._runs):
-            # Mapping the files again for each search releases the memory pages of the previous search.
+            # A new mapping of the files for each search releases the memory of the previous search.
             keys, owners = (np.load(self._folder / f"{name}-{run}.npy", mmap_mode="r") for name in ("keys", "owners"))
             yield keys, owners
 
@@ -181,7 +184,7 @@ def _band_keys(signatures: NDArray[np.uint32]) -> Keys:
     for band in range(_BANDS):
         mixed = np.full(len(signatures), band + 1, np.uint64)
         for column in range(band * size, (band + 1) * size):
-            # FNV-1a on words of 32 bits. Its product does not mix high bits into low bits, so the shift does this.
+            # FNV-1a on words of 32 bits. The shift mixes high bits into low bits, which the product does not.
             mixed = (mixed ^ signatures[:, column]) * np.uint64(0x100000001B3)
             mixed ^= mixed >> np.uint64(29)
         keys[:, band] = mixed

@@ -1,6 +1,7 @@
-"""A general corpus that needs no download: the documentation of the installed Python packages.
+"""A general corpus without a download: the documentation of the installed Python packages.
 
-Texts are docstrings, documentation files inside packages, and package descriptions. Code is parsed and never runs.
+Its texts are docstrings, documentation files inside packages, and package descriptions. This module parses code and
+does not run it.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ LARGEST_FILE = 2_000_000
 SHORTEST_DOCSTRING = 15
 LEAST_LETTERS = 0.5
 _SKIPPED = frozenset({"__pycache__", "site-packages", "dist-packages"})
-_OWN = frozenset({"services", "tlm_client", "tlm_core"})  # this product: its documentation shows texts of users' tasks
-_FILES_AT_ONCE = 64  # files that one worker process parses at once
+_OWN = frozenset({"services", "tlm_client", "tlm_core"})  # packages of this product
+_WORKERS = 2  # processes that parse files
+_FILES_AT_ONCE = 64  # files that one process receives at once
 
 _DOCUMENTS = (".md", ".rst", ".txt")
 _DESCRIPTIONS = ("METADATA", "PKG-INFO")
@@ -48,7 +50,7 @@ Progress = Callable[[int, int], None]
 class Document(NamedTuple):
     """One text of a package.
 
-    package: the top-level module; for a package description, the distribution.
+    package: the top-level module or, for a package description, the distribution.
     file: path below the folder of the standard library or of installed packages.
     docstring: whether the text is a docstring.
     """
@@ -60,19 +62,19 @@ class Document(NamedTuple):
 
 
 def passages_from_packages(*, progress: Progress | None = None) -> Iterator[Passage]:
-    """Passages of the documentation of the standard library and all installed packages, in a fixed order.
+    """Yield passages of the documentation of the standard library and all installed packages.
 
-    The same environment gives the same passages; `source` is `package:NAME`. Duplicates are not dropped.
-    progress: called with bytes done and bytes in total.
+    The same environment gives the same passages in the same order, also duplicates. `source` is `package:NAME`.
+    progress: receives the number of bytes done, and their total.
     """
     return passages_of(chain.from_iterable(read_files(package_files(), progress=progress)))
 
 
 def passages_of(documents: Iterable[Document]) -> Iterator[Passage]:
-    """Passages of `documents`, which come file by file.
+    """Yield the passages of `documents`, which are grouped by file.
 
-    Docstrings under 15 words are joined, within a file, into texts of at least 25 words. The last text of a file can
-    have 15 to 24 words. Passages under 15 words, or with few letters (tables, listings), are skipped.
+    Docstrings of less than 15 words are joined, within a file, into texts of at least 25 words. The last text of a file
+    can have 15 to 24 words. Passages of less than 15 words are skipped, and passages with few letters, such as tables.
     """
     for (package, _), group in groupby(documents, key=lambda document: (document.package, document.file)):
         for text in _joined(group):
@@ -89,14 +91,14 @@ def is_prose(text: str) -> bool:
 
 
 def package_folders() -> list[Path]:
-    """Folders of the standard library and the installed packages of this environment."""
+    """Return the folders of the standard library and of the installed packages."""
     paths = sysconfig.get_paths()
     names = [paths["stdlib"], paths["purelib"], paths["platlib"], *site.getsitepackages()]
     return [path for path in dict.fromkeys(Path(name).resolve() for name in names) if path.is_dir()]
 
 
 class PackageFile(NamedTuple):
-    """A file with documentation. name: its path below `root`. size: in bytes."""
+    """A file with documentation. name: path below `root`. size: in bytes."""
 
     root: str
     name: str
@@ -117,34 +119,31 @@ def package_files(roots: Sequence[Path] | None = None) -> list[PackageFile]:
 
     roots: by default, the standard library and the installed packages.
     """
-    return list(_listing(package_folders() if roots is None else roots))
-
-
-def read_files(
-    files: Sequence[PackageFile], *, workers: int = 2, progress: Progress | None = None
-) -> Iterator[list[Document]]:
-    """Yield the documentation of each file, in order. Code that does not parse has none.
-
-    workers: number of parsing processes. progress: called with bytes done and bytes in total.
-    """
-    total, done = sum(file.size for file in files), 0
-    for file, documents in zip(files, _mapped(files, workers), strict=True):
-        yield documents
-        done += file.size
-        if progress:
-            progress(done, total)
-
-
-def _listing(roots: Sequence[Path]) -> Iterator[PackageFile]:
-    for root in roots:
+    files = []
+    for root in package_folders() if roots is None else roots:
         for folder, folders, names in os.walk(root):
             folders[:] = sorted(set(folders) - (_SKIPPED | _OWN if Path(folder) == Path(root) else _SKIPPED))
-            for name in sorted(names):
-                if _is_wanted(folder, name):
-                    path = os.path.join(folder, name)
-                    size = os.path.getsize(path) if os.path.isfile(path) else 0
-                    if 0 < size <= LARGEST_FILE:
-                        yield PackageFile(str(root), os.path.relpath(path, root), size)
+            for path in (os.path.join(folder, name) for name in sorted(names) if _is_wanted(folder, name)):
+                size = os.path.getsize(path) if os.path.isfile(path) else 0
+                if 0 < size <= LARGEST_FILE:
+                    files.append(PackageFile(str(root), os.path.relpath(path, root), size))
+    return files
+
+
+def read_files(files: Sequence[PackageFile], *, progress: Progress | None = None) -> Iterator[list[Document]]:
+    """Yield the documentation of each file, in order. Code that does not parse has none.
+
+    progress: receives the number of bytes done, and their total.
+    """
+    total, done = sum(file.size for file in files), 0
+    # Syntax trees have no cycles, and the search for cycles would double the time.
+    with processes(_WORKERS, gc.disable) as started:
+        parsed = started.pool.map(_read_file, files, chunksize=_FILES_AT_ONCE)
+        for file, documents in zip(files, parsed, strict=True):
+            yield documents
+            done += file.size
+            if progress:
+                progress(done, total)
 
 
 def _is_wanted(folder: str, name: str) -> bool:
@@ -152,15 +151,6 @@ def _is_wanted(folder: str, name: str) -> bool:
         return name in _DESCRIPTIONS
     inside_metadata = ".dist-info" + os.sep in folder
     return not inside_metadata and (name.endswith(".py") or (name.endswith(_DOCUMENTS) and not _LEGAL.search(name)))
-
-
-def _mapped(files: Sequence[PackageFile], workers: int) -> Iterator[list[Document]]:
-    if workers <= 1 or len(files) <= 1:
-        yield from map(_read_file, files)
-        return
-    # Syntax trees have no cycles, and the search for cycles would double the time.
-    with processes(workers, gc.disable) as started:
-        yield from started.pool.map(_read_file, files, chunksize=_FILES_AT_ONCE)
 
 
 def _read_file(file: PackageFile) -> list[Document]:
@@ -179,7 +169,7 @@ def _read_file(file: PackageFile) -> list[Document]:
 
 
 def docstrings(code: bytes) -> Iterator[str]:
-    """The docstrings of a Python file in order, without lines of punctuation. Parses the file and does not run it."""
+    """Yield the docstrings of a Python file in order, without lines of punctuation. Does not run the file."""
     if b'"""' not in code and b"'''" not in code:
         return
     try:
@@ -200,7 +190,7 @@ def _without_markup(text: str) -> str:
 
 
 def _joined(documents: Iterable[Document]) -> Iterator[str]:
-    """Texts of one file; short docstrings are joined."""
+    """Yield the texts of one file. Short docstrings are joined."""
     pending = ""
     for document in documents:
         if not document.docstring or word_count(document.text) >= SHORTEST_DOCSTRING:

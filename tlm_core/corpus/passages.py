@@ -1,4 +1,4 @@
-"""Passages: their ids, the cutting of long texts, and the set of keys already seen."""
+"""Passages: their ids, the division of long texts into passages, and a set of keys."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _UNSPACED = (
     "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff"
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 )
-# The upper bound divides base64 and similar data, which would otherwise be one word of several megabytes.
+# Base64 and similar data would be one word of several megabytes. The limit divides such data into words.
 _LONGEST_WORD = 40
-_MOST_MARKS = 8  # of one letter, so that a run of marks cannot move a border far
+_MOST_MARKS = 8  # marks of one letter; a border inside a longer run of marks does not move
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]{{1,{_LONGEST_WORD}}}")
-# In scripts with capitals, a space before a lowercase letter does not end a sentence ("e.g. this").
+# In Latin script, a point before a lowercase letter does not end a sentence ("e.g. this").
 _SENTENCE_END = re.compile(
     r"""(?<![.!?…])[.!?…]+["'”’)\]»]*\s(?![a-z])|[。！？｡．]+["'”’」』）】》]*\s?|[।॥۔؟።။։]+["'”’)\]»]*\s?"""
 )
@@ -64,21 +64,21 @@ def tidy(text: str) -> str:
 
 
 def word_count(text: str) -> int:
-    """Count the words of `text`, of at most 40 characters each. In scripts without spaces, each character is a word."""
+    """Return the number of words of `text`. A word has at most 40 characters or, in scripts without spaces, one."""
     if not text.isascii():
         return len(_WORD.findall(text))
-    runs = text.split()  # the same count, several times faster
+    runs = text.split()  # gives the same number several times faster
     if max(map(len, runs), default=0) <= _LONGEST_WORD:
         return len(runs)
     return sum(-(-len(run) // _LONGEST_WORD) for run in runs)
 
 
 def cut(text: str) -> list[str]:
-    """Cut `text` into tidy passages of at most 250 words, at sentence ends.
+    """Cut `text` into tidy passages of at most 250 words, at the ends of sentences.
 
-    A sentence of more than 125 words is also cut between words.
-    A text of up to 250 words is one passage, however short; the passages of a longer text have more than 25 words.
-    The same text always gives the same passages. A blank text gives none.
+    A sentence of more than 125 words is also cut between words. A text of up to 250 words is one passage, even if it is
+    short. The passages of a longer text have more than 25 words. A blank text has no passage. Equal texts have equal
+    passages.
     """
     passage = tidy(text)
     if not passage:
@@ -89,7 +89,7 @@ def cut(text: str) -> list[str]:
 
 
 def cut_stream(paragraphs: Iterable[str]) -> Iterator[str]:
-    """Cut a text that comes paragraph by paragraph, with one paragraph and one passage in memory."""
+    """Cut a text that comes in paragraphs, with one paragraph and one passage in memory."""
     held: list[str] = []
     sizes: list[int] = []
     for paragraph in paragraphs:
@@ -105,7 +105,7 @@ def cut_stream(paragraphs: Iterable[str]) -> Iterator[str]:
 
 
 def _units(paragraph: str) -> Iterator[tuple[str, int]]:
-    """Yield the sentences of a tidy paragraph and their word counts, long ones in parts of about TARGET words."""
+    """Yield the sentences of a tidy paragraph and their word counts. Long ones come in parts of about TARGET words."""
     if not paragraph:
         return
     paragraph += " "
@@ -123,7 +123,7 @@ def _units(paragraph: str) -> Iterator[tuple[str, int]]:
 
 
 def _before_marks(text: str, at: int) -> int:
-    """Return the position of the letter to which a mark at `at` belongs, or `at` if the text has no mark there.
+    """Return the position of the letter of a mark at `at`, or `at` if the text has no mark there.
 
     Thai, Khmer and other scripts write vowels and tones as marks after a letter.
     """
@@ -134,15 +134,15 @@ def _before_marks(text: str, at: int) -> int:
 def _cutting_point(sizes: list[int]) -> int:
     """Return the number of units of the next passage, which ends at the unit border nearest to TARGET words.
 
-    Each unit has at most TARGET words, plus a few marks of its first letter. Their sum exceeds LONGEST = 2 TARGET. So
-    the border lies between about TARGET / 2 and 3/2 TARGET, with about as much after it: neither side is too short.
+    Each unit has at most about TARGET words, and their sum exceeds LONGEST = 2 TARGET. So the passage has about
+    TARGET / 2 to 3/2 TARGET words, and at least TARGET / 2 words remain.
     """
     ends = np.cumsum(sizes)
     return int(np.argmin(np.abs(ends - TARGET))) + 1
 
 
 class SeenKeys:
-    """A growing set of 64-bit keys at eight bytes each.
+    """A growing set of 64-bit keys, which needs eight bytes for each key.
 
     The keys are leading bits of SHA-256. Among 50 million texts, the probability that any two different texts have the
     same key is below 1 in 10,000.
@@ -152,13 +152,13 @@ class SeenKeys:
         self._levels: list[NDArray[np.uint64]] = []
 
     def add(self, keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Add `keys` [n]. Return a mask [n]: True where a key is new, both to the set and within `keys`."""
+        """Add `keys` [n]. Return a mask [n]: True for each key that is new to the set and the first of its equals."""
         new = np.zeros(len(keys), dtype=np.bool_)
         new[np.unique(keys, return_index=True)[1]] = True
         for level in self._levels:
             new &= level[np.searchsorted(level, keys).clip(max=len(level) - 1)] != keys
         fresh = np.sort(keys[new])
-        # Sizes at least double with each level, so every key is merged a logarithmic number of times.
+        # Sizes at least double with each level, so each key is merged only a logarithmic number of times.
         while self._levels and len(self._levels[-1]) <= 2 * len(fresh):
             fresh = np.sort(np.concatenate((self._levels.pop(), fresh)), kind="stable")
         if len(fresh):
@@ -167,5 +167,5 @@ class SeenKeys:
 
 
 def keys_of(ids: Iterable[str]) -> NDArray[np.uint64]:
-    """Leading 64 bits of each of `ids`, which are hexadecimal digits of SHA-256."""
+    """Return the leading 64 bits of each of `ids`, which are hexadecimal digits of SHA-256."""
     return np.frombuffer(bytes.fromhex("".join(name[:16] for name in ids)), dtype=">u8").astype(np.uint64)

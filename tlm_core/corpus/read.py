@@ -45,10 +45,10 @@ _LONGEST_UNCUT = 2 * LONGEST
 
 
 class CorpusInfo(BaseModel):
-    """The contents of a corpus folder. words: sum of `word_count`. sources: source → number of its passages.
+    """The contents of a corpus folder. words: sum of `word_count`. sources: source → number of passages.
 
-    near_duplicates_dropped: None if near duplicates are kept. version: first 16 hex digits of the SHA-256 of the ids in
-    order and the language.
+    near_duplicates_dropped: None if near duplicates were not searched. version: first 16 hex digits of the SHA-256 of
+    the ids, in order, and the language.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,17 +64,17 @@ class CorpusInfo(BaseModel):
 def read_sources(
     sources: Sequence[str], *, text_column: str | None = None, notify: Notify | None = None
 ) -> Iterator[Passage]:
-    """Passages of files, folders, addresses (`s3://…`) and `hub:OWNER/NAME[:config][:split]`, in the order given.
+    """Yield the passages of files, folders, addresses (`s3://…`) and hub datasets, in the order of `sources`.
 
-    Folders are read in the order of their file names. Formats: jsonl, csv, tsv, parquet, txt, md, rst; all but
-    parquet also compressed (.gz, .zst). Texts have the normal form NFC. Long texts are cut. The `text` of a row
-    with `id` and `source` is cut only above 500 words. `notify` is called with a note for each inferred column and each
-    kind of skipped input.
+    The name of a hub dataset is `hub:OWNER/NAME[:config][:split]`. The files of a folder are sorted by name. Formats:
+    jsonl, csv, tsv, parquet, txt, md and rst; all except parquet also as .gz or .zst. Texts have the normal form NFC.
+    Long texts are cut. The text of a row with `id` and `source` is cut only above 500 words. notify: receives a note
+    for each inferred column and each kind of skipped input.
 
-    Raises InvalidRequest for a source that does not exist or has no readable file. Raises InvalidDataset with all
-    data errors (file, row, column) after the last source, or at the 100th. Yields no passage after the first error.
-    For a hub dataset it also raises NotFound and Unavailable. For an address it raises NotFound, StorageUnavailable,
-    and MissingDependency if the protocol needs a package that is not installed.
+    Yields no passage after the first data error. Raises InvalidDataset with all data errors after the last source, or
+    at the 100th. Raises InvalidRequest for a source that does not exist or has no readable file. A hub dataset also
+    raises NotFound and Unavailable. An address also raises NotFound, StorageUnavailable, and MissingDependency if its
+    protocol needs a package that is not installed.
     """
     return chain.from_iterable(source_files(sources, text_column=text_column, notify=notify))
 
@@ -85,8 +85,9 @@ def source_files(
 ) -> Iterator[Iterator[Passage]]:  # fmt: skip
     """Yield the passages of each file of the sources, without the first `skip` files. A hub dataset counts as one file.
 
-    The caller must read each file to its end before the next one. After a data error, later files are only checked and
-    not yielded. InvalidDataset then names every error. scratch: folder for copies of remote files.
+    The caller must read each file to its end before the next one. After a data error, this function checks the later
+    files but does not yield them, so that InvalidDataset has all data errors. scratch: folder for copies of remote
+    files. Raises the errors of `read_sources`.
     """
     findings = corpus_findings(notify=notify)
     files = [file for source in sources for file in _files(source, findings.note, scratch)][skip:]
@@ -152,7 +153,7 @@ def _passages(rows: Iterable[Row], name: str, findings: Findings) -> Iterator[Pa
 def write_corpus(
     passages: Iterable[Passage], folder: Path, language: str = "en", near: NearDuplicates | None = None
 ) -> CorpusInfo:
-    """Write `passages` to `folder` without exact duplicates; an earlier corpus is replaced at the end.
+    """Write `passages` to `folder` without exact duplicates. At the end, they replace an earlier corpus in `folder`.
 
     near: a filter that also drops near duplicates of earlier passages. Raises StorageFull, StorageUnavailable, and
     InvalidDataset if there is no passage or if one id has two texts.
@@ -169,7 +170,7 @@ def write_corpus(
             raise InvalidDataset(fault.message, [fault])
         info = tally.info(near.dropped if near else None)
         with storage_errors(f"writing {folder}"):
-            # A folder without corpus.json is not a corpus, so a mixture of old and new files is never read.
+            # A folder without corpus.json is not a corpus. So nothing reads a mixture of old and new files.
             _clear(folder, INFO, "passages-*.parquet")
             for part in parts:
                 part.rename(part.with_suffix(""))
@@ -180,7 +181,7 @@ def write_corpus(
 
 
 def read_parts(folder: Path) -> Iterator[Passage]:
-    """The passages that `write_parts` wrote to a folder. Raises CorruptArtifact."""
+    """Yield the passages that `write_parts` wrote to a folder. Raises CorruptArtifact."""
     import pyarrow as pa
 
     for path in sorted(folder.glob("passages-*.parquet.part")):
@@ -205,7 +206,7 @@ class _Tally:
 
     def watch(self, passages: Iterable[tuple[Passage, str]]) -> Iterator[Passage]:
         for passage, digest in passages:
-            # An id that is not the digest of its text does not identify the text, so the version covers the digest too.
+            # Only an id that is the digest of its text identifies the text. For other ids, the version includes both.
             named = passage.id if passage.id == digest else f"{passage.id}\t{digest}"
             self._version.update(f"{named}\n".encode())
             self._words += word_count(passage.text)
@@ -251,7 +252,7 @@ def _unlike(passages: Iterator[tuple[Passage, str]], near: NearDuplicates) -> It
 
 
 def write_parts(passages: Iterator[Passage], folder: Path) -> list[Path]:
-    """Write files of ROWS_PER_FILE passages each, with `.part` after their final names."""
+    """Write files of ROWS_PER_FILE passages each, with the suffix `.part`. Return their paths."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""Files at an address of fsspec (`s3://…`, `gs://…`, `https://…`), fetched one at a time."""
+"""Fetch files from addresses of fsspec (`s3://…`, `gs://…`, `https://…`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.:-]*://", re.IGNORECASE)
 
 
 def is_address(source: str) -> bool:
-    """Whether `source` is an address, not a path."""
+    """Return whether `source` is an address, not a path."""
     return bool(_ADDRESS.match(source))
 
 
@@ -41,7 +41,7 @@ def _remote_errors(action: str) -> Iterator[None]:
 
 
 class RemoteFile(NamedTuple):
-    """A file to read at an address. scratch: folder for local copies (None: the system's temporary folder)."""
+    """A file at an address. scratch: folder for local copies (None: the system's temporary folder)."""
 
     fs: AbstractFileSystem
     path: str
@@ -49,7 +49,7 @@ class RemoteFile(NamedTuple):
 
     @contextmanager
     def local(self) -> Iterator[Path]:
-        """Fetch a local copy, and remove it at the end of the block. Raises the errors of `list_remote`."""
+        """Fetch a local copy, and delete it at the end of the block. Raises the errors of `list_remote`."""
         with temporary_folder(self.scratch or Path(tempfile.gettempdir()), f"fetching {self.path}") as folder:
             copy = folder / Path(self.path).name
             with _remote_errors(f"fetching {self.path}"):

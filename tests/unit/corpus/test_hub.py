@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tlm_core.corpus.hub import HubName, parse_hub_name, resolve_hub_name
+from tlm_core.corpus.hub import config_and_split, parse_hub_name
 from tlm_core.corpus.passages import build_passage
 from tlm_core.corpus.read import read_sources
 from tlm_core.errors import InvalidRequest, NotFound
@@ -30,19 +30,23 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_hub_name_gives_repository_configuration_and_split() -> None:
+def resolved(name: str, configs: list[str]) -> tuple[str | None, str]:
+    return config_and_split(*parse_hub_name(name), configs)
+
+
+def test_hub_name_gives_configuration_and_split() -> None:
     assert parse_hub_name("hub:o/n") == ("o/n", [])
-    assert resolve_hub_name("hub:o/n", ["default"]) == HubName("o/n", None, "train")
-    assert resolve_hub_name("hub:o/n:c", ["c", "d"]) == HubName("o/n", "c", "train")
-    assert resolve_hub_name("hub:o/n:test", ["default"]) == HubName("o/n", None, "test")
-    assert resolve_hub_name("hub:o/n:c:test", ["c", "d"]) == HubName("o/n", "c", "test")
-    assert resolve_hub_name("hub:o/n::test", ["only"]) == HubName("o/n", None, "test")
+    assert resolved("hub:o/n", ["default"]) == (None, "train")
+    assert resolved("hub:o/n:c", ["c", "d"]) == ("c", "train")
+    assert resolved("hub:o/n:test", ["default"]) == (None, "test")
+    assert resolved("hub:o/n:c:test", ["c", "d"]) == ("c", "test")
+    assert resolved("hub:o/n::test", ["only"]) == (None, "test")
 
 
 @pytest.mark.parametrize("name", ["hub:", "hub:a:b:c:d", "hub:o/n:e:test", "hub:o/n"])
 def test_unknown_hub_configuration_is_rejected(name: str) -> None:
     with pytest.raises(InvalidRequest):
-        resolve_hub_name(name, ["c", "d"])
+        resolved(name, ["c", "d"])
 
 
 def test_dataset_in_hub_layout_is_streamed(repository: Path) -> None:

@@ -88,7 +88,7 @@ def test_docstrings_are_read_in_order_without_rules() -> None:
 
 def test_documentation_is_read_without_running_code(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TLM_TEST_PACKAGE_WAS_RUN", raising=False)
-    by_file = read_files(package_files([site]), workers=1)
+    by_file = read_files(package_files([site]))
     documents = [(d.package, d.file, " ".join(d.text.split()), d.docstring) for file in by_file for d in file]
     assert documents == [
         ("single", "single.py", "A single module.", True),
@@ -102,14 +102,12 @@ def test_documentation_is_read_without_running_code(site: Path, monkeypatch: pyt
     assert "TLM_TEST_PACKAGE_WAS_RUN" not in os.environ
 
 
-def test_two_processes_read_the_same_as_one_and_report_progress(tmp_path: Path) -> None:
+def test_files_are_read_in_order_with_progress(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"m{number}.py").write_text(f'"""Module {number}."""\n' + "# padding\n" * 190_000)
     seen: list[tuple[int, int]] = []
-    files = package_files([tmp_path])
-    single = list(read_files(files, workers=1))
-    two = list(read_files(files, workers=2, progress=lambda done, total: seen.append((done, total))))
-    assert single == two and [document.text for (document,) in two] == [f"Module {i}." for i in range(5)]
+    documents = read_files(package_files([tmp_path]), progress=lambda done, total: seen.append((done, total)))
+    assert [document.text for (document,) in documents] == [f"Module {number}." for number in range(5)]
     assert len(seen) == 5 and seen[-1][0] == seen[-1][1] > 9_000_000
 
 
