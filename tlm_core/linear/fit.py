@@ -46,7 +46,7 @@ T = TypeVar("T")
 class Setting:
     """The settings that cross-validation chooses.
 
-    families: number of `FAMILIES` in use, words first. strength: see STRENGTHS. start_words: see `Alphabet`.
+    families: the number of used `FAMILIES`, words first. strength: see STRENGTHS. start_words: see `Alphabet`.
     """
 
     families: int
@@ -57,10 +57,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A model fitted on train, and how it was chosen.
+    """A model fitted on train, with its setting.
 
-    score: mean of the task's metric over the folds and validation, weighted by rows, where it is defined; else None.
-    held_out: outputs for each train row from a model that did not learn from it, [train rows, outputs].
+    score: mean of the task's metric over the folds and validation, weighted by rows; None if the metric is undefined.
+    held_out: outputs for each train row from a model that did not learn from this row, [train rows, outputs].
     tried: all screened settings, with their scores on the first folds.
     """
 
@@ -77,7 +77,7 @@ def fit(task: Task, report: Callable[[int, int], object] = lambda _done, _most: 
     report: receives the number of models fitted so far and their maximum, from several threads.
     """
     search = _Search(task, report)
-    with parallel_fits(search.values) as search.fits:
+    with parallel_fits(search.data[0].train[len(FAMILIES)].nnz) as search.fits:
         setting, score, tried = search.choose()
         held_out = search.held_out(setting)
         weights, bias = search.train(setting, np.arange(len(search.targets)))
@@ -87,15 +87,15 @@ def fit(task: Task, report: Callable[[int, int], object] = lambda _done, _most: 
 
 @dataclass(frozen=True)
 class Fits:
-    """Runs fits side by side: threads wait for processes that fit. Without processes, fits run one after another.
+    """Runs fits in parallel in processes. Without processes, fits run one after another.
 
-    Fits in threads of one process would not be reproducible: liblinear has a single random generator for a process.
+    Fits in threads of one process would not be reproducible, because liblinear has one random generator per process.
     """
 
     processes: Processes | None = None
 
     def map(self, function: Callable[[S], T], items: Iterable[S]) -> list[T]:
-        """Return the results of the function, in order. The function passes its fits to `call`."""
+        """Return the results of the function, in order. The function must pass its fits to `call`."""
         if self.processes is None:
             return list(map(function, items))
         with ThreadPoolExecutor(self.processes.count) as threads:
@@ -119,7 +119,7 @@ def parallel_fits(values: int) -> Iterator[Fits]:
 
 @dataclass(frozen=True)
 class _Data:
-    """The features of all families, and their values [rows, features]. train: n → values of the first n families."""
+    """The features of all families, and their values [rows, features]. train: n → values for the first n families."""
 
     features: Features
     train: Mapping[int, sp.csr_matrix]
@@ -136,8 +136,8 @@ class _Data:
 class _Search:
     """Cross-validation of settings.
 
-    Rows of train are often related, such as sentences of one document, and rows of validation are not related to them.
-    So each score includes validation, weighted by its rows.
+    Train rows are often related, such as sentences of one document. Validation rows are not related to them. So each
+    score includes validation, weighted by the number of rows.
     """
 
     fits: Fits
@@ -153,11 +153,6 @@ class _Search:
         self.data = {0: _Data.learn(task, 0)}  # start_words → features
         self._solve = solver_of(task)
         self._scores: dict[tuple[Setting, int], float | None] = {}
-
-    @property
-    def values(self) -> int:
-        """The number of feature values of the train rows."""
-        return int(max(matrix.nnz for matrix in self.data[0].train.values()))
 
     def _matrix(self, setting: Setting) -> sp.csr_matrix:
         """Return the features of the train rows, [rows, features]."""
@@ -178,9 +173,9 @@ class _Search:
         return best, self._mean_score(best), tuple(tried)
 
     def _choose_start(self, best: Setting) -> Setting:
-        """Return a setting with `start_words` if it gains more than a standard error over the folds, else `best`.
+        """Return a setting with `start_words` if its gain exceeds a standard error over the folds, else `best`.
 
-        The new setting has the families of `best`, and its strength or a neighboring one.
+        The new setting has the families of `best`, and the strength of `best` or a neighboring one.
         """
         self.data[START_WORDS] = _Data.learn(self.task, START_WORDS)
         place = STRENGTHS.index(best.strength)
@@ -196,9 +191,10 @@ class _Search:
         return 0.0 if ours is None or without is None else ours - without
 
     def _try_strengths(self, chain: tuple[int, Literal["balanced"] | None]) -> list[tuple[Setting, float]]:
-        """Score increasing strengths until the score falls twice in a row, because high strengths are slow.
+        """Return settings of increasing strength with their scores.
 
-        chain: number of families, and class weight. Returns the settings with their scores.
+        The strengths end after two decreases of the score in a row, because high strengths are slow. chain: number of
+        families, and class weight.
         """
         screening = screened_folds(len(self.targets), len(self._folds))
         tried: list[tuple[Setting, float]] = []
@@ -217,7 +213,7 @@ class _Search:
         return -1.0 if score is None else score
 
     def _score(self, setting: Setting, folds: int) -> float | None:
-        """Return the mean score of the first `folds` folds, without those that have none; None if none has a score."""
+        """Return the mean score of the first `folds` folds. Omit folds without a score. None: no fold has a score."""
         scores = []
         for number in range(folds):
             if (setting, number) not in self._scores:
@@ -241,7 +237,7 @@ class _Search:
         return total / count if count else None
 
     def held_out(self, setting: Setting) -> Floats:
-        """Return the outputs for each row from a model that did not learn from it, [rows, outputs]."""
+        """Return the outputs for each row from a model that did not learn from this row, [rows, outputs]."""
         outputs = np.zeros((len(self.targets), self._outputs), np.float32)
         matrix = self._matrix(setting)
         for train, held_out in self._folds:  # one after another, because each has weights for all features
@@ -259,7 +255,7 @@ class _Search:
 def _folds(targets: Targets, classes: bool) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     from sklearn.model_selection import KFold, StratifiedKFold
 
-    # Each fold needs a row of the most frequent label. If every label has a single row, the folds cannot be stratified.
+    # Each fold needs a row of the most frequent label. If each label has only one row, stratified folds are impossible.
     frequent = int(np.unique(targets, return_counts=True)[1].max()) if classes else 0
     stratified = frequent > 1
     count = max(2, min(FOLDS, len(targets), *([frequent] if stratified else [])))
@@ -270,7 +266,7 @@ def _folds(targets: Targets, classes: bool) -> list[tuple[NDArray[np.intp], NDAr
 
 
 def solver_of(task: Task) -> Callable[[sp.csr_matrix, Targets, Setting], Solution]:
-    """Return the function that fits a model for the type of the task. Its result is reproducible."""
+    """Return the function that fits a model for the type of the task. The results of this function are reproducible."""
     return partial(support_vectors, outputs=len(task.labels)) if task.type.has_classes else _ridge
 
 
@@ -288,10 +284,10 @@ def support_vectors(
     outputs: int,
     row_weights: NDArray[np.float64] | None = None,
 ) -> Solution:
-    """Fit one support vector machine for each label against the others.
+    """Fit a support vector machine for each label against the other labels.
 
-    Return the weights [features, outputs] and the bias [outputs]. A label without rows gets the bias -10. outputs:
-    number of labels. row_weights: [rows], weights in the loss; None for equal weights.
+    Returns the weights [features, outputs] and the bias [outputs]. A label without rows gets the bias -10.
+    outputs: number of labels. row_weights: weights in the loss, [rows]. None: equal weights.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import LinearSVC

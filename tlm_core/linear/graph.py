@@ -1,7 +1,7 @@
 """A linear model, alone or combined with an encoder, as one ONNX graph.
 
-Its input `ngram_ids` is int64 [batch, ngrams]: the ids of `Alphabet.encode`, padded with 0. A graph has one dense value
-for each feature and text, so predict in batches of at most 32.
+The input `ngram_ids` of the graph is int64 [batch, ngrams]: the ids of `Alphabet.encode`, padded with 0. The graph has
+one dense value for each feature and text, so predict in batches of at most 32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tlm_core.training.graph import Graph, Weights, encoder_outputs, save
 
 
 def write_linear(model: LinearModel, scales: Scales, path: Path) -> None:
-    """Write a linear model as a graph with the outputs of `tlm_core.training.graph.write_onnx`."""
+    """Write a linear model as a graph. The outputs are those of `tlm_core.training.graph.write_onnx`."""
     graph, labels = Graph(), len(model.bias)
     logits = graph.op("Div", linear_outputs(graph, model), graph.const(scales.linear_temperature))
     graph.outputs(logits, labels)
@@ -30,9 +30,9 @@ def write_linear(model: LinearModel, scales: Scales, path: Path) -> None:
 def write_combined(
     shape: Shape, members: Sequence[Weights], model: LinearModel | None, scales: Scales, path: Path
 ) -> None:
-    """Write encoders, and a linear model unless `model` is None, as one graph with the inputs of all these models.
+    """Write encoders, and a linear model unless `model` is None, as one graph. It has the inputs of all these models.
 
-    The graph's `logits` are the weighted sum of the log-probabilities, or of the predicted regression targets.
+    The `logits` of the graph are the weighted sum of the log-probabilities, or of the predicted regression targets.
     """
     graph = Graph()
     encoder, inputs = encoder_outputs(graph, shape, members)
@@ -51,7 +51,7 @@ def write_combined(
 
 
 def linear_outputs(graph: Graph, model: LinearModel) -> str:
-    """Add a linear model on `ngram_ids` to the graph. Return the name of its outputs, [batch, labels]."""
+    """Add a linear model with the input `ngram_ids` to the graph. Return the name of the outputs, [batch, labels]."""
     counts = _counts(graph, model)
     frequency = graph.op(
         "Add", graph.op("Min", counts, graph.const(1.0)), graph.op("Log", graph.op("Max", counts, graph.const(1.0)))
@@ -68,11 +68,11 @@ def linear_outputs(graph: Graph, model: LinearModel) -> str:
 
 
 def _counts(graph: Graph, model: LinearModel) -> str:
-    """Add the counts of the n-grams, [batch, features]. `TfIdfVectorizer` needs its n-grams sorted by length."""
+    """Add the counts of the n-grams, and return their name, [batch, features]."""
     pool: list[int] = []
     starts: list[int] = []
     places: list[int] = []
-    for order in range(1, LAST_ORDER + 1):
+    for order in range(1, LAST_ORDER + 1):  # `TfIdfVectorizer` needs its n-grams sorted by length
         starts.append(len(pool))
         first = 0
         for ngrams in model.features.ngrams:

@@ -48,10 +48,10 @@ TOP_NGRAMS = 10
 
 
 def baseline(ctx: StageContext[BaselineParams]) -> dict[str, Any]:
-    """Fit a linear model on the train texts, which are not truncated, and write it as a model that can be served.
+    """Fit a linear model on the complete train texts. Input: `task`.
 
-    It writes the ONNX graph, the weights, the outputs for all rows and `baseline.json`. The outputs for train rows are
-    those of cross-validation. It reads no test target. Input: `task`.
+    The stage writes the ONNX graph, the weights, the outputs for all rows and `baseline.json`. The outputs for train
+    rows are those of cross-validation. The stage reads no test target.
     """
     began = time.monotonic()
     task = Task.read(ctx.inputs["task"])
@@ -69,7 +69,7 @@ def baseline(ctx: StageContext[BaselineParams]) -> dict[str, Any]:
 
 
 class _Counter:
-    """Reports the number of fitted models, and estimates the time left from the time since the first fit ended."""
+    """Reports the number of fitted models, and the remaining time, from the time since the first fit ended."""
 
     def __init__(self, ctx: StageContext[BaselineParams]) -> None:
         self._ctx, self._first = ctx, 0.0
@@ -94,7 +94,7 @@ def _write_linear(
     name: str,
     began: float,
 ) -> None:
-    """Write a linear model with its outputs by split and its facts. began: start of its fit, by `time.monotonic`."""
+    """Write a linear model with its outputs by split and its facts. began: time when the fit began, in seconds."""
     model.write(out)
     write_linear(model, Scales.of_linear(facts["temperature"]), out / MODEL)
     write_metadata(out, task, name)
@@ -111,9 +111,9 @@ def _write_facts(out: Path, facts: dict[str, Any], began: float) -> None:
 def self_train_stage(ctx: StageContext[SelfTrainParams]) -> dict[str, Any]:
     """Fit the linear model again, on train and on pieces of passages that the baseline labels.
 
-    Validation chooses the number of pieces. The stage writes the same files as `baseline`, and the labeled pieces for
-    the encoder. For pairs and regression, and if validation chooses no pieces, it copies the baseline, without pieces.
-    Inputs: `task`, `baseline`, `selection`.
+    Validation chooses the number of pieces. The stage writes the files of `baseline`, and the labeled pieces for the
+    encoder. For text pairs and regression, and if validation chooses no pieces, it copies the baseline and writes no
+    pieces. Inputs: `task`, `baseline`, `selection`.
     """
     began = time.monotonic()
     task, first = Task.read(ctx.inputs["task"]), LinearResult.read(ctx.inputs["baseline"])
@@ -150,8 +150,8 @@ def _copy_baseline(ctx: StageContext[SelfTrainParams], task: Task, facts: dict[s
 def refit_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
     """Fit each linear model again, with its setting, on train and validation (`refit: true` of the recipe).
 
-    For each model, except a copy of the baseline, it writes the files of `baseline` into the folder `linear` or
-    `self_trained`. The outputs are those for test splits. The refitted linear model labels the pieces of passages
+    For each model, except a copy of the baseline, the stage writes the files of `baseline` into the folder `linear` or
+    `self_trained`. The outputs are only those for test splits. The refitted linear model labels the pieces of passages
     again. Inputs: `task` and `baseline`; also `self_train` and `selection` if `self_train` ran.
     """
     task, models = Task.read(ctx.inputs["task"]), read_linears(ctx.inputs)
@@ -186,9 +186,9 @@ def _labeled(model: LinearModel, pieces: Sequence[str], temperature: float) -> O
 
 
 def _pieces(selection: Path, task: Task) -> list[str]:
-    """Return pieces of the selected passages, as long as the median train text, at most MOST_PIECES."""
+    """Return at most MOST_PIECES evenly spaced pieces of passages. A piece is as long as the median train text."""
     words = max(5, int(np.median([len(words_and_blanks(text)) for text in task.texts("train")])))
-    # The pieces of a whole corpus exceed the memory. So the first pass only counts them.
+    # The pieces of a whole corpus exceed the memory. So this pass only counts them.
     total = sum(1 for _ in _all_pieces(selection, words))
     step = max(1, math.ceil(total / MOST_PIECES))
     return list(islice(_all_pieces(selection, words), 0, None, step))
@@ -208,7 +208,7 @@ def top_ngrams(model: LinearModel, task: Task) -> dict[str, list[str]]:
 
 
 def evaluate_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
-    """Test the linear model once. Inputs: `task`, `baseline`, and, if the recipe has `refit: true`, `refit_linear`."""
+    """Test the linear model. Inputs: `task`, `baseline`, and, if the recipe has `refit: true`, `refit_linear`."""
     report, predictions = linear_report(Task.read(ctx.inputs["task"]), read_linears(ctx.inputs)[LINEAR])
     report[REFIT] = REFIT_LINEAR in ctx.inputs
     write_report(ctx.out, report, predictions)
@@ -216,7 +216,7 @@ def evaluate_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
 
 
 def export_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
-    """Write the linear model as the job's model, with its card. Inputs: those of `evaluate_linear`, and `evaluate`."""
+    """Write the linear model as the model of the job. Inputs: those of `evaluate_linear`, and `evaluate`."""
     folder = linear_folder(ctx.inputs, LINEAR)
     copy_model(folder, ctx.out)
     shutil.copyfile(ctx.inputs["evaluate"] / REPORT, ctx.out / REPORT)

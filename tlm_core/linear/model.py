@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     import scipy.sparse as sp  # type: ignore[import-untyped, unused-ignore]
 
 ALPHABET, WEIGHTS = "ngrams.json", "linear.npz"
-_PART = 2_000_000  # ids that are counted at once
+_PART = 2_000_000  # ids whose n-grams are counted at once
 
 Floats = NDArray[np.float32]
 
 
 def read_alphabet(folder: Path) -> Alphabet:
-    """Read the alphabet of the linear model in a folder."""
+    """Return the alphabet of the linear model in a folder."""
     ids = json.loads((folder / ALPHABET).read_text(encoding="utf-8"))
     marks, start_words = tuple(ids.get("marks", ())), ids.get("start_words", 0)
-    nfc = ids.get("nfc", False)  # earlier models read texts unchanged
+    nfc = ids.get("nfc", False)  # earlier models do not normalize texts
     return Alphabet(tuple(ids["words"]), tuple(ids["characters"]), start_words, marks, nfc)
 
 
 def rows_of(task: Task, split: str) -> list[Row]:
-    """Return the texts of a split, one tuple for each row: a text, or a pair."""
+    """Return the texts of a split: for each row, a tuple of one text or of two."""
     texts, pairs = task.texts(split), task.text_pairs(split)
     return [(text,) for text in texts] if pairs is None else list(zip(texts, pairs, strict=True))
 
@@ -50,10 +50,7 @@ class Features:
 
     @classmethod
     def learn(cls, rows: Sequence[Row], families: Iterable[str], start_words: int = 0) -> tuple[Features, Sequences]:
-        """Choose the n-grams of the train rows. Return the features and the encoded rows.
-
-        start_words: see `Alphabet`.
-        """
+        """Choose the n-grams of train rows. Return the features and the encoded rows. start_words: see `Alphabet`."""
         alphabet = Alphabet.learn(rows, start_words)
         sequences = alphabet.sequences(rows)
         ngrams = tuple(Ngrams.learn(sequences, family, alphabet.spaces) for family in families)
@@ -69,9 +66,9 @@ class Features:
         return sum(map(len, self.ngrams))
 
     def word_names(self) -> list[str]:
-        """Return the n-grams of the word features, which precede the character features.
+        """Return the n-grams of the word features. Word features precede character features.
 
-        In an extra part of a row, the name of the part follows the n-gram: `we (first words)`.
+        The name of an extra part of a row follows the n-gram: `we (first words)`.
         """
         words, places = {}, {}
         for name, of_part in zip(self.alphabet.part_names, self.alphabet.words, strict=True):

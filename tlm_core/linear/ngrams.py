@@ -1,8 +1,8 @@
 """N-grams of words and characters as integers: one encoding for training, prediction and ONNX graphs.
 
 A text becomes one sequence of ids: its words, a 0, and its characters. An ONNX `TfIdfVectorizer` counts the n-grams of
-that sequence, so a caller of the graph needs only `Alphabet.encode`. The id 0 separates texts and stands for unknown
-words and characters; no feature contains it.
+this sequence, so a caller of the graph needs only `Alphabet.encode`. The id 0 separates texts and stands for unknown
+words and characters. No feature contains this id.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ def split_words(text: str) -> list[str]:
 def words_and_blanks(text: str) -> list[str]:
     """Return the words of a text, each with its punctuation and the blanks after it.
 
-    In unspaced scripts, each letter is a word, with its marks.
+    In unspaced scripts, each letter with its marks is a word.
     """
     return _WORD_AND_BLANKS.findall(text)
 
 
 def _lower(text: str) -> str:
-    """Return the text in lowercase. Canonically equal texts give the same result, as in an encoder's tokenizer."""
+    """Return the text in lowercase and in the form NFC, as the tokenizer of an encoder does."""
     return unicodedata.normalize("NFC", text).lower()
 
 
@@ -74,9 +74,9 @@ def _parts(texts: Row, start_words: int, marks: Marks) -> Row:
 class Alphabet:
     """The ids of words and characters. Each part of a row has ids of its own.
 
-    words: for each part of a row, word → id. characters: likewise. start_words: number of first words of a text that
-    form an extra part; 0: no such part. marks: opening marks of the spans that become parts. nfc: whether texts are
-    first converted to the normal form NFC.
+    words: for each part of a row, word → id. characters: for each part of a row, character → id.
+    start_words: number of first words of a text that form an extra part; 0: no such part. marks: opening marks of the
+    spans that become parts. nfc: whether `encode` converts texts to the normal form NFC.
     """
 
     words: tuple[dict[str, int], ...]
@@ -136,7 +136,7 @@ class Alphabet:
         return Sequences(np.concatenate([np.zeros(0, np.int64), *arrays]), lengths.cumsum())
 
     def only(self, ids: Ints) -> Alphabet:
-        """Return the alphabet with only the words whose ids are given. Other words encode as unknown."""
+        """Return the alphabet with only the words with these ids. `encode` treats all other words as unknown."""
         numbers = set(ids.tolist())
         words = tuple({word: number for word, number in of_part.items() if number in numbers} for of_part in self.words)
         return replace(self, words=words)
@@ -144,7 +144,7 @@ class Alphabet:
 
 @dataclass(frozen=True)
 class Sequences:
-    """Encoded rows in one array. ids: [tokens]. offsets: [rows + 1], the start of each row in `ids`, then the end."""
+    """Encoded rows in one array. ids: [tokens]. offsets: start of each row in `ids`, then the end, [rows + 1]."""
 
     ids: Ints
     offsets: Ints
@@ -181,9 +181,9 @@ def _keys(sequences: Sequences, family: str, order: int, spaces: Sequence[int]) 
 
 @dataclass(frozen=True)
 class Ngrams:
-    """The features of one family. Features are numbered as in `keys`, from 0.
+    """The features of one family. The number of a feature is its place in `keys`, from 0.
 
-    keys: for each n, the integers that stand for its n-grams, sorted. spaces: ids of the space.
+    keys: for each order, the sorted integers that stand for its n-grams. spaces: ids of the space.
     """
 
     family: str
@@ -192,7 +192,7 @@ class Ngrams:
 
     @classmethod
     def learn(cls, sequences: Sequences, family: str, spaces: Sequence[int], limit: int = FEATURES) -> Ngrams:
-        """Choose the n-grams that occur in the most rows, up to `limit`. Ties prefer short n-grams, then small keys."""
+        """Choose the `limit` n-grams that occur in the most rows. In a tie, prefer short n-grams, then small keys."""
         orders = FAMILIES[family]
         by_order = [_row_counts(sequences, family, order, spaces) for order in orders]
         counts = np.concatenate([rows for _, rows in by_order])
@@ -240,7 +240,7 @@ class Ngrams:
 
 
 def _row_counts(sequences: Sequences, family: str, order: int, spaces: Sequence[int]) -> tuple[Ints, Ints]:
-    """Return the distinct keys of one order, sorted, and in how many rows each occurs."""
+    """Return the sorted distinct keys of one order, and the number of rows in which each occurs."""
     keys, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
     for part in sequences.parts(_BATCH):
         in_part, rows = _keys(part, family, order, spaces)

@@ -12,9 +12,9 @@ FOLDS = 5
 SCREENED_ROWS = 1_000  # held-out rows that score each setting; with fewer rows, chance decides
 FINALISTS = 3
 TUNED_ROWS = 20_000  # more rows change the choice little
-AT_ONCE = 4  # fits side by side: as many as there are combinations of families and class weights
-LARGE = 100_000  # feature values from which fits save more time in other processes than these need to start
-NEAR = 1  # neighbors of a strength on each side that are tried again with `start_words`
+AT_ONCE = 4  # fits in parallel: the number of combinations of families and class weights
+LARGE = 100_000  # number of feature values from which parallel fits save more time than the start of processes costs
+NEAR = 1  # neighbors of a strength on each side that are also tried with `start_words`
 
 MOST_PIECES = 60_000  # limit on the pieces that the teacher labels
 MOST_LABELED = 20_000  # limit on the pieces that a linear model learns from
@@ -23,17 +23,17 @@ CANDIDATES = 2  # candidates for each piece that a student learns from; more of 
 
 
 class SelfTrainParams(StageParams):
-    """Parameters of `self_train`. amounts: labeled pieces of passages per train row; validation chooses one amount."""
+    """Parameters of `self_train`. amounts: numbers of labeled pieces per train row. Validation chooses one of them."""
 
     amounts: tuple[float, ...]
 
 
 class BaselineParams(StageParams):
-    """The baseline stage has no parameters: cross-validation and validation choose the setting."""
+    """The stage `baseline` has no parameters. Cross-validation and validation choose its setting."""
 
 
 def most_fits(rows: int, class_weights: int) -> int:
-    """Return how many models `fit` trains at most. rows: of train. class_weights: the number of tried class weights."""
+    """Return the maximum number of models that `fit` trains. rows: of train. class_weights: number of class weights."""
     folds = min(FOLDS, rows)
     screening = screened_folds(rows, folds)
     settings = len(FAMILIES) * class_weights * len(STRENGTHS)
@@ -42,5 +42,5 @@ def most_fits(rows: int, class_weights: int) -> int:
 
 
 def screened_folds(rows: int, folds: int) -> int:
-    """Return the number of folds that score every setting. The other folds score only the best settings."""
+    """Return the number of folds that score all settings. The other folds score only the best settings."""
     return min(math.ceil(SCREENED_ROWS * folds / max(1, rows)), folds)

@@ -1,8 +1,8 @@
 """Self-training: models learn from the retrieved passages, which a teacher labels (SentAugment, arXiv 2010.02194).
 
-Passages are cut into pieces as long as the task's texts. The linear model learns from the train rows and, with a lower
-weight, from the most confident pieces of each label. Words of pieces count in the inverse document frequencies. In the
-joint stage and in finetuning, the encoder learns the label probabilities of the pieces.
+Passages are cut into pieces that are as long as the texts of the task. The linear model learns from the train rows and,
+with a lower weight, from the pieces of each label with the highest confidence. The inverse document frequencies include
+the pieces. In the joint stage and in finetuning, the encoder learns the label probabilities of the pieces.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from tlm_core.tasks.metrics import best_of, ranking_score
 from tlm_core.tasks.task import Task
 
 WEIGHT = 0.3  # weight of a piece in the loss; a train row has the weight 1
-LEAST_GAIN = 0.5  # in standard errors: 1 misses gains, and with 0 chance decides on small validation splits
-LEAST_GAIN_OF_OTHERS = 1.0  # the same, for pieces that do not resemble the task: they often teach wrong labels
-MOST_SEPARABLE = 0.9  # separability of pieces that resemble the task
-COMPARED_TEXTS = 1_000  # train texts, and as many pieces, that the separability compares
+LEAST_GAIN = 0.5  # in standard errors; with 1, gains are missed; with 0, chance decides on a small validation split
+LEAST_GAIN_OF_OTHERS = 1.0  # in standard errors, for pieces that do not resemble the task: their labels are often wrong
+MOST_SEPARABLE = 0.9  # maximum separability of pieces that resemble the task
+COMPARED_TEXTS = 1_000  # number of train texts, and of pieces, in the comparison of `separability`
 
 
 @dataclass(frozen=True)
 class Student:
-    """A model that learned from train rows and pieces. chosen: indices of these pieces; outputs: [chosen, labels]."""
+    """A model that learned from train rows and pieces. chosen: indices of these pieces. outputs: [chosen, labels]."""
 
     model: LinearModel
     chosen: NDArray[np.int64]
@@ -42,9 +42,10 @@ class Student:
 
 @dataclass(frozen=True)
 class SelfTrained:
-    """The chosen number of pieces per train row (`amount`), and the score of each tried amount on validation.
+    """The chosen number of pieces per train row (`amount`), with its student.
 
-    The amount 0 is the baseline, and has no student. scores: see `ranking_score`. separability: see `separability`.
+    The amount 0 is the baseline, and has no student. scores: amount → score on validation, see `ranking_score`.
+    separability: see the function `separability`.
     """
 
     amount: float
@@ -66,11 +67,11 @@ def pieces_of(passages: Iterable[str], words: int) -> Iterator[str]:
 def self_train(
     task: Task, baseline: Outputs, teacher: Outputs, pieces: Sequence[str], setting: Setting, amounts: Sequence[float]
 ) -> SelfTrained:
-    """Train a student for each amount of pieces, and choose one on validation.
+    """Train a student for each amount of pieces, and choose the best on validation.
 
     If the amounts include 0, the best student must be better than the baseline by more than LEAST_GAIN standard
-    errors, or LEAST_GAIN_OF_OTHERS if the pieces do not resemble the task. Otherwise the baseline is chosen. baseline:
-    outputs of the linear model on validation. teacher: calibrated log-probabilities of the pieces, [pieces, labels].
+    errors, or LEAST_GAIN_OF_OTHERS if the pieces do not resemble the task. Otherwise the result is the baseline.
+    baseline: outputs of the linear model on validation. teacher: calibrated log-probabilities, [pieces, labels].
     """
     rows, train = rows_of(task, "train"), task.targets("train").astype(np.int64)
     most = MOST_LABELED / len(train)  # larger amounts give the same pieces
@@ -96,16 +97,16 @@ def self_train(
 
 
 def piece_count(amount: float, rows: int) -> int:
-    """Return how many pieces a student of `rows` rows learns from. amount: pieces per row."""
+    """Return the number of pieces from which a student of `rows` rows learns. amount: pieces per row."""
     return min(round(amount * rows), MOST_LABELED)
 
 
 def separability(rows: Sequence[Row], pieces: Sequence[str]) -> float:
     """Return how well a linear model separates train texts from pieces of passages: 0.5 (not at all) to 1.
 
-    It is the area under the ROC curve on held-out texts (two folds). Self-training needs pieces that resemble the texts
-    of the task (Ben-David et al. 2006, "Analysis of representations for domain adaptation"). Fewer than two texts of a
-    kind cannot be compared, and count as separable.
+    The value is the area under the ROC curve on held-out texts (two folds). Self-training needs pieces that resemble
+    the texts of the task (Ben-David et al. 2006, "Analysis of representations for domain adaptation"). With fewer than
+    two texts of a kind, the value is 1.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -127,9 +128,9 @@ def separability(rows: Sequence[Row], pieces: Sequence[str]) -> float:
 
 @dataclass(frozen=True)
 class Pool:
-    """Labeled rows and candidate pieces, with the same features. A student learns from all rows and some candidates.
+    """Labeled rows and candidate pieces. A student learns from all rows and from some candidates.
 
-    rows: [rows, features]. targets: [rows]. shares: [labels], share of each label. candidates: indices of the pieces.
+    rows: [rows, features]. targets: [rows]. shares: share of each label, [labels]. candidates: indices of the pieces.
     pieces: [candidates, features]. teacher: log-probabilities from the first teacher, [candidates, labels].
     """
 
@@ -161,7 +162,7 @@ class Pool:
         return cls(features, setting, features.encode(rows), targets, shares, candidates, encoded, teacher[candidates])
 
     def student(self, fits: Fits, total: int) -> Student:
-        """Train a student on the rows and on `total` pieces. The student of a round is the teacher of the next one."""
+        """Train a student on the rows and on `total` pieces. Each student is the teacher of the next round."""
         teacher = self.teacher
         for _ in range(ROUNDS):
             chosen = most_confident(teacher, self.shares, total)

@@ -10,10 +10,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-_OPENING = re.compile(r"\[\[|<<|\{\{|<\w+>|\[\w+\]")  # the last two are tags, such as <e1> and [E1]
+_OPENING = re.compile(r"\[\[|<<|\{\{|<\w+>|\[\w+\]")  # the last two alternatives are tags, such as <e1> and [E1]
 _BRACKETS = {"[[": "]]", "<<": ">>", "{{": "}}"}
-MARKED_SHARE = 0.95  # least share of the train texts with the marks; rarer marks do not belong to the task
-_LONGEST_GAP = 10  # words between the spans; longer gaps count as this many
+MARKED_SHARE = 0.95  # minimum share of the train texts with the marks; rarer marks do not belong to the task
+_LONGEST_GAP = 10  # limit on the number of words between the spans, in the word for this number
 
 Marks = tuple[str, ...]  # the opening marks of both spans, or none
 
@@ -23,7 +23,7 @@ def _closing(mark: str) -> str:
 
 
 def _span(text: str, mark: str) -> tuple[int, int] | None:
-    """Return where the content of the only span with this mark begins and ends, or None without such a span."""
+    """Return the begin and the end of the content of the only span with this mark, or None without such a span."""
     closing = _closing(mark)
     if text.count(mark) != 1 or text.count(closing) != 1:
         return None
@@ -42,7 +42,7 @@ def learn_marks(texts: Iterable[str]) -> Marks:
 
 
 def split_spans(text: str, marks: Marks) -> tuple[str, str, str]:
-    """Return the content of both spans, and the words between them; three empty strings if a span is missing.
+    """Return the contents of both spans, and the words between them. If a span is missing, return empty texts.
 
     The third text begins with two added words: the mark of the first span, and the number of words between the spans.
     """
