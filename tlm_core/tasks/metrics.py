@@ -1,7 +1,7 @@
 """Metrics of classifiers and regression models, and the spread of scores over several runs.
 
 A score that cannot be computed is None. For the metric of the task, `reason` states why. To add a metric, add an entry
-to `METRICS`. scikit-learn and SciPy are imported on the first use.
+to `METRICS`.
 """
 
 from __future__ import annotations
@@ -174,11 +174,10 @@ def _scores(true: Targets, predicted: Targets, n_labels: int, metric: str) -> di
     result: dict[str, Any] = {"metric": metric, "rows": len(true), **dict.fromkeys(scores_for(metric))}
     result |= {"per_class": [], "confusion": []}
     reasons: dict[str, str] = {}
+    if METRICS[metric].task_type == SINGLE_LABEL:
+        result |= _class_scores(true, predicted, n_labels)
     with warnings.catch_warnings():
-        # The libraries warn about unusual inputs, such as more labels than rows. `reason` reports missing scores.
-        warnings.simplefilter("ignore")
-        if METRICS[metric].task_type == SINGLE_LABEL:
-            result |= _class_scores(true, predicted, n_labels)
+        warnings.simplefilter("ignore")  # SciPy warns about targets that are nearly constant
         for name in scores_shown(metric):
             try:
                 if not len(true):
@@ -192,27 +191,18 @@ def _scores(true: Targets, predicted: Targets, n_labels: int, metric: str) -> di
 
 def _class_scores(true: Targets, predicted: Targets, n_labels: int) -> dict[str, object]:
     """Return precision, recall, F1 and support of each label, and the confusion [true labels, predicted labels]."""
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-
-    labels = np.arange(n_labels)
-    if not len(true):
-        confusion, values = np.zeros((n_labels, n_labels), np.int64), np.full((3, n_labels), np.nan)
-    else:
-        confusion = confusion_matrix(true, predicted, labels=labels)
-        values = precision_recall_fscore_support(true, predicted, labels=labels, zero_division=np.nan)[:3]
-    return {
-        "per_class": [_class_entry(confusion, index, [row[index] for row in values]) for index in range(n_labels)],
-        "confusion": confusion.tolist(),
-    }
-
-
-def _class_entry(confusion: NDArray[np.int64], index: int, values: Sequence[float]) -> dict[str, object]:
-    numbers = (None if math.isnan(value) else float(value) for value in values)
-    support = int(confusion[index].sum())
-    missing = [] if support else ["no row has it"]
-    missing += [] if confusion[:, index].any() else ["never predicted"]
-    scores = dict(zip(("precision", "recall", "f1"), numbers, strict=True))
-    return {**scores, "support": support, **({"reason": "; ".join(missing)} if missing else {})}
+    confusion = np.bincount(true * n_labels + predicted, minlength=n_labels**2).reshape(n_labels, n_labels)
+    entries = []
+    for hits, rows, guesses in zip(confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0), strict=True):
+        reasons = [*([] if rows else ["no row has it"]), *([] if guesses else ["never predicted"])]
+        entry = {
+            "precision": float(hits / guesses) if guesses else None,
+            "recall": float(hits / rows) if rows else None,
+            "f1": float(2 * hits / (rows + guesses)) if rows + guesses else None,
+            "support": int(rows),
+        }
+        entries.append(entry | ({"reason": "; ".join(reasons)} if reasons else {}))
+    return {"per_class": entries, "confusion": confusion.tolist()}
 
 
 class Summary(TypedDict):
