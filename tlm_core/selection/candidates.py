@@ -32,28 +32,21 @@ class Candidate(NamedTuple):
     passage: Passage
 
 
-class PassageLeak(NamedTuple):
-    """A passage that the leak filter dropped, and the validation or test text that it leaks."""
-
-    passage_id: str
-    leak: Leak
-
-
 @dataclass
 class CandidateFilter:
     """Drops leaks, applies the caps and the budget, and counts the dropped passages. The order does not change.
 
     max_passages, max_words: the budget. admits: returns, for the position of a passage, whether to accept the passage.
-    `batches` sets the other fields. leaking_passages: number of passages that the leak filter dropped. capped: number
-    of passages that `admits` dropped. too_long: whether `batches` ended at a passage longer than the rest of
-    `max_words`.
+    `batches` sets the other fields. leaks: ids of leaking passages with their leaks. leaking_passages: number of these
+    passages. capped: number of passages that `admits` dropped. too_long: whether `batches` ended at a passage longer
+    than the rest of `max_words`.
     """
 
     leak_filter: LeakFilter | None
     max_passages: int | None = None
     max_words: int | None = None
     admits: Callable[[int], bool] | None = None
-    leaks: list[PassageLeak] = field(default_factory=list)
+    leaks: list[tuple[str, Leak]] = field(default_factory=list)
     leaking_passages: int = 0
     capped: int = 0
     too_long: bool = False
@@ -83,7 +76,7 @@ class CandidateFilter:
     def _leaks(self, passage: Passage) -> bool:
         leaks = self.leak_filter.leaks_of(passage.text) if self.leak_filter else []
         self.leaking_passages += bool(leaks)
-        self.leaks.extend(PassageLeak(passage.id, leak) for leak in leaks)
+        self.leaks.extend((passage.id, leak) for leak in leaks)
         return bool(leaks)
 
     def _admitted(self, position: int) -> bool:

@@ -32,7 +32,7 @@ def selection_facts(
         "words": written.words,
         "leaks": {
             "passages": accept.leaking_passages,
-            "texts": len({(entry.leak.split, entry.leak.row) for entry in accept.leaks}),
+            "texts": len({(leak.split, leak.row) for _, leak in accept.leaks}),
         },
         **_source_facts(written.sources),
         "queries": None,

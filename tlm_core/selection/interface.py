@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from tlm_core.errors import EmptySelection
 from tlm_core.selection.candidates import Candidate, CandidateFilter
@@ -92,7 +92,5 @@ class Selected(NamedTuple):
     retrieved: Retrieved | None = None
 
 
-class SelectFunction(Protocol):
-    """Sort passages, best first, and pass them through `accept`, which drops leaks and applies the budget."""
-
-    def __call__(self, inputs: SelectionInputs, accept: CandidateFilter) -> Selected: ...
+# Sorts passages, best first, and passes them through the filter, which drops leaks and applies the budget.
+SelectFunction = Callable[[SelectionInputs, CandidateFilter], Selected]

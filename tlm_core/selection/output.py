@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from tlm_core.corpus.leaks import Leak
 from tlm_core.corpus.passages import word_count
-from tlm_core.selection.candidates import Candidate, PassageLeak
+from tlm_core.selection.candidates import Candidate
 from tlm_core.selection.retrieve import Retrieved
 
 PASSAGES = pa.schema(
@@ -110,7 +111,8 @@ def _write_hits(
     rows.write(ids, train_rows[order], rank[order], retrieved.hit_score[repeated][order])
 
 
-def write_leaks(path: Path, leaks: Sequence[PassageLeak]) -> None:
+def write_leaks(path: Path, leaks: Sequence[tuple[str, Leak]]) -> None:
+    """Write the leaks. leaks: (passage id, leak)."""
     with RowWriter(path, LEAKS) as rows:
         if leaks:
-            rows.write(*zip(*((entry.passage_id, *entry.leak) for entry in leaks), strict=True))
+            rows.write(*zip(*((passage_id, *leak) for passage_id, leak in leaks), strict=True))

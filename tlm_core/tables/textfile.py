@@ -1,4 +1,4 @@
-"""Text files: unpacking, encodings and lines."""
+"""Text files: decompression, encodings and lines."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# Encodings that charset-normalizer chooses from. It cannot always distinguish cp1250 from cp1252, which is more common.
+# The encodings that charset-normalizer may choose. It sometimes confuses cp1250 with cp1252, which is more common.
 _LEGACY = ["cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "koi8_r", "gb18030", "shift_jis", "euc_kr", "big5"]
 _BLOCK = 1 << 20
 _SAMPLED_LINES = 1_000
-_EVIDENCE = 32  # bytes above 127 that charset-normalizer needs for a reliable choice
+_EVIDENCE = 32  # number of bytes above 127 that charset-normalizer needs for a reliable choice
 LONGEST_LINE = 1 << 26
-# A byte that cannot be decoded becomes one of these code points under "surrogateescape".
+# The error handler "surrogateescape" decodes an invalid byte to one of these code points.
 UNDECODED = re.compile("[\udc80-\udcff]")
 _DECODED = re.compile("[^\x00-\x7f\udc80-\udcff]")
 
 
 class UnreadableFile(Exception):
-    """The rest of a file cannot be read; `code` and the message are those of the data error."""
+    """The rest of a file cannot be read. `code` and the message are those of the data error."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -41,9 +41,9 @@ class UnreadableFile(Exception):
 
 @dataclass(frozen=True)
 class Encoding:
-    """How to decode a text file. name: Python codec. damaged: decode invalid bytes to lone surrogates, reported later.
+    """The encoding of a text file. name: Python codec. damaged: whether invalid bytes become lone surrogates.
 
-    strict: stop at an invalid byte. note: message for the user, or None.
+    strict: whether an invalid byte ends the reading. note: note for the user, or None.
     """
 
     name: str
@@ -56,12 +56,12 @@ UTF8 = Encoding("utf-8-sig", strict=True)
 
 
 def name_without_packing(name: str) -> str:
-    """The file name without .gz or .zst."""
+    """Return the file name without .gz or .zst."""
     return name[: -len(suffix)] if (suffix := Path(name).suffix) and suffix.lower() in _PACKED else name
 
 
 def open_bytes(path: Path) -> IO[bytes]:
-    """Open a file for reading, unpacked if its name or its first bytes indicate gzip or Zstandard. Raises OSError."""
+    """Open a file. Decompress it if its name or its first bytes indicate gzip or Zstandard. Raises OSError."""
     with open(path, "rb") as file:
         start = file.read(4)
     by_content = next((codec for mark, codec in _MARKS_OF_PACKED if start.startswith(mark)), None)
@@ -74,10 +74,10 @@ def open_bytes(path: Path) -> IO[bytes]:
 
 
 class Lines:
-    """The lines of a text file, with their line breaks. number, last: number and text of the last line read.
+    """The lines of a text file, with their line breaks. number, last: number and text of the latest line.
 
-    Iterating raises UnreadableFile for an invalid byte if the encoding is strict, and for a line above `longest`
-    characters. With `pieces`, it divides a longer line instead.
+    The iteration raises UnreadableFile for a line of more than `longest` characters and, if the encoding is strict, for
+    an invalid byte. With `pieces`, it divides a longer line instead.
     """
 
     def __init__(self, path: Path, encoding: Encoding, longest: int = LONGEST_LINE, *, pieces: bool = False) -> None:
@@ -107,16 +107,16 @@ class Lines:
 
     @property
     def complete(self) -> bool:
-        """Return whether the last line read ends with a line break. The last line of a truncated file rarely does."""
+        """Whether the latest line ends with a line break. The last line of a truncated file rarely does."""
         return self.last.endswith(("\n", "\r"))
 
 
 def detect_encoding(path: Path) -> Encoding:
-    """Return the encoding of a text file, by its byte order mark or by decoding all of it.
+    """Return the encoding of a text file.
 
-    An invalid file that is mostly UTF-8 counts as damaged UTF-8. For other files charset-normalizer chooses a legacy
-    encoding. Raises UnicodeDecodeError if the bytes contradict a byte order mark of UTF-16 or UTF-32. Raises
-    UnreadableFile for binary data.
+    The encoding is that of the byte order mark, or UTF-8 if at least half of the text outside ASCII is valid UTF-8.
+    Otherwise charset-normalizer chooses a legacy encoding. Raises UnicodeDecodeError if the bytes contradict a byte
+    order mark of UTF-16 or UTF-32. Raises UnreadableFile for binary data.
     """
     with open_bytes(path) as handle:
         start = handle.read(4)

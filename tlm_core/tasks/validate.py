@@ -1,12 +1,4 @@
-"""Validate a dataset, and return its task and report.
-
-Codes of data errors: bad_character, bad_encoding, blank_text, cut_file, cut_row, doubled_column, doubled_split,
-empty_file, file_too_large, label_too_long, malformed_row, missing_column, mixed_types, no_file, no_header, no_rows,
-no_train, not_a_label, not_a_number, not_text, null_label, null_text, one_class, rare_label, text_too_long,
-too_few_rows, too_many_columns, too_many_labels, unknown_label, unknown_split, unreadable_file, wrong_type.
-Codes of warnings: conflicting_labels, decimal_labels, few_rows, guessed_column, label_variants, long_text,
-missing_label, no_choice, overlap, rare_label, read_as_regression.
-"""
+"""Validate a dataset, and return its task and report. docs/data-errors.md lists the codes of errors and warnings."""
 
 from __future__ import annotations
 
