@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tlm_core.tables import records
-from tlm_core.tables.findings import LISTED_PER_CODE, Findings
+from tlm_core.tables.findings import Findings
 from tlm_core.tables.records import Records, TableFile
 from tlm_core.tables.textfile import UNDECODED, UTF8, Lines, name_without_packing
+from tlm_core.wording import counted
 
 SUPPORTED = "Supported types: jsonl, csv, tsv, txt, md and rst, also as .gz or .zst, and parquet."
 TEXT_COLUMNS = (
@@ -30,11 +31,6 @@ class Row(NamedTuple):
     source: object
     id: object
     rank: object = None
-
-
-def corpus_findings(subject: str = "the corpus files", notify: Notify | None = None) -> Findings:
-    """Return findings that raise InvalidDataset at the 100th data error."""
-    return Findings(subject, stop_at=LISTED_PER_CODE, notify=notify)
 
 
 def format_of(path: Path) -> str | None:
@@ -104,7 +100,7 @@ def rows_of(table: Records, text_column: str | None, file: str, findings: Findin
             others = map(record.get, _OTHER_COLUMNS)
             yield Row(number, text, *(None if value == "" else value for value in others))
     if blank:
-        findings.note(f"{file}: skipped {blank} rows without text")
+        findings.note(f"{file}: skipped {counted(blank, 'row')} without text")
 
 
 def read_paragraphs(path: Path, findings: Findings) -> Iterator[str]:
@@ -112,7 +108,7 @@ def read_paragraphs(path: Path, findings: Findings) -> Iterator[str]:
     parts: list[str] = []
     size = 0
     with TableFile(path, findings).errors_as_faults():
-        for line in Lines(path, UTF8, _PIECE, pieces=True):
+        for line in Lines(path, UTF8, piece=_PIECE):
             parts.append(line)
             size += len(line)
             if size >= _PIECE or (not line.strip() and line.endswith("\n")):

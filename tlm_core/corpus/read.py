@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from tlm_core.artifacts import canonical_json, storage_errors
-from tlm_core.corpus.files import SUPPORTED, Notify, Row, corpus_findings, format_of, read_paragraphs, read_rows
+from tlm_core.corpus.files import SUPPORTED, Notify, Row, format_of, read_paragraphs, read_rows
 from tlm_core.corpus.hub import stream_hub
 from tlm_core.corpus.near import NearDuplicates
 from tlm_core.corpus.passages import (
@@ -35,7 +35,8 @@ from tlm_core.corpus.remote import RemoteFile, is_address, list_remote
 from tlm_core.errors import CorruptArtifact, Fault, InvalidDataset, InvalidRequest
 from tlm_core.names import HUB
 from tlm_core.parquet import open_parquet
-from tlm_core.tables.findings import Findings
+from tlm_core.tables.findings import LISTED_PER_CODE, Findings
+from tlm_core.wording import counted
 
 INFO = "corpus.json"
 ROWS_PER_FILE = 100_000
@@ -89,7 +90,7 @@ def source_files(
     files but does not yield them, so that InvalidDataset has all data errors. scratch: folder for copies of remote
     files. Raises the errors of `read_sources`.
     """
-    findings = corpus_findings(notify=notify)
+    findings = Findings("the corpus files", stop_at=LISTED_PER_CODE, notify=notify)
     files = [file for source in sources for file in _files(source, findings.note, scratch)][skip:]
     for number, file in enumerate(files, start=1):
         yield _read_file(file, text_column, findings)
@@ -135,7 +136,7 @@ def _local_files(path: Path, note: Notify) -> list[Path]:
     if not files:
         raise InvalidRequest(f"The folder '{path}' contains no file of a supported type. {SUPPORTED}")
     if others := [file.name for file in visible if not format_of(file) and file.name != INFO]:
-        note(f"{path}: skipped {len(others)} files of other types, such as '{others[0]}'")
+        note(f"{path}: skipped {counted(len(others), 'file')} of other types, such as '{others[0]}'")
     return files
 
 

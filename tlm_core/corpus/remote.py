@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tlm_core.artifacts import storage_errors, temporary_folder
 from tlm_core.corpus.files import SUPPORTED, Notify, format_of
 from tlm_core.errors import InvalidRequest, MissingDependency, TLMError
+from tlm_core.wording import counted
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -77,5 +78,5 @@ def list_remote(address: str, note: Notify, scratch: Path | None) -> list[Remote
     if not files:
         raise InvalidRequest(f"'{address}' contains no file of a supported type. {SUPPORTED}")
     if len(files) < len(paths):
-        note(f"{address}: skipped {len(paths) - len(files)} files of other types")
+        note(f"{address}: skipped {counted(len(paths) - len(files), 'file')} of other types")
     return [RemoteFile(fs, name, scratch) for name in files]

@@ -16,13 +16,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tlm_core.corpus.files import Row, corpus_findings, format_of, read_rows
+from tlm_core.corpus.files import Row, format_of, read_rows
 from tlm_core.corpus.passages import Passage, encodable, passage_id
 from tlm_core.errors import CorruptArtifact, InvalidRequest
 from tlm_core.parquet import open_parquet
 from tlm_core.selection.candidates import Candidate, CandidateFilter
 from tlm_core.selection.interface import Selected, SelectionInputs
-from tlm_core.tables.findings import Findings
+from tlm_core.tables.findings import LISTED_PER_CODE, Findings
 
 GIVEN = "selection.parquet"
 GIVEN_PART = "selection"
@@ -101,7 +101,7 @@ def _candidates(path: Path, top_k: int) -> Iterator[list[Candidate]]:
 
 def _read(path: Path, texts: Path) -> tuple[list[str], NDArray[np.int32] | None]:
     """Copy the distinct texts to the Arrow file `texts`. Return their ids and best ranks; None without ranks."""
-    findings = corpus_findings("the selection")
+    findings = Findings("the selection", stop_at=LISTED_PER_CODE)
     numbers: dict[str, int] = {}
     ranks: list[int | None] = []
     with pa.OSFile(str(texts), "wb") as sink, pa.ipc.new_file(sink, _TEXTS) as writer:

@@ -38,6 +38,7 @@ _FORMATS: Mapping[str, str] = {
     ".parquet": "parquet", ".pq": "parquet",
 }  # fmt: skip
 _DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
+MAX_COLUMNS = 1_000  # columns of one file
 _SAMPLE_CHARS = 1 << 18
 _FIELD_LIMIT = 1 << 27
 _BATCH = 64  # rows of Parquet in memory; a small file can repeat a value of a megabyte in each row
@@ -95,7 +96,6 @@ class TableFile:
     split: str | None = None
     delimiter: str | None = None
     encoding: Encoding | None = None
-    max_columns: int = 1_000
     max_bytes: int | None = None
     label: str = ""
     kind: str | None = None
@@ -367,8 +367,8 @@ def check_names(names: Sequence[str], file: TableFile) -> bool:
             message = f"The column name '{shown}' of {file.label} has NUL or invalid characters. Rename the column."
             message += " If the file is UTF-16 without a byte order mark, save it as UTF-8."
             file.fault("bad_character", message, column=shown)
-    if len(names) > file.max_columns:
-        message = f"{file.label} has more than {file.max_columns} columns. Remove those that are not needed."
+    if len(names) > MAX_COLUMNS:
+        message = f"{file.label} has more than {MAX_COLUMNS} columns. Remove those that are not needed."
         file.fault("too_many_columns", message)
     return file.findings.total == before
 

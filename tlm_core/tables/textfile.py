@@ -76,18 +76,18 @@ def open_bytes(path: Path) -> IO[bytes]:
 class Lines:
     """The lines of a text file, with their line breaks. number, last: number and text of the latest line.
 
-    The iteration raises UnreadableFile for a line of more than `longest` characters and, if the encoding is strict, for
-    an invalid byte. With `pieces`, it divides a longer line instead.
+    The iteration raises UnreadableFile for a line of more than LONGEST_LINE characters and, if the encoding is strict,
+    for an invalid byte. piece: number of characters at which the iteration divides a longer line.
     """
 
-    def __init__(self, path: Path, encoding: Encoding, longest: int = LONGEST_LINE, *, pieces: bool = False) -> None:
-        self._path, self._encoding, self._longest, self._pieces = path, encoding, longest, pieces
+    def __init__(self, path: Path, encoding: Encoding, *, piece: int | None = None) -> None:
+        self._path, self._encoding, self._piece = path, encoding, piece
         self.number, self.last = 0, ""
 
     def __iter__(self) -> Iterator[str]:
         errors = "surrogateescape" if self._encoding.damaged or self._encoding.strict else "strict"
         with io.TextIOWrapper(open_bytes(self._path), self._encoding.name, errors=errors, newline="") as handle:
-            while line := handle.readline(self._longest):
+            while line := handle.readline(self._piece or LONGEST_LINE):
                 self.number += 1
                 self._check(line)
                 self.last = line
@@ -95,14 +95,11 @@ class Lines:
 
     def _check(self, line: str) -> None:
         place = f"line {self.number} of {self._path.name}"
-        if not self._pieces and len(line) == self._longest and not line.endswith("\n"):
-            raise UnreadableFile(
-                "malformed_row",
-                f"A record is too long: {place} has more than {self._longest:,} characters. Write shorter lines.",
-            )
+        if self._piece is None and len(line) == LONGEST_LINE and not line.endswith("\n"):
+            message = f"A record is too long: {place} has more than {LONGEST_LINE:,} characters. Write shorter lines."
+            raise UnreadableFile("malformed_row", message)
         if self._encoding.strict and not line.isascii() and (byte := UNDECODED.search(line)):
-            value = ord(byte[0]) - 0xDC00
-            message = f"Byte 0x{value:02X} in {place} is not UTF-8. Save the file as UTF-8."
+            message = f"Byte 0x{ord(byte[0]) - 0xDC00:02X} in {place} is not UTF-8. Save the file as UTF-8."
             raise UnreadableFile("bad_encoding", message)
 
     @property
@@ -165,9 +162,8 @@ def _legacy(path: Path) -> Encoding:
 
     with open_bytes(path) as handle:
         if is_binary(handle.read(_BLOCK)):
-            raise UnreadableFile(
-                "wrong_type", f"{path.name} has binary data instead of text. Save the table as CSV or JSON Lines."
-            )
+            message = f"{path.name} has binary data instead of text. Save the table as CSV or JSON Lines."
+            raise UnreadableFile("wrong_type", message)
     with open_bytes(path) as handle:
         lines = list(islice((pair for pair in enumerate(handle, 1) if not pair[1].isascii()), _SAMPLED_LINES))
     likely = _likely_encodings(b"".join(line for _, line in lines))

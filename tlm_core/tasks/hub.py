@@ -13,7 +13,6 @@ from tlm_core.hub import hub_errors, refuse_folder, refuse_outside_files
 from tlm_core.names import HUB, HUB_NAME
 from tlm_core.tables.findings import Findings
 from tlm_core.tables.records import Records, TableFile, arrow_records, check_names, class_names
-from tlm_core.tasks import limits
 from tlm_core.tasks.known import GLUE_NOTE, glue_task
 from tlm_core.tasks.table import RawTable, collect
 from tlm_core.tasks.task import SPLITS
@@ -75,7 +74,7 @@ def read_hub(
             continue
         dataset = datasets[hub_split].with_format("arrow")
         label = f"{hub_split} of {source.path}"
-        file = TableFile(Path(hub_split), findings, split, max_columns=limits.MAX_COLUMNS, label=label)
+        file = TableFile(Path(hub_split), findings, split, label=label)
         names = list(dataset.column_names)
         if not len(dataset):
             file.fault("no_rows", f"{label} has no records. Choose another dataset or config.")

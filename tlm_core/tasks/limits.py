@@ -7,7 +7,6 @@ LONG_TEXT_CHARS = 100_000  # a longer text causes a warning
 MAX_LABELS = 1000  # labels of train
 MAX_LABEL_CHARS = 1000
 MAX_DECIMALS = 20  # distinct decimal numbers up to which a label column is read as classes if no metric is set
-MAX_COLUMNS = 1000  # columns of one file
 MAX_FILE_BYTES = 4 << 30  # bytes of one unpacked file
 MIN_ROWS = 10  # distinct texts needed to cut a split
 ROWS_TO_CHOOSE = 100  # rows of validation; with fewer, jobs compare no models, because chance decides the best score

@@ -110,9 +110,7 @@ def read_table(path: Path, split: str, findings: Findings, *, delimiter: str | N
     Returns None if the file has no records, has no valid columns, or cannot be read. delimiter: None infers it.
     """
     before = findings.total
-    file = TableFile(
-        path, findings, split, delimiter=delimiter, max_columns=limits.MAX_COLUMNS, max_bytes=limits.MAX_FILE_BYTES
-    )
+    file = TableFile(path, findings, split, delimiter=delimiter, max_bytes=limits.MAX_FILE_BYTES)
     records = file.open()
     if records is None or not _has_two_columns(records, file):
         return None

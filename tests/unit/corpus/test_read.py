@@ -73,7 +73,7 @@ class TestFormats:
         pq.write_table(table, tmp_path / "a.parquet")
         heard: list[str] = []
         assert texts(tmp_path / "a.parquet", notify=heard.append) == ["a b", "c"]
-        assert heard == ["a.parquet: skipped 1 rows without text"]
+        assert heard == ["a.parquet: skipped 1 row without text"]
 
     def test_plain_texts_are_cut_across_paragraphs(self, tmp_path: Path) -> None:
         written(tmp_path / "a.md", "\ufeff# Title\r\n\r\nA line\r\nand more.\r\n")

@@ -31,7 +31,7 @@ def test_remote_folder_is_read_by_file_name(bucket: str) -> None:
     notes: list[str] = []
     passages = [(passage.text, passage.source) for passage in read_sources([bucket], notify=notes.append)]
     assert passages == [("the first text", "a.txt.gz"), ("the second text", "two.jsonl")]
-    assert notes == [f"{bucket}: skipped 1 files of other types"]
+    assert notes == [f"{bucket}: skipped 1 file of other types"]
 
 
 def test_a_single_file_at_an_address_is_read(bucket: str) -> None:

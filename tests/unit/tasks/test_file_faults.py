@@ -161,6 +161,10 @@ def test_truncated_json_line_is_a_data_error(tmp_path: Path) -> None:
     assert faults(folder(tmp_path, jsonl(rows(4)) + '{"text": "abc", "la')) == [("cut_row", "train", 5, None)]
 
 
+def test_invalid_json_line_before_blanks_is_not_truncated(tmp_path: Path) -> None:
+    assert faults(folder(tmp_path, jsonl(rows(4)) + '{"text": "abc"\n  ')) == [("malformed_row", "train", 5, None)]
+
+
 def test_truncated_json_array_is_a_data_error(tmp_path: Path) -> None:
     content = json.dumps(rows(4), indent=1)[:-30]
     assert faults(put(tmp_path / "train.json", content)) == [("malformed_row", "train", None, None)]
@@ -210,6 +214,11 @@ def test_truncated_csv_row_is_a_data_error(tmp_path: Path) -> None:
     assert faults(tmp_path / "train.csv")[0] == ("cut_row", "train", 3, None)
 
 
+def test_short_csv_row_before_blanks_is_not_truncated(tmp_path: Path) -> None:
+    put(tmp_path / "train.csv", "id,text,label\n1,a,bad\n2,b,good\n3,c\n  ")
+    assert faults(tmp_path / "train.csv")[0] == ("malformed_row", "train", 3, None)
+
+
 def test_a_quote_that_never_closes(tmp_path: Path) -> None:
     put(tmp_path / "train.csv", 'text,label\na,bad\n"b,good\nc,bad\nd,good\n')
     assert faults(tmp_path / "train.csv")[0] == ("cut_row", "train", 2, None)
@@ -229,7 +238,7 @@ def test_a_doubled_column(tmp_path: Path) -> None:
 
 def test_too_many_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "train.jsonl", jsonl({f"k{n}": 1} for n in range(30)))
-    monkeypatch.setattr(limits, "MAX_COLUMNS", 20)
+    monkeypatch.setattr("tlm_core.tables.records.MAX_COLUMNS", 20)
     assert faults(tmp_path / "train.jsonl")[0][0] == "too_many_columns"
 
 
