@@ -13,7 +13,7 @@ from collections.abc import Iterable
 _OPENING = re.compile(r"\[\[|<<|\{\{|<\w+>|\[\w+\]")  # the last two alternatives are tags, such as <e1> and [E1]
 _BRACKETS = {"[[": "]]", "<<": ">>", "{{": "}}"}
 MARKED_SHARE = 0.95  # minimum share of the train texts with the marks; rarer marks do not belong to the task
-_LONGEST_GAP = 10  # limit on the number of words between the spans, in the word for this number
+_LONGEST_GAP = 10  # maximum of the added word that states the number of words between the spans
 
 Marks = tuple[str, ...]  # the opening marks of both spans, or none
 

@@ -95,8 +95,8 @@ def _label_facts(retrieved: Retrieved, task: Task, selected: Positions) -> Facts
     if len(hits) > _MAX_LABELS:
         return {**facts, "jaccard": None, "reason": f"The matrix is computed for up to {_MAX_LABELS} labels only."}
     starts = np.cumsum([0, *facts["passages"]])
-    ones = np.ones(starts[-1], np.int64)
-    matrix = sparse.csr_matrix((ones, np.concatenate(hits), starts), (len(hits), len(retrieved.ids)))
+    hit_once = np.ones(starts[-1], np.int64)
+    matrix = sparse.csr_matrix((hit_once, np.concatenate(hits), starts), (len(hits), len(retrieved.ids)))
     return {**facts, "jaccard": _jaccard((matrix @ matrix.T).toarray())}
 
 

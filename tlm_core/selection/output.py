@@ -86,17 +86,17 @@ def write_passages(path: Path, batches: Iterable[list[Candidate]], between: Call
 
 
 def write_provenance(path: Path, retrieved: Retrieved | None, positions: NDArray[np.int64]) -> None:
-    """Write the train rows that hit the passages at `positions`, sorted by passage, rank and train row."""
+    """Write the train rows that hit the passages at `positions` (sorted), by passage, rank and train row."""
     with RowWriter(path, PROVENANCE) as rows:
         if retrieved is None:
             return
         row_arrays = [np.array(query_rows, np.int64) for query_rows in retrieved.query_rows]
         for start in range(0, len(positions), _SLICE):
             part = positions[start : start + _SLICE]
-            first, end = (np.searchsorted(retrieved.hit_position, part, side=side) for side in ("left", "right"))
-            lengths = end - first
-            within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-            _write_hits(rows, retrieved, np.repeat(first, lengths) + within, row_arrays)
+            first = np.searchsorted(retrieved.hit_position, part[0], "left")
+            end = np.searchsorted(retrieved.hit_position, part[-1], "right")
+            hits = first + np.flatnonzero(np.isin(retrieved.hit_position[first:end], part))
+            _write_hits(rows, retrieved, hits, row_arrays)
 
 
 def _write_hits(

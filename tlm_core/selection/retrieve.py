@@ -35,10 +35,6 @@ Progress = Callable[[int, int, str], None]
 If it raises an exception, the work ends."""
 
 
-def no_progress(done: int, total: int, unit: str) -> None:
-    """Ignore progress."""
-
-
 @dataclass(frozen=True)
 class Retrieved:
     """The union of the hits of all queries: n passages, m hits (pairs of a passage and a query).
@@ -71,9 +67,7 @@ class Retrieved:
             yield from map(Ranked, part.tolist(), ids, self.rank[part].tolist(), self.score[part].tolist())
 
 
-def retrieve(
-    queries: Queries, index: PassageIndex, top_k: int, folder: Path, progress: Progress = no_progress
-) -> Retrieved:
+def retrieve(queries: Queries, index: PassageIndex, top_k: int, folder: Path, progress: Progress) -> Retrieved:
     """Return the union of the `top_k` best passages of every query (paper section 3.1).
 
     folder: receives the hits in parts. A later call with equal arguments reuses these parts.
@@ -119,7 +113,7 @@ def _is_complete(path: Path) -> bool:
 def _united(query_rows: Sequence[tuple[int, ...]], paths: Sequence[Path], train_rows: int) -> Retrieved:
     """Unite the parts. A large task has millions of hits, so memory holds each id only once, and numbers otherwise."""
     query, rank, score, passage, ids = _numbered(paths)
-    # Order by rank, then by decreasing score: the bits of non-negative floats sort like the floats.
+    # Sort by rank, then by decreasing score. The bits of non-negative floats sort like the floats.
     key = rank.astype(np.uint64)
     key <<= np.uint64(32)
     key |= _LOW_BITS - score.view(np.uint32)
@@ -133,7 +127,7 @@ def _united(query_rows: Sequence[tuple[int, ...]], paths: Sequence[Path], train_
     position = np.empty(len(ids), np.int32)
     position[order] = np.arange(len(ids), dtype=np.int32)
     hit_position = position[passage]
-    # The hits are sorted by query; a stable sort keeps that order within a passage and rank.
+    # The hits are sorted by query. A stable sort preserves this order within a passage and rank.
     hit_key = hit_position.astype(np.int64)
     hit_key <<= 32
     hit_key |= rank

@@ -20,7 +20,7 @@ from tlm_core.selection.facts import selection_facts
 from tlm_core.selection.interface import Corpus, SelectFunction, SelectionInputs
 from tlm_core.selection.output import write_leaks, write_passages, write_provenance
 from tlm_core.selection.queries import held_out_texts
-from tlm_core.selection.retrieve import Progress, no_progress
+from tlm_core.selection.retrieve import Progress
 from tlm_core.selection.selectors import Selection
 from tlm_core.tasks.task import Task
 
@@ -49,7 +49,7 @@ def select(
     *,
     seed: int,
     scratch: Path,
-    progress: Progress = no_progress,
+    progress: Progress = lambda _done, _total, _unit: None,
 ) -> dict[str, Any]:
     """Write the selection for `task` to `folder` and return the content of its `selection.json`.
 
