@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -104,20 +105,22 @@ def _read(path: Path, texts: Path) -> tuple[list[str], NDArray[np.int32] | None]
     findings = Findings("the selection", stop_at=LISTED_PER_CODE)
     numbers: dict[str, int] = {}
     ranks: list[int | None] = []
-    with pa.OSFile(str(texts), "wb") as sink, pa.ipc.new_file(sink, _TEXTS) as writer:
-        pending: list[tuple[str, str]] = []
+
+    def distinct() -> Iterator[tuple[str, str]]:
         for row in read_rows(path, None, findings):
-            text = encodable(row.text)
-            rank = _rank(row, path.name, findings)
+            text, rank = encodable(row.text), _rank(row, path.name, findings)
             number = numbers.setdefault(passage_id(text), len(ranks))
             if number < len(ranks):
                 ranks[number] = min((r for r in (ranks[number], rank) if r is not None), default=None)
-                continue
-            ranks.append(rank)
-            pending.append((text, encodable(str(row.source)) if row.source is not None else _SOURCE))
-            if len(pending) == _BATCH:
-                _flush(writer, pending)
-        _flush(writer, pending)
+            else:
+                ranks.append(rank)
+                yield text, encodable(str(row.source)) if row.source is not None else _SOURCE
+
+    with pa.OSFile(str(texts), "wb") as sink, pa.ipc.new_file(sink, _TEXTS) as writer:
+        stream = distinct()
+        while batch := list(islice(stream, _BATCH)):
+            columns = [pa.array(column, pa.large_string()) for column in zip(*batch, strict=True)]
+            writer.write_batch(pa.record_batch(columns, schema=_TEXTS))
     unranked = ranks.count(None)
     if 0 < unranked < len(ranks):
         message = f"{unranked} passages have no rank, but others do. Add a rank to every passage, or to none."
@@ -146,13 +149,6 @@ def _rank(row: Row, name: str, findings: Findings) -> int | None:
     message = f"Row {row.number} of {name}: invalid rank {value!r}. Expected a whole number from 0 to {_MAX_RANK}."
     findings.fault("not_a_rank", message, row=row.number, column="rank")
     return None
-
-
-def _flush(writer: pa.RecordBatchFileWriter, pending: list[tuple[str, str]]) -> None:
-    if pending:
-        columns = [pa.array(column, pa.large_string()) for column in zip(*pending, strict=True)]
-        writer.write_batch(pa.record_batch(columns, schema=_TEXTS))
-        pending.clear()
 
 
 def _write_ordered(target: Path, texts: Path, ids: list[str], ranks: NDArray[np.int32] | None) -> None:

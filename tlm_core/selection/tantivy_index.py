@@ -61,8 +61,11 @@ class TantivyIndex:
     def create(cls, folder: Path, language: str) -> Self:
         """Create an index in `folder`, which must be missing or empty."""
         (folder / _TERMS).mkdir(parents=True)
+        builder = tantivy.SchemaBuilder()
+        builder.add_text_field("terms", tokenizer_name="blanks", index_option="freq")
+        builder.add_integer_field("row", fast=True)
         with _tantivy_errors(folder):
-            index = tantivy.Index(_schema(), path=str(folder / _TERMS))
+            index = tantivy.Index(builder.build(), path=str(folder / _TERMS))
             created = cls(folder, analysis_of(language), index)
             created._writer, created._incomplete = _Writer(folder, created.analysis, index), True
         return created
@@ -291,13 +294,6 @@ class _Reader:
 
 def _mismatch(folder: Path, reason: str) -> IndexMismatch:
     return IndexMismatch(f"Invalid index in {folder}: {reason}. Delete the folder. Load the corpus again.")
-
-
-def _schema() -> tantivy.Schema:
-    builder = tantivy.SchemaBuilder()
-    builder.add_text_field("terms", tokenizer_name="blanks", index_option="freq")
-    builder.add_integer_field("row", fast=True)
-    return builder.build()
 
 
 @contextmanager

@@ -22,7 +22,6 @@ from tlm_core.wording import counted, numbered_rows
 
 _LISTED = 100
 _BINS = 12
-_LABELS_LISTED = 1000
 _PREVIEW_ROWS = 5
 _PREVIEW_CHARS = 300
 
@@ -108,10 +107,11 @@ def _targets(splits: Mapping[str, SplitData]) -> dict[str, dict[str, float]]:
 
 
 def _labels(splits: Mapping[str, SplitData]) -> list[dict[str, str | int]]:
-    counts = {split: count_labels(data.label) for split, data in splits.items()}
-    union = sort_labels({label for of_split in counts.values() for label in of_split})
+    """Return the number of rows of each label in train, validation and test."""
+    counts = {split: count_labels(splits[split].label) for split in SPLITS}
     return [
-        {"label": label, **{split: counts[split].get(label, 0) for split in SPLITS}} for label in union[:_LABELS_LISTED]
+        {"label": label, **{split: of_split.get(label, 0) for split, of_split in counts.items()}}
+        for label in sort_labels(counts["train"])
     ]
 
 
