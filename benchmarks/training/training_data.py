@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from benchmarks.report import remark
 from benchmarks.shared import ROOT, shared_data, write_once
 from tlm_core.corpus.passages import passage_id
-from tlm_core.selection.output import PASSAGES, RowWriter
+from tlm_core.selection.output import PASSAGES, write_rows
 from tlm_core.stages import PREPARE
 from tlm_core.tasks.validate import load_task
 from tlm_core.training.local import run_stage
@@ -95,10 +95,11 @@ def example_passages() -> pa.Table:
 def write_selection(folder: Path, passages: pa.Table) -> Path:
     """Write the passages as a selection that the prepare stage reads."""
     folder.mkdir(parents=True, exist_ok=True)
-    with RowWriter(folder / "passages.parquet", PASSAGES) as rows:
-        for batch in passages.to_batches(2_000):
-            columns = (batch[name] for name in ("id", "text", "source"))
-            rows.write(*columns, [1] * len(batch), [1.0] * len(batch))
+    batches = (
+        [batch["id"], batch["text"], batch["source"], [1] * len(batch), [1.0] * len(batch)]
+        for batch in passages.to_batches(2_000)
+    )
+    write_rows(folder / "passages.parquet", PASSAGES, batches)
     return folder
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,33 +28,21 @@ _GROUP_ROWS = 20_000
 _SLICE = 2_000
 
 
-class RowWriter:
-    """Writes a Parquet file batch by batch, in row groups of about equal size and without a timestamp."""
+def write_rows(path: Path, schema: pa.Schema, batches: Iterable[Iterable[Iterable[object]]]) -> None:
+    """Write batches of rows to a Parquet file, in row groups of about equal size and without a timestamp.
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._schema = schema
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
-        self._pending: list[pa.RecordBatch] = []
-
-    def __enter__(self) -> RowWriter:
-        return self
-
-    def write(self, *columns: Iterable[object]) -> None:
-        """Append rows. columns: the values of each column of the schema. None is null."""
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
-        self._pending.append(pa.record_batch(arrays, schema=self._schema))
-        if sum(batch.num_rows for batch in self._pending) >= _GROUP_ROWS:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._pending:
-            self._writer.write_table(pa.Table.from_batches(self._pending))
-            self._pending.clear()
-
-    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
-        if kind is None:
-            self._flush()
-        self._writer.close()
+    A batch has the values of each column of the schema. None is null.
+    """
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        pending: list[pa.RecordBatch] = []
+        for columns in batches:
+            arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+            pending.append(pa.record_batch(arrays, schema=schema))
+            if sum(batch.num_rows for batch in pending) >= _GROUP_ROWS:
+                writer.write_table(pa.Table.from_batches(pending))
+                pending.clear()
+        if pending:
+            writer.write_table(pa.Table.from_batches(pending))
 
 
 @dataclass(frozen=True)
@@ -71,48 +59,45 @@ def write_passages(path: Path, batches: Iterable[list[Candidate]], between: Call
     positions = [np.empty(0, np.int64)]
     sources: Counter[str] = Counter()
     words = 0
-    with RowWriter(path, PASSAGES) as rows:
+
+    def columns() -> Iterator[Iterable[Iterable[object]]]:
+        nonlocal words
         for batch in batches:
             between()
-            if not batch:
-                continue
-            passages = [candidate.passage for candidate in batch]
-            ranks, scores = [candidate.rank for candidate in batch], [candidate.score for candidate in batch]
-            rows.write(*zip(*passages, strict=True), ranks, scores)
-            positions.append(np.array([candidate.position for candidate in batch], np.int64))
-            sources.update(passage.source for passage in passages)
-            words += sum(word_count(passage.text) for passage in passages)
+            if batch:
+                passages = [candidate.passage for candidate in batch]
+                positions.append(np.array([candidate.position for candidate in batch], np.int64))
+                sources.update(passage.source for passage in passages)
+                words += sum(word_count(passage.text) for passage in passages)
+                ranks, scores = [candidate.rank for candidate in batch], [candidate.score for candidate in batch]
+                yield *zip(*passages, strict=True), ranks, scores
+
+    write_rows(path, PASSAGES, columns())
     return WrittenPassages(np.concatenate(positions), sources, words)
 
 
 def write_provenance(path: Path, retrieved: Retrieved | None, positions: NDArray[np.int64]) -> None:
     """Write the train rows that hit the passages at `positions` (sorted), by passage, rank and train row."""
-    with RowWriter(path, PROVENANCE) as rows:
-        if retrieved is None:
-            return
-        row_arrays = [np.array(query_rows, np.int64) for query_rows in retrieved.query_rows]
-        for start in range(0, len(positions), _SLICE):
-            part = positions[start : start + _SLICE]
-            first = np.searchsorted(retrieved.hit_position, part[0], "left")
-            end = np.searchsorted(retrieved.hit_position, part[-1], "right")
-            hits = first + np.flatnonzero(np.isin(retrieved.hit_position[first:end], part))
-            _write_hits(rows, retrieved, hits, row_arrays)
+    write_rows(path, PROVENANCE, _provenance(retrieved, positions) if retrieved else ())
 
 
-def _write_hits(
-    rows: RowWriter, retrieved: Retrieved, hits: NDArray[np.int64], row_arrays: Sequence[NDArray[np.int64]]
-) -> None:
-    rows_of_hit = [row_arrays[query] for query in retrieved.hit_query[hits].tolist()]
-    repeated = np.repeat(hits, [len(train_rows) for train_rows in rows_of_hit])
-    train_rows = np.concatenate(rows_of_hit)
-    position, rank = retrieved.hit_position[repeated], retrieved.hit_rank[repeated]
-    order = np.lexsort((train_rows, rank, position))
-    ids = retrieved.ids.take(pa.array(position[order]))
-    rows.write(ids, train_rows[order], rank[order], retrieved.hit_score[repeated][order])
+def _provenance(retrieved: Retrieved, positions: NDArray[np.int64]) -> Iterator[Iterable[Iterable[object]]]:
+    row_arrays = [np.array(query_rows, np.int64) for query_rows in retrieved.query_rows]
+    for start in range(0, len(positions), _SLICE):
+        part = positions[start : start + _SLICE]
+        first = np.searchsorted(retrieved.hit_position, part[0], "left")
+        end = np.searchsorted(retrieved.hit_position, part[-1], "right")
+        hits = first + np.flatnonzero(np.isin(retrieved.hit_position[first:end], part))
+        rows_of_hit = [row_arrays[query] for query in retrieved.hit_query[hits].tolist()]
+        repeated = np.repeat(hits, [len(train_rows) for train_rows in rows_of_hit])
+        train_rows = np.concatenate(rows_of_hit)
+        position, rank = retrieved.hit_position[repeated], retrieved.hit_rank[repeated]
+        order = np.lexsort((train_rows, rank, position))
+        ids = retrieved.ids.take(pa.array(position[order]))
+        yield ids, train_rows[order], rank[order], retrieved.hit_score[repeated][order]
 
 
 def write_leaks(path: Path, leaks: Sequence[tuple[str, Leak]]) -> None:
     """Write the leaks. leaks: (passage id, leak)."""
-    with RowWriter(path, LEAKS) as rows:
-        if leaks:
-            rows.write(*zip(*((passage_id, *leak) for passage_id, leak in leaks), strict=True))
+    rows = [(passage_id, *leak) for passage_id, leak in leaks]
+    write_rows(path, LEAKS, [zip(*rows, strict=True)] if rows else ())
