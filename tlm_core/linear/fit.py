@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -117,20 +117,15 @@ def parallel_fits(values: int) -> Iterator[Fits]:
             yield Fits(started)
 
 
-@dataclass(frozen=True)
 class _Data:
     """The features of all families, and their values [rows, features]. train: n → values for the first n families."""
 
-    features: Features
-    train: Mapping[int, sp.csr_matrix]
-    validation: sp.csr_matrix
-
-    @classmethod
-    def learn(cls, task: Task, start_words: int) -> _Data:
-        features, sequences = Features.learn(rows_of(task, "train"), FAMILIES, start_words)
-        matrix = features.matrix(sequences)
-        train = {count: matrix[:, : len(features.only(count))] for count in range(1, len(FAMILIES) + 1)}
-        return cls(features, train, features.encode(rows_of(task, "validation")))
+    def __init__(self, task: Task, start_words: int) -> None:
+        self.features, sequences = Features.learn(rows_of(task, "train"), FAMILIES, start_words)
+        matrix = self.features.matrix(sequences)
+        counts = range(1, len(FAMILIES) + 1)
+        self.train: dict[int, sp.csr_matrix] = {n: matrix[:, : len(self.features.only(n))] for n in counts}
+        self.validation = self.features.encode(rows_of(task, "validation"))
 
 
 class _Search:
@@ -150,7 +145,7 @@ class _Search:
         self._outputs = len(task.labels)
         self._weights: list[Literal["balanced"] | None] = [None, "balanced"] if task.type.has_classes else [None]
         self._folds = _folds(self.targets, task.type.has_classes)
-        self.data = {0: _Data.learn(task, 0)}  # start_words → features
+        self.data = {0: _Data(task, 0)}  # start_words → features
         self._solve = solver_of(task)
         self._scores: dict[tuple[Setting, int], float | None] = {}
 
@@ -177,7 +172,7 @@ class _Search:
 
         The new setting has the families of `best`, and the strength of `best` or a neighboring one.
         """
-        self.data[START_WORDS] = _Data.learn(self.task, START_WORDS)
+        self.data[START_WORDS] = _Data(self.task, START_WORDS)
         place = STRENGTHS.index(best.strength)
         near = STRENGTHS[max(0, place - NEAR) : place + NEAR + 1]
         settings = [replace(best, strength=strength, start_words=START_WORDS) for strength in near]

@@ -168,7 +168,7 @@ def refit_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
             pieces = _pieces(ctx.inputs["selection"], task)
             teacher = _labeled(fitted, pieces, first.facts["temperature"])
             most = piece_count(max(map(float, first.facts["amounts"])), len(rows))
-            pool = Pool.of(rows, targets.astype(np.int64), pieces, teacher, setting, most)
+            pool = Pool(rows, targets.astype(np.int64), pieces, teacher, setting, most)
             student = pool.student(Fits(), piece_count(first.facts["amount"], len(rows)))
             model, facts["pieces"] = student.model, len(student.chosen)
         else:

@@ -77,7 +77,7 @@ def self_train(
     most = MOST_LABELED / len(train)  # larger amounts give the same pieces
     positive = sorted({min(amount, most) for amount in amounts if amount})
     totals = [piece_count(amount, len(train)) for amount in positive]
-    pool = Pool.of(rows, train, pieces, teacher, setting, max(totals, default=0))
+    pool = Pool(rows, train, pieces, teacher, setting, max(totals, default=0))
     validation = pool.features.encode(rows_of(task, "validation"))
     with parallel_fits(pool.rows.nnz + pool.pieces.nnz) as fits:
         students = dict(zip(positive, fits.map(partial(pool.student, fits), totals), strict=True))
@@ -126,57 +126,47 @@ def separability(rows: Sequence[Row], pieces: Sequence[str]) -> float:
     return float(roc_auc_score(targets, margins))
 
 
-@dataclass(frozen=True)
 class Pool:
     """Labeled rows and candidate pieces. A student learns from all rows and from some candidates.
 
-    rows: [rows, features]. targets: [rows]. shares: share of each label, [labels]. candidates: indices of the pieces.
-    pieces: [candidates, features]. teacher: log-probabilities from the first teacher, [candidates, labels].
+    rows: [rows, features]. pieces: [candidates, features].
     """
 
-    features: Features
-    setting: Setting
-    rows: sp.csr_matrix
-    targets: NDArray[np.int64]
-    shares: NDArray[np.float64]
-    candidates: NDArray[np.int64]
-    pieces: sp.csr_matrix
-    teacher: Outputs
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         rows: Sequence[Row],
         targets: NDArray[np.int64],
         pieces: Sequence[str],
         teacher: Outputs,
         setting: Setting,
         most: int,
-    ) -> Pool:
-        """Return the pool for students that learn from at most `most` pieces. teacher: [pieces, labels]."""
-        shares = np.bincount(targets, minlength=teacher.shape[1]) / len(targets)
-        candidates = most_confident(teacher, shares, most * CANDIDATES)
-        texts: list[Row] = [(pieces[number],) for number in candidates]
-        features, _ = Features.learn([*rows, *texts], list(FAMILIES)[: setting.families], setting.start_words)
-        encoded = features.encode(texts)
-        return cls(features, setting, features.encode(rows), targets, shares, candidates, encoded, teacher[candidates])
+    ) -> None:
+        """Choose the candidates. teacher: log-probabilities [pieces, labels]. most: pieces of the largest student."""
+        self._setting, self._targets = setting, targets
+        self._shares = np.bincount(targets, minlength=teacher.shape[1]) / len(targets)
+        self._candidates = most_confident(teacher, self._shares, most * CANDIDATES)
+        self._teacher = teacher[self._candidates]
+        texts: list[Row] = [(pieces[number],) for number in self._candidates]
+        families = list(FAMILIES)[: setting.families]
+        self.features, _ = Features.learn([*rows, *texts], families, setting.start_words)
+        self.rows, self.pieces = self.features.encode(rows), self.features.encode(texts)
 
     def student(self, fits: Fits, total: int) -> Student:
         """Train a student on the rows and on `total` pieces. Each student is the teacher of the next round."""
-        teacher = self.teacher
+        teacher = self._teacher
         for _ in range(ROUNDS):
-            chosen = most_confident(teacher, self.shares, total)
+            chosen = most_confident(teacher, self._shares, total)
             solution = fits.call(
                 support_vectors,
                 sp.vstack([self.rows, self.pieces[chosen]]).tocsr(),
-                np.concatenate([self.targets, teacher[chosen].argmax(axis=1)]),
-                self.setting,
-                len(self.shares),
-                np.repeat([1.0, WEIGHT], [len(self.targets), len(chosen)]),
+                np.concatenate([self._targets, teacher[chosen].argmax(axis=1)]),
+                self._setting,
+                len(self._shares),
+                np.repeat([1.0, WEIGHT], [len(self._targets), len(chosen)]),
             )
             model = LinearModel(self.features, *solution)
             teacher = log_softmax(model.outputs_of(self.pieces))
-        return Student(model, self.candidates[chosen], model.outputs_of(self.pieces[chosen]))
+        return Student(model, self._candidates[chosen], model.outputs_of(self.pieces[chosen]))
 
 
 def most_confident(teacher: Outputs, shares: NDArray[np.float64], total: int) -> NDArray[np.int64]:

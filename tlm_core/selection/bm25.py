@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -16,7 +16,7 @@ def bm25(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
     """Select the query hits by best rank."""
     retrieved, index, params = inputs.retrieve(), inputs.index, inputs.params
     if params.per_query_cap:
-        accept.admits = QueryCap(retrieved, params.per_query_cap)
+        accept.admits = query_cap(retrieved, params.per_query_cap)
     if not params.per_label_balance:
         return Selected(accept.batches(with_texts(index, retrieved.ranked(), params.max_passages)), retrieved)
     in_turns = with_texts(index, retrieved.ranked(label_turns(retrieved, inputs.task)), params.max_passages)
@@ -24,24 +24,23 @@ def bm25(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
     return Selected(with_texts(index, retrieved.ranked(np.array(sorted(positions), np.int64)), None), retrieved)
 
 
-class QueryCap:
-    """Admits a passage if a query that hit the passage has admissions left. Each query starts with `cap` admissions.
+def query_cap(retrieved: Retrieved, cap: int) -> Callable[[int], bool]:
+    """Return a function that admits a passage if a query that hit the passage has admissions left.
 
-    Among these queries, the query that ranks the passage best loses one admission.
+    Each query starts with `cap` admissions. A passage uses one admission of the query that ranks the passage best.
     """
+    starts = np.searchsorted(retrieved.hit_position, np.arange(len(retrieved.ids) + 1))
+    remaining = np.full(len(retrieved.query_rows), cap, np.int32)
 
-    def __init__(self, retrieved: Retrieved, cap: int) -> None:
-        self._hit_query = retrieved.hit_query
-        self._starts = np.searchsorted(retrieved.hit_position, np.arange(len(retrieved.ids) + 1))
-        self._remaining = np.full(len(retrieved.query_rows), cap, np.int32)
-
-    def __call__(self, position: int) -> bool:
-        queries = self._hit_query[self._starts[position] : self._starts[position + 1]]
-        open_queries = queries[self._remaining[queries] > 0]
+    def admits(position: int) -> bool:
+        queries = retrieved.hit_query[starts[position] : starts[position + 1]]
+        open_queries = queries[remaining[queries] > 0]
         if not len(open_queries):
             return False
-        self._remaining[open_queries[0]] -= 1
+        remaining[open_queries[0]] -= 1
         return True
+
+    return admits
 
 
 def label_turns(retrieved: Retrieved, task: Task) -> Positions:

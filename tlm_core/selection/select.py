@@ -25,21 +25,6 @@ from tlm_core.selection.selectors import Selection
 from tlm_core.tasks.task import Task
 
 
-class _RepeatedProgress:
-    """Reports progress, and repeats the last report during work without a count of its own."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._last = (0, 0, "passages")
-
-    def __call__(self, done: int, total: int, unit: str) -> None:
-        self._last = (done, total, unit)
-        self.repeat()
-
-    def repeat(self) -> None:
-        self._progress(*self._last)
-
-
 @storage_errors("writing the selection")
 def select(
     task: Task,
@@ -67,13 +52,20 @@ def select(
             "Remove selection.per_label_balance."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    repeated = _RepeatedProgress(progress)
+    latest = (0, 0, "passages")
+
+    def report(done: int, total: int, unit: str) -> None:
+        nonlocal latest
+        latest = (done, total, unit)
+        progress(*latest)
+
     leak_filter = LeakFilter(held_out_texts(task)) if params.leak_filter else None
     accept = CandidateFilter(leak_filter, params.max_passages, params.max_tokens)
-    inputs = SelectionInputs(task, source, params, seed, scratch, repeated)
+    inputs = SelectionInputs(task, source, params, seed, scratch, report)
     function: SelectFunction = pkgutil.resolve_name(params.definition.function)
     batches, retrieved = function(inputs, accept)
-    written = write_passages(folder / "passages.parquet", batches, repeated.repeat)
+    # The work between two batches has no count of its own, so the latest report is repeated.
+    written = write_passages(folder / "passages.parquet", batches, lambda: progress(*latest))
     inputs.check_any(len(written.positions), accept)
     write_provenance(folder / "provenance.parquet", retrieved, written.positions)
     write_leaks(folder / "leaks.parquet", accept.leaks)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
@@ -62,10 +61,9 @@ def check_targets(table: RawTable, column: str, findings: Findings) -> None:
         check.fault_rows("not_a_number", problem, rows)
 
 
-def check_spread(tables: Mapping[str, RawTable], column: str, findings: Findings) -> None:
+def check_spread(train: RawTable, column: str, findings: Findings) -> None:
     """Report train targets that are equal, or too close for 32-bit numbers. Data error: one_class."""
-    file = tables["train"].file
-    counts = count_labels(tables["train"].columns[column].values)
+    file, counts = train.file, count_labels(train.columns[column].values)
     values = [float(label) for label, count in counts.items() if is_decimal(label) for _ in range(count)]
     largest = max(map(abs, values), default=math.inf)
     if len(set(values)) == 1:

@@ -74,7 +74,7 @@ def load_task(
     if task_type.has_classes:
         check_label_set(counts, tables, columns.label, findings)
     else:
-        check_spread(tables, columns.label, findings)
+        check_spread(tables["train"], columns.label, findings)
     del tables
     missing = [split for split in SPLITS if split not in splits]
     if missing:

@@ -152,17 +152,17 @@ def test_refit_requests_the_chosen_amount_of_pieces(tmp_path: Path, monkeypatch:
     for stage, params in ((BASELINE, BaselineParams()), (SELF_TRAIN, SelfTrainParams(amounts=(0.5, 1.0)))):
         inputs[stage.name] = run_stage(stage, inputs, params, tmp_path / stage.name)
     facts, pools, students = LinearResult.read(inputs["self_train"]).facts, list[int](), list[int]()
-    pool_of, student_of = Pool.of, Pool.student
+    initialize, student_of = Pool.__init__, Pool.student
 
-    def recorded_pool(*args: Any) -> Pool:
+    def recorded_pool(pool: Pool, *args: Any) -> None:
         pools.append(args[-1])
-        return pool_of(*args)
+        initialize(pool, *args)
 
     def recorded_student(pool: Pool, fits: Fits, total: int) -> Student:
         students.append(total)
         return student_of(pool, fits, total)
 
-    monkeypatch.setattr(Pool, "of", recorded_pool)
+    monkeypatch.setattr(Pool, "__init__", recorded_pool)
     monkeypatch.setattr(Pool, "student", recorded_student)
     out = run_stage(REFIT_LINEAR, inputs, BaselineParams(), tmp_path / "out")
     assert (pools, students) == ([60], [60 * facts["amount"]])
