@@ -156,7 +156,6 @@ class _Writer:
         self._file = pa.ipc.new_file(self._handle, _COLUMNS)
         self._seen: set[str] = set()
         self._pending: list[Passage] = []
-        self._uncommitted = 0
 
     def add(self, batch: Sequence[Passage]) -> None:
         for passage in batch:
@@ -168,10 +167,9 @@ class _Writer:
             self._writer.add_document(document)
             self._seen.add(passage.id)
             self._pending.append(passage)
-            self._uncommitted += 1
             if len(self._pending) >= _BATCH:
                 self._write_pending()
-            if self._uncommitted >= _SEGMENT:
+            if len(self._seen) % _SEGMENT == 0:
                 self._end_segment()
 
     def _write_pending(self) -> None:
@@ -183,7 +181,6 @@ class _Writer:
         self._writer.commit()
         self._writer.wait_merging_threads()
         self._writer = self._index.writer(heap_size=_HEAP_BYTES, num_threads=1)
-        self._uncommitted = 0
 
     def finish(self) -> int:
         """Write everything to disk and return the number of passages."""
