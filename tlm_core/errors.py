@@ -6,15 +6,13 @@ same request may succeed later without a change by the user. docs/errors.md desc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import ClassVar, Self, TypeVar
-
-_Error = TypeVar("_Error", bound="TLMError")
+from typing import Any, ClassVar, Self
 
 
 class TLMError(Exception):
-    """Base of every error that the project raises on purpose. A subclass gives its code as a class argument.
+    """Base of every error that the project raises on purpose. The class argument `code` sets a subclass's code.
 
     facts: values for programs, such as the state of a job. details: the output of another program, for experts.
     """
@@ -35,12 +33,9 @@ class TLMError(Exception):
         self.details = details
         self.facts = facts
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.message, self.facts, self.details))
-
     def followed_by(self, sentence: str) -> Self:
-        """Return the error with one more sentence in its message."""
-        return _rebuild(type(self), f"{self.message} {sentence}", self.facts, self.details)
+        """Return a copy of the error with one more sentence in its message."""
+        return type(self)(f"{self.message} {sentence}", details=self.details, **self.facts)
 
     def as_dict(self) -> dict[str, object]:
         """Return the JSON form that a job's record and the API contain."""
@@ -55,9 +50,9 @@ class InvalidRequest(TLMError, code="invalid_request"):
 
 @dataclass(frozen=True)
 class Fault:
-    """One data error in a dataset.
+    """A data error in a dataset or a corpus.
 
-    row: number of the record in the file, from 1, without header and blank lines; None for an error of the whole file.
+    row: number of the record in the file, from 1, without header and blank lines. None: the error is of the whole file.
     """
 
     code: str
@@ -70,9 +65,9 @@ class Fault:
 class InvalidDataset(InvalidRequest, code="invalid_dataset"):
     """Rows or columns are invalid. `faults` has every data error, with row and column."""
 
-    def __init__(self, message: str, faults: list[Fault]) -> None:
-        super().__init__(message, faults=[asdict(fault) for fault in faults])
-        self.faults = faults
+    def __init__(self, message: str, faults: Sequence[Any] = (), *, details: str = "", **facts: object) -> None:
+        self.faults = [fault if isinstance(fault, Fault) else Fault(**fault) for fault in faults]
+        super().__init__(message, details=details, faults=[asdict(fault) for fault in self.faults], **facts)
 
 
 class InvalidRecipe(InvalidRequest, code="invalid_recipe"):
@@ -194,7 +189,7 @@ class WorkerFailed(WorkerLost, code="worker_failed"):
 
 
 def is_hub_outage(error: TLMError) -> bool:
-    """Return whether the Hugging Face hub did not answer. The outage of each other component has its own class."""
+    """Return whether the error is an outage of the Hugging Face hub. Only this outage is a plain `Unavailable`."""
     return type(error) is Unavailable
 
 
@@ -212,32 +207,22 @@ def error_classes() -> dict[str, type[TLMError]]:
 def error_from_dict(data: Mapping[str, object]) -> TLMError:
     """Return the error that `as_dict` described. An unknown code gives a plain TLMError."""
     cls = error_classes().get(str(data["code"]), TLMError)
-    return _rebuild(cls, str(data["message"]), _facts_of(data), str(data.get("details", "")))
+    return cls(str(data["message"]), details=str(data.get("details", "")), **_facts_of(data))
 
 
 def without_details(error: Mapping[str, object]) -> dict[str, object]:
-    """Return the JSON form of an error for lists and events."""
+    """Return the JSON form of an error without `details`, for lists and events."""
     return {name: value for name, value in error.items() if name != "details"}
 
 
 def error_from_problem(problem: Mapping[str, object], *, unknown: type[TLMError] = TLMError) -> TLMError:
-    """Return the error that a problem object (RFC 9457) of the project describes. unknown: class for unknown codes."""
+    """Return the error that a problem object (RFC 9457) of the service describes. unknown: class for unknown codes."""
     facts = _facts_of(problem)
     if errors := problem.get("errors"):
         facts["faults" if problem["code"] == InvalidDataset.code else "errors"] = errors
-    return _rebuild(error_classes().get(str(problem["code"]), unknown), str(problem["detail"]), facts)
+    return error_classes().get(str(problem["code"]), unknown)(str(problem["detail"]), **facts)
 
 
 def _facts_of(data: Mapping[str, object]) -> dict[str, object]:
     facts = data.get("facts")
     return dict(facts) if isinstance(facts, Mapping) else {}
-
-
-def _rebuild(cls: type[_Error], message: str, facts: Mapping[str, object], details: str = "") -> _Error:
-    error = cls.__new__(cls)
-    TLMError.__init__(error, message, details=details)
-    error.facts = dict(facts)
-    if isinstance(error, InvalidDataset):
-        faults = facts.get("faults")
-        error.faults = [Fault(**fault) for fault in faults] if isinstance(faults, list) else []
-    return error

@@ -20,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from tlm_core.artifacts.faults import storage_errors
 from tlm_core.artifacts.hashing import canonical_json, sha256_file
 from tlm_core.artifacts.manifest import MANIFEST, Manifest, ManifestRef, mismatch
-from tlm_core.artifacts.mark import StorageMark, deadline
+from tlm_core.artifacts.mark import check_mark, deadline
 from tlm_core.errors import CorruptArtifact, NotFound, StorageFull, StorageUnavailable, TLMError
 from tlm_core.pulse import PULSE, TransferPulse
 
@@ -35,10 +35,10 @@ _OPTIONS = {"s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 20, 
 
 
 class ArtifactStore:
-    """Reads and writes artifact folders. Raises NotFound, StorageFull, StorageUnavailable, or CorruptArtifact.
+    """Reads and writes artifact folders. Raises NotFound, StorageFull, StorageUnavailable or CorruptArtifact.
 
-    root: an fsspec address or a path. cache: local folder for copies of remote artifacts; unused if the storage is a
-    local folder. is_new: returns whether nothing was ever written to the storage.
+    root: an fsspec address or a path. cache: local folder for copies of remote artifacts. A local storage needs no
+    copies. is_new: returns whether nothing was ever written to the storage.
     """
 
     def __init__(self, root: str, cache: Path, *, is_new: Callable[[], bool] = lambda: True) -> None:
@@ -54,7 +54,7 @@ class ArtifactStore:
 
     def check_mounted(self, *, create: bool = False) -> None:
         """Raise StorageUnavailable if the storage is not mounted. create: mark a new storage as this service's."""
-        StorageMark(self.fs, self.root, self._is_new).check(create=create)
+        check_mark(self.fs, self.root, self._is_new, create=create)
 
     def answers(self) -> bool:
         """Return whether the storage can be reached and is mounted."""
@@ -68,7 +68,7 @@ class ArtifactStore:
     def check_space(self, extra: int = 0) -> None:
         """Raise StorageFull if a local disk is almost full, or would be after an upload of `extra` bytes.
 
-        Redis may use the same disk, and exits when the disk is full. Raises NotFound if the root folder does not exist.
+        Redis can use the same disk, and it exits when the disk is full. Raises NotFound without a root folder.
         """
         if not self.local:
             return
@@ -108,7 +108,7 @@ class ArtifactStore:
         except TLMError:
             raise
         except Exception as error:
-            # The package of a remote storage has its own classes for lost connections, timeouts, and credentials.
+            # The library of a remote storage has its own classes for lost connections, timeouts and credentials.
             if self.local:
                 raise
             raise StorageUnavailable(
@@ -125,10 +125,10 @@ class ArtifactStore:
         meta: Mapping[str, object] | None = None,
         retry: Callable[[Callable[[], None]], None] = lambda write: write(),
     ) -> ManifestRef:
-        """Move the files of the local folder `source` to `folder` and write the manifest last. Deletes `source`.
+        """Move the files of the local folder `source` to `folder`, write the manifest last, and delete `source`.
 
-        retry: receives a function that writes the files, and may call it again after an error. Each call of that
-        function writes only the files that earlier calls did not write.
+        retry: calls the function that it receives, again after an error. The function writes all files that no earlier
+        call wrote.
         """
         manifest = Manifest.of_folder(source, artifact=artifact, stage=stage, meta=meta or {})
         remaining = {entry.name: source / entry.name for entry in manifest.files}
@@ -152,7 +152,7 @@ class ArtifactStore:
             return
         # After a power cut, no manifest may exist without its files, so content and name are synced in order.
         Path(target).parent.mkdir(parents=True, exist_ok=True)
-        if source.exists():  # Otherwise an earlier try has moved it.
+        if source.exists():  # Otherwise an earlier try has moved the file.
             _move(source, target)
         descriptor = os.open(os.path.dirname(target), os.O_RDONLY)
         try:
@@ -191,8 +191,8 @@ class ArtifactStore:
     def localize(self, ref: ManifestRef) -> Path:
         """Return a local folder with the artifact's files, checked against the manifest.
 
-        For a local storage, return the artifact's own folder, and check only the sizes. Copy a remote artifact to the
-        cache. A later call deletes copies that no call requested for 14 days.
+        In a local storage, this is the artifact's own folder, and only the sizes of the files are checked. A remote
+        artifact is copied to the cache. Later copies delete the copies that no call requested for 14 days.
         """
         manifest = self.manifest(ref)
         if self.local:
@@ -239,13 +239,11 @@ class ArtifactStore:
         manifest = self.manifest(ref)
         for entry in manifest.files:
             digest = hashlib.sha256()
-            size = 0
             with self.errors(f"reading {ref.folder}/{entry.name}"), self.open(ref, entry.name) as handle:
                 while block := handle.read(_BLOCK):
                     digest.update(block)
                     PULSE.advance()
-                    size += len(block)
-            if size != entry.size or digest.hexdigest() != entry.sha256:
+            if digest.hexdigest() != entry.sha256:
                 raise mismatch(f"{ref.folder}/{entry.name}")
         return manifest
 
@@ -277,17 +275,14 @@ def _sync(path: Path) -> None:
 
 
 def _move(source: Path, target: str) -> None:
+    """Move a file, also to another file system, completely or not at all."""
     _sync(source)
     try:
         os.replace(source, target)
+        return
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        _copy_over(source, target)
-
-
-def _copy_over(source: Path, target: str) -> None:
-    """Copy a file to another file system, completely or not at all."""
     partial = Path(f"{target}.{uuid.uuid4().hex}.part")
     try:
         shutil.copyfile(source, partial)
