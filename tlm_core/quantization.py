@@ -31,10 +31,14 @@ def quantize(folder: Path, out: Path) -> tuple[int, int]:
         raise InvalidRequest(
             f"'{folder / MODEL}' is the model '{name}', which has no encoder to quantize. Use the model unquantized."
         )
-    shutil.copytree(folder, out, ignore=shutil.ignore_patterns(".*"))  # `tlm download` marks its own folders.
-    # An ensemble stores weights in half precision. This step converts them to the precision of onnxruntime's products.
-    quant_pre_process(folder / MODEL, out / MODEL, skip_symbolic_shape=True)
-    quantize_graph(out / MODEL, out / MODEL)
+    try:
+        shutil.copytree(folder, out, ignore=shutil.ignore_patterns(".*"))  # `tlm download` marks its own folders.
+        # An ensemble has half-precision weights. This step converts them to the precision of onnxruntime's products.
+        quant_pre_process(folder / MODEL, out / MODEL, skip_symbolic_shape=True)
+        quantize_graph(out / MODEL, out / MODEL)
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)  # Otherwise the folder would hold the model without 8-bit weights.
+        raise
     return (folder / MODEL).stat().st_size, (out / MODEL).stat().st_size
 
 

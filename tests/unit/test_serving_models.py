@@ -87,6 +87,16 @@ def test_linear_models_and_existing_folders_are_refused(tmp_path: Path) -> None:
         quantize(tmp_path / "linear", tmp_path / "small")
 
 
+def test_failed_quantization_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("tlm_core.quantization.quantize_graph", fail)
+    with pytest.raises(OSError, match="No space left"):
+        quantize(model_folder(tmp_path / "model", 1), tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+
+
 def test_python_of_the_serving_page_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
