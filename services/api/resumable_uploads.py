@@ -24,8 +24,7 @@ from starlette.concurrency import run_in_threadpool
 from services.api.forms import ReceivedFile, SafeNames, safe_name
 from services.common.redis_client import check_disk, key, load_scripts
 from tlm_core.artifacts import storage_errors, temporary_folder
-from tlm_core.artifacts.mark import deadline
-from tlm_core.artifacts.store import ArtifactStore
+from tlm_core.artifacts.store import ArtifactStore, deadline
 from tlm_core.errors import Conflict, InvalidRequest, NotFound, Outage
 from tlm_core.names import ID_DIGITS, new_id
 from tlm_core.wire import Upload

@@ -15,8 +15,7 @@ from pydantic import BaseModel
 
 from services.retriever.bulk import LoadCursor
 from services.retriever.indexes import CorpusKey, LoadingIndex
-from tlm_core.artifacts.mark import deadline
-from tlm_core.artifacts.store import ArtifactStore
+from tlm_core.artifacts.store import ArtifactStore, deadline
 from tlm_core.corpus.passages import Passage
 from tlm_core.errors import CorruptArtifact, NotFound
 

@@ -36,8 +36,7 @@ from services.loader.loads import LoadWorker
 from tests.redis_server import free_port
 from tests.support import files_under
 from tlm_core.artifacts import ManifestRef
-from tlm_core.artifacts.mark import MARK
-from tlm_core.artifacts.store import ArtifactStore
+from tlm_core.artifacts.store import MARK, ArtifactStore
 from tlm_core.corpus.states import CorpusState, LoadState
 from tlm_core.errors import StoreUnavailable
 from tlm_core.tasks.options import DatasetOptions

@@ -18,8 +18,7 @@ from services.trainer.checkpoints import JobCheckpoints
 from tests.factories import make_resolved, make_spec
 from tests.support import files_under
 from tlm_core.artifacts import ManifestRef
-from tlm_core.artifacts.mark import MARK
-from tlm_core.artifacts.store import ArtifactStore
+from tlm_core.artifacts.store import MARK, ArtifactStore
 from tlm_core.errors import Conflict, StorageFull, StoreUnavailable, WorkerLost
 
 T = "default"

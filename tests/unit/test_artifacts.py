@@ -16,11 +16,10 @@ import fsspec
 import pytest
 
 from services.trainer.settings import TrainerSettings
-from tlm_core.artifacts import Manifest, ManifestRef, artifact_id, mark
+from tlm_core.artifacts import Manifest, ManifestRef, artifact_id
 from tlm_core.artifacts import store as store_module
 from tlm_core.artifacts.manifest import FileEntry
-from tlm_core.artifacts.mark import MARK
-from tlm_core.artifacts.store import ArtifactStore
+from tlm_core.artifacts.store import MARK, ArtifactStore
 from tlm_core.errors import CorruptArtifact, NotFound, StorageFull, StorageUnavailable
 
 
@@ -371,7 +370,7 @@ def test_call_to_a_hanging_storage_ends_before_leases_expire(tmp_path: Path, mon
         with pytest.raises(StorageUnavailable):
             store.manifest(ManifestRef(folder="a/1", digest="1" * 64))
         assert 0 < len(calls) * real < TrainerSettings(storage="", scratch=tmp_path).hang_seconds
-        monkeypatch.setattr(mark, "WRITE_SECONDS", 0.5)
+        monkeypatch.setattr("tlm_core.artifacts.store.WRITE_SECONDS", 0.5)
         monkeypatch.setattr(store, "check_mounted", lambda **_: None)
         with pytest.raises(StorageUnavailable):
             write(store, tmp_path)

@@ -2,7 +2,7 @@
 
 An artifact is a folder of files with a `manifest.json`, which is written last. The manifest lists every file with its
 size and SHA-256. Each attempt writes below its own prefix, so two attempts never write the same path. The job store
-publishes an artifact by mapping its id to one `ManifestRef`. It refuses attempts that have ended.
+publishes an artifact: it maps the artifact's id to one `ManifestRef`. It refuses this step to ended attempts.
 """
 
 from tlm_core.artifacts.faults import NO_SPACE, storage_errors, temporary_folder

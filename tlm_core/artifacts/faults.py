@@ -20,7 +20,7 @@ OF_STORAGE = frozenset((*NO_SPACE, errno.EACCES, errno.EROFS, errno.EIO))
 
 
 def storage_fault(error: BaseException | None) -> OSError | None:
-    """Return the fault of the file system that caused an error, or None. Libraries wrap it in errors of their own."""
+    """Return the fault of the file system that caused an error, or None. Libraries wrap such faults in other errors."""
     outermost = error
     while error is not None:
         # A policy of the kernel can deny a connection. Such a cause names no file.
@@ -33,9 +33,10 @@ def storage_fault(error: BaseException | None) -> OSError | None:
 
 @contextmanager
 def storage_errors(action: str) -> Iterator[None]:
-    """Raise NotFound, StorageFull or StorageUnavailable for an OSError, or an error that it caused, inside the block.
+    """Translate each OSError inside the block into NotFound, StorageFull or StorageUnavailable.
 
-    action: follows "Failed" in the message, such as "writing the dataset".
+    The block can also raise an error of a library that an OSError caused. action: follows "Failed" in the message, such
+    as "writing the dataset".
     """
     try:
         yield

@@ -20,10 +20,11 @@ from fsspec.implementations.local import LocalFileSystem
 from tlm_core.artifacts.faults import storage_errors
 from tlm_core.artifacts.hashing import canonical_json, sha256_file
 from tlm_core.artifacts.manifest import MANIFEST, Manifest, ManifestRef, mismatch
-from tlm_core.artifacts.mark import check_mark, deadline
 from tlm_core.errors import CorruptArtifact, NotFound, StorageFull, StorageUnavailable, TLMError
 from tlm_core.pulse import PULSE, TransferPulse
 
+MARK = ".tlm-storage"
+WRITE_SECONDS = 100.0  # time limit of a write to a remote storage, plus one second for each MiB
 _BLOCK = 1 << 20
 _RESERVE = 1 << 30  # bytes of a local disk that stay free; at most a twentieth of the disk
 # Unused copies are deleted after this time. No stage computes that long on the copies that it requested at its start.
@@ -32,6 +33,14 @@ _COPY_SECONDS = 14 * 24 * 3600.0
 # Without timeouts, a storage that does not respond would block a coordinator and all its jobs.
 # The client does not retry, because s3fs tries each call five times.
 _OPTIONS = {"s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 20, "retries": {"max_attempts": 0}}}}
+
+
+def deadline(fs: fsspec.AbstractFileSystem, size: int) -> dict[str, float]:
+    """Return the option that limits the time of a write of `size` bytes to a remote storage.
+
+    The timeouts of storage clients do not limit the wait for the server's permission to send.
+    """
+    return {"timeout": WRITE_SECONDS + size / 2**20} if fs.async_impl else {}
 
 
 class ArtifactStore:
@@ -53,8 +62,31 @@ class ArtifactStore:
         return "/".join((self.root, *parts))
 
     def check_mounted(self, *, create: bool = False) -> None:
-        """Raise StorageUnavailable if the storage is not mounted. create: mark a new storage as this service's."""
-        check_mark(self.fs, self.root, self._is_new, create=create)
+        """Raise StorageUnavailable if the storage is not mounted. create: mark a new storage as this service's.
+
+        A mounted storage has the file MARK. Without this file, an empty mount point would look like a new storage.
+        A storage with folders but without the file comes from an earlier release, so the function marks this storage.
+        """
+        if self.local and Path(self.path(MARK)).is_file():
+            return  # Each write runs this check, so it avoids listing the root, which has many entries.
+        try:
+            entries = self.fs.ls(self.root, detail=True, refresh=True)
+        except FileNotFoundError:
+            entries = []
+        if any(str(entry["name"]).endswith(f"/{MARK}") for entry in entries):
+            return
+        has_folders = any(entry["type"] == "directory" for entry in entries)
+        if not has_folders and not self._is_new():
+            raise StorageUnavailable(
+                f"{self.root} is not the storage of this service: the file {MARK} is missing. Mount the storage there "
+                "or correct the setting 'storage'. If the content of the storage is lost, create an empty file "
+                f"{MARK} there."
+            )
+        if has_folders or create:
+            if self.local:
+                Path(self.root).mkdir(parents=True, exist_ok=True)
+            body = b"The service recognizes its storage by this file.\n"
+            self.fs.pipe_file(self.path(MARK), body, **deadline(self.fs, len(body)))
 
     def answers(self) -> bool:
         """Return whether the storage can be reached and is mounted."""
