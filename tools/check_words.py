@@ -8,13 +8,11 @@ from __future__ import annotations
 import ast
 import io
 import re
-import subprocess
 import sys
 import tokenize
 from collections.abc import Iterator
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from tools import ROOT, tracked_files
 
 # A name must say what it holds.
 BANNED_IDENTIFIERS = frozenset(
@@ -38,13 +36,12 @@ _SENTENCE_END = re.compile(r"(?<=[.!?:;])\s+")
 EXEMPT = frozenset({"tools/check_words.py", "CONTRIBUTING.md"})
 
 
-def tracked_files(*patterns: str) -> list[str]:
-    """Return the tracked files that match `patterns`, without exempt and vendored ones."""
-    listing = subprocess.run(
-        ["git", "ls-files", "-z", "--", *patterns], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    names = listing.stdout.split("\0")
-    return [name for name in names if name and name not in EXEMPT and "vendor" not in name and (ROOT / name).exists()]
+def sources(*patterns: str) -> Iterator[tuple[str, str]]:
+    """Yield the name and the text of each tracked file that matches `patterns`, without exempt and vendored files."""
+    for path in tracked_files(*patterns):
+        name = str(path.relative_to(ROOT))
+        if name not in EXEMPT and "vendor" not in name:
+            yield name, path.read_text(encoding="utf-8")
 
 
 def identifiers(source: str) -> Iterator[tuple[int, str]]:
@@ -79,20 +76,16 @@ def long_sentences(markdown: str) -> Iterator[tuple[int, str]]:
 
 def violations() -> Iterator[str]:
     """Yield `file:line: message` for each banned identifier or phrase, and each long sentence."""
-    for name in tracked_files("*.py"):
-        source = (ROOT / name).read_text(encoding="utf-8")
+    for name, source in sources("*.py"):
         for line, identifier in identifiers(source):
             if identifier.strip("_").lower() in BANNED_IDENTIFIERS:
                 yield f"{name}:{line}: '{identifier}' does not say what it holds. Choose a specific noun or verb."
-        for line, text in prose(source):
-            if match := BANNED_PHRASES.search(text):
-                yield f"{name}:{line}: '{match[0]}' is not plain English here. See the style rules in CONTRIBUTING.md."
-    for name in tracked_files("*.md"):
-        for line, sentence in long_sentences((ROOT / name).read_text(encoding="utf-8")):
+    for name, source in sources("*.md"):
+        for line, sentence in long_sentences(source):
             words = len(sentence.split())
             yield f"{name}:{line}: '{sentence[:60]}…' has {words} words. Use at most {LONGEST_SENTENCE}."
-    for name in tracked_files("*.md", "*.html", "*.lua", "*.yaml", "*.yml", "Makefile"):
-        for line, text in enumerate((ROOT / name).read_text(encoding="utf-8").splitlines(), 1):
+    for name, source in sources("*.py", "*.md", "*.html", "*.lua", "*.yaml", "*.yml", "Makefile"):
+        for line, text in prose(source) if name.endswith(".py") else enumerate(source.splitlines(), 1):
             if match := BANNED_PHRASES.search(text):
                 yield f"{name}:{line}: '{match[0]}' is not plain English here. See the style rules in CONTRIBUTING.md."
 

@@ -8,21 +8,21 @@ from __future__ import annotations
 import ast
 import re
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from tools import ROOT, tracked_files
+
 PACKAGES = ("tlm_core", "services", "tlm_client")
 _USES_ANY = re.compile(r"^(?!from typing import).*\bAny\b")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured figure. `make check` enforces the limit. When the figure falls, lower the limit towards the goal."""
+    """A measured figure. `make check` enforces the limit. When the figure falls, lower the limit to the new value."""
 
     name: str
     value: float
@@ -34,22 +34,6 @@ class Figure:
         verdict = "ok" if self.value <= self.limit else "TOO HIGH"
         numbers = f"{self.value:>8,g}  limit {self.limit:>8,g}  goal {self.goal:>8,g}"
         return f"{self.name:32} {numbers}  {verdict}  {self.detail}".rstrip()
-
-
-def python_files(*folders: str) -> list[Path]:
-    """Return the tracked Python files below `folders`. Without folders, return all tracked Python files."""
-    listing = subprocess.run(
-        ["git", "ls-files", "-z", "--", *(f"{folder}/*.py" for folder in folders or (".",))],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return [ROOT / name for name in listing.stdout.split("\0") if name.endswith(".py") and (ROOT / name).exists()]
-
-
-def is_test(path: Path) -> bool:
-    return path.relative_to(ROOT).parts[0] == "tests"
 
 
 def functions(path: Path) -> Iterator[tuple[int, str]]:
@@ -78,21 +62,13 @@ def imported_modules(path: Path, modules: Collection[str]) -> Iterator[str]:
 
 
 def longest_import_chain(files: list[Path]) -> list[str]:
-    """Return the longest chain of project modules in which each imports the next. Raises ValueError for a cycle."""
+    """Return the longest chain of project modules in which each imports the next. Raises CycleError."""
     modules = {module_name(path): path for path in files}
-    imports = {name: set(imported_modules(path, modules)) for name, path in modules.items()}
-    open_modules: set[str] = set()
-
-    @cache
-    def chain_from(name: str) -> tuple[str, ...]:
-        if name in open_modules:
-            raise ValueError(f"The module {name} is in an import cycle. Move the shared code into another module.")
-        open_modules.add(name)
-        longest = max(map(chain_from, sorted(imports[name])), key=len, default=())
-        open_modules.discard(name)
-        return (name, *longest)
-
-    return list(max(map(chain_from, sorted(modules)), key=len))
+    imports = {name: sorted(set(imported_modules(path, modules))) for name, path in modules.items()}
+    chains: dict[str, list[str]] = {}  # module → the longest chain that starts at this module
+    for name in TopologicalSorter(imports).static_order():
+        chains[name] = [name, *max((chains[imported] for imported in imports[name]), key=len, default=[])]
+    return max((chains[name] for name in sorted(modules)), key=len)
 
 
 def count_lines(files: list[Path], counts: Callable[[str], object]) -> int:
@@ -102,8 +78,8 @@ def count_lines(files: list[Path], counts: Callable[[str], object]) -> int:
 
 def measure() -> list[Figure]:
     """Return every figure with its limit."""
-    product = [path for path in python_files() if not is_test(path)]
-    packages = python_files(*PACKAGES)
+    product = [path for path in tracked_files("*.py") if path.relative_to(ROOT).parts[0] != "tests"]
+    packages = tracked_files(*(f"{package}/*.py" for package in PACKAGES))
     lengths = [function for path in packages for function in functions(path)]
     longest, where = max(lengths)
     chain = longest_import_chain(packages)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import unasync
 
-ROOT = Path(__file__).parent.parent
+from tools import ROOT
+
 CLIENT = ROOT / "tlm_client"
 GENERATED = {"async_client.py": "client.py", "async_connection.py": "connection.py"}  # source → generated file
 REPLACEMENTS = {
