@@ -41,12 +41,13 @@ class Difference:
 
 
 def paired_difference(
-    metric: str, targets: Targets, first: Sequence[Targets], second: Sequence[Targets], resamples: int = RESAMPLES
+    metric: str, targets: Targets, first: Sequence[Targets], second: Sequence[Targets]
 ) -> Difference | None:
-    """Return the difference between the scores of two models. The score of a model is the mean over its runs.
+    """Return the difference between the scores of two models, or None if the metric has no value on all rows.
 
-    first, second: the predictions [rows] of each run. Each resample draws the same rows for both models. If the metric
-    has no value on a resample, the difference there is 0. Returns None if it has no value on all rows.
+    The score of a model is the mean over its runs. first, second: the predictions [rows] of each run.
+    Each of RESAMPLES resamples draws the same rows for both models. If the metric has no value on a resample, the
+    difference there is 0.
     """
     if not len(targets):
         return None
@@ -61,7 +62,7 @@ def paired_difference(
         value = difference(np.arange(len(targets)))
     except Undefined:
         return None
-    for _ in range(resamples):
+    for _ in range(RESAMPLES):
         try:
             values.append(difference(random.integers(0, len(targets), len(targets))))
         except Undefined:  # for example, no row of the resample has the positive label

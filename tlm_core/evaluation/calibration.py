@@ -1,11 +1,11 @@
-"""How far a classifier's probabilities can be trusted: the calibration error and the risk-coverage curve.
+"""The calibration error and the risk-coverage curve of a classifier, as the report stores them.
 
 The confidence of a prediction is the probability of its label. This module does not import torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,61 +20,22 @@ DRAWS = 100
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Bin:
-    """Rows of similar confidence: their mean confidence and their accuracy."""
-
-    rows: int
-    confidence: float
-    accuracy: float
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The calibration error and its bins, from low to high confidence.
-
-    chance: the mean error of a perfectly calibrated model on the same number of rows with the same confidences.
-    """
-
-    error: float
-    chance: float
-    bins: tuple[Bin, ...]
-
-
-@dataclass(frozen=True)
-class Point:
-    """The share of rows whose confidence is at least `threshold`, and the share of errors among them."""
-
-    coverage: float
-    risk: float
-    threshold: float
-
-
-@dataclass(frozen=True)
-class RiskCoverage:
-    """The risk-coverage curve, and the area below it: the mean risk over all coverages."""
-
-    area: float
-    points: tuple[Point, ...]
-
-
 def trust(outputs: Outputs, targets: Targets) -> dict[str, dict[str, object]]:
-    """Return `calibration` and `risk_coverage` as the report stores them. outputs: logits [rows, labels]."""
-    confidence = softmax(outputs).max(axis=1).astype(np.float64)  # equal to that of the gateway, for `min_confidence`
+    """Return `calibration` and `risk_coverage`. outputs: logits [rows, labels]."""
+    confidence = softmax(outputs).max(axis=1).astype(np.float64)  # as the gateway computes it, for `min_confidence`
     correct = outputs.argmax(axis=1) == targets
-    return {
-        "calibration": asdict(calibration(confidence, correct)),
-        "risk_coverage": asdict(risk_coverage(confidence, correct)),
-    }
+    return {"calibration": calibration(confidence, correct), "risk_coverage": risk_coverage(confidence, correct)}
 
 
-def calibration(confidence: Floats, correct: NDArray[np.bool_]) -> Calibration:
+def calibration(confidence: Floats, correct: NDArray[np.bool_]) -> dict[str, Any]:
     """Return the expected calibration error (Naeini et al. 2015; Guo et al. 2017, arXiv 1706.04599).
 
-    Bins hold equally many rows (Nixon et al. 2019, arXiv 1904.01685). Few rows raise the error of every model. `chance`
-    estimates by how much: it draws the outcome of each row from its confidence (Bröcker and Smith 2007).
-    Rows of equal confidence can lie in several bins. Each of them counts as the mean outcome of its group, so their
-    order does not change the error. confidence, correct: [rows], at least one row.
+    confidence, correct: [rows], at least one row.
+    error: the mean over `bins` of |accuracy - confidence|. Bins hold equally many rows (Nixon et al. 2019, arXiv
+    1904.01685). Rows of equal confidence can lie in several bins. Each counts as the mean outcome of its group, so the
+    order of the rows does not change the error.
+    chance: the mean error of a perfectly calibrated model on as many rows with the same confidences. It draws the
+    outcome of each row from the confidence (Bröcker and Smith 2007). Few rows raise the error of every model.
     """
     order = np.argsort(confidence, kind="stable")
     confidence = confidence[order]
@@ -86,11 +47,14 @@ def calibration(confidence: Floats, correct: NDArray[np.bool_]) -> Calibration:
     accuracy, random = of_groups(correct[order]), np.random.default_rng(0)
     chance = [_error(confidence, of_groups(random.random(len(order)) < confidence)) for _ in range(DRAWS)]
     bins = zip(_parts(confidence), _parts(accuracy), strict=True)
-    return Calibration(
-        error=_error(confidence, accuracy),
-        chance=float(np.mean(chance)),
-        bins=tuple(Bin(len(sure), float(sure.mean()), float(right.mean())) for sure, right in bins),
-    )
+    return {
+        "error": _error(confidence, accuracy),
+        "chance": float(np.mean(chance)),
+        "bins": [
+            {"rows": len(sure), "confidence": float(sure.mean()), "accuracy": float(right.mean())}
+            for sure, right in bins
+        ],
+    }
 
 
 def _parts(values: NDArray[np.generic]) -> list[NDArray[np.generic]]:
@@ -102,11 +66,14 @@ def _error(confidence: Floats, accuracy: Floats) -> float:
     return float(sum(abs(part.sum()) for part in _parts(accuracy - confidence)) / len(confidence))
 
 
-def risk_coverage(confidence: Floats, correct: NDArray[np.bool_]) -> RiskCoverage:
+def risk_coverage(confidence: Floats, correct: NDArray[np.bool_]) -> dict[str, Any]:
     """Return the curve of a classifier that predicts only above a threshold (Geifman and El-Yaniv 2017).
 
-    Rows of equal confidence belong to the same point. Each of them counts as the mean error of its group, so their
-    order does not change the area. confidence, correct: [rows], at least one row.
+    confidence, correct: [rows], at least one row.
+    points: `coverage` is the share of rows whose confidence is at least `threshold`. `risk` is the share of errors
+    among these rows. area: the mean risk over all coverages.
+    Rows of equal confidence belong to the same point. Each counts as the mean error of its group, so the order of the
+    rows does not change the area.
     """
     order = np.argsort(-confidence, kind="stable")
     confidence, rows = confidence[order], np.arange(1, len(order) + 1)
@@ -115,5 +82,8 @@ def risk_coverage(confidence: Floats, correct: NDArray[np.bool_]) -> RiskCoverag
     errors = np.cumsum(~correct[order])[ends]
     risk = np.interp(rows, [0, *rows[ends]], [0, *errors]) / rows
     last = ends[np.searchsorted(ends, np.ceil(rows[-1] * np.arange(1, POINTS + 1) / POINTS) - 1)]
-    points = [Point(float(rows[at] / rows[-1]), float(risk[at]), float(confidence[at])) for at in np.unique(last)]
-    return RiskCoverage(float(risk.mean()), tuple(points))
+    points = [
+        {"coverage": float(rows[at] / rows[-1]), "risk": float(risk[at]), "threshold": float(confidence[at])}
+        for at in np.unique(last)
+    ]
+    return {"area": float(risk.mean()), "points": points}

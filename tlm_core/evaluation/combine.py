@@ -54,11 +54,9 @@ class Scales:
 
     def combine(self, task_type: TaskType, linear: Outputs, encoder: Outputs) -> Outputs:
         """Return the outputs of the combination, as its ONNX graph computes them."""
-        if not self.linear:
-            return encoder / np.float32(self.encoder_temperature)
-        if not self.encoder:
-            return linear / np.float32(self.linear_temperature)
         parts = [linear / np.float32(self.linear_temperature), encoder / np.float32(self.encoder_temperature)]
+        if not (self.linear and self.encoder):
+            return parts[0] if self.linear else parts[1]
         if task_type.has_classes:
             parts = [log_softmax(part) for part in parts]
         return np.float32(self.linear) * parts[0] + np.float32(self.encoder) * parts[1]
@@ -128,15 +126,11 @@ def scales_of(model: str, task_type: TaskType, linear: Outputs, encoder: Outputs
 
 @dataclass(frozen=True)
 class Choice:
-    """The model that a job returns.
-
-    scores: model → cross-fitted validation score, the mean over seeds; None if validation has no score.
-    reason: one sentence.
-    """
+    """The model that a job returns."""
 
     model: str
-    scores: Mapping[str, float | None]
-    reason: str
+    scores: Mapping[str, float | None]  # model → cross-fitted validation score, the mean over seeds, if there is one
+    reason: str  # one sentence
 
 
 def choose(

@@ -37,11 +37,12 @@ from tlm_core.evaluation.summary import (
     STOCK,
     averaged_seeds,
     model_in_words,
-    returned_cost,
+    returned_seconds,
     time_in_words,
     training_time,
 )
 from tlm_core.evaluation.suspects import rank_suspects
+from tlm_core.json_files import read_json
 from tlm_core.tasks.metrics import METRICS, ONE_RUN, best_of, score, scores_for, summary
 from tlm_core.tasks.task import Task
 from tlm_core.wording import interval_in_words
@@ -58,19 +59,16 @@ Cost = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class LinearResult:
-    """The result of fitting a linear model.
+    """The result of fitting a linear model."""
 
-    outputs: by split, and under the key `held_out` the cross-validated outputs for train. facts: `baseline.json`.
-    """
-
-    outputs: Mapping[str, Outputs]
-    facts: Mapping[str, Any]
+    outputs: Mapping[str, Outputs]  # by split, and HELD_OUT → the cross-validated outputs for train
+    facts: Mapping[str, Any]  # the content of `baseline.json`
 
     @classmethod
     def read(cls, folder: Path) -> LinearResult:
         with np.load(folder / OUTPUTS) as arrays:
             outputs = {name: arrays[name] for name in arrays}
-        return cls(outputs, json.loads((folder / FACTS).read_text(encoding="utf-8")))
+        return cls(outputs, read_json(folder / FACTS))
 
     @property
     def is_copy(self) -> bool:
@@ -102,19 +100,15 @@ def linear_folder(inputs: Mapping[str, Path], name: str) -> Path:
 
 @dataclass(frozen=True)
 class EncoderResult:
-    """The outputs of one seed's encoder by split, and its cost by stage.
-
-    chosen: the best result of finetuning. tries: the results of all tried settings. behind: see `summary.BEHIND`.
-    refit: whether the refit trained the tested encoder again; None without a refit.
-    """
+    """The outputs of one seed's encoder by split, and its cost by stage."""
 
     seed: int
     outputs: Mapping[str, Outputs]
-    chosen: Mapping[str, Any]
+    chosen: Mapping[str, Any]  # the best result of finetuning
     cost: Cost
-    tries: Sequence[Mapping[str, Any]] = field(default=())
-    behind: Mapping[str, float] | None = None
-    refit: bool | None = None
+    tries: Sequence[Mapping[str, Any]] = field(default=())  # the results of all tried settings
+    behind: Mapping[str, float] | None = None  # see `summary.BEHIND`
+    refit: bool | None = None  # whether the refit trained the encoder again; None without a refit
 
     def facts(self) -> Report:
         """Return the values that a report states about the seed, except its scores."""
@@ -158,9 +152,10 @@ def job_report(
     """Return the report, and outputs by name: `{split}.s{seed}` for the model of each entry of its `seeds`.
 
     With `ensemble`, `{split}.all` holds the outputs of the returned model.
-    The function reads the test targets, so call it once, after all training. linears: results by name; if empty,
-    only encoders are scored. shared_cost: cost of the stages that all seeds share. ensemble: whether the returned
-    model averages encoders. Only the seeds of `averaged_seeds` influence the choice, the means and the returned model.
+    The function reads the test targets, so call it once, after all training. linears: results by name; without any,
+    the report scores only encoders. shared_cost: cost of the stages that all seeds share. ensemble: whether the
+    returned model averages encoders. Only the seeds of `averaged_seeds` influence the choice, the means and the
+    returned model.
     """
     averaged = averaged_seeds([encoder.facts() for encoder in encoders])
     encoded = [encoder.outputs for encoder in encoders if encoder.seed in averaged]
@@ -229,8 +224,13 @@ def linear_report(task: Task, linear: LinearResult) -> tuple[Report, dict[str, O
 
 
 def _facts(task: Task) -> Report:
-    majority = {split: _majority(task, split) for split in splits_of(task)}
-    return {"task": task.name, "metric": task.metric, "labels": list(task.labels), "majority": majority}
+    """Return the facts of the task, and the scores of the majority class on each split."""
+    train, labels = task.targets("train"), list(task.labels)
+    majority = {
+        split: task.type.baseline(train, task.targets(split), len(labels), task.metric, in_train=task.in_train(split))
+        for split in splits_of(task)
+    }
+    return {"task": task.name, "metric": task.metric, "labels": labels, "majority": majority}
 
 
 def _returned(task: Task, choice: Choice, model: str, members: Sequence[Report], scored: Report) -> dict[str, object]:
@@ -312,15 +312,10 @@ def _scores(task: Task, outputs: Mapping[str, Outputs]) -> Report:
     }
 
 
-def _compact(scores: Mapping[str, Any]) -> dict[str, Any]:
+def _compact(scores: Report) -> Report:
     """Return the scores of each split without `per_class`, `confusion` and `deduplicated`."""
     details = {"per_class", "confusion", "deduplicated"}
     return {split: {k: v for k, v in of_split.items() if k not in details} for split, of_split in scores.items()}
-
-
-def _majority(task: Task, split: str) -> Report:
-    train, true = task.targets("train"), task.targets(split)
-    return task.type.baseline(train, true, len(task.labels), task.metric, in_train=task.in_train(split))
 
 
 def _trust(task: Task, outputs: Mapping[str, Outputs]) -> dict[str, dict[str, object]]:
@@ -336,7 +331,7 @@ def _doubtful_labels(task: Task, linear: LinearResult) -> dict[str, dict[str, ob
     if not task.type.has_classes:
         return {}
     outputs = {"train": linear.outputs[HELD_OUT], "validation": linear.outputs["validation"]}
-    return {"suspects": asdict(rank_suspects(task, outputs))}
+    return {"suspects": rank_suspects(task, outputs)}
 
 
 def _gain_over_linear(task: Task, report: Report, choice: Choice, run: _Run) -> Report:
@@ -354,7 +349,7 @@ def _gain_over_linear(task: Task, report: Report, choice: Choice, run: _Run) -> 
         names, opening = (model_in_words(first), model_in_words(second)), f"The job returns the linear model. {reason} "
     tested = ([run.models[model][1]["test"]] for model in (first, second))
     result = gain(task, report, names, *tested) | {"against": second}
-    own = returned_cost(report, "seconds")
+    own = returned_seconds(report)
     alone = f" The returned model alone took {time_in_words(own)}." if own < result["seconds"] else ""
     return result | {"words": f"{opening}{result['words']}{alone if 'value' in result else ''}"}
 
@@ -396,12 +391,12 @@ def gain_in_words(
     return f"On test {names[0]} is {verdict} {names[1]}: {value:+.3f} in {title} ({interval}). {cost}"
 
 
-def over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def over_seeds(seeds: Sequence[Report]) -> Report:
     """Return `mean` and `spread` (sample standard deviation) of each score; None where it is not defined.
 
     `spread` has a `reason` if the task's metric has no spread. seeds: results of `_Run.scored`.
     """
-    result: dict[str, Any] = {"mean": {}, "spread": {}}
+    result: Report = {"mean": {}, "spread": {}}
     metric = seeds[0]["test"]["metric"]
     for split in [name for name, entry in seeds[0].items() if isinstance(entry, Mapping) and "value" in entry]:
         for name in scores_for(metric):
@@ -433,7 +428,7 @@ def total_cost(costs: Sequence[Cost]) -> dict[str, dict[str, float]]:
     return {**stages, "total": total}
 
 
-def report_meta(report: Report) -> dict[str, Any]:
+def report_meta(report: Report) -> Report:
     """Return the part of a report that the artifact's metadata repeats."""
     return {name: report[name] for name in ("metric", "best_seed", "mean", "spread")}
 

@@ -30,17 +30,12 @@ Scores = Mapping[str, float | None]
 
 @dataclass(frozen=True)
 class ModelRow:
-    """The scores of one model on a split.
+    """The scores of one model on a split."""
 
-    name: majority, linear, self_trained, encoder, stock, ensemble, combined, or the name that a study gives its model.
-    spread: None for a score of a single run. file: the files of the job that hold this model, and its seeds; empty if
-    no file holds it.
-    """
-
-    name: str
+    name: str  # majority, linear, self_trained, encoder, stock, ensemble, combined, or the name in a study
     mean: Scores
-    spread: Scores
-    file: str = ""
+    spread: Scores  # None for a score of a single run
+    file: str = ""  # the files of the job that hold this model, and its seeds; empty if no file holds it
 
 
 def model_title(name: str) -> str:
@@ -141,17 +136,17 @@ def nodes_behind(linear: str) -> list[str]:
     return list(LINEAR_NODES.values())[: list(LINEAR_NODES).index(linear) + 1]
 
 
-def returned_cost(report: Report, quantity: str) -> float:
-    """Return the part of the job's cost that the returned model needed, in `seconds`, `flops`, …
+def returned_seconds(report: Report) -> float:
+    """Return the seconds of training that the returned model needed.
 
     A linear model needs no encoder, but a self-trained model needs the linear model that labels its pieces. Encoders
     need all shared stages and their own seeds.
     """
     model, cost = report["returned"]["model"], report["cost"]
     if model in LINEAR_NODES:
-        return float(sum(cost[node][quantity] for node in nodes_behind(model) if node in cost))
+        return float(sum(cost[node]["seconds"] for node in nodes_behind(model) if node in cost))
     unused = [entry for entry in report["seeds"] if entry["seed"] not in report["returned"]["seeds"]]
-    return float(cost["total"][quantity] - sum(s[quantity] for entry in unused for s in entry["cost"].values()))
+    return float(cost["total"]["seconds"] - sum(s["seconds"] for entry in unused for s in entry["cost"].values()))
 
 
 def behind_in_words(scores: Mapping[str, float], of: str = "") -> str:

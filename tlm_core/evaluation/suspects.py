@@ -1,8 +1,8 @@
 """Suspect labels: rows whose given label is less probable than another label.
 
 The probabilities come from a linear model that did not see the row (confident learning, Northcutt et al. 2021, arXiv
-1911.00068). They also depend on the labels of adjacent rows. Texts of one document often follow each other in a
-file, and their labels have a pattern: background comes before results. docs/experiments.md compares rankings.
+1911.00068). They also depend on the labels of adjacent rows. Texts of one document often follow each other in a file,
+and their labels have a pattern, such as background before results. docs/experiments.md compares rankings.
 This module does not import torch.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,16 +34,12 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Split:
-    """Rows with their given labels. outputs: logits [rows, labels] of a model that did not see the rows.
+    """Rows with their given labels."""
 
-    labels: [rows]; numbers: [rows], the numbers of the rows in the file. counted: whether `LabelModel.transitions`
-    include these rows; True only for train.
-    """
-
-    outputs: Outputs
-    labels: Ints
-    numbers: Ints
-    counted: bool
+    outputs: Outputs  # logits [rows, labels] of a model that did not see the rows
+    labels: Ints  # [rows]
+    numbers: Ints  # [rows], the numbers of the rows in the file
+    counted: bool  # whether `LabelModel.transitions` include these rows; True only for train
 
     @classmethod
     def of(cls, task: Task, name: str, outputs: Outputs) -> Split:
@@ -64,16 +61,12 @@ class Split:
 
 @dataclass(frozen=True)
 class LabelModel:
-    """A model of each label's probability from a row's outputs and, with `transitions`, the labels of its neighbors.
+    """A model of each label's probability from a row's outputs and, with `transitions`, the labels of its neighbors."""
 
-    weights: [1 + offsets], for the arrays that `features` returns. bias: [labels]. transitions: for each offset, counts
-    of adjacent labels in train, [label of the neighbor, label]. frequencies: [labels], shares of the labels in train.
-    """
-
-    weights: Floats
-    bias: Floats
-    transitions: tuple[Floats, ...]
-    frequencies: Floats
+    weights: Floats  # [1 + offsets], for the arrays that `features` returns
+    bias: Floats  # [labels]
+    transitions: tuple[Floats, ...]  # for each offset, counts of adjacent labels in train, [neighbor's label, label]
+    frequencies: Floats  # [labels], shares of the labels in train
 
     @classmethod
     def fit(cls, train: Split) -> LabelModel:
@@ -168,41 +161,25 @@ def _adjacent_agreement(split: Split) -> float:
     return (float((labels == following).mean()) - chance) / (1 - chance) if chance < 1 else 0.0
 
 
-@dataclass(frozen=True)
-class Suspect:
-    """A row whose given label is doubtful. row: its number in the file of the split; score: see `LabelModel.doubts`."""
+def rank_suspects(task: Task, outputs: Mapping[str, Outputs]) -> dict[str, Any]:
+    """Return the most suspect labels of train and validation, best rank first, as the report stores them.
 
-    split: str
-    row: int
-    label: str
-    suggested: str
-    score: float
-
-
-@dataclass(frozen=True)
-class Suspects:
-    """The most suspect rows of train and validation.
-
+    outputs: logits by split, from models that did not see the rows.
     neighbors: whether the ranking uses the labels of the rows beside a row. total: number of rows with a more probable
-    label than the given one.
+    label than the given one. rows: at most LISTED; `row` counts in the file of the split, and `score` is that of
+    `LabelModel.doubts`.
     """
-
-    neighbors: bool
-    total: int
-    rows: tuple[Suspect, ...]
-
-
-def rank_suspects(task: Task, outputs: Mapping[str, Outputs]) -> Suspects:
-    """Rank the labels of train and validation. outputs: logits by split, from models that did not see the rows."""
     splits = {name: Split.of(task, name, outputs[name]) for name in ("train", "validation")}
     model = LabelModel.fit(splits["train"])
-    rows: list[Suspect] = []
+    rows: list[dict[str, Any]] = []
     total = 0
     for name, split in splits.items():
         scores, suggested = model.doubts(split)
-        total += int((scores > 0.5).sum())
-        for place in np.argsort(-scores, kind="stable")[: min(LISTED, int((scores > 0.5).sum()))].tolist():
+        count = int((scores > 0.5).sum())
+        total += count
+        for place in np.argsort(-scores, kind="stable")[: min(LISTED, count)].tolist():
+            row, score = int(split.numbers[place]), float(scores[place])
             given, better = task.labels[split.labels[place]], task.labels[suggested[place]]
-            rows.append(Suspect(name, int(split.numbers[place]), given, better, float(scores[place])))
-    rows.sort(key=lambda row: -row.score)
-    return Suspects(bool(model.transitions), total, tuple(rows[:LISTED]))
+            rows.append({"split": name, "row": row, "label": given, "suggested": better, "score": score})
+    rows.sort(key=lambda row: -row["score"])
+    return {"neighbors": bool(model.transitions), "total": total, "rows": rows[:LISTED]}

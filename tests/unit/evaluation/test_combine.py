@@ -176,7 +176,7 @@ def test_single_positive_row_cannot_prove_a_difference_in_f1() -> None:
 def test_bootstrap_computes_the_reported_metric(metric: str) -> None:
     first, second = TARGETS.copy(), np.where(TARGETS == 2, 0, TARGETS)  # the second model never predicts label 2
     first[:50] = 4  # the first predicts a label that no row has
-    difference = paired_difference(metric, TARGETS, [first], [second], 1)
+    difference = paired_difference(metric, TARGETS, [first], [second])
     compute = METRICS[metric].compute
     assert difference is not None
     assert difference.value == pytest.approx(compute(TARGETS, first) - compute(TARGETS, second), abs=1e-12)

@@ -12,7 +12,7 @@ from tlm_core.evaluation.summary import (
     averaged_seeds,
     model_rows,
     model_title,
-    returned_cost,
+    returned_seconds,
     sentences,
     training_time,
 )
@@ -122,7 +122,7 @@ def costing(model: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("model", "seconds"), [("linear", 3.0), ("self_trained", 8.0), ("encoder", 115.0)])
 def test_cost_of_the_returned_model_omits_other_models(model: str, seconds: float) -> None:
-    assert returned_cost(costing(model), "seconds") == seconds
+    assert returned_seconds(costing(model)) == seconds
 
 
 @pytest.mark.parametrize(("rows", "warned"), [(1, "1 row"), (29, "29 rows"), (30, None)])

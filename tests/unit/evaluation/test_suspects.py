@@ -127,8 +127,8 @@ def test_wrong_labels_of_a_task_are_listed_with_row_and_suggestion() -> None:
     fitted = fit(task)
     outputs = {"train": fitted.held_out, "validation": fitted.model.outputs([(t,) for t in task.texts("validation")])}
     result = rank_suspects(task, outputs)
-    listed = {(row.split, row.row): (row.label, row.suggested) for row in result.rows}
+    listed = {(row["split"], row["row"]): (row["label"], row["suggested"]) for row in result["rows"]}
     assert listed == {place: labels for place, labels in wrong.items() if place[0] != "test"}
-    assert result.total == len(result.rows) <= LISTED and not result.neighbors
-    scores = [row.score for row in result.rows]
+    assert result["total"] == len(result["rows"]) <= LISTED and not result["neighbors"]
+    scores = [row["score"] for row in result["rows"]]
     assert scores == sorted(scores, reverse=True) and min(scores) > 0.5
