@@ -5,6 +5,7 @@ A kind of job defines the stages that only it uses in its own module under `tlm_
 
 from __future__ import annotations
 
+from tlm_core.compression.params import CheckEncoderParams, ImportanceParams
 from tlm_core.linear.params import BaselineParams, SelfTrainParams
 from tlm_core.training import params
 from tlm_core.training.stage import Place, Stage
@@ -29,5 +30,7 @@ JOINT = Stage("joint", "tlm_core.training.encoder_stages:joint", 10, params.Join
 FINETUNE = Stage("finetune", "tlm_core.training.encoder_stages:finetune", 5, params.FinetuneParams, parallel=True)
 REFIT = Stage("refit", "tlm_core.training.encoder_stages:refit", 1, params.FinetuneParams, parallel=True)
 CHOOSE = Stage("choose", "tlm_core.training.encoder_stages:choose", 3, params.ChooseParams)
+CHECK_ENCODER = Stage("check_encoder", "tlm_core.compression.ticket_stages:check_encoder", 1, CheckEncoderParams)
+IMPORTANCE = Stage("importance", "tlm_core.compression.ticket_stages:importance", 2, ImportanceParams)
 EVALUATE = Stage("evaluate", "tlm_core.training.evaluate:evaluate", 23, params.SeedsParams, parallel=True)
 EXPORT = Stage("export", "tlm_core.training.export:export", 11, params.ExportParams)

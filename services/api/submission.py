@@ -18,7 +18,6 @@ from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import FROM_JOB, DatasetInput, JobRecord, JobSpec, Origin, Resolved, ReusedArtifact
 from tlm_core.jobs.states import RETRYABLE, TERMINAL, State
 from tlm_core.kinds import KINDS
-from tlm_core.kinds.kind import FinishedJob
 from tlm_core.selection.selectors import SELECTORS
 from tlm_core.stages import REFIT, REFIT_LINEAR
 from tlm_core.training.recipe import Recipe, resolve
@@ -140,14 +139,11 @@ class _GatewayLookup:
     parts: Parts
     tenant: str
 
-    def job(self, job_id: str) -> FinishedJob:
-        job = self.parts.jobs.get(self.tenant, job_id)
+    def job(self, job_id: str) -> JobRecord:
+        return self.parts.jobs.get(self.tenant, job_id)
 
-        def report() -> Mapping[str, object]:
-            return self.parts.artifacts.read_json(artifact_of(self.parts.jobs, job, "evaluate"), "report.json")
-
-        data, recipe = job.resolved.datasets[0], job.resolved.recipe
-        return FinishedJob(job.id, job.spec.kind, job.spec.dataset, data, recipe, report)
+    def report(self, job: JobRecord) -> Mapping[str, object]:
+        return self.parts.artifacts.read_json(artifact_of(self.parts.jobs, job, "evaluate"), "report.json")
 
     def dataset(self, name: str) -> DatasetInput:
         return _dataset_input(self.parts.catalog, self.tenant, name)

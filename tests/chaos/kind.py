@@ -74,4 +74,4 @@ def plan(inputs: PlanInputs[ChaosOptions]) -> Plan:
     return Plan((*validate_nodes(inputs), counted, number), report="number", model="number")
 
 
-KIND = Kind("chaos", "count", ChaosOptions, plan, stages=(COUNT, REPORT), has_model=False)
+KIND = Kind("chaos", "count", ChaosOptions, plan, has_model=False)

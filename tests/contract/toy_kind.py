@@ -59,7 +59,6 @@ KIND = Kind(
     "label texts by their first characters",
     ToyOptions,
     plan,
-    stages=(PREFIX,),
     has_model=False,
     fields=(FormField("characters", "Characters", "that decide the label", "number"),),
 )

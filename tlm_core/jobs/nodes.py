@@ -6,23 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
+from tlm_core import stages
+from tlm_core.compression.masks import Mask
+from tlm_core.compression.params import CheckEncoderParams, ImportanceParams
 from tlm_core.errors import InvalidRecipe
 from tlm_core.jobs.plan import SEED_GROUP, Node
 from tlm_core.jobs.spec import KindOptions, PlanInputs
 from tlm_core.linear.params import BaselineParams, SelfTrainParams
-from tlm_core.stages import (
-    BASELINE,
-    CHOOSE,
-    EVALUATE,
-    FINETUNE,
-    JOINT,
-    PREPARE,
-    REFIT,
-    REFIT_LINEAR,
-    SELECT,
-    SELF_TRAIN,
-    VALIDATE,
-)
 from tlm_core.training.params import (
     ChooseParams,
     FinetuneParams,
@@ -33,7 +23,7 @@ from tlm_core.training.params import (
     TuneParams,
     ValidateParams,
 )
-from tlm_core.training.recipe import Finetune, Recipe
+from tlm_core.training.recipe import OWN_STARTS, Finetune, Recipe
 from tlm_core.training.stage import Place
 
 
@@ -42,7 +32,7 @@ def validate_nodes(inputs: PlanInputs[KindOptions]) -> list[Node]:
     return [
         Node(
             f"validate.{number}" if number else "validate",
-            VALIDATE,
+            stages.VALIDATE,
             ValidateParams.model_validate({"options": dataset.options}),
             fixed={"dataset": dataset.ref.digest},
             dataset=number,
@@ -53,13 +43,7 @@ def validate_nodes(inputs: PlanInputs[KindOptions]) -> list[Node]:
 
 def baseline_node(group: str, task: str = "validate", name: str = "baseline") -> Node:
     """Return the node that fits the linear model. task: the node with the task. name: of the new node."""
-    return Node(name, BASELINE, BaselineParams(), {"task": task}, group=group)
-
-
-def self_train_node(recipe: Recipe, task: str, select: Node) -> Node:
-    """Return the node of the linear model that learns from a task, and from passages that it labels itself."""
-    inputs = {"task": task, "baseline": "baseline", "selection": select.name}
-    return Node("self_train", SELF_TRAIN, SelfTrainParams(amounts=recipe.self_training.amounts), inputs)
+    return Node(name, stages.BASELINE, BaselineParams(), {"task": task}, group=group)
 
 
 def select_node(
@@ -73,7 +57,7 @@ def select_node(
         fixed = {"corpus": inputs.corpus}
     else:
         return None
-    return Node(name, SELECT, SelectParams(selection=selection), inputs={"task": task}, fixed=fixed, seed=seed)
+    return Node(name, stages.SELECT, SelectParams(selection=selection), inputs={"task": task}, fixed=fixed, seed=seed)
 
 
 def prepare_node(
@@ -88,7 +72,7 @@ def prepare_node(
     """Return the node that trains the tokenizer and tokenizes all texts. labeled: whether it reads `self_train`."""
     inputs = {"task": task} | ({"selection": select.name} if select else {})
     inputs |= {"self_train": "self_train"} if labeled else {}
-    return Node(name, PREPARE, PrepareParams.of(recipe), inputs=inputs, seed=seed)
+    return Node(name, stages.PREPARE, PrepareParams.of(recipe), inputs=inputs, seed=seed)
 
 
 def joint_node(recipe: Recipe, seed: int, name: str, prepared: str = "prepare", baseline: str | None = None) -> Node:
@@ -102,20 +86,20 @@ def joint_node(recipe: Recipe, seed: int, name: str, prepared: str = "prepare", 
         if baseline is None:
             raise InvalidRecipe("This kind of job does not support joint.stop_if_behind. Remove joint.stop_if_behind.")
         inputs["baseline"] = baseline
-    return Node(name, JOINT, JointParams.of(recipe, seed), inputs, seed=seed, reusable=reusable)
+    return Node(name, stages.JOINT, JointParams.of(recipe, seed), inputs, seed=seed, reusable=reusable)
 
 
 def finetune_nodes(recipe: Recipe, seed: int, name: str, inputs: Mapping[str, str]) -> list[Node]:
     """Return the nodes that finetune one seed; see `with_tries`."""
-    node = Node(name, FINETUNE, FinetuneParams.of(recipe, seed), inputs, seed=seed)
+    node = Node(name, stages.FINETUNE, FinetuneParams.of(recipe, seed), inputs, seed=seed)
     return with_tries(node, recipe.finetune)
 
 
 def with_tries(node: Node, part: Finetune) -> list[Node]:
     """Return a node for each finetuning to try, and a last node that chooses among them. Without tries, return `node`.
 
-    part: the settings in the recipe. If another job without tries finetunes with the values of a try, both artifacts
-    have the same id. So the two jobs can share the artifact.
+    part: the settings in the recipe. A try and a job that finetunes once with the same values have equal artifact ids,
+    so they share the artifact.
     """
     if not part.has_tries:
         return [node]
@@ -134,16 +118,16 @@ def with_tries(node: Node, part: Finetune) -> list[Node]:
         params = node.params.model_copy(update={"finetune": finetune})
         tries.append(replace(node, name=name, params=params, rate=rate))
     inputs = {f"try.{number}": attempt.name for number, attempt in enumerate(tries)}
-    return [*tries, Node(node.name, CHOOSE, ChooseParams(tries=tuple(values)), inputs, seed=node.seed)]
+    return [*tries, Node(node.name, stages.CHOOSE, ChooseParams(tries=tuple(values)), inputs, seed=node.seed)]
 
 
 def refit_linear_node(inputs: Mapping[str, str], group: str) -> Node:
-    """The node that fits the linear models again, on train and validation.
+    """Return the node that fits the linear models again, on train and validation.
 
-    inputs: those of `evaluate`, and with `self_train` also `selection`.
+    inputs: those of `evaluate`, and with `self_train` also `selection`. The node uses only those that it reads.
     """
     needed = {name: node for name, node in inputs.items() if name in ("task", "baseline", "self_train", "selection")}
-    return Node("refit_linear", REFIT_LINEAR, BaselineParams(), needed, group=group)
+    return Node("refit_linear", stages.REFIT_LINEAR, BaselineParams(), needed, group=group)
 
 
 def train_nodes(inputs: PlanInputs[KindOptions], *, ensemble: bool = False, refit: bool = False) -> list[Node]:
@@ -160,7 +144,9 @@ def train_nodes(inputs: PlanInputs[KindOptions], *, ensemble: bool = False, refi
     gathered = {"prepared": "prepare", "task": "validate", "baseline": "baseline"}
     labeled = bool(select and recipe.self_training.amounts)
     if select and labeled:
-        nodes.append(self_train_node(recipe, "validate", select))
+        learned = {"task": "validate", "baseline": "baseline", "selection": select.name}
+        amounts = SelfTrainParams(amounts=recipe.self_training.amounts)
+        nodes.append(Node("self_train", stages.SELF_TRAIN, amounts, learned))
         gathered["self_train"] = "self_train"
     nodes.append(prepare_node(recipe, "validate", select, labeled=labeled))
     trained: list[Node] = []
@@ -172,17 +158,17 @@ def train_nodes(inputs: PlanInputs[KindOptions], *, ensemble: bool = False, refi
         trained += finetune_nodes(recipe, seed, f"finetune.s{seed}", start)
         gathered[f"finetune.s{seed}"] = f"finetune.s{seed}"
         if refit:
-            inputs_of_refit = {**start, "finetune": f"finetune.s{seed}"}
-            trained.append(Node(f"refit.s{seed}", REFIT, FinetuneParams.of(recipe, seed), inputs_of_refit, seed=seed))
+            again, tuned = FinetuneParams.of(recipe, seed), {**start, "finetune": f"finetune.s{seed}"}
+            trained.append(Node(f"refit.s{seed}", stages.REFIT, again, tuned, seed=seed))
             gathered[f"refit.s{seed}"] = f"refit.s{seed}"
-    group, again = gather_group(seeds), []
+    group, linear = gather_group(seeds), []
     if refit:
         selected = {"selection": select.name} if select and labeled else {}
-        again = [refit_linear_node({**gathered, **selected}, group)]
+        linear = [refit_linear_node({**gathered, **selected}, group)]
         gathered["refit_linear"] = "refit_linear"
     params = SeedsParams(seeds=seeds, ensemble=ensemble and len(seeds) > 1)
-    evaluate = Node("evaluate", EVALUATE, params, gathered, group=group)
-    return [*nodes, *group_by_seed(trained, seeds), *again, evaluate]
+    evaluate = Node("evaluate", stages.EVALUATE, params, gathered, group=group)
+    return [*nodes, *group_by_seed(trained, seeds), *linear, evaluate]
 
 
 def group_by_seed(nodes: Iterable[Node], seeds: Sequence[int]) -> list[Node]:
@@ -192,13 +178,42 @@ def group_by_seed(nodes: Iterable[Node], seeds: Sequence[int]) -> list[Node]:
     """
     if len(seeds) < 2:
         return list(nodes)
-    return [replace(node, group=f"{SEED_GROUP}{node.seed}") if _of_seed(node) else node for node in nodes]
-
-
-def _of_seed(node: Node) -> bool:
-    return node.place is Place.WORKERS and node.seed is not None
+    grouped = []
+    for node in nodes:
+        of_seed = node.seed is not None and node.place is Place.WORKERS
+        grouped.append(replace(node, group=f"{SEED_GROUP}{node.seed}") if of_seed else node)
+    return grouped
 
 
 def gather_group(seeds: Sequence[int]) -> str:
     """Return the group of the last node, which waits for the groups of all seeds."""
     return "gather" if len(seeds) > 1 else "main"
+
+
+def importance_node(name: str, as_published: bool, prepared: str, finetune: str, seed: int) -> Node:
+    """Return the node that measures the importance of heads and blocks in a finetuned model.
+
+    as_published: measure as the authors' released code does. prepared, finetune: the nodes of tokens and model.
+    """
+    params = ImportanceParams(as_published=as_published)
+    return Node(name, stages.IMPORTANCE, params, {"prepared": prepared, "finetune": finetune}, seed=seed)
+
+
+def check_encoder(
+    inputs: PlanInputs[KindOptions], recipe: Recipe, levels: Sequence[float] = (), masks: Sequence[Mask] = ()
+) -> Node | None:
+    """Return the node that checks a published encoder, and that `levels` and `masks` fit it.
+
+    None for other encoders, because the gateway checks them.
+    """
+    if recipe.model.init in OWN_STARTS:
+        return None
+    params = CheckEncoderParams(init=recipe.model.init, levels=tuple(levels), masks=tuple(masks))
+    # Jobs on different datasets must not share the artifact, because deleting a dataset deletes its jobs' artifacts.
+    return Node("check_encoder", stages.CHECK_ENCODER, params, fixed={"dataset": inputs.datasets[0].ref.digest})
+
+
+def before_training(nodes: Sequence[Node], check: Node | None) -> list[Node]:
+    """Insert the check before the first node that runs on workers."""
+    first = next(number for number, node in enumerate(nodes) if node.place is Place.WORKERS)
+    return [*nodes[:first], *([check] if check else []), *nodes[first:]]

@@ -14,29 +14,20 @@ SEED_GROUP = "seed.s"  # prefix of the groups of seeds that run at the same time
 
 @dataclass(frozen=True)
 class Node:
-    """One stage of a job.
-
-    inputs: name → node that produces it. fixed: name → digest of an input that exists before the job starts.
-    seed, rate: the seed and the tried finetuning rate of the node, or None. dataset: the number of the dataset that the
-    node reads, or None.
-    reusable: False if the result depends on the clock or on memory, so the cache must not offer it to other jobs.
-    group: workers run the nodes of one group in one submission, because a start takes longer than a short stage.
-    gathers: whether the node runs even if an input is marked as dropped. Any other node then only passes on the mark.
-    reused: the artifact of another job that replaces this node; the node then never runs.
-    """
+    """One stage of a job."""
 
     name: str
     stage: Stage
     params: StageParams
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    fixed: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)  # name → node that produces the input
+    fixed: Mapping[str, str] = field(default_factory=dict)  # name → digest of an input that exists before the job
     seed: int | None = None
-    rate: float | None = None
-    dataset: int | None = None
-    reusable: bool = True
-    group: str = "main"
-    gathers: bool = False
-    reused: ReusedArtifact | None = None
+    rate: float | None = None  # the finetuning rate that the node tries
+    dataset: int | None = None  # number of the dataset that the node reads
+    reusable: bool = True  # False if the result depends on the clock or on memory, so other jobs must not reuse it
+    group: str = "main"  # nodes that run in one submission, because a start takes longer than a short stage
+    gathers: bool = False  # run even if an input is dropped; any other node is then dropped too
+    reused: ReusedArtifact | None = None  # the artifact of another job that replaces the node, which then never runs
 
     @property
     def place(self) -> Place:

@@ -187,12 +187,7 @@ class ReusedArtifact(_Record):
 
 
 class Resolved(_Record):
-    """The versions and values that a request refers to, resolved at submission. Later changes do not affect it.
-
-    pinned_options: the options with each job id replaced by the result of that job.
-    reused: node → its artifact in the source job. node_seconds: the estimate at submission, by
-    node and by start of workers (`Plan.start_of`).
-    """
+    """The versions and values that a request refers to, resolved at submission. Later changes do not affect it."""
 
     dataset_id: str
     dataset: ManifestRef
@@ -200,9 +195,9 @@ class Resolved(_Record):
     corpus_name: str | None = None
     corpus_version: str | None = None
     others: tuple[DatasetInput, ...] = ()
-    pinned_options: dict[str, object] = {}
-    reused: dict[str, ReusedArtifact] = {}
-    node_seconds: dict[str, float] = {}
+    pinned_options: dict[str, object] = {}  # the options with each job id replaced by the result of that job
+    reused: dict[str, ReusedArtifact] = {}  # node → its artifact in the source job
+    node_seconds: dict[str, float] = {}  # node, or start of workers (`Plan.start_of`) → the estimate at submission
     recipe: Recipe
 
     @property
@@ -246,17 +241,14 @@ class Progress(_Record):
 
 @dataclass(frozen=True)
 class PlanInputs(Generic[Options]):
-    """The inputs of a kind's plan.
-
-    names: the datasets as the request names them, in the order of `datasets`. corpus: "NAME@VERSION" or None.
-    """
+    """The inputs of a kind's plan."""
 
     options: Options
     recipe: Recipe
     seeds: tuple[int, ...]
     datasets: tuple[DatasetInput, ...]
-    names: tuple[str, ...]
-    corpus: str | None
+    names: tuple[str, ...]  # of the datasets, as the request names them
+    corpus: str | None  # NAME@VERSION
 
 
 class ReportSummary(BaseModel):
@@ -283,42 +275,20 @@ class JobResult(BaseModel):
 
 
 class Beat(BaseModel):
-    """The last heartbeat of a submission.
-
-    at: time of its arrival. phase: whether the submission waits for room in Ray, its workers start, or they work.
-    idle: seconds without progress in the phase `working`. limit: seconds without progress that are still normal.
-    rate: tokens per second of workers that train. report: unique id of the report with this heartbeat, or "".
-    """
+    """The last heartbeat of a submission."""
 
     model_config = ConfigDict(frozen=True)
 
-    at: float = 0.0
-    phase: Literal["waiting", "starting", "working"] = "working"
-    idle: float = 0.0
-    limit: float = 0.0
-    rate: float = 0.0
-    report: str = ""
+    at: float = 0.0  # time of its arrival
+    phase: Literal["waiting", "starting", "working"] = "working"  # waiting: for room in Ray
+    idle: float = 0.0  # seconds without progress in the phase `working`
+    limit: float = 0.0  # seconds without progress that are still normal
+    rate: float = 0.0  # tokens per second of workers that train
+    report: str = ""  # unique id of the report with this heartbeat
 
 
 class JobRecord(_Record):
-    """A job as stored. Records are immutable: each verb of the store writes a new one.
-
-    attempt: number of the current attempt, and the fencing token of every write of its workers.
-    failures: attempts that count against `max_attempts`. losses: attempts that ended because a worker, its
-    machine or a component was lost, counted since the last new checkpoint or artifact. hub_losses: as `losses`, for
-    outages of the Hugging Face hub.
-    interruptions: all attempts that ended without a failure of the job.
-    submissions, beats: group → submission id, and last heartbeat, in this attempt.
-    draining: whether a machine of this attempt is shutting down. request_id: id of the submitting request, for logs.
-    excluded_from_cache: nodes whose artifacts other jobs must not reuse.
-    ran_seconds: running time of all attempts, except the time since `running_since`. due_at: earliest start of the next
-    attempt. waiting: the error of the outage that makes the attempt wait.
-    checkpoints: references of the job's checkpoints, set when the record is archived. published: artifact id →
-    reference of its manifest, if the job is archived and has no result. If an ended job has many artifacts, the storage
-    has these references and those of the result (`JobReads.moved_refs`). unreadable: whether this record replaces a
-    record in a list that this release cannot read. Then only its id, state and error are those of the job.
-    All points in time are Unix seconds.
-    """
+    """A job as stored. Records are immutable: each verb of the store writes a new one. Times are Unix seconds."""
 
     id: str
     tenant: str
@@ -326,43 +296,45 @@ class JobRecord(_Record):
     spec: JobSpec
     resolved: Resolved
     origin: Origin | None = None
-    request_id: str = ""
+    request_id: str = ""  # id of the submitting request, for logs
     priority: int = 0
-    attempt: int = 0
-    failures: int = 0
-    losses: int = 0
-    hub_losses: int = 0
-    interruptions: int = 0
-    ran_seconds: float = 0.0
+    attempt: int = 0  # number of the current attempt, and the fencing token of every write of its workers
+    failures: int = 0  # attempts that count against `max_attempts`
+    losses: int = 0  # attempts that a loss (`TLMError.is_loss`) ended, since the last new checkpoint or artifact
+    hub_losses: int = 0  # as `losses`, for outages of the Hugging Face hub, which `losses` does not count
+    interruptions: int = 0  # attempts that ended without a failure of the job
+    ran_seconds: float = 0.0  # running time of all attempts, except the time since `running_since`
     running_since: float | None = None
-    due_at: float | None = None
+    due_at: float | None = None  # earliest start of the next attempt
     owner: str | None = None
     lease_until: float | None = None
     created_at: float
     updated_at: float
     started_at: float | None = None
     finished_at: float | None = None
-    submissions: dict[str, str] = {}
-    beats: dict[str, Beat] = {}
-    draining: bool = False
-    excluded_from_cache: tuple[str, ...] = ()
+    submissions: dict[str, str] = {}  # group → id of its submission in this attempt
+    beats: dict[str, Beat] = {}  # group → its last heartbeat in this attempt
+    draining: bool = False  # whether a machine of this attempt is shutting down
+    excluded_from_cache: tuple[str, ...] = ()  # nodes whose artifacts other jobs must not reuse
     progress: Progress | None = None
-    waiting: dict[str, object] | None = None
+    waiting: dict[str, object] | None = None  # the error of the outage that makes the attempt wait
     error: dict[str, object] | None = None
+    # If an ended job has many artifacts, the storage has the references in `result` and `published`
+    # (`JobReads.moved_refs`).
     result: JobResult | None = None
-    checkpoints: tuple[dict[str, object], ...] = ()
-    published: dict[str, ManifestRef] = {}
+    checkpoints: tuple[dict[str, object], ...] = ()  # references, set when the record is archived
+    published: dict[str, ManifestRef] = {}  # artifact id → its manifest, if the job is archived and has no result
     last_event: int = 0
-    unreadable: bool = False
+    unreadable: bool = False  # in lists: replaces a record that cannot be read, and has only its id, state and error
 
     def spent(self, error: TLMError) -> tuple[int, int, int]:
         """Return `failures`, `losses` and `hub_losses` after the end of this attempt.
 
-        Several losses of one of the two types count as one failure. Each type has its own count, so a job that meets
-        both in turns also ends.
+        Several losses of one type count as one failure. Each of the two types has its own count, so a job with losses
+        of both types also ends.
         """
         is_hub = is_hub_outage(error)
-        # Earlier states of the service counted outages of the hub in `losses`, up to 29.
+        # Earlier releases counted outages of the hub in `losses`, up to 29.
         losses = self.losses if self.losses < LOSSES_PER_FAULT else 0
         losses, hub_losses = losses + (not is_hub), self.hub_losses + is_hub
         if error.is_loss and losses < LOSSES_PER_FAULT and hub_losses < HUB_LOSSES_PER_FAULT:

@@ -9,9 +9,8 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 from pydantic import ValidationError
 
 from tlm_core.jobs.plan import Plan
-from tlm_core.jobs.spec import DatasetInput, KindOptions, PlanInputs
+from tlm_core.jobs.spec import DatasetInput, JobRecord, KindOptions, PlanInputs
 from tlm_core.training.recipe import Recipe
-from tlm_core.training.stage import Stage
 
 Options = TypeVar("Options", bound=KindOptions)
 
@@ -21,82 +20,56 @@ class FormField:
     """A field of the dashboard's form for one option.
 
     widget: `numbers` is a list of numbers in one line; `lines` are `key = value` lines; `datasets` are checkboxes for
-    all datasets except the job's own; `job` suggests finished jobs with an encoder. choices: value → hint.
-    required: a choice that users cannot deselect.
-    parse, show: convert between the text of a `text` widget and the option's value.
+    all datasets except the job's own; `job` suggests finished jobs with an encoder.
     """
 
     option: str
     label: str
     hint: str = ""
     widget: Literal["text", "number", "numbers", "checkbox", "choices", "lines", "datasets", "job"] = "text"
-    choices: Mapping[str, str] = field(default_factory=dict)
-    required: str = ""
-    parse: Callable[[str], object] = str
-    show: Callable[[Any], str] = str
-
-
-@dataclass(frozen=True)
-class FinishedJob:
-    """A job that the options of another job reference by id.
-
-    dataset: as the job's request names it. report: returns the job's report. It raises NotReady or NotFound if the job
-    has no report.
-    """
-
-    id: str
-    kind: str
-    dataset: str
-    data: DatasetInput
-    recipe: Recipe
-    report: Callable[[], Mapping[str, Any]]
+    choices: Mapping[str, str] = field(default_factory=dict)  # value → hint
+    required: str = ""  # a choice that users cannot deselect
+    parse: Callable[[str], object] = str  # converts the text of a `text` widget to the option's value
+    show: Callable[[Any], str] = str  # converts the option's value to text
 
 
 class Lookup(Protocol):
     """Resolves ids and names in options. Raises NotFound for an unknown id or name."""
 
-    def job(self, job_id: str) -> FinishedJob: ...
+    def job(self, job_id: str) -> JobRecord: ...
+
+    def report(self, job: JobRecord) -> Mapping[str, Any]:
+        """Return the report of a job. Raises NotReady or NotFound if the job has no report."""
+        ...
 
     def dataset(self, name: str) -> DatasetInput: ...
 
 
-def _no_check(options: object, recipe: Recipe, names: tuple[str, ...]) -> None: ...
-
-
 @dataclass(frozen=True)
 class Kind(Generic[Options]):
-    """A kind of job.
-
-    summary: one line for help texts and forms.
-    options: class of the options. plan: builds the job's nodes. stages: the stages that no other kind lists.
-    check: raises InvalidRequest if the options do not fit the recipe. Its last argument contains the dataset names.
-    datasets_option: name of the option that lists datasets in addition to the job's `dataset`.
-    recipes: returns all recipes that the job trains with.
-    pin: returns the options with each job id replaced by the result of that job.
-    source_option: name of the option with the id of a job that provides dataset, corpus, recipe, seeds, and artifacts
-    up to `evaluate`.
-    fields: fields of the dashboard's form. read_files: replaces paths in options of the command line by file contents.
-    extends_train: the plan contains the nodes of `train` up to `evaluate`. Such kinds can use a dataset's own
-    selection, write traces, and provide the model that `prune` starts from.
-    instant: the kind supports the scale `instant`, which trains the linear model alone.
-    has_model: the job exports a model for download and predictions.
-    """
+    """A kind of job."""
 
     name: str
-    summary: str
+    summary: str  # one line for help texts and forms
     options: type[Options]
     plan: Callable[[PlanInputs[Options]], Plan]
-    stages: tuple[Stage, ...] = ()
-    check: Callable[[Options, Recipe, tuple[str, ...]], None] = _no_check
-    datasets_option: str | None = None
+    # Raises InvalidRequest if the options do not fit the recipe. The last argument has the names of all datasets.
+    check: Callable[[Options, Recipe, tuple[str, ...]], None] = lambda *_: None
+    datasets_option: str | None = None  # the option that lists datasets in addition to the job's `dataset`
+    # Returns all recipes that the job trains with.
     recipes: Callable[[Options, Recipe], list[Recipe]] = lambda _, recipe: [recipe]
+    # Returns the options with each job id replaced by the result of that job.
     pin: Callable[[Options, Recipe, Lookup], Options] = lambda options, *_: options
+    # The option with the id of a job that provides dataset, corpus, recipe, seeds, and artifacts up to `evaluate`.
     source_option: str | None = None
-    fields: tuple[FormField, ...] = ()
+    fields: tuple[FormField, ...] = ()  # of the dashboard's form
+    # Replaces paths in options of the command line by the contents of the files.
     read_files: Callable[[dict[str, object]], dict[str, object]] = lambda options: options
+    # Whether the plan contains the nodes of `train` up to `evaluate`. Such kinds can use a dataset's own selection,
+    # write traces, and provide the model that `prune` starts from.
     extends_train: bool = False
-    instant: bool = False
-    has_model: bool = True
+    instant: bool = False  # whether the kind supports the scale `instant`, which trains the linear model alone
+    has_model: bool = True  # whether the job exports a model for download and predictions
 
     def datasets(self, options: Options) -> tuple[str, ...]:
         """Return the names of the datasets that the job uses in addition to its `dataset`."""

@@ -6,13 +6,14 @@ The linear model is part of each curve, because it shows from which size the oth
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pydantic import Field, model_validator
 
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.nodes import (
     baseline_node,
+    check_encoder,
     finetune_nodes,
     gather_group,
     group_by_seed,
@@ -24,7 +25,6 @@ from tlm_core.jobs.nodes import (
 )
 from tlm_core.jobs.plan import Node, Plan
 from tlm_core.jobs.spec import KindOptions, PlanInputs
-from tlm_core.jobs.ticket_nodes import check_encoder
 from tlm_core.kinds.kind import FormField, Kind
 from tlm_core.linear.params import BaselineParams
 from tlm_core.names import MODEL, MODEL_FOLDER
@@ -113,8 +113,9 @@ def plan(inputs: PlanInputs[LearningCurveOptions]) -> Plan:
     nodes = [
         *validate_nodes(inputs),
         Node("sizes", SIZES, SizesParams(sizes=options.sizes, seeds=seeds), {"task": "validate"}),
-        *_encoder_checks(inputs),
     ]
+    if options.pretrained and (check := check_encoder(inputs, pretrained(inputs.recipe, options))):
+        nodes += [replace(check, name=f"check_encoder.s{seed}", seed=seed) for seed in seeds]  # before its training
     linear: list[Node] = []
     gathered = {"sizes": "sizes", "task": "validate"}
     for size in sorted(options.sizes, key=lambda size: (size == 1, size)):  # 1 is the full train split
@@ -134,36 +135,32 @@ def plan(inputs: PlanInputs[LearningCurveOptions]) -> Plan:
     return Plan(tuple(nodes), report="curve", model="curve")
 
 
-def _encoder_checks(inputs: PlanInputs[LearningCurveOptions]) -> list[Node]:
-    """Return a check of the published encoder for each seed, which runs before the seed's training."""
-    if inputs.options.pretrained is None:
-        return []
-    check = check_encoder(inputs, pretrained(inputs.recipe, inputs.options))
-    return [replace(check, name=f"check_encoder.s{seed}", seed=seed) for seed in inputs.seeds] if check else []
-
-
+@dataclass(frozen=True)
 class _Point:
     """The nodes of one size and seed."""
 
-    def __init__(self, inputs: PlanInputs[LearningCurveOptions], size: float, seed: int) -> None:
-        self._inputs = inputs
-        self._recipe = inputs.recipe
-        self._alone = task_only(inputs.recipe)
-        self._options = inputs.options
-        self._size = size
-        self._seed = seed
-        self.end = f".n{size_name(size)}.s{seed}"
-        self._subset, self._baseline = f"subset{self.end}", f"baseline{self.end}"
+    inputs: PlanInputs[LearningCurveOptions]
+    size: float
+    seed: int
+
+    @property
+    def end(self) -> str:
+        """The end of the names of all nodes."""
+        return f".n{size_name(self.size)}.s{self.seed}"
+
+    @property
+    def subset(self) -> str:
+        return f"subset{self.end}"
 
     def nodes(self) -> list[Node]:
         """Return the nodes of the subset, of its tokens, of the joint stage if a model needs it, and of each model."""
-        params, sources = SubsetParams(size=self._size, seed=self._seed), {"task": "validate", "sizes": "sizes"}
-        nodes = [Node(self._subset, SUBSET, params, sources, seed=self._seed), self._prepare("own", self._alone)]
-        if WITH_TLM & set(self._options.models):
+        params, sources = SubsetParams(size=self.size, seed=self.seed), {"task": "validate", "sizes": "sizes"}
+        nodes = [Node(self.subset, SUBSET, params, sources, seed=self.seed), self._prepare("own")]
+        if WITH_TLM & set(self.inputs.options.models):
             nodes += self._retrieved()
-        if "pretrained" in self._options.models:
-            nodes.append(self._prepare("pretrained", pretrained(self._alone, self._options)))
-        for model in self._options.models:
+        if "pretrained" in self.inputs.options.models:
+            nodes.append(self._prepare("pretrained"))
+        for model in self.inputs.options.models:
             nodes += self._model(model)
         return nodes
 
@@ -173,51 +170,58 @@ class _Point:
         All points share one group, because a fit is shorter than the start of a submission. If the plan has
         selections, this is a group without encoders, so that workers fit linear models during the selections.
         """
-        if self._seed not in linear_seeds(self._size, self._inputs.seeds):
+        if self.seed not in linear_seeds(self.size, self.inputs.seeds):
             return []
-        task = "validate" if self._size == 1 else self._subset
-        group = "baseline" if WITH_TLM & set(self._options.models) else "main"
-        baseline = baseline_node(group, task, self._baseline)
+        task = "validate" if self.size == 1 else self.subset
+        group = "baseline" if WITH_TLM & set(self.inputs.options.models) else "main"
+        baseline = baseline_node(group, task, f"baseline{self.end}")
         inputs = {"task": task, "baseline": baseline.name}
         name = f"evaluate.linear{self.end}"
         return [baseline, Node(name, EVALUATE_LINEAR, BaselineParams(), inputs, group=group)]
 
     def exported(self) -> dict[str, str]:
         """Return the inputs of the last stage at the largest size: each model and its tokens."""
-        names = {"trained.linear": self._baseline} if self._seed == self._inputs.seeds[0] else {}
-        for model in self._options.models:
-            names[f"prepared.{model}.s{self._seed}"] = self._prepared(model)
-            names[f"trained.{model}.s{self._seed}"] = f"finetune.{model}{self.end}"
+        names = {"trained.linear": f"baseline{self.end}"} if self.seed == self.inputs.seeds[0] else {}
+        for model in self.inputs.options.models:
+            names[f"prepared.{model}.s{self.seed}"] = self._prepared(model)
+            names[f"trained.{model}.s{self.seed}"] = f"finetune.{model}{self.end}"
         return names
 
     def _prepared(self, model: str) -> str:
         return f"prepare.{family(model)}{self.end}"
 
-    def _prepare(self, tokens: str, recipe: Recipe, select: Node | None = None) -> Node:
-        return prepare_node(recipe, self._subset, select, f"prepare.{tokens}{self.end}", self._seed)
+    def _recipe(self, of: str) -> Recipe:
+        """Return the recipe of the encoder of a family; see `family`."""
+        if of == "tlm":
+            return self.inputs.recipe
+        alone = task_only(self.inputs.recipe)
+        return pretrained(alone, self.inputs.options) if of == "pretrained" else alone
+
+    def _prepare(self, of: str, select: Node | None = None) -> Node:
+        """Return the node with the tokens of a family."""
+        return prepare_node(self._recipe(of), self.subset, select, f"prepare.{of}{self.end}", self.seed)
 
     def _retrieved(self) -> list[Node]:
-        """Selection, tokens and joint stage of TLM. The queries are the subset's texts, or all train texts."""
-        task = "validate" if self._options.unlabelled else self._subset
-        select = select_node(self._inputs, task, f"select{self.end}", self._seed)
+        """Return selection, tokens and joint stage of TLM. The queries are the subset's texts, or all train texts."""
+        task = "validate" if self.inputs.options.unlabelled else self.subset
+        select = select_node(self.inputs, task, f"select{self.end}", self.seed)
         assert select is not None, "`check` refuses these models without a corpus"
-        prepare = self._prepare("tlm", self._recipe, select)
-        return [select, prepare, joint_node(self._recipe, self._seed, f"joint{self.end}", prepare.name)]
+        prepare = self._prepare("tlm", select)
+        return [select, prepare, joint_node(self.inputs.recipe, self.seed, f"joint{self.end}", prepare.name)]
 
     def _model(self, model: str) -> list[Node]:
-        """Training and test of one model."""
-        seed, prepared, name = self._seed, self._prepared(model), f"finetune.{model}{self.end}"
+        """Return the training and the test of one model."""
+        seed, prepared, name = self.seed, self._prepared(model), f"finetune.{model}{self.end}"
         start = {"prepared": prepared}
         if model in WITH_TLM:
             start["joint"] = f"joint{self.end}"
         if model.startswith("bilstm"):
-            params = bilstm_params(self._recipe, self._options, seed)
+            params = bilstm_params(self.inputs.recipe, self.inputs.options, seed)
             trained = with_tries(Node(name, BILSTM, params, start, seed=seed), params.finetune)
         else:
-            recipe = {"tlm": self._recipe, "pretrained": pretrained(self._alone, self._options)}.get(model, self._alone)
-            trained = finetune_nodes(recipe, seed, name, start)
+            trained = finetune_nodes(self._recipe(family(model)), seed, name, start)
         stage = EVALUATE_BILSTM if model.startswith("bilstm") else EVALUATE
-        tested = {"prepared": prepared, "task": self._subset, f"finetune.s{seed}": name}
+        tested = {"prepared": prepared, "task": self.subset, f"finetune.s{seed}": name}
         evaluate = Node(f"evaluate.{model}{self.end}", stage, SeedsParams(seeds=(seed,)), tested, seed=seed)
         return [*trained, evaluate]
 
@@ -267,7 +271,6 @@ KIND = Kind(
     "how many labels are needed, and whether a BiLSTM is enough",
     LearningCurveOptions,
     plan,
-    stages=(SIZES, SUBSET, BILSTM, EVALUATE_BILSTM, CURVE),
     check=check,
     recipes=recipes,
     fields=(

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 from pydantic import Field, field_validator
 
 from tlm_core.compression.masks import Which, removals
 from tlm_core.compression.params import PhasesParams, TicketParams, ticket_name
-from tlm_core.jobs.nodes import gather_group, group_by_seed, train_nodes, with_tries
+from tlm_core.jobs.nodes import (
+    before_training,
+    check_encoder,
+    gather_group,
+    group_by_seed,
+    importance_node,
+    train_nodes,
+    with_tries,
+)
 from tlm_core.jobs.plan import Node, Plan
 from tlm_core.jobs.spec import KindOptions, PlanInputs
-from tlm_core.jobs.ticket_nodes import CHECK_ENCODER, IMPORTANCE, before_training, check_encoder, importance_node
 from tlm_core.kinds.kind import FormField, Kind
 from tlm_core.training.params import CardRecipe
 from tlm_core.training.recipe import OWN_STARTS, Recipe
@@ -74,16 +83,14 @@ def plan(inputs: PlanInputs[PruneOptions]) -> Plan:
         importance_node(f"importance.s{seed}", options.as_published, "prepare", f"finetune.s{seed}", seed)
         for seed in seeds
     ]
-    for which in options.tickets:
-        for level in options.levels:
-            for seed in seeds:
-                name = ticket_name(which, level, seed)
-                params = TicketParams.of(recipe, seed, which=which, level=level)
-                start = {"prepared": "prepare", "importance": f"importance.s{seed}"}
-                if recipe.joint.enabled:
-                    start["joint"] = f"joint.s{seed}"
-                tickets += with_tries(Node(name, TICKET, params, start, seed=seed), recipe.finetune)
-                gathered[name] = name
+    for which, level, seed in product(options.tickets, options.levels, seeds):
+        name = ticket_name(which, level, seed)
+        params = TicketParams.of(recipe, seed, which=which, level=level)
+        start = {"prepared": "prepare", "importance": f"importance.s{seed}"}
+        if recipe.joint.enabled:
+            start["joint"] = f"joint.s{seed}"
+        tickets += with_tries(Node(name, TICKET, params, start, seed=seed), recipe.finetune)
+        gathered[name] = name
     phases = PhasesParams(tickets=options.tickets, levels=options.levels, seeds=seeds, recipe=CardRecipe.of(recipe))
     last = Node("phases", PHASES, phases, gathered, group=gather_group(seeds))
     return Plan((*nodes, *group_by_seed(tickets, seeds), last), report="phases", model="phases")
@@ -94,7 +101,6 @@ KIND = Kind(
     "remove attention heads and feed-forward blocks, and measure the effect",
     PruneOptions,
     plan,
-    stages=(CHECK_ENCODER, IMPORTANCE, TICKET, PHASES),
     check=check,
     source_option="job",
     extends_train=True,

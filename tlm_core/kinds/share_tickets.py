@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,8 +12,11 @@ from tlm_core.compression.params import MergeParams, PartParams, ShareParams
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.nodes import (
     baseline_node,
+    before_training,
+    check_encoder,
     gather_group,
     group_by_seed,
+    importance_node,
     joint_node,
     prepare_node,
     select_node,
@@ -22,7 +24,7 @@ from tlm_core.jobs.nodes import (
 )
 from tlm_core.jobs.plan import Node, Plan
 from tlm_core.jobs.spec import KindOptions, PlanInputs
-from tlm_core.jobs.ticket_nodes import before_training, check_encoder, importance_node
+from tlm_core.json_files import read_json
 from tlm_core.kinds.kind import FormField, Kind, Lookup
 from tlm_core.stages import FINETUNE
 from tlm_core.training.params import FinetuneParams, SeedsParams
@@ -90,18 +92,18 @@ def _mask(name: str, job_id: str, recipe: Recipe, lookup: Lookup) -> Mask:
     """
     job, ticket = lookup.job(job_id), f"Invalid ticket of '{name}': job {job_id}"
     instead = "To use this ticket anyway, pass the mask from the job's report instead of the job id."
-    if job.kind != "prune":
-        raise InvalidRequest(f"{ticket} has kind '{job.kind}'. Name a job of kind 'prune'.")
-    if job.data.content != lookup.dataset(name).content:
-        raise InvalidRequest(f"{ticket} used other data ({job.dataset}) or read it with other options. {instead}")
-    if job.recipe.finetune.has_tries:
+    if job.spec.kind != "prune":
+        raise InvalidRequest(f"{ticket} has kind '{job.spec.kind}'. Name a job of kind 'prune'.")
+    if job.resolved.datasets[0].content != lookup.dataset(name).content:
+        raise InvalidRequest(f"{ticket} used other data ({job.spec.dataset}) or read it with other options. {instead}")
+    if job.resolved.recipe.finetune.has_tries:
         raise InvalidRequest(
             f"{ticket} tried several finetuning rates or class weights. Sharing supports only one of each. {instead}"
         )
-    if other := differences([_tuning(job.recipe), _tuning(recipe)]):
+    if other := differences([_tuning(job.resolved.recipe), _tuning(recipe)]):
         keys = ", ".join(f"{key} ({theirs} in that job, {ours} in this one)" for key, (theirs, ours) in other.items())
         raise InvalidRequest(f"{ticket} used other settings: {keys}. Use its values in this job. {instead}")
-    return Mask.from_dict(job.report()["super_ticket"]["mask"])
+    return Mask.from_dict(lookup.report(job)["super_ticket"]["mask"])
 
 
 def _tuning(recipe: Recipe) -> dict[str, object]:
@@ -200,7 +202,7 @@ def _read_ticket(name: str, ticket: object) -> object:
     if not isinstance(ticket, str) or ticket.startswith("job_"):
         return ticket
     try:
-        mask = json.loads(Path(ticket).read_text(encoding="utf-8"))
+        mask = read_json(Path(ticket))
         return Mask.from_dict(mask if isinstance(mask, dict) else {}).as_dict()
     except (OSError, ValueError, RecursionError, InvalidRequest) as error:
         raise InvalidRequest(
@@ -214,7 +216,6 @@ KIND = Kind(
     "several datasets on one encoder, each with its own ticket",
     ShareTicketsOptions,
     plan,
-    stages=(MERGE, PART, SHARE, SHARED_REPORT),
     check=check,
     datasets_option="others",
     pin=pin,

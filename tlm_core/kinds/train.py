@@ -27,7 +27,7 @@ def plan(inputs: PlanInputs[KindOptions]) -> Plan:
 
 
 def _linear_plan(inputs: PlanInputs[KindOptions]) -> Plan:
-    """The plan of a job that trains the linear model alone."""
+    """Return the plan of a job that trains the linear model alone."""
     task, refit = {"task": "validate", "baseline": "baseline"}, []
     if inputs.recipe.refit:
         refit = [refit_linear_node(task, "main")]

@@ -27,9 +27,9 @@ from tlm_core.compression.sliced import load_sliced
 from tlm_core.errors import InvalidRecipe, InvalidRequest
 from tlm_core.evaluation.summary import sentences
 from tlm_core.jobs.plan import Node, plan_of
-from tlm_core.jobs.ticket_nodes import CHECK_ENCODER, IMPORTANCE
 from tlm_core.kinds.share_tickets import ShareTicketsOptions
 from tlm_core.serving import load_model
+from tlm_core.stages import CHECK_ENCODER, IMPORTANCE
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task
 from tlm_core.training.local import LocalReporter, run_stage
