@@ -20,10 +20,11 @@ from scipy.stats import ttest_1samp  # type: ignore[import-untyped, unused-ignor
 
 from benchmarks.quality import fasttext_model, linear, pretrained
 from benchmarks.quality.data import split_of, text_folder
-from benchmarks.quality.runs import TASK_ONLY, append_line, read_json, read_lines, report_of_run
+from benchmarks.quality.runs import TASK_ONLY, append_line, read_lines, report_of_run
 from benchmarks.report import remark
 from benchmarks.shared import ROOT
 from tlm_core.errors import MissingDependency
+from tlm_core.json_files import read_json
 from tlm_core.studies.plot import Curve, plot
 from tlm_core.training.recipe import Recipe, Scale, resolve
 
@@ -85,20 +86,19 @@ _linear = cache(linear.evaluate)  # for the two rows of the linear model in the 
 
 @dataclass(frozen=True)
 class Record:
-    """Macro-F1 of one run on validation and test. arm: the compared model. seed: None if all seeds give the same model.
+    """Macro-F1 of one run on validation and test.
 
-    flops, seconds: of training. seconds: None if they were not measured, for example because the run was paused. No
-    table shows seconds, because the load of the machines differed. interval: 95 % bootstrap interval of `test`.
+    No table shows `seconds`, because the load of the machines differed.
     """
 
     task: str
-    arm: str
-    seed: int | None
+    arm: str  # the compared model
+    seed: int | None  # None if all seeds give the same model
     validation: float | None
     test: float
-    seconds: float | None
-    flops: float = 0.0
-    interval: Sequence[float] | None = None
+    seconds: float | None  # of training; None if they were not measured, for example because the run was paused
+    flops: float = 0.0  # of training
+    interval: Sequence[float] | None = None  # 95 % bootstrap interval of `test`
 
 
 def read_records() -> list[Record]:
@@ -113,7 +113,7 @@ def run(tasks: Sequence[str], seeds: int, arms: Sequence[str]) -> None:
         for arm in FIXED:
             if arm in arms and not _has(task, arm, None):
                 try:
-                    _append(_fixed(task, arm))
+                    append_line(RECORDS, asdict(_fixed(task, arm)))
                 except MissingDependency as error:
                     remark(f"{task}, {arm} is left out. {error}")
     single = (*TRAINED, *BUDGETS, PRETRAINED, PRETRAINED_BOTH)
@@ -124,15 +124,11 @@ def run(tasks: Sequence[str], seeds: int, arms: Sequence[str]) -> None:
     for task, arm, seed, members in runs:
         if arm in arms and not _has(task, arm, seed):
             remark(f"{task}, {arm}, seeds {members}")
-            _append(_trained(task, arm, seed, members))
+            append_line(RECORDS, asdict(_trained(task, arm, seed, members)))
 
 
 def _has(task: str, arm: str, seed: int | None) -> bool:
     return any((record.task, record.arm, record.seed) == (task, arm, seed) for record in read_records())
-
-
-def _append(record: Record) -> None:
-    append_line(RECORDS, asdict(record))
 
 
 def _fixed(task: str, arm: str) -> Record:
@@ -287,8 +283,8 @@ def _claim(records: Sequence[Record], task: str, first: str, second: str) -> str
     return f"{fmean(differences):+.3f}, {verdict} ({probability}, {len(differences)} seeds)"
 
 
-def plot_of(records: Sequence[Record]) -> str | None:
-    """Return a plot of test scores over the FLOPs of training, at several budgets; None if no task has two points."""
+def plot_of(records: Sequence[Record]) -> str:
+    """Return a plot of test scores over the FLOPs of training, at several budgets; "" if no task has two points."""
     curves = []
     for task, name in NAMES.items():
         of_task = [_of(records, task, arm) for arm in (TLM, *BUDGETS)]
@@ -299,8 +295,6 @@ def plot_of(records: Sequence[Record]) -> str | None:
         ]
         if len(points) > 1:
             curves.append(Curve(name, points))
-    if not curves:
-        return None
     return plot(
         curves, title="TLM with more tokens in the joint stage", x="FLOPs of training", y="macro-F1 on test", log_x=True
     )
@@ -329,7 +323,7 @@ def main() -> None:
         return
     for page, rendered in PAGES.items():
         write_table(rendered(read_records()), page)
-    if (drawing := plot_of(read_records())) is not None:
+    if drawing := plot_of(read_records()):
         PLOT.write_text(drawing, encoding="utf-8")
 
 

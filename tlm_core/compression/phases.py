@@ -12,10 +12,11 @@ from tlm_core.compression.masks import Mask
 from tlm_core.compression.params import PhasesParams, ticket_name
 from tlm_core.compression.sliced import MASK, load_sliced, parameters, widened
 from tlm_core.evaluation.combine import LINEAR
-from tlm_core.evaluation.report import Cost, LinearResult, Report, gain, report_meta, total_cost
+from tlm_core.evaluation.report import LinearResult, Report, gain, report_meta, total_cost
+from tlm_core.json_files import read_json
 from tlm_core.studies.measure import compare_graphs, encoder_onnx, token_batches
-from tlm_core.studies.outputs import Table, speed_in_words, write_outputs
-from tlm_core.studies.plot import Curve
+from tlm_core.studies.outputs import speed_in_words, write_outputs
+from tlm_core.studies.plot import Curve, plot
 from tlm_core.tasks.metrics import chance_in_words, summary
 from tlm_core.tasks.task import Task
 from tlm_core.training.evaluate import report_of
@@ -36,7 +37,7 @@ def phases(ctx: StageContext[PhasesParams]) -> dict[str, object]:
     """
     prepared, task = Prepared(ctx.inputs["prepared"]), Task.read(ctx.inputs["task"])
     params, seeds = ctx.params, ctx.params.seeds
-    dense = json.loads((ctx.inputs["evaluate"] / "report.json").read_text(encoding="utf-8"))
+    dense = read_json(ctx.inputs["evaluate"] / "report.json")
     curves = _curves(ctx.inputs, params)
     winning = (point for point in curves if point["ticket"] == "winning")
     best = max(winning, key=lambda point: (-math.inf if point["mean"] is None else point["mean"], point["level"]))
@@ -46,7 +47,9 @@ def phases(ctx: StageContext[PhasesParams]) -> dict[str, object]:
     report["dense"] = {**dense["models"]["encoder"], "cost": dense["cost"]}
     report["models"][LINEAR] = dense["models"][LINEAR]
     report |= {name: dense[name] for name in ("linear", "suspects") if name in dense}
-    report["cost"] = total_cost([dense["cost"], *_ticket_costs(ctx.inputs, params)])
+    tickets = [ticket_name(*parts) for parts in product(params.tickets, params.levels, seeds)]
+    costs = [{"tickets": read_history(ctx.inputs[ticket])["cost"]} for ticket in tickets]
+    report["cost"] = total_cost([dense["cost"], *costs])
     linear = LinearResult.read(ctx.inputs["baseline"]).outputs["test"]
     sides = [outputs[f"test.s{seed}"] for seed in seeds], [linear]
     report["gain"] = gain(task, report, ("the super ticket", "the linear model"), *sides) | {"against": LINEAR}
@@ -71,13 +74,12 @@ def _curves(inputs: Mapping[str, Path], params: PhasesParams) -> list[Report]:
     seeds = params.seeds
     points = [_point("dense", 0.0, 1.0, [inputs[f"finetune.s{seed}"] for seed in seeds])]
     shape = load_model(inputs[f"finetune.s{seeds[0]}"]).shape
-    for which in params.tickets:
-        for level in params.levels:
-            folders = [inputs[ticket_name(which, level, seed)] for seed in seeds]
-            mask = Mask.from_dict(json.loads((folders[0] / MASK).read_text(encoding="utf-8")))
-            counts = parameters(shape, mask)  # equal for all seeds, because the level fixes the number of removed parts
-            points.append(_point(which, level, counts["layers_left"] / counts["layers_full"], folders))
-            points[-1] |= {"heads_left": mask.heads_left, "blocks_left": mask.blocks_left}
+    for which, level in product(params.tickets, params.levels):
+        folders = [inputs[ticket_name(which, level, seed)] for seed in seeds]
+        mask = Mask.from_dict(read_json(folders[0] / MASK))
+        counts = parameters(shape, mask)  # equal for all seeds, because the level fixes the number of removed parts
+        points.append(_point(which, level, counts["layers_left"] / counts["layers_full"], folders))
+        points[-1] |= {"heads_left": mask.heads_left, "blocks_left": mask.blocks_left}
     return points
 
 
@@ -87,12 +89,6 @@ def _point(which: str, level: float, weights_left: float, folders: list[Path]) -
     point = {"ticket": which, "level": level, "weights_left": weights_left, "validation": scores}
     reason = {"reason": over["reason"]} if "reason" in over else {}
     return {**point, "mean": over["mean"], "spread": over["std"], **reason}
-
-
-def _ticket_costs(inputs: Mapping[str, Path], params: PhasesParams) -> list[Cost]:
-    """Return the cost of finetuning each ticket, under the name `tickets`."""
-    names = product(params.tickets, params.levels, params.seeds)
-    return [{"tickets": read_history(inputs[ticket_name(*name)])["cost"]} for name in names]
 
 
 def words(report: Report) -> str:
@@ -132,6 +128,6 @@ def _write(out: Path, report: Report) -> None:
     if linear is not None:
         ends = (min(point["weights_left"] for point in points), 1.0)
         curves.append(Curve(LINEAR, [(end, linear, None) for end in ends], dashed=True))
-    table = Table("curves.csv", (*columns, "validation"), rows)
     title, x = f"{report['task']}: tickets on validation", "share of the layers' weights left"
-    write_outputs(out, report, table, curves, title=title, x=x, y=report["metric"])
+    drawing = plot(curves, title=title, x=x, y=report["metric"])
+    write_outputs(out, report, "curves.csv", [(*columns, "validation"), *rows], drawing)

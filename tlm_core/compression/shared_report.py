@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,8 +14,9 @@ from tlm_core.compression.sliced import parameters
 from tlm_core.evaluation.combine import LINEAR
 from tlm_core.evaluation.report import LinearResult, Report, gain_in_words, linear_report, over_seeds, total_cost
 from tlm_core.evaluation.summary import MAJORITY, training_time
-from tlm_core.studies.outputs import Table, write_outputs
-from tlm_core.studies.plot import Curve
+from tlm_core.json_files import read_json
+from tlm_core.studies.outputs import write_outputs
+from tlm_core.studies.plot import Curve, plot
 from tlm_core.tasks.merge import MERGE
 from tlm_core.tasks.metrics import Summary, chance_in_words, summary
 from tlm_core.tasks.task import Task
@@ -38,7 +38,7 @@ def shared_report(ctx: StageContext[SeedsParams]) -> dict[str, object]:
     Inputs: `merged` and `prepared` of all tasks, `task.{number}`, `baseline.{number}`, `prepared.{number}`,
     `alone.{number}.s{seed}`, `multi_task.s{seed}`, `tickets.s{seed}`.
     """
-    merged = json.loads((ctx.inputs["merged"] / MERGE).read_text(encoding="utf-8"))
+    merged = read_json(ctx.inputs["merged"] / MERGE)
     seeds = ctx.params.seeds
     tasks = [_task(ctx.inputs, number, facts["name"], seeds) for number, facts in enumerate(merged)]
     average = {system: _average(tasks, system) for system in COMPARED}
@@ -56,14 +56,16 @@ def shared_report(ctx: StageContext[SeedsParams]) -> dict[str, object]:
     report["words"] = words(report)
     names = [*(task["name"] for task in tasks), "mean of all"]
     title, y = "One encoder for several tasks", "score on test, each by its metric"
-    write_outputs(ctx.out, report, _table(tasks), _curves(tasks, average), title=title, x="", y=y, names=names)
+    drawing = plot(_curves(tasks, average), title=title, x="", y=y, names=names)
+    write_outputs(ctx.out, report, "scores.csv", _rows(tasks), drawing)
     return {name: report[name] for name in ("metric", "mean", "spread", "words")}
 
 
-def _table(tasks: Sequence[Report]) -> Table:
-    """Return a row for each task, system and seed. The majority class and the linear model have one row for each task.
+def _rows(tasks: Sequence[Report]) -> list[Sequence[object]]:
+    """Return the column names, and a row of test scores for each task, system and seed.
 
-    These rows have an empty seed. The column of a test set that the task does not have is empty, too.
+    The majority class and the linear model have one row for each task, with an empty seed. A task has empty cells for
+    test sets of other tasks.
     """
     tests = ["test", *sorted({test for task in tasks for test in task["tests"]} - {"test"})]
     rows = [
@@ -75,7 +77,7 @@ def _table(tasks: Sequence[Report]) -> Table:
         for system in COMPARED
         for entry in task[system]["seeds"]
     ]
-    return Table("scores.csv", ("task", "system", "seed", "metric", *tests), rows)
+    return [("task", "system", "seed", "metric", *tests), *rows]
 
 
 def _curves(tasks: Sequence[Report], average: Mapping[str, Summary]) -> list[Curve]:
@@ -114,8 +116,8 @@ def _average(tasks: Sequence[Report], system: str) -> Summary:
 
 def _weights_left(folder: Path, tasks: int) -> list[float]:
     """Return for each task the share of the layers' weights that its ticket has. tasks: number of tasks."""
-    shape = Shape.from_dict(json.loads((folder / SHAPE).read_text(encoding="utf-8")))
-    masks = [Mask.from_dict(mask) for mask in json.loads((folder / MASKS).read_text(encoding="utf-8"))]
+    shape = Shape.from_dict(read_json(folder / SHAPE))
+    masks = [Mask.from_dict(mask) for mask in read_json(folder / MASKS)]
     counts = [parameters(shape, mask) for mask in masks[:tasks]]
     return [count["layers_left"] / count["layers_full"] for count in counts]
 

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from tlm_core.compression.importance import gated, mask_gates
 from tlm_core.compression.masks import Importance, Mask, one_shot
 from tlm_core.compression.params import PartParams, ShareParams
 from tlm_core.compression.sliced import sliced
+from tlm_core.json_files import read_json
 from tlm_core.tasks.merge import MERGE, TARGETS
 from tlm_core.tasks.metrics import summary
 from tlm_core.tasks.types import task_type_of
@@ -43,13 +43,13 @@ from tlm_core.training.store import StoreWriter
 MASKS = "masks.json"
 
 
-def part(ctx: StageContext[PartParams]) -> dict[str, Any]:
+def part(ctx: StageContext[PartParams]) -> dict[str, object]:
     """Extract one task's `prepare` artifact from that of the merged task. All tasks share the tokenizer.
 
     Inputs: `prepared` and `task`, both of the merged task.
     """
     source, merged = Prepared(ctx.inputs["prepared"]), ctx.inputs["task"]
-    facts = json.loads((merged / MERGE).read_text(encoding="utf-8"))[ctx.params.number]
+    facts = read_json(merged / MERGE)[ctx.params.number]
     shutil.copytree(source.folder / "tokenizer", ctx.out / "tokenizer")
     tokens, window_counts, counts = {}, {}, {}
     for name in facts["splits"]:
@@ -198,7 +198,7 @@ class SharedBatches:
 
 
 @model_fits_device()
-def share(ctx: StageContext[ShareParams]) -> dict[str, Any]:
+def share(ctx: StageContext[ShareParams]) -> dict[str, object]:
     """Train one encoder on all tasks and select the step with the best mean validation score over tasks.
 
     Without tickets this is plain multi-task training. Inputs: `prepared.{number}`, `importance.{number}` for each
@@ -250,8 +250,8 @@ def ticket_of(ctx: StageContext[ShareParams], number: int, shape: Shape) -> Mask
     if isinstance(ticket, Mask):
         ticket.check(shape.layers, shape.heads)
         return ticket
-    text = (ctx.inputs[f"importance.{number}"] / "importance.json").read_text(encoding="utf-8")
-    return one_shot(Importance.from_dict(json.loads(text)), ticket, "winning")
+    scores = read_json(ctx.inputs[f"importance.{number}"] / "importance.json")
+    return one_shot(Importance.from_dict(scores), ticket, "winning")
 
 
 def _validate(
@@ -272,8 +272,8 @@ def load_shared(folder: Path, number: int, labels: int) -> TaskModel:
 
     number: index of the task. labels: number of its labels.
     """
-    shape = Shape.from_dict(json.loads((folder / SHAPE).read_text(encoding="utf-8")))
-    mask = Mask.from_dict(json.loads((folder / MASKS).read_text(encoding="utf-8"))[number])
+    shape = Shape.from_dict(read_json(folder / SHAPE))
+    mask = Mask.from_dict(read_json(folder / MASKS)[number])
     model = TaskModel(replace(shape, labels=labels))
     tensors = {n.replace(f"task{number}.", "task."): tensor for n, tensor in load_file(folder / WEIGHTS).items()}
     tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(("encoder.", "task."))}

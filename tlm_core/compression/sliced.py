@@ -7,7 +7,6 @@ and the ONNX graph become smaller.
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tlm_core.compression.masks import Mask
+from tlm_core.json_files import read_json
 from tlm_core.training.architectures import Shape, architecture_of
 from tlm_core.training.flops import FORWARD_AND_BACKWARD
 from tlm_core.training.model import Attention, TaskModel
@@ -68,8 +68,8 @@ def widened(tensors: Mapping[str, Tensor], shape: Shape, mask: Mask) -> dict[str
 
 def load_sliced(folder: Path) -> tuple[TaskModel, Mask]:
     """Load the model and the mask that the `ticket` stage wrote. Raises CorruptArtifact."""
-    shape = Shape.from_dict(json.loads((folder / SHAPE).read_text(encoding="utf-8")))
-    mask = Mask.from_dict(json.loads((folder / MASK).read_text(encoding="utf-8")))
+    shape = Shape.from_dict(read_json(folder / SHAPE))
+    mask = Mask.from_dict(read_json(folder / MASK))
     model = sliced(TaskModel(shape), mask)
     load_weights(model, load_file(folder / WEIGHTS), skip=("vocabulary.",))
     return model.eval(), mask

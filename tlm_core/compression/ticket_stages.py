@@ -8,6 +8,7 @@ from tlm_core.compression.importance import importance as importance_of
 from tlm_core.compression.masks import Importance, one_shot, removals
 from tlm_core.compression.params import CheckEncoderParams, ImportanceParams, TicketParams
 from tlm_core.compression.sliced import MASK, sliced, spared_flops
+from tlm_core.json_files import read_json
 from tlm_core.training import published
 from tlm_core.training.device import pick_device
 from tlm_core.training.encoder_stages import start, tune
@@ -62,7 +63,7 @@ def ticket(ctx: StageContext[TicketParams]) -> dict[str, object]:
 
     Inputs: `prepared`, `importance`, and `joint` if the recipe has a joint stage.
     """
-    scores = Importance.from_dict(json.loads((ctx.inputs["importance"] / IMPORTANCE).read_text(encoding="utf-8")))
+    scores = Importance.from_dict(read_json(ctx.inputs["importance"] / IMPORTANCE))
     mask = one_shot(scores, ctx.params.level, ctx.params.which, ctx.params.seed)
     model, before = start(ctx)
 

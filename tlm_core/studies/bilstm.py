@@ -7,7 +7,6 @@ kernels (oneDNN on a CPU) compute one direction at a time.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from tlm_core.json_files import read_json
 from tlm_core.training.model import counted_start, product_dtype, seed_of
 from tlm_core.training.state import SHAPE, WEIGHTS, load_weights
 
@@ -84,30 +84,23 @@ class LSTMLayer(nn.Module):
         return torch.lstm(x, (start, start), parameters, True, 1, 0.0, self.training, False, False)[0]
 
 
-def _round_up(count: int) -> int:
-    return -(-count // 8) * 8
-
-
 @dataclass(frozen=True)
 class Documents:
-    """The B documents of packed rows, in the order of the rows. T: steps of the longest one, rounded up.
+    """The B documents of packed rows, in the order of the rows. T: steps of the longest document, rounded up."""
 
-    tokens: [T, B], index of each step's token in the flattened rows; undefined after a document's end.
-    inside: [T, B], False after a document's end. reversal: [T * B], the `places` of `Reverse`.
-    """
-
-    tokens: Tensor
-    inside: Tensor
-    reversal: Tensor
+    tokens: Tensor  # [T, B], index of each step's token in the flattened rows; undefined after a document's end
+    inside: Tensor  # [T, B], False after a document's end
+    reversal: Tensor  # [T * B], the `places` of `Reverse`
 
     @classmethod
     def of(cls, segments: Tensor, positions: Tensor) -> Documents:
+        """Return the documents of rows [R, L]. segments: 0 for padding. positions: of each token in its document."""
         real = segments.flatten().nonzero()[:, 0]
         position = positions.flatten()[real]
         number = (position == 0).cumsum(0) - 1
         lengths = number.bincount()
-        # Torch compiles a kernel for each new size, so rounding saves compilations.
-        steps, batch = _round_up(int(lengths.max())), len(lengths)
+        # Torch compiles a kernel for each new size, so rounding up to a multiple of 8 saves compilations.
+        steps, batch = -(-int(lengths.max()) // 8) * 8, len(lengths)
         step = torch.arange(steps, device=lengths.device)[:, None]
         inside = step < lengths
         tokens = real.new_zeros(steps * batch).index_copy(0, position * batch + number, real)
@@ -199,6 +192,6 @@ def initialize_counted(model: BiLSTM, seed: int, vectors: Tensor) -> None:
 
 def load_bilstm(folder: Path) -> BiLSTM:
     """Load the model that the `bilstm` stage wrote. Raises CorruptArtifact."""
-    model = BiLSTM(LSTMShape(**json.loads((folder / SHAPE).read_text(encoding="utf-8"))))
+    model = BiLSTM(LSTMShape(**read_json(folder / SHAPE)))
     load_weights(model, load_file(folder / WEIGHTS))
     return model.eval()

@@ -67,7 +67,7 @@ def lstm_flops(shape: LSTMShape, batch: Batch) -> float:
     return FORWARD_AND_BACKWARD * (steps * shape.token_flops() + head)
 
 
-def bilstm(ctx: StageContext[BilstmParams]) -> dict[str, Any]:
+def bilstm(ctx: StageContext[BilstmParams]) -> dict[str, object]:
     """Train a BiLSTM on the task, with the epochs and the validation of an encoder's finetuning.
 
     Inputs: `prepared`, and `joint` to start from the token embeddings of a joint stage. Without `joint`, `lstm.init`
@@ -98,6 +98,6 @@ def _embeddings(joint: Path) -> tuple[Tensor, dict[str, Any]]:
     return load_file(joint / WEIGHTS)["encoder.tokens.weight"], {"cost": read_history(joint)["cost"]}
 
 
-def evaluate_bilstm(ctx: StageContext[SeedsParams]) -> dict[str, Any]:
+def evaluate_bilstm(ctx: StageContext[SeedsParams]) -> dict[str, object]:
     """Evaluate BiLSTMs. Inputs: `prepared`, `task`, and `finetune.s{seed}` for each seed."""
     return evaluate_models(ctx, load_bilstm)

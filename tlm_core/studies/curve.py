@@ -5,7 +5,6 @@ It compares the BiLSTM with each encoder, and each of these models with the line
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,14 +12,15 @@ import numpy as np
 
 from tlm_core.evaluation.combine import LINEAR, Outputs
 from tlm_core.evaluation.report import PREDICTIONS, Report, gain, over_seeds, report_meta, total_cost
+from tlm_core.json_files import read_json
 from tlm_core.serving import MODEL
 from tlm_core.studies.bilstm import load_bilstm
 from tlm_core.studies.fit import compare, fit
 from tlm_core.studies.lstm_export import INT8, export_lstm, lstm_onnx
 from tlm_core.studies.measure import compare_graphs, encoder_onnx, ngram_batches, token_batches
-from tlm_core.studies.outputs import Table, speed_in_words, write_outputs
+from tlm_core.studies.outputs import speed_in_words, write_outputs
 from tlm_core.studies.params import CurveParams, family, linear_seeds, size_name
-from tlm_core.studies.plot import Curve
+from tlm_core.studies.plot import Curve, plot
 from tlm_core.tasks.metrics import best_of, scores_for, summary
 from tlm_core.tasks.task import Task
 from tlm_core.training.prepared import Prepared
@@ -40,7 +40,7 @@ def curve(ctx: StageContext[CurveParams]) -> dict[str, object]:
     `trained.{model}.s{seed}` and `trained.linear`.
     """
     models, seeds = [*ctx.params.models, LINEAR], ctx.params.seeds
-    sizes = json.loads((ctx.inputs["sizes"] / "sizes.json").read_text(encoding="utf-8"))
+    sizes = read_json(ctx.inputs["sizes"] / "sizes.json")
     used = [size for size in sizes if not size["dropped"]]
     reports = {
         (model, size["rows"], seed): _read(ctx.inputs[f"evaluate.{model}.n{size_name(size['size'])}.s{seed}"])
@@ -61,36 +61,31 @@ def curve(ctx: StageContext[CurveParams]) -> dict[str, object]:
     prepared = Prepared(ctx.inputs[f"prepared.{BILSTM}.s{best}"])
     model, task = load_bilstm(ctx.inputs[f"trained.{BILSTM}.s{best}"]), Task.read(ctx.inputs["task"])
     int8 = export_lstm(model, prepared, task, ctx.out)
-    _add_inference(ctx, report, seeds[0], best)
+    _add_inference(ctx, report, task)
     report["models"][BILSTM]["int8"] |= int8
     _add_crossings(report, ctx.params.margin)
-    report["gain"] = _gain(ctx, report, used[-1]["size"])
+    report["gain"] = _gain(ctx, report, task, used[-1]["size"])
     report["words"] = f"{words(report)} {report['gain']['words']}"
     _write(ctx.out, report)
     return {**report_meta(report), "words": report["words"]}
 
 
-def _gain(ctx: StageContext[CurveParams], report: Report, size: float) -> Report:
+def _gain(ctx: StageContext[CurveParams], report: Report, task: Task, size: float) -> Report:
     """Compare the BiLSTMs of all seeds with the linear models of the largest size."""
-    of_linear = [(LINEAR, seed, 0) for seed in linear_seeds(size, ctx.params.seeds)]
-    sides = [
-        [
-            _test_outputs(ctx.inputs[f"evaluate.{model}.n{size_name(size)}.s{seed}"], entry)
-            for model, seed, entry in runs
-        ]
-        for runs in ([(BILSTM, seed, seed) for seed in ctx.params.seeds], of_linear)
-    ]
-    task, names = Task.read(ctx.inputs["task"]), ("the BiLSTM", "the linear model")
-    return gain(task, report, names, *sides) | {"against": LINEAR}
 
+    def outputs(model: str, seed: int, entry: int) -> Outputs:
+        """Return the outputs on test. entry: the seed in the report of the model."""
+        folder = ctx.inputs[f"evaluate.{model}.n{size_name(size)}.s{seed}"]
+        with np.load(folder / PREDICTIONS) as predictions:
+            return predictions[f"test.s{entry}"]
 
-def _test_outputs(folder: Path, seed: int) -> Outputs:
-    with np.load(folder / PREDICTIONS) as outputs:
-        return outputs[f"test.s{seed}"]
+    bilstms = [outputs(BILSTM, seed, seed) for seed in ctx.params.seeds]
+    linears = [outputs(LINEAR, seed, 0) for seed in linear_seeds(size, ctx.params.seeds)]
+    return gain(task, report, ("the BiLSTM", "the linear model"), bilstms, linears) | {"against": LINEAR}
 
 
 def _read(folder: Path) -> Report:
-    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return read_json(folder / "report.json")
 
 
 def _bilstm_report(runs: Sequence[Report]) -> Report:
@@ -150,10 +145,9 @@ def _law(points: Sequence[Report]) -> Report:
 
 
 def _add_crossings(report: Report, margin: float) -> None:
-    """Add the comparisons: `against` (an LSTM with each encoder) and `passes_linear` (a model with the linear model).
+    """Add the comparisons `against` (BiLSTM with each encoder) and `passes_linear` (each model with the linear model).
 
-    The top level of the report contains `against` of `bilstm`. For another LSTM, its entry in `models` contains
-    `against`.
+    `against` of the model `bilstm` is at the top level of the report. That of `bilstm_tlm` is in its entry in `models`.
     """
     models = report["models"]
     others = [model for model in models if model != LINEAR]
@@ -164,7 +158,7 @@ def _add_crossings(report: Report, margin: float) -> None:
 
 
 def _against(report: Report, lstm: str, model: str, margin: float) -> Report:
-    """Return the crossing point of an LSTM with an encoder, and the LSTM's speed-up, also for 8-bit weights."""
+    """Return the crossing point of a BiLSTM with an encoder, and the BiLSTM's speed-up, also for 8-bit weights."""
     entry, seconds = report["models"][lstm], report["models"][model]["inference"]["seconds_per_text"]
     speed_up = {name: seconds / entry[key]["seconds_per_text"] for name, key in SPEEDS.items() if key in entry}
     return {**compare(_errors(report, lstm), _errors(report, model), margin=margin), **speed_up}
@@ -190,15 +184,15 @@ def _errors(report: Report, model: str) -> list[tuple[float, list[float]]]:
     return [(p["labels"], [1 - run["accuracy"] for run in p["runs"]]) for p in report["models"][model]["points"]]
 
 
-def _add_inference(ctx: StageContext[CurveParams], report: Report, first: int, best: int) -> None:
+def _add_inference(ctx: StageContext[CurveParams], report: Report, task: Task) -> None:
     """Add the bytes and speed of each model's ONNX graph at the largest size.
 
-    best: seed of the BiLSTM to measure. first: seed of the other models.
+    The graph of the BiLSTM has the best seed, and the graphs of the other models have the first seed.
     """
     linear = ctx.inputs["trained.linear"]
-    graphs, texts = {LINEAR: linear / MODEL}, {LINEAR: ngram_batches(linear, Task.read(ctx.inputs["task"]))}
+    graphs, texts = {LINEAR: linear / MODEL}, {LINEAR: ngram_batches(linear, task)}
     for model in map(str, ctx.params.models):
-        seed = best if model == BILSTM else first
+        seed = report["best_seed"] if model == BILSTM else ctx.params.seeds[0]
         trained = ctx.inputs[f"trained.{model}.s{seed}"]
         graphs[model] = ctx.scratch / f"{model}.onnx"
         texts[model] = token_batches(Prepared(ctx.inputs[f"prepared.{model}.s{seed}"]))
@@ -238,7 +232,7 @@ def _mean(point: Report, metric: str) -> str:
 
 
 def _crossings(report: Report, lstm: str, against: Mapping[str, Report]) -> list[str]:
-    """Return sentences that compare one LSTM with each encoder."""
+    """Return sentences that compare one BiLSTM with each encoder."""
     sentences, accuracy = [], report["models"][lstm]["points"][-1]["mean"]["test"]["accuracy"]
     for model, entry in against.items():
         gap = report["models"][model]["points"][-1]["mean"]["test"]["accuracy"] - accuracy
@@ -288,16 +282,15 @@ def _about(count: float) -> str:
 
 def _write(out: Path, report: Report) -> None:
     names = scores_for(report["metric"])
-    rows = [
-        [model, point["labels"], entry["seed"], *(run[name] for name in names)]
-        for model, figures in report["models"].items()
-        for point in figures["points"]
-        for entry, run in zip(report["seeds"], point["runs"], strict=True)
-    ]
-    curves = []
+    rows, curves = [], []
     for model, figures in report["models"].items():
-        points = [(p["labels"], p["mean"]["test"], p["spread"]["test"]) for p in figures["points"]]
-        curves.append(Curve(model, [(n, mean["accuracy"], spread["accuracy"]) for n, mean, spread in points]))
-    table = Table("curves.csv", ("model", "labels", "seed", *names), rows)
+        points = []
+        for point in figures["points"]:
+            for entry, run in zip(report["seeds"], point["runs"], strict=True):
+                rows.append([model, point["labels"], entry["seed"], *(run[name] for name in names)])
+            mean, spread = (point[over]["test"]["accuracy"] for over in ("mean", "spread"))
+            points.append((point["labels"], mean, spread))
+        curves.append(Curve(model, points))
     title = f"{report['task']}: accuracy on test by number of labels"
-    write_outputs(out, report, table, curves, title=title, x="labeled texts", y="accuracy", log_x=True)
+    drawing = plot(curves, title=title, x="labeled texts", y="accuracy", log_x=True)
+    write_outputs(out, report, "curves.csv", [("model", "labels", "seed", *names), *rows], drawing)

@@ -70,12 +70,13 @@ def crossing(small: PowerLaw, large: PowerLaw, margin: float, low: float, high: 
     return float(n[apart[-1] + 1]) if len(apart) else float(low)
 
 
-def compare(small: Points, large: Points, *, margin: float, seed: int = 0) -> dict[str, Any]:
-    """Compare two curves. `labels` is the number of labels from which `small` stays within `margin` of `large`.
+def compare(small: Points, large: Points, *, margin: float) -> dict[str, Any]:
+    """Compare two curves. small, large: (n, errors of each seed).
 
-    small, large: (n, errors of each seed). A bootstrap draws seeds at each size. `interval` spans the middle 90 % of
-    its values of `labels`. An end of the interval is None if it is beyond the searched range. `never_within` is the
-    share of draws without a crossing. If a value is None, `reason` or `interval_reason` says why.
+    labels: the number of labels from which `small` stays within `margin` of `large`, or None with a `reason`.
+    interval: the middle 90 % of the values of `labels` in a bootstrap, which draws seeds at each size. An end is None
+    beyond the searched range. With one seed, the interval is None with an `interval_reason`.
+    never_within: the share of draws without a crossing.
     """
     result: dict[str, Any] = {"margin": margin, "labels": None, "interval": None}
     if len(small) < 3 or len(large) < 3:
@@ -94,8 +95,7 @@ def compare(small: Points, large: Points, *, margin: float, seed: int = 0) -> di
     if min(len(errors) for curve in (small, large) for _, errors in curve) < 2:
         return {**result, "interval_reason": "one seed has no spread; use several seeds"}
     crossings = [
-        crossing(first, second, margin, low, high)
-        for first, second in zip(*_bootstrap((small, large), np.random.default_rng(seed)), strict=True)
+        crossing(first, second, margin, low, high) for first, second in zip(*_bootstrap((small, large)), strict=True)
     ]
     counts = [np.inf if count is None else count for count in crossings]
     ends = np.quantile(counts, (0.05, 0.95), method="nearest")
@@ -104,8 +104,9 @@ def compare(small: Points, large: Points, *, margin: float, seed: int = 0) -> di
     return result
 
 
-def _bootstrap(curves: Sequence[Points], random: np.random.Generator) -> list[list[PowerLaw]]:
+def _bootstrap(curves: Sequence[Points]) -> list[list[PowerLaw]]:
     """Return REPEATS laws for each curve. Each law fits a random draw of seeds."""
+    random = np.random.default_rng(0)
     draws = [
         [[float(random.choice(errors, len(errors)).mean()) for _, errors in curve] for curve in curves]
         for _ in range(REPEATS)

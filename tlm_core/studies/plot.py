@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import NotRequired, TypedDict
 
 WIDTH, HEIGHT = 720, 440
 LEFT, RIGHT, TOP, BOTTOM = 70, 170, 40, 60
@@ -16,15 +15,12 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#00
 
 @dataclass(frozen=True)
 class Curve:
-    """Points (x, mean, spread or None) in the order of x.
-
-    line: whether a line connects the points. dashed: whether the line is dashed and the points are hidden.
-    """
+    """A curve of a plot."""
 
     name: str
-    points: Sequence[tuple[float, float, float | None]]
-    line: bool = True
-    dashed: bool = False
+    points: Sequence[tuple[float, float, float | None]]  # (x, mean, spread or None) in the order of x
+    line: bool = True  # whether a line connects the points
+    dashed: bool = False  # whether the plot has a dashed line instead of points
 
     def style(self, color: str) -> str:
         dashes = ' stroke-dasharray="5 4"' if self.dashed else ""
@@ -33,7 +29,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class _Axis:
-    """An axis that places the values from low to high at the pixels from begin to end."""
+    """An axis with the values from `low` to `high` at the pixels from `begin` to `end`."""
 
     low: float
     high: float
@@ -58,24 +54,15 @@ class _Axis:
         return [number * step for number in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-class Labels(TypedDict):
-    """The words of a plot. log_x: use a logarithmic x-axis. names: labels of x = 0, 1, …, instead of numbers."""
-
-    title: str
-    x: str
-    y: str
-    log_x: NotRequired[bool]
-    names: NotRequired[Sequence[str]]
-
-
 def plot(curves: Sequence[Curve], *, title: str, x: str, y: str, log_x: bool = False, names: Sequence[str] = ()) -> str:
-    """Return an SVG document. For the arguments see `Labels`.
+    """Return an SVG document, or an empty string if the curves have no points.
 
-    Raises ValueError without points, and for x of 0 or less on a logarithmic axis.
+    log_x: use a logarithmic x-axis. names: labels of x = 0, 1, …, instead of numbers.
+    Raises ValueError for x of 0 or less on a logarithmic axis.
     """
     points = [point for curve in curves for point in curve.points]
     if not points:
-        raise ValueError("The curves have no points.")
+        return ""
     if log_x and min(point[0] for point in points) <= 0:
         raise ValueError("A logarithmic axis needs values above 0.")
     lows = [mean - (spread or 0.0) for _, mean, spread in points]
@@ -116,7 +103,7 @@ def _frame(across: _Axis, up: _Axis, title: str, x: str, y: str, names: Sequence
 
 
 def _name(name: str, place: float) -> str:
-    """Return a slanted label. It shows the end of a long name, where ids and paths differ."""
+    """Return a slanted label. A long name is cut at its start, because ids and paths differ at their end."""
     shown = name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}"
     turn = f'transform="translate({place - 8:.1f} {HEIGHT - BOTTOM + 16}) rotate(20)"'
     return f"<text {turn}>{escape(shown)}</text>"

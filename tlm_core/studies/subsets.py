@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tlm_core.errors import InvalidRequest
+from tlm_core.json_files import read_json
 from tlm_core.studies.params import SizesParams, SubsetParams
 from tlm_core.tasks.task import Task
 from tlm_core.training.stage import DROPPED, StageContext
@@ -41,7 +42,7 @@ def subset(ctx: StageContext[SubsetParams]) -> dict[str, object]:
 
     Inputs: `task`, `sizes`.
     """
-    sizes = json.loads((ctx.inputs["sizes"] / "sizes.json").read_text(encoding="utf-8"))
+    sizes = read_json(ctx.inputs["sizes"] / "sizes.json")
     size = next(size for size in sizes if size["size"] == ctx.params.size)
     if size["dropped"]:
         (ctx.out / "dropped.json").write_text(json.dumps({"reason": size["dropped"]}), encoding="utf-8")

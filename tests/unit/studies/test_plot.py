@@ -38,9 +38,11 @@ def test_single_point_and_equal_values_are_plotted() -> None:
         assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == len(curve.points)
 
 
-def test_missing_points_and_logarithm_of_zero_are_rejected() -> None:
-    with pytest.raises(ValueError, match="no points"):
-        plot([], title="T", x="x", y="y")
+def test_curves_without_points_have_no_picture() -> None:
+    assert plot([Curve("a", [])], title="T", x="x", y="y") == ""
+
+
+def test_logarithm_of_zero_is_rejected() -> None:
     with pytest.raises(ValueError, match="logarithmic"):
         plot([Curve("a", [(0, 1, None)])], title="T", x="x", y="y", log_x=True)
 
