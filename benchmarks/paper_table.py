@@ -26,6 +26,7 @@ from tlm_client.display import Display
 from tlm_client.models import own_client
 from tlm_core.errors import NotFound, TLMError
 from tlm_core.jobs.spec import JobSpec
+from tlm_core.json_files import read_json
 from tlm_core.tasks.known import KNOWN_TASKS, KnownTask
 from tlm_core.training.recipe import RecipeName, Scale
 from tlm_core.wire import JsonObject
@@ -162,7 +163,7 @@ class Outcomes:
 
     def __init__(self, folder: Path) -> None:
         self._store, self._table = folder / "paper_table.json", folder / "paper_table.md"
-        stored = json.loads(self._store.read_text(encoding="utf-8")) if self._store.exists() else {}
+        stored = read_json(self._store) if self._store.exists() else {}
         self._of = {name: Outcome(**fields) for name, fields in stored.items()}
 
     def of(self, row: Row, recipe: str) -> Outcome:
@@ -229,7 +230,7 @@ class Runner:
         for row in rows:
             try:
                 self.add_dataset(row)
-                estimate = self.client.dry_run(self.spec(row)).estimate
+                estimate = self.client.dry_run(row.spec(self.recipe, self.corpus)).estimate
             except TLMError as error:
                 remark(f"{row.name} {self.recipe}: {error.message}")
                 refused.append(row)
@@ -245,14 +246,11 @@ class Runner:
         for row in rows:
             with self.outcomes.reason_of(row, self.recipe):
                 self.add_dataset(row)
-                jobs[row] = submit(self.client, self.spec(row)).id
+                jobs[row] = submit(self.client, row.spec(self.recipe, self.corpus)).id
         for row, job_id in jobs.items():
             with self.outcomes.reason_of(row, self.recipe, job_id):
                 finish(self.client, job_id, f"{row.name} {self.recipe}", display)
                 self.outcomes.record(row, self.recipe, Outcome.of(job_id, self.client.report(job_id)))
-
-    def spec(self, row: Row) -> JobSpec:
-        return row.spec(self.recipe, self.corpus)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

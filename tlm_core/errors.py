@@ -223,6 +223,6 @@ def error_from_problem(problem: Mapping[str, object], *, unknown: type[TLMError]
     return error_classes().get(str(problem["code"]), unknown)(str(problem["detail"]), **facts)
 
 
-def _facts_of(data: Mapping[str, object]) -> dict[str, object]:
+def _facts_of(data: Mapping[str, object]) -> dict[str, Any]:
     facts = data.get("facts")
     return dict(facts) if isinstance(facts, Mapping) else {}

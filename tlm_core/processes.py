@@ -19,8 +19,8 @@ from tlm_core.pulse import PULSE
 
 T = TypeVar("T")
 
-_BEAT = 1.0  # seconds between two looks at the CPU time of a process
-_BUSY = 0.1  # CPU seconds since the last look that count as progress
+_BEAT = 1.0  # seconds between two readings of the CPU time of a process
+_BUSY = 0.1  # CPU seconds between two readings that count as progress
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tlm_core.errors import CorruptArtifact, InvalidRequest, MissingDependency
 from tlm_core.evaluation.combine import ENCODERS, LINEAR_MODELS, softmax
+from tlm_core.json_files import read_json
 from tlm_core.linear.model import ALPHABET, read_alphabet
 from tlm_core.linear.ngrams import Alphabet
 from tlm_core.tasks.metrics import SINGLE_LABEL
@@ -53,24 +54,18 @@ def copy_model(source: Path, out: Path) -> None:
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model. labels: names in the order of the model's outputs. pair: whether each row has two texts.
-
-    tokenizer: None for a linear model. alphabet: the n-grams; None without a linear model. size: bytes of all files.
-    type: a regression model has one output, the predicted target, and `labels` holds the target's name. name: linear,
-    self_trained, encoder, ensemble or combined. windows: the most windows that an encoder reads of a text; a linear
-    model reads whole texts. pad: id of the padding token.
-    """
+    """A loaded model."""
 
     session: InferenceSession
-    tokenizer: Tokenizer | None
-    alphabet: Alphabet | None
-    labels: tuple[str, ...]
-    pair: bool
-    size: int
+    tokenizer: Tokenizer | None  # None for a linear model
+    alphabet: Alphabet | None  # the n-grams of a linear model, alone or in a combination
+    labels: tuple[str, ...]  # in the order of the outputs; a regression model has one output, named after the target
+    pair: bool  # whether each row has two texts
+    size: int  # bytes of all files
     type: TaskType = TASK_TYPES[SINGLE_LABEL]
-    name: str = "encoder"
-    windows: int = 1
-    pad: int = 0
+    name: str = "encoder"  # linear, self_trained, encoder, ensemble or combined
+    windows: int = 1  # the most windows that an encoder reads of a text; a linear model reads whole texts
+    pad: int = 0  # id of the padding token
 
     def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> NDArray[np.float32]:
         """Return the probabilities of each text, (texts, labels); for a regression model its predictions, (texts, 1).
@@ -114,7 +109,7 @@ class Model:
         """Return the result of `probabilities` for texts that have equally many windows."""
         # The graph reads [batch, windows, length]; that of an older export reads [batch, length].
         axes = {node.name: len(node.shape) for node in self.session.get_inputs()}
-        columns = self._tokens(cut) | self._ngrams(rows)
+        columns = self._tokens(cut) | ({} if self.alphabet is None else ngram_ids(self.alphabet, rows))
         arrays = {
             name: columns[name] if count == columns[name].ndim else columns[name][:, 0] for name, count in axes.items()
         }
@@ -144,9 +139,6 @@ class Model:
                 columns["token_type_ids"][text, place, : len(window)] = window.type_ids
         return columns
 
-    def _ngrams(self, rows: Sequence[tuple[str, ...]]) -> dict[str, NDArray[np.int64]]:
-        return {} if self.alphabet is None else ngram_ids(self.alphabet, rows)
-
 
 def ngram_ids(alphabet: Alphabet, rows: Sequence[tuple[str, ...]]) -> dict[str, NDArray[np.int64]]:
     """Return a linear model's input by name: n-gram ids, [rows, ids], padded with 0."""
@@ -170,7 +162,7 @@ def load_model(folder: Path) -> Model:
     try:
         from onnxruntime import InferenceSession, SessionOptions
 
-        metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+        metadata = read_json(folder / METADATA)
         name = str(metadata.get("model", "encoder"))
         windows = int(metadata.get("windows", 1))  # older exports lack the key
         tokenizer, pad = None, 0
@@ -200,7 +192,7 @@ def _tokenizer(folder: Path, max_length: int, windows: int) -> tuple[Tokenizer, 
 
     from tlm_core.training.tokenizer import cut_into_windows
 
-    config = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "model" / "config.json")
     tokenizer = Tokenizer.from_file(str(folder / "model" / "tokenizer.json"))
     cut_into_windows(tokenizer, max_length, windows)
     tokenizer.no_padding()

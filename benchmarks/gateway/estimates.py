@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 
 from benchmarks.report import figure, remark
@@ -14,14 +13,6 @@ from tlm_core.jobs.spec import JobSpec
 
 JOBS = 10
 CORPUS = "scitldr-24.parquet"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Seconds and training FLOPs of a job, each divided by its estimate."""
-
-    seconds: float
-    flops: float
 
 
 def specs() -> Iterator[JobSpec]:
@@ -39,8 +30,8 @@ def specs() -> Iterator[JobSpec]:
         yield JobSpec(dataset=dataset, corpus=corpus, seeds=seeds, overrides=overrides)
 
 
-def compare(client: TLMClient, spec: JobSpec) -> Comparison:
-    """Estimate a job, run it, and compare the run with the estimate."""
+def compare(client: TLMClient, spec: JobSpec) -> tuple[float, float]:
+    """Estimate and run a job. Return its seconds and training FLOPs, each divided by the estimate."""
     estimate = client.estimate(spec)
     assert estimate.seconds is not None and estimate.flops is not None, estimate.reasons
     job = client.wait(client.submit(spec).id)
@@ -51,7 +42,7 @@ def compare(client: TLMClient, spec: JobSpec) -> Comparison:
     remark(
         f"{job.id}: {seconds:.1f} s, estimate {estimate.seconds} s; {flops:.3g} FLOPs, estimate {estimate.flops:.3g}"
     )
-    return Comparison(seconds / estimate.seconds, flops / estimate.flops)
+    return seconds / estimate.seconds, flops / estimate.flops
 
 
 def main() -> None:
@@ -60,8 +51,8 @@ def main() -> None:
         add_dataset(client, "other", "acl_arc")
         client.wait_corpus("docs", client.add_corpus("docs", [shared_data() / "corpus" / CORPUS]).id)
         comparisons = [compare(client, spec) for spec in islice(specs(), JOBS + 2)][2:]
-    for unit in ("seconds", "flops"):
-        errors = [abs(1 / getattr(comparison, unit) - 1) for comparison in comparisons]
+    for unit, shares in zip(("seconds", "flops"), zip(*comparisons, strict=True), strict=True):
+        errors = [abs(1 / share - 1) for share in shares]
         figure(f"estimate_{unit}_largest_error", [max(errors)], unit="share", goal=0.25, better="lower")
         figure(f"estimate_{unit}_error", errors, unit="share", better="lower")
 

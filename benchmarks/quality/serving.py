@@ -30,9 +30,9 @@ def main() -> None:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # onnxruntime then starts one thread
     rows = [json.loads(line) for line in options.test.read_text(encoding="utf-8").splitlines()]
     texts, labels = ([row[name] for row in rows] for name in ("text", "label"))
-    first, *others = [measure(folder, texts, labels) for folder in options.models]
-    for folder, guess in zip(options.models[1:], others, strict=True):
-        figure(f"{folder.name}_equal_labels", [float((guess == first).mean())], unit="share of the first model's")
+    first, *others = [(folder.name, measure(folder, texts, labels)) for folder in options.models]
+    for name, guess in others:
+        figure(f"{name}_equal_labels", [float((guess == first[1]).mean())], unit="share of the first model's")
 
 
 def measure(folder: Path, texts: list[str], labels: list[str]) -> NDArray[np.int64]:

@@ -16,10 +16,11 @@ from typing import Any
 
 from benchmarks.quality.data import task_folder
 from benchmarks.quality.pretrained import minilm, minilm_overrides
-from benchmarks.quality.runs import TASK_ONLY, argument_parser, read_json, report_folder
+from benchmarks.quality.runs import TASK_ONLY, argument_parser, report_folder
 from benchmarks.report import figure, remark
 from benchmarks.shared import ROOT
 from tlm_core.jobs.spec import JobSpec, KindOptions
+from tlm_core.json_files import read_json
 from tlm_core.kinds.learning_curve import LearningCurveOptions
 from tlm_core.kinds.prune import PruneOptions
 from tlm_core.kinds.share_tickets import ShareTicketsOptions
@@ -34,9 +35,7 @@ def main() -> None:
     studies = {"curve": curve, "prune": prune, "share": share}
     parser = argument_parser(__doc__, studies)
     parser.add_argument("--minilm", action="store_true", help="use MiniLM; a curve adds it as a model")
-    parser.add_argument("--sizes", type=float, nargs="+", help="sizes of a curve: shares, or numbers of labels above 1")
     parser.add_argument("--lstm", default="4x256", help="BiLSTM of a curve, as layers x width")
-    parser.add_argument("--levels", type=float, nargs="+", default=[0.15, 0.3, 0.45, 0.6], help="levels of pruning")
     parser.add_argument("--level", type=float, default=0.15, help="level of sharing")
     options = parser.parse_args()
     for tasks in [options.tasks] if options.study == "share" else [[task] for task in options.tasks]:
@@ -47,10 +46,9 @@ def curve(tasks: list[str], options: argparse.Namespace) -> None:
     (task,) = tasks
     large = task == "sources"
     models = ["bilstm", "encoder", *([] if large else ["tlm"]), *(["pretrained"] * options.minilm)]
-    sizes = options.sizes or (LARGE_SIZES if large else LearningCurveOptions().sizes)
     layers, width = map(int, options.lstm.split("x"))
     study = LearningCurveOptions(
-        sizes=[int(size) if size > 1 else size for size in sizes],
+        sizes=LARGE_SIZES if large else LearningCurveOptions().sizes,
         models=models,
         lstm={"layers": layers, "hidden": width, "embedding": width},
         pretrained=str(minilm()) if options.minilm else None,
@@ -78,8 +76,7 @@ def curve(tasks: list[str], options: argparse.Namespace) -> None:
 
 def prune(tasks: list[str], options: argparse.Namespace) -> None:
     name, overrides = _encoder(options)
-    study = PruneOptions(levels=tuple(options.levels))
-    report = _run("prune", tasks, study, overrides, options, f"prune-{tasks[0]}-{name}")
+    report = _run("prune", tasks, PruneOptions(), overrides, options, f"prune-{tasks[0]}-{name}")
     prefix, metric = f"{tasks[0]}_{name}", report["metric"]
     for point in report["curves"]:
         label = f"{prefix}_{point['ticket']}_{point['weights_left']:.2f}_left"

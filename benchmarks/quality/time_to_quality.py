@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.quality.data import task_folder
-from benchmarks.quality.runs import argument_parser, read_json, report_folder, train
+from benchmarks.quality.runs import argument_parser, report_folder, train
 from benchmarks.report import figure, remark
 from tlm_core.jobs.spec import JobSpec
+from tlm_core.json_files import read_json
 from tlm_core.training.recipe import Recipe, resolve
 
 MINUTES, GOAL_MINUTES, TUNING_MINUTES = 30.0, 3.0, 4.0

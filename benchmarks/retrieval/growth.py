@@ -48,9 +48,7 @@ def main() -> None:
     sizes, seconds = ([math.log(value) for value in values] for values in zip(*points, strict=True))
     exponent = linear_regression(sizes, seconds).slope
     figure("growth_exponent", [exponent], unit="power of the number of passages", goal=1, better="lower")
-    _PLOT.parent.mkdir(parents=True, exist_ok=True)
-    _PLOT.write_text(_plot(points), encoding="utf-8")
-    remark(f"plotted in {_PLOT}")
+    _write_plot(points)
 
 
 def _index(indexes: OpenSearchIndexes, real: Sequence[Passage], size: int) -> PassageIndex:
@@ -74,15 +72,18 @@ def _measure(index: PassageIndex, size: int, texts: Sequence[str]) -> float:
     return median(runs)
 
 
-def _plot(points: Sequence[tuple[int, float]]) -> str:
-    """Return an SVG plot of milliseconds per query by corpus size. A dashed line shows linear growth."""
+def _write_plot(points: Sequence[tuple[int, float]]) -> None:
+    """Plot milliseconds per query by corpus size. A dashed line shows linear growth."""
     first, seconds = points[0]
     curves = [
         Curve("OpenSearch", [(size, 1000 * duration, None) for size, duration in points]),
         Curve("linear growth", [(size, 1000 * seconds * size / first, None) for size, _ in points], dashed=True),
     ]
     title = f"Time of a query, whole text, top {TOP_K}"
-    return plot(curves, title=title, x="passages in the index", y="milliseconds", log_x=True)
+    drawing = plot(curves, title=title, x="passages in the index", y="milliseconds", log_x=True)
+    _PLOT.parent.mkdir(parents=True, exist_ok=True)
+    _PLOT.write_text(drawing, encoding="utf-8")
+    remark(f"plotted in {_PLOT}")
 
 
 if __name__ == "__main__":

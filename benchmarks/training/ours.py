@@ -18,7 +18,6 @@ from tlm_core.training.params import JointParams
 from tlm_core.training.prepared import Batch
 from tlm_core.training.recipe import Budget, Recipe
 from tlm_core.training.stage import StageContext
-from tlm_core.training.state import TrainState
 
 
 class Ours:
@@ -52,18 +51,13 @@ class Ours:
         self.wait_seconds += time.perf_counter() - start
         return batch
 
-    def state_after(self, steps: int) -> TrainState:
-        """Run `steps` more steps and return the loop's state."""
+    def run(self, steps: int) -> float:
+        """Return the real tokens per second of the next `steps` steps."""
+        start = time.perf_counter()
         self.trainer.budget = Budget(steps=steps)
         state, _ = self.trainer.run()
         if self.trainer.device.type == "cuda":
             torch.cuda.synchronize()
-        return state
-
-    def run(self, steps: int) -> float:
-        """Return the real tokens per second of the next `steps` steps."""
-        start = time.perf_counter()
-        state = self.state_after(steps)
         seconds = time.perf_counter() - start
         self.seconds += seconds
         return state.tokens / seconds

@@ -85,7 +85,7 @@ def test_service_accepts_every_row(
     runner = Runner(client, recipe, Outcomes(tmp_path / "out"), folder=data)
     assert not runner.refused([row for row in ROWS if row.external])
     for row in (row for row in ROWS if row.external):
-        job = client.dry_run(runner.spec(row))
+        job = client.dry_run(row.spec(runner.recipe, runner.corpus))
         used = job.resolved_recipe
         assert (used.name, used.scale, job.spec.workers) == (recipe, row.scale, row.gpus)
         assert (used.selection.selector, used.selection.top_k) == ("given", row.top_k)
@@ -106,7 +106,7 @@ def test_a_corpus_replaces_the_selection_of_the_release(
     add_version(gateway, "general", "v1", CorpusState.READY)
     with_corpus = Runner(client, recipe, Outcomes(tmp_path / "own"), corpus="general", folder=data)
     assert not with_corpus.refused(ROWS)
-    used = client.dry_run(with_corpus.spec(row)).resolved_recipe
+    used = client.dry_run(row.spec(with_corpus.recipe, with_corpus.corpus)).resolved_recipe
     assert (used.selection.selector, used.selection.top_k) == ("bm25", 1000)
     assert used.model.max_length == (512 if recipe == "paper" else "auto")
 

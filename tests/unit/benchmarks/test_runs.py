@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.quality import runs
-from benchmarks.quality.runs import META, print_scores, read_json, report_folder, run_plan, train
+from benchmarks.quality.runs import META, print_scores, report_folder, run_plan, train
 from tests.unit.training.made import made_task, tiny
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.spec import JobSpec
+from tlm_core.json_files import read_json
 from tlm_core.kinds.prune import PruneOptions
 from tlm_core.training.recipe import Recipe
 
