@@ -51,7 +51,7 @@ class Processes:
 
 @contextmanager
 def processes(count: int, initialize: Callable[[], object] | None = None) -> Iterator[Processes]:
-    """Start processes. At the end of the block, wait for their calls, and end them. initialize: called in each process.
+    """Yield new processes. At the end of the block, wait for their calls and end them. initialize: called in each one.
 
     Each process starts a new interpreter, because a fork is unsafe if this process runs threads. It imports the main
     module of this process, so a script needs `if __name__ == "__main__":`.

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tlm_core.errors import Conflict, InvalidRequest
 from tlm_core.evaluation.combine import LINEAR_MODELS
 from tlm_core.serving import MODEL, load_model
-
-if TYPE_CHECKING:
-    import onnx
 
 # The operators with weights. For others, the library logs warnings about the types of their inputs.
 _OPERATORS = ["LSTM", "MatMul", "Gather"]
@@ -42,10 +38,14 @@ def quantize(folder: Path, out: Path) -> tuple[int, int]:
     return (folder / MODEL).stat().st_size, (out / MODEL).stat().st_size
 
 
-def quantize_graph(graph: Path | onnx.ModelProto, out: Path) -> None:
-    """Write a graph with 8-bit weights and integer products."""
+def quantize_graph(graph: Path, out: Path) -> None:
+    """Write a copy of a graph with 8-bit weights and integer products."""
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    model = onnx.load(graph)
+    # `quantize` preprocesses graphs, and a BiLSTM needs none. Without this property, the library logs advice.
+    onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
     # With 8 bits, sums saturate on processors with AVX2 but without VNNI. With 7 bits they do not.
     options = {"per_channel": True, "weight_type": QuantType.QInt8, "reduce_range": True}
-    quantize_dynamic(graph, out, op_types_to_quantize=_OPERATORS, **options)
+    quantize_dynamic(model, out, op_types_to_quantize=_OPERATORS, **options)

@@ -30,6 +30,7 @@ from tlm_core.corpus.states import CorpusState, LoadState
 from tlm_core.jobs.spec import Resolved
 
 TENANT = "default"
+START_SECONDS = 120
 
 
 @dataclass
@@ -101,15 +102,17 @@ def run_gateway() -> Iterator[Gateway]:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def wait_for_port(port: int, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
-    """Wait until the process listens on the port. Raises RuntimeError if it ends, or needs more than `seconds`."""
-    deadline = time.monotonic() + seconds
+def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait until the process listens on the port. Raises RuntimeError if it ends, or needs more than START_SECONDS."""
+    deadline = time.monotonic() + START_SECONDS
     while True:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"The server on port {port} ended, or did not start in {seconds:g} s. See its output.")
+            raise RuntimeError(
+                f"The server on port {port} ended, or needs more than {START_SECONDS} s. See its output."
+            )
         time.sleep(0.1)
 
 

@@ -18,10 +18,11 @@ from torch import nn
 
 from benchmarks.report import alternate, figure, ratios, remark
 from benchmarks.shared import shared_data
+from tlm_core.quantization import quantize_graph
 from tlm_core.stages import PREPARE
 from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialize
 from tlm_core.studies.bilstm_stages import BucketBatches, lstm_flops
-from tlm_core.studies.lstm_export import lstm_int8, lstm_onnx
+from tlm_core.studies.lstm_export import lstm_onnx
 from tlm_core.studies.measure import compare_graphs, token_batches
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.validate import write_task
@@ -136,7 +137,7 @@ def inference(prepared: Prepared, folder: Path) -> None:
         initialize(model, 0)
         lstm_onnx(model, graphs[name])
     graphs["bilstm_4_256_int8"] = folder / "4.int8.onnx"
-    lstm_int8(graphs["bilstm_4_256"], graphs["bilstm_4_256_int8"])
+    quantize_graph(graphs["bilstm_4_256"], graphs["bilstm_4_256_int8"])
     shapes = {
         "encoder_tiny": resolve("fast", "tiny", {"model.max_length": LENGTH}).model,
         "encoder_bert_base": resolve("paper", "small").model,

@@ -163,7 +163,7 @@ class LoadWorker:
     # --- from the upload to stored passages -------------------------------------------------------------------------
 
     def _split(self, load: CorpusLoad) -> None:
-        self._artifacts.check_space_if_mounted()
+        self._artifacts.check_space()
         with self._renewed_lease(load):
             load = self._cut(load)
             info, ref, near_seconds = self._write_passages(load)

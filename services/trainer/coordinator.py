@@ -248,7 +248,7 @@ class Coordinator:
         """Return whether a new job may start. No job starts while a disk is almost full. Running jobs continue."""
         try:
             self.store.check_space()
-            self.artifacts.check_space_if_mounted()
+            self.artifacts.check_space()
         except (StoreFull, StorageFull) as error:
             if not self._full:
                 log.error("No new job starts: %s", error)

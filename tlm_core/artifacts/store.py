@@ -100,23 +100,21 @@ class ArtifactStore:
     def check_space(self, extra: int = 0) -> None:
         """Raise StorageFull if a local disk is almost full, or would be after an upload of `extra` bytes.
 
-        Redis can use the same disk, and it exits when the disk is full. Raises NotFound without a root folder.
+        Redis can use the same disk, and it exits when the disk is full.
         """
         if not self.local:
             return
-        with storage_errors("measuring the free space of the storage"):
-            total, _, free = shutil.disk_usage(self.root)
+        try:
+            with storage_errors("measuring the free space of the storage"):
+                total, _, free = shutil.disk_usage(self.root)
+        except NotFound:  # A storage without a root folder is new or not mounted, but not full.
+            return
         if free < (needed := min(_RESERVE, total // 20) + extra):
             refused = f"An upload of {extra >> 20} MiB is refused" if extra else "Nothing is written"
             raise StorageFull(
                 f"The disk of the storage has only {free >> 20} MiB of free space. {refused} until "
                 f"{needed >> 20} MiB are free. Delete jobs and datasets, or enlarge the disk."
             )
-
-    def check_space_if_mounted(self) -> None:
-        """Raise StorageFull as `check_space` does, but ignore a missing root folder."""
-        with suppress(NotFound):
-            self.check_space()
 
     @contextmanager
     def errors(self, action: str, *, writes: bool = False) -> Iterator[None]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import torch
 from onnx import TensorProto
 from safetensors.torch import save_file
@@ -55,17 +54,9 @@ def export_lstm(model: BiLSTM, prepared: Prepared, task: Task, out: Path) -> dic
     expected = predict(model, split, prepared, device=torch.device("cpu"))
     first = graph_logits(out / "model.onnx", batches[:1])
     compare_logits("ONNX graph", first, expected[: len(first)])
-    lstm_int8(out / "model.onnx", out / INT8)
+    quantize_graph(out / "model.onnx", out / INT8)
     logits = graph_logits(out / INT8, batches)
     return {"agreement": float((logits.argmax(1) == expected.argmax(1)).mean()), "texts": len(logits)}
-
-
-def lstm_int8(graph: Path, out: Path) -> None:
-    """Write the graph with 8-bit weights and integer products."""
-    model = onnx.load(graph)
-    # The graph needs no preprocessing. Without this property, the library logs advice to preprocess it.
-    onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
-    quantize_graph(model, out)
 
 
 def lstm_onnx(model: BiLSTM, path: Path) -> None:

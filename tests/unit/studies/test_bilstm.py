@@ -14,11 +14,11 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tests.unit.training.made import made_prepared, tiny
 from tlm_core.kinds.learning_curve import BILSTM, LearningCurveOptions, bilstm_params
-from tlm_core.quantization import quantize
+from tlm_core.quantization import quantize, quantize_graph
 from tlm_core.serving import load_model
 from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialize, initialize_counted, load_bilstm
 from tlm_core.studies.bilstm_stages import BucketBatches
-from tlm_core.studies.lstm_export import export_lstm, lstm_int8, lstm_onnx
+from tlm_core.studies.lstm_export import export_lstm, lstm_onnx
 from tlm_core.tasks.task import Task
 from tlm_core.training.encoder_stages import build
 from tlm_core.training.evaluate import predict
@@ -173,7 +173,7 @@ def test_8_bit_graph_is_close_to_the_exact_one(tmp_path: Path) -> None:
         for parameter in model.parameters():
             parameter.mul_(2)  # large states, where the sums of 8-bit products saturate
     lstm_onnx(model.eval(), tmp_path / "exact.onnx")
-    lstm_int8(tmp_path / "exact.onnx", tmp_path / "int8.onnx")
+    quantize_graph(tmp_path / "exact.onnx", tmp_path / "int8.onnx")
     ids = np.random.default_rng(0).integers(0, 500, (64, 1, 40))
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     exact, rounded = (
