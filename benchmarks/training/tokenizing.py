@@ -7,9 +7,9 @@ stage also trains a vocabulary and counts word vectors.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -120,27 +120,23 @@ def child(*arguments: str) -> Any:
     return result_of(program("training.tokenizing", *arguments), cwd=ROOT, env=one_thread)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--child", choices=("rate", "memory"), help="used by the benchmark itself")
-    parser.add_argument("--passages", type=int, default=SMALL)
-    options = parser.parse_args()
-    if options.child == "rate":
-        one_core()
-        return
-    if options.child == "memory":
-        memory(options.passages)
-        return
+def compare() -> None:
     prepared()
     for count in (SMALL, TIMED, LARGE):  # prepared before the measurement
         selection(count)
-    rates = child("--child=rate")
+    rates = child("rate")
     figure("tokens_per_second_bare_tokenizers", rates["bare"], unit="tokens/s")
     figure("tokenizing", ratios(rates["ours"], rates["bare"]), goal=0.8, unit="share of the bare rate")
-    peaks = [child("--child=memory", f"--passages={count}") for count in (SMALL, LARGE)]
+    peaks = [child("memory", str(count)) for count in (SMALL, LARGE)]
     figure("prepare_peak_memory_small", peaks[:1], goal=1e9, better="lower", unit="bytes")
     figure("prepare_peak_memory", peaks[1:], goal=1e9, better="lower", unit="bytes")
 
 
 if __name__ == "__main__":
-    main()
+    match sys.argv[1:]:
+        case ["rate"]:
+            one_core()
+        case ["memory", count]:
+            memory(int(count))
+        case _:
+            compare()

@@ -90,12 +90,10 @@ def sentences(report: Report) -> list[str]:
         return few_rows(report)
     gain, reason = report.get("gain", {}).get("words"), report["returned"]["reason"]
     several = len(report["seeds"]) > 1
-    ended = [
-        (entry[BEHIND], f" of seed {entry['seed']}" if several else "") for entry in report["seeds"] if BEHIND in entry
-    ]
+    ended = [entry for entry in report["seeds"] if BEHIND in entry]
     return [
         headline(report),
-        *(behind_in_words(scores, of) for scores, of in ended),
+        *(behind_in_words(entry[BEHIND], f" of seed {entry['seed']}" if several else "") for entry in ended),
         *([reason] if reason not in (gain or "") else []),
         *([gain] if gain and gain not in report.get("words", "") else []),
     ]
@@ -166,10 +164,10 @@ def learned_again(report: Report) -> bool:
 
 def refit_in_words(report: Report) -> str:
     """State which models the refit trained again, and why it copied the others; empty without a refit."""
-    again, early, untouched = list[int](), list[int](), list[int]()
-    for entry in report["seeds"]:
-        if REFIT in entry:
-            (again if entry[REFIT] else early if BEHIND in entry else untouched).append(entry["seed"])
+    refits = [entry for entry in report["seeds"] if REFIT in entry]
+    again = [entry["seed"] for entry in refits if entry[REFIT]]
+    early = [entry["seed"] for entry in refits if not entry[REFIT] and BEHIND in entry]
+    untouched = [entry["seed"] for entry in refits if not entry[REFIT] and BEHIND not in entry]
     copied = (early, "training ended early"), (untouched, "finetuning brought no gain on validation")
     words = [f"It copied {_encoders(seeds)}, because {reason}." for seeds, reason in copied if seeds]
     if not words:

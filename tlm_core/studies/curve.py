@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tlm_core.evaluation.combine import LINEAR, Outputs
-from tlm_core.evaluation.report import PREDICTIONS, Report, gain, over_seeds, report_meta, total_cost
+from tlm_core.evaluation.report import PREDICTIONS, REPORT, Report, gain, over_seeds, report_meta, total_cost
 from tlm_core.json_files import read_json
 from tlm_core.serving import MODEL
 from tlm_core.studies.bilstm import load_bilstm
@@ -43,7 +43,9 @@ def curve(ctx: StageContext[CurveParams]) -> dict[str, object]:
     sizes = read_json(ctx.inputs["sizes"] / "sizes.json")
     used = [size for size in sizes if not size["dropped"]]
     reports = {
-        (model, size["rows"], seed): _read(ctx.inputs[f"evaluate.{model}.n{size_name(size['size'])}.s{seed}"])
+        (model, size["rows"], seed): read_json(
+            ctx.inputs[f"evaluate.{model}.n{size_name(size['size'])}.s{seed}"] / REPORT
+        )
         for model in models
         for size in used
         for seed in (linear_seeds(size["size"], seeds) if model == LINEAR else seeds)
@@ -82,10 +84,6 @@ def _gain(ctx: StageContext[CurveParams], report: Report, task: Task, size: floa
     bilstms = [outputs(BILSTM, seed, seed) for seed in ctx.params.seeds]
     linears = [outputs(LINEAR, seed, 0) for seed in linear_seeds(size, ctx.params.seeds)]
     return gain(task, report, ("the BiLSTM", "the linear model"), bilstms, linears) | {"against": LINEAR}
-
-
-def _read(folder: Path) -> Report:
-    return read_json(folder / "report.json")
 
 
 def _bilstm_report(runs: Sequence[Report]) -> Report:
