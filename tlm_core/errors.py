@@ -26,6 +26,7 @@ class TLMError(Exception):
         cls.code = code
         if retryable is not None:
             cls.retryable = retryable
+        _CLASSES.setdefault(code, cls)
 
     def __init__(self, message: str, *, details: str = "", **facts: object) -> None:
         super().__init__(message)
@@ -42,6 +43,9 @@ class TLMError(Exception):
         values: dict[str, object] = {"code": self.code, "message": self.message, "retryable": self.retryable}
         values |= {"facts": self.facts} if self.facts else {}
         return values | ({"details": self.details} if self.details else {})
+
+
+_CLASSES: dict[str, type[TLMError]] = {TLMError.code: TLMError}
 
 
 class InvalidRequest(TLMError, code="invalid_request"):
@@ -193,15 +197,9 @@ def is_hub_outage(error: TLMError) -> bool:
     return type(error) is Unavailable
 
 
-def error_classes() -> dict[str, type[TLMError]]:
+def error_classes() -> Mapping[str, type[TLMError]]:
     """Return a mapping from error code to error class."""
-    classes: dict[str, type[TLMError]] = {}
-    pending: list[type[TLMError]] = [TLMError]
-    while pending:
-        cls = pending.pop()
-        classes.setdefault(cls.code, cls)
-        pending.extend(cls.__subclasses__())
-    return classes
+    return _CLASSES
 
 
 def error_from_dict(data: Mapping[str, object]) -> TLMError:
