@@ -25,7 +25,7 @@ class Node:
     rate: float | None = None  # the finetuning rate that the node tries
     dataset: int | None = None  # number of the dataset that the node reads
     reusable: bool = True  # False if the result depends on the clock or on memory, so other jobs must not reuse it
-    group: str = "main"  # nodes that run in one submission, because a start takes longer than a short stage
+    group: str = "main"  # one submission runs all nodes of a group, because a start takes longer than a short stage
     gathers: bool = False  # run even if an input is dropped; any other node is then dropped too
     reused: ReusedArtifact | None = None  # the artifact of another job that replaces the node, which then never runs
 
