@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import NoReturn
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,9 +25,9 @@ class UnsupportedJSON(ValueError):
 def check_json(body: bytes) -> None:
     """Raise UnsupportedJSON for a value that parsers or stores cannot handle.
 
-    The function rejects nesting deeper than MAX_DEPTH, numbers beyond the range of a double, integers of more than 30
-    characters, NaN, lone surrogates, and bytes that are not UTF-8.
-    Malformed JSON passes: the parser of the route reports it with the position.
+    Such values are: nesting deeper than MAX_DEPTH, numbers beyond the range of a double, integers of more than 30
+    characters, NaN, lone surrogates, and bytes that are not UTF-8. Malformed JSON passes: the parser of the route
+    reports it with the position.
     """
     if depth_of(body) > MAX_DEPTH:
         raise UnsupportedJSON(f"The JSON is nested deeper than {MAX_DEPTH} levels. Send a flatter value.")
@@ -47,10 +47,10 @@ def check_json(body: bytes) -> None:
 
 
 def depth_of(body: bytes) -> int:
-    """Return how deep lists and objects are nested, or 0 if the body has too few brackets to exceed MAX_DEPTH.
+    """Return how deep lists and objects are nested, at most MAX_DEPTH + 1.
 
-    The function stops at the first bracket beyond MAX_DEPTH, and then returns MAX_DEPTH + 1.
-    This function does not parse the body, because a parser may exhaust the stack.
+    Returns 0 if the body has too few brackets to exceed MAX_DEPTH. Does not parse the body, because a parser may
+    exhaust the stack.
     """
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return 0
@@ -88,7 +88,7 @@ class BodyCheck:
     """ASGI middleware that reads a body of at most MAX_JSON_BYTES, checks it if it is JSON, and passes it on.
 
     reject: (HTTP status, message) → response to a rejected body. streamed: paths whose multipart bodies pass unread.
-    raw: path prefixes below which PUT bodies pass unread. The routes of these paths read and limit the bodies.
+    raw: path prefixes of PUT requests whose bodies pass unread. The routes of these paths read and limit the bodies.
     """
 
     def __init__(
@@ -114,13 +114,15 @@ class BodyCheck:
         if is_upload or (scope["method"] == "PUT" and scope["path"].startswith(self._raw or ("\0",))):
             await self._app(scope, receive, send)
             return
-        body, complete = await _read(receive)
+        body = await _read(receive)
         if body is None:
+            return
+        if len(body) > MAX_JSON_BYTES:
             message = f"The body is larger than {MAX_JSON_BYTES:,} bytes. Send a smaller one."
             await self._reject(413, message)(scope, receive, send)
             return
         try:
-            if complete and "json" in content_type:
+            if "json" in content_type:
                 if len(body) > _LONG_BYTES:
                     await asyncio.to_thread(check_json, body)
                 else:
@@ -128,32 +130,21 @@ class BodyCheck:
         except UnsupportedJSON as error:
             await self._reject(422, str(error))(scope, receive, send)
             return
-        await self._app(scope, _replay(body, complete, receive), send)
+        messages: list[Message] = [{"type": "http.request", "body": body}]
+
+        async def replay() -> Message:
+            return messages.pop() if messages else await receive()
+
+        await self._app(scope, replay, send)
 
 
-async def _read(receive: Receive) -> tuple[bytes | None, bool]:
-    """Return the body, or None if it is too large, and whether it is complete."""
-    parts: list[bytes] = []
-    size = 0
-    while True:
+async def _read(receive: Receive) -> bytes | None:
+    """Return the body, or only its beginning if it is too large. Returns None if the client has disconnected."""
+    body, is_partial = bytearray(), True
+    while is_partial and len(body) <= MAX_JSON_BYTES:
         message = await receive()
         if message["type"] == "http.disconnect":
-            return b"".join(parts), False
-        part = message.get("body", b"")
-        size += len(part)
-        if size > MAX_JSON_BYTES:
-            return None, False
-        parts.append(part)
-        if not message.get("more_body", False):
-            return b"".join(parts), True
-
-
-def _replay(body: bytes, complete: bool, receive: Receive) -> Callable[[], Awaitable[Message]]:
-    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": not complete}]
-    if not complete:
-        messages.append({"type": "http.disconnect"})
-
-    async def replay() -> Message:
-        return messages.pop(0) if messages else await receive()
-
-    return replay
+            return None
+        body += message.get("body", b"")
+        is_partial = message.get("more_body", False)
+    return bytes(body)

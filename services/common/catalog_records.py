@@ -27,9 +27,9 @@ class DatasetSummary(_Record):
 
 
 class DatasetRecord(_Record):
-    """One uploaded version of a dataset. Its id identifies these files; its name identifies the newest version.
+    """One uploaded version of a dataset. The id identifies this version, the name the newest version.
 
-    raw: the uploaded files. report: folder with the validation report. options: fields of DatasetOptions that the
+    raw: the uploaded files. report: folder with the validation report. options: the fields of DatasetOptions that the
     uploader has set. created_at: Unix seconds. error: set only if this record replaces an unreadable one in a list.
     """
 
@@ -48,9 +48,9 @@ class DatasetRecord(_Record):
 class CorpusVersion(_Record):
     """One version of a corpus: its passages in the storage, and the state of its index.
 
-    count: number of passages. refused: how many of them the index rejects. duplicates_dropped, near_duplicates_dropped:
-    passages of the upload that `count` does not include. near_duplicates_seconds: time of the search for near
-    duplicates. near_duplicates_*: None if the load keeps near duplicates.
+    count: number of passages. refused: number of passages that the index rejects. duplicates_dropped,
+    near_duplicates_dropped: numbers of passages of the upload that `count` does not include. near_duplicates_seconds:
+    time of the search for near duplicates. near_duplicates_*: None if the load does not drop near duplicates.
     """
 
     version: str
@@ -90,12 +90,12 @@ OPEN = frozenset({LoadState.QUEUED, LoadState.CUTTING, LoadState.INDEXING, LoadS
 
 
 class CorpusLoad(_Record):
-    """The load of one upload into a corpus version. done and total count passages; total is 0 while unknown.
+    """The load of one upload into a corpus version.
 
-    near_duplicates: whether passages nearly equal to an earlier one are dropped. upload: the uploaded files. sources:
-    addresses from which the loader fetches further files. cut: the passages of each file that is already split.
-    waiting: the error of the latest try, while the load waits to try again; empty after progress. request_id: id of the
-    request that uploaded the files, for logs.
+    near_duplicates: whether the load drops passages that nearly equal an earlier passage. upload: the uploaded files.
+    sources: addresses of further files. cut: the passages of each file that is already split. done, total: numbers of
+    passages; total is 0 while it is unknown. waiting: the error of the last try while the load waits, else empty.
+    request_id: id of the request that uploaded the files, for logs.
     """
 
     id: str
@@ -120,7 +120,7 @@ _AnyRecord = TypeVar("_AnyRecord", bound=_Record)
 
 
 def read_record(kind: type[_AnyRecord], body: str, name: str) -> _AnyRecord:
-    """Return a record from its JSON. name: how the error names the record. Raises UnreadableRecord."""
+    """Return a record from its JSON. name: the name of the record in the error. Raises UnreadableRecord."""
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
@@ -128,49 +128,48 @@ def read_record(kind: type[_AnyRecord], body: str, name: str) -> _AnyRecord:
 
 
 def needs_files(body: str) -> bool:
-    """Return whether a load, from its JSON, may still read the files that it names: its upload, split or not."""
+    """Return whether a load, given as JSON, may still read its upload."""
     try:
         return read_record(CorpusLoad, body, "a load").state in OPEN
     except UnreadableRecord:
         return True
 
 
-# One unreadable record must not hide the others, so these functions return a stub with its error.
+def _listed(kind: type[_AnyRecord], body: str, record: str, /, **stub: object) -> _AnyRecord:
+    """Return a record for a list. If the record is unreadable, return the fields `stub` with the error.
+
+    So one unreadable record does not hide the others.
+    """
+    try:
+        return read_record(kind, body, record)
+    except UnreadableRecord as error:
+        return kind.model_validate({**stub, "created_at": 0.0, "error": error.as_dict()})
 
 
 def listed_dataset(tenant: str, dataset_id: str, body: str) -> DatasetRecord:
-    try:
-        return read_record(DatasetRecord, body, f"dataset {dataset_id}")
-    except UnreadableRecord as error:
-        lost = ManifestRef(folder=f"{tenant}/datasets/{dataset_id}", digest="")
-        return DatasetRecord(
-            id=dataset_id, tenant=tenant, name="unreadable", version=0, raw=lost, report=lost, created_at=0.0,
-            error=error.as_dict(),
-        )  # fmt: skip
+    lost = ManifestRef(folder=f"{tenant}/datasets/{dataset_id}", digest="")
+    return _listed(
+        DatasetRecord, body, f"dataset {dataset_id}",
+        id=dataset_id, tenant=tenant, name="unreadable", version=0, raw=lost, report=lost,
+    )  # fmt: skip
 
 
 def listed_versions(tenant: str, corpus: str, bodies: Mapping[str, str]) -> tuple[CorpusVersion, ...]:
     """Return the versions of a corpus, newest first."""
-    versions = [_listed_version(tenant, corpus, name, body) for name, body in bodies.items()]
+    versions = [
+        _listed(
+            CorpusVersion, body, f"version {name} of corpus '{corpus}'",
+            version=name, language="unknown", count=0, state=CorpusState.FAILED,
+            passages=ManifestRef(folder=f"{tenant}/corpora/{corpus}/{name}", digest=""),
+        )
+        for name, body in bodies.items()
+    ]  # fmt: skip
     return tuple(sorted(versions, key=lambda version: (version.created_at, version.version), reverse=True))
 
 
-def _listed_version(tenant: str, corpus: str, name: str, body: str) -> CorpusVersion:
-    try:
-        return read_record(CorpusVersion, body, f"version {name} of corpus '{corpus}'")
-    except UnreadableRecord as error:
-        lost = ManifestRef(folder=f"{tenant}/corpora/{corpus}/{name}", digest="")
-        return CorpusVersion(
-            version=name, language="unknown", passages=lost, count=0, state=CorpusState.FAILED, created_at=0.0,
-            error=error.as_dict(),
-        )  # fmt: skip
-
-
 def listed_load(tenant: str, corpus: str, load_id: str, body: str) -> CorpusLoad:
-    try:
-        return read_record(CorpusLoad, body, f"load {load_id}")
-    except UnreadableRecord as error:
-        return CorpusLoad(
-            id=load_id, tenant=tenant, corpus=corpus, language="unknown", upload=ManifestRef(folder="", digest=""),
-            state=LoadState.FAILED, created_at=0.0, error=error.as_dict(),
-        )  # fmt: skip
+    return _listed(
+        CorpusLoad, body, f"load {load_id}",
+        id=load_id, tenant=tenant, corpus=corpus, language="unknown", upload=ManifestRef(folder="", digest=""),
+        state=LoadState.FAILED,
+    )  # fmt: skip

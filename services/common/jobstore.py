@@ -1,6 +1,6 @@
 """The job store: every job, its events, metrics and logs, and which artifacts exist.
 
-All of it lies in Redis, except older events, metrics and log lines, which `Archive` moves to the storage.
+The store lies in Redis. `Archive` moves older events, metrics and log lines to the storage.
 
 Each verb, such as pause or claim, runs as one Lua script. The script checks state, owner and attempt. If they are
 valid, it changes the record, appends the event, and updates the indexes. Otherwise it changes nothing. All times are by
@@ -78,19 +78,14 @@ class CheckpointRef(BaseModel):
     attempt: int
     metrics: dict[str, float | None] = {}
 
-
-@dataclass(frozen=True)
-class _Publication:
-    """An artifact or a checkpoint that a report publishes. body: its reference as JSON."""
-
-    artifact: str
-    body: str
-    is_checkpoint: bool = False
+    def as_json(self) -> str:
+        """Return the entry of the checkpoint in Redis."""
+        return canonical_json(self.model_dump(mode="json"))
 
 
 @dataclass(frozen=True)
 class Removal:
-    """What remains to be deleted after the record of a job or a dataset is gone.
+    """What remains to be deleted after the deletion of the record of a job or a dataset.
 
     folders: folders in the storage. artifacts: ids of the job's artifacts; an artifact that another job on the same
     data shares is not deleted. data: digests of the job's datasets. with_jobs: delete the dataset's finished jobs too.
@@ -120,7 +115,7 @@ class JobStore(JobReads):
         check_disk(self._redis)
 
     def report_obstacle(self, owner: str, obstacle: str) -> None:
-        """Store why a coordinator starts no job, or "" if it starts jobs. Delete old reports of other coordinators."""
+        """Store why a coordinator starts no job ("" if it starts jobs). Delete old reports of other coordinators."""
         now = self.now()
         for name, report in self._redis.hgetall(OBSTACLES).items():
             if now - read_report(report)[0] > OBSTACLE_SECONDS:
@@ -132,9 +127,8 @@ class JobStore(JobReads):
         return dict(self._redis.hgetall(key(tenant, "stage-rates")))
 
     def save_rates(self, tenant: str, rates: Mapping[str, str]) -> None:
-        """Store measured rates by name. They outlive the jobs that they come from."""
-        if rates:
-            self._redis.hset(key(tenant, "stage-rates"), mapping=dict(rates))
+        """Store measured rates by name. A rate outlives the job that measured it."""
+        self._redis.hset(key(tenant, "stage-rates"), mapping=dict(rates))
 
     # --- verbs of the user -------------------------------------------------------------------------------------
 
@@ -150,9 +144,9 @@ class JobStore(JobReads):
     ) -> tuple[JobRecord, bool]:
         """Create a job durably. Returns the record and whether it is new.
 
-        The same idempotency key with the same spec returns the earlier job. origin: the job that this one is derived
-        from. needs: Redis keys of the records that must exist. Raises IdempotencyMismatch if the idempotency key
-        belongs to another spec or origin, NotFound if a needed record is gone.
+        An equal request with the same idempotency key returns the earlier job. origin: the job from which this job is
+        derived. needs: Redis keys of the records that must exist. Raises IdempotencyMismatch if the idempotency key
+        belongs to another spec or origin, and NotFound if a record of `needs` does not exist.
         """
         self.check_space()
         job_id = new_id("job")
@@ -188,7 +182,7 @@ class JobStore(JobReads):
             canonical_json(list(needs)),
             spec.name or "",
         ]
-        outcome, answer = self._run("submit", keys, args)
+        outcome, answer = self._script["submit"](keys=keys, args=args)
         if outcome == "mismatch":
             raise _mismatch(answer)
         if outcome == "gone":
@@ -201,8 +195,8 @@ class JobStore(JobReads):
     ) -> JobRecord | None:
         """Return the job that was submitted with this idempotency key, or None.
 
-        So a repeated request returns the same job, even if the job's dataset was deleted. Raises IdempotencyMismatch
-        if the key belongs to another spec or origin.
+        With this method, a repeated request returns the same job, even if its dataset was deleted. Raises
+        IdempotencyMismatch if the key belongs to another spec or origin.
         """
         body = self._redis.get(key(tenant, "idem", digest_of(idempotency_key)))
         if body is None:
@@ -233,7 +227,7 @@ class JobStore(JobReads):
     def _move_once(self, verb: Verb, tenant: str, job_id: str, event: str, moved: set[State]) -> JobRecord:
         """Apply a verb of a user, and append `event`.
 
-        In the states `moved`, change nothing and return the record, because clients may repeat verbs.
+        If the job is already in one of the states `moved`, only return the record: clients may repeat verbs.
         """
         try:
             return self._move(verb, tenant, job_id, event)
@@ -248,20 +242,21 @@ class JobStore(JobReads):
     def claim(self, owner: str, lease_seconds: float, which: Claimable = "any") -> JobRecord | None:
         """Claim a job whose lease has expired (same attempt), else the next job of the queue (next attempt).
 
-        which: "leased" claims only a job whose lease has expired; "stopping" claims only such a job
-        that is also pausing or cancelling. Returns None if there is no job to claim.
+        which: "leased" claims only a job whose lease has expired. "stopping" claims only a job that is also pausing or
+        cancelling. Returns None if there is no such job.
         """
-        args: list[str | float] = [owner, lease_seconds, PREFIX, MAX_PRIORITY, _MAX_FEED_ENTRIES, which]
-        member = self._run("claim", [QUEUE, LEASES, FEED], args)
+        args = (owner, lease_seconds, PREFIX, MAX_PRIORITY, _MAX_FEED_ENTRIES, which)
+        member = self._script["claim"](keys=[QUEUE, LEASES, FEED], args=args)
         return None if member is None else self.get(*member.split("/", 1))
 
     def renew(self, tenant: str, job_id: str, owner: str, lease_seconds: float) -> bool:
-        """Renew the lease. Returns False if this owner no longer holds the job; the owner must then not write.
+        """Renew the lease. Returns False if this owner no longer holds the job, and must not write to it.
 
-        A lease of 0 s expires immediately, so another coordinator can adopt the job at once.
+        A lease of 0 s expires immediately, so that another coordinator can adopt the job.
         """
         keys = [key(tenant, "job", job_id), LEASES]
-        return bool(self._run("renew", keys, [owner, lease_seconds, f"{tenant}/{job_id}", _MAX_COUNTED_SECONDS]))
+        args = (owner, lease_seconds, f"{tenant}/{job_id}", _MAX_COUNTED_SECONDS)
+        return bool(self._script["renew"](keys=keys, args=args))
 
     def confirm_paused(self, job: JobRecord, owner: str) -> JobRecord:
         return self._move_owned(Verb.CONFIRM_PAUSED, job, owner, "job.paused")
@@ -270,7 +265,7 @@ class JobStore(JobReads):
         return self._move_owned(Verb.CONFIRM_CANCELLED, job, owner, "job.cancelled")
 
     def finish(self, job: JobRecord, owner: str, result: Mapping[str, object]) -> JobRecord:
-        """Finish a job. Store the result in compressed form in the job's record.
+        """Finish a job. Store the compressed result in the job's record.
 
         Remove the artifacts that the result names from the list `job-artifacts` of the job.
         """
@@ -306,7 +301,9 @@ class JobStore(JobReads):
         events: Sequence[tuple[str, Mapping[str, object]]] = (),
         logs: Sequence[str] = (),
         submissions: Mapping[str, str | None] | None = None,
-        publication: _Publication | None = None,
+        artifact: str = "",
+        reference: str = "",
+        is_checkpoint: bool = False,
         excluded_from_cache: str = "",
         beat: tuple[str, Beat] | None = None,
         draining: bool = False,
@@ -315,14 +312,12 @@ class JobStore(JobReads):
 
         events: (type, data) of each. submissions: group → submission id, or None to delete the entry; other groups do
         not change. beat: a group, and its last heartbeat. draining: whether the workers must write a checkpoint and
-        end. Only `publish` and `publish_checkpoint` pass publication. excluded_from_cache: name of a node; only
-        `publish` passes it.
+        end. Call `publish` or `publish_checkpoint` to set the other arguments.
 
         Raises StaleAttempt if another attempt has begun, IllegalTransition if no attempt runs, and NotFound if the job
         is deleted. After any of these three errors, the caller must stop writing.
         """
-        published = publication or _Publication("", "")
-        checkpoints = key(tenant, "checkpoints", published.artifact) if published.is_checkpoint else ""
+        checkpoints = key(tenant, "checkpoints", artifact) if is_checkpoint else ""
         keys = [key(tenant, name, job_id) for name in ("job", "events", "metrics", "logs")]
         keys += [key(tenant, "artifacts"), checkpoints, key(tenant, "job-artifacts", job_id), TO_MOVE]
         args: list[str | float] = [
@@ -332,8 +327,8 @@ class JobStore(JobReads):
             canonical_json([canonical_json(point) for point in metrics]),
             canonical_json([[kind, canonical_json(data)] for kind, data in events]),
             canonical_json(list(logs)),
-            published.artifact,
-            published.body,
+            artifact,
+            reference,
             _MAX_LOG_LINES,
             canonical_json(submissions) if submissions is not None else "",
             excluded_from_cache,
@@ -342,7 +337,7 @@ class JobStore(JobReads):
             f"{tenant}/{job_id}",
             _MOVED_LINES,
         ]
-        return State(self._check(Verb.REPORT, job_id, self._run("report", keys, args)))
+        return State(self._check(Verb.REPORT, job_id, self._script["report"](keys=keys, args=args)))
 
     # --- artifacts and checkpoints -----------------------------------------------------------------------------
 
@@ -368,14 +363,15 @@ class JobStore(JobReads):
         stage: str,
         cached: bool = True,
     ) -> ManifestRef:
-        """Publish an artifact, unless it is published already. Returns its published reference, else `ref`.
+        """Publish an artifact. Returns `ref`, or the reference that another process has published first.
 
-        Raises as `report` does. cached: False excludes the node from the cache: no other job then reuses its artifact.
+        cached: whether other jobs may reuse the artifact. Raises the errors of `report`.
         """
         event = ("artifact.published", {"artifact": artifact, "node": node, "stage": stage, "digest": ref.digest})
-        publication = _Publication(artifact, entry_of(tenant, artifact, ref))
-        excluded = "" if cached else node
-        self.report(tenant, job_id, attempt, events=[event], publication=publication, excluded_from_cache=excluded)
+        self.report(
+            tenant, job_id, attempt, events=[event], artifact=artifact, reference=entry_of(tenant, artifact, ref),
+            excluded_from_cache="" if cached else node,
+        )  # fmt: skip
         return self.artifact(tenant, artifact) or ref  # Another process may have unpublished it since the report.
 
     def invalidate_artifact(
@@ -384,7 +380,7 @@ class JobStore(JobReads):
         """Unpublish an artifact, so that its stage runs again.
 
         ref: if set, unpublish only this reference. by: the job whose current attempt invalidates the artifact, or None
-        for a deletion. With `by`, raises as `report` does.
+        for a deletion. With `by`, raises the errors of `report`.
         """
         place, body = key(tenant, "artifacts"), entry_of(tenant, artifact, ref) if ref else ""
         published = self._redis.hget(place, artifact) if ref else None
@@ -394,7 +390,8 @@ class JobStore(JobReads):
 
     def _unpublish(self, place: str, artifact: str, body: str, by: JobRecord | None) -> None:
         keys = [place, key(by.tenant, "job", by.id) if by else ""]
-        answer = self._run("invalidate", keys, [artifact, body, by.attempt if by else "", _ACTIVE_JSON])
+        args = [artifact, body, by.attempt if by else "", _ACTIVE_JSON]
+        answer = self._script["invalidate"](keys=keys, args=args)
         self._check(Verb.REPORT, by.id if by else "", answer)
 
     def checkpoints(self, tenant: str, artifact: str) -> list[CheckpointRef]:
@@ -403,26 +400,24 @@ class JobStore(JobReads):
         return sorted((CheckpointRef.model_validate_json(body) for body in bodies), key=lambda ref: ref.step)
 
     def publish_checkpoint(self, tenant: str, artifact: str, checkpoint: CheckpointRef) -> None:
-        """Publish a checkpoint. Raises as `report` does."""
-        data = {"node": checkpoint.node, "step": checkpoint.step, "metrics": checkpoint.metrics}
-        body = canonical_json(checkpoint.model_dump(mode="json"))
-        publication = _Publication(artifact, body, is_checkpoint=True)
-        event = ("checkpoint.published", data)
-        self.report(tenant, checkpoint.job, checkpoint.attempt, events=[event], publication=publication)
+        """Publish a checkpoint. Raises the errors of `report`."""
+        event = ("checkpoint.published", checkpoint.model_dump(include={"node", "step", "metrics"}))
+        self.report(
+            tenant, checkpoint.job, checkpoint.attempt, events=[event], artifact=artifact,
+            reference=checkpoint.as_json(), is_checkpoint=True,
+        )  # fmt: skip
 
     def drop_checkpoint(
         self, tenant: str, artifact: str, checkpoint: CheckpointRef, *, by: JobRecord | None = None
     ) -> None:
         """Unpublish a checkpoint, so that its files may be deleted. See `invalidate_artifact` for `by` and errors."""
-        self._unpublish(
-            key(tenant, "checkpoints", artifact), "", canonical_json(checkpoint.model_dump(mode="json")), by
-        )
+        self._unpublish(key(tenant, "checkpoints", artifact), "", checkpoint.as_json(), by)
 
     def orphans(self, folders: Collection[str], seconds: float) -> list[str]:
         """Store when each folder was first seen without a record. folders: all folders that have no record now.
 
-        Return the folders that were first seen at least `seconds` ago. Delete the times of the returned folders, and
-        the times of folders that are not in `folders`.
+        Returns the folders that were first seen at least `seconds` ago. Forgets the times of these folders, and of
+        folders that are not in `folders`.
         """
         now, noted = self.now(), self._redis.hgetall(ORPHANS)
         due = [folder for folder in folders if now - float(noted.get(folder, now)) >= seconds]
@@ -445,14 +440,8 @@ class JobStore(JobReads):
         keys = [*own_keys, REMOVALS, key(tenant, "names"), mark, key(tenant, "aliases")]
         keys += _indexes(tenant, job.spec, job.resolved)
         keys += [key(tenant, "state", state) for state in sorted(TERMINAL)]
-        args: list[str | float] = [
-            job.id,
-            TERMINAL_JSON,
-            removal.member,
-            canonical_json(asdict(removal)),
-            _DELETED_SECONDS,
-        ]
-        match self._run("delete", keys, args):
+        args = (job.id, TERMINAL_JSON, removal.member, canonical_json(asdict(removal)), _DELETED_SECONDS)
+        match self._script["delete"](keys=keys, args=args):
             case ["missing"]:
                 raise no_job(job.id)
             case ["alias", alias]:
@@ -492,7 +481,7 @@ class JobStore(JobReads):
             self._redis.delete(job_artifacts)
 
     def removals(self) -> dict[str, str]:
-        """Return what remains to be deleted, for all tenants: `Removal.member` → the JSON of the removal."""
+        """Return the incomplete removals of all tenants: `Removal.member` → the removal as JSON."""
         return dict(self._redis.hgetall(REMOVALS))
 
     def removed(self, removal: Removal) -> None:
@@ -500,9 +489,6 @@ class JobStore(JobReads):
         self._redis.hdel(REMOVALS, removal.member)
 
     # --- scripts -----------------------------------------------------------------------------------------------
-
-    def _run(self, script: str, keys: Sequence[str], args: Sequence[str | float]) -> Any:
-        return self._script[script](keys=list(keys), args=list(args))
 
     def _move_owned(self, verb: Verb, job: JobRecord, owner: str, event: str, **kwargs: Any) -> JobRecord:
         """Apply a verb that only the owner of the current attempt may apply."""
@@ -536,7 +522,7 @@ class JobStore(JobReads):
             _MAX_FEED_ENTRIES,
             _MAX_COUNTED_SECONDS,
         ]
-        self._check(verb, job_id, self._run("move", keys, args))
+        self._check(verb, job_id, self._script["move"](keys=keys, args=args))
         return self.get(tenant, job_id)
 
     @staticmethod
@@ -562,7 +548,7 @@ class JobStore(JobReads):
 
 
 def _indexes(tenant: str, spec: JobSpec, resolved: Resolved) -> list[str]:
-    """Return the keys of the lists that a job stays in until it is deleted."""
+    """Return the keys of the lists that contain a job until it is deleted."""
     return [
         key(tenant, "jobs"),
         key(tenant, "kind", spec.kind),

@@ -1,4 +1,4 @@
-"""Settings that several services share. They hold addresses and paths; the recipe holds what changes a result."""
+"""Settings that several services share: addresses and paths. The recipe holds the options that change a result."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from services.common.retriever_client import RetrieverClient
 
 
-class StoreSettings(BaseSettings):
-    """Addresses of the job store and the artifacts. Each service adds its own settings and a prefix for its variables.
+class ServiceSettings(BaseSettings):
+    """Settings of the gateway, the loader and the trainer. Each adds its own settings and a prefix for its variables.
 
-    An empty variable counts as unset, because Compose passes an empty one for each variable that `.env` lacks. Errors
-    do not show values, because some are secrets.
+    An empty variable counts as unset: Compose passes one for each variable that `.env` lacks. Errors do not show
+    values, because some values are secrets.
     """
 
     model_config = SettingsConfigDict(env_ignore_empty=True, hide_input_in_errors=True)
@@ -34,29 +34,23 @@ class StoreSettings(BaseSettings):
     storage: str = Field(description="root of the artifacts: a folder or an fsspec address")
     scratch: Path = Field(description="local folder for temporary files; may be emptied between runs")
     metrics_host: str = "0.0.0.0"  # address at which a process without an HTTP API serves its metrics to Prometheus
+    retriever_url: str = "http://127.0.0.1:8322"
+    internal_token: SecretStr = SecretStr("")
 
     def job_store(self) -> JobStore:
         return JobStore(self.redis, History(self.artifact_store()))
 
     def artifact_store(self) -> ArtifactStore:
-        is_new = JobStore(self.redis).is_empty
-        return ArtifactStore(self.storage, self.scratch / "artifacts", is_new=is_new)
+        return ArtifactStore(self.storage, self.scratch / "artifacts", is_new=JobStore(self.redis).is_empty)
 
     @cached_property
     def redis(self) -> redis.Redis:
         password = self.redis_password.get_secret_value() if self.redis_password else None
         return connect(self.redis_url, password=password, idle_connections=self.idle_connections)
 
-
-class ServiceSettings(StoreSettings):
-    """Settings of the gateway, the loader and the trainer, which call the retriever."""
-
-    retriever_url: str = "http://127.0.0.1:8322"
-    internal_token: SecretStr = SecretStr("")
-
     @property
     def heartbeat(self) -> Path:
-        """File that a process without an HTTP API touches while it works. A health probe reads the file's time."""
+        """The file that a process without an HTTP API touches while it works. A health probe reads its time."""
         return self.scratch / "heartbeat"
 
     def retriever(self) -> RetrieverClient:

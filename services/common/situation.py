@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,23 +31,22 @@ class Situation:
     @classmethod
     def read(cls, store: JobStore, job: JobRecord, plan: Plan | None = None) -> Situation:
         """Read which artifacts of a job are published. plan: the job's plan, if the caller has computed it."""
-        plan, earlier = plan or plan_of(job), store.published_by(job)
-        done: dict[str, ManifestRef] = {}
-        waiting = list(plan.nodes)
+        situation, earlier = cls(job, plan or plan_of(job), {}), store.published_by(job)
+        done, waiting = situation.done, list(situation.plan.nodes)
         while level := [node for node in waiting if done.keys() >= set(node.inputs.values())]:
             names = {node.name for node in level}
             waiting = [node for node in waiting if node.name not in names]
             done |= {node.name: node.reused.ref for node in level if node.reused}
             nodes = [node for node in level if not node.reused]
-            ids = [_artifact_id(job, node, done) for node in nodes]
+            ids = [situation.artifact_id(node) for node in nodes]
             refs = zip(nodes, ids, store.artifacts(job.tenant, ids), strict=True)
             published = ((node.name, ref or earlier.get(artifact)) for node, artifact, ref in refs)
             done |= {name: ref for name, ref in published if ref is not None}
-        return cls(job, plan, done)
+        return situation
 
     def artifact_id(self, node: Node) -> str:
         """Return the id of a node's artifact. The node's inputs must be published."""
-        return _artifact_id(self.job, node, self.done)
+        return node.artifact_id({name: ref.digest for name, ref in self.done.items()}, self.job.id)
 
     def artifact_ids(self) -> list[str]:
         """Return the ids of the artifacts of all nodes whose inputs are done, in the order of the plan."""
@@ -76,10 +74,10 @@ class Situation:
         )  # fmt: skip
 
     def invalidate(self, store: JobStore, node: Node, error: NotFound | CorruptArtifact) -> StorageUnavailable:
-        """Unpublish a node's artifact, whose files are lost or damaged as `error` says. The node then runs again.
+        """Unpublish a node's artifact whose files are lost or damaged, so that the node runs again.
 
-        Returns the error for the end of an attempt that needs the artifact. Raises NotFound if the artifact belongs to
-        another job and cannot be computed again. Also raises the errors of `invalidate_artifact`.
+        error: what a check of the files raised. Returns the error that ends an attempt that needs the artifact. Raises
+        NotFound if the artifact belongs to another job, and the errors of `invalidate_artifact`.
         """
         if node.reused:
             raise NotFound(
@@ -95,9 +93,5 @@ class Situation:
 
 
 def folder_prefix(job: JobRecord, artifact: str) -> str:
-    """Return the beginning of the folder names of an artifact that this job writes; the attempt number follows."""
+    """Return the start of the names of the folders to which a job writes an artifact. An attempt number follows it."""
     return f"{job.tenant}/artifacts/{artifact}/{job.id}-"
-
-
-def _artifact_id(job: JobRecord, node: Node, done: Mapping[str, ManifestRef]) -> str:
-    return node.artifact_id({name: ref.digest for name, ref in done.items()}, job.id)
