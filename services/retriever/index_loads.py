@@ -15,7 +15,7 @@ from services.common.retriever_client import IndexLoad
 from services.retriever.bulk import Refused
 from services.retriever.corpus_storage import CorpusFiles, LoadRecords
 from services.retriever.indexes import CorpusIndexes, CorpusKey
-from services.retriever.registry import BEAT_SECONDS, Registry
+from services.retriever.registry import BEAT_SECONDS, Registry, Run
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import Conflict, IndexMismatch, IndexUnavailable, NotFound, TLMError
 from tlm_core.selection.index import PassageIndex
@@ -26,22 +26,14 @@ _STOP_SECONDS = 5.0
 _SAVE_SECONDS = 5.0
 
 
-@dataclass
-class _Load:
+@dataclass(kw_only=True)
+class _Load(Run):
     """A requested load. status.count is 0 until the files are read."""
 
     folder: str
     language: str
     status: IndexLoad = field(default_factory=lambda: IndexLoad(state="loading"))
-    stop: threading.Event = field(default_factory=threading.Event)
     future: Future[None] = field(default_factory=Future)
-    id: str = ""
-
-    def update(self, **changes: object) -> None:
-        self.status = self.status.model_copy(update=changes)
-
-    def fail(self, error: TLMError) -> None:
-        self.update(state="failed", error=error.as_dict())
 
 
 class _Stopped(Exception):
@@ -84,7 +76,7 @@ class IndexLoads:
             self._records.save_source(key, folder, language)
             self._begin(key, folder, language)
         elif load is not None:
-            # The index of a failed load is complete if only the response to its last step was lost.
+            # Only the response to the last step of a failed load was lost.
             load.update(state="ready", error=None)
 
     def get(self, key: CorpusKey) -> IndexLoad:
@@ -111,25 +103,24 @@ class IndexLoads:
         fit this release and its source is not recorded. Raises the permanent error of a failed load.
         """
         load = self._loads.get(key)
-        if elsewhere := self._elsewhere(key):
-            load = _Load("", "", elsewhere)
-        if load is not None and load.status.failure is not None:
-            if not load.status.failure.retryable:
-                raise load.status.failure
-            self.put(key, load.folder, load.language)
+        status = self._elsewhere(key) or (load and load.status)
+        if status is not None and (failure := status.failure):
+            if not failure.retryable:
+                raise failure
+            self.put(key, *self._records.source(key))
             load = self._loads.get(key)
-        if load is None or load.status.state == "ready":
+            status = load and load.status
+        if status is None or status.state == "ready":
             try:
                 return self._indexes.open(key, wait=wait)
             except (NotFound, IndexMismatch) as error:
-                load = self._begin(key, *self._source(key, error))
-        loaded, count = load.status.loaded, load.status.count or "?"
+                status = self._begin(key, *self._source(key, error)).status
+        loaded, count = status.loaded, status.count or "?"
         raise IndexUnavailable(f"The index of {key} is being loaded ({loaded} of {count} passages). Try again later.")
 
     def drop(self, key: CorpusKey) -> None:
         """Stop the load of `key`. Delete its index and records. Raises IndexUnavailable if the load does not stop."""
-        with self._lock:
-            load = self._loads.get(key)
+        load = self._loads.get(key)
         if (elsewhere := self._elsewhere(key)) and elsewhere.state == "loading":
             self._registry.stop(key.slug)
             raise IndexUnavailable(f"The load of {key} has not stopped yet. Try again.")
@@ -143,8 +134,7 @@ class IndexLoads:
         self._indexes.drop(key)
         if entry := self._registry.read(key.slug):
             self._registry.forget(key.slug, entry.run)
-        with self._lock:
-            self._loads.pop(key, None)
+        self._loads.pop(key, None)
 
     def close(self) -> None:
         """Wait for the running load, which stops at its next batch. The next process resumes it on request."""
@@ -173,11 +163,10 @@ class IndexLoads:
             load = self._loads.get(key)
             if load is not None and load.status.state == "loading":
                 return load
-            load = _Load(folder, language)
+            load = _Load(folder=folder, language=language)
             entry = self._registry.read(key.slug)
             failed = entry.run if entry and IndexLoad.model_validate_json(entry.status).state == "failed" else ""
-            load.id = self._registry.claim(key.slug, load.status.model_dump_json(), instead_of=failed) or ""
-            if not load.id:  # Another retriever has claimed the load.
+            if not self._registry.claim(key.slug, load, instead_of=failed):  # Another retriever has claimed the load.
                 return load
             self._loads[key] = load
             load.future = self._pool.submit(copy_context().run, self._run, key, load)  # with the ids for logs
@@ -185,34 +174,18 @@ class IndexLoads:
 
     def _elsewhere(self, key: CorpusKey) -> IndexLoad | None:
         """Return the progress of the load of `key` if another retriever has claimed it, else None."""
-        entry, load = self._registry.read(key.slug), self._loads.get(key)
-        if entry is None or (load is not None and load.id == entry.run):
-            return None
-        return IndexLoad.model_validate_json(entry.status)
+        entry = self._registry.elsewhere(key.slug, self._loads.get(key))
+        return entry and IndexLoad.model_validate_json(entry.status)
 
     def _beat(self) -> None:
-        """Save the status of each active load. Stop a load that another retriever has stopped or replaced."""
-        for key, load in list(self._loads.items()):
-            if load.status.state == "loading" and not self._save(key, load):
-                load.stop.set()
-
-    def _save(self, key: CorpusKey, load: _Load) -> bool:
-        running = load.status.state == "loading"
-        return self._registry.save(key.slug, load.id, load.status.model_dump_json(), running=running)
+        self._registry.save_active([(key.slug, load) for key, load in list(self._loads.items())])
 
     def _run(self, key: CorpusKey, load: _Load) -> None:
-        self._run_claimed(key, load)
-        if load.status.state == "failed":
-            self._save(key, load)
-        else:  # The index and the records hold the result.
-            self._registry.forget(key.slug, load.id)
-
-    def _run_claimed(self, key: CorpusKey, load: _Load) -> None:
         try:
             self._fill(key, load)
             load.update(state="ready")
         except _Stopped:
-            # The load must leave the state `loading`, because deleting the index afterwards may fail.
+            # The load must leave the state `loading`, because the deletion of the index may fail afterwards.
             log.info("Load of %s stopped", key)
             load.fail(_stopped(key))
         except (NotFound, Conflict) as error:
@@ -228,6 +201,10 @@ class IndexLoads:
             # Otherwise the load would stay in the state `loading`.
             log.exception("Load of %s failed", key)
             load.fail(TLMError(f"The load failed: {error!r}. See the log of the retriever."))
+        if load.status.state == "failed":
+            self._registry.save(key.slug, load)
+        else:  # The index and the records hold the result.
+            self._registry.forget(key.slug, load.id)
 
     def _fill(self, key: CorpusKey, load: _Load) -> None:
         self._check_stop(load)

@@ -1,24 +1,48 @@
-"""The runs of several retrievers: loads and selections. One retriever claims each run; all can read and stop it."""
+"""The runs of all retrievers: loads and selections. One retriever claims each run; all can read and stop it."""
 
 from __future__ import annotations
 
+import threading
 import uuid
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import redis
 
 from services.common.redis_client import PREFIX, load_scripts
+from services.common.retriever_client import IndexLoad, SelectionRun
+from tlm_core.errors import TLMError
 
-_RUNNING_SECONDS = 30  # a run whose retriever died is forgotten after this time
+_RUNNING_SECONDS = 30  # after this time, the entry of a run whose retriever died expires
 _ENDED_SECONDS = 86_400
 BEAT_SECONDS = 1.0  # between two saves of a run
 
 
+@dataclass(kw_only=True)
+class Run:
+    """A run of this retriever. id: of its entry. prefix: output folder of a selection. stop: ends the run when set."""
+
+    status: IndexLoad | SelectionRun
+    prefix: str = ""
+    id: str = ""
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def is_active(self) -> bool:
+        return self.status.state in ("loading", "running")
+
+    def update(self, **changes: object) -> None:
+        self.status = self.status.model_copy(update=changes)
+
+    def fail(self, error: TLMError) -> None:
+        self.update(state="failed", error=error.as_dict())
+
+
 @dataclass(frozen=True)
 class Entry:
-    """A run of any retriever. prefix: output folder of a selection. status: IndexLoad or SelectionRun as JSON."""
+    """The entry of a run of any retriever. run: its id. status: IndexLoad or SelectionRun as JSON."""
 
     run: str
     prefix: str
@@ -29,22 +53,37 @@ class Registry:
     """The registry of a single retriever. It stores nothing, because the retriever holds its runs in memory."""
 
     def read(self, name: str) -> Entry | None:  # noqa: ARG002
-        """Return the run with this name on any retriever, or None if there is none."""
+        """Return the entry with this name, or None if there is none."""
         return None
 
-    def claim(self, name: str, status: str, *, prefix: str = "", instead_of: str = "") -> str | None:  # noqa: ARG002
-        """Return the id of a new run, or None if another retriever was first. instead_of: id of the run to replace."""
-        return uuid.uuid4().hex
+    def elsewhere(self, name: str, own: Run | None) -> Entry | None:
+        """Return the entry with this name if another retriever has claimed it. own: the run of this retriever."""
+        entry = self.read(name)
+        return None if entry is None or (own is not None and own.id == entry.run) else entry
 
-    def save(self, name: str, run: str, status: str, *, running: bool, prefix: str = "") -> bool:  # noqa: ARG002
+    def claim(self, name: str, run: Run, *, instead_of: str = "") -> bool:  # noqa: ARG002
+        """Set the id of a new run, and claim its entry. Returns False if another retriever was first.
+
+        instead_of: id of the run to replace.
+        """
+        run.id = uuid.uuid4().hex
+        return True
+
+    def save(self, name: str, run: Run) -> bool:  # noqa: ARG002
         """Save the status of a run. Returns False if the run was stopped, or replaced by another run."""
         return True
 
+    def save_active(self, runs: Iterable[tuple[str, Run]]) -> None:
+        """Save the status of each active run (name, run). Stop a run that another retriever stopped or replaced."""
+        for name, run in runs:
+            if run.is_active and not self.save(name, run):
+                run.stop.set()
+
     def stop(self, name: str) -> None:
-        """Mark a run as stopped. The retriever that holds the run reads the mark and stops it."""
+        """Mark a run as stopped. The retriever that holds the run reads the mark and stops the run."""
 
     def forget(self, name: str, run: str) -> None:
-        """Delete the entry of a run, unless another run has replaced it."""
+        """Delete the entry of the run with the id `run`, unless another run has replaced it."""
 
 
 class SharedRegistry(Registry):
@@ -58,21 +97,22 @@ class SharedRegistry(Registry):
         run, prefix, status = self._redis.hmget(_key(name), "run", "prefix", "status")
         return Entry(run, prefix or "", status) if run else None
 
-    def claim(self, name: str, status: str, *, prefix: str = "", instead_of: str = "") -> str | None:
-        run = uuid.uuid4().hex
-        claimed = self._script["claim"](keys=[_key(name)], args=[run, instead_of, prefix, status, _RUNNING_SECONDS])
-        return run if claimed else None
+    def claim(self, name: str, run: Run, *, instead_of: str = "") -> bool:
+        super().claim(name, run)
+        args = (run.id, instead_of, run.prefix, run.status.model_dump_json(), _RUNNING_SECONDS)
+        return bool(self._script["claim"](keys=[_key(name)], args=args))
 
-    def save(self, name: str, run: str, status: str, *, running: bool, prefix: str = "") -> bool:
-        seconds = _RUNNING_SECONDS if running else _ENDED_SECONDS
-        return bool(self._script["save"](keys=[_key(name)], args=[run, prefix, status, seconds]))
+    def save(self, name: str, run: Run) -> bool:
+        seconds = _RUNNING_SECONDS if run.is_active else _ENDED_SECONDS
+        args = (run.id, run.prefix, run.status.model_dump_json(), seconds)
+        return bool(self._script["save"](keys=[_key(name)], args=args))
 
     def stop(self, name: str) -> None:
         if self._redis.exists(_key(name)):
             self._redis.hset(_key(name), "stop", 1)
 
     def forget(self, name: str, run: str) -> None:
-        self.save(name, run, "", running=False)
+        self._script["save"](keys=[_key(name)], args=(run, "", "", 0))
 
 
 def _key(name: str) -> str:

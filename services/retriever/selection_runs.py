@@ -20,7 +20,7 @@ from services.common.logs import ids_in, log_context
 from services.common.retriever_client import SelectionRequest, SelectionRun
 from services.retriever.index_loads import IndexLoads
 from services.retriever.indexes import CorpusKey
-from services.retriever.registry import BEAT_SECONDS, Entry, Registry
+from services.retriever.registry import BEAT_SECONDS, Entry, Registry, Run
 from tlm_core.artifacts import MANIFEST, Manifest, ManifestRef
 from tlm_core.artifacts.store import ArtifactStore, drop_untouched
 from tlm_core.errors import CorruptArtifact, InvalidRecipe, InvalidRequest, NotFound, TLMError
@@ -36,22 +36,16 @@ _MAX_FINISHED = 1000
 _SCRATCH_SECONDS = 7 * 24 * 3600
 
 
-@dataclass
-class Run:
-    """One computation of a selection, whose result goes to the folder `prefix`. begun: whether a thread runs it.
+@dataclass(kw_only=True)
+class SelectingRun(Run):
+    """The computation of a selection. begun: whether a thread computes it.
 
     rate_start: count and time from which `report` measures the rate.
     """
 
-    prefix: str
     status: SelectionRun = field(default_factory=lambda: SelectionRun(state="running"))
-    stop: threading.Event = field(default_factory=threading.Event)
     begun: bool = False
     rate_start: tuple[int, float] = (0, 0.0)
-    id: str = ""
-
-    def update(self, **changes: object) -> None:
-        self.status = self.status.model_copy(update=changes)
 
     def report(self, done: int, total: int, unit: str, now: float) -> None:
         """Set progress and rate (units per second). The rate excludes work before the first report of the unit."""
@@ -61,16 +55,13 @@ class Run:
         rate = (done - first) / (now - since) if done > first and now > since else None
         self.update(done=done, total=total, unit=unit, rate=rate)
 
-    def fail(self, error: TLMError) -> None:
-        self.update(state="failed", error=error.as_dict())
-
 
 class _Stopped(Exception):
     """Signals that the run was stopped or replaced, or that the process ends."""
 
 
 class SelectionRuns:
-    """Runs up to `at_once` selections at a time. Keeps the latest run of each artifact id in memory. Thread-safe.
+    """Runs up to `at_once` selections at a time. Holds the latest run of each artifact id in memory. Thread-safe.
 
     registry: shares the runs with other retrievers. After a restart, callers request their selections again.
     """
@@ -91,7 +82,7 @@ class SelectionRuns:
         self._stop = stop
         self._registry = registry or Registry()
         self._lock = threading.Lock()
-        self._runs: dict[str, Run] = {}
+        self._runs: dict[str, SelectingRun] = {}
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="selection")
         drop_untouched(self._scratch, _SCRATCH_SECONDS)
         self.task = Background("selections")
@@ -111,47 +102,37 @@ class SelectionRuns:
                 return
             if previous is not None:
                 previous.stop.set()
-            run = Run(request.prefix)
+            run = SelectingRun(prefix=request.prefix)
             if not self._claim(artifact, run):
                 return
             self._runs[artifact] = run
-            finished = [name for name, known in self._runs.items() if known.status.state != "running"]
+            finished = [name for name, known in self._runs.items() if not known.is_active]
             for name in finished[: max(0, len(self._runs) - _MAX_FINISHED)]:
                 del self._runs[name]
         with log_context(**ids_in(request.prefix)):
             self._pool.submit(copy_context().run, self._run, artifact, request, params, run)
 
-    def _claim(self, artifact: str, run: Run) -> bool:
+    def _claim(self, artifact: str, run: SelectingRun) -> bool:
         """Claim a selection for a new run. Returns False if another retriever claims it first or has a reusable run."""
         entry = self._registry.read(artifact)
         if entry is not None and entry.prefix == run.prefix:
             status = SelectionRun.model_validate_json(entry.status)
             if entry.run not in {own.id for own in self._runs.values()} and _is_reusable(status):
                 return False
-        instead_of = entry.run if entry is not None else ""
-        claimed = self._registry.claim(artifact, run.status.model_dump_json(), prefix=run.prefix, instead_of=instead_of)
-        run.id = claimed or ""
-        return claimed is not None
+        return self._registry.claim(artifact, run, instead_of=entry.run if entry is not None else "")
 
     def _beat(self) -> None:
-        """Save the status of each running selection. Stop those that another retriever has stopped or replaced."""
         with self._lock:
-            running = [(name, run) for name, run in self._runs.items() if run.status.state == "running"]
-        for artifact, run in running:
-            if not self._save(artifact, run):
-                run.stop.set()
-
-    def _save(self, artifact: str, run: Run) -> bool:
-        running = run.status.state == "running"
-        return self._registry.save(artifact, run.id, run.status.model_dump_json(), running=running, prefix=run.prefix)
+            runs = list(self._runs.items())
+        self._registry.save_active(runs)
 
     def get(self, artifact: str) -> SelectionRun:
-        """Return the state of the latest run; `unknown` if there is none, or if its files are lost or damaged."""
+        """Return the latest run, with state `unknown` if there is none, or if its files are lost or damaged."""
         with self._lock:
             run = self._runs.get(artifact)
-        entry = self._registry.read(artifact)
-        if entry is not None and (run is None or run.id != entry.run):
-            run = Run(entry.prefix, SelectionRun.model_validate_json(entry.status), id=entry.run)
+        if entry := self._registry.elsewhere(artifact, run):
+            status = SelectionRun.model_validate_json(entry.status)
+            run = SelectingRun(prefix=entry.prefix, status=status, id=entry.run)
         if run is None:
             return SelectionRun(state="unknown")
         if run.status.ref is not None and not self._exists(run.status.ref):
@@ -162,18 +143,17 @@ class SelectionRuns:
     def stop(self, artifact: str, prefix: str) -> bool:
         """Stop the selection of `artifact` if its output folder starts with `prefix`.
 
-        Return False only while that selection still runs: it stops after its current batch. Partial results remain
-        for the next equal request. The record of a failed selection is deleted, so the next request starts it again.
+        Returns False while the selection still runs: it stops after its current batch. Partial results remain for the
+        next equal request. A failed selection is forgotten, so that the next request starts it again.
         """
-        entry = self._registry.read(artifact)
         with self._lock:
             run = self._runs.get(artifact)
-            if entry is not None and (run is None or run.id != entry.run):
+            if entry := self._registry.elsewhere(artifact, run):
                 return self._stop_elsewhere(artifact, entry, prefix)
             if run is not None and run.status.state == "failed":
                 del self._runs[artifact]
                 self._registry.forget(artifact, run.id)
-            if run is None or run.status.state != "running" or not run.prefix.startswith(prefix):
+            if run is None or not run.is_active or not run.prefix.startswith(prefix):
                 return True
             run.stop.set()
             if not run.begun:
@@ -194,13 +174,13 @@ class SelectionRuns:
         """Wait for the running selections, which stop at their next batch."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _remove(self, artifact: str, run: Run) -> None:
+    def _remove(self, artifact: str, run: SelectingRun) -> None:
         with self._lock:
             if self._runs.get(artifact) is run:
                 del self._runs[artifact]
         self._registry.forget(artifact, run.id)
 
-    def _run(self, artifact: str, request: SelectionRequest, params: Selection, run: Run) -> None:
+    def _run(self, artifact: str, request: SelectionRequest, params: Selection, run: SelectingRun) -> None:
         with self._lock:
             run.begun = not run.stop.is_set()
         if not run.begun:
@@ -220,11 +200,11 @@ class SelectionRuns:
             # Otherwise the selection would stay in the state `running`.
             log.exception("Selection %s failed", artifact)
             run.fail(TLMError(f"The selection failed: {error!r}. See the log of the retriever."))
-        if run.status.state != "running":
-            self._save(artifact, run)
+        if not run.is_active:
+            self._registry.save(artifact, run)
 
-    def _finish(self, artifact: str, run: Run, ref: ManifestRef) -> None:
-        """Mark the run as ready. If it was stopped meanwhile, delete its files, unless another run writes them."""
+    def _finish(self, artifact: str, run: SelectingRun, ref: ManifestRef) -> None:
+        """Mark the run as ready. If it was stopped, raise _Stopped, and delete its files if no other run uses them."""
         with self._lock:
             if not run.stop.is_set():
                 run.update(ref=ref, state="ready")
@@ -234,7 +214,7 @@ class SelectionRuns:
                 self._store.delete(run.prefix)
             raise _Stopped
 
-    def _select(self, artifact: str, request: SelectionRequest, params: Selection, run: Run) -> ManifestRef:
+    def _select(self, artifact: str, request: SelectionRequest, params: Selection, run: SelectingRun) -> ManifestRef:
         def progress(done: int, total: int, unit: str) -> None:
             if run.stop.is_set() or self._stop.is_set():
                 raise _Stopped

@@ -16,9 +16,11 @@ from fastapi.testclient import TestClient
 from services.common.retriever_client import RetrieverClient
 from services.retriever import selection_runs
 from services.retriever.app import assemble
+from services.retriever.index_loads import IndexLoads
 from tests.contract.retriever_harness import TOKEN, RetrieverHarness
 from tests.redis_server import RedisServer
 from tests.support import wait_for
+from tlm_core.errors import IndexUnavailable, StorageUnavailable
 
 PREFIX = "t/artifacts/art_1/job_1-1"
 
@@ -106,11 +108,22 @@ def test_run_of_a_dead_retriever_is_forgotten(
     assert pair.harness.store.manifest(pair.b.get_selection("art_1").ref).artifact == "art_1"
 
 
+def test_search_repeats_a_load_that_failed_elsewhere(pair: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unavailable(*_: Any) -> None:
+        raise StorageUnavailable("The storage does not answer.")
+
+    with monkeypatch.context() as outage:
+        outage.setattr(IndexLoads, "_fill", unavailable)
+        pair.a.put_corpus(*pair.harness.key, folder="t/corpus", language="en")
+        wait_for(lambda: pair.b.corpus(*pair.harness.key).state == "failed")
+    with pytest.raises(IndexUnavailable, match="being loaded"):
+        pair.b.search(*pair.harness.key, "word3", 1)
+    wait_for(lambda: pair.b.corpus(*pair.harness.key).state == "ready")
+    assert pair.b.search(*pair.harness.key, "word3", 1)
+
+
 def test_load_runs_at_one_retriever_only(pair: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     go, begun = threading.Event(), list[str]()
-    fill = "services.retriever.index_loads.IndexLoads._fill"
-    from services.retriever.index_loads import IndexLoads
-
     original = IndexLoads._fill
 
     def waiting(self: Any, key: Any, load: Any) -> None:
@@ -118,7 +131,7 @@ def test_load_runs_at_one_retriever_only(pair: SimpleNamespace, monkeypatch: pyt
         go.wait(20)
         original(self, key, load)
 
-    monkeypatch.setattr(fill, waiting)
+    monkeypatch.setattr(IndexLoads, "_fill", waiting)
     pair.a.put_corpus(*pair.harness.key, folder="t/corpus", language="en")
     wait_for(lambda: begun)
     assert pair.b.corpus(*pair.harness.key).state == "loading"

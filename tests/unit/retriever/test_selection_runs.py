@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from services.retriever.selection_runs import Run
+from services.retriever.selection_runs import SelectingRun
 
 
 def test_rate_ignores_work_of_an_earlier_process() -> None:
-    run = Run("t/a/1")
+    run = SelectingRun(prefix="t/a/1")
     run.report(3000, 10_000, "queries", 100.0)
     assert (run.status.done, run.status.total, run.status.rate) == (3000, 10_000, None)
     run.report(3500, 10_000, "queries", 110.0)
@@ -14,7 +14,7 @@ def test_rate_ignores_work_of_an_earlier_process() -> None:
 
 
 def test_each_scan_has_its_own_rate() -> None:
-    run = Run("t/a/1")
+    run = SelectingRun(prefix="t/a/1")
     run.report(0, 500, "queries", 0.0)
     run.report(500, 500, "queries", 5.0)
     run.report(4096, 300_000, "passages", 6.0)
