@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 from urllib.parse import quote
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from services.common.logs import request_id
 from tlm_core.artifacts.manifest import ManifestRef
@@ -29,7 +29,7 @@ class _Status(BaseModel):
 class IndexLoad(_Status):
     """Progress of the load of a corpus version into its index: `loaded` of `count` passages.
 
-    refused: number of passages that the index can never store; `loaded` includes them.
+    refused: number of passages that the index refuses; `loaded` includes them.
     """
 
     state: Literal["unknown", "loading", "ready", "failed"]
@@ -49,6 +49,15 @@ class SelectionRun(_Status):
     ref: ManifestRef | None = None
 
 
+def _check_relative(folder: str) -> str:
+    if any(part in ("", ".", "..") for part in folder.split("/")):
+        raise ValueError(f"Invalid folder '{folder}'. Expected a path below the storage root, without '.' or '..'.")
+    return folder
+
+
+Folder = Annotated[str, AfterValidator(_check_relative)]
+
+
 class _Request(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -56,7 +65,7 @@ class _Request(BaseModel):
 class CorpusFolder(_Request):
     """The folder with the Parquet files of a corpus version, and the language of its texts."""
 
-    folder: str
+    folder: Folder
     language: str = "en"
 
 
@@ -71,7 +80,7 @@ class SearchQuery(_Request):
 
 
 class SelectionRequest(_Request):
-    """The inputs of a selection, and the folder below the storage root for its files (`prefix`).
+    """The inputs of a selection, and the folder for its files (`prefix`).
 
     corpus, version: None for a selector that does not read a corpus.
     """
@@ -82,7 +91,7 @@ class SelectionRequest(_Request):
     task: ManifestRef
     params: dict[str, object]
     seed: int = 0
-    prefix: str
+    prefix: Folder
 
 
 class StopResult(BaseModel):
@@ -125,10 +134,7 @@ class RetrieverClient:
 
     def delete_corpus(self, tenant: str, name: str, version: str) -> None:
         """Delete the index of a corpus version, if it exists."""
-        try:
-            self._call("DELETE", _corpus_path(tenant, name, version))
-        except NotFound:
-            return
+        self._call("DELETE", _corpus_path(tenant, name, version))
 
     def search(self, tenant: str, corpus: str, version: str, query: str, k: int) -> list[Hit]:
         """Return the best k passages for `query`, best first. Raises NotFound if the version is not loaded."""
@@ -136,27 +142,22 @@ class RetrieverClient:
         return list(_parse(SearchResult, self._call("POST", "/v1/search", body)).hits)
 
     def put_selection(self, artifact: str, request: SelectionRequest) -> None:
-        """Start the selection that writes the artifact with this id, unless it runs or is ready."""
+        """Start the selection that writes the artifact with this id, unless the selection runs or is ready."""
         self._call("PUT", _selection_path(artifact), request)
 
     def get_selection(self, artifact: str) -> SelectionRun:
-        """Return the progress of a selection; state `unknown` if the retriever has no record of it."""
-        try:
-            return _parse(SelectionRun, self._call("GET", _selection_path(artifact)))
-        except NotFound:
-            return SelectionRun(state="unknown")
+        """Return the progress of a selection, with state `unknown` if the retriever does not know it."""
+        return _parse(SelectionRun, self._call("GET", _selection_path(artifact)))
 
     def stop_selection(self, artifact: str, prefix: str) -> bool:
-        """Stop a selection if its output folder starts with `prefix`. Return False only while it still runs."""
+        """Stop a selection if its output folder starts with `prefix`. Returns False while the selection still runs."""
         response = self._call("DELETE", f"{_selection_path(artifact)}?prefix={quote(prefix, safe='')}")
         return _parse(StopResult, response).stopped
 
     def _call(self, method: str, path: str, body: BaseModel | None = None) -> object:
-        content = body.model_dump_json() if body is not None else None
-        headers = {"Content-Type": "application/json"} if content else {}
-        headers |= {"X-Request-ID": identity} if (identity := request_id()) else {}
+        headers = {"X-Request-ID": identity} if (identity := request_id()) else {}
         try:
-            response = self._http.request(method, path, content=content, headers=headers)
+            response = self._http.request(method, path, json=body and body.model_dump(mode="json"), headers=headers)
         except httpx.HTTPError as error:
             reason = str(error) or type(error).__name__
             raise IndexUnavailable(f"The retriever does not answer ({reason}). Try again later.") from error

@@ -1,8 +1,8 @@
 """Loads of corpora: split an upload into passages, store them, and let the retriever index them.
 
-Each round acquires the lease of every open load that no other process works on, and continues the load from its record.
-So a loader may stop at any line; it or another loader continues the load. Each source file is split once: the loader
-stores its passages, and records where they are.
+In each round, the loader acquires the lease of every open load that no other process works on. It continues the load
+from its record, so a loader may stop at any moment. Each source file is split once: the loader stores the passages, and
+records their folder.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,19 +44,6 @@ _SPLITTING = frozenset({LoadState.QUEUED, LoadState.CUTTING})
 
 class _Stopped(Exception):
     """Signals that the process is shutting down. The load stays open."""
-
-
-@dataclass
-class _Counted:
-    """Passages, and the number of passages read so far (`count`)."""
-
-    passages: Iterable[Passage]
-    count: int = 0
-
-    def __iter__(self) -> Iterator[Passage]:
-        for passage in self.passages:
-            self.count += 1
-            yield passage
 
 
 class LoadWorker:
@@ -97,7 +83,7 @@ class LoadWorker:
 
     def round(self, states: Set[LoadState] = OPEN, task: Background | None = None) -> None:
         """Do the next step of every open load in `states` that no other process works on. task: logs its errors."""
-        if _SPLITTING & states:  # the other steps cannot hang: they are calls with time limits
+        if _SPLITTING & states:  # The other steps cannot hang, because they are calls with time limits.
             PULSE.advance()
         for tenant, load_id in self._catalog.open_loads():
             if self._stop.is_set():
@@ -146,9 +132,9 @@ class LoadWorker:
             self._fail(load, TLMError("The load failed unexpectedly. The log of the loader has the cause."))
 
     def _wait(self, load: CorpusLoad, error: TLMError) -> None:
-        """Log and record why a load waits, if the reason is new. The loader tries again twice a second.
+        """Log and record why a load waits, if the reason is new. The next round tries again.
 
-        It fetches sources less often, because each try sends requests to the hub or to a store of others.
+        A load with sources tries again later, because each try sends requests to the hub or to an external store.
         """
         load = self._catalog.load(load.tenant, load.id)  # the failed step may have saved progress
         if load.sources and load.state in _SPLITTING:
@@ -206,14 +192,16 @@ class LoadWorker:
 
     def _store(self, load: CorpusLoad, passages: Iterable[Passage]) -> ManifestRef:
         """Store the passages of one source file, in the folder of the upload."""
+        from pyarrow.parquet import read_metadata
+
         from tlm_core.corpus.read import write_parts
 
-        counted = _Counted(passages)
         with temporary_folder(self._scratch / "work", "splitting the corpus") as work:
-            write_parts(self._watched(counted, load), work)
-            # A loader that lost its lease may still write. Its id keeps it from overwriting recorded files.
+            parts = write_parts(self._watched(passages, load, counted=True), work)
+            meta = {"count": sum(read_metadata(part).num_rows for part in parts)}
+            # A loader that lost its lease may still write. With its id in the name, it overwrites no recorded file.
             place = f"{load.upload.folder}/cut/{len(load.cut):05d}-{self._owner}"
-            return self._artifacts.write(place, work, artifact=load.id, stage="cut", meta={"count": counted.count})
+            return self._artifacts.write(place, work, artifact=load.id, stage="cut", meta=meta)
 
     def _count(self, load: CorpusLoad) -> int:
         return sum(self._artifacts.manifest(ref).meta["count"] for ref in load.cut)
@@ -253,16 +241,15 @@ class LoadWorker:
             return version
         return version.model_copy(update={"state": before.state}) if before.state is CorpusState.READY else version
 
-    def _watched(self, passages: Iterable[Passage], load: CorpusLoad) -> Iterator[Passage]:
-        """Yield the passages, and save the record of the load regularly.
+    def _watched(self, passages: Iterable[Passage], load: CorpusLoad, *, counted: bool = False) -> Iterator[Passage]:
+        """Yield the passages, and save the record of the load regularly. counted: whether `done` counts the passages.
 
-        If `passages` is a `_Counted`, the saved record counts the passages in `done`. Otherwise `done` does not change.
         Raises _Stopped on shutdown, and StaleAttempt if the load is cancelled or the lease is lost.
         """
         for number, passage in enumerate(passages, start=1):
             PULSE.advance()
             if number % _REPORT_EVERY == 0:
-                done = load.done + number if isinstance(passages, _Counted) else load.done
+                done = load.done + number if counted else load.done
                 self._catalog.save_load(load.model_copy(update={"done": done}), self._owner)
                 if self._stop.is_set():
                     raise _Stopped
@@ -270,7 +257,7 @@ class LoadWorker:
 
     @contextmanager
     def _renewed_lease(self, load: CorpusLoad) -> Iterator[None]:
-        """Renew the lease in a thread: fetching or hashing a large file may take longer than the lease.
+        """Renew the lease in a thread, because the download of a large file may take longer than the lease.
 
         If the lease is lost anyway, the next save of the record raises StaleAttempt.
         """
@@ -294,13 +281,13 @@ class LoadWorker:
     # --- from storage to the index ----------------------------------------------------------------------------------
 
     def _index(self, load: CorpusLoad) -> None:
-        """Poll the retriever once; request the load if the retriever does not know it, for example after a restart."""
+        """Read the progress of the retriever. Request the load if the retriever does not know it."""
         assert load.version is not None, "a load is indexed after its upload was split"
         version = self._catalog.corpus(load.tenant, load.corpus).version(load.version)
         try:
             status = self._retriever.corpus(load.tenant, load.corpus, load.version)
         except IndexMismatch:
-            # An index of another release: loading rebuilds it, or reports why it cannot.
+            # Another release wrote the index. A new load replaces it, or fails with the reason.
             status = IndexLoad(state="unknown")
         match status.state:
             case "unknown":
@@ -336,7 +323,7 @@ class LoadWorker:
         log.warning("Load %s of corpus %s failed: %s", load.id, load.corpus, error)
 
     def _undo(self, load: CorpusLoad) -> None:
-        """Delete index, passages and upload of a cancelled load. A version that was already searchable stays."""
+        """Delete index, passages and upload of a cancelled load. A version that was searchable before stays."""
         forget = ""
         if load.version is not None:
             version = self._catalog.corpus(load.tenant, load.corpus).version(load.version)
@@ -355,7 +342,7 @@ class LoadWorker:
 
 
 def _advanced(load: CorpusLoad) -> CorpusLoad:
-    """Return the record without the reason of a wait. The next progress that is saved ends the wait."""
+    """Return the record without the reason of a wait. When the record is saved, the wait ends."""
     return load.model_copy(update={"waiting": ""})
 
 

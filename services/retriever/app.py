@@ -9,10 +9,10 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.common.background import Background, check_running
@@ -71,27 +71,6 @@ class RetrieverSettings(BaseSettings):
         return ArtifactStore(self.storage, self.scratch / "artifacts", is_new=lambda: False)
 
 
-def _check_relative(folder: str) -> str:
-    if folder.startswith("/") or not folder or any(part in ("", ".", "..") for part in folder.split("/")):
-        raise ValueError(f"Invalid folder '{folder}'. Expected a path below the storage root, without '.' or '..'.")
-    return folder
-
-
-Folder = Annotated[str, AfterValidator(_check_relative)]
-
-
-class CheckedCorpusFolder(CorpusFolder):
-    """A CorpusFolder whose `folder` is a path below the storage root."""
-
-    folder: Folder
-
-
-class CheckedSelectionRequest(SelectionRequest):
-    """A SelectionRequest whose `prefix` is a path below the storage root."""
-
-    prefix: Folder
-
-
 def create_app(
     indexes: CorpusIndexes, loads: IndexLoads, selections: SelectionRuns, *, token: str, close: Callable[[], None]
 ) -> FastAPI:
@@ -119,7 +98,7 @@ def _corpora(loads: IndexLoads) -> APIRouter:
     router = APIRouter()
 
     @router.put("/corpora/{tenant}/{name}/versions/{version}", status_code=202)
-    def put_corpus(tenant: str, name: str, version: str, body: CheckedCorpusFolder) -> None:
+    def put_corpus(tenant: str, name: str, version: str, body: CorpusFolder) -> None:
         loads.put(CorpusKey(tenant, name, version), body.folder, body.language)
 
     @router.get("/corpora/{tenant}/{name}/versions/{version}")
@@ -153,7 +132,7 @@ def _selections(selections: SelectionRuns) -> APIRouter:
     router = APIRouter()
 
     @router.put("/selections/{artifact}", status_code=202)
-    def put_selection(artifact: str, body: CheckedSelectionRequest) -> None:
+    def put_selection(artifact: str, body: SelectionRequest) -> None:
         selections.put(artifact, body)
 
     @router.get("/selections/{artifact}")
@@ -211,7 +190,7 @@ def _health(indexes: CorpusIndexes, tasks: Sequence[Background]) -> APIRouter:
 
 
 def assemble(settings: RetrieverSettings) -> FastAPI:
-    """Return the application for `settings`. Opens no connection."""
+    """Return the application for `settings`. Does not connect to other components."""
     stop = threading.Event()
     indexes: EmbeddedIndexes | OpenSearchIndexes
     if settings.index == "embedded":

@@ -1,11 +1,11 @@
-"""What the storage contains for a corpus version: its passages, and the records of its load."""
+"""The passages of a corpus version in the storage, and the records of its load."""
 
 from __future__ import annotations
 
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -27,7 +27,7 @@ _BUFFER = 1 << 20
 class CorpusFiles:
     """The Parquet files of a corpus version.
 
-    Raises NotFound if there are none, CorruptArtifact if one is not a Parquet file of passages, StorageUnavailable.
+    Raises NotFound if there are no files, CorruptArtifact if a file does not contain passages, and StorageUnavailable.
     """
 
     def __init__(self, store: ArtifactStore, folder: str) -> None:
@@ -54,7 +54,7 @@ class CorpusFiles:
                     if rows <= skip:
                         skip -= rows
                         continue
-                    # One row group per call: a call for all row groups would open all, with their buffers, at once.
+                    # A call with all row groups would open all of them, with their buffers, at once.
                     for batch in file.iter_batches(_BATCH, row_groups=[group], columns=_COLUMNS):
                         remaining, skip = batch.slice(skip), max(0, skip - batch.num_rows)
                         columns = [remaining[name].to_pylist() for name in _COLUMNS]
@@ -107,11 +107,11 @@ class LoadRecords:
         return source.folder, source.language
 
     def save_progress(self, key: CorpusKey, index: LoadingIndex) -> None:
-        """Record how far the load of `index` is."""
+        """Record the progress of the load of `index`."""
         self._write(self._path(key, ".progress.json"), _Progress(index=index.identity, cursor=index.cursor))
 
     def progress(self, key: CorpusKey, identity: str | None = None) -> LoadCursor:
-        """Return how far the load of `key` is, or the start of the corpus if that is unknown.
+        """Return the progress of the load of `key`. If it is unknown, return the start of the corpus.
 
         identity: if set, ignore the progress of another index, such as a deleted index of the same name.
         """
@@ -125,7 +125,7 @@ class LoadRecords:
         """Delete the records of `key`, if there are any."""
         with self._store.errors(f"deleting the records of the corpus {key.name}@{key.version}"):
             for ending in (".json", ".progress.json"):
-                if self._store.fs.exists(self._path(key, ending)):
+                with suppress(FileNotFoundError):
                     self._store.fs.rm_file(self._path(key, ending))
 
     def _path(self, key: CorpusKey, ending: str) -> str:

@@ -58,11 +58,9 @@ def test_invalid_response_and_wrong_token_make_it_unavailable(answer: dict[str, 
         always(status, **answer).search("default", "docs", "v1", "q", 3)
 
 
-def test_not_found_becomes_the_state_unknown() -> None:
+def test_corpus_without_an_index_has_the_state_unknown() -> None:
     unknown = always(404, json=problem_of(NotFound("x")).model_dump())
     assert unknown.corpus("default", "docs", "v1").state == "unknown"
-    assert unknown.get_selection("art_1").state == "unknown"
-    unknown.delete_corpus("default", "docs", "v1")
 
 
 def test_failed_load_has_its_error() -> None:
