@@ -11,12 +11,12 @@ from typing import Any
 from services.common.jobstore import JobStore
 from services.common.retriever_client import SelectionRun
 from services.trainer.assignment import Assignment
-from services.trainer.cluster import Ending, RayCluster, Status, Submitted
+from services.trainer.cluster import RayCluster, Status, Submitted
 from services.trainer.selections import Selections
 from services.trainer.worker import GroupRunner
 from tlm_core.artifacts import ManifestRef
 from tlm_core.artifacts.store import ArtifactStore
-from tlm_core.errors import ClusterUnavailable
+from tlm_core.errors import ClusterUnavailable, WorkerLost
 from tlm_core.jobs.plan import Node
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.training.stage import Stage, StageContext, StageFunction, StageParams, StopRequested
@@ -88,9 +88,9 @@ class FakeCluster(RayCluster):
         if self.statuses.get(submission) is not Status.WAITING:  # as in Ray, which stops it at its start
             self.statuses[submission] = Status.FAILED
 
-    def ending(self, submission: str) -> Ending:
+    def ending(self, submission: str) -> WorkerLost:
         self._check()
-        return Ending("Worker was killed (SIGKILL, often out of memory).", f"{submission} ended")
+        return WorkerLost("Worker was killed (SIGKILL, often out of memory).", details=f"{submission} ended")
 
     def assignment(self, submission: str) -> Assignment:
         return Assignment.read(list(self.commands[submission])[3:])

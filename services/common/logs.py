@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import TextIO
 
@@ -16,7 +17,7 @@ from tlm_core.names import JOB_ID
 _SECRETS = (
     re.compile(r"(?i)(\bbearer\s+)[^\s\"',;]+"),
     re.compile(
-        # The search starts at the start of a word. A search from each letter needs quadratic time.
+        # Start only at the start of a word. A search from each letter needs quadratic time.
         r"(?i)((?<![\w-])[\w-]*(?:token|secret|password|credentials?|api_?key|access_?key)"
         r"[\"']?\s*[=:]\s*[\"']?)[^\s\"',;&]+"
     ),
@@ -34,12 +35,12 @@ def redacted(text: str) -> str:
     return text
 
 
-def set_up_logging(service: str, *, stream: TextIO | None = None, **fields: object) -> None:
+def set_up_logging(service: str, fields: Mapping[str, object] = {}, *, stream: TextIO | None = None) -> None:
     """Send all logs of this process, including those of libraries, to `stream` (default: standard error).
 
-    Every line has `event`, `level`, `logger`, `at` (ISO 8601, UTC), `service`, `fields`, and the fields of
-    `log_context`. Only the main function of a process calls this. Without `fields`, an error that ends the process is
-    a line too.
+    Each line has `event`, `level`, `logger`, `at` (ISO 8601, UTC), `service`, `fields`, and the fields of
+    `log_context`. Without `fields`, an error that ends the process is logged too. Only the main function of a process
+    calls this function.
     """
 
     def name_service(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
@@ -65,7 +66,7 @@ def set_up_logging(service: str, *, stream: TextIO | None = None, **fields: obje
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.INFO)
-    if not fields:  # Users read the traceback of a worker in the details of an error, so it remains text.
+    if not fields:  # The traceback of a worker remains text, because users read it in the details of an error.
         sys.excepthook = lambda *error: root.critical("The process ends: %s", error[1], exc_info=error)
     # httpx and httpcore log every request at INFO, and the services poll each other.
     for noisy in ("httpx", "httpcore"):
@@ -78,7 +79,7 @@ def log_context(**fields: object) -> AbstractContextManager[None]:
 
 
 def ids_in(text: str) -> dict[str, object]:
-    """Return job_id and attempt, as fields for `log_context`, from a folder, key or message that names a job."""
+    """Return job_id and attempt from a text that names a job, such as a folder. They are fields for `log_context`."""
     named = _JOB.search(text)
     if named is None:
         return {}
@@ -86,6 +87,6 @@ def ids_in(text: str) -> dict[str, object]:
 
 
 def request_id() -> str | None:
-    """Return the id of the request that this task or thread works for, if it is known."""
+    """Return the id of the request for which this task or thread works, or None if it is unknown."""
     value = structlog.contextvars.get_contextvars().get("request_id")
     return None if value is None else str(value)

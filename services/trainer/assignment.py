@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import get_type_hints
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a submitted program computes: one group of a job's plan, and the number of its workers.
+    """What a submission computes: one group of a job's plan, with `workers` to `max_workers` workers.
 
-    workers, max_workers: the minimum and maximum number of workers. cpus, gpus: number for each worker. request_id:
-    id for the logs.
+    cpus, gpus: numbers for each worker. request_id: id of the request that submitted the job, for logs.
     """
 
     tenant: str
@@ -31,6 +31,11 @@ class Assignment:
         return self.max_workers > 1 or self.gpus > 0
 
     @property
+    def ids(self) -> dict[str, object]:
+        """The fields of log lines about this assignment."""
+        return {"job_id": self.job, "attempt": self.attempt, "request_id": self.request_id}
+
+    @property
     def environment(self) -> dict[str, str]:
         """Variables that numpy and torch read at import. They hide all GPUs from workers that reserve none."""
         hidden = {} if self.gpus else {"CUDA_VISIBLE_DEVICES": ""}
@@ -44,11 +49,6 @@ class Assignment:
     def read(cls, arguments: Sequence[str] | None = None) -> Assignment:
         """Parse a command line, by default that of this process. Exits with a message if it is invalid."""
         parser = argparse.ArgumentParser(description=__doc__)
-        for name in ("tenant", "job", "group"):
-            parser.add_argument(f"--{name}", required=True)
-        for name in ("attempt", "workers", "max_workers"):
-            parser.add_argument(f"--{name}", type=int, required=True)
-        for name in ("cpus", "gpus"):
-            parser.add_argument(f"--{name}", type=float, required=True)
-        parser.add_argument("--request_id", default="")
+        for name, kind in get_type_hints(cls).items():
+            parser.add_argument(f"--{name}", type=kind, required=name != "request_id", default="")
         return cls(**vars(parser.parse_args(arguments)))

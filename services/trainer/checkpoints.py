@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 class JobCheckpoints:
     """Implements `Checkpoints` (tlm_core.training.stage) with the storage and the job store.
 
-    A thread writes the checkpoints while training continues. `save` waits only if the previous checkpoint is still
-    being written. If one save fails, the error is logged. If two saves in a row fail, the second raises its error, an
-    `Outage`. After a save, at most `keep` checkpoints remain: the new one, and the others with the highest steps.
+    A thread writes the checkpoints while training continues. `save` first waits until the previous checkpoint is
+    written. The error of a failed save is logged. If two saves in a row fail, the error of the second, an `Outage`, is
+    raised. After a save, at most `keep` checkpoints remain: the new one, and the others with the highest steps.
 
     scratch: local folder for the files of a checkpoint before they move to the storage. report_event: receives the
     event that names the checkpoint from which the stage continues.
@@ -50,7 +50,7 @@ class JobCheckpoints:
         self._failed = False
 
     def latest(self) -> Path | None:
-        """Return the intact checkpoint with the highest step as a local folder, or None. Damaged ones are skipped."""
+        """Return the local folder of the intact checkpoint with the highest step, or None."""
         skipped: list[CheckpointRef] = []
         # Another job may have replaced the missing checkpoint, so each try reads the list again.
         while checkpoints := [each for each in patiently(self._published) if each not in skipped]:
@@ -90,7 +90,7 @@ class JobCheckpoints:
             self._pool.shutdown()
 
     def drop(self) -> None:
-        """Delete the checkpoints of this job. Call it if the stage's artifact was excluded from the cache."""
+        """Delete the checkpoints of this job. Call this method if the artifact was excluded from the cache."""
         try:
             for checkpoint in self._published():
                 if checkpoint.job == self.job.id:
@@ -129,7 +129,7 @@ class JobCheckpoints:
             artifact = f"{self.artifact}/{step}"
             ref = self.artifacts.write(target, folder, artifact=artifact, stage="checkpoint", meta={"step": step})
         except Outage:
-            # On a full disk, a partial checkpoint would leave no room for the next one.
+            # On a full disk, a partial checkpoint would leave no room for the next checkpoint.
             shutil.rmtree(folder, ignore_errors=True)
             with suppress(TLMError):
                 self.artifacts.delete(target)
@@ -140,7 +140,7 @@ class JobCheckpoints:
         except Conflict:  # The attempt has ended. Nobody else deletes these files.
             self.artifacts.delete(target)
             raise
-        # Always keep this job's last checkpoint: those with higher steps may be damaged or of another job.
+        # The last checkpoint of this job always remains: those with higher steps may be damaged or of another job.
         by_value = sorted(self._published(), key=lambda checkpoint: (checkpoint == own, checkpoint.step))
         for checkpoint in by_value[: -self.keep]:
             self._delete(checkpoint)

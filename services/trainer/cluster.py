@@ -14,23 +14,23 @@ from typing import Any
 import httpx
 
 from services.common.logs import redacted
-from tlm_core.errors import ClusterUnavailable
+from tlm_core.errors import ClusterUnavailable, WorkerLost
 
 PROGRAM = "services.trainer.program"
 DRIVER = "driver"  # a resource of Ray's worker nodes in deploy/
-# Kills the actor of a lost submission, which waits forever for its start.
+# Kills the actor of a lost submission, which would wait forever for its start.
 _RELEASE = (
     "import ray, sys; ray.init(); ray.kill(ray.get_actor(sys.argv[1], namespace='SUPERVISOR_ACTOR_RAY_NAMESPACE'))"
 )
-# Limits of the output that an Ending quotes.
+# Limits of the output in the details of an error.
 _LINES, _CHARS = 15, 4000
 
 
 class Status(StrEnum):
-    """The cluster's view of a submission. Whether a stage is done depends on the artifacts alone."""
+    """The status of a submission in Ray. Whether a stage is done depends on the artifacts alone."""
 
     UNKNOWN = "unknown"
-    WAITING = "waiting"  # for room on the cluster; it has not started
+    WAITING = "waiting"  # The submission waits for room on the cluster.
     RUNNING = "running"
     ENDED = "ended"
     FAILED = "failed"
@@ -43,14 +43,6 @@ _STATUS = {
     "STOPPED": Status.FAILED,
     "FAILED": Status.FAILED,
 }
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a submission ended. summary: one sentence. details: the message of the cluster and the last output."""
-
-    summary: str
-    details: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,8 +69,8 @@ class RayCluster:
     def submit(self, submission: str, command: Sequence[str], *, cpus: float = 0.0) -> None:
         """Start `command` on a node with `cpus` free CPUs. Has no effect if the id `submission` exists.
 
-        A command without CPUs is a driver. It runs on a node with the resource `driver`, or on the head if there is no
-        such node. On the head, many drivers can exhaust the memory, and all of them end when the head restarts.
+        A command with 0 CPUs is a driver. It runs on a node with the resource `driver`, or on the head if there is no
+        such node. On the head, many drivers can exhaust the memory, and all drivers end when the head restarts.
         """
         if self.status(submission) is not Status.UNKNOWN:
             return
@@ -95,7 +87,7 @@ class RayCluster:
     def answers(self) -> bool:
         """Return whether the job server can be reached."""
         try:
-            self._json(self._request("GET", "/api/version"))
+            self._json("GET", "/api/version")
         except ClusterUnavailable:
             return False
         return True
@@ -113,7 +105,7 @@ class RayCluster:
         return status
 
     def is_lost(self, submission: str) -> bool:
-        """Return whether a submission waits forever, because the head restarted after it accepted the submission.
+        """Return whether a submission waits forever, because the head that accepted it has restarted.
 
         Only the head that accepts a submission starts it. A new head restores the record as waiting.
         """
@@ -124,9 +116,9 @@ class RayCluster:
         return bool(record["status"] == "PENDING" and heads and record["start_time"] < max(heads))
 
     def release(self, submission: str) -> None:
-        """Free the CPUs that a lost submission holds. Ray then reports the submission as failed.
+        """Free the CPUs of a lost submission. Ray then reports the submission as failed.
 
-        Ray neither stops nor deletes a lost submission that held no CPUs. Its wait ends at Ray's time limit for starts.
+        Ray neither stops nor deletes a lost submission without CPUs. Its wait ends at Ray's time limit for starts.
         """
         name = f"{submission}.release"
         if self.status(name) is Status.UNKNOWN:
@@ -136,7 +128,7 @@ class RayCluster:
     def submissions(self) -> list[Submitted]:
         """Return the submissions of this service that the cluster knows."""
         known = []
-        for entry in self._json(self._request("GET", "/api/jobs/")):
+        for entry in self._json("GET", "/api/jobs/"):
             try:
                 command = shlex.split(str(entry["entrypoint"]))
                 options = dict(pairwise(command))
@@ -145,7 +137,7 @@ class RayCluster:
                 submitted = Submitted(entry["submission_id"], _STATUS[entry["status"]], *identity, ended_at)
             except (KeyError, ValueError):
                 continue  # The entry belongs to another program.
-            if PROGRAM in command and submitted.id:  # The driver of a submission has no id of its own.
+            if PROGRAM in command and submitted.id:  # Ray also lists drivers, which have no submission id.
                 known.append(submitted)
         return known
 
@@ -158,36 +150,35 @@ class RayCluster:
 
     def _nodes(self) -> list[Any]:
         """Return the nodes that are alive."""
-        body = self._json(self._request("GET", "/api/v0/nodes?limit=10000&detail=1"))
+        body = self._json("GET", "/api/v0/nodes?limit=10000&detail=1")
         return [node for node in body["data"]["result"]["result"] if node["state"] == "ALIVE"]
 
     def delete(self, submission: str) -> None:
-        """Delete Ray's records of an ended submission, and of the one that `release` sent. Ignores unknown records."""
+        """Delete Ray's records of an ended submission and of its release. Ignores unknown records."""
         for name in (f"{submission}.release", submission):
-            response = self._request("DELETE", f"/api/jobs/{name}")
-            if response.status_code != 404:
-                self._json(response)
+            self._json("DELETE", f"/api/jobs/{name}", required=False)
 
     def stop(self, submission: str) -> None:
         """Stop the submission. Has no effect if it is unknown or has ended."""
-        response = self._request("POST", f"/api/jobs/{submission}/stop")
-        if response.status_code != 404:
-            self._json(response)
+        self._json("POST", f"/api/jobs/{submission}/stop", required=False)
 
-    def ending(self, submission: str) -> Ending:
-        """Return why the submission ended, without secrets, and its last output if that is readable."""
+    def ending(self, submission: str) -> WorkerLost:
+        """Return the error that states how a submission without a result ended.
+
+        Its details are the message of Ray and the last output of the submission, without secrets.
+        """
         record = self._record(submission)
         if record is None:
-            return Ending("Worker was lost: the cluster does not know its submission.")
+            return WorkerLost("Worker was lost: the cluster does not know its submission.")
         message = record.get("message") or ""
         try:
-            logs = self._json(self._request("GET", f"/api/jobs/{submission}/logs")).get("logs") or ""
+            logs = self._json("GET", f"/api/jobs/{submission}/logs").get("logs") or ""
         except ClusterUnavailable as error:
-            # The logs lie on the machine of the submission, which may be lost. So do not wait for them.
+            # The logs lie on the machine of the submission, which may be lost.
             logs = f"Cannot read the output of the submission: {error}"
         # The message repeats the output after its first line.
         details = "\n".join([*message.splitlines()[:1], *logs.splitlines()[-_LINES:]])
-        return Ending(_summary(record.get("driver_exit_code")), redacted(details)[-_CHARS:])
+        return WorkerLost(_summary(record.get("driver_exit_code")), details=redacted(details)[-_CHARS:])
 
     def _request(self, method: str, path: str, json: dict[str, object] | None = None) -> httpx.Response:
         try:
@@ -201,11 +192,13 @@ class RayCluster:
 
     def _record(self, submission: str) -> Any:
         """Return Ray's record of a submission, or None if it is unknown."""
-        response = self._request("GET", f"/api/jobs/{submission}")
-        return None if response.status_code == 404 else self._json(response)
+        return self._json("GET", f"/api/jobs/{submission}", required=False)
 
-    @staticmethod
-    def _json(response: httpx.Response) -> Any:
+    def _json(self, method: str, path: str, *, required: bool = True) -> Any:
+        """Return the decoded response. If it is not required, return None for an unknown submission (404)."""
+        response = self._request(method, path)
+        if response.status_code == 404 and not required:
+            return None
         if response.is_error:
             raise ClusterUnavailable(
                 f"Ray's job server returned {response.status_code}: {_last_line(response)}. See its log."

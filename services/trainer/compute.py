@@ -1,4 +1,4 @@
-"""What each worker of a submission does: run its part of the stages until they end or the machine stops."""
+"""The work of each worker of a submission: it runs its part of the stages until they end or the machine stops."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ from tlm_core.training.speed import device_kind, flop_of, rate_name, seconds_per
 
 log = logging.getLogger(__name__)
 
-_RENEWED_SECONDS = 86_400.0  # Measure again after this time: the last measurement may have run beside other work.
+_RENEWED_SECONDS = 86_400.0  # Measure again after this time, because other work may have slowed the measurement.
 
 
 def compute(
     assignment: Assignment, rank: int = 0, world_size: int = 1, broadcast: Broadcast = lambda value: value
 ) -> None:
-    """Run the stages of one worker. Raises what a stage raises."""
-    job, attempt, request_id = assignment.job, assignment.attempt, assignment.request_id
-    set_up_logging("worker", job_id=job, attempt=attempt, request_id=request_id, rank=rank)
+    """Run the stages of one worker. Raises the errors of the stages."""
+    set_up_logging("worker", assignment.ids | {"rank": rank})
     settings, gpu = TrainerSettings(), assignment.gpus > 0
     _show_figures(settings.metrics_host, settings.worker_metrics_port)
     device, draining = device_kind(gpu=gpu), drain_on_sigterm(assignment)
@@ -52,12 +51,12 @@ def compute(
 
 
 def measure_once(store: JobStore, assignment: Assignment, device: str) -> None:
-    """Store how fast this device trains, once a day. Call it after the stages, so that the job does not wait."""
+    """Store how fast this device trains, once a day. Call this function after the stages: no job waits for it."""
     try:
         precision = store.get(assignment.tenant, assignment.job).resolved.recipe.number_format
         stored, name = store.rates(assignment.tenant), rate_name(flop_of(precision), device)
         rates = {"device": device}
-        # The ids of jobs sort by time.
+        # Ids of jobs sort by time, so the id of the job that measured the rate shows the time.
         if stored.get(name, "").rpartition(" ")[2] < new_id("job", store.now() - _RENEWED_SECONDS):
             rates[name] = f"{seconds_per_flop(precision, gpu=assignment.gpus > 0)} {assignment.job}"
         if not rates.items() <= stored.items():
@@ -79,9 +78,9 @@ def _show_figures(host: str, port: int | None) -> None:
 def drain_on_sigterm(assignment: Assignment) -> threading.Event:
     """Return an event that SIGTERM sets: the stage then writes a checkpoint and stops.
 
-    The first call must be in the main thread. Rank 0 decides when to stop. The other processes of a submission
-    report the signal to rank 0 through the job's record. A process that does not stop within `drain_seconds` calls
-    sys.exit. Unlike the default handler of the signal, sys.exit lets the process delete its working folders.
+    The first call must be in the main thread. Rank 0 decides when to stop. The other processes of a submission report
+    the signal to rank 0 through the job's record. A process that does not stop within `drain_seconds` calls sys.exit,
+    so that it deletes its working folders.
     """
     settings, draining = TrainerSettings(), threading.Event()
 

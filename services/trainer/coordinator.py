@@ -1,8 +1,8 @@
 """The coordinator: claims jobs, and drives them to their end with `HeldJob`.
 
-In each round, it reads the state of each job (the record, the published artifacts, the retriever, the cluster). Then it
-takes the next step. Its own memory can be rebuilt, and every step may be repeated. So a coordinator may be killed at
-any time, and another coordinator continues.
+In each round, the coordinator reads the state of each job: the record, the published artifacts, the retriever and the
+cluster. Then it takes the next step. Every step may be repeated, and the memory of the coordinator can be rebuilt. So a
+coordinator may be killed at any time, and another coordinator continues.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from services.trainer.held_job import KEEPS_SLOT_SECONDS, HeldJob
 from services.trainer.local_stages import LocalStages, LocalThreads
 from services.trainer.selections import Selections
 from services.trainer.settings import TrainerSettings
-from services.trainer.submissions import Submissions, report_waiting
+from services.trainer.submissions import RoundTimes, Submissions, report_waiting
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import (
     ClusterUnavailable,
@@ -54,10 +54,7 @@ _BLIND: Mapping[type[Outage], str] = {
 
 @dataclass
 class Coordinator:
-    """Claims jobs and drives them until it is stopped.
-
-    owner: the name under which it holds leases.
-    """
+    """Claims jobs and drives them until it is stopped. owner: the name under which it holds leases."""
 
     store: JobStore
     artifacts: ArtifactStore
@@ -73,26 +70,24 @@ class Coordinator:
         self._held: dict[str, HeldJob] = {}
         # Tenant and id of requeued jobs. They keep their slots until they can be claimed again.
         self._backing_off: set[tuple[str, str]] = set()
-        # TENANT/JOB → expiry of leases that nobody has renewed since the first round. Their owners may be dead, but
-        # the workers run. The jobs count as held until another coordinator renews the lease or this one adopts the job.
+        # TENANT/JOB → expiry of leases that nobody has renewed since the first round. Their owners may be dead while
+        # the workers run. Such a job uses a slot until a coordinator renews the lease or adopts the job.
         self._unrenewed: dict[str, float] | None = None
-        # Start of the current round by the store's clock, and end of the stall grace period. In this period, workers
-        # may have been unable to report, because the store did not answer or this machine was suspended.
-        self._now = self._stall_grace_until = -math.inf
-        # Start of the last round by the clocks of the store and this machine; None if the store did not answer since.
+        self._times = RoundTimes()  # of the current round
+        # Start of the last round by the clocks of the store and of this machine. None after an outage of the store.
         self._clocks: tuple[float, float] | None = None
         self._stepped_at = time.monotonic()
         self._mute = False  # whether the last write of the heartbeat failed, so that its error is logged once
-        # Why this coordinator has released its jobs. It claims no job to run until it reaches Ray and storage again.
+        # The outages for which this coordinator has released jobs. It claims no job to run until they are over.
         self._blind: set[type[Outage]] = set()
         self._probed: dict[type[Outage], bool] = {}  # outage → whether it is over, from its probe in this round
-        self._full = ""  # the message of the error of a full disk
-        # Why no job starts although slots are free, and when this was reported.
+        self._full = ""  # message of the error about a full disk
+        # Why no job starts although slots are free, and time of the last report of this reason.
         self._reported: tuple[str, float] = ("", -math.inf)
         self._stop = threading.Event()
 
     def run(self, stop: threading.Event) -> None:
-        """Run rounds until `stop` is set. An error of a round ends no job; the next round retries."""
+        """Run rounds until `stop` is set. An error of a round ends no job, and the next round retries."""
         self._stop = stop
         renewing = self.leases.start(self._renew_leases, self.settings.lease_seconds / 3, stop)
         with self.task.running():
@@ -113,33 +108,33 @@ class Coordinator:
         return sum(held.idle or held.waiting is not None for held in self._held.values())
 
     def _renew_leases(self) -> None:
-        """Renew the leases, also while a round waits. If a step hangs, let other coordinators adopt the jobs."""
+        """Renew the leases, also during a round. If a step hangs, let other coordinators adopt the jobs."""
         if time.monotonic() - self._stepped_at > self.settings.hang_seconds:
             log.error("A step takes longer than %g s, so the leases are not renewed.", self.settings.hang_seconds)
             for gauge in (HELD, IDLE, TOKENS):
-                gauge.set(0)  # The leases expire. The alerts on standing jobs must not wait for the end of the step.
+                gauge.set(0)  # The leases expire, and the alerts on standing jobs must not wait for the step.
             return
         for held in list(self._held.values()):
             with self.leases.item(f"the lease of job {held.id}", **held.ids):
                 self.store.renew(held.tenant, held.id, self.owner, self.settings.lease_seconds)
 
     def _release_leases(self) -> None:
-        """Let other coordinators adopt the jobs now. Without this, they wait until the leases expire."""
+        """Let other coordinators adopt the jobs at once, not only when the leases expire."""
         for held in list(self._held.values()):
             held.local.cancel_waiting()
             try:
                 self.store.renew(held.tenant, held.id, self.owner, 0.0)
             except TLMError as error:
                 with log_context(**held.ids):
-                    log.warning("Cannot give up the lease of job %s; it expires: %s", held.id, error)
+                    log.warning("Cannot release the lease of job %s, so the lease expires: %s", held.id, error)
 
     def _show_step(self) -> None:
-        """Record that this coordinator does not hang: for the thread of the leases, and in a file for health checks."""
+        """Record that this coordinator does not hang, for the thread of the leases and for health probes."""
         self._stepped_at = time.monotonic()
         try:
             self.settings.heartbeat.parent.mkdir(parents=True, exist_ok=True)
             self.settings.heartbeat.touch()
-        except OSError as error:  # A missing heartbeat ends no job.
+        except OSError as error:  # Jobs continue without a heartbeat.
             if not self._mute:
                 log.warning("Cannot write the heartbeat file: %s. Free or mount the scratch folder.", error)
             self._mute = True
@@ -156,8 +151,8 @@ class Coordinator:
     def round(self) -> None:
         """Take the next step of every held job, then claim jobs while there is room.
 
-        Without room, it claims only jobs that are pausing or cancelling, to stop them. When the coordinator must stop,
-        the round ends after the current step: each step may wait for Ray, and the process is soon killed.
+        Without room, claim only jobs that are pausing or cancelling, to stop them. When the coordinator must stop, the
+        round ends after the current step: each step may wait for Ray, and the process is soon killed.
         """
         self._show_step()
         self._read_clocks()
@@ -181,12 +176,12 @@ class Coordinator:
         While this machine is suspended, its clock stops, and the store's clock continues. A long round alone does not
         extend the period.
         """
-        self._now, here = self.store.now(), time.monotonic()
+        now, here = self.store.now(), time.monotonic()
         before, here_before = self._clocks or (-math.inf, here)
-        jump = self._now - before - (here - here_before)
-        if self._now < before or jump > self.settings.stall_seconds / 2:
-            self._stall_grace_until = self._now
-        self._clocks = self._now, here
+        jump = now - before - (here - here_before)
+        is_grace = now < before or jump > self.settings.stall_seconds / 2
+        self._times = RoundTimes(now, now if is_grace else self._times.stall_grace_until)
+        self._clocks = now, here
 
     def _claim_jobs(self) -> None:
         while ClusterUnavailable not in self._blind and not self._stop.is_set():
@@ -217,7 +212,7 @@ class Coordinator:
         return held
 
     def _report_obstacle(self) -> None:
-        """Report why no job starts although slots are free. Rarely repeat an equal report: a write costs an fsync."""
+        """Report why no job starts although slots are free. Repeat an equal report rarely: a write costs an fsync."""
         obstacle = next((reason for outage, reason in _BLIND.items() if outage in self._blind), self._full)
         last, reported_at = self._reported
         now = time.monotonic()
@@ -226,7 +221,7 @@ class Coordinator:
         self._reported = obstacle, now
         try:
             self.store.report_obstacle(self.owner, obstacle)
-        except StoreFull as error:  # Only displays need the report.
+        except StoreFull as error:  # The report is only for displays.
             log.warning("Cannot report that no job starts: %s", error)
 
     def _still_unrenewed(self) -> dict[str, float]:
@@ -288,7 +283,7 @@ class Coordinator:
         if not held.was_ended(job):
             held.submissions.check_owner(job)
         try:
-            error = held.advance(job, now=self._now, stall_grace_until=self._stall_grace_until)
+            error = held.advance(job, self._times)
         except Outage as outage:
             self._wait(job, held, outage)
             return
@@ -307,17 +302,18 @@ class Coordinator:
         held.selecting.clear()  # A wait is no hang.
         if isinstance(error, StoreUnavailable | StoreFull):
             self._clocks = None
-        held.waiting_since = min(held.waiting_since, self._now)  # The clock may go back.
+        now = self._times.now
+        held.waiting_since = min(held.waiting_since, now)  # The clock may go back.
         if held.waiting != error.code:
             report_waiting(self.store, job, error)
             log.warning("Job %s waits: %s", job.id, error)
-            held.waiting, held.waiting_since = error.code, self._now
+            held.waiting, held.waiting_since = error.code, now
         elif (
             type(error) in _BLIND
-            and self._now - held.waiting_since > self.settings.hang_seconds
+            and now - held.waiting_since > self.settings.hang_seconds
             and not self._is_over(type(error))
         ):
-            log.warning("Giving up job %s: %s", job.id, error)
+            log.warning("Released job %s: %s", job.id, error)
             self.store.renew(job.tenant, job.id, self.owner, 0.0)
             self._release(held)
             self._blind.add(type(error))
@@ -325,7 +321,7 @@ class Coordinator:
     def _is_over(self, outage: type[Outage]) -> bool:
         """Return whether Ray or the storage can be reached again. Probes once per round, because a probe may hang."""
         if outage not in self._probed:
-            self._show_step()  # The call before the probe may have taken long, too.
+            self._show_step()  # The call before the probe may have taken long.
             probed = self.cluster if outage is ClusterUnavailable else self.artifacts
             self._probed[outage] = probed.answers()
             self._show_step()

@@ -1,8 +1,8 @@
 """Run `python -m services.trainer.drain --node` before a worker's container stops.
 
-It sends SIGTERM to the training workers of this machine and waits until they have ended, at a checkpoint. Ray itself
-ends its workers without a warning. With `--node`, it first makes Ray place no more workers on this machine, so that the
-next attempt starts elsewhere.
+This command sends SIGTERM to the training workers of this machine, and waits until they have written a checkpoint and
+ended. Ray itself ends its workers without a warning. With `--node`, the command first makes Ray place no more workers
+on this machine, so that the next attempt starts elsewhere.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def worker_processes(proc: Path = Path("/proc")) -> list[int]:
     """Return the ids of the training processes of this machine that use the scratch folder of this process."""
     pids, scratch = [], f"{_SCRATCH}={os.environ.get(_SCRATCH, '')}".encode()
     for process, words in _processes(proc):
-        # Skip the shell in which Ray runs a program. It would end at once, and Ray would then kill the program.
+        # Skip the shell in which Ray runs a program: if the shell ended, Ray would kill the program.
         is_worker = PROGRAM in words or words[0].startswith(_RAY_TRAIN)
-        with suppress(OSError):  # It has ended meanwhile.
+        with suppress(OSError):  # The process has ended meanwhile.
             # A machine may run several installations of the service.
             if is_worker and scratch in (process / "environ").read_bytes().split(b"\0"):
                 pids.append(int(process.name))
@@ -54,12 +54,12 @@ def ray_nodes(proc: Path = Path("/proc")) -> list[tuple[str, str]]:
 def _processes(proc: Path) -> Iterator[tuple[Path, list[str]]]:
     """Yield the folder and the words of the command of each process of this machine."""
     for command in proc.glob("[0-9]*/cmdline"):
-        with suppress(OSError):  # It has ended meanwhile.
+        with suppress(OSError):  # The process has ended meanwhile.
             yield command.parent, command.read_text("utf-8", "replace").split("\0")
 
 
 def drain_nodes(nodes: Sequence[tuple[str, str]]) -> None:
-    """Make Ray place no more workers on these nodes (address, id). Logs a warning if Ray does not accept this."""
+    """Make Ray place no more workers on nodes (address, id). Logs a warning if Ray refuses."""
     for address, node in nodes:
         command = ["ray", "drain-node", "--address", address, "--node-id", node, *_REASON]
         try:

@@ -23,10 +23,11 @@ MIN_STAGE_RATIO = 8  # a stage must still run for this many times `seconds`: a r
 
 @dataclass
 class Growth:
-    """Watches whether the cluster has room for more workers of an attempt.
+    """Watches whether the cluster has room for more workers of a submission.
 
-    places: returns for how many more workers there is room now. seconds: how long room must stay free, because another
-    job may be about to use it. requested: the error that ends the attempt; None until `look` requests the end.
+    places: returns for how many more workers the cluster has room now. seconds: how long the room must stay free,
+    because another job may be about to use it. requested: the error that ends the attempt, or None before `look`
+    requests the end.
     """
 
     assignment: Assignment
@@ -40,7 +41,7 @@ class Growth:
     _since: float | None = None
 
     def watch(self) -> None:
-        """Check for room until the attempt ends, or must end to grow. Run it in a thread."""
+        """Check for room until the attempt ends, or `look` requests its end. Run this method in a thread."""
         while self.workers < self.assignment.max_workers and not self.ended.wait(self.seconds / LOOKS):
             try:
                 if self.look():
@@ -65,15 +66,13 @@ class Growth:
             f"The Ray cluster has room for {workers}. The attempt ended at a checkpoint, so that the next attempt can "
             "start more workers."
         )
-        place = self.assignment
-        self.store.report(place.tenant, place.job, place.attempt, draining=True)
+        self.store.report(self.assignment.tenant, self.assignment.job, self.assignment.attempt, draining=True)
         return True
 
     def _saves_time(self) -> bool:
-        """Return whether a restart with more workers is worth its time.
+        """Return whether a restart with more workers saves time.
 
-        The running stage must be of this submission, write checkpoints, and have at least MIN_STAGE_RATIO * `seconds`
-        left.
+        The running stage must be a training of this submission with at least MIN_STAGE_RATIO * `seconds` left.
         """
         job = self.store.get(self.assignment.tenant, self.assignment.job)
         if job.progress is None or (job.progress.stage_eta_seconds or 0.0) < MIN_STAGE_RATIO * self.seconds:

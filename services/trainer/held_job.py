@@ -15,7 +15,7 @@ from services.common.progress import progress_of
 from services.common.situation import Situation
 from services.trainer.local_stages import LocalStages
 from services.trainer.selections import Selections
-from services.trainer.submissions import AttemptEnded, Submissions
+from services.trainer.submissions import AttemptEnded, RoundTimes, Submissions
 from tlm_core.artifacts import ManifestRef
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import (
@@ -51,7 +51,7 @@ class HeldJob:
     selecting: artifact id → progress of its selection (unit, count), and time of its last change. waiting: code of the
     error that makes the job wait. claimed_at: when a new attempt was claimed; None after its first step, and for an
     adopted attempt. began: node → when a round first saw its progress. rate: tokens per second of all groups.
-    idle: whether only workers can continue the job, and none works. now, stall_grace_until: see `advance`.
+    idle: whether only workers can continue the job, and none works. times: of the current round.
     """
 
     tenant: str
@@ -75,8 +75,7 @@ class HeldJob:
     idle: bool = False
     attempt: int = 0
     request_id: str = ""
-    now: float = 0.0
-    stall_grace_until: float = 0.0
+    times: RoundTimes = field(default_factory=RoundTimes)
 
     def __post_init__(self) -> None:
         self.settings, self.owner = self.submissions.settings, self.submissions.owner
@@ -86,13 +85,13 @@ class HeldJob:
         """The fields of log lines about the job."""
         return {"job_id": self.id, "attempt": self.attempt, "request_id": self.request_id}
 
-    def advance(self, job: JobRecord, *, now: float, stall_grace_until: float) -> TLMError | None:
+    def advance(self, job: JobRecord, times: RoundTimes) -> TLMError | None:
         """Take the next step of the job. Returns the error that ends the attempt, or None.
 
-        now, stall_grace_until: times of the store's clock, see `Submissions.advance`. Raises an Outage if a component
-        does not answer, and IllegalTransition or StaleAttempt if the job has changed in the store since it was read.
+        Raises an Outage if a component does not answer, and IllegalTransition or StaleAttempt if the job has changed in
+        the store since it was read.
         """
-        self.now, self.stall_grace_until = now, stall_grace_until
+        self.times = times
         try:
             match job.state:
                 case State.RUNNING:
@@ -145,7 +144,7 @@ class HeldJob:
                     groups.add(node.group)
         for group in sorted(groups):
             if plan.startable(group, done):
-                self.submissions.advance(situation, group, now=self.now, stall_grace_until=self.stall_grace_until)
+                self.submissions.advance(situation, group, self.times)
 
     def _measure(self, situation: Situation) -> None:
         """Measure the speed, and how long stages take, for Prometheus."""
@@ -214,14 +213,14 @@ class HeldJob:
             self.artifacts.delete(ref.folder)
 
     def _give_up_hung_stages(self) -> bool:
-        """Give up the stages of a job that hang in this process. Return whether there are any."""
+        """Give up the stages of the job that hang in this process. Returns whether there are any."""
         hung = self.local.give_up_hung(self.settings.local_seconds)
         if hung:
             log.error("Stages of job %s hang in this process. The coordinator starts new threads.", self.id)
         return hung
 
     def _drop_copies(self, situation: Situation) -> None:
-        """Forget stages of this process that another job has published first, and delete their output."""
+        """Forget the stages whose artifacts another job has published first. Delete their output."""
         awaited = {situation.artifact_id(node) for node in situation.ready()}
         for ref in self.local.forget_ended(awaited):
             if ref not in situation.done.values():
@@ -248,24 +247,25 @@ class HeldJob:
             unknown = TLMError("The retriever failed without a reason. Read its log.")
             self._fail_stage(situation, node, run.failure or unknown)
         else:
-            if run.total:  # The selection does not wait for other selections or for its index.
+            if run.total:  # Otherwise the selection waits for other selections or for its index.
                 self._check_selection(artifact, (run.unit, run.done))
             self._report_progress(situation, node, step=run.done, total=run.total, unit=run.unit, rate=run.rate)
 
     def _check_selection(self, artifact: str, progress: tuple[str, int]) -> None:
-        """Raise AttemptEnded if a selection hangs. The retriever reports a hanging selection as running."""
-        before, since = self.selecting.get(artifact, (progress, self.now))
-        since = min(since, self.now) if before == progress else self.now  # The clock may go back.
+        """Raise AttemptEnded if the progress (unit, count) of a selection has not changed for `selection_seconds`."""
+        now, stall_grace_until = self.times
+        before, since = self.selecting.get(artifact, (progress, now))
+        since = min(since, now) if before == progress else now  # The clock may go back.
         self.selecting[artifact] = progress, since
-        idle = self.now - max(since, self.stall_grace_until)
+        idle = now - max(since, stall_grace_until)
         if idle > self.settings.selection_seconds:
             message = f"The selection made no progress for {idle:.0f} s. The coordinator stopped it."
             raise AttemptEnded(WorkerLost(f"{message} Read the retriever's log."))
 
     def _fail_stage(self, situation: Situation, node: Node, error: TLMError) -> NoReturn:
-        """Raise AttemptEnded with the error of a stage.
+        """Raise AttemptEnded with the error of a stage, or with the error of a lost or damaged input.
 
-        Invalidate lost or damaged inputs. If there are any, raise AttemptEnded with the error of an input instead.
+        Invalidates such inputs.
         """
         if isinstance(error, NotFound | CorruptArtifact):
             for source in set(node.inputs.values()):
@@ -306,7 +306,7 @@ class HeldJob:
     # --- ending -------------------------------------------------------------------------------------------------
 
     def _pause(self, job: JobRecord) -> None:
-        """Confirm the pause once the workers have exited. They first have `pause_seconds` to write a checkpoint."""
+        """Confirm the pause once the workers have ended. They have `pause_seconds` to write a checkpoint."""
         if self._has_stopped(job, grace=self.settings.pause_seconds):
             self._end(self.store.confirm_paused, job)
 
@@ -319,8 +319,9 @@ class HeldJob:
 
         A submission with running workers first gets `grace` seconds. A submission that waits stops at once.
         """
-        self.stopping_since = min(self.stopping_since or self.now, self.now)  # The clock may go back.
-        workers_stopped = self.submissions.stop(job, running=self.now - self.stopping_since >= grace)
+        now = self.times.now
+        self.stopping_since = min(self.stopping_since or now, now)  # The clock may go back.
+        workers_stopped = self.submissions.stop(job, running=now - self.stopping_since >= grace)
         self.local.cancel_waiting()
         self._give_up_hung_stages()
         selections_stopped = self._stop_selections(job)
@@ -337,9 +338,9 @@ class HeldJob:
 
     def end_attempt(self, job: JobRecord, error: TLMError) -> None:
         """Requeue a running job if the error is retryable and attempts are left. Else pause, cancel or fail the job."""
-        if isinstance(error, StorageFull):  # It is no fault of the job. The next attempt waits for free space.
+        if isinstance(error, StorageFull):  # A full storage is no fault of the job. The next attempt waits for space.
             error = StorageUnavailable(error.message)
-        # Workers and selections that still run cannot publish, but use the room of the next attempt.
+        # Workers and selections that still run cannot publish, but they occupy the room of the next attempt.
         for name, stop in (
             ("selections", lambda: self._stop_selections(job)),
             ("workers", lambda: self.submissions.stop(self._read_again(job), running=True)),
@@ -373,9 +374,8 @@ class HeldJob:
     def was_ended(self, job: JobRecord) -> bool:
         """Return whether this coordinator sent a verb that ends the attempt, and the attempt has ended.
 
-        The answer of Redis to the verb may be lost. Then the coordinator learns from this result that the attempt has
-        ended, and counts the end. The result is also true if Redis did not apply the verb, but another coordinator
-        ended the attempt.
+        If the answer of Redis to the verb was lost, this method detects the end. It also returns True if Redis did not
+        apply the verb, but another coordinator ended the attempt.
         """
         return self.ending and job.attempt == self.attempt and job.state not in ACTIVE
 
@@ -387,7 +387,7 @@ class HeldJob:
             counter.labels(str(job.error["code"])).inc()
 
     def _read_again(self, job: JobRecord) -> JobRecord:
-        """Return the current record. Since the first read, this step may have submitted a group, or a worker published.
+        """Return the current record, with the changes of this step and of workers since the record was read.
 
         Raises StaleAttempt if another coordinator has adopted the job meanwhile.
         """
@@ -397,7 +397,7 @@ class HeldJob:
         return current
 
     def _next_attempt(self, job: JobRecord, *, requeues: bool) -> str:
-        """Return a sentence that says where the next attempt after a lost worker starts, and when."""
+        """Return a sentence that states where and when the next attempt after a lost worker starts."""
         situation = Situation.read(self.store, job)
         ready = [node for node in situation.ready() if node.place is Place.WORKERS]
         current = [node for node in ready if job.progress and node.name == job.progress.node]
@@ -412,6 +412,6 @@ class HeldJob:
 
 def _delay(error: TLMError, failures: int, losses: int, hub_losses: int) -> float:
     """Return the seconds until the next attempt. The numbers include the end of this attempt by `error`."""
-    if is_hub_outage(error):  # Such outages last longer, and each attempt sends requests to the hub.
+    if is_hub_outage(error):  # Outages of the hub last longer, and each attempt sends requests to the hub.
         return min(600.0, 60.0 * 2.0 ** (failures + hub_losses - 1))
     return min(KEEPS_SLOT_SECONDS, 4.0 ** (failures + losses - 1))

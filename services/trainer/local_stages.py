@@ -28,7 +28,7 @@ class LocalThreads:
     def submit(
         self, job: JobRecord, node: Node, artifact: str, inputs: Mapping[str, ManifestRef]
     ) -> Future[ManifestRef]:
-        """Run a stage in a thread that logs with the caller's ids."""
+        """Run a stage in a thread. Its log lines have the ids of the caller."""
         return self._threads.submit(copy_context().run, self._run, job, node, artifact, inputs)
 
     def replace(self) -> None:
@@ -61,7 +61,7 @@ class LocalStages:
         Forgets a failed or cancelled stage, so that it can start again.
         """
         run = self.runs[artifact]
-        if run.cancelled():  # It waited for a thread when the threads were replaced.
+        if run.cancelled():  # The stage waited for a thread when the threads were replaced.
             self.forget(artifact)
         elif run.done():
             self.retrying.discard(artifact)
@@ -91,9 +91,10 @@ class LocalStages:
             run.cancel()
 
     def give_up_hung(self, limit: float) -> bool:
-        """Give up stages that have run for more than `limit` seconds, and replace the threads. Return whether any did.
+        """Give up stages that have run for more than `limit` seconds, and replace the threads.
 
-        Call it often: a stage counts as running from the first call that sees it run.
+        Returns whether there are such stages. Call this method often: the first call that sees a stage run starts the
+        count of its seconds.
         """
         now, running = time.monotonic(), [artifact for artifact, run in self.runs.items() if run.running()]
         self.running_since = {artifact: self.running_since.get(artifact, now) for artifact in running}

@@ -1,4 +1,4 @@
-"""Reads how many processes of a container the kernel has killed because its memory ran out."""
+"""Counts the processes of a container that the kernel has killed because memory ran out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _COUNTERS = ("memory.events", "memory/memory.oom_control")
 
 
 def oom_kills(root: Path = _CGROUP) -> int:
-    """Return how often the kernel has killed a process of this container, or 0 if there is no counter."""
+    """Return how many processes of this container the kernel has killed, or 0 if it does not count them."""
     for name in _COUNTERS:
         with suppress(OSError):
             for line in (root / name).read_text(encoding="ascii").splitlines():
@@ -24,7 +24,7 @@ def oom_kills(root: Path = _CGROUP) -> int:
 
 
 def report_oom(assignment: Assignment) -> None:
-    """Report that the kernel killed a worker. This error counts as a fault of the job, not as a lost worker."""
+    """Report that the kernel killed a worker. This error counts as a fault of the job."""
     from services.trainer.patience import report_error
     from services.trainer.settings import TrainerSettings
     from tlm_core.errors import WorkerFailed

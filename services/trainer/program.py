@@ -1,7 +1,7 @@
 """The program that Ray runs for an attempt: `python -m services.trainer.program` with the arguments of an Assignment.
 
-A single worker without a GPU computes in this program, which Ray starts where there is room. Ray Train starts all
-other workers. A slow import delays the work, so this module imports only what it needs itself.
+A single worker without a GPU computes in this program. Ray Train starts all other workers. A slow import delays the
+work, so the top of this module imports only what every program needs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The workers that Ray Train starts: several, or one with a GPU. Only their submissions import this module.
 
-Ray Train places the workers, connects them, and ends all when one fails. It retries nothing and stores nothing: the
-coordinator decides about attempts, and training resumes from our own checkpoints. The controller of Ray Train imports
-this module too, so the top of the module imports only what the controller needs.
+Ray Train places the workers, connects them, and ends all workers when one fails. It retries nothing and stores nothing:
+the coordinator starts attempts, and training resumes from the checkpoints of this service. The controller of Ray Train
+imports this module too, so the top of the module imports only what the controller needs.
 """
 
 from __future__ import annotations
@@ -68,16 +68,15 @@ _ENVIRONMENT = {
 
 
 def run_workers(assignment: Assignment) -> None:
-    """Start the workers of an attempt and wait for them. Raises TrainingFailedError if one fails.
+    """Start the workers of a submission and wait for them. Raises TrainingFailedError if a worker fails.
 
-    Reports what workers cannot report, such as their death.
+    Reports the errors that workers cannot report, such as their death.
     """
     from services.trainer.compute import drain_on_sigterm
     from services.trainer.patience import report_error
     from services.trainer.settings import TrainerSettings
 
-    job, attempt = assignment.job, assignment.attempt
-    _log_as("driver", assignment)
+    set_up_logging("driver", assignment.ids)
     ray.init()
     drain_on_sigterm(assignment)
     settings, number = TrainerSettings(), _number_of_workers(assignment)
@@ -88,27 +87,20 @@ def run_workers(assignment: Assignment) -> None:
     threading.Thread(target=growth.watch, daemon=True).start()
     waiting = (assignment, growth.store, growth.ended, _lacks_room)
     threading.Thread(target=report_waiting, args=waiting, daemon=True).start()
-
-    def report(error: WorkerLost | None) -> None:
-        if error is not None:
-            report_error(growth.store, assignment.tenant, job, attempt, error)
-
-    with work_folder(settings.scratch, f"{job}-{attempt}-ray") as work:
+    identity = assignment.tenant, assignment.job, assignment.attempt
+    with work_folder(settings.scratch, f"{assignment.job}-{assignment.attempt}-ray") as work:
         try:
             _trainer(assignment, number, work).fit()
         except TrainingFailedError as failure:
-            report(_unreported(failure))
+            if (error := _unreported(failure)) is not None:
+                report_error(growth.store, *identity, error)
             raise
         finally:
             growth.ended.set()
-    if not Situation.read(growth.store, growth.store.get(assignment.tenant, job)).is_done(assignment.group):
-        report(growth.requested)
-
-
-def _log_as(service: str, assignment: Assignment) -> None:
-    """Set up the log of this process, with the ids of the attempt."""
-    job, attempt, request_id = assignment.job, assignment.attempt, assignment.request_id
-    set_up_logging(service, job_id=job, attempt=attempt, request_id=request_id)
+    if growth.requested is not None:
+        situation = Situation.read(growth.store, growth.store.get(assignment.tenant, assignment.job))
+        if not situation.is_done(assignment.group):
+            report_error(growth.store, *identity, growth.requested)
 
 
 def report_waiting(
@@ -116,7 +108,7 @@ def report_waiting(
 ) -> None:
     """Report that the submission waits, while its workers lack room. Reports of the workers replace this report.
 
-    So the coordinator can distinguish a wait for room, which has no limit, from workers that do not start.
+    With this report, the coordinator distinguishes a wait for room, which has no limit, from workers that do not start.
     """
     while True:
         try:
@@ -131,11 +123,8 @@ def report_waiting(
 
 
 def _lacks_room() -> bool:
-    """Return whether a placement group of this submission waits for free resources.
-
-    The id of a placement group ends with the id of its Ray job.
-    """
-    own = ray.get_runtime_context().get_job_id()
+    """Return whether a placement group of this submission waits for free resources."""
+    own = ray.get_runtime_context().get_job_id()  # The id of a placement group ends with the id of its Ray job.
     return any(name.endswith(own) and group["state"] == "PENDING" for name, group in placement_group_table().items())
 
 
@@ -166,9 +155,9 @@ def _needs(assignment: Assignment) -> dict[str, float]:
 
 
 def _number_of_workers(assignment: Assignment) -> int:
-    """Return how many workers this attempt starts: as many as have room now, from `workers` to `max_workers`.
+    """Return how many workers this submission starts: as many as have room now, from `workers` to `max_workers`.
 
-    The range of Ray Train (`num_workers=(min, max)`) does not fit: it counts resources that other submissions use.
+    The range of Ray Train (`num_workers=(min, max)`) is unsuitable: it counts resources that other submissions use.
     """
     return max(assignment.workers, min(_places(assignment), assignment.max_workers))
 
@@ -180,10 +169,7 @@ def _places(assignment: Assignment) -> int:
 
 
 def _unreported(failure: TrainingFailedError) -> WorkerLost | None:
-    """Return the job's error for a failure of Ray Train, or None if the worker that failed has reported its own error.
-
-    Workers that did not start in time or lost their machine are no fault of the job.
-    """
+    """Return the job's error for a failure of Ray Train, or None if the failed worker has reported its own error."""
     details = str(failure)
     if not isinstance(failure, WorkerGroupError):
         return WorkerLost("Workers did not start, or lost their machine.", details=details)
@@ -210,10 +196,7 @@ class _ProcessGroup(TorchConfig):
 
 
 class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
-    """Connects the running workers in a process group. Ray Train calls the methods in its controller.
-
-    Before the workers connect, each worker installs its handler of SIGTERM in its main thread.
-    """
+    """Connects the workers in a process group. Ray Train calls the methods in its controller."""
 
     # Each rank sees only its own GPU, as cuda:0. By default, each rank would see the GPUs of all ranks on its node, and
     # all ranks would compute on the first GPU.
@@ -224,12 +207,12 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
         from services.trainer.settings import TrainerSettings
 
         assignment, size = backend_config.assignment, len(worker_group)
-        _log_as("controller", assignment)
+        set_up_logging("controller", assignment.ids)
         nodes = [worker.metadata.node_id for worker in worker_group.get_workers()]
         self.kills = dict(zip(nodes, worker_group.execute(oom_kills), strict=True))
         store = TrainerSettings().job_store()
         patiently(lambda: _report_phase(assignment, store, "starting"))
-        worker_group.execute(_watch_sigterm, assignment)
+        worker_group.execute(_watch_sigterm, assignment)  # in the main thread of each worker
         host, port = worker_group.execute_single(0, get_address_and_port)
         name = f"{assignment.job}.{assignment.group}.{assignment.attempt}"
         options = {"backend": "nccl" if assignment.gpus else "gloo", "timeout": _COLLECTIVE}
@@ -240,13 +223,13 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
         ray.get(joining, timeout=_COLLECTIVE.total_seconds())
 
     def on_shutdown(self, worker_group: WorkerGroup, backend_config: _ProcessGroup) -> None:
-        """Report if the kernel killed a worker because memory ran out: a killed worker cannot report it."""
+        """Report whether the kernel killed a worker because memory ran out. A killed worker cannot report this."""
         status = worker_group.get_latest_poll_status()
         lost = status is not None and any(map(_is_loss, status.errors.values()))
         try:
             if lost and more_oom_kills(self.kills):
                 report_oom(backend_config.assignment)
-        except Exception as error:  # of Redis, or of Ray. It must not hide the error that ends the workers.
+        except Exception as error:  # This error of Redis or Ray must not hide the error that ends the workers.
             log.warning("Cannot report whether the kernel killed a worker: %s", error)
         super().on_shutdown(worker_group, backend_config)
 
@@ -254,8 +237,8 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
 def more_oom_kills(before: Mapping[str, int]) -> bool:
     """Return whether the kernel has killed more processes since `before` because memory ran out.
 
-    before: node id → earlier counter of such kills. Ignores a counter that it cannot read within `_COUNTING`, for
-    example because the container of the counter has ended.
+    before: node id → earlier number of such kills. Ignores a node whose number cannot be read within `_COUNTING`, for
+    example because its container has ended.
     """
     count = ray.remote(num_cpus=0, max_retries=0)(oom_kills)
     reads = {node: count.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, False)) for node in before}
@@ -280,12 +263,12 @@ def _is_of_ray(error: Exception) -> bool:
 def _watch_sigterm(assignment: Assignment) -> None:
     from services.trainer.compute import drain_on_sigterm
 
-    _log_as("worker", assignment)  # until `compute` adds the rank
+    set_up_logging("worker", assignment.ids)  # until `compute` adds the rank
     drain_on_sigterm(assignment)
 
 
 def run_rank(config: dict[str, Assignment]) -> None:
-    """Run the stages on one rank. Ray Train calls it in a thread of each worker."""
+    """Run the stages on one rank. Ray Train calls this function in a thread of each worker."""
     from services.trainer.compute import compute
     from tlm_core.training.objective import connected
 

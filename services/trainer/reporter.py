@@ -31,9 +31,9 @@ _STATE_SECONDS = 0.1  # between two reads of the job's state, which are cheap; a
 
 @dataclass
 class _Report:
-    """Entries that are not sent yet. progress: computed only when it is sent, because training reports each step.
+    """Entries to send. progress: called when the report is sent, because training reports each step.
 
-    id: by which the store recognizes a report that is sent again, because its answer was lost.
+    id: by this id, the store recognizes a repeated report.
     """
 
     progress: Callable[[Beats], Progress] | None = None
@@ -54,10 +54,10 @@ class _Report:
 class JobReporter:
     """Implements `Reporter` (tlm_core.training.stage) with the job store.
 
-    It sends new progress, metrics, events and log lines every `interval` seconds, and a heartbeat at least every
-    `heartbeat` seconds. A heartbeat contains the seconds without progress. If a stage reports no steps, the reporter
-    estimates its progress. While Redis is unavailable or full, it buffers reports and training continues. Once the
-    attempt has ended, `progress` always returns False. draining: set when the attempt must stop at a checkpoint.
+    The reporter sends new progress, metrics, events and log lines every `interval` seconds, and a heartbeat at least
+    every `heartbeat` seconds. A heartbeat contains the seconds without progress. If a stage reports no steps, the
+    reporter estimates the progress of the stage. While Redis is unavailable or full, the reporter buffers its reports.
+    Once the attempt has ended, `progress` returns False. draining: set when the attempt must stop at a checkpoint.
     """
 
     def __init__(
@@ -80,8 +80,7 @@ class JobReporter:
         self._heartbeat = heartbeat
         self._lock = threading.Lock()
         self._sending = threading.Lock()
-        self._wake = threading.Event()
-        self._closed = False
+        self._closing = threading.Event()
         self._continue = True
         self._draining = draining or threading.Event()
         self.drained_elsewhere = False  # whether another process of the attempt, not this one, has requested the stop
@@ -155,7 +154,7 @@ class JobReporter:
             self._pending.logs.append(text)
 
     def start_node(self, situation: Situation, node: Node) -> None:
-        """Make `node` the current one: later progress, metrics and log lines are of this node."""
+        """Set the current node, to which later progress, metrics and log lines belong."""
         self._node, self._began = (situation, node), time.monotonic()
         self._logged_tenth, self._latest = 0, {}
         STEP.clear()
@@ -178,9 +177,10 @@ class JobReporter:
         return self._continue and not self.draining
 
     def flush(self) -> None:
-        """Send the pending report with a heartbeat. After the job ends, the store rejects reports.
+        """Send the pending report with a heartbeat. After the end of the job, the store rejects reports.
 
-        First repeat a report whose answer was lost, unchanged, so that the store adds its entries once.
+        First repeat a report whose answer was lost. The repeated report has equal entries, so that the store recognizes
+        it.
         """
         with self._sending:  # Reports stay in order.
             if self._unanswered is None or self._send(self._unanswered):
@@ -192,14 +192,13 @@ class JobReporter:
 
     def close(self) -> None:
         """Send the pending report and end the thread."""
-        self._closed = True
-        self._wake.set()
+        self._closing.set()
         self._thread.join(timeout=30)
 
     def _run(self) -> None:
         waited = self._heartbeat
         while True:
-            closing = self._closed
+            closing = self._closing.is_set()
             self._beat = self._measured()
             with self._lock:
                 if waited >= self._heartbeat:
@@ -216,7 +215,7 @@ class JobReporter:
     def _wait(self) -> None:
         """Wait until the next report is due. Read the job's state more often, so that jobs stop within a few steps."""
         for _ in range(max(1, round(self._interval / _STATE_SECONDS))):
-            if self._wake.wait(min(self._interval, _STATE_SECONDS)):
+            if self._closing.wait(min(self._interval, _STATE_SECONDS)):
                 return
             if self._continue:
                 # The next report raises the same error, and logs it.
@@ -254,6 +253,6 @@ class JobReporter:
             self._stale = True
             self._continue = False
         except Exception:
-            # If this thread died, the coordinator would stop the silent worker.
+            # Without this thread, the worker would be silent, and the coordinator would stop the worker.
             log.exception("A report was lost")
         return self._unanswered is None

@@ -20,19 +20,19 @@ _DOWNLOAD_SECONDS = 14 * 24 * 3600.0
 
 @contextmanager
 def work_folder(scratch: Path, name: str) -> Iterator[Path]:
-    """Create an empty folder and delete it afterwards. Folders of killed processes are deleted first.
+    """Create an empty folder, and delete it afterwards. First delete the folders of killed processes.
 
-    If no other process works in `scratch`, models from the hub that no stage used for 14 days are deleted too. In
+    If no other process works in `scratch`, also delete models from the hub that no stage used for 14 days. In
     containers, `hub` in `scratch` is HF_HOME.
 
-    A process holds a lock on its folder. The system releases the lock however the process ends.
+    A process holds a lock on its folder. The system releases the lock when the process ends, for any reason.
     """
     root = scratch / "work"
     root.mkdir(parents=True, exist_ok=True)
     with ExitStack() as lock:
         with _locked(root):  # Otherwise another process could delete the new folder before it is locked.
             _sweep(root)
-            if not any(root.iterdir()):  # Another process could read or download a model.
+            if not any(root.iterdir()):  # Otherwise another process may read or download a model.
                 drop_untouched(scratch / "hub" / "hub", _DOWNLOAD_SECONDS)
             work = root / f"{name}-{uuid.uuid4().hex[:8]}"
             work.mkdir()

@@ -26,7 +26,7 @@ class TrainerSettings(ServiceSettings):
     hang_seconds: float = 120.0  # coordinators release jobs if a step, or a wait for Ray or the storage, is longer
     poll_seconds: float = 0.5
     metrics_port: int | None = None  # port at which the coordinator serves its metrics to Prometheus
-    worker_metrics_port: int | None = None  # the first of METRICS_PORTS ports at which workers serve theirs
+    worker_metrics_port: int | None = None  # the first of METRICS_PORTS ports at which workers serve their metrics
     local_seconds: float = 1800.0  # a stage in the coordinator, such as a validation, hangs if it runs longer
     stall_seconds: float = 45.0  # workers that have begun to report, then are silent for this long, are stopped
     first_report_seconds: float = 300.0  # workers that have room and do not report for this long are stopped

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from services.common.jobstore import JobStore
 from services.common.situation import Situation
@@ -16,11 +17,22 @@ from tlm_core.wording import counted
 
 
 class AttemptEnded(Exception):
-    """Ends an attempt with `error`, which may be an Outage. Without AttemptEnded, an Outage only makes the job wait."""
+    """Ends an attempt with `error`, even if `error` is an Outage. An Outage raised directly makes the job wait."""
 
     def __init__(self, error: TLMError) -> None:
         super().__init__(error.message)
         self.error = error
+
+
+class RoundTimes(NamedTuple):
+    """Times of a round of the coordinator, by the clock of the store.
+
+    now: start of the round. stall_grace_until: end of the stall grace period, in which workers may have been unable to
+    report.
+    """
+
+    now: float = -math.inf
+    stall_grace_until: float = -math.inf
 
 
 @dataclass
@@ -40,12 +52,11 @@ class Submissions:
     # Submission that runs → its last beat, and time of the first check that saw this beat.
     looks: dict[str, tuple[Beat | None, float]] = field(default_factory=dict)
 
-    def advance(self, situation: Situation, group: str, *, now: float, stall_grace_until: float) -> None:
+    def advance(self, situation: Situation, group: str, times: RoundTimes) -> None:
         """Submit a group of the attempt, or check that its workers run and report.
 
-        now, stall_grace_until: times of the store's clock. Workers may have been unable to report before
-        `stall_grace_until`. Raises AttemptEnded if the workers hang or ended without a result, StaleAttempt,
-        and Unavailable if the cluster or the store does not answer.
+        Raises AttemptEnded if the workers hang or ended without a result. Raises StaleAttempt, and Unavailable if the
+        cluster or the store does not answer.
         """
         job = situation.job
         submission = job.submissions.get(group)
@@ -60,18 +71,18 @@ class Submissions:
             self._confirm(job, group, submission)
             return
         if status is Status.WAITING or (status is Status.RUNNING and assignment.distributed):
-            self._report_late_workers(job, assignment, status, now)
+            self._report_late_workers(job, assignment, status, times.now)
         if status is Status.WAITING:
-            self._check_waiting(job, submission, now)
+            self._check_waiting(job, submission, times.now)
         if status is Status.RUNNING:
-            self._check_beat(job, group, now, stall_grace_until)
+            self._check_beat(job, group, *times)
         elif status is not Status.WAITING:
             self._check_result(job, group)
 
     def stop(self, job: JobRecord, *, running: bool) -> bool:
         """Stop the submissions that wait and, with `running`, those that run. Returns whether none was running.
 
-        The caller does not wait for a waiting submission. If it starts anyway, it exits, because its attempt has ended.
+        A waiting submission that starts nevertheless exits at once, because its attempt has ended.
         """
         statuses = {submission: self.cluster.status(submission) for submission in job.submissions.values()}
         for submission, status in statuses.items():
@@ -89,8 +100,7 @@ class Submissions:
             raise StaleAttempt(f"Another coordinator holds job {job.id}.")
 
     def _start(self, job: JobRecord, assignment: Assignment) -> None:
-        # Record the submission before it starts. Without the record, a second start could run the same attempt twice.
-        # A recorded submission that the cluster does not know is lost.
+        # Record the submission before it starts. Without the record, another owner could run the group twice.
         group = assignment.group
         submission = f"{job.id}.{group}.{job.attempt}"
         self.cluster.status(submission)  # Raises Unavailable before anything is written.
@@ -102,12 +112,12 @@ class Submissions:
         try:
             self.cluster.submit(submission, command, cpus=0.0 if assignment.distributed else assignment.cpus)
         finally:
-            # Also after an error: Ray may have accepted the submission. The job server of a new Ray head answers
-            # before it accepts jobs.
+            # After an error too: Ray may have accepted the submission. In contrast, the job server of a new Ray head
+            # answers before it accepts jobs.
             self._confirm(job, group, submission)
 
     def _confirm(self, job: JobRecord, group: str, submission: str) -> None:
-        """Report that Ray has accepted a submission. If not, delete it from the record, so that it is sent again.
+        """Report that Ray has accepted a submission. If not, remove its id from the record, so that it is sent again.
 
         Ray refuses the second of two equal ids. So the group runs once, even if Ray accepts the first request later.
         """
@@ -139,15 +149,15 @@ class Submissions:
     def _check_beat(self, job: JobRecord, group: str, now: float, stall_grace_until: float) -> None:
         """Stop workers that are silent or make no progress for too long, and raise AttemptEnded.
 
-        Until the workers have begun their work, the limit is longer: they import libraries and connect. A submission
-        reports while its workers lack room, so silence means that they have room but do not start.
+        The limit is longer until the workers work, because they first import libraries and connect. While workers lack
+        room, their submission reports. So silence means that the workers have room but do not start.
         """
         settings, submission, beat = self.settings, job.submissions[group], job.beats.get(group)
         last, looked = self.looks.get(submission, (beat, now))
         looked = looked if beat == last else now
         self.looks[submission] = beat, looked
         since = looked if beat is None else beat.at
-        if looked > now:  # The clock went back since then: only the stall grace period counts.
+        if looked > now:  # The clock has gone back, so only the stall grace period counts.
             since = -math.inf
         silent = now - max(since, stall_grace_until)
         if not job.works(group) and silent > settings.first_report_seconds:
@@ -162,10 +172,7 @@ class Submissions:
         raise AttemptEnded(WorkerLost(f"Worker {reason}. The coordinator stopped it."))
 
     def _check_waiting(self, job: JobRecord, submission: str, now: float) -> None:
-        """Check every `start_seconds` whether a restart of the head has lost the submission.
-
-        If so, raise AttemptEnded.
-        """
+        """Raise AttemptEnded if a restart of the head has lost the submission. Checks every `start_seconds`."""
         if abs(now - self.waiting_checked.setdefault(submission, now)) < self.settings.start_seconds:
             return
         self.waiting_checked[submission] = now
@@ -181,7 +188,7 @@ class Submissions:
             raise AttemptEnded(self._cause(job, job.submissions[group]))
 
     def _report_late_workers(self, job: JobRecord, assignment: Assignment, status: Status, now: float) -> None:
-        """Report, once, that workers start later than usual. Most often the cluster has no room for them.
+        """Report, once, that workers start later than usual. The most frequent cause is a cluster without room.
 
         A single worker is the submission itself. Workers of Ray Train start after their submission.
         """
@@ -200,7 +207,7 @@ class Submissions:
             report_waiting(self.store, job, error)
 
     def _assignment(self, situation: Situation, group: str) -> Assignment:
-        """Return what the workers of a group receive. A group that needs no torch has one worker without a GPU."""
+        """Return the assignment of a group. A group that needs no torch has one worker without a GPU."""
         job, settings = situation.job, self.settings
         least, most, gpus = job.spec.workers, job.spec.max_workers or job.spec.workers, settings.worker_gpus
         if not any(node.stage.needs_torch for node in situation.plan.group(group)):
@@ -209,19 +216,18 @@ class Submissions:
         return Assignment(job.tenant, job.id, job.attempt, group, least, most, cpus, gpus, job.request_id)
 
     def _cause(self, job: JobRecord, submission: str) -> TLMError:
-        """Return the error that the workers reported, else an error that says how the submission ended.
+        """Return the error that the workers reported, else an error that states how the submission ended.
 
-        If one worker fails, the other workers report that they lost the connection, so other errors have precedence.
-        Faults of the job come first, then outages of components.
+        If several workers reported errors, faults of the job come first, then outages of components, then lost workers:
+        after the failure of one worker, the others report that they lost the connection.
         """
         reported = [event for event in self._last_events(job) if event.type == "attempt.error"]
         errors = [error_from_dict(event.data) for event in reversed(reported)]
         if errors:
             return min(errors, key=lambda error: (error.is_loss, isinstance(error, WorkerLost)))
-        ending = self.cluster.ending(submission)
-        return WorkerLost(ending.summary, details=ending.details)
+        return self.cluster.ending(submission)
 
 
 def report_waiting(store: JobStore, job: JobRecord, error: TLMError) -> None:
-    """Append an event that says what the job waits for."""
+    """Append an event with the error for which the job waits."""
     store.report(job.tenant, job.id, job.attempt, events=[("job.waiting", error.as_dict())])

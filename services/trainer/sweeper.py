@@ -1,4 +1,4 @@
-"""Deletes what nothing uses: submissions of ended attempts in the cluster, and storage folders that no record names."""
+"""Deletes submissions of ended attempts from the cluster, and folders that no record names from the storage."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tlm_core.names import JOB_ID
 
 log = logging.getLogger(__name__)
 
-# Kind of folder → depth of the swept folders below TENANT/KIND. If one is in use, a record names it or a folder in it.
+# Kind of folder → depth of the swept folders below TENANT/KIND. A record names each folder in use, or a folder in it.
 _DEPTHS = {"artifacts": 2, "checkpoints": 3, "corpora": 2, "datasets": 1, "jobs": 2, "uploads": 1}
 start_at_zero(ORPHANS, ("submission", "indexes", "parts", *_DEPTHS))
 _MEASURING_SECONDS = 120.0
@@ -33,13 +33,13 @@ _JOB = re.compile(JOB_ID)
 
 @dataclass(frozen=True)
 class Sweeper:
-    """Stops submissions that still run after their attempt. Deletes ended ones, which use memory of Ray's head."""
+    """Stops submissions that run after the end of their attempt. Deletes ended ones: they use memory of Ray's head."""
 
     store: JobStore
     cluster: RayCluster
 
     def sweep(self) -> None:
-        """Sweep once. Several coordinators may sweep at the same time. Raises the first error of Ray, at the end."""
+        """Sweep once. Several coordinators may sweep at the same time. At the end, raises the first error of Ray."""
         errors = []
         for submitted in self.cluster.submissions():
             job = self._job(submitted)
@@ -48,7 +48,7 @@ class Sweeper:
                 try:
                     if self._has_ended(submitted, job):
                         self._clear(submitted)
-                except ClusterUnavailable as error:  # Ray may refuse one submission. Clear the others.
+                except ClusterUnavailable as error:  # Ray may refuse a call for one submission only.
                     errors.append(error)
         if errors:
             raise errors[0]
@@ -72,8 +72,8 @@ class Sweeper:
     def _has_ended(self, submitted: Submitted, job: JobRecord | None) -> bool:
         """Return whether the attempt has ended, or its job was deleted.
 
-        Ids do not name an installation, so an unknown job may be of another one. Its attempts count as ended a week
-        after their submissions ended. After a job has succeeded, its workers have some time to measure their device.
+        An unknown job may belong to another installation. Its attempts count as ended a week after the end of their
+        submissions. After a job has succeeded, its workers have `_MEASURING_SECONDS` to measure their device.
         """
         if job is None:
             ended_at = math.inf if submitted.ended_at is None else submitted.ended_at
@@ -134,7 +134,7 @@ class StorageSweeper:
         folders, fs = self.artifacts.subfolders(f"{tenant}/indexes"), self.artifacts.fs
         with self.artifacts.errors(f"listing the indexes of {tenant}"):
             files = [(folder, fs.ls(self.artifacts.path(folder), detail=False, refresh=True)) for folder in folders]
-        # VERSION.json and VERSION.progress.json
+        # The files are VERSION.json and VERSION.progress.json.
         return sorted(
             {f"{folder}/{path.rpartition('/')[2].split('.')[0]}" for folder, paths in files for path in paths}
         )

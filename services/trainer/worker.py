@@ -37,14 +37,13 @@ from tlm_core.errors import (
 from tlm_core.jobs.plan import Node, plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import ACTIVE
-from tlm_core.training.local import LocalCheckpoints
+from tlm_core.training.local import compute
 from tlm_core.training.params import NOT_CACHED, TrainParams
 from tlm_core.training.speed import HAD_CORE
 from tlm_core.training.stage import DROPPED, Stage, StageContext, StageFunction, StopRequested
 
 log = logging.getLogger(__name__)
 
-_Value = TypeVar("_Value")
 T = TypeVar("T")
 _OWN_LOGGERS = ("services.", "tlm_core.")
 _DRAINED = "Worker was stopped with its machine (SIGTERM)."
@@ -56,13 +55,13 @@ _MAX_REASON = 300  # characters of an unexpected error in a job's record
 
 
 class Broadcast(Protocol):
-    """Returns the value of rank 0 on every rank. It waits for rank 0 without limit."""
+    """Returns the value of rank 0 on every rank. Waits for rank 0 without limit."""
 
     def __call__(self, value: T, /) -> T: ...
 
 
 class NullReporter:
-    """Discards the reports of ranks above 0 and of `run_local`. Rank 0 alone decides when all ranks stop."""
+    """Discards the reports of ranks above 0. Rank 0 alone decides when all ranks stop."""
 
     def progress(self, **_: object) -> bool:
         return True
@@ -119,7 +118,7 @@ class GroupRunner:
             raise
         except Exception as error:
             log.error("%s", traceback.format_exc())
-            # An unexpected error may come from the machine, so it is retryable on other workers.
+            # The machine may cause an unexpected error, so a retry on other workers may help.
             self._report_error(job, _unexpected(error))
             raise
         finally:
@@ -161,7 +160,7 @@ class GroupRunner:
                 raise StopRequested("The attempt must stop between two stages.")
             if self.rank == 0 or node.stage.parallel:
                 self._run_node(situation, node, reporter)
-            self.broadcast(None)  # ranks that compute nothing wait here
+            self.broadcast(None)  # Ranks that compute nothing wait here.
 
     @staticmethod
     def _check_inputs(situation: Situation, node: Node) -> None:
@@ -183,7 +182,7 @@ class GroupRunner:
             patiently(lambda: situation.publish(self.store, node, dropped))
 
     def _dropped_input(self, situation: Situation, node: Node) -> ManifestRef | None:
-        """Return the first input that is marked as dropped, or None. The caller publishes it as the node's artifact."""
+        """Return the first input that is marked as dropped, or None."""
         for source in node.inputs.values():
             if DROPPED in self._read_input(situation, source, self.artifacts.manifest).meta:
                 return situation.done[source]
@@ -225,11 +224,11 @@ class GroupRunner:
         if self.rank == 0 and self._write(situation, node, out, meta, reporter) != artifact:
             checkpoints.drop()
 
-    def _read_input(self, situation: Situation, source: str, read: Callable[[ManifestRef], _Value]) -> _Value:
-        """Apply `read` to the artifact of the node `source`.
+    def _read_input(self, situation: Situation, source: str, read: Callable[[ManifestRef], T]) -> T:
+        """Return the result of `read` for the artifact of the node `source`.
 
-        If its files were lost or damaged since the coordinator checked them, invalidates the artifact and raises
-        StorageUnavailable. The next attempt computes the artifact again.
+        If the files of the artifact are lost or damaged, invalidates the artifact and raises StorageUnavailable. The
+        next attempt computes the artifact again.
         """
         try:
             return patiently(lambda: read(situation.done[source]))
@@ -274,25 +273,21 @@ def run_local(
     artifact: str,
     inputs: Mapping[str, ManifestRef],
 ) -> ManifestRef:
-    """Run a node of Place.COORDINATOR and write its artifact. Raises what the stage raises.
+    """Run a node of Place.COORDINATOR and write its artifact. Raises the errors of the stage.
 
     inputs: name → reference of an artifact. `node.fixed` adds datasets of the job (name → digest) as inputs.
     """
     datasets = {dataset.ref.digest: dataset.ref for dataset in job.resolved.datasets}
     refs = {**inputs, **{name: datasets[digest] for name, digest in node.fixed.items()}}
     with work_folder(scratch, f"{job.id}-{job.attempt}-{node.name}") as work:
-        out = work / "out"
-        out.mkdir()
-        folders = {name: artifacts.localize(ref) for name, ref in refs.items()}
-        checkpoints = LocalCheckpoints(work / "checkpoints")  # unused: these stages start over instead of resuming
-        context = StageContext(folders, node.params, out, NullReporter(), checkpoints, scratch=work)
-        meta = node.stage.load()(context)
+        out, folders = work / "out", {name: artifacts.localize(ref) for name, ref in refs.items()}
+        meta = compute(node.stage, folders, node.params, out)
         folder = f"{folder_prefix(job, artifact)}{job.attempt}-{uuid.uuid4().hex[:8]}"
         return artifacts.write(folder, out, artifact=artifact, stage=node.stage.name, meta=meta)
 
 
 def _unexpected(error: Exception) -> WorkerFailed:
-    """Return a WorkerFailed with the first line of an unexpected error. The traceback is in the log."""
+    """Return a WorkerFailed with the first line of an unexpected error, without secrets."""
     reason = redacted(str(error).strip().partition("\n")[0])[:_MAX_REASON]
     return WorkerFailed(f"Worker failed with {type(error).__name__}: {reason.rstrip('.')}.")
 
@@ -305,7 +300,7 @@ class _JobLog(logging.Handler):
         self._reporter = reporter
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether to copy a line: every warning, and the lines of this project that concern the job."""
+        """Return whether to copy a line: each warning, and each line of this project about the job."""
         if record.levelno >= logging.WARNING:
             return True
         return record.name.startswith(_OWN_LOGGERS) and record.name != work_folder.__module__

@@ -252,18 +252,16 @@ def test_end_of_an_attempt_whose_answer_was_lost_is_no_lost_lease(
     harness: CoordinatorHarness, monkeypatch: pytest.MonkeyPatch, state: State
 ) -> None:
     job_id, later, coordinator = harness.submit(), harness.submit(seeds=(3,)), harness.coordinator()
-    submission, run = harness.until_submitted(coordinator, job_id), harness.store._run
+    submission, move = harness.until_submitted(coordinator, job_id), harness.store._script["move"]
     if state is State.SUCCEEDED:
         harness.work(submission)
     elif state is State.FAILED:
         harness.store.report(T, job_id, 1, events=[("attempt.error", NonFiniteLoss("nan").as_dict())])
     harness.cluster.statuses[submission] = Status.FAILED
 
-    def lose_answer(script: str, *args: Any) -> Any:
-        answer = run(script, *args)
-        if script == "move":
-            raise StoreUnavailable("Redis does not answer.")
-        return answer
+    def lose_answer(**options: Any) -> Any:
+        move(**options)
+        raise StoreUnavailable("Redis does not answer.")
 
     def figures() -> list[float]:
         requeues = counted("tlm_requeues_total", cause=WorkerLost.code)
@@ -272,7 +270,7 @@ def test_end_of_an_attempt_whose_answer_was_lost_is_no_lost_lease(
 
     losses, requeues, failures = figures()
     with monkeypatch.context() as patch, suppress(StoreUnavailable):
-        patch.setattr(harness.store, "_run", lose_answer)
+        patch.setitem(harness.store._script, "move", lose_answer)
         coordinator.round()
     coordinator.round()
     assert harness.job(job_id).state is state

@@ -11,7 +11,7 @@ import redis
 from services.common.jobstore import Removal
 from services.common.redis_client import LEASES
 from services.common.retriever_client import SelectionRun
-from services.trainer.cluster import Ending, Status
+from services.trainer.cluster import Status
 from services.trainer.submissions import AttemptEnded
 from services.trainer.sweeper import Sweeper
 from tests.contract.coordinator_harness import CoordinatorHarness, IdleExecutor, T
@@ -219,7 +219,7 @@ def test_pause_or_cancel_during_the_end_of_an_attempt_takes_effect(harness: Coor
     harness.cluster.statuses[submission] = Status.FAILED
     ending = harness.cluster.ending
 
-    def verb_during_the_end(submission: str) -> Ending:
+    def verb_during_the_end(submission: str) -> WorkerLost:
         getattr(harness.store, verb)(T, job_id)
         return ending(submission)
 

@@ -106,7 +106,7 @@ def kept_lease(place: Place) -> tuple[str, Ids]:
     coordinator, ids = place.held()
     place.patch.setattr(place.harness.store, "renew", failing(StoreUnavailable("away")))
     coordinator._release_leases()
-    return "Cannot give up the lease", ids
+    return "Cannot release the lease", ids
 
 
 def unreadable_claim(place: Place) -> tuple[str, Ids]:
@@ -142,7 +142,7 @@ def damaged_removal(place: Place) -> tuple[str, Ids]:
 
 
 def lost_history(place: Place) -> tuple[str, Ids]:
-    History(place.harness.artifacts)._earlier_rows(JOB, Moved(ref=LOST, last={"logs": "1-0"}), "logs")
+    History(place.harness.artifacts)._earlier_rows(JOB, Moved(ref=LOST, last={"logs": "1-0"}), "logs", lambda: True)
     return "Lost the logs", {"job_id": JOB}
 
 

@@ -429,7 +429,7 @@ def test_service_without_settings_ends_with_a_json_line(service: str) -> None:
 
 def test_worker_process_logs_the_ids_in_every_thread(lines: Any) -> None:  # noqa: ARG001
     stream = io.StringIO()
-    set_up_logging("worker", stream=stream, job_id="job_1", attempt=2, request_id="req_1")
+    set_up_logging("worker", {"job_id": "job_1", "attempt": 2, "request_id": "req_1"}, stream=stream)
     with ThreadPoolExecutor(1) as threads:
         threads.submit(logging.getLogger("services.test").info, "a line").result()
     line = json.loads(stream.getvalue())

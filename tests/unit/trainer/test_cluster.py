@@ -147,7 +147,7 @@ def test_ending_is_one_sentence_and_its_details_have_no_secrets(exit_code: int |
         return httpx.Response(200, json={"status": "FAILED", "message": message, "driver_exit_code": exit_code})
 
     ending = cluster(handler).ending("s")
-    assert ending.summary == summary
+    assert ending.message == summary
     assert [secret for secret in ("s3cret", "hunter2", "abc") if secret in ending.details] == []
     assert ending.details.count("step 7, 12 tokens") == 1
 

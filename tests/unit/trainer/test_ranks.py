@@ -32,7 +32,7 @@ from tlm_core.jobs.states import State
 def logs(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, object]]:
     """The fields with which each process sets up its log, by service. The log of the test stays as it is."""
     fields: dict[str, dict[str, object]] = {}
-    monkeypatch.setattr(ranks, "set_up_logging", lambda service, **values: fields.update({service: values}))
+    monkeypatch.setattr(ranks, "set_up_logging", lambda service, values: fields.update({service: values}))
     return fields
 
 
