@@ -173,7 +173,7 @@ class LoadWorker:
         """Split each source file that `load.cut` does not cover yet, and store its passages. Returns the new record."""
         from tlm_core.corpus.read import source_files
 
-        load = load.model_copy(update={"state": LoadState.CUTTING, "done": self._count(load)})
+        load = load.model_copy(update={"state": LoadState.CUTTING, "done": sum(map(self._count, load.cut))})
         self._catalog.save_load(load, self._owner)  # No progress yet, so the load still waits.
         load = _advanced(load)
         folder, work = self._artifacts.localize(load.upload), self._scratch / "work"
@@ -184,8 +184,7 @@ class LoadWorker:
         while passages is not None:
             ref = self._store(load, passages)
             passages = next(files, None)  # A file with errors raises here, before the record names it.
-            load = load.model_copy(update={"cut": (*load.cut, ref)})
-            load = load.model_copy(update={"done": self._count(load)})
+            load = load.model_copy(update={"cut": (*load.cut, ref), "done": load.done + self._count(ref)})
             self._catalog.save_load(load, self._owner)
             self._delays.pop(load.id, None)
         return load
@@ -203,8 +202,8 @@ class LoadWorker:
             place = f"{load.upload.folder}/cut/{len(load.cut):05d}-{self._owner}"
             return self._artifacts.write(place, work, artifact=load.id, stage="cut", meta=meta)
 
-    def _count(self, load: CorpusLoad) -> int:
-        return sum(self._artifacts.manifest(ref).meta["count"] for ref in load.cut)
+    def _count(self, cut: ManifestRef) -> int:
+        return int(self._artifacts.manifest(cut).meta["count"])
 
     def _write_passages(self, load: CorpusLoad) -> tuple[CorpusInfo, ManifestRef, float | None]:
         """Write the corpus to the storage. Returns its info, its reference, and the search time for near duplicates.

@@ -11,9 +11,9 @@ from services.retriever.app import RetrieverSettings, assemble
 
 
 def main() -> None:
-    """Serve until SIGTERM. Write no access log, because the other services poll several times per second."""
+    """Serve until SIGTERM. No access log is written, because the other services poll several times per second."""
     set_up_logging("retriever")
-    logging.getLogger("opensearch").setLevel(logging.ERROR)  # it logs every request; failures become our own errors
+    logging.getLogger("opensearch").setLevel(logging.ERROR)  # The library logs every request.
     settings = RetrieverSettings()
     uvicorn.run(assemble(settings), host=settings.host, port=settings.port, log_config=None, access_log=False,
                 timeout_graceful_shutdown=10)  # fmt: skip

@@ -151,7 +151,7 @@ def _health(indexes: CorpusIndexes, tasks: Sequence[Background]) -> APIRouter:
     ready = True
 
     @router.get("/healthz")
-    async def healthz() -> dict[str, str]:  # `def` would wait for a thread of the routes, here and in metrics.
+    async def healthz() -> dict[str, str]:  # Functions without `async` wait for a thread, also for slow searches.
         check_running(tasks)
         return {"status": "alive"}
 
@@ -169,7 +169,7 @@ def _health(indexes: CorpusIndexes, tasks: Sequence[Background]) -> APIRouter:
 
     @router.get("/readyz", response_model=None)
     def readyz() -> Response | dict[str, str]:
-        """Report whether the index works and no task fails. Logs changes only: the checks repeat every second."""
+        """Report whether the index works and no task fails. Logs only changes, because probes repeat the request."""
         nonlocal ready
         try:
             indexes.check()

@@ -1,7 +1,7 @@
-"""Write passages to OpenSearch in bulk, and report how far the writing is, so that a later process can resume.
+"""Write passages to OpenSearch in bulk, with a cursor from which a later process can resume.
 
-The helper of opensearch-py forms requests and assigns results to passages. Its own retries cover only status 429, and
-cannot be interrupted. So this module retries until each passage is stored or refused, or no time remains.
+The helper of opensearch-py forms requests and assigns results to passages. Its retries cover only status 429, and
+cannot be interrupted. So this module itself retries until each passage is stored or refused, or no time remains.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _IN_FLIGHT = 2
 
 
 class Refused(NamedTuple):
-    """A passage that the index can never store. number: its position in the corpus, from 0."""
+    """A passage that the index refuses. number: position of the passage in the corpus, from 0."""
 
     number: int
     passage: Passage
@@ -35,7 +35,7 @@ class Refused(NamedTuple):
 
 @dataclass(frozen=True)
 class LoadCursor:
-    """How far a load is: the first `position` passages of the corpus are stored or refused.
+    """The progress of a load: the first `position` passages of the corpus are stored or refused.
 
     checksum: sum of `id_hash` over the ids of the stored passages, modulo HASH_RANGE.
     """
@@ -51,11 +51,11 @@ def id_hash(name: str) -> int:
 
 
 class BulkWriter:
-    """Writes passages to an alias, two batches at a time. Not thread-safe; holds at most three batches in memory.
+    """Writes passages to an alias, two batches at a time. Not thread-safe. Holds at most three batches in memory.
 
-    document: returns what OpenSearch stores for a passage. `write` and `flush` raise StorageFull, IndexUnavailable
-    (also without the alias), Conflict if the index is closed for writing, and InvalidRequest if OpenSearch refuses
-    too many passages.
+    document: returns the document that OpenSearch stores for a passage. `write` and `flush` raise StorageFull,
+    IndexUnavailable, Conflict if the index is closed for writing, and InvalidRequest if OpenSearch refuses too many
+    passages.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class BulkWriter:
         self._pool.shutdown(cancel_futures=True)
 
     def _await_oldest(self) -> None:
-        # In order, so that the cursor never passes a batch that is not written.
+        # Batches are awaited in order, so that the cursor never passes a batch that is not written.
         passages, future = self._sent.popleft()
         refused = future.result()
         numbers = {entry.number for entry in refused}
@@ -124,7 +124,7 @@ class BulkWriter:
                 elif failure is not None:
                     raise failure
             if len(again) < len(pending):
-                backoff = self._cluster.backoff()  # the cluster makes progress, so waiting starts over
+                backoff = self._cluster.backoff()  # The cluster makes progress, so the waits start again.
             if busy is None:
                 max_rows = max(1, min(max_rows, len(again)) // 2)
             elif busy.status == 429:
@@ -135,12 +135,12 @@ class BulkWriter:
         return refused
 
     def _action(self, passage: Passage) -> dict[str, object]:
-        # `create` reports a stored passage as a conflict, which is ignored: no passage is written twice.
+        # `create` reports a conflict for a stored passage. The conflict is ignored, and the passage not written again.
         return {"_op_type": "create", "_id": passage.id, "_source": self._document(passage)}
 
 
 def _failure(result: Mapping[str, Any]) -> TLMError | TemporaryFailure | None:
-    """Return why a passage is not stored, or None. InvalidRequest means that the passage or its request is invalid."""
+    """Return why a passage is not stored, or None. InvalidRequest concerns the passage or the whole request."""
     if "exception" in result:
         return translated(result["exception"])
     status, reason = result["status"], reason_of(result.get("error"))
@@ -149,7 +149,7 @@ def _failure(result: Mapping[str, Any]) -> TLMError | TemporaryFailure | None:
     if is_disk_full(reason):
         return StorageFull(f"OpenSearch has no disk space: {reason}. Free some space, then load the corpus again.")
     if status == 404:
-        # Retryable, so that the loader requests the load again. NotFound would fail a corpus whose files are complete.
+        # After a retryable error, the loader requests the load again. After NotFound, the load would fail.
         return IndexUnavailable(f"The index was deleted during the load ({reason}). Try again.")
     if status == 403:
         return Conflict(

@@ -37,7 +37,7 @@ class _Translation(NamedTuple):
     advice: str = ""
 
 
-# The errors of opensearch-py, and what its network library raises. Subclasses use the entry of their nearest base.
+# The errors of opensearch-py and of its network library. A subclass has the entry of its nearest base class.
 _TRANSLATIONS: Mapping[type[Exception], _Translation] = {
     client_errors.ImproperlyConfigured: _Translation(IndexMismatch),
     client_errors.OpenSearchException: _Translation(IndexUnavailable),
@@ -80,7 +80,7 @@ class TemporaryFailure(Exception):
 
 
 def translated(error: Exception) -> TLMError | TemporaryFailure:
-    """Return the error of this project for an error of opensearch-py, as a TemporaryFailure if a retry may help."""
+    """Return the error of this project for an error of opensearch-py. TemporaryFailure: a retry may help."""
     reason, status = _reason(error), _status(error)
     if is_disk_full(reason):
         return StorageFull(f"OpenSearch has no disk space: {reason}. Free some space, then retry.")
@@ -142,7 +142,7 @@ class Backoff:
 class Cluster:
     """Requests to one cluster. Thread-safe. Retries temporary failures for `retry_seconds`.
 
-    The retries of opensearch-py itself are off, because they do not wait between two tries. Raises IndexUnavailable,
+    The retries of opensearch-py are disabled, because they do not wait between two tries. Raises IndexUnavailable,
     IndexMismatch, NotFound, InvalidRequest, Conflict and StorageFull.
     """
 
@@ -161,7 +161,7 @@ class Cluster:
         self._version: int | None = None
 
     def without_retries(self) -> Cluster:
-        """Return a client of the same cluster that raises at once instead of retrying."""
+        """Return a client of this cluster that does not retry."""
         return Cluster(self._client, retry_seconds=0, stop=self._stop, clock=self._clock)
 
     def backoff(self) -> Backoff:
@@ -183,7 +183,7 @@ class Cluster:
     def bulk(
         self, alias: str, actions: Iterable[dict[str, object]], *, max_rows: int, max_bytes: int
     ) -> Iterator[dict[str, Any]]:
-        """Create documents, with one try each, and yield the result of each action in order.
+        """Create documents without retries, and yield the result of each action in order.
 
         A result has `status`, `error` if the action failed, and `exception` if the whole request failed.
         """
@@ -196,7 +196,7 @@ class Cluster:
                 raise_on_error=False,
                 raise_on_exception=False,
                 index=alias,
-                require_alias=True,  # otherwise a write after a deletion creates an index with another mapping
+                require_alias=True,  # Otherwise a write after a deletion creates an index with another mapping.
                 filter_path="items.create.status,items.create.error",
             )
             for _, result in results:

@@ -43,7 +43,7 @@ class _Stopped(Exception):
 class IndexLoads:
     """Loads corpus versions from the storage into their indexes, one at a time. Thread-safe.
 
-    The storage records where the passages of each version are, so a lost index is built again when it is needed.
+    The storage has a record of the passages of each version, so a request builds a lost index again.
     """
 
     def __init__(
@@ -92,24 +92,24 @@ class IndexLoads:
         return IndexLoad(state="ready", count=count, loaded=count, refused=refused)
 
     def refused(self, key: CorpusKey) -> tuple[Refused, ...]:
-        """Return the passages of `key` that its index can never store, with the reasons."""
+        """Return the passages of `key` that its index refuses, with the reasons."""
         return self._records.progress(key).refused
 
     def ready(self, key: CorpusKey, *, wait: bool = False) -> PassageIndex:
         """Return the complete index of `key`. Start its load if the index is lost or its load failed temporarily.
 
-        wait: whether to retry while the cluster is unavailable. Raises IndexUnavailable during a load and while the
-        cluster is unavailable, and NotFound if the version was never loaded. Raises IndexMismatch if the index does not
-        fit this release and its source is not recorded. Raises the permanent error of a failed load.
+        wait: whether to retry while the cluster is unavailable. Raises the permanent error of a failed load,
+        IndexUnavailable during a load and while the cluster is unavailable, and NotFound if the version was never
+        loaded. Raises IndexMismatch if another release wrote the index, and the storage has no record of the passages.
         """
         load = self._loads.get(key)
-        status = self._elsewhere(key) or (load and load.status)
+        status = self._elsewhere(key) or (load.status if load else None)
         if status is not None and (failure := status.failure):
             if not failure.retryable:
                 raise failure
             self.put(key, *self._records.source(key))
             load = self._loads.get(key)
-            status = load and load.status
+            status = load.status if load else None
         if status is None or status.state == "ready":
             try:
                 return self._indexes.open(key, wait=wait)
@@ -147,10 +147,7 @@ class IndexLoads:
             return None
 
     def _source(self, key: CorpusKey, error: TLMError) -> tuple[str, str]:
-        """Return folder and language of `key`.
-
-        If they are unknown, raise `error` if it is an IndexMismatch, else NotFound.
-        """
+        """Return folder and language of `key`. If they are unknown, raise `error` (if IndexMismatch) or NotFound."""
         try:
             return self._records.source(key)
         except NotFound:
@@ -175,7 +172,7 @@ class IndexLoads:
     def _elsewhere(self, key: CorpusKey) -> IndexLoad | None:
         """Return the progress of the load of `key` if another retriever has claimed it, else None."""
         entry = self._registry.elsewhere(key.slug, self._loads.get(key))
-        return entry and IndexLoad.model_validate_json(entry.status)
+        return IndexLoad.model_validate_json(entry.status) if entry else None
 
     def _beat(self) -> None:
         self._registry.save_active([(key.slug, load) for key, load in list(self._loads.items())])

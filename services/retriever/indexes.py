@@ -44,9 +44,9 @@ class CorpusKey(NamedTuple):
 
 
 class LoadingIndex(PassageIndex, Protocol):
-    """An index during its load. In addition to PassageIndex, raises InvalidRequest if too many passages are refused.
+    """An index during its load. Raises the errors of PassageIndex, and InvalidRequest if it refuses too many passages.
 
-    identity: unique for each index, also among indexes of the same name. cursor: how far the load is.
+    identity: unique for each index, also among indexes of equal names. cursor: the progress of the load.
     """
 
     @property
@@ -59,7 +59,7 @@ class LoadingIndex(PassageIndex, Protocol):
         ...
 
     def flush(self) -> None:
-        """Wait until everything that was added is written."""
+        """Wait until all added passages are written."""
         ...
 
 
@@ -69,12 +69,12 @@ class CorpusIndexes(Protocol):
     def open(self, key: CorpusKey, *, wait: bool = False) -> PassageIndex:
         """Return the complete index of `key`. Raises NotFound if there is none.
 
-        wait: whether the index retries while the cluster is unavailable, or fails at once.
+        wait: whether the index retries while the cluster is unavailable.
         """
         ...
 
     def begin(self, key: CorpusKey, language: str) -> LoadingIndex:
-        """Return an index of `key` to load and commit. It may contain passages of an interrupted load."""
+        """Return an index of `key` to load and commit. The index may contain passages of an interrupted load."""
         ...
 
     def drop(self, key: CorpusKey) -> None:
@@ -107,10 +107,9 @@ class _LoadingTantivyIndex(TantivyIndex):
 
 
 class EmbeddedIndexes:
-    """tantivy indexes in a folder of this machine, for one process at a time.
+    """tantivy indexes in a folder of this machine. Raises AlreadyRunning if another process uses the folder.
 
-    The folder is a cache: a lost index is built again from the storage. Raises AlreadyRunning if another process uses
-    the folder.
+    The folder is a cache: the service builds a lost index again from the storage.
     """
 
     def __init__(self, root: Path) -> None:

@@ -19,6 +19,7 @@ from tlm_core.selection.text_analysis import Analysis, terms
 SCHEMA_VERSION = 1
 _Json = dict[str, object]
 _NO_HITS: _Json = {"match_none": {}}
+# Without stored fields, the server decompresses no text, which saves a fifth of its work.
 _SORT_VALUES_ONLY: _Json = {"_source": False, "stored_fields": "_none_", "track_total_hits": False}
 _MSEARCH_SIZE = 128
 _IN_FLIGHT = 3
@@ -61,9 +62,8 @@ def index_body(mark: Mapping[str, object], analysis: Analysis, shards: int) -> d
 class OpenSearchIndex:
     """The passages of one corpus version on a cluster.
 
-    mark: schema, corpus version, analysis and state; stored as `_meta.tlm` in the mapping. identity: unique for each
-    index, also among those of the same name. scale: factor by which the server's scores exceed those of an embedded
-    index.
+    mark: schema, corpus version, analysis and state, stored as `_meta.tlm` in the mapping. identity: unique for each
+    index, also among indexes of equal names. scale: the quotient of the server's scores and those of an embedded index.
     """
 
     def __init__(self, cluster: Cluster, name: str, mark: Mapping[str, Any], shards: int, identity: str = "") -> None:
@@ -90,11 +90,11 @@ class OpenSearchIndex:
 
     @property
     def cursor(self) -> LoadCursor:
-        """How far the load is."""
+        """The progress of the load."""
         return self._writer.cursor if self._writer else self._start
 
     def resume(self, cursor: LoadCursor) -> None:
-        """Continue the interrupted load of this index (see `identity`) at `cursor`. Call it before `add`."""
+        """Continue the interrupted load of this index at `cursor`. Call this method before `add`."""
         self._start = cursor
 
     def add(self, batch: Sequence[Passage]) -> None:
@@ -118,7 +118,7 @@ class OpenSearchIndex:
         return document
 
     def commit(self, expected: int | None = None) -> None:
-        """Check count and ids of the passages and make the index searchable. Safe to repeat after an interruption."""
+        """Check count and ids of the passages, and make the index searchable. Safe to repeat after an interruption."""
         self.flush()
         self._read("POST", "_refresh")
         count, refused = self.count(), len(self.cursor.refused)
@@ -127,7 +127,7 @@ class OpenSearchIndex:
                 f"The index contains {count} passages, and {refused} were refused, but the corpus has {expected}. "
                 "Check that each passage has its own id."
             )
-        if self.cursor.position == expected:  # otherwise passages were added twice, and counted twice in the checksum
+        if self.cursor.position == expected:  # Otherwise passages were added twice, also to the checksum.
             self._check_ids()
         self._read("POST", "_flush")
         settings = {"auto_expand_replicas": "0-1", "refresh_interval": None, "blocks": {"write": True}}
@@ -147,8 +147,8 @@ class OpenSearchIndex:
     def _read(self, method: str, end: str, **options: Any) -> Any:
         """Send a request to the index and return the response.
 
-        Raises IndexUnavailable if the index was deleted, also if a new load has created an index of the same name: the
-        response can then be of this incomplete index.
+        Raises IndexUnavailable if the index was deleted, even if a new load has created an index of the same name. The
+        response may then come from this incomplete index.
         """
         uuid = {"filter_path": "*.settings.index.uuid"}
         try:
@@ -177,15 +177,16 @@ class OpenSearchIndex:
             return list(chain.from_iterable(pool.map(lambda part: self._search(part, k), parts)))
 
     def _search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """Send the queries in one _msearch. Repeat those that a busy or broken shard did not answer completely."""
+        """Send the queries in one _msearch. Repeat the queries that a shard did not answer completely."""
         backoff = self._cluster.backoff()
         pending = {number: body for number, query in enumerate(queries) if (body := self._body(query))}
         results: list[list[Hit]] = [[] for _ in queries]
         while pending:
-            lines = (f"{{}}\n{json.dumps(self._request(query, k))}\n" for query in pending.values())
+            # Sorting by id within a score also resolves ties at rank k.
+            options = {"size": k, "sort": [{"_score": "desc"}, {"id": "asc"}], **_SORT_VALUES_ONLY}
+            lines = (f"{{}}\n{json.dumps({'query': query, **options})}\n" for query in pending.values())
             params = {"search_type": self._search_type, "filter_path": _HITS_ONLY}
-            request = "".join(lines).encode()
-            answer = self._read("POST", "_msearch", body=request, params=params)
+            answer = self._read("POST", "_msearch", body="".join(lines).encode(), params=params)
             again: dict[int, _Json] = {}
             failure = None
             for (number, query), response in zip(pending.items(), answer["responses"], strict=True):
@@ -219,7 +220,7 @@ class OpenSearchIndex:
         return {"bool": {"should": clauses}} if clauses else _NO_HITS
 
     def _passages_with(self, words: Collection[str]) -> Counter[str]:
-        """Return how many passages contain each term. Queries all shards, because each counts only its own passages."""
+        """Return how many passages contain each term. Queries each shard, which counts only its own passages."""
         body = {
             "doc": {self._field: " ".join(words)},
             "fields": [self._field],
@@ -235,12 +236,6 @@ class OpenSearchIndex:
             statistics = response["term_vectors"].get(self._field, {"terms": {}})["terms"]
             passages.update({term: entry.get("doc_freq", 0) for term, entry in statistics.items()})
         return passages
-
-    @staticmethod
-    def _request(query: Mapping[str, object], k: int) -> _Json:
-        # Sorting by id within a score also resolves ties at rank k. Only the sort values of a hit are read: without
-        # stored fields the server decompresses no text, which saves a fifth of its work.
-        return {"query": query, "size": k, "sort": [{"_score": "desc"}, {"id": "asc"}], **_SORT_VALUES_ONLY}
 
     def fetch(self, ids: Collection[str]) -> dict[str, Passage]:
         wanted = list(ids)
@@ -292,7 +287,7 @@ def _too_many_clauses(response: Mapping[str, object]) -> bool:
 
 
 def _incomplete(response: Mapping[str, Any]) -> str | None:
-    """Return why a response is incomplete, or None.
+    """Return the reason why a response is incomplete, or None if it is complete.
 
     Raises IndexMismatch if a retry cannot help, and IndexUnavailable if the index was deleted.
     """

@@ -20,7 +20,7 @@ from services.common.logs import ids_in, log_context
 from services.common.retriever_client import SelectionRequest, SelectionRun
 from services.retriever.index_loads import IndexLoads
 from services.retriever.indexes import CorpusKey
-from services.retriever.registry import BEAT_SECONDS, Entry, Registry, Run
+from services.retriever.registry import BEAT_SECONDS, Registry, Run
 from tlm_core.artifacts import MANIFEST, Manifest, ManifestRef
 from tlm_core.artifacts.store import ArtifactStore, drop_untouched
 from tlm_core.errors import CorruptArtifact, InvalidRecipe, InvalidRequest, NotFound, TLMError
@@ -81,7 +81,7 @@ class SelectionRuns:
         self._scratch = scratch / "selections"
         self._stop = stop
         self._registry = registry or Registry()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._runs: dict[str, SelectingRun] = {}
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="selection")
         drop_untouched(self._scratch, _SCRATCH_SECONDS)
@@ -128,11 +128,7 @@ class SelectionRuns:
 
     def get(self, artifact: str) -> SelectionRun:
         """Return the latest run, with state `unknown` if there is none, or if its files are lost or damaged."""
-        with self._lock:
-            run = self._runs.get(artifact)
-        if entry := self._registry.elsewhere(artifact, run):
-            status = SelectionRun.model_validate_json(entry.status)
-            run = SelectingRun(prefix=entry.prefix, status=status, id=entry.run)
+        run = self._latest(artifact)
         if run is None:
             return SelectionRun(state="unknown")
         if run.status.ref is not None and not self._exists(run.status.ref):
@@ -147,28 +143,26 @@ class SelectionRuns:
         next equal request. A failed selection is forgotten, so that the next request starts it again.
         """
         with self._lock:
-            run = self._runs.get(artifact)
-            if entry := self._registry.elsewhere(artifact, run):
-                return self._stop_elsewhere(artifact, entry, prefix)
+            run = self._latest(artifact)
             if run is not None and run.status.state == "failed":
-                del self._runs[artifact]
-                self._registry.forget(artifact, run.id)
+                self._remove(artifact, run)
             if run is None or not run.is_active or not run.prefix.startswith(prefix):
                 return True
+            if self._runs.get(artifact) is not run:
+                self._registry.stop(artifact)
+                return False
             run.stop.set()
             if not run.begun:
-                del self._runs[artifact]
-                self._registry.forget(artifact, run.id)
+                self._remove(artifact, run)
             return not run.begun
 
-    def _stop_elsewhere(self, artifact: str, entry: Entry, prefix: str) -> bool:
-        state = SelectionRun.model_validate_json(entry.status).state
-        if state == "failed":
-            self._registry.forget(artifact, entry.run)
-        if state != "running" or not entry.prefix.startswith(prefix):
-            return True
-        self._registry.stop(artifact)
-        return False
+    def _latest(self, artifact: str) -> SelectingRun | None:
+        """Return the latest run of a selection on any retriever."""
+        run = self._runs.get(artifact)
+        entry = self._registry.elsewhere(artifact, run)
+        if entry is None:
+            return run
+        return SelectingRun(prefix=entry.prefix, status=SelectionRun.model_validate_json(entry.status), id=entry.run)
 
     def close(self) -> None:
         """Wait for the running selections, which stop at their next batch."""
