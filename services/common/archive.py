@@ -34,8 +34,8 @@ _DAMAGED = (CorruptArtifact, NotFound, UnreadableRecord, AttributeError, LookupE
 class _Refs:
     """References that leave Redis when a job has ended. rows: their entries in the storage.
 
-    packed: the record's field `packed` without them, or "" to leave it unchanged. artifacts: their ids.
-    checkpoints: (artifact, entry) of each.
+    packed: the record's field `packed` without these references, or "" if the field does not change. artifacts: ids.
+    checkpoints: (artifact, entry) of each checkpoint.
     """
 
     rows: Sequence[Row] = ()
@@ -55,7 +55,7 @@ class Archive(JobReads):
         self._script = load_scripts(self._redis, Path(__file__).parent / "lua")
 
     def mark_streams(self) -> None:
-        """Mark all jobs that have streams for `move_marked`. Jobs that an earlier release wrote have no mark yet."""
+        """Mark all jobs that have streams, for `move_marked`. Jobs of an earlier release have no mark."""
         for name in self._redis.scan_iter(key("*", "events", "*"), count=1000):
             self._redis.sadd(TO_MOVE, "/".join(name.removeprefix(f"{PREFIX}:{{").split("}:events:")))
 
@@ -69,9 +69,10 @@ class Archive(JobReads):
 
     @contextmanager
     def _skipping(self, place: str, member: str) -> Iterator[None]:
-        """Skip a damaged job. place: TO_MOVE or ENDED, from which `member` comes.
+        """Skip a damaged job. place: the set that contains `member`, TO_MOVE or ENDED.
 
-        The next call of `mark_streams` marks the streams again. `archive_ended` retries after ARCHIVE_SECONDS.
+        The next call of `mark_streams` marks a skipped job of TO_MOVE again. `archive_ended` retries a skipped job of
+        ENDED after ARCHIVE_SECONDS.
         """
         try:
             yield
@@ -84,7 +85,7 @@ class Archive(JobReads):
                 self._redis.zadd(place, {member: self.now()}, xx=True)
 
     def _move_streams(self, tenant: str, job_id: str) -> None:
-        """Move the metrics and the log of a job to the storage. If it has ended, also its events and references."""
+        """Move metrics and log of a job to the storage. If the job has ended, also move its events and references."""
         assert self._history is not None, "only processes with a storage move streams"
         record, names = key(tenant, "job", job_id), {stream: key(tenant, stream, job_id) for stream in STREAMS}
         pipe = self._redis.pipeline(transaction=True)
@@ -163,8 +164,8 @@ class Archive(JobReads):
     ) -> tuple[dict[str, ManifestRef], dict[str, str]]:
         """Return the references of the artifacts of an ended job, and their entries ("" if not published) in Redis.
 
-        nodes: those of its result. A job that failed or was canceled has none. Its artifacts are those that it has
-        published.
+        nodes: the nodes of the job's result. A job that failed or was canceled has no result. Its artifacts are those
+        that it has published.
         """
         refs = {node.artifact: node.ref for node in nodes.values()}
         refs |= {row["artifact"]: moved_ref(row) for row in self.moved_refs(tenant, job_id) if "artifact" in row}

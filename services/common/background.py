@@ -1,7 +1,7 @@
-"""Background tasks. An error does not end a task.
+"""Background tasks. An error does not end a task: the task continues with other items.
 
-The task continues with other items. The answer of `/readyz` and the metrics show the error. Exception: if a component
-is unavailable, the task waits for its next round.
+The answer of `/readyz` and the metrics show the error. Exception: if a component is unavailable, the task waits for its
+next round, and the outage is no error of the task.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tlm_core.errors import Unavailable
 log = logging.getLogger(__name__)
 
 _MAX_DELAY_SECONDS = 60.0
-_FIRST_SECONDS = 600.0  # longest wait for the first round, because a process may restart more often than a task repeats
-_MAX_SKIPPED = 1000  # items that are remembered, so that each is logged once
+_FIRST_SECONDS = 600.0  # longest wait for the first round, because a process may restart before a long period ends
+_MAX_SKIPPED = 1000  # items that a task remembers, so that it logs each item once
 
 
 @dataclass
@@ -29,8 +29,8 @@ class Background:
     """A repeated task and its condition.
 
     failures: successive rounds that failed. waiting: whether the task waits for a component. skipped: item → its error.
-    error: of the last failed round, or why the task has stopped; empty if neither. stopped: whether the task has ended,
-    so that only a restart of the process starts it again.
+    error: of the last failed round, or the reason why the task has stopped, else empty. stopped: whether the task has
+    ended, and starts again only when the process restarts.
     """
 
     name: str
@@ -69,9 +69,10 @@ class Background:
 
     @contextmanager
     def round(self) -> Iterator[None]:
-        """Log an error of the block, and its end. A component that does not answer is logged once, and is no failure.
+        """Log an error of the block, and later the end of the error.
 
-        A complete round forgets skipped items that it did not visit: another process has finished or deleted them.
+        If a component does not answer, the round is logged once and is no failure. A complete round forgets skipped
+        items that it did not visit: another process has finished or deleted them.
         """
         self._seen.clear()
         try:

@@ -34,8 +34,6 @@ def check_json(body: bytes) -> None:
     try:
         value = json.loads(body, parse_constant=_reject_constant, parse_float=_float, parse_int=_int)
         json.dumps(value, ensure_ascii=False).encode()
-    except UnsupportedJSON:
-        raise
     except UnicodeEncodeError as error:
         raise UnsupportedJSON(
             "A text contains a lone surrogate (\\ud800 to \\udfff), which is not a character. Remove it."

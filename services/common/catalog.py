@@ -1,13 +1,13 @@
-"""The catalog in Redis of what tenants have uploaded: datasets, corpora with their versions, and loads of corpora.
+"""The catalog in Redis of the uploads of tenants: datasets, corpora with their versions, and loads of corpora.
 
-Records are small JSON values. The files lie in the storage, named by ManifestRef. Every write is one atomic step.
+Records are small JSON values, which name files in the storage by ManifestRef. Every write is one atomic step.
 
 Keys (prefix `tlm`, tenant in braces):
-    tlm:{T}:dataset:ID          the record           tlm:{T}:datasets             ids, sorted by id (that is: by time)
+    tlm:{T}:dataset:ID          the record           tlm:{T}:datasets             ids, sorted by id, and so by time
     tlm:{T}:dataset-name:NAME   ids of that name, scored by version
     tlm:{T}:corpus:NAME         version → record     tlm:{T}:corpora              names, sorted
     tlm:{T}:load:ID             the record           tlm:{T}:corpus-loads:NAME    ids of the loads, sorted by time
-    tlm:loads                   open loads as T/ID   tlm:{T}:load-lease:ID        owner of the load; expires by itself
+    tlm:loads                   open loads as T/ID   tlm:{T}:load-lease:ID        owner of the load; expires
     tlm:{T}:created-by:DIGEST   id of the dataset or load that a request with this digest created from uploads; expires
 """
 
@@ -130,7 +130,7 @@ class Catalog:
         return self._dataset_records(tenant, ids[:limit]), len(ids) > limit
 
     def dataset_ids(self, tenant: str, id_or_name: str) -> list[str]:
-        """Return the ids of all versions of NAME, or of NAME@VERSION if it exists. Returns an unknown name as an id."""
+        """Return the ids of all versions of NAME, or of NAME@VERSION. Returns an unknown NAME itself, as an id."""
         name, at, version = id_or_name.partition("@")
         if at:
             record = self._version(tenant, name, version)
@@ -186,7 +186,7 @@ class Catalog:
         sources: Sequence[str] = (),
         request: str = "",
     ) -> CorpusLoad:
-        """Record durably a load: the files of `upload` and those at the addresses `sources` become a corpus version.
+        """Record a load durably. It turns the files of `upload`, and those at the addresses `sources`, into a version.
 
         request: digest of a request that creates the load from uploads. An equal request returns the same load.
         Raises AlreadyRunning while an earlier load of the corpus is open.
@@ -204,10 +204,7 @@ class Catalog:
             request_id=request_id() or "",
         )
         keys = [key(tenant, "load", load.id), *_load_keys(tenant, corpus), _request_key(tenant, request)]
-        prefix = key(tenant, "load", "")
-        args: list[str | int] = [
-            load.model_dump_json(), load.id, corpus, f"{tenant}/", _REQUEST_SECONDS, prefix,
-        ]  # fmt: skip
+        args = (load.model_dump_json(), load.id, corpus, f"{tenant}/", _REQUEST_SECONDS, key(tenant, "load", ""))
         answer = self._script["add_load"](keys=keys, args=args)
         _raise_if_open(corpus, answer)
         return load if answer[1] == load.id else self.load(tenant, answer[1])
@@ -244,7 +241,7 @@ class Catalog:
         return bool(self._script["lease"](keys=[key(tenant, "load-lease", load_id)], args=[owner, seconds]))
 
     def cancel_load(self, tenant: str, load_id: str) -> CorpusLoad:
-        """Set a load to `cancelling`. The loader with its lease then deletes what the load wrote. May be repeated.
+        """Set a load to `cancelling`. The loader with its lease then deletes the files of the load. May be repeated.
 
         Raises NotFound, or Conflict if the load has ended.
         """
@@ -258,27 +255,25 @@ class Catalog:
                     "you do not need, delete this version."
                 )
             cancelling = load.model_copy(update={"state": LoadState.CANCELLING})
-            if self._script["swap_load"](
-                keys=[key(tenant, "load", load_id)], args=[body, cancelling.model_dump_json()]
-            ):
+            keys = [key(tenant, "load", load_id)]
+            if self._script["swap_load"](keys=keys, args=[body, cancelling.model_dump_json()]):
                 return cancelling
 
     def save_load(
         self, load: CorpusLoad, owner: str, version: CorpusVersion | None = None, *, delete_version: str = ""
     ) -> None:
-        """Save the progress of a load. In the same step, save its version or delete the version `delete_version`.
+        """Save the progress of a load. In the same step, save `version` or delete the version `delete_version`.
 
-        Raises StaleAttempt if `owner` does not hold the lease. Also raises it if the stored load is `cancelling` and
-        `load` is not `cancelled`.
+        Raises StaleAttempt if `owner` does not hold the lease, or if the stored load is `cancelling` and `load` is not
+        `cancelled`.
         """
-        member = f"{load.tenant}/{load.id}"
         parts = (("load-lease", load.id), ("load", load.id), ("corpus", load.corpus))
         args = [
             owner,
             load.model_dump_json(),
             version.version if version else delete_version,
             version.model_dump_json() if version else "",
-            "" if load.state in OPEN else member,
+            "" if load.state in OPEN else f"{load.tenant}/{load.id}",
             load.state,
         ]
         answer = self._script["save_load"](keys=[*(key(load.tenant, *part) for part in parts), _OPEN_LOADS], args=args)
@@ -355,8 +350,6 @@ def _load_keys(tenant: str, corpus: str) -> list[str]:
 
 
 def _raise_if_open(corpus: str, answer: list[str]) -> None:
-    match answer:
-        case ["open", load]:
-            raise AlreadyRunning(
-                f"Load {load} of corpus '{corpus}' has not ended. Wait until it ends, then try again.", load=load
-            )
+    if answer[0] == "open":
+        message = f"Load {answer[1]} of corpus '{corpus}' has not ended. Wait until it ends, then try again."
+        raise AlreadyRunning(message, load=answer[1])

@@ -1,4 +1,4 @@
-"""Records of what tenants have uploaded: datasets, corpora with their versions, and loads of corpora."""
+"""Records of the uploads of tenants: datasets, corpora with their versions, and loads of corpora."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Older entries of a job's streams, in the storage. Redis has only the entries since the last move."""
+"""Older entries of the streams of jobs, in the storage. Redis has only the entries since the last move."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Row = tuple[str, dict[str, str]]  # id and fields of an entry, as XRANGE returns
 
 
 class Moved(BaseModel):
-    """What was moved to the storage. last: stream → id of its last moved entry."""
+    """The entries of a job that moved to the storage. last: stream → id of its last moved entry."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -48,14 +48,14 @@ class Moved(BaseModel):
 
 @dataclass(frozen=True)
 class History:
-    """The files of moved entries: one artifact for each job. Each move replaces this artifact."""
+    """The files of moved entries: one artifact for each job. Each move writes a new artifact."""
 
     artifacts: ArtifactStore
 
     def read(self, moved: Moved, stream: str, after: str = "0") -> list[Row]:
         """Return the moved entries of a stream after an id.
 
-        Raises NotFound if the file is lost or a later move has replaced it, and CorruptArtifact if it is damaged.
+        Raises NotFound if the file is lost or replaced by a later move, and CorruptArtifact if the file is damaged.
         """
         if position(moved.last.get(stream, "0")) <= position(after):
             return []
@@ -72,10 +72,10 @@ class History:
     ) -> Moved:
         """Write the entries of `earlier`, followed by `rows` (stream → entries), as new files.
 
-        is_current: returns False if another process has replaced `earlier` and deleted its files. Then a missing file
-        raises NotFound. If a file of the current `earlier` is missing, its entries are omitted. Beyond 200,000 entries,
-        logs lose their oldest lines and metrics are thinned. Raises CorruptArtifact if files of `earlier` are damaged,
-        and the errors of ArtifactStore.
+        is_current: returns False if another process has replaced `earlier` and deleted its files. A missing file then
+        raises NotFound. If a file of the current `earlier` is missing, its entries are omitted. Of more than 200,000
+        entries, logs lose their oldest lines, and metrics are thinned. Raises CorruptArtifact if files of `earlier` are
+        damaged, and the errors of ArtifactStore.
         """
         folder = f"{folder_of(tenant, job)}/{uuid.uuid4().hex}"
         last = dict(earlier.last) if earlier else {}
@@ -92,9 +92,7 @@ class History:
             ref = self.artifacts.write(folder, source, artifact=job, stage="history")
         return Moved(ref=ref, last=last)
 
-    def _earlier_rows(
-        self, job: str, earlier: Moved | None, stream: str, is_current: Callable[[], bool] = lambda: True
-    ) -> list[Row]:
+    def _earlier_rows(self, job: str, earlier: Moved | None, stream: str, is_current: Callable[[], bool]) -> list[Row]:
         """Return the moved entries of a stream, or none if their files are lost, so that later entries can move."""
         try:
             return self.read(earlier, stream) if earlier else []
@@ -117,9 +115,9 @@ def values_of(point: Mapping[str, object]) -> Iterator[tuple[str, float]]:
 
 
 def _thinned(entries: Sequence[Row]) -> list[Row]:
-    """Return at most about half of `_MAX_ENTRIES` metric points: the extremes of each curve in equal ranges of steps.
+    """Return about half of `_MAX_ENTRIES` metric points: the extremes of each curve in equal ranges of steps.
 
-    Equal ranges of entries would thin the beginning most, because earlier calls have thinned it already.
+    Equal numbers of entries would thin the beginning most, because earlier calls have already thinned the beginning.
     """
     curves: dict[tuple[str, str], list[tuple[float, float, int]]] = {}
     for index, (_, fields) in enumerate(entries):
@@ -155,9 +153,9 @@ def _read(artifacts: ArtifactStore, ref: ManifestRef, stream: str) -> list[Row]:
         return _rows(path.read_bytes(), str(path))
 
 
-@lru_cache(maxsize=64)  # Each prediction reads the references of its job, also while the storage is unavailable.
+@lru_cache(maxsize=64)  # Each prediction reads the references of its job, even while the storage is unavailable.
 def _read_refs(artifacts: ArtifactStore, ref: ManifestRef) -> list[Row]:
-    # The sweeper reads the references of all jobs. Copies of the other files would fill the disk.
+    # The sweeper reads the references of all jobs. A local copy of each history would fill the disk.
     name = f"{REFS}.gz"
     with artifacts.errors(f"reading {ref.folder}/{name}"), artifacts.open(ref, name) as file:
         return _rows(file.read(), f"{ref.folder}/{name}")
@@ -179,13 +177,13 @@ def folder_of(tenant: str, job: str) -> str:
 
 
 def position(stream_id: str) -> tuple[int, int]:
-    """Return a stream id as two numbers, which sort as the ids do in Redis."""
+    """Return a stream id as two numbers, which sort like the ids in Redis."""
     milliseconds, _, number = stream_id.partition("-")
     return int(milliseconds), int(number or 0)
 
 
 def entry_of(tenant: str, artifact: str, ref: ManifestRef) -> str:
-    """Return the entry of a published artifact in Redis. It omits what the id of the artifact implies."""
+    """Return the entry of a published artifact in Redis. The entry omits what the id of the artifact implies."""
     parent, _, name = ref.folder.rpartition("/")
     if parent == f"{tenant}/artifacts/{artifact}":
         return f"{ref.digest} {name}"

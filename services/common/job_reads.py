@@ -49,7 +49,7 @@ _JSON_FIELDS = frozenset(
 _BEATS = TypeAdapter(dict[str, Beat])
 _FOLDER = re.compile(r'"folder": ?"([^"]+)"')  # in the JSON of a record
 _ARTIFACT = re.compile(r'"artifact": ?"([^"]+)"')  # in the JSON of a result
-OBSTACLE_SECONDS = 30  # how long a coordinator's report is in force
+OBSTACLE_SECONDS = 30  # A report of a coordinator expires after this time.
 _ALL = 1_000_000  # more than the entries of any stream
 _PAGE = 1000  # members of a set that one command reads
 _HEAD = 100  # members of a queue among which the metrics look for a job that can start
@@ -150,8 +150,8 @@ class JobReads:
     def artifacts_of(self, tenant: str, job_id: str) -> set[str]:
         """Return the ids of the artifacts that the job has published or inherited, or for which it wrote checkpoints.
 
-        A job inherits an artifact from a deleted job that shared it. The artifacts of the job's result are included,
-        also if the rest of the record is unreadable.
+        A job inherits an artifact from a deleted job that shared it. The result includes the artifacts of the job's
+        result, even if the rest of the record is unreadable.
         """
         names = ("result", "packed", "history")
         pipe = self._redis.pipeline(transaction=True)
@@ -191,7 +191,7 @@ class JobReads:
         return {row["artifact"]: moved_ref(row) for row in rows if "artifact" in row}
 
     def was_deleted(self, tenant: str, job_id: str) -> bool:
-        """Return whether this job was deleted in the last week. An unknown job may also be of another installation."""
+        """Return whether this job was deleted in the last week."""
         return bool(self._redis.exists(key(tenant, "deleted", job_id)))
 
     def state(self, tenant: str, job_id: str) -> State:
@@ -206,7 +206,7 @@ class JobReads:
         return _BEATS.validate_json(self._redis.hget(key(tenant, "job", job_id), "beats") or "{}")
 
     def must_stop(self, tenant: str, job_id: str) -> tuple[bool, bool]:
-        """Return whether a job is not running, and whether its workers must stop at a checkpoint. For frequent reads.
+        """Return whether a job does not run, and whether its workers must stop at a checkpoint. For frequent reads.
 
         Raises NotFound.
         """
@@ -229,8 +229,8 @@ class JobReads:
     ) -> tuple[list[JobRecord], bool]:
         """Return the jobs older than the job `after`, newest first, and whether there are more.
 
-        A job must match every filter, and use one of `datasets` (ids). labels: (key, value) pairs of the metadata.
-        search: a part of the name, or the start of the id with or without `job_`.
+        A job must match every filter. datasets: ids, of which the job uses at least one. labels: (key, value) pairs of
+        the metadata. search: a part of the name, or the start of the id with or without `job_`.
         """
         filters = [key(tenant, "state", state)] if state else []
         filters += [key(tenant, "kind", kind)] if kind else []
@@ -440,9 +440,8 @@ class JobReads:
     def named_folders(self, tenant: str) -> set[str]:
         """Return every storage folder that a record of the tenant names, and all parents of these folders.
 
-        They include the ids of ended jobs whose references cannot be read. Raises StorageUnavailable.
-
-        The record of an ended load does not count: nothing reads its upload.
+        The result includes the ids of ended jobs whose references cannot be read. It omits the folders of ended loads,
+        because nothing reads their uploads. Raises StorageUnavailable.
         """
         folders: set[str] = set()
         for name in self._redis.scan_iter(key(tenant, "*"), count=1000):
@@ -476,7 +475,7 @@ class JobReads:
 
 
 def _due(due_at: str | None) -> float:
-    """Return from when a job can start. As in claim.lua, a time that is damaged is over."""
+    """Return the time from which a job can start. As in claim.lua, a damaged time is in the past."""
     try:
         return float(due_at or 0)
     except ValueError:
@@ -495,7 +494,7 @@ def _record(fields: Mapping[str, str]) -> JobRecord:
 
 
 def _listed(tenant: str, job_id: str, fields: Mapping[str, str]) -> JobRecord:
-    """Return the record. For an unreadable record, return a stub with the error, so that lists show the other jobs."""
+    """Return the record. If it is unreadable, return a stub with the error, so that lists show the other jobs."""
     try:
         return _record(fields)
     except UnreadableRecord as error:
@@ -516,7 +515,7 @@ def _listed(tenant: str, job_id: str, fields: Mapping[str, str]) -> JobRecord:
 
 
 def _has_refs(history: str | None) -> bool:
-    """Return whether references of a job moved to the storage. history: the field of the record."""
+    """Return whether references of a job moved to the storage. history: this field of the job's record."""
     return f'"{REFS}"' in (history or "")
 
 

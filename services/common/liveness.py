@@ -13,8 +13,8 @@ from tlm_core.pulse import PULSE, Pulse
 FIRST_SECONDS = 600.0  # limit without a median interval: in the first steps, and in work that is not steady
 LEAST_SECONDS = 30.0
 INTERVALS = 10  # a steady process may pause this many times its median interval
-BUSY = 0.1  # share of a CPU that counts as progress in work that is not steady
-BUSY_SECONDS = 3600.0  # CPU time counts for this long after the last advance of the counter
+BUSY = 0.1  # In work that is not steady, the use of this share of a CPU counts as progress.
+BUSY_SECONDS = 3600.0  # The use of the CPU counts for this long after the last advance of the counter.
 
 
 @dataclass
@@ -29,13 +29,13 @@ class Liveness:
         self.restart()
 
     def restart(self) -> None:
-        """Forget the intervals between changes of the progress counter, and count seconds without progress from now."""
+        """Forget the intervals between changes of the progress counter. Count seconds without progress from now on."""
         self._phase, self._count, self._cpu = self.pulse.phase, self.pulse.count, self.cpu()
         self._advanced = self._counted = self._sampled = self.clock()
         self._intervals: deque[float] = deque(maxlen=100)
 
     def sample(self) -> tuple[float, float]:
-        """Return for how many seconds this process has made no progress, and the limit in seconds."""
+        """Return the seconds without progress of this process, and their limit."""
         if self.pulse.phase != self._phase:
             self.restart()
         now, count, cpu = self.clock(), self.pulse.count, self.cpu()

@@ -1,4 +1,4 @@
-"""What a process measures about itself, for Prometheus. docs/operations.md explains the alerts on these figures."""
+"""The metrics of a process for Prometheus. docs/operations.md explains the alerts on these metrics."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _LONG = (1, 3, 10, 30, 60, 300, 600, 1_800, 7_200, 36_000, 180_000)
 
 
 def start_at_zero(counter: Counter, values: Iterable[str]) -> None:
-    """Show a counter as 0 for each value of its label.
+    """Set a counter to 0 for each value of its label.
 
-    Prometheus sees no increase when a series appears with 1, so it would miss the first event of each value.
+    Prometheus sees no increase when a series begins with 1. Without the 0, it would miss the first event of each value.
     """
     for value in values:
         counter.labels(value)

@@ -72,7 +72,7 @@ def problem_of(error: e.TLMError) -> Problem:
 
 
 def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
-    """Return the HTTP response with `problem`."""
+    """Return the HTTP response that contains `problem`."""
     all_headers = dict(headers or {})
     if problem.status == 503:
         all_headers.setdefault("Retry-After", str(_RETRY_AFTER_SECONDS))
@@ -132,7 +132,7 @@ async def _on_http(request: Request, error: Exception) -> Response:
 
 
 async def _on_disconnect(_: Request, __: Exception) -> Response:
-    """Return a response that nobody reads, so that a closed connection does not count as an internal error."""
+    """Return a response that nobody reads. Without it, a closed connection would count as an internal error."""
     return problem_response(problem_body(400, "invalid_request", "The connection was closed before the body ended."))
 
 
@@ -151,7 +151,7 @@ def validation_problem(errors: Sequence[ErrorDetails], *within: str) -> Problem:
 
     within: the validated part of the request, such as "body".
     """
-    # Pydantic counts only the valid items of a list, so an invalid item can make the list seem too short.
+    # Pydantic counts only the valid items of a list. With invalid items, it can report that the list is too short.
     inner = {error["loc"][:-1] for error in errors}
     invalid = [error for error in errors if error["type"] != "too_short" or error["loc"] not in inner]
     entries = [_entry(error, within) for error in invalid[:_LISTED]]

@@ -8,9 +8,9 @@ from tlm_core.jobs.spec import Progress
 from tlm_core.training.params import TrainParams
 from tlm_core.training.stage import Place
 
-# Until this share of a node is done, its measured time left is too noisy: the first step includes the start-up.
+# Before this share of a node is done, its measured time left is too noisy: the first step includes the start-up.
 _MEASURED = 0.05
-_MOST_BY_TIME = 0.95  # limit of a share that is estimated from elapsed time, because the node has not ended
+_MOST_BY_TIME = 0.95  # limit of a share that is estimated from elapsed time
 
 
 def progress_of(
@@ -26,11 +26,11 @@ def progress_of(
 ) -> Progress:
     """Return the progress while `node` runs. eta_seconds: measured time until the end of the node.
 
-    elapsed: seconds since the node began. They determine the progress of a node that reports no steps.
+    elapsed: seconds since the start of the node. They determine the progress of a node that reports no steps.
     """
     nodes = situation.plan.nodes
     done = situation.done.keys() - {node.name}
-    # The nodes of all seeds that train now are about as far as this node. Other seeds wait for CPUs or for a GPU.
+    # The nodes of all seeds that train now have about the progress of this node. Other seeds wait for CPUs or a GPU.
     twins = [twin for twin in situation.plan.twins(node) if twin == node or _works(situation, twin.group)]
     side_by_side = len(twins)
     running = {twin.name for twin in twins} - done

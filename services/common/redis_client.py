@@ -1,7 +1,7 @@
 """Access to Redis: the connection, the names of the keys, and the translation of errors.
 
 Keys have the prefix `tlm`; the tenant T stands in braces:
-    tlm:{T}:job:ID        hash, the record            tlm:{T}:jobs        all job ids, sorted by id (that is: by time)
+    tlm:{T}:job:ID        hash, the record            tlm:{T}:jobs        all job ids, sorted by id, and so by time
     tlm:{T}:events:ID     stream, ids 1-0, 2-0, …     tlm:{T}:state:S     job ids in state S
     tlm:{T}:metrics:ID    stream                      tlm:{T}:artifacts   artifact id → its `entry_of`
     tlm:{T}:logs:ID       stream                      tlm:{T}:checkpoints:ARTIFACT   list of published checkpoints
@@ -75,7 +75,7 @@ def load_scripts(client: redis.Redis, folder: Path) -> dict[str, Script]:
 
 
 def check_disk(client: redis.Redis) -> None:
-    """Raise StoreFull if the disk of Redis is almost full. Call it before each new record: a full disk ends Redis.
+    """Raise StoreFull if the disk of Redis is almost full. Call this before each new record: a full disk ends Redis.
 
     Redis needs room for a second copy of its data when it rewrites the append-only file.
     """
@@ -99,7 +99,7 @@ def free_bytes(disk_free: str | None) -> int | None:
 def unreadable(name: str, error: ValidationError, remedy: str = "restore Redis from a backup") -> UnreadableRecord:
     """Return the error for a record that does not match its model.
 
-    The message suggests running the newest release. remedy: what it suggests if that does not help.
+    The message suggests to run the newest release. remedy: the second suggestion.
     """
     first = error.errors()[0]
     return UnreadableRecord(
@@ -149,7 +149,7 @@ class _Pipeline(redis.client.Pipeline):
 def _translated_errors() -> Iterator[None]:
     try:
         yield
-    except (redis_errors.NoScriptError, redis_errors.WatchError):  # redis-py then loads the script, or tries again
+    except (redis_errors.NoScriptError, redis_errors.WatchError):  # redis-py loads the script, or tries again.
         raise
     except redis_errors.RedisError as error:
         raise _translate(error) from error

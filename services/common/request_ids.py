@@ -1,7 +1,7 @@
 """The id of each request, in its response and its log lines, and the duration of the request as a metric.
 
-Each response with an error status causes a log line, which has the id of the request. Exception: probes repeat
-`/readyz` every few seconds. A response of `/readyz` with the status of the previous one causes no log line.
+Each response with an error status causes a log line with the id of the request. Exception: a response of `/readyz` with
+an unchanged status causes no log line, because probes repeat this request every few seconds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _VALID = re.compile(rb"[A-Za-z0-9._-]{1,100}")
 
 
 class RequestIds:
-    """ASGI middleware that identifies a request by the valid id in its header, or by a new id if there is none."""
+    """ASGI middleware that identifies a request by the id in its header, or by a new id without a valid header."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -41,7 +41,7 @@ class RequestIds:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                # Use the path of the route. The path of a request has ids, and a series for each would fill Prometheus.
+                # Label with the path of the route: request paths contain ids, and would fill Prometheus with series.
                 route = getattr(scope.get("route"), "path", "none")
                 method, status, seconds = scope["method"], message["status"], time.perf_counter() - began
                 REQUESTS.labels(method, route, status).observe(seconds)
