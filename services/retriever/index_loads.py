@@ -76,7 +76,7 @@ class IndexLoads:
             self._records.save_source(key, folder, language)
             self._begin(key, folder, language)
         elif load is not None:
-            # Only the response to the last step of a failed load was lost.
+            # The index of the failed load is complete: only the response to the last step was lost.
             load.update(state="ready", error=None)
 
     def get(self, key: CorpusKey) -> IndexLoad:
@@ -120,7 +120,8 @@ class IndexLoads:
 
     def drop(self, key: CorpusKey) -> None:
         """Stop the load of `key`. Delete its index and records. Raises IndexUnavailable if the load does not stop."""
-        load = self._loads.get(key)
+        with self._lock:  # `_begin` holds the lock until the load has its future.
+            load = self._loads.get(key)
         if (elsewhere := self._elsewhere(key)) and elsewhere.state == "loading":
             self._registry.stop(key.slug)
             raise IndexUnavailable(f"The load of {key} has not stopped yet. Try again.")

@@ -52,6 +52,9 @@ class Entry:
 class Registry:
     """The registry of a single retriever. It stores nothing, because the retriever holds its runs in memory."""
 
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # Without this lock, `save_active` could write the entry of an ended run again.
+
     def read(self, name: str) -> Entry | None:  # noqa: ARG002
         """Return the entry with this name, or None if there is none."""
         return None
@@ -76,8 +79,9 @@ class Registry:
     def save_active(self, runs: Iterable[tuple[str, Run]]) -> None:
         """Save the status of each active run (name, run). Stop a run that another retriever stopped or replaced."""
         for name, run in runs:
-            if run.is_active and not self.save(name, run):
-                run.stop.set()
+            with self._lock:
+                if run.is_active and not self.save(name, run):
+                    run.stop.set()
 
     def stop(self, name: str) -> None:
         """Mark a run as stopped. The retriever that holds the run reads the mark and stops the run."""
@@ -90,6 +94,7 @@ class SharedRegistry(Registry):
     """The registry in Redis. Each call may raise StoreUnavailable."""
 
     def __init__(self, client: redis.Redis) -> None:
+        super().__init__()
         self._redis: Any = client
         self._script = load_scripts(client, Path(__file__).parent / "lua")
 
@@ -112,7 +117,8 @@ class SharedRegistry(Registry):
             self._redis.hset(_key(name), "stop", 1)
 
     def forget(self, name: str, run: str) -> None:
-        self._script["save"](keys=[_key(name)], args=(run, "", "", 0))
+        with self._lock:
+            self._script["save"](keys=[_key(name)], args=(run, "", "", 0))
 
 
 def _key(name: str) -> str:

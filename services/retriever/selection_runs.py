@@ -169,6 +169,7 @@ class SelectionRuns:
         self._pool.shutdown(cancel_futures=True)
 
     def _remove(self, artifact: str, run: SelectingRun) -> None:
+        run.update(state="unknown")  # `_beat` no longer saves the run.
         with self._lock:
             if self._runs.get(artifact) is run:
                 del self._runs[artifact]
@@ -185,6 +186,7 @@ class SelectionRuns:
         except _Stopped:
             log.info("Selection %s in %s stopped", artifact, request.prefix)
             self._remove(artifact, run)
+            return
         except TLMError as error:
             log.warning("Selection %s failed: %s", artifact, error)
             if not error.retryable:
@@ -194,8 +196,7 @@ class SelectionRuns:
             # Otherwise the selection would stay in the state `running`.
             log.exception("Selection %s failed", artifact)
             run.fail(TLMError(f"The selection failed: {error!r}. See the log of the retriever."))
-        if not run.is_active:
-            self._registry.save(artifact, run)
+        self._registry.save(artifact, run)
 
     def _finish(self, artifact: str, run: SelectingRun, ref: ManifestRef) -> None:
         """Mark the run as ready. If it was stopped, raise _Stopped, and delete its files if no other run uses them."""

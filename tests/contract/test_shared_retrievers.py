@@ -13,10 +13,11 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from services.common.retriever_client import RetrieverClient
+from services.common.retriever_client import IndexLoad, RetrieverClient
 from services.retriever import selection_runs
 from services.retriever.app import assemble
 from services.retriever.index_loads import IndexLoads
+from services.retriever.registry import Run, SharedRegistry
 from tests.contract.retriever_harness import TOKEN, RetrieverHarness
 from tests.redis_server import RedisServer
 from tests.support import wait_for
@@ -120,6 +121,25 @@ def test_search_repeats_a_load_that_failed_elsewhere(pair: SimpleNamespace, monk
         pair.b.search(*pair.harness.key, "word3", 1)
     wait_for(lambda: pair.b.corpus(*pair.harness.key).state == "ready")
     assert pair.b.search(*pair.harness.key, "word3", 1)
+
+
+def test_entry_of_a_run_that_ends_during_a_save_is_deleted(redis_client: redis.Redis) -> None:
+    registry = SharedRegistry(redis_client)
+
+    class EndingRun(Run):
+        @property
+        def is_active(self) -> bool:
+            if ending.ident is None:
+                ending.start()
+            ending.join(0.5)
+            return True
+
+    run = EndingRun(status=IndexLoad(state="loading"))
+    ending = threading.Thread(target=lambda: registry.forget("docs", run.id))
+    registry.claim("docs", run)
+    registry.save_active([("docs", run)])
+    ending.join()
+    assert registry.read("docs") is None
 
 
 def test_load_runs_at_one_retriever_only(pair: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,6 +208,19 @@ def test_body_that_is_too_large_is_rejected(client: TestClient) -> None:
     assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
 
 
+def test_body_of_a_disconnected_client_reaches_no_route(client: TestClient) -> None:
+    parts = iter([{"type": "http.request", "body": b'{"a"', "more_body": True}, {"type": "http.disconnect"}])
+    scope = {"type": "http", "method": "POST", "path": "/body", "headers": [(b"content-type", b"application/json")]}
+
+    async def receive() -> Any:
+        return next(parts)
+
+    async def send(message: Any) -> None:
+        raise AssertionError(message)
+
+    asyncio.run(client.app(scope, receive, send))
+
+
 def test_unknown_paths_and_methods_return_problems(client: TestClient) -> None:
     for answer, status in ((client.get("/nothing"), 404), (client.put("/echo"), 405)):
         assert answer.status_code == answer.json()["status"] == status
