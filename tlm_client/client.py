@@ -398,7 +398,8 @@ class TLMClient(Connection):
         a job, or an alias. pairs: the second texts, if the task has text pairs. min_confidence: texts whose highest
         probability is lower get no label.
         """
-        body = http.predict_body(texts, pairs, min_confidence)
+        second = None if pairs is None else list(pairs)
+        body = http.present({"texts": list(texts), "pairs": second, "min_confidence": min_confidence})
         return self._post(wire.Predictions, "/v1/models/{}/predict", model, repeat=True, json=body)
 
     def predict_many(

@@ -15,9 +15,9 @@ from httpx_sse import EventSource
 from tenacity import RetryCallState, Retrying, stop_after_attempt
 
 from tlm_client import http
-from tlm_client.transfer import Download, FormFile, OnBytes, Stream, check_not_empty, local_errors, next_part
+from tlm_client.transfer import Download, FormFile, OnBytes, Stream, announcements, local_errors, next_part, total_size
 from tlm_core import wire
-from tlm_core.artifacts import FileEntry, sha256_file
+from tlm_core.artifacts import FileEntry
 from tlm_core.errors import CorruptArtifact, TLMError, Unavailable
 
 P = ParamSpec("P")
@@ -47,7 +47,15 @@ class Connection:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.url = url.rstrip("/")
-        self._http = httpx.Client(transport=transport, **http.connection_settings(self.url, token, timeout))
+        http.check_gateway(self.url, token)
+        self._http = httpx.Client(
+            transport=transport,
+            base_url=self.url,
+            headers=http.authorization(token),
+            timeout=httpx.Timeout(timeout, connect=5.0),
+            trust_env=not http.is_loopback(self.url),  # A proxy cannot reach the loopback interface of this machine.
+            limits=http.LIMITS,
+        )
         self._tries = tries
         self._sleep = sleep
         self._clock = clock
@@ -165,7 +173,7 @@ class Connection:
         in_parts_from: int,
     ) -> T:
         """Post `body` with files, in one form or in parts. files: split (None for a corpus) and path of each file."""
-        if sum(file.stat().st_size for _, file in files) >= in_parts_from:
+        if total_size(files) >= in_parts_from:
             return self._upload_in_parts(kind, f"{path}/from-uploads", body, files)
         form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in body.items()}
         parts = [(split or "files", (file.name, cast(IO[bytes], FormFile(file)), http.BYTES)) for split, file in files]
@@ -175,12 +183,11 @@ class Connection:
         self, kind: type[T], path: str, body: Mapping[str, object], files: Sequence[tuple[str | None, Path]]
     ) -> T:
         """Upload files in parts and post `body` with their ids. Deletes the uploads if the gateway rejects them."""
-        check_not_empty(files)
+        announced = announcements(files)
         uploads: list[wire.Upload] = []
         try:
-            for _, file in files:
-                facts = {"name": file.name, "size": file.stat().st_size, "sha256": sha256_file(file)}
-                uploads.append(self._post(wire.Upload, "/v1/uploads", json=facts))
+            for (_, file), announcement in zip(files, announced, strict=True):
+                uploads.append(self._post(wire.Upload, "/v1/uploads", json=announcement))
                 self._upload_parts(file, uploads[-1])
             ids = {split: upload.id for (split, _), upload in zip(files, uploads, strict=True)}
             body = {**body, "files": [upload.id for upload in uploads] if None in ids else ids}

@@ -1,4 +1,4 @@
-"""HTTP functions that both clients share: connection settings, retries, errors, requests, parsing of answers."""
+"""Functions that both clients share: retries, bodies and paths of requests, answers and errors."""
 
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ _MISSING = cast(str, object())  # stands for a text or a pair that does not exis
 _OTHER_FIELDS = 1_000  # bytes reserved for the fields of a prediction request that are not texts
 _SHORTEST_START = 4  # minimum number of characters after `job_`, so that a typing error does not select a job
 BYTES = "application/octet-stream"
+# With a maximum, open event streams would block all other requests.
+LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
 _backoff = wait_random_exponential(multiplier=0.5, min=0.25, max=8)
 # Retry only Unavailable: an outage may end within seconds. Other errors, such as NotReady, may last for hours.
 is_retryable = retry_if_exception_type(Unavailable)
@@ -60,18 +62,8 @@ _REMEDY_BY_STATUS: Mapping[int, str] = {
 }
 
 
-class ConnectionSettings(TypedDict):
-    """Arguments of httpx's clients."""
-
-    base_url: str
-    headers: dict[str, str]
-    timeout: httpx.Timeout
-    trust_env: bool
-    limits: httpx.Limits
-
-
 class RequestOptions(TypedDict, total=False):
-    """Arguments of a request of httpx's clients."""
+    """Options of a request with httpx."""
 
     json: object
     data: Mapping[str, str]
@@ -80,21 +72,6 @@ class RequestOptions(TypedDict, total=False):
     params: Mapping[str, Param]
     headers: Mapping[str, str]
     timeout: httpx.Timeout
-
-
-def connection_settings(url: str, token: str, timeout: float) -> ConnectionSettings:
-    """Return the arguments of an httpx client. timeout: seconds. Raises InvalidRequest for an invalid URL or token."""
-    check_gateway(url, token)
-    return {
-        "base_url": url,
-        # An empty header is invalid. Without the header, the gateway answers that the token is missing.
-        "headers": {"Authorization": f"Bearer {token}"} if token else {},
-        "timeout": httpx.Timeout(timeout, connect=5.0),
-        # A proxy from the environment cannot reach the loopback interface of this machine.
-        "trust_env": not _is_loopback(url),
-        # With a maximum, open event streams would block all other requests.
-        "limits": httpx.Limits(max_connections=None, max_keepalive_connections=20),
-    }
 
 
 def check_gateway(url: str, token: str) -> None:
@@ -113,7 +90,13 @@ def check_gateway(url: str, token: str) -> None:
         )
 
 
-def _is_loopback(url: str) -> bool:
+def authorization(token: str) -> dict[str, str]:
+    """Return the headers with the token. Without a token there are none, because an empty token is invalid."""
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def is_loopback(url: str) -> bool:
+    """Return whether the host of `url` is this machine."""
     host = httpx.URL(url).host
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -153,12 +136,6 @@ def job_body(spec: JobSpec) -> JsonObject:
     explicit = spec.model_dump(mode="json", include=spec.model_fields_set & set(FROM_JOB))
     body = spec.model_dump(mode="json", exclude_defaults=True) | explicit
     return {name: value for name, value in body.items() if name != "options" or value}
-
-
-def predict_body(texts: Sequence[str], pairs: Sequence[str] | None, min_confidence: float | None) -> JsonObject:
-    """Return the body of a prediction request."""
-    second = None if pairs is None else list(pairs)
-    return {"texts": list(texts), **present({"pairs": second, "min_confidence": min_confidence})}
 
 
 def is_ready(load: CorpusLoad) -> bool:

@@ -48,7 +48,7 @@ def predict_file(
     Raises InvalidRequest for a missing file, a target that is not a file, an invalid row or a missing column, and what
     TLMClient.predict raises.
     """
-    check_source(source)
+    check_is_file(source)  # A pipe cannot be read twice.
     # A symbolic link remains a link. `Path.resolve` raises RuntimeError for a link to itself.
     target = Path(os.path.realpath(target))
     if target.exists():
@@ -84,13 +84,6 @@ def predict_file(
     if blank:
         notify(f"{counted(blank, 'blank text')} without a prediction")
     return count
-
-
-def check_source(source: Path) -> None:
-    """Raise InvalidRequest unless `source` is a file. A pipe is refused, because it cannot be read twice."""
-    if not source.exists():
-        raise InvalidRequest(f"The file {source} does not exist. Check the path.")
-    check_is_file(source)
 
 
 def _open(table: TableFile) -> tuple[Sequence[str], Iterator[Record]]:

@@ -186,8 +186,18 @@ def _relative(name: str) -> PurePosixPath:
     return path
 
 
-def check_not_empty(files: Sequence[tuple[str | None, Path]]) -> None:
-    """Raise InvalidDataset with one fault for each empty file. files: split (None for a corpus) and path."""
+def total_size(files: Sequence[tuple[str | None, Path]]) -> int:
+    """Return the bytes of all files. Raises InvalidRequest for a path that is not a file."""
+    for _, file in files:
+        check_is_file(file)
+    return sum(file.stat().st_size for _, file in files)
+
+
+def announcements(files: Sequence[tuple[str | None, Path]]) -> list[JsonObject]:
+    """Return the name, size and SHA-256 of files. files: split (None for a corpus) and path of each file.
+
+    Raises InvalidDataset with one fault for each empty file.
+    """
     faults = [
         Fault("empty_file", f"File {file.name} is empty. Fill it or remove it.", split)
         for split, file in files
@@ -195,24 +205,26 @@ def check_not_empty(files: Sequence[tuple[str | None, Path]]) -> None:
     ]
     if faults:
         raise InvalidDataset(faults[0].message, faults)
+    with local_errors("reading the files"):
+        return [{"name": file.name, "size": file.stat().st_size, "sha256": sha256_file(file)} for _, file in files]
 
 
 def check_is_file(path: Path) -> None:
-    """Raise InvalidRequest if `path` is a folder, a pipe or a device."""
+    """Raise InvalidRequest if `path` does not exist, or is a folder, a pipe or a device."""
+    if not path.exists():
+        raise InvalidRequest(f"The file {path} does not exist. Check the path.")
     if not path.is_file():
         raise InvalidRequest(f"{path} is a folder, a pipe or a device. Name a file.")
 
 
 class FormFile(io.IOBase):
-    """A file of a form. It is open only while httpx sends it, because a form can have thousands of files.
+    """A file of a form. The file is open only while httpx sends it, because a form can have thousands of files.
 
-    Raises InvalidRequest for a folder, a pipe or a device. httpx reads the size with `seek`. `read` raises
-    InvalidRequest if the size of the file has changed.
+    httpx reads the size with `seek`. `read` raises InvalidRequest if the size of the file has changed.
     """
 
     def __init__(self, path: Path) -> None:
         self._path, self._size = path, path.stat().st_size
-        check_is_file(path)
         self._blocks: Iterator[bytes] = iter(())
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:

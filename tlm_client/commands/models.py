@@ -71,13 +71,12 @@ def predict(
         return
     if pair:
         raise typer.BadParameter("--pair is for texts. Name the column of the second texts with --pair-column.")
-    from tlm_client.prediction_files import check_source, predict_file
-
-    check_source(file)
     if out is None:
         raise typer.BadParameter("--file needs --out, the file to write.")
     if out.exists() and not force:
         raise Conflict(f"'{out}' exists. Name a new file, or replace this one with --force.")
+    from tlm_client.prediction_files import predict_file
+
     with open_client() as client, Display(stderr_console()) as display:
         display.begin(f"classifying {file}")
         count = predict_file(

@@ -356,7 +356,7 @@ def test_jobs_and_models_describe_their_data_alike() -> None:
         (("recipe", "keys", "finetune.epochs"), "Values of the recipe fast at the scale tiny"),
         (("compare", *["job_1"] * 11), "Give two to ten jobs."),
         (("compare", "job_1", "job_1"), "'job_1' and 'job_1' mean the same job. Name each job once."),
-        (("predict", "job_1", "--file", "/nope.csv"), "The file /nope.csv does not exist."),
+        (("predict", "job_1", "--file", "/nope.csv", "--out", "o.csv"), "The file /nope.csv does not exist."),
         (("submit", "--kind", "prune"), """Name a dataset, or a job that succeeded: --options '{"job": "ID"}'."""),
         (("show", ""), "The job reference is empty. Give an id, a name, an alias or @latest."),
     ],

@@ -230,6 +230,14 @@ def test_pipe_or_folder_is_refused_before_the_upload(tmp_path: Path, create: Cal
         client.add_dataset("toy", {"train": tmp_path / "train.csv"})
 
 
+def test_missing_file_is_refused_before_the_upload(tmp_path: Path) -> None:
+    with (
+        client_of(lambda _: problem(500, "internal", "")) as client,
+        pytest.raises(e.InvalidRequest, match="not exist"),
+    ):
+        client.add_dataset("toy", {"train": tmp_path / "train.csv"})
+
+
 def test_corpus_may_have_more_files_than_a_process_may_open(tmp_path: Path) -> None:
     files = [tmp_path / f"{number}.txt" for number in range(200)]
     for file in files:
