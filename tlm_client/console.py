@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import json
-import os
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -56,8 +55,8 @@ class Session:
     profile: str | None = None
     url: str | None = None
     token: str | None = None
-    data_dir: Path = field(default_factory=lambda: default_data_dir(os.environ))
-    profiles: Path = field(default_factory=lambda: profiles_file(os.environ))
+    data_dir: Path = field(default_factory=default_data_dir)
+    profiles: Path = field(default_factory=profiles_file)
     as_json: bool = False
     transport: httpx.BaseTransport | None = None
 

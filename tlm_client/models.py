@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tlm_client.client import TLMClient
 from tlm_client.console import Session
+from tlm_client.stack.folder import user_folder
 from tlm_core.errors import MissingDependency, NotFound
 from tlm_core.serving import Model, load_model
 
@@ -49,11 +50,10 @@ def load_transformers(model: str, client: TLMClient | None = None) -> TextClassi
 
 def _download(model: str, client: TLMClient | None) -> tuple[Path, bool]:
     """Return the folder with the files of a model, and whether the model is final. Downloads only missing files."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tlm" / "models"
     with nullcontext(client) if client is not None else own_client() as used:
         job = used.job_id(model)
         final = used.model(job).final
-        folder = cache / (job if final else f"{job}-linear")
+        folder = user_folder("XDG_CACHE_HOME", ".cache") / "models" / (job if final else f"{job}-linear")
         used.download(job, folder)
     return folder, final
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tlm_client.stack.folder import write_private
+from tlm_client.stack.folder import user_folder, write_private
 from tlm_core.errors import InvalidRequest, NotFound
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
@@ -26,10 +26,9 @@ class Profile(BaseModel):
     token: str = ""
 
 
-def profiles_file(environment: Mapping[str, str]) -> Path:
+def profiles_file() -> Path:
     """Return $XDG_CONFIG_HOME/tlm/profiles.toml, by default ~/.config/tlm/profiles.toml."""
-    base = environment.get("XDG_CONFIG_HOME")
-    return (Path(base) if base else Path.home() / ".config") / "tlm" / "profiles.toml"
+    return user_folder("XDG_CONFIG_HOME", ".config") / "profiles.toml"
 
 
 def load_profiles(file: Path) -> dict[str, Profile]:

@@ -13,12 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
 
 from tests.support import wait_for
 from tlm_client.client import TLMClient
+from tlm_client.stack import parts
 from tlm_client.stack.control import run_stack
 from tlm_client.stack.folder import StackFolder
 from tlm_client.stack.parts import StackOptions, clear_ray
@@ -190,26 +192,23 @@ def test_ctrl_c_during_start_leaves_no_process(tmp_path: Path) -> None:
     assert not (tmp_path / "stack" / "ray").exists()
 
 
-def test_failing_ray_is_reported_with_its_log(tmp_path: Path) -> None:
+def test_failing_ray_is_reported_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "ray"
     broken.write_text("#!/bin/sh\necho no room in shared memory\nexit 1\n", encoding="utf-8")
     broken.chmod(0o755)
+    monkeypatch.setattr(parts, "ray_executable", lambda: str(broken))
     options = StackOptions(tmp_path / "stack", port=0)
     with pytest.raises(ClusterUnavailable, match="no room in shared memory"):
-        run_stack(
-            options, notify=lambda _: None, on_ready=lambda *_: None, stop=StopFlag(), ray_path=lambda: str(broken)
-        )
+        run_stack(options, notify=lambda _: None, on_ready=lambda *_: None, stop=StopFlag())
     assert processes_of(tmp_path / "stack") == []
     assert not StackFolder(tmp_path / "stack").running()
 
 
-def test_missing_redis_starts_nothing(tmp_path: Path) -> None:
-    def no_redis() -> str:
-        raise MissingDependency("no redis-server")
-
+def test_missing_redis_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "redis_executable", Mock(side_effect=MissingDependency("no redis-server")))
     options = StackOptions(tmp_path / "stack", port=0)
     with pytest.raises(MissingDependency):
-        run_stack(options, notify=lambda _: None, on_ready=lambda *_: None, stop=StopFlag(), redis_path=no_redis)
+        run_stack(options, notify=lambda _: None, on_ready=lambda *_: None, stop=StopFlag())
     assert processes_of(tmp_path / "stack") == []
     assert not StackFolder(tmp_path / "stack").running()
 

@@ -14,13 +14,12 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from tlm_client.stack.folder import StackFolder
-from tlm_client.stack.parts import StackOptions, check_ports, clear_ray, plan_stack, ray_executable, redis_executable
+from tlm_client.stack.parts import StackOptions, check_ports, clear_ray, plan_stack
 from tlm_client.stack.processes import FOLDER_MARK, RUN_MARK, cleaner, kill_processes
 from tlm_client.stack.supervisor import Notify, StopFlag, Supervisor
 from tlm_core.errors import TLMError, Unavailable, error_from_dict
@@ -35,14 +34,12 @@ def run_stack(
     notify: Notify,
     on_ready: Callable[[str, Path], None],
     stop: StopFlag,
-    redis_path: Callable[[], str] = redis_executable,
-    ray_path: Callable[[], str] = ray_executable,
 ) -> bool:
-    """Run the stack in this process until `stop` is set. Returns whether the stack became ready.
+    """Run the stack in this process until `stop` is set. Return whether the stack became ready.
 
-    on_ready: receives the URL and the token file when all parts are up. Call this function from the main thread,
-    within `stop.on_signals()`. Raises AlreadyRunning, MissingDependency, StorageFull or Unavailable. After an
-    error, no process that this call started remains.
+    Call this function from the main thread, within `stop.on_signals()`. on_ready: receives the URL and the token file
+    when all parts are up. Raises AlreadyRunning, MissingDependency, StorageFull or Unavailable. After an error, no
+    process that this call started remains.
     """
     folder = _created_folder(options)
     with folder.locked():
@@ -50,9 +47,8 @@ def run_stack(
         kill_processes({FOLDER_MARK: str(folder.root)}, grace_seconds=5.0)
         folder.rotate_logs()
         environment = {**os.environ, RUN_MARK: uuid.uuid4().hex}
-        plan = plan_stack(folder, options, environment, redis_path=redis_path, ray_path=ray_path)
-        now = datetime.now(UTC)
-        supervisor = Supervisor(folder, plan.parts, plan.url, notify=notify, pid=os.getpid(), started_at=now)
+        plan = plan_stack(folder, options, environment)
+        supervisor = Supervisor(folder, plan.parts, plan.url, notify=notify)
         try:
             with cleaner(environment[RUN_MARK]):
                 return supervisor.run(stop, lambda: on_ready(plan.url, folder.token_file))
@@ -95,7 +91,7 @@ class StackHandle:
             raise
 
     def stop(self) -> None:
-        """Stop the stack and wait until it has ended. A second call does nothing."""
+        """Stop the stack and wait for its end. A second call does nothing."""
         self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(_SHUTDOWN_SECONDS)
@@ -107,8 +103,8 @@ class StackHandle:
 def launch_stack(options: StackOptions, *, tied: bool = False) -> StackHandle:
     """Start a background supervisor and return at once. `StackHandle.wait` waits until the stack is up.
 
-    tied: stop the stack when this process ends; otherwise it runs until `stop_stack`. Raises AlreadyRunning if a port
-    is in use, StorageFull or StorageUnavailable.
+    tied: whether the stack stops when this process ends. Otherwise the stack runs until `stop_stack`. Raises
+    AlreadyRunning if a port is in use, StorageFull or StorageUnavailable.
     """
     folder = _created_folder(options)
     read_end, write_end = os.pipe()
@@ -127,7 +123,7 @@ def launch_stack(options: StackOptions, *, tied: bool = False) -> StackHandle:
 
 
 def _created_folder(options: StackOptions) -> StackFolder:
-    """Create the data folder. If it does not exist and a port is in use, raise AlreadyRunning and create nothing."""
+    """Create and return the data folder. Raises AlreadyRunning if the folder is new and a port is in use."""
     folder = StackFolder(options.data_dir)
     if not folder.root.exists():
         check_ports(options)
@@ -136,7 +132,7 @@ def _created_folder(options: StackOptions) -> StackFolder:
 
 
 def stop_stack(data_dir: Path) -> bool:
-    """Stop the stack of `data_dir` and wait until it has ended. Returns whether it was running.
+    """Stop the stack of `data_dir` and wait for its end. Return whether a stack was running.
 
     Raises Unavailable if the stack does not end in time.
     """
@@ -155,7 +151,7 @@ def stop_stack(data_dir: Path) -> bool:
 
 
 def _serve(pipe: int, options: StackOptions, tied_to: int | None) -> int:
-    """Run a background supervisor that sends JSON lines to a pipe. Returns the exit code."""
+    """Run the stack, and send its messages as JSON lines to a pipe. Return the exit code."""
     connected = True
 
     def send(message: dict[str, object]) -> None:

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -49,12 +49,14 @@ class StackState(BaseModel):
     parts: dict[str, PartState] = {}
 
 
-def default_data_dir(environment: Mapping[str, str]) -> Path:
+def user_folder(variable: str, default: str) -> Path:
+    """Return the folder `tlm` in the folder that an environment variable names, by default in ~/`default`."""
+    return Path(os.environ.get(variable) or Path.home() / default) / "tlm"
+
+
+def default_data_dir() -> Path:
     """Return $TLM_DATA_DIR, else $XDG_DATA_HOME/tlm, by default ~/.local/share/tlm."""
-    if data_dir := environment.get("TLM_DATA_DIR"):
-        return Path(data_dir)
-    base = environment.get("XDG_DATA_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "share") / "tlm"
+    return Path(os.environ.get("TLM_DATA_DIR") or user_folder("XDG_DATA_HOME", ".local/share"))
 
 
 class StackFolder:
@@ -69,13 +71,13 @@ class StackFolder:
         self.token_file = self.root / "secrets" / "api_token"
         self._state_file = self.root / "stack.json"
 
-    def create(self, *, free_bytes: int | None = None) -> None:
-        """Create the folders. Raises StorageFull if less than MIN_FREE_BYTES is free. Tests set free_bytes."""
+    def create(self) -> None:
+        """Create the folders. Raises StorageFull if less than MIN_FREE_BYTES is free."""
         with storage_errors(f"creating {self.root}"):
             for path in (self.root, self.redis, self.storage, self.scratch, self.logs, self.token_file.parent):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.token_file.parent.chmod(0o700)
-            free = shutil.disk_usage(self.root).free if free_bytes is None else free_bytes
+            free = shutil.disk_usage(self.root).free
         if free < MIN_FREE_BYTES:
             raise StorageFull(
                 f"Only {free / 1e6:,.0f} MB are free at {self.root}. The stack needs {MIN_FREE_BYTES / 1e6:,.0f} MB. "
@@ -136,7 +138,7 @@ class StackFolder:
             os.close(descriptor)
 
     def state(self) -> StackState | None:
-        """Return the last written state; None if it is missing or invalid."""
+        """Return the state that the supervisor wrote last; None if it is missing or invalid."""
         try:
             return StackState.model_validate_json(self._state_file.read_bytes())
         except (FileNotFoundError, ValidationError):

@@ -116,12 +116,10 @@ def ray_executable() -> str:
 
 
 def count_gpus(environment: Environment) -> int:
-    """Return the number of NVIDIA GPUs, limited by CUDA_VISIBLE_DEVICES in `environment`.
-
-    It uses `nvidia-smi` because importing torch takes seconds. The result is 0 if `nvidia-smi` is missing or fails.
-    """
+    """Return the number of NVIDIA GPUs, limited by CUDA_VISIBLE_DEVICES. Return 0 without a working `nvidia-smi`."""
     if shutil.which("nvidia-smi") is None:
         return 0
+    # Importing torch, which also counts GPUs, takes seconds.
     listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     count = sum(line.startswith("GPU ") for line in listing.stdout.splitlines()) if listing.returncode == 0 else 0
     visible = environment.get("CUDA_VISIBLE_DEVICES")
@@ -130,23 +128,16 @@ def count_gpus(environment: Environment) -> int:
     return min(count, sum(name.strip() not in ("", "-1", "NoDevFiles") for name in visible.split(",")))
 
 
-def plan_stack(
-    folder: StackFolder,
-    options: StackOptions,
-    environment: Environment,
-    *,
-    redis_path: Callable[[], str] = redis_executable,
-    ray_path: Callable[[], str] = ray_executable,
-) -> StackPlan:
+def plan_stack(folder: StackFolder, options: StackOptions, environment: Environment) -> StackPlan:
     """Choose ports and define the parts. Raises MissingDependency, and AlreadyRunning if a selected port is in use."""
-    redis_server, ray = redis_path(), ray_path()
+    redis_server, ray = redis_executable(), ray_executable()
     fixed = options.metrics_ports
     check_ports(options)
     redis_port, ray_port, client_port, retriever_port, free_port = free_ports(5)
     port, retriever_port = options.port or free_port, fixed.get("retriever", retriever_port)
     secrets = folder.secrets()
-    password, ray_token = secrets["redis_password"], secrets["ray_token"]
-    base = _base_environment(environment, folder, ray_token)
+    password = secrets["redis_password"]
+    base = _base_environment(environment, folder, secrets["ray_token"])
 
     def service(name: str, settings: dict[str, str]) -> dict[str, str]:
         shared = {
@@ -180,7 +171,7 @@ def plan_stack(
         gateway["PRECISION"] = "bf16"
     parts = (
         _redis(folder, redis_server, redis_port, base, password),
-        _ray(folder, ray, (ray_port, client_port), (options.cpus, gpus), trainer, ray_token),
+        _ray(folder, ray, trainer, port=ray_port, client_port=client_port, cpus=options.cpus, gpus=gpus),
         _http_part("retriever", retriever_port, service("retriever", index)),
         # These have no port, so they are healthy while they run.
         *(
@@ -204,7 +195,7 @@ def check_ports(options: StackOptions) -> None:
 
 
 def _base_environment(environment: Environment, folder: StackFolder, ray_token: str) -> dict[str, str]:
-    """Return the caller's environment without variables that select another Ray or gateway."""
+    """Return the environment of all parts: the caller's, without variables that select another Ray or gateway."""
     inherited = {k: v for k, v in environment.items() if not k.startswith("RAY_") and k not in ("TLM_URL", "TLM_TOKEN")}
     # The parts connect to each other on loopback, so a proxy must not be used there.
     no_proxy = ",".join(filter(None, (inherited.get("no_proxy") or inherited.get("NO_PROXY"), HOST, "localhost")))
@@ -257,15 +248,9 @@ def _redis(folder: StackFolder, server: str, port: int, base: Environment, passw
 
 
 def _ray(
-    folder: StackFolder,
-    ray: str,
-    ports: tuple[int, int],
-    resources: tuple[int, int],
-    environment: Environment,
-    token: str,
+    folder: StackFolder, ray: str, environment: Environment, *, port: int, client_port: int, cpus: int, gpus: int
 ) -> Part:
-    """Define Ray's head. ports: dashboard, client. resources: CPUs, GPUs. environment: the trainer's."""
-    (port, client_port), (cpus, gpus) = ports, resources
+    """Define Ray's head. ray: path of the command. environment: the trainer's. port: port of the Jobs API."""
     command = (
         ray, "start", "--head", "--block", "--disable-usage-stats", "--no-monitor", "--log-color", "false",
         "--node-ip-address", HOST, "--port", "0", "--min-worker-port", "0", "--max-worker-port", "0",
@@ -280,7 +265,7 @@ def _ray(
         "ray",
         command,
         {**ENVIRONMENT, **environment, **own},
-        healthy=lambda: http_answers(f"http://{HOST}:{port}/api/jobs/", token),
+        healthy=lambda: http_answers(f"http://{HOST}:{port}/api/jobs/", environment["RAY_AUTH_TOKEN"]),
         start_seconds=120.0,
         stop_seconds=20.0,
         death_signal=signal.SIGTERM,
@@ -290,9 +275,9 @@ def _ray(
 
 
 def ray_folder(folder: StackFolder) -> Path:
-    """Create an empty folder with a short path for Ray's sockets and logs.
+    """Create and return an empty folder with a short path for Ray's sockets and logs.
 
-    Ray makes it accessible to every user of the machine, so its parent is private.
+    Ray makes this folder accessible to every user of the machine, so its parent is private.
     """
     clear_ray(folder)
     home = folder.root / "ray"
@@ -306,7 +291,7 @@ def ray_folder(folder: StackFolder) -> Path:
 
 
 def clear_ray(folder: StackFolder) -> None:
-    """Remove Ray's folder of the last run; copy its logs to `logs/ray`."""
+    """Copy Ray's logs of the last run to `logs/ray`, and delete Ray's folder."""
     home = folder.root / "ray"
     logs = home / "r" / "session_latest" / "logs"
     if logs.is_dir():
@@ -322,13 +307,14 @@ def clear_ray(folder: StackFolder) -> None:
 
 
 def _report_disk(folder: StackFolder, port: int, password: str) -> None:
-    """Store the free space of Redis's disk in Redis. If it is low, services.common.redis_client refuses new jobs."""
-    with suppress(OSError):  # Without the figure, the service refuses no job.
+    """Store the free space of Redis's disk in Redis. If there is little space, the gateway refuses new jobs."""
+    with suppress(OSError):  # Without this figure, the gateway refuses no job.
         free = shutil.disk_usage(folder.root).free
         _redis_accepts(port, password, f"SET tlm:disk-free {free >> 10} EX 60")
 
 
 def _redis_accepts(port: int, password: str, command: str) -> bool:
+    """Return whether Redis executes a command."""
     # Importing the redis library would slow down every `tlm` command by half a second.
     try:
         with socket.create_connection((HOST, port), timeout=1.0) as connection, connection.makefile("rb") as responses:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Literal
@@ -32,7 +32,7 @@ Notify = Callable[[str], None]
 
 
 class StopFlag:
-    """A flag that SIGINT, SIGTERM, SIGHUP or the end of the parent process `tied_to` sets.
+    """A flag that a signal sets, or the end of the parent process. tied_to: id of this parent; None: no parent.
 
     The flag has no lock. A signal handler would wait forever for a lock that the interrupted code holds.
     """
@@ -50,7 +50,7 @@ class StopFlag:
 
     @contextmanager
     def on_signals(self) -> Iterator[StopFlag]:
-        """Let signals set only this flag, so that they interrupt no operation of the stack."""
+        """Let SIGINT, SIGTERM and SIGHUP only set this flag, so that they interrupt no operation of the stack."""
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         handlers = [signal.signal(number, self.set) for number in numbers]
         try:
@@ -104,21 +104,18 @@ class _Run:
 
 
 class Supervisor:
-    """Runs the parts until a flag is set. `notify` receives each line for the user."""
+    """Runs the parts until a flag is set. notify: receives each line for the user."""
 
-    def __init__(
-        self, folder: StackFolder, parts: Sequence[Part], url: str, *, notify: Notify, pid: int, started_at: datetime
-    ) -> None:
+    def __init__(self, folder: StackFolder, parts: Sequence[Part], url: str, *, notify: Notify) -> None:
         self._folder = folder
         self._runs = {part.name: _Run(part) for part in parts}
         self._notify = notify
-        self._state = StackState(state="starting", pid=pid, url=url, started_at=started_at)
+        self._state = StackState(state="starting", pid=os.getpid(), url=url, started_at=datetime.now(UTC))
 
     def run(self, stop: StopFlag, on_ready: Callable[[], None]) -> bool:
-        """Run all parts until `stop` is set, then stop them. Returns whether all parts were up at some time.
+        """Run all parts until `stop` is set, then stop them. Return whether all parts were up at the same time.
 
-        on_ready: called when all parts are up for the first time. Raises Unavailable if a part does not start or
-        crashes too often.
+        on_ready: called once, when all parts are up. Raises Unavailable if a part does not start or crashes too often.
         """
         was_ready = False
         try:
@@ -137,7 +134,7 @@ class Supervisor:
         return was_ready
 
     def _step(self, run: _Run) -> bool:
-        """Advance one part. Returns whether its state changed."""
+        """Start a part, check its health, or restart the part. Return whether its state changed."""
         part, now = run.part, time.monotonic()
         if run.process is None:
             if now < run.next_start or not all(self._runs[name].up for name in part.after):
@@ -183,7 +180,7 @@ class Supervisor:
         self._notify(f"{name} {reason}. Restart in {delay:.1f} s (log: {log})")
 
     def _stop_all(self) -> None:
-        """Stop the services, then Ray, then Redis, so that Redis persists everything. Leave no process."""
+        """Stop all parts in their stop order, and kill the processes that remain."""
         running = [run for run in self._runs.values() if run.process is not None]
         if running:
             self._write_state("stopping")

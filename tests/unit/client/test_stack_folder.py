@@ -10,7 +10,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -74,9 +74,10 @@ def test_killed_supervisor_leaves_no_lock(folder: StackFolder) -> None:
         pass
 
 
-def test_too_little_free_space_is_an_error(tmp_path: Path) -> None:
+def test_too_little_free_space_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000))
     with pytest.raises(StorageFull, match="--data-dir"):
-        StackFolder(tmp_path / "stack").create(free_bytes=1_000_000)
+        StackFolder(tmp_path / "stack").create()
 
 
 def test_unwritable_data_folder_is_storage_unavailable(tmp_path: Path) -> None:
@@ -94,10 +95,14 @@ def test_invalid_state_file_gives_none(folder: StackFolder) -> None:
     assert folder.state() is None
 
 
-def test_default_data_dir_follows_the_environment(tmp_path: Path) -> None:
-    assert default_data_dir({"TLM_DATA_DIR": "own", "XDG_DATA_HOME": str(tmp_path)}) == Path("own")
-    assert default_data_dir({"XDG_DATA_HOME": str(tmp_path)}) == tmp_path / "tlm"
-    assert default_data_dir({}) == Path.home() / ".local" / "share" / "tlm"
+def test_default_data_dir_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TLM_DATA_DIR", "own")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert default_data_dir() == Path("own")
+    monkeypatch.delenv("TLM_DATA_DIR")
+    assert default_data_dir() == tmp_path / "tlm"
+    monkeypatch.delenv("XDG_DATA_HOME")
+    assert default_data_dir() == Path.home() / ".local" / "share" / "tlm"
 
 
 def test_used_port_is_reported_with_a_hint(folder: StackFolder) -> None:

@@ -9,7 +9,6 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -45,14 +44,7 @@ class Stack:
         return Part(**{**values, **over})  # type: ignore[arg-type]
 
     def run(self, *parts: Part, when_ready: Callable[[], None] | None = None) -> None:
-        supervisor = Supervisor(
-            self.folder,
-            parts,
-            "http://127.0.0.1:1",
-            notify=self.lines.append,
-            pid=os.getpid(),
-            started_at=datetime.now(UTC),
-        )
+        supervisor = Supervisor(self.folder, parts, "http://127.0.0.1:1", notify=self.lines.append)
         supervisor.run(self.stop, when_ready or self.stop.set)
 
     def pid(self, name: str) -> int:
