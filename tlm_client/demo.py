@@ -20,14 +20,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from rich.console import Console
 
 from tlm_client.client import TLMClient
 from tlm_client.console import print_items, shorten, table
+from tlm_client.demo_data import DEMO, Documentation, Splits, write_corpus_of, write_task
 from tlm_client.display import Display, duration
 from tlm_client.sources import corpus_files, dataset_files
 from tlm_client.stack.control import StackHandle, launch_stack
@@ -51,13 +51,12 @@ from tlm_core.evaluation.summary import (
 from tlm_core.jobs.spec import JobSpec
 from tlm_core.jobs.states import State
 from tlm_core.tasks.metrics import METRICS
+from tlm_core.tasks.validate import load_task
 from tlm_core.wire import Job, JsonObject
 from tlm_core.wording import interval_in_words
 
-if TYPE_CHECKING:
-    from tlm_client.demo_data import Documentation, Splits
-
 FOLDER = Path("build/demo")
+DATA = FOLDER / "data"
 NAME = "demo"
 SEEDS = (0, 1, 2)
 SCORES = ("macro_f1", "accuracy")
@@ -94,13 +93,11 @@ class Sample(NamedTuple):
     label: str
 
 
-@dataclass(frozen=True)
-class Arm:
-    """A finished job of the comparison. seconds: wall-clock time from start to end."""
+class Arm(NamedTuple):
+    """A finished job of the comparison."""
 
     job: Job
     report: JsonObject
-    seconds: float
 
     def summary(self) -> dict[str, object]:
         """Return the arm's part of result.json."""
@@ -111,11 +108,11 @@ class Arm:
         ]
         facts = {key: self.report[key] for key in ("mean", "spread", "cost", "best_seed", "returned", "models")}
         recipe = self.job.resolved_recipe.model_dump(mode="json")
-        return {"job": self.job.id, "recipe": recipe, "seconds": self.seconds, **facts, "seeds": seeds}
+        return {"job": self.job.id, "recipe": recipe, "seconds": self.job.seconds, **facts, "seeds": seeds}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demo. Returns the exit code."""
+    """Run the demo. Return the exit code."""
     parser = argparse.ArgumentParser(prog="tlm_client.demo", description=__doc__)
     parser.add_argument("--task", type=Path, help="your dataset: a file, or a folder with train, dev and test files")
     parser.add_argument("--corpus", type=Path, help="your corpus: a file or a folder")
@@ -133,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(own_task: Path | None, own_corpus: Path | None) -> None:
-    """Run all steps and print the comparison. The stack always stops."""
+    """Run all steps and print the comparison. The stack stops, also after an error."""
     start = time.monotonic()
     for path in (own_task, own_corpus):
         if path is not None and not path.exists():
@@ -142,8 +139,9 @@ def run(own_task: Path | None, own_corpus: Path | None) -> None:
     sys.stdout.flush()
     with Display(Console(highlight=False, soft_wrap=True), plain_seconds=PLAIN_SECONDS) as display:
         with _stack(display) as stack:
-            data = _Data(own_task, own_corpus, display)
-            task = data.task()
+            documentation = None if own_task and own_corpus else Documentation(display.update)
+            rows = _generate_task(documentation, display) if documentation else {}
+            task = dataset_files(own_task or DATA / "task", notify=display.line)
             stack.wait(display.line)
             with TLMClient(stack.url, stack.token) as client:
                 _add_task(client, task, display)
@@ -151,7 +149,9 @@ def run(own_task: Path | None, own_corpus: Path | None) -> None:
                 jobs = {"task only": client.submit(ARMS["task only"])}
                 with ThreadPoolExecutor(1) as pool:  # the job trains while this process writes the corpus
                     early = pool.submit(_answer_early, client, jobs["task only"], samples, display, start)
-                    _load(client, data.corpus(), display)
+                    if documentation:
+                        _generate_corpus(documentation, rows, display)
+                    _load(client, own_corpus or DATA / "corpus", display)
                     early.result()
                 jobs["TLM"] = client.submit(ARMS["TLM"])
                 later = {"task only": client.estimate(ARMS["TLM"]).seconds or 0.0, "TLM": 0.0}
@@ -200,42 +200,20 @@ def _stack(display: Display) -> Iterator[StackHandle]:
         stack.stop()
 
 
-@dataclass
-class _Data:
-    """The user's task and corpus, or generated data. `task` generates no corpus, so that a job can start early."""
+def _generate_task(documentation: Documentation, display: Display) -> Splits:
+    """Write the task and return its rows. The first job starts before the corpus exists."""
+    display.begin("generating data:")
+    splits = write_task(documentation, DATA, DEMO)
+    labels = len({row.label for row in splits["train"]})
+    counts = ", ".join(f"{split} {len(rows):,}" for split, rows in splits.items())
+    display.line(f"task: which of {labels} libraries does a text document? Rows: {counts}")
+    return splits
 
-    own_task: Path | None
-    own_corpus: Path | None
-    display: Display
-    folder: Path = FOLDER / "data"
-    documentation: Documentation | None = None
-    rows: Splits = field(default_factory=dict)
 
-    def task(self) -> dict[str, Path]:
-        """Return the files of the task by split."""
-        if self.own_task is None or self.own_corpus is None:
-            from tlm_client.demo_data import DEMO, Documentation, write_task
-
-            self.display.begin("generating data:")
-            self.documentation = Documentation(self._progress)
-            self.rows = write_task(self.documentation, self.folder, 0, DEMO)
-            labels = len({row.label for row in self.rows["train"]})
-            rows = ", ".join(f"{split} {len(of_split):,}" for split, of_split in self.rows.items())
-            self.display.line(f"task: which of {labels} libraries does a text document? Rows: {rows}")
-        return dataset_files(self.own_task or self.folder / "task", notify=self.display.line)
-
-    def corpus(self) -> Path:
-        """Return the file or folder of the corpus."""
-        if self.documentation is not None:
-            from tlm_client.demo_data import write_corpus_of
-
-            data = write_corpus_of(self.documentation, self.rows, self.folder)
-            self.documentation = None  # frees its memory
-            self.display.line(f"corpus: {data.corpus.count:,} passages of documentation on this machine")
-        return self.own_corpus or self.folder / "corpus"
-
-    def _progress(self, stage: str, done: int, total: int) -> None:
-        self.display.update(stage, done, total, "")
+def _generate_corpus(documentation: Documentation, splits: Splits, display: Display) -> None:
+    corpus = write_corpus_of(documentation, splits, DATA)
+    documentation.by_file.clear()  # frees memory for the training
+    display.line(f"corpus: {corpus.count:,} passages of documentation on this machine")
 
 
 def _add_task(client: TLMClient, task: dict[str, Path], display: Display) -> None:
@@ -252,10 +230,10 @@ def _load(client: TLMClient, corpus: Path, display: Display) -> None:
 
 
 def _samples(task: dict[str, Path]) -> list[Sample]:
-    """Return the longest test text of each of the first SAMPLES labels."""
-    from tlm_core.tasks.validate import load_task
-
+    """Return the longest test text of each of the first SAMPLES labels. Raises InvalidRequest for regression."""
     data = load_task({"train" if split == "file" else split: path for split, path in task.items()})[0]
+    if not data.type.has_classes:
+        raise InvalidRequest("The demo compares classifiers. Give a dataset with labels instead of regression targets.")
     texts, pairs, labels = data.texts("test"), data.text_pairs("test"), data.label_ids("test").tolist()
     lengths = [len(text) + len(pair) for text, pair in zip(texts, pairs or [""] * len(texts), strict=True)]
     of_label = {label: [row for row, other in enumerate(labels) if other == label] for label in sorted(set(labels))}
@@ -277,7 +255,7 @@ def _answer_early(client: TLMClient, job: Job, samples: Sequence[Sample], displa
 
 def _classify(client: TLMClient, job: Job, samples: Sequence[Sample]) -> list[JsonObject]:
     """Classify the samples with the best model that the job has."""
-    pairs = [sample.pair or "" for sample in samples] if any(sample.pair is not None for sample in samples) else None
+    pairs = [sample.pair for sample in samples if sample.pair is not None] or None
     predictions = client.predict(job.id, [sample.text for sample in samples], pairs).data
     return [
         {"text": sample.text, "label": answer.label, "probability": answer.probability, "true_label": sample.label}
@@ -286,14 +264,15 @@ def _classify(client: TLMClient, job: Job, samples: Sequence[Sample]) -> list[Js
 
 
 def _wait(client: TLMClient, job: Job, name: str, display: Display, later: float) -> Arm:
-    """Show a job until it ends. Raises its error if it fails. later: expected seconds of the jobs after this job."""
+    """Wait for a job and return its report. Raises the error of a failed job. later: expected seconds of later jobs."""
     display.begin(f"{name}:", later)
     job = _succeeded(client.wait(job.id, display.job_event), name)
     display.line(f"{name}: {job.id} succeeded after {duration(job.seconds)}")
-    return Arm(job, client.report(job.id), job.seconds)
+    return Arm(job, client.report(job.id))
 
 
 def _succeeded(job: Job, name: str) -> Job:
+    """Return the job. Raises the error of the job if it has not succeeded."""
     if job.state is not State.SUCCEEDED:
         remedy = f"Read the logs in {StackFolder(FOLDER / 'stack').logs}, and start the demo again."
         raise error_from_dict(job.error) if job.error else TLMError(f"The job '{name}' ended as {job.state}. {remedy}")
@@ -311,7 +290,7 @@ def _download(client: TLMClient, job: Job, display: Display) -> Path:
 
 def _result(arms: Mapping[str, Arm], own_task: Path | None, own_corpus: Path | None) -> dict[str, object]:
     generated = "generated from documentation on this machine"
-    data = None if own_task and own_corpus else json.loads((FOLDER / "data" / "demo.json").read_text(encoding="utf-8"))
+    data = None if own_task and own_corpus else json.loads((DATA / "demo.json").read_text(encoding="utf-8"))
     return {
         "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
         "task": str(own_task or generated),

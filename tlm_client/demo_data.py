@@ -78,52 +78,38 @@ class Row(NamedTuple):
     document: Document
 
 
-class DemoData(NamedTuple):
-    """The generated corpus, labels, and number of rows by split."""
-
-    corpus: CorpusInfo
-    labels: tuple[str, ...]
-    rows: dict[str, int]
-
-
-def generate_demo(folder: Path, size: TaskSize = DEMO, *, progress: Progress) -> DemoData:
-    """Write `folder/corpus/`, `folder/task/{train,validation,test}.jsonl` and `folder/demo.json`.
-
-    The same environment gives the same bytes. The corpus contains no text of the task. Each module gives rows to one
-    split only. No row shares half of its 8-grams with earlier rows. progress: receives stage, done and total.
-
-    Raises MissingDependency with too few installed libraries, StorageFull, StorageUnavailable.
-    """
-    documentation = Documentation(progress)
-    return write_corpus_of(documentation, write_task(documentation, folder, 0, size), folder)
+def generate_demo(folder: Path, size: TaskSize) -> None:
+    """Write a task and a corpus. Raises what `write_task` and `write_corpus_of` raise."""
+    documentation = Documentation(lambda *_: None)
+    write_corpus_of(documentation, write_task(documentation, folder, size), folder)
 
 
 @dataclass
 class Documentation:
-    """The documentation of the installed packages. It reads each file once, and only when needed."""
+    """The documentation of the installed packages. It reads each file once, and only when needed.
+
+    progress: receives stage, done and total.
+    """
 
     progress: Progress
     files: list[PackageFile] = field(default_factory=package_files)
     by_file: dict[PackageFile, list[Document]] = field(default_factory=dict)
 
-    def of(self, libraries: Collection[str]) -> list[Document]:
-        """Return the documents of some libraries, grouped by file."""
-        return self._read([file for file in self.files if file.top in libraries])
-
-    def all(self) -> list[Document]:
-        """Return all documents, grouped by file."""
-        return self._read(self.files)
-
-    def _read(self, files: Sequence[PackageFile]) -> list[Document]:
+    def read(self, libraries: Collection[str] | None = None) -> list[Document]:
+        """Return the documents of some libraries, by default of all packages, grouped by file."""
+        files = [file for file in self.files if libraries is None or file.top in libraries]
         missing = [file for file in files if file not in self.by_file]
         progress = partial(self.progress, "reading more documentation" if self.by_file else "reading documentation")
         self.by_file |= zip(missing, read_files(missing, progress=progress), strict=True)
         return [document for file in files for document in self.by_file[file]]
 
 
-def write_task(documentation: Documentation, folder: Path, seed: int, size: TaskSize) -> Splits:
-    """Write the task and return its rows by split. See `generate_demo`."""
-    splits = build_task(documentation.of(size.libraries), seed, size)
+def write_task(documentation: Documentation, folder: Path, size: TaskSize) -> Splits:
+    """Write `folder/task/{train,validation,test}.jsonl`, and return the rows by split.
+
+    The same environment gives the same bytes. Raises StorageFull, StorageUnavailable, and what `build_task` raises.
+    """
+    splits = build_task(documentation.read(size.libraries), 0, size)
     with storage_errors(f"writing {folder}"):
         (folder / "task").mkdir(parents=True, exist_ok=True)
         for name, split in splits.items():
@@ -132,9 +118,12 @@ def write_task(documentation: Documentation, folder: Path, seed: int, size: Task
     return splits
 
 
-def write_corpus_of(documentation: Documentation, splits: Splits, folder: Path) -> DemoData:
-    """Write `demo.json` and the corpus, which contains no text of the task. See `generate_demo`."""
-    documents = documentation.all()
+def write_corpus_of(documentation: Documentation, splits: Splits, folder: Path) -> CorpusInfo:
+    """Write `folder/corpus/` without texts of the task, and `folder/demo.json` with facts about task and corpus.
+
+    Raises StorageFull or StorageUnavailable.
+    """
+    documents = documentation.read()
     rows = [row for split in splits.values() for row in split]
     used = {id(row.document) for row in rows}
     remaining = [document for document in documents if id(document) not in used]
@@ -151,17 +140,16 @@ def write_corpus_of(documentation: Documentation, splits: Splits, folder: Path) 
                 yield passage
 
     info = write_corpus(passages_without_leaks(), folder / "corpus")
-    data = DemoData(info, tuple(sorted({row.label for row in rows})), {name: len(s) for name, s in splits.items()})
     facts = {
-        "labels": data.labels,
-        "rows": data.rows,
+        "labels": sorted({row.label for row in rows}),
+        "rows": {name: len(split) for name, split in splits.items()},
         "documents": len(documents),
         "passages_dropped_for_the_task": dropped,
         "corpus": info.model_dump(mode="json", exclude={"sources"}),
     }
     with storage_errors(f"writing {folder}"):
         (folder / "demo.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    return data
+    return info
 
 
 def _with_progress(documents: Sequence[Document], progress: Progress) -> Iterator[Document]:
@@ -180,7 +168,8 @@ def build_task(documents: Iterable[Document], seed: int, size: TaskSize) -> Spli
     """Return rows by split, with the same number of rows for each label.
 
     The labels are the first libraries of `size.libraries` with enough docstrings, at most `size.labels` of them.
-    Raises MissingDependency if fewer than `size.fewest` libraries have enough docstrings.
+    Each module gives rows to one split only. No row shares half of its 8-grams with earlier rows. Raises
+    MissingDependency if fewer than `size.fewest` libraries have enough docstrings.
     """
     modules: dict[str, dict[str, list[Document]]] = {name: defaultdict(list) for name in LIBRARIES}
     for document in documents:
@@ -205,9 +194,9 @@ def build_task(documents: Iterable[Document], seed: int, size: TaskSize) -> Spli
 def _rows_of(
     modules: Mapping[str, Sequence[Document]], sizes: Mapping[str, int], seen: Grams, rng: random.Random
 ) -> dict[str, list[Row]] | None:
-    """Return the rows of one label by split, each split from different modules; None if there are too few rows.
+    """Return the rows of one label by split, each split from different modules. Return None if there are too few rows.
 
-    seen: 8-grams of all earlier rows. The function adds those of the returned rows.
+    seen: 8-grams of all earlier rows. The function adds the 8-grams of the returned rows.
     """
     names = sorted(modules)
     rng.shuffle(names)

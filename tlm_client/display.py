@@ -82,8 +82,8 @@ class Display:
         """Print a permanent line, above the live line if there is one."""
         self._console.print(as_markup(text))
 
-    def update(self, stage: str, done: float, total: float, facts: str) -> None:
-        """Show the progress of `stage`; total 0 means unknown.
+    def update(self, stage: str, done: float, total: float, facts: str = "") -> None:
+        """Show the progress of a stage. total: 0 if unknown. facts: text at the end of the line.
 
         Plain output gets a line at the start and the end of each stage, and every `plain_seconds` if the line changes.
         """

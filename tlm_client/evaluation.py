@@ -26,64 +26,55 @@ from tlm_core.training.published import fetch
 from tlm_core.training.release import stock_form
 
 _LONGEST = 512
-Outputs = Callable[[Sequence[str], Sequence[str] | None], NDArray[np.float32]]  # texts, pairs → [texts, labels]
+# Texts, and None or their second texts → outputs (texts, labels). A regression model has one output.
+Outputs = Callable[[Sequence[str], Sequence[str] | None], NDArray[np.float32]]
 
 
-class Classifier:
-    """A stock sequence-classification model from a folder or `hub:ID`. It never runs code from the hub.
+def load_stock(source: str) -> tuple[list[str], Outputs]:
+    """Return the labels of a stock classifier, and the function that computes its outputs.
 
-    A model of the original TLM release is converted first. Raises NotFound, InvalidRequest, and Unavailable if the
-    hub does not answer.
+    source: a folder, or `hub:ID`. The function never runs code from the hub. It first converts a model of the original
+    TLM release. Raises NotFound, InvalidRequest, and Unavailable if the hub does not answer.
     """
+    disable_progress_bar()  # tlm has its own progress display
+    try:
+        with tempfile.TemporaryDirectory(prefix="tlm-release-") as folder:
+            name = str(stock_form(source, Path(folder)) or fetch(source, *TOKENIZER))
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            model = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(
+            f"Cannot load the model '{source}' ({error}). Use a folder of `tlm download`, or a stock classifier."
+        ) from error
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device).eval()
+    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", _LONGEST))
 
-    def __init__(self, source: str) -> None:
-        disable_progress_bar()  # tlm has its own progress display
-        try:
-            with tempfile.TemporaryDirectory(prefix="tlm-release-") as folder:
-                name = str(stock_form(source, Path(folder)) or fetch(source, *TOKENIZER))
-                self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-                self.model = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise InvalidRequest(
-                f"Cannot load the model '{source}' ({error}). Use a folder of `tlm download`, or a stock classifier."
-            ) from error
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model.to(self.device).eval()
-        self.labels: list[str] = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
-        self._longest = min(
-            self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", _LONGEST)
-        )
-
-    def outputs(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> torch.Tensor:
-        """Return logits (texts, labels), or values (texts, 1) of a regression model. Truncate texts as in training."""
-        encoded = self.tokenizer(
-            list(texts),
-            list(pairs) if pairs is not None else None,
-            truncation=True,
-            max_length=self._longest,
-            padding=True,
-            return_tensors="pt",
-        )
+    def outputs(texts: Sequence[str], pairs: Sequence[str] | None) -> NDArray[np.float32]:
+        inputs = (list(texts),) if pairs is None else (list(texts), list(pairs))
+        encoded = tokenizer(*inputs, truncation=True, max_length=longest, padding=True, return_tensors="pt")
         with torch.inference_mode():
-            return self.model(**encoded.to(self.device)).logits.float().cpu()
+            logits: torch.Tensor = model(**encoded.to(device)).logits
+        return logits.float().cpu().numpy()
+
+    return [model.config.id2label[label] for label in range(model.config.num_labels)], outputs
 
 
-def _loaded(source: str, task: Task) -> tuple[list[str], Outputs]:
+def _load(source: str, task: Task) -> tuple[list[str], Outputs]:
     """Return the labels of a model, and the function that computes its outputs.
 
-    source: a stock model, or a folder of `tlm download`. Raises InvalidRequest if only the model or only the task is
-    for text pairs. A stock model reads both.
+    source: a folder of `tlm download`, or a stock model, which reads single texts and text pairs. Raises InvalidRequest
+    if a downloaded model and the task differ in text pairs, and what `load_stock` raises.
     """
     folder = Path(source)
-    if (folder / MODEL).is_file():
-        returned = load_model(folder)
-        if returned.pair != task.pair:
-            inputs = ("single texts", "text pairs")
-            problem = f"The dataset has {inputs[task.pair]}, but the model reads {inputs[returned.pair]}."
-            raise InvalidRequest(f"{problem} Use a model that was trained on {inputs[task.pair]}.")
-        return list(returned.labels), returned.probabilities
-    classifier = Classifier(source)
-    return classifier.labels, lambda texts, pairs: classifier.outputs(texts, pairs).numpy()
+    if not (folder / MODEL).is_file():
+        return load_stock(source)
+    returned = load_model(folder)
+    if returned.pair != task.pair:
+        inputs = ("single texts", "text pairs")
+        problem = f"The dataset has {inputs[task.pair]}, but the model reads {inputs[returned.pair]}."
+        raise InvalidRequest(f"{problem} Use a model that was trained on {inputs[task.pair]}.")
+    return list(returned.labels), returned.probabilities
 
 
 def task_of(dataset: str, session: Session) -> Task:
@@ -122,13 +113,13 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Return the scores of a stock model or a returned model on one split, as `tlm_core.tasks.metrics.score` does.
 
-    on_progress: receives the numbers of finished rows and of all rows. The function matches the labels of model and
-    task by name. Raises InvalidRequest for an unknown split, if these labels differ, or if only the model or only the
-    task is for regression or for text pairs.
+    The function matches the labels of model and task by name. on_progress: receives the numbers of finished rows and of
+    all rows. Raises InvalidRequest for an unknown split, if the labels differ, or if only the model or only the task
+    is for regression or for text pairs.
     """
     if split not in SPLITS:
         raise InvalidRequest(f"Unknown split '{split}'. Valid splits: {', '.join(SPLITS)}.")
-    labels, outputs_of = _loaded(source, task)
+    labels, outputs_of = _load(source, task)
     if task.type.has_classes == (len(labels) == 1):
         other = "one number" if task.type.has_classes else "one of several labels"
         raise InvalidRequest(

@@ -27,7 +27,7 @@ _NONE: Row = {"prediction": None, "probability": None}
 
 def predict_file(
     client: TLMClient,
-    model: str,
+    job_id: str,
     source: Path,
     target: Path,
     *,
@@ -40,10 +40,11 @@ def predict_file(
     """Copy a file with additional columns `prediction` and `probability`, and return the number of rows.
 
     The copy is JSON Lines if the file has JSON, else CSV in UTF-8. `target` appears when the copy is complete. A blank
-    text gets an empty prediction. text_column, pair_column: by default, those of the model's dataset if the file has
-    them. Otherwise, the text column is the only column, or `text`. on_row: receives the number of rows so far.
-    notify: receives the inferred settings of the file, the columns that the copy replaces or leaves empty, and the
-    number of blank texts.
+    text gets an empty prediction.
+
+    text_column, pair_column: by default, the columns of the model's dataset if the file has them. Otherwise, the text
+    column is the only column, or `text`. on_row: receives the number of rows so far. notify: receives the inferred
+    settings of the file, the columns that the copy replaces or leaves empty, and the number of blank texts.
 
     Raises InvalidRequest for a missing file, a target that is not a file, an invalid row or a missing column, and what
     TLMClient.predict raises.
@@ -57,7 +58,7 @@ def predict_file(
         raise InvalidRequest(f"The folder {target.parent} does not exist. Create it, or write to another folder.")
     table = TableFile(source, Findings(str(source), stop_at=1, notify=notify))
     columns, records = _open(table)
-    known = _dataset_columns(client, model)
+    known = _dataset_columns(client, job_id)
     text = text_column or _default_text(known.get("text"), columns)
     pair_column = pair_column or (known.get("text_pair") if known.get("text_pair") in columns else None)
     _check_columns(table, columns, known, {"--text-column": text, "--pair-column": pair_column})
@@ -65,14 +66,14 @@ def predict_file(
     # An iterator that nothing reads would store the whole file in memory.
     rows, texts, *pairs = tee(_rows(table, records, needed), 1 + len(needed))
     predictions = client.predict_many(
-        model,
+        job_id,
         (str(row[text]) for row in texts if not _is_blank(row, text)),
         (str(row[pair_column] or "") for row in pairs[0] if not _is_blank(row, text)) if pair_column else None,
         min_confidence=min_confidence,
     )
     notify_once = cache(notify)
     count = blank = 0
-    with _written(target) as output:
+    with _opened(target) as output:
         write = _json_writer(output) if table.kind == "json" else _csv_writer(output, columns)
         for count, row in enumerate(rows, 1):
             for note in _lost_columns(row):
@@ -95,22 +96,19 @@ def _open(table: TableFile) -> tuple[Sequence[str], Iterator[Record]]:
     return opened.names or [key for _, row in first for key in row], chain(first, records)
 
 
-def _dataset_columns(client: TLMClient, model: str) -> Mapping[str, str | None]:
-    """Return the columns of the model's dataset: `text`, `text_pair` and `label`. Empty if the dataset is deleted."""
-    job = model
-    if "@" in model:  # an alias
-        job = next((finished.job for finished in client.models() if model in finished.aliases), model)
+def _dataset_columns(client: TLMClient, job_id: str) -> Mapping[str, str | None]:
+    """Return the columns `text`, `text_pair` and `label` of the job's dataset. Empty if the dataset is deleted."""
     try:
-        return client.dataset_report(client.job(job).dataset_id).get("columns") or {}
+        return client.dataset_report(client.job(job_id).dataset_id).get("columns") or {}
     except NotFound:
         return {}
 
 
 def _default_text(known: str | None, columns: Sequence[str]) -> str:
-    """Return the default text column. known: text column of the model's dataset. columns: columns of the file.
+    """Return `known` if the file has this column, else the only column, else `text`.
 
-    It is `known` if the file has this column, else the only column, else `text`. If the file has none of them,
-    return `known` or `text`, for the message of the error.
+    known: text column of the model's dataset. columns: columns of the file. If the file has none of these columns, the
+    error of `_check_columns` names the returned column.
     """
     if known in columns:
         return str(known)
@@ -133,7 +131,10 @@ def _check_columns(
 
 
 def _rows(table: TableFile, records: Iterator[Record], needed: Sequence[str]) -> Iterator[Row]:
-    """Yield the rows. Raises InvalidRequest for text that cannot be decoded, or a needed value that is not text."""
+    """Yield the rows. Raises InvalidRequest for text that cannot be decoded, or a needed value that is not text.
+
+    needed: columns that each yielded row has.
+    """
     for number, record in records:
         for name, value in record.items():
             if isinstance(value, str) and not value.isascii() and value != without_surrogates(value):
@@ -152,8 +153,8 @@ def _is_blank(row: Row, column: str) -> bool:
 
 
 @contextmanager
-def _written(target: Path) -> Iterator[IO[str]]:
-    """Open a file that appears as `target` when the block ends. An error deletes it."""
+def _opened(target: Path) -> Iterator[IO[str]]:
+    """Open a file that appears at `target` when the block ends. After an error, no file appears."""
     partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")  # Another program may write the same target.
     try:
         with local_errors(f"writing {target}"), open(partial, "x", encoding="utf-8", newline="") as output:
@@ -164,7 +165,7 @@ def _written(target: Path) -> Iterator[IO[str]]:
 
 
 def _lost_columns(row: Row) -> Iterator[str]:
-    """Yield a note for each column whose value the output does not contain."""
+    """Yield a note for each column whose value the copy does not contain."""
     for name, value in row.items():
         if name in _NONE:
             yield f"column '{name}' of the file is replaced in the output"

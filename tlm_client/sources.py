@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,7 +64,7 @@ def corpus_files(
         else:
             from tlm_core.corpus.packages import passages_from_packages
 
-            passages = passages_from_packages(progress=lambda done, total: display.update("reading", done, total, ""))
+            passages = passages_from_packages(progress=partial(display.update, "reading"))
         info = write_corpus(islice(passages, limit), Path(folder), language)
         display.line(f"{info.count:,} passages, {info.words:,} words, {info.duplicates_dropped:,} duplicates dropped")
         yield sorted(Path(folder).glob("passages-*.parquet"))

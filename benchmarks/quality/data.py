@@ -84,7 +84,7 @@ def _is_generated(name: str) -> bool:
 def _generated(name: str) -> Path:
     """Return the folder with `task` and `corpus` of a generated task: `libraries`, or a task of `few_labels`."""
     if name == LIBRARIES:
-        return write_once(FOLDER / name, lambda folder: generate_demo(folder, size=LARGE, progress=lambda *_: None))
+        return write_once(FOLDER / name, lambda folder: generate_demo(folder, LARGE))
     task, _, rows = name.removeprefix(_FEW).rpartition("-")
     return write_once(FOLDER / name, lambda folder: _write_few(shared_data() / "tasks" / task, int(rows), folder))
 

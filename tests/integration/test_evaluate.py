@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from tests.contract.job_results import make_linear
 from tlm_client.cli import app
 from tlm_client.console import Session
-from tlm_client.evaluation import Classifier, evaluate_model
+from tlm_client.evaluation import evaluate_model, load_stock
 from tlm_core.errors import InvalidRequest, NotFound
 from tlm_core.serving import load_model
 from tlm_core.tasks.metrics import score
@@ -70,9 +70,9 @@ def test_evaluate_scores_the_folder_of_a_download(data: Path, tmp_path: Path) ->
 def test_evaluate_scores_by_the_labels_of_the_model(model: Path, data: Path) -> None:
     task, _ = load_task(data)
     assert task.labels == ("neg", "pos")
-    classifier = Classifier(str(model))
-    best = classifier.outputs(task.texts("test")).argmax(-1).tolist()
-    answers = [task.labels.index(classifier.labels[number]) for number in best]
+    labels, outputs = load_stock(str(model))
+    best = outputs(task.texts("test"), None).argmax(-1).tolist()
+    answers = [task.labels.index(labels[number]) for number in best]
     expected = score(task.label_ids("test"), answers, 2, task.metric, in_train=task.in_train("test"))
     for batch in (3, 64):
         assert evaluate_model(str(model), task, batch=batch) == expected
@@ -136,7 +136,7 @@ def test_evaluate_scores_regression_by_correlation(model: Path, data: Path, tmp_
     regressor = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, ignore_mismatched_sizes=True)
     regressor.save_pretrained(folder)
     AutoTokenizer.from_pretrained(model).save_pretrained(folder)
-    predicted = Classifier(str(folder)).outputs(task.texts("test"))[:, 0].numpy()
+    predicted = load_stock(str(folder))[1](task.texts("test"), None)[:, 0]
     expected = score(task.targets("test"), predicted, 1, "spearman", in_train=task.in_train("test"))
     assert evaluate_model(str(folder), task)["value"] == pytest.approx(expected["value"])
     labeled, _ = load_task(data)

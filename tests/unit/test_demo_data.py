@@ -15,7 +15,6 @@ from tlm_client.demo_data import (
     DISTINCT,
     LARGE,
     LIBRARIES,
-    DemoData,
     Documentation,
     blank_names,
     build_task,
@@ -101,12 +100,12 @@ def test_ordinary_words_that_contain_a_name_remain(text: str) -> None:
     assert blank_names(text) == text
 
 
-def write_both(folder: Path) -> DemoData:
+def write_both(folder: Path) -> CorpusInfo:
     by_file: dict[PackageFile, list[Document]] = defaultdict(list)
     for document in documents(LIBRARIES):
         by_file[PackageFile("", document.file, 0)].append(document)
     documentation = Documentation(lambda *_: None, list(by_file), by_file)
-    return write_corpus_of(documentation, write_task(documentation, folder, 0, LARGE), folder)
+    return write_corpus_of(documentation, write_task(documentation, folder, LARGE), folder)
 
 
 def test_task_reads_only_the_files_of_its_libraries(tmp_path: Path) -> None:
@@ -116,16 +115,16 @@ def test_task_reads_only_the_files_of_its_libraries(tmp_path: Path) -> None:
         (tmp_path / name).write_text(f'"""About {name}."""', encoding="utf-8")
         files.append(PackageFile(str(tmp_path), name, 10))
     documentation = Documentation(lambda *_: None, files)
-    of_task = documentation.of(("torch", "scipy"))
+    of_task = documentation.read(("torch", "scipy"))
     assert [document.file for document in of_task] == ["scipy/a.py", "torch/c.py"]
     assert list(documentation.by_file) == [files[0], files[2]]
-    everything = documentation.all()
+    everything = documentation.read()
     assert [document.file for document in everything] == [file.name for file in files]
     assert everything[0] is of_task[0]
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DemoData]:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CorpusInfo]:
     folder = tmp_path_factory.mktemp("demo")
     return folder, write_both(folder)
 
@@ -137,38 +136,37 @@ def rows(folder: Path) -> dict[str, list[dict[str, str]]]:
     }
 
 
-def test_task_has_the_documented_shape(demo: tuple[Path, DemoData]) -> None:
-    folder, data = demo
-    splits = rows(folder)
+def test_task_has_the_documented_shape(demo: tuple[Path, CorpusInfo]) -> None:
+    folder, corpus = demo
+    splits, facts = rows(folder), json.loads((folder / "demo.json").read_text())
     assert (
-        data.rows
+        facts["rows"]
         == {split: len(part) for split, part in splits.items()}
         == {"train": 450, "validation": 300, "test": 1050}
     )
-    assert set(data.labels) == set(LIBRARIES[:15])
+    assert facts["labels"] == sorted(LIBRARIES[:15])
     for part, count in zip(splits.values(), (30, 20, 70), strict=True):
-        assert Counter(row["label"] for row in part) == dict.fromkeys(data.labels, count)
+        assert Counter(row["label"] for row in part) == dict.fromkeys(facts["labels"], count)
     assert all(20 <= word_count(row["text"]) <= 120 for part in splits.values() for row in part)
     assert len({row["text"] for part in splits.values() for row in part}) == 1800
-    facts = json.loads((folder / "demo.json").read_text())
-    assert facts["rows"] == data.rows and facts["corpus"]["version"] == data.corpus.version
+    assert facts["corpus"]["version"] == corpus.version
 
 
-def test_rows_do_not_name_their_library(demo: tuple[Path, DemoData]) -> None:
+def test_rows_do_not_name_their_library(demo: tuple[Path, CorpusInfo]) -> None:
     assert not [row for part in rows(demo[0]).values() for row in part if row["label"].lower() in row["text"].lower()]
 
 
-def test_corpus_contains_all_texts_except_the_task(demo: tuple[Path, DemoData]) -> None:
-    folder, data = demo
+def test_corpus_contains_all_texts_except_the_task(demo: tuple[Path, CorpusInfo]) -> None:
+    folder, corpus = demo
     texts = [(split, i, row["text"]) for split, part in rows(folder).items() for i, row in enumerate(part)]
     passages = passages_in(folder / "corpus")
     leaks = LeakFilter(texts)
     assert not [passage for passage in passages if leaks.leaks_of(passage.text)]
-    assert data.corpus == CorpusInfo.model_validate_json((folder / "corpus" / INFO).read_bytes())
+    assert corpus == CorpusInfo.model_validate_json((folder / "corpus" / INFO).read_bytes())
     facts = json.loads((folder / "demo.json").read_text())
     assert facts["passages_dropped_for_the_task"] > 0
     assert any("TORCH_x" in passage.text for passage in passages)
-    assert data.corpus.count > 20 * 60 * 5 - 1800
+    assert corpus.count > 20 * 60 * 5 - 1800
 
 
 def test_modules_belong_to_one_split_and_tests_to_none() -> None:
@@ -180,7 +178,7 @@ def test_modules_belong_to_one_split_and_tests_to_none() -> None:
     assert not [file for file in owners if "tests" in file]
 
 
-def test_same_seed_gives_the_same_rows(demo: tuple[Path, DemoData], tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_rows(demo: tuple[Path, CorpusInfo], tmp_path: Path) -> None:
     repeated = write_both(tmp_path / "a")
     assert repeated == demo[1]
     assert rows(tmp_path / "a") == rows(demo[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -166,10 +167,7 @@ def evaluate(
                 "fast learn from train and validation."
             )
         display.begin("evaluating")
-
-        def show_progress(done: int, total: int) -> None:
-            display.update(split, done, total, "")
-
+        show_progress = partial(display.update, split)
         scores = evaluate_model(model, task, split=split, batch=batch, on_progress=show_progress)
     clean = scores["deduplicated"]
     columns, shown = ["score", "all rows"], [scores]

@@ -49,7 +49,7 @@ def test_shared_task_selects_from_the_shared_corpus() -> None:
 
 
 def test_libraries_selects_from_its_own_corpus(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def generate(folder: Path, **_: object) -> None:
+    def generate(folder: Path, _: object) -> None:
         (folder / "corpus").mkdir(parents=True)
         text = json.dumps({"text": "documentation about things"})
         (folder / "corpus" / "c.jsonl").write_text(text, encoding="utf-8")

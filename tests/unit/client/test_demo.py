@@ -15,7 +15,7 @@ from tests.unit.client.gateway import job_view, report
 from tlm_client import demo
 from tlm_client.display import Display
 from tlm_client.stack.folder import StackFolder
-from tlm_core.errors import TLMError
+from tlm_core.errors import InvalidRequest, TLMError
 from tlm_core.training.recipe import resolve
 from tlm_core.wire import Job, JobEvent, Predictions
 
@@ -44,7 +44,7 @@ def arm(mean: float, returned: str = "encoder", **over: Any) -> demo.Arm:
             "combined": _scored(mean + 0.05),
         },
     }
-    return demo.Arm(Job.model_validate(job_view(state="succeeded")), {**content, **over}, 12.0)
+    return demo.Arm(Job.model_validate(job_view(state="succeeded")), {**content, **over})
 
 
 def _scored(mean: float) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def test_comparison_charges_linear_models_for_no_encoder(
     cost = {stage: {"flops": 2.5e13 if stage == "total" else 0.0, "seconds": of} for stage, of in stages.items()}
     tlm = arm(0.4, name.replace("-", "_"), cost=cost)
     models = {"self_trained": _scored(0.35), **tlm.report["models"]}
-    tlm = demo.Arm(tlm.job, {**tlm.report, "models": models}, tlm.seconds)
+    tlm = demo.Arm(tlm.job, {**tlm.report, "models": models})
     demo._print_comparison({"TLM": tlm, "task only": arm(0.5, cost=cost)})
     row = next(line for line in capsys.readouterr().out.splitlines() if f"{name} (returned)" in line)
     assert [cell.strip() for cell in row.split("│")[4:6]] == [seconds, "–"]
@@ -174,6 +174,14 @@ def test_samples_are_longest_test_texts_and_linear_model_answers_early(
         with pytest.raises(TLMError, match="No rows"):
             demo._answer_early(Client("validate"), job, samples, display, 0.0)  # type: ignore[arg-type]
     assert "1 of 3 labels are right" in capsys.readouterr().out
+
+
+def test_regression_task_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "train.jsonl"
+    rows = (json.dumps({"text": f"text {number}", "label": number / 7}) for number in range(60))
+    file.write_text("\n".join(rows), encoding="utf-8")
+    with pytest.raises(InvalidRequest, match="dataset with labels"):
+        demo._samples({"file": file})
 
 
 def test_result_contains_the_scores_of_each_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,6 @@ NOTES: list[str] = []
 def classified(
     path: Path,
     *,
-    model: str = "reviews",
     columns: Any = None,
     fails: bool = False,
     value: float | None = None,
@@ -50,20 +49,19 @@ def classified(
             if fails:
                 raise Unavailable("The gateway does not answer.")
 
-    def job(name: str) -> Any:
-        if columns is None or "@" in name:
+    def job(_: str) -> Any:
+        if columns is None:
             raise NotFound("No job.")
         return SimpleNamespace(dataset_id="ds_1")
 
     client: Any = SimpleNamespace(
         predict_many=predict_many,
         job=job,
-        models=lambda: [SimpleNamespace(job="job_1", aliases=["reviews@production"])],
         dataset_report=lambda _: {"columns": columns},
     )
     NOTES.clear()
     target = path.with_suffix(".out")
-    return predict_file(client, model, path, target, on_row=on_row, notify=NOTES.append, **options)
+    return predict_file(client, "job_1", path, target, on_row=on_row, notify=NOTES.append, **options)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -174,7 +172,7 @@ def test_text_column_is_that_of_the_dataset_else_the_only_column(tmp_path: Path)
     )
     columns = load_task({"train": train})[1]["columns"]
     assert columns == {"text": "Nachricht", "text_pair": None, "label": "Klasse"}
-    assert classified(path, columns=columns) == classified(path, columns=columns, model="reviews@production") == 1
+    assert classified(path, columns=columns) == 1
     with pytest.raises(InvalidRequest, match=r"no column 'text'.*Klasse. Delimiter: semicolon. Encoding: utf-8."):
         classified(path)
     path.write_text("body\nhello\n", encoding="utf-8")
