@@ -163,12 +163,6 @@ def _print_version(requested: bool) -> None:
         raise typer.Exit
 
 
-def _is_on_command_line(context: typer.Context, name: str) -> bool:
-    """Return whether an option comes from the command line, not from the environment."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
 @app.callback()
 def connect(
     context: typer.Context,
@@ -185,7 +179,8 @@ def connect(
     from tlm_client.console import begin_session
 
     session = begin_session(context)
-    typed = {name for name in ("profile", "url", "token") if _is_on_command_line(context, name)}
+    sources = {name: context.get_parameter_source(name) for name in ("profile", "url", "token")}
+    typed = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
     if {"profile", "url"} <= typed:
         raise typer.BadParameter("--profile and --url both select a gateway. Use only one of them.")
     if "url" in typed:

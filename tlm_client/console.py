@@ -6,7 +6,7 @@ import codecs
 import json
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -247,8 +247,9 @@ def print_error(error: TLMError, *, as_json: bool) -> None:
     print_line(f"error: {message_of(error)}", err=True)
     if request_id := error.facts.get("request_id"):
         print_line(f"  The log of the gateway contains this request with the id {request_id}.", err=True)
-    listed = (error.facts.get(name) for name in ("faults", "errors"))
-    lines = [_described(entry) for entries in listed if isinstance(entries, list) for entry in entries]
+    lists = (error.facts.get(name) for name in ("faults", "errors"))
+    entries = [entry for listed in lists if isinstance(listed, list) for entry in listed]
+    lines = (": ".join(str(entry[key]) for key in ("pointer", "message") if entry.get(key)) for entry in entries)
     more = [line for line in lines if line not in error.message]
     for line in more[:_MOST_DATA_ERRORS]:
         print_line(f"  {_in_own_words(line)}", err=True)
@@ -272,9 +273,3 @@ def _in_own_words(text: str) -> str:
         return _ARGUMENTS[pointer[1]] + (f" (number {int(pointer[2]) + 1})" if pointer[2] else "")
 
     return re.sub(rf"(?<!\S)/({'|'.join(_ARGUMENTS)})(?:/(\d+))?(?=: )", argument, text)
-
-
-def _described(data_error: Mapping[str, object]) -> str:
-    """Return the message of a data error, or `POINTER: MESSAGE` for an invalid field."""
-    pointer, message = data_error.get("pointer"), str(data_error.get("message", ""))
-    return f"{pointer}: {message}" if pointer else message

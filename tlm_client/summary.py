@@ -32,51 +32,40 @@ def format_verdict(verdict: Verdict) -> str:
     return f"{verdict.verdict}: {verdict.value:+.3f} ({interval_in_words(verdict.low, verdict.high)})"
 
 
-def total_cost(report: Report, quantity: str) -> float | None:
-    """Return the total `flops`, `tokens`, `seconds` or `gpu_seconds` of all stages and seeds; None if unknown."""
-    value = report["cost"].get("total", {}).get(quantity)
-    return None if value is None else float(value)
-
-
 def report_items(report: Report) -> list[Item]:
-    """Return the items of a report: the results, then the warnings and the cost.
+    """Return the results, the warnings and the cost of a report.
 
-    The results of the kind `train` are a table of the scores of all models, and sentences about the returned model.
+    The results of the kind `train` are a table with the scores of all models, and sentences about the returned model.
     The results of other kinds are a text.
     """
-    flops, tokens = (total_cost(report, quantity) for quantity in ("flops", "tokens"))
-    parts = (
-        []
-        if flops == tokens == 0
-        else [
-            "FLOPs unknown" if flops is None else f"{flops:.2e} FLOPs",
-            "tokens unknown" if tokens is None else f"{tokens:,.0f} tokens",
-        ]
-    )
-    time = training_time(report)
-    parts += [] if time in report.get("gain", {}).get("words", "") else [time]
-    rest = [
-        *(f"Warning: {message}" for message in report.get("warnings", ())),
-        *([f"Cost: {', '.join(parts)}"] if parts else []),
-    ]
+    warnings = [f"Warning: {message}" for message in report.get("warnings", ())]
     if "words" in report:
-        return [str(report["words"]), *few_rows(report), *rest]
-    seeds = len(averaged_seeds(report["seeds"]))
-    title = f"Test scores, {f'± spread over {seeds} seeds' if seeds != 1 else 'one seed'}"
-    return [_model_table(report, title), *sentences(report), *rest]
-
-
-def _model_table(report: Report, title: str) -> Item:
+        return [str(report["words"]), *few_rows(report), *warnings, *_cost(report)]
     scores = scores_shown(report["metric"])
     rows = [
         (model_title(row.name), *(format_score(row.mean.get(name), row.spread.get(name)) for name in scores), row.file)
         for row in model_rows(report)
     ]
-    return table(("model", *scores, "file"), rows, title=title)
+    seeds = len(averaged_seeds(report["seeds"]))
+    title = f"Test scores, {f'± spread over {seeds} seeds' if seeds != 1 else 'one seed'}"
+    return [table(("model", *scores, "file"), rows, title=title), *sentences(report), *warnings, *_cost(report)]
+
+
+def _cost(report: Report) -> list[str]:
+    """Return a line with the cost of all stages and seeds, or no line if other lines state the whole cost."""
+    total = report["cost"].get("total", {})
+    flops, tokens = total.get("flops"), total.get("tokens")
+    parts = []
+    if not flops == tokens == 0:
+        parts.append("FLOPs unknown" if flops is None else f"{flops:.2e} FLOPs")
+        parts.append("tokens unknown" if tokens is None else f"{tokens:,.0f} tokens")
+    if (time := training_time(report)) not in report.get("gain", {}).get("words", ""):
+        parts.append(time)
+    return [f"Cost: {', '.join(parts)}"] if parts else []
 
 
 def estimate_items(estimate: Estimate) -> list[Item]:
-    """Return a table of the stages, and lines with the totals and the sources of the figures."""
+    """Return a table of the stages, and lines with the totals of all stages and the sources of these figures."""
     rows = [
         (s.stage, _format_time(s.seconds), "cached" if s.basis == "cached" else _format_flops(s.flops), s.basis)
         for s in estimate.stages
@@ -87,7 +76,7 @@ def estimate_items(estimate: Estimate) -> list[Item]:
         passages = f"{estimate.passages:,} of at most {estimate.passages_at_most or 0:,}"
     return [
         table(("stage", "time", "FLOPs", "basis"), rows),
-        f"Time: {format_range(estimate)}",
+        f"Time: {_format_range(estimate)}",
         f"FLOPs: {_format_flops(estimate.flops)}",
         f"Passages: {passages}",
         *([] if estimate.gpu_hours == 0 else [f"GPU hours: {gpu_hours}"]),
@@ -97,8 +86,8 @@ def estimate_items(estimate: Estimate) -> list[Item]:
     ]
 
 
-def format_range(estimate: Estimate) -> str:
-    """Return the bounds of the expected time and their source, or a single time if both bounds look the same."""
+def _format_range(estimate: Estimate) -> str:
+    """Return the bounds of the expected time and their source, or a single time if both bounds look equal."""
     low, high = _format_time(estimate.seconds_at_least), _format_time(estimate.seconds_at_most)
     return _format_time(estimate.seconds) if low == high else f"{low} to {high}, {estimate.reasons['seconds']}"
 

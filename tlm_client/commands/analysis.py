@@ -67,7 +67,8 @@ def why(
     rows = []
     for passage in selection.data:
         sources = passage.provenance[: 3 if full else 1]
-        terms = words or _content_words(" ".join(query.texts for query in sources))
+        of_queries = _WORD.findall(" ".join(query.texts for query in sources))
+        terms = words or [word for word in of_queries if word.lower() not in STOP_WORDS]
         queries = "\n".join(f"row {q.train_row} ({q.label or '?'}) {q.texts}" for q in sources)
         cells = [passage.text, queries] if full else [shorten(passage.text, terms), shorten(queries)]
         rows.append((passage.rank, passage.source, *(_highlighted(cell, terms) for cell in cells)))
@@ -97,10 +98,6 @@ def suspects(
     columns = ("split", "row", "label", "suggested", "score", "text")
     labels = table(columns, rows, empty="No row has a more probable label.")
     print_result(ranking, labels, *([note] if rows else []))
-
-
-def _content_words(text: str) -> list[str]:
-    return [word for word in _WORD.findall(text) if word.lower() not in STOP_WORDS]
 
 
 def _highlighted(text: str, terms: Sequence[str]) -> Text:

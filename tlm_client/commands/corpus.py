@@ -27,13 +27,11 @@ from tlm_client.display import Display
 from tlm_client.sources import corpus_files
 from tlm_core.corpus.states import NearDuplicatesChoice
 from tlm_core.errors import InvalidRequest
-from tlm_core.wire import CorpusVersion
 
 group = command_group(__doc__)
 
 _FINAL_STATES = frozenset({"ready", "failed", "cancelled"})
 _SOURCES = "Files, folders, URLs (s3://…), or hub:OWNER/NAME[:config][:split] to stream."
-
 
 CorpusName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the corpus.")]
 
@@ -71,13 +69,14 @@ def add_corpus(
             ) as files:
                 display.line(f"uploading {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB")
                 load = client.add_corpus(name, files, language, near_duplicates=near_duplicates)
-        version = None
+        text = f"Corpus '{name}' is loading. See `tlm corpus show {name}`"
         if wait:
             load = client.wait_corpus(name, load.id, display.load)
+            text = f"Corpus '{name}' is ready: {load.total:,} passages, version {load.version}"
             version = next((v for v in client.corpus(name).versions if v.version == load.version), None)
-    text = f"Corpus '{name}' is loading. See `tlm corpus show {name}`"
-    if wait:
-        text = f"Corpus '{name}' is ready: {load.total:,} passages, version {load.version}{_format_dropped(version)}"
+            if version is not None and version.near_duplicates_dropped is not None:
+                seconds = version.near_duplicates_seconds or 0.0
+                text += f". Dropped {version.near_duplicates_dropped:,} near duplicates in {seconds:,.1f} s"
     print_result(load, text)
 
 
@@ -201,13 +200,6 @@ def _split_version(name: str) -> tuple[str, str | None]:
     if at and not version:
         raise InvalidRequest(f"'{name}' has no version after '@'. Add a version, or remove '@' for the whole corpus.")
     return corpus, version or None
-
-
-def _format_dropped(version: CorpusVersion | None) -> str:
-    if version is None or version.near_duplicates_dropped is None:
-        return ""
-    seconds = version.near_duplicates_seconds or 0.0
-    return f". Dropped {version.near_duplicates_dropped:,} near duplicates in {seconds:,.1f} s"
 
 
 def _error_message(error: Mapping[str, object] | None) -> str:

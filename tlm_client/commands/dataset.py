@@ -27,13 +27,13 @@ from tlm_client.console import (
 )
 from tlm_client.sources import dataset_files
 from tlm_core.errors import InvalidRequest
+from tlm_core.names import HUB
 from tlm_core.tasks.metrics import METRICS
 from tlm_core.wire import Dataset, JsonObject
 from tlm_core.wording import value_in_words
 
 group = command_group(__doc__)
 
-_HUB = "hub:"
 _MOST_WARNINGS = 20
 
 DatasetName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the dataset.")]
@@ -65,7 +65,7 @@ def add_dataset(
     }  # fmt: skip
     options = {key: value for key, value in fields.items() if value is not None}
     with open_client() as client:
-        if source.startswith(_HUB):
+        if source.startswith(HUB):
             path = None if selection is None else selection.as_posix()
             dataset = client.add_hub_dataset(name, source, options, selection=path)
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +24,6 @@ from tlm_client.console import (
     print_json,
     print_note,
     print_result,
-    resolve_job,
     session,
     stderr_console,
     table,
@@ -33,7 +31,6 @@ from tlm_client.console import (
 from tlm_client.display import Display, duration, progress_facts, time_left
 from tlm_core.errors import InvalidRequest, TLMError
 from tlm_core.jobs.states import State
-from tlm_core.names import ALIAS
 from tlm_core.wire import Job, JobEvent, JobSummary, JsonObject, LogLine
 from tlm_core.wording import data_in_words
 
@@ -62,16 +59,11 @@ def jobs(
     columns = ("id", "name", "state", "data", "recipe", "progress", "failures", "interruptions", "score", "submitted")
     rows = [_row(job) for job in listed]
     used = [index for index, name in enumerate(columns) if name == "id" or any(row[index] for row in rows)]
-    filtered = any((state, kind, dataset, label, search))
-    shown = table(
-        [columns[index] for index in used],
-        [[row[index] for index in used] for row in rows],
-        empty="No job matches. `tlm jobs` lists all."
-        if filtered
-        else "No jobs. `tlm submit --help` shows how to create one.",
-    )
-    notes = (f"{job.id}: {note}" for job in listed for note in _notes(job))
-    print_result(listed, shown, *notes)
+    empty = "No jobs. `tlm submit --help` shows how to create one."
+    if any((state, kind, dataset, label, search)):
+        empty = "No job matches. `tlm jobs` lists all."
+    shown = table([columns[index] for index in used], [[row[index] for index in used] for row in rows], empty=empty)
+    print_result(listed, shown, *(f"{job.id}: {note}" for job in listed for note in _notes(job)))
 
 
 def _row(job: JobSummary) -> tuple[object, ...]:
@@ -93,7 +85,7 @@ def _row(job: JobSummary) -> tuple[object, ...]:
 
 
 def _notes(job: JobSummary) -> list[str]:
-    """Return the lines of `_standing` and, unless an attempt runs, the error of the job."""
+    """Return the notes about a job in the list. A running job has no note about the error of its last attempt."""
     error = None if job.state is State.RUNNING else _error(job)
     return [*_standing(job), *([str(error["message"])] if error else [])]
 
@@ -112,11 +104,15 @@ def show(job_id: JobId) -> None:
     with open_client() as client:
         job = client.job(job_id)
         report = client.report(job_id) if job.state is State.SUCCEEDED else None
+    interruptions = f", interruptions: {job.interruptions}" if job.interruptions else ""
+    attempts = f"attempt {job.attempt}, failures: {job.failures}{interruptions}"
+    live = None if job.is_over else job.progress
+    age = duration((datetime.now(UTC) - job.created_at).total_seconds())
     items: list[Item] = [
-        f"{job.id}{f' ({job.name})' if job.name else ''}: {job.state}, {_attempts(job)}",
+        f"{job.id}{f' ({job.name})' if job.name else ''}: {job.state}, {attempts}",
         *_standing(job),
-        *_progress(job),
-        f"Submitted: {_age(job.created_at)}",
+        *([f"Progress: {live.share:.0%}  {live.node}  {progress_facts(live)}"] if live else []),
+        f"Submitted: {job.created_at.astimezone():%Y-%m-%d %H:%M:%S} ({age} ago)",
         f"Dataset: {job.dataset} ({job.dataset_id})",
         f"Corpus: {f'{job.corpus} (version {job.corpus_version[:8]})' if job.corpus_version else 'none'}",
         f"Recipe: {job.recipe}, scale: {job.scale}, seeds: {', '.join(map(str, job.seeds))}",
@@ -203,26 +199,8 @@ def resume(job_id: JobId) -> None:
         _print_state(client.resume(job_id))
 
 
-def _deletable_job(reference: str) -> str:
-    """Return the id of a job to delete. Raises InvalidRequest for an alias, which protects its job."""
-    if re.fullmatch(ALIAS, reference):
-        remedy = f"Delete the alias with `tlm alias {reference} --delete`, then delete the job by its ID."
-        raise InvalidRequest(f"'{reference}' is an alias. A job with an alias cannot be deleted. {remedy}")
-    return resolve_job(reference)
-
-
-def delete(
-    job_id: Annotated[
-        str,
-        typer.Argument(
-            metavar="ID",
-            help="ID or name of the job, a unique start of the ID, or @latest. Not an alias.",
-            callback=_deletable_job,
-        ),
-    ],
-    yes: Yes = False,
-) -> None:
-    """Delete a finished job, its log, and the models and checkpoints that no other job uses.
+def delete(job_id: JobId, yes: Yes = False) -> None:
+    """Delete a finished job, its log, and the models and checkpoints that no other job uses. Fails if it has an alias.
 
     tlm delete ID
     tlm delete ID --yes
@@ -234,7 +212,7 @@ def delete(
 
 
 def watch_job(client: TLMClient, job_id: str) -> None:
-    """Show the progress of a job until it ends. Raises typer.Exit if it does not succeed, or on Ctrl-C."""
+    """Show the progress of a job until it ends. Raises typer.Exit after Ctrl-C, or if the job does not succeed."""
     try:
         job = _wait(client, job_id)
     except KeyboardInterrupt as error:
@@ -276,7 +254,7 @@ def _wait(client: TLMClient, job_id: str) -> Job:
 
 @contextmanager
 def _standing_shown(job_id: str, display: Display) -> Iterator[None]:
-    """Read the job every 10 s during the block, and show its place in the queue or how long its workers are silent."""
+    """Read the job every 10 s during the block, and show why it waits or how long its workers have been silent."""
     over = threading.Event()
 
     def reread(client: TLMClient) -> None:
@@ -296,7 +274,7 @@ def _standing_shown(job_id: str, display: Display) -> Iterator[None]:
 
 
 def _loss_curve(client: TLMClient, job_id: str, node: str) -> tuple[str, tuple[float, ...]] | None:
-    """Return name and values of the loss of a node, or None. Ignores errors, because the curve is optional."""
+    """Return name and values of the loss of a node. Return None after an error, because the curve is optional."""
     try:
         series = client.series(job_id, points=24, node=node, names=("mlm", "loss", "task"))
     except TLMError:
@@ -314,7 +292,7 @@ def parse_labels(texts: list[str] | None) -> dict[str, str]:
 
 
 def split_pair(text: str, option: str) -> tuple[str, str]:
-    """Split a KEY=VALUE of the command's option `option`. Raises InvalidRequest if it has another form."""
+    """Split KEY=VALUE. option: the command's option that has this text. Raises InvalidRequest for another form."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise InvalidRequest(f"Invalid {option} '{text}'. Expected KEY=VALUE.")
@@ -325,27 +303,8 @@ def _print_state(job: Job) -> None:
     print_result(job, f"{job.id} is {job.state}")
 
 
-def _attempts(job: Job) -> str:
-    """Return the number of the attempt, and the numbers of failures and interruptions."""
-    counts = [f"failures: {job.failures}"]
-    counts += [f"interruptions: {job.interruptions}"] if job.interruptions else []
-    return ", ".join((f"attempt {job.attempt}", *counts))
-
-
-def _progress(job: JobSummary) -> list[str]:
-    """Return share, stage, step, rate and time left of an unfinished job."""
-    if job.is_over or job.progress is None:
-        return []
-    return [f"Progress: {job.progress.share:.0%}  {job.progress.node}  {progress_facts(job.progress)}"]
-
-
 def _standing(job: JobSummary) -> list[str]:
     """Return why the job does not run now, or how long its workers have been silent."""
     if job.waiting:
         return [f"Waiting: {job.waiting.reason}"]
     return [f"The workers last reported {duration(job.silent_seconds)} ago"] if job.silent_seconds is not None else []
-
-
-def _age(time: datetime) -> str:
-    passed = datetime.now(UTC) - time
-    return f"{time.astimezone():%Y-%m-%d %H:%M:%S} ({duration(passed.total_seconds())} ago)"

@@ -34,13 +34,14 @@ def list_keys(
         raise InvalidRecipe(
             "The scale 'instant' trains only the linear model, which has no recipe. Choose another scale."
         )
-    rows = [
-        (entry.key, json.dumps(entry.value), entry.meaning)
+    entries = [
+        entry
         for entry in recipe_keys(resolve(recipe, scale))
         if all(word in f"{entry.key} {entry.meaning}" for word in words or ())
     ]
-    value = [{"key": key, "value": json.loads(text), "meaning": meaning} for key, text, meaning in rows]
-    if not rows:
+    if not entries:
         raise NotFound(f"No recipe key or meaning contains {' and '.join(words or ())}. `tlm recipe keys` lists all.")
+    rows = [(entry.key, json.dumps(entry.value), entry.meaning) for entry in entries]
     title = f"Values of the recipe {recipe} at the scale {scale}"
+    value = [{"key": entry.key, "value": entry.value, "meaning": entry.meaning} for entry in entries]
     print_result(value, table(("key", "value", "meaning"), rows, title=title))

@@ -37,9 +37,7 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe; VALUE is JSON or text. Repeatable."),
 ]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Number of data-parallel workers.")]
-MaxWorkers = Annotated[int | None, typer.Option(help="Start as many workers as have room, up to this number.")]
 Options = Annotated[str | None, typer.Option("--options", metavar="JSON|FILE", help="Options of the job kind.")]
-Labels = Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Label of the job. Repeatable.")]
 Name = Annotated[str | None, typer.Option("--name", help="Your name for the job, for lists and searches.")]
 Kind = Annotated[str, typer.Option(help=f"Job kind: {_KINDS}")]
 MaxAttempts = Annotated[int | None, typer.Option(help="Number of failed attempts after which the job fails.")]
@@ -54,9 +52,9 @@ def submit(
     seed: Seeds = None,
     set_: Overrides = None,
     workers: Workers = 1,
-    max_workers: MaxWorkers = None,
+    max_workers: Annotated[int | None, typer.Option(help="Start as many workers as fit, up to this number.")] = None,
     name: Name = None,
-    label: Labels = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Label of the job. Repeatable.")] = None,
     priority: Annotated[int, typer.Option(min=-10, max=10, help="Higher priorities start first.")] = 0,
     max_attempts: MaxAttempts = None,
     max_runtime: MaxRuntime = None,
@@ -71,8 +69,8 @@ def submit(
     tlm submit --dataset reviews --scale instant --name first-try
     """
     spec = _build_spec(
-        set_, dataset=dataset, corpus=corpus, scale=scale, recipe=recipe, seeds=seed, workers=workers,
-        max_workers=max_workers, max_attempts=max_attempts, max_runtime_seconds=max_runtime, name=name,
+        dataset=dataset, corpus=corpus, scale=scale, recipe=recipe, seeds=seed, overrides=_parse_overrides(set_),
+        workers=workers, max_workers=max_workers, max_attempts=max_attempts, max_runtime_seconds=max_runtime, name=name,
         metadata=parse_labels(label), priority=priority, kind=kind, options=_kind_options(kind, options, dataset),
     )  # fmt: skip
     with open_client() as client:
@@ -101,8 +99,8 @@ def estimate(
     tlm estimate --kind prune --options '{"job": "@latest"}'
     """
     spec = _build_spec(
-        set_, dataset=dataset, corpus=corpus, scale=scale, recipe=recipe, seeds=seed, workers=workers, kind=kind,
-        options=_kind_options(kind, options, dataset),
+        dataset=dataset, corpus=corpus, scale=scale, recipe=recipe, seeds=seed, overrides=_parse_overrides(set_),
+        workers=workers, kind=kind, options=_kind_options(kind, options, dataset),
     )  # fmt: skip
     with open_client() as client:
         result = client.estimate(spec)
@@ -163,13 +161,11 @@ def _report_new_job(client: TLMClient, job: Job, origin: str, *, watch: bool) ->
     print_result(job, f"{job.id} is {job.state}{origin}. Follow it with `tlm watch {job.id}`")
 
 
-def _build_spec(overrides: list[str] | None, *, dataset: str | None, corpus: str | None, **fields: object) -> JobSpec:
-    """Build a spec that contains only the given fields, because the gateway or a source job sets the others.
+def _build_spec(**fields: object) -> JobSpec:
+    """Build a spec without the fields that are None or empty. The gateway or a source job sets these fields.
 
     Raises InvalidRequest.
     """
-    recipe_changes = _parse_overrides(overrides)
-    fields |= {"dataset": dataset, "corpus": corpus, "overrides": recipe_changes}
     try:
         return JobSpec.model_validate({name: value for name, value in fields.items() if value not in (None, {})})
     except ValidationError as error:
@@ -180,10 +176,7 @@ def _build_spec(overrides: list[str] | None, *, dataset: str | None, corpus: str
 
 
 def _kind_options(kind: str, text: str | None, dataset: str | None) -> dict[str, object]:
-    """Return the options of a job kind, or none if `text` is None.
-
-    Raises BadParameter if the command names neither a dataset nor a source job.
-    """
+    """Return the options of a job kind. text: --options. Raises BadParameter without a dataset and a source job."""
     options = {} if text is None else _parse_options(text, kind)
     if isinstance(source := options.get("job"), str):
         options["job"] = resolve_job(source)
@@ -195,9 +188,9 @@ def _kind_options(kind: str, text: str | None, dataset: str | None) -> dict[str,
 
 
 def _parse_options(text: str, kind: str) -> dict[str, object]:
-    """Parse the options of a job kind from a JSON object, or from a file that contains one. Raises InvalidRequest.
+    """Return the options of a job kind. The content of a file replaces an option that is the path of the file.
 
-    Options that are paths of files become the content of these files.
+    text: a JSON object, or the path of a file that contains one. Raises InvalidRequest.
     """
     try:
         content = text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8")

@@ -300,8 +300,6 @@ def test_job_deletion_needs_confirmation() -> None:
 
     unanswered = tlm(handler, "delete", "job_1")
     assert unanswered.exit_code == 1 and "stdin has ended. Answer y, or add --yes." in unanswered.stderr
-    alias = tlm(handler, "delete", "reviews@production", "--yes")
-    assert alias.exit_code == 5 and "`tlm alias reviews@production --delete`" in alias.stderr
     assert requests == []
     assert tlm(handler, "delete", "job_1", "--yes").exit_code == 0
     assert requests == ["DELETE"]
