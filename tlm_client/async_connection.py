@@ -1,4 +1,4 @@
-"""Requests of the asyncio client: retries, pages, event streams, uploads and downloads. See `make client`."""
+"""Requests of the asyncio client. `make client` generates the synchronous connection from this file."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class AsyncConnection:
     async def _pages(
         self, kind: type[wire.Page[T]], key: Callable[[T], str], path: str, /, *parts: str, **params: http.Param
     ) -> AsyncIterator[T]:
-        """Iterate over the items of all pages. key(item): value of `after` in a request for the items after `item`."""
+        """Iterate over the items of all pages. key: returns the value of `after` for the page after an item."""
         while True:
             page = await self._get(kind, path, *parts, limit=PAGE, **params)
             for item in page.data:
@@ -136,7 +136,7 @@ class AsyncConnection:
 
     @asynccontextmanager
     async def _stream(self, path: str, **options: Unpack[http.RequestOptions]) -> AsyncIterator[httpx.Response]:
-        """Open a response without reading its body. Raises the same errors as `_send`."""
+        """Open a response without reading its body. Raises what `_send` raises."""
         try:
             async with self._http.stream("GET", path, **options) as response:
                 if not response.is_success:
@@ -147,7 +147,7 @@ class AsyncConnection:
             raise http.unanswered(self.url, error) from error
 
     async def _follow(self, path: str, stream: Stream) -> AsyncIterator[tuple[str, wire.JsonObject]]:
-        """Yield the type and the JSON of server-sent events until the event `end`. Reconnects if necessary."""
+        """Yield type and JSON of server-sent events until the event `end`. Reconnects after a broken connection."""
         while True:
             reason = "The gateway closed the stream before the job was over."
             try:
@@ -249,7 +249,7 @@ class AsyncConnection:
             raise Unavailable(f"The gateway sent no bytes of {download.file.name}.")
 
     async def _download_archive(self, path: str, target: Path) -> Path:
-        """Download an archive. `target` appears when it is complete. Raises Unavailable if the connection breaks."""
+        """Download an archive. `target` appears at the end. Raises Unavailable if the connection breaks."""
         partial = target.with_name(f"{target.name}.part")
         with local_errors(f"writing {target}"):
             target.parent.mkdir(parents=True, exist_ok=True)

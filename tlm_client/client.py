@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tlm_client import http
 from tlm_client.connection import PAGE, UPLOAD_TIMEOUT, Connection
-from tlm_client.transfer import RESUMABLE_BYTES, Download, OnBytes, Stream
+from tlm_client.transfer import RESUMABLE_BYTES, OnBytes, Stream, claim_folder
 from tlm_core import wire
 from tlm_core.artifacts import FileEntry
 from tlm_core.corpus.states import NearDuplicatesChoice
@@ -23,14 +23,14 @@ _POLL_SECONDS = 0.5
 class TLMClient(Connection):
     """The API of one gateway. Close the client after use, or use it in a `with` block.
 
-    TLMClient is thread-safe. AsyncTLMClient has the same methods for asyncio: await them, or iterate over them with
-    `async for`. AsyncTLMClient blocks the event loop while it reads or writes files.
+    TLMClient is thread-safe. AsyncTLMClient has the same methods for asyncio: await their results, or iterate over
+    their results with `async for`. AsyncTLMClient blocks the event loop while it reads or writes files.
 
-    timeout: seconds without data after which a request fails. tries: maximum number of times that an idempotent request
-    is sent while the gateway or one of its components does not answer. Other requests are sent once.
+    timeout: seconds without data after which a request fails. tries: maximum number of tries of an idempotent request
+    while the gateway or one of its components does not answer. The client tries other requests once.
 
-    Every method raises errors of tlm_core.errors, such as Unavailable if the gateway does not answer. The
-    constructor raises InvalidRequest for an invalid URL or token.
+    Each method raises errors of tlm_core.errors, such as Unavailable if the gateway does not answer. The constructor
+    raises InvalidRequest for an invalid URL or token.
     """
 
     # --- datasets ----------------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ class TLMClient(Connection):
             self._sleep(_POLL_SECONDS)
 
     def cancel_load(self, name: str, load_id: str) -> wire.CorpusLoad:
-        """Cancel a load. It is `cancelling` until its files and index are deleted. Earlier corpus versions remain."""
+        """Cancel a load. The load is `cancelling` until its files and index are deleted. Earlier versions remain."""
         return self._post(wire.CorpusLoad, "/v1/corpora/{}/loads/{}/cancel", name, load_id)
 
     def corpora(self) -> Iterator[wire.Corpus]:
@@ -165,7 +165,7 @@ class TLMClient(Connection):
             self._delete("/v1/corpora/{}/versions/{}", name, version)
 
     def refused_passages(self, name: str, version: str) -> list[wire.RefusedPassage]:
-        """Return the passages of a version that the index cannot hold, with the reasons."""
+        """Return the passages of a version that the index rejected, with the reasons."""
         return self._list(wire.Items[wire.RefusedPassage], "/v1/corpora/{}/versions/{}/refused", name, version)
 
     def search(self, name: str, query: str, k: int = 10) -> list[wire.Hit]:
@@ -252,15 +252,15 @@ class TLMClient(Connection):
         self._delete("/v1/jobs/{}", job_id)
 
     def cancel(self, job_id: str) -> wire.Job:
-        """Cancel a job. It is `cancelling` until its processes end. Safe to repeat, like `pause` and `resume`."""
+        """Cancel a job. The job is `cancelling` until its processes end. A repeated request changes nothing."""
         return self._post(wire.Job, "/v1/jobs/{}/cancel", job_id, repeat=True)
 
     def pause(self, job_id: str) -> wire.Job:
-        """Pause a job. It is `pausing` until its worker has written a checkpoint."""
+        """Pause a job. The job is `pausing` until its worker has written a checkpoint."""
         return self._post(wire.Job, "/v1/jobs/{}/pause", job_id, repeat=True)
 
     def resume(self, job_id: str) -> wire.Job:
-        """Queue a paused job again. It resumes from its last checkpoint."""
+        """Queue a paused job again. The job resumes from its last checkpoint."""
         return self._post(wire.Job, "/v1/jobs/{}/resume", job_id, repeat=True)
 
     def compare(self, job_ids: Sequence[str], *, points: int = 200) -> wire.Comparison:
@@ -284,7 +284,7 @@ class TLMClient(Connection):
     def wait(
         self, job_id: str, on_event: Callable[[wire.JobEvent], None] | None = None, *, patience: float = http.PATIENCE
     ) -> wire.Job:
-        """Wait until a job is over and return it, also if it failed. patience: see `events`."""
+        """Wait until a job is over, and return the job. A failed job raises no error. patience: see `events`."""
         after = 0
         while True:
             for event in self.events(job_id, after=after, patience=patience):
@@ -297,7 +297,7 @@ class TLMClient(Connection):
             self._sleep(_POLL_SECONDS)
 
     def metrics(self, job_id: str) -> Iterator[wire.JsonObject]:
-        """Iterate over the metric points of a job, in order. Each has the fields of wire.MetricPoint."""
+        """Iterate over the metric points of a job, in order. A point has the fields of wire.MetricPoint."""
         return self._pages(wire.Page[wire.JsonObject], lambda point: str(point["id"]), "/v1/jobs/{}/metrics", job_id)
 
     def series(
@@ -348,7 +348,7 @@ class TLMClient(Connection):
         return self._get(wire.JsonObject, "/v1/jobs/{}/report", job_id)
 
     def model(self, job_id: str) -> wire.Model:
-        """Return the files of the final model. Until it exists, return those of the linear model (`final` is false).
+        """Return the final model. Until the final model exists, return the linear model (`final` is false).
 
         Raises NotReady if the job has no model yet, and NotFound if it will never have a model.
         """
@@ -362,11 +362,11 @@ class TLMClient(Connection):
         model or cannot be written, and CorruptArtifact for a file with a wrong SHA-256.
         """
         base, files = http.path("/v1/jobs/{}/model/files", job_id), (self.model(job_id)).files
-        Download.claim_folder(folder, job_id, files)
+        claim_folder(folder, job_id, files)
         return [self._download(base, file, folder, on_bytes) for file in files]
 
     def download_archive(self, job_id: str, target: Path) -> Path:
-        """Download the model as one tar file. Unlike `download`, this cannot resume."""
+        """Download the model as one tar file. An interrupted download starts again."""
         return self._download_archive(http.path("/v1/jobs/{}/model/archive", job_id), target)
 
     def selection(
@@ -466,8 +466,8 @@ class TLMClient(Connection):
         return self._get(wire.Info, "/v1/info")
 
     def ready(self) -> dict[str, str]:
-        """Return the status of each component and background task. Raises Unavailable if one of them fails.
+        """Return the status of each component and background task.
 
-        Exception: a missing coordinator raises no error.
+        Raises Unavailable if one of them fails. Exception: a missing coordinator raises no error.
         """
         return http.parse(dict[str, str], self._send("GET", "/readyz"))

@@ -81,7 +81,7 @@ class Connection:
     def _pages(
         self, kind: type[wire.Page[T]], key: Callable[[T], str], path: str, /, *parts: str, **params: http.Param
     ) -> Iterator[T]:
-        """Iterate over the items of all pages. key(item): value of `after` in a request for the items after `item`."""
+        """Iterate over the items of all pages. key: returns the value of `after` for the page after an item."""
         while True:
             page = self._get(kind, path, *parts, limit=PAGE, **params)
             for item in page.data:
@@ -135,7 +135,7 @@ class Connection:
 
     @contextmanager
     def _stream(self, path: str, **options: Unpack[http.RequestOptions]) -> Iterator[httpx.Response]:
-        """Open a response without reading its body. Raises the same errors as `_send`."""
+        """Open a response without reading its body. Raises what `_send` raises."""
         try:
             with self._http.stream("GET", path, **options) as response:
                 if not response.is_success:
@@ -146,7 +146,7 @@ class Connection:
             raise http.unanswered(self.url, error) from error
 
     def _follow(self, path: str, stream: Stream) -> Iterator[tuple[str, wire.JsonObject]]:
-        """Yield the type and the JSON of server-sent events until the event `end`. Reconnects if necessary."""
+        """Yield type and JSON of server-sent events until the event `end`. Reconnects after a broken connection."""
         while True:
             reason = "The gateway closed the stream before the job was over."
             try:
@@ -248,7 +248,7 @@ class Connection:
             raise Unavailable(f"The gateway sent no bytes of {download.file.name}.")
 
     def _download_archive(self, path: str, target: Path) -> Path:
-        """Download an archive. `target` appears when it is complete. Raises Unavailable if the connection breaks."""
+        """Download an archive. `target` appears at the end. Raises Unavailable if the connection breaks."""
         partial = target.with_name(f"{target.name}.part")
         with local_errors(f"writing {target}"):
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -57,8 +57,8 @@ _ERROR_BY_STATUS: Mapping[int, type[TLMError]] = {
 }  # fmt: skip
 _REMEDY_BY_STATUS: Mapping[int, str] = {
     408: "The request took too long. Try again.",
-    413: "The request is too large for it. Send less, or raise its limit.",
-    429: "It received too many requests. Try again later.",
+    413: "The request is too large for this server. Send less, or raise the limit of the server.",
+    429: "The server received too many requests. Try again later.",
 }
 
 
@@ -107,7 +107,8 @@ def is_loopback(url: str) -> bool:
 def path(template: str, *parts: str) -> str:
     """Return `template`, such as `/v1/jobs/{}`, with each `{}` replaced by a percent-encoded part.
 
-    Raises InvalidRequest for a part that is not valid Unicode, or that would change the path: an empty part or dots.
+    Raises InvalidRequest for a part that is not valid Unicode. Also raises InvalidRequest for '', '.' and '..', because
+    these parts would change the path.
     """
     if invalid := [part for part in parts if part in ("", ".", "..")]:
         raise InvalidRequest(f"Invalid name or id '{invalid[0]}'. Give another name or id than '', '.' and '..'.")
@@ -117,7 +118,7 @@ def path(template: str, *parts: str) -> str:
 
 @contextmanager
 def request_errors() -> Iterator[None]:
-    """Convert the errors of a request that cannot be encoded: invalid Unicode, or a number that JSON does not have."""
+    """Raise InvalidRequest for a request with invalid Unicode, or with a number that JSON does not have."""
     try:
         yield
     except ValueError as error:
@@ -149,9 +150,10 @@ def is_ready(load: CorpusLoad) -> bool:
 
 
 def only_id(ids: Sequence[str], reference: str, names: Iterable[str] = ()) -> str:
-    """Return the only id in `ids`. ids: the ids of all jobs whose id begins with `reference`.
+    """Return the only id in `ids`. ids: all ids of jobs that start with `reference`.
 
-    names: names of jobs that the error can suggest. Raises NotFound if there is no id, else InvalidRequest.
+    names: names of jobs that the error can suggest. Raises NotFound if there is no id, and InvalidRequest if there are
+    several ids or `reference` is too short.
     """
     if len(ids) > 1:
         raise InvalidRequest(f"'{reference}' is the start of {len(ids)} ids, such as {ids[0]}. Give more characters.")
@@ -220,9 +222,9 @@ def unanswered(url: str, error: httpx.HTTPError) -> InvalidRequest | Unavailable
 
 
 def error_of(response: httpx.Response) -> TLMError:
-    """Return the error of a response without success, or of one that the gateway does not send.
+    """Return the error of a response that is not the expected one.
 
-    The facts of the error include those of the response.
+    The facts of the error include the facts of the response, its request id and its `Retry-After`.
     """
     status, request = response.status_code, response.request
     by_status = _ERROR_BY_STATUS.get(status, TLMError if response.is_success or status >= 500 else InvalidRequest)

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -21,7 +20,7 @@ from tlm_core.errors import CorruptArtifact, Fault, InvalidDataset, InvalidReque
 from tlm_core.wire import JsonObject, Upload
 
 _OF_MODELS = ("model", "linear", "ngrams.json")  # files and folders that only some models have
-JOB_MARK = ".tlm-job"  # a file with the id of the job whose model a folder holds, and with the names of all its files
+JOB_MARK = ".tlm-job"  # a file in the folder of a model, with the id of the job and the names of the model's files
 # Larger files are uploaded in parts, so that a broken connection costs one part.
 RESUMABLE_BYTES = 64 << 20
 _PART_BYTES = 8 << 20
@@ -73,31 +72,10 @@ class Download:
         self._on_bytes = on_bytes
         self._lock_tries = 0
 
-    @staticmethod
-    def claim_folder(folder: Path, job_id: str, files: Sequence[FileEntry]) -> None:
-        """Check the folder, and mark it as the folder of this job. The mark remains if the download is interrupted.
-
-        Raises InvalidRequest if the folder holds files of another model than `files`. Ignores unrelated files. A folder
-        of the same job may hold damaged files, and the linear model that the job returned first.
-        """
-        mark = folder / JOB_MARK
-        with local_errors(f"reading {folder}"):
-            job, *recorded = mark.read_text(encoding="utf-8").split("\n") if mark.is_file() else [""]
-            own = {file.name for file in files} | (set(recorded) if job == job_id else set())
-            downloads = [] if job == job_id else [Download(file, folder, None) for file in files]
-            changed = (each.file.name for each in downloads if each.target.is_file() and not each._is_published())
-            others = list(islice(chain(sorted(_names_of_models(folder) - own), changed), 3))
-        if others:
-            message = f"The folder {folder} holds files of another model: {', '.join(others)}. Name an empty folder."
-            raise InvalidRequest(message)
-        with local_errors(f"writing {mark}"):
-            folder.mkdir(parents=True, exist_ok=True)
-            mark.write_text("\n".join((job_id, *sorted(own))), encoding="utf-8")
-
     def lock(self, stack: ExitStack) -> bool:
         """Lock the file's folder until `stack` closes. Return False if another download has locked it.
 
-        Otherwise, two downloads would write to one partial file. After some tries, report the other download.
+        Without the lock, two downloads would write to one partial file. After some tries, report the other download.
         """
         self._lock_tries += 1
         self.target.parent.mkdir(parents=True, exist_ok=True)
@@ -115,15 +93,11 @@ class Download:
         return True
 
     def exists(self) -> bool:
-        """Return whether the complete file is in the folder."""
-        if not self._is_published():
+        """Return whether the complete file is in the folder. If it is, report the file as skipped."""
+        if not _holds(self.target, self.file):
             return False
         self._report(self.file.size, skipped=True)
         return True
-
-    def _is_published(self) -> bool:
-        same_size = self.target.is_file() and self.target.stat().st_size == self.file.size
-        return same_size and sha256_file(self.target) == self.file.sha256
 
     @property
     def done(self) -> int:
@@ -159,7 +133,7 @@ class Download:
             yield write
 
     def publish(self) -> bool:
-        """Give the complete file its name and return True. Delete it and return False if its digest is wrong."""
+        """Give the complete file its name. If its digest is wrong, delete the file and return False."""
         if sha256_file(self._partial) != self.file.sha256:
             self._partial.unlink()
             return False
@@ -171,7 +145,35 @@ class Download:
             self._on_bytes(FileProgress(self.file.name, done, self.file.size, skipped, waits))
 
 
+def claim_folder(folder: Path, job_id: str, files: Sequence[FileEntry]) -> None:
+    """Mark the folder as the folder of a job. The mark remains if the download is interrupted.
+
+    files: the files of the job's model. Raises InvalidRequest if the folder holds files of another model. Ignores
+    unrelated files. A folder of this job may hold damaged files, and the linear model that the job returned first.
+    """
+    mark, own = folder / JOB_MARK, {file.name: file for file in files}
+    with local_errors(f"reading {folder}"):
+        job, *recorded = mark.read_text(encoding="utf-8").split("\n") if mark.is_file() else [""]
+        names = own.keys() | recorded if job == job_id else own.keys()
+        others = sorted(_names_of_models(folder) - names)
+        if not others and job != job_id:
+            paths = {name: folder / _relative(name) for name in own}
+            others = [name for name, path in paths.items() if path.is_file() and not _holds(path, own[name])]
+    if others:
+        listed = ", ".join(others[:3])
+        raise InvalidRequest(f"The folder {folder} holds files of another model: {listed}. Name an empty folder.")
+    with local_errors(f"writing {mark}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.write_text("\n".join((job_id, *sorted(names))), encoding="utf-8")
+
+
+def _holds(path: Path, file: FileEntry) -> bool:
+    """Return whether `path` is a file with the size and the digest of `file`."""
+    return path.is_file() and path.stat().st_size == file.size and sha256_file(path) == file.sha256
+
+
 def _names_of_models(folder: Path) -> set[str]:
+    """Return the names of complete files in the folder that only models have."""
     paths = (path for part in _OF_MODELS for path in (folder / part, *(folder / part).rglob("*")))
     return {path.relative_to(folder).as_posix() for path in paths if path.is_file() and path.suffix != ".part"}
 

@@ -62,7 +62,7 @@ def test_error_of_the_gateway_keeps_its_class(code: str) -> None:
 @pytest.mark.parametrize(
     ("status", "kind", "remedy"),
     [
-        (413, e.InvalidRequest, "too large for it. Send less"),
+        (413, e.InvalidRequest, "too large for this server. Send less"),
         (401, e.Unauthorized, "Check the URL"),
         (404, e.NotFound, "Check the URL"),
         (408, e.Unavailable, "took too long. Try again"),

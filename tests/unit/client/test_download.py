@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.unit.client.gateway import CutStream, FileServer, Handler, client_of, problem
 from tlm_client.models import _download
-from tlm_client.transfer import JOB_MARK, Download, FileProgress
+from tlm_client.transfer import JOB_MARK, Download, FileProgress, claim_folder
 from tlm_core.artifacts import FileEntry
 from tlm_core.errors import CorruptArtifact, InvalidRequest, NotFound, Unavailable
 
@@ -111,7 +111,7 @@ def test_models_of_a_job_replace_its_linear_model_without_its_folder(tmp_path: P
 def test_interrupted_download_belongs_to_its_job(tmp_path: Path) -> None:
     first, final = FileServer(CONTENT, name="linear/ngrams.json"), FileServer(b"other", name="linear/ngrams.json")
     with client_of(first) as client:
-        Download.claim_folder(tmp_path, "job_1", client.model("job_1").files)
+        claim_folder(tmp_path, "job_1", client.model("job_1").files)
     (tmp_path / "linear").mkdir()
     (tmp_path / "linear/ngrams.json").write_bytes(CONTENT)  # The connection broke after this file.
     with client_of(final) as client:
