@@ -72,9 +72,9 @@ def _shared(
 
 
 def _complete(command: Command) -> None:
-    """Add the shared options to a command or to its subcommands, and mark the examples in the help.
+    """Add the shared options to a command or to its subcommands, and format the examples of the help.
 
-    The examples are the paragraph of lines that start with `tlm`.
+    The lines of the examples start with `tlm`.
     """
     if command.help and "\n\ntlm " in (text := cleandoc(command.help)):
         text, examples = text.split("\n\ntlm ", 1)
@@ -93,7 +93,7 @@ def _complete(command: Command) -> None:
 
 @cache
 def _summaries(module: str) -> dict[str, str]:
-    """Return the first sentence of docstrings: for each function under its name, and for the module under `module`."""
+    """Return the first sentences of the docstrings of a module and its functions, by name."""
     path = Path(__file__).with_name("commands") / f"{module}.py"
     source = ast.parse(path.read_text(encoding="utf-8"))
     functions = [node for node in source.body if isinstance(node, ast.FunctionDef)]
@@ -129,7 +129,8 @@ class _RootGroup(TyperGroup):
         except TLMError as error:
             from tlm_client.console import begin_session, exit_code, print_error
 
-            print_error(error, as_json=begin_session(ctx).as_json)
+            begin_session(ctx)  # The error may precede the callback that begins the session.
+            print_error(error)
             raise typer.Exit(exit_code(error)) from error
         except typer.Abort as error:
             # Typer raises Abort both for the answer "no" and for Ctrl-C at a prompt.

@@ -86,7 +86,7 @@ _session: ContextVar[Session] = ContextVar("session")
 
 
 def begin_session(context: typer.Context) -> Session:
-    """Set and return the session of this `tlm` call. `session` returns it from now on."""
+    """Return the session of this `tlm` call, and let `session` return it too."""
     _session.set(context.ensure_object(Session))
     return session()
 
@@ -176,17 +176,14 @@ def as_markup(text: str) -> str:
 
 
 def print_line(text: str, *, err: bool = False) -> None:
-    """Print a text without its control characters to stdout, or with `err` to stderr."""
+    """Print a text without control characters to stdout, or with `err` to stderr."""
     typer.echo(printable(text), err=err)
 
 
 def table(
     columns: Sequence[str], rows: Collection[Sequence[object]], *, title: str = "", empty: str = "Nothing found."
 ) -> Item:
-    """Return a table, or the line `empty` if there are no rows. Only cells of type Text have a style.
-
-    A cell of type Text must be printable.
-    """
+    """Return a table, or the line `empty` if there are no rows. Cells of type Text are styled and must be printable."""
     if not rows:
         return empty
     result = Table(title=as_markup(title) or None, title_justify="left", header_style="bold")
@@ -211,8 +208,8 @@ def print_items(*items: Item) -> None:
 
 
 def print_json(value: object, *, err: bool = False) -> None:
-    """Print one JSON value on one line to stdout, or with `err` to stderr. JSON has no other encoding than UTF-8."""
-    # A closed stream is None, and prints nothing.
+    """Print one JSON value on one line to stdout, or with `err` to stderr. Escape non-ASCII text except in UTF-8."""
+    # A closed stream is None and prints nothing.
     encoding = getattr(sys.stderr if err else sys.stdout, "encoding", None) or "utf-8"
     is_utf8 = codecs.lookup(encoding).name == "utf-8"
     typer.echo(json.dumps(to_jsonable_python(value, by_alias=False), ensure_ascii=not is_utf8), err=err)
@@ -229,7 +226,7 @@ def print_note(text: str) -> None:
 
 
 def confirm_deletion(what: str, *, yes: bool) -> None:
-    """Request a confirmation unless `yes` is set. Raises typer.Abort if the answer is no, or if stdin has no answer."""
+    """Prompt for a confirmation unless `yes` is set. Raises typer.Abort if the answer is no or missing."""
     try:
         if not yes:
             typer.confirm(f"Delete {what} permanently?", abort=True, err=True)
@@ -239,9 +236,9 @@ def confirm_deletion(what: str, *, yes: bool) -> None:
         raise
 
 
-def print_error(error: TLMError, *, as_json: bool) -> None:
-    """Print an error and its data errors to stderr, because stdout is for results. as_json: print one JSON object."""
-    if as_json:
+def print_error(error: TLMError) -> None:
+    """Print an error and its data errors to stderr, because stdout is for results."""
+    if session().as_json:
         print_json({"error": error.as_dict()}, err=True)
         return
     print_line(f"error: {message_of(error)}", err=True)
@@ -259,7 +256,7 @@ def print_error(error: TLMError, *, as_json: bool) -> None:
 
 
 def message_of(error: TLMError) -> str:
-    """Return the message of an error, with the names of options and arguments instead of request fields and headers."""
+    """Return the message of an error. Options and arguments of commands replace the names of fields and headers."""
     if isinstance(error, Unauthorized):
         problem = error.message.partition(" Send the header ")[0]
         return f"{problem} Set --token or TLM_TOKEN, or select a profile with --profile."

@@ -1,10 +1,11 @@
 """Demo of the whole service on this machine: `python -m tlm_client.demo [--task PATH] [--corpus PATH]`.
 
-It starts the stack and submits two jobs over HTTP, at scale `quick`. The first trains an encoder on the task alone. The
-linear model of this job classifies five test texts within a minute. Meanwhile the demo writes and loads the corpus.
-The second job trains TLM, and the model that it returns classifies the texts again. The demo compares the returned
-model with the majority class, the linear model, the encoder trained on the task alone, and the TLM encoder. It
-downloads the model and writes build/demo/result.json.
+The demo starts the stack and submits two jobs over HTTP, at scale `quick`. The first job trains an encoder on the task
+alone. The linear model of this job classifies five test texts within a minute. Meanwhile, the demo writes and loads the
+corpus. The second job trains with TLM, and its returned model classifies the texts again.
+
+The demo compares the returned model with the majority class, the linear model, the encoder trained on the task alone,
+and the TLM encoder. Then the demo downloads the model and writes build/demo/result.json.
 """
 
 from __future__ import annotations
@@ -99,17 +100,6 @@ class Arm(NamedTuple):
     job: Job
     report: JsonObject
 
-    def summary(self) -> dict[str, object]:
-        """Return the arm's part of result.json."""
-        seeds = [
-            {"seed": seed["seed"]}
-            | {split: {score: seed[split][score] for score in SCORES} for split in ("validation", "test")}
-            for seed in self.report["seeds"]
-        ]
-        facts = {key: self.report[key] for key in ("mean", "spread", "cost", "best_seed", "returned", "models")}
-        recipe = self.job.resolved_recipe.model_dump(mode="json")
-        return {"job": self.job.id, "recipe": recipe, "seconds": self.job.seconds, **facts, "seeds": seeds}
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo. Return the exit code."""
@@ -144,7 +134,9 @@ def run(own_task: Path | None, own_corpus: Path | None) -> None:
             task = dataset_files(own_task or DATA / "task", notify=display.line)
             stack.wait(display.line)
             with TLMClient(stack.url, stack.token) as client:
-                _add_task(client, task, display)
+                dataset = client.add_dataset(NAME, task)
+                for warning in (dataset.report or {}).get("warnings", [])[:5]:
+                    display.line(f"warning: {warning['message']}")
                 samples = _samples(task)
                 jobs = {"task only": client.submit(ARMS["task only"])}
                 with ThreadPoolExecutor(1) as pool:  # the job trains while this process writes the corpus
@@ -216,13 +208,8 @@ def _generate_corpus(documentation: Documentation, splits: Splits, display: Disp
     display.line(f"corpus: {corpus.count:,} passages of documentation on this machine")
 
 
-def _add_task(client: TLMClient, task: dict[str, Path], display: Display) -> None:
-    dataset = client.add_dataset(NAME, task)
-    for warning in (dataset.report or {}).get("warnings", [])[:5]:
-        display.line(f"warning: {warning['message']}")
-
-
 def _load(client: TLMClient, corpus: Path, display: Display) -> None:
+    """Upload the corpus and wait until jobs can use it."""
     display.begin("loading:")
     with corpus_files([str(corpus)], language="en", display=display) as files:
         load = client.add_corpus(NAME, files, near_duplicates="keep")  # as in the published figures
@@ -280,6 +267,7 @@ def _succeeded(job: Job, name: str) -> Job:
 
 
 def _download(client: TLMClient, job: Job, display: Display) -> Path:
+    """Download the model of a job and return its folder."""
     folder = FOLDER / "model"
     shutil.rmtree(folder, ignore_errors=True)
     display.begin("downloading:")
@@ -289,6 +277,7 @@ def _download(client: TLMClient, job: Job, display: Display) -> Path:
 
 
 def _result(arms: Mapping[str, Arm], own_task: Path | None, own_corpus: Path | None) -> dict[str, object]:
+    """Return the content of result.json, except what `run` adds."""
     generated = "generated from documentation on this machine"
     data = None if own_task and own_corpus else json.loads((DATA / "demo.json").read_text(encoding="utf-8"))
     return {
@@ -296,26 +285,29 @@ def _result(arms: Mapping[str, Arm], own_task: Path | None, own_corpus: Path | N
         "task": str(own_task or generated),
         "corpus": str(own_corpus or generated),
         "data": data,
-        "arms": {name: arm.summary() for name, arm in arms.items()},
-        "majority": {score: arms["TLM"].report["majority"]["test"][score] for score in SCORES},
+        "arms": {
+            name: {"job": arm.job.model_dump(mode="json"), "seconds": arm.job.seconds, "report": arm.report}
+            for name, arm in arms.items()
+        },
     }
 
 
 def _print_predictions(predictions: Sequence[JsonObject]) -> None:
     """Print the samples with their predicted labels, and mark the wrong ones."""
-    wrong = [p["label"] != p["true_label"] for p in predictions]
-    texts = [
-        (shorten(p["text"], width=160), p["label"], f"{p['probability']:.2f}", p["true_label"], "wrong" if of else "")
-        for p, of in zip(predictions, wrong, strict=True)
-    ]
-    title = f"Predictions of the returned model: {wrong.count(False)} of {len(texts)} labels are right"
-    print_items(table(("test text", "predicted", "probability", "true", ""), texts, title=title))
+    rows = []
+    for p in predictions:
+        mark = "" if p["label"] == p["true_label"] else "wrong"
+        rows.append((shorten(p["text"], width=160), p["label"], f"{p['probability']:.2f}", p["true_label"], mark))
+    right = sum(not mark for *_, mark in rows)
+    title = f"Predictions of the returned model: {right} of {len(rows)} labels are right"
+    print_items(table(("test text", "predicted", "probability", "true", ""), rows, title=title))
 
 
 def _print_comparison(arms: Mapping[str, Arm]) -> None:
     """Print one row for each model: majority, linear models, encoders and combination. Mark the returned model.
 
-    The task-only encoder has one seed, so the encoder of TLM with the same seed has its own row.
+    The encoder that is trained on the task alone has one seed. For a fair comparison, the table also has the encoder of
+    TLM with this seed.
     """
     report, alone = arms["TLM"].report, arms["task only"].report
     of_tlm, of_alone = ({row.name: row for row in model_rows(of_arm)} for of_arm in (report, alone))
@@ -359,7 +351,7 @@ def _conclusion(report: JsonObject) -> str:
 
 
 def _cost(costs: Mapping[str, Mapping[str, float]], *stages: str) -> tuple[str, str]:
-    """Return the seconds and FLOPs of some stages, over all seeds. FLOPs of a linear model are not counted."""
+    """Return the seconds and the FLOPs of some stages, over all seeds. Linear models count no FLOPs."""
     chosen = [costs[stage] for stage in stages if stage in costs]
     seconds, flops = (sum(cost[quantity] for cost in chosen) for quantity in ("seconds", "flops"))
     return f"{seconds:,.0f}", f"{flops:.1e}" if flops else "–"

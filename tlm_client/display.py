@@ -108,14 +108,14 @@ class Display:
             self.line(text)
 
     def job_event(self, event: JobEvent) -> None:
-        """Show an event of a job: progress updates the live line, other important events become permanent lines."""
+        """Show an event of a job. Progress updates the live line. Other important events become permanent lines."""
         if event.type == "progress":
             self.progress(spec.Progress.model_validate({"stage": "", "node": "", **event.data}))
         elif event.type.startswith("job.") or event.type in _IMPORTANT:
             self.line(sentence(event.type, event.attempt, event.data, {}) or event.type)
 
     def progress(self, progress: spec.Progress) -> None:
-        """Show step, rate, stage number and loss curve. Show completed share and time left of the whole job."""
+        """Show the share and the time left of the whole job, and the step, rate, number and loss curve of its stage."""
         if progress.eta_seconds is not None:
             progress = progress.model_copy(update={"eta_seconds": progress.eta_seconds + self._later})
         facts = "  ".join(filter(None, (progress_facts(progress), self._curve)))
@@ -167,7 +167,7 @@ class Display:
 
 
 def size(count: float) -> str:
-    """Return a number of bytes in kB, or in MB from 1 MB on."""
+    """Return a number of bytes in kB, or in MB if it is at least 1 MB."""
     return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"
 
 
@@ -184,7 +184,7 @@ def spark(values: Sequence[float], width: int = 24) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return `m:ss`, `h:mm:ss` from one hour on, or days and hours from two days on."""
+    """Return `m:ss`, `h:mm:ss` if it is at least one hour, or days and hours if it is at least two days."""
     minutes, remainder = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     if hours >= 48:

@@ -43,7 +43,7 @@ def load_profiles(file: Path) -> dict[str, Profile]:
 
 
 def read_profile(file: Path, name: str) -> Profile:
-    """Return one profile. Raises NotFound, with the names that exist."""
+    """Return a profile. Raises NotFound for an unknown name."""
     profiles = load_profiles(file)
     if name not in profiles:
         names = ", ".join(sorted(profiles)) or "none"
@@ -52,7 +52,7 @@ def read_profile(file: Path, name: str) -> Profile:
 
 
 def save_profiles(file: Path, profiles: Mapping[str, Profile]) -> None:
-    """Replace the content of the file by `profiles`, in one step. Raises InvalidRequest for an invalid name."""
+    """Write all profiles to the file in one step. Raises InvalidRequest for an invalid name."""
     for name in profiles:
         if not _NAME.fullmatch(name):
             raise InvalidRequest(

@@ -1,4 +1,4 @@
-"""Publish a finished job elsewhere: its model on the Hugging Face hub, its figures in MLflow."""
+"""Upload the model of a finished job to the Hugging Face hub, and log the figures of a job to MLflow."""
 
 from __future__ import annotations
 

@@ -22,9 +22,9 @@ _PASSAGES_PER_UPDATE = 2_000
 def dataset_files(path: Path, *, notify: Callable[[str], None]) -> dict[str, Path]:
     """Return the files of a dataset by split, inferred from the names in a folder. A single file has the key `file`.
 
-    A file named `selection`, `external` or `SCALE_external` is returned as `selection`. notify: receives inferred
-    settings and skipped files, which the gateway's report cannot contain. Raises InvalidRequest if `path` does not
-    exist or has two selections, and InvalidDataset if the names of the files do not determine the splits.
+    A file named `selection`, `external` or `SCALE_external` has the key `selection`. notify: receives inferred settings
+    and skipped files, because the gateway's report cannot contain them. Raises InvalidRequest if `path` does not exist
+    or has two selections, and InvalidDataset if the names of the files do not determine the splits.
     """
     if path.is_file():
         return {"file": path}
@@ -50,8 +50,10 @@ def corpus_files(
 ) -> Iterator[list[Path]]:
     """Yield corpus files with the passages of `sources`, without exact duplicates. The service drops near duplicates.
 
-    If `sources` is empty, read the documentation of the installed packages. If `sources` is one folder of corpus files
-    and `limit` (of passages) is None, yield these files. Raises the errors of `read_sources`, and StorageFull.
+    sources: by default, the documentation of the installed packages. limit: maximum number of passages. If `sources` is
+    one folder of corpus files and `limit` is None, yield these files.
+
+    Raises StorageFull, and what `read_sources` raises.
     """
     from tlm_core.corpus.read import INFO, read_sources, write_corpus
 

@@ -1,7 +1,7 @@
 """Start and stop a local stack.
 
-`python -m tlm_client.stack.control PIPE OPTIONS PID` runs a background supervisor. It reports to the file descriptor
-PIPE, and stops the stack when the process PID ends (empty: never).
+`python -m tlm_client.stack.control PIPE OPTIONS PID` runs a background supervisor. The supervisor reports to the file
+descriptor PIPE. When the process PID ends, the supervisor stops the stack. If PID is empty, the stack continues.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def run_stack(
     """
     folder = _created_folder(options)
     with folder.locked():
-        # Processes of a killed supervisor may still be ending. Redis needs time to write its file.
+        # Processes of a killed supervisor may still run. Redis needs time to write its file.
         kill_processes({FOLDER_MARK: str(folder.root)}, grace_seconds=5.0)
         folder.rotate_logs()
         environment = {**os.environ, RUN_MARK: uuid.uuid4().hex}
@@ -57,7 +57,7 @@ def run_stack(
 
 
 class StackHandle:
-    """A stack with a background supervisor. `url` is empty until the stack is up."""
+    """A stack with a background supervisor. url: empty until the stack is up."""
 
     def __init__(self, process: subprocess.Popen[bytes], folder: StackFolder, pipe: int) -> None:
         self._process = process
@@ -70,10 +70,7 @@ class StackHandle:
         return self.folder.token_file.read_text(encoding="utf-8").strip()
 
     def wait(self, notify: Notify) -> None:
-        """Wait until the stack is up. Raises the errors of run_stack.
-
-        If an error or an interrupt ends the wait, this method stops the stack.
-        """
+        """Wait until the stack is up. After an error or an interrupt, stop the stack. Raises what run_stack raises."""
         try:
             with open(self._pipe, encoding="utf-8") as messages:
                 for message in map(json.loads, messages):

@@ -22,10 +22,10 @@ from tlm_core.errors import AlreadyRunning, MissingDependency
 from tlm_core.training.memory import ENVIRONMENT
 
 HOST = "127.0.0.1"
-# A socket path has at most 107 bytes; Ray adds `/session_<date>_<time>_<microseconds>_<pid>/sockets/plasma_store`.
+# A socket path has at most 107 bytes. Ray adds `/session_<date>_<time>_<microseconds>_<pid>/sockets/plasma_store`.
 _LONGEST_RAY_FOLDER = 40
 _RAY_PREFIX = "tlm-ray-"
-_JOB_START_TIMEOUT = 30 * 24 * 3600  # Ray cancels a job that waits for resources this long; its default is 900 s
+_JOB_START_TIMEOUT = 30 * 24 * 3600  # seconds after which Ray cancels a job that waits for resources; default 900
 _OBJECT_STORE_BYTES = 128 << 20
 _METRICS_PORTS = {"retriever": 8322, "trainer": 8323, "loader": 8324}
 _WORKER_METRICS_PORT = 8330  # of the first worker; the others use the next ports
@@ -37,10 +37,10 @@ Environment = Mapping[str, str]
 class Part:
     """One process of the stack.
 
-    healthy: checks its health once, quickly. after: parts that must be up before it starts. start_seconds: time until
-    it must be healthy. report: called every few seconds while it is up. stop_seconds: time between SIGTERM and
-    SIGKILL. death_signal: the signal that the process receives when the supervisor dies. stop_order: parts with lower
-    numbers stop first. drain: a command that runs before SIGTERM, for up to 30 s.
+    healthy: quickly checks the health once. after: parts that must be up before this part starts. start_seconds: time
+    until this part must be healthy. report: called every few seconds while this part is up. stop_seconds: time between
+    SIGTERM and SIGKILL. death_signal: the signal that the process receives when the supervisor dies. stop_order: parts
+    with lower numbers stop first. drain: a command that runs before SIGTERM, for up to 30 s.
     """
 
     name: str
@@ -60,8 +60,8 @@ class Part:
 class StackOptions:
     """The options of `tlm up`.
 
-    port: port of the gateway; 0 selects a free port. cpus, gpus: numbers that Ray offers; None: all GPUs.
-    metrics: whether each process serves its metrics to Prometheus, at the ports in `docs/operations.md`.
+    port: port of the gateway; 0 selects a free port. cpus: number of CPU cores for Ray. gpus: number of GPUs for Ray;
+    None: all GPUs. metrics: whether each process serves metrics to Prometheus, at the ports in `docs/operations.md`.
     """
 
     data_dir: Path
@@ -156,7 +156,7 @@ def plan_stack(folder: StackFolder, options: StackOptions, environment: Environm
         "RETRIEVER_URL": f"http://{HOST}:{retriever_port}",
     }
     gpus = count_gpus(environment) if options.gpus is None else options.gpus
-    # Ray's workers read the trainer's settings too. Each worker requests one GPU. Otherwise all would use the first.
+    # Ray's workers read these settings too. Each worker requests one GPU. Otherwise all would use the first GPU.
     compute = {"RAY_URL": f"http://{HOST}:{ray_port}", "JOB_CPUS": str(options.cpus), "WORKER_GPUS": str(min(gpus, 1))}
     if options.metrics:
         compute["WORKER_METRICS_PORT"] = str(_WORKER_METRICS_PORT)
@@ -173,7 +173,7 @@ def plan_stack(folder: StackFolder, options: StackOptions, environment: Environm
         _redis(folder, redis_server, redis_port, base, password),
         _ray(folder, ray, trainer, port=ray_port, client_port=client_port, cpus=options.cpus, gpus=gpus),
         _http_part("retriever", retriever_port, service("retriever", index)),
-        # These have no port, so they are healthy while they run.
+        # These parts have no port, so they are healthy while they run.
         *(
             Part(name, (sys.executable, "-m", f"services.{name}"), variables, healthy=lambda: True, after=("redis",))
             for name, variables in (("trainer", trainer), ("loader", service("loader", clients)))

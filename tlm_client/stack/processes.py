@@ -13,8 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-# Every process of a stack has these variables in its environment, and its children inherit them: the data folder, the
-# run of the stack, and the part.
+# Each process of a stack inherits these environment variables: the data folder, the run of the stack, and the part.
 FOLDER_MARK = "TLM_STACK_FOLDER"
 RUN_MARK = "TLM_STACK_RUN"
 PART_MARK = "TLM_STACK_PART"
@@ -89,10 +88,7 @@ def list_processes(marks: Marks) -> list[int]:
 
 
 def kill_processes(marks: Marks, *, grace_seconds: float = 0.0) -> list[int]:
-    """Kill the processes with all `marks` that do not end within the grace period.
-
-    Returns the pids of these processes.
-    """
+    """Kill the processes with all `marks` that do not end within the grace period, and return their pids."""
     deadline = time.monotonic() + grace_seconds
     while (pids := list_processes(marks)) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -116,6 +112,6 @@ def cleaner(run: str, *, grace_seconds: float = 5.0) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    # Wait until the supervisor closes the pipe or dies. It writes nothing to the pipe.
+    # The supervisor writes nothing to the pipe. `read` returns when the supervisor closes the pipe or dies.
     sys.stdin.buffer.read()
     kill_processes({RUN_MARK: sys.argv[1]}, grace_seconds=float(sys.argv[2]))
