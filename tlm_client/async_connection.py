@@ -207,7 +207,7 @@ class AsyncConnection:
                 try:
                     upload = await self._retry(_TRANSFER_TRIES, self._upload_part, handle, upload)
                 except Unavailable as error:
-                    raise Unavailable(f"Cannot upload {file.name}. {error.message} Repeat the upload later.") from error
+                    raise error.followed_by(f"Repeat the upload of {file.name} later.") from error
 
     async def _upload_part(self, handle: IO[bytes], upload: wire.Upload) -> wire.Upload:
         """Send the next part. First read the offset from the gateway, because an earlier answer may be lost."""
@@ -228,8 +228,7 @@ class AsyncConnection:
                     try:
                         await self._retry(_TRANSFER_TRIES, self._receive, path, download)
                     except Unavailable as error:
-                        message = f"Cannot download {file.name}. {error.message} Download again later to resume."
-                        raise Unavailable(message) from error
+                        raise error.followed_by(f"Download {file.name} again later to resume.") from error
                 if download.publish():
                     return download.target
         raise CorruptArtifact(f"{file.name} does not match its SHA-256 after two downloads. Report it to the operator.")

@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tlm_client.stack.folder import user_folder, write_private
+from tlm_client.transfer import local_errors
 from tlm_core.errors import InvalidRequest, NotFound
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
@@ -52,7 +53,7 @@ def read_profile(file: Path, name: str) -> Profile:
 
 
 def save_profiles(file: Path, profiles: Mapping[str, Profile]) -> None:
-    """Write all profiles to the file in one step. Raises InvalidRequest for an invalid name."""
+    """Write all profiles to the file in one step. Raises InvalidRequest for an invalid name or path, or StorageFull."""
     for name in profiles:
         if not _NAME.fullmatch(name):
             raise InvalidRequest(
@@ -64,5 +65,6 @@ def save_profiles(file: Path, profiles: Mapping[str, Profile]) -> None:
         f"[{name}]\nurl = {quoted(profile.url)}\ntoken = {quoted(profile.token)}\n\n"
         for name, profile in sorted(profiles.items())
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_private(file, text)
+    with local_errors(f"writing {file}"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_private(file, text)

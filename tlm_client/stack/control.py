@@ -14,6 +14,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -139,7 +140,8 @@ def stop_stack(data_dir: Path) -> bool:
     while folder.running():
         state = folder.state()
         if state is not None and not signaled:
-            os.kill(state.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):  # The supervisor has just ended.
+                os.kill(state.pid, signal.SIGTERM)
             signaled = True
         if time.monotonic() > deadline:
             raise Unavailable(f"The stack of {folder.root} does not stop. See its logs in {folder.logs}.")

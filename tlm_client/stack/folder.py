@@ -107,7 +107,10 @@ class StackFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the folder for one supervisor. Raises AlreadyRunning, with the URL if a stack runs."""
+        """Lock the folder for one supervisor, and delete the state that a killed supervisor left.
+
+        Raises AlreadyRunning, with the URL if a stack runs.
+        """
         with storage_errors(f"locking {self.root}"):
             # The file is never deleted. Otherwise two processes could lock two different files with this name.
             descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -122,6 +125,7 @@ class StackFolder:
                     "or choose another --data-dir.",
                     url=state.url if state else None,
                 )
+            self.clear_state()
             yield
         finally:
             os.close(descriptor)

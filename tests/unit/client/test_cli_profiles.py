@@ -81,6 +81,12 @@ def test_profile_with_any_characters_is_read_back(tmp_path: Path) -> None:
     assert load_profiles(tmp_path / "profiles.toml") == profiles
 
 
+def test_folder_that_cannot_be_created_is_invalid_input() -> None:
+    arguments = ("profile", "add", "lab", "https://lab.example", "--token", "t")
+    result = tlm(serve({}), *arguments, profiles=Path("/proc/none/profiles.toml"))
+    assert result.exit_code == 5 and "Check the path and its permissions" in result.stderr, result.output
+
+
 def test_profile_and_url_together_are_rejected(tmp_path: Path) -> None:
     assert tlm(serve({}), "--profile", "lab", "--url", "https://x", "jobs", data_dir=tmp_path).exit_code == 2
 

@@ -46,8 +46,8 @@ def test_secrets_are_created_once_and_private(folder: StackFolder) -> None:
 
 
 def test_second_lock_reports_the_running_stack(folder: StackFolder) -> None:
-    folder.write_state(state())
     with folder.locked():
+        folder.write_state(state())
         assert folder.running()
         with (
             pytest.raises(AlreadyRunning, match=r"already running at http://127\.0\.0\.1:8321 \(pid 1\)"),
@@ -65,13 +65,14 @@ def _hold_and_die(root: Path) -> None:
 
 
 def test_killed_supervisor_leaves_no_lock(folder: StackFolder) -> None:
+    folder.write_state(state())
     process = multiprocessing.get_context("fork").Process(target=_hold_and_die, args=(folder.root,))
     process.start()
     process.join()
     assert process.exitcode == 9
     assert not folder.running()
     with folder.locked():
-        pass
+        assert folder.running_state() is None
 
 
 def test_too_little_free_space_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
