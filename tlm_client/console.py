@@ -47,9 +47,9 @@ Item = str | Table
 class Session:
     """The connection options of one `tlm` call.
 
-    profile: name of a profile. Its URL replaces `url`, and its token is used if `token` is not set. data_dir:
-    data folder of the local stack. profiles: the file with all profiles. as_json: print JSON. transport: replaces the
-    network.
+    profile: name of a profile. The URL of the profile replaces `url`. The token of the profile applies if `token` is
+    not set. data_dir: data folder of the local stack. profiles: the file with all profiles. as_json: whether to print
+    JSON. transport: replaces the network.
     """
 
     profile: str | None = None

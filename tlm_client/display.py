@@ -15,7 +15,7 @@ from tlm_client.transfer import FileProgress
 from tlm_core.jobs import spec
 from tlm_core.jobs.event_words import sentence
 from tlm_core.jobs.states import ACTIVE
-from tlm_core.wire import CorpusLoad, JobEvent, JobSummary
+from tlm_core.wire import CorpusLoad, JobEvent, JobSummary, Series
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -139,10 +139,10 @@ class Display:
         """Return whether to fetch a new curve: every few seconds on a terminal."""
         return self._bar is not None and self._clock() - self._curve_at >= _CURVE_SECONDS
 
-    def curve(self, series: tuple[str, Sequence[float]] | None) -> None:
-        """Show the name and values of a metric as a sparkline from now on; None hides it."""
+    def curve(self, series: Series | None) -> None:
+        """Show the values of a metric as a sparkline from now on; None hides the sparkline."""
         self._curve_at = self._clock()
-        self._curve = f"{series[0]} {spark(series[1])} {series[1][-1]:.3g}" if series else ""
+        self._curve = f"{series.name} {spark(series.values)} {series.values[-1]:.3g}" if series else ""
 
     def load(self, load: CorpusLoad) -> None:
         """Show the progress of a load, with the average rate in its current state."""

@@ -25,7 +25,6 @@ from tlm_client.stack.control import run_stack
 from tlm_client.stack.folder import StackFolder
 from tlm_client.stack.parts import StackOptions, clear_ray
 from tlm_client.stack.processes import FOLDER_MARK, list_processes
-from tlm_client.stack.supervisor import StopFlag
 from tlm_core.errors import ClusterUnavailable, MissingDependency
 
 pytestmark = pytest.mark.ray
@@ -199,7 +198,7 @@ def test_failing_ray_is_reported_with_its_log(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(parts, "ray_executable", lambda: str(broken))
     options = StackOptions(tmp_path / "stack", port=0)
     with pytest.raises(ClusterUnavailable, match="no room in shared memory"):
-        run_stack(options, notify=lambda _: None, on_ready=lambda *_: None, stop=StopFlag())
+        run_stack(options, notify=lambda _: None, on_ready=lambda _: None)
     assert processes_of(tmp_path / "stack") == []
     assert not StackFolder(tmp_path / "stack").running()
 
@@ -208,7 +207,7 @@ def test_missing_redis_starts_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(parts, "redis_executable", Mock(side_effect=MissingDependency("no redis-server")))
     options = StackOptions(tmp_path / "stack", port=0)
     with pytest.raises(MissingDependency):
-        run_stack(options, notify=lambda _: None, on_ready=lambda *_: None, stop=StopFlag())
+        run_stack(options, notify=lambda _: None, on_ready=lambda _: None)
     assert processes_of(tmp_path / "stack") == []
     assert not StackFolder(tmp_path / "stack").running()
 

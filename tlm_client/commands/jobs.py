@@ -31,7 +31,7 @@ from tlm_client.console import (
 from tlm_client.display import Display, duration, progress_facts, time_left
 from tlm_core.errors import InvalidRequest, TLMError
 from tlm_core.jobs.states import State
-from tlm_core.wire import Job, JobEvent, JobSummary, JsonObject, LogLine
+from tlm_core.wire import Job, JobEvent, JobSummary, JsonObject, LogLine, Series
 from tlm_core.wording import data_in_words
 
 _QUEUED = frozenset({"job.submitted", "job.requeued", "job.resumed"})
@@ -273,13 +273,12 @@ def _standing_shown(job_id: str, display: Display) -> Iterator[None]:
         over.set()
 
 
-def _loss_curve(client: TLMClient, job_id: str, node: str) -> tuple[str, tuple[float, ...]] | None:
-    """Return name and values of the loss of a node. Return None after an error, because the curve is optional."""
+def _loss_curve(client: TLMClient, job_id: str, node: str) -> Series | None:
+    """Return the loss of a node. Return None after an error, because the curve is optional."""
     try:
-        series = client.series(job_id, points=24, node=node, names=("mlm", "loss", "task"))
+        return next(iter(client.series(job_id, points=24, node=node, names=("mlm", "loss", "task"))), None)
     except TLMError:
         return None
-    return (series[0].name, series[0].values) if series else None
 
 
 def parse_labels(texts: list[str] | None) -> dict[str, str]:

@@ -13,7 +13,6 @@ from tlm_client.display import duration
 from tlm_client.stack.control import launch_stack, run_stack, stop_stack
 from tlm_client.stack.folder import StackFolder
 from tlm_client.stack.parts import StackOptions, http_answers
-from tlm_client.stack.supervisor import StopFlag
 
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Folder for all data (TLM_DATA_DIR). Default: ~/.local/share/tlm.")
@@ -38,7 +37,8 @@ def up(
     )
     console = stderr_console()
 
-    def report_ready(url: str, token_file: Path) -> None:
+    def report_ready(url: str) -> None:
+        token_file = StackFolder(options.data_dir).token_file
         folder = "" if data_dir is None else f" --data-dir {data_dir}"
         stop_hint = f"Stop it with `tlm down{folder}`" if detach else "Ctrl-C stops it"
         text = f"Ready at {url} (token in {token_file}). {stop_hint}"
@@ -47,12 +47,8 @@ def up(
     if detach:
         handle = launch_stack(options)
         handle.wait(console.print)
-        report_ready(handle.url, handle.folder.token_file)
-        return
-    stop = StopFlag()
-    with stop.on_signals():
-        was_ready = run_stack(options, notify=console.print, on_ready=report_ready, stop=stop)
-    if not was_ready:
+        report_ready(handle.url)
+    elif not run_stack(options, notify=console.print, on_ready=report_ready):
         raise typer.Exit(INTERRUPTED)
 
 

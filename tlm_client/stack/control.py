@@ -30,20 +30,16 @@ _OPTIONS = TypeAdapter(StackOptions)
 
 
 def run_stack(
-    options: StackOptions,
-    *,
-    notify: Notify,
-    on_ready: Callable[[str, Path], None],
-    stop: StopFlag,
+    options: StackOptions, *, notify: Notify, on_ready: Callable[[str], None], tied_to: int | None = None
 ) -> bool:
-    """Run the stack in this process until `stop` is set. Return whether the stack became ready.
+    """Run the stack in this process until a signal, or until the parent process `tied_to` ends.
 
-    Call this function from the main thread, within `stop.on_signals()`. on_ready: receives the URL and the token file
-    when all parts are up. Raises AlreadyRunning, MissingDependency, StorageFull or Unavailable. After an error, no
-    process that this call started remains.
+    Return whether the stack became ready. Call this function from the main thread. on_ready: receives the URL when all
+    parts are up. Raises AlreadyRunning, MissingDependency, StorageFull or Unavailable. After an error, no process that
+    this call started remains.
     """
     folder = _created_folder(options)
-    with folder.locked():
+    with StopFlag(tied_to).on_signals() as stop, folder.locked():
         # Processes of a killed supervisor may still run. Redis needs time to write its file.
         kill_processes({FOLDER_MARK: str(folder.root)}, grace_seconds=5.0)
         folder.rotate_logs()
@@ -52,7 +48,7 @@ def run_stack(
         supervisor = Supervisor(folder, plan.parts, plan.url, notify=notify)
         try:
             with cleaner(environment[RUN_MARK]):
-                return supervisor.run(stop, lambda: on_ready(plan.url, folder.token_file))
+                return supervisor.run(stop, lambda: on_ready(plan.url))
         finally:
             clear_ray(folder)
 
@@ -169,18 +165,16 @@ def _serve(pipe: int, options: StackOptions, tied_to: int | None) -> int:
         log(line)
         send({"line": line})
 
-    def on_ready(url: str, _token_file: Path) -> None:
+    def on_ready(url: str) -> None:
         log(f"the stack is up at {url}")
         send({"url": url})
 
-    stop = StopFlag(tied_to)
-    with stop.on_signals():
-        try:
-            run_stack(options, notify=notify, on_ready=on_ready, stop=stop)
-        except TLMError as error:
-            log(f"stopped: {error.message}")
-            send({"error": error.as_dict()})
-            return 1
+    try:
+        run_stack(options, notify=notify, on_ready=on_ready, tied_to=tied_to)
+    except TLMError as error:
+        log(f"stopped: {error.message}")
+        send({"error": error.as_dict()})
+        return 1
     return 0
 
 
