@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(own_task: Path | None, own_corpus: Path | None) -> None:
-    """Run all steps and print the comparison. The stack stops, also after an error."""
+    """Run all steps and print the comparison. Stop the stack, also after an error."""
     start = time.monotonic()
     for path in (own_task, own_corpus):
         if path is not None and not path.exists():
@@ -251,7 +251,7 @@ def _classify(client: TLMClient, job: Job, samples: Sequence[Sample]) -> list[Js
 
 
 def _wait(client: TLMClient, job: Job, name: str, display: Display, later: float) -> Arm:
-    """Wait for a job and return its report. Raises the error of a failed job. later: expected seconds of later jobs."""
+    """Wait until a job has succeeded. Raises the error of a failed job. later: expected seconds of later jobs."""
     display.begin(f"{name}:", later)
     job = _succeeded(client.wait(job.id, display.job_event), name)
     display.line(f"{name}: {job.id} succeeded after {duration(job.seconds)}")

@@ -91,7 +91,7 @@ def check_gateway(url: str, token: str) -> None:
 
 
 def authorization(token: str) -> dict[str, str]:
-    """Return the headers with the token. Without a token there are none, because an empty token is invalid."""
+    """Return the header with the token. Return no header for an empty token, because an empty header is invalid."""
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 

@@ -200,7 +200,9 @@ def resume(job_id: JobId) -> None:
 
 
 def delete(job_id: JobId, yes: Yes = False) -> None:
-    """Delete a finished job, its log, and the models and checkpoints that no other job uses. Fails if it has an alias.
+    """Delete a finished job, its log, and the models and checkpoints that no other job uses.
+
+    The command fails while an alias points to the job.
 
     tlm delete ID
     tlm delete ID --yes

@@ -243,7 +243,7 @@ def _redis(folder: StackFolder, server: str, port: int, base: Environment, passw
         report=lambda: _report_disk(folder, port, password),
         stop_seconds=30.0,
         death_signal=signal.SIGTERM,
-        stop_order=2,
+        stop_order=2,  # Redis stops last, so that it stores the last writes of the other parts.
     )
 
 
