@@ -27,7 +27,7 @@ from tlm_core.linear.model import Features, LinearModel
 from tlm_core.linear.ngrams import FAMILIES
 from tlm_core.quantization import quantize
 from tlm_core.serving import METADATA, MODEL, load_model
-from tlm_core.training.architectures import Shape, architecture_named
+from tlm_core.training.architectures import Shape, scratch_shape
 from tlm_core.training.graph import Graph, encoder_outputs, save
 from tlm_core.training.model import TaskModel
 from tlm_core.training.recipe import resolve
@@ -137,8 +137,7 @@ def test_largest_usual_file_of_tiny_has_at_most_20_mb(tmp_path: Path) -> None:
     assert len(features) == 100_000
     model = LinearModel(features, np.zeros((len(features), 15), np.float32), np.zeros(15, np.float32))
     recipe = resolve("fast", "tiny", {"model.max_length": 128})
-    architecture = architecture_named(recipe.model.architecture)
-    shape = architecture.scratch_shape(recipe.model, recipe.tokenizer.vocab_size, 15)
+    shape = scratch_shape(recipe.model, recipe.tokenizer.vocab_size, 15)
     members = [{name: t.float().numpy() for name, t in compact_weights(weights(TaskModel(shape))).items()}] * 3
     write_combined(shape, members, model, Scales(linear=0.5, encoder=0.5), tmp_path / MODEL)
     assert (tmp_path / MODEL).stat().st_size <= 20e6

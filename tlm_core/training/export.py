@@ -22,8 +22,7 @@ from tlm_core.linear.model import ALPHABET, LinearModel
 from tlm_core.serving import MODEL, copy_model, write_metadata
 from tlm_core.serving import load_model as load_served
 from tlm_core.tasks.task import Task
-from tlm_core.training.architectures import Shape, architecture_named, architecture_of
-from tlm_core.training.architectures.base import common_arguments
+from tlm_core.training.architectures import ARCHITECTURES, Shape, architecture_of
 from tlm_core.training.card import model_card
 from tlm_core.training.evaluate import encoder_folder, predict
 from tlm_core.training.graph import Batches, write_onnx
@@ -129,9 +128,8 @@ def write_export(
 
 def stock_config(shape: Shape, prepared: Prepared) -> Any:
     """Return the `transformers` configuration, with the task's labels or the name of its regression target."""
-    ids, problem = prepared.facts["special_ids"], prepared.type.problem_type
-    common = common_arguments(shape, ids["pad"], prepared.labels) | ({"problem_type": problem} if problem else {})
-    return architecture_of(shape).stock_config(shape, common, ids)
+    ids = prepared.facts["special_ids"]
+    return architecture_of(shape).stock_config(shape, prepared.labels, ids, prepared.type.problem_type)
 
 
 def write_stock(shape: Shape, tensors: Mapping[str, Tensor], prepared: Prepared, folder: Path) -> None:
@@ -157,7 +155,7 @@ def load_stock(folder: Path) -> Any:
 
 def _stock_logits(stock: Any, probe: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
     """Return the logits of all windows in their order, [windows, labels]."""
-    types = architecture_named(stock.config.model_type).token_types > 1
+    types = ARCHITECTURES[stock.config.model_type].token_types > 1
     names = ("input_ids", "attention_mask", *(("token_type_ids",) if types else ()))
     windows = probe["attention_mask"].any(axis=2)
     with torch.inference_mode():

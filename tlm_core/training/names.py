@@ -19,11 +19,11 @@ _POSITIONS = "encoder.positions.weight"
 
 def _qkv(shape: Shape) -> Iterator[tuple[str, list[str]]]:
     """Yield the name of each joined parameter with the stock names of its query, key, and value."""
-    parts = architecture_of(shape).qkv_names
-    for i in range(shape.layers if parts else 0):
+    pattern = architecture_of(shape).qkv_name
+    for i in range(shape.layers if pattern else 0):
+        stock = [str(pattern).format(i=i, part=part) for part in ("query", "key", "value")]
         for kind in ("weight", "bias"):
-            stock = [f"{part.replace('{i}', str(i))}.{kind}" for part in parts or ()]
-            yield f"encoder.layers.{i}.attention.qkv.{kind}", stock
+            yield f"encoder.layers.{i}.attention.qkv.{kind}", [f"{name}.{kind}" for name in stock]
 
 
 def to_stock(weights: Mapping[str, Tensor], shape: Shape) -> dict[str, Tensor]:

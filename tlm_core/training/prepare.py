@@ -17,7 +17,7 @@ from tlm_core.linear.pieces import read_pieces
 from tlm_core.parquet import open_parquet
 from tlm_core.pulse import PULSE
 from tlm_core.tasks.task import Task
-from tlm_core.training.architectures import architecture_named
+from tlm_core.training.architectures import ARCHITECTURES
 from tlm_core.training.counts import count
 from tlm_core.training.params import OWN_TOKENIZER, PrepareParams
 from tlm_core.training.recipe import AUTO_COVERED, auto_length
@@ -118,7 +118,7 @@ def _tokenizer(
 
     ctx.report.event("tokenizer", vocab_size=part.vocab_size)
     tokenizer = train_wordpiece(texts, part.vocab_size, part.lowercase)
-    write_folder(tokenizer, folder, types=architecture_named(ctx.params.architecture).token_types > 1)
+    write_folder(tokenizer, folder, types=ARCHITECTURES[ctx.params.architecture].token_types > 1)
     return tokenizer, special_ids(tokenizer), replaced
 
 

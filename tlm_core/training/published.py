@@ -16,7 +16,7 @@ from torch import Tensor
 from tlm_core.errors import InvalidRecipe, NotFound
 from tlm_core.hub import model_folder
 from tlm_core.names import HUB
-from tlm_core.training.architectures import ARCHITECTURES, Shape, architecture_named
+from tlm_core.training.architectures import ARCHITECTURES, Shape
 from tlm_core.training.names import from_stock
 
 WEIGHTS, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
@@ -103,8 +103,12 @@ def shape_of(config: dict[str, Any], source: str) -> Shape:
             f"'{source}' is a '{config.get('model_type')}' model. Choose a model of one of these architectures: "
             f"{', '.join(ARCHITECTURES)}."
         )
+    architecture = ARCHITECTURES[name]
     try:
-        return architecture_named(name).published_shape(config, source)
+        for key, (value, supported) in architecture.fixed_values(config).items():
+            if value != supported:
+                raise InvalidRecipe(f"'{source}' has {key} {value!r}. Choose a model with {key} {supported!r}.")
+        return architecture.published_shape(config)
     except KeyError as error:
         raise InvalidRecipe(f"The config.json of '{source}' lacks {error}. Check the file.") from error
     except (TypeError, ValueError) as error:

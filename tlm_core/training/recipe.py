@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from tlm_core.errors import InvalidRecipe
 from tlm_core.names import MODEL, MODEL_FOLDER
 from tlm_core.selection.selectors import Selection
-from tlm_core.training.architectures.table import ARCHITECTURES
 from tlm_core.wording import message_of, suggestion
 
 Scale = Literal["instant", "quick", "tiny", "small", "medium", "large"]
@@ -27,7 +26,6 @@ Precision = Literal["bf16", "fp32"]
 
 OWN_STARTS = ("scratch", "counts")  # values of `model.init` besides a published encoder
 OR_OWN = " or own"  # suffix of `tokenizer.source`: an own tokenizer may replace the published one
-FROM_SCRATCH = [name for name, entry in ARCHITECTURES.items() if entry.from_scratch]
 # Flags of x86 and ARM processors that multiply bfloat16, as Linux lists them in /proc/cpuinfo.
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 AUTO_LENGTHS = (128, 256, 512)  # lengths that `model.max_length: auto` chooses from
@@ -70,7 +68,7 @@ class Model(_Part):
 
     architecture: str = Field(
         "modernbert",
-        json_schema_extra={"enum": [*FROM_SCRATCH]},
+        json_schema_extra=lambda schema: schema.update(enum=from_scratch()),
         description="modernbert, bert, or electra: BERT with the paper's classifier",
     )
     init: str = Field(
@@ -91,8 +89,8 @@ class Model(_Part):
     @field_validator("architecture")
     @classmethod
     def _architecture_is_known(cls, name: str) -> str:
-        if name not in ARCHITECTURES or not ARCHITECTURES[name].from_scratch:
-            raise ValueError(f"Cannot train '{name}' from scratch. Valid architectures: {', '.join(FROM_SCRATCH)}.")
+        if name not in (names := from_scratch()):
+            raise ValueError(f"Cannot train '{name}' from scratch. Valid architectures: {', '.join(names)}.")
         return name
 
     @model_validator(mode="after")
@@ -100,6 +98,14 @@ class Model(_Part):
         if self.hidden % self.heads or (self.hidden // self.heads) % 2:
             raise ValueError(f"hidden ({self.hidden}) divided by heads ({self.heads}) must be an even whole number.")
         return self
+
+
+def from_scratch() -> list[str]:
+    """Return the names of the architectures that a job can train from scratch."""
+    # A local import, because most modules read recipes and need no architecture.
+    from tlm_core.training.architectures import ARCHITECTURES
+
+    return [name for name, architecture in ARCHITECTURES.items() if architecture.from_scratch]
 
 
 def auto_length(tokens: float) -> int:

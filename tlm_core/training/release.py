@@ -21,7 +21,7 @@ from tlm_core.errors import InvalidRequest, NotFound
 from tlm_core.hub import TOKENIZER
 from tlm_core.tasks.known import KNOWN_TASKS, KnownTask
 from tlm_core.training.architectures import Shape, architecture_of
-from tlm_core.training.architectures.base import common_arguments, with_bias
+from tlm_core.training.architectures.base import with_bias
 from tlm_core.training.names import from_stock, to_stock
 from tlm_core.training.published import fetch, fetch_config, read_config, read_weights, shape_of
 
@@ -60,8 +60,8 @@ def convert(source: str, folder: Path, labels: Sequence[str] | None = None) -> P
             f"'{source}' has {shape.labels} labels, but {len(labels)} names were given. Give {shape.labels} names."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    common = common_arguments(shape, config.get("pad_token_id", 0), labels)
-    architecture_of(shape).stock_config(shape, common, {}).save_pretrained(folder)
+    ids = {"pad": config.get("pad_token_id", 0)}
+    architecture_of(shape).stock_config(shape, labels, ids).save_pretrained(folder)
     save_file(to_stock(weights, shape), folder / "model.safetensors", metadata={"format": "pt"})
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(original), trust_remote_code=False)

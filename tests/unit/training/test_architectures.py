@@ -14,12 +14,13 @@ from tlm_core.compression.masks import Mask
 from tlm_core.compression.sliced import sliced, widened
 from tlm_core.errors import InvalidRecipe
 from tlm_core.stages import JOINT
-from tlm_core.training.architectures import ARCHITECTURES, architecture_named, scratch_shape
+from tlm_core.training.architectures import ARCHITECTURES, scratch_shape
 from tlm_core.training.architectures.modernbert import ModernBert
-from tlm_core.training.architectures.table import Entry
 from tlm_core.training.local import run_stage
 from tlm_core.training.model import TaskModel, classifier_size, initialize
 from tlm_core.training.params import JointParams
+from tlm_core.training.published import shape_of
+from tlm_core.training.recipe import from_scratch
 from tlm_core.training.state import weights
 
 
@@ -33,11 +34,10 @@ def test_electra_trains_exports_and_prunes(tmp_path: Path, pair: bool) -> None:
     stock = load_file(done["export"] / "model" / "model.safetensors")
     assert config["architectures"] == ["ElectraForSequenceClassification"]
 
-    electra = architecture_named("electra")
-    shape = electra.published_shape({**config, "hidden_act": "gelu"}, "made")
+    shape = shape_of(config, "made")
     assert (shape.layers, shape.hidden, shape.positions) == (2, 32, 48)
     with pytest.raises(InvalidRecipe, match="embedding_size 16"):
-        electra.published_shape({**config, "embedding_size": 16}, "made")
+        shape_of({**config, "embedding_size": 16}, "made")
     mask = Mask(((True, False), (True, True)), (True, False))
     model = TaskModel(scratch_shape(recipe.model, len(stock["electra.embeddings.word_embeddings.weight"]), 3))
     initialize(model, 0)
@@ -47,10 +47,10 @@ def test_electra_trains_exports_and_prunes(tmp_path: Path, pair: bool) -> None:
     }
 
 
-@pytest.mark.parametrize("name", [name for name, entry in ARCHITECTURES.items() if entry.from_scratch])
+@pytest.mark.parametrize("name", from_scratch())
 def test_estimates_count_the_parameters_of_the_model(name: str) -> None:
     recipe = tiny(model__architecture=name).model
-    architecture, shape = architecture_named(name), scratch_shape(recipe, 300, 3)
+    architecture, shape = ARCHITECTURES[name], scratch_shape(recipe, 300, 3)
     model = TaskModel(shape)
     vectors = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 1 and not n.startswith("vocabulary.out"))
     total = sum(p.numel() for p in model.parameters())
@@ -86,7 +86,7 @@ class ToyArchitecture(ModernBert):
 
 
 def test_new_architecture_is_one_class_and_one_entry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(ARCHITECTURES, "toy", Entry(f"{__name__}:ToyArchitecture"))
+    monkeypatch.setitem(ARCHITECTURES, "toy", ToyArchitecture())
     recipe = tiny(model__architecture="toy", joint__budget__steps=2)
     prepared = made_prepared(tmp_path, recipe)
     done = run_stage(JOINT, {"prepared": prepared}, JointParams.of(recipe, 0), tmp_path / "joint")

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from tlm_core.errors import InvalidRecipe
-
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
@@ -23,8 +21,8 @@ Config = Mapping[str, Any]  # a published model's config.json
 class Shape:
     """Everything that determines a model's tensors and arithmetic.
 
-    windows, thetas: for each layer of a rotary model, the attention window (tokens to each side, or None) and rotary
-    base. skipped: the number of position embeddings at the start that a published model leaves unused (RoBERTa).
+    windows, thetas: attention window (tokens on each side, or None) and rotary base of each layer of a rotary model.
+    skipped: number of position embeddings at the start that a published model leaves unused (RoBERTa).
     """
 
     architecture: str
@@ -53,13 +51,11 @@ class Shape:
 
 
 class Architecture(ABC):
-    """One encoder architecture: its layers, weight names, ONNX nodes, FLOPs, memory, and what pruning removes.
-
-    A new architecture is one subclass and one entry in `ARCHITECTURES`. Its module must not import torch, because the
-    gateway validates recipes and estimates jobs with it.
-    """
+    """One encoder architecture: its layers, weight names, ONNX nodes, FLOPs, memory, and what pruning removes."""
 
     name: ClassVar[str]  # in recipes and in stored shapes; also the `model_type` of published models
+    stock: ClassVar[str]  # start of the names of the classes in `transformers`
+    from_scratch: ClassVar[bool] = True  # False if only published models have this architecture
     biases: ClassVar[bool] = True  # whether linear maps and norms of the encoder have biases
     gated: ClassVar[bool] = False  # the feed-forward block multiplies by a gate, the second half of `mlp_in`
     token_types: ClassVar[int] = 2  # rows of the type embeddings; 0: no type embeddings and no learned positions
@@ -70,23 +66,27 @@ class Architecture(ABC):
     head_norm: ClassVar[bool] = False
     head_dropout: ClassVar[bool] = True
 
-    # Stock names of encoder and task head, and of the vocabulary head, by our names; `{i}` stands for every layer.
+    # Stock names of encoder and task head, and of the vocabulary head, by our names. `{i}` is the number of a layer.
     names: ClassVar[Mapping[str, str]]
     vocabulary_names: ClassVar[Mapping[str, str]]
-    # Stock names of query, key and value, where the stock class stores them apart.
-    qkv_names: ClassVar[tuple[str, str, str] | None] = None
+    # Stock name of query, key and value, if the stock class stores them separately. `{part}` is one of the three words.
+    qkv_name: ClassVar[str | None] = None
 
     @abstractmethod
     def scratch_shape(self, model: Model, vocab: int, labels: int) -> Shape:
         """Return the shape of a model that a job trains from scratch. model: the recipe's part."""
 
     @abstractmethod
-    def published_shape(self, config: Config, source: str) -> Shape:
-        """Return the shape of a published model, without labels. Raises InvalidRecipe for an unsupported variant."""
+    def fixed_values(self, config: Config) -> dict[str, tuple[object, object]]:
+        """Return the value of a published config and the only supported value, for each key that has only one."""
 
     @abstractmethod
-    def stock_config(self, shape: Shape, common: dict[str, object], special_ids: Mapping[str, int]) -> PretrainedConfig:
-        """Return the `transformers` configuration. common: the arguments that all classes share."""
+    def published_shape(self, config: Config) -> Shape:
+        """Return the shape of a published model, without labels."""
+
+    @abstractmethod
+    def stock_arguments(self, shape: Shape, special_ids: Mapping[str, int]) -> dict[str, object]:
+        """Return the arguments of the `transformers` configuration that only some architectures have."""
 
     @abstractmethod
     def layer(self, shape: Shape, number: int) -> Layer:
@@ -99,6 +99,26 @@ class Architecture(ABC):
         x, mask, rotation: names of the layer's input, of the attention mask, and of cosines and sines. Omit the nodes
         of the feed-forward block if pruning removed it.
         """
+
+    def stock_config(
+        self, shape: Shape, labels: Sequence[str], special_ids: Mapping[str, int], problem_type: str | None = None
+    ) -> PretrainedConfig:
+        """Return the configuration of the stock sequence classifier. special_ids: token ids by role, such as `pad`."""
+        import transformers
+
+        return getattr(transformers, f"{self.stock}Config")(
+            architectures=[f"{self.stock}ForSequenceClassification"],
+            problem_type=problem_type,
+            vocab_size=shape.vocab,
+            hidden_size=shape.hidden,
+            intermediate_size=shape.intermediate,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            pad_token_id=special_ids["pad"],
+            id2label=dict(enumerate(labels)),
+            label2id={label: number for number, label in enumerate(labels)},
+            **self.stock_arguments(shape, special_ids),
+        )
 
     def stock_names(self, shape: Shape) -> dict[str, str]:
         """Return the stock name of each parameter of encoder and task head, by our names."""
@@ -146,7 +166,7 @@ class Architecture(ABC):
 
     def feed_forward(self, shape: Shape) -> dict[str, tuple[tuple[int, ...], float]]:
         """Return the parameters that pruning a block removes: name in the layer → (size, neutral value)."""
-        inputs = shape.intermediate * (2 if self.gated else 1)
+        inputs = (self.feed_forward_matrices - 1) * shape.intermediate
         parameters: dict[str, tuple[tuple[int, ...], float]] = {
             "mlp_in.weight": ((inputs, shape.hidden), 0.0),
             "mlp_out.weight": ((shape.hidden, shape.intermediate), 0.0),
@@ -157,7 +177,7 @@ class Architecture(ABC):
 
 
 def each_layer(table: Mapping[str, str], layers: int) -> dict[str, str]:
-    """Return the table with `{i}` written out for every layer."""
+    """Return the table with one entry for each layer in place of each entry with `{i}`."""
     return {
         ours.replace("{i}", str(i)): theirs.replace("{i}", str(i))
         for ours, theirs in table.items()
@@ -175,20 +195,6 @@ def recipe_sizes(model: Model) -> dict[str, Any]:
     return model.model_dump(include={"layers", "hidden", "heads", "intermediate", "max_length", "dropout"})
 
 
-def common_arguments(shape: Shape, pad: int, labels: Sequence[str]) -> dict[str, object]:
-    """Return the arguments that the `transformers` configurations of all classifiers share."""
-    return {
-        "vocab_size": shape.vocab,
-        "hidden_size": shape.hidden,
-        "intermediate_size": shape.intermediate,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "pad_token_id": pad,
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: number for number, label in enumerate(labels)},
-    }
-
-
 def published_sizes(config: Config) -> dict[str, Any]:
     """Return the `Shape` fields that every published config has. Callers set `labels` and `max_length` (0 here).
 
@@ -203,8 +209,3 @@ def published_sizes(config: Config) -> dict[str, Any]:
         "intermediate": int(config["intermediate_size"]),
         "max_length": 0,
     }
-
-
-def unsupported(source: str, key: str, value: object, supported: object) -> InvalidRecipe:
-    """Return the error for a published model that deviates from its architecture."""
-    return InvalidRecipe(f"'{source}' has {key} {value!r}. Choose a model with {key} {supported!r}.")

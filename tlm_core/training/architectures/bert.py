@@ -11,13 +11,10 @@ from tlm_core.training.architectures.base import (
     Shape,
     published_sizes,
     recipe_sizes,
-    unsupported,
     with_bias,
 )
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
     from tlm_core.training.graph import GraphWriter
     from tlm_core.training.model import Layer
     from tlm_core.training.recipe import Model
@@ -43,16 +40,11 @@ def encoder_names(prefix: str) -> dict[str, str]:
     }
 
 
-def qkv_names(prefix: str) -> tuple[str, str, str]:
-    """Return the stock names of query, key and value of a BERT encoder under `prefix`."""
-    base = f"{prefix}.encoder.layer.{{i}}.attention.self"
-    return f"{base}.query", f"{base}.key", f"{base}.value"
-
-
 class Bert(Architecture):
     """BERT. The vocabulary head shares the token embeddings."""
 
     name = "bert"
+    stock = "Bert"
     names = encoder_names("bert") | with_bias({"task.dense": "bert.pooler.dense", "task.out": "classifier"})
     vocabulary_names = with_bias(
         {
@@ -60,19 +52,21 @@ class Bert(Architecture):
             "vocabulary.norm": "cls.predictions.transform.LayerNorm",
         }
     ) | {"vocabulary.out.bias": "cls.predictions.bias"}
-    qkv_names = qkv_names("bert")
+    qkv_name = "bert.encoder.layer.{i}.attention.self.{part}"
 
     def scratch_shape(self, model: Model, vocab: int, labels: int) -> Shape:
         sizes = recipe_sizes(model)
         return Shape(self.name, vocab, labels, **sizes, eps=1e-12, pooling="cls", positions=sizes["max_length"])
 
-    def published_shape(self, config: Config, source: str) -> Shape:
+    def fixed_values(self, config: Config) -> dict[str, tuple[object, object]]:
+        return {
+            "hidden_act": (config.get("hidden_act", "gelu"), "gelu"),
+            "position_embedding_type": (config.get("position_embedding_type", "absolute"), "absolute"),
+            "type_vocab_size": (config.get("type_vocab_size", 2), self.token_types),
+        }
+
+    def published_shape(self, config: Config) -> Shape:
         skipped = self.skipped_positions(config)
-        values = {"hidden_act": "gelu", "position_embedding_type": "absolute", "type_vocab_size": 2, **config}
-        supported = {"hidden_act": "gelu", "position_embedding_type": "absolute", "type_vocab_size": self.token_types}
-        for key, value in supported.items():
-            if values[key] != value:
-                raise unsupported(source, key, values[key], value)
         return Shape(
             self.name,
             **published_sizes(config),
@@ -86,13 +80,7 @@ class Bert(Architecture):
         """Return the number of position embeddings at the start that the published model leaves unused."""
         return 0
 
-    def stock_config(self, shape: Shape, common: dict[str, object], special_ids: Mapping[str, int]) -> PretrainedConfig:  # noqa: ARG002
-        from transformers import BertConfig
-
-        return BertConfig(architectures=["BertForSequenceClassification"], **self.bert_arguments(shape), **common)
-
-    def bert_arguments(self, shape: Shape) -> dict[str, float]:
-        """Return the arguments that the configurations of BERT, ELECTRA and RoBERTa share."""
+    def stock_arguments(self, shape: Shape, special_ids: Mapping[str, int]) -> dict[str, object]:  # noqa: ARG002
         return {
             "max_position_embeddings": shape.positions + shape.skipped,
             "layer_norm_eps": shape.eps,
@@ -119,54 +107,40 @@ class Electra(Bert):
     """BERT with ELECTRA's classifier on the first token (linear, GELU, linear). The released TLM models use it too."""
 
     name = "electra"
+    stock = "Electra"
     head_activation = "gelu"
     head_dropout = False
     names = encoder_names("electra") | with_bias({"task.dense": "classifier.dense", "task.out": "classifier.out_proj"})
     vocabulary_names = with_bias(
         {"vocabulary.dense": "generator_predictions.dense", "vocabulary.norm": "generator_predictions.LayerNorm"}
     ) | {"vocabulary.out.bias": "generator_lm_head.bias"}
-    qkv_names = qkv_names("electra")
+    qkv_name = "electra.encoder.layer.{i}.attention.self.{part}"
 
-    def published_shape(self, config: Config, source: str) -> Shape:
-        shape = super().published_shape(config, source)
-        if config.get("embedding_size", shape.hidden) != shape.hidden:
-            raise unsupported(source, "embedding_size", config["embedding_size"], shape.hidden)
-        return shape
+    def fixed_values(self, config: Config) -> dict[str, tuple[object, object]]:
+        hidden = config["hidden_size"]
+        return super().fixed_values(config) | {"embedding_size": (config.get("embedding_size", hidden), hidden)}
 
-    def stock_config(self, shape: Shape, common: dict[str, object], special_ids: Mapping[str, int]) -> PretrainedConfig:  # noqa: ARG002
-        from transformers import ElectraConfig
-
-        return ElectraConfig(
-            architectures=["ElectraForSequenceClassification"],
-            embedding_size=shape.hidden,
-            classifier_dropout=0.0,
-            **self.bert_arguments(shape),
-            **common,
-        )
+    def stock_arguments(self, shape: Shape, special_ids: Mapping[str, int]) -> dict[str, object]:
+        own = {"embedding_size": shape.hidden, "classifier_dropout": 0.0}
+        return super().stock_arguments(shape, special_ids) | own
 
 
 class Roberta(Bert):
     """RoBERTa: BERT with one token type, and positions that start after the id of the padding token."""
 
     name = "roberta"
+    stock = "Roberta"
+    from_scratch = False
     token_types = 1
     names = encoder_names("roberta") | with_bias({"task.dense": "classifier.dense", "task.out": "classifier.out_proj"})
     vocabulary_names = with_bias({"vocabulary.dense": "lm_head.dense", "vocabulary.norm": "lm_head.layer_norm"}) | {
         "vocabulary.out.bias": "lm_head.bias"
     }
-    qkv_names = qkv_names("roberta")
+    qkv_name = "roberta.encoder.layer.{i}.attention.self.{part}"
 
     def skipped_positions(self, config: Config) -> int:
         return int(config.get("pad_token_id", 1)) + 1
 
-    def stock_config(self, shape: Shape, common: dict[str, object], special_ids: Mapping[str, int]) -> PretrainedConfig:
-        from transformers import RobertaConfig
-
-        return RobertaConfig(
-            architectures=["RobertaForSequenceClassification"],
-            type_vocab_size=self.token_types,
-            bos_token_id=special_ids["cls"],
-            eos_token_id=special_ids["sep"],
-            **self.bert_arguments(shape),
-            **common,
-        )
+    def stock_arguments(self, shape: Shape, special_ids: Mapping[str, int]) -> dict[str, object]:
+        ids = {"bos_token_id": special_ids["cls"], "eos_token_id": special_ids["sep"]}
+        return super().stock_arguments(shape, special_ids) | ids | {"type_vocab_size": self.token_types}

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from tlm_core.training.architectures.base import Architecture, Config, Shape, published_sizes, recipe_sizes, unsupported
+from tlm_core.training.architectures.base import Architecture, Config, Shape, published_sizes, recipe_sizes
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
     from tlm_core.training.graph import GraphWriter
     from tlm_core.training.model import Layer
     from tlm_core.training.recipe import Model
@@ -19,6 +17,7 @@ class ModernBert(Architecture):
     """ModernBERT. In published models the vocabulary head shares the token embeddings; here it does not."""
 
     name = "modernbert"
+    stock = "ModernBert"
     biases = False
     gated = True
     token_types = 0
@@ -53,12 +52,12 @@ class ModernBert(Architecture):
         windows, thetas = (None,) * model.layers, (10_000.0,) * model.layers
         return Shape(self.name, vocab, labels, **recipe_sizes(model), windows=windows, thetas=thetas)
 
-    def published_shape(self, config: Config, source: str) -> Shape:
-        for key in ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias"):
-            if config.get(key):
-                raise unsupported(source, key, config[key], False)
-        if (activation := config.get("hidden_activation", "gelu")) != "gelu":
-            raise unsupported(source, "hidden_activation", activation, "gelu")
+    def fixed_values(self, config: Config) -> dict[str, tuple[object, object]]:
+        biases = ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias")
+        activation = (config.get("hidden_activation", "gelu"), "gelu")
+        return {key: (config.get(key) or False, False) for key in biases} | {"hidden_activation": activation}
+
+    def published_shape(self, config: Config) -> Shape:
         count, interval = config["num_hidden_layers"], config.get("global_attn_every_n_layers", 3)
         kinds = config.get("layer_types") or [
             "sliding_attention" if i % interval else "full_attention" for i in range(count)
@@ -84,32 +83,24 @@ class ModernBert(Architecture):
         del names["encoder.layers.0.attention_norm.weight"]  # the norm of the embeddings takes its place
         return names
 
-    def stock_config(self, shape: Shape, common: dict[str, object], special_ids: Mapping[str, int]) -> PretrainedConfig:
-        from transformers import ModernBertConfig
-
+    def stock_arguments(self, shape: Shape, special_ids: Mapping[str, int]) -> dict[str, object]:
         kinds = ["full_attention" if window is None else "sliding_attention" for window in shape.windows]
-        theta = {
-            "full_attention": 10_000.0,
-            "sliding_attention": 10_000.0,
-            **dict(zip(kinds, shape.thetas, strict=True)),
-        }
+        thetas = dict.fromkeys(("full_attention", "sliding_attention"), 10_000.0) | dict(
+            zip(kinds, shape.thetas, strict=True)
+        )
         window = next((window for window in shape.windows if window is not None), 64)
         dropouts = ("embedding_dropout", "mlp_dropout", "attention_dropout", "classifier_dropout")
-        return ModernBertConfig(
-            architectures=["ModernBertForSequenceClassification"],
-            max_position_embeddings=max(shape.max_length, 16),
-            norm_eps=shape.eps,
-            layer_types=kinds,
-            local_attention=2 * window,
-            rope_parameters={kind: {"rope_type": "default", "rope_theta": value} for kind, value in theta.items()},
-            classifier_pooling=shape.pooling,
-            cls_token_id=special_ids["cls"],
-            bos_token_id=special_ids["cls"],
-            sep_token_id=special_ids["sep"],
-            eos_token_id=special_ids["sep"],
+        return {
+            "max_position_embeddings": max(shape.max_length, 16),
+            "norm_eps": shape.eps,
+            "layer_types": kinds,
+            "local_attention": 2 * window,
+            "rope_parameters": {kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in thetas.items()},
+            "classifier_pooling": shape.pooling,
+            **dict.fromkeys(("cls_token_id", "bos_token_id"), special_ids["cls"]),
+            **dict.fromkeys(("sep_token_id", "eos_token_id"), special_ids["sep"]),
             **dict.fromkeys(dropouts, shape.dropout),
-            **common,
-        )
+        }
 
     def layer(self, shape: Shape, number: int) -> Layer:
         from tlm_core.training.model import PreNormLayer
