@@ -27,7 +27,6 @@ from tlm_core.studies.measure import compare_graphs, token_batches
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.validate import write_task
 from tlm_core.training.architectures import scratch_shape
-from tlm_core.training.device import resolved_precision
 from tlm_core.training.graph import write_onnx
 from tlm_core.training.local import LocalCheckpoints, LocalReporter, run_stage
 from tlm_core.training.loop import Trainer
@@ -36,7 +35,7 @@ from tlm_core.training.model import initialize as initialize_encoder
 from tlm_core.training.optim import FlatOptimizer
 from tlm_core.training.params import PrepareParams, TuneParams
 from tlm_core.training.prepared import Prepared
-from tlm_core.training.recipe import Budget, Finetune, Optimizer, Precision, resolve
+from tlm_core.training.recipe import Budget, Finetune, Optimizer, Precision, native_precision, resolve
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import arrays
 
@@ -119,7 +118,7 @@ def training(prepared: Prepared, folder: Path) -> None:
         "plain": lambda: plain(prepared),
         "fp32": lambda: ours(prepared, folder, "fp32"),
     }
-    native = resolved_precision("auto", CPU)
+    native = native_precision()
     rivals.setdefault(native, lambda: ours(prepared, folder, native))
     rates = alternate(rivals, REPEATS)
     for name, runs in rates.items():

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from tlm_core.training.architectures import scratch_shape
-from tlm_core.training.device import fast_dtype, peak_flops
+from tlm_core.training.device import native_bf16, peak_flops
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
 from tlm_core.training.loop import Trainer
 from tlm_core.training.masking import NOT_MASKED, Vocabulary, mask_rows
@@ -150,7 +150,7 @@ def utilization(trainer: Trainer, steps: int, state: TrainState) -> dict[str, fl
 def lines() -> Iterator[dict[str, object]]:
     """Yield a line for each model, length, and form."""
     reason = "no GPU on this machine" if not torch.cuda.is_available() else None
-    if reason is None and fast_dtype("cuda") != torch.bfloat16:
+    if reason is None and not native_bf16(torch.device("cuda")):
         reason = f"{torch.cuda.get_device_name()} does not compute bf16 natively"
     for model, length, form in itertools.product(MODELS, LENGTHS, ("eager", "compiled")):
         step = SMALL_TOKENS if model == "fast_small" else TOKENS

@@ -20,7 +20,7 @@ from tlm_core.tasks.validate import load_task
 from tlm_core.training.local import run_stage
 from tlm_core.training.memory import ENVIRONMENT
 from tlm_core.training.params import PrepareParams
-from tlm_core.training.recipe import Recipe, resolve
+from tlm_core.training.recipe import Recipe, native_precision, resolve
 
 CACHE = ROOT / "build" / "bench" / "training"
 VOCABULARY = 30_522
@@ -48,9 +48,10 @@ def threads() -> int:
 def precision() -> str:
     """Return "bf16", or "fp32" where the device does not compute bf16 natively."""
     # This import loads torch, which preparing text does not need.
-    from tlm_core.training.device import pick_device, resolved_precision
+    from tlm_core.training.device import native_bf16, pick_device
 
-    return resolved_precision("auto", pick_device())
+    device = pick_device()
+    return native_precision() if device.type == "cpu" else "bf16" if native_bf16(device) else "fp32"
 
 
 def environment() -> dict[str, str]:

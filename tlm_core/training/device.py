@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 
 import torch
 
@@ -23,8 +22,6 @@ _PEAKS = {
     "L4": 121e12,
     "B200": 2250e12,
 }
-# Instructions of x86 and ARM processors that multiply bfloat16, by PyTorch's names.
-_BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def pick_device() -> torch.device:
@@ -64,32 +61,16 @@ def model_fits_device() -> Iterator[None]:
         ) from error
 
 
-@cache
-def fast_dtype(kind: str) -> torch.dtype:
-    """Return bfloat16 if devices of this kind ("cpu", "cuda") have instructions for it, else float32.
-
-    Emulated bfloat16 is slow: on a processor with only AVX2, eighty times as slow as float32.
-    """
-    if kind == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities = torch.cpu.get_capabilities()
-        native = any(capabilities.get(name) for name in _BF16_INSTRUCTIONS)
-    return torch.bfloat16 if native else torch.float32
+def native_bf16(device: torch.device) -> bool:
+    """Return whether a GPU has instructions for bfloat16. Emulated bfloat16 is slow."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def resolved_precision(precision: str, device: torch.device) -> str:
-    """Return "bf16" or "fp32" for the recipe's precision; "auto" selects the device's fast type."""
-    if precision != "auto":
-        return precision
-    return "bf16" if fast_dtype(device.type) == torch.bfloat16 else "fp32"
-
-
-def product_type(precision: str, device: torch.device) -> torch.dtype:
-    """Return the type of matrix products at the recipe's precision."""
-    return torch.bfloat16 if resolved_precision(precision, device) == "bf16" else torch.float32
+def product_type(precision: str) -> torch.dtype:
+    """Return the type of matrix products: bfloat16 for "bf16", else float32."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Return a context that computes matrix products in the recipe's precision. Weights and gradients stay float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=product_type(precision, device) == torch.bfloat16)
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -1,17 +1,18 @@
 """Parameters in one flat buffer, and the optimizers that update it.
 
-One buffer holds all parameters, another all gradients. So a step needs one all-reduce, one norm, and one fused AdamW
-call per section. Tensors of equal shape are adjacent, so that Muon reads them as a stack without a copy.
+One buffer holds all parameters, and another holds all gradients. So a step needs one sum over the workers, one norm,
+and one fused AdamW call per section. Matrices of equal size are adjacent, so that Muon reads them as a stack without a
+copy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tlm_core.errors import CorruptArtifact
 from tlm_core.training.architectures import architecture_of
@@ -26,12 +27,16 @@ if TYPE_CHECKING:
 # Coefficients of the quintic iteration of Jordan et al. 2024 ("Muon"), chosen for the steepest slope at zero.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 MOMENTUM = 0.95
-ALIGNED = 128  # parameters; GPUs read whole vectors, so sections begin at multiples of 256 bytes, also in bf16
+# Parameters. GPUs read whole vectors, so each section begins at a multiple of 256 bytes, also in bf16.
+ALIGNED = 128
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Numbers that workers sum along with the gradient: loss sums, stop requests, workers that halved rows."""
+    """Numbers that the workers sum together with the gradient.
+
+    mlm, task: sums of the losses. stop: stop requests. shrunk: workers that halved their rows.
+    """
 
     mlm: float
     task: float
@@ -43,9 +48,9 @@ EXTRAS = len(fields(Totals))
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype, steps: int = 5) -> Tensor:
-    """Return roughly the nearest semi-orthogonal matrices of a stack [n, r, c], with singular values of 0.7 to 1.2.
+    """Return approximately the nearest semi-orthogonal matrix of each matrix in a stack [n, r, c].
 
-    dtype: type of the matrix products.
+    The singular values of the results are 0.7 to 1.2. dtype: type of the matrix products.
     """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
@@ -70,8 +75,8 @@ def orthogonalize_shares(matrices: Tensor, dtype: torch.dtype, workers: Workers)
 class Section:
     """A range [start, stop) of the buffers with one update rule.
 
-    part: its part of the model. A step updates only sections of the parts that the step trains. block: the size of one
-    matrix for Muon, None for AdamW. decay: whether weight decay applies.
+    part: encoder, vocabulary or task. A step updates only the sections of the parts that it trains. block: size of one
+    matrix for Muon; None for AdamW. decay: whether weight decay applies.
     """
 
     name: str
@@ -82,15 +87,8 @@ class Section:
     decay: bool
 
 
-def _part(name: str) -> str:
-    return name.split(".", 1)[0]
-
-
 def _block(model: TaskModel, name: str, parameter: Tensor) -> tuple[int, int] | None:
-    """Return the size of the matrices in a parameter that Muon trains; None for other parameters.
-
-    A parameter may stack matrices: query, key and value, or value and gate. Muon orthogonalizes each separately.
-    """
+    """Return the size of the matrices that Muon trains separately in a parameter; None for parameters of AdamW."""
     if not name.startswith("encoder.layers.") or parameter.ndim != 2:
         return None
     rows, columns = parameter.shape
@@ -100,40 +98,36 @@ def _block(model: TaskModel, name: str, parameter: Tensor) -> tuple[int, int] | 
 class Buffers:
     """Moves the model's parameters into one flat buffer, with their gradients in another.
 
-    `gradient` ends in `totals`, the values of `Totals`, which the workers sum in the same all-reduce. multiple:
-    each section begins at a multiple of this number, and zeros fill the gaps.
+    `gradient` ends in `totals`, the values of `Totals`, which the workers sum together with it. multiple: each section
+    begins at a multiple of this number, and zeros fill the gaps.
     """
 
     def __init__(self, model: TaskModel, muon: bool, multiple: int = 1) -> None:
-        keyed = []
+        groups: dict[tuple[str, str, tuple[int, int] | None, bool], list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
+            part, decay = name.split(".", 1)[0], parameter.ndim > 1
             block = _block(model, name, parameter) if muon else None
-            decay = parameter.ndim > 1
             rule = f"muon.{block[0]}x{block[1]}" if block else f"adamw.{'decay' if decay else 'plain'}"
-            keyed.append((f"{_part(name)}.{rule}", block, decay, name, parameter))
-        keyed.sort(key=lambda entry: entry[0])  # the sort is stable: a section has the model's order
-        names, total = set(), 0
-        for key, *_, parameter in keyed:
-            total += parameter.numel() + (0 if key in names else -total % multiple)
-            names.add(key)
-        device = keyed[0][-1].device
+            groups.setdefault((f"{part}.{rule}", part, block, decay), []).append(parameter)
+        self.sections: list[Section] = []
+        total = 0
+        grouped = sorted(groups.items(), key=lambda group: group[0][0])
+        for (key, part, block, decay), parameters in grouped:
+            start = total + -total % multiple
+            total = start + sum(map(Tensor.numel, parameters))
+            self.sections.append(Section(key, part, start, total, block, decay))
+        device = next(model.parameters()).device
         self.value = torch.zeros(total, device=device)
         self.gradient = torch.zeros(total + EXTRAS, device=device)
         self.totals = self.gradient[total:]
-        self.sections: list[Section] = []
-        start = 0
-        for key, block, decay, name, parameter in keyed:
-            if not self.sections or self.sections[-1].name != key:
-                start += -start % multiple
-            stop = start + parameter.numel()
-            self.value[start:stop].copy_(parameter.data.reshape(-1))
-            parameter.data = self.value[start:stop].view(parameter.shape)
-            parameter.grad = self.gradient[start:stop].view(parameter.shape)
-            if self.sections and self.sections[-1].name == key:
-                self.sections[-1] = replace(self.sections[-1], stop=stop)
-            else:
-                self.sections.append(Section(key, _part(name), start, stop, block, decay))
-            start = stop
+        for section, (_, parameters) in zip(self.sections, grouped, strict=True):
+            start = section.start
+            for parameter in parameters:
+                stop = start + parameter.numel()
+                self.value[start:stop].copy_(parameter.data.reshape(-1))
+                parameter.data = self.value[start:stop].view(parameter.shape)
+                parameter.grad = self.gradient[start:stop].view(parameter.shape)
+                start = stop
 
     def set_totals(self, losses: Tensor, flags: Tensor) -> None:
         """Set this worker's values of `totals`. losses: sums, [mlm, task]. flags: [stop, shrunk], 0 or 1."""
@@ -142,10 +136,10 @@ class Buffers:
 
 
 class FlatOptimizer:
-    """AdamW over flat sections, with Muon on the encoder's matrices if the recipe says so.
+    """AdamW over flat sections. Muon updates the encoder's matrices if the recipe names it.
 
-    parts: which of encoder, vocabulary, and task to train. workers: on GPUs, they divide Muon's matrices. precision:
-    of Muon's products. It comes from the job, not from the machine, so that all workers compute the same.
+    parts: which of encoder, vocabulary, and task to train. workers: on GPUs, they divide Muon's matrices. precision: of
+    Muon's products, "bf16" or "fp32".
     """
 
     def __init__(
@@ -160,7 +154,7 @@ class FlatOptimizer:
         multiple = ALIGNED if next(model.parameters()).is_cuda else 1
         self.buffers = Buffers(model, muon=recipe.name == "muon", multiple=multiple)
         self.recipe = recipe
-        self._products = product_type(precision, self.buffers.value.device)
+        self._products = product_type(precision)
         self._workers = workers if workers is not None and self.buffers.value.is_cuda else None
         self._sections = [section for section in self.buffers.sections if section.part in set(parts)]
         self._moments: dict[str, dict[str, Tensor]] = {}
@@ -174,12 +168,12 @@ class FlatOptimizer:
 
     @property
     def size(self) -> int:
-        """The number of parameters, including those of parts that are not trained."""
+        """The number of parameters of the model, trained or not."""
         return self.buffers.value.numel()
 
     @property
     def flops(self) -> float:
-        """FLOPs of the matrix products in one update."""
+        """The FLOPs of the matrix products in one update."""
         counts: dict[tuple[int, int], int] = {}
         for section in self._sections:
             if section.block:
@@ -188,9 +182,9 @@ class FlatOptimizer:
         return newton_schulz(counts)
 
     def leaves(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Return the weights for the passes, by name: the parameters, or copies of type `dtype` that each step updates.
+        """Return the weights that the passes read, by name: the parameters, or copies that each step updates.
 
-        The vocabulary's bias stays float32: it holds logarithms of frequencies.
+        dtype: type of the copies. The bias of the vocabulary head stays float32, because it holds log frequencies.
         """
         value = self.buffers.value
         if dtype != value.dtype:
@@ -205,7 +199,7 @@ class FlatOptimizer:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Update the copies of the weights after other code changed the parameters."""
+        """Update the copies of the weights. Call this after other code has changed the parameters."""
         if self._copy is not None:
             self._copy.copy_(self.buffers.value)
 
@@ -213,12 +207,12 @@ class FlatOptimizer:
         self.buffers.gradient.zero_()
 
     def clip(self) -> Tensor:
-        """Scale the gradient down to the recipe's limit. Return the norm before scaling, on the device."""
+        """Scale the gradient down to the recipe's limit. Return the norm before the scaling, on the device."""
         gradient, limit = self.buffers.gradient[:-EXTRAS], self.recipe.clip
         norm = gradient.norm()
         if limit is None:
             return norm
-        if norm.is_cuda:  # a comparison would make the host wait; a factor of another type would slow the product
+        if norm.is_cuda:  # A comparison would make the host wait. A factor of another type would slow the product.
             gradient.mul_((limit / norm).clamp(max=1.0))
         elif norm > limit:
             gradient.mul_(limit / norm.double())
@@ -236,7 +230,7 @@ class FlatOptimizer:
 
     @torch.no_grad()
     def update(self, rate: float | Tensor, active: Iterable[str], skip: Tensor | None = None) -> None:
-        """Update the active parts, and the copies of their weights. skip: 1 leaves all unchanged; 0 acts as None."""
+        """Update the active parts, and the copies of their weights. skip: 1 on the device leaves all unchanged."""
         parts = set(active)
         for section in self._sections:
             if section.part in parts:
@@ -247,9 +241,9 @@ class FlatOptimizer:
                     self._copy[here].copy_(self.buffers.value[here])
 
     def _adamw_step(self, section: Section, rate: float | Tensor, skip: Tensor | None) -> None:
-        """Update a whole section by AdamW (Loshchilov and Hutter 2019).
+        """Update a section by AdamW (Loshchilov and Hutter 2019).
 
-        It calls the kernel without `torch.optim`, whose import costs each worker seconds.
+        The method does not use `torch.optim`, because its import takes seconds.
         """
         moments, recipe = self._moments[section.name], self.recipe
         moments["step"] += 1
@@ -273,12 +267,12 @@ class FlatOptimizer:
             moments["step"] -= skip
 
     def _muon_step(self, section: Section, rate: float | Tensor, skip: Tensor | None) -> None:
-        """Update a section by Muon: orthogonalized momentum, with a step that depends on the matrix's shape."""
+        """Update a section by Muon: orthogonalized momentum, times a factor that depends on the size of the matrix."""
         assert section.block is not None
         gradient = self.buffers.gradient[section.start : section.stop]
         value = self.buffers.value[section.start : section.stop]
         momentum, lr = self._moments[section.name]["momentum"], rate * self.recipe.muon_lr
-        if skip is not None:  # the momentum stays unchanged, as do the weights below
+        if skip is not None:  # leaves momentum and weights unchanged
             gradient, lr = torch.where(skip.bool(), momentum, gradient), lr * (1.0 - skip)
         momentum.lerp_(gradient, 1 - MOMENTUM)
         matrices = gradient.lerp(momentum, MOMENTUM).view(-1, *section.block)
@@ -295,11 +289,11 @@ class FlatOptimizer:
             value.add_(update.reshape(-1), alpha=-scale)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the tensors that a step leaves for the next step, by name."""
+        """Return the optimizer's state by name: moments, momentum, and step counts."""
         return {f"{section}.{name}": t for section, moments in self._moments.items() for name, t in moments.items()}
 
     def load_state(self, saved: Mapping[str, Tensor]) -> None:
-        """Restore the result of `state`. Raises CorruptArtifact if names or sizes differ from this model's."""
+        """Restore the result of `state`. Raises CorruptArtifact if names or sizes do not match this model."""
         own = self.state()
         if own.keys() != saved.keys() or any(own[name].shape != saved[name].shape for name in own):
             raise CorruptArtifact(
@@ -310,7 +304,7 @@ class FlatOptimizer:
 
 
 def learning_rate(progress: float, warmup: float) -> float:
-    """Return the share of the peak rate at `progress` (0 to 1). It rises linearly, then falls linearly to zero."""
+    """Return the share of the peak rate at `progress` (0 to 1): a linear rise, then a linear fall to zero."""
     if progress < warmup:
         return progress / warmup
     return max(0.0, (1.0 - progress) / (1.0 - warmup))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from tlm_core.training.device import fast_dtype, resolved_precision
+from tlm_core.training.device import native_bf16
 from tlm_core.training.memory import MICRO_ROWS, rows_at_once
 from tlm_core.training.model import TaskModel
 from tlm_core.training.objective import Workers, accumulate_gradient
@@ -130,9 +130,7 @@ def gpu_passes(
     """Return the passes of a GPU; None if the device, the precision, or the model's heads need `RowPasses`."""
     head = model.shape.head_size
     fits = head <= LARGEST_HEAD and head % HEAD_MULTIPLE == 0
-    if device.type != "cuda" or resolved_precision(precision, device) != "bf16" or not fits:
-        return None
-    if fast_dtype(device.type) != torch.bfloat16:
+    if precision != "bf16" or not fits or not native_bf16(device):
         return None
     if compiled and not c_compiler():
         _log.warning("No C compiler: the joint stage is not compiled, so it is slower. Install gcc on the workers.")
