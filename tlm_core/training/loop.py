@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from tlm_core.errors import NonFiniteLoss, OutOfMemory, WorkerLost
 from tlm_core.pulse import PULSE
 from tlm_core.tasks.metrics import rank
-from tlm_core.training.ahead import Ahead
+from tlm_core.training.ahead import batches_ahead
 from tlm_core.training.device import out_of_memory, peak_flops
 from tlm_core.training.model import TaskModel, seed_of
 from tlm_core.training.objective import Workers
@@ -24,24 +25,25 @@ from tlm_core.training.passes import Loaded, Passes, RowPasses
 from tlm_core.training.prepared import Batch
 from tlm_core.training.recipe import Budget
 from tlm_core.training.stage import StageContext, StopRequested
-from tlm_core.training.state import LossMeans, StepLosses, TrainState, checkpoint_writer, load_checkpoint, weights
+from tlm_core.training.state import Losses, LossMeans, TrainState, checkpoint_writer, load_checkpoint, weights
 
 POINTS = 200
 REPORT_SECONDS = 0.5
-_STEADY = 1 / 8  # largest relative change of the expected steps that the reported total ignores
-# Seconds between two checks whether a GPU has finished, and seconds after which a wait is longer than usual.
+_STEADY = 1 / 8  # largest relative change of the expected number of steps that the reported total ignores
+# Seconds between two checks whether a GPU has finished, and seconds after which a wait is unusually long.
 POLL, PATIENCE = 0.0002, 5.0
-# With `non_finite: skip`, a run may skip SKIPS steps, or SKIPPED_SHARE of its steps so far if that is more.
+# With `non_finite: skip`, a run may skip SKIPS steps, or SKIPPED_SHARE of its steps so far if this share is more.
 SKIPS, SKIPPED_SHARE = 20, 0.01
 
 
-@dataclass(frozen=True)
+@dataclass
 class Step:
-    """A step that the device computes, with its batch.
+    """A step of the run. The device may still compute the step while the host continues.
 
-    number: counts from 0. rate: share of the peak learning rate. flops: FLOPs of this worker's products, including
+    number: counts from 1. rate: share of the peak learning rate. flops: FLOPs of this worker's products, including
     padding and the optimizer. values: `Totals` and the gradient's norm, complete in the host's memory after the event
-    `ready`.
+    `ready`. tokens, progress: those of the run at the end of the step. losses, norm, stop: set when the host has read
+    `values`.
     """
 
     number: int
@@ -50,32 +52,25 @@ class Step:
     flops: float
     values: Tensor
     ready: torch.cuda.Event | None
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a step computed. step: counts from 1. tokens, progress: those of the run at the end of the step."""
-
-    step: int
-    tokens: int
-    progress: float
-    losses: StepLosses
-    rate: float
-    norm: float
-    stop: bool
+    tokens: int = 0
+    progress: float = 0.0
+    losses: Losses = field(default_factory=dict)
+    norm: float = 0.0
+    stop: bool = False
 
 
 @dataclass
 class Trainer:
     """One stage's training run.
 
-    batches: (step, progress) → batch. step_flops: returns the FLOPs of a batch's forward and backward pass.
-    needed_flops: returns the FLOPs that the model needs for a batch, for the reported utilization of a GPU.
-    memory: estimates the bytes of training with a number of rows; None: no estimate. passes: by default
-    `RowPasses`. before_step: called before each step. last_step: the run ends after this step at the latest.
-    validate: returns the model's validation scores. evaluate_at: the steps after which to validate; 0 is before the
-    first step. The run copies the best weights. curve: number of validations at equal shares of the budget. With
-    `curve`, it copies no weights. is_behind: called at half the budget; if it returns True, the run ends there.
+    batches: (step, progress) → batch. step_flops: returns the FLOPs of both passes over a batch. needed_flops: returns
+    the FLOPs that the model needs for a batch, for the reported utilization of a GPU. memory: estimates the bytes of
+    training with a number of rows; None: no estimate. passes: by default `RowPasses`. before_step: called before each
+    step. last_step: the run ends after this step at the latest.
+
+    validate: returns the model's validation scores. evaluate_at: the steps after which the run validates; 0 is before
+    the first step. The run copies the best weights. curve: number of validations at equal shares of the budget. With
+    `curve`, the run copies no weights. is_behind: called at half the budget; if it returns True, the run ends there.
     """
 
     ctx: StageContext[TrainParams]
@@ -114,34 +109,37 @@ class Trainer:
         self._start()
         with (
             PULSE.pace(steady=True),
-            Ahead(self.batches, self._load, self._flops, self.state, self.budget, self._passes.ahead) as batches,
+            closing(
+                batches_ahead(self.batches, self._load, self._flops, self.state, self.budget, self._passes.ahead)
+            ) as batches,
         ):
             return self._train(batches)
 
-    def _train(self, batches: Ahead) -> tuple[TrainState, dict[str, Tensor] | None]:
+    def _train(self, batches: Iterator[Loaded]) -> tuple[TrainState, dict[str, Tensor] | None]:
         state, report = self.state, _Progress(self)
         counted = self.clock()
         if state.step == 0 and 0 in self.evaluate_at and not state.evaluations:
             self._evaluate()
-        open_steps: deque[tuple[Step, int, float]] = deque()
+        unread: deque[Step] = deque()
         while not self._ended():
             used = state.progress(self.budget)
             self.before_step()
-            step = self._launch(batches(), report.stop)
+            step = self._launch(next(batches), report.stop)
             state.count(step.batch.real_tokens, self._flops(step.batch))
             report.count(step)
             # The time from step to step includes validation, the copy of a checkpoint, and waits for slow storage.
             counted = self._count_seconds(counted)
-            open_steps.append((step, state.tokens, state.progress(self.budget)))
+            step.tokens, step.progress = state.tokens, state.progress(self.budget)
+            unread.append(step)
             finished = self._ended()
-            halfway = self.is_behind is not None and used < 0.5 <= state.progress(self.budget)
+            halfway = self.is_behind is not None and used < 0.5 <= step.progress
             evaluate, save = self._is_due(used), state.step % self.ctx.params.checkpoint_steps == 0
             # All workers must read results at the same steps, because decisions depend on them.
             late = 0 if finished or evaluate or save or halfway else self._passes.late
-            results = self._results(open_steps, late)
-            stop = any(result.stop for result in results)
+            read = self._read(unread, late)
+            stop = any(earlier.stop for earlier in read)
             if stop:
-                results += self._results(open_steps, 0)
+                read += self._read(unread, 0)
             if evaluate:
                 self._evaluate()
             if halfway and self.is_behind and self.is_behind():
@@ -150,8 +148,8 @@ class Trainer:
                 self._checkpoint()
             if stop and not finished:
                 raise StopRequested(f"The stage stopped on request after step {state.step}. Resume to continue.")
-            for result in results:
-                report.tick(result)
+            for earlier in read:
+                report.tick(earlier)
             PULSE.warm_up()
         self._count_seconds(counted)
         return state, self.best
@@ -190,7 +188,7 @@ class Trainer:
             )
 
     def _load(self, batch: Batch) -> Loaded:
-        """Return the batch for its passes; with 0 rows if memory runs out."""
+        """Load a batch for its passes. If memory runs out, return it with 0 rows."""
         try:
             return self._passes.load(batch, self.state.micro_rows)
         except RuntimeError as error:
@@ -207,24 +205,24 @@ class Trainer:
         return passes + self.optimizer.flops / self.workers.size
 
     def _midway(self, batch: Batch) -> float:
-        """Return the progress in the middle of the coming step, or before it with a budget of seconds."""
-        # In the middle, so that the learning rate of the first step is above zero.
+        """Return the progress in the middle of the coming step; with a budget in seconds, at its start."""
+        # The middle gives the first step a learning rate above zero.
         half = {"steps": 0.5, "tokens": batch.real_tokens / 2, "flops": self._flops(batch) / 2, "seconds": 0.0}
         return min(1.0, self.state.progress(self.budget) + half[self.budget.unit] / self.budget.amount)
 
     def _launch(self, loaded: Loaded, stop: bool) -> Step:
         """Start the computation of a step. A GPU computes it while the host continues."""
-        batch, before = loaded.batch, self.state.micro_rows
+        batch, before, number = loaded.batch, self.state.micro_rows, self.state.step
         rate = learning_rate(self._midway(batch), self.optimizer.recipe.warmup)
         if loaded.rows > before:  # loaded before memory ran out
             loaded = self._load(batch)
         while True:
             controls = from_host((rate, float(stop), float(self.state.micro_rows < before)), self.device)
             if self.model.shape.dropout:
-                torch.manual_seed(seed_of(self.ctx.params.seed, f"dropout {self.state.step} {self.workers.rank}"))
+                torch.manual_seed(seed_of(self.ctx.params.seed, f"dropout {number} {self.workers.rank}"))
             values = self._passes.run(self._compute, loaded, controls) if loaded.rows else None
             if values is not None:
-                return Step(self.state.step, batch, rate, self._own_flops(loaded), *to_host(values))
+                return Step(number + 1, batch, rate, self._own_flops(loaded), *to_host(values))
             self._halve_rows(batch)
             loaded = self._load(batch)
 
@@ -234,51 +232,46 @@ class Trainer:
         controls: [rate, stop, shrunk]; for the last two see `Totals`. Return the values of `Totals` and the gradient's
         norm; None if memory ran out.
         """
-        sums, buffers = self._own_gradient(loaded), self.optimizer.buffers
-        if sums is None:
-            return None
+        buffers = self.optimizer.buffers
+        self.optimizer.zero_grad()
+        try:
+            sums = self._passes.gradient(loaded)
+        except RuntimeError as error:
+            if out_of_memory(error):
+                return None
+            raise
         buffers.set_totals(sums, controls[1:])
         self._passes.reduce(loaded.batch, buffers)
         values = torch.cat((buffers.totals, self.optimizer.clip()[None]))
         self.optimizer.step(controls[0], loaded.batch.active, values.isfinite().all())
         return values
 
-    def _results(self, steps: deque[tuple[Step, int, float]], late: int) -> list[Result]:
-        """Remove the oldest steps until `late` steps remain. Record and return the results of the removed steps.
+    def _read(self, unread: deque[Step], late: int) -> list[Step]:
+        """Read and record the results of the oldest steps until `late` steps remain. Return the steps that were read.
 
         Raises NonFiniteLoss.
         """
-        results = []
-        while len(steps) > late:
-            step, tokens, progress = steps.popleft()
+        read = []
+        while len(unread) > late:
+            step = unread.popleft()
             await_device(step.ready, shared=self.workers.size > 1)
-            *sums, norm = step.values.tolist()
+            *sums, step.norm = step.values.tolist()
             totals, batch = Totals(*sums), step.batch
             if totals.shrunk:
-                self._agree_on_rows(step.number + 1)
-            losses = StepLosses(
-                mlm=totals.mlm / batch.masked if batch.masked and batch.mlm_weight else None,
-                task=totals.task / batch.documents if batch.task_weight else None,
-            )
-            if not self._finite(step, losses, norm):
-                losses = StepLosses()
-            result = Result(step.number + 1, tokens, progress, losses, step.rate, norm, totals.stop > 0)
-            self._record(result)
-            results.append(result)
-        return results
-
-    def _own_gradient(self, loaded: Loaded) -> Tensor | None:
-        """Compute this worker's part of the gradient. Return its loss sums, or None if memory ran out."""
-        self.optimizer.zero_grad()
-        try:
-            return self._passes.gradient(loaded)
-        except RuntimeError as error:
-            if out_of_memory(error):
-                return None
-            raise
+                self._agree_on_rows(step.number)
+            step.stop = totals.stop > 0
+            step.losses = {
+                "mlm": totals.mlm / batch.masked if batch.masked and batch.mlm_weight else None,
+                "task": totals.task / batch.documents if batch.task_weight else None,
+            }
+            if not self._finite(step):
+                step.losses = dict.fromkeys(step.losses)
+            self._record(step)
+            read.append(step)
+        return read
 
     def _halve_rows(self, batch: Batch) -> None:
-        """Halve the rows that are processed at once. The step still has all rows. Raises OutOfMemory at one row."""
+        """Halve the rows that this worker processes at once. Raises OutOfMemory at one row."""
         rows = min(self.state.micro_rows, len(batch.rows))
         if rows == 1:
             raise OutOfMemory(
@@ -290,24 +283,22 @@ class Trainer:
             torch.cuda.empty_cache()
 
     def _agree_on_rows(self, step: int) -> None:
-        """Use the smallest number of rows on all workers, so that one checkpoint and one history describe all."""
+        """Use the smallest number of rows on all workers, because one checkpoint holds the state of all."""
         self.state.micro_rows = self.workers.least(self.state.micro_rows, self.device)
         if not self.ctx.rank:
             self.ctx.report.event("memory.stepped_down", step=step, rows=self.state.micro_rows)
 
-    def _finite(self, step: Step, losses: StepLosses, norm: float) -> bool:
+    def _finite(self, step: Step) -> bool:
         """Return whether losses and gradient are finite. If not, count the skipped step, or raise NonFiniteLoss."""
-        state, values, number = self.state, asdict(losses), step.number + 1
-        if all(math.isfinite(value) for value in (*values.values(), norm) if value is not None):
+        state, number = self.state, step.number
+        if all(math.isfinite(value) for value in (*step.losses.values(), step.norm) if value is not None):
             return True
-        texts = {name: None if value is None else str(value) for name, value in values.items()}
+        texts = {name: None if value is None else str(value) for name, value in step.losses.items()}
         sources = step.batch.sources()
-        limit = max(SKIPS, int(SKIPPED_SHARE * step.number))
+        limit = max(SKIPS, int(SKIPPED_SHARE * (number - 1)))
         if self.optimizer.recipe.non_finite == "stop" or state.skipped >= limit:
             checkpoint = self._newest_checkpoint()
-            newest = "There is no checkpoint."
-            if checkpoint is not None:
-                newest = f"The newest checkpoint is of step {checkpoint}."
+            newest = f"The newest checkpoint is of step {checkpoint}." if checkpoint else "There is no checkpoint."
             raise NonFiniteLoss(
                 f"The loss or its gradient is not finite at step {number}. Lower the learning rate, or check the "
                 f"texts of this batch ({', '.join(sources[:3])}, ...). {newest}",
@@ -322,9 +313,9 @@ class Trainer:
         return False
 
     def _newest_checkpoint(self) -> int | None:
-        """Return the step of the newest checkpoint.
+        """Return the step of the newest checkpoint, or None.
 
-        All ranks wait until rank 0 has read it, because the first rank that then raises an error ends all ranks.
+        All ranks wait until rank 0 has read the step, because the first rank that raises an error ends all ranks.
         """
         newest = self.ctx.checkpoints.newest()
         self.workers.least(0, self.device)
@@ -332,35 +323,32 @@ class Trainer:
 
     def _count_seconds(self, since: float) -> float:
         """Add the time since an earlier reading of the clock, and return the new reading."""
-        now, state, before = self.clock(), self.state, self.state.seconds
-        state.seconds = self._agreed(before + now - since)
-        state.worker_seconds += (state.seconds - before) * self.workers.size
+        now, state = self.clock(), self.state
+        seconds = state.seconds + now - since
+        if self.budget.unit == "seconds" and self.workers.size > 1:  # all workers must end at the same step
+            seconds = float(self.workers.first(torch.tensor([seconds], dtype=torch.float64, device=self.device)))
+        state.worker_seconds += (seconds - state.seconds) * self.workers.size
+        state.seconds = seconds
         return now
 
-    def _agreed(self, seconds: float) -> float:
-        """Return rank 0's seconds if the budget is in seconds, because all workers must end at the same step."""
-        if self.workers.size == 1 or self.budget.unit != "seconds":
-            return seconds
-        return float(self.workers.first(torch.tensor([seconds], dtype=torch.float64, device=self.device)))
-
-    def _record(self, result: Result) -> None:
-        """Update the history: about POINTS points, each with the mean losses since the previous one."""
+    def _record(self, step: Step) -> None:
+        """Add the losses of a step to the history, which has about POINTS points of mean losses."""
         state = self.state
-        state.means.add(result.losses)
-        point = int(result.progress * POINTS)
+        state.means.add(step.losses)
+        point = int(step.progress * POINTS)
         if point <= state.last_point:
             return
-        values = {**state.means.as_dict(), "rate": result.rate, "gradient_norm": _finite_or_none(result.norm)}
-        state.points.append({"step": result.step, "tokens": result.tokens, **values})
+        values = {**state.means.as_dict(), "rate": step.rate, "gradient_norm": _finite_or_none(step.norm)}
+        state.points.append({"step": step.number, "tokens": step.tokens, **values})
         state.means, state.last_point = LossMeans(), point
 
     def _is_due(self, used: float) -> bool:
-        """Return whether to validate after this step. used: the share of the budget before it."""
+        """Return whether to validate after this step. used: share of the budget that was used before the step."""
         crossed = int(used * self.curve) < int(self.state.progress(self.budget) * self.curve)
         return crossed or self.state.step in self.evaluate_at
 
     def _evaluate(self) -> None:
-        """Validate. Copy the weights if they `rank` highest so far, unless scores are only reported (`curve`)."""
+        """Validate. Without `curve`, copy the weights if their scores `rank` highest so far."""
         assert self.validate is not None
         state, scores = self.state, self.validate()
         state.evaluations.append({"step": state.step, **scores})
@@ -374,8 +362,8 @@ class Trainer:
         if self.ctx.rank:
             return
         write = checkpoint_writer(self.state, self.model, self.optimizer, self.best)
-        point = self.state.points[-1] if self.state.points else {}
-        metrics = {name: point.get(name) for name in ("mlm", "task")}
+        point = self.state.points[-1]  # the first step adds one
+        metrics = {name: point[name] for name in ("mlm", "task")}
         self.ctx.checkpoints.save(write, step=self.state.step, metrics=metrics)
 
 
@@ -389,7 +377,7 @@ def from_host(values: Sequence[float], device: torch.device) -> Tensor:
 def to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     """Return a copy of the values in the host's memory, and the event after which the copy is complete.
 
-    On a CPU, return the values themselves and None.
+    On a CPU, return the values themselves, and None as the event.
     """
     if not values.is_cuda:
         return values, None
@@ -399,7 +387,7 @@ def to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 
 
 def await_device(ready: torch.cuda.Event | None, *, shared: bool) -> None:
-    """Wait for the event. shared: whether there are other workers. They may compile, so a long wait is then allowed."""
+    """Wait for the event. shared: whether other workers exist. They may compile, so a long wait is then allowed."""
     began = time.monotonic()
     while ready is not None and not ready.query():
         if shared and time.monotonic() - began > PATIENCE:
@@ -412,18 +400,8 @@ def _finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-@dataclass
-class _Mark:
-    """The counts at the last point of the metric series. used: FLOPs by the metric that counts them, such as `mfu`."""
-
-    clock: float
-    tokens: int
-    flops: float
-    used: dict[str, float]
-
-
 class _Progress:
-    """Reports every step's progress on rank 0, and records whether the reporter asks to stop.
+    """Reports the progress of each step on rank 0. stop: whether the reporter requests a stop.
 
     It adds a point to the metric series at most every REPORT_SECONDS. After 500 s this interval grows with the elapsed
     time, so that a long run has few points. The losses of a point are means since the previous point.
@@ -433,11 +411,11 @@ class _Progress:
         self._trainer = trainer
         self._began = trainer.clock()
         self._last = self._began - REPORT_SECONDS
-        self._mark: _Mark | None = None
+        self._counts: dict[str, float] = {}  # tokens and FLOPs of the run at the last point
         self._tokens_per_second: float | None = None
         self._means = LossMeans()
         self._total = 0
-        self._used = {"mfu": 0.0, "hardware_utilization": 0.0}
+        self._used = {"mfu": 0.0, "hardware_utilization": 0.0}  # FLOPs by the metric that counts them
         self._peak = peak_flops(trainer.device) if trainer.needed_flops else None
         self.stop = False
 
@@ -448,19 +426,20 @@ class _Progress:
             self._used["mfu"] += trainer.needed_flops(step.batch) / trainer.ctx.world_size
             self._used["hardware_utilization"] += step.flops
 
-    def tick(self, result: Result) -> None:
+    def tick(self, step: Step) -> None:
+        """Report a step."""
         ctx, state = self._trainer.ctx, self._trainer.state
         if ctx.rank:
             return
-        self._means.add(result.losses)
+        self._means.add(step.losses)
         now = self._trainer.clock()
         if now - self._last >= REPORT_SECONDS * max(1.0, (now - self._began) / 500):
-            self._point(now, result)
+            self._point(now, step)
         progress = min(1.0, state.progress(self._trainer.budget))
         if self._trainer.last_step is not None:
             progress = state.step / self._trainer.last_step
         self.stop = not ctx.report.progress(
-            step=result.step,
+            step=step.number,
             total=self._total_steps(state.step, progress),
             rate=self._tokens_per_second,
             unit="tokens",
@@ -478,26 +457,21 @@ class _Progress:
         self._total = max(self._total, step)
         return self._total
 
-    def _point(self, now: float, result: Result) -> None:
-        trainer, state, mark = self._trainer, self._trainer.state, self._mark
-        flops_per_second = None
-        utilization = {}
-        if mark is not None and now > mark.clock:
-            seconds = now - mark.clock
-            self._tokens_per_second = (state.tokens - mark.tokens) / seconds
-            flops_per_second = (state.flops - mark.flops) / seconds
-            if self._peak is not None:
-                capacity = seconds * self._peak
-                utilization = {name: (flops - mark.used[name]) / capacity for name, flops in self._used.items()}
-        self._last, self._mark = now, _Mark(now, state.tokens, state.flops, dict(self._used))
-        means, self._means = self._means, LossMeans()
+    def _point(self, now: float, step: Step) -> None:
+        trainer, state, seconds = self._trainer, self._trainer.state, now - self._last
+        before, self._last = self._counts, now
+        self._counts = {"tokens": state.tokens, "flops": state.flops, **self._used}
+        rates = {name: (self._counts[name] - count) / seconds for name, count in before.items()} if seconds else {}
+        self._tokens_per_second = rates.get("tokens", self._tokens_per_second)
+        utilization = {} if self._peak is None or not rates else {name: rates[name] / self._peak for name in self._used}
         trainer.ctx.report.metrics(
-            step=result.step,
-            tokens=result.tokens,
-            **means.as_dict(),
-            learning_rate=result.rate * trainer.optimizer.recipe.lr,
-            gradient_norm=_finite_or_none(result.norm),
+            step=step.number,
+            tokens=step.tokens,
+            **self._means.as_dict(),
+            learning_rate=step.rate * trainer.optimizer.recipe.lr,
+            gradient_norm=_finite_or_none(step.norm),
             tokens_per_second=self._tokens_per_second,
-            gflops_per_second=None if flops_per_second is None else flops_per_second / 1e9,
+            gflops_per_second=rates["flops"] / 1e9 if rates else None,
             **utilization,
         )
+        self._means = LossMeans()

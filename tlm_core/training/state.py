@@ -1,6 +1,6 @@
-"""Everything that the training loop carries from step to step, and its form on disk.
+"""The state of a training run, its checkpoints, and the files of a trained model.
 
-Random draws and the order of rows follow from the step number, so they are not part of the state.
+Random numbers and the order of rows depend on the step's number alone, so they are not part of the state.
 """
 
 from __future__ import annotations
@@ -36,17 +36,12 @@ HISTORY, SHAPE = "history.json", "model.json"
 WEIGHTS, OPTIMIZER, BEST, STATE = "model.safetensors", "optimizer.safetensors", "best.safetensors", "state.json"
 
 
-@dataclass(frozen=True)
-class StepLosses:
-    """Mean losses of one step; None for a loss that the step does not train."""
-
-    mlm: float | None = None
-    task: float | None = None
+Losses = Mapping[str, float | None]  # mean losses of a step, `mlm` and `task`; None for a loss that it does not train
 
 
 @dataclass
 class RunningMean:
-    """The mean of the values so far; it ignores None."""
+    """The mean of the values so far, without None."""
 
     total: float = 0.0
     count: int = 0
@@ -68,9 +63,9 @@ class LossMeans:
     mlm: RunningMean = field(default_factory=RunningMean)
     task: RunningMean = field(default_factory=RunningMean)
 
-    def add(self, losses: StepLosses) -> None:
-        self.mlm.add(losses.mlm)
-        self.task.add(losses.task)
+    def add(self, losses: Losses) -> None:
+        self.mlm.add(losses["mlm"])
+        self.task.add(losses["task"])
 
     def as_dict(self) -> dict[str, float | None]:
         return {"mlm": self.mlm.value, "task": self.task.value}
@@ -78,11 +73,11 @@ class LossMeans:
 
 @dataclass
 class TrainState:
-    """Counts of the stage so far (over all workers), its history, and the best evaluation.
+    """Counts of the stage so far over all workers, its history, and the best evaluation.
 
-    means: losses since the last point. last_point: number of the history's last point; -1 before the first. best: index
-    of the best evaluation. worker_seconds: elapsed seconds x number of workers. micro_rows: rows processed at once.
-    skipped: steps without an update because their loss was not finite.
+    worker_seconds: elapsed seconds x number of workers. means: losses since the last point. last_point: number of the
+    last point of the history; -1 before the first. best: index of the best evaluation. micro_rows: rows that a worker
+    processes at once. skipped: number of steps without an update, because their loss or gradient was not finite.
     """
 
     step: int = 0
@@ -105,7 +100,7 @@ class TrainState:
         self.flops += flops
 
     def progress(self, budget: Budget) -> float:
-        """Return the share of the budget that is used up."""
+        """Return the used share of the budget."""
         used = {"steps": self.step, "tokens": self.tokens, "flops": self.flops, "seconds": self.seconds}
         return float(used[budget.unit] / budget.amount)
 
@@ -123,7 +118,7 @@ def arrays(model: TaskModel) -> dict[str, npt.NDArray[np.float32]]:
 def load_weights(model: TaskModel, saved: Mapping[str, Tensor], *, skip: tuple[str, ...] = ()) -> None:
     """Copy saved parameters into the model. Raises CorruptArtifact unless names and shapes match.
 
-    skip: prefixes of parameters that stay unchanged and may be missing in `saved`.
+    skip: prefixes of names. The parameters with these names stay unchanged, and `saved` may lack them.
     """
     own = {name: p for name, p in model.named_parameters() if not name.startswith(skip)}
     tensors = {name: tensor for name, tensor in saved.items() if not name.startswith(skip)}
@@ -145,9 +140,10 @@ def load_weights(model: TaskModel, saved: Mapping[str, Tensor], *, skip: tuple[s
 
 
 def own_units(saved: Mapping[str, Tensor], prepared: Prepared, head: str = "task") -> dict[str, Tensor]:
-    """Return weights that predict raw instead of standardized regression targets; unchanged for classes.
+    """Return weights that predict regression targets in their own units; the unchanged weights for classes.
 
-    The head's last layer is linear, so its weights [1, hidden] and bias [1] absorb mean and deviation.
+    In training, a model predicts standardized targets. The last layer of the head is linear, so its weights [1, hidden]
+    and its bias [1] absorb mean and deviation.
     """
     if prepared.scaling is None:
         return dict(saved)
@@ -159,15 +155,16 @@ def own_units(saved: Mapping[str, Tensor], prepared: Prepared, head: str = "task
 def checkpoint_writer(
     state: TrainState, model: TaskModel, optimizer: FlatOptimizer, best: Mapping[str, Tensor] | None
 ) -> Callable[[Path], None]:
-    """Copy the current state. Return a function that writes it into a folder, also while training continues.
+    """Copy the current state. Return a function that writes the copy into a folder while training continues.
 
     The function raises StorageFull or StorageUnavailable.
     """
     files = {
         WEIGHTS: weights(model),
         OPTIMIZER: {name: t.detach().cpu().clone() for name, t in optimizer.state().items()},
-        **({} if best is None else {BEST: dict(best)}),  # later evaluations replace the dict and never change it
     }
+    if best is not None:
+        files[BEST] = dict(best)  # Later evaluations replace the tensors and never change them.
     text = json.dumps(asdict(state))
 
     def write(folder: Path) -> None:
@@ -180,7 +177,7 @@ def checkpoint_writer(
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file. Raises OSError for errors of the file system; `save_file` reports them only as text."""
+    """Write a safetensors file. Raises OSError if the file system fails; `save_file` reports this only as text."""
     try:
         save_file(tensors, path)
     except SafetensorError as error:
@@ -194,7 +191,7 @@ def load_checkpoint(
 ) -> tuple[TrainState, dict[str, Tensor] | None]:
     """Restore model and optimizer in place. Return the state and the best weights so far.
 
-    Raises CorruptArtifact for a checkpoint of another model or another version.
+    Raises CorruptArtifact if another model or another release wrote the checkpoint.
     """
     load_weights(model, load_file(folder / WEIGHTS))
     optimizer.load_state(load_file(folder / OPTIMIZER))
@@ -209,14 +206,14 @@ def load_checkpoint(
 
 
 def read_history(folder: Path) -> dict[str, Any]:
-    """Return the history of a training stage: points, evaluations, the best evaluation, and the cost."""
+    """Return the history that a training stage wrote: points, evaluations, best evaluation, and cost."""
     return json.loads((folder / HISTORY).read_text(encoding="utf-8"))
 
 
 def trains_again(history: Mapping[str, Any]) -> bool:
-    """Return whether the refit trains a finetuned encoder again. history: of its finetuning.
+    """Return whether the refit trains an encoder again. history: that of its finetuning.
 
-    The refit copies an encoder that finetuning did not improve, or that is behind the linear model.
+    If finetuning did not improve the encoder, or the encoder is behind the linear model, the refit copies it instead.
     """
     return BEHIND not in history and bool(history["best"]["step"])
 
@@ -233,9 +230,9 @@ def load_model(folder: Path, *, compact: bool = False) -> TaskModel:
 
 
 def compact_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Round token embeddings to 8 bits with a scale for each row, and other weights to half precision.
+    """Round weights as the file of an ensemble stores them: token embeddings to 8 bits, most others to 16 bits.
 
-    The output layer stays exact; see `compact`.
+    The output layer stays exact; see `compact.py`.
     """
     numbers, scales = eight_bits(tensors[EMBEDDINGS].float().numpy())
     rounded = {name: tensor if name.startswith(f"{OUTPUT}.") else tensor.half() for name, tensor in tensors.items()}

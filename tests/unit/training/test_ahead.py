@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from dataclasses import dataclass
 from typing import cast
 
 import pytest
 
-from tlm_core.training.ahead import Ahead
+from tlm_core.training.ahead import batches_ahead
 from tlm_core.training.passes import Loaded
 from tlm_core.training.prepared import Batch
 from tlm_core.training.recipe import Budget
@@ -36,11 +37,11 @@ def draw(step: int, progress: float) -> Batch:
 
 def batches(count: int, budget: Budget, steps: int = 6) -> list[Drawn]:
     state, result = TrainState(step=1, tokens=10), []
-    with Ahead(
-        draw, lambda batch: Loaded(batch, 1), lambda batch: 3.0 * batch.real_tokens, state, budget, count
-    ) as next_one:
+    with closing(
+        batches_ahead(draw, lambda batch: Loaded(batch, 1), lambda batch: 3.0 * batch.real_tokens, state, budget, count)
+    ) as drawn:
         for _ in range(steps):
-            batch = cast(Drawn, next_one().batch)
+            batch = cast(Drawn, next(drawn).batch)
             state.count(batch.real_tokens, 3.0 * batch.real_tokens)
             result.append(batch)
     return result
