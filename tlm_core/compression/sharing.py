@@ -33,7 +33,7 @@ from tlm_core.training.memory import training_bytes
 from tlm_core.training.model import TaskModel
 from tlm_core.training.objective import step_flops
 from tlm_core.training.optim import FlatOptimizer
-from tlm_core.training.prepared import Batch, FinetuneBatches, Prepared, weighted
+from tlm_core.training.prepared import Batch, Prepared, TaskBatches, weighted
 from tlm_core.training.randomness import Stream, random_at
 from tlm_core.training.recipe import Budget, Finetune, Optimizer
 from tlm_core.training.stage import StageContext
@@ -188,7 +188,7 @@ class SharedBatches:
         self, model: SharedModel, tasks: Sequence[Prepared], steps: Sequence[int], part: Finetune, seed: int
     ) -> None:
         self._model = model
-        self._batches = [weighted(FinetuneBatches(task, part.batch, seed), task, part) for task in tasks]
+        self._batches = [weighted(TaskBatches(task, part.batch, seed), task, part) for task in tasks]
         self._turns = random_at(seed, Stream.TASK, 0).permutation(np.repeat(np.arange(len(tasks)), steps))
 
     def __call__(self, step: int, progress: float) -> Batch:

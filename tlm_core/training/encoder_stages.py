@@ -31,8 +31,8 @@ from tlm_core.training.objective import Workers, needed_flops, step_flops
 from tlm_core.training.optim import FlatOptimizer
 from tlm_core.training.params import SHRUNK, ChooseParams, FinetuneParams, JointParams, TrainParams, TuneParams
 from tlm_core.training.passes import gpu_passes
-from tlm_core.training.prepared import Batch, FinetuneBatches, JointBatches, Prepared, Split, weighted
-from tlm_core.training.profiling import copy_traces, trace_path, traced
+from tlm_core.training.prepared import Batch, JointBatches, Prepared, Share, Split, TaskBatches, weighted
+from tlm_core.training.profiling import copy_traces, traced
 from tlm_core.training.recipe import OWN_STARTS, Budget, Finetune, Model
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import (
@@ -47,10 +47,10 @@ from tlm_core.training.state import (
     weights,
 )
 
-# (prepared data, batch size, seed) → batches by step
-Draw = Callable[[Prepared, int, int], Callable[[int, float], Batch]]
+Batches = Callable[[int, float], Batch]  # (step, progress) → batch
+Draw = Callable[[Prepared, int, int], Batches]  # (prepared data, batch size, seed) → batches
 
-# Number of validations in the joint stage, and of texts in each. Their scores are only reported.
+# Number of validations in the joint stage, and of texts in each. The stage only reports their scores.
 _CURVE_POINTS, _CURVE_TEXTS = 5, 500
 
 
@@ -68,7 +68,7 @@ def joint(ctx: StageContext[JointParams]) -> dict[str, Any]:
         texts = prepared.split("validation").first(_CURVE_TEXTS)
         trainer.validate = partial(validate, ctx, trainer.model, texts, prepared, trainer.device)
         trainer.curve = _CURVE_POINTS
-    with traced(trainer, trace_path(ctx, "joint")):
+    with traced(trainer, "joint"):
         state, _ = trainer.run()
     extra = {"head_trained": ctx.params.joint.task_loss} | ({BEHIND: behind} if behind else {})
     return write_trained(ctx, trainer.model.shape, weights(trainer.model), state, trainer.device, extra)
@@ -77,14 +77,14 @@ def joint(ctx: StageContext[JointParams]) -> dict[str, Any]:
 def validate(
     ctx: StageContext[Any], model: TaskModel, split: Split, prepared: Prepared, device: torch.device
 ) -> dict[str, float | None]:
-    """Return `validation_scores` of a model in training. All workers call it, and divide the texts."""
+    """Return `validation_scores` of a model in training. All workers call this function, and divide the texts."""
     workers = Workers(ctx.rank, ctx.world_size)
     logits = predict(model, split, prepared, device=device, precision=ctx.params.precision, workers=workers)
     return validation_scores(logits, split, prepared)
 
 
 def _is_behind(ctx: StageContext[JointParams], trainer: Trainer, behind: dict[str, float]) -> bool:
-    """Return whether the encoder is behind the linear model on validation. If so, add both scores to `behind`."""
+    """Return whether the encoder is behind the linear model on validation. If it is, write both scores to `behind`."""
     prepared = Prepared(ctx.inputs["prepared"])
     split, limit = prepared.split("validation"), ctx.params.joint.stop_if_behind
     encoder = validate(ctx, trainer.model, split, prepared, trainer.device)["score"]
@@ -99,24 +99,56 @@ def _is_behind(ctx: StageContext[JointParams], trainer: Trainer, behind: dict[st
 
 def joint_trainer(ctx: StageContext[JointParams]) -> Trainer:
     """Return the joint stage's training run. Raises InvalidRecipe, NotFound or Unavailable for `model.init`."""
-    params, device, prepared = ctx.params, pick_device(), Prepared(ctx.inputs["prepared"])
+    params, prepared = ctx.params, Prepared(ctx.inputs["prepared"])
     joint = params.joint.at_length(prepared.max_length, params.model)
-    model = build(params.model, prepared, params.seed).to(device)
-    workers = Workers(ctx.rank, ctx.world_size)
-    optimizer = FlatOptimizer(model, joint.optimizer, ("encoder", "vocabulary", "task"), workers, params.precision)
-    rate, loss = joint.highest_mask_rate, prepared.type.loss
-    passes = gpu_passes(model, optimizer, workers, device, params.precision, loss=loss, mask_rate=rate, compiled=True)
+    model = build(params.model, prepared, params.seed).to(pick_device())
+    return _trainer(
+        ctx,
+        model,
+        prepared,
+        parts=("encoder", "vocabulary", "task"),
+        batches=partial(JointBatches, prepared, joint, params.seed),
+        budget=joint.budget,
+        mask_rate=joint.highest_mask_rate,
+        compiled=True,
+    )
+
+
+def _trainer(
+    ctx: StageContext[TrainParams],
+    model: TaskModel,
+    prepared: Prepared,
+    *,
+    parts: Sequence[str],
+    batches: Callable[[Share | None], Batches],
+    budget: Budget,
+    mask_rate: float = 0.0,
+    compiled: bool = False,
+    flops: Callable[[Batch], float] | None = None,
+) -> Trainer:
+    """Return a training run without validation. parts: the parts of the model to train.
+
+    batches: returns the batches; its argument is None, or returns this worker's share of the rows. mask_rate: the
+    highest mask rate. compiled: whether a GPU compiles the passes. flops: see `tune`.
+    """
+    device, precision, workers = pick_device(), ctx.params.precision, Workers(ctx.rank, ctx.world_size)
+    optimizer = FlatOptimizer(model, ctx.params.optimizer, parts, workers, precision)
+    encoder, loss, passes = isinstance(model.shape, Shape), prepared.type.loss, None
+    if encoder:
+        passes = gpu_passes(
+            model, optimizer, workers, device, precision, loss=loss, mask_rate=mask_rate, compiled=compiled
+        )
     return Trainer(
         ctx=ctx,
         model=model,
         optimizer=optimizer,
-        batches=JointBatches(prepared, joint, params.seed, None if passes is None else workers.share),
-        budget=joint.budget,
+        batches=batches(None if passes is None else workers.share),
+        budget=budget,
         device=device,
-        step_flops=partial(step_flops, model.shape),
-        memory=partial(training_bytes, model.shape, optimizer.size, masked=rate),
+        step_flops=flops or partial(step_flops, model.shape),
+        memory=partial(training_bytes, model.shape, optimizer.size, masked=mask_rate) if encoder else None,
         passes=passes,
-        needed_flops=partial(needed_flops, model.shape),
+        needed_flops=partial(needed_flops, model.shape) if encoder else None,
     )
 
 
@@ -149,8 +181,8 @@ def tune(
 ) -> dict[str, Any]:
     """Finetune a model and write the weights that `rank` highest on validation.
 
-    before: the joint stage's history, or {}. draw: returns the batches; by default `FinetuneBatches`. flops: returns
-    the FLOPs of a batch's forward and backward pass; by default those of the encoder.
+    before: the history of the joint stage, or {}. draw: returns the batches; by default `TaskBatches`. flops: returns
+    the FLOPs of both passes over a batch; by default those of the encoder.
     """
     finetune, prepared = ctx.params.finetune, Prepared(ctx.inputs["prepared"])
     head_trained = bool(before.get("head_trained")) and not finetune.reset_head
@@ -158,7 +190,7 @@ def tune(
     trainer = _tuner(ctx, model, prepared, steps, draw=draw, flops=flops)
     trainer.validate = partial(validate, ctx, model, prepared.split("validation"), prepared, trainer.device)
     trainer.evaluate_at = evaluation_steps(steps, finetune.evaluations, head_trained)
-    with traced(trainer, trace_path(ctx, "finetune")):
+    with traced(trainer, "finetune"):
         state, best = trainer.run()
     assert best is not None
     if "joint" in ctx.inputs and not ctx.rank:
@@ -168,7 +200,7 @@ def tune(
 
 
 def _steps(finetune: Finetune, prepared: Prepared, splits: Sequence[str]) -> int:
-    """Return the number of finetuning steps on some splits. Pieces double it, because every other step uses them."""
+    """Return the number of finetuning steps on some splits. Pieces double it, because every other batch has pieces."""
     rows = sum(len(prepared.split(name)) for name in splits)
     return finetune.steps(rows) * (1 if prepared.pieces() is None else 2)
 
@@ -188,35 +220,22 @@ def _tuner(
     flops: Callable[[Batch], float] | None = None,
 ) -> Trainer:
     """Return the training run of finetuning on the texts of some splits, without validation. See `tune`."""
-    params, finetune, device = ctx.params, ctx.params.finetune, pick_device()
-    workers = Workers(ctx.rank, ctx.world_size)
-    optimizer = FlatOptimizer(model, finetune.optimizer, ("encoder", "task"), workers, params.precision)
-    encoder = isinstance(model.shape, Shape)
-    passes = None
-    if encoder:
-        loss = prepared.type.loss
-        passes = gpu_passes(model, optimizer, workers, device, params.precision, loss=loss)
-    place, share = (prepared, finetune.batch, params.seed), None if passes is None else workers.share
-    batches = FinetuneBatches(*place, splits, share) if draw is None else draw(*place)
-    return Trainer(
-        ctx=ctx,
-        model=model,
-        optimizer=optimizer,
-        batches=weighted(batches, prepared, finetune),
-        budget=Budget(steps=steps),
-        device=device,
-        step_flops=flops or partial(step_flops, model.shape),
-        memory=partial(training_bytes, model.shape, optimizer.size) if encoder else None,
-        passes=passes,
-        needed_flops=partial(needed_flops, model.shape) if encoder else None,
-    )
+    finetune = ctx.params.finetune
+
+    def batches(share: Share | None) -> Batches:
+        place = (prepared, finetune.batch, ctx.params.seed)
+        texts = draw(*place) if draw else TaskBatches(*place, splits, share)
+        return weighted(texts, prepared, finetune)
+
+    budget = Budget(steps=steps)
+    return _trainer(ctx, model, prepared, parts=("encoder", "task"), batches=batches, budget=budget, flops=flops)
 
 
 @model_fits_device()
 def refit(ctx: StageContext[FinetuneParams]) -> dict[str, Any]:
     """Finetune again on train and validation (`refit: true` of the recipe).
 
-    The validation scores of `finetune` determine the share of the steps. If `trains_again` returns False, copy the
+    The run ends at the share of the steps that was best in `finetune`. If `trains_again` returns False, copy the
     finetuned weights instead.
     Inputs: those of `finetune`, and the artifact `finetune`. Its history sets the rate and the class weights.
     """
@@ -240,15 +259,16 @@ def refit(ctx: StageContext[FinetuneParams]) -> dict[str, Any]:
 
 
 def _copy_trained(source: Path, out: Path, history: Mapping[str, Any]) -> None:
-    """Copy the result of a training stage, with another history."""
+    """Copy the artifact of a training stage, and replace its history."""
     shutil.copytree(source, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
     (out / HISTORY).write_text(json.dumps(history), encoding="utf-8")
 
 
 def choose(ctx: StageContext[ChooseParams]) -> dict[str, Any]:
-    """Copy the finetuned model that `rank`s highest on validation, the first of equals. Inputs: `try.0`, `try.1`, …
+    """Copy the finetuned model that `rank`s highest on validation. Of equal models, copy the first.
 
-    The new history has the cost of all tries, the values of the best try, and under `tries` the result of each.
+    The new history has the cost of all tries, the values of the best try, and the result of each try under `tries`.
+    Inputs: `try.0`, `try.1`, …
     """
     values = ctx.params.tries
     folders = [ctx.inputs[f"try.{number}"] for number in range(len(values))]
@@ -261,7 +281,7 @@ def choose(ctx: StageContext[ChooseParams]) -> dict[str, Any]:
 
 
 def evaluation_steps(steps: int, evaluations: int, untouched: bool) -> frozenset[int]:
-    """Return the steps after which to validate: evenly spread up to the last, and 0 (untrained) if `untouched`."""
+    """Return the steps after which to validate, evenly spread up to the last. untouched: include 0, before training."""
     spread = {max(1, round(steps * k / evaluations)) for k in range(1, evaluations + 1)}
     return frozenset(spread | ({0} if untouched else set()))
 
@@ -308,7 +328,7 @@ def write_trained(
     }
     if state.skipped:
         meta["skipped_steps"] = state.skipped
-    if state.micro_rows < MICRO_ROWS and device.type == "cpu":  # on a GPU, sums never have a fixed order
+    if state.micro_rows < MICRO_ROWS and device.type == "cpu":  # A GPU has no fixed order of sums in any case.
         meta[SHRUNK] = state.micro_rows
     if ctx.rank:
         return meta

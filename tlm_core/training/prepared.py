@@ -29,12 +29,11 @@ HIGHEST_WEIGHT = 10.0  # limit on the weight of a class in the loss, so that a r
 
 @dataclass(frozen=True)
 class Split:
-    """Task texts of one split or more, each as one window or as several overlapping ones. It has n texts.
+    """The n task texts of one split or more. A text has one window or several overlapping windows; a pair has one.
 
     store: the windows, in the order of their texts. labels: [n], label index or regression target, or probabilities
     [n, labels]. names: [n], split of each text. rows: [n], record number in the user's file. second: [n], the token at
-    which the second text of a pair begins; None for single texts. Each pair is one window. texts: [windows], the number
-    of each window's text.
+    which the second text of a pair begins; None for single texts. texts: [windows], the number of each window's text.
     """
 
     store: TokenStore
@@ -60,9 +59,9 @@ class Split:
         return Split(self.store.first(windows), *texts, self.texts[:windows])
 
     def turns(self, texts: Ints, epochs: Ints | int) -> Ints:
-        """Return the index of one window for each of `texts`: in each epoch, the text's next window.
+        """Return the index of one window for each of `texts`. The next epoch has the next window of the text.
 
-        So each text counts once in an epoch, and a step costs the same for long texts.
+        So each text counts once in an epoch, and a long text costs a step no more than another.
         """
         begins = self.begins[texts]
         return begins + (texts + epochs) % (self.begins[texts + 1] - begins)
@@ -74,7 +73,7 @@ class Split:
         return sums / counts
 
     def padded(self, texts: Sequence[int], pad: int) -> dict[str, Ints]:
-        """Return the inputs of an ONNX graph for some texts, [texts, windows, tokens], filled with padding."""
+        """Return the inputs of an ONNX graph for some texts, each [texts, windows, tokens]."""
         windows = [range(self.begins[text], self.begins[text + 1]) for text in texts]
         longest = max(len(self.store[number]) for numbers in windows for number in numbers)
         shape = (len(texts), max(map(len, windows)), longest)
@@ -114,7 +113,7 @@ class Prepared:
         self.metric: str = self.facts["metric"]
         self.type: TaskType = task_type_of(self.metric)
         self.max_length: int = self.facts["max_length"]
-        self.max_windows: int = self.facts.get("max_windows", 1)  # the most windows of a text
+        self.max_windows: int = self.facts.get("max_windows", 1)  # maximum number of windows of a text
         ids = self.facts["special_ids"]
         self.vocabulary = Vocabulary(
             size=self.facts["vocab_size"], pad=ids["pad"], mask=ids["mask"], specials=tuple(sorted(set(ids.values())))
@@ -138,14 +137,14 @@ class Prepared:
         return self.type.scaling(np.load(self.folder / "train.labels.npy"))
 
     def standard(self, labels: Labels) -> Labels:
-        """Return the labels for training: standardized regression targets, unchanged classes.
+        """Return labels as training needs them: standardized regression targets, unchanged classes.
 
-        Without scaling, the head's bias would have to learn the mean at the learning rate of all weights.
+        Without standardization, the bias of the head would have to learn the mean of the targets.
         """
         return labels if self.scaling is None else self.scaling.standardize(labels)
 
     def training(self, names: Sequence[str] = ("train",)) -> Split:
-        """Return the texts of some splits with `standard` labels. `state.own_units` undoes the scaling in the model."""
+        """Return the texts of some splits with `standard` labels. `state.own_units` reverses the scaling in a model."""
         split = joined([self.split(name) for name in names])
         return replace(split, labels=self.standard(split.labels))
 
@@ -161,7 +160,7 @@ class Prepared:
         return pieces if len(pieces) else None
 
     def counted(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Return (log frequencies [V], word vectors [V, hidden]) for `model.init: counts`."""
+        """Return the log frequencies [V] and the word vectors [V, hidden] for `model.init: counts`."""
         return np.load(self.folder / "log_frequency.npy"), np.load(self.folder / "vectors.npy")
 
     def passage_ids(self, numbers: list[int]) -> list[str]:
@@ -174,13 +173,13 @@ Share = Callable[[int], tuple[int, int]]  # number of rows → this worker's row
 
 @dataclass(frozen=True)
 class StepRows:
-    """Counts of a step over all workers. tokens: [rows], tokens per row, without padding. pairs: see `Batch.pairs`."""
+    """Counts of a step over all workers. tokens: [rows], tokens of each row without padding. pairs: `Batch.pairs`."""
 
     tokens: Ints
     pairs: int
 
     def drawn(self, rate: float) -> int:
-        """Return an upper bound of the masked tokens in the step. Rows with few ordinary tokens mask fewer."""
+        """Return an upper bound of the masked tokens in the step. A row with few ordinary tokens has fewer."""
         return int(drawn_of(self.tokens, rate).sum())
 
 
@@ -210,7 +209,7 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """The number of rows of all workers. A part of a batch without `step` counts only its own rows."""
+        """The number of rows of all workers; without `step`, the number of rows in this batch or part."""
         return len(self.rows) if self.step is None else len(self.step.tokens)
 
     @property
@@ -220,11 +219,11 @@ class Batch:
 
     @property
     def pairs(self) -> int:
-        """The number of pairs of tokens within a document, summed over the documents of all workers."""
+        """The number of pairs of tokens that attention compares: within documents, over all workers."""
         return int((self.rows.lengths**2).sum()) if self.step is None else self.step.pairs
 
     def part(self, start: int, stop: int) -> Batch:
-        """Return rows [start, stop) with their labels; masked and documents stay those of the step."""
+        """Return rows [start, stop) with their labels. `masked` and `documents` still count the whole step."""
         inside = (self.rows.doc_row >= start) & (self.rows.doc_row < stop)
         return replace(
             self,
@@ -263,15 +262,15 @@ class JointBatches:
         self._joint = joint
         self._share = share
         self._mask = partial(mask_rows, vocabulary=prepared.vocabulary, seed=seed)
-        self._seed = seed
-        self._train = prepared.training()
-        self._pieces = prepared.pieces() if joint.task_loss else None
+        self._task_batches = TaskBatches(
+            prepared, joint.task_batch, seed, share=share, stream=Stream.TASK, with_pieces=joint.task_loss
+        )
         passages = prepared.passages()
         self._stream = None
         if passages is not None:
             order = partial(permutation, seed, Stream.PASSAGES, n=len(passages))
             self._stream = PassageStream(passages, prepared.max_length, order)
-        # Without passages every step is a task step. Without a loss on task texts no step is.
+        # Without passages, every step is a task step. Without a loss on task texts, no step is.
         self._rho1 = joint.rho1 if passages is not None else 0.0
         if not (joint.task_loss or joint.mlm_on_task):
             if passages is None:
@@ -282,7 +281,7 @@ class JointBatches:
             self._rho1 = math.inf
 
     def __call__(self, step: int, progress: float) -> Batch:
-        """Return the batch of `step`. progress: 0 to 1; it sets the mask rate, if the recipe changes it over time."""
+        """Return the batch of `step`. progress: 0 to 1; it sets the mask rate if the recipe changes this rate."""
         start, end = self._joint.mask_rate, self._joint.mask_rate_end
         rate = start if end is None else start + (end - start) * progress
         task = task_steps(step, self._rho1)
@@ -313,8 +312,7 @@ class JointBatches:
         )
 
     def _task_batch(self, step: int, number: int, rate: float) -> Batch:
-        joint, place = self._joint, (self._seed, Stream.TASK, number, self._joint.task_batch)
-        batch = _turn(self._prepared, self._train, self._pieces, *place, share=self._share)
+        joint, batch = self._joint, self._task_batches(number)
         if not joint.mlm_on_task:
             return batch
         first = 0 if self._share is None else self._share(batch.size)[0]
@@ -335,49 +333,42 @@ def _masked(targets: Ints, step: StepRows | None, rate: float) -> int:
     return int(np.count_nonzero(targets != NOT_MASKED)) if step is None else step.drawn(rate)
 
 
-class FinetuneBatches:
-    """Step number → batch of labeled texts. Every other batch has pieces of passages, if there are any.
+class TaskBatches:
+    """Batch number → batch of labeled texts. Every other batch has pieces of passages, if there are any.
 
-    share: if given, a batch has only this worker's rows.
+    share: if given, a batch has only this worker's rows. stream: the purpose of the random order.
     """
 
     def __init__(
-        self, prepared: Prepared, batch: int, seed: int, splits: Sequence[str] = ("train",), share: Share | None = None
+        self,
+        prepared: Prepared,
+        size: int,
+        seed: int,
+        splits: Sequence[str] = ("train",),
+        share: Share | None = None,
+        *,
+        stream: Stream = Stream.FINETUNE,
+        with_pieces: bool = True,
     ) -> None:
-        self._prepared = prepared
-        self._train, self._pieces = prepared.training(splits), prepared.pieces()
-        self._batch = batch
-        self._seed = seed
-        self._share = share
+        self._prepared, self._share = prepared, share
+        self._train = prepared.training(splits)
+        self._pieces = prepared.pieces() if with_pieces else None
+        self._draw = partial(draw, seed, stream, size=size)
 
-    def __call__(self, step: int, progress: float) -> Batch:  # noqa: ARG002 - the signature the loop calls
-        place = (self._seed, Stream.FINETUNE, step, self._batch)
-        return _turn(self._prepared, self._train, self._pieces, *place, self._share)
-
-
-def _turn(
-    prepared: Prepared,
-    train: Split,
-    pieces: Split | None,
-    seed: int,
-    stream: Stream,
-    number: int,
-    size: int,
-    share: Share | None = None,
-) -> Batch:
-    """Return batch `number`: train texts or, for odd numbers, pieces if there are any."""
-    split = train
-    if pieces is not None:
-        number, of_pieces = divmod(number, 2)
-        split = pieces if of_pieces else train
-    return task_batch(split, draw_windows(seed, stream, split, number, size), prepared, share)
+    def __call__(self, number: int, progress: float = 0.0) -> Batch:  # noqa: ARG002 - the loop passes the progress
+        split = self._train
+        if self._pieces is not None:
+            number, of_pieces = divmod(number, 2)
+            split = self._pieces if of_pieces else self._train
+        texts, epochs = self._draw(n=len(split), number=number)
+        return task_batch(split, split.turns(texts, epochs), self._prepared, self._share)
 
 
 def balanced_weights(labels: Labels) -> npt.NDArray[np.float32]:
-    """Return the weight of each class, n / (k n_c) and at most HIGHEST_WEIGHT, for `finetune.class_weights`.
+    """Return the weight of each class for `finetune.class_weights`: n / (k n_c), at most HIGHEST_WEIGHT.
 
-    labels: [n], of train; n_c of them have class c, and k classes occur. The mean weight of a text is 1 unless the
-    limit applies. The loss is still divided by the number of texts, so it fits the same learning rate.
+    labels: [n], of train; n_c of them have class c, and k classes occur. Unless the limit applies, the mean weight of a
+    text is 1, so the loss fits the same learning rate as without weights.
     """
     counts = np.bincount(labels)
     weights = len(labels) / (np.count_nonzero(counts) * counts.clip(min=1))
@@ -394,7 +385,7 @@ def weighted(draw: Callable[[int, float], Batch], prepared: Prepared, part: Fine
 
 
 def task_batch(split: Split, windows: Ints, prepared: Prepared, share: Share | None = None) -> Batch:
-    """Return a batch of packed windows without masking, each with the label of its text. Its documents are windows.
+    """Return a batch whose documents are windows of a split, without masking. Each has the label of its text.
 
     share: if given, the batch has only this worker's rows.
     """
@@ -420,10 +411,10 @@ def task_batch(split: Split, windows: Ints, prepared: Prepared, share: Share | N
     )
 
 
-def draw(seed: int, stream: Stream, n: int, number: int, size: int) -> Ints:
-    """Return the items of batch `number`, [size]. Each epoch has the items 0 to n - 1 in another order.
+def draw(seed: int, stream: Stream, n: int, number: int, size: int) -> tuple[Ints, Ints]:
+    """Return the items of batch `number` and the epoch of each item, both [size].
 
-    The epochs form an endless sequence, which is divided into batches of `size` items.
+    Each epoch has the items 0 to n - 1 in another order. The endless sequence of epochs is divided into batches.
     """
     places = np.arange(number * size, (number + 1) * size)
     epochs = places // n
@@ -431,10 +422,4 @@ def draw(seed: int, stream: Stream, n: int, number: int, size: int) -> Ints:
     for epoch in np.unique(epochs):
         here = epochs == epoch
         items[here] = permutation(seed, stream, int(epoch), n)[places[here] % n]
-    return items
-
-
-def draw_windows(seed: int, stream: Stream, split: Split, number: int, size: int) -> Ints:
-    """Return the windows of batch `number`: texts by `draw`, each with the window of its epoch (`Split.turns`)."""
-    epochs = np.arange(number * size, (number + 1) * size) // len(split)
-    return split.turns(draw(seed, stream, len(split), number, size), epochs)
+    return items, epochs

@@ -23,7 +23,7 @@ from tlm_core.training import encoder_stages
 from tlm_core.training.architectures import architecture_of
 from tlm_core.training.objective import step_flops
 from tlm_core.training.optim import FlatOptimizer
-from tlm_core.training.prepared import FinetuneBatches, JointBatches, Prepared
+from tlm_core.training.prepared import JointBatches, Prepared, TaskBatches
 from tlm_core.training.recipe import resolve
 from tlm_core.training.stage import Place
 
@@ -64,7 +64,7 @@ def test_counted_work_matches_the_training_loop(over: dict[str, Any], tmp_path: 
     expected = work_of(node, texts)
     assert expected is not None and expected.tokens is not None and expected.flops is not None
     assert expected.steps == recipe.finetune.steps(60)
-    finetune = FinetuneBatches(prepared, recipe.finetune.batch, 0)
+    finetune = TaskBatches(prepared, recipe.finetune.batch, 0)
     steps = [finetune(step, 0.0) for step in range(round(expected.steps))]
     assert sum(batch.rows.real_tokens for batch in steps) == pytest.approx(expected.tokens, rel=0.05)
     tune = FlatOptimizer(model, recipe.finetune.optimizer, ("encoder", "vocabulary", "task"))

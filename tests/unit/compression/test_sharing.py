@@ -36,7 +36,7 @@ from tlm_core.training.evaluate import predict
 from tlm_core.training.local import run_stage
 from tlm_core.training.objective import Workers, accumulate_gradient, loss_sums
 from tlm_core.training.params import FinetuneParams, PrepareParams, SeedsParams
-from tlm_core.training.prepared import FinetuneBatches, Prepared, task_batch
+from tlm_core.training.prepared import Prepared, TaskBatches, task_batch
 from tlm_core.training.state import read_history
 
 MASKS = (
@@ -200,7 +200,7 @@ def test_each_task_gets_the_batches_of_separate_training(
         seen[model.current].append(batch.rows.documents.tolist())
     assert turns != sorted(turns), "the tasks are mixed"
     for number, prepared in enumerate(parts):
-        alone = FinetuneBatches(prepared, 8, seed=0)
+        alone = TaskBatches(prepared, 8, seed=0)
         assert seen[number] == [alone(turn, 0.0).rows.documents.tolist() for turn in range(counts[number])]
     texts = [sorted(text for batch in seen[number] for text in batch) for number in range(2)]
     assert texts == [list(range(40)), sorted(2 * list(range(24)))]

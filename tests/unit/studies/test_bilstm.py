@@ -25,7 +25,7 @@ from tlm_core.training.evaluate import predict
 from tlm_core.training.local import run_stage
 from tlm_core.training.model import TOKEN_SPREAD
 from tlm_core.training.objective import Workers, accumulate_gradient, loss_sums
-from tlm_core.training.prepared import FinetuneBatches, Prepared, task_batch
+from tlm_core.training.prepared import Prepared, TaskBatches, task_batch
 
 CPU = torch.device("cpu")
 
@@ -122,7 +122,7 @@ def test_logits_do_not_depend_on_other_texts_of_the_batch(model: BiLSTM, prepare
 
 
 def test_epochs_contain_each_text_once_in_batches_of_similar_length(prepared: Prepared) -> None:
-    batches, plain = BucketBatches(prepared, 8, seed=0), FinetuneBatches(prepared, 8, seed=0)
+    batches, plain = BucketBatches(prepared, 8, seed=0), TaskBatches(prepared, 8, seed=0)
     count = -(-len(prepared.split("train")) // 8)
     epochs = [[batches(epoch * count + step, 0.0) for step in range(count)] for epoch in range(2)]
     drawn = [[batch.rows.documents.tolist() for batch in epoch] for epoch in epochs]

@@ -18,7 +18,7 @@ from tlm_core.training.encoder_stages import build
 from tlm_core.training.local import run_stage
 from tlm_core.training.objective import Workers, accumulate_gradient, loss_sums
 from tlm_core.training.params import FinetuneParams, PrepareParams
-from tlm_core.training.prepared import FinetuneBatches, Prepared, balanced_weights, weighted
+from tlm_core.training.prepared import Prepared, TaskBatches, balanced_weights, weighted
 from tlm_core.training.state import read_history
 
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ def test_weighted_loss_is_that_of_torch_over_the_number_of_texts(tmp_path: Path)
     with torch.no_grad():
         model.task.out.weight.normal_(generator=torch.Generator().manual_seed(0))
     weights = np.array([0.5, 3.0, 1.25], dtype=np.float32)
-    batch = replace(FinetuneBatches(prepared, 16, 0)(0, 0.0), class_weights=weights)
+    batch = replace(TaskBatches(prepared, 16, 0)(0, 0.0), class_weights=weights)
     rows: list[torch.Tensor] = []
     model.task.register_forward_hook(lambda _, __, logits: rows.append(logits.detach().float()))
     total = accumulate_gradient(model, batch, Workers(), 2, "fp32", CPU)[1]
@@ -56,7 +56,7 @@ def test_weighted_loss_is_that_of_torch_over_the_number_of_texts(tmp_path: Path)
 
 def test_finetuning_uses_the_weights_of_the_train_split(tmp_path: Path) -> None:
     prepared = Prepared(made_prepared(tmp_path / "data", BALANCED, alone=True))
-    draw = FinetuneBatches(prepared, 16, 0)
+    draw = TaskBatches(prepared, 16, 0)
     batch = weighted(draw, prepared, BALANCED.finetune)(0, 0.0)
     np.testing.assert_array_equal(batch.class_weights, balanced_weights(prepared.split("train").labels))
     assert weighted(draw, prepared, tiny().finetune) is draw

@@ -81,10 +81,10 @@ def test_streams_differ_and_accept_large_seeds() -> None:
 
 
 def test_batches_cover_whole_epochs() -> None:
-    items = np.concatenate([draw(5, Stream.TASK, 10, number, 4) for number in range(5)])
+    items = np.concatenate([draw(5, Stream.TASK, 10, number, 4)[0] for number in range(5)])
     assert sorted(items[:10]) == sorted(items[10:]) == list(range(10))
     assert np.array_equal(items[:10], permutation(5, Stream.TASK, 0, 10))
 
 
 def test_a_batch_larger_than_the_data_spans_epochs() -> None:
-    assert np.bincount(draw(5, Stream.TASK, 3, 0, 8), minlength=3).tolist() in ([2, 3, 3], [3, 2, 3], [3, 3, 2])
+    assert np.bincount(draw(5, Stream.TASK, 3, 0, 8)[0], minlength=3).tolist() in ([2, 3, 3], [3, 2, 3], [3, 3, 2])

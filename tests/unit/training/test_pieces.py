@@ -13,7 +13,7 @@ from tlm_core.linear.pieces import write_pieces
 from tlm_core.stages import FINETUNE, PREPARE
 from tlm_core.training.local import run_stage
 from tlm_core.training.params import FinetuneParams, PrepareParams
-from tlm_core.training.prepared import FinetuneBatches, JointBatches, Prepared
+from tlm_core.training.prepared import JointBatches, Prepared, TaskBatches
 from tlm_core.training.state import read_history
 
 RECIPE = tiny(precision="fp32", joint__rho1=1, joint__task_batch=4, finetune__epochs=1, finetune__batch=10)
@@ -42,7 +42,7 @@ def test_pieces_keep_the_probabilities_of_their_labels(prepared: Path) -> None:
 
 def test_batches_of_train_texts_and_of_pieces_take_turns(prepared: Path) -> None:
     data = Prepared(prepared)
-    finetune, joint = FinetuneBatches(data, 4, 0), JointBatches(data, RECIPE.joint, 0)
+    finetune, joint = TaskBatches(data, 4, 0), JointBatches(data, RECIPE.joint, 0)
     for draw, steps in ((finetune, range(6)), (joint, range(1, 12, 2))):
         batches = [draw(step, 0.0) for step in steps]
         names = [{name.partition(":")[0] for name in batch.sources()} for batch in batches]
@@ -53,7 +53,7 @@ def test_batches_of_train_texts_and_of_pieces_take_turns(prepared: Path) -> None
 
 
 def test_part_of_a_batch_has_the_probabilities_of_its_texts(prepared: Path) -> None:
-    batch = FinetuneBatches(Prepared(prepared), 8, 0)(1, 0.0)
+    batch = TaskBatches(Prepared(prepared), 8, 0)(1, 0.0)
     batch = replace(batch, labels=np.arange(24, dtype=np.float32).reshape(8, 3))
     parts = [batch.part(row, row + 1) for row in range(len(batch.rows))]
     np.testing.assert_array_equal(np.concatenate([part.labels for part in parts]), batch.labels)

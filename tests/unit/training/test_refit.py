@@ -25,7 +25,7 @@ from tlm_core.tasks.task import Task, task_schema
 from tlm_core.training.card import model_card
 from tlm_core.training.local import LocalReporter, run_stage
 from tlm_core.training.params import CardRecipe, FinetuneParams, SeedsParams
-from tlm_core.training.prepared import FinetuneBatches, Prepared
+from tlm_core.training.prepared import Prepared, TaskBatches
 from tlm_core.training.stage import StopRequested
 from tlm_core.training.state import HISTORY, WEIGHTS, read_history
 
@@ -139,7 +139,7 @@ def test_batches_of_two_splits_have_the_texts_of_both(tmp_path: Path, pair: bool
     assert all((both.store[number] == window).all() for number, window in enumerate(windows))
     labels = [label for split in splits for label in split.labels]
     assert both.labels.tolist() == labels and len(np.unique(both.texts)) == 42
-    batch = FinetuneBatches(prepared, 42, 0, ("train", "validation"))(0, 0.0)
+    batch = TaskBatches(prepared, 42, 0, ("train", "validation"))(0, 0.0)
     assert sorted(batch.labels.tolist()) == sorted(labels)
     rows = [f"{name}:{row}" for name, split in zip(("train", "validation"), splits, strict=True) for row in split.rows]
     assert sorted(batch.sources()) == sorted(rows)

@@ -26,7 +26,7 @@ from tlm_core.training.evaluate import predict
 from tlm_core.training.graph import write_onnx
 from tlm_core.training.local import LocalCheckpoints, LocalReporter, run_stage
 from tlm_core.training.params import JointParams, PrepareParams
-from tlm_core.training.prepared import FinetuneBatches, Prepared, Split, task_batch
+from tlm_core.training.prepared import Prepared, Split, TaskBatches, task_batch
 from tlm_core.training.recipe import AUTO_LENGTHS
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import load_model, weights
@@ -97,7 +97,7 @@ def test_pairs_are_truncated_to_one_window(tmp_path: Path) -> None:
 
 
 def test_epoch_trains_on_one_window_of_each_text_in_turn(prepared: Prepared) -> None:
-    batches, split = FinetuneBatches(prepared, 10, seed=0), prepared.split("train")
+    batches, split = TaskBatches(prepared, 10, seed=0), prepared.split("train")
     epochs = [[batches(4 * epoch + step, 0.0) for step in range(4)] for epoch in range(6)]
     drawn = [np.concatenate([batch.rows.documents for batch in epoch]) for epoch in epochs]
     for windows in drawn:
