@@ -26,52 +26,6 @@ from tlm_core.training.prepared import Batch
 MASKED_MULTIPLE = 64
 
 
-@dataclass(frozen=True)
-class Workers:
-    """The process group, seen from one rank: its share of the work, and operations over all workers."""
-
-    rank: int = 0
-    size: int = 1
-
-    def share(self, n: int) -> tuple[int, int]:
-        """Return this worker's [start, stop) of n items, divided evenly."""
-        return n * self.rank // self.size, n * (self.rank + 1) // self.size
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """Sum over all workers, in place."""
-        if self.size > 1:
-            with connected():
-                torch.distributed.all_reduce(tensor)
-        return tensor
-
-    def start_sum(self, tensor: Tensor) -> Callable[[], None]:
-        """Start the sum over all workers, in place. Return a function that waits for it; on a GPU, the device waits."""
-        with connected():
-            work = torch.distributed.all_reduce(tensor, async_op=True)
-
-        def wait() -> None:
-            with connected():
-                work.wait()
-
-        return wait
-
-    def first(self, tensor: Tensor) -> Tensor:
-        """Replace the tensor with that of rank 0, in place."""
-        if self.size > 1:
-            with connected():
-                torch.distributed.broadcast(tensor, src=0)
-        return tensor
-
-    def least(self, value: int, device: torch.device) -> int:
-        """Return the smallest value of all workers. Waits until all workers call it."""
-        if self.size == 1:
-            return value
-        smallest = torch.tensor(value, device=device)
-        with connected():
-            torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
-        return int(smallest)
-
-
 @contextmanager
 def connected() -> Iterator[None]:
     """Raise WorkerLost if a collective operation fails: another worker died or takes too long."""
@@ -82,6 +36,47 @@ def connected() -> Iterator[None]:
     except RuntimeError as error:
         message = "A worker lost its connection to the others. If this recurs, check the workers' network and logs."
         raise WorkerLost(message, details=str(error)) from error
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The process group: the share of one rank, and operations over all workers."""
+
+    rank: int = 0
+    size: int = 1
+
+    def share(self, n: int) -> tuple[int, int]:
+        """Return this worker's [start, stop) of n items, divided evenly."""
+        return n * self.rank // self.size, n * (self.rank + 1) // self.size
+
+    @connected()
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over all workers, in place."""
+        if self.size > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    @connected()
+    def start_sum(self, tensor: Tensor) -> Callable[[], None]:
+        """Start the sum over all workers, in place. Return a function that waits for it; on a GPU, the device waits."""
+        work = torch.distributed.all_reduce(tensor, async_op=True)
+        return connected()(work.wait)
+
+    @connected()
+    def first(self, tensor: Tensor) -> Tensor:
+        """Replace the tensor with that of rank 0, in place."""
+        if self.size > 1:
+            torch.distributed.broadcast(tensor, src=0)
+        return tensor
+
+    @connected()
+    def least(self, value: int, device: torch.device) -> int:
+        """Return the smallest value of all workers. Wait until all workers call this method."""
+        if self.size == 1:
+            return value
+        smallest = torch.tensor(value, device=device)
+        torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
+        return int(smallest)
 
 
 def micro_batches(batch: Batch, workers: Workers, rows: int) -> Iterator[Batch]:
@@ -98,7 +93,7 @@ def own_rows(batch: Batch, workers: Workers) -> Batch:
 
 
 def step_flops(shape: Shape, batch: Batch) -> float:
-    """Return the FLOPs of the matrix products in the forward and backward pass, including padding."""
+    """Return the FLOPs of the matrix products in both passes over a batch, including padding."""
     masked = -(-batch.masked // MASKED_MULTIPLE) * MASKED_MULTIPLE if batch.mlm_weight else 0
     documents = batch.documents if batch.task_weight else 0
     products = flops.forward(shape, batch.size, batch.tokens.shape[1], masked, documents)

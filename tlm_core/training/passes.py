@@ -1,4 +1,4 @@
-"""Forward and backward passes of a step: over packed rows on any device, or over streams of tokens on GPUs."""
+"""Forward and backward passes of a step. `RowPasses` works on any device; `StreamPasses` is faster on a GPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from tlm_core.training.prepared import Batch
 
 if TYPE_CHECKING:
     from tlm_core.training.stream import Part
+    from tlm_core.training.stream_passes import StreamPasses
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class Loaded:
     """A batch in micro-batches of `rows` rows. If memory ran out while the batch was loaded, `rows` is 0.
 
     parts: streams, which are on the device after the event `ready`. flops: FLOPs of the products in both passes over
-    the parts. None: an equal share of the step's FLOPs.
+    the parts; None: an equal share of the step's FLOPs.
     """
 
     batch: Batch
@@ -53,42 +54,13 @@ def kinds(batch: Batch) -> tuple[bool, bool]:
 Compute = Callable[[Loaded, Tensor], Tensor | None]
 
 
-class Passes(Protocol):
-    """Computes gradients. ahead: number of batches to load in advance.
-
-    late: number of later steps that start before the loop reads the result of a step.
-    """
-
-    ahead: int
-    late: int
-
-    def first_rows(self, sample: Callable[[], Batch]) -> int:
-        """Return how many rows this worker's memory is expected to hold. sample: returns a batch to try."""
-        ...
-
-    def load(self, batch: Batch, rows: int) -> Loaded:
-        """Load this worker's share of a batch."""
-        ...
-
-    def gradient(self, loaded: Loaded) -> Tensor:
-        """Add the batch's gradient to the gradients of the parameters. Return the [mlm, task] loss sums.
-
-        Raises RuntimeError if memory runs out.
-        """
-        ...
-
-    def reduce(self, batch: Batch, buffers: Buffers) -> None:
-        """Sum gradient and totals over all workers."""
-        ...
-
-    def run(self, compute: Compute, loaded: Loaded, controls: Tensor) -> Tensor | None:
-        """Return the result of `compute`, or of its replay as a CUDA graph. controls: [rate, stop, shrunk]."""
-        ...
-
-
 @dataclass(frozen=True)
 class RowPasses:
-    """Passes over packed rows, on any device. memory: bytes of training with a number of rows; None: not estimated."""
+    """Passes over packed rows, on any device. memory: bytes of training with a number of rows; None: not estimated.
+
+    ahead: number of batches to load in advance. late: number of later steps that start before the loop reads the result
+    of a step.
+    """
 
     model: TaskModel
     workers: Workers
@@ -98,22 +70,33 @@ class RowPasses:
     ahead: int = 0
     late: int = 0
 
-    def first_rows(self, sample: Callable[[], Batch]) -> int:  # noqa: ARG002
+    def first_rows(self, sample: Callable[[], Batch]) -> int:  # noqa: ARG002 - `StreamPasses` needs it
+        """Return how many rows this worker's memory should hold. sample: returns a batch to try."""
         if self.memory is None:
             return MICRO_ROWS
         return rows_at_once(self.device.type, self.workers.size, MICRO_ROWS, self.memory)
 
     def load(self, batch: Batch, rows: int) -> Loaded:
+        """Load this worker's share of a batch."""
         return Loaded(batch, rows)
 
     def gradient(self, loaded: Loaded) -> Tensor:
+        """Add the batch's gradient to the gradients of the parameters. Return the [mlm, task] loss sums.
+
+        Raises RuntimeError if memory runs out.
+        """
         return accumulate_gradient(self.model, loaded.batch, self.workers, loaded.rows, self.precision, self.device)
 
-    def reduce(self, batch: Batch, buffers: Buffers) -> None:  # noqa: ARG002
+    def reduce(self, batch: Batch, buffers: Buffers) -> None:  # noqa: ARG002 - `StreamPasses` needs it
+        """Sum gradient and totals over all workers."""
         self.workers.sum(buffers.gradient)
 
     def run(self, compute: Compute, loaded: Loaded, controls: Tensor) -> Tensor | None:
+        """Return the result of `compute`. controls: [rate, stop, shrunk]."""
         return compute(loaded, controls)
+
+
+Passes: TypeAlias = "RowPasses | StreamPasses"
 
 
 def gpu_passes(
@@ -126,8 +109,8 @@ def gpu_passes(
     loss: str,
     mask_rate: float = 0.0,
     compiled: bool = False,
-) -> Passes | None:
-    """Return the passes of a GPU; None if the device, the precision, or the model's heads need `RowPasses`."""
+) -> StreamPasses | None:
+    """Return `StreamPasses`, or None if the device, the precision, or the size of the model's heads does not fit."""
     head = model.shape.head_size
     fits = head <= LARGEST_HEAD and head % HEAD_MULTIPLE == 0
     if precision != "bf16" or not fits or not native_bf16(device):
@@ -135,7 +118,7 @@ def gpu_passes(
     if compiled and not c_compiler():
         _log.warning("No C compiler: the joint stage is not compiled, so it is slower. Install gcc on the workers.")
         compiled = False
-    # A local import: the module imports PyTorch's compiler, which would take CPU workers seconds.
+    # A local import, because the module imports PyTorch's compiler, which takes seconds.
     from tlm_core.training.stream_passes import StreamPasses
 
     return StreamPasses(model, optimizer, workers, device, loss, mask_rate, compiled=compiled)

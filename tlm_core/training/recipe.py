@@ -68,7 +68,7 @@ class Model(_Part):
 
     architecture: str = Field(
         "modernbert",
-        json_schema_extra=lambda schema: schema.update(enum=from_scratch()),
+        json_schema_extra=lambda schema: schema.update(enum=[*from_scratch()]),
         description="modernbert, bert, or electra: BERT with the paper's classifier",
     )
     init: str = Field(

@@ -1,7 +1,7 @@
-"""The documents of a step as one stream of tokens without padding, in parts of fixed sizes, and their losses.
+"""The documents of a step as one stream of tokens, in parts of fixed sizes, and the losses of a part.
 
-GPUs use this form: only the end of a part is padding, and attention runs within documents. Parts have few different
-sizes, so that all steps need few compiled graphs. A CPU computes the same with a dense mask, for tests.
+GPUs use this form. Only the end of a part is padding, and attention runs within documents. Parts have few different
+sizes, so that all steps need few compiled graphs. In tests, a CPU computes the same losses with a dense mask.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ IGNORED = -100  # the target that PyTorch's cross-entropy ignores
 
 
 class Part(NamedTuple):
-    """T tokens in S sequences. Most sequences are documents. At most K tokens are masked.
+    """T tokens in S sequences. At most K tokens are masked.
 
-    tokens, types, sequence: [T]; `sequence` is the number of a token's sequence. begins: [S + 1], the start of each
-    sequence, then T. After the documents, unlabeled sequences of padding fill the T tokens. All later
-    sequences are empty. masked, targets: [K], places and original tokens. The target of an unused place is IGNORED.
-    labels: [S] or [S, labels]. labeled: [S], whether a sequence has a label. shares: [2], see `Batch.shares`.
+    The first sequences are the documents. Unlabeled sequences of padding then fill the T tokens. The others are empty.
+    tokens, types: [T]. sequence: [T], the number of each token's sequence. begins: [S + 1], the start of each sequence,
+    then T. masked, targets: [K], places and original tokens; the target of an unused place is IGNORED. labels: [S] or
+    [S, labels]. labeled: [S], whether a sequence has a label. shares: [2], see `Batch.shares`.
     """
 
     tokens: Tensor
@@ -58,7 +58,7 @@ def up(count: float, multiple: int) -> int:
 
 
 def rounded(count: int) -> int:
-    """Round `count` up, by at most a quarter, to one of few different numbers."""
+    """Round `count` up by at most a quarter, so that there are few different results."""
     return up(count, max(1, 2 ** ((count - 1).bit_length() - 3)))
 
 
@@ -72,15 +72,15 @@ class Sizes:
 
     @classmethod
     def of(cls, rows: int, length: int, mask_rate: float) -> Sizes:
-        """Return the sizes for the tokens of `rows` rows of `length`. mask_rate: the highest mask rate of the run."""
+        """Return the sizes of a part with `rows` rows of `length` tokens. mask_rate: the highest of the run."""
         tokens = rows * length
         return cls(tokens, up(tokens * mask_rate, MULTIPLE), length)
 
     def sequences(self, documents: int, before: int = 0) -> int:
         """Return the number of sequences of a part with `documents` documents: `before` if it suffices, else more.
 
-        before: the number in earlier parts. Each number needs another compiled graph, so a new number includes a
-        reserve. The reserve is small, because attention takes time for empty sequences too.
+        before: the number in earlier parts. Each number needs its own compiled graph, so a new number has a reserve.
+        The reserve is small, because attention also takes time for empty sequences.
         """
         unlabeled = -(-self.tokens // self.longest)
         if documents + unlabeled <= before:
@@ -89,16 +89,16 @@ class Sizes:
 
 
 def rows_of_part(rows: int, most: int) -> int:
-    """Return the rows of each part if `rows` rows are divided into equal parts of at most `most` rows.
+    """Return the number of rows of each part, if equal parts of at most `most` rows hold `rows` rows.
 
-    The result is rounded up to one of few sizes, because the graph of each size is compiled.
+    The result is rounded up to one of few numbers, because each number needs its own compiled graph.
     """
     return min(most, rounded(-(-rows // -(-rows // most))))
 
 
 @dataclass(frozen=True)
 class Documents:
-    """A batch's documents end to end. ends, masks: [D], tokens and masked tokens up to each document's end."""
+    """The documents of a batch, end to end. ends, masks: [D], tokens and masked tokens up to each document's end."""
 
     batch: Batch
     tokens: npt.NDArray[np.int64]
@@ -127,7 +127,7 @@ class Documents:
         return cls(batch, batch.tokens[real], rows.types[real], targets, ends, masks, labels, labeled)
 
     def parts(self, sizes: Sizes, before: int = 0) -> list[Part]:
-        """Return parts of whole documents, each as full as possible. before: the number of sequences of earlier parts.
+        """Return parts of whole documents, each as full as possible. before: number of sequences in earlier parts.
 
         Raises ValueError if a document is too large.
         """
@@ -174,14 +174,14 @@ class Documents:
 
 
 def launched_flops(shape: Shape, part: Part, mlm: bool, task: bool) -> float:
-    """Return the FLOPs of the products in both passes over a part, including padding. The part is in host memory."""
+    """Return the FLOPs of the products in both passes over a part in host memory, including padding."""
     pairs, sequences = int((part.begins.diff().long() ** 2).sum()), len(part.begins) - 1
     products = flops.products(shape, len(part.tokens), pairs, mlm * len(part.masked), task * sequences)
     return flops.FORWARD_AND_BACKWARD * products
 
 
 def filled(values: npt.NDArray[np.generic], size: int, filler: int) -> npt.NDArray[np.generic]:
-    """Return the values, extended by the filler to `size` entries."""
+    """Return the values, extended to `size` entries by the filler."""
     result = np.full((size, *values.shape[1:]), filler, values.dtype)
     result[: len(values)] = values
     return result
@@ -193,13 +193,12 @@ def ints(values: npt.NDArray[np.generic]) -> Tensor:
 
 @dataclass(frozen=True)
 class StreamKernels:
-    """Attention and gating over a stream of T tokens in S sequences.
+    """Attention and gating over a stream of T tokens in S sequences, without attention dropout.
 
     sequence: [T], the number of each token's sequence. begins: [S + 1], the start of each sequence, then the end.
     longest: tokens of the longest sequence. window: attention window on each side, or None. rotation: cosines and sines
-    of each token, [T, 1, head]. blocks: the visible blocks, for FlexAttention. It is the fastest kernel for short
-    documents, but needs compiled code. `dropout` is ignored on all devices, because the kernels of a GPU do not
-    support it.
+    of each token, [T, 1, head]. blocks: the visible blocks for FlexAttention, which is the fastest kernel for short
+    documents, but needs compiled code; None: use another kernel.
     """
 
     sequence: Tensor
@@ -209,7 +208,7 @@ class StreamKernels:
     rotation: Rotation | None
     blocks: BlockMask | None = None
 
-    def attend(self, qkv: Tensor, heads: int, dropout: float) -> Tensor:  # noqa: ARG002
+    def attend(self, qkv: Tensor, heads: int, dropout: float) -> Tensor:  # noqa: ARG002 - no kernel of a GPU has it
         query, key, value = qkv.view(len(qkv), 3, heads, -1).unbind(1)
         if self.rotation is not None:
             query, key = rotated(query, *self.rotation), rotated(key, *self.rotation)
@@ -225,7 +224,7 @@ class StreamKernels:
         return y.flatten(-2)
 
     def _dense(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Return the same as the variable-length kernel, on any device, with a mask [T, T]."""
+        """Return the result of the variable-length kernel on any device, by a mask [T, T]."""
         visible = self.sequence[:, None] == self.sequence
         if self.window is not None:
             place = torch.arange(len(self.sequence), device=query.device)
@@ -234,7 +233,7 @@ class StreamKernels:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=visible).transpose(0, 1)
 
     def gated(self, x: Tensor, weight: Tensor) -> Tensor:
-        # Two products: for one product, the backward pass would copy the gradients of both halves into one tensor.
+        # With one product, the backward pass would copy the gradients of both halves into one tensor.
         value, gate = (F.linear(x, half) for half in weight.chunk(2))
         return F.gelu(value) * gate
 
@@ -252,7 +251,7 @@ class StreamLayers(nn.Module):
         super().__init__()
         self.model = model
         self._longest = longest
-        # Computed here, because compiled kernels of `forward` would compute a cosine again for each rotated element.
+        # Compiled kernels of `forward` would compute a cosine again for each rotated element.
         self._rotations = rotations_of(model.shape, model.encoder.tokens.weight.device, torch.float32, longest)
 
     def through(self, part: Part, x: Tensor | None, start: int, stop: int | None) -> Tensor:
@@ -267,7 +266,7 @@ class StreamLayers(nn.Module):
         rotations = {
             theta: (cos[positions][:, None], sin[positions][:, None]) for theta, (cos, sin) in self._rotations.items()
         }
-        rules = list(layer_rules(self.model.shape))
+        rules = layer_rules(self.model.shape)
         large = self.model.shape.head_size >= SMALLEST_HEAD
         flex = large and part.tokens.is_cuda and torch.compiler.is_compiling()
         windows = dict.fromkeys(window for window, _ in rules) if flex else ()
@@ -278,7 +277,7 @@ class StreamLayers(nn.Module):
 
 
 class StreamStart(StreamLayers):
-    """The first layers of a model as a separate graph, whose backward pass starts after that of the other layers."""
+    """The first layers of a model as a separate graph, so that their backward pass is a separate step."""
 
     def __init__(self, model: TaskModel, longest: int, layers: int) -> None:
         super().__init__(model, longest)
@@ -289,9 +288,9 @@ class StreamStart(StreamLayers):
 
 
 class StreamLoss(StreamLayers):
-    """The losses of a part with the weights of a model. A caller may substitute weights of another type.
+    """The losses of a part. A caller may substitute weights of another type.
 
-    start: the number of layers that a `StreamStart` computes.
+    loss: a key of `objective.LOSSES`. start: the number of layers that a `StreamStart` computes.
     """
 
     def __init__(self, model: TaskModel, loss: str, longest: int, start: int = 0) -> None:
@@ -319,14 +318,14 @@ class StreamLoss(StreamLayers):
     def _mlm_sum(self, hidden: Tensor, part: Part) -> Tensor:
         head = self.model.vocabulary
         more = -head.out.out_features % MULTIPLE
-        # In float32, because a rounded bias would shift all probabilities of a token.
+        # The bias is in float32, because a rounded bias would shift all probabilities of a token.
         bias = F.pad(head.out.bias.float(), (0, more), value=-torch.inf)
         logits = F.linear(head.features(hidden[part.masked]), F.pad(head.out.weight, (0, 0, 0, more)))
         return F.cross_entropy(logits.float() + bias, part.targets.long(), ignore_index=IGNORED, reduction="sum")
 
     def _task_sum(self, hidden: Tensor, part: Part, class_weights: Tensor | None) -> Tensor:
         logits = self.model.task(self._pooled(hidden, part).to(hidden.dtype)).float()
-        # The loss of an unlabeled sequence is zero: its logits and its target are 0, or its label is IGNORED.
+        # The loss of an unlabeled sequence is zero, because its logits and its target are 0, or its label is IGNORED.
         return self._loss(logits * part.labeled[:, None], part.labels, class_weights)
 
     def _pooled(self, hidden: Tensor, part: Part) -> Tensor:

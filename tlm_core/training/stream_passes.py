@@ -1,4 +1,4 @@
-"""Passes over streams of tokens, without padding and without waiting for the device."""
+"""Passes over streams of tokens, without padding between documents and without waiting for the device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tlm_core.training.prepared import Batch
 from tlm_core.training.replays import Replays
 from tlm_core.training.stream import Documents, Part, Sizes, StreamLoss, StreamStart, launched_flops, rows_of_part
 
-# The number of part sizes that one run may compile. A run needs few (`rows_of_part`).
+# The maximum number of graphs that a run compiles. A run needs few: see `stream.rows_of_part`.
 GRAPHS = 64
 USABLE = 0.9  # share of a GPU's free memory
 # (weights by name, part, compute MLM?, compute task?, class weights) → the result of `StreamLoss`.
@@ -33,11 +33,11 @@ def _of_model(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass
 class StreamPasses:
-    """Passes over streams of tokens. Nothing in a step waits for the device.
+    """Passes over streams of tokens, with the methods of `RowPasses`. The host does not wait for the device in a step.
 
-    loss: the task's loss, a key of `objective.LOSSES`. mask_rate: the highest mask rate of the run. precision: "bf16"
-    computes with bfloat16 copies, which each step updates; other values use the weights themselves. compiled: whether
-    to compile the passes. Compiling takes minutes, which is too long for finetuning.
+    loss: the task's loss, a key of `objective.LOSSES`. mask_rate: the highest mask rate of the run. precision: with
+    "bf16", the passes read bfloat16 copies of the weights. compiled: whether to compile the passes. This takes minutes,
+    which is too long for finetuning.
     """
 
     model: TaskModel
@@ -72,7 +72,7 @@ class StreamPasses:
                 leaf.register_hook(partial(self._complete, name))
 
     def first_rows(self, sample: Callable[[], Batch]) -> int:
-        """Return the maximum number of rows of a part. On a GPU, `largest_rows` computes it from measured memory."""
+        """Return the maximum number of rows of a part. On a GPU, trial passes measure the memory that rows need."""
         if self.device.type != "cuda":
             return MICRO_ROWS
         batch = sample()
@@ -83,11 +83,11 @@ class StreamPasses:
         held = torch.cuda.memory_allocated(self.device)
         rows = largest_rows(partial(self._peak, batch), held, int(USABLE * free), own)
         torch.cuda.empty_cache()
-        # If all rows fit, a larger limit is safe: parts are never larger than the step.
+        # If all rows fit, a larger limit is safe, because a part never has more rows than the step.
         return rows if rows < own else max(rows, MICRO_ROWS)
 
     def _peak(self, batch: Batch, rows: int) -> int:
-        """Return the peak memory in bytes of an eager pass over `rows` rows. A compiled pass needs no more."""
+        """Return the peak memory in bytes of an eager pass over `rows` rows. A compiled pass needs at most as much."""
         torch.cuda.reset_peak_memory_stats(self.device)
         loaded = self.load(batch, rows)
         self._wait(loaded)
@@ -148,7 +148,7 @@ class StreamPasses:
         used = {name: gradient for name, gradient in pairs if gradient is not None}
         if used and not self._reducing:
             totals = [self.model.get_parameter(name).grad for name in used]
-            # A copy of all tensors is one kernel. A sum of two types is a kernel for each tensor.
+            # The first part is copied: one kernel copies all tensors, but each sum of two types is a kernel of its own.
             combine = torch._foreach_copy_ if part is loaded.parts[0] else torch._foreach_add_
             combine(totals, list(used.values()))
         return sums
@@ -156,7 +156,7 @@ class StreamPasses:
     def _complete(self, name: str, gradient: Tensor) -> None:
         """Add a gradient to that of the parameter `name`, and start complete buckets.
 
-        The backward pass calls this for each gradient. Only those of a step's last part have an effect.
+        The backward pass calls this method for each gradient. Before the last part of a step, the call has no effect.
         """
         if self._reducing and self._buckets is not None:
             total = self.model.get_parameter(name).grad
@@ -177,7 +177,7 @@ class StreamPasses:
         return torch.func.functional_call(self._module, _of_model(leaves), arguments)
 
     def _faster(self, part: Part, batch: Batch) -> Run:
-        """Return the compiled `_run`. PyTorch stores compiled code on this machine's disk, for later runs."""
+        """Return the compiled `_run`. PyTorch caches compiled code on this machine's disk for later runs."""
         if self._compiled is None:
             torch._dynamo.config.recompile_limit = GRAPHS
             self._compiled = self._compile()
@@ -188,7 +188,7 @@ class StreamPasses:
         return self._compiled
 
     def _compile(self) -> Run:
-        """Compile `_run` as one graph; with several workers, as one graph of the first layers and one of the rest."""
+        """Compile `_run` as one graph. With several workers, compile the first layers and the rest separately."""
         if self._first is None:
             return torch.compile(self._run, fullgraph=True, dynamic=False)
         begin = torch.compile(self._begin, fullgraph=True, dynamic=False)
@@ -196,13 +196,14 @@ class StreamPasses:
         return lambda leaves, part, *how: rest(leaves, part, *how, begin(leaves, part))
 
     def _wait(self, loaded: Loaded) -> None:
-        """Let the device's kernels, not this process, wait until the batch is on the device."""
+        """Make the coming kernels wait until the batch is on the device. This process does not wait."""
         if loaded.ready is None:
             return
         main = torch.cuda.current_stream(self.device)
         main.wait_event(loaded.ready)
+        # The side stream may reuse the memory of these tensors only after the kernels of the main stream.
         for part in loaded.parts:
             for tensor in part:
-                tensor.record_stream(main)  # the side stream may reuse the memory only after these kernels
+                tensor.record_stream(main)
         if loaded.class_weights is not None:
             loaded.class_weights.record_stream(main)
