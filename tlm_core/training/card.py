@@ -1,4 +1,4 @@
-"""The model card: what the model was trained on, its scores, and the cost."""
+"""The model card: the training of a model, its scores, and its cost."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def linear_card(report: Facts, task: Facts) -> str:
         "",
         f"A text {task_type.model}: linear, on TF-IDF of {features}. Cross-validation and validation chose its",
         f"settings. It reads {parts}. `model.onnx` needs the ids that `ngrams.json` defines.",
-        *_refit(report),
+        *filter(None, [refit_in_words(report)]),
         "`tlm_core.serving.load_model` loads both files.",
         "",
         *task_type.output_section([_plain(label) for label in task["labels"]]),
@@ -118,7 +118,7 @@ def _plain(text: object) -> str:
     """Return the text of a user as one line of Markdown without markup."""
     line = " ".join(str(text).split())
     escaped = "".join(f"\\{c}" if c in "\\`*_[]<>|#!&~" else c for c in line)
-    return re.sub(r"^(\d*)([-+.)])", r"\1\\\2", escaped)  # a bullet or number at the start would begin a list
+    return re.sub(r"^(\d*)([-+.)])", r"\1\\\2", escaped)  # A bullet or number at the start would begin a list.
 
 
 def _training(facts: Facts, recipe: CardRecipe) -> str:
@@ -152,7 +152,10 @@ def _pruning(report: Facts) -> list[str]:
 
 
 def _scores(report: Facts) -> list[str]:
-    """Return sentences on the returned model, and a table: each model on test, the returned one on other splits."""
+    """Return sentences on the returned model, and a table of scores.
+
+    The table has the scores of each model on test, and those of the returned model on the other splits.
+    """
     metric = report["metric"]
     names, majority = (*scores_shown(metric), "deduplicated"), task_type_of(metric).baseline_title
     rows = [(f"test, {majority if row.name == MAJORITY else row.name}", row) for row in model_rows(report)]
@@ -187,14 +190,14 @@ def _weights(report: Facts) -> list[str]:
     """Describe the weights in the stock folder. `model.onnx` beside the folder may hold another model."""
     scored = any(entry["validation"]["value"] is not None for entry in report["seeds"])
     chosen = "the best on validation" if scored else "the first, because validation has no score"
-    lines = ["", f"These weights are the encoder of seed {report['best_seed']}, {chosen}.", *_refit(report)]
+    lines = [
+        "",
+        f"These weights are the encoder of seed {report['best_seed']}, {chosen}.",
+        *filter(None, [refit_in_words(report)]),
+    ]
     if report.get("returned", {}).get("model", "encoder") != "encoder":
         lines.append(f"`model.onnx`, beside this folder, is {returned_model(report)}: the model that the job returns.")
     return lines
-
-
-def _refit(report: Facts) -> list[str]:
-    return [words] if (words := refit_in_words(report)) else []
 
 
 def _rates(report: Facts) -> list[str]:
@@ -236,7 +239,7 @@ def _lengths(facts: Facts) -> list[str]:
 
 
 def _costs(report: Facts) -> list[str]:
-    """Return the cost of the job's training by stage."""
+    """Return a table of the cost of each stage."""
     lines = ["Summed over all seeds."]
     if "super_ticket" in report:
         lines = [

@@ -39,7 +39,7 @@ from tlm_core.training.state import load_model, read_history, trains_again
 
 DOCUMENTS = 128
 
-Load = Callable[[Path], TaskModel]  # reads a model from the folder that finetuning wrote
+Load = Callable[[Path], TaskModel]  # returns the model in a folder that finetuning wrote
 
 
 def predict(
@@ -51,10 +51,10 @@ def predict(
     precision: str = "fp32",
     workers: Workers | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Return the label logits [n, labels] of a split's texts, in its order: the means over each text's windows.
+    """Return the logits [n, labels] of a split's n texts: for each text, the mean over its windows.
 
-    Workers divide the windows. Each of them returns all logits.
-    Raises OutOfMemory if one row of texts exceeds the device's memory.
+    Workers divide the windows, and each worker returns all logits. Raises OutOfMemory if one row exceeds the device's
+    memory.
     """
     workers = workers or Workers()
     rows = DOCUMENTS
@@ -78,9 +78,10 @@ def predict(
 
 
 def _predict_batch(model: TaskModel, batch: Batch, rows: int, device: torch.device, logits: Tensor) -> None:
-    """Write the windows' logits into `logits` [windows, labels], `rows` rows at once, or fewer if memory runs out.
+    """Write the logits of the batch's windows into `logits`, [windows, labels].
 
-    Smaller parts consist of the same packed rows, so they change only the rounding of sums.
+    rows: number of rows to process at once. If memory runs out, halve this number. This changes only the rounding of
+    sums, because the packed rows stay the same.
     """
     for part in micro_batches(batch, Workers(), rows):
         try:
@@ -97,12 +98,12 @@ def _predict_batch(model: TaskModel, batch: Batch, rows: int, device: torch.devi
         else:
             logits[torch.from_numpy(part.rows.documents)] = values
             continue
-        # Outside the handler, because the error refers to the failed computation's tensors.
+        # This call is outside the handler, because the error refers to the tensors of the failed computation.
         _predict_batch(model, part, -(-len(part.rows) // 2), device, logits)
 
 
 def validation_scores(logits: npt.NDArray[np.float32], split: Split, prepared: Prepared) -> dict[str, float | None]:
-    """Return `score` (of the task's metric), `accuracy` and the mean `loss`. Undefined scores are None.
+    """Return `score` (the task's metric), `accuracy`, and the mean `loss`. An undefined score is None.
 
     logits: outputs of a model in training, which predicts standardized targets. So the unit of a regression loss is the
     variance of the train targets.
@@ -119,12 +120,12 @@ def scores_of(logits: npt.NDArray[np.float32], split: Split, prepared: Prepared)
 
 
 def evaluate(ctx: StageContext[SeedsParams]) -> dict[str, Any]:
-    """Test each seed's model once, in fp32 like the exported model, and write report.json.
+    """Test the model of each seed once, in fp32 like the exported model, and write report.json.
 
     With `ensemble`, round the weights of all encoders as the file of an ensemble stores them.
 
-    Inputs: `prepared`, `task`, `finetune.s{seed}` for each seed and, to combine the models, `baseline` and
-    `self_train`. With a refit, also `refit.s{seed}` and `refit_linear`: the models to test and export.
+    Inputs: `prepared`, `task`, and `finetune.s{seed}` for each seed. To combine models: `baseline` and `self_train`.
+    With a refit: `refit.s{seed}` and `refit_linear`, the models to test and export.
     """
     return evaluate_models(ctx, partial(load_model, compact=ctx.params.ensemble))
 
@@ -158,10 +159,10 @@ def encoder_results(
     final: Mapping[int, Path] | None = None,
     workers: Workers | None = None,
 ) -> list[EncoderResult]:
-    """Return the outputs of each seed's encoder on validation and test, its history and its cost.
+    """Return outputs on validation and test, history, and cost of each seed's encoder.
 
-    folders: folders of the finetuned models, by seed. final: folders of the models to test; by default the same. This
-    function reads test texts, so call it once, after all training.
+    folders: the finetuned models, by seed. final: the models to test; by default `folders`. Call this function once,
+    after all training, because it reads test texts.
     """
     device = pick_device()
 
@@ -190,7 +191,7 @@ def shared_cost(prepared: Prepared, linears: Mapping[str, LinearResult]) -> dict
 def report_of(
     folders: Mapping[int, Path], prepared: Prepared, task: Task, load: Load
 ) -> tuple[Report, dict[str, Outputs]]:
-    """Return the report and outputs of encoders alone; see `job_report`. folders: of the finetuned models, by seed."""
+    """Return the report and the outputs of encoders alone; see `job_report`. folders: the finetuned models, by seed."""
     encoders = encoder_results(folders, prepared, load)
     report, outputs = job_report(task, encoders, {}, shared_cost(prepared, {}))
     return report | cut_texts(prepared), outputs

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tlm_core.errors import TrainingFailed
@@ -39,17 +40,17 @@ PROBES = 16
 
 
 def export(ctx: StageContext[ExportParams]) -> dict[str, Any]:
-    """Write the returned model, and the best seed's encoder as the stock folder `model/` (see docs/report.md).
+    """Write the returned model, and the encoder of the best seed as the stock folder `model/` (see docs/report.md).
 
     Inputs: those of `evaluate`, and `evaluate`. Raises TrainingFailed unless the stock classes and onnxruntime load the
-    files and compute what `evaluate` computed.
+    files and compute the outputs of `evaluate`.
     """
     prepared, task = Prepared(ctx.inputs["prepared"]), Task.read(ctx.inputs["task"])
     report = json.loads((ctx.inputs["evaluate"] / "report.json").read_text(encoding="utf-8"))
     best, compact = encoder_folder(ctx.inputs, report["best_seed"]), ENSEMBLE in report["models"]
     model = load_model(best, compact=compact)
     seed = next(entry for entry in report["seeds"] if entry["seed"] == report["best_seed"])
-    with torch.no_grad():  # the weights of the last layer include the temperature, so the stock model is calibrated
+    with torch.no_grad():  # The weights of the last layer include the temperature, so the stock model is calibrated.
         for parameter in model.task.out.parameters():
             parameter /= seed["scales"]["encoder_temperature"]
     count = write_export(ctx.out, model, weights(model), prepared, task, report, ctx.params.recipe)
@@ -74,18 +75,18 @@ def _write_returned(ctx: StageContext[ExportParams], report: Mapping[str, Any], 
         folder = linear_folder(ctx.inputs, model if model in LINEAR_MODELS else last)
         shutil.copyfile(folder / ALPHABET, ctx.out / ALPHABET)
         linear = LinearModel.read(folder)
-    if linear is not None and model in LINEAR_MODELS:
-        write_linear(linear, scales, path)
-        return
+        if model in LINEAR_MODELS:
+            write_linear(linear, scales, path)
+            return
     encoders = [load_model(encoder_folder(ctx.inputs, seed), compact=compact) for seed in returned["seeds"]]
     members = [arrays(encoder) for encoder in encoders]
     write_combined(encoders[0].shape, members, linear, scales, path)
 
 
 def _check_served(out: Path, task: Task, evaluated: Path, run: str) -> None:
-    """Raise TrainingFailed unless the files predict for texts what `evaluate` computed for their tokens.
+    """Raise TrainingFailed unless the files predict the outputs that `evaluate` computed.
 
-    evaluated: the folder of `evaluate`. run: whose predictions to compare, `all` (the ensemble) or `s{seed}`.
+    evaluated: the folder of `evaluate`. run: the predictions to compare, `all` (the ensemble) or `s{seed}`.
     """
     texts, pairs = task.texts("test")[:PROBES], task.text_pairs("test")
     served = load_served(out).probabilities(texts, pairs[:PROBES] if pairs else None)
@@ -107,20 +108,20 @@ def write_export(
 ) -> int:
     """Write `model/`, `model.onnx`, and `labels.json`. Return the number of parameters of the stock model.
 
-    model: on the CPU. full: its weights under our names at the size of its shape, with neutral values where
-    pruning removed parts. Raises TrainingFailed unless both exported forms compute the same logits as the model.
+    model: on the CPU. full: its weights under our names, with neutral values for the parts that pruning removed. Raises
+    TrainingFailed unless both exported forms compute the logits of the model.
     """
     folder = out / "model"
     shutil.copytree(prepared.folder / "tokenizer", folder)
-    write_stock(model.shape, full, prepared, folder)
+    stock_config(model.shape, prepared).save_pretrained(folder)
+    save_file(to_stock(full, model.shape), folder / "model.safetensors", metadata={"format": "pt"})
     stock = load_stock(folder)
     split = prepared.split("validation").first(PROBES)
     probe = split.padded(range(len(split)), prepared.vocabulary.pad)
     expected = predict(model, split, prepared, device=torch.device("cpu"))
     compare_logits("exported model", split.means(_stock_logits(stock, probe)), expected)
-    graph = out / "model.onnx"
-    write_onnx(model.shape, arrays(model), graph)
-    compare_logits("ONNX graph", graph_logits(graph, [probe]), expected)
+    write_onnx(model.shape, arrays(model), out / MODEL)
+    compare_logits("ONNX graph", graph_logits(out / MODEL, [probe]), expected)
     (folder / "README.md").write_text(model_card(report, prepared.facts, recipe), encoding="utf-8")
     write_metadata(out, task, ENCODER, prepared.max_length, prepared.max_windows)
     return sum(p.numel() for p in stock.parameters())
@@ -132,16 +133,8 @@ def stock_config(shape: Shape, prepared: Prepared) -> Any:
     return architecture_of(shape).stock_config(shape, prepared.labels, ids, prepared.type.problem_type)
 
 
-def write_stock(shape: Shape, tensors: Mapping[str, Tensor], prepared: Prepared, folder: Path) -> None:
-    """Write config.json and model.safetensors of the stock sequence classifier."""
-    from safetensors.torch import save_file
-
-    stock_config(shape, prepared).save_pretrained(folder)
-    save_file(to_stock(tensors, shape), folder / "model.safetensors", metadata={"format": "pt"})
-
-
 def load_stock(folder: Path) -> Any:
-    """Load the folder as users do. Raises TrainingFailed if a weight is missing or unexpected."""
+    """Load a folder with the stock class. Raises TrainingFailed if a weight is missing or unexpected."""
     from transformers import AutoModelForSequenceClassification
 
     model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -154,7 +147,7 @@ def load_stock(folder: Path) -> Any:
 
 
 def _stock_logits(stock: Any, probe: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
-    """Return the logits of all windows in their order, [windows, labels]."""
+    """Return the logits of all windows in order, [windows, labels]."""
     types = ARCHITECTURES[stock.config.model_type].token_types > 1
     names = ("input_ids", "attention_mask", *(("token_type_ids",) if types else ()))
     windows = probe["attention_mask"].any(axis=2)
@@ -174,6 +167,7 @@ def graph_logits(graph: Path, batches: Batches) -> npt.NDArray[np.float32]:
 
 
 def compare_logits(name: str, logits: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:
+    """Raise TrainingFailed if logits differ from the expected ones by more than TOLERANCE. name: for the message."""
     difference = float(np.abs(logits - expected).max())
     if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
         raise TrainingFailed(

@@ -1,6 +1,6 @@
-"""The trained model as an ONNX graph, node by node.
+"""Write a trained model as an ONNX graph, node by node.
 
-Writing the graph takes milliseconds and needs no exporter. `export.py` checks it against the model's own predictions.
+This takes milliseconds and needs no exporter. `export.py` compares the outputs of the graph with those of the model.
 The numbers of texts, of windows of a text, and of tokens of a window may vary.
 """
 
@@ -24,12 +24,12 @@ IR_VERSION = 10
 FAR = -1e9  # added to the score of a masked token
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
-# Batches of texts as a graph reads them: arrays by the name of the input, the first axis counts texts.
+# Batches of texts as a graph reads them: arrays by the name of the input. The first axis counts texts.
 Batches = Sequence[Mapping[str, npt.NDArray[np.int64]]]
 
 
 class Graph:
-    """Nodes and constants. Methods that add an operation return the name of its output."""
+    """The nodes and constants of a graph. A method that adds an operation returns the name of its output."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -60,7 +60,7 @@ class Graph:
         return self.const(values, np.int64)
 
     def flatten_windows(self, names: Sequence[str]) -> None:
-        """Write each input NAME, [batch, windows, length], as `NAME.rows`, [batch * windows, length]."""
+        """Write each input `NAME`, [batch, windows, length], as `NAME.rows`, [batch * windows, length]."""
         shape = self.op("Concat", self.ints(-1), self.op("Shape", names[0], start=2), axis=0)
         for name in names:
             self.op("Reshape", name, shape, out=f"{name}.rows")
@@ -72,7 +72,7 @@ class Graph:
         """
         shape = self.op("Concat", self.op("Shape", "attention_mask", end=2), self.ints(labels), axis=0)
         real = self.op("ReduceMax", "attention_mask", self.ints(2), keepdims=1)
-        # The logits of a window without tokens may be NaN, so they are replaced and not multiplied by zero.
+        # The logits of a window without tokens may be NaN, so a product with zero would not remove them.
         logits = self.op(
             "Where", self.op("Cast", real, to=TensorProto.BOOL), self.op("Reshape", rows, shape), self.const(0.0)
         )
@@ -84,7 +84,7 @@ class Graph:
         if len(outputs) == 1:
             return outputs[0]
         if labels > 1:
-            outputs = [self.op("LogSoftmax", of_one, axis=-1) for of_one in outputs]
+            outputs = [self.op("LogSoftmax", logits, axis=-1) for logits in outputs]
         return self.op("Mean", *outputs)
 
     def outputs(self, logits: str, labels: int) -> None:
@@ -109,7 +109,7 @@ class GraphWriter:
         self.compact = compact
 
     def constant(self, weight: npt.NDArray[np.float32]) -> str:
-        """Write weights. onnxruntime converts those of half precision once, when it loads the graph."""
+        """Write weights. onnxruntime converts half precision to float32 once, when it loads the graph."""
         if not self.compact:
             return self.graph.const(weight)
         return self.graph.op("Cast", self.graph.const(weight, np.float16), to=TensorProto.FLOAT)
@@ -185,7 +185,7 @@ class GraphWriter:
         return g.op("Mul", rows, g.op("Gather", g.const(scales), "input_ids.rows"))
 
     def _mask(self, places: str, window: int | None) -> str:
-        """Write the mask that attention adds to its scores, [B, 1, 1, L], or [B, 1, L, L] with a window."""
+        """Write the mask that attention adds to its scores: [B, 1, 1, L], or [B, 1, L, L] with a window."""
         g = self.graph
         real = g.op("Cast", g.op("Unsqueeze", "attention_mask.rows", g.ints(1, 2)), to=TensorProto.FLOAT)
         mask = g.op("Mul", g.op("Sub", g.const(1.0), real), g.const(FAR))
@@ -219,11 +219,11 @@ class GraphWriter:
 
 
 def write_onnx(shape: Shape, weights: Weights, path: Path) -> None:
-    """Write an encoder with inputs `input_ids`, `attention_mask` and, if it reads them, `token_type_ids`.
+    """Write an encoder as a graph.
 
-    Inputs are int64 [batch, windows, length]; a text with fewer windows than others has windows without tokens. Outputs
-    are `logits`, the means over the windows, and `probabilities`, float32 [batch, labels]; a regression model has only
-    `logits`, the predicted target.
+    The inputs are `input_ids`, `attention_mask` and, if the encoder reads them, `token_type_ids`: int64, [batch, windows,
+    length]. A text with fewer windows than others has windows without tokens. The outputs are `logits`, the means over
+    the windows, and `probabilities`, float32 [batch, labels]. A regression model has only `logits`, the predicted target.
     """
     graph = Graph()
     logits, inputs = encoder_outputs(graph, shape, [weights])
@@ -232,9 +232,9 @@ def write_onnx(shape: Shape, weights: Weights, path: Path) -> None:
 
 
 def encoder_outputs(graph: Graph, shape: Shape, members: Sequence[Weights]) -> tuple[str, list[str]]:
-    """Write an encoder, or several as an ensemble of compact weights. Return the names of the output and of the inputs.
+    """Write an encoder, or several as an ensemble of compact weights. Return the names of the output and the inputs.
 
-    The output is [batch, labels]. members: the weights of each encoder; all have the shape `shape`.
+    The output is [batch, labels]. members: the weights of each encoder. All encoders have the shape `shape`.
     """
     writers = [GraphWriter(graph, shape, weights, compact=len(members) > 1) for weights in members]
     graph.flatten_windows(writers[0].inputs)
@@ -243,21 +243,16 @@ def encoder_outputs(graph: Graph, shape: Shape, members: Sequence[Weights]) -> t
 
 def save(written: Graph, names: Sequence[str], labels: int, path: Path) -> None:
     """Check and write a graph with the named inputs, and with the outputs of `write_onnx`."""
-    answers = ["batch", labels]
+    axes = {name: ["batch", "ngrams"] if name == NGRAM_IDS else ["batch", "windows", "length"] for name in names}
     outputs = ("logits", "probabilities") if labels > 1 else ("logits",)
     graph = helper.make_graph(
         written.nodes,
         "classifier",
-        [helper.make_tensor_value_info(name, TensorProto.INT64, _axes(name)) for name in names],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, answers) for name in outputs],
+        [helper.make_tensor_value_info(name, TensorProto.INT64, axes[name]) for name in names],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", labels]) for name in outputs],
         written.constants,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="tlm")
     model.ir_version = IR_VERSION
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
-
-
-def _axes(name: str) -> list[str]:
-    """Return the names of an input's axes."""
-    return ["batch", "ngrams"] if name == NGRAM_IDS else ["batch", "windows", "length"]
