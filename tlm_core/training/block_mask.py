@@ -1,4 +1,4 @@
-"""The blocks of tokens that see each other in a stream of sequences, for FlexAttention (`torch.nn.attention`)."""
+"""The blocks of tokens that see each other in a stream of sequences, for FlexAttention."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ BLOCK = 128  # tokens; FlexAttention computes whole blocks of scores
 
 
 def block_mask(sequence: Tensor, begins: Tensor, window: int | None) -> BlockMask:
-    """Return which of the T tokens of a stream see each other: those of the same sequence, within the window.
+    """Return the mask of a stream of T tokens. A token sees the tokens of its sequence within the window.
 
     sequence: [T], the number of each token's sequence. begins: [S + 1], the start of each sequence, then T. window:
-    attention window on each side, or None. A block of BLOCK tokens sees a contiguous range of blocks. The first and
-    last token of the block determine this range. `create_block_mask` would compare all pairs of tokens instead.
+    attention window on each side, or None.
     """
     tokens = len(sequence)
     blocks = -(-tokens // BLOCK)
     number = torch.arange(blocks, device=sequence.device)
     first, last = number * BLOCK, ((number + 1) * BLOCK - 1).clamp(max=tokens - 1)
+    # The first and the last token of a block determine the contiguous range of blocks that it sees. `create_block_mask`
+    # would compare all pairs of tokens instead.
     low, high = begins[sequence[first]].long(), begins[sequence[last] + 1].long() - 1
     if window is not None:
         low, high = low.maximum(first - window), high.minimum(last + window)
     low, high = low // BLOCK, high // BLOCK
-    # Columns after the last visible one are not read, but must exist.
+    # Columns after the last visible block are not read, but must exist.
     columns = (low[:, None] + number).clamp(max=blocks - 1)
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:  # noqa: ARG001

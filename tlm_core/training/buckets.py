@@ -1,4 +1,4 @@
-"""Sum the gradients of all workers in buckets, while the backward pass still computes other gradients."""
+"""Sums of the workers' gradients in buckets, which start while the backward pass still runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ BUCKET = 2**23  # parameters
 
 @dataclass(frozen=True)
 class Bucket:
-    """The range [start, stop) of the flat gradient, in one part of the model. first: index of its first parameter."""
+    """The range [start, stop) of the flat gradient, in one part of the model.
+
+    first: the smallest index of its parameters in the model. names: its parameters.
+    """
 
     part: str
     start: int
@@ -29,25 +32,23 @@ def divide(parameters: Sequence[tuple[str, nn.Parameter]], size: int = BUCKET) -
 
     A bucket has at most `size` parameters, unless a single tensor is larger. The order is the same on all workers.
     """
-    placed = sorted((parameter.storage_offset(), n) for n, (_, parameter) in enumerate(parameters))
     buckets: list[Bucket] = []
-    for start, number in placed:
-        name, parameter = parameters[number]
-        bucket = Bucket(name.split(".")[0], start, start + parameter.numel(), number, frozenset({name}))
-        last = buckets[-1] if buckets else None
-        if last is not None and last.part == bucket.part and bucket.stop - last.start <= size:
-            first = min(last.first, number)
-            buckets[-1] = Bucket(last.part, last.start, bucket.stop, first, last.names | bucket.names)
-        else:
-            buckets.append(bucket)
+    for number, (name, parameter) in sorted(enumerate(parameters), key=lambda entry: entry[1][1].storage_offset()):
+        start, part = parameter.storage_offset(), name.split(".")[0]
+        bucket = Bucket(part, start, start + parameter.numel(), number, frozenset({name}))
+        if buckets and buckets[-1].part == part and bucket.stop - buckets[-1].start <= size:
+            last = buckets.pop()
+            bucket = Bucket(part, last.start, bucket.stop, min(last.first, number), last.names | bucket.names)
+        buckets.append(bucket)
     return sorted(buckets, key=lambda bucket: -bucket.first)
 
 
 class Buckets:
-    """Sums a step's gradient over the workers. The sum of a bucket starts when all of its gradients are complete.
+    """Sums the gradient of a step over the workers. The sum of a bucket starts when all of its gradients are complete.
 
-    All workers start the buckets in the same order. A worker that runs out of memory repeats the step. It starts no
-    bucket again, because the gradients of a started bucket are complete. The other workers wait. dtype: of the sums.
+    All workers start the buckets in the same order. If a worker runs out of memory, the worker repeats the step, and
+    the others wait. It does not start a bucket twice, because the gradients of a started bucket are complete. dtype: of
+    the sums.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Token embeddings in 8 bits, as the file of an ensemble stores them.
 
-About half of the weights of a small encoder are token embeddings, so 8 bits make the file much smaller.
-The file stores the output layer in 32 bits, because it predicts regression targets of any size in their own units.
+About half of the weights of a small encoder are token embeddings, so 8 bits make the file much smaller. The output
+layer has 32 bits, because it predicts regression targets of any size.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Token vectors and frequencies, counted on the training text. `model.init: counts` starts from them.
+"""Vectors and frequencies of tokens, counted on the training text, for `model.init: counts`.
 
-A short run from random weights needs its first third to learn two facts: the frequency of each token, and which tokens
-occur in the same contexts. Counting yields both in seconds. The vectors are the leading eigenvectors of the tokens'
-positive pointwise mutual information (Levy and Goldberg 2014), by subspace iteration (Halko et al. 2011).
+A short run from random weights needs its first third to learn the frequency of each token, and which tokens occur in
+the same contexts. Counting yields both in seconds. The vectors are the leading eigenvectors of the tokens' positive
+pointwise mutual information (Levy and Goldberg 2014), by subspace iteration (Halko et al. 2011).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Floats = npt.NDArray[np.float32]
 
 MAX_TOKENS = 5_000_000
 WINDOW = 5
-# A pair of tokens has the weight 1 / distance. In units of 1/60 all weights are integers, so sums are exact.
+# A pair of tokens has the weight 1 / distance. In units of 1/60, all weights are integers, so sums are exact.
 UNIT = 60
-# Tokens and matrix rows per block. They limit the memory for everything but the counts.
+# Tokens and matrix rows per block. Blocks limit the memory of all arrays except the counts.
 BLOCK_TOKENS, BLOCK_ROWS = 500_000, 512
 SMOOTHING = 0.75
 OVERSAMPLING = 16
@@ -83,7 +83,7 @@ def _blocks(stores: Sequence[TokenStore]) -> Iterator[tuple[npt.NDArray[np.int32
 def _pairs(
     tokens: npt.NDArray[np.int32], owner: npt.NDArray[np.int32], size: int, specials: Sequence[int]
 ) -> sparse.csr_matrix:
-    """Count how often one token follows another within WINDOW in one document, weighted by UNIT / distance."""
+    """Return how often a token follows another within WINDOW in one document, weighted by UNIT / distance: [V, V]."""
     special = np.isin(tokens, np.array(specials))
     total = sparse.csr_matrix((size, size), dtype=np.int32)
     for distance in range(1, WINDOW + 1):
@@ -96,7 +96,7 @@ def _pairs(
 
 
 def _association(pairs: sparse.csr_matrix, size: int) -> sparse.csr_matrix:
-    """Return positive pointwise mutual information. SMOOTHING limits the effect of rare tokens."""
+    """Return the positive pointwise mutual information, [V, V]. SMOOTHING limits the effect of rare tokens."""
     if not pairs.nnz:
         return pairs.astype(np.float32)
     row = np.asarray(pairs.sum(axis=1)).ravel() + 1e-9
@@ -125,7 +125,7 @@ def _leading(matrix: sparse.csr_matrix, dim: int) -> Floats:
     best = np.argsort(-np.abs(values), kind="stable")[:dim]
     vectors: Floats = np.zeros((size, dim), dtype=np.float32)
     vectors[:, : len(best)] = basis @ turn[:, best] * np.sqrt(np.abs(values[best]))
-    vectors[np.diff(matrix.indptr) == 0] = 0.0  # the values of tokens without a neighbor are only rounding noise
+    vectors[np.diff(matrix.indptr) == 0] = 0.0  # Tokens without a neighbor have only rounding errors as values.
     return vectors
 
 

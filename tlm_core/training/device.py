@@ -9,7 +9,7 @@ import torch
 
 from tlm_core.errors import OutOfMemory
 
-# Peak FLOP/s in dense bfloat16 from the data sheets, by a part of the device's name. The first match counts.
+# Peak FLOP/s in dense bfloat16 from the data sheets, by a part of the device's name. The first match applies.
 _PEAKS = {
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -38,7 +38,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Return whether the error says that the device ran out of memory. On a CPU it is a plain RuntimeError."""
+    """Return whether the device ran out of memory. A CPU raises a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 

@@ -1,4 +1,4 @@
-"""Floating-point operations of a training step, from the sizes of a model. A multiply-add counts as two."""
+"""FLOPs of a training step, from the sizes of a model. A multiplication with an addition counts as two."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ from collections.abc import Mapping
 
 from tlm_core.training.architectures import Shape, architecture_of
 
-# For each product of the forward pass, the backward pass computes two: the gradients of inputs and of weights.
+# The backward pass computes two products for each of the forward pass: the gradients of inputs and of weights.
 FORWARD_AND_BACKWARD = 3
 
 
 def forward(shape: Shape, rows: int, length: int, masked: int, documents: int) -> float:
-    """Return the FLOPs of the matrix products in one forward pass over [rows, length] positions.
-
-    Padding counts too, because the model computes it.
-    """
+    """Return the FLOPs of the matrix products in one forward pass over [rows, length] positions, with padding."""
     return products(shape, rows * length, rows * length**2, masked, documents)
 
 

@@ -221,9 +221,11 @@ class GraphWriter:
 def write_onnx(shape: Shape, weights: Weights, path: Path) -> None:
     """Write an encoder as a graph.
 
-    The inputs are `input_ids`, `attention_mask` and, if the encoder reads them, `token_type_ids`: int64, [batch, windows,
-    length]. A text with fewer windows than others has windows without tokens. The outputs are `logits`, the means over
-    the windows, and `probabilities`, float32 [batch, labels]. A regression model has only `logits`, the predicted target.
+    The inputs are `input_ids`, `attention_mask` and, if the encoder reads them, `token_type_ids`. They are int64,
+    [batch, windows, length]. A text with fewer windows than others has windows without tokens.
+
+    The outputs are `logits`, the means over the windows, and `probabilities`, float32 [batch, labels]. A regression
+    model has only `logits`, the predicted target.
     """
     graph = Graph()
     logits, inputs = encoder_outputs(graph, shape, [weights])

@@ -1,47 +1,43 @@
-"""Attention and gated blocks on packed rows. Their hand-written gradients pass over memory less often than autograd.
+"""Attention and gated blocks on packed rows.
 
-Between two matrix products, memory traffic dominates the time. Elementwise operations are several times as fast on
-whole, contiguous tensors. In bfloat16 they are faster out of place than in place.
+Our gradients read and write memory less often than those of autograd. Between two matrix products, memory traffic
+dominates the time. Elementwise operations are several times as fast on contiguous tensors. In bfloat16, they are faster
+out of place than in place.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
+if TYPE_CHECKING:
+    from tlm_core.training.stream import StreamKernels
+
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, each [L, head]
-
-
-class Kernels(Protocol):
-    """The parts of a layer that depend on the device and on the form of its input."""
-
-    def attend(self, qkv: Tensor, heads: int, dropout: float) -> Tensor:
-        """Return the attention of each token to its document, [..., heads * width]. qkv: [..., 3 * heads * width]."""
-        ...
-
-    def gated(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Return gelu(value) * gate, [..., n]. The halves of weight [2n, H] map x [..., H] to value and gate."""
-        ...
 
 
 @dataclass(frozen=True)
 class RowKernels:
-    """Kernels for packed rows, [R, L]. hidden: [R, 1, L, L], True where a token does not see another."""
+    """The parts of a layer that depend on the form of its input, for packed rows. See `StreamKernels` for streams.
+
+    hidden: [R, 1, L, L], True where a token does not see another. dtype: type of the matrix products.
+    """
 
     hidden: Tensor
     rotation: Rotation | None
     dtype: torch.dtype
 
     def attend(self, qkv: Tensor, heads: int, dropout: float) -> Tensor:
-        """Compute attention. Use the fused kernel only on a GPU.
+        """Return the attention of each token to its document, [..., heads * width]. qkv: [..., 3 * heads * width].
 
-        On a CPU, its backward pass takes four times as long as that of separate operations, at usual row lengths.
+        Use the fused kernel only on a GPU. On a CPU, its backward pass takes four times as long as that of separate
+        operations, at usual lengths of rows.
         """
         query, key, value = Heads.apply(qkv.unflatten(-1, (3, heads, -1)), self.rotation)
         if query.is_cuda:
@@ -54,20 +50,25 @@ class RowKernels:
         return y.transpose(1, 2).flatten(-2)
 
     def gated(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return gelu(value) * gate, [..., n]. The halves of weight [2n, H] map x [..., H] to value and gate."""
         return GatedLinear.apply(x, weight, self.dtype)
 
 
-class Heads(torch.autograd.Function):
-    """Queries, keys, and values of all heads from one product, with rotary positions (Su et al. 2021).
+Kernels: TypeAlias = "RowKernels | StreamKernels"
 
-    The results are contiguous, as the next matrix products need them. The backward pass applies the inverse rotation.
+
+class Heads(torch.autograd.Function):
+    """Splits one product into queries, keys, and values of all heads, with rotary positions (Su et al. 2021).
+
+    The results are contiguous, because the next matrix products need contiguous tensors. The backward pass applies the
+    inverse rotation.
     """
 
     @staticmethod
     def forward(ctx: FunctionCtx, qkv: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return three tensors [R, heads, L, head] of qkv [R, L, 3, heads, head].
 
-        rotation: cosines and sines, each [L, head], whose second half repeats the first; None rotates nothing.
+        rotation: cosines and sines, each [L, head]. Their second half repeats the first. None rotates nothing.
         """
         ctx.rotation = rotation
         parts = qkv.permute(2, 0, 3, 1, 4)
@@ -89,12 +90,12 @@ class Heads(torch.autograd.Function):
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     middle = sin.shape[-1] // 2
     half = sin[..., :middle]
-    quarter = x.roll(middle, dims=-1)  # a rotation by 90 degrees, without its minus sign, which the sines get below
-    return torch.addcmul(quarter * torch.cat((-half, half), dim=-1), x, cos)
+    # The rolled x is x rotated by 90 degrees, without the minus sign. The sines have this sign instead.
+    return torch.addcmul(x.roll(middle, dims=-1) * torch.cat((-half, half), dim=-1), x, cos)
 
 
 class GatedLinear(torch.autograd.Function):
-    """gelu(value) * gate, where value and gate come from the two halves of one matrix (Shazeer 2020)."""
+    """Computes gelu(value) * gate; the two halves of one matrix yield value and gate (Shazeer 2020)."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:

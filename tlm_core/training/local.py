@@ -12,7 +12,7 @@ from tlm_core.training.stage import Stage, StageContext, StageParams
 
 @dataclass
 class LocalReporter:
-    """Records all reports. should_continue_at: called with each step of `progress`; it returns False to stop."""
+    """Records all reports. should_continue_at: called with each reported step; returns False to stop the stage."""
 
     should_continue_at: Callable[[int], bool] | None = None
     steps: list[int] = field(default_factory=list)
@@ -34,7 +34,7 @@ class LocalReporter:
 
 @dataclass
 class LocalCheckpoints:
-    """Checkpoints as folders; a rename publishes a complete one."""
+    """Checkpoints in a local folder. A rename publishes a complete checkpoint."""
 
     folder: Path
 
@@ -58,7 +58,7 @@ class LocalCheckpoints:
 def run_stage(
     stage: Stage, inputs: Mapping[str, Path], params: StageParams, folder: Path, report: LocalReporter | None = None
 ) -> Path:
-    """Run the stage into the new folder `folder`. Return `folder`. Raises what the stage raises."""
+    """Run a stage, write its artifact to the new folder `folder`, and return `folder`. Raises the stage's errors."""
     compute(stage, inputs, params, folder, report)
     return folder
 
@@ -66,7 +66,7 @@ def run_stage(
 def compute(
     stage: Stage, inputs: Mapping[str, Path], params: StageParams, folder: Path, report: LocalReporter | None = None
 ) -> Mapping[str, object]:
-    """Run the stage into the new folder `folder` and return the artifact's metadata. Raises what the stage raises."""
+    """Run a stage as `run_stage` does. Return the metadata of the artifact."""
     folder.mkdir(parents=True)
     scratch = folder.with_name(folder.name + ".scratch")
     scratch.mkdir(parents=True, exist_ok=True)

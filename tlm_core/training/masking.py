@@ -34,12 +34,12 @@ class Vocabulary:
 def mask_rows(
     rows: Rows, vocabulary: Vocabulary, rate: float, seed: int, step: int, *, first: int = 0
 ) -> tuple[Ints, Ints]:
-    """Return tokens and targets, both [R, L]. Targets are NOT_MASKED where nothing is predicted.
+    """Return tokens and targets, both [R, L]. The target of a token that is not predicted is NOT_MASKED.
 
-    In each row, draw as many tokens as `drawn_of` returns, or all ordinary tokens if these are fewer. Special tokens
-    and padding are never drawn. Of the drawn tokens 80 % become [MASK], 10 % a random ordinary token, and 10 % stay
-    (Devlin et al. 2019, section 3.1). A token's place in the step determines its random numbers, so a worker can draw
-    for its rows alone. first: the number of the first row in the step.
+    In each row, draw as many tokens as `drawn_of` returns, or all ordinary tokens if these are fewer. Of the drawn
+    tokens, 80 % become [MASK], 10 % become a random ordinary token, and 10 % do not change (Devlin et al. 2019, section
+    3.1). The place of a token in the step determines its random numbers, so a worker can draw for its rows alone.
+    first: number of the first row in the step.
     """
     random = random_at(seed, Stream.MASK, step)
     shape, ordinary = rows.tokens.shape, vocabulary.ordinary
@@ -54,12 +54,12 @@ def mask_rows(
 
 
 def drawn_of(tokens: Ints, rate: float) -> Ints:
-    """Return how many tokens to draw per row: the share `rate`, rounded down. A row may have fewer ordinary tokens."""
+    """Return how many tokens to draw in each row: the share `rate` of its tokens, rounded down."""
     return (tokens * rate).astype(np.int64)
 
 
 def _lowest(draws: npt.NDArray[np.float64], maskable: Flags, counts: Ints) -> Flags:
-    """Return True at the lowest draws among each row's maskable tokens. counts: number of these draws in each row."""
+    """Return flags of the tokens with the lowest draws among the maskable tokens of each row. counts: by row."""
     order = np.where(maskable, draws, 2.0).argsort(axis=1, kind="stable")
     ranks = np.empty_like(order)
     np.put_along_axis(ranks, order, np.arange(order.shape[1])[None], axis=1)

@@ -1,7 +1,7 @@
-"""The encoder and its two heads, for packed rows or streams of tokens, as our own modules.
+"""The encoder and its two heads, for packed rows or streams of tokens.
 
-Documents do not attend to each other, and the vocabulary head runs on masked positions only. `export.py`
-writes a trained model in the form of the stock `transformers` classes.
+Documents do not attend to each other. The vocabulary head runs only on masked positions. `export.py` converts a trained
+model to the stock classes of `transformers`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from tlm_core.training.vocabulary_loss import VocabularyLoss
 
 TOKEN_SPREAD = 0.02
 ZERO_AT_START = ("attention.out.weight", "mlp_out.weight", "vocabulary.out.weight", "task.out.weight")
-
-Layers = Iterable[Kernels]  # one entry for each layer
 
 
 def product_dtype(device: torch.device) -> torch.dtype:
@@ -61,13 +59,13 @@ class Norm(nn.Module):
 class Layer(nn.Module):
     """An encoder layer: attention, then a feed-forward block that pruning may remove.
 
-    Subclasses name the attention's output matrix `attention.out` and the block's matrices `mlp_in` and `mlp_out`.
+    In each subclass, the output matrix of attention is `attention.out`, and the block has `mlp_in` and `mlp_out`.
     """
 
     attention: Attention
 
     def forward(self, x: Tensor, kernels: Kernels) -> Tensor:
-        """Return the next hidden states, of the size of x: [R, L, hidden] for rows, [T, hidden] for a stream."""
+        """Return the next hidden states, in the shape of x: [R, L, hidden] for rows, [T, hidden] for a stream."""
         raise NotImplementedError
 
     def remove_feed_forward(self) -> None:
@@ -76,7 +74,7 @@ class Layer(nn.Module):
 
 
 class PreNormLayer(Layer):
-    """x + attention(norm x), then x + gated feed-forward(norm x). The first layer has no norm before attention."""
+    """x + attention(norm(x)), then x + gated(norm(x)). The first layer has no norm before attention."""
 
     def __init__(self, shape: Shape, first: bool) -> None:
         super().__init__()
@@ -100,7 +98,7 @@ class PreNormLayer(Layer):
 
 
 class PostNormLayer(Layer):
-    """norm(x + attention x), then norm(x + feed-forward x)."""
+    """norm(x + attention(x)), then norm(x + feed_forward(x))."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -141,22 +139,21 @@ class Encoder(nn.Module):
     def forward(self, tokens: Tensor, segments: Tensor, positions: Tensor, types: Tensor) -> Tensor:
         """Return the hidden states of packed rows."""
         dtype = product_dtype(tokens.device)
-        return self.run(tokens, positions, types, dtype, self._row_kernels(segments, dtype))
-
-    def run(self, tokens: Tensor, positions: Tensor, types: Tensor, dtype: torch.dtype, kernels: Layers) -> Tensor:
-        """Return the hidden states. dtype: type of the matrix products. kernels: the kernels of each layer."""
-        return self.through(self.embed(tokens, positions, types, dtype), kernels)
+        return self.through(self.embed(tokens, positions, types, dtype), self._row_kernels(segments, dtype))
 
     def embed(self, tokens: Tensor, positions: Tensor, types: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the input of the first layer."""
+        """Return the input of the first layer. dtype: type of the matrix products."""
         x = self.tokens(tokens)
         if self.last_type >= 0:
             x = x + self.positions(positions) + self.types(types.clamp(max=self.last_type))
-        # From here on, tensors have the type of the products: between products, memory traffic dominates the time.
+        # Between products, memory traffic dominates the time, so tensors have the type of the products from here on.
         return self.dropout(self.norm(x)).to(dtype)
 
-    def through(self, x: Tensor, kernels: Layers, start: int = 0, stop: int | None = None) -> Tensor:
-        """Return the output of layers [start, stop). A stop of None includes the last layer and the final norm."""
+    def through(self, x: Tensor, kernels: Iterable[Kernels], start: int = 0, stop: int | None = None) -> Tensor:
+        """Return the output of layers [start, stop). kernels: of each layer of the encoder.
+
+        If `stop` is None, include the last layer and the final norm.
+        """
         for layer, used in list(zip(self.layers, kernels, strict=True))[start:stop]:
             x = layer(x, used)
         return x if self.final_norm is None or stop is not None else self.final_norm(x)
@@ -180,7 +177,10 @@ def layer_rules(shape: Shape) -> list[tuple[int | None, float | None]]:
 
 
 def rotations_of(shape: Shape, device: torch.device, dtype: torch.dtype, length: int) -> dict[float | None, Rotation]:
-    """Return the rotation of each rotary base. All rows share it, because only differences of positions matter."""
+    """Return the rotation of each rotary base, for positions from the start of a row.
+
+    Only differences of positions matter, so a document can start anywhere in a row.
+    """
     return {theta: rotation(length, shape.head_size, theta, device, dtype) for theta in set(shape.thetas)}
 
 
@@ -193,7 +193,7 @@ def rotation(length: int, size: int, theta: float, device: torch.device, dtype: 
 
 
 class VocabularyHead(nn.Module):
-    """Hidden states of masked positions [M, hidden] to vocabulary logits [M, V], or directly to their loss."""
+    """Hidden states of masked positions [M, hidden] to logits of the vocabulary [M, V], or to their loss."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -210,7 +210,7 @@ class VocabularyHead(nn.Module):
         return self.out(self.features(x))
 
     def loss(self, x: Tensor, targets: Tensor, count: int) -> Tensor:
-        """Return the summed cross-entropy against the first `count` of targets [M], in nats."""
+        """Return the summed cross-entropy of the first `count` of the targets [M], in nats."""
         return VocabularyLoss.apply(
             self.features(x), self.out.weight, self.out.bias, targets, count, product_dtype(x.device)
         )
@@ -247,7 +247,7 @@ class TaskModel(nn.Module):
             self.vocabulary.out.weight = self.encoder.tokens.weight
 
     def pool(self, hidden: Tensor, segments: Tensor, doc_row: Tensor, doc_segment: Tensor) -> Tensor:
-        """Return one vector for each whole document, [D, hidden]: the mean of its tokens, or its first token."""
+        """Return the vector of each whole document, [D, hidden]: the mean over its tokens, or its first token."""
         member = segments[doc_row] == doc_segment[:, None]
         if self.shape.pooling == "cls":
             return hidden[doc_row, member.int().argmax(dim=1)]
@@ -257,7 +257,7 @@ class TaskModel(nn.Module):
 
 
 def classifier_size(model: TaskModel) -> int:
-    """Return the number of parameters of encoder and task head, which finetuning trains and prediction needs."""
+    """Return the number of parameters of encoder and task head. Prediction needs only these."""
     return sum(p.numel() for part in (model.encoder, model.task) for p in part.parameters())
 
 
@@ -267,10 +267,10 @@ def seed_of(seed: int, name: str) -> int:
 
 
 def initialize(model: TaskModel, seed: int) -> None:
-    """Initialize each tensor from the seed and the tensor's name alone, so that no tensor depends on the others.
+    """Initialize each tensor from the seed and the tensor's name alone, so that no tensor depends on others.
 
-    An architecture with `residual_start` starts as the identity: matrices that write to the residual stream and the
-    last layer of each head are zero. So it tolerates a high learning rate. Other architectures start as BERT does, with
+    With `residual_start`, the layers start as the identity: matrices that write to the residual stream are zero, as is
+    the last layer of each head. So the model tolerates a high learning rate. Other architectures start as BERT, with
     normal weights of standard deviation 0.02.
     """
     architecture = architecture_of(model.shape)
@@ -293,7 +293,7 @@ def initialize(model: TaskModel, seed: int) -> None:
 def initialize_counted(model: TaskModel, seed: int, log_frequency: Tensor, vectors: Tensor) -> None:
     """Fill token embeddings and vocabulary head from counts: log_frequency [V], vectors [V, hidden].
 
-    Tokens with a zero vector keep their initial weights. The bias of the vocabulary head is `log_frequency`.
+    The embedding of a token with a zero vector does not change. The bias of the vocabulary head is `log_frequency`.
     """
     known, scaled = counted_start(vectors, seed, TOKEN_SPREAD)
     with torch.no_grad():
@@ -305,9 +305,9 @@ def initialize_counted(model: TaskModel, seed: int, log_frequency: Tensor, vecto
 def counted_start(vectors: Tensor, seed: int, spread: float) -> tuple[Tensor, Tensor]:
     """Return a mask [V] of the tokens whose vector is not zero, and their initial embeddings, [tokens, width].
 
-    vectors: [V, width], of `counts.py`. Each embedding has the length spread * sqrt(width), which is about the mean
-    length of a vector of normal values with standard deviation `spread`. The first axes of `vectors` have most of the
-    variance. A random rotation distributes the variance over all axes, because optimizers work axis by axis.
+    vectors: [V, width], from `counts.py`. Each embedding has about the mean length of a vector of normal values with
+    standard deviation `spread`. The first axes of `vectors` have most of the variance. A random rotation distributes
+    the variance over all axes, because optimizers scale each axis separately.
     """
     width = vectors.shape[1]
     generator = torch.Generator().manual_seed(seed_of(seed, "counted vectors"))

@@ -1,6 +1,6 @@
-"""Rename our parameters to the names of the stock `transformers` classes, and back.
+"""Conversion of weights between our names and those of the stock classes of `transformers`.
 
-Some stock classes store query, key, and value separately; we store them as one matrix.
+Some stock classes store query, key, and value separately. We store them as one matrix.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _POSITIONS = "encoder.positions.weight"
 
 
 def _qkv(shape: Shape) -> Iterator[tuple[str, list[str]]]:
-    """Yield the name of each joined parameter with the stock names of its query, key, and value."""
+    """Yield our name of each joint parameter, with the stock names of its query, key, and value."""
     pattern = architecture_of(shape).qkv_name
     for i in range(shape.layers if pattern else 0):
         stock = [str(pattern).format(i=i, part=part) for part in ("query", "key", "value")]
@@ -27,7 +27,7 @@ def _qkv(shape: Shape) -> Iterator[tuple[str, list[str]]]:
 
 
 def to_stock(weights: Mapping[str, Tensor], shape: Shape) -> dict[str, Tensor]:
-    """Return encoder and task head under the names of the stock sequence classifier."""
+    """Return the weights of encoder and task head under the names of the stock sequence classifier."""
     names = architecture_of(shape).stock_names(shape)
     stock = {theirs: weights[ours].contiguous() for ours, theirs in names.items()}
     for ours, parts in _qkv(shape):
@@ -40,7 +40,7 @@ def to_stock(weights: Mapping[str, Tensor], shape: Shape) -> dict[str, Tensor]:
 
 
 def from_stock(stock: Mapping[str, Tensor], shape: Shape) -> dict[str, Tensor]:
-    """Return the encoder and, if present, the vocabulary head of a published masked language model, in our names.
+    """Return encoder and, if present, vocabulary head of a published masked language model, under our names.
 
     Raises InvalidRecipe if a weight of the encoder is missing.
     """
@@ -64,7 +64,7 @@ def modern_name(name: str) -> str:
 
 
 def _lookup(named: Mapping[str, Tensor], name: str) -> Tensor:
-    for candidate in (name, name.split(".", 1)[1]):  # a bare encoder is saved without the model's prefix
+    for candidate in (name, name.split(".", 1)[1]):  # The file of an encoder alone has names without the prefix.
         if candidate in named:
             return named[candidate]
     raise InvalidRecipe(

@@ -1,8 +1,8 @@
 """Rows of fixed length that hold several documents, separated by segment numbers.
 
-A row is `length` tokens. Segment 0 is padding; the documents of a row are its segments 1, 2, ... Retrieved text is one
-endless stream that is cut into rows, so it needs no padding. Task texts stay whole, because each has a label:
-first-fit-decreasing packs them into few rows.
+Segment 0 is padding. The documents of a row are its segments 1, 2, ... Passages form an endless stream that is cut into
+rows, so they need no padding. Task texts stay whole, because each has a label. First-fit decreasing packs them into few
+rows.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Rows:
-    """Packed rows: R rows of L tokens, with D labeled documents.
+    """R packed rows of L tokens, with D whole documents.
 
     tokens, segments, positions, types: [R, L]. Positions count from a document's first token in the row. Types are 1 in
     the second text of a pair. documents, doc_row, doc_segment: [D], the number of each whole document in its store, its
-    row, and its segment in that row. They are empty for cut streams.
+    row, and its segment in the row. They are empty for passages.
     """
 
     tokens: Ints
@@ -42,7 +42,7 @@ class Rows:
 
     @property
     def lengths(self) -> Ints:
-        """The number of tokens of each document in the rows, in order. A cut document counts once in each row."""
+        """The number of tokens of each document in the rows, in order. A cut document occurs once in each row."""
         begins = np.flatnonzero(self.positions[self.segments > 0] == 0)
         return np.diff(begins, append=self.real_tokens)
 
@@ -65,7 +65,7 @@ class Rows:
 
 
 class PassageStream:
-    """Passages end to end, in a new order in each epoch. The tokens of a row depend only on the row's number.
+    """An endless stream of passages, in another order in each epoch. The number of a row determines its tokens.
 
     order: epoch → permutation of the store's documents. A document that is cut at the end of a row continues in the
     next row as a new segment.
@@ -79,7 +79,7 @@ class PassageStream:
         self._loaded: tuple[int, Ints, Ints] | None = None
 
     def _documents(self, epoch: int) -> tuple[Ints, Ints]:
-        """Return the documents of an epoch in their order, and where each ends. Several threads may call it."""
+        """Return the documents of an epoch in order, and the end of each. Several threads may call this method."""
         loaded = self._loaded
         if loaded is None or loaded[0] != epoch:
             documents = self._order(epoch)
@@ -87,7 +87,7 @@ class PassageStream:
         return loaded[1:]
 
     def _pieces(self, start: int, count: int) -> list[tuple[int, npt.NDArray[np.uint16 | np.uint32]]]:
-        """Return the (document, tokens) pieces that cover stream positions [start, start + count)."""
+        """Return the (document, tokens) pieces at the positions [start, start + count) of the stream."""
         pieces = []
         while count:
             epoch, within = divmod(start, self._total)
@@ -129,7 +129,7 @@ class PassageStream:
 
 
 def first_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Return bins of item numbers, each of total length at most `size`. Longer items are placed first."""
+    """Return bins of item numbers, each with a total length of at most `size`. Place longer items first."""
     bins: list[list[int]] = []
     room: list[int] = []
     for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -150,9 +150,9 @@ def pack(
     pad: int = 0,
     bins: Sequence[Sequence[int]] | None = None,
 ) -> Rows:
-    """Pack whole documents of the store, each at most `length` tokens long, into rows of `length`.
+    """Pack whole documents of the store, each of at most `length` tokens, into rows of `length` tokens.
 
-    second: position in each document at which the second text of a pair begins; None for single texts. bins: for each
+    second: the token of each document at which the second text of a pair begins; None for single texts. bins: for each
     row, indices into `documents`; by default those of `first_fit`.
     """
     if bins is None:

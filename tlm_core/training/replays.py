@@ -1,4 +1,4 @@
-"""Whole steps as CUDA graphs: the kernels of a small step run faster than the host can launch them one by one."""
+"""Steps as CUDA graphs, because the kernels of a small step run faster than the host can launch them one by one."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from tlm_core.training.stream import Part
 
 _log = logging.getLogger(__name__)
 
-# Larger steps are not recorded: their kernels take longer to run than to launch.
+# Maximum size of recorded steps. The kernels of larger steps take longer to run than to launch.
 REPLAYED_TOKENS = 16_384
-# The maximum number of recordings in a run. A run needs few: see `stream.rows_of_part` and `stream.Sizes.sequences`.
+# Maximum number of recordings in a run. A run needs few: see `stream.rows_of_part` and `stream.Sizes.sequences`.
 RECORDINGS = 16
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A recorded step. inputs: the tensors that it reads. values: the tensor that it writes its result to."""
+    """A recorded step. inputs: the tensors that the step reads. values: the tensor with its result."""
 
     graph: torch.cuda.CUDAGraph
     inputs: list[Tensor]
@@ -33,9 +33,9 @@ class Recording:
 class Replays:
     """Runs steps. It records the second step of each form as a CUDA graph, and replays this graph for later steps.
 
-    It records only steps of one part with at most REPLAYED_TOKENS tokens. Other steps run as usual.
     Steps have the same form if their inputs have the same shapes and they train the same losses. The first step of a
-    form runs as usual, because it compiles code and shows whether memory suffices.
+    form runs without a graph, because it compiles code and shows whether memory suffices. Steps of several parts, or of
+    more than REPLAYED_TOKENS tokens, always run without a graph.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -67,7 +67,7 @@ class Replays:
         return recording.values
 
     def _record(self, compute: Compute, loaded: Loaded, inputs: list[Tensor]) -> Recording | None:
-        """Record a step without running it. Return None, and record no more steps, if memory runs out."""
+        """Record a step without running it. If memory runs out, return None, and record no more steps."""
         own = [tensor.clone() for tensor in inputs]
         count = len(Part._fields)
         weights = None if loaded.class_weights is None else own[-1]
@@ -75,7 +75,7 @@ class Replays:
         step = replace(loaded, parts=(Part(*own[:count]),), class_weights=weights, ready=None)
         graph, values, ran_out = torch.cuda.CUDAGraph(), None, False
         try:
-            # Another thread loads batches meanwhile. "thread_local" allows this.
+            # With "thread_local", another thread can load batches meanwhile.
             with torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
                 values = compute(step, own[count])
                 ran_out = values is None

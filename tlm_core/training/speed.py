@@ -1,4 +1,4 @@
-"""How fast a device trains: a short measurement. Estimates use it until a job has been measured."""
+"""A short measurement of the speed of training. Estimates use the result until a job has run on the device."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from tlm_core.training.recipe import Precision, cpu_facts, resolve
 
-# In the metadata of an artifact: share of the stage's time in which its thread had the core that it reserved.
+# Metadata key of an artifact: share of the stage's time in which its thread had the core that the thread reserved.
 HAD_CORE = "had_core"
-SECONDS = 1.0  # time in which steps start; a slow device runs two steps
+SECONDS = 1.0  # No step starts after this time. A slow device still runs two steps.
 _LENGTH, _VOCABULARY, _MASKED = 128, 8192, 32  # tokens of a row, entries of the vocabulary, masked tokens of a row
 
 
@@ -35,11 +35,11 @@ def rate_name(rate: str, device: str) -> str:
 
 
 def seconds_per_flop(precision: Precision, *, gpu: bool) -> float:
-    """Return the seconds per FLOP of the fastest training step, because other work on the machine slows most steps.
+    """Return the seconds per FLOP of the fastest training step. Other work on the machine may slow the other steps.
 
-    The model has the scale small on a GPU, and tiny on a CPU. Steps on a CPU have few rows, so that even a busy machine
-    finishes soon. On several cores, other work can slow every step, because the threads of a step wait for each other.
-    So some steps use a single thread, and only its CPU time counts.
+    The model has the scale small on a GPU, and tiny on a CPU. Steps on a CPU have few rows, so that a busy machine also
+    finishes soon. On several cores, other work can slow each step, because the threads of a step wait for each other.
+    Therefore some steps use a single thread, and only its CPU time counts.
     """
     import torch
 
@@ -54,7 +54,7 @@ def seconds_per_flop(precision: Precision, *, gpu: bool) -> float:
 
 
 def _fastest(precision: Precision, clock: Callable[[], float], *, gpu: bool) -> float:
-    """Return the seconds per FLOP of the fastest step, by a clock."""
+    """Return the seconds per FLOP of the fastest step by this clock."""
     import torch
 
     from tlm_core.training import flops

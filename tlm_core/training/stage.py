@@ -1,6 +1,6 @@
-"""A stage: where it runs, its function, and the inputs, parameters, folder and reporter of the function.
+"""Stages, and the interfaces between a stage's function and the process that runs the function.
 
-Stage functions do not depend on Ray, Redis or the storage. The process that runs them passes a `StageContext`.
+The functions do not depend on Ray, Redis or the storage. The process passes a `StageContext` to them.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pydantic import BaseModel, ConfigDict
 
 
 class StopRequested(Exception):
-    """The stage stopped on request. A training stage has saved a checkpoint. Control flow, not an error of the job."""
+    """The stage stopped on request; a training stage has saved a checkpoint. This is not an error of the job."""
 
 
 class StageParams(BaseModel):
     """The parameters of a stage. `Node.artifact_id` hashes them into the id of the stage's artifact.
 
-    A subclass has only the parameters that its stage reads, so that other changes do not prevent reuse of the artifact.
+    A subclass has only the parameters that its stage reads. So a change of another option does not prevent reuse.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,16 +39,16 @@ class Reporter(Protocol):
         ...
 
     def metrics(self, **values: float | int | str | None) -> None:
-        """Append one point to the job's metric series. The values contain `step`."""
+        """Append a point to the job's metric series. The values contain `step`."""
         ...
 
     def event(self, type: str, **data: object) -> None:
-        """Append one event to the job's log."""
+        """Append an event to the job's log."""
         ...
 
 
 class Checkpoints(Protocol):
-    """Stores the checkpoints of one stage. A checkpoint is visible only after it is complete and published."""
+    """Stores the checkpoints of a stage. A checkpoint is visible once it is complete and published."""
 
     def latest(self) -> Path | None:
         """Return the folder of the newest published checkpoint, or None. All ranks may call it."""
@@ -59,19 +59,19 @@ class Checkpoints(Protocol):
         ...
 
     def save(self, write: Callable[[Path], None], *, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Publish what `write` puts into an empty folder as the checkpoint of `step`. Only rank 0 calls it.
+        """Publish the files that `write` writes into an empty folder as the checkpoint of `step`. Only rank 0 calls it.
 
-        `write` may run later and in another thread, so it must hold copies of all values that training changes.
+        `write` may run later and in another thread, so `write` must not read values that training changes.
         """
         ...
 
 
 @dataclass(frozen=True)
 class StageContext(Generic[Params]):
-    """Everything that a stage function receives.
+    """The argument of a stage's function.
 
-    inputs: local folder of each input artifact, by name. out: an empty local folder; rank 0 writes the artifact's
-    files there. scratch: a local folder for temporary files.
+    inputs: local folder of each input artifact, by name. out: an empty local folder, in which rank 0 writes the files
+    of the artifact. scratch: a local folder for temporary files.
     """
 
     inputs: Mapping[str, Path]
@@ -86,7 +86,7 @@ class StageContext(Generic[Params]):
 
 StageFunction = Callable[[StageContext[Any]], Mapping[str, object]]
 
-# Metadata key of an artifact that replaces skipped work; its value is the reason. Dependent nodes are skipped too.
+# Metadata key of the artifact of a stage that skips its work. The value is the reason. Dependent nodes are skipped too.
 DROPPED = "dropped"
 
 
@@ -102,10 +102,10 @@ class Place(StrEnum):
 class Stage:
     """One stage of a job.
 
-    function: "module:name" of a function that takes a StageContext and returns the artifact's metadata. It is empty
-    for stages of the retriever. version: raise it when a change of the code changes the result; older artifacts are
-    then not reused. params: the class of the stage's parameters. needs_torch: whether workers import torch for it.
-    parallel: whether all ranks compute the stage; otherwise only rank 0 does, and the others wait for it.
+    function: "module:name" of a function that takes a StageContext and returns the artifact's metadata; empty for
+    stages of the retriever. version: raise the number when a change of the code changes the result. Jobs then do not
+    reuse older artifacts. params: the class of the stage's parameters. needs_torch: whether workers import torch for
+    the stage. parallel: whether all ranks compute the stage; otherwise rank 0 computes it, and the others wait.
     """
 
     name: str

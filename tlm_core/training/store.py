@@ -1,7 +1,7 @@
-"""Flat token stores: the tokens of all documents in one memory-mapped file, and the offset of each document.
+"""Token stores: the tokens of all documents in one memory-mapped file, and the offset of each document.
 
-A store NAME has two files: `NAME.tokens.npy` (uint16 or uint32) and `NAME.offsets.npy` (int64, one entry more than
-there are documents). Writing takes one pass and bounded memory; reading loads only what is accessed.
+A store NAME has two files: `NAME.tokens.npy` (uint16 or uint32, [tokens]) and `NAME.offsets.npy` (int64, [documents +
+1]). Writing takes one pass and bounded memory.
 """
 
 from __future__ import annotations

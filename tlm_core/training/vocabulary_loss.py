@@ -1,4 +1,4 @@
-"""Cross-entropy over the vocabulary, fused with the matrix product before it."""
+"""Cross-entropy over the vocabulary, computed together with the matrix product that yields the logits."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
-# Vocabulary entries per block: their logits stay in a core's cache from one product to the next.
+# Vocabulary entries per block. Their logits stay in a core's cache from one product to the next.
 BLOCK = 1024
-# Columns added to hold the bias. One would suffice, but products of an odd width take a third longer.
+# Additional columns for the bias. One column would suffice, but products of an odd width take a third longer.
 SPARE = 16
 
 
 class VocabularyLoss(torch.autograd.Function):
     """Summed cross-entropy of `hidden @ weight.T + bias` against `targets`.
 
-    The forward pass computes loss and gradient together, block by block of the vocabulary, with one exponential per
-    logit. It does not subtract the largest logit, because float32 and bfloat16 can represent exp(88). Larger logits
-    give a loss that is not finite. The gradient needs 1 - p, where p is the probability of the target. A subtraction
-    would lose precision for p near 1. So the pass computes 1 - p from the sum of the other exponentials.
+    The forward pass computes loss and gradient together, in blocks of the vocabulary, with one exponential per logit.
+    It does not subtract the largest logit, because float32 and bfloat16 can represent exp(88). A larger logit yields a
+    loss that is not finite. The gradient needs 1 - p, where p is the probability of the target. Near p = 1, a
+    subtraction would lose precision, so the pass computes 1 - p from the sum of the other exponentials.
     """
 
     @staticmethod
@@ -58,7 +58,7 @@ class VocabularyLoss(torch.autograd.Function):
             here = slice(number * BLOCK, (number + 1) * BLOCK)
             both = e.t() @ scaled
             to_weight[here], to_bias[here] = both[:, :size], both[:, size]
-        # A frequent token is the target of many rows. Their sum in float32, term by term, would lose precision.
+        # A frequent token is the target of many rows. Their sum in float32 would lose precision.
         unique, place = targets.unique(return_inverse=True)
         own = torch.zeros(len(unique), size + 1, dtype=torch.float64, device=x.device)
         own.index_add_(0, place, torch.cat((miss * x, miss), dim=1).double())
@@ -71,5 +71,5 @@ class VocabularyLoss(torch.autograd.Function):
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = gradients
         to_hidden, to_weight, to_bias = ctx.saved_tensors
-        # In place: nothing else refers to these tensors, and a second backward pass through the same loss would raise.
+        # The products are in place, because nothing else refers to these tensors. A second backward pass would raise.
         return to_hidden.mul_(scale), to_weight.mul_(scale), to_bias.mul_(scale), None, None, None
