@@ -32,8 +32,10 @@ from tlm_core.training.local import LocalCheckpoints, LocalReporter, run_stage
 from tlm_core.training.loop import Trainer
 from tlm_core.training.model import TaskModel
 from tlm_core.training.model import initialize as initialize_encoder
+from tlm_core.training.objective import Workers
 from tlm_core.training.optim import FlatOptimizer
 from tlm_core.training.params import PrepareParams, TuneParams
+from tlm_core.training.passes import RowPasses
 from tlm_core.training.prepared import Prepared
 from tlm_core.training.recipe import Budget, Finetune, Optimizer, Precision, native_precision, resolve
 from tlm_core.training.stage import StageContext
@@ -71,6 +73,7 @@ def ours(prepared: Prepared, folder: Path, precision: Precision) -> float:
         budget=Budget(steps=STEPS),
         device=CPU,
         step_flops=partial(lstm_flops, shape),
+        passes=RowPasses(model, Workers(), precision, CPU),
     )
     state, _ = trainer.run()
     return state.tokens / state.seconds

@@ -139,7 +139,7 @@ def measured(trainer: Trainer) -> dict[str, object]:
 
 def utilization(trainer: Trainer, steps: int, state: TrainState) -> dict[str, float | None]:
     """Return `mfu` and `hardware_utilization` of a run; None if the card's peak is unknown."""
-    assert trainer.passes is not None and trainer.needed_flops is not None
+    assert trainer.needed_flops is not None
     batch, peak = trainer.batches(0, 0.0), peak_flops(trainer.device)
     launched = trainer.passes.load(batch, state.micro_rows).flops
     assert launched is not None

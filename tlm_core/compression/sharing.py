@@ -31,8 +31,9 @@ from tlm_core.training.encoder_stages import build, evaluation_steps, validate, 
 from tlm_core.training.loop import Trainer
 from tlm_core.training.memory import training_bytes
 from tlm_core.training.model import TaskModel
-from tlm_core.training.objective import step_flops
+from tlm_core.training.objective import Workers, step_flops
 from tlm_core.training.optim import FlatOptimizer
+from tlm_core.training.passes import RowPasses
 from tlm_core.training.prepared import Batch, Prepared, TaskBatches, weighted
 from tlm_core.training.randomness import Stream, random_at
 from tlm_core.training.recipe import Budget, Finetune, Optimizer
@@ -212,6 +213,7 @@ def share(ctx: StageContext[ShareParams]) -> dict[str, object]:
     # A limit of steps applies to each task, so that a large task does not reduce the steps of a small one.
     steps = [finetune.steps(len(prepared.split("train"))) for prepared in tasks]
     optimizer = TicketOptimizer(model, finetune.optimizer, params.precision)
+    memory = partial(training_bytes, model.shape, optimizer.size)
     trainer = Trainer(
         ctx=ctx,
         model=model,
@@ -220,7 +222,7 @@ def share(ctx: StageContext[ShareParams]) -> dict[str, object]:
         budget=Budget(steps=sum(steps)),
         device=device,
         step_flops=lambda batch: step_flops(model.shape, batch),
-        memory=partial(training_bytes, model.shape, optimizer.size),
+        passes=RowPasses(model, Workers(ctx.rank, ctx.world_size), params.precision, device, memory),
         validate=partial(_validate, ctx, model, tasks, device),
         evaluate_at=evaluation_steps(sum(steps), finetune.evaluations, False),
     )

@@ -30,7 +30,7 @@ from tlm_core.training.model import TaskModel, initialize, initialize_counted
 from tlm_core.training.objective import Workers, needed_flops, step_flops
 from tlm_core.training.optim import FlatOptimizer
 from tlm_core.training.params import SHRUNK, ChooseParams, FinetuneParams, JointParams, TrainParams, TuneParams
-from tlm_core.training.passes import gpu_passes
+from tlm_core.training.passes import RowPasses, gpu_passes
 from tlm_core.training.prepared import Batch, JointBatches, Prepared, Share, Split, TaskBatches, weighted
 from tlm_core.training.profiling import copy_traces, traced
 from tlm_core.training.recipe import OWN_STARTS, Budget, Finetune, Model
@@ -133,11 +133,13 @@ def _trainer(
     """
     device, precision, workers = pick_device(), ctx.params.precision, Workers(ctx.rank, ctx.world_size)
     optimizer = FlatOptimizer(model, ctx.params.optimizer, parts, workers, precision)
-    encoder, loss, passes = isinstance(model.shape, Shape), prepared.type.loss, None
-    if encoder:
+    loss, passes, memory, needed = prepared.type.loss, None, None, None
+    if isinstance(model.shape, Shape):  # not for an LSTM
         passes = gpu_passes(
             model, optimizer, workers, device, precision, loss=loss, mask_rate=mask_rate, compiled=compiled
         )
+        memory = partial(training_bytes, model.shape, optimizer.size, masked=mask_rate)
+        needed = partial(needed_flops, model.shape)
     return Trainer(
         ctx=ctx,
         model=model,
@@ -146,9 +148,8 @@ def _trainer(
         budget=budget,
         device=device,
         step_flops=flops or partial(step_flops, model.shape),
-        memory=partial(training_bytes, model.shape, optimizer.size, masked=mask_rate) if encoder else None,
-        passes=passes,
-        needed_flops=partial(needed_flops, model.shape) if encoder else None,
+        passes=passes or RowPasses(model, workers, precision, device, memory),
+        needed_flops=needed,
     )
 
 

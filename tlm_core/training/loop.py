@@ -21,7 +21,7 @@ from tlm_core.training.model import TaskModel, seed_of
 from tlm_core.training.objective import Workers
 from tlm_core.training.optim import FlatOptimizer, Totals, learning_rate
 from tlm_core.training.params import TrainParams
-from tlm_core.training.passes import Loaded, Passes, RowPasses
+from tlm_core.training.passes import Loaded, Passes
 from tlm_core.training.prepared import Batch
 from tlm_core.training.recipe import Budget
 from tlm_core.training.stage import StageContext, StopRequested
@@ -64,9 +64,8 @@ class Trainer:
     """One stage's training run.
 
     batches: (step, progress) → batch. step_flops: returns the FLOPs of both passes over a batch. needed_flops: returns
-    the FLOPs that the model needs for a batch, for the reported utilization of a GPU. memory: estimates the bytes of
-    training with a number of rows; None: no estimate. passes: by default `RowPasses`. before_step: called before each
-    step. last_step: the run ends after this step at the latest.
+    the FLOPs that the model needs for a batch, for the reported utilization of a GPU. before_step: called before
+    each step. last_step: the run ends after this step at the latest.
 
     validate: returns the model's validation scores. evaluate_at: the steps after which the run validates; 0 is before
     the first step. The run copies the best weights. curve: number of validations at equal shares of the budget. With
@@ -80,22 +79,17 @@ class Trainer:
     budget: Budget
     device: torch.device
     step_flops: Callable[[Batch], float]
-    memory: Callable[[int], int] | None = None
+    passes: Passes
     validate: Callable[[], dict[str, float | None]] | None = None
     evaluate_at: frozenset[int] = frozenset()
     curve: int = 0
     is_behind: Callable[[], bool] | None = None
     last_step: int | None = None
     clock: Callable[[], float] = time.perf_counter
-    passes: Passes | None = None
     needed_flops: Callable[[Batch], float] | None = None
     before_step: Callable[[], None] = lambda: None
     state: TrainState = field(default_factory=TrainState, init=False)
     best: dict[str, Tensor] | None = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        precision = self.ctx.params.precision
-        self._passes = self.passes or RowPasses(self.model, self.workers, precision, self.device, self.memory)
 
     @property
     def workers(self) -> Workers:
@@ -110,7 +104,7 @@ class Trainer:
         with (
             PULSE.pace(steady=True),
             closing(
-                batches_ahead(self.batches, self._load, self._flops, self.state, self.budget, self._passes.ahead)
+                batches_ahead(self.batches, self._load, self._flops, self.state, self.budget, self.passes.ahead)
             ) as batches,
         ):
             return self._train(batches)
@@ -135,7 +129,7 @@ class Trainer:
             halfway = self.is_behind is not None and used < 0.5 <= step.progress
             evaluate, save = self._is_due(used), state.step % self.ctx.params.checkpoint_steps == 0
             # All workers must read results at the same steps, because decisions depend on them.
-            late = 0 if finished or evaluate or save or halfway else self._passes.late
+            late = 0 if finished or evaluate or save or halfway else self.passes.late
             read = self._read(unread, late)
             stop = any(earlier.stop for earlier in read)
             if stop:
@@ -168,7 +162,7 @@ class Trainer:
         if folder is None:
             self.workers.first(self.optimizer.buffers.value)
         self.optimizer.refresh()
-        rows = self._passes.first_rows(lambda: self.batches(self.state.step, self.state.progress(self.budget)))
+        rows = self.passes.first_rows(lambda: self.batches(self.state.step, self.state.progress(self.budget)))
         # The machine that resumes a run may hold fewer rows than the one that wrote the checkpoint.
         if folder is not None:
             rows = min(rows, self.state.micro_rows)
@@ -190,7 +184,7 @@ class Trainer:
     def _load(self, batch: Batch) -> Loaded:
         """Load a batch for its passes. If memory runs out, return it with 0 rows."""
         try:
-            return self._passes.load(batch, self.state.micro_rows)
+            return self.passes.load(batch, self.state.micro_rows)
         except RuntimeError as error:
             if out_of_memory(error):
                 return Loaded(batch, rows=0)
@@ -220,7 +214,7 @@ class Trainer:
             controls = from_host((rate, float(stop), float(self.state.micro_rows < before)), self.device)
             if self.model.shape.dropout:
                 torch.manual_seed(seed_of(self.ctx.params.seed, f"dropout {number} {self.workers.rank}"))
-            values = self._passes.run(self._compute, loaded, controls) if loaded.rows else None
+            values = self.passes.run(self._compute, loaded, controls) if loaded.rows else None
             if values is not None:
                 return Step(number + 1, batch, rate, self._own_flops(loaded), *to_host(values))
             self._halve_rows(batch)
@@ -235,13 +229,13 @@ class Trainer:
         buffers = self.optimizer.buffers
         self.optimizer.zero_grad()
         try:
-            sums = self._passes.gradient(loaded)
+            sums = self.passes.gradient(loaded)
         except RuntimeError as error:
             if out_of_memory(error):
                 return None
             raise
         buffers.set_totals(sums, controls[1:])
-        self._passes.reduce(loaded.batch, buffers)
+        self.passes.reduce(loaded.batch, buffers)
         values = torch.cat((buffers.totals, self.optimizer.clip()[None]))
         self.optimizer.step(controls[0], loaded.batch.active, values.isfinite().all())
         return values
@@ -257,8 +251,10 @@ class Trainer:
             await_device(step.ready, shared=self.workers.size > 1)
             *sums, step.norm = step.values.tolist()
             totals, batch = Totals(*sums), step.batch
-            if totals.shrunk:
-                self._agree_on_rows(step.number)
+            if totals.shrunk:  # Use the smallest number on all workers, because one checkpoint holds the state of all.
+                self.state.micro_rows = self.workers.least(self.state.micro_rows, self.device)
+                if not self.ctx.rank:
+                    self.ctx.report.event("memory.stepped_down", step=step.number, rows=self.state.micro_rows)
             step.stop = totals.stop > 0
             step.losses = {
                 "mlm": totals.mlm / batch.masked if batch.masked and batch.mlm_weight else None,
@@ -281,12 +277,6 @@ class Trainer:
         self.state.micro_rows = rows // 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-    def _agree_on_rows(self, step: int) -> None:
-        """Use the smallest number of rows on all workers, because one checkpoint holds the state of all."""
-        self.state.micro_rows = self.workers.least(self.state.micro_rows, self.device)
-        if not self.ctx.rank:
-            self.ctx.report.event("memory.stepped_down", step=step, rows=self.state.micro_rows)
 
     def _finite(self, step: Step) -> bool:
         """Return whether losses and gradient are finite. If not, count the skipped step, or raise NonFiniteLoss."""

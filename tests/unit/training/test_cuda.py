@@ -126,7 +126,6 @@ def test_out_of_memory_halves_the_rows(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_first_rows_fit_the_memory(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, 2, **SIZE)
-    assert trainer.passes is not None
     assert trainer.passes.first_rows(lambda: trainer.batches(0, 0.0)) == 64, "all rows of a small step"
 
 

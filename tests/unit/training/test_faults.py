@@ -19,6 +19,7 @@ from tlm_core.training.local import LocalCheckpoints, LocalReporter
 from tlm_core.training.memory import training_bytes
 from tlm_core.training.optim import FlatOptimizer
 from tlm_core.training.params import JointParams
+from tlm_core.training.passes import RowPasses
 from tlm_core.training.prepared import Batch, Prepared
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import TrainState, checkpoint_writer
@@ -137,8 +138,8 @@ def test_joint_memory_estimate_uses_the_highest_mask_rate(tmp_path: Path) -> Non
         checkpoints=LocalCheckpoints(tmp_path),
     )
     trainer = joint_trainer(ctx)
-    assert trainer.memory is not None
-    assert trainer.memory(8) == training_bytes(trainer.model.shape, trainer.optimizer.size, 8, 0.4)
+    assert isinstance(trainer.passes, RowPasses) and trainer.passes.memory is not None
+    assert trainer.passes.memory(8) == training_bytes(trainer.model.shape, trainer.optimizer.size, 8, 0.4)
 
 
 def test_resumed_run_uses_only_the_rows_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

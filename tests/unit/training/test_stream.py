@@ -175,7 +175,7 @@ def test_parts_divide_rows_evenly_into_few_sizes(rows: int, most: int, expected:
 def stream_trainer(folder: Path, precision: str = "fp32", *, compiled: bool = False, **over: Any) -> Trainer:
     """Return the trainer of `trainer_of` with the passes for GPUs. Its masks are those of a CPU."""
     trainer = trainer_of(folder, precision=precision, **over)
-    trainer.passes = trainer._passes = StreamPasses(
+    trainer.passes = StreamPasses(
         trainer.model, trainer.optimizer, trainer.workers, CPU, "cross_entropy", 0.8, precision, compiled
     )
     return trainer
@@ -286,7 +286,7 @@ def test_hardware_utilization_counts_unused_places(tmp_path: Path, monkeypatch: 
     ticks = itertools.count()
     trainer = stream_trainer(tmp_path, steps=4, joint__rho1=1, clock=lambda: float(next(ticks)))
     state, _ = trainer.run()
-    assert isinstance(trainer.ctx.report, LocalReporter) and trainer.passes is not None
+    assert isinstance(trainer.ctx.report, LocalReporter)
     point, batch = trainer.ctx.report.points[-2], trainer.batches(3, 0.75)  # results are one step late
     launched = trainer.passes.load(batch, state.micro_rows).flops
     assert launched is not None
