@@ -8,6 +8,7 @@ from tlm_core.training.architectures import Shape, architecture_of
 
 # The backward pass computes two products for each of the forward pass: the gradients of inputs and of weights.
 FORWARD_AND_BACKWARD = 3
+MUON_STEPS = 5  # iterations that orthogonalize a matrix
 
 
 def forward(shape: Shape, rows: int, length: int, masked: int, documents: int) -> float:
@@ -23,10 +24,10 @@ def products(shape: Shape, tokens: int, pairs: int, masked: int, documents: int)
     return 2.0 * (encoder + vocabulary + task)
 
 
-def newton_schulz(matrices: Mapping[tuple[int, int], int], steps: int = 5) -> float:
+def newton_schulz(matrices: Mapping[tuple[int, int], int]) -> float:
     """Return the FLOPs of one Muon update. matrices: number of matrices by their size (rows, columns)."""
     total = 0.0
     for (rows, columns), count in matrices.items():
         small, large = min(rows, columns), max(rows, columns)
-        total += count * steps * 2.0 * (2 * small * small * large + small**3)
+        total += count * MUON_STEPS * 2.0 * (2 * small * small * large + small**3)
     return total

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tlm_core.errors import CorruptArtifact
 from tlm_core.training.architectures import architecture_of
 from tlm_core.training.device import product_type
-from tlm_core.training.flops import newton_schulz
+from tlm_core.training.flops import MUON_STEPS, newton_schulz
 from tlm_core.training.model import TaskModel
 from tlm_core.training.recipe import Optimizer
 
@@ -47,7 +47,7 @@ class Totals:
 EXTRAS = len(fields(Totals))
 
 
-def orthogonalize(matrices: Tensor, dtype: torch.dtype, steps: int = 5) -> Tensor:
+def orthogonalize(matrices: Tensor, dtype: torch.dtype, steps: int = MUON_STEPS) -> Tensor:
     """Return approximately the nearest semi-orthogonal matrix of each matrix in a stack [n, r, c].
 
     The singular values of the results are 0.7 to 1.2. dtype: type of the matrix products.

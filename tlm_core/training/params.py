@@ -9,11 +9,11 @@ from tlm_core.tasks.options import DatasetOptions
 from tlm_core.training.recipe import Finetune, Joint, Model, Optimizer, Precision, Recipe, RecipeName, Scale, Tokenizer
 from tlm_core.training.stage import StageParams
 
-# Metadata key of an artifact computed with smaller micro-batches for lack of memory. Its sums round differently.
+# Metadata key of an artifact whose run reduced the micro-batch for lack of memory. Its sums round differently.
 SHRUNK = "rows_held_at_once"
-# Metadata key of an artifact whose own tokenizer replaces a published tokenizer that the hub did not provide.
+# Metadata key of an artifact with an own tokenizer, because the hub did not provide the published tokenizer.
 OWN_TOKENIZER = "own_tokenizer"
-NOT_CACHED = frozenset({SHRUNK, OWN_TOKENIZER})  # either key excludes the artifact from the cache
+NOT_CACHED = frozenset({SHRUNK, OWN_TOKENIZER})  # Each of these keys excludes the artifact from the cache.
 
 
 class ValidateParams(StageParams):
@@ -28,7 +28,7 @@ class SelectParams(StageParams):
 
 
 class PrepareParams(StageParams):
-    """Parameters of `prepare`. vector_width: width of the word vectors for `model.init: counts`, or None."""
+    """Parameters of `prepare`. vector_width: width of the token vectors for `model.init: counts`; None: no vectors."""
 
     tokenizer: Tokenizer
     architecture: str
@@ -75,7 +75,7 @@ class JointParams(TrainParams):
 
 
 class TuneParams(TrainParams):
-    """Parameters of the finetuning of any model. `finetune.rates` is empty: each rate has a node of its own."""
+    """Parameters of finetuning of any model. `finetune.rates` is empty, because each rate has its own node."""
 
     finetune: Finetune
 
@@ -105,7 +105,7 @@ def training(recipe: Recipe, seed: int) -> dict[str, Any]:
 
 
 class ChooseParams(StageParams):
-    """Parameters of `choose`. tries: for each finetuning, in order, its `lr` and, if they differ, `class_weights`."""
+    """Parameters of `choose`. tries: `lr` and, if the tries differ in them, `class_weights` of each finetuning."""
 
     tries: tuple[dict[str, float | str], ...]
 

@@ -41,7 +41,8 @@ REPORT_SECONDS = 0.5
 def prepare(ctx: StageContext[PrepareParams]) -> dict[str, Any]:
     """Write the tokenizer, token stores, labels, and `data.json`.
 
-    Passages stay whole. A longer task text becomes at most `model.windows` windows; pairs are truncated.
+    A task text that is longer than a row becomes at most `model.windows` windows. A longer pair is truncated. Passages
+    stay whole.
 
     Inputs: `task`, `selection` unless the recipe selects nothing, and `self_train` if the linear model labels passages.
     """
@@ -52,7 +53,8 @@ def prepare(ctx: StageContext[PrepareParams]) -> dict[str, Any]:
     tokenizer, ids, replaced = _tokenizer(ctx, task, selection)
     size = tokenizer.get_vocab_size(with_added_tokens=True)
     measured = task.counts["train"] if ctx.params.max_length == "auto" else 0
-    progress = _Counter(ctx, measured + sum(task.counts.values()) + (_passage_rows(selection) if selection else 0))
+    passages = pq.read_metadata(selection / "passages.parquet").num_rows if selection else 0
+    progress = _Counter(ctx, measured + sum(task.counts.values()) + passages)
     max_length = _max_length(ctx.params, tokenizer, task, progress)
     write_max_length(ctx.out / "tokenizer", max_length)
     facts: dict[str, Any] = {
@@ -69,10 +71,12 @@ def prepare(ctx: StageContext[PrepareParams]) -> dict[str, Any]:
         "tokens": {},
         "windows": {},
         "cut_texts": {},
+        "passages": passages,
     }
-    facts["passages"] = _passages(ctx.out, tokenizer, size, selection, facts["tokens"], progress) if selection else 0
-    if selection and (selection / "selection.json").exists():
-        facts["selection"] = json.loads((selection / "selection.json").read_text(encoding="utf-8"))
+    if selection:
+        facts["tokens"]["passages"] = _passages(ctx.out, tokenizer, size, selection, progress)
+        if (selection / "selection.json").exists():
+            facts["selection"] = json.loads((selection / "selection.json").read_text(encoding="utf-8"))
     cut_into_windows(tokenizer, max_length, windows)
     for split in task.counts:
         writer = StoreWriter(ctx.out, split, size)
@@ -96,9 +100,9 @@ def prepare(ctx: StageContext[PrepareParams]) -> dict[str, Any]:
 def _tokenizer(
     ctx: StageContext[PrepareParams], task: Task, selection: Path | None
 ) -> tuple[Tokenizer, dict[str, int], list[str]]:
-    """Write the recipe's tokenizer to the folder `tokenizer`. Return it with its special ids.
+    """Write the recipe's tokenizer to the folder `tokenizer`. Return the tokenizer, its special ids, and warnings.
 
-    The third value holds a warning if an own tokenizer replaces the published one.
+    The warning states that an own tokenizer replaces the published tokenizer.
     """
     part, folder, replaced = ctx.params.tokenizer, ctx.out / "tokenizer", list[str]()
     if part.published:
@@ -135,17 +139,13 @@ def _max_length(params: PrepareParams, tokenizer: Tokenizer, task: Task, progres
 
 
 def _count(out: Path, facts: dict[str, Any], dim: int) -> dict[str, float]:
-    """Write frequencies and word vectors for `model.init: counts`. Return their cost."""
+    """Write frequencies and vectors of tokens for `model.init: counts`. Return the cost."""
     names = ["train", *(["passages"] if facts["passages"] else [])]
     stores = [TokenStore(out, name) for name in names]
     counted = count(stores, facts["vocab_size"], sorted(facts["special_ids"].values()), dim)
     np.save(out / "log_frequency.npy", counted.log_frequency)
     np.save(out / "vectors.npy", counted.vectors)
     return {"flops": counted.flops}
-
-
-def _passage_rows(selection: Path) -> int:
-    return int(pq.read_metadata(selection / "passages.parquet").num_rows)
 
 
 def _passage_batches(selection: Path, columns: list[str]) -> Iterator[dict[str, list[str]]]:
@@ -156,11 +156,9 @@ def _passage_batches(selection: Path, columns: list[str]) -> Iterator[dict[str, 
 
 
 @PULSE.pace(steady=True)
-def _passages(
-    out: Path, tokenizer: Tokenizer, size: int, selection: Path, tokens: dict[str, int], progress: _Counter
-) -> int:
-    count = 0
-    # With a fixed width, ids can be written in batches. A selection may be a whole corpus.
+def _passages(out: Path, tokenizer: Tokenizer, size: int, selection: Path, progress: _Counter) -> int:
+    """Write the tokens and the ids of the passages. Return the number of tokens."""
+    # Ids of a fixed width can be written in batches. A selection may be a whole corpus.
     width = max(
         (len(name.encode()) for batch in _passage_batches(selection, ["id"]) for name in batch["id"]), default=1
     )
@@ -169,15 +167,13 @@ def _passages(
         for batch in _passage_batches(selection, ["id", "text"]):
             store.add([encoding.ids for encoding in tokenizer.encode_batch_fast(batch["text"])])
             ids.append(np.array([name.encode() for name in batch["id"]]))
-            count += len(batch["id"])
             progress.add(len(batch["id"]))
-        tokens["passages"] = store.total
     ids.close()
-    return count
+    return store.total
 
 
 def _pieces(out: Path, tokenizer: Tokenizer, size: int, self_train: Path) -> None:
-    """Write the labeled pieces of passages as the split `pieces`, each as one window. Its labels are probabilities."""
+    """Write the labeled pieces of passages as the split `pieces`, with one window each and probabilities as labels."""
     texts, probabilities = read_pieces(self_train)
     with StoreWriter(out, "pieces", size) as store:
         for begin in range(0, len(texts), BATCH):
@@ -187,7 +183,7 @@ def _pieces(out: Path, tokenizer: Tokenizer, size: int, self_train: Path) -> Non
 
 
 def _cut_warnings(facts: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each split with texts that the model does not read to their ends."""
+    """Return a warning for each split with texts whose ends the model does not read."""
     length, windows = f"{facts['max_length']} tokens", facts["max_windows"]
     limit = f"{windows} windows of {length}" if windows > 1 else length
     remedy = "model.max_length" if facts["pair"] else "model.max_length or model.windows"
@@ -203,7 +199,7 @@ def _cut_warnings(facts: Mapping[str, Any]) -> list[str]:
 def _split(
     out: Path, tokenizer: Tokenizer, writer: StoreWriter, task: Task, split: str, limit: int, progress: _Counter
 ) -> tuple[int, int]:
-    """Write a split's texts, each as at most `limit` windows. Return the numbers of windows and of cut texts."""
+    """Write the texts of a split with at most `limit` windows each. Return the numbers of windows and of cut texts."""
     second = ArrayWriter(out / f"{split}.second.npy", np.int64) if task.pair else None
     counts: list[int] = []
     cut = 0
@@ -231,7 +227,7 @@ def _encodings(tokenizer: Tokenizer, task: Task, split: str) -> Iterator[list[En
     for begin in range(0, len(texts), BATCH):
         block: Iterable[Any] = texts[begin : begin + BATCH]
         if pairs:
-            # A merged task may contain pairs and single texts; the second text of a single text is empty.
+            # A merged task may contain pairs and single texts. The second text of a single text is empty.
             both = zip(block, pairs[begin : begin + BATCH], strict=True)
             block = [(text, second) if second else text for text, second in both]
         yield tokenizer.encode_batch_fast(list(block))

@@ -23,9 +23,9 @@ WEIGHTS, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "
 
 
 def fetch(source: str, *patterns: str) -> Path:
-    """Return the folder of `hub:ID[@REVISION]` (downloaded if necessary) or of a local path, with config and weights.
+    """Return the folder of `hub:ID[@REVISION]`, downloaded if necessary, or of a local path, with config and weights.
 
-    patterns: other files to download. Raises NotFound, and Unavailable if the hub does not answer.
+    patterns: further files to download. Raises NotFound, and Unavailable if the hub does not answer.
     """
     folder = fetch_config(source, WEIGHTS, "model-*.safetensors", INDEX, *patterns)
     if source.startswith(HUB) and not any((folder / name).exists() for name in (WEIGHTS, INDEX)):
@@ -34,7 +34,7 @@ def fetch(source: str, *patterns: str) -> Path:
 
 
 def fetch_config(source: str, *patterns: str) -> Path:
-    """Return the folder of a source with its config and the files that match `patterns`. Raises as `fetch` does."""
+    """Return the folder with the config and the files that match `patterns`. Raises the errors of `fetch`."""
     folder = model_folder(source, "config.json", *patterns)
     if not (folder / "config.json").exists():
         raise NotFound(f"'{source}' has no config.json. Give a folder in Hugging Face layout, or hub:OWNER/NAME.")
@@ -53,9 +53,9 @@ def read_config(folder: Path, source: str) -> dict[str, Any]:
 
 
 def read_weights(folder: Path, source: str) -> dict[str, Tensor]:
-    """Return all tensors of a published model: safetensors in one or several files, else an older PyTorch file.
+    """Return all tensors of a published model, from one or several safetensors files or from a PyTorch file.
 
-    Reading never runs code from a pickled file. Raises InvalidRecipe if there are no weights or they are unreadable.
+    This function never runs code from a pickled file. Raises InvalidRecipe for missing or unreadable weights.
     """
     try:
         if (folder / WEIGHTS).exists():
@@ -73,8 +73,8 @@ def read_weights(folder: Path, source: str) -> dict[str, Tensor]:
 def load(source: str, *, labels: int, vocab: int, max_length: int, dropout: float) -> tuple[Shape, dict[str, Tensor]]:
     """Return shape and weights of a published encoder, with its vocabulary head if it has one.
 
-    Raises NotFound, Unavailable, and InvalidRecipe for an unsupported architecture, unreadable files, too small a
-    vocabulary, or too few positions.
+    Raises NotFound, Unavailable, and InvalidRecipe for an unsupported architecture, unreadable files, a vocabulary that
+    is too small, or too few positions.
     """
     folder = fetch(source)
     config = read_config(folder, source)
@@ -93,10 +93,7 @@ def load(source: str, *, labels: int, vocab: int, max_length: int, dropout: floa
 
 
 def shape_of(config: dict[str, Any], source: str) -> Shape:
-    """Return the shape of a published model, without labels.
-
-    Raises InvalidRecipe if it is not supported, or if the config is incomplete.
-    """
+    """Return the shape of a published model, without labels. Raises InvalidRecipe if the config is not supported."""
     name = str(config.get("model_type"))
     if name not in ARCHITECTURES:
         raise InvalidRecipe(

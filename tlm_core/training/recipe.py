@@ -1,7 +1,7 @@
-"""The recipe: everything that changes a training *result*. Options that change only speed or place are settings.
+"""The recipe: all options that change a training result. Options that change only speed or location are settings.
 
-The gateway resolves the recipe and stores it in the job's record, so a later release cannot change a running job. This
-module does not import torch, because the gateway validates recipes with it.
+The gateway resolves the recipe and stores the values in the job's record, so a later release does not change the job.
+This module does not import torch, because the gateway validates recipes with it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ OR_OWN = " or own"  # suffix of `tokenizer.source`: an own tokenizer may replace
 # Flags of x86 and ARM processors that multiply bfloat16, as Linux lists them in /proc/cpuinfo.
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 AUTO_LENGTHS = (128, 256, 512)  # lengths that `model.max_length: auto` chooses from
-AUTO_COVERED = 0.95  # share of the train texts that fit into the chosen length, unless the largest is too short
-PUBLISHED_LR = 3e-4  # maximum finetuning rate of a published encoder, unless the user sets a rate
+AUTO_COVERED = 0.95  # share of the train texts that fit into this length, unless the largest length is too short
+PUBLISHED_LR = 3e-4  # maximum learning rate of finetuning a published encoder, unless the user sets a rate
 
 
 class _Part(BaseModel):
@@ -38,7 +38,7 @@ class _Part(BaseModel):
 
 
 class Tokenizer(_Part):
-    """A WordPiece tokenizer trained on selection and train texts, or a published tokenizer."""
+    """A WordPiece tokenizer that the job trains on selection and train texts, or a published tokenizer."""
 
     source: str = Field(
         "own",
@@ -51,7 +51,7 @@ class Tokenizer(_Part):
 
     @property
     def published(self) -> str | None:
-        """The hub id or the folder of the published tokenizer; None if the job trains its own."""
+        """The hub id or the folder of the published tokenizer; None if the job trains a tokenizer."""
         return None if self.source == "own" else self.source.removesuffix(OR_OWN)
 
     @property
@@ -62,8 +62,8 @@ class Tokenizer(_Part):
 class Model(_Part):
     """Shape of the encoder. `modernbert` has gated blocks and rotary positions. `electra` is the paper's BERT.
 
-    init: `scratch` is random. `counts` starts token embeddings and vocabulary head from counts on the training text.
-    Any other value names a published encoder.
+    init: with `scratch`, all weights are random. With `counts`, token embeddings and vocabulary head start from counts
+    on the training text. Other values name a published encoder.
     """
 
     architecture: str = Field(
@@ -109,12 +109,12 @@ def from_scratch() -> list[str]:
 
 
 def auto_length(tokens: float) -> int:
-    """Return the smallest of AUTO_LENGTHS that holds a text of `tokens` tokens; the largest if none does."""
+    """Return the smallest of AUTO_LENGTHS that is at least `tokens`; without such a length, the largest."""
     return next((length for length in AUTO_LENGTHS if tokens <= length), AUTO_LENGTHS[-1])
 
 
 class Budget(_Part):
-    """The budget of a training stage, in exactly one unit. The learning rate decays over this budget."""
+    """The budget of a training stage in exactly one unit. The learning rate falls to zero at the end of the budget."""
 
     steps: int | None = Field(None, ge=1, description="optimizer steps")
     tokens: int | None = Field(None, ge=1, description="real (non-padding) tokens")
@@ -154,7 +154,7 @@ class Optimizer(_Part):
 
 
 class Joint(_Part):
-    """Joint stage: masked language modeling (MLM) on selected and task texts, and the task's loss (paper section 3.2).
+    """Joint stage: masked language modeling (MLM) on passages and task texts, and the task's loss (paper section 3.2).
 
     One of rho1 + 1 batches is a task batch. Its loss is (rho2 * MLM + task) / (rho2 + 1).
     """
@@ -186,7 +186,8 @@ class Joint(_Part):
     def at_length(self, length: int, model: Model) -> Joint:
         """Return this part of the recipe for rows of `length` tokens.
 
-        If `model.max_length` is `auto`, scale `batch_rows`, so that steps have equally many tokens at each length.
+        If `model.max_length` is `auto`, scale `batch_rows`, so that a step has the same number of tokens at each
+        length.
         """
         if model.max_length != "auto":
             return self
@@ -198,7 +199,7 @@ class Joint(_Part):
 
 
 class Finetune(_Part):
-    """Finetune stage: the task's loss alone, with a new optimizer. It returns the best weights on validation."""
+    """Finetune stage: the task's loss alone, with a new optimizer. The result is the best weights on validation."""
 
     epochs: float = Field(10, gt=0, description="passes over the train texts")
     min_steps: int | None = Field(
@@ -239,7 +240,7 @@ class Finetune(_Part):
         return bool(self.rates) or self.class_weights == "auto"
 
     def with_values(self, values: Mapping[str, object]) -> Finetune:
-        """Return the part with the rate and the class weights of one try; keys missing in `values` stay unchanged."""
+        """Return the part with the rate and the class weights of a try. A key that `values` lacks does not change."""
         chosen = {name: values[name] for name in ("class_weights",) if name in values}
         if "lr" in values:
             chosen["optimizer"] = self.optimizer.model_copy(update={"lr": values["lr"]})
@@ -253,7 +254,7 @@ class Finetune(_Part):
             )
 
     def for_published(self) -> Finetune:
-        """Return the part with rates of at most PUBLISHED_LR. Above it, a published encoder forgets its pretraining."""
+        """Return the part with rates of at most PUBLISHED_LR. At higher rates, an encoder forgets its pretraining."""
         rates = tuple(dict.fromkeys(min(rate, PUBLISHED_LR) for rate in self.rates or (self.optimizer.lr,)))
         optimizer = self.optimizer.model_copy(update={"lr": rates[0]})
         return self.model_copy(update={"optimizer": optimizer, "rates": rates if len(rates) > 1 else ()})
@@ -262,7 +263,7 @@ class Finetune(_Part):
 class SelfTraining(_Part):
     """Training on passages that the linear model labels (SentAugment, arXiv 2010.02194).
 
-    A job trains a linear model for each amount of labeled pieces. Validation chooses one amount, also for the encoder.
+    A job trains a linear model for each amount of labeled pieces. Validation chooses an amount, also for the encoder.
     """
 
     amounts: tuple[Annotated[float, Field(ge=0, le=100)], ...] = Field(
@@ -273,7 +274,7 @@ class SelfTraining(_Part):
 
 
 class Recipe(_Part):
-    """Everything that changes a result."""
+    """All options that change a result."""
 
     name: RecipeName
     scale: Scale
@@ -313,7 +314,7 @@ class Recipe(_Part):
 
 @cache
 def native_precision() -> Precision:
-    """Return bf16 if this machine's processor has instructions for it, else fp32. Reads /proc/cpuinfo, without torch.
+    """Return bf16 if this machine's processor has instructions for bf16, else fp32. Reads /proc/cpuinfo.
 
     A processor without such instructions emulates bf16, which takes about eighty times as long.
     """
@@ -330,7 +331,7 @@ def cpu_facts() -> list[str]:
 
 
 def _fast(scale: Scale) -> Recipe:
-    """Return our recipe, which costs less than that of the paper. docs/experiments.md has the measurements."""
+    """Return our recipe, which costs less than the paper's. See the measurements in docs/experiments.md."""
     if scale == "instant":
         return Recipe(name="fast", scale=scale, selection=Selection(selector="none"), refit=True)
     shapes = {
@@ -363,11 +364,11 @@ def _fast(scale: Scale) -> Recipe:
 
 
 def _paper(scale: Scale) -> Recipe:
-    """Return the paper's recipe for SciERC; benchmarks/paper_table.yaml changes it for the other tasks.
+    """Return the paper's recipe for SciERC. For other tasks, see benchmarks/paper_table.yaml.
 
-    Table B.1 of arXiv 2111.04130 has top_k, rho1, rho2, steps and rows of each scale. The shapes are those of the
-    released models. The folder example_scripts of the release has the other values for the scale small. Those for
-    medium and large are unknown, so they are the values of small. The scale tiny is our own reduction.
+    top_k, rho1, rho2, steps and rows come from table B.1 of arXiv 2111.04130. The shapes are those of the released
+    models. The other values come from the folder example_scripts of the release, which has only the scale small. So
+    they are the same for medium and large. The scale tiny is our own reduction.
     """
     tiny = scale == "tiny"
     layers, hidden, top_k, rho1, steps, rows = {
@@ -404,7 +405,7 @@ def _paper(scale: Scale) -> Recipe:
             optimizer=optimizer,
         ),
         finetune=Finetune(
-            epochs=10 if tiny else 100_000,  # max_steps ends the stage earlier
+            epochs=10 if tiny else 100_000,  # max_steps limits the steps
             max_steps=30_000,
             batch=32,
             evaluations=10 if tiny else 30,
@@ -454,7 +455,7 @@ def resolve(
 
 
 def _check_trainable(recipe: Recipe) -> None:
-    """Raise InvalidRecipe for a recipe that cannot train. `Recipe` accepts it, so that old records stay readable."""
+    """Raise InvalidRecipe for a recipe that cannot train. `Recipe` accepts it, so that old records are readable."""
     for key, part in (("joint", recipe.joint), ("finetune", recipe.finetune)):
         if not all(0 <= beta < 1 for beta in part.optimizer.betas):
             raise InvalidRecipe(
@@ -498,5 +499,5 @@ def _override(data: dict[str, Any], key: str, value: Any, known: list[str]) -> N
     for parent in parents:
         target = target[parent]
     if parents and parents[-1] == "budget" and value is not None:
-        target.update(dict.fromkeys(target))  # a budget in another unit replaces the preset's
+        target.update(dict.fromkeys(target))  # The budget of the preset may have another unit.
     target[leaf] = value

@@ -1,4 +1,4 @@
-"""What the keys of a recipe mean, for the command line and the dashboard."""
+"""The keys of a recipe with values and meanings, for the command line and the dashboard."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tlm_core.training.recipe import Recipe
 
 
 class RecipeKey(NamedTuple):
-    """A key that overrides can change.
+    """A recipe key that an override can change.
 
-    choices: all valid values if they are words, else (). number: whether a value is a number or null.
+    choices: all valid values if all are words, else (). number: whether all valid values are numbers or null.
     """
 
     key: str
@@ -33,7 +33,7 @@ def recipe_keys(part: BaseModel, prefix: str = "") -> Iterator[RecipeKey]:
         elif not (isinstance(part, Recipe) and name in ("name", "scale")):
             types = set(_types(field.annotation))
             words = ("true", "false") if bool in types else sorted(t for t in types if isinstance(t, str))
-            choices = () if int in types else tuple(words)  # the words are not all choices if numbers are valid too
+            choices = () if int in types else tuple(words)
             yield RecipeKey(prefix + name, value, field.description or "", choices, types <= {int, float, NoneType})
 
 

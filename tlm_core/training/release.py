@@ -1,9 +1,8 @@
-"""Models of the original TLM release (`yxchar/tlm-TASK-SCALE-scale`) as folders that stock `transformers` loads.
+"""Conversion of models of the original TLM release (`yxchar/tlm-TASK-SCALE-scale`) to stock classifiers.
 
-The release stores the state of a custom class (src/model.py of the release). The class has a BERT encoder without
-pooler (`bert.*`), a masked language modeling head (`cls.*`), and a task head on the first token (`cls_layer.0`, GELU,
-`cls_layer.2`). BERT's stock classifier cannot compute this task head, because it has a pooler with tanh. ELECTRA's
-stock classifier is the same encoder with exactly this head.
+A released model has a BERT encoder without pooler (`bert.*`), a masked language modeling head (`cls.*`), and a task
+head on the first token (`cls_layer.0`, GELU, `cls_layer.2`). BERT's stock classifier cannot compute this task head,
+because it has a pooler with tanh. ELECTRA's stock classifier has the same encoder and exactly this head.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ _LENGTH = 128  # maximum tokens of a text in the release's scripts, except for o
 
 
 def stock_form(source: str, folder: Path) -> Path | None:
-    """Convert the model into `folder` and return `folder`, or None if the model does not have the release's layout.
+    """Convert a model into `folder` and return `folder`. Return None if the model does not have the release's layout.
 
     Raises NotFound, Unavailable if the hub does not answer, and InvalidRequest for a broken model.
     """
-    # The config of a stock classifier names another class, so its weights need not be read.
+    # The config of a stock classifier names another class, so this function does not read its weights.
     if read_config(fetch_config(source), source).get("architectures") != ["BertForMaskedLM"]:
         return None
     if not any(name.startswith("cls_layer.") for name in read_weights(fetch(source), source)):
@@ -44,9 +43,9 @@ def stock_form(source: str, folder: Path) -> Path | None:
 
 
 def convert(source: str, folder: Path, labels: Sequence[str] | None = None) -> Path:
-    """Write a model of the release's layout, from `hub:ID` or a local folder, as a stock classifier; return `folder`.
+    """Write a released model, from `hub:ID` or a local folder, as a stock classifier. Return `folder`.
 
-    labels: names in the order of the head's outputs; by default their numbers, as in the release's datasets.
+    labels: names in the order of the head's outputs; by default their numbers, as in the datasets of the release.
     Raises NotFound, Unavailable, and InvalidRequest for a model of another layout or with another number of labels.
     """
     from transformers import AutoTokenizer
@@ -75,7 +74,7 @@ def convert(source: str, folder: Path, labels: Sequence[str] | None = None) -> P
 
 
 def known(source: str) -> KnownTask | None:
-    """Return the task of the paper that the name of a released model contains; None for another name."""
+    """Return the task of the paper in the name of a released model; None for another name."""
     match = _name_parts(source)
     return KNOWN_TASKS.get(match["task"]) if match else None
 

@@ -14,13 +14,13 @@ from tlm_core.errors import InvalidRecipe, NotFound
 from tlm_core.hub import TOKENIZER, model_folder
 
 SPECIALS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
-# About five million words, enough for a stable vocabulary of up to 60,000 pieces. The trainer holds every distinct
-# word with its pairs, so without a limit its memory would grow with the corpus.
+# About five million words, which suffice for a vocabulary of 60,000 pieces. Without a limit, the memory of the trainer
+# would grow with the corpus, because it stores each distinct word with its pairs.
 MAX_CHARACTERS = 30_000_000
 
 
 def _bare(vocabulary: dict[str, int] | None, lowercase: bool) -> Tokenizer:
-    """Return a WordPiece tokenizer with BERT's word splitting. Accents stay: many languages need them."""
+    """Return a WordPiece tokenizer that splits words as BERT does, but does not remove accents."""
     model = models.WordPiece(vocabulary or {}, unk_token=SPECIALS["unk"], max_input_chars_per_word=100)
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
@@ -40,7 +40,7 @@ def _within(texts: Iterable[str], characters: int) -> Iterator[str]:
 
 
 def _alphabet(texts: Iterable[str], size: int, normalizer: normalizers.Normalizer) -> list[str]:
-    """Return the `size` most frequent characters; code point order breaks ties."""
+    """Return the `size` most frequent characters. Of equally frequent ones, prefer the lowest code points."""
     counts: Counter[str] = Counter()
     blocks = iter(texts)
     while block := "\n".join(islice(blocks, 1000)):
@@ -56,8 +56,8 @@ def train_wordpiece(texts: Callable[[], Iterable[str]], vocab_size: int, lowerca
     """
     tokenizer = _bare(None, lowercase)
     alphabet = _alphabet(_within(texts(), MAX_CHARACTERS), vocab_size // 4, tokenizer.normalizer)
-    # The trainer numbers pieces in the order of a hash table that differs between runs, and breaks ties by number.
-    # With all single characters given in order, the numbers are the same in each run.
+    # The trainer numbers characters in the order of a hash table that differs between runs, and breaks ties by number.
+    # If all characters are given in order, their numbers are the same in each run.
     first = [*SPECIALS.values(), *alphabet, *(f"##{c}" for c in alphabet)]
     trainer = trainers.WordPieceTrainer(
         vocab_size=max(vocab_size, len(first)),
@@ -80,10 +80,10 @@ def train_wordpiece(texts: Callable[[], Iterable[str]], vocab_size: int, lowerca
 
 
 def cut_into_windows(tokenizer: Tokenizer, max_length: int, windows: int) -> None:
-    """Configure the tokenizer to split texts into windows of at most `max_length` tokens, special tokens included.
+    """Configure the tokenizer to split texts into windows of at most `max_length` tokens, including special tokens.
 
-    Neighboring windows share a quarter of their tokens. windows: maximum number of windows of a text, for `windows_of`.
-    With 1, the tokenizer truncates the text. Pairs need 1: the tokenizer truncates the longer text of a pair.
+    Neighboring windows share a quarter of their tokens. windows: maximum number of windows of a text. If the maximum is
+    1, the tokenizer truncates the text, or the longer text of a pair. Pairs need 1.
     """
     tokenizer.enable_truncation(max_length, stride=max_length // 4 if windows > 1 else 0, strategy="longest_first")
 
@@ -115,7 +115,7 @@ def write_folder(tokenizer: Tokenizer, folder: Path, types: bool) -> None:
 
 
 def write_max_length(folder: Path, max_length: int) -> None:
-    """Set in a tokenizer's folder the number of tokens after which stock classes truncate."""
+    """Write the maximum length, at which stock classes truncate texts, to the folder of a tokenizer."""
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8")) | {"model_max_length": max_length}
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -94,10 +94,10 @@ class Architecture(ABC):
 
     @abstractmethod
     def write_layer(self, writer: GraphWriter, x: str, number: int, mask: str, rotation: tuple[str, str] | None) -> str:
-        """Write the ONNX nodes of layer `number`, and return the name of the layer's output.
+        """Write the ONNX nodes of layer `number`, without the feed-forward block if pruning removed it.
 
-        x, mask, rotation: names of the layer's input, of the attention mask, and of cosines and sines. Omit the nodes
-        of the feed-forward block if pruning removed it.
+        Return the name of the layer's output. x, mask, rotation: names of the layer's input, of the attention mask, and
+        of cosines and sines.
         """
 
     def stock_config(
@@ -136,7 +136,7 @@ class Architecture(ABC):
     def layer_floats(self, shape: Shape, maps: int) -> int:
         """Return the number of activations of one layer for one position.
 
-        maps: number of attention maps and masks, each with `max_length` values for a position.
+        maps: number of attention maps and masks. Each has `max_length` values for a position.
         """
         return 8 * shape.hidden + self.feed_forward_matrices * shape.intermediate + maps * shape.max_length
 
@@ -152,20 +152,20 @@ class Architecture(ABC):
         return self.exported_parameters(shape) + vocabulary
 
     def stacked_matrices(self, name: str) -> int:
-        """Return how many matrices a parameter stacks: query, key and value, or value and gate."""
+        """Return how many matrices a parameter contains: three for query, key and value, two for value and gate."""
         if ".qkv." in name:
             return 3
         return 2 if self.gated and ".mlp_in." in name else 1
 
     def matrices(self, shape: Shape) -> dict[tuple[int, int], int]:
-        """Return the number of encoder matrices by their size (rows, columns). Muon trains these matrices."""
+        """Return the number of matrices in the layers by their size (rows, columns). Muon trains these matrices."""
         square, wide = (shape.hidden, shape.hidden), (shape.intermediate, shape.hidden)
         counts = {square: 4 * shape.layers}
         counts[wide] = counts.get(wide, 0) + self.feed_forward_matrices * shape.layers
         return counts
 
     def feed_forward(self, shape: Shape) -> dict[str, tuple[tuple[int, ...], float]]:
-        """Return the parameters that pruning a block removes: name in the layer → (size, neutral value)."""
+        """Return the parameters of a feed-forward block: name in the layer → (size, value that has no effect)."""
         inputs = (self.feed_forward_matrices - 1) * shape.intermediate
         parameters: dict[str, tuple[tuple[int, ...], float]] = {
             "mlp_in.weight": ((inputs, shape.hidden), 0.0),
@@ -196,7 +196,7 @@ def recipe_sizes(model: Model) -> dict[str, Any]:
 
 
 def published_sizes(config: Config) -> dict[str, Any]:
-    """Return the `Shape` fields that every published config has. Callers set `labels` and `max_length` (0 here).
+    """Return the fields of a shape that each published config has. `labels` and `max_length` are 0.
 
     Raises KeyError for a missing value, and TypeError or ValueError for a value that is not a number.
     """

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ModernBert(Architecture):
-    """ModernBERT. In published models the vocabulary head shares the token embeddings; here it does not."""
+    """ModernBERT. Its vocabulary head has its own matrix. In published models, the head shares the token embeddings."""
 
     name = "modernbert"
     stock = "ModernBert"
@@ -80,7 +80,7 @@ class ModernBert(Architecture):
 
     def stock_names(self, shape: Shape) -> dict[str, str]:
         names = super().stock_names(shape)
-        del names["encoder.layers.0.attention_norm.weight"]  # the norm of the embeddings takes its place
+        del names["encoder.layers.0.attention_norm.weight"]  # The norm of the embeddings replaces this norm.
         return names
 
     def stock_arguments(self, shape: Shape, special_ids: Mapping[str, int]) -> dict[str, object]:
