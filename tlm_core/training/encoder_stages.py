@@ -23,11 +23,11 @@ from tlm_core.tasks.task import LABELED
 from tlm_core.training import published
 from tlm_core.training.architectures import Shape, scratch_shape
 from tlm_core.training.device import model_fits_device, pick_device
-from tlm_core.training.evaluate import predict, scores_of, validation_scores
+from tlm_core.training.evaluate import predict, scores_of
 from tlm_core.training.loop import Trainer
 from tlm_core.training.memory import MICRO_ROWS, training_bytes
 from tlm_core.training.model import TaskModel, initialize, initialize_counted
-from tlm_core.training.objective import Workers, needed_flops, step_flops
+from tlm_core.training.objective import LOSSES, Workers, needed_flops, step_flops
 from tlm_core.training.optim import FlatOptimizer
 from tlm_core.training.params import SHRUNK, ChooseParams, FinetuneParams, JointParams, TrainParams, TuneParams
 from tlm_core.training.passes import RowPasses, gpu_passes
@@ -77,10 +77,16 @@ def joint(ctx: StageContext[JointParams]) -> dict[str, Any]:
 def validate(
     ctx: StageContext[Any], model: TaskModel, split: Split, prepared: Prepared, device: torch.device
 ) -> dict[str, float | None]:
-    """Return `validation_scores` of a model in training. All workers call this function, and divide the texts."""
+    """Return `score` (the task's metric), `accuracy`, and the mean `loss` of a model in training.
+
+    An undefined score is None. The model predicts standardized regression targets, so the unit of a regression loss is
+    the variance of the train targets. All workers call this function, and divide the texts.
+    """
     workers = Workers(ctx.rank, ctx.world_size)
     logits = predict(model, split, prepared, device=device, precision=ctx.params.precision, workers=workers)
-    return validation_scores(logits, split, prepared)
+    scores, labels = scores_of(logits, split, prepared), torch.from_numpy(prepared.standard(split.labels))
+    loss = float(LOSSES[prepared.type.loss](torch.from_numpy(logits), labels)) / len(split)
+    return {"score": scores["value"], "accuracy": scores["accuracy"], "loss": loss}
 
 
 def _is_behind(ctx: StageContext[JointParams], trainer: Trainer, behind: dict[str, float]) -> bool:

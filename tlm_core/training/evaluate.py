@@ -31,7 +31,7 @@ from tlm_core.training.architectures import Shape
 from tlm_core.training.device import autocast, out_of_memory, pick_device
 from tlm_core.training.memory import predicting_bytes, rows_at_once
 from tlm_core.training.model import TaskModel, classifier_size
-from tlm_core.training.objective import LOSSES, Workers, encode, micro_batches, pooled_logits
+from tlm_core.training.objective import Workers, encode, micro_batches, pooled_logits
 from tlm_core.training.params import SeedsParams
 from tlm_core.training.prepared import Batch, Prepared, Split, task_batch
 from tlm_core.training.stage import StageContext
@@ -100,18 +100,6 @@ def _predict_batch(model: TaskModel, batch: Batch, rows: int, device: torch.devi
             continue
         # This call is outside the handler, because the error refers to the tensors of the failed computation.
         _predict_batch(model, part, -(-len(part.rows) // 2), device, logits)
-
-
-def validation_scores(logits: npt.NDArray[np.float32], split: Split, prepared: Prepared) -> dict[str, float | None]:
-    """Return `score` (the task's metric), `accuracy`, and the mean `loss`. An undefined score is None.
-
-    logits: outputs of a model in training, which predicts standardized targets. So the unit of a regression loss is the
-    variance of the train targets.
-    """
-    scores = scores_of(logits, split, prepared)
-    labels = torch.from_numpy(prepared.standard(split.labels))
-    loss = float(LOSSES[prepared.type.loss](torch.from_numpy(logits), labels)) / len(split)
-    return {"score": scores["value"], "accuracy": scores["accuracy"], "loss": loss}
 
 
 def scores_of(logits: npt.NDArray[np.float32], split: Split, prepared: Prepared) -> dict[str, Any]:

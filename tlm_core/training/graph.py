@@ -166,8 +166,13 @@ class GraphWriter:
         return self.norm(x, "encoder.final_norm") if self.architecture.final_norm else x
 
     def _embeddings(self, places: str) -> str:
-        g = self.graph
-        x = self._token_embeddings()
+        g, weight = self.graph, self.weights[EMBEDDINGS]
+        if self.compact:
+            numbers, scales = eight_bits(weight)
+            rows = g.op("Cast", g.op("Gather", g.const(numbers, np.int8), "input_ids.rows"), to=TensorProto.FLOAT)
+            x = g.op("Mul", rows, g.op("Gather", g.const(scales), "input_ids.rows"))
+        else:
+            x = g.op("Gather", g.const(weight), "input_ids.rows")
         if self.architecture.token_types:
             x = g.op("Add", x, g.op("Gather", self.constant(self.weights["encoder.positions.weight"]), places))
             types = self.constant(self.weights["encoder.types.weight"])
@@ -175,14 +180,6 @@ class GraphWriter:
                 "Add", x, types if self.architecture.token_types == 1 else g.op("Gather", types, "token_type_ids.rows")
             )
         return self.norm(x, "encoder.norm")
-
-    def _token_embeddings(self) -> str:
-        g, weight = self.graph, self.weights[EMBEDDINGS]
-        if not self.compact:
-            return g.op("Gather", g.const(weight), "input_ids.rows")
-        numbers, scales = eight_bits(weight)
-        rows = g.op("Cast", g.op("Gather", g.const(numbers, np.int8), "input_ids.rows"), to=TensorProto.FLOAT)
-        return g.op("Mul", rows, g.op("Gather", g.const(scales), "input_ids.rows"))
 
     def _mask(self, places: str, window: int | None) -> str:
         """Write the mask that attention adds to its scores: [B, 1, 1, L], or [B, 1, L, L] with a window."""

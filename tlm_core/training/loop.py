@@ -127,7 +127,9 @@ class Trainer:
             unread.append(step)
             finished = self._ended()
             halfway = self.is_behind is not None and used < 0.5 <= step.progress
-            evaluate, save = self._is_due(used), state.step % self.ctx.params.checkpoint_steps == 0
+            due = int(used * self.curve) < int(step.progress * self.curve)
+            evaluate = due or state.step in self.evaluate_at
+            save = state.step % self.ctx.params.checkpoint_steps == 0
             # All workers must read results at the same steps, because decisions depend on them.
             late = 0 if finished or evaluate or save or halfway else self.passes.late
             read = self._read(unread, late)
@@ -331,11 +333,6 @@ class Trainer:
         values = {**state.means.as_dict(), "rate": step.rate, "gradient_norm": _finite_or_none(step.norm)}
         state.points.append({"step": step.number, "tokens": step.tokens, **values})
         state.means, state.last_point = LossMeans(), point
-
-    def _is_due(self, used: float) -> bool:
-        """Return whether to validate after this step. used: share of the budget that was used before the step."""
-        crossed = int(used * self.curve) < int(self.state.progress(self.budget) * self.curve)
-        return crossed or self.state.step in self.evaluate_at
 
     def _evaluate(self) -> None:
         """Validate. Without `curve`, copy the weights if their scores `rank` highest so far."""

@@ -79,10 +79,8 @@ def prepare(ctx: StageContext[PrepareParams]) -> dict[str, Any]:
             facts["selection"] = json.loads((selection / "selection.json").read_text(encoding="utf-8"))
     cut_into_windows(tokenizer, max_length, windows)
     for split in task.counts:
-        writer = StoreWriter(ctx.out, split, size)
-        counts = _split(ctx.out, tokenizer, writer, task, split, windows, progress)
-        facts["windows"][split], facts["cut_texts"][split] = counts
-        facts["tokens"][split] = writer.total
+        counts = _split(ctx.out, tokenizer, size, task, split, windows, progress)
+        facts["tokens"][split], facts["windows"][split], facts["cut_texts"][split] = counts
     if "self_train" in ctx.inputs:
         _pieces(ctx.out, tokenizer, size, ctx.inputs["self_train"])
     facts["warnings"] = [*replaced, *_cut_warnings(facts)]
@@ -197,27 +195,29 @@ def _cut_warnings(facts: Mapping[str, Any]) -> list[str]:
 
 @PULSE.pace(steady=True)
 def _split(
-    out: Path, tokenizer: Tokenizer, writer: StoreWriter, task: Task, split: str, limit: int, progress: _Counter
-) -> tuple[int, int]:
-    """Write the texts of a split with at most `limit` windows each. Return the numbers of windows and of cut texts."""
-    second = ArrayWriter(out / f"{split}.second.npy", np.int64) if task.pair else None
-    counts: list[int] = []
+    out: Path, tokenizer: Tokenizer, size: int, task: Task, split: str, limit: int, progress: _Counter
+) -> tuple[int, int, int]:
+    """Write the texts of a split with at most `limit` windows each.
+
+    Return the numbers of tokens, of windows, and of texts with more windows.
+    """
+    counts, second = list[int](), list[int]()
     cut = 0
-    with writer as store:
+    with StoreWriter(out, split, size) as store:
         for encodings in _encodings(tokenizer, task, split):
             windows = [windows_of(encoding, limit) for encoding in encodings]
             store.add([window.ids for of_text, _ in windows for window in of_text])
             counts += [len(of_text) for of_text, _ in windows]
             cut += sum(longer for _, longer in windows)
-            if second:
-                second.append([_second_begins(encoding.sequence_ids) for encoding in encodings])
+            if task.pair:
+                second += [_second_begins(encoding.sequence_ids) for encoding in encodings]
             progress.add(len(encodings))
-    if second:
-        second.close()
+    if task.pair:
+        np.save(out / f"{split}.second.npy", np.array(second, dtype=np.int64))
     np.save(out / f"{split}.texts.npy", np.repeat(np.arange(len(counts)), counts))
     np.save(out / f"{split}.labels.npy", task.targets(split))
     np.save(out / f"{split}.rows.npy", task.rows(split))
-    return sum(counts), cut
+    return store.total, sum(counts), cut
 
 
 def _encodings(tokenizer: Tokenizer, task: Task, split: str) -> Iterator[list[Encoding]]:
