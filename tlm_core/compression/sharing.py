@@ -223,17 +223,17 @@ def share(ctx: StageContext[ShareParams]) -> dict[str, object]:
         device=device,
         step_flops=lambda batch: step_flops(model.shape, batch),
         passes=RowPasses(model, Workers(ctx.rank, ctx.world_size), params.precision, device, memory),
-        validate=partial(_validate, ctx, model, tasks, device),
         evaluate_at=evaluation_steps(sum(steps), finetune.evaluations, False),
     )
+    trainer.validate = partial(_validate, trainer, model, tasks)
     with gated(model, model.head_gates, model.block_gates):
-        state, best = trainer.run()
+        _, best = trainer.run()
     assert best is not None
     for number, prepared in enumerate(tasks):
         best = own_units(best, prepared, f"task{number}")
     if not ctx.rank:
         (ctx.out / MASKS).write_text(json.dumps([mask.as_dict() for mask in masks]), encoding="utf-8")
-    return write_trained(ctx, models[0].shape, best, state, device, {"joint": None})
+    return write_trained(trainer, models[0].shape, best, {"joint": None})
 
 
 def _start(ctx: StageContext[ShareParams], prepared: Prepared) -> TaskModel:
@@ -256,14 +256,12 @@ def ticket_of(ctx: StageContext[ShareParams], number: int, shape: Shape) -> Mask
     return one_shot(Importance.from_dict(scores), ticket, "winning")
 
 
-def _validate(
-    ctx: StageContext[ShareParams], model: SharedModel, tasks: Sequence[Prepared], device: torch.device
-) -> dict[str, float | None]:
+def _validate(trainer: Trainer, model: SharedModel, tasks: Sequence[Prepared]) -> dict[str, float | None]:
     """Return the mean of each validation score over tasks (None if a value is None), and `score.{number}` by task."""
     by_task, current = [], model.current
     for number, prepared in enumerate(tasks):
         model.select(number)
-        by_task.append(validate(ctx, model, prepared.split("validation"), prepared, device))
+        by_task.append(validate(trainer, prepared.split("validation"), prepared))
     model.select(current)
     means = {name: summary([scores[name] for scores in by_task])["mean"] for name in by_task[0]}
     return means | {f"score.{number}": scores["score"] for number, scores in enumerate(by_task)}

@@ -39,7 +39,6 @@ from tlm_core.training.state import (
     HISTORY,
     SHAPE,
     WEIGHTS,
-    TrainState,
     load_weights,
     own_units,
     read_history,
@@ -66,24 +65,22 @@ def joint(ctx: StageContext[JointParams]) -> dict[str, Any]:
     if ctx.params.joint.task_loss:
         prepared = Prepared(ctx.inputs["prepared"])
         texts = prepared.split("validation").first(_CURVE_TEXTS)
-        trainer.validate = partial(validate, ctx, trainer.model, texts, prepared, trainer.device)
+        trainer.validate = partial(validate, trainer, texts, prepared)
         trainer.curve = _CURVE_POINTS
     with traced(trainer, "joint"):
-        state, _ = trainer.run()
+        trainer.run()
     extra = {"head_trained": ctx.params.joint.task_loss} | ({BEHIND: behind} if behind else {})
-    return write_trained(ctx, trainer.model.shape, weights(trainer.model), state, trainer.device, extra)
+    return write_trained(trainer, trainer.model.shape, weights(trainer.model), extra)
 
 
-def validate(
-    ctx: StageContext[Any], model: TaskModel, split: Split, prepared: Prepared, device: torch.device
-) -> dict[str, float | None]:
-    """Return `score` (the task's metric), `accuracy`, and the mean `loss` of a model in training.
+def validate(trainer: Trainer, split: Split, prepared: Prepared) -> dict[str, float | None]:
+    """Return `score` (the task's metric), `accuracy`, and the mean `loss` of the model in training.
 
     An undefined score is None. The model predicts standardized regression targets, so the unit of a regression loss is
     the variance of the train targets. All workers call this function, and divide the texts.
     """
-    workers = Workers(ctx.rank, ctx.world_size)
-    logits = predict(model, split, prepared, device=device, precision=ctx.params.precision, workers=workers)
+    precision, workers = trainer.ctx.params.precision, trainer.workers
+    logits = predict(trainer.model, split, prepared, device=trainer.device, precision=precision, workers=workers)
     scores, labels = scores_of(logits, split, prepared), torch.from_numpy(prepared.standard(split.labels))
     loss = float(LOSSES[prepared.type.loss](torch.from_numpy(logits), labels)) / len(split)
     return {"score": scores["value"], "accuracy": scores["accuracy"], "loss": loss}
@@ -93,7 +90,7 @@ def _is_behind(ctx: StageContext[JointParams], trainer: Trainer, behind: dict[st
     """Return whether the encoder is behind the linear model on validation. If it is, write both scores to `behind`."""
     prepared = Prepared(ctx.inputs["prepared"])
     split, limit = prepared.split("validation"), ctx.params.joint.stop_if_behind
-    encoder = validate(ctx, trainer.model, split, prepared, trainer.device)["score"]
+    encoder = validate(trainer, split, prepared)["score"]
     linear = scores_of(LinearResult.read(ctx.inputs["baseline"]).outputs["validation"], split, prepared)["value"]
     if limit is None or encoder is None or linear is None or linear - encoder <= limit:
         return False
@@ -195,15 +192,15 @@ def tune(
     head_trained = bool(before.get("head_trained")) and not finetune.reset_head
     steps = 1 if BEHIND in before else _steps(finetune, prepared, ("train",))
     trainer = _tuner(ctx, model, prepared, steps, draw=draw, flops=flops)
-    trainer.validate = partial(validate, ctx, model, prepared.split("validation"), prepared, trainer.device)
+    trainer.validate = partial(validate, trainer, prepared.split("validation"), prepared)
     trainer.evaluate_at = evaluation_steps(steps, finetune.evaluations, head_trained)
     with traced(trainer, "finetune"):
-        state, best = trainer.run()
+        _, best = trainer.run()
     assert best is not None
     if "joint" in ctx.inputs and not ctx.rank:
         copy_traces(ctx.inputs["joint"], ctx.out)
     extra = {"joint": before.get("cost")} | ({BEHIND: before[BEHIND]} if BEHIND in before else {})
-    return write_trained(ctx, model.shape, _classifier(best, prepared), state, trainer.device, extra)
+    return write_trained(trainer, model.shape, _classifier(best, prepared), extra)
 
 
 def _steps(finetune: Finetune, prepared: Prepared, splits: Sequence[str]) -> int:
@@ -259,10 +256,10 @@ def refit(ctx: StageContext[FinetuneParams]) -> dict[str, Any]:
     share, steps = best["step"] / _steps(finetune, prepared, ("train",)), _steps(finetune, prepared, LABELED)
     trainer = _tuner(ctx, model, prepared, steps, LABELED)
     trainer.last_step = max(1, round(share * steps))
-    state, _ = trainer.run()
+    trainer.run()
     if not ctx.rank:
         copy_traces(finetuned, ctx.out)
-    return write_trained(ctx, model.shape, _classifier(weights(model), prepared), state, trainer.device, {})
+    return write_trained(trainer, model.shape, _classifier(weights(model), prepared), {})
 
 
 def _copy_trained(source: Path, out: Path, history: Mapping[str, Any]) -> None:
@@ -287,10 +284,10 @@ def choose(ctx: StageContext[ChooseParams]) -> dict[str, Any]:
     return dict(values[best])
 
 
-def evaluation_steps(steps: int, evaluations: int, untouched: bool) -> frozenset[int]:
-    """Return the steps after which to validate, evenly spread up to the last. untouched: include 0, before training."""
+def evaluation_steps(steps: int, evaluations: int, initial: bool) -> frozenset[int]:
+    """Return the steps after which to validate, evenly spread up to the last. initial: include 0, before training."""
     spread = {max(1, round(steps * k / evaluations)) for k in range(1, evaluations + 1)}
-    return frozenset(spread | ({0} if untouched else set()))
+    return frozenset(spread | ({0} if initial else set()))
 
 
 def build(recipe: Model, prepared: Prepared, seed: int) -> TaskModel:
@@ -315,14 +312,13 @@ def build(recipe: Model, prepared: Prepared, seed: int) -> TaskModel:
 
 
 def write_trained(
-    ctx: StageContext[TrainParams],
-    shape: Shape,
-    tensors: Mapping[str, Tensor],
-    state: TrainState,
-    device: torch.device,
-    extra: Mapping[str, Any],
+    trainer: Trainer, shape: Shape, tensors: Mapping[str, Tensor], extra: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write weights, shape, and history on rank 0. Return the artifact's metadata. extra: other keys of the history."""
+    """Write weights, shape, and history of a run on rank 0. Return the artifact's metadata.
+
+    extra: further keys of the history.
+    """
+    ctx, state, device = trainer.ctx, trainer.state, trainer.device
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(tensors[name].numpy().tobytes())

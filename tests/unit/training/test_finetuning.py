@@ -81,8 +81,8 @@ def test_finetune_steps_and_evaluations_follow_the_recipe() -> None:
     assert part.steps(100) == 10
     assert part.model_copy(update={"max_steps": 4}).steps(100) == 4
     assert part.model_copy(update={"epochs": 0.01}).steps(10) == 1
-    assert evaluation_steps(10, 4, untouched=True) == {0, 2, 5, 8, 10}
-    assert evaluation_steps(2, 10, untouched=False) == {1, 2}
+    assert evaluation_steps(10, 4, initial=True) == {0, 2, 5, 8, 10}
+    assert evaluation_steps(2, 10, initial=False) == {1, 2}
 
 
 @pytest.mark.parametrize(("limit", "steps"), [(0.1, 5), (1.0, 10)])
