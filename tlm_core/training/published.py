@@ -102,10 +102,11 @@ def shape_of(config: dict[str, Any], source: str) -> Shape:
         )
     architecture = ARCHITECTURES[name]
     try:
+        shape = architecture.published_shape(config)
         for key, (value, supported) in architecture.fixed_values(config).items():
             if value != supported:
                 raise InvalidRecipe(f"'{source}' has {key} {value!r}. Choose a model with {key} {supported!r}.")
-        return architecture.published_shape(config)
+        return shape
     except KeyError as error:
         raise InvalidRecipe(f"The config.json of '{source}' lacks {error}. Check the file.") from error
     except (TypeError, ValueError) as error:
