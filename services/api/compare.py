@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from services.api.job_artifacts import artifact_of, artifacts_by_node
+from services.api.job_artifacts import report_of, situation_of
 from services.api.series import series_of
 from services.api.views import job_summary
 from services.common.catalog import Catalog
@@ -19,7 +20,6 @@ from tlm_core.errors import Conflict, CorruptArtifact, NotFound
 from tlm_core.evaluation.bootstrap import paired_difference
 from tlm_core.evaluation.report import PREDICTIONS, REPORT
 from tlm_core.evaluation.summary import averaged_seeds, model_rows
-from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.tasks.metrics import Targets
 from tlm_core.tasks.task import read_labels
@@ -36,6 +36,7 @@ def compare(
     """Compare the jobs `records`. points: the maximum number of points of each curve."""
     names = _dataset_names(catalog, records)
     outcomes = tuple(_outcome(jobs, artifacts, job) for job in records)
+    tested = [_read_tested(jobs, artifacts, job, outcome) for job, outcome in zip(records, outcomes, strict=True)]
     return Comparison(
         jobs=tuple(map(job_summary, records)),
         differences=tuple(
@@ -43,7 +44,7 @@ def compare(
             for key, values in _differences(records).items()
         ),
         outcomes=outcomes,
-        verdicts=_verdicts(jobs, artifacts, records, outcomes),
+        verdicts=tuple(_verdict(tested[0], other) for other in tested[1:]),
         curves=tuple(JobSeries(job=job.id, series=tuple(series_of(jobs, job, points=points))) for job in records),
     )
 
@@ -63,6 +64,7 @@ def _differences(records: Sequence[JobRecord]) -> dict[str, tuple[object, ...]]:
 
 
 def _request(job: JobRecord) -> dict[str, object]:
+    """Return the compared values of a job's request. Digests replace the names of datasets."""
     resolved = job.resolved
     request = job.spec.model_dump(
         mode="json",
@@ -75,7 +77,12 @@ def _request(job: JobRecord) -> dict[str, object]:
         "dataset_options": _reading(resolved.dataset_options),
         "corpus": version and f"{resolved.corpus_name} (version {version[:8]})",
     }
-    return request | _options(job) | data
+    options: dict[str, object] = job.spec.options.model_dump(mode="json")
+    if name := job.spec.definition.datasets_option:  # Digest and options replace the name of each further dataset.
+        options[name] = [
+            {"dataset": other.ref.digest, "dataset_options": _reading(other.options)} for other in resolved.others
+        ]
+    return request | {"options": options} | data
 
 
 def _dataset_names(catalog: Catalog, records: Sequence[JobRecord]) -> dict[str, str]:
@@ -104,15 +111,6 @@ def _named(value: object, names: Mapping[str, str]) -> object:
     return value
 
 
-def _options(job: JobRecord) -> dict[str, object]:
-    """Return the options of the job's kind. Digest and options replace the name of each further dataset."""
-    options: dict[str, object] = job.spec.options.model_dump(mode="json")
-    if name := job.spec.definition.datasets_option:
-        others = job.resolved.others
-        options[name] = [{"dataset": other.ref.digest, "dataset_options": _reading(other.options)} for other in others]
-    return {"options": options}
-
-
 def _reading(options: Mapping[str, object]) -> dict[str, object]:
     """Return the dataset options without the name, because the name changes no row."""
     return {key: value for key, value in options.items() if key != "name"}
@@ -120,7 +118,7 @@ def _reading(options: Mapping[str, object]) -> dict[str, object]:
 
 def _outcome(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> Outcome:
     try:
-        report = artifacts.read_json(artifact_of(jobs, job, "evaluate"), "report.json")
+        report = report_of(jobs, artifacts, job)
     except (Conflict, NotFound, CorruptArtifact) as error:
         return Outcome(job=job.id, reason=error.message)
     parts = {name: report.get(name) for name in ("metric", "mean", "spread", "cost")}
@@ -130,21 +128,12 @@ def _outcome(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> Outcom
     return Outcome(job=job.id, **parts, models=models)
 
 
-def _verdicts(
-    jobs: JobStore, artifacts: ArtifactStore, records: Sequence[JobRecord], outcomes: Sequence[Outcome]
-) -> tuple[Verdict, ...]:
-    """Compare each later job with the first job, and return the verdicts. outcomes: one for each job."""
-    results = [_read_tested(jobs, artifacts, job, outcome) for job, outcome in zip(records, outcomes, strict=True)]
-    return tuple(_verdict(results[0], other) for other in results[1:])
-
-
 @dataclass(frozen=True)
 class _Tested:
-    """A job with its predictions on test.
+    """The predictions of a job on test, with the true labels. A job without predictions has only `job` and `metric`.
 
     test: the SHA-256 of the test rows, then the labels in index order. targets: the true label indices or values.
-    predictions: one array [rows] of the returned model, or one for each seed. Without predictions, `test`, `targets`
-    and `predictions` are empty.
+    predictions: one array [rows] of the returned model, or one for each seed.
     """
 
     job: str
@@ -156,21 +145,19 @@ class _Tested:
 
 def _read_tested(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord, outcome: Outcome) -> _Tested:
     """Read the test rows and the predictions of a job. outcome: the outcome of the same job."""
-    nothing = _Tested(job.id, outcome.metric, (), np.empty(0), ())
-    plan = plan_of(job)
-    done = artifacts_by_node(jobs, job, plan)
-    if outcome.metric is None or plan.report not in done or _TASK not in done:
-        return nothing
-    try:
-        predictions = _predictions(artifacts.localize(done[plan.report]), outcome.metric)
-        if not predictions:
-            return nothing
-        task = artifacts.localize(done[_TASK])
-        rows = artifacts.manifest(done[_TASK]).file(_TEST).sha256
-        labels, targets = read_labels(task), _targets(task)
-    except (OSError, NotFound, CorruptArtifact):  # the other parts of a comparison are useful without a verdict
-        return nothing
-    return _Tested(job.id, outcome.metric, (rows, *labels), targets, predictions)
+    import pyarrow.parquet as pq
+
+    situation = situation_of(jobs, job)
+    report, ref = situation.done.get(situation.plan.report), situation.done.get(_TASK)
+    if outcome.metric is not None and report is not None and ref is not None:
+        # The other parts of a comparison are useful without a verdict.
+        with suppress(OSError, NotFound, CorruptArtifact):
+            predictions = _predictions(artifacts.localize(report), outcome.metric)
+            task = artifacts.localize(ref)
+            test = artifacts.manifest(ref).file(_TEST).sha256, *read_labels(task)
+            targets = pq.read_table(task / _TEST, columns=["label"])["label"].to_numpy()
+            return _Tested(job.id, outcome.metric, test, targets, predictions)
+    return _Tested(job.id, outcome.metric, (), np.empty(0), ())
 
 
 def _predictions(report: Path, metric: str) -> list[Targets]:
@@ -184,31 +171,20 @@ def _predictions(report: Path, metric: str) -> list[Targets]:
         return [task_type_of(metric).predict(outputs[name]) for name in names]
 
 
-def _targets(task: Path) -> Targets:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(task / _TEST, columns=["label"])["label"].to_numpy()
-
-
 def _verdict(first: _Tested, other: _Tested) -> Verdict:
     """Compare the model of the job `other` with that of the first job."""
-    reason = None
-    for side in (first, other):
+    for side in (other, first):
         if not side.predictions:
-            reason = f"{side.job} has no predictions on test."
-    if reason is None and (first.test, first.metric) != (other.test, other.metric):
-        reason = "The jobs have different test rows, labels or metrics."
-    if reason is None and _are_equal(first.predictions, other.predictions):
-        reason = "Both models predict the same on test."
-    if reason is not None:
-        return Verdict(job=other.job, reason=reason)
-    assert other.metric is not None
+            return Verdict(job=other.job, reason=f"{side.job} has no predictions on test.")
+    if (first.test, first.metric) != (other.test, other.metric):
+        return Verdict(job=other.job, reason="The jobs have different test rows, labels or metrics.")
+    if len(first.predictions) == len(other.predictions) and all(
+        map(np.array_equal, first.predictions, other.predictions)
+    ):
+        return Verdict(job=other.job, reason="Both models predict the same on test.")
+    assert other.metric is not None, "a job with predictions has a metric"
     difference = paired_difference(other.metric, other.targets, other.predictions, first.predictions)
     if difference is None:
         return Verdict(job=other.job, reason="The metric has no value on the test rows.")
     interval = {name: value for name, value in asdict(difference).items() if name != "error"}
     return Verdict(job=other.job, verdict=difference.verdict, **interval)
-
-
-def _are_equal(first: Sequence[Targets], second: Sequence[Targets]) -> bool:
-    return len(first) == len(second) and all(map(np.array_equal, first, second))

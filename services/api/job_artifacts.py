@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.datastructures import Headers
@@ -16,7 +17,8 @@ from services.common.situation import Situation
 from tlm_core.artifacts import FileEntry, ManifestRef
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import CorruptArtifact, NotFound, NotReady
-from tlm_core.jobs.plan import Plan, plan_of
+from tlm_core.evaluation.report import REPORT
+from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import RETRYABLE, TERMINAL
 from tlm_core.serving import LINEAR_FILES
@@ -28,18 +30,19 @@ _BLOCK = 1 << 20
 _TAR_RECORD = 512
 
 
-def artifacts_by_node(jobs: JobStore, job: JobRecord, plan: Plan | None = None) -> dict[str, ManifestRef]:
-    """Return the published artifact of each node, by node name. The record of a succeeded job lists them.
+def situation_of(jobs: JobStore, job: JobRecord) -> Situation:
+    """Return the plan of a job and the published artifact of each node.
 
-    If the storage has lost this list, return the artifacts that other jobs would reuse, or none if one is missing.
+    The record of a succeeded job lists its artifacts. If the storage has lost this list, return the artifacts that
+    other jobs would reuse, or none if one is missing.
     """
     try:
         if artifacts := jobs.result_of(job):
-            return {name: entry.ref for name, entry in artifacts.items()}
+            return Situation(job, plan_of(job), {name: entry.ref for name, entry in artifacts.items()})
     except (NotFound, CorruptArtifact):
-        situation = Situation.read(jobs, job, plan)
-        return situation.done if len(situation.done) == len(situation.plan.nodes) else {}
-    return Situation.read(jobs, job, plan).done
+        situation = Situation.read(jobs, job)
+        return situation if len(situation.done) == len(situation.plan.nodes) else replace(situation, done={})
+    return Situation.read(jobs, job)
 
 
 def artifact_of(jobs: JobStore, job: JobRecord, stage: str) -> ManifestRef:
@@ -48,8 +51,7 @@ def artifact_of(jobs: JobStore, job: JobRecord, stage: str) -> ManifestRef:
     Raises NotReady if the artifact does not exist yet, NotFound if it never will exist. In jobs of every kind,
     `evaluate` means the final report, and `export` the returned model.
     """
-    plan = plan_of(job)
-    return _artifact(job, plan, artifacts_by_node(jobs, job, plan), stage)
+    return _artifact(situation_of(jobs, job), stage)
 
 
 def artifact_or_none(jobs: JobStore, job: JobRecord, stage: str) -> ManifestRef | None:
@@ -60,7 +62,13 @@ def artifact_or_none(jobs: JobStore, job: JobRecord, stage: str) -> ManifestRef 
         return None
 
 
-def _artifact(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef], stage: str) -> ManifestRef:
+def report_of(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> dict[str, Any]:
+    """Return the final report of a job. Raises the errors of `artifact_of`, and CorruptArtifact."""
+    return artifacts.read_json(artifact_of(jobs, job, "evaluate"), REPORT)
+
+
+def _artifact(situation: Situation, stage: str) -> ManifestRef:
+    job, plan, done = situation.job, situation.plan, situation.done
     result_node = {"evaluate": plan.report, "export": plan.model}.get(stage)
     nodes = [
         node.name
@@ -86,7 +94,7 @@ def _artifact(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef], stage
 class ServedModel:
     """The model that a job serves now: the returned model, or the linear model until the returned model exists.
 
-    note: the reason why the model is not final, or None.
+    note: why the model is not final. None for the returned model.
     """
 
     ref: ManifestRef
@@ -106,17 +114,13 @@ class ServedModel:
 
 def served_model(jobs: JobStore, job: JobRecord) -> ServedModel:
     """Return the model that a job serves now. Raises NotReady if none exists yet, NotFound if none will exist."""
-    plan = plan_of(job)
-    done = artifacts_by_node(jobs, job, plan)
-    if plan.model in done or BASELINE.name not in done:
-        return ServedModel(_artifact(job, plan, done, "export"))
-    return ServedModel(done[BASELINE.name], _note(job))
-
-
-def _note(job: JobRecord) -> str:
+    situation = situation_of(jobs, job)
+    linear = situation.done.get(BASELINE.name)
+    if situation.plan.model in situation.done or linear is None:
+        return ServedModel(_artifact(situation, "export"))
     if job.state in TERMINAL:
-        return f"The job is {job.state} and has no final model. This is its linear model."
-    return f"The job is {job.state}. This is its linear model; the final model will replace it."
+        return ServedModel(linear, f"The job is {job.state} and has no final model. This is its linear model.")
+    return ServedModel(linear, f"The job is {job.state}. This is its linear model; the final model will replace it.")
 
 
 def model_file_response(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord, name: str) -> FileResponse:
@@ -125,26 +129,24 @@ def model_file_response(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord
     `linear/FILE` is a file of the linear model, even if the final model has no folder `linear`.
     """
     served = served_model(jobs, job)
-    if served.final and name in served.files(artifacts):
-        return file_response(artifacts, served.ref, name)
-    if name.startswith(_LINEAR) and (linear := name.removeprefix(_LINEAR)) in LINEAR_FILES:
-        ref = artifacts_by_node(jobs, job).get(BASELINE.name)
-        if ref is not None:
-            return file_response(artifacts, ref, linear)
-    return file_response(artifacts, artifact_of(jobs, job, "export"), name)
+    if file := served.files(artifacts).get(name):
+        return file_response(artifacts, served.ref, file.name)
+    situation, own = situation_of(jobs, job), name.removeprefix(_LINEAR)
+    if own != name and own in LINEAR_FILES and (linear := situation.done.get(BASELINE.name)):
+        return file_response(artifacts, linear, own)
+    return file_response(artifacts, _artifact(situation, "export"), name)
 
 
 def checkpoints_of(jobs: JobStore, job: JobRecord) -> list[CheckpointRef]:
     """Return the current checkpoints of a job in the order of its plan, ascending by step."""
-    plan = plan_of(job)
     rows = jobs.moved_refs(job.tenant, job.id) if job.state in TERMINAL else []
     refs = [CheckpointRef.model_validate_json(row["checkpoint"]) for row in rows if "checkpoint" in row]
     if job.checkpoints:
         refs += map(CheckpointRef.model_validate, job.checkpoints)
     else:
-        situation = Situation(job, plan, artifacts_by_node(jobs, job, plan))
-        refs += [ref for artifact in situation.artifact_ids() for ref in jobs.checkpoints(job.tenant, artifact)]
-    order = {node.name: index for index, node in enumerate(plan.nodes)}
+        ids = situation_of(jobs, job).artifact_ids()
+        refs += [ref for artifact in ids for ref in jobs.checkpoints(job.tenant, artifact)]
+    order = {node.name: index for index, node in enumerate(plan_of(job).nodes)}
     return sorted(refs, key=lambda ref: (order.get(ref.node, len(order)), ref.step))
 
 

@@ -1,9 +1,9 @@
 """Delete datasets, corpora and jobs.
 
-A dataset or job is deleted in two steps. First, one fenced store operation deletes the record and stores a `Removal`,
-which lists the remaining data. Second, this data is deleted. A request to delete a dataset can include its jobs. After
-an interruption, `finish_removals` completes the second step. A corpus record is deleted last, so a repeated request
-completes an interrupted deletion.
+The deletion of a dataset or job has two steps. First, one atomic step in Redis deletes the record and stores a
+`Removal`, which lists the remaining data. Second, the gateway deletes this data. After an interruption,
+`finish_removals` completes the second step. The record of a corpus is deleted last, so that a client can repeat an
+interrupted deletion.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ log = logging.getLogger(__name__)
 
 
 def delete_dataset(parts: Parts, record: DatasetRecord, *, with_jobs: bool = False) -> None:
-    """Delete a dataset and its files. Raises Conflict while an unfinished job needs it.
+    """Delete a dataset and its files. Raises Conflict while an unfinished job needs the dataset.
 
-    Finished jobs keep their results. With `with_jobs`, the function also deletes the jobs on the dataset. If an alias
-    points to one of these jobs, the function raises Conflict and deletes nothing.
+    Finished jobs retain their results. with_jobs: also delete the jobs on the dataset. If an alias points to one of
+    these jobs, raise Conflict and delete nothing.
     """
     jobs, artifacts = parts.jobs, parts.artifacts
     for alias, job in (parts.models.aliases(record.tenant) if with_jobs else {}).items():
@@ -48,24 +48,21 @@ def delete_dataset(parts: Parts, record: DatasetRecord, *, with_jobs: bool = Fal
     _finish(jobs, artifacts, removal)
 
 
-def delete_job(parts: Parts, job: JobRecord) -> None:
+def delete_job(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> None:
     """Delete a finished job, its log, and the artifacts and checkpoints that no other job uses.
 
-    Raises IllegalTransition while the job is unfinished, and Conflict while an alias points to it. If a job submitted
-    at the same time reuses one of the artifacts, it detects the missing files and computes them again.
+    Raises IllegalTransition while the job is unfinished, and Conflict while an alias points to it. A job that is
+    submitted at the same time can still reuse one of the artifacts. That job then computes the artifact again.
     """
-    _delete_job(parts.jobs, parts.artifacts, job)
-
-
-def _delete_job(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> None:
-    produced, data = sorted(artifacts_of(jobs, job)), sorted({dataset.ref.digest for dataset in job.resolved.datasets})
+    produced = sorted(artifacts_of(jobs, job))
+    data = sorted({dataset.ref.digest for dataset in job.resolved.datasets})
     removal = Removal(job.tenant, job.id, folders=[folder_of(job.tenant, job.id)], artifacts=produced, data=data)
     jobs.delete(job, removal)
     _finish(jobs, artifacts, removal)
 
 
 def delete_corpus(parts: Parts, tenant: str, name: str, version: str | None = None) -> None:
-    """Delete one version of a corpus, or the whole corpus. Finished jobs keep their results.
+    """Delete one version of a corpus, or the whole corpus. Finished jobs retain their results.
 
     Raises NotFound for an unknown corpus or version, Conflict while an unfinished job uses the data, AlreadyRunning
     during a load, IndexUnavailable without the retriever. A job submitted at the same time fails in its select stage.
@@ -91,7 +88,7 @@ def finish_removals(parts: Parts) -> None:
 def artifacts_of(jobs: JobStore, job: JobRecord) -> set[str]:
     """Return the ids of the artifacts that a job has produced or may produce next.
 
-    The store also has the ids of artifacts of an earlier release, which the current plan may lack.
+    The job store also lists artifacts of an earlier release, which the current plan may lack.
     """
     produced = jobs.artifacts_of(job.tenant, job.id)
     if job.unreadable or (job.result is not None and produced):  # Without `produced`, the storage has lost them.
@@ -112,7 +109,7 @@ def _check_unused(jobs: JobStore, tenant: str, corpus: str, versions: set[str]) 
 
 
 def _finish(jobs: JobStore, artifacts: ArtifactStore, removal: Removal) -> None:
-    """Delete what `removal` lists. After an error, `removal` stays: clients cannot retry, as the record is deleted."""
+    """Delete the data that `removal` lists. After an error, `finish_removals` tries again later."""
     with log_context(**ids_in(removal.id)):
         try:
             _remove(jobs, artifacts, removal)
@@ -126,17 +123,17 @@ def _remove(jobs: JobStore, artifacts: ArtifactStore, removal: Removal) -> None:
         artifacts.delete(folder)
     _remove_unshared(jobs, artifacts, removal)
     for job in jobs.each_job(removal.tenant, datasets=[removal.id]) if removal.with_jobs else ():
-        # Another gateway may run the same removal. A job whose model has received an alias stays.
+        # NotFound: another gateway runs the same removal. Conflict: the job's model has received an alias.
         with suppress(NotFound, Conflict):
-            _delete_job(jobs, artifacts, job)
+            delete_job(jobs, artifacts, job)
 
 
 def _remove_unshared(jobs: JobStore, artifacts: ArtifactStore, removal: Removal) -> None:
     """Unpublish the artifacts and checkpoints that no other job shares, and delete their files.
 
-    No attempt fences these writes, and an equal job may start at the same time. So this function reads what exists,
-    then looks for other jobs, and deletes only what it has read. Raises Conflict if a job on the same data was
-    submitted before the artifacts were unpublished. That job may use them, so `finish_removals` checks again later.
+    No attempt number fences these writes, and an equal job may start at the same time. So this function first reads
+    the artifacts and checkpoints, then looks for other jobs, and deletes only what it has read. Raises Conflict if a
+    job on the same data was submitted before the artifacts were unpublished, because that job may use them.
     """
     tenant, ids = removal.tenant, sorted(removal.artifacts)
     refs = dict(zip(ids, jobs.artifacts(tenant, ids), strict=True))
@@ -160,7 +157,7 @@ def _remove_unshared(jobs: JobStore, artifacts: ArtifactStore, removal: Removal)
 
 
 def _unshared(jobs: JobStore, removal: Removal) -> list[str]:
-    """Return the unshared artifacts of a removal. Jobs on the same data inherit the shared ones."""
+    """Return the artifacts of a removal that no other job uses. Other jobs inherit the artifacts that they use."""
     unshared = set(removal.artifacts)
     for digest in removal.data:
         for other in jobs.jobs_on_data(removal.tenant, digest):

@@ -7,16 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from services.api.task_rows import TaskRow, task_rows
 from tlm_core.artifacts import ManifestRef
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.parquet import open_parquet
 from tlm_core.wire import Provenance, SelectedPassage, Selection
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _MAX_QUERIES = 20
 _MAX_CHARS = 300
@@ -41,12 +37,14 @@ def selection_page(
     facts = json.loads((folder / "selection.json").read_text(encoding="utf-8"))
     rows, total = _matching(folder, words, train_row, after, limit)
     provenance = _provenance(folder, [str(row["id"]) for row in rows])
-    shown = {entry.train_row for entries in provenance.values() for entry in entries[:_MAX_QUERIES]}
-    texts = task_rows(artifacts, task, "train", shown, _MAX_CHARS)
+    shown = [entry for entries in provenance.values() for entry in entries[:_MAX_QUERIES]]
+    texts = task_rows(artifacts, task, (("train", entry.train_row) for entry in shown), _MAX_CHARS)
     data = []
     for row in rows:
-        entries = provenance[str(row["id"])]
-        queries = [_with_text(entry, texts.get(entry.train_row)) for entry in entries[:_MAX_QUERIES]]
+        entries, queries = provenance[str(row["id"])], []
+        for entry in entries[:_MAX_QUERIES]:
+            text = texts.get(("train", entry.train_row))
+            queries.append(entry.model_copy(update=vars(text)) if text else entry)
         data.append(SelectedPassage.model_validate({**row, "provenance": queries, "provenance_total": len(entries)}))
     return Selection(facts=facts, data=tuple(data), total=total, has_more=after + len(rows) < total)
 
@@ -72,11 +70,8 @@ def leaked_texts(artifacts: ArtifactStore, ref: ManifestRef, task: ManifestRef |
     # A passage that contains both texts of a pair has two entries.
     distinct = dict.fromkeys(tuple(entry.values()) for entry in table.to_pylist())
     counts = Counter((split, row) for _, split, row in distinct).most_common(limit)
-    texts = {
-        split: task_rows(artifacts, task, split, {row for (other, row), _ in counts if other == split}, _MAX_CHARS)
-        for split in {split for (split, _), _ in counts}
-    }
-    return [LeakedText(split, row, passages, texts[split].get(row)) for (split, row), passages in counts]
+    texts = task_rows(artifacts, task, (row for row, _ in counts), _MAX_CHARS)
+    return [LeakedText(*row, passages, texts.get(row)) for row, passages in counts]
 
 
 def _matching(
@@ -84,12 +79,16 @@ def _matching(
 ) -> tuple[list[dict[str, object]], int]:
     """Return the passages on the page, and the number of all matching passages."""
     import pyarrow.compute as pc
+    import pyarrow.parquet as pq
 
-    ids = None if train_row is None else _retrieved_by(folder, train_row)
+    ids = None
+    if train_row is not None:
+        file, retrieved = folder / "provenance.parquet", [("train_row", "==", train_row)]
+        ids = pq.read_table(file, columns=["passage_id"], filters=retrieved)[0]
     rows: list[dict[str, object]] = []
     total = 0
-    with open_parquet(folder / "passages.parquet") as file:
-        for batch in file.iter_batches(batch_size=8_192):
+    with open_parquet(folder / "passages.parquet") as passages:
+        for batch in passages.iter_batches(batch_size=8_192):
             for word in words:
                 batch = batch.filter(pc.match_substring(batch["text"], word, ignore_case=True))
             if ids is not None:
@@ -99,14 +98,6 @@ def _matching(
                 rows.extend(batch.slice(begin, limit - len(rows)).to_pylist())
             total += batch.num_rows
     return rows, total
-
-
-def _retrieved_by(folder: Path, train_row: int) -> pa.ChunkedArray:
-    """Return the ids of the passages that a training row retrieved."""
-    import pyarrow.parquet as pq
-
-    columns = ["passage_id"]
-    return pq.read_table(folder / "provenance.parquet", columns=columns, filters=[("train_row", "==", train_row)])[0]
 
 
 def _provenance(folder: Path, passages: list[str]) -> dict[str, list[Provenance]]:
@@ -119,7 +110,3 @@ def _provenance(folder: Path, passages: list[str]) -> dict[str, list[Provenance]
         for row in table.to_pylist():
             queries[row.pop("passage_id")].append(Provenance(**row))
     return queries
-
-
-def _with_text(entry: Provenance, row: TaskRow | None) -> Provenance:
-    return entry.model_copy(update=vars(row)) if row else entry

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from services.api.estimate import proposed
-from services.api.job_artifacts import artifact_of
+from services.api.job_artifacts import report_of
 from services.common.catalog import Catalog, dataset_keys, ready_version
 from services.common.problem import validation_problem
 from tlm_core.errors import Conflict, IllegalTransition, InvalidRequest, NotReady
@@ -143,7 +143,7 @@ class _GatewayLookup:
         return self.parts.jobs.get(self.tenant, job_id)
 
     def report(self, job: JobRecord) -> Mapping[str, object]:
-        return self.parts.artifacts.read_json(artifact_of(self.parts.jobs, job, "evaluate"), "report.json")
+        return report_of(self.parts.jobs, self.parts.artifacts, job)
 
     def dataset(self, name: str) -> DatasetInput:
         return _dataset_input(self.parts.catalog, self.tenant, name)

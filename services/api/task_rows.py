@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from tlm_core.artifacts import ManifestRef
 from tlm_core.artifacts.store import ArtifactStore
@@ -23,26 +22,29 @@ class TaskRow:
 
 
 def task_rows(
-    artifacts: ArtifactStore, task: ManifestRef | None, split: str, numbers: Collection[int], chars: int
-) -> dict[int, TaskRow]:
-    """Return the numbered rows of a split, with texts cut after `chars` characters.
+    artifacts: ArtifactStore, task: ManifestRef | None, rows: Iterable[tuple[str, int]], chars: int
+) -> dict[tuple[str, int], TaskRow]:
+    """Return the `rows` of a task by split and number, with texts cut after `chars` characters.
 
     The result is empty if the task is not available, because pages are useful without its texts.
     """
     import pyarrow.parquet as pq
 
+    numbers: dict[str, set[int]] = {}
+    for split, number in rows:
+        numbers.setdefault(split, set()).add(number)
+    result: dict[tuple[str, int], TaskRow] = {}
     if task is None or not numbers:
-        return {}
+        return result
     try:
         folder = artifacts.localize(task)
         labels = read_labels(folder)
-        entries = pq.read_table(folder / f"{split}.parquet", filters=[("row", "in", sorted(numbers))]).to_pylist()
+        for split, own in numbers.items():
+            table = pq.read_table(folder / f"{split}.parquet", filters=[("row", "in", sorted(own))])
+            for entry in table.to_pylist():
+                label, pair = entry["label"], entry.get("text_pair")
+                name = value_in_words(label) if isinstance(label, float) else labels[label]
+                result[split, entry["row"]] = TaskRow(entry["text"][:chars], pair and pair[:chars], name)
     except (OSError, NotFound, CorruptArtifact):
         return {}
-
-    def row(entry: dict[str, Any]) -> TaskRow:
-        label, pair = entry["label"], entry.get("text_pair")
-        name = value_in_words(label) if isinstance(label, float) else labels[label]
-        return TaskRow(entry["text"][:chars], None if pair is None else pair[:chars], name)
-
-    return {entry["row"]: row(entry) for entry in entries}
+    return result

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from services.api.standing import NOTHING_NEW, Standing
 from services.common.catalog_records import CorpusLoad, CorpusRecord, DatasetRecord
+from services.common.situation import Situation
 from tlm_core import wire
-from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import without_details
-from tlm_core.jobs.plan import Plan
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
 
@@ -41,20 +40,20 @@ def job_summary(job: JobRecord, standing: Standing = NOTHING_NEW) -> wire.JobSum
     return wire.JobSummary.model_validate({**summary, "error": job.error and without_details(job.error)})
 
 
-def job_view(job: JobRecord, standing: Standing, plan: Plan, done: Mapping[str, ManifestRef]) -> wire.Job:
-    """Return the job with its stages. done: the artifact of each node that is done."""
-    fields = {**_summary(job, standing), **_resolved(job, plan, done), "last_event": job.last_event}
+def job_view(situation: Situation, standing: Standing) -> wire.Job:
+    job = situation.job
+    fields = {**_summary(job, standing), **_resolved(situation), "last_event": job.last_event}
     return wire.Job.model_validate(fields)
 
 
-def dry_run_view(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef], estimate: wire.Estimate) -> wire.DryRun:
-    return wire.DryRun.model_validate({**_resolved(job, plan, done), "estimate": estimate})
+def dry_run_view(situation: Situation, estimate: wire.Estimate) -> wire.DryRun:
+    return wire.DryRun.model_validate({**_resolved(situation), "estimate": estimate})
 
 
 def _summary(job: JobRecord, standing: Standing) -> dict[str, object]:
     """Return the fields of a summary, from the record of a job, its spec and its standing."""
-    sources = dict.fromkeys(_SPEC_FIELDS, job.spec) | dict.fromkeys(vars(standing), standing)
-    fields = {name: getattr(sources.get(name, job), name) for name in _RECORDED}
+    fields = {name: getattr(job.spec, name) for name in _SPEC_FIELDS} | vars(standing)
+    fields |= {name: getattr(job, name) for name in _RECORDED - fields.keys()}
     if job.spec.dataset == job.resolved.dataset_id:  # for a clone, or a job that starts from another job
         fields["dataset"] = job.resolved.dataset_options.get("name") or job.spec.dataset
     if job.progress and job.state is State.SUCCEEDED:  # the last report of a worker precedes the end
@@ -64,7 +63,9 @@ def _summary(job: JobRecord, standing: Standing) -> dict[str, object]:
     return fields | {"metric": summary and summary.metric, "score": summary and summary.score}
 
 
-def _resolved(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef]) -> dict[str, object]:
+def _resolved(situation: Situation) -> dict[str, object]:
+    """Return the resolved configuration of a job and its stages."""
+    job, done = situation.job, situation.done
     stages = tuple(
         wire.StageState(
             name=node.name,
@@ -74,7 +75,7 @@ def _resolved(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef]) -> di
             done=node.name in done,
             digest=done[node.name].digest if node.name in done else None,
         )
-        for node in plan.nodes
+        for node in situation.plan.nodes
     )
     return {
         "spec": job.spec,

@@ -29,9 +29,9 @@ class Situation:
     done: dict[str, ManifestRef]
 
     @classmethod
-    def read(cls, store: JobStore, job: JobRecord, plan: Plan | None = None) -> Situation:
-        """Read which artifacts of a job are published. plan: the job's plan, if the caller has computed it."""
-        situation, earlier = cls(job, plan or plan_of(job), {}), store.published_by(job)
+    def read(cls, store: JobStore, job: JobRecord) -> Situation:
+        """Read which artifacts of a job are published."""
+        situation, earlier = cls(job, plan_of(job), {}), store.published_by(job)
         done, waiting = situation.done, list(situation.plan.nodes)
         while level := [node for node in waiting if done.keys() >= set(node.inputs.values())]:
             names = {node.name for node in level}

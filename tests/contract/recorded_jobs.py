@@ -42,7 +42,7 @@ def record(
     store.report(T, job.id, job.attempt, events=[("workers.submitted", {"group": "main"})])
     refs = {}
     for node in plan.nodes:
-        published = Situation.read(store, job, plan).done
+        published = Situation.read(store, job).done
         if node.name in published:
             refs[node.name] = published[node.name]
             continue

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from services.api.job_artifacts import artifacts_by_node, checkpoints_of, served_model
-from services.api.removal import _delete_job, artifacts_of
+from services.api.job_artifacts import checkpoints_of, served_model, situation_of
+from services.api.removal import artifacts_of, delete_job
 from services.common import history
 from services.common.archive import Archive
 from services.common.history import History, Moved, _read_refs
@@ -234,7 +234,7 @@ def test_deleted_job_leaves_no_history(store: JobStore, redis_client: redis.Redi
     job = running(store)
     store.finish(job, "a", {})
     ended = store.get(T, job.id)
-    interrupted(redis_client, artifacts, lambda: _delete_job(store, artifacts, ended)).move_marked()
+    interrupted(redis_client, artifacts, lambda: delete_job(store, artifacts, ended)).move_marked()
     assert folders(artifacts, job) == []
     assert Archive(store).move_marked() == 0, "the mark is gone"
 
@@ -263,7 +263,7 @@ def test_archived_job_reads_as_before(
     assert Archive(store).archive_ended(3600) == 0, "it ended less than an hour ago"
     situation, produced = Situation.read(store, job), artifacts_of(store, job)
     assert len(situation.done) == len(situation.plan.nodes) == len(produced)
-    assert artifacts_by_node(store, job) == situation.done
+    assert situation_of(store, job).done == situation.done
     checkpoints = checkpoints_of(store, job)
     trained = sum(node.stage.name in ("joint", "finetune", "bilstm") for node in situation.plan.nodes)
     assert len(checkpoints) == 2 * trained > 0
@@ -272,14 +272,14 @@ def test_archived_job_reads_as_before(
     assert Archive(store).archive_ended(-60) == 0
     archived = store.get(T, job.id)
     assert archived.model_copy(update={"checkpoints": (), "published": {}}) == job
-    assert (artifacts_by_node(store, archived), artifacts_of(store, archived)) == (situation.done, produced)
+    assert (situation_of(store, archived).done, artifacts_of(store, archived)) == (situation.done, produced)
     assert checkpoints_of(store, archived) == checkpoints
     assert store.list_jobs(T)[0] == [archived]
     assert store.state(T, job.id) == job.state
     assert len(store.metrics(T, job.id, limit=100_000)) == 10 * trained
     assert not redis_client.hlen(key(T, "artifacts"))
     assert store.named_folders(T) >= {ref.folder for ref in situation.done.values()}
-    _delete_job(store, artifacts, archived)
+    delete_job(store, artifacts, archived)
     with pytest.raises(NotFound):
         store.get(T, job.id)
     assert not list(Path(artifacts.path(T)).glob("*/*"))
@@ -299,7 +299,7 @@ def test_second_archiver_of_a_failed_job_keeps_its_artifacts(
     monkeypatch.setattr(redis.Redis, "hmget", archived_meanwhile)
     Archive(store).archive_ended(-60)
     archived = store.get(T, job.id)
-    assert artifacts_by_node(store, archived) == situation.done
+    assert situation_of(store, archived).done == situation.done
     assert store.named_folders(T) >= {ref.folder for ref in situation.done.values()}
 
 
@@ -376,16 +376,16 @@ def test_job_with_lost_references_can_be_read_and_deleted(
     store: JobStore, redis_client: redis.Redis, artifacts: ArtifactStore
 ) -> None:
     job = run_long_job(store, artifacts, points=2, lines=1, kind="learning_curve")
-    done, produced = artifacts_by_node(store, job), artifacts_of(store, job)
+    done, produced = situation_of(store, job).done, artifacts_of(store, job)
     assert job.id not in store.named_folders(T)
     shutil.rmtree(artifacts.path(T, "jobs", job.id))
     _read_refs.cache_clear()
     assert job.id in store.named_folders(T), "its folders stay"
-    assert (artifacts_by_node(store, job), artifacts_of(store, job)) == (done, produced)
+    assert (situation_of(store, job).done, artifacts_of(store, job)) == (done, produced)
     situation = Situation.read(store, job)
     store.invalidate_artifact(T, situation.artifact_id(situation.plan.node(situation.plan.report)))
-    assert artifacts_by_node(store, job) == {}
-    _delete_job(store, artifacts, job)
+    assert situation_of(store, job).done == {}
+    delete_job(store, artifacts, job)
     assert redis_client.hlen(key(T, "artifacts")) == 0
 
 
@@ -393,7 +393,7 @@ def test_named_folders_of_a_remote_storage_need_no_copies(redis_client: redis.Re
     artifacts = ArtifactStore(f"memory://{tmp_path.name}", tmp_path / "cache")
     store = JobStore(redis_client, History(artifacts))
     job = run_long_job(store, artifacts, points=2, lines=1, kind="learning_curve")
-    done = artifacts_by_node(store, job)
+    done = situation_of(store, job).done
     shutil.rmtree(tmp_path / "cache")
     _read_refs.cache_clear()
     assert store.named_folders(T) >= {ref.folder for ref in done.values()}

@@ -131,7 +131,7 @@ def delayed_removal(place: Place) -> tuple[str, Ids]:
     parts = place.gateway.parts
     job = parts.jobs.submit(T, make_spec(), make_resolved())[0]
     place.patch.setattr(parts.artifacts, "delete", failing(StorageUnavailable("away")))
-    delete_job(parts, parts.jobs.cancel(T, job.id))
+    delete_job(parts.jobs, parts.artifacts, parts.jobs.cancel(T, job.id))
     return f"Files of {job.id}", {"job_id": job.id}
 
 

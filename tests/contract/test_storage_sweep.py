@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from services.api.removal import _delete_job, finish_removals
+from services.api.removal import delete_job, finish_removals
 from services.common.archive import Archive
 from services.common.history import History
 from services.common.redis_client import ORPHANS, key
@@ -208,10 +208,10 @@ def test_artifact_that_a_deleted_job_shared_stays(
     Archive(store).move_marked()
     Archive(store).archive_ended(-60)
     shared = [add(gateway, node.ref.folder) for node in job.result.artifacts.values()]
-    _delete_job(store, gateway.parts.artifacts, store.get(T, job.id))
+    delete_job(store, gateway.parts.artifacts, store.get(T, job.id))
     sweep_for_a_week(sweeper, store)
     assert all(path.exists() for path in shared)
-    _delete_job(store, gateway.parts.artifacts, store.get(T, other.id))
+    delete_job(store, gateway.parts.artifacts, store.get(T, other.id))
     assert not any(path.exists() for path in shared)
 
 
@@ -241,7 +241,7 @@ def test_deletion_leaves_what_a_later_job_writes(
         delete(folder)
 
     monkeypatch.setattr(artifacts, "delete", compute_meanwhile)
-    _delete_job(store, artifacts, store.get(T, job.id))
+    delete_job(store, artifacts, store.get(T, job.id))
     assert not any(path.exists() for path in gone) and all(path.exists() for path in written)
     assert [path.parent for path in gone if path.parent.exists()] == [written[0].parent], "Empty folders go, too."
     ref = store.artifact(T, validated.artifact)
@@ -262,11 +262,11 @@ def test_deletion_keeps_files_with_which_a_new_job_has_ended(
         unpublish(*values)
 
     monkeypatch.setattr(store, "invalidate_artifact", finish_meanwhile)
-    _delete_job(store, artifacts, store.get(T, job.id))
+    delete_job(store, artifacts, store.get(T, job.id))
     assert all(path.exists() for path in paths) and len(store.removals()) == 1
     finish_removals(replace(gateway.parts, jobs=store))
     assert all(path.exists() for path in paths) and store.removals() == {}
-    _delete_job(store, artifacts, store.get(T, ended[0].id))
+    delete_job(store, artifacts, store.get(T, ended[0].id))
     assert not any(path.exists() for path in paths)
 
 

@@ -14,7 +14,7 @@ from services.api.dashboard.curves import curves, stages_of
 from services.api.dashboard.present import facts
 from services.api.dashboard.progress import node_titles, steps_of
 from services.api.dashboard.web import PREFIX, PageJob, SignedIn, page, redirect
-from services.api.job_artifacts import artifacts_by_node
+from services.api.job_artifacts import situation_of
 from services.api.parts import Parts, PartsDep, StreamId
 from services.api.removal import delete_job
 from services.api.standing import standings
@@ -118,7 +118,7 @@ def act(
             retried, _ = retry_job(parts, job, f"dashboard {key}" if key else None)
             return redirect(request, f"{PREFIX}/jobs/{retried.id}")
         case "delete":
-            delete_job(parts, job)
+            delete_job(parts.jobs, parts.artifacts, job)
             return redirect(request, f"{PREFIX}/jobs")
         case _:
             raise NotFound(f"Unknown action '{verb[:40]}'. Valid actions: pause, resume, cancel, retry, delete.")
@@ -126,10 +126,9 @@ def act(
 
 
 def _live_values(parts: Parts, job: JobRecord) -> dict[str, object]:
-    plan = plan_of(job)
-    titles = node_titles(plan)
-    done = artifacts_by_node(parts.jobs, job, plan)
-    steps = steps_of(job, plan, done)
+    situation = situation_of(parts.jobs, job)
+    plan, done, titles = situation.plan, situation.done, node_titles(situation.plan)
+    steps = steps_of(situation)
     charted = stages_of(plan)
     started = [step.stage for step in steps if step.stage in charted and (step.share or step.state == "running")]
     shown = started[-1] if started else None

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from services.api.dashboard.present import words
-from tlm_core.artifacts import ManifestRef
+from services.common.situation import Situation
 from tlm_core.jobs.plan import Node, Plan, plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import ACTIVE, State
@@ -20,8 +19,8 @@ _STOPPED = {State.FAILED: "failed", State.CANCELLED: "cancelled", State.PAUSED: 
 class Step:
     """One stage of a job. state: done, reused, running, waiting, failed, cancelled or paused.
 
-    If a stage is reused, other jobs wrote all its artifacts.
-    done, nodes: the numbers of finished nodes and of all nodes. share: the finished part of the stage, from 0 to 1.
+    Other jobs wrote all artifacts of a reused stage. done, nodes: the numbers of finished nodes and of all nodes.
+    share: the finished part of the stage, from 0 to 1.
     """
 
     stage: str
@@ -31,15 +30,17 @@ class Step:
     share: float
 
 
-def steps_of(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef]) -> list[Step]:
-    """Return the stages of a job in plan order. done: node → artifact, whose folder names the job that wrote it."""
-    current = _current(job, plan, done)
+def steps_of(situation: Situation) -> list[Step]:
+    """Return the stages of a job in plan order."""
+    job, plan, done = situation.job, situation.plan, situation.done
+    current = _current(situation)
     steps = []
     for stage in dict.fromkeys(node.stage.name for node in plan.nodes):
         names = [node.name for node in plan.nodes if node.stage.name == stage]
         finished = sum(name in done for name in names)
         # Studies skip impossible nodes, so a succeeded job may have unfinished nodes.
         if finished == len(names) or job.state is State.SUCCEEDED:
+            # The folder of an artifact names the job that wrote the artifact.
             own = not finished or any(f"/{job.id}-" in done[name].folder for name in names if name in done)
             steps.append(Step(stage, "done" if own else "reused", finished, len(names), 1.0))
             continue
@@ -55,15 +56,21 @@ def steps_of(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef]) -> lis
 def node_titles(plan: Plan) -> dict[str, str]:
     """Map the name of each node to a title: its stage with seed and rate, such as `joint (seed 0)`.
 
-    Nodes that would share a title have their names as titles.
+    If several nodes share a title, the title of each of them is its name.
     """
-    titles = {node.name: _stage_with_values(node) for node in plan.nodes}
+
+    def title(node: Node) -> str:
+        values = {"seed": node.seed, "rate": node.rate}
+        known = ", ".join(f"{word} {value:g}" for word, value in values.items() if value is not None)
+        return words(node.stage.name) + (f" ({known})" if known else "")
+
+    titles = {node.name: title(node) for node in plan.nodes}
     counts = Counter(titles.values())
     return {name: title if counts[title] == 1 else name for name, title in titles.items()}
 
 
 def runtime(job: JobRecord) -> float | None:
-    """Return the seconds that the job has run over all attempts, without waits and pauses; None before its start."""
+    """Return the running time over all attempts in seconds, without waits and pauses, or None before the start."""
     if not job.started_at:
         return None
     return job.ran_seconds + (time.time() - job.running_since if job.running_since else 0.0)
@@ -74,17 +81,13 @@ def selects(job: JobRecord) -> bool:
     return any(node.stage.name == "select" for node in plan_of(job).nodes)
 
 
-def _current(job: JobRecord, plan: Plan, done: Collection[str]) -> str | None:
-    """Return the current stage, or the stage at which the job stopped."""
-    remaining = [node for node in plan.nodes if node.name not in done]
+def _current(situation: Situation) -> str | None:
+    """Return the current stage, or the stage at which the job stopped, or None if all nodes are done."""
+    job = situation.job
+    remaining = [node for node in situation.plan.nodes if node.name not in situation.done]
     if not remaining:
         return None
     reported = job.progress.stage if job.progress else None
     if job.state in ACTIVE and any(node.stage.name == reported for node in remaining):
         return reported
     return remaining[0].stage.name
-
-
-def _stage_with_values(node: Node) -> str:
-    values = [f"{word} {value:g}" for word, value in (("seed", node.seed), ("rate", node.rate)) if value is not None]
-    return words(node.stage.name) + (f" ({', '.join(values)})" if values else "")

@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from services.api.dashboard.present import colors
 from services.api.dashboard.progress import selects
 from services.api.dashboard.web import PageJob, page
-from services.api.job_artifacts import artifact_or_none, artifacts_by_node
+from services.api.job_artifacts import artifact_or_none, situation_of
 from services.api.parts import PartsDep
 from services.api.selections import leaked_texts, selection_page
 from tlm_core.selection.stop_words import STOP_WORDS
@@ -41,7 +41,7 @@ def selection(
     ref = artifact_or_none(parts.jobs, job, "select") if selects(job) else None
     if ref is None:
         return page(request, "not_yet.html", common, what="Selection", stage="select")
-    task, words = artifacts_by_node(parts.jobs, job).get("validate"), q.split()
+    task, words = situation_of(parts.jobs, job).done.get("validate"), q.split()
     shown = selection_page(parts.artifacts, ref, after=after, limit=_PASSAGES, words=words, task=task)
     names = (shown.facts.get("labels") or {}).get("names", ())
     common |= {"found": shown, "q": q.strip(), "after": after, "step": _PASSAGES, "words": words,

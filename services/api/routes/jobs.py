@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from services.api.auth import PathJob, Tenant
 from services.api.compare import compare
 from services.api.estimate import proposed
-from services.api.job_artifacts import artifacts_by_node
+from services.api.job_artifacts import situation_of
 from services.api.parts import STREAM_ID, AfterId, Limit, Parts, PartsDep, StreamId, problems
 from services.api.removal import delete_job
 from services.api.series import series_of
@@ -23,7 +23,6 @@ from services.api.submission import clone_job, resolve_job, retry_job, submit_jo
 from services.api.views import dry_run_view, job_summary, job_view
 from services.common.situation import Situation
 from tlm_core.errors import InvalidRequest
-from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord, JobSpec
 from tlm_core.jobs.states import State
 from tlm_core.wire import Comparison, DryRun, Estimate, Job, JobEvent, JobSummary, LogLine, MetricPoint, Page, Series
@@ -123,7 +122,7 @@ def get(job: PathJob, parts: PartsDep) -> Job:
 @router.delete("/{job}", status_code=204, summary="Delete a job", responses=problems(404, 409))
 def delete(job: PathJob, parts: PartsDep) -> Response:
     """Permanently delete a finished job, its log, and the model and checkpoints that no other job uses."""
-    delete_job(parts, job)
+    delete_job(parts.jobs, parts.artifacts, job)
     return Response(status_code=204)
 
 
@@ -286,15 +285,13 @@ def _labels(values: list[str]) -> list[tuple[str, str]]:
 
 
 def _view(parts: Parts, job: JobRecord) -> Job:
-    plan = plan_of(job)
-    return job_view(job, standings(parts.jobs, [job])[0], plan, artifacts_by_node(parts.jobs, job, plan))
+    return job_view(situation_of(parts.jobs, job), standings(parts.jobs, [job])[0])
 
 
 def _dry_run(parts: Parts, tenant: str, spec: JobSpec) -> DryRun:
     spec, resolved = resolve_job(parts, tenant, spec)
     job = proposed(tenant, spec, resolved)
-    situation = Situation.read(parts.jobs, job)
-    return dry_run_view(job, situation.plan, situation.done, parts.estimator.estimate(job))
+    return dry_run_view(Situation.read(parts.jobs, job), parts.estimator.estimate(job))
 
 
 def _before(stream_id: str) -> str:

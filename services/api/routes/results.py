@@ -11,13 +11,14 @@ from services.api.auth import PathJob
 from services.api.job_artifacts import (
     archive_response,
     artifact_of,
-    artifacts_by_node,
     checkpoint_at,
     checkpoint_views,
     checkpoints_of,
     file_response,
     model_file_response,
+    report_of,
     served_model,
+    situation_of,
 )
 from services.api.parts import FILE_ANSWERS, PartsDep, binary, problems
 from services.api.selections import selection_page
@@ -91,8 +92,7 @@ def model_file(job: PathJob, name: str, parts: PartsDep) -> FileResponse:
 @router.get("/{job}/report", summary="Get the evaluation report", responses=problems(404, 409))
 def report(job: PathJob, parts: PartsDep) -> dict[str, object]:
     """Return test scores, per class and per seed, and the cost of each stage."""
-    ref = artifact_of(parts.jobs, job, "evaluate")
-    return parts.artifacts.read_json(ref, "report.json")
+    return report_of(parts.jobs, parts.artifacts, job)
 
 
 @router.get("/{job}/suspects", summary="List suspect labels", responses=problems(404, 409))
@@ -114,7 +114,7 @@ def selection(
 ) -> Selection:
     """Return the passages the model was trained on, best rank first, with the training rows that retrieved them."""
     ref = artifact_of(parts.jobs, job, "select")
-    task = artifacts_by_node(parts.jobs, job).get("validate")
+    task = situation_of(parts.jobs, job).done.get("validate")
     return selection_page(
         parts.artifacts, ref, after=after, limit=limit, words=q.split()[:20], train_row=train_row, task=task
     )
