@@ -1,4 +1,4 @@
-"""Server-sent events: events and log lines of jobs. One asyncio task per process polls all watched jobs."""
+"""Server-sent events: events and log lines of jobs. One asyncio task per process reads the events of all streams."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import asyncio
 import json
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import redis
@@ -31,13 +31,9 @@ _KEEP_ALIVE_SECONDS = 15.0
 _LOG_SECONDS = 0.5  # between two reads of a log
 
 
-# state, last_event and progress of a record
-_HeadValues = tuple[str | None, str, str | None]
-
-
 @dataclass(frozen=True)
-class Head:
-    """The fields of a job that change while it runs, read in one step. progress: stored JSON."""
+class _Head:
+    """The fields of a job that change while the job runs, read in one step. progress: stored JSON."""
 
     state: State
     last_event: int
@@ -46,13 +42,12 @@ class Head:
 
 @dataclass
 class _Topic:
-    """A watched job. recent: its latest events without a gap, oldest first."""
+    """A watched job. recent: number and message of its latest events without a gap, oldest first."""
 
     watchers: int = 0
-    head: Head | None = None
+    head: _Head | None = None
     deleted: bool = False
-    recent: deque[Event] = field(default_factory=lambda: deque(maxlen=_BUFFERED_EVENTS))
-    texts: dict[int, str] = field(default_factory=dict)
+    recent: deque[tuple[int, str]] = field(default_factory=lambda: deque(maxlen=_BUFFERED_EVENTS))
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def announce(self) -> None:
@@ -60,29 +55,19 @@ class _Topic:
         self.changed.set()
         self.changed = asyncio.Event()
 
-    def text(self, event: Event) -> str:
-        """Return the event as sent, formatted once for all streams."""
-        text = self.texts.get(event.seq)
-        if text is None:
-            if len(self.texts) > 2 * _BUFFERED_EVENTS:
-                self.texts.clear()
-            body = JobEvent.model_validate(event).model_dump_json()
-            text = self.texts[event.seq] = _message(event.type, body, event.seq)
-        return text
-
-    def after(self, seq: int) -> list[Event] | None:
-        """Return the events after `seq`, or None if the buffer lacks some of them."""
+    def after(self, seq: int) -> list[tuple[int, str]] | None:
+        """Return number and message of the events after `seq`, or None if the buffer lacks some of them."""
         if self.head is None or self.head.last_event <= seq:
             return []
-        if not self.recent or self.recent[0].seq > seq + 1:
+        if not self.recent or self.recent[0][0] > seq + 1:
             return None
-        return [event for event in self.recent if event.seq > seq]
+        return [message for message in self.recent if message[0] > seq]
 
 
 class Tailer:
-    """Feeds event streams. `run` is the only task that polls; without watchers it sends no request to Redis.
+    """Feeds all event streams of a gateway. `run` reads new events from Redis, but only while a stream is open.
 
-    Streams themselves read the events that have moved to the storage.
+    Each stream reads older events itself, because these may have moved to the storage.
     """
 
     def __init__(
@@ -90,7 +75,7 @@ class Tailer:
     ) -> None:
         self._redis = client
         self._jobs = jobs
-        self._unmoved = JobReads(client)  # reads no storage, because a storage that hangs would delay all streams
+        self._unmoved = JobReads(client)  # does not read the storage: if it hangs, it would delay all streams
         self._interval = interval
         self._progress_interval = progress_interval
         self._topics: dict[tuple[str, str], _Topic] = {}
@@ -104,7 +89,7 @@ class Tailer:
         return sum(topic.watchers for topic in list(self._topics.values()))
 
     async def run(self) -> None:
-        """Poll until cancelled. Streams stay open while the store is unavailable."""
+        """Read new events until cancelled. Streams stay open while Redis is unavailable."""
         with self.task.running():
             while not self.closed:
                 if not self._topics:
@@ -122,54 +107,56 @@ class Tailer:
             topic.announce()
 
     async def stream(self, tenant: str, job_id: str, after: int) -> AsyncIterator[str]:
-        """Yield the server-sent events of an existing job: stored events after seq `after`, new ones, then `end`.
+        """Yield the server-sent events of an existing job: its events after number `after`, then `end`.
 
-        Stored events have their seq as id. `progress` snapshots have no id and are not replayed. If the job is deleted
+        The id of an event is its number. `progress` snapshots have no id and are not repeated. If the job is deleted,
         the stream ends without `end`.
         """
         with self._watch(tenant, job_id) as topic:
             yield _RETRY
             while page := await self._read(tenant, job_id, after):
-                after = page[-1].seq
-                yield "".join(map(topic.text, page))
+                after = page[-1][0]
+                yield "".join(message for _, message in page)
             shown: str | None = None
-            shown_at = sent_at = time.monotonic()
-            due = 0.0
+            sent_at = time.monotonic()
+            due = 0.0  # when the next snapshot can be sent
             while not (self.closed or topic.deleted):
                 changed = topic.changed
                 events = topic.after(after)
                 if events is None:
                     events = await self._read(tenant, job_id, after)
                 if events:
-                    after = events[-1].seq
+                    after = events[-1][0]
                     sent_at = time.monotonic()
-                    yield "".join(map(topic.text, events))
+                    yield "".join(message for _, message in events)
                     continue
                 head = topic.head
                 if head is not None and head.state in TERMINAL and after >= head.last_event:
                     yield _message("end", canonical_json({"state": head.state}))
                     return
                 now = time.monotonic()
-                if head is not None and head.progress != shown and head.progress is not None:
+                wait = sent_at + _KEEP_ALIVE_SECONDS - now
+                if head is not None and head.progress is not None and head.progress != shown:
                     if now >= due:
-                        shown, shown_at, sent_at = head.progress, now, now
-                        due = shown_at + self._progress_interval
+                        shown, sent_at, due = head.progress, now, now + self._progress_interval
                         yield _message("progress", head.progress)
                         continue
-                    wait = due - now
-                else:
-                    wait = _KEEP_ALIVE_SECONDS
+                    wait = min(wait, due - now)
                 if now - sent_at >= _KEEP_ALIVE_SECONDS:
                     sent_at = now
                     yield _KEEP_ALIVE
                     continue
-                await _wait(changed, min(wait, _KEEP_ALIVE_SECONDS - (now - sent_at)))
+                # `asyncio.wait_for` would create a task per wait, and thousands of streams may wait at once.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(max(wait, 0.001)):
+                        await changed.wait()
 
-    async def _read(self, tenant: str, job_id: str, after: int) -> list[Event]:
-        """Return a page of events from the store. The response has begun, so retry while the store is unavailable."""
+    async def _read(self, tenant: str, job_id: str, after: int) -> list[tuple[int, str]]:
+        """Return number and message of the next stored events. Retry while Redis or the storage is unavailable."""
         while not self.closed:
             try:
-                return await run_in_threadpool(self._jobs.events, tenant, job_id, after=after, limit=_PAGE)
+                events = await run_in_threadpool(self._jobs.events, tenant, job_id, after=after, limit=_PAGE)
+                return [_numbered(event) for event in events]
             except Unavailable:
                 await asyncio.sleep(self._interval)
         return []
@@ -188,47 +175,47 @@ class Tailer:
                 self._topics.pop(key, None)
 
     async def _poll(self) -> None:
+        """Read the heads of all watched jobs, and the new events of the jobs that have changed."""
         keys = list(self._topics)
-        heads = await asyncio.to_thread(self._heads, keys)  # All threads of the routes may wait for the storage.
+        pipe = self._redis.pipeline(transaction=False)
+        for tenant, job_id in keys:
+            pipe.hmget(redis_key(tenant, "job", job_id), ["state", "last_event", "progress"])
+        # A thread outside the pool of the routes, because all threads of the pool may wait for the storage.
+        heads = await asyncio.to_thread(pipe.execute, raise_on_error=False)
         for key, values in zip(keys, heads, strict=True):
             with self.task.item(f"job {key[1]}", job_id=key[1]):
                 if isinstance(values, Exception):
                     raise values
-                await self._follow(key, values)
+                if topic := self._topics.get(key):
+                    await self._update(key, topic, *values)
 
-    async def _follow(self, key: tuple[str, str], values: _HeadValues) -> None:
-        state, last_event, progress = values
-        head = None if state is None else Head(State(state), int(last_event), progress)
-        topic = self._topics.get(key)
-        if topic is None or (head is not None and head == topic.head):
-            return
-        if head is None:
+    async def _update(
+        self, key: tuple[str, str], topic: _Topic, state: str | None, last_event: str, progress: str | None
+    ) -> None:
+        """Store the head and the new events of a job in `topic`, and wake its streams. A deleted job has no state."""
+        if state is None:
             topic.deleted = True
-        else:
-            await self._update(key, topic, head)
-        topic.announce()
-
-    async def _update(self, key: tuple[str, str], topic: _Topic, head: Head) -> None:
-        last = topic.recent[-1].seq if topic.recent else max(head.last_event - _BUFFERED_EVENTS // 2, 0)
+            topic.announce()
+            return
+        head = _Head(State(state), int(last_event), progress)
+        if head == topic.head:
+            return
+        recent = topic.recent
+        last = recent[-1][0] if recent else max(head.last_event - _BUFFERED_EVENTS // 2, 0)
         if head.last_event > last:
-            events = await asyncio.to_thread(self._unmoved.events, *key, after=last, limit=_PAGE)
-            topic.recent.extend(events)
-            if topic.recent and topic.recent[-1].seq < head.last_event:
-                # More than one page of new events, or events in the storage: streams read the rest themselves.
-                topic.recent.clear()
+            recent.extend(map(_numbered, await asyncio.to_thread(self._unmoved.events, *key, after=last, limit=_PAGE)))
+            if recent and recent[-1][0] < head.last_event:
+                # More than one page of new events, or events in the storage: the streams read the rest themselves.
+                recent.clear()
         topic.head = head
-
-    def _heads(self, keys: Sequence[tuple[str, str]]) -> list[_HeadValues | Exception]:
-        pipe = self._redis.pipeline(transaction=False)
-        for tenant, job_id in keys:
-            pipe.hmget(redis_key(tenant, "job", job_id), ["state", "last_event", "progress"])
-        return pipe.execute(raise_on_error=False)
+        topic.announce()
 
 
 async def log_stream(jobs: JobStore, tailer: Tailer, tenant: str, job_id: str, after: str) -> AsyncIterator[str]:
-    """Yield log lines after stream id `after`, each with its id, until the job ends; then `end` with its state.
+    """Yield the log lines after stream id `after` with their ids until the job ends, then `end` with its state.
 
-    The stream ends without `end` when the gateway stops or the job is deleted. It waits while the store is unavailable.
+    The stream ends without `end` when the gateway stops or the job is deleted. While Redis or the storage is
+    unavailable, the stream waits.
     """
     yield _RETRY
     sent_at = time.monotonic()
@@ -255,16 +242,12 @@ async def log_stream(jobs: JobStore, tailer: Tailer, tenant: str, job_id: str, a
         await asyncio.sleep(_LOG_SECONDS)
 
 
-async def _wait(changed: asyncio.Event, seconds: float) -> None:
-    # wait_for would create a task per wait, and thousands of streams may wait at once.
-    try:
-        async with asyncio.timeout(max(seconds, 0.001)):
-            await changed.wait()
-    except TimeoutError:
-        return
+def _numbered(event: Event) -> tuple[int, str]:
+    """Return number and message of an event."""
+    return event.seq, _message(event.type, JobEvent.model_validate(event).model_dump_json(), event.seq)
 
 
 def _message(event: str, data: str, message_id: int | str | None = None) -> str:
-    # JSON has no raw line break, so the data fits on one line; escaping the type keeps the frame intact.
-    name = json.dumps(event)[1:-1]
+    """Return a server-sent event. data: JSON on one line."""
+    name = json.dumps(event)[1:-1]  # A line break in the type would end the line.
     return (f"id: {message_id}\n" if message_id is not None else "") + f"event: {name}\ndata: {data}\n\n"

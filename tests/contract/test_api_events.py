@@ -340,17 +340,22 @@ def test_ended_job_whose_storage_hangs_delays_no_other_stream(
 def test_events_that_moved_between_two_polls_reach_open_streams(gateway: Gateway) -> None:
     job, store, tailer = running(gateway), gateway.parts.jobs, gateway.parts.tailer
 
-    async def follow() -> list[list[Event] | None]:
+    async def follow() -> list[list[int] | None]:
         with tailer._watch(T, job.id) as topic:
+
+            def numbers(after: int) -> list[int] | None:
+                events = topic.after(after)
+                return events and [seq for seq, _ in events]
+
             await tailer._poll()
-            before = topic.after(0)
+            before = numbers(0)
             store.finish(job, "a", {})
             move_streams(store)
             await tailer._poll()
-            return [before, topic.after(2), topic.after(3)]
+            return [before, numbers(2), numbers(3)]
 
     # None: the stream reads the events itself.
-    assert asyncio.run(follow()) == [store.events(T, job.id)[:2], None, []]
+    assert asyncio.run(follow()) == [[1, 2], None, []]
 
 
 def test_open_stream_waits_for_the_store(gateway: Gateway) -> None:
