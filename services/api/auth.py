@@ -14,6 +14,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from tlm_core.errors import MissingDependency, Unauthorized
 from tlm_core.jobs.spec import JobRecord
 
+TENANT = "default"  # the owner of everything that callers with the token create
 _bearer = HTTPBearer(
     auto_error=False, description="API token of the service, which `tlm up` stores in its secrets folder."
 )
@@ -22,7 +23,7 @@ _bearer = HTTPBearer(
 def ensure_token(path: Path) -> str:
     """Return the API token in the file `path`. Create a missing file with mode 0600 and a new token.
 
-    Processes that start at the same time get the same token. Raises MissingDependency if the file is empty.
+    Processes that start at the same time return the same token. Raises MissingDependency if the file is empty.
     """
     if path.exists():
         return _read_token(path)
@@ -45,14 +46,14 @@ def ensure_token(path: Path) -> str:
 
 def _read_token(path: Path) -> str:
     token = path.read_text(encoding="ascii").strip()
-    if not token:  # Otherwise an empty text would be the token.
+    if not token:  # Otherwise the service would accept an empty token.
         raise MissingDependency(f"The token file {path} is empty. Delete it, and the next start creates a new token.")
     return token
 
 
 def is_token(text: str, token: str) -> bool:
-    """Return whether the text of a user is the API token."""
-    # A form in another encoding can contain half of a surrogate pair.
+    """Return whether `text`, which a caller sent, is the API token."""
+    # A form in another encoding can contain a lone surrogate, which UTF-8 cannot encode.
     return hmac.compare_digest(text.strip().encode(errors="replace"), token.encode())
 
 
@@ -67,7 +68,7 @@ async def tenant_of(
             "Unknown API token. Use the token in the gateway's token file: secrets/api_token in the data folder of "
             "`tlm up`, or /data/gateway/token in a container."
         )
-    return "default"
+    return TENANT
 
 
 Tenant = Annotated[str, Depends(tenant_of)]

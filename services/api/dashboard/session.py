@@ -1,7 +1,7 @@
-"""Dashboard sessions: a signed cookie, and a check that writes come from the dashboard's own pages.
+"""Sessions of the dashboard: a signed cookie, and a check of the origin of each write request.
 
 The cookie has an expiry time and a signature. The key of the signature is derived from the API token, so a new token
-invalidates every session. The server stores no sessions.
+invalidates every session. The gateway stores no sessions.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def is_valid(value: str, token: str, now: float) -> bool:
 def is_own(headers: Mapping[str, str]) -> bool:
     """Return whether a write request comes from a page of this dashboard.
 
-    Browsers send Origin with each POST. Origin must name this host. Without Origin, Sec-Fetch-Site must be same-origin.
+    Browsers send the header Origin with each POST. Origin must be this host. Without Origin, the header Sec-Fetch-Site
+    must be same-origin.
     """
     origin = headers.get("origin")
     if origin:
@@ -43,7 +44,7 @@ def is_own(headers: Mapping[str, str]) -> bool:
 
 
 def local_path(path: str) -> str:
-    """Return the page after signing in: `path` if it belongs to the dashboard, else the job list."""
+    """Return the page to show after the sign-in: `path` if it is a page of the dashboard, else the list of jobs."""
     is_local = path.startswith("/ui/") and "\\" not in path and "//" not in path and path.isprintable()
     return path if is_local else "/ui/jobs"
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_urlsafe
@@ -22,19 +22,20 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.api.auth import TENANT
 from services.api.dashboard import session
 from services.api.dashboard.present import COLORS, FILTERS
 from services.api.dashboard.progress import runtime, selects
 from services.common.problem import problem_of, validation_problem
 from tlm_core.errors import TLMError
 from tlm_core.jobs.spec import JobRecord
+from tlm_core.wire import JsonObject
 
 PREFIX = "/ui"
 STATIC = Path(__file__).parent / "static"
-_TENANT = "default"
 Refused = tuple[Mapping[str, str], TLMError] | None  # the texts of a refused form, and the error
 
-# No inline scripts or styles and nothing from other hosts, so that a hostile label cannot run code.
+# Pages have no inline scripts or styles, and load nothing from other hosts. So a hostile label cannot run code.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -52,23 +53,20 @@ class NotSignedIn(Exception):
     """Raised without a valid session. The response redirects to the sign-in page."""
 
 
-class ForeignOrigin(Exception):
-    """Raised for a state-changing request that does not come from a page of this dashboard."""
-
-
 def signed_in(request: Request) -> str:
-    """Return the tenant of the session. Raises NotSignedIn, or ForeignOrigin as `check_origin` does."""
+    """Return the tenant of the session. Raises NotSignedIn, and the error of `check_origin`."""
     token: str = request.app.state.parts.token
     if not session.is_valid(request.cookies.get(session.COOKIE, ""), token, time.time()):
         raise NotSignedIn
     check_origin(request)
-    return _TENANT
+    return TENANT
 
 
 def check_origin(request: Request) -> None:
-    """Raise ForeignOrigin for a state-changing request that does not come from a page of this dashboard."""
+    """Raise HTTPException 403 for a state-changing request that does not come from a page of this dashboard."""
     if request.method not in ("GET", "HEAD") and not session.is_own(request.headers):
-        raise ForeignOrigin
+        detail = "The request did not come from a page of the dashboard. Open the dashboard, and repeat the action."
+        raise HTTPException(403, detail)
 
 
 SignedIn = Annotated[str, Depends(signed_in)]
@@ -78,13 +76,13 @@ def _job(request: Request, job: str, tenant: SignedIn) -> JobRecord:
     return request.app.state.parts.jobs.get(tenant, job)
 
 
-# The job that the path of a page names. A request for an unknown job ends with NotFound.
+# The job in the path of a page. Raises NotFound for an unknown job.
 PageJob = Annotated[JobRecord, Depends(_job)]
 
 
 @dataclass(frozen=True)
 class Asset:
-    """A static file. url: contains a hash of the content, so browsers may cache it forever."""
+    """A static file. url: contains a hash of the content, so browsers may cache the file forever."""
 
     url: str
     integrity: str
@@ -93,7 +91,7 @@ class Asset:
 def read_assets(prefix: str) -> dict[str, Asset]:
     """Return every script, style sheet, icon and font by its path in `static`. prefix: the path of the dashboard.
 
-    Vendored files have recorded integrity hashes, so browsers refuse a changed file.
+    The integrity hashes of vendored files are recorded, so that browsers refuse a changed file.
     """
     recorded = {f"vendor/{entry['file']}": entry["integrity"] for entry in vendored()}
     assets = {}
@@ -117,7 +115,7 @@ def integrity_of(path: Path) -> str:
 
 
 def build_environment() -> Environment:
-    """Return the templates. They escape every value, and an undefined name is an error."""
+    """Return the environment of the templates. It escapes every value, and an undefined name is an error."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -159,45 +157,15 @@ def redirect(request: Request, path: str) -> Response:
 
 
 def install_errors(app: FastAPI) -> None:
-    """Show every error as a page, or for a script as a part of a page."""
+    """Show every error as a page. A script receives only the message, as a part of a page."""
     app.add_exception_handler(NotSignedIn, _to_sign_in)
-    app.add_exception_handler(ForeignOrigin, _on_foreign)
-    app.add_exception_handler(TLMError, _on_error)
-    app.add_exception_handler(RequestValidationError, _on_validation)
-    app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(Exception, _on_unexpected)
+    for kind in (TLMError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, _on_error)
 
 
 async def _to_sign_in(request: Request, _: Exception) -> Response:
     target = str(request.url.path) if request.method == "GET" and "hx-request" not in request.headers else ""
     return redirect(request, f"{PREFIX}/sign-in" + (f"?next={quote(target)}" if target else ""))
-
-
-async def _on_foreign(request: Request, _: Exception) -> Response:
-    detail = "The request did not come from a page of the dashboard. Open the dashboard, and repeat the action there."
-    return _failure(request, 403, detail)
-
-
-async def _on_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, TLMError)
-    problem = problem_of(error)
-    return _failure(request, problem.status, problem.detail, problem.errors or ())
-
-
-async def _on_validation(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    return _failure(request, 422, validation_problem(error.errors()).detail)
-
-
-async def _on_http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    detail = f"There is no page at {request.url.path}." if error.status_code == 404 else str(error.detail)
-    return _failure(request, error.status_code, detail)
-
-
-async def _on_unexpected(request: Request, error: Exception) -> Response:
-    logging.getLogger(__name__).error("%s %s failed: %r", request.method, request.url.path, error)
-    return _failure(request, 500, "An unexpected error occurred. The log of the gateway has the cause.")
 
 
 _TITLES = {
@@ -212,9 +180,23 @@ _TITLES = {
 }
 
 
-def _failure(request: Request, status: int, detail: str, errors: Sequence[Mapping[str, object]] = ()) -> HTMLResponse:
+async def _on_error(request: Request, error: Exception) -> Response:
+    faults: list[JsonObject] = []
+    match error:
+        case TLMError():
+            problem = problem_of(error)
+            status, detail, faults = problem.status, problem.detail, problem.errors or []
+        case RequestValidationError():
+            status, detail = 422, validation_problem(error.errors()).detail
+        case HTTPException(status_code=404):
+            status, detail = 404, f"There is no page at {request.url.path}."
+        case HTTPException():
+            status, detail = error.status_code, str(error.detail)
+        case _:
+            logging.getLogger(__name__).error("%s %s failed: %r", request.method, request.url.path, error)
+            status, detail = 500, "An unexpected error occurred. The log of the gateway has the cause."
     title = _TITLES.get(status, "The request failed")
-    return page(request, "error.html", status=status, title=title, detail=detail, status_code=status, faults=errors)
+    return page(request, "error.html", status=status, title=title, detail=detail, status_code=status, faults=faults)
 
 
 class Headers:
@@ -230,7 +212,7 @@ class Headers:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                # During an upgrade, a page of the other release may request other contents than this process has.
+                # During an upgrade, a page of another release can request a file that this release has changed.
                 forever = url in self._urls and message["status"] in (200, 304)
                 cache = "public, max-age=31536000, immutable" if forever else "no-store"
                 for name, value in {**_HEADERS, "Cache-Control": cache}.items():
