@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -32,14 +31,13 @@ def create_app(parts: Parts) -> FastAPI:
             asyncio.create_task(parts.tailer.run(), name="tailer"),
             asyncio.create_task(_finish_removals(parts), name="removals"),
         ]
-        deliverer = threading.Thread(target=parts.deliverer.run, name="webhooks", daemon=True)
-        deliverer.start()
+        deliveries = parts.deliverer.start()
         try:
             yield
         finally:
             parts.tailer.close()
             parts.deliverer.stop()
-            await run_in_threadpool(deliverer.join, 10)
+            await run_in_threadpool(deliveries.join, 10)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,8 +1,9 @@
 """Webhooks by the Standard Webhooks scheme (standardwebhooks.com): signed, numbered, retried.
 
-One gateway at a time follows the feed of job events. For each page of events after the cursor, one transaction queues a
-delivery per event and subscribed endpoint, and moves the cursor. So no event is lost. If a gateway sends a delivery
-twice, both have the same webhook-id, which consists of the job and the number of the event.
+One gateway at a time reads the feed of job events, a list of the events of all jobs. A cursor marks the last event that
+was read. For each page of events, one transaction queues a delivery per event and subscribed endpoint, and moves the
+cursor. So no event is lost. If a gateway sends a delivery twice, both have the same webhook-id, which consists of the
+job and the number of the event.
 
 Keys (tenant in braces): tlm:{T}:webhooks  id → record      tlm:{T}:webhook-secrets  id → secret
     tlm:{T}:webhook-log:ID  latest attempts                  tlm:webhook:due  deliveries, scored by time
@@ -20,6 +21,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import redis
@@ -41,9 +43,9 @@ log = logging.getLogger(__name__)
 # Seconds between the attempts of a delivery, as the scheme recommends: about 32 hours in total.
 BACKOFF = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400)
 _LEASE_SECONDS = 30  # usually longer than a look-up of a host and one delivery
-_MAX_ENDPOINT_SECONDS = 5.0  # per round; then the other deliveries to this endpoint wait for the next round
+_MAX_ENDPOINT_SECONDS = 5.0  # in each round. Then the other deliveries to this endpoint wait for the next round.
 _PAGE = 200
-_GONE = 410  # the status of an endpoint that wants no more events
+_GONE = 410  # the HTTP status by which an endpoint refuses all further events
 _LOGGED_ATTEMPTS = 20
 _DUE, _BODIES, _CURSOR, _LEASE = (f"{PREFIX}:webhook:{name}" for name in ("due", "bodies", "cursor", "lease"))
 
@@ -62,7 +64,7 @@ class _Delivery(BaseModel):
 
 
 def sign(secret: str, message: str, timestamp: int, body: bytes) -> str:
-    """Return the `webhook-signature` header: `v1,` and the base64 HMAC-SHA256 of message id, time and body.
+    """Return the header `webhook-signature`: `v1,` and the HMAC-SHA256 of message id, time and body in base64.
 
     secret: `whsec_` and the key in base64. message: the message id. timestamp: Unix seconds.
     """
@@ -78,7 +80,7 @@ class Webhooks:
         self._redis: Any = client
 
     def add(self, tenant: str, url: str, events: tuple[EventType, ...]) -> tuple[Webhook, str]:
-        """Add an endpoint. Returns it with its secret, which cannot be read again."""
+        """Add an endpoint. Return the endpoint and its secret, which clients cannot read again."""
         hook = Webhook(id=new_id("wh"), url=url, events=events, created_at=time.time())
         secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
         pipe = self._redis.pipeline().hset(key(tenant, "webhooks"), hook.id, hook.model_dump_json())
@@ -97,7 +99,7 @@ class Webhooks:
         return _read(hook_id, record)
 
     def remove(self, tenant: str, hook_id: str) -> None:
-        """Delete an endpoint; its queued deliveries are dropped when due. Raises NotFound."""
+        """Delete an endpoint. Its queued deliveries are dropped when they are due. Raises NotFound."""
         pipe = self._redis.pipeline().hdel(key(tenant, "webhooks"), hook_id)
         pipe.hdel(key(tenant, "webhook-secrets"), hook_id).delete(key(tenant, "webhook-log", hook_id))
         if not pipe.execute()[0]:
@@ -111,7 +113,7 @@ class Webhooks:
         return list(_readable(hook_id, self._redis.lrange(key(tenant, "webhook-log", hook_id), 0, -1)))
 
     def log_attempt(self, tenant: str, hook: Webhook, attempt: WebhookAttempt) -> None:
-        """Store an attempt, and disable the endpoint if it responded with 410. Ignore an endpoint that was deleted."""
+        """Store an attempt, and disable the endpoint if it responded with 410. Ignore a deleted endpoint."""
         hooks, attempts = key(tenant, "webhooks"), key(tenant, "webhook-log", hook.id)
 
         def store(pipe: Pipeline) -> None:
@@ -130,7 +132,7 @@ class Webhooks:
 
 
 def _job_of(delivery: str) -> str:
-    """Return the job id in the name of a delivery, HOOK/msg_JOB_SEQ."""
+    """Return the job id in the name of a delivery, which is HOOK/msg_JOB_SEQ without the prefix job_."""
     return f"job_{delivery.partition('/msg_')[2].partition('_')[0]}"
 
 
@@ -146,7 +148,7 @@ def _read(hook_id: str, record: str) -> Webhook:
 
 
 def _listed(hook_id: str, record: str) -> Webhook:
-    """Return the webhook. For an unreadable record, return a stub with the error, so that lists show all webhooks."""
+    """Return the webhook. For an unreadable record, return a webhook with only the id and the error."""
     try:
         return _read(hook_id, record)
     except UnreadableRecord as error:
@@ -163,10 +165,10 @@ def _readable(hook_id: str, records: Iterable[str]) -> Iterator[WebhookAttempt]:
 
 
 class Deliverer:
-    """Follows the feed and delivers webhooks. Each gateway has one, and only the holder of the lease delivers.
+    """Reads the feed and delivers webhooks. Of all gateways, only the holder of the lease does so.
 
-    clock: returns the Unix time, by default of Redis, because gateways share the times of deliveries. timer: measures
-    durations.
+    clock: returns the Unix time. The default is the clock of Redis, because gateways share the times of deliveries.
+    timer: measures durations.
     """
 
     def __init__(
@@ -192,17 +194,17 @@ class Deliverer:
         self._tenants: set[str] = set()  # tenants whose events this process has read
         self.task = Background("webhooks")
 
+    def start(self) -> threading.Thread:
+        """Deliver in a thread until `stop`, and return the thread."""
+        return self.task.start(self.round, self._poll_seconds, self._stop)
+
     def stop(self) -> None:
         self._stop.set()
 
-    def run(self) -> None:
-        """Deliver until stopped."""
-        self.task.repeat(self.round, self._poll_seconds, self._stop)
-
     def round(self) -> None:
-        """Queue deliveries for new events, then send those that are due.
+        """Queue deliveries for new events, then send the deliveries that are due.
 
-        The time per endpoint and round is limited, so a slow endpoint does not delay the others.
+        The time for each endpoint is limited, so that a slow endpoint does not delay the others.
         """
         if not self._has_lease():
             return
@@ -210,10 +212,10 @@ class Deliverer:
             self._enabled(tenant)
         while self._queue_page():
             pass
-        # Read all due deliveries. Those of a slow endpoint wait, so they could fill a page of any size.
+        # Read all due deliveries, because the waiting deliveries of a slow endpoint could fill a page of any size.
         now = self._clock()
         due = self._redis.zrangebyscore(_DUE, "-inf", now)
-        # These times were set before the clock went back.
+        # Times beyond the longest delay were set before the clock went back.
         due += self._redis.zrangebyscore(_DUE, f"({now + BACKOFF[-1] + 60}", "+inf")
         spent: dict[str, float] = {}
         for name in due:
@@ -240,7 +242,7 @@ class Deliverer:
         return bool(self._redis.expire(_LEASE, _LEASE_SECONDS))
 
     def _queue_page(self) -> bool:
-        """Queue deliveries for one page of the feed and move the cursor. Returns whether the feed may have more."""
+        """Queue deliveries for one page of the feed and move the cursor. Return whether the feed may have more."""
         cursor = self._redis.get(_CURSOR)
         if cursor is None:  # At the first start, skip earlier events.
             last = self._redis.xrevrange(FEED, count=1)
@@ -257,16 +259,19 @@ class Deliverer:
             with self.task.item(f"event {entry['seq']} of job {job_id}", job_id=job_id):
                 if tenant not in hooks:
                     hooks[tenant] = self._enabled(tenant)
-                for hook in hooks[tenant]:
-                    if entry["type"] in hook.events:
-                        self._queue(pipe, tenant, hook, job_id, int(entry["seq"]), entry["type"], now)
+                subscribed = [hook.id for hook in hooks[tenant] if entry["type"] in hook.events]
+                if subscribed and (body := self._body(tenant, job_id, int(entry["seq"]))):
+                    message = f"msg_{job_id.removeprefix('job_')}_{entry['seq']}"  # see `_job_of`
+                    fields = {"tenant": tenant, "message": message, "type": entry["type"], "number": 1, "body": body}
+                    for hook_id in subscribed:
+                        self._schedule(pipe, _Delivery(hook=hook_id, **fields), now)
         self._tenants |= hooks.keys()
         pipe.set(_CURSOR, page[-1][0])
         pipe.execute()
         return len(page) == _PAGE
 
     def _enabled(self, tenant: str) -> list[Webhook]:
-        """Return the webhooks that receive events. Skips those with an unreadable record."""
+        """Return the webhooks that receive events. Skip webhooks with an unreadable record."""
         enabled = []
         for hook in self._hooks.all(tenant):
             with self.task.item(f"webhook {hook.id}"):
@@ -276,19 +281,13 @@ class Deliverer:
                     enabled.append(hook)
         return enabled
 
-    def _queue(
-        self, pipe: Pipeline, tenant: str, hook: Webhook, job_id: str, seq: int, event_type: str, at: float
-    ) -> None:
+    def _body(self, tenant: str, job_id: str, seq: int) -> str | None:
+        """Return the body of the deliveries of an event, or None if the job was deleted."""
         events = self._jobs.events(tenant, job_id, after=seq - 1, limit=1)
-        if not events:  # The job was deleted.
-            return
+        if not events:
+            return None
         data = JobEvent.model_validate(events[0]).model_dump(mode="json")
-        body = {"type": event_type, "timestamp": data["at"], "data": {"job": job_id, **data}}
-        message = f"msg_{job_id.removeprefix('job_')}_{seq}"  # see `_job_of`
-        delivery = _Delivery(
-            tenant=tenant, hook=hook.id, message=message, type=event_type, number=1, body=canonical_json(body)
-        )
-        self._schedule(pipe, delivery, at)
+        return canonical_json({"type": data["type"], "timestamp": data["at"], "data": {"job": job_id, **data}})
 
     def _schedule(self, pipe: Pipeline, delivery: _Delivery, at: float) -> None:
         name = f"{delivery.hook}/{delivery.message}"
@@ -296,11 +295,13 @@ class Deliverer:
         pipe.zadd(_DUE, {name: at})
 
     def _attempt(self, name: str) -> None:
-        """Send a delivery; then drop it, or schedule the next attempt."""
+        """Send a delivery. Then drop the delivery, or schedule its next attempt."""
         record = self._redis.hget(_BODIES, name)
-        delivery = _Delivery.model_validate_json(record) if record else None
-        hook = self._enabled_hook(delivery) if delivery else None
-        if delivery is None or hook is None:
+        delivery, hook = _Delivery.model_validate_json(record) if record else None, None
+        if delivery:
+            with suppress(NotFound):
+                hook = self._hooks.get(delivery.tenant, delivery.hook)
+        if delivery is None or hook is None or hook.disabled is not None:
             self._drop(name)
             return
         status, error = self._send(hook, delivery)
@@ -319,13 +320,6 @@ class Deliverer:
         pipe = self._redis.pipeline(transaction=True)
         self._schedule(pipe, delivery.model_copy(update={"number": delivery.number + 1}), next_at)
         pipe.execute()
-
-    def _enabled_hook(self, delivery: _Delivery) -> Webhook | None:
-        try:
-            hook = self._hooks.get(delivery.tenant, delivery.hook)
-        except NotFound:
-            return None
-        return hook if hook.disabled is None else None
 
     def _send(self, hook: Webhook, delivery: _Delivery) -> tuple[int | None, str | None]:
         timestamp, body = int(self._clock()), delivery.body.encode()
