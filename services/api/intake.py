@@ -1,6 +1,7 @@
-"""Accept uploads. A refused upload is not stored.
+"""Validate and store uploads. If the validation fails, nothing is stored.
 
-Datasets are validated completely. Corpora are checked only for names, language, options, file types and addresses.
+The validation of a dataset is complete. The validation of a corpus covers only names, language, options, file types and
+addresses. The loader reads the files later.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from services.api.forms import ReceivedFile
 from services.common.bodies import UnsupportedJSON, check_json
 from services.common.catalog_records import CorpusLoad, DatasetRecord, DatasetSummary
 from services.common.problem import validation_problem
-from tlm_core.artifacts import ManifestRef, storage_errors, temporary_folder
+from tlm_core.artifacts import storage_errors, temporary_folder
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.corpus.remote import is_address
 from tlm_core.corpus.states import NearDuplicatesChoice
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from tlm_core.tasks.task import Task
 
 LoadTask = Callable[[Mapping[str, Path] | str, "DatasetOptions"], tuple["Task", "Report"]]
-# Names of a dataset's files, as regular expressions. Storage uses them as file names, so their length is limited.
+# Names of a dataset's files, as regular expressions. The storage uses them as file names, so their length is limited.
 PARTS = ("train", "validation", "test", "test_[a-z]{1,40}", "selection", "file")
 CORPUS_FIELDS = ("name", "language", "near_duplicates")
 
@@ -54,12 +55,12 @@ _REPOSITORY = re.compile(rf"{HUB}(?P<path>{HUB_NAME}/{HUB_NAME})(:[^\s:]*){{0,2}
 def add_dataset(
     parts: Parts, tenant: str, name: str, files: Mapping[str, ReceivedFile], options: DatasetOptions, request: str = ""
 ) -> DatasetRecord:
-    """Add a dataset. files: split → file, with `file` as another name of `train`. request: see Catalog.add_dataset.
+    """Validate and store a dataset. Missing validation and test splits are split off from train.
 
-    Missing validation and test splits come from train. Raises InvalidDataset with every error in the files, and then
-    stores nothing.
+    files: split → file. The name `file` also means `train`. request: see Catalog.add_dataset. Raises InvalidDataset
+    with every error in the files.
     """
-    check_dataset_name(name)
+    _check_dataset_name(name)
     splits = _by_split(files)
     extensions = {split: _extension(file.name) for split, file in splits.items()}
     options = replace(options, name=options.name or name)
@@ -67,20 +68,20 @@ def add_dataset(
     with _work(parts) as raw:
         for split, file in splits.items():
             shutil.move(file.path, raw / f"{split}{extensions[split]}")
-        return _store(parts, tenant, name, raw, report, options, _count_selection(parts, raw), request)
+        return _store(parts, tenant, name, raw, report, options, request)
 
 
 def add_hub_dataset(
     parts: Parts, tenant: str, name: str, hub: str, options: DatasetOptions, selection: str | None = None
 ) -> DatasetRecord:
-    """Add the texts and labels of a hub dataset, `OWNER/NAME[@REVISION][:CONFIG]`. Raises as `add_dataset` does.
+    """Store the texts and labels of a hub dataset, `OWNER/NAME[@REVISION][:CONFIG]`. Raises as `add_dataset` does.
 
-    selection: the path of a file in the hub dataset. The dataset gets the passages of this file as its selection.
+    selection: the path of a file in the hub dataset. The passages of this file become the selection of the new dataset.
     """
     from tlm_core.selection.given import GIVEN_PART
     from tlm_core.tasks.hub import hub_file, parse_hub_id
 
-    check_dataset_name(name)
+    _check_dataset_name(name)
     hub = f"{HUB}{hub.removeprefix(HUB)}"
     source = parse_hub_id(hub)
     refuse_folder(source.path)  # Callers may not read folders of this machine.
@@ -97,7 +98,7 @@ def add_hub_dataset(
             file = hub_file(source, selection, cache=parts.settings.scratch / "hub")
             with storage_errors("storing the selection"):
                 shutil.copyfile(file, raw / f"{GIVEN_PART}{_extension(selection)}")
-        return _store(parts, tenant, name, raw, report, stored, _count_selection(parts, raw))
+        return _store(parts, tenant, name, raw, report, stored)
 
 
 def add_corpus(
@@ -110,10 +111,7 @@ def add_corpus(
     sources: Sequence[str] = (),
     request: str = "",
 ) -> CorpusLoad:
-    """Record a load of `files` and of the files at the addresses `sources`. A load survives restarts.
-
-    request: see Catalog.add_load.
-    """
+    """Record a load of `files` and of the files at the addresses `sources`. request: see Catalog.add_load."""
     _check_corpus(name, language, files, near_duplicates, sources)
     check_sources(sources, parts.settings.sources)
     folder = f"{tenant}/uploads/{uuid.uuid4().hex}"
@@ -122,7 +120,7 @@ def add_corpus(
             for file in files:
                 shutil.move(file.path, work / file.name)
         choice = cast(NearDuplicatesChoice, near_duplicates)
-        with deleted_on_error(parts.artifacts, folder):
+        with _deleted_on_error(parts.artifacts, folder):
             upload = parts.artifacts.write(folder, work, artifact="upload", stage="corpus")
             load = parts.catalog.add_load(tenant, name, language, upload, choice, sources, request)
     if load.upload.folder != folder:
@@ -130,35 +128,25 @@ def add_corpus(
     return load
 
 
-def _count_selection(parts: Parts, raw: Path) -> int | None:
-    """Return the number of passages in the selection file, or None without a file. Raises InvalidDataset."""
+def _store(
+    parts: Parts, tenant: str, name: str, raw: Path, report: Report, options: DatasetOptions, request: str = ""
+) -> DatasetRecord:
+    """Store the files in `raw` and the validation report. Raises InvalidDataset for an invalid selection file."""
     from tlm_core.selection.given import GIVEN, given_part, write_given
 
-    part = given_part(raw)
-    if part is None:
-        return None
-    with _work(parts) as work, storage_errors("checking the selection"):
-        return write_given(part, work / GIVEN)
-
-
-def _store(
-    parts: Parts,
-    tenant: str,
-    name: str,
-    raw: Path,
-    report: Report,
-    options: DatasetOptions,
-    selection: int | None,
-    request: str = "",
-) -> DatasetRecord:
-    dataset_id = new_id("ds")
+    dataset_id, selection = new_id("ds"), None
     folder = f"{tenant}/datasets/{dataset_id}"
+    if part := given_part(raw):
+        with _work(parts) as work, storage_errors("checking the selection"):
+            selection = write_given(part, work / GIVEN)
     counts = {"labels": len(report["labels"]), "warnings": len(report["warnings"])}
     summary = DatasetSummary(rows=report["counts"], selection=selection, **counts)
-    with deleted_on_error(parts.artifacts, folder):
+    with _deleted_on_error(parts.artifacts, folder), _work(parts) as work:
         # The manifest has neither id nor name. So equal files have equal digests, and jobs on them reuse artifacts.
         raw_ref = parts.artifacts.write(f"{folder}/raw", raw, artifact="dataset", stage="dataset")
-        report_ref = _write_report(parts, f"{folder}/report", report)
+        with storage_errors("writing the validation report"):
+            (work / "report.json").write_text(json.dumps(report, ensure_ascii=False), encoding="utf-8")
+        report_ref = parts.artifacts.write(f"{folder}/report", work, artifact="report", stage="dataset")
         record = parts.catalog.add_dataset(
             tenant, dataset_id, name, raw=raw_ref, report=report_ref, options=changed_options(options),
             summary=summary, request=request,
@@ -168,19 +156,11 @@ def _store(
     return record
 
 
-def _write_report(parts: Parts, folder: str, report: Report) -> ManifestRef:
-    with _work(parts) as work:
-        with storage_errors("writing the validation report"):
-            (work / "report.json").write_text(json.dumps(report, ensure_ascii=False), encoding="utf-8")
-        return parts.artifacts.write(folder, work, artifact="report", stage="dataset")
-
-
 def _work(parts: Parts) -> AbstractContextManager[Path]:
     return temporary_folder(parts.settings.scratch / "work", "preparing the upload")
 
 
-def check_dataset_name(name: str) -> None:
-    """Raise InvalidRequest for an invalid dataset name."""
+def _check_dataset_name(name: str) -> None:
     _check_name(name)
     if name.startswith("ds_"):
         raise InvalidRequest(f"Invalid name '{name}'. Names cannot begin with 'ds_', the prefix of dataset ids.")
@@ -199,7 +179,7 @@ def parse_options(text: str) -> DatasetOptions:
 
 
 def changed_options(options: DatasetOptions) -> dict[str, object]:
-    """Return options that differ from their defaults. Only these are stored, so a new option changes no old record."""
+    """Return the options that differ from their defaults. If only these are stored, new options change no record."""
     defaults = asdict(DatasetOptions())
     return {key: value for key, value in asdict(options).items() if value != defaults[key]}
 
@@ -235,15 +215,15 @@ def _lies_under(source: str, prefix: str) -> bool:
     """Return whether `source` lies below `prefix`: a folder, a scheme (`s3://`, `hub:`) or a hub dataset."""
     if source == prefix or prefix.endswith(("/", ":")):
         return source.startswith(prefix)
-    # A colon separates the configuration of a hub dataset. In other addresses, it can begin the port of another host.
+    # After the id of a hub dataset, a colon begins its configuration. After another prefix, a colon can begin a port.
     return source.startswith((f"{prefix}/", f"{prefix}:") if prefix.startswith(HUB) else f"{prefix}/")
 
 
 @contextmanager
-def deleted_on_error(artifacts: ArtifactStore, folder: str) -> Iterator[None]:
-    """If the block fails, delete `folder`, which the block writes and records.
+def _deleted_on_error(artifacts: ArtifactStore, folder: str) -> Iterator[None]:
+    """If the block fails, delete `folder`, which the block writes and then records in Redis.
 
-    After StoreUnavailable the folder stays: the store may have recorded it, and the record would refer to its files.
+    After StoreUnavailable the folder stays, because Redis may have stored a record that refers to it.
     """
     try:
         yield
@@ -280,6 +260,7 @@ def _check_corpus(
 
 
 def _by_split(files: Mapping[str, ReceivedFile]) -> dict[str, ReceivedFile]:
+    """Return the files with `train` instead of `file`. Raises InvalidRequest for a combination that is not allowed."""
     if "file" in files:
         if files.keys() - {"file", "selection"}:
             raise InvalidRequest(
@@ -297,7 +278,7 @@ def _by_split(files: Mapping[str, ReceivedFile]) -> dict[str, ReceivedFile]:
 
 
 def _extension(name: str) -> str:
-    """Return the extension that gives the type of a file, such as .csv.gz. Raises InvalidRequest."""
+    """Return the extension of a file, such as .csv.gz. Raises InvalidRequest for an unknown file type."""
     unpacked = name_without_packing(name)
     if format_of(name) is None:
         raise InvalidRequest(f"Unknown file type of '{name}'. {SUPPORTED}")
