@@ -1,4 +1,4 @@
-"""Multipart forms: files stream to disk under safe names, text fields stay in memory."""
+"""Multipart forms. The reader writes files to disk under safe names, and holds text fields in memory."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 @dataclass
 class ReceivedFile:
-    """An uploaded file of `size` bytes. field: the form field. name: safe version of the name that the sender gave the
-    file. named: whether the sender gave one."""
+    """An uploaded file of `size` bytes. field: the form field.
+
+    name: the sender's name of the file, without special characters. named: whether the sender gave the file a name.
+    """
 
     field: str
     name: str
@@ -56,7 +58,7 @@ class Form:
         return value
 
     def selected_files(self) -> list[ReceivedFile]:
-        """Return the files, without the empty and nameless files that browsers send for empty file inputs."""
+        """Return the files, without the empty and nameless file that a browser sends for an empty file input."""
         return [file for file in self.files if file.named or file.size]
 
 
@@ -66,8 +68,8 @@ async def receive_form(
 ) -> AsyncIterator[Form]:
     """Yield the form in the request body. Delete its files at exit.
 
-    fields, files: patterns of the allowed field names. Raises InvalidRequest, HTTPException 413 or 415, the errors of
-    `Uploads.check_space`, and ClientDisconnect for an incomplete upload.
+    fields, files: regular expressions of the allowed names of text fields and of files. Raises InvalidRequest,
+    HTTPException 413 or 415, the errors of `Uploads.check_space`, and ClientDisconnect for an incomplete upload.
     """
     with temporary_folder(parts.settings.scratch / "uploads", "receiving the upload") as folder:
         yield await _read(parts, request, _FormReader(folder, fields, files))
@@ -195,7 +197,7 @@ class _FormReader:
     def _check_name(self, kind: str) -> None:
         patterns = self._patterns[kind]
         if not any(re.fullmatch(pattern, self._field) for pattern in patterns):
-            # A pattern is a name, or a prefix and a range of letters.
+            # A pattern is a name, or a prefix and a range of letters. The message has NAME instead of the range.
             valid = ", ".join(re.sub(r"\[.*", "NAME", pattern) for pattern in sorted(patterns)) or "none"
             name = self._field[:100]
             raise InvalidRequest(f"Unknown form field '{name}' with a {kind}. Valid fields with a {kind}: {valid}.")
@@ -206,18 +208,18 @@ def _too_large(max_bytes: int) -> HTTPException:
 
 
 def safe_name(name: str) -> str:
-    """Return a file name without folders and special characters. The extensions stay."""
+    """Return a file name without folders and special characters, but with its extensions."""
     return _UNSAFE.sub("_", name.replace("\\", "/").rsplit("/", 1)[-1]).lstrip(".-")[-100:] or "file"
 
 
 class SafeNames:
-    """Safe file names that all differ, because errors cite them. The extensions stay: they give the file type."""
+    """Safe file names that all differ, because error messages cite the names."""
 
     def __init__(self) -> None:
-        self._last: dict[str, int] = {}  # name → the last number that was added to it
+        self._last: dict[str, int] = {}  # name → the highest number that was added to this name
 
     def add(self, name: str) -> str:
-        """Return `safe_name(name)`, with a number if an earlier file has this name."""
+        """Return `safe_name(name)`, with a number before the extensions if an earlier file has this name."""
         unique = base = safe_name(name)
         stem, dot, extensions = base.partition(".")
         while unique in self._last:

@@ -1,7 +1,8 @@
-"""Uploads in parts, which resume after a broken connection or a restart of the gateway.
+"""Uploads in parts. They resume after a broken connection or a restart of the gateway.
 
-Create an upload with its name, size and optionally SHA-256. Put the parts in order, each with Content-Range. After an
-interruption read `offset` and continue there. Then create a dataset or a corpus from the upload.
+A client creates an upload with its name, its size and optionally its SHA-256. Then the client sends the parts in order,
+each with the header Content-Range. After an interruption, the client reads `offset` and continues there. Finally, the
+client creates a dataset or a corpus from the upload.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _RANGE = re.compile(r"bytes (\d{1,16})-(\d{1,16})/(\d{1,16})", re.ASCII)
 
 
 class Uploads:
-    """Uploads in progress: offsets in Redis, parts in storage. Raises the errors of both."""
+    """Uploads in progress. Redis stores the offsets, and the storage stores the parts. Raises the errors of both."""
 
     def __init__(self, client: redis.Redis, artifacts: ArtifactStore, scratch: Path, *, max_bytes: int) -> None:
         self._redis: Any = client
@@ -50,7 +51,8 @@ class Uploads:
     def check_space(self, size: int) -> None:
         """Raise StoreFull if the disk of Redis is almost full, or StorageFull if `size` bytes do not fit the storage.
 
-        Call this before receiving a body: its file may lie on the disk of Redis, and Redis exits when the disk is full.
+        Call this method before a body is received. The body may be written to the disk of Redis, and Redis exits when
+        this disk is full.
         """
         check_disk(self._redis)
         with self._artifacts.errors("receiving the upload", writes=True):
@@ -70,7 +72,7 @@ class Uploads:
 
     def get(self, tenant: str, upload_id: str) -> Upload:
         """Return an upload. Raises NotFound."""
-        # Another text could name another key, such as the list of the parts of an upload.
+        # A text that is not an id could name another key in Redis, such as the list of the parts of an upload.
         fields = self._redis.hgetall(_key(tenant, upload_id)) if _ID.fullmatch(upload_id) else {}
         if not fields:
             raise _unknown(upload_id)
@@ -99,9 +101,10 @@ class Uploads:
 
     @contextmanager
     def files(self, tenant: str, uploads: Sequence[tuple[str, str]]) -> Iterator[list[ReceivedFile]]:
-        """Yield the complete, verified files of (field, upload id) pairs. Delete the uploads if the block succeeds.
+        """Yield the complete files of `uploads`, which are pairs of field and upload id.
 
-        Raises NotFound, Conflict for an incomplete upload, InvalidRequest for one that does not match its SHA-256.
+        Delete the uploads if the block succeeds. Raises NotFound, Conflict for an incomplete upload, and InvalidRequest
+        for an upload that does not match its SHA-256.
         """
         with temporary_folder(self._scratch, "assembling the upload") as folder:
             files, names = list[ReceivedFile](), SafeNames()
@@ -113,14 +116,14 @@ class Uploads:
             self._clean_up(tenant, upload_id)
 
     def _clean_up(self, tenant: str, upload_id: str) -> None:
-        """Delete an upload. Only log an outage: the record expires, and the sweeper deletes parts without a record."""
+        """Delete an upload. Log an outage: the record expires, and the sweeper deletes parts without a record."""
         try:
             self.delete(tenant, upload_id)
         except Outage as error:
             log.warning("Cannot delete upload %s now. It expires: %s", upload_id, error)
 
     def _store_part(self, tenant: str, upload: Upload, local: Path, begin: int, length: int) -> None:
-        # The name is unique: if two clients send the same part, one file is recorded and the other file is deleted.
+        # The name is unique. If two clients send the same part, one file is recorded, and the other file is deleted.
         name = f"{begin:016d}-{uuid.uuid4().hex}"
         target = self._artifacts.path(_folder(tenant, upload.id), name)
         with self._artifacts.errors("storing the part", writes=True):
@@ -155,7 +158,7 @@ class Uploads:
                         while block := piece.read(1 << 20):
                             digest.update(block)
                             out.write(block)
-        if target.stat().st_size < upload.size:  # an equal request has deleted the upload meanwhile
+        if target.stat().st_size < upload.size:  # An equal request has deleted the upload in the meantime.
             raise _unknown(upload.id)
         if upload.sha256 is not None and digest.hexdigest() != upload.sha256:
             self._clean_up(tenant, upload.id)
@@ -166,7 +169,7 @@ class Uploads:
 async def _receive(body: AsyncIterator[bytes], local: Path, length: int) -> int:
     """Write at most `length` bytes of the body to `local`. Return the number of received bytes.
 
-    For a longer body, this number is larger than `length`.
+    The number for a longer body is larger than `length`.
     """
     received = 0
     with storage_errors("receiving the part"), open(local, "wb") as handle:
