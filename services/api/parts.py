@@ -1,4 +1,4 @@
-"""The stores and clients of the gateway, and what all routes share: dependencies, pagination, error documentation."""
+"""The stores and clients of the gateway, and common parts of the routes: dependencies, pagination, OpenAPI entries."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from services.api.settings import ApiSettings
 from services.api.streams import Tailer
 from services.api.webhook_delivery import Deliverer, Webhooks
 from services.common.background import Background
-from services.common.catalog import Catalog, ready_version
+from services.common.catalog import Catalog
 from services.common.jobstore import JobStore
 from services.common.retriever_client import RetrieverClient
 from tlm_core.artifacts.store import ArtifactStore
@@ -33,7 +33,7 @@ from tlm_core.wire import JsonObject, SearchResult
 
 @dataclass(frozen=True)
 class Parts:
-    """The gateway's stores and clients. load_task: reads and validates a dataset (tlm_core.tasks)."""
+    """The gateway's stores and clients. load_task: reads and validates a dataset (`tlm_core/tasks/validate.py`)."""
 
     settings: ApiSettings
     token: str
@@ -60,20 +60,18 @@ class Parts:
     def search(self, tenant: str, corpus: str, version: str | None, query: str, k: int) -> SearchResult:
         """Return the `k` best passages for `query` in a version of a corpus, by default the newest ready version.
 
-        Raises the errors of `ready_version` and of the retriever.
+        Raises the errors of `Catalog.ready_version` and of the retriever.
         """
-        latest = self.catalog.loads(tenant, corpus, limit=1)
-        ready = ready_version(self.catalog.corpus(tenant, corpus), version, latest[0] if latest else None)
-        hits = self.retriever.search(tenant, corpus, ready.version, query, k)
-        return SearchResult(version=ready.version, hits=tuple(hits))
+        ready = self.catalog.ready_version(tenant, corpus, version).version
+        return SearchResult(version=ready, hits=tuple(self.retriever.search(tenant, corpus, ready, query, k)))
 
     @cached_property
     def estimator(self) -> Estimator:
-        """The one estimator of this process. It caches the measurements of finished jobs."""
+        """The estimator of this process, which caches the measurements of finished jobs."""
         return Estimator(self.catalog, self.jobs, self.artifacts, self.settings.worker_gpus)
 
 
-async def _parts(request: Request) -> Parts:  # `def` would wait for a thread of the routes.
+async def _parts(request: Request) -> Parts:  # A function without `async` would wait for a thread of the pool.
     return request.app.state.parts
 
 
@@ -96,7 +94,7 @@ async def refuse_unknown_parameters(request: Request) -> None:
 
 
 def _query_names(dependant: Dependant) -> set[str]:
-    """Return the names of the query parameters of a route and of its dependencies."""
+    """Return the names of the query parameters of a route and its dependencies."""
     names = {field.alias for field in dependant.query_params}
     return names.union(*map(_query_names, dependant.dependencies))
 
@@ -132,7 +130,7 @@ _DESCRIPTIONS = {
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, object]]:
-    """Return the documentation of a route's error responses: those of every route, and `statuses`."""
+    """Return the OpenAPI entries of a route's error responses: `statuses`, and the statuses of every route."""
     return {
         status: {"description": _DESCRIPTIONS[status], "content": PROBLEM} for status in (401, *statuses, 422, 500, 503)
     }

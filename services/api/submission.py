@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from services.api.estimate import proposed
 from services.api.job_artifacts import report_of
-from services.common.catalog import Catalog, dataset_keys, ready_version
+from services.common.catalog import Catalog, dataset_keys
 from services.common.problem import validation_problem
 from tlm_core.errors import Conflict, IllegalTransition, InvalidRequest, NotReady
 from tlm_core.jobs.plan import plan_of
@@ -38,9 +38,9 @@ def submit_job(parts: Parts, tenant: str, spec: JobSpec, key: str | None) -> tup
 
 
 def retry_job(parts: Parts, job: JobRecord, key: str | None) -> tuple[JobRecord, bool]:
-    """Create a job with the same resolved inputs. It reuses finished stages. Return the same as `submit_job`.
+    """Create a job with the same resolved inputs as `job`. It reuses finished stages. Returns: see `submit_job`.
 
-    Raises IllegalTransition unless `job` is failed or cancelled. Raises IdempotencyMismatch as `submit_job` does.
+    Raises IllegalTransition unless `job` is failed or cancelled, and IdempotencyMismatch as `submit_job` does.
     """
     if job.state not in RETRYABLE:
         raise IllegalTransition(
@@ -52,7 +52,7 @@ def retry_job(parts: Parts, job: JobRecord, key: str | None) -> tuple[JobRecord,
 
 
 def clone_job(parts: Parts, job: JobRecord, changes: Mapping[str, object], key: str | None) -> tuple[JobRecord, bool]:
-    """Create a job with the request of `job` and `changes`. Return the same as `submit_job`.
+    """Create a job with the request of `job` and `changes`. Returns: see `submit_job`.
 
     Raises InvalidRequest for invalid changes, and the errors of `submit_job`.
     """
@@ -69,10 +69,10 @@ def _create(
     origin: Origin | None,
     resolve: Callable[[], tuple[JobSpec, Resolved]],
 ) -> tuple[JobRecord, bool]:
-    """Return the job that was submitted with the idempotency key `key`, or a new job. Also return whether it is new.
+    """Return the earlier job with the idempotency key `key`, or a new job. Also return whether the job is new.
 
-    resolve: returns the complete request and its inputs. It runs only for a new job, because the data of an earlier job
-    may be deleted.
+    resolve: returns the complete request and its resolved inputs. The function calls `resolve` only for a new job,
+    because the data of an earlier job may be deleted.
     """
     if key and (job := parts.jobs.submitted_with(tenant, spec, key, origin)):
         return job, False
@@ -88,7 +88,7 @@ def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Reso
 
     Raises InvalidRecipe, InvalidRequest, NotFound, and NotReady or Conflict if the corpus or a named job is not usable.
     """
-    # Commands read these names as aliases or ids. JobSpec accepts them, because stored jobs may have such names.
+    # `tlm` reads such names as aliases or ids. JobSpec accepts the names, because stored jobs may have them.
     if spec.name and ("@" in spec.name or spec.name.startswith("job_")):
         raise InvalidRequest(f"Invalid name '{spec.name}'. Choose a name without @ that does not start with job_.")
     if spec.source_job is not None:
@@ -110,7 +110,10 @@ def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Reso
     if recipe.finetune.class_weights != "none":
         for name in spec.names:
             recipe.finetune.check_weights(name, bool(parts.catalog.dataset(tenant, name).summary.labels))
-    corpus_name, corpus_version = _corpus_version(parts.catalog, tenant, spec.corpus)
+    corpus_name = corpus_version = None
+    if spec.corpus is not None:
+        corpus_name, _, version = spec.corpus.partition("@")
+        corpus_version = parts.catalog.ready_version(tenant, corpus_name, version or None).version
     original = spec.options.model_dump(mode="json")
     pinned = {name: value for name, value in options.model_dump(mode="json").items() if value != original[name]}
     return spec, Resolved(
@@ -126,7 +129,7 @@ def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Reso
 
 
 def _overrides(spec: JobSpec) -> Mapping[str, object]:
-    """Return the recipe changes. Without a corpus a job trains on the task alone, unless it names a selector."""
+    """Return the overrides of a request. A request without corpus and selector gets the selector `none`."""
     if spec.corpus is not None or _SELECTOR in spec.overrides or spec.scale == "instant":
         return spec.overrides
     return {**spec.overrides, _SELECTOR: "none"}
@@ -177,19 +180,11 @@ def _check_seeds(spec: JobSpec) -> None:
         )
 
 
-def _corpus_version(catalog: Catalog, tenant: str, reference: str | None) -> tuple[str | None, str | None]:
-    """Return name and version of NAME or NAME@VERSION, by default the newest version that is ready."""
-    if reference is None:
-        return None, None
-    name, _, version = reference.partition("@")
-    corpus = catalog.corpus(tenant, name)
-    # The latest load explains why a corpus is not ready. A ready corpus does not need this look-up, which takes time.
-    latest = [] if corpus.ready() else catalog.loads(tenant, name, limit=1)
-    return name, ready_version(corpus, version or None, latest[0] if latest else None).version
-
-
 def _other_datasets(catalog: Catalog, tenant: str, spec: JobSpec, first: str) -> tuple[DatasetInput, ...]:
-    """Return the datasets in addition to the first, whose id is `first`. Raises InvalidRequest if one occurs twice."""
+    """Return all datasets of a request except the first. Raises InvalidRequest if a dataset occurs twice.
+
+    first: the id of the first dataset.
+    """
     names_by_id, others = {first: spec.dataset}, []
     for name in spec.names[1:]:
         other = _dataset_input(catalog, tenant, name)
@@ -203,7 +198,10 @@ def _other_datasets(catalog: Catalog, tenant: str, spec: JobSpec, first: str) ->
 
 
 def _from_source(parts: Parts, tenant: str, spec: JobSpec, source: JobRecord) -> tuple[JobSpec, Resolved]:
-    """Complete a request that starts from the dense model of the job `source`."""
+    """Return the complete request of a job that starts from the dense model of the job `source`, and its inputs.
+
+    Raises InvalidRequest, NotFound, Conflict, and NotReady if `source` has not succeeded.
+    """
     if not source.spec.definition.extends_train:
         names = ", ".join(kind.name for kind in KINDS.values() if kind.extends_train)
         raise InvalidRequest(
@@ -231,9 +229,9 @@ def _from_source(parts: Parts, tenant: str, spec: JobSpec, source: JobRecord) ->
 
 
 def _reused(source: JobRecord, artifacts: Mapping[str, ReusedArtifact]) -> dict[str, ReusedArtifact]:
-    """Return the artifacts of all stages before the evaluation, without refitted models, which trained on validation.
+    """Return the artifacts of all stages before the evaluation, except refitted models, which trained on validation.
 
-    artifacts: the artifact of each node of `source`. Raises Conflict if another release computed them.
+    artifacts: the artifact of each node of `source`. Raises Conflict if another release computed the artifacts.
     """
     digests = {name: artifact.ref.digest for name, artifact in artifacts.items()}
     nodes = [node for node in plan_of(source).behind("evaluate") if node.stage not in (REFIT, REFIT_LINEAR)]
@@ -247,18 +245,18 @@ def _reused(source: JobRecord, artifacts: Mapping[str, ReusedArtifact]) -> dict[
 
 
 def changed(job: JobRecord, changes: Mapping[str, object]) -> JobSpec:
-    """Return the spec of a job with `changes`. The spec names the pinned version of an unchanged dataset or corpus.
+    """Return the spec of a job with `changes`. Raises InvalidRequest with every error.
 
-    Exception: if a job has several datasets, the spec retains their names.
-
-    Changes of `overrides` and `options` replace single keys; a new kind removes old options. A new corpus removes the
-    selector 'none'. A selector or scale without corpus removes the corpus. Raises InvalidRequest with every error.
+    - The spec names the pinned version of an unchanged dataset or corpus. Exception: if the job has several datasets,
+      the spec retains their names.
+    - Changes of `overrides` and `options` replace single keys. A new kind removes the old options.
+    - A new corpus removes the selector 'none'. A selector or scale that uses no corpus removes the corpus.
     """
     resolved, old = job.resolved, job.spec.model_dump(mode="json")
     same_kind = changes.get("kind", job.spec.kind) == job.spec.kind
     if not same_kind:
         del old["options"]
-    # Options for several datasets refer to them by the names in the request, so these names stay.
+    # The options of a job with several datasets refer to the names in the request. So these names stay.
     dataset = job.spec.dataset if same_kind and resolved.others else resolved.dataset_id
     values = old | {"dataset": dataset, "corpus": resolved.corpus} | dict(changes)
     for name in ("overrides", "options"):
@@ -278,7 +276,7 @@ def _ignores_corpus(selector: object) -> bool:
 def _agreeing(values: dict[str, object], changes: Mapping[str, object]) -> dict[str, object]:
     """Return `values` with a corpus and a selector that agree.
 
-    If the changes set a corpus but no selector, remove the selector 'none'. If the changes do not name the corpus,
+    If the changes set a corpus but no selector, remove the selector 'none'. If the changes do not set the corpus,
     remove a corpus that the selector or the scale does not use.
     """
     overrides = values["overrides"] if isinstance(values["overrides"], dict) else {}
@@ -292,7 +290,7 @@ def _agreeing(values: dict[str, object], changes: Mapping[str, object]) -> dict[
 
 
 def _check_folders(recipe: Recipe, allowed: tuple[Path, ...]) -> None:
-    """Raise InvalidRequest for a local path that the operator does not allow, because workers could read any path."""
+    """Raise InvalidRequest for a local folder that the operator does not allow. Workers could read any folder."""
     for key, value in (("model.init", recipe.model.init), ("tokenizer.source", recipe.tokenizer.source)):
         if value.startswith("/") and not any(Path(value).resolve().is_relative_to(folder) for folder in allowed):
             raise InvalidRequest(

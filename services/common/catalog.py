@@ -153,6 +153,30 @@ class Catalog:
             raise NotFound(f"No corpus '{name}'. {hint}")
         return CorpusRecord(tenant=tenant, name=name, versions=listed_versions(tenant, name, bodies))
 
+    def ready_version(self, tenant: str, name: str, version: str | None = None) -> CorpusVersion:
+        """Return a version of a corpus if it is ready. Without `version`, return the newest ready version.
+
+        Raises NotFound for an unknown corpus or version, NotReady during a load, and Conflict if waiting does not help.
+        """
+        corpus = self.corpus(tenant, name)
+        if version is not None:
+            record = corpus.version(version)
+            if record.state is CorpusState.FAILED:
+                raise Conflict(f"Version {version} of corpus '{name}' failed to load. Upload it again.")
+            if record.state is not CorpusState.READY:
+                raise NotReady(f"Version {version} of corpus '{name}' is {record.state}. Wait until it is ready.")
+            return record
+        if ready := corpus.ready():
+            return ready
+        load = next(iter(self.loads(tenant, name, limit=1)), None)
+        if load and load.state in OPEN:
+            raise NotReady(f"The load of corpus '{name}' is {load.state}. Wait until it has ended.", state=load.state)
+        newest_load = f" Its newest load is {load.state}." if load else ""
+        raise Conflict(
+            f"Corpus '{name}' has no ready version.{newest_load} Upload it again.",
+            state=load.state if load else "empty",
+        )
+
     def corpora(self, tenant: str, *, after: str | None = None, limit: int = 20) -> tuple[list[CorpusRecord], bool]:
         """Return the corpora whose names follow `after`, sorted by name, and whether there are more."""
         names = self._names(key(tenant, "corpora"), after, limit + 1)
@@ -307,33 +331,6 @@ class Catalog:
     def _now(self) -> float:
         seconds, micros = self._redis.time()
         return float(seconds) + micros / 1e6
-
-
-def ready_version(corpus: CorpusRecord, name: str | None, load: CorpusLoad | None) -> CorpusVersion:
-    """Return version `name` if it is ready. Without a name, return the newest ready version.
-
-    load: the newest load of the corpus, for the error. Raises NotFound for an unknown version, NotReady during a load,
-    and Conflict if waiting does not help.
-    """
-    if name is not None:
-        version = corpus.version(name)
-        if version.state is not CorpusState.READY:
-            if version.state is CorpusState.FAILED:
-                raise Conflict(f"Version {name} of corpus '{corpus.name}' failed to load. Upload it again.")
-            raise NotReady(f"Version {name} of corpus '{corpus.name}' is {version.state}. Wait until it is ready.")
-        return version
-    newest = corpus.ready()
-    if newest is None:
-        if load and load.state in OPEN:
-            raise NotReady(
-                f"The load of corpus '{corpus.name}' is {load.state}. Wait until it has ended.", state=load.state
-            )
-        newest_load = f" Its newest load is {load.state}." if load else ""
-        raise Conflict(
-            f"Corpus '{corpus.name}' has no ready version.{newest_load} Upload it again.",
-            state=load.state if load else "empty",
-        )
-    return newest
 
 
 def dataset_keys(tenant: str, dataset_ids: Iterable[str]) -> list[str]:

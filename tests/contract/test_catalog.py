@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from services.common.catalog import Catalog, ready_version
+from services.common.catalog import Catalog
 from services.common.catalog_records import CorpusLoad, CorpusVersion, DatasetRecord
 from services.common.jobstore import JobStore, Removal
 from tlm_core.artifacts import ManifestRef
@@ -136,10 +136,10 @@ def test_load_has_one_owner_at_a_time(catalog: Catalog, redis_client: redis.Redi
 def test_finished_load_is_not_open_and_its_version_is_ready(catalog: Catalog) -> None:
     load = catalog.add_load(T, "docs", "en", REF)
     with pytest.raises(Conflict, match="queued"):
-        ready_version(catalog.corpus(T, "docs"), None, load)
+        catalog.ready_version(T, "docs")
     finish(catalog, load, "v1")
     assert catalog.open_loads() == []
-    assert ready_version(catalog.corpus(T, "docs"), None, None).version == "v1"
+    assert catalog.ready_version(T, "docs").version == "v1"
 
 
 def test_corpus_name_means_its_newest_ready_version(catalog: Catalog) -> None:
@@ -150,14 +150,13 @@ def test_corpus_name_means_its_newest_ready_version(catalog: Catalog) -> None:
     catalog.save_load(
         third.model_copy(update={"state": LoadState.INDEXING}), "a", version_of(third, CorpusState.LOADING, "v3")
     )
-    corpus = catalog.corpus(T, "docs")
-    assert [v.version for v in corpus.versions] == ["v3", "v2", "v1"]
-    assert ready_version(corpus, None, third).version == "v2"
-    assert ready_version(corpus, "v1", third).version == "v1"
+    assert [v.version for v in catalog.corpus(T, "docs").versions] == ["v3", "v2", "v1"]
+    assert catalog.ready_version(T, "docs").version == "v2"
+    assert catalog.ready_version(T, "docs", "v1").version == "v1"
     with pytest.raises(Conflict, match="loading"):
-        ready_version(corpus, "v3", third)
+        catalog.ready_version(T, "docs", "v3")
     with pytest.raises(NotFound, match="v1"):
-        ready_version(corpus, "v9", third)
+        catalog.ready_version(T, "docs", "v9")
     assert [load.id for load in catalog.loads(T, "docs")] == sorted(
         (x.id for x in (first, second, third)), reverse=True
     )
