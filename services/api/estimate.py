@@ -25,29 +25,37 @@ _NARROW = 0.05  # a range is returned only if its width is more than this share 
 
 
 def proposed(tenant: str, spec: JobSpec, resolved: Resolved) -> JobRecord:
-    """Return a record of a job that is not submitted, from which to compute its plan."""
+    """Return the record that a job would have, to compute the plan of a job before its submission."""
     return JobRecord(
         id="job_proposed", tenant=tenant, state=State.QUEUED, spec=spec, resolved=resolved, created_at=0, updated_at=0
     )
 
 
 class StageCost(StageEstimate):
-    """The estimate of a stage, with facts that the API omits.
+    """The estimate of a stage, with values that the API omits.
 
-    gpu_seconds: sum of the seconds of all seeds, whether they run at the same time or not. range_reason: why `seconds`
+    gpu_seconds: the sum of the seconds of all seeds, even if these run at the same time. range_reason: why `seconds`
     has bounds.
     """
 
     gpu_seconds: float | None = None
     range_reason: str = ""
 
+    @property
+    def least(self) -> float | None:
+        return self.seconds if self.seconds_at_least is None else self.seconds_at_least
+
+    @property
+    def most(self) -> float | None:
+        return self.seconds if self.seconds_at_most is None else self.seconds_at_most
+
 
 @dataclass(frozen=True)
 class Known:
-    """The facts about a job before it runs.
+    """What the service knows about a job before the job runs.
 
-    history: finished jobs, newest first. texts: one item for each dataset. passages: the expected number, the maximum,
-    and the source of the expected number. worker_gpus: the GPUs of each worker, None if unknown.
+    history: finished jobs, newest first. texts: one item for each dataset. passages: the expected number of passages,
+    its maximum, and its source. worker_gpus: the number of GPUs of each worker, None if unknown.
     """
 
     situation: Situation
@@ -58,7 +66,10 @@ class Known:
     worker_gpus: float | None
 
     def stages(self) -> Iterator[StageCost]:
-        """Yield in plan order an estimate per stage, for its nodes that are not done, and one for all worker starts."""
+        """Yield the estimate of each stage in plan order, and one estimate for all starts of workers.
+
+        The estimate of a stage covers its nodes that are not done.
+        """
         plan, done = self.situation.plan, self.situation.done
         waiting = [node for node in plan.nodes if node.place is Place.WORKERS and node.name not in done]
         starts = {plan.start_of(node) for node in waiting}
@@ -153,11 +164,12 @@ class Estimator:
         reasons = dict.fromkeys(("flops", "memory_bytes", "disk_bytes"), counted)
         reasons |= {"gpu_hours": gpu_reason, "passages": passages_reason}
         seconds = _total(stage.seconds for stage in stages)
-        at_least, at_most = _total(map(_least, stages)), _total(map(_most, stages))
+        at_least, at_most = _total(stage.least for stage in stages), _total(stage.most for stage in stages)
         if seconds is None or at_least is None or at_most is None or at_most - at_least <= _NARROW * seconds:
             at_least = at_most = seconds
         else:
-            reasons["seconds"] = max(stages, key=_width).range_reason
+            widest = max(stages, key=lambda stage: (stage.most or 0) - (stage.least or 0))
+            reasons["seconds"] = widest.range_reason
         return Estimate(
             seconds=seconds,
             seconds_at_least=at_least,
@@ -176,11 +188,11 @@ class Estimator:
     def node_seconds(self, job: JobRecord) -> dict[str, float]:
         """Return the seconds that each missing node and each start of workers (`Plan.start_of`) adds to the job.
 
-        An unknown time of a node without training is 0.
-
-        If the speed of several workers is unknown, each node has the seconds that one worker needs. The measured speed
-        corrects them during training. The result is empty if the work of a training node is unknown, or if data is
-        lost. Progress then counts nodes, not seconds.
+        - An unknown time of a node without training is 0.
+        - If the speed of several workers is unknown, each node has the seconds that one worker needs. During training,
+          the measured speed corrects these seconds.
+        - If the work of a training node is unknown, or if data is lost, the result is empty. The progress of the job
+          then counts nodes instead of seconds.
         """
         try:
             known = self._known(job)
@@ -198,7 +210,7 @@ class Estimator:
     def _known(self, job: JobRecord) -> Known:
         situation, source = Situation.read(self._jobs, job), source_of(job.resolved)
         history, texts = self._measurements.finished(job.tenant), self._measurements.texts(job)
-        # An earlier job on the same dataset measured its texts. Prefer a job that selected in the same way.
+        # An earlier job on the same dataset has measured the texts. Prefer a job with the same selection.
         alike = [other for other in history if other.source[0] == source[0]]
         best = min(alike, key=lambda other: other.source != source, default=None)
         if best:
@@ -223,23 +235,11 @@ class Estimator:
             meta = self._artifacts.manifest(situation.done[node.name]).meta
             return int(meta.get("passages", at_most)), at_most, "this selection exists already"
         if alike and alike.source == source_of(resolved):
-            return alike.texts.passages, at_most, f"counted by {alike.id}, which selected in the same way"
+            return alike.texts.passages, at_most, f"counted by {alike.id}, which has the same selection"
         if not selection.sized_by_queries:
             return at_most, at_most, "the number of available passages, or the budget in passages"
         expected = min(at_most, round(_DISTINCT * queried))
         return expected, at_most, f"{_DISTINCT:.0%} of the retrieved passages, a built-in share"
-
-
-def _least(stage: StageEstimate) -> float | None:
-    return stage.seconds if stage.seconds_at_least is None else stage.seconds_at_least
-
-
-def _most(stage: StageEstimate) -> float | None:
-    return stage.seconds if stage.seconds_at_most is None else stage.seconds_at_most
-
-
-def _width(stage: StageEstimate) -> float:
-    return (_most(stage) or 0) - (_least(stage) or 0)
 
 
 def _total(values: Iterable[float | None]) -> float | None:

@@ -1,4 +1,4 @@
-"""Measurements on the jobs of a tenant: the sizes of their texts, and the seconds of each stage per unit of work."""
+"""Measurements on the finished jobs of a tenant: the sizes of texts, and the seconds of each stage per unit of work."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ from tlm_core.wording import counted
 
 START = "start"  # the start of the workers: not a stage, but it takes time
 _AT_ONCE = "at_once"  # stored beside the rates, because earlier releases accept only three values in each rate
-# Seconds per unit of work, used until a job has measured them. Those before "sizes" come from `make demo` on 2 cores of
-# an AMD EPYC with AVX-512 bf16. Those of the linear model and of `validate` come from CPU times on an AMD EPYC with
-# AVX2. Those from "sizes" on come from small studies on 2 cores with AVX2. Their training stages are scaled to the
-# first EPYC by the ratio of the `finetune` rates on both machines.
+# Seconds per unit of work, which apply until a job has measured the rate.
+# - The rates before "sizes" come from `make demo` on 2 cores of an AMD EPYC with AVX-512 bf16.
+#   Exception: the rates of the linear model and of `validate` come from CPU times on an AMD EPYC with AVX2.
+# - The rates from "sizes" on come from small studies on 2 cores with AVX2. The rates of training stages are scaled to
+#   the first EPYC by the ratio of the `finetune` rates on both machines.
 BUILT_IN_SECONDS = {
     "validate": 5e-5, "baseline": 1.15e-8, "self_train": 1.15e-8, "refit_linear": 1.15e-8,
     "evaluate_linear": 1.0, "export_linear": 0.1, "select": 8.4e-8, START: 9.0, "prepare": 1.7e-6,
@@ -43,7 +44,7 @@ BUILT_IN_SECONDS = {
 _FP32 = 8.0  # time of a FLOP on 2 cores with AVX2 in fp32, divided by that on the first EPYC with bf16
 _TOKENS_PER_WORD = 1.5  # from `make demo`
 _EARLIER_JOBS, _MAX_EVENTS = 30, 20_000
-_LEAST_CORE = 0.5  # Training that had a core for a smaller share of its time shared the cores with other programs.
+_LEAST_CORE = 0.5  # If training had a core for a smaller share of its time, other programs used the cores.
 _SHARED = " while other programs used the cores"
 _Ran = tuple[Node | None, float, float, str]  # the node (None: a start of workers), its start, end and device
 
@@ -73,8 +74,8 @@ _BY_DEVICE = Bounds(0.25, 3.0, "from a short measurement here")
 class Pace(NamedTuple):
     """The expected seconds per unit of work, and their source.
 
-    bounds: None if they are unknown, or if a job measured this number of seeds while no other programs used the cores.
-    at_once: `seconds` times this number is the time of a single seed.
+    bounds: None if `seconds` are unknown, or if a job measured them with this number of seeds on free cores. at_once:
+    `seconds` times this number is the time of a single seed.
     """
 
     basis: Basis
@@ -88,12 +89,12 @@ class Pace(NamedTuple):
 class Setup:
     """What a rate depends on: the stage, and for training and evaluation also workers, seeds and precision.
 
-    seeds: number of seeds that run at the same time if the workers have room. A stored rate is divided by the number
-    that did so (`_at_once`). The times of all seeds then add up to the time of the job.
-    left: number of these seeds that are not cached. Rates do not depend on it, because a job reserves a share of the
-    CPUs for each cached seed too.
-    passages: False if `prepare` has no passages; its time is then nearly constant.
-    size: twice the binary logarithm of the work of a training step. Small steps take more seconds per unit of work.
+    - seeds: the number of seeds that run at the same time if the workers have room. A stored rate is divided by the
+      number of seeds that ran at once (`_at_once`). So the times of all seeds add up to the time of the job.
+    - left: the number of these seeds that are not cached. Rates do not depend on `left`, because a job also reserves a
+      share of the CPUs for each cached seed.
+    - passages: whether `prepare` has passages. Without passages, its time is nearly constant.
+    - size: twice the binary logarithm of the work of a training step. Small steps take more seconds per unit of work.
     """
 
     stage: str
@@ -121,9 +122,10 @@ class Setup:
 
 
 def pace_of(setup: Setup, rates: Mapping[str, Rate]) -> Pace:
-    """Return the pace of a setup. Prefer a rate that a finished job measured in a similar setup.
+    """Return the pace of a setup. Prefer the rate that a finished job measured in a similar setup.
 
-    Otherwise use a built-in rate, which holds for one worker. Scale it by the speed of the worker's device, if known.
+    Without such a job, use the built-in rate for one worker. If the speed of the worker's device is known, scale the
+    built-in rate by this speed.
     """
     built_in, flop = BUILT_IN_SECONDS.get(setup.stage), rates.get(flop_of(setup.precision))
     on_device = built_in * flop.seconds / BUILT_IN_SECONDS["joint"] if built_in and flop else math.inf
@@ -138,21 +140,24 @@ def pace_of(setup: Setup, rates: Mapping[str, Rate]) -> Pace:
 
 
 def _measured(setup: Setup, rates: Mapping[str, Rate], on_device: float) -> Pace | None:
-    """Return the measured pace of the setup with the nearest number of seeds and step size, or None if none is similar.
+    """Return the measured pace of the most similar setup, or None if no finished job had a similar setup.
 
-    For another number of seeds, the bounds cover three cases: more seeds use more cores, a single seed already uses all
-    cores, or each seed has its own GPU. If other programs used the cores, the least time is the lesser of two times.
-    The first is the time in which the training had a core. It can be too high, because threads that wait for each other
-    also use their cores. The second is the time by `on_device`, the pace by a short measurement.
+    on_device: the seconds per unit of work by a short measurement of the device.
 
-    If some seeds are cached, each of the others is as fast as beside all seeds, or up to `idle` times faster. It is
-    faster if there are fewer cores than seeds.
+    - If the number of seeds differs, the bounds cover three cases: more seeds use more cores, a single seed already
+      uses all cores, or each seed has its own GPU.
+    - If other programs used the cores, the lower bound is the lesser of two times. One is the time in which training
+      had a core. This time can be too high, because threads that wait for each other also use their cores. The other
+      time follows from `on_device`.
+    - If some seeds are cached, each other seed is as fast as beside all seeds, or up to `idle` times faster. It is
+      faster if there are fewer cores than seeds.
     """
     numbers = sorted(range(1, MAX_SEEDS + 1), key=lambda seeds: abs(seeds - setup.seeds))
     for seeds, size in product(numbers, (setup.size, setup.size - 1, setup.size + 1)):
         if rate := rates.get(str(replace(setup, seeds=seeds, size=size))):
             ran, shared = rates.get(str(Setup(_AT_ONCE, seeds=seeds))), rate.had_core < _LEAST_CORE
-            unlike, at_once = seeds != setup.seeds, ran.seconds if ran else seeds  # Earlier releases did not store it.
+            # Earlier releases did not store how many seeds ran at once.
+            unlike, at_once = seeds != setup.seeds, ran.seconds if ran else seeds
             least, most = min(rate.had_core, on_device / rate.seconds) if shared else 1.0, 1.0
             if unlike:
                 least, most = least * at_once / max(seeds, setup.seeds), max(1.0, at_once / setup.seeds)
@@ -168,7 +173,7 @@ def _measured(setup: Setup, rates: Mapping[str, Rate], on_device: float) -> Pace
 
 @dataclass(frozen=True)
 class Finished:
-    """Measurements of a succeeded job. source: see `source_of`. gpu: whether it used GPUs."""
+    """Measurements of a succeeded job. source: see `source_of`. gpu: whether the job used GPUs."""
 
     id: str
     source: tuple[str, str, str]
@@ -177,12 +182,12 @@ class Finished:
 
 
 def source_of(resolved: Resolved) -> tuple[str, str, str]:
-    """Return what the selected passages depend on: dataset content, corpus version and parameters of the selection."""
+    """Return what determines the selected passages: dataset content, corpus version and parameters of the selection."""
     return (resolved.datasets[0].content, str(resolved.corpus), resolved.recipe.selection.model_dump_json())
 
 
 class Measurements:
-    """Reads measurements. Caches those of finished jobs."""
+    """Measures finished jobs, and caches the measurements."""
 
     def __init__(self, catalog: Catalog, jobs: JobStore, artifacts: ArtifactStore) -> None:
         self._catalog, self._jobs, self._artifacts = catalog, jobs, artifacts
@@ -216,13 +221,13 @@ class Measurements:
             if job_id not in known:
                 with suppress(NotFound, CorruptArtifact, KeyError):
                     latest[job_id] = self._measure(self._jobs.get(tenant, job_id))
-        self._finished[tenant] = latest  # in one step, because other threads read and replace it
+        self._finished[tenant] = latest  # in one step, because other threads read and replace this entry
         return [job for job_id in ids if (job := latest[job_id]) is not None]
 
     def rates(self, tenant: str) -> dict[str, Rate]:
-        """Return a rate per setup, from the newest finished job with this setup.
+        """Return the rate of each setup, from the newest finished job with this setup.
 
-        If a rate depends on the device, return the rate on the device of the newest worker. The rate with the name
+        A rate that depends on the device is for the device of the newest worker. The rate with the name
         `flop_of(precision)` is the seconds per FLOP.
         """
         stored, rates = self._jobs.rates(tenant), dict[str, Rate]()
@@ -237,7 +242,7 @@ class Measurements:
     def _measure(self, job: JobRecord) -> Finished | None:
         """Measure a succeeded job and store its rates. Return None for a learning curve, and for a job without encoder.
 
-        A learning curve prepares each subset, so it does not measure the texts of the whole dataset.
+        A learning curve prepares only subsets, so it does not measure the texts of the whole dataset.
         """
         if not (artifacts := self._jobs.result_of(job)):
             return None
@@ -254,14 +259,15 @@ class Measurements:
             setup = Setup.of(job, plan, node, work) if node else Setup(START)
             units, had_core, at_once = work.units if work else 0.0, 1.0, seeds_at_once if setup.seeds > 1 else 1.0
             if node and node.stage.name == "refit_linear" and "self_train" in node.inputs:
-                continue  # Its work depends on what validation chose. Jobs without self-training measure the rate.
+                continue  # The work depends on the choice of validation. Jobs without self-training measure the rate.
             if node and work and isinstance(node.params, TrainParams):
                 meta = self._artifacts.manifest(refs[node.name]).meta
-                if work.flops is not None:  # The work of a BiLSTM counts tokens.
+                if work.flops is not None:  # The unit of work of a BiLSTM is a token.
                     units = float(meta.get("flops", units))
                 cost = self._artifacts.read_json(refs[node.name], "history.json")["cost"]
-                elapsed = max(elapsed, float(cost["seconds"]))  # a resumed stage began before its last start
-                if setup.workers == 1 and not cost.get("gpu_seconds"):  # Others wait for a GPU or for another worker.
+                elapsed = max(elapsed, float(cost["seconds"]))  # A resumed stage began before its last start.
+                # Training on a GPU or with several workers has no core while it waits.
+                if setup.workers == 1 and not cost.get("gpu_seconds"):
                     had_core = float(meta.get(HAD_CORE, 1.0))
             if units > 0 and at_once is not None:
                 name = rate_name(str(setup), device) if setup.precision else str(setup)
@@ -290,7 +296,7 @@ def _as_prepared(texts: Texts, job: JobRecord, prepared: Manifest) -> Texts:
 
 
 def _at_once(ran: Iterable[_Ran], plan: Plan) -> float | None:
-    """Return how many seeds ran at once on average, as if cached seeds ran too. Return None if fewer than two ran."""
+    """Return how many seeds ran at once on average, as if cached seeds also ran, or None if fewer than two ran."""
     spans = sorted((start, end, n.group) for n, start, end, _ in ran if n and plan.side_by_side(n.group) > 1)
     passed, until = 0.0, -math.inf
     for start, end, _ in spans:
@@ -306,8 +312,8 @@ def _at_once(ran: Iterable[_Ran], plan: Plan) -> float | None:
 def _elapsed(events: Iterable[Event], job: JobRecord, plan: Plan) -> Iterator[_Ran]:
     """Yield each stage that the job ran, and each start of workers.
 
-    Workers report in batches, so the report of a start can be late, or follow the end of the stage. Instead of this
-    report, the function uses the end of the previous stage of the group in the same attempt.
+    Workers report in batches, so the report that a stage started can be late. So a stage starts when the previous stage
+    of its group ended in the same attempt. Only the start of the first stage comes from the report.
     """
     nodes, started = {node.name: node for node in plan.nodes}, dict[str, tuple[float, str]]()
     last: dict[str, tuple[float, str]] = {}  # group of worker stages → last end, device
@@ -315,7 +321,7 @@ def _elapsed(events: Iterable[Event], job: JobRecord, plan: Plan) -> Iterator[_R
     for event in events:
         node = nodes.get(str(event.data.get("node", "")))
         if event.type == "workers.submitted":
-            # If Ray did not answer at first, this report can be later than the start of the workers.
+            # If Ray did not answer at first, this event can be later than the start of the workers. Then ignore it.
             if event.data.get("group") not in {nodes[name].group for name in started}:
                 submitted = event.at
         elif event.type == "stage.started" and node:
@@ -325,7 +331,7 @@ def _elapsed(events: Iterable[Event], job: JobRecord, plan: Plan) -> Iterator[_R
                 submitted = None
         elif event.type == "artifact.published" and node:
             published[node.name] = event.at
-            # A stage that does not run on workers starts when its inputs are published.
+            # A stage without workers starts when its inputs are published.
             ready = max([claimed, *(published[source] for source in node.inputs.values() if source in published)])
             group = node.group if node.place is Place.WORKERS else node.name
             ended, device = last.get(group, (None, ""))

@@ -34,7 +34,7 @@ class Models:
         return Page(data=tuple(_view(job, aliases) for job in jobs[:limit]), has_more=len(jobs) > limit)
 
     def _with_model(self, tenant: str, after: str | None, page: int) -> Iterator[JobRecord]:
-        """Yield the succeeded jobs that have a model. Read them in pages, because some kinds of job have no model."""
+        """Yield the succeeded jobs that have a model. Jobs of some kinds have none, so read several pages of jobs."""
         for job in self._jobs.each_job(tenant, state=State.SUCCEEDED, after=after, page=page):
             if not job.unreadable and job.spec.definition.has_model:
                 yield job
@@ -70,8 +70,7 @@ class Models:
             pipe.multi()
             pipe.hset(key(tenant, "aliases"), alias, job_id)
 
-        # If the job is deleted during `point`, the deletion changes the record, which Redis watches. Then `point` runs
-        # again.
+        # Redis watches the record of the job. If the job is deleted during `point`, `point` runs again.
         self._redis.transaction(point, key(tenant, "job", job_id))
         return self.get(tenant, job_id)
 

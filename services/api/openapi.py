@@ -26,13 +26,13 @@ curl -H "$AUTH" -X PUT --json '{"job": "'$JOB'"}' $TLM_URL/v1/models/reviews@pro
 curl -H "$AUTH" --json '{"texts": ["a text"]}' $TLM_URL/v1/models/reviews@production/predict
 ```
 """
-# Examples by the name of the schema, or by METHOD PATH if the answer has no named schema.
+# Examples of answers, by the name of the schema. An answer without a named schema has the name METHOD PATH.
 _EXAMPLES = Path(__file__).with_name("examples.json")
 
 # The reference lists the operations in this order.
 _TAGS = ("datasets", "jobs", "models", "results", "corpora", "uploads", "webhooks", "service")
 
-# Examples of required parameters by name. Optional parameters have none, because the reference would send them.
+# Examples of required parameters, by name. The reference would send examples of optional parameters with each request.
 _REQUIRED = {
     "alias": "reviews@production", "corpus": "manuals", "dataset": "reviews",
     "ids": ["job_1m84535vjbxjm29yr1q", "job_1m8453157tdj3z0js7d"], "job": "job_1m84535vjbxjm29yr1q",
@@ -42,7 +42,7 @@ _REQUIRED = {
 
 
 def openapi(app: FastAPI) -> JsonObject:
-    """Return the document, with the Problem schema instead of FastAPI's validation errors."""
+    """Return the OpenAPI document of `app`. It has the schema Problem instead of FastAPI's validation errors."""
     if app.openapi_schema is None:
         tags = [{"name": name} for name in _TAGS]
         schema = get_openapi(
@@ -64,7 +64,7 @@ def openapi(app: FastAPI) -> JsonObject:
 
 
 def answers(schema: JsonObject) -> Iterator[tuple[str, JsonObject]]:
-    """Yield (example name, content) for each successful JSON response. The name is the schema's, or METHOD PATH."""
+    """Yield the name of the example and the content for each successful JSON response. Names: see `_EXAMPLES`."""
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():
             for status, response in operation["responses"].items():

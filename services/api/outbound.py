@@ -1,7 +1,7 @@
-"""HTTP requests to addresses that users name.
+"""HTTP requests to the endpoints of webhooks, whose addresses users choose.
 
-Private addresses are refused unless the operator allows them: callers must not reach a cloud metadata service or other
-hosts of the private network through this service.
+The service refuses private addresses unless the operator allows them. Otherwise users could send requests to hosts of
+the private network, such as the metadata service of a cloud.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tlm_core.errors import InvalidRequest
 Resolve = Callable[[str, int], Sequence[str]]
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_UNICAST = ipaddress.IPv6Network("2000::/3")  # all public IPv6 addresses, except those that embed an IPv4 address
+_UNICAST = ipaddress.IPv6Network("2000::/3")  # all public IPv6 addresses, except some that embed an IPv4 address
 
 
 def resolve(host: str, port: int) -> list[str]:
@@ -31,8 +31,8 @@ def resolve(host: str, port: int) -> list[str]:
 class Outbound:
     """Posts to user-defined endpoints. private: allow plain http and private addresses.
 
-    seconds: limit of a request. The look-up of the host comes before it; only the system limits its time. transport,
-    resolve: replace the network and the resolver in tests.
+    seconds: limit of a request, without the look-up of the host. transport, resolve: replace the network and the
+    resolver in tests.
     """
 
     def __init__(
@@ -50,19 +50,19 @@ class Outbound:
         self._tls = httpx.create_ssl_context(trust_env=False)
 
     def check(self, url: str) -> None:
-        """Raise InvalidRequest for a URL that `post` would refuse. A host that does not resolve now is accepted."""
+        """Raise InvalidRequest for a URL that `post` would refuse. Accept a host that has no address now."""
         parsed = self._parsed(url)
         with suppress(OSError):
             self._address(parsed)
 
     def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> tuple[int | None, str | None]:
-        """Send a request. Return (status, None), or (None, error) without a response.
+        """Send a request. Return the status and None, or without a response None and the error.
 
-        Redirects are not followed, and the body of the response is not read.
+        The method follows no redirect, and does not read the body of the response.
         """
         try:
             parsed = self._parsed(url)
-            # Connect to the checked address: a second look-up could return another address.
+            # Connect to the checked address, because a second look-up could return another address.
             target = parsed.copy_with(host=self._address(parsed))
             extensions = {"sni_hostname": _host(parsed)}
             all_headers = {**headers, "Host": parsed.netloc.decode("ascii")}
@@ -77,8 +77,8 @@ class Outbound:
     async def _post(
         self, url: httpx.URL, body: bytes, headers: Mapping[str, str], extensions: Mapping[str, str]
     ) -> int:
-        # A timeout of httpx limits each read, but not the sum of many slow reads. Only the limit for `connect` is
-        # necessary: if asyncio cancels a TLS handshake, httpx does not close the connection.
+        # asyncio limits the whole request, because the timeout of httpx limits only each read. The timeout of httpx is
+        # necessary for `connect`, because httpx leaves the connection open if asyncio cancels a TLS handshake.
         timeout = httpx.Timeout(None, connect=self._seconds / 2)
         async with (
             asyncio.timeout(self._seconds),
@@ -91,7 +91,7 @@ class Outbound:
         """Return the parsed URL. Raises InvalidRequest if its form is not allowed."""
         try:
             parsed = httpx.URL(url)
-            if not parsed.host:  # A name that begins with xn-- is decoded here.
+            if not parsed.host:  # This property decodes a name that begins with xn--, and can raise UnicodeError.
                 raise InvalidRequest(f"Invalid URL '{url[:200]}'. It has no host. Expected https://HOST/PATH.")
         except (httpx.InvalidURL, UnicodeError) as error:
             raise InvalidRequest(f"Invalid URL '{url[:200]}': {error}. Expected https://HOST/PATH.") from error
@@ -105,7 +105,7 @@ class Outbound:
         return parsed
 
     def _address(self, url: httpx.URL) -> str:
-        """Return the first address of a host. Raises InvalidRequest if any address is private, OSError without one."""
+        """Return the first address of a host. Raises InvalidRequest for a private address, and OSError."""
         port = url.port or (443 if url.scheme == "https" else 80)
         try:
             addresses = self._resolve(_host(url), port)
@@ -125,12 +125,12 @@ class Outbound:
 
 
 def _host(url: httpx.URL) -> str:
-    """Return the host in ASCII. Python would encode a Unicode name by IDNA 2003, which can be another domain."""
+    """Return the host in ASCII. Python would encode a Unicode name by IDNA 2003, which can give another domain."""
     return url.raw_host.decode("ascii")
 
 
 def _is_public(text: str) -> bool:
-    """Return whether an address is public. The embedded IPv4 address decides, if there is one."""
+    """Return whether an address is public. If an IPv6 address embeds an IPv4 address, check the IPv4 address."""
     address = ipaddress.ip_address(text.split("%", 1)[0])
     if isinstance(address, ipaddress.IPv6Address):
         nat64 = ipaddress.IPv4Address(address.packed[-4:]) if address in _NAT64 else None

@@ -15,10 +15,10 @@ from tlm_core.wire import Prediction
 
 
 class Predictor:
-    """Caches recently used models. Thread-safe.
+    """Caches the models that were used last. Thread-safe.
 
-    capacity: maximum size of all cached models in bytes. Above this size, the cache drops the least recently used
-    models. It always keeps the newest model.
+    capacity: maximum size of all cached models in bytes. If they exceed it, the cache drops the models that were not
+    used for the longest time. The newest model always stays.
     """
 
     def __init__(self, artifacts: ArtifactStore, *, capacity: int, load: Callable[[Path], Model] = load_model) -> None:
@@ -36,9 +36,9 @@ class Predictor:
         pairs: Sequence[str] | None,
         min_confidence: float | None = None,
     ) -> tuple[Model, tuple[Prediction, ...]]:
-        """Return the model and one prediction for each text, in their order. Raises InvalidRequest, CorruptArtifact.
+        """Return the model, and one prediction for each text in order. Raises InvalidRequest, CorruptArtifact.
 
-        min_confidence: texts whose highest probability is lower get no label.
+        min_confidence: a text whose highest probability is lower gets no label.
         """
         model = self.model(export)
         if min_confidence is not None and not model.type.has_classes:

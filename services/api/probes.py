@@ -14,17 +14,17 @@ PROBE_SECONDS = 3.0
 
 @dataclass
 class Probes:
-    """Calls each component in a thread outside the pool of the routes, whose threads may all wait for the storage.
+    """Calls each component in a thread outside the pool of the routes, because that pool may wait for the storage.
 
-    A component has at most one call at a time. So a component that hangs blocks one thread.
+    At most one call per component runs at a time. So a component that hangs blocks only one thread.
     """
 
     _calls: dict[str, asyncio.Task[Any]] = field(default_factory=dict)
 
     async def call(self, component: str, function: Callable[[], T]) -> T:
-        """Return the result of `function`. Raises the errors of `function`, and TimeoutError after 3 s.
+        """Return the result of `function`, or of an earlier call to the component that still runs.
 
-        If an earlier call to the component has not ended, wait for its result instead.
+        Raises the errors of `function`, and TimeoutError after 3 s.
         """
         call = self._calls.get(component)
         if call is None or call.done():
@@ -35,6 +35,6 @@ class Probes:
 
 
 def _retrieve(call: asyncio.Task[Any]) -> None:
-    """Retrieve the error of a call. Otherwise asyncio logs that nobody retrieved an error after the timeout."""
+    """Retrieve the error of a call. Otherwise asyncio logs an error that occurs after the timeout."""
     if not call.cancelled():
         call.exception()

@@ -1,4 +1,4 @@
-"""Metric points of a job as series for charts. A long series becomes the minimum and maximum of each equal part."""
+"""Metric points of a job as series for charts. `thinned` shortens a long series."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def thinned(line: Sequence[Point], points: int) -> list[Point]:
 
 
 def _append(line: list[Point], point: Point) -> None:
-    """Append a point. A later attempt that resumes at an earlier step replaces the points from that step on."""
+    """Append a point, and drop the points from its step on. An earlier attempt can have reported such points."""
     while line and line[-1][0] >= point[0]:
         line.pop()
     line.append(point)

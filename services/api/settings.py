@@ -28,7 +28,7 @@ class ApiSettings(ServiceSettings):
         (), description="Allowed address prefixes of corpora to fetch: s3://bucket/folder, hub:, …"
     )
     precision: Precision | None = Field(
-        None, description="Meaning of `precision: auto`; unset: the precision that this machine's processor supports."
+        None, description="Meaning of `precision: auto`; unset: the best precision of this machine's processor."
     )
     worker_gpus: float | None = Field(
         None, ge=0, description="Value of TLM_TRAINER_WORKER_GPUS, for estimates; unset: as in the newest finished job."

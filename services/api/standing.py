@@ -1,4 +1,4 @@
-"""Why a job does not run now, and how long its workers have been silent."""
+"""Why a job does not run now, and how long its workers have not reported."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _SILENT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Standing:
-    """What the record of a job does not show. waiting: why the job does not run now, or None.
+    """The part of a job's state that its record does not contain. waiting: why the job does not run now, or None.
 
-    silent_seconds: the result of `_silence`, or None if the job waits or has no workers.
+    silent_seconds: see `_silence`. None if the job waits or has no workers.
     """
 
     waiting: Waiting | None = None
@@ -61,9 +61,9 @@ def _selection_waits(job: JobRecord, now: float) -> bool:
 
 
 def _silence(store: JobStore, job: JobRecord, now: float) -> float | None:
-    """Return the longest time in seconds since the last heartbeat of a group of workers, or None if it is below 30 s.
+    """Return the longest time in seconds since the last heartbeat of a group of workers, or None below 30 s.
 
-    Groups whose nodes are done do not count, because they send no more heartbeats.
+    A group whose nodes are all done does not count, because it sends no more heartbeats.
     """
     ages = {group: now - beat.at for group, beat in job.beats.items() if job.works(group)}
     silent = {group: age for group, age in ages.items() if age >= _SILENT_SECONDS}

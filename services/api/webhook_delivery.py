@@ -126,8 +126,7 @@ class Webhooks:
                 disabled = hook.model_copy(update={"disabled": "The endpoint responded with 410 Gone."})
                 pipe.hset(hooks, hook.id, disabled.model_dump_json())
 
-        # If the endpoint is deleted during `store`, the deletion changes `hooks`, which Redis watches. Then `store`
-        # runs again.
+        # Redis watches `hooks`. If the endpoint is deleted during `store`, `store` runs again.
         self._redis.transaction(store, hooks)
 
 

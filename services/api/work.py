@@ -16,23 +16,24 @@ from tlm_core.training.params import FinetuneParams, JointParams, PrepareParams,
 from tlm_core.training.recipe import AUTO_LENGTHS, OWN_STARTS, Model, Recipe
 
 _PASSAGE_BYTES = 337  # mean, from `make demo`
-# Work that does not depend on the texts, in units of its stage. It loads libraries and files, or learns the vocabulary.
+# Work that does not depend on the texts, such as loading libraries and files, in units of its stage.
 _ROWS_TO_VALIDATE = 1e4
 _UNITS_TO_BASELINE, _UNITS_TO_REFIT = 2.6e8, 2.6e7
 _UNITS_TO_COUNT = 1_700  # to count the n-grams of a token
-# The vocabulary is learned mostly from the first tokens, so each of them takes as long as several later tokens.
+# `prepare` learns the vocabulary mostly from the first tokens. So each first token takes as long as five later tokens.
 _FIRST_TOKENS, _FIRST_TOKEN_COST = 5e5, 5
-_USUAL_AMOUNT = 10.0  # of pieces, if validation chooses self-training
+_USUAL_AMOUNT = 10.0  # pieces per train row, if validation chooses self-training
 
 
 @dataclass(frozen=True)
 class Texts:
     """The sizes of a task's texts. rows: split → number of rows. vocab: size of the vocabulary, None while unknown.
 
-    windows: mean number of windows that cover a text. An epoch of training reads one of them, prediction reads all.
-    tokens: mean number of tokens in a window. passages: number of selected passages. passage_tokens: mean number of
-    tokens in a passage. searched: number of passages in the corpus. auto_length: maximum tokens of a window if the
-    recipe's length is `auto`.
+    - windows: mean number of windows of a text. An epoch of training reads one window, and a prediction reads all.
+    - tokens: mean number of tokens in a window.
+    - passages: number of selected passages. passage_tokens: mean number of tokens in a passage.
+    - searched: number of passages in the corpus.
+    - auto_length: maximum number of tokens in a window if the recipe's length is `auto`.
     """
 
     rows: Mapping[str, int]
@@ -67,7 +68,7 @@ def length_of(model: Model, texts: Texts) -> int:
 
 
 def shape_of(model: Model, texts: Texts) -> Shape | None:
-    """Return the shape of a model, or None if a published encoder or tokenizer must be loaded to know its size."""
+    """Return the shape of a model, or None for a published encoder or tokenizer, because its size is unknown."""
     if model.init not in OWN_STARTS or texts.vocab is None:
         return None
     model = model.model_copy(update={"max_length": length_of(model, texts)})
@@ -75,7 +76,7 @@ def shape_of(model: Model, texts: Texts) -> Shape | None:
 
 
 def texts_of(plan: Plan, node: Node, texts: Sequence[Texts]) -> Texts:
-    """Return the texts of a node's dataset. If the node uses a subset, count only its train rows."""
+    """Return the sizes of the texts in a node's dataset. Of the train rows, count only those that the node uses."""
     path = [*plan.behind(node.name), node]
     chosen = texts[next((node.dataset for node in path if node.dataset is not None), 0)]
     sizes = {node.params.size for node in path if isinstance(node.params, SubsetParams)}
@@ -86,11 +87,14 @@ def texts_of(plan: Plan, node: Node, texts: Sequence[Texts]) -> Texts:
 
 
 def work_of(node: Node, texts: Texts) -> Work | None:
-    """Return the work of a node, or None if the size of its encoder is unknown.
+    """Return the work of a node, or None if the size of its encoder is unknown. The unit depends on the stage:
 
-    The unit depends on the stage. Training: FLOPs, or tokens for models other than transformers. `validate`: rows.
-    `baseline`, `self_train` and `refit_linear`: see `_fit_units`. `select`: train rows times passages of the corpus.
-    Preparation and evaluation: tokens. Others: 1.
+    - training: FLOPs, or tokens for models other than transformers
+    - `validate`: rows
+    - `baseline`, `self_train` and `refit_linear`: see `_fit_units`
+    - `select`: train rows times passages of the corpus
+    - preparation and evaluation: tokens
+    - other stages: the work of each node is 1
     """
     params, rows = node.params, texts.rows
     if isinstance(params, JointParams):
@@ -106,7 +110,7 @@ def work_of(node: Node, texts: Texts) -> Work | None:
             return Work(_ROWS_TO_VALIDATE + sum(rows.values()))
         case "baseline":
             fits = most_fits(rows["train"], 2 if texts.labels > 1 else 1)
-            features = 2 * _UNITS_TO_COUNT * texts.task_tokens  # with and without `start_words`
+            features = 2 * _UNITS_TO_COUNT * texts.task_tokens  # features with and without `start_words`
             return Work(_UNITS_TO_BASELINE + features + fits * _fit_units(min(0.8 * rows["train"], TUNED_ROWS), texts))
         case "refit_linear":
             labeled = rows["train"] + rows.get("validation", 0)
@@ -126,7 +130,7 @@ def work_of(node: Node, texts: Texts) -> Work | None:
 
 
 def _fit_units(rows: float, texts: Texts) -> float:
-    """Return the units to fit a linear model on `rows` texts: a classifier for each label, or one for two labels.
+    """Return the units of work to fit a linear model on `rows` texts: one classifier per label, or one for two labels.
 
     The number of passes over the rows grows about as the square root of `rows`, as docs/results.md shows.
     """
@@ -134,7 +138,10 @@ def _fit_units(rows: float, texts: Texts) -> float:
 
 
 def _self_train_units(amounts: Iterable[float], texts: Texts) -> float:
-    """Return the units to label the pieces of all passages, and to fit linear models on each amount of pieces."""
+    """Return the units of work to label the pieces of all passages, and to fit a linear model on each amount of pieces.
+
+    amounts: pieces per train row.
+    """
     rows, length = texts.rows["train"], texts.windows * texts.tokens
     pieces = min(texts.passages * texts.passage_tokens / length, MOST_PIECES)
     totals = [min(amount * rows, MOST_LABELED, pieces) for amount in amounts if amount]
@@ -174,7 +181,10 @@ def _finetune_work(params: TuneParams, texts: Texts, rows: int) -> Work | None:
 
 
 def _step(shape: Shape, tokens: float, masked: float, documents: int, optimizer: str) -> float:
-    """Return the FLOPs of a step on `tokens` tokens in full rows, `masked` masked tokens and `documents` task rows."""
+    """Return the FLOPs of a training step.
+
+    The step has `tokens` tokens in rows of full length, `masked` masked tokens, and the labels of `documents` texts.
+    """
     row = flops.forward(shape, 1, shape.max_length, 0, 0)
     head = flops.forward(shape, 0, shape.max_length, 1, 0)
     task = flops.forward(shape, 0, shape.max_length, 0, 1)
