@@ -1,4 +1,4 @@
-"""The page that compares jobs: differences in their recipes, curves, scores and costs."""
+"""The page that compares jobs: their scores, costs, recipes and curves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tlm_core.wire import ModelScores, Outcome
 router = APIRouter(prefix="/compare")
 
 _LETTERS = "ABCDEF"  # labels of the columns and the curves, one for each job
-# The page loads its curves separately, so the comparison needs as few points as allowed.
+# The page loads its curves separately, so the comparison requests the least number of points.
 _MIN_POINTS = 4
 Ids = Annotated[list[str], Query(alias="id", max_length=50)]
 
@@ -55,9 +55,9 @@ def points(
     stage: Annotated[str, Query(max_length=40)],
     ids: Ids = [],  # noqa: B006
 ) -> Response:
-    """Return the curves of a stage, for the first seed of each job. `column` in a curve is the index of its job.
+    """Return the curves of a stage for the first seed of each job. Each learning rate that the stage tries has a curve.
 
-    If the stage tries several learning rates, each has a curve.
+    `column` in a curve is the index of its job.
     """
     jobs = _jobs(parts, tenant, ids)
     lines = [

@@ -40,13 +40,13 @@ def datasets(request: Request, parts: PartsDep, tenant: SignedIn, after: AfterId
 
 @router.post("/datasets")
 async def upload(request: Request, parts: PartsDep, tenant: SignedIn) -> Response:
-    """Add a dataset as the API does. Show an error above the form, with row and column. The form keeps its texts."""
+    """Add a dataset as the API does. After an error, show the error above the form with its values."""
     typed: dict[str, str] = {}
     try:
         async with receive_form(parts, request, fields=("name", *_OPTIONS), files=(*_SPLITS, "file")) as form:
             typed = form.fields
             name = form.field("name").strip()
-            # Strip no tabs: the delimiter can be a tab.
+            # Strip only blanks, because the delimiter can be a tab.
             given = {option: text for option in _OPTIONS if (text := form.field(option, "").strip(" "))}
             options = parse_options(json.dumps(given))
             files = by_field(form.selected_files())
@@ -89,7 +89,7 @@ def corpora(request: Request, parts: PartsDep, tenant: SignedIn, after: AfterId 
 
 @router.post("/corpora")
 async def upload_corpus(request: Request, parts: PartsDep, tenant: SignedIn) -> Response:
-    """Add a corpus and redirect to its page. After an error, show the form again with the values of its fields."""
+    """Add a corpus, and redirect to its page. After an error, show the error above the form with its values."""
     typed: dict[str, str] = {}
     try:
         async with receive_form(parts, request, fields=CORPUS_FIELDS, files=("files",)) as form:
@@ -155,28 +155,17 @@ def _corpora(request: Request, parts: Parts, tenant: str, after: str | None, ref
 
 
 def _corpus(parts: Parts, tenant: str, name: str) -> dict[str, object]:
+    """Return the template values of a corpus, its versions and its latest loads."""
     record = parts.catalog.corpus(tenant, name)
-    loads = parts.catalog.loads(tenant, name)
-    return {
-        "corpus": record,
-        "ready": record.ready(),
-        "loads": loads,
-        "busy": any(load.state in OPEN for load in loads),
-    }
+    return {"corpus": record, "ready": record.ready(), "loads": parts.catalog.loads(tenant, name), "open": OPEN}
 
 
 def _search(parts: Parts, tenant: str, name: str, q: str, version: str | None) -> dict[str, object]:
-    """Return the template values of a search: the hits, or the text of an error.
-
-    The error is a value, so that the rest of the page stays readable.
-    """
-    query = q.strip()
-    values: dict[str, object] = {"q": query, "hits": None, "searched": None, "failure": None}
-    if not query:
-        return values
-    try:
-        result = parts.search(tenant, name, version or None, query, _HITS)
-        values |= {"hits": result.hits, "searched": result.version}
-    except TLMError as error:
-        values["failure"] = error.message
+    """Return the template values of a search. An error is one of the values, so that the page shows its other parts."""
+    values: dict[str, object] = {"q": q.strip(), "hits": None, "failure": None}
+    if q.strip():
+        try:
+            values["hits"] = parts.search(tenant, name, version or None, q.strip(), _HITS).hits
+        except TLMError as error:
+            values["failure"] = error.message
     return values

@@ -1,4 +1,4 @@
-"""The form for a new job. The fields of a kind's options come from `Kind.fields`."""
+"""The form for a new job. `Kind.fields` defines the fields for the options of each kind."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PRESETS = {
 
 
 class CommonFields(BaseModel):
-    """The fields that every kind has. key: random idempotency key, created each time the form is shown."""
+    """The fields that every kind has. key: a random idempotency key, which each form gets."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -58,7 +58,7 @@ class CommonFields(BaseModel):
 
 
 class JobForm(CommonFields):
-    """The form as it was filled in. options: `kind.option` → the text of the field, or of each selected choice."""
+    """The form with its values. options: `kind.option` → the text of the field, or texts of the selected choices."""
 
     options: dict[str, list[str]] = {}
 
@@ -132,7 +132,7 @@ FilledForm = Annotated[JobForm, Depends(read_form)]
 
 
 def _parse(field: FormField, texts: Sequence[str], dataset: str) -> object:
-    """Return the value of an option, or None for a blank field. dataset: omitted from a choice of further datasets."""
+    """Return the value of an option, or None for a blank field. A choice of further datasets omits `dataset`."""
     match field.widget:
         case "checkbox":
             return bool(texts)

@@ -41,7 +41,7 @@ _ACTIONS = (Verb.PAUSE, Verb.RESUME, Verb.CANCEL)
 
 @dataclass(frozen=True)
 class EventLine:
-    """An event as the page shows it. words: a sentence, or type and data if the event has no sentence."""
+    """An event as the page shows it. at: Unix seconds. words: a sentence, or type and data of the event."""
 
     at: float
     words: str
@@ -68,7 +68,7 @@ def job_page(
 
 @router.get("/{job}/live")
 def live(request: Request, job: PageJob, parts: PartsDep, was: Annotated[str, Query(max_length=80)] = "") -> Response:
-    """Return the live part of a job page. Reload the page if the state or the charted stage differs from `was`."""
+    """Return the live part of a job page. Reload the page if state or charted stage differ from `was`."""
     values = _live_values(parts, job)
     if was != values["was"]:
         return Response(status_code=204, headers={"HX-Refresh": "true"})
@@ -84,7 +84,7 @@ def points(job: PageJob, parts: PartsDep, stage: Annotated[str, Query(max_length
 
 @router.get("/{job}/log")
 def log(request: Request, job: PageJob, parts: PartsDep) -> Response:
-    """Show the latest events and log lines. The API has all of them."""
+    """Show the latest events and log lines."""
     events = _events(parts, job, node_titles(plan_of(job)), _EVENTS_ON_LOG)
     lines = parts.jobs.last_logs(job.tenant, job.id, _LINES)
     return page(
@@ -95,7 +95,7 @@ def log(request: Request, job: PageJob, parts: PartsDep) -> Response:
 
 @router.get("/{job}/log/more")
 def more_log(request: Request, job: PageJob, parts: PartsDep, after: StreamId) -> Response:
-    """Return the log lines after a stream id, followed by the element that polls for the next lines."""
+    """Return the log lines after a stream id, and the element that requests the next lines."""
     lines = parts.jobs.logs(job.tenant, job.id, after=after, limit=_LINES)
     last = lines[-1]["id"] if lines else after
     return page(request, "_log_lines.html", job=job, lines=lines, last=last, over=job.state in TERMINAL and not lines)
@@ -107,13 +107,15 @@ def act(
 ) -> Response:
     """Pause, resume, cancel, retry or delete a job.
 
-    key: a random key of the page. A repeated retry with the same key creates only one job.
+    key: a random key of the page. Several retries with the same key create one job.
     """
     match verb:
-        case "pause" | "resume" | "cancel":
-            {"pause": parts.jobs.pause, "resume": parts.jobs.resume, "cancel": parts.jobs.cancel}[verb](
-                job.tenant, job.id
-            )
+        case "pause":
+            parts.jobs.pause(job.tenant, job.id)
+        case "resume":
+            parts.jobs.resume(job.tenant, job.id)
+        case "cancel":
+            parts.jobs.cancel(job.tenant, job.id)
         case "retry":
             retried, _ = retry_job(parts, job, f"dashboard {key}" if key else None)
             return redirect(request, f"{PREFIX}/jobs/{retried.id}")
@@ -126,6 +128,7 @@ def act(
 
 
 def _live_values(parts: Parts, job: JobRecord) -> dict[str, object]:
+    """Return the template values of the live part of a job page."""
     situation = situation_of(parts.jobs, job)
     plan, done, titles = situation.plan, situation.done, node_titles(situation.plan)
     steps = steps_of(situation)
@@ -168,7 +171,7 @@ def event_line(event: Event, titles: Mapping[str, str]) -> EventLine:
 
 
 def _events(parts: Parts, job: JobRecord, titles: Mapping[str, str], count: int) -> list[EventLine]:
-    """Return the last `count` events, and the events since `job` was read. The newest event is first."""
+    """Return the last `count` events and newer events than the record `job`, newest first."""
     lines, after = list[EventLine](), max(0, job.last_event - count)
     while chunk := parts.jobs.events(job.tenant, job.id, after=after, limit=_EVENTS_PAGE):
         lines.extend(event_line(event, titles) for event in chunk)

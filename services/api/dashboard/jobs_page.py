@@ -21,7 +21,7 @@ router = APIRouter(prefix="/jobs")
 _LIMIT = 25
 # A search or a sort order reads the `_READ` newest jobs, and shows the first `_SHOWN` matching jobs on one page.
 _READ, _SHOWN = 1_000, 100
-# States in which a job can stay for long. `pausing` and `cancelling` are short.
+# The states in which a job can stay for long.
 _FILTERS = (State.QUEUED, State.RUNNING, State.PAUSED, State.SUCCEEDED, State.FAILED, State.CANCELLED)
 
 
@@ -35,7 +35,7 @@ def list_page(
     q: Annotated[str, Query(max_length=200)] = "",
     sort: Literal["", "score", "runtime", "failures"] = "",
 ) -> Response:
-    """Show the list of jobs. A script gets only the table, which replaces the old table."""
+    """Show the list of jobs. A script receives only the table."""
     words, matching = q.lower().split(), list[JobRecord]()
     if words or sort:
         matching, more = _ordered(parts, tenant, state, words, sort)
@@ -62,7 +62,7 @@ def list_page(
 def _ordered(
     parts: Parts, tenant: str, state: State | None, words: list[str], sort: str
 ) -> tuple[list[JobRecord], bool]:
-    """Search the newest `_READ` jobs. Return those that contain all words, and whether older jobs exist.
+    """Return the jobs that contain all words, of the newest `_READ` jobs. Also return whether older jobs exist.
 
     sort: the value that orders the jobs, or "" for newest first.
     """
@@ -82,7 +82,7 @@ def _contains(job: JobRecord, words: list[str]) -> bool:
 
 
 def _value(job: JobRecord, sort: str) -> float:
-    """Return the value by which a job is ordered, highest first. A job without a value is last."""
+    """Return the value that orders the jobs, highest first. A job without this value is last."""
     match sort:
         case "score":
             score = _score(job)
@@ -96,7 +96,7 @@ def _value(job: JobRecord, sort: str) -> float:
 def _score(job: JobRecord) -> dict[str, str | float | None] | None:
     """Return name and value of the mean test score, or None for a job without scores.
 
-    The score is macro-F1 for the metrics accuracy, micro-F1 and macro-F1, else the job's metric.
+    For the metrics accuracy, micro-F1 and macro-F1, the score is macro-F1. Otherwise it is the job's metric.
     """
     summary = job.result.summary if job.result else None
     if summary is None or not (test := summary.mean.get("test")):

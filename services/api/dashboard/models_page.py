@@ -1,4 +1,4 @@
-"""The models of succeeded jobs and their aliases. A prediction request can use an alias instead of a job id."""
+"""The page of the models and their aliases."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def set_alias(
     job: Annotated[str, Form(max_length=200)],
     after: AfterId = None,
 ) -> Response:
-    """Point an alias to a model. Show an error beside the field, which keeps the typed alias."""
+    """Point an alias to a model. After an error, show the error beside the field with the typed alias."""
     try:
         if not re.fullmatch(ALIAS, alias):
             raise InvalidRequest(f"Invalid alias '{alias}'. Expected {FORMS[ALIAS]}.")
@@ -53,7 +53,7 @@ def delete_alias(alias: str, request: Request, parts: PartsDep, tenant: SignedIn
 
 def _page(request: Request, parts: Parts, tenant: str, after: str | None, refused: Refused = None) -> Response:
     models = parts.models.list(tenant, after, _LIMIT)
-    # The examples call the newest model that has an alias, or else the newest model.
+    # The examples call the newest model with an alias. Without aliases, they call the newest model.
     names = [alias for model in models.data for alias in model.aliases] + [model.job for model in models.data]
     shown = next(iter(names), "")
     snippets = prediction_snippets(shown, own_url(request))

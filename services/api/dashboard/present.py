@@ -1,4 +1,4 @@
-"""Format values for pages: numbers, times, sizes, scores. Unknown values are a dash, never a zero."""
+"""Format values for pages: numbers, times, sizes, scores. An unknown value becomes a dash."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tlm_core.wording import counted, interval_in_words, value_in_words
 NONE = "–"
 COLORS = 8  # in the style sheet
 
-# The search starts at the start of a word. A search from each letter needs quadratic time.
+# The search begins at the start of a word, because a search from each letter needs quadratic time.
 _UNBROKEN = re.compile(r"(?<!\w)\w+-F1|(?<!\S)\S+ \\(?=\n)")
 
 
@@ -26,7 +26,7 @@ def count(value: float | None) -> str:
 
 
 def power(value: float | None) -> str:
-    """Format a large number as 4.1 × 10¹³, with an element <sup> because few fonts have all superscripts."""
+    """Format a large number as 4.1 × 10¹³. The exponent is in <sup>, because few fonts have all superscripts."""
     if value is None:
         return NONE
     if abs(value) < 1e5:
@@ -51,7 +51,7 @@ def words(name: str) -> str:
 
 
 def scores_of(metric: str) -> tuple[str, ...]:
-    """Return the names of the scores that pages show for a metric. Omit scores that always equal another score."""
+    """Return the names of the scores that pages show for a metric, without scores that always equal another score."""
     return tuple(name for name in scores_shown(metric) if name not in METRICS or METRICS[name].same_as is None)
 
 
@@ -73,7 +73,7 @@ def score(value: float | None, spread: float | None = None) -> str:
 
 
 def least(confidence: float) -> str:
-    """Return six decimals, rounded down: as `min_confidence`, the text includes the rows of this confidence."""
+    """Return six decimals, rounded down. A row with this confidence gets a label if the text is `min_confidence`."""
     return f"{math.floor(confidence * 1e6) / 1e6:.6f}"
 
 
@@ -149,7 +149,7 @@ def plain(value: object) -> str:
 
 
 def facts(data: Mapping[str, object]) -> str:
-    """Format event data for readers: without ids and details, and without the stage if a node is given."""
+    """Format the data of an event without ids and details, and without the stage if the data contains a node."""
     hidden = {"artifact", "details", "digest", "owner", "submission"} | ({"stage"} if "node" in data else set())
     hidden |= {"code", "facts", "retryable"} if "message" in data else set()
     return " · ".join(f"{key} {plain(value)}" for key, value in data.items() if key not in hidden and value is not None)
@@ -170,9 +170,9 @@ def breakable(label: object) -> Markup:
 
 
 def unbroken(text: str) -> Markup:
-    """Return the escaped text. Browsers do not break names such as macro-F1.
+    """Return the escaped text with elements that browsers do not break.
 
-    In a line that ends with a backslash, browsers do not separate the backslash from the word before it.
+    Such an element is a name such as macro-F1, or the last word of a line together with the backslash that follows.
     """
     return Markup(_UNBROKEN.sub(r'<span class="unbroken">\g<0></span>', str(escape(text))))
 

@@ -45,7 +45,7 @@ PAPER_FLOPS = 2.74e18  # of one seed at the scale small, mean over eight tasks (
 def results(
     request: Request, job: PageJob, parts: PartsDep, seed: Annotated[int | None, Query(ge=0, lt=2**32)] = None
 ) -> Response:
-    """Show scores, spread and costs. Scores per class and confusion matrix are of the returned model, or of `seed`."""
+    """Show scores, spread and costs. Scores per class and confusion matrix are those of the returned model or `seed`."""
     common: dict[str, object] = {"job": job, "tab": "results"}
     ref = artifact_or_none(parts.jobs, job, "evaluate")
     if ref is None:
@@ -104,7 +104,7 @@ def predict(
     pair: Annotated[str, Form(max_length=100_000)] = "",
     confidence: Annotated[str, Form(max_length=20)] = "",
 ) -> Response:
-    """Classify each line, or the text pair in the two fields. confidence: lowest probability that gives a label."""
+    """Classify each line, or the text pair in the two fields. confidence: the lowest probability that gives a label."""
     served = served_model(parts.jobs, job)
     pairs = bool(parts.artifacts.read_json(served.ref, METADATA)["pair"])
     rows = [texts.strip()] if pairs else [line for line in texts.splitlines() if line.strip()]
@@ -134,7 +134,7 @@ def file(job: PageJob, name: str, parts: PartsDep) -> FileResponse:
 
 
 def _confidence(text: str) -> float | None:
-    """Parse the lowest probability that is enough for a label. Raises InvalidRequest."""
+    """Return the number in the field of the minimum confidence, or None for a blank field. Raises InvalidRequest."""
     if not text.strip():
         return None
     try:
@@ -173,7 +173,7 @@ def _model_values(request: Request, parts: Parts, job: JobRecord) -> dict[str, o
 
 
 def _matrix(labels: list[str], confusion: list[list[int]]) -> list[dict[str, object]] | None:
-    """Return count and shade (share of the row) per cell of the confusion matrix, or None for too many labels."""
+    """Return the rows of the confusion matrix, or None for too many labels. Shade: the share of a cell in its row."""
     if len(labels) > _CLASSES_IN_MATRIX:
         return None
     rows = []
@@ -185,7 +185,7 @@ def _matrix(labels: list[str], confusion: list[list[int]]) -> list[dict[str, obj
 
 
 def _confusions(labels: list[str], confusion: list[list[int]]) -> list[dict[str, object]]:
-    """Return the pairs of labels that are confused most often."""
+    """Return the ten pairs of labels that are confused most often."""
     pairs = [(n, i, j) for i, counts in enumerate(confusion) for j, n in enumerate(counts) if i != j and n]
     return [
         {"true": labels[i], "predicted": labels[j], "count": n, "share": n / sum(confusion[i])}

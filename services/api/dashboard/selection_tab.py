@@ -36,7 +36,7 @@ def selection(
     q: Annotated[str, Query(max_length=200)] = "",
     after: Annotated[int, Query(ge=0, lt=2**40)] = 0,
 ) -> Response:
-    """Show statistics of the selection. Show its passages, best rank first, with the texts that retrieved them."""
+    """Show statistics of the selection, and its passages with the texts that retrieved them, best rank first."""
     common: dict[str, object] = {"job": job, "tab": "selection"}
     ref = artifact_or_none(parts.jobs, job, "select") if selects(job) else None
     if ref is None:
@@ -55,10 +55,10 @@ def selection(
 
 
 def query_terms(passages: Sequence[SelectedPassage]) -> list[set[str]]:
-    """Return the words that each passage shares with one train text: the text that retrieved it at the best rank.
+    """Return the words that each passage shares with the train text that retrieved the passage at the best rank.
 
-    Omits stop words, and words in at least two passages and more than a third of all passages. Such words do not
-    explain why a passage was retrieved.
+    The function omits stop words, and words that occur in at least two passages and in more than a third of all
+    passages. Such words do not explain why a passage was retrieved.
     """
     words = [set(_WORD.findall(passage.text.lower())) for passage in passages]
     counts = Counter(word for own in words for word in own)
@@ -80,7 +80,7 @@ def _labels(facts: JsonObject | None) -> dict[str, object] | None:
 
 
 def _overlap(jaccard: Sequence[Sequence[float | None]] | None, shown: Sequence[int]) -> list[list[dict[str, object]]]:
-    """Return the cells of a heat map. The largest overlap of two different labels has the darkest shade."""
+    """Return the cells of the heat map. The largest overlap of two different labels has the darkest shade."""
     if jaccard is None or len(shown) < 2:
         return []
     most = max((jaccard[a][b] or 0.0 for a in shown for b in shown if a != b), default=0.0)

@@ -39,7 +39,7 @@ def prediction_snippets(model: str, url: str) -> dict[str, str]:
 def upload_snippets(path: str, command: str, fields: str, call: str, url: str) -> dict[str, str]:
     """Map each language to code that uploads a file.
 
-    path: of the API route. command: the command line. fields: options of curl. call: the call of the Python client.
+    path: the path of the API. command: the command line. fields: options of curl. call: the call of the Python client.
     url: as in `snippets`.
     """
     return {
@@ -55,7 +55,7 @@ def own_url(request: Request) -> str:
 
 
 def _python(call: str, imported: str, url: str) -> str:
-    """Return a program that opens a client as `tlm` for one call. imported: the import statements of the call."""
+    """Return a program that opens a client as `tlm` for one call. imported: import statements that the call needs."""
     imports = f"import os\n\nfrom tlm_client.client import TLMClient\n{imported}"
     return f'{imports}\n\nwith TLMClient({url!r}, os.environ["TLM_TOKEN"]) as tlm:\n    {call}'
 

@@ -45,7 +45,7 @@ def show(
 
 @router.post("")
 def submit(request: Request, parts: PartsDep, tenant: SignedIn, form: FilledForm) -> Response:
-    """Submit the job, or show the error beside the form with its values. A repeated request creates no second job."""
+    """Submit the job. After an error, show the error and the values of the form. Repeated requests create one job."""
     try:
         spec = form.spec()
         job, _ = submit_job(parts, tenant, spec, f"dashboard {form.key}" if form.key else None)
@@ -75,7 +75,7 @@ def preview(request: Request, parts: PartsDep, tenant: SignedIn, form: FilledFor
 def recipe_key(
     request: Request, _: SignedIn, form: FilledForm, pick: Annotated[str, Form(max_length=100)] = ""
 ) -> Response:
-    """Return the field for one recipe key, with its meaning and its value at the scale of the form."""
+    """Return the field for one recipe key, with the meaning of the key and its value at the scale of the form."""
     keys = recipe_keys(resolve(form.recipe, form.scale)) if form.scale != "instant" else ()
     return page(request, "_key.html", entry=next((entry for entry in keys if entry.key == pick), None), form=form)
 

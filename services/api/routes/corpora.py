@@ -72,9 +72,10 @@ class SearchBody(RequestBody):
     "", status_code=202, summary="Upload a corpus", openapi_extra=_FORM, responses=problems(400, 409, 413, 415, 507)
 )
 async def create(request: Request, parts: PartsDep, tenant: Tenant) -> CorpusLoad:
-    """Store the files and return a load. The service then splits and indexes them. The corpus shows the progress.
+    """Store the files and return a load. The service then splits and indexes the files. The load shows the progress.
 
-    An existing name gets a new version, which is named by its content. A corpus has at most one active load.
+    For an existing corpus, the load creates a new version, whose name is a hash of its content. A corpus has at most
+    one active load.
     """
     async with receive_form(parts, request, fields=CORPUS_FIELDS, files=("files",)) as form:
         name, language = form.field("name"), form.field("language", "en")
@@ -85,9 +86,9 @@ async def create(request: Request, parts: PartsDep, tenant: Tenant) -> CorpusLoa
 
 @router.post("/from-sources", status_code=202, summary="Fetch a corpus", responses=problems(409, 413, 415, 507))
 def fetch(body: CorpusOfSources, parts: PartsDep, tenant: Tenant) -> CorpusLoad:
-    """Return a load that fetches the files from addresses that the operator allows.
+    """Return a load that fetches files from addresses that the operator allows.
 
-    If a file cannot be fetched the load fails with the reason. While a store is unavailable the load waits.
+    If the service cannot fetch a file, the load fails with the reason. The load waits for unavailable components.
     """
     load = add_corpus(
         parts, tenant, body.name, body.language, near_duplicates=body.near_duplicates, sources=body.sources
@@ -97,7 +98,7 @@ def fetch(body: CorpusOfSources, parts: PartsDep, tenant: Tenant) -> CorpusLoad:
 
 @router.get("", summary="List corpora", responses=problems())
 def list_all(parts: PartsDep, tenant: Tenant, after: AfterId = None, limit: Limit = 20) -> Page[Corpus]:
-    """Return corpora ordered by name. For the next page set `after` to the last name."""
+    """Return the corpora in the order of their names. For the next page, set `after` to the last name."""
     corpora, has_more = parts.catalog.corpora(tenant, after=after, limit=limit)
     views = tuple(corpus_view(corpus, parts.catalog.loads(tenant, corpus.name, limit=1)) for corpus in corpora)
     return Page(data=views, has_more=has_more)
@@ -106,7 +107,7 @@ def list_all(parts: PartsDep, tenant: Tenant, after: AfterId = None, limit: Limi
 @router.get("/{corpus}", summary="Get a corpus", responses=problems(404))
 def get(corpus: Name, parts: PartsDep, tenant: Tenant) -> Corpus:
     """Return the versions of a corpus and the progress of its latest loads."""
-    # Read the loads before the versions, so that the answer has the version of each ready load.
+    # Read the loads first, so that the answer contains the version of each ready load.
     loads = parts.catalog.loads(tenant, corpus)
     return corpus_view(parts.catalog.corpus(tenant, corpus), loads)
 
@@ -119,12 +120,11 @@ def get_load(corpus: Name, load: str, parts: PartsDep, tenant: Tenant) -> Corpus
 
 @router.post("/{corpus}/loads/{load}/cancel", summary="Cancel a load", responses=problems(404, 409))
 def cancel_load(corpus: Name, load: str, parts: PartsDep, tenant: Tenant) -> CorpusLoad:
-    """Cancel a load. It is `cancelling` until its index and files are deleted, then `cancelled`. Safe to repeat.
+    """Cancel a load. The load is `cancelling` until its index and files are deleted, then `cancelled`. Safe to repeat.
 
     Earlier versions stay. While the retriever or the index is unavailable, the load stays `cancelling`.
     """
-    cancelled = parts.catalog.cancel_load(tenant, parts.catalog.load_of(tenant, corpus, load).id)
-    return load_view(cancelled)
+    return load_view(parts.catalog.cancel_load(tenant, parts.catalog.load_of(tenant, corpus, load).id))
 
 
 @router.get("/{corpus}/versions/{version}/refused", summary="List refused passages", responses=problems(404))
@@ -139,14 +139,14 @@ def refused(corpus: Name, version: str, parts: PartsDep, tenant: Tenant) -> Item
     "/{corpus}/versions/{version}", status_code=204, summary="Delete a version", responses=problems(404, 409)
 )
 def delete_version(corpus: Name, version: str, parts: PartsDep, tenant: Tenant) -> Response:
-    """Delete the index and the passages of a version. Returns 409 during a load, or while an unfinished job uses it."""
+    """Delete the index and the passages of a version. Return 409 during a load, and while an unfinished job uses it."""
     delete_corpus(parts, tenant, corpus, version)
     return Response(status_code=204)
 
 
 @router.delete("/{corpus}", status_code=204, summary="Delete a corpus", responses=problems(404, 409))
 def delete(corpus: Name, parts: PartsDep, tenant: Tenant) -> Response:
-    """Delete a corpus with all versions. Returns 409 during a load and while an unfinished job uses it."""
+    """Delete a corpus with all versions. Return 409 during a load, and while an unfinished job uses the corpus."""
     delete_corpus(parts, tenant, corpus)
     return Response(status_code=204)
 

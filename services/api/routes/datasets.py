@@ -57,10 +57,10 @@ class HubBody(RequestBody):
     "", status_code=201, summary="Upload a dataset", openapi_extra=_FORM, responses=problems(400, 413, 415, 507)
 )
 async def create(request: Request, parts: PartsDep, tenant: Tenant) -> DatasetCreated:
-    """Validate and store a dataset. If validation fails, nothing is stored.
+    """Validate and store a dataset. For an existing name, the dataset becomes the newest version of this name.
 
-    The response then lists the first 100 errors of each code, and its `detail` counts all of them. An existing name
-    gets a new version, and the name then refers to it.
+    If the validation fails, nothing is stored. The response then lists the first 100 errors of each code, and `detail`
+    counts all errors.
     """
     async with receive_form(parts, request, fields=("name", "options"), files=PARTS) as form:
         name, options = form.field("name"), parse_options(form.field("options", "{}"))
@@ -70,7 +70,7 @@ async def create(request: Request, parts: PartsDep, tenant: Tenant) -> DatasetCr
 
 @router.post("/hub", status_code=201, summary="Import a dataset from the hub", responses=problems(404, 413, 415, 507))
 def create_from_hub(body: HubBody, parts: PartsDep, tenant: Tenant) -> DatasetCreated:
-    """Download a dataset (data files only; none of its code runs), validate it and store its texts and labels."""
+    """Download a dataset, validate it, and store its texts and labels. The service runs no code of the dataset."""
     record = add_hub_dataset(parts, tenant, body.name, body.hub, body.options, body.selection)
     return created(parts, record)
 
@@ -126,7 +126,7 @@ def delete(
     tenant: Tenant,
     with_jobs: Annotated[bool, Query(description="Delete its jobs and models too; 409 if a job has an alias.")] = False,
 ) -> Response:
-    """Delete one version (by id, NAME@vNUMBER, or newest by NAME). Returns 409 while an unfinished job needs it."""
+    """Delete one version: by id, by `NAME@vNUMBER`, or the newest by name. Return 409 if an unfinished job needs it."""
     delete_dataset(parts, parts.catalog.dataset(tenant, dataset), with_jobs=with_jobs)
     return Response(status_code=204)
 

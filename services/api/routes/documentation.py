@@ -1,4 +1,4 @@
-"""The pages of docs/, which need no token. The `type` of every problem links to one of them."""
+"""The pages of docs/, which need no token. The `type` of every problem links to the page about errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tlm_core.errors import MissingDependency
 
 router = APIRouter(include_in_schema=False)
 
-# A wheel has the pages beside the package's modules, a checkout in docs/.
+# A wheel contains the pages in the package `services.api`. A checkout contains them in docs/.
 _FOLDERS = (Path(__file__).parents[1] / "docs", Path(__file__).parents[3] / "docs")
 _IMAGES = {".png": "image/png", ".svg": "image/svg+xml"}
 # The first links of the navigation, in this order. The other pages follow.
@@ -57,7 +57,7 @@ def render(markdown: str) -> str:
         if heading.type == "heading_open":
             heading.attrSet("id", re.sub(r"[^\w-]", "", text.content.lower().replace(" ", "-")))
     html = str(parser.renderer.render(tokens, parser.options, {}))
-    return re.sub("<(pre|table)>", r'<\1 tabindex="0">', html)  # They scroll by keyboard too.
+    return re.sub("<(pre|table)>", r'<\1 tabindex="0">', html)  # Readers can scroll these elements by keyboard.
 
 
 def _root() -> Path:

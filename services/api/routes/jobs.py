@@ -63,7 +63,7 @@ def submit(
     idempotency_key: Key = None,
     dry_run: Annotated[bool, Query(description="Validate and estimate the job without creating it.")] = False,
 ) -> Job | Response:
-    """Create a job and return it when it is stored durably. Repeating the Idempotency-Key returns the same job."""
+    """Create a job, and return it when it is stored durably. A repeated Idempotency-Key returns the same job."""
     if dry_run:
         return JSONResponse(_dry_run(parts, tenant, spec).model_dump(mode="json"))
     return _created(parts, response, submit_job(parts, tenant, spec, idempotency_key))
@@ -71,9 +71,11 @@ def submit(
 
 @router.post("/estimate", summary="Estimate the cost of a job", responses=problems(404, 409, 413, 415))
 def estimate(spec: Annotated[JobSpec, Body(examples=[SPEC_EXAMPLE])], parts: PartsDep, tenant: Tenant) -> Estimate:
-    """Return seconds, FLOPs, memory, disk, GPU hours and passages. Each figure has a basis: earlier jobs on this
-    service, a short speed measurement, the recipe, or built-in rates. Unknown figures are null. Time in the queue is
-    not included."""
+    """Return seconds, FLOPs, memory, disk, GPU hours and passages, without the time in the queue.
+
+    Each figure has a basis: earlier jobs on this service, a short speed measurement, the recipe, or built-in rates.
+    Unknown figures are null.
+    """
     spec, resolved = resolve_job(parts, tenant, spec)
     return parts.estimator.estimate(proposed(tenant, spec, resolved))
 
@@ -128,7 +130,7 @@ def delete(job: PathJob, parts: PartsDep) -> Response:
 
 @router.post("/{job}/retry", status_code=202, summary="Retry a job", responses=problems(404, 409, 507))
 def retry(job: PathJob, parts: PartsDep, response: Response, idempotency_key: Key = None) -> Job:
-    """Create a job with the same inputs as a failed or cancelled one. It reuses the finished stages."""
+    """Create a job with the inputs of a failed or cancelled job. The new job reuses the finished stages."""
     return _created(parts, response, retry_job(parts, job, idempotency_key))
 
 
@@ -142,28 +144,29 @@ def clone(
     response: Response,
     idempotency_key: Key = None,
 ) -> Job:
-    """Create a job with the spec of another one and the given changes. Keys of `overrides` and `options` are merged.
+    """Create a job with the spec of another job and the given changes.
 
-    Unchanged fields keep their resolved meaning: the same version of the dataset and of the corpus.
+    Changes of `overrides` and `options` replace single keys. The new job uses the same version of an unchanged dataset
+    or corpus.
     """
     return _created(parts, response, clone_job(parts, job, changes, idempotency_key))
 
 
 @router.post("/{job}/cancel", summary="Cancel a job", responses=problems(404, 409))
 def cancel(job: str, parts: PartsDep, tenant: Tenant) -> Job:
-    """Cancel a job. It is `cancelling` until all its processes have ended, then `cancelled`. Safe to repeat."""
+    """Cancel a job. The job is `cancelling` until all its processes have ended, then `cancelled`. Safe to repeat."""
     return _view(parts, parts.jobs.cancel(tenant, job))
 
 
 @router.post("/{job}/pause", summary="Pause a job", responses=problems(404, 409))
 def pause(job: str, parts: PartsDep, tenant: Tenant) -> Job:
-    """Pause a job. It is `pausing` until a checkpoint is stored, then `paused`. Safe to repeat."""
+    """Pause a job. The job is `pausing` until a checkpoint is stored, then `paused`. Safe to repeat."""
     return _view(parts, parts.jobs.pause(tenant, job))
 
 
 @router.post("/{job}/resume", summary="Resume a paused job", responses=problems(404, 409))
 def resume(job: str, parts: PartsDep, tenant: Tenant) -> Job:
-    """Queue a paused job again. It continues from its last checkpoint. Safe to repeat."""
+    """Queue a paused job again. The job continues from its last checkpoint. Safe to repeat."""
     return _view(parts, parts.jobs.resume(tenant, job))
 
 
@@ -187,7 +190,7 @@ async def events(
     stream: Annotated[bool, Query(description="Stream events, like Accept: text/event-stream.")] = False,
     last_event_id: LastSeq = "",
 ) -> Response:
-    """Return the events of a job. `seq` counts from 1 without gaps, so a stream can be resumed."""
+    """Return the events of a job. `seq` counts from 1 without gaps, so a client can resume a stream."""
     if stream or "text/event-stream" in request.headers.get("accept", ""):
         start = max(after, int(last_event_id or 0))
         messages = parts.tailer.stream(job.tenant, job.id, start)
@@ -200,7 +203,7 @@ async def events(
 def metrics(
     job: PathJob, parts: PartsDep, after: StreamId = "0", limit: Annotated[int, Query(ge=1, le=5000)] = 1000
 ) -> Page[MetricPoint]:
-    """Return metric points in order of arrival. Each has `id`, `at`, `attempt`, `node`, `step` and its values."""
+    """Return metric points in order of arrival. Each point has `id`, `at`, `attempt`, `node`, `step` and values."""
     points = parts.jobs.metrics(job.tenant, job.id, after=after, limit=limit + 1)
     return Page(data=tuple(map(MetricPoint.model_validate, points[:limit])), has_more=len(points) > limit)
 
@@ -215,8 +218,8 @@ def series(
 ) -> Page[Series]:
     """Return the metrics of each node as columns: steps, times and values.
 
-    If a series has more than `points` points, return its ends, and the minimum and maximum of each of several equal
-    parts.
+    A series with more than `points` points is thinned. It then has the first and the last point, and the minimum and
+    maximum of each of several equal parts.
     """
     result = series_of(parts.jobs, job, points=points, node=node, names=frozenset(name))
     return Page(data=tuple(result), has_more=False)
@@ -243,10 +246,10 @@ async def logs(
     follow: Annotated[bool, Query(description="Stream until the job ends, like Accept: text/event-stream.")] = False,
     last_event_id: LastLine = "",
 ) -> Response:
-    """Return the log lines of a job. Each has `id`, `at`, `attempt` and `line`. A stream can be resumed."""
+    """Return the log lines of a job. Each has `id`, `at`, `attempt` and `line`. A client can resume a stream."""
     streams = follow or "text/event-stream" in request.headers.get("accept", "")
     start, lines = last_event_id or after, None
-    # A resumed stream ignores `tail`: it sends every line after the last line that the client received.
+    # A resumed stream ignores `tail`, and sends every line after the last line that the client received.
     if tail is not None and not (streams and last_event_id):
         lines = await run_in_threadpool(parts.jobs.last_logs, job.tenant, job.id, tail, after=start)
         start = _before(lines[0]["id"]) if lines else start
@@ -260,13 +263,13 @@ async def logs(
 
 
 def _page(kind: type[BaseModel], records: Sequence[object], limit: int) -> Response:
-    """Return the first `limit` records as a page of `kind`: a Response, because the route can also return a stream."""
+    """Return the response with a page of the first `limit` records."""
     data = [kind.model_validate(record).model_dump(mode="json") for record in records[:limit]]
     return JSONResponse({"data": data, "has_more": len(records) > limit})
 
 
 def _created(parts: Parts, response: Response, result: tuple[JobRecord, bool]) -> Job:
-    """Return the job, and set the headers of the response. result: the job, and whether it is new."""
+    """Return the job, and set the headers of the response. result: the job, and whether the job is new."""
     job, new = result
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     if not new:
@@ -295,6 +298,6 @@ def _dry_run(parts: Parts, tenant: str, spec: JobSpec) -> DryRun:
 
 
 def _before(stream_id: str) -> str:
-    """Return an id just before `stream_id`. A stream after the returned id includes the line `stream_id`."""
+    """Return the id before `stream_id`. So the lines after the returned id include the line `stream_id`."""
     milliseconds, _, number = stream_id.partition("-")
     return f"{milliseconds}-{int(number) - 1}" if int(number) else f"{int(milliseconds) - 1}-{2**63}"

@@ -16,6 +16,7 @@ from tlm_core.wire import FinishedModel, Page, PredictingModel, Predictions
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 Alias = Annotated[str, Path(pattern=ALIAS, description="NAME@NAME, such as reviews@production.")]
+MAX_TEXTS = 256  # of a prediction request
 ModelId = Annotated[str, Path(max_length=200, description="Id of a job, or an alias.")]
 
 
@@ -28,15 +29,15 @@ class AliasBody(RequestBody):
 
 
 class PredictBody(RequestBody):
-    """Texts to classify. pairs: the second texts, for a model that reads pairs.
+    """Texts to classify. pairs: the second text of each pair, for a model that reads text pairs.
 
-    min_confidence: texts whose highest probability is lower get no label. Invalid for regression.
+    min_confidence: a text whose highest probability is lower gets no label. Invalid for regression.
     """
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"texts": ["We evaluate on SciERC."]}]})
 
-    texts: tuple[Annotated[str, StringConstraints(pattern=NOT_BLANK)], ...] = Field(min_length=1, max_length=256)
-    pairs: tuple[str, ...] | None = Field(None, max_length=256)
+    texts: tuple[Annotated[str, StringConstraints(pattern=NOT_BLANK)], ...] = Field(min_length=1, max_length=MAX_TEXTS)
+    pairs: tuple[str, ...] | None = Field(None, max_length=MAX_TEXTS)
     min_confidence: float | None = Field(None, ge=0, le=1)
 
 
@@ -67,7 +68,10 @@ def delete_alias(alias: Alias, parts: PartsDep, tenant: Tenant) -> Response:
 
 @router.post("/{model}/predict", summary="Classify texts", responses=problems(404, 409, 413, 415))
 def predict(model: ModelId, body: PredictBody, parts: PartsDep, tenant: Tenant) -> Predictions:
-    """Classify texts with a job's final model. Until it exists, use the linear model (`model.final` is false)."""
+    """Classify texts with the final model of a job. Until this model exists, use the linear model.
+
+    `model.final` states whether the model is final.
+    """
     served = served_model(parts.jobs, parts.jobs.get(tenant, parts.models.job_id(tenant, model)))
     used, data = parts.predictor.predict(served.ref, body.texts, body.pairs, body.min_confidence)
     return Predictions(data=data, model=PredictingModel(name=used.name, final=served.final, note=served.note))

@@ -70,7 +70,7 @@ def model_archive(job: PathJob, parts: PartsDep) -> StreamingResponse:
 
 @router.get("/{job}/model", summary="List the files of the model", responses=problems(404, 409))
 def model(job: PathJob, parts: PartsDep) -> Model:
-    """Return the files of the final model with size and SHA-256. Until it exists, return those of the linear model."""
+    """Return the files of the final model with size and SHA-256. Until they exist, return those of the linear model."""
     served = served_model(parts.jobs, job)
     entries = served.files(parts.artifacts)
     files = tuple(file.model_copy(update={"name": name}) for name, file in entries.items())
@@ -112,7 +112,7 @@ def selection(
     after: Annotated[int, Query(ge=0, lt=2**40, description="Number of passages to skip.")] = 0,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> Selection:
-    """Return the passages the model was trained on, best rank first, with the training rows that retrieved them."""
+    """Return the passages that the model trains on, best rank first, with the training rows that retrieved them."""
     ref = artifact_of(parts.jobs, job, "select")
     task = situation_of(parts.jobs, job).done.get("validate")
     return selection_page(

@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse
 from services.api.auth import Tenant
 from services.api.parts import PROBLEM, Parts, PartsDep, problems
 from services.api.probes import PROBE_SECONDS
-from services.api.routes.models import PredictBody
+from services.api.routes.models import MAX_TEXTS
 from services.common.background import check_running, conditions
 from services.common.bodies import MAX_JSON_BYTES
 from services.common.metrics import CONTENT_TYPE, Live, exposition
@@ -34,7 +34,7 @@ router = APIRouter(tags=["service"])
     responses={503: {"description": "A background task has stopped.", "content": PROBLEM}},
 )
 async def healthz(parts: PartsDep) -> dict[str, str]:
-    """Return 200 while the process and its background tasks run. Checks no other component."""
+    """Return 200 while the process and its background tasks run. Check no other component."""
     check_running(parts.background)
     return {"status": "ok"}
 
@@ -46,7 +46,7 @@ async def healthz(parts: PartsDep) -> dict[str, str]:
     responses={503: {"description": "A component or background task fails; `checks` names it.", "content": PROBLEM}},
 )
 async def readyz(parts: PartsDep) -> Response:
-    """Check Redis, storage and retriever, each with a timeout of a few seconds, and the background tasks.
+    """Check the background tasks, and Redis, storage and retriever with a timeout of a few seconds each.
 
     `coordinator` states why no queued job starts. The gateway is ready without a coordinator.
     """
@@ -68,7 +68,7 @@ async def readyz(parts: PartsDep) -> Response:
 
 @router.get("/metrics", include_in_schema=False)
 async def metrics(parts: PartsDep, tenant: Tenant) -> Response:
-    """Return the figures of this gateway and of the whole service for Prometheus."""
+    """Return the metrics of this gateway and of the whole service for Prometheus."""
     figures = [Live("tlm_event_streams", "Open event streams of this gateway.", parts.tailer.watchers)]
     up = Live("tlm_storage_up", "Whether the storage answers.", True)
     try:
@@ -82,14 +82,13 @@ async def metrics(parts: PartsDep, tenant: Tenant) -> Response:
 @router.get("/v1/info", summary="Get version and limits", responses=problems())
 def info(parts: PartsDep, _: Tenant) -> Info:
     """Return the version of the service, its scales and recipes, and its size limits."""
-    texts = next(m.max_length for m in PredictBody.model_fields["texts"].metadata if hasattr(m, "max_length"))
     return Info(
         version=version("tlm-service"),
         scales=get_args(Scale),
         recipes=get_args(RecipeName),
         max_upload_bytes=parts.settings.max_upload_bytes,
         max_json_bytes=MAX_JSON_BYTES,
-        max_predict_texts=texts,
+        max_predict_texts=MAX_TEXTS,
     )
 
 
@@ -116,7 +115,7 @@ def _check_coordinator(parts: Parts) -> None:
 
 
 def _figures_of_storage(parts: Parts) -> Sequence[Live]:
-    """Return the free space of a storage that is a folder. Raises TLMError if the storage does not answer."""
+    """Return the free space if the storage is a folder. Raises TLMError if the storage does not answer."""
     store = parts.artifacts
     with store.errors("checking the storage"):
         store.check_mounted()
@@ -126,9 +125,10 @@ def _figures_of_storage(parts: Parts) -> Sequence[Live]:
 
 
 def _figures_of_redis(parts: Parts, tenant: str) -> Sequence[Live]:
-    """Return the figures of the service.
+    """Return the metrics of the whole service.
 
-    Without Redis, `tlm_redis_up` is 0 and all other figures are missing. If Redis is full, the figures of reads remain.
+    If Redis does not answer, `tlm_redis_up` is 0, and all other metrics are missing. If Redis is full, `tlm_redis_up`
+    is 0, and the metrics that need no write remain.
     """
     try:
         figures = [*parts.jobs.figures(tenant), parts.deliverer.backlog()]

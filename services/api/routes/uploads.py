@@ -35,7 +35,10 @@ class UploadBody(RequestBody):
 
 
 class DatasetOfUploads(RequestBody):
-    """A dataset made from complete uploads. files: split → id of an upload. options: as for POST /v1/datasets/hub."""
+    """A dataset to create from complete uploads.
+
+    files: split → id of an upload. options: see POST /v1/datasets/hub.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"name": "reviews", "files": {"train": "upl_1", "test": "upl_2"}}]}
@@ -47,7 +50,7 @@ class DatasetOfUploads(RequestBody):
 
 
 class CorpusOfUploads(CorpusBody):
-    """A corpus, or its next version, made from complete uploads."""
+    """A corpus, or its next version, to create from complete uploads."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"name": "docs", "files": ["upl_1"]}]})
 
@@ -79,7 +82,7 @@ async def put(
     tenant: Tenant,
     content_range: Annotated[str | None, Header(description="bytes FIRST-LAST/SIZE")] = None,
 ) -> Upload:
-    """Store a part durably. Returns 409 with the expected `offset` if the part does not begin there."""
+    """Store a part durably. If the part does not begin at `offset`, return 409 with the expected `offset`."""
     return await parts.uploads.put(tenant, upload, content_range, request.stream())
 
 
@@ -98,7 +101,7 @@ def delete(upload: str, parts: PartsDep, tenant: Tenant) -> Response:
     responses=problems(404, 409, 413, 415, 507),
 )
 def dataset(body: DatasetOfUploads, parts: PartsDep, tenant: Tenant) -> DatasetCreated:
-    """Validate and store complete uploads as a dataset. On success the uploads are deleted; on an error they stay.
+    """Validate complete uploads, store them as a dataset, and delete the uploads. After an error, the uploads stay.
 
     For seven days, an equal request returns the same dataset.
     """
@@ -132,9 +135,10 @@ def corpus(body: CorpusOfUploads, parts: PartsDep, tenant: Tenant) -> CorpusLoad
 
 
 def _created_before(parts: Parts, tenant: str, request: str, error: NotFound) -> str:
-    """Return the id of what an equal request has created. Raise `error` if there was no such request.
+    """Return the id of the dataset or load that an equal earlier request created. Raise `error` without such a request.
 
-    A successful request deletes its uploads, so that they are unknown to a repeated request.
+    The earlier request has deleted the uploads. So the repeated request fails with `error`, which says that they are
+    unknown.
     """
     created_id = parts.catalog.created_by(tenant, request)
     if created_id is None:

@@ -28,8 +28,10 @@ class WebhookBody(RequestBody):
 
 @router.post("", status_code=201, summary="Add a webhook", responses=problems(409, 413, 415))
 def create(body: WebhookBody, parts: PartsDep, tenant: Tenant) -> WebhookCreated:
-    """Register an endpoint. Events are posted as JSON, signed by the Standard Webhooks scheme (`webhook-id`,
-    `webhook-timestamp`, `webhook-signature`). The service retries a delivery for about 32 hours, until a 2xx response.
+    """Register an endpoint. The service posts each event as JSON, until a 2xx response, for about 32 hours.
+
+    It signs the events by the Standard Webhooks scheme, with the headers `webhook-id`, `webhook-timestamp` and
+    `webhook-signature`.
     """
     parts.outbound.check(body.url)
     if len(parts.webhooks.all(tenant)) >= _MAX_WEBHOOKS:
@@ -46,7 +48,7 @@ def list_all(parts: PartsDep, tenant: Tenant) -> Page[Webhook]:
 
 @router.get("/{webhook}", summary="Get a webhook", responses=problems(404))
 def get(webhook: str, parts: PartsDep, tenant: Tenant) -> Webhook:
-    """Return a webhook. `disabled` gives the reason if it receives no more events."""
+    """Return a webhook. If the webhook receives no more events, `disabled` gives the reason."""
     return parts.webhooks.get(tenant, webhook)
 
 
