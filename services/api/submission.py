@@ -292,7 +292,8 @@ def _agreeing(values: dict[str, object], changes: Mapping[str, object]) -> dict[
 def _check_folders(recipe: Recipe, allowed: tuple[Path, ...]) -> None:
     """Raise InvalidRequest for a local folder that the operator does not allow. Workers could read any folder."""
     for key, value in (("model.init", recipe.model.init), ("tokenizer.source", recipe.tokenizer.source)):
-        if value.startswith("/") and not any(Path(value).resolve().is_relative_to(folder) for folder in allowed):
+        path = Path(value).resolve()
+        if value.startswith("/") and not any(path.is_relative_to(folder.resolve()) for folder in allowed):
             raise InvalidRequest(
                 f"Jobs may not use the folder {value} ('{key}'). Use hub:ID, or ask the operator to add the folder to "
                 "TLM_API_MODEL_FOLDERS."

@@ -278,6 +278,16 @@ def test_recipe_cannot_read_local_folders(api: TestClient, key: str) -> None:
     assert key in refused.json()["detail"]
 
 
+def test_allowed_folder_can_be_a_link(gateway: Gateway, tmp_path: Path) -> None:
+    (tmp_path / "encoders").mkdir()
+    (tmp_path / "models").symlink_to(tmp_path / "encoders")
+    configured = make_gateway(gateway.client, gateway.root, model_folders=(tmp_path / "models",))
+    with configured.test_client() as api:
+        for folder, status in (("models", 202), ("other", 422)):
+            over = {"tokenizer.source": str(tmp_path / folder / "own")}
+            assert api.post("/v1/jobs", json={**BODY, "overrides": over}).status_code == status
+
+
 def test_class_weights_need_a_task_with_classes(api: TestClient, gateway: Gateway) -> None:
     scores = "text,label\n" + "".join(f"text {number},{number / 8}\n" for number in range(40))
     add_dataset(gateway, "scores", {"train": scores}, metric="pearson")

@@ -67,7 +67,7 @@ def _root() -> Path:
         raise MissingDependency(
             f"The documentation is missing: neither {first} nor {second} exists. Reinstall the service."
         )
-    return root
+    return root.resolve()
 
 
 def _file(path: str) -> Path | None:

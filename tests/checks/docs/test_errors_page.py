@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from urllib.parse import urljoin
 
+import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from services.api.routes import documentation as routes
 from services.api.routes.documentation import render, router
 from services.common import problem
 from tests.support import ROOT
@@ -73,6 +76,12 @@ def documentation() -> TestClient:
     app = FastAPI()
     app.include_router(router)
     return TestClient(app)
+
+
+def test_documentation_is_served_from_a_linked_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "docs").symlink_to(DOCS)
+    monkeypatch.setattr(routes, "_FOLDERS", (tmp_path / "docs",))
+    assert documentation().get("/docs/serving").status_code == 200
 
 
 def test_links_between_served_pages_lead_somewhere() -> None:
