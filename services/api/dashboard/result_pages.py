@@ -45,7 +45,7 @@ PAPER_FLOPS = 2.74e18  # of one seed at the scale small, mean over eight tasks (
 def results(
     request: Request, job: PageJob, parts: PartsDep, seed: Annotated[int | None, Query(ge=0, lt=2**32)] = None
 ) -> Response:
-    """Show scores, spread and costs. Scores per class and confusion matrix are those of the returned model or `seed`."""
+    """Show scores, spread and costs. Scores per class and confusion matrix are of `seed`, or of the returned model."""
     common: dict[str, object] = {"job": job, "tab": "results"}
     ref = artifact_or_none(parts.jobs, job, "evaluate")
     if ref is None:

@@ -1,4 +1,4 @@
-// Draws the charts, copies snippets, adds overrides, applies presets, disables unused fields, and shows a notice while the service does not respond. All other page features work without it.
+// Draws the charts, copies snippets, adds overrides, applies presets, disables unused fields, and shows a notice while the service does not respond. All other features of the pages work without this script.
 "use strict";
 
 const POLL_MS = 3000;
@@ -25,7 +25,7 @@ function short(value) {
   return size !== 0 && size < 1e-3 ? value.toExponential(1).replace(".0", "") : String(+value.toPrecision(6));
 }
 
-// Returns one line per curve and series name: name, columns, label, color, dash. A curve has the color of its job in a comparison, else its own. A single curve has a color per name. Dashes distinguish curves of one color.
+// Returns one line per curve and series name: name, columns, label, color, dash. In a comparison, a curve has the color of its job. A single curve has one color per series name. Dashes distinguish lines of one color.
 function linesOf(curves, names) {
   const lines = [];
   const places = curves.map((curve, number) => (curve.column ?? number) % COLORS);
@@ -51,7 +51,7 @@ function average(values) {
   });
 }
 
-// Adds the moving average of each long noisy line, which then becomes pale and has no legend.
+// Adds the moving average of each long noisy line. The noisy line becomes pale and has no legend.
 function withAverages(lines) {
   return lines.flatMap(line => !line.noisy || line.y.length < SMOOTHED_FROM ? [line] :
     [{...line, color: line.color + "48", legend: "raw"}, {...line, y: average(line.y)}]);
@@ -93,7 +93,7 @@ function draw(figure, curves, smooth) {
   const lines = smooth ? withAverages(measured) : measured;
   const title = figure.querySelector("figcaption").textContent.replace(/\s+/g, " ").trim();
   const latest = measured.map(line => `${line.label} ${readable(line.y.at(-1))}`).join("; ");
-  // Some stages lack the series of a chart: without a task loss, the joint stage is not validated.
+  // Some stages lack the series of a chart. For example, a joint stage without task loss has no validation score.
   figure.hidden = !lines.length;
   if (figure.hidden) return;
   plot.setAttribute("aria-label", `${title}: ${latest}`);
@@ -134,7 +134,7 @@ function showCharts(area) {
     curves = result.curves;
     redraw();
     area.dataset.drawn = "yes";
-    // Long runs are slow to read and change little, so poll them less often.
+    // The points of a long run take longer to read and change less, so request them less often.
     if (result.live) setTimeout(load, Math.max(POLL_MS, 20 * (performance.now() - start)));
   };
   new ResizeObserver(redraw).observe(area);
@@ -142,7 +142,7 @@ function showCharts(area) {
   load();
 }
 
-// Copies the text beside a button. Browsers allow that only over HTTPS and on this machine; else the text gets selected.
+// Copies the text beside a button. Browsers allow this only over HTTPS and for localhost. Otherwise selects the text.
 document.addEventListener("click", async event => {
   const button = event.target.closest("[data-copy]");
   if (!button) return;
@@ -155,7 +155,7 @@ document.addEventListener("click", async event => {
   }
 });
 
-// Writes the chosen value of a recipe key into the lines of overrides, in place of an earlier one.
+// Writes the chosen value of a recipe key into the lines of overrides, and removes an earlier line of this key.
 document.addEventListener("click", event => {
   const button = event.target.closest("[data-override]");
   const value = button && document.getElementById("picked-value").value.trim();
@@ -166,7 +166,7 @@ document.addEventListener("click", event => {
   area.dispatchEvent(new Event("change", {bubbles: true}));
 });
 
-// Applies a preset to the form, whose other values stay. Without scripts, its link opens a fresh form.
+// Applies a preset to the form, whose other values stay. Without scripts, the link of the preset opens a new form.
 document.querySelectorAll(".presets a").forEach(link => link.addEventListener("click", event => {
   event.preventDefault();
   const {scale, seeds} = document.getElementById("new-job").elements;
