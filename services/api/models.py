@@ -5,7 +5,6 @@ An alias is a name such as `reviews@production`. It points to one succeeded job,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import islice
 from typing import cast
 
@@ -30,14 +29,10 @@ class Models:
 
     def list(self, tenant: str, after: str | None, limit: int) -> Page[FinishedModel]:
         """Return the models of succeeded jobs, newest first. after: id of a job."""
-        jobs, aliases = tuple(islice(self._with_model(tenant, after, limit + 1), limit + 1)), self.aliases(tenant)
+        succeeded = self._jobs.each_job(tenant, state=State.SUCCEEDED, after=after, page=limit + 1)
+        with_model = (job for job in succeeded if not job.unreadable and job.spec.definition.has_model)
+        jobs, aliases = tuple(islice(with_model, limit + 1)), self.aliases(tenant)
         return Page(data=tuple(_view(job, aliases) for job in jobs[:limit]), has_more=len(jobs) > limit)
-
-    def _with_model(self, tenant: str, after: str | None, page: int) -> Iterator[JobRecord]:
-        """Yield the succeeded jobs that have a model. Jobs of some kinds have none, so read several pages of jobs."""
-        for job in self._jobs.each_job(tenant, state=State.SUCCEEDED, after=after, page=page):
-            if not job.unreadable and job.spec.definition.has_model:
-                yield job
 
     def get(self, tenant: str, job_id: str) -> FinishedModel:
         """Return the model of a job. Raises NotReady if it does not exist yet, NotFound if it never will exist."""
@@ -49,10 +44,9 @@ class Models:
         """Return the job id of `model`, which is an alias or a job id. Raises NotFound for an unknown alias."""
         if "@" not in model:
             return model
-        job = cast(str | None, self._redis.hget(key(tenant, "aliases"), model))
-        if job is None:
-            raise self._unknown(tenant, f"model '{model[:200]}'", model)
-        return job
+        if job := cast(str | None, self._redis.hget(key(tenant, "aliases"), model)):
+            return job
+        raise self._unknown(tenant, f"model '{model[:200]}'", model)
 
     def aliases(self, tenant: str) -> dict[str, str]:
         """Return the job id of each alias, sorted by alias."""

@@ -112,20 +112,16 @@ def _finish(jobs: JobStore, artifacts: ArtifactStore, removal: Removal) -> None:
     """Delete the data that `removal` lists. After an error, `finish_removals` tries again later."""
     with log_context(**ids_in(removal.id)):
         try:
-            _remove(jobs, artifacts, removal)
+            for folder in removal.folders:
+                artifacts.delete(folder)
+            _remove_unshared(jobs, artifacts, removal)
+            for job in jobs.each_job(removal.tenant, datasets=[removal.id]) if removal.with_jobs else ():
+                # NotFound: another gateway runs the same removal. Conflict: the job's model has received an alias.
+                with suppress(NotFound, Conflict):
+                    delete_job(jobs, artifacts, job)
             jobs.removed(removal)
         except TLMError as error:
             log.warning("Files of %s will be deleted later: %s", removal.id, error)
-
-
-def _remove(jobs: JobStore, artifacts: ArtifactStore, removal: Removal) -> None:
-    for folder in removal.folders:
-        artifacts.delete(folder)
-    _remove_unshared(jobs, artifacts, removal)
-    for job in jobs.each_job(removal.tenant, datasets=[removal.id]) if removal.with_jobs else ():
-        # NotFound: another gateway runs the same removal. Conflict: the job's model has received an alias.
-        with suppress(NotFound, Conflict):
-            delete_job(jobs, artifacts, job)
 
 
 def _remove_unshared(jobs: JobStore, artifacts: ArtifactStore, removal: Removal) -> None:

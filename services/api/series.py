@@ -30,7 +30,10 @@ def series_of(
         for name, value in values_of(entry):
             if not names or name in names:
                 line = lines.setdefault((str(entry.get("node", "")), name), [])
-                _append(line, (float(step) if isinstance(step, int | float) else len(line), at, value))
+                x = float(step) if isinstance(step, int | float) else len(line)
+                while line and line[-1][0] >= x:  # An earlier attempt reported points after the resumed checkpoint.
+                    line.pop()
+                line.append((x, at, value))
     result = []
     for (line_node, name), line in lines.items():
         steps, times, values = zip(*thinned(line, points), strict=True)
@@ -50,13 +53,6 @@ def thinned(line: Sequence[Point], points: int) -> list[Point]:
         extremes = {min(indices, key=lambda i: inner[i][2]), max(indices, key=lambda i: inner[i][2])}
         result.extend(inner[i] for i in sorted(extremes))
     return [*result, line[-1]]
-
-
-def _append(line: list[Point], point: Point) -> None:
-    """Append a point, and drop the points from its step on. An earlier attempt can have reported such points."""
-    while line and line[-1][0] >= point[0]:
-        line.pop()
-    line.append(point)
 
 
 def _all_points(jobs: JobStore, job: JobRecord) -> Iterator[MetricPoint]:

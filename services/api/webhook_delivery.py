@@ -20,7 +20,7 @@ import secrets
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -109,8 +109,14 @@ class Webhooks:
         return str(self._redis.hget(key(tenant, "webhook-secrets"), hook_id) or "")
 
     def attempts(self, tenant: str, hook_id: str) -> list[WebhookAttempt]:
-        """Return the latest attempts, newest first."""
-        return list(_readable(hook_id, self._redis.lrange(key(tenant, "webhook-log", hook_id), 0, -1)))
+        """Return the latest attempts that this release can read, newest first."""
+        attempts = []
+        for record in self._redis.lrange(key(tenant, "webhook-log", hook_id), 0, -1):
+            try:
+                attempts.append(WebhookAttempt.model_validate_json(record))
+            except ValidationError as error:
+                log.error("An attempt of webhook %s is damaged or from another release: %s", hook_id, error)
+        return attempts
 
     def log_attempt(self, tenant: str, hook: Webhook, attempt: WebhookAttempt) -> None:
         """Store an attempt, and disable the endpoint if it responded with 410. Ignore a deleted endpoint."""
@@ -152,15 +158,6 @@ def _listed(hook_id: str, record: str) -> Webhook:
         return _read(hook_id, record)
     except UnreadableRecord as error:
         return Webhook(id=hook_id, url="", events=(), created_at=0.0, error=error.as_dict())
-
-
-def _readable(hook_id: str, records: Iterable[str]) -> Iterator[WebhookAttempt]:
-    """Yield the attempts that this release can read, and log the others."""
-    for record in records:
-        try:
-            yield WebhookAttempt.model_validate_json(record)
-        except ValidationError as error:
-            log.error("The record of an attempt of webhook %s is damaged or from another release: %s", hook_id, error)
 
 
 class Deliverer:

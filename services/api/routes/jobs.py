@@ -65,7 +65,9 @@ def submit(
 ) -> Job | Response:
     """Create a job, and return it when it is stored durably. A repeated Idempotency-Key returns the same job."""
     if dry_run:
-        return JSONResponse(_dry_run(parts, tenant, spec).model_dump(mode="json"))
+        job = proposed(tenant, *resolve_job(parts, tenant, spec))
+        view = dry_run_view(Situation.read(parts.jobs, job), parts.estimator.estimate(job))
+        return JSONResponse(view.model_dump(mode="json"))
     return _created(parts, response, submit_job(parts, tenant, spec, idempotency_key))
 
 
@@ -76,8 +78,7 @@ def estimate(spec: Annotated[JobSpec, Body(examples=[SPEC_EXAMPLE])], parts: Par
     Each figure has a basis: earlier jobs on this service, a short speed measurement, the recipe, or built-in rates.
     Unknown figures are null.
     """
-    spec, resolved = resolve_job(parts, tenant, spec)
-    return parts.estimator.estimate(proposed(tenant, spec, resolved))
+    return parts.estimator.estimate(proposed(tenant, *resolve_job(parts, tenant, spec)))
 
 
 @router.get("", summary="List jobs", responses=problems())
@@ -289,12 +290,6 @@ def _labels(values: list[str]) -> list[tuple[str, str]]:
 
 def _view(parts: Parts, job: JobRecord) -> Job:
     return job_view(situation_of(parts.jobs, job), standings(parts.jobs, [job])[0])
-
-
-def _dry_run(parts: Parts, tenant: str, spec: JobSpec) -> DryRun:
-    spec, resolved = resolve_job(parts, tenant, spec)
-    job = proposed(tenant, spec, resolved)
-    return dry_run_view(Situation.read(parts.jobs, job), parts.estimator.estimate(job))
 
 
 def _before(stream_id: str) -> str:
