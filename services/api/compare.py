@@ -39,22 +39,19 @@ def compare(
     tested = [_read_tested(jobs, artifacts, job, outcome) for job, outcome in zip(records, outcomes, strict=True)]
     return Comparison(
         jobs=tuple(map(job_summary, records)),
-        differences=tuple(
-            Difference(key=key, values=tuple(_named(value, names) for value in values))
-            for key, values in _differences(records).items()
-        ),
+        differences=tuple(Difference(key=key, values=values) for key, values in _differences(records, names).items()),
         outcomes=outcomes,
         verdicts=tuple(_verdict(tested[0], other) for other in tested[1:]),
         curves=tuple(JobSeries(job=job.id, series=tuple(series_of(jobs, job, points=points))) for job in records),
     )
 
 
-def _differences(records: Sequence[JobRecord]) -> dict[str, tuple[object, ...]]:
+def _differences(records: Sequence[JobRecord], names: Mapping[str, str]) -> dict[str, tuple[object, ...]]:
     """Return each key of request or recipe that differs between the jobs, with one value for each job.
 
-    A job at the scale `instant` has the value None for recipe keys.
+    A job at the scale `instant` has the value None for recipe keys. names: see `_dataset_names`.
     """
-    rows = differences([_request(job) for job in records])
+    rows = differences([_request(job, names) for job in records])
     trained = [job for job in records if job.spec.scale != "instant"]
     recipes = [job.resolved.recipe.model_dump(mode="json", exclude={"name", "scale"}) for job in trained]
     for key, values in differences(recipes).items():
@@ -63,8 +60,8 @@ def _differences(records: Sequence[JobRecord]) -> dict[str, tuple[object, ...]]:
     return rows
 
 
-def _request(job: JobRecord) -> dict[str, object]:
-    """Return the compared values of a job's request. Digests replace the names of datasets."""
+def _request(job: JobRecord, names: Mapping[str, str]) -> dict[str, object]:
+    """Return the compared values of a job's request. `names` replaces the names of datasets in the request."""
     resolved = job.resolved
     request = job.spec.model_dump(
         mode="json",
@@ -73,14 +70,15 @@ def _request(job: JobRecord) -> dict[str, object]:
     request["recipe_name"] = request.pop("recipe")
     version = resolved.corpus_version
     data = {
-        "dataset": resolved.dataset.digest,
+        "dataset": names[resolved.dataset.digest],
         "dataset_options": _reading(resolved.dataset_options),
         "corpus": version and f"{resolved.corpus_name} (version {version[:8]})",
     }
     options: dict[str, object] = job.spec.options.model_dump(mode="json")
-    if name := job.spec.definition.datasets_option:  # Digest and options replace the name of each further dataset.
+    if name := job.spec.definition.datasets_option:
         options[name] = [
-            {"dataset": other.ref.digest, "dataset_options": _reading(other.options)} for other in resolved.others
+            {"dataset": names[other.ref.digest], "dataset_options": _reading(other.options)}
+            for other in resolved.others
         ]
     return request | {"options": options} | data
 
@@ -97,18 +95,6 @@ def _dataset_names(catalog: Catalog, records: Sequence[JobRecord]) -> dict[str, 
                 name = dataset.id
             names.setdefault(dataset.ref.digest, f"{name} ({dataset.ref.digest[:8]})")
     return names
-
-
-def _named(value: object, names: Mapping[str, str]) -> object:
-    """Return a configuration value with names of datasets instead of digests. names: digest → name."""
-    match value:
-        case str():
-            return names.get(value, value)
-        case list():
-            return [_named(item, names) for item in value]
-        case dict():
-            return {key: _named(item, names) for key, item in value.items()}
-    return value
 
 
 def _reading(options: Mapping[str, object]) -> dict[str, object]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from services.api.compare import _differences, _predictions, _Tested, _verdict
+from services.api import compare
+from services.api.compare import _predictions, _Tested, _verdict
 from services.api.estimate import proposed
 from tests.factories import make_resolved, make_spec
 from tlm_core.evaluation.report import PREDICTIONS, REPORT
@@ -21,6 +22,10 @@ def job_of(number: int, scale: str = "tiny", **resolved: Any) -> JobRecord:
     recipe = resolve("fast", scale, {})
     job = proposed("default", make_spec(scale=scale), make_resolved(recipe=recipe, **resolved))
     return job.model_copy(update={"id": f"job_{number}"})
+
+
+def _differences(jobs: list[JobRecord]) -> dict[str, tuple[object, ...]]:
+    return compare._differences(jobs, {job.resolved.dataset.digest: "reviews@v1" for job in jobs})
 
 
 def test_job_without_encoder_differs_in_its_request_alone() -> None:
