@@ -257,7 +257,8 @@ class Measurements:
             elapsed = end - start
             work = work_of(node, texts_of(plan, node, texts)) if node else Work(1.0)
             setup = Setup.of(job, plan, node, work) if node else Setup(START)
-            units, had_core, at_once = work.units if work else 0.0, 1.0, seeds_at_once if setup.seeds > 1 else 1.0
+            units, had_core = work.units if work else 0.0, 1.0
+            at_once = seeds_at_once if setup.seeds > 1 else 1.0
             if node and node.stage.name == "refit_linear" and "self_train" in node.inputs:
                 continue  # The work depends on the choice of validation. Jobs without self-training measure the rate.
             if node and work and isinstance(node.params, TrainParams):

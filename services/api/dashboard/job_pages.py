@@ -72,7 +72,7 @@ def live(request: Request, job: PageJob, parts: PartsDep, was: Annotated[str, Qu
     values = _live_values(parts, job)
     if was != values["was"]:
         return Response(status_code=204, headers={"HX-Refresh": "true"})
-    return page(request, "_job_poll.html", values)
+    return page(request, "_job_live.html", values)
 
 
 @router.get("/{job}/points")

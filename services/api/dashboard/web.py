@@ -195,8 +195,9 @@ async def _on_error(request: Request, error: Exception) -> Response:
         case _:
             logging.getLogger(__name__).error("%s %s failed: %r", request.method, request.url.path, error)
             status, detail = 500, "An unexpected error occurred. The log of the gateway has the cause."
+    template = "_problem.html" if "hx-request" in request.headers else "error.html"
     title = _TITLES.get(status, "The request failed")
-    return page(request, "error.html", status=status, title=title, detail=detail, status_code=status, faults=faults)
+    return page(request, template, status=status, title=title, detail=detail, status_code=status, faults=faults)
 
 
 class Headers:
