@@ -8,7 +8,8 @@ import pytest
 
 from tests.contract.dashboard_pages import Tags, post_form, signed_in
 from tests.contract.filled_dashboard import Contents, fill
-from tests.contract.gateway import Gateway, add_dataset
+from tests.contract.gateway import Gateway, add_dataset, add_version
+from tlm_core.corpus.states import CorpusState
 
 
 def test_dataset_upload_shows_errors_with_rows(gateway: Gateway) -> None:
@@ -67,6 +68,13 @@ def test_corpus_search_shows_hits_or_an_error(gateway: Gateway) -> None:
     gateway.retriever.unavailable = True
     answer = browser.get("/ui/corpora/manuals/search?q=x", headers={"HX-Request": "true"})
     assert (answer.status_code, "does not answer" in answer.text) == (200, True)
+
+
+def test_corpus_page_shows_the_searched_version(gateway: Gateway) -> None:
+    for version in ("v1", "v2"):
+        add_version(gateway, "manuals", version, CorpusState.READY)
+    shown = signed_in(gateway).get("/ui/corpora/manuals?q=late&version=v1").text
+    assert "<option selected>v1</option>" in shown and "<option>v2</option>" in shown
 
 
 def test_corpus_upload_can_be_watched_and_cancelled(gateway: Gateway) -> None:
@@ -149,7 +157,7 @@ def test_repeated_texts_are_apart_from_the_detected_format(filled: tuple[Gateway
 def test_forms_state_the_same_formats_and_sign_in_names_the_folder(gateway: Gateway) -> None:
     browser = signed_in(gateway)
     for page in ("datasets", "corpora"):
-        assert "; all but parquet optionally compressed" in browser.get(f"/ui/{page}").text
+        assert "Files of all formats except parquet can be compressed" in browser.get(f"/ui/{page}").text
     hint = Tags(browser.get("/ui/sign-in").text).words
     assert "secrets/api_token in the data folder of tlm up, by default ~/.local/share/tlm." in hint
 

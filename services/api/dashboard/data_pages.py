@@ -162,7 +162,7 @@ def _corpus(parts: Parts, tenant: str, name: str) -> dict[str, object]:
 
 def _search(parts: Parts, tenant: str, name: str, q: str, version: str | None) -> dict[str, object]:
     """Return the template values of a search. An error is one of the values, so that the page shows its other parts."""
-    values: dict[str, object] = {"q": q.strip(), "hits": None, "failure": None}
+    values: dict[str, object] = {"q": q.strip(), "chosen": version, "hits": None, "failure": None}
     if q.strip():
         try:
             values["hits"] = parts.search(tenant, name, version or None, q.strip(), _HITS).hits
