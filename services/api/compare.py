@@ -18,8 +18,7 @@ from services.common.jobstore import JobStore
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import Conflict, CorruptArtifact, NotFound
 from tlm_core.evaluation.bootstrap import paired_difference
-from tlm_core.evaluation.report import PREDICTIONS, REPORT
-from tlm_core.evaluation.summary import averaged_seeds, model_rows
+from tlm_core.evaluation.summary import PREDICTIONS, REPORT, averaged_seeds, model_rows
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.tasks.metrics import Targets
 from tlm_core.tasks.task import read_labels

@@ -17,7 +17,7 @@ from services.common.situation import Situation
 from tlm_core.artifacts import FileEntry, ManifestRef
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.errors import CorruptArtifact, NotFound, NotReady
-from tlm_core.evaluation.report import REPORT
+from tlm_core.evaluation.summary import REPORT
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import RETRYABLE, TERMINAL

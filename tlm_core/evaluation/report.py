@@ -33,7 +33,9 @@ from tlm_core.evaluation.summary import (
     BEHIND,
     ENCODER,
     LINEAR_NODES,
+    PREDICTIONS,
     REFIT,
+    REPORT,
     STOCK,
     averaged_seeds,
     model_in_words,
@@ -47,7 +49,6 @@ from tlm_core.tasks.metrics import METRICS, ONE_RUN, best_of, score, scores_for,
 from tlm_core.tasks.task import Task
 from tlm_core.wording import interval_in_words
 
-REPORT, PREDICTIONS = "report.json", "predictions.npz"
 OUTPUTS, FACTS = "outputs.npz", "baseline.json"  # files of the baseline stage
 _ROWS = tuple(name for model in MODELS for name in ((model, STOCK) if model == ENCODER else (model,)))
 HELD_OUT = "held_out"  # outputs for train rows of models that did not see them

@@ -10,6 +10,7 @@ from tlm_core.tasks.limits import ROWS_TO_SCORE
 from tlm_core.tasks.metrics import METRICS
 from tlm_core.wording import counted
 
+REPORT, PREDICTIONS = "report.json", "predictions.npz"  # files of the artifact `evaluate`
 MAJORITY = "majority"
 ENCODER = "encoder"
 STOCK = "stock"  # the encoder in the folder `model/`, if the job has other seeds too

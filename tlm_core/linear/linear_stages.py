@@ -21,7 +21,6 @@ from tlm_core.evaluation.report import (
     HELD_OUT,
     OUTPUTS,
     REFIT_LINEAR,
-    REPORT,
     LinearResult,
     linear_folder,
     linear_report,
@@ -30,7 +29,7 @@ from tlm_core.evaluation.report import (
     splits_of,
     write_report,
 )
-from tlm_core.evaluation.summary import REFIT
+from tlm_core.evaluation.summary import REFIT, REPORT
 from tlm_core.linear.fit import Fits, Setting, fit, solver_of
 from tlm_core.linear.graph import write_linear
 from tlm_core.linear.model import Features, LinearModel, rows_of

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from tlm_core.evaluation.combine import LINEAR, Outputs
-from tlm_core.evaluation.report import PREDICTIONS, REPORT, Report, gain, over_seeds, report_meta, total_cost
+from tlm_core.evaluation.report import Report, gain, over_seeds, report_meta, total_cost
+from tlm_core.evaluation.summary import PREDICTIONS, REPORT
 from tlm_core.json_files import read_json
 from tlm_core.serving import MODEL
 from tlm_core.studies.bilstm import load_bilstm

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tlm_core.errors import TrainingFailed
 from tlm_core.evaluation.combine import ENSEMBLE, LINEAR, LINEAR_MODELS, Scales, log_softmax
-from tlm_core.evaluation.report import PREDICTIONS, REPORT, linear_folder
-from tlm_core.evaluation.summary import ENCODER
+from tlm_core.evaluation.report import linear_folder
+from tlm_core.evaluation.summary import ENCODER, PREDICTIONS, REPORT
 from tlm_core.linear.graph import write_combined, write_linear
 from tlm_core.linear.model import ALPHABET, LinearModel
 from tlm_core.serving import MODEL, copy_model, write_metadata

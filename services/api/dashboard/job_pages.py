@@ -21,8 +21,7 @@ from services.api.standing import standings
 from services.api.submission import retry_job
 from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import CorruptArtifact, NotFound
-from tlm_core.evaluation.report import REPORT
-from tlm_core.evaluation.summary import headline
+from tlm_core.evaluation.summary import REPORT, headline
 from tlm_core.jobs.event_words import sentence
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import Event, JobRecord

@@ -21,8 +21,7 @@ from services.api.job_artifacts import (
 from services.api.parts import Parts, PartsDep
 from services.api.suspects import suspect_labels
 from tlm_core.errors import Conflict, InvalidRequest, NotFound
-from tlm_core.evaluation.report import REPORT
-from tlm_core.evaluation.summary import model_rows, refit_in_words, sentences
+from tlm_core.evaluation.summary import REPORT, model_rows, refit_in_words, sentences
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.serving import METADATA

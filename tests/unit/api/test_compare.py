@@ -12,8 +12,7 @@ from services.api import compare
 from services.api.compare import _predictions, _Tested, _verdict
 from services.api.estimate import proposed
 from tests.factories import make_resolved, make_spec
-from tlm_core.evaluation.report import PREDICTIONS, REPORT
-from tlm_core.evaluation.summary import BEHIND
+from tlm_core.evaluation.summary import BEHIND, PREDICTIONS, REPORT
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.training.recipe import resolve
 

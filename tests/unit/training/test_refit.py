@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from tests.unit.training.made import LABELS, made_selection, made_task, report_of, run_chain, tiny
 from tlm_core.artifacts import MANIFEST
-from tlm_core.evaluation.report import REPORT, LinearResult
-from tlm_core.evaluation.summary import BEHIND
+from tlm_core.evaluation.report import LinearResult
+from tlm_core.evaluation.summary import BEHIND, REPORT
 from tlm_core.linear.fit import Fits
 from tlm_core.linear.params import BaselineParams, SelfTrainParams
 from tlm_core.linear.self_training import Pool, Student
