@@ -128,7 +128,8 @@ class JobStore(JobReads):
 
     def save_rates(self, tenant: str, rates: Mapping[str, str]) -> None:
         """Store measured rates by name. A rate outlives the job that measured it."""
-        self._redis.hset(key(tenant, "stage-rates"), mapping=dict(rates))
+        if rates:  # Redis refuses an empty mapping.
+            self._redis.hset(key(tenant, "stage-rates"), mapping=dict(rates))
 
     # --- verbs of the user -------------------------------------------------------------------------------------
 

@@ -117,6 +117,11 @@ def test_measured_rates_outlive_their_job(api: TestClient, gateway: Gateway) -> 
     assert before["seconds_at_most"] == before["seconds"]
 
 
+def test_job_whose_stages_are_all_cached_measures_nothing(api: TestClient, gateway: Gateway) -> None:
+    measuring, cached = finish_job(api, gateway, 7.0), finish_job(api, gateway, 7.0)
+    assert cached != measuring and measuring in training(estimate(api, seeds=[1]))["reason"]
+
+
 def test_job_without_passages_does_not_measure_their_preparation(api: TestClient, gateway: Gateway) -> None:
     finish_job(api, gateway, 7.0, corpus=None, overrides={"selection.selector": "none"})
     basis = {stage["stage"]: stage["basis"] for stage in estimate(api, seeds=[1])["stages"]}
