@@ -53,7 +53,8 @@ class Registry:
     """The registry of a single retriever. It stores nothing, because the retriever holds its runs in memory."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # Without this lock, `save_active` could write the entry of an ended run again.
+        # Without this lock, `save_active` could replace the last status of an ended run, or restore a deleted entry.
+        self._lock = threading.RLock()
 
     def read(self, name: str) -> Entry | None:  # noqa: ARG002
         """Return the entry with this name, or None if there is none."""
@@ -108,9 +109,10 @@ class SharedRegistry(Registry):
         return bool(self._script["claim"](keys=[_key(name)], args=args))
 
     def save(self, name: str, run: Run) -> bool:
-        seconds = _RUNNING_SECONDS if run.is_active else _ENDED_SECONDS
-        args = (run.id, run.prefix, run.status.model_dump_json(), seconds)
-        return bool(self._script["save"](keys=[_key(name)], args=args))
+        with self._lock:
+            seconds = _RUNNING_SECONDS if run.is_active else _ENDED_SECONDS
+            args = (run.id, run.prefix, run.status.model_dump_json(), seconds)
+            return bool(self._script["save"](keys=[_key(name)], args=args))
 
     def stop(self, name: str) -> None:
         if self._redis.exists(_key(name)):

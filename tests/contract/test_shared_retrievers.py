@@ -142,6 +142,31 @@ def test_entry_of_a_run_that_ends_during_a_save_is_deleted(redis_client: redis.R
     assert registry.read("docs") is None
 
 
+def test_last_status_of_a_run_replaces_the_status_that_is_being_saved(
+    redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, run = SharedRegistry(redis_client), Run(status=IndexLoad(state="loading"))
+    save = registry._script["save"]
+
+    def end() -> None:
+        run.fail(StorageUnavailable("The storage does not answer."))
+        registry.save("docs", run)
+
+    def save_during_the_end(**options: Any) -> Any:
+        if ending.ident is None:
+            ending.start()
+            ending.join(0.5)
+        return save(**options)
+
+    ending = threading.Thread(target=end)
+    registry.claim("docs", run)
+    monkeypatch.setitem(registry._script, "save", save_during_the_end)
+    registry.save_active([("docs", run)])
+    ending.join()
+    entry = registry.read("docs")
+    assert entry is not None and IndexLoad.model_validate_json(entry.status).state == "failed"
+
+
 def test_load_runs_at_one_retriever_only(pair: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     go, begun = threading.Event(), list[str]()
     original = IndexLoads._fill
