@@ -125,6 +125,10 @@ class SelectionRuns:
         with self._lock:
             runs = list(self._runs.items())
         self._registry.save_active(runs)
+        for artifact, run in runs:
+            with self._lock:
+                if run.stop.is_set() and not run.begun:  # Another retriever has stopped the run.
+                    self._remove(artifact, run)
 
     def get(self, artifact: str) -> SelectionRun:
         """Return the latest run, with state `unknown` if there is none, or if its files are lost or damaged."""

@@ -84,6 +84,15 @@ def test_selection_is_stopped_through_the_other_retriever(pair: SimpleNamespace,
     assert pair.a.get_selection("art_1").state == "unknown"
 
 
+def test_waiting_selection_is_stopped_through_the_other_retriever(pair: SimpleNamespace, slow: SimpleNamespace) -> None:
+    for artifact in ("art_1", "art_2", "art_3"):
+        pair.a.put_selection(artifact, request(pair, f"t/artifacts/{artifact}/job_1-1"))
+    wait_for(lambda: slow.count == 2)
+    assert not pair.b.stop_selection("art_3", "t/artifacts/art_3/job_1-")
+    wait_for(lambda: pair.b.stop_selection("art_3", "t/artifacts/art_3/job_1-"))
+    assert pair.a.get_selection("art_3").state == "unknown" and not slow.go.is_set()
+
+
 def test_next_attempt_at_the_other_retriever_replaces_the_run(pair: SimpleNamespace, slow: SimpleNamespace) -> None:
     pair.a.put_selection("art_1", request(pair))
     wait_for(lambda: slow.count)
