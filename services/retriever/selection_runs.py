@@ -162,7 +162,8 @@ class SelectionRuns:
 
     def _latest(self, artifact: str) -> SelectingRun | None:
         """Return the latest run of a selection on any retriever."""
-        run = self._runs.get(artifact)
+        with self._lock:  # `put` holds the lock until it has replaced a run.
+            run = self._runs.get(artifact)
         entry = self._registry.elsewhere(artifact, run)
         if entry is None:
             return run

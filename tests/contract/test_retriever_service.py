@@ -26,14 +26,15 @@ from services.retriever import selection_runs
 from services.retriever.app import RetrieverSettings, assemble
 from services.retriever.index_loads import IndexLoads
 from services.retriever.indexes import EmbeddedIndexes
-from services.retriever.selection_runs import SelectionRuns
+from services.retriever.registry import Registry, Run
+from services.retriever.selection_runs import SelectingRun, SelectionRuns
 from tests.contract.retriever_harness import TOKEN, RetrieverHarness, wait_while
 from tests.redis_server import free_port
 from tests.support import ROOT, wait_for
 from tests.unit.selection.toy_selector import SHORTEST
 from tlm_core.artifacts import ManifestRef
 from tlm_core.artifacts.store import ArtifactStore
-from tlm_core.errors import AlreadyRunning, IndexUnavailable, InvalidRecipe
+from tlm_core.errors import AlreadyRunning, IndexUnavailable, InvalidRecipe, StorageUnavailable
 from tlm_core.selection.retrieve import PART
 from tlm_core.selection.selectors import SELECTORS
 
@@ -165,6 +166,30 @@ def test_stopped_selection_leaves_no_file(harness: RetrieverHarness) -> None:
         part.close()
     assert runs.get("art_1").state == runs.get("art_2").state == "unknown"
     assert not list((harness.folder / "storage/t/artifacts").rglob("*.*"))
+
+
+def test_state_is_known_while_a_failed_selection_starts_again(harness: RetrieverHarness) -> None:
+    states = list[str]()
+
+    class WatchedRegistry(Registry):
+        def claim(self, name: str, run: Run, *, instead_of: str = "") -> bool:
+            reading.start()
+            reading.join(0.5)
+            return super().claim(name, run, instead_of=instead_of)
+
+    stop = threading.Event()
+    indexes = EmbeddedIndexes(harness.folder / "indexes")
+    loads = IndexLoads(indexes, harness.store, stop)
+    runs = SelectionRuns(loads, harness.store, harness.folder / "scratch", stop, at_once=1, registry=WatchedRegistry())
+    failed = SelectingRun(prefix="t/artifacts/a/1")
+    failed.fail(StorageUnavailable("The storage does not answer."))
+    runs._runs["art_1"] = failed
+    reading = threading.Thread(target=lambda: states.append(runs.get("art_1").state))
+    runs.put("art_1", harness.request())
+    reading.join()
+    for part in (runs, loads, indexes):
+        part.close()
+    assert states and states != ["unknown"]
 
 
 def test_temporary_failure_is_retried_on_request(harness: RetrieverHarness) -> None:
