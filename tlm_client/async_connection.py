@@ -202,7 +202,7 @@ class AsyncConnection:
             raise
 
     async def _upload_parts(self, file: Path, upload: wire.Upload) -> None:
-        with open(file, "rb") as handle:
+        with local_errors(f"reading {file}"), open(file, "rb") as handle:
             while upload.offset < upload.size:
                 try:
                     upload = await self._retry(_TRANSFER_TRIES, self._upload_part, handle, upload)

@@ -201,7 +201,7 @@ class Connection:
             raise
 
     def _upload_parts(self, file: Path, upload: wire.Upload) -> None:
-        with open(file, "rb") as handle:
+        with local_errors(f"reading {file}"), open(file, "rb") as handle:
             while upload.offset < upload.size:
                 try:
                     upload = self._retry(_TRANSFER_TRIES, self._upload_part, handle, upload)

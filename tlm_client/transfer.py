@@ -198,7 +198,7 @@ def total_size(files: Sequence[tuple[str | None, Path]]) -> int:
 def announcements(files: Sequence[tuple[str | None, Path]]) -> list[JsonObject]:
     """Return the name, size and SHA-256 of files. files: split (None for a corpus) and path of each file.
 
-    Raises InvalidDataset with one fault for each empty file.
+    Raises InvalidDataset with one fault for each empty file, and InvalidRequest for a file that cannot be read.
     """
     faults = [
         Fault("empty_file", f"File {file.name} is empty. Fill it or remove it.", split)

@@ -109,6 +109,18 @@ def test_file_that_shrinks_during_the_upload_is_an_error(file: Path) -> None:
     assert server.deleted == 1
 
 
+def test_file_that_disappears_before_its_upload_is_an_error(file: Path) -> None:
+    server = PartServer()
+
+    def disappears(request: httpx.Request) -> httpx.Response:
+        file.unlink(missing_ok=True)
+        return server(request)
+
+    with client_of(disappears) as client, pytest.raises(InvalidRequest, match=r"Failed reading .*train\.csv"):
+        client.add_dataset("toy", {"train": file}, in_parts_from=1)
+    assert server.deleted == 1
+
+
 def test_file_that_grows_during_the_upload_is_uploaded_as_announced(file: Path) -> None:
     server = PartServer()
 
