@@ -374,7 +374,7 @@ class AsyncTLMClient(AsyncConnection):
         return [await self._download(base, file, folder, on_bytes) for file in files]
 
     async def download_archive(self, job_id: str, target: Path) -> Path:
-        """Download the model as one tar file. An interrupted download starts again."""
+        """Download the model as one tar file. An interrupted download cannot resume."""
         return await self._download_archive(http.path("/v1/jobs/{}/model/archive", job_id), target)
 
     async def selection(
