@@ -35,7 +35,9 @@ def main() -> None:
     studies = {"curve": curve, "prune": prune, "share": share}
     parser = argument_parser(__doc__, studies)
     parser.add_argument("--minilm", action="store_true", help="use MiniLM; a curve adds it as a model")
+    parser.add_argument("--sizes", type=float, nargs="+", help="sizes of a curve: shares, or numbers of labels above 1")
     parser.add_argument("--lstm", default="4x256", help="BiLSTM of a curve, as layers x width")
+    parser.add_argument("--levels", type=float, nargs="+", default=PruneOptions().levels, help="levels of pruning")
     parser.add_argument("--level", type=float, default=0.15, help="level of sharing")
     options = parser.parse_args()
     for tasks in [options.tasks] if options.study == "share" else [[task] for task in options.tasks]:
@@ -48,7 +50,7 @@ def curve(tasks: list[str], options: argparse.Namespace) -> None:
     models = ["bilstm", "encoder", *([] if large else ["tlm"]), *(["pretrained"] * options.minilm)]
     layers, width = map(int, options.lstm.split("x"))
     study = LearningCurveOptions(
-        sizes=LARGE_SIZES if large else LearningCurveOptions().sizes,
+        sizes=options.sizes or (LARGE_SIZES if large else LearningCurveOptions().sizes),
         models=models,
         lstm={"layers": layers, "hidden": width, "embedding": width},
         pretrained=str(minilm()) if options.minilm else None,
@@ -76,7 +78,8 @@ def curve(tasks: list[str], options: argparse.Namespace) -> None:
 
 def prune(tasks: list[str], options: argparse.Namespace) -> None:
     name, overrides = _encoder(options)
-    report = _run("prune", tasks, PruneOptions(), overrides, options, f"prune-{tasks[0]}-{name}")
+    study = PruneOptions(levels=options.levels)
+    report = _run("prune", tasks, study, overrides, options, f"prune-{tasks[0]}-{name}")
     prefix, metric = f"{tasks[0]}_{name}", report["metric"]
     for point in report["curves"]:
         label = f"{prefix}_{point['ticket']}_{point['weights_left']:.2f}_left"
