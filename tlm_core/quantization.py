@@ -22,7 +22,7 @@ def quantize(folder: Path, out: Path) -> tuple[int, int]:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     if out.exists():
-        raise Conflict(f"'{out}' exists. Name a new folder.")
+        raise _exists(out)
     if (name := load_model(folder).name) in LINEAR_MODELS:
         raise InvalidRequest(
             f"'{folder / MODEL}' is the model '{name}', which has no encoder to quantize. Use the model unquantized."
@@ -32,10 +32,16 @@ def quantize(folder: Path, out: Path) -> tuple[int, int]:
         # An ensemble has half-precision weights. This step converts them to the precision of onnxruntime's products.
         quant_pre_process(folder / MODEL, out / MODEL, skip_symbolic_shape=True)
         quantize_graph(out / MODEL, out / MODEL)
+    except FileExistsError as error:  # Another process has made the folder since the check, and may still write it.
+        raise _exists(out) from error
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)  # Otherwise the folder would hold the model without 8-bit weights.
         raise
     return (folder / MODEL).stat().st_size, (out / MODEL).stat().st_size
+
+
+def _exists(out: Path) -> Conflict:
+    return Conflict(f"'{out}' exists. Name a new folder.")
 
 
 def quantize_graph(graph: Path, out: Path) -> None:

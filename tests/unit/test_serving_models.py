@@ -26,7 +26,7 @@ from tlm_core.linear.graph import write_combined
 from tlm_core.linear.model import Features, LinearModel
 from tlm_core.linear.ngrams import FAMILIES
 from tlm_core.quantization import quantize
-from tlm_core.serving import METADATA, MODEL, load_model
+from tlm_core.serving import METADATA, MODEL, Model, load_model
 from tlm_core.training.architectures import Shape, scratch_shape
 from tlm_core.training.graph import Graph, encoder_outputs, save
 from tlm_core.training.model import TaskModel
@@ -95,6 +95,18 @@ def test_failed_quantization_leaves_no_folder(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(OSError, match="No space left"):
         quantize(model_folder(tmp_path / "model", 1), tmp_path / "small")
     assert not (tmp_path / "small").exists()
+
+
+def test_quantization_keeps_a_folder_that_another_process_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_slowly(folder: Path) -> Model:
+        (tmp_path / "small").mkdir()
+        (tmp_path / "small" / MODEL).write_bytes(b"other")
+        return load_model(folder)
+
+    monkeypatch.setattr("tlm_core.quantization.load_model", load_slowly)
+    with pytest.raises(Conflict, match="exists"):
+        quantize(model_folder(tmp_path / "model", 1), tmp_path / "small")
+    assert (tmp_path / "small" / MODEL).read_bytes() == b"other"
 
 
 def test_python_of_the_serving_page_works(
