@@ -35,8 +35,8 @@ def storage_fault(error: BaseException | None) -> OSError | None:
 def storage_errors(action: str) -> Iterator[None]:
     """Translate each OSError inside the block into NotFound, StorageFull or StorageUnavailable.
 
-    The block can also raise an error of a library that an OSError caused. action: follows "Failed" in the message, such
-    as "writing the dataset".
+    This includes errors of libraries that a fault of the file system caused. action: follows "Failed" in the message,
+    such as "writing the dataset".
     """
     try:
         yield

@@ -26,7 +26,8 @@ LARGEST_FILE = 2_000_000
 SHORTEST_DOCSTRING = 15
 LEAST_LETTERS = 0.5
 _SKIPPED = frozenset({"__pycache__", "site-packages", "dist-packages"})
-_OWN = frozenset({"services", "tlm_client", "tlm_core"})  # packages of this product
+# Packages of this product. Their documentation shows texts of users' tasks.
+_OWN = frozenset({"services", "tlm_client", "tlm_core"})
 _WORKERS = 2  # processes that parse files
 _FILES_AT_ONCE = 64  # files that one process receives at once
 

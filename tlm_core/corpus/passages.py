@@ -23,7 +23,7 @@ _UNSPACED = (
 )
 # Base64 and similar data would be one word of several megabytes. The limit divides such data into words.
 _LONGEST_WORD = 40
-_MOST_MARKS = 8  # marks of one letter; a border inside a longer run of marks does not move
+_MOST_MARKS = 8  # marks of one letter; a border after more marks does not move
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]{{1,{_LONGEST_WORD}}}")
 # In Latin script, a point before a lowercase letter does not end a sentence ("e.g. this").
 _SENTENCE_END = re.compile(

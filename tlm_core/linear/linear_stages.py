@@ -93,7 +93,7 @@ def _write_linear(
     name: str,
     began: float,
 ) -> None:
-    """Write a linear model with its outputs by split and its facts. began: time when the fit began, in seconds."""
+    """Write a linear model with its outputs by split and its facts. began: start of the fit, by `time.monotonic`."""
     model.write(out)
     write_linear(model, Scales.of_linear(facts["temperature"]), out / MODEL)
     write_metadata(out, task, name)

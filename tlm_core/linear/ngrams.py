@@ -192,7 +192,7 @@ class Ngrams:
 
     @classmethod
     def learn(cls, sequences: Sequences, family: str, spaces: Sequence[int], limit: int = FEATURES) -> Ngrams:
-        """Choose the `limit` n-grams that occur in the most rows. In a tie, prefer short n-grams, then small keys."""
+        """Choose up to `limit` n-grams, those in the most rows. In a tie, prefer short n-grams, then small keys."""
         orders = FAMILIES[family]
         by_order = [_row_counts(sequences, family, order, spaces) for order in orders]
         counts = np.concatenate([rows for _, rows in by_order])

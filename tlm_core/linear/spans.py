@@ -23,7 +23,7 @@ def _closing(mark: str) -> str:
 
 
 def _span(text: str, mark: str) -> tuple[int, int] | None:
-    """Return the begin and the end of the content of the only span with this mark, or None without such a span."""
+    """Return the start and the end of the content of the only span with this mark, or None without such a span."""
     closing = _closing(mark)
     if text.count(mark) != 1 or text.count(closing) != 1:
         return None

@@ -88,8 +88,8 @@ class CandidateFilter:
 def with_texts(index: PassageIndex, ranked: Iterable[Ranked], budget: int | None) -> Iterator[list[Candidate]]:
     """Yield the passages of `ranked` with their texts, in batches of at most a thousand.
 
-    budget: number of passages that the caller will likely accept; None: unknown. With a small budget, a batch has as
-    many passages, and some more to replace leaks.
+    budget: number of passages that the caller will likely accept; None: unknown. With a small budget, a batch has
+    slightly more passages than the budget, to replace leaks.
     """
     pending = iter(ranked)
     size = _FETCH_SIZE if budget is None else min(_FETCH_SIZE, budget + budget // 8 + 8)

@@ -52,7 +52,7 @@ class PassageIndex(Protocol):
         ...
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """Return up to `k` passages for each query, best first."""
+        """Return up to `k` passages for each query, best first. Each passage shares a term with the query."""
         ...
 
     def fetch(self, ids: Collection[str]) -> dict[str, Passage]:

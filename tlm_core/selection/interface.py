@@ -86,7 +86,7 @@ class SelectionInputs:
 
 
 class Selected(NamedTuple):
-    """Batches of accepted passages, best first. retrieved: the query hits, for the provenance; None without queries."""
+    """Batches of accepted passages, best first. retrieved: the query hits, if the provenance lists them."""
 
     batches: Iterator[list[Candidate]]
     retrieved: Retrieved | None = None

@@ -46,7 +46,7 @@ def nothing(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:  # no
 
 
 def limit_to_hits(inputs: SelectionInputs, accept: CandidateFilter) -> None:
-    """Without a budget, limit the selection to the number of passages that the queries hit.
+    """Without a budget, limit the selection to the number of passages that the queries hit and that leak no text.
 
     Raises EmptySelection if this number is zero.
     """

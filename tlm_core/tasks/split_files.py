@@ -24,9 +24,10 @@ def select_splits(source: Mapping[str, Path] | Path, findings: Findings) -> dict
     """Return the file of each split.
 
     source: a mapping from split names to files, a folder, or one file, which is train. Usual names such as dev and val
-    are valid too. In a folder, the names of the files contain the names of the splits. The name `test_NAME`, in lower
-    case, is a further test set. In a folder, another file must then have the name `test`. The part `selection` of a
-    mapping is not a split; see `given_part`. Data errors: no_file, no_train, doubled_split, unknown_split.
+    are valid too. In a folder, the names of the files contain the names of the splits. If no name does, a single file
+    is train. The name `test_NAME`, in lower case, is a further test set. In a folder, another file must then have the
+    name `test`. The part `selection` of a mapping is not a split; see `given_part`.
+    Data errors: no_file, no_train, doubled_split, unknown_split.
     """
     paths: dict[str, Path] = {}
     if isinstance(source, Mapping):
