@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -106,6 +107,8 @@ def _check_storage(parts: Parts) -> None:
     store = parts.artifacts
     with store.errors("checking the storage"):
         store.check_mounted()
+        if store.local:
+            os.stat(store.root)  # `check_space` ignores a missing folder.
         store.check_space()
 
 
