@@ -17,10 +17,10 @@ from services.common.redis_client import REMOVALS
 from tests.contract.gateway import TRAIN, Gateway, add_version, restarted, upload
 from tests.contract.job_results import complete, publish
 from tests.support import wait_for
+from tlm_core import stages
 from tlm_core.artifacts.store import ArtifactStore
 from tlm_core.corpus.states import CorpusState
 from tlm_core.errors import StorageUnavailable, StoreUnavailable, WorkerLost
-from tlm_core.jobs import nodes
 from tlm_core.jobs.spec import JobRecord
 
 T = "default"
@@ -204,7 +204,7 @@ def test_artifacts_of_earlier_releases_are_deleted_with_their_last_job(
     gateway.parts.jobs.fail(job, "a", WorkerLost("gone"))
     assert api.delete(f"/v1/jobs/{first}").status_code == 204
     assert done(api, own) == ["validate", "baseline", "select", "self_train", "prepare", "joint.s0"]
-    monkeypatch.setattr(nodes, "VALIDATE", replace(nodes.VALIDATE, version=99))
+    monkeypatch.setattr(stages, "VALIDATE", replace(stages.VALIDATE, version=99))
     assert done(api, own) == []
     assert api.delete(f"/v1/jobs/{own}").status_code == 204
     assert not any((gateway.root / "storage/default/artifacts").rglob("manifest.json"))
