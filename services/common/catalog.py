@@ -169,6 +169,8 @@ class Catalog:
         if ready := corpus.ready():
             return ready
         load = next(iter(self.loads(tenant, name, limit=1)), None)
+        if ready := self.corpus(tenant, name).ready():  # The load may have ended after the first look-up.
+            return ready
         if load and load.state in OPEN:
             raise NotReady(f"The load of corpus '{name}' is {load.state}. Wait until it has ended.", state=load.state)
         newest_load = f" Its newest load is {load.state}." if load else ""

@@ -142,6 +142,19 @@ def test_finished_load_is_not_open_and_its_version_is_ready(catalog: Catalog) ->
     assert catalog.ready_version(T, "docs").version == "v1"
 
 
+def test_load_that_ends_during_the_look_up_makes_its_version_ready(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, loads = catalog.add_load(T, "docs", "en", REF), catalog.loads
+
+    def ended(*args: Any, **kwargs: Any) -> list[CorpusLoad]:
+        finish(catalog, load, "v1")
+        return loads(*args, **kwargs)
+
+    monkeypatch.setattr(catalog, "loads", ended)
+    assert catalog.ready_version(T, "docs").version == "v1"
+
+
 def test_corpus_name_means_its_newest_ready_version(catalog: Catalog) -> None:
     finish(catalog, first := catalog.add_load(T, "docs", "en", REF), "v1")
     finish(catalog, second := catalog.add_load(T, "docs", "en", REF), "v2")
