@@ -223,9 +223,9 @@ def share(ctx: StageContext[ShareParams]) -> dict[str, object]:
         device=device,
         step_flops=lambda batch: step_flops(model.shape, batch),
         passes=RowPasses(model, Workers(ctx.rank, ctx.world_size), params.precision, device, memory),
+        validate=partial(_validate, model=model, tasks=tasks),
         evaluate_at=evaluation_steps(sum(steps), finetune.evaluations, False),
     )
-    trainer.validate = partial(_validate, trainer, model, tasks)
     with gated(model, model.head_gates, model.block_gates):
         _, best = trainer.run()
     assert best is not None

@@ -61,11 +61,11 @@ def joint(ctx: StageContext[JointParams]) -> dict[str, Any]:
     """
     trainer, behind = joint_trainer(ctx), dict[str, float]()
     if ctx.params.joint.stop_if_behind is not None:
-        trainer.is_behind = partial(_is_behind, ctx, trainer, behind)
+        trainer.is_behind = partial(_is_behind, ctx, behind)
     if ctx.params.joint.task_loss:
         prepared = Prepared(ctx.inputs["prepared"])
         texts = prepared.split("validation").first(_CURVE_TEXTS)
-        trainer.validate = partial(validate, trainer, texts, prepared)
+        trainer.validate = partial(validate, split=texts, prepared=prepared)
         trainer.curve = _CURVE_POINTS
     with traced(trainer, "joint"):
         trainer.run()
@@ -86,7 +86,7 @@ def validate(trainer: Trainer, split: Split, prepared: Prepared) -> dict[str, fl
     return {"score": scores["value"], "accuracy": scores["accuracy"], "loss": loss}
 
 
-def _is_behind(ctx: StageContext[JointParams], trainer: Trainer, behind: dict[str, float]) -> bool:
+def _is_behind(ctx: StageContext[JointParams], behind: dict[str, float], trainer: Trainer) -> bool:
     """Return whether the encoder is behind the linear model on validation. If it is, write both scores to `behind`."""
     prepared = Prepared(ctx.inputs["prepared"])
     split, limit = prepared.split("validation"), ctx.params.joint.stop_if_behind
@@ -192,7 +192,7 @@ def tune(
     head_trained = bool(before.get("head_trained")) and not finetune.reset_head
     steps = 1 if BEHIND in before else _steps(finetune, prepared, ("train",))
     trainer = _tuner(ctx, model, prepared, steps, draw=draw, flops=flops)
-    trainer.validate = partial(validate, trainer, prepared.split("validation"), prepared)
+    trainer.validate = partial(validate, split=prepared.split("validation"), prepared=prepared)
     trainer.evaluate_at = evaluation_steps(steps, finetune.evaluations, head_trained)
     with traced(trainer, "finetune"):
         _, best = trainer.run()

@@ -70,6 +70,8 @@ class Trainer:
     validate: returns the model's validation scores. evaluate_at: the steps after which the run validates; 0 is before
     the first step. The run copies the best weights. curve: number of validations at equal shares of the budget. With
     `curve`, the run copies no weights. is_behind: called at half the budget; if it returns True, the run ends there.
+    `validate` and `is_behind` receive this object. They must not hold it: Python frees a cycle of references late, so
+    the next stage would run with the memory of both.
     """
 
     ctx: StageContext[TrainParams]
@@ -80,10 +82,10 @@ class Trainer:
     device: torch.device
     step_flops: Callable[[Batch], float]
     passes: Passes
-    validate: Callable[[], dict[str, float | None]] | None = None
+    validate: Callable[[Trainer], dict[str, float | None]] | None = None
     evaluate_at: frozenset[int] = frozenset()
     curve: int = 0
-    is_behind: Callable[[], bool] | None = None
+    is_behind: Callable[[Trainer], bool] | None = None
     last_step: int | None = None
     clock: Callable[[], float] = time.perf_counter
     needed_flops: Callable[[Batch], float] | None = None
@@ -138,7 +140,7 @@ class Trainer:
                 read += self._read(unread, 0)
             if evaluate:
                 self._evaluate()
-            if halfway and self.is_behind and self.is_behind():
+            if halfway and self.is_behind and self.is_behind(self):
                 break
             if not finished and (stop or save):
                 self._checkpoint()
@@ -337,7 +339,7 @@ class Trainer:
     def _evaluate(self) -> None:
         """Validate. Without `curve`, copy the weights if their scores `rank` highest so far."""
         assert self.validate is not None
-        state, scores = self.state, self.validate()
+        state, scores = self.state, self.validate(self)
         state.evaluations.append({"step": state.step, **scores})
         if not self.ctx.rank:
             self.ctx.report.metrics(step=state.step, score=scores["score"], validation_loss=scores["loss"])

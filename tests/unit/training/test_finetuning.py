@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from tlm_core.stages import CHOOSE, FINETUNE, JOINT, PREPARE
 from tlm_core.tasks.task import Task
 from tlm_core.training.encoder_stages import evaluation_steps
 from tlm_core.training.local import run_stage
+from tlm_core.training.loop import Trainer
 from tlm_core.training.params import ChooseParams, FinetuneParams, JointParams, PrepareParams
 from tlm_core.training.recipe import resolve
 from tlm_core.training.state import HISTORY
@@ -101,6 +104,26 @@ def test_training_ends_early_if_the_encoder_is_behind(tmp_path: Path, limit: flo
     assert finetune["evaluations"][-1]["step"] == 1 and report["returned"]["model"] == "linear"
     assert seed["behind"] == joint["behind"] and seed["behind"]["linear"] - seed["behind"]["encoder"] > limit
     assert "Training ended at half the joint budget" in sentences(report)[1]
+
+
+def test_memory_of_a_run_is_free_after_its_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker runs several stages in one process. Without cycles of references, Python frees each run at once."""
+    run, runs = Trainer.run, list[weakref.ref[Trainer]]()
+
+    def recorded(trainer: Trainer) -> object:
+        assert [other for other in runs if other() is not None] == []
+        runs.append(weakref.ref(trainer))
+        return run(trainer)
+
+    monkeypatch.setattr(Trainer, "run", recorded)
+    recipe = tiny(joint__stop_if_behind=1.0, refit=True, precision="fp32")
+    task, selection = made_task(tmp_path / "task"), made_selection(tmp_path / "selection")
+    gc.disable()
+    try:
+        run_chain(task, selection, recipe, [0, 1], tmp_path / "run")
+    finally:
+        gc.enable()
+    assert len(runs) >= 4, "of two stages for each seed"
 
 
 def test_early_end_needs_a_trained_classifier_and_a_linear_model() -> None:

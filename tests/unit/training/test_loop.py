@@ -15,6 +15,7 @@ from tests.unit.training.made import made_prepared, tiny, trainer_of
 from tlm_core.pulse import PULSE
 from tlm_core.training import loop
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
+from tlm_core.training.loop import Trainer
 
 pytestmark = pytest.mark.usefixtures("report_at_every_step")
 STEPS = 12
@@ -55,7 +56,7 @@ def test_lowest_loss_is_best_if_no_validation_has_a_score(
     validations: list[tuple[float | None, float]], best: int, tmp_path: Path
 ) -> None:
     trainer, results = trainer_of(tmp_path, 2), iter(validations)
-    trainer.validate = lambda: dict(zip(("score", "loss"), next(results), strict=True))
+    trainer.validate = lambda _: dict(zip(("score", "loss"), next(results), strict=True))
     trainer.evaluate_at = frozenset({0, 1, 2})
     state, _ = trainer.run()
     assert state.best == best
@@ -159,7 +160,7 @@ def test_stage_seconds_include_checkpoints_and_validation(tmp_path: Path) -> Non
             now[0] += 7.0
             super().save(write, step=step, metrics=metrics)
 
-    def validate() -> dict[str, float | None]:
+    def validate(_: Trainer) -> dict[str, float | None]:
         now[0] += 5.0
         return {"score": 0.5, "loss": 1.0, "accuracy": 0.5}
 
