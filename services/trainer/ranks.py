@@ -223,7 +223,7 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
         ray.get(joining, timeout=_COLLECTIVE.total_seconds())
 
     def on_shutdown(self, worker_group: WorkerGroup, backend_config: _ProcessGroup) -> None:
-        """Report whether the kernel killed a worker because memory ran out. A killed worker cannot report this."""
+        """Report a worker that the kernel killed because memory ran out. A killed worker cannot report this."""
         status = worker_group.get_latest_poll_status()
         lost = status is not None and any(map(_is_loss, status.errors.values()))
         try:

@@ -59,7 +59,7 @@ def drawn_of(tokens: Ints, rate: float) -> Ints:
 
 
 def _lowest(draws: npt.NDArray[np.float64], maskable: Flags, counts: Ints) -> Flags:
-    """Return flags of the tokens with the lowest draws among the maskable tokens of each row. counts: by row."""
+    """Return True at the lowest draws among the maskable tokens of each row. counts: how many, for each row."""
     order = np.where(maskable, draws, 2.0).argsort(axis=1, kind="stable")
     ranks = np.empty_like(order)
     np.put_along_axis(ranks, order, np.arange(order.shape[1])[None], axis=1)
