@@ -47,7 +47,7 @@ demo: setup
 	@$(BIN)/python -m tlm_client.demo $(if $(TASK),--task "$(TASK)") $(if $(CORPUS),--corpus "$(CORPUS)")
 
 test: setup
-	@$(BIN)/python -m pytest -q --numprocesses 2 --dist loadscope --no-loadscope-reorder
+	@$(BIN)/python -m pytest -q --numprocesses 3 --dist loadscope --no-loadscope-reorder
 
 chaos: setup
 	@$(BIN)/python -m tests.chaos $(if $(JOBS),--jobs $(JOBS)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(SEED),--seed $(SEED)) $(if $(BUG),--bug $(BUG))
