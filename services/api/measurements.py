@@ -142,15 +142,15 @@ def pace_of(setup: Setup, rates: Mapping[str, Rate]) -> Pace:
 def _measured(setup: Setup, rates: Mapping[str, Rate], on_device: float) -> Pace | None:
     """Return the measured pace of the most similar setup, or None if no finished job had a similar setup.
 
-    on_device: the seconds per unit of work by a short measurement of the device.
+    on_device: seconds per unit of work, from a short measurement of the device; infinite without a measurement.
 
-    - If the number of seeds differs, the bounds cover three cases: more seeds use more cores, a single seed already
-      uses all cores, or each seed has its own GPU.
-    - If other programs used the cores, the lower bound is the lesser of two times. One is the time in which training
-      had a core. This time can be too high, because threads that wait for each other also use their cores. The other
-      time follows from `on_device`.
-    - If some seeds are cached, each other seed is as fast as beside all seeds, or up to `idle` times faster. It is
-      faster if there are fewer cores than seeds.
+    - If the measured job had another number of seeds, the bounds cover three cases: more seeds use more cores, a single
+      seed already uses all cores, or each seed has its own GPU.
+    - If other programs used the cores during the measurement, the lower bound is the smaller of two estimates:
+      - the time in which training had a core. It can be too high, because a waiting thread also uses its core.
+      - the time by `on_device`.
+    - If some seeds are cached, fewer seeds compete for the cores. With a core for each seed, they take the measured
+      time. With fewer cores than seeds, they are up to `idle` times faster.
     """
     numbers = sorted(range(1, MAX_SEEDS + 1), key=lambda seeds: abs(seeds - setup.seeds))
     for seeds, size in product(numbers, (setup.size, setup.size - 1, setup.size + 1)):

@@ -341,7 +341,7 @@ class LoadWorker:
 
 
 def _advanced(load: CorpusLoad) -> CorpusLoad:
-    """Return the record without the reason of a wait. When the record is saved, the wait ends."""
+    """Return a copy of the record with an empty field `waiting`. Once the copy is saved, the load no longer waits."""
     return load.model_copy(update={"waiting": ""})
 
 

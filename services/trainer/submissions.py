@@ -37,7 +37,7 @@ class RoundTimes(NamedTuple):
 
 @dataclass
 class Submissions:
-    """The submissions of one job, one for each group of its plan. A new instance can replace it at any time."""
+    """The submissions of one job, by group. The job's record stores their ids, so a new instance can continue them."""
 
     store: JobStore
     cluster: RayCluster

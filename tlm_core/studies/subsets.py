@@ -79,9 +79,9 @@ def rows_of(size: float, rows: int) -> int:
 
 
 def curve_sizes(task: Task, requested: Sequence[float], seeds: Sequence[int]) -> list[Size]:
-    """Return the sizes in ascending order.
+    """Return a `Size` for each requested size, by ascending number of rows.
 
-    A size is dropped if, for some seed, the subset of this size has no text of some class.
+    A size is dropped if the subset of at least one seed lacks a class. It stays in the list, with the reason.
     Raises InvalidRequest if train has fewer rows than a size, if two sizes have equally many rows, or if all sizes
     are dropped. Also raises InvalidRequest for a regression task, which has no accuracy.
     """

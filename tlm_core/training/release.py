@@ -92,7 +92,7 @@ def _as_electra(
     if config.get("model_type") != "bert" or any(tensor is None for tensor in head.values()):
         raise InvalidRequest(
             f"'{source}' is not a model of the TLM release. Expected a BERT with the weights "
-            f"{', '.join(_HEAD.values())}. A stock classifier needs no conversion."
+            f"{', '.join(_HEAD.values())}. If transformers loads it as a classifier, use it without conversion."
         )
     shape = shape_of(dict(config), source)
     weights = from_stock(release, shape) | {name: tensor.float() for name, tensor in head.items() if tensor is not None}
