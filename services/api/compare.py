@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from tlm_core.errors import Conflict, CorruptArtifact, NotFound
 from tlm_core.evaluation.bootstrap import paired_difference
 from tlm_core.evaluation.summary import PREDICTIONS, REPORT, averaged_seeds, model_rows
 from tlm_core.jobs.spec import JobRecord
+from tlm_core.json_files import read_json
 from tlm_core.tasks.metrics import Targets
 from tlm_core.tasks.task import read_labels
 from tlm_core.tasks.types import task_type_of
@@ -151,7 +151,7 @@ def _predictions(report: Path, metric: str) -> list[Targets]:
     with np.load(report / PREDICTIONS) as outputs:
         names = ["test.all"]
         if "test.all" not in outputs:
-            entries = json.loads((report / REPORT).read_text(encoding="utf-8"))["seeds"]
+            entries = read_json(report / REPORT)["seeds"]
             names = [f"test.s{seed}" for seed in averaged_seeds(entries)]
         return [task_type_of(metric).predict(outputs[name]) for name in names]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from tlm_core.json_files import read_json
 from tlm_core.wire import JsonObject, Problem
 
 DESCRIPTION = """Trains small text classifiers from scratch. Errors are RFC 9457 problems. Lists have pages: `after`, \
@@ -52,7 +52,7 @@ def openapi(app: FastAPI) -> JsonObject:
         schemas["Problem"] = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
-        examples = json.loads(_EXAMPLES.read_text(encoding="utf-8"))
+        examples = read_json(_EXAMPLES)
         for name, content in answers(schema):
             content["example"] = examples[name]
         for operation in (each for methods in schema["paths"].values() for each in methods.values()):

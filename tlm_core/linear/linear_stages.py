@@ -30,6 +30,7 @@ from tlm_core.evaluation.report import (
     write_report,
 )
 from tlm_core.evaluation.summary import REFIT, REPORT
+from tlm_core.json_files import read_json
 from tlm_core.linear.fit import Fits, Setting, fit, solver_of
 from tlm_core.linear.graph import write_linear
 from tlm_core.linear.model import Features, LinearModel, rows_of
@@ -219,8 +220,8 @@ def export_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
     folder = linear_folder(ctx.inputs, LINEAR)
     copy_model(folder, ctx.out)
     shutil.copyfile(ctx.inputs["evaluate"] / REPORT, ctx.out / REPORT)
-    report = json.loads((ctx.out / REPORT).read_text(encoding="utf-8"))
-    facts = json.loads((ctx.inputs["task"] / "task.json").read_text(encoding="utf-8"))
+    report = read_json(ctx.out / REPORT)
+    facts = read_json(ctx.inputs["task"] / "task.json")
     (ctx.out / "README.md").write_text(linear_card(report, facts), encoding="utf-8")
     model = LinearModel.read(folder)
     return {"parameters": model.weights.size + model.bias.size}

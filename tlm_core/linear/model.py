@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from tlm_core.json_files import read_json
 from tlm_core.linear.ngrams import FAMILIES, Alphabet, Ngrams, Row, Sequences
 from tlm_core.tasks.task import Task
 
@@ -25,7 +26,7 @@ Floats = NDArray[np.float32]
 
 def read_alphabet(folder: Path) -> Alphabet:
     """Return the alphabet of the linear model in a folder."""
-    ids = json.loads((folder / ALPHABET).read_text(encoding="utf-8"))
+    ids = read_json(folder / ALPHABET)
     marks, start_words = tuple(ids.get("marks", ())), ids.get("start_words", 0)
     nfc = ids.get("nfc", False)  # earlier models do not normalize texts
     return Alphabet(tuple(ids["words"]), tuple(ids["characters"]), start_words, marks, nfc)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from tlm_core.artifacts.faults import synced
 from tlm_core.corpus.passages import Passage
 from tlm_core.errors import Conflict, IndexMismatch, IndexUnavailable, NotFound, StorageFull
+from tlm_core.json_files import read_json
 from tlm_core.selection.index import K1, MAX_TERMS, Hit, best_terms, ranked, tie_at_cut
 from tlm_core.selection.text_analysis import Analysis, analysis_of, terms
 
@@ -74,7 +75,7 @@ class TantivyIndex:
     def open(cls, folder: Path) -> Self:
         """Open the committed index in `folder`. Raises NotFound if there is none, IndexMismatch if it is unusable."""
         try:
-            metadata = json.loads((folder / _METADATA).read_text(encoding="utf-8"))
+            metadata = read_json(folder / _METADATA)
         except FileNotFoundError as error:
             raise NotFound(f"{folder} contains no complete index. Load the corpus again.") from error
         except ValueError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from tlm_core.errors import InvalidRecipe, NotFound
 from tlm_core.hub import model_folder
+from tlm_core.json_files import read_json
 from tlm_core.names import HUB
 from tlm_core.training.architectures import ARCHITECTURES, Shape
 from tlm_core.training.names import from_stock
@@ -44,7 +44,7 @@ def fetch_config(source: str, *patterns: str) -> Path:
 def read_config(folder: Path, source: str) -> dict[str, Any]:
     """Return the config.json of a published model. Raises InvalidRecipe if it is not a readable JSON object."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
     except (OSError, ValueError) as error:
         raise InvalidRecipe(f"Cannot read the config.json of '{source}' ({error}). Check the file.") from error
     if not isinstance(config, dict):
@@ -61,7 +61,7 @@ def read_weights(folder: Path, source: str) -> dict[str, Tensor]:
         if (folder / WEIGHTS).exists():
             return load_file(folder / WEIGHTS)
         if (folder / INDEX).exists():
-            parts = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+            parts = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
             return {name: tensor for part in parts for name, tensor in load_file(folder / Path(part).name).items()}
         if (folder / PICKLED).exists():
             return dict(torch.load(folder / PICKLED, map_location="cpu", weights_only=True))

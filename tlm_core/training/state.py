@@ -22,6 +22,7 @@ from torch import Tensor
 from tlm_core.artifacts import storage_errors
 from tlm_core.errors import CorruptArtifact
 from tlm_core.evaluation.summary import BEHIND
+from tlm_core.json_files import read_json
 from tlm_core.training.architectures import Shape
 from tlm_core.training.compact import EMBEDDINGS, OUTPUT, eight_bits
 from tlm_core.training.memory import MICRO_ROWS
@@ -195,7 +196,7 @@ def load_checkpoint(
     """
     load_weights(model, load_file(folder / WEIGHTS))
     optimizer.load_state(load_file(folder / OPTIMIZER))
-    data = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    data = read_json(folder / STATE)
     if data.keys() != TrainState.__dataclass_fields__.keys():
         raise CorruptArtifact(
             f"Another release of the service wrote the checkpoint in {folder}. Delete the job, then submit it again."
@@ -207,7 +208,7 @@ def load_checkpoint(
 
 def read_history(folder: Path) -> dict[str, Any]:
     """Return the history that a training stage wrote: points, evaluations, best evaluation, and cost."""
-    return json.loads((folder / HISTORY).read_text(encoding="utf-8"))
+    return read_json(folder / HISTORY)
 
 
 def trains_again(history: Mapping[str, Any]) -> bool:
@@ -223,7 +224,7 @@ def load_model(folder: Path, *, compact: bool = False) -> TaskModel:
 
     compact: round the weights as the file of an ensemble stores them.
     """
-    model = TaskModel(Shape.from_dict(json.loads((folder / SHAPE).read_text(encoding="utf-8"))))
+    model = TaskModel(Shape.from_dict(read_json(folder / SHAPE)))
     tensors = load_file(folder / WEIGHTS)
     load_weights(model, compact_weights(tensors) if compact else tensors, skip=("vocabulary.",))
     return model.eval()

@@ -12,6 +12,7 @@ from tokenizers import Encoding, Tokenizer, decoders, models, normalizers, pre_t
 
 from tlm_core.errors import InvalidRecipe, NotFound
 from tlm_core.hub import TOKENIZER, model_folder
+from tlm_core.json_files import read_json
 
 SPECIALS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 # About five million words, which suffice for a vocabulary of 60,000 pieces. Without a limit, the memory of the trainer
@@ -117,7 +118,7 @@ def write_folder(tokenizer: Tokenizer, folder: Path, types: bool) -> None:
 def write_max_length(folder: Path, max_length: int) -> None:
     """Write the maximum length, at which stock classes truncate texts, to the folder of a tokenizer."""
     path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) | {"model_max_length": max_length}
+    config = read_json(path) | {"model_max_length": max_length}
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
