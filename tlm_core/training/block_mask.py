@@ -11,17 +11,17 @@ BLOCK = 128  # tokens; FlexAttention computes whole blocks of scores
 
 
 def block_mask(sequence: Tensor, begins: Tensor, window: int | None) -> BlockMask:
-    """Return the mask of a stream of T tokens. A token sees the tokens of its sequence within the window.
+    """Return the mask of a stream of T tokens. A token attends to the tokens of its sequence within the window.
 
     sequence: [T], the number of each token's sequence. begins: [S + 1], the start of each sequence, then T. window:
-    attention window on each side, or None.
+    tokens on each side, or None for no limit.
     """
     tokens = len(sequence)
     blocks = -(-tokens // BLOCK)
     number = torch.arange(blocks, device=sequence.device)
     first, last = number * BLOCK, ((number + 1) * BLOCK - 1).clamp(max=tokens - 1)
-    # The first and the last token of a block determine the contiguous range of blocks that it sees. `create_block_mask`
-    # would compare all pairs of tokens instead.
+    # The first and the last token of a block determine which range of blocks the block sees. In contrast,
+    # `create_block_mask` would compare all pairs of tokens.
     low, high = begins[sequence[first]].long(), begins[sequence[last] + 1].long() - 1
     if window is not None:
         low, high = low.maximum(first - window), high.minimum(last + window)

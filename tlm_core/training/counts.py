@@ -32,9 +32,9 @@ ITERATIONS = 3
 
 @dataclass(frozen=True)
 class Counted:
-    """Counts of tokens. log_frequency: [V], natural logarithm. vectors: [V, dim], zero for tokens without a neighbor.
+    """The result of `count`. log_frequency: [V], natural logarithm of each token's share of all tokens.
 
-    flops: the cost of counting. tokens: the number of tokens read.
+    vectors: [V, dim], zero for tokens without a neighbor. flops: cost of counting. tokens: number of counted tokens.
     """
 
     log_frequency: Floats
@@ -44,7 +44,7 @@ class Counted:
 
 
 def count(stores: Sequence[TokenStore], size: int, specials: Sequence[int], dim: int) -> Counted:
-    """Count over the first MAX_TOKENS tokens of the stores. size: vocabulary size. specials: ids to ignore."""
+    """Return counts over the first MAX_TOKENS tokens of the stores. size: vocabulary size. specials: ids to ignore."""
     frequency = np.zeros(size)
     pairs = sparse.csr_matrix((size, size), dtype=np.int32)
     read = 0
@@ -96,7 +96,7 @@ def _pairs(
 
 
 def _association(pairs: sparse.csr_matrix, size: int) -> sparse.csr_matrix:
-    """Return the positive pointwise mutual information, [V, V]. SMOOTHING limits the effect of rare tokens."""
+    """Return the positive pointwise mutual information of tokens, [V, V]. SMOOTHING reduces that of rare tokens."""
     if not pairs.nnz:
         return pairs.astype(np.float32)
     row = np.asarray(pairs.sum(axis=1)).ravel() + 1e-9

@@ -1,7 +1,7 @@
-"""Write a trained model as an ONNX graph, node by node.
+"""Write a trained model as an ONNX graph, node by node, which takes milliseconds and needs no exporter.
 
-This takes milliseconds and needs no exporter. `export.py` compares the outputs of the graph with those of the model.
-The numbers of texts, of windows of a text, and of tokens of a window may vary.
+`export.py` compares the outputs of the graph with those of the model. The numbers of texts, of windows of a text, and
+of tokens of a window may vary.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Graph:
         return self.op("Div", self.op("ReduceSum", logits, self.ints(1), keepdims=0), count)
 
     def average(self, outputs: Sequence[str], labels: int) -> str:
-        """Return the outputs of an ensemble; see `tlm_core.evaluation.combine.average`."""
+        """Return the mean of the outputs of an ensemble's encoders; see `tlm_core.evaluation.combine.average`."""
         if len(outputs) == 1:
             return outputs[0]
         if labels > 1:
@@ -95,7 +95,7 @@ class Graph:
 
 
 class GraphWriter:
-    """Writes the parts that encoders share. weights: arrays by our parameter names.
+    """Writes an encoder into a graph, and calls `Architecture.write_layer` for each layer. weights: by our names.
 
     compact: store token embeddings in 8 bits, the output layer in 32 bits, and the other weights in half precision. The
     caller has rounded the weights (`state.compact_weights`).
@@ -231,7 +231,7 @@ def write_onnx(shape: Shape, weights: Weights, path: Path) -> None:
 
 
 def encoder_outputs(graph: Graph, shape: Shape, members: Sequence[Weights]) -> tuple[str, list[str]]:
-    """Write an encoder, or several as an ensemble of compact weights. Return the names of the output and the inputs.
+    """Write an encoder, or several encoders as an ensemble of compact weights. Return (output, inputs), all names.
 
     The output is [batch, labels]. members: the weights of each encoder. All encoders have the shape `shape`.
     """

@@ -1,4 +1,4 @@
-"""Attention and gated blocks on packed rows.
+"""Attention and gated feed-forward blocks on packed rows.
 
 Our gradients read and write memory less often than those of autograd. Between two matrix products, memory traffic
 dominates the time. Elementwise operations are several times as fast on contiguous tensors. In bfloat16, they are faster
@@ -24,7 +24,7 @@ Rotation = tuple[Tensor, Tensor]  # cosines and sines, each [L, head]
 
 @dataclass(frozen=True)
 class RowKernels:
-    """The parts of a layer that depend on the form of its input, for packed rows. See `StreamKernels` for streams.
+    """Attention and gating of a layer on packed rows. `StreamKernels` has the same methods for streams.
 
     hidden: [R, 1, L, L], True where a token does not see another. dtype: type of the matrix products.
     """
@@ -34,10 +34,10 @@ class RowKernels:
     dtype: torch.dtype
 
     def attend(self, qkv: Tensor, heads: int, dropout: float) -> Tensor:
-        """Return the attention of each token to its document, [..., heads * width]. qkv: [..., 3 * heads * width].
+        """Return the attention of each token to its document, [R, L, heads * width]. qkv: [R, L, 3 * heads * width].
 
-        Use the fused kernel only on a GPU. On a CPU, its backward pass takes four times as long as that of separate
-        operations, at usual lengths of rows.
+        Only a GPU uses the fused kernel. On a CPU, the backward pass of this kernel takes four times as long as
+        separate operations, at usual lengths of rows.
         """
         query, key, value = Heads.apply(qkv.unflatten(-1, (3, heads, -1)), self.rotation)
         if query.is_cuda:
@@ -58,7 +58,7 @@ Kernels: TypeAlias = "RowKernels | StreamKernels"
 
 
 class Heads(torch.autograd.Function):
-    """Splits one product into queries, keys, and values of all heads, with rotary positions (Su et al. 2021).
+    """Splits `qkv` into queries, keys, and values of all heads, and applies rotary positions (Su et al. 2021).
 
     The results are contiguous, because the next matrix products need contiguous tensors. The backward pass applies the
     inverse rotation.
@@ -66,9 +66,9 @@ class Heads(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, qkv: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return three tensors [R, heads, L, head] of qkv [R, L, 3, heads, head].
+        """Return queries, keys and values, each [R, heads, L, head], from qkv [R, L, 3, heads, head].
 
-        rotation: cosines and sines, each [L, head]. Their second half repeats the first. None rotates nothing.
+        rotation: cosines and sines, each [L, head], whose second half repeats the first; None: no rotary positions.
         """
         ctx.rotation = rotation
         parts = qkv.permute(2, 0, 3, 1, 4)
@@ -95,11 +95,11 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class GatedLinear(torch.autograd.Function):
-    """Computes gelu(value) * gate; the two halves of one matrix yield value and gate (Shazeer 2020)."""
+    """Computes gelu(value) * gate. The two halves of one matrix yield value and gate (Shazeer 2020)."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return [..., n] of x [..., H] and weight [2n, H]. dtype: type of the matrix products."""
+        """Return gelu(value) * gate, [..., n], of x [..., H] and weight [2n, H]. dtype: type of the products."""
         x, weight = x.to(dtype), weight.to(dtype)
         value, gate = (F.linear(x, half) for half in weight.chunk(2))
         active = F.gelu(value)

@@ -1,7 +1,7 @@
-"""The encoder and its two heads, for packed rows or streams of tokens.
+"""The encoder and its two heads, for packed rows (`packing.py`) or a stream of tokens (`stream.py`).
 
-Documents do not attend to each other. The vocabulary head runs only on masked positions. `export.py` converts a trained
-model to the stock classes of `transformers`.
+A token attends only to tokens of its own document. The vocabulary head runs only on masked positions. `export.py`
+converts a trained model to the stock classes of `transformers`.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ class Norm(nn.Module):
 class Layer(nn.Module):
     """An encoder layer: attention, then a feed-forward block that pruning may remove.
 
-    In each subclass, the output matrix of attention is `attention.out`, and the block has `mlp_in` and `mlp_out`.
+    Each subclass has the output matrix of attention `attention.out` and the block's matrices `mlp_in` and `mlp_out`.
     """
 
     attention: Attention
 
     def forward(self, x: Tensor, kernels: Kernels) -> Tensor:
-        """Return the next hidden states, in the shape of x: [R, L, hidden] for rows, [T, hidden] for a stream."""
+        """Return the output of the layer, in the shape of x: [R, L, hidden] for rows, [T, hidden] for a stream."""
         raise NotImplementedError
 
     def remove_feed_forward(self) -> None:
@@ -120,7 +120,7 @@ class PostNormLayer(Layer):
 
 
 class Encoder(nn.Module):
-    """Token ids to hidden states, [R, L] → [R, L, hidden]."""
+    """Computes hidden states [R, L, hidden] from token ids [R, L], or [T, hidden] from a stream [T]."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -137,12 +137,12 @@ class Encoder(nn.Module):
         self.final_norm = Norm(shape.hidden, shape.eps, bias=architecture.biases) if architecture.final_norm else None
 
     def forward(self, tokens: Tensor, segments: Tensor, positions: Tensor, types: Tensor) -> Tensor:
-        """Return the hidden states of packed rows."""
+        """Return the hidden states [R, L, hidden] of packed rows. All arguments are [R, L]; see `packing.Rows`."""
         dtype = product_dtype(tokens.device)
         return self.through(self.embed(tokens, positions, types, dtype), self._row_kernels(segments, dtype))
 
     def embed(self, tokens: Tensor, positions: Tensor, types: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the input of the first layer. dtype: type of the matrix products."""
+        """Return the normalized embeddings, the input of the first layer. dtype: type of the matrix products."""
         x = self.tokens(tokens)
         if self.last_type >= 0:
             x = x + self.positions(positions) + self.types(types.clamp(max=self.last_type))
@@ -150,16 +150,16 @@ class Encoder(nn.Module):
         return self.dropout(self.norm(x)).to(dtype)
 
     def through(self, x: Tensor, kernels: Iterable[Kernels], start: int = 0, stop: int | None = None) -> Tensor:
-        """Return the output of layers [start, stop). kernels: of each layer of the encoder.
+        """Return the output of layer `stop` - 1. x: the input of layer `start`. kernels: those of all layers.
 
-        If `stop` is None, include the last layer and the final norm.
+        If `stop` is None, return the output of the last layer, after the final norm if the model has one.
         """
         for layer, used in list(zip(self.layers, kernels, strict=True))[start:stop]:
             x = layer(x, used)
         return x if self.final_norm is None or stop is not None else self.final_norm(x)
 
     def _row_kernels(self, segments: Tensor, dtype: torch.dtype) -> Iterator[Kernels]:
-        """Yield the kernels of each layer. Padding attends to padding, so that no row of a mask is empty."""
+        """Yield the kernels of each layer. Padding attends to padding, because a softmax over nothing is NaN."""
         same = segments[:, None, :, None] == segments[:, None, None, :]
         place = torch.arange(segments.shape[1], device=segments.device)
         rotations, masks = rotations_of(self.shape, segments.device, dtype, len(place)), dict[int | None, Tensor]()
@@ -171,21 +171,21 @@ class Encoder(nn.Module):
 
 
 def layer_rules(shape: Shape) -> list[tuple[int | None, float | None]]:
-    """Return the attention window and the rotary base of each layer."""
+    """Return (window, rotary base) of each layer. window: the tokens that attention sees on each side; None: all."""
     none = (None,) * shape.layers
     return list(zip(shape.windows or none, shape.thetas or none, strict=True))
 
 
 def rotations_of(shape: Shape, device: torch.device, dtype: torch.dtype, length: int) -> dict[float | None, Rotation]:
-    """Return the rotation of each rotary base, for positions from the start of a row.
+    """Return, by rotary base, the cosines and sines of positions 0 to `length` - 1; see `rotation`.
 
-    Only differences of positions matter, so a document can start anywhere in a row.
+    Attention depends only on differences of rotary positions, so a document can start anywhere in a row.
     """
     return {theta: rotation(length, shape.head_size, theta, device, dtype) for theta in set(shape.thetas)}
 
 
 def rotation(length: int, size: int, theta: float, device: torch.device, dtype: torch.dtype) -> Rotation:
-    """Return cosines and sines of rotary positions, each [length, size]."""
+    """Return cosines and sines of rotary positions, each [length, size]. size: width of a head. theta: rotary base."""
     frequency = 1.0 / theta ** (torch.arange(0, size, 2, device=device, dtype=torch.float32) / size)
     angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency
     angle = torch.cat((angle, angle), dim=-1)
@@ -193,7 +193,7 @@ def rotation(length: int, size: int, theta: float, device: torch.device, dtype: 
 
 
 class VocabularyHead(nn.Module):
-    """Hidden states of masked positions [M, hidden] to logits of the vocabulary [M, V], or to their loss."""
+    """Computes logits of the vocabulary [M, V], or their loss, from the hidden states of masked tokens [M, hidden]."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -203,21 +203,21 @@ class VocabularyHead(nn.Module):
         self.out = nn.Linear(shape.hidden, shape.vocab)
 
     def features(self, x: Tensor) -> Tensor:
-        """Return the input of the last matrix, [M, hidden]."""
+        """Return the input of the output layer `out`, [M, hidden]."""
         return self.norm(F.gelu(self.dense(x)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.features(x))
 
     def loss(self, x: Tensor, targets: Tensor, count: int) -> Tensor:
-        """Return the summed cross-entropy of the first `count` of the targets [M], in nats."""
+        """Return the cross-entropy in nats, summed over the first `count` rows of x [M, hidden] and targets [M]."""
         return VocabularyLoss.apply(
             self.features(x), self.out.weight, self.out.bias, targets, count, product_dtype(x.device)
         )
 
 
 class TaskHead(nn.Module):
-    """Pooled documents [D, hidden] to label logits [D, labels], as in the stock class of the architecture."""
+    """Computes label logits [D, labels] from pooled documents [D, hidden], as the architecture's stock class does."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -247,7 +247,7 @@ class TaskModel(nn.Module):
             self.vocabulary.out.weight = self.encoder.tokens.weight
 
     def pool(self, hidden: Tensor, segments: Tensor, doc_row: Tensor, doc_segment: Tensor) -> Tensor:
-        """Return the vector of each whole document, [D, hidden]: the mean over its tokens, or its first token."""
+        """Return a vector [hidden] of each of D whole documents: the mean over its tokens, or the first token's."""
         member = segments[doc_row] == doc_segment[:, None]
         if self.shape.pooling == "cls":
             return hidden[doc_row, member.int().argmax(dim=1)]
@@ -262,16 +262,16 @@ def classifier_size(model: TaskModel) -> int:
 
 
 def seed_of(seed: int, name: str) -> int:
-    """Return a seed for PyTorch from a seed and a name."""
+    """Return a seed for PyTorch that depends only on `seed` and `name`, which may be the name of a parameter."""
     return int(np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def initialize(model: TaskModel, seed: int) -> None:
-    """Initialize each tensor from the seed and the tensor's name alone, so that no tensor depends on others.
+    """Initialize the parameters. Each value depends only on `seed` and the parameter's name, not on other parameters.
 
-    With `residual_start`, the layers start as the identity: matrices that write to the residual stream are zero, as is
-    the last layer of each head. So the model tolerates a high learning rate. Other architectures start as BERT, with
-    normal weights of standard deviation 0.02.
+    With the architecture's `residual_start`, each layer starts as the identity: matrices that write to the residual
+    stream are zero. The last matrix of each head is zero too. So the model tolerates a high learning rate. Other
+    architectures start like BERT, with normal weights of standard deviation 0.02.
     """
     architecture = architecture_of(model.shape)
     with torch.no_grad():
@@ -291,9 +291,9 @@ def initialize(model: TaskModel, seed: int) -> None:
 
 
 def initialize_counted(model: TaskModel, seed: int, log_frequency: Tensor, vectors: Tensor) -> None:
-    """Fill token embeddings and vocabulary head from counts: log_frequency [V], vectors [V, hidden].
+    """Start token embeddings and vocabulary head from counts: log_frequency [V], vectors [V, hidden]; see `counts.py`.
 
-    The embedding of a token with a zero vector does not change. The bias of the vocabulary head is `log_frequency`.
+    A token with a zero vector retains its random embedding. `log_frequency` becomes the bias of the vocabulary head.
     """
     known, scaled = counted_start(vectors, seed, TOKEN_SPREAD)
     with torch.no_grad():
@@ -303,11 +303,11 @@ def initialize_counted(model: TaskModel, seed: int, log_frequency: Tensor, vecto
 
 
 def counted_start(vectors: Tensor, seed: int, spread: float) -> tuple[Tensor, Tensor]:
-    """Return a mask [V] of the tokens whose vector is not zero, and their initial embeddings, [tokens, width].
+    """Return a mask [V] of the tokens whose vector is not zero, and initial embeddings of these tokens, [n, width].
 
-    vectors: [V, width], from `counts.py`. Each embedding has about the mean length of a vector of normal values with
-    standard deviation `spread`. The first axes of `vectors` have most of the variance. A random rotation distributes
-    the variance over all axes, because optimizers scale each axis separately.
+    vectors: [V, width], from `counts.py`. Each embedding has the length spread * sqrt(width). Random embeddings with
+    the standard deviation `spread` have about this length. The first axes of `vectors` have most of the variance. A
+    random rotation distributes the variance over all axes, because optimizers scale each axis separately.
     """
     width = vectors.shape[1]
     generator = torch.Generator().manual_seed(seed_of(seed, "counted vectors"))

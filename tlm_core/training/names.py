@@ -18,7 +18,7 @@ _POSITIONS = "encoder.positions.weight"
 
 
 def _qkv(shape: Shape) -> Iterator[tuple[str, list[str]]]:
-    """Yield our name of each joint parameter, with the stock names of its query, key, and value."""
+    """Yield our name of each query-key-value parameter, with the stock names of its query, key and value."""
     pattern = architecture_of(shape).qkv_name
     for i in range(shape.layers if pattern else 0):
         stock = [str(pattern).format(i=i, part=part) for part in ("query", "key", "value")]
@@ -40,7 +40,7 @@ def to_stock(weights: Mapping[str, Tensor], shape: Shape) -> dict[str, Tensor]:
 
 
 def from_stock(stock: Mapping[str, Tensor], shape: Shape) -> dict[str, Tensor]:
-    """Return encoder and, if present, vocabulary head of a published masked language model, under our names.
+    """Return encoder and, if present, vocabulary head of a published masked language model, in float32 under our names.
 
     Raises InvalidRecipe if a weight of the encoder is missing.
     """

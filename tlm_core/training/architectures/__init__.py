@@ -30,5 +30,5 @@ def architecture_of(shape: Shape) -> Architecture:
 
 
 def scratch_shape(model: Model, vocab: int, labels: int) -> Shape:
-    """Return the shape of a model that a job trains from scratch. model: the recipe's part."""
+    """Return the shape of a model that a job trains from scratch. model: the part `model` of the recipe."""
     return ARCHITECTURES[model.architecture].scratch_shape(model, vocab, labels)

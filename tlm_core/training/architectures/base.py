@@ -21,8 +21,8 @@ Config = Mapping[str, Any]  # a published model's config.json
 class Shape:
     """Everything that determines a model's tensors and arithmetic.
 
-    windows, thetas: attention window (tokens on each side, or None) and rotary base of each layer of a rotary model.
-    skipped: number of position embeddings at the start that a published model leaves unused (RoBERTa).
+    windows, thetas: for each layer of a rotary model, the tokens that attention sees on each side (None: all), and the
+    rotary base. skipped: number of position embeddings at the start that a published model leaves unused (RoBERTa).
     """
 
     architecture: str
@@ -74,15 +74,15 @@ class Architecture(ABC):
 
     @abstractmethod
     def scratch_shape(self, model: Model, vocab: int, labels: int) -> Shape:
-        """Return the shape of a model that a job trains from scratch. model: the recipe's part."""
+        """Return the shape of a model that a job trains from scratch. model: the part `model` of the recipe."""
 
     @abstractmethod
     def fixed_values(self, config: Config) -> dict[str, tuple[object, object]]:
-        """Return the value of a published config and the only supported value, for each key that has only one."""
+        """Return key → (value in the config, supported value), for each key with a single supported value."""
 
     @abstractmethod
     def published_shape(self, config: Config) -> Shape:
-        """Return the shape of a published model, without labels."""
+        """Return the shape of a published model, with 0 labels."""
 
     @abstractmethod
     def stock_arguments(self, shape: Shape, special_ids: Mapping[str, int]) -> dict[str, object]:
@@ -90,7 +90,7 @@ class Architecture(ABC):
 
     @abstractmethod
     def layer(self, shape: Shape, number: int) -> Layer:
-        """Return a new layer of the encoder."""
+        """Return a new module for layer `number` of the encoder."""
 
     @abstractmethod
     def write_layer(self, writer: GraphWriter, x: str, number: int, mask: str, rotation: tuple[str, str] | None) -> str:
@@ -121,7 +121,7 @@ class Architecture(ABC):
         )
 
     def stock_names(self, shape: Shape) -> dict[str, str]:
-        """Return the stock name of each parameter of encoder and task head, by our names."""
+        """Return our name → stock name for each parameter of encoder and task head."""
         return each_layer(self.names, shape.layers)
 
     @property
@@ -141,31 +141,31 @@ class Architecture(ABC):
         return 8 * shape.hidden + self.feed_forward_matrices * shape.intermediate + maps * shape.max_length
 
     def exported_parameters(self, shape: Shape) -> int:
-        """Return the number of weights of encoder and task head, without small vectors."""
+        """Return the number of weights of encoder and task head, without small vectors such as biases."""
         positions = (shape.max_length + self.token_types) * shape.hidden if self.token_types else 0
         heads = shape.hidden**2 + shape.hidden * shape.labels
         return positions + shape.vocab * shape.hidden + shape.layers * self.layer_weights(shape) + heads
 
     def parameters(self, shape: Shape) -> int:
-        """Return the number of weights of encoder and both heads, without small vectors."""
+        """Return the number of weights of encoder and both heads, without small vectors such as biases."""
         vocabulary = shape.hidden**2 + (shape.vocab if self.tied else shape.vocab * (shape.hidden + 1))
         return self.exported_parameters(shape) + vocabulary
 
     def stacked_matrices(self, name: str) -> int:
-        """Return how many matrices a parameter contains: three for query, key and value, two for value and gate."""
+        """Return how many matrices a parameter stacks: 3 for query, key and value, 2 for value and gate, else 1."""
         if ".qkv." in name:
             return 3
         return 2 if self.gated and ".mlp_in." in name else 1
 
     def matrices(self, shape: Shape) -> dict[tuple[int, int], int]:
-        """Return the number of matrices in the layers by their size (rows, columns). Muon trains these matrices."""
+        """Return the number of matrices in all layers by their size (rows, columns). Muon trains these matrices."""
         square, wide = (shape.hidden, shape.hidden), (shape.intermediate, shape.hidden)
         counts = {square: 4 * shape.layers}
         counts[wide] = counts.get(wide, 0) + self.feed_forward_matrices * shape.layers
         return counts
 
     def feed_forward(self, shape: Shape) -> dict[str, tuple[tuple[int, ...], float]]:
-        """Return the parameters of a feed-forward block: name in the layer → (size, value that has no effect)."""
+        """Return the parameters of a feed-forward block: name in the layer → (size, fill value of a removed block)."""
         inputs = (self.feed_forward_matrices - 1) * shape.intermediate
         parameters: dict[str, tuple[tuple[int, ...], float]] = {
             "mlp_in.weight": ((inputs, shape.hidden), 0.0),
@@ -177,7 +177,7 @@ class Architecture(ABC):
 
 
 def each_layer(table: Mapping[str, str], layers: int) -> dict[str, str]:
-    """Return the table with one entry for each layer in place of each entry with `{i}`."""
+    """Return a copy of the table in which each entry with `{i}` is replaced by one entry for each layer."""
     return {
         ours.replace("{i}", str(i)): theirs.replace("{i}", str(i))
         for ours, theirs in table.items()
@@ -186,17 +186,17 @@ def each_layer(table: Mapping[str, str], layers: int) -> dict[str, str]:
 
 
 def with_bias(names: Mapping[str, str]) -> dict[str, str]:
-    """Return the names of weight and bias of each module."""
+    """Return the parameter names of modules: `{"a": "b"}` gives `{"a.weight": "b.weight", "a.bias": "b.bias"}`."""
     return {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in names.items() for kind in ("weight", "bias")}
 
 
 def recipe_sizes(model: Model) -> dict[str, Any]:
-    """Return the fields of a recipe's model part that a shape copies."""
+    """Return the fields of `Shape` that a recipe's part `model` also has."""
     return model.model_dump(include={"layers", "hidden", "heads", "intermediate", "max_length", "dropout"})
 
 
 def published_sizes(config: Config) -> dict[str, Any]:
-    """Return the fields of a shape that each published config has. `labels` and `max_length` are 0.
+    """Return the fields of `Shape` that every published config has. `labels` and `max_length` are 0.
 
     Raises KeyError for a missing value, and TypeError or ValueError for a value that is not a number.
     """

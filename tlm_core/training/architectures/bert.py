@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def encoder_names(prefix: str) -> dict[str, str]:
-    """Return the stock names of a BERT encoder under `prefix`, without those of query, key and value."""
+    """Return our name → stock name of a BERT encoder's parameters under `prefix`, without query, key and value."""
     embeddings, layer = f"{prefix}.embeddings", f"{prefix}.encoder.layer.{{i}}"
     return {
         "encoder.tokens.weight": f"{embeddings}.word_embeddings.weight",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ModernBert(Architecture):
-    """ModernBERT. Its vocabulary head has its own matrix. In published models, the head shares the token embeddings."""
+    """ModernBERT. The vocabulary head has its own matrix. In published models, this matrix is the token embeddings."""
 
     name = "modernbert"
     stock = "ModernBert"
