@@ -1,4 +1,4 @@
-"""Sums of the workers' gradients in buckets, which start while the backward pass still runs."""
+"""Sums of gradients over all workers, in buckets. The first sums start while the backward pass still runs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ BUCKET = 2**23  # parameters
 
 @dataclass(frozen=True)
 class Bucket:
-    """The range [start, stop) of the flat gradient, in one part of the model.
+    """A range [start, stop) of the flat gradient, in one part of the model. names: the parameters in the range.
 
-    first: the smallest index of its parameters in the model. names: its parameters.
+    first: the smallest index of these parameters in the order of the model.
     """
 
     part: str
@@ -28,9 +28,9 @@ class Bucket:
 
 
 def divide(parameters: Sequence[tuple[str, nn.Parameter]], size: int = BUCKET) -> list[Bucket]:
-    """Divide the parameters of a model, which are in one buffer, into buckets in the order of the backward pass.
+    """Return buckets of the model's parameters, which are in one buffer, in the order of the backward pass.
 
-    A bucket has at most `size` parameters, unless a single tensor is larger. The order is the same on all workers.
+    A bucket has at most `size` values, or a single larger tensor. The order is the same on all workers.
     """
     buckets: list[Bucket] = []
     for number, (name, parameter) in sorted(enumerate(parameters), key=lambda entry: entry[1][1].storage_offset()):
@@ -46,9 +46,9 @@ def divide(parameters: Sequence[tuple[str, nn.Parameter]], size: int = BUCKET) -
 class Buckets:
     """Sums the gradient of a step over the workers. The sum of a bucket starts when all of its gradients are complete.
 
-    All workers start the buckets in the same order. If a worker runs out of memory, the worker repeats the step, and
-    the others wait. It does not start a bucket twice, because the gradients of a started bucket are complete. dtype: of
-    the sums.
+    All workers start the buckets in the same order. If a worker runs out of memory, this worker repeats the step, and
+    the others wait. The worker does not start a bucket again, because the gradients of a started bucket are complete.
+    dtype: type of the sums.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Buckets:
         self._complete: set[str] = set()
 
     def begin(self, parts: Iterable[str]) -> None:
-        """Begin the last backward pass of a step, or repeat it. parts: the parts of the model that the step trains."""
+        """Begin the last backward pass of a step, or its repetition. parts: parts of the model that the step trains."""
         if not self._open and not self._started:
             wanted = set(parts)
             self._open = [bucket for bucket in self._buckets if bucket.part in wanted]

@@ -30,7 +30,7 @@ def pick_device() -> torch.device:
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Return the peak FLOP/s of the device, or None if it is unknown."""
+    """Return the peak FLOP/s of the device in bfloat16, or None if the peak is not known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -38,13 +38,13 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Return whether the device ran out of memory. A CPU raises a plain RuntimeError."""
+    """Return whether the error means that the device ran out of memory. A CPU raises a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 @contextmanager
 def model_fits_device() -> Iterator[None]:
-    """Raise OutOfMemory if a training stage needs more memory than the device or the host has."""
+    """Raise OutOfMemory if the training stage in the block needs more memory than the device or the host has."""
     try:
         yield
     except MemoryError as error:

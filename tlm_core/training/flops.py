@@ -17,7 +17,7 @@ def forward(shape: Shape, rows: int, length: int, masked: int, documents: int) -
 
 
 def products(shape: Shape, tokens: int, pairs: int, masked: int, documents: int) -> float:
-    """Return the FLOPs of the matrix products in one forward pass. pairs: number of query-key pairs."""
+    """Return the FLOPs of the matrix products in one forward pass. pairs: token pairs that attention compares."""
     encoder = shape.layers * (tokens * architecture_of(shape).layer_weights(shape) + 2 * pairs * shape.hidden)
     vocabulary = masked * shape.hidden * (shape.hidden + shape.vocab)
     task = documents * shape.hidden * (shape.hidden + shape.labels)

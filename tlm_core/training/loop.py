@@ -38,12 +38,12 @@ SKIPS, SKIPPED_SHARE = 20, 0.01
 
 @dataclass
 class Step:
-    """A step of the run. The device may still compute the step while the host continues.
+    """A step that the run has started. A GPU may still compute the step while the host continues.
 
     number: counts from 1. rate: share of the peak learning rate. flops: FLOPs of this worker's products, including
-    padding and the optimizer. values: `Totals` and the gradient's norm, complete in the host's memory after the event
-    `ready`. tokens, progress: those of the run at the end of the step. losses, norm, stop: set when the host has read
-    `values`.
+    padding and the optimizer. values: the values of `Totals`, then the norm of the gradient, complete after the event
+    `ready`. tokens, progress: tokens and used share of the budget at the end of the step. losses, norm, stop: set when
+    the host has read `values`.
     """
 
     number: int
@@ -61,17 +61,16 @@ class Step:
 
 @dataclass
 class Trainer:
-    """One stage's training run.
+    """The training run of a stage.
 
-    batches: (step, progress) → batch. step_flops: returns the FLOPs of both passes over a batch. needed_flops: returns
-    the FLOPs that the model needs for a batch, for the reported utilization of a GPU. before_step: called before
+    batches: (step, progress) → batch. step_flops: returns the FLOPs of both passes over a batch, with padding.
+    needed_flops: returns the FLOPs without padding, for the reported utilization of a GPU. before_step: called before
     each step. last_step: the run ends after this step at the latest.
 
     validate: returns the model's validation scores. evaluate_at: the steps after which the run validates; 0 is before
     the first step. The run copies the best weights. curve: number of validations at equal shares of the budget. With
-    `curve`, the run copies no weights. is_behind: called at half the budget; if it returns True, the run ends there.
-    `validate` and `is_behind` receive this object. They must not hold it: Python frees a cycle of references late, so
-    the next stage would run with the memory of both.
+    `curve`, the run copies no weights. is_behind: called at half the budget; True ends the run. `validate` and
+    `is_behind` receive this object, but must not store it, or Python frees its memory late, in the next stage.
     """
 
     ctx: StageContext[TrainParams]
@@ -98,7 +97,7 @@ class Trainer:
         return Workers(self.ctx.rank, self.ctx.world_size)
 
     def run(self) -> tuple[TrainState, dict[str, Tensor] | None]:
-        """Train to the end of the budget. Return the final state and the best weights by validation, if any.
+        """Train to the end of the budget. Return the final state, and the best weights by validation score, or None.
 
         Raises NonFiniteLoss, OutOfMemory, WorkerLost, CorruptArtifact, and, after saving a checkpoint, StopRequested.
         """
@@ -145,7 +144,7 @@ class Trainer:
             if not finished and (stop or save):
                 self._checkpoint()
             if stop and not finished:
-                raise StopRequested(f"The stage stopped on request after step {state.step}. Resume to continue.")
+                raise StopRequested(f"The stage stopped on request after step {state.step}. Resume the job.")
             for earlier in read:
                 report.tick(earlier)
             PULSE.warm_up()
@@ -186,7 +185,7 @@ class Trainer:
             )
 
     def _load(self, batch: Batch) -> Loaded:
-        """Load a batch for its passes. If memory runs out, return it with 0 rows."""
+        """Prepare a batch for the passes. If memory runs out, return the batch as a `Loaded` with 0 rows."""
         try:
             return self.passes.load(batch, self.state.micro_rows)
         except RuntimeError as error:
@@ -203,13 +202,13 @@ class Trainer:
         return passes + self.optimizer.flops / self.workers.size
 
     def _midway(self, batch: Batch) -> float:
-        """Return the progress in the middle of the coming step; with a budget in seconds, at its start."""
+        """Return the progress in the middle of the coming step; with a budget in seconds, at the start of the step."""
         # The middle gives the first step a learning rate above zero.
         half = {"steps": 0.5, "tokens": batch.real_tokens / 2, "flops": self._flops(batch) / 2, "seconds": 0.0}
         return min(1.0, self.state.progress(self.budget) + half[self.budget.unit] / self.budget.amount)
 
     def _launch(self, loaded: Loaded, stop: bool) -> Step:
-        """Start the computation of a step. A GPU computes it while the host continues."""
+        """Start the computation of a step. A GPU continues the computation while the host continues."""
         batch, before, number = loaded.batch, self.state.micro_rows, self.state.step
         rate = learning_rate(self._midway(batch), self.optimizer.recipe.warmup)
         if loaded.rows > before:  # loaded before memory ran out
@@ -227,8 +226,8 @@ class Trainer:
     def _compute(self, loaded: Loaded, controls: Tensor) -> Tensor | None:
         """Compute the gradient, summed over all workers. Update the weights if gradient and losses are finite.
 
-        controls: [rate, stop, shrunk]; for the last two see `Totals`. Return the values of `Totals` and the gradient's
-        norm; None if memory ran out.
+        controls: [rate, stop, shrunk]; for the last two see `Totals`. Return the values of `Totals`, then the norm of
+        the gradient; None if memory ran out.
         """
         buffers = self.optimizer.buffers
         self.optimizer.zero_grad()
@@ -245,7 +244,7 @@ class Trainer:
         return values
 
     def _read(self, unread: deque[Step], late: int) -> list[Step]:
-        """Read and record the results of the oldest steps until `late` steps remain. Return the steps that were read.
+        """Read and record the results of the oldest unread steps, until `late` steps are unread. Return the read steps.
 
         Raises NonFiniteLoss.
         """
@@ -271,7 +270,7 @@ class Trainer:
         return read
 
     def _halve_rows(self, batch: Batch) -> None:
-        """Halve the rows that this worker processes at once. Raises OutOfMemory at one row."""
+        """Halve the number of rows in this worker's micro-batches. Raises OutOfMemory if the number is 1."""
         rows = min(self.state.micro_rows, len(batch.rows))
         if rows == 1:
             raise OutOfMemory(
@@ -316,7 +315,7 @@ class Trainer:
         return self.ctx.checkpoints.newest() if self.ctx.rank else newest
 
     def _count_seconds(self, since: float) -> float:
-        """Add the time since an earlier reading of the clock, and return the new reading."""
+        """Add the time since the clock showed `since` to the state. Return the current time of the clock."""
         now, state = self.clock(), self.state
         seconds = state.seconds + now - since
         if self.budget.unit == "seconds" and self.workers.size > 1:  # all workers must end at the same step
@@ -357,7 +356,7 @@ class Trainer:
 
 
 def from_host(values: Sequence[float], device: torch.device) -> Tensor:
-    """Return the values as a tensor on the device, without waiting for it."""
+    """Return the values as a tensor on the device, without waiting for the device."""
     if device.type == "cpu":
         return torch.tensor(values, dtype=torch.float64)
     return torch.tensor(values, pin_memory=True).to(device, non_blocking=True)
@@ -376,7 +375,7 @@ def to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 
 
 def await_device(ready: torch.cuda.Event | None, *, shared: bool) -> None:
-    """Wait for the event. shared: whether other workers exist. They may compile, so a long wait is then allowed."""
+    """Wait for the event, if any. shared: other workers exist. They may compile, so a long wait is not a hang."""
     began = time.monotonic()
     while ready is not None and not ready.query():
         if shared and time.monotonic() - began > PATIENCE:
@@ -392,7 +391,7 @@ def _finite_or_none(value: float) -> float | None:
 class _Progress:
     """Reports the progress of each step on rank 0. stop: whether the reporter requests a stop.
 
-    It adds a point to the metric series at most every REPORT_SECONDS. After 500 s this interval grows with the elapsed
+    Points of the metric series are at least REPORT_SECONDS apart. After 500 s, this interval grows with the elapsed
     time, so that a long run has few points. The losses of a point are means since the previous point.
     """
 
@@ -416,7 +415,7 @@ class _Progress:
             self._used["hardware_utilization"] += step.flops
 
     def tick(self, step: Step) -> None:
-        """Report a step."""
+        """Report a step, and set `stop`."""
         ctx, state = self._trainer.ctx, self._trainer.state
         if ctx.rank:
             return
@@ -436,7 +435,7 @@ class _Progress:
         )
 
     def _total_steps(self, step: int, progress: float) -> int:
-        """Return the expected number of steps. Changes of at most the share _STEADY do not alter it.
+        """Return the expected number of steps of the run. Changes of at most the share _STEADY do not alter the result.
 
         Steps on passages and on task texts have different sizes, so the expectation varies within each cycle.
         """

@@ -18,7 +18,7 @@ NOT_MASKED = -1
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The token ids that masking needs."""
+    """The token ids that masking needs. size: number of all ids. specials: ids of all special tokens."""
 
     size: int
     pad: int
@@ -39,7 +39,7 @@ def mask_rows(
     In each row, draw as many tokens as `drawn_of` returns, or all ordinary tokens if these are fewer. Of the drawn
     tokens, 80 % become [MASK], 10 % become a random ordinary token, and 10 % do not change (Devlin et al. 2019, section
     3.1). The place of a token in the step determines its random numbers, so a worker can draw for its rows alone.
-    first: number of the first row in the step.
+    first: number of the step's rows before `rows`.
     """
     random = random_at(seed, Stream.MASK, step)
     shape, ordinary = rows.tokens.shape, vocabulary.ordinary
@@ -54,12 +54,12 @@ def mask_rows(
 
 
 def drawn_of(tokens: Ints, rate: float) -> Ints:
-    """Return how many tokens to draw in each row: the share `rate` of its tokens, rounded down."""
+    """Return how many tokens to draw in each row: the share `rate` of `tokens` [R], rounded down."""
     return (tokens * rate).astype(np.int64)
 
 
 def _lowest(draws: npt.NDArray[np.float64], maskable: Flags, counts: Ints) -> Flags:
-    """Return True at the lowest draws among the maskable tokens of each row. counts: how many, for each row."""
+    """Return a mask [R, L] of the `counts` lowest draws among the maskable tokens of each row."""
     order = np.where(maskable, draws, 2.0).argsort(axis=1, kind="stable")
     ranks = np.empty_like(order)
     np.put_along_axis(ranks, order, np.arange(order.shape[1])[None], axis=1)

@@ -25,16 +25,16 @@ ENVIRONMENT = {
 
 _BYTES = 4
 _LIBRARIES = 700_000_000
-# Share of the memory. The estimate excludes the texts of a batch, the copy of a checkpoint, and the allocator.
+# Share of the memory that estimates may reach. Estimates omit the batch's texts, a checkpoint's copy, the allocator.
 _USABLE = 0.8
 # Memory limit of a container, in either version of control groups.
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def training_bytes(shape: Shape, parameters: int, rows: int, masked: float = 0.0) -> int:
-    """Return the bytes of training with `rows` rows in float32, without the libraries.
+    """Return the bytes that training in float32 needs if `rows` rows are processed at once, without the libraries.
 
-    The result includes weights, gradient, moments, best weights so far, and both passes. On a CPU it is within 15 % of
+    The result includes weights, gradient, moments, best weights so far, and both passes. On a CPU, it is within 15 % of
     measurements, for encoders of 3 to 6 layers that are 192 to 384 wide. masked: share of masked tokens.
     """
     forward = shape.layers * architecture_of(shape).layer_floats(shape, 3 * shape.heads)
@@ -45,9 +45,9 @@ def training_bytes(shape: Shape, parameters: int, rows: int, masked: float = 0.0
 
 
 def predicting_bytes(shape: Shape, parameters: int, rows: int) -> int:
-    """Return the bytes of validation with `rows` rows. The forward pass needs memory for one layer at a time.
+    """Return the bytes that validation needs if `rows` rows are processed at once, without the libraries.
 
-    Memory for training with some number of rows suffices for validation with twice as many rows.
+    The forward pass needs memory for one layer at a time. Memory to train with n rows suffices to validate with 2 n.
     """
     position = architecture_of(shape).layer_floats(shape, 2 * shape.heads + 1)
     return _BYTES * (5 * parameters + rows * shape.max_length * position)
@@ -57,8 +57,8 @@ def rows_at_once(device: str, workers: int, most: int, count: Callable[[int], in
     """Return how many rows to process at once: `most` on a GPU; on a CPU, `most` halved until the rows fit.
 
     A GPU raises an error when memory runs out, but on a CPU the kernel would kill the process. The estimate assumes
-    that all workers share this machine. device: type of the device, such as `cpu`. count: returns the bytes that a
-    number of rows needs.
+    that all workers share this machine. device: type of the device, such as `cpu`. count: number of rows → bytes that
+    they need.
     """
     if device != "cpu":
         return most
@@ -71,8 +71,8 @@ def rows_at_once(device: str, workers: int, most: int, count: Callable[[int], in
 def largest_rows(peak: Callable[[int], int], held: int, limit: int, most: int) -> int:
     """Return how many rows to process at once on a GPU: 1, doubled while twice as many should fit, up to `most`.
 
-    Most steps have a power of two as their number of rows, and parts of another size would not divide such a step
-    evenly. peak: measures the used bytes with a number of rows. held: used bytes without rows. limit: maximum of bytes.
+    Most steps have 2^n rows, which micro-batches of another size would not divide evenly. peak: number of rows → peak
+    of the used bytes, measured. held: used bytes without rows. limit: maximum of bytes.
     """
     rows = 1
     while rows < most and held + 2 * (peak(rows) - held) <= limit:

@@ -28,43 +28,43 @@ MASKED_MULTIPLE = 64
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Raise WorkerLost if a collective operation fails: another worker died or takes too long."""
+    """Raise WorkerLost if a collective operation in the block fails: another worker died or takes too long."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        message = "A worker lost its connection to the others. If this recurs, check the workers' network and logs."
+        message = "A worker lost its connection to other workers. If this recurs, check the workers' network and logs."
         raise WorkerLost(message, details=str(error)) from error
 
 
 @dataclass(frozen=True)
 class Workers:
-    """The process group: the share of one rank, and operations over all workers."""
+    """The process group: the share of this worker, and operations over all `size` workers."""
 
     rank: int = 0
     size: int = 1
 
     def share(self, n: int) -> tuple[int, int]:
-        """Return this worker's [start, stop) of n items, divided evenly."""
+        """Return the range [start, stop) of n items that this worker processes. All ranges have about the same size."""
         return n * self.rank // self.size, n * (self.rank + 1) // self.size
 
     @connected()
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sum over all workers, in place."""
+        """Replace the tensor with its sum over all workers, in place. Return the tensor."""
         if self.size > 1:
             torch.distributed.all_reduce(tensor)
         return tensor
 
     @connected()
     def start_sum(self, tensor: Tensor) -> Callable[[], None]:
-        """Start the sum over all workers, in place. Return a function that waits for it; on a GPU, the device waits."""
+        """Start `sum`, and return a function that waits for the end of the sum. On a GPU, only the device waits."""
         work = torch.distributed.all_reduce(tensor, async_op=True)
         return connected()(work.wait)
 
     @connected()
     def first(self, tensor: Tensor) -> Tensor:
-        """Replace the tensor with that of rank 0, in place."""
+        """Replace the tensor with that of rank 0, in place. Return the tensor."""
         if self.size > 1:
             torch.distributed.broadcast(tensor, src=0)
         return tensor
@@ -80,7 +80,7 @@ class Workers:
 
 
 def micro_batches(batch: Batch, workers: Workers, rows: int) -> Iterator[Batch]:
-    """Yield this worker's part of the batch in micro-batches of at most `rows` rows."""
+    """Yield this worker's rows of the batch in micro-batches of at most `rows` rows."""
     own = own_rows(batch, workers)
     for begin in range(0, len(own.rows), rows):
         PULSE.advance()
@@ -88,12 +88,12 @@ def micro_batches(batch: Batch, workers: Workers, rows: int) -> Iterator[Batch]:
 
 
 def own_rows(batch: Batch, workers: Workers) -> Batch:
-    """Return this worker's part of the batch."""
+    """Return the batch with only this worker's rows."""
     return batch.part(*workers.share(len(batch.rows))) if batch.step is None else batch
 
 
 def step_flops(shape: Shape, batch: Batch) -> float:
-    """Return the FLOPs of the matrix products in both passes over a batch, including padding."""
+    """Return the FLOPs of the matrix products in the forward and the backward pass over a batch, including padding."""
     masked = -(-batch.masked // MASKED_MULTIPLE) * MASKED_MULTIPLE if batch.mlm_weight else 0
     documents = batch.documents if batch.task_weight else 0
     products = flops.forward(shape, batch.size, batch.tokens.shape[1], masked, documents)

@@ -1,8 +1,7 @@
-"""Parameters in one flat buffer, and the optimizers that update it.
+"""All parameters of a model in one flat buffer, and the optimizers that update the buffer.
 
-One buffer holds all parameters, and another holds all gradients. So a step needs one sum over the workers, one norm,
-and one fused AdamW call per section. Matrices of equal size are adjacent, so that Muon reads them as a stack without a
-copy.
+Another buffer holds all gradients. So a step needs one sum over the workers, one norm, and one fused AdamW call per
+section. Matrices of equal size are adjacent, so that Muon reads them as a stack without a copy.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 # Coefficients of the quintic iteration of Jordan et al. 2024 ("Muon"), chosen for the steepest slope at zero.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 MOMENTUM = 0.95
-# Parameters. GPUs read whole vectors, so each section begins at a multiple of 256 bytes, also in bf16.
+# Number of parameters. GPUs read whole vectors, so each section begins at a multiple of 256 bytes, also in bf16.
 ALIGNED = 128
 
 
@@ -35,7 +34,7 @@ ALIGNED = 128
 class Totals:
     """Numbers that the workers sum together with the gradient.
 
-    mlm, task: sums of the losses. stop: stop requests. shrunk: workers that halved their rows.
+    mlm, task: summed losses. stop: workers with a stop request. shrunk: workers that halved their micro-batch.
     """
 
     mlm: float
@@ -48,7 +47,7 @@ EXTRAS = len(fields(Totals))
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype, steps: int = MUON_STEPS) -> Tensor:
-    """Return approximately the nearest semi-orthogonal matrix of each matrix in a stack [n, r, c].
+    """Return, for each matrix in a stack [n, r, c], approximately the nearest semi-orthogonal matrix.
 
     The singular values of the results are 0.7 to 1.2. dtype: type of the matrix products.
     """
@@ -63,7 +62,7 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype, steps: int = MUON_STEPS)
 
 
 def orthogonalize_shares(matrices: Tensor, dtype: torch.dtype, workers: Workers) -> Tensor:
-    """Return the result of `orthogonalize`. Each worker computes a share of it."""
+    """Return, on each worker, the result of `orthogonalize` for all matrices. The workers divide the computation."""
     start, stop = workers.share(len(matrices))
     update = torch.zeros(matrices.shape, dtype=dtype, device=matrices.device)
     if start < stop:
@@ -75,8 +74,8 @@ def orthogonalize_shares(matrices: Tensor, dtype: torch.dtype, workers: Workers)
 class Section:
     """A range [start, stop) of the buffers with one update rule.
 
-    part: encoder, vocabulary or task. A step updates only the sections of the parts that it trains. block: size of one
-    matrix for Muon; None for AdamW. decay: whether weight decay applies.
+    part: encoder, vocabulary or task. A step updates only the sections of the parts that it trains. block: size (rows,
+    columns) of each matrix that Muon updates; None for AdamW. decay: whether weight decay applies.
     """
 
     name: str
@@ -88,7 +87,7 @@ class Section:
 
 
 def _block(model: TaskModel, name: str, parameter: Tensor) -> tuple[int, int] | None:
-    """Return the size of the matrices that Muon trains separately in a parameter; None for parameters of AdamW."""
+    """Return the size of each matrix that a parameter of Muon contains; None for a parameter of AdamW."""
     if not name.startswith("encoder.layers.") or parameter.ndim != 2:
         return None
     rows, columns = parameter.shape
@@ -96,9 +95,9 @@ def _block(model: TaskModel, name: str, parameter: Tensor) -> tuple[int, int] | 
 
 
 class Buffers:
-    """Moves the model's parameters into one flat buffer, with their gradients in another.
+    """Moves the parameters of a model into the flat buffer `value`, and their gradients into `gradient`.
 
-    `gradient` ends in `totals`, the values of `Totals`, which the workers sum together with it. multiple: each section
+    `gradient` ends in `totals`, the values of `Totals`, so that the workers sum both at once. multiple: each section
     begins at a multiple of this number, and zeros fill the gaps.
     """
 
@@ -136,7 +135,7 @@ class Buffers:
 
 
 class FlatOptimizer:
-    """AdamW over flat sections. Muon updates the encoder's matrices if the recipe names it.
+    """AdamW over the flat buffers. If the recipe's optimizer is `muon`, Muon updates the encoder's matrices.
 
     parts: which of encoder, vocabulary, and task to train. workers: on GPUs, they divide Muon's matrices. precision: of
     Muon's products, "bf16" or "fp32".
@@ -173,7 +172,7 @@ class FlatOptimizer:
 
     @property
     def flops(self) -> float:
-        """The FLOPs of the matrix products in one update."""
+        """The FLOPs of Muon's matrix products in one update."""
         counts: dict[tuple[int, int], int] = {}
         for section in self._sections:
             if section.block:
@@ -182,9 +181,9 @@ class FlatOptimizer:
         return newton_schulz(counts)
 
     def leaves(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Return the weights that the passes read, by name: the parameters, or copies that each step updates.
+        """Return the weights that the passes read, by name: the parameters, or copies of type `dtype`.
 
-        dtype: type of the copies. The bias of the vocabulary head stays float32, because it holds log frequencies.
+        Each step updates the copies. The bias of the vocabulary head stays float32, because it holds log frequencies.
         """
         value = self.buffers.value
         if dtype != value.dtype:
@@ -199,7 +198,7 @@ class FlatOptimizer:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Update the copies of the weights. Call this after other code has changed the parameters."""
+        """Update the copies of the weights. Call this method after other code has changed the parameters."""
         if self._copy is not None:
             self._copy.copy_(self.buffers.value)
 
@@ -207,7 +206,7 @@ class FlatOptimizer:
         self.buffers.gradient.zero_()
 
     def clip(self) -> Tensor:
-        """Scale the gradient down to the recipe's limit. Return the norm before the scaling, on the device."""
+        """Scale the gradient down to the recipe's maximum norm. Return the norm before the scaling, on the device."""
         gradient, limit = self.buffers.gradient[:-EXTRAS], self.recipe.clip
         norm = gradient.norm()
         if limit is None:
@@ -219,7 +218,7 @@ class FlatOptimizer:
         return norm
 
     def step(self, rate: float | Tensor, active: Iterable[str], finite: Tensor | None = None) -> None:
-        """Update the active parts at `rate` times the peak learning rates, unless `finite` is False.
+        """Update the parts in `active` at `rate` times the peak learning rates. If `finite` is False, change nothing.
 
         On a GPU, `rate` and `finite` stay on the device, so that the host does not wait for them.
         """
@@ -230,7 +229,7 @@ class FlatOptimizer:
 
     @torch.no_grad()
     def update(self, rate: float | Tensor, active: Iterable[str], skip: Tensor | None = None) -> None:
-        """Update the active parts, and the copies of their weights. skip: 1 on the device leaves all unchanged."""
+        """Update the parts in `active`, and the copies of their weights. skip: 1 to change nothing, else 0 or None."""
         parts = set(active)
         for section in self._sections:
             if section.part in parts:
@@ -304,7 +303,7 @@ class FlatOptimizer:
 
 
 def learning_rate(progress: float, warmup: float) -> float:
-    """Return the share of the peak rate at `progress` (0 to 1): a linear rise, then a linear fall to zero."""
+    """Return the share of the peak rate at `progress` (0 to 1). The rate rises until `warmup`, then falls to zero."""
     if progress < warmup:
         return progress / warmup
     return max(0.0, (1.0 - progress) / (1.0 - warmup))

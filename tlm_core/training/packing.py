@@ -24,7 +24,7 @@ class Rows:
 
     tokens, segments, positions, types: [R, L]. Positions count from a document's first token in the row. Types are 1 in
     the second text of a pair. documents, doc_row, doc_segment: [D], the number of each whole document in its store, its
-    row, and its segment in the row. They are empty for passages.
+    row, and its segment in the row. For passages, these three arrays are empty.
     """
 
     tokens: Ints
@@ -67,8 +67,8 @@ class Rows:
 class PassageStream:
     """An endless stream of passages, in another order in each epoch. The number of a row determines its tokens.
 
-    order: epoch → permutation of the store's documents. A document that is cut at the end of a row continues in the
-    next row as a new segment.
+    length: tokens of a row. order: epoch → permutation of the store's documents. A document that is cut at the end of a
+    row continues in the next row as a new segment.
     """
 
     def __init__(self, store: TokenStore, length: int, order: Callable[[int], Ints]) -> None:
@@ -79,7 +79,7 @@ class PassageStream:
         self._loaded: tuple[int, Ints, Ints] | None = None
 
     def _documents(self, epoch: int) -> tuple[Ints, Ints]:
-        """Return the documents of an epoch in order, and the end of each. Several threads may call this method."""
+        """Return an epoch's documents in order, and the position after each. Several threads may call this method."""
         loaded = self._loaded
         if loaded is None or loaded[0] != epoch:
             documents = self._order(epoch)
@@ -87,7 +87,7 @@ class PassageStream:
         return loaded[1:]
 
     def _pieces(self, start: int, count: int) -> list[tuple[int, npt.NDArray[np.uint16 | np.uint32]]]:
-        """Return the (document, tokens) pieces at the positions [start, start + count) of the stream."""
+        """Return positions [start, start + count) of the stream as (document, tokens), one entry per document."""
         pieces = []
         while count:
             epoch, within = divmod(start, self._total)
@@ -129,7 +129,7 @@ class PassageStream:
 
 
 def first_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Return bins of item numbers, each with a total length of at most `size`. Place longer items first."""
+    """Return bins of indices into `lengths`, each with a total length of at most `size` (first-fit decreasing)."""
     bins: list[list[int]] = []
     room: list[int] = []
     for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -152,8 +152,8 @@ def pack(
 ) -> Rows:
     """Pack whole documents of the store, each of at most `length` tokens, into rows of `length` tokens.
 
-    second: the token of each document at which the second text of a pair begins; None for single texts. bins: for each
-    row, indices into `documents`; by default those of `first_fit`.
+    documents: numbers in the store. second: the token of each document in the store at which the second text of a pair
+    begins; None for single texts. bins: for each row, indices into `documents`; by default those of `first_fit`.
     """
     if bins is None:
         bins = first_fit(store.lengths[documents].tolist(), length)

@@ -31,10 +31,10 @@ LARGEST_HEAD, HEAD_MULTIPLE = 256, 8
 
 @dataclass(frozen=True)
 class Loaded:
-    """A batch in micro-batches of `rows` rows. If memory ran out while the batch was loaded, `rows` is 0.
+    """A batch, prepared for micro-batches of `rows` rows. If memory ran out during the preparation, `rows` is 0.
 
-    parts: streams, which are on the device after the event `ready`. flops: FLOPs of the products in both passes over
-    the parts; None: an equal share of the step's FLOPs.
+    parts: the micro-batches of `StreamPasses`, on the device after the event `ready`; () for `RowPasses`. flops: FLOPs
+    of the products in both passes over the parts; None: an equal share of the step's FLOPs.
     """
 
     batch: Batch
@@ -56,10 +56,10 @@ Compute = Callable[[Loaded, Tensor], Tensor | None]
 
 @dataclass(frozen=True)
 class RowPasses:
-    """Passes over packed rows, on any device. memory: bytes of training with a number of rows; None: not estimated.
+    """Passes over packed rows, on any device. memory: number of rows → bytes that training needs; None: no estimate.
 
-    ahead: number of batches to load in advance. late: number of later steps that start before the loop reads the result
-    of a step.
+    ahead: number of batches to load in advance. late: 0 if the loop reads the losses of a step before the next step
+    starts; 1 if the loop reads them a step later.
     """
 
     model: TaskModel
@@ -71,13 +71,13 @@ class RowPasses:
     late: int = 0
 
     def first_rows(self, sample: Callable[[], Batch]) -> int:  # noqa: ARG002 - `StreamPasses` needs it
-        """Return how many rows this worker's memory should hold. sample: returns a batch to try."""
+        """Return how many rows of a micro-batch fit into this worker's memory. sample: returns a batch to try."""
         if self.memory is None:
             return MICRO_ROWS
         return rows_at_once(self.device.type, self.workers.size, MICRO_ROWS, self.memory)
 
     def load(self, batch: Batch, rows: int) -> Loaded:
-        """Load this worker's share of a batch."""
+        """Return the batch, prepared for micro-batches of `rows` rows."""
         return Loaded(batch, rows)
 
     def gradient(self, loaded: Loaded) -> Tensor:
@@ -88,11 +88,11 @@ class RowPasses:
         return accumulate_gradient(self.model, loaded.batch, self.workers, loaded.rows, self.precision, self.device)
 
     def reduce(self, batch: Batch, buffers: Buffers) -> None:  # noqa: ARG002 - `StreamPasses` needs it
-        """Sum gradient and totals over all workers."""
+        """Sum the gradient and the totals in `buffers` over all workers."""
         self.workers.sum(buffers.gradient)
 
     def run(self, compute: Compute, loaded: Loaded, controls: Tensor) -> Tensor | None:
-        """Return the result of `compute`. controls: [rate, stop, shrunk]."""
+        """Return `compute(loaded, controls)`. controls: [rate, stop, shrunk]."""
         return compute(loaded, controls)
 
 
@@ -116,7 +116,7 @@ def gpu_passes(
     if precision != "bf16" or not fits or not native_bf16(device):
         return None
     if compiled and not c_compiler():
-        _log.warning("No C compiler: the joint stage is not compiled, so it is slower. Install gcc on the workers.")
+        _log.warning("No C compiler is installed, so the joint stage is slower. Install gcc on the workers.")
         compiled = False
     # A local import, because the module imports PyTorch's compiler, which takes seconds.
     from tlm_core.training.stream_passes import StreamPasses
@@ -125,5 +125,5 @@ def gpu_passes(
 
 
 def c_compiler() -> str | None:
-    """Return the C compiler that Triton would call."""
+    """Return the C compiler that Triton would call, or None."""
     return os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")

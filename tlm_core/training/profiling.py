@@ -20,14 +20,14 @@ WARM, STEPS = 5, 5
 
 
 def copy_traces(source: Path, target: Path) -> None:
-    """Copy the traces of an earlier stage. So the last artifact of the job, which users download, has all traces."""
+    """Copy the traces of an earlier stage, so that the job's last artifact, which users download, has all traces."""
     for path in source.glob("trace-*.json.gz"):
         shutil.copyfile(path, target / path.name)
 
 
 @contextmanager
 def traced(trainer: Trainer, stage: str) -> Iterator[None]:
-    """If the recipe says so, trace up to STEPS steps of the trainer's run on rank 0, after the first WARM steps."""
+    """If the recipe sets `profile`, trace up to STEPS steps of the trainer's run in the block, on rank 0."""
     ctx = trainer.ctx
     if ctx.rank or not ctx.params.profile:
         yield

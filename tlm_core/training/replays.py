@@ -23,7 +23,7 @@ RECORDINGS = 16
 
 @dataclass(frozen=True)
 class Recording:
-    """A recorded step. inputs: the tensors that the step reads. values: the tensor with its result."""
+    """A step, recorded as a CUDA graph. inputs: the tensors that the step reads. values: the tensor with its result."""
 
     graph: torch.cuda.CUDAGraph
     inputs: list[Tensor]
@@ -31,7 +31,7 @@ class Recording:
 
 
 class Replays:
-    """Runs steps. It records the second step of each form as a CUDA graph, and replays this graph for later steps.
+    """Runs steps. The second step of each form is recorded as a CUDA graph, which later steps of this form replay.
 
     Steps have the same form if their inputs have the same shapes and they train the same losses. The first step of a
     form runs without a graph, because it compiles code and shows whether memory suffices. Steps of several parts, or of
@@ -45,7 +45,7 @@ class Replays:
         self._enabled = True
 
     def __call__(self, compute: Compute, loaded: Loaded, controls: Tensor) -> Tensor | None:
-        """Return the result of `compute`. A later step may overwrite this tensor."""
+        """Return the result of `compute(loaded, controls)`. A later call may overwrite the returned tensor."""
         if not self._enabled or len(loaded.parts) != 1 or len(loaded.parts[0].tokens) > REPLAYED_TOKENS:
             return compute(loaded, controls)
         inputs = [*loaded.parts[0], controls]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from tlm_core.training.recipe import Precision, cpu_facts, resolve
 
-# Metadata key of an artifact: share of the stage's time in which its thread had the core that the thread reserved.
+# Metadata key of an artifact: CPU time of the stage's main thread / (elapsed time * reserved share of a core), up to 1.
 HAD_CORE = "had_core"
 SECONDS = 1.0  # No step starts after this time. A slow device still runs two steps.
 _LENGTH, _VOCABULARY, _MASKED = 128, 8192, 32  # tokens of a row, entries of the vocabulary, masked tokens of a row
@@ -25,21 +25,21 @@ def device_kind(*, gpu: bool) -> str:
 
 
 def flop_of(precision: str) -> str:
-    """Return the name of the rate that `seconds_per_flop` measures."""
+    """Return the name of the rate that `seconds_per_flop` measures, such as `flop/bf16`."""
     return f"flop/{precision}"
 
 
 def rate_name(rate: str, device: str) -> str:
-    """Return the name of a rate in the store of rates. device: as from `device_kind`."""
+    """Return the key of a rate among the stored rates, such as `flop/bf16 on NVIDIA H200`."""
     return f"{rate} on {device}"
 
 
 def seconds_per_flop(precision: Precision, *, gpu: bool) -> float:
-    """Return the seconds per FLOP of the fastest training step. Other work on the machine may slow the other steps.
+    """Return the seconds per FLOP of the fastest of several training steps. Other work may slow the other steps.
 
     The model has the scale small on a GPU, and tiny on a CPU. Steps on a CPU have few rows, so that a busy machine also
     finishes soon. On several cores, other work can slow each step, because the threads of a step wait for each other.
-    Therefore some steps use a single thread, and only its CPU time counts.
+    Therefore, some steps on a CPU use a single thread, and only the CPU time of this thread counts.
     """
     import torch
 
@@ -54,7 +54,7 @@ def seconds_per_flop(precision: Precision, *, gpu: bool) -> float:
 
 
 def _fastest(precision: Precision, clock: Callable[[], float], *, gpu: bool) -> float:
-    """Return the seconds per FLOP of the fastest step by this clock."""
+    """Return the seconds per FLOP of the fastest step. clock: returns seconds."""
     import torch
 
     from tlm_core.training import flops

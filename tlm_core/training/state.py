@@ -1,6 +1,6 @@
 """The state of a training run, its checkpoints, and the files of a trained model.
 
-Random numbers and the order of rows depend on the step's number alone, so they are not part of the state.
+Random numbers and the order of rows depend only on the seed and the number of the step, so the state omits them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Losses = Mapping[str, float | None]  # mean losses of a step, `mlm` and `task`; 
 
 @dataclass
 class RunningMean:
-    """The mean of the values so far, without None."""
+    """The mean of the added values, without None."""
 
     total: float = 0.0
     count: int = 0
@@ -59,7 +59,7 @@ class RunningMean:
 
 @dataclass
 class LossMeans:
-    """Mean losses over several steps."""
+    """The mean losses of the added steps."""
 
     mlm: RunningMean = field(default_factory=RunningMean)
     task: RunningMean = field(default_factory=RunningMean)
@@ -74,10 +74,10 @@ class LossMeans:
 
 @dataclass
 class TrainState:
-    """Counts of the stage so far over all workers, its history, and the best evaluation.
+    """Counts of a training stage over all workers, its history, and its best evaluation.
 
-    worker_seconds: elapsed seconds x number of workers. means: losses since the last point. last_point: number of the
-    last point of the history; -1 before the first. best: index of the best evaluation. micro_rows: rows that a worker
+    worker_seconds: elapsed seconds x number of workers. means: losses since the last of the `points`. last_point:
+    number of the last point; -1 before the first. best: index of the best evaluation. micro_rows: rows that a worker
     processes at once. skipped: number of steps without an update, because their loss or gradient was not finite.
     """
 
@@ -95,13 +95,13 @@ class TrainState:
     skipped: int = 0
 
     def count(self, tokens: int, flops: float) -> None:
-        """Count a step."""
+        """Count a step with its tokens and FLOPs."""
         self.step += 1
         self.tokens += tokens
         self.flops += flops
 
     def progress(self, budget: Budget) -> float:
-        """Return the used share of the budget."""
+        """Return the used share of the budget. After the last step, the share may exceed 1."""
         used = {"steps": self.step, "tokens": self.tokens, "flops": self.flops, "seconds": self.seconds}
         return float(used[budget.unit] / budget.amount)
 
@@ -141,7 +141,7 @@ def load_weights(model: TaskModel, saved: Mapping[str, Tensor], *, skip: tuple[s
 
 
 def own_units(saved: Mapping[str, Tensor], prepared: Prepared, head: str = "task") -> dict[str, Tensor]:
-    """Return weights that predict regression targets in their own units; the unchanged weights for classes.
+    """Return weights that predict regression targets in the user's units. Weights that predict classes do not change.
 
     In training, a model predicts standardized targets. The last layer of the head is linear, so its weights [1, hidden]
     and its bias [1] absorb mean and deviation.
@@ -190,7 +190,7 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 def load_checkpoint(
     folder: Path, model: TaskModel, optimizer: FlatOptimizer
 ) -> tuple[TrainState, dict[str, Tensor] | None]:
-    """Restore model and optimizer in place. Return the state and the best weights so far.
+    """Restore model and optimizer in place. Return the state, and the best weights so far or None.
 
     Raises CorruptArtifact if another model or another release wrote the checkpoint.
     """
@@ -212,15 +212,15 @@ def read_history(folder: Path) -> dict[str, Any]:
 
 
 def trains_again(history: Mapping[str, Any]) -> bool:
-    """Return whether the refit trains an encoder again. history: that of its finetuning.
+    """Return whether the refit trains an encoder again. history: that of the encoder's finetuning.
 
-    If finetuning did not improve the encoder, or the encoder is behind the linear model, the refit copies it instead.
+    If finetuning did not improve the encoder, or the encoder is behind the linear model, the refit copies the encoder.
     """
     return BEHIND not in history and bool(history["best"]["step"])
 
 
 def load_model(folder: Path, *, compact: bool = False) -> TaskModel:
-    """Return the encoder and task head that the finetune stage wrote, ready to predict. Raises CorruptArtifact.
+    """Return the encoder and task head that a finetune stage wrote, ready to predict. Raises CorruptArtifact.
 
     compact: round the weights as the file of an ensemble stores them.
     """
@@ -231,7 +231,7 @@ def load_model(folder: Path, *, compact: bool = False) -> TaskModel:
 
 
 def compact_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Round weights as the file of an ensemble stores them: token embeddings to 8 bits, most others to 16 bits.
+    """Return weights, rounded as in the file of an ensemble: token embeddings to 8 bits, most others to 16 bits.
 
     The output layer stays exact; see `compact.py`.
     """

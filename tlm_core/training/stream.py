@@ -33,12 +33,12 @@ IGNORED = -100  # the target that PyTorch's cross-entropy ignores
 
 
 class Part(NamedTuple):
-    """T tokens in S sequences. At most K tokens are masked.
+    """A micro-batch as a stream of T tokens in S sequences. At most K of the tokens are masked.
 
-    The first sequences are the documents. Unlabeled sequences of padding then fill the T tokens. The others are empty.
-    tokens, types: [T]. sequence: [T], the number of each token's sequence. begins: [S + 1], the start of each sequence,
-    then T. masked, targets: [K], places and original tokens; the target of an unused place is IGNORED. labels: [S] or
-    [S, labels]. labeled: [S], whether a sequence has a label. shares: [2], see `Batch.shares`.
+    The first sequences are the documents. Unlabeled sequences of padding then fill the T tokens. The remaining
+    sequences are empty. tokens, types: [T]. sequence: [T], the number of each token's sequence. begins: [S + 1], the
+    start of each sequence, then T. masked, targets: [K], index and original id of each masked token; unused targets are
+    IGNORED. labels: [S] or [S, labels]. labeled: [S], whether a sequence has a label. shares: [2], see `Batch.shares`.
     """
 
     tokens: Tensor
@@ -58,13 +58,13 @@ def up(count: float, multiple: int) -> int:
 
 
 def rounded(count: int) -> int:
-    """Round `count` up by at most a quarter, so that there are few different results."""
+    """Return `count`, rounded up by at most a quarter, so that there are few different results."""
     return up(count, max(1, 2 ** ((count - 1).bit_length() - 3)))
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of a part. longest: maximum tokens of a sequence."""
+    """The sizes of a part: T and K of `Part`, and the maximum number of tokens in a sequence (`longest`)."""
 
     tokens: int
     masked: int
@@ -77,9 +77,9 @@ class Sizes:
         return cls(tokens, up(tokens * mask_rate, MULTIPLE), length)
 
     def sequences(self, documents: int, before: int = 0) -> int:
-        """Return the number of sequences of a part with `documents` documents: `before` if it suffices, else more.
+        """Return how many sequences a part with `documents` documents has: `before` if it suffices, else more.
 
-        before: the number in earlier parts. Each number needs its own compiled graph, so a new number has a reserve.
+        before: the number in earlier parts. Each number needs its own compiled graph, so a larger number has a reserve.
         The reserve is small, because attention also takes time for empty sequences.
         """
         unlabeled = -(-self.tokens // self.longest)
@@ -89,7 +89,7 @@ class Sizes:
 
 
 def rows_of_part(rows: int, most: int) -> int:
-    """Return the number of rows of each part, if equal parts of at most `most` rows hold `rows` rows.
+    """Return how many rows each part has if `rows` rows are divided evenly into parts of at most `most` rows.
 
     The result is rounded up to one of few numbers, because each number needs its own compiled graph.
     """
@@ -195,10 +195,10 @@ def ints(values: npt.NDArray[np.generic]) -> Tensor:
 class StreamKernels:
     """Attention and gating over a stream of T tokens in S sequences, without attention dropout.
 
-    sequence: [T], the number of each token's sequence. begins: [S + 1], the start of each sequence, then the end.
-    longest: tokens of the longest sequence. window: attention window on each side, or None. rotation: cosines and sines
-    of each token, [T, 1, head]. blocks: the visible blocks for FlexAttention, which is the fastest kernel for short
-    documents, but needs compiled code; None: use another kernel.
+    sequence: [T], the number of each token's sequence. begins: [S + 1], the start of each sequence, then T. longest:
+    tokens of the longest sequence. window: attention window on each side, or None. rotation: cosines and sines of each
+    token, [T, 1, head]. blocks: the visible blocks for FlexAttention; None: use another kernel. FlexAttention is the
+    fastest kernel for short documents, but needs compiled code.
     """
 
     sequence: Tensor
@@ -224,7 +224,7 @@ class StreamKernels:
         return y.flatten(-2)
 
     def _dense(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Return the result of the variable-length kernel on any device, by a mask [T, T]."""
+        """Return the result of the variable-length kernel. The method uses a mask [T, T], so it runs on any device."""
         visible = self.sequence[:, None] == self.sequence
         if self.window is not None:
             place = torch.arange(len(self.sequence), device=query.device)
@@ -239,13 +239,13 @@ class StreamKernels:
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return x [T, heads, head] at its rotary positions, computed in the type of the cosines."""
+    """Return x [T, heads, head], rotated to its positions by cosines and sines, and computed in their type."""
     left, right = x.chunk(2, dim=-1)
     return (x * cos + torch.cat((-right, left), dim=-1) * sin).to(x.dtype)
 
 
 class StreamLayers(nn.Module):
-    """Some layers of a model's encoder over a part. longest: maximum tokens of a sequence."""
+    """Runs some layers of a model's encoder over a part. longest: maximum number of tokens in a sequence."""
 
     def __init__(self, model: TaskModel, longest: int) -> None:
         super().__init__()
@@ -255,7 +255,7 @@ class StreamLayers(nn.Module):
         self._rotations = rotations_of(model.shape, model.encoder.tokens.weight.device, torch.float32, longest)
 
     def through(self, part: Part, x: Tensor | None, start: int, stop: int | None) -> Tensor:
-        """Return the output of layers [start, stop). x: the input of layer `start`; None embeds the part."""
+        """Return the output of layers `start` to `stop` - 1. x: the input of layer `start`; None: embed the part."""
         encoder = self.model.encoder
         positions = torch.arange(len(part.tokens), device=part.tokens.device) - part.begins[part.sequence]
         if x is None:
@@ -277,7 +277,7 @@ class StreamLayers(nn.Module):
 
 
 class StreamStart(StreamLayers):
-    """The first layers of a model as a separate graph, so that their backward pass is a separate step."""
+    """Runs the embeddings and the first layers of a model as a separate graph, with a separate backward pass."""
 
     def __init__(self, model: TaskModel, longest: int, layers: int) -> None:
         super().__init__(model, longest)
@@ -288,9 +288,9 @@ class StreamStart(StreamLayers):
 
 
 class StreamLoss(StreamLayers):
-    """The losses of a part. A caller may substitute weights of another type.
+    """Computes the losses of a part. A caller may substitute weights of another type.
 
-    loss: a key of `objective.LOSSES`. start: the number of layers that a `StreamStart` computes.
+    loss: a key of `objective.LOSSES`. start: the number of first layers that a `StreamStart` computes.
     """
 
     def __init__(self, model: TaskModel, loss: str, longest: int, start: int = 0) -> None:
@@ -303,7 +303,7 @@ class StreamLoss(StreamLayers):
     ) -> tuple[Tensor, Tensor]:
         """Return the part's share of the step's loss, and the sums of the MLM and the task loss, [2].
 
-        mlm, task: which losses to compute. x: the output of the first layers.
+        mlm, task: which losses to compute. x: the output of the first layers, if a `StreamStart` computes them.
         """
         hidden = self.through(part, x, self._start, None)
         zero = torch.zeros((), device=hidden.device)

@@ -36,8 +36,8 @@ class StreamPasses:
     """Passes over streams of tokens, with the methods of `RowPasses`. The host does not wait for the device in a step.
 
     loss: the task's loss, a key of `objective.LOSSES`. mask_rate: the highest mask rate of the run. precision: with
-    "bf16", the passes read bfloat16 copies of the weights. compiled: whether to compile the passes. This takes minutes,
-    which is too long for finetuning.
+    "bf16", the passes read bfloat16 copies of the weights. compiled: whether to compile the passes. Compiling takes
+    minutes, which is too long for finetuning.
     """
 
     model: TaskModel
@@ -72,7 +72,7 @@ class StreamPasses:
                 leaf.register_hook(partial(self._complete, name))
 
     def first_rows(self, sample: Callable[[], Batch]) -> int:
-        """Return the maximum number of rows of a part. On a GPU, trial passes measure the memory that rows need."""
+        """Return how many rows a micro-batch has at most. On a GPU, trial passes measure the memory of rows."""
         if self.device.type != "cuda":
             return MICRO_ROWS
         batch = sample()
@@ -139,7 +139,7 @@ class StreamPasses:
             self.workers.sum(buffers.totals)
 
     def _add(self, loaded: Loaded, part: Part, run: Run) -> Tensor:
-        """Add a part's gradient to the gradients of the parameters, in float32. Return the part's loss sums."""
+        """Add the gradient of a part to that of the parameters, in float32. Return the part's losses, [mlm, task]."""
         leaves = {name: leaf for name, leaf in self._leaves.items() if name.split(".")[0] in loaded.batch.active}
         loss, sums = run(self._leaves, part, *kinds(loaded.batch), loaded.class_weights)
         if self._reducing and self._buckets is not None:
@@ -154,9 +154,9 @@ class StreamPasses:
         return sums
 
     def _complete(self, name: str, gradient: Tensor) -> None:
-        """Add a gradient to that of the parameter `name`, and start complete buckets.
+        """Add `gradient` to the gradient of the parameter `name`, and start the sums of complete buckets.
 
-        The backward pass calls this method for each gradient. Before the last part of a step, the call has no effect.
+        The backward pass calls this method for each gradient. The call has an effect only in the last part of a step.
         """
         if self._reducing and self._buckets is not None:
             total = self.model.get_parameter(name).grad
@@ -188,7 +188,7 @@ class StreamPasses:
         return self._compiled
 
     def _compile(self) -> Run:
-        """Compile `_run` as one graph. With several workers, compile the first layers and the rest separately."""
+        """Return `_run`, compiled as one graph. With several workers, the first layers and the rest are two graphs."""
         if self._first is None:
             return torch.compile(self._run, fullgraph=True, dynamic=False)
         begin = torch.compile(self._begin, fullgraph=True, dynamic=False)
