@@ -122,7 +122,7 @@ def _plain(text: object) -> str:
 
 
 def _training(facts: Facts, recipe: CardRecipe) -> str:
-    """Describe how the weights were trained."""
+    """Return a phrase on how the weights were trained, such as `trained from scratch by the task's loss alone.`"""
     joint = recipe.joint
     start = "trained from scratch"
     if recipe.model.init not in OWN_STARTS:
@@ -187,7 +187,7 @@ def _runs(report: Facts) -> str:
 
 
 def _weights(report: Facts) -> list[str]:
-    """Describe the weights in the stock folder. `model.onnx` beside the folder may hold another model."""
+    """Return sentences on the weights in the stock folder. `model.onnx` beside the folder may hold another model."""
     scored = any(entry["validation"]["value"] is not None for entry in report["seeds"])
     chosen = "the best on validation" if scored else "the first, because validation has no score"
     lines = [
@@ -227,7 +227,7 @@ def _data(facts: Facts, recipe: CardRecipe) -> list[str]:
 
 
 def _lengths(facts: Facts) -> list[str]:
-    """Describe how the model reads long texts."""
+    """Return Markdown lines on how the model reads long texts."""
     length, windows = facts["max_length"], facts.get("max_windows", 1)
     if windows == 1:
         return [f"- Texts longer than {length} tokens are truncated. Stock classes need `truncation=True` for this."]

@@ -57,7 +57,7 @@ _CURVE_POINTS, _CURVE_TEXTS = 5, 500
 def joint(ctx: StageContext[JointParams]) -> dict[str, Any]:
     """Train on masked language modeling of passages and task texts, and on the task's loss (paper section 3.2).
 
-    Inputs: `prepared`, and `baseline` if the recipe has `joint.stop_if_behind`.
+    Inputs: `prepared`, and `baseline` if the recipe sets `joint.stop_if_behind`.
     """
     trainer, behind = joint_trainer(ctx), dict[str, float]()
     if ctx.params.joint.stop_if_behind is not None:
@@ -101,7 +101,7 @@ def _is_behind(ctx: StageContext[JointParams], behind: dict[str, float], trainer
 
 
 def joint_trainer(ctx: StageContext[JointParams]) -> Trainer:
-    """Return the joint stage's training run. Raises InvalidRecipe, NotFound or Unavailable for `model.init`."""
+    """Return the joint stage's training run. Raises InvalidRecipe, NotFound or Unavailable if `model.init` fails."""
     params, prepared = ctx.params, Prepared(ctx.inputs["prepared"])
     joint = params.joint.at_length(prepared.max_length, params.model)
     model = build(params.model, prepared, params.seed).to(pick_device())
@@ -131,8 +131,8 @@ def _trainer(
 ) -> Trainer:
     """Return a training run without validation. parts: the parts of the model to train.
 
-    batches: returns the batches; its argument is None, or returns this worker's share of the rows. mask_rate: the
-    highest mask rate. compiled: whether a GPU compiles the passes. flops: see `tune`.
+    batches: returns the batches. Its argument is the `share` of `JointBatches`. mask_rate: the highest mask rate of the
+    run. compiled: whether a GPU compiles the passes. flops: see `tune`.
     """
     device, precision, workers = pick_device(), ctx.params.precision, Workers(ctx.rank, ctx.world_size)
     optimizer = FlatOptimizer(model, ctx.params.optimizer, parts, workers, precision)
@@ -163,7 +163,7 @@ def finetune(ctx: StageContext[FinetuneParams]) -> dict[str, Any]:
 
 @model_fits_device()
 def start(ctx: StageContext[FinetuneParams]) -> tuple[TaskModel, dict[str, Any]]:
-    """Return the initial model of finetuning on this worker's device, and the joint stage's history, or {}.
+    """Return the initial model of finetuning on this worker's device, and the joint stage's history ({} without it).
 
     Inputs: `prepared`, and `joint` unless the recipe disables it.
     """
@@ -183,7 +183,7 @@ def tune(
     draw: Draw | None = None,
     flops: Callable[[Batch], float] | None = None,
 ) -> dict[str, Any]:
-    """Finetune a model and write the weights that `rank` highest on validation.
+    """Finetune a model, and write the weights that are best on validation by `rank`. Return the artifact's metadata.
 
     before: the history of the joint stage, or {}. draw: returns the batches; by default `TaskBatches`. flops: returns
     the FLOPs of both passes over a batch; by default those of the encoder.
@@ -239,9 +239,9 @@ def _tuner(
 def refit(ctx: StageContext[FinetuneParams]) -> dict[str, Any]:
     """Finetune again on train and validation (`refit: true` of the recipe).
 
-    The run ends at the share of the steps that was best in `finetune`. If `trains_again` returns False, copy the
-    finetuned weights instead.
-    Inputs: those of `finetune`, and the artifact `finetune`. Its history sets the rate and the class weights.
+    If the best weights of `finetune` came after 40 % of its steps, the refit ends after 40 % of its own steps. If
+    `trains_again` returns False, the refit copies the finetuned weights instead. Inputs: those of `finetune`, and the
+    artifact `finetune`, whose history sets the rate and the class weights.
     """
     prepared, finetuned = Prepared(ctx.inputs["prepared"]), ctx.inputs["finetune"]
     history = read_history(finetuned)
@@ -269,7 +269,7 @@ def _copy_trained(source: Path, out: Path, history: Mapping[str, Any]) -> None:
 
 
 def choose(ctx: StageContext[ChooseParams]) -> dict[str, Any]:
-    """Copy the finetuned model that `rank`s highest on validation. Of equal models, copy the first.
+    """Copy the finetuned model that is best on validation by `rank`. Of equal models, copy the first.
 
     The new history has the cost of all tries, the values of the best try, and the result of each try under `tries`.
     Inputs: `try.0`, `try.1`, …
@@ -285,7 +285,7 @@ def choose(ctx: StageContext[ChooseParams]) -> dict[str, Any]:
 
 
 def evaluation_steps(steps: int, evaluations: int, initial: bool) -> frozenset[int]:
-    """Return the steps after which to validate, evenly spread up to the last. initial: include 0, before training."""
+    """Return the steps after which to validate, evenly spread up to the last. initial: whether to include step 0."""
     spread = {max(1, round(steps * k / evaluations)) for k in range(1, evaluations + 1)}
     return frozenset(spread | ({0} if initial else set()))
 

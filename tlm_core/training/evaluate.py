@@ -1,4 +1,4 @@
-"""Predictions for a split, validation during training, and the evaluate stage."""
+"""Predictions of encoders for a split, their scores, and the stage `evaluate`."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def predict(
 def _predict_batch(model: TaskModel, batch: Batch, rows: int, device: torch.device, logits: Tensor) -> None:
     """Write the logits of the batch's windows into `logits`, [windows, labels].
 
-    rows: number of rows to process at once. If memory runs out, halve this number. This changes only the rounding of
-    sums, because the packed rows stay the same.
+    rows: number of rows to process at once. If memory runs out, halve this number. A smaller number changes only the
+    rounding of sums, because the packed rows stay the same.
     """
     for part in micro_batches(batch, Workers(), rows):
         try:
@@ -103,7 +103,7 @@ def _predict_batch(model: TaskModel, batch: Batch, rows: int, device: torch.devi
 
 
 def scores_of(logits: npt.NDArray[np.float32], split: Split, prepared: Prepared) -> dict[str, Any]:
-    """Return `metrics.score` of the labels or regression targets that the logits predict."""
+    """Return the scores of the labels or regression targets that the logits predict; see `metrics.score`."""
     return score(split.labels, prepared.type.predict(logits), len(prepared.labels), prepared.metric)
 
 
@@ -119,7 +119,7 @@ def evaluate(ctx: StageContext[SeedsParams]) -> dict[str, Any]:
 
 
 def evaluate_models(ctx: StageContext[SeedsParams], load: Load) -> dict[str, Any]:
-    """Write the report on the models of all seeds. load: returns the model in a folder."""
+    """Write the report on all seeds' models. Return the artifact's metadata. load: returns the model in a folder."""
     prepared, task = Prepared(ctx.inputs["prepared"]), Task.read(ctx.inputs["task"])
     folders = {seed: ctx.inputs[f"finetune.s{seed}"] for seed in ctx.params.seeds}
     final = {seed: encoder_folder(ctx.inputs, seed) for seed in ctx.params.seeds}
@@ -136,7 +136,7 @@ def evaluate_models(ctx: StageContext[SeedsParams], load: Load) -> dict[str, Any
 
 
 def encoder_folder(inputs: Mapping[str, Path], seed: int) -> Path:
-    """Return the folder of a seed's refitted encoder, or of its finetuned encoder without a refit."""
+    """Return the folder of a seed's refitted encoder or, without a refit, of its finetuned encoder."""
     return inputs.get(f"refit.s{seed}", inputs[f"finetune.s{seed}"])
 
 
@@ -147,7 +147,7 @@ def encoder_results(
     final: Mapping[int, Path] | None = None,
     workers: Workers | None = None,
 ) -> list[EncoderResult]:
-    """Return outputs on validation and test, history, and cost of each seed's encoder.
+    """Return the result of each seed's encoder: outputs on validation and test, the best evaluation, and the cost.
 
     folders: the finetuned models, by seed. final: the models to test; by default `folders`. Call this function once,
     after all training, because it reads test texts.
@@ -171,7 +171,7 @@ def encoder_results(
 
 
 def shared_cost(prepared: Prepared, linears: Mapping[str, LinearResult]) -> dict[str, Any]:
-    """Return the cost of the stages that all seeds share."""
+    """Return the cost of the stages that all seeds share, by stage."""
     costs = {LINEAR_NODES[name]: linear.facts["cost"] for name, linear in linears.items()}
     return costs | {"prepare": prepared.facts["cost"]}
 
@@ -179,14 +179,14 @@ def shared_cost(prepared: Prepared, linears: Mapping[str, LinearResult]) -> dict
 def report_of(
     folders: Mapping[int, Path], prepared: Prepared, task: Task, load: Load
 ) -> tuple[Report, dict[str, Outputs]]:
-    """Return the report and the outputs of encoders alone; see `job_report`. folders: the finetuned models, by seed."""
+    """Return the report on encoders alone, and their outputs; see `job_report`. folders: finetuned models by seed."""
     encoders = encoder_results(folders, prepared, load)
     report, outputs = job_report(task, encoders, {}, shared_cost(prepared, {}))
     return report | cut_texts(prepared), outputs
 
 
 def cut_texts(prepared: Prepared) -> dict[str, object]:
-    """Return the entries of a report about texts whose ends the encoder does not read."""
+    """Return the entries `cut_texts` and `warnings` of a report: texts whose ends the encoder does not read."""
     return {name: prepared.facts.get(name, default) for name, default in (("cut_texts", {}), ("warnings", []))}
 
 

@@ -42,8 +42,8 @@ PROBES = 16
 def export(ctx: StageContext[ExportParams]) -> dict[str, Any]:
     """Write the returned model, and the encoder of the best seed as the stock folder `model/` (see docs/report.md).
 
-    Inputs: those of `evaluate`, and `evaluate`. Raises TrainingFailed unless the stock classes and onnxruntime load the
-    files and compute the outputs of `evaluate`.
+    Inputs: those of `evaluate`, and `evaluate`. Raises TrainingFailed if the stock classes or onnxruntime cannot load
+    the files, or if the files give other outputs than `evaluate` computed.
     """
     prepared, task = Prepared(ctx.inputs["prepared"]), Task.read(ctx.inputs["task"])
     report = json.loads((ctx.inputs["evaluate"] / "report.json").read_text(encoding="utf-8"))
@@ -84,9 +84,9 @@ def _write_returned(ctx: StageContext[ExportParams], report: Mapping[str, Any], 
 
 
 def _check_served(out: Path, task: Task, evaluated: Path, run: str) -> None:
-    """Raise TrainingFailed unless the files predict the outputs that `evaluate` computed.
+    """Raise TrainingFailed if the files in `out` give other outputs than `evaluate` computed.
 
-    evaluated: the folder of `evaluate`. run: the predictions to compare, `all` (the ensemble) or `s{seed}`.
+    evaluated: the folder of `evaluate`. run: the predictions to compare, `all` (the returned model) or `s{seed}`.
     """
     texts, pairs = task.texts("test")[:PROBES], task.text_pairs("test")
     served = load_served(out).probabilities(texts, pairs[:PROBES] if pairs else None)
@@ -108,8 +108,8 @@ def write_export(
 ) -> int:
     """Write `model/`, `model.onnx`, and `labels.json`. Return the number of parameters of the stock model.
 
-    model: on the CPU. full: its weights under our names, with neutral values for the parts that pruning removed. Raises
-    TrainingFailed unless both exported forms compute the logits of the model.
+    model: on the CPU. full: the weights of the model under our names, with neutral values for the parts that pruning
+    removed. Raises TrainingFailed if `model/` or `model.onnx` gives other logits than the model.
     """
     folder = out / "model"
     shutil.copytree(prepared.folder / "tokenizer", folder)
@@ -147,7 +147,7 @@ def load_stock(folder: Path) -> Any:
 
 
 def _stock_logits(stock: Any, probe: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
-    """Return the logits of all windows in order, [windows, labels]."""
+    """Return the logits of all windows in order, [windows, labels]. probe: from `Split.padded`."""
     types = ARCHITECTURES[stock.config.model_type].token_types > 1
     names = ("input_ids", "attention_mask", *(("token_type_ids",) if types else ()))
     windows = probe["attention_mask"].any(axis=2)
@@ -167,7 +167,7 @@ def graph_logits(graph: Path, batches: Batches) -> npt.NDArray[np.float32]:
 
 
 def compare_logits(name: str, logits: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:
-    """Raise TrainingFailed if logits differ from the expected ones by more than TOLERANCE. name: for the message."""
+    """Raise TrainingFailed if logits differ from `expected` by more than TOLERANCE * max(1, largest `expected`)."""
     difference = float(np.abs(logits - expected).max())
     if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
         raise TrainingFailed(

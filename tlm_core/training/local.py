@@ -66,7 +66,7 @@ def run_stage(
 def compute(
     stage: Stage, inputs: Mapping[str, Path], params: StageParams, folder: Path, report: LocalReporter | None = None
 ) -> Mapping[str, object]:
-    """Run a stage as `run_stage` does. Return the metadata of the artifact."""
+    """Run a stage as `run_stage` does, but return the metadata of the artifact."""
     folder.mkdir(parents=True)
     scratch = folder.with_name(folder.name + ".scratch")
     scratch.mkdir(parents=True, exist_ok=True)

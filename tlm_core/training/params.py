@@ -9,7 +9,7 @@ from tlm_core.tasks.options import DatasetOptions
 from tlm_core.training.recipe import Finetune, Joint, Model, Optimizer, Precision, Recipe, RecipeName, Scale, Tokenizer
 from tlm_core.training.stage import StageParams
 
-# Metadata key of an artifact whose run reduced the micro-batch for lack of memory. Its sums round differently.
+# Metadata key of an artifact whose training reduced the micro-batch for lack of memory, so that sums round differently.
 SHRUNK = "rows_held_at_once"
 # Metadata key of an artifact with an own tokenizer, because the hub did not provide the published tokenizer.
 OWN_TOKENIZER = "own_tokenizer"
@@ -49,7 +49,7 @@ class PrepareParams(StageParams):
 
 
 class TrainParams(StageParams):
-    """Parameters of every stage that trains."""
+    """Parameters of every training stage. checkpoint_steps: steps between checkpoints. profile: see `Recipe`."""
 
     seed: int
     precision: Precision
@@ -75,7 +75,7 @@ class JointParams(TrainParams):
 
 
 class TuneParams(TrainParams):
-    """Parameters of finetuning of any model. `finetune.rates` is empty, because each rate has its own node."""
+    """Parameters of finetuning an encoder or a BiLSTM. `finetune.rates` is empty, since each rate has its own node."""
 
     finetune: Finetune
 
@@ -95,7 +95,7 @@ class FinetuneParams(TuneParams):
 
 
 def training(recipe: Recipe, seed: int) -> dict[str, Any]:
-    """Return the fields of `TrainParams`. Raises InvalidRecipe if the recipe's precision is not resolved."""
+    """Return the values of `TrainParams` by field. Raises InvalidRecipe if the recipe's precision is still `auto`."""
     return {
         "seed": seed,
         "precision": recipe.number_format,
@@ -105,20 +105,20 @@ def training(recipe: Recipe, seed: int) -> dict[str, Any]:
 
 
 class ChooseParams(StageParams):
-    """Parameters of `choose`. tries: `lr` and, if the tries differ in them, `class_weights` of each finetuning."""
+    """Parameters of `choose`. tries: the settings of each finetuning that the report shows, such as `{"lr": 0.001}`."""
 
     tries: tuple[dict[str, float | str], ...]
 
 
 class SeedsParams(StageParams):
-    """Parameters of a stage that evaluates the models of several seeds. ensemble: whether to average the encoders."""
+    """Parameters of a stage that evaluates the models of several seeds. ensemble: whether to average their outputs."""
 
     seeds: tuple[int, ...]
     ensemble: bool = False
 
 
 class CardRecipe(StageParams):
-    """The parts of a recipe that the model card shows."""
+    """The values of a recipe that the model card shows."""
 
     name: RecipeName
     scale: Scale

@@ -41,8 +41,8 @@ REPORT_SECONDS = 0.5
 def prepare(ctx: StageContext[PrepareParams]) -> dict[str, Any]:
     """Write the tokenizer, token stores, labels, and `data.json`.
 
-    A task text that is longer than a row becomes at most `model.windows` windows. A longer pair is truncated. Passages
-    stay whole.
+    A task text that is longer than `max_length` becomes at most `model.windows` windows. A pair that is too long is
+    truncated. Passages stay whole.
 
     Inputs: `task`, `selection` unless the recipe selects nothing, and `self_train` if the linear model labels passages.
     """
@@ -100,7 +100,7 @@ def _tokenizer(
 ) -> tuple[Tokenizer, dict[str, int], list[str]]:
     """Write the recipe's tokenizer to the folder `tokenizer`. Return the tokenizer, its special ids, and warnings.
 
-    The warning states that an own tokenizer replaces the published tokenizer.
+    If an own tokenizer replaces the published tokenizer, a warning states the reason.
     """
     part, folder, replaced = ctx.params.tokenizer, ctx.out / "tokenizer", list[str]()
     if part.published:
@@ -137,7 +137,7 @@ def _max_length(params: PrepareParams, tokenizer: Tokenizer, task: Task, progres
 
 
 def _count(out: Path, facts: dict[str, Any], dim: int) -> dict[str, float]:
-    """Write frequencies and vectors of tokens for `model.init: counts`. Return the cost."""
+    """Write frequencies and vectors of tokens for `model.init: counts`. Return the cost, `{"flops": …}`."""
     names = ["train", *(["passages"] if facts["passages"] else [])]
     stores = [TokenStore(out, name) for name in names]
     counted = count(stores, facts["vocab_size"], sorted(facts["special_ids"].values()), dim)
@@ -199,7 +199,7 @@ def _split(
 ) -> tuple[int, int, int]:
     """Write the texts of a split with at most `limit` windows each.
 
-    Return the numbers of tokens, of windows, and of texts with more windows.
+    Return the numbers of tokens, of windows, and of texts with more than `limit` windows.
     """
     counts, second = list[int](), list[int]()
     cut = 0
@@ -247,7 +247,7 @@ class _Counter:
         self._began = self._last = time.monotonic()
 
     def add(self, count: int) -> None:
-        """Count texts. Raises StopRequested if the reporter asks to stop. A resumed job repeats the whole stage."""
+        """Count texts. Raises StopRequested if the reporter requests a stop. A resumed job repeats the whole stage."""
         PULSE.advance()
         PULSE.warm_up()
         self._done += count
@@ -258,4 +258,4 @@ class _Counter:
         rate = self._done / (now - self._began)
         eta = (self._total - self._done) / rate
         if not self._ctx.report.progress(step=self._done, total=self._total, rate=rate, unit="texts", eta_seconds=eta):
-            raise StopRequested("The prepare stage stopped on request. Resume to restart it.")
+            raise StopRequested("The prepare stage stopped on request. Resume the job to repeat the stage.")

@@ -1,4 +1,4 @@
-"""The prepare artifact, and training batches from it."""
+"""The artifact of the stage `prepare`, and training batches of its texts."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from tlm_core.training.store import TokenStore
 Ints = npt.NDArray[np.int64]
 Labels = npt.NDArray[Any]  # an array of the type `TaskType.trained`, or float32 probabilities
 
-HIGHEST_WEIGHT = 10.0  # limit on the weight of a class in the loss, so that a rare class does not dominate the gradient
+HIGHEST_WEIGHT = 10.0  # maximum weight of a class in the loss, so that a rare class does not dominate the gradient
 
 
 @dataclass(frozen=True)
 class Split:
-    """The n task texts of one split or more. A text has one window or several overlapping windows; a pair has one.
+    """The n task texts of one or more splits. A text has one window or several overlapping windows; a pair has one.
 
-    store: the windows, in the order of their texts. labels: [n], label index or regression target, or probabilities
-    [n, labels]. names: [n], split of each text. rows: [n], record number in the user's file. second: [n], the token at
-    which the second text of a pair begins; None for single texts. texts: [windows], the number of each window's text.
+    store: the tokens of all windows, in the order of their texts. labels: [n], label indices or regression targets; or
+    probabilities [n, labels]. names: [n], split of each text. rows: [n], record number in the user's file. second: [n],
+    tokens before the second text of each pair; None for single texts. texts: [windows], index of each window's text.
     """
 
     store: TokenStore
@@ -48,32 +48,32 @@ class Split:
 
     @cached_property
     def begins(self) -> Ints:
-        """The index of each text's first window. The last entry is the number of windows. Shape [n + 1]."""
+        """The index of each text's first window, then the number of windows. Shape [n + 1]."""
         return np.searchsorted(self.texts, np.arange(len(self) + 1))
 
     def first(self, count: int) -> Split:
-        """Return the first `count` texts."""
+        """Return a split with the first `count` texts."""
         windows = int(self.begins[: count + 1][-1])
         second = None if self.second is None else self.second[:count]
         texts = self.labels[:count], self.names[:count], self.rows[:count], second
         return Split(self.store.first(windows), *texts, self.texts[:windows])
 
     def turns(self, texts: Ints, epochs: Ints | int) -> Ints:
-        """Return the index of one window for each of `texts`. The next epoch has the next window of the text.
+        """Return the index of one window for each of `texts`. In the next epoch, a text has its next window.
 
-        So each text counts once in an epoch, and a long text costs a step no more than another.
+        So a long text counts once in an epoch, and takes no longer than a short one. epochs: of all texts or of each.
         """
         begins = self.begins[texts]
         return begins + (texts + epochs) % (self.begins[texts + 1] - begins)
 
     def means(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return the mean over each text's windows, [n, k], of values of the windows, [windows, k]."""
+        """Return the mean of `values` [windows, k] over the windows of each text, [n, k]."""
         counts = np.diff(self.begins)[:, None].astype(np.float32)
         sums: npt.NDArray[np.float32] = np.add.reduceat(values, self.begins[:-1])
         return sums / counts
 
     def padded(self, texts: Sequence[int], pad: int) -> dict[str, Ints]:
-        """Return the inputs of an ONNX graph for some texts, each [texts, windows, tokens]."""
+        """Return the inputs of an ONNX graph for some texts, by input name, each [texts, windows, tokens]."""
         windows = [range(self.begins[text], self.begins[text + 1]) for text in texts]
         longest = max(len(self.store[number]) for numbers in windows for number in numbers)
         shape = (len(texts), max(map(len, windows)), longest)
@@ -90,7 +90,7 @@ class Split:
 
 
 def joined(splits: Sequence[Split]) -> Split:
-    """Return the texts of all splits, in order."""
+    """Return one split with the texts of all `splits`, in order."""
     second = [split.second for split in splits if split.second is not None]
     before = np.cumsum([0, *map(len, splits)])
     return Split(
@@ -137,30 +137,30 @@ class Prepared:
         return self.type.scaling(np.load(self.folder / "train.labels.npy"))
 
     def standard(self, labels: Labels) -> Labels:
-        """Return labels as training needs them: standardized regression targets, unchanged classes.
+        """Return labels as training needs them: regression targets standardized, class labels unchanged.
 
         Without standardization, the bias of the head would have to learn the mean of the targets.
         """
         return labels if self.scaling is None else self.scaling.standardize(labels)
 
     def training(self, names: Sequence[str] = ("train",)) -> Split:
-        """Return the texts of some splits with `standard` labels. `state.own_units` reverses the scaling in a model."""
+        """Return the texts of some splits with `standard` labels. `state.own_units` reverses `standard` in a model."""
         split = joined([self.split(name) for name in names])
         return replace(split, labels=self.standard(split.labels))
 
     def passages(self) -> TokenStore | None:
-        """Return the selected passages; None without a selection."""
+        """Return the tokens of the selected passages; None if there are no passages."""
         return TokenStore(self.folder, "passages") if self.facts["passages"] else None
 
     def pieces(self) -> Split | None:
-        """Return the pieces of passages that the linear model labeled; None without any."""
+        """Return the pieces of passages that the linear model labeled; None if there are no such pieces."""
         if not (self.folder / "pieces.labels.npy").exists():
             return None
         pieces = self.split("pieces")
         return pieces if len(pieces) else None
 
     def counted(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Return the log frequencies [V] and the word vectors [V, hidden] for `model.init: counts`."""
+        """Return log frequencies [V] and vectors [V, hidden] of the tokens, for `model.init: counts`."""
         return np.load(self.folder / "log_frequency.npy"), np.load(self.folder / "vectors.npy")
 
     def passage_ids(self, numbers: list[int]) -> list[str]:
@@ -173,25 +173,25 @@ Share = Callable[[int], tuple[int, int]]  # number of rows → this worker's row
 
 @dataclass(frozen=True)
 class StepRows:
-    """Counts of a step over all workers. tokens: [rows], tokens of each row without padding. pairs: `Batch.pairs`."""
+    """Counts of a step over all workers. tokens: [rows], the tokens without padding. pairs: see `Batch.pairs`."""
 
     tokens: Ints
     pairs: int
 
     def drawn(self, rate: float) -> int:
-        """Return an upper bound of the masked tokens in the step. A row with few ordinary tokens has fewer."""
+        """Return an upper bound of the step's masked tokens. A row of mostly special tokens has fewer."""
         return int(drawn_of(self.tokens, rate).sum())
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of one step: those of all workers, or only those of this worker.
+    """The rows of a step: those of all workers, or of this worker alone.
 
-    step: counts over all workers, if the batch has only this worker's rows. tokens: [R, L], the model's input.
-    targets: [R, L], NOT_MASKED where nothing is predicted. labels: [D], or probabilities [D, labels].
-    masked, documents: the numbers of masked tokens and of labels in the whole step. With `step`, `masked` is
-    `StepRows.drawn`. These numbers divide the losses, so the gradient does not depend on the number of workers.
-    sources: returns the names of the batch's texts.
+    step: counts over all workers, if the batch has only the rows of this worker; else None. tokens: [R, L], the input
+    of the model. targets: [R, L], the original id of each masked token, else NOT_MASKED. labels: [D], or probabilities
+    [D, labels]. masked, documents: the numbers of masked tokens and of labels in the whole step. They divide the
+    losses, so the gradient does not depend on the number of workers. If `step` is given, `masked` is the bound
+    `StepRows.drawn`. sources: returns the names of the step's texts, such as `train:17`, or the ids of its passages.
     """
 
     rows: Rows
@@ -209,17 +209,17 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """The number of rows of all workers; without `step`, the number of rows in this batch or part."""
+        """The number of rows, over all workers if `step` is given."""
         return len(self.rows) if self.step is None else len(self.step.tokens)
 
     @property
     def real_tokens(self) -> int:
-        """The number of tokens of all workers that are not padding."""
+        """The number of tokens without padding, over all workers if `step` is given."""
         return self.rows.real_tokens if self.step is None else int(self.step.tokens.sum())
 
     @property
     def pairs(self) -> int:
-        """The number of pairs of tokens that attention compares: within documents, over all workers."""
+        """The number of token pairs that attention compares, over all workers if `step` is given."""
         return int((self.rows.lengths**2).sum()) if self.step is None else self.step.pairs
 
     def part(self, start: int, stop: int) -> Batch:
@@ -235,26 +235,26 @@ class Batch:
 
     @property
     def shares(self) -> tuple[float, float]:
-        """The factors of the summed MLM and task losses in the step's loss, (mlm, task) (paper section 3.2)."""
+        """The factors (mlm, task) of the summed losses in the loss of the step (paper section 3.2)."""
         return self.mlm_weight / max(1, self.masked), self.task_weight / max(1, self.documents)
 
     @property
     def active(self) -> tuple[str, ...]:
-        """The parts of the model that this step trains."""
+        """The parts of the model that this step trains, such as ("encoder", "vocabulary")."""
         heads = (("vocabulary", self.mlm_weight), ("task", self.task_weight))
         return ("encoder", *(name for name, weight in heads if weight))
 
 
 def task_steps(step: int, rho1: float) -> int:
-    """Return the number of task steps before `step`. Of each rho1 + 1 steps, the last is a task step."""
+    """Return the number of steps on task texts before `step`. Of each rho1 + 1 steps, the last is on task texts."""
     return int(step / (rho1 + 1))
 
 
 class JointBatches:
-    """Step number → batch of the joint stage (paper section 3.2). joint: the recipe's part.
+    """The batches of the joint stage, as a function of the step's number (paper section 3.2).
 
-    share: if given, a batch has only this worker's rows.
-    Raises InvalidRecipe if there is nothing to train on: no passages, no task loss, and no MLM on task texts.
+    share: if given, returns the rows of this worker, and a batch has only these rows. Raises InvalidRecipe if there is
+    nothing to train on: no passages, no task loss, and no MLM on task texts.
     """
 
     def __init__(self, prepared: Prepared, joint: Joint, seed: int, share: Share | None = None) -> None:
@@ -281,7 +281,7 @@ class JointBatches:
             self._rho1 = math.inf
 
     def __call__(self, step: int, progress: float) -> Batch:
-        """Return the batch of `step`. progress: 0 to 1; it sets the mask rate if the recipe changes this rate."""
+        """Return the batch of `step`. progress: share of the budget, 0 to 1, on which a changing mask rate depends."""
         start, end = self._joint.mask_rate, self._joint.mask_rate_end
         rate = start if end is None else start + (end - start) * progress
         task = task_steps(step, self._rho1)
@@ -329,14 +329,14 @@ class JointBatches:
 
 
 def _masked(targets: Ints, step: StepRows | None, rate: float) -> int:
-    """Return the divisor of the MLM loss: the number of masked tokens, or with `step`, `StepRows.drawn`."""
+    """Return the divisor of the MLM loss: the number of masked tokens, or `StepRows.drawn` if `step` is given."""
     return int(np.count_nonzero(targets != NOT_MASKED)) if step is None else step.drawn(rate)
 
 
 class TaskBatches:
-    """Batch number → batch of labeled texts. Every other batch has pieces of passages, if there are any.
+    """The batches of labeled texts, as a function of the batch's number. share: see `JointBatches`.
 
-    share: if given, a batch has only this worker's rows. stream: the purpose of the random order.
+    stream: purpose of the random order. with_pieces: if there are pieces of passages, every other batch has pieces.
     """
 
     def __init__(
@@ -365,10 +365,10 @@ class TaskBatches:
 
 
 def balanced_weights(labels: Labels) -> npt.NDArray[np.float32]:
-    """Return the weight of each class for `finetune.class_weights`: n / (k n_c), at most HIGHEST_WEIGHT.
+    """Return the weight of each class c for `finetune.class_weights`: n / (k n_c), at most HIGHEST_WEIGHT.
 
-    labels: [n], of train; n_c of them have class c, and k classes occur. Unless the limit applies, the mean weight of a
-    text is 1, so the loss fits the same learning rate as without weights.
+    labels: the n labels of train. n_c of them are c, and k classes occur. Without the limit, the mean weight of a text
+    would be 1. So the learning rate need not change.
     """
     counts = np.bincount(labels)
     weights = len(labels) / (np.count_nonzero(counts) * counts.clip(min=1))
@@ -376,7 +376,7 @@ def balanced_weights(labels: Labels) -> npt.NDArray[np.float32]:
 
 
 def weighted(draw: Callable[[int, float], Batch], prepared: Prepared, part: Finetune) -> Callable[[int, float], Batch]:
-    """Return `draw` with the recipe's class weights in its batches. Raises InvalidRecipe for a regression task."""
+    """Return `draw`, with class weights in its batches if `part` sets any. Raises the error of `part.check_weights`."""
     part.check_weights(prepared.facts["task"], prepared.type.has_classes)
     if part.class_weights == "none":
         return draw
@@ -385,9 +385,9 @@ def weighted(draw: Callable[[int, float], Batch], prepared: Prepared, part: Fine
 
 
 def task_batch(split: Split, windows: Ints, prepared: Prepared, share: Share | None = None) -> Batch:
-    """Return a batch whose documents are windows of a split, without masking. Each has the label of its text.
+    """Return a batch of windows of a split, without masking. Each window has the label of its text.
 
-    share: if given, the batch has only this worker's rows.
+    windows: indices into `split.store`. share: see `JointBatches`.
     """
     step, bins = None, None
     if share is not None:

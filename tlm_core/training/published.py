@@ -23,7 +23,7 @@ WEIGHTS, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "
 
 
 def fetch(source: str, *patterns: str) -> Path:
-    """Return the folder of `hub:ID[@REVISION]`, downloaded if necessary, or of a local path, with config and weights.
+    """Return the folder with config and weights of a published model: `hub:ID[@REVISION]`, or a local path.
 
     patterns: further files to download. Raises NotFound, and Unavailable if the hub does not answer.
     """
@@ -34,7 +34,7 @@ def fetch(source: str, *patterns: str) -> Path:
 
 
 def fetch_config(source: str, *patterns: str) -> Path:
-    """Return the folder with the config and the files that match `patterns`. Raises the errors of `fetch`."""
+    """Return the folder of a model's config and of the files that match `patterns`. Raises the errors of `fetch`."""
     folder = model_folder(source, "config.json", *patterns)
     if not (folder / "config.json").exists():
         raise NotFound(f"'{source}' has no config.json. Give a folder in Hugging Face layout, or hub:OWNER/NAME.")
@@ -53,7 +53,7 @@ def read_config(folder: Path, source: str) -> dict[str, Any]:
 
 
 def read_weights(folder: Path, source: str) -> dict[str, Tensor]:
-    """Return all tensors of a published model, from one or several safetensors files or from a PyTorch file.
+    """Return the tensors of a published model by name, from one or several safetensors files or from a PyTorch file.
 
     This function never runs code from a pickled file. Raises InvalidRecipe for missing or unreadable weights.
     """
@@ -71,7 +71,7 @@ def read_weights(folder: Path, source: str) -> dict[str, Tensor]:
 
 
 def load(source: str, *, labels: int, vocab: int, max_length: int, dropout: float) -> tuple[Shape, dict[str, Tensor]]:
-    """Return shape and weights of a published encoder, with its vocabulary head if it has one.
+    """Return shape and weights of a published encoder under our names, with the vocabulary head if the model has one.
 
     Raises NotFound, Unavailable, and InvalidRecipe for an unsupported architecture, unreadable files, a vocabulary that
     is too small, or too few positions.
@@ -93,7 +93,7 @@ def load(source: str, *, labels: int, vocab: int, max_length: int, dropout: floa
 
 
 def shape_of(config: dict[str, Any], source: str) -> Shape:
-    """Return the shape of a published model, without labels. Raises InvalidRecipe if the config is not supported."""
+    """Return the shape of a published model, with 0 labels. Raises InvalidRecipe if the config is not supported."""
     name = str(config.get("model_type"))
     if name not in ARCHITECTURES:
         raise InvalidRecipe(

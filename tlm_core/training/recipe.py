@@ -29,7 +29,7 @@ OR_OWN = " or own"  # suffix of `tokenizer.source`: an own tokenizer may replace
 # Flags of x86 and ARM processors that multiply bfloat16, as Linux lists them in /proc/cpuinfo.
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 AUTO_LENGTHS = (128, 256, 512)  # lengths that `model.max_length: auto` chooses from
-AUTO_COVERED = 0.95  # share of the train texts that fit into this length, unless the largest length is too short
+AUTO_COVERED = 0.95  # share of the train texts that fit into the chosen length, unless even the largest is too short
 PUBLISHED_LR = 3e-4  # maximum learning rate of finetuning a published encoder, unless the user sets a rate
 
 
@@ -46,7 +46,7 @@ class Tokenizer(_Part):
         description="own, hub:OWNER/NAME[@REVISION] or a folder; 'hub:OWNER/NAME or own': own if the hub does not "
         "provide it",
     )
-    vocab_size: int = Field(8192, ge=300, le=60_000, description="maximum number of pieces of an own tokenizer")
+    vocab_size: int = Field(8192, ge=300, le=60_000, description="maximum vocabulary size of an own tokenizer")
     lowercase: bool = Field(True, description="whether an own tokenizer ignores case")
 
     @property
@@ -60,7 +60,7 @@ class Tokenizer(_Part):
 
 
 class Model(_Part):
-    """Shape of the encoder. `modernbert` has gated blocks and rotary positions. `electra` is the paper's BERT.
+    """Shape and initial weights of the encoder. `electra` is the paper's BERT.
 
     init: with `scratch`, all weights are random. With `counts`, token embeddings and vocabulary head start from counts
     on the training text. Other values name a published encoder.
@@ -81,10 +81,10 @@ class Model(_Part):
     heads: int = Field(4, ge=1, le=64, description="attention heads of a layer")
     intermediate: int = Field(1024, ge=16, le=16384, description="width of the feed-forward block")
     max_length: Annotated[int, Field(ge=16, le=2048)] | Literal["auto"] = Field(
-        128, description="tokens of a row and of a window of a task text; auto: set by the lengths of the train texts"
+        128, description="tokens of a row and of a window of a task text; auto: the lengths of the train texts decide"
     )
     windows: int = Field(8, ge=1, le=64, description="maximum windows of a text; pairs are truncated to one window")
-    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of values that training sets to zero")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of values that training randomly sets to zero")
 
     @field_validator("architecture")
     @classmethod
@@ -119,7 +119,7 @@ class Budget(_Part):
     steps: int | None = Field(None, ge=1, description="optimizer steps")
     tokens: int | None = Field(None, ge=1, description="real (non-padding) tokens")
     flops: float | None = Field(None, gt=0, description="floating-point operations")
-    seconds: float | None = Field(None, gt=0, description="wall clock; not reproducible, never cached")
+    seconds: float | None = Field(None, gt=0, description="wall-clock time; not reproducible, so never reused")
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Budget:
@@ -147,16 +147,16 @@ class Optimizer(_Part):
     muon_lr: float = Field(0.02, gt=0, description="Muon's peak learning rate")
     weight_decay: float = Field(0.01, ge=0, description="weight decay of both optimizers, times the learning rate")
     betas: tuple[float, float] = Field((0.9, 0.98), description="decay rates of AdamW's two moments")
-    eps: float = Field(1e-8, gt=0, description="AdamW adds it to the root of the mean squared gradient")
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the budget in which the rate rises; then it falls")
+    eps: float = Field(1e-8, gt=0, description="what AdamW adds to the root of the mean squared gradient")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the budget in which the rates rise; then they fall")
     clip: float | None = Field(1.0, gt=0, description="limit of the gradient's norm; null: none")
-    non_finite: Literal["stop", "skip"] = Field("stop", description="reaction to a step whose loss is not finite")
+    non_finite: Literal["stop", "skip"] = Field("stop", description="what to do at a step whose loss is not finite")
 
 
 class Joint(_Part):
     """Joint stage: masked language modeling (MLM) on passages and task texts, and the task's loss (paper section 3.2).
 
-    One of rho1 + 1 batches is a task batch. Its loss is (rho2 * MLM + task) / (rho2 + 1).
+    One of rho1 + 1 batches has task texts. Its loss is (rho2 * MLM + task) / (rho2 + 1). The others have passages.
     """
 
     enabled: bool = Field(True, description="false: finetuning only")
@@ -169,11 +169,11 @@ class Joint(_Part):
         le=8192,
         description="rows in a step, over all workers; fewer if model.max_length is auto and resolves to more than 128",
     )
-    task_batch: int = Field(32, ge=1, le=8192, description="task texts in a task batch")
-    rho1: float = Field(3, ge=0, description="passage batches for each task batch")
-    rho2: float = Field(1.0, ge=0, description="weight of MLM relative to the task's loss in task batches")
+    task_batch: int = Field(32, ge=1, le=8192, description="task texts in a batch")
+    rho1: float = Field(3, ge=0, description="batches of passages for each batch of task texts")
+    rho2: float = Field(1.0, ge=0, description="weight of MLM relative to the task's loss, on task texts")
     mask_rate: float = Field(0.3, gt=0, lt=1, description="share of masked tokens at the start")
-    mask_rate_end: float | None = Field(None, gt=0, lt=1, description="share at the end; null: as at the start")
+    mask_rate_end: float | None = Field(None, gt=0, lt=1, description="mask rate at the end; null: unchanged")
     optimizer: Optimizer = Optimizer()
     stop_if_behind: float | None = Field(
         None,
@@ -186,8 +186,7 @@ class Joint(_Part):
     def at_length(self, length: int, model: Model) -> Joint:
         """Return this part of the recipe for rows of `length` tokens.
 
-        If `model.max_length` is `auto`, scale `batch_rows`, so that a step has the same number of tokens at each
-        length.
+        If `model.max_length` is `auto`, change `batch_rows`. A step then has as many tokens at each length.
         """
         if model.max_length != "auto":
             return self
@@ -203,7 +202,7 @@ class Finetune(_Part):
 
     epochs: float = Field(10, gt=0, description="passes over the train texts")
     min_steps: int | None = Field(
-        None, ge=1, description="small tasks train for more epochs, at most twice as many, to reach these steps"
+        None, ge=1, description="minimum number of steps; to reach it, a small task trains for up to twice the epochs"
     )
     max_steps: int | None = Field(None, ge=1, description="maximum number of steps, even if the epochs need more")
     batch: int = Field(32, ge=1, le=8192, description="texts in a step, over all workers")
@@ -211,7 +210,7 @@ class Finetune(_Part):
     reset_head: bool = Field(False, description="whether the classifier starts at random, as in the paper")
     optimizer: Optimizer = Optimizer(name="adamw", lr=3e-4)
     rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (), max_length=8, description="alternatives to optimizer.lr; the best validation score decides"
+        (), max_length=8, description="learning rates to try instead of optimizer.lr; validation chooses"
     )
     class_weights: Literal["none", "balanced", "auto"] = Field(
         "none", description="balanced: rare classes weigh more in the loss, up to 10 times; auto: validation decides"
@@ -225,7 +224,7 @@ class Finetune(_Part):
         return rates
 
     def steps(self, rows: int) -> int:
-        """Return the steps of the epochs over `rows` train texts, within min_steps and max_steps."""
+        """Return the number of steps for `rows` train texts: those of `epochs`, within `min_steps` and `max_steps`."""
         steps = max(1, math.ceil(self.epochs * rows / self.batch))
         steps = max(steps, min(2 * steps, self.min_steps or 0))
         return min(steps, self.max_steps) if self.max_steps else steps
@@ -240,7 +239,7 @@ class Finetune(_Part):
         return bool(self.rates) or self.class_weights == "auto"
 
     def with_values(self, values: Mapping[str, object]) -> Finetune:
-        """Return the part with the rate and the class weights of a try. A key that `values` lacks does not change."""
+        """Return a copy with the learning rate `lr` and the `class_weights` in `values`, if `values` has these keys."""
         chosen = {name: values[name] for name in ("class_weights",) if name in values}
         if "lr" in values:
             chosen["optimizer"] = self.optimizer.model_copy(update={"lr": values["lr"]})
@@ -254,7 +253,7 @@ class Finetune(_Part):
             )
 
     def for_published(self) -> Finetune:
-        """Return the part with rates of at most PUBLISHED_LR. At higher rates, an encoder forgets its pretraining."""
+        """Return a copy with rates of at most PUBLISHED_LR. At higher rates, an encoder forgets its pretraining."""
         rates = tuple(dict.fromkeys(min(rate, PUBLISHED_LR) for rate in self.rates or (self.optimizer.lr,)))
         optimizer = self.optimizer.model_copy(update={"lr": rates[0]})
         return self.model_copy(update={"optimizer": optimizer, "rates": rates if len(rates) > 1 else ()})
@@ -263,7 +262,7 @@ class Finetune(_Part):
 class SelfTraining(_Part):
     """Training on passages that the linear model labels (SentAugment, arXiv 2010.02194).
 
-    A job trains a linear model for each amount of labeled pieces. Validation chooses an amount, also for the encoder.
+    A job trains a linear model for each amount. Validation chooses one of these amounts, also for the encoder.
     """
 
     amounts: tuple[Annotated[float, Field(ge=0, le=100)], ...] = Field(
@@ -323,7 +322,7 @@ def native_precision() -> Precision:
 
 
 def cpu_facts() -> list[str]:
-    """Return the lines of /proc/cpuinfo, or none where a sandbox hides it."""
+    """Return the lines of /proc/cpuinfo; [] if a sandbox hides the file."""
     try:
         return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -331,7 +330,7 @@ def cpu_facts() -> list[str]:
 
 
 def _fast(scale: Scale) -> Recipe:
-    """Return our recipe, which costs less than the paper's. See the measurements in docs/experiments.md."""
+    """Return our recipe `fast`, which costs less than the paper's. See the measurements in docs/experiments.md."""
     if scale == "instant":
         return Recipe(name="fast", scale=scale, selection=Selection(selector="none"), refit=True)
     shapes = {
@@ -421,8 +420,9 @@ def resolve(
 ) -> Recipe:
     """Return the preset `name` at `scale` with dotted `overrides` ({"finetune.epochs": 5}).
 
-    precision: replaces the precision `auto`; by default what this machine's processor computes natively.
-    Raises InvalidRecipe that names the invalid key and, for an unknown key, the most similar known key.
+    precision: replaces `auto`; by default the native precision of this machine. For a published encoder,
+    `for_published` limits the rates unless an override sets them. Raises InvalidRecipe that names the invalid key and,
+    for an unknown key, the most similar known key.
     """
     presets = {"fast": _fast, "paper": _paper}
     if name not in presets:
@@ -455,7 +455,7 @@ def resolve(
 
 
 def _check_trainable(recipe: Recipe) -> None:
-    """Raise InvalidRecipe for a recipe that cannot train. `Recipe` accepts it, so that old records are readable."""
+    """Raise InvalidRecipe for a recipe that cannot train. `Recipe` accepts the values, as old records have them."""
     for key, part in (("joint", recipe.joint), ("finetune", recipe.finetune)):
         if not all(0 <= beta < 1 for beta in part.optimizer.betas):
             raise InvalidRecipe(
@@ -475,7 +475,7 @@ def _check_trainable(recipe: Recipe) -> None:
 
 
 def leaves(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the values that are not mappings, by dotted key."""
+    """Return the values of nested mappings by dotted key: `{"joint": {"rho1": 3}}` gives `{"joint.rho1": 3}`."""
     values_by_key: dict[str, Any] = {}
     for key, value in data.items():
         values_by_key |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
@@ -483,7 +483,7 @@ def leaves(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(values: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
-    """Return the dotted keys whose values differ, each with its value in each mapping. A missing key counts as None."""
+    """Return the keys with different values: dotted key → value in each mapping. A missing key counts as None."""
     flat = [leaves(value) for value in values]
     keys = dict.fromkeys(key for entry in flat for key in entry)
     rows = {key: tuple(entry.get(key) for entry in flat) for key in keys}

@@ -1,4 +1,4 @@
-"""The keys of a recipe with values and meanings, for the command line and the dashboard."""
+"""The keys of a recipe with their values and meanings, as the command line and the dashboard show them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tlm_core.training.recipe import Recipe
 
 
 class RecipeKey(NamedTuple):
-    """A recipe key that an override can change.
+    """A recipe key that an override can change, such as `finetune.epochs`, with its value in a recipe.
 
-    choices: all valid values if all are words, else (). number: whether all valid values are numbers or null.
+    choices: all valid values if they are words, else (). number: whether all valid values are numbers or null.
     """
 
     key: str
@@ -25,7 +25,7 @@ class RecipeKey(NamedTuple):
 
 
 def recipe_keys(part: BaseModel, prefix: str = "") -> Iterator[RecipeKey]:
-    """Yield the keys of a recipe with their values, in the order of their definition."""
+    """Yield the keys of a recipe, or of the part of a recipe at `prefix`, in the order of their definition."""
     for name, field in type(part).model_fields.items():
         value = getattr(part, name)
         if isinstance(value, BaseModel):
@@ -38,7 +38,7 @@ def recipe_keys(part: BaseModel, prefix: str = "") -> Iterator[RecipeKey]:
 
 
 def _types(annotation: object) -> Iterator[object]:
-    """Yield the types and the literal values in an annotation."""
+    """Yield the types and the literal values in an annotation: `int | Literal["auto"]` yields int and "auto"."""
     if get_origin(annotation) is Annotated:
         yield from _types(get_args(annotation)[0])
     elif get_origin(annotation) is Literal:

@@ -30,7 +30,7 @@ _LENGTH = 128  # maximum tokens of a text in the release's scripts, except for o
 
 
 def stock_form(source: str, folder: Path) -> Path | None:
-    """Convert a model into `folder` and return `folder`. Return None if the model does not have the release's layout.
+    """Convert a model of the TLM release to a stock classifier in `folder`. Return `folder`, or None for another model.
 
     Raises NotFound, Unavailable if the hub does not answer, and InvalidRequest for a broken model.
     """
@@ -74,20 +74,20 @@ def convert(source: str, folder: Path, labels: Sequence[str] | None = None) -> P
 
 
 def known(source: str) -> KnownTask | None:
-    """Return the task of the paper in the name of a released model; None for another name."""
+    """Return the task in the name of a released model, such as `tlm-sciie-small-scale`; None for another name."""
     match = _name_parts(source)
     return KNOWN_TASKS.get(match["task"]) if match else None
 
 
 def _name_parts(source: str) -> re.Match[str] | None:
-    """Match task and scale in the name of a folder or of a hub id, without its revision."""
+    """Match task and scale in the name of a folder or of a hub id. Ignore the revision of a hub id."""
     return _NAME.fullmatch(source.rstrip("/").rsplit("/", 1)[-1].partition("@")[0])
 
 
 def _as_electra(
     config: Mapping[str, Any], release: Mapping[str, Tensor], source: str
 ) -> tuple[Shape, dict[str, Tensor]]:
-    """Return shape and weights, under our names, of the release's BERT with its task head. Raises InvalidRequest."""
+    """Return shape and weights of a released BERT with its task head, under our names. Raises InvalidRequest."""
     head = {ours: release.get(theirs) for ours, theirs in with_bias(_HEAD).items()}
     if config.get("model_type") != "bert" or any(tensor is None for tensor in head.values()):
         raise InvalidRequest(

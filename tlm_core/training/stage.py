@@ -32,10 +32,10 @@ Params = TypeVar("Params", bound=StageParams, covariant=True)
 
 
 class Reporter(Protocol):
-    """Receives the progress of a stage. Only rank 0 calls it."""
+    """Receives the progress of a stage. Only rank 0 calls the methods."""
 
     def progress(self, *, step: int, total: int, rate: float | None, unit: str, eta_seconds: float | None) -> bool:
-        """Report progress. Return False if the stage must raise StopRequested. Training first writes a checkpoint."""
+        """Report progress. Return False if the stage must raise StopRequested. rate: number of `unit` per second."""
         ...
 
     def metrics(self, **values: float | int | str | None) -> None:
@@ -51,7 +51,7 @@ class Checkpoints(Protocol):
     """Stores the checkpoints of a stage. A checkpoint is visible once it is complete and published."""
 
     def latest(self) -> Path | None:
-        """Return the folder of the newest published checkpoint, or None. All ranks may call it."""
+        """Return the folder of the newest published checkpoint, or None. All ranks may call this method."""
         ...
 
     def newest(self) -> int | None:

@@ -68,7 +68,7 @@ class StoreWriter:
 
 
 class TokenStore:
-    """Memory-mapped documents as token ids."""
+    """Reads a token store. The token ids of all documents are memory-mapped."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.tokens: npt.NDArray[np.uint16 | np.uint32] = np.load(folder / f"{name}.tokens.npy", mmap_mode="r")

@@ -1,4 +1,4 @@
-"""Tokenizers as folders that `AutoTokenizer` loads: own WordPiece tokenizers, and published ones."""
+"""The folder of a job's tokenizer, which `AutoTokenizer` loads: an own WordPiece tokenizer, or a published one."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tlm_core.hub import TOKENIZER, model_folder
 from tlm_core.json_files import read_json
 
 SPECIALS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
-# About five million words, which suffice for a vocabulary of 60,000 pieces. Without a limit, the memory of the trainer
-# would grow with the corpus, because it stores each distinct word with its pairs.
+# Five million words have about this length. They suffice for a vocabulary of 60,000 tokens. Without a limit, the
+# trainer's memory would grow with the corpus, because the trainer stores each distinct word with its pairs.
 MAX_CHARACTERS = 30_000_000
 
 
@@ -41,7 +41,7 @@ def _within(texts: Iterable[str], characters: int) -> Iterator[str]:
 
 
 def _alphabet(texts: Iterable[str], size: int, normalizer: normalizers.Normalizer) -> list[str]:
-    """Return the `size` most frequent characters. Of equally frequent ones, prefer the lowest code points."""
+    """Return the `size` most frequent characters of the texts, sorted. In a tie, prefer the lower code point."""
     counts: Counter[str] = Counter()
     blocks = iter(texts)
     while block := "\n".join(islice(blocks, 1000)):
@@ -51,9 +51,10 @@ def _alphabet(texts: Iterable[str], size: int, normalizer: normalizers.Normalize
 
 
 def train_wordpiece(texts: Callable[[], Iterable[str]], vocab_size: int, lowercase: bool) -> Tokenizer:
-    """Return a WordPiece tokenizer of at most `vocab_size` pieces for any script. Equal texts give equal tokenizers.
+    """Return a WordPiece tokenizer, trained on texts in any script. Equal texts give equal tokenizers.
 
-    texts: called for each pass over the training text. A word with a character outside the alphabet becomes [UNK].
+    texts: called for each of two passes. vocab_size: maximum number of tokens in the vocabulary. The alphabet has at
+    most a quarter as many characters. A word with any other character becomes [UNK].
     """
     tokenizer = _bare(None, lowercase)
     alphabet = _alphabet(_within(texts(), MAX_CHARACTERS), vocab_size // 4, tokenizer.normalizer)
@@ -83,26 +84,26 @@ def train_wordpiece(texts: Callable[[], Iterable[str]], vocab_size: int, lowerca
 def cut_into_windows(tokenizer: Tokenizer, max_length: int, windows: int) -> None:
     """Configure the tokenizer to split texts into windows of at most `max_length` tokens, including special tokens.
 
-    Neighboring windows share a quarter of their tokens. windows: maximum number of windows of a text. If the maximum is
-    1, the tokenizer truncates the text, or the longer text of a pair. Pairs need 1.
+    Neighboring windows share a quarter of their tokens. windows: maximum number of windows of a text, which
+    `windows_of` enforces. For pairs, the maximum must be 1. The tokenizer then shortens the longer text of a pair.
     """
     tokenizer.enable_truncation(max_length, stride=max_length // 4 if windows > 1 else 0, strategy="longest_first")
 
 
 def windows_of(encoding: Encoding, windows: int) -> tuple[list[Encoding], bool]:
-    """Return the first `windows` windows of a text, and whether it has more."""
+    """Return the first `windows` windows of an encoded text, and whether the text has more windows."""
     further = encoding.overflowing
     return [encoding, *further[: windows - 1]], len(further) >= windows
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """Return the ids of an own tokenizer's special tokens, by role."""
+    """Return the ids of an own tokenizer's special tokens by role, such as `{"pad": 0, "unk": 1, …}`."""
     vocabulary = tokenizer.get_vocab()
     return {role: vocabulary[token] for role, token in SPECIALS.items()}
 
 
 def write_folder(tokenizer: Tokenizer, folder: Path, types: bool) -> None:
-    """Write the folder that `AutoTokenizer.from_pretrained` reads. types: whether the model reads token types."""
+    """Write a tokenizer as `AutoTokenizer.from_pretrained` reads it. types: whether the model reads token types."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     names = ["input_ids", "token_type_ids", "attention_mask"] if types else ["input_ids", "attention_mask"]
@@ -116,17 +117,17 @@ def write_folder(tokenizer: Tokenizer, folder: Path, types: bool) -> None:
 
 
 def write_max_length(folder: Path, max_length: int) -> None:
-    """Write the maximum length, at which stock classes truncate texts, to the folder of a tokenizer."""
+    """Set the length, in tokens, to which stock classes truncate texts, in the folder of a tokenizer."""
     path = folder / "tokenizer_config.json"
     config = read_json(path) | {"model_max_length": max_length}
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def load_published(source: str, folder: Path) -> tuple[Tokenizer, dict[str, int]]:
-    """Copy the tokenizer of `hub:ID` or of a folder to `folder`. Return it with the ids of its special tokens.
+    """Copy the tokenizer `source` (`hub:ID` or a folder) to `folder`. Return it, and the ids of special tokens by role.
 
-    Raises NotFound if there is no tokenizer, Unavailable if the hub does not answer, and InvalidRecipe if the tokenizer
-    is not fast or lacks a special token.
+    Raises NotFound if there is no tokenizer, and Unavailable if the hub does not answer. Raises InvalidRecipe if the
+    tokenizer is not fast or lacks a special token.
     """
     from transformers import AutoTokenizer
 
