@@ -36,7 +36,10 @@ class ColumnCheck:
         return self.table.columns[self.column].values
 
     def fault_rows(self, code: str, problem: str, rows: Sequence[int], count: int | None = None) -> None:
-        """Add a data error for each of `rows`. count: number of rows with it, if `rows` has only the first of them."""
+        """Add a data error for each row number in `rows`. The message is the `place` of the row and `problem`.
+
+        count: number of all rows with the data error, if `rows` has only the first of them.
+        """
         listed = rows[:LISTED_PER_CODE]
         for row in listed:
             self.findings.fault(
@@ -46,7 +49,7 @@ class ColumnCheck:
             self.findings.count_more(code, more)
 
     def place(self, row: int) -> str:
-        """Return the beginning of a message about the value in a row."""
+        """Return the beginning of a message about a value: "Row 3 of train.csv, column 'text',"."""
         return f"Row {row} of {self.table.file}, column '{self.column}',"
 
     def rows(self, predicate: Predicate) -> list[int]:
@@ -55,10 +58,10 @@ class ColumnCheck:
         return self.table.rows[pa.chunked_array(masks, pa.bool_()).to_numpy()].tolist()
 
     def check_null(self, code: str, problem: str, predicate: Predicate = pc.is_null) -> None:
-        """Report the rows without a value. predicate: true for a value that counts as missing.
+        """Report the rows whose value is missing. predicate: true for a missing value.
 
-        The table stores values of the kinds in UNREAD as null too, and lists only the first rows with such values. If
-        it does not list all of them, the rows without a value are unknown, and only their number is reported.
+        Lists, times and bytes (see UNREAD) are null in the table, but are not missing. The table has the numbers of
+        the first 100 such rows. If there are more, this method reports how many values are missing, but not where.
         """
         rows = self.rows(predicate)
         unread = [kind for name, kind in self.table.columns[self.column].kinds.items() if name in UNREAD]
@@ -95,15 +98,15 @@ def check_texts(table: RawTable, column: str, findings: Findings) -> None:
     for row, length in zip(table.rows[long].tolist(), lengths[long].tolist(), strict=True):
         message = f"{check.place(row)} has {length:,} characters"
         if length > limits.MAX_TEXT_CHARS:
-            message += f"; the limit is {limits.MAX_TEXT_CHARS:,}. Cut it, or close an open quote."
+            message += f"; the limit is {limits.MAX_TEXT_CHARS:,}. Shorten the text, or close an open quote."
             findings.fault("text_too_long", message, split=table.split, row=row, column=column)
         else:
-            message += ". An encoder reads at most model.windows windows of it. Split the text if its end matters."
+            message += ". An encoder reads only the beginning (see model.windows). Split the text if its end matters."
             findings.warn("long_text", message, split=table.split, row=row, column=column)
 
 
 def check_labels(table: RawTable, column: str, findings: Findings) -> None:
-    """Report invalid labels: null_label, mixed_types, not_a_label, label_too_long, bad_character."""
+    """Report invalid labels. Data errors: null_label, mixed_types, not_a_label, label_too_long, bad_character."""
     check = ColumnCheck(table, column, findings)
     check.check_unread()
     check.check_null("null_label", "has no label. Add one or remove the row.", is_null_or_blank)
@@ -123,18 +126,18 @@ def _is_blank(chunk: pa.StringArray) -> pa.BooleanArray:
 
 
 def is_null_or_blank(chunk: pa.StringArray) -> pa.BooleanArray:
-    """Return whether each string of a pyarrow array is null, empty or white space."""
+    """Return a mask [strings]: true for each string that is null, empty or white space."""
     return pc.fill_null(_is_blank(chunk), True)
 
 
 def count_labels(values: pa.ChunkedArray) -> dict[str, int]:
-    """Return the number of rows of each label of a string column. Null, blank and too long labels are omitted."""
+    """Return label → number of rows for a string column. Null, blank and too long labels are omitted."""
     counts = {entry["values"] or "": entry["counts"] for entry in pc.value_counts(values).to_pylist()}
     return {label: count for label, count in counts.items() if label.strip() and len(label) <= limits.MAX_LABEL_CHARS}
 
 
 def sort_labels(labels: Iterable[str]) -> list[str]:
-    """Return labels in the order of their indices: by value if all are whole numbers, else by code point."""
+    """Return the sorted labels: by value if all are whole numbers, else by code point."""
     labels = list(labels)
     if all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in labels):
         return sorted(labels, key=lambda label: (int(label), label))
@@ -150,7 +153,7 @@ def is_decimal(text: str) -> bool:
 
 
 def advise_numbers(labels: Collection[str]) -> str:
-    """Return the advice to predict numbers if there are many labels and nearly all are numbers, else ""."""
+    """Return the advice to choose regression if there are many labels and nearly all are numbers, else ""."""
     if len(labels) <= limits.MAX_DECIMALS:
         return ""
     numbers = sum(is_decimal(label.replace(",", ".")) for label in labels)
@@ -158,9 +161,9 @@ def advise_numbers(labels: Collection[str]) -> str:
 
 
 def rare_labels(train: Mapping[str, int], advice: str) -> list[str]:
-    """Return the beginning of a message for each label with one row.
+    """Return beginnings of messages about labels with one row in `train` (label → number of rows).
 
-    advice: see `advise_numbers`. If there is advice, all labels with one row share one message.
+    An example is "The label 'spam' has one row". With advice (see `advise_numbers`), one message covers all labels.
     """
     rare = [label for label, count in train.items() if count == 1]
     if len(rare) > 1 and advice:
@@ -171,7 +174,7 @@ def rare_labels(train: Mapping[str, int], advice: str) -> list[str]:
 def check_label_set(
     counts: Mapping[str, Mapping[str, int]], tables: Mapping[str, RawTable], column: str, findings: Findings
 ) -> None:
-    """Check the set of labels. counts: split → label → number of rows.
+    """Report faults of the set of labels. counts: split → label → number of rows. tables: split → table.
 
     Data errors: one_class, too_many_labels, unknown_label. Warnings: rare_label, label_variants, decimal_labels.
     """
@@ -212,7 +215,9 @@ def _check_spelling(train: Mapping[str, int], file: str, column: str, findings: 
             findings.warn("label_variants", message, split="train", column=column)
     if edged := sort_labels(label for label in train if label != label.strip()):
         shown = ", ".join(map(repr, edged[:5]))
-        message = f"The labels {shown} of {file} begin or end with spaces, which belong to the names. Remove them."
+        message = (
+            f"The labels {shown} of {file} begin or end with spaces. They are part of the label. Remove the spaces."
+        )
         findings.warn("label_variants", message, split="train", column=column)
     numbers = [float(label) for label in train if is_decimal(label)]
     if 1 < len(train) == len(numbers) and not all(map(float.is_integer, numbers)):

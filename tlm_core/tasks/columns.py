@@ -1,6 +1,6 @@
 """Choose the columns of the text, the second text and the label.
 
-Columns that the options do not name are inferred. A note or a warning states the reason.
+A column that the options do not name is inferred. A note or a warning states the reason for this column.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class Columns:
 
 
 def choose_columns(tables: Mapping[str, RawTable], options: DatasetOptions, findings: Findings) -> Columns | None:
-    """Return the columns to use. Infer columns that the options do not name from the train table.
+    """Return the columns of text, second text and label. The train table determines those that the options omit.
 
-    Returns None with the data error missing_column or no_header. Warning: guessed_column.
+    tables: split → table. Returns None after the data error missing_column or no_header. Warning: guessed_column.
     """
     train = tables["train"]
     label, text = options.label_column, options.text_column
@@ -106,7 +106,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _named(table: RawTable, names: tuple[str, ...], excluded: Collection[str | None]) -> str | None:
-    """Return the first of `names` that is a column of the table, as the table spells it. Case is ignored."""
+    """Return the first of `names` that is a column of the table, in the table's spelling, or None. Case is ignored."""
     by_lower = {column.lower(): column for column in reversed(list(table.columns)) if column not in excluded}
     return next((by_lower[name] for name in names if name in by_lower), None)
 
@@ -133,7 +133,7 @@ def _infer_label(table: RawTable, excluded: Collection[str | None], findings: Fi
     findings.note(f"label: column '{name}' has {count} distinct values in {rows} rows")
     if len(candidates) > 1:
         others = _listed(other for _, other in candidates[1:])
-        message = f"Column '{name}' of {table.file} is read as the label; {others} could be it too. Set label_column."
+        message = f"Column '{name}' of {table.file} is read as the label; other candidates: {others}. Set label_column."
         findings.warn("guessed_column", message, split=table.split, column=name)
     return name
 
@@ -158,9 +158,9 @@ def _infer_text(table: RawTable, excluded: Collection[str | None], findings: Fin
 
 
 def _has_header(table: RawTable, columns: Columns, options: DatasetOptions, findings: Findings) -> bool:
-    """Return whether the first line is a header. Data error: no_header.
+    """Return whether the first line is a header. If not, add the data error no_header.
 
-    The first line is a record if the label column is inferred, and its name also occurs as a label.
+    The first line is a record if the label column was inferred from its values and its name equals one of them.
     """
     if options.label_column is not None or columns.label.lower() in LABEL_NAMES:
         return True

@@ -1,4 +1,4 @@
-"""Texts that are equal, ignoring case, white space and Unicode form."""
+"""Find equal texts. Case, white space and Unicode form are ignored."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextScan:
-    """Keys and word counts of texts, [rows]. Within one process, equal texts have equal keys."""
+    """The key and the number of words of each text, [rows]. Within one process, equal texts have equal keys."""
 
     keys: NDArray[np.int64]
     words: NDArray[np.int64]
 
 
 def scan(text: pa.ChunkedArray, text_pair: pa.ChunkedArray | None = None) -> TextScan:
-    """Return keys and word counts of a string column. The texts of a pair have one key and one word count.
+    """Return the key and the number of words of each text in a string column, or of each pair of two columns.
 
     Null counts as an empty text. A key is a 64-bit hash, so a million texts need 8 MB. The probability that two of a
     million different texts have the same key is below one in a million.

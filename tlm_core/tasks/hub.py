@@ -31,7 +31,7 @@ Load = Callable[..., "DatasetDict"]
 class HubSource:
     """A dataset of the hub. path: OWNER/NAME, or the absolute path of a local folder in the hub's layout.
 
-    revision: branch, tag or commit. config: a configuration of the dataset.
+    revision: a branch, tag or commit. config: the name of a configuration (subset) of the dataset.
     """
 
     path: str
@@ -44,7 +44,7 @@ class HubSource:
 
 
 def parse_hub_id(text: str) -> HubSource:
-    """Return the parts of `hub:OWNER/NAME[@revision][:config]`. Raises InvalidRequest."""
+    """Return path, revision and config of an id `hub:OWNER/NAME[@REVISION][:CONFIG]`. Raises InvalidRequest."""
     match = _ID.fullmatch(text)
     if match is None:
         raise InvalidRequest(f"Invalid hub id '{text}'. Expected hub:OWNER/NAME[@REVISION][:CONFIG].")
@@ -54,11 +54,11 @@ def parse_hub_id(text: str) -> HubSource:
 def read_hub(
     source: HubSource, findings: Findings, *, cache: Path | None = None, load: Load | None = None
 ) -> dict[str, RawTable]:
-    """Return the records of each split. This function reads only data files and runs no code of the dataset.
+    """Return split → table of records for a hub dataset. This function runs no code of the dataset.
 
-    The development set of a GLUE task becomes `test`. A second development set becomes `test_NAME`.
+    The development set of a GLUE task becomes `test`. The second development set of MNLI becomes `test_mismatched`.
 
-    cache: folder for downloads (None: the library's own). load: replaces `datasets.load_dataset`.
+    cache: folder for downloads; None: the default of `datasets`. load: replaces `datasets.load_dataset`.
     Raises NotFound, InvalidRequest (an unknown config or revision) and Unavailable.
     Data errors: no_train, no_rows, doubled_column, too_many_columns, bad_character, bad_encoding.
     """
@@ -97,9 +97,9 @@ def _table(dataset: Dataset, names: list[str], file: TableFile) -> RawTable | No
 def hub_file(source: HubSource, name: str, *, cache: Path | None = None) -> Path:
     """Download a file of a hub dataset, and return its path. If the hub does not answer, return an earlier download.
 
-    cache: folder for downloads (None: the library's own).
+    name: the path of the file in the dataset. cache: folder for downloads; None: the default of `huggingface_hub`.
 
-    Raises InvalidRequest for a name that is not a path inside the dataset, NotFound and Unavailable.
+    Raises InvalidRequest if the name leads outside the dataset, NotFound and Unavailable.
     """
     if not _FILE.fullmatch(name) or ".." in name.split("/"):
         raise InvalidRequest(f"Invalid file name '{name}'. Write it as the hub lists it, such as small_external.csv.")

@@ -9,11 +9,11 @@ from types import MappingProxyType
 
 @dataclass(frozen=True)
 class KnownTask:
-    """A task of the paper.
+    """A task of the TLM paper. "The release" is the code of its authors (github.com/yaoxingcheng/TLM).
 
     labels: number of classes (Gururangan et al. 2020, arXiv 2004.10964, table 2). scores: `metric` on test in percent,
-    at the scales small, medium and large (table in the README of the release, github.com/yaoxingcheng/TLM).
-    max_length: number of tokens to which the release truncates a row.
+    at the scales small, medium and large (table in the README of the release). max_length: number of tokens to which
+    the release truncates a row.
     """
 
     name: str
@@ -25,12 +25,12 @@ class KnownTask:
 
     @property
     def released(self) -> dict[str, float]:
-        """The test score of the release for each scale."""
+        """Scale → test score of the release in percent."""
         return dict(zip(("small", "medium", "large"), self.scores, strict=True))
 
     @property
     def hub_id(self) -> str:
-        """The hub id of the data of the release: train/dev/test.csv with the columns text and label."""
+        """The hub id of the release's data: train.csv, dev.csv and test.csv with the columns `text` and `label`."""
         return f"hub:yxchar/{self.name}-tlm"
 
 
@@ -48,7 +48,7 @@ KNOWN_TASKS: Mapping[str, KnownTask] = MappingProxyType({task.name: task for tas
 
 
 def known_for_hub(path: str) -> KnownTask | None:
-    """Return the task of the paper with the hub path OWNER/NAME, or None."""
+    """Return the task of the TLM paper whose data have the hub path `path` (OWNER/NAME), or None."""
     return next((task for task in KNOWN_TASKS.values() if task.hub_id == f"hub:{path}"), None)
 
 
@@ -64,8 +64,8 @@ class GlueTask:
     Labels of GLUE's test sets are not public. As in papers on compression (Super Tickets, arXiv 2105.12002), the
     development set of GLUE is our test split. The service cuts validation from train.
 
-    text, pair: columns. metric: GLUE's metric, or one of its two. positive: the label that F1 measures.
-    splits: splits of the hub → splits of the task. A second development set becomes a further test set.
+    text, pair: names of the columns with the texts and the second texts. metric: the metric of GLUE; if GLUE has two,
+    one of them. positive: the label that F1 measures. splits: split on the hub → split of the task.
     """
 
     text: str
@@ -92,5 +92,5 @@ GLUE: Mapping[str, GlueTask] = MappingProxyType(
 
 
 def glue_task(path: str, config: str | None) -> GlueTask | None:
-    """Return the GLUE task of `hub:PATH:CONFIG`, or None."""
+    """Return the GLUE task of the hub dataset `path` and its configuration `config`, or None."""
     return GLUE.get(config or "") if path == GLUE_PATH else None

@@ -15,22 +15,22 @@ from tlm_core.tasks.task import SPLITS, Task, task_schema
 from tlm_core.training.stage import StageContext
 
 MERGE = "merge.json"
-TARGETS = "{split}.targets.npy"  # [rows] of the merged split: regression targets, NaN where the row's task has classes
+TARGETS = "{split}.targets.npy"  # [rows of the merged split]: regression targets; NaN in rows of classification tasks
 
 
 def merge_stage(ctx: StageContext[MergeParams]) -> dict[str, object]:
-    """Write the merged task. Inputs: `task.0`, `task.1`, …, in the order of the names."""
+    """Write the merged task, and return the number of tasks. Inputs: `task.0`, `task.1`, …, in the order of `names`."""
     names = ctx.params.names
     merge([Task.read(ctx.inputs[f"task.{number}"]) for number in range(len(names))], names, ctx.out)
     return {"tasks": len(names)}
 
 
 def merge(tasks: Sequence[Task], names: Sequence[str], out: Path) -> None:
-    """Write one task with all rows, each label as `name: label`, and `merge.json` with the labels of each task.
+    """Write one task with all rows and the labels `NAME: LABEL`, and `merge.json` with the labels of each task.
 
-    In the merged task, a regression task has one label. The files TARGETS contain its targets. If some tasks have
-    pairs, the rows of the other tasks get a blank second text. A further test set (`test_NAME`) has the rows of all
-    tasks with a test set of this name. Raises InvalidRequest if two tasks have the same name, or different languages.
+    All rows of a regression task have one label; the files TARGETS contain their targets. If some tasks have pairs,
+    the rows of the other tasks get a blank second text. A further test set (`test_NAME`) has the rows of all tasks with
+    a test set of this name. Raises InvalidRequest if two tasks have the same name or different languages.
     """
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -57,7 +57,7 @@ def merge(tasks: Sequence[Task], names: Sequence[str], out: Path) -> None:
 
 
 def _shifted(task: Task, split: str, offset: int, pair: bool) -> pa.Table:
-    """Return the split in the schema of the merged task. offset: index of the task's first label."""
+    """Return `split` in the schema of the merged task. offset: index of the task's first label in the merged task."""
     table = task.splits[split]
     labels = task.label_ids(split) if task.type.has_classes else np.zeros(len(table), np.int32)
     seconds = table["text_pair"] if task.pair else pa.array([""] * len(table), pa.string())

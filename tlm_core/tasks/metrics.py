@@ -33,9 +33,9 @@ class Metric:
 
     title: name in tables and the model card. task_type: name of the task type whose targets the metric compares.
     compute: true and predicted targets [rows] → value. Raises Undefined if there is no value.
-    always: whether all reports of the task type contain the metric, not only those of tasks with this metric.
-    same_as: another metric that always has the same value. Tables show only the other metric.
-    positive_label: whether the metric measures only the second of two labels (index 1).
+    always: whether every report of the task type has the metric. If not, only tasks with this metric report it.
+    same_as: name of a metric that always has the same value. The dashboard shows only that metric.
+    positive_label: whether the metric needs two labels and measures only the second (index 1).
     """
 
     name: str
@@ -51,7 +51,7 @@ Counts = NDArray[np.int64]  # [labels], at least two
 
 
 def _from_counts(score: Callable[[Counts, Counts, Counts], float]) -> Callable[[Targets, Targets], float]:
-    """Return a metric of label indices. score: computes the metric from hits, true rows and predicted rows by label.
+    """Return a metric of label indices. score: computes it from the correct, true and predicted rows of each label.
 
     The functions of scikit-learn need milliseconds, and a bootstrap computes thousands of scores.
     """
@@ -120,25 +120,25 @@ def metrics_of(task_type: str) -> tuple[str, ...]:
 
 
 def scores_shown(metric: str) -> tuple[str, ...]:
-    """Return the names of the scores of a task with this metric: those of all tasks of its type, then the metric."""
+    """Return the names of the scores that tables show: the `always` metrics of the task type, and `metric`."""
     task_type = METRICS[metric].task_type if metric in METRICS else SINGLE_LABEL
     usual = [name for name in metrics_of(task_type) if METRICS[name].always]
     return tuple(usual) if metric in usual else (*usual, metric)
 
 
 def scores_for(metric: str) -> tuple[str, ...]:
-    """Return the names of the scores in a report: those of all classifiers, then those of `scores_shown`."""
+    """Return the names of the scores in a report: those of every classifier, then those of `scores_shown(metric)`."""
     return tuple(dict.fromkeys((*scores_shown("macro_f1"), *scores_shown(metric))))
 
 
 def score(
     true: ArrayLike, predicted: ArrayLike, n_labels: int, metric: str, *, in_train: NDArray[np.bool_] | None = None
 ) -> dict[str, Any]:
-    """Return every score of `scores_for(metric)` and, for classifiers, scores per class and the confusion matrix.
+    """Return a score for each name of `scores_for(metric)`, and the score of `metric` as `value`.
 
-    true, predicted: label indices below n_labels, or regression targets (n_labels is 1), [rows]. metric: the score of
-    `value`. in_train: True for each text that is also in train, [rows]. With `in_train`, `deduplicated` has the scores
-    without these rows, because a model can memorize repeated texts.
+    true, predicted: label indices below n_labels, or regression targets (n_labels is 1), [rows]. in_train: True for
+    each text that is also in train, [rows]. With `in_train`, `deduplicated` has the scores without these rows, because
+    a model can memorize repeated texts. For classifiers, the result also has `per_class` and `confusion`.
 
     Macro-F1 is the mean over the classes among true or predicted labels. With one label per text, micro-F1 equals
     accuracy. The result has both, because papers report either. For regression, the scores of classifiers are None.
@@ -190,7 +190,7 @@ def _scores(true: Targets, predicted: Targets, n_labels: int, metric: str) -> di
 
 
 def _class_scores(true: Targets, predicted: Targets, n_labels: int) -> dict[str, object]:
-    """Return precision, recall, F1 and support of each label, and the confusion [true labels, predicted labels]."""
+    """Return `per_class`, an entry for each label, and `confusion`, numbers of rows [true labels, predicted labels]."""
     confusion = np.bincount(true * n_labels + predicted, minlength=n_labels**2).reshape(n_labels, n_labels)
     entries = []
     for hits, rows, guesses in zip(confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0), strict=True):
@@ -206,7 +206,7 @@ def _class_scores(true: Targets, predicted: Targets, n_labels: int) -> dict[str,
 
 
 class Summary(TypedDict):
-    """One score over `n` runs. reason: the reason for values of None."""
+    """Statistics of one score over `n` runs. std: sample standard deviation. reason: why a statistic is None."""
 
     n: int
     mean: float | None
@@ -219,7 +219,7 @@ class Summary(TypedDict):
 def summary(values: Sequence[float | None]) -> Summary:
     """Return mean, sample standard deviation (n - 1), minimum and maximum of one score over several runs.
 
-    If a run has no value, all of them are None, because the mean without this run could be too high.
+    If a run has no score, all statistics are None, because a mean without this run could be too high.
     """
     known = [float(value) for value in values if value is not None]
     result: Summary = {"n": len(values), "mean": None, "std": None, "min": None, "max": None}
@@ -235,7 +235,7 @@ def summary(values: Sequence[float | None]) -> Summary:
 
 
 def ranking_score(metric: str, true: Targets, predicted: Targets) -> float | None:
-    """Return the score that compares models on the same rows, or None if the metric is undefined."""
+    """Return the value of `metric`, or None if it is undefined for these targets. true, predicted: [rows]."""
     try:
         return METRICS[metric].compute(true, predicted)
     except Undefined:
@@ -248,10 +248,10 @@ def better(score: float | None, than: float | None) -> bool:
 
 
 def rank(validation: Mapping[str, float | None]) -> tuple[bool, float]:
-    """Return a value that is higher for a better model. validation: `score` and `loss` of the model.
+    """Return a sort key for a model: a better model has a higher key. validation: its `score` and `loss`.
 
-    Of two models without a score, the model with the lower loss is better. A model with a score is better than any
-    model without one, whose predictions make the metric undefined, such as equal numbers for all texts.
+    A model with a score is better than a model without a score, whose predictions make the metric undefined, such as
+    equal numbers for all texts. Of two models without a score, the model with the lower loss is better.
     """
     score, loss = validation["score"], validation["loss"]
     if score is not None:

@@ -16,7 +16,7 @@ _Metric = Annotated[str, Field(json_schema_extra=lambda schema: schema.update(en
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class DatasetOptions:
-    """Options for reading a dataset. The service infers missing options. The report states the reasons."""
+    """Options for reading a dataset. The service infers missing options, and the report states the reasons."""
 
     _names_valid_fields = names_valid_fields
 

@@ -28,7 +28,7 @@ _PREVIEW_CHARS = 300
 
 @dataclass(frozen=True)
 class SplitData:
-    """The chosen columns of one split, with the record number and the `TextScan` of each row. Columns are strings."""
+    """The chosen columns of one split as strings. rows: record numbers, [rows]. scan: keys and word counts of texts."""
 
     rows: NDArray[np.int64]
     text: pa.ChunkedArray
@@ -38,7 +38,7 @@ class SplitData:
     type: TaskType
 
     def select(self, positions: NDArray[np.int64]) -> SplitData:
-        """Return the rows at these (sorted) positions."""
+        """Return the data of the rows at `positions` (sorted indices, from 0)."""
         mask = np.zeros(len(self.rows), dtype=np.bool_)
         mask[positions] = True
         pair = self.text_pair.filter(mask) if self.text_pair is not None else None
@@ -54,8 +54,9 @@ class SplitData:
 class Report(TypedDict):
     """The validation report of a dataset without data errors: `ok` is true, and `faults` and `fault_counts` are empty.
 
-    columns: names of the columns with the text, the second text and the label. targets: None for classes.
-    lengths: in words. Data warnings: the first 100 of each code are listed; `warning_counts` counts all.
+    warnings: the first 100 of each code. warning_counts: code → number of all warnings. columns: names of the columns
+    of text, second text and label. labels: rows of each label by split; empty for regression. targets: statistics by
+    split; None for classes. counts: split → number of rows. lengths: word counts. preview: the first train rows.
     """
 
     ok: bool
@@ -75,7 +76,7 @@ class Report(TypedDict):
 
 
 def build_report(splits: Mapping[str, SplitData], columns: Columns, findings: Findings) -> Report:
-    """Return the report of a dataset without data errors. Add the warnings conflicting_labels and overlap."""
+    """Return the report of a dataset without data errors. Warnings: conflicting_labels, overlap."""
     duplicates = {split: _duplicates(data, split, findings) for split, data in splits.items()}
     overlap = _overlap(splits, findings)
     train = splits["train"]
@@ -98,7 +99,7 @@ def build_report(splits: Mapping[str, SplitData], columns: Columns, findings: Fi
 
 
 def _targets(splits: Mapping[str, SplitData]) -> dict[str, dict[str, float]]:
-    """Return minimum, maximum and mean of the regression targets of each split."""
+    """Return split → `min`, `max` and `mean` of the regression targets."""
     numbers = {split: data.targets() for split, data in splits.items()}
     return {
         split: {"min": float(values.min()), "max": float(values.max()), "mean": float(values.mean())}
@@ -107,7 +108,7 @@ def _targets(splits: Mapping[str, SplitData]) -> dict[str, dict[str, float]]:
 
 
 def _labels(splits: Mapping[str, SplitData]) -> list[dict[str, str | int]]:
-    """Return the number of rows of each label in train, validation and test."""
+    """Return an entry for each label, such as `{"label": "spam", "train": 80, "validation": 10, "test": 10}`."""
     counts = {split: count_labels(splits[split].label) for split in SPLITS}
     return [
         {"label": label, **{split: of_split.get(label, 0) for split, of_split in counts.items()}}
@@ -116,7 +117,7 @@ def _labels(splits: Mapping[str, SplitData]) -> list[dict[str, str | int]]:
 
 
 def _lengths(splits: Mapping[str, SplitData]) -> dict[str, object]:
-    """Return the lengths in words. Each bin starts at `from`. The bins have one width; the last has no upper end."""
+    """Return mean, percentiles and maximum of word counts. A bin counts rows from `from` words up to the next bin."""
     words = np.concatenate([data.scan.words for data in splits.values()])
     p50, p95, most = np.percentile(words, [50, 95, 99])
     least = int(words.min())
@@ -128,7 +129,7 @@ def _lengths(splits: Mapping[str, SplitData]) -> dict[str, object]:
 
 
 def _duplicates(data: SplitData, split: str, findings: Findings) -> dict[str, object]:
-    """Count copies (rows whose text is in an earlier row), and texts with several labels."""
+    """Count copies (rows with the text of an earlier row) and texts with several labels. List rows of such texts."""
     codes = pc.index_in(data.label, value_set=pc.unique(data.label)).to_numpy()
     _, starts, places = np.unique(data.scan.keys, return_index=True, return_inverse=True)
     keys = starts[places]  # hashes differ between processes, so the first row of a text is its key
@@ -147,7 +148,7 @@ def _duplicates(data: SplitData, split: str, findings: Findings) -> dict[str, ob
 
 
 def _overlap(splits: Mapping[str, SplitData], findings: Findings) -> dict[str, object]:
-    """Return how many rows of validation and test also occur in their `earlier_splits`."""
+    """Count validation and test rows whose text is in one of their `earlier_splits`, and list the first 100."""
     result: dict[str, object] = {}
     for split in ("validation", "test"):
         data = splits[split]
@@ -166,7 +167,7 @@ def _overlap(splits: Mapping[str, SplitData], findings: Findings) -> dict[str, o
 
 
 def _rows(data: SplitData, positions: Sequence[int] | NDArray[np.int64]) -> list[dict[str, int | str | None]]:
-    """Return the rows at these positions. Long texts are truncated."""
+    """Return record number, texts and label of the rows at `positions`, as JSON objects. Long texts are truncated."""
     columns = {"text": data.text, "text_pair": data.text_pair, "label": data.label}
     indices = pa.array(positions, pa.int64())
     shown = {

@@ -21,12 +21,12 @@ _LISTED = 20
 
 
 def select_splits(source: Mapping[str, Path] | Path, findings: Findings) -> dict[str, Path]:
-    """Return the file of each split.
+    """Return split → file.
 
-    source: a mapping from split names to files, a folder, or one file, which is train. Usual names such as dev and val
-    are valid too. In a folder, the names of the files contain the names of the splits. If no name does, a single file
-    is train. The name `test_NAME`, in lower case, is a further test set. In a folder, another file must then have the
-    name `test`. The part `selection` of a mapping is not a split; see `given_part`.
+    source: a mapping from split names to files, a folder, or one file, which is train. The names dev and val are valid
+    for validation. In a folder, a file belongs to the split that its name contains, such as `my-dev.csv`. If no name
+    contains a split, a single file is train. The name `test_NAME`, in lower case, is a further test set; a folder must
+    then also contain a file with the name `test`. The key `selection` of a mapping is no split; see `given_part`.
     Data errors: no_file, no_train, doubled_split, unknown_split.
     """
     paths: dict[str, Path] = {}

@@ -13,14 +13,14 @@ PARTS = 10  # each split that is cut from train gets a share of 1 / PARTS
 def cut_splits(
     labels: NDArray[np.int32], keys: NDArray[np.int64], missing: Sequence[str], seed: int
 ) -> dict[str, NDArray[np.int64]]:
-    """Divide the rows of train. Return the sorted positions of the rows of each split.
+    """Divide the rows of train. Return split → sorted positions of its rows, for train and each of `missing`.
 
     labels, keys: [rows]. Rows with equal keys are copies of one text. For regression, `labels` are the `bands`.
     missing: "validation", "test" or both. Each of these splits gets a tenth of the rows.
 
     All copies of a text are in one split, and count as rows with the label of the first copy. Each label has about the
-    same share in each split, and at least one text in train. If a split is too small for all rare labels, it prefers
-    those that no earlier split has. The seed decides between equal labels. The same arguments give the same splits on
+    same share in each split, and at least one text in train. If a split is too small for all labels with fewer than
+    ten rows, labels that no earlier split has come first. The seed breaks ties. Equal arguments give equal splits on
     any machine.
     """
     _, first, group = np.unique(keys, return_index=True, return_inverse=True)
@@ -59,12 +59,12 @@ def cut_splits(
 def _quotas(
     rows: NDArray[np.int64], able: NDArray[np.bool_], served: NDArray[np.bool_], drawn: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return how many rows of each label a split gets: a tenth, rounded down.
+    """Return how many rows of each label a split gets, [labels]: a tenth of `rows`, rounded down.
 
     The labels with the largest remainders get one more row. A label is rare if it has fewer than PARTS rows. Labels
     with equal remainders come in this order: rare and in no earlier split; rare and in an earlier split (`served`); not
     rare; rare and without a row to give (not `able`). `drawn` breaks the ties of rare labels.
-    All arrays: [labels]; rows: the number of rows of each label.
+    All arrays: [labels]. rows: the number of rows of each label.
     """
     quotas, remainders = np.divmod(rows, PARTS)
     rest = max(1, round(int(rows.sum()) / PARTS)) - int(quotas.sum())
@@ -77,7 +77,7 @@ def _quotas(
 
 
 def bands(targets: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Return the band of each regression target, [rows], for stratification. There are ten bands from 200 rows on."""
+    """Return the quantile band of each regression target, [rows], for stratification: 0 to 9 from 200 rows on."""
     count = max(1, min(10, len(targets) // 20))  # each band needs enough rows for a tenth of them
     edges = np.quantile(targets, np.arange(1, count) / count)
     return np.searchsorted(edges, targets, side="right").astype(np.int32)

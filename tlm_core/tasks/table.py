@@ -40,7 +40,7 @@ _JOINED_BYTES = 1 << 26
 
 @dataclass
 class Kind:
-    """The number of values of one kind in a column, and the rows of the first 100."""
+    """Values of one kind in a column, such as "whole number". count: their number. rows: the rows of the first 100."""
 
     count: int = 0
     rows: list[int] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Kind:
 
 @dataclass
 class Column:
-    """One column as text. chunks: the values; null for missing values and the kinds in UNREAD. kinds: see `Kind`."""
+    """One column as text. chunks: the values; null for missing values and the kinds in UNREAD. kinds: name → kind."""
 
     chunks: list[pa.StringArray] = field(default_factory=list)
     kinds: dict[str, Kind] = field(default_factory=dict)
@@ -73,9 +73,9 @@ class Column:
 
 @dataclass(frozen=True)
 class RawTable:
-    """The records of one split. file: name in messages.
+    """The records of one split. file: the name of the file in messages.
 
-    rows: record numbers, from 1. Headers and blank lines are not counted.
+    rows: record numbers, from 1. Headers and blank lines are not counted. columns: name → column.
     """
 
     split: str
@@ -85,7 +85,7 @@ class RawTable:
 
 
 def as_text(value: bool | int | float | Decimal) -> str:
-    """Return a value as text: true or false, whole numbers without a decimal point, other numbers with all digits."""
+    """Return a value as text, such as "true", "2" for 2.0, or "0.25"."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Decimal):
@@ -107,7 +107,7 @@ def _kind_of(value: object) -> str:
 def read_table(path: Path, split: str, findings: Findings, *, delimiter: str | None) -> RawTable | None:
     """Return all records of one file. Data errors are added to `findings`.
 
-    Returns None if the file has no records, has no valid columns, or cannot be read. delimiter: None infers it.
+    Returns None if the file has no records, has no valid columns, or cannot be read. delimiter: of CSV; None infers it.
     """
     before = findings.total
     file = TableFile(path, findings, split, delimiter=delimiter, max_bytes=limits.MAX_FILE_BYTES)

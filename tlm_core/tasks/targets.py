@@ -1,4 +1,4 @@
-"""Regression targets: their detection, and data errors in their values."""
+"""Detect regression targets, and report data errors in their values."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ MOST_ROUNDING = 0.01
 
 
 def infer_type(train: RawTable, column: str, metric: str | None, findings: Findings) -> TaskType:
-    """Return the task type of the metric. Without a metric, infer the type from the values.
+    """Return the task type of `metric`. If `metric` is None, infer the type from the values of the label column.
 
     More than MAX_DECIMALS different numbers, not all of them whole, are regression targets. Other values are labels.
-    For regression, add a note if there is a metric, else the warning read_as_regression.
+    Inferred regression adds the warning read_as_regression.
     """
     if metric is not None:
         task_type = task_type_of(metric)
@@ -46,7 +46,7 @@ def infer_type(train: RawTable, column: str, metric: str | None, findings: Findi
 
 
 def check_targets(table: RawTable, column: str, findings: Findings) -> None:
-    """Report invalid regression targets of one split: null_label, not_a_label, not_a_number."""
+    """Report the invalid regression targets of one split. Data errors: null_label, not_a_label, not_a_number."""
     check = ColumnCheck(table, column, findings)
     check.check_unread()
     check.check_null("null_label", "has no regression target. Add a number or remove the row.", is_null_or_blank)
@@ -62,7 +62,7 @@ def check_targets(table: RawTable, column: str, findings: Findings) -> None:
 
 
 def check_spread(train: RawTable, column: str, findings: Findings) -> None:
-    """Report train targets that are equal, or too close for 32-bit numbers. Data error: one_class."""
+    """Report train targets that are all equal, or too close together for 32-bit numbers. Data error: one_class."""
     file, counts = train.file, count_labels(train.columns[column].values)
     values = [float(label) for label, count in counts.items() if is_decimal(label) for _ in range(count)]
     largest = max(map(abs, values), default=math.inf)
@@ -81,5 +81,5 @@ def check_spread(train: RawTable, column: str, findings: Findings) -> None:
 
 
 def as_numbers(column: pa.ChunkedArray) -> pa.DoubleArray:
-    """Return a validated string column as numbers."""
+    """Return a validated string column as numbers. Raises ValueError for a value that is not a number."""
     return pa.array(map(float, column.to_pylist()), pa.float64())

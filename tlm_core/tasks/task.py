@@ -78,7 +78,7 @@ class Task:
         return {split: len(self.splits[split]) for split in (*SPLITS, *self.further_tests)}
 
     def texts(self, split: str) -> list[str]:
-        """Return the (first) texts of a split, in order."""
+        """Return the texts of a split in row order. For pairs, these are the first texts."""
         return self.splits[split]["text"].to_pylist()
 
     def text_pairs(self, split: str) -> list[str] | None:
@@ -86,7 +86,7 @@ class Task:
         return self.splits[split]["text_pair"].to_pylist() if self.pair else None
 
     def label_ids(self, split: str) -> NDArray[np.int32]:
-        """Return the indices into `labels`, [rows]. Raises ValueError for a task without classes."""
+        """Return the label of each row as an index into `labels`, [rows]. Raises ValueError for a regression task."""
         if not self.type.has_classes:
             raise ValueError(f"Task '{self.name}' has regression targets, not labels. Read them with `targets`.")
         return self.splits[split]["label"].to_numpy()
@@ -96,12 +96,12 @@ class Task:
         return self.splits[split]["label"].to_numpy()
 
     def label_values(self, split: str) -> pa.Array | pa.ChunkedArray:
-        """Return the label column as a user writes it (pyarrow): names of labels, or regression targets."""
+        """Return the column `label` as a user writes the values: names of labels (strings), or regression targets."""
         column = self.splits[split]["label"]
         return pa.array(self.labels, pa.string()).take(column) if self.type.has_classes else column
 
     def rows(self, split: str) -> NDArray[np.int64]:
-        """Return the record numbers in the source file, [rows], from 1."""
+        """Return the record number of each row in the source file, [rows], from 1."""
         return self.splits[split]["row"].to_numpy()
 
     def in_train(self, split: str) -> NDArray[np.bool_]:
@@ -116,7 +116,7 @@ class Task:
         return scan(table["text"], table["text_pair"] if self.pair else None).keys
 
     def write(self, folder: Path) -> None:
-        """Write `task.json` and `{split}.parquet`. Equal tasks give equal bytes."""
+        """Write `task.json` and `{split}.parquet` for each split to `folder`. Equal tasks give equal bytes."""
         folder.mkdir(parents=True, exist_ok=True)
         for split in self.counts:
             table = self.splits[split].combine_chunks()

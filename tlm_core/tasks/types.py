@@ -39,9 +39,9 @@ class TaskType(ABC):
     name: word in `labels.json` and in errors. target: word for one target. model: word for a trained model.
     loss: key of `tlm_core.training.objective.LOSSES`. default_metric: metric if the user sets none.
     has_classes: whether targets are indices into the task's labels. If not, the only label is the name of the number.
-    stored, trained: types of targets in task files and in training.
-    problem_type: value in the configuration of `transformers`; None omits the key.
-    baseline_title: name of the constant prediction in reports; None if it has no score.
+    stored, trained: NumPy types of targets in task files and in training.
+    problem_type: value of this key in the configuration of `transformers`; None omits the key.
+    baseline_title: name of the constant prediction in reports; None if such a prediction has no score.
     """
 
     name: ClassVar[str]
@@ -56,7 +56,7 @@ class TaskType(ABC):
     baseline_title: ClassVar[str | None] = None
 
     def scaling(self, targets: Targets) -> Scaling | None:  # noqa: ARG002 - classes are not scaled
-        """Return how to standardize the train targets [rows], or None to train on them unchanged."""
+        """Return the scaling of the train targets [rows], or None if training uses them unchanged."""
         return None
 
     @abstractmethod
@@ -69,7 +69,7 @@ class TaskType(ABC):
 
     @abstractmethod
     def output_section(self, labels: Sequence[str]) -> list[str]:
-        """Return Markdown lines of the model card about the model's outputs. labels: escaped for Markdown."""
+        """Return the lines of the model card's section about the outputs of the model. labels: escaped for Markdown."""
 
     def baseline(
         self, train: Targets, true: Targets, n_labels: int, metric: str, *, in_train: NDArray[np.bool_] | None = None
@@ -86,7 +86,7 @@ class TaskType(ABC):
 
 
 class SingleLabel(TaskType):
-    """The task type with one of several classes as target."""
+    """Classification: the target of a row is one of several labels."""
 
     name = metrics.SINGLE_LABEL
     target = "label"
@@ -110,7 +110,7 @@ class SingleLabel(TaskType):
 
 
 class Regression(TaskType):
-    """The task type with one number as target. A constant prediction has no score: its correlation is undefined."""
+    """Regression: the target of a row is a number. A constant prediction has no score: correlation needs variance."""
 
     name = metrics.REGRESSION
     target = "regression target"

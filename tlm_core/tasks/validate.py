@@ -105,7 +105,7 @@ def write_task(
 ) -> Report:
     """Write the `validate` artifact (the task's files and report.json) to `folder` and return the report.
 
-    A part `selection` of the dataset is stored beside the task. Raises what `load_task` and `write_given` raise.
+    A selection in the dataset becomes `selection.parquet`. Raises what `load_task` and `write_given` raise.
     """
     task, report = load_task(source, options, hub=hub)
     task.write(folder)
@@ -175,7 +175,7 @@ def _cut(splits: Mapping[str, SplitData], missing: list[str], seed: int, finding
 
 
 def _with_known(source: HubSource, options: DatasetOptions, findings: Findings) -> DatasetOptions:
-    """For a known task (of the paper or of GLUE), set the options that the user does not set."""
+    """Return the options. For a task of the TLM paper or GLUE, its metric and columns replace options without value."""
     if glue := glue_task(source.path, source.config):
         if options.metric is None:
             findings.note(f"metric: {glue.metric}, as in GLUE")
@@ -221,7 +221,7 @@ def _check_sizes(splits: Mapping[str, SplitData], cut: Sequence[str], findings: 
 def _check_validation(validation: SplitData, metric: str, positive: str, findings: Findings) -> None:
     """Check that the metric can compare models on validation. Warning: no_choice.
 
-    It cannot if all regression targets are equal, or if no row has the label that f1 measures (`positive`).
+    No comparison is possible if all regression targets are equal, or if no row has the label that f1 measures.
     """
     lack = None
     if METRICS[metric].positive_label and positive not in count_labels(validation.label):
@@ -234,7 +234,7 @@ def _check_validation(validation: SplitData, metric: str, positive: str, finding
 
 
 def _positive_last(labels: list[str], positive: str | None, findings: Findings) -> list[str]:
-    """Return the two labels in an order in which f1 measures the second. positive: this label; None: the last.
+    """Return the two labels with `positive` as the second, which f1 measures. positive: None leaves the order as is.
 
     Raises InvalidRequest if there are not two labels, or if `positive` is not one of them.
     """

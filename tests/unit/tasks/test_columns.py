@@ -41,7 +41,7 @@ def test_label_and_text_columns_are_inferred_from_their_values(tmp_path: Path) -
 def test_several_possible_label_columns_are_a_warning(tmp_path: Path) -> None:
     lines = [f"long words {n},{n % 2},{n % 3}" for n in range(12)]
     _, report = load_task(csv_set(tmp_path, "z,p,q", *lines))
-    assert "is read as the label; 'q' could be it too" in messages(report, "warnings", "guessed_column")[0]
+    assert "is read as the label; other candidates: 'q'." in messages(report, "warnings", "guessed_column")[0]
 
 
 def test_options_decide(tmp_path: Path) -> None:
