@@ -1,4 +1,4 @@
-"""The selector `bm25`: the union of the hits of all queries, with an optional cap per query and turns of labels."""
+"""The selector `bm25`: the union of the hits of all queries. Options limit hits per query, or let labels take turns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tlm_core.tasks.task import Task
 
 
 def bm25(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
-    """Select the query hits by best rank."""
+    """Select the passages that the queries hit, best rank first, as the options of the selector state."""
     retrieved, index, params = inputs.retrieve(), inputs.index, inputs.params
     if params.per_query_cap:
         accept.admits = query_cap(retrieved, params.per_query_cap)
@@ -25,9 +25,10 @@ def bm25(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
 
 
 def query_cap(retrieved: Retrieved, cap: int) -> Callable[[int], bool]:
-    """Return a function that admits a passage if a query that hit the passage has admissions left.
+    """Return a function from a position in `retrieved.ids` to whether the selection may have this passage.
 
-    Each query starts with `cap` admissions. A passage uses one admission of the query that ranks the passage best.
+    Each query starts with `cap` admissions. A passage uses one admission of the query that ranks the passage best among
+    the queries with admissions left. Without such a query, the result is False.
     """
     starts = np.searchsorted(retrieved.hit_position, np.arange(len(retrieved.ids) + 1))
     remaining = np.full(len(retrieved.query_rows), cap, np.int32)
@@ -44,7 +45,7 @@ def query_cap(retrieved: Retrieved, cap: int) -> Callable[[int], bool]:
 
 
 def label_turns(retrieved: Retrieved, task: Task) -> Positions:
-    """Return all positions in rounds. In each round, each label adds its best passage that is not yet listed."""
+    """Return all positions in `retrieved.ids`. In rounds, each label adds its best passage that is not yet listed."""
     by_rank = [positions[np.argsort(ranks, kind="stable")] for positions, ranks in hits_by_label(retrieved, task)]
     listed = np.zeros(len(retrieved.ids), np.bool_)
     order: list[int] = []

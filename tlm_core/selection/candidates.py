@@ -15,7 +15,7 @@ _FETCH_SIZE = 1000
 
 
 class Ranked(NamedTuple):
-    """A ranked passage id. position: its place among all ranked passages, from 0. score: None if there is none."""
+    """The id of a ranked passage. position: index in the ranking, from 0. rank: from 1. score: None if not reported."""
 
     position: int
     id: str
@@ -36,10 +36,10 @@ class Candidate(NamedTuple):
 class CandidateFilter:
     """Drops leaks, applies the caps and the budget, and counts the dropped passages. The order does not change.
 
-    max_passages, max_words: the budget. admits: returns, for the position of a passage, whether to accept the passage.
-    `batches` sets the other fields. leaks: ids of leaking passages with their leaks. leaking_passages: number of these
-    passages. capped: number of passages that `admits` dropped. too_long: whether `batches` ended at a passage longer
-    than the rest of `max_words`.
+    leak_filter: None admits leaks. max_passages, max_words: the budget. admits: returns, for the position of a passage,
+    whether to accept the passage. The method `batches` sets the other fields. leaks: (passage id, leak) for each leak.
+    leaking_passages: number of dropped passages with leaks. capped: number of passages that `admits` dropped.
+    too_long: whether `batches` ended at a passage with more words than the budget had left.
     """
 
     leak_filter: LeakFilter | None
@@ -86,7 +86,7 @@ class CandidateFilter:
 
 
 def with_texts(index: PassageIndex, ranked: Iterable[Ranked], budget: int | None) -> Iterator[list[Candidate]]:
-    """Yield the passages of `ranked` with their texts, in batches of at most a thousand.
+    """Yield the passages of `ranked` with their texts, in batches of at most 1,000.
 
     budget: number of passages that the caller will likely accept; None: unknown. With a small budget, a batch has
     slightly more passages than the budget, to replace leaks.

@@ -23,7 +23,7 @@ _MAX_LABELS = 64  # labels in the matrix of overlaps
 def selection_facts(
     inputs: SelectionInputs, accept: CandidateFilter, written: WrittenPassages, retrieved: Retrieved | None
 ) -> Facts:
-    """Return what `selection.json` reports. `queries`, `ranks` and `labels` are None if `retrieved` is None."""
+    """Return the content of `selection.json`. `queries`, `ranks` and `labels` are None if `retrieved` is None."""
     facts: Facts = {
         "selector": inputs.params.selector,
         "params": inputs.params.model_dump(mode="json"),
@@ -50,9 +50,9 @@ def selection_facts(
 
 
 def _source_facts(counts: Counter[str]) -> Facts:
-    """Return the sources with the most passages, and the number of other sources.
+    """Return the 100 sources with the most passages, and the number of other sources.
 
-    A corpus can have one source for each document.
+    The list is limited because a corpus can have one source for each document.
     """
     total = counts.total()
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
@@ -79,10 +79,10 @@ def _query_facts(retrieved: Retrieved, accept: CandidateFilter, written: Written
 
 
 def _label_facts(retrieved: Retrieved, task: Task, selected: Positions) -> Facts | None:
-    """Return, for each label, the number of selected passages that its train rows hit, and the overlap of the labels.
+    """Return for each label the number of selected passages that train rows with this label hit.
 
-    `jaccard` has the Jaccard index of each pair of labels. With many labels, it is None, and `reason` states why.
-    Returns None for a task without classes.
+    `jaccard` has the Jaccard index of these passages for each pair of labels. With more than 64 labels, `jaccard` is
+    None, and `reason` states why. Returns None for a regression task.
     """
     if not task.type.has_classes:
         return None
@@ -101,7 +101,7 @@ def _label_facts(retrieved: Retrieved, task: Task, selected: Positions) -> Facts
 
 
 def _jaccard(intersections: NDArray[np.int64]) -> list[list[float | None]]:
-    """Return intersection over union of each pair of labels; None for two labels without a hit."""
+    """Return [labels, labels]: intersection over union of the passages of two labels; None if neither label has any."""
     sizes = intersections.diagonal()
     unions = sizes[:, None] + sizes[None, :] - intersections
     return [

@@ -1,4 +1,4 @@
-"""The selector `given`: the selection in a dataset, such as a CSV file of the authors of TLM.
+"""The selector `given`: a selection that the user uploaded in a dataset, such as a CSV file of the authors of TLM.
 
 `validate` writes the selection into the task, as a Parquet file with the columns `id`, `text`, `source` and `rank`.
 """
@@ -38,16 +38,16 @@ _MAX_RANK = 2**31 - 2
 
 
 def uploaded_selection(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
-    """Select from the uploaded file. Reading the result raises CorruptArtifact if the file is damaged."""
+    """Select the uploaded passages up to rank `top_k`. Their batches raise CorruptArtifact if the file is damaged."""
     assert isinstance(inputs.source, Path), "The selector 'given' reads a file."
     return Selected(accept.batches(_candidates(inputs.source, inputs.params.top_k)))
 
 
 def given_part(source: object) -> Path | None:
-    """Return the selection file of a dataset, or None.
+    """Return the path of the selection file of a dataset, or None.
 
-    In a mapping, the selection is the part `selection`. In a folder, it is the file with the name `selection`,
-    `external` or `SCALE_external`. Raises InvalidRequest if a folder has several such files.
+    In a mapping, the selection has the key `selection`. In a folder, its file has the name `selection`, `external` or
+    `SCALE_external`, such as `small_external.csv`. Raises InvalidRequest if a folder has several such files.
     """
     if isinstance(source, Mapping):
         return Path(source[GIVEN_PART]) if GIVEN_PART in source else None
@@ -60,17 +60,17 @@ def given_part(source: object) -> Path | None:
 
 
 def is_given(path: Path) -> bool:
-    """Return whether the name of a file is that of a selection, not of a split."""
+    """Return whether a file has the name of a selection, such as `selection.csv` or `small_external.csv`."""
     return _NAME.fullmatch(path.name.split(".")[0].lower()) is not None
 
 
 def write_given(path: Path, target: Path) -> int:
-    """Write the passages of `path` (csv, tsv, jsonl or parquet) to `target` and return their number.
+    """Write the passages of `path` (csv, tsv, jsonl or parquet) to the Parquet file `target` and return their number.
 
-    Columns other than `text`, `source` and `rank` are ignored. Equal texts become one passage with their best rank.
-    Blank texts are skipped. Passages are sorted by rank, then id. Without ranks, their order is that of the file. If
-    ranks start at 0, each is increased by one. Raises InvalidRequest for another file type, and InvalidDataset with all
-    data errors.
+    Columns other than `text`, `source` and `rank` are ignored. Equal texts become one passage with the lowest of their
+    ranks. Blank texts are skipped. Passages are sorted by rank, then id. Without ranks, they are in the order of the
+    file. If the lowest rank is 0, every rank is increased by one. Raises InvalidRequest for another file type, and
+    InvalidDataset with all data errors.
     """
     if format_of(path) not in _FORMATS:
         raise InvalidRequest(
@@ -101,7 +101,7 @@ def _candidates(path: Path, top_k: int) -> Iterator[list[Candidate]]:
 
 
 def _read(path: Path, texts: Path) -> tuple[list[str], NDArray[np.int32] | None]:
-    """Copy the distinct texts to the Arrow file `texts`. Return their ids and best ranks; None without ranks."""
+    """Copy the distinct texts to the Arrow file `texts`. Return their ids, and their best ranks (None: no ranks)."""
     findings = Findings("the selection", stop_at=LISTED_PER_CODE)
     numbers: dict[str, int] = {}
     ranks: list[int | None] = []
@@ -168,7 +168,7 @@ def _write_ordered(target: Path, texts: Path, ids: list[str], ranks: NDArray[np.
 
 
 def _rows(batches: list[pa.RecordBatch], rows: NDArray[np.int64]) -> list[pa.Array]:
-    """Return texts and sources of the rows, in their order. Every batch except the last has _BATCH rows."""
+    """Return the texts and the sources of `rows`, in the order of `rows`. All batches but the last have _BATCH rows."""
     by_row: dict[int, dict[str, str]] = {}
     for number in np.unique(rows // _BATCH):
         in_batch = rows[rows // _BATCH == number]

@@ -33,7 +33,7 @@ class PassageIndex(Protocol):
     """A searchable index of passages. Call `add` any number of times, then `commit`, then read. Reads are thread-safe.
 
     The methods raise IndexUnavailable if the index does not answer, IndexMismatch if its content is wrong, StorageFull,
-    and Conflict for a call in another order.
+    and Conflict for a call out of this order.
     """
 
     def add(self, batch: Sequence[Passage]) -> None:
@@ -43,7 +43,7 @@ class PassageIndex(Protocol):
     def commit(self, expected: int | None = None) -> None:
         """Make the passages searchable. The index then accepts no more passages.
 
-        If the index does not hold `expected` passages, raises IndexMismatch. The index is then unusable.
+        Raises IndexMismatch if the index does not contain `expected` passages. The index is then unusable.
         """
         ...
 
@@ -52,7 +52,7 @@ class PassageIndex(Protocol):
         ...
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """Return up to `k` passages for each query, best first. Each passage shares a term with the query."""
+        """Return the hits of each query, best first: up to `k` passages that share a term with the query."""
         ...
 
     def fetch(self, ids: Collection[str]) -> dict[str, Passage]:
@@ -84,12 +84,12 @@ def ranked(hits: Sequence[Hit], k: int) -> list[Hit]:
 
 
 def tie_at_cut(scores: Sequence[float], k: int) -> bool:
-    """Return whether the last score equals the score at rank `k`. If so, hits that were not requested may tie too."""
+    """Return whether the last score equals score number `k`. If so, hits that were not requested may have it too."""
     return len(scores) > k and scores[-1] >= scores[k - 1] * _EQUAL
 
 
 def best_terms(counts: Mapping[str, int], passages_with: Callable[[str], int], total: int) -> dict[str, int]:
-    """Return the MAX_TERMS terms with the highest product of count and idf; ties are sorted alphabetically.
+    """Return the MAX_TERMS terms with the highest product of count and idf, with their counts. Ties: by alphabet.
 
     counts: term → occurrences in the query. passages_with: returns how many of the `total` passages contain a term.
     """

@@ -18,7 +18,7 @@ from tlm_core.tasks.task import Task
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus version with its index. name, version: for the report."""
+    """A corpus version with its index. name, version: of the corpus, for the report."""
 
     name: str
     version: str
@@ -29,8 +29,8 @@ class Corpus:
 class SelectionInputs:
     """All inputs of a selector.
 
-    source: the corpus, the file of `write_given`, or None, as `Selector.source` requires.
-    scratch: folder for partial results. A later call with equal inputs resumes from it.
+    source: the corpus, the file that `write_given` wrote, or None, as `Selector.source` requires.
+    scratch: folder for partial results. A later call with equal inputs continues from them.
     """
 
     task: Task
@@ -63,7 +63,7 @@ class SelectionInputs:
     def check_any(self, accepted: int, accept: CandidateFilter) -> None:
         """Raise EmptySelection with the reason if `accepted`, the number of selected passages, is zero.
 
-        The selector `none` needs no passage. accept: the filter that dropped the passages.
+        With the selector `none`, zero is valid. accept: the filter that dropped the passages.
         """
         source = self.params.definition.source
         if accepted or source == "nothing":
@@ -86,11 +86,11 @@ class SelectionInputs:
 
 
 class Selected(NamedTuple):
-    """Batches of accepted passages, best first. retrieved: the query hits, if the provenance lists them."""
+    """Batches of accepted passages, best first. retrieved: the query hits for the provenance; None: no provenance."""
 
     batches: Iterator[list[Candidate]]
     retrieved: Retrieved | None = None
 
 
-# Sorts passages, best first, and passes them through the filter, which drops leaks and applies the budget.
+# Ranks passages, and returns those that the filter accepts. The filter drops leaks and applies the budget.
 SelectFunction = Callable[[SelectionInputs, CandidateFilter], Selected]

@@ -44,17 +44,17 @@ _EPOCHS = 5
 
 
 def dsir(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
-    """Select by importance resampling, which prefers words that are more frequent in the task than in the corpus."""
+    """Select a random sample that favors words which are more frequent in the task than in the corpus."""
     limit_to_hits(inputs, accept)
     return best_passages(inputs, accept, scan_texts(inputs.index, _importance(inputs), inputs.progress))
 
 
 def _importance(inputs: SelectionInputs) -> Scorer:
-    """Return a scorer: the log ratio of the likelihoods of hashed words and word pairs in task and corpus.
+    """Return a function that scores passages by their log-likelihood in the task minus that in the corpus.
 
-    A Gumbel draw is added, so that the best k scores are a sample without replacement (section 4.2 of the DSIR paper).
-    Each bucket starts with a count of one, because tasks are far smaller than the target data of the paper. A word that
-    a task lacks by chance must not exclude a passage.
+    The likelihoods are those of hashed words and word pairs. The function adds Gumbel noise, so that the best k scores
+    are a sample without replacement (section 4.2 of the DSIR paper). Each hash bucket starts with a count of one.
+    Otherwise a word that the task lacks by chance would exclude a passage.
     """
     hasher = _hasher(BUCKETS, analysis_of(inputs.task.language), normalized=False)
     texts, task = (text for _, text in train_texts(inputs.task)), np.ones(BUCKETS)
@@ -80,10 +80,10 @@ def classifier(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
 
 
 def _linear_classifier(inputs: SelectionInputs) -> Scorer:
-    """Return a scorer: logistic regression on hashed words and word pairs of query hits and of random passages.
+    """Return a function that scores passages by logistic regression on hashed words and word pairs.
 
-    The hits are those of at most 2,000 queries, which the seed draws. Raises EmptySelection if they hit no passage, or
-    every passage.
+    The regression separates query hits from random passages. The hits are those of at most 2,000 random queries.
+    Raises EmptySelection if these queries hit no passage or every passage.
     """
     from sklearn.linear_model import SGDClassifier
 
@@ -110,7 +110,7 @@ def _linear_classifier(inputs: SelectionInputs) -> Scorer:
 
 
 def _examples(inputs: SelectionInputs) -> tuple[list[str], list[str]]:
-    """Return the ids of the query hits, and of an equal number of random passages that are not hits."""
+    """Return the ids of at most 10,000 query hits, and of up to as many random passages that are not hits."""
     queries, index, seed = task_queries(inputs.task, inputs.params), inputs.index, inputs.seed
     sample = queries.subset(random.Random(seed).sample(range(len(queries.rows)), min(_MAX_QUERIES, len(queries.rows))))
     retrieved = retrieve(sample, index, _HITS_PER_QUERY, inputs.scratch / "examples", inputs.progress)
@@ -129,7 +129,7 @@ def _examples(inputs: SelectionInputs) -> tuple[list[str], list[str]]:
 
 
 def _hasher(buckets: int, analysis: Analysis, *, normalized: bool) -> HashingVectorizer:
-    """Return a counter of hashed words and adjacent word pairs. normalized: signed hashes, rows of unit length."""
+    """Return a counter of words and adjacent word pairs in hash buckets. normalized: signed counts, unit length."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
     def features(text: str) -> list[str]:

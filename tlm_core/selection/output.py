@@ -31,7 +31,7 @@ _SLICE = 2_000
 def write_rows(path: Path, schema: pa.Schema, batches: Iterable[Iterable[Iterable[object]]]) -> None:
     """Write batches of rows to a Parquet file, in row groups of about equal size and without a timestamp.
 
-    A batch has the values of each column of the schema. None is null.
+    A batch has one sequence of values for each column of `schema`. The value None becomes null.
     """
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         pending: list[pa.RecordBatch] = []
@@ -47,7 +47,7 @@ def write_rows(path: Path, schema: pa.Schema, batches: Iterable[Iterable[Iterabl
 
 @dataclass(frozen=True)
 class WrittenPassages:
-    """Counts of written passages. positions: `position` of each passage. sources: source → number of passages."""
+    """The written passages. positions: `Candidate.position` of each. sources: source → number of passages."""
 
     positions: NDArray[np.int64]
     sources: Counter[str]
@@ -55,7 +55,7 @@ class WrittenPassages:
 
 
 def write_passages(path: Path, batches: Iterable[list[Candidate]], between: Callable[[], None]) -> WrittenPassages:
-    """Write the passages, and return counts. between: called before each batch. If it raises, the work ends."""
+    """Write the passages, and return their counts. between: called before each batch; its exceptions end the work."""
     positions = [np.empty(0, np.int64)]
     sources: Counter[str] = Counter()
     words = 0
@@ -77,7 +77,7 @@ def write_passages(path: Path, batches: Iterable[list[Candidate]], between: Call
 
 
 def write_provenance(path: Path, retrieved: Retrieved | None, positions: NDArray[np.int64]) -> None:
-    """Write the train rows that hit the passages at `positions` (sorted), by passage, rank and train row."""
+    """Write the train rows that hit the passages at `positions` (sorted). The order is by passage, rank, train row."""
     write_rows(path, PROVENANCE, _provenance(retrieved, positions) if retrieved else ())
 
 
@@ -98,6 +98,6 @@ def _provenance(retrieved: Retrieved, positions: NDArray[np.int64]) -> Iterator[
 
 
 def write_leaks(path: Path, leaks: Sequence[tuple[str, Leak]]) -> None:
-    """Write the leaks. leaks: (passage id, leak)."""
+    """Write one row for each pair of a passage id and a leak."""
     rows = [(passage_id, *leak) for passage_id, leak in leaks]
     write_rows(path, LEAKS, [zip(*rows, strict=True)] if rows else ())

@@ -1,4 +1,4 @@
-"""Queries from train texts, their key phrases (RAKE), and the held-out texts for the leak filter."""
+"""Queries from train texts or their key phrases (RAKE), and the validation and test texts for the leak filter."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _PIECE = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[^\s\w]")
 
 
 class Queries:
-    """The distinct query texts in order of first occurrence. The search runs once for each of them.
+    """The distinct queries of the train texts, in order of first occurrence. to_query: train text → text of its query.
 
-    rows: for each query, the numbers of the train rows that give its text.
+    rows: for each query, the numbers of the train rows with this query.
     """
 
     def __init__(self, task: Task, to_query: Callable[[str], str]) -> None:
@@ -43,14 +43,14 @@ class Queries:
         self.rows: list[tuple[int, ...]] = list(map(tuple, rows))
 
     def subset(self, numbers: Sequence[int]) -> Queries:
-        """Return the queries with these numbers, in this order."""
+        """Return the queries at the indices `numbers`, in the order of `numbers`."""
         subset = copy.copy(self)
         subset.rows = [self.rows[number] for number in numbers]
         subset._first = [self._first[number] for number in numbers]
         return subset
 
     def texts(self, start: int, stop: int) -> list[str]:
-        """Return the texts of consecutive queries (at least one).
+        """Return the texts of the queries `start` to `stop` - 1 (at least one).
 
         Each call computes the texts again, because memory may have no room for a second copy of the task.
         """
@@ -63,7 +63,7 @@ class Queries:
 
 
 def train_texts(task: Task) -> Iterator[tuple[int, str]]:
-    """Yield (row, text) of the train split. Texts are tidy like passages. A space joins the two texts of a pair."""
+    """Yield (row number, text) of the train split. Texts are tidy like passages. A space joins the texts of a pair."""
     for batch in task.splits["train"].to_batches(max_chunksize=_BATCH):
         yield from zip(batch["row"].to_pylist(), _joined(batch), strict=True)
 
@@ -76,7 +76,7 @@ def _joined(batch: pa.Table | pa.RecordBatch) -> list[str]:
 
 
 def held_out_texts(task: Task) -> Iterator[tuple[str, int, str]]:
-    """Yield (split, row, text) of validation and all test sets. The texts of a pair are separate: each may leak."""
+    """Yield (split, row number, text) of validation and all test sets. Each text of a pair is separate: it may leak."""
     for split in ("validation", "test", *task.further_tests):
         rows = task.rows(split).tolist()
         for texts in (task.texts(split), task.text_pairs(split)):
@@ -109,7 +109,7 @@ def key_phrases(text: str) -> list[str]:
 
     RAKE (Rose, Engel, Cramer and Cowley 2010), as in the TLM release. A phrase is a run of words between stop words
     and punctuation. The degree of a word is the number of words in all phrases that contain it. The score of a word is
-    its degree over its frequency. The score of a phrase is the sum over its words. Ties are sorted alphabetically.
+    its degree divided by its frequency. The score of a phrase is the sum over its words. Ties are sorted by alphabet.
     """
     phrases = Counter(_phrases(text))
     frequency: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Search the index with all queries, and unite the hits by best rank. A restarted search reuses finished parts."""
+"""Search the index with all queries, and unite the hits by best rank. An interrupted search can resume."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tlm_core.selection.queries import Queries
 from tlm_core.tasks.task import Task
 
 BATCH = 512
-PART = 2 * BATCH  # queries with one file of hits; after an interruption, at most this many are searched again
+PART = 2 * BATCH  # queries whose hits are in one file; an interruption loses the hits of at most this many queries
 HITS = 1_000 * BATCH  # limit on the hits of one search; a large `top_k` reduces the number of queries in a search
 _HITS = pa.schema([("query", pa.int32()), ("id", pa.string()), ("rank", pa.int32()), ("score", pa.float32())])
 _SLICE = 10_000
@@ -31,8 +31,8 @@ _LOW_BITS = np.uint64(2**32 - 1)
 Positions = NDArray[np.int64]
 
 Progress = Callable[[int, int, str], None]
-"""Receives done, total and their unit: `queries` (train rows) or `passages` (of one scan of the corpus).
-If it raises an exception, the work ends."""
+"""Receives the done and total numbers and their unit: `queries` (counts train rows) or `passages` (of a corpus scan).
+If this function raises an exception, the work ends."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Retrieved:
     hit_score: NDArray[np.float32]
 
     def ranked(self, positions: NDArray[np.int64] | None = None) -> Iterator[Ranked]:
-        """Yield the passages at `positions`, in this order. None: yield all passages."""
+        """Yield the passages at `positions` (indices into `ids`), in the order of `positions`. None: all passages."""
         wanted = np.arange(len(self.ids)) if positions is None else positions
         for start in range(0, len(wanted), _SLICE):
             part = wanted[start : start + _SLICE]
@@ -70,7 +70,7 @@ class Retrieved:
 def retrieve(queries: Queries, index: PassageIndex, top_k: int, folder: Path, progress: Progress) -> Retrieved:
     """Return the union of the `top_k` best passages of every query (paper section 3.1).
 
-    folder: receives the hits in parts. A later call with equal arguments reuses these parts.
+    folder: receives files with the hits of PART queries each. A later call with equal arguments reuses these files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows_before = [0, *accumulate(map(len, queries.rows))]  # train rows of all earlier queries
@@ -111,7 +111,7 @@ def _is_complete(path: Path) -> bool:
 
 
 def _united(query_rows: Sequence[tuple[int, ...]], paths: Sequence[Path], train_rows: int) -> Retrieved:
-    """Unite the parts. A large task has millions of hits, so memory holds each id only once, and numbers otherwise."""
+    """Unite the hits in the files `paths`. A large task has millions of hits, so memory holds each id only once."""
     query, rank, score, passage, ids = _numbered(paths)
     # Sort by rank, then by decreasing score. The bits of non-negative floats sort like the floats.
     key = rank.astype(np.uint64)
@@ -152,10 +152,10 @@ def _united(query_rows: Sequence[tuple[int, ...]], paths: Sequence[Path], train_
 def _numbered(
     paths: Sequence[Path],
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.int32], pa.Array]:
-    """Return query, rank, score and passage number of every hit, and the ids by passage number.
+    """Return four arrays [hits], namely query, rank, score and passage number, and the id of each passage number.
 
     Ids are compared by a 64-bit hash. Among ten million ids, the probability of a collision is 1 in 300,000. The
-    function numbers the passages of one part at a time, because all hits at once need several times their size.
+    function reads one file at a time, because numbering all hits at once needs several times their size in memory.
     """
     total = sum(pq.read_metadata(path).num_rows for path in paths)
     query, rank = np.empty(total, np.int32), np.empty(total, np.int32)
@@ -186,7 +186,7 @@ def _numbered(
 
 
 def _read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a part in this thread only, because each thread of a pool keeps memory of its own."""
+    """Read a file of hits in the calling thread, because each thread of a pool would retain memory."""
     with open_parquet(path) as file:
         return file.read(columns, use_threads=False)
 
@@ -197,7 +197,7 @@ def _keys(ids: pa.ChunkedArray) -> NDArray[np.uint64]:
 
 
 def hits_by_label(retrieved: Retrieved, task: Task) -> Iterator[tuple[Positions, NDArray[np.int32]]]:
-    """Yield for each label the sorted positions of the passages that its train rows hit, and their best ranks."""
+    """Yield for each label the passages that its train rows hit: their sorted positions, and their best ranks."""
     label_of_row = dict(zip(task.rows("train").tolist(), task.label_ids("train").tolist(), strict=True))
     labels_of_query = [{label_of_row[row] for row in rows} for rows in retrieved.query_rows]
     for label in range(len(task.labels)):

@@ -1,7 +1,7 @@
 """Selectors that score every passage of the corpus, and the two random controls.
 
-A `Scan` reads the corpus once and yields ids with scores. Scores do not depend on the order of the passages. So all
-indexes with the same passages give the same selection.
+A `Scan` reads the corpus once and yields batches of passage ids with scores. Scores do not depend on the order of the
+passages. So all indexes with the same passages give the same selection.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _KEY_BITS = 53  # bits of the integers that a double represents exactly
 
 
 def random_sample(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
-    """Select a random sample: a control that ignores the task."""
+    """Select a random sample of the corpus: a control that ignores the task."""
     limit_to_hits(inputs, accept)
     return whole_corpus(inputs, accept)
 
@@ -46,7 +46,7 @@ def nothing(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:  # no
 
 
 def limit_to_hits(inputs: SelectionInputs, accept: CandidateFilter) -> None:
-    """Without a budget, limit the selection to the number of passages that the queries hit and that leak no text.
+    """If the recipe has no budget, set `accept.max_passages` to the number of query hits that leak no text.
 
     Raises EmptySelection if this number is zero.
     """
@@ -69,11 +69,11 @@ def best_passages(inputs: SelectionInputs, accept: CandidateFilter, scan: Scan, 
 
 
 def rank_by_score(scan: Scan, count: int, *, scored: bool) -> Iterator[Ranked]:
-    """Rank all passages by decreasing score, then id. count: number of passages that the caller will likely read.
+    """Yield all passages by decreasing score, then id. count: number of passages that the caller will likely read.
 
     Memory does not grow with the corpus, because each scan ranks only the next passages. The first scan ranks `count`
     passages, and some more to replace leaks. Each later scan ranks up to twice as many as the scan before it.
-    scored: whether the result has the scores.
+    scored: whether `Ranked.score` is set.
     """
     size = min(count + count // 8 + 8, _MAX_IDS)
     last, position = (-math.inf, ""), 0
@@ -90,19 +90,19 @@ def rank_by_score(scan: Scan, count: int, *, scored: bool) -> Iterator[Ranked]:
 
 
 def random_order(index: PassageIndex, seed: int) -> Scan:
-    """Return a scan whose scores depend only on `seed` and the id of the passage."""
+    """Return a scan that gives each passage a random score, which depends only on `seed` and the passage id."""
     return lambda: ((ids, -uniform(ids, seed)) for ids in index.ids())
 
 
 def uniform(ids: Sequence[str], seed: int) -> Scores:
-    """Return a number in (0, 1) for each id, [ids]. It depends only on the id and `seed`."""
+    """Return a random number in (0, 1) for each id, [ids]. The number depends only on the id and `seed`."""
     keys = [hashlib.sha256(f"{seed}\0{name}".encode()).digest()[:8] for name in ids]
     bits = np.frombuffer(b"".join(keys), dtype=">u8").astype(np.uint64) >> np.uint64(64 - _KEY_BITS)
     return (bits.astype(np.float64) + 0.5) / 2.0**_KEY_BITS
 
 
 def scan_texts(index: PassageIndex, scorer: Scorer, progress: Progress) -> Scan:
-    """Return a scan whose scores `scorer` computes from the passages, one batch at a time."""
+    """Return a scan that reads the passages in batches, and scores them with `scorer`."""
     return lambda: (([passage.id for passage in batch], scorer(batch)) for batch in iterate_passages(index, progress))
 
 

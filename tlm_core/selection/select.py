@@ -40,8 +40,8 @@ def select(
 
     Validation and test texts are never queries. Only the leak filter reads them.
 
-    source: the corpus, the file of `given.write_given`, or None, as the selector requires.
-    scratch: folder for partial results, which the caller deletes. A later call with equal arguments resumes from it.
+    source: the corpus, the file that `given.write_given` wrote, or None, as the selector requires.
+    scratch: folder for partial results, which the caller deletes. A later call with equal arguments resumes from them.
 
     Raises EmptySelection if no passage is selected, InvalidRecipe, StorageFull, StorageUnavailable, and the errors of
     the index.

@@ -19,11 +19,11 @@ class Selector:
     """A method that selects passages.
 
     function: `module:name` of the SelectFunction, which is imported when a selection runs.
-    summary: the selected passages in words, for the API and the docs. origin: their origin in words, for a model card,
-    after "200 passages, ". source: the source of the passages.
-    size: what determines their number. `queries`: the query hits and the budget. `budget`: the budget or, without a
-    budget, the number of query hits. `source`: the whole source.
-    options: fields of `Selection` that this selector accepts and some other selectors refuse.
+    summary: description of the selected passages, for the API and the docs. origin: where they come from; the model
+    card writes this after "200 passages, ". source: where the selector reads passages.
+    size: what determines the number of passages. `queries`: the query hits and the budget. `budget`: the budget or,
+    without a budget, the number of query hits. `source`: the number of passages in the source.
+    options: fields of `Selection` that only some selectors accept, this selector among them.
     """
 
     function: str
@@ -114,7 +114,7 @@ class Selection(BaseModel):
     max_passages: int | None = Field(None, ge=1, description="budget in passages, best rank first")
     max_tokens: int | None = Field(None, ge=1, description="budget in words, best rank first")
     per_query_cap: int | None = Field(None, ge=1, le=1000, description="maximum number of passages from one train text")
-    per_label_balance: bool = Field(False, description="let labels take turns until the budget is spent")
+    per_label_balance: bool = Field(False, description="let labels select passages in turn until the budget is spent")
     leak_filter: bool = Field(True, description="drop passages that contain validation or test texts")
 
     @property

@@ -73,7 +73,7 @@ class TantivyIndex:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Open the committed index in `folder`. Raises NotFound if there is none, IndexMismatch if it is unusable."""
+        """Open the committed index in `folder`. Raises NotFound without an index, IndexMismatch if it is unusable."""
         try:
             metadata = read_json(folder / _METADATA)
         except FileNotFoundError as error:
@@ -184,7 +184,7 @@ class _Writer:
         self._writer = self._index.writer(heap_size=_HEAP_BYTES, num_threads=1)
 
     def finish(self) -> int:
-        """Write everything to disk and return the number of passages."""
+        """Write all added passages to disk and return their number."""
         self._write_pending()
         self._file.close()
         self._handle.flush()
@@ -195,7 +195,7 @@ class _Writer:
         return len(self._seen)
 
     def abort(self) -> None:
-        """Discard everything."""
+        """Discard the terms that are not committed, and close the files."""
         # After a failed call, the next calls fail too. Their errors must not replace the first error.
         with suppress(OSError):
             self._handle.close()
@@ -247,7 +247,7 @@ class _Reader:
         return ranked([Hit(name, score / (K1 + 1)) for name, (score, _) in zip(ids, hits, strict=True)], k)
 
     def _query(self, counts: dict[str, int]) -> tantivy.Query:
-        """Match any of the terms, each weighted by its count. No parser can interpret a term as query syntax."""
+        """Return a query that matches any term, weighted by its count. It is built without a parser of query syntax."""
         clauses = []
         for term, count in counts.items():
             clause = tantivy.Query.term_query(self._schema, "terms", term, "freq")
@@ -268,7 +268,7 @@ class _Reader:
         return passages
 
     def _rows_of(self, ids: Collection[str]) -> NDArray[np.int64]:
-        """Return the rows of `ids`, and of other ids with the same hash."""
+        """Return the row numbers of passages whose id has the same hash as one of `ids`."""
         keys, rows = self._by_hash
         wanted = np.fromiter(map(hash, ids), np.int64, len(ids))
         first, end = (np.searchsorted(keys, wanted, side=side) for side in ("left", "right"))
@@ -278,7 +278,7 @@ class _Reader:
 
     @cached_property
     def _by_hash(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The sorted hashes of all ids, and their rows. They need 16 bytes per passage."""
+        """The sorted hashes of all ids, and the row number of each. Both arrays need 16 bytes per passage."""
         hashes = np.fromiter((hash(name) for batch in self.ids() for name in batch), np.int64, len(self._id_of_row))
         rows = np.argsort(hashes)
         return hashes[rows], rows

@@ -78,7 +78,7 @@ def _annex29() -> TextAnalyzer:
     extend = r"[\p{wb=Extend}\p{wb=Format}\p{wb=ZWJ}]*"
 
     def any_of(*breaks: str, other: str = "") -> str:
-        """Match a character with one of these word-break properties, or one of the `other` characters."""
+        """Return a pattern for a character with a word-break property in `breaks`, or for one of `other`."""
         return "[" + "".join(rf"\p{{wb={name}}}" for name in breaks) + other + "]" + extend
 
     quote, double_quote, hebrew = any_of("Single_Quote"), any_of(other='"'), any_of("Hebrew_Letter")
