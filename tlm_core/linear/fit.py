@@ -46,7 +46,7 @@ T = TypeVar("T")
 class Setting:
     """The settings that cross-validation chooses.
 
-    families: the number of used `FAMILIES`, words first. strength: see STRENGTHS. start_words: see `Alphabet`.
+    families: number of FAMILIES that the model uses, words first. strength: see STRENGTHS. start_words: see `Alphabet`.
     """
 
     families: int
@@ -74,7 +74,7 @@ class Fitted:
 def fit(task: Task, report: Callable[[int, int], object] = lambda _done, _most: None) -> Fitted:
     """Choose and fit a linear model on the train split of a task.
 
-    report: receives the number of models fitted so far and their maximum, from several threads.
+    report: receives the number of models fitted so far and the largest possible number. Several threads call it.
     """
     search = _Search(task, report)
     with parallel_fits(search.data[0].train[len(FAMILIES)].nnz) as search.fits:
@@ -95,7 +95,7 @@ class Fits:
     processes: Processes | None = None
 
     def map(self, function: Callable[[S], T], items: Iterable[S]) -> list[T]:
-        """Return the results of the function, in order. The function must pass its fits to `call`."""
+        """Return the result of `function` for each item, in order. `function` must run its fits with `call`."""
         if self.processes is None:
             return list(map(function, items))
         with ThreadPoolExecutor(self.processes.count) as threads:
@@ -108,7 +108,7 @@ class Fits:
 
 @contextmanager
 def parallel_fits(values: int) -> Iterator[Fits]:
-    """Start processes for fits if they save time. values: number of feature values in a fit."""
+    """Yield `Fits`, with processes if these save time. values: number of nonzero feature values of a fit."""
     count = min(AT_ONCE, os.cpu_count() or 1) if values >= LARGE else 1
     if count == 1:
         yield Fits()
@@ -118,7 +118,10 @@ def parallel_fits(values: int) -> Iterator[Fits]:
 
 
 class _Data:
-    """The features of all families, and their values [rows, features]. train: n → values for the first n families."""
+    """The features of all families. train: n → values of the first n families, [train rows, features].
+
+    validation: values of all families, [validation rows, features].
+    """
 
     def __init__(self, task: Task, start_words: int) -> None:
         self.features, sequences = Features.learn(rows_of(task, "train"), FAMILIES, start_words)
@@ -168,9 +171,9 @@ class _Search:
         return best, self._mean_score(best), tuple(tried)
 
     def _choose_start(self, best: Setting) -> Setting:
-        """Return a setting with `start_words` if its gain exceeds a standard error over the folds, else `best`.
+        """Return a setting with `start_words` if its mean gain over the folds exceeds a standard error, else `best`.
 
-        The new setting has the families of `best`, and the strength of `best` or a neighboring one.
+        The new setting has the families of `best`, and the strength of `best` or a neighboring strength.
         """
         self.data[START_WORDS] = _Data(self.task, START_WORDS)
         place = STRENGTHS.index(best.strength)
@@ -261,7 +264,7 @@ def _folds(targets: Targets, classes: bool) -> list[tuple[NDArray[np.intp], NDAr
 
 
 def solver_of(task: Task) -> Callable[[sp.csr_matrix, Targets, Setting], Solution]:
-    """Return the function that fits a model for the type of the task. The results of this function are reproducible."""
+    """Return the function that fits a classifier or a regression model for the task. Its results are reproducible."""
     return partial(support_vectors, outputs=len(task.labels)) if task.type.has_classes else _ridge
 
 

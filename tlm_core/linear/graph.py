@@ -20,7 +20,7 @@ from tlm_core.training.graph import Graph, Weights, encoder_outputs, save
 
 
 def write_linear(model: LinearModel, scales: Scales, path: Path) -> None:
-    """Write a linear model as a graph. The outputs are those of `tlm_core.training.graph.write_onnx`."""
+    """Write a linear model as an ONNX graph with the outputs of `tlm_core.training.graph.write_onnx`."""
     graph, labels = Graph(), len(model.bias)
     logits = graph.op("Div", linear_outputs(graph, model), graph.const(scales.linear_temperature))
     graph.outputs(logits, labels)
@@ -30,9 +30,10 @@ def write_linear(model: LinearModel, scales: Scales, path: Path) -> None:
 def write_combined(
     shape: Shape, members: Sequence[Weights], model: LinearModel | None, scales: Scales, path: Path
 ) -> None:
-    """Write encoders, and a linear model unless `model` is None, as one graph. It has the inputs of all these models.
+    """Write encoders, and a linear model if `model` is set, as one graph with the inputs of all these models.
 
-    The `logits` of the graph are the weighted sum of the log-probabilities, or of the predicted regression targets.
+    members: weights of each encoder. The `logits` of the graph are the weighted sum of the log-probabilities, or of the
+    predicted regression targets. scales: the weights and temperatures.
     """
     graph = Graph()
     encoder, inputs = encoder_outputs(graph, shape, members)
@@ -68,7 +69,7 @@ def linear_outputs(graph: Graph, model: LinearModel) -> str:
 
 
 def _counts(graph: Graph, model: LinearModel) -> str:
-    """Add the counts of the n-grams, and return their name, [batch, features]."""
+    """Add the node that counts n-grams to the graph. Return the name of its output, [batch, features]."""
     pool: list[int] = []
     starts: list[int] = []
     places: list[int] = []

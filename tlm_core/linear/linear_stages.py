@@ -48,7 +48,7 @@ TOP_NGRAMS = 10
 
 
 def baseline(ctx: StageContext[BaselineParams]) -> dict[str, Any]:
-    """Fit a linear model on the complete train texts. Input: `task`.
+    """Fit a linear model on the train texts, which are not truncated. Input: `task`.
 
     The stage writes the ONNX graph, the weights, the outputs for all rows and `baseline.json`. The outputs for train
     rows are those of cross-validation. The stage reads no test target.
@@ -69,7 +69,7 @@ def baseline(ctx: StageContext[BaselineParams]) -> dict[str, Any]:
 
 
 class _Counter:
-    """Reports the number of fitted models, and the remaining time, from the time since the first fit ended."""
+    """Reports the number of fitted models, and estimates the remaining time from the pace since the first fit ended."""
 
     def __init__(self, ctx: StageContext[BaselineParams]) -> None:
         self._ctx, self._first = ctx, 0.0
@@ -181,7 +181,7 @@ def refit_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
 
 
 def _labeled(model: LinearModel, pieces: Sequence[str], temperature: float) -> Outputs:
-    """Return the calibrated log-probabilities of pieces of passages, [pieces, labels]."""
+    """Return the calibrated log-probabilities of the labels of pieces of passages, [pieces, labels]."""
     return log_softmax(model.outputs([(piece,) for piece in pieces]) / np.float32(temperature))
 
 
@@ -201,14 +201,14 @@ def _all_pieces(selection: Path, words: int) -> Iterator[str]:
 
 
 def top_ngrams(model: LinearModel, task: Task) -> dict[str, list[str]]:
-    """Return the words and pairs of words with the highest weights for each label."""
+    """Return label → the words and pairs of words with the highest weights."""
     names = model.features.word_names()
     order = np.argsort(-model.weights[: len(names)], axis=0)[:TOP_NGRAMS]
     return {label: [names[place] for place in order[:, number]] for number, label in enumerate(task.labels)}
 
 
 def evaluate_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
-    """Test the linear model. Inputs: `task`, `baseline`, and, if the recipe has `refit: true`, `refit_linear`."""
+    """Write the report of the linear model. Inputs: `task`, `baseline`, and, with `refit: true`, `refit_linear`."""
     report, predictions = linear_report(Task.read(ctx.inputs["task"]), read_linears(ctx.inputs)[LINEAR])
     report[REFIT] = REFIT_LINEAR in ctx.inputs
     write_report(ctx.out, report, predictions)

@@ -42,7 +42,7 @@ def rows_of(task: Task, split: str) -> list[Row]:
 class Features:
     """TF-IDF of n-grams: sublinear frequency, smoothed inverse document frequency, and unit length of each family.
 
-    idf: for each family, the inverse document frequencies [features].
+    ngrams, idf: for each family, its n-grams and their inverse document frequencies [features].
     """
 
     alphabet: Alphabet
@@ -82,11 +82,11 @@ class Features:
         ]
 
     def encode(self, rows: Sequence[Row]) -> sp.csr_matrix:
-        """Return the features of rows, [rows, features]."""
+        """Return the values of the features in `rows`, [rows, features]."""
         return self.matrix(self.alphabet.sequences(rows))
 
     def matrix(self, sequences: Sequences) -> sp.csr_matrix:
-        """Return the features of encoded rows, [rows, features]."""
+        """Return the values of the features in encoded rows, [rows, features]."""
         import scipy.sparse as sp  # type: ignore[import-untyped, unused-ignore]
 
         parts = [self._matrix(part) for part in sequences.parts(_PART)]
@@ -126,11 +126,11 @@ class LinearModel:
         return self.outputs_of(self.features.encode(rows))
 
     def outputs_of(self, matrix: sp.csr_matrix) -> Floats:
-        """Return the outputs [rows, outputs] from features [rows, features]."""
+        """Return the outputs [rows, outputs] from the values of the features [rows, features]."""
         return np.asarray(matrix @ self.weights, np.float32) + self.bias
 
     def write(self, folder: Path) -> None:
-        """Write the alphabet as JSON and the arrays as one file."""
+        """Write the alphabet to `ngrams.json` and the arrays to `linear.npz`."""
         features = self.features
         (folder / ALPHABET).write_text(json.dumps(asdict(features.alphabet), ensure_ascii=False), encoding="utf-8")
         arrays: dict[str, NDArray[np.generic]] = {"weights": self.weights, "bias": self.bias}
@@ -141,7 +141,7 @@ class LinearModel:
 
     @classmethod
     def read(cls, folder: Path) -> LinearModel:
-        """Read the files that `write` wrote."""
+        """Return the model that `write` wrote to `folder`."""
         alphabet = read_alphabet(folder)
         with np.load(folder / WEIGHTS) as arrays:
             families = [name.removesuffix(".idf") for name in arrays if name.endswith(".idf")]

@@ -72,7 +72,7 @@ def _parts(texts: Row, start_words: int, marks: Marks) -> Row:
 
 @dataclass(frozen=True)
 class Alphabet:
-    """The ids of words and characters. Each part of a row has ids of its own.
+    """The ids of words and characters. A row has several parts: its texts, its first words, and its marked spans.
 
     words: for each part of a row, word → id. characters: for each part of a row, character → id.
     start_words: number of first words of a text that form an extra part; 0: no such part. marks: opening marks of the
@@ -87,7 +87,7 @@ class Alphabet:
 
     @classmethod
     def learn(cls, rows: Sequence[Row], start_words: int = 0) -> Alphabet:
-        """Give ids to the most frequent characters and to all words of the rows."""
+        """Return an alphabet of the most frequent characters and all words of the rows."""
         number = count(1).__next__
         rows = [tuple(map(_lower, row)) for row in rows]
         marks = learn_marks(text for (text,) in rows) if len(rows[0]) == 1 else ()
@@ -130,13 +130,13 @@ class Alphabet:
         return ids
 
     def sequences(self, rows: Iterable[Row]) -> Sequences:
-        """Return the ids of many rows."""
+        """Return the encoded rows."""
         arrays = [np.array(self.encode(row), np.int64) for row in rows]
         lengths = np.array([0, *map(len, arrays)], np.int64)
         return Sequences(np.concatenate([np.zeros(0, np.int64), *arrays]), lengths.cumsum())
 
     def only(self, ids: Ints) -> Alphabet:
-        """Return the alphabet with only the words with these ids. `encode` treats all other words as unknown."""
+        """Return an alphabet of the words with these ids. Its `encode` treats all other words as unknown."""
         numbers = set(ids.tolist())
         words = tuple({word: number for word, number in of_part.items() if number in numbers} for of_part in self.words)
         return replace(self, words=words)
@@ -163,7 +163,7 @@ class Sequences:
 
 
 def _keys(sequences: Sequences, family: str, order: int, spaces: Sequence[int]) -> tuple[Ints, Ints]:
-    """Return the keys of all n-grams of one order, and their rows. An n-gram of characters stays within one word."""
+    """Return the key and the row index of each n-gram of one order. An n-gram of characters stays within one word."""
     ids = sequences.ids
     usable = (ids > LAST_CHARACTER) if family == "words" else (ids > 0) & (ids <= LAST_CHARACTER)
     size = max(0, len(ids) - order + 1)
@@ -212,7 +212,7 @@ class Ngrams:
         return sum(map(len, self.keys))
 
     def counts(self, sequences: Sequences) -> sp.csr_matrix:
-        """Return how often each feature occurs, [rows, features] float32."""
+        """Return how often each feature occurs in each row, [rows, features] float32."""
         import scipy.sparse as sp  # type: ignore[import-untyped, unused-ignore]
 
         rows, columns, first = [], [], 0
@@ -231,7 +231,7 @@ class Ngrams:
         return sp.coo_matrix((occurrences, (row, column)), (len(sequences), len(self))).tocsr()
 
     def pool(self) -> list[Ints]:
-        """Return the ids of each order's n-grams, [features, order], in the order of the features."""
+        """Return for each order (length) an array [n-grams, order] of the ids in each n-gram, in feature order."""
         mask = (1 << _BITS[self.family]) - 1
         return [
             np.stack([(keys >> (_BITS[self.family] * place)) & mask for place in range(order)], axis=1)
@@ -240,7 +240,7 @@ class Ngrams:
 
 
 def _row_counts(sequences: Sequences, family: str, order: int, spaces: Sequence[int]) -> tuple[Ints, Ints]:
-    """Return the sorted distinct keys of one order, and the number of rows in which each occurs."""
+    """Return the sorted distinct keys of n-grams of one order, and the number of rows in which each key occurs."""
     keys, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
     for part in sequences.parts(_BATCH):
         in_part, rows = _keys(part, family, order, spaces)

@@ -33,7 +33,7 @@ class BaselineParams(StageParams):
 
 
 def most_fits(rows: int, class_weights: int) -> int:
-    """Return the maximum number of models that `fit` trains. rows: of train. class_weights: number of class weights."""
+    """Return the maximum number of models that `fit` trains, from the numbers of train rows and of class weights."""
     folds = min(FOLDS, rows)
     screening = screened_folds(rows, folds)
     settings = len(FAMILIES) * class_weights * len(STRENGTHS)
@@ -42,5 +42,5 @@ def most_fits(rows: int, class_weights: int) -> int:
 
 
 def screened_folds(rows: int, folds: int) -> int:
-    """Return the number of folds that score all settings. The other folds score only the best settings."""
+    """Return the number of folds on which all settings are scored. Only the best settings are scored on all folds."""
     return min(math.ceil(SCREENED_ROWS * folds / max(1, rows)), folds)

@@ -55,7 +55,7 @@ class SelfTrained:
 
 
 def pieces_of(passages: Iterable[str], words: int) -> Iterator[str]:
-    """Cut each passage into equal pieces of about `words` words; see `words_and_blanks`."""
+    """Yield the pieces of each passage, which have equal lengths of about `words` words; see `words_and_blanks`."""
     for passage in passages:
         tokens = words_and_blanks(passage)
         count = max(1, round(len(tokens) / words))
@@ -67,11 +67,11 @@ def pieces_of(passages: Iterable[str], words: int) -> Iterator[str]:
 def self_train(
     task: Task, baseline: Outputs, teacher: Outputs, pieces: Sequence[str], setting: Setting, amounts: Sequence[float]
 ) -> SelfTrained:
-    """Train a student for each amount of pieces, and choose the best on validation.
+    """Train a student for each amount of pieces (per train row), and choose the best on validation.
 
-    If the amounts include 0, the best student must be better than the baseline by more than LEAST_GAIN standard
-    errors, or LEAST_GAIN_OF_OTHERS if the pieces do not resemble the task. Otherwise the result is the baseline.
-    baseline: outputs of the linear model on validation. teacher: calibrated log-probabilities, [pieces, labels].
+    If the amounts include 0, the best student replaces the baseline only if its gain exceeds LEAST_GAIN standard
+    errors. If the pieces do not resemble the task, the limit is LEAST_GAIN_OF_OTHERS. baseline: outputs of the linear
+    model on validation. teacher: calibrated log-probabilities, [pieces, labels].
     """
     rows, train = rows_of(task, "train"), task.targets("train").astype(np.int64)
     most = MOST_LABELED / len(train)  # larger amounts give the same pieces
@@ -97,7 +97,7 @@ def self_train(
 
 
 def piece_count(amount: float, rows: int) -> int:
-    """Return the number of pieces from which a student of `rows` rows learns. amount: pieces per row."""
+    """Return the number of pieces from which a student with `rows` train rows learns. amount: pieces per train row."""
     return min(round(amount * rows), MOST_LABELED)
 
 
@@ -172,7 +172,7 @@ class Pool:
 def most_confident(teacher: Outputs, shares: NDArray[np.float64], total: int) -> NDArray[np.int64]:
     """Return the sorted indices of the most probable pieces of each label: at most `total`, up to rounding.
 
-    teacher: log-probabilities [pieces, labels]. shares: [labels], the part of `total` that each label may have.
+    teacher: log-probabilities [pieces, labels]. shares: the largest fraction of `total` of each label, [labels].
     """
     guesses, chosen = teacher.argmax(axis=1), []
     for label, share in enumerate(shares):

@@ -23,7 +23,7 @@ def _closing(mark: str) -> str:
 
 
 def _span(text: str, mark: str) -> tuple[int, int] | None:
-    """Return the start and the end of the content of the only span with this mark, or None without such a span."""
+    """Return start and end of the content of the span with this mark. None: the text does not have exactly one."""
     closing = _closing(mark)
     if text.count(mark) != 1 or text.count(closing) != 1:
         return None
@@ -32,7 +32,7 @@ def _span(text: str, mark: str) -> tuple[int, int] | None:
 
 
 def learn_marks(texts: Iterable[str]) -> Marks:
-    """Return the two marks that nearly all texts have exactly once, or none."""
+    """Return the two opening marks of spans that nearly all texts have exactly once, or () without two such marks."""
     counts, total = Counter[str](), 0
     for text in texts:
         total += 1
