@@ -65,14 +65,14 @@ def _text_column(
 
 
 def read_rows(path: Path, text_column: str | None, findings: Findings) -> Iterator[Row]:
-    """Yield those records of a jsonl, csv, tsv or parquet file that have a text."""
+    """Yield the records with a text of a jsonl, csv, tsv or parquet file. Data errors are added to `findings`."""
     file = TableFile(path, findings, encoding=UTF8, kind=format_of(path))
     if (table := file.open()) is not None:
         yield from rows_of(table, text_column, path.name, findings)
 
 
 def rows_of(table: Records, text_column: str | None, file: str, findings: Findings) -> Iterator[Row]:
-    """Yield those records of a table that have a text. file: name of the table in messages."""
+    """Yield the records with a text of a table. file: name of the table in messages."""
     column: str | None = None
     chosen: list[str] | None = None
     if table.names:
@@ -86,7 +86,7 @@ def rows_of(table: Records, text_column: str | None, file: str, findings: Findin
             return
         text = record.get(column)
         if column not in record:
-            message = f"{place} has no key '{column}', which earlier rows have. Add it."
+            message = f"{place} has no key '{column}', which earlier rows have. Add the key."
             findings.fault("missing_column", message, row=number, column=column)
         elif text is None or (isinstance(text, str) and not text.strip()):
             blank += 1

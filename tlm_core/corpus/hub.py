@@ -14,7 +14,7 @@ from tlm_core.tables.records import Records
 
 
 def parse_hub_name(name: str) -> tuple[str, list[str]]:
-    """Return the path and the other parts of `hub:OWNER/NAME[:config][:split]`. Raises InvalidRequest."""
+    """Return ("OWNER/NAME", ["config", "split"]) for `hub:OWNER/NAME[:config][:split]`. Raises InvalidRequest."""
     path, *parts = name.removeprefix(HUB).split(":")
     if not path or len(parts) > 2:
         raise InvalidRequest(f"Invalid hub dataset '{name}'. Expected hub:OWNER/NAME[:config][:split].")

@@ -34,9 +34,9 @@ _NEITHER = re.compile(r"[^\w\x00-\x7f]")  # a character outside ASCII that is ne
 
 
 class Leak(NamedTuple):
-    """A validation or test text that a passage contains, at least in part.
+    """A validation or test text that a passage contains, at least in part. row: number of the text's row in `split`.
 
-    rule: the common part. HALF, WHOLE: half of the text, or the whole text. PIECE: half of the passage.
+    rule: the common part. HALF: half of the text. WHOLE: the whole text. PIECE: half of the passage.
     """
 
     split: str
@@ -47,8 +47,8 @@ class Leak(NamedTuple):
 def tokens(text: str) -> list[str]:
     """Return the tokens of a text: case-folded runs of letters and digits, in the normal form NFKC.
 
-    In scripts without spaces, each letter or digit is a token. Invisible characters, such as soft hyphens, are removed,
-    and marks that do not combine with their letter into one character.
+    In scripts without spaces, each letter or digit is a token. Invisible characters, such as soft hyphens, are removed.
+    Marks that do not combine with their letter into one character are removed too.
     """
     # The form NFC comes first and again after case folding, because case folding divides İ into i and a mark.
     text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
@@ -110,9 +110,9 @@ class LeakFilter:
         return [leak for owner in sorted(candidates) if (leak := self._checked(owner, words, enough))]
 
     def _checked(self, owner: int, words: list[str], enough: float) -> Leak | None:
-        """Return the leak of a text, or None. Compare words, because different words can have equal hashes.
+        """Return the leak of text number `owner`, or None. Words are compared, because hashes can be equal by chance.
 
-        owner: number of the text. words: tokens of the passage. enough: see `_half_of`.
+        words: tokens of the passage. enough: number of shared 8-grams that suffices for PIECE, see `_half_of`.
         """
         split, row, text = self._texts[owner]
         wanted = tokens(text)

@@ -1,4 +1,4 @@
-"""The search for near duplicates of earlier passages, by MinHash (Broder 1997) with its state on disk.
+"""The search for near duplicates of earlier passages, by MinHash (Broder 1997). The state is on disk.
 
 Two passages are near duplicates if the estimated Jaccard index of their word triples (shingles) is at least 0.8.
 The estimate uses 128 minima of hashes, in 16 bands of 8. The search compares only passages with at least one equal
@@ -94,7 +94,7 @@ class NearDuplicates:
         return is_new
 
     def _resume(self) -> NDArray[np.bool_]:
-        """Return the answers of an earlier process for complete batches, and index the passages again."""
+        """Return the mask [texts] of an earlier process, for complete batches. Index the selected passages again."""
         stored = np.fromfile(self._answer_file, np.bool_) if self._answer_file.exists() else np.zeros(0, np.bool_)
         batches = stored[: len(stored) // _AT_ONCE * _AT_ONCE].reshape(-1, _AT_ONCE)
         _cut(self._answer_file, batches.nbytes)
@@ -104,7 +104,7 @@ class NearDuplicates:
         return batches.ravel()
 
     def _signatures(self, texts: Sequence[str]) -> NDArray[np.uint32]:
-        """Return the minima of the shingles of each text, [texts, minima]. A text below three words is one shingle."""
+        """Return the smallest hashes of each text's shingles, [texts, minima]. One or two words are one shingle."""
         shingles = []
         for text in texts:
             words = tokens(text)
@@ -175,7 +175,7 @@ def _sorted(keys: Keys, owners: Owners) -> tuple[Keys, Owners]:
 
 
 def _band_keys(signatures: NDArray[np.uint32]) -> Keys:
-    """Return a hash for each band, [passages, bands].
+    """Return a hash for each band of each signature, [passages, bands].
 
     The hash includes the number of the band, so equal minima match only in the same band.
     """

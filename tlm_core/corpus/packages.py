@@ -132,7 +132,7 @@ def package_files(roots: Sequence[Path] | None = None) -> list[PackageFile]:
 
 
 def read_files(files: Sequence[PackageFile], *, progress: Progress | None = None) -> Iterator[list[Document]]:
-    """Yield the documentation of each file, in order. Code that does not parse has none.
+    """Yield the documentation of each file, in order: an empty list for a file whose code does not parse.
 
     progress: receives the number of bytes done, and their total.
     """

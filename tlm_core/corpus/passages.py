@@ -50,7 +50,7 @@ def build_passage(text: str, source: str) -> Passage:
 
 
 def encodable(text: str) -> str:
-    """Replace lone surrogates, which UTF-8 cannot encode, by U+FFFD."""
+    """Return `text` with U+FFFD instead of lone surrogates, which UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -89,7 +89,7 @@ def cut(text: str) -> list[str]:
 
 
 def cut_stream(paragraphs: Iterable[str]) -> Iterator[str]:
-    """Cut a text that comes in paragraphs, with one paragraph and one passage in memory."""
+    """Yield the passages of a text that comes in paragraphs, see `cut`. Memory holds one paragraph and one passage."""
     held: list[str] = []
     sizes: list[int] = []
     for paragraph in paragraphs:
@@ -105,7 +105,7 @@ def cut_stream(paragraphs: Iterable[str]) -> Iterator[str]:
 
 
 def _units(paragraph: str) -> Iterator[tuple[str, int]]:
-    """Yield the sentences of a tidy paragraph and their word counts. Long ones come in parts of about TARGET words."""
+    """Yield the sentences of a tidy paragraph and their word counts. Long sentences come in parts of TARGET words."""
     if not paragraph:
         return
     paragraph += " "
@@ -123,7 +123,7 @@ def _units(paragraph: str) -> Iterator[tuple[str, int]]:
 
 
 def _before_marks(text: str, at: int) -> int:
-    """Return the position of the letter of a mark at `at`, or `at` if the text has no mark there.
+    """If `text[at]` is a mark, return the position of the letter before it, else `at`.
 
     Thai, Khmer and other scripts write vowels and tones as marks after a letter.
     """
@@ -152,7 +152,7 @@ class SeenKeys:
         self._levels: list[NDArray[np.uint64]] = []
 
     def add(self, keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Add `keys` [n]. Return a mask [n]: True for each key that is new to the set and the first of its equals."""
+        """Add `keys` [n]. Return a mask [n]: True for each new key. Of equal new keys, only the first has True."""
         new = np.zeros(len(keys), dtype=np.bool_)
         new[np.unique(keys, return_index=True)[1]] = True
         for level in self._levels:

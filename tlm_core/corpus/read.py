@@ -84,11 +84,11 @@ def source_files(
     sources: Sequence[str], *, text_column: str | None = None, notify: Notify | None = None, skip: int = 0,
     scratch: Path | None = None,
 ) -> Iterator[Iterator[Passage]]:  # fmt: skip
-    """Yield the passages of each file of the sources, without the first `skip` files. A hub dataset counts as one file.
+    """Yield an iterator of passages for each file of the sources, after the first `skip` files.
 
     The caller must read each file to its end before the next one. After a data error, this function checks the later
     files but does not yield them, so that InvalidDataset has all data errors. scratch: folder for copies of remote
-    files. Raises the errors of `read_sources`.
+    files. A hub dataset counts as one file. Raises the errors of `read_sources`.
     """
     findings = Findings("the corpus files", stop_at=LISTED_PER_CODE, notify=notify)
     files = [file for source in sources for file in _files(source, findings.note, scratch)][skip:]
@@ -154,7 +154,7 @@ def _passages(rows: Iterable[Row], name: str, findings: Findings) -> Iterator[Pa
 def write_corpus(
     passages: Iterable[Passage], folder: Path, language: str = "en", near: NearDuplicates | None = None
 ) -> CorpusInfo:
-    """Write `passages` to `folder` without exact duplicates. At the end, they replace an earlier corpus in `folder`.
+    """Write `passages` to `folder` without exact duplicates. An earlier corpus in `folder` is replaced at the end.
 
     near: a filter that also drops near duplicates of earlier passages. Raises StorageFull, StorageUnavailable, and
     InvalidDataset if there is no passage or if one id has two texts.
@@ -229,7 +229,7 @@ class _Tally:
 
 
 def _distinct(passages: Iterable[Passage], tally: _Tally) -> Iterator[tuple[Passage, str]]:
-    """Yield the passages with new texts, each with the id that `passage_id` computes from its text."""
+    """Yield (passage, `passage_id` of its text) for each passage with a new text."""
     texts, ids = SeenKeys(), SeenKeys()
     stream = iter(passages)
     while batch := list(islice(stream, _BATCH)):

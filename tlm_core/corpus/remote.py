@@ -42,7 +42,7 @@ def _remote_errors(action: str) -> Iterator[None]:
 
 
 class RemoteFile(NamedTuple):
-    """A file at an address. scratch: folder for local copies (None: the system's temporary folder)."""
+    """A file at an address. scratch: folder for local copies; None: the temporary folder of the system."""
 
     fs: AbstractFileSystem
     path: str
@@ -50,7 +50,7 @@ class RemoteFile(NamedTuple):
 
     @contextmanager
     def local(self) -> Iterator[Path]:
-        """Fetch a local copy, and delete it at the end of the block. Raises the errors of `list_remote`."""
+        """Yield the path of a local copy, which is deleted at the end. Raises the errors of `list_remote`."""
         with temporary_folder(self.scratch or Path(tempfile.gettempdir()), f"fetching {self.path}") as folder:
             copy = folder / Path(self.path).name
             with _remote_errors(f"fetching {self.path}"):
