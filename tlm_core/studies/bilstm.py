@@ -1,8 +1,8 @@
 """A bidirectional LSTM classifier from scratch (arXiv 2006.08671: LSTM-layers-width).
 
-It reads the same packed rows as an encoder, so training loop, validation and prediction are shared. Inside, each
-document becomes one column of a padded batch. Batches of texts of similar length contain little padding. Torch's LSTM
-kernels (oneDNN on a CPU) compute one direction at a time.
+The BiLSTM reads packed rows, as an encoder does, so both use one training loop, validation and prediction. Inside the
+model, each document becomes one column of a padded batch. Batches of texts of similar length contain little padding.
+Torch's LSTM kernels (oneDNN on a CPU) compute one direction at a time.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class LSTMShape:
 
 
 class Reverse(torch.autograd.Function):
-    """Reverses the steps of each document. It is its own inverse, so the backward pass is the same permutation."""
+    """Reverses the token order of each document. The reversal is its own inverse, so the backward pass repeats it."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, places: Tensor) -> Tensor:
-        """Return x [T, B, n] with its rows reordered. places: [T * B], the row of flattened x for each result row."""
+        """Return x [T, B, n] with its vectors reordered. places: [T * B], index in x of each vector of the result."""
         ctx.save_for_backward(places)
         return x.flatten(0, 1)[places].view(x.shape)
 
@@ -59,7 +59,7 @@ class Reverse(torch.autograd.Function):
 
 
 class LSTMLayer(nn.Module):
-    """[T, B, inputs] → [T, B, 2 * hidden], with the weights in the layout of torch's kernels."""
+    """A bidirectional layer: [T, B, inputs] → [T, B, 2 * hidden]. The weights have the layout of torch's kernels."""
 
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class LSTMLayer(nn.Module):
 
 @dataclass(frozen=True)
 class Documents:
-    """The B documents of packed rows, in the order of the rows. T: steps of the longest document, rounded up."""
+    """The B documents of packed rows, in the order of the rows. T: tokens of the longest document, rounded up."""
 
     tokens: Tensor  # [T, B], index of each step's token in the flattened rows; undefined after a document's end
     inside: Tensor  # [T, B], False after a document's end
@@ -94,7 +94,7 @@ class Documents:
 
     @classmethod
     def of(cls, segments: Tensor, positions: Tensor) -> Documents:
-        """Return the documents of rows [R, L]. segments: 0 for padding. positions: of each token in its document."""
+        """Return the documents. segments: [R, L], 0 for padding. positions: [R, L], of each token in its document."""
         real = segments.flatten().nonzero()[:, 0]
         position = positions.flatten()[real]
         number = (position == 0).cumsum(0) - 1

@@ -99,5 +99,5 @@ def _embeddings(joint: Path) -> tuple[Tensor, dict[str, Any]]:
 
 
 def evaluate_bilstm(ctx: StageContext[SeedsParams]) -> dict[str, object]:
-    """Evaluate BiLSTMs. Inputs: `prepared`, `task`, and `finetune.s{seed}` for each seed."""
+    """Write the report of the BiLSTMs. Inputs: `prepared`, `task`, and `finetune.s{seed}` for each seed."""
     return evaluate_models(ctx, load_bilstm)

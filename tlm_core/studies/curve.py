@@ -1,6 +1,6 @@
 """The last stage of a `learning_curve` job: all points, the fitted power laws, and the export of the BiLSTM.
 
-It compares the BiLSTM with each encoder, and each of these models with the linear model.
+The stage compares the BiLSTM with each encoder, and each of these models with the linear model.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _gain(ctx: StageContext[CurveParams], report: Report, task: Task, size: floa
     """Compare the BiLSTMs of all seeds with the linear models of the largest size."""
 
     def outputs(model: str, seed: int, entry: int) -> Outputs:
-        """Return the outputs on test. entry: the seed in the report of the model."""
+        """Return the outputs on test. entry: the seed in the name of the stored array; 0 for the linear model."""
         folder = ctx.inputs[f"evaluate.{model}.n{size_name(size)}.s{seed}"]
         with np.load(folder / PREDICTIONS) as predictions:
             return predictions[f"test.s{entry}"]
@@ -88,7 +88,7 @@ def _gain(ctx: StageContext[CurveParams], report: Report, task: Task, size: floa
 
 
 def _bilstm_report(runs: Sequence[Report]) -> Report:
-    """Combine the reports of the exported BiLSTM, one for each seed."""
+    """Return one report for all seeds of the BiLSTM at the largest size. runs: the report of each seed."""
     seeds = [run["seeds"][0] for run in runs]
     common = {name: runs[0][name] for name in ("task", "metric", "labels", "majority")}
     best = seeds[best_of([entry["validation"]["value"] for entry in seeds])]
@@ -96,7 +96,7 @@ def _bilstm_report(runs: Sequence[Report]) -> Report:
 
 
 def _cost(reports: Reports) -> dict[str, dict[str, float]]:
-    """Return the cost of each stage and the total. Tokens and joint stages that models share count once."""
+    """Return the cost of each stage and the total. Stages that the models of a `family` share count once."""
     costs = {}
     for (model, rows, seed), report in reports.items():
         for stage, cost in report["cost"].items():
@@ -107,9 +107,9 @@ def _cost(reports: Reports) -> dict[str, dict[str, float]]:
 
 
 def _model(model: str, reports: Reports, sizes: Sequence[int], seeds: Sequence[int]) -> Report:
-    """Return the points and the power law of one model.
+    """Return `points`, an entry for each size, and `law`, the power law of one model.
 
-    If all seeds share a linear model, it is the run of each seed. The cost includes it once.
+    If all seeds share a linear model, it is the run of each seed, but the cost includes it once.
     """
     points = []
     for rows in sizes:
@@ -129,7 +129,7 @@ def _model(model: str, reports: Reports, sizes: Sequence[int], seeds: Sequence[i
 
 
 def _run(run: Report, names: Sequence[str]) -> Report:
-    """Return the test scores of one seed, and the selected rate if several were tried."""
+    """Return the test scores of one seed, and its learning rate `lr` if several rates were tried."""
     scores = {name: run["test"][name] for name in (*names, "value")}
     return {**scores, "lr": run["chosen"]["lr"]} if "tries" in run else scores
 
@@ -179,7 +179,7 @@ def _passes_linear(report: Report, model: str) -> Report:
 
 
 def _errors(report: Report, model: str) -> list[tuple[float, list[float]]]:
-    """Return for each point of a model the number of labels, and the error (1 - accuracy) of each run."""
+    """Return (number of labels, errors of the runs) for each point of a model. An error is 1 - accuracy."""
     return [(p["labels"], [1 - run["accuracy"] for run in p["runs"]]) for p in report["models"][model]["points"]]
 
 
@@ -207,7 +207,7 @@ def _add_inference(ctx: StageContext[CurveParams], report: Report, task: Task) -
 
 
 def words(report: Report) -> str:
-    """Summarize the report in a paragraph."""
+    """Return a summary of the report, as a paragraph."""
     last = report["models"][BILSTM]["points"][-1]
     metric, agreement = report["metric"], report["models"][BILSTM]["int8"]["agreement"]
     sentences = [f"With {last['labels']:,} labels the BiLSTM has {_mean(last, metric)} in {metric} on test."]
@@ -275,7 +275,7 @@ def _interval(interval: Sequence[float | None]) -> str:
 
 
 def _about(count: float) -> str:
-    """Format a count with two significant digits, the precision of a fit to a few points."""
+    """Return a count with two significant digits, such as "1,200", because a fit to a few points is imprecise."""
     return f"{float(f'{count:.1e}'):,.0f}"
 
 

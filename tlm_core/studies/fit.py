@@ -58,7 +58,7 @@ def _best_laws(size: Floats, errors: Floats) -> list[PowerLaw]:
 
 
 def crossing(small: PowerLaw, large: PowerLaw, margin: float, low: float, high: float) -> float | None:
-    """Return the smallest n in [low, high] from which `small` stays within `margin` of `large`, or None.
+    """Return the smallest n in [low, high] from which `small` - `large` stays below `margin`, or None.
 
     Equal curves do not cross with the margin 0.
     """
@@ -71,12 +71,11 @@ def crossing(small: PowerLaw, large: PowerLaw, margin: float, low: float, high: 
 
 
 def compare(small: Points, large: Points, *, margin: float) -> dict[str, Any]:
-    """Compare two curves. small, large: (n, errors of each seed).
+    """Return the `crossing` of two curves. small, large: (number of labels, error of each seed) for each size.
 
-    labels: the number of labels from which `small` stays within `margin` of `large`, or None with a `reason`.
-    interval: the middle 90 % of the values of `labels` in a bootstrap, which draws seeds at each size. An end is None
-    beyond the searched range. With one seed, the interval is None with an `interval_reason`.
-    never_within: the share of draws without a crossing.
+    labels: the number of labels at the crossing, or None with a `reason`. interval: the middle 90 % of the values of
+    `labels` in a bootstrap, which draws seeds at each size. An end beyond the searched range is None. With one seed,
+    the interval is None with an `interval_reason`. never_within: the share of draws without a crossing.
     """
     result: dict[str, Any] = {"margin": margin, "labels": None, "interval": None}
     if len(small) < 3 or len(large) < 3:
@@ -105,7 +104,7 @@ def compare(small: Points, large: Points, *, margin: float) -> dict[str, Any]:
 
 
 def _bootstrap(curves: Sequence[Points]) -> list[list[PowerLaw]]:
-    """Return REPEATS laws for each curve. Each law fits a random draw of seeds."""
+    """Return REPEATS power laws for each curve. Each law is fitted to a random draw of seeds."""
     random = np.random.default_rng(0)
     draws = [
         [[float(random.choice(errors, len(errors)).mean()) for _, errors in curve] for curve in curves]

@@ -20,20 +20,20 @@ TIMED = 64
 
 
 def encoder_onnx(folder: Path, path: Path) -> None:
-    """Write the ONNX graph of the model that finetuning wrote into a folder."""
+    """Write the ONNX graph of the finetuned model in `folder` to `path`."""
     model = load_model(folder)
     write_onnx(model.shape, arrays(model), path)
 
 
 def token_batches(prepared: Prepared, count: int = TIMED) -> Batches:
-    """Return the first `count` validation texts as tokens."""
+    """Return the first `count` validation texts as batches of token ids."""
     split, pad = prepared.split("validation").first(count), prepared.vocabulary.pad
     texts = range(len(split))
     return [split.padded(texts[begin : begin + BATCH], pad) for begin in range(0, len(split), BATCH)]
 
 
 def ngram_batches(linear: Path, task: Task) -> Batches:
-    """Return the first TIMED validation texts as the n-grams of a linear model in a folder."""
+    """Return the first TIMED validation texts as batches of n-gram ids. linear: folder of the linear model."""
     rows, alphabet = rows_of(task, "validation")[:TIMED], read_alphabet(linear)
     return [ngram_ids(alphabet, rows[begin : begin + BATCH]) for begin in range(0, len(rows), BATCH)]
 
@@ -41,8 +41,8 @@ def ngram_batches(linear: Path, task: Task) -> Batches:
 def compare_graphs(graphs: Mapping[str, Path], texts: Mapping[str, Batches]) -> dict[str, dict[str, float]]:
     """Return `bytes` and `seconds_per_text` of each graph: its file size, and the median time on one core.
 
-    The time excludes tokenization. texts: for each graph, the same texts in the form that it reads. The graphs run
-    alternately, so that other load on the machine slows all of them equally.
+    The time excludes tokenization. texts: for each graph, equal texts in its input format. The graphs run alternately,
+    so that other load on the machine slows all of them equally.
     """
     import onnxruntime
 

@@ -23,6 +23,6 @@ def write_outputs(
 def speed_in_words(speed_up: float) -> str:
     """Return the end of a sentence on a model, such as "runs 1.5 times as fast".
 
-    speed_up: time of the compared model / time of the model that the sentence describes.
+    speed_up: time of the other model / time of the model in the sentence.
     """
     return f"runs {speed_up:.1f} times as fast" if speed_up >= 1 else f"takes {1 / speed_up:.1f} times as long"

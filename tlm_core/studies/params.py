@@ -15,7 +15,7 @@ CurveModel = Literal["bilstm", "bilstm_tlm", "encoder", "tlm", "pretrained"]
 
 
 def size_name(size: float) -> str:
-    """Return a size as it appears in node names. Different sizes have different names."""
+    """Return a size as it appears in node names, such as "500" or "0.1". Different sizes have different names."""
     return str(int(size)) if size >= 1 else repr(float(size))
 
 
@@ -27,7 +27,7 @@ def family(model: str) -> str:
 def linear_seeds(size: float, seeds: Sequence[int]) -> Sequence[int]:
     """Return the seeds for which the linear model is fitted.
 
-    Size 1 is the full train split. It is the same for all seeds, so only the first seed needs a fit.
+    Size 1 is the full train split, which is the same for all seeds. So only the first seed needs a fit.
     """
     return seeds[:1] if size == 1 else seeds
 

@@ -38,7 +38,7 @@ class _Axis:
     end: float
 
     def at(self, value: float) -> float:
-        """Return the pixel of a value."""
+        """Return the pixel coordinate of a value."""
         low, high, position = (math.log10(v) if self.log else v for v in (self.low, self.high, value))
         share = (position - low) / (high - low) if high > low else 0.5
         return self.begin + share * (self.end - self.begin)

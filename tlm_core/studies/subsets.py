@@ -38,7 +38,7 @@ def sizes(ctx: StageContext[SizesParams]) -> dict[str, object]:
 
 
 def subset(ctx: StageContext[SubsetParams]) -> dict[str, object]:
-    """Write the task with a part of its train split, or `dropped.json` if the size is dropped.
+    """Write the task with a subset of its train split, or `dropped.json` if the size is dropped.
 
     Inputs: `task`, `sizes`.
     """
@@ -54,7 +54,7 @@ def subset(ctx: StageContext[SubsetParams]) -> dict[str, object]:
 def stratified_order(labels: npt.NDArray[np.integer], seed: int) -> Ints:
     """Return an order of all rows in which every prefix is stratified.
 
-    A seeded order numbers the n rows of each label with k = 0, 1, … The result sorts all rows by (k + 1/2) / n. With L
+    Random numbers k from 0 to n - 1 order the n rows of a label. The result sorts all rows by (k + 1/2) / n. With L
     labels, a prefix deviates from the exact share s of a label by at most 1/2 + s L / 2 rows.
     """
     random = np.random.default_rng(seed)
