@@ -32,7 +32,7 @@ def calibration(confidence: Floats, correct: NDArray[np.bool_]) -> dict[str, Any
 
     confidence, correct: [rows], at least one row.
     error: the mean over `bins` of |accuracy - confidence|. Bins hold equally many rows (Nixon et al. 2019, arXiv
-    1904.01685). Rows of equal confidence can lie in several bins. Each counts as the mean outcome of its group, so the
+    1904.01685). Rows of equal confidence can lie in several bins. Each of them counts as their mean outcome, so the
     order of the rows does not change the error.
     chance: the mean error of a perfectly calibrated model on as many rows with the same confidences. It draws the
     outcome of each row from the confidence (Bröcker and Smith 2007). Few rows raise the error of every model.
@@ -62,7 +62,7 @@ def _parts(values: NDArray[np.generic]) -> list[NDArray[np.generic]]:
 
 
 def _error(confidence: Floats, accuracy: Floats) -> float:
-    """Return the mean over bins of |accuracy - confidence|, weighted by rows. accuracy: of each row's group."""
+    """Return the mean over bins of |accuracy - confidence|, weighted by rows. accuracy: of rows of equal confidence."""
     return float(sum(abs(part.sum()) for part in _parts(accuracy - confidence)) / len(confidence))
 
 
@@ -72,7 +72,7 @@ def risk_coverage(confidence: Floats, correct: NDArray[np.bool_]) -> dict[str, A
     confidence, correct: [rows], at least one row.
     points: `coverage` is the share of rows whose confidence is at least `threshold`. `risk` is the share of errors
     among these rows. area: the mean risk over all coverages.
-    Rows of equal confidence belong to the same point. Each counts as the mean error of its group, so the order of the
+    Rows of equal confidence belong to the same point. Each of them counts as their mean error, so the order of the
     rows does not change the area.
     """
     order = np.argsort(-confidence, kind="stable")

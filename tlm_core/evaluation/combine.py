@@ -1,8 +1,8 @@
 """The combination of a linear model and encoders, and the choice of the model that a job returns.
 
-The errors of a linear model and an encoder differ, so the mean of their log-probabilities is often better than either.
-The same holds for the encoders of several seeds. Temperatures make the log-probabilities comparable (Guo et al. 2017,
-arXiv 1706.04599).
+A linear model and an encoder make different errors, so the mean of their log-probabilities is often better than either
+model. The mean of the encoders of several seeds is often better than one encoder. Temperatures make the
+log-probabilities comparable (Guo et al. 2017, arXiv 1706.04599).
 This module does not import torch.
 """
 
@@ -37,9 +37,9 @@ Real = TypeVar("Real", np.float32, np.float64)
 
 @dataclass(frozen=True)
 class Scales:
-    """Weight and temperature of both models in a combination.
+    """Weight and temperature of the linear model and of the encoder in a combination.
 
-    If the returned model is a single model, its weight is 1 and the weight of the other model is 0.
+    For a single model, its weight is 1 and the weight of the other model is 0.
     """
 
     linear: float = 0.0
@@ -81,7 +81,7 @@ def softmax(logits: Outputs) -> Outputs:
 
 
 def loss(task_type: TaskType, outputs: Outputs, targets: Targets) -> float:
-    """Return the mean negative log-likelihood, or the mean squared error."""
+    """Return the mean negative log-likelihood for classification, or the mean squared error for regression."""
     if task_type.has_classes:
         chosen = log_softmax(outputs)[np.arange(len(targets)), targets.astype(np.int64)]
         return -float(chosen.mean(dtype=np.float64))  # the rounding of a 32-bit mean would move the best temperature
@@ -91,8 +91,8 @@ def loss(task_type: TaskType, outputs: Outputs, targets: Targets) -> float:
 def temperature(task_type: TaskType, outputs: Outputs, targets: Targets) -> float:
     """Return the most probable divisor of the logits. It is 1 for regression, and if there are no rows.
 
-    Its logarithm has a standard normal prior. Without the prior, a few correct rows would make all outputs certain.
-    It lies between e^-8 and e^4: the logits of a linear model can be 200 times too small if there are many labels.
+    Its logarithm has a standard normal prior. Without the prior, a few correct rows would make all outputs certain. The
+    divisor lies between e^-8 and e^4: with many labels, the logits of a linear model can be 200 times too small.
     """
     if not task_type.has_classes or not len(targets):
         return 1.0
@@ -106,9 +106,10 @@ def temperature(task_type: TaskType, outputs: Outputs, targets: Targets) -> floa
 
 
 def scales_of(model: str, task_type: TaskType, linear: Outputs, encoder: Outputs, targets: Targets) -> Scales:
-    """Return the scales of a model, fitted on the given rows.
+    """Return the scales of `model`, one of MODELS, fitted on the given rows.
 
-    Each temperature minimizes the loss of its part alone. For the model `weighted`, the encoder's weight is fitted too.
+    Each temperature minimizes the loss of the linear model or the encoder alone. For the model `weighted`, the weight
+    of the encoder is fitted too.
     """
     scales = Scales(
         linear=float(model not in ENCODERS),
@@ -136,7 +137,7 @@ class Choice:
 def choose(
     task: Task, linears: Mapping[str, Outputs], encoder: str, encoders: Sequence[Outputs], targets: Targets
 ) -> Choice:
-    """Choose among linear models, encoder and combinations on validation.
+    """Return the choice among linear models, encoder and combinations by their validation scores.
 
     Scales are fitted on one half of the rows and scored on the other half, and vice versa, for SPLITS random divisions.
     The simplest model within one standard error of the best score is chosen. Exceptions: with fewer than
@@ -175,10 +176,10 @@ def choose(
 def _cross_fitted(
     task_type: TaskType, model: str, linear: Outputs, encoders: Sequence[Outputs], targets: Targets
 ) -> Iterator[list[Targets]]:
-    """Yield for each seed the predictions [rows] of each random division into halves.
+    """Yield for each seed a list of the predictions [rows] in each random division into halves.
 
     For a row, the scales are fitted on the half without this row. A single model has one array for all divisions,
-    because a temperature changes no prediction. Linear models yield once.
+    because a temperature changes no prediction. A linear model has one list, because seeds do not change it.
     """
     if model in LINEAR_MODELS:
         yield [task_type.predict(linear)]

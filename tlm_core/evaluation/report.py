@@ -77,14 +77,14 @@ class LinearResult:
         return not self.facts.get("amount", True)
 
     def refitted(self, folder: Path) -> LinearResult:
-        """Return this result with facts and test outputs of the refitted model in `folder`. Its cost sums both fits."""
+        """Return a result with facts and test outputs of the refitted model in `folder`, and the cost of both fits."""
         last = LinearResult.read(folder)
         cost = total_cost([{folder.name: result.facts["cost"]} for result in (self, last)])["total"]
         return LinearResult({**self.outputs, **last.outputs}, {**last.facts, "cost": cost})
 
 
 def read_linears(inputs: Mapping[str, Path]) -> dict[str, LinearResult]:
-    """Return the linear models among the inputs of a stage. A refitted model has the test outputs of its second fit."""
+    """Return name → result for the linear models in a stage's inputs. The test outputs are those of the last fit."""
     results = {name: LinearResult.read(inputs[node]) for name, node in LINEAR_NODES.items() if node in inputs}
     if REFIT_LINEAR not in inputs:
         return results
@@ -150,9 +150,9 @@ def job_report(
     *,
     ensemble: bool = False,
 ) -> tuple[Report, dict[str, Outputs]]:
-    """Return the report, and outputs by name: `{split}.s{seed}` for the model of each entry of its `seeds`.
+    """Return the report, and outputs by name. `{split}.s{seed}` names the outputs of a seed's model.
 
-    With `ensemble`, `{split}.all` holds the outputs of the returned model.
+    With `ensemble`, `{split}.all` names the outputs of the returned model.
     The function reads the test targets, so call it once, after all training. linears: results by name; without any,
     the report scores only encoders. shared_cost: cost of the stages that all seeds share. ensemble: whether the
     returned model averages encoders. Only the seeds of `averaged_seeds` influence the choice, the means and the
@@ -248,7 +248,7 @@ def _choice(
     name: str,
     validation: Sequence[Outputs],
 ) -> Choice:
-    """Return the choice of the model. name, validation: of the encoder of each averaged seed, or of the ensemble."""
+    """Return the choice of the model. name: ENCODER or ENSEMBLE. validation: outputs of encoders or the ensemble."""
     if not linears:
         return Choice(name, {}, "The job has no other model.")
     on_validation = {model: linear.outputs["validation"] for model, linear in linears.items()}
@@ -259,7 +259,7 @@ def _choice(
 
 
 def _runs_of(model: str, scored: Sequence[Report]) -> list[Report]:
-    """Return the scores of a model in each run. All runs share a linear model. scored: results of `_Run.scored`."""
+    """Return a model's scores in each of `scored`, the results of `_Run.scored`. A linear model has a single run."""
     return [entry["models"][model] for entry in (scored[:1] if model in LINEAR_MODELS else scored)]
 
 
@@ -393,7 +393,7 @@ def gain_in_words(
 
 
 def over_seeds(seeds: Sequence[Report]) -> Report:
-    """Return `mean` and `spread` (sample standard deviation) of each score; None where it is not defined.
+    """Return `mean` and `spread` (sample standard deviation) of each split's scores; None where not defined.
 
     `spread` has a `reason` if the task's metric has no spread. seeds: results of `_Run.scored`.
     """
@@ -430,12 +430,12 @@ def total_cost(costs: Sequence[Cost]) -> dict[str, dict[str, float]]:
 
 
 def report_meta(report: Report) -> Report:
-    """Return the part of a report that the artifact's metadata repeats."""
+    """Return the entries of a report that the artifact's metadata repeats."""
     return {name: report[name] for name in ("metric", "best_seed", "mean", "spread")}
 
 
 def write_report(folder: Path, report: Report, predictions: Mapping[str, Outputs]) -> None:
-    """Write `report.json`, and the outputs in `predictions` as one file."""
+    """Write `report.json`, and the outputs in `predictions` to `predictions.npz`."""
     text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False)
     (folder / REPORT).write_text(text, encoding="utf-8")
     np.savez_compressed(folder / PREDICTIONS, allow_pickle=False, **predictions)

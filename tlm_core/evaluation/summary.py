@@ -40,12 +40,12 @@ class ModelRow:
 
 
 def model_title(name: str) -> str:
-    """Return the name of a model for readers."""
+    """Return the name of a model for readers, such as "self-trained"."""
     return name.replace("_", "-")
 
 
 def model_in_words(name: str) -> str:
-    """Return the name of a model for sentences."""
+    """Return the name of a model for sentences, such as "the linear model"."""
     return {**_LINEAR, **_COMPOSED}.get(name, f"the {name}")
 
 
@@ -70,7 +70,7 @@ def model_rows(report: Report) -> list[ModelRow]:
 
 
 def _files(report: Report, model: str) -> str:
-    """Return the files of the job that hold a model, with its seeds."""
+    """Return the files of the job that hold a model, with its seeds, such as "model.onnx and model/, seed 1"."""
     if "returned" not in report:
         return ""
     returned, alone = report["returned"], len(report["seeds"]) == 1
@@ -101,18 +101,18 @@ def sentences(report: Report) -> list[str]:
 
 
 def averaged_seeds(seeds: Sequence[Report]) -> list[int]:
-    """Return the seeds whose training did not end early; if all ended early, all seeds. seeds: entries of a report.
+    """Return the seeds that influence means, choices and the returned model. seeds: entries of a report.
 
-    Other seeds influence no mean, no choice and no returned model.
+    These are the seeds whose training ran to the end, or all seeds if all ended early.
     """
     return [entry["seed"] for entry in seeds if BEHIND not in entry] or [entry["seed"] for entry in seeds]
 
 
 def training_time(report: Report) -> str:
-    """Return the training time in words: the sum over all stages and seeds.
+    """Return the training time in words, such as "42 seconds of training": the sum over all stages and seeds.
 
-    If a `train` job has several seeds, add the time that passes if they train side by side. The seeds of a study list
-    the cost of one of its models only.
+    For a `train` job with several seeds, the text also has the time that passes if all train side by side. The seeds of
+    a study list the cost of only one of its models.
     """
     total = report["cost"].get("total", {}).get("seconds")
     if total is None:
@@ -157,7 +157,7 @@ def behind_in_words(scores: Mapping[str, float], of: str = "") -> str:
 
 
 def learned_again(report: Report) -> bool:
-    """Return whether the refit trained the returned model again, or a part of it. A refit trains all linear models."""
+    """Return whether the refit trained any part of the returned model again. A refit trains all linear models."""
     model, seeds = report["returned"]["model"], report["returned"]["seeds"]
     encoders = [entry for entry in report["seeds"] if entry["seed"] in seeds]
     return model in _LINEAR or model == "combined" or any(entry[REFIT] for entry in encoders)

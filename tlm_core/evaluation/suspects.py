@@ -72,8 +72,8 @@ class LabelModel:
     def fit(cls, train: Split) -> LabelModel:
         """Fit the model on the train rows.
 
-        It ignores the neighbors if they lower the loss by less than 1 %. It also ignores them in a file that is sorted
-        by label, because there the neighbors predict every given label, even a wrong one.
+        The model ignores the neighbors if they lower the loss by less than 1 %. It also ignores them in a file that is
+        sorted by label, because there the neighbors predict every given label, even a wrong label.
         """
         count = train.outputs.shape[1]
         frequencies = (np.bincount(train.labels, minlength=count) + 0.5) / (len(train.labels) + 0.5 * count)
@@ -89,7 +89,7 @@ class LabelModel:
         return model if with_neighbors < (1 - GAIN) * loss else alone
 
     def doubts(self, split: Split) -> tuple[Floats, Ints]:
-        """Return for each row the score and the most probable other label.
+        """Return two arrays [rows]: a score, and the index of the most probable label other than the given label.
 
         The score is the probability of the other label, given that one of the two labels is right.
         """
@@ -110,7 +110,7 @@ class LabelModel:
         return np.tensordot(self.weights, features, 1) + self.bias
 
     def features(self, split: Split, rows: Ints) -> Floats:
-        """Return the logits, and the log-probabilities given each neighbor, [1 + offsets, rows, labels].
+        """Return the logits, and the log-probabilities given the label of each neighbor, [1 + offsets, rows, labels].
 
         The counts for a train row exclude the row itself. For a missing neighbor, the label distribution is used.
         """
