@@ -68,8 +68,8 @@ def importance(
 ) -> Importance:
     """Return the importance of each head and each block: the mean over the split's texts of |dL/dgate| at gate 1.
 
-    L is the loss of one text: the derivative is summed over the text's positions, then its absolute value is taken.
-    A text with several windows contributes only the window of epoch 0 (`Split.turns`).
+    L is the loss of one text. The absolute value is that of the derivative's sum over the positions of the text. Of a
+    text with several windows, only the window of epoch 0 counts (`Split.turns`).
     The function divides the values of a layer's heads by their Euclidean norm. It divides the values of all blocks by
     their Euclidean norm.
     as_published: compute as the authors' released code does, to compare with their masks. That code takes the

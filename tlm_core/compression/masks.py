@@ -1,7 +1,7 @@
 """Masks of attention heads and feed-forward blocks (Super Tickets, arXiv 2105.12002, section 3).
 
-`one_shot` computes a mask from importance scores. It removes a share of all heads and of all blocks, and each layer
-keeps at least one head. This module does not import torch, because the gateway checks masks with it.
+`one_shot` computes a mask from importance scores. The mask removes a share of all heads and of all blocks. At least one
+head of each layer remains. This module does not import torch, because the gateway checks masks with it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Importance:
 
 @dataclass(frozen=True)
 class Mask:
-    """True for each part that stays. heads: one row for each layer. blocks: one entry for each layer."""
+    """True for each head and block that stays. heads: [layers, heads]. blocks: [layers]."""
 
     heads: tuple[tuple[bool, ...], ...]
     blocks: tuple[bool, ...]
@@ -51,7 +51,7 @@ class Mask:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> Mask:
-        """Read the JSON form `{"heads": [[…]], "blocks": […]}` with true or 1 for each part that stays.
+        """Return the mask of `{"heads": [[…]], "blocks": […]}`, with true or 1 for each head and block that stays.
 
         Raises InvalidRequest for any other form, and for a layer without heads.
         """
@@ -77,7 +77,7 @@ class Mask:
         return mask
 
     def check(self, layers: int, heads: int) -> None:
-        """Raise InvalidRequest unless the mask has `layers` layers with `heads` heads each."""
+        """Raise InvalidRequest if the mask does not have `layers` layers with `heads` heads each."""
         own = (len(self.heads), len(self.heads[0]))
         if own != (layers, heads):
             raise InvalidRequest(
@@ -111,10 +111,10 @@ def removals(level: float, layers: int, heads: int) -> tuple[int, int]:
 
 
 def one_shot(importance: Importance, level: float, which: str, seed: int = 0) -> Mask:
-    """Return the mask at a sparsity level.
+    """Return the mask that removes the share `level` of all heads and of all blocks.
 
-    which: `winning` removes the least important parts, `losing` the most important, and `random` parts drawn
-    with `seed`. Heads are ranked over all layers; equal scores are ordered by layer, then head. The last head of a
+    which: `winning` removes the least important heads and blocks, `losing` the most important, and `random` those that
+    `seed` draws. Heads are ranked over all layers; equal scores are ordered by layer, then head. The last head of a
     layer is never removed: the next head in the ranking is removed instead.
     Raises InvalidRequest for the same levels as `removals`, and ValueError for an unknown `which`.
     """
@@ -132,7 +132,7 @@ def one_shot(importance: Importance, level: float, which: str, seed: int = 0) ->
 
 
 def _order(scores: npt.NDArray[np.float64], which: str, seed: int) -> npt.NDArray[np.int64]:
-    """Return the indices in the order of their removal."""
+    """Return the indices of `scores` in the order in which `which` removes them."""
     match which:
         case "winning":
             return np.argsort(scores, kind="stable")

@@ -13,7 +13,7 @@ def ticket_name(which: str, level: float, seed: int) -> str:
 
 
 class CheckEncoderParams(StageParams):
-    """A published encoder (folder or hub id), and the levels and masks of tickets to check against its size."""
+    """A published encoder (folder or hub id), and the levels and masks of tickets to check against its layers."""
 
     init: str
     levels: tuple[float, ...] = ()

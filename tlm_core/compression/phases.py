@@ -70,7 +70,7 @@ def phases(ctx: StageContext[PhasesParams]) -> dict[str, object]:
 
 
 def _curves(inputs: Mapping[str, Path], params: PhasesParams) -> list[Report]:
-    """Return the validation scores over seeds, for the dense model, and for each type of ticket at each level."""
+    """Return a point with validation scores over seeds for the dense model, and for each ticket type and level."""
     seeds = params.seeds
     points = [_point("dense", 0.0, 1.0, [inputs[f"finetune.s{seed}"] for seed in seeds])]
     shape = load_model(inputs[f"finetune.s{seeds[0]}"]).shape
@@ -92,7 +92,7 @@ def _point(which: str, level: float, weights_left: float, folders: list[Path]) -
 
 
 def words(report: Report) -> str:
-    """Summarize the report in a paragraph."""
+    """Return a summary of the report, as a paragraph."""
     ticket, metric, inference = report["super_ticket"], report["metric"], report["inference"]
     dense, score = report["dense"]["mean"]["test"][metric], report["mean"]["test"][metric]
     if dense is None or score is None:

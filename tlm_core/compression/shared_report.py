@@ -33,7 +33,7 @@ DISTANCE = 0.2  # between the systems of one task in the plot; the distance betw
 
 
 def shared_report(ctx: StageContext[SeedsParams]) -> dict[str, object]:
-    """Write `report.json`, `scores.csv` and `plot.svg`. It tests each seed's models once, on all test sets.
+    """Write `report.json`, `scores.csv` and `plot.svg`. The stage tests each model once, on all test sets.
 
     Inputs: `merged` and `prepared` of all tasks, `task.{number}`, `baseline.{number}`, `prepared.{number}`,
     `alone.{number}.s{seed}`, `multi_task.s{seed}`, `tickets.s{seed}`.
@@ -81,7 +81,7 @@ def _rows(tasks: Sequence[Report]) -> list[Sequence[object]]:
 
 
 def _curves(tasks: Sequence[Report], average: Mapping[str, Summary]) -> list[Curve]:
-    """Return mean and spread of each system's test scores, for each task and over all tasks, without missing scores."""
+    """Return a curve for each system: mean and spread of its test scores for each task, and over all tasks."""
     curves = []
     for number, system in enumerate(COMPARED):
         scores = [(t[system]["mean"]["test"][t["metric"]], t[system]["spread"]["test"][t["metric"]]) for t in tasks]
@@ -109,7 +109,7 @@ def _task(inputs: Mapping[str, Path], number: int, name: str, seeds: Sequence[in
 
 
 def _average(tasks: Sequence[Report], system: str) -> Summary:
-    """Return the summary over seeds of the mean test score over tasks. Each task's score uses its own metric."""
+    """Return the summary over seeds of the mean test score over tasks. The score of a task is that of its metric."""
     by_seed = zip(*([run["test"]["value"] for run in task[system]["seeds"]] for task in tasks), strict=True)
     return summary([summary(scores)["mean"] for scores in by_seed])
 
@@ -134,7 +134,7 @@ def _cost(inputs: Mapping[str, Path], tasks: int, seeds: Sequence[int]) -> dict[
 
 
 def words(report: Report) -> str:
-    """Summarize the report in a paragraph."""
+    """Return a summary of the report, as a paragraph."""
     average = report["average"]
     alone, plain, tickets, linear = (average[system]["mean"] for system in (*SYSTEMS, LINEAR))
     left = float(np.mean(report["weights_left"]))

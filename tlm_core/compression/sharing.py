@@ -1,6 +1,6 @@
 """Ticket sharing: one encoder for several tasks, each with its own ticket (arXiv 2105.12002, section 4).
 
-Each task computes only with the parts of its ticket, and a step on its texts changes only the ticket's weights.
+A task uses only the heads and blocks of its ticket. A training step on its texts changes only weights of its ticket.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ MASKS = "masks.json"
 
 
 def part(ctx: StageContext[PartParams]) -> dict[str, object]:
-    """Extract one task's `prepare` artifact from that of the merged task. All tasks share the tokenizer.
+    """Write the `prepare` artifact of one task, from that of the merged task. All tasks share the tokenizer.
 
     Inputs: `prepared` and `task`, both of the merged task.
     """
@@ -84,7 +84,7 @@ def part(ctx: StageContext[PartParams]) -> dict[str, object]:
 class SharedModel(nn.Module):
     """One encoder with a task head for each task. In training, it acts as the `TaskModel` of the selected task.
 
-    models: one for each task; all tasks use the encoder of the first. masks: the ticket of each task.
+    models: the model of each task; all tasks use the encoder of the first model. masks: the ticket of each task.
     """
 
     def __init__(self, models: Sequence[TaskModel], masks: Sequence[Mask]) -> None:
@@ -119,7 +119,7 @@ class SharedModel(nn.Module):
 
 
 def frozen(shape: Shape, mask: Mask) -> dict[str, Tensor]:
-    """Return flags by parameter name, in the parameter's shape: True for each encoder weight outside the ticket.
+    """Return parameter name → flags in the parameter's shape: True for each encoder weight outside the ticket.
 
     Biases and norms that act on both removed and remaining parts belong to every ticket.
     """
@@ -139,9 +139,9 @@ def frozen(shape: Shape, mask: Mask) -> dict[str, Tensor]:
 
 
 class TicketOptimizer(FlatOptimizer):
-    """Changes neither weights outside the current task's ticket nor their optimizer state.
+    """An optimizer that does not change weights outside the current task's ticket, nor their optimizer state.
 
-    A zero gradient is not enough, because weight decay and momentum also change weights.
+    A zero gradient is not enough for this, because weight decay and momentum also change weights.
     """
 
     def __init__(self, model: SharedModel, recipe: Optimizer, precision: str = "fp32") -> None:

@@ -1,4 +1,4 @@
-"""Models without the removed heads and blocks, and full-size weights with zeros for removed parts.
+"""Models without the heads and blocks that a mask removes, and full-size weights with zeros for removed parts.
 
 All layers of a stock `transformers` class have the same size, so stock weights have the full size. Our own modules
 and the ONNX graph become smaller.
@@ -26,9 +26,9 @@ MASK = "mask.json"
 
 
 def sliced(model: TaskModel, mask: Mask) -> TaskModel:
-    """Return a copy without the parts that the mask removes. It computes the same as `model` with gates of 0 on them.
+    """Return a copy of `model` without the heads and blocks that the mask removes.
 
-    Raises InvalidRequest if the mask does not fit the model.
+    The copy has the outputs of `model` with gates of 0 for these parts. Raises InvalidRequest if the mask does not fit.
     """
     mask.check(model.shape.layers, model.shape.heads)
     smaller = copy.deepcopy(model)
