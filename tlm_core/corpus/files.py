@@ -104,7 +104,7 @@ def rows_of(table: Records, text_column: str | None, file: str, findings: Findin
 
 
 def read_paragraphs(path: Path, findings: Findings) -> Iterator[str]:
-    """Yield the paragraphs of a plain text file. Blank lines separate them. A very long paragraph comes in pieces."""
+    """Yield the paragraphs of a plain text file. Blank lines separate them. Very long paragraphs are divided."""
     parts: list[str] = []
     size = 0
     with TableFile(path, findings).errors_as_faults():

@@ -57,10 +57,7 @@ class NearDuplicates:
             self._answered = self._resume()
 
     def select_new(self, texts: Sequence[str]) -> NDArray[np.bool_]:
-        """Return a mask [texts]: True for each text without a near duplicate among the texts selected so far.
-
-        Texts that earlier calls selected count too.
-        """
+        """Return a mask [texts]: True for each text without a near duplicate among the texts selected by any call."""
         begun = self._clock()
         with storage_errors("detecting near duplicates"):
             earlier, self._answered = np.split(self._answered, [len(texts)])

@@ -72,7 +72,7 @@ def _parts(texts: Row, start_words: int, marks: Marks) -> Row:
 
 @dataclass(frozen=True)
 class Alphabet:
-    """The ids of words and characters. A row has several parts: its texts, its first words, and its marked spans.
+    """The ids of words and characters. Each part of a row (texts, first words, marked spans) has ids of its own.
 
     words: for each part of a row, word → id. characters: for each part of a row, character → id.
     start_words: number of first words of a text that form an extra part; 0: no such part. marks: opening marks of the

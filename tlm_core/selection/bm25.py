@@ -13,7 +13,7 @@ from tlm_core.tasks.task import Task
 
 
 def bm25(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
-    """Select the passages that the queries hit, best rank first, as the options of the selector state."""
+    """Select the passages that the queries hit, best rank first. The options can limit hits, or balance labels."""
     retrieved, index, params = inputs.retrieve(), inputs.index, inputs.params
     if params.per_query_cap:
         accept.admits = query_cap(retrieved, params.per_query_cap)
@@ -25,7 +25,7 @@ def bm25(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
 
 
 def query_cap(retrieved: Retrieved, cap: int) -> Callable[[int], bool]:
-    """Return a function from a position in `retrieved.ids` to whether the selection may have this passage.
+    """Return a function that takes a position in `retrieved.ids` and returns whether to accept the passage.
 
     Each query starts with `cap` admissions. A passage uses one admission of the query that ranks the passage best among
     the queries with admissions left. Without such a query, the result is False.

@@ -84,7 +84,7 @@ def ranked(hits: Sequence[Hit], k: int) -> list[Hit]:
 
 
 def tie_at_cut(scores: Sequence[float], k: int) -> bool:
-    """Return whether the last score equals score number `k`. If so, hits that were not requested may have it too."""
+    """Return whether the last score equals score number `k`. If so, hits that were not requested may tie too."""
     return len(scores) > k and scores[-1] >= scores[k - 1] * _EQUAL
 
 

@@ -44,13 +44,13 @@ _EPOCHS = 5
 
 
 def dsir(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
-    """Select a random sample that favors words which are more frequent in the task than in the corpus."""
+    """Select a random sample that favors passages whose words are more frequent in the task than in the corpus."""
     limit_to_hits(inputs, accept)
     return best_passages(inputs, accept, scan_texts(inputs.index, _importance(inputs), inputs.progress))
 
 
 def _importance(inputs: SelectionInputs) -> Scorer:
-    """Return a function that scores passages by their log-likelihood in the task minus that in the corpus.
+    """Return a function that scores passages: log-likelihood under the texts of the task, minus that under the corpus.
 
     The likelihoods are those of hashed words and word pairs. The function adds Gumbel noise, so that the best k scores
     are a sample without replacement (section 4.2 of the DSIR paper). Each hash bucket starts with a count of one.

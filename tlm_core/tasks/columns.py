@@ -54,7 +54,7 @@ class Columns:
 
 
 def choose_columns(tables: Mapping[str, RawTable], options: DatasetOptions, findings: Findings) -> Columns | None:
-    """Return the columns of text, second text and label. The train table determines those that the options omit.
+    """Return the columns of text, second text and label. Columns that the options omit are inferred from train.
 
     tables: split → table. Returns None after the data error missing_column or no_header. Warning: guessed_column.
     """
@@ -160,7 +160,7 @@ def _infer_text(table: RawTable, excluded: Collection[str | None], findings: Fin
 def _has_header(table: RawTable, columns: Columns, options: DatasetOptions, findings: Findings) -> bool:
     """Return whether the first line is a header. If not, add the data error no_header.
 
-    The first line is a record if the label column was inferred from its values and its name equals one of them.
+    The first line is a record if the label column was inferred from its values, and one value equals the column's name.
     """
     if options.label_column is not None or columns.label.lower() in LABEL_NAMES:
         return True

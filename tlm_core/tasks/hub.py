@@ -57,7 +57,6 @@ def read_hub(
     """Return split → table of records for a hub dataset. This function runs no code of the dataset.
 
     The development set of a GLUE task becomes `test`. The second development set of MNLI becomes `test_mismatched`.
-
     cache: folder for downloads; None: the default of `datasets`. load: replaces `datasets.load_dataset`.
     Raises NotFound, InvalidRequest (an unknown config or revision) and Unavailable.
     Data errors: no_train, no_rows, doubled_column, too_many_columns, bad_character, bad_encoding.
@@ -98,7 +97,6 @@ def hub_file(source: HubSource, name: str, *, cache: Path | None = None) -> Path
     """Download a file of a hub dataset, and return its path. If the hub does not answer, return an earlier download.
 
     name: the path of the file in the dataset. cache: folder for downloads; None: the default of `huggingface_hub`.
-
     Raises InvalidRequest if the name leads outside the dataset, NotFound and Unavailable.
     """
     if not _FILE.fullmatch(name) or ".." in name.split("/"):

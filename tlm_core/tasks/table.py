@@ -40,7 +40,7 @@ _JOINED_BYTES = 1 << 26
 
 @dataclass
 class Kind:
-    """Values of one kind in a column, such as "whole number". count: their number. rows: the rows of the first 100."""
+    """The values of one kind, such as "whole number", in a column. rows: the row numbers of the first 100 values."""
 
     count: int = 0
     rows: list[int] = field(default_factory=list)

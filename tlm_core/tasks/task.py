@@ -105,10 +105,7 @@ class Task:
         return self.splits[split]["row"].to_numpy()
 
     def in_train(self, split: str) -> NDArray[np.bool_]:
-        """Return a mask [rows]: True for each text that is also in the `earlier_splits` of `split`.
-
-        The comparison ignores case and white space.
-        """
+        """Return a mask [rows]: True for each text that is in `earlier_splits(split)` too, ignoring case and space."""
         return np.isin(self._keys(split), np.concatenate([self._keys(name) for name in earlier_splits(split)]))
 
     def _keys(self, split: str) -> NDArray[np.int64]:

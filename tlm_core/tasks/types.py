@@ -21,10 +21,7 @@ from tlm_core.tasks.metrics import Targets
 
 @dataclass(frozen=True)
 class Scaling:
-    """Mean and standard deviation of the train targets, by which training standardizes targets.
-
-    deviation: 1 if all train targets are equal.
-    """
+    """Mean and standard deviation of the train targets, to standardize targets. deviation: 1 if all are equal."""
 
     mean: float
     deviation: float
