@@ -51,7 +51,7 @@ def _scale_block(gate: Tensor, _: nn.Module, __: tuple[Tensor], output: Tensor) 
 
 
 def mask_gates(mask: Mask, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the gates of heads and of blocks for `gated`: 0 for each part that the mask removes, else 1."""
+    """Return the gates of heads and of blocks for `gated`: 0 for each head or block that the mask removes, else 1."""
     heads = [torch.tensor(row, dtype=torch.float32, device=device) for row in mask.heads]
     return heads, [torch.tensor([block], dtype=torch.float32, device=device) for block in mask.blocks]
 
@@ -68,8 +68,8 @@ def importance(
 ) -> Importance:
     """Return the importance of each head and each block: the mean over the split's texts of |dL/dgate| at gate 1.
 
-    L is the loss of one text. The absolute value is that of the derivative's sum over the positions of the text. Of a
-    text with several windows, only the window of epoch 0 counts (`Split.turns`).
+    L is the loss of one text. The absolute value applies to the sum of the derivative over the positions of the text.
+    Of a text with several windows, only the window of epoch 0 counts (`Split.turns`).
     The function divides the values of a layer's heads by their Euclidean norm. It divides the values of all blocks by
     their Euclidean norm.
     as_published: compute as the authors' released code does, to compare with their masks. That code takes the

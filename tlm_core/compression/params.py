@@ -8,7 +8,7 @@ from tlm_core.training.stage import StageParams
 
 
 def ticket_name(which: str, level: float, seed: int) -> str:
-    """Return the name of a ticket's node in the plan."""
+    """Return the name of a ticket's node in the plan, such as "ticket.winning.l0.2.s1"."""
     return f"ticket.{which}.l{level:g}.s{seed}"
 
 

@@ -375,7 +375,7 @@ def gain(
 def gain_in_words(
     names: tuple[str, str], title: str, difference: Difference | float, time: str, equal: bool = False
 ) -> str:
-    """State whether the first model is better than the second on test, and at what cost of the whole job.
+    """Return sentences on whether the first model is better than the second on test, and what the whole job cost.
 
     title: name of the score. difference: a number if no predictions can be paired. time: from `training_time`. equal:
     whether both models make the same predictions.

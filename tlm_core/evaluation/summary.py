@@ -83,7 +83,7 @@ def _files(report: Report, model: str) -> str:
 
 
 def sentences(report: Report) -> list[str]:
-    """State which model a job returns, why, and whether it is better than the linear model.
+    """Return sentences on which model a job returns, why, and whether it is better than the linear model.
 
     For a study, return only `few_rows`.
     """
@@ -126,7 +126,7 @@ def training_time(report: Report) -> str:
 
 
 def time_in_words(seconds: float) -> str:
-    """Return `3.5 minutes`, or `42 seconds` below one minute."""
+    """Return a duration as "3.5 minutes" or, below one minute, as "42 seconds"."""
     return f"{seconds / 60:.1f} minutes" if seconds >= 60 else counted(round(seconds), "second")
 
 
@@ -149,7 +149,7 @@ def returned_seconds(report: Report) -> float:
 
 
 def behind_in_words(scores: Mapping[str, float], of: str = "") -> str:
-    """State why training ended early. scores: validation scores of `encoder` and `linear`. of: such as " of seed 1"."""
+    """Return why training ended early. scores: `encoder` and `linear` on validation. of: such as " of seed 1"."""
     return (
         f"Training{of} ended at half the joint budget, because the encoder has {scores['encoder']:.3f} on validation "
         f"and the linear model {scores['linear']:.3f} (joint.stop_if_behind)."
@@ -164,7 +164,7 @@ def learned_again(report: Report) -> bool:
 
 
 def refit_in_words(report: Report) -> str:
-    """State which models the refit trained again, and why it copied the others; empty without a refit."""
+    """Return sentences on which models the refit trained again, and why it copied the others; "" without a refit."""
     refits = [entry for entry in report["seeds"] if REFIT in entry]
     again = [entry["seed"] for entry in refits if entry[REFIT]]
     early = [entry["seed"] for entry in refits if not entry[REFIT] and BEHIND in entry]
@@ -189,7 +189,7 @@ def headline(report: Report) -> str:
 
 
 def few_rows(report: Report) -> list[str]:
-    """Return a warning if test is too small for precise scores, else nothing."""
+    """Return a list with a warning if test is too small for precise scores, else an empty list."""
     rows = (report.get("seeds") or [{}])[0].get("test", {}).get("rows", ROWS_TO_SCORE)
     return [f"Test has only {counted(rows, 'row')}, so its scores are imprecise."] if rows < ROWS_TO_SCORE else []
 

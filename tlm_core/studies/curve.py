@@ -74,7 +74,7 @@ def curve(ctx: StageContext[CurveParams]) -> dict[str, object]:
 
 
 def _gain(ctx: StageContext[CurveParams], report: Report, task: Task, size: float) -> Report:
-    """Compare the BiLSTMs of all seeds with the linear models of the largest size."""
+    """Return the comparison of the BiLSTMs of all seeds with the linear models of the largest size, see `gain`."""
 
     def outputs(model: str, seed: int, entry: int) -> Outputs:
         """Return the outputs on test. entry: the seed in the name of the stored array; 0 for the linear model."""

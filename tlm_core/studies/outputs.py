@@ -11,7 +11,7 @@ from pathlib import Path
 def write_outputs(
     out: Path, report: Mapping[str, object], table: str, rows: Iterable[Sequence[object]], plot: str
 ) -> None:
-    """Write `report.json`, the CSV file `table`, and `plot.svg` unless `plot` is empty. rows: column names first."""
+    """Write `report.json`, the CSV file `table` with column names as first row, and, if `plot` is set, `plot.svg`."""
     text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False)
     (out / "report.json").write_text(text, encoding="utf-8")
     with open(out / table, "w", newline="", encoding="utf-8") as file:

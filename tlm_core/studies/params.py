@@ -20,7 +20,7 @@ def size_name(size: float) -> str:
 
 
 def family(model: str) -> str:
-    """Return own, tlm or pretrained: the group of models that share tokens and the stages before finetuning."""
+    """Return "own", "tlm" or "pretrained": the group of models that share tokens and the stages before finetuning."""
     return {"tlm": "tlm", "bilstm_tlm": "tlm", "pretrained": "pretrained"}.get(model, "own")
 
 

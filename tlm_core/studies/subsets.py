@@ -81,7 +81,7 @@ def rows_of(size: float, rows: int) -> int:
 def curve_sizes(task: Task, requested: Sequence[float], seeds: Sequence[int]) -> list[Size]:
     """Return a `Size` for each requested size, by ascending number of rows.
 
-    A size is dropped if the subset of at least one seed lacks a class. It stays in the list, with the reason.
+    A size is dropped if the subset of at least one seed lacks a class. A dropped size is in the list, with the reason.
     Raises InvalidRequest if train has fewer rows than a size, if two sizes have equally many rows, or if all sizes
     are dropped. Also raises InvalidRequest for a regression task, which has no accuracy.
     """
