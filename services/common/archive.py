@@ -1,4 +1,4 @@
-"""Move old entries of streams to the storage, and compress the records of jobs that ended long ago."""
+"""Move events, metrics and log lines of jobs from Redis to the storage, and compress records of ended jobs."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ _DAMAGED = (CorruptArtifact, NotFound, UnreadableRecord, AttributeError, LookupE
 
 @dataclass(frozen=True)
 class _Refs:
-    """References that leave Redis when a job has ended. rows: their entries in the storage.
+    """The references of artifacts and checkpoints that leave Redis when a job has ended.
 
-    packed: the record's field `packed` without these references, or "" if the field does not change. artifacts: ids.
-    checkpoints: (artifact, entry) of each checkpoint.
+    rows: the references as entries of the stream REFS. packed: the new value of the record's field `packed`, without
+    these references, or "" if the field does not change. artifacts: ids of the artifacts. checkpoints: (artifact id,
+    checkpoint as JSON) for each checkpoint.
     """
 
     rows: Sequence[Row] = ()
@@ -48,19 +49,19 @@ _NO_REFS = _Refs()
 
 
 class Archive(JobReads):
-    """Limits the memory that Redis uses. Several processes may call its methods at the same time."""
+    """Operations that limit the memory of Redis. Several processes may call these methods at the same time."""
 
     def __init__(self, store: JobReads) -> None:
         super().__init__(store._redis, store._history)
         self._script = load_scripts(self._redis, Path(__file__).parent / "lua")
 
     def mark_streams(self) -> None:
-        """Mark all jobs that have streams, for `move_marked`. Jobs of an earlier release have no mark."""
+        """Mark each job that has events in Redis for `move_marked`. Jobs of an earlier release have no mark."""
         for name in self._redis.scan_iter(key("*", "events", "*"), count=1000):
             self._redis.sadd(TO_MOVE, "/".join(name.removeprefix(f"{PREFIX}:{{").split("}:events:")))
 
     def move_marked(self) -> int:
-        """Move the streams of up to 100 marked jobs to the storage. Returns the number of these jobs."""
+        """Move the streams of up to 100 marked jobs to the storage. Returns the number of selected jobs."""
         members = self._redis.srandmember(TO_MOVE, _JOBS_AT_ONCE)
         for member in members:
             with self._skipping(TO_MOVE, member):
@@ -69,10 +70,10 @@ class Archive(JobReads):
 
     @contextmanager
     def _skipping(self, place: str, member: str) -> Iterator[None]:
-        """Skip a damaged job. place: the set that contains `member`, TO_MOVE or ENDED.
+        """Run the block for one job. If the data of the job is damaged, log the error and skip the job.
 
-        The next call of `mark_streams` marks a skipped job of TO_MOVE again. `archive_ended` retries a skipped job of
-        ENDED after ARCHIVE_SECONDS.
+        member: the job as "TENANT/JOB ID". place: the set that contains the job, TO_MOVE or ENDED. A damaged job leaves
+        TO_MOVE until `mark_streams` marks it again. In ENDED, the job waits for another ARCHIVE_SECONDS.
         """
         try:
             yield
@@ -85,7 +86,7 @@ class Archive(JobReads):
                 self._redis.zadd(place, {member: self.now()}, xx=True)
 
     def _move_streams(self, tenant: str, job_id: str) -> None:
-        """Move metrics and log of a job to the storage. If the job has ended, also move its events and references."""
+        """Move metrics and log of a job to the storage. If the job has ended, also move its events and its `_Refs`."""
         assert self._history is not None, "only processes with a storage move streams"
         record, names = key(tenant, "job", job_id), {stream: key(tenant, stream, job_id) for stream in STREAMS}
         pipe = self._redis.pipeline(transaction=True)
@@ -122,7 +123,7 @@ class Archive(JobReads):
             self._history.delete(unused)
 
     def _refs(self, tenant: str, job_id: str, fields: Mapping[str, str]) -> _Refs:
-        """Return the references that leave Redis, or none if the job has few of them. fields: the unpacked record."""
+        """Return the references that leave Redis: none for up to 16 artifacts. fields: the unpacked record."""
         nodes = _nodes(fields)
         refs, _ = self._produced(tenant, job_id, nodes)
         if len(refs) <= _FEW_REFS:
@@ -135,7 +136,7 @@ class Archive(JobReads):
         return _Refs([(f"{number}-0", row) for number, row in enumerate(rows, 1)], shrunk, list(refs), checkpoints)
 
     def archive_ended(self, seconds: float = ARCHIVE_SECONDS) -> int:
-        """Compress up to 100 records of ended jobs whose streams moved at least `seconds` ago. Returns how many."""
+        """Compress up to 100 records of ended jobs whose streams moved at least `seconds` ago. Returns their number."""
         members = self._redis.zrangebyscore(ENDED, "-inf", self.now() - seconds, start=0, num=_JOBS_AT_ONCE)
         for member in members:
             with self._skipping(ENDED, member):
@@ -143,7 +144,7 @@ class Archive(JobReads):
         return len(members)
 
     def _archive(self, tenant: str, job_id: str) -> None:
-        """Compress a record, and end the reuse of its artifacts and checkpoints by new jobs."""
+        """Compress the record of a job, and unpublish its artifacts and checkpoints. New jobs do not reuse them."""
         record = key(tenant, "job", job_id)
         fields = unpacked(self._redis.hgetall(record))
         nodes = _nodes(fields)
@@ -162,10 +163,10 @@ class Archive(JobReads):
     def _produced(
         self, tenant: str, job_id: str, nodes: Mapping[str, ReusedArtifact]
     ) -> tuple[dict[str, ManifestRef], dict[str, str]]:
-        """Return the references of the artifacts of an ended job, and their entries ("" if not published) in Redis.
+        """Return two dicts for the artifacts of an ended job: id → reference, and id → entry in Redis.
 
-        nodes: the nodes of the job's result. A job that failed or was canceled has no result. Its artifacts are those
-        that it has published.
+        An entry is "" if the artifact is no longer published. nodes: node name → artifact, from the job's result. A job
+        that failed or was canceled has no result. Its artifacts are those that it has published.
         """
         refs = {node.artifact: node.ref for node in nodes.values()}
         refs |= {row["artifact"]: moved_ref(row) for row in self.moved_refs(tenant, job_id) if "artifact" in row}
@@ -177,17 +178,17 @@ class Archive(JobReads):
         return refs, {artifact: entries.get(artifact, "") for artifact in refs}
 
     def _own_checkpoints(self, tenant: str, job_id: str, artifacts: Sequence[str]) -> list[tuple[str, str]]:
-        """Return (artifact, entry) of each published checkpoint for the artifacts that the job has written."""
+        """Return (artifact id, checkpoint as JSON) for each published checkpoint that the job has written."""
         lists = {artifact: self._redis.lrange(key(tenant, "checkpoints", artifact), 0, -1) for artifact in artifacts}
         return [(artifact, body) for artifact, bodies in lists.items() for body in bodies if job_id in body]
 
 
 def _nodes(fields: Mapping[str, str]) -> dict[str, ReusedArtifact]:
-    """Return the artifact of each node that the result in an unpacked record names."""
+    """Return the artifacts in a job's result: node name → artifact. fields: the unpacked record."""
     return JobResult.model_validate_json(fields.get("result", "{}")).artifacts
 
 
 def _following(stream_id: str) -> str:
-    """Return the least stream id that is greater than `stream_id`."""
+    """Return the smallest stream id that is greater than `stream_id`."""
     milliseconds, number = position(stream_id)
     return f"{milliseconds}-{number + 1}"

@@ -1,7 +1,7 @@
-"""Background tasks. An error does not end a task: the task continues with other items.
+"""Background tasks, which repeat a function in rounds. After an error, a task continues with the next item or round.
 
-The answer of `/readyz` and the metrics show the error. Exception: if a component is unavailable, the task waits for its
-next round, and the outage is no error of the task.
+`/readyz` and the metrics show the error. An outage of a component is no error of the task: the task waits for the next
+round.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ _MAX_SKIPPED = 1000  # items that a task remembers, so that it logs each item on
 class Background:
     """A repeated task and its condition.
 
-    failures: successive rounds that failed. waiting: whether the task waits for a component. skipped: item → its error.
-    error: of the last failed round, or the reason why the task has stopped, else empty. stopped: whether the task has
-    ended, and starts again only when the process restarts.
+    - failures: the number of failed rounds since the last complete round.
+    - waiting: whether a component did not answer since the last complete round.
+    - skipped: name of each skipped item → the error.
+    - error: the error of the last failed round, or why the task has stopped, or "".
+    - stopped: whether the task has ended. A stopped task starts again when the process restarts.
     """
 
     name: str
@@ -53,13 +55,13 @@ class Background:
             FAILING.labels(self.name).set(1)
 
     def start(self, work: Callable[[], object], seconds: float, stop: threading.Event) -> threading.Thread:
-        """Repeat `work` in a thread of its own, and return the thread."""
+        """Call `repeat` in a new thread, and return the thread."""
         thread = threading.Thread(target=self.repeat, args=(work, seconds, stop), name=self.name, daemon=True)
         thread.start()
         return thread
 
     def repeat(self, work: Callable[[], object], seconds: float, stop: threading.Event) -> None:
-        """Call `work` every `seconds`, and less often after failures, until `stop` is set."""
+        """Call `work` every `seconds` until `stop` is set, and less often after failures. The first call also waits."""
         with self.running():
             delay = min(seconds, _FIRST_SECONDS)
             while not stop.wait(delay):
@@ -69,10 +71,10 @@ class Background:
 
     @contextmanager
     def round(self) -> Iterator[None]:
-        """Log an error of the block, and later the end of the error.
+        """Run the block as one round of the task. Catch and log its error, and update the fields of the task.
 
-        If a component does not answer, the round is logged once and is no failure. A complete round forgets skipped
-        items that it did not visit: another process has finished or deleted them.
+        Unavailable is no failure: the task waits, and logs only the first round of a wait. A round without error
+        removes items from `skipped` that it did not visit, because another process has finished or deleted them.
         """
         self._seen.clear()
         try:
@@ -95,9 +97,9 @@ class Background:
 
     @contextmanager
     def item(self, name: str, **ids: object) -> Iterator[None]:
-        """Log an error of the block and skip this item. Raises Unavailable if a component does not answer.
+        """Run the block for one item of a round. Catch an error, log it once, and add the item to `skipped`.
 
-        ids: fields of its log lines, such as job_id.
+        ids: fields for the log lines of the block, such as job_id. Raises Unavailable if a component does not answer.
         """
         self._seen.add(name)
         with log_context(**ids):
@@ -114,7 +116,7 @@ class Background:
                 self.skipped.pop(name, None)
 
     def delay(self, seconds: float) -> float:
-        """Return the seconds until the next round: `seconds`, or more after failures."""
+        """Return the seconds until the next round. Each failed round doubles `seconds`, until a minute is reached."""
         return min(max(_MAX_DELAY_SECONDS, seconds), seconds * 2.0 ** min(self.failures, 10))
 
     @property
@@ -126,7 +128,7 @@ class Background:
 
 
 def conditions(tasks: Iterable[Background]) -> dict[str, str]:
-    """Return the condition of each task by its name."""
+    """Return the conditions of tasks: name of the task → `condition`."""
     return {task.name: task.condition for task in tasks}
 
 

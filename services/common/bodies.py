@@ -1,4 +1,4 @@
-"""Rejects request bodies that are too large, and JSON that parsers or stores cannot handle."""
+"""Reject request bodies that are too large, and JSON that parsers or stores cannot handle."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def check_json(body: bytes) -> None:
 
 
 def depth_of(body: bytes) -> int:
-    """Return how deep lists and objects are nested, at most MAX_DEPTH + 1.
+    """Return how deep lists and objects in the JSON `body` are nested. Count up to MAX_DEPTH + 1.
 
     Returns 0 if the body has too few brackets to exceed MAX_DEPTH. Does not parse the body, because a parser may
     exhaust the stack.
@@ -83,10 +83,10 @@ def _int(text: str) -> int:
 
 
 class BodyCheck:
-    """ASGI middleware that reads a body of at most MAX_JSON_BYTES, checks it if it is JSON, and passes it on.
+    """ASGI middleware that rejects bodies of more than MAX_JSON_BYTES, and JSON that `check_json` rejects.
 
-    reject: (HTTP status, message) → response to a rejected body. streamed: paths whose multipart bodies pass unread.
-    raw: path prefixes of PUT requests whose bodies pass unread. The routes of these paths read and limit the bodies.
+    reject: function (HTTP status, message) → response to a rejected body. The routes of some paths read and limit their
+    bodies without this check: multipart bodies of the paths `streamed`, and PUT bodies of paths with a prefix in `raw`.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class BodyCheck:
         if body is None:
             return
         if len(body) > MAX_JSON_BYTES:
-            message = f"The body is larger than {MAX_JSON_BYTES:,} bytes. Send a smaller one."
+            message = f"The body is larger than {MAX_JSON_BYTES:,} bytes. Send a smaller body."
             await self._reject(413, message)(scope, receive, send)
             return
         try:
@@ -137,7 +137,7 @@ class BodyCheck:
 
 
 async def _read(receive: Receive) -> bytes | None:
-    """Return the body, or only its beginning if it is too large. Returns None if the client has disconnected."""
+    """Return the body, or the beginning of a body that exceeds MAX_JSON_BYTES. None: the client has disconnected."""
     body, is_partial = bytearray(), True
     while is_partial and len(body) <= MAX_JSON_BYTES:
         message = await receive()

@@ -45,7 +45,7 @@ _SUGGESTED_FROM = 100  # records whose names an error can suggest
 
 
 class Catalog:
-    """All operations on datasets and corpora. Thread-safe. Raises StoreUnavailable, StoreFull or UnreadableRecord."""
+    """The operations on datasets and corpora. Thread-safe. They raise StoreUnavailable, StoreFull, UnreadableRecord."""
 
     def __init__(self, client: redis.Redis) -> None:
         # redis-py types each answer as bytes, text, or awaitable; with decode_responses it is text.
@@ -66,9 +66,10 @@ class Catalog:
         summary: DatasetSummary,
         request: str = "",
     ) -> DatasetRecord:
-        """Record an upload durably as the next version under `name`.
+        """Record a dataset durably as the next version of `name`, and return the record.
 
-        request: digest of a request that creates the dataset from uploads. An equal request returns the same dataset.
+        request: digest of the body of POST /v1/datasets/from-uploads, else "". For seven days, an equal digest returns
+        the dataset that the first call recorded.
         """
         check_disk(self._redis)
         # If the write below fails, the number stays unused. This is harmless: later uploads have higher numbers.
@@ -90,14 +91,14 @@ class Catalog:
         return record if created == dataset_id else self.dataset(tenant, created)
 
     def created_by(self, tenant: str, request: str) -> str | None:
-        """Return the id of the dataset or load that `request` has created from uploads, or None."""
+        """Return the id of the dataset or load that was recorded with the digest `request`, or None."""
         created: str | None = self._redis.get(_request_key(tenant, request))
         return created
 
     def dataset(self, tenant: str, id_or_name: str) -> DatasetRecord:
-        """Return the dataset with this id, or the newest version of this name. Raises NotFound.
+        """Return a dataset by its id, by its name (newest version), or by NAME@VERSION. Raises NotFound.
 
-        NAME@VERSION selects a version: by number (`reviews@v3`) or by the first 8 or more digits of its digest.
+        VERSION is a number, as in `reviews@v3`, or the first 8 or more digits of the dataset's digest.
         """
         name, at, version = id_or_name.partition("@")
         if at:
@@ -125,12 +126,15 @@ class Catalog:
         return None
 
     def datasets(self, tenant: str, *, after: str | None = None, limit: int = 20) -> tuple[list[DatasetRecord], bool]:
-        """Return the datasets older than `after`, newest first, and whether there are more."""
+        """Return up to `limit` datasets, newest first, and whether there are more.
+
+        after: the id of a dataset. If set, return only older datasets.
+        """
         ids = self._names(key(tenant, "datasets"), after, limit + 1, newest_first=True)
         return self._dataset_records(tenant, ids[:limit]), len(ids) > limit
 
     def dataset_ids(self, tenant: str, id_or_name: str) -> list[str]:
-        """Return the ids of all versions of NAME, or of NAME@VERSION. Returns an unknown NAME itself, as an id."""
+        """Return the ids of all versions of NAME, or the id of NAME@VERSION. An unknown NAME counts as an id."""
         name, at, version = id_or_name.partition("@")
         if at:
             record = self._version(tenant, name, version)
@@ -144,7 +148,7 @@ class Catalog:
     # --- corpora --------------------------------------------------------------------------------------------------
 
     def corpus(self, tenant: str, name: str) -> CorpusRecord:
-        """Return a corpus. Raises NotFound if nothing was ever uploaded under this name."""
+        """Return a corpus with its versions. Raises NotFound if nothing was ever uploaded under this name."""
         pipe = self._redis.pipeline().zscore(key(tenant, "corpora"), name).hgetall(key(tenant, "corpus", name))
         score, bodies = pipe.execute()
         if score is None:
@@ -156,7 +160,7 @@ class Catalog:
     def ready_version(self, tenant: str, name: str, version: str | None = None) -> CorpusVersion:
         """Return a version of a corpus if it is ready. Without `version`, return the newest ready version.
 
-        Raises NotFound for an unknown corpus or version, NotReady during a load, and Conflict if waiting does not help.
+        Raises NotFound for an unknown corpus or version, NotReady while a load may make it ready, otherwise Conflict.
         """
         corpus = self.corpus(tenant, name)
         if version is not None:
@@ -180,7 +184,10 @@ class Catalog:
         )
 
     def corpora(self, tenant: str, *, after: str | None = None, limit: int = 20) -> tuple[list[CorpusRecord], bool]:
-        """Return the corpora whose names follow `after`, sorted by name, and whether there are more."""
+        """Return up to `limit` corpora, sorted by name, and whether there are more.
+
+        after: the name of a corpus. If set, return only corpora with later names.
+        """
         names = self._names(key(tenant, "corpora"), after, limit + 1)
         pipe = self._redis.pipeline(transaction=False)
         for name in names[:limit]:
@@ -192,9 +199,9 @@ class Catalog:
         return records, len(names) > limit
 
     def drop_corpus(self, tenant: str, corpus: str, version: str = "") -> None:
-        """Delete the record of a corpus, or of one version. The caller must have deleted the index and the passages.
+        """Delete the record of a corpus, or only that of `version`. First, the caller deletes indexes and passages.
 
-        Raises AlreadyRunning while a load of the corpus is open.
+        Raises AlreadyRunning while a load of the corpus has not ended.
         """
         keys = [key(tenant, "corpus", corpus), *_load_keys(tenant, corpus)]
         answer = self._script["drop_corpus"](keys=keys, args=[version, corpus, f"{tenant}/", key(tenant, "load", "")])
@@ -212,10 +219,11 @@ class Catalog:
         sources: Sequence[str] = (),
         request: str = "",
     ) -> CorpusLoad:
-        """Record a load durably. It turns the files of `upload`, and those at the addresses `sources`, into a version.
+        """Record durably that a loader must create a corpus version, and return the load.
 
-        request: digest of a request that creates the load from uploads. An equal request returns the same load.
-        Raises AlreadyRunning while an earlier load of the corpus is open.
+        The version gets the texts in the files of `upload` and at the addresses `sources`. request: digest of the body
+        of POST /v1/corpora/from-uploads, else "". For seven days, an equal digest returns the load that the first call
+        recorded. Raises AlreadyRunning while an earlier load of the corpus has not ended.
         """
         check_disk(self._redis)
         load = CorpusLoad(
@@ -236,11 +244,11 @@ class Catalog:
         return load if answer[1] == load.id else self.load(tenant, answer[1])
 
     def load(self, tenant: str, load_id: str) -> CorpusLoad:
-        """Return a load. Raises NotFound."""
+        """Return the load with this id. Raises NotFound."""
         return self._read_load(tenant, load_id)[0]
 
     def load_of(self, tenant: str, corpus: str, load_id: str) -> CorpusLoad:
-        """Return a load of this corpus. Raises NotFound, also if the load belongs to another corpus."""
+        """Return a load of a corpus. Raises NotFound if the load is unknown or belongs to another corpus."""
         self.corpus(tenant, corpus)
         load = self.load(tenant, load_id)
         if load.corpus != corpus:
@@ -248,28 +256,28 @@ class Catalog:
         return load
 
     def loads(self, tenant: str, corpus: str, *, limit: int = 10) -> list[CorpusLoad]:
-        """Return the latest loads of a corpus, newest first."""
+        """Return the last `limit` loads of a corpus, newest first."""
         ids = self._names(key(tenant, "corpus-loads", corpus), None, limit, newest_first=True)
         return [listed_load(tenant, corpus, *row) for row in self._bodies(tenant, "load", ids)]
 
     def open_load(self, tenant: str, corpus: str) -> CorpusLoad | None:
-        """Return the open load of a corpus, if there is one."""
+        """Return the load of a corpus that has not ended, or None."""
         return next((load for load in self.loads(tenant, corpus) if load.state in OPEN), None)
 
     def open_loads(self) -> list[tuple[str, str]]:
-        """Return (tenant, load id) of every open load, oldest first."""
+        """Return (tenant, load id) of each load that has not ended, oldest first."""
         members = self._redis.smembers(_OPEN_LOADS)
         pairs = [member.partition("/") for member in members]
         return sorted(((tenant, load) for tenant, _, load in pairs), key=lambda pair: pair[1])
 
     def lease_load(self, tenant: str, load_id: str, owner: str, seconds: int) -> bool:
-        """Acquire or renew the lease of a load. Returns False if another owner holds it."""
+        """Acquire or renew the lease of a load for `seconds`. Returns False if another owner holds the lease."""
         return bool(self._script["lease"](keys=[key(tenant, "load-lease", load_id)], args=[owner, seconds]))
 
     def cancel_load(self, tenant: str, load_id: str) -> CorpusLoad:
-        """Set a load to `cancelling`. The loader with its lease then deletes the files of the load. May be repeated.
+        """Set the state of a load to `cancelling`, and return the load. A repeated call has no effect.
 
-        Raises NotFound, or Conflict if the load has ended.
+        A loader then deletes the files of the load. Raises NotFound, or Conflict for a load that is ready or failed.
         """
         while True:
             load, body = self._read_load(tenant, load_id)
@@ -288,10 +296,10 @@ class Catalog:
     def save_load(
         self, load: CorpusLoad, owner: str, version: CorpusVersion | None = None, *, delete_version: str = ""
     ) -> None:
-        """Save the progress of a load. In the same step, save `version` or delete the version `delete_version`.
+        """Save a load. In the same atomic step, save the corpus version `version`, or delete `delete_version`.
 
-        Raises StaleAttempt if `owner` does not hold the lease, or if the stored load is `cancelling` and `load` is not
-        `cancelled`.
+        delete_version: the name of a corpus version. Raises StaleAttempt if `owner` does not hold the lease. Also
+        raises StaleAttempt if the stored state is `cancelling`, except to save the state `cancelled`.
         """
         parts = (("load-lease", load.id), ("load", load.id), ("corpus", load.corpus))
         args = [
@@ -320,13 +328,13 @@ class Catalog:
         return read_record(CorpusLoad, body, f"load {load_id}"), body
 
     def _bodies(self, tenant: str, kind: str, ids: Iterable[str]) -> list[tuple[str, str]]:
-        """Return (id, JSON) of each record that exists."""
+        """Return (id, record as JSON) for each of `ids` that has a record."""
         ids = list(ids)
         bodies = self._redis.mget([key(tenant, kind, record_id) for record_id in ids]) if ids else []
         return [(record_id, body) for record_id, body in zip(ids, bodies, strict=True) if body is not None]
 
     def _names(self, index: str, after: str | None, limit: int, *, newest_first: bool = False) -> list[str]:
-        """Return at most `limit` members of a sorted set whose scores are all 0, in the order of their bytes."""
+        """Return up to `limit` members of the sorted set `index` that follow `after`, in the order of their bytes."""
         start, end = (f"({after}" if after else ("+" if newest_first else "-")), ("-" if newest_first else "+")
         return list(self._redis.zrange(index, start, end, desc=newest_first, bylex=True, offset=0, num=limit))
 
@@ -336,7 +344,7 @@ class Catalog:
 
 
 def dataset_keys(tenant: str, dataset_ids: Iterable[str]) -> list[str]:
-    """Return the Redis keys of dataset records. The submission of a job fails if one of these records is missing."""
+    """Return the Redis keys of the records of datasets, for the argument `needs` of `JobStore.submit`."""
     return [key(tenant, "dataset", dataset_id) for dataset_id in dataset_ids]
 
 

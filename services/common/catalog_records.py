@@ -1,4 +1,4 @@
-"""Records of the uploads of tenants: datasets, corpora with their versions, and loads of corpora."""
+"""The records of the catalog: datasets, corpora with their versions, and loads of corpora."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ class _Record(BaseModel):
 
 
 class DatasetSummary(_Record):
-    """Counts of a dataset. rows: count by split. selection: passages in the uploaded selection, if there is one."""
+    """Counts of a dataset. rows: split → number of rows, such as {"train": 450}. labels: 0 for a regression task.
+
+    warnings: of the validation. selection: number of passages in the uploaded selection, or None without a selection.
+    """
 
     rows: dict[str, int] = {}
     labels: int = 0
@@ -27,10 +30,11 @@ class DatasetSummary(_Record):
 
 
 class DatasetRecord(_Record):
-    """One uploaded version of a dataset. The id identifies this version, the name the newest version.
+    """One version of a dataset. All versions have the same name, and each has its own id.
 
-    raw: the uploaded files. report: folder with the validation report. options: the fields of DatasetOptions that the
-    uploader has set. created_at: Unix seconds. error: set only if this record replaces an unreadable one in a list.
+    raw: the uploaded files. report: the artifact with the validation report. options: the fields of DatasetOptions that
+    differ from their defaults. created_at: Unix seconds. error: in a list, why the stored record is unreadable, or
+    None.
     """
 
     id: str
@@ -48,9 +52,11 @@ class DatasetRecord(_Record):
 class CorpusVersion(_Record):
     """One version of a corpus: its passages in the storage, and the state of its index.
 
-    count: number of passages. refused: number of passages that the index rejects. duplicates_dropped,
-    near_duplicates_dropped: numbers of passages of the upload that `count` does not include. near_duplicates_seconds:
-    time of the search for near duplicates. near_duplicates_*: None if the load does not drop near duplicates.
+    - count: number of passages in the storage. refused: how many of them the index refused.
+    - duplicates_dropped, near_duplicates_dropped: numbers of passages that the load dropped. `count` excludes them.
+    - near_duplicates_seconds: time of the search for near duplicates.
+    - near_duplicates_dropped and near_duplicates_seconds are None if the load keeps near duplicates.
+    - created_at: Unix seconds.
     """
 
     version: str
@@ -74,11 +80,11 @@ class CorpusRecord(_Record):
     versions: tuple[CorpusVersion, ...] = ()
 
     def ready(self) -> CorpusVersion | None:
-        """Return the newest version that can be searched."""
+        """Return the newest version that can be searched, or None."""
         return next((version for version in self.versions if version.state is CorpusState.READY), None)
 
     def version(self, name: str) -> CorpusVersion:
-        """Return a version. Raises NotFound."""
+        """Return the version with this name. Raises NotFound."""
         for version in self.versions:
             if version.version == name:
                 return version
@@ -92,10 +98,12 @@ OPEN = frozenset({LoadState.QUEUED, LoadState.CUTTING, LoadState.INDEXING, LoadS
 class CorpusLoad(_Record):
     """The load of one upload into a corpus version.
 
-    near_duplicates: whether the load drops passages that nearly equal an earlier passage. upload: the uploaded files.
-    sources: addresses of further files. cut: the passages of each file that is already split. done, total: numbers of
-    passages; total is 0 while it is unknown. waiting: the error of the last try while the load waits, else empty.
-    request_id: id of the request that uploaded the files, for logs.
+    - near_duplicates: whether the load drops or keeps a passage that nearly equals an earlier passage.
+    - upload: the uploaded files. sources: addresses of further files.
+    - cut: for each file that is split into passages, the artifact with its passages.
+    - done: number of passages that are processed in the current state. total: number of all passages, 0 if unknown.
+    - waiting: the error of the last try while the load waits, else "".
+    - created_at: Unix seconds. request_id: id of the request that created the load, for logs.
     """
 
     id: str
@@ -120,7 +128,7 @@ _AnyRecord = TypeVar("_AnyRecord", bound=_Record)
 
 
 def read_record(kind: type[_AnyRecord], body: str, name: str) -> _AnyRecord:
-    """Return a record from its JSON. name: the name of the record in the error. Raises UnreadableRecord."""
+    """Return the record in the JSON `body`. name: what the error calls the record. Raises UnreadableRecord."""
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
@@ -128,7 +136,7 @@ def read_record(kind: type[_AnyRecord], body: str, name: str) -> _AnyRecord:
 
 
 def needs_files(body: str) -> bool:
-    """Return whether a load, given as JSON, may still read its upload."""
+    """Return whether a load may still read its upload. body: its record as JSON. True for an unreadable one."""
     try:
         return read_record(CorpusLoad, body, "a load").state in OPEN
     except UnreadableRecord:
@@ -136,9 +144,9 @@ def needs_files(body: str) -> bool:
 
 
 def _listed(kind: type[_AnyRecord], body: str, record: str, /, **stub: object) -> _AnyRecord:
-    """Return a record for a list. If the record is unreadable, return the fields `stub` with the error.
+    """Return the record in the JSON `body`. If it is unreadable, return a record with the fields `stub` and the error.
 
-    So one unreadable record does not hide the others.
+    So a list can show the other records. record: what the error calls this record, such as "load load_1".
     """
     try:
         return read_record(kind, body, record)
@@ -155,7 +163,7 @@ def listed_dataset(tenant: str, dataset_id: str, body: str) -> DatasetRecord:
 
 
 def listed_versions(tenant: str, corpus: str, bodies: Mapping[str, str]) -> tuple[CorpusVersion, ...]:
-    """Return the versions of a corpus, newest first."""
+    """Return the versions of a corpus, newest first. bodies: name of the version → record as JSON."""
     versions = [
         _listed(
             CorpusVersion, body, f"version {name} of corpus '{corpus}'",

@@ -1,4 +1,4 @@
-"""Older entries of the streams of jobs, in the storage. Redis has only the entries since the last move."""
+"""Older events, metrics and log lines of jobs, in the storage. Redis has only the entries since the last move."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Row = tuple[str, dict[str, str]]  # id and fields of an entry, as XRANGE returns
 
 
 class Moved(BaseModel):
-    """The entries of a job that moved to the storage. last: stream → id of its last moved entry."""
+    """The entries of a job that moved to the storage: `ref` has them. last: stream → id of the last moved entry."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -48,12 +48,12 @@ class Moved(BaseModel):
 
 @dataclass(frozen=True)
 class History:
-    """The files of moved entries: one artifact for each job. Each move writes a new artifact."""
+    """The moved entries of jobs in the storage: one artifact for each job. Each move writes a new artifact."""
 
     artifacts: ArtifactStore
 
     def read(self, moved: Moved, stream: str, after: str = "0") -> list[Row]:
-        """Return the moved entries of a stream after an id.
+        """Return the moved entries of a stream with an id above `after`, in order.
 
         Raises NotFound if the file is lost or replaced by a later move, and CorruptArtifact if the file is damaged.
         """
@@ -70,12 +70,14 @@ class History:
         rows: Mapping[str, Sequence[Row]],
         is_current: Callable[[], bool] = lambda: True,
     ) -> Moved:
-        """Write the entries of `earlier`, followed by `rows` (stream → entries), as new files.
+        """Write the entries of `earlier`, followed by `rows`, to a new artifact. Returns its reference and last ids.
 
-        is_current: returns False if another process has replaced `earlier` and deleted its files. A missing file then
-        raises NotFound. If a file of the current `earlier` is missing, its entries are omitted. Of more than 200,000
-        entries, logs lose their oldest lines, and metrics are thinned. Raises CorruptArtifact if files of `earlier` are
-        damaged, and the errors of ArtifactStore.
+        rows: stream → new entries. is_current: returns False if another process has replaced `earlier`.
+
+        - If a file of `earlier` is missing: raises NotFound if `is_current` returns False, because another process has
+          deleted the file. Otherwise logs the loss and omits the entries.
+        - If a stream has more than 200,000 entries, logs lose their oldest lines, and metrics are thinned.
+        - Raises CorruptArtifact if a file of `earlier` is damaged, and the errors of ArtifactStore.
         """
         folder = f"{folder_of(tenant, job)}/{uuid.uuid4().hex}"
         last = dict(earlier.last) if earlier else {}
@@ -93,14 +95,14 @@ class History:
         return Moved(ref=ref, last=last)
 
     def _earlier_rows(self, job: str, earlier: Moved | None, stream: str, is_current: Callable[[], bool]) -> list[Row]:
-        """Return the moved entries of a stream, or none if their files are lost, so that later entries can move."""
+        """Return the entries of a stream in `earlier`, or [] if their file is lost, so that new entries can move."""
         try:
             return self.read(earlier, stream) if earlier else []
         except NotFound as error:
             if not is_current():
                 raise
             with log_context(job_id=job):
-                log.error("Lost the %s of job %s that were in the storage: %s", stream, job, error)
+                log.error("The storage has lost the older %s of job %s: %s", stream, job, error)
             return []
 
     def delete(self, moved: Moved) -> None:
@@ -108,16 +110,17 @@ class History:
 
 
 def values_of(point: Mapping[str, object]) -> Iterator[tuple[str, float]]:
-    """Yield the measured values of a metric point by name."""
+    """Yield (name, value) for each measured value of a metric point, such as ("mlm", 6.2)."""
     for name, value in point.items():
         if name not in _METADATA and not isinstance(value, bool) and isinstance(value, int | float):
             yield name, float(value)
 
 
 def _thinned(entries: Sequence[Row]) -> list[Row]:
-    """Return about half of `_MAX_ENTRIES` metric points: the extremes of each curve in equal ranges of steps.
+    """Return about half of `_MAX_ENTRIES` metric points: those with the extremes of each curve in ranges of steps.
 
-    Equal numbers of entries would thin the beginning most, because earlier calls have already thinned the beginning.
+    All ranges of a curve have equally many steps. With equally many entries instead, each call would thin the beginning
+    again, because earlier calls have already thinned it.
     """
     curves: dict[tuple[str, str], list[tuple[float, float, int]]] = {}
     for index, (_, fields) in enumerate(entries):
@@ -132,9 +135,9 @@ def _thinned(entries: Sequence[Row]) -> list[Row]:
 
 
 def _extremes(curve: Sequence[tuple[float, float, int]], ranges: int) -> Iterator[int]:
-    """Yield the index of the least and the greatest value in each of `ranges` equal ranges of steps.
+    """Yield the indices of the lowest and the highest point of a curve in each of `ranges` equal ranges of steps.
 
-    curve: step, value and index of each point.
+    curve: (step, value, index) of each point.
     """
     least: dict[int, tuple[float, int]] = {}
     greatest: dict[int, tuple[float, int]] = {}
@@ -172,18 +175,21 @@ def _rows(content: bytes, path: str) -> list[Row]:
 
 
 def folder_of(tenant: str, job: str) -> str:
-    """Return the folder of a job's history in the storage."""
+    """Return the storage folder for the moved entries of a job."""
     return f"{tenant}/jobs/{job}"
 
 
 def position(stream_id: str) -> tuple[int, int]:
-    """Return a stream id as two numbers, which sort like the ids in Redis."""
+    """Return the two numbers of a stream id: (1700, 2) for "1700-2". They sort like the ids in Redis."""
     milliseconds, _, number = stream_id.partition("-")
     return int(milliseconds), int(number or 0)
 
 
 def entry_of(tenant: str, artifact: str, ref: ManifestRef) -> str:
-    """Return the entry of a published artifact in Redis. The entry omits what the id of the artifact implies."""
+    """Return a short text for a reference to TENANT/artifacts/ARTIFACT/NAME: "DIGEST NAME".
+
+    A reference to another folder becomes JSON. Redis stores the text for each published artifact.
+    """
     parent, _, name = ref.folder.rpartition("/")
     if parent == f"{tenant}/artifacts/{artifact}":
         return f"{ref.digest} {name}"
@@ -191,7 +197,7 @@ def entry_of(tenant: str, artifact: str, ref: ManifestRef) -> str:
 
 
 def ref_of(tenant: str, artifact: str, entry: str) -> ManifestRef:
-    """Return the reference that `entry_of` encoded. Earlier releases wrote each reference as JSON."""
+    """Return the reference that `entry_of` encoded as `entry`. Earlier releases wrote each reference as JSON."""
     if entry.startswith("{"):
         return ManifestRef.model_validate_json(entry)
     digest, _, name = entry.partition(" ")
@@ -199,17 +205,17 @@ def ref_of(tenant: str, artifact: str, entry: str) -> ManifestRef:
 
 
 def moved_ref(row: Mapping[str, str]) -> ManifestRef:
-    """Return the reference of an artifact from its entry in REFS."""
+    """Return the reference of an artifact. row: the fields of the artifact's entry in the stream REFS."""
     return ManifestRef(folder=row["folder"], digest=row["digest"])
 
 
 def packed(fields: Mapping[str, str]) -> str:
-    """Return the fields of a record as compressed text."""
+    """Return the fields of a record as one compressed text, for the field `packed` of the record."""
     return base64.b85encode(zlib.compress(canonical_json(fields).encode(), 9)).decode()
 
 
 def unpacked(fields: Mapping[str, str]) -> dict[str, str]:
-    """Return the fields of a record without `history`. An archived record has most of them in `packed`."""
+    """Return the fields of a record without `history`, including those in the compressed field `packed`."""
     inner = fields.get("packed")
     own = {name: value for name, value in fields.items() if name not in ("packed", "history")}
     return own if inner is None else {**json.loads(zlib.decompress(base64.b85decode(inner))), **own}

@@ -70,8 +70,8 @@ class LogLine(TypedDict):
 class JobReads:
     """The read operations of `JobStore`. history: reads the older entries of streams from the storage.
 
-    `events`, `metrics`, `logs`, `last_logs`, and the methods that read references of ended jobs, raise NotFound,
-    CorruptArtifact or StorageUnavailable from `history`.
+    `events`, `metrics`, `logs`, `last_logs`, `moved_refs` and `result_of` also read the storage. If its entries cannot
+    be read, these methods raise NotFound, CorruptArtifact or StorageUnavailable.
     """
 
     def __init__(self, client: redis.Redis, history: History | None = None) -> None:
@@ -133,7 +133,7 @@ class JobReads:
         ]
 
     def _without_delayed(self, queued: Sequence[tuple[str, float]], now: float) -> list[tuple[str, float]]:
-        """Return the entries of queues (tenant/job id, time) whose jobs can start now."""
+        """Return the entries of `queued`, ("TENANT/JOB ID", time of submission), whose jobs can start at `now`."""
         pipe = self._redis.pipeline(transaction=False)
         for member, _ in queued:
             tenant, job_id = member.split("/", 1)
@@ -150,8 +150,8 @@ class JobReads:
     def artifacts_of(self, tenant: str, job_id: str) -> set[str]:
         """Return the ids of the artifacts that the job has published or inherited, or for which it wrote checkpoints.
 
-        A job inherits an artifact from a deleted job that shared it. The result includes the artifacts of the job's
-        result, even if the rest of the record is unreadable.
+        A job inherits an artifact from a deleted job that shared it. The set includes the artifacts in the result of a
+        succeeded job, even if the rest of the record is unreadable. Raises StorageUnavailable.
         """
         names = ("result", "packed", "history")
         pipe = self._redis.pipeline(transaction=True)
@@ -165,24 +165,31 @@ class JobReads:
         return set(artifacts)
 
     def moved_refs(self, tenant: str, job_id: str) -> list[dict[str, str]]:
-        """Return the references that left the record of an ended job: of artifacts, then of checkpoints."""
+        """Return the references that left Redis when a job ended, or []: first of artifacts, then of checkpoints.
+
+        A dict for an artifact has the keys `node`, `artifact`, `folder` and `digest`. A dict for a checkpoint has the
+        key `checkpoint` (JSON of a CheckpointRef).
+        """
         return [row for _, row in self._rows(tenant, job_id, REFS, "0", _ALL)]
 
     def result_of(self, job: JobRecord) -> dict[str, ReusedArtifact]:
-        """Return the artifact of each node of a succeeded job, by the node's name."""
+        """Return the artifacts of a succeeded job: node name → artifact. Returns {} for other jobs."""
         if job.result is None or job.result.artifacts:
             return job.result.artifacts if job.result else {}
         rows = (row for row in self.moved_refs(job.tenant, job.id) if "artifact" in row)
         return {row["node"]: ReusedArtifact(artifact=row["artifact"], ref=moved_ref(row)) for row in rows}
 
     def published_by(self, job: JobRecord) -> dict[str, ManifestRef]:
-        """Return the artifacts of a job that failed or was canceled, by their ids, if they left the shared list."""
+        """Return the artifacts of an ended job that its record or the storage lists: artifact id → reference.
+
+        Redis may no longer list these artifacts as published. Raises StorageUnavailable.
+        """
         if job.published or job.state not in TERMINAL:
             return job.published
         return self._readable_refs(job.tenant, job.id)
 
     def _readable_refs(self, tenant: str, job_id: str) -> dict[str, ManifestRef]:
-        """Return the references of artifacts that left the record, by artifact id, or none if their file is lost."""
+        """Return artifact id → reference from `moved_refs`, or {} if their file is lost or damaged."""
         try:
             rows = self.moved_refs(tenant, job_id)
         except (CorruptArtifact, NotFound) as error:
@@ -195,20 +202,20 @@ class JobReads:
         return bool(self._redis.exists(key(tenant, "deleted", job_id)))
 
     def state(self, tenant: str, job_id: str) -> State:
-        """Return the state of a job, for frequent reads. Raises NotFound."""
+        """Return the state of a job. Reads no other field, so frequent calls are cheap. Raises NotFound."""
         state = self._redis.hget(key(tenant, "job", job_id), "state")
         if state is None:
             raise no_job(job_id)
         return State(state)
 
     def beats(self, tenant: str, job_id: str) -> dict[str, Beat]:
-        """Return the last heartbeat of each group, or {} if there are none. For frequent reads."""
+        """Return the last heartbeat of each group: group → heartbeat. Reads no other field of the record."""
         return _BEATS.validate_json(self._redis.hget(key(tenant, "job", job_id), "beats") or "{}")
 
     def must_stop(self, tenant: str, job_id: str) -> tuple[bool, bool]:
-        """Return whether a job does not run, and whether its workers must stop at a checkpoint. For frequent reads.
+        """Return whether the state of a job is not `running`, and whether its workers must stop at a checkpoint.
 
-        Raises NotFound.
+        Reads only these two fields of the record, so frequent calls are cheap. Raises NotFound.
         """
         state, draining = self._redis.hmget(key(tenant, "job", job_id), "state", "draining")
         if state is None:
@@ -229,8 +236,9 @@ class JobReads:
     ) -> tuple[list[JobRecord], bool]:
         """Return the jobs older than the job `after`, newest first, and whether there are more.
 
-        A job must match every filter. datasets: ids, of which the job uses at least one. labels: (key, value) pairs of
-        the metadata. search: a part of the name, or the start of the id with or without `job_`.
+        A job must match every filter. datasets: ids of datasets; a job must use at least one of them. labels: (key,
+        value) pairs that the metadata must contain. search: a part of the name, or the start of the id with or without
+        `job_`.
         """
         filters = [key(tenant, "state", state)] if state else []
         filters += [key(tenant, "kind", kind)] if kind else []
@@ -249,7 +257,7 @@ class JobReads:
         after: str | None = None,
         page: int = 100,
     ) -> Iterator[JobRecord]:
-        """Yield the jobs that `list_jobs` returns for these filters. Reads `page` jobs at once."""
+        """Yield all jobs that match the filters of `list_jobs`, newest first. Reads `page` jobs at once."""
         has_more = True
         while has_more:
             jobs, has_more = self.list_jobs(tenant, state=state, datasets=datasets, after=after, limit=page)
@@ -259,7 +267,7 @@ class JobReads:
             after = jobs[-1].id
 
     def newest_in(self, tenant: str, state: State, limit: int) -> list[str]:
-        """Return the ids of the newest jobs in a state, newest first."""
+        """Return the ids of the newest `limit` jobs in a state, newest first."""
         return self._ids([key(tenant, "state", state)], None, None, None, limit)
 
     def jobs_on_data(self, tenant: str, digest: str) -> Iterator[JobRecord]:
@@ -268,11 +276,11 @@ class JobReads:
             yield from self._records(tenant, ids)
 
     def ids_on_data(self, tenant: str, digests: Iterable[str]) -> set[str]:
-        """Return the ids of all jobs on datasets with these digests, without their records."""
+        """Return the ids of all jobs on datasets with these digests. Does not read the records of the jobs."""
         return {job for digest in digests for ids in self._pages(key(tenant, "data", digest)) for job in ids}
 
     def _unfinished(self, tenant: str, place: str) -> tuple[str, str] | None:
-        """Return id and state of an unfinished job in the set `place` of job ids, or None if all have ended."""
+        """Return id and state of an unfinished job, or None. place: key of a sorted set of job ids to search."""
         for ids in self._pages(place):
             ended = [self._are_members(ids, key(tenant, "state", state)) for state in sorted(TERMINAL)]
             for job_id, *in_states in zip(ids, *ended, strict=True):
@@ -282,7 +290,7 @@ class JobReads:
         return None
 
     def _pages(self, place: str) -> Iterator[list[str]]:
-        """Yield the members of a sorted set whose scores are all 0, in order."""
+        """Yield lists of up to 1,000 members of the sorted set `place`, in ascending order. All scores are 0."""
         start = "-"
         while page := self._redis.zrange(place, start, "+", bylex=True, offset=0, num=_PAGE):
             yield page
@@ -333,10 +341,11 @@ class JobReads:
         after: str | None,
         limit: int,
     ) -> list[str]:
-        """Return up to `limit` ids that are in every set of `all_of` and in a set of `any_of`, in descending order.
+        """Return up to `limit` ids that are in all sets `all_of` and in at least one set of `any_of`, descending.
 
-        matches_search: returns for each id whether it matches. after: only ids below it. A condition that is None
-        does not apply. All scores are 0. Reads the smallest set in pages, because ZINTER would block other clients.
+        all_of, any_of: keys of sorted sets with scores of 0. matches_search: returns for each id whether it matches.
+        after: return only smaller ids. A condition that is None does not apply. Reads the smallest set in pages,
+        because ZINTER would block other clients.
         """
         if any_of == []:
             return []
@@ -373,7 +382,7 @@ class JobReads:
         ]
 
     def events(self, tenant: str, job_id: str, *, after: int = 0, limit: int = 100) -> list[Event]:
-        """Return at most `limit` events with seq > after, in order."""
+        """Return the first `limit` events with a number `seq` above `after`, in order."""
         rows = self._rows(tenant, job_id, "events", f"{after}-0", limit)
         return [
             Event(
@@ -387,7 +396,7 @@ class JobReads:
         ]
 
     def metrics(self, tenant: str, job_id: str, *, after: str = "0", limit: int = 1000) -> list[MetricPoint]:
-        """Return at most `limit` metric points after stream id `after`, in order."""
+        """Return the first `limit` metric points after the stream id `after`, in order."""
         return [
             {
                 "id": stream_id,
@@ -399,15 +408,15 @@ class JobReads:
         ]
 
     def logs(self, tenant: str, job_id: str, *, after: str = "0", limit: int = 1000) -> list[LogLine]:
-        """Return at most `limit` log lines after stream id `after`, in order."""
+        """Return the first `limit` log lines after the stream id `after`, in order."""
         return _log_lines(self._rows(tenant, job_id, "logs", after, limit))
 
     def last_logs(self, tenant: str, job_id: str, count: int, *, after: str = "0") -> list[LogLine]:
-        """Return the last `count` log lines after stream id `after`, in order."""
+        """Return the last `count` log lines after the stream id `after`, in order."""
         return _log_lines(self._rows(tenant, job_id, "logs", after, count, last=True))
 
     def _rows(self, tenant: str, job_id: str, stream: str, after: str, limit: int, *, last: bool = False) -> list[Row]:
-        """Return the first `limit` entries after the id `after`, or the last `limit` ones if `last` is set.
+        """Return the first `limit` entries after the id `after`. With `last`, return the last `limit` entries.
 
         Raises NotFound, CorruptArtifact or StorageUnavailable if older entries cannot be read from the storage.
         """
@@ -440,8 +449,8 @@ class JobReads:
     def named_folders(self, tenant: str) -> set[str]:
         """Return every storage folder that a record of the tenant names, and all parents of these folders.
 
-        The result includes the ids of ended jobs whose references cannot be read. It omits the folders of ended loads,
-        because nothing reads their uploads. Raises StorageUnavailable.
+        The set omits the uploads of ended loads, because nothing reads them. If the references of an ended job cannot
+        be read, the set has the id of the job. Then no folder of this job may be deleted. Raises StorageUnavailable.
         """
         folders: set[str] = set()
         for name in self._redis.scan_iter(key(tenant, "*"), count=1000):
@@ -475,7 +484,7 @@ class JobReads:
 
 
 def _due(due_at: str | None) -> float:
-    """Return the time from which a job can start. As in claim.lua, a damaged time is in the past."""
+    """Return the Unix time from which a job can start: 0 without a delay, and 0 for a damaged time as in claim.lua."""
     try:
         return float(due_at or 0)
     except ValueError:
@@ -494,7 +503,7 @@ def _record(fields: Mapping[str, str]) -> JobRecord:
 
 
 def _listed(tenant: str, job_id: str, fields: Mapping[str, str]) -> JobRecord:
-    """Return the record. If it is unreadable, return a stub with the error, so that lists show the other jobs."""
+    """Return the record of a job. If it is unreadable, return a stub with the error, so that lists show other jobs."""
     try:
         return _record(fields)
     except UnreadableRecord as error:
@@ -515,7 +524,7 @@ def _listed(tenant: str, job_id: str, fields: Mapping[str, str]) -> JobRecord:
 
 
 def _has_refs(history: str | None) -> bool:
-    """Return whether references of a job moved to the storage. history: this field of the job's record."""
+    """Return whether references of a job moved to the storage. history: the field `history` of the job's record."""
     return f'"{REFS}"' in (history or "")
 
 
@@ -527,7 +536,7 @@ def _log_lines(entries: Iterable[tuple[str, Mapping[str, str]]]) -> list[LogLine
 
 
 def read_report(report: str) -> tuple[float, str]:
-    """Return when a coordinator reported its obstacle, and the obstacle. An unreadable report counts as expired."""
+    """Return the Unix time and the obstacle of a coordinator's report. An unreadable report has the time -infinity."""
     try:
         at, obstacle = json.loads(report)
         return float(at), str(obstacle)
@@ -536,7 +545,7 @@ def read_report(report: str) -> tuple[float, str]:
 
 
 def queue_of(priority: int) -> str:
-    """Return the key of the queue of a priority."""
+    """Return the Redis key of the queue for a priority."""
     return f"{QUEUE}:{priority}" if priority else QUEUE
 
 
@@ -546,7 +555,7 @@ def no_job(job_id: str) -> NotFound:
 
 
 def has_alias(job_id: str, alias: str) -> Conflict:
-    """Return the error for the deletion of a job that has an alias."""
+    """Return the error for an attempt to delete a job that has an alias."""
     return Conflict(
         f"Cannot delete job {job_id}, because the alias '{alias}' points to it. "
         f"Delete the alias with `tlm alias {alias} --delete`, or point it to another job."

@@ -79,16 +79,18 @@ class CheckpointRef(BaseModel):
     metrics: dict[str, float | None] = {}
 
     def as_json(self) -> str:
-        """Return the entry of the checkpoint in Redis."""
+        """Return the JSON that Redis stores for the checkpoint."""
         return canonical_json(self.model_dump(mode="json"))
 
 
 @dataclass(frozen=True)
 class Removal:
-    """What remains to be deleted after the deletion of the record of a job or a dataset.
+    """What remains to be deleted after the record of a job or dataset is deleted. id: of this job or dataset.
 
-    folders: folders in the storage. artifacts: ids of the job's artifacts; an artifact that another job on the same
-    data shares is not deleted. data: digests of the job's datasets. with_jobs: delete the dataset's finished jobs too.
+    - folders: folders in the storage.
+    - artifacts: ids of the job's artifacts. An artifact that another job on the same data uses is not deleted.
+    - data: digests of the job's datasets, to search for these other jobs.
+    - with_jobs: whether to delete also the finished jobs on the dataset.
     """
 
     tenant: str
@@ -115,7 +117,7 @@ class JobStore(JobReads):
         check_disk(self._redis)
 
     def report_obstacle(self, owner: str, obstacle: str) -> None:
-        """Store why a coordinator starts no job ("" if it starts jobs). Delete old reports of other coordinators."""
+        """Store why the coordinator `owner` starts no job, or "" if it starts jobs. Delete old reports of others."""
         now = self.now()
         for name, report in self._redis.hgetall(OBSTACLES).items():
             if now - read_report(report)[0] > OBSTACLE_SECONDS:
@@ -123,11 +125,11 @@ class JobStore(JobReads):
         self._redis.hset(OBSTACLES, owner, json.dumps([now, obstacle]))
 
     def rates(self, tenant: str) -> dict[str, str]:
-        """Return the rates that `save_rates` stored."""
+        """Return the rates that `save_rates` stored: name → value."""
         return dict(self._redis.hgetall(key(tenant, "stage-rates")))
 
     def save_rates(self, tenant: str, rates: Mapping[str, str]) -> None:
-        """Store measured rates by name. A rate outlives the job that measured it."""
+        """Store measured rates: name → value, which redis_client.py describes. A rate outlives its job."""
         if rates:  # Redis refuses an empty mapping.
             self._redis.hset(key(tenant, "stage-rates"), mapping=dict(rates))
 
@@ -145,9 +147,9 @@ class JobStore(JobReads):
     ) -> tuple[JobRecord, bool]:
         """Create a job durably. Returns the record and whether it is new.
 
-        An equal request with the same idempotency key returns the earlier job. origin: the job from which this job is
-        derived. needs: Redis keys of the records that must exist. Raises IdempotencyMismatch if the idempotency key
-        belongs to another spec or origin, and NotFound if a record of `needs` does not exist.
+        An equal request with the same idempotency key returns the earlier job. origin: the job that this job retries or
+        clones. needs: Redis keys of records that must exist. Raises IdempotencyMismatch if the idempotency key belongs
+        to another spec or origin, and NotFound if a record of `needs` does not exist.
         """
         self.check_space()
         job_id = new_id("job")
@@ -196,7 +198,7 @@ class JobStore(JobReads):
     ) -> JobRecord | None:
         """Return the job that was submitted with this idempotency key, or None.
 
-        With this method, a repeated request returns the same job, even if its dataset was deleted. Raises
+        So a repeated request returns the same job, even if the dataset of the job was deleted in between. Raises
         IdempotencyMismatch if the key belongs to another spec or origin.
         """
         body = self._redis.get(key(tenant, "idem", digest_of(idempotency_key)))
@@ -214,7 +216,7 @@ class JobStore(JobReads):
     def pause(self, tenant: str, job_id: str) -> JobRecord:
         """Pause a job. A queued job pauses at once. Raises NotFound or IllegalTransition.
 
-        A running job pauses when its workers have written a checkpoint, or are stopped after a time limit.
+        A running job is `pausing` until its workers have written a checkpoint. After a time limit, they are stopped.
         """
         return self._move_once(Verb.PAUSE, tenant, job_id, "job.pause_requested", {State.PAUSING, State.PAUSED})
 
@@ -243,17 +245,17 @@ class JobStore(JobReads):
     def claim(self, owner: str, lease_seconds: float, which: Claimable = "any") -> JobRecord | None:
         """Claim a job whose lease has expired (same attempt), else the next job of the queue (next attempt).
 
-        which: "leased" claims only a job whose lease has expired. "stopping" claims only a job that is also pausing or
-        cancelling. Returns None if there is no such job.
+        which: "leased" claims no job of the queue. "stopping" claims only a job whose lease has expired and whose state
+        is pausing or cancelling. Returns None if there is no job to claim.
         """
         args = (owner, lease_seconds, PREFIX, MAX_PRIORITY, _MAX_FEED_ENTRIES, which)
         member = self._script["claim"](keys=[QUEUE, LEASES, FEED], args=args)
         return None if member is None else self.get(*member.split("/", 1))
 
     def renew(self, tenant: str, job_id: str, owner: str, lease_seconds: float) -> bool:
-        """Renew the lease. Returns False if this owner no longer holds the job, and must not write to it.
+        """Renew the lease of a job. Returns False if `owner` has lost the lease, and must not write to the job.
 
-        A lease of 0 s expires immediately, so that another coordinator can adopt the job.
+        A lease of 0 s expires immediately, so that another coordinator can claim the job.
         """
         keys = [key(tenant, "job", job_id), LEASES]
         args = (owner, lease_seconds, f"{tenant}/{job_id}", _MAX_COUNTED_SECONDS)
@@ -266,9 +268,9 @@ class JobStore(JobReads):
         return self._move_owned(Verb.CONFIRM_CANCELLED, job, owner, "job.cancelled")
 
     def finish(self, job: JobRecord, owner: str, result: Mapping[str, object]) -> JobRecord:
-        """Finish a job. Store the compressed result in the job's record.
+        """Set a job to `succeeded`, and store the compressed result in its record. Returns the new record.
 
-        Remove the artifacts that the result names from the list `job-artifacts` of the job.
+        The set `job-artifacts` of the job then omits the artifacts that the result names.
         """
         changes = {"packed": packed({"result": canonical_json(result)}), "error": None}
         finished = self._move_owned(Verb.FINISH, job, owner, "job.succeeded", changes=changes)
@@ -282,7 +284,7 @@ class JobStore(JobReads):
         return self._move_owned(Verb.FAIL, job, owner, "job.failed", changes=changes, data=data)
 
     def requeue(self, job: JobRecord, owner: str, error: TLMError, delay_seconds: float) -> JobRecord:
-        """End the attempt. The job can be claimed again after the delay."""
+        """End the attempt because of `error`, and queue the job. Coordinators can claim it after the delay."""
         data = {**without_details(error.as_dict()), "delay_seconds": delay_seconds}
         changes = _failure(job, error)
         return self._move_owned(
@@ -309,11 +311,13 @@ class JobStore(JobReads):
         beat: tuple[str, Beat] | None = None,
         draining: bool = False,
     ) -> State:
-        """Record what an attempt does. Returns the job's state, which shows a worker whether it must stop.
+        """Record a report of an attempt. Returns the job's state, which shows a worker whether it must stop.
 
-        events: (type, data) of each. submissions: group → submission id, or None to delete the entry; other groups do
-        not change. beat: a group, and its last heartbeat. draining: whether the workers must write a checkpoint and
-        end. Call `publish` or `publish_checkpoint` to set the other arguments.
+        - metrics: metric points. events: (type, data) of each event. logs: log lines.
+        - submissions: group → submission id, or None to delete the id of the group. Other groups do not change.
+        - beat: a group, and its last heartbeat.
+        - draining: whether all workers of the job must write a checkpoint and end.
+        - `publish` and `publish_checkpoint` set the other arguments.
 
         Raises StaleAttempt if another attempt has begun, IllegalTransition if no attempt runs, and NotFound if the job
         is deleted. After any of these three errors, the caller must stop writing.
@@ -347,7 +351,7 @@ class JobStore(JobReads):
         return self.artifacts(tenant, [artifact])[0]
 
     def artifacts(self, tenant: str, artifacts: Sequence[str]) -> list[ManifestRef | None]:
-        """Return the reference of each artifact, or None where it does not exist, in one round trip."""
+        """Return the reference of each artifact, or None if it is not published. Sends one request to Redis."""
         bodies = self._redis.hmget(key(tenant, "artifacts"), list(artifacts)) if artifacts else []
         entries = zip(artifacts, bodies, strict=True)
         return [None if body is None else ref_of(tenant, artifact, body) for artifact, body in entries]
@@ -380,8 +384,9 @@ class JobStore(JobReads):
     ) -> None:
         """Unpublish an artifact, so that its stage runs again.
 
-        ref: if set, unpublish only this reference. by: the job whose current attempt invalidates the artifact, or None
-        for a deletion. With `by`, raises the errors of `report`.
+        ref: the reference that is unpublished, or None for any. If another reference is published, nothing changes.
+        by: the job whose current attempt invalidates the artifact, or None for a deletion. With `by`, raises the errors
+        of `report`.
         """
         place, body = key(tenant, "artifacts"), entry_of(tenant, artifact, ref) if ref else ""
         published = self._redis.hget(place, artifact) if ref else None
@@ -411,14 +416,14 @@ class JobStore(JobReads):
     def drop_checkpoint(
         self, tenant: str, artifact: str, checkpoint: CheckpointRef, *, by: JobRecord | None = None
     ) -> None:
-        """Unpublish a checkpoint, so that its files may be deleted. See `invalidate_artifact` for `by` and errors."""
+        """Unpublish a checkpoint, so that its files may be deleted. by, errors: see `invalidate_artifact`."""
         self._unpublish(key(tenant, "checkpoints", artifact), "", checkpoint.as_json(), by)
 
     def orphans(self, folders: Collection[str], seconds: float) -> list[str]:
-        """Store when each folder was first seen without a record. folders: all folders that have no record now.
+        """Return the folders that have had no record in Redis for `seconds`. folders: all folders without a record.
 
-        Returns the folders that were first seen at least `seconds` ago. Forgets the times of these folders, and of
-        folders that are not in `folders`.
+        Stores when each folder first had no record. Deletes the times of returned folders, and of folders that are not
+        in `folders`.
         """
         now, noted = self.now(), self._redis.hgetall(ORPHANS)
         due = [folder for folder in folders if now - float(noted.get(folder, now)) >= seconds]
@@ -433,7 +438,7 @@ class JobStore(JobReads):
     def delete(self, job: JobRecord, removal: Removal) -> None:
         """Delete a finished job with its events, metrics, and logs, and record what remains to be deleted.
 
-        Raises IllegalTransition, NotFound, or Conflict while an alias points to the job.
+        Raises IllegalTransition if the job is unfinished, Conflict if an alias points to the job, and NotFound.
         """
         tenant = job.tenant
         own_keys = (key(tenant, name, job.id) for name in ("job", "events", "metrics", "logs", "job-artifacts"))
@@ -454,7 +459,7 @@ class JobStore(JobReads):
     def drop_dataset(self, tenant: str, dataset_id: str, name: str, removal: Removal) -> None:
         """Delete the record of a dataset, and record what remains to be deleted.
 
-        Raises Conflict if an unfinished job needs it.
+        Raises Conflict if an unfinished job needs the dataset.
         """
         jobs = key(tenant, "on", dataset_id)
 
@@ -475,7 +480,7 @@ class JobStore(JobReads):
         self._redis.transaction(drop, jobs)
 
     def inherit_artifacts(self, job: JobRecord, artifacts: Iterable[str]) -> None:
-        """Let `job` own artifacts that it shares with a deleted job. A deletion of `job` then deletes the artifacts."""
+        """Let `job` own artifacts that it shares with a deleted job. The deletion of `job` can then delete them."""
         job_artifacts = key(job.tenant, "job-artifacts", job.id)
         self._redis.sadd(job_artifacts, *artifacts)
         if not self._redis.exists(key(job.tenant, "job", job.id)):  # Another call has just deleted the job.
@@ -528,7 +533,7 @@ class JobStore(JobReads):
 
     @staticmethod
     def _check(verb: Verb, job_id: str, answer: list[str]) -> str:
-        """Return the state in a script's answer, or raise the error that the answer stands for."""
+        """Return the state of the job from the answer of a Lua script, or raise the error that the answer encodes."""
         match answer:
             case ["ok", state]:
                 return state
@@ -549,7 +554,7 @@ class JobStore(JobReads):
 
 
 def _indexes(tenant: str, spec: JobSpec, resolved: Resolved) -> list[str]:
-    """Return the keys of the lists that contain a job until it is deleted."""
+    """Return the Redis keys of the sorted sets that contain a job until it is deleted."""
     return [
         key(tenant, "jobs"),
         key(tenant, "kind", spec.kind),

@@ -19,7 +19,10 @@ BUSY_SECONDS = 3600.0  # The use of the CPU counts for this long after the last 
 
 @dataclass
 class Liveness:
-    """Watches the progress counter. Call `sample` at least every few seconds."""
+    """Measures how long the progress counter `pulse` has not changed. Call `sample` at least every few seconds.
+
+    clock: returns the time in seconds. cpu: returns the CPU time of this process in seconds.
+    """
 
     pulse: Pulse = field(default_factory=lambda: PULSE)
     clock: Callable[[], float] = time.monotonic
@@ -29,13 +32,13 @@ class Liveness:
         self.restart()
 
     def restart(self) -> None:
-        """Forget the intervals between changes of the progress counter. Count seconds without progress from now on."""
+        """Forget the measured intervals between changes of the counter. Count seconds without progress from now on."""
         self._phase, self._count, self._cpu = self.pulse.phase, self.pulse.count, self.cpu()
         self._advanced = self._counted = self._sampled = self.clock()
         self._intervals: deque[float] = deque(maxlen=100)
 
     def sample(self) -> tuple[float, float]:
-        """Return the seconds without progress of this process, and their limit."""
+        """Return the seconds since the last progress of this process, and the limit above which it counts as hung."""
         if self.pulse.phase != self._phase:
             self.restart()
         now, count, cpu = self.clock(), self.pulse.count, self.cpu()

@@ -39,8 +39,8 @@ def set_up_logging(service: str, fields: Mapping[str, object] = {}, *, stream: T
     """Send all logs of this process, including those of libraries, to `stream` (default: standard error).
 
     Each line has `event`, `level`, `logger`, `at` (ISO 8601, UTC), `service`, `fields`, and the fields of
-    `log_context`. Without `fields`, an error that ends the process is logged too. Only the main function of a process
-    calls this function.
+    `log_context`. Without `fields`, the log also gets an error that ends the process. Only the main function of a
+    process calls this function.
     """
 
     def name_service(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
@@ -79,7 +79,7 @@ def log_context(**fields: object) -> AbstractContextManager[None]:
 
 
 def ids_in(text: str) -> dict[str, object]:
-    """Return job_id and attempt from a text that names a job, such as a folder. They are fields for `log_context`."""
+    """Return the fields of `log_context` for a text that names a job: `job_id`, and `attempt` if the text has it."""
     named = _JOB.search(text)
     if named is None:
         return {}

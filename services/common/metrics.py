@@ -76,8 +76,8 @@ def serve_metrics(
 ) -> None:
     """Serve the metrics of this process at the first free port from `port` to `port + ports - 1`.
 
-    Without `port`, serve nothing. conditions: returns the condition of each background task. `/readyz` shows them, with
-    status 503 unless all are "ok". Raises OSError if no port is free.
+    Without `port`, serve nothing. conditions: returns name → condition of each background task. `/readyz` returns them
+    as JSON, with status 200 if all conditions are "ok", else 503. Raises OSError if no port is free.
     """
     if port is None:
         return

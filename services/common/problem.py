@@ -46,7 +46,7 @@ _STATUS: Mapping[type[e.TLMError], int] = {
     e.WorkerFailed: 503,
 }
 
-# Codes of responses for which the error tree has no class.
+# Error codes of responses without a TLMError, by HTTP status.
 _HTTP_CODES = {400: "invalid_request", 401: "unauthorized", 404: "not_found", 405: "method_not_allowed",
                413: "too_large", 415: "unsupported_media_type"}  # fmt: skip
 
@@ -57,7 +57,7 @@ def status_of(cls: type[e.TLMError]) -> int:
 
 
 def problem_body(status: int, code: str, detail: str, *, retryable: bool = False) -> Problem:
-    """Return a problem object with only the members that every problem has."""
+    """Return a problem object without the members `facts`, `errors` and `checks`."""
     kind, title = f"{ERROR_PAGE}#{code}", HTTPStatus(status).phrase
     return Problem(type=kind, title=title, status=status, detail=detail, code=code, retryable=retryable)
 
@@ -110,7 +110,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
 async def _on_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     sent = request.headers.get("content-type", "")
-    # FastAPI parses only such bodies. It validates another body as bytes, which gives an unclear error.
+    # FastAPI parses only bodies of these types. It validates other bodies as bytes, which gives an unclear error.
     is_json = re.match(r"application/([^;]+\+)?json\s*(;|$)", sent, re.IGNORECASE)
     if not is_json and any(entry["loc"] == ("body",) and entry["type"] != "missing" for entry in error.errors()):
         problem = f"has the Content-Type '{sent[:100]}'" if sent else "has no Content-Type"
@@ -147,7 +147,7 @@ def _log(request: Request, error: Exception, exc_info: Exception | None = None) 
 
 
 def validation_problem(errors: Sequence[ErrorDetails], *within: str) -> Problem:
-    """Return the problem for pydantic's list of errors (`ValidationError.errors()`). It lists the first 100.
+    """Return the problem for pydantic's errors (`ValidationError.errors()`). The problem lists the first 100.
 
     within: the validated part of the request, such as "body".
     """

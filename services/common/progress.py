@@ -24,9 +24,10 @@ def progress_of(
     eta_seconds: float | None = None,
     elapsed: float = 0.0,
 ) -> Progress:
-    """Return the progress while `node` runs. eta_seconds: measured time until the end of the node.
+    """Return the progress of a job while `node` runs.
 
-    elapsed: seconds since the start of the node. They determine the progress of a node that reports no steps.
+    step, total: done and all steps of the node. rate: `unit` per second. eta_seconds: measured time until the node
+    ends. elapsed: seconds since the start of the node. They determine the progress of a node without `total`.
     """
     nodes = situation.plan.nodes
     done = situation.done.keys() - {node.name}
@@ -60,14 +61,15 @@ def progress_of(
 
 
 def _works(situation: Situation, group: str) -> bool:
-    """Return whether workers of the group have begun and have not ended."""
+    """Return whether the workers of a group have started to work and a node of the group is not done."""
     return situation.job.works(group) and not situation.is_done(group)
 
 
 def _slowdown(situation: Situation, node: Node, within: float, left: float | None) -> float:
-    """Return the ratio of measured to expected seconds of training. left: seconds that `node` still adds to the job.
+    """Return the ratio of measured to expected seconds of training.
 
-    If `node` has not measured this ratio yet, return the last ratio of the job, or 1.
+    within: the finished share of `node`. left: the measured seconds that `node` still adds to the job. Without a
+    measurement, return the last ratio of the job, or 1.
     """
     own = situation.job.resolved.node_seconds.get(node.name, 0.0)
     if left is not None and _MEASURED <= within < 1 and own and isinstance(node.params, TrainParams):
@@ -76,7 +78,10 @@ def _slowdown(situation: Situation, node: Node, within: float, left: float | Non
 
 
 def _expected(situation: Situation, slowdown: float) -> dict[str, float]:
-    """Return the expected seconds of each node and of each start of workers."""
+    """Return the expected seconds of each node and each start of workers: node name or `Plan.start_of` → seconds.
+
+    slowdown: the factor for training nodes.
+    """
     seconds, plan = situation.job.resolved.node_seconds, situation.plan
     expected = {start: seconds.get(start, 0.0) for start in map(plan.start_of, plan.nodes)}
     for node in plan.nodes:

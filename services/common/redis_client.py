@@ -70,12 +70,12 @@ def connect(url: str, *, password: str | None = None, timeout: float = 5.0, idle
 
 
 def load_scripts(client: redis.Redis, folder: Path) -> dict[str, Script]:
-    """Return the Lua scripts of a folder by name. Each runs as one atomic step."""
+    """Return the Lua scripts of a folder: file name without `.lua` → script. Redis runs each script atomically."""
     return {path.stem: client.register_script(path.read_text(encoding="utf-8")) for path in folder.glob("*.lua")}
 
 
 def check_disk(client: redis.Redis) -> None:
-    """Raise StoreFull if the disk of Redis is almost full. Call this before each new record: a full disk ends Redis.
+    """Raise StoreFull if the disk of Redis is almost full. Call this before new records: a full disk ends Redis.
 
     Redis needs room for a second copy of its data when it rewrites the append-only file.
     """
@@ -99,7 +99,7 @@ def free_bytes(disk_free: str | None) -> int | None:
 def unreadable(name: str, error: ValidationError, remedy: str = "restore Redis from a backup") -> UnreadableRecord:
     """Return the error for a record that does not match its model.
 
-    The message suggests to run the newest release. remedy: the second suggestion.
+    name: what the message calls the record. remedy: what the message suggests besides the newest release.
     """
     first = error.errors()[0]
     return UnreadableRecord(
@@ -109,7 +109,7 @@ def unreadable(name: str, error: ValidationError, remedy: str = "restore Redis f
 
 
 class _Pool(redis.ConnectionPool):
-    """Has at most `most_idle` idle connections. A pool of redis-py has no such limit."""
+    """A connection pool with at most `most_idle` idle connections. A pool of redis-py has no limit for them."""
 
     most_idle: int
 
@@ -124,7 +124,7 @@ class _Pool(redis.ConnectionPool):
 
 
 class _Client(redis.Redis):
-    """Raises StoreFull, StoreUnavailable or UnreadableRecord for each error of redis-py."""
+    """A client that raises StoreFull, StoreUnavailable or UnreadableRecord for each error of redis-py."""
 
     def execute_command(self, *args: object, **options: object) -> object:
         with _translated_errors():
@@ -161,7 +161,7 @@ def _translate(error: redis_errors.RedisError) -> TLMError:
     if isinstance(error, redis_errors.OutOfMemoryError) or "OOM command" in text:
         return StoreFull("Redis has no memory left. Raise its maxmemory or delete old jobs.")
     if "MISCONF" in text or "No space left" in text:
-        return StoreFull(f"Redis cannot write to its disk: {text}. Free space there.")
+        return StoreFull(f"Redis cannot write to its disk: {text}. Free space on this disk.")
     if isinstance(error, redis_errors.AuthenticationError | redis_errors.NoPermissionError):
         return StoreUnavailable(f"Redis rejects the credentials: {text}. Check the password in the settings.")
     if isinstance(error, redis_errors.ResponseError) and not any(word in text for word in _TEMPORARY):

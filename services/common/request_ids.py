@@ -60,7 +60,7 @@ class RequestIds:
 
 
 class App(FastAPI):
-    """An application. `RequestIds` encloses all other layers, so that answers to unexpected errors have an id too."""
+    """A FastAPI application. `RequestIds` is its outermost layer, so responses to unexpected errors have an id too."""
 
     def build_middleware_stack(self) -> ASGIApp:
         return RequestIds(super().build_middleware_stack())

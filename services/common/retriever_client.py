@@ -39,7 +39,10 @@ class IndexLoad(_Status):
 
 
 class SelectionRun(_Status):
-    """Progress of a selection in `unit` (queries, or passages of a scan), at `rate` per second. ref: its result."""
+    """Progress of a selection: `done` of `total` units, at `rate` units per second. ref: the finished artifact.
+
+    unit: "queries", or "passages" if the selector scans a corpus.
+    """
 
     state: Literal["unknown", "running", "ready", "failed"]
     done: int = 0
@@ -70,7 +73,7 @@ class CorpusFolder(_Request):
 
 
 class SearchQuery(_Request):
-    """A query to one corpus version."""
+    """A query to one corpus version. k: the maximum number of passages."""
 
     tenant: str
     corpus: str
@@ -80,7 +83,7 @@ class SearchQuery(_Request):
 
 
 class SelectionRequest(_Request):
-    """The inputs of a selection, and the folder for its files (`prefix`).
+    """The inputs of a selection. prefix: the storage folder for its files.
 
     corpus, version: None for a selector that does not read a corpus.
     """
@@ -101,9 +104,9 @@ class StopResult(BaseModel):
 
 
 class RetrieverClient:
-    """Calls the API of the retriever. Raises the error in the response, or IndexUnavailable without a valid response.
+    """A client of the retriever's API. Raises the error in a response, or IndexUnavailable without a valid response.
 
-    http: a client with the address, token and timeouts of the retriever. Thread-safe.
+    http: an HTTP client with the address and token of the retriever, and timeouts. Thread-safe.
     """
 
     def __init__(self, http: httpx.Client) -> None:
@@ -114,11 +117,11 @@ class RetrieverClient:
         self._call("GET", "/readyz")
 
     def put_corpus(self, tenant: str, name: str, version: str, *, folder: str, language: str) -> None:
-        """Start to load a corpus version from `folder` of the storage, unless it is loaded or loading."""
+        """Start to load a corpus version from a storage folder. Has no effect if it is loaded or loading."""
         self._call("PUT", _corpus_path(tenant, name, version), CorpusFolder(folder=folder, language=language))
 
     def corpus(self, tenant: str, name: str, version: str) -> IndexLoad:
-        """Return the progress of a load, with state `unknown` if the retriever knows no load and no index.
+        """Return the progress of a load. The state is `unknown` if the retriever knows neither a load nor an index.
 
         Raises IndexMismatch if the index does not fit the release of the retriever.
         """
@@ -142,11 +145,14 @@ class RetrieverClient:
         return list(_parse(SearchResult, self._call("POST", "/v1/search", body)).hits)
 
     def put_selection(self, artifact: str, request: SelectionRequest) -> None:
-        """Start the selection that writes the artifact with this id, unless the selection runs or is ready."""
+        """Start the selection that writes the artifact with this id. A repeated request has no effect.
+
+        A request with another `prefix` comes from a later attempt of the job, so it stops the earlier run.
+        """
         self._call("PUT", _selection_path(artifact), request)
 
     def get_selection(self, artifact: str) -> SelectionRun:
-        """Return the progress of a selection, with state `unknown` if the retriever does not know it."""
+        """Return the progress of a selection. The state is `unknown` if the retriever does not know the selection."""
         return _parse(SelectionRun, self._call("GET", _selection_path(artifact)))
 
     def stop_selection(self, artifact: str, prefix: str) -> bool:
@@ -170,7 +176,7 @@ class RetrieverClient:
                 return answer
             problem = error_from_problem(dict(response.json()))
         except (ValueError, KeyError, TypeError) as error:
-            message = f"The retriever answers {response.status_code} without a valid JSON body. Check its address."
+            message = f"The retriever answers {response.status_code} without a valid JSON body. Check its URL."
             raise IndexUnavailable(message) from error
         raise problem
 
@@ -188,5 +194,5 @@ def _parse(model: type[_Response], body: object) -> _Response:
     try:
         return model.model_validate(body)
     except ValidationError as error:
-        message = f"Unexpected response of the retriever. Run the same release of both services: {error}"
+        message = f"Unexpected response of the retriever. Run the same release in all processes. Cause: {error}"
         raise IndexUnavailable(message) from error

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class ServiceSettings(BaseSettings):
-    """Settings of the gateway, the loader and the trainer. Each adds its own settings and a prefix for its variables.
+    """Settings of the gateway, the loader and the trainer. Each service adds settings, and a prefix for variables.
 
-    An empty variable counts as unset: Compose passes one for each variable that `.env` lacks. Errors do not show
-    values, because some values are secrets.
+    An empty environment variable counts as unset, because Compose passes an empty one for each variable that `.env`
+    lacks. Errors do not show values, because some values are secrets.
     """
 
     model_config = SettingsConfigDict(env_ignore_empty=True, hide_input_in_errors=True)

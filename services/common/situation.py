@@ -30,7 +30,7 @@ class Situation:
 
     @classmethod
     def read(cls, store: JobStore, job: JobRecord) -> Situation:
-        """Read which artifacts of a job are published."""
+        """Return the situation of a job, as read from the job store."""
         situation, earlier = cls(job, plan_of(job), {}), store.published_by(job)
         done, waiting = situation.done, list(situation.plan.nodes)
         while level := [node for node in waiting if done.keys() >= set(node.inputs.values())]:
@@ -65,7 +65,7 @@ class Situation:
     ) -> ManifestRef:
         """Publish a node's artifact. Returns `ref`, or the reference that another job has published first.
 
-        artifact: by default `artifact_id(node)`. cached, errors: see `JobStore.publish`.
+        artifact: the artifact's id, by default `artifact_id(node)`. cached, errors: see `JobStore.publish`.
         """
         job, artifact = self.job, artifact or self.artifact_id(node)
         return store.publish(
@@ -93,5 +93,5 @@ class Situation:
 
 
 def folder_prefix(job: JobRecord, artifact: str) -> str:
-    """Return the start of the names of the folders to which a job writes an artifact. An attempt number follows it."""
+    """Return the prefix TENANT/artifacts/ARTIFACT/JOB- of the folders to which the attempts of a job write."""
     return f"{job.tenant}/artifacts/{artifact}/{job.id}-"

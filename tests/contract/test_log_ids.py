@@ -143,7 +143,7 @@ def damaged_removal(place: Place) -> tuple[str, Ids]:
 
 def lost_history(place: Place) -> tuple[str, Ids]:
     History(place.harness.artifacts)._earlier_rows(JOB, Moved(ref=LOST, last={"logs": "1-0"}), "logs", lambda: True)
-    return "Lost the logs", {"job_id": JOB}
+    return "The storage has lost the older logs", {"job_id": JOB}
 
 
 def lost_selection(place: Place) -> tuple[str, Ids]:

@@ -2,7 +2,7 @@
 -- the highest priority that was submitted first (next attempt).
 -- KEYS: queue (of priority 0; the keys of other priorities end in the priority), leases, feed
 -- ARGV: owner, lease (s), prefix of all keys, highest priority (the lowest is its negative), maximum length of the feed,
---       'any', 'leased' (only a job whose lease has expired) or 'stopping' (only such a job that pauses or cancels)
+--       'any', 'leased' (only a job whose lease has expired) or 'stopping' (such a job that is pausing or cancelling)
 -- Returns the member 'tenant/job id', or nil if there is nothing to do.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6

@@ -1,6 +1,6 @@
 -- Unpublishes an artifact, so that its stage runs again, or a checkpoint.
 -- KEYS: artifacts hash or list of checkpoints, hash of the job that invalidates it ('' = the gateway, on deletion)
--- ARGV: artifact id ('' = a checkpoint), reference (JSON) of what to unpublish ('' = any), attempt of the job,
+-- ARGV: artifact id ('' = a checkpoint), entry to unpublish ('' = any), attempt of the job,
 --       active states (JSON {state: true})
 -- Returns {'ok', state}, {'missing'}, {'state', state} or {'stale', attempt}.
 local state = ''

@@ -2,7 +2,7 @@
 -- KEYS: job hash, events stream, metrics stream, logs stream, artifacts hash, checkpoints of the artifact (or ''),
 --       artifacts of the job, jobs whose streams move to the storage
 -- ARGV: attempt, active states (JSON {state: true}), progress (JSON or ''), metrics (JSON list of JSON texts),
---       events (JSON list of [type, JSON text]), log lines (JSON list), artifact id ('' = none), what to publish (JSON text),
+--       events (JSON list of [type, JSON text]), log lines (JSON list), artifact id ('' = none), entry to publish,
 --       maximum number of lines and points, submissions by group (JSON or ''; null deletes one, other groups stay),
 --       node to exclude from the cache ('' = none), group and its beat (JSON [group, beat] or ''; beat.report is the id
 --       of this report, or ''),

@@ -1,6 +1,6 @@
 -- Deletes the records of a corpus without an open load, or of one version.
 -- KEYS: corpus hash, all corpora, loads of the corpus, open loads. ARGV: version ('' = the corpus with all versions),
--- corpus, tenant and slash, prefix of load records. Returns the same as add_load.lua.
+-- corpus, tenant and slash, prefix of load records. Returns {'ok'}, or {'open', id of an open load of this corpus}.
 local ids = redis.call('ZRANGE', KEYS[3], 0, -1)
 for _, id in ipairs(ids) do
   if redis.call('SISMEMBER', KEYS[4], ARGV[3] .. id) == 1 then return {'open', id} end

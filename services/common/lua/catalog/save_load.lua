@@ -1,7 +1,7 @@
 -- Saves the progress of a load, and saves or deletes its version.
 -- KEYS: lease, load, corpus hash, open loads. ARGV: owner, load (JSON), version ('' = none), version record (JSON;
--- '' = delete it), member of the open loads if the load has ended ('' = it has not), state of the load. Returns 0 if
--- another owner holds the lease, -1 if the load is cancelling and the new state is not `cancelled`.
+-- '' = delete it), member of the open loads if the load has ended ('' = it has not), state of the load. Returns 1,
+-- or 0 if the owner does not hold the lease, or -1 if the load is cancelling and the new state is not `cancelled`.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 local current = redis.call('GET', KEYS[2])
 if current and cjson.decode(current).state == 'cancelling' and ARGV[6] ~= 'cancelled' then return -1 end
