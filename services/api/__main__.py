@@ -62,7 +62,7 @@ def build_parts(settings: ApiSettings) -> Parts:
 
 
 class _Server(uvicorn.Server):
-    """A server that closes the event streams at its shutdown. Otherwise uvicorn would wait for the open connections."""
+    """A server that ends the event streams when it shuts down. Otherwise uvicorn would wait for their connections."""
 
     parts: Parts
 

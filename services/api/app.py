@@ -23,7 +23,7 @@ _REMOVAL_SECONDS = 300
 
 
 def create_app(parts: Parts) -> FastAPI:
-    """Create the application from `parts`."""
+    """Return the gateway application, which uses the stores and clients in `parts`."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -57,7 +57,7 @@ def create_app(parts: Parts) -> FastAPI:
 
 
 async def _finish_removals(parts: Parts) -> None:
-    """Complete interrupted deletions at the start and every few minutes."""
+    """Complete interrupted deletions when the gateway starts, and every five minutes."""
     with parts.removals.running():
         while True:
             with parts.removals.round():

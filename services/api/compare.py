@@ -32,7 +32,10 @@ _TASK, _TEST = "validate", "test.parquet"
 def compare(
     catalog: Catalog, jobs: JobStore, artifacts: ArtifactStore, records: Sequence[JobRecord], *, points: int
 ) -> Comparison:
-    """Compare the jobs `records`. points: the maximum number of points of each curve."""
+    """Return the comparison of the jobs `records`. Each verdict compares one of the later jobs with the first job.
+
+    points: the maximum number of points of each curve.
+    """
     names = _dataset_names(catalog, records)
     outcomes = tuple(_outcome(jobs, artifacts, job) for job in records)
     tested = [_read_tested(jobs, artifacts, job, outcome) for job, outcome in zip(records, outcomes, strict=True)]
@@ -46,7 +49,7 @@ def compare(
 
 
 def _differences(records: Sequence[JobRecord], names: Mapping[str, str]) -> dict[str, tuple[object, ...]]:
-    """Return each key of request or recipe that differs between the jobs, with one value for each job.
+    """Return the keys of request and recipe whose values differ between the jobs: key → one value for each job.
 
     A job at the scale `instant` has the value None for recipe keys. names: see `_dataset_names`.
     """
@@ -60,7 +63,7 @@ def _differences(records: Sequence[JobRecord], names: Mapping[str, str]) -> dict
 
 
 def _request(job: JobRecord, names: Mapping[str, str]) -> dict[str, object]:
-    """Return the compared values of a job's request. `names` replaces the names of datasets in the request."""
+    """Return key → value of a job's request, for the keys that `compare` shows. names: see `_dataset_names`."""
     resolved = job.resolved
     request = job.spec.model_dump(
         mode="json",
@@ -83,7 +86,7 @@ def _request(job: JobRecord, names: Mapping[str, str]) -> dict[str, object]:
 
 
 def _dataset_names(catalog: Catalog, records: Sequence[JobRecord]) -> dict[str, str]:
-    """Map the digest of each dataset to "NAME@v1 (8 digits of the digest)", or to "ID (…)" for a deleted dataset."""
+    """Return digest → name of each dataset: "reviews@v1 (4f1c2a9b)", or "ds_1 (4f1c2a9b)" if it is deleted."""
     names: dict[str, str] = {}
     for job in records:
         for dataset in job.resolved.datasets:
@@ -97,7 +100,7 @@ def _dataset_names(catalog: Catalog, records: Sequence[JobRecord]) -> dict[str, 
 
 
 def _reading(options: Mapping[str, object]) -> dict[str, object]:
-    """Return the dataset options without the name, because the name changes no row."""
+    """Return the dataset options that change how a dataset is read: all except `name`."""
     return {key: value for key, value in options.items() if key != "name"}
 
 
@@ -117,8 +120,9 @@ def _outcome(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> Outcom
 class _Tested:
     """The predictions of a job on test, with the true labels. A job without predictions has only `job` and `metric`.
 
-    test: the SHA-256 of the test rows, then the labels in index order. targets: the true label indices or values.
-    predictions: one array [rows] of the returned model, or one for each seed.
+    test: the SHA-256 of the file with the test rows, then the names of the labels in index order. targets: array [test
+    rows] of label indices or regression targets. predictions: one array like `targets` of the returned model, or one
+    for each seed.
     """
 
     job: str
@@ -129,7 +133,7 @@ class _Tested:
 
 
 def _read_tested(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord, outcome: Outcome) -> _Tested:
-    """Read the test rows and the predictions of a job. outcome: the outcome of the same job."""
+    """Return the test rows and the predictions of a job, as far as they are available. outcome: that of this job."""
     import pyarrow.parquet as pq
 
     situation = situation_of(jobs, job)
@@ -157,7 +161,7 @@ def _predictions(report: Path, metric: str) -> list[Targets]:
 
 
 def _verdict(first: _Tested, other: _Tested) -> Verdict:
-    """Compare the model of the job `other` with that of the first job."""
+    """Return whether the model of the job `other` is better on test than that of `first`, or why this is unknown."""
     for side in (other, first):
         if not side.predictions:
             return Verdict(job=other.job, reason=f"{side.job} has no predictions on test.")

@@ -25,7 +25,7 @@ _NARROW = 0.05  # a range is returned only if its width is more than this share 
 
 
 def proposed(tenant: str, spec: JobSpec, resolved: Resolved) -> JobRecord:
-    """Return the record that a job would have, to compute the plan of a job before its submission."""
+    """Return the record of a job before its submission, to compute the plan and the cost of the job."""
     return JobRecord(
         id="job_proposed", tenant=tenant, state=State.QUEUED, spec=spec, resolved=resolved, created_at=0, updated_at=0
     )
@@ -54,8 +54,8 @@ class StageCost(StageEstimate):
 class Known:
     """What the service knows about a job before the job runs.
 
-    history: finished jobs, newest first. texts: one item for each dataset. passages: the expected number of passages,
-    its maximum, and its source. worker_gpus: the number of GPUs of each worker, None if unknown.
+    history: measurements of finished jobs, newest first. rates: see `Measurements.rates`. texts: one item for each
+    dataset. passages: see `Estimator._passages`. worker_gpus: the number of GPUs of each worker, None if unknown.
     """
 
     situation: Situation
@@ -142,7 +142,7 @@ class Known:
 
 
 class Estimator:
-    """Estimates jobs of every kind."""
+    """Estimates the cost of jobs. worker_gpus: the number of GPUs of each worker, None if unknown."""
 
     def __init__(
         self, catalog: Catalog, jobs: JobStore, artifacts: ArtifactStore, worker_gpus: float | None = None
@@ -186,7 +186,7 @@ class Estimator:
         )
 
     def node_seconds(self, job: JobRecord) -> dict[str, float]:
-        """Return the seconds that each missing node and each start of workers (`Plan.start_of`) adds to the job.
+        """Return name → seconds that each unfinished node and each start of workers (`Plan.start_of`) adds to the job.
 
         - An unknown time of a node without training is 0.
         - If the speed of several workers is unknown, each node has the seconds that one worker needs. During training,
@@ -221,7 +221,7 @@ class Estimator:
         return Known(situation, history, rates, texts, passages, self._worker_gpus)
 
     def _passages(self, situation: Situation, texts: Texts, alike: Finished | None) -> tuple[int, int, str]:
-        """Return the expected number of selected passages, its maximum, and the source of the expected number."""
+        """Return the expected number of selected passages, the maximum number, and the source of the expectation."""
         job, resolved = situation.job, situation.job.resolved
         selection, queried = resolved.recipe.selection, texts.rows["train"] * resolved.recipe.selection.top_k
         node = next((node for node in situation.plan.nodes if node.stage.name == "select"), None)
@@ -243,6 +243,6 @@ class Estimator:
 
 
 def _total(values: Iterable[float | None]) -> float | None:
-    """Return the sum, or None if a value is unknown or there are no values."""
+    """Return the sum of `values`, or None if a value is None or there are no values."""
     known = list(values)
     return None if not known or None in known else sum(value for value in known if value is not None)

@@ -31,7 +31,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 @dataclass
 class ReceivedFile:
-    """An uploaded file of `size` bytes. field: the form field.
+    """An uploaded file of `size` bytes, which lies at `path`. field: the form field that contains the file.
 
     name: the sender's name of the file, without special characters. named: whether the sender gave the file a name.
     """
@@ -45,7 +45,7 @@ class ReceivedFile:
 
 @dataclass
 class Form:
-    """A complete form."""
+    """A received form: name → text for its text fields, and its files."""
 
     fields: dict[str, str] = field(default_factory=dict)
     files: list[ReceivedFile] = field(default_factory=list)
@@ -54,7 +54,7 @@ class Form:
         """Return the value of a text field. Raises InvalidRequest if it is missing and has no default."""
         value = self.fields.get(name, default)
         if value is None:
-            raise InvalidRequest(f"The form field '{name}' is required.")
+            raise InvalidRequest(f"The form field '{name}' is required. Send it.")
         return value
 
     def selected_files(self) -> list[ReceivedFile]:
@@ -66,9 +66,9 @@ class Form:
 async def receive_form(
     parts: Parts, request: Request, *, fields: Collection[str], files: Collection[str]
 ) -> AsyncIterator[Form]:
-    """Yield the form in the request body. Delete its files at exit.
+    """Yield the form in the request body. Delete the files of the form after the block.
 
-    fields, files: regular expressions of the allowed names of text fields and of files. Raises InvalidRequest,
+    fields, files: regular expressions of the allowed names of text fields and of file fields. Raises InvalidRequest,
     HTTPException 413 or 415, the errors of `Uploads.check_space`, and ClientDisconnect for an incomplete upload.
     """
     with temporary_folder(parts.settings.scratch / "uploads", "receiving the upload") as folder:
@@ -111,7 +111,7 @@ async def _read(parts: Parts, request: Request, reader: _FormReader) -> Form:
 
 
 class _FormReader:
-    """Callbacks of the multipart parser. At most one file is open at a time."""
+    """The callbacks of the multipart parser, which fill `form`. At most one file is open at a time."""
 
     def __init__(self, folder: Path, fields: Collection[str], files: Collection[str]) -> None:
         self.form = Form()
@@ -213,7 +213,7 @@ def safe_name(name: str) -> str:
 
 
 class SafeNames:
-    """Safe file names that all differ, because error messages cite the names."""
+    """A set of safe file names. All names differ, because error messages cite them."""
 
     def __init__(self) -> None:
         self._last: dict[str, int] = {}  # name → the highest number that was added to this name
@@ -230,7 +230,7 @@ class SafeNames:
 
 
 def by_field(files: Collection[ReceivedFile]) -> dict[str, ReceivedFile]:
-    """Return the files by form field. Raises InvalidRequest if a field has two files."""
+    """Return form field → file. Raises InvalidRequest if a field has two files."""
     result: dict[str, ReceivedFile] = {}
     for file in files:
         if file.field in result:

@@ -55,10 +55,10 @@ _REPOSITORY = re.compile(rf"{HUB}(?P<path>{HUB_NAME}/{HUB_NAME})(:[^\s:]*){{0,2}
 def add_dataset(
     parts: Parts, tenant: str, name: str, files: Mapping[str, ReceivedFile], options: DatasetOptions, request: str = ""
 ) -> DatasetRecord:
-    """Validate and store a dataset. Missing validation and test splits are split off from train.
+    """Validate and store a dataset, and return its record. Missing validation and test splits are split off from train.
 
-    files: split → file. The name `file` also means `train`. request: see Catalog.add_dataset. Raises InvalidDataset
-    with every error in the files.
+    files: name in `PARTS` → file. The name `file` means `train`. request: see Catalog.add_dataset. Raises
+    InvalidRequest for an invalid name or combination of files, and InvalidDataset with every error in the files.
     """
     _check_dataset_name(name)
     splits = _by_split(files)
@@ -74,9 +74,10 @@ def add_dataset(
 def add_hub_dataset(
     parts: Parts, tenant: str, name: str, hub: str, options: DatasetOptions, selection: str | None = None
 ) -> DatasetRecord:
-    """Store the texts and labels of a hub dataset, `OWNER/NAME[@REVISION][:CONFIG]`. Raises as `add_dataset` does.
+    """Download a hub dataset, and store its texts and labels. Raises the errors of `add_dataset`.
 
-    selection: the path of a file in the hub dataset. The passages of this file become the selection of the new dataset.
+    hub: OWNER/NAME[@REVISION][:CONFIG]. selection: the path of a file in the hub dataset. The passages of this file
+    become the selection of the new dataset.
     """
     from tlm_core.selection.given import GIVEN_PART
     from tlm_core.tasks.hub import hub_file, parse_hub_id
@@ -111,7 +112,7 @@ def add_corpus(
     sources: Sequence[str] = (),
     request: str = "",
 ) -> CorpusLoad:
-    """Record a load of `files` and of the files at the addresses `sources`. request: see Catalog.add_load."""
+    """Store `files`, and record a load of them and of the addresses `sources`. request: see Catalog.add_load."""
     _check_corpus(name, language, files, near_duplicates, sources)
     check_sources(sources, parts.settings.sources)
     folder = f"{tenant}/uploads/{uuid.uuid4().hex}"
@@ -131,7 +132,7 @@ def add_corpus(
 def _store(
     parts: Parts, tenant: str, name: str, raw: Path, report: Report, options: DatasetOptions, request: str = ""
 ) -> DatasetRecord:
-    """Store the files in `raw` and the validation report. Raises InvalidDataset for an invalid selection file."""
+    """Store the files in the folder `raw`, and the report. Raises InvalidDataset for an invalid selection file."""
     from tlm_core.selection.given import GIVEN, given_part, write_given
 
     dataset_id, selection = new_id("ds"), None
@@ -179,7 +180,7 @@ def parse_options(text: str) -> DatasetOptions:
 
 
 def changed_options(options: DatasetOptions) -> dict[str, object]:
-    """Return the options that differ from their defaults. If only these are stored, new options change no record."""
+    """Return name → value of the options that differ from their defaults. So new options do not change records."""
     defaults = asdict(DatasetOptions())
     return {key: value for key, value in asdict(options).items() if value != defaults[key]}
 
@@ -260,7 +261,7 @@ def _check_corpus(
 
 
 def _by_split(files: Mapping[str, ReceivedFile]) -> dict[str, ReceivedFile]:
-    """Return the files with `train` instead of `file`. Raises InvalidRequest for a combination that is not allowed."""
+    """Return split → file, with `train` for the name `file`. Raises InvalidRequest for an invalid combination."""
     if "file" in files:
         if files.keys() - {"file", "selection"}:
             raise InvalidRequest(

@@ -33,8 +33,8 @@ _TAR_RECORD = 512
 def situation_of(jobs: JobStore, job: JobRecord) -> Situation:
     """Return the plan of a job and the published artifact of each node.
 
-    The record of a succeeded job lists its artifacts. If the storage has lost this list, return the artifacts that
-    other jobs would reuse, or none if one is missing.
+    For a succeeded job, a list in its record or in the storage names the artifacts. If the storage has lost this list,
+    return the artifacts that are published for its nodes, or no artifacts if one of them is missing.
     """
     try:
         if artifacts := jobs.result_of(job):
@@ -48,8 +48,8 @@ def situation_of(jobs: JobStore, job: JobRecord) -> Situation:
 def artifact_of(jobs: JobStore, job: JobRecord, stage: str) -> ManifestRef:
     """Return the artifact of the last node of `stage`.
 
-    Raises NotReady if the artifact does not exist yet, NotFound if it never will exist. In jobs of every kind,
-    `evaluate` means the final report, and `export` the returned model.
+    For a job of any kind, the stage `evaluate` stands for the final report, and `export` for the returned model. Raises
+    NotReady if the artifact does not exist yet, and NotFound if it will never exist.
     """
     return _artifact(situation_of(jobs, job), stage)
 
@@ -105,7 +105,7 @@ class ServedModel:
         return self.note is None
 
     def files(self, artifacts: ArtifactStore) -> dict[str, FileEntry]:
-        """Return the files by their names in a download."""
+        """Return the files of the model: name in a download → file."""
         files = artifacts.manifest(self.ref).files
         if self.final:
             return {file.name: file for file in files}
@@ -113,7 +113,7 @@ class ServedModel:
 
 
 def served_model(jobs: JobStore, job: JobRecord) -> ServedModel:
-    """Return the model that a job serves now. Raises NotReady if none exists yet, NotFound if none will exist."""
+    """Return the model that a job serves now. Raises NotReady if it does not exist yet, NotFound if it never will."""
     situation = situation_of(jobs, job)
     linear = situation.done.get(BASELINE.name)
     if situation.plan.model in situation.done or linear is None:
@@ -138,7 +138,7 @@ def model_file_response(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord
 
 
 def checkpoints_of(jobs: JobStore, job: JobRecord) -> list[CheckpointRef]:
-    """Return the current checkpoints of a job in the order of its plan, ascending by step."""
+    """Return the checkpoints of a job that still exist, in the order of its plan, ascending by step."""
     rows = jobs.moved_refs(job.tenant, job.id) if job.state in TERMINAL else []
     refs = [CheckpointRef.model_validate_json(row["checkpoint"]) for row in rows if "checkpoint" in row]
     if job.checkpoints:
@@ -183,8 +183,8 @@ class _RangedFile(FileResponse):
                 raise HTTPException(400, f"Invalid Range header '{value[:100]}'. Expected bytes=FIRST-LAST.")
             if status == 416:
                 size = dict(message["headers"])[b"content-range"].decode()
-                detail = f"Range '{value[:100]}' is outside the file of {size.removeprefix('bytes */')} bytes."
-                raise HTTPException(416, detail, {"Content-Range": size})
+                problem = f"Range '{value[:100]}' is outside the file of {size.removeprefix('bytes */')} bytes."
+                raise HTTPException(416, f"{problem} Request bytes of the file.", {"Content-Range": size})
             await send(message)
 
         await super().__call__(scope, receive, checked)

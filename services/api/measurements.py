@@ -50,7 +50,10 @@ _Ran = tuple[Node | None, float, float, str]  # the node (None: a start of worke
 
 
 class Rate(NamedTuple):
-    """Seconds per unit of work, the measuring job, and the share of these seconds in which the training had a core."""
+    """A measured rate: `seconds` per unit of work. job: the id of the job that measured the rate.
+
+    had_core: the share of these seconds in which training had a core.
+    """
 
     seconds: float
     job: str
@@ -58,7 +61,7 @@ class Rate(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """Least and greatest time as multiples of the estimate, and why the time is a range."""
+    """The bounds of an estimated time, as multiples of the estimate. reason: why the time is a range."""
 
     least: float
     most: float
@@ -72,10 +75,10 @@ _BY_DEVICE = Bounds(0.25, 3.0, "from a short measurement here")
 
 
 class Pace(NamedTuple):
-    """The expected seconds per unit of work, and their source.
+    """The expected `seconds` per unit of work. basis, reason: where they come from, or why they are unknown.
 
     bounds: None if `seconds` are unknown, or if a job measured them with this number of seeds on free cores. at_once:
-    `seconds` times this number is the time of a single seed.
+    `seconds` times this number is the time of a single seed per unit of work.
     """
 
     basis: Basis
@@ -182,19 +185,19 @@ class Finished:
 
 
 def source_of(resolved: Resolved) -> tuple[str, str, str]:
-    """Return what determines the selected passages: dataset content, corpus version and parameters of the selection."""
+    """Return three texts that determine the selected passages: dataset content, corpus version and parameters."""
     return (resolved.datasets[0].content, str(resolved.corpus), resolved.recipe.selection.model_dump_json())
 
 
 class Measurements:
-    """Measures finished jobs, and caches the measurements."""
+    """The measurements of finished jobs, with a cache in memory."""
 
     def __init__(self, catalog: Catalog, jobs: JobStore, artifacts: ArtifactStore) -> None:
         self._catalog, self._jobs, self._artifacts = catalog, jobs, artifacts
         self._finished: dict[str, dict[str, Finished | None]] = {}  # tenant → its latest jobs
 
     def texts(self, job: JobRecord) -> list[Texts]:
-        """Return the sizes of each dataset's texts, from the counts in its validation report."""
+        """Return the sizes of the texts of each dataset of a job, from the counts in the validation reports."""
         resolved, searched, texts = job.resolved, 0, []
         if resolved.corpus_name is not None and resolved.corpus_version is not None:
             searched = self._catalog.corpus(job.tenant, resolved.corpus_name).version(resolved.corpus_version).count
@@ -212,7 +215,7 @@ class Measurements:
         return texts
 
     def finished(self, tenant: str) -> list[Finished]:
-        """Return the latest succeeded jobs with measurements, newest first. Measure new jobs and store their rates."""
+        """Return measurements of the latest succeeded jobs, newest first. Measure new jobs and store their rates."""
         ids = self._jobs.newest_in(tenant, State.SUCCEEDED, _EARLIER_JOBS)
         known, latest = self._finished.get(tenant, {}), dict[str, Finished | None]()
         # Measure the newest job last, so that its rates replace those of older jobs.
@@ -225,9 +228,9 @@ class Measurements:
         return [job for job_id in ids if (job := latest[job_id]) is not None]
 
     def rates(self, tenant: str) -> dict[str, Rate]:
-        """Return the rate of each setup, from the newest finished job with this setup.
+        """Return `str(setup)` → rate, from the newest finished job with this setup.
 
-        A rate that depends on the device is for the device of the newest worker. The rate with the name
+        If a rate depends on the device, it is for the device of the newest worker. The rate with the name
         `flop_of(precision)` is the seconds per FLOP.
         """
         stored, rates = self._jobs.rates(tenant), dict[str, Rate]()
@@ -281,7 +284,7 @@ class Measurements:
 
 
 def _as_prepared(texts: Texts, job: JobRecord, prepared: Manifest) -> Texts:
-    """Return `texts` with the sizes that `prepare` counted."""
+    """Return `texts` with the sizes that the stage `prepare` counted. prepared: the manifest of its artifact."""
     facts, tokens = prepared.meta, prepared.meta["tokens"]
     windows, passages = facts["windows"]["train"], int(facts["passages"])
     is_auto = job.resolved.recipe.model.max_length == "auto"
@@ -297,7 +300,10 @@ def _as_prepared(texts: Texts, job: JobRecord, prepared: Manifest) -> Texts:
 
 
 def _at_once(ran: Iterable[_Ran], plan: Plan) -> float | None:
-    """Return how many seeds ran at once on average, as if cached seeds also ran, or None if fewer than two ran."""
+    """Return the mean number of seeds that ran at the same time, or None if fewer than two seeds ran.
+
+    The number is scaled up to the case that no seed is cached.
+    """
     spans = sorted((start, end, n.group) for n, start, end, _ in ran if n and plan.side_by_side(n.group) > 1)
     passed, until = 0.0, -math.inf
     for start, end, _ in spans:
@@ -311,10 +317,10 @@ def _at_once(ran: Iterable[_Ran], plan: Plan) -> float | None:
 
 
 def _elapsed(events: Iterable[Event], job: JobRecord, plan: Plan) -> Iterator[_Ran]:
-    """Yield each stage that the job ran, and each start of workers.
+    """Yield (node, start, end, device) for each node that the job ran. For a start of workers, the node is None.
 
-    Workers report in batches, so the report that a stage started can be late. So a stage starts when the previous stage
-    of its group ended in the same attempt. Only the start of the first stage comes from the report.
+    Workers report in batches, so the report that a node started can be late. Therefore the start of a node is the end
+    of the previous node of its group in the attempt. Only the start of the first node comes from the report.
     """
     nodes, started = {node.name: node for node in plan.nodes}, dict[str, tuple[float, str]]()
     last: dict[str, tuple[float, str]] = {}  # group of worker stages → last end, device

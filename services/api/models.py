@@ -28,14 +28,14 @@ class Models:
         self._redis, self._jobs = client, jobs
 
     def list(self, tenant: str, after: str | None, limit: int) -> Page[FinishedModel]:
-        """Return the models of succeeded jobs, newest first. after: id of a job."""
+        """Return a page of the models of succeeded jobs, newest first. after: return only models of older jobs."""
         succeeded = self._jobs.each_job(tenant, state=State.SUCCEEDED, after=after, page=limit + 1)
         with_model = (job for job in succeeded if not job.unreadable and job.spec.definition.has_model)
         jobs, aliases = tuple(islice(with_model, limit + 1)), self.aliases(tenant)
         return Page(data=tuple(_view(job, aliases) for job in jobs[:limit]), has_more=len(jobs) > limit)
 
     def get(self, tenant: str, job_id: str) -> FinishedModel:
-        """Return the model of a job. Raises NotReady if it does not exist yet, NotFound if it never will exist."""
+        """Return the model of a job. Raises NotReady if it does not exist yet, and NotFound if it will never exist."""
         job = self._jobs.get(tenant, job_id)
         artifact_of(self._jobs, job, "export")
         return _view(job, self.aliases(tenant))
@@ -49,7 +49,7 @@ class Models:
         raise self._unknown(tenant, f"model '{model[:200]}'", model)
 
     def aliases(self, tenant: str) -> dict[str, str]:
-        """Return the job id of each alias, sorted by alias."""
+        """Return alias → job id, sorted by alias."""
         return dict(sorted(cast(dict[str, str], self._redis.hgetall(key(tenant, "aliases"))).items()))
 
     def aliases_of(self, tenant: str, job_id: str) -> tuple[str, ...]:

@@ -64,7 +64,7 @@ def openapi(app: FastAPI) -> JsonObject:
 
 
 def answers(schema: JsonObject) -> Iterator[tuple[str, JsonObject]]:
-    """Yield the name of the example and the content for each successful JSON response. Names: see `_EXAMPLES`."""
+    """Yield (name in `_EXAMPLES`, description of the content) for each successful JSON response in `schema`."""
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():
             for status, response in operation["responses"].items():

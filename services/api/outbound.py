@@ -29,10 +29,10 @@ def resolve(host: str, port: int) -> list[str]:
 
 
 class Outbound:
-    """Posts to user-defined endpoints. private: allow plain http and private addresses.
+    """Sends POST requests to endpoints of users. private: whether plain http and private addresses are allowed.
 
-    seconds: limit of a request, without the look-up of the host. transport, resolve: replace the network and the
-    resolver in tests.
+    seconds: the time limit of a request, without the look-up of the host. transport, resolve: replace the network and
+    the resolver in tests.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class Outbound:
         self._tls = httpx.create_ssl_context(trust_env=False)
 
     def check(self, url: str) -> None:
-        """Raise InvalidRequest for a URL that `post` would refuse. Accept a host that has no address now."""
+        """Raise InvalidRequest for a URL that `post` refuses. A host that has no address now raises nothing."""
         parsed = self._parsed(url)
         with suppress(OSError):
             self._address(parsed)
 
     def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> tuple[int | None, str | None]:
-        """Send a request. Return the status and None, or without a response None and the error.
+        """Send a POST request. Return (HTTP status, None), or (None, error message) if there is no response.
 
         The method follows no redirect, and does not read the body of the response.
         """
@@ -88,7 +88,7 @@ class Outbound:
             return response.status_code
 
     def _parsed(self, url: str) -> httpx.URL:
-        """Return the parsed URL. Raises InvalidRequest if its form is not allowed."""
+        """Return the parsed URL. Raises InvalidRequest if the URL is malformed, or if a part of it is not allowed."""
         try:
             parsed = httpx.URL(url)
             if not parsed.host:  # This property decodes a name that begins with xn--, and can raise UnicodeError.
@@ -105,7 +105,7 @@ class Outbound:
         return parsed
 
     def _address(self, url: httpx.URL) -> str:
-        """Return the first address of a host. Raises InvalidRequest for a private address, and OSError."""
+        """Return the first address of a host. Raises InvalidRequest for a private address, OSError without address."""
         port = url.port or (443 if url.scheme == "https" else 80)
         try:
             addresses = self._resolve(_host(url), port)

@@ -142,13 +142,13 @@ def request_body(media_type: str, schema: JsonObject, example: object) -> JsonOb
 
 
 def form_body(fields: JsonObject, required: list[str], example: object) -> JsonObject:
-    """Return the OpenAPI description of a form of fields and files."""
+    """Return the OpenAPI description of a multipart form. fields: name → schema of a field or file."""
     schema = {"type": "object", "required": required, "properties": fields}
     return request_body("multipart/form-data", schema, example)
 
 
 def binary(example: str) -> JsonObject:
-    """Return the OpenAPI description of an answer that is a file. example: its content, in words."""
+    """Return the OpenAPI description of a response that is a file. example: describes the content of the file."""
     return {"schema": {"type": "string", "format": "binary"}, "example": example}
 
 

@@ -15,10 +15,10 @@ from tlm_core.wire import Prediction
 
 
 class Predictor:
-    """Caches the models that were used last. Thread-safe.
+    """Predicts with the models of jobs, and caches loaded models. Thread-safe.
 
-    capacity: maximum size of all cached models in bytes. If they exceed it, the cache drops the models that were not
-    used for the longest time. The newest model always stays.
+    capacity: maximum size of all cached models in bytes. If the models exceed it, the cache drops the least recently
+    used models. The last loaded model always stays.
     """
 
     def __init__(self, artifacts: ArtifactStore, *, capacity: int, load: Callable[[Path], Model] = load_model) -> None:
@@ -38,6 +38,7 @@ class Predictor:
     ) -> tuple[Model, tuple[Prediction, ...]]:
         """Return the model, and one prediction for each text in order. Raises InvalidRequest, CorruptArtifact.
 
+        export: the artifact of the model. pairs: for a model of text pairs, the second text of each pair.
         min_confidence: a text whose highest probability is lower gets no label.
         """
         model = self.model(export)
@@ -47,7 +48,7 @@ class Predictor:
         return model, tuple(_prediction(model, row, min_confidence) for row in rows)
 
     def model(self, export: ManifestRef) -> Model:
-        """Return the model of an export artifact. Concurrent requests load it once."""
+        """Return the model in an artifact. Concurrent requests load the model once."""
         with self._lock:
             if model := self._models.get(export.digest):
                 self._models.move_to_end(export.digest)
@@ -67,7 +68,7 @@ class Predictor:
 
 
 def _prediction(model: Model, row: list[float], min_confidence: float | None) -> Prediction:
-    """Return the prediction of one text. row: its probabilities, or the value of its regression target."""
+    """Return the prediction for one text. row: the probabilities of its labels, or its predicted number."""
     if not model.type.has_classes:
         return Prediction(label=model.labels[0], value=row[0])
     best = max(range(len(row)), key=row.__getitem__)

@@ -14,7 +14,7 @@ PROBE_SECONDS = 3.0
 
 @dataclass
 class Probes:
-    """Calls each component in a thread outside the pool of the routes, because that pool may wait for the storage.
+    """Calls components in threads outside the pool of the routes, because all threads of that pool may be busy.
 
     At most one call per component runs at a time. So a component that hangs blocks only one thread.
     """

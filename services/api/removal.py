@@ -88,10 +88,10 @@ def finish_removals(parts: Parts) -> None:
 def artifacts_of(jobs: JobStore, job: JobRecord) -> set[str]:
     """Return the ids of the artifacts that a job has produced or may produce next.
 
-    The job store also lists artifacts of an earlier release, which the current plan may lack.
+    The job store also lists artifacts of an earlier release, whose plan can differ.
     """
     produced = jobs.artifacts_of(job.tenant, job.id)
-    if job.unreadable or (job.result is not None and produced):  # Without `produced`, the storage has lost them.
+    if job.unreadable or (job.result is not None and produced):  # Without `produced`, their list is lost.
         return produced
     return produced.union(Situation.read(jobs, job).artifact_ids())
 
@@ -153,7 +153,7 @@ def _remove_unshared(jobs: JobStore, artifacts: ArtifactStore, removal: Removal)
 
 
 def _unshared(jobs: JobStore, removal: Removal) -> list[str]:
-    """Return the artifacts of a removal that no other job uses. Other jobs inherit the artifacts that they use."""
+    """Return the ids of the artifacts in `removal` that no other job uses. Other jobs inherit those that they use."""
     unshared = set(removal.artifacts)
     for digest in removal.data:
         for other in jobs.jobs_on_data(removal.tenant, digest):

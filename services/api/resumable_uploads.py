@@ -39,7 +39,7 @@ _RANGE = re.compile(r"bytes (\d{1,16})-(\d{1,16})/(\d{1,16})", re.ASCII)
 
 
 class Uploads:
-    """Uploads in progress. Redis stores the offsets, and the storage stores the parts. Raises the errors of both."""
+    """Uploads in progress. Redis has their offsets, and the storage their parts. Raises the errors of both."""
 
     def __init__(self, client: redis.Redis, artifacts: ArtifactStore, scratch: Path, *, max_bytes: int) -> None:
         self._redis: Any = client
@@ -71,7 +71,7 @@ class Uploads:
         return upload
 
     def get(self, tenant: str, upload_id: str) -> Upload:
-        """Return an upload. Raises NotFound."""
+        """Return the upload with this id. Raises NotFound."""
         # A text that is not an id could name another key in Redis, such as the list of the parts of an upload.
         fields = self._redis.hgetall(_key(tenant, upload_id)) if _ID.fullmatch(upload_id) else {}
         if not fields:
@@ -79,7 +79,10 @@ class Uploads:
         return _upload(upload_id, fields)
 
     async def put(self, tenant: str, upload_id: str, content_range: str | None, body: AsyncIterator[bytes]) -> Upload:
-        """Store a part. Raises InvalidRequest, and Conflict with the expected `offset` if the part begins elsewhere."""
+        """Store a part, and return the upload with the new offset. content_range: the header Content-Range.
+
+        Raises NotFound, InvalidRequest, and Conflict with the expected `offset` if the part begins elsewhere.
+        """
         upload = await run_in_threadpool(self.get, tenant, upload_id)
         begin, length = _range(content_range, upload)
         if begin != upload.offset:
@@ -101,7 +104,7 @@ class Uploads:
 
     @contextmanager
     def files(self, tenant: str, uploads: Sequence[tuple[str, str]]) -> Iterator[list[ReceivedFile]]:
-        """Yield the complete files of `uploads`, which are pairs of field and upload id.
+        """Yield the complete files of `uploads`, in their order. uploads: (form field, upload id) of each file.
 
         Delete the uploads if the block succeeds. Raises NotFound, Conflict for an incomplete upload, and InvalidRequest
         for an upload that does not match its SHA-256.
@@ -116,7 +119,7 @@ class Uploads:
             self._clean_up(tenant, upload_id)
 
     def _clean_up(self, tenant: str, upload_id: str) -> None:
-        """Delete an upload. Log an outage: the record expires, and the sweeper deletes parts without a record."""
+        """Delete an upload. If Redis or the storage is unavailable, log this. The upload then expires."""
         try:
             self.delete(tenant, upload_id)
         except Outage as error:
@@ -169,7 +172,7 @@ class Uploads:
 async def _receive(body: AsyncIterator[bytes], local: Path, length: int) -> int:
     """Write at most `length` bytes of the body to `local`. Return the number of received bytes.
 
-    The number for a longer body is larger than `length`.
+    For a body of more than `length` bytes, the function stops early and returns a number above `length`.
     """
     received = 0
     with storage_errors("receiving the part"), open(local, "wb") as handle:

@@ -51,9 +51,9 @@ def selection_page(
 
 @dataclass(frozen=True)
 class LeakedText:
-    """A validation or test text that passages of the corpus contain. passages: how many of them were removed.
+    """A row of validation or test whose text occurs in passages. passages: how many passages were removed for it.
 
-    text: the row, or None if the task is not available.
+    row: the number of the row in the dataset. text: the texts of the row, or None if the task is not available.
     """
 
     split: str
@@ -63,7 +63,7 @@ class LeakedText:
 
 
 def leaked_texts(artifacts: ArtifactStore, ref: ManifestRef, task: ManifestRef | None, limit: int) -> list[LeakedText]:
-    """Return the texts of validation and test for which the selection removed the most passages."""
+    """Return the `limit` rows of validation and test for which the selection removed the most passages."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(artifacts.localize(ref) / "leaks.parquet", columns=["passage_id", "split", "row"])
@@ -77,7 +77,7 @@ def leaked_texts(artifacts: ArtifactStore, ref: ManifestRef, task: ManifestRef |
 def _matching(
     folder: Path, words: Sequence[str], train_row: int | None, after: int, limit: int
 ) -> tuple[list[dict[str, object]], int]:
-    """Return the passages on the page, and the number of all matching passages."""
+    """Return the rows of passages.parquet on the page, and the number of all matching passages."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -101,7 +101,7 @@ def _matching(
 
 
 def _provenance(folder: Path, passages: list[str]) -> dict[str, list[Provenance]]:
-    """Return the queries that retrieved each passage, best rank first."""
+    """Return passage id → the train rows that retrieved the passage, best rank first."""
     import pyarrow.parquet as pq
 
     queries: dict[str, list[Provenance]] = {name: [] for name in passages}

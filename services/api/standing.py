@@ -21,7 +21,7 @@ _SILENT_SECONDS = 30.0
 class Standing:
     """The part of a job's state that its record does not contain. waiting: why the job does not run now, or None.
 
-    silent_seconds: see `_silence`. None if the job waits or has no workers.
+    silent_seconds: see `_silence`. It is None if `waiting` is set, or if the job has no workers.
     """
 
     waiting: Waiting | None = None
@@ -74,7 +74,7 @@ def _silence(store: JobStore, job: JobRecord, now: float) -> float | None:
 
 
 def _waiting(store: JobStore, queued: Sequence[JobRecord], now: float) -> dict[str, Waiting]:
-    """Return why each job waits in the queue, by id."""
+    """Return job id → why the job waits in the queue."""
     obstacle, positions = store.obstacle(), store.positions(queued)
     if obstacle:
         code, start = "blocked", f"No job starts now: {obstacle}"

@@ -33,7 +33,7 @@ _LOG_SECONDS = 0.5  # between two reads of a log
 
 @dataclass(frozen=True)
 class _Head:
-    """The fields of a job that change while the job runs, read in one step. progress: stored JSON."""
+    """The fields of a job that change while the job runs, read in one step. progress: JSON, or None."""
 
     state: State
     last_event: int
@@ -42,7 +42,7 @@ class _Head:
 
 @dataclass
 class _Topic:
-    """A watched job. recent: number and message of its latest events without a gap, oldest first."""
+    """A job with open event streams. recent: (number, message) of its latest events without a gap, oldest first."""
 
     watchers: int = 0
     head: _Head | None = None
@@ -56,7 +56,7 @@ class _Topic:
         self.changed = asyncio.Event()
 
     def after(self, seq: int) -> list[tuple[int, str]] | None:
-        """Return number and message of the events after `seq`, or None if the buffer lacks some of them."""
+        """Return (number, message) of the events after `seq`, or None if `recent` lacks some of them."""
         if self.head is None or self.head.last_event <= seq:
             return []
         if not self.recent or self.recent[0][0] > seq + 1:
@@ -65,7 +65,7 @@ class _Topic:
 
 
 class Tailer:
-    """Feeds all event streams of a gateway. `run` reads new events from Redis, but only while a stream is open.
+    """Feeds all event streams of a gateway. While a stream is open, `run` reads new events from Redis.
 
     Each stream reads older events itself, because these may have moved to the storage.
     """
@@ -152,7 +152,7 @@ class Tailer:
                         await changed.wait()
 
     async def _read(self, tenant: str, job_id: str, after: int) -> list[tuple[int, str]]:
-        """Return number and message of the next stored events. Retry while Redis or the storage is unavailable."""
+        """Return (number, message) of the events after `after`. Retry while Redis or the storage is unavailable."""
         while not self.closed:
             try:
                 events = await run_in_threadpool(self._jobs.events, tenant, job_id, after=after, limit=_PAGE)
@@ -243,11 +243,11 @@ async def log_stream(jobs: JobStore, tailer: Tailer, tenant: str, job_id: str, a
 
 
 def _numbered(event: Event) -> tuple[int, str]:
-    """Return number and message of an event."""
+    """Return the number of a job event, and the event as a server-sent event."""
     return event.seq, _message(event.type, JobEvent.model_validate(event).model_dump_json(), event.seq)
 
 
 def _message(event: str, data: str, message_id: int | str | None = None) -> str:
-    """Return a server-sent event. data: JSON on one line."""
+    """Return the text of a server-sent event. event: its type. data: JSON on one line."""
     name = json.dumps(event)[1:-1]  # A line break in the type would end the line.
     return (f"id: {message_id}\n" if message_id is not None else "") + f"event: {name}\ndata: {data}\n\n"

@@ -38,9 +38,9 @@ def submit_job(parts: Parts, tenant: str, spec: JobSpec, key: str | None) -> tup
 
 
 def retry_job(parts: Parts, job: JobRecord, key: str | None) -> tuple[JobRecord, bool]:
-    """Create a job with the same resolved inputs as `job`. It reuses finished stages. Returns: see `submit_job`.
+    """Create a job with the resolved inputs of `job`, and reuse its finished stages. Returns: see `submit_job`.
 
-    Raises IllegalTransition unless `job` is failed or cancelled, and IdempotencyMismatch as `submit_job` does.
+    Raises IllegalTransition if `job` is neither failed nor cancelled, and IdempotencyMismatch as `submit_job` does.
     """
     if job.state not in RETRYABLE:
         raise IllegalTransition(
@@ -52,7 +52,7 @@ def retry_job(parts: Parts, job: JobRecord, key: str | None) -> tuple[JobRecord,
 
 
 def clone_job(parts: Parts, job: JobRecord, changes: Mapping[str, object], key: str | None) -> tuple[JobRecord, bool]:
-    """Create a job with the request of `job` and `changes`. Returns: see `submit_job`.
+    """Create a job with the request of `job`, changed by `changes`. Returns: see `submit_job`.
 
     Raises InvalidRequest for invalid changes, and the errors of `submit_job`.
     """
@@ -129,7 +129,10 @@ def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Reso
 
 
 def _overrides(spec: JobSpec) -> Mapping[str, object]:
-    """Return the overrides of a request. A request without corpus and selector gets the selector `none`."""
+    """Return the overrides of a request. Add the selector `none` if the request has neither corpus nor selector.
+
+    The scale `instant` selects no passages, so it needs no selector.
+    """
     if spec.corpus is not None or _SELECTOR in spec.overrides or spec.scale == "instant":
         return spec.overrides
     return {**spec.overrides, _SELECTOR: "none"}
@@ -229,9 +232,9 @@ def _from_source(parts: Parts, tenant: str, spec: JobSpec, source: JobRecord) ->
 
 
 def _reused(source: JobRecord, artifacts: Mapping[str, ReusedArtifact]) -> dict[str, ReusedArtifact]:
-    """Return the artifacts of all stages before the evaluation, except refitted models, which trained on validation.
+    """Return node name → artifact of all nodes before the evaluation, except refits, which trained on validation.
 
-    artifacts: the artifact of each node of `source`. Raises Conflict if another release computed the artifacts.
+    artifacts: node name → artifact of `source`. Raises Conflict if another release computed the artifacts.
     """
     digests = {name: artifact.ref.digest for name, artifact in artifacts.items()}
     nodes = [node for node in plan_of(source).behind("evaluate") if node.stage not in (REFIT, REFIT_LINEAR)]
@@ -245,7 +248,7 @@ def _reused(source: JobRecord, artifacts: Mapping[str, ReusedArtifact]) -> dict[
 
 
 def changed(job: JobRecord, changes: Mapping[str, object]) -> JobSpec:
-    """Return the spec of a job with `changes`. Raises InvalidRequest with every error.
+    """Return the spec of `job` with `changes`: field of the spec → new value. Raises InvalidRequest with every error.
 
     - The spec names the pinned version of an unchanged dataset or corpus. Exception: if the job has several datasets,
       the spec retains their names.

@@ -24,9 +24,9 @@ class TaskRow:
 def task_rows(
     artifacts: ArtifactStore, task: ManifestRef | None, rows: Iterable[tuple[str, int]], chars: int
 ) -> dict[tuple[str, int], TaskRow]:
-    """Return the `rows` of a task by split and number, with texts cut after `chars` characters.
+    """Return (split, row number) → row for the `rows` of a task, with texts cut after `chars` characters.
 
-    The result is empty if the task is not available, because pages are useful without its texts.
+    If the task is not available, the result is empty: pages are useful without texts.
     """
     import pyarrow.parquet as pq
 

@@ -1,9 +1,9 @@
 """Webhooks by the Standard Webhooks scheme (standardwebhooks.com): signed, numbered, retried.
 
-One gateway at a time reads the feed of job events, a list of the events of all jobs. A cursor marks the last event that
-was read. For each page of events, one transaction queues a delivery per event and subscribed endpoint, and moves the
-cursor. So no event is lost. If a gateway sends a delivery twice, both have the same webhook-id, which consists of the
-job and the number of the event.
+One gateway at a time reads the feed, a stream with the events of all jobs. A cursor marks the last event that was
+read. For each page of events, one transaction queues a delivery per event and subscribed endpoint, and moves the
+cursor. So no event is lost. If a gateway sends a delivery twice, both requests have the same webhook-id, which consists
+of the job and the number of the event.
 
 Keys (tenant in braces): tlm:{T}:webhooks  id → record      tlm:{T}:webhook-secrets  id → secret
     tlm:{T}:webhook-log:ID  latest attempts                  tlm:webhook:due  deliveries, scored by time
@@ -51,7 +51,10 @@ _DUE, _BODIES, _CURSOR, _LEASE = (f"{PREFIX}:webhook:{name}" for name in ("due",
 
 
 class _Delivery(BaseModel):
-    """A queued message to one endpoint. number: the number of the next attempt, from 1."""
+    """A queued message to one endpoint. hook: id of the webhook. message: id of the message.
+
+    type: the type of the event. number: the number of the next attempt, from 1. body: JSON.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -74,7 +77,7 @@ def sign(secret: str, message: str, timestamp: int, body: bytes) -> str:
 
 
 class Webhooks:
-    """Endpoints of tenants and their latest attempts. Raises StoreUnavailable without Redis."""
+    """The endpoints of tenants and the latest attempts to reach them. Raises StoreUnavailable without Redis."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis: Any = client
@@ -92,7 +95,7 @@ class Webhooks:
         return [_listed(*record) for record in sorted(self._redis.hgetall(key(tenant, "webhooks")).items())]
 
     def get(self, tenant: str, hook_id: str) -> Webhook:
-        """Return an endpoint. Raises NotFound, or UnreadableRecord."""
+        """Return the endpoint with this id. Raises NotFound, or UnreadableRecord."""
         record = self._redis.hget(key(tenant, "webhooks"), hook_id)
         if record is None:
             raise _missing(hook_id)
@@ -161,7 +164,7 @@ def _listed(hook_id: str, record: str) -> Webhook:
 
 
 class Deliverer:
-    """Reads the feed and delivers webhooks. Of all gateways, only the holder of the lease does so.
+    """Reads the feed and sends deliveries to endpoints. At one time, only one gateway holds the lease for this work.
 
     clock: returns the Unix time. The default is the clock of Redis, because gateways share the times of deliveries.
     timer: measures durations.
@@ -227,7 +230,7 @@ class Deliverer:
             self._queue_page()
 
     def backlog(self) -> Live:
-        """Return the number of deliveries that wait for their first or next attempt."""
+        """Return the metric with the number of deliveries that wait for their first or next attempt."""
         return Live("tlm_webhook_backlog", "Webhook deliveries that wait.", self._redis.zcard(_DUE))
 
     def _has_lease(self) -> bool:
@@ -238,7 +241,7 @@ class Deliverer:
         return bool(self._redis.expire(_LEASE, _LEASE_SECONDS))
 
     def _queue_page(self) -> bool:
-        """Queue deliveries for one page of the feed and move the cursor. Return whether the feed may have more."""
+        """Queue the deliveries for one page of the feed, and move the cursor. Return whether the feed may have more."""
         cursor = self._redis.get(_CURSOR)
         if cursor is None:  # At the first start, skip earlier events.
             last = self._redis.xrevrange(FEED, count=1)

@@ -29,6 +29,7 @@ _USUAL_AMOUNT = 10.0  # pieces per train row, if validation chooses self-trainin
 class Texts:
     """The sizes of a task's texts. rows: split → number of rows. vocab: size of the vocabulary, None while unknown.
 
+    - labels: number of labels, 1 for regression.
     - windows: mean number of windows of a text. An epoch of training reads one window, and a prediction reads all.
     - tokens: mean number of tokens in a window.
     - passages: number of selected passages. passage_tokens: mean number of tokens in a passage.
@@ -54,7 +55,10 @@ class Texts:
 
 @dataclass(frozen=True)
 class Work:
-    """What a node computes. units: the amount of work, proportional to the time of the node."""
+    """The work of a node. units: an amount that is proportional to the time of the node; see `work_of`.
+
+    steps, tokens, flops: of training. tokens and flops are None if they are not counted.
+    """
 
     units: float
     steps: float = 0.0
@@ -63,12 +67,12 @@ class Work:
 
 
 def length_of(model: Model, texts: Texts) -> int:
-    """Return the length of the model's input rows in tokens."""
+    """Return the maximum length of the model's input in tokens."""
     return texts.auto_length if model.max_length == "auto" else model.max_length
 
 
 def shape_of(model: Model, texts: Texts) -> Shape | None:
-    """Return the shape of a model, or None for a published encoder or tokenizer, because its size is unknown."""
+    """Return the shape of a model, or None with a published encoder or tokenizer, because their size is unknown."""
     if model.init not in OWN_STARTS or texts.vocab is None:
         return None
     model = model.model_copy(update={"max_length": length_of(model, texts)})
@@ -87,14 +91,14 @@ def texts_of(plan: Plan, node: Node, texts: Sequence[Texts]) -> Texts:
 
 
 def work_of(node: Node, texts: Texts) -> Work | None:
-    """Return the work of a node, or None if the size of its encoder is unknown. The unit depends on the stage:
+    """Return the work of a node, or None if the size of its encoder is unknown. One unit of work is, by stage:
 
-    - training: FLOPs, or tokens for models other than transformers
-    - `validate`: rows
+    - training: a FLOP, or a token for models other than transformers
+    - `validate`: a row
     - `baseline`, `self_train` and `refit_linear`: see `_fit_units`
-    - `select`: train rows times passages of the corpus
-    - preparation and evaluation: tokens
-    - other stages: the work of each node is 1
+    - `select`: a comparison of a train row with a passage of the corpus
+    - preparation and evaluation: a token
+    - other stages: the whole node
     """
     params, rows = node.params, texts.rows
     if isinstance(params, JointParams):
@@ -138,9 +142,9 @@ def _fit_units(rows: float, texts: Texts) -> float:
 
 
 def _self_train_units(amounts: Iterable[float], texts: Texts) -> float:
-    """Return the units of work to label the pieces of all passages, and to fit a linear model on each amount of pieces.
+    """Return the units of work to label the pieces of all passages, and to fit a linear model for each of `amounts`.
 
-    amounts: pieces per train row.
+    amounts: numbers of pieces per train row that self-training tries.
     """
     rows, length = texts.rows["train"], texts.windows * texts.tokens
     pieces = min(texts.passages * texts.passage_tokens / length, MOST_PIECES)
@@ -194,7 +198,7 @@ def _step(shape: Shape, tokens: float, masked: float, documents: int, optimizer:
 
 
 def memory_bytes(recipe: Recipe, texts: Texts) -> int | None:
-    """Return the bytes that the joint stage needs, or None if the size of the encoder is unknown."""
+    """Return the bytes of memory that the joint stage needs, or None if the size of the encoder is unknown."""
     if (shape := shape_of(recipe.model, texts)) is None:
         return None
     rows = min(recipe.joint.at_length(length_of(recipe.model, texts), recipe.model).batch_rows, MICRO_ROWS)
@@ -203,7 +207,7 @@ def memory_bytes(recipe: Recipe, texts: Texts) -> int | None:
 
 
 def disk_bytes(plan: Plan, texts: Sequence[Texts]) -> int | None:
-    """Return the bytes of the artifacts, or None if the size of an encoder is unknown.
+    """Return the bytes of a job's artifacts, or None if the size of an encoder is unknown. texts: of each dataset.
 
     Artifacts hold passages, tokens, and parameters in float32. The export holds the parameters twice.
     """

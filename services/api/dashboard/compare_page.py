@@ -55,9 +55,9 @@ def points(
     stage: Annotated[str, Query(max_length=40)],
     ids: Ids = [],  # noqa: B006
 ) -> Response:
-    """Return the curves of a stage for the first seed of each job. Each learning rate that the stage tries has a curve.
+    """Return the curves of a stage for the first seed of each job, as JSON: one curve for each tried learning rate.
 
-    `column` in a curve is the index of its job.
+    `column` of a curve is the index of the curve's job in `ids`.
     """
     jobs = _jobs(parts, tenant, ids)
     lines = [
@@ -76,7 +76,7 @@ def _jobs(parts: Parts, tenant: str, ids: list[str]) -> list[JobRecord]:
 
 
 def _models(outcomes: Sequence[Outcome]) -> dict[str, list[ModelScores | None]]:
-    """Map the name of each model to its scores in each job. The scores are None if the job lacks the model."""
+    """Return model name → one entry for each job: the scores of the model, or None if the job lacks the model."""
     names = dict.fromkeys(model.name for outcome in outcomes for model in outcome.models)
     by_name = [{model.name: model for model in outcome.models} for outcome in outcomes]
     return {name: [models.get(name) for models in by_name] for name in names}

@@ -69,7 +69,7 @@ def curves(
 
 
 def _stored_lines(node: Node, history: JsonObject) -> dict[str, Line]:
-    """Return the lines in the training history of a finished node, without the empty lines."""
+    """Return metric → line from the training history of a finished node. Metrics without values are omitted."""
     assert isinstance(node.params, TrainParams)
     peak = node.params.optimizer.lr  # The history has learning rates as fractions of the peak.
     result: dict[str, Line] = {}

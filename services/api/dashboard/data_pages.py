@@ -40,7 +40,7 @@ def datasets(request: Request, parts: PartsDep, tenant: SignedIn, after: AfterId
 
 @router.post("/datasets")
 async def upload(request: Request, parts: PartsDep, tenant: SignedIn) -> Response:
-    """Add a dataset as the API does. After an error, show the error above the form with its values."""
+    """Add a dataset, and redirect to its page. After an error, show the error above the form with the typed values."""
     typed: dict[str, str] = {}
     try:
         async with receive_form(parts, request, fields=("name", *_OPTIONS), files=(*_SPLITS, "file")) as form:
@@ -89,7 +89,7 @@ def corpora(request: Request, parts: PartsDep, tenant: SignedIn, after: AfterId 
 
 @router.post("/corpora")
 async def upload_corpus(request: Request, parts: PartsDep, tenant: SignedIn) -> Response:
-    """Add a corpus, and redirect to its page. After an error, show the error above the form with its values."""
+    """Add a corpus, and redirect to its page. After an error, show the error above the form with the typed values."""
     typed: dict[str, str] = {}
     try:
         async with receive_form(parts, request, fields=CORPUS_FIELDS, files=("files",)) as form:
@@ -127,12 +127,12 @@ def corpus_live(request: Request, name: str, parts: PartsDep, tenant: SignedIn) 
 def corpus_search(
     request: Request, name: str, parts: PartsDep, tenant: SignedIn, q: Search = "", version: Version = None
 ) -> Response:
-    """Return the search results, a part of the page."""
+    """Return the part of a corpus page that shows the search results."""
     return page(request, "_hits.html", _search(parts, tenant, name, q, version))
 
 
 def _datasets(request: Request, parts: Parts, tenant: str, after: str | None, refused: Refused = None) -> Response:
-    """Show the list of datasets, and the form for uploads."""
+    """Show the list of datasets, and the form for uploads. refused: see `form_page`."""
     records, has_more = parts.catalog.datasets(tenant, after=after, limit=_LIMIT)
     command, fields = "tlm dataset add reviews train.csv", "-F name=reviews -F file=@train.csv"
     call = 'add_dataset("reviews", {"train": Path("train.csv")})'
@@ -144,7 +144,7 @@ def _datasets(request: Request, parts: Parts, tenant: str, after: str | None, re
 
 
 def _corpora(request: Request, parts: Parts, tenant: str, after: str | None, refused: Refused = None) -> Response:
-    """Show the list of corpora, and the form for uploads."""
+    """Show the list of corpora, and the form for uploads. refused: see `form_page`."""
     records, has_more = parts.catalog.corpora(tenant, after=after, limit=_LIMIT)
     rows = [{"corpus": corpus, "ready": corpus.ready(), "loads": parts.catalog.loads(tenant, corpus.name, limit=1)}
             for corpus in records]  # fmt: skip
@@ -161,7 +161,7 @@ def _corpus(parts: Parts, tenant: str, name: str) -> dict[str, object]:
 
 
 def _search(parts: Parts, tenant: str, name: str, q: str, version: str | None) -> dict[str, object]:
-    """Return the template values of a search. An error is one of the values, so that the page shows its other parts."""
+    """Return the template values of a search. After an error, `failure` is its message, and the page shows the rest."""
     values: dict[str, object] = {"q": q.strip(), "chosen": version, "hits": None, "failure": None}
     if q.strip():
         try:

@@ -39,7 +39,7 @@ PRESETS = {
 
 
 class CommonFields(BaseModel):
-    """The fields that every kind has. key: a random idempotency key, which each form gets."""
+    """The form fields for jobs of every kind. key: a random idempotency key. Each shown form has a new key."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -58,7 +58,7 @@ class CommonFields(BaseModel):
 
 
 class JobForm(CommonFields):
-    """The form with its values. options: `kind.option` → the text of the field, or texts of the selected choices."""
+    """The values of the form. options: `kind.option` → the text of its field, or the texts of the selected choices."""
 
     options: dict[str, list[str]] = {}
 
@@ -73,7 +73,7 @@ class JobForm(CommonFields):
         return cls(dataset=dataset, corpus=corpus, scale=preset.scale, seeds=preset.seeds, options=options)
 
     def texts(self, kind: Kind[KindOptions], field: FormField) -> list[str]:
-        """Return the texts of an option's field."""
+        """Return the texts in the form field of an option, or [] if the form lacks the field."""
         return self.options.get(f"{kind.name}.{field.option}", [])
 
     def spec(self) -> JobSpec:
@@ -106,7 +106,7 @@ class JobForm(CommonFields):
             raise InvalidRequest(validation_problem(error.errors(), "body").detail) from error
 
     def _options(self, kind: Kind[KindOptions]) -> dict[str, object]:
-        """Return the options of the fields that are not blank."""
+        """Return option → value, for the fields of a kind that are not blank."""
         options = {}
         for field in kind.fields:
             texts = self.texts(kind, field)
@@ -132,7 +132,10 @@ FilledForm = Annotated[JobForm, Depends(read_form)]
 
 
 def _parse(field: FormField, texts: Sequence[str], dataset: str) -> object:
-    """Return the value of an option, or None for a blank field. A choice of further datasets omits `dataset`."""
+    """Return the value of an option from the texts of its form field, or None for a blank field.
+
+    dataset: the first dataset of the job. A field for further datasets omits this dataset.
+    """
     match field.widget:
         case "checkbox":
             return bool(texts)
@@ -172,9 +175,10 @@ def _show(field: FormField, value: Any) -> list[str]:
 
 
 def parse_lines(text: str, label: str, example: str, *, texts: bool = False) -> dict[str, object]:
-    """Parse lines of `key = value`. Values that are not JSON are text. texts: treat every value as text.
+    """Return key → value from lines of `key = value`. A value is JSON, or text if it is not valid JSON.
 
-    label, example: the field's name and a valid line, for errors. Raises InvalidRequest with the invalid line.
+    texts: treat every value as text. label, example: the field's name and a valid line, for errors. Raises
+    InvalidRequest with the invalid line.
     """
     values: dict[str, object] = {}
     for line in text.splitlines():
@@ -206,7 +210,7 @@ def _parse_seeds(text: str) -> list[int]:
 
 
 def _parse_number(text: str, label: str) -> float:
-    """Parse a number. A number without a fraction becomes an int."""
+    """Return the number in `text`, as an int if it has no fraction. Raises InvalidRequest. label: of the field."""
     try:
         value = float(text)
         return int(value) if value == int(value) else value

@@ -1,4 +1,4 @@
-"""Pages of one job: its live part, its log, and the actions on it."""
+"""Pages of one job: the overview, whose live part a script refreshes, the log, and the actions on the job."""
 
 from __future__ import annotations
 
@@ -67,7 +67,10 @@ def job_page(
 
 @router.get("/{job}/live")
 def live(request: Request, job: PageJob, parts: PartsDep, was: Annotated[str, Query(max_length=80)] = "") -> Response:
-    """Return the live part of a job page. Reload the page if state or charted stage differ from `was`."""
+    """Return the live part of a job page. If state or charted stage have changed, reload the whole page.
+
+    was: state and charted stage in the browser, such as "running.joint".
+    """
     values = _live_values(parts, job)
     if was != values["was"]:
         return Response(status_code=204, headers={"HX-Refresh": "true"})
@@ -154,7 +157,7 @@ def _live_values(parts: Parts, job: JobRecord) -> dict[str, object]:
 
 
 def _headline(parts: Parts, job: JobRecord, ref: ManifestRef | None) -> str:
-    """Return a sentence on the returned model or the result of a study, or "" without a report."""
+    """Return a sentence on the returned model or the result of a study. Return "" for a job without a result."""
     if job.state is not State.SUCCEEDED or ref is None:
         return ""
     with suppress(NotFound, CorruptArtifact):
@@ -164,13 +167,13 @@ def _headline(parts: Parts, job: JobRecord, ref: ManifestRef | None) -> str:
 
 
 def event_line(event: Event, titles: Mapping[str, str]) -> EventLine:
-    """Return an event as a sentence, or as type and data. titles: from `node_titles`."""
+    """Return an event as a sentence, or as type and data if it has no sentence. titles: from `node_titles`."""
     words = sentence(event.type, event.attempt, event.data, titles)
     return EventLine(event.at, words or " · ".join(filter(None, (event.type, facts(event.data)))))
 
 
 def _events(parts: Parts, job: JobRecord, titles: Mapping[str, str], count: int) -> list[EventLine]:
-    """Return the last `count` events and newer events than the record `job`, newest first."""
+    """Return the last `count` events in the record `job`, and all events since the record was read, newest first."""
     lines, after = list[EventLine](), max(0, job.last_event - count)
     while chunk := parts.jobs.events(job.tenant, job.id, after=after, limit=_EVENTS_PAGE):
         lines.extend(event_line(event, titles) for event in chunk)

@@ -35,7 +35,7 @@ def list_page(
     q: Annotated[str, Query(max_length=200)] = "",
     sort: Literal["", "score", "runtime", "failures"] = "",
 ) -> Response:
-    """Show the list of jobs. A script receives only the table."""
+    """Show the list of jobs. For a request by a script, return only the table."""
     words, matching = q.lower().split(), list[JobRecord]()
     if words or sort:
         matching, more = _ordered(parts, tenant, state, words, sort)
@@ -62,9 +62,9 @@ def list_page(
 def _ordered(
     parts: Parts, tenant: str, state: State | None, words: list[str], sort: str
 ) -> tuple[list[JobRecord], bool]:
-    """Return the jobs that contain all words, of the newest `_READ` jobs. Also return whether older jobs exist.
+    """Return those of the newest `_READ` jobs that contain all words, and whether older jobs exist.
 
-    sort: the value that orders the jobs, or "" for newest first.
+    sort: the value by which the jobs are sorted, or "" for newest first.
     """
     jobs, more = parts.jobs.list_jobs(tenant, state=state, limit=_READ)
     matching = [job for job in jobs if _contains(job, words)]
@@ -82,7 +82,7 @@ def _contains(job: JobRecord, words: list[str]) -> bool:
 
 
 def _value(job: JobRecord, sort: str) -> float:
-    """Return the value that orders the jobs, highest first. A job without this value is last."""
+    """Return the value of a job by which the list is sorted, highest first. A job without a score is last."""
     match sort:
         case "score":
             score = _score(job)
@@ -94,7 +94,7 @@ def _value(job: JobRecord, sort: str) -> float:
 
 
 def _score(job: JobRecord) -> dict[str, str | float | None] | None:
-    """Return name and value of the mean test score, or None for a job without scores.
+    """Return {"name": …, "value": …} of the mean test score, or None for a job without scores.
 
     For the metrics accuracy, micro-F1 and macro-F1, the score is macro-F1. Otherwise it is the job's metric.
     """

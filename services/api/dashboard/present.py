@@ -41,7 +41,7 @@ def about(value: float | None) -> str:
 
 
 def metric(name: str) -> str:
-    """Format the name of a metric: macro-F1 for macro_f1. In ticket sharing, the score `value` is a mean of tasks."""
+    """Format the name of a metric: macro-F1 for macro_f1. In ticket sharing, the score `value` is a mean over tasks."""
     return "mean of tasks" if name == "value" else name.replace("_f1", "-F1")
 
 
@@ -56,24 +56,24 @@ def scores_of(metric: str) -> tuple[str, ...]:
 
 
 def color(number: int) -> str:
-    """Return the CSS class of a color. The colors repeat."""
+    """Return the CSS class of a color: c0 to c7 for 0 to 7, then c0 again for 8."""
     return f"c{number % COLORS}"
 
 
 def colors(names: Iterable[str]) -> dict[str, str]:
-    """Return the CSS class of each label's color. Equal sets of names give equal colors on every page."""
+    """Return label → CSS class of its color. Equal sets of labels have equal colors on every page."""
     return {name: color(number) for number, name in enumerate(sorted(names))}
 
 
 def score(value: float | None, spread: float | None = None) -> str:
-    """Return three decimals, with the spread if it is known."""
+    """Format a score with three decimals, and with the spread if it is known: 0.812 ± 0.004."""
     if value is None:
         return NONE
     return f"{value:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
 
 
 def least(confidence: float) -> str:
-    """Return six decimals, rounded down. A row with this confidence gets a label if the text is `min_confidence`."""
+    """Format a confidence with six decimals, rounded down. As `min_confidence`, this number still labels its row."""
     return f"{math.floor(confidence * 1e6) / 1e6:.6f}"
 
 
@@ -149,14 +149,14 @@ def plain(value: object) -> str:
 
 
 def facts(data: Mapping[str, object]) -> str:
-    """Format the data of an event without ids and details, and without the stage if the data contains a node."""
+    """Format the data of an event: node joint.s0 · step 200. Omit ids and details, and the stage if a node is known."""
     hidden = {"artifact", "details", "digest", "owner", "submission"} | ({"stage"} if "node" in data else set())
     hidden |= {"code", "facts", "retryable"} if "message" in data else set()
     return " · ".join(f"{key} {plain(value)}" for key, value in data.items() if key not in hidden and value is not None)
 
 
 def marked(text: str, words: Collection[str], *, whole: bool = False) -> Markup:
-    """Return the escaped text with `words` in <mark> elements, ignoring case. whole: mark no parts of words."""
+    """Return the escaped text with `words` in <mark> elements, ignoring case. whole: mark only whole words."""
     if not words:
         return escape(text)
     pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
@@ -170,9 +170,9 @@ def breakable(label: object) -> Markup:
 
 
 def unbroken(text: str) -> Markup:
-    """Return the escaped text with elements that browsers do not break.
+    """Return the escaped text. Mark places in which browsers must not break a line.
 
-    Such an element is a name such as macro-F1, or the last word of a line together with the backslash that follows.
+    These are names such as macro-F1, and the last word of a line of code with the backslash that follows.
     """
     return Markup(_UNBROKEN.sub(r'<span class="unbroken">\g<0></span>', str(escape(text))))
 

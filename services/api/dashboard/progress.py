@@ -1,4 +1,4 @@
-"""Progress of a job as the stage strip and the lists show it."""
+"""Progress of a job for the pages: the state of its stages, and its running time."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def steps_of(situation: Situation) -> list[Step]:
 
 
 def node_titles(plan: Plan) -> dict[str, str]:
-    """Map the name of each node to a title: its stage with seed and rate, such as `joint (seed 0)`.
+    """Return node name → title. A title is the stage with seed and learning rate, such as `joint (seed 0)`.
 
     If several nodes share a title, the title of each of them is its name.
     """

@@ -172,7 +172,10 @@ def _model_values(request: Request, parts: Parts, job: JobRecord) -> dict[str, o
 
 
 def _matrix(labels: list[str], confusion: list[list[int]]) -> list[dict[str, object]] | None:
-    """Return the rows of the confusion matrix, or None for too many labels. Shade: the share of a cell in its row."""
+    """Return the rows of the confusion matrix with its labels, or None for more than 24 labels.
+
+    The `shade` of a cell, from 0 to 5, is the cell's share of all texts in the row.
+    """
     if len(labels) > _CLASSES_IN_MATRIX:
         return None
     rows = []
@@ -184,7 +187,7 @@ def _matrix(labels: list[str], confusion: list[list[int]]) -> list[dict[str, obj
 
 
 def _confusions(labels: list[str], confusion: list[list[int]]) -> list[dict[str, object]]:
-    """Return the ten pairs of labels that are confused most often."""
+    """Return the ten most frequent confusions of labels. `share` is relative to all texts with the true label."""
     pairs = [(n, i, j) for i, counts in enumerate(confusion) for j, n in enumerate(counts) if i != j and n]
     return [
         {"true": labels[i], "predicted": labels[j], "count": n, "share": n / sum(confusion[i])}

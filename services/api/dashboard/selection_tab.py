@@ -55,7 +55,7 @@ def selection(
 
 
 def query_terms(passages: Sequence[SelectedPassage]) -> list[set[str]]:
-    """Return the words that each passage shares with the train text that retrieved the passage at the best rank.
+    """Return a set for each passage: its common words with the train text that retrieved it at the best rank.
 
     The function omits stop words, and words that occur in at least two passages and in more than a third of all
     passages. Such words do not explain why a passage was retrieved.
@@ -68,7 +68,7 @@ def query_terms(passages: Sequence[SelectedPassage]) -> list[set[str]]:
 
 
 def _labels(facts: JsonObject | None) -> dict[str, object] | None:
-    """Return the labels with the most passages, and the overlap (value and shade) of each pair of these labels."""
+    """Return the template values of the labels with the most passages, and of the overlap between these labels."""
     if not facts or not facts["names"]:
         return None
     counted = sorted(
@@ -80,7 +80,7 @@ def _labels(facts: JsonObject | None) -> dict[str, object] | None:
 
 
 def _overlap(jaccard: Sequence[Sequence[float | None]] | None, shown: Sequence[int]) -> list[list[dict[str, object]]]:
-    """Return the cells of the heat map. The largest overlap of two different labels has the darkest shade."""
+    """Return the rows of the heat map of overlaps. The largest overlap of two different labels is darkest."""
     if jaccard is None or len(shown) < 2:
         return []
     most = max((jaccard[a][b] or 0.0 for a in shown for b in shown if a != b), default=0.0)

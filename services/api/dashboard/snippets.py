@@ -13,7 +13,7 @@ from tlm_core.jobs.spec import JobSpec
 
 
 def snippets(spec: JobSpec, url: str) -> dict[str, str]:
-    """Map each language to a request that submits `spec`. url: the URL of the gateway, without a slash at its end."""
+    """Return language → a request that submits `spec`. url: the URL of the gateway, without a slash at its end."""
     given = spec.model_dump(mode="json", exclude_defaults=True)
     body = {name: value for name, value in given.items() if value != {}}
     fields = ", ".join(f"{name}={value!r}" for name, value in body.items())
@@ -26,7 +26,7 @@ def snippets(spec: JobSpec, url: str) -> dict[str, str]:
 
 
 def prediction_snippets(model: str, url: str) -> dict[str, str]:
-    """Map each language to a request for predictions. model: id of a job, or an alias. url: as in `snippets`."""
+    """Return language → a request for predictions. model: id of a job, or an alias. url: as in `snippets`."""
     return {
         "command line": f'tlm predict {model} "a text to classify"',
         "curl": f'curl -H "Authorization: Bearer $TLM_TOKEN" \\\n  --json \'{{"texts": ["a text to classify"]}}\' \\\n'
@@ -37,7 +37,7 @@ def prediction_snippets(model: str, url: str) -> dict[str, str]:
 
 
 def upload_snippets(path: str, command: str, fields: str, call: str, url: str) -> dict[str, str]:
-    """Map each language to code that uploads a file.
+    """Return language → code that uploads a file. The languages are "command line", "curl" and "Python".
 
     path: the path of the API. command: the command line. fields: options of curl. call: the call of the Python client.
     url: as in `snippets`.

@@ -81,7 +81,7 @@ def recipe_key(
 
 
 def _last_corpus(parts: Parts, tenant: str, dataset: str) -> str:
-    """Return the corpus of the newest job that trains on any version of `dataset` with a corpus, or "" if none does."""
+    """Return the name of the corpus that the newest job with a corpus on any version of `dataset` uses, or ""."""
     try:
         ids = parts.catalog.dataset_ids(tenant, parts.catalog.dataset(tenant, dataset).name)
     except NotFound:

@@ -82,14 +82,17 @@ PageJob = Annotated[JobRecord, Depends(_job)]
 
 @dataclass(frozen=True)
 class Asset:
-    """A static file. url: contains a hash of the content, so browsers may cache the file forever."""
+    """A static file. url: contains a hash of the content, so browsers may cache the file forever.
+
+    integrity: the value of the attribute `integrity` in HTML.
+    """
 
     url: str
     integrity: str
 
 
 def read_assets(prefix: str) -> dict[str, Asset]:
-    """Return every script, style sheet, icon and font by its path in `static`. prefix: the path of the dashboard.
+    """Return path in `static` → asset, for scripts, style sheets, icons and fonts. prefix: path of the dashboard.
 
     The integrity hashes of vendored files are recorded, so that browsers refuse a changed file.
     """
@@ -105,7 +108,7 @@ def read_assets(prefix: str) -> dict[str, Asset]:
 
 
 def vendored() -> list[dict[str, str]]:
-    """Return the vendored files: file, package, version, license, integrity."""
+    """Return a dict for each vendored file: file, package, version, license, integrity."""
     return json.loads((STATIC / "vendor" / "vendor.json").read_text(encoding="utf-8"))
 
 
@@ -143,7 +146,10 @@ def page(
 
 
 def form_page(request: Request, template: str, refused: Refused, **values: object) -> HTMLResponse:
-    """Return a page with a form. After an error, the template gets the texts (`typed`) and the error (`refused`)."""
+    """Return a page with a form. refused: the typed texts and the error of a form, or None for an empty form.
+
+    The template gets the texts as `typed`, and the error as `refused`.
+    """
     typed, error = refused or ({}, None)
     problem = problem_of(error) if error else None
     return page(request, template, values, status=problem.status if problem else 200, typed=typed, refused=problem)
@@ -201,7 +207,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 
 class Headers:
-    """ASGI middleware that sets the headers of every response. Browsers may cache only the files at `urls`."""
+    """ASGI middleware that sets security headers on every response. Browsers may cache only the files at `urls`."""
 
     def __init__(self, app: ASGIApp, urls: Set[str]) -> None:
         self._app = app

@@ -43,7 +43,7 @@ _FORM = form_body(
 
 
 class CorpusBody(RequestBody):
-    """Name and options of a corpus."""
+    """The name and the options of a corpus."""
 
     name: str = Field(max_length=200)
     language: str = Field("en", max_length=20)
@@ -59,7 +59,7 @@ class CorpusOfSources(CorpusBody):
 
 
 class SearchBody(RequestBody):
-    """A query against a corpus."""
+    """A query to a corpus. k: the maximum number of passages. version: by default, the newest ready version."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"query": "relation between two entities", "k": 5}]})
 
@@ -86,7 +86,7 @@ async def create(request: Request, parts: PartsDep, tenant: Tenant) -> CorpusLoa
 
 @router.post("/from-sources", status_code=202, summary="Fetch a corpus", responses=problems(409, 413, 415, 507))
 def fetch(body: CorpusOfSources, parts: PartsDep, tenant: Tenant) -> CorpusLoad:
-    """Return a load that fetches files from addresses that the operator allows.
+    """Create a load that fetches files from addresses that the operator allows, and return the load.
 
     If the service cannot fetch a file, the load fails with the reason. The load waits for unavailable components.
     """
@@ -139,14 +139,14 @@ def refused(corpus: Name, version: str, parts: PartsDep, tenant: Tenant) -> Item
     "/{corpus}/versions/{version}", status_code=204, summary="Delete a version", responses=problems(404, 409)
 )
 def delete_version(corpus: Name, version: str, parts: PartsDep, tenant: Tenant) -> Response:
-    """Delete the index and the passages of a version. Return 409 during a load, and while an unfinished job uses it."""
+    """Delete index and passages of a version. Return 409 during a load, and if an unfinished job uses the version."""
     delete_corpus(parts, tenant, corpus, version)
     return Response(status_code=204)
 
 
 @router.delete("/{corpus}", status_code=204, summary="Delete a corpus", responses=problems(404, 409))
 def delete(corpus: Name, parts: PartsDep, tenant: Tenant) -> Response:
-    """Delete a corpus with all versions. Return 409 during a load, and while an unfinished job uses the corpus."""
+    """Delete a corpus with all versions. Return 409 during a load, and if an unfinished job uses the corpus."""
     delete_corpus(parts, tenant, corpus)
     return Response(status_code=204)
 

@@ -70,7 +70,7 @@ async def create(request: Request, parts: PartsDep, tenant: Tenant) -> DatasetCr
 
 @router.post("/hub", status_code=201, summary="Import a dataset from the hub", responses=problems(404, 413, 415, 507))
 def create_from_hub(body: HubBody, parts: PartsDep, tenant: Tenant) -> DatasetCreated:
-    """Download a dataset, validate it, and store its texts and labels. The service runs no code of the dataset."""
+    """Download a dataset, validate it, and store its texts and labels. The service does not run code of the dataset."""
     record = add_hub_dataset(parts, tenant, body.name, body.hub, body.options, body.selection)
     return created(parts, record)
 
@@ -126,7 +126,10 @@ def delete(
     tenant: Tenant,
     with_jobs: Annotated[bool, Query(description="Delete its jobs and models too; 409 if a job has an alias.")] = False,
 ) -> Response:
-    """Delete one version: by id, by `NAME@vNUMBER`, or the newest by name. Return 409 if an unfinished job needs it."""
+    """Delete one version of a dataset: by id, by `NAME@vNUMBER`, or the newest by name.
+
+    Return 409 if an unfinished job needs this version.
+    """
     delete_dataset(parts, parts.catalog.dataset(tenant, dataset), with_jobs=with_jobs)
     return Response(status_code=204)
 

@@ -73,7 +73,7 @@ def submit(
 
 @router.post("/estimate", summary="Estimate the cost of a job", responses=problems(404, 409, 413, 415))
 def estimate(spec: Annotated[JobSpec, Body(examples=[SPEC_EXAMPLE])], parts: PartsDep, tenant: Tenant) -> Estimate:
-    """Return seconds, FLOPs, memory, disk, GPU hours and passages, without the time in the queue.
+    """Return the expected seconds, FLOPs, memory, disk, GPU hours and passages, without the time in the queue.
 
     Each figure has a basis: earlier jobs on this service, a short speed measurement, the recipe, or built-in rates.
     Unknown figures are null.
@@ -219,8 +219,8 @@ def series(
 ) -> Page[Series]:
     """Return the metrics of each node as columns: steps, times and values.
 
-    A series with more than `points` points is thinned. It then has the first and the last point, and the minimum and
-    maximum of each of several equal parts.
+    A series with more than `points` points is thinned to the first point, the last point, and the minimum and maximum
+    of equal parts between them.
     """
     result = series_of(parts.jobs, job, points=points, node=node, names=frozenset(name))
     return Page(data=tuple(result), has_more=False)
@@ -247,7 +247,7 @@ async def logs(
     follow: Annotated[bool, Query(description="Stream until the job ends, like Accept: text/event-stream.")] = False,
     last_event_id: LastLine = "",
 ) -> Response:
-    """Return the log lines of a job. Each has `id`, `at`, `attempt` and `line`. A client can resume a stream."""
+    """Return the log lines of a job. Each line has an `id`, so a client can resume a stream."""
     streams = follow or "text/event-stream" in request.headers.get("accept", "")
     start, lines = last_event_id or after, None
     # A resumed stream ignores `tail`, and sends every line after the last line that the client received.
@@ -264,7 +264,7 @@ async def logs(
 
 
 def _page(kind: type[BaseModel], records: Sequence[object], limit: int) -> Response:
-    """Return the response with a page of the first `limit` records."""
+    """Return the response with a page of the first `limit` records. `has_more`: whether `records` has more."""
     data = [kind.model_validate(record).model_dump(mode="json") for record in records[:limit]]
     return JSONResponse({"data": data, "has_more": len(records) > limit})
 

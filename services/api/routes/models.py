@@ -55,7 +55,7 @@ def get(model: ModelId, parts: PartsDep, tenant: Tenant) -> FinishedModel:
 
 @router.put("/{alias}", summary="Set an alias", responses=problems(404, 409, 413, 415))
 def put_alias(alias: Alias, body: AliasBody, parts: PartsDep, tenant: Tenant) -> FinishedModel:
-    """Point an alias to the model of a succeeded job. Requests that address the alias use this model from now on."""
+    """Point an alias to the model of a succeeded job. From then on, requests with the alias use this model."""
     return parts.models.put_alias(tenant, alias, body.job)
 
 
@@ -68,9 +68,9 @@ def delete_alias(alias: Alias, parts: PartsDep, tenant: Tenant) -> Response:
 
 @router.post("/{model}/predict", summary="Classify texts", responses=problems(404, 409, 413, 415))
 def predict(model: ModelId, body: PredictBody, parts: PartsDep, tenant: Tenant) -> Predictions:
-    """Classify texts with the final model of a job. Until this model exists, use the linear model.
+    """Classify texts with the final model of a job. Until this model exists, use the linear model of the job.
 
-    `model.final` states whether the model is final.
+    `model.final` in the response states whether the model is final.
     """
     served = served_model(parts.jobs, parts.jobs.get(tenant, parts.models.job_id(tenant, model)))
     used, data = parts.predictor.predict(served.ref, body.texts, body.pairs, body.min_confidence)

@@ -35,7 +35,7 @@ TAR: dict[int | str, dict[str, object]] = {
 
 @router.get("/{job}/checkpoints", summary="List checkpoints", responses=problems(404))
 def checkpoints(job: PathJob, parts: PartsDep) -> Page[Checkpoint]:
-    """Return the current checkpoints, ordered by node and step. The service deletes older checkpoints of a node."""
+    """Return the checkpoints that exist, ordered by node and step. The service deletes older checkpoints of a node."""
     current = checkpoints_of(parts.jobs, job)
     return Page(data=tuple(checkpoint_views(parts.artifacts, current)), has_more=False)
 
@@ -63,7 +63,7 @@ def checkpoint_archive(job: PathJob, node: str, step: int, parts: PartsDep) -> S
 
 @router.get("/{job}/model/archive", summary="Download the model", response_class=StreamingResponse, responses=TAR)
 def model_archive(job: PathJob, parts: PartsDep) -> StreamingResponse:
-    """Return the files of the model as a tar stream. Only downloads of single files can be resumed."""
+    """Return the files of the model as a tar stream. This download cannot be resumed, unlike that of a single file."""
     served = served_model(parts.jobs, job)
     return archive_response(parts.artifacts, served.ref, job.id, served.files(parts.artifacts))
 
@@ -91,7 +91,7 @@ def model_file(job: PathJob, name: str, parts: PartsDep) -> FileResponse:
 
 @router.get("/{job}/report", summary="Get the evaluation report", responses=problems(404, 409))
 def report(job: PathJob, parts: PartsDep) -> dict[str, object]:
-    """Return test scores, per class and per seed, and the cost of each stage."""
+    """Return the test scores of each model, also per class and per seed, and the cost of each stage."""
     return report_of(parts.jobs, parts.artifacts, job)
 
 

@@ -35,7 +35,7 @@ router = APIRouter(tags=["service"])
     responses={503: {"description": "A background task has stopped.", "content": PROBLEM}},
 )
 async def healthz(parts: PartsDep) -> dict[str, str]:
-    """Return 200 while the process and its background tasks run. Check no other component."""
+    """Return 200 while the process and its background tasks run. Does not check other components."""
     check_running(parts.background)
     return {"status": "ok"}
 
@@ -118,7 +118,7 @@ def _check_coordinator(parts: Parts) -> None:
 
 
 def _figures_of_storage(parts: Parts) -> Sequence[Live]:
-    """Return the free space if the storage is a folder. Raises TLMError if the storage does not answer."""
+    """Return the metric of the free space if the storage is a folder. Raises TLMError if it does not answer."""
     store = parts.artifacts
     with store.errors("checking the storage"):
         store.check_mounted()

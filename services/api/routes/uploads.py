@@ -25,7 +25,7 @@ _PART = request_body("application/octet-stream", {"type": "string", "format": "b
 
 
 class UploadBody(RequestBody):
-    """A file to upload. The extension of the name gives the file type."""
+    """A file to upload. The extension of `name` determines the file type. size: in bytes."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"name": "train.csv.gz", "size": 83_886_080}]})
 
@@ -135,10 +135,9 @@ def corpus(body: CorpusOfUploads, parts: PartsDep, tenant: Tenant) -> CorpusLoad
 
 
 def _created_before(parts: Parts, tenant: str, request: str, error: NotFound) -> str:
-    """Return the id of the dataset or load that an equal earlier request created. Raise `error` without such a request.
+    """Return the id of the dataset or load that an equal earlier request created, or raise `error`.
 
-    The earlier request has deleted the uploads. So the repeated request fails with `error`, which says that they are
-    unknown.
+    error: states that an upload is unknown. An earlier request that succeeded has deleted the uploads.
     """
     created_id = parts.catalog.created_by(tenant, request)
     if created_id is None:

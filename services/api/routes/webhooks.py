@@ -16,7 +16,7 @@ _MAX_WEBHOOKS = 50
 
 
 class WebhookBody(RequestBody):
-    """An endpoint and the events it receives."""
+    """An endpoint, and the types of events that the endpoint receives."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"url": "https://example.com/tlm", "events": ["job.succeeded", "job.failed"]}]}
@@ -30,7 +30,7 @@ class WebhookBody(RequestBody):
 def create(body: WebhookBody, parts: PartsDep, tenant: Tenant) -> WebhookCreated:
     """Register an endpoint. The service posts each event as JSON, until a 2xx response, for about 32 hours.
 
-    It signs the events by the Standard Webhooks scheme, with the headers `webhook-id`, `webhook-timestamp` and
+    The service signs the events by the Standard Webhooks scheme, with the headers `webhook-id`, `webhook-timestamp` and
     `webhook-signature`.
     """
     parts.outbound.check(body.url)
@@ -54,7 +54,7 @@ def get(webhook: str, parts: PartsDep, tenant: Tenant) -> Webhook:
 
 @router.get("/{webhook}/attempts", summary="List delivery attempts", responses=problems(404))
 def attempts(webhook: str, parts: PartsDep, tenant: Tenant) -> Page[WebhookAttempt]:
-    """Return the latest attempts, newest first, with the response status."""
+    """Return the latest attempts to deliver events to a webhook, newest first, with the status of each response."""
     parts.webhooks.get(tenant, webhook)
     return Page(data=tuple(parts.webhooks.attempts(tenant, webhook)), has_more=False)
 
