@@ -32,10 +32,7 @@ _TASK, _TEST = "validate", "test.parquet"
 def compare(
     catalog: Catalog, jobs: JobStore, artifacts: ArtifactStore, records: Sequence[JobRecord], *, points: int
 ) -> Comparison:
-    """Return the comparison of the jobs `records`. Each verdict compares one of the later jobs with the first job.
-
-    points: the maximum number of points of each curve.
-    """
+    """Return the comparison of the jobs `records`. points: the maximum number of points of each curve."""
     names = _dataset_names(catalog, records)
     outcomes = tuple(_outcome(jobs, artifacts, job) for job in records)
     tested = [_read_tested(jobs, artifacts, job, outcome) for job, outcome in zip(records, outcomes, strict=True)]
@@ -120,9 +117,8 @@ def _outcome(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> Outcom
 class _Tested:
     """The predictions of a job on test, with the true labels. A job without predictions has only `job` and `metric`.
 
-    test: the SHA-256 of the file with the test rows, then the names of the labels in index order. targets: array [test
-    rows] of label indices or regression targets. predictions: one array like `targets` of the returned model, or one
-    for each seed.
+    test: the SHA-256 of the file with the test rows, then the labels in index order. targets: array [test rows] of
+    label indices or numbers. predictions: one array like `targets` of the returned model, or one for each seed.
     """
 
     job: str

@@ -76,8 +76,7 @@ def add_hub_dataset(
 ) -> DatasetRecord:
     """Download a hub dataset, and store its texts and labels. Raises the errors of `add_dataset`.
 
-    hub: OWNER/NAME[@REVISION][:CONFIG]. selection: the path of a file in the hub dataset. The passages of this file
-    become the selection of the new dataset.
+    hub: OWNER/NAME[@REVISION][:CONFIG]. selection: path of a file in the hub dataset, with passages to store.
     """
     from tlm_core.selection.given import GIVEN_PART
     from tlm_core.tasks.hub import hub_file, parse_hub_id

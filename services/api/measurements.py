@@ -50,10 +50,7 @@ _Ran = tuple[Node | None, float, float, str]  # the node (None: a start of worke
 
 
 class Rate(NamedTuple):
-    """A measured rate: `seconds` per unit of work. job: the id of the job that measured the rate.
-
-    had_core: the share of these seconds in which training had a core.
-    """
+    """A rate that a job measured, in seconds per unit of work. had_core: their share in which training had a core."""
 
     seconds: float
     job: str
@@ -300,10 +297,7 @@ def _as_prepared(texts: Texts, job: JobRecord, prepared: Manifest) -> Texts:
 
 
 def _at_once(ran: Iterable[_Ran], plan: Plan) -> float | None:
-    """Return the mean number of seeds that ran at the same time, or None if fewer than two seeds ran.
-
-    The number is scaled up to the case that no seed is cached.
-    """
+    """Return the mean number of seeds at a time, as if cached seeds also ran, or None if fewer than two ran."""
     spans = sorted((start, end, n.group) for n, start, end, _ in ran if n and plan.side_by_side(n.group) > 1)
     passed, until = 0.0, -math.inf
     for start, end, _ in spans:

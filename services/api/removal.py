@@ -86,10 +86,7 @@ def finish_removals(parts: Parts) -> None:
 
 
 def artifacts_of(jobs: JobStore, job: JobRecord) -> set[str]:
-    """Return the ids of the artifacts that a job has produced or may produce next.
-
-    The job store also lists artifacts of an earlier release, whose plan can differ.
-    """
+    """Return the ids of the artifacts that a job has produced, also in an earlier release, or may produce next."""
     produced = jobs.artifacts_of(job.tenant, job.id)
     if job.unreadable or (job.result is not None and produced):  # Without `produced`, their list is lost.
         return produced

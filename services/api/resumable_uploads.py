@@ -79,10 +79,7 @@ class Uploads:
         return _upload(upload_id, fields)
 
     async def put(self, tenant: str, upload_id: str, content_range: str | None, body: AsyncIterator[bytes]) -> Upload:
-        """Store a part, and return the upload with the new offset. content_range: the header Content-Range.
-
-        Raises NotFound, InvalidRequest, and Conflict with the expected `offset` if the part begins elsewhere.
-        """
+        """Store a part. Raises NotFound, InvalidRequest, and Conflict with `offset` if the part begins elsewhere."""
         upload = await run_in_threadpool(self.get, tenant, upload_id)
         begin, length = _range(content_range, upload)
         if begin != upload.offset:
@@ -170,10 +167,7 @@ class Uploads:
 
 
 async def _receive(body: AsyncIterator[bytes], local: Path, length: int) -> int:
-    """Write at most `length` bytes of the body to `local`. Return the number of received bytes.
-
-    For a body of more than `length` bytes, the function stops early and returns a number above `length`.
-    """
+    """Write up to `length` bytes of the body to `local`. Return the number of received bytes, also above `length`."""
     received = 0
     with storage_errors("receiving the part"), open(local, "wb") as handle:
         async for piece in body:

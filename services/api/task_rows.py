@@ -24,10 +24,7 @@ class TaskRow:
 def task_rows(
     artifacts: ArtifactStore, task: ManifestRef | None, rows: Iterable[tuple[str, int]], chars: int
 ) -> dict[tuple[str, int], TaskRow]:
-    """Return (split, row number) → row for the `rows` of a task, with texts cut after `chars` characters.
-
-    If the task is not available, the result is empty: pages are useful without texts.
-    """
+    """Return (split, row number) → row, with texts cut after `chars` characters, or {} if the task is not available."""
     import pyarrow.parquet as pq
 
     numbers: dict[str, set[int]] = {}

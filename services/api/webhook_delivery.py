@@ -51,10 +51,7 @@ _DUE, _BODIES, _CURSOR, _LEASE = (f"{PREFIX}:webhook:{name}" for name in ("due",
 
 
 class _Delivery(BaseModel):
-    """A queued message to one endpoint. hook: id of the webhook. message: id of the message.
-
-    type: the type of the event. number: the number of the next attempt, from 1. body: JSON.
-    """
+    """A queued message to one endpoint. hook, message: ids. number: the number of the next attempt, from 1."""
 
     model_config = ConfigDict(frozen=True)
 

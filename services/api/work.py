@@ -29,9 +29,8 @@ _USUAL_AMOUNT = 10.0  # pieces per train row, if validation chooses self-trainin
 class Texts:
     """The sizes of a task's texts. rows: split → number of rows. vocab: size of the vocabulary, None while unknown.
 
-    - labels: number of labels, 1 for regression.
     - windows: mean number of windows of a text. An epoch of training reads one window, and a prediction reads all.
-    - tokens: mean number of tokens in a window.
+    - tokens: mean number of tokens in a window. labels: number of labels, 1 for regression.
     - passages: number of selected passages. passage_tokens: mean number of tokens in a passage.
     - searched: number of passages in the corpus.
     - auto_length: maximum number of tokens in a window if the recipe's length is `auto`.
@@ -55,10 +54,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Work:
-    """The work of a node. units: an amount that is proportional to the time of the node; see `work_of`.
-
-    steps, tokens, flops: of training. tokens and flops are None if they are not counted.
-    """
+    """The work of a node. units: proportional to the time of the node. tokens, flops: None if they are unknown."""
 
     units: float
     steps: float = 0.0

@@ -34,9 +34,8 @@ _DAMAGED = (CorruptArtifact, NotFound, UnreadableRecord, AttributeError, LookupE
 class _Refs:
     """The references of artifacts and checkpoints that leave Redis when a job has ended.
 
-    rows: the references as entries of the stream REFS. packed: the new value of the record's field `packed`, without
-    these references, or "" if the field does not change. artifacts: ids of the artifacts. checkpoints: (artifact id,
-    checkpoint as JSON) for each checkpoint.
+    rows: the references, as entries of the stream REFS. packed: the record's field `packed` without them, or "" if it
+    does not change. artifacts: ids. checkpoints: (artifact id, checkpoint as JSON) for each checkpoint.
     """
 
     rows: Sequence[Row] = ()

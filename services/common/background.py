@@ -28,10 +28,8 @@ _MAX_SKIPPED = 1000  # items that a task remembers, so that it logs each item on
 class Background:
     """A repeated task and its condition.
 
-    - failures: the number of failed rounds since the last complete round.
-    - waiting: whether a component did not answer since the last complete round.
-    - skipped: name of each skipped item → the error.
-    - error: the error of the last failed round, or why the task has stopped, or "".
+    - failures: number of failed rounds since the last complete round. waiting: whether a component did not answer.
+    - error: the error of the last failed round, or why the task has stopped, or "". skipped: item → its error.
     - stopped: whether the task has ended. A stopped task starts again when the process restarts.
     """
 

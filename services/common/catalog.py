@@ -68,8 +68,7 @@ class Catalog:
     ) -> DatasetRecord:
         """Record a dataset durably as the next version of `name`, and return the record.
 
-        request: digest of the body of POST /v1/datasets/from-uploads, else "". For seven days, an equal digest returns
-        the dataset that the first call recorded.
+        request: digest of a request that names resumable uploads, or "". An equal digest returns the same dataset.
         """
         check_disk(self._redis)
         # If the write below fails, the number stays unused. This is harmless: later uploads have higher numbers.
@@ -126,10 +125,7 @@ class Catalog:
         return None
 
     def datasets(self, tenant: str, *, after: str | None = None, limit: int = 20) -> tuple[list[DatasetRecord], bool]:
-        """Return up to `limit` datasets, newest first, and whether there are more.
-
-        after: the id of a dataset. If set, return only older datasets.
-        """
+        """Return up to `limit` datasets older than the id `after`, newest first, and whether there are more."""
         ids = self._names(key(tenant, "datasets"), after, limit + 1, newest_first=True)
         return self._dataset_records(tenant, ids[:limit]), len(ids) > limit
 
@@ -184,10 +180,7 @@ class Catalog:
         )
 
     def corpora(self, tenant: str, *, after: str | None = None, limit: int = 20) -> tuple[list[CorpusRecord], bool]:
-        """Return up to `limit` corpora, sorted by name, and whether there are more.
-
-        after: the name of a corpus. If set, return only corpora with later names.
-        """
+        """Return up to `limit` corpora with names after `after`, sorted by name, and whether there are more."""
         names = self._names(key(tenant, "corpora"), after, limit + 1)
         pipe = self._redis.pipeline(transaction=False)
         for name in names[:limit]:
@@ -221,9 +214,8 @@ class Catalog:
     ) -> CorpusLoad:
         """Record durably that a loader must create a corpus version, and return the load.
 
-        The version gets the texts in the files of `upload` and at the addresses `sources`. request: digest of the body
-        of POST /v1/corpora/from-uploads, else "". For seven days, an equal digest returns the load that the first call
-        recorded. Raises AlreadyRunning while an earlier load of the corpus has not ended.
+        The version gets the texts in the files of `upload` and at the addresses `sources`. request: a digest as in
+        `add_dataset`. Raises AlreadyRunning while an earlier load of the corpus has not ended.
         """
         check_disk(self._redis)
         load = CorpusLoad(

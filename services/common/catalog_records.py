@@ -18,10 +18,7 @@ class _Record(BaseModel):
 
 
 class DatasetSummary(_Record):
-    """Counts of a dataset. rows: split → number of rows, such as {"train": 450}. labels: 0 for a regression task.
-
-    warnings: of the validation. selection: number of passages in the uploaded selection, or None without a selection.
-    """
+    """Counts of a dataset. rows: split → count. selection: passages in the uploaded selection, None without one."""
 
     rows: dict[str, int] = {}
     labels: int = 0
@@ -33,8 +30,7 @@ class DatasetRecord(_Record):
     """One version of a dataset. All versions have the same name, and each has its own id.
 
     raw: the uploaded files. report: the artifact with the validation report. options: the fields of DatasetOptions that
-    differ from their defaults. created_at: Unix seconds. error: in a list, why the stored record is unreadable, or
-    None.
+    differ from their defaults. created_at: Unix seconds. error: in lists, why the stored record is unreadable.
     """
 
     id: str
@@ -52,11 +48,9 @@ class DatasetRecord(_Record):
 class CorpusVersion(_Record):
     """One version of a corpus: its passages in the storage, and the state of its index.
 
-    - count: number of passages in the storage. refused: how many of them the index refused.
+    - count: number of passages. refused: how many of them the index refused. created_at: Unix seconds.
     - duplicates_dropped, near_duplicates_dropped: numbers of passages that the load dropped. `count` excludes them.
-    - near_duplicates_seconds: time of the search for near duplicates.
-    - near_duplicates_dropped and near_duplicates_seconds are None if the load keeps near duplicates.
-    - created_at: Unix seconds.
+    - near_duplicates_seconds: time of the search. near_duplicates_…: None if the load keeps near duplicates.
     """
 
     version: str
@@ -99,11 +93,9 @@ class CorpusLoad(_Record):
     """The load of one upload into a corpus version.
 
     - near_duplicates: whether the load drops or keeps a passage that nearly equals an earlier passage.
-    - upload: the uploaded files. sources: addresses of further files.
-    - cut: for each file that is split into passages, the artifact with its passages.
+    - sources: addresses of files besides those in `upload`. cut: for each split file, the artifact with its passages.
     - done: number of passages that are processed in the current state. total: number of all passages, 0 if unknown.
-    - waiting: the error of the last try while the load waits, else "".
-    - created_at: Unix seconds. request_id: id of the request that created the load, for logs.
+    - waiting: why the load waits, or "". created_at: Unix seconds. request_id: of the request that created the load.
     """
 
     id: str

@@ -74,8 +74,7 @@ class History:
 
         rows: stream → new entries. is_current: returns False if another process has replaced `earlier`.
 
-        - If a file of `earlier` is missing: raises NotFound if `is_current` returns False, because another process has
-          deleted the file. Otherwise logs the loss and omits the entries.
+        - A missing file of `earlier` raises NotFound if `is_current` returns False. Otherwise its entries are omitted.
         - If a stream has more than 200,000 entries, logs lose their oldest lines, and metrics are thinned.
         - Raises CorruptArtifact if a file of `earlier` is damaged, and the errors of ArtifactStore.
         """
@@ -119,8 +118,7 @@ def values_of(point: Mapping[str, object]) -> Iterator[tuple[str, float]]:
 def _thinned(entries: Sequence[Row]) -> list[Row]:
     """Return about half of `_MAX_ENTRIES` metric points: those with the extremes of each curve in ranges of steps.
 
-    All ranges of a curve have equally many steps. With equally many entries instead, each call would thin the beginning
-    again, because earlier calls have already thinned it.
+    Ranges with equally many entries would thin the beginning most, because earlier calls have already thinned it.
     """
     curves: dict[tuple[str, str], list[tuple[float, float, int]]] = {}
     for index, (_, fields) in enumerate(entries):
@@ -186,10 +184,7 @@ def position(stream_id: str) -> tuple[int, int]:
 
 
 def entry_of(tenant: str, artifact: str, ref: ManifestRef) -> str:
-    """Return a short text for a reference to TENANT/artifacts/ARTIFACT/NAME: "DIGEST NAME".
-
-    A reference to another folder becomes JSON. Redis stores the text for each published artifact.
-    """
+    """Return the reference of an artifact as Redis stores it: "DIGEST NAME", or JSON for a folder elsewhere."""
     parent, _, name = ref.folder.rpartition("/")
     if parent == f"{tenant}/artifacts/{artifact}":
         return f"{ref.digest} {name}"

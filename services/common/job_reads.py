@@ -165,10 +165,9 @@ class JobReads:
         return set(artifacts)
 
     def moved_refs(self, tenant: str, job_id: str) -> list[dict[str, str]]:
-        """Return the references that left Redis when a job ended, or []: first of artifacts, then of checkpoints.
+        """Return the references that left Redis when a job ended, or [].
 
-        A dict for an artifact has the keys `node`, `artifact`, `folder` and `digest`. A dict for a checkpoint has the
-        key `checkpoint` (JSON of a CheckpointRef).
+        First of artifacts, with the keys `node`, `artifact`, `folder`, `digest`. Then of checkpoints: `checkpoint`.
         """
         return [row for _, row in self._rows(tenant, job_id, REFS, "0", _ALL)]
 
@@ -180,10 +179,7 @@ class JobReads:
         return {row["node"]: ReusedArtifact(artifact=row["artifact"], ref=moved_ref(row)) for row in rows}
 
     def published_by(self, job: JobRecord) -> dict[str, ManifestRef]:
-        """Return the artifacts of an ended job that its record or the storage lists: artifact id → reference.
-
-        Redis may no longer list these artifacts as published. Raises StorageUnavailable.
-        """
+        """Return artifact id → reference, for artifacts that an ended job's record or the storage lists."""
         if job.published or job.state not in TERMINAL:
             return job.published
         return self._readable_refs(job.tenant, job.id)
@@ -236,9 +232,8 @@ class JobReads:
     ) -> tuple[list[JobRecord], bool]:
         """Return the jobs older than the job `after`, newest first, and whether there are more.
 
-        A job must match every filter. datasets: ids of datasets; a job must use at least one of them. labels: (key,
-        value) pairs that the metadata must contain. search: a part of the name, or the start of the id with or without
-        `job_`.
+        A job must match every filter. datasets: ids; a job must use at least one of them. labels: (key, value) pairs of
+        the metadata. search: a part of the name, or the start of the id with or without `job_`.
         """
         filters = [key(tenant, "state", state)] if state else []
         filters += [key(tenant, "kind", kind)] if kind else []
@@ -343,9 +338,8 @@ class JobReads:
     ) -> list[str]:
         """Return up to `limit` ids that are in all sets `all_of` and in at least one set of `any_of`, descending.
 
-        all_of, any_of: keys of sorted sets with scores of 0. matches_search: returns for each id whether it matches.
-        after: return only smaller ids. A condition that is None does not apply. Reads the smallest set in pages,
-        because ZINTER would block other clients.
+        matches_search: returns for each id whether it matches. after: return only smaller ids. A condition that is None
+        does not apply. All scores are 0. Reads the smallest set in pages, because ZINTER would block other clients.
         """
         if any_of == []:
             return []

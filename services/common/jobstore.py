@@ -87,10 +87,9 @@ class CheckpointRef(BaseModel):
 class Removal:
     """What remains to be deleted after the record of a job or dataset is deleted. id: of this job or dataset.
 
-    - folders: folders in the storage.
-    - artifacts: ids of the job's artifacts. An artifact that another job on the same data uses is not deleted.
-    - data: digests of the job's datasets, to search for these other jobs.
-    - with_jobs: whether to delete also the finished jobs on the dataset.
+    - folders: storage folders. with_jobs: whether to delete also the finished jobs on the dataset.
+    - artifacts: ids of the job's artifacts. data: digests of the job's datasets. An artifact is not deleted if another
+      job on the same data uses it.
     """
 
     tenant: str
@@ -268,10 +267,7 @@ class JobStore(JobReads):
         return self._move_owned(Verb.CONFIRM_CANCELLED, job, owner, "job.cancelled")
 
     def finish(self, job: JobRecord, owner: str, result: Mapping[str, object]) -> JobRecord:
-        """Set a job to `succeeded`, and store the compressed result in its record. Returns the new record.
-
-        The set `job-artifacts` of the job then omits the artifacts that the result names.
-        """
+        """Set a job to `succeeded`, and store the compressed result in its record. Returns the new record."""
         changes = {"packed": packed({"result": canonical_json(result)}), "error": None}
         finished = self._move_owned(Verb.FINISH, job, owner, "job.succeeded", changes=changes)
         if finished.result is not None and (nodes := finished.result.artifacts.values()):
@@ -315,8 +311,7 @@ class JobStore(JobReads):
 
         - metrics: metric points. events: (type, data) of each event. logs: log lines.
         - submissions: group → submission id, or None to delete the id of the group. Other groups do not change.
-        - beat: a group, and its last heartbeat.
-        - draining: whether all workers of the job must write a checkpoint and end.
+        - beat: a group, and its last heartbeat. draining: whether all workers must write a checkpoint and end.
         - `publish` and `publish_checkpoint` set the other arguments.
 
         Raises StaleAttempt if another attempt has begun, IllegalTransition if no attempt runs, and NotFound if the job
@@ -384,9 +379,8 @@ class JobStore(JobReads):
     ) -> None:
         """Unpublish an artifact, so that its stage runs again.
 
-        ref: the reference that is unpublished, or None for any. If another reference is published, nothing changes.
-        by: the job whose current attempt invalidates the artifact, or None for a deletion. With `by`, raises the errors
-        of `report`.
+        ref: the only reference that may be unpublished, or None for any. by: the job whose current attempt invalidates
+        the artifact, or None for a deletion. With `by`, raises the errors of `report`.
         """
         place, body = key(tenant, "artifacts"), entry_of(tenant, artifact, ref) if ref else ""
         published = self._redis.hget(place, artifact) if ref else None
@@ -457,10 +451,7 @@ class JobStore(JobReads):
                 raise IllegalTransition(f"Job {job.id} is {state}. {first} before you delete it.", state=state)
 
     def drop_dataset(self, tenant: str, dataset_id: str, name: str, removal: Removal) -> None:
-        """Delete the record of a dataset, and record what remains to be deleted.
-
-        Raises Conflict if an unfinished job needs the dataset.
-        """
+        """Delete the record of a dataset, and store `removal`. Raises Conflict if an unfinished job needs the data."""
         jobs = key(tenant, "on", dataset_id)
 
         def drop(pipe: redis.client.Pipeline) -> None:

@@ -19,10 +19,7 @@ BUSY_SECONDS = 3600.0  # The use of the CPU counts for this long after the last 
 
 @dataclass
 class Liveness:
-    """Measures how long the progress counter `pulse` has not changed. Call `sample` at least every few seconds.
-
-    clock: returns the time in seconds. cpu: returns the CPU time of this process in seconds.
-    """
+    """Measures how long the progress counter has not changed. Call `sample` at least every few seconds."""
 
     pulse: Pulse = field(default_factory=lambda: PULSE)
     clock: Callable[[], float] = time.monotonic

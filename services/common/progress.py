@@ -68,8 +68,7 @@ def _works(situation: Situation, group: str) -> bool:
 def _slowdown(situation: Situation, node: Node, within: float, left: float | None) -> float:
     """Return the ratio of measured to expected seconds of training.
 
-    within: the finished share of `node`. left: the measured seconds that `node` still adds to the job. Without a
-    measurement, return the last ratio of the job, or 1.
+    left: the measured seconds that `node` still adds to the job. Without them, return the job's last ratio, or 1.
     """
     own = situation.job.resolved.node_seconds.get(node.name, 0.0)
     if left is not None and _MEASURED <= within < 1 and own and isinstance(node.params, TrainParams):
@@ -78,10 +77,7 @@ def _slowdown(situation: Situation, node: Node, within: float, left: float | Non
 
 
 def _expected(situation: Situation, slowdown: float) -> dict[str, float]:
-    """Return the expected seconds of each node and each start of workers: node name or `Plan.start_of` → seconds.
-
-    slowdown: the factor for training nodes.
-    """
+    """Return name → expected seconds of each node and each `Plan.start_of`. slowdown: the factor for training."""
     seconds, plan = situation.job.resolved.node_seconds, situation.plan
     expected = {start: seconds.get(start, 0.0) for start in map(plan.start_of, plan.nodes)}
     for node in plan.nodes:

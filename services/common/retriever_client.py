@@ -39,10 +39,7 @@ class IndexLoad(_Status):
 
 
 class SelectionRun(_Status):
-    """Progress of a selection: `done` of `total` units, at `rate` units per second. ref: the finished artifact.
-
-    unit: "queries", or "passages" if the selector scans a corpus.
-    """
+    """Progress of a selection in `unit` (queries or passages), at `rate` units per second. ref: finished artifact."""
 
     state: Literal["unknown", "running", "ready", "failed"]
     done: int = 0
@@ -145,10 +142,7 @@ class RetrieverClient:
         return list(_parse(SearchResult, self._call("POST", "/v1/search", body)).hits)
 
     def put_selection(self, artifact: str, request: SelectionRequest) -> None:
-        """Start the selection that writes the artifact with this id. A repeated request has no effect.
-
-        A request with another `prefix` comes from a later attempt of the job, so it stops the earlier run.
-        """
+        """Start the selection of an artifact. A repeated call has no effect. Another `prefix` stops the earlier run."""
         self._call("PUT", _selection_path(artifact), request)
 
     def get_selection(self, artifact: str) -> SelectionRun:

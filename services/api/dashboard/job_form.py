@@ -132,10 +132,7 @@ FilledForm = Annotated[JobForm, Depends(read_form)]
 
 
 def _parse(field: FormField, texts: Sequence[str], dataset: str) -> object:
-    """Return the value of an option from the texts of its form field, or None for a blank field.
-
-    dataset: the first dataset of the job. A field for further datasets omits this dataset.
-    """
+    """Return the option value in the texts of a field, or None for a blank field. Further datasets omit `dataset`."""
     match field.widget:
         case "checkbox":
             return bool(texts)
@@ -177,8 +174,7 @@ def _show(field: FormField, value: Any) -> list[str]:
 def parse_lines(text: str, label: str, example: str, *, texts: bool = False) -> dict[str, object]:
     """Return key → value from lines of `key = value`. A value is JSON, or text if it is not valid JSON.
 
-    texts: treat every value as text. label, example: the field's name and a valid line, for errors. Raises
-    InvalidRequest with the invalid line.
+    texts: every value is text. label, example: name and valid line of the field, for errors. Raises InvalidRequest.
     """
     values: dict[str, object] = {}
     for line in text.splitlines():

@@ -82,10 +82,7 @@ PageJob = Annotated[JobRecord, Depends(_job)]
 
 @dataclass(frozen=True)
 class Asset:
-    """A static file. url: contains a hash of the content, so browsers may cache the file forever.
-
-    integrity: the value of the attribute `integrity` in HTML.
-    """
+    """A static file. url: contains a hash of the content, so browsers may cache the file forever."""
 
     url: str
     integrity: str
@@ -146,10 +143,7 @@ def page(
 
 
 def form_page(request: Request, template: str, refused: Refused, **values: object) -> HTMLResponse:
-    """Return a page with a form. refused: the typed texts and the error of a form, or None for an empty form.
-
-    The template gets the texts as `typed`, and the error as `refused`.
-    """
+    """Return a page with a form. After an error, the template gets the texts as `typed`, and the error as `refused`."""
     typed, error = refused or ({}, None)
     problem = problem_of(error) if error else None
     return page(request, template, values, status=problem.status if problem else 200, typed=typed, refused=problem)
