@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Self
 
 
 class TLMError(Exception):
-    """Base of every error that the project raises on purpose. The class argument `code` sets a subclass's code.
+    """The base class of the project's errors. A subclass states its code: `class NotFound(TLMError, code="not_found")`.
 
-    facts: values for programs, such as the state of a job. details: the output of another program, for experts.
+    facts: values for programs, such as the state of a job. details: output of a library or program, such as Ray.
     """
 
     code: ClassVar[str] = "error"
@@ -39,7 +39,7 @@ class TLMError(Exception):
         return type(self)(f"{self.message} {sentence}", details=self.details, **self.facts)
 
     def as_dict(self) -> dict[str, object]:
-        """Return the JSON form that a job's record and the API contain."""
+        """Return the JSON object of the error: code, message and retryable, and facts and details if they exist."""
         values: dict[str, object] = {"code": self.code, "message": self.message, "retryable": self.retryable}
         values |= {"facts": self.facts} if self.facts else {}
         return values | ({"details": self.details} if self.details else {})
@@ -54,9 +54,9 @@ class InvalidRequest(TLMError, code="invalid_request"):
 
 @dataclass(frozen=True)
 class Fault:
-    """A data error in a dataset or a corpus.
+    """A data error or data warning in a dataset or a corpus. code: such as "malformed_row".
 
-    row: number of the record in the file, from 1, without header and blank lines. None: the error is of the whole file.
+    row: number of the record, from 1. Header and blank lines do not count. None: the error concerns no single record.
     """
 
     code: str
@@ -67,7 +67,7 @@ class Fault:
 
 
 class InvalidDataset(InvalidRequest, code="invalid_dataset"):
-    """Rows or columns are invalid. `faults` has every data error, with row and column."""
+    """Rows or columns are invalid. `faults` lists the data errors with row and column, at most 100 of each code."""
 
     def __init__(self, message: str, faults: Sequence[Any] = (), *, details: str = "", **facts: object) -> None:
         self.faults = [fault if isinstance(fault, Fault) else Fault(**fault) for fault in faults]
@@ -107,7 +107,7 @@ class StaleAttempt(Conflict, code="stale_attempt"):
 
 
 class AlreadyRunning(Conflict, code="already_running", retryable=True):
-    """An earlier load, stack or process that must end first is still running."""
+    """An earlier load, stack or process is still running, and must end before a new one starts."""
 
 
 class Outage(TLMError, code=TLMError.code):
@@ -137,7 +137,7 @@ class ClusterUnavailable(Unavailable, code="cluster_unavailable"):
 
 
 class StorageUnavailable(Unavailable, code="storage_unavailable"):
-    """The file system of the artifacts does not answer."""
+    """The storage does not answer, or is not mounted."""
 
 
 class MissingDependency(TLMError, code="missing_dependency"):
@@ -157,7 +157,7 @@ class IndexMismatch(TLMError, code="index_mismatch"):
 
 
 class UnreadableRecord(TLMError, code="unreadable_record"):
-    """A stored record is damaged, or has the format of a release that this one cannot read."""
+    """A stored record is damaged, or another release wrote it in a format that this release cannot read."""
 
 
 class EmptySelection(TLMError, code="empty_selection"):
@@ -193,7 +193,7 @@ class WorkerFailed(WorkerLost, code="worker_failed"):
 
 
 def is_hub_outage(error: TLMError) -> bool:
-    """Return whether the error is an outage of the Hugging Face hub. Only this outage is a plain `Unavailable`."""
+    """Return whether the error is an outage of the Hugging Face hub. Only these errors have the class Unavailable."""
     return type(error) is Unavailable
 
 
@@ -203,7 +203,7 @@ def error_classes() -> Mapping[str, type[TLMError]]:
 
 
 def error_from_dict(data: Mapping[str, object]) -> TLMError:
-    """Return the error that `as_dict` described. An unknown code gives a plain TLMError."""
+    """Return the error whose `as_dict` returned `data`. The class of an error with an unknown code is TLMError."""
     cls = error_classes().get(str(data["code"]), TLMError)
     return cls(str(data["message"]), details=str(data.get("details", "")), **_facts_of(data))
 
@@ -214,7 +214,7 @@ def without_details(error: Mapping[str, object]) -> dict[str, object]:
 
 
 def error_from_problem(problem: Mapping[str, object], *, unknown: type[TLMError] = TLMError) -> TLMError:
-    """Return the error that a problem object (RFC 9457) of the service describes. unknown: class for unknown codes."""
+    """Return the error in a problem object (RFC 9457) of the gateway. unknown: the class for an unknown code."""
     facts = _facts_of(problem)
     if errors := problem.get("errors"):
         facts["faults" if problem["code"] == InvalidDataset.code else "errors"] = errors

@@ -17,11 +17,11 @@ def _name_valid_fields(cls: Any, value: Any, handler: ModelWrapValidatorHandler[
 
 
 def _with(known: list[str], error: ErrorDetails) -> InitErrorDetails:
-    """Return the error with the valid fields as context, unless a nested model has added its own."""
+    """Return the error with `known` in its context. Errors of nested models already have the fields of those models."""
     context = ({"known": known} if len(error["loc"]) == 1 else {}) | error.get("ctx", {})
     kind = PydanticCustomError(error["type"], error["msg"], context)
     return InitErrorDetails(type=kind, loc=error["loc"], input=error["input"])
 
 
-# An attribute of a class of pydantic. Its errors about unknown fields have the valid fields as context `known`.
+# Assign this validator to an attribute of a pydantic class. Errors about unknown fields then list the valid fields.
 names_valid_fields = model_validator(mode="wrap")(_name_valid_fields)

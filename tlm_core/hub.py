@@ -21,10 +21,10 @@ _OUTSIDE = re.compile(r"^/|^[^/]*:|::|://|(^|/)\.\.(/|$)")
 
 
 def model_folder(source: str, *patterns: str) -> Path:
-    """Return the folder of a model's files. For `hub:OWNER/NAME[@REVISION]`, download those that match `patterns`.
+    """Return the local folder with a model's files. source: a local path, or `hub:OWNER/NAME[@REVISION]`.
 
-    All other sources are local paths. If the hub does not answer, earlier downloads are used. For a source on the hub,
-    raises the errors of `hub_errors`.
+    For a model of the hub, download the files that match `patterns`. If the hub does not answer, use an earlier
+    download. Raises NotFound for an invalid name, and the errors of `hub_errors`.
     """
     if not source.startswith(HUB):
         return Path(source)
@@ -53,8 +53,8 @@ def refuse_folder(path: str) -> None:
 def refuse_outside_files(path: str, revision: str | None = None) -> None:
     """Raise InvalidRequest if the card of a dataset names data files outside the dataset.
 
-    The library would read such files from this machine or its network. path: OWNER/NAME, or the absolute path of a
-    local folder. Raises the errors of `huggingface_hub`.
+    The library `datasets` would read these files from this machine or its network. path: OWNER/NAME, or the absolute
+    path of a local folder. Raises the errors of `huggingface_hub`.
     """
     from huggingface_hub import DatasetCard
 
@@ -73,7 +73,7 @@ def refuse_outside_files(path: str, revision: str | None = None) -> None:
 
 
 def _card_file(path: str, name: str, revision: str | None) -> Path | None:
-    """Return a file of a dataset, or None if the dataset has no such file. Raises the errors of `huggingface_hub`."""
+    """Return the local path of a dataset's file, or None if the file is missing. Raises errors of `huggingface_hub`."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -101,10 +101,10 @@ def _listed(value: object) -> Sequence[object]:
 
 @contextmanager
 def hub_errors(what: str, instead: str = "upload its files") -> Iterator[None]:
-    """Translate errors of `huggingface_hub` and `datasets` into NotFound, Unavailable or InvalidRequest.
+    """Translate errors of `huggingface_hub` and `datasets` in the block into NotFound, Unavailable or InvalidRequest.
 
-    Errors of the local folder of downloads become StorageFull or StorageUnavailable.
-    what: the requested object, in words. instead: what a user can do without the hub.
+    Errors of the local folder for downloads become StorageFull or StorageUnavailable. The messages contain both
+    arguments. what: the requested object, such as "the model 'x'". instead: what a user can do without the hub.
     """
     try:
         yield

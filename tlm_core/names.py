@@ -9,10 +9,10 @@ import time
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"  # names of datasets and corpora
 ALIAS = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}@[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"  # names of models
 NOT_BLANK = r"\S"
-# What a pattern expects, in words.
+# Pattern → the text that it expects, in words.
 FORMS = {ALIAS: "NAME@NAME, such as reviews@production", NOT_BLANK: "a text that is not blank"}
 HUB = "hub:"
-# An owner or a repository of the hub: never a path that leads out of a folder.
+# An owner or a repository of the hub. The pattern excludes paths such as `../x`, which lead out of a folder.
 HUB_NAME = r"[A-Za-z0-9][\w.-]*"
 _CONTROL = r"\x00-\x1f\x7f"  # characters that no path and no revision has
 # A model of the hub in a recipe; the oldest models have no owner.

@@ -12,7 +12,7 @@ BUFFER = 1 << 20
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a file whose `iter_batches` needs memory for only one batch. Raises the errors of pyarrow.
+    """Return an open Parquet file. Its `iter_batches` holds only one batch in memory. Raises the errors of pyarrow.
 
     By default Arrow prefetches every row group and holds all of them until the file is closed. Prefetching helps with
     slow remote storage, but it copies the whole file into memory.

@@ -25,17 +25,17 @@ _BUSY = 0.1  # CPU seconds between two readings that count as progress
 
 @dataclass(frozen=True)
 class Processes:
-    """`count` processes that end with this process, even if it is killed. beats: how often one of them was busy."""
+    """A pool of `count` child processes, which end with this process. beats: a counter of their progress."""
 
     count: int
     pool: ProcessPoolExecutor
     beats: c_long
 
     def call(self, function: Callable[..., T], *args: object) -> T:
-        """Return the result of the function, which runs in another process. Several threads may call this method.
+        """Run `function(*args)` in a child process and return its result. Several threads may call this method.
 
-        The CPU time of the other processes counts as progress of this process.
-        Raises what the function raises, and WorkerLost if a process is killed.
+        Meanwhile, CPU time of the child processes counts as progress of this process.
+        Raises the errors of the function, and WorkerLost if a child process is killed.
         """
         try:
             future, before = self.pool.submit(function, *args), self.beats.value
@@ -45,16 +45,16 @@ class Processes:
                     PULSE.advance()
             return future.result()
         except BrokenProcessPool as error:
-            message = "A process of the worker was killed. If this recurs, check whether its memory suffices."
+            message = "A child process of a worker was killed. If this recurs, check whether the memory suffices."
             raise WorkerLost(message) from error
 
 
 @contextmanager
 def processes(count: int, initialize: Callable[[], object] | None = None) -> Iterator[Processes]:
-    """Yield new processes. At the end of the block, wait for their calls and end them. initialize: called in each one.
+    """Yield `count` child processes. When the block ends, wait for their calls, then end them.
 
-    Each process starts a new interpreter, because a fork is unsafe if this process runs threads. It imports the main
-    module of this process, so a script needs `if __name__ == "__main__":`.
+    initialize: a function that each child process calls first. Each child is a new interpreter, because a fork is
+    unsafe if this process runs threads. It imports the main module, which therefore needs `if __name__ == "__main__":`.
     """
     context = multiprocessing.get_context("spawn")
     beats = context.RawValue(c_long, 0)
@@ -69,7 +69,7 @@ def _start(beats: c_long, initialize: Callable[[], object] | None) -> None:
 
 
 def _watch(beats: c_long) -> None:
-    """Count the beats of this process, and end it with its parent."""
+    """Increment `beats` while this process uses the CPU, and end this process when its parent process ends."""
     parent, used = multiprocessing.parent_process(), time.process_time()
     while parent is not None and parent.is_alive():
         parent.join(_BEAT)

@@ -1,6 +1,6 @@
-"""The progress counter of this process. Code that computes, reads or writes advances it, so that a hang is detected.
+"""The progress counter of this process. Code that computes, reads or writes advances the counter.
 
-A heartbeat is not enough to detect a hang: the thread that sends heartbeats continues while the training hangs.
+A counter that stays the same shows a hang. Heartbeats do not, because their thread continues while the training hangs.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from fsspec.callbacks import Callback
 
 
 class Pulse:
-    """Counts completed pieces of work of all kinds: rows, batches, blocks of bytes, steps.
+    """Counts completed units of work of all kinds: rows, batches, blocks of bytes, steps.
 
     phase: a number that increases when `steady` or `warm` changes. steady: whether the counter now advances at regular
     intervals. If not, CPU time counts as progress too, because calls into libraries advance no counter. warm: whether
-    the first step has ended. That step is slow: it builds kernels and waits for other workers.
+    the first step has ended. The first step is slow, because it builds kernels and waits for other workers.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Pulse:
 
     @contextmanager
     def pace(self, *, steady: bool) -> Iterator[None]:
-        """Set `steady` inside the block. Only the main thread of a stage may call it."""
+        """Set `steady` inside the block, and `warm` to False at its start. Only a stage's main thread may call this."""
         before = self.steady, self.warm
         self.steady, self.warm = steady, False
         self.phase += 1
@@ -45,14 +45,14 @@ class Pulse:
             self.phase += 1
 
     def cool_down(self) -> None:
-        """Allow the current step as much time as a first step, because it builds kernels too."""
+        """Allow the current step as much time as a first step, because the current step builds kernels too."""
         if self.warm:
             self.warm = False
             self.phase += 1
 
 
 class TransferPulse(Callback):  # type: ignore[misc, unused-ignore]
-    """Advances the counter whenever a file system has transferred bytes."""
+    """A callback for fsspec. It advances `PULSE` whenever a file system has transferred bytes."""
 
     def call(self, hook_name: str | None = None, **_: object) -> None:  # noqa: ARG002
         PULSE.advance()

@@ -14,9 +14,9 @@ _OPERATORS = ["LSTM", "MatMul", "Gather"]
 
 
 def quantize(folder: Path, out: Path) -> tuple[int, int]:
-    """Write a copy of a model, with 8-bit matrices in its encoder. Return the bytes of the graph before and after.
+    """Copy the model in `folder` to `out`, with 8-bit matrices in the encoder. Return model.onnx's old and new bytes.
 
-    folder: as `tlm download` writes it. Raises InvalidRequest for a linear model, Conflict if `out` exists, and
+    folder: a folder that `tlm download` wrote. Raises InvalidRequest for a linear model, Conflict if `out` exists, and
     CorruptArtifact for an unreadable model.
     """
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -45,7 +45,7 @@ def _exists(out: Path) -> Conflict:
 
 
 def quantize_graph(graph: Path, out: Path) -> None:
-    """Write a copy of a graph with 8-bit weights and integer products."""
+    """Write a copy of the ONNX file `graph` to the file `out`, with 8-bit weights and integer matrix products."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 

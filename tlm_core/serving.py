@@ -38,7 +38,7 @@ def write_metadata(folder: Path, task: Task, model: str, max_length: int | None 
     """Write labels.json, which predictions need in addition to the graph.
 
     model: linear, self_trained, encoder, ensemble or combined. max_length: tokens of a window. windows: the largest
-    number of windows that the model reads of a text. A linear model reads whole texts, so its file has neither.
+    number of windows that the model reads of a text. A linear model reads whole texts, so both values are omitted.
     """
     metadata = {"labels": list(task.labels), "pair": task.pair, "task_type": task.type.name, "model": model}
     metadata |= {} if model in LINEAR_MODELS else {"max_length": max_length, "windows": windows}
@@ -46,7 +46,7 @@ def write_metadata(folder: Path, task: Task, model: str, max_length: int | None 
 
 
 def copy_model(source: Path, out: Path) -> None:
-    """Copy the files that serve a linear model into a new folder, or into an existing one."""
+    """Copy the files of a linear model (`LINEAR_FILES`) from `source` to `out`. Create the folder `out` if needed."""
     out.mkdir(exist_ok=True)
     for name in LINEAR_FILES:
         shutil.copyfile(source / name, out / name)
@@ -54,7 +54,7 @@ def copy_model(source: Path, out: Path) -> None:
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model."""
+    """A returned model in memory, ready for predictions."""
 
     session: InferenceSession
     tokenizer: Tokenizer | None  # None for a linear model
@@ -64,14 +64,14 @@ class Model:
     size: int  # bytes of all files
     type: TaskType = TASK_TYPES[SINGLE_LABEL]
     name: str = "encoder"  # linear, self_trained, encoder, ensemble or combined
-    windows: int = 1  # the most windows that an encoder reads of a text; a linear model reads whole texts
+    windows: int = 1  # largest number of windows that an encoder reads of a text; a linear model reads whole texts
     pad: int = 0  # id of the padding token
 
     def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> NDArray[np.float32]:
-        """Return the probabilities of each text, (texts, labels); for a regression model its predictions, (texts, 1).
+        """Return an array (texts, labels) of probabilities, or (texts, 1) of the predictions of a regression model.
 
-        Row i belongs to texts[i] (and pairs[i]). Batching changes results only by rounding, except with 8-bit weights
-        (docs/serving.md). Raises InvalidRequest unless `pairs` has the second text of each pair that the model reads.
+        Row i belongs to texts[i], and to pairs[i] if the model reads pairs. Batching changes results only by rounding,
+        except with 8-bit weights (docs/serving.md). Raises InvalidRequest if `pairs` does not fit the model or `texts`.
         """
         if self.pair and pairs is None:
             raise InvalidRequest("This model expects pairs of texts. Send the second texts as 'pairs'.")
@@ -101,13 +101,13 @@ class Model:
         return result
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[str] | list[float]:
-        """Return the most likely label of each text; for a regression model its predicted values."""
+        """Return the most likely label of each text or, for a regression model, the predicted value of each text."""
         rows = self.probabilities(texts, pairs)
         return [self.labels[index] for index in rows.argmax(axis=1)] if self.type.has_classes else rows[:, 0].tolist()
 
     def _run(self, rows: Sequence[tuple[str, ...]], cut: Sequence[Windows]) -> NDArray[np.float32]:
-        """Return the result of `probabilities` for texts that have equally many windows."""
-        # The graph reads [batch, windows, length]; that of an older export reads [batch, length].
+        """Return the result of `probabilities` for texts with equally many windows. cut: the windows of each text."""
+        # The graph reads [batch, windows, length]. The graph of an older export reads [batch, length].
         axes = {node.name: len(node.shape) for node in self.session.get_inputs()}
         columns = self._tokens(cut) | ({} if self.alphabet is None else ngram_ids(self.alphabet, rows))
         arrays = {
@@ -126,7 +126,7 @@ class Model:
         return [windows_of(encoding, self.windows)[0] for encoding in encoded]
 
     def _tokens(self, cut: Sequence[Windows]) -> dict[str, NDArray[np.int64]]:
-        """Return the encoder's inputs, each [texts, windows, length]."""
+        """Return the encoder's inputs by name, each an array [texts, windows, length]. Empty for a linear model."""
         if self.tokenizer is None:
             return {}
         shape = (len(cut), len(cut[0]), max(len(window.ids) for windows in cut for window in windows))
@@ -141,7 +141,7 @@ class Model:
 
 
 def ngram_ids(alphabet: Alphabet, rows: Sequence[tuple[str, ...]]) -> dict[str, NDArray[np.int64]]:
-    """Return a linear model's input by name: n-gram ids, [rows, ids], padded with 0."""
+    """Return the input of a linear model by name: an array [rows, ids] of n-gram ids, padded with 0."""
     encoded = [alphabet.encode(row) for row in rows]
     ids = np.zeros((len(rows), max(map(len, encoded))), np.int64)
     for place, of_row in enumerate(encoded):
@@ -150,9 +150,9 @@ def ngram_ids(alphabet: Alphabet, rows: Sequence[tuple[str, ...]]) -> dict[str, 
 
 
 def load_model(folder: Path) -> Model:
-    """Load a returned model: model.onnx, labels.json, and model/, ngrams.json or both.
+    """Load the returned model in a folder: model.onnx, labels.json, and model/ or ngrams.json or both.
 
-    Raises CorruptArtifact, or MissingDependency without onnxruntime or tokenizers.
+    Raises CorruptArtifact for missing or damaged files. Raises MissingDependency without onnxruntime or tokenizers.
     """
     if missing := [name for name in (METADATA, MODEL) if not (folder / name).is_file()]:
         raise CorruptArtifact(
@@ -187,7 +187,7 @@ def load_model(folder: Path) -> Model:
 
 
 def _tokenizer(folder: Path, max_length: int, windows: int) -> tuple[Tokenizer, int]:
-    """Return the tokenizer and the id of its padding token."""
+    """Return the tokenizer, which cuts texts into windows, and the id of its padding token."""
     from tokenizers import Tokenizer
 
     from tlm_core.training.tokenizer import cut_into_windows

@@ -1,6 +1,6 @@
-"""The stages that several kinds of job use, with the versions of their results.
+"""The stages that several kinds of job use, with their versions.
 
-A kind of job defines the stages that only it uses in its own module under `tlm_core.kinds`.
+The module of a kind under `tlm_core.kinds` defines the stages that no other kind uses.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EVALUATE_LINEAR = Stage(
 EXPORT_LINEAR = Stage(
     "export_linear", "tlm_core.linear.linear_stages:export_linear", 7, BaselineParams, needs_torch=False
 )
-# Preparing text needs no torch, so workers start it seconds earlier and with half the memory.
+# Without torch, the workers of `prepare` start seconds earlier and need half the memory.
 PREPARE = Stage("prepare", "tlm_core.training.prepare:prepare", 7, params.PrepareParams, needs_torch=False)
 JOINT = Stage("joint", "tlm_core.training.encoder_stages:joint", 10, params.JointParams, parallel=True)
 FINETUNE = Stage("finetune", "tlm_core.training.encoder_stages:finetune", 5, params.FinetuneParams, parallel=True)

@@ -1,4 +1,4 @@
-"""Every answer of the API, as the gateway writes it and the client reads it. Sizes are bytes."""
+"""The responses of the API, which the gateway writes and the client reads. Sizes are in bytes."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class Items(_Answer, Generic[T]):
 
 
 class Page(Items[T], Generic[T]):
-    """One page of a list. To get the next page, send the id of its last item as `after`."""
+    """One page of a list. To get the next page, send the id of the last item as `after`."""
 
     has_more: bool
 
 
 class Problem(_Answer):
-    """An error as defined by RFC 9457. errors: the first 100 of each code, with row and column or a JSON pointer.
+    """An error as defined by RFC 9457. errors: data errors (at most 100 of each code) or invalid fields of the request.
 
-    checks: the condition of each component, from /readyz.
+    checks: the condition of each component by name, in responses of /readyz.
     """
 
     type: str = Field(examples=["/docs/errors#not_found"])
@@ -78,7 +78,7 @@ class Upload(_Answer):
 
 
 class Dataset(_Answer):
-    """One version of a dataset. The id always means these bytes; the name means the newest version."""
+    """One version of a dataset. The id always refers to this version. The name refers to the newest version."""
 
     id: str
     name: str
@@ -118,7 +118,7 @@ class CorpusVersion(_Answer):
 
 
 class CorpusLoad(_Answer):
-    """The load of one upload into the index. `done` and `total` count passages; `total` is 0 while unknown."""
+    """The load of one upload into a corpus. `done` and `total` count passages; `total` is 0 until it is known."""
 
     id: str
     corpus: str
@@ -138,7 +138,7 @@ class Corpus(_Answer):
     """A corpus with its versions and latest loads, newest first."""
 
     name: str
-    version: str | None = Field(description="the newest version that is ready; the name means this version")
+    version: str | None = Field(description="the newest version that is ready; jobs that name the corpus use it")
     versions: tuple[CorpusVersion, ...]
     loads: tuple[CorpusLoad, ...]
 
@@ -172,7 +172,7 @@ class RefusedPassage(_Answer):
 
 
 class StageState(_Answer):
-    """One node of a job's plan. digest: of the node's artifact, once the node is done."""
+    """One node of a job's plan. needs: names of the input nodes. digest: of its artifact's manifest, if it is done."""
 
     name: str
     stage: str
@@ -186,11 +186,11 @@ class Waiting(_Answer):
     """Why a job does not run now, although it is queued or active."""
 
     code: str = Field(
-        description="queued, blocked (no job starts), backoff, selection_waits (in the retriever), or the code of the "
-        "error that delays the job"
+        description="queued, blocked (no job can start), backoff (before the next attempt), selection_waits (for the "
+        "retriever), or the code of the error that delays the job"
     )
     reason: str
-    position: int | None = Field(None, description="rank in the queue, from 1")
+    position: int | None = Field(None, description="position in the queue, from 1")
     until: Time | None = Field(None, description="earliest start after a failed attempt")
 
 
@@ -218,10 +218,10 @@ class JobSummary(_Answer):
     updated_at: Time
     started_at: Time | None
     finished_at: Time | None
-    progress: Progress | None = Field(description="of the last attempt; rate and time left only while it runs")
+    progress: Progress | None = Field(description="of the last attempt; without rate and time left after its end")
     waiting: Waiting | None = None
     silent_seconds: float | None = Field(
-        None, description="time since the last heartbeat of the most silent group of workers; null below 30"
+        None, description="seconds since the oldest of the last heartbeats of all groups of workers; null below 30"
     )
     error: JsonObject | None
     metric: str | None = Field(None, description="the metric of `score`")
@@ -247,15 +247,15 @@ class _Resolved(_Answer):
 
 
 class Job(JobSummary, _Resolved):
-    """A job with its stages, and with the inputs and recipe that were fixed when it was submitted."""
+    """A job with its stages, and with the inputs and the recipe, which are fixed when a user submits the job."""
 
     last_event: int
 
 
 class JobEvent(_Answer):
-    """One event of a job. `seq` counts from 1 without gaps; progress snapshots have no seq, time or attempt.
+    """One event of a job. `seq` counts from 1 without gaps. Events of type `progress` have no seq, time or attempt.
 
-    If the event reports an error, `data` lacks `details`. The job's `error` has them.
+    If the event reports an error, `data` lacks the field `details`. The job's `error` has it.
     """
 
     model_config = ConfigDict(from_attributes=True)
@@ -268,7 +268,7 @@ class JobEvent(_Answer):
 
 
 class LogLine(_Answer):
-    """A line of a job's log. To continue after it, send its id as `after`."""
+    """A line of a job's log. To read the next lines, send the id of this line as `after`."""
 
     id: str
     at: Time
@@ -277,7 +277,7 @@ class LogLine(_Answer):
 
 
 class MetricPoint(_Answer):
-    """Values that a worker reported together, each as a field. To continue after a point, send its id as `after`."""
+    """The metrics of one report of a worker, each as a field. To read the next points, send this id as `after`."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -290,7 +290,7 @@ Basis = Literal["measured", "device", "built-in", "cached", "counted", "unknown"
 
 
 class StageEstimate(_Answer):
-    """The expected cost of one stage, all seeds together."""
+    """The expected cost of one stage for all seeds."""
 
     stage: str
     seconds: float | None
@@ -307,7 +307,7 @@ class Estimate(_Answer):
 
     seconds: float | None
     seconds_at_least: float | None = Field(
-        None, description="differs from `seconds` until a similar job with as many seeds has finished"
+        None, description="lower bound of `seconds`, or equal to it if the range is small or unknown"
     )
     seconds_at_most: float | None = None
     flops: float | None
@@ -321,7 +321,7 @@ class Estimate(_Answer):
     reasons: dict[str, str] = Field(description="per value: where it comes from, or why it is null")
 
     def sources(self) -> dict[str, list[str]]:
-        """Map each reason to the names of what it explains: stages, and values except `seconds`."""
+        """Return a mapping from each reason to the stages and values that it explains. `seconds` is left out."""
         result: dict[str, list[str]] = {}
         values = [(name.replace("_", " "), reason) for name, reason in self.reasons.items() if name != "seconds"]
         for name, reason in [*((s.stage, s.reason) for s in self.stages), *values]:
@@ -336,7 +336,7 @@ class DryRun(_Resolved):
 
 
 class Series(_Answer):
-    """One metric of one node as columns."""
+    """The points of one metric of one node: entry i of `steps`, `at` and `values` belongs to point i."""
 
     node: str
     name: str
@@ -347,7 +347,7 @@ class Series(_Answer):
 
 
 class Difference(_Answer):
-    """A key of spec or recipe in which compared jobs differ, with one value per job."""
+    """A key of the request or recipe in which the compared jobs differ, with one value for each job."""
 
     key: str
     values: tuple[object, ...]
@@ -361,15 +361,15 @@ class ModelScores(_Answer):
     )
     mean: dict[str, float | None]
     spread: dict[str, float | None]
-    file: str = Field("", description="the files with this model, and its seeds; empty if no file has it")
+    file: str = Field("", description="files that contain this model, with their seeds; empty if no file does")
 
 
 class Outcome(_Answer):
-    """The scores and cost of a compared job, or the reason why there are none. mean, spread: of the returned model."""
+    """Scores and cost of a compared job, or the reason why they are missing. mean, spread: of the returned model."""
 
     job: str
     metric: str | None = None
-    mean: dict[str, dict[str, float | None]] | None = Field(None, description="over the seeds, by split and score")
+    mean: dict[str, dict[str, float | None]] | None = Field(None, description="mean over the seeds, by split and score")
     spread: dict[str, dict[str, float | None] | str] | None = None
     cost: dict[str, dict[str, float]] | None = Field(
         None, description="by stage, and `total`: flops, tokens, seconds, gpu_seconds"
@@ -379,12 +379,12 @@ class Outcome(_Answer):
 
 
 class Verdict(_Answer):
-    """Whether the model of a job is better on test than that of the first compared job, by a paired bootstrap."""
+    """Whether the model of a job is better on test than the model of the first compared job, by a paired bootstrap."""
 
     job: str
     verdict: Literal["better", "worse", "not distinguishable"] | None = None
     value: float | None = Field(None, description="score of this job minus that of the first job")
-    low: float | None = Field(None, description="of the 95 % interval")
+    low: float | None = Field(None, description="lower end of the 95 % interval of `value`; `high` is the upper end")
     high: float | None = None
     reason: str | None = Field(None, description="why there is no verdict")
 
@@ -421,7 +421,7 @@ class Checkpoint(_Answer):
 
 
 class Model(_Answer):
-    """The files of a job's model, or of its linear model while the job has no other. digest: of the manifest."""
+    """The files of a job's returned model. Until it exists: of the linear model. digest: of the manifest."""
 
     digest: str
     size: int
@@ -456,7 +456,7 @@ class Provenance(_Answer):
 
     @property
     def texts(self) -> str:
-        """The starts of the row's texts. A bar separates the two texts of a pair, which are one query."""
+        """The starts of the row's texts. A bar separates the two texts of a pair, because both form one query."""
         return " ║ ".join(filter(None, (self.text, self.text_pair)))
 
 
@@ -488,7 +488,7 @@ class SuspectLabel(_Answer):
     row: int
     label: str = Field(description="the label in the dataset")
     suggested: str = Field(description="the most probable other label")
-    score: float = Field(description="the probability of the suggested label, given that one of the two is right")
+    score: float = Field(description="probability that the suggested label is right, if one of the two labels is right")
     text: str | None = Field(None, description="start of the row's text, if the task is available")
     text_pair: str | None = Field(None, description="start of the second text of a pair, if the task is available")
 
@@ -497,16 +497,16 @@ class SuspectLabels(Items[SuspectLabel]):
     """The most suspect labels, best rank first."""
 
     total: int = Field(description="number of rows whose suggested label is more probable than their label")
-    neighbors: bool = Field(description="whether the ranking uses the labels of the rows beside a row")
+    neighbors: bool = Field(description="whether the ranking of a row uses the labels of the rows near it in the file")
 
 
 class Prediction(_Answer):
     """The most likely label of a text with the probability of each label; in regression, the predicted value."""
 
     label: str | None = Field(description="null if the model abstained; in regression, the name of the target")
-    probability: float | None = Field(None, description="of the most likely label")
+    probability: float | None = Field(None, description="probability of the most likely label")
     probabilities: dict[str, float] = {}
-    abstained: bool = Field(False, description="the probability is lower than `min_confidence`")
+    abstained: bool = Field(False, description="whether the probability is lower than `min_confidence`")
     value: float | None = Field(None, description="the predicted target, in regression only")
 
 

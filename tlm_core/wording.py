@@ -1,4 +1,4 @@
-"""Words for users: numbers with nouns, intervals, similar names, and what is wrong with a field."""
+"""Texts for users: counts with nouns, intervals, suggestions of similar names, and errors about fields."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def counted(count: float, noun: str) -> str:
-    """Return `1 row`, `2 rows` or `1,200 rows`."""
+    """Return the count with its noun: `1 row`, `2 rows` or `1,200 rows`."""
     return f"{count:,g} {noun}" if count == 1 else f"{count:,g} {noun}s"
 
 
@@ -27,7 +27,7 @@ def interval_in_words(low: float, high: float) -> str:
 
 
 def value_in_words(value: float) -> str:
-    """Return a regression target with six significant digits, and all digits before the point: `0.25`, `100000009`."""
+    """Return a regression target with six significant digits or, from 1e6, as an integer: `0.25`, `100000009`."""
     return f"{value:.6g}" if abs(value) < 1e6 else f"{value:.0f}"
 
 
@@ -37,7 +37,7 @@ def data_in_words(dataset: str, corpus: str | None) -> str:
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the known name that is most similar to `name`, ignoring case. None if no similarity reaches `cutoff`."""
+    """Return the known name most similar to `name`, ignoring case, or None if all similarities are below `cutoff`."""
     names = {each.casefold(): each for each in known}
     near = difflib.get_close_matches(name.casefold(), names, n=1, cutoff=cutoff)
     return names[near[0]] if near else None

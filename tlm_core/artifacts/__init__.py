@@ -1,8 +1,8 @@
 """Content-addressed artifacts and their manifests, over any fsspec file system.
 
 An artifact is a folder of files with a `manifest.json`, which is written last. The manifest lists every file with its
-size and SHA-256. Each attempt writes below its own prefix, so two attempts never write the same path. The job store
-publishes an artifact: it maps the artifact's id to one `ManifestRef`. It refuses this step to ended attempts.
+size and SHA-256. Each attempt writes into its own folders, so two attempts never write the same path. The job store
+publishes an artifact: it stores one `ManifestRef` for the artifact's id. It refuses publications of ended attempts.
 """
 
 from tlm_core.artifacts.faults import NO_SPACE, storage_errors, temporary_folder

@@ -20,7 +20,7 @@ OF_STORAGE = frozenset((*NO_SPACE, errno.EACCES, errno.EROFS, errno.EIO))
 
 
 def storage_fault(error: BaseException | None) -> OSError | None:
-    """Return the fault of the file system that caused an error, or None. Libraries wrap such faults in other errors."""
+    """Return the OSError of a file system that caused `error`, or None. Libraries wrap it in errors of their own."""
     outermost = error
     while error is not None:
         # A policy of the kernel can deny a connection. Such a cause names no file.
@@ -35,8 +35,8 @@ def storage_fault(error: BaseException | None) -> OSError | None:
 def storage_errors(action: str) -> Iterator[None]:
     """Translate each OSError inside the block into NotFound, StorageFull or StorageUnavailable.
 
-    This includes errors of libraries that a fault of the file system caused. action: follows "Failed" in the message,
-    such as "writing the dataset".
+    Errors of libraries are translated too, if a fault of the file system caused them. action: follows "Failed" in the
+    message, such as "writing the dataset".
     """
     try:
         yield
@@ -61,9 +61,9 @@ def storage_error(action: str, fault: OSError) -> StorageFull | StorageUnavailab
 
 @contextmanager
 def temporary_folder(parent: Path, action: str) -> Iterator[Path]:
-    """Create a new folder under `parent`, and delete it at exit. Raises StorageFull or StorageUnavailable.
+    """Yield a new folder under `parent`, and delete it when the block ends. Raises StorageFull or StorageUnavailable.
 
-    action: what the caller does, for error messages.
+    action: see `storage_errors`.
     """
     folder = parent / uuid.uuid4().hex
     with storage_errors(action):
@@ -76,7 +76,7 @@ def temporary_folder(parent: Path, action: str) -> Iterator[Path]:
 
 @contextmanager
 def synced(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing. It appears at `path`, complete and synced, when the block ends."""
+    """Yield a file for writing. When the block ends, the complete file appears at `path` and is synced to disk."""
     partial = path.with_suffix(".part")
     with open(partial, "wb") as handle:
         yield handle

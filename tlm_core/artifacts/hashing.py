@@ -24,5 +24,5 @@ def sha256_file(path: Path) -> str:
 
 
 def artifact_id(stage: str, version: int, params: Mapping[str, object], inputs: Mapping[str, str]) -> str:
-    """Return the id of a stage's artifact. version: the version of the stage. inputs: name → digest of its manifest."""
+    """Return the id of a stage's artifact, `art_…`. inputs: name of each input → digest of the input's manifest."""
     return "art_" + digest_of([stage, version, params, inputs])[:40]

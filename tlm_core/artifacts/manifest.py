@@ -27,7 +27,7 @@ class FileEntry(_Value):
 
 
 class Manifest(_Value):
-    """The content of an artifact. It holds no time, place, or attempt, so equal content has an equal digest."""
+    """The files and metadata of an artifact. It has no time, place or attempt, so equal content has an equal digest."""
 
     artifact: str
     stage: str
@@ -46,7 +46,7 @@ class Manifest(_Value):
         return digest_of(self.model_dump(mode="json"))
 
     def file(self, name: str) -> FileEntry:
-        """Return the entry of a file. Raises NotFound."""
+        """Return the entry of the file `name`. Raises NotFound."""
         for entry in self.files:
             if entry.name == name:
                 return entry
@@ -54,7 +54,7 @@ class Manifest(_Value):
         raise NotFound(f"Artifact {self.artifact} has no file '{name}'. Its files: {names}.")
 
     def check_sizes(self, folder: Path) -> None:
-        """Raise CorruptArtifact if a file in a local folder is missing or has another size."""
+        """Raise CorruptArtifact if a file of the manifest is missing in a local folder, or has another size."""
         for entry in self.files:
             path = folder / entry.name
             try:  # Another process may delete the folder at any time.

@@ -26,8 +26,8 @@ from tlm_core.pulse import PULSE, TransferPulse
 MARK = ".tlm-storage"
 WRITE_SECONDS = 100.0  # time limit of a write to a remote storage, plus one second for each MiB
 _BLOCK = 1 << 20
-_RESERVE = 1 << 30  # bytes of a local disk that stay free; at most a twentieth of the disk
-# Unused copies are deleted after this time. No stage computes that long on the copies that it requested at its start.
+_RESERVE = 1 << 30  # bytes of a local disk that stay free, or a twentieth of the disk if that is less
+# Unused copies are deleted after this time. Stages are shorter, so a stage never loses the copies that it uses.
 _COPY_SECONDS = 14 * 24 * 3600.0
 
 # Without timeouts, a storage that does not respond would block a coordinator and all its jobs.
@@ -36,7 +36,7 @@ _OPTIONS = {"s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 20, 
 
 
 def deadline(fs: fsspec.AbstractFileSystem, size: int) -> dict[str, float]:
-    """Return the option that limits the time of a write of `size` bytes to a remote storage.
+    """Return `{"timeout": SECONDS}` for a write of `size` bytes to a remote storage, and `{}` for a local storage.
 
     The timeouts of storage clients do not limit the wait for the server's permission to send.
     """
@@ -47,7 +47,7 @@ class ArtifactStore:
     """Reads and writes artifact folders. Raises NotFound, StorageFull, StorageUnavailable or CorruptArtifact.
 
     root: an fsspec address or a path. cache: local folder for copies of remote artifacts. A local storage needs no
-    copies. is_new: returns whether nothing was ever written to the storage.
+    copies. is_new: a function that returns whether nothing was ever written to the storage.
     """
 
     def __init__(self, root: str, cache: Path, *, is_new: Callable[[], bool] = lambda: True) -> None:
@@ -62,10 +62,10 @@ class ArtifactStore:
         return "/".join((self.root, *parts))
 
     def check_mounted(self, *, create: bool = False) -> None:
-        """Raise StorageUnavailable if the storage is not mounted. create: mark a new storage as this service's.
+        """Raise StorageUnavailable if the storage is not mounted. create: write the file MARK into a new storage.
 
         A mounted storage has the file MARK. Without this file, an empty mount point would look like a new storage.
-        A storage with folders but without the file comes from an earlier release, so the function marks this storage.
+        A storage with folders but without MARK comes from an earlier release, so this method writes MARK there.
         """
         if self.local and Path(self.path(MARK)).is_file():
             return  # Each write runs this check, so it avoids listing the root, which has many entries.
@@ -118,7 +118,7 @@ class ArtifactStore:
 
     @contextmanager
     def errors(self, action: str, *, writes: bool = False) -> Iterator[None]:
-        """Raise the project's errors for errors of this storage inside the block.
+        """Translate errors of the storage inside the block, as `storage_errors` does.
 
         If the storage is not mounted, a missing file raises StorageUnavailable, not NotFound. writes: before the
         block, check the mount and the free space, so that nothing is written into an empty mount point.
@@ -155,10 +155,10 @@ class ArtifactStore:
         meta: Mapping[str, object] | None = None,
         retry: Callable[[Callable[[], None]], None] = lambda write: write(),
     ) -> ManifestRef:
-        """Move the files of the local folder `source` to `folder`, write the manifest last, and delete `source`.
+        """Move the files of the local folder `source` into `folder` of the storage, then write and return the manifest.
 
-        retry: calls the function that it receives, again after an error. The function writes all files that no earlier
-        call wrote.
+        retry: a function that calls its argument, and repeats the call after an error. A repeated call writes only the
+        files that earlier calls did not write.
         """
         manifest = Manifest.of_folder(source, artifact=artifact, stage=stage, meta=meta or {})
         remaining = {entry.name: source / entry.name for entry in manifest.files}
@@ -191,7 +191,7 @@ class ArtifactStore:
             os.close(descriptor)
 
     def manifest(self, ref: ManifestRef) -> Manifest:
-        """Return the manifest at `ref`. Raises CorruptArtifact if its digest differs from `ref.digest`."""
+        """Return the manifest at `ref`. Raises CorruptArtifact if the manifest's digest differs from `ref.digest`."""
         with self.errors(f"reading {ref.folder}"), self.fs.open(self.path(ref.folder, MANIFEST), "rb") as handle:
             body = handle.read()
         try:
@@ -221,8 +221,8 @@ class ArtifactStore:
     def localize(self, ref: ManifestRef) -> Path:
         """Return a local folder with the artifact's files, checked against the manifest.
 
-        In a local storage, this is the artifact's own folder, and only the sizes of the files are checked. A remote
-        artifact is copied to the cache. Later copies delete the copies that no call requested for 14 days.
+        For a local storage, return the artifact's own folder, and check only the sizes of the files. Copy a remote
+        artifact into the cache. Each new copy also deletes copies that no call requested for 14 days.
         """
         manifest = self.manifest(ref)
         if self.local:
@@ -265,7 +265,7 @@ class ArtifactStore:
         self.localize(ref) if self.local else self.manifest(ref)
 
     def verify(self, ref: ManifestRef) -> Manifest:
-        """Check every byte of an artifact. Raises CorruptArtifact or NotFound."""
+        """Check every byte of an artifact, and return its manifest. Raises CorruptArtifact or NotFound."""
         manifest = self.manifest(ref)
         for entry in manifest.files:
             digest = hashlib.sha256()
@@ -289,7 +289,7 @@ class ArtifactStore:
                 os.rmdir(self.path(folder))
 
     def subfolders(self, folder: str, depth: int = 1) -> list[str]:
-        """Return the folders that lie `depth` levels below a folder. A missing folder has none."""
+        """Return the folders `depth` levels below `folder`, relative to the root. A missing folder has none."""
         if not depth:
             return [folder]
         path = self.path(folder).rstrip("/")
@@ -345,7 +345,7 @@ def drop_untouched(folder: Path, seconds: float) -> None:
 
 
 def _delete(folder: Path) -> None:
-    """Delete a folder at once, so that no process sees a part of it. A missing folder is ignored."""
+    """Rename a folder, then delete it, so that no process reads half of it. A missing folder is ignored."""
     renamed = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.part")
     with suppress(FileNotFoundError):
         os.rename(folder, renamed)

@@ -11,10 +11,10 @@ LISTED_PER_CODE = 100
 
 
 class Findings:
-    """Collects data errors, data warnings and notes. Counts all, and lists the first 100 of each code.
+    """Collects data errors, data warnings and notes. Counts all errors, but lists only the first 100 of each code.
 
-    subject: name of the data in the message of `error`.
-    stop_at: number of data errors at which `fault` raises InvalidDataset. notify: receives each new note at once.
+    subject: name of the data in the message of `error`. stop_at: number of data errors at which `fault` raises
+    InvalidDataset. notify: a function that is called with each new note.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Findings:
     def fault(
         self, code: str, message: str, *, split: str | None = None, row: int | None = None, column: str | None = None
     ) -> None:
-        """Add a data error, which makes the data unusable. Raises InvalidDataset at the data error number `stop_at`."""
+        """Add a data error, which makes the data unusable. Raises InvalidDataset when `stop_at` errors are reached."""
         self.fault_counts[code] += 1
         if self.fault_counts[code] <= LISTED_PER_CODE:
             self.faults.append(Fault(code, message, split, row, column))
@@ -58,7 +58,7 @@ class Findings:
 
     @property
     def total(self) -> int:
-        """The number of all data errors, also of those that are not listed."""
+        """The number of all data errors, listed or not."""
         return sum(self.fault_counts.values())
 
     @property
@@ -71,7 +71,7 @@ class Findings:
             raise self.error()
 
     def error(self) -> InvalidDataset:
-        """Return one exception for all data errors. Its message has the first data error and the count of each code."""
+        """Return one exception for all data errors. The message has the first error and the number of each code."""
         summary = f"Data error in {self._subject}"
         if self.total > 1:
             counts = ", ".join(f"{count} x {code}" for code, count in self.fault_counts.most_common())

@@ -61,7 +61,7 @@ Reader = Callable[[Sequence[str] | None], Iterator[Record]]
 
 
 class Unread(Enum):
-    """The placeholder for a Parquet value that is not text. `value` is the name of its kind in messages."""
+    """The placeholder for a Parquet value that is no text, number or boolean. `value` names its type in messages."""
 
     NESTED = "list or object"
     TIME = "date or time"
@@ -72,10 +72,9 @@ class Unread(Enum):
 class Records:
     """The records of one file.
 
-    names: its columns. For JSON, `names` is empty, because each object has keys of its own.
-    read: yields each record: its number, from 1, and its values by column. The argument of `read` limits the columns
-    of Parquet; None reads all.
-    damaged: whether lone surrogates in strings stand for bytes that are not valid in the encoding.
+    names: the columns of the file. For JSON, `names` is empty, because each object has keys of its own.
+    read: yields (number from 1, {column: value}) for each record. The argument of `read` lists the columns to read from
+    a Parquet file, or is None for all. damaged: whether lone surrogates in strings stand for invalid bytes.
     """
 
     names: Sequence[str]
@@ -85,9 +84,9 @@ class Records:
 
 @dataclass
 class TableFile:
-    """A file with records. Data errors are added to `findings`.
+    """A file with records. The methods add data errors to `findings`.
 
-    delimiter, encoding, kind ("json", "delimited", "parquet"): None infers them.
+    delimiter, encoding, kind ("json", "delimited", "parquet"): if None, `open` infers the value from the file.
     max_bytes: limit on the size of the unpacked file. label: name of the file in messages.
     """
 
@@ -109,7 +108,7 @@ class TableFile:
         self.findings.fault(code, message, split=self.split, row=row, column=column)
 
     def open(self) -> Records | None:
-        """Return the records, or None with a data error if the file cannot be read. Raises StorageUnavailable."""
+        """Return the records. For an unreadable file, add a data error and return None. Raises StorageUnavailable."""
         records = None
         with self.errors_as_faults():
             records = self._open()
@@ -119,7 +118,7 @@ class TableFile:
     def errors_as_faults(self) -> Iterator[None]:
         """End the block at an error in the content of the file, and add a data error.
 
-        Raises StorageUnavailable if the storage fails, and InvalidDataset if `findings` stops at this data error.
+        Raises StorageUnavailable if the storage fails, and InvalidDataset if `findings` reaches its limit `stop_at`.
         """
         import pyarrow as pa
 
@@ -184,7 +183,7 @@ class TableFile:
         return named
 
     def _sizes(self) -> Iterator[int]:
-        """Yield the unpacked size of each part of the file, in bytes."""
+        """Yield the unpacked size in bytes of each block of the file. The sum is the size of the file."""
         if self.kind == "parquet":
             # The metadata of the file counts repeated values only once.
             yield from map(_unpacked_size, open_parquet(self.path).iter_batches(_BATCH))
@@ -291,7 +290,7 @@ class TableFile:
         return self._records(named, lambda _: self._rows(reader, lines, names))
 
     def _infer_delimiter(self) -> str:
-        """Return the delimiter with which most of the first records have as many fields as the header."""
+        """Return the delimiter for which the largest share of the first records has as many fields as the header."""
         usual = "\t" if re.search(r"\.(tsv|tab)\b", self.path.name.lower()) else ","
         sample, complete = _start(self._lines())
         best, best_rank, reason = usual, (0.0, 0), "no other delimiter splits the header"
@@ -356,7 +355,7 @@ def format_of(name: str) -> str | None:
 
 
 def check_names(names: Sequence[str], file: TableFile) -> bool:
-    """Report repeated, invalid and too many column names. Return whether all are valid. Several names may be empty."""
+    """Add data errors for repeated, invalid and too many column names. Return whether all names are valid or empty."""
     before = file.findings.total
     for name, count in Counter(names).items():
         if count > 1 and name:
@@ -379,7 +378,7 @@ def without_surrogates(text: str) -> str:
 
 
 def _start(lines: Iterable[str]) -> tuple[str, bool]:
-    """Return the first characters of a file, and whether they are the whole file."""
+    """Return up to `_SAMPLE_CHARS` characters from the start of a file, and whether these are the whole file."""
     parts, size = [], 0
     for line in lines:
         parts.append(line)
@@ -390,7 +389,7 @@ def _start(lines: Iterable[str]) -> tuple[str, bool]:
 
 
 def _widths(sample: str, delimiter: str) -> list[int]:
-    """Return the number of fields of each record of the sample, up to the first invalid record."""
+    """Return the number of fields of each record in the sample, until the first invalid record."""
     widths = []
     try:
         for cells in csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter):
@@ -423,9 +422,9 @@ def _quotes_are_plain(lines: Iterable[str]) -> bool:
 
 
 def class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, Sequence[str]]:
-    """Return the class names of each label column with class numbers, by column.
+    """Return the class names of each column that holds class numbers: column → names, in the order of the numbers.
 
-    The `datasets` library stores them in the metadata of a schema. Invalid metadata gives no class names.
+    The library `datasets` stores the names in the metadata of an Arrow schema. For invalid metadata, return {}.
     """
     try:
         features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"].items()
@@ -441,7 +440,7 @@ def class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, Sequence[st
 
 
 def _unpacked_size(batch: pa.RecordBatch) -> int:
-    """Return the bytes of a batch with decoded dictionaries. Each row adds one byte, so that nulls count too."""
+    """Return the bytes of a batch after decoding its dictionaries. Each row adds one byte, so that nulls count too."""
     import pyarrow as pa
 
     columns = (c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in batch.columns)

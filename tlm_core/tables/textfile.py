@@ -32,7 +32,7 @@ _DECODED = re.compile("[^\x00-\x7f\udc80-\udcff]")
 
 
 class UnreadableFile(Exception):
-    """The rest of a file cannot be read. `code` and the message are those of the data error."""
+    """The rest of a file cannot be read. The caller adds a data error with the same code and message."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -43,7 +43,7 @@ class UnreadableFile(Exception):
 class Encoding:
     """The encoding of a text file. name: Python codec. damaged: whether invalid bytes become lone surrogates.
 
-    strict: whether an invalid byte ends the reading. note: note for the user, or None.
+    strict: whether an invalid byte raises UnreadableFile. note: note for the user, or None.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Lines:
     """The lines of a text file, with their line breaks. number, last: number and text of the latest line.
 
     The iteration raises UnreadableFile for a line of more than LONGEST_LINE characters and, if the encoding is strict,
-    for an invalid byte. piece: number of characters at which the iteration divides a longer line.
+    for an invalid byte. piece: if set, the iteration divides longer lines into texts of `piece` characters.
     """
 
     def __init__(self, path: Path, encoding: Encoding, *, piece: int | None = None) -> None:
@@ -176,7 +176,7 @@ def _legacy(path: Path) -> Encoding:
 
 
 def _likely_encodings(sample: bytes) -> list[str]:
-    """Return the legacy encodings of the sample, most probable first."""
+    """Return the legacy encodings in which the sample is probably written, most probable first."""
     if sum(byte > 127 for byte in sample) < _EVIDENCE:
         return ["cp1252"]
     from charset_normalizer import from_bytes
