@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from tlm_core.jobs.plan import SEED_GROUP
 
-# By event type. {message} is a complete sentence; {node} is the title of the event's node; {purpose} names the seed
-# of workers that run beside those of other seeds.
+# By event type. {message} is a complete sentence; {node} is the title of the event's node; {purpose} names the seed,
+# if the workers of several seeds run at the same time.
 _SENTENCES = {
     "job.submitted": "Submitted",
     "job.claimed": "A coordinator started attempt {attempt}",
@@ -40,7 +40,7 @@ _SENTENCES = {
 def sentence(event_type: str, attempt: int | None, data: Mapping[str, object], titles: Mapping[str, str]) -> str | None:
     """Return an event as a sentence, or None for an unknown type or incomplete data.
 
-    titles: node → its name for readers. A node without a title keeps its name.
+    titles: name of a node → title for readers. A node without a title appears under its name.
     """
     values = {**data, "attempt": attempt}
     group = str(data.get("group", ""))

@@ -1,4 +1,4 @@
-"""Nodes that several kinds of job share."""
+"""Functions that create the nodes that the plans of several kinds contain."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tlm_core.training.stage import Place
 
 
 def validate_nodes(inputs: PlanInputs[KindOptions]) -> list[Node]:
-    """Return a node for each dataset of the job, which turns the dataset into a task."""
+    """Return a node of the stage `validate` for each dataset of the job. It turns the dataset into a task."""
     return [
         Node(
             f"validate.{number}" if number else "validate",
@@ -42,14 +42,14 @@ def validate_nodes(inputs: PlanInputs[KindOptions]) -> list[Node]:
 
 
 def baseline_node(group: str, task: str = "validate", name: str = "baseline") -> Node:
-    """Return the node that fits the linear model. task: the node with the task. name: of the new node."""
+    """Return the node that fits the linear model. task: name of the node that writes the task. name: the new name."""
     return Node(name, stages.BASELINE, BaselineParams(), {"task": task}, group=group)
 
 
 def select_node(
     inputs: PlanInputs[KindOptions], task: str, name: str = "select", seed: int | None = None
 ) -> Node | None:
-    """Return the node that selects passages for the task of node `task`. None if the job trains on the task alone."""
+    """Return the node that selects passages for the task of the node `task`, or None if the job uses no passages."""
     selection = inputs.recipe.selection
     if selection.definition.source == "dataset":
         fixed = {}
@@ -69,17 +69,17 @@ def prepare_node(
     *,
     labeled: bool = False,
 ) -> Node:
-    """Return the node that trains the tokenizer and tokenizes all texts. labeled: whether it reads `self_train`."""
+    """Return the node that trains the tokenizer and tokenizes all texts. labeled: also those of stage `self_train`."""
     inputs = {"task": task} | ({"selection": select.name} if select else {})
     inputs |= {"self_train": "self_train"} if labeled else {}
     return Node(name, stages.PREPARE, PrepareParams.of(recipe), inputs=inputs, seed=seed)
 
 
 def joint_node(recipe: Recipe, seed: int, name: str, prepared: str = "prepare", baseline: str | None = None) -> Node:
-    """Return the joint stage of one seed. With a wall-clock budget, it is excluded from the cache.
+    """Return the node of the joint stage for one seed. A budget in seconds excludes the node from the cache.
 
-    prepared: the node with the tokens. baseline: the node of the linear model. Raises InvalidRecipe if `baseline` is
-    None and the recipe sets `stop_if_behind`.
+    prepared: name of the node that writes the tokens. baseline: name of the node that fits the linear model. Raises
+    InvalidRecipe if `baseline` is None and the recipe sets `stop_if_behind`.
     """
     inputs, reusable = {"prepared": prepared}, recipe.joint.budget.seconds is None
     if recipe.joint.stop_if_behind is not None:
@@ -90,16 +90,16 @@ def joint_node(recipe: Recipe, seed: int, name: str, prepared: str = "prepare", 
 
 
 def finetune_nodes(recipe: Recipe, seed: int, name: str, inputs: Mapping[str, str]) -> list[Node]:
-    """Return the nodes that finetune one seed; see `with_tries`."""
+    """Return the node that finetunes with one seed, or the nodes of `with_tries`. name, inputs: of the last node."""
     node = Node(name, stages.FINETUNE, FinetuneParams.of(recipe, seed), inputs, seed=seed)
     return with_tries(node, recipe.finetune)
 
 
 def with_tries(node: Node, part: Finetune) -> list[Node]:
-    """Return a node for each finetuning to try, and a last node that chooses among them. Without tries, return `node`.
+    """Return a node for each pair of rate and class weights to try, and a node `node.name` that chooses the best.
 
-    part: the settings in the recipe. A try and a job that finetunes once with the same values have equal artifact ids,
-    so they share the artifact.
+    part: the finetuning settings of the recipe. If they have nothing to try, return [node]. A job that finetunes once
+    with the values of a try reuses the artifact of the try, because both artifacts have the same id.
     """
     if not part.has_tries:
         return [node]
@@ -124,7 +124,7 @@ def with_tries(node: Node, part: Finetune) -> list[Node]:
 def refit_linear_node(inputs: Mapping[str, str], group: str) -> Node:
     """Return the node that fits the linear models again, on train and validation.
 
-    inputs: those of `evaluate`, and with `self_train` also `selection`. The node uses only those that it reads.
+    inputs: the inputs of `evaluate`, and with self-training also `selection`. The node uses only the inputs below.
     """
     needed = {name: node for name, node in inputs.items() if name in ("task", "baseline", "self_train", "selection")}
     return Node("refit_linear", stages.REFIT_LINEAR, BaselineParams(), needed, group=group)
@@ -172,9 +172,9 @@ def train_nodes(inputs: PlanInputs[KindOptions], *, ensemble: bool = False, refi
 
 
 def group_by_seed(nodes: Iterable[Node], seeds: Sequence[int]) -> list[Node]:
-    """Put the worker nodes of each seed into a group of their own, so that seeds run at the same time.
+    """Return the nodes, with the worker nodes of each seed in a group of their own, so that seeds run at the same time.
 
-    With one seed the nodes stay in their group, because another submission would only add the time of its start.
+    With one seed the groups stay the same, because another submission would only add the time of its start.
     """
     if len(seeds) < 2:
         return list(nodes)
@@ -186,14 +186,14 @@ def group_by_seed(nodes: Iterable[Node], seeds: Sequence[int]) -> list[Node]:
 
 
 def gather_group(seeds: Sequence[int]) -> str:
-    """Return the group of the last node, which waits for the groups of all seeds."""
+    """Return the name of the group of the last node, which waits for the groups of all seeds."""
     return "gather" if len(seeds) > 1 else "main"
 
 
 def importance_node(name: str, as_published: bool, prepared: str, finetune: str, seed: int) -> Node:
     """Return the node that measures the importance of heads and blocks in a finetuned model.
 
-    as_published: measure as the authors' released code does. prepared, finetune: the nodes of tokens and model.
+    as_published: measure as the authors' released code does. prepared, finetune: names of the input nodes.
     """
     params = ImportanceParams(as_published=as_published)
     return Node(name, stages.IMPORTANCE, params, {"prepared": prepared, "finetune": finetune}, seed=seed)
@@ -202,9 +202,9 @@ def importance_node(name: str, as_published: bool, prepared: str, finetune: str,
 def check_encoder(
     inputs: PlanInputs[KindOptions], recipe: Recipe, levels: Sequence[float] = (), masks: Sequence[Mask] = ()
 ) -> Node | None:
-    """Return the node that checks a published encoder, and that `levels` and `masks` fit it.
+    """Return the node that checks that a published encoder is supported, and that `levels` and `masks` fit the encoder.
 
-    None for other encoders, because the gateway checks them.
+    None for an encoder trained from scratch, because the gateway checks it at submission.
     """
     if recipe.model.init in OWN_STARTS:
         return None
@@ -214,6 +214,6 @@ def check_encoder(
 
 
 def before_training(nodes: Sequence[Node], check: Node | None) -> list[Node]:
-    """Insert the check before the first node that runs on workers."""
+    """Return the nodes with `check`, if it is not None, inserted before the first node that runs on workers."""
     first = next(number for number, node in enumerate(nodes) if node.place is Place.WORKERS)
     return [*nodes[:first], *([check] if check else []), *nodes[first:]]

@@ -24,9 +24,9 @@ class Node:
     seed: int | None = None
     rate: float | None = None  # the finetuning rate that the node tries
     dataset: int | None = None  # number of the dataset that the node reads
-    reusable: bool = True  # False if the result depends on the clock or on memory, so other jobs must not reuse it
+    reusable: bool = True  # False: excluded from the cache, because the result depends on the clock or on memory
     group: str = "main"  # one submission runs all nodes of a group, because a start takes longer than a short stage
-    gathers: bool = False  # run even if an input is dropped; any other node is then dropped too
+    gathers: bool = False  # True: run even if an input is dropped. False: drop this node if an input is dropped
     reused: ReusedArtifact | None = None  # the artifact of another job that replaces the node, which then never runs
 
     @property
@@ -34,9 +34,9 @@ class Node:
         return self.stage.place
 
     def artifact_id(self, digests: Mapping[str, str], job_id: str) -> str:
-        """Return the id of this node's artifact. It depends on `job_id` only if the node is not reusable.
+        """Return the id of this node's artifact. If the node is not reusable, the id also depends on `job_id`.
 
-        digests: node → manifest digest, at least of this node's inputs.
+        digests: name of a node → digest of the manifest of its artifact, for all inputs of this node.
         """
         if self.reused is not None:
             return self.reused.artifact
@@ -47,9 +47,9 @@ class Node:
 
 @dataclass(frozen=True)
 class Plan:
-    """The nodes of a job, each after its inputs. The last node is the job's result.
+    """The nodes of a job, in an order in which each node follows its inputs. The last node is the job's result.
 
-    report, model: names of the nodes that write the report and the model that serves predictions.
+    report, model: names of the nodes that write the report and the returned model.
     """
 
     nodes: tuple[Node, ...]
@@ -80,9 +80,9 @@ class Plan:
         return [n for n in self.nodes if n.place is Place.WORKERS and n.group == name]
 
     def side_by_side(self, group: str, done: Collection[str] = ()) -> int:
-        """Return how many groups can run at the same time: for a seed's group, the number of such groups; otherwise 1.
+        """Return how many groups can run at the same time: the number of seeds if `group` belongs to a seed, else 1.
 
-        Groups whose nodes are all done do not count.
+        Groups of seeds whose nodes are all in `done` do not count.
         """
         if not group.startswith(SEED_GROUP):
             return 1
@@ -90,14 +90,14 @@ class Plan:
         return max(1, len(left))
 
     def start_of(self, node: Node) -> str:
-        """Return the name of the start of a node's workers, a key of `Resolved.node_seconds`.
+        """Return the key in `Resolved.node_seconds` for the start of a node's workers, such as `start.main`.
 
-        The workers of all seeds start at the same time, so they share one name.
+        The workers of all seeds start at the same time, so they share one key.
         """
         return f"start.{SEED_GROUP if self.side_by_side(node.group) > 1 else node.group}"
 
     def twins(self, node: Node) -> list[Node]:
-        """Return the node and its equivalents in the groups of the other seeds, which can run at the same time."""
+        """Return the nodes at the position of `node` in the groups of all seeds, which can run at the same time."""
         if not node.group.startswith(SEED_GROUP):
             return [node]
         place = self.group(node.group).index(node)
@@ -105,7 +105,7 @@ class Plan:
         return [self.group(group)[place] for group in groups]
 
     def startable(self, name: str, done: Collection[str]) -> bool:
-        """Return whether all inputs that group `name` needs from other groups are done."""
+        """Return whether all inputs that the group `name` needs from other nodes are done."""
         members = {node.name for node in self.group(name)}
         outside = {source for node in self.group(name) for source in node.inputs.values()} - members
         return all(source in done for source in outside)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MAX_PRIORITY = 10
 MAX_SEEDS = 20
 LOSSES_PER_FAULT = 3
-HUB_LOSSES_PER_FAULT = 30  # about 4 hours, because the delays between the attempts grow to 10 minutes
+HUB_LOSSES_PER_FAULT = 30  # last about 4 hours, because the delays between the attempts grow to 10 minutes
 
 Options = TypeVar("Options", bound="KindOptions", covariant=True)
 JobName = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^\S[^\x00-\x1f]*$")]
@@ -55,7 +55,7 @@ class KindOptions(_Record):
 
 
 class _OptionsSchema:
-    """Describes `JobSpec.options` as the options of any registered kind."""
+    """Gives `JobSpec.options` a JSON schema: the options of any registered kind."""
 
     def __get_pydantic_json_schema__(self, _: object, handler: GetJsonSchemaHandler) -> dict[str, object]:
         return {"anyOf": [handler(kind.options.__pydantic_core_schema__) for kind in KINDS.values()], "default": {}}
@@ -66,7 +66,7 @@ class JobSpec(_Record):
 
     _names_valid_fields = names_valid_fields
 
-    name: JobName | None = Field(None, description="your name for the job, by which lists can be searched; without @")
+    name: JobName | None = Field(None, description="your name for the job, to search in lists; without @ and `job_`")
     kind: str = Field("train", json_schema_extra=lambda schema: schema.update(enum=list(KINDS)))
     dataset: str = Field(
         "",
@@ -85,10 +85,10 @@ class JobSpec(_Record):
     overrides: dict[str, object] = Field({}, description="changes of the recipe by dotted key: {'finetune.epochs': 5}")
     workers: int = Field(1, ge=1, le=256, description="data-parallel workers")
     max_workers: int | None = Field(
-        None, le=256, description="maximum; each attempt starts with as many workers as the cluster has room for"
+        None, le=256, description="each attempt starts as many workers as the cluster has room for, up to this number"
     )
     max_attempts: int = Field(
-        3, ge=1, le=20, description="failures until the job fails; 3 lost workers without a new checkpoint count as one"
+        3, ge=1, le=20, description="failures until the job fails; 3 interruptions without a checkpoint count as one"
     )
     max_runtime_seconds: float | None = Field(
         None, gt=0, le=1e8, description="limit of the running time of all attempts together"
@@ -96,7 +96,7 @@ class JobSpec(_Record):
     priority: int = Field(
         0, ge=-MAX_PRIORITY, le=MAX_PRIORITY, description="queued jobs of higher priority start first"
     )
-    metadata: dict[LabelKey, LabelValue] = Field({}, max_length=16, description="your labels")
+    metadata: dict[LabelKey, LabelValue] = Field({}, max_length=16, description="your keys and values, for filters")
     options: Annotated[SerializeAsAny[KindOptions], _OptionsSchema()] = Field(
         default_factory=KindOptions, validate_default=True, description="options of the kind"
     )
@@ -111,7 +111,7 @@ class JobSpec(_Record):
     @field_validator("options", mode="before")
     @classmethod
     def _read_options(cls, value: object, info: ValidationInfo) -> object:
-        """Validate the options with the model of the kind. Errors name the option at fault."""
+        """Return the options as an instance of the kind's options class. Errors name the invalid option."""
         if "kind" not in info.data:
             return KindOptions()  # the error about the kind suffices
         model = KINDS[info.data["kind"]].options
@@ -147,7 +147,7 @@ class JobSpec(_Record):
         return (self.dataset, *self.definition.datasets(self.options))
 
     def check(self, recipe: Recipe, options: KindOptions | None = None) -> None:
-        """Raise InvalidRequest if the kind cannot use the recipe. options: see `Kind.pin`; by default the request's."""
+        """Raise InvalidRequest if the kind cannot use the recipe. options: from `Kind.pin`. None: from the request."""
         kind = self.definition
         if recipe.scale == "instant" and not kind.instant:
             named = f", or name a finished job of another scale in '{kind.source_option}'" if kind.source_option else ""
@@ -167,7 +167,7 @@ class JobSpec(_Record):
 
 
 class DatasetInput(_Record):
-    """A dataset of a job. options: how to read it."""
+    """A dataset of a job. ref: its files. options: how to read the files."""
 
     id: str
     ref: ManifestRef
@@ -180,14 +180,14 @@ class DatasetInput(_Record):
 
 
 class ReusedArtifact(_Record):
-    """The artifact of another job that replaces a node: its id and where it is stored."""
+    """The id and the location of an artifact of another job, which a job uses instead of running a node."""
 
     artifact: str
     ref: ManifestRef
 
 
 class Resolved(_Record):
-    """The versions and values that a request refers to, resolved at submission. Later changes do not affect it."""
+    """The versions and values to which the names in a request refer at submission. Later changes do not affect them."""
 
     dataset_id: str
     dataset: ManifestRef
@@ -222,7 +222,7 @@ class Progress(_Record):
     """The progress of a job.
 
     step, total, rate (`unit` per second) and stage_eta_seconds describe `node`. share (0 to 1), eta_seconds,
-    nodes_done and nodes_total describe the whole job. slowdown: measured seconds of training per expected second.
+    nodes_done and nodes_total describe the whole job. slowdown: measured seconds of training / expected seconds.
     """
 
     stage: str
@@ -247,12 +247,12 @@ class PlanInputs(Generic[Options]):
     recipe: Recipe
     seeds: tuple[int, ...]
     datasets: tuple[DatasetInput, ...]
-    names: tuple[str, ...]  # of the datasets, as the request names them
+    names: tuple[str, ...]  # names or ids of the datasets, as in the request
     corpus: str | None  # NAME@VERSION
 
 
 class ReportSummary(BaseModel):
-    """The part of a report's metadata that a list of jobs shows. mean: mean over the seeds, by split and score."""
+    """The scores that a list of jobs shows. mean: split → score → mean over the seeds."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -266,7 +266,7 @@ class ReportSummary(BaseModel):
 
 
 class JobResult(BaseModel):
-    """The result of a succeeded job. artifacts: the artifact of each node, by the node's name."""
+    """The result of a succeeded job. artifacts: name of a node → its artifact."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -279,7 +279,7 @@ class Beat(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    at: float = 0.0  # time of its arrival
+    at: float = 0.0  # time of its arrival, in Unix seconds
     phase: Literal["waiting", "starting", "working"] = "working"  # waiting: for room in Ray
     idle: float = 0.0  # seconds without progress in the phase `working`
     limit: float = 0.0  # seconds without progress that are still normal
@@ -300,7 +300,7 @@ class JobRecord(_Record):
     priority: int = 0
     attempt: int = 0  # number of the current attempt, and the fencing token of every write of its workers
     failures: int = 0  # attempts that count against `max_attempts`
-    losses: int = 0  # attempts that a loss (`TLMError.is_loss`) ended, since the last new checkpoint or artifact
+    losses: int = 0  # attempts ended by an error with `is_loss`, since the last new checkpoint or artifact
     hub_losses: int = 0  # as `losses`, for outages of the Hugging Face hub, which `losses` does not count
     interruptions: int = 0  # attempts that ended without a failure of the job
     ran_seconds: float = 0.0  # running time of all attempts, except the time since `running_since`
@@ -328,10 +328,10 @@ class JobRecord(_Record):
     unreadable: bool = False  # in lists: replaces a record that cannot be read, and has only its id, state and error
 
     def spent(self, error: TLMError) -> tuple[int, int, int]:
-        """Return `failures`, `losses` and `hub_losses` after the end of this attempt.
+        """Return the new `failures`, `losses` and `hub_losses` after `error` ended the current attempt.
 
-        Several losses of one type count as one failure. Each of the two types has its own count, so a job with losses
-        of both types also ends.
+        LOSSES_PER_FAULT losses or HUB_LOSSES_PER_FAULT outages of the hub count as one failure. The two counts are
+        separate, so a job with errors of both types also ends.
         """
         is_hub = is_hub_outage(error)
         # Earlier releases counted outages of the hub in `losses`, up to 29.
@@ -344,12 +344,12 @@ class JobRecord(_Record):
     def is_due(self, now: float) -> bool:
         """Return whether the queued job can be claimed.
 
-        The delay before an attempt also ends if the clock is set back to a time before the last update.
+        The delay before an attempt also ends if the clock is set back to a time before the last change of the record.
         """
         return self.due_at is None or not self.updated_at <= now < self.due_at
 
     def works(self, group: str) -> bool:
-        """Return whether workers of the group have reported in this attempt that they work."""
+        """Return whether the last heartbeat of the group in this attempt reports that its workers work."""
         return group in self.beats and self.beats[group].phase == "working"
 
     @property

@@ -50,7 +50,7 @@ _S = State
 
 # The next state for each state in which a verb is allowed.
 TRANSITIONS: Mapping[Verb, Mapping[State, State]] = {
-    # These need no lease. The claim of an active job replaces an expired lease and continues its attempt.
+    # These verbs need no lease. The claim of an active job replaces an expired lease and continues the same attempt.
     Verb.CLAIM: {_S.QUEUED: _S.RUNNING, **{state: state for state in sorted(ACTIVE)}},
     Verb.PAUSE: {_S.QUEUED: _S.PAUSED, _S.RUNNING: _S.PAUSING},
     Verb.RESUME: {_S.PAUSED: _S.QUEUED},
@@ -58,9 +58,9 @@ TRANSITIONS: Mapping[Verb, Mapping[State, State]] = {
         **dict.fromkeys((_S.QUEUED, _S.PAUSED), _S.CANCELLED),
         **dict.fromkeys((_S.RUNNING, _S.PAUSING), _S.CANCELLING),
     },
-    # Only a worker of the current attempt may use this.
+    # Only a worker of the current attempt may use this verb.
     Verb.REPORT: {state: state for state in sorted(ACTIVE)},
-    # Only the coordinator that holds the lease may use these, in its attempt.
+    # Only the coordinator that holds the lease of the current attempt may use these verbs.
     Verb.CONFIRM_PAUSED: {_S.PAUSING: _S.PAUSED},
     Verb.CONFIRM_CANCELLED: {_S.CANCELLING: _S.CANCELLED},
     Verb.FINISH: {_S.RUNNING: _S.SUCCEEDED, _S.PAUSING: _S.SUCCEEDED},
@@ -70,6 +70,6 @@ TRANSITIONS: Mapping[Verb, Mapping[State, State]] = {
 
 
 def allowed(verb: Verb) -> str:
-    """Return the states in which `verb` is allowed, for messages."""
+    """Return the states in which `verb` is allowed as text for messages, such as "queued or running"."""
     *others, last = TRANSITIONS[verb]
     return f"{', '.join(others)} or {last}" if others else last

@@ -22,7 +22,7 @@ MODULES = {
 
 
 class _Kinds(Mapping[str, "Kind[KindOptions]"]):
-    """Name of a kind → `KIND` of its module, which each access imports."""
+    """A mapping from the name of a kind to `KIND` of its module. Reading an entry imports the module."""
 
     def __getitem__(self, name: str) -> Kind[KindOptions]:
         return import_module(MODULES[name]).KIND

@@ -17,10 +17,10 @@ Options = TypeVar("Options", bound=KindOptions)
 
 @dataclass(frozen=True)
 class FormField:
-    """A field of the dashboard's form for one option.
+    """The field for one option in the dashboard's form for new jobs.
 
     widget: `numbers` is a list of numbers in one line; `lines` are `key = value` lines; `datasets` are checkboxes for
-    all datasets except the job's own; `job` suggests finished jobs with an encoder.
+    all datasets except the job's `dataset`; `job` suggests finished jobs with an encoder.
     """
 
     option: str
@@ -34,7 +34,7 @@ class FormField:
 
 
 class Lookup(Protocol):
-    """Resolves ids and names in options. Raises NotFound for an unknown id or name."""
+    """Returns the records of the ids and names in options. Raises NotFound for an unknown id or name."""
 
     def job(self, job_id: str) -> JobRecord: ...
 
@@ -76,11 +76,11 @@ class Kind(Generic[Options]):
         return getattr(options, self.datasets_option) if self.datasets_option else ()
 
     def source_job(self, options: Options) -> str | None:
-        """Return the id in `source_option`, or None."""
+        """Return the id of the source job, which `source_option` holds, or None."""
         return getattr(options, self.source_option) if self.source_option else None
 
     def names_source(self, options: Mapping[str, object]) -> bool:
-        """Return whether a request with these options names a source job. False for invalid options."""
+        """Return whether `options`, in JSON form, name a source job. False for invalid options."""
         try:
             return self.source_job(self.options.model_validate(options)) is not None
         except ValidationError:

@@ -60,14 +60,14 @@ class LearningCurveOptions(KindOptions):
     and `pretrained`, a published encoder. The linear model is always included."""
 
     sizes: tuple[float, ...] = Field(
-        (0.01, 0.03, 0.1, 0.3, 1.0), min_length=2, max_length=20, description="shares up to 1, or counts above 1"
+        (0.01, 0.03, 0.1, 0.3, 1.0), min_length=2, max_length=20, description="shares of the train rows, or row counts"
     )
     models: tuple[CurveModel, ...] = Field(("bilstm", "encoder", "tlm"), min_length=1)
     lstm: LSTM = LSTM()
     pretrained: str | None = Field(
         None, pattern=rf"^({MODEL}|{MODEL_FOLDER})$", description="hub:OWNER/NAME[@REVISION] or a folder"
     )
-    unlabelled: bool = Field(False, description="TLM queries with all train texts instead of the subset's")
+    unlabelled: bool = Field(False, description="the queries of TLM are all train texts, not only those of the subset")
     margin: float = Field(0.01, ge=0, lt=1, description="difference in accuracy at which two models count as equal")
 
     @property
@@ -89,7 +89,7 @@ class LearningCurveOptions(KindOptions):
                 "1 means the full train split in both."
             )
         if "bilstm" not in self.models:
-            raise ValueError("The models must include 'bilstm', because the report compares the others with it.")
+            raise ValueError("'models' must include 'bilstm', because the report compares the other models with it.")
         if ("pretrained" in self.models) != (self.pretrained is not None):
             raise ValueError(
                 "The model 'pretrained' and the option 'pretrained' belong together, but only one is given. "
@@ -145,7 +145,7 @@ class _Point:
 
     @property
     def end(self) -> str:
-        """The end of the names of all nodes."""
+        """The suffix of the names of all these nodes, such as `.n0.1.s0` for size 0.1 and seed 0."""
         return f".n{size_name(self.size)}.s{self.seed}"
 
     @property
@@ -153,7 +153,7 @@ class _Point:
         return f"subset{self.end}"
 
     def nodes(self) -> list[Node]:
-        """Return the nodes of the subset, of its tokens, of the joint stage if a model needs it, and of each model."""
+        """Return the nodes that compute the subset, the tokens, the joint stage if a model needs it, and each model."""
         params, sources = SubsetParams(size=self.size, seed=self.seed), {"task": "validate", "sizes": "sizes"}
         nodes = [Node(self.subset, SUBSET, params, sources, seed=self.seed), self._prepare("own")]
         if WITH_TLM & set(self.inputs.options.models):
@@ -165,10 +165,10 @@ class _Point:
         return nodes
 
     def linear(self) -> list[Node]:
-        """Return the nodes of the linear model and of its test, unless the nodes of another seed include them.
+        """Return the nodes that fit and test the linear model. Empty if the nodes of another seed do so at this size.
 
         All points share one group, because a fit is shorter than the start of a submission. If the plan has
-        selections, this is a group without encoders, so that workers fit linear models during the selections.
+        selections, the group has no encoders, so that workers fit linear models during the selections.
         """
         if self.seed not in linear_seeds(self.size, self.inputs.seeds):
             return []
@@ -180,7 +180,7 @@ class _Point:
         return [baseline, Node(name, EVALUATE_LINEAR, BaselineParams(), inputs, group=group)]
 
     def exported(self) -> dict[str, str]:
-        """Return the inputs of the last stage at the largest size: each model and its tokens."""
+        """Return inputs of the last stage, for the largest size: input name → node of each model and of its tokens."""
         names = {"trained.linear": f"baseline{self.end}"} if self.seed == self.inputs.seeds[0] else {}
         for model in self.inputs.options.models:
             names[f"prepared.{model}.s{self.seed}"] = self._prepared(model)
@@ -191,18 +191,18 @@ class _Point:
         return f"prepare.{family(model)}{self.end}"
 
     def _recipe(self, of: str) -> Recipe:
-        """Return the recipe of the encoder of a family; see `family`."""
+        """Return the recipe of the encoder of the family `of`: own, tlm or pretrained."""
         if of == "tlm":
             return self.inputs.recipe
         alone = task_only(self.inputs.recipe)
         return pretrained(alone, self.inputs.options) if of == "pretrained" else alone
 
     def _prepare(self, of: str, select: Node | None = None) -> Node:
-        """Return the node with the tokens of a family."""
+        """Return the node that writes the tokens for the models of the family `of`."""
         return prepare_node(self._recipe(of), self.subset, select, f"prepare.{of}{self.end}", self.seed)
 
     def _retrieved(self) -> list[Node]:
-        """Return selection, tokens and joint stage of TLM. The queries are the subset's texts, or all train texts."""
+        """Return TLM's nodes: selection, tokens, joint stage. The queries are all train texts, or only the subset's."""
         task = "validate" if self.inputs.options.unlabelled else self.subset
         select = select_node(self.inputs, task, f"select{self.end}", self.seed)
         assert select is not None, "`check` refuses these models without a corpus"
@@ -210,7 +210,7 @@ class _Point:
         return [select, prepare, joint_node(self.inputs.recipe, self.seed, f"joint{self.end}", prepare.name)]
 
     def _model(self, model: str) -> list[Node]:
-        """Return the training and the test of one model."""
+        """Return the nodes that train and test one model."""
         seed, prepared, name = self.seed, self._prepared(model), f"finetune.{model}{self.end}"
         start = {"prepared": prepared}
         if model in WITH_TLM:
@@ -227,14 +227,14 @@ class _Point:
 
 
 def task_only(recipe: Recipe) -> Recipe:
-    """Return the recipe for the same encoder, trained on the task alone."""
+    """Return a copy of the recipe that trains on the task alone, without selection and joint stage."""
     joint = recipe.joint.model_copy(update={"enabled": False})
     selection = recipe.selection.model_copy(update={"selector": "none"})
     return recipe.model_copy(update={"joint": joint, "selection": selection})
 
 
 def pretrained(recipe: Recipe, options: LearningCurveOptions) -> Recipe:
-    """Return the recipe that finetunes the published encoder of the options, with rates capped for such encoders."""
+    """Return the recipe that finetunes the encoder `options.pretrained`, with learning rates for published encoders."""
     model = recipe.model.model_copy(update={"init": options.pretrained})
     tokenizer = recipe.tokenizer.model_copy(update={"source": options.pretrained})
     return recipe.model_copy(
@@ -243,7 +243,7 @@ def pretrained(recipe: Recipe, options: LearningCurveOptions) -> Recipe:
 
 
 def bilstm_params(recipe: Recipe, options: LearningCurveOptions, seed: int) -> BilstmParams:
-    """Return finetuning's parameters with AdamW, and with the shape, start and learning rate of `options.lstm`."""
+    """Return the parameters of finetuning, but with AdamW and the shape, start and learning rate of `options.lstm`."""
     lstm = options.lstm
     if recipe.model.init != "counts":  # Then `prepare` writes no count vectors.
         lstm = lstm.model_copy(update={"init": "scratch"})
@@ -258,7 +258,7 @@ def recipes(options: LearningCurveOptions, recipe: Recipe) -> list[Recipe]:
 
 
 def _parse_lstm(text: str) -> dict[str, int]:
-    """Parse the paper's notation: `4-256` is four layers and token vectors of width 256. Raises InvalidRequest."""
+    """Return the option `lstm` for the paper's notation: `4-256` is four layers of width 256. Raises InvalidRequest."""
     parts = text.strip().upper().removeprefix("LSTM-").split("-")
     if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
         raise InvalidRequest(f"Invalid BiLSTM '{text.strip()[:40]}'. Expected LAYERS-WIDTH, such as 4-256.")

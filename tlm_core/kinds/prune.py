@@ -29,14 +29,14 @@ PHASES = Stage("phases", "tlm_core.compression.phases:phases", 17, PhasesParams)
 
 
 class PruneOptions(KindOptions):
-    """What to prune, and how. Without `job`, the job first trains the recipe's model, unless the cache has it."""
+    """What to prune, and how. Without `job`, the plan first trains the recipe's model, or reuses it from the cache."""
 
     job: str | None = Field(
         None,
         pattern=r"^job_",
         max_length=100,
-        description="a finished `train` or `prune` job; its dense model is pruned with its dataset, corpus, recipe and "
-        "seeds",
+        description="id of a finished `train` or `prune` job, which provides the dense model, dataset, corpus, recipe "
+        "and seeds",
     )
     levels: tuple[float, ...] = Field(
         (0.15, 0.3, 0.45, 0.6), min_length=1, max_length=30, description="shares of heads and blocks to remove"
@@ -74,7 +74,7 @@ def check(options: PruneOptions, recipe: Recipe, _: tuple[str, ...]) -> None:
 
 
 def plan(inputs: PlanInputs[PruneOptions]) -> Plan:
-    """Train the dense model, measure importance, finetune each ticket at each level and seed, and compare them."""
+    """Return a plan: train the dense model, measure importance, finetune all tickets, and compare the tickets."""
     options, recipe, seeds = inputs.options, inputs.recipe, inputs.seeds
     nodes = before_training(train_nodes(inputs), check_encoder(inputs, recipe, options.levels))
     gathered = {"prepared": "prepare", "task": "validate", "baseline": "baseline", "evaluate": "evaluate"}

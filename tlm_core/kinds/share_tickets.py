@@ -38,7 +38,7 @@ SHARED_REPORT = Stage("shared_report", "tlm_core.compression.shared_report:share
 
 
 class ShareTicketsOptions(KindOptions):
-    """A ticket is a level, the content of a mask file, or the id of the `prune` job that computed it."""
+    """A ticket is a level, the content of a mask file, or the id of a `prune` job with a super ticket."""
 
     others: tuple[str, ...] = Field(
         min_length=1, max_length=19, description="datasets in addition to `dataset`, id or name"
@@ -52,7 +52,7 @@ class ShareTicketsOptions(KindOptions):
     as_published: bool = Field(False, description="compute importance as the authors' released code does")
 
     def ticket(self, name: str) -> float | Mask:
-        """Return the level or mask of a dataset. Call it only after `pin`, which replaces job ids by masks."""
+        """Return the level or mask of the dataset `name`. Call this after `pin`, which replaces job ids by masks."""
         ticket = self.tickets.get(name, self.level)
         assert not isinstance(ticket, str), "`pin` replaces ids by masks"
         return ticket
@@ -64,7 +64,7 @@ class ShareTicketsOptions(KindOptions):
 
 
 def _ticket(name: str, value: object) -> object:
-    """Read a mask, and check a level or an id. Raises ValueError."""
+    """Return a ticket of the dataset `name`: a mask as `Mask`, a valid level or job id unchanged. Raises ValueError."""
     if isinstance(value, dict):
         try:
             return Mask.from_dict(value)
@@ -80,7 +80,7 @@ def _ticket(name: str, value: object) -> object:
 
 
 def pin(options: ShareTicketsOptions, recipe: Recipe, lookup: Lookup) -> ShareTicketsOptions:
-    """Replace ids of `prune` jobs by the masks of their super tickets. Raises NotFound, NotReady, InvalidRequest."""
+    """Return the options with super tickets instead of job ids. Raises NotFound, NotReady or InvalidRequest."""
     masks = {name: _mask(name, job, recipe, lookup) for name, job in options.tickets.items() if isinstance(job, str)}
     return options.model_copy(update={"tickets": options.tickets | masks})
 
@@ -107,14 +107,14 @@ def _mask(name: str, job_id: str, recipe: Recipe, lookup: Lookup) -> Mask:
 
 
 def _tuning(recipe: Recipe) -> dict[str, object]:
-    """Return the settings that pruning and sharing must have in common. Sharing always resets the head."""
+    """Return the settings that must be equal in pruning and sharing. `reset_head` is exempt: sharing always sets it."""
     return recipe.model_dump(mode="json", include={"model", "finetune"}, exclude={"finetune": {"reset_head"}})
 
 
 def check(options: ShareTicketsOptions, recipe: Recipe, names: tuple[str, ...]) -> None:
     """Raise InvalidRequest if a ticket names no dataset of the job, or does not fit the model's layers and heads.
 
-    The recipe must not try several finetunings. `check_encoder` checks the tickets for published encoders.
+    Also raise it if the recipe tries several finetunings. For a published encoder, `check_encoder` checks the fit.
     """
     if unknown := sorted(options.tickets.keys() - set(names)):
         raise InvalidRequest(f"Unknown dataset '{unknown[0]}' in 'tickets'. The datasets are {', '.join(names)}.")
@@ -191,7 +191,7 @@ def _one_seed(
 
 
 def read_files(options: dict[str, object]) -> dict[str, object]:
-    """Replace paths of mask files by their content. Raises InvalidRequest."""
+    """Return the options with each path of a mask file replaced by the file's content. Raises InvalidRequest."""
     tickets = options.get("tickets")
     if not isinstance(tickets, dict):
         return options

@@ -16,7 +16,7 @@ class TrainOptions(KindOptions):
 
 
 def plan(inputs: PlanInputs[KindOptions]) -> Plan:
-    """Train and evaluate, then export the model that validation chooses. Scale `instant`: linear model only."""
+    """Return a plan that trains, evaluates and exports models. At the scale `instant`: only the linear model."""
     if inputs.recipe.scale == "instant":
         return _linear_plan(inputs)
     nodes = train_nodes(inputs, ensemble=inputs.recipe.ensemble, refit=inputs.recipe.refit)
