@@ -22,7 +22,7 @@ from services.trainer.worker import run_local
 
 
 def main() -> None:
-    """Run the coordinator until SIGTERM. It then releases its leases, and another coordinator adopts its jobs."""
+    """Run a coordinator until SIGTERM. Then release the leases, so that another coordinator adopts the jobs at once."""
     set_up_logging("trainer")
     settings = TrainerSettings()
     artifacts = settings.artifact_store()

@@ -37,7 +37,7 @@ class Assignment:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables that numpy and torch read at import. They hide all GPUs from workers that reserve none."""
+        """Environment variables that numpy and torch read at import. A worker that reserves no GPU sees no GPU."""
         hidden = {} if self.gpus else {"CUDA_VISIBLE_DEVICES": ""}
         return {"OMP_NUM_THREADS": str(max(1, int(self.cpus))), **hidden}
 

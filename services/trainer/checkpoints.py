@@ -31,8 +31,8 @@ class JobCheckpoints:
     written. The error of a failed save is logged. If two saves in a row fail, the error of the second, an `Outage`, is
     raised. After a save, at most `keep` checkpoints remain: the new one, and the others with the highest steps.
 
-    scratch: local folder for the files of a checkpoint before they move to the storage. report_event: receives the
-    event that names the checkpoint from which the stage continues.
+    scratch: local folder for the files of a checkpoint before they move to the storage. report_event: a function that
+    `latest` calls with the event `stage.resumed` and the step of the checkpoint.
     """
 
     store: JobStore
@@ -81,7 +81,7 @@ class JobCheckpoints:
         return checkpoints[-1].step if checkpoints else None
 
     def close(self, *, required: bool) -> None:
-        """Wait for the last save. If it failed and is required, retry it with `patiently`. Raises the last Outage."""
+        """Wait for the last save. required: if the save failed, retry it with `patiently`. Raises the last Outage."""
         try:
             self._wait(required=required)
         except Outage:
@@ -102,7 +102,7 @@ class JobCheckpoints:
         return self.store.checkpoints(self.job.tenant, self.artifact)
 
     def _wait(self, *, required: bool) -> None:
-        """Wait for the pending save. If it is not required, an Outage is only logged."""
+        """Wait for the pending save. If the save fails with an Outage, raise the Outage if `required`, else log it."""
         pending, self._pending = self._pending, None
         if pending is None:
             return
@@ -137,7 +137,7 @@ class JobCheckpoints:
         own = CheckpointRef(ref=ref, step=step, node=self.node, job=job, attempt=attempt, metrics=metrics)
         try:
             self.store.publish_checkpoint(tenant, self.artifact, own)
-        except Conflict:  # The attempt has ended. Nobody else deletes these files.
+        except Conflict:  # The attempt has ended. No other code deletes these files.
             self.artifacts.delete(target)
             raise
         # The last checkpoint of this job always remains: those with higher steps may be damaged or of another job.

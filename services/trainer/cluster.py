@@ -159,13 +159,13 @@ class RayCluster:
             self._json("DELETE", f"/api/jobs/{name}", required=False)
 
     def stop(self, submission: str) -> None:
-        """Stop the submission. Has no effect if it is unknown or has ended."""
+        """Stop the submission. Has no effect on an unknown or ended submission."""
         self._json("POST", f"/api/jobs/{submission}/stop", required=False)
 
     def ending(self, submission: str) -> WorkerLost:
         """Return the error that states how a submission without a result ended.
 
-        Its details are the message of Ray and the last output of the submission, without secrets.
+        The details of the error are the message of Ray and the last output of the submission, without secrets.
         """
         record = self._record(submission)
         if record is None:
@@ -191,11 +191,11 @@ class RayCluster:
         return response
 
     def _record(self, submission: str) -> Any:
-        """Return Ray's record of a submission, or None if it is unknown."""
+        """Return Ray's record of a submission, or None for an unknown submission."""
         return self._json("GET", f"/api/jobs/{submission}", required=False)
 
     def _json(self, method: str, path: str, *, required: bool = True) -> Any:
-        """Return the decoded response. If it is not required, return None for an unknown submission (404)."""
+        """Return the decoded JSON of the response, or None for an unknown submission (404) if `required` is False."""
         response = self._request(method, path)
         if response.status_code == 404 and not required:
             return None

@@ -51,7 +51,7 @@ def compute(
 
 
 def measure_once(store: JobStore, assignment: Assignment, device: str) -> None:
-    """Store how fast this device trains, once a day. Call this function after the stages: no job waits for it."""
+    """Store how fast this device trains, once a day. Call this after the stages, so that no job waits for it."""
     try:
         precision = store.get(assignment.tenant, assignment.job).resolved.recipe.number_format
         stored, name = store.rates(assignment.tenant), rate_name(flop_of(precision), device)

@@ -45,7 +45,7 @@ from tlm_core.jobs.states import State
 
 log = logging.getLogger(__name__)
 
-# Outage that may concern this coordinator alone → why it starts no job. Another coordinator may continue its jobs.
+# Outage that may affect only this coordinator → why it starts no job. Another coordinator may continue its jobs.
 _BLIND: Mapping[type[Outage], str] = {
     ClusterUnavailable: "The Ray cluster does not answer.",
     StorageUnavailable: "The storage does not answer.",
@@ -104,11 +104,11 @@ class Coordinator:
 
     @property
     def idle_jobs(self) -> int:
-        """Number of held jobs that wait."""
+        """The number of held jobs that wait for workers or for a component."""
         return sum(held.idle or held.waiting is not None for held in self._held.values())
 
     def _renew_leases(self) -> None:
-        """Renew the leases, also during a round. If a step hangs, let other coordinators adopt the jobs."""
+        """Renew the leases. If a step of a round hangs, let them expire, so that other coordinators adopt the jobs."""
         if time.monotonic() - self._stepped_at > self.settings.hang_seconds:
             log.error("A step takes longer than %g s, so the leases are not renewed.", self.settings.hang_seconds)
             for gauge in (HELD, IDLE, TOKENS):
@@ -119,7 +119,7 @@ class Coordinator:
                 self.store.renew(held.tenant, held.id, self.owner, self.settings.lease_seconds)
 
     def _release_leases(self) -> None:
-        """Let other coordinators adopt the jobs at once, not only when the leases expire."""
+        """End the leases, so that other coordinators adopt the jobs at once."""
         for held in list(self._held.values()):
             held.local.cancel_waiting()
             try:
@@ -171,7 +171,7 @@ class Coordinator:
         self._report_obstacle()
 
     def _read_clocks(self) -> None:
-        """Start a round. Extend the stall grace period if workers may have been unable to report since the last round.
+        """Set the times of the round. Extend the stall grace period if workers may have been unable to report.
 
         While this machine is suspended, its clock stops, and the store's clock continues. A long round alone does not
         extend the period.
@@ -232,7 +232,7 @@ class Coordinator:
         return {member: expiry for member, expiry in before.items() if leases.get(member) == expiry}
 
     def _claimable(self) -> Claimable:
-        """Return which jobs may be claimed, so that at most `concurrency` jobs run."""
+        """Return "any", "leased" or "stopping": the jobs that may be claimed so that at most `concurrency` jobs run."""
         room = self.settings.concurrency - len(self._held) - len(self._backing_off)
         if room <= 0 or self._blind:
             self._full = ""
@@ -319,7 +319,7 @@ class Coordinator:
             self._blind.add(type(error))
 
     def _is_over(self, outage: type[Outage]) -> bool:
-        """Return whether Ray or the storage can be reached again. Probes once per round, because a probe may hang."""
+        """Return whether Ray or the storage answers again. Send one probe per round, because a probe may hang."""
         if outage not in self._probed:
             self._show_step()  # The call before the probe may have taken long.
             probed = self.cluster if outage is ClusterUnavailable else self.artifacts

@@ -42,7 +42,7 @@ def worker_processes(proc: Path = Path("/proc")) -> list[int]:
 
 
 def ray_nodes(proc: Path = Path("/proc")) -> list[tuple[str, str]]:
-    """Return the address of the cluster and the id of each Ray node of this machine, from its process."""
+    """Return (address of the cluster, id of the node) for each Ray node that runs on this machine."""
     nodes = []
     for _, (name, *options) in _processes(proc):
         if name.endswith("/raylet"):
@@ -52,7 +52,7 @@ def ray_nodes(proc: Path = Path("/proc")) -> list[tuple[str, str]]:
 
 
 def _processes(proc: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield the folder and the words of the command of each process of this machine."""
+    """Yield the folder in `proc` and the words of the command line, for each process of this machine."""
     for command in proc.glob("[0-9]*/cmdline"):
         with suppress(OSError):  # The process has ended meanwhile.
             yield command.parent, command.read_text("utf-8", "replace").split("\0")

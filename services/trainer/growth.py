@@ -17,7 +17,7 @@ from tlm_core.wording import counted
 
 log = logging.getLogger(__name__)
 
-LOOKS = 8  # number of checks while the room must stay free
+LOOKS = 8  # number of checks in the `seconds` for which the room must stay free
 MIN_STAGE_RATIO = 8  # a stage must still run for this many times `seconds`: a restart costs about a minute
 
 
@@ -25,9 +25,9 @@ MIN_STAGE_RATIO = 8  # a stage must still run for this many times `seconds`: a r
 class Growth:
     """Watches whether the cluster has room for more workers of a submission.
 
-    places: returns for how many more workers the cluster has room now. seconds: how long the room must stay free,
-    because another job may be about to use it. requested: the error that ends the attempt, or None before `look`
-    requests the end.
+    places: a function that returns for how many more workers the cluster has room now. seconds: how long the room must
+    stay free, because another job may be about to use it. requested: the error that ends the attempt, or None before
+    `look` requests the end.
     """
 
     assignment: Assignment

@@ -48,10 +48,10 @@ class HeldJob:
 
     ending: whether a verb that ends the attempt was sent. released: whether the coordinator must stop driving the job.
     requeued: whether a released job is in the queue again. verified: artifacts whose files have been checked.
-    selecting: artifact id → progress of its selection (unit, count), and time of its last change. waiting: code of the
-    error that makes the job wait. claimed_at: when a new attempt was claimed; None after its first step, and for an
-    adopted attempt. began: node → when a round first saw its progress. rate: tokens per second of all groups.
-    idle: whether only workers can continue the job, and none works. times: of the current round.
+    selecting: artifact id of a selection → its progress (unit, count), and the time of the last change. waiting: code
+    of the error that makes the job wait. claimed_at: when a new attempt was claimed; None after the first training
+    step, and for an adopted attempt. began: node → when a round first saw progress of the node. rate: tokens per second
+    of all groups. idle: whether only workers can continue the job, and no worker works. times: of the current round.
     """
 
     tenant: str
@@ -147,7 +147,7 @@ class HeldJob:
                 self.submissions.advance(situation, group, self.times)
 
     def _measure(self, situation: Situation) -> None:
-        """Measure the speed, and how long stages take, for Prometheus."""
+        """Record the speed of the job and the durations of its stages for Prometheus."""
         job, done, ready, now = situation.job, situation.done, situation.ready(), time.monotonic()
         working = {node.group for node in ready if node.place is Place.WORKERS and job.works(node.group)}
         self.rate = sum(job.beats[group].rate for group in working)
@@ -166,7 +166,7 @@ class HeldJob:
             STAGES.labels(situation.plan.node(name).stage.name).observe(now - self.began.pop(name))
 
     def _check_runtime(self, job: JobRecord) -> None:
-        """Stop the workers and end the attempt if the job has run longer than its submitter allows."""
+        """Stop the workers and raise AttemptEnded if the job has run longer than `max_runtime_seconds`."""
         limit = job.spec.max_runtime_seconds
         runtime = job.ran_seconds  # The renewals of the lease count this time.
         if limit is None or runtime < limit:
@@ -213,14 +213,14 @@ class HeldJob:
             self.artifacts.delete(ref.folder)
 
     def _give_up_hung_stages(self) -> bool:
-        """Give up the stages of the job that hang in this process. Returns whether there are any."""
+        """Give up the stages of the job that hang in this process. Return whether any stage hung."""
         hung = self.local.give_up_hung(self.settings.local_seconds)
         if hung:
             log.error("Stages of job %s hang in this process. The coordinator starts new threads.", self.id)
         return hung
 
     def _drop_copies(self, situation: Situation) -> None:
-        """Forget the stages whose artifacts another job has published first. Delete their output."""
+        """Delete the outputs of stages in this process whose artifacts another job has published first."""
         awaited = {situation.artifact_id(node) for node in situation.ready()}
         for ref in self.local.forget_ended(awaited):
             if ref not in situation.done.values():
@@ -263,9 +263,9 @@ class HeldJob:
             raise AttemptEnded(WorkerLost(f"{message} Read the retriever's log."))
 
     def _fail_stage(self, situation: Situation, node: Node, error: TLMError) -> NoReturn:
-        """Raise AttemptEnded with the error of a stage, or with the error of a lost or damaged input.
+        """Raise AttemptEnded with the error of a stage. If an input of the stage is damaged, raise that error instead.
 
-        Invalidates such inputs.
+        Invalidates lost and damaged inputs, so that the next attempt computes them again.
         """
         if isinstance(error, NotFound | CorruptArtifact):
             for source in set(node.inputs.values()):
@@ -315,9 +315,9 @@ class HeldJob:
             self._end(self.store.confirm_cancelled, job)
 
     def _has_stopped(self, job: JobRecord, *, grace: float) -> bool:
-        """Stop the submissions, local stages and selections of an attempt. Returns whether all have stopped.
+        """Stop the submissions, local stages and selections of an attempt. Return whether all have stopped.
 
-        A submission with running workers first gets `grace` seconds. A submission that waits stops at once.
+        A waiting submission is stopped at once, a submission with running workers only after `grace` seconds.
         """
         now = self.times.now
         self.stopping_since = min(self.stopping_since or now, now)  # The clock may go back.
@@ -328,7 +328,7 @@ class HeldJob:
         return selections_stopped and workers_stopped and self.local.have_ended
 
     def _stop_selections(self, job: JobRecord) -> bool:
-        """Stop the selections that the job waits for. Returns whether none of them runs."""
+        """Stop the selections for which the job waits. Return whether all of them have stopped."""
         situation = Situation.read(self.store, job)
         artifacts = [situation.artifact_id(node) for node in situation.ready() if node.place is Place.RETRIEVER]
         if artifacts:
@@ -367,7 +367,7 @@ class HeldJob:
             log.warning("Job %s failed: %s", job.id, error)
 
     def _end(self, verb: Callable[..., JobRecord], job: JobRecord, *args: object) -> None:
-        """Apply a verb that ends the attempt."""
+        """Call `verb`, a method of the store that ends the attempt, and release the job."""
         self.ending = True
         self._release(verb(job, self.owner, *args))
 
@@ -411,7 +411,7 @@ class HeldJob:
 
 
 def _delay(error: TLMError, failures: int, losses: int, hub_losses: int) -> float:
-    """Return the seconds until the next attempt. The numbers include the end of this attempt by `error`."""
+    """Return the seconds until the next attempt. failures, losses, hub_losses: the counts after this attempt."""
     if is_hub_outage(error):  # Outages of the hub last longer, and each attempt sends requests to the hub.
         return min(600.0, 60.0 * 2.0 ** (failures + hub_losses - 1))
     return min(KEEPS_SLOT_SECONDS, 4.0 ** (failures + losses - 1))

@@ -18,7 +18,7 @@ LocalStage = Callable[[JobRecord, Node, str, Mapping[str, ManifestRef]], Manifes
 
 
 class LocalThreads:
-    """The threads for the stages of all jobs. new_threads: returns an executor."""
+    """The threads for the stages of all jobs. run: runs one stage. new_threads: a function that returns an executor."""
 
     def __init__(self, run: LocalStage, new_threads: Callable[[], Executor]) -> None:
         self._run = run
@@ -28,7 +28,7 @@ class LocalThreads:
     def submit(
         self, job: JobRecord, node: Node, artifact: str, inputs: Mapping[str, ManifestRef]
     ) -> Future[ManifestRef]:
-        """Run a stage in a thread. Its log lines have the ids of the caller."""
+        """Start a stage in a thread, and return the future of its output. Log lines have the job id of the caller."""
         return self._threads.submit(copy_context().run, self._run, job, node, artifact, inputs)
 
     def replace(self) -> None:
@@ -39,13 +39,13 @@ class LocalThreads:
 
 @dataclass
 class LocalStages:
-    """The stages of one job that run in this process, by artifact id. A new instance can replace it at any time."""
+    """The stages of one job that run in this process. runs: artifact id → future of the stage's output."""
 
     threads: LocalThreads
     runs: dict[str, Future[ManifestRef]] = field(default_factory=dict)
-    # Stages whose last run failed with an Outage.
+    # Artifact ids of the stages whose last run failed with an Outage.
     retrying: set[str] = field(default_factory=set)
-    # When a check first saw the stage run, in seconds of the monotonic clock.
+    # Artifact id → when a check first saw the stage run, in seconds of the monotonic clock.
     running_since: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -56,9 +56,9 @@ class LocalStages:
         self.runs[artifact] = self.threads.submit(job, node, artifact, inputs)
 
     def output(self, artifact: str) -> ManifestRef | None:
-        """Return the output of a started stage, or None until it has ended. Raises the error of a failed stage.
+        """Return the output of a started stage, or None while the stage runs. Raises the error of a failed stage.
 
-        Forgets a failed or cancelled stage, so that it can start again.
+        Forgets a failed or cancelled stage, so that the stage can start again.
         """
         run = self.runs[artifact]
         if run.cancelled():  # The stage waited for a thread when the threads were replaced.
@@ -93,8 +93,8 @@ class LocalStages:
     def give_up_hung(self, limit: float) -> bool:
         """Give up stages that have run for more than `limit` seconds, and replace the threads.
 
-        Returns whether there are such stages. Call this method often: the first call that sees a stage run starts the
-        count of its seconds.
+        Return whether any stage was given up. Call this method often, because the seconds of a stage count from the
+        first call that sees the stage run.
         """
         now, running = time.monotonic(), [artifact for artifact, run in self.runs.items() if run.running()]
         self.running_since = {artifact: self.running_since.get(artifact, now) for artifact in running}

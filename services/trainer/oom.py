@@ -13,7 +13,7 @@ _COUNTERS = ("memory.events", "memory/memory.oom_control")
 
 
 def oom_kills(root: Path = _CGROUP) -> int:
-    """Return how many processes of this container the kernel has killed, or 0 if it does not count them."""
+    """Return how many processes of this container the kernel has killed for lack of memory, or 0 if unknown."""
     for name in _COUNTERS:
         with suppress(OSError):
             for line in (root / name).read_text(encoding="ascii").splitlines():

@@ -16,7 +16,7 @@ from tlm_core.pulse import PULSE
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 600.0
-_DETAILS = 4000  # most characters of an error's details
+_DETAILS = 4000  # maximum number of characters of an error's details
 _Value = TypeVar("_Value")
 
 

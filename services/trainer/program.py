@@ -28,9 +28,9 @@ def main() -> None:
 
 
 def _in_child(run: Callable[[], None]) -> int:
-    """Call `run` in a child process, and return its exit code.
+    """Call `run` in a child process. Return its exit code, or the negative number of the signal that killed the child.
 
-    If memory runs out, the kernel kills the child, which uses the most memory. This process can then report it.
+    If memory runs out, the kernel kills the child, which uses the most memory. This process can then report the cause.
     """
     child = os.fork()
     if not child:

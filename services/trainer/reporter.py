@@ -31,7 +31,7 @@ _STATE_SECONDS = 0.1  # between two reads of the job's state, which are cheap; a
 
 @dataclass
 class _Report:
-    """Entries to send. progress: called when the report is sent, because training reports each step.
+    """Entries to send. progress: computes the progress. Only `_send` calls it, because training reports each step.
 
     id: by this id, the store recognizes a repeated report.
     """
@@ -123,7 +123,7 @@ class JobReporter:
             return self._may_continue()
 
     def _log_step(self, node: Node, step: int, total: int, rate: float | None, unit: str) -> None:
-        """Log the step at each tenth of a node, with the metrics that are new since the last line."""
+        """Log the step after each tenth of the node's steps, with the metrics that are new since the last line."""
         tenth = 10 * step // total if total else 0
         if tenth <= self._logged_tenth:
             return
@@ -179,8 +179,8 @@ class JobReporter:
     def flush(self) -> None:
         """Send the pending report with a heartbeat. After the end of the job, the store rejects reports.
 
-        First repeat a report whose answer was lost. The repeated report has equal entries, so that the store recognizes
-        it.
+        If the answer to the last report was lost, first send that report again. Its id is the same, so the store does
+        not apply it twice.
         """
         with self._sending:  # Reports stay in order.
             if self._unanswered is None or self._send(self._unanswered):
@@ -231,7 +231,7 @@ class JobReporter:
         return Beat(idle=idle, limit=limit, rate=self._rate)
 
     def _send(self, report: _Report) -> bool:
-        """Send a report with the last heartbeat. Returns whether the next report may follow."""
+        """Send a report with the last heartbeat. Return whether the next report may be sent."""
         if self._stale:
             return False
         self._unanswered = None

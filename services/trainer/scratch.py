@@ -20,7 +20,7 @@ _DOWNLOAD_SECONDS = 14 * 24 * 3600.0
 
 @contextmanager
 def work_folder(scratch: Path, name: str) -> Iterator[Path]:
-    """Create an empty folder, and delete it afterwards. First delete the folders of killed processes.
+    """Yield an empty folder, and delete it when the block ends. First delete the folders of killed processes.
 
     If no other process works in `scratch`, also delete models from the hub that no stage used for 14 days. In
     containers, `hub` in `scratch` is HF_HOME.
@@ -55,7 +55,7 @@ def _sweep(root: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """Lock a folder. Raises BlockingIOError if it is locked and `wait` is False."""
+    """Lock a folder inside the block. If the folder is locked, wait, or raise BlockingIOError if `wait` is False."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -21,9 +21,9 @@ class Selections:
     def request(
         self, job: JobRecord, node: Node, artifact: str, *, task: ManifestRef, check_owner: Callable[[], None]
     ) -> SelectionRun:
-        """Return the state of a selection. Start the selection unless it runs or is ready.
+        """Return the state of a selection. Start the selection if the retriever does not know it.
 
-        After a retryable failure, start the selection again and raise the failure, so that it is reported.
+        After a retryable failure, start the selection again and raise the failure, so that the job reports the failure.
         check_owner: raises StaleAttempt if another coordinator holds the job.
         """
         run = self._client.get_selection(artifact)
@@ -46,8 +46,8 @@ class Selections:
         return run
 
     def stop(self, job: JobRecord, artifact: str) -> bool:
-        """Stop the selection of any attempt of the job. Returns whether the selection has stopped.
+        """Stop the selection if an attempt of the job has started it. Return False while that selection still runs.
 
-        Another job that waits for this selection then requests it again.
+        Another job that waits for the same selection then requests it again.
         """
         return self._client.stop_selection(artifact, folder_prefix(job, artifact))

@@ -52,8 +52,8 @@ class TrainerSettings(ServiceSettings):
         """Return the number of CPUs of each worker. side_by_side: number of seeds that train at once.
 
         Seeds that train at once share the CPUs. A share is rounded down to a thousandth of a CPU, the unit that Ray
-        counts. A share is at least 0.5 CPU, unless a worker has less without sharing. This minimum limits the number of
-        workers that share the memory.
+        counts. A share is at least 0.5 CPU, or all CPUs of the worker if they are fewer. This minimum limits the number
+        of workers that share the memory.
         """
         cpus = self.worker_cpus if self.job_cpus is None else self.job_cpus / workers
         return cpus if side_by_side == 1 else max(min(cpus, 0.5), math.floor(cpus / side_by_side * 1000) / 1000)

@@ -80,7 +80,7 @@ class Submissions:
             self._check_result(job, group)
 
     def stop(self, job: JobRecord, *, running: bool) -> bool:
-        """Stop the submissions that wait and, with `running`, those that run. Returns whether none was running.
+        """Stop the waiting submissions and, with `running`, the running ones. Return whether no submission was running.
 
         A waiting submission that starts nevertheless exits at once, because its attempt has ended.
         """

@@ -33,7 +33,7 @@ _JOB = re.compile(JOB_ID)
 
 @dataclass(frozen=True)
 class Sweeper:
-    """Stops submissions that run after the end of their attempt. Deletes ended ones: they use memory of Ray's head."""
+    """Stops submissions of ended attempts, and deletes ended submissions, because they use memory of Ray's head."""
 
     store: JobStore
     cluster: RayCluster

@@ -48,8 +48,8 @@ T = TypeVar("T")
 _OWN_LOGGERS = ("services.", "tlm_core.")
 _DRAINED = "Worker was stopped with its machine (SIGTERM)."
 _DRAINED_ELSEWHERE = (
-    "The attempt ended at a checkpoint, because another of its processes received SIGTERM, or because more workers "
-    "have room."
+    "The attempt ended at a checkpoint, because another process of the attempt received SIGTERM, or because the "
+    "cluster has room for more workers."
 )
 _MAX_REASON = 300  # characters of an unexpected error in a job's record
 
@@ -77,7 +77,7 @@ class NullReporter:
 class GroupRunner:
     """Runs the stages of an assignment on this rank.
 
-    load: returns the function of a stage. draining: when set, the running stage must stop at a checkpoint.
+    load: a function that returns the function of a stage. draining: when set, the stage must stop at a checkpoint.
     device: name of the GPU or processor, for the event `stage.started`. cores: the share of a core that Ray reserves
     for the worker's thread.
     """
@@ -182,7 +182,7 @@ class GroupRunner:
             patiently(lambda: situation.publish(self.store, node, dropped))
 
     def _dropped_input(self, situation: Situation, node: Node) -> ManifestRef | None:
-        """Return the first input that is marked as dropped, or None."""
+        """Return the artifact of the first input that is marked as dropped, or None."""
         for source in node.inputs.values():
             if DROPPED in self._read_input(situation, source, self.artifacts.manifest).meta:
                 return situation.done[source]

@@ -153,7 +153,7 @@ def test_drained_worker_writes_a_checkpoint_first(harness: CoordinatorHarness) -
     coordinator.round()
     job = harness.job(job_id)
     assert (job.state, job.failures, job.error and job.error["code"]) == (State.QUEUED, 0, "worker_lost")
-    assert "another of its processes received SIGTERM, or because more workers have room" in str(job.error)
+    assert "another process of the attempt received SIGTERM, or because the cluster has room for" in str(job.error)
     harness.store.expire_deadlines()
     harness.work(harness.until_submitted(coordinator, job_id), joint=counting_stage(3))
     coordinator.round()
