@@ -82,7 +82,7 @@ class LoadWorker:
         splitter.join()
 
     def round(self, states: Set[LoadState] = OPEN, task: Background | None = None) -> None:
-        """Do the next step of every open load in `states` that no other process works on. task: logs its errors."""
+        """Do the next step of each open load in `states` that no other process works on. task: logs errors of steps."""
         if _SPLITTING & states:  # The other steps cannot hang, because they are calls with time limits.
             PULSE.advance()
         for tenant, load_id in self._catalog.open_loads():
@@ -170,7 +170,7 @@ class LoadWorker:
         self._index(load)
 
     def _cut(self, load: CorpusLoad) -> CorpusLoad:
-        """Split each source file that `load.cut` does not cover yet, and store its passages. Returns the new record."""
+        """Split each source file that is not in `load.cut`, and store the passages. Return the new record."""
         from tlm_core.corpus.read import source_files
 
         load = load.model_copy(update={"state": LoadState.CUTTING, "done": sum(map(self._count, load.cut))})
@@ -190,7 +190,7 @@ class LoadWorker:
         return load
 
     def _store(self, load: CorpusLoad, passages: Iterable[Passage]) -> ManifestRef:
-        """Store the passages of one source file, in the folder of the upload."""
+        """Store the passages of one source file in the folder of the upload, and return their reference."""
         from pyarrow.parquet import read_metadata
 
         from tlm_core.corpus.read import write_parts
@@ -206,9 +206,9 @@ class LoadWorker:
         return int(self._artifacts.manifest(cut).meta["count"])
 
     def _write_passages(self, load: CorpusLoad) -> tuple[CorpusInfo, ManifestRef, float | None]:
-        """Write the corpus to the storage. Returns its info, its reference, and the search time for near duplicates.
+        """Write the corpus to the storage. Return the info of the corpus, the reference of its files, and a time.
 
-        The search time is in seconds, or None if the load keeps near duplicates.
+        The time is the seconds of the search for near duplicates, or None if the load does not search for them.
         """
         from tlm_core.corpus.near import NearDuplicates
         from tlm_core.corpus.read import read_parts, write_corpus
@@ -222,18 +222,18 @@ class LoadWorker:
         return info, ref, round(near.seconds, 1) if near else None
 
     def _near_state(self, load: CorpusLoad) -> Path:
-        """Return the folder with the state of the search for near duplicates. A restarted search continues from it."""
+        """Return the folder with the state of the search for near duplicates. A restarted search reads this state."""
         return self._scratch / NEAR / load.id
 
     def _delete_unrecorded(self, load: CorpusLoad, passages: ManifestRef) -> None:
-        """Delete the passages of a load if it was cancelled, unless a recorded version uses their folder."""
+        """Delete the passages of a cancelled load, if no recorded version uses the folder of the passages."""
         versions = self._catalog.corpus(load.tenant, load.corpus).versions
         cancelled = self._catalog.load(load.tenant, load.id).state in (LoadState.CANCELLING, LoadState.CANCELLED)
         if cancelled and passages.folder not in {version.passages.folder for version in versions}:
             self._artifacts.delete(passages.folder)
 
     def _merged(self, load: CorpusLoad, version: CorpusVersion) -> CorpusVersion:
-        """Return the version to store. A version that is already searchable stays searchable during the reload."""
+        """Return the version to record. If it is already searchable, it stays searchable during the new load."""
         try:
             before = self._catalog.corpus(load.tenant, load.corpus).version(version.version)
         except NotFound:

@@ -74,7 +74,7 @@ class RetrieverSettings(BaseSettings):
 def create_app(
     indexes: CorpusIndexes, loads: IndexLoads, selections: SelectionRuns, *, token: str, close: Callable[[], None]
 ) -> FastAPI:
-    """Return the application. close: called when the server stops."""
+    """Return the application. token: bearer token of the other services. close: is called when the server stops."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

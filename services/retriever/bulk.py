@@ -46,16 +46,16 @@ class LoadCursor:
 
 
 def id_hash(name: str) -> int:
-    """Return a 64-bit hash of an id. The sum over all ids identifies a set of passages."""
+    """Return a 64-bit hash of the id `name`. The sum of the hashes identifies a set of passages."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
 
 
 class BulkWriter:
-    """Writes passages to an alias, two batches at a time. Not thread-safe. Holds at most three batches in memory.
+    """Writes passages to an index, two batches at a time. Not thread-safe. Holds at most three batches in memory.
 
-    document: returns the document that OpenSearch stores for a passage. `write` and `flush` raise StorageFull,
-    IndexUnavailable, Conflict if the index is closed for writing, and InvalidRequest if OpenSearch refuses too many
-    passages.
+    alias: the name through which OpenSearch writes to the index. document: returns the document that OpenSearch stores
+    for a passage. `write` and `flush` raise StorageFull, IndexUnavailable, Conflict if the index is closed for writing,
+    and InvalidRequest if OpenSearch refuses too many passages.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class BulkWriter:
             )
 
     def _send(self, first: int, passages: Sequence[Passage]) -> list[Refused]:
-        """Write a batch, and return its refused passages. first: number of its first passage. Runs in the pool."""
+        """Write a batch, and return the refused passages. first: number of the first passage. Runs in the pool."""
         refused: list[Refused] = []
         pending = list(enumerate(passages, first))
         max_rows, backoff = min(MAX_ROWS, len(pending)), self._cluster.backoff()
@@ -140,7 +140,7 @@ class BulkWriter:
 
 
 def _failure(result: Mapping[str, Any]) -> TLMError | TemporaryFailure | None:
-    """Return why a passage is not stored, or None. InvalidRequest concerns the passage or the whole request."""
+    """Return why a passage is not stored, or None. InvalidRequest is about the passage or about the whole request."""
     if "exception" in result:
         return translated(result["exception"])
     status, reason = result["status"], reason_of(result.get("error"))

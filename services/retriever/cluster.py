@@ -80,7 +80,7 @@ class TemporaryFailure(Exception):
 
 
 def translated(error: Exception) -> TLMError | TemporaryFailure:
-    """Return the error of this project for an error of opensearch-py. TemporaryFailure: a retry may help."""
+    """Return the project's error for an error of opensearch-py, inside a TemporaryFailure if a retry may help."""
     reason, status = _reason(error), _status(error)
     if is_disk_full(reason):
         return StorageFull(f"OpenSearch has no disk space: {reason}. Free some space, then retry.")
@@ -165,7 +165,7 @@ class Cluster:
         return Cluster(self._client, retry_seconds=0, stop=self._stop, clock=self._clock)
 
     def backoff(self) -> Backoff:
-        """Return the waits between the tries of one operation."""
+        """Return the `Backoff` for the tries of one operation."""
         return Backoff(self._retry_seconds, self._stop, self._clock)
 
     def call(self, method: str, path: str, *, body: object = None, params: Mapping[str, object] | None = None) -> Any:
@@ -183,9 +183,9 @@ class Cluster:
     def bulk(
         self, alias: str, actions: Iterable[dict[str, object]], *, max_rows: int, max_bytes: int
     ) -> Iterator[dict[str, Any]]:
-        """Create documents without retries, and yield the result of each action in order.
+        """Create the documents of `actions` without retries, and yield the result of each action in order.
 
-        A result has `status`, `error` if the action failed, and `exception` if the whole request failed.
+        A result has the key `status`, `error` if the action failed, and `exception` if the whole request failed.
         """
         try:
             results = streaming_bulk(

@@ -64,7 +64,7 @@ class CorpusFiles:
     def _open(self, path: str) -> Iterator[pq.ParquetFile]:
         with self._store.errors(f"reading {path}"), self._store.fs.open(path, "rb") as handle:
             try:
-                # With a buffer, row groups of any size are read in pieces.
+                # With a buffer, pyarrow reads row groups of any size in small blocks.
                 file = pq.ParquetFile(handle, buffer_size=_BUFFER)
                 missing = [name for name in _COLUMNS if name not in file.schema_arrow.names]
                 if missing:
@@ -99,7 +99,7 @@ class LoadRecords:
         self._write(self._path(key, ".json"), _Source(folder=folder, language=language))
 
     def source(self, key: CorpusKey) -> tuple[str, str]:
-        """Return folder and language of `key`. Raises NotFound if it was never loaded."""
+        """Return folder and language of the passages of `key`. Raises NotFound if `key` was never loaded."""
         body = self._read(self._path(key, ".json"))
         if body is None:
             raise NotFound(f"The {key}, was never loaded. Upload the corpus again.")
@@ -111,7 +111,7 @@ class LoadRecords:
         self._write(self._path(key, ".progress.json"), _Progress(index=index.identity, cursor=index.cursor))
 
     def progress(self, key: CorpusKey, identity: str | None = None) -> LoadCursor:
-        """Return the progress of the load of `key`. If it is unknown, return the start of the corpus.
+        """Return the progress of the load of `key`. If no progress is recorded, return the start of the corpus.
 
         identity: if set, ignore the progress of another index, such as a deleted index of the same name.
         """

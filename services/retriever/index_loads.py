@@ -43,7 +43,7 @@ class _Stopped(Exception):
 class IndexLoads:
     """Loads corpus versions from the storage into their indexes, one at a time. Thread-safe.
 
-    The storage has a record of the passages of each version, so a request builds a lost index again.
+    The storage has a record of the passages of each version, so `ready` can build a lost index again.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class IndexLoads:
         self.task.start(self._beat, BEAT_SECONDS, stop)
 
     def put(self, key: CorpusKey, folder: str, language: str) -> None:
-        """Start to load a version of a corpus unless it is loaded or loading. A failed load starts again."""
+        """Start the load of a corpus version, also after a failed load. Ignore a version that is loaded or loading."""
         load = self._loads.get(key)
         elsewhere = self._elsewhere(key)
         if "loading" in (load and load.status.state, elsewhere and elsewhere.state):
@@ -80,7 +80,7 @@ class IndexLoads:
             load.update(state="ready", error=None)
 
     def get(self, key: CorpusKey) -> IndexLoad:
-        """Return the progress of a load. Raises NotFound if neither load nor index exists, and IndexMismatch."""
+        """Return the progress of a load. Raises NotFound if neither load nor index exists, and errors of the index."""
         load = self._loads.get(key)
         if elsewhere := self._elsewhere(key):
             return elsewhere
@@ -119,7 +119,7 @@ class IndexLoads:
         raise IndexUnavailable(f"The index of {key} is being loaded ({loaded} of {count} passages). Try again later.")
 
     def drop(self, key: CorpusKey) -> None:
-        """Stop the load of `key`. Delete its index and records. Raises IndexUnavailable if the load does not stop."""
+        """Stop the load of `key`, then delete index and records. Raises IndexUnavailable if the load does not stop."""
         with self._lock:  # `_begin` holds the lock until the load has its future.
             load = self._loads.get(key)
         if (elsewhere := self._elsewhere(key)) and elsewhere.state == "loading":
@@ -148,7 +148,7 @@ class IndexLoads:
             return None
 
     def _source(self, key: CorpusKey, error: TLMError) -> tuple[str, str]:
-        """Return folder and language of `key`. If they are unknown, raise `error` (if IndexMismatch) or NotFound."""
+        """Return folder and language of `key`. Without a record, raise `error` if it is IndexMismatch, else NotFound."""
         try:
             return self._records.source(key)
         except NotFound:

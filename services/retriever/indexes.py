@@ -44,9 +44,9 @@ class CorpusKey(NamedTuple):
 
 
 class LoadingIndex(PassageIndex, Protocol):
-    """An index during its load. Raises the errors of PassageIndex, and InvalidRequest if it refuses too many passages.
+    """An index during its load. Raises the errors of PassageIndex, and InvalidRequest after too many refused passages.
 
-    identity: unique for each index, also among indexes of equal names. cursor: the progress of the load.
+    identity: differs for all indexes, even for two indexes of the same name. cursor: the progress of the load.
     """
 
     @property
@@ -74,7 +74,7 @@ class CorpusIndexes(Protocol):
         ...
 
     def begin(self, key: CorpusKey, language: str) -> LoadingIndex:
-        """Return an index of `key` to load and commit. The index may contain passages of an interrupted load."""
+        """Return an index of `key` that accepts passages. It may contain the passages of an interrupted load."""
         ...
 
     def drop(self, key: CorpusKey) -> None:
@@ -82,12 +82,12 @@ class CorpusIndexes(Protocol):
         ...
 
     def check(self) -> bool:
-        """Return whether each index has all its shards. Raise a TLMError if no index can be used at the moment."""
+        """Return whether all indexes have all shards. Raise a TLMError if no index can be used at the moment."""
         ...
 
 
 class _LoadingTantivyIndex(TantivyIndex):
-    """An embedded index during its load. It is always loaded from the first passage, and refuses no passage."""
+    """An embedded index during its load. Each load starts at the first passage. No passage is refused."""
 
     cursor = LoadCursor()
 

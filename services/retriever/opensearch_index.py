@@ -32,12 +32,12 @@ _HITS_ONLY = (
 
 
 def load_alias(name: str) -> str:
-    """Return the alias through which a load writes to index `name`."""
+    """Return the OpenSearch alias through which a load writes to the index `name`."""
     return f"{name}-load"
 
 
 def index_body(mark: Mapping[str, object], analysis: Analysis, shards: int) -> dict[str, dict[str, Any]]:
-    """Return settings and mapping of an index for its load: no replicas and no refreshes until it is complete."""
+    """Return settings and mapping of a new index. It has no replicas and no refreshes until `commit`."""
     text: _Json = {"type": "text", "analyzer": "standard", "index_options": "freqs", "norms": True}
     properties: _Json = {
         "text": text,
@@ -62,8 +62,8 @@ def index_body(mark: Mapping[str, object], analysis: Analysis, shards: int) -> d
 class OpenSearchIndex:
     """The passages of one corpus version on a cluster.
 
-    mark: schema, corpus version, analysis and state, stored as `_meta.tlm` in the mapping. identity: unique for each
-    index, also among indexes of equal names. scale: the quotient of the server's scores and those of an embedded index.
+    mark: schema, corpus version, analysis and state, stored as `_meta.tlm` in the mapping. identity: the UUID of the
+    index. scale: the scores of the server divided by the scores of an embedded index.
     """
 
     def __init__(self, cluster: Cluster, name: str, mark: Mapping[str, Any], shards: int, identity: str = "") -> None:
@@ -107,7 +107,7 @@ class OpenSearchIndex:
         self._writer.write(batch)
 
     def flush(self) -> None:
-        """Wait until everything that was added is written."""
+        """Wait until all added passages are written."""
         if self._writer is not None:
             self._writer.flush()
 
@@ -139,7 +139,7 @@ class OpenSearchIndex:
         checksum = sum(id_hash(name) for batch in self.ids() for name in batch) % HASH_RANGE
         if checksum != self.cursor.checksum:
             raise IndexMismatch(
-                f"The ids in index {self.name} differ from the loaded ones. Delete it, and load the corpus again."
+                f"The ids in index {self.name} differ from the loaded ids. Delete the index. Load the corpus again."
             )
 
     # --- reading --------------------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ class OpenSearchIndex:
         return {"match": {self._field: {"query": query}}} if words else None
 
     def _by_terms(self, words: Sequence[str]) -> _Json:
-        """Return the query for a long text: a clause for each distinct term, or for the MAX_TERMS best ones."""
+        """Return the query for a long text: a clause for each distinct term, or for the MAX_TERMS best terms."""
         counts: Mapping[str, int] = Counter(words)
         if len(counts) > MAX_TERMS:
             counts = best_terms(counts, self._passages_with(counts).__getitem__, self.count())
@@ -220,7 +220,7 @@ class OpenSearchIndex:
         return {"bool": {"should": clauses}} if clauses else _NO_HITS
 
     def _passages_with(self, words: Collection[str]) -> Counter[str]:
-        """Return how many passages contain each term. Queries each shard, which counts only its own passages."""
+        """Return term → number of passages with the term. Queries each shard, because a shard counts only its own."""
         body = {
             "doc": {self._field: " ".join(words)},
             "fields": [self._field],

@@ -22,7 +22,7 @@ BEAT_SECONDS = 1.0  # between two saves of a run
 
 @dataclass(kw_only=True)
 class Run:
-    """A run of this retriever. id: of its entry. prefix: output folder of a selection. stop: ends the run when set."""
+    """A run of this retriever. prefix: output folder of a selection, else empty. stop: ends the run when set."""
 
     status: IndexLoad | SelectionRun
     prefix: str = ""
@@ -42,7 +42,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Entry:
-    """The entry of a run of any retriever. run: its id. status: IndexLoad or SelectionRun as JSON."""
+    """The entry of a run of any retriever. run: id of the run. status: IndexLoad or SelectionRun as JSON."""
 
     run: str
     prefix: str
@@ -66,9 +66,9 @@ class Registry:
         return None if entry is None or (own is not None and own.id == entry.run) else entry
 
     def claim(self, name: str, run: Run, *, instead_of: str = "") -> bool:  # noqa: ARG002
-        """Set the id of a new run, and claim its entry. Returns False if another retriever was first.
+        """Set the id of a new run, and claim the entry `name`. Return False if another retriever was first.
 
-        instead_of: id of the run to replace.
+        instead_of: id of the run that the new run replaces, or empty.
         """
         run.id = uuid.uuid4().hex
         return True
@@ -88,7 +88,7 @@ class Registry:
         """Mark a run as stopped. The retriever that holds the run reads the mark and stops the run."""
 
     def forget(self, name: str, run: str) -> None:
-        """Delete the entry of the run with the id `run`, unless another run has replaced it."""
+        """Delete the entry `name` if it belongs to the run with the id `run`."""
 
 
 class SharedRegistry(Registry):

@@ -89,9 +89,9 @@ class SelectionRuns:
         self.task.start(self._beat, BEAT_SECONDS, stop)
 
     def put(self, artifact: str, request: SelectionRequest) -> None:
-        """Start the selection, unless it runs, is ready or failed permanently for the same folder (`request.prefix`).
+        """Start the selection. Ignore the request if a run with the same `prefix` runs, is ready or failed permanently.
 
-        A request with another folder is of a later attempt, so it stops the earlier run. Raises InvalidRecipe for
+        A request with another prefix is of a later attempt, so it stops the earlier run. Raises InvalidRecipe for
         invalid params.
         """
         params = _params(request)
@@ -131,7 +131,7 @@ class SelectionRuns:
                     self._remove(artifact, run)
 
     def get(self, artifact: str) -> SelectionRun:
-        """Return the latest run, with state `unknown` if there is none, or if its files are lost or damaged."""
+        """Return the status of the latest run. Without a run, or if its files are lost or damaged: `unknown`."""
         run = self._latest(artifact)
         if run is None:
             return SelectionRun(state="unknown")
@@ -241,7 +241,7 @@ class SelectionRuns:
         return ref
 
     def _source(self, request: SelectionRequest, params: Selection, task: Path) -> Corpus | Path | None:
-        """Return the corpus or the uploaded selection, as the selector requires."""
+        """Return what the selector requires: a corpus, the file with the uploaded selection, or None."""
         match params.definition.source:
             case "nothing":
                 return None
@@ -281,7 +281,7 @@ class SelectionRuns:
 
 
 def _is_reusable(status: SelectionRun) -> bool:
-    """Return whether an equal request gets this run instead of a new one."""
+    """Return whether a request for the same selection uses this run instead of a new run."""
     return status.failure is None or not status.failure.retryable
 
 
