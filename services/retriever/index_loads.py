@@ -148,7 +148,7 @@ class IndexLoads:
             return None
 
     def _source(self, key: CorpusKey, error: TLMError) -> tuple[str, str]:
-        """Return folder and language of `key`. Without a record, raise `error` if it is IndexMismatch, else NotFound."""
+        """Return folder and language of `key`. Without a record, raise an IndexMismatch `error`, or else NotFound."""
         try:
             return self._records.source(key)
         except NotFound:
