@@ -155,7 +155,7 @@ class ArtifactStore:
         meta: Mapping[str, object] | None = None,
         retry: Callable[[Callable[[], None]], None] = lambda write: write(),
     ) -> ManifestRef:
-        """Move the files of the local folder `source` into `folder` of the storage, then write and return the manifest.
+        """Move the files of the local folder `source` to `folder`. Then write the manifest, and return its reference.
 
         retry: a function that calls its argument, and repeats the call after an error. A repeated call writes only the
         files that earlier calls did not write.

@@ -90,7 +90,7 @@ def joint_node(recipe: Recipe, seed: int, name: str, prepared: str = "prepare", 
 
 
 def finetune_nodes(recipe: Recipe, seed: int, name: str, inputs: Mapping[str, str]) -> list[Node]:
-    """Return the node that finetunes with one seed, or the nodes of `with_tries`. name, inputs: of the last node."""
+    """Return the node `name` that finetunes with one seed, or the nodes of `with_tries`. inputs: input name → node."""
     node = Node(name, stages.FINETUNE, FinetuneParams.of(recipe, seed), inputs, seed=seed)
     return with_tries(node, recipe.finetune)
 
@@ -124,7 +124,7 @@ def with_tries(node: Node, part: Finetune) -> list[Node]:
 def refit_linear_node(inputs: Mapping[str, str], group: str) -> Node:
     """Return the node that fits the linear models again, on train and validation.
 
-    inputs: the inputs of `evaluate`, and with self-training also `selection`. The node uses only the inputs below.
+    inputs: those of `evaluate`, and with self-training `selection`. The new node uses only the four that it needs.
     """
     needed = {name: node for name, node in inputs.items() if name in ("task", "baseline", "self_train", "selection")}
     return Node("refit_linear", stages.REFIT_LINEAR, BaselineParams(), needed, group=group)

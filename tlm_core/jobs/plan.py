@@ -49,7 +49,7 @@ class Node:
 class Plan:
     """The nodes of a job, in an order in which each node follows its inputs. The last node is the job's result.
 
-    report, model: names of the nodes that write the report and the returned model.
+    report, model: names of the nodes that write the report and the model that serves predictions.
     """
 
     nodes: tuple[Node, ...]

@@ -66,7 +66,7 @@ class JobSpec(_Record):
 
     _names_valid_fields = names_valid_fields
 
-    name: JobName | None = Field(None, description="your name for the job, to search in lists; without @ and `job_`")
+    name: JobName | None = Field(None, description="name of the job, for searches; no @, and no job_ at the start")
     kind: str = Field("train", json_schema_extra=lambda schema: schema.update(enum=list(KINDS)))
     dataset: str = Field(
         "",

@@ -34,7 +34,7 @@ class FormField:
 
 
 class Lookup(Protocol):
-    """Returns the records of the ids and names in options. Raises NotFound for an unknown id or name."""
+    """Returns the jobs, reports and datasets that options name. Raises NotFound for an unknown id or name."""
 
     def job(self, job_id: str) -> JobRecord: ...
 

@@ -60,7 +60,7 @@ class LearningCurveOptions(KindOptions):
     and `pretrained`, a published encoder. The linear model is always included."""
 
     sizes: tuple[float, ...] = Field(
-        (0.01, 0.03, 0.1, 0.3, 1.0), min_length=2, max_length=20, description="shares of the train rows, or row counts"
+        (0.01, 0.03, 0.1, 0.3, 1.0), min_length=2, max_length=20, description="shares of rows, up to 1, or row counts"
     )
     models: tuple[CurveModel, ...] = Field(("bilstm", "encoder", "tlm"), min_length=1)
     lstm: LSTM = LSTM()

@@ -32,7 +32,7 @@ _DECODED = re.compile("[^\x00-\x7f\udc80-\udcff]")
 
 
 class UnreadableFile(Exception):
-    """The rest of a file cannot be read. The caller adds a data error with the same code and message."""
+    """The rest of a file cannot be read. The reader adds a data error with the same code and message."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
