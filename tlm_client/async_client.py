@@ -45,10 +45,10 @@ class AsyncTLMClient(AsyncConnection):
     ) -> wire.DatasetCreated:
         """Upload a dataset and return it with its validation report.
 
-        files: by split (train, optional validation and test). An optional file `selection`, with the columns text and
-        rank, is for the selector named `given`. options: fields of DatasetOptions. in_parts_from: upload in parts if
-        the files together have at least this number of bytes. After a broken connection, the client then repeats only
-        one part.
+        files: split → path, for train and optionally validation and test. A dataset of one file has the key `file`. An
+        optional file `selection`, with the columns text and rank, is for the selector `given`. options: fields of
+        DatasetOptions. in_parts_from: number of bytes of all files from which the upload is in parts. After a broken
+        connection, the client then repeats only one part.
 
         Raises InvalidDataset with all data errors. Each data error states its split, row and column.
         """
@@ -83,7 +83,7 @@ class AsyncTLMClient(AsyncConnection):
         return await self._list(wire.Items[wire.JsonObject], "/v1/datasets/{}/preview", id_or_name)
 
     async def download_dataset(self, id_or_name: str, folder: Path) -> list[Path]:
-        """Download the uploaded files of a dataset, verified by SHA-256. Their names start with their split."""
+        """Download the files of a dataset, verified by SHA-256, and return their paths. Names start with the split."""
         files = await self._list(wire.Items[FileEntry], "/v1/datasets/{}/files", id_or_name)
         base = http.path("/v1/datasets/{}/files", id_or_name)
         return [await self._download(base, file, folder, None) for file in files]
@@ -132,7 +132,7 @@ class AsyncTLMClient(AsyncConnection):
         *,
         patience: float = http.PATIENCE,
     ) -> wire.CorpusLoad:
-        """Wait until a load is ready. patience: see `events`.
+        """Wait until a load is ready, and return the load. on_progress: receives each state. patience: see `events`.
 
         Raises the error of a failed load, and Conflict for a cancelled load.
         """
@@ -328,7 +328,7 @@ class AsyncTLMClient(AsyncConnection):
     async def follow_logs(
         self, job_id: str, *, after: str = "0", patience: float = http.PATIENCE
     ) -> AsyncIterator[wire.LogLine]:
-        """Follow the log lines after the line with id `after`, until the job is over. Reconnects like `events`."""
+        """Yield the log lines after the line with id `after`, until the job is over. Reconnects like `events`."""
         stream = Stream(after, patience, self._clock)
         async for _, line in self._follow(http.path("/v1/jobs/{}/logs", job_id), stream):
             yield wire.LogLine(**line)
@@ -474,8 +474,8 @@ class AsyncTLMClient(AsyncConnection):
         return await self._get(wire.Info, "/v1/info")
 
     async def ready(self) -> dict[str, str]:
-        """Return the status of each component and background task.
+        """Return a mapping from each component and background task to its status.
 
-        Raises Unavailable if one of them fails. Exception: a missing coordinator raises no error.
+        Raises Unavailable if a component or a task fails. A missing coordinator raises no error.
         """
         return http.parse(dict[str, str], await self._send("GET", "/readyz"))

@@ -82,7 +82,7 @@ class AsyncConnection:
     async def _pages(
         self, kind: type[wire.Page[T]], key: Callable[[T], str], path: str, /, *parts: str, **params: http.Param
     ) -> AsyncIterator[T]:
-        """Iterate over the items of all pages. key: returns the value of `after` for the page after an item."""
+        """Iterate over the items of all pages. key: returns the value of `after` for the page that follows an item."""
         while True:
             page = await self._get(kind, path, *parts, limit=PAGE, **params)
             for item in page.data:
@@ -136,7 +136,7 @@ class AsyncConnection:
 
     @asynccontextmanager
     async def _stream(self, path: str, **options: Unpack[http.RequestOptions]) -> AsyncIterator[httpx.Response]:
-        """Open a response without reading its body. Raises what `_send` raises."""
+        """Yield a response whose body is not read yet. Raises the errors of `_send`."""
         try:
             async with self._http.stream("GET", path, **options) as response:
                 if not response.is_success:
@@ -210,7 +210,7 @@ class AsyncConnection:
                     raise error.followed_by(f"Repeat the upload of {file.name} later.") from error
 
     async def _upload_part(self, handle: IO[bytes], upload: wire.Upload) -> wire.Upload:
-        """Send the next part. First read the offset from the gateway, because an earlier answer may be lost."""
+        """Send the next part, and return the upload. Read the offset first, because an earlier answer may be lost."""
         path = http.path("/v1/uploads/{}", upload.id)
         upload = await self._get(wire.Upload, path)
         part, headers = next_part(handle, upload)
@@ -248,7 +248,7 @@ class AsyncConnection:
             raise Unavailable(f"The gateway sent no bytes of {download.file.name}.")
 
     async def _download_archive(self, path: str, target: Path) -> Path:
-        """Download an archive. `target` appears at the end. Raises Unavailable if the connection breaks."""
+        """Download an archive to `target`, which appears when complete. Raises Unavailable if the connection breaks."""
         partial = target.with_name(f"{target.name}.part")
         with local_errors(f"writing {target}"):
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -45,7 +45,7 @@ _MODULES = {
 
 @cache
 def _load(name: str) -> Command:
-    """Import a command, or a group of commands."""
+    """Import and return the command or the group of commands with this name."""
     module = import_module(f"tlm_client.commands.{_MODULES[name]}")
     commands: typer.Typer | None = getattr(module, "group", None)
     if commands is None:
@@ -93,7 +93,7 @@ def _complete(command: Command) -> None:
 
 @cache
 def _summaries(module: str) -> dict[str, str]:
-    """Return the first sentences of the docstrings of a module and its functions, by name."""
+    """Return name → first sentence of the docstring, for a module of commands and its functions."""
     path = Path(__file__).with_name("commands") / f"{module}.py"
     source = ast.parse(path.read_text(encoding="utf-8"))
     functions = [node for node in source.body if isinstance(node, ast.FunctionDef)]
@@ -102,7 +102,7 @@ def _summaries(module: str) -> dict[str, str]:
 
 
 class _RootGroup(TyperGroup):
-    """All commands. Prints errors and sets the exit code."""
+    """The group of all commands. It prints errors and sets the exit code."""
 
     def resolve_command(self, ctx: _Internal, args: list[str]) -> tuple[str | None, _Internal, list[str]]:
         # For a misspelled command, typer suggests one of these names.

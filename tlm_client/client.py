@@ -45,10 +45,10 @@ class TLMClient(Connection):
     ) -> wire.DatasetCreated:
         """Upload a dataset and return it with its validation report.
 
-        files: by split (train, optional validation and test). An optional file `selection`, with the columns text and
-        rank, is for the selector named `given`. options: fields of DatasetOptions. in_parts_from: upload in parts if
-        the files together have at least this number of bytes. After a broken connection, the client then repeats only
-        one part.
+        files: split → path, for train and optionally validation and test. A dataset of one file has the key `file`. An
+        optional file `selection`, with the columns text and rank, is for the selector `given`. options: fields of
+        DatasetOptions. in_parts_from: number of bytes of all files from which the upload is in parts. After a broken
+        connection, the client then repeats only one part.
 
         Raises InvalidDataset with all data errors. Each data error states its split, row and column.
         """
@@ -83,7 +83,7 @@ class TLMClient(Connection):
         return self._list(wire.Items[wire.JsonObject], "/v1/datasets/{}/preview", id_or_name)
 
     def download_dataset(self, id_or_name: str, folder: Path) -> list[Path]:
-        """Download the uploaded files of a dataset, verified by SHA-256. Their names start with their split."""
+        """Download the files of a dataset, verified by SHA-256, and return their paths. Names start with the split."""
         files = self._list(wire.Items[FileEntry], "/v1/datasets/{}/files", id_or_name)
         base = http.path("/v1/datasets/{}/files", id_or_name)
         return [self._download(base, file, folder, None) for file in files]
@@ -132,7 +132,7 @@ class TLMClient(Connection):
         *,
         patience: float = http.PATIENCE,
     ) -> wire.CorpusLoad:
-        """Wait until a load is ready. patience: see `events`.
+        """Wait until a load is ready, and return the load. on_progress: receives each state. patience: see `events`.
 
         Raises the error of a failed load, and Conflict for a cancelled load.
         """
@@ -320,7 +320,7 @@ class TLMClient(Connection):
         return self._list(wire.Items[wire.LogLine], "/v1/jobs/{}/logs", job_id, tail=count)
 
     def follow_logs(self, job_id: str, *, after: str = "0", patience: float = http.PATIENCE) -> Iterator[wire.LogLine]:
-        """Follow the log lines after the line with id `after`, until the job is over. Reconnects like `events`."""
+        """Yield the log lines after the line with id `after`, until the job is over. Reconnects like `events`."""
         stream = Stream(after, patience, self._clock)
         for _, line in self._follow(http.path("/v1/jobs/{}/logs", job_id), stream):
             yield wire.LogLine(**line)
@@ -466,8 +466,8 @@ class TLMClient(Connection):
         return self._get(wire.Info, "/v1/info")
 
     def ready(self) -> dict[str, str]:
-        """Return the status of each component and background task.
+        """Return a mapping from each component and background task to its status.
 
-        Raises Unavailable if one of them fails. Exception: a missing coordinator raises no error.
+        Raises Unavailable if a component or a task fails. A missing coordinator raises no error.
         """
         return http.parse(dict[str, str], self._send("GET", "/readyz"))

@@ -86,7 +86,7 @@ _session: ContextVar[Session] = ContextVar("session")
 
 
 def begin_session(context: typer.Context) -> Session:
-    """Return the session of this `tlm` call, and let `session` return it too."""
+    """Set and return the session of this `tlm` call, which `session` returns from then on."""
     _session.set(context.ensure_object(Session))
     return session()
 
@@ -102,7 +102,7 @@ def open_client() -> TLMClient:
 
 
 def resolve_job(reference: str) -> str:
-    """Return the id of the job that `reference` means. Every command resolves jobs here."""
+    """Return the id of the job that `reference` means. reference: see `TLMClient.job_id`."""
     if is_job_id(reference):  # A full id needs no connection.
         return reference
     with open_client() as client:
@@ -129,7 +129,7 @@ Watch = Annotated[bool, typer.Option("--watch", "-w", help="Show the progress un
 
 
 def command_group(summary: str | None) -> typer.Typer:
-    """Return an empty group of commands."""
+    """Return an empty group of commands. summary: the text of its help."""
     group = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help=summary)
     group.callback()(lambda: None)  # otherwise a group with one command would become that command
     return group
@@ -208,7 +208,7 @@ def print_items(*items: Item) -> None:
 
 
 def print_json(value: object, *, err: bool = False) -> None:
-    """Print one JSON value on one line to stdout, or with `err` to stderr. Escape non-ASCII text except in UTF-8."""
+    """Print a value as one line of JSON to stdout, or with `err` to stderr. Only a UTF-8 stream gets non-ASCII text."""
     # A closed stream is None and prints nothing.
     encoding = getattr(sys.stderr if err else sys.stdout, "encoding", None) or "utf-8"
     is_utf8 = codecs.lookup(encoding).name == "utf-8"
@@ -226,7 +226,7 @@ def print_note(text: str) -> None:
 
 
 def confirm_deletion(what: str, *, yes: bool) -> None:
-    """Prompt for a confirmation unless `yes` is set. Raises typer.Abort if the answer is no or missing."""
+    """Prompt for a confirmation if `yes` is False. Raises typer.Abort if the answer is no or missing."""
     try:
         if not yes:
             typer.confirm(f"Delete {what} permanently?", abort=True, err=True)

@@ -167,7 +167,7 @@ def _plan(own_task: Path | None, own_corpus: Path | None) -> str:
 
 
 def _ending(report: JsonObject, model: Path, seconds: float) -> str:
-    """Return the last lines of the demo: its files, how to continue, and the conclusion."""
+    """Return the last lines of the demo: the files that it wrote, how to continue, and the conclusion."""
     data_dir = shlex.quote(str((FOLDER / "stack").resolve()))  # each command of `tlm` reads it
     return (
         f"The demo took {duration(seconds)}, without the set-up. Results: {FOLDER / 'result.json'}\n"
@@ -193,7 +193,7 @@ def _stack(display: Display) -> Iterator[StackHandle]:
 
 
 def _generate_task(documentation: Documentation, display: Display) -> Splits:
-    """Write the task and return its rows. The first job starts before the corpus exists."""
+    """Write the task and return its rows. The corpus follows later, so that the first job starts early."""
     display.begin("generating data:")
     splits = write_task(documentation, DATA, DEMO)
     labels = len({row.label for row in splits["train"]})
@@ -241,7 +241,7 @@ def _answer_early(client: TLMClient, job: Job, samples: Sequence[Sample], displa
 
 
 def _classify(client: TLMClient, job: Job, samples: Sequence[Sample]) -> list[JsonObject]:
-    """Classify the samples with the best model that the job has."""
+    """Classify the samples with the model of a job. Return text, label, probability and true_label of each sample."""
     pairs = [sample.pair for sample in samples if sample.pair is not None] or None
     predictions = client.predict(job.id, [sample.text for sample in samples], pairs).data
     return [
@@ -277,7 +277,7 @@ def _download(client: TLMClient, job: Job, display: Display) -> Path:
 
 
 def _result(arms: Mapping[str, Arm], own_task: Path | None, own_corpus: Path | None) -> dict[str, object]:
-    """Return the content of result.json, except what `run` adds."""
+    """Return the content of result.json, without the values that `run` adds."""
     generated = "generated from documentation on this machine"
     data = None if own_task and own_corpus else json.loads((DATA / "demo.json").read_text(encoding="utf-8"))
     return {

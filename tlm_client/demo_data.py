@@ -86,9 +86,9 @@ def generate_demo(folder: Path, size: TaskSize) -> None:
 
 @dataclass
 class Documentation:
-    """The documentation of the installed packages. It reads each file once, and only when needed.
+    """The documentation of the installed packages. `read` reads each file only once.
 
-    progress: receives stage, done and total.
+    progress: a function that receives the stage, and the numbers of done and of all files or documents.
     """
 
     progress: Progress
@@ -216,7 +216,7 @@ def _rows_of(
 
 
 def _new_rows(documents: Iterable[Document], seen: Grams) -> Iterator[Row]:
-    """Yield rows of valid length with less than half of their 8-grams in `seen`, and add their 8-grams."""
+    """Yield rows of valid length with less than half of their 8-grams in `seen`, and add their 8-grams to `seen`."""
     for document in documents:
         text = tidy(blank_names(document.text))
         if MIN_WORDS <= word_count(text) <= MAX_WORDS and is_prose(text):

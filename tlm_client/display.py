@@ -26,7 +26,7 @@ _IMPORTANT = frozenset({"artifact.published", "stage.warning"})  # shown as line
 
 
 class Display:
-    """Progress of one operation at a time. Use it in a `with` block."""
+    """Shows the progress of one operation at a time. Use the display in a `with` block."""
 
     def __init__(
         self, console: Console, *, plain_seconds: float = 10.0, clock: Callable[[], float] = time.monotonic
@@ -140,7 +140,7 @@ class Display:
         return self._bar is not None and self._clock() - self._curve_at >= _CURVE_SECONDS
 
     def curve(self, series: Series | None) -> None:
-        """Show the values of a metric as a sparkline from now on; None hides the sparkline."""
+        """Show the values of a metric as a sparkline in later lines of progress. None hides the sparkline."""
         self._curve_at = self._clock()
         self._curve = f"{series.name} {spark(series.values)} {series.values[-1]:.3g}" if series else ""
 
@@ -184,7 +184,7 @@ def spark(values: Sequence[float], width: int = 24) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return `m:ss`, `h:mm:ss` if it is at least one hour, or days and hours if it is at least two days."""
+    """Return the duration as `m:ss`, from one hour as `h:mm:ss`, and from two days as `3 days 4 h`."""
     minutes, remainder = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     if hours >= 48:
@@ -206,7 +206,7 @@ def progress_facts(progress: spec.Progress) -> str:
 
 
 def time_left(progress: spec.Progress) -> str:
-    """Return the time left of the job, or of its stage if the estimate of the job is unknown."""
+    """Return the time left of the job as "2:05 left", or of its stage if the time of the job is unknown, or ""."""
     if progress.eta_seconds is not None:
         return f"{duration(progress.eta_seconds)} left"
     own = progress.stage_eta_seconds

@@ -26,7 +26,7 @@ from tlm_core.training.published import fetch
 from tlm_core.training.release import stock_form
 
 _LONGEST = 512
-# Texts, and None or their second texts → outputs (texts, labels). A regression model has one output.
+# (texts, second texts or None) → array (texts, labels) of outputs. A regression model has one output.
 Outputs = Callable[[Sequence[str], Sequence[str] | None], NDArray[np.float32]]
 
 

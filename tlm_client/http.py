@@ -214,7 +214,8 @@ def parse(kind: type[T], response: httpx.Response) -> T:
 def unanswered(url: str, error: httpx.HTTPError) -> InvalidRequest | Unavailable:
     """Return the error for a request that cannot be sent, or for a gateway that did not answer."""
     if isinstance(error, httpx.LocalProtocolError):
-        return InvalidRequest(f"Cannot send the request: {error}. Remove line breaks and outer spaces from the key.")
+        remedy = "Remove line breaks and outer spaces from the idempotency key."
+        return InvalidRequest(f"Cannot send the request: {error}. {remedy}")
     return Unavailable(
         f"The gateway at {url} does not answer ({str(error) or type(error).__name__}). Check that it runs. "
         "`tlm up` starts a gateway on this machine."
@@ -222,7 +223,7 @@ def unanswered(url: str, error: httpx.HTTPError) -> InvalidRequest | Unavailable
 
 
 def error_of(response: httpx.Response) -> TLMError:
-    """Return the error of a response that is not the expected one.
+    """Return the error for a response with an unexpected status.
 
     The facts of the error include the facts of the response, its request id and its `Retry-After`.
     """

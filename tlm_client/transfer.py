@@ -62,7 +62,7 @@ class Download:
     """One file that is downloaded into a folder.
 
     The file gets its name only when it is complete. Until then, the bytes are in a partial file whose name contains
-    the digest, so a later download resumes it only for the same content.
+    the digest, so a later download resumes the partial file only if the content is the same.
     """
 
     def __init__(self, file: FileEntry, folder: Path, on_bytes: OnBytes | None) -> None:

@@ -126,7 +126,7 @@ def show_corpus(name: CorpusName) -> None:
 def delete_corpus(
     name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="NAME deletes all versions.")], yes: Yes = False
 ) -> None:
-    """Delete a corpus or one of its versions. Fails while an unfinished job uses it.
+    """Delete a corpus or one of its versions. Fails while an unfinished job uses the data.
 
     tlm corpus delete docs
     tlm corpus delete docs@v1 --yes

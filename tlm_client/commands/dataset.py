@@ -123,7 +123,7 @@ def delete_dataset(
     with_jobs: Annotated[bool, typer.Option("--with-jobs", help="Also delete its jobs and their models.")] = False,
     yes: Yes = False,
 ) -> None:
-    """Delete one version of a dataset. Fails while an unfinished job uses it.
+    """Delete one version of a dataset. Fails while an unfinished job uses this version.
 
     tlm dataset delete reviews@v1
     tlm dataset delete reviews --with-jobs

@@ -170,7 +170,7 @@ def logs(
 
 
 def cancel(job_id: JobId) -> None:
-    """Cancel a job. It stays `cancelling` until all its processes have stopped.
+    """Cancel a job. The job stays `cancelling` until all its processes have stopped.
 
     tlm cancel ID
     tlm cancel @latest --json

@@ -71,7 +71,7 @@ def predict(
         _predict_texts(job_id, texts or [], pair, min_confidence)
         return
     if pair:
-        raise typer.BadParameter("--pair is for texts. Name the column of the second texts with --pair-column.")
+        raise typer.BadParameter("--pair does not work with --file. Name the column with --pair-column.")
     if out is None:
         raise typer.BadParameter("--file needs --out, the file to write.")
     if out.exists() and not force:
@@ -128,7 +128,7 @@ def alias(
     ] = None,
     delete: Annotated[bool, typer.Option("--delete", help="Delete the alias, but not the model.")] = False,
 ) -> None:
-    """Give a model a stable name for predictions. Commands accept it in place of a job ID.
+    """Give a model a stable name for predictions. Commands accept the name in place of a job ID.
 
     tlm alias reviews@production ID
     tlm alias reviews@production --delete

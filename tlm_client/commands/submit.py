@@ -136,7 +136,7 @@ def clone(
     options: Options = None,
     watch: Watch = False,
 ) -> None:
-    """Submit a copy of a job, with changes. By default it uses the same versions of the data.
+    """Submit a copy of a job, with changes. By default, the copy uses the same versions of the data.
 
     tlm clone ID --seed 1 --seed 2
     tlm clone @latest --set finetune.epochs=20 --watch

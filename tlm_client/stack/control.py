@@ -34,9 +34,9 @@ def run_stack(
 ) -> bool:
     """Run the stack in this process until a signal, or until the parent process `tied_to` ends.
 
-    Return whether the stack became ready. Call this function from the main thread. on_ready: receives the URL when all
-    parts are up. Raises AlreadyRunning, MissingDependency, StorageFull or Unavailable. After an error, no process that
-    this call started remains.
+    Return whether the stack became ready. Call this function from the main thread. on_ready: a function that receives
+    the URL when all parts are up. Raises AlreadyRunning, MissingDependency, StorageFull or Unavailable. After an error,
+    no process that this call started remains.
     """
     folder = _created_folder(options)
     with StopFlag(tied_to).on_signals() as stop, folder.locked():

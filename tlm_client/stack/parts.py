@@ -37,10 +37,10 @@ Environment = Mapping[str, str]
 class Part:
     """One process of the stack.
 
-    healthy: quickly checks the health once. after: parts that must be up before this part starts. start_seconds: time
-    until this part must be healthy. report: called every few seconds while this part is up. stop_seconds: time between
-    SIGTERM and SIGKILL. death_signal: the signal that the process receives when the supervisor dies. stop_order: parts
-    with lower numbers stop first. drain: a command that runs before SIGTERM, for up to 30 s.
+    healthy: returns quickly whether the process works. after: parts that must be up before this part starts.
+    start_seconds: time until this part must be healthy. report: called every few seconds while this part is up.
+    stop_seconds: time between SIGTERM and SIGKILL. death_signal: signal to the process when the supervisor dies.
+    stop_order: parts with lower numbers stop first. drain: a command that runs before SIGTERM, for up to 30 s.
     """
 
     name: str

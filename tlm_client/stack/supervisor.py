@@ -32,7 +32,7 @@ Notify = Callable[[str], None]
 
 
 class StopFlag:
-    """A flag that a signal sets, or the end of the parent process. tied_to: id of this parent; None: no parent.
+    """A flag that is set after a signal or the end of the parent process. tied_to: id of the parent process, or None.
 
     The flag has no lock. A signal handler would wait forever for a lock that the interrupted code holds.
     """

@@ -346,7 +346,7 @@ def test_jobs_and_models_describe_their_data_alike() -> None:
         (("predict", "job_1", "x", "--force"), "--force needs --file."),
         (("predict", "job_1", "x", "--text-column", "body"), "--text-column needs --file."),
         (("predict", "job_1", "x", "--pair-column", "body"), "--pair-column needs --file."),
-        (("predict", "job_1", "--file", __file__, "--out", "x", "--pair", "y"), "--pair is for texts. Name the column"),
+        (("predict", "job_1", "--file", __file__, "--out", "x", "--pair", "y"), "--pair does not work with --file"),
         (("submit", "--dataset", "toy", "--kind", "prun"), "kind: Unknown job kind 'prun'. Valid kinds:"),
         (("submit", "--dataset", "toy", "--scale", "big"), "Invalid job: scale: must be 'instant', 'quick', 'tiny'"),
         (("jobs", "--state", "done"), "Invalid value for '--state': 'done' is not one of 'queued',"),
