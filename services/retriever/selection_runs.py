@@ -38,7 +38,7 @@ _SCRATCH_SECONDS = 7 * 24 * 3600
 
 @dataclass(kw_only=True)
 class SelectingRun(Run):
-    """The computation of a selection. begun: whether a thread computes it.
+    """The computation of a selection. begun: whether a thread has started the computation.
 
     rate_start: count and time from which `report` measures the rate.
     """

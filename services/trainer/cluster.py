@@ -69,8 +69,8 @@ class RayCluster:
     def submit(self, submission: str, command: Sequence[str], *, cpus: float = 0.0) -> None:
         """Start `command` on a node with `cpus` free CPUs. Has no effect if the id `submission` exists.
 
-        A command with 0 CPUs is a driver. It runs on a node with the resource `driver`, or on the head if there is no
-        such node. On the head, many drivers can exhaust the memory, and all drivers end when the head restarts.
+        A command with 0 CPUs is a driver. A driver runs on a node with the resource `driver`. Without such a node, it
+        runs on the head, where many drivers can exhaust the memory, and all drivers end when the head restarts.
         """
         if self.status(submission) is not Status.UNKNOWN:
             return

@@ -1,4 +1,4 @@
-"""The work of each worker of a submission: it runs its part of the stages until they end or the machine stops."""
+"""The work of one worker of a submission: run the stages of the group until they end or the machine stops."""
 
 from __future__ import annotations
 

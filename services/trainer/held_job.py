@@ -88,8 +88,8 @@ class HeldJob:
     def advance(self, job: JobRecord, times: RoundTimes) -> TLMError | None:
         """Take the next step of the job. Returns the error that ends the attempt, or None.
 
-        Raises an Outage if a component does not answer, and IllegalTransition or StaleAttempt if the job has changed in
-        the store since it was read.
+        Raises an Outage if a component does not answer. Raises IllegalTransition or StaleAttempt if the record in the
+        store has changed since `job` was read.
         """
         self.times = times
         try:
@@ -194,7 +194,7 @@ class HeldJob:
         return situation
 
     def _run_here(self, situation: Situation, node: Node) -> None:
-        """Start a stage in a thread of this process, or publish its output once it has ended."""
+        """Start a stage in a thread of this process. Once the stage has ended, publish its output."""
         artifact = situation.artifact_id(node)
         if artifact not in self.local.runs:
             self._report_progress(situation, node)
@@ -227,7 +227,7 @@ class HeldJob:
                 self.artifacts.delete(ref.folder)
 
     def _select(self, situation: Situation, node: Node) -> None:
-        """Request the selection from the retriever, or publish it once it is ready."""
+        """Request the selection from the retriever. Once the selection is ready, publish its artifact."""
         job, artifact = situation.job, situation.artifact_id(node)
         task = situation.done[node.inputs["task"]]
         try:

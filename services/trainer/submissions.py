@@ -117,7 +117,7 @@ class Submissions:
             self._confirm(job, group, submission)
 
     def _confirm(self, job: JobRecord, group: str, submission: str) -> None:
-        """Report that Ray has accepted a submission. If not, remove its id from the record, so that it is sent again.
+        """Report that Ray has accepted a submission. If Ray has not, drop its id, so that a later round submits again.
 
         Ray refuses the second of two equal ids. So the group runs once, even if Ray accepts the first request later.
         """
