@@ -1,4 +1,4 @@
-"""The Hugging Face hub: model repositories, and the translation of its library's errors."""
+"""The Hugging Face hub: download models, check datasets, and translate the errors of the hub's libraries."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def processes(count: int, initialize: Callable[[], object] | None = None) -> Ite
     """Yield `count` child processes. When the block ends, wait for their calls, then end them.
 
     initialize: a function that each child process calls first. Each child is a new interpreter, because a fork is
-    unsafe if this process runs threads. It imports the main module, which therefore needs `if __name__ == "__main__":`.
+    unsafe if this process runs threads. A child imports the main module, which thus needs `if __name__ == "__main__":`.
     """
     context = multiprocessing.get_context("spawn")
     beats = context.RawValue(c_long, 0)

@@ -1,6 +1,6 @@
 """The progress counter of this process. Code that computes, reads or writes advances the counter.
 
-A counter that stays the same shows a hang. Heartbeats do not, because their thread continues while the training hangs.
+When the process hangs, the counter stops. Heartbeats do not stop, because their thread continues.
 """
 
 from __future__ import annotations

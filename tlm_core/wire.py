@@ -421,7 +421,7 @@ class Checkpoint(_Answer):
 
 
 class Model(_Answer):
-    """The files of a job's returned model. Until it exists: of the linear model. digest: of the manifest."""
+    """The files of a job's returned model, or of its linear model until then. digest: of the manifest."""
 
     digest: str
     size: int
@@ -482,7 +482,7 @@ class Selection(_Answer):
 
 
 class SuspectLabel(_Answer):
-    """A row of train or validation whose label is probably wrong. row: its number in the file, from 1."""
+    """A row of train or validation whose label is probably wrong. row: number of the row in the file, from 1."""
 
     split: str
     row: int

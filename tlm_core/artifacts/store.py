@@ -100,7 +100,7 @@ class ArtifactStore:
     def check_space(self, extra: int = 0) -> None:
         """Raise StorageFull if a local disk is almost full, or would be after an upload of `extra` bytes.
 
-        Redis can use the same disk, and it exits when the disk is full.
+        Redis can use the same disk, and Redis exits when the disk is full.
         """
         if not self.local:
             return

@@ -28,7 +28,7 @@ from tlm_core.training.stage import Place
 
 
 def validate_nodes(inputs: PlanInputs[KindOptions]) -> list[Node]:
-    """Return a node of the stage `validate` for each dataset of the job. It turns the dataset into a task."""
+    """Return a node of the stage `validate` for each dataset of the job. The node turns the dataset into a task."""
     return [
         Node(
             f"validate.{number}" if number else "validate",
@@ -124,7 +124,7 @@ def with_tries(node: Node, part: Finetune) -> list[Node]:
 def refit_linear_node(inputs: Mapping[str, str], group: str) -> Node:
     """Return the node that fits the linear models again, on train and validation.
 
-    inputs: those of `evaluate`, and with self-training `selection`. The new node uses only the four that it needs.
+    inputs: those of `evaluate`, and with self-training also `selection`. The node ignores tokens and encoders.
     """
     needed = {name: node for name, node in inputs.items() if name in ("task", "baseline", "self_train", "selection")}
     return Node("refit_linear", stages.REFIT_LINEAR, BaselineParams(), needed, group=group)
