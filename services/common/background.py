@@ -83,6 +83,7 @@ class Background:
             self.waiting = True
         except Exception as error:
             log.exception("Background task '%s' failed and tries again", self.name)
+            self.waiting = False
             self.failures += 1
             self.error = f"{type(error).__name__}: {error}"
         else:

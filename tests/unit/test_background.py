@@ -112,3 +112,11 @@ def test_task_logs_once_that_it_works_again(caplog: pytest.LogCaptureFixture) ->
     assert [record.message for record in caplog.records if "works again" in record.message] == [
         "Background task 'items' works again"
     ]
+
+
+def test_task_logs_each_wait_also_after_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    task = Background("items")
+    for error in (StoreUnavailable("away"), ValueError("a bug"), StoreUnavailable("away")):
+        with task.round():
+            raise error
+    assert sum("waits" in record.message for record in caplog.records) == 2
