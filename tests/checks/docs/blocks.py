@@ -35,7 +35,7 @@ class Block:
 def blocks_of(page: Path) -> list[Block]:
     """Return the blocks in page order: fenced, or after a blank line and indented by four spaces."""
     matches = re.finditer(
-        r"^```(?P<language>\w*)\n(?P<fenced>.*?)^```$|(?<=\n\n)(?P<indented>(?:^    .*\n)+)",
+        r"^```(?P<language>\w*)\n(?P<fenced>.*?)^```$|(?<=\n\n)(?P<indented>(?:^    [^\n]*\n)+)",
         page.read_text(encoding="utf-8") + "\n",
         re.MULTILINE | re.DOTALL,
     )
