@@ -1,4 +1,7 @@
-"""Pages of a job's selection: passages with the training rows that retrieved them, and leaks."""
+"""Read a job's selection page by page, and list the texts with the most leaks.
+
+Each passage of a page has the training rows that retrieved it.
+"""
 
 from __future__ import annotations
 

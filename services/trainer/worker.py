@@ -119,7 +119,7 @@ class GroupRunner:
         except Exception as error:
             log.error("%s", traceback.format_exc())
             # The machine may cause an unexpected error, so a retry on other workers may help.
-            self._report_error(job, _unexpected(error))
+            self._report_error(job, _unexpected(error, self.rank))
             raise
         finally:
             logging.getLogger().removeHandler(handler)
@@ -286,10 +286,13 @@ def run_local(
         return artifacts.write(folder, out, artifact=artifact, stage=node.stage.name, meta=meta)
 
 
-def _unexpected(error: Exception) -> WorkerFailed:
-    """Return a WorkerFailed with the first line of an unexpected error, without secrets."""
+def _unexpected(error: Exception, rank: int) -> WorkerFailed:
+    """Return a WorkerFailed with the first line of an unexpected error of worker `rank`, without secrets."""
     reason = redacted(str(error).strip().partition("\n")[0])[:_MAX_REASON]
-    return WorkerFailed(f"Worker failed with {type(error).__name__}: {reason.rstrip('.')}.")
+    place = "the job's log" if rank == 0 else f"the process log of worker {rank}"  # Only rank 0 writes the job's log.
+    return WorkerFailed(
+        f"Worker failed with {type(error).__name__}: {reason.rstrip('.')}. Read the traceback in {place}."
+    )
 
 
 class _JobLog(logging.Handler):

@@ -109,9 +109,9 @@ class NearDuplicates:
         return np.array(self._minima(shingles), np.uint32).reshape(len(texts), _MINIMA)
 
     def _earlier(self, bands: Keys) -> dict[int, NDArray[np.uint32]]:
-        """Return, for each row of `bands`, the signatures [passages, minima] of indexed passages with an equal band.
+        """Return a mapping from the number of a row of `bands` to signatures [passages, minima] of indexed passages.
 
-        Rows without such passages are omitted.
+        These passages have at least one band equal to a band of the row. Rows without such passages are omitted.
         """
         wanted, passages = bands.ravel(), np.repeat(np.arange(len(bands)), _BANDS)
         order = np.argsort(wanted)

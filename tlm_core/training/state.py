@@ -126,8 +126,8 @@ def load_weights(model: TaskModel, saved: Mapping[str, Tensor], *, skip: tuple[s
     if own.keys() != tensors.keys():
         differing = sorted(own.keys() ^ tensors.keys())[:3]
         raise CorruptArtifact(
-            f"The saved weights belong to another model. They differ in {', '.join(differing)}. "
-            "Delete the job, then submit it again."
+            "The saved weights belong to another model. The parameter names of the file and of the model differ, for "
+            f"example in {', '.join(differing)}. Delete the job, then submit it again."
         )
     with torch.no_grad():
         for name, parameter in own.items():

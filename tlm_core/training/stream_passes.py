@@ -1,4 +1,7 @@
-"""Passes over streams of tokens, without padding between documents and without waiting for the device."""
+"""Forward and backward passes of a step on a stream of tokens.
+
+Documents have no padding between them, and the host does not wait for the device.
+"""
 
 from __future__ import annotations
 
