@@ -33,8 +33,8 @@ _TAR_RECORD = 512
 def situation_of(jobs: JobStore, job: JobRecord) -> Situation:
     """Return the plan of a job and the published artifact of each node.
 
-    For a succeeded job, a list in its record or in the storage names the artifacts. If the storage has lost this list,
-    return the artifacts that are published for its nodes, or no artifacts if one of them is missing.
+    The artifacts of a succeeded job are those of its result list, which is in the record or in the storage. If this
+    list is lost, they are the artifacts that are now published for the nodes, or none if any node lacks one.
     """
     try:
         if artifacts := jobs.result_of(job):

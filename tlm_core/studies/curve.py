@@ -166,8 +166,9 @@ def _against(report: Report, lstm: str, model: str, margin: float) -> Report:
 def _passes_linear(report: Report, model: str) -> Report:
     """Return the number of labels from which a model is more accurate than the linear model.
 
-    measured: the smallest measured size from which the model is more accurate at all measured sizes, or None. The other
-    keys are those of `compare` with the margin 0. `labels` is the crossing point of the fitted power laws.
+    measured: the smallest measured size at which the model is more accurate, if it is also more accurate at all larger
+    sizes; else None. The other keys are those of `compare` with the margin 0. `labels` is the crossing point of the
+    fitted power laws.
     """
     measured = None
     sides = zip(*(reversed(report["models"][name]["points"]) for name in (model, LINEAR)), strict=True)

@@ -103,7 +103,10 @@ def predict(
     pair: Annotated[str, Form(max_length=100_000)] = "",
     confidence: Annotated[str, Form(max_length=20)] = "",
 ) -> Response:
-    """Classify each line, or the text pair in the two fields. confidence: the lowest probability that gives a label."""
+    """Predict for each line, or for the text pair in the two fields.
+
+    confidence: the minimum probability of a label. The model gives no label to a text whose labels are all below it.
+    """
     served = served_model(parts.jobs, job)
     pairs = bool(parts.artifacts.read_json(served.ref, METADATA)["pair"])
     rows = [texts.strip()] if pairs else [line for line in texts.splitlines() if line.strip()]
