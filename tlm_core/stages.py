@@ -25,8 +25,8 @@ EXPORT_LINEAR = Stage(
     "export_linear", "tlm_core.linear.linear_stages:export_linear", 7, BaselineParams, needs_torch=False
 )
 # Without torch, the workers of `prepare` start seconds earlier and need half the memory.
-PREPARE = Stage("prepare", "tlm_core.training.prepare:prepare", 7, params.PrepareParams, needs_torch=False)
-JOINT = Stage("joint", "tlm_core.training.encoder_stages:joint", 10, params.JointParams, parallel=True)
+PREPARE = Stage("prepare", "tlm_core.training.prepare:prepare", 8, params.PrepareParams, needs_torch=False)
+JOINT = Stage("joint", "tlm_core.training.encoder_stages:joint", 11, params.JointParams, parallel=True)
 FINETUNE = Stage("finetune", "tlm_core.training.encoder_stages:finetune", 5, params.FinetuneParams, parallel=True)
 REFIT = Stage("refit", "tlm_core.training.encoder_stages:refit", 1, params.FinetuneParams, parallel=True)
 CHOOSE = Stage("choose", "tlm_core.training.encoder_stages:choose", 3, params.ChooseParams)

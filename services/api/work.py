@@ -155,10 +155,12 @@ def _joint_work(params: JointParams, shape: Shape, texts: Texts) -> Work:
     joint, optimizer = params.joint.at_length(shape.max_length, params.model), params.optimizer.name
     rate = (joint.mask_rate + (joint.mask_rate if joint.mask_rate_end is None else joint.mask_rate_end)) / 2
     task, retrieved = joint.task_batch * texts.tokens, float(joint.batch_rows * shape.max_length)
-    on_task = _step(
-        shape, task, rate * task if joint.mlm_on_task else 0.0, joint.task_batch * joint.task_loss, optimizer
-    )
-    on_passages = _step(shape, retrieved, rate * retrieved, 0, optimizer)
+    # The number of texts whose words a step predicts. A passage that continues in the next row counts again.
+    words = (joint.task_batch, joint.batch_rows + retrieved / texts.passage_tokens) if joint.bag_of_words else (0, 0)
+    masked = rate * task if joint.mlm_on_task else 0.0
+    described = words[0] if joint.mlm_on_task else 0
+    on_task = _step(shape, task, masked, joint.task_batch * joint.task_loss, optimizer, described)
+    on_passages = _step(shape, retrieved, rate * retrieved, 0, optimizer, words[1])
     # A cycle has rho1 steps on passages and one step on the task (paper section 3.2).
     share = 1 / (joint.rho1 + 1) if joint.task_loss or joint.mlm_on_task else 0.0
     share = share if texts.passages else 1.0
@@ -180,15 +182,18 @@ def _finetune_work(params: TuneParams, texts: Texts, rows: int) -> Work | None:
     return Work(total, steps, tokens, total)
 
 
-def _step(shape: Shape, tokens: float, masked: float, documents: int, optimizer: str) -> float:
+def _step(shape: Shape, tokens: float, masked: float, documents: int, optimizer: str, described: float = 0.0) -> float:
     """Return the FLOPs of a training step.
 
-    The step has `tokens` tokens in rows of full length, `masked` masked tokens, and the labels of `documents` texts.
+    The step has `tokens` tokens in rows of full length, `masked` masked tokens, and the labels of `documents` texts. It
+    predicts the words of `described` texts.
     """
     row = flops.forward(shape, 1, shape.max_length, 0, 0)
     head = flops.forward(shape, 0, shape.max_length, 1, 0)
     task = flops.forward(shape, 0, shape.max_length, 0, 1)
-    products = math.ceil(tokens / shape.max_length) * row + masked * head + documents * task
+    words = flops.forward(shape, 0, shape.max_length, 0, 0, 1)
+    rows = math.ceil(tokens / shape.max_length)
+    products = rows * row + masked * head + documents * task + described * words
     update = flops.newton_schulz(architecture_of(shape).matrices(shape)) if optimizer == "muon" else 0.0
     return flops.FORWARD_AND_BACKWARD * products + update
 
@@ -198,7 +203,7 @@ def memory_bytes(recipe: Recipe, texts: Texts) -> int | None:
     if (shape := shape_of(recipe.model, texts)) is None:
         return None
     rows = min(recipe.joint.at_length(length_of(recipe.model, texts), recipe.model).batch_rows, MICRO_ROWS)
-    masked = recipe.joint.highest_mask_rate if recipe.joint.enabled else 0.0
+    masked = recipe.joint.logits_per_token if recipe.joint.enabled else 0.0
     return training_bytes(shape, architecture_of(shape).parameters(shape), rows, masked)
 
 

@@ -9,6 +9,7 @@ import pytest
 from tlm_core.errors import InvalidRecipe
 from tlm_core.training import recipe as recipes
 from tlm_core.training.recipe import PUBLISHED_LR, Finetune, Recipe, native_precision, resolve
+from tlm_core.training.recipe_keys import recipe_keys
 
 SCALES = ("tiny", "small", "medium", "large")
 
@@ -118,6 +119,13 @@ def test_published_encoder_caps_default_rates_only() -> None:
 def test_invalid_override_is_named_in_the_error(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRecipe, match=message):
         resolve("fast", "tiny", overrides)
+
+
+def test_key_with_a_flag_or_auto_has_three_choices() -> None:
+    keys = {entry.key: entry for entry in recipe_keys(resolve("fast", "quick"))}
+    assert keys["joint.bag_of_words"].choices == ("auto", "true", "false")
+    assert [resolve("fast", scale).joint.bag_of_words for scale in ("quick", "small")] == ["auto", False]
+    assert resolve("fast", "quick", {"joint.bag_of_words": False}).joint.bag_of_words is False
 
 
 def test_unknown_recipe_and_scale_list_the_valid_names() -> None:

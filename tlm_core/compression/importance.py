@@ -111,7 +111,7 @@ def _derivatives(model: TaskModel, batch: Batch, device: torch.device) -> tuple[
     head_gates = [torch.ones(*size, heads, device=device, requires_grad=True) for _ in range(layers)]
     block_gates = [torch.ones(size, device=device, requires_grad=True) for _ in range(layers)]
     with gated(model, head_gates, block_gates):
-        _, loss = loss_sums(model, batch, device)
+        _, loss, _ = loss_sums(model, batch, device)
     derivatives = torch.autograd.grad(loss, [*head_gates, *block_gates])
     return torch.stack(derivatives[:layers]), torch.stack(derivatives[layers:])
 

@@ -113,6 +113,7 @@ def joint_trainer(ctx: StageContext[JointParams]) -> Trainer:
         batches=partial(JointBatches, prepared, joint, params.seed),
         budget=joint.budget,
         mask_rate=joint.highest_mask_rate,
+        logits=joint.logits_per_token,
         compiled=True,
     )
 
@@ -126,13 +127,14 @@ def _trainer(
     batches: Callable[[Share | None], Batches],
     budget: Budget,
     mask_rate: float = 0.0,
+    logits: float = 0.0,
     compiled: bool = False,
     flops: Callable[[Batch], float] | None = None,
 ) -> Trainer:
     """Return a training run without validation. parts: the parts of the model to train.
 
     batches: returns the batches. Its argument is the `share` of `JointBatches`. mask_rate: the highest mask rate of the
-    run. compiled: whether a GPU compiles the passes. flops: see `tune`.
+    run. logits: see `Joint.logits_per_token`. compiled: whether a GPU compiles the passes. flops: see `tune`.
     """
     device, precision, workers = pick_device(), ctx.params.precision, Workers(ctx.rank, ctx.world_size)
     optimizer = FlatOptimizer(model, ctx.params.optimizer, parts, workers, precision)
@@ -141,7 +143,7 @@ def _trainer(
         passes = gpu_passes(
             model, optimizer, workers, device, precision, loss=loss, mask_rate=mask_rate, compiled=compiled
         )
-        memory = partial(training_bytes, model.shape, optimizer.size, masked=mask_rate)
+        memory = partial(training_bytes, model.shape, optimizer.size, masked=logits)
         needed = partial(needed_flops, model.shape)
     return Trainer(
         ctx=ctx,

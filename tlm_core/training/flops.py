@@ -11,15 +11,15 @@ FORWARD_AND_BACKWARD = 3
 MUON_STEPS = 5  # iterations that orthogonalize a matrix
 
 
-def forward(shape: Shape, rows: int, length: int, masked: int, documents: int) -> float:
+def forward(shape: Shape, rows: int, length: int, masked: int, documents: int, described: int = 0) -> float:
     """Return the FLOPs of the matrix products in one forward pass over [rows, length] positions, with padding."""
-    return products(shape, rows * length, rows * length**2, masked, documents)
+    return products(shape, rows * length, rows * length**2, masked, documents, described)
 
 
-def products(shape: Shape, tokens: int, pairs: int, masked: int, documents: int) -> float:
+def products(shape: Shape, tokens: int, pairs: int, masked: int, documents: int, described: int = 0) -> float:
     """Return the FLOPs of the matrix products in one forward pass. pairs: token pairs that attention compares."""
     encoder = shape.layers * (tokens * architecture_of(shape).layer_weights(shape) + 2 * pairs * shape.hidden)
-    vocabulary = masked * shape.hidden * (shape.hidden + shape.vocab)
+    vocabulary = shape.hidden * (masked * (shape.hidden + shape.vocab) + described * shape.vocab)
     task = documents * shape.hidden * (shape.hidden + shape.labels)
     return 2.0 * (encoder + vocabulary + task)
 

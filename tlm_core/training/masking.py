@@ -53,6 +53,21 @@ def mask_rows(
     return tokens, np.where(drawn, rows.tokens, NOT_MASKED)
 
 
+def bag_of_words(rows: Rows, targets: Ints, weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the factor of each token in the bag-of-words loss, [R, L]. See `objective.bag_of_words_sum`.
+
+    weights: [V], the importance of each token of the vocabulary. The factors of a text are proportional to them. Their
+    sum is the text's number of masked tokens, so a long text counts as much as in the MLM loss.
+    """
+    real = rows.segments > 0
+    text = np.cumsum(rows.positions[real] == 0) - 1
+    weight = weights[rows.tokens[real]]
+    masked, total = (np.bincount(text, values) for values in (targets[real] != NOT_MASKED, weight))
+    factors = np.zeros(rows.tokens.shape, dtype=np.float32)
+    factors[real] = weight * (masked / total.clip(min=1e-9))[text]
+    return factors
+
+
 def drawn_of(tokens: Ints, rate: float) -> Ints:
     """Return how many tokens to draw in each row: the share `rate` of `tokens` [R], rounded down."""
     return (tokens * rate).astype(np.int64)

@@ -215,6 +215,17 @@ class VocabularyHead(nn.Module):
             self.features(x), self.out.weight, self.out.bias, targets, count, product_dtype(x.device)
         )
 
+    def bag_of_words(self, pooled: Tensor, text: Tensor, tokens: Tensor, factors: Tensor) -> Tensor:
+        """Return the summed cross-entropy of tokens that the vector of their text predicts, in nats.
+
+        pooled: [D, hidden], the vector of each text. text, tokens, factors: [T], of each token the index of its text,
+        its id, and its factor in the sum.
+        """
+        # The bias is in float32, because a rounded bias would shift all probabilities of a token.
+        logits = F.linear(self.norm(pooled), self.out.weight).float() + self.out.bias.float()
+        totals = torch.zeros(len(logits), device=logits.device).index_add(0, text, factors)
+        return (totals * logits.logsumexp(dim=1)).sum() - (factors * logits[text, tokens]).sum()
+
 
 class TaskHead(nn.Module):
     """Computes label logits [D, labels] from pooled documents [D, hidden], as the architecture's stock class does."""

@@ -19,6 +19,7 @@ from tlm_core.training.architectures import Shape
 from tlm_core.training.device import autocast
 from tlm_core.training.masking import NOT_MASKED
 from tlm_core.training.model import TaskModel
+from tlm_core.training.packing import Rows
 from tlm_core.training.prepared import Batch
 
 # Masked tokens are padded to a multiple of this number. Libraries cache a matrix kernel for each size, so many sizes
@@ -96,7 +97,8 @@ def step_flops(shape: Shape, batch: Batch) -> float:
     """Return the FLOPs of the matrix products in the forward and the backward pass over a batch, including padding."""
     masked = -(-batch.masked // MASKED_MULTIPLE) * MASKED_MULTIPLE if batch.mlm_weight else 0
     documents = batch.documents if batch.task_weight else 0
-    products = flops.forward(shape, batch.size, batch.tokens.shape[1], masked, documents)
+    described = batch.texts if batch.mlm_weight and batch.bag_of_words is not None else 0
+    products = flops.forward(shape, batch.size, batch.tokens.shape[1], masked, documents, described)
     return flops.FORWARD_AND_BACKWARD * products
 
 
@@ -104,7 +106,8 @@ def needed_flops(shape: Shape, batch: Batch) -> float:
     """Return the FLOPs that the model needs for the step: no padding, and no attention across documents."""
     masked = batch.masked if batch.mlm_weight else 0
     documents = batch.documents if batch.task_weight else 0
-    products = flops.products(shape, batch.real_tokens, batch.pairs, masked, documents)
+    described = batch.texts if batch.mlm_weight and batch.bag_of_words is not None else 0
+    products = flops.products(shape, batch.real_tokens, batch.pairs, masked, documents, described)
     return flops.FORWARD_AND_BACKWARD * products
 
 
@@ -143,20 +146,37 @@ def _squared_error(logits: Tensor, targets: Tensor, weights: Tensor | None = Non
 LOSSES: Mapping[str, Callable[..., Tensor]] = {"cross_entropy": _cross_entropy, "mse": _squared_error}
 
 
-def loss_sums(model: TaskModel, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the summed losses of masked language modeling (nats) and of the task (nats, or squared errors)."""
+def loss_sums(model: TaskModel, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the summed losses of MLM (nats), of the task (nats, or squared errors), and of the bag of words (nats)."""
     hidden, segments = encode(model, batch, device)
-    mlm = task = torch.zeros((), device=device)
+    mlm = task = words = torch.zeros((), device=device)
     place = np.flatnonzero(batch.targets != NOT_MASKED)
     if batch.mlm_weight and len(place):
         padded = np.pad(place, (0, -len(place) % MASKED_MULTIPLE))
         targets = to_device(batch.targets.reshape(-1)[padded].clip(0), device)
         mlm = model.vocabulary.loss(hidden.flatten(0, 1)[to_device(padded, device)], targets, len(place))
+    if batch.mlm_weight and batch.bag_of_words is not None and len(batch.rows):
+        words = bag_of_words_sum(model, batch.rows, batch.bag_of_words, hidden, segments)
     if batch.task_weight and len(batch.labels):
         logits = pooled_logits(model, batch, hidden, segments)
         weights = None if batch.class_weights is None else to_device(batch.class_weights, device)
         task = LOSSES[batch.loss](logits, to_device(batch.labels, device), weights)
-    return mlm, task
+    return mlm, task, words
+
+
+def bag_of_words_sum(
+    model: TaskModel, rows: Rows, factors: npt.NDArray[np.float32], hidden: Tensor, segments: Tensor
+) -> Tensor:
+    """Return the summed loss of the words that the mean vector of their text predicts (arXiv 2401.11248).
+
+    The classifier reads the same vector, so it learns what a text is about. factors: see `masking.bag_of_words`.
+    """
+    device, real = hidden.device, rows.segments > 0
+    doc_row, doc_segment = (to_device(values, device) for values in rows.texts)
+    text = to_device(np.cumsum(rows.positions[real] == 0) - 1, device)
+    pooled = model.pool(hidden, segments, doc_row, doc_segment)
+    tokens, used = to_device(rows.tokens[real], device), to_device(factors[real], device)
+    return model.vocabulary.bag_of_words(pooled, text, tokens, used)
 
 
 def accumulate_gradient(
@@ -164,15 +184,16 @@ def accumulate_gradient(
 ) -> Tensor:
     """Add the gradient of this worker's rows to the parameters. Return the [mlm, task] loss sums of these rows.
 
-    The step's loss is mlm_weight * mlm / masked + task_weight * task / documents (paper section 3.2). The divisors are
-    those of the whole step, so the gradient of the step is the sum of all workers' gradients.
+    The step's loss is mlm_weight * (mlm + words) / masked + task_weight * task / documents (paper section 3.2). `words`
+    is the bag-of-words loss, or 0 without this loss. The divisors are those of the whole step, so the gradient of the
+    step is the sum of all workers' gradients.
     """
     total = torch.zeros(2, device=device)
     for part in micro_batches(batch, workers, micro_rows):
         with autocast(precision, device):
-            mlm, task = loss_sums(model, part, device)
+            mlm, task, words = loss_sums(model, part, device)
         mlm_share, task_share = batch.shares
-        loss = mlm_share * mlm + task_share * task
+        loss = mlm_share * (mlm + words) + task_share * task
         if loss.requires_grad:
             loss.backward()
         total += torch.stack((mlm.detach(), task.detach()))

@@ -46,6 +46,13 @@ class Rows:
         begins = np.flatnonzero(self.positions[self.segments > 0] == 0)
         return np.diff(begins, append=self.real_tokens)
 
+    @property
+    def texts(self) -> tuple[Ints, Ints]:
+        """The row and the segment of each text in the rows, in order: two arrays [texts]. See `lengths`."""
+        counts = self.segments.max(axis=1, initial=0)
+        rows = np.repeat(np.arange(len(counts)), counts)
+        return rows, np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts) + 1
+
     def __len__(self) -> int:
         return len(self.tokens)
 
@@ -122,6 +129,12 @@ class PassageStream:
         shape, none = (count, size), np.zeros(0, dtype=np.int64)
         tokens, types = flat.reshape(shape), np.zeros(shape, dtype=np.int64)
         return Rows(tokens, segments.reshape(shape), positions.reshape(shape), types, none, none, none)
+
+    def texts(self, first: int, count: int) -> int:
+        """Return the number of texts in rows [first, first + count). A passage in two rows counts as two texts."""
+        size = self._length
+        lengths = [len(tokens) for _, tokens in self._pieces(first * size, count * size)]
+        return len(np.union1d(np.arange(count) * size, np.cumsum(lengths)[:-1]))
 
     def documents(self, first: int, count: int) -> list[int]:
         """Return the numbers of the passages in rows [first, first + count), in order."""

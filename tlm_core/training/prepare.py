@@ -14,6 +14,7 @@ from tokenizers import Encoding, Tokenizer
 
 from tlm_core.errors import NotFound, Unavailable
 from tlm_core.linear.pieces import read_pieces
+from tlm_core.linear.spans import learn_marks
 from tlm_core.parquet import open_parquet
 from tlm_core.pulse import PULSE
 from tlm_core.tasks.task import Task
@@ -61,6 +62,7 @@ def prepare(ctx: StageContext[PrepareParams]) -> dict[str, Any]:
         "labels": list(task.labels),
         "metric": task.metric,
         "pair": task.pair,
+        "marked_spans": not task.pair and bool(learn_marks(task.texts("train"))),
         "language": task.language,
         "task": task.name,
         "counts": task.counts,

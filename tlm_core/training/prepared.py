@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from tlm_core.errors import InvalidRecipe
 from tlm_core.tasks.types import Scaling, TaskType, task_type_of
-from tlm_core.training.masking import NOT_MASKED, Vocabulary, drawn_of, mask_rows
+from tlm_core.training.masking import NOT_MASKED, Vocabulary, bag_of_words, drawn_of, mask_rows
 from tlm_core.training.packing import PassageStream, Rows, first_fit, pack
 from tlm_core.training.randomness import Stream, permutation
 from tlm_core.training.recipe import Finetune, Joint
@@ -24,6 +24,8 @@ from tlm_core.training.store import TokenStore
 Ints = npt.NDArray[np.int64]
 Labels = npt.NDArray[Any]  # an array of the type `TaskType.trained`, or float32 probabilities
 
+COMMON = 1e-3  # a token with this frequency has half the weight of a rare token in the bag-of-words loss
+COUNTED_TOKENS = 5_000_000  # number of tokens of train texts and of passages that determine these weights
 HIGHEST_WEIGHT = 10.0  # maximum weight of a class in the loss, so that a rare class does not dominate the gradient
 
 
@@ -163,6 +165,27 @@ class Prepared:
         """Return log frequencies [V] and vectors [V, hidden] of the tokens, for `model.init: counts`."""
         return np.load(self.folder / "log_frequency.npy"), np.load(self.folder / "vectors.npy")
 
+    @cached_property
+    def token_weights(self) -> npt.NDArray[np.float32]:
+        """The weight of each token in the bag-of-words loss, [V]: near 1 if it is rare, and 0 if it is special."""
+        counts = np.zeros(self.vocabulary.size)
+        for store in (self.split("train").store, self.passages()):
+            if store is not None:
+                counts += np.bincount(store.tokens[:COUNTED_TOKENS], minlength=len(counts))
+        weights = COMMON / (COMMON + counts / counts.sum())
+        weights[list(self.vocabulary.specials)] = 0.0
+        return weights.astype(np.float32)
+
+    def describes_texts(self, joint: Joint) -> bool:
+        """Return whether the joint stage has the bag-of-words loss.
+
+        `auto` excludes text pairs and texts with marked spans: their label depends on relations in the text, which the
+        loss makes harder to learn.
+        """
+        if joint.bag_of_words == "auto":
+            return not (self.facts["pair"] or self.facts.get("marked_spans"))
+        return joint.bag_of_words
+
     def passage_ids(self, numbers: list[int]) -> list[str]:
         ids = np.load(self.folder / "passages.ids.npy", mmap_mode="r")
         return [bytes(ids[number]).decode() for number in numbers]
@@ -173,10 +196,11 @@ Share = Callable[[int], tuple[int, int]]  # number of rows → this worker's row
 
 @dataclass(frozen=True)
 class StepRows:
-    """Counts of a step over all workers. tokens: [rows], the tokens without padding. pairs: see `Batch.pairs`."""
+    """Counts of a step over all workers. tokens: [rows], the tokens without padding. pairs, texts: as in `Batch`."""
 
     tokens: Ints
     pairs: int
+    texts: int
 
     def drawn(self, rate: float) -> int:
         """Return an upper bound of the step's masked tokens. A row of mostly special tokens has fewer."""
@@ -205,6 +229,7 @@ class Batch:
     sources: Callable[[], list[str]]
     loss: str  # the task's loss: a key of `objective.LOSSES`
     class_weights: npt.NDArray[np.float32] | None = None  # [classes], factors of the texts' losses
+    bag_of_words: npt.NDArray[np.float32] | None = None  # [R, L], see `masking.bag_of_words`
     step: StepRows | None = None
 
     @property
@@ -216,6 +241,11 @@ class Batch:
     def real_tokens(self) -> int:
         """The number of tokens without padding, over all workers if `step` is given."""
         return self.rows.real_tokens if self.step is None else int(self.step.tokens.sum())
+
+    @property
+    def texts(self) -> int:
+        """The number of texts, over all workers if `step` is given. A passage in two rows counts as two texts."""
+        return len(self.rows.lengths) if self.step is None else self.step.texts
 
     @property
     def pairs(self) -> int:
@@ -231,6 +261,7 @@ class Batch:
             tokens=self.tokens[start:stop],
             targets=self.targets[start:stop],
             labels=self.labels[inside],
+            bag_of_words=None if self.bag_of_words is None else self.bag_of_words[start:stop],
         )
 
     @property
@@ -262,6 +293,7 @@ class JointBatches:
         self._joint = joint
         self._share = share
         self._mask = partial(mask_rows, vocabulary=prepared.vocabulary, seed=seed)
+        self._weights = prepared.token_weights if prepared.describes_texts(joint) else None
         self._task_batches = TaskBatches(
             prepared, joint.task_batch, seed, share=share, stream=Stream.TASK, with_pieces=joint.task_loss
         )
@@ -296,7 +328,7 @@ class JointBatches:
         step_rows = None
         if self._share is not None:
             pairs = int((rows.lengths**2).sum()) * count // max(1, len(rows))  # estimated for other workers
-            step_rows = StepRows(np.full(count, tokens.shape[1]), pairs)
+            step_rows = StepRows(np.full(count, tokens.shape[1]), pairs, stream.texts(first, count))
         return Batch(
             rows=rows,
             tokens=tokens,
@@ -308,8 +340,12 @@ class JointBatches:
             task_weight=0.0,
             sources=lambda: self._prepared.passage_ids(stream.documents(first, count)),
             loss=self._prepared.type.loss,
+            bag_of_words=self._bag_of_words(rows, targets),
             step=step_rows,
         )
+
+    def _bag_of_words(self, rows: Rows, targets: Ints) -> npt.NDArray[np.float32] | None:
+        return None if self._weights is None else bag_of_words(rows, targets, self._weights)
 
     def _task_batch(self, step: int, number: int, rate: float) -> Batch:
         joint, batch = self._joint, self._task_batches(number)
@@ -325,6 +361,7 @@ class JointBatches:
             masked=_masked(targets, batch.step, rate),
             mlm_weight=1 - task_weight,
             task_weight=task_weight,
+            bag_of_words=self._bag_of_words(batch.rows, targets),
         )
 
 
@@ -393,7 +430,8 @@ def task_batch(split: Split, windows: Ints, prepared: Prepared, share: Share | N
     if share is not None:
         lengths = split.store.lengths[windows].astype(np.int64)
         all_bins = first_fit(lengths.tolist(), prepared.max_length)
-        step = StepRows(np.array([lengths[members].sum() for members in all_bins]), int((lengths**2).sum()))
+        tokens = np.array([lengths[members].sum() for members in all_bins])
+        step = StepRows(tokens, int((lengths**2).sum()), len(lengths))
         bins = all_bins[slice(*share(len(all_bins)))]
     rows = pack(split.store, windows, prepared.max_length, split.second, prepared.vocabulary.pad, bins)
     return Batch(

@@ -174,6 +174,11 @@ class Joint(_Part):
     rho2: float = Field(1.0, ge=0, description="weight of MLM relative to the task's loss, on task texts")
     mask_rate: float = Field(0.3, gt=0, lt=1, description="share of masked tokens at the start")
     mask_rate_end: float | None = Field(None, gt=0, lt=1, description="mask rate at the end; null: unchanged")
+    bag_of_words: Literal["auto"] | bool = Field(
+        False,
+        description="true: the mean vector of each text also predicts its words; auto: true unless the task has text "
+        "pairs or marked spans",
+    )
     optimizer: Optimizer = Optimizer()
     stop_if_behind: float | None = Field(
         None,
@@ -195,6 +200,14 @@ class Joint(_Part):
     @property
     def highest_mask_rate(self) -> float:
         return max(self.mask_rate, self.mask_rate_end or 0.0)
+
+    @property
+    def logits_per_token(self) -> float:
+        """For how many masked tokens the vocabulary's logits fit into the memory of a step, as a share of its tokens.
+
+        The bag of words needs three floats for each logit of a text, and MLM one. Texts have about 20 tokens or more.
+        """
+        return self.highest_mask_rate + (3 / 20 if self.bag_of_words else 0.0)
 
 
 class Finetune(_Part):
@@ -351,7 +364,11 @@ def _fast(scale: Scale) -> Recipe:
         model=Model(
             init="counts", max_length="auto", layers=layers, hidden=hidden, heads=heads, intermediate=intermediate
         ),
-        joint=Joint(budget=Budget(tokens=tokens), batch_rows=32 if on_cpu or scale == "small" else 256),
+        joint=Joint(
+            budget=Budget(tokens=tokens),
+            batch_rows=32 if on_cpu or scale == "small" else 256,
+            bag_of_words="auto" if on_cpu else False,
+        ),
         finetune=Finetune(
             epochs=5 if scale == "quick" else 10,
             min_steps=500 if scale == "quick" else None,

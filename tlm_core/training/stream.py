@@ -39,6 +39,7 @@ class Part(NamedTuple):
     sequences are empty. tokens, types: [T]. sequence: [T], the number of each token's sequence. begins: [S + 1], the
     start of each sequence, then T. masked, targets: [K], index and original id of each masked token; unused targets are
     IGNORED. labels: [S] or [S, labels]. labeled: [S], whether a sequence has a label. shares: [2], see `Batch.shares`.
+    words, factors: [T], original ids and `masking.bag_of_words` of all tokens, or [0] without this loss.
     """
 
     tokens: Tensor
@@ -50,6 +51,8 @@ class Part(NamedTuple):
     labels: Tensor
     labeled: Tensor
     shares: Tensor
+    words: Tensor
+    factors: Tensor
 
 
 def up(count: float, multiple: int) -> int:
@@ -108,6 +111,8 @@ class Documents:
     masks: npt.NDArray[np.int64]
     labels: npt.NDArray[np.generic]
     labeled: npt.NDArray[np.bool_]
+    words: npt.NDArray[np.int64]
+    factors: npt.NDArray[np.float32]
 
     @classmethod
     def of(cls, batch: Batch) -> Documents:
@@ -124,7 +129,10 @@ class Documents:
         labels[place] = batch.labels
         masks = np.cumsum(targets != NOT_MASKED)[ends - 1]
         labeled = np.isin(np.arange(len(ends)), place)
-        return cls(batch, batch.tokens[real], rows.types[real], targets, ends, masks, labels, labeled)
+        words, factors = np.zeros(0, np.int64), np.zeros(0, np.float32)
+        if batch.bag_of_words is not None:
+            words, factors = rows.tokens[real], batch.bag_of_words[real]
+        return cls(batch, batch.tokens[real], rows.types[real], targets, ends, masks, labels, labeled, words, factors)
 
     def parts(self, sizes: Sizes, before: int = 0) -> list[Part]:
         """Return parts of whole documents, each as full as possible. before: number of sequences in earlier parts.
@@ -157,7 +165,7 @@ class Documents:
         begins = np.concatenate(([0], self.ends[first:last] - start, rest))
         begins = filled(begins, sequences + 1, sizes.tokens)
         places = np.flatnonzero(self.targets[used] != NOT_MASKED)
-        batch = self.batch
+        described = sizes.tokens if len(self.factors) else 0
         return Part(
             tokens=ints(filled(self.tokens[used], sizes.tokens, 0)),
             types=ints(filled(self.types[used], sizes.tokens, 0)),
@@ -169,14 +177,17 @@ class Documents:
                 filled(self.labels[first:last], sequences, IGNORED if self.labels.dtype.kind == "i" else 0)
             ),
             labeled=torch.from_numpy(filled(self.labeled[first:last], sequences, False)),
-            shares=torch.tensor(batch.shares),
+            shares=torch.tensor(self.batch.shares),
+            words=ints(filled(self.words[used], described, 0)),
+            factors=torch.from_numpy(filled(self.factors[used], described, 0)),
         )
 
 
 def launched_flops(shape: Shape, part: Part, mlm: bool, task: bool) -> float:
     """Return the FLOPs of the products in both passes over a part in host memory, including padding."""
     pairs, sequences = int((part.begins.diff().long() ** 2).sum()), len(part.begins) - 1
-    products = flops.products(shape, len(part.tokens), pairs, mlm * len(part.masked), task * sequences)
+    described = mlm * sequences * bool(len(part.factors))
+    products = flops.products(shape, len(part.tokens), pairs, mlm * len(part.masked), task * sequences, described)
     return flops.FORWARD_AND_BACKWARD * products
 
 
@@ -313,7 +324,10 @@ class StreamLoss(StreamLayers):
                 self._task_sum(hidden, part, class_weights) if task else zero,
             )
         )
-        return (sums * part.shares).sum(), sums.detach()
+        loss = (sums * part.shares).sum()
+        if mlm and len(part.factors):
+            loss = loss + part.shares[0] * self._bag_of_words_sum(hidden, part)
+        return loss, sums.detach()
 
     def _mlm_sum(self, hidden: Tensor, part: Part) -> Tensor:
         head = self.model.vocabulary
@@ -322,6 +336,11 @@ class StreamLoss(StreamLayers):
         bias = F.pad(head.out.bias.float(), (0, more), value=-torch.inf)
         logits = F.linear(head.features(hidden[part.masked]), F.pad(head.out.weight, (0, 0, 0, more)))
         return F.cross_entropy(logits.float() + bias, part.targets.long(), ignore_index=IGNORED, reduction="sum")
+
+    def _bag_of_words_sum(self, hidden: Tensor, part: Part) -> Tensor:
+        """Return the result of `objective.bag_of_words_sum`. The factors of padding are zero."""
+        pooled = self._pooled(hidden, part).to(hidden.dtype)
+        return self.model.vocabulary.bag_of_words(pooled, part.sequence, part.words, part.factors)
 
     def _task_sum(self, hidden: Tensor, part: Part, class_weights: Tensor | None) -> Tensor:
         logits = self.model.task(self._pooled(hidden, part).to(hidden.dtype)).float()

@@ -139,7 +139,7 @@ def test_joint_memory_estimate_uses_the_highest_mask_rate(tmp_path: Path) -> Non
     )
     trainer = joint_trainer(ctx)
     assert isinstance(trainer.passes, RowPasses) and trainer.passes.memory is not None
-    assert trainer.passes.memory(8) == training_bytes(trainer.model.shape, trainer.optimizer.size, 8, 0.4)
+    assert trainer.passes.memory(8) == training_bytes(trainer.model.shape, trainer.optimizer.size, 8, 0.4 + 0.15)
 
 
 def test_resumed_run_uses_only_the_rows_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

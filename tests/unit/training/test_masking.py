@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tlm_core.training.masking import NOT_MASKED, Vocabulary, mask_rows
+from tlm_core.training.masking import NOT_MASKED, Vocabulary, bag_of_words, mask_rows
 from tlm_core.training.packing import Rows
 from tlm_core.training.prepared import draw
 from tlm_core.training.randomness import Stream, permutation, random_at
@@ -73,6 +73,22 @@ def test_mask_does_not_depend_on_the_text(rows: Rows) -> None:
 def test_ordinary_tokens_are_computed_once() -> None:
     assert VOCABULARY.ordinary is VOCABULARY.ordinary
     assert np.array_equal(VOCABULARY.ordinary, np.arange(5, 100))
+
+
+def test_each_text_has_its_masked_tokens_as_sum_of_factors(rows: Rows) -> None:
+    segments, positions = rows.segments.copy(), np.tile(np.arange(128), (64, 1))
+    segments[:, 60:100], positions[:, 60:] = 2, np.arange(68)
+    rows = replace(rows, segments=segments, positions=positions)
+    _, targets = mask_rows(rows, VOCABULARY, 0.3, seed=1, step=1)
+    weights = np.linspace(0, 1, VOCABULARY.size, dtype=np.float32)
+    weights[list(VOCABULARY.specials)] = 0
+    factors = bag_of_words(rows, targets, weights)
+    for place in (slice(0, 60), slice(60, 100)):
+        masked = (targets[:, place] != NOT_MASKED).sum(axis=1)
+        np.testing.assert_allclose(factors[:, place].sum(axis=1), masked, rtol=1e-5)
+    assert not factors[rows.segments == 0].any() and not factors[np.isin(rows.tokens, VOCABULARY.specials)].any()
+    row, (low, high) = factors[0], rows.tokens[0, 1:3]
+    assert row[2] * weights[low] == pytest.approx(row[1] * weights[high], rel=1e-5)
 
 
 def test_streams_differ_and_accept_large_seeds() -> None:

@@ -27,6 +27,7 @@ class Setup:
     model: TaskModel
     buffers: Buffers
     batches: JointBatches
+    token_weights: Tensor
 
 
 @pytest.fixture(params=["modernbert", "bert"])
@@ -39,12 +40,16 @@ def setup(request: pytest.FixtureRequest, tmp_path: Path) -> Setup:
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=random))
     joint = recipe.joint
-    return Setup(model, Buffers(model, muon=False), JointBatches(prepared, joint, seed=3))
+    weights = torch.from_numpy(prepared.token_weights)
+    return Setup(model, Buffers(model, muon=False), JointBatches(prepared, joint, seed=3), weights)
 
 
-def plain_losses(model: TaskModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return mean losses, computed per document without packing, with logits for every position."""
-    mlm, task = [], []
+def plain_losses(model: TaskModel, batch: Batch, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean losses, computed per document without packing, with logits for every position.
+
+    weights: [V], those of the bag of words. Its loss is the mean over the masked tokens, as that of MLM.
+    """
+    mlm, words, task = [], [], []
     for row in range(len(batch.rows)):
         for segment in range(1, int(batch.rows.segments[row].max()) + 1):
             inside = batch.rows.segments[row] == segment
@@ -54,12 +59,17 @@ def plain_losses(model: TaskModel, batch: Batch) -> tuple[Tensor, Tensor]:
             logits = model.vocabulary(hidden)[0]
             targets = torch.from_numpy(batch.targets[row][inside])
             mlm.append(torch.nn.functional.cross_entropy(logits, targets, ignore_index=NOT_MASKED, reduction="none"))
+            pooled = hidden[0, 0] if model.shape.architecture == "bert" else hidden[0].mean(dim=0)
+            original = torch.from_numpy(batch.rows.tokens[row][inside])
+            predicted = model.vocabulary.out(model.vocabulary.norm(pooled)).log_softmax(dim=0)
+            mean = -(weights[original] * predicted[original]).sum() / weights[original].sum()
+            words.append(int((targets != NOT_MASKED).sum()) * mean)
             for place in np.flatnonzero((batch.rows.doc_row == row) & (batch.rows.doc_segment == segment)):
-                pooled = hidden[0, 0] if model.shape.architecture == "bert" else hidden[0].mean(dim=0)
                 label = torch.tensor(batch.labels[place])
                 task.append(torch.nn.functional.cross_entropy(model.task(pooled[None])[0], label))
     masked = torch.cat(mlm)[torch.cat(mlm) != 0]
-    return masked.mean(), torch.stack(task).mean() if task else torch.zeros(())
+    words_mean = torch.stack(words).sum() / len(masked)
+    return masked.mean(), words_mean, torch.stack(task).mean() if task else torch.zeros(())
 
 
 @pytest.mark.parametrize("step", [0, 1])
@@ -68,12 +78,12 @@ def test_joint_loss_and_gradient_match_a_dense_reference(setup: Setup, step: int
     assert bool(batch.documents) == (step == 1)
     mlm_sum, task_sum = accumulate_gradient(setup.model, batch, Workers(), 64, "fp32", CPU).tolist()
     packed = setup.buffers.gradient.clone()
-    mlm, task = plain_losses(setup.model, batch)
+    mlm, words, task = plain_losses(setup.model, batch, setup.token_weights)
     assert mlm_sum / batch.masked == pytest.approx(mlm.item(), abs=1e-5)
-    loss = mlm
+    loss = mlm + words
     if step == 1:
         assert task_sum / batch.documents == pytest.approx(task.item(), abs=1e-5)
-        loss = (20 * mlm + task) / 21
+        loss = (20 * (mlm + words) + task) / 21
     setup.buffers.gradient.zero_()
     loss.backward()
     largest = setup.buffers.gradient.abs().max()
@@ -113,6 +123,19 @@ def test_gradient_of_64_rows_does_not_depend_on_their_division(step: int, tmp_pa
     largest = gradients[0].abs().max()
     assert largest > 0
     assert all((other - gradients[0]).abs().max() <= 1e-6 * largest for other in gradients[1:])
+
+
+@pytest.mark.parametrize(("pair", "marked", "used"), [(False, False, True), (True, False, False), (False, True, False)])
+def test_bag_of_words_excludes_pairs_and_marked_spans(pair: bool, marked: bool, used: bool, tmp_path: Path) -> None:
+    recipe = tiny()
+    prepared = Prepared(made_prepared(tmp_path, recipe))
+    prepared.facts |= {"pair": pair, "marked_spans": marked}
+    assert recipe.joint.bag_of_words == "auto"
+    for step in range(4):
+        assert (JointBatches(prepared, recipe.joint, seed=0)(step, 0.0).bag_of_words is not None) == used
+    for always in (False, True):
+        joint = recipe.joint.model_copy(update={"bag_of_words": always})
+        assert (JointBatches(prepared, joint, seed=0)(0, 0.0).bag_of_words is not None) == always
 
 
 def test_every_rho1_plus_first_step_is_a_task_step(tmp_path: Path) -> None:

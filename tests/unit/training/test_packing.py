@@ -33,6 +33,15 @@ def stream(tmp_path: Path, documents: list[list[int]]) -> PassageStream:
     return PassageStream(store_of(tmp_path, documents), LENGTH, order)
 
 
+@pytest.mark.parametrize(("first", "count"), [(0, 1), (2, 5), (7, 40)])
+def test_stream_counts_the_texts_of_its_rows(stream: PassageStream, first: int, count: int) -> None:
+    rows = stream.rows(first, count)
+    row, segment = rows.texts
+    assert stream.texts(first, count) == len(rows.lengths) == len(row)
+    counted = [int((rows.segments[r] == s).sum()) for r, s in zip(row, segment, strict=True)]
+    assert counted == rows.lengths.tolist()
+
+
 def test_store_returns_its_documents_and_uses_two_bytes_for_small_ids(
     tmp_path: Path, documents: list[list[int]]
 ) -> None:

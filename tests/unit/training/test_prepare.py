@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -37,6 +38,26 @@ def test_passage_ids_come_from_the_selection(tmp_path: Path) -> None:
     inputs = {"task": made_task(tmp_path / "task"), "selection": selection}
     folder = run_stage(PREPARE, inputs, PrepareParams.of(recipe), tmp_path / "prepared")
     assert Prepared(folder).passage_ids([0, 149]) == ["journal:0#é", "journal:149#é"]
+
+
+@pytest.mark.parametrize(("pair", "marked"), [(False, False), (False, True), (True, True)])
+def test_prepare_records_marked_spans_of_single_texts(pair: bool, marked: bool, tmp_path: Path) -> None:
+    task = made_task(tmp_path / "task", pair=pair)
+    if marked:
+        table = pq.read_table(task / "train.parquet")
+        texts = [f"[[ a ]] {text} << b >>" for text in table["text"].to_pylist()]
+        place = table.schema.get_field_index("text")
+        pq.write_table(table.set_column(place, "text", pa.array(texts)), task / "train.parquet")
+    folder = run_stage(PREPARE, {"task": task}, PrepareParams.of(tiny()), tmp_path / "prepared")
+    assert Prepared(folder).facts["marked_spans"] == (marked and not pair)
+
+
+def test_frequent_and_special_tokens_have_low_weights(tmp_path: Path) -> None:
+    prepared = Prepared(made_prepared(tmp_path, tiny()))
+    weights, counts = prepared.token_weights, np.bincount(prepared.split("train").store.tokens)
+    counts[list(prepared.vocabulary.specials)] = 0
+    assert not weights[list(prepared.vocabulary.specials)].any()
+    assert 0 < weights[counts.argmax()] < 0.1 < weights.max() <= 1
 
 
 def test_prepare_stops_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
