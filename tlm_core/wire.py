@@ -35,8 +35,9 @@ class Page(Items[T], Generic[T]):
 
 
 class Problem(_Answer):
-    """An error as defined by RFC 9457. errors: data errors (at most 100 of each code) or invalid fields of the request.
+    """An error as defined by RFC 9457.
 
+    errors: data errors with row and column (at most 100 of each code), or invalid fields with a JSON pointer.
     checks: the condition of each component by name, in responses of /readyz.
     """
 
@@ -421,7 +422,7 @@ class Checkpoint(_Answer):
 
 
 class Model(_Answer):
-    """The files of a job's returned model, or of its linear model until then. digest: of the manifest."""
+    """The files of a job's returned model, or of its linear model while it has no other. digest: of the manifest."""
 
     digest: str
     size: int

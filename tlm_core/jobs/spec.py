@@ -88,7 +88,10 @@ class JobSpec(_Record):
         None, le=256, description="each attempt starts as many workers as the cluster has room for, up to this number"
     )
     max_attempts: int = Field(
-        3, ge=1, le=20, description="failures until the job fails; 3 interruptions without a checkpoint count as one"
+        3,
+        ge=1,
+        le=20,
+        description="failures until the job fails; 3 interruptions without a new checkpoint count as one",
     )
     max_runtime_seconds: float | None = Field(
         None, gt=0, le=1e8, description="limit of the running time of all attempts together"

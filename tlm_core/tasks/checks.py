@@ -101,7 +101,7 @@ def check_texts(table: RawTable, column: str, findings: Findings) -> None:
             message += f"; the limit is {limits.MAX_TEXT_CHARS:,}. Shorten the text, or close an open quote."
             findings.fault("text_too_long", message, split=table.split, row=row, column=column)
         else:
-            message += ". An encoder reads only the beginning (see model.windows). Split the text if its end matters."
+            message += ". An encoder may read only its beginning (see model.windows). Split it if its end matters."
             findings.warn("long_text", message, split=table.split, row=row, column=column)
 
 
@@ -137,7 +137,7 @@ def count_labels(values: pa.ChunkedArray) -> dict[str, int]:
 
 
 def sort_labels(labels: Iterable[str]) -> list[str]:
-    """Return the sorted labels: by value if all are whole numbers, else by code point."""
+    """Return the labels in the order of their indices: by value if all are whole numbers, else by code point."""
     labels = list(labels)
     if all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in labels):
         return sorted(labels, key=lambda label: (int(label), label))
