@@ -193,7 +193,10 @@ class WorkerFailed(WorkerLost, code="worker_failed"):
 
 
 def is_hub_outage(error: TLMError) -> bool:
-    """Return whether the error is an outage of the Hugging Face hub. Only these errors have the class Unavailable."""
+    """Return whether the error is an outage of the Hugging Face hub.
+
+    Only these errors have the class Unavailable itself, not a subclass.
+    """
     return type(error) is Unavailable
 
 

@@ -103,8 +103,8 @@ def _listed(value: object) -> Sequence[object]:
 def hub_errors(what: str, instead: str = "upload its files") -> Iterator[None]:
     """Translate errors of `huggingface_hub` and `datasets` in the block into NotFound, Unavailable or InvalidRequest.
 
-    Errors of the local folder for downloads become StorageFull or StorageUnavailable. The messages contain both
-    arguments. what: the requested object, such as "the model 'x'". instead: what a user can do without the hub.
+    Errors of the local folder for downloads become StorageFull or StorageUnavailable. The arguments are for the
+    messages. what: the requested object, such as "the model 'x'". instead: what a user can do without the hub.
     """
     try:
         yield

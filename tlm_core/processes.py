@@ -25,7 +25,10 @@ _BUSY = 0.1  # CPU seconds between two readings that count as progress
 
 @dataclass(frozen=True)
 class Processes:
-    """A pool of `count` child processes, which end with this process. beats: a counter of their progress."""
+    """A pool of `count` child processes, which end with this process, even if it is killed.
+
+    beats: a counter of their progress.
+    """
 
     count: int
     pool: ProcessPoolExecutor

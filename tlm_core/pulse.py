@@ -1,6 +1,7 @@
 """The progress counter of this process. Code that computes, reads or writes advances the counter.
 
-When the process hangs, the counter stops. Heartbeats do not stop, because their thread continues.
+When a stage hangs, the counter stops, so the service detects the hang. Heartbeats do not stop, because their thread
+continues.
 """
 
 from __future__ import annotations

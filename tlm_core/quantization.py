@@ -14,10 +14,10 @@ _OPERATORS = ["LSTM", "MatMul", "Gather"]
 
 
 def quantize(folder: Path, out: Path) -> tuple[int, int]:
-    """Copy the model in `folder` to `out`, with 8-bit matrices in the encoder. Return model.onnx's old and new bytes.
+    """Copy the model in `folder` to `out`, with 8-bit matrices in the encoder.
 
-    folder: a folder that `tlm download` wrote. Raises InvalidRequest for a linear model, Conflict if `out` exists, and
-    CorruptArtifact for an unreadable model.
+    Returns the sizes of model.onnx in bytes, before and after. folder: a folder that `tlm download` wrote. Raises
+    InvalidRequest for a linear model, Conflict if `out` exists, and CorruptArtifact for an unreadable model.
     """
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

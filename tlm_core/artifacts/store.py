@@ -120,8 +120,9 @@ class ArtifactStore:
     def errors(self, action: str, *, writes: bool = False) -> Iterator[None]:
         """Translate errors of the storage inside the block, as `storage_errors` does.
 
-        If the storage is not mounted, a missing file raises StorageUnavailable, not NotFound. writes: before the
-        block, check the mount and the free space, so that nothing is written into an empty mount point.
+        All other errors of a remote storage raise StorageUnavailable. If the storage is not mounted, a missing file
+        raises StorageUnavailable, not NotFound. writes: before the block, check the mount and the free space, so that
+        nothing is written into an empty mount point.
         """
         try:
             with storage_errors(action):
@@ -155,10 +156,10 @@ class ArtifactStore:
         meta: Mapping[str, object] | None = None,
         retry: Callable[[Callable[[], None]], None] = lambda write: write(),
     ) -> ManifestRef:
-        """Move the files of the local folder `source` to `folder`. Then write the manifest, and return its reference.
+        """Move the files of the local folder `source` to `folder`, write the manifest last, and delete `source`.
 
-        retry: a function that calls its argument, and repeats the call after an error. A repeated call writes only the
-        files that earlier calls did not write.
+        Returns the reference of the manifest. retry: a function that calls its argument, and repeats the call after an
+        error. A repeated call writes only the files that earlier calls did not write.
         """
         manifest = Manifest.of_folder(source, artifact=artifact, stage=stage, meta=meta or {})
         remaining = {entry.name: source / entry.name for entry in manifest.files}

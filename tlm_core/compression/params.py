@@ -13,7 +13,7 @@ def ticket_name(which: str, level: float, seed: int) -> str:
 
 
 class CheckEncoderParams(StageParams):
-    """A published encoder (folder or hub id), and the levels and masks of tickets to check against its layers."""
+    """A published encoder (folder or hub id), and levels and masks of tickets to check against its layers and heads."""
 
     init: str
     levels: tuple[float, ...] = ()

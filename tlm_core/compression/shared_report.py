@@ -81,7 +81,10 @@ def _rows(tasks: Sequence[Report]) -> list[Sequence[object]]:
 
 
 def _curves(tasks: Sequence[Report], average: Mapping[str, Summary]) -> list[Curve]:
-    """Return a curve for each system: mean and spread of its test scores for each task, and over all tasks."""
+    """Return a curve for each system: mean and spread of its test scores for each task, and over all tasks.
+
+    A missing score has no point.
+    """
     curves = []
     for number, system in enumerate(COMPARED):
         scores = [(t[system]["mean"]["test"][t["metric"]], t[system]["spread"]["test"][t["metric"]]) for t in tasks]

@@ -59,7 +59,7 @@ def importance(ctx: StageContext[ImportanceParams]) -> dict[str, object]:
 
 
 def ticket(ctx: StageContext[TicketParams]) -> dict[str, object]:
-    """Remove heads and blocks from the model before finetuning, and finetune it (arXiv 2105.12002, section 3.2).
+    """Rewind to the weights before finetuning, remove heads and blocks, and finetune (arXiv 2105.12002, section 3.2).
 
     Inputs: `prepared`, `importance`, and `joint` if the recipe has a joint stage.
     """

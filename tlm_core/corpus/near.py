@@ -57,7 +57,7 @@ class NearDuplicates:
             self._answered = self._resume()
 
     def select_new(self, texts: Sequence[str]) -> NDArray[np.bool_]:
-        """Return a mask [texts]: True for each text without a near duplicate among the texts selected by any call."""
+        """Return a mask [texts]: True for each text without a near duplicate among all texts selected so far."""
         begun = self._clock()
         with storage_errors("detecting near duplicates"):
             earlier, self._answered = np.split(self._answered, [len(texts)])
@@ -101,7 +101,7 @@ class NearDuplicates:
         return batches.ravel()
 
     def _signatures(self, texts: Sequence[str]) -> NDArray[np.uint32]:
-        """Return the smallest hashes of each text's shingles, [texts, minima]. One or two words are one shingle."""
+        """Return the smallest hashes of each text's shingles, [texts, minima]. A text below 3 words is one shingle."""
         shingles = []
         for text in texts:
             words = tokens(text)

@@ -105,7 +105,7 @@ def cut_stream(paragraphs: Iterable[str]) -> Iterator[str]:
 
 
 def _units(paragraph: str) -> Iterator[tuple[str, int]]:
-    """Yield the sentences of a tidy paragraph and their word counts. Long sentences come in parts of TARGET words."""
+    """Yield (sentence, word count) for a tidy paragraph. Long sentences come in parts of about TARGET words."""
     if not paragraph:
         return
     paragraph += " "

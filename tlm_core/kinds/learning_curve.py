@@ -234,7 +234,7 @@ def task_only(recipe: Recipe) -> Recipe:
 
 
 def pretrained(recipe: Recipe, options: LearningCurveOptions) -> Recipe:
-    """Return the recipe that finetunes the encoder `options.pretrained`, with learning rates for published encoders."""
+    """Return the recipe that finetunes the encoder `options.pretrained`, with rates limited by `for_published`."""
     model = recipe.model.model_copy(update={"init": options.pretrained})
     tokenizer = recipe.tokenizer.model_copy(update={"source": options.pretrained})
     return recipe.model_copy(
