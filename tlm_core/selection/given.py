@@ -38,7 +38,10 @@ _MAX_RANK = 2**31 - 2
 
 
 def uploaded_selection(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
-    """Select the uploaded passages up to rank `top_k`. The batches raise CorruptArtifact if the file is damaged."""
+    """Select the uploaded passages up to rank `top_k`, or all passages if they have no ranks.
+
+    The batches raise CorruptArtifact if the file is damaged.
+    """
     assert isinstance(inputs.source, Path), "The selector 'given' reads a file."
     return Selected(accept.batches(_candidates(inputs.source, inputs.params.top_k)))
 

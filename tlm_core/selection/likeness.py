@@ -53,8 +53,9 @@ def _importance(inputs: SelectionInputs) -> Scorer:
     """Return a function that scores passages: log-likelihood under the texts of the task, minus that under the corpus.
 
     The likelihoods are those of hashed words and word pairs. The function adds Gumbel noise, so that the best k scores
-    are a sample without replacement (section 4.2 of the DSIR paper). Each hash bucket starts with a count of one.
-    Otherwise a word that the task lacks by chance would exclude a passage.
+    are a sample without replacement (section 4.2 of the DSIR paper). Each hash bucket starts with a count of one,
+    because tasks are far smaller than the target data of the paper. Otherwise a word that the task lacks by chance
+    would exclude a passage.
     """
     hasher = _hasher(BUCKETS, analysis_of(inputs.task.language), normalized=False)
     texts, task = (text for _, text in train_texts(inputs.task)), np.ones(BUCKETS)
@@ -82,8 +83,8 @@ def classifier(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
 def _linear_classifier(inputs: SelectionInputs) -> Scorer:
     """Return a function that scores passages by logistic regression on hashed words and word pairs.
 
-    The regression separates query hits from random passages. The hits are those of at most 2,000 random queries.
-    Raises EmptySelection if these queries hit no passage or every passage.
+    The regression separates query hits from random passages. The hits are those of at most 2,000 queries, which the
+    seed draws. Raises EmptySelection if these queries hit no passage or every passage.
     """
     from sklearn.linear_model import SGDClassifier
 

@@ -70,7 +70,7 @@ class Retrieved:
 def retrieve(queries: Queries, index: PassageIndex, top_k: int, folder: Path, progress: Progress) -> Retrieved:
     """Return the union of the `top_k` best passages of every query (paper section 3.1).
 
-    folder: receives files with the hits of PART queries each. A later call with equal arguments reuses these files.
+    folder: receives files with the hits of up to PART queries each. A later call with equal arguments reuses them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows_before = [0, *accumulate(map(len, queries.rows))]  # train rows of all earlier queries

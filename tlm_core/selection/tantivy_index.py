@@ -247,7 +247,7 @@ class _Reader:
         return ranked([Hit(name, score / (K1 + 1)) for name, (score, _) in zip(ids, hits, strict=True)], k)
 
     def _query(self, counts: dict[str, int]) -> tantivy.Query:
-        """Return a query that matches any term, weighted by its count. It is built without a parser of query syntax."""
+        """Return a query that matches any term, weighted by its count. No parser can read a term as query syntax."""
         clauses = []
         for term, count in counts.items():
             clause = tantivy.Query.term_query(self._schema, "terms", term, "freq")

@@ -47,7 +47,7 @@ class Reverse(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, places: Tensor) -> Tensor:
-        """Return x [T, B, n] with its vectors reordered. places: [T * B], index in x of each vector of the result."""
+        """Return x [T, B, n] with its vectors reordered. places: [T * B], index in flattened x of each result."""
         ctx.save_for_backward(places)
         return x.flatten(0, 1)[places].view(x.shape)
 

@@ -129,7 +129,7 @@ def _model(model: str, reports: Reports, sizes: Sequence[int], seeds: Sequence[i
 
 
 def _run(run: Report, names: Sequence[str]) -> Report:
-    """Return the test scores of one seed, and its learning rate `lr` if several rates were tried."""
+    """Return the test scores of one seed, and its learning rate `lr` if several settings were tried."""
     scores = {name: run["test"][name] for name in (*names, "value")}
     return {**scores, "lr": run["chosen"]["lr"]} if "tries" in run else scores
 

@@ -54,8 +54,8 @@ def subset(ctx: StageContext[SubsetParams]) -> dict[str, object]:
 def stratified_order(labels: npt.NDArray[np.integer], seed: int) -> Ints:
     """Return an order of all rows in which every prefix is stratified.
 
-    Random numbers k from 0 to n - 1 order the n rows of a label. The result sorts all rows by (k + 1/2) / n. With L
-    labels, a prefix deviates from the exact share s of a label by at most 1/2 + s L / 2 rows.
+    A seeded order numbers the n rows of each label with k = 0 to n - 1. The result sorts all rows by (k + 1/2) / n.
+    With L labels, a prefix deviates from the exact share s of a label by at most 1/2 + s L / 2 rows.
     """
     random = np.random.default_rng(seed)
     place = np.empty(len(labels))

@@ -11,7 +11,9 @@ LISTED_PER_CODE = 100
 
 
 class Findings:
-    """Collects data errors, data warnings and notes. Counts all errors, but lists only the first 100 of each code.
+    """Collects data errors, data warnings and notes.
+
+    It counts all errors and warnings, but lists only the first 100 of each code. It lists all notes.
 
     subject: name of the data in the message of `error`. stop_at: number of data errors at which `fault` raises
     InvalidDataset. notify: a function that is called with each new note.
@@ -71,7 +73,7 @@ class Findings:
             raise self.error()
 
     def error(self) -> InvalidDataset:
-        """Return one exception for all data errors. The message has the first error and the number of each code."""
+        """Return one exception for all data errors. The message has the first error and the count of each code."""
         summary = f"Data error in {self._subject}"
         if self.total > 1:
             counts = ", ".join(f"{count} x {code}" for code, count in self.fault_counts.most_common())

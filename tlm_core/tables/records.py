@@ -355,7 +355,10 @@ def format_of(name: str) -> str | None:
 
 
 def check_names(names: Sequence[str], file: TableFile) -> bool:
-    """Add data errors for repeated, invalid and too many column names. Return whether all names are valid or empty."""
+    """Add data errors for repeated, invalid and too many column names. Return whether there is no such error.
+
+    Several names may be empty.
+    """
     before = file.findings.total
     for name, count in Counter(names).items():
         if count > 1 and name:

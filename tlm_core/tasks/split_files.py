@@ -23,10 +23,11 @@ _LISTED = 20
 def select_splits(source: Mapping[str, Path] | Path, findings: Findings) -> dict[str, Path]:
     """Return split → file.
 
-    source: a mapping from split names to files, a folder, or one file, which is train. The names dev and val are valid
-    for validation. In a folder, a file belongs to the split that its name contains, such as `my-dev.csv`. If no name
-    contains a split, a single file is train. The name `test_NAME`, in lower case, is a further test set; a folder must
-    then also contain a file with the name `test`. The key `selection` of a mapping is no split; see `given_part`.
+    source: a mapping from split names to files, a folder, or one file, which is train. Other usual names are valid
+    too, such as dev and val for validation. In a folder, a file belongs to the split that its name contains, such as
+    `my-dev.csv`. If no name contains a split, a single file is train. The name `test_NAME`, in lower case, is a further
+    test set; a folder must then also contain a file with the name `test`. The key `selection` of a mapping is no split;
+    see `given_part`.
     Data errors: no_file, no_train, doubled_split, unknown_split.
     """
     paths: dict[str, Path] = {}

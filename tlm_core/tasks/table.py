@@ -85,7 +85,7 @@ class RawTable:
 
 
 def as_text(value: bool | int | float | Decimal) -> str:
-    """Return a value as text, such as "true", "2" for 2.0, or "0.25"."""
+    """Return a value as text: true or false, whole numbers without a decimal point, other numbers with all digits."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Decimal):

@@ -26,7 +26,7 @@ def infer_type(train: RawTable, column: str, metric: str | None, findings: Findi
     """Return the task type of `metric`. If `metric` is None, infer the type from the values of the label column.
 
     More than MAX_DECIMALS different numbers, not all of them whole, are regression targets. Other values are labels.
-    Inferred regression adds the warning read_as_regression.
+    Regression adds a note if `metric` is given, else the warning read_as_regression.
     """
     if metric is not None:
         task_type = task_type_of(metric)
