@@ -241,9 +241,9 @@ def _tuner(
 def refit(ctx: StageContext[FinetuneParams]) -> dict[str, Any]:
     """Finetune again on train and validation (`refit: true` of the recipe).
 
-    If the best weights of `finetune` came after 40 % of its steps, the refit ends after 40 % of its own steps. If
-    `trains_again` returns False, the refit copies the finetuned weights instead. Inputs: those of `finetune`, and the
-    artifact `finetune`, whose history sets the rate and the class weights.
+    If `finetune` had its best weights after a share s of its steps, the refit ends after the share s of its own steps.
+    If `trains_again` returns False, the refit copies the finetuned weights instead. Inputs: those of `finetune`, and
+    the artifact `finetune`, whose history sets the rate and the class weights.
     """
     prepared, finetuned = Prepared(ctx.inputs["prepared"]), ctx.inputs["finetune"]
     history = read_history(finetuned)

@@ -41,9 +41,9 @@ class Step:
     """A step that the run has started. A GPU may still compute the step while the host continues.
 
     number: counts from 1. rate: share of the peak learning rate. flops: FLOPs of this worker's products, including
-    padding and the optimizer. values: the values of `Totals`, then the norm of the gradient, complete after the event
-    `ready`. tokens, progress: tokens and used share of the budget at the end of the step. losses, norm, stop: set when
-    the host has read `values`.
+    padding and the optimizer. values: the values of `Totals`, then the norm of the gradient, complete in host memory
+    after the event `ready`. tokens, progress: tokens and used share of the budget at the end of the step. losses, norm,
+    stop: set when the host has read `values`.
     """
 
     number: int
@@ -97,7 +97,7 @@ class Trainer:
         return Workers(self.ctx.rank, self.ctx.world_size)
 
     def run(self) -> tuple[TrainState, dict[str, Tensor] | None]:
-        """Train to the end of the budget. Return the final state, and the best weights by validation score, or None.
+        """Train to the end of the budget. Return the final state, and the best weights on validation, or None.
 
         Raises NonFiniteLoss, OutOfMemory, WorkerLost, CorruptArtifact, and, after saving a checkpoint, StopRequested.
         """

@@ -105,7 +105,7 @@ def training(recipe: Recipe, seed: int) -> dict[str, Any]:
 
 
 class ChooseParams(StageParams):
-    """Parameters of `choose`. tries: the settings of each finetuning that the report shows, such as `{"lr": 0.001}`."""
+    """Parameters of `choose`. tries: `lr` and, if the tries differ in them, `class_weights` of each finetuning."""
 
     tries: tuple[dict[str, float | str], ...]
 

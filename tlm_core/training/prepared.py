@@ -63,7 +63,7 @@ class Split:
     def turns(self, texts: Ints, epochs: Ints | int) -> Ints:
         """Return the index of one window for each of `texts`. In the next epoch, a text has its next window.
 
-        So a long text counts once in an epoch, and takes no longer than a short one. epochs: of all texts or of each.
+        So a long text counts once in an epoch, and a step reads only one window. epochs: of all texts or of each.
         """
         begins = self.begins[texts]
         return begins + (texts + epochs) % (self.begins[texts + 1] - begins)

@@ -27,7 +27,7 @@ def copy_traces(source: Path, target: Path) -> None:
 
 @contextmanager
 def traced(trainer: Trainer, stage: str) -> Iterator[None]:
-    """If the recipe sets `profile`, trace up to STEPS steps of the trainer's run in the block, on rank 0."""
+    """If the recipe sets `profile`, trace up to STEPS steps of the run on rank 0, after the first WARM steps."""
     ctx = trainer.ctx
     if ctx.rank or not ctx.params.profile:
         yield

@@ -60,10 +60,11 @@ class Tokenizer(_Part):
 
 
 class Model(_Part):
-    """Shape and initial weights of the encoder. `electra` is the paper's BERT.
+    """Shape and initial weights of the encoder.
 
-    init: with `scratch`, all weights are random. With `counts`, token embeddings and vocabulary head start from counts
-    on the training text. Other values name a published encoder.
+    architecture: `modernbert` has gated blocks and rotary positions. `electra` is the paper's BERT. init: with
+    `scratch`, all weights are random. With `counts`, token embeddings and vocabulary head start from counts on the
+    training text. Other values name a published encoder.
     """
 
     architecture: str = Field(
@@ -191,7 +192,7 @@ class Joint(_Part):
     def at_length(self, length: int, model: Model) -> Joint:
         """Return this part of the recipe for rows of `length` tokens.
 
-        If `model.max_length` is `auto`, change `batch_rows`. A step then has as many tokens at each length.
+        If `model.max_length` is `auto`, scale `batch_rows`. A step then has equally many tokens at each length.
         """
         if model.max_length != "auto":
             return self

@@ -191,7 +191,7 @@ def with_bias(names: Mapping[str, str]) -> dict[str, str]:
 
 
 def recipe_sizes(model: Model) -> dict[str, Any]:
-    """Return the fields of `Shape` that a recipe's part `model` also has."""
+    """Return the fields that a `Shape` copies from a recipe's part `model`."""
     return model.model_dump(include={"layers", "hidden", "heads", "intermediate", "max_length", "dropout"})
 
 
