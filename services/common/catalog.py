@@ -326,7 +326,7 @@ class Catalog:
         return [(record_id, body) for record_id, body in zip(ids, bodies, strict=True) if body is not None]
 
     def _names(self, index: str, after: str | None, limit: int, *, newest_first: bool = False) -> list[str]:
-        """Return up to `limit` members of the sorted set `index` that follow `after`, in the order of their bytes."""
+        """Return up to `limit` members of the sorted set `index` after `after`, in byte order. All scores are 0."""
         start, end = (f"({after}" if after else ("+" if newest_first else "-")), ("-" if newest_first else "+")
         return list(self._redis.zrange(index, start, end, desc=newest_first, bylex=True, offset=0, num=limit))
 

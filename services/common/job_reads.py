@@ -179,7 +179,7 @@ class JobReads:
         return {row["node"]: ReusedArtifact(artifact=row["artifact"], ref=moved_ref(row)) for row in rows}
 
     def published_by(self, job: JobRecord) -> dict[str, ManifestRef]:
-        """Return artifact id → reference, for artifacts that an ended job's record or the storage lists."""
+        """Return artifact id → reference, as an ended job's record or the storage lists. Raises StorageUnavailable."""
         if job.published or job.state not in TERMINAL:
             return job.published
         return self._readable_refs(job.tenant, job.id)

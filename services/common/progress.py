@@ -68,7 +68,7 @@ def _works(situation: Situation, group: str) -> bool:
 def _slowdown(situation: Situation, node: Node, within: float, left: float | None) -> float:
     """Return the ratio of measured to expected seconds of training.
 
-    left: the measured seconds that `node` still adds to the job. Without them, return the job's last ratio, or 1.
+    left: measured seconds that `node` still adds to the job. Before the first measurement: the job's last ratio, or 1.
     """
     own = situation.job.resolved.node_seconds.get(node.name, 0.0)
     if left is not None and _MEASURED <= within < 1 and own and isinstance(node.params, TrainParams):

@@ -142,7 +142,7 @@ class RetrieverClient:
         return list(_parse(SearchResult, self._call("POST", "/v1/search", body)).hits)
 
     def put_selection(self, artifact: str, request: SelectionRequest) -> None:
-        """Start the selection of an artifact. A repeated call has no effect. Another `prefix` stops the earlier run."""
+        """Start a selection unless it runs, is ready or failed permanently. A new `prefix` stops and replaces a run."""
         self._call("PUT", _selection_path(artifact), request)
 
     def get_selection(self, artifact: str) -> SelectionRun:

@@ -80,7 +80,7 @@ class IndexLoads:
             load.update(state="ready", error=None)
 
     def get(self, key: CorpusKey) -> IndexLoad:
-        """Return the progress of a load. Raises NotFound if neither load nor index exists, and errors of the index."""
+        """Return the progress of a load. Raises NotFound without load and index, IndexMismatch or IndexUnavailable."""
         load = self._loads.get(key)
         if elsewhere := self._elsewhere(key):
             return elsewhere

@@ -108,7 +108,7 @@ class Coordinator:
         return sum(held.idle or held.waiting is not None for held in self._held.values())
 
     def _renew_leases(self) -> None:
-        """Renew the leases. If a step of a round hangs, let them expire, so that other coordinators adopt the jobs."""
+        """Renew the leases, also during a round. If a step hangs, let them expire, so that others adopt the jobs."""
         if time.monotonic() - self._stepped_at > self.settings.hang_seconds:
             log.error("A step takes longer than %g s, so the leases are not renewed.", self.settings.hang_seconds)
             for gauge in (HELD, IDLE, TOKENS):

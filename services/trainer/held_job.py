@@ -220,7 +220,7 @@ class HeldJob:
         return hung
 
     def _drop_copies(self, situation: Situation) -> None:
-        """Delete the outputs of stages in this process whose artifacts another job has published first."""
+        """Forget the stages whose artifacts another job has published first, and delete their outputs."""
         awaited = {situation.artifact_id(node) for node in situation.ready()}
         for ref in self.local.forget_ended(awaited):
             if ref not in situation.done.values():
@@ -263,9 +263,9 @@ class HeldJob:
             raise AttemptEnded(WorkerLost(f"{message} Read the retriever's log."))
 
     def _fail_stage(self, situation: Situation, node: Node, error: TLMError) -> NoReturn:
-        """Raise AttemptEnded with the error of a stage. If an input of the stage is damaged, raise that error instead.
+        """Raise AttemptEnded with the error of a stage, or with the error of a lost or damaged input.
 
-        Invalidates lost and damaged inputs, so that the next attempt computes them again.
+        Invalidates such inputs, so that the next attempt computes them again.
         """
         if isinstance(error, NotFound | CorruptArtifact):
             for source in set(node.inputs.values()):

@@ -39,7 +39,7 @@ class LocalThreads:
 
 @dataclass
 class LocalStages:
-    """The stages of one job that run in this process. runs: artifact id → future of the stage's output."""
+    """The stages of a job in this process. runs: artifact id → future of its output. A new instance can replace it."""
 
     threads: LocalThreads
     runs: dict[str, Future[ManifestRef]] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class LocalStages:
         self.runs[artifact] = self.threads.submit(job, node, artifact, inputs)
 
     def output(self, artifact: str) -> ManifestRef | None:
-        """Return the output of a started stage, or None while the stage runs. Raises the error of a failed stage.
+        """Return the output of a started stage, or None until the stage has ended. Raises the error of a failed stage.
 
         Forgets a failed or cancelled stage, so that the stage can start again.
         """
