@@ -57,8 +57,8 @@ def add_dataset(
 ) -> DatasetRecord:
     """Validate and store a dataset, and return its record. Missing validation and test splits are split off from train.
 
-    files: name in `PARTS` → file. The name `file` means `train`. request: see Catalog.add_dataset. Raises
-    InvalidRequest for an invalid name or combination of files, and InvalidDataset with every error in the files.
+    files: name that matches `PARTS` → file. The name `file` means `train`. request: see Catalog.add_dataset. Raises
+    InvalidRequest for an invalid name, type or combination of files, and InvalidDataset with every error in the files.
     """
     _check_dataset_name(name)
     splits = _by_split(files)
@@ -76,7 +76,7 @@ def add_hub_dataset(
 ) -> DatasetRecord:
     """Download a hub dataset, and store its texts and labels. Raises the errors of `add_dataset`.
 
-    hub: OWNER/NAME[@REVISION][:CONFIG]. selection: path of a file in the hub dataset, with passages to store.
+    hub: OWNER/NAME[@REVISION][:CONFIG]. selection: path of a file in the hub dataset, which becomes the selection.
     """
     from tlm_core.selection.given import GIVEN_PART
     from tlm_core.tasks.hub import hub_file, parse_hub_id

@@ -50,7 +50,7 @@ _Ran = tuple[Node | None, float, float, str]  # the node (None: a start of worke
 
 
 class Rate(NamedTuple):
-    """A rate that a job measured, in seconds per unit of work. had_core: their share in which training had a core."""
+    """Seconds per unit of work. job: the job that measured them. had_core: their share in which training had a core."""
 
     seconds: float
     job: str

@@ -28,7 +28,7 @@ class Models:
         self._redis, self._jobs = client, jobs
 
     def list(self, tenant: str, after: str | None, limit: int) -> Page[FinishedModel]:
-        """Return a page of the models of succeeded jobs, newest first. after: return only models of older jobs."""
+        """Return a page of models of succeeded jobs, newest first. after: id of a job; return models of older jobs."""
         succeeded = self._jobs.each_job(tenant, state=State.SUCCEEDED, after=after, page=limit + 1)
         with_model = (job for job in succeeded if not job.unreadable and job.spec.definition.has_model)
         jobs, aliases = tuple(islice(with_model, limit + 1)), self.aliases(tenant)

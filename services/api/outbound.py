@@ -105,7 +105,7 @@ class Outbound:
         return parsed
 
     def _address(self, url: httpx.URL) -> str:
-        """Return the first address of a host. Raises InvalidRequest for a private address, OSError without address."""
+        """Return the first address. Raises InvalidRequest for an invalid or private host, OSError if unknown."""
         port = url.port or (443 if url.scheme == "https" else 80)
         try:
             addresses = self._resolve(_host(url), port)

@@ -116,7 +116,7 @@ class Uploads:
             self._clean_up(tenant, upload_id)
 
     def _clean_up(self, tenant: str, upload_id: str) -> None:
-        """Delete an upload. If Redis or the storage is unavailable, log this. The upload then expires."""
+        """Delete an upload. Log an outage: the record then expires, and the sweeper deletes parts without a record."""
         try:
             self.delete(tenant, upload_id)
         except Outage as error:
@@ -167,7 +167,7 @@ class Uploads:
 
 
 async def _receive(body: AsyncIterator[bytes], local: Path, length: int) -> int:
-    """Write up to `length` bytes of the body to `local`. Return the number of received bytes, also above `length`."""
+    """Write up to `length` bytes of the body to `local`. Return how many arrived: above `length` for a longer body."""
     received = 0
     with storage_errors("receiving the part"), open(local, "wb") as handle:
         async for piece in body:

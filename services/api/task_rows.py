@@ -43,5 +43,5 @@ def task_rows(
                 name = value_in_words(label) if isinstance(label, float) else labels[label]
                 result[split, entry["row"]] = TaskRow(entry["text"][:chars], pair and pair[:chars], name)
     except (OSError, NotFound, CorruptArtifact):
-        return {}
+        return {}  # Pages are useful without the texts of the task.
     return result

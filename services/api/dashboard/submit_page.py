@@ -81,7 +81,7 @@ def recipe_key(
 
 
 def _last_corpus(parts: Parts, tenant: str, dataset: str) -> str:
-    """Return the name of the corpus that the newest job with a corpus on any version of `dataset` uses, or ""."""
+    """Return the corpus of the newest job that uses a corpus and any version of `dataset`, or "" without such a job."""
     try:
         ids = parts.catalog.dataset_ids(tenant, parts.catalog.dataset(tenant, dataset).name)
     except NotFound:
