@@ -47,8 +47,8 @@ class AsyncTLMClient(AsyncConnection):
 
         files: split → path, for train and optionally validation and test. A dataset of one file has the key `file`. An
         optional file `selection`, with the columns text and rank, is for the selector `given`. options: fields of
-        DatasetOptions. in_parts_from: number of bytes of all files from which the upload is in parts. After a broken
-        connection, the client then repeats only one part.
+        DatasetOptions. in_parts_from: upload in parts if the files together have at least this number of bytes. After a
+        broken connection, the client then repeats only one part.
 
         Raises InvalidDataset with all data errors. Each data error states its split, row and column.
         """
@@ -132,7 +132,7 @@ class AsyncTLMClient(AsyncConnection):
         *,
         patience: float = http.PATIENCE,
     ) -> wire.CorpusLoad:
-        """Wait until a load is ready, and return the load. on_progress: receives each state. patience: see `events`.
+        """Wait until a load is ready, and return it. on_progress: receives each polled load. patience: see `events`.
 
         Raises the error of a failed load, and Conflict for a cancelled load.
         """

@@ -241,7 +241,7 @@ def _answer_early(client: TLMClient, job: Job, samples: Sequence[Sample], displa
 
 
 def _classify(client: TLMClient, job: Job, samples: Sequence[Sample]) -> list[JsonObject]:
-    """Classify the samples with the model of a job. Return text, label, probability and true_label of each sample."""
+    """Classify the samples with the best model of the job. Return text, label, probability and true_label of each."""
     pairs = [sample.pair for sample in samples if sample.pair is not None] or None
     predictions = client.predict(job.id, [sample.text for sample in samples], pairs).data
     return [

@@ -71,7 +71,7 @@ def predict(
         _predict_texts(job_id, texts or [], pair, min_confidence)
         return
     if pair:
-        raise typer.BadParameter("--pair does not work with --file. Name the column with --pair-column.")
+        raise typer.BadParameter("--pair does not work with --file. For the second texts, use --pair-column.")
     if out is None:
         raise typer.BadParameter("--file needs --out, the file to write.")
     if out.exists() and not force:
