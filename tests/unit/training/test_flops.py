@@ -39,6 +39,6 @@ def test_needed_flops_are_those_of_each_document_alone(tmp_path: Path) -> None:
     shape = build(recipe.model, prepared, 0).shape
     batch = JointBatches(prepared, recipe.joint, 0)(0, 0.0)
     lengths = prepared.split("train").store.lengths[batch.rows.documents]
-    alone = sum(forward(shape, 1, int(length), 0, 1) for length in lengths) + forward(shape, 0, 0, batch.masked, 0)
+    alone = sum(forward(shape, 1, int(length), 0, 1, 1) for length in lengths) + forward(shape, 0, 0, batch.masked, 0)
     assert needed_flops(shape, batch) == FORWARD_AND_BACKWARD * alone
     assert sorted(batch.rows.lengths) == sorted(lengths)
