@@ -33,4 +33,4 @@ CHOOSE = Stage("choose", "tlm_core.training.encoder_stages:choose", 3, params.Ch
 CHECK_ENCODER = Stage("check_encoder", "tlm_core.compression.ticket_stages:check_encoder", 1, CheckEncoderParams)
 IMPORTANCE = Stage("importance", "tlm_core.compression.ticket_stages:importance", 2, ImportanceParams)
 EVALUATE = Stage("evaluate", "tlm_core.training.evaluate:evaluate", 23, params.SeedsParams, parallel=True)
-EXPORT = Stage("export", "tlm_core.training.export:export", 11, params.ExportParams)
+EXPORT = Stage("export", "tlm_core.training.export:export", 12, params.ExportParams)

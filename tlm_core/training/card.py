@@ -132,7 +132,8 @@ def _training(facts: Facts, recipe: CardRecipe) -> str:
     texts = ["passages"] if facts["passages"] and joint.rho1 else []
     if joint.mlm_on_task and (joint.rho2 or not joint.task_loss):
         texts.append("the task's texts")
-    losses = [f"masked language modeling on {' and '.join(texts)}"] if texts else []
+    words = " and bag-of-words prediction" if joint.predicts_words(facts) else ""
+    losses = [f"masked language modeling{words} on {' and '.join(texts)}"] if texts else []
     if joint.task_loss or not losses:
         losses.append("the task's loss")
     return f"{start} by {' together with '.join(losses)}, then by the task's loss alone (TLM, arXiv 2111.04130)."

@@ -176,16 +176,6 @@ class Prepared:
         weights[list(self.vocabulary.specials)] = 0.0
         return weights.astype(np.float32)
 
-    def describes_texts(self, joint: Joint) -> bool:
-        """Return whether the joint stage has the bag-of-words loss.
-
-        `auto` excludes text pairs and texts with marked spans: their label depends on relations in the text, which the
-        loss makes harder to learn.
-        """
-        if joint.bag_of_words == "auto":
-            return not (self.facts["pair"] or self.facts.get("marked_spans"))
-        return joint.bag_of_words
-
     def passage_ids(self, numbers: list[int]) -> list[str]:
         ids = np.load(self.folder / "passages.ids.npy", mmap_mode="r")
         return [bytes(ids[number]).decode() for number in numbers]
@@ -293,7 +283,7 @@ class JointBatches:
         self._joint = joint
         self._share = share
         self._mask = partial(mask_rows, vocabulary=prepared.vocabulary, seed=seed)
-        self._weights = prepared.token_weights if prepared.describes_texts(joint) else None
+        self._weights = prepared.token_weights if joint.predicts_words(prepared.facts) else None
         self._task_batches = TaskBatches(
             prepared, joint.task_batch, seed, share=share, stream=Stream.TASK, with_pieces=joint.task_loss
         )

@@ -198,15 +198,26 @@ class Joint(_Part):
             return self
         return self.model_copy(update={"batch_rows": max(1, self.batch_rows * AUTO_LENGTHS[0] // length)})
 
+    def predicts_words(self, facts: Mapping[str, Any]) -> bool:
+        """Return whether the stage has the bag-of-words loss. facts: `data.json` of the stage `prepare`.
+
+        `auto` excludes text pairs and texts with marked spans: their label depends on relations in the text, which the
+        loss makes harder to learn.
+        """
+        if self.bag_of_words == "auto":
+            return not (facts["pair"] or facts.get("marked_spans"))
+        return self.bag_of_words
+
     @property
     def highest_mask_rate(self) -> float:
         return max(self.mask_rate, self.mask_rate_end or 0.0)
 
     @property
     def logits_per_token(self) -> float:
-        """For how many masked tokens the vocabulary's logits fit into the memory of a step, as a share of its tokens.
+        """How many floats the losses need for each token and vocabulary entry, an estimate for `training_bytes`.
 
-        The bag of words needs three floats for each logit of a text, and MLM one. Texts have about 20 tokens or more.
+        MLM needs one float for each logit of a masked token. The bag of words needs three for each logit of a text, and
+        a text has about 20 tokens or more.
         """
         return self.highest_mask_rate + (3 / 20 if self.bag_of_words else 0.0)
 

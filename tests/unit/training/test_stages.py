@@ -216,11 +216,12 @@ ENCODER = {"model__init": "hub:one/encoder", "tokenizer__source": "hub:one/encod
 @pytest.mark.parametrize(
     ("over", "course", "data"),
     [
-        ({}, "by masked language modeling on passages and the task's texts together with the task's loss, then by",
-         "retrieved by queries from the train texts"),
+        ({}, "by masked language modeling and bag-of-words prediction on passages and the task's texts together with "
+         "the task's loss, then by", "retrieved by queries from the train texts"),
+        ({"joint__bag_of_words": False}, "by masked language modeling on passages and the task's texts together", ""),
         (ALONE, "trained from scratch by the task's loss alone.", "no passages"),
-        (TWO_STAGES, "scratch by masked language modeling on passages, then by the task's loss", "drawn at random"),
-        ({"joint__rho2": 0.0}, "scratch by masked language modeling on passages together with the task's loss", ""),
+        (TWO_STAGES, "modeling and bag-of-words prediction on passages, then by the task's loss", "drawn at random"),
+        ({"joint__rho2": 0.0}, "modeling and bag-of-words prediction on passages together with the task's loss", ""),
         ({**ENCODER, "selection__selector": "given"}, "trained from the published encoder hub:one/encoder by masked",
          "uploaded with the dataset"),
     ],
