@@ -35,6 +35,7 @@ COMMON = {
     "tokenizer.vocab_size": VOCABULARY,
     "joint.batch_rows": BATCH,
     "joint.task_batch": BATCH,
+    "joint.bag_of_words": False,  # the rivals have no such loss
     "joint.budget.steps": 1_000,
     "checkpoint_steps": 1_000_000,
 }
