@@ -25,7 +25,7 @@ Ints = npt.NDArray[np.int64]
 Labels = npt.NDArray[Any]  # an array of the type `TaskType.trained`, or float32 probabilities
 
 COMMON = 1e-3  # a token with this frequency has half the weight of a rare token in the bag-of-words loss
-COUNTED_TOKENS = 5_000_000  # number of tokens of train texts and of passages that determine these weights
+COUNTED_TOKENS = 5_000_000  # these weights depend on at most so many tokens of train texts, and as many of passages
 HIGHEST_WEIGHT = 10.0  # maximum weight of a class in the loss, so that a rare class does not dominate the gradient
 
 

@@ -157,7 +157,8 @@ class Optimizer(_Part):
 class Joint(_Part):
     """Joint stage: masked language modeling (MLM) on passages and task texts, and the task's loss (paper section 3.2).
 
-    One of rho1 + 1 batches has task texts. Its loss is (rho2 * MLM + task) / (rho2 + 1). The others have passages.
+    One of rho1 + 1 batches has task texts. Its loss is (rho2 * MLM + task) / (rho2 + 1). The others have passages. With
+    `bag_of_words`, MLM includes the bag-of-words loss.
     """
 
     enabled: bool = Field(True, description="false: finetuning only")
