@@ -199,7 +199,7 @@ class Joint(_Part):
             return self
         return self.model_copy(update={"batch_rows": max(1, self.batch_rows * AUTO_LENGTHS[0] // length)})
 
-    def predicts_words(self, facts: Mapping[str, Any]) -> bool:
+    def predicts_words(self, facts: Mapping[str, object]) -> bool:
         """Return whether the stage has the bag-of-words loss. facts: `data.json` of the stage `prepare`.
 
         `auto` excludes text pairs and texts with marked spans: their label depends on relations in the text, which the
