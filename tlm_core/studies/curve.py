@@ -166,8 +166,8 @@ def _against(report: Report, lstm: str, model: str, margin: float) -> Report:
 def _passes_linear(report: Report, model: str) -> Report:
     """Return the number of labels from which a model is more accurate than the linear model.
 
-    measured: the smallest measured size at which the model is more accurate, if it is also more accurate at all larger
-    sizes; else None. The other keys are those of `compare` with the margin 0. `labels` is the crossing point of the
+    measured: the smallest measured size such that the model is more accurate at this size and at all larger sizes, or
+    None. The other keys are those of `compare` with the margin 0. `labels` is the crossing point of the
     fitted power laws.
     """
     measured = None
