@@ -31,6 +31,10 @@ HELD: dict[str, tuple[dict[str, Any], list[tuple[float, float | None, float]]]] 
         {"joint__optimizer__name": "adamw", "model__architecture": "bert"},
         [(5.11942, None, 1.13722), (5.06555, 1.09799, 0.64736), (4.98481, 1.11038, 0.53322)],
     ),
+    "bag of words": (
+        {"joint__bag_of_words": True},
+        [(5.14166, None, 0.68538), (5.07206, 1.09861, 0.83882), (5.02145, 1.10855, 0.98918)],
+    ),
 }
 
 
@@ -38,7 +42,8 @@ HELD: dict[str, tuple[dict[str, Any], list[tuple[float, float | None, float]]]] 
 def test_seed_fixed_tiny_losses_do_not_change(name: str, tmp_path: Path) -> None:
     """A refactoring must not change these values; a change of the method must."""
     over, held = HELD[name]
-    recipe = tiny(precision="fp32", joint__budget__steps=STEPS, joint__rho1=3, **over)
+    own = {"joint__bag_of_words": False} | over
+    recipe = tiny(precision="fp32", joint__budget__steps=STEPS, joint__rho1=3, **own)
     out = run_of(tmp_path / "run", made_prepared(tmp_path / "data", recipe), recipe)()
     points = json.loads((out / "history.json").read_text())["points"]
     close = 5e-5  # processors differ in the order of sums
