@@ -312,7 +312,7 @@ class JobStore(JobReads):
         - metrics: metric points. events: (type, data) of each event. logs: log lines.
         - submissions: group → submission id, or None to delete the id of the group. Other groups do not change.
         - beat: a group, and its last heartbeat. draining: whether all workers must write a checkpoint and end.
-        - `publish` and `publish_checkpoint` set the other arguments.
+        - artifact, reference, is_checkpoint, excluded_from_cache: only for `publish` and `publish_checkpoint`.
 
         Raises StaleAttempt if another attempt has begun, IllegalTransition if no attempt runs, and NotFound if the job
         is deleted. After any of these three errors, the caller must stop writing.

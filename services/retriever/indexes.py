@@ -213,8 +213,8 @@ class OpenSearchIndexes:
         mark = mappings.get("_meta", {}).get("tlm", {})
         if {**mark, "schema": SCHEMA_VERSION, **key._asdict()} != mark:
             raise IndexMismatch(
-                f"This release of the service did not write the index {name}. Delete the index. Then load the corpus "
-                "again."
+                f"Another release or another program wrote the index {name}, and this release cannot read it. Delete "
+                "the index. Then load the corpus again."
             )
         shards = int(settings["number_of_shards"])
         expected = index_body(mark, mark["analysis"], shards)

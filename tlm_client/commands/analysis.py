@@ -148,7 +148,7 @@ def _curve_rows(comparison: Comparison) -> list[tuple[str, ...]]:
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
-    """Sort names such as `joint.s0 mlm` by stage, seed and metric. Stages have the order of their first names."""
+    """Sort names such as `joint.s0 mlm` by stage, seed and metric. The order of stages is that in `names`."""
     parts = {name: _NUMBER.split(name) for name in names}  # text, number, text, …
     stages = list(dict.fromkeys(text for text, *_ in parts.values()))
 
