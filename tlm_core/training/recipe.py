@@ -377,11 +377,7 @@ def _fast(scale: Scale) -> Recipe:
         model=Model(
             init="counts", max_length="auto", layers=layers, hidden=hidden, heads=heads, intermediate=intermediate
         ),
-        joint=Joint(
-            budget=Budget(tokens=tokens),
-            batch_rows=32 if on_cpu or scale == "small" else 256,
-            bag_of_words="auto" if on_cpu else False,
-        ),
+        joint=Joint(budget=Budget(tokens=tokens), batch_rows=32 if on_cpu or scale == "small" else 256),
         finetune=Finetune(
             epochs=5 if scale == "quick" else 10,
             min_steps=500 if scale == "quick" else None,

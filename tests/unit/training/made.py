@@ -39,6 +39,7 @@ TINY: Mapping[str, Any] = {
     "joint.batch_rows": 8,
     "joint.task_batch": 8,
     "joint.budget.steps": 12,
+    "joint.bag_of_words": "auto",
     "finetune.epochs": 2,
     "finetune.batch": 16,
     "finetune.evaluations": 3,
