@@ -59,8 +59,7 @@ def bag_of_words(rows: Rows, targets: Ints, weights: npt.NDArray[np.float32]) ->
     weights: [V], the importance of each token of the vocabulary. The factors of a text are proportional to them. Their
     sum is the text's number of masked tokens, so a long text counts as much as in the MLM loss.
     """
-    real = rows.segments > 0
-    text = np.cumsum(rows.positions[real] == 0) - 1
+    real, text = rows.segments > 0, rows.text_of_token
     weight = weights[rows.tokens[real]]
     masked, total = (np.bincount(text, values) for values in (targets[real] != NOT_MASKED, weight))
     factors = np.zeros(rows.tokens.shape, dtype=np.float32)

@@ -97,8 +97,7 @@ def step_flops(shape: Shape, batch: Batch) -> float:
     """Return the FLOPs of the matrix products in the forward and the backward pass over a batch, including padding."""
     masked = -(-batch.masked // MASKED_MULTIPLE) * MASKED_MULTIPLE if batch.mlm_weight else 0
     documents = batch.documents if batch.task_weight else 0
-    described = batch.texts if batch.mlm_weight and batch.bag_of_words is not None else 0
-    products = flops.forward(shape, batch.size, batch.tokens.shape[1], masked, documents, described)
+    products = flops.forward(shape, batch.size, batch.tokens.shape[1], masked, documents, batch.described)
     return flops.FORWARD_AND_BACKWARD * products
 
 
@@ -106,8 +105,7 @@ def needed_flops(shape: Shape, batch: Batch) -> float:
     """Return the FLOPs that the model needs for the step: no padding, and no attention across documents."""
     masked = batch.masked if batch.mlm_weight else 0
     documents = batch.documents if batch.task_weight else 0
-    described = batch.texts if batch.mlm_weight and batch.bag_of_words is not None else 0
-    products = flops.products(shape, batch.real_tokens, batch.pairs, masked, documents, described)
+    products = flops.products(shape, batch.real_tokens, batch.pairs, masked, documents, batch.described)
     return flops.FORWARD_AND_BACKWARD * products
 
 
@@ -173,7 +171,7 @@ def bag_of_words_sum(
     """
     device, real = hidden.device, rows.segments > 0
     doc_row, doc_segment = (to_device(values, device) for values in rows.texts)
-    text = to_device(np.cumsum(rows.positions[real] == 0) - 1, device)
+    text = to_device(rows.text_of_token, device)
     pooled = model.pool(hidden, segments, doc_row, doc_segment)
     tokens, used = to_device(rows.tokens[real], device), to_device(factors[real], device)
     return model.vocabulary.bag_of_words(pooled, text, tokens, used)

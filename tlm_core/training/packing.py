@@ -43,15 +43,18 @@ class Rows:
     @property
     def lengths(self) -> Ints:
         """The number of tokens of each document in the rows, in order. A cut document occurs once in each row."""
-        begins = np.flatnonzero(self.positions[self.segments > 0] == 0)
-        return np.diff(begins, append=self.real_tokens)
+        return np.bincount(self.text_of_token)
 
     @property
     def texts(self) -> tuple[Ints, Ints]:
         """The row and the segment of each text in the rows, in order: two arrays [texts]. See `lengths`."""
-        counts = self.segments.max(axis=1, initial=0)
-        rows = np.repeat(np.arange(len(counts)), counts)
-        return rows, np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts) + 1
+        rows, columns = np.nonzero((self.segments > 0) & (self.positions == 0))
+        return rows, self.segments[rows, columns]
+
+    @property
+    def text_of_token(self) -> Ints:
+        """The index in `texts` of each token that is not padding, in order: [real_tokens]."""
+        return np.cumsum(self.positions[self.segments > 0] == 0) - 1
 
     def __len__(self) -> int:
         return len(self.tokens)

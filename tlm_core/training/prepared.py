@@ -186,11 +186,11 @@ Share = Callable[[int], tuple[int, int]]  # number of rows → this worker's row
 
 @dataclass(frozen=True)
 class StepRows:
-    """Counts of a step over all workers. tokens: [rows], the tokens without padding. pairs, texts: as in `Batch`."""
+    """Counts of a step over all workers. tokens: [rows], the tokens without padding. pairs: see `Batch.pairs`."""
 
     tokens: Ints
     pairs: int
-    texts: int
+    texts: int  # 0 for passages without the bag-of-words loss, which alone needs this number
 
     def drawn(self, rate: float) -> int:
         """Return an upper bound of the step's masked tokens. A row of mostly special tokens has fewer."""
@@ -233,8 +233,10 @@ class Batch:
         return self.rows.real_tokens if self.step is None else int(self.step.tokens.sum())
 
     @property
-    def texts(self) -> int:
-        """The number of texts, over all workers if `step` is given. A passage in two rows counts as two texts."""
+    def described(self) -> int:
+        """The number of texts with the bag-of-words loss, over all workers if `step` is given."""
+        if self.bag_of_words is None or not self.mlm_weight:
+            return 0
         return len(self.rows.lengths) if self.step is None else self.step.texts
 
     @property
@@ -318,7 +320,8 @@ class JointBatches:
         step_rows = None
         if self._share is not None:
             pairs = int((rows.lengths**2).sum()) * count // max(1, len(rows))  # estimated for other workers
-            step_rows = StepRows(np.full(count, tokens.shape[1]), pairs, stream.texts(first, count))
+            texts = 0 if self._weights is None else stream.texts(first, count)
+            step_rows = StepRows(np.full(count, tokens.shape[1]), pairs, texts)
         return Batch(
             rows=rows,
             tokens=tokens,

@@ -326,7 +326,9 @@ class StreamLoss(StreamLayers):
         )
         loss = (sums * part.shares).sum()
         if mlm and len(part.factors):
-            loss = loss + part.shares[0] * self._bag_of_words_sum(hidden, part)
+            pooled = self._pooled(hidden, part).to(hidden.dtype)
+            words = self.model.vocabulary.bag_of_words(pooled, part.sequence, part.words, part.factors)
+            loss = loss + part.shares[0] * words  # padding has the factor 0
         return loss, sums.detach()
 
     def _mlm_sum(self, hidden: Tensor, part: Part) -> Tensor:
@@ -336,11 +338,6 @@ class StreamLoss(StreamLayers):
         bias = F.pad(head.out.bias.float(), (0, more), value=-torch.inf)
         logits = F.linear(head.features(hidden[part.masked]), F.pad(head.out.weight, (0, 0, 0, more)))
         return F.cross_entropy(logits.float() + bias, part.targets.long(), ignore_index=IGNORED, reduction="sum")
-
-    def _bag_of_words_sum(self, hidden: Tensor, part: Part) -> Tensor:
-        """Return the result of `objective.bag_of_words_sum`. The factors of padding are zero."""
-        pooled = self._pooled(hidden, part).to(hidden.dtype)
-        return self.model.vocabulary.bag_of_words(pooled, part.sequence, part.words, part.factors)
 
     def _task_sum(self, hidden: Tensor, part: Part, class_weights: Tensor | None) -> Tensor:
         logits = self.model.task(self._pooled(hidden, part).to(hidden.dtype)).float()
