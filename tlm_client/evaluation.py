@@ -140,4 +140,4 @@ def evaluate_model(
     predicted = task.type.predict(np.concatenate(outputs))
     if task.type.has_classes:
         predicted = np.array([task.labels.index(label) for label in labels])[predicted]
-    return score(task.targets(split), predicted, len(task.labels), task.metric, in_train=task.in_train(split))
+    return score(task.targets(split), predicted, len(task.labels), task.metric, repeated=task.repeated(split))

@@ -19,7 +19,7 @@ SELF_TRAIN = Stage(
 )
 REFIT_LINEAR = Stage("refit_linear", "tlm_core.linear.linear_stages:refit_linear", 5, BaselineParams, needs_torch=False)
 EVALUATE_LINEAR = Stage(
-    "evaluate_linear", "tlm_core.linear.linear_stages:evaluate_linear", 8, BaselineParams, needs_torch=False
+    "evaluate_linear", "tlm_core.linear.linear_stages:evaluate_linear", 9, BaselineParams, needs_torch=False
 )
 EXPORT_LINEAR = Stage(
     "export_linear", "tlm_core.linear.linear_stages:export_linear", 7, BaselineParams, needs_torch=False
@@ -32,5 +32,5 @@ REFIT = Stage("refit", "tlm_core.training.encoder_stages:refit", 1, params.Finet
 CHOOSE = Stage("choose", "tlm_core.training.encoder_stages:choose", 3, params.ChooseParams)
 CHECK_ENCODER = Stage("check_encoder", "tlm_core.compression.ticket_stages:check_encoder", 1, CheckEncoderParams)
 IMPORTANCE = Stage("importance", "tlm_core.compression.ticket_stages:importance", 2, ImportanceParams)
-EVALUATE = Stage("evaluate", "tlm_core.training.evaluate:evaluate", 23, params.SeedsParams, parallel=True)
+EVALUATE = Stage("evaluate", "tlm_core.training.evaluate:evaluate", 24, params.SeedsParams, parallel=True)
 EXPORT = Stage("export", "tlm_core.training.export:export", 12, params.ExportParams)

@@ -138,5 +138,7 @@ if __name__ == "__main__":
             one_core()
         case ["memory", count]:
             memory(int(count))
-        case _:
+        case []:
             compare()
+        case _:
+            sys.exit(__doc__)

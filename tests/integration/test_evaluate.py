@@ -63,7 +63,7 @@ def test_evaluate_scores_the_folder_of_a_download(data: Path, tmp_path: Path) ->
     task, _ = load_task(data)
     texts = task.texts("test")
     predicted = [task.labels.index(str(label)) for label in load_model(tmp_path).predict(texts)]
-    expected = score(task.targets("test"), np.array(predicted), 2, task.metric, in_train=task.in_train("test"))
+    expected = score(task.targets("test"), np.array(predicted), 2, task.metric, repeated=task.repeated("test"))
     assert evaluate_model(str(tmp_path), task) == expected
 
 
@@ -73,7 +73,7 @@ def test_evaluate_scores_by_the_labels_of_the_model(model: Path, data: Path) -> 
     labels, outputs = load_stock(str(model))
     best = outputs(task.texts("test"), None).argmax(-1).tolist()
     answers = [task.labels.index(labels[number]) for number in best]
-    expected = score(task.label_ids("test"), answers, 2, task.metric, in_train=task.in_train("test"))
+    expected = score(task.label_ids("test"), answers, 2, task.metric, repeated=task.repeated("test"))
     for batch in (3, 64):
         assert evaluate_model(str(model), task, batch=batch) == expected
 
@@ -137,7 +137,7 @@ def test_evaluate_scores_regression_by_correlation(model: Path, data: Path, tmp_
     regressor.save_pretrained(folder)
     AutoTokenizer.from_pretrained(model).save_pretrained(folder)
     predicted = load_stock(str(folder))[1](task.texts("test"), None)[:, 0]
-    expected = score(task.targets("test"), predicted, 1, "spearman", in_train=task.in_train("test"))
+    expected = score(task.targets("test"), predicted, 1, "spearman", repeated=task.repeated("test"))
     assert evaluate_model(str(folder), task)["value"] == pytest.approx(expected["value"])
     labeled, _ = load_task(data)
     with pytest.raises(InvalidRequest, match="has labels, but the model predicts one number"):

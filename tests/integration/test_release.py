@@ -52,7 +52,7 @@ def test_released_model_is_evaluated_without_conversion(release: Release, data: 
     assert task.labels == ("0", "1", "2")
     encoded = AutoTokenizer.from_pretrained(str(release.folder))(task.texts("test"), padding=True, return_tensors="pt")
     answers = release.logits(encoded["input_ids"], encoded["attention_mask"]).argmax(-1).tolist()
-    expected = score(task.label_ids("test"), answers, 3, task.metric, in_train=task.in_train("test"))
+    expected = score(task.label_ids("test"), answers, 3, task.metric, repeated=task.repeated("test"))
     assert len(set(answers)) > 1
     assert evaluation == json.loads(json.dumps(expected))
 

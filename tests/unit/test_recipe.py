@@ -124,7 +124,7 @@ def test_invalid_override_is_named_in_the_error(overrides: dict[str, Any], messa
 def test_key_with_a_flag_or_auto_has_three_choices() -> None:
     keys = {entry.key: entry for entry in recipe_keys(resolve("fast", "quick"))}
     assert keys["joint.bag_of_words"].choices == ("auto", "true", "false")
-    assert resolve("fast", "quick").joint.bag_of_words is False
+    assert resolve("fast", "quick").joint.bag_of_words == "auto"
     assert resolve("fast", "quick", {"joint.bag_of_words": "auto"}).joint.bag_of_words == "auto"
 
 

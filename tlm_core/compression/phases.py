@@ -118,13 +118,13 @@ def words(report: Report) -> str:
 def _write(out: Path, report: Report) -> None:
     """Write the report, the table, and the plot. The linear model has one row in the table and a line in the plot."""
     points, columns = report["curves"], ("ticket", "level", "weights_left", "mean", "spread")
-    rows = [[*(point[name] for name in columns), " ".join(map(str, point["validation"]))] for point in points]
+    rows = [[*map(p.get, columns), " ".join(str(s) for s in p["validation"] if s is not None)] for p in points]
     curves = []
     for ticket in dict.fromkeys(point["ticket"] for point in points):
         scored = [point for point in points if point["ticket"] == ticket and point["mean"] is not None]
         curves.append(Curve(ticket, sorted((p["weights_left"], p["mean"], p["spread"]) for p in scored)))
     linear = report["models"][LINEAR]["mean"]["validation"][report["metric"]]
-    rows.append([LINEAR, "", "", linear, "", str(linear)])
+    rows.append([LINEAR, "", "", linear, "", linear])
     if linear is not None:
         ends = (min(point["weights_left"] for point in points), 1.0)
         curves.append(Curve(LINEAR, [(end, linear, None) for end in ends], dashed=True))

@@ -20,12 +20,11 @@ from tlm_core.studies.plot import Curve, plot
 from tlm_core.tasks.merge import MERGE
 from tlm_core.tasks.metrics import Summary, chance_in_words, summary
 from tlm_core.tasks.task import Task
-from tlm_core.training.architectures import Shape
 from tlm_core.training.evaluate import report_of, tests_of
 from tlm_core.training.params import SeedsParams
 from tlm_core.training.prepared import Prepared
 from tlm_core.training.stage import StageContext
-from tlm_core.training.state import SHAPE, load_model, read_history
+from tlm_core.training.state import load_model, read_history, read_shape
 
 SYSTEMS = ("alone", "multi_task", "tickets")
 COMPARED = (MAJORITY, *SYSTEMS, LINEAR)
@@ -119,7 +118,7 @@ def _average(tasks: Sequence[Report], system: str) -> Summary:
 
 def _weights_left(folder: Path, tasks: int) -> list[float]:
     """Return for each task the share of the layers' weights that its ticket has. tasks: number of tasks."""
-    shape = Shape.from_dict(read_json(folder / SHAPE))
+    shape = read_shape(folder)
     masks = [Mask.from_dict(mask) for mask in read_json(folder / MASKS)]
     counts = [parameters(shape, mask) for mask in masks[:tasks]]
     return [count["layers_left"] / count["layers_full"] for count in counts]

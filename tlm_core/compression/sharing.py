@@ -38,7 +38,7 @@ from tlm_core.training.prepared import Batch, Prepared, TaskBatches, weighted
 from tlm_core.training.randomness import Stream, random_at
 from tlm_core.training.recipe import Budget, Finetune, Optimizer
 from tlm_core.training.stage import StageContext
-from tlm_core.training.state import SHAPE, WEIGHTS, load_weights, own_units
+from tlm_core.training.state import WEIGHTS, load_weights, own_units, read_shape
 from tlm_core.training.store import StoreWriter
 
 MASKS = "masks.json"
@@ -272,7 +272,7 @@ def load_shared(folder: Path, number: int, labels: int) -> TaskModel:
 
     number: index of the task. labels: number of its labels.
     """
-    shape = Shape.from_dict(read_json(folder / SHAPE))
+    shape = read_shape(folder)
     mask = Mask.from_dict(read_json(folder / MASKS)[number])
     model = TaskModel(replace(shape, labels=labels))
     tensors = {n.replace(f"task{number}.", "task."): tensor for n, tensor in load_file(folder / WEIGHTS).items()}

@@ -20,7 +20,7 @@ from tlm_core.json_files import read_json
 from tlm_core.training.architectures import Shape, architecture_of
 from tlm_core.training.flops import FORWARD_AND_BACKWARD
 from tlm_core.training.model import Attention, TaskModel
-from tlm_core.training.state import SHAPE, WEIGHTS, load_weights
+from tlm_core.training.state import WEIGHTS, load_weights, read_shape
 
 MASK = "mask.json"
 
@@ -68,7 +68,7 @@ def widened(tensors: Mapping[str, Tensor], shape: Shape, mask: Mask) -> dict[str
 
 def load_sliced(folder: Path) -> tuple[TaskModel, Mask]:
     """Load the model and the mask that the `ticket` stage wrote. Raises CorruptArtifact."""
-    shape = Shape.from_dict(read_json(folder / SHAPE))
+    shape = read_shape(folder)
     mask = Mask.from_dict(read_json(folder / MASK))
     model = sliced(TaskModel(shape), mask)
     load_weights(model, load_file(folder / WEIGHTS), skip=("vocabulary.",))

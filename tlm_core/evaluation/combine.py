@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -76,8 +76,7 @@ def log_softmax(logits: NDArray[Real]) -> NDArray[Real]:
 
 def softmax(logits: Outputs) -> Outputs:
     """Return probabilities of logits [rows, labels]."""
-    scaled = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(scaled / scaled.sum(axis=1, keepdims=True), np.float32)
+    return np.exp(log_softmax(logits))
 
 
 def loss(task_type: TaskType, outputs: Outputs, targets: Targets) -> float:
@@ -111,91 +110,80 @@ def scales_of(model: str, task_type: TaskType, linear: Outputs, encoder: Outputs
     Each temperature minimizes the loss of the linear model or the encoder alone. For the model `weighted`, the weight
     of the encoder is fitted too.
     """
-    scales = Scales(
-        linear=float(model not in ENCODERS),
-        encoder=float(model not in LINEAR_MODELS),
-        linear_temperature=temperature(task_type, linear, targets),
-        encoder_temperature=temperature(task_type, encoder, targets),
-    )
-    if model in (*LINEAR_MODELS, *ENCODERS):
-        return scales
+    if model in LINEAR_MODELS:
+        return Scales.of_linear(temperature(task_type, linear, targets))
+    encoder_temperature = temperature(task_type, encoder, targets)
+    if model in ENCODERS:
+        return Scales(encoder_temperature=encoder_temperature)
+    scales = Scales(0.5, 0.5, temperature(task_type, linear, targets), encoder_temperature)
     if model == COMBINED:
-        return replace(scales, linear=0.5, encoder=0.5)
+        return scales
     choices = [replace(scales, linear=round(1 - weight, 1), encoder=weight) for weight in WEIGHTS]
     return min(choices, key=lambda choice: loss(task_type, choice.combine(task_type, linear, encoder), targets))
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The model that a job returns."""
+    """The model that a job returns. scores, losses: by model, cross-fitted on validation, the means over seeds."""
 
     model: str
-    scores: Mapping[str, float | None]  # model → cross-fitted validation score, the mean over seeds, if there is one
     reason: str  # one sentence
+    scores: Mapping[str, float | None] = field(default_factory=dict)  # None if validation does not define the metric
+    losses: Mapping[str, float] = field(default_factory=dict)
 
 
 def choose(
     task: Task, linears: Mapping[str, Outputs], encoder: str, encoders: Sequence[Outputs], targets: Targets
 ) -> Choice:
-    """Return the choice among linear models, encoder and combinations by their validation scores.
+    """Return the choice among linear models, encoder and combinations by their losses on validation.
 
-    Scales are fitted on one half of the rows and scored on the other half, and vice versa, for SPLITS random divisions.
-    The simplest model within one standard error of the best score is chosen. Exceptions: with fewer than
+    Scales are fitted on one half of the rows and tested on the other half, and vice versa, for SPLITS random divisions.
+    The simplest model within one standard error of the lowest loss is chosen. Exceptions: with fewer than
     ROWS_TO_CHOOSE rows, the choice is the combination with the fitted weight. Without a validation score, the choice
     is the combination with equal weights.
     linears: outputs of each linear model on validation, by name. Combinations use the last one. encoder: `encoder` or
     `ensemble`. encoders: outputs on validation, for each seed or for the ensemble.
     """
-    compute = METRICS[task.metric].compute
     last = list(linears.values())[-1]
     models = [model for model in MODELS if model in (*linears, encoder, COMBINED, WEIGHTED)]
     try:
-        by_split = {}
-        for model in models:
-            guesses = _cross_fitted(task.type, model, linears.get(model, last), encoders, targets)
-            seeds = [[compute(targets, guess) for guess in of_seed] for of_seed in guesses]
-            by_split[model] = np.broadcast_to(np.mean(seeds, axis=0), SPLITS)
+        divisions = {model: _cross_fitted(task, model, linears.get(model, last), encoders, targets) for model in models}
     except Undefined as error:
-        return Choice(COMBINED, dict.fromkeys(models), f"Validation cannot decide: {error}.")
-    scores = {model: float(of_splits.mean()) for model, of_splits in by_split.items()}
+        return Choice(COMBINED, f"Validation cannot decide: {error}.", dict.fromkeys(models))
+    losses, scores = ({model: float(divisions[model][:, kind].mean()) for model in models} for kind in (0, 1))
     if len(targets) < ROWS_TO_CHOOSE:
         reason = f"Validation has {len(targets)} rows, too few to compare models. A combination is the safest choice."
-        return Choice(WEIGHTED, scores, reason)
-    best = max(models, key=lambda model: scores[model])
+        return Choice(WEIGHTED, reason, scores, losses)
+    best = min(models, key=lambda model: losses[model])
     for model in models[: models.index(best)]:
-        within = float(np.std(by_split[best] - by_split[model], ddof=1)) / math.sqrt(SPLITS)
-        if scores[best] - scores[model] <= within + ROUNDING:
+        within = float(np.std((divisions[model] - divisions[best])[:, 0], ddof=1)) / math.sqrt(SPLITS)
+        if losses[model] - losses[best] <= within + ROUNDING:
             reason = (
-                f"On validation, it has {scores[model]:.4f}, and {model_in_words(best)} has {scores[best]:.4f}. "
-                f"The difference is within one standard error ({within:.4f}), so the simpler model is returned."
+                f"On validation, its loss is {losses[model]:.4f}, and that of {model_in_words(best)} is "
+                f"{losses[best]:.4f}. The difference is within one standard error ({within:.4f}), so the simpler "
+                "model is returned."
             )
-            return Choice(model, scores, reason)
-    return Choice(best, scores, "It has the best score on validation.")
+            return Choice(model, reason, scores, losses)
+    return Choice(best, f"It has the lowest loss on validation ({losses[best]:.4f}).", scores, losses)
 
 
 def _cross_fitted(
-    task_type: TaskType, model: str, linear: Outputs, encoders: Sequence[Outputs], targets: Targets
-) -> Iterator[list[Targets]]:
-    """Yield for each seed a list of the predictions [rows] in each random division into halves.
+    task: Task, model: str, linear: Outputs, encoders: Sequence[Outputs], targets: Targets
+) -> NDArray[np.float64]:
+    """Return the loss and the score of a model in each random division into halves, [SPLITS, 2], the means over seeds.
 
-    For a row, the scales are fitted on the half without this row. A single model has one array for all divisions,
-    because a temperature changes no prediction. A linear model has one list, because seeds do not change it.
+    For a row, the scales are fitted on the half without this row. Raises Undefined if the rows do not define the score.
     """
-    if model in LINEAR_MODELS:
-        yield [task_type.predict(linear)]
-        return
-    for encoder in encoders:
-        if model in ENCODERS:
-            yield [task_type.predict(encoder)]
-            continue
-        predictions = []
+    compute = METRICS[task.metric].compute
+    measured = []
+    for encoder in encoders[:1] if model in LINEAR_MODELS else encoders:  # seeds do not change a linear model
         for halves in _halves(len(targets)):
             outputs = np.zeros_like(encoder)
-            for fitted, scored in (halves, halves[::-1]):
-                scales = scales_of(model, task_type, linear[fitted], encoder[fitted], targets[fitted])
-                outputs[scored] = scales.combine(task_type, linear[scored], encoder[scored])
-            predictions.append(task_type.predict(outputs))
-        yield predictions
+            for fitted, tested in (halves, halves[::-1]):
+                scales = scales_of(model, task.type, linear[fitted], encoder[fitted], targets[fitted])
+                outputs[tested] = scales.combine(task.type, linear[tested], encoder[tested])
+            measured.append((loss(task.type, outputs, targets), compute(targets, task.type.predict(outputs))))
+    return np.mean(np.reshape(measured, (-1, SPLITS, 2)), axis=0)
 
 
 def _halves(rows: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:

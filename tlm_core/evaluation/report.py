@@ -6,6 +6,7 @@ This module does not import torch.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -208,7 +209,7 @@ def linear_report(task: Task, linear: LinearResult) -> tuple[Report, dict[str, O
     outputs = {split: scales.combine(task.type, of[split], of[split]) for split in splits_of(task)}
     run = _Run({LINEAR: (scales, outputs)}, LINEAR)
     scored, cost = run.scored(task), {"baseline": linear.facts["cost"]}
-    choice = Choice(LINEAR, {}, "The job trains no other model.")
+    choice = Choice(LINEAR, "The job trains no other model.")
     report: Report = {
         **_facts(task),
         "returned": _returned(task, choice, LINEAR, [], scored),
@@ -228,7 +229,7 @@ def _facts(task: Task) -> Report:
     """Return the facts of the task, and the scores of the majority class on each split."""
     train, labels = task.targets("train"), list(task.labels)
     majority = {
-        split: task.type.baseline(train, task.targets(split), len(labels), task.metric, in_train=task.in_train(split))
+        split: task.type.baseline(train, task.targets(split), len(labels), task.metric, repeated=task.repeated(split))
         for split in splits_of(task)
     }
     return {"task": task.name, "metric": task.metric, "labels": labels, "majority": majority}
@@ -237,7 +238,8 @@ def _facts(task: Task) -> Report:
 def _returned(task: Task, choice: Choice, model: str, members: Sequence[Report], scored: Report) -> dict[str, object]:
     """Describe the returned model. members: report entries of its seeds. scored: `_Run.scored` of its run."""
     seeds = [] if model in LINEAR_MODELS else [entry["seed"] for entry in members]
-    facts = {"model": model, "seeds": seeds, "reason": choice.reason, "validation": choice.scores}
+    validation = {"validation": choice.scores, "validation_loss": choice.losses}
+    facts = {"model": model, "seeds": seeds, "reason": choice.reason, **validation}
     return {**facts, "scales": scored["scales"], "scores": {split: scored[split] for split in splits_of(task)}}
 
 
@@ -250,7 +252,7 @@ def _choice(
 ) -> Choice:
     """Return the choice of the model. name: ENCODER or ENSEMBLE. validation: outputs of encoders or the ensemble."""
     if not linears:
-        return Choice(name, {}, "The job has no other model.")
+        return Choice(name, "The job has no other model.")
     on_validation = {model: linear.outputs["validation"] for model, linear in linears.items()}
     choice = choose(task, on_validation, name, validation, task.targets("validation"))
     if all(encoder.behind for encoder in encoders):
@@ -307,7 +309,7 @@ def _scores(task: Task, outputs: Mapping[str, Outputs]) -> Report:
             task.type.predict(outputs[split]),
             len(task.labels),
             task.metric,
-            in_train=task.in_train(split),
+            repeated=task.repeated(split),
         )
         for split in splits_of(task)
     }
@@ -346,7 +348,7 @@ def _gain_over_linear(task: Task, report: Report, choice: Choice, run: _Run) -> 
         names = "the returned model", model_in_words(LINEAR)
     else:
         others = [model for model in run.models if model != LINEAR]
-        first, second = LINEAR, max(others, key=lambda model: choice.scores.get(model) or 0.0)
+        first, second = LINEAR, min(others, key=lambda model: choice.losses.get(model, math.inf))
         names, opening = (model_in_words(first), model_in_words(second)), f"The job returns the linear model. {reason} "
     tested = ([run.models[model][1]["test"]] for model in (first, second))
     result = gain(task, report, names, *tested) | {"against": second}

@@ -132,13 +132,13 @@ def scores_for(metric: str) -> tuple[str, ...]:
 
 
 def score(
-    true: ArrayLike, predicted: ArrayLike, n_labels: int, metric: str, *, in_train: NDArray[np.bool_] | None = None
+    true: ArrayLike, predicted: ArrayLike, n_labels: int, metric: str, *, repeated: NDArray[np.bool_] | None = None
 ) -> dict[str, Any]:
     """Return a score for each name of `scores_for(metric)`, and the score of `metric` as `value`.
 
-    true, predicted: label indices below n_labels, or regression targets (n_labels is 1), [rows]. in_train: True for
-    each text that is also in train, [rows]. With `in_train`, `deduplicated` has the scores without these rows, because
-    a model can memorize repeated texts. For classifiers, the result also has `per_class` and `confusion`.
+    true, predicted: label indices below n_labels, or regression targets (n_labels is 1), [rows]. repeated: True for
+    each text that is also in an earlier split, [rows]. Then `deduplicated` has the scores without these rows, because a
+    model can memorize repeated texts. For classifiers, the result also has `per_class` and `confusion`.
 
     Macro-F1 is the mean over the classes among true or predicted labels. With one label per text, micro-F1 equals
     accuracy. The result has both, because papers report either. For regression, the scores of classifiers are None.
@@ -154,11 +154,11 @@ def score(
     if classes:
         _check_labels(truth, guess, n_labels, metric)
     result = _scores(truth, guess, n_labels, metric)
-    if in_train is not None:
-        if in_train.shape != truth.shape:
-            raise ValueError(f"`in_train` has the shape {in_train.shape}, the targets {truth.shape}; they must match.")
-        rest = _scores(truth[~in_train], guess[~in_train], n_labels, metric)
-        result["deduplicated"] = {**rest, "rows_left_out": int(in_train.sum())}
+    if repeated is not None:
+        if repeated.shape != truth.shape:
+            raise ValueError(f"`repeated` has the shape {repeated.shape}, the targets {truth.shape}; they must match.")
+        rest = _scores(truth[~repeated], guess[~repeated], n_labels, metric)
+        result["deduplicated"] = {**rest, "rows_left_out": int(repeated.sum())}
     return result
 
 

@@ -104,7 +104,7 @@ class Task:
         """Return the record number of each row in the source file, [rows], from 1."""
         return self.splits[split]["row"].to_numpy()
 
-    def in_train(self, split: str) -> NDArray[np.bool_]:
+    def repeated(self, split: str) -> NDArray[np.bool_]:
         """Return a mask [rows]: True for each text that is in `earlier_splits(split)` too, ignoring case and space."""
         return np.isin(self._keys(split), np.concatenate([self._keys(name) for name in earlier_splits(split)]))
 

@@ -69,7 +69,7 @@ class TaskType(ABC):
         """Return the lines of the model card's section about the outputs of the model. labels: escaped for Markdown."""
 
     def baseline(
-        self, train: Targets, true: Targets, n_labels: int, metric: str, *, in_train: NDArray[np.bool_] | None = None
+        self, train: Targets, true: Targets, n_labels: int, metric: str, *, repeated: NDArray[np.bool_] | None = None
     ) -> dict[str, object]:
         """Return the scores of the best constant prediction (see `metrics.score`) and, for classes, its `label` index.
 
@@ -78,7 +78,7 @@ class TaskType(ABC):
         if not len(train):
             raise ValueError("The baseline needs at least one train row.")
         constant = self.constant(train)
-        scores = metrics.score(true, np.full(len(true), constant), n_labels, metric, in_train=in_train)
+        scores = metrics.score(true, np.full(len(true), constant), n_labels, metric, repeated=repeated)
         return {**scores, "label": constant} if self.has_classes else scores
 
 

@@ -377,7 +377,11 @@ def _fast(scale: Scale) -> Recipe:
         model=Model(
             init="counts", max_length="auto", layers=layers, hidden=hidden, heads=heads, intermediate=intermediate
         ),
-        joint=Joint(budget=Budget(tokens=tokens), batch_rows=32 if on_cpu or scale == "small" else 256),
+        joint=Joint(
+            budget=Budget(tokens=tokens),
+            batch_rows=32 if on_cpu or scale == "small" else 256,
+            bag_of_words="auto" if scale == "quick" else False,
+        ),
         finetune=Finetune(
             epochs=5 if scale == "quick" else 10,
             min_steps=500 if scale == "quick" else None,

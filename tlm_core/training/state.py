@@ -219,12 +219,17 @@ def trains_again(history: Mapping[str, Any]) -> bool:
     return BEHIND not in history and bool(history["best"]["step"])
 
 
+def read_shape(folder: Path) -> Shape:
+    """Return the shape of the encoder that a training stage wrote."""
+    return Shape.from_dict(read_json(folder / SHAPE))
+
+
 def load_model(folder: Path, *, compact: bool = False) -> TaskModel:
     """Return the encoder and task head that a finetune stage wrote, ready to predict. Raises CorruptArtifact.
 
     compact: round the weights as the file of an ensemble stores them.
     """
-    model = TaskModel(Shape.from_dict(read_json(folder / SHAPE)))
+    model = TaskModel(read_shape(folder))
     tensors = load_file(folder / WEIGHTS)
     load_weights(model, compact_weights(tensors) if compact else tensors, skip=("vocabulary.",))
     return model.eval()

@@ -73,7 +73,7 @@ def report() -> dict[str, Any]:
         "returned": {
             "model": "combined",
             "seeds": [3],
-            "reason": "It has the best score on validation.",
+            "reason": "It has the lowest loss on validation (0.7000).",
             "scores": {"test": scores},
         },
         "best_seed": 3,

@@ -34,7 +34,7 @@ def arm(mean: float, returned: str = "encoder", **over: Any) -> demo.Arm:
         "returned": {
             "model": returned,
             "seeds": [0, 1, 2],
-            "reason": "It has the best score on validation.",
+            "reason": "It has the lowest loss on validation (0.7000).",
             "scores": {"test": _scored(mean)["mean"]["test"]},
         },
         "models": {
@@ -110,7 +110,7 @@ def test_conclusion_compares_the_returned_model_with_the_linear_model() -> None:
     )
     clear = demo._conclusion(arm(0.4, "self_trained", gain={**gain, "low": 0.005}).report)
     assert "It is better than the linear model on test: +0.010" in clear
-    reason = "It has the best score on validation."
+    reason = "It has the lowest loss on validation (0.7000)."
     assert demo._conclusion(arm(0.4, "linear").report) == f"Conclusion: the demo returns the linear model. {reason}"
 
 

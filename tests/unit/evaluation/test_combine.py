@@ -102,18 +102,33 @@ def test_simpler_model_wins_a_tie() -> None:
 
 
 def test_simpler_model_wins_within_one_standard_error() -> None:
-    choice = chosen(noisy(TARGETS, 1.0, 147), noisy(TARGETS, 1.0, 247))
-    assert choice.model == COMBINED and choice.scores[WEIGHTED] > choice.scores[COMBINED] + 1e-4
+    choice = chosen(noisy(TARGETS, 0.8, 102), noisy(TARGETS, 1.0, 202))
+    assert choice.model == COMBINED and choice.losses[WEIGHTED] < choice.losses[COMBINED]
+    assert choice.reason.endswith("within one standard error (0.0004), so the simpler model is returned.")
 
 
 def test_error_of_the_choice_is_that_of_the_splits() -> None:
     """The gain of the combination over the linear model is smaller than the standard error over rows."""
     linear, encoder = noisy(TARGETS, 1.0, 1), noisy(TARGETS, 3.0, 5)
     choice = chosen(linear, encoder)
-    gain = choice.scores[COMBINED] - choice.scores[LINEAR]
-    both = 0.8 * log_softmax(linear) + 0.2 * log_softmax(encoder)
-    rows = paired_difference("macro_f1", TARGETS, [both.argmax(axis=1)], [linear.argmax(axis=1)])
-    assert choice.model == COMBINED and rows is not None and 0 < gain < rows.error
+    both = scales_of(WEIGHTED, CLASSES, linear, encoder, TARGETS).combine(CLASSES, linear, encoder)
+    parts = (-log_softmax(outputs)[np.arange(ROWS), TARGETS] for outputs in (linear, both))
+    error = np.std(np.subtract(*parts), ddof=1) / np.sqrt(ROWS)
+    assert choice.model == WEIGHTED and 0 < choice.losses[LINEAR] - choice.losses[WEIGHTED] < error
+
+
+def test_model_with_lower_loss_wins_over_one_with_higher_score() -> None:
+    choice = chosen(noisy(TARGETS, 1.0, 102), noisy(TARGETS, 1.5, 202))
+    assert choice.model == WEIGHTED and choice.scores[WEIGHTED] < choice.scores[COMBINED]
+    assert choice.reason == f"It has the lowest loss on validation ({choice.losses[WEIGHTED]:.4f})."
+
+
+def test_undefined_validation_score_chooses_equal_weights() -> None:
+    tables = dict.fromkeys(("train", "validation", "test"), pa.table({"row": [], "text": [], "label": []}))
+    task = Task("t", ("bad", "good"), "f1", False, "en", tables)
+    choice = choose(task, {LINEAR: np.eye(2)[TARGETS % 2]}, ENCODER, [np.eye(2)[TARGETS % 2]], np.zeros(ROWS, int))
+    assert (choice.model, choice.losses) == (COMBINED, {}) and set(choice.scores.values()) == {None}
+    assert choice.reason.startswith("Validation cannot decide: ")
 
 
 def test_clearly_better_encoder_is_returned_over_a_useless_linear_model() -> None:

@@ -58,7 +58,7 @@ def test_ensemble_omits_an_encoder_that_is_behind_the_linear_model() -> None:
     good, bad = (entry["test"]["macro_f1"] for entry in report["seeds"])
     assert report["models"]["ensemble"]["mean"]["test"]["macro_f1"] == good > bad
     first, ended, *_ = sentences(report)
-    assert first.startswith("model.onnx is the encoder of seed 0 ")
+    assert first.startswith("model.onnx is the encoder of seed 0: ")
     assert ended.startswith("Training of seed 1 ended at half the joint budget")
 
 
@@ -80,10 +80,10 @@ def test_each_seed_that_ended_early_has_a_sentence_with_its_scores() -> None:
 
 
 def test_without_ensemble_seeds_that_ended_early_count_nowhere() -> None:
-    report, alone = reported(BEHIND, None, ensemble=False), reported(None, ensemble=False)
+    report = reported(BEHIND, None, ensemble=False)
     assert report["best_seed"] == 1 and len(report["seeds"]) == 2 and report["returned"]["seeds"] == [1]
     good = report["seeds"][1]
-    assert report["returned"]["model"] == alone["returned"]["model"] != LINEAR
+    assert report["returned"]["model"] != LINEAR
     for model in ("encoder", "combined"):
         assert report["models"][model]["mean"]["test"]["macro_f1"] == good["models"][model]["test"]["macro_f1"]
     assert report["mean"]["test"]["macro_f1"] == report["returned"]["scores"]["test"]["macro_f1"]

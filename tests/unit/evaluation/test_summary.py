@@ -44,7 +44,7 @@ def test_rows_name_each_model_and_mark_the_returned_file() -> None:
 def test_first_sentence_gives_the_score_of_the_returned_file(model: str, words: str) -> None:
     first, reason, gain = sentences(returning(model))
     assert first == f"model.onnx is {words}: macro-F1 0.5000 on test."
-    assert reason == "It has the best score on validation." and "better than the linear model" in gain
+    assert reason == "It has the lowest loss on validation (0.7000)." and "better than the linear model" in gain
 
 
 def test_combination_names_the_linear_model_that_it_uses() -> None:
@@ -58,7 +58,7 @@ def test_title_of_a_model_is_no_identifier() -> None:
 
 
 def test_reason_that_the_gain_repeats_is_stated_once() -> None:
-    gain = {"words": "The job returns the linear model. It has the best score on validation."}
+    gain = {"words": "The job returns the linear model. It has the lowest loss on validation (0.7000)."}
     assert sentences(returning("linear", gain=gain))[1:] == [gain["words"]]
 
 

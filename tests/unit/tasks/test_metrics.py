@@ -93,7 +93,7 @@ def test_a_class_never_predicted_counts_as_zero_f1() -> None:
 
 
 def test_deduplicated_score_ignores_rows_that_are_in_train() -> None:
-    result = score([0, 0, 1, 1], [0, 1, 1, 1], 2, "accuracy", in_train=np.array([False, True, False, True]))
+    result = score([0, 0, 1, 1], [0, 1, 1, 1], 2, "accuracy", repeated=np.array([False, True, False, True]))
     assert result["accuracy"] == 0.75
     assert result["deduplicated"]["accuracy"] == 1.0
     assert result["deduplicated"]["rows"] == 2
@@ -101,7 +101,7 @@ def test_deduplicated_score_ignores_rows_that_are_in_train() -> None:
 
 
 def test_score_without_rows_is_null() -> None:
-    result = score([0], [0], 2, "macro_f1", in_train=np.array([True]))
+    result = score([0], [0], 2, "macro_f1", repeated=np.array([True]))
     assert result["deduplicated"]["value"] is None
     assert result["deduplicated"]["reason"] == "there is no row to score"
 
@@ -122,7 +122,7 @@ def test_invalid_scoring_input_is_rejected(true: list[int], pred: list[int], met
 
 def test_majority_baseline_answers_the_most_frequent_train_label() -> None:
     result = TASK_TYPES["single_label"].baseline(
-        [2, 1, 2, 0], [2, 0, 2, 1], 3, "accuracy", in_train=np.array([True, False, False, False])
+        [2, 1, 2, 0], [2, 0, 2, 1], 3, "accuracy", repeated=np.array([True, False, False, False])
     )
     assert result["label"] == 2
     assert result["accuracy"] == 0.5
@@ -172,7 +172,7 @@ def test_correlations_agree_with_scipy_and_repeated_rows_are_left_out() -> None:
     true = rng.randint(0, 6, 80).astype(float)  # with ties
     pred = true + rng.randn(80)
     repeated = rng.rand(80) < 0.3
-    scores = score(true, pred, 1, "spearman", in_train=repeated)
+    scores = score(true, pred, 1, "spearman", repeated=repeated)
     assert scores["pearson"] == pytest.approx(pearsonr(true, pred)[0])
     assert scores["value"] == scores["spearman"] == pytest.approx(spearmanr(true, pred)[0])
     assert scores["deduplicated"]["value"] == pytest.approx(spearmanr(true[~repeated], pred[~repeated])[0])
@@ -182,7 +182,7 @@ def test_correlations_agree_with_scipy_and_repeated_rows_are_left_out() -> None:
 @pytest.mark.parametrize("odd", [float("nan"), float("inf")])
 def test_correlation_with_infinite_predictions_is_null_with_a_reason(odd: float) -> None:
     scores = score(
-        np.array([1.0, 2.0, 3.0]), np.array([1.0, odd, 2.0]), 1, "spearman", in_train=np.array([False, True, False])
+        np.array([1.0, 2.0, 3.0]), np.array([1.0, odd, 2.0]), 1, "spearman", repeated=np.array([False, True, False])
     )
     assert (scores["value"], scores["pearson"], scores["spearman"]) == (None, None, None)
     assert scores["reason"] == "1 of 3 predictions are not finite numbers"
@@ -217,7 +217,7 @@ def test_new_metric_needs_one_entry_in_the_table(tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(METRICS, toy.name, toy)
     task, report = load_task(folder(tmp_path, rows(20)), DatasetOptions(metric="first_label"))
     assert report["ok"] and task.metric == "first_label" and task.type is TASK_TYPES[SINGLE_LABEL]
-    scores = score(task.targets("test"), np.zeros(4, int), 2, task.metric, in_train=task.in_train("test"))
+    scores = score(task.targets("test"), np.zeros(4, int), 2, task.metric, repeated=task.repeated("test"))
     assert scores["value"] == scores["first_label"] == 1.0 and scores["accuracy"] == 0.5
     assert scores_shown("first_label") == ("macro_f1", "micro_f1", "accuracy", "first_label")
     assert over_seeds([{"validation": scores, "test": scores}])["mean"]["test"]["first_label"] == 1.0

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.data
 
 
 @pytest.mark.parametrize(
-    ("name", "labels", "counts", "in_train"),
+    ("name", "labels", "counts", "repeated"),
     [
         ("sciie", 7, (3219, 455, 974), 0),
         ("acl_arc", 6, (1688, 114, 139), 52),
@@ -21,19 +21,19 @@ pytestmark = pytest.mark.data
     ],
 )
 def test_real_task_is_read_and_its_repeated_texts_are_detected(
-    name: str, labels: int, counts: tuple[int, ...], in_train: int
+    name: str, labels: int, counts: tuple[int, ...], repeated: int
 ) -> None:
     task, report = load_task(shared_data() / "tasks" / name)
     assert len(task.labels) == labels
     assert tuple(task.counts.values()) == counts
-    assert report["overlap"]["train_test"] == in_train <= task.in_train("test").sum()
-    assert len(report["overlap"]["test_rows"]) == min(task.in_train("test").sum(), 100)
+    assert report["overlap"]["train_test"] == repeated <= task.repeated("test").sum()
+    assert len(report["overlap"]["test_rows"]) == min(task.repeated("test").sum(), 100)
 
 
 def test_texts_of_test_in_train_or_validation_are_detected() -> None:
     task, _ = load_task(shared_data() / "tasks" / "acl_arc")
-    assert task.in_train("test").sum() == 54  # 52 of them are in train
-    assert task.in_train("validation").sum() == 43
+    assert task.repeated("test").sum() == 54  # 52 of them are in train
+    assert task.repeated("validation").sum() == 43
 
 
 def test_validation_texts_of_acl_arc_in_train_are_detected() -> None:

@@ -270,7 +270,7 @@ def test_train_rows_inside_test_are_counted_but_stay(tmp_path: Path) -> None:
         "test_rows": [2, 3],
     }
     assert task.counts["test"] == 3
-    assert task.in_train("test").tolist() == [False, True, True]
+    assert task.repeated("test").tolist() == [False, True, True]
     (message,) = messages(report, "warnings", "overlap")
     assert "also in train or validation, ignoring case and spaces: 2 (rows" in message
 

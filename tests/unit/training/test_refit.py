@@ -172,5 +172,5 @@ def test_refit_requests_the_chosen_amount_of_pieces(tmp_path: Path, monkeypatch:
 def test_copies_of_validation_texts_do_not_count_in_test(chain: Mapping[str, Path]) -> None:
     task = Task.read(chain["task"])
     known = set(task.texts("train")) | set(task.texts("validation"))
-    assert task.in_train("test").tolist() == [text in known for text in task.texts("test")]
-    assert task.in_train("test").any() and not task.in_train("validation").any()
+    assert task.repeated("test").tolist() == [text in known for text in task.texts("test")]
+    assert task.repeated("test").any() and not task.repeated("validation").any()

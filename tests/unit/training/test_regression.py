@@ -115,8 +115,8 @@ def test_additional_test_split_is_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("seeds", "reason"), [(3, None), (1, "one run has no spread")])
 def test_regression_spread_has_no_reason_from_class_scores(seeds: int, reason: str | None) -> None:
     targets = np.array([1.0, 2.0, 4.0])
-    in_train = np.zeros(3, dtype=bool)
-    scores = [score(targets, targets**number, 1, "pearson", in_train=in_train) for number in range(1, seeds + 1)]
+    repeated = np.zeros(3, dtype=bool)
+    scores = [score(targets, targets**number, 1, "pearson", repeated=repeated) for number in range(1, seeds + 1)]
     spread = over_seeds([{"seed": number, "test": entry} for number, entry in enumerate(scores)])["spread"]
     assert (spread["test"]["pearson"] is None) == (seeds == 1) and spread.get("reason") == reason
 

@@ -103,7 +103,7 @@ def test_stock_classes_reproduce_the_score_of_the_encoder(chain: Mapping[str, Pa
 def test_exported_file_scores_what_the_report_says(
     chain: Mapping[str, Path], returned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report_module, "choose", lambda *_: Choice(returned, {}, "The test chooses it."))
+    monkeypatch.setattr(report_module, "choose", lambda *_: Choice(returned, "The test chooses it."))
     nodes = {node.name: node for node in train.plan(PlanInputs(KindOptions(), RECIPE, (0, 1), (), (), "c@1")).nodes}
     done = {**chain, "validate": chain["task"]}
     for name in ("evaluate", "export"):
