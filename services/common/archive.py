@@ -34,8 +34,8 @@ _DAMAGED = (CorruptArtifact, NotFound, UnreadableRecord, AttributeError, LookupE
 class _Refs:
     """The references of artifacts and checkpoints that leave Redis when a job has ended.
 
-    rows: the references, as entries of the stream REFS. packed: the record's field `packed` without them, or "" if it
-    does not change. artifacts: ids. checkpoints: (artifact id, checkpoint as JSON) for each checkpoint.
+    rows: the references, as entries of the stream REFS. packed: the new value of the record's field `packed`, or "" if
+    the field does not change. artifacts: ids. checkpoints: (artifact id, checkpoint as JSON) for each checkpoint.
     """
 
     rows: Sequence[Row] = ()
@@ -55,12 +55,12 @@ class Archive(JobReads):
         self._script = load_scripts(self._redis, Path(__file__).parent / "lua")
 
     def mark_streams(self) -> None:
-        """Mark each job that has events in Redis for `move_marked`. Jobs of an earlier release have no mark."""
+        """Add each job that has events in Redis to the set TO_MOVE. Earlier releases did not add their jobs."""
         for name in self._redis.scan_iter(key("*", "events", "*"), count=1000):
             self._redis.sadd(TO_MOVE, "/".join(name.removeprefix(f"{PREFIX}:{{").split("}:events:")))
 
     def move_marked(self) -> int:
-        """Move the streams of up to 100 marked jobs to the storage. Returns the number of selected jobs."""
+        """Move the streams of up to 100 jobs in TO_MOVE to the storage. Returns how many jobs it moved or skipped."""
         members = self._redis.srandmember(TO_MOVE, _JOBS_AT_ONCE)
         for member in members:
             with self._skipping(TO_MOVE, member):
@@ -122,7 +122,7 @@ class Archive(JobReads):
             self._history.delete(unused)
 
     def _refs(self, tenant: str, job_id: str, fields: Mapping[str, str]) -> _Refs:
-        """Return the references that leave Redis: none for up to 16 artifacts. fields: the unpacked record."""
+        """Return the references that leave Redis: none if the job has at most 16 artifacts. fields: unpacked record."""
         nodes = _nodes(fields)
         refs, _ = self._produced(tenant, job_id, nodes)
         if len(refs) <= _FEW_REFS:
@@ -143,7 +143,7 @@ class Archive(JobReads):
         return len(members)
 
     def _archive(self, tenant: str, job_id: str) -> None:
-        """Compress the record of a job, and unpublish its artifacts and checkpoints. New jobs do not reuse them."""
+        """Compress a job's record, and unpublish its artifacts and checkpoints, so that new jobs do not reuse them."""
         record = key(tenant, "job", job_id)
         fields = unpacked(self._redis.hgetall(record))
         nodes = _nodes(fields)

@@ -1,7 +1,7 @@
 """Background tasks, which repeat a function in rounds. After an error, a task continues with the next item or round.
 
-`/readyz` and the metrics show the error. An outage of a component is no error of the task: the task waits for the next
-round.
+`/readyz` and the metrics show the error. An outage of a component does not count as an error of the task: the task
+waits for the next round.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class Background:
     def round(self) -> Iterator[None]:
         """Run the block as one round of the task. Catch and log its error, and update the fields of the task.
 
-        Unavailable is no failure: the task waits, and logs only the first round of a wait. A round without error
-        removes items from `skipped` that it did not visit, because another process has finished or deleted them.
+        Unavailable does not count as a failure: the task waits, and logs only the first round of a wait. A round
+        without error removes each item from `skipped` that it did not visit. Another process has finished such an item.
         """
         self._seen.clear()
         try:
@@ -115,19 +115,19 @@ class Background:
                 self.skipped.pop(name, None)
 
     def delay(self, seconds: float) -> float:
-        """Return the seconds until the next round. Each failed round doubles `seconds`, until a minute is reached."""
+        """Return the seconds until the next round: `seconds`, doubled for each failure, up to max(60, `seconds`)."""
         return min(max(_MAX_DELAY_SECONDS, seconds), seconds * 2.0 ** min(self.failures, 10))
 
     @property
     def condition(self) -> str:
-        """The state of the task in the answer of `/readyz`: "ok", or the error of the task."""
+        """The state of the task in the response of `/readyz`: "ok", or a sentence with the error of the task."""
         if self.error:
             return f"The task '{self.name}' fails: {self.error}. Read the log."
         return "ok"
 
 
 def conditions(tasks: Iterable[Background]) -> dict[str, str]:
-    """Return the conditions of tasks: name of the task → `condition`."""
+    """Return name → `Background.condition` for each task."""
     return {task.name: task.condition for task in tasks}
 
 

@@ -45,10 +45,10 @@ def check_json(body: bytes) -> None:
 
 
 def depth_of(body: bytes) -> int:
-    """Return how deep lists and objects in the JSON `body` are nested. Count up to MAX_DEPTH + 1.
+    """Return how deep lists and objects in the JSON `body` are nested, but at most MAX_DEPTH + 1.
 
-    Returns 0 if the body has too few brackets to exceed MAX_DEPTH. Does not parse the body, because a parser may
-    exhaust the stack.
+    Returns 0 if the body has at most MAX_DEPTH opening brackets. Does not parse the body, because a parser may exhaust
+    the stack.
     """
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return 0
@@ -85,8 +85,8 @@ def _int(text: str) -> int:
 class BodyCheck:
     """ASGI middleware that rejects bodies of more than MAX_JSON_BYTES, and JSON that `check_json` rejects.
 
-    reject: function (HTTP status, message) → response to a rejected body. The routes of some paths read and limit their
-    bodies without this check: multipart bodies of the paths `streamed`, and PUT bodies of paths with a prefix in `raw`.
+    reject: function (HTTP status, message) → response to a rejected body. Some bodies pass, because their routes limit
+    them: multipart bodies of the paths `streamed`, and PUT bodies of paths with a prefix in `raw`.
     """
 
     def __init__(

@@ -68,7 +68,7 @@ class Catalog:
     ) -> DatasetRecord:
         """Record a dataset durably as the next version of `name`, and return the record.
 
-        request: digest of a request that names resumable uploads, or "". An equal digest returns the same dataset.
+        request: digest of a request that names resumable uploads, or "". A repeated digest returns the earlier dataset.
         """
         check_disk(self._redis)
         # If the write below fails, the number stays unused. This is harmless: later uploads have higher numbers.
@@ -192,7 +192,7 @@ class Catalog:
         return records, len(names) > limit
 
     def drop_corpus(self, tenant: str, corpus: str, version: str = "") -> None:
-        """Delete the record of a corpus, or only that of `version`. First, the caller deletes indexes and passages.
+        """Delete the record of a corpus, or only of `version`. First, the caller must delete indexes and passages.
 
         Raises AlreadyRunning while a load of the corpus has not ended.
         """
@@ -290,8 +290,8 @@ class Catalog:
     ) -> None:
         """Save a load. In the same atomic step, save the corpus version `version`, or delete `delete_version`.
 
-        delete_version: the name of a corpus version. Raises StaleAttempt if `owner` does not hold the lease. Also
-        raises StaleAttempt if the stored state is `cancelling`, except to save the state `cancelled`.
+        delete_version: the name of a corpus version. Raises StaleAttempt if `owner` does not hold the lease. A load in
+        the state `cancelling` can change only to `cancelled`: any other state also raises StaleAttempt.
         """
         parts = (("load-lease", load.id), ("load", load.id), ("corpus", load.corpus))
         args = [
@@ -326,7 +326,7 @@ class Catalog:
         return [(record_id, body) for record_id, body in zip(ids, bodies, strict=True) if body is not None]
 
     def _names(self, index: str, after: str | None, limit: int, *, newest_first: bool = False) -> list[str]:
-        """Return up to `limit` members of the sorted set `index` after `after`, in byte order. All scores are 0."""
+        """Return up to `limit` members after `after` of the sorted set `index`, in byte order. All scores are 0."""
         start, end = (f"({after}" if after else ("+" if newest_first else "-")), ("-" if newest_first else "+")
         return list(self._redis.zrange(index, start, end, desc=newest_first, bylex=True, offset=0, num=limit))
 

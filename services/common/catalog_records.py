@@ -50,7 +50,7 @@ class CorpusVersion(_Record):
 
     - count: number of passages. refused: how many of them the index refused. created_at: Unix seconds.
     - duplicates_dropped, near_duplicates_dropped: numbers of passages that the load dropped. `count` excludes them.
-    - near_duplicates_seconds: time of the search. near_duplicates_…: None if the load keeps near duplicates.
+    - near_duplicates_dropped, near_duplicates_seconds (time of the search): None if the load keeps near duplicates.
     """
 
     version: str
@@ -93,7 +93,7 @@ class CorpusLoad(_Record):
     """The load of one upload into a corpus version.
 
     - near_duplicates: whether the load drops or keeps a passage that nearly equals an earlier passage.
-    - sources: addresses of files besides those in `upload`. cut: for each split file, the artifact with its passages.
+    - sources: addresses of files besides those in `upload`. cut: one artifact of passages for each file split so far.
     - done: number of passages that are processed in the current state. total: number of all passages, 0 if unknown.
     - waiting: why the load waits, or "". created_at: Unix seconds. request_id: of the request that created the load.
     """
@@ -128,7 +128,7 @@ def read_record(kind: type[_AnyRecord], body: str, name: str) -> _AnyRecord:
 
 
 def needs_files(body: str) -> bool:
-    """Return whether a load may still read its upload. body: its record as JSON. True for an unreadable one."""
+    """Return whether a load may still read its upload. Returns True for an unreadable record. body: record as JSON."""
     try:
         return read_record(CorpusLoad, body, "a load").state in OPEN
     except UnreadableRecord:
@@ -138,7 +138,7 @@ def needs_files(body: str) -> bool:
 def _listed(kind: type[_AnyRecord], body: str, record: str, /, **stub: object) -> _AnyRecord:
     """Return the record in the JSON `body`. If it is unreadable, return a record with the fields `stub` and the error.
 
-    So a list can show the other records. record: what the error calls this record, such as "load load_1".
+    So an unreadable record does not hide the rest of a list. record: name in the error, such as "load load_1".
     """
     try:
         return read_record(kind, body, record)

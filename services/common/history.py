@@ -38,7 +38,7 @@ Row = tuple[str, dict[str, str]]  # id and fields of an entry, as XRANGE returns
 
 
 class Moved(BaseModel):
-    """The entries of a job that moved to the storage: `ref` has them. last: stream → id of the last moved entry."""
+    """The entries of a job in the storage. ref: their artifact. last: stream → id of the last entry in the storage."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -94,7 +94,7 @@ class History:
         return Moved(ref=ref, last=last)
 
     def _earlier_rows(self, job: str, earlier: Moved | None, stream: str, is_current: Callable[[], bool]) -> list[Row]:
-        """Return the entries of a stream in `earlier`, or [] if their file is lost, so that new entries can move."""
+        """Return the entries of a stream in `earlier`. For a lost file, return [], or raise NotFound as in `write`."""
         try:
             return self.read(earlier, stream) if earlier else []
         except NotFound as error:
@@ -116,9 +116,9 @@ def values_of(point: Mapping[str, object]) -> Iterator[tuple[str, float]]:
 
 
 def _thinned(entries: Sequence[Row]) -> list[Row]:
-    """Return about half of `_MAX_ENTRIES` metric points: those with the extremes of each curve in ranges of steps.
+    """Return at most about half of `_MAX_ENTRIES` metric points: the extremes of each curve in equal ranges of steps.
 
-    Ranges with equally many entries would thin the beginning most, because earlier calls have already thinned it.
+    Earlier calls have thinned the beginning of the curves. Ranges with equally many entries would thin it further.
     """
     curves: dict[tuple[str, str], list[tuple[float, float, int]]] = {}
     for index, (_, fields) in enumerate(entries):

@@ -70,8 +70,8 @@ class LogLine(TypedDict):
 class JobReads:
     """The read operations of `JobStore`. history: reads the older entries of streams from the storage.
 
-    `events`, `metrics`, `logs`, `last_logs`, `moved_refs` and `result_of` also read the storage. If its entries cannot
-    be read, these methods raise NotFound, CorruptArtifact or StorageUnavailable.
+    `events`, `metrics`, `logs`, `last_logs`, `moved_refs` and `result_of` also read the storage. If the entries there
+    are unreadable, these methods raise NotFound, CorruptArtifact or StorageUnavailable.
     """
 
     def __init__(self, client: redis.Redis, history: History | None = None) -> None:
@@ -167,7 +167,7 @@ class JobReads:
     def moved_refs(self, tenant: str, job_id: str) -> list[dict[str, str]]:
         """Return the references that left Redis when a job ended, or [].
 
-        First of artifacts, with the keys `node`, `artifact`, `folder`, `digest`. Then of checkpoints: `checkpoint`.
+        First, each artifact has the keys `node`, `artifact`, `folder`, `digest`. Then each checkpoint has `checkpoint`.
         """
         return [row for _, row in self._rows(tenant, job_id, REFS, "0", _ALL)]
 
@@ -179,7 +179,7 @@ class JobReads:
         return {row["node"]: ReusedArtifact(artifact=row["artifact"], ref=moved_ref(row)) for row in rows}
 
     def published_by(self, job: JobRecord) -> dict[str, ManifestRef]:
-        """Return artifact id → reference, as an ended job's record or the storage lists. Raises StorageUnavailable."""
+        """Return artifact id → reference from an ended job's record or history, or {}. Raises StorageUnavailable."""
         if job.published or job.state not in TERMINAL:
             return job.published
         return self._readable_refs(job.tenant, job.id)
@@ -275,7 +275,7 @@ class JobReads:
         return {job for digest in digests for ids in self._pages(key(tenant, "data", digest)) for job in ids}
 
     def _unfinished(self, tenant: str, place: str) -> tuple[str, str] | None:
-        """Return id and state of an unfinished job, or None. place: key of a sorted set of job ids to search."""
+        """Return (id, state) of any unfinished job in a sorted set of job ids, or None. place: key of the set."""
         for ids in self._pages(place):
             ended = [self._are_members(ids, key(tenant, "state", state)) for state in sorted(TERMINAL)]
             for job_id, *in_states in zip(ids, *ended, strict=True):
@@ -478,7 +478,7 @@ class JobReads:
 
 
 def _due(due_at: str | None) -> float:
-    """Return the Unix time from which a job can start: 0 without a delay, and 0 for a damaged time as in claim.lua."""
+    """Return the Unix time from which a job can start. Return 0 without a delay or for a damaged time, as claim.lua."""
     try:
         return float(due_at or 0)
     except ValueError:

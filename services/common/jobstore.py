@@ -146,9 +146,9 @@ class JobStore(JobReads):
     ) -> tuple[JobRecord, bool]:
         """Create a job durably. Returns the record and whether it is new.
 
-        An equal request with the same idempotency key returns the earlier job. origin: the job that this job retries or
-        clones. needs: Redis keys of records that must exist. Raises IdempotencyMismatch if the idempotency key belongs
-        to another spec or origin, and NotFound if a record of `needs` does not exist.
+        An equal request with the same idempotency key returns the earlier job. origin: the job that the new job retries
+        or clones. needs: Redis keys of records of datasets. Raises NotFound if one of these records does not exist.
+        Raises IdempotencyMismatch if the idempotency key belongs to another spec or origin.
         """
         self.check_space()
         job_id = new_id("job")
@@ -215,7 +215,7 @@ class JobStore(JobReads):
     def pause(self, tenant: str, job_id: str) -> JobRecord:
         """Pause a job. A queued job pauses at once. Raises NotFound or IllegalTransition.
 
-        A running job is `pausing` until its workers have written a checkpoint. After a time limit, they are stopped.
+        A running job is `pausing` until its workers have written a checkpoint, or until a time limit ends.
         """
         return self._move_once(Verb.PAUSE, tenant, job_id, "job.pause_requested", {State.PAUSING, State.PAUSED})
 
@@ -242,19 +242,19 @@ class JobStore(JobReads):
     # --- verbs of the coordinator ------------------------------------------------------------------------------
 
     def claim(self, owner: str, lease_seconds: float, which: Claimable = "any") -> JobRecord | None:
-        """Claim a job whose lease has expired (same attempt), else the next job of the queue (next attempt).
+        """Claim a job whose lease has expired, which continues its attempt, or else start an attempt of a queued job.
 
-        which: "leased" claims no job of the queue. "stopping" claims only a job whose lease has expired and whose state
-        is pausing or cancelling. Returns None if there is no job to claim.
+        which: "leased" claims only a job whose lease has expired. "stopping" claims only a job whose lease has expired
+        and whose state is pausing or cancelling. Returns None if there is no job to claim.
         """
         args = (owner, lease_seconds, PREFIX, MAX_PRIORITY, _MAX_FEED_ENTRIES, which)
         member = self._script["claim"](keys=[QUEUE, LEASES, FEED], args=args)
         return None if member is None else self.get(*member.split("/", 1))
 
     def renew(self, tenant: str, job_id: str, owner: str, lease_seconds: float) -> bool:
-        """Renew the lease of a job. Returns False if `owner` has lost the lease, and must not write to the job.
+        """Renew the lease of a job for `lease_seconds`. 0 ends the lease, so another coordinator can claim the job.
 
-        A lease of 0 s expires immediately, so that another coordinator can claim the job.
+        Returns False if `owner` has lost the lease. Then `owner` must not write to the job.
         """
         keys = [key(tenant, "job", job_id), LEASES]
         args = (owner, lease_seconds, f"{tenant}/{job_id}", _MAX_COUNTED_SECONDS)

@@ -38,9 +38,9 @@ def redacted(text: str) -> str:
 def set_up_logging(service: str, fields: Mapping[str, object] = {}, *, stream: TextIO | None = None) -> None:
     """Send all logs of this process, including those of libraries, to `stream` (default: standard error).
 
-    Each line has `event`, `level`, `logger`, `at` (ISO 8601, UTC), `service`, `fields`, and the fields of
-    `log_context`. Without `fields`, the log also gets an error that ends the process. Only the main function of a
-    process calls this function.
+    Each line has `event`, `level`, `logger`, `at` (ISO 8601, UTC), `service`, the items of `fields`, and the fields of
+    `log_context`. Only workers set `fields`. In other processes, the log also gets the error that ends the process.
+    Only the main function of a process calls this function.
     """
 
     def name_service(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
@@ -79,7 +79,7 @@ def log_context(**fields: object) -> AbstractContextManager[None]:
 
 
 def ids_in(text: str) -> dict[str, object]:
-    """Return the fields of `log_context` for a text that names a job: `job_id`, and `attempt` if the text has it."""
+    """Return the log fields `job_id` and `attempt` that `text` contains. text: such as the name of a job's folder."""
     named = _JOB.search(text)
     if named is None:
         return {}
@@ -87,6 +87,6 @@ def ids_in(text: str) -> dict[str, object]:
 
 
 def request_id() -> str | None:
-    """Return the id of the request for which this task or thread works, or None if it is unknown."""
+    """Return the field `request_id` of the current log context: the id of the request in progress, or None."""
     value = structlog.contextvars.get_contextvars().get("request_id")
     return None if value is None else str(value)

@@ -26,8 +26,8 @@ def progress_of(
 ) -> Progress:
     """Return the progress of a job while `node` runs.
 
-    step, total: done and all steps of the node. rate: `unit` per second. eta_seconds: measured time until the node
-    ends. elapsed: seconds since the start of the node. They determine the progress of a node without `total`.
+    step, total: number of done steps and of all steps of the node. rate: `unit` per second. eta_seconds: measured time
+    until the node ends. elapsed: seconds since the start of the node, which determine its progress if `total` is 0.
     """
     nodes = situation.plan.nodes
     done = situation.done.keys() - {node.name}
@@ -61,14 +61,14 @@ def progress_of(
 
 
 def _works(situation: Situation, group: str) -> bool:
-    """Return whether the workers of a group have started to work and a node of the group is not done."""
+    """Return whether a group runs: its workers have started, and a node of the group is not done."""
     return situation.job.works(group) and not situation.is_done(group)
 
 
 def _slowdown(situation: Situation, node: Node, within: float, left: float | None) -> float:
-    """Return the ratio of measured to expected seconds of training.
+    """Return the ratio of measured to expected seconds of training, or without a measurement the job's last ratio or 1.
 
-    left: measured seconds that `node` still adds to the job. Before the first measurement: the job's last ratio, or 1.
+    within: the share of `node` that is done. left: measured seconds that `node` still adds to the job, or None.
     """
     own = situation.job.resolved.node_seconds.get(node.name, 0.0)
     if left is not None and _MEASURED <= within < 1 and own and isinstance(node.params, TrainParams):
@@ -77,7 +77,7 @@ def _slowdown(situation: Situation, node: Node, within: float, left: float | Non
 
 
 def _expected(situation: Situation, slowdown: float) -> dict[str, float]:
-    """Return name → expected seconds of each node and each `Plan.start_of`. slowdown: the factor for training."""
+    """Return name → expected seconds of each node and each `Plan.start_of`. slowdown: factor for nodes that train."""
     seconds, plan = situation.job.resolved.node_seconds, situation.plan
     expected = {start: seconds.get(start, 0.0) for start in map(plan.start_of, plan.nodes)}
     for node in plan.nodes:

@@ -75,9 +75,9 @@ def load_scripts(client: redis.Redis, folder: Path) -> dict[str, Script]:
 
 
 def check_disk(client: redis.Redis) -> None:
-    """Raise StoreFull if the disk of Redis is almost full. Call this before new records: a full disk ends Redis.
+    """Raise StoreFull if the disk of Redis is almost full. Callers check this before they create a record.
 
-    Redis needs room for a second copy of its data when it rewrites the append-only file.
+    When Redis rewrites the append-only file, it needs room for a second copy of its data. A full disk ends Redis.
     """
     pipe = client.pipeline(transaction=False)
     pipe.get(DISK_FREE)
@@ -97,9 +97,9 @@ def free_bytes(disk_free: str | None) -> int | None:
 
 
 def unreadable(name: str, error: ValidationError, remedy: str = "restore Redis from a backup") -> UnreadableRecord:
-    """Return the error for a record that does not match its model.
+    """Return the error for a record that does not match its pydantic model.
 
-    name: what the message calls the record. remedy: what the message suggests besides the newest release.
+    name: the record in the message, such as "job job_1". remedy: what the message suggests besides the newest release.
     """
     first = error.errors()[0]
     return UnreadableRecord(
@@ -109,7 +109,7 @@ def unreadable(name: str, error: ValidationError, remedy: str = "restore Redis f
 
 
 class _Pool(redis.ConnectionPool):
-    """A connection pool with at most `most_idle` idle connections. A pool of redis-py has no limit for them."""
+    """A connection pool with at most `most_idle` idle connections. The pool of redis-py does not limit this number."""
 
     most_idle: int
 

@@ -24,7 +24,7 @@ _VALID = re.compile(rb"[A-Za-z0-9._-]{1,100}")
 
 
 class RequestIds:
-    """ASGI middleware that identifies a request by the id in its header, or by a new id without a valid header."""
+    """ASGI middleware that gives each request an id: the header X-Request-ID if it is valid, or else a new id."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -60,7 +60,7 @@ class RequestIds:
 
 
 class App(FastAPI):
-    """A FastAPI application. `RequestIds` is its outermost layer, so responses to unexpected errors have an id too."""
+    """A FastAPI application with `RequestIds` as outermost layer. So responses to unexpected errors have an id too."""
 
     def build_middleware_stack(self) -> ASGIApp:
         return RequestIds(super().build_middleware_stack())

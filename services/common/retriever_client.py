@@ -39,7 +39,7 @@ class IndexLoad(_Status):
 
 
 class SelectionRun(_Status):
-    """Progress of a selection in `unit` (queries or passages), at `rate` units per second. ref: finished artifact."""
+    """Progress of a selection: `done` of `total` `unit` (queries or passages), `rate` per second. ref: the result."""
 
     state: Literal["unknown", "running", "ready", "failed"]
     done: int = 0
@@ -80,9 +80,9 @@ class SearchQuery(_Request):
 
 
 class SelectionRequest(_Request):
-    """The inputs of a selection. prefix: the storage folder for its files.
+    """The inputs of a selection. task: the artifact of `validate`. params: the options of the selector.
 
-    corpus, version: None for a selector that does not read a corpus.
+    prefix: the storage folder for the files. corpus, version: None for a selector that does not read a corpus.
     """
 
     tenant: str
@@ -114,7 +114,7 @@ class RetrieverClient:
         self._call("GET", "/readyz")
 
     def put_corpus(self, tenant: str, name: str, version: str, *, folder: str, language: str) -> None:
-        """Start to load a corpus version from a storage folder. Has no effect if it is loaded or loading."""
+        """Start to load a corpus version from a storage folder. Has no effect if the version is loaded or loading."""
         self._call("PUT", _corpus_path(tenant, name, version), CorpusFolder(folder=folder, language=language))
 
     def corpus(self, tenant: str, name: str, version: str) -> IndexLoad:
@@ -142,7 +142,10 @@ class RetrieverClient:
         return list(_parse(SearchResult, self._call("POST", "/v1/search", body)).hits)
 
     def put_selection(self, artifact: str, request: SelectionRequest) -> None:
-        """Start a selection unless it runs, is ready or failed permanently. A new `prefix` stops and replaces a run."""
+        """Start a selection. Has no effect on a selection that runs, is ready, or failed with a permanent error.
+
+        A request with another `prefix` is from a later attempt: it stops and replaces the earlier selection.
+        """
         self._call("PUT", _selection_path(artifact), request)
 
     def get_selection(self, artifact: str) -> SelectionRun:

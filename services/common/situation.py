@@ -76,8 +76,9 @@ class Situation:
     def invalidate(self, store: JobStore, node: Node, error: NotFound | CorruptArtifact) -> StorageUnavailable:
         """Unpublish a node's artifact whose files are lost or damaged, so that the node runs again.
 
-        error: what a check of the files raised. If an attempt needs the artifact, the caller ends it with the returned
-        error. Raises NotFound if the artifact belongs to another job, and the errors of `invalidate_artifact`.
+        error: the error of the check of the files. Returns the error with which the caller ends an attempt that needs
+        the artifact. Raises NotFound if the node reuses an artifact of `source_job`, which cannot be computed again.
+        Raises the errors of `JobStore.invalidate_artifact`.
         """
         if node.reused:
             raise NotFound(
