@@ -12,7 +12,7 @@ from typing import get_type_hints
 class Assignment:
     """What a submission computes: one group of a job's plan, with `workers` to `max_workers` workers.
 
-    cpus, gpus: numbers for each worker. request_id: id of the request that submitted the job, for logs.
+    cpus, gpus: what Ray reserves for each worker. request_id: id of the request that submitted the job, for logs.
     """
 
     tenant: str
@@ -42,12 +42,12 @@ class Assignment:
         return {"OMP_NUM_THREADS": str(max(1, int(self.cpus))), **hidden}
 
     def arguments(self) -> list[str]:
-        """Return the command line of this assignment."""
+        """Return the command line that `read` parses into this assignment, such as ["--tenant", "default", …]."""
         return [word for name, value in asdict(self).items() for word in (f"--{name}", str(value))]
 
     @classmethod
     def read(cls, arguments: Sequence[str] | None = None) -> Assignment:
-        """Parse a command line, by default that of this process. Exits with a message if it is invalid."""
+        """Return the assignment in a command line, by default in sys.argv. An invalid command line ends the process."""
         parser = argparse.ArgumentParser(description=__doc__)
         for name, kind in get_type_hints(cls).items():
             parser.add_argument(f"--{name}", type=kind, required=name != "request_id", default="")

@@ -81,7 +81,7 @@ class JobCheckpoints:
         return checkpoints[-1].step if checkpoints else None
 
     def close(self, *, required: bool) -> None:
-        """Wait for the last save. required: if the save failed, retry it with `patiently`. Raises the last Outage."""
+        """Wait for the last save. required: if it failed, retry it until `patiently` gives up, and raise the Outage."""
         try:
             self._wait(required=required)
         except Outage:
@@ -90,7 +90,7 @@ class JobCheckpoints:
             self._pool.shutdown()
 
     def drop(self) -> None:
-        """Delete the checkpoints of this job. Call this method if the artifact was excluded from the cache."""
+        """Delete the job's checkpoints for `artifact`. Used if the stage published its artifact under another id."""
         try:
             for checkpoint in self._published():
                 if checkpoint.job == self.job.id:

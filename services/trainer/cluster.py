@@ -116,9 +116,9 @@ class RayCluster:
         return bool(record["status"] == "PENDING" and heads and record["start_time"] < max(heads))
 
     def release(self, submission: str) -> None:
-        """Free the CPUs of a lost submission. Ray then reports the submission as failed.
+        """Free the CPUs of a lost submission, by a Ray job that kills its actor. Ray then reports it as failed.
 
-        Ray neither stops nor deletes a lost submission without CPUs. Its wait ends at Ray's time limit for starts.
+        A lost submission without CPUs cannot be stopped. It fails when Ray's time limit for starts ends.
         """
         name = f"{submission}.release"
         if self.status(name) is Status.UNKNOWN:
@@ -154,7 +154,7 @@ class RayCluster:
         return [node for node in body["data"]["result"]["result"] if node["state"] == "ALIVE"]
 
     def delete(self, submission: str) -> None:
-        """Delete Ray's records of an ended submission and of its release. Ignores unknown records."""
+        """Delete Ray's records of an ended submission and of the Ray job of `release`. Ignores unknown records."""
         for name in (f"{submission}.release", submission):
             self._json("DELETE", f"/api/jobs/{name}", required=False)
 
@@ -169,7 +169,7 @@ class RayCluster:
         """
         record = self._record(submission)
         if record is None:
-            return WorkerLost("Worker was lost: the cluster does not know its submission.")
+            return WorkerLost("Worker was lost: Ray has no record of its submission.")
         message = record.get("message") or ""
         try:
             logs = self._json("GET", f"/api/jobs/{submission}/logs").get("logs") or ""
@@ -217,7 +217,7 @@ def connect_cluster(url: str) -> RayCluster:
 
 
 def _summary(exit_code: object) -> str:
-    """Return how a worker ended, from the exit code of its program. A shell adds 128 to the number of a signal."""
+    """Return a sentence about how a worker ended. exit_code: negative signal number, 128 + signal number, or None."""
     if not isinstance(exit_code, int):
         return "Worker was lost, often with its machine."
     number = -exit_code if exit_code < 0 else exit_code - 128

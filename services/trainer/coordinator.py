@@ -108,7 +108,7 @@ class Coordinator:
         return sum(held.idle or held.waiting is not None for held in self._held.values())
 
     def _renew_leases(self) -> None:
-        """Renew the leases, also during a round. If a step hangs, let them expire, so that others adopt the jobs."""
+        """Renew the leases of all held jobs. While a step hangs, renew none, so other coordinators adopt the jobs."""
         if time.monotonic() - self._stepped_at > self.settings.hang_seconds:
             log.error("A step takes longer than %g s, so the leases are not renewed.", self.settings.hang_seconds)
             for gauge in (HELD, IDLE, TOKENS):
@@ -149,10 +149,10 @@ class Coordinator:
             raise
 
     def round(self) -> None:
-        """Take the next step of every held job, then claim jobs while there is room.
+        """Take the next step of every held job, then claim jobs while slots are free.
 
-        Without room, claim only jobs that are pausing or cancelling, to stop them. When the coordinator must stop, the
-        round ends after the current step: each step may wait for Ray, and the process is soon killed.
+        Without a free slot, claim only jobs that are pausing or cancelling, to stop them. When the coordinator must
+        stop, the round ends after the current step: each step may wait for Ray, and the process is soon killed.
         """
         self._show_step()
         self._read_clocks()
@@ -232,7 +232,7 @@ class Coordinator:
         return {member: expiry for member, expiry in before.items() if leases.get(member) == expiry}
 
     def _claimable(self) -> Claimable:
-        """Return "any", "leased" or "stopping": the jobs that may be claimed so that at most `concurrency` jobs run."""
+        """Return the argument `which` of `JobStore.claim` with which at most `concurrency` jobs run."""
         room = self.settings.concurrency - len(self._held) - len(self._backing_off)
         if room <= 0 or self._blind:
             self._full = ""
@@ -319,7 +319,10 @@ class Coordinator:
             self._blind.add(type(error))
 
     def _is_over(self, outage: type[Outage]) -> bool:
-        """Return whether Ray or the storage answers again. Send one probe per round, because a probe may hang."""
+        """Return whether Ray or the storage answers again. Send one probe per round, because a probe may hang.
+
+        outage: ClusterUnavailable for Ray, StorageUnavailable for the storage.
+        """
         if outage not in self._probed:
             self._show_step()  # The call before the probe may have taken long.
             probed = self.cluster if outage is ClusterUnavailable else self.artifacts

@@ -46,12 +46,13 @@ KEEPS_SLOT_SECONDS = 60.0  # A requeued job retains its slot for this long befor
 class HeldJob:
     """A job that a coordinator drives. A restarted coordinator can rebuild every field.
 
-    ending: whether a verb that ends the attempt was sent. released: whether the coordinator must stop driving the job.
-    requeued: whether a released job is in the queue again. verified: artifacts whose files have been checked.
-    selecting: artifact id of a selection → its progress (unit, count), and the time of the last change. waiting: code
-    of the error that makes the job wait. claimed_at: when a new attempt was claimed; None after the first training
-    step, and for an adopted attempt. began: node → when a round first saw progress of the node. rate: tokens per second
-    of all groups. idle: whether only workers can continue the job, and no worker works. times: of the current round.
+    - ending: whether a verb that ends the attempt was sent. verified: artifacts whose files have been checked.
+    - released: whether the coordinator must stop driving the job. requeued: whether the job is in the queue again.
+    - selecting: artifact id of a selection → its progress (unit, count), and the time of the last change.
+    - waiting: code of the error for which the job waits, such as "unavailable". rate: tokens per second of all groups.
+    - claimed_at: when the attempt was claimed. None after the first step on a worker, and for an adopted attempt.
+    - began: node → when a round first saw progress of the node. times: of the current round.
+    - idle: whether only workers can continue the job, and no worker works.
     """
 
     tenant: str
@@ -220,7 +221,7 @@ class HeldJob:
         return hung
 
     def _drop_copies(self, situation: Situation) -> None:
-        """Forget the stages whose artifacts another job has published first, and delete their outputs."""
+        """Forget ended stages of this process whose artifacts another job has published first. Delete their outputs."""
         awaited = {situation.artifact_id(node) for node in situation.ready()}
         for ref in self.local.forget_ended(awaited):
             if ref not in situation.done.values():
@@ -265,7 +266,7 @@ class HeldJob:
     def _fail_stage(self, situation: Situation, node: Node, error: TLMError) -> NoReturn:
         """Raise AttemptEnded with the error of a stage, or with the error of a lost or damaged input.
 
-        Invalidates such inputs, so that the next attempt computes them again.
+        Invalidates lost and damaged inputs, so that the next attempt computes them again.
         """
         if isinstance(error, NotFound | CorruptArtifact):
             for source in set(node.inputs.values()):
@@ -372,10 +373,10 @@ class HeldJob:
         self._release(verb(job, self.owner, *args))
 
     def was_ended(self, job: JobRecord) -> bool:
-        """Return whether this coordinator sent a verb that ends the attempt, and the attempt has ended.
+        """Return whether the attempt has ended after this coordinator sent a verb to end it.
 
-        If the answer of Redis to the verb was lost, this method detects the end. It also returns True if Redis did not
-        apply the verb, but another coordinator ended the attempt.
+        So the coordinator detects the end of the attempt even if the response of Redis to the verb was lost. Returns
+        True also if Redis lost the verb, but another coordinator ended the attempt.
         """
         return self.ending and job.attempt == self.attempt and job.state not in ACTIVE
 
@@ -397,7 +398,7 @@ class HeldJob:
         return current
 
     def _next_attempt(self, job: JobRecord, *, requeues: bool) -> str:
-        """Return a sentence that states where and when the next attempt after a lost worker starts."""
+        """Return a sentence about the next attempt, such as "Resumes from step 300 when a worker is free."."""
         situation = Situation.read(self.store, job)
         ready = [node for node in situation.ready() if node.place is Place.WORKERS]
         current = [node for node in ready if job.progress and node.name == job.progress.node]
@@ -411,7 +412,7 @@ class HeldJob:
 
 
 def _delay(error: TLMError, failures: int, losses: int, hub_losses: int) -> float:
-    """Return the seconds until the next attempt. failures, losses, hub_losses: the counts after this attempt."""
+    """Return the seconds until the next attempt. failures, losses, hub_losses: the results of `JobRecord.spent`."""
     if is_hub_outage(error):  # Outages of the hub last longer, and each attempt sends requests to the hub.
         return min(600.0, 60.0 * 2.0 ** (failures + hub_losses - 1))
     return min(KEEPS_SLOT_SECONDS, 4.0 ** (failures + losses - 1))

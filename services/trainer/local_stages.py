@@ -18,7 +18,7 @@ LocalStage = Callable[[JobRecord, Node, str, Mapping[str, ManifestRef]], Manifes
 
 
 class LocalThreads:
-    """The threads for the stages of all jobs. run: runs one stage. new_threads: a function that returns an executor."""
+    """The threads for the stages of all jobs. run: runs one stage. new_threads: a function that returns an Executor."""
 
     def __init__(self, run: LocalStage, new_threads: Callable[[], Executor]) -> None:
         self._run = run
@@ -39,7 +39,7 @@ class LocalThreads:
 
 @dataclass
 class LocalStages:
-    """The stages of a job in this process. runs: artifact id → future of its output. A new instance can replace it."""
+    """The stages of a job in threads of this process. runs: artifact id → future of the stage's output."""
 
     threads: LocalThreads
     runs: dict[str, Future[ManifestRef]] = field(default_factory=dict)

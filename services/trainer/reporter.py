@@ -31,9 +31,9 @@ _STATE_SECONDS = 0.1  # between two reads of the job's state, which are cheap; a
 
 @dataclass
 class _Report:
-    """Entries to send. progress: computes the progress. Only `_send` calls it, because training reports each step.
+    """Entries to send. id: by this id, the store recognizes a repeated report.
 
-    id: by this id, the store recognizes a repeated report.
+    progress: computes the progress. Only `_send` calls this function: training reports each step, and `_send` few.
     """
 
     progress: Callable[[Beats], Progress] | None = None

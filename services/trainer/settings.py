@@ -49,11 +49,11 @@ class TrainerSettings(ServiceSettings):
         return gpus
 
     def cpus_per_worker(self, workers: int, side_by_side: int = 1) -> float:
-        """Return the number of CPUs of each worker. side_by_side: number of seeds that train at once.
+        """Return the number of CPUs that Ray reserves for each worker.
 
-        Seeds that train at once share the CPUs. A share is rounded down to a thousandth of a CPU, the unit that Ray
-        counts. A share is at least 0.5 CPU, or all CPUs of the worker if they are fewer. This minimum limits the number
-        of workers that share the memory.
+        workers: number of workers that share `job_cpus`. side_by_side: number of seeds that train at once. They
+        share the CPUs of a worker. Each share is rounded down to 0.001 CPU, the unit of Ray, but is at least 0.5 CPU or
+        all CPUs of the worker. This minimum limits the number of workers that share the memory.
         """
         cpus = self.worker_cpus if self.job_cpus is None else self.job_cpus / workers
         return cpus if side_by_side == 1 else max(min(cpus, 0.5), math.floor(cpus / side_by_side * 1000) / 1000)

@@ -117,9 +117,10 @@ class Submissions:
             self._confirm(job, group, submission)
 
     def _confirm(self, job: JobRecord, group: str, submission: str) -> None:
-        """Report that Ray has accepted a submission. If Ray has not, drop its id, so that a later round submits again.
+        """Report that Ray has accepted a submission. If Ray does not know it, delete its id from the job's record.
 
-        Ray refuses the second of two equal ids. So the group runs once, even if Ray accepts the first request later.
+        A later round then submits the same id again. Ray refuses the second of two equal ids. So the group runs once,
+        even if Ray accepts the first request later.
         """
         if self.cluster.status(submission) is Status.UNKNOWN:
             self.store.report(job.tenant, job.id, job.attempt, submissions={group: None})
@@ -149,8 +150,8 @@ class Submissions:
     def _check_beat(self, job: JobRecord, group: str, now: float, stall_grace_until: float) -> None:
         """Stop workers that are silent or make no progress for too long, and raise AttemptEnded.
 
-        The limit is longer until the workers work, because they first import libraries and connect. While workers lack
-        room, their submission reports. So silence means that the workers have room but do not start.
+        Until the workers work, the limit for silence is longer, because they first import libraries and connect. While
+        workers lack room, their submission reports. So silence means that the workers have room but do not start.
         """
         settings, submission, beat = self.settings, job.submissions[group], job.beats.get(group)
         last, looked = self.looks.get(submission, (beat, now))
@@ -188,7 +189,7 @@ class Submissions:
             raise AttemptEnded(self._cause(job, job.submissions[group]))
 
     def _report_late_workers(self, job: JobRecord, assignment: Assignment, status: Status, now: float) -> None:
-        """Report, once, that workers start later than usual. The most frequent cause is a cluster without room.
+        """Report, once, that workers have not started for `start_seconds`. The usual cause is a cluster without room.
 
         A single worker is the submission itself. Workers of Ray Train start after their submission.
         """

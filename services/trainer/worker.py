@@ -245,7 +245,7 @@ class GroupRunner:
     ) -> str:
         """Publish the content of `out` as the node's artifact. Returns the artifact id.
 
-        An artifact that depends on memory or on the hub is excluded from the cache, so its id depends on the job.
+        If `meta` contains a key of NOT_CACHED, the artifact is excluded from the cache, and its id depends on the job.
         """
         job, cached = situation.job, NOT_CACHED.isdisjoint(meta)
         artifact = situation.artifact_id(replace(node, reusable=node.reusable and cached))
