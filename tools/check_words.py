@@ -79,7 +79,7 @@ def violations() -> Iterator[str]:
     for name, source in sources("*.py"):
         for line, identifier in identifiers(source):
             if identifier.strip("_").lower() in BANNED_IDENTIFIERS:
-                yield f"{name}:{line}: '{identifier}' does not say what it holds. Choose a specific noun or verb."
+                yield f"{name}:{line}: The name '{identifier}' says too little. Choose a specific noun or verb."
     for name, source in sources("*.md"):
         for line, sentence in long_sentences(source):
             words = len(sentence.split())
@@ -91,7 +91,7 @@ def violations() -> Iterator[str]:
 
 
 def main() -> int:
-    """Print the violations; return 1 when there are any."""
+    """Print the violations. Return the exit status: 1 if there are any, else 0."""
     lines = list(violations())
     print(*lines, sep="\n")
     return int(bool(lines))

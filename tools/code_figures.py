@@ -37,7 +37,7 @@ class Figure:
 
 
 def functions(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the length in lines and the name of each function of a file."""
+    """Yield (length in lines, "FILE:LINE NAME") of each function of a file."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
             yield node.end_lineno - node.lineno + 1, f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
@@ -62,7 +62,7 @@ def imported_modules(path: Path, modules: Collection[str]) -> Iterator[str]:
 
 
 def longest_import_chain(files: list[Path]) -> list[str]:
-    """Return the longest chain of project modules in which each imports the next. Raises CycleError."""
+    """Return the names of the longest chain of modules in which each imports the next. Raises CycleError."""
     modules = {module_name(path): path for path in files}
     imports = {name: sorted(set(imported_modules(path, modules))) for name, path in modules.items()}
     chains: dict[str, list[str]] = {}  # module → the longest chain that starts at this module
@@ -93,7 +93,7 @@ def measure() -> list[Figure]:
 
 
 def main() -> int:
-    """Print the figures; return 1 when one exceeds its limit."""
+    """Print the figures. Return the exit status: 1 if a figure exceeds its limit, else 0."""
     figures = measure()
     print(*figures, sep="\n")
     return int(any(figure.value > figure.limit for figure in figures))

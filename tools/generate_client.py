@@ -24,7 +24,7 @@ REPLACEMENTS = {
 
 
 def generate(name: str) -> str:
-    """Return the synchronous version of a file of the asyncio client."""
+    """Return the code of the synchronous version of an asyncio file. name: such as "async_client.py"."""
     with tempfile.TemporaryDirectory(prefix="tlm-client-") as folder:
         source, target = Path(folder) / "async" / name, Path(folder) / "sync" / name
         source.parent.mkdir()

@@ -134,7 +134,7 @@ class LoadWorker:
     def _wait(self, load: CorpusLoad, error: TLMError) -> None:
         """Log and record why a load waits, if the reason is new. The next round tries again.
 
-        A load with sources tries again later, because each try sends requests to the hub or to an external store.
+        A load with sources waits 5 to 60 s, because each try sends requests to the hub or to an external store.
         """
         load = self._catalog.load(load.tenant, load.id)  # the failed step may have saved progress
         if load.sources and load.state in _SPLITTING:
@@ -206,9 +206,9 @@ class LoadWorker:
         return int(self._artifacts.manifest(cut).meta["count"])
 
     def _write_passages(self, load: CorpusLoad) -> tuple[CorpusInfo, ManifestRef, float | None]:
-        """Write the corpus to the storage. Return the info of the corpus, the reference of its files, and a time.
+        """Write the corpus to the storage. Return its info, the reference of its files, and a number of seconds.
 
-        The time is the seconds of the search for near duplicates, or None if the load does not search for them.
+        The seconds are the time of the search for near duplicates, or None if the load does not search for them.
         """
         from tlm_core.corpus.near import NearDuplicates
         from tlm_core.corpus.read import read_parts, write_corpus
@@ -280,7 +280,7 @@ class LoadWorker:
     # --- from storage to the index ----------------------------------------------------------------------------------
 
     def _index(self, load: CorpusLoad) -> None:
-        """Read the progress of the retriever. Request the load if the retriever does not know it."""
+        """Update the record from the progress of the retriever. Request the load if the retriever does not know it."""
         assert load.version is not None, "a load is indexed after its upload was split"
         version = self._catalog.corpus(load.tenant, load.corpus).version(load.version)
         try:

@@ -140,7 +140,7 @@ class BulkWriter:
 
 
 def _failure(result: Mapping[str, Any]) -> TLMError | TemporaryFailure | None:
-    """Return why a passage is not stored, or None. InvalidRequest is about the passage or about the whole request."""
+    """Return the error in a result of `Cluster.bulk`, or None. Another passage can be the cause of InvalidRequest."""
     if "exception" in result:
         return translated(result["exception"])
     status, reason = result["status"], reason_of(result.get("error"))

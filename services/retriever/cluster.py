@@ -183,9 +183,10 @@ class Cluster:
     def bulk(
         self, alias: str, actions: Iterable[dict[str, object]], *, max_rows: int, max_bytes: int
     ) -> Iterator[dict[str, Any]]:
-        """Create the documents of `actions` without retries, and yield the result of each action in order.
+        """Create the documents of `actions` without retries, and yield a dict for each action, in order.
 
-        A result has the key `status`, `error` if the action failed, and `exception` if the whole request failed.
+        The dict has the key `status`. If the action failed, it also has `error`. If the whole request failed, it also
+        has `exception`. max_rows, max_bytes: limits of a request.
         """
         try:
             results = streaming_bulk(
@@ -206,7 +207,7 @@ class Cluster:
             raise failure.error if isinstance(failure, TemporaryFailure) else failure from error
 
     def version(self, params: Mapping[str, object] | None = None) -> int:
-        """Return the major version. Raises IndexMismatch if the server is not OpenSearch, or too old."""
+        """Return the major version of OpenSearch. Raises IndexMismatch for an older version or for another server."""
         if self._version is None:
             banner = self.call("GET", "/", params=params)
             version = banner.get("version", {}) if isinstance(banner, dict) else {}

@@ -80,7 +80,7 @@ class IndexLoads:
             load.update(state="ready", error=None)
 
     def get(self, key: CorpusKey) -> IndexLoad:
-        """Return the progress of a load. Raises NotFound without load and index, IndexMismatch or IndexUnavailable."""
+        """Return the progress of a load. Raises IndexMismatch, IndexUnavailable, or NotFound for an unknown version."""
         load = self._loads.get(key)
         if elsewhere := self._elsewhere(key):
             return elsewhere
@@ -148,7 +148,10 @@ class IndexLoads:
             return None
 
     def _source(self, key: CorpusKey, error: TLMError) -> tuple[str, str]:
-        """Return folder and language of `key`. Without a record, raise an IndexMismatch `error`, or else NotFound."""
+        """Return (storage folder, language) of the passages of `key`, from the record of an earlier load.
+
+        Without this record, raises `error` if it is an IndexMismatch, and NotFound otherwise.
+        """
         try:
             return self._records.source(key)
         except NotFound:

@@ -46,7 +46,7 @@ class CorpusKey(NamedTuple):
 class LoadingIndex(PassageIndex, Protocol):
     """An index during its load. Raises the errors of PassageIndex, and InvalidRequest after too many refused passages.
 
-    identity: differs for all indexes, even for two indexes of the same name. cursor: the progress of the load.
+    identity: unique id of the index. Two indexes of the same name have different ids. cursor: progress of the load.
     """
 
     @property
@@ -234,7 +234,7 @@ def _name(key: CorpusKey) -> str:
 
 
 def _same_similarity(actual: Mapping[str, Any], expected: Mapping[str, object]) -> bool:
-    """Return whether both are BM25 with equal parameters. The server returns numbers as strings."""
+    """Return whether both similarity settings are BM25 with equal parameters. The server returns numbers as strings."""
     return actual.get("type") == "BM25" and all(
         float(actual.get(name, "nan")) == value for name, value in expected.items() if name != "type"
     )

@@ -118,7 +118,10 @@ class OpenSearchIndex:
         return document
 
     def commit(self, expected: int | None = None) -> None:
-        """Check count and ids of the passages, and make the index searchable. Safe to repeat after an interruption."""
+        """Check the number and ids of the passages, and make the index searchable. An interrupted call can be repeated.
+
+        expected: number of passages of the corpus. Raises IndexMismatch.
+        """
         self.flush()
         self._read("POST", "_refresh")
         count, refused = self.count(), len(self.cursor.refused)
@@ -177,7 +180,7 @@ class OpenSearchIndex:
             return list(chain.from_iterable(pool.map(lambda part: self._search(part, k), parts)))
 
     def _search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """Send the queries in one _msearch. Repeat the queries that a shard did not answer completely."""
+        """Return the best `k` hits of each query, from one _msearch. Repeat queries that a shard left incomplete."""
         backoff = self._cluster.backoff()
         pending = {number: body for number, query in enumerate(queries) if (body := self._body(query))}
         results: list[list[Hit]] = [[] for _ in queries]

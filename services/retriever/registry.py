@@ -22,7 +22,7 @@ BEAT_SECONDS = 1.0  # between two saves of a run
 
 @dataclass(kw_only=True)
 class Run:
-    """A run of this retriever. prefix: output folder of a selection, else empty. stop: ends the run when set."""
+    """A load or selection of this retriever. prefix: output folder of a selection, or "". stop: set to end the run."""
 
     status: IndexLoad | SelectionRun
     prefix: str = ""

@@ -89,10 +89,10 @@ class SelectionRuns:
         self.task.start(self._beat, BEAT_SECONDS, stop)
 
     def put(self, artifact: str, request: SelectionRequest) -> None:
-        """Start the selection. Ignore the request if a run with the same `prefix` runs, is ready or failed permanently.
+        """Start the selection. Ignore the request if a run with this `prefix` runs, is ready, or failed permanently.
 
-        A request with another prefix is of a later attempt, so it stops the earlier run. Raises InvalidRecipe for
-        invalid params.
+        A request with another `prefix` is from a later attempt, so the new run replaces the earlier run. Raises
+        InvalidRecipe for invalid params.
         """
         params = _params(request)
         with self._lock:
@@ -113,7 +113,7 @@ class SelectionRuns:
             self._pool.submit(copy_context().run, self._run, artifact, request, params, run)
 
     def _claim(self, artifact: str, run: SelectingRun) -> bool:
-        """Claim a selection for a new run. Returns False if another retriever claims it first or has a reusable run."""
+        """Claim a selection for `run`. Returns False if another retriever claims it first or has a reusable run."""
         entry = self._registry.read(artifact)
         if entry is not None and entry.prefix == run.prefix:
             status = SelectionRun.model_validate_json(entry.status)
@@ -131,7 +131,7 @@ class SelectionRuns:
                     self._remove(artifact, run)
 
     def get(self, artifact: str) -> SelectionRun:
-        """Return the status of the latest run. Without a run, or if its files are lost or damaged: `unknown`."""
+        """Return the status of the latest run. The state is `unknown` without a run, or if its files are lost."""
         run = self._latest(artifact)
         if run is None:
             return SelectionRun(state="unknown")
@@ -281,7 +281,7 @@ class SelectionRuns:
 
 
 def _is_reusable(status: SelectionRun) -> bool:
-    """Return whether a request for the same selection uses this run instead of a new run."""
+    """Return whether a repeated request uses a run with this status: it runs, is ready, or failed permanently."""
     return status.failure is None or not status.failure.retryable
 
 
