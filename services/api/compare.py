@@ -129,7 +129,7 @@ class _Tested:
 
 
 def _read_tested(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord, outcome: Outcome) -> _Tested:
-    """Return the test rows and the predictions of a job, as far as they are available. outcome: that of this job."""
+    """Return the test rows and the predictions of a job, as far as they are available. outcome: the job's outcome."""
     import pyarrow.parquet as pq
 
     situation = situation_of(jobs, job)
@@ -157,7 +157,7 @@ def _predictions(report: Path, metric: str) -> list[Targets]:
 
 
 def _verdict(first: _Tested, other: _Tested) -> Verdict:
-    """Return whether the model of the job `other` is better on test than that of `first`, or why this is unknown."""
+    """Return whether the model of `other` is better on test than the model of `first`, or why this is unknown."""
     for side in (other, first):
         if not side.predictions:
             return Verdict(job=other.job, reason=f"{side.job} has no predictions on test.")

@@ -34,8 +34,8 @@ def proposed(tenant: str, spec: JobSpec, resolved: Resolved) -> JobRecord:
 class StageCost(StageEstimate):
     """The estimate of a stage, with values that the API omits.
 
-    gpu_seconds: the sum of the seconds of all seeds, even if these run at the same time. range_reason: why `seconds`
-    has bounds.
+    gpu_seconds: the sum of the seconds of all seeds, even if the seeds run at the same time. range_reason: why
+    `seconds` has bounds.
     """
 
     gpu_seconds: float | None = None
@@ -111,7 +111,7 @@ class Known:
         units = _total(item.units if item else None for item in work)
         pace = pace_of(setup, self.rates)
         if units is None:
-            pace = Pace("unknown", None, "the sizes of encoder and tokenizer are known only after they are loaded")
+            pace = Pace("unknown", None, "the sizes of encoder and tokenizer are unknown until a job loads them")
         seconds = None if units is None or pace.seconds is None else units * pace.seconds
         least = most = None
         if seconds is not None and pace.bounds is not None:
@@ -188,7 +188,7 @@ class Estimator:
     def node_seconds(self, job: JobRecord) -> dict[str, float]:
         """Return name → seconds that each unfinished node and each start of workers (`Plan.start_of`) adds to the job.
 
-        - An unknown time of a node without training is 0.
+        - A node without training has 0 s if its time is unknown.
         - If the speed of several workers is unknown, each node has the seconds that one worker needs. During training,
           the measured speed corrects these seconds.
         - If the work of a training node is unknown, or if data is lost, the result is empty. The progress of the job

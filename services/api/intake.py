@@ -179,7 +179,7 @@ def parse_options(text: str) -> DatasetOptions:
 
 
 def changed_options(options: DatasetOptions) -> dict[str, object]:
-    """Return name → value of the options that differ from their defaults. So new options do not change records."""
+    """Return name → value of the options that differ from their defaults. Records store only these options."""
     defaults = asdict(DatasetOptions())
     return {key: value for key, value in asdict(options).items() if value != defaults[key]}
 

@@ -33,8 +33,8 @@ _TAR_RECORD = 512
 def situation_of(jobs: JobStore, job: JobRecord) -> Situation:
     """Return the plan of a job and the published artifact of each node.
 
-    The artifacts of a succeeded job are those of its result list, which is in the record or in the storage. If this
-    list is lost, they are the artifacts that are now published for the nodes, or none if any node lacks one.
+    For a succeeded job, the artifacts come from the result in its record or in the storage. If this result is lost,
+    they are the artifacts that are published now, or none if the artifact of a node is not published.
     """
     try:
         if artifacts := jobs.result_of(job):
@@ -113,7 +113,7 @@ class ServedModel:
 
 
 def served_model(jobs: JobStore, job: JobRecord) -> ServedModel:
-    """Return the model that a job serves now. Raises NotReady if it does not exist yet, NotFound if it never will."""
+    """Return the model that a job serves now. Raises NotReady before a model exists, NotFound if none will exist."""
     situation = situation_of(jobs, job)
     linear = situation.done.get(BASELINE.name)
     if situation.plan.model in situation.done or linear is None:

@@ -50,7 +50,7 @@ _Ran = tuple[Node | None, float, float, str]  # the node (None: a start of worke
 
 
 class Rate(NamedTuple):
-    """Seconds per unit of work. job: the job that measured them. had_core: their share in which training had a core."""
+    """Seconds per unit of work. job: id of the measured job. had_core: share of its time in which it had a CPU core."""
 
     seconds: float
     job: str
@@ -72,10 +72,10 @@ _BY_DEVICE = Bounds(0.25, 3.0, "from a short measurement here")
 
 
 class Pace(NamedTuple):
-    """The expected `seconds` per unit of work. basis, reason: where they come from, or why they are unknown.
+    """The expected `seconds` per unit of work. basis, reason: where the seconds come from, or why they are unknown.
 
-    bounds: None if `seconds` are unknown, or if a job measured them with this number of seeds on free cores. at_once:
-    `seconds` times this number is the time of a single seed per unit of work.
+    bounds: None if `seconds` is unknown, or was measured with the same number of seeds on free cores. at_once: one seed
+    needs `at_once * seconds` per unit of work, because other seeds run at the same time.
     """
 
     basis: Basis
@@ -297,7 +297,10 @@ def _as_prepared(texts: Texts, job: JobRecord, prepared: Manifest) -> Texts:
 
 
 def _at_once(ran: Iterable[_Ran], plan: Plan) -> float | None:
-    """Return the mean number of seeds at a time, as if cached seeds also ran, or None if fewer than two ran."""
+    """Return the mean number of seeds that ran at the same time, or None if fewer than two seeds ran.
+
+    If some seeds were cached, the number is extrapolated to a run of all seeds.
+    """
     spans = sorted((start, end, n.group) for n, start, end, _ in ran if n and plan.side_by_side(n.group) > 1)
     passed, until = 0.0, -math.inf
     for start, end, _ in spans:

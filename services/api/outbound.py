@@ -50,7 +50,7 @@ class Outbound:
         self._tls = httpx.create_ssl_context(trust_env=False)
 
     def check(self, url: str) -> None:
-        """Raise InvalidRequest for a URL that `post` refuses. A host that has no address now raises nothing."""
+        """Raise InvalidRequest for a URL that `post` refuses. Accepts a host that has no IP address at the moment."""
         parsed = self._parsed(url)
         with suppress(OSError):
             self._address(parsed)
@@ -105,7 +105,7 @@ class Outbound:
         return parsed
 
     def _address(self, url: httpx.URL) -> str:
-        """Return the first address. Raises InvalidRequest for an invalid or private host, OSError if unknown."""
+        """Return the host's first IP address. Raises OSError, and InvalidRequest for an invalid or private host."""
         port = url.port or (443 if url.scheme == "https" else 80)
         try:
             addresses = self._resolve(_host(url), port)

@@ -86,7 +86,7 @@ def finish_removals(parts: Parts) -> None:
 
 
 def artifacts_of(jobs: JobStore, job: JobRecord) -> set[str]:
-    """Return the ids of the artifacts that a job has produced, also in an earlier release, or may produce next."""
+    """Return the ids of the artifacts that a job has produced, also in an earlier release, or may still produce."""
     produced = jobs.artifacts_of(job.tenant, job.id)
     if job.unreadable or (job.result is not None and produced):  # Without `produced`, their list is lost.
         return produced
@@ -141,7 +141,7 @@ def _remove_unshared(jobs: JobStore, artifacts: ArtifactStore, removal: Removal)
         for checkpoint in checkpoints[artifact]:
             jobs.drop_checkpoint(tenant, artifact, checkpoint)
     if unshared and (new := jobs.ids_on_data(tenant, removal.data) - seen):
-        raise Conflict(f"Job {min(new)} on the same data was submitted during the deletion and may use the files.")
+        raise Conflict(f"Job {min(new)} was submitted during the deletion and may use the files. A later try checks.")
     for artifact in unshared:
         for folder in chain(*folders[artifact]):
             artifacts.delete(folder)

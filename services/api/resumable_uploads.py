@@ -167,7 +167,7 @@ class Uploads:
 
 
 async def _receive(body: AsyncIterator[bytes], local: Path, length: int) -> int:
-    """Write up to `length` bytes of the body to `local`. Return how many arrived: above `length` for a longer body."""
+    """Write at most `length` bytes of the body to `local`. Return how many bytes arrived, which can exceed `length`."""
     received = 0
     with storage_errors("receiving the part"), open(local, "wb") as handle:
         async for piece in body:
@@ -210,7 +210,8 @@ def _range(header: str | None, upload: Upload) -> tuple[int, int]:
 
 
 def _wrong_offset(upload_id: str, offset: int) -> Conflict:
-    return Conflict(f"The next part of upload {upload_id} must begin at byte {offset}.", offset=offset)
+    message = f"The part begins at a wrong byte. The next part of upload {upload_id} must begin at byte {offset}."
+    return Conflict(message, offset=offset)
 
 
 def _unknown(upload_id: str) -> NotFound:

@@ -54,7 +54,7 @@ def selection_page(
 
 @dataclass(frozen=True)
 class LeakedText:
-    """A row of validation or test whose text occurs in passages. passages: how many passages were removed for it.
+    """A row of validation or test whose text occurs in passages. passages: number of passages removed for it.
 
     row: the number of the row in the dataset. text: the texts of the row, or None if the task is not available.
     """
@@ -80,7 +80,10 @@ def leaked_texts(artifacts: ArtifactStore, ref: ManifestRef, task: ManifestRef |
 def _matching(
     folder: Path, words: Sequence[str], train_row: int | None, after: int, limit: int
 ) -> tuple[list[dict[str, object]], int]:
-    """Return the rows of passages.parquet on the page, and the number of all matching passages."""
+    """Return (rows of passages.parquet on the page, number of all matching passages).
+
+    folder: the selection. Other parameters: see `selection_page`.
+    """
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 

@@ -19,9 +19,9 @@ _SILENT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Standing:
-    """The part of a job's state that its record does not contain. waiting: why the job does not run now, or None.
+    """What the record of a job does not contain. waiting: why the job does not run now, or None.
 
-    silent_seconds: see `_silence`. It is None if `waiting` is set, or if the job has no workers.
+    silent_seconds: see `_silence`. None if `waiting` is set, or if the job has no workers.
     """
 
     waiting: Waiting | None = None

@@ -212,7 +212,7 @@ class Tailer:
 
 
 async def log_stream(jobs: JobStore, tailer: Tailer, tenant: str, job_id: str, after: str) -> AsyncIterator[str]:
-    """Yield the log lines after stream id `after` with their ids until the job ends, then `end` with its state.
+    """Yield the log lines after stream id `after` as server-sent events. When the job ends, yield `end` with its state.
 
     The stream ends without `end` when the gateway stops or the job is deleted. While Redis or the storage is
     unavailable, the stream waits.

@@ -38,7 +38,7 @@ def submit_job(parts: Parts, tenant: str, spec: JobSpec, key: str | None) -> tup
 
 
 def retry_job(parts: Parts, job: JobRecord, key: str | None) -> tuple[JobRecord, bool]:
-    """Create a job with the resolved inputs of `job`, and reuse its finished stages. Returns: see `submit_job`.
+    """Create a job with the resolved inputs of `job`, which reuses its finished stages. Returns: see `submit_job`.
 
     Raises IllegalTransition if `job` is neither failed nor cancelled, and IdempotencyMismatch as `submit_job` does.
     """
@@ -176,7 +176,7 @@ def _check_seeds(spec: JobSpec) -> None:
     if len(set(spec.seeds)) < len(spec.seeds):
         raise InvalidRequest("A seed occurs twice in 'seeds'. Remove the duplicate.")
     if not all(0 <= seed <= _MAX_SEED for seed in spec.seeds):
-        raise InvalidRequest(f"Each seed must be between 0 and {_MAX_SEED}.")
+        raise InvalidRequest(f"A seed in 'seeds' is out of range. Use whole numbers from 0 to {_MAX_SEED}.")
     if spec.scale == "instant" and len(spec.seeds) > 1:
         raise InvalidRequest(
             "The scale 'instant' trains only the linear model, which uses no seed. Give at most one seed."
@@ -277,7 +277,7 @@ def _ignores_corpus(selector: object) -> bool:
 
 
 def _agreeing(values: dict[str, object], changes: Mapping[str, object]) -> dict[str, object]:
-    """Return `values` with a corpus and a selector that agree.
+    """Return `values`, the fields of a spec, with a corpus and a selector that agree.
 
     If the changes set a corpus but no selector, remove the selector 'none'. If the changes do not set the corpus,
     remove a corpus that the selector or the scale does not use.

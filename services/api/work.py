@@ -54,7 +54,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Work:
-    """The work of a node. units: proportional to the time of the node. tokens, flops: None if they are unknown."""
+    """The work of a node. units: proportional to the node's time (see `work_of`). tokens, flops: None if unknown."""
 
     units: float
     steps: float = 0.0

@@ -132,7 +132,7 @@ FilledForm = Annotated[JobForm, Depends(read_form)]
 
 
 def _parse(field: FormField, texts: Sequence[str], dataset: str) -> object:
-    """Return the option value in the texts of a field, or None for a blank field. Further datasets omit `dataset`."""
+    """Return the option value in the texts of a field, or None for a blank field. Lists of datasets omit `dataset`."""
     match field.widget:
         case "checkbox":
             return bool(texts)
@@ -206,7 +206,7 @@ def _parse_seeds(text: str) -> list[int]:
 
 
 def _parse_number(text: str, label: str) -> float:
-    """Return the number in `text`, as an int if it has no fraction. Raises InvalidRequest. label: of the field."""
+    """Return the number in `text`, as an int if it has no fraction. Raises InvalidRequest. label: name of the field."""
     try:
         value = float(text)
         return int(value) if value == int(value) else value

@@ -41,7 +41,7 @@ def about(value: float | None) -> str:
 
 
 def metric(name: str) -> str:
-    """Format the name of a metric: macro-F1 for macro_f1. In ticket sharing, the score `value` is a mean over tasks."""
+    """Format the name of a metric: macro-F1 for macro_f1. The score `value` of ticket sharing is a mean of tasks."""
     return "mean of tasks" if name == "value" else name.replace("_f1", "-F1")
 
 
@@ -73,7 +73,7 @@ def score(value: float | None, spread: float | None = None) -> str:
 
 
 def least(confidence: float) -> str:
-    """Format a confidence with six decimals, rounded down. As `min_confidence`, this number still labels its row."""
+    """Format a confidence with six decimals. Round down, so that the row still gets its label at this minimum."""
     return f"{math.floor(confidence * 1e6) / 1e6:.6f}"
 
 

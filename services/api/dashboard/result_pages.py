@@ -105,7 +105,7 @@ def predict(
 ) -> Response:
     """Predict for each line, or for the text pair in the two fields.
 
-    confidence: the minimum probability of a label. The model gives no label to a text whose labels are all below it.
+    confidence: the minimum probability of a label. A text gets no label if no label has this probability.
     """
     served = served_model(parts.jobs, job)
     pairs = bool(parts.artifacts.read_json(served.ref, METADATA)["pair"])
