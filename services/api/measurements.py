@@ -297,10 +297,7 @@ def _as_prepared(texts: Texts, job: JobRecord, prepared: Manifest) -> Texts:
 
 
 def _at_once(ran: Iterable[_Ran], plan: Plan) -> float | None:
-    """Return the mean number of seeds that ran at the same time, or None if fewer than two seeds ran.
-
-    If some seeds were cached, the number is extrapolated to a run of all seeds.
-    """
+    """Return the mean number of seeds that ran at once, extrapolated to cached seeds. None if fewer than two ran."""
     spans = sorted((start, end, n.group) for n, start, end, _ in ran if n and plan.side_by_side(n.group) > 1)
     passed, until = 0.0, -math.inf
     for start, end, _ in spans:

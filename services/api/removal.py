@@ -141,7 +141,7 @@ def _remove_unshared(jobs: JobStore, artifacts: ArtifactStore, removal: Removal)
         for checkpoint in checkpoints[artifact]:
             jobs.drop_checkpoint(tenant, artifact, checkpoint)
     if unshared and (new := jobs.ids_on_data(tenant, removal.data) - seen):
-        raise Conflict(f"Job {min(new)} was submitted during the deletion and may use the files. A later try checks.")
+        raise Conflict(f"Job {min(new)} on the same data was submitted during the deletion and may use the files.")
     for artifact in unshared:
         for folder in chain(*folders[artifact]):
             artifacts.delete(folder)

@@ -210,8 +210,7 @@ def _range(header: str | None, upload: Upload) -> tuple[int, int]:
 
 
 def _wrong_offset(upload_id: str, offset: int) -> Conflict:
-    message = f"The part begins at a wrong byte. The next part of upload {upload_id} must begin at byte {offset}."
-    return Conflict(message, offset=offset)
+    return Conflict(f"The part must begin at byte {offset}, the offset of upload {upload_id}.", offset=offset)
 
 
 def _unknown(upload_id: str) -> NotFound:

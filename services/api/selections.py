@@ -80,10 +80,7 @@ def leaked_texts(artifacts: ArtifactStore, ref: ManifestRef, task: ManifestRef |
 def _matching(
     folder: Path, words: Sequence[str], train_row: int | None, after: int, limit: int
 ) -> tuple[list[dict[str, object]], int]:
-    """Return (rows of passages.parquet on the page, number of all matching passages).
-
-    folder: the selection. Other parameters: see `selection_page`.
-    """
+    """Return (rows of passages.parquet on the page, number of all matching passages) of the selection in `folder`."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 

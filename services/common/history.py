@@ -48,7 +48,7 @@ class Moved(BaseModel):
 
 @dataclass(frozen=True)
 class History:
-    """The moved entries of jobs in the storage: one artifact for each job. Each move writes a new artifact."""
+    """Reads and writes the moved entries of jobs: one artifact for each job, which each move replaces."""
 
     artifacts: ArtifactStore
 

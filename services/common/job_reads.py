@@ -478,7 +478,7 @@ class JobReads:
 
 
 def _due(due_at: str | None) -> float:
-    """Return the Unix time from which a job can start. Return 0 without a delay or for a damaged time, as claim.lua."""
+    """Return the Unix time from which a job can start: 0 without a delay. As in claim.lua, a damaged time gives 0."""
     try:
         return float(due_at or 0)
     except ValueError:

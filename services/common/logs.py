@@ -39,7 +39,7 @@ def set_up_logging(service: str, fields: Mapping[str, object] = {}, *, stream: T
     """Send all logs of this process, including those of libraries, to `stream` (default: standard error).
 
     Each line has `event`, `level`, `logger`, `at` (ISO 8601, UTC), `service`, the items of `fields`, and the fields of
-    `log_context`. Only workers set `fields`. In other processes, the log also gets the error that ends the process.
+    `log_context`. Processes of an attempt set `fields`. In others, the log also gets the error that ends the process.
     Only the main function of a process calls this function.
     """
 

@@ -77,7 +77,7 @@ def _slowdown(situation: Situation, node: Node, within: float, left: float | Non
 
 
 def _expected(situation: Situation, slowdown: float) -> dict[str, float]:
-    """Return name → expected seconds of each node and each `Plan.start_of`. slowdown: factor for nodes that train."""
+    """Return name → expected seconds of each node and start of workers. slowdown: factor for nodes that train."""
     seconds, plan = situation.job.resolved.node_seconds, situation.plan
     expected = {start: seconds.get(start, 0.0) for start in map(plan.start_of, plan.nodes)}
     for node in plan.nodes:

@@ -142,10 +142,7 @@ class RetrieverClient:
         return list(_parse(SearchResult, self._call("POST", "/v1/search", body)).hits)
 
     def put_selection(self, artifact: str, request: SelectionRequest) -> None:
-        """Start a selection. Has no effect on a selection that runs, is ready, or failed with a permanent error.
-
-        A request with another `prefix` is from a later attempt: it stops and replaces the earlier selection.
-        """
+        """Start a selection, unless one with this `prefix` runs, is ready or failed for good. Replaces other runs."""
         self._call("PUT", _selection_path(artifact), request)
 
     def get_selection(self, artifact: str) -> SelectionRun:

@@ -76,9 +76,8 @@ class Situation:
     def invalidate(self, store: JobStore, node: Node, error: NotFound | CorruptArtifact) -> StorageUnavailable:
         """Unpublish a node's artifact whose files are lost or damaged, so that the node runs again.
 
-        error: the error of the check of the files. Returns the error with which the caller ends an attempt that needs
-        the artifact. Raises NotFound if the node reuses an artifact of `source_job`, which cannot be computed again.
-        Raises the errors of `JobStore.invalidate_artifact`.
+        error: from the check of the files. Returns the error for an attempt that needs the artifact. Raises NotFound if
+        the node reuses an artifact of `source_job`, and the errors of `JobStore.invalidate_artifact`.
         """
         if node.reused:
             raise NotFound(

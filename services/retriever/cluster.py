@@ -185,8 +185,7 @@ class Cluster:
     ) -> Iterator[dict[str, Any]]:
         """Create the documents of `actions` without retries, and yield a dict for each action, in order.
 
-        The dict has the key `status`. If the action failed, it also has `error`. If the whole request failed, it also
-        has `exception`. max_rows, max_bytes: limits of a request.
+        The dict has the key `status`, also `error` if the action failed, and `exception` if the whole request failed.
         """
         try:
             results = streaming_bulk(

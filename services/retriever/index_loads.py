@@ -148,10 +148,7 @@ class IndexLoads:
             return None
 
     def _source(self, key: CorpusKey, error: TLMError) -> tuple[str, str]:
-        """Return (storage folder, language) of the passages of `key`, from the record of an earlier load.
-
-        Without this record, raises `error` if it is an IndexMismatch, and NotFound otherwise.
-        """
+        """Return (folder, language) of the passages. Without a record, raise an IndexMismatch `error` or NotFound."""
         try:
             return self._records.source(key)
         except NotFound:

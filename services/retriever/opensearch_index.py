@@ -118,10 +118,7 @@ class OpenSearchIndex:
         return document
 
     def commit(self, expected: int | None = None) -> None:
-        """Check the number and ids of the passages, and make the index searchable. An interrupted call can be repeated.
-
-        expected: number of passages of the corpus. Raises IndexMismatch.
-        """
+        """Check number and ids of the passages, and make the index searchable. An interrupted call can be repeated."""
         self.flush()
         self._read("POST", "_refresh")
         count, refused = self.count(), len(self.cursor.refused)

@@ -319,10 +319,7 @@ class Coordinator:
             self._blind.add(type(error))
 
     def _is_over(self, outage: type[Outage]) -> bool:
-        """Return whether Ray or the storage answers again. Send one probe per round, because a probe may hang.
-
-        outage: ClusterUnavailable for Ray, StorageUnavailable for the storage.
-        """
+        """Return whether Ray (ClusterUnavailable) or the storage (StorageUnavailable) answers. Probe once per round."""
         if outage not in self._probed:
             self._show_step()  # The call before the probe may have taken long.
             probed = self.cluster if outage is ClusterUnavailable else self.artifacts

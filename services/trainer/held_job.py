@@ -51,8 +51,7 @@ class HeldJob:
     - selecting: artifact id of a selection → its progress (unit, count), and the time of the last change.
     - waiting: code of the error for which the job waits, such as "unavailable". rate: tokens per second of all groups.
     - claimed_at: when the attempt was claimed. None after the first step on a worker, and for an adopted attempt.
-    - began: node → when a round first saw progress of the node. times: of the current round.
-    - idle: whether only workers can continue the job, and no worker works.
+    - began: node → when a round first saw its progress. idle: whether only workers can continue, and no worker works.
     """
 
     tenant: str

@@ -10,8 +10,7 @@ import torch.distributed as dist
 def join(name: str, host: str, port: int, rank: int, size: int, *, backend: str, timeout: timedelta) -> None:
     """Connect this worker to the other workers of its submission. Rank 0 listens at host and port.
 
-    name: JOB.GROUP.ATTEMPT. The keys in the TCPStore of rank 0 start with `name`, so workers of another attempt on the
-    same port cannot join.
+    name: JOB.GROUP.ATTEMPT. Keys in rank 0's TCPStore start with `name`, so workers of other attempts cannot join.
     """
     store = dist.TCPStore(host, port, size, is_master=rank == 0, timeout=timeout, wait_for_workers=False)
     keyed = dist.PrefixStore(name, store)

@@ -117,10 +117,9 @@ class Submissions:
             self._confirm(job, group, submission)
 
     def _confirm(self, job: JobRecord, group: str, submission: str) -> None:
-        """Report that Ray has accepted a submission. If Ray does not know it, delete its id from the job's record.
+        """Report that Ray has accepted a submission. Otherwise, drop its recorded id, so that a later round retries.
 
-        A later round then submits the same id again. Ray refuses the second of two equal ids. So the group runs once,
-        even if Ray accepts the first request later.
+        Ray refuses the second of two equal ids. So the group runs once, even if Ray accepts the first request later.
         """
         if self.cluster.status(submission) is Status.UNKNOWN:
             self.store.report(job.tenant, job.id, job.attempt, submissions={group: None})
