@@ -149,8 +149,8 @@ def _measured(setup: Setup, rates: Mapping[str, Rate], on_device: float) -> Pace
     - If other programs used the cores during the measurement, the lower bound is the smaller of two estimates:
       - the time in which training had a core. It can be too high, because a waiting thread also uses its core.
       - the time by `on_device`.
-    - If some seeds are cached, fewer seeds compete for the cores. With a core for each seed, they take the measured
-      time. With fewer cores than seeds, they are up to `idle` times faster.
+    - If some seeds are cached, fewer seeds compete for the cores. With a core for each seed, these seeds take the
+      measured time. With fewer cores than seeds, they are up to `idle` times faster.
     """
     numbers = sorted(range(1, MAX_SEEDS + 1), key=lambda seeds: abs(seeds - setup.seeds))
     for seeds, size in product(numbers, (setup.size, setup.size - 1, setup.size + 1)):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class ServiceSettings(BaseSettings):
-    """Settings of the gateway, the loader and the trainer. Each service adds settings, and a prefix for variables.
+    """Settings of gateway, loader and trainer. Each service adds settings, and a prefix of variables such as TLM_API_.
 
     An empty environment variable counts as unset, because Compose passes an empty one for each variable that `.env`
     lacks. Errors do not show values, because some values are secrets.

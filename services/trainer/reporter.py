@@ -33,7 +33,7 @@ _STATE_SECONDS = 0.1  # between two reads of the job's state, which are cheap; a
 class _Report:
     """Entries to send. id: by this id, the store recognizes a repeated report.
 
-    progress: computes the progress. Only `_send` calls this function: training reports each step, and `_send` few.
+    progress: function that computes the progress. Only `_send` calls it, because most reported steps are never sent.
     """
 
     progress: Callable[[Beats], Progress] | None = None

@@ -119,7 +119,7 @@ class JobForm(CommonFields):
 
 
 async def read_form(request: Request, common: Annotated[CommonFields, Form()]) -> JobForm:
-    """Read the form of a request."""
+    """Return the values of the form in a request."""
     form = await request.form()
     options: dict[str, list[str]] = {}
     for name, value in form.multi_items():
