@@ -21,21 +21,21 @@ Floats = NDArray[np.float64]
 
 
 def trust(outputs: Outputs, targets: Targets) -> dict[str, dict[str, object]]:
-    """Return `calibration` and `risk_coverage`. outputs: logits [rows, labels]."""
+    """Return the results of `calibration` and `risk_coverage`, by these names. outputs: logits [rows, labels]."""
     confidence = softmax(outputs).max(axis=1).astype(np.float64)  # as the gateway computes it, for `min_confidence`
     correct = outputs.argmax(axis=1) == targets
     return {"calibration": calibration(confidence, correct), "risk_coverage": risk_coverage(confidence, correct)}
 
 
 def calibration(confidence: Floats, correct: NDArray[np.bool_]) -> dict[str, Any]:
-    """Return the expected calibration error (Naeini et al. 2015; Guo et al. 2017, arXiv 1706.04599).
+    """Return `error`, `chance` and `bins` of the calibration (Naeini et al. 2015; Guo et al. 2017, arXiv 1706.04599).
 
     confidence, correct: [rows], at least one row.
     error: the mean over `bins` of |accuracy - confidence|. Bins hold equally many rows (Nixon et al. 2019, arXiv
-    1904.01685). Rows of equal confidence can lie in several bins. Each of them counts as their mean outcome, so the
-    order of the rows does not change the error.
-    chance: the mean error of a perfectly calibrated model on as many rows with the same confidences. It draws the
-    outcome of each row from the confidence (Bröcker and Smith 2007). Few rows raise the error of every model.
+    1904.01685). All rows of equal confidence count with their mean accuracy. So the error does not depend on how the
+    bins divide these rows.
+    chance: the mean error of a perfectly calibrated model with the same confidences. Each row of this model is correct
+    with the probability `confidence` (Bröcker and Smith 2007). With few rows, this error is high too.
     """
     order = np.argsort(confidence, kind="stable")
     confidence = confidence[order]
@@ -62,18 +62,18 @@ def _parts(values: NDArray[np.generic]) -> list[NDArray[np.generic]]:
 
 
 def _error(confidence: Floats, accuracy: Floats) -> float:
-    """Return the mean over bins of |accuracy - confidence|, weighted by rows. accuracy: of rows of equal confidence."""
+    """Return the mean over bins of |accuracy - confidence|, weighted by rows. Arrays: [rows], sorted by confidence."""
     return float(sum(abs(part.sum()) for part in _parts(accuracy - confidence)) / len(confidence))
 
 
 def risk_coverage(confidence: Floats, correct: NDArray[np.bool_]) -> dict[str, Any]:
-    """Return the curve of a classifier that predicts only above a threshold (Geifman and El-Yaniv 2017).
+    """Return `points` and `area` of the curve of a model that abstains below a threshold (Geifman and El-Yaniv 2017).
 
     confidence, correct: [rows], at least one row.
     points: `coverage` is the share of rows whose confidence is at least `threshold`. `risk` is the share of errors
     among these rows. area: the mean risk over all coverages.
-    Rows of equal confidence belong to the same point. Each of them counts as their mean error, so the order of the
-    rows does not change the area.
+    Rows of equal confidence belong to the same point, and count with their mean error. So the area does not depend on
+    the order of the rows.
     """
     order = np.argsort(-confidence, kind="stable")
     confidence, rows = confidence[order], np.arange(1, len(order) + 1)

@@ -1,7 +1,7 @@
 """The combination of a linear model and encoders, and the choice of the model that a job returns.
 
-A linear model and an encoder make different errors, so the mean of their log-probabilities is often better than either
-model. The mean of the encoders of several seeds is often better than one encoder. Temperatures make the
+A linear model and an encoder make different errors. So the weighted mean of their log-probabilities is often better
+than either model. The mean of the encoders of several seeds is often better than one encoder. Temperatures make the
 log-probabilities comparable (Guo et al. 2017, arXiv 1706.04599).
 This module does not import torch.
 """
@@ -37,10 +37,7 @@ Real = TypeVar("Real", np.float32, np.float64)
 
 @dataclass(frozen=True)
 class Scales:
-    """Weight and temperature of the linear model and of the encoder in a combination.
-
-    For a single model, its weight is 1 and the weight of the other model is 0.
-    """
+    """Weights and temperatures of the linear model and the encoder. Weights add up to 1; 0 means an unused model."""
 
     linear: float = 0.0
     encoder: float = 1.0
@@ -53,7 +50,7 @@ class Scales:
         return cls(linear=1.0, encoder=0.0, linear_temperature=temperature)
 
     def combine(self, task_type: TaskType, linear: Outputs, encoder: Outputs) -> Outputs:
-        """Return the outputs of the combination, as its ONNX graph computes them."""
+        """Return the outputs of the combination, as its ONNX graph does. linear, encoder: outputs for the same rows."""
         parts = [linear / np.float32(self.linear_temperature), encoder / np.float32(self.encoder_temperature)]
         if not (self.linear and self.encoder):
             return parts[0] if self.linear else parts[1]
@@ -63,19 +60,19 @@ class Scales:
 
 
 def average(task_type: TaskType, encoders: Sequence[Outputs]) -> Outputs:
-    """Return the outputs of an ensemble: the mean log-probabilities, or the mean regression targets."""
+    """Return the mean of the encoders' log-probabilities, [rows, labels], or of their regression targets, [rows, 1]."""
     parts = [log_softmax(outputs) for outputs in encoders] if task_type.has_classes else encoders
     return np.mean(np.stack(parts), axis=0, dtype=np.float32)
 
 
 def log_softmax(logits: NDArray[Real]) -> NDArray[Real]:
-    """Return log-probabilities of logits [rows, labels]."""
+    """Return the log-probabilities [rows, labels] of logits [rows, labels]."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def softmax(logits: Outputs) -> Outputs:
-    """Return probabilities of logits [rows, labels]."""
+    """Return the probabilities [rows, labels] of logits [rows, labels]."""
     return np.exp(log_softmax(logits))
 
 
@@ -88,10 +85,10 @@ def loss(task_type: TaskType, outputs: Outputs, targets: Targets) -> float:
 
 
 def temperature(task_type: TaskType, outputs: Outputs, targets: Targets) -> float:
-    """Return the most probable divisor of the logits. It is 1 for regression, and if there are no rows.
+    """Return the temperature, the most probable divisor of the logits; 1 for regression or without rows.
 
-    Its logarithm has a standard normal prior. Without the prior, a few correct rows would make all outputs certain. The
-    divisor lies between e^-8 and e^4: with many labels, the logits of a linear model can be 200 times too small.
+    The logarithm of the temperature has a standard normal prior. Without this prior, a few correct rows would make all
+    outputs certain. The search covers e^-8 to e^4, because a linear model with many labels can need a tiny divisor.
     """
     if not task_type.has_classes or not len(targets):
         return 1.0
@@ -105,10 +102,10 @@ def temperature(task_type: TaskType, outputs: Outputs, targets: Targets) -> floa
 
 
 def scales_of(model: str, task_type: TaskType, linear: Outputs, encoder: Outputs, targets: Targets) -> Scales:
-    """Return the scales of `model`, one of MODELS, fitted on the given rows.
+    """Return the scales of `model`, one of MODELS, fitted to the outputs and targets of the given rows.
 
-    Each temperature minimizes the loss of the linear model or the encoder alone. For the model `weighted`, the weight
-    of the encoder is fitted too.
+    Each temperature is that of the linear model or the encoder alone. `combined` has equal weights. `weighted` has the
+    pair of weights with the lowest loss on these rows.
     """
     if model in LINEAR_MODELS:
         return Scales.of_linear(temperature(task_type, linear, targets))
@@ -124,11 +121,11 @@ def scales_of(model: str, task_type: TaskType, linear: Outputs, encoder: Outputs
 
 @dataclass(frozen=True)
 class Choice:
-    """The model that a job returns. scores, losses: by model, cross-fitted on validation, the means over seeds."""
+    """The model that a job returns. scores, losses: model → its score and loss on validation; see `choose`."""
 
     model: str
     reason: str  # one sentence
-    scores: Mapping[str, float | None] = field(default_factory=dict)  # None if validation does not define the metric
+    scores: Mapping[str, float | None] = field(default_factory=dict)  # None if the rows do not define the metric
     losses: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -137,12 +134,12 @@ def choose(
 ) -> Choice:
     """Return the choice among linear models, encoder and combinations by their losses on validation.
 
-    Scales are fitted on one half of the rows and tested on the other half, and vice versa, for SPLITS random divisions.
-    The simplest model within one standard error of the lowest loss is chosen. Exceptions: with fewer than
-    ROWS_TO_CHOOSE rows, the choice is the combination with the fitted weight. Without a validation score, the choice
-    is the combination with equal weights.
-    linears: outputs of each linear model on validation, by name. Combinations use the last one. encoder: `encoder` or
-    `ensemble`. encoders: outputs on validation, for each seed or for the ensemble.
+    A random division cuts the validation rows into halves. The scales for each half are fitted on the other half. A
+    score or loss is the mean over SPLITS divisions and all seeds. The choice is the simplest model whose loss exceeds
+    the lowest loss by at most one standard error. Exceptions: if the rows do not define the task's metric, the choice
+    is `combined`, without scores and losses. Otherwise, if there are fewer than ROWS_TO_CHOOSE rows, it is `weighted`.
+    linears: model → outputs on validation. Combinations use the last linear model. encoder: `encoder` or `ensemble`.
+    encoders: outputs on validation of each seed's encoder, or only of the ensemble.
     """
     last = list(linears.values())[-1]
     models = [model for model in MODELS if model in (*linears, encoder, COMBINED, WEIGHTED)]
@@ -170,9 +167,9 @@ def choose(
 def _cross_fitted(
     task: Task, model: str, linear: Outputs, encoders: Sequence[Outputs], targets: Targets
 ) -> NDArray[np.float64]:
-    """Return the loss and the score of a model in each random division into halves, [SPLITS, 2], the means over seeds.
+    """Return a model's loss and score for each random division, [SPLITS, 2]. Each value is the mean over seeds.
 
-    For a row, the scales are fitted on the half without this row. Raises Undefined if the rows do not define the score.
+    The scales for each half of the rows are fitted on the other half. Raises Undefined if the rows define no score.
     """
     compute = METRICS[task.metric].compute
     measured = []

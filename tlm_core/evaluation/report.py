@@ -85,7 +85,7 @@ class LinearResult:
 
 
 def read_linears(inputs: Mapping[str, Path]) -> dict[str, LinearResult]:
-    """Return name → result for the linear models in a stage's inputs. The test outputs are those of the last fit."""
+    """Return name → result for the linear models in a stage's inputs. A refit replaces the test outputs of a result."""
     results = {name: LinearResult.read(inputs[node]) for name, node in LINEAR_NODES.items() if node in inputs}
     if REFIT_LINEAR not in inputs:
         return results
@@ -138,7 +138,7 @@ class _Run:
         return self.models[self.returned][1]
 
     def scored(self, task: Task) -> Report:
-        """Return the scores of the returned model by split, those of all models, and the returned model's scales."""
+        """Return the returned model's scores by split, its `scales`, and the scores of each model in `models`."""
         models = {name: _scores(task, outputs) for name, (_, outputs) in self.models.items()}
         return {**models[self.returned], "models": models, "scales": asdict(self.models[self.returned][0])}
 
@@ -151,10 +151,10 @@ def job_report(
     *,
     ensemble: bool = False,
 ) -> tuple[Report, dict[str, Outputs]]:
-    """Return the report, and outputs by name. `{split}.s{seed}` names the outputs of a seed's model.
+    """Return the report, and a mapping from names to outputs. A seed's model has the names `{split}.s{seed}`.
 
-    With `ensemble`, `{split}.all` names the outputs of the returned model.
-    The function reads the test targets, so call it once, after all training. linears: results by name; without any,
+    With `ensemble`, the returned model has the names `{split}.all`.
+    The function reads the test targets, so call it once, after all training. linears: results by name; if empty,
     the report scores only encoders. shared_cost: cost of the stages that all seeds share. ensemble: whether the
     returned model averages encoders. Only the seeds of `averaged_seeds` influence the choice, the means and the
     returned model.
@@ -236,7 +236,7 @@ def _facts(task: Task) -> Report:
 
 
 def _returned(task: Task, choice: Choice, model: str, members: Sequence[Report], scored: Report) -> dict[str, object]:
-    """Describe the returned model. members: report entries of its seeds. scored: `_Run.scored` of its run."""
+    """Return the entry `returned` of the report. members: entries of the model's seeds. scored: from `_Run.scored`."""
     seeds = [] if model in LINEAR_MODELS else [entry["seed"] for entry in members]
     validation = {"validation": choice.scores, "validation_loss": choice.losses}
     facts = {"model": model, "seeds": seeds, "reason": choice.reason, **validation}
@@ -250,7 +250,10 @@ def _choice(
     name: str,
     validation: Sequence[Outputs],
 ) -> Choice:
-    """Return the choice of the model. name: ENCODER or ENSEMBLE. validation: outputs of encoders or the ensemble."""
+    """Return the result of `choose`. If all encoders ended early, behind a linear model, return the last linear model.
+
+    name, validation: the arguments `encoder` and `encoders` of `choose`.
+    """
     if not linears:
         return Choice(name, "The job has no other model.")
     on_validation = {model: linear.outputs["validation"] for model, linear in linears.items()}
@@ -261,12 +264,12 @@ def _choice(
 
 
 def _runs_of(model: str, scored: Sequence[Report]) -> list[Report]:
-    """Return a model's scores in each of `scored`, the results of `_Run.scored`. A linear model has a single run."""
+    """Return a model's scores in each run, or in the first run for a linear model. scored: results of `_Run.scored`."""
     return [entry["models"][model] for entry in (scored[:1] if model in LINEAR_MODELS else scored)]
 
 
 def _spread(spread: Report, seeds: int, *, shared: bool) -> Report:
-    """Return the spread of the returned model, with a reason if it has one run. shared: whether all seeds share it."""
+    """Return the spread of the returned model, with a reason if it has one run. shared: one model for all seeds."""
     if spread.get("reason") != ONE_RUN:
         return spread
     if shared and seeds > 1:
@@ -281,9 +284,9 @@ def _models(
     choice: Choice,
     linears: Mapping[str, LinearResult],
 ) -> dict[str, tuple[Scales, Mapping[str, Outputs]]]:
-    """Return the named models, and the combination of `encoder` with the last linear model; see `_Run.models`.
+    """Return `_Run.models` for the models in `names`, and for the combination with the last linear model.
 
-    Without a linear model, return only the encoder, the last of the names.
+    encoder: outputs of the encoder or ensemble by split. Without linear models, return only the last of `names`.
     """
     if not linears:
         return {names[-1]: (Scales(), encoder)}
@@ -322,7 +325,7 @@ def _compact(scores: Report) -> Report:
 
 
 def _trust(task: Task, outputs: Mapping[str, Outputs]) -> dict[str, dict[str, object]]:
-    """Return `calibration` and `risk_coverage` of each test split; nothing for regression."""
+    """Return `calibration` and `risk_coverage`, each by test split; {} for regression."""
     if not task.type.has_classes:
         return {}
     tests = {split: trust(outputs[split], task.targets(split)) for split in ("test", *task.further_tests)}
@@ -330,7 +333,7 @@ def _trust(task: Task, outputs: Mapping[str, Outputs]) -> dict[str, dict[str, ob
 
 
 def _doubtful_labels(task: Task, linear: LinearResult) -> dict[str, dict[str, object]]:
-    """Return `suspects`; nothing for regression."""
+    """Return `{"suspects": …}` with the result of `rank_suspects`; {} for regression."""
     if not task.type.has_classes:
         return {}
     outputs = {"train": linear.outputs[HELD_OUT], "validation": linear.outputs["validation"]}
@@ -338,9 +341,9 @@ def _doubtful_labels(task: Task, linear: LinearResult) -> dict[str, dict[str, ob
 
 
 def _gain_over_linear(task: Task, report: Report, choice: Choice, run: _Run) -> Report:
-    """Compare the returned model with the linear model on test. run: of the returned model.
+    """Return the result of `gain` for the returned model and the linear model. run: the run of the returned model.
 
-    If the job returns the linear model, compare it with the best of the other models on validation.
+    If the job returns the linear model, the second model is the other model with the lowest loss on validation.
     """
     returned, reason = report["returned"]["model"], report["returned"]["reason"]
     if returned != LINEAR:
@@ -360,9 +363,9 @@ def _gain_over_linear(task: Task, report: Report, choice: Choice, run: _Run) -> 
 def gain(
     task: Task, report: Report, names: tuple[str, str], first: Sequence[Outputs], second: Sequence[Outputs]
 ) -> Report:
-    """Compare two models on test, and summarize the difference and the cost of the whole job in words.
+    """Return the fields of the `Difference` of two models on test, with `words` and the job's `seconds`.
 
-    names: of both models in the sentence. first, second: the outputs of each model on test, for each run.
+    names: names of both models in `words`. first, second: the outputs of each model on test, one array for each run.
     """
     sides = [[task.type.predict(outputs) for outputs in runs] for runs in (first, second)]
     equal = all(np.array_equal(predicted, sides[0][0]) for runs in sides for predicted in runs)
@@ -379,8 +382,8 @@ def gain_in_words(
 ) -> str:
     """Return sentences on whether the first model is better than the second on test, and what the whole job cost.
 
-    title: name of the score. difference: a number if no predictions can be paired. time: from `training_time`. equal:
-    whether both models make the same predictions.
+    title: name of the score. difference: a plain number if the predictions of the models cannot be paired. time: result
+    of `training_time`. equal: whether both models make the same predictions.
     """
     cost = f"The whole job took {time}."
     if equal:
@@ -395,7 +398,7 @@ def gain_in_words(
 
 
 def over_seeds(seeds: Sequence[Report]) -> Report:
-    """Return `mean` and `spread` (sample standard deviation) of each split's scores; None where not defined.
+    """Return `mean` and `spread` (sample standard deviation): split → score → value, or None if not defined.
 
     `spread` has a `reason` if the task's metric has no spread. seeds: results of `_Run.scored`.
     """
@@ -415,9 +418,9 @@ def over_seeds(seeds: Sequence[Report]) -> Report:
 
 
 def total_cost(costs: Sequence[Cost]) -> dict[str, dict[str, float]]:
-    """Return FLOPs, tokens, seconds and GPU-seconds of each stage, summed over `costs`, and of all stages (`total`).
+    """Return stage → FLOPs, tokens, seconds and GPU-seconds by name, summed over `costs`. `total` sums all stages.
 
-    A `total` in `costs` does not count.
+    An entry `total` in `costs` is ignored.
     """
     stages: dict[str, dict[str, float]] = {}
     total: dict[str, float] = {}
@@ -432,7 +435,7 @@ def total_cost(costs: Sequence[Cost]) -> dict[str, dict[str, float]]:
 
 
 def report_meta(report: Report) -> Report:
-    """Return the entries of a report that the artifact's metadata repeats."""
+    """Return the entries of a report that are also in the metadata of the artifact."""
     return {name: report[name] for name in ("metric", "best_seed", "mean", "spread")}
 
 

@@ -83,7 +83,7 @@ def _files(report: Report, model: str) -> str:
 
 
 def sentences(report: Report) -> list[str]:
-    """Return sentences on which model a job returns, why, and whether it is better than the linear model.
+    """Return sentences on which model a job returns, why, and whether this model is better than the linear model.
 
     For a study, return only `few_rows`.
     """
@@ -111,8 +111,8 @@ def averaged_seeds(seeds: Sequence[Report]) -> list[int]:
 def training_time(report: Report) -> str:
     """Return the training time in words, such as "42 seconds of training": the sum over all stages and seeds.
 
-    For a `train` job with several seeds, the text also has the time that passes if all train side by side. The seeds of
-    a study list the cost of only one of its models.
+    For a `train` job with several seeds, the text also has the elapsed time if all seeds train at the same time. For a
+    study, this time is unknown, because the report states the cost of a seed for only one of the study's models.
     """
     total = report["cost"].get("total", {}).get("seconds")
     if total is None:
@@ -131,7 +131,7 @@ def time_in_words(seconds: float) -> str:
 
 
 def nodes_behind(linear: str) -> list[str]:
-    """Return the nodes that a linear model needs. A self-trained model also needs the node that labels its pieces."""
+    """Return the nodes that a linear model needs: `["baseline"]`, or `["baseline", "self_train"]` if self-trained."""
     return list(LINEAR_NODES.values())[: list(LINEAR_NODES).index(linear) + 1]
 
 
@@ -149,7 +149,7 @@ def returned_seconds(report: Report) -> float:
 
 
 def behind_in_words(scores: Mapping[str, float], of: str = "") -> str:
-    """Return why training ended early. scores: `encoder` and `linear` on validation. of: such as " of seed 1"."""
+    """Return a sentence on why training ended early. scores: `encoder` and `linear` on validation. of: " of seed 1"."""
     return (
         f"Training{of} ended at half the joint budget, because the encoder has {scores['encoder']:.3f} on validation "
         f"and the linear model {scores['linear']:.3f} (joint.stop_if_behind)."

@@ -112,7 +112,7 @@ class LabelModel:
     def features(self, split: Split, rows: Ints) -> Floats:
         """Return the logits, and the log-probabilities given the label of each neighbor, [1 + offsets, rows, labels].
 
-        The counts for a train row exclude the row itself. For a missing neighbor, the label distribution is used.
+        The counts for a train row exclude the row itself. A missing neighbor gives the logarithms of `frequencies`.
         """
         features = np.empty((1 + len(self.transitions), len(rows), len(self.frequencies)))
         features[0] = split.outputs[rows]
@@ -128,7 +128,7 @@ class LabelModel:
 
 
 def _fitted(train: Split, transitions: tuple[Floats, ...], frequencies: Floats) -> tuple[LabelModel, float]:
-    """Return the model with the lowest loss, and that loss."""
+    """Return the model whose weights and bias have the lowest loss on the train rows, and this loss."""
     from scipy.optimize import minimize  # type: ignore[import-untyped, unused-ignore]
 
     most = min(FITTED_ROWS, train.rows_at_once)
