@@ -70,8 +70,7 @@ def importance(
 
     L is the loss of one text. The absolute value applies to the sum of the derivative over the positions of the text.
     Of a text with several windows, only the window of epoch 0 counts (`Split.turns`).
-    The function divides the values of a layer's heads by their Euclidean norm. It divides the values of all blocks by
-    their Euclidean norm.
+    The results have the Euclidean norm 1, over the heads of each layer, and over all blocks.
     as_published: compute as the authors' released code does, to compare with their masks. That code takes the
     absolute value at every position, and it uses the mean loss of the batch. It never zeroes gradients, so early
     batches weigh more. progress: called with the number of processed texts.
@@ -105,7 +104,7 @@ def importance(
 
 
 def _derivatives(model: TaskModel, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return dL/dgate at every position, [layers, R, L, heads] and [layers, R, L]."""
+    """Return dL/dgate at every position: of the heads, [layers, R, L, heads], and of the blocks, [layers, R, L]."""
     size = batch.rows.tokens.shape
     layers, heads = model.shape.layers, model.shape.heads
     head_gates = [torch.ones(*size, heads, device=device, requires_grad=True) for _ in range(layers)]
@@ -117,7 +116,7 @@ def _derivatives(model: TaskModel, batch: Batch, device: torch.device) -> tuple[
 
 
 def _by_document(derivatives: Tensor, batch: Batch, device: torch.device) -> Tensor:
-    """Sum over each document's positions, then add the absolute values: [layers, R, L, n] → [layers, n]."""
+    """Sum derivatives [layers, R, L, n] over each document, and return the sum of the absolute values, [layers, n]."""
     segments = to_device(batch.rows.segments, device)
     row, segment = to_device(batch.rows.doc_row, device), to_device(batch.rows.doc_segment, device)
     member = (segments[row] == segment[:, None]).to(derivatives.dtype)

@@ -67,7 +67,7 @@ class Mask:
             raise InvalidRequest(f"Invalid mask value {invalid[0]!r}. Each value must be 0, 1, false or true.")
         if len({len(row) for row in heads}) != 1 or len(blocks) != len(heads):
             raise InvalidRequest(
-                "Invalid mask. The rows of 'heads' need equal lengths, and 'blocks' needs one value for each row."
+                "Invalid mask. Rows of 'heads' need equal lengths. 'blocks' needs one value for each row of 'heads'."
             )
         mask = cls(tuple(tuple(map(bool, row)) for row in heads), tuple(map(bool, blocks)))
         if empty := [number for number, row in enumerate(mask.heads) if not any(row)]:
@@ -81,7 +81,7 @@ class Mask:
         own = (len(self.heads), len(self.heads[0]))
         if own != (layers, heads):
             raise InvalidRequest(
-                f"Invalid mask: it has {own[0]} layers x {own[1]} heads, but the model has {layers} x {heads}. "
+                f"Invalid mask: the mask has {own[0]} layers x {own[1]} heads, but the model has {layers} x {heads}. "
                 "Use a mask of this model."
             )
 
@@ -104,7 +104,7 @@ def removals(level: float, layers: int, heads: int) -> tuple[int, int]:
     if not 0.0 <= level < 1.0 or removed > limit:
         raise InvalidRequest(
             f"Invalid sparsity level {level:g}. Of {layers} layers x {heads} heads, at most {limit} heads can be "
-            f"removed, because each layer needs one. Use a level above 0, up to {limit / (layers * heads):.3g}.",
+            f"removed, because each layer needs a head. Use a level above 0, up to {limit / (layers * heads):.3g}.",
             level=level,
         )
     return removed, blocks

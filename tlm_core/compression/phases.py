@@ -70,7 +70,7 @@ def phases(ctx: StageContext[PhasesParams]) -> dict[str, object]:
 
 
 def _curves(inputs: Mapping[str, Path], params: PhasesParams) -> list[Report]:
-    """Return a point with validation scores over seeds for the dense model, and for each ticket type and level."""
+    """Return the points of the plot: the dense model, then each ticket type and level, with scores on validation."""
     seeds = params.seeds
     points = [_point("dense", 0.0, 1.0, [inputs[f"finetune.s{seed}"] for seed in seeds])]
     shape = load_model(inputs[f"finetune.s{seeds[0]}"]).shape

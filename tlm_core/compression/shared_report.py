@@ -111,7 +111,7 @@ def _task(inputs: Mapping[str, Path], number: int, name: str, seeds: Sequence[in
 
 
 def _average(tasks: Sequence[Report], system: str) -> Summary:
-    """Return the summary over seeds of the mean test score over tasks. The score of a task is that of its metric."""
+    """Return the summary over seeds of a system's mean test score over tasks. Each task has the score of its metric."""
     by_seed = zip(*([run["test"]["value"] for run in task[system]["seeds"]] for task in tasks), strict=True)
     return summary([summary(scores)["mean"] for scores in by_seed])
 
@@ -125,7 +125,7 @@ def _weights_left(folder: Path, tasks: int) -> list[float]:
 
 
 def _cost(inputs: Mapping[str, Path], tasks: int, seeds: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Return the cost of `prepare`, of the joint stage, of each system's finetuning, and of the linear models."""
+    """Return the `total_cost` of `prepare`, the joint stage, the finetuning of each system, and the linear models."""
     nodes = [("alone", f"alone.{number}.s{seed}") for number in range(tasks) for seed in seeds]
     nodes += [(system, f"{system}.s{seed}") for system in SYSTEMS[1:] for seed in seeds]
     joint = [read_history(inputs[f"alone.0.s{seed}"])["joint"] for seed in seeds]  # All systems start from it.

@@ -45,7 +45,7 @@ MASKS = "masks.json"
 
 
 def part(ctx: StageContext[PartParams]) -> dict[str, object]:
-    """Write the `prepare` artifact of one task, from that of the merged task. All tasks share the tokenizer.
+    """Write the `prepare` artifact of one task from the artifact of the merged task. All tasks share the tokenizer.
 
     Inputs: `prepared` and `task`, both of the merged task.
     """
@@ -179,7 +179,7 @@ class TicketOptimizer(FlatOptimizer):
 
 
 class SharedBatches:
-    """Step number → batch of one task. The call also selects this task in the model.
+    """A function from the number of a step to a batch of one task. Each call also selects the task in the model.
 
     steps: number of steps of each task. The steps of all tasks are shuffled. The batches of a task are the same as in
     finetuning on this task alone.
@@ -257,7 +257,7 @@ def ticket_of(ctx: StageContext[ShareParams], number: int, shape: Shape) -> Mask
 
 
 def _validate(trainer: Trainer, model: SharedModel, tasks: Sequence[Prepared]) -> dict[str, float | None]:
-    """Return the mean of each validation score over tasks (None if a value is None), and `score.{number}` by task."""
+    """Return the results of `validate` as means over tasks (or None), and the score `score.{number}` of each task."""
     by_task, current = [], model.current
     for number, prepared in enumerate(tasks):
         model.select(number)

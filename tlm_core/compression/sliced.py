@@ -109,7 +109,7 @@ def _features(heads: Tensor, size: int) -> Tensor:
 
 
 def _linear(full: nn.Linear, *, rows: Tensor | None = None, columns: Tensor | None = None) -> nn.Linear:
-    """Return a linear map with only the outputs `rows` and the inputs `columns` of `full`. None: all of them."""
+    """Return a linear map with only the outputs `rows` and the inputs `columns` of `full`. None: all."""
     weight, bias = full.weight.detach(), full.bias
     weight = weight[rows] if rows is not None else weight
     weight = weight[:, columns] if columns is not None else weight

@@ -21,9 +21,9 @@ IMPORTANCE = "importance.json"
 
 
 def check_encoder(ctx: StageContext[CheckEncoderParams]) -> dict[str, int]:
-    """Check that a published encoder is supported and that the levels and masks fit it. No inputs.
+    """Check that a published encoder is supported and fits the levels and masks. Write its size to `shape.json`.
 
-    Raises InvalidRecipe for an unsupported encoder, and InvalidRequest for a level or mask that does not fit.
+    No inputs. Raises InvalidRecipe for an unsupported encoder, and InvalidRequest if a level or mask does not fit.
     Raises NotFound if the encoder does not exist, and Unavailable if the hub does not answer.
     """
     source = ctx.params.init

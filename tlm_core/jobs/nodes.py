@@ -42,7 +42,7 @@ def validate_nodes(inputs: PlanInputs[KindOptions]) -> list[Node]:
 
 
 def baseline_node(group: str, task: str = "validate", name: str = "baseline") -> Node:
-    """Return the node that fits the linear model. task: name of the node that writes the task. name: the new name."""
+    """Return the node that fits the linear model. task: name of the node that writes the task."""
     return Node(name, stages.BASELINE, BaselineParams(), {"task": task}, group=group)
 
 
@@ -69,7 +69,7 @@ def prepare_node(
     *,
     labeled: bool = False,
 ) -> Node:
-    """Return the node that trains the tokenizer and tokenizes all texts. labeled: also those of stage `self_train`."""
+    """Return the node that trains the tokenizer and tokenizes all texts. labeled: also the pieces of `self_train`."""
     inputs = {"task": task} | ({"selection": select.name} if select else {})
     inputs |= {"self_train": "self_train"} if labeled else {}
     return Node(name, stages.PREPARE, PrepareParams.of(recipe), inputs=inputs, seed=seed)
@@ -124,7 +124,7 @@ def with_tries(node: Node, part: Finetune) -> list[Node]:
 def refit_linear_node(inputs: Mapping[str, str], group: str) -> Node:
     """Return the node that fits the linear models again, on train and validation.
 
-    inputs: those of `evaluate`, and with self-training also `selection`. The node ignores tokens and encoders.
+    inputs: the inputs of `evaluate`, and with self-training also `selection`. The node ignores tokens and encoders.
     """
     needed = {name: node for name, node in inputs.items() if name in ("task", "baseline", "self_train", "selection")}
     return Node("refit_linear", stages.REFIT_LINEAR, BaselineParams(), needed, group=group)
@@ -204,7 +204,7 @@ def check_encoder(
 ) -> Node | None:
     """Return the node that checks that a published encoder is supported, and that `levels` and `masks` fit the encoder.
 
-    None for an encoder trained from scratch, because the gateway checks it at submission.
+    Return None for an encoder trained from scratch, because the gateway checks this encoder at submission.
     """
     if recipe.model.init in OWN_STARTS:
         return None

@@ -97,7 +97,7 @@ class Plan:
         return f"start.{SEED_GROUP if self.side_by_side(node.group) > 1 else node.group}"
 
     def twins(self, node: Node) -> list[Node]:
-        """Return the nodes at the position of `node` in the groups of all seeds, which can run at the same time."""
+        """Return the node at the same position in each seed's group, or [node] if `node` is not in such a group."""
         if not node.group.startswith(SEED_GROUP):
             return [node]
         place = self.group(node.group).index(node)

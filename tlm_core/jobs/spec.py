@@ -141,7 +141,7 @@ class JobSpec(_Record):
 
     @property
     def source_job(self) -> str | None:
-        """The id of the job that provides the fields FROM_JOB and the artifacts up to `evaluate`, or None."""
+        """The id of the job that provides the fields in FROM_JOB and the artifacts up to `evaluate`, or None."""
         return self.definition.source_job(self.options)
 
     @property
@@ -150,7 +150,7 @@ class JobSpec(_Record):
         return (self.dataset, *self.definition.datasets(self.options))
 
     def check(self, recipe: Recipe, options: KindOptions | None = None) -> None:
-        """Raise InvalidRequest if the kind cannot use the recipe. options: from `Kind.pin`. None: from the request."""
+        """Raise InvalidRequest if the kind cannot use the recipe. options: from `Kind.pin`, or `self.options`."""
         kind = self.definition
         if recipe.scale == "instant" and not kind.instant:
             named = f", or name a finished job of another scale in '{kind.source_option}'" if kind.source_option else ""
@@ -178,7 +178,7 @@ class DatasetInput(_Record):
 
     @property
     def content(self) -> str:
-        """The digest of the files and of all reading options except the task's name, which changes no text or label."""
+        """The digest of files and reading options. It omits the name of the task, which changes no text or label."""
         return digest_of([self.ref.digest, {key: value for key, value in self.options.items() if key != "name"}])
 
 

@@ -86,7 +86,7 @@ class LearningCurveOptions(KindOptions):
         if any(size > 1 for size in self.sizes) and any(size < 1 for size in self.sizes):
             raise ValueError(
                 "'sizes' mixes shares and counts. Give all sizes as shares or all as counts. "
-                "1 means the full train split in both."
+                "In both forms, 1 means the full train split."
             )
         if "bilstm" not in self.models:
             raise ValueError("'models' must include 'bilstm', because the report compares the other models with it.")
@@ -202,7 +202,7 @@ class _Point:
         return prepare_node(self._recipe(of), self.subset, select, f"prepare.{of}{self.end}", self.seed)
 
     def _retrieved(self) -> list[Node]:
-        """Return TLM's nodes: selection, tokens, joint stage. The queries are all train texts, or only the subset's."""
+        """Return TLM's nodes: selection, tokens, joint stage. The option `unlabelled` selects the queries."""
         task = "validate" if self.inputs.options.unlabelled else self.subset
         select = select_node(self.inputs, task, f"select{self.end}", self.seed)
         assert select is not None, "`check` refuses these models without a corpus"
@@ -258,7 +258,7 @@ def recipes(options: LearningCurveOptions, recipe: Recipe) -> list[Recipe]:
 
 
 def _parse_lstm(text: str) -> dict[str, int]:
-    """Return the option `lstm` for the paper's notation: `4-256` is four layers of width 256. Raises InvalidRequest."""
+    """Return the option `lstm` from the paper's notation LAYERS-WIDTH, such as `4-256`. Raises InvalidRequest."""
     parts = text.strip().upper().removeprefix("LSTM-").split("-")
     if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
         raise InvalidRequest(f"Invalid BiLSTM '{text.strip()[:40]}'. Expected LAYERS-WIDTH, such as 4-256.")

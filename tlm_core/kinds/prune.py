@@ -51,9 +51,7 @@ class PruneOptions(KindOptions):
             raise ValueError("A level must be above 0 and below 1. Omit 0: the job always evaluates the dense model.")
         names = [f"{level:g}" for level in levels]  # stage names contain this form
         if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(
-                f"Level {twice[0]} occurs twice in 'levels'. Name each level once. Levels must differ in six digits."
-            )
+            raise ValueError(f"Level {twice[0]} occurs twice in 'levels', rounded to six digits. Name each level once.")
         return levels
 
     @field_validator("tickets")

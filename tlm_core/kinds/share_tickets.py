@@ -86,9 +86,9 @@ def pin(options: ShareTicketsOptions, recipe: Recipe, lookup: Lookup) -> ShareTi
 
 
 def _mask(name: str, job_id: str, recipe: Recipe, lookup: Lookup) -> Mask:
-    """Return the super ticket of job `job_id`.
+    """Return the super ticket of the `prune` job `job_id`, for the dataset `name`.
 
-    Raises InvalidRequest if the data, model or finetuning of that job differ from those of this job.
+    Raises InvalidRequest for a job of another kind, with other data, or with other settings than `recipe`.
     """
     job, ticket = lookup.job(job_id), f"Invalid ticket of '{name}': job {job_id}"
     instead = "To use this ticket anyway, pass the mask from the job's report instead of the job id."
@@ -102,7 +102,7 @@ def _mask(name: str, job_id: str, recipe: Recipe, lookup: Lookup) -> Mask:
         )
     if other := differences([_tuning(job.resolved.recipe), _tuning(recipe)]):
         keys = ", ".join(f"{key} ({theirs} in that job, {ours} in this one)" for key, (theirs, ours) in other.items())
-        raise InvalidRequest(f"{ticket} used other settings: {keys}. Use its values in this job. {instead}")
+        raise InvalidRequest(f"{ticket} used other settings: {keys}. Use the values of that job. {instead}")
     return Mask.from_dict(lookup.report(job)["super_ticket"]["mask"])
 
 
@@ -114,7 +114,7 @@ def _tuning(recipe: Recipe) -> dict[str, object]:
 def check(options: ShareTicketsOptions, recipe: Recipe, names: tuple[str, ...]) -> None:
     """Raise InvalidRequest if a ticket names no dataset of the job, or does not fit the model's layers and heads.
 
-    Also raise it if the recipe tries several finetunings. For a published encoder, `check_encoder` checks the fit.
+    Also raise InvalidRequest if the recipe tries several finetunings. `check_encoder` checks published encoders.
     """
     if unknown := sorted(options.tickets.keys() - set(names)):
         raise InvalidRequest(f"Unknown dataset '{unknown[0]}' in 'tickets'. The datasets are {', '.join(names)}.")
@@ -168,7 +168,7 @@ def plan(inputs: PlanInputs[ShareTicketsOptions]) -> Plan:
 def _one_seed(
     recipe: Recipe, options: ShareTicketsOptions, tickets: Sequence[float | Mask], seed: int, parts: Mapping[str, str]
 ) -> list[Node]:
-    """Return a seed's nodes: joint stage, each task alone with its importance, all tasks without and with tickets.
+    """Return a seed's nodes: joint stage, each task alone with its importance, and all tasks without and with tickets.
 
     parts: name of the input → node with the tokens of a task.
     """
