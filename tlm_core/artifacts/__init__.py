@@ -2,7 +2,7 @@
 
 An artifact is a folder of files with a `manifest.json`, which is written last. The manifest lists every file with its
 size and SHA-256. Each attempt writes into its own folders, so two attempts never write the same path. The job store
-publishes an artifact: it stores one `ManifestRef` for the artifact's id. It refuses publications of ended attempts.
+publishes an artifact: it stores one `ManifestRef` for the artifact's id. Attempts that have ended cannot publish.
 """
 
 from tlm_core.artifacts.faults import NO_SPACE, storage_errors, temporary_folder

@@ -20,7 +20,7 @@ OF_STORAGE = frozenset((*NO_SPACE, errno.EACCES, errno.EROFS, errno.EIO))
 
 
 def storage_fault(error: BaseException | None) -> OSError | None:
-    """Return the OSError of a file system that caused `error`, or None. Libraries wrap it in errors of their own."""
+    """Return the OSError of a file system that caused `error`, also as `__cause__` or `__context__`, or None."""
     outermost = error
     while error is not None:
         # A policy of the kernel can deny a connection. Such a cause names no file.
@@ -35,13 +35,13 @@ def storage_fault(error: BaseException | None) -> OSError | None:
 def storage_errors(action: str) -> Iterator[None]:
     """Translate each OSError inside the block into NotFound, StorageFull or StorageUnavailable.
 
-    Errors of libraries are translated too, if a fault of the file system caused them. action: follows "Failed" in the
-    message, such as "writing the dataset".
+    An error of a library is translated too, if a fault of the file system caused the error. action: follows "Failed"
+    in the message, such as "writing the dataset".
     """
     try:
         yield
     except FileNotFoundError as error:
-        raise NotFound(f"Failed {action}: {error.filename or error} does not exist.") from error
+        raise NotFound(f"Failed {action}: {error.filename or error} does not exist. Check the path.") from error
     except TLMError:
         raise
     except Exception as error:

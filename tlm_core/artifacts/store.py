@@ -38,7 +38,7 @@ _OPTIONS = {"s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 20, 
 def deadline(fs: fsspec.AbstractFileSystem, size: int) -> dict[str, float]:
     """Return `{"timeout": SECONDS}` for a write of `size` bytes to a remote storage, and `{}` for a local storage.
 
-    The timeouts of storage clients do not limit the wait for the server's permission to send.
+    A write needs this time limit, because a storage client can wait forever until the server accepts the data.
     """
     return {"timeout": WRITE_SECONDS + size / 2**20} if fs.async_impl else {}
 
@@ -325,7 +325,7 @@ def _move(source: Path, target: str) -> None:
 
 
 def _is_complete(folder: Path, manifest: Manifest) -> bool:
-    """Return whether a cached copy has all files, with the sizes in `manifest`. If not, delete the copy."""
+    """Return whether a cached copy has all files of `manifest`, with their sizes. Delete an incomplete copy."""
     if not folder.exists():
         return False
     try:

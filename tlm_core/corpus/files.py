@@ -48,8 +48,8 @@ def _text_column(
     """Return the column with the texts: `wanted` if it is set, otherwise an inferred column.
 
     The inferred column is the first of TEXT_COLUMNS, or the only column besides source, id and rank. Adds a note for an
-    inferred column other than `text`. Returns None with a data error if there is no such column. place: the file or the
-    row, for messages.
+    inferred column other than `text`. Returns None after a data error if no column has the texts. place: the file or
+    the row, for messages.
     """
     listed = ", ".join(f"'{name}'" for name in names) or "none"
     by_fold = {name.strip().casefold(): name for name in reversed(names)}
@@ -65,14 +65,14 @@ def _text_column(
 
 
 def read_rows(path: Path, text_column: str | None, findings: Findings) -> Iterator[Row]:
-    """Yield the records with a text of a jsonl, csv, tsv or parquet file. Data errors are added to `findings`."""
+    """Yield each record with a text in a jsonl, csv, tsv or parquet file. Add data errors to `findings`."""
     file = TableFile(path, findings, encoding=UTF8, kind=format_of(path))
     if (table := file.open()) is not None:
         yield from rows_of(table, text_column, path.name, findings)
 
 
 def rows_of(table: Records, text_column: str | None, file: str, findings: Findings) -> Iterator[Row]:
-    """Yield the records with a text of a table. file: name of the table in messages."""
+    """Yield each record with a text in a table. Add data errors to `findings`. file: name of the table in messages."""
     column: str | None = None
     chosen: list[str] | None = None
     if table.names:

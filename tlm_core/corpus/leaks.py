@@ -126,7 +126,7 @@ class LeakFilter:
 
 
 class _Postings:
-    """Maps hashes of n-grams to the numbers of texts, in flat arrays: a large test set has millions of n-grams.
+    """Maps hashes of n-grams to text numbers. A large test set has millions of n-grams, so the arrays are flat.
 
     keys: the distinct hashes of the n-grams of each text.
     """
@@ -140,7 +140,7 @@ class _Postings:
         self._owners = owners[order]
 
     def owners_of(self, words: list[str], size: int) -> NDArray[np.int32]:
-        """Return the number of each text once for each distinct n-gram that the text shares with `words`."""
+        """Return text numbers: a text occurs once for each distinct n-gram of `size` words that is in `words`."""
         if not len(self._owners) or len(words) < size:
             return self._owners[:0]
         wanted = _hashes(words, size)

@@ -91,7 +91,7 @@ class NearDuplicates:
         return is_new
 
     def _resume(self) -> NDArray[np.bool_]:
-        """Return the mask [texts] of an earlier process, for complete batches. Index the selected passages again."""
+        """Return an earlier process's mask [texts] of all complete batches. Index the selected passages again."""
         stored = np.fromfile(self._answer_file, np.bool_) if self._answer_file.exists() else np.zeros(0, np.bool_)
         batches = stored[: len(stored) // _AT_ONCE * _AT_ONCE].reshape(-1, _AT_ONCE)
         _cut(self._answer_file, batches.nbytes)

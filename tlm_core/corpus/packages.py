@@ -66,7 +66,7 @@ def passages_from_packages(*, progress: Progress | None = None) -> Iterator[Pass
     """Yield passages of the documentation of the standard library and all installed packages.
 
     The same environment gives the same passages in the same order, also duplicates. `source` is `package:NAME`.
-    progress: receives the number of bytes done, and their total.
+    progress: receives the numbers of read bytes and of all bytes.
     """
     return passages_of(chain.from_iterable(read_files(package_files(), progress=progress)))
 
@@ -134,7 +134,7 @@ def package_files(roots: Sequence[Path] | None = None) -> list[PackageFile]:
 def read_files(files: Sequence[PackageFile], *, progress: Progress | None = None) -> Iterator[list[Document]]:
     """Yield the documentation of each file, in order: an empty list for a file whose code does not parse.
 
-    progress: receives the number of bytes done, and their total.
+    progress: receives the numbers of read bytes and of all bytes.
     """
     total, done = sum(file.size for file in files), 0
     # Syntax trees have no cycles, and the search for cycles would double the time.

@@ -69,7 +69,7 @@ class PassageIndex(Protocol):
 
 
 def ranked(hits: Sequence[Hit], k: int) -> list[Hit]:
-    """Return the best `k` hits by decreasing score, then id. Scores within one part in a million are equal."""
+    """Return the best `k` hits by decreasing score, then id. Scores within one part in a million count as equal."""
     ordered = sorted(hits, key=lambda hit: -hit.score)
     result: list[Hit] = []
     start = 0
@@ -84,12 +84,12 @@ def ranked(hits: Sequence[Hit], k: int) -> list[Hit]:
 
 
 def tie_at_cut(scores: Sequence[float], k: int) -> bool:
-    """Return whether the last score equals score number `k`. If so, hits that were not requested may tie too."""
+    """Return whether there are more than `k` scores, and the last ties with score `k`. Then later hits may tie too."""
     return len(scores) > k and scores[-1] >= scores[k - 1] * _EQUAL
 
 
 def best_terms(counts: Mapping[str, int], passages_with: Callable[[str], int], total: int) -> dict[str, int]:
-    """Return the MAX_TERMS terms with the highest product of count and idf, with their counts. Ties: by alphabet.
+    """Return term → count for the MAX_TERMS terms with the highest product of count and idf, ties by alphabet.
 
     counts: term → occurrences in the query. passages_with: returns how many of the `total` passages contain a term.
     """

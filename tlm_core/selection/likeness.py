@@ -83,8 +83,8 @@ def classifier(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
 def _linear_classifier(inputs: SelectionInputs) -> Scorer:
     """Return a function that scores passages by logistic regression on hashed words and word pairs.
 
-    The regression separates query hits from random passages. The hits are those of at most 2,000 queries, which the
-    seed draws. Raises EmptySelection if these queries hit no passage or every passage.
+    The regression separates query hits from random passages. The hits belong to at most 2,000 queries, which the seed
+    draws at random. Raises EmptySelection if these queries hit no passage or every passage.
     """
     from sklearn.linear_model import SGDClassifier
 

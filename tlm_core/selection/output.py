@@ -47,7 +47,7 @@ def write_rows(path: Path, schema: pa.Schema, batches: Iterable[Iterable[Iterabl
 
 @dataclass(frozen=True)
 class WrittenPassages:
-    """The written passages. positions: `Candidate.position` of each. sources: source → number of passages."""
+    """The written passages. positions: `Candidate.position` of each passage. sources: source → number of passages."""
 
     positions: NDArray[np.int64]
     sources: Counter[str]

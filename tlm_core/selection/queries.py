@@ -76,7 +76,7 @@ def _joined(batch: pa.Table | pa.RecordBatch) -> list[str]:
 
 
 def held_out_texts(task: Task) -> Iterator[tuple[str, int, str]]:
-    """Yield (split, row number, text) of validation and all test sets. Each text of a pair is separate: it may leak."""
+    """Yield (split, row number, text) of validation and all test sets. The texts of a pair are separate items."""
     for split in ("validation", "test", *task.further_tests):
         rows = task.rows(split).tolist()
         for texts in (task.texts(split), task.text_pairs(split)):

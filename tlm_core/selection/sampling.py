@@ -1,4 +1,4 @@
-"""Selectors that score every passage of the corpus, and the two random controls.
+"""The selectors `random`, `whole` and `none`, and functions that rank every passage of a corpus by a score.
 
 A `Scan` reads the corpus once and yields batches of passage ids with scores. Scores do not depend on the order of the
 passages. So all indexes with the same passages give the same selection.

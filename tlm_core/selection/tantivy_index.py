@@ -73,7 +73,7 @@ class TantivyIndex:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Open the committed index in `folder`. Raises NotFound without an index, IndexMismatch if it is unusable."""
+        """Open the committed index in `folder`. Raises NotFound without an index, IndexMismatch for an unusable one."""
         try:
             metadata = read_json(folder / _METADATA)
         except FileNotFoundError as error:
@@ -247,7 +247,7 @@ class _Reader:
         return ranked([Hit(name, score / (K1 + 1)) for name, (score, _) in zip(ids, hits, strict=True)], k)
 
     def _query(self, counts: dict[str, int]) -> tantivy.Query:
-        """Return a query that matches any term, weighted by its count. No parser can read a term as query syntax."""
+        """Return a query for any of the terms, weighted by `counts`. Without a parser, no term becomes query syntax."""
         clauses = []
         for term, count in counts.items():
             clause = tantivy.Query.term_query(self._schema, "terms", term, "freq")
@@ -305,8 +305,8 @@ def _tantivy_errors(folder: Path) -> Iterator[None]:
     except (ValueError, OSError) as error:
         if any(text in str(error) for text in _DISK_FULL) or shutil.disk_usage(folder).free < _MIN_FREE_BYTES:
             raise StorageFull(
-                f"No space left for the index in {folder}. Free some space. If no load waits for space, load the "
-                "corpus again."
+                f"No space left for the index in {folder}. Free some space. A waiting load then continues. If no load "
+                "waits, load the corpus again."
             ) from error
         raise IndexUnavailable(
             f"The index in {folder} failed: {error}. Try again, or load the corpus again."
