@@ -61,7 +61,7 @@ class Fitted:
 
     score: mean of the task's metric over the folds and validation, weighted by rows; None if the metric is undefined.
     held_out: outputs for each train row from a model that did not learn from this row, [train rows, outputs].
-    tried: all screened settings, with their scores on the first folds.
+    tried: all settings that were scored on the first folds, with these scores; see `screened_folds`.
     """
 
     model: LinearModel
@@ -157,7 +157,7 @@ class _Search:
         return self.data[setting.start_words].train[setting.families]
 
     def choose(self) -> tuple[Setting, float | None, tuple[tuple[Setting, float], ...]]:
-        """Return the best setting, its mean score over all folds, and all tried settings with their scores."""
+        """Return the best setting, its mean score over all folds, and the settings and scores for `Fitted.tried`."""
         chains = [(families, weight) for families in self.data[0].train for weight in self._weights]
         tried = [result for results in self.fits.map(self._try_strengths, chains) for result in results]
         if not tried:
@@ -189,7 +189,7 @@ class _Search:
         return 0.0 if ours is None or without is None else ours - without
 
     def _try_strengths(self, chain: tuple[int, Literal["balanced"] | None]) -> list[tuple[Setting, float]]:
-        """Return settings of increasing strength with their scores.
+        """Return settings of increasing strength with their mean scores on the first folds.
 
         The strengths end after two decreases of the score in a row, because high strengths are slow. chain: number of
         families, and class weight.
@@ -244,7 +244,7 @@ class _Search:
         return outputs
 
     def train(self, setting: Setting, rows: NDArray[np.intp]) -> Solution:
-        """Fit on some rows. Return the weights [features, outputs] and the bias [outputs]."""
+        """Fit on the train rows `rows`. Return the weights [features, outputs] and the bias [outputs]."""
         fitted = self.fits.call(self._solve, self._matrix(setting)[rows], self.targets[rows], setting)
         self._report(next(self._fitted), most_fits(len(self.targets), len(self._weights)))
         return fitted

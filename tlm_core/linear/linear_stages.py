@@ -216,7 +216,7 @@ def evaluate_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
 
 
 def export_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
-    """Write the linear model as the model of the job. Inputs: those of `evaluate_linear`, and `evaluate`."""
+    """Write the linear model as the model of the job. Inputs: `evaluate`, and the inputs of `evaluate_linear`."""
     folder = linear_folder(ctx.inputs, LINEAR)
     copy_model(folder, ctx.out)
     shutil.copyfile(ctx.inputs["evaluate"] / REPORT, ctx.out / REPORT)

@@ -112,7 +112,7 @@ class Alphabet:
 
     @property
     def spaces(self) -> list[int]:
-        """The ids of the space, one for each text of a row."""
+        """The ids of the space, one for each part of a row."""
         return [characters[" "] for characters in self.characters]
 
     def encode(self, row: Row) -> list[int]:
@@ -153,7 +153,7 @@ class Sequences:
         return len(self.offsets) - 1
 
     def parts(self, tokens: int) -> Iterator[Sequences]:
-        """Yield consecutive rows in parts of about `tokens` ids."""
+        """Yield all rows in order, in blocks of whole rows with about `tokens` ids."""
         start = 0
         while start < len(self):
             stop = max(start + 1, int(np.searchsorted(self.offsets, self.offsets[start] + tokens, "right")) - 1)

@@ -23,7 +23,7 @@ CANDIDATES = 2  # candidates for each piece that a student learns from; more of 
 
 
 class SelfTrainParams(StageParams):
-    """Parameters of `self_train`. amounts: numbers of labeled pieces per train row. Validation chooses one of them."""
+    """Parameters of `self_train`. amounts: numbers of labeled pieces per train row. Validation chooses one amount."""
 
     amounts: tuple[float, ...]
 

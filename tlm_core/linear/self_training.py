@@ -33,7 +33,7 @@ COMPARED_TEXTS = 1_000  # number of train texts, and of pieces, in the compariso
 
 @dataclass(frozen=True)
 class Student:
-    """A model that learned from train rows and pieces. chosen: indices of these pieces. outputs: [chosen, labels]."""
+    """A model that learned from train rows and pieces. chosen: indices of the pieces. outputs: [chosen, labels]."""
 
     model: LinearModel
     chosen: NDArray[np.int64]
@@ -55,7 +55,7 @@ class SelfTrained:
 
 
 def pieces_of(passages: Iterable[str], words: int) -> Iterator[str]:
-    """Yield the pieces of each passage, which have equal lengths of about `words` words; see `words_and_blanks`."""
+    """Yield each passage in pieces of equal length, about `words` words of `words_and_blanks`."""
     for passage in passages:
         tokens = words_and_blanks(passage)
         count = max(1, round(len(tokens) / words))
@@ -67,7 +67,7 @@ def pieces_of(passages: Iterable[str], words: int) -> Iterator[str]:
 def self_train(
     task: Task, baseline: Outputs, teacher: Outputs, pieces: Sequence[str], setting: Setting, amounts: Sequence[float]
 ) -> SelfTrained:
-    """Train a student for each amount of pieces (per train row), and choose the best on validation.
+    """Train a student for each amount (pieces per train row) above 0, and choose the best amount on validation.
 
     If the amounts include 0, the best student replaces the baseline only if its gain exceeds LEAST_GAIN standard
     errors. If the pieces do not resemble the task, the limit is LEAST_GAIN_OF_OTHERS. baseline: outputs of the linear
@@ -106,7 +106,7 @@ def separability(rows: Sequence[Row], pieces: Sequence[str]) -> float:
 
     The value is the area under the ROC curve on held-out texts (two folds). Self-training needs pieces that resemble
     the texts of the task (Ben-David et al. 2006, "Analysis of representations for domain adaptation"). With fewer than
-    two texts of a kind, the value is 1.
+    two train texts or two pieces, the value is 1.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -141,7 +141,7 @@ class Pool:
         setting: Setting,
         most: int,
     ) -> None:
-        """Choose the candidates. teacher: log-probabilities [pieces, labels]. most: pieces of the largest student."""
+        """Choose the candidates. teacher: log-probabilities [pieces, labels]. most: maximum `total` of `student`."""
         self._setting, self._targets = setting, targets
         self._shares = np.bincount(targets, minlength=teacher.shape[1]) / len(targets)
         self._candidates = most_confident(teacher, self._shares, most * CANDIDATES)
@@ -152,7 +152,7 @@ class Pool:
         self.rows, self.pieces = self.features.encode(rows), self.features.encode(texts)
 
     def student(self, fits: Fits, total: int) -> Student:
-        """Train a student on the rows and on `total` pieces. Each student is the teacher of the next round."""
+        """Train a student on rows and `total` pieces, ROUNDS times. Each student labels the pieces of the next."""
         teacher = self._teacher
         for _ in range(ROUNDS):
             chosen = most_confident(teacher, self._shares, total)
@@ -170,9 +170,9 @@ class Pool:
 
 
 def most_confident(teacher: Outputs, shares: NDArray[np.float64], total: int) -> NDArray[np.int64]:
-    """Return the sorted indices of the most probable pieces of each label: at most `total`, up to rounding.
+    """Return the sorted indices of the most probable pieces of each label, at most about `total` indices.
 
-    teacher: log-probabilities [pieces, labels]. shares: the largest fraction of `total` of each label, [labels].
+    teacher: log-probabilities [pieces, labels]. shares: maximum share of each label in `total`, [labels].
     """
     guesses, chosen = teacher.argmax(axis=1), []
     for label, share in enumerate(shares):

@@ -23,7 +23,7 @@ def _closing(mark: str) -> str:
 
 
 def _span(text: str, mark: str) -> tuple[int, int] | None:
-    """Return start and end of the content of the span with this mark. None: the text does not have exactly one."""
+    """Return start and end of the content of the only span with this opening mark; None for no or several spans."""
     closing = _closing(mark)
     if text.count(mark) != 1 or text.count(closing) != 1:
         return None
@@ -32,7 +32,7 @@ def _span(text: str, mark: str) -> tuple[int, int] | None:
 
 
 def learn_marks(texts: Iterable[str]) -> Marks:
-    """Return the two opening marks of spans that nearly all texts have exactly once, or () without two such marks."""
+    """Return the two opening marks of spans that nearly all texts have exactly once, or () for other texts."""
     counts, total = Counter[str](), 0
     for text in texts:
         total += 1

@@ -109,7 +109,7 @@ def _cost(reports: Reports) -> dict[str, dict[str, float]]:
 def _model(model: str, reports: Reports, sizes: Sequence[int], seeds: Sequence[int]) -> Report:
     """Return `points`, an entry for each size, and `law`, the power law of one model.
 
-    If all seeds share a linear model, it is the run of each seed, but the cost includes it once.
+    If all seeds share a linear model, each seed has the run of this model, but the cost includes the model once.
     """
     points = []
     for rows in sizes:

@@ -20,7 +20,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Size:
-    """One size of the curve. size: as in the request. rows: number of labeled texts. dropped: the reason, if any."""
+    """A size of the curve. size: as in the request. rows: number of texts. dropped: why the curve omits it, or None."""
 
     size: float
     rows: int

@@ -127,7 +127,7 @@ def scores_shown(metric: str) -> tuple[str, ...]:
 
 
 def scores_for(metric: str) -> tuple[str, ...]:
-    """Return the names of the scores in a report: those of every classifier, then those of `scores_shown(metric)`."""
+    """Return the names of the scores in a report: the scores of every classifier, then `scores_shown(metric)`."""
     return tuple(dict.fromkeys((*scores_shown("macro_f1"), *scores_shown(metric))))
 
 

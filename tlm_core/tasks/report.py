@@ -129,7 +129,7 @@ def _lengths(splits: Mapping[str, SplitData]) -> dict[str, object]:
 
 
 def _duplicates(data: SplitData, split: str, findings: Findings) -> dict[str, object]:
-    """Count copies (rows with the text of an earlier row) and texts with several labels. List rows of such texts."""
+    """Return how many rows repeat an earlier text, and the number and some rows of texts with several labels."""
     codes = pc.index_in(data.label, value_set=pc.unique(data.label)).to_numpy()
     _, starts, places = np.unique(data.scan.keys, return_index=True, return_inverse=True)
     keys = starts[places]  # hashes differ between processes, so the first row of a text is its key
@@ -148,7 +148,7 @@ def _duplicates(data: SplitData, split: str, findings: Findings) -> dict[str, ob
 
 
 def _overlap(splits: Mapping[str, SplitData], findings: Findings) -> dict[str, object]:
-    """Count validation and test rows whose text is in one of their `earlier_splits`, and list the first 100."""
+    """Return the number of validation and test rows whose text is in an earlier split, and the first 100 of them."""
     result: dict[str, object] = {}
     for split in ("validation", "test"):
         data = splits[split]

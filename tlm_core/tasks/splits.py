@@ -77,7 +77,7 @@ def _quotas(
 
 
 def bands(targets: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Return the quantile band of each regression target, [rows], for stratification: 0 to 9 from 200 rows on."""
+    """Return the quantile band of each regression target, [rows], for stratification: ten bands from 200 rows on."""
     count = max(1, min(10, len(targets) // 20))  # each band needs enough rows for a tenth of them
     edges = np.quantile(targets, np.arange(1, count) / count)
     return np.searchsorted(edges, targets, side="right").astype(np.int32)

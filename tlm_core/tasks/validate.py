@@ -175,7 +175,7 @@ def _cut(splits: Mapping[str, SplitData], missing: list[str], seed: int, finding
 
 
 def _with_known(source: HubSource, options: DatasetOptions, findings: Findings) -> DatasetOptions:
-    """Return the options. For a task of the TLM paper or GLUE, its metric and columns replace options without value."""
+    """Return the options, completed by the metric of a TLM paper or GLUE task, and by the text columns of GLUE."""
     if glue := glue_task(source.path, source.config):
         if options.metric is None:
             findings.note(f"metric: {glue.metric}, as in GLUE")
