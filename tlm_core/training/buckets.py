@@ -28,9 +28,9 @@ class Bucket:
 
 
 def divide(parameters: Sequence[tuple[str, nn.Parameter]], size: int = BUCKET) -> list[Bucket]:
-    """Return buckets of the model's parameters, which are in one buffer, in the order of the backward pass.
+    """Return the buckets of all parameters, in the order of the backward pass. The order is the same on all workers.
 
-    A bucket has at most `size` values, or a single larger tensor. The order is the same on all workers.
+    parameters: name and parameter, all in one flat buffer. A bucket has at most `size` values, or one larger tensor.
     """
     buckets: list[Bucket] = []
     for number, (name, parameter) in sorted(enumerate(parameters), key=lambda entry: entry[1][1].storage_offset()):

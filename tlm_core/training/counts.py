@@ -83,7 +83,7 @@ def _blocks(stores: Sequence[TokenStore]) -> Iterator[tuple[npt.NDArray[np.int32
 def _pairs(
     tokens: npt.NDArray[np.int32], owner: npt.NDArray[np.int32], size: int, specials: Sequence[int]
 ) -> sparse.csr_matrix:
-    """Return how often a token follows another within WINDOW in one document, weighted by UNIT / distance: [V, V]."""
+    """Return how often token j occurs up to WINDOW tokens after token i, weighted by UNIT / distance: [V, V]."""
     special = np.isin(tokens, np.array(specials))
     total = sparse.csr_matrix((size, size), dtype=np.int32)
     for distance in range(1, WINDOW + 1):

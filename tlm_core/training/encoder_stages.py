@@ -87,7 +87,7 @@ def validate(trainer: Trainer, split: Split, prepared: Prepared) -> dict[str, fl
 
 
 def _is_behind(ctx: StageContext[JointParams], behind: dict[str, float], trainer: Trainer) -> bool:
-    """Return whether the encoder is behind the linear model on validation. If it is, write both scores to `behind`."""
+    """Return whether the encoder is behind the linear model on validation. If so, write both scores to `behind`."""
     prepared = Prepared(ctx.inputs["prepared"])
     split, limit = prepared.split("validation"), ctx.params.joint.stop_if_behind
     encoder = validate(trainer, split, prepared)["score"]
@@ -206,7 +206,7 @@ def tune(
 
 
 def _steps(finetune: Finetune, prepared: Prepared, splits: Sequence[str]) -> int:
-    """Return the number of finetuning steps on some splits. Pieces double it, because every other batch has pieces."""
+    """Return the number of finetuning steps on some splits: twice as many with pieces, which fill half the batches."""
     rows = sum(len(prepared.split(name)) for name in splits)
     return finetune.steps(rows) * (1 if prepared.pieces() is None else 2)
 

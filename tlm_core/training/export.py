@@ -42,8 +42,8 @@ PROBES = 16
 def export(ctx: StageContext[ExportParams]) -> dict[str, Any]:
     """Write the returned model, and the encoder of the best seed as the stock folder `model/` (see docs/report.md).
 
-    Inputs: those of `evaluate`, and `evaluate`. Raises TrainingFailed if the stock classes or onnxruntime cannot load
-    the files, or if the files give other outputs than `evaluate` computed.
+    Inputs: `evaluate` and the inputs of `evaluate`. Raises TrainingFailed if the stock classes or onnxruntime cannot
+    load the files, or if the files give other outputs than `evaluate` computed.
     """
     prepared, task = Prepared(ctx.inputs["prepared"]), Task.read(ctx.inputs["task"])
     report = json.loads((ctx.inputs["evaluate"] / "report.json").read_text(encoding="utf-8"))

@@ -12,12 +12,15 @@ MUON_STEPS = 5  # iterations that orthogonalize a matrix
 
 
 def forward(shape: Shape, rows: int, length: int, masked: int, documents: int, described: int = 0) -> float:
-    """Return the FLOPs of the matrix products in one forward pass over [rows, length] positions, with padding."""
+    """Return the result of `products` for [rows, length] positions, including padding."""
     return products(shape, rows * length, rows * length**2, masked, documents, described)
 
 
 def products(shape: Shape, tokens: int, pairs: int, masked: int, documents: int, described: int = 0) -> float:
-    """Return the FLOPs of the matrix products in one forward pass. pairs: token pairs that attention compares."""
+    """Return the FLOPs of the matrix products in one forward pass. pairs: token pairs that attention compares.
+
+    masked: masked tokens. documents: documents with a label. described: texts with the bag-of-words loss.
+    """
     encoder = shape.layers * (tokens * architecture_of(shape).layer_weights(shape) + 2 * pairs * shape.hidden)
     vocabulary = shape.hidden * (masked * (shape.hidden + shape.vocab) + described * shape.vocab)
     task = documents * shape.hidden * (shape.hidden + shape.labels)

@@ -231,7 +231,7 @@ def write_onnx(shape: Shape, weights: Weights, path: Path) -> None:
 
 
 def encoder_outputs(graph: Graph, shape: Shape, members: Sequence[Weights]) -> tuple[str, list[str]]:
-    """Write an encoder, or several encoders as an ensemble of compact weights. Return (output, inputs), all names.
+    """Write an encoder, or several encoders as an ensemble of compact weights. Return the names of output and inputs.
 
     The output is [batch, labels]. members: the weights of each encoder. All encoders have the shape `shape`.
     """

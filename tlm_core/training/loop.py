@@ -181,7 +181,7 @@ class Trainer:
             first = "no checkpoint" if least < 0 else f"the checkpoint of step {least}"
             raise WorkerLost(
                 f"One worker loaded {first}, and another loaded the checkpoint of step {greatest}. The list of "
-                "checkpoints changed meanwhile. The next attempt reads it again."
+                "checkpoints changed between both reads. The next attempt reads the list again."
             )
 
     def _load(self, batch: Batch) -> Loaded:
@@ -282,7 +282,7 @@ class Trainer:
             torch.cuda.empty_cache()
 
     def _finite(self, step: Step) -> bool:
-        """Return whether losses and gradient are finite. If not, count the skipped step, or raise NonFiniteLoss."""
+        """Return whether losses and gradient are finite. If not, count a skip or, at the limit, raise NonFiniteLoss."""
         state, number = self.state, step.number
         if all(math.isfinite(value) for value in (*step.losses.values(), step.norm) if value is not None):
             return True
@@ -408,7 +408,7 @@ class _Progress:
         self.stop = False
 
     def count(self, step: Step) -> None:
-        """Add the FLOPs of a step: those that the model needs per worker, and those that this worker computes."""
+        """Add the FLOPs of a step to the totals: those that the model needs per worker, and those of this worker."""
         trainer = self._trainer
         if self._peak is not None and trainer.needed_flops is not None:
             self._used["mfu"] += trainer.needed_flops(step.batch) / trainer.ctx.world_size
@@ -437,7 +437,7 @@ class _Progress:
     def _total_steps(self, step: int, progress: float) -> int:
         """Return the expected number of steps of the run. Changes of at most the share _STEADY do not alter the result.
 
-        Steps on passages and on task texts have different sizes, so the expectation varies within each cycle.
+        The expectation varies, because steps on passages and on task texts use different shares of the budget.
         """
         expected = step / progress
         if progress >= 1 or abs(expected - self._total) > _STEADY * self._total:

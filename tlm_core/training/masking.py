@@ -56,8 +56,8 @@ def mask_rows(
 def bag_of_words(rows: Rows, targets: Ints, weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Return the factor of each token in the bag-of-words loss, [R, L]. See `objective.bag_of_words_sum`.
 
-    weights: [V], the importance of each token of the vocabulary. The factors of a text are proportional to them. Their
-    sum is the text's number of masked tokens, so a long text counts as much as in the MLM loss.
+    weights: [V], the importance of each token of the vocabulary. The factors of a text are proportional to the weights
+    of its tokens, and their sum is the text's number of masked tokens. So a text counts as much as in the MLM loss.
     """
     real, text = rows.segments > 0, rows.text_of_token
     weight = weights[rows.tokens[real]]

@@ -35,7 +35,7 @@ def training_bytes(shape: Shape, parameters: int, rows: int, masked: float = 0.0
     """Return the bytes that training in float32 needs if `rows` rows are processed at once, without the libraries.
 
     The result includes weights, gradient, moments, best weights so far, and both passes. On a CPU, it is within 15 % of
-    measurements, for encoders of 3 to 6 layers that are 192 to 384 wide. masked: share of masked tokens.
+    measurements, for encoders of 3 to 6 layers that are 192 to 384 wide. masked: see `Joint.logits_per_token`.
     """
     forward = shape.layers * architecture_of(shape).layer_floats(shape, 3 * shape.heads)
     # At its peak, the backward pass needs as much memory again. Before the peak, the loss of the vocabulary needs one

@@ -150,7 +150,7 @@ class Encoder(nn.Module):
         return self.dropout(self.norm(x)).to(dtype)
 
     def through(self, x: Tensor, kernels: Iterable[Kernels], start: int = 0, stop: int | None = None) -> Tensor:
-        """Return the output of layer `stop` - 1. x: the input of layer `start`. kernels: those of all layers.
+        """Return the output of layer `stop` - 1. x: the input of layer `start`. kernels: the kernels of all layers.
 
         If `stop` is None, return the output of the last layer, after the final norm if the model has one.
         """
@@ -258,7 +258,7 @@ class TaskModel(nn.Module):
             self.vocabulary.out.weight = self.encoder.tokens.weight
 
     def pool(self, hidden: Tensor, segments: Tensor, doc_row: Tensor, doc_segment: Tensor) -> Tensor:
-        """Return a vector [hidden] of each of D whole documents: the mean over its tokens, or the first token's."""
+        """Return a vector for each whole document, [D, hidden]: the mean of its hidden states, or its first one."""
         member = segments[doc_row] == doc_segment[:, None]
         if self.shape.pooling == "cls":
             return hidden[doc_row, member.int().argmax(dim=1)]

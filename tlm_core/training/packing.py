@@ -89,7 +89,7 @@ class PassageStream:
         self._loaded: tuple[int, Ints, Ints] | None = None
 
     def _documents(self, epoch: int) -> tuple[Ints, Ints]:
-        """Return an epoch's documents in order, and the position after each. Several threads may call this method."""
+        """Return an epoch's documents in order, and the position after each document. Several threads may call it."""
         loaded = self._loaded
         if loaded is None or loaded[0] != epoch:
             documents = self._order(epoch)

@@ -128,7 +128,7 @@ def _tokenizer(
 
 @PULSE.pace(steady=True)
 def _max_length(params: PrepareParams, tokenizer: Tokenizer, task: Task, progress: _Counter) -> int:
-    """Return `model.max_length`. If it is `auto`, the lengths of the train texts determine it."""
+    """Return `model.max_length`. If this key is `auto`, the lengths of the train texts determine the result."""
     if params.max_length != "auto":
         return params.max_length
     lengths: list[int] = []

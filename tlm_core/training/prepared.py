@@ -63,7 +63,7 @@ class Split:
     def turns(self, texts: Ints, epochs: Ints | int) -> Ints:
         """Return the index of one window for each of `texts`. In the next epoch, a text has its next window.
 
-        So a long text counts once in an epoch, and a step reads only one window. epochs: of all texts or of each.
+        So a long text counts only once in an epoch. epochs: the epoch of all texts, or an epoch for each text.
         """
         begins = self.begins[texts]
         return begins + (texts + epochs) % (self.begins[texts + 1] - begins)
@@ -167,7 +167,7 @@ class Prepared:
 
     @cached_property
     def token_weights(self) -> npt.NDArray[np.float32]:
-        """The weight of each token in the bag-of-words loss, [V]: near 1 if it is rare, and 0 if it is special."""
+        """The weight of each token in the bag-of-words loss, [V]: near 1 for a rare token, 0 for a special token."""
         counts = np.zeros(self.vocabulary.size)
         for store in (self.split("train").store, self.passages()):
             if store is not None:
@@ -406,7 +406,7 @@ def balanced_weights(labels: Labels) -> npt.NDArray[np.float32]:
 
 
 def weighted(draw: Callable[[int, float], Batch], prepared: Prepared, part: Finetune) -> Callable[[int, float], Batch]:
-    """Return `draw`, with class weights in its batches if `part` sets any. Raises the error of `part.check_weights`."""
+    """Return `draw` or, if `part` sets class weights, `draw` with these weights. Raises what `check_weights` raises."""
     part.check_weights(prepared.facts["task"], prepared.type.has_classes)
     if part.class_weights == "none":
         return draw

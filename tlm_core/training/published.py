@@ -42,7 +42,7 @@ def fetch_config(source: str, *patterns: str) -> Path:
 
 
 def read_config(folder: Path, source: str) -> dict[str, Any]:
-    """Return the config.json of a published model. Raises InvalidRecipe if it is not a readable JSON object."""
+    """Return the config.json of a published model. Raises InvalidRecipe if the file is not a readable JSON object."""
     try:
         config = read_json(folder / "config.json")
     except (OSError, ValueError) as error:

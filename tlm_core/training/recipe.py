@@ -215,10 +215,10 @@ class Joint(_Part):
 
     @property
     def logits_per_token(self) -> float:
-        """How many floats the losses need for each token and vocabulary entry, an estimate for `training_bytes`.
+        """The floats that the losses need for each token and vocabulary entry, estimated for `training_bytes`.
 
-        MLM needs one float for each logit of a masked token. The bag of words needs three for each logit of a text, and
-        a text has about 20 tokens or more.
+        MLM needs one float for each masked token and vocabulary entry. The bag of words needs three floats for each
+        text and vocabulary entry, and a text has about 20 tokens or more.
         """
         return self.highest_mask_rate + (3 / 20 if self.bag_of_words else 0.0)
 
@@ -250,7 +250,7 @@ class Finetune(_Part):
         return rates
 
     def steps(self, rows: int) -> int:
-        """Return the number of steps for `rows` train texts: those of `epochs`, within `min_steps` and `max_steps`."""
+        """Return the number of steps for `rows` train texts. `min_steps` at most doubles the steps of `epochs`."""
         steps = max(1, math.ceil(self.epochs * rows / self.batch))
         steps = max(steps, min(2 * steps, self.min_steps or 0))
         return min(steps, self.max_steps) if self.max_steps else steps
@@ -485,7 +485,7 @@ def resolve(
 
 
 def _check_trainable(recipe: Recipe) -> None:
-    """Raise InvalidRecipe for a recipe that cannot train. `Recipe` accepts the values, as old records have them."""
+    """Raise InvalidRecipe for a recipe that cannot train. Old records may hold it, so `Recipe` accepts it."""
     for key, part in (("joint", recipe.joint), ("finetune", recipe.finetune)):
         if not all(0 <= beta < 1 for beta in part.optimizer.betas):
             raise InvalidRecipe(

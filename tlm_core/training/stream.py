@@ -80,10 +80,10 @@ class Sizes:
         return cls(tokens, up(tokens * mask_rate, MULTIPLE), length)
 
     def sequences(self, documents: int, before: int = 0) -> int:
-        """Return how many sequences a part with `documents` documents has: `before` if it suffices, else more.
+        """Return how many sequences a part with `documents` documents has: `before` if this number suffices, else more.
 
-        before: the number in earlier parts. Each number needs its own compiled graph, so a larger number has a reserve.
-        The reserve is small, because attention also takes time for empty sequences.
+        before: the number of sequences in earlier parts. Each number needs its own compiled graph, so a larger number
+        has a reserve. The reserve is small, because attention also takes time for empty sequences.
         """
         unlabeled = -(-self.tokens // self.longest)
         if documents + unlabeled <= before:
