@@ -183,7 +183,7 @@ class AsyncConnection:
     async def _upload_in_parts(
         self, kind: type[T], path: str, body: Mapping[str, object], files: Sequence[tuple[str | None, Path]]
     ) -> T:
-        """Upload files in parts and post `body` with their ids. Deletes the uploads if the gateway rejects them."""
+        """Upload files in parts. Post `body` with their ids. Deletes the uploads after an error except Unavailable."""
         announced = announcements(files)
         uploads: list[wire.Upload] = []
         try:
@@ -231,7 +231,7 @@ class AsyncConnection:
                         raise error.followed_by(f"Download {file.name} again later to resume.") from error
                 if download.publish():
                     return download.target
-        raise CorruptArtifact(f"{file.name} does not match its SHA-256 after two downloads. Report it to the operator.")
+        raise CorruptArtifact(f"{file.name} has a wrong SHA-256 after two downloads. Report this to the operator.")
 
     async def _receive(self, path: str, download: Download) -> None:
         """Append the missing bytes to the partial file. Raises Unavailable if no new byte arrives."""
@@ -245,7 +245,7 @@ class AsyncConnection:
             if download.done <= start:
                 raise
         if download.done <= start:
-            raise Unavailable(f"The gateway sent no bytes of {download.file.name}.")
+            raise Unavailable(f"The gateway sent no bytes of {download.file.name}. Download again.")
 
     async def _download_archive(self, path: str, target: Path) -> Path:
         """Download an archive to `target`, which appears when complete. Raises Unavailable if the connection breaks."""

@@ -172,13 +172,13 @@ def batches(
 ) -> Iterator[list[tuple[str, ...]]]:
     """Yield batches of at most `most` rows that fit a body of `most_bytes`. A row is (text, pair), or (text,).
 
-    Raises InvalidRequest if the numbers of texts and pairs differ.
+    pairs: the second text of each row, or None. Raises InvalidRequest if the numbers of texts and pairs differ.
     """
     batch: list[tuple[str, ...]] = []
     size = 0
     for row in zip(texts) if pairs is None else zip_longest(texts, pairs, fillvalue=_MISSING):
         if _MISSING in row:
-            raise InvalidRequest("There are not as many pairs as texts. Give one pair for each text.")
+            raise InvalidRequest("There are not as many pairs as texts. Give one second text in 'pairs' for each text.")
         row_size = len(json.dumps(row))
         if batch and (len(batch) == most or size + row_size > most_bytes - _OTHER_FIELDS):
             yield batch

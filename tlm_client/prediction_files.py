@@ -105,10 +105,10 @@ def _dataset_columns(client: TLMClient, job_id: str) -> Mapping[str, str | None]
 
 
 def _default_text(known: str | None, columns: Sequence[str]) -> str:
-    """Return `known` if the file has this column, else the only column, else `text`.
+    """Return the column with the texts: `known` if the file has this column, else the only column, else `text`.
 
-    known: text column of the model's dataset. columns: columns of the file. If the file has none of these columns, the
-    error of `_check_columns` names the returned column.
+    known: text column of the model's dataset, or None. columns: columns of the file. If the file has none of these
+    columns, return `known` or `text`, for the error of `_check_columns`.
     """
     if known in columns:
         return str(known)

@@ -17,7 +17,7 @@ def _name_valid_fields(cls: Any, value: Any, handler: ModelWrapValidatorHandler[
 
 
 def _with(known: list[str], error: ErrorDetails) -> InitErrorDetails:
-    """Return the error with `known` in its context. Errors of nested models already have the fields of those models."""
+    """Return the error with the valid fields `known` in its context. Errors of nested models already have theirs."""
     context = ({"known": known} if len(error["loc"]) == 1 else {}) | error.get("ctx", {})
     kind = PydanticCustomError(error["type"], error["msg"], context)
     return InitErrorDetails(type=kind, loc=error["loc"], input=error["input"])

@@ -27,7 +27,7 @@ _BUSY = 0.1  # CPU seconds between two readings that count as progress
 class Processes:
     """A pool of `count` child processes, which end with this process, even if it is killed.
 
-    beats: a counter of their progress.
+    beats: a counter that the child processes increment while they use the CPU.
     """
 
     count: int

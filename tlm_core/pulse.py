@@ -29,7 +29,7 @@ class Pulse:
 
     @contextmanager
     def pace(self, *, steady: bool) -> Iterator[None]:
-        """Set `steady` inside the block, and `warm` to False at its start. Only a stage's main thread may call this."""
+        """Set `steady` inside the block, and set `warm` to False at its start. For the main thread of a stage only."""
         before = self.steady, self.warm
         self.steady, self.warm = steady, False
         self.phase += 1

@@ -37,8 +37,8 @@ BATCH = 32  # windows of an encoder, or texts of a linear model, whose graph hol
 def write_metadata(folder: Path, task: Task, model: str, max_length: int | None = None, windows: int = 1) -> None:
     """Write labels.json, which predictions need in addition to the graph.
 
-    model: linear, self_trained, encoder, ensemble or combined. max_length: tokens of a window. windows: the largest
-    number of windows that the model reads of a text. A linear model reads whole texts, so both values are omitted.
+    model: linear, self_trained, encoder, ensemble or combined. max_length: tokens of a window. windows: maximum
+    number of windows of a text. For a linear model, both values are ignored, because it reads whole texts.
     """
     metadata = {"labels": list(task.labels), "pair": task.pair, "task_type": task.type.name, "model": model}
     metadata |= {} if model in LINEAR_MODELS else {"max_length": max_length, "windows": windows}

@@ -119,7 +119,7 @@ class CorpusVersion(_Answer):
 
 
 class CorpusLoad(_Answer):
-    """The load of one upload into a corpus. `done` and `total` count passages; `total` is 0 until it is known."""
+    """The load of one upload into a corpus. `done` and `total` count passages; `total` is 0 while it is unknown."""
 
     id: str
     corpus: str
@@ -173,7 +173,7 @@ class RefusedPassage(_Answer):
 
 
 class StageState(_Answer):
-    """One node of a job's plan. needs: names of the input nodes. digest: of its artifact's manifest, if it is done."""
+    """One node of a job's plan. needs: names of the input nodes. digest: SHA-256 of the manifest of a done node."""
 
     name: str
     stage: str
@@ -234,7 +234,7 @@ class JobSummary(_Answer):
 
     @property
     def seconds(self) -> float:
-        """Seconds from the first start (else the submission) to the end (else the last change of the record)."""
+        """Seconds from the first start, or else the submission, to the end, or else the last change of the record."""
         return ((self.finished_at or self.updated_at) - (self.started_at or self.created_at)).total_seconds()
 
 
@@ -256,7 +256,7 @@ class Job(JobSummary, _Resolved):
 class JobEvent(_Answer):
     """One event of a job. `seq` counts from 1 without gaps. Events of type `progress` have no seq, time or attempt.
 
-    If the event reports an error, `data` lacks the field `details`. The job's `error` has it.
+    If the event reports an error, `data` lacks the field `details`. The field `error` of the job has the details.
     """
 
     model_config = ConfigDict(from_attributes=True)
@@ -308,7 +308,7 @@ class Estimate(_Answer):
 
     seconds: float | None
     seconds_at_least: float | None = Field(
-        None, description="lower bound of `seconds`, or equal to it if the range is small or unknown"
+        None, description="lower bound of `seconds`, or equal to `seconds` if the range is small or unknown"
     )
     seconds_at_most: float | None = None
     flops: float | None
@@ -322,7 +322,7 @@ class Estimate(_Answer):
     reasons: dict[str, str] = Field(description="per value: where it comes from, or why it is null")
 
     def sources(self) -> dict[str, list[str]]:
-        """Return a mapping from each reason to the stages and values that it explains. `seconds` is left out."""
+        """Return reason → the stages and values with this reason. `seconds` of the whole job is omitted."""
         result: dict[str, list[str]] = {}
         values = [(name.replace("_", " "), reason) for name, reason in self.reasons.items() if name != "seconds"]
         for name, reason in [*((s.stage, s.reason) for s in self.stages), *values]:
@@ -362,7 +362,7 @@ class ModelScores(_Answer):
     )
     mean: dict[str, float | None]
     spread: dict[str, float | None]
-    file: str = Field("", description="files that contain this model, with their seeds; empty if no file does")
+    file: str = Field("", description="files with this model, and its seeds; empty if no file has it")
 
 
 class Outcome(_Answer):
@@ -422,7 +422,7 @@ class Checkpoint(_Answer):
 
 
 class Model(_Answer):
-    """The files of a job's returned model, or of its linear model while it has no other. digest: of the manifest."""
+    """The files of a job's returned model or, until it exists, of the linear model. digest: SHA-256 of the manifest."""
 
     digest: str
     size: int
@@ -498,7 +498,7 @@ class SuspectLabels(Items[SuspectLabel]):
     """The most suspect labels, best rank first."""
 
     total: int = Field(description="number of rows whose suggested label is more probable than their label")
-    neighbors: bool = Field(description="whether the ranking of a row uses the labels of the rows near it in the file")
+    neighbors: bool = Field(description="whether the score of a row depends on the labels of adjacent rows in the file")
 
 
 class Prediction(_Answer):

@@ -44,7 +44,7 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
 
 
 def suggestion(name: str, known: Iterable[str], otherwise: str, cutoff: float = 0.6) -> str:
-    """Return a question with the known name that is most similar to `name`, or `otherwise` if there is none."""
+    """Return `Did you mean 'reviews'?` with the result of `nearest`, or `otherwise` if there is no similar name."""
     near = nearest(name, known, cutoff)
     return f"Did you mean '{near}'?" if near else otherwise
 

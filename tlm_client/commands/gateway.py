@@ -47,7 +47,7 @@ def doctor() -> None:
 
 
 def _checks(client: TLMClient) -> Iterator[tuple[str, str]]:
-    """Yield each check with `ok`, or with what is wrong."""
+    """Yield (name, result) of each check. The result is `ok` or a description of the problem."""
     try:
         yield from client.ready().items()
     except TLMError as error:
