@@ -38,17 +38,19 @@ NAMES = {
     "sci_cite": "SciCite",
     "csabstruct": "CSAbstruct",
 }
-ALONE = {"self_training.amounts": []}
+WITHOUT_WORDS = {"joint.bag_of_words": False}
+ALONE = {"self_training.amounts": [], **WITHOUT_WORDS}
 TLM = "TLM (BM25)"
 SCALE: Scale = "quick"
 # Arm (compared model) → changes of recipe `fast` at SCALE. The score is that of the encoder, which learned from train.
 TRAINED: dict[str, dict[str, Any]] = {
     "task only": TASK_ONLY,
-    "MLM on task text": {"selection.selector": "none"},
+    "MLM on task text": {"selection.selector": "none", **WITHOUT_WORDS},
     "TLM, random passages": {"selection.selector": "random", **ALONE},
     "TLM, two stages": {"joint.task_loss": False, **ALONE},
     TLM: ALONE,
-    "+ self-training": {},
+    "+ self-training": WITHOUT_WORDS,
+    "+ bag of words": {},
 }
 FROM_TRAIN = {"refit": False}
 # Jobs of recipe `fast`. The score is that of the returned model, which learned from train and validation.

@@ -80,7 +80,7 @@ def _waiting(store: JobStore, queued: Sequence[JobRecord], now: float) -> dict[s
         code, start = "blocked", f"No job starts now: {obstacle}"
     else:
         running = len(store.leases())
-        room = f"when the service has room for one more (running jobs: {running:,})"
+        room = f"when the service has room for another job (running jobs: {running:,})"
         code, start = "queued", f"The next job starts {room if running else 'within seconds'}."
     return {job.id: _queued(job, now, code, start, positions.get(job.id)) for job in queued}
 

@@ -53,7 +53,7 @@ def page_text(gateway: Gateway, path: str) -> str:
 def test_queued_jobs_show_their_position_and_reason(api: TestClient, gateway: Gateway) -> None:
     running(gateway)
     first, second, urgent = submit(gateway), submit(gateway), submit(gateway, priority=3)
-    slot = "The next job starts when the service has room for one more (running jobs: 1)."
+    slot = "The next job starts when the service has room for another job (running jobs: 1)."
     expected = {
         urgent: (1, f"Next in the queue. {slot}"),
         first: (2, f"1 job ahead in the queue. {slot}"),
