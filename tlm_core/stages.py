@@ -28,7 +28,7 @@ EXPORT_LINEAR = Stage(
 PREPARE = Stage("prepare", "tlm_core.training.prepare:prepare", 8, params.PrepareParams, needs_torch=False)
 JOINT = Stage("joint", "tlm_core.training.encoder_stages:joint", 11, params.JointParams, parallel=True)
 FINETUNE = Stage("finetune", "tlm_core.training.encoder_stages:finetune", 5, params.FinetuneParams, parallel=True)
-REFIT = Stage("refit", "tlm_core.training.encoder_stages:refit", 1, params.FinetuneParams, parallel=True)
+REFIT = Stage("refit", "tlm_core.training.encoder_stages:refit", 2, params.FinetuneParams, parallel=True)
 CHOOSE = Stage("choose", "tlm_core.training.encoder_stages:choose", 3, params.ChooseParams)
 CHECK_ENCODER = Stage("check_encoder", "tlm_core.compression.ticket_stages:check_encoder", 1, CheckEncoderParams)
 IMPORTANCE = Stage("importance", "tlm_core.compression.ticket_stages:importance", 2, ImportanceParams)

@@ -38,19 +38,21 @@ NAMES = {
     "sci_cite": "SciCite",
     "csabstruct": "CSAbstruct",
 }
-WITHOUT_WORDS = {"joint.bag_of_words": False}
-ALONE = {"self_training.amounts": [], **WITHOUT_WORDS}
+LONG = {"finetune.max_steps": None}  # finetuning of at least five epochs
+PLAIN = {"joint.bag_of_words": False, **LONG}
+ALONE = {"self_training.amounts": [], **PLAIN}
 TLM = "TLM (BM25)"
 SCALE: Scale = "quick"
 # Arm (compared model) → changes of recipe `fast` at SCALE. The score is that of the encoder, which learned from train.
 TRAINED: dict[str, dict[str, Any]] = {
-    "task only": TASK_ONLY,
-    "MLM on task text": {"selection.selector": "none", **WITHOUT_WORDS},
+    "task only": {**TASK_ONLY, **LONG},
+    "MLM on task text": {"selection.selector": "none", **PLAIN},
     "TLM, random passages": {"selection.selector": "random", **ALONE},
     "TLM, two stages": {"joint.task_loss": False, **ALONE},
     TLM: ALONE,
-    "+ self-training": WITHOUT_WORDS,
-    "+ bag of words": {},
+    "+ self-training": PLAIN,
+    "+ bag of words": LONG,
+    "+ at most 500 steps": {},
 }
 FROM_TRAIN = {"refit": False}
 # Jobs of recipe `fast`. The score is that of the returned model, which learned from train and validation.

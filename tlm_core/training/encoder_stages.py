@@ -241,9 +241,9 @@ def _tuner(
 def refit(ctx: StageContext[FinetuneParams]) -> dict[str, Any]:
     """Finetune again on train and validation (`refit: true` of the recipe).
 
-    If `finetune` had its best weights after a share s of its steps, the refit ends after the share s of its own steps.
-    If `trains_again` returns False, the refit copies the finetuned weights instead. Inputs: those of `finetune`, and
-    the artifact `finetune`, whose history sets the rate and the class weights.
+    If `finetune` had its best weights after a share s of its steps, the refit has the share s of its own. Its rate
+    falls to zero over these steps. If `trains_again` returns False, the refit copies the finetuned weights.
+    Inputs: those of `finetune`, and the artifact `finetune`, whose history sets the rate and the class weights.
     """
     prepared, finetuned = Prepared(ctx.inputs["prepared"]), ctx.inputs["finetune"]
     history = read_history(finetuned)
@@ -255,9 +255,8 @@ def refit(ctx: StageContext[FinetuneParams]) -> dict[str, Any]:
     finetune = ctx.params.finetune.with_values(best)
     ctx = replace(ctx, params=ctx.params.model_copy(update={"finetune": finetune}))
     model, _ = start(ctx)
-    share, steps = best["step"] / _steps(finetune, prepared, ("train",)), _steps(finetune, prepared, LABELED)
-    trainer = _tuner(ctx, model, prepared, steps, LABELED)
-    trainer.last_step = max(1, round(share * steps))
+    share = best["step"] / _steps(finetune, prepared, ("train",))
+    trainer = _tuner(ctx, model, prepared, max(1, round(share * _steps(finetune, prepared, LABELED))), LABELED)
     trainer.run()
     if not ctx.rank:
         copy_traces(finetuned, ctx.out)

@@ -64,8 +64,7 @@ class Trainer:
     """The training run of a stage.
 
     batches: (step, progress) → batch. step_flops: returns the FLOPs of both passes over a batch, with padding.
-    needed_flops: returns the FLOPs without padding, for the reported utilization of a GPU. before_step: called before
-    each step. last_step: the run ends after this step at the latest.
+    needed_flops: returns the FLOPs without padding, for the GPU utilization. before_step: called before each step.
 
     validate: returns the model's validation scores. evaluate_at: the steps after which the run validates; 0 is before
     the first step. The run copies the best weights. curve: number of validations at equal shares of the budget. With
@@ -85,7 +84,6 @@ class Trainer:
     evaluate_at: frozenset[int] = frozenset()
     curve: int = 0
     is_behind: Callable[[Trainer], bool] | None = None
-    last_step: int | None = None
     clock: Callable[[], float] = time.perf_counter
     needed_flops: Callable[[Batch], float] | None = None
     before_step: Callable[[], None] = lambda: None
@@ -152,7 +150,7 @@ class Trainer:
         return state, self.best
 
     def _ended(self) -> bool:
-        return self.state.progress(self.budget) >= 1.0 or self.state.step == self.last_step
+        return self.state.progress(self.budget) >= 1.0
 
     def _start(self) -> None:
         """Load the newest checkpoint, or begin with the same weights on all workers."""
@@ -424,8 +422,6 @@ class _Progress:
         if now - self._last >= REPORT_SECONDS * max(1.0, (now - self._began) / 500):
             self._point(now, step)
         progress = min(1.0, state.progress(self._trainer.budget))
-        if self._trainer.last_step is not None:
-            progress = state.step / self._trainer.last_step
         self.stop = not ctx.report.progress(
             step=step.number,
             total=self._total_steps(state.step, progress),

@@ -385,6 +385,7 @@ def _fast(scale: Scale) -> Recipe:
         finetune=Finetune(
             epochs=5 if scale == "quick" else 10,
             min_steps=500 if scale == "quick" else None,
+            max_steps=500 if scale == "quick" else None,
             optimizer=Optimizer(name="adamw", lr=1e-3 if on_cpu else 3e-4),
         ),
         ensemble=True,
