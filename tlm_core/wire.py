@@ -184,7 +184,7 @@ class StageState(_Answer):
 
 
 class Waiting(_Answer):
-    """Why a job does not run now, although it is queued or active."""
+    """Why a queued or active job does no work now."""
 
     code: str = Field(
         description="queued, blocked (no job can start), backoff (before the next attempt), selection_waits (for the "

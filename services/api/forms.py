@@ -200,7 +200,7 @@ class _FormReader:
             # A pattern is a name, or a prefix and a range of letters. The message has NAME instead of the range.
             valid = ", ".join(re.sub(r"\[.*", "NAME", pattern) for pattern in sorted(patterns)) or "none"
             name = self._field[:100]
-            raise InvalidRequest(f"Unknown form field '{name}' with a {kind}. Valid fields with a {kind}: {valid}.")
+            raise InvalidRequest(f"The form has no {kind} field '{name}'. Valid {kind} fields: {valid}.")
 
 
 def _too_large(max_bytes: int) -> HTTPException:

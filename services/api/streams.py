@@ -42,7 +42,7 @@ class _Head:
 
 @dataclass
 class _Topic:
-    """A job with open event streams. recent: (number, message) of its latest events without a gap, oldest first."""
+    """A job with open event streams. recent: (number, message) of its latest consecutive events, oldest first."""
 
     watchers: int = 0
     head: _Head | None = None

@@ -76,8 +76,8 @@ class Situation:
     def invalidate(self, store: JobStore, node: Node, error: NotFound | CorruptArtifact) -> StorageUnavailable:
         """Unpublish a node's artifact whose files are lost or damaged, so that the node runs again.
 
-        error: from the check of the files. Returns the error for an attempt that needs the artifact. Raises NotFound if
-        the node reuses an artifact of `source_job`, and the errors of `JobStore.invalidate_artifact`.
+        error: what the check of the files raised. Returns a new error for attempts that need the artifact. Raises
+        NotFound for a node that reuses an artifact of `source_job`, and errors of `JobStore.invalidate_artifact`.
         """
         if node.reused:
             raise NotFound(

@@ -210,12 +210,12 @@ class Cluster:
         if self._version is None:
             banner = self.call("GET", "/", params=params)
             version = banner.get("version", {}) if isinstance(banner, dict) else {}
-            name = version.get("distribution", "elasticsearch" if "number" in version else "an unknown server")
+            name = version.get("distribution", "elasticsearch" if "number" in version else "of an unknown kind")
             number = str(version.get("number", "?"))
             if name != "opensearch" or not number[0].isdigit() or int(number.split(".")[0]) < MIN_VERSION:
                 raise IndexMismatch(
                     f"OpenSearch {MIN_VERSION} or later is required, but the server is {name} {number}. "
-                    "Upgrade it, or set TLM_RETRIEVER_OPENSEARCH_URL to another server."
+                    "Upgrade OpenSearch, or set TLM_RETRIEVER_OPENSEARCH_URL to another server."
                 )
             self._version = int(number.split(".")[0])
         return self._version

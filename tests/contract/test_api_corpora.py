@@ -77,7 +77,7 @@ def test_only_changed_texts_create_a_new_version(api: TestClient) -> None:
         (LINES, "a@b", "a.jsonl", {}, "Invalid name 'a@b'"),
         (LINES, "docs", "a.exe", {}, "Unknown file type of 'a.exe'"),
         (LINES, "docs", "a.jsonl", {"language": "english"}, "Invalid language 'english'"),
-        (LINES, "docs", "a.jsonl", {"version": "1"}, "Unknown form field 'version'"),
+        (LINES, "docs", "a.jsonl", {"version": "1"}, "The form has no text field 'version'"),
     ],
 )
 def test_invalid_corpus_form_is_refused(

@@ -111,7 +111,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     "infinite limit": ({"max_runtime_seconds": "inf"}, 422, "/max_runtime_seconds: must be a finite number"),
     "no seeds": ({"seeds": []}, 422, "/seeds"),
     "a seed twice": ({"seeds": [1, 1]}, 422, "twice"),
-    "negative seed": ({"seeds": [-1]}, 422, "between 0 and 4294967295"),
+    "negative seed": ({"seeds": [-1]}, 422, "from 0 to 4294967295"),
     "no corpus to select from": (
         {"corpus": None, "overrides": {"selection.selector": "bm25"}},
         422,

@@ -121,7 +121,7 @@ def test_many_texts_are_sent_within_the_limits(tlm: TLMClient, job: str, monkeyp
     monkeypatch.setattr(tlm, "predict", lambda *a, **k: sent.append(len(a[1])) or predict(*a, **k))  # type: ignore[func-returns-value]
     assert len(list(tlm.predict_many(job, iter(texts)))) == len(texts)
     assert sent[:2] == [256, 256] and sum(sent) == len(texts) and len(sent) > 3, "The bytes are limited too."
-    with pytest.raises(InvalidRequest, match="one pair for each text"):
+    with pytest.raises(InvalidRequest, match="one second text in 'pairs' for each text"):
         list(tlm.predict_many(job, ["a", "b"], ["c"]))
 
 

@@ -106,7 +106,7 @@ def test_corpus_upload_can_be_watched_and_cancelled(gateway: Gateway) -> None:
         ({"name": "docs"}, {"files": ""}, "Send at least one file"),
         ({"name": "a/b"}, {"files": "some text"}, "Invalid name"),
         ({"name": "docs", "language": "English"}, {"files": "some text"}, "Invalid language"),
-        ({"name": "docs", "secret": "x"}, {"files": "some text"}, "Unknown form field"),
+        ({"name": "docs", "secret": "x"}, {"files": "some text"}, "The form has no text field"),
     ],
 )
 def test_invalid_corpus_form_shows_the_error(

@@ -193,7 +193,7 @@ def _library() -> Callable[[list[list[str]]], Sequence[Sequence[int]]]:
         from rensa import RMinHash  # type: ignore[import-untyped, unused-ignore]
     except ImportError as error:
         raise MissingDependency(
-            "Detecting near duplicates needs the package rensa. Install the package for the loader, or set "
+            "Detecting near duplicates needs the package rensa. Install it where the loader runs, or set "
             "near_duplicates to 'keep'."
         ) from error
     return lambda shingles: RMinHash.digests_from_token_sets(shingles, _MINIMA, _SEED)

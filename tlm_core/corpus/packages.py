@@ -65,7 +65,7 @@ class Document(NamedTuple):
 def passages_from_packages(*, progress: Progress | None = None) -> Iterator[Passage]:
     """Yield passages of the documentation of the standard library and all installed packages.
 
-    The same environment gives the same passages in the same order, also duplicates. `source` is `package:NAME`.
+    The same environment gives the same passages in the same order, with duplicates. `source` is `package:NAME`.
     progress: receives the numbers of read bytes and of all bytes.
     """
     return passages_of(chain.from_iterable(read_files(package_files(), progress=progress)))

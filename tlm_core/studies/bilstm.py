@@ -47,7 +47,7 @@ class Reverse(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, places: Tensor) -> Tensor:
-        """Return x [T, B, n] with its vectors reordered. places: [T * B], index in flattened x of each result."""
+        """Return x [T, B, n] with its vectors reordered: result vector i is x vector places[i]. places: [T * B]."""
         ctx.save_for_backward(places)
         return x.flatten(0, 1)[places].view(x.shape)
 

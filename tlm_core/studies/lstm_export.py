@@ -35,8 +35,8 @@ def export_lstm(model: BiLSTM, prepared: Prepared, task: Task, out: Path) -> dic
     """Write `model/` (weights, tokenizer, config.json), `model.onnx`, `model.int8.onnx` and `labels.json`.
 
     Return `texts`, the number of compared validation texts (at most 512), and `agreement`. `agreement` is the share of
-    these texts for which `model.int8.onnx` predicts the same label as the model. Raises TrainingFailed if the logits of
-    `model.onnx` differ from those of the model by more than a tolerance.
+    these texts for which `model.int8.onnx` predicts the same label as the model. Raises TrainingFailed if, on the first
+    batch, the logits of `model.onnx` differ from those of the model by more than a tolerance.
     """
     folder = out / "model"
     shutil.copytree(prepared.folder / "tokenizer", folder)

@@ -333,7 +333,7 @@ class Recipe(_Part):
     def number_format(self) -> Precision:
         """The precision of matrix products. Raises InvalidRecipe for `auto`, which `resolve` replaces."""
         if self.precision == "auto":
-            raise InvalidRecipe("The recipe's precision is not resolved. Set 'precision' to bf16 or fp32.")
+            raise InvalidRecipe("The recipe's precision is 'auto'. Set 'precision' to bf16 or fp32.")
         return self.precision
 
 
