@@ -124,8 +124,9 @@ def test_invalid_override_is_named_in_the_error(overrides: dict[str, Any], messa
 def test_key_with_a_flag_or_auto_has_three_choices() -> None:
     keys = {entry.key: entry for entry in recipe_keys(resolve("fast", "quick"))}
     assert keys["joint.bag_of_words"].choices == ("auto", "true", "false")
-    assert resolve("fast", "quick").joint.bag_of_words == "auto"
-    assert resolve("fast", "quick", {"joint.bag_of_words": "auto"}).joint.bag_of_words == "auto"
+    scales = ("quick", "tiny", "small")
+    assert [resolve("fast", scale).joint.bag_of_words for scale in scales] == ["auto", False, False]
+    assert resolve("fast", "quick", {"joint.bag_of_words": False}).joint.bag_of_words is False
 
 
 def test_unknown_recipe_and_scale_list_the_valid_names() -> None:

@@ -72,6 +72,14 @@ def test_refit_has_the_share_of_the_steps_that_validation_chose(chain: Mapping[s
     assert again["points"][-1]["step"] == round(finetuned["best"]["step"] / steps * more)
 
 
+def test_rate_of_the_refit_falls_to_zero_over_the_chosen_steps(chain: Mapping[str, Path], tmp_path: Path) -> None:
+    best = read_history(chain["finetune.s0"])["best"] | {"step": RECIPE.finetune.steps(60) // 2}
+    again = refit(chain, with_history(chain["finetune.s0"], tmp_path / "finetuned", {"best": best}), tmp_path / "again")
+    last = read_history(again)["points"][-1]
+    assert last["step"] == round(best["step"] / RECIPE.finetune.steps(60) * RECIPE.finetune.steps(120))
+    assert 0 < last["rate"] < 1 / last["step"], "With the schedule of all steps, it would be about a half."
+
+
 def refit(chain: Mapping[str, Path], finetuned: Path, out: Path, report: LocalReporter | None = None) -> Path:
     inputs = {"prepared": chain["prepare"], "finetune": finetuned}
     return run_stage(REFIT, inputs, FinetuneParams.of(RECIPE, 0), out, report)
