@@ -35,7 +35,7 @@ class _Refs:
     """The references of artifacts and checkpoints that leave Redis when a job has ended.
 
     rows: the references, as entries of the stream REFS. packed: the new value of the record's field `packed`, or "" if
-    the field does not change. artifacts: ids. checkpoints: (artifact id, checkpoint as JSON) for each checkpoint.
+    the field does not change. artifacts: artifact ids. checkpoints: (artifact id, checkpoint as JSON) pairs.
     """
 
     rows: Sequence[Row] = ()
@@ -48,14 +48,14 @@ _NO_REFS = _Refs()
 
 
 class Archive(JobReads):
-    """Operations that limit the memory of Redis. Several processes may call these methods at the same time."""
+    """Operations that move data out of Redis or compress it. Several processes may call them at the same time."""
 
     def __init__(self, store: JobReads) -> None:
         super().__init__(store._redis, store._history)
         self._script = load_scripts(self._redis, Path(__file__).parent / "lua")
 
     def mark_streams(self) -> None:
-        """Add each job that has events in Redis to the set TO_MOVE. Earlier releases did not add their jobs."""
+        """Add each job that has events in Redis to the set TO_MOVE. Earlier releases did not add jobs to TO_MOVE."""
         for name in self._redis.scan_iter(key("*", "events", "*"), count=1000):
             self._redis.sadd(TO_MOVE, "/".join(name.removeprefix(f"{PREFIX}:{{").split("}:events:")))
 
@@ -71,8 +71,8 @@ class Archive(JobReads):
     def _skipping(self, place: str, member: str) -> Iterator[None]:
         """Run the block for one job. If the data of the job is damaged, log the error and skip the job.
 
-        member: the job as "TENANT/JOB ID". place: the set that contains the job, TO_MOVE or ENDED. A damaged job leaves
-        TO_MOVE until `mark_streams` marks it again. In ENDED, the job waits for another ARCHIVE_SECONDS.
+        member: the job as "TENANT/JOB ID". place: the set that contains the job, TO_MOVE or ENDED. TO_MOVE loses the
+        skipped job until `mark_streams` adds it again. In ENDED, the skipped job waits for another ARCHIVE_SECONDS.
         """
         try:
             yield
@@ -122,7 +122,7 @@ class Archive(JobReads):
             self._history.delete(unused)
 
     def _refs(self, tenant: str, job_id: str, fields: Mapping[str, str]) -> _Refs:
-        """Return the references that leave Redis: none if the job has at most 16 artifacts. fields: unpacked record."""
+        """Return the references that leave Redis: none for a job with at most 16 artifacts. fields: unpacked record."""
         nodes = _nodes(fields)
         refs, _ = self._produced(tenant, job_id, nodes)
         if len(refs) <= _FEW_REFS:
@@ -164,8 +164,8 @@ class Archive(JobReads):
     ) -> tuple[dict[str, ManifestRef], dict[str, str]]:
         """Return two dicts for the artifacts of an ended job: id → reference, and id → entry in Redis.
 
-        An entry is "" if the artifact is no longer published. nodes: node name → artifact, from the job's result. A job
-        that failed or was canceled has no result. Its artifacts are those that it has published.
+        An entry is "" if the artifact is no longer published. nodes: node name → artifact, from the job's result. For a
+        job without a result (failed or canceled), the dicts contain the artifacts that the job published.
         """
         refs = {node.artifact: node.ref for node in nodes.values()}
         refs |= {row["artifact"]: moved_ref(row) for row in self.moved_refs(tenant, job_id) if "artifact" in row}

@@ -28,8 +28,8 @@ _MAX_SKIPPED = 1000  # items that a task remembers, so that it logs each item on
 class Background:
     """A repeated task and its condition.
 
-    - failures: number of failed rounds since the last complete round. waiting: whether a component did not answer.
-    - error: the error of the last failed round, or why the task has stopped, or "". skipped: item → its error.
+    - failures: failed rounds since the last complete round. waiting: whether a component did not answer in the round.
+    - error: the error of the last failed round, or why the task has stopped, or "". skipped: item name → its error.
     - stopped: whether the task has ended. A stopped task starts again when the process restarts.
     """
 
@@ -53,13 +53,13 @@ class Background:
             FAILING.labels(self.name).set(1)
 
     def start(self, work: Callable[[], object], seconds: float, stop: threading.Event) -> threading.Thread:
-        """Call `repeat` in a new thread, and return the thread."""
+        """Call `repeat` in a new daemon thread, and return the thread."""
         thread = threading.Thread(target=self.repeat, args=(work, seconds, stop), name=self.name, daemon=True)
         thread.start()
         return thread
 
     def repeat(self, work: Callable[[], object], seconds: float, stop: threading.Event) -> None:
-        """Call `work` every `seconds` until `stop` is set, and less often after failures. The first call also waits."""
+        """Wait `seconds`, then call `work`, and repeat until `stop` is set. After failures, the waits are longer."""
         with self.running():
             delay = min(seconds, _FIRST_SECONDS)
             while not stop.wait(delay):
@@ -72,7 +72,7 @@ class Background:
         """Run the block as one round of the task. Catch and log its error, and update the fields of the task.
 
         Unavailable does not count as a failure: the task waits, and logs only the first round of a wait. A round
-        without error removes each item from `skipped` that it did not visit. Another process has finished such an item.
+        without error deletes from `skipped` the items that it did not visit: another process has finished them.
         """
         self._seen.clear()
         try:

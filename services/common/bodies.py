@@ -45,10 +45,10 @@ def check_json(body: bytes) -> None:
 
 
 def depth_of(body: bytes) -> int:
-    """Return how deep lists and objects in the JSON `body` are nested, but at most MAX_DEPTH + 1.
+    """Return the nesting depth of lists and objects in the JSON `body`, but at most MAX_DEPTH + 1.
 
-    Returns 0 if the body has at most MAX_DEPTH opening brackets. Does not parse the body, because a parser may exhaust
-    the stack.
+    A body with at most MAX_DEPTH opening brackets cannot be too deep, so its result is 0. The function does not parse
+    the body, because a parser may exhaust the stack.
     """
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return 0
@@ -85,8 +85,8 @@ def _int(text: str) -> int:
 class BodyCheck:
     """ASGI middleware that rejects bodies of more than MAX_JSON_BYTES, and JSON that `check_json` rejects.
 
-    reject: function (HTTP status, message) → response to a rejected body. Some bodies pass, because their routes limit
-    them: multipart bodies of the paths `streamed`, and PUT bodies of paths with a prefix in `raw`.
+    reject: returns the response for an HTTP status and a message. streamed: paths whose multipart bodies are not
+    checked. raw: prefixes of paths whose PUT bodies are not checked. The routes of these paths limit the bodies.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class BodyCheck:
 
 
 async def _read(receive: Receive) -> bytes | None:
-    """Return the body, or the beginning of a body that exceeds MAX_JSON_BYTES. None: the client has disconnected."""
+    """Return the body, or the beginning of a body of more than MAX_JSON_BYTES, or None if the client disconnected."""
     body, is_partial = bytearray(), True
     while is_partial and len(body) <= MAX_JSON_BYTES:
         message = await receive()

@@ -4,7 +4,7 @@ Records are small JSON values, which name files in the storage by ManifestRef. E
 
 Keys (prefix `tlm`, tenant in braces):
     tlm:{T}:dataset:ID          the record           tlm:{T}:datasets             ids, sorted by id, and so by time
-    tlm:{T}:dataset-name:NAME   ids of that name, scored by version
+    tlm:{T}:dataset-name:NAME   dataset ids, scored by version   tlm:{T}:dataset-versions   NAME → last version number
     tlm:{T}:corpus:NAME         version → record     tlm:{T}:corpora              names, sorted
     tlm:{T}:load:ID             the record           tlm:{T}:corpus-loads:NAME    ids of the loads, sorted by time
     tlm:loads                   open loads as T/ID   tlm:{T}:load-lease:ID        owner of the load; expires
@@ -45,7 +45,7 @@ _SUGGESTED_FROM = 100  # records whose names an error can suggest
 
 
 class Catalog:
-    """The operations on datasets and corpora. Thread-safe. They raise StoreUnavailable, StoreFull, UnreadableRecord."""
+    """The operations on datasets and corpora. Thread-safe. Raises StoreUnavailable, StoreFull or UnreadableRecord."""
 
     def __init__(self, client: redis.Redis) -> None:
         # redis-py types each answer as bytes, text, or awaitable; with decode_responses it is text.
@@ -68,7 +68,7 @@ class Catalog:
     ) -> DatasetRecord:
         """Record a dataset durably as the next version of `name`, and return the record.
 
-        request: digest of a request that names resumable uploads, or "". A repeated digest returns the earlier dataset.
+        request: digest of a request with resumable uploads, or "". For a repeated digest, return the earlier dataset.
         """
         check_disk(self._redis)
         # If the write below fails, the number stays unused. This is harmless: later uploads have higher numbers.
@@ -125,12 +125,12 @@ class Catalog:
         return None
 
     def datasets(self, tenant: str, *, after: str | None = None, limit: int = 20) -> tuple[list[DatasetRecord], bool]:
-        """Return up to `limit` datasets older than the id `after`, newest first, and whether there are more."""
+        """Return up to `limit` datasets older than the dataset `after`, newest first, and whether there are more."""
         ids = self._names(key(tenant, "datasets"), after, limit + 1, newest_first=True)
         return self._dataset_records(tenant, ids[:limit]), len(ids) > limit
 
     def dataset_ids(self, tenant: str, id_or_name: str) -> list[str]:
-        """Return the ids of all versions of NAME, or the id of NAME@VERSION. An unknown NAME counts as an id."""
+        """Return the ids of all versions of NAME, or [id] or [] for NAME@VERSION. An unknown NAME counts as an id."""
         name, at, version = id_or_name.partition("@")
         if at:
             record = self._version(tenant, name, version)
@@ -156,7 +156,8 @@ class Catalog:
     def ready_version(self, tenant: str, name: str, version: str | None = None) -> CorpusVersion:
         """Return a version of a corpus if it is ready. Without `version`, return the newest ready version.
 
-        Raises NotFound for an unknown corpus or version, NotReady while a load may make it ready, otherwise Conflict.
+        Raises NotFound for an unknown corpus or version. If the version is not ready, raises NotReady until its load
+        has ended, and Conflict afterwards.
         """
         corpus = self.corpus(tenant, name)
         if version is not None:
@@ -192,9 +193,9 @@ class Catalog:
         return records, len(names) > limit
 
     def drop_corpus(self, tenant: str, corpus: str, version: str = "") -> None:
-        """Delete the record of a corpus, or only of `version`. First, the caller must delete indexes and passages.
+        """Delete the records of a corpus, its versions and its loads. With `version`, delete only the version's record.
 
-        Raises AlreadyRunning while a load of the corpus has not ended.
+        Call this method after the deletion of indexes and passages. Raises AlreadyRunning until all loads have ended.
         """
         keys = [key(tenant, "corpus", corpus), *_load_keys(tenant, corpus)]
         answer = self._script["drop_corpus"](keys=keys, args=[version, corpus, f"{tenant}/", key(tenant, "load", "")])
@@ -214,8 +215,8 @@ class Catalog:
     ) -> CorpusLoad:
         """Record durably that a loader must create a corpus version, and return the load.
 
-        The version gets the texts in the files of `upload` and at the addresses `sources`. request: a digest as in
-        `add_dataset`. Raises AlreadyRunning while an earlier load of the corpus has not ended.
+        The version gets the texts in the files of `upload` and at the addresses `sources`. request: see `add_dataset`.
+        Raises AlreadyRunning while an earlier load of the corpus has not ended.
         """
         check_disk(self._redis)
         load = CorpusLoad(
@@ -326,7 +327,7 @@ class Catalog:
         return [(record_id, body) for record_id, body in zip(ids, bodies, strict=True) if body is not None]
 
     def _names(self, index: str, after: str | None, limit: int, *, newest_first: bool = False) -> list[str]:
-        """Return up to `limit` members after `after` of the sorted set `index`, in byte order. All scores are 0."""
+        """Return the next `limit` members after `after` of the sorted set `index`, sorted. All its scores are 0."""
         start, end = (f"({after}" if after else ("+" if newest_first else "-")), ("-" if newest_first else "+")
         return list(self._redis.zrange(index, start, end, desc=newest_first, bylex=True, offset=0, num=limit))
 

@@ -38,7 +38,7 @@ Row = tuple[str, dict[str, str]]  # id and fields of an entry, as XRANGE returns
 
 
 class Moved(BaseModel):
-    """The entries of a job in the storage. ref: their artifact. last: stream → id of the last entry in the storage."""
+    """The moved entries of a job. ref: the artifact that contains them. last: stream → id of the last moved entry."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -48,7 +48,7 @@ class Moved(BaseModel):
 
 @dataclass(frozen=True)
 class History:
-    """Reads and writes the moved entries of jobs: one artifact for each job, which each move replaces."""
+    """Reads and writes the moved entries of jobs. Each job has one artifact, and each move replaces this artifact."""
 
     artifacts: ArtifactStore
 
@@ -74,8 +74,8 @@ class History:
 
         rows: stream → new entries. is_current: returns False if another process has replaced `earlier`.
 
-        - A missing file of `earlier` raises NotFound if `is_current` returns False. Otherwise its entries are omitted.
-        - If a stream has more than 200,000 entries, logs lose their oldest lines, and metrics are thinned.
+        - If a file of `earlier` is missing, omit its entries, or raise NotFound if `is_current` returns False.
+        - If a stream has more than 200,000 entries, omit the oldest log lines, or reduce metrics to 100,000 points.
         - Raises CorruptArtifact if a file of `earlier` is damaged, and the errors of ArtifactStore.
         """
         folder = f"{folder_of(tenant, job)}/{uuid.uuid4().hex}"
@@ -116,9 +116,9 @@ def values_of(point: Mapping[str, object]) -> Iterator[tuple[str, float]]:
 
 
 def _thinned(entries: Sequence[Row]) -> list[Row]:
-    """Return at most about half of `_MAX_ENTRIES` metric points: the extremes of each curve in equal ranges of steps.
+    """Return about 100,000 metric points: the lowest and highest point of each curve in equal ranges of steps.
 
-    Earlier calls have thinned the beginning of the curves. Ranges with equally many entries would thin it further.
+    Ranges with equal numbers of entries would thin the beginning of a curve again in each call.
     """
     curves: dict[tuple[str, str], list[tuple[float, float, int]]] = {}
     for index, (_, fields) in enumerate(entries):
@@ -184,7 +184,7 @@ def position(stream_id: str) -> tuple[int, int]:
 
 
 def entry_of(tenant: str, artifact: str, ref: ManifestRef) -> str:
-    """Return the reference of an artifact as Redis stores it: "DIGEST NAME", or JSON for a folder elsewhere."""
+    """Return a reference as Redis stores it: "DIGEST NAME" for TENANT/artifacts/ARTIFACT/NAME, JSON for others."""
     parent, _, name = ref.folder.rpartition("/")
     if parent == f"{tenant}/artifacts/{artifact}":
         return f"{ref.digest} {name}"

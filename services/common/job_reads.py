@@ -165,9 +165,9 @@ class JobReads:
         return set(artifacts)
 
     def moved_refs(self, tenant: str, job_id: str) -> list[dict[str, str]]:
-        """Return the references that left Redis when a job ended, or [].
+        """Return a dict for each reference that left Redis when a job ended, or [].
 
-        First, each artifact has the keys `node`, `artifact`, `folder`, `digest`. Then each checkpoint has `checkpoint`.
+        Dicts of artifacts have the keys `node`, `artifact`, `folder`, `digest`. Dicts of checkpoints have `checkpoint`.
         """
         return [row for _, row in self._rows(tenant, job_id, REFS, "0", _ALL)]
 
@@ -179,7 +179,7 @@ class JobReads:
         return {row["node"]: ReusedArtifact(artifact=row["artifact"], ref=moved_ref(row)) for row in rows}
 
     def published_by(self, job: JobRecord) -> dict[str, ManifestRef]:
-        """Return artifact id → reference from an ended job's record or history, or {}. Raises StorageUnavailable."""
+        """Return artifact id → reference, as an ended job's record or history states it. Raises StorageUnavailable."""
         if job.published or job.state not in TERMINAL:
             return job.published
         return self._readable_refs(job.tenant, job.id)
@@ -230,7 +230,7 @@ class JobReads:
         after: str | None = None,
         limit: int = 20,
     ) -> tuple[list[JobRecord], bool]:
-        """Return the jobs older than the job `after`, newest first, and whether there are more.
+        """Return up to `limit` jobs older than the job `after`, newest first, and whether there are more.
 
         A job must match every filter. datasets: ids; a job must use at least one of them. labels: (key, value) pairs of
         the metadata. search: a part of the name, or the start of the id with or without `job_`.
@@ -275,7 +275,7 @@ class JobReads:
         return {job for digest in digests for ids in self._pages(key(tenant, "data", digest)) for job in ids}
 
     def _unfinished(self, tenant: str, place: str) -> tuple[str, str] | None:
-        """Return (id, state) of any unfinished job in a sorted set of job ids, or None. place: key of the set."""
+        """Return (id, state) of one unfinished job in a sorted set of job ids, or None. place: key of the set."""
         for ids in self._pages(place):
             ended = [self._are_members(ids, key(tenant, "state", state)) for state in sorted(TERMINAL)]
             for job_id, *in_states in zip(ids, *ended, strict=True):
@@ -292,7 +292,7 @@ class JobReads:
             start = f"({page[-1]}"
 
     def positions(self, jobs: Sequence[JobRecord]) -> dict[str, int]:
-        """Map the id of each queued job in `jobs` to its position in the queue, from 1. Delayed jobs also count."""
+        """Return job id → position in the queue, from 1, for each queued job in `jobs`. Delayed jobs also count."""
         priorities = range(MAX_PRIORITY, -MAX_PRIORITY - 1, -1)
         pipe = self._redis.pipeline(transaction=False)
         for priority in priorities:
@@ -410,7 +410,7 @@ class JobReads:
         return _log_lines(self._rows(tenant, job_id, "logs", after, count, last=True))
 
     def _rows(self, tenant: str, job_id: str, stream: str, after: str, limit: int, *, last: bool = False) -> list[Row]:
-        """Return the first `limit` entries after the id `after`. With `last`, return the last `limit` entries.
+        """Return the first `limit` entries of a stream after the id `after`. With `last`, return the last `limit`.
 
         Raises NotFound, CorruptArtifact or StorageUnavailable if older entries cannot be read from the storage.
         """

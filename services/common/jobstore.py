@@ -116,7 +116,7 @@ class JobStore(JobReads):
         check_disk(self._redis)
 
     def report_obstacle(self, owner: str, obstacle: str) -> None:
-        """Store why the coordinator `owner` starts no job, or "" if it starts jobs. Delete old reports of others."""
+        """Store why the coordinator `owner` starts no job, or "" if it starts jobs. Delete all expired reports."""
         now = self.now()
         for name, report in self._redis.hgetall(OBSTACLES).items():
             if now - read_report(report)[0] > OBSTACLE_SECONDS:
@@ -128,7 +128,7 @@ class JobStore(JobReads):
         return dict(self._redis.hgetall(key(tenant, "stage-rates")))
 
     def save_rates(self, tenant: str, rates: Mapping[str, str]) -> None:
-        """Store measured rates: name → value, which redis_client.py describes. A rate outlives its job."""
+        """Store measured rates: name → value. redis_client.py describes both (`stage-rates`). Rates outlive jobs."""
         if rates:  # Redis refuses an empty mapping.
             self._redis.hset(key(tenant, "stage-rates"), mapping=dict(rates))
 
@@ -242,10 +242,10 @@ class JobStore(JobReads):
     # --- verbs of the coordinator ------------------------------------------------------------------------------
 
     def claim(self, owner: str, lease_seconds: float, which: Claimable = "any") -> JobRecord | None:
-        """Claim a job whose lease has expired, which continues its attempt, or else start an attempt of a queued job.
+        """Claim a job for the coordinator `owner`. Returns the job, or None if there is no job to claim.
 
-        which: "leased" claims only a job whose lease has expired. "stopping" claims only a job whose lease has expired
-        and whose state is pausing or cancelling. Returns None if there is no job to claim.
+        which: "leased" claims a job whose lease has expired, and continues its attempt. "stopping" does this only for a
+        job that is pausing or cancelling. "any" starts an attempt of a queued job if no lease has expired.
         """
         args = (owner, lease_seconds, PREFIX, MAX_PRIORITY, _MAX_FEED_ENTRIES, which)
         member = self._script["claim"](keys=[QUEUE, LEASES, FEED], args=args)
@@ -379,8 +379,8 @@ class JobStore(JobReads):
     ) -> None:
         """Unpublish an artifact, so that its stage runs again.
 
-        ref: the only reference that may be unpublished, or None for any. by: the job whose current attempt invalidates
-        the artifact, or None for a deletion. With `by`, raises the errors of `report`.
+        With `ref`, unpublish only this reference. by: the job whose current attempt invalidates the artifact, or None
+        for a deletion. With `by`, raises the errors of `report`.
         """
         place, body = key(tenant, "artifacts"), entry_of(tenant, artifact, ref) if ref else ""
         published = self._redis.hget(place, artifact) if ref else None
@@ -416,8 +416,8 @@ class JobStore(JobReads):
     def orphans(self, folders: Collection[str], seconds: float) -> list[str]:
         """Return the folders that have had no record in Redis for `seconds`. folders: all folders without a record.
 
-        Stores when each folder first had no record. Deletes the times of returned folders, and of folders that are not
-        in `folders`.
+        Stores the time when each folder first had no record. Deletes this time for returned folders, and for folders
+        that are not in `folders`.
         """
         now, noted = self.now(), self._redis.hgetall(ORPHANS)
         due = [folder for folder in folders if now - float(noted.get(folder, now)) >= seconds]

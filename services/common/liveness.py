@@ -19,7 +19,7 @@ BUSY_SECONDS = 3600.0  # The use of the CPU counts for this long after the last 
 
 @dataclass
 class Liveness:
-    """Measures how long the progress counter has not changed. Call `sample` at least every few seconds."""
+    """Measures for how long the progress counter has not changed. Call `sample` at least every few seconds."""
 
     pulse: Pulse = field(default_factory=lambda: PULSE)
     clock: Callable[[], float] = time.monotonic
@@ -35,7 +35,7 @@ class Liveness:
         self._intervals: deque[float] = deque(maxlen=100)
 
     def sample(self) -> tuple[float, float]:
-        """Return the seconds since the last progress of this process, and the limit above which it counts as hung."""
+        """Return the seconds since the last progress, and the limit above which the process counts as hung."""
         if self.pulse.phase != self._phase:
             self.restart()
         now, count, cpu = self.clock(), self.pulse.count, self.cpu()

@@ -39,8 +39,8 @@ def set_up_logging(service: str, fields: Mapping[str, object] = {}, *, stream: T
     """Send all logs of this process, including those of libraries, to `stream` (default: standard error).
 
     Each line has `event`, `level`, `logger`, `at` (ISO 8601, UTC), `service`, the items of `fields`, and the fields of
-    `log_context`. Processes of an attempt set `fields`. In others, the log also gets the error that ends the process.
-    Only the main function of a process calls this function.
+    `log_context`. Without `fields`, the log also gets the error that ends the process. The processes of an attempt set
+    `fields`. Only the main function of a process calls this function.
     """
 
     def name_service(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
@@ -79,7 +79,7 @@ def log_context(**fields: object) -> AbstractContextManager[None]:
 
 
 def ids_in(text: str) -> dict[str, object]:
-    """Return the log fields `job_id` and `attempt` that `text` contains. text: such as the name of a job's folder."""
+    """Return the log fields `job_id` and `attempt` from a text such as ".../JOB_ID-ATTEMPT", or {} without a job id."""
     named = _JOB.search(text)
     if named is None:
         return {}

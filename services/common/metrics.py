@@ -67,7 +67,7 @@ ORPHANS = Counter(
 )  # fmt: skip
 STEP = Gauge("tlm_worker_step", "Step of the stage that a worker computes.", ("job_id", "node"), registry=REGISTRY)
 SPEED = Gauge("tlm_worker_speed", "Units per second of a worker.", ("job_id", "node", "unit"), registry=REGISTRY)
-PROGRESS = Gauge("tlm_worker_progress", "Sum of the rows, batches, bytes and steps of a worker.", registry=REGISTRY)
+PROGRESS = Gauge("tlm_worker_progress", "Rows, batches, bytes and steps that a worker has done.", registry=REGISTRY)
 CHECKPOINTS = Histogram("tlm_checkpoint_seconds", "Time to store a checkpoint.", buckets=_LONG, registry=REGISTRY)
 
 

@@ -31,7 +31,7 @@ def progress_of(
     """
     nodes = situation.plan.nodes
     done = situation.done.keys() - {node.name}
-    # The nodes of all seeds that train now have about the progress of this node. Other seeds wait for CPUs or a GPU.
+    # The nodes of other seeds that run now have about the progress of `node`. The other seeds wait for CPUs or a GPU.
     twins = [twin for twin in situation.plan.twins(node) if twin == node or _works(situation, twin.group)]
     side_by_side = len(twins)
     running = {twin.name for twin in twins} - done
@@ -66,7 +66,7 @@ def _works(situation: Situation, group: str) -> bool:
 
 
 def _slowdown(situation: Situation, node: Node, within: float, left: float | None) -> float:
-    """Return the ratio of measured to expected seconds of training, or without a measurement the job's last ratio or 1.
+    """Return measured ÷ expected seconds of training. Without a measurement, return the job's last ratio, or else 1.
 
     within: the share of `node` that is done. left: measured seconds that `node` still adds to the job, or None.
     """
@@ -77,7 +77,7 @@ def _slowdown(situation: Situation, node: Node, within: float, left: float | Non
 
 
 def _expected(situation: Situation, slowdown: float) -> dict[str, float]:
-    """Return name → expected seconds of each node and start of workers. slowdown: factor for nodes that train."""
+    """Return name → expected seconds, for each node and each start of workers. slowdown: factor for training."""
     seconds, plan = situation.job.resolved.node_seconds, situation.plan
     expected = {start: seconds.get(start, 0.0) for start in map(plan.start_of, plan.nodes)}
     for node in plan.nodes:

@@ -39,7 +39,7 @@ class IndexLoad(_Status):
 
 
 class SelectionRun(_Status):
-    """Progress of a selection: `done` of `total` `unit` (queries or passages), `rate` per second. ref: the result."""
+    """Progress of a selection: `done` of `total`, in `unit` (queries or passages). rate: units/s. ref: the result."""
 
     state: Literal["unknown", "running", "ready", "failed"]
     done: int = 0
@@ -142,7 +142,7 @@ class RetrieverClient:
         return list(_parse(SearchResult, self._call("POST", "/v1/search", body)).hits)
 
     def put_selection(self, artifact: str, request: SelectionRequest) -> None:
-        """Start a selection, unless one with this `prefix` runs, is ready or failed for good. Replaces other runs."""
+        """Start a selection. Replaces a run with another `prefix`, or one that failed temporarily. Other runs stay."""
         self._call("PUT", _selection_path(artifact), request)
 
     def get_selection(self, artifact: str) -> SelectionRun:

@@ -50,7 +50,7 @@ class ServiceSettings(BaseSettings):
 
     @property
     def heartbeat(self) -> Path:
-        """The file that a process without an HTTP API touches while it works. A health probe reads its time."""
+        """The file that a process without an HTTP API touches while it works. A health probe reads the file's time."""
         return self.scratch / "heartbeat"
 
     def retriever(self) -> RetrieverClient:
