@@ -61,9 +61,9 @@ class RetrieverSettings(BaseSettings):
     opensearch_password: SecretStr | None = None
     opensearch_ca: Path | None = Field(None, description="certificate authority of the cluster, a PEM file")
     opensearch_shards: int = Field(1, ge=1, description="shards of a new index; one holds about ten million passages")
-    retry_seconds: float = Field(120.0, description="how long a search or load retries an unavailable cluster")
+    retry_seconds: float = Field(120.0, description="time for which searches and loads retry an unavailable cluster")
     selections_at_once: int = Field(2, ge=1)
-    redis_url: str | None = Field(None, description="Redis in which several retrievers on OpenSearch share runs")
+    redis_url: str | None = Field(None, description="Redis where several retrievers share loads and selections")
     redis_password: SecretStr | None = None
 
     def artifact_store(self) -> ArtifactStore:

@@ -17,7 +17,7 @@ from services.retriever.cluster import TEMPORARY_STATUS, Cluster, TemporaryFailu
 from tlm_core.corpus.passages import Passage
 from tlm_core.errors import Conflict, IndexUnavailable, InvalidRequest, StorageFull, TLMError
 
-MAX_BYTES = 2_000_000  # limit of a request; larger ones are not faster, and three batches are in memory at once
+MAX_BYTES = 2_000_000  # limit of a request; larger requests are not faster, and three batches are in memory at once
 MAX_ROWS = 5_000
 MIN_BUSY_ROWS = 100
 MAX_REFUSED = 1_000
@@ -70,7 +70,7 @@ class BulkWriter:
         self._pool = ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="bulk")
 
     def write(self, passages: Sequence[Passage]) -> None:
-        """Start to write a batch. Waits if two batches are in flight."""
+        """Start to write a batch. If two batches are being written, first wait for the older batch."""
         if len(self._sent) >= _IN_FLIGHT:
             self._await_oldest()
         self._sent.append((passages, self._pool.submit(self._send, self._next, passages)))
@@ -116,7 +116,7 @@ class BulkWriter:
                     busy = failure
                     again.append((number, passage))
                 elif isinstance(failure, InvalidRequest):
-                    # One passage can invalidate its whole request. Smaller requests isolate it.
+                    # One passage can invalidate its whole request. Smaller requests isolate this passage.
                     if "exception" in result and max_rows > 1:
                         again.append((number, passage))
                     else:
@@ -140,7 +140,7 @@ class BulkWriter:
 
 
 def _failure(result: Mapping[str, Any]) -> TLMError | TemporaryFailure | None:
-    """Return the error in a result of `Cluster.bulk`, or None. Another passage can be the cause of InvalidRequest."""
+    """Return the error in a result of `Cluster.bulk`, or None. Another passage of the request can be the cause."""
     if "exception" in result:
         return translated(result["exception"])
     status, reason = result["status"], reason_of(result.get("error"))

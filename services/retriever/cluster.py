@@ -49,10 +49,10 @@ _TRANSLATIONS: Mapping[type[Exception], _Translation] = {
     client_errors.ConflictError: _Translation(Conflict),
     client_errors.RequestError: _Translation(InvalidRequest),
     client_errors.ConnectionError: _Translation(
-        IndexUnavailable, "No answer. Check that it runs. Check TLM_RETRIEVER_OPENSEARCH_URL (http or https)."
+        IndexUnavailable, "No answer. Start OpenSearch, or correct TLM_RETRIEVER_OPENSEARCH_URL (http or https)."
     ),
     client_errors.SSLError: _Translation(
-        IndexUnavailable, "Untrusted certificate. Set TLM_RETRIEVER_OPENSEARCH_CA to the file of its authority."
+        IndexUnavailable, "Untrusted certificate. Set TLM_RETRIEVER_OPENSEARCH_CA to the CA certificate (PEM file)."
     ),
     client_errors.AuthenticationException: _Translation(
         IndexUnavailable, "Wrong user or password. Check TLM_RETRIEVER_OPENSEARCH_USER and _PASSWORD."
@@ -108,7 +108,7 @@ def _reason(error: Exception) -> str:
 
 
 def reason_of(error: object) -> str:
-    """Return type and reason of the innermost cause of an `error` object in a response, as one line."""
+    """Return "TYPE: REASON" of the innermost cause of an `error` object in a response."""
     while isinstance(error, dict):
         cause = error.get("caused_by") or next(iter(error.get("root_cause") or []), None)
         if not cause or cause == error:
@@ -123,7 +123,7 @@ def is_disk_full(reason: str) -> bool:
 
 
 class Backoff:
-    """Waits before retries, longer each time, for `seconds` in total. stop: ends every wait when the process ends."""
+    """Waits before retries, longer each time, for `seconds` in total. stop: the process sets it to end all waits."""
 
     def __init__(self, seconds: float, stop: threading.Event, clock: Callable[[], float] = time.monotonic) -> None:
         self._stop = stop
@@ -186,6 +186,7 @@ class Cluster:
         """Create the documents of `actions` without retries, and yield a dict for each action, in order.
 
         The dict has the key `status`, also `error` if the action failed, and `exception` if the whole request failed.
+        max_rows, max_bytes: limits of each request.
         """
         try:
             results = streaming_bulk(

@@ -148,7 +148,7 @@ class IndexLoads:
             return None
 
     def _source(self, key: CorpusKey, error: TLMError) -> tuple[str, str]:
-        """Return (folder, language) of the passages. Without a record, raise an IndexMismatch `error` or NotFound."""
+        """Return (folder, language) of the passages. Without a record, raise `error` (IndexMismatch), else NotFound."""
         try:
             return self._records.source(key)
         except NotFound:

@@ -69,7 +69,7 @@ class CorpusIndexes(Protocol):
     def open(self, key: CorpusKey, *, wait: bool = False) -> PassageIndex:
         """Return the complete index of `key`. Raises NotFound if there is none.
 
-        wait: whether the index retries while the cluster is unavailable.
+        wait: whether the returned index retries its requests while the cluster is unavailable.
         """
         ...
 

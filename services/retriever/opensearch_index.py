@@ -1,4 +1,4 @@
-"""A PassageIndex on OpenSearch: one index for each corpus version. Its mapping names the version and its state."""
+"""A PassageIndex on OpenSearch: one index per corpus version. The mapping of an index states version and state."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Entry:
-    """The entry of a run of any retriever. run: id of the run. status: IndexLoad or SelectionRun as JSON."""
+    """The entry of a run in the registry. run: id of the run. status: IndexLoad or SelectionRun as JSON."""
 
     run: str
     prefix: str
@@ -61,7 +61,7 @@ class Registry:
         return None
 
     def elsewhere(self, name: str, own: Run | None) -> Entry | None:
-        """Return the entry with this name if another retriever has claimed it. own: the run of this retriever."""
+        """Return the entry `name` if another retriever has claimed it. own: the run of this retriever, or None."""
         entry = self.read(name)
         return None if entry is None or (own is not None and own.id == entry.run) else entry
 

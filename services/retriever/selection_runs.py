@@ -40,7 +40,7 @@ _SCRATCH_SECONDS = 7 * 24 * 3600
 class SelectingRun(Run):
     """The computation of a selection. begun: whether a thread has started the computation.
 
-    rate_start: count and time from which `report` measures the rate.
+    rate_start: (units done, seconds) at the first report of the unit. `report` measures the rate from this point.
     """
 
     status: SelectionRun = field(default_factory=lambda: SelectionRun(state="running"))
@@ -48,7 +48,7 @@ class SelectingRun(Run):
     rate_start: tuple[int, float] = (0, 0.0)
 
     def report(self, done: int, total: int, unit: str, now: float) -> None:
-        """Set progress and rate (units per second). The rate excludes work before the first report of the unit."""
+        """Set progress and rate (units per second). The rate excludes units before the first report of `unit`."""
         if unit != self.status.unit or done < self.status.done or not self.status.total:
             self.rate_start = (done, now)
         first, since = self.rate_start
@@ -161,7 +161,7 @@ class SelectionRuns:
             return not run.begun
 
     def _latest(self, artifact: str) -> SelectingRun | None:
-        """Return the latest run of a selection on any retriever."""
+        """Return the latest run of a selection on any retriever, or None."""
         with self._lock:  # `put` holds the lock until it has replaced a run.
             run = self._runs.get(artifact)
         entry = self._registry.elsewhere(artifact, run)
