@@ -47,7 +47,7 @@ class _Stopped(Exception):
 
 
 class LoadWorker:
-    """Works on open loads; splits one upload at a time. owner: unique id of this process."""
+    """Works on open loads, and splits one upload at a time. owner: unique id of this process."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class LoadWorker:
         splitter.join()
 
     def round(self, states: Set[LoadState] = OPEN, task: Background | None = None) -> None:
-        """Do the next step of each open load in `states` that no other process works on. task: logs errors of steps."""
+        """Do the next step of each open load in `states` that no other process works on. `task` logs errors."""
         if _SPLITTING & states:  # The other steps cannot hang, because they are calls with time limits.
             PULSE.advance()
         for tenant, load_id in self._catalog.open_loads():
@@ -206,9 +206,9 @@ class LoadWorker:
         return int(self._artifacts.manifest(cut).meta["count"])
 
     def _write_passages(self, load: CorpusLoad) -> tuple[CorpusInfo, ManifestRef, float | None]:
-        """Write the corpus to the storage. Return its info, the reference of its files, and a number of seconds.
+        """Write the corpus to the storage. Return (info, reference of the files, seconds).
 
-        The seconds are the time of the search for near duplicates, or None if the load does not search for them.
+        seconds: the time of the search for near duplicates, or None if the load does not search for them.
         """
         from tlm_core.corpus.near import NearDuplicates
         from tlm_core.corpus.read import read_parts, write_corpus
@@ -280,7 +280,7 @@ class LoadWorker:
     # --- from storage to the index ----------------------------------------------------------------------------------
 
     def _index(self, load: CorpusLoad) -> None:
-        """Update the record from the progress of the retriever. Request the load if the retriever does not know it."""
+        """Update the record of `load` from the retriever's progress. If the retriever has no such load, request it."""
         assert load.version is not None, "a load is indexed after its upload was split"
         version = self._catalog.corpus(load.tenant, load.corpus).version(load.version)
         try:
