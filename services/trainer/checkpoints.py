@@ -28,8 +28,8 @@ class JobCheckpoints:
     """Implements `Checkpoints` (tlm_core.training.stage) with the storage and the job store.
 
     A thread writes the checkpoints while training continues. `save` first waits until the previous checkpoint is
-    written. The error of a failed save is logged. If two saves in a row fail, the error of the second, an `Outage`, is
-    raised. After a save, at most `keep` checkpoints remain: the new one, and the others with the highest steps.
+    written. It logs the Outage of a failed save. If two saves in a row fail, it raises the Outage of the second save.
+    After a save, at most `keep` checkpoints remain: the new checkpoint, and those with the highest steps.
 
     scratch: local folder for the files of a checkpoint before they move to the storage. report_event: a function that
     `latest` calls with the event `stage.resumed` and the step of the checkpoint.
@@ -81,7 +81,7 @@ class JobCheckpoints:
         return checkpoints[-1].step if checkpoints else None
 
     def close(self, *, required: bool) -> None:
-        """Wait for the last save. required: if it failed, retry it until `patiently` gives up, and raise the Outage."""
+        """Wait for the last save. required: retry a failed save with `patiently`, and raise its last Outage."""
         try:
             self._wait(required=required)
         except Outage:
@@ -90,7 +90,7 @@ class JobCheckpoints:
             self._pool.shutdown()
 
     def drop(self) -> None:
-        """Delete the job's checkpoints for `artifact`. Used if the stage published its artifact under another id."""
+        """Delete the job's checkpoints for `artifact`. Call this if the stage published its result under another id."""
         try:
             for checkpoint in self._published():
                 if checkpoint.job == self.job.id:

@@ -58,10 +58,7 @@ class Submitted:
 
 
 class RayCluster:
-    """Ray's job server. Every call may raise ClusterUnavailable.
-
-    http: a client with the address, the token, and a timeout.
-    """
+    """Ray's job server. Every call may raise ClusterUnavailable. http: a client with the address, token and timeout."""
 
     def __init__(self, http: httpx.Client) -> None:
         self._http = http
@@ -116,7 +113,7 @@ class RayCluster:
         return bool(record["status"] == "PENDING" and heads and record["start_time"] < max(heads))
 
     def release(self, submission: str) -> None:
-        """Free the CPUs of a lost submission, by a Ray job that kills its actor. Ray then reports it as failed.
+        """Free the CPUs of a lost submission: a Ray job kills the submission's actor. Then Ray reports a failure.
 
         A lost submission without CPUs cannot be stopped. It fails when Ray's time limit for starts ends.
         """
@@ -217,7 +214,7 @@ def connect_cluster(url: str) -> RayCluster:
 
 
 def _summary(exit_code: object) -> str:
-    """Return a sentence about how a worker ended. exit_code: negative signal number, 128 + signal number, or None."""
+    """Return a sentence about how a worker ended. exit_code: -N and 128 + N mean signal N; None if unknown."""
     if not isinstance(exit_code, int):
         return "Worker was lost, often with its machine."
     number = -exit_code if exit_code < 0 else exit_code - 128

@@ -28,7 +28,7 @@ _RENEWED_SECONDS = 86_400.0  # Measure again after this time, because other work
 def compute(
     assignment: Assignment, rank: int = 0, world_size: int = 1, broadcast: Broadcast = lambda value: value
 ) -> None:
-    """Run the stages of one worker. Raises the errors of the stages."""
+    """Run the stages of the worker `rank`. Raises the errors of the stages."""
     set_up_logging("worker", assignment.ids | {"rank": rank})
     settings, gpu = TrainerSettings(), assignment.gpus > 0
     _show_figures(settings.metrics_host, settings.worker_metrics_port)
@@ -51,7 +51,7 @@ def compute(
 
 
 def measure_once(store: JobStore, assignment: Assignment, device: str) -> None:
-    """Store how fast this device trains, once a day. Call this after the stages, so that no job waits for it."""
+    """Measure and store this device's training speed, once a day. Call this after the stages, so that no job waits."""
     try:
         precision = store.get(assignment.tenant, assignment.job).resolved.recipe.number_format
         stored, name = store.rates(assignment.tenant), rate_name(flop_of(precision), device)

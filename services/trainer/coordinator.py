@@ -232,7 +232,7 @@ class Coordinator:
         return {member: expiry for member, expiry in before.items() if leases.get(member) == expiry}
 
     def _claimable(self) -> Claimable:
-        """Return the argument `which` of `JobStore.claim` with which at most `concurrency` jobs run."""
+        """Return the value of `which` for `JobStore.claim`, so that at most `concurrency` jobs run."""
         room = self.settings.concurrency - len(self._held) - len(self._backing_off)
         if room <= 0 or self._blind:
             self._full = ""

@@ -41,7 +41,7 @@ class Growth:
     _since: float | None = None
 
     def watch(self) -> None:
-        """Check for room until the attempt ends, or `look` requests its end. Run this method in a thread."""
+        """Call `look` regularly until it requests the end of the attempt, or `ended` is set. Run this in a thread."""
         while self.workers < self.assignment.max_workers and not self.ended.wait(self.seconds / LOOKS):
             try:
                 if self.look():

@@ -130,7 +130,7 @@ class HeldJob:
                 WorkerLost(f"A stage in the coordinator ran for {minutes}. Check whether the storage hangs.")
             )
         self._drop_copies(situation)
-        if len(done) == len(plan.nodes):  # The last node alone does not suffice: it does not need all the others.
+        if len(done) == len(plan.nodes):  # The last node alone does not suffice: some nodes are no inputs of it.
             self._finish(situation)
             return
         groups: set[str] = set()
@@ -387,13 +387,13 @@ class HeldJob:
             counter.labels(str(job.error["code"])).inc()
 
     def _read_again(self, job: JobRecord) -> JobRecord:
-        """Return the current record, with the changes of this step and of workers since the record was read.
+        """Return the current record, with the changes of this step and of workers since `job` was read.
 
         Raises StaleAttempt if another coordinator has adopted the job meanwhile.
         """
         current = self.store.get(job.tenant, job.id)
         if (current.owner, current.attempt) != (self.owner, job.attempt):
-            raise StaleAttempt(f"Another coordinator holds job {job.id}.")
+            raise StaleAttempt(f"This coordinator has lost the lease of job {job.id}. No action is needed.")
         return current
 
     def _next_attempt(self, job: JobRecord, *, requeues: bool) -> str:

@@ -164,7 +164,7 @@ class JobReporter:
 
     @property
     def should_continue(self) -> bool:
-        """False once the job must stop or the attempt has ended."""
+        """Whether the stage may continue: False once the job must stop or the attempt has ended."""
         with self._lock:
             return self._may_continue()
 

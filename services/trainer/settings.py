@@ -52,8 +52,8 @@ class TrainerSettings(ServiceSettings):
         """Return the number of CPUs that Ray reserves for each worker.
 
         workers: number of workers that share `job_cpus`. side_by_side: number of seeds that train at once. They
-        share the CPUs of a worker. Each share is rounded down to 0.001 CPU, the unit of Ray, but is at least 0.5 CPU or
-        all CPUs of the worker. This minimum limits the number of workers that share the memory.
+        share the CPUs of a worker. Each share is rounded down to 0.001 CPU, the unit of Ray. Exception: a share is at
+        least 0.5 CPU, or all CPUs of a smaller worker, to limit the number of workers that share the memory.
         """
         cpus = self.worker_cpus if self.job_cpus is None else self.job_cpus / workers
         return cpus if side_by_side == 1 else max(min(cpus, 0.5), math.floor(cpus / side_by_side * 1000) / 1000)

@@ -97,7 +97,7 @@ class Submissions:
     def check_owner(self, job: JobRecord) -> None:
         """Renew the lease. Raises StaleAttempt if another coordinator has adopted the job meanwhile."""
         if not self.store.renew(job.tenant, job.id, self.owner, self.settings.lease_seconds):
-            raise StaleAttempt(f"Another coordinator holds job {job.id}.")
+            raise StaleAttempt(f"This coordinator has lost the lease of job {job.id}. No action is needed.")
 
     def _start(self, job: JobRecord, assignment: Assignment) -> None:
         # Record the submission before it starts. Without the record, another owner could run the group twice.
@@ -117,7 +117,7 @@ class Submissions:
             self._confirm(job, group, submission)
 
     def _confirm(self, job: JobRecord, group: str, submission: str) -> None:
-        """Report that Ray has accepted a submission. Otherwise, drop its recorded id, so that a later round retries.
+        """Report that Ray has accepted a submission. If Ray has not, delete the recorded id: a later round retries.
 
         Ray refuses the second of two equal ids. So the group runs once, even if Ray accepts the first request later.
         """
@@ -218,8 +218,8 @@ class Submissions:
     def _cause(self, job: JobRecord, submission: str) -> TLMError:
         """Return the error that the workers reported, else an error that states how the submission ended.
 
-        If several workers reported errors, faults of the job come first, then outages of components, then lost workers:
-        after the failure of one worker, the others report that they lost the connection.
+        Of several reported errors, a fault of the job comes first, then an outage, then a lost worker. Reason: after
+        one worker has failed, the other workers report that they lost the connection.
         """
         reported = [event for event in self._last_events(job) if event.type == "attempt.error"]
         errors = [error_from_dict(event.data) for event in reversed(reported)]

@@ -90,8 +90,8 @@ class Sweeper:
 class StorageSweeper:
     """Deletes folders of the storage that no record names, such as partial checkpoints of lost workers.
 
-    Parts of expired uploads are deleted at once, other folders after a week. Folders of unfinished jobs stay. For the
-    index of a corpus version that no record names, the sweep requests its deletion from the retriever.
+    Parts of expired uploads are deleted at once, other folders after a week. Folders of unfinished jobs stay. If no
+    record names the corpus version of an index, the sweep requests that the retriever deletes the index.
     """
 
     store: JobStore
