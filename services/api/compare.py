@@ -118,7 +118,7 @@ class _Tested:
     """The predictions of a job on test, with the true labels. A job without predictions has only `job` and `metric`.
 
     test: the SHA-256 of the file with the test rows, then the labels in index order. targets: array [test rows] of
-    label indices or numbers. predictions: one array like `targets` of the returned model, or one for each seed.
+    label indices or numbers. predictions: arrays like `targets`, one for the returned model, or one for each seed.
     """
 
     job: str

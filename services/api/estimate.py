@@ -124,7 +124,7 @@ class Known:
         )  # fmt: skip
 
     def gpu_hours(self, training: Sequence[StageCost]) -> tuple[float | None, str]:
-        """Return the GPU hours of the training stages and their source. If unknown, return None and the reason."""
+        """Return (GPU hours of the stages `training`, source of the number), or (None, reason) if it is unknown."""
         workers, seconds = self.situation.job.spec.workers, _total(stage.gpu_seconds for stage in training)
         if not training:
             return 0.0, "the job trains no encoder"

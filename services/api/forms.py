@@ -45,7 +45,7 @@ class ReceivedFile:
 
 @dataclass
 class Form:
-    """A received form: name → text for its text fields, and its files."""
+    """A received form. fields: name → text of each text field. files: the uploaded files."""
 
     fields: dict[str, str] = field(default_factory=dict)
     files: list[ReceivedFile] = field(default_factory=list)

@@ -184,7 +184,7 @@ class _RangedFile(FileResponse):
             if status == 416:
                 size = dict(message["headers"])[b"content-range"].decode()
                 problem = f"Range '{value[:100]}' is outside the file of {size.removeprefix('bytes */')} bytes."
-                raise HTTPException(416, f"{problem} Request bytes of the file.", {"Content-Range": size})
+                raise HTTPException(416, f"{problem} Request a range inside the file.", {"Content-Range": size})
             await send(message)
 
         await super().__call__(scope, receive, checked)

@@ -50,7 +50,7 @@ _Ran = tuple[Node | None, float, float, str]  # the node (None: a start of worke
 
 
 class Rate(NamedTuple):
-    """Seconds per unit of work. job: id of the measured job. had_core: share of its time in which it had a CPU core."""
+    """Seconds per unit of work. job: id of the measured job. had_core: share of the time in which it had a CPU core."""
 
     seconds: float
     job: str
@@ -150,7 +150,7 @@ def _measured(setup: Setup, rates: Mapping[str, Rate], on_device: float) -> Pace
       - the time in which training had a core. It can be too high, because a waiting thread also uses its core.
       - the time by `on_device`.
     - If some seeds are cached, fewer seeds compete for the cores. With a core for each seed, these seeds take the
-      measured time. With fewer cores than seeds, they are up to `idle` times faster.
+      measured time. With fewer cores than seeds, their time shrinks to at least the measured time divided by `idle`.
     """
     numbers = sorted(range(1, MAX_SEEDS + 1), key=lambda seeds: abs(seeds - setup.seeds))
     for seeds, size in product(numbers, (setup.size, setup.size - 1, setup.size + 1)):
@@ -297,7 +297,7 @@ def _as_prepared(texts: Texts, job: JobRecord, prepared: Manifest) -> Texts:
 
 
 def _at_once(ran: Iterable[_Ran], plan: Plan) -> float | None:
-    """Return the mean number of seeds that ran at once, extrapolated to cached seeds. None if fewer than two ran."""
+    """Return the mean number of seeds at once, as if all cached seeds had run. None if fewer than two seeds ran."""
     spans = sorted((start, end, n.group) for n, start, end, _ in ran if n and plan.side_by_side(n.group) > 1)
     passed, until = 0.0, -math.inf
     for start, end, _ in spans:

@@ -64,13 +64,15 @@ def delete_job(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> None
 def delete_corpus(parts: Parts, tenant: str, name: str, version: str | None = None) -> None:
     """Delete one version of a corpus, or the whole corpus. Finished jobs retain their results.
 
-    Raises NotFound for an unknown corpus or version, Conflict while an unfinished job uses the data, AlreadyRunning
-    during a load, IndexUnavailable without the retriever. A job submitted at the same time fails in its select stage.
+    Raises NotFound for an unknown corpus or version, Conflict while an unfinished job uses the data, and AlreadyRunning
+    during a load. Raises IndexUnavailable if the retriever does not answer. A job that is submitted at the same time
+    fails in its select stage.
     """
     corpus = parts.catalog.corpus(tenant, name)
     versions = corpus.versions if version is None else (corpus.version(version),)
     if load := parts.catalog.open_load(tenant, name):
-        raise AlreadyRunning(f"Corpus '{name}' has an active load ({load.id}). Wait for it or cancel it.", load=load.id)
+        message = f"Load {load.id} of corpus '{name}' has not ended. Wait until it ends, or cancel it."
+        raise AlreadyRunning(message, load=load.id)
     _check_unused(parts.jobs, tenant, name, {entry.version for entry in versions})
     for entry in versions:
         parts.retriever.delete_corpus(tenant, name, entry.version)
@@ -88,7 +90,7 @@ def finish_removals(parts: Parts) -> None:
 def artifacts_of(jobs: JobStore, job: JobRecord) -> set[str]:
     """Return the ids of the artifacts that a job has produced, also in an earlier release, or may still produce."""
     produced = jobs.artifacts_of(job.tenant, job.id)
-    if job.unreadable or (job.result is not None and produced):  # Without `produced`, their list is lost.
+    if job.unreadable or (job.result is not None and produced):  # Without `produced`, the list of ids is lost.
         return produced
     return produced.union(Situation.read(jobs, job).artifact_ids())
 
@@ -150,7 +152,7 @@ def _remove_unshared(jobs: JobStore, artifacts: ArtifactStore, removal: Removal)
 
 
 def _unshared(jobs: JobStore, removal: Removal) -> list[str]:
-    """Return the ids of the artifacts in `removal` that no other job uses. Other jobs inherit those that they use."""
+    """Return the ids of the artifacts in `removal` that no other job uses. A job that uses an artifact inherits it."""
     unshared = set(removal.artifacts)
     for digest in removal.data:
         for other in jobs.jobs_on_data(removal.tenant, digest):

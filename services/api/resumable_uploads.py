@@ -39,7 +39,7 @@ _RANGE = re.compile(r"bytes (\d{1,16})-(\d{1,16})/(\d{1,16})", re.ASCII)
 
 
 class Uploads:
-    """Uploads in progress. Redis has their offsets, and the storage their parts. Raises the errors of both."""
+    """Uploads in progress. Redis holds the offsets, and the storage holds the parts. Raises the errors of both."""
 
     def __init__(self, client: redis.Redis, artifacts: ArtifactStore, scratch: Path, *, max_bytes: int) -> None:
         self._redis: Any = client
@@ -79,7 +79,7 @@ class Uploads:
         return _upload(upload_id, fields)
 
     async def put(self, tenant: str, upload_id: str, content_range: str | None, body: AsyncIterator[bytes]) -> Upload:
-        """Store a part. Raises NotFound, InvalidRequest, and Conflict with `offset` if the part begins elsewhere."""
+        """Store a part and return the upload. Raises NotFound, InvalidRequest, and Conflict for a wrong offset."""
         upload = await run_in_threadpool(self.get, tenant, upload_id)
         begin, length = _range(content_range, upload)
         if begin != upload.offset:

@@ -11,7 +11,7 @@ from tlm_core.jobs.spec import JobRecord
 from tlm_core.wire import Series
 
 _PAGE = 5_000
-Point = tuple[float, float, float]
+Point = tuple[float, float, float]  # step, time (Unix seconds), value
 
 
 def series_of(
@@ -42,7 +42,7 @@ def series_of(
 
 
 def thinned(line: Sequence[Point], points: int) -> list[Point]:
-    """Return at most `points` (≥ 4) points: the first, the last, and the extremes of equal parts between them."""
+    """Return at most `points` (≥ 4) points: the first, the last, and minimum and maximum of equal parts between."""
     if len(line) <= points:
         return list(line)
     inner = line[1:-1]

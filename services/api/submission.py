@@ -38,7 +38,7 @@ def submit_job(parts: Parts, tenant: str, spec: JobSpec, key: str | None) -> tup
 
 
 def retry_job(parts: Parts, job: JobRecord, key: str | None) -> tuple[JobRecord, bool]:
-    """Create a job with the resolved inputs of `job`, which reuses its finished stages. Returns: see `submit_job`.
+    """Create a job with the inputs of `job`. It reuses the finished stages of `job`. Returns: see `submit_job`.
 
     Raises IllegalTransition if `job` is neither failed nor cancelled, and IdempotencyMismatch as `submit_job` does.
     """
@@ -232,7 +232,7 @@ def _from_source(parts: Parts, tenant: str, spec: JobSpec, source: JobRecord) ->
 
 
 def _reused(source: JobRecord, artifacts: Mapping[str, ReusedArtifact]) -> dict[str, ReusedArtifact]:
-    """Return node name → artifact of all nodes before the evaluation, except refits, which trained on validation.
+    """Return node name → artifact, for all nodes before the evaluation. Omits refits: they trained on validation.
 
     artifacts: node name → artifact of `source`. Raises Conflict if another release computed the artifacts.
     """

@@ -14,7 +14,7 @@ _CHARS = 1_000
 
 
 def suspect_labels(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord, *, limit: int) -> SuspectLabels:
-    """Return the `limit` most suspect labels. Raises NotReady without a report, NotFound without a ranking in it."""
+    """Return the `limit` most suspect labels. Raises NotReady before the report exists, NotFound without a ranking."""
     ranking = report_of(jobs, artifacts, job).get("suspects")
     if ranking is None:
         raise NotFound(

@@ -137,7 +137,7 @@ class Webhooks:
 
 
 def _job_of(delivery: str) -> str:
-    """Return the job id in the name of a delivery, which is HOOK/msg_JOB_SEQ without the prefix job_."""
+    """Return the job id in the name of a delivery: "job_1" for event 9 of the job in "wh_1/msg_1_9"."""
     return f"job_{delivery.partition('/msg_')[2].partition('_')[0]}"
 
 
@@ -191,7 +191,7 @@ class Deliverer:
         self.task = Background("webhooks")
 
     def start(self) -> threading.Thread:
-        """Deliver in a thread until `stop`, and return the thread."""
+        """Deliver in a new thread until `stop` is called. Return the thread."""
         return self.task.start(self.round, self._poll_seconds, self._stop)
 
     def stop(self) -> None:

@@ -63,7 +63,7 @@ def index() -> Response:
 
 @router.get("/reference")
 def reference(request: Request) -> Response:
-    """Show the operations of the API. This page needs no session. Its CSP allows the data URLs in its style sheet."""
+    """Show the operations of the API, also without a session. The CSP allows data URLs, which the style sheet has."""
     response = page(request, "reference.html")
     response.headers["Content-Security-Policy"] = POLICY.replace("img-src 'self'", "img-src 'self' data:")
     return response

@@ -67,7 +67,7 @@ def job_page(
 
 @router.get("/{job}/live")
 def live(request: Request, job: PageJob, parts: PartsDep, was: Annotated[str, Query(max_length=80)] = "") -> Response:
-    """Return the live part of a job page. Reload the page if STATE.STAGE is not `was`, such as "running.joint"."""
+    """Return the live part of a job page, or reload the page if `was`, such as "running.joint", is out of date."""
     values = _live_values(parts, job)
     if was != values["was"]:
         return Response(status_code=204, headers={"HX-Refresh": "true"})

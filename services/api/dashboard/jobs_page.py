@@ -62,7 +62,7 @@ def list_page(
 def _ordered(
     parts: Parts, tenant: str, state: State | None, words: list[str], sort: str
 ) -> tuple[list[JobRecord], bool]:
-    """Return those of the newest `_READ` jobs that contain all words, and whether older jobs exist.
+    """Return the jobs among the newest `_READ` that contain all words, and whether older jobs exist.
 
     sort: the value by which the jobs are sorted, or "" for newest first.
     """

@@ -36,7 +36,7 @@ def power(value: float | None) -> str:
 
 
 def about(value: float | None) -> str:
-    """Format a number rounded to two digits: 79,000."""
+    """Format a number rounded to two digits: 79,000 for 78,912."""
     return NONE if value is None else f"{float(f'{value:.1e}'):,.0f}" if value >= 10 else f"{value:.2g}"
 
 
@@ -149,7 +149,7 @@ def plain(value: object) -> str:
 
 
 def facts(data: Mapping[str, object]) -> str:
-    """Format the data of an event: node joint.s0 · step 200. Omit ids and details, and the stage if a node is known."""
+    """Format the data of an event: "node joint.s0 · step 200". Omit ids and details, and beside a node its stage."""
     hidden = {"artifact", "details", "digest", "owner", "submission"} | ({"stage"} if "node" in data else set())
     hidden |= {"code", "facts", "retryable"} if "message" in data else set()
     return " · ".join(f"{key} {plain(value)}" for key, value in data.items() if key not in hidden and value is not None)
@@ -170,9 +170,9 @@ def breakable(label: object) -> Markup:
 
 
 def unbroken(text: str) -> Markup:
-    """Return the escaped text. Mark places in which browsers must not break a line.
+    """Return the escaped text. Browsers break no line inside the elements that the function adds.
 
-    These are names such as macro-F1, and the last word of a line of code with the backslash that follows.
+    It adds them around names such as macro-F1, and around the last word of a code line with the following backslash.
     """
     return Markup(_UNBROKEN.sub(r'<span class="unbroken">\g<0></span>', str(escape(text))))
 

@@ -56,7 +56,7 @@ def steps_of(situation: Situation) -> list[Step]:
 def node_titles(plan: Plan) -> dict[str, str]:
     """Return node name → title. A title is the stage with seed and learning rate, such as `joint (seed 0)`.
 
-    If several nodes share a title, the title of each of them is its name.
+    If several nodes would have the same title, each of them has its name as title.
     """
 
     def title(node: Node) -> str:

@@ -80,7 +80,7 @@ def _labels(facts: JsonObject | None) -> dict[str, object] | None:
 
 
 def _overlap(jaccard: Sequence[Sequence[float | None]] | None, shown: Sequence[int]) -> list[list[dict[str, object]]]:
-    """Return the rows of the heat map of overlaps. The largest overlap of two different labels is darkest."""
+    """Return the rows of the heat map. A cell has `value` (the overlap) and `shade`: 5 for the largest overlap."""
     if jaccard is None or len(shown) < 2:
         return []
     most = max((jaccard[a][b] or 0.0 for a in shown for b in shown if a != b), default=0.0)

@@ -63,14 +63,14 @@ def checkpoint_archive(job: PathJob, node: str, step: int, parts: PartsDep) -> S
 
 @router.get("/{job}/model/archive", summary="Download the model", response_class=StreamingResponse, responses=TAR)
 def model_archive(job: PathJob, parts: PartsDep) -> StreamingResponse:
-    """Return the files of the model as a tar stream. This download cannot be resumed, unlike that of a single file."""
+    """Return the files of the model as a tar stream. To resume a download, request single files instead."""
     served = served_model(parts.jobs, job)
     return archive_response(parts.artifacts, served.ref, job.id, served.files(parts.artifacts))
 
 
 @router.get("/{job}/model", summary="List the files of the model", responses=problems(404, 409))
 def model(job: PathJob, parts: PartsDep) -> Model:
-    """Return the files of the final model with size and SHA-256. Until they exist, return those of the linear model."""
+    """Return name, size and SHA-256 of the model's files. Until the final model exists, list the linear model."""
     served = served_model(parts.jobs, job)
     entries = served.files(parts.artifacts)
     files = tuple(file.model_copy(update={"name": name}) for name, file in entries.items())

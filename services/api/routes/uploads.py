@@ -35,10 +35,7 @@ class UploadBody(RequestBody):
 
 
 class DatasetOfUploads(RequestBody):
-    """A dataset to create from complete uploads.
-
-    files: split → id of an upload. options: see POST /v1/datasets/hub.
-    """
+    """A dataset to create from complete uploads. files: split → upload id. options: see POST /v1/datasets/hub."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"name": "reviews", "files": {"train": "upl_1", "test": "upl_2"}}]}

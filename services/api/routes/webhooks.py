@@ -28,14 +28,14 @@ class WebhookBody(RequestBody):
 
 @router.post("", status_code=201, summary="Add a webhook", responses=problems(409, 413, 415))
 def create(body: WebhookBody, parts: PartsDep, tenant: Tenant) -> WebhookCreated:
-    """Register an endpoint. The service posts each event as JSON, until a 2xx response, for about 32 hours.
+    """Register an endpoint. The service posts each event as JSON. Without a 2xx response, it retries for 32 hours.
 
     The service signs the events by the Standard Webhooks scheme, with the headers `webhook-id`, `webhook-timestamp` and
     `webhook-signature`.
     """
     parts.outbound.check(body.url)
     if len(parts.webhooks.all(tenant)) >= _MAX_WEBHOOKS:
-        raise Conflict(f"The limit of {_MAX_WEBHOOKS} webhooks is reached. Delete one first.")
+        raise Conflict(f"The limit of {_MAX_WEBHOOKS} webhooks is reached. Delete a webhook, then add this one.")
     hook, secret = parts.webhooks.add(tenant, body.url, body.events)
     return WebhookCreated(**hook.model_dump(), secret=secret)
 
