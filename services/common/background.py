@@ -59,7 +59,7 @@ class Background:
         return thread
 
     def repeat(self, work: Callable[[], object], seconds: float, stop: threading.Event) -> None:
-        """Wait `seconds`, then call `work`, and repeat until `stop` is set. After failures, the waits are longer."""
+        """Call `work` every `seconds` until `stop` is set: first after at most 600 s, and less often after failures."""
         with self.running():
             delay = min(seconds, _FIRST_SECONDS)
             while not stop.wait(delay):

@@ -245,7 +245,7 @@ class JobStore(JobReads):
         """Claim a job for the coordinator `owner`. Returns the job, or None if there is no job to claim.
 
         which: "leased" claims a job whose lease has expired, and continues its attempt. "stopping" does this only for a
-        job that is pausing or cancelling. "any" starts an attempt of a queued job if no lease has expired.
+        job that is pausing or cancelling. "any" does the same as "leased", or starts an attempt of a queued job.
         """
         args = (owner, lease_seconds, PREFIX, MAX_PRIORITY, _MAX_FEED_ENTRIES, which)
         member = self._script["claim"](keys=[QUEUE, LEASES, FEED], args=args)
