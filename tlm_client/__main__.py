@@ -14,7 +14,7 @@ def _run_app() -> None:
     from tlm_client.cli import app  # here, so that `main` handles a Ctrl-C during the imports
 
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # Its encoding may lack characters of the texts.
+        sys.stdout.reconfigure(errors="backslashreplace")  # The encoding of stdout may lack some characters.
     try:
         app()
     except ModuleNotFoundError as error:
@@ -26,7 +26,7 @@ def _run_app() -> None:
         if error.errno not in NO_SPACE:
             raise
         if sys.stdout is not None:
-            # At its exit, Python writes the rest of the output.
+            # At its exit, Python flushes stdout, which would fail again on the full disk.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         reason = f"the disk is full ({error.strerror})"
         sys.exit(f"error: Cannot write, because {reason}. Free some space and try again.")

@@ -82,7 +82,7 @@ class AsyncConnection:
     async def _pages(
         self, kind: type[wire.Page[T]], key: Callable[[T], str], path: str, /, *parts: str, **params: http.Param
     ) -> AsyncIterator[T]:
-        """Iterate over the items of all pages. key: returns the value of `after` for the page that follows an item."""
+        """Iterate over the items of all pages. key(last item of a page): the parameter `after` of the next page."""
         while True:
             page = await self._get(kind, path, *parts, limit=PAGE, **params)
             for item in page.data:
@@ -147,7 +147,7 @@ class AsyncConnection:
             raise http.unanswered(self.url, error) from error
 
     async def _follow(self, path: str, stream: Stream) -> AsyncIterator[tuple[str, wire.JsonObject]]:
-        """Yield type and JSON of server-sent events until the event `end`. Reconnects after a broken connection."""
+        """Yield (type, JSON) of each server-sent event until the event `end`. Reconnects after a broken connection."""
         while True:
             reason = "The gateway closed the stream before the job was over."
             try:
@@ -183,7 +183,7 @@ class AsyncConnection:
     async def _upload_in_parts(
         self, kind: type[T], path: str, body: Mapping[str, object], files: Sequence[tuple[str | None, Path]]
     ) -> T:
-        """Upload files in parts. Post `body` with their ids. Deletes the uploads after an error except Unavailable."""
+        """Upload files in parts, then post `body` with their ids. If a request is refused, delete the uploads."""
         announced = announcements(files)
         uploads: list[wire.Upload] = []
         try:
@@ -210,7 +210,7 @@ class AsyncConnection:
                     raise error.followed_by(f"Repeat the upload of {file.name} later.") from error
 
     async def _upload_part(self, handle: IO[bytes], upload: wire.Upload) -> wire.Upload:
-        """Send the next part, and return the upload. Read the offset first, because an earlier answer may be lost."""
+        """Send the next part, and return the upload. First read its offset, because an earlier answer may be lost."""
         path = http.path("/v1/uploads/{}", upload.id)
         upload = await self._get(wire.Upload, path)
         part, headers = next_part(handle, upload)

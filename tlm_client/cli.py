@@ -93,7 +93,7 @@ def _complete(command: Command) -> None:
 
 @cache
 def _summaries(module: str) -> dict[str, str]:
-    """Return name → first sentence of the docstring, for a module of commands and its functions."""
+    """Return {name: first sentence of the docstring} for a module of commands and each function in the module."""
     path = Path(__file__).with_name("commands") / f"{module}.py"
     source = ast.parse(path.read_text(encoding="utf-8"))
     functions = [node for node in source.body if isinstance(node, ast.FunctionDef)]
@@ -169,7 +169,7 @@ def connect(
     context: typer.Context,
     profile: Annotated[str | None, typer.Option(envvar="TLM_PROFILE", help="Profile with URL and token.")] = None,
     url: Annotated[
-        str | None, typer.Option(envvar="TLM_URL", help="URL of the gateway. Default: this machine.")
+        str | None, typer.Option(envvar="TLM_URL", help="URL of the gateway. Default: the stack on this machine.")
     ] = None,
     token: Annotated[str | None, typer.Option(envvar="TLM_TOKEN", help="API token of the gateway.")] = None,
     data_dir: Annotated[Path | None, typer.Option(envvar="TLM_DATA_DIR", help="Data folder of `tlm up`.")] = None,

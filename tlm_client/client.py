@@ -21,7 +21,7 @@ _POLL_SECONDS = 0.5
 
 
 class TLMClient(Connection):
-    """The API of one gateway. Close the client after use, or use it in a `with` block.
+    """Client of the API of one gateway. Close the client after use, or use it in a `with` block.
 
     TLMClient is thread-safe. AsyncTLMClient has the same methods for asyncio: await their results, or iterate over
     their results with `async for`. AsyncTLMClient blocks the event loop while it reads or writes files.
@@ -45,10 +45,10 @@ class TLMClient(Connection):
     ) -> wire.DatasetCreated:
         """Upload a dataset and return it with its validation report.
 
-        files: split → path, for train and optionally validation and test. A dataset of one file has the key `file`. An
-        optional file `selection`, with the columns text and rank, is for the selector `given`. options: fields of
-        DatasetOptions. in_parts_from: upload in parts if the files together have at least this number of bytes. After a
-        broken connection, the client then repeats only one part.
+        files: path of each split: `train`, optionally `validation` and `test`. For a dataset of one file, the key is
+        `file`. The optional key `selection` is for a file with the columns text and rank, which the selector `given`
+        reads. options: fields of DatasetOptions. in_parts_from: minimum size of all files together, in bytes, for an
+        upload in parts. After a broken connection, such an upload repeats only one part.
 
         Raises InvalidDataset with all data errors. Each data error states its split, row and column.
         """
@@ -75,15 +75,15 @@ class TLMClient(Connection):
         return self._get(wire.Dataset, "/v1/datasets/{}", id_or_name)
 
     def dataset_report(self, id_or_name: str) -> wire.JsonObject:
-        """Return the validation report: labels, counts, lengths, duplicates, warnings, inferred options."""
+        """Return the validation report of a dataset, such as labels, duplicates, warnings and inferred options."""
         return self._get(wire.JsonObject, "/v1/datasets/{}/report", id_or_name)
 
     def dataset_preview(self, id_or_name: str) -> list[wire.JsonObject]:
-        """Return the first train rows of a dataset, as the gateway reads them."""
+        """Return the first five train rows of a dataset, with truncated texts, as the gateway reads them."""
         return self._list(wire.Items[wire.JsonObject], "/v1/datasets/{}/preview", id_or_name)
 
     def download_dataset(self, id_or_name: str, folder: Path) -> list[Path]:
-        """Download the files of a dataset, verified by SHA-256, and return their paths. Names start with the split."""
+        """Download the files of a dataset, verified by SHA-256. Return their paths, such as FOLDER/train.csv."""
         files = self._list(wire.Items[FileEntry], "/v1/datasets/{}/files", id_or_name)
         base = http.path("/v1/datasets/{}/files", id_or_name)
         return [self._download(base, file, folder, None) for file in files]
@@ -106,7 +106,7 @@ class TLMClient(Connection):
         near_duplicates: NearDuplicatesChoice = "drop",
         in_parts_from: int = RESUMABLE_BYTES,
     ) -> wire.CorpusLoad:
-        """Upload files as the next version of a corpus. `wait_corpus` waits until jobs can use it.
+        """Upload files as the next version of a corpus. `wait_corpus` waits until jobs can use this version.
 
         near_duplicates: `drop` or `keep` passages that nearly equal an earlier passage. in_parts_from: see
         `add_dataset`.
@@ -150,7 +150,7 @@ class TLMClient(Connection):
         return self._post(wire.CorpusLoad, "/v1/corpora/{}/loads/{}/cancel", name, load_id)
 
     def corpora(self) -> Iterator[wire.Corpus]:
-        """Iterate over all corpora by name."""
+        """Iterate over all corpora, sorted by name."""
         return self._pages(wire.Page[wire.Corpus], lambda corpus: corpus.name, "/v1/corpora")
 
     def corpus(self, name: str) -> wire.Corpus:
@@ -201,7 +201,7 @@ class TLMClient(Connection):
         return self._submit("/v1/jobs/{}/retry", job_id, key=key)
 
     def clone(self, job_id: str, changes: Mapping[str, object] | None = None, *, key: str | None = None) -> wire.Job:
-        """Submit a copy of a job with `changes`. `overrides` and `options` replace only the keys that they name."""
+        """Submit a copy of a job. changes: fields of JobSpec. `overrides` and `options` need only the changed keys."""
         return self._submit("/v1/jobs/{}/clone", job_id, key=key, json=dict(changes or {}))
 
     def jobs(
@@ -268,10 +268,10 @@ class TLMClient(Connection):
         return self._get(wire.Comparison, "/v1/jobs/compare", ids=list(job_ids), points=points)
 
     def events(self, job_id: str, *, after: int = 0, patience: float = http.PATIENCE) -> Iterator[wire.JobEvent]:
-        """Yield the events of a job with a `seq` above `after`, and progress snapshots, until the job is over.
+        """Yield the events of a job until the job is over. Call `job` afterwards for the final state of the job.
 
-        Reconnects after a broken connection, and raises Unavailable after `patience` seconds without data. Call
-        `job` after the iteration for the final state of the job.
+        after: skip the events up to this `seq`. Events of type `progress` have no `seq`. Reconnects after a broken
+        connection, and raises Unavailable after `patience` seconds without data.
         """
         stream = Stream(str(after), patience, self._clock)
         for event, body in self._follow(http.path("/v1/jobs/{}/events", job_id), stream):
@@ -303,10 +303,10 @@ class TLMClient(Connection):
     def series(
         self, job_id: str, *, points: int = 300, node: str | None = None, names: Sequence[str] = ()
     ) -> list[wire.Series]:
-        """Return the metrics of a job as columns. points: maximum number of values in a column, from 4 to 5,000.
+        """Return a series for each node and metric of a job. points: maximum length of a series, from 4 to 5,000.
 
         The gateway reduces a longer series to its first value, its last value, and the minimum and maximum of equal
-        parts between them. node: return only the series of this node. names: return only these metrics.
+        parts between them. node, names: return only the series of this node and of these metrics.
         """
         path, filters = "/v1/jobs/{}/metrics/series", {"node": node, "name": list(names)}
         return self._list(wire.Items[wire.Series], path, job_id, points=points, **filters)
@@ -339,7 +339,7 @@ class TLMClient(Connection):
         return [self._download(base, file, folder, on_bytes) for file in checkpoint.files]
 
     def download_checkpoint_archive(self, job_id: str, checkpoint: wire.Checkpoint, target: Path) -> Path:
-        """Download a checkpoint as one tar file."""
+        """Download a checkpoint as one tar file, and return `target`. An interrupted download cannot resume."""
         path = http.path("/v1/jobs/{}/checkpoints/{}/{}", job_id, checkpoint.node, str(checkpoint.step))
         return self._download_archive(path, target)
 
@@ -348,7 +348,7 @@ class TLMClient(Connection):
         return self._get(wire.JsonObject, "/v1/jobs/{}/report", job_id)
 
     def model(self, job_id: str) -> wire.Model:
-        """Return the final model. Until the final model exists, return the linear model (`final` is false).
+        """Return the files of the final model, or those of the linear model until the final model exists.
 
         Raises NotReady if the job has no model yet, and NotFound if it will never have a model.
         """
@@ -366,7 +366,7 @@ class TLMClient(Connection):
         return [self._download(base, file, folder, on_bytes) for file in files]
 
     def download_archive(self, job_id: str, target: Path) -> Path:
-        """Download the model as one tar file. An interrupted download cannot resume."""
+        """Download the model as one tar file, and return `target`. An interrupted download cannot resume."""
         return self._download_archive(http.path("/v1/jobs/{}/model/archive", job_id), target)
 
     def selection(

@@ -49,7 +49,7 @@ class Session:
 
     profile: name of a profile. The URL of the profile replaces `url`. The token of the profile applies if `token` is
     not set. data_dir: data folder of the local stack. profiles: the file with all profiles. as_json: whether to print
-    JSON. transport: replaces the network.
+    JSON. transport: replaces the network in tests.
     """
 
     profile: str | None = None
@@ -86,7 +86,7 @@ _session: ContextVar[Session] = ContextVar("session")
 
 
 def begin_session(context: typer.Context) -> Session:
-    """Set and return the session of this `tlm` call, which `session` returns from then on."""
+    """Return the session of this `tlm` call. All later calls of `session` return the same object."""
     _session.set(context.ensure_object(Session))
     return session()
 
@@ -208,7 +208,7 @@ def print_items(*items: Item) -> None:
 
 
 def print_json(value: object, *, err: bool = False) -> None:
-    """Print a value as one line of JSON to stdout, or with `err` to stderr. Only a UTF-8 stream gets non-ASCII text."""
+    """Print a value as one JSON line to stdout, or with `err` to stderr. A stream without UTF-8 gets ASCII escapes."""
     # A closed stream is None and prints nothing.
     encoding = getattr(sys.stderr if err else sys.stdout, "encoding", None) or "utf-8"
     is_utf8 = codecs.lookup(encoding).name == "utf-8"

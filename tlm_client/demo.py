@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(own_task: Path | None, own_corpus: Path | None) -> None:
-    """Run all steps and print the comparison. Stop the stack, also after an error."""
+    """Run all steps of the demo and stop the stack. own_task, own_corpus: paths of the data; None: generate data."""
     start = time.monotonic()
     for path in (own_task, own_corpus):
         if path is not None and not path.exists():
@@ -229,7 +229,7 @@ def _samples(task: dict[str, Path]) -> list[Sample]:
 
 
 def _answer_early(client: TLMClient, job: Job, samples: Sequence[Sample], display: Display, start: float) -> None:
-    """Wait for the linear model of a job, and show how many samples it classifies correctly."""
+    """Wait for the linear model of a job. Print how many labels of samples are right, and the time since `start`."""
     published = (event.data.get("node") for event in client.events(job.id) if event.type == "artifact.published")
     if "baseline" not in published:
         _succeeded(client.job(job.id), "task only")
@@ -351,7 +351,7 @@ def _conclusion(report: JsonObject) -> str:
 
 
 def _cost(costs: Mapping[str, Mapping[str, float]], *stages: str) -> tuple[str, str]:
-    """Return the seconds and the FLOPs of some stages, over all seeds. Linear models count no FLOPs."""
+    """Return the total seconds and FLOPs of some stages as texts. FLOPs of 0, as of linear models, become "–"."""
     chosen = [costs[stage] for stage in stages if stage in costs]
     seconds, flops = (sum(cost[quantity] for cost in chosen) for quantity in ("seconds", "flops"))
     return f"{seconds:,.0f}", f"{flops:.1e}" if flops else "–"

@@ -88,7 +88,7 @@ def generate_demo(folder: Path, size: TaskSize) -> None:
 class Documentation:
     """The documentation of the installed packages. `read` reads each file only once.
 
-    progress: a function that receives the stage, and the numbers of done and of all files or documents.
+    progress: a function that receives the stage, the finished amount and the total amount, in bytes or documents.
     """
 
     progress: Progress

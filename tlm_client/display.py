@@ -115,7 +115,7 @@ class Display:
             self.line(sentence(event.type, event.attempt, event.data, {}) or event.type)
 
     def progress(self, progress: spec.Progress) -> None:
-        """Show the share and the time left of the whole job, and the step, rate, number and loss curve of its stage."""
+        """Show the share and the time left of the whole job. Of its stage, show number, step, rate and loss curve."""
         if progress.eta_seconds is not None:
             progress = progress.model_copy(update={"eta_seconds": progress.eta_seconds + self._later})
         facts = "  ".join(filter(None, (progress_facts(progress), self._curve)))
@@ -193,7 +193,7 @@ def duration(seconds: float) -> str:
 
 
 def progress_facts(progress: spec.Progress) -> str:
-    """Return step, rate, time left and stage number of a job."""
+    """Return step, rate, time left and stage number, such as `120/400  9,800 tokens/s  2:05 left  stage 3 of 7`."""
     parts = (
         f"{progress.step:,}/{progress.total:,}" if progress.total else "",
         f"{progress.rate:,.{0 if progress.rate >= 100 else 1}f} {progress.unit}/s" if progress.rate is not None else "",

@@ -33,8 +33,8 @@ Outputs = Callable[[Sequence[str], Sequence[str] | None], NDArray[np.float32]]
 def load_stock(source: str) -> tuple[list[str], Outputs]:
     """Return the labels of a stock classifier, and the function that computes its outputs.
 
-    source: a folder, or `hub:ID`. The function never runs code from the hub. It first converts a model of the original
-    TLM release. Raises NotFound, InvalidRequest, and Unavailable if the hub does not answer.
+    source: a folder, or `hub:ID`. No code from the hub runs. A model of the original TLM release is converted first.
+    Raises NotFound, InvalidRequest, and Unavailable if the hub does not answer.
     """
     disable_progress_bar()  # tlm has its own progress display
     try:
@@ -113,9 +113,8 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Return the scores of a stock model or a returned model on one split, as `tlm_core.tasks.metrics.score` does.
 
-    The function matches the labels of model and task by name. on_progress: receives the numbers of finished rows and of
-    all rows. Raises InvalidRequest for an unknown split, if the labels differ, or if only the model or only the task
-    is for regression or for text pairs.
+    Labels of model and task match by name. on_progress: receives the numbers of finished rows and of all rows. Raises
+    InvalidRequest for an unknown split, or if model and task differ in labels, task type or use of text pairs.
     """
     if split not in SPLITS:
         raise InvalidRequest(f"Unknown split '{split}'. Valid splits: {', '.join(SPLITS)}.")

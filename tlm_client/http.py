@@ -118,7 +118,7 @@ def path(template: str, *parts: str) -> str:
 
 @contextmanager
 def request_errors() -> Iterator[None]:
-    """Raise InvalidRequest for a request with invalid Unicode, or with a number that JSON does not have."""
+    """Raise InvalidRequest for a request that contains invalid Unicode, or a number such as NaN that JSON lacks."""
     try:
         yield
     except ValueError as error:
@@ -170,9 +170,9 @@ def only_id(ids: Sequence[str], reference: str, names: Iterable[str] = ()) -> st
 def batches(
     texts: Iterable[str], pairs: Iterable[str] | None, most: int, most_bytes: int
 ) -> Iterator[list[tuple[str, ...]]]:
-    """Yield batches of at most `most` rows that fit a body of `most_bytes`. A row is (text, pair), or (text,).
+    """Yield batches of at most `most` rows that fit a body of `most_bytes`. A longer row has its own batch.
 
-    pairs: the second text of each row, or None. Raises InvalidRequest if the numbers of texts and pairs differ.
+    A row is (text, pair), or (text,) if `pairs` is None. Raises InvalidRequest if there are not as many pairs as texts.
     """
     batch: list[tuple[str, ...]] = []
     size = 0

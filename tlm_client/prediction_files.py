@@ -108,7 +108,7 @@ def _default_text(known: str | None, columns: Sequence[str]) -> str:
     """Return the column with the texts: `known` if the file has this column, else the only column, else `text`.
 
     known: text column of the model's dataset, or None. columns: columns of the file. If the file has none of these
-    columns, return `known` or `text`, for the error of `_check_columns`.
+    columns, return `known` or `text`. `_check_columns` then reports this column as missing.
     """
     if known in columns:
         return str(known)
@@ -133,7 +133,7 @@ def _check_columns(
 def _rows(table: TableFile, records: Iterator[Record], needed: Sequence[str]) -> Iterator[Row]:
     """Yield the rows. Raises InvalidRequest for text that cannot be decoded, or a needed value that is not text.
 
-    needed: columns that each yielded row has.
+    needed: columns that each yielded row has, with None for a missing value.
     """
     for number, record in records:
         for name, value in record.items():

@@ -75,7 +75,7 @@ def log_to_mlflow(client: TLMClient, job_id: str, *, experiment: str, model: boo
 
 
 def _scores(report: JsonObject) -> Iterator[Point]:
-    """Yield the mean scores and the total costs."""
+    """Yield the mean scores as `SPLIT.SCORE`, and the total costs as `cost.QUANTITY`."""
     for split, scores in report.get("mean", {}).items():
         yield from ((f"{split}.{name}", value, 0) for name, value in scores.items() if value is not None)
     yield from ((f"cost.{name}", value, 0) for name, value in report.get("cost", {}).get("total", {}).items())

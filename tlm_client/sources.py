@@ -20,7 +20,7 @@ _PASSAGES_PER_UPDATE = 2_000
 
 
 def dataset_files(path: Path, *, notify: Callable[[str], None]) -> dict[str, Path]:
-    """Return the files of a dataset by split, inferred from the names in a folder. A single file has the key `file`.
+    """Return a mapping from split to file, inferred from the names in a folder. A single file has the key `file`.
 
     A file named `selection`, `external` or `SCALE_external` has the key `selection`. notify: receives inferred settings
     and skipped files, because the gateway's report cannot contain them. Raises InvalidRequest if `path` does not exist
@@ -50,8 +50,8 @@ def corpus_files(
 ) -> Iterator[list[Path]]:
     """Yield corpus files with the passages of `sources`, without exact duplicates. The service drops near duplicates.
 
-    sources: by default, the documentation of the installed packages. limit: maximum number of passages. If `sources` is
-    one folder of corpus files and `limit` is None, yield these files.
+    sources: see `read_sources`; if empty, the documentation of the installed packages. limit: maximum number of
+    passages. If `sources` is one folder of corpus files and `limit` is None, yield these files.
 
     Raises StorageFull, and what `read_sources` raises.
     """

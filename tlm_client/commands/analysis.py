@@ -126,7 +126,7 @@ def _model_rows(comparison: Comparison) -> list[tuple[str, ...]]:
 
 
 def _format_model(outcome: Outcome, name: str) -> str:
-    """Return the score of a model and the files that contain it, or an empty text if the job lacks the model."""
+    """Return the score and the file of a model, such as `0.612 (model.onnx)`, or "" if the job lacks the model."""
     model = next((model for model in outcome.models if model.name == name), None)
     if model is None or outcome.metric is None:
         return ""

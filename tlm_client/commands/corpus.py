@@ -195,7 +195,7 @@ def search_corpus(
 
 
 def _split_version(name: str) -> tuple[str, str | None]:
-    """Split NAME[@VERSION]. Raises InvalidRequest for an empty version."""
+    """Split NAME[@VERSION] into name and version (None without `@`). Raises InvalidRequest for an empty version."""
     corpus, at, version = name.partition("@")
     if at and not version:
         raise InvalidRequest(f"'{name}' has no version after '@'. Add a version, or remove '@' for the whole corpus.")

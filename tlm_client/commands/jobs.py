@@ -67,7 +67,7 @@ def jobs(
 
 
 def _row(job: JobSummary) -> tuple[object, ...]:
-    """Return the cells of a job in the list."""
+    """Return the cells of a job in the order of the columns of `tlm jobs`."""
     live = None if job.is_over else job.progress
     left = time_left(live) if live and job.silent_seconds is None else ""
     return (
@@ -85,7 +85,7 @@ def _row(job: JobSummary) -> tuple[object, ...]:
 
 
 def _notes(job: JobSummary) -> list[str]:
-    """Return the notes about a job in the list. A running job has no note about the error of its last attempt."""
+    """Return the lines about a job below the table of `tlm jobs`. A running job has no line about its last error."""
     error = None if job.state is State.RUNNING else _error(job)
     return [*_standing(job), *([str(error["message"])] if error else [])]
 
@@ -276,7 +276,7 @@ def _standing_shown(job_id: str, display: Display) -> Iterator[None]:
 
 
 def _loss_curve(client: TLMClient, job_id: str, node: str) -> Series | None:
-    """Return the loss of a node. Return None after an error, because the curve is optional."""
+    """Return the loss of a node in at most 24 points. Return None without a loss or after an error of the request."""
     try:
         return next(iter(client.series(job_id, points=24, node=node, names=("mlm", "loss", "task"))), None)
     except TLMError:
@@ -293,7 +293,7 @@ def parse_labels(texts: list[str] | None) -> dict[str, str]:
 
 
 def split_pair(text: str, option: str) -> tuple[str, str]:
-    """Split KEY=VALUE. option: the command's option that has this text. Raises InvalidRequest for another form."""
+    """Split KEY=VALUE into key and value. option: the option with this text. Raises InvalidRequest for other texts."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise InvalidRequest(f"Invalid {option} '{text}'. Expected KEY=VALUE.")

@@ -162,9 +162,9 @@ def _report_new_job(client: TLMClient, job: Job, origin: str, *, watch: bool) ->
 
 
 def _build_spec(**fields: object) -> JobSpec:
-    """Build a spec without the fields that are None or empty. The gateway or a source job sets these fields.
+    """Return a JobSpec of the fields that are neither None nor {}. The gateway or a source job sets the other fields.
 
-    Raises InvalidRequest.
+    Raises InvalidRequest for an invalid field.
     """
     try:
         return JobSpec.model_validate({name: value for name, value in fields.items() if value not in (None, {})})
@@ -176,7 +176,7 @@ def _build_spec(**fields: object) -> JobSpec:
 
 
 def _kind_options(kind: str, text: str | None, dataset: str | None) -> dict[str, object]:
-    """Return the options of a job kind. text: --options. Raises BadParameter without a dataset and a source job."""
+    """Return the options of a job. text: --options. Raises BadParameter if neither dataset nor source job is given."""
     options = {} if text is None else _parse_options(text, kind)
     if isinstance(source := options.get("job"), str):
         options["job"] = resolve_job(source)
@@ -188,9 +188,9 @@ def _kind_options(kind: str, text: str | None, dataset: str | None) -> dict[str,
 
 
 def _parse_options(text: str, kind: str) -> dict[str, object]:
-    """Return the options of a job kind. The content of a file replaces an option that is the path of the file.
+    """Return the options of a job. text: a JSON object, or the path of a file that contains a JSON object.
 
-    text: a JSON object, or the path of a file that contains one. Raises InvalidRequest.
+    For the kind `share_tickets`, the content of a mask file replaces the path of the file. Raises InvalidRequest.
     """
     try:
         content = text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8")

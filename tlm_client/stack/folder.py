@@ -95,7 +95,7 @@ class StackFolder:
                 path.replace(f"{path}.1")
 
     def secrets(self) -> dict[str, str]:
-        """Return the secrets that the parts share. The first call creates them as files of mode 0600."""
+        """Return the secrets that the parts share, by name. The first call creates them as files of mode 0600."""
         with storage_errors(f"writing the secrets of {self.root}"):
             return {name: self._secret(name) for name in _SECRETS}
 

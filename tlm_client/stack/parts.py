@@ -73,7 +73,7 @@ class StackOptions:
 
     @property
     def metrics_ports(self) -> Mapping[str, int]:
-        """The fixed ports of metrics by process; empty without `metrics`."""
+        """Mapping from each process to the port of its metrics; empty if `metrics` is false."""
         return _METRICS_PORTS if self.metrics else {}
 
 
@@ -250,7 +250,7 @@ def _redis(folder: StackFolder, server: str, port: int, base: Environment, passw
 def _ray(
     folder: StackFolder, ray: str, environment: Environment, *, port: int, client_port: int, cpus: int, gpus: int
 ) -> Part:
-    """Define Ray's head. ray: path of the command. environment: the trainer's. port: port of the Jobs API."""
+    """Return the part of Ray's head. ray: path of the command. environment: the trainer's. port: of the Jobs API."""
     command = (
         ray, "start", "--head", "--block", "--disable-usage-stats", "--no-monitor", "--log-color", "false",
         "--node-ip-address", HOST, "--port", "0", "--min-worker-port", "0", "--max-worker-port", "0",

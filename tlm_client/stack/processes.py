@@ -102,7 +102,7 @@ def kill_processes(marks: Marks, *, grace_seconds: float = 0.0) -> list[int]:
 
 @contextmanager
 def cleaner(run: str, *, grace_seconds: float = 5.0) -> Iterator[None]:
-    """Run a helper process that kills all processes of this run when this process ends, even by SIGKILL.
+    """Run a helper. When this process ends, even by SIGKILL, the helper kills all processes whose RUN_MARK is `run`.
 
     The death signal reaches only the parts. Children of the parts, such as Ray's workers, could continue to run.
     """
