@@ -69,7 +69,7 @@ class Row:
         return self.paper_hours if recipe == "paper" else self.fast_hours
 
     def dataset(self, corpus: str | None) -> str:
-        """Return the name of the row's dataset. If corpus is None, its passages are those of the paper's authors."""
+        """Return the name of the row's dataset. If `corpus` is None, the dataset includes the authors' passages."""
         part = "own" if corpus else str(self.external).partition("_")[0]
         return f"paper-{self.task}-{part}"
 
@@ -200,7 +200,11 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs rows on a service. corpus: instead of the authors' selection. folder: has TASK/FILE, instead of the hub."""
+    """Runs rows on a service.
+
+    corpus: corpus to select from; None: use the selection of the paper's authors. folder: folder with the datasets as
+    TASK/train.csv, dev.csv and test.csv; None: the Hugging Face hub.
+    """
 
     client: TLMClient
     recipe: RecipeName
@@ -225,7 +229,7 @@ class Runner:
             )
 
     def refused(self, rows: Sequence[Row]) -> list[Row]:
-        """Let the service validate the jobs of the rows. Return the rows whose job it refuses. Submit no job."""
+        """Let the service validate the jobs of the rows, without submitting them. Return the rows with refused jobs."""
         refused = []
         for row in rows:
             try:

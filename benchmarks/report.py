@@ -53,7 +53,7 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
 
 
 def alternate(rivals: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Run the rivals in `repeats` turns, after a warm-up turn. Return the results of each rival."""
+    """Run each rival once in a warm-up turn and in each of `repeats` turns. Return name → results after the warm-up."""
     for run in rivals.values():
         run()
     results: dict[str, list[float]] = {name: [] for name in rivals}

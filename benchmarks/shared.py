@@ -43,7 +43,7 @@ def program(module: str, *arguments: object) -> list[str]:
 
 
 def result_of(command: Sequence[str], **options: Any) -> Any:
-    """Run a process and return the value in its last line of output, which is JSON. options: of `subprocess.run`."""
+    """Run a process and return the value in its last line of output, which is JSON. options: see `subprocess.run`."""
     process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, **options)
     return json.loads(process.stdout.splitlines()[-1])
 

@@ -23,7 +23,7 @@ from tlm_core.wire import Job
 
 @contextmanager
 def running_stack(options: StackOptions, notify: Callable[[str], object] = remark) -> Iterator[TLMClient]:
-    """Start a stack, yield a client, and stop the stack. Its folder remains."""
+    """Start a stack, yield a client, and stop the stack. The data folder remains."""
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         del os.environ[name]
     stack = launch_stack(options, tied=True)
@@ -70,5 +70,5 @@ def finish(client: TLMClient, job_id: str, label: str, display: Display) -> Job:
     display.begin(f"{label}:")
     job = client.wait(job_id, display.job_event)
     if job.state is not State.SUCCEEDED:
-        raise error_from_dict(job.error) if job.error else TLMError(f"Job '{label}' is {job.state}.")
+        raise error_from_dict(job.error) if job.error else TLMError(f"Job '{label}' is {job.state}. Start again.")
     return job

@@ -23,7 +23,7 @@ from benchmarks.report import figure, remark
 
 
 def _measure_commands(gateway: Gateway) -> None:
-    """Measure ten runs of each `tlm` command, after a run that may compile modules."""
+    """Measure `tlm --version`, `tlm --help` and `tlm jobs`, each in ten runs after a run that may compile modules."""
     address = ("--url", f"http://127.0.0.1:{gateway.port}", "--token", gateway.token)
     for name, arguments, goal in (("version", ["--version"], 300), ("help", ["--help"], 300), ("jobs", ["jobs"], 600)):
         seconds = []

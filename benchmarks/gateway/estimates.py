@@ -1,4 +1,4 @@
-"""Compare the estimate of each job with its run. An estimate uses the rates of the jobs that ran before."""
+"""Compare the estimated seconds and FLOPs of jobs with the real ones. Estimates use the rates of earlier jobs."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ print(json.dumps([time.perf_counter() - start, peak_bytes() / 1e6, sum(report["c
 
 
 def measure_downloads(gateway: Gateway) -> None:
-    """Download a large file in turns from the gateway and from a bare server of its framework. Compare the rates."""
+    """Download a large file in turns from the gateway and from a bare Starlette server. Compare the rates."""
     raw = gateway.root / "raw"
     raw.mkdir()
     with open(raw / "train.bin", "wb") as handle:
@@ -100,5 +100,5 @@ def _download_rate(port: int, path: str, token: str) -> float:
         while count := connection.recv_into(block):
             received += count
     if received < _BYTES:
-        raise RuntimeError(f"The download of {path} ended after {received} of {_BYTES} bytes.")
+        raise RuntimeError(f"The download of {path} ended after {received} of {_BYTES} bytes. See the output above.")
     return received / (time.perf_counter() - start)

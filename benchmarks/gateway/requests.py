@@ -18,7 +18,7 @@ Run = Callable[[float, float], Load]
 
 
 def measure_submissions(gateway: Gateway) -> None:
-    """Submit 50 durable jobs per second from 100 clients. Then measure the highest rate without failures."""
+    """Submit 50 jobs per second from 100 clients. Then measure the highest rate without failures."""
     keys = itertools.count()
 
     async def submit(connection: Connection, number: int) -> int:
@@ -36,7 +36,7 @@ def measure_submissions(gateway: Gateway) -> None:
 
 
 def measure_status(gateway: Gateway) -> None:
-    """Store STORED jobs. Measure 200 clients that poll a status every 2 s, list pages, and the top status rate."""
+    """Measure with STORED jobs: a status for 200 clients every 2 s, pages of the list, and the highest status rate."""
     ids = _store_jobs(gateway, STORED)
 
     def run(clients: int, rate: float, duration: float, path: Callable[[int], str]) -> Load:
@@ -68,8 +68,8 @@ def _print_quantile(name: str, loads: list[Load], share: float, *, goal: float) 
 def _highest_rate(run: Run, *, limit: float) -> float:
     """Return the highest rate (1/s) at which no request fails and 99 % have an answer within `limit` seconds.
 
-    The rate grows by a quarter until two runs at the same rate do not reach this goal. If only one run does not reach
-    it, the reason may be a delay of the machine.
+    The rate grows by a quarter until two runs at the same rate do not reach this goal. If only one of the two runs
+    misses the goal, the reason may be a delay of the machine.
     """
     highest, rate = 0.0, 50.0
     while rate < 5_000:

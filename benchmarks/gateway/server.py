@@ -103,7 +103,7 @@ def run_gateway() -> Iterator[Gateway]:
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait until the process listens on the port. Raises RuntimeError if it ends, or needs more than START_SECONDS."""
+    """Wait until the process listens on the port. Raises RuntimeError if it ends or START_SECONDS pass."""
     deadline = time.monotonic() + START_SECONDS
     while True:
         with socket.socket() as probe:
@@ -111,7 +111,7 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
                 return
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(
-                f"The server on port {port} ended, or needs more than {START_SECONDS} s. See its output."
+                f"The server on port {port} ended, or did not listen within {START_SECONDS} s. See its output."
             )
         time.sleep(0.1)
 

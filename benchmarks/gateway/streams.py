@@ -15,7 +15,7 @@ EVENTS = 15
 
 
 def measure_streams(gateway: Gateway) -> None:
-    """Print the delays. Each stream follows one of 20 jobs; each job has one event per second."""
+    """Print the delays of events. Each stream follows one of JOBS jobs, and each job has one event per second."""
     resolved = gateway.resolved()
     specs = [JobSpec(dataset="toy", corpus="docs", priority=10, seeds=(number,)) for number in range(JOBS)]
     jobs = [gateway.jobs.submit(TENANT, spec, resolved)[0].id for spec in specs]

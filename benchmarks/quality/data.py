@@ -50,7 +50,7 @@ def text_folder(name: str) -> Path:
 
 
 def few_labels(task: str, rows: int) -> str:
-    """Return the name of a generated task with `rows` train rows of `task`. Its corpus is the other train texts."""
+    """Return the name of a generated task with `rows` train rows of `task`. The other train texts are its corpus."""
     return f"{_FEW}{task}-{rows}"
 
 

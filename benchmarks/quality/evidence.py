@@ -92,10 +92,7 @@ _linear = cache(linear.evaluate)  # for the two rows of the linear model in the 
 
 @dataclass(frozen=True)
 class Record:
-    """Macro-F1 of one run on validation and test.
-
-    No table shows `seconds`, because the load of the machines differed.
-    """
+    """Macro-F1 of one run on validation and test. Machines had different loads, so no table shows `seconds`."""
 
     task: str
     arm: str  # the compared model
@@ -154,7 +151,7 @@ def _fixed(task: str, arm: str) -> Record:
 
 
 def _trained(task: str, arm: str, seed: int | None, members: Sequence[int]) -> Record:
-    """Train with the seeds `members`. Return the record of the returned model, or of the encoder if it has one seed.
+    """Train with the seeds `members`. Return the record of the encoder, or of the returned model for INSTANT and JOBS.
 
     Nodes that another arm has already run do not run again.
     """
@@ -206,9 +203,10 @@ def table(records: Sequence[Record]) -> str:
 
 
 def _split_rows(records: Sequence[Record]) -> list[list[str]]:
-    """Return a row for each task that has random splits with records of all arms.
+    """Return a row for each task that has splits with records of all arms: task, number of splits, mean of each arm.
 
-    The last cell counts for each other arm the splits in which this arm beats `RETURNED` by more than `MARGIN`.
+    The last cell, such as `1, 0, 2`, has for each other arm the number of splits in which this arm beats `RETURNED` by
+    more than `MARGIN`.
     """
     rows = []
     for task, name in NAMES.items():
@@ -256,7 +254,7 @@ def _cell(records: Sequence[Record]) -> str:
 
 
 def _cost(records: Sequence[Record], arm: str) -> str:
-    """Return the mean FLOPs of a run, over tasks and seeds. For models of libraries, return a dash."""
+    """Return the mean FLOPs of a run, over tasks and seeds. Return a dash if no run has FLOPs, as for libraries."""
     flops = [r.flops for task in NAMES for r in _of(records, task, arm) if r.flops]  # without other splits
     return f"{fmean(flops):.1e}" if flops else "–"
 
@@ -266,10 +264,10 @@ def _interval(records: Sequence[Record]) -> str:
 
 
 def _claim(records: Sequence[Record], task: str, first: str, second: str) -> str:
-    """Return the mean difference over the seeds that both arms have, and the verdict of a t-test of the differences.
+    """Return the mean difference over the seeds of both arms with a verdict: `+0.021, confirmed (p < 0.01, 5 seeds)`.
 
-    If `second` has one score for all seeds, the function compares this score with each seed of `first`. Then it returns
-    no verdict: a test over seeds would treat the score as exact, but the score depends on the test rows.
+    If `second` has one score for all seeds, compare this score with each seed of `first`, without a verdict. A t-test
+    over seeds would treat the score as exact, but the score depends on the test rows.
     """
     scores, rivals = ({r.seed: r.test for r in _of(records, task, arm)} for arm in (first, second))
     if second in FIXED and rivals:

@@ -3,9 +3,9 @@
 `python -m benchmarks.quality.linear sciie acl_arc sci_cite csabstruct` prints one JSON line per task. Features are word
 1-2-grams, in which entity marks such as `[[` are tokens, and character n-grams of 2 to 5 (`char_wb`). Both have
 sublinear term frequency. Stratified folds of train choose the feature family, the class weights and C of a linear SVM.
-Then they choose among logistic regressions on that family. The script compares all candidates on as many of the five
-folds as hold out 1,000 rows together. Then it compares the best candidates on all five folds. It fits the best model on
-train, and again on train and validation.
+Then they choose among logistic regressions on that family. To save time, the script compares all candidates only on
+the first folds that together hold out 1,000 rows. Then it compares the best candidates on all five folds. It fits the
+best model on train, and again on train and validation.
 """
 
 from __future__ import annotations

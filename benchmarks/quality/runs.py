@@ -50,7 +50,7 @@ class Score:
 
 
 def argument_parser(description: str | None, studies: Collection[str] = ()) -> argparse.ArgumentParser:
-    """Return a parser for tasks, seeds and changes of the recipe. studies: if any, the first argument names one."""
+    """Return a parser for tasks, seeds and changes of the recipe. studies: choices of a first argument."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if studies:
         parser.add_argument("study", choices=studies)

@@ -102,14 +102,14 @@ def share(tasks: list[str], options: argparse.Namespace) -> None:
 
 
 def _encoder(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    """Return the recipe changes of the encoder, and its name in figures."""
+    """Return the name of the encoder in figures, and the recipe changes that select the encoder."""
     return ("minilm", minilm_overrides(2e-4, 10)) if options.minilm else ("ours", {})
 
 
 def _run(
     kind: str, tasks: list[str], study: KindOptions, overrides: dict[str, Any], options: argparse.Namespace, label: str
 ) -> dict[str, Any]:
-    """Run the study, copy its plot, and return its report."""
+    """Run the study, copy its plot to docs/plots, and return its report."""
     spec = JobSpec(kind=kind, dataset=tasks[0], seeds=range(options.seeds), options=study)
     recipe = resolve("fast", "tiny", overrides | dict(options.overrides))
     folder = report_folder(spec, recipe, [task_folder(task) for task in tasks], label)

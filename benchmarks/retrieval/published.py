@@ -1,7 +1,7 @@
 """The published selection, rebuilt as a rival: the release's script with a client for OpenSearch.
 
-It sends one `multi_match` request with `cross_fields` on `text` per query, and reads the full `_source` of each hit.
-It creates a new pool of four processes for every four queries.
+The script sends one `multi_match` request with `cross_fields` on `text` per query, and reads the full `_source` of each
+hit. It creates a new pool of four processes for every four queries.
 
     python -m benchmarks.retrieval.published URL INDEX K [--lean] < queries.json
 

@@ -64,7 +64,7 @@ def recombined(real: Sequence[Passage], count: int, seed: int = 0) -> Iterator[P
 
 
 def build_index(indexes: CorpusIndexes, key: CorpusKey, corpus: Iterable[Passage]) -> PassageIndex:
-    """Index a corpus and return its index."""
+    """Replace the index of `key` by an index of the passages in `corpus`, and return it."""
     indexes.drop(key)
     index, remaining, count = indexes.begin(key, "en"), iter(corpus), 0
     while batch := list(islice(remaining, _BATCH)):
@@ -92,7 +92,7 @@ def opensearch_url(folder: Path, **options: Any) -> Iterator[str]:
 
 @contextmanager
 def opensearch(heap: str = "2g") -> Iterator[tuple[str, Cluster, OpenSearchIndexes]]:
-    """Start OpenSearch, or use OPENSEARCH_URL, and yield its address, a client and our indexes."""
+    """Start OpenSearch, or use OPENSEARCH_URL, and yield the server's address, a client of it and our indexes."""
     with (
         tempfile.TemporaryDirectory(prefix="bench-opensearch-") as folder,
         opensearch_url(Path(folder), heap=heap, options=FOR_SPEED) as url,

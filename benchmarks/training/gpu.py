@@ -58,7 +58,7 @@ def recipe(model: str, length: int, tokens: int) -> Recipe:
 
 
 class Passages:
-    """Returns the batch of a step: masked passages of random tokens. rate: the mask rate."""
+    """A function from a step to its batch: masked passages of random tokens. rate: the mask rate."""
 
     def __init__(self, folder: Path, recipe: Recipe, length: int, rate: float) -> None:
         random = np.random.default_rng(0)
@@ -148,7 +148,7 @@ def utilization(trainer: Trainer, steps: int, state: TrainState) -> dict[str, fl
 
 
 def lines() -> Iterator[dict[str, object]]:
-    """Yield a line for each model, length, and form."""
+    """Yield the JSON line for each model, row length, and form (eager or compiled)."""
     reason = "no GPU on this machine" if not torch.cuda.is_available() else None
     if reason is None and not native_bf16(torch.device("cuda")):
         reason = f"{torch.cuda.get_device_name()} does not compute bf16 natively"

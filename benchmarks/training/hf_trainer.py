@@ -51,7 +51,10 @@ class Grouped(Dataset[dict[str, Any]]):
 
 
 class Turns(TrainerCallback):
-    """After every `steps` steps of `tokens` tokens, run `others` for as many steps. The first turn is a warm-up."""
+    """After every `steps` steps of the Trainer, run each of `others` for `steps` steps. The first turn is a warm-up.
+
+    rates: name → tokens per second of each turn, without the warm-up. tokens: number of tokens in a step.
+    """
 
     def __init__(self, others: Mapping[str, Callable[[int], float]], steps: int, tokens: int) -> None:
         self._others, self._steps, self._tokens = others, steps, tokens

@@ -21,7 +21,7 @@ from tlm_core.training.stage import StageContext
 
 
 class Ours:
-    """The joint stage of a recipe, which runs some steps at a time.
+    """The joint stage of a recipe. Each call of `run` trains for the next steps.
 
     seconds: time of all calls of `run` so far. wait_seconds: time in which the loop waited for its batches.
     """

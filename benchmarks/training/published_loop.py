@@ -32,7 +32,7 @@ RHO1, RHO2, MASKED, IGNORED = 999, 20.0, 0.15, -100
 
 
 class Texts(Dataset[dict[str, Any]]):
-    """Texts as token ids, cut and padded to LENGTH. The label is -1 where there is none."""
+    """Texts as token ids, cut and padded to LENGTH. If `labels` is None, each label is -1."""
 
     def __init__(self, store: TokenStore, labels: np.ndarray | None, pad: int) -> None:
         self._store, self._labels, self._pad = store, labels, pad
@@ -111,7 +111,7 @@ def bert_config(shape: tuple[int, int, int, int], data: Prepared) -> BertConfig:
 
 
 class PublishedLoop:
-    """The loop as a rival. shape: layers, hidden, heads, intermediate."""
+    """The published training loop. shape: layers, hidden, heads, intermediate."""
 
     def __init__(
         self,

@@ -14,11 +14,11 @@ from benchmarks.training.training_data import threads
 
 
 class RivalFailed(RuntimeError):
-    """The rival's process ended without an answer. Its standard error has the reason."""
+    """The rival's process ended without an answer. The reason is on standard error."""
 
 
 class RivalProcess:
-    """A process of a module that calls `serve`. The process ends with its `with` block. folder: its checkout."""
+    """A process of a module that calls `serve`. It ends with the `with` block. folder: the checkout of the module."""
 
     def __init__(self, module: str, *arguments: object, env: Mapping[str, str], folder: Path = ROOT) -> None:
         command = program(f"training.{module}", *arguments)
@@ -39,14 +39,14 @@ class RivalProcess:
             self._process.stdin.write(f"{steps}\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise RivalFailed(f"{self._name} ended early. Its error is on standard error.") from None
+            raise RivalFailed(f"{self._name} ended early. See its error on standard error.") from None
 
     def rate(self) -> float:
         """Return the real tokens per second of the steps that `start` started. Raises RivalFailed."""
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
-            raise RivalFailed(f"{self._name} ended early. Its error is on standard error.")
+            raise RivalFailed(f"{self._name} ended early. See its error on standard error.")
         return float(line)
 
     def __enter__(self) -> RivalProcess:
@@ -58,7 +58,7 @@ class RivalProcess:
 
 
 def serve(create: Callable[[], Callable[[int], float]]) -> None:
-    """Create a rival, then read numbers of steps from standard input and print the rate of each run."""
+    """Create a rival. Run each number of steps that standard input names, and print the real tokens per second."""
     torch.set_num_threads(threads())
     run = create()
     for line in sys.stdin:

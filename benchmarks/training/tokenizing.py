@@ -38,7 +38,7 @@ BLOCK, REPEATS = 2_000, 3
 
 
 def passages(count: int) -> pa.Table:
-    """Return the first `count` passages of the shared corpus with our ids."""
+    """Return the first `count` passages of the shared corpus: id, text and source."""
     remaining = count
 
     def select_first(table: pa.Table) -> pa.Table:
@@ -65,7 +65,7 @@ def stage(count: int, recipe: Recipe, folder: str) -> Path:
 
 
 def stage_and_rows(count: int, recipe: Recipe) -> tuple[float, int]:
-    """Return the seconds and tokens of the prepare stage and of packing one epoch."""
+    """Run the prepare stage and pack one epoch. Return the total seconds and the number of prepared tokens."""
     from tlm_core.training.packing import PassageStream
     from tlm_core.training.prepared import Prepared
     from tlm_core.training.randomness import Stream, permutation

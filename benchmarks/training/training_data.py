@@ -83,7 +83,7 @@ def fast_recipe(**overrides: object) -> Recipe:
 
 
 def corpus_passages(keep: Callable[[pa.Table], pa.Table]) -> pa.Table:
-    """Return the rows that `keep` selects in each file of the corpus: id (computed by us), text and source."""
+    """Return the rows that `keep` selects in each file of the corpus: id (computed from the text), text and source."""
     paths = sorted((shared_data() / "corpus").glob("*.parquet"))
     passages = pa.concat_tables([keep(pq.read_table(path, columns=["id", "text", "source"])) for path in paths])
     return passages.set_column(0, "id", pa.array([passage_id(text) for text in passages["text"].to_pylist()]))

@@ -25,7 +25,7 @@ PAIRS = {
 
 
 def serve_worker(core: int, rank: int, size: int, port: int, rows: int) -> None:
-    """Run the joint stage on one core, in a process group if `size` is above 1."""
+    """Run the joint stage on one core, in a group of `size` processes if `size` is above 1. rows: rows in a step."""
     os.sched_setaffinity(0, {core})
 
     def create() -> Callable[[int], float]:

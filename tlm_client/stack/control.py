@@ -126,10 +126,7 @@ def _created_folder(options: StackOptions) -> StackFolder:
 
 
 def stop_stack(data_dir: Path) -> bool:
-    """Stop the stack of `data_dir` and wait for its end. Return whether a stack was running.
-
-    Raises Unavailable if the stack does not end in time.
-    """
+    """Stop the stack of `data_dir` and wait for its end. Return whether a stack ran. Raises Unavailable after 90 s."""
     folder = StackFolder(data_dir)
     deadline = time.monotonic() + _SHUTDOWN_SECONDS
     signaled = False

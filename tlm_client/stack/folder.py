@@ -24,10 +24,7 @@ _SECRETS = ("internal_token", "redis_password", "ray_token")
 
 
 class PartState(BaseModel):
-    """The state of one process.
-
-    `waiting`: other parts must be up first. `down`: the process has ended, and restarts after a delay.
-    """
+    """The state of one process. `waiting`: other parts must be up first. `down`: it ended, and restarts later."""
 
     model_config = ConfigDict(frozen=True)
 
