@@ -29,7 +29,7 @@ def cut(lock: str, packages: set[str]) -> str:
         (match[1], entry.strip() + "\n") for entry in re.split(r"\n(?=[a-z0-9])", lock) if (match := _PIN.match(entry))
     ]
     if missing := packages - {name for name, _ in entries}:
-        raise KeyError(f"Not in the lock: {', '.join(sorted(missing))}.")
+        raise KeyError(f"Not in the lock: {', '.join(sorted(missing))}. Correct the list, or run make lock.")
     selected: set[str] = set()
     complete = set(packages)
     while complete != selected:

@@ -22,7 +22,7 @@ _USES_ANY = re.compile(r"^(?!from typing import).*\bAny\b")
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured figure. `make check` enforces the limit. When the figure falls, lower the limit to the new value."""
+    """A measured figure. `make check` enforces `limit`. When the figure falls, lower `limit`. goal: desired value."""
 
     name: str
     value: float
@@ -62,7 +62,7 @@ def imported_modules(path: Path, modules: Collection[str]) -> Iterator[str]:
 
 
 def longest_import_chain(files: list[Path]) -> list[str]:
-    """Return the names of the longest chain of modules in which each imports the next. Raises CycleError."""
+    """Return the longest list of modules in which each module imports the next. Raises CycleError for a cycle."""
     modules = {module_name(path): path for path in files}
     imports = {name: sorted(set(imported_modules(path, modules))) for name, path in modules.items()}
     chains: dict[str, list[str]] = {}  # module → the longest chain that starts at this module
