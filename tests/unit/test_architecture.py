@@ -68,8 +68,10 @@ def loaded_by(module: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["services.api.app", "services.api.__main__", "services.retriever.app"])
-def test_gateway_and_retriever_start_without_the_heavy_libraries(module: str) -> None:
+@pytest.mark.parametrize(
+    "module", ["services.api.app", "services.api.__main__", "services.retriever.app", "services.loader.__main__"]
+)
+def test_services_without_training_start_without_heavy_libraries(module: str) -> None:
     assert not loaded_by(module) & {"torch", "transformers", "datasets", "ray", "sklearn", "pandas"}
 
 
@@ -81,7 +83,7 @@ def test_the_coordinator_and_a_worker_that_prepares_text_need_neither_torch_nor_
 
 
 def test_the_program_that_starts_workers_imports_nothing_that_only_they_need() -> None:
-    """They begin the sooner."""
+    """So the workers start sooner."""
     only_theirs = {"torch", "transformers", "ray", "pandas", "redis", "pydantic", "structlog", "numpy", "httpx"}
     assert not loaded_by("services.trainer.program") & only_theirs
 

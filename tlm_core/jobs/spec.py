@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MAX_PRIORITY = 10
 MAX_SEEDS = 20
 LOSSES_PER_FAULT = 3
-HUB_LOSSES_PER_FAULT = 30  # last about 4 hours, because the delays between the attempts grow to 10 minutes
+HUB_LOSSES_PER_FAULT = 30  # last about 4.5 hours, because the delays between the attempts grow to 10 minutes
 
 Options = TypeVar("Options", bound="KindOptions", covariant=True)
 JobName = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^\S[^\x00-\x1f]*$")]

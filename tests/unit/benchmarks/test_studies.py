@@ -10,7 +10,8 @@ import pytest
 from benchmarks.quality import studies
 from benchmarks.shared import ROOT
 
-COMMANDS = re.findall(r"`((?:curve|prune|share) [^`]*)`", (ROOT / "docs/results.md").read_text(encoding="utf-8"))
+RESULTS = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"(?:`|\.studies )((?:curve|prune|share) [^`…]*)`", RESULTS)
 
 
 class Started(Exception):
