@@ -26,8 +26,8 @@ class Growth:
     """Watches whether the cluster has room for more workers of a submission.
 
     places: a function that returns for how many more workers the cluster has room now. seconds: how long the room must
-    stay free, because another job may be about to use it. ended: the attempt has ended. requested: the error that ends the
-    attempt, or None before `look` requests the end.
+    stay free, because another job may be about to use it. ended: the attempt has ended. requested: the error that ends
+    the attempt, or None before `look` requests the end.
     """
 
     assignment: Assignment
