@@ -111,7 +111,7 @@ def test_changed_byte_is_detected(store: ArtifactStore, tmp_path: Path, name: st
 def test_manifest_of_another_artifact_is_detected(store: ArtifactStore, tmp_path: Path) -> None:
     ref, other = write(store, tmp_path), write(store, tmp_path, "b/2", text="3")
     store.fs.copy(store.path(other.folder, "manifest.json"), store.path(ref.folder, "manifest.json"))
-    with pytest.raises(CorruptArtifact, match="differs from the published one"):
+    with pytest.raises(CorruptArtifact, match="differs from the published manifest"):
         store.manifest(ref)
 
 

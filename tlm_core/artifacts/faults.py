@@ -15,15 +15,15 @@ from tlm_core.errors import NotFound, StorageFull, StorageUnavailable, TLMError
 
 # The disk is full, the quota is used up, or the file exceeds a limit of the file system or the process.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# These numbers mean a fault of the file system, not of a connection.
+# Error numbers of a fault of the file system. Faults of a connection have other numbers.
 OF_STORAGE = frozenset((*NO_SPACE, errno.EACCES, errno.EROFS, errno.EIO))
 
 
 def storage_fault(error: BaseException | None) -> OSError | None:
-    """Return the OSError of a file system that caused `error`, also as `__cause__` or `__context__`, or None."""
+    """Return the first OSError of a file system among `error` and its chain of causes and contexts, or None."""
     outermost = error
     while error is not None:
-        # A policy of the kernel can deny a connection. Such a cause names no file.
+        # A policy of the kernel can deny a connection. The PermissionError of a denied connection names no file.
         is_denied = error is not outermost and isinstance(error, PermissionError) and error.filename is None
         if isinstance(error, OSError) and error.errno in OF_STORAGE and not is_denied:
             return error
@@ -52,7 +52,7 @@ def storage_errors(action: str) -> Iterator[None]:
 
 
 def storage_error(action: str, fault: OSError) -> StorageFull | StorageUnavailable:
-    """Return the error for a fault of the file system. action: see `storage_errors`."""
+    """Return StorageFull if `fault` is in NO_SPACE, else StorageUnavailable. action: see `storage_errors`."""
     if fault.errno in NO_SPACE:
         reason = fault.strerror or fault
         return StorageFull(f"Failed {action}: no space left on the storage ({reason}). Free some space and try again.")
@@ -76,7 +76,7 @@ def temporary_folder(parent: Path, action: str) -> Iterator[Path]:
 
 @contextmanager
 def synced(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file for writing. When the block ends, the complete file appears at `path` and is synced to disk."""
+    """Yield a file to write. If the block raises no error, sync the file to disk, then rename it to `path`."""
     partial = path.with_suffix(".part")
     with open(partial, "wb") as handle:
         yield handle

@@ -27,7 +27,7 @@ class FileEntry(_Value):
 
 
 class Manifest(_Value):
-    """The files and metadata of an artifact. It has no time, place or attempt, so equal content has an equal digest."""
+    """The files and metadata of an artifact, without a time or attempt, so that equal content has an equal digest."""
 
     artifact: str
     stage: str

@@ -181,7 +181,7 @@ class ArtifactStore:
         if not self.local:
             self.fs.put_file(str(source), target, callback=TransferPulse(), **deadline(self.fs, source.stat().st_size))
             return
-        # After a power cut, no manifest may exist without its files, so content and name are synced in order.
+        # After a power cut, no manifest may exist without its files. So each file is synced before the next is moved.
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         if source.exists():  # Otherwise an earlier try has moved the file.
             _move(source, target)
@@ -204,8 +204,8 @@ class ArtifactStore:
             ) from error
         if manifest.digest != ref.digest:
             raise CorruptArtifact(
-                f"{ref.folder}/{MANIFEST} differs from the published one. Restore it from a backup, or clone the job "
-                "that wrote it: tlm clone JOB."
+                f"{ref.folder}/{MANIFEST} differs from the published manifest. Restore it from a backup, or clone the "
+                "job that wrote it: tlm clone JOB."
             )
         return manifest
 
@@ -220,10 +220,11 @@ class ArtifactStore:
             return json.load(handle)
 
     def localize(self, ref: ManifestRef) -> Path:
-        """Return a local folder with the artifact's files, checked against the manifest.
+        """Return a local folder with the artifact's files. Raises CorruptArtifact if a file differs from the manifest.
 
-        For a local storage, return the artifact's own folder, and check only the sizes of the files. Copy a remote
-        artifact into the cache. Each new copy also deletes copies that no call requested for 14 days.
+        For a local storage, return the artifact's own folder, and check only the sizes of the files. For a remote
+        storage, return the copy in the cache. If this copy is missing or incomplete, first copy the artifact and check
+        the digests, and also delete copies that no call requested for 14 days.
         """
         manifest = self.manifest(ref)
         if self.local:
@@ -346,7 +347,7 @@ def drop_untouched(folder: Path, seconds: float) -> None:
 
 
 def _delete(folder: Path) -> None:
-    """Rename a folder, then delete it, so that no process reads half of it. A missing folder is ignored."""
+    """Rename a folder, then delete it, so that no process reads a partly deleted folder. Ignore a missing folder."""
     renamed = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.part")
     with suppress(FileNotFoundError):
         os.rename(folder, renamed)

@@ -25,8 +25,8 @@ DOCUMENTS = 32
 def gated(model: TaskModel, heads: Sequence[Tensor], blocks: Sequence[Tensor]) -> Iterator[None]:
     """Inside the `with` statement, multiply each head's context and each feed-forward block's output by its gate.
 
-    heads: for each layer the gates, a tensor that broadcasts to [R, L, heads], for R rows of L tokens. blocks: for each
-    layer the gates, which broadcast to [R, L].
+    heads: one tensor for each layer, which broadcasts to [R, L, heads], for R rows of L tokens. blocks: one tensor for
+    each layer, which broadcasts to [R, L].
     As in arXiv 2105.12002, a head's gate applies before the output projection, and a block's gate after its last bias.
     """
     hooks = []
@@ -70,7 +70,7 @@ def importance(
 
     L is the loss of one text. The absolute value applies to the sum of the derivative over the positions of the text.
     Of a text with several windows, only the window of epoch 0 counts (`Split.turns`).
-    The results have the Euclidean norm 1, over the heads of each layer, and over all blocks.
+    The importances of the heads of each layer have the Euclidean norm 1, and so do those of all blocks together.
     as_published: compute as the authors' released code does, to compare with their masks. That code takes the
     absolute value at every position, and it uses the mean loss of the batch. It never zeroes gradients, so early
     batches weigh more. progress: called with the number of processed texts.
@@ -116,7 +116,7 @@ def _derivatives(model: TaskModel, batch: Batch, device: torch.device) -> tuple[
 
 
 def _by_document(derivatives: Tensor, batch: Batch, device: torch.device) -> Tensor:
-    """Sum derivatives [layers, R, L, n] over each document, and return the sum of the absolute values, [layers, n]."""
+    """Return the sum over documents of |sum of `derivatives` [layers, R, L, n] over the document|, [layers, n]."""
     segments = to_device(batch.rows.segments, device)
     row, segment = to_device(batch.rows.doc_row, device), to_device(batch.rows.doc_segment, device)
     member = (segments[row] == segment[:, None]).to(derivatives.dtype)

@@ -116,7 +116,7 @@ def one_shot(importance: Importance, level: float, which: str, seed: int = 0) ->
     which: `winning` removes the least important heads and blocks, `losing` the most important, and `random` those that
     `seed` draws. Heads are ranked over all layers; equal scores are ordered by layer, then head. The last head of a
     layer is never removed: the next head in the ranking is removed instead.
-    Raises InvalidRequest for the same levels as `removals`, and ValueError for an unknown `which`.
+    Raises the InvalidRequest of `removals` for an invalid level, and ValueError for an unknown `which`.
     """
     layers, heads = importance.heads.shape
     head_count, block_count = removals(level, layers, heads)

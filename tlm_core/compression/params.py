@@ -48,6 +48,6 @@ class PartParams(StageParams):
 
 
 class ShareParams(FinetuneParams):
-    """Parameters of `share`. tickets: for each task a level, a mask, or None for the dense model."""
+    """Parameters of `share`. tickets: one entry for each task: a level, a mask, or None for the dense model."""
 
     tickets: tuple[float | Mask | None, ...]

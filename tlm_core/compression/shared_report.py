@@ -111,13 +111,13 @@ def _task(inputs: Mapping[str, Path], number: int, name: str, seeds: Sequence[in
 
 
 def _average(tasks: Sequence[Report], system: str) -> Summary:
-    """Return the summary over seeds of a system's mean test score over tasks. Each task has the score of its metric."""
+    """Return the summary over seeds of a system's scores. A seed's score is the mean of its test scores on all tasks."""
     by_seed = zip(*([run["test"]["value"] for run in task[system]["seeds"]] for task in tasks), strict=True)
     return summary([summary(scores)["mean"] for scores in by_seed])
 
 
 def _weights_left(folder: Path, tasks: int) -> list[float]:
-    """Return for each task the share of the layers' weights that its ticket has. tasks: number of tasks."""
+    """Return for each task which share of the layers' weights its ticket retains. tasks: number of tasks."""
     shape = read_shape(folder)
     masks = [Mask.from_dict(mask) for mask in read_json(folder / MASKS)]
     counts = [parameters(shape, mask) for mask in masks[:tasks]]

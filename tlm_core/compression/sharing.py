@@ -168,7 +168,7 @@ class TicketOptimizer(FlatOptimizer):
             values[places] = before
 
     def _unchanged(self, number: int) -> Iterable[tuple[Tensor, Tensor]]:
-        """Yield the parameters and the optimizer's moments, each with the indices that a step must not change."""
+        """Yield the parameters, then each optimizer moment, with the indices of values that a step must not change."""
         outside = self._outside[number]
         yield self.buffers.value, outside
         for section in self._sections:
@@ -202,7 +202,7 @@ class SharedBatches:
 def share(ctx: StageContext[ShareParams]) -> dict[str, object]:
     """Train one encoder on all tasks and select the step with the best mean validation score over tasks.
 
-    Without tickets this is plain multi-task training. Inputs: `prepared.{number}`, `importance.{number}` for each
+    Without tickets, the stage is plain multi-task training. Inputs: `prepared.{number}`, `importance.{number}` for each
     ticket that is a level, and `joint` if the recipe has a joint stage.
     """
     params, finetune, device = ctx.params, ctx.params.finetune, pick_device()
@@ -257,7 +257,7 @@ def ticket_of(ctx: StageContext[ShareParams], number: int, shape: Shape) -> Mask
 
 
 def _validate(trainer: Trainer, model: SharedModel, tasks: Sequence[Prepared]) -> dict[str, float | None]:
-    """Return the results of `validate` as means over tasks (or None), and the score `score.{number}` of each task."""
+    """Return the mean over tasks of each result of `validate`, or None, and each task's score as `score.{number}`."""
     by_task, current = [], model.current
     for number, prepared in enumerate(tasks):
         model.select(number)
