@@ -204,8 +204,8 @@ class ArtifactStore:
             ) from error
         if manifest.digest != ref.digest:
             raise CorruptArtifact(
-                f"{ref.folder}/{MANIFEST} differs from the published manifest. Restore it from a backup, or clone the "
-                "job that wrote it: tlm clone JOB."
+                f"{ref.folder}/{MANIFEST} differs from the published manifest. Restore it from a backup, or clone "
+                "the job that wrote it: tlm clone JOB."
             )
         return manifest
 

@@ -111,7 +111,7 @@ def _task(inputs: Mapping[str, Path], number: int, name: str, seeds: Sequence[in
 
 
 def _average(tasks: Sequence[Report], system: str) -> Summary:
-    """Return the summary over seeds of a system's scores. A seed's score is the mean of its test scores on all tasks."""
+    """Return the summary over seeds of a system's scores. A seed's score is the mean of its test scores over tasks."""
     by_seed = zip(*([run["test"]["value"] for run in task[system]["seeds"]] for task in tasks), strict=True)
     return summary([summary(scores)["mean"] for scores in by_seed])
 

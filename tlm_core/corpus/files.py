@@ -24,7 +24,7 @@ Notify = Callable[[str], None]
 
 
 class Row(NamedTuple):
-    """One record. number: from 1. source, id, rank: the values in the file; None if they are missing or empty."""
+    """A record with its number in the file, from 1. source, id, rank: its values, or None if missing or empty."""
 
     number: int
     text: str
@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
 
 def format_of(path: Path) -> str | None:
-    """Return the format in a file name: "json" (lines), "delimited", "parquet", "plain", or None."""
+    """Return the format by the name: "json" (lines), "delimited", "parquet" or "plain"; None if not supported."""
     unpacked = Path(name_without_packing(path.name))
     if unpacked.suffix.lower() in (".txt", ".md", ".rst"):
         return "plain"
@@ -48,8 +48,8 @@ def _text_column(
     """Return the column with the texts: `wanted` if it is set, otherwise an inferred column.
 
     The inferred column is the first of TEXT_COLUMNS, or the only column besides source, id and rank. Adds a note for an
-    inferred column other than `text`. Returns None after a data error if no column has the texts. place: the file or
-    the row, for messages.
+    inferred column other than `text`. If no column has the texts, adds a data error and returns None. place: the file
+    or the row, for messages.
     """
     listed = ", ".join(f"'{name}'" for name in names) or "none"
     by_fold = {name.strip().casefold(): name for name in reversed(names)}
@@ -104,7 +104,7 @@ def rows_of(table: Records, text_column: str | None, file: str, findings: Findin
 
 
 def read_paragraphs(path: Path, findings: Findings) -> Iterator[str]:
-    """Yield the paragraphs of a plain text file. Blank lines separate them. Very long paragraphs are divided."""
+    """Yield the paragraphs of a plain text file, which blank lines separate. Divide those above 65,536 characters."""
     parts: list[str] = []
     size = 0
     with TableFile(path, findings).errors_as_faults():

@@ -36,7 +36,7 @@ _NEITHER = re.compile(r"[^\w\x00-\x7f]")  # a character outside ASCII that is ne
 class Leak(NamedTuple):
     """A validation or test text that a passage contains, at least in part. row: number of the text's row in `split`.
 
-    rule: the common part. HALF: half of the text. WHOLE: the whole text. PIECE: half of the passage.
+    rule: the common part: HALF of the text, the WHOLE text, or PIECE, which is half of the passage.
     """
 
     split: str
@@ -94,7 +94,7 @@ class LeakFilter:
         self._long, self._short = _Postings(long), _Postings(short)
 
     def leaks_of(self, passage: str) -> list[Leak]:
-        """Return the texts that `passage` leaks, in the order of `texts`."""
+        """Return the texts that `passage` leaks, in the order of the filter's `texts`."""
         words = tokens(passage)
         owners = self._long.owners_of(words, GRAM)
         candidates = set(self._short.owners_of(words, SHORTEST_TEXT).tolist())
@@ -140,7 +140,7 @@ class _Postings:
         self._owners = owners[order]
 
     def owners_of(self, words: list[str], size: int) -> NDArray[np.int32]:
-        """Return text numbers: a text occurs once for each distinct n-gram of `size` words that is in `words`."""
+        """Return text numbers. A text occurs once for each of its distinct n-grams of `size` words in `words`."""
         if not len(self._owners) or len(words) < size:
             return self._owners[:0]
         wanted = _hashes(words, size)
@@ -152,7 +152,7 @@ class _Postings:
 
 
 def _half_of(words: list[str]) -> float:
-    """Return half the number of distinct 8-grams of a passage, or infinity if the passage has too few of them."""
+    """Return half the number of a passage's distinct 8-grams, or infinity if the number is below FEWEST_GRAMS."""
     count = len(set(grams(words)))
     return count / 2 if count >= FEWEST_GRAMS else math.inf
 

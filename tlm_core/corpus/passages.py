@@ -41,7 +41,7 @@ class Passage(NamedTuple):
 
 
 def passage_id(text: str) -> str:
-    """Return the first 32 hex digits of the SHA-256 of the NFC form. Equal texts have equal ids everywhere."""
+    """Return the first 32 hex digits of the SHA-256 of the text's NFC form. Equal texts have equal ids everywhere."""
     return hashlib.sha256(unicodedata.normalize("NFC", text).encode()).hexdigest()[:32]
 
 
@@ -64,7 +64,7 @@ def tidy(text: str) -> str:
 
 
 def word_count(text: str) -> int:
-    """Return the number of words of `text`. A word has at most 40 characters or, in scripts without spaces, one."""
+    """Return the number of words, of at most 40 characters each. In scripts without spaces, each character counts."""
     if not text.isascii():
         return len(_WORD.findall(text))
     runs = text.split()  # gives the same number several times faster
@@ -167,5 +167,5 @@ class SeenKeys:
 
 
 def keys_of(ids: Iterable[str]) -> NDArray[np.uint64]:
-    """Return the leading 64 bits of each of `ids`, which are hexadecimal digits of SHA-256."""
+    """Return an array [ids] with the leading 64 bits of each id. An id starts with hexadecimal digits of SHA-256."""
     return np.frombuffer(bytes.fromhex("".join(name[:16] for name in ids)), dtype=">u8").astype(np.uint64)

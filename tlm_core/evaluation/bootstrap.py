@@ -31,7 +31,7 @@ class Difference:
 
     @property
     def verdict(self) -> Verdict:
-        """Return how the first model compares with the second, by the interval."""
+        """Return "better" or "worse" for the first model if the interval excludes 0, else "not distinguishable"."""
         return ("better" if self.value > 0 else "worse") if self.distinguishable else "not distinguishable"
 
     @property

@@ -85,7 +85,7 @@ def loss(task_type: TaskType, outputs: Outputs, targets: Targets) -> float:
 
 
 def temperature(task_type: TaskType, outputs: Outputs, targets: Targets) -> float:
-    """Return the temperature, the most probable divisor of the logits; 1 for regression or without rows.
+    """Return the temperature: the most probable divisor of the logits, or 1 for regression or without rows.
 
     The logarithm of the temperature has a standard normal prior. Without this prior, a few correct rows would make all
     outputs certain. The search covers e^-8 to e^4, because a linear model with many labels can need a tiny divisor.
@@ -104,7 +104,7 @@ def temperature(task_type: TaskType, outputs: Outputs, targets: Targets) -> floa
 def scales_of(model: str, task_type: TaskType, linear: Outputs, encoder: Outputs, targets: Targets) -> Scales:
     """Return the scales of `model`, one of MODELS, fitted to the outputs and targets of the given rows.
 
-    Each temperature is that of the linear model or the encoder alone. `combined` has equal weights. `weighted` has the
+    Each temperature is fitted to the linear model or encoder alone. `combined` has equal weights. `weighted` has the
     pair of weights with the lowest loss on these rows.
     """
     if model in LINEAR_MODELS:
@@ -137,7 +137,7 @@ def choose(
     A random division cuts the validation rows into halves. The scales for each half are fitted on the other half. A
     score or loss is the mean over SPLITS divisions and all seeds. The choice is the simplest model whose loss exceeds
     the lowest loss by at most one standard error. Exceptions: if the rows do not define the task's metric, the choice
-    is `combined`, without scores and losses. Otherwise, if there are fewer than ROWS_TO_CHOOSE rows, it is `weighted`.
+    is `combined`, without scores and losses. Otherwise, with fewer than ROWS_TO_CHOOSE rows, the choice is `weighted`.
     linears: model → outputs on validation. Combinations use the last linear model. encoder: `encoder` or `ensemble`.
     encoders: outputs on validation of each seed's encoder, or only of the ensemble.
     """

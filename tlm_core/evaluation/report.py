@@ -96,7 +96,7 @@ def read_linears(inputs: Mapping[str, Path]) -> dict[str, LinearResult]:
 
 
 def linear_folder(inputs: Mapping[str, Path], name: str) -> Path:
-    """Return the folder of the linear model to serve, among the inputs of a stage."""
+    """Return the folder of the linear model `name` among a stage's inputs: the refitted model, if there is one."""
     return inputs[REFIT_LINEAR] / name if REFIT_LINEAR in inputs else inputs[LINEAR_NODES[name]]
 
 
@@ -151,9 +151,9 @@ def job_report(
     *,
     ensemble: bool = False,
 ) -> tuple[Report, dict[str, Outputs]]:
-    """Return the report, and a mapping from names to outputs. A seed's model has the names `{split}.s{seed}`.
+    """Return the report, and name → outputs. For example, `test.s0` has the outputs of the model of seed 0 on test.
 
-    With `ensemble`, the returned model has the names `{split}.all`.
+    With `ensemble`, `{split}.all` has the outputs of the returned model.
     The function reads the test targets, so call it once, after all training. linears: results by name; if empty,
     the report scores only encoders. shared_cost: cost of the stages that all seeds share. ensemble: whether the
     returned model averages encoders. Only the seeds of `averaged_seeds` influence the choice, the means and the
@@ -250,7 +250,7 @@ def _choice(
     name: str,
     validation: Sequence[Outputs],
 ) -> Choice:
-    """Return the result of `choose`. If all encoders ended early, behind a linear model, return the last linear model.
+    """Return the result of `choose`. If all encoders ended early, behind a linear model, choose the last linear model.
 
     name, validation: the arguments `encoder` and `encoders` of `choose`.
     """

@@ -149,7 +149,7 @@ def returned_seconds(report: Report) -> float:
 
 
 def behind_in_words(scores: Mapping[str, float], of: str = "") -> str:
-    """Return a sentence on why training ended early. scores: `encoder` and `linear` on validation. of: " of seed 1"."""
+    """Return a sentence on why training ended early. scores: of `encoder` and `linear`. of: "" or " of seed 1"."""
     return (
         f"Training{of} ended at half the joint budget, because the encoder has {scores['encoder']:.3f} on validation "
         f"and the linear model {scores['linear']:.3f} (joint.stop_if_behind)."
@@ -181,7 +181,7 @@ def refit_in_words(report: Report) -> str:
 
 
 def headline(report: Report) -> str:
-    """Return a text with the model in model.onnx, its test score, and the warning of `few_rows`."""
+    """Return a text that names the model in model.onnx and its test score, with the warning of `few_rows`."""
     metric = report["metric"]
     value = report["returned"]["scores"]["test"][metric]
     score = "no test score" if value is None else f"{METRICS[metric].title} {value:.4f} on test"

@@ -166,8 +166,8 @@ def rank_suspects(task: Task, outputs: Mapping[str, Outputs]) -> dict[str, Any]:
 
     outputs: logits by split, from models that did not see the rows.
     neighbors: whether the ranking uses the labels of the rows beside a row. total: number of rows with a more probable
-    label than the given one. rows: at most LISTED; `row` counts in the file of the split, and `score` is that of
-    `LabelModel.doubts`.
+    label than the given one. rows: at most LISTED entries. An entry's `row` is a number in the split's file, and its
+    `score` comes from `LabelModel.doubts`.
     """
     splits = {name: Split.of(task, name, outputs[name]) for name in ("train", "validation")}
     model = LabelModel.fit(splits["train"])
