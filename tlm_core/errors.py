@@ -19,7 +19,7 @@ class TLMError(Exception):
 
     code: ClassVar[str] = "error"
     retryable: ClassVar[bool] = False
-    # Whether the place where the job ran caused the error, not the job itself.
+    # Whether the service or a machine caused the error, not the job itself.
     is_loss: ClassVar[bool] = False
 
     def __init_subclass__(cls, *, code: str, retryable: bool | None = None) -> None:
@@ -141,7 +141,7 @@ class StorageUnavailable(Unavailable, code="storage_unavailable"):
 
 
 class MissingDependency(TLMError, code="missing_dependency"):
-    """The machine lacks a program or a file."""
+    """The machine lacks a program, package or file."""
 
 
 class StorageFull(Outage, code="storage_full"):
@@ -195,7 +195,7 @@ class WorkerFailed(WorkerLost, code="worker_failed"):
 def is_hub_outage(error: TLMError) -> bool:
     """Return whether the error is an outage of the Hugging Face hub.
 
-    Only these errors have the class Unavailable itself, not a subclass.
+    Outages of the hub have the class Unavailable itself. Outages of other components have a subclass.
     """
     return type(error) is Unavailable
 

@@ -109,7 +109,7 @@ class CorpusVersion(_Answer):
     version: str
     language: str
     count: int = Field(description="number of passages")
-    refused: int = Field(0, description="number of these passages that the index cannot hold")
+    refused: int = Field(0, description="number of passages of this version that the index cannot hold")
     duplicates_dropped: int = Field(0, description="passages dropped because they equal an earlier passage")
     near_duplicates_dropped: int | None = Field(None, description="null if near duplicates are not dropped")
     near_duplicates_seconds: float | None = None
@@ -173,7 +173,7 @@ class RefusedPassage(_Answer):
 
 
 class StageState(_Answer):
-    """One node of a job's plan. needs: names of the input nodes. digest: SHA-256 of the manifest of a done node."""
+    """One node of a job's plan. needs: names of the input nodes. digest: SHA-256 of the manifest, if done."""
 
     name: str
     stage: str
@@ -219,10 +219,10 @@ class JobSummary(_Answer):
     updated_at: Time
     started_at: Time | None
     finished_at: Time | None
-    progress: Progress | None = Field(description="of the last attempt; without rate and time left after its end")
+    progress: Progress | None = Field(description="of the last attempt; after its end, without rate and time left")
     waiting: Waiting | None = None
     silent_seconds: float | None = Field(
-        None, description="seconds since the oldest of the last heartbeats of all groups of workers; null below 30"
+        None, description="seconds since the last heartbeat of the group that is silent longest; null below 30"
     )
     error: JsonObject | None
     metric: str | None = Field(None, description="the metric of `score`")
@@ -234,7 +234,7 @@ class JobSummary(_Answer):
 
     @property
     def seconds(self) -> float:
-        """Seconds from the first start, or else the submission, to the end, or else the last change of the record."""
+        """Seconds from first start to end. Before the start: since submission. Before the end: to the last change."""
         return ((self.finished_at or self.updated_at) - (self.started_at or self.created_at)).total_seconds()
 
 
@@ -278,7 +278,7 @@ class LogLine(_Answer):
 
 
 class MetricPoint(_Answer):
-    """The metrics of one report of a worker, each as a field. To read the next points, send this id as `after`."""
+    """The metrics of one report of a worker, each as a field. To read the next points, send this `id` as `after`."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -299,7 +299,7 @@ class StageEstimate(_Answer):
     seconds_at_most: float | None = None
     flops: float | None
     tokens: float | None
-    basis: Basis = Field(description="what `seconds` is based on")
+    basis: Basis = Field(description="source of `seconds`; measured: earlier jobs; device: speed test; counted: recipe")
     reason: str = Field(description="where the numbers come from, or why they are null")
 
 
@@ -322,7 +322,7 @@ class Estimate(_Answer):
     reasons: dict[str, str] = Field(description="per value: where it comes from, or why it is null")
 
     def sources(self) -> dict[str, list[str]]:
-        """Return reason → the stages and values with this reason. `seconds` of the whole job is omitted."""
+        """Return reason → names of the stages and values with this reason. Omits `seconds` of the whole job."""
         result: dict[str, list[str]] = {}
         values = [(name.replace("_", " "), reason) for name, reason in self.reasons.items() if name != "seconds"]
         for name, reason in [*((s.stage, s.reason) for s in self.stages), *values]:
@@ -411,7 +411,7 @@ class Comparison(_Answer):
 
 
 class Checkpoint(_Answer):
-    """A checkpoint of a job, with the metrics at its step."""
+    """A checkpoint of a job, with the metrics of the checkpoint's step."""
 
     node: str
     step: int
@@ -422,7 +422,7 @@ class Checkpoint(_Answer):
 
 
 class Model(_Answer):
-    """The files of a job's returned model or, until it exists, of the linear model. digest: SHA-256 of the manifest."""
+    """The files of a job's returned model; before it exists, of the linear model. digest: SHA-256 of the manifest."""
 
     digest: str
     size: int

@@ -149,7 +149,7 @@ def returned_seconds(report: Report) -> float:
 
 
 def behind_in_words(scores: Mapping[str, float], of: str = "") -> str:
-    """Return a sentence on why training ended early. scores: of `encoder` and `linear`. of: "" or " of seed 1"."""
+    """Return why training ended early. scores: `encoder` and `linear` on validation. of: such as " of seed 1"."""
     return (
         f"Training{of} ended at half the joint budget, because the encoder has {scores['encoder']:.3f} on validation "
         f"and the linear model {scores['linear']:.3f} (joint.stop_if_behind)."

@@ -49,7 +49,7 @@ def baseline_node(group: str, task: str = "validate", name: str = "baseline") ->
 def select_node(
     inputs: PlanInputs[KindOptions], task: str, name: str = "select", seed: int | None = None
 ) -> Node | None:
-    """Return the node that selects passages for the task of the node `task`, or None if the job uses no passages."""
+    """Return the node that selects passages for the task that the node `task` writes; None for no passages."""
     selection = inputs.recipe.selection
     if selection.definition.source == "dataset":
         fixed = {}
@@ -69,7 +69,7 @@ def prepare_node(
     *,
     labeled: bool = False,
 ) -> Node:
-    """Return the node that trains the tokenizer and tokenizes all texts. labeled: also the pieces of `self_train`."""
+    """Return the node that trains the tokenizer and tokenizes all texts. labeled: whether `self_train` adds pieces."""
     inputs = {"task": task} | ({"selection": select.name} if select else {})
     inputs |= {"self_train": "self_train"} if labeled else {}
     return Node(name, stages.PREPARE, PrepareParams.of(recipe), inputs=inputs, seed=seed)
@@ -90,7 +90,7 @@ def joint_node(recipe: Recipe, seed: int, name: str, prepared: str = "prepare", 
 
 
 def finetune_nodes(recipe: Recipe, seed: int, name: str, inputs: Mapping[str, str]) -> list[Node]:
-    """Return the node `name` that finetunes with one seed, or the nodes of `with_tries`. inputs: input name → node."""
+    """Return the nodes that finetune with one seed, see `with_tries`. The last has the name `name`."""
     node = Node(name, stages.FINETUNE, FinetuneParams.of(recipe, seed), inputs, seed=seed)
     return with_tries(node, recipe.finetune)
 
@@ -98,7 +98,7 @@ def finetune_nodes(recipe: Recipe, seed: int, name: str, inputs: Mapping[str, st
 def with_tries(node: Node, part: Finetune) -> list[Node]:
     """Return a node for each pair of rate and class weights to try, and a node `node.name` that chooses the best.
 
-    part: the finetuning settings of the recipe. If they have nothing to try, return [node]. A job that finetunes once
+    part: the finetuning settings of the recipe. Without values to try, return [node]. A job that finetunes once
     with the values of a try reuses the artifact of the try, because both artifacts have the same id.
     """
     if not part.has_tries:
@@ -134,7 +134,7 @@ def train_nodes(inputs: PlanInputs[KindOptions], *, ensemble: bool = False, refi
     """Return the nodes of a `train` job up to `evaluate`. ensemble: see `SeedsParams`. refit: see `Recipe`.
 
     validate → baseline; validate → select → self_train → prepare → (joint → finetune → refit, for each seed);
-    all of them → refit_linear → evaluate.
+    baseline, self_train → refit_linear; all of them → evaluate.
     If the job selects passages, the linear model has its own group, so that workers fit it during the selection.
     Several seeds train side by side, because a small model gains little from more cores.
     """

@@ -76,7 +76,7 @@ class Plan:
         return [n for n in self.nodes if n.name not in done and all(i in done for i in n.inputs.values())]
 
     def group(self, name: str) -> list[Node]:
-        """Return the nodes that the workers of one submission run, in order."""
+        """Return the nodes of the group `name`, which the workers of one submission run in this order."""
         return [n for n in self.nodes if n.place is Place.WORKERS and n.group == name]
 
     def side_by_side(self, group: str, done: Collection[str] = ()) -> int:
@@ -112,7 +112,7 @@ class Plan:
 
 
 def plan_of(job: JobRecord) -> Plan:
-    """Return the plan of a job. It depends on the job's record alone."""
+    """Return the plan of a job. The plan depends on the job's record alone."""
     plan = job.spec.definition.plan(job.plan_inputs)
     reused, excluded = job.resolved.reused, job.excluded_from_cache
     nodes = [

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MAX_PRIORITY = 10
 MAX_SEEDS = 20
 LOSSES_PER_FAULT = 3
-HUB_LOSSES_PER_FAULT = 30  # last about 4.5 hours, because the delays between the attempts grow to 10 minutes
+HUB_LOSSES_PER_FAULT = 30  # 30 outages last about 4.5 hours, because the delays between attempts grow to 10 minutes
 
 Options = TypeVar("Options", bound="KindOptions", covariant=True)
 JobName = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^\S[^\x00-\x1f]*$")]
@@ -66,7 +66,7 @@ class JobSpec(_Record):
 
     _names_valid_fields = names_valid_fields
 
-    name: JobName | None = Field(None, description="name of the job, for searches; no @, and no job_ at the start")
+    name: JobName | None = Field(None, description="name of the job, for searches; without @ and the prefix job_")
     kind: str = Field("train", json_schema_extra=lambda schema: schema.update(enum=list(KINDS)))
     dataset: str = Field(
         "",
@@ -91,7 +91,7 @@ class JobSpec(_Record):
         3,
         ge=1,
         le=20,
-        description="failures until the job fails; 3 interruptions without a new checkpoint count as one",
+        description="number of failures that end the job; 3 interruptions without new checkpoint count as one failure",
     )
     max_runtime_seconds: float | None = Field(
         None, gt=0, le=1e8, description="limit of the running time of all attempts together"
@@ -150,7 +150,7 @@ class JobSpec(_Record):
         return (self.dataset, *self.definition.datasets(self.options))
 
     def check(self, recipe: Recipe, options: KindOptions | None = None) -> None:
-        """Raise InvalidRequest if the kind cannot use the recipe. options: from `Kind.pin`, or `self.options`."""
+        """Raise InvalidRequest if the kind cannot use the recipe. options: result of `Kind.pin`; None: own options."""
         kind = self.definition
         if recipe.scale == "instant" and not kind.instant:
             named = f", or name a finished job of another scale in '{kind.source_option}'" if kind.source_option else ""

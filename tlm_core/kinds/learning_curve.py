@@ -115,7 +115,7 @@ def plan(inputs: PlanInputs[LearningCurveOptions]) -> Plan:
         Node("sizes", SIZES, SizesParams(sizes=options.sizes, seeds=seeds), {"task": "validate"}),
     ]
     if options.pretrained and (check := check_encoder(inputs, pretrained(inputs.recipe, options))):
-        nodes += [replace(check, name=f"check_encoder.s{seed}", seed=seed) for seed in seeds]  # before its training
+        nodes += [replace(check, name=f"check_encoder.s{seed}", seed=seed) for seed in seeds]  # before training
     linear: list[Node] = []
     gathered = {"sizes": "sizes", "task": "validate"}
     for size in sorted(options.sizes, key=lambda size: (size == 1, size)):  # 1 is the full train split
@@ -165,7 +165,7 @@ class _Point:
         return nodes
 
     def linear(self) -> list[Node]:
-        """Return the nodes that fit and test the linear model. Empty if the nodes of another seed do so at this size.
+        """Return the nodes that fit and test the linear model, or [] if another seed has these nodes at this size.
 
         All points share one group, because a fit is shorter than the start of a submission. If the plan has
         selections, the group has no encoders, so that workers fit linear models during the selections.

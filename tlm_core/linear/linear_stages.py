@@ -112,8 +112,8 @@ def self_train_stage(ctx: StageContext[SelfTrainParams]) -> dict[str, Any]:
     """Fit the linear model again, on train and on pieces of passages that the baseline labels.
 
     Validation chooses the number of pieces. The stage writes the files of `baseline`, and the labeled pieces for the
-    encoder. For text pairs and regression, and if validation chooses no pieces, it copies the baseline and writes no
-    pieces. Inputs: `task`, `baseline`, `selection`.
+    encoder. For text pairs and regression, and if validation chooses no pieces, the stage copies the baseline and
+    writes no pieces. Inputs: `task`, `baseline`, `selection`.
     """
     began = time.monotonic()
     task, first = Task.read(ctx.inputs["task"]), LinearResult.read(ctx.inputs["baseline"])
@@ -201,7 +201,7 @@ def _all_pieces(selection: Path, words: int) -> Iterator[str]:
 
 
 def top_ngrams(model: LinearModel, task: Task) -> dict[str, list[str]]:
-    """Return label → the words and pairs of words with the highest weights."""
+    """Return label → the TOP_NGRAMS words and pairs of words with the highest weights, highest first."""
     names = model.features.word_names()
     order = np.argsort(-model.weights[: len(names)], axis=0)[:TOP_NGRAMS]
     return {label: [names[place] for place in order[:, number]] for number, label in enumerate(task.labels)}

@@ -136,7 +136,7 @@ class Alphabet:
         return Sequences(np.concatenate([np.zeros(0, np.int64), *arrays]), lengths.cumsum())
 
     def only(self, ids: Ints) -> Alphabet:
-        """Return a copy with only the words with these ids. Its `encode` treats all other words as unknown."""
+        """Return a copy that contains only the words with these ids. Its `encode` gives all other words the id 0."""
         numbers = set(ids.tolist())
         words = tuple({word: number for word, number in of_part.items() if number in numbers} for of_part in self.words)
         return replace(self, words=words)

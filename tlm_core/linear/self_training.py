@@ -170,9 +170,9 @@ class Pool:
 
 
 def most_confident(teacher: Outputs, shares: NDArray[np.float64], total: int) -> NDArray[np.int64]:
-    """Return the sorted indices of the most probable pieces of each label, at most about `total` indices.
+    """Return the sorted indices of the chosen pieces: at most `total * share` pieces of each label, the most probable.
 
-    teacher: log-probabilities [pieces, labels]. shares: maximum share of each label in `total`, [labels].
+    The label of a piece is its most probable one. teacher: log-probabilities [pieces, labels]. shares: [labels].
     """
     guesses, chosen = teacher.argmax(axis=1), []
     for label, share in enumerate(shares):

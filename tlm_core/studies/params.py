@@ -35,7 +35,7 @@ def linear_seeds(size: float, seeds: Sequence[int]) -> Sequence[int]:
 class LSTM(BaseModel):
     """Shape and learning rate of the BiLSTM. LSTM-4-256 (arXiv 2006.08671) has four layers, 256 wide in each direction.
 
-    init: `counts` starts from the token vectors, and has the width, that `prepare` writes for `model.init: counts`.
+    init: `counts` starts from the token vectors that `prepare` writes for `model.init: counts`, with their width.
     Without these vectors, the job uses `scratch`.
     """
 
