@@ -51,7 +51,7 @@ def test_own_tokenizer_replaces_one_that_the_hub_does_not_provide(
     meta = compute(PREPARE, task, PrepareParams.of(tiny(tokenizer__source=source)), tmp_path / "prepared")
     assert not NOT_CACHED.isdisjoint(meta)
     (warning,) = Prepared(tmp_path / "prepared").facts["warnings"]
-    assert warning.startswith("An own tokenizer of 300 pieces replaces a published one. Cannot fetch")
+    assert warning.startswith("An own tokenizer of 300 tokens replaces a published one. Cannot fetch")
 
 
 def test_hub_id_never_reads_a_local_folder(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def query_cap(retrieved: Retrieved, cap: int) -> Callable[[int], bool]:
 
 
 def label_turns(retrieved: Retrieved, task: Task) -> Positions:
-    """Return all positions in `retrieved.ids`, sorted by rounds: each label adds its best passage not listed so far."""
+    """Return all positions in `retrieved.ids`. In each round, each label adds its best unlisted passage."""
     by_rank = [positions[np.argsort(ranks, kind="stable")] for positions, ranks in hits_by_label(retrieved, task)]
     listed = np.zeros(len(retrieved.ids), np.bool_)
     order: list[int] = []

@@ -36,8 +36,8 @@ class Candidate(NamedTuple):
 class CandidateFilter:
     """Drops leaks, applies the caps and the budget, and counts the dropped passages. The order does not change.
 
-    leak_filter: None admits leaks. max_passages, max_words: the budget. admits: returns, for the position of a passage,
-    whether to accept the passage. The method `batches` sets the other fields. leaks: (passage id, leak) for each leak.
+    leak_filter: None admits leaks. max_passages, max_words: the budget. admits: position of a passage → whether to
+    accept the passage. The method `batches` sets the other fields. leaks: (passage id, leak) for each leak.
     leaking_passages: number of dropped passages with leaks. capped: number of passages that `admits` dropped.
     too_long: whether `batches` ended at a passage with more words than the budget had left.
     """

@@ -55,7 +55,7 @@ class WrittenPassages:
 
 
 def write_passages(path: Path, batches: Iterable[list[Candidate]], between: Callable[[], None]) -> WrittenPassages:
-    """Write the passages, and return their counts. between: called before each batch; its exceptions end the work."""
+    """Write the passages and return facts about them. between: called before each batch; its errors end the work."""
     positions = [np.empty(0, np.int64)]
     sources: Counter[str] = Counter()
     words = 0

@@ -350,7 +350,7 @@ def delimiter_name(delimiter: str) -> str:
 
 
 def format_of(name: str) -> str | None:
-    """Return the format in a file name: "json", "delimited", "parquet", or None."""
+    """Return the format by the suffix of a file name: "json", "delimited" or "parquet"; None for other suffixes."""
     return _FORMATS.get(Path(name_without_packing(name)).suffix.lower())
 
 

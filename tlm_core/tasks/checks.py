@@ -101,7 +101,7 @@ def check_texts(table: RawTable, column: str, findings: Findings) -> None:
             message += f"; the limit is {limits.MAX_TEXT_CHARS:,}. Shorten the text, or close an open quote."
             findings.fault("text_too_long", message, split=table.split, row=row, column=column)
         else:
-            message += ". An encoder may read only its beginning (see model.windows). Split it if its end matters."
+            message += ". An encoder may read only its start (see model.windows). Split the text if its end matters."
             findings.warn("long_text", message, split=table.split, row=row, column=column)
 
 
@@ -215,9 +215,7 @@ def _check_spelling(train: Mapping[str, int], file: str, column: str, findings: 
             findings.warn("label_variants", message, split="train", column=column)
     if edged := sort_labels(label for label in train if label != label.strip()):
         shown = ", ".join(map(repr, edged[:5]))
-        message = (
-            f"The labels {shown} of {file} begin or end with spaces. They are part of the label. Remove the spaces."
-        )
+        message = f"The labels {shown} of {file} begin or end with spaces. Spaces are part of a label. Remove them."
         findings.warn("label_variants", message, split="train", column=column)
     numbers = [float(label) for label in train if is_decimal(label)]
     if 1 < len(train) == len(numbers) and not all(map(float.is_integer, numbers)):

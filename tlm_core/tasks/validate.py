@@ -49,7 +49,7 @@ HubReader = Callable[[HubSource, Findings], Mapping[str, RawTable]]
 def load_task(
     source: Source, options: DatasetOptions | None = None, *, hub: HubReader = read_hub
 ) -> tuple[Task, Report]:
-    """Return the task and its report.
+    """Read and validate a dataset. Return the task and the validation report.
 
     source: a mapping from splits to files, one file, a folder, or a hub id (`hub:OWNER/NAME[@revision][:config]`). A
     string without `hub:` is a path. hub: reads datasets of the hub, such as `partial(read_hub, cache=FOLDER)`.

@@ -101,7 +101,7 @@ def _is_behind(ctx: StageContext[JointParams], behind: dict[str, float], trainer
 
 
 def joint_trainer(ctx: StageContext[JointParams]) -> Trainer:
-    """Return the joint stage's training run. Raises InvalidRecipe, NotFound or Unavailable if `model.init` fails."""
+    """Return the training run of the joint stage. Raises the errors of `published.load` for `model.init`."""
     params, prepared = ctx.params, Prepared(ctx.inputs["prepared"])
     joint = params.joint.at_length(prepared.max_length, params.model)
     model = build(params.model, prepared, params.seed).to(pick_device())
@@ -133,7 +133,7 @@ def _trainer(
 ) -> Trainer:
     """Return a training run without validation. parts: the parts of the model to train.
 
-    batches: returns the batches. Its argument is the `share` of `JointBatches`. mask_rate: the highest mask rate of the
+    batches: a function from a `share`, as in `JointBatches`, to the batches. mask_rate: the highest mask rate of the
     run. logits: see `Joint.logits_per_token`. compiled: whether a GPU compiles the passes. flops: see `tune`.
     """
     device, precision, workers = pick_device(), ctx.params.precision, Workers(ctx.rank, ctx.world_size)
@@ -241,8 +241,8 @@ def _tuner(
 def refit(ctx: StageContext[FinetuneParams]) -> dict[str, Any]:
     """Finetune again on train and validation (`refit: true` of the recipe).
 
-    If `finetune` had its best weights after a share s of its steps, the refit has the share s of its own. Its rate
-    falls to zero over these steps. If `trains_again` returns False, the refit copies the finetuned weights.
+    If the best weights of `finetune` are those of step k of n, the refit has k / n of the steps of a finetuning on both
+    splits. Over these steps, the rate falls to zero. If `trains_again` returns False, the refit copies the weights.
     Inputs: those of `finetune`, and the artifact `finetune`, whose history sets the rate and the class weights.
     """
     prepared, finetuned = Prepared(ctx.inputs["prepared"]), ctx.inputs["finetune"]

@@ -258,7 +258,7 @@ class TaskModel(nn.Module):
             self.vocabulary.out.weight = self.encoder.tokens.weight
 
     def pool(self, hidden: Tensor, segments: Tensor, doc_row: Tensor, doc_segment: Tensor) -> Tensor:
-        """Return a vector for each whole document, [D, hidden]: the mean of its hidden states, or its first one."""
+        """Return a vector for each whole document, [D, hidden]: the mean of its hidden states, or the first of them."""
         member = segments[doc_row] == doc_segment[:, None]
         if self.shape.pooling == "cls":
             return hidden[doc_row, member.int().argmax(dim=1)]

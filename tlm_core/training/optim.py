@@ -303,7 +303,7 @@ class FlatOptimizer:
 
 
 def learning_rate(progress: float, warmup: float) -> float:
-    """Return the share of the peak rate at `progress` (0 to 1): a linear rise to `warmup`, then a linear fall to 0."""
+    """Return the share of the peak rate at `progress`. It rises linearly to 1 at `warmup`, then falls linearly to 0."""
     if progress < warmup:
         return progress / warmup
     return max(0.0, (1.0 - progress) / (1.0 - warmup))

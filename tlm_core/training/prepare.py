@@ -111,7 +111,7 @@ def _tokenizer(
         except (NotFound, Unavailable) as error:
             if not part.may_be_own:
                 raise
-            replaced = [f"An own tokenizer of {part.vocab_size:,} pieces replaces a published one. {error.message}"]
+            replaced = [f"An own tokenizer of {part.vocab_size:,} tokens replaces a published one. {error.message}"]
 
     def texts() -> Iterator[str]:
         yield from task.texts("train")

@@ -276,8 +276,8 @@ def task_steps(step: int, rho1: float) -> int:
 class JointBatches:
     """The batches of the joint stage, as a function of the step's number (paper section 3.2).
 
-    share: if given, returns the rows of this worker, and a batch has only these rows. Raises InvalidRecipe if there is
-    nothing to train on: no passages, no task loss, and no MLM on task texts.
+    share: returns the rows of this worker. If `share` is given, a batch has only these rows. Raises InvalidRecipe if
+    there is nothing to train on: no passages, no task loss, and no MLM on task texts.
     """
 
     def __init__(self, prepared: Prepared, joint: Joint, seed: int, share: Share | None = None) -> None:

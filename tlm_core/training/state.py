@@ -42,7 +42,7 @@ Losses = Mapping[str, float | None]  # mean losses of a step, `mlm` and `task`; 
 
 @dataclass
 class RunningMean:
-    """The mean of the added values. It ignores None."""
+    """The mean of the added values that are not None. Without values, `value` is None."""
 
     total: float = 0.0
     count: int = 0

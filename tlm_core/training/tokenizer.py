@@ -124,7 +124,7 @@ def write_max_length(folder: Path, max_length: int) -> None:
 
 
 def load_published(source: str, folder: Path) -> tuple[Tokenizer, dict[str, int]]:
-    """Copy the tokenizer `source` (`hub:ID` or a folder) to `folder`. Return it, and the ids of special tokens by role.
+    """Copy the tokenizer `source` (`hub:ID` or a folder) to `folder`. Return the tokenizer, and role → special id.
 
     Raises NotFound if there is no tokenizer, and Unavailable if the hub does not answer. Raises InvalidRecipe if the
     tokenizer is not fast or lacks a special token.

@@ -206,8 +206,8 @@ def test_labels_with_blanks_at_an_end_are_a_warning(tmp_path: Path) -> None:
     task, report = load_task(path)
     assert task.labels == (" bad", " good")
     assert messages(report, "warnings", "label_variants") == [
-        "The labels ' bad', ' good' of all.csv (split train) begin or end with spaces. They are part of the label. "
-        "Remove the spaces."
+        "The labels ' bad', ' good' of all.csv (split train) begin or end with spaces. Spaces are part of a label. "
+        "Remove them."
     ]
     with pytest.raises(InvalidRequest, match="Unknown positive label 'good'"):
         load_task(path, DatasetOptions(metric="f1", positive_label="good"))
