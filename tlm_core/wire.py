@@ -234,7 +234,7 @@ class JobSummary(_Answer):
 
     @property
     def seconds(self) -> float:
-        """Seconds from first start to end. Before the start: since submission. Before the end: to the last change."""
+        """Seconds from the first start (else the submission) to the end (else the last change of the record)."""
         return ((self.finished_at or self.updated_at) - (self.started_at or self.created_at)).total_seconds()
 
 
@@ -299,7 +299,7 @@ class StageEstimate(_Answer):
     seconds_at_most: float | None = None
     flops: float | None
     tokens: float | None
-    basis: Basis = Field(description="source of `seconds`; measured: earlier jobs; device: speed test; counted: recipe")
+    basis: Basis = Field(description="earlier jobs (measured), speed test (device), recipe (counted), or as named")
     reason: str = Field(description="where the numbers come from, or why they are null")
 
 
@@ -422,7 +422,7 @@ class Checkpoint(_Answer):
 
 
 class Model(_Answer):
-    """The files of a job's returned model; before it exists, of the linear model. digest: SHA-256 of the manifest."""
+    """The files of a job's returned model or, before its export, of the linear model. digest: SHA-256 of manifest."""
 
     digest: str
     size: int

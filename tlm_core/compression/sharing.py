@@ -257,7 +257,7 @@ def ticket_of(ctx: StageContext[ShareParams], number: int, shape: Shape) -> Mask
 
 
 def _validate(trainer: Trainer, model: SharedModel, tasks: Sequence[Prepared]) -> dict[str, float | None]:
-    """Return the mean over tasks of each result of `validate`, or None, and each task's score as `score.{number}`."""
+    """Return each result of `validate` as mean over tasks (None if one is None), and each task's `score.{number}`."""
     by_task, current = [], model.current
     for number, prepared in enumerate(tasks):
         model.select(number)

@@ -24,7 +24,7 @@ Notify = Callable[[str], None]
 
 
 class Row(NamedTuple):
-    """A record with its number in the file, from 1. source, id, rank: its values, or None if missing or empty."""
+    """A record of a file. number: from 1. source, id, rank: values of the record; None if missing or empty."""
 
     number: int
     text: str
@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
 
 def format_of(path: Path) -> str | None:
-    """Return the format by the name: "json" (lines), "delimited", "parquet" or "plain"; None if not supported."""
+    """Return the format by the suffix: "json" (lines), "delimited", "parquet" or "plain"; None for other suffixes."""
     unpacked = Path(name_without_packing(path.name))
     if unpacked.suffix.lower() in (".txt", ".md", ".rst"):
         return "plain"

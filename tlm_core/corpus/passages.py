@@ -64,7 +64,7 @@ def tidy(text: str) -> str:
 
 
 def word_count(text: str) -> int:
-    """Return the number of words, of at most 40 characters each. In scripts without spaces, each character counts."""
+    """Return the number of words of at most 40 characters. In scripts without spaces, each character is a word."""
     if not text.isascii():
         return len(_WORD.findall(text))
     runs = text.split()  # gives the same number several times faster
@@ -167,5 +167,5 @@ class SeenKeys:
 
 
 def keys_of(ids: Iterable[str]) -> NDArray[np.uint64]:
-    """Return an array [ids] with the leading 64 bits of each id. An id starts with hexadecimal digits of SHA-256."""
+    """Return an array [ids] with the leading 64 bits of each id. Each id begins with 16 hexadecimal digits."""
     return np.frombuffer(bytes.fromhex("".join(name[:16] for name in ids)), dtype=">u8").astype(np.uint64)

@@ -49,7 +49,7 @@ def baseline_node(group: str, task: str = "validate", name: str = "baseline") ->
 def select_node(
     inputs: PlanInputs[KindOptions], task: str, name: str = "select", seed: int | None = None
 ) -> Node | None:
-    """Return the node that selects passages for the task that the node `task` writes; None for no passages."""
+    """Return the node that selects passages for the task that the node `task` writes, or None without passages."""
     selection = inputs.recipe.selection
     if selection.definition.source == "dataset":
         fixed = {}
@@ -90,7 +90,7 @@ def joint_node(recipe: Recipe, seed: int, name: str, prepared: str = "prepare", 
 
 
 def finetune_nodes(recipe: Recipe, seed: int, name: str, inputs: Mapping[str, str]) -> list[Node]:
-    """Return the nodes that finetune with one seed, see `with_tries`. The last has the name `name`."""
+    """Return the nodes of `with_tries` for one seed, the last with the name `name`. inputs: input name → node."""
     node = Node(name, stages.FINETUNE, FinetuneParams.of(recipe, seed), inputs, seed=seed)
     return with_tries(node, recipe.finetune)
 

@@ -91,7 +91,7 @@ class JobSpec(_Record):
         3,
         ge=1,
         le=20,
-        description="number of failures that end the job; 3 interruptions without new checkpoint count as one failure",
+        description="failures that end the job; 3 interruptions without a new checkpoint count as one failure",
     )
     max_runtime_seconds: float | None = Field(
         None, gt=0, le=1e8, description="limit of the running time of all attempts together"

@@ -172,7 +172,7 @@ class Pool:
 def most_confident(teacher: Outputs, shares: NDArray[np.float64], total: int) -> NDArray[np.int64]:
     """Return the sorted indices of the chosen pieces: at most `total * share` pieces of each label, the most probable.
 
-    The label of a piece is its most probable one. teacher: log-probabilities [pieces, labels]. shares: [labels].
+    A piece belongs to its most probable label. teacher: log-probabilities [pieces, labels]. shares: [labels], sum 1.
     """
     guesses, chosen = teacher.argmax(axis=1), []
     for label, share in enumerate(shares):

@@ -84,7 +84,7 @@ def ranked(hits: Sequence[Hit], k: int) -> list[Hit]:
 
 
 def tie_at_cut(scores: Sequence[float], k: int) -> bool:
-    """Return whether the last of more than `k` sorted scores equals the k-th, so that later hits may be equal too."""
+    """Return whether there are more than `k` sorted scores and the last equals the k-th. Later hits may tie too."""
     return len(scores) > k and scores[-1] >= scores[k - 1] * _EQUAL
 
 

@@ -94,7 +94,7 @@ class Documents:
 
     @classmethod
     def of(cls, segments: Tensor, positions: Tensor) -> Documents:
-        """Return the documents. segments: [R, L], 0 for padding. positions: [R, L], in the document, from 0."""
+        """Return the documents. segments: [R, L], 0 for padding. positions: [R, L], from 0 in each document."""
         real = segments.flatten().nonzero()[:, 0]
         position = positions.flatten()[real]
         number = (position == 0).cumsum(0) - 1

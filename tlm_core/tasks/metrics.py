@@ -51,7 +51,7 @@ Counts = NDArray[np.int64]  # [labels], at least two
 
 
 def _from_counts(score: Callable[[Counts, Counts, Counts], float]) -> Callable[[Targets, Targets], float]:
-    """Return a metric of label indices. score: its function of the counts of correct, true and predicted rows.
+    """Return a metric of label indices. score: a function of the counts of correct, true and predicted rows, [labels].
 
     The functions of scikit-learn need milliseconds, and a bootstrap computes thousands of scores.
     """

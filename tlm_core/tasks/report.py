@@ -129,7 +129,7 @@ def _lengths(splits: Mapping[str, SplitData]) -> dict[str, object]:
 
 
 def _duplicates(data: SplitData, split: str, findings: Findings) -> dict[str, object]:
-    """Return `copies` (rows that repeat a text), `conflicting` (texts with several labels) and `conflicts` (rows)."""
+    """Return `copies` (repeating rows), `conflicting` (texts with several labels), `conflicts` (their rows)."""
     codes = pc.index_in(data.label, value_set=pc.unique(data.label)).to_numpy()
     _, starts, places = np.unique(data.scan.keys, return_index=True, return_inverse=True)
     keys = starts[places]  # hashes differ between processes, so the first row of a text is its key
