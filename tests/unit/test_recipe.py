@@ -65,6 +65,22 @@ def test_small_task_trains_for_at_most_twice_the_epochs() -> None:
     assert resolve("fast", "quick").finetune.min_steps == 500 and resolve("fast", "tiny").finetune.min_steps is None
 
 
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({}, 700),
+        ({"finetune.max_steps": 900}, 900),
+        ({"finetune.max_steps": 900, "finetune.max_steps_after_joint": 800}, 800),
+        ({"finetune.max_steps": 600, "finetune.max_steps_after_joint": 800}, 600),
+        ({"joint.enabled": False}, 3_542),
+        ({"joint.task_loss": False}, 3_542),
+        ({"model.init": "hub:a/b", "tokenizer.source": "hub:a/b"}, 3_542),
+    ],
+)
+def test_preset_limits_finetuning_after_a_joint_stage_only(changes: dict[str, Any], steps: int) -> None:
+    assert resolve("fast", "tiny", changes).finetuning.steps(11_333) == steps
+
+
 def test_published_encoder_gets_a_lower_rate_by_default() -> None:
     published = {"model.init": "hub:a/b", "tokenizer.source": "hub:a/b"}
     assert resolve("fast", "tiny").finetune.optimizer.lr == 1e-3

@@ -90,7 +90,7 @@ class FinetuneParams(TuneParams):
     @classmethod
     def of(cls, recipe: Recipe, seed: int, **extra: Any) -> Self:
         """Return the parameters of finetuning. extra: values of the fields that a subclass adds."""
-        finetune = recipe.finetune.model_copy(update={"rates": ()})
+        finetune = recipe.finetuning.model_copy(update={"rates": ()})
         return cls(model=recipe.model, finetune=finetune, **training(recipe, seed), **extra)
 
 

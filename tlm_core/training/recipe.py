@@ -231,6 +231,9 @@ class Finetune(_Part):
         None, ge=1, description="minimum number of steps; to reach it, a small task trains for up to twice the epochs"
     )
     max_steps: int | None = Field(None, ge=1, description="maximum number of steps, even if the epochs need more")
+    max_steps_after_joint: int | None = Field(
+        None, ge=1, description="max_steps of an encoder whose joint stage had the task loss and no published weights"
+    )
     batch: int = Field(32, ge=1, le=8192, description="texts in a step, over all workers")
     evaluations: int = Field(10, ge=1, description="validations, evenly spread, besides that of the initial model")
     reset_head: bool = Field(False, description="whether the classifier starts at random, as in the paper")
@@ -330,6 +333,15 @@ class Recipe(_Part):
         return self
 
     @property
+    def finetuning(self) -> Finetune:
+        """The settings of the finetune stage with `max_steps` as the only limit of steps."""
+        limits = [self.finetune.max_steps]
+        if self.joint.enabled and self.joint.task_loss and self.model.init in OWN_STARTS:
+            limits.append(self.finetune.max_steps_after_joint)
+        update = {"max_steps": min(filter(None, limits), default=None), "max_steps_after_joint": None}
+        return self.finetune.model_copy(update=update)
+
+    @property
     def number_format(self) -> Precision:
         """The precision of matrix products. Raises InvalidRecipe for `auto`, which `resolve` replaces."""
         if self.precision == "auto":
@@ -385,7 +397,7 @@ def _fast(scale: Scale) -> Recipe:
         finetune=Finetune(
             epochs=5 if scale == "quick" else 10,
             min_steps=500 if scale == "quick" else None,
-            max_steps=500 if scale == "quick" else None,
+            max_steps_after_joint={"quick": 500, "tiny": 700}.get(scale),
             optimizer=Optimizer(name="adamw", lr=1e-3 if on_cpu else 3e-4),
         ),
         ensemble=True,
@@ -470,6 +482,8 @@ def resolve(
         raise InvalidRecipe(f"The recipe '{name}' has no scale 'quick'. Use the recipe 'fast', or the scale 'tiny'.")
     data = presets[name](scale).model_dump()  # type: ignore[arg-type]
     known = sorted(leaves(data).keys() - {"name", "scale"})
+    if "finetune.max_steps" in (overrides or {}):
+        data["finetune"]["max_steps_after_joint"] = None
     for key, value in (overrides or {}).items():
         _override(data, key, value, known)
     try:
