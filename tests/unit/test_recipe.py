@@ -70,8 +70,7 @@ def test_small_task_trains_for_at_most_twice_the_epochs() -> None:
     [
         ({}, 700),
         ({"finetune.max_steps": 900}, 900),
-        ({"finetune.max_steps": 900, "finetune.max_steps_after_joint": 800}, 800),
-        ({"finetune.max_steps": 600, "finetune.max_steps_after_joint": 800}, 600),
+        ({"finetune.max_steps_after_joint": 800}, 800),
         ({"joint.enabled": False}, 3_542),
         ({"joint.task_loss": False}, 3_542),
         ({"model.init": "hub:a/b", "tokenizer.source": "hub:a/b"}, 3_542),

@@ -232,7 +232,7 @@ class Finetune(_Part):
     )
     max_steps: int | None = Field(None, ge=1, description="maximum number of steps, even if the epochs need more")
     max_steps_after_joint: int | None = Field(
-        None, ge=1, description="max_steps of an encoder whose joint stage had the task loss and no published weights"
+        None, ge=1, description="max_steps of own encoders after a joint stage with the task loss, if max_steps is none"
     )
     batch: int = Field(32, ge=1, le=8192, description="texts in a step, over all workers")
     evaluations: int = Field(10, ge=1, description="validations, evenly spread, besides that of the initial model")
@@ -334,12 +334,10 @@ class Recipe(_Part):
 
     @property
     def finetuning(self) -> Finetune:
-        """The settings of the finetune stage with `max_steps` as the only limit of steps."""
-        limits = [self.finetune.max_steps]
-        if self.joint.enabled and self.joint.task_loss and self.model.init in OWN_STARTS:
-            limits.append(self.finetune.max_steps_after_joint)
-        update = {"max_steps": min(filter(None, limits), default=None), "max_steps_after_joint": None}
-        return self.finetune.model_copy(update=update)
+        """The settings of the finetune stage, in which `max_steps` is the limit that applies to this recipe."""
+        learned = self.joint.enabled and self.joint.task_loss and self.model.init in OWN_STARTS
+        limit = self.finetune.max_steps or (self.finetune.max_steps_after_joint if learned else None)
+        return self.finetune.model_copy(update={"max_steps": limit, "max_steps_after_joint": None})
 
     @property
     def number_format(self) -> Precision:
@@ -482,8 +480,6 @@ def resolve(
         raise InvalidRecipe(f"The recipe '{name}' has no scale 'quick'. Use the recipe 'fast', or the scale 'tiny'.")
     data = presets[name](scale).model_dump()  # type: ignore[arg-type]
     known = sorted(leaves(data).keys() - {"name", "scale"})
-    if "finetune.max_steps" in (overrides or {}):
-        data["finetune"]["max_steps_after_joint"] = None
     for key, value in (overrides or {}).items():
         _override(data, key, value, known)
     try:
