@@ -74,14 +74,7 @@ CLAIMS = (
     (TLM, "TLM, two stages"),
     (TLM, "task only"),
     (TLM, LINEAR),
-    (RETURNED, LINEAR),
-    (RETURNED, LINEAR_BOTH),
-    (RETURNED, INSTANT),
-    (RETURNED, PRETRAINED_BOTH),
-    (RETURNED_TINY, LINEAR),
-    (RETURNED_TINY, LINEAR_BOTH),
-    (RETURNED_TINY, INSTANT),
-    (RETURNED_TINY, PRETRAINED_BOTH),
+    *((job, other) for job in JOBS for other in (LINEAR, LINEAR_BOTH, INSTANT, PRETRAINED_BOTH)),
 )
 LEVEL, SEEDS = 0.05, 5
 SPLITS = 10  # other random splits of a task
