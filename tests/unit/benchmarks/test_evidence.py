@@ -50,11 +50,9 @@ def test_pages_state_the_figures_of_the_recorded_demo() -> None:
     (low, high), time = demo["interval"], duration(demo["seconds"])
     linear, returned, alone = (f"{demo[model]:.3f}" for model in ("linear", "returned", "task_only"))
     assert f"the demo took {time} (" in readme and f"The whole demo took {time} after set-up" in results
-    scores = (
-        f"the returned model has a macro-F1 of {returned}. The service's linear model has {linear}, and the encoder"
-    )
-    assert f"{scores} trained on the task alone {alone}." in readme
-    assert f"the gain of {demo['difference']:.3f} " in readme
+    assert f"the returned model has a macro-F1 of {returned} on test." in readme
+    assert f"The service's linear model has {linear}, and the encoder trained on the task alone has {alone}." in readme
+    assert f"The returned model gains {demo['difference']:.3f} over the linear model." in readme
     difference = f"{demo['difference']:+.3f} ({low:.3f} to {high:.3f})"
     right = f"{demo['sample_texts_right']} of {demo['sample_texts']}"
     assert f"| {time} | {linear} | {returned} | {difference} | {right} |" in results
