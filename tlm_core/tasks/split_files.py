@@ -55,7 +55,7 @@ def select_splits(source: Mapping[str, Path] | Path, findings: Findings) -> dict
 
 
 def _is_further(name: str) -> bool:
-    return re.fullmatch(f"{FURTHER}[a-z]+", name) is not None
+    return re.fullmatch(f"{FURTHER}[a-z]{{1,40}}", name) is not None
 
 
 def _add_folder(folder: Path, paths: dict[str, Path], findings: Findings) -> None:
