@@ -497,7 +497,7 @@ def _record(fields: Mapping[str, str]) -> JobRecord:
 
 
 def _listed(tenant: str, job_id: str, fields: Mapping[str, str]) -> JobRecord:
-    """Return the record of a job. If it is unreadable, return a stub with the error, so that lists show other jobs."""
+    """Return the record of a job. For an unreadable record, return a stub with the error, so that lists still work."""
     try:
         return _record(fields)
     except UnreadableRecord as error:

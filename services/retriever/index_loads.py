@@ -138,7 +138,7 @@ class IndexLoads:
         self._loads.pop(key, None)
 
     def close(self) -> None:
-        """Wait for the running load, which stops at its next batch. The next process resumes it on request."""
+        """Cancel waiting loads, and wait until the running load stops. The caller first sets the event `stop`."""
         self._pool.shutdown(cancel_futures=True)
 
     def _complete_index(self, key: CorpusKey) -> PassageIndex | None:

@@ -203,7 +203,7 @@ def _parse_options(text: str, kind: str) -> dict[str, object]:
 
 
 def _parse_overrides(texts: list[str] | None) -> dict[str, object]:
-    """Parse KEY=VALUE recipe overrides. A value that is not JSON stays text, so that names need no extra quotes."""
+    """Parse KEY=VALUE recipe overrides. A value that is not JSON stays text: `bm25` needs no extra quotes."""
     overrides = {}
     for key, text in (split_pair(pair, "--set") for pair in texts or []):
         try:

@@ -186,7 +186,7 @@ def group_by_seed(nodes: Iterable[Node], seeds: Sequence[int]) -> list[Node]:
 
 
 def gather_group(seeds: Sequence[int]) -> str:
-    """Return the name of the group of the last node, which waits for the groups of all seeds."""
+    """Return the name of the group of the nodes that need the results of all seeds."""
     return "gather" if len(seeds) > 1 else "main"
 
 

@@ -183,7 +183,7 @@ class DatasetInput(_Record):
 
 
 class ReusedArtifact(_Record):
-    """The id and the location of an artifact of another job, which a job uses instead of running a node."""
+    """The id and the location of another job's artifact. A job uses this artifact instead of running a node."""
 
     artifact: str
     ref: ManifestRef

@@ -120,8 +120,8 @@ def check(options: ShareTicketsOptions, recipe: Recipe, names: tuple[str, ...]) 
         raise InvalidRequest(f"Unknown dataset '{unknown[0]}' in 'tickets'. The datasets are {', '.join(names)}.")
     if recipe.finetune.has_tries:
         raise InvalidRequest(
-            "'share_tickets' finetunes once, because pruning and sharing must use the same settings. Set "
-            "'finetune.optimizer.lr' instead of 'finetune.rates', and 'finetune.class_weights' to none or balanced."
+            "The kind 'share_tickets' does not try several learning rates or class weights. Omit 'finetune.rates', and "
+            "set one rate as 'finetune.optimizer.lr'. Set 'finetune.class_weights' to none or balanced."
         )
     if recipe.model.init not in OWN_STARTS:
         return  # `check_encoder` checks published encoders, whose shape is unknown here

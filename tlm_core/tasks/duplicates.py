@@ -1,4 +1,4 @@
-"""Find equal texts. Case, white space and Unicode form are ignored."""
+"""Find equal texts. Case, the amount of white space, and composed or decomposed Unicode (NFC) do not count."""
 
 from __future__ import annotations
 

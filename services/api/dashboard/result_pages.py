@@ -111,7 +111,7 @@ def predict(
     pairs = bool(parts.artifacts.read_json(served.ref, METADATA)["pair"])
     rows = [texts.strip()] if pairs else [line for line in texts.splitlines() if line.strip()]
     if not any(rows):
-        raise InvalidRequest("The form has no text. Enter a text to classify.")
+        raise InvalidRequest("The form has no text. Enter a text.")
     if len(rows) > _TEXTS:
         raise InvalidRequest(f"The form has {len(rows)} lines. Enter at most {_TEXTS}, or use the API.")
     second = [pair.strip()] if pairs else None
