@@ -227,10 +227,8 @@ class _Point:
 
 
 def task_only(recipe: Recipe) -> Recipe:
-    """Return a copy of the recipe that trains on the task alone, without selection and joint stage."""
-    joint = recipe.joint.model_copy(update={"enabled": False})
-    selection = recipe.selection.model_copy(update={"selector": "none"})
-    return recipe.model_copy(update={"joint": joint, "selection": selection})
+    """Return a copy of the recipe without the joint stage. The nodes of the models do not read the selection."""
+    return recipe.model_copy(update={"joint": recipe.joint.model_copy(update={"enabled": False})})
 
 
 def pretrained(recipe: Recipe, options: LearningCurveOptions) -> Recipe:
@@ -248,7 +246,7 @@ def bilstm_params(recipe: Recipe, options: LearningCurveOptions, seed: int) -> B
     if recipe.model.init != "counts":  # Then `prepare` writes no count vectors.
         lstm = lstm.model_copy(update={"init": "scratch"})
     optimizer = recipe.finetune.optimizer.model_copy(update={"name": "adamw", "lr": options.lstm.lr})
-    finetune = recipe.finetune.model_copy(update={"rates": (), "optimizer": optimizer})
+    finetune = task_only(recipe).finetuning.model_copy(update={"rates": (), "optimizer": optimizer})
     return BilstmParams(finetune=finetune, lstm=lstm, **training(recipe, seed))
 
 

@@ -166,6 +166,20 @@ def test_models_of_a_curve_share_finetuning_settings() -> None:
                     ("epochs", "batch", "max_steps", "evaluations")} == changes, node.name  # fmt: skip
 
 
+def test_limit_after_the_joint_stage_concerns_only_tlm() -> None:
+    options = {"sizes": [50, 200], "models": ["bilstm", "bilstm_tlm", "encoder", "tlm", "pretrained"],
+               "pretrained": "hub:some/encoder"}  # fmt: skip
+    job, changed = job_of("learning_curve", options, seeds=(0,)), {}
+    for limit in (700, 800):
+        recipe = resolve("fast", "tiny", {"finetune.max_steps_after_joint": limit})
+        plan = plan_of(job.model_copy(update={"resolved": job.resolved.model_copy(update={"recipe": recipe})}))
+        changed[limit] = {n.name: n.params for n in plan.nodes if n.name.startswith("finetune.")}
+    differing = {name for name, params in changed[700].items() if params != changed[800][name]}
+    assert differing == {"finetune.tlm.n50.s0", "finetune.tlm.n200.s0"}
+    assert changed[700]["finetune.tlm.n50.s0"].finetune.steps(11_333) == 700
+    assert changed[700]["finetune.bilstm_tlm.n50.s0"].finetune.steps(11_333) == 3_542
+
+
 @pytest.mark.parametrize(("kind", "options"), [("prune", {}), ("share_tickets", {"others": ["second"]})])
 def test_importance_follows_the_option_as_published(kind: str, options: dict[str, Any]) -> None:
     for as_published in (True, False):
