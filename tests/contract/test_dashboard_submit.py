@@ -301,6 +301,7 @@ def test_preview_shows_recipe_and_cost_without_submitting(filled: tuple[Gateway,
         "/ui/submit/preview", data={"dataset": "tickets", "corpus": "manuals", "overrides": "joint.rho2 = 7"}
     )
     assert answer.status_code == 200 and "ρ₂ 7" in answer.text and "4f1c2a9be07d" in answer.text
+    assert "10 epochs, at most 700 steps, batch size 32" in answer.text
     assert re.search(r"<dt>FLOPs</dt><dd>[\d.]+ × 10", answer.text) and "built-in" in answer.text
     assert len(gateway.parts.jobs.list_jobs(T, limit=100)[0]) == before
 
