@@ -104,18 +104,16 @@ def with_tries(node: Node, part: Finetune) -> list[Node]:
     if not part.has_tries:
         return [node]
     assert isinstance(node.params, TuneParams)
-    tries: list[Node] = []
+    finetune, tries = node.params.finetune, list[Node]()
     values: list[dict[str, float | str]] = []  # the tried values of each try, for the report
-    for rate, weights in product(part.rates or (None,), part.weights_to_try):
-        name, finetune = node.name, node.params.finetune.model_copy(update={"class_weights": weights})
-        if rate is not None:
-            finetune = finetune.model_copy(update={"optimizer": finetune.optimizer.model_copy(update={"lr": rate})})
-            name += f".lr{rate:g}"
-        values.append({"lr": finetune.optimizer.lr})
-        if part.class_weights == "auto":
+    all_weights: tuple[str | None, ...] = ("none", "balanced") if part.class_weights == "auto" else (None,)
+    for rate, weights in product(part.rates or (None,), all_weights):
+        name = node.name if rate is None else f"{node.name}.lr{rate:g}"
+        values.append({"lr": finetune.optimizer.lr if rate is None else rate})
+        if weights is not None:
             name += f".{weights}"
             values[-1]["class_weights"] = weights
-        params = node.params.model_copy(update={"finetune": finetune})
+        params = node.params.model_copy(update={"finetune": finetune.with_values(values[-1])})
         tries.append(replace(node, name=name, params=params, rate=rate))
     inputs = {f"try.{number}": attempt.name for number, attempt in enumerate(tries)}
     return [*tries, Node(node.name, stages.CHOOSE, ChooseParams(tries=tuple(values)), inputs, seed=node.seed)]

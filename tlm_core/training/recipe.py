@@ -259,20 +259,15 @@ class Finetune(_Part):
         return min(steps, self.max_steps) if self.max_steps else steps
 
     @property
-    def weights_to_try(self) -> tuple[str, ...]:
-        return ("none", "balanced") if self.class_weights == "auto" else (self.class_weights,)
-
-    @property
     def has_tries(self) -> bool:
         """Whether validation chooses among several finetunings."""
         return bool(self.rates) or self.class_weights == "auto"
 
     def with_values(self, values: Mapping[str, object]) -> Finetune:
         """Return a copy with the learning rate `lr` and the `class_weights` in `values`, if `values` has these keys."""
-        chosen = {name: values[name] for name in ("class_weights",) if name in values}
-        if "lr" in values:
-            chosen["optimizer"] = self.optimizer.model_copy(update={"lr": values["lr"]})
-        return self.model_copy(update=chosen)
+        optimizer = self.optimizer.model_copy(update={"lr": values.get("lr", self.optimizer.lr)})
+        weights = values.get("class_weights", self.class_weights)
+        return self.model_copy(update={"optimizer": optimizer, "class_weights": weights})
 
     def check_weights(self, task: str, has_classes: bool) -> None:
         """Raise InvalidRecipe for class weights of a regression task."""
