@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,6 @@ import numpy.typing as npt
 from tlm_core.errors import InvalidRequest
 
 Which = Literal["winning", "random", "losing"]
-TICKETS: tuple[str, ...] = get_args(Which)
 
 
 @dataclass(frozen=True)
@@ -110,13 +109,13 @@ def removals(level: float, layers: int, heads: int) -> tuple[int, int]:
     return removed, blocks
 
 
-def one_shot(importance: Importance, level: float, which: str, seed: int = 0) -> Mask:
+def one_shot(importance: Importance, level: float, which: Which, seed: int = 0) -> Mask:
     """Return the mask that removes the share `level` of all heads and of all blocks.
 
     which: `winning` removes the least important heads and blocks, `losing` the most important, and `random` those that
     `seed` draws. Heads are ranked over all layers; equal scores are ordered by layer, then head. The last head of a
     layer is never removed: the next head in the ranking is removed instead.
-    Raises the InvalidRequest of `removals` for an invalid level, and ValueError for an unknown `which`.
+    Raises the InvalidRequest of `removals` for an invalid level.
     """
     layers, heads = importance.heads.shape
     head_count, block_count = removals(level, layers, heads)
@@ -131,13 +130,8 @@ def one_shot(importance: Importance, level: float, which: str, seed: int = 0) ->
     return Mask(tuple(tuple(row) for row in stays.tolist()), tuple(blocks.tolist()))
 
 
-def _order(scores: npt.NDArray[np.float64], which: str, seed: int) -> npt.NDArray[np.int64]:
+def _order(scores: npt.NDArray[np.float64], which: Which, seed: int) -> npt.NDArray[np.int64]:
     """Return the indices of `scores` in the order in which `which` removes them."""
-    match which:
-        case "winning":
-            return np.argsort(scores, kind="stable")
-        case "losing":
-            return np.argsort(-scores, kind="stable")
-        case "random":
-            return np.random.default_rng(seed).permutation(len(scores))
-    raise ValueError(f"Unknown ticket '{which}'. Valid tickets: {', '.join(TICKETS)}.")
+    if which == "random":
+        return np.random.default_rng(seed).permutation(len(scores))
+    return np.argsort(scores if which == "winning" else -scores, kind="stable")

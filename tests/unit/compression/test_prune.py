@@ -21,7 +21,7 @@ from tests.unit.training.made import made_task, tiny
 from tests.unit.training.test_published import published
 from tests.unit.training.test_regression import made_regression
 from tlm_core.compression import ticket_stages
-from tlm_core.compression.masks import Importance, Mask, one_shot
+from tlm_core.compression.masks import Importance, Mask, Which, one_shot
 from tlm_core.compression.params import CheckEncoderParams, ImportanceParams
 from tlm_core.compression.sliced import load_sliced
 from tlm_core.errors import InvalidRecipe, InvalidRequest
@@ -59,9 +59,10 @@ def report(done: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def test_masks_follow_importance_of_their_seed(done: Mapping[str, Path]) -> None:
+    tickets: tuple[Which, ...] = ("winning", "losing")
     for seed in (0, 1):
         scores = Importance.from_dict(json.loads((done[f"importance.s{seed}"] / "importance.json").read_text()))
-        for which in ("winning", "losing"):
+        for which in tickets:
             model, mask = load_sliced(done[f"ticket.{which}.l0.5.s{seed}"])
             assert mask == one_shot(scores, 0.5, which, seed)
             assert model.encoder.layers[0].attention.heads == sum(mask.heads[0])  # type: ignore[union-attr]
