@@ -32,5 +32,5 @@ REFIT = Stage("refit", "tlm_core.training.encoder_stages:refit", 2, params.Finet
 CHOOSE = Stage("choose", "tlm_core.training.encoder_stages:choose", 3, params.ChooseParams)
 CHECK_ENCODER = Stage("check_encoder", "tlm_core.compression.ticket_stages:check_encoder", 1, CheckEncoderParams)
 IMPORTANCE = Stage("importance", "tlm_core.compression.ticket_stages:importance", 2, ImportanceParams)
-EVALUATE = Stage("evaluate", "tlm_core.training.evaluate:evaluate", 24, params.SeedsParams, parallel=True)
+EVALUATE = Stage("evaluate", "tlm_core.training.evaluate:evaluate", 25, params.SeedsParams, parallel=True)
 EXPORT = Stage("export", "tlm_core.training.export:export", 12, params.ExportParams)

@@ -140,7 +140,10 @@ class _Run:
     def scored(self, task: Task) -> Report:
         """Return the returned model's scores by split, its `scales`, and the scores of each model in `models`."""
         models = {name: _scores(task, outputs) for name, (_, outputs) in self.models.items()}
-        return {**models[self.returned], "models": models, "scales": asdict(self.models[self.returned][0])}
+        scales = asdict(self.models[self.returned][0])
+        if ENCODER in self.models:  # `model/` holds the encoder even if the job returns a linear model
+            scales["encoder_temperature"] = self.models[ENCODER][0].encoder_temperature
+        return {**models[self.returned], "models": models, "scales": scales}
 
 
 def job_report(

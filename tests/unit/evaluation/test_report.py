@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tlm_core.evaluation.combine import COMBINED, LINEAR, Outputs
+from tlm_core.evaluation.combine import COMBINED, LINEAR, Outputs, temperature
 from tlm_core.evaluation.report import HELD_OUT, EncoderResult, LinearResult, gain, job_report
 from tlm_core.evaluation.summary import learned_again, refit_in_words, sentences
 from tlm_core.tasks.task import Task, task_schema
@@ -140,6 +140,8 @@ def test_model_folder_has_the_best_encoder_beside_a_returned_linear_model() -> N
     assert (report["returned"]["model"], report["best_seed"]) == (LINEAR, 1)
     best = report["seeds"][1]["models"]["encoder"]["test"]["macro_f1"]
     assert report["models"]["stock"]["mean"]["test"]["macro_f1"] == best
+    logits, targets = encoders[1].outputs["validation"], task.targets("validation")
+    assert report["seeds"][1]["scales"]["encoder_temperature"] == temperature(task.type, logits, targets) != 1
 
 
 def test_each_seed_of_an_ensemble_has_its_encoder_and_combination() -> None:
