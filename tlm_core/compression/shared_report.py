@@ -47,7 +47,7 @@ def shared_report(ctx: StageContext[SeedsParams]) -> dict[str, object]:
         "metric": "value",
         "tasks": tasks,
         "average": average,
-        "weights_left": _weights_left(ctx.inputs[f"tickets.s{seeds[0]}"], len(tasks)),
+        "weights_left": _weights_left(ctx.inputs[f"tickets.s{seeds[0]}"]),
         "cost": _cost(ctx.inputs, len(tasks), seeds),
         "mean": {"test": {"value": average["tickets"]["mean"]}},
         "spread": {"test": {"value": average["tickets"]["std"]}},
@@ -116,11 +116,10 @@ def _average(tasks: Sequence[Report], system: str) -> Summary:
     return summary([summary(scores)["mean"] for scores in by_seed])
 
 
-def _weights_left(folder: Path, tasks: int) -> list[float]:
-    """Return for each task which share of the layers' weights its ticket retains. tasks: number of tasks."""
+def _weights_left(folder: Path) -> list[float]:
+    """Return for each task which share of the layers' weights its ticket retains."""
     shape = read_shape(folder)
-    masks = [Mask.from_dict(mask) for mask in read_json(folder / MASKS)]
-    counts = [parameters(shape, mask) for mask in masks[:tasks]]
+    counts = [parameters(shape, Mask.from_dict(mask)) for mask in read_json(folder / MASKS)]
     return [count["layers_left"] / count["layers_full"] for count in counts]
 
 

@@ -58,7 +58,7 @@ def model_card(report: Facts, facts: Facts, recipe: CardRecipe) -> str:
         "## Limits",
         "- The model may have memorized parts of its training texts. Protect the weights as carefully as these texts.",
         *_lengths(facts),
-        *(f"- {warning}" for warning in report.get("warnings", ())),
+        *(f"- {warning}" for warning in report["warnings"]),
         "- The scores hold for texts like those of the test split. Nothing else was measured.",
         "",
         "## Recipe",
@@ -74,7 +74,7 @@ def linear_card(report: Facts, task: Facts) -> str:
     """Return the card of a job that trains the linear model alone. task: name, language, labels and counts."""
     task_type, setting = task_type_of(report["metric"]), report["linear"]["setting"]
     features = "n-grams of words (1 to 2)" + (" and of characters (2 to 5)" if setting["families"] > 1 else "")
-    start = setting.get("start_words")  # reports of earlier releases have none
+    start = setting["start_words"]
     parts = f"whole texts, and separately the first {start} words of each" if start else "whole texts"
     body = [
         "---",
@@ -196,7 +196,7 @@ def _weights(report: Facts) -> list[str]:
         f"These weights are the encoder of seed {report['best_seed']}, {chosen}.",
         *filter(None, [refit_in_words(report)]),
     ]
-    if report.get("returned", {}).get("model", "encoder") != "encoder":
+    if report["returned"]["model"] != "encoder":
         lines.append(f"`model.onnx`, beside this folder, is {returned_model(report)}: the model that the job returns.")
     return lines
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from tlm_core.errors import TrainingFailed
 from tlm_core.evaluation.combine import ENSEMBLE, LINEAR, LINEAR_MODELS, Scales, log_softmax
 from tlm_core.evaluation.report import linear_folder
 from tlm_core.evaluation.summary import ENCODER, PREDICTIONS, REPORT
+from tlm_core.json_files import read_json
 from tlm_core.linear.graph import write_combined, write_linear
 from tlm_core.linear.model import ALPHABET, LinearModel
 from tlm_core.serving import MODEL, copy_model, write_metadata
@@ -46,7 +46,7 @@ def export(ctx: StageContext[ExportParams]) -> dict[str, Any]:
     load the files, or if the files give other outputs than `evaluate` computed.
     """
     prepared, task = Prepared(ctx.inputs["prepared"]), Task.read(ctx.inputs["task"])
-    report = json.loads((ctx.inputs["evaluate"] / "report.json").read_text(encoding="utf-8"))
+    report = read_json(ctx.inputs["evaluate"] / REPORT)
     best, compact = encoder_folder(ctx.inputs, report["best_seed"]), ENSEMBLE in report["models"]
     model = load_model(best, compact=compact)
     seed = next(entry for entry in report["seeds"] if entry["seed"] == report["best_seed"])

@@ -33,7 +33,7 @@ def recipe_keys(part: BaseModel, prefix: str = "") -> Iterator[RecipeKey]:
         elif not (isinstance(part, Recipe) and name in ("name", "scale")):
             types = set(_types(field.annotation))
             words = (*sorted(t for t in types if isinstance(t, str)), *(("true", "false") if bool in types else ()))
-            choices = () if int in types else tuple(words)
+            choices = () if int in types else words
             yield RecipeKey(prefix + name, value, field.description or "", choices, types <= {int, float, NoneType})
 
 
