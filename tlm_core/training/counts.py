@@ -34,24 +34,21 @@ ITERATIONS = 3
 class Counted:
     """The result of `count`. log_frequency: [V], natural logarithm of each token's share of all tokens.
 
-    vectors: [V, dim], zero for tokens without a neighbor. flops: cost of counting. tokens: number of counted tokens.
+    vectors: [V, dim], zero for tokens without a neighbor. flops: cost of counting.
     """
 
     log_frequency: Floats
     vectors: Floats
     flops: float
-    tokens: int
 
 
 def count(stores: Sequence[TokenStore], size: int, specials: Sequence[int], dim: int) -> Counted:
     """Return counts over the first MAX_TOKENS tokens of the stores. size: vocabulary size. specials: ids to ignore."""
     frequency = np.zeros(size)
     pairs = sparse.csr_matrix((size, size), dtype=np.int32)
-    read = 0
     for tokens, owner in _blocks(stores):
         frequency += np.bincount(tokens, minlength=size)
         pairs = pairs + _pairs(tokens, owner, size, specials)
-        read += len(tokens)
     frequency[list(specials)] = 0.0
     pairs = pairs + pairs.T
     association = _association(pairs, size)
@@ -60,7 +57,6 @@ def count(stores: Sequence[TokenStore], size: int, specials: Sequence[int], dim:
         log_frequency=np.log(smooth / smooth.sum()).astype(np.float32),
         vectors=_leading(association, dim),
         flops=_flops(association.nnz, size, dim + OVERSAMPLING),
-        tokens=read,
     )
 
 
