@@ -258,7 +258,7 @@ def _choice(
     name, validation: the arguments `encoder` and `encoders` of `choose`.
     """
     if not linears:
-        return Choice(name, "The job has no other model.")
+        return Choice(name, "A study returns its encoder, even if the linear model is better.")
     on_validation = {model: linear.outputs["validation"] for model, linear in linears.items()}
     choice = choose(task, on_validation, name, validation, task.targets("validation"))
     if all(encoder.behind for encoder in encoders):

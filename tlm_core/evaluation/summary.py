@@ -85,7 +85,7 @@ def _files(report: Report, model: str) -> str:
 def sentences(report: Report) -> list[str]:
     """Return sentences on which model a job returns, why, and whether this model is better than the linear model.
 
-    For a study, return only `few_rows`.
+    If a study exports no encoder, return only `few_rows`.
     """
     if "returned" not in report:
         return few_rows(report)

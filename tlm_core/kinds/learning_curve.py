@@ -48,7 +48,7 @@ SIZES = Stage("sizes", "tlm_core.studies.subsets:sizes", 3, SizesParams, Place.C
 SUBSET = Stage("subset", "tlm_core.studies.subsets:subset", 2, SubsetParams, Place.COORDINATOR)
 BILSTM = Stage("bilstm", "tlm_core.studies.bilstm_stages:bilstm", 6, BilstmParams, parallel=True)
 EVALUATE_BILSTM = Stage(
-    "evaluate_bilstm", "tlm_core.studies.bilstm_stages:evaluate_bilstm", 6, SeedsParams, parallel=True
+    "evaluate_bilstm", "tlm_core.studies.bilstm_stages:evaluate_bilstm", 7, SeedsParams, parallel=True
 )
 CURVE = Stage("curve", "tlm_core.studies.curve:curve", 17, CurveParams)
 

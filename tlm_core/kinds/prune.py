@@ -25,7 +25,7 @@ from tlm_core.training.recipe import OWN_STARTS, Recipe
 from tlm_core.training.stage import Stage
 
 TICKET = Stage("ticket", "tlm_core.compression.ticket_stages:ticket", 4, TicketParams, parallel=True)
-PHASES = Stage("phases", "tlm_core.compression.phases:phases", 18, PhasesParams)
+PHASES = Stage("phases", "tlm_core.compression.phases:phases", 19, PhasesParams)
 
 
 class PruneOptions(KindOptions):

@@ -144,6 +144,12 @@ def test_model_folder_has_the_best_encoder_beside_a_returned_linear_model() -> N
     assert report["seeds"][1]["scales"]["encoder_temperature"] == temperature(task.type, logits, targets) != 1
 
 
+def test_study_returns_its_encoder_beside_a_linear_model() -> None:
+    task = make_task()
+    report = job_report(task, [EncoderResult(0, outputs(task, 0.5, 0), {}, {})], {}, {"prepare": COST})[0]
+    assert sentences(report)[1] == "A study returns its encoder, even if the linear model is better."
+
+
 def test_each_seed_of_an_ensemble_has_its_encoder_and_combination() -> None:
     report = reported(None, None)
     for entry in report["seeds"]:
