@@ -143,7 +143,7 @@ def test_published_encoder_tries_equal_capped_rates_once() -> None:
 
 @pytest.mark.parametrize("tries", [{"finetune.rates": [1e-4, 1e-3]}, {"finetune.class_weights": "auto"}])
 def test_sharing_rejects_several_finetunings(tries: dict[str, object]) -> None:
-    with pytest.raises(InvalidRequest, match=r"instead of 'finetune\.rates'"):
+    with pytest.raises(InvalidRequest, match=r"Omit 'finetune\.rates'"):
         job_of("share_tickets", SHARE).spec.check(resolve("fast", "tiny", tries))
 
 
