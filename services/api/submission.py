@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from services.api.estimate import proposed
 from services.api.job_artifacts import report_of
-from services.common.catalog import Catalog, dataset_keys
+from services.common.catalog import dataset_keys
+from services.common.catalog_records import DatasetRecord
 from services.common.problem import validation_problem
 from tlm_core.errors import Conflict, IllegalTransition, InvalidRequest, NotReady
 from tlm_core.jobs.plan import plan_of
@@ -100,16 +101,16 @@ def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Reso
         _check_folders(used, parts.settings.model_folders)
     _check_corpus(spec, recipe)
     _check_seeds(spec)
-    first = parts.catalog.dataset(tenant, spec.dataset)
+    records = [parts.catalog.dataset(tenant, name) for name in spec.names]
+    first = records[0]
     if recipe.selection.definition.source == "dataset" and first.summary.selection is None:
         raise InvalidRequest(
             f"'{_SELECTOR}' is '{recipe.selection.selector}', but the dataset '{spec.dataset}' has no selection "
             "file. Upload the dataset again with a file in the form field 'selection' (columns text and rank), or use "
             "another selector."
         )
-    if recipe.finetune.class_weights != "none":
-        for name in spec.names:
-            recipe.finetune.check_weights(name, bool(parts.catalog.dataset(tenant, name).summary.labels))
+    for name, record in zip(spec.names, records, strict=True):
+        recipe.finetune.check_weights(name, bool(record.summary.labels))
     corpus_name = corpus_version = None
     if spec.corpus is not None:
         corpus_name, _, version = spec.corpus.partition("@")
@@ -122,7 +123,7 @@ def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Reso
         dataset_options=first.options,
         corpus_name=corpus_name,
         corpus_version=corpus_version,
-        others=_other_datasets(parts.catalog, tenant, spec, first.id),
+        others=_other_datasets(spec.names, records),
         pinned_options=pinned,
         recipe=recipe,
     )
@@ -152,11 +153,10 @@ class _GatewayLookup:
         return report_of(self.parts.jobs, self.parts.artifacts, job)
 
     def dataset(self, name: str) -> DatasetInput:
-        return _dataset_input(self.parts.catalog, self.tenant, name)
+        return _dataset_input(self.parts.catalog.dataset(self.tenant, name))
 
 
-def _dataset_input(catalog: Catalog, tenant: str, name: str) -> DatasetInput:
-    record = catalog.dataset(tenant, name)
+def _dataset_input(record: DatasetRecord) -> DatasetInput:
     return DatasetInput(id=record.id, ref=record.raw, options=record.options)
 
 
@@ -183,21 +183,16 @@ def _check_seeds(spec: JobSpec) -> None:
         )
 
 
-def _other_datasets(catalog: Catalog, tenant: str, spec: JobSpec, first: str) -> tuple[DatasetInput, ...]:
-    """Return all datasets of a request except the first. Raises InvalidRequest if a dataset occurs twice.
-
-    first: the id of the first dataset.
-    """
-    names_by_id, others = {first: spec.dataset}, []
-    for name in spec.names[1:]:
-        other = _dataset_input(catalog, tenant, name)
-        if other.id in names_by_id:
+def _other_datasets(names: Sequence[str], records: Sequence[DatasetRecord]) -> tuple[DatasetInput, ...]:
+    """Return all datasets of a request except the first. Raises InvalidRequest if a dataset occurs twice."""
+    names_by_id: dict[str, str] = {}
+    for name, record in zip(names, records, strict=True):
+        if earlier := names_by_id.get(record.id):
             raise InvalidRequest(
-                f"'{names_by_id[other.id]}' and '{name}' are the same dataset ({other.id}). Name each dataset once."
+                f"'{earlier}' and '{name}' are the same dataset ({record.id}). Name each dataset once."
             )
-        names_by_id[other.id] = name
-        others.append(other)
-    return tuple(others)
+        names_by_id[record.id] = name
+    return tuple(map(_dataset_input, records[1:]))
 
 
 def _from_source(parts: Parts, tenant: str, spec: JobSpec, source: JobRecord) -> tuple[JobSpec, Resolved]:
