@@ -20,6 +20,7 @@ from tlm_core.jobs.spec import FROM_JOB, DatasetInput, JobRecord, JobSpec, Origi
 from tlm_core.jobs.states import RETRYABLE, TERMINAL, State
 from tlm_core.kinds import KINDS
 from tlm_core.selection.selectors import SELECTORS
+from tlm_core.selection.text_analysis import analysis_of
 from tlm_core.stages import REFIT, REFIT_LINEAR
 from tlm_core.training.recipe import Recipe, resolve
 
@@ -114,7 +115,10 @@ def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Reso
     corpus_name = corpus_version = None
     if spec.corpus is not None:
         corpus_name, _, version = spec.corpus.partition("@")
-        corpus_version = parts.catalog.ready_version(tenant, corpus_name, version or None).version
+        ready = parts.catalog.ready_version(tenant, corpus_name, version or None)
+        corpus_version = ready.version
+        if recipe.selection.definition.size != "source":
+            _check_language(spec, str(first.options.get("language", "en")), ready.language)
     original = spec.options.model_dump(mode="json")
     pinned = {name: value for name, value in options.model_dump(mode="json").items() if value != original[name]}
     return spec, Resolved(
@@ -170,6 +174,16 @@ def _check_corpus(spec: JobSpec, recipe: Recipe) -> None:
         raise InvalidRequest("The scale 'instant' uses no corpus. Omit 'corpus'.")
     if spec.corpus is not None and not selects:
         raise InvalidRequest(f"'{_SELECTOR}' is '{selector}', which uses no corpus. Omit 'corpus'.")
+
+
+def _check_language(spec: JobSpec, dataset: str, corpus: str) -> None:
+    """Raise InvalidRequest if the languages of dataset and corpus have different terms. Few passages would match."""
+    if analysis_of(dataset) != analysis_of(corpus):
+        raise InvalidRequest(
+            f"The dataset '{spec.dataset}' has the language '{dataset}', but the corpus '{spec.corpus}' has the "
+            f"language '{corpus}'. The search splits their texts into different terms. Use a corpus in the language of "
+            "the dataset. If one of the languages is wrong, upload this dataset or corpus again with its 'language'."
+        )
 
 
 def _check_seeds(spec: JobSpec) -> None:

@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from services.common.redis_client import connect
-from tests.contract.gateway import AUTH, REF, Gateway, add_dataset, add_version, make_gateway, upload
+from tests.contract.gateway import AUTH, REF, TRAIN, Gateway, add_dataset, add_version, make_gateway, upload
 from tests.contract.job_results import complete
 from tlm_core.corpus.states import CorpusState
 from tlm_core.jobs.plan import plan_of
@@ -144,6 +144,21 @@ def test_invalid_request_creates_no_job(
     assert answer.status_code == status, answer.text
     assert message in answer.json()["detail"]
     assert api.get("/v1/jobs").json()["data"] == []
+
+
+def test_dataset_and_corpus_need_languages_with_equal_terms(api: TestClient, gateway: Gateway) -> None:
+    for language in ("zh", "de"):
+        add_dataset(gateway, language, {"train": TRAIN}, language=language)
+    answer = api.post("/v1/jobs", json={"dataset": "zh", "corpus": "docs"})
+    assert answer.status_code == 422, answer.text
+    assert "'zh' has the language 'zh', but the corpus 'docs' has the language 'en'" in answer.json()["detail"]
+    assert "upload this dataset or corpus again" in answer.json()["detail"]
+    for accepted in (
+        {"dataset": "zh"},
+        {"dataset": "zh", "corpus": "docs", "overrides": {"selection.selector": "whole"}},
+        {"dataset": "de", "corpus": "docs"},
+    ):
+        assert api.post("/v1/jobs", json=accepted).status_code == 202, accepted
 
 
 @pytest.mark.parametrize(
