@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 _MAX_PENDING = 10_000  # entries of each kind that are buffered while Redis is unavailable
 _LOGGED = ("mlm", "task", "validation_loss", "score")  # metrics in the log
 Beats = Mapping[str, Beat]  # by group
+_BEAT_SECONDS = 5.0  # most seconds between two heartbeats
 _STATE_SECONDS = 0.1  # between two reads of the job's state, which are cheap; a report is a durable write
 
 
@@ -55,9 +56,9 @@ class JobReporter:
     """Implements `Reporter` (tlm_core.training.stage) with the job store.
 
     The reporter sends new progress, metrics, events and log lines every `interval` seconds, and a heartbeat at least
-    every `heartbeat` seconds. A heartbeat contains the seconds without progress. If a stage reports no steps, the
-    reporter estimates the progress of the stage. While Redis is unavailable or full, the reporter buffers its reports.
-    Once the attempt has ended, `progress` returns False. draining: set when the attempt must stop at a checkpoint.
+    every 5 s. A heartbeat contains the seconds without progress. If a stage reports no steps, the reporter estimates
+    the progress of the stage. While Redis is unavailable or full, the reporter buffers its reports. Once the attempt
+    has ended, `progress` returns False. draining: set when the attempt must stop at a checkpoint.
     """
 
     def __init__(
@@ -70,14 +71,12 @@ class JobReporter:
         *,
         draining: threading.Event | None = None,
         interval: float = 0.5,
-        heartbeat: float = 5.0,
     ) -> None:
         self._store = store
         self._job = (tenant, job_id, attempt)
         self._group = group
         self._liveness = Liveness()
         self._interval = interval
-        self._heartbeat = heartbeat
         self._lock = threading.Lock()
         self._sending = threading.Lock()
         self._closing = threading.Event()
@@ -120,7 +119,7 @@ class JobReporter:
         with self._lock:
             self._log_step(node, step, total, rate, unit)
             self._pending.progress, self._without_steps = current, None if total else current
-            return self._may_continue()
+            return self.should_continue
 
     def _log_step(self, node: Node, step: int, total: int, rate: float | None, unit: str) -> None:
         """Log the step after each tenth of the node's steps, with the metrics that are new since the last line."""
@@ -165,16 +164,12 @@ class JobReporter:
     @property
     def should_continue(self) -> bool:
         """Whether the stage may continue: False once the job must stop or the attempt has ended."""
-        with self._lock:
-            return self._may_continue()
+        return self._continue and not self.draining
 
     @property
     def draining(self) -> bool:
         """Whether the attempt must stop at a checkpoint: a machine stops, or more workers have room."""
         return self._draining.is_set()
-
-    def _may_continue(self) -> bool:
-        return self._continue and not self.draining
 
     def flush(self) -> None:
         """Send the pending report with a heartbeat. After the end of the job, the store rejects reports.
@@ -196,15 +191,15 @@ class JobReporter:
         self._thread.join(timeout=30)
 
     def _run(self) -> None:
-        waited = self._heartbeat
+        waited = _BEAT_SECONDS
         while True:
             closing = self._closing.is_set()
             self._beat = self._measured()
             with self._lock:
-                if waited >= self._heartbeat:
+                if waited >= _BEAT_SECONDS:
                     self._pending.progress = self._pending.progress or self._without_steps
                 pending = bool(self._pending) or bool(self._unanswered)
-            if pending or waited >= self._heartbeat:
+            if pending or waited >= _BEAT_SECONDS:
                 self.flush()
                 waited = 0.0
             if closing:
