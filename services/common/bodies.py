@@ -109,7 +109,7 @@ class BodyCheck:
         content_type = dict(scope["headers"]).get(b"content-type", b"").decode("latin-1").lower()
         # The application redirects a path with a trailing slash, so this body need not be read.
         is_upload = content_type.startswith("multipart/") and scope["path"].rstrip("/") in self._streamed
-        if is_upload or (scope["method"] == "PUT" and scope["path"].startswith(self._raw or ("\0",))):
+        if is_upload or (scope["method"] == "PUT" and scope["path"].startswith(self._raw)):
             await self._app(scope, receive, send)
             return
         body = await _read(receive)
