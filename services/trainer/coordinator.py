@@ -93,7 +93,11 @@ class Coordinator:
         with self.task.running():
             while not stop.is_set():
                 with self.task.round(), ROUNDS.time():
-                    self._round_or_forget_time()
+                    try:
+                        self.round()
+                    except Exception:  # Workers may have been unable to report, too.
+                        self._clocks = None
+                        raise
                 self._show_step()
                 HELD.set(len(self._held))
                 IDLE.set(self.idle_jobs)
@@ -140,13 +144,6 @@ class Coordinator:
             self._mute = True
         else:
             self._mute = False
-
-    def _round_or_forget_time(self) -> None:
-        try:
-            self.round()
-        except Exception:  # Workers may have been unable to report, too.
-            self._clocks = None
-            raise
 
     def round(self) -> None:
         """Take the next step of every held job, then claim jobs while slots are free.

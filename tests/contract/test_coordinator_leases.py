@@ -337,7 +337,7 @@ def test_unexpected_error_does_not_end_the_thread_of_the_leases(
 
     monkeypatch.setattr(harness.store, "renew", failing)
     stopped, stop, ready = coordinator._stepped_at, threading.Event(), threading.Event()
-    monkeypatch.setattr(coordinator, "_round_or_forget_time", lambda: ready.wait(20) and stop.wait(20))
+    monkeypatch.setattr(coordinator, "round", lambda: ready.wait(20) and stop.wait(20))
     lease = harness.job(job_id).lease_until
     runner = threading.Thread(target=coordinator.run, args=(stop,))
     runner.start()
