@@ -46,11 +46,6 @@ class _Report:
     def __bool__(self) -> bool:
         return bool(self.metrics or self.events or self.logs or self.progress)
 
-    def drop_oldest(self) -> None:
-        """Drop the oldest entries above _MAX_PENDING."""
-        for entries in (self.metrics, self.events, self.logs):
-            del entries[:-_MAX_PENDING]
-
 
 class JobReporter:
     """Implements `Reporter` (tlm_core.training.stage) with the job store.
@@ -183,7 +178,8 @@ class JobReporter:
                     report, self._pending = self._pending, _Report()
                 self._send(report)
             with self._lock:
-                self._pending.drop_oldest()
+                for entries in (self._pending.metrics, self._pending.events, self._pending.logs):
+                    del entries[:-_MAX_PENDING]
 
     def close(self) -> None:
         """Send the pending report and end the thread."""
