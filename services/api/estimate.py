@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from services.api.measurements import START, Finished, Measurements, Pace, Rate, Setup, pace_of, source_of
+from services.api.measurements import START, Finished, Measurements, Pace, Rate, Setup, pace_of, reading_of, source_of
 from services.api.work import Texts, Work, disk_bytes, memory_bytes, shape_of, texts_of, work_of
 from services.common.catalog import Catalog
 from services.common.jobstore import JobStore
@@ -210,18 +210,18 @@ class Estimator:
     def _known(self, job: JobRecord) -> Known:
         situation, source = Situation.read(self._jobs, job), source_of(job.resolved)
         history, texts = self._measurements.finished(job.tenant), self._measurements.texts(job)
-        # An earlier job on the same dataset has measured the texts. Prefer a job with the same selection.
-        alike = [other for other in history if other.source[0] == source[0]]
-        best = min(alike, key=lambda other: other.source != source, default=None)
-        if best:
-            texts[0] = replace(best.texts, searched=texts[0].searched)
-        passages = self._passages(situation, texts[0], best)
+        same = [other for other in history if source_of(other.resolved) == source]
+        # An earlier job with the same dataset, tokenizer and windows has measured the texts.
+        alike = [other for other in (*same, *history) if reading_of(other.resolved) == reading_of(job.resolved)]
+        if alike:
+            texts[0] = replace(alike[0].texts, searched=texts[0].searched)
+        passages = self._passages(situation, texts[0], same)
         texts = [replace(each, passages=passages[0]) for each in texts]
         rates = self._measurements.rates(job.tenant)
         return Known(situation, history, rates, texts, passages, self._worker_gpus)
 
-    def _passages(self, situation: Situation, texts: Texts, alike: Finished | None) -> tuple[int, int, str]:
-        """Return the expected number of selected passages, the maximum number, and the source of the expectation."""
+    def _passages(self, situation: Situation, texts: Texts, same: Sequence[Finished]) -> tuple[int, int, str]:
+        """Return (expected passages, maximum, source of the expectation). same: jobs with the same selection."""
         job, resolved = situation.job, situation.job.resolved
         selection, queried = resolved.recipe.selection, texts.rows["train"] * resolved.recipe.selection.top_k
         node = next((node for node in situation.plan.nodes if node.stage.name == "select"), None)
@@ -234,8 +234,8 @@ class Estimator:
         if node.name in situation.done:
             meta = self._artifacts.manifest(situation.done[node.name]).meta
             return int(meta.get("passages", at_most)), at_most, "this selection exists already"
-        if alike and alike.source == source_of(resolved):
-            return alike.texts.passages, at_most, f"counted by {alike.id}, which has the same selection"
+        if same:
+            return same[0].texts.passages, at_most, f"counted by {same[0].id}, which has the same selection"
         if not selection.sized_by_queries:
             return at_most, at_most, "the number of available passages, or the budget in passages"
         expected = min(at_most, round(_DISTINCT * queried))

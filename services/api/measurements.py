@@ -173,10 +173,10 @@ def _measured(setup: Setup, rates: Mapping[str, Rate], on_device: float) -> Pace
 
 @dataclass(frozen=True)
 class Finished:
-    """Measurements of a succeeded job. source: see `source_of`. gpu: whether the job used GPUs."""
+    """Measurements of a succeeded job. gpu: whether the job used GPUs."""
 
     id: str
-    source: tuple[str, str, str]
+    resolved: Resolved
     texts: Texts
     gpu: bool
 
@@ -184,6 +184,12 @@ class Finished:
 def source_of(resolved: Resolved) -> tuple[str, str, str]:
     """Return three texts that determine the selected passages: dataset content, corpus version and parameters."""
     return (resolved.datasets[0].content, str(resolved.corpus), resolved.recipe.selection.model_dump_json())
+
+
+def reading_of(resolved: Resolved) -> tuple[object, ...]:
+    """Return what determines the sizes of the task's texts in tokens: dataset content, tokenizer and windows."""
+    recipe = resolved.recipe
+    return (resolved.datasets[0].content, recipe.tokenizer, recipe.model.max_length, recipe.model.windows)
 
 
 class Measurements:
@@ -277,7 +283,7 @@ class Measurements:
         cost = self._artifacts.read_json(refs[plan.report], "report.json")["cost"]["total"]
         medians = {name: map(median, zip(*each, strict=True)) for name, each in rates.items()}
         self._jobs.save_rates(job.tenant, {name: f"{rate} {job.id} {core}" for name, (rate, core) in medians.items()})
-        return Finished(job.id, source_of(job.resolved), texts[0], cost["gpu_seconds"] > 0) if prepared else None
+        return Finished(job.id, job.resolved, texts[0], cost["gpu_seconds"] > 0) if prepared else None
 
 
 def _as_prepared(texts: Texts, job: JobRecord, prepared: Manifest) -> Texts:

@@ -120,6 +120,15 @@ def test_reading_options_make_different_data(api: TestClient, gateway: Gateway) 
     assert job not in estimate(api, dataset="cut")["reasons"]["passages"], "Another split may select other passages."
 
 
+def test_measured_texts_count_for_the_same_tokenizer_and_windows_alone(api: TestClient, gateway: Gateway) -> None:
+    changes: tuple[dict[str, int], ...] = ({}, {"tokenizer.vocab_size": 20_000}, {"model.max_length": 64})
+    same, *others = [estimate(api, overrides=change)["memory_bytes"] for change in changes]
+    finish_job(api, gateway, 7.0)
+    after, *unchanged = [estimate(api, overrides=change)["memory_bytes"] for change in changes]
+    assert after != same, "The job has counted its vocabulary."
+    assert unchanged == others
+
+
 def test_gpu_hours_are_null_without_a_time(api: TestClient, gateway: Gateway) -> None:
     finish_job(api, gateway, 7.0, gpu_seconds=5.0)
     assert estimate(api, seeds=[1])["gpu_hours"] > 0
