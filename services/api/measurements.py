@@ -297,7 +297,7 @@ def _as_prepared(texts: Texts, job: JobRecord, prepared: Manifest) -> Texts:
         windows=windows / texts.rows["train"],
         vocab=int(facts["vocab_size"]),
         passages=passages,
-        passage_tokens=tokens.get("passages", 0) / max(passages, 1),
+        passage_tokens=tokens["passages"] / passages if passages else texts.passage_tokens,
         auto_length=facts["max_length"] if is_auto else texts.auto_length,
     )
 

@@ -156,7 +156,7 @@ def _joint_work(params: JointParams, shape: Shape, texts: Texts) -> Work:
     rate = (joint.mask_rate + (joint.mask_rate if joint.mask_rate_end is None else joint.mask_rate_end)) / 2
     task, retrieved = joint.task_batch * texts.tokens, float(joint.batch_rows * shape.max_length)
     # The number of texts whose words a step predicts. A passage that continues in the next row counts again.
-    described = joint.batch_rows + retrieved / max(1.0, texts.passage_tokens)  # a job without passages has 0
+    described = joint.batch_rows + retrieved / texts.passage_tokens
     words = (joint.task_batch * joint.mlm_on_task, described) if joint.bag_of_words else (0, 0)
     masked = rate * task if joint.mlm_on_task else 0.0
     on_task = _step(shape, task, masked, joint.task_batch * joint.task_loss, optimizer, words[0])

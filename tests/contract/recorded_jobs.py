@@ -30,12 +30,13 @@ def record(
     device: str = "",
     had_core: float = 1.0,
     one_by_one: bool = False,
+    passages: int = 50,
 ) -> JobRecord:
     """Finish a running job. In its events, each node takes `seconds(node)`, and the start of the workers takes 10 s.
 
     flops: by stage. counted: seconds that each training stage reports. gpu_seconds: of the job, in its report.
     device: of the workers. had_core: of each training stage, see `tlm_core.training.speed`. one_by_one: whether the
-    seeds ran one after another.
+    seeds ran one after another. passages: number of selected passages.
     """
     store, artifacts = gateway.parts.jobs, gateway.parts.artifacts
     plan = plan_of(job)
@@ -55,7 +56,8 @@ def record(
         (folder / "report.json").write_text(json.dumps(report(job.resolved.recipe, flops or {}, gpu_seconds)))
         meta: dict[str, Any] = {}
         if node.stage.name in ("select", "prepare"):
-            meta = {"passages": 50, "tokens": TOKENS, "vocab_size": 900, "corpus": {"passages": SEARCHED}}
+            tokens = TOKENS if passages else {split: count for split, count in TOKENS.items() if split != "passages"}
+            meta = {"passages": passages, "tokens": tokens, "vocab_size": 900, "corpus": {"passages": SEARCHED}}
             meta |= {"max_length": 128, "windows": ROWS}
         meta |= (
             {"flops": (flops or {}).get(node.stage.name, 1e9), "steps": 10, HAD_CORE: had_core}

@@ -129,6 +129,16 @@ def test_measured_texts_count_for_the_same_tokenizer_and_windows_alone(api: Test
     assert unchanged == others
 
 
+def test_job_without_passages_does_not_measure_their_length(api: TestClient, gateway: Gateway) -> None:
+    before = {stage["stage"]: stage["seconds"] for stage in estimate(api)["stages"]}
+    api.post("/v1/jobs", json={"dataset": "toy"})
+    job = gateway.parts.jobs.claim("a", 60)
+    assert job is not None
+    record(gateway, job, lambda _: 7.0, passages=0)
+    after = {stage["stage"]: stage["seconds"] for stage in estimate(api)["stages"]}
+    assert after["prepare"] > before["prepare"] / 2 and after["self_train"] > before["self_train"] / 2
+
+
 def test_gpu_hours_are_null_without_a_time(api: TestClient, gateway: Gateway) -> None:
     finish_job(api, gateway, 7.0, gpu_seconds=5.0)
     assert estimate(api, seeds=[1])["gpu_hours"] > 0

@@ -74,7 +74,7 @@ def test_counted_work_matches_the_training_loop(over: dict[str, Any], tmp_path: 
 
 def test_joint_stage_without_passages_has_only_steps_on_the_task() -> None:
     recipe = tiny(joint__budget__steps=12)
-    alone = Texts({"train": 60}, 20.0, 3, 900, passages=0, passage_tokens=0.0)  # as measured after a job without corpus
+    alone = Texts({"train": 60}, 20.0, 3, 900, passages=0)
     work = work_of(joint_node(recipe, 0, "joint.s0"), alone)
     assert recipe.joint.bag_of_words and work is not None
     assert work.tokens == pytest.approx(12 * recipe.joint.task_batch * 20.0)
