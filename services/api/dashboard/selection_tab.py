@@ -11,7 +11,6 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from services.api.dashboard.present import colors
-from services.api.dashboard.progress import selects
 from services.api.dashboard.web import PageJob, page
 from services.api.job_artifacts import artifact_or_none, situation_of
 from services.api.parts import PartsDep
@@ -38,7 +37,7 @@ def selection(
 ) -> Response:
     """Show statistics of the selection, and its passages with the texts that retrieved them, best rank first."""
     common: dict[str, object] = {"job": job, "tab": "selection"}
-    ref = artifact_or_none(parts.jobs, job, "select") if selects(job) else None
+    ref = artifact_or_none(parts.jobs, job, "select")
     if ref is None:
         return page(request, "not_yet.html", common, what="Selection", stage="select")
     task, words = situation_of(parts.jobs, job).done.get("validate"), q.split()
