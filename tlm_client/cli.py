@@ -20,7 +20,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
-from tlm_core.errors import TLMError
+from tlm_core.errors import InvalidRequest, TLMError
 
 Command = TyperCommand | TyperGroup
 _Internal = Any  # a class that typer does not export
@@ -126,9 +126,14 @@ class _RootGroup(TyperGroup):
     def invoke(self, ctx: _Internal) -> object:
         try:
             return super().invoke(ctx)
-        except TLMError as error:
+        except (TLMError, OSError) as error:
             from tlm_client.console import begin_session, exit_code, print_error
+            from tlm_core.artifacts.faults import NO_SPACE
 
+            if isinstance(error, OSError):
+                if error.filename is None or error.errno in NO_SPACE:  # `main` handles a full disk
+                    raise
+                error = InvalidRequest(f"{error}. Check the path and its permissions.")
             begin_session(ctx)  # The error may precede the callback that begins the session.
             print_error(error)
             raise typer.Exit(exit_code(error)) from error

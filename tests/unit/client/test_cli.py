@@ -215,6 +215,17 @@ def test_missing_local_file_is_invalid_input_for_every_command() -> None:
     assert tlm(unreachable, "recipe", "keys", "epochz").exit_code == 4
 
 
+def test_path_that_the_system_refuses_is_invalid_input(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for arguments in (
+        ("status", "--data-dir", str(tmp_path / "file")),
+        ("down", "--data-dir", str(tmp_path / "file")),
+        ("dataset", "add", "toy", "n" * 300),
+    ):
+        result = tlm(unreachable, *arguments)
+        assert (result.exit_code, "Check the path" in result.stderr) == (5, True), result.output
+
+
 def test_error_names_options_instead_of_fields_and_headers() -> None:
     fields = problem(422, "invalid_request", "/events: must have at least 1 item; /seeds/1: must be less",
                      errors=[{"pointer": "/priority", "message": "is unknown"}])  # fmt: skip
