@@ -109,7 +109,7 @@ def evaluate_model(
     *,
     split: str = "test",
     batch: int = 64,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], object] = lambda _done, _total: None,
 ) -> dict[str, Any]:
     """Return the scores of a stock model or a returned model on one split, as `tlm_core.tasks.metrics.score` does.
 
@@ -134,8 +134,7 @@ def evaluate_model(
     for start in range(0, len(texts), batch):
         part = slice(start, start + batch)
         outputs.append(outputs_of(texts[part], pairs[part] if pairs is not None else None))
-        if on_progress is not None:
-            on_progress(min(start + batch, len(texts)), len(texts))
+        on_progress(min(start + batch, len(texts)), len(texts))
     predicted = task.type.predict(np.concatenate(outputs))
     if task.type.has_classes:
         predicted = np.array([task.labels.index(label) for label in labels])[predicted]

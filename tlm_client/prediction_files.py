@@ -199,6 +199,5 @@ def _plain(value: object) -> object:
 
 
 def _columns(prediction: Prediction) -> Row:
-    if prediction.value is not None:
-        return {**_NONE, "prediction": prediction.value}
-    return {"prediction": prediction.label, "probability": prediction.probability}
+    value = prediction.label if prediction.value is None else prediction.value
+    return {"prediction": value, "probability": prediction.probability}

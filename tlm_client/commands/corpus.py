@@ -6,7 +6,6 @@ tlm corpus search docs "a text to classify"
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -112,10 +111,10 @@ def show_corpus(name: CorpusName) -> None:
     for v in corpus.versions:
         dropped = "–" if v.near_duplicates_dropped is None else f"{v.near_duplicates_dropped:,}"
         facts = (v.version, v.state, f"{v.count:,}", dropped, v.refused or "", v.language)
-        versions.append((*facts, _error_message(v.error)))
+        versions.append((*facts, (v.error or {}).get("message")))
     columns = ("version", "state", "passages", "near duplicates dropped", "refused", "language", "error")
     loads = [
-        (x.id, x.state, f"{x.done:,}/{x.total:,}", x.version, _error_message(x.error) or x.waiting)
+        (x.id, x.state, f"{x.done:,}/{x.total:,}", x.version, (x.error or {}).get("message") or x.waiting)
         for x in corpus.loads
     ]
     load_table = table(("load", "state", "passages", "version", "error, or why it waits"), loads, title="Loads")
@@ -200,7 +199,3 @@ def _split_version(name: str) -> tuple[str, str | None]:
     if at and not version:
         raise InvalidRequest(f"'{name}' has no version after '@'. Add a version, or remove '@' for the whole corpus.")
     return corpus, version or None
-
-
-def _error_message(error: Mapping[str, object] | None) -> str:
-    return str(error.get("message", "")) if error else ""
