@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from tlm_client.console import (
+    INTERRUPTED,
     LANGUAGE,
     TextColumn,
     Yes,
@@ -70,7 +71,11 @@ def add_corpus(
                 load = client.add_corpus(name, files, language, near_duplicates=near_duplicates)
         text = f"Corpus '{name}' is loading. See `tlm corpus show {name}`"
         if wait:
-            load = client.wait_corpus(name, load.id, display.load)
+            try:
+                load = client.wait_corpus(name, load.id, display.load)
+            except KeyboardInterrupt as error:
+                display.line(f"{text}, or stop it with `tlm corpus cancel {name}`")
+                raise typer.Exit(INTERRUPTED) from error
             text = f"Corpus '{name}' is ready: {load.total:,} passages, version {load.version}"
             version = next((v for v in client.corpus(name).versions if v.version == load.version), None)
             if version is not None and version.near_duplicates_dropped is not None:

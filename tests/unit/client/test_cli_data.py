@@ -72,6 +72,19 @@ def test_waiting_for_a_cancelled_upload_fails(tmp_path: Path) -> None:
     assert "was cancelled" in result.stderr
 
 
+def test_ctrl_c_during_a_load_states_that_the_load_continues(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Some words about a thing that this file describes. " * 9, encoding="utf-8")
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            raise KeyboardInterrupt
+        return httpx.Response(202, json=upload("queued"))
+
+    result = tlm(handler, "corpus", "add", "docs", str(tmp_path / "a.txt"))
+    assert result.exit_code == 130
+    assert "'docs' is loading" in result.stderr and "tlm corpus cancel docs" in result.stderr
+
+
 def test_dataset_folder_is_uploaded_by_split(tmp_path: Path) -> None:
     for split in ("train", "dev", "test"):
         (tmp_path / f"{split}.jsonl").write_text('{"text": "x", "label": "y"}\n', encoding="utf-8")
