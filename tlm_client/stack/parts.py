@@ -187,7 +187,7 @@ def check_ports(options: StackOptions) -> None:
     """Raise AlreadyRunning if another program uses a port that the options select."""
     if options.port and not port_is_free(options.port):
         raise AlreadyRunning(
-            f"Another program uses port {options.port} of {HOST}. Choose another --port, or 0 for a free one."
+            f"Port {options.port} of {HOST} is in use or needs root. Choose another --port, or 0 for a free one."
         )
     for used in options.metrics_ports.values():
         if not port_is_free(used):

@@ -111,7 +111,7 @@ def test_used_port_is_reported_with_a_hint(folder: StackFolder) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(AlreadyRunning, match=f"port {port} .*--port"):
+        with pytest.raises(AlreadyRunning, match=f"Port {port} .*--port"):
             plan_stack(folder, StackOptions(folder.root, port=port), {})
 
 
@@ -119,7 +119,7 @@ def test_start_on_a_used_port_leaves_no_new_folder(tmp_path: Path) -> None:
     with socket.socket() as used:
         used.bind(("127.0.0.1", 0))
         used.listen()
-        with pytest.raises(AlreadyRunning, match="Another program uses port"):
+        with pytest.raises(AlreadyRunning, match="is in use or needs root"):
             launch_stack(StackOptions(tmp_path / "new", port=used.getsockname()[1]))
     assert not (tmp_path / "new").exists()
 
