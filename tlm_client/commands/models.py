@@ -11,6 +11,7 @@ import typer
 from tlm_client.console import JobId, TextColumn, open_client, print_result, session, shorten, stderr_console, table
 from tlm_client.display import Display
 from tlm_client.summary import format_score
+from tlm_client.transfer import local_errors
 from tlm_core.errors import Conflict, InvalidRequest
 from tlm_core.evaluation.summary import model_title
 from tlm_core.names import HUB
@@ -211,7 +212,8 @@ def quantize(
     from tlm_core.quantization import quantize as quantize_model
 
     _check_folder(str(folder))
-    before, after = quantize_model(folder, out)
+    with local_errors(f"writing {out}"):
+        before, after = quantize_model(folder, out)
     line = f"{out / 'model.onnx'} has {after / 1e6:.1f} MB instead of {before / 1e6:.1f} MB."
     print_result({"folder": out, "bytes": after}, line)
 

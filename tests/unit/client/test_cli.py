@@ -6,12 +6,14 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -224,6 +226,15 @@ def test_path_that_the_system_refuses_is_invalid_input(tmp_path: Path) -> None:
     ):
         result = tlm(unreachable, *arguments)
         assert (result.exit_code, "Check the path" in result.stderr) == (5, True), result.output
+
+
+def test_failed_copy_of_a_model_is_an_error_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failure = shutil.Error([("model.onnx", "small/model.onnx", "[Errno 28] No space left on device")])
+    monkeypatch.setattr("tlm_core.quantization.quantize", Mock(side_effect=failure))
+    result = tlm(unreachable, "quantize", str(tmp_path), "small")
+    assert (result.exit_code, "No space left" in result.stderr) == (5, True), result.output
 
 
 def test_error_names_options_instead_of_fields_and_headers() -> None:
