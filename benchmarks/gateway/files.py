@@ -81,8 +81,7 @@ def measure_validation(folder: Path) -> None:
             handle.write(f"{text},l{number % 20}\n")
     seconds, memory = [], []
     for _ in range(3):
-        command = [sys.executable, "-c", _VALIDATION, str(file)]
-        run_seconds, run_memory, counted = result_of(command)
+        run_seconds, run_memory, counted = result_of([sys.executable, "-c", _VALIDATION, str(file)])
         assert counted == _ROWS, counted
         seconds.append(run_seconds)
         memory.append(run_memory)

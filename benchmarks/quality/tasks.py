@@ -55,8 +55,7 @@ def main() -> None:
             except NotFound:
                 add_dataset(client, task, task)
             for arm, (corpus, changes) in jobs.items():
-                seeds = range(options.seeds)
-                spec = JobSpec(dataset=task, corpus=corpus, seeds=seeds, overrides=changes)
+                spec = JobSpec(dataset=task, corpus=corpus, seeds=range(options.seeds), overrides=changes)
                 job = finish(client, submit(client, spec).id, f"{task} {arm}", display)
                 print_report(f"{task}_{arm}", client.report(job.id), job.seconds)
 

@@ -69,8 +69,7 @@ def _ours(indexes: OpenSearchIndexes, files: CorpusFiles) -> float:
 
 def _theirs(url: str, cluster: Cluster, files: CorpusFiles) -> float:
     name = "theirs"
-    body = index_body({}, "standard", 1)
-    cluster.call("PUT", f"/{name}", body={"mappings": body["mappings"]})
+    cluster.call("PUT", f"/{name}", body={"mappings": index_body({}, "standard", 1)["mappings"]})
 
     def actions() -> Iterator[dict[str, Any]]:
         for batch in files.batches():

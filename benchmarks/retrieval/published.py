@@ -32,8 +32,7 @@ _k: int
 def _search(query: str) -> list[dict[str, Any]]:
     """Search for one query. Each process opens its own connection, because the parent has none when it forks."""
     match = {"query": query, "type": "cross_fields", "fields": ["text"]}
-    answer = _client.search(index=_index, body={"query": {"multi_match": match}, "size": _k})
-    return answer["hits"]["hits"]
+    return _client.search(index=_index, body={"query": {"multi_match": match}, "size": _k})["hits"]["hits"]
 
 
 def main() -> None:

@@ -53,8 +53,7 @@ def prepared_texts(folder: Path) -> Prepared:
     """Return SciCite as the prepare stage writes it. Raises NotFound if the data does not exist."""
     write_task(shared_data() / "tasks" / "sci_cite", folder / "task", DatasetOptions())
     overrides = {"selection.selector": "none", "model.init": "scratch", "model.max_length": LENGTH, "model.windows": 1}
-    recipe = resolve("fast", "tiny", overrides)
-    params = PrepareParams.of(recipe)
+    params = PrepareParams.of(resolve("fast", "tiny", overrides))
     return Prepared(run_stage(PREPARE, {"task": folder / "task"}, params, folder / "prepared"))
 
 

@@ -113,8 +113,7 @@ def show_dataset(name: DatasetName) -> None:
     with open_client() as client:
         dataset = client.dataset(name)
         report = client.dataset_report(dataset.id)
-    value = dataset.model_copy(update={"report": report})
-    print_result(value, *_dataset_items(dataset, report))
+    print_result(dataset.model_copy(update={"report": report}), *_dataset_items(dataset, report))
 
 
 @group.command("delete")

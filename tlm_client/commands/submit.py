@@ -78,8 +78,7 @@ def submit(
             result = client.dry_run(spec)
             print_result(result, *estimate_items(result.estimate))
             return
-        job = client.submit(spec)
-        _report_new_job(client, job, "", watch=watch)
+        _report_new_job(client, client.submit(spec), "", watch=watch)
 
 
 def estimate(
@@ -114,8 +113,7 @@ def retry(job_id: JobId, watch: Watch = False) -> None:
     tlm retry ID --watch
     """
     with open_client() as client:
-        job = client.retry(job_id)
-        _report_new_job(client, job, f", a retry of {job_id}", watch=watch)
+        _report_new_job(client, client.retry(job_id), f", a retry of {job_id}", watch=watch)
 
 
 def clone(
@@ -148,8 +146,7 @@ def clone(
     }  # fmt: skip
     with open_client() as client:
         if options is not None:
-            target_kind = kind or client.job(job_id).spec.kind
-            changes["options"] = _parse_options(options, target_kind)
+            changes["options"] = _parse_options(options, kind or client.job(job_id).spec.kind)
         job = client.clone(job_id, {name: value for name, value in changes.items() if value is not None})
         _report_new_job(client, job, f", a clone of {job_id}", watch=watch)
 

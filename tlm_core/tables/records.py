@@ -286,8 +286,7 @@ class TableFile:
         if not check_names(names, self):
             return None
         self.delimiter = delimiter
-        named = [name for name in names if name]
-        return self._records(named, lambda _: self._rows(reader, lines, names))
+        return self._records(list(filter(None, names)), lambda _: self._rows(reader, lines, names))
 
     def _infer_delimiter(self) -> str:
         """Return the delimiter for which the largest share of the first records has as many fields as the header."""
