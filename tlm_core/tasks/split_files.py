@@ -67,7 +67,7 @@ def _add_folder(folder: Path, paths: dict[str, Path], findings: Findings) -> Non
         inner = (path for path in sorted(folder.glob("[!.]*/*")) if path.is_file() and format_of(path.name))
         folders = ", ".join(list(dict.fromkeys(path.parent.name for path in inner))[:_LISTED])
         advice = f"Folders in it have data files: {folders}. Name that folder." if folders else SUPPORTED
-        findings.fault("no_file", f"The folder '{folder.name}' has no data file; it has {names}. {advice}")
+        findings.fault("no_file", f"The folder '{folder.name or folder}' has no data file; it has {names}. {advice}")
     if foreign := [path.name for path in visible if path not in files and _splits_in_name(path)]:
         findings.note(f"files with unsupported types are ignored: {', '.join(foreign[:_LISTED])}. {SUPPORTED}")
     unclear = []

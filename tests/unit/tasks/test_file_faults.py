@@ -38,6 +38,12 @@ def test_a_header_only(tmp_path: Path) -> None:
     assert faults(tmp_path / "train.parquet") == [("no_rows", "train", None, None)]
 
 
+def test_empty_working_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, report = validate(Path())
+    assert "The folder '.' has no data file" in report["faults"][0]["message"]
+
+
 def test_no_file_and_no_train(tmp_path: Path) -> None:
     assert codes(tmp_path / "absent.csv") == ["no_file"]
     put(tmp_path / "notes.txt", "a text")
