@@ -37,7 +37,7 @@ def list_keys(
     entries = [
         entry
         for entry in recipe_keys(resolve(recipe, scale))
-        if all(word in f"{entry.key} {entry.meaning}" for word in words or ())
+        if all(word.casefold() in f"{entry.key} {entry.meaning}".casefold() for word in words or ())
     ]
     if not entries:
         raise NotFound(f"No recipe key or meaning contains {' and '.join(words or ())}. `tlm recipe keys` lists all.")

@@ -291,12 +291,17 @@ def test_open_starts_the_browser_at_the_job(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_recipe_keys_show_value_and_meaning() -> None:
-    result = tlm(unreachable, "recipe", "keys", "finetune.max_steps", "--json")
+    result = tlm(unreachable, "recipe", "keys", "finetune.max_steps", "maximum", "--json")
     assert json.loads(result.stdout) == [
         {"key": "finetune.max_steps", "value": None, "meaning": "maximum number of steps, even if the epochs need more"}
     ]
     every = json.loads(tlm(unreachable, "recipe", "keys", "--json").stdout)
     assert len(every) > 50 and [entry["key"] for entry in every if not entry["meaning"]] == []
+
+
+def test_search_of_recipe_keys_ignores_case() -> None:
+    result = tlm(unreachable, "recipe", "keys", "Query", "rake", "--json")
+    assert [entry["key"] for entry in json.loads(result.stdout)] == ["selection.query"]
 
 
 def test_scale_without_a_recipe_has_no_keys() -> None:
