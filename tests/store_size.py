@@ -88,7 +88,11 @@ def _train(store: JobStore, job: JobRecord, node: str, artifact: str, points: in
 
 
 def memory(client: redis.Redis) -> int:
-    """Return the bytes that Redis uses for its data. Buffers of clients shrink some seconds after a long request."""
+    """Return the bytes that Redis uses for its data.
+
+    Redis counts the buffers of clients only about once a second, so the function first closes the connections.
+    """
+    client.connection_pool.disconnect(inuse_connections=False)
     info = client.info("memory")
     assert isinstance(info, dict)
     return int(info["used_memory"]) - int(info["mem_clients_normal"]) - int(info["mem_aof_buffer"])

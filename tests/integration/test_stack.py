@@ -128,7 +128,7 @@ def test_used_port_is_reported_and_starts_nothing(up: dict[str, Any], tmp_path: 
     port = up["url"].rsplit(":", 1)[1]
     result = tlm("up", "--port", port, "--data-dir", str(tmp_path / "other"))
     assert result.returncode == 1
-    assert f"port {port}" in result.stderr and "--port" in result.stderr
+    assert f"Port {port}" in result.stderr and "--port" in result.stderr
     assert processes_of(tmp_path / "other") == []
 
 
