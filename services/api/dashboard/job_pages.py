@@ -109,8 +109,12 @@ def act(
     key: a random key of the page. Several retries with the same key create one job.
     """
     match verb:
-        case "pause" | "resume" | "cancel":
-            getattr(parts.jobs, verb)(job.tenant, job.id)
+        case "pause":
+            parts.jobs.pause(job.tenant, job.id)
+        case "resume":
+            parts.jobs.resume(job.tenant, job.id)
+        case "cancel":
+            parts.jobs.cancel(job.tenant, job.id)
         case "retry":
             retried, _ = retry_job(parts, job, f"dashboard {key}" if key else None)
             return redirect(request, f"{PREFIX}/jobs/{retried.id}")
