@@ -117,8 +117,10 @@ def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Reso
         corpus_name, _, version = spec.corpus.partition("@")
         ready = parts.catalog.ready_version(tenant, corpus_name, version or None)
         corpus_version = ready.version
+        language = str(first.options.get("language", "en"))
+        recipe.selection.check_language(language)
         if recipe.selection.definition.size != "source":
-            _check_language(spec, str(first.options.get("language", "en")), ready.language)
+            _check_language(spec, language, ready.language)
     original = spec.options.model_dump(mode="json")
     pinned = {name: value for name, value in options.model_dump(mode="json").items() if value != original[name]}
     return spec, Resolved(
@@ -281,10 +283,6 @@ def changed(job: JobRecord, changes: Mapping[str, object]) -> JobSpec:
         raise InvalidRequest(problem.detail, faults=problem.errors) from error
 
 
-def _ignores_corpus(selector: object) -> bool:
-    return isinstance(selector, str) and selector in SELECTORS and SELECTORS[selector].source != "corpus"
-
-
 def _agreeing(values: dict[str, object], changes: Mapping[str, object]) -> dict[str, object]:
     """Return `values`, the fields of a spec, with a corpus and a selector that agree.
 
@@ -294,7 +292,8 @@ def _agreeing(values: dict[str, object], changes: Mapping[str, object]) -> dict[
     overrides = values["overrides"] if isinstance(values["overrides"], dict) else {}
     new, selector = changes.get("overrides"), overrides.get(_SELECTOR)
     if "corpus" not in changes:
-        uses_none = _ignores_corpus(selector) or values.get("scale") == "instant"
+        known = SELECTORS.get(selector) if isinstance(selector, str) else None
+        uses_none = (known and known.source != "corpus") or values.get("scale") == "instant"
         return values | {"corpus": None} if uses_none else values
     if changes["corpus"] is not None and selector == "none" and not (isinstance(new, dict) and _SELECTOR in new):
         return values | {"overrides": {key: value for key, value in overrides.items() if key != _SELECTOR}}

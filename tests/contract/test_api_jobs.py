@@ -153,6 +153,8 @@ def test_dataset_and_corpus_need_languages_with_equal_terms(api: TestClient, gat
     assert answer.status_code == 422, answer.text
     assert "'zh' has the language 'zh', but the corpus 'docs' has the language 'en'" in answer.json()["detail"]
     assert "upload this dataset or corpus again" in answer.json()["detail"]
+    german = {"dataset": "de", "corpus": "docs", "overrides": {"selection.query": "rake"}}
+    assert "'rake' supports English only" in api.post("/v1/jobs", json=german).json()["detail"]
     for accepted in (
         {"dataset": "zh"},
         {"dataset": "zh", "corpus": "docs", "overrides": {"selection.selector": "whole"}},

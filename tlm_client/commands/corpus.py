@@ -55,8 +55,8 @@ def add_corpus(
     tlm corpus add docs texts/
     tlm corpus add docs --from-packages
     """
-    if bool(paths) == from_packages:
-        raise InvalidRequest("Give either PATH (files, folders, URLs or hub IDs) or --from-packages.")
+    if bool(paths) == from_packages or (from_packages and text_column):
+        raise InvalidRequest("Give PATH (files, folders, URLs or hub IDs), or --from-packages without --text-column.")
     if by_service and (from_packages or text_column or limit):
         raise InvalidRequest("--by-service does not support --from-packages, --text-column and --limit. Omit them.")
     with open_client() as client, Display(stderr_console()) as display:

@@ -91,7 +91,7 @@ def self_train(
     if best and 0 in scores:
         difference = paired_difference(task.metric, targets, [guesses[best]], [guesses[0]])
         least = LEAST_GAIN if separable <= MOST_SEPARABLE else LEAST_GAIN_OF_OTHERS
-        if difference is not None and difference.value <= least * difference.error:
+        if difference is None or difference.value <= least * difference.error:
             best = 0.0
     return SelfTrained(best, scores, students.get(best), separable)
 

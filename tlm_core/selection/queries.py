@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 
 from tlm_core.corpus.passages import tidy
-from tlm_core.errors import InvalidRecipe
 from tlm_core.selection.selectors import Selection
 from tlm_core.selection.stop_words import STOP_WORDS
 from tlm_core.selection.text_analysis import analysis_of, terms
@@ -86,14 +85,10 @@ def held_out_texts(task: Task) -> Iterator[tuple[str, int, str]]:
 def task_queries(task: Task, params: Selection) -> Queries:
     """Return the queries of all train rows. `params` has the options `query` and `unique_terms`.
 
-    Raises InvalidRecipe for RAKE in a language other than English, because its stop words are English.
+    Raises the InvalidRecipe of `Selection.check_language`.
     """
     analysis = analysis_of(task.language)
-    if params.query == "rake" and not task.language.lower().startswith("en"):
-        raise InvalidRecipe(
-            f"selection.query 'rake' supports English only, but the language of the task is '{task.language}'. "
-            "Set selection.query to 'text'."
-        )
+    params.check_language(task.language)
 
     def to_query(text: str) -> str:
         if params.query == "rake":
