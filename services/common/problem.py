@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from services.common.bodies import BodyCheck
+from services.common.logs import request_id
 from tlm_core import errors as e
 from tlm_core.names import FORMS
 from tlm_core.wire import Problem
@@ -138,7 +139,7 @@ async def _on_disconnect(_: Request, __: Exception) -> Response:
 
 async def _on_unexpected(request: Request, error: Exception) -> Response:
     _log(request, error, exc_info=error)  # The line of uvicorn has a traceback too, but no id of the request.
-    detail = "The service failed with an internal error. Its log has the cause."
+    detail = f"The service failed with an internal error. Its log has the cause of the request {request_id()}."
     return problem_response(problem_body(500, e.TLMError.code, detail))
 
 

@@ -30,4 +30,5 @@ def test_internal_error_has_the_request_id_in_answer_and_log() -> None:
         [line.get("request_id") for line in logged if part in str(line)] for part in ("Traceback", "Error answer")
     )
     assert (answer.status_code, answer.headers.get("X-Request-ID")) == (500, "mine-1")
+    assert "the cause of the request mine-1." in answer.json()["detail"]
     assert traced == answered == ["mine-1"]
