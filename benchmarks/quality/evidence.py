@@ -181,13 +181,13 @@ def table(records: Sequence[Record]) -> str:
         [f"95 % interval of the {arm}", *(_interval(_of(records, task, arm)) for task in NAMES)]
         for arm in (LINEAR, LINEAR_BOTH)
     ]
-    header = ["task", "splits", *SPLIT_ARMS, f"worse by more than {MARGIN:g}"]
+    header = ["task", "splits", *SPLIT_ARMS, f"splits in which `{SCALE}` is more than {MARGIN:g} below"]
     parts = [
         _markdown(["model", *NAMES.values(), "FLOPs of a run"], rows),
-        "Paired over seeds, difference in macro-F1 on test, with a t-test over seeds:",
+        "Differences between models with several seeds: the mean over the seeds, and the result of a paired t-test:",
         _markdown(["claim", *NAMES.values()], of_seeds),
-        "Difference in macro-F1 on test to a model with one score, ± standard deviation over seeds. There is no\n"
-        "verdict, because the deviation does not include the noise of the test rows. The last rows show this noise:",
+        "Differences to a model with one score: the mean over the seeds ± the standard deviation. There is no t-test,\n"
+        "because it would ignore the noise of the test rows. The last two rows show this noise:",
         _markdown(["claim", *NAMES.values()], of_fixed + intervals),
     ]
     if splits := _split_rows(records):
@@ -198,8 +198,8 @@ def table(records: Sequence[Record]) -> str:
 def _split_rows(records: Sequence[Record]) -> list[list[str]]:
     """Return a row for each task that has splits with records of all arms: task, number of splits, mean of each arm.
 
-    The last cell, such as `1, 0, 2`, has for each other arm the number of splits in which this arm beats `RETURNED` by
-    more than `MARGIN`.
+    The last cell has for each other arm the number of splits in which this arm beats `RETURNED` by more than `MARGIN`,
+    such as "linear model: 4; …".
     """
     rows = []
     for task, name in NAMES.items():
@@ -208,10 +208,10 @@ def _split_rows(records: Sequence[Record]) -> list[list[str]]:
         if complete:
             means = [f"{fmean(scores):.3f}" for scores in zip(*complete, strict=True)]
             lost = [
-                sum(rivals[place] - returned > MARGIN for *rivals, returned in complete)
-                for place in range(len(SPLIT_ARMS) - 1)
+                f"{arm}: {sum(rivals[place] - returned > MARGIN for *rivals, returned in complete)}"
+                for place, arm in enumerate(SPLIT_ARMS[:-1])
             ]
-            rows.append([name, str(len(complete)), *means, ", ".join(map(str, lost))])
+            rows.append([name, str(len(complete)), *means, "; ".join(lost)])
     return rows
 
 
