@@ -138,7 +138,7 @@ def needs_files(body: str) -> bool:
 def _listed(kind: type[_AnyRecord], body: str, record: str, /, **stub: object) -> _AnyRecord:
     """Return the record in the JSON `body`. If it is unreadable, return a record with the fields `stub` and the error.
 
-    So an unreadable record does not hide the rest of a list. record: name in the error, such as "load load_1".
+    So an unreadable record does not hide the rest of a list. record: its name in the error, such as "load load_1".
     """
     try:
         return read_record(kind, body, record)

@@ -102,7 +102,7 @@ class LoadRecords:
         """Return folder and language of the passages of `key`. Raises NotFound if `key` was never loaded."""
         body = self._read(self._path(key, ".json"))
         if body is None:
-            raise NotFound(f"The {key}, was never loaded. Upload the corpus again.")
+            raise NotFound(f"The {key}, was never loaded. Upload the corpus.")
         source = _Source.model_validate_json(body)
         return source.folder, source.language
 

@@ -37,7 +37,7 @@ Real = TypeVar("Real", np.float32, np.float64)
 
 @dataclass(frozen=True)
 class Scales:
-    """Weights and temperatures of the linear model and the encoder. Weights add up to 1; 0 means an unused model."""
+    """The weights and temperatures of a linear model and an encoder. Weights add up to 1; 0 means an unused model."""
 
     linear: float = 0.0
     encoder: float = 1.0
@@ -102,10 +102,10 @@ def temperature(task_type: TaskType, outputs: Outputs, targets: Targets) -> floa
 
 
 def scales_of(model: str, task_type: TaskType, linear: Outputs, encoder: Outputs, targets: Targets) -> Scales:
-    """Return the scales of `model`, one of MODELS, fitted to the outputs and targets of the given rows.
+    """Return the temperatures and weights of `model`, one of MODELS, fitted to the outputs and targets of the rows.
 
-    Each temperature is fitted to the linear model or encoder alone. `combined` has equal weights. `weighted` has the
-    pair of weights with the lowest loss on these rows.
+    The temperature of the linear model is fitted to its outputs alone, and that of the encoder to the encoder's. The
+    weights of `combined` are equal. `weighted` has the pair of weights with the lowest loss on these rows.
     """
     if model in LINEAR_MODELS:
         return Scales.of_linear(temperature(task_type, linear, targets))

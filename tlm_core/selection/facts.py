@@ -79,7 +79,7 @@ def _query_facts(retrieved: Retrieved, accept: CandidateFilter, written: Written
 
 
 def _label_facts(retrieved: Retrieved, task: Task, selected: Positions) -> Facts | None:
-    """Return for each label the number of selected passages that train rows with this label hit.
+    """Return for each label the number of selected passages that the train rows with this label retrieved.
 
     `jaccard` has the Jaccard index of these passages for each pair of labels. With more than 64 labels, `jaccard` is
     None, and `reason` states why. Returns None for a regression task.

@@ -4,7 +4,7 @@ A query is a bag of terms. A passage matches if it contains any of them. A term 
 twice. `text_analysis` defines the terms of a text.
 
 Scores are BM25 in Lucene's form, without the constant factor k1 + 1. k1 is 1.2 and b is 0.75. For a term in n of the N
-passages of the index, idf = ln(1 + (N - n + 1/2) / (n + 1/2)). Text lengths are rounded to one byte, as in Lucene.
+passages of the index, idf = ln(1 + (N - n + 1/2) / (n + 1/2)). A text's length is rounded to one byte, as in Lucene.
 Ties are sorted by passage id.
 """
 
@@ -37,7 +37,7 @@ class PassageIndex(Protocol):
     """
 
     def add(self, batch: Sequence[Passage]) -> None:
-        """Add passages. Adding an id twice has no effect."""
+        """Add passages. A passage with the id of an added passage has no effect."""
         ...
 
     def commit(self, expected: int | None = None) -> None:

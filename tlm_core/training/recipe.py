@@ -491,7 +491,7 @@ def resolve(
 
 
 def _check_trainable(recipe: Recipe) -> None:
-    """Raise InvalidRecipe for a recipe that cannot train. Old records may hold it, so `Recipe` accepts it."""
+    """Raise InvalidRecipe for a recipe that cannot train. `Recipe` accepts it, because old records may contain it."""
     for key, part in (("joint", recipe.joint), ("finetune", recipe.finetune)):
         if not all(0 <= beta < 1 for beta in part.optimizer.betas):
             raise InvalidRecipe(

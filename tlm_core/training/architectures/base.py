@@ -196,7 +196,7 @@ def recipe_sizes(model: Model) -> dict[str, Any]:
 
 
 def published_sizes(config: Config) -> dict[str, Any]:
-    """Return the fields of `Shape` that every published config has. `labels` and `max_length` are 0.
+    """Return the fields of `Shape` that every published config has, and 0 for `labels` and `max_length`.
 
     Raises KeyError for a missing value, and TypeError or ValueError for a value that is not a number.
     """
