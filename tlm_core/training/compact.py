@@ -14,6 +14,6 @@ OUTPUT = "task.out"  # the output layer
 
 
 def eight_bits(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Return integers from -127 to 127, and a scale for each row, [rows, 1]. Their product is the rounded `weight`."""
-    scales = np.maximum(np.abs(weight).max(axis=1, keepdims=True), np.float32(1e-9)) / np.float32(127)
-    return np.rint(weight / scales).astype(np.int8), scales
+    """Return integers from -127 to 127, and a factor for each row, [rows, 1]. Their product is the rounded `weight`."""
+    factors = np.maximum(np.abs(weight).max(axis=1, keepdims=True), np.float32(1e-9)) / np.float32(127)
+    return np.rint(weight / factors).astype(np.int8), factors

@@ -43,7 +43,7 @@ class Counted:
 
 
 def count(stores: Sequence[TokenStore], size: int, specials: Sequence[int], dim: int) -> Counted:
-    """Return counts over the first MAX_TOKENS tokens of the stores. size: vocabulary size. specials: ids to ignore."""
+    """Return `Counted` for the first MAX_TOKENS tokens of the stores. specials: ignored ids. dim: width of vectors."""
     frequency = np.zeros(size)
     pairs = sparse.csr_matrix((size, size), dtype=np.int32)
     for tokens, owner in _blocks(stores):
@@ -92,7 +92,7 @@ def _pairs(
 
 
 def _association(pairs: sparse.csr_matrix, size: int) -> sparse.csr_matrix:
-    """Return the positive pointwise mutual information of tokens, [V, V]. SMOOTHING reduces that of rare tokens."""
+    """Return the positive pointwise mutual information of token pairs, [V, V]. SMOOTHING lowers it for rare tokens."""
     if not pairs.nnz:
         return pairs.astype(np.float32)
     row = np.asarray(pairs.sum(axis=1)).ravel() + 1e-9

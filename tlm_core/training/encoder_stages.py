@@ -159,7 +159,7 @@ def _trainer(
 
 
 def finetune(ctx: StageContext[FinetuneParams]) -> dict[str, Any]:
-    """Train on the task's loss alone, from the joint stage's weights or from scratch. Validation selects the step."""
+    """Train on the task's loss alone, from the model that `start` returns. Write the best weights on validation."""
     return tune(ctx, *start(ctx))
 
 

@@ -186,7 +186,7 @@ def report_of(
 
 
 def cut_texts(prepared: Prepared) -> dict[str, object]:
-    """Return the entries `cut_texts` and `warnings` of a report: texts whose ends the encoder does not read."""
+    """Return two entries of a report: `cut_texts` (split → number of cut texts), and the `warnings` of `prepare`."""
     return {name: prepared.facts.get(name, default) for name, default in (("cut_texts", {}), ("warnings", []))}
 
 

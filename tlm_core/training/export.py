@@ -134,7 +134,7 @@ def stock_config(shape: Shape, prepared: Prepared) -> Any:
 
 
 def load_stock(folder: Path) -> Any:
-    """Load a folder with the stock class. Raises TrainingFailed if a weight is missing or unexpected."""
+    """Return the model in `folder`, as a stock class. Raises TrainingFailed if a weight is missing or unexpected."""
     from transformers import AutoModelForSequenceClassification
 
     model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -167,7 +167,7 @@ def graph_logits(graph: Path, batches: Batches) -> npt.NDArray[np.float32]:
 
 
 def compare_logits(name: str, logits: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:
-    """Raise TrainingFailed if logits differ from `expected` by more than TOLERANCE * max(1, largest `expected`)."""
+    """Raise TrainingFailed if logits differ from `expected` by more than TOLERANCE * max(1, max |`expected`|)."""
     difference = float(np.abs(logits - expected).max())
     if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
         raise TrainingFailed(

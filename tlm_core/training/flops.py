@@ -12,7 +12,7 @@ MUON_STEPS = 5  # iterations that orthogonalize a matrix
 
 
 def forward(shape: Shape, rows: int, length: int, masked: int, documents: int, described: int = 0) -> float:
-    """Return the FLOPs of `products` in one forward pass over padded rows, [rows, length]."""
+    """Return the FLOPs of the matrix products in one forward pass over padded rows [rows, length]; see `products`."""
     return products(shape, rows * length, rows * length**2, masked, documents, described)
 
 

@@ -95,7 +95,7 @@ class Graph:
 
 
 class GraphWriter:
-    """Writes an encoder into a graph, and calls `Architecture.write_layer` for each layer. weights: by our names.
+    """Writes an encoder into a graph, and calls `Architecture.write_layer` for each layer. weights: by parameter name.
 
     compact: store token embeddings in 8 bits, the output layer in 32 bits, and the other weights in half precision. The
     caller has rounded the weights (`state.compact_weights`).
@@ -109,7 +109,7 @@ class GraphWriter:
         self.compact = compact
 
     def constant(self, weight: npt.NDArray[np.float32]) -> str:
-        """Write weights. onnxruntime converts half precision to float32 once, when it loads the graph."""
+        """Write weights. Return their name. onnxruntime converts half precision to float32 when it loads the graph."""
         if not self.compact:
             return self.graph.const(weight)
         return self.graph.op("Cast", self.graph.const(weight, np.float16), to=TensorProto.FLOAT)
@@ -193,7 +193,7 @@ class GraphWriter:
         return g.op("Add", mask, g.op("Where", far, g.const(FAR), g.const(0.0)))
 
     def _rotation(self, places: str, theta: float) -> tuple[str, str]:
-        """Write cosines and sines, [L, head]."""
+        """Write cosines and sines, each [L, head], and return their names."""
         g, size = self.graph, self.shape.head_size
         frequency = 1.0 / theta ** (np.arange(0, size, 2, dtype=np.float32) / size)
         place = g.op("Unsqueeze", g.op("Cast", places, to=TensorProto.FLOAT), g.ints(1))

@@ -26,7 +26,7 @@ Rotation = tuple[Tensor, Tensor]  # cosines and sines, each [L, head]
 class RowKernels:
     """Attention and gating of a layer on packed rows. `StreamKernels` has the same methods for streams.
 
-    hidden: [R, 1, L, L], True where a token does not see another. dtype: type of the matrix products.
+    hidden: [R, 1, L, L], True where the token of axis 2 does not attend to that of axis 3. dtype: type of the products.
     """
 
     hidden: Tensor

@@ -32,7 +32,7 @@ REPORT_SECONDS = 0.5
 _STEADY = 1 / 8  # largest relative change of the expected number of steps that the reported total ignores
 # Seconds between two checks whether a GPU has finished, and seconds after which a wait is unusually long.
 POLL, PATIENCE = 0.0002, 5.0
-# With `non_finite: skip`, a run may skip SKIPS steps, or SKIPPED_SHARE of its steps so far if this share is more.
+# With `non_finite: skip`, a run may skip SKIPS steps or SKIPPED_SHARE of its steps so far, whichever is more.
 SKIPS, SKIPPED_SHARE = 20, 0.01
 
 
@@ -43,7 +43,7 @@ class Step:
     number: counts from 1. rate: share of the peak learning rate. flops: FLOPs of this worker's products, including
     padding and the optimizer. values: the values of `Totals`, then the norm of the gradient, complete in host memory
     after the event `ready`. tokens, progress: tokens and used share of the budget at the end of the step. losses, norm,
-    stop: set when the host has read `values`.
+    stop: set after the host has read `values`.
     """
 
     number: int
@@ -69,7 +69,7 @@ class Trainer:
     validate: returns the model's validation scores. evaluate_at: the steps after which the run validates; 0 is before
     the first step. The run copies the best weights. curve: number of validations at equal shares of the budget. With
     `curve`, the run copies no weights. is_behind: called at half the budget; True ends the run. `validate` and
-    `is_behind` receive this object, but must not store it, or Python frees its memory late, in the next stage.
+    `is_behind` receive this object, but must not store it. Its memory would then stay in use during the next stage.
     """
 
     ctx: StageContext[TrainParams]
@@ -183,7 +183,7 @@ class Trainer:
             )
 
     def _load(self, batch: Batch) -> Loaded:
-        """Prepare a batch for the passes. If memory runs out, return the batch as a `Loaded` with 0 rows."""
+        """Return the batch, prepared for the passes. If memory runs out, the result has 0 rows."""
         try:
             return self.passes.load(batch, self.state.micro_rows)
         except RuntimeError as error:
@@ -206,7 +206,7 @@ class Trainer:
         return min(1.0, self.state.progress(self.budget) + half[self.budget.unit] / self.budget.amount)
 
     def _launch(self, loaded: Loaded, stop: bool) -> Step:
-        """Start the computation of a step. A GPU continues the computation while the host continues."""
+        """Start and return a step, which a GPU completes later. stop: whether this worker requests a stop."""
         batch, before, number = loaded.batch, self.state.micro_rows, self.state.step
         rate = learning_rate(self._midway(batch), self.optimizer.recipe.warmup)
         if loaded.rows > before:  # loaded before memory ran out
@@ -373,7 +373,7 @@ def to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 
 
 def await_device(ready: torch.cuda.Event | None, *, shared: bool) -> None:
-    """Wait for the event, if any. shared: other workers exist. They may compile, so a long wait is not a hang."""
+    """Wait for the event, if any. shared: whether other workers exist, which may compile for a long time."""
     began = time.monotonic()
     while ready is not None and not ready.query():
         if shared and time.monotonic() - began > PATIENCE:
@@ -382,7 +382,7 @@ def await_device(ready: torch.cuda.Event | None, *, shared: bool) -> None:
 
 
 def _finite_or_none(value: float) -> float | None:
-    """Return None for NaN and infinity, which JSON cannot represent."""
+    """Return `value`, or None for NaN and infinity, which JSON cannot represent."""
     return value if math.isfinite(value) else None
 
 
@@ -406,7 +406,7 @@ class _Progress:
         self.stop = False
 
     def count(self, step: Step) -> None:
-        """Add the FLOPs of a step to the totals: those that the model needs per worker, and those of this worker."""
+        """Count the FLOPs of a step for `mfu` (needed FLOPs, per worker) and `hardware_utilization` (this worker's)."""
         trainer = self._trainer
         if self._peak is not None and trainer.needed_flops is not None:
             self._used["mfu"] += trainer.needed_flops(step.batch) / trainer.ctx.world_size

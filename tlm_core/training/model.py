@@ -1,4 +1,4 @@
-"""The encoder and its two heads, for packed rows (`packing.py`) or a stream of tokens (`stream.py`).
+"""The encoder, the vocabulary head and the task head, for packed rows (`packing.py`) or token streams (`stream.py`).
 
 A token attends only to tokens of its own document. The vocabulary head runs only on masked positions. `export.py`
 converts a trained model to the stock classes of `transformers`.
@@ -23,7 +23,7 @@ ZERO_AT_START = ("attention.out.weight", "mlp_out.weight", "vocabulary.out.weigh
 
 
 def product_dtype(device: torch.device) -> torch.dtype:
-    """Return the type of matrix products: the type of autocast if it is enabled, else float32."""
+    """Return the type of matrix products on the device: the type of autocast if autocast is enabled, else float32."""
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
 
 
@@ -59,7 +59,7 @@ class Norm(nn.Module):
 class Layer(nn.Module):
     """An encoder layer: attention, then a feed-forward block that pruning may remove.
 
-    Each subclass has the output matrix of attention `attention.out` and the block's matrices `mlp_in` and `mlp_out`.
+    Each subclass has the linear maps `attention.out` (the output of attention), and `mlp_in` and `mlp_out` (the block).
     """
 
     attention: Attention
@@ -142,7 +142,7 @@ class Encoder(nn.Module):
         return self.through(self.embed(tokens, positions, types, dtype), self._row_kernels(segments, dtype))
 
     def embed(self, tokens: Tensor, positions: Tensor, types: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the normalized embeddings, the input of the first layer. dtype: type of the matrix products."""
+        """Return the input of the first layer: normalized embeddings of type `dtype`, [R, L, hidden] or [T, hidden]."""
         x = self.tokens(tokens)
         if self.last_type >= 0:
             x = x + self.positions(positions) + self.types(types.clamp(max=self.last_type))
@@ -171,7 +171,7 @@ class Encoder(nn.Module):
 
 
 def layer_rules(shape: Shape) -> list[tuple[int | None, float | None]]:
-    """Return (window, rotary base) of each layer. window: the tokens that attention sees on each side; None: all."""
+    """Return (window, rotary base) of each layer; a base of None: no rotary positions. window: see `Shape.windows`."""
     none = (None,) * shape.layers
     return list(zip(shape.windows or none, shape.thetas or none, strict=True))
 
@@ -216,10 +216,10 @@ class VocabularyHead(nn.Module):
         )
 
     def bag_of_words(self, pooled: Tensor, text: Tensor, tokens: Tensor, factors: Tensor) -> Tensor:
-        """Return the summed cross-entropy of tokens that the vector of their text predicts, in nats.
+        """Return a weighted sum of cross-entropies in nats: the vector of each text predicts the tokens of the text.
 
-        pooled: [D, hidden], the vector of each text. text, tokens, factors: [T], of each token the index of its text,
-        its id, and its factor in the sum.
+        pooled: [D, hidden], one vector for each text. text, tokens, factors: [T], for each token the index of its text,
+        its id, and its weight in the sum.
         """
         # The bias is in float32, because a rounded bias would shift all probabilities of a token.
         logits = F.linear(self.norm(pooled), self.out.weight).float() + self.out.bias.float()
@@ -258,7 +258,10 @@ class TaskModel(nn.Module):
             self.vocabulary.out.weight = self.encoder.tokens.weight
 
     def pool(self, hidden: Tensor, segments: Tensor, doc_row: Tensor, doc_segment: Tensor) -> Tensor:
-        """Return a vector for each whole document, [D, hidden]: the mean of its hidden states, or the first of them."""
+        """Return a vector for each whole document, [D, hidden]: the mean of its hidden states, or ("cls") the first.
+
+        hidden: [R, L, hidden]. segments: [R, L]. doc_row, doc_segment: [D]; see `packing.Rows`.
+        """
         member = segments[doc_row] == doc_segment[:, None]
         if self.shape.pooling == "cls":
             return hidden[doc_row, member.int().argmax(dim=1)]
@@ -268,7 +271,7 @@ class TaskModel(nn.Module):
 
 
 def classifier_size(model: TaskModel) -> int:
-    """Return the number of parameters of encoder and task head. Prediction needs only these."""
+    """Return the number of parameters of encoder and task head. Prediction needs only these parameters."""
     return sum(p.numel() for part in (model.encoder, model.task) for p in part.parameters())
 
 

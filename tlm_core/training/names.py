@@ -40,7 +40,7 @@ def to_stock(weights: Mapping[str, Tensor], shape: Shape) -> dict[str, Tensor]:
 
 
 def from_stock(stock: Mapping[str, Tensor], shape: Shape) -> dict[str, Tensor]:
-    """Return encoder and, if present, vocabulary head of a published masked language model, in float32 under our names.
+    """Return a published model's float32 weights by our names: the encoder and, if present, the vocabulary head.
 
     Raises InvalidRecipe if a weight of the encoder is missing.
     """

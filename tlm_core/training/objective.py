@@ -165,9 +165,9 @@ def loss_sums(model: TaskModel, batch: Batch, device: torch.device) -> tuple[Ten
 def bag_of_words_sum(
     model: TaskModel, rows: Rows, factors: npt.NDArray[np.float32], hidden: Tensor, segments: Tensor
 ) -> Tensor:
-    """Return the summed loss of the words that the mean vector of their text predicts (arXiv 2401.11248).
+    """Return the summed bag-of-words loss: the mean vector of each text predicts the text's words (arXiv 2401.11248).
 
-    The classifier reads the same vector, so it learns what a text is about. factors: see `masking.bag_of_words`.
+    The loss adds the topic of a text to the vector that the task head reads. factors: see `masking.bag_of_words`.
     """
     device, real = hidden.device, rows.segments > 0
     doc_row, doc_segment = (to_device(values, device) for values in rows.texts)

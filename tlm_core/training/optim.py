@@ -34,7 +34,7 @@ ALIGNED = 128
 class Totals:
     """Numbers that the workers sum together with the gradient.
 
-    mlm, task: summed losses. stop: workers with a stop request. shrunk: workers that halved their micro-batch.
+    mlm, task: summed losses. stop, shrunk: number of workers that request a stop, and that halved their micro-batch.
     """
 
     mlm: float
@@ -87,7 +87,7 @@ class Section:
 
 
 def _block(model: TaskModel, name: str, parameter: Tensor) -> tuple[int, int] | None:
-    """Return the size of each matrix that a parameter of Muon contains; None for a parameter of AdamW."""
+    """Return the size (rows, columns) of the matrices in a parameter that Muon updates; None if AdamW updates it."""
     if not name.startswith("encoder.layers.") or parameter.ndim != 2:
         return None
     rows, columns = parameter.shape
@@ -137,8 +137,8 @@ class Buffers:
 class FlatOptimizer:
     """AdamW over the flat buffers. If the recipe's optimizer is `muon`, Muon updates the encoder's matrices.
 
-    parts: which of encoder, vocabulary, and task to train. workers: on GPUs, they divide Muon's matrices. precision: of
-    Muon's products, "bf16" or "fp32".
+    parts: which of encoder, vocabulary, and task to train. workers: on GPUs, they divide Muon's matrices. precision:
+    "bf16" or "fp32", for the matrix products of Muon.
     """
 
     def __init__(
@@ -181,9 +181,9 @@ class FlatOptimizer:
         return newton_schulz(counts)
 
     def leaves(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Return the weights that the passes read, by name: the parameters, or copies of type `dtype`.
+        """Return the weights that the passes read, by name: the parameters or, if `dtype` differs, copies of that type.
 
-        Each step updates the copies. The bias of the vocabulary head stays float32, because it holds log frequencies.
+        Each step updates the copies. The vocabulary head's bias holds log frequencies, so it stays in float32.
         """
         value = self.buffers.value
         if dtype != value.dtype:
@@ -303,7 +303,7 @@ class FlatOptimizer:
 
 
 def learning_rate(progress: float, warmup: float) -> float:
-    """Return the share of the peak rate at `progress`. It rises linearly to 1 at `warmup`, then falls linearly to 0."""
+    """Return the share of the peak rate at `progress`. The share rises linearly to 1 at `warmup`, then falls to 0."""
     if progress < warmup:
         return progress / warmup
     return max(0.0, (1.0 - progress) / (1.0 - warmup))

@@ -42,18 +42,18 @@ class Rows:
 
     @property
     def lengths(self) -> Ints:
-        """The number of tokens of each document in the rows, in order. A cut document occurs once in each row."""
+        """The number of tokens of each document in the rows, in order. A cut document has an entry for each row."""
         return np.bincount(self.text_of_token)
 
     @property
     def texts(self) -> tuple[Ints, Ints]:
-        """The row and the segment of each text in the rows, in order: two arrays [texts]. See `lengths`."""
+        """The row and the segment of each document in the rows, in order: two arrays, each as long as `lengths`."""
         rows, columns = np.nonzero((self.segments > 0) & (self.positions == 0))
         return rows, self.segments[rows, columns]
 
     @property
     def text_of_token(self) -> Ints:
-        """The index in `texts` of each token that is not padding, in order: [real_tokens]."""
+        """For each token that is not padding, in order: the index of its document in `texts`. Shape [real_tokens]."""
         return np.cumsum(self.positions[self.segments > 0] == 0) - 1
 
     def __len__(self) -> int:

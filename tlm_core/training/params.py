@@ -11,7 +11,7 @@ from tlm_core.training.stage import StageParams
 
 # Metadata key of an artifact whose training reduced the micro-batch for lack of memory, so that sums round differently.
 SHRUNK = "rows_held_at_once"
-# Metadata key of an artifact with an own tokenizer, because the hub did not provide the published tokenizer.
+# Metadata key of an artifact with a tokenizer that the job trained, because the hub did not provide the published one.
 OWN_TOKENIZER = "own_tokenizer"
 NOT_CACHED = frozenset({SHRUNK, OWN_TOKENIZER})  # Each of these keys excludes the artifact from the cache.
 
@@ -105,7 +105,7 @@ def training(recipe: Recipe, seed: int) -> dict[str, Any]:
 
 
 class ChooseParams(StageParams):
-    """Parameters of `choose`. tries: `lr` and, if the tries differ in them, `class_weights` of each finetuning."""
+    """Parameters of `choose`. tries: the values of each try, such as `{"lr": 0.001, "class_weights": "balanced"}`."""
 
     tries: tuple[dict[str, float | str], ...]
 

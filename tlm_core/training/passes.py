@@ -34,7 +34,7 @@ class Loaded:
     """A batch, prepared for micro-batches of `rows` rows. If memory ran out during the preparation, `rows` is 0.
 
     parts: the micro-batches of `StreamPasses`, on the device after the event `ready`; () for `RowPasses`. flops: FLOPs
-    of the products in both passes over the parts; None: an equal share of the step's FLOPs.
+    of the matrix products in both passes over the parts; None: each worker has an equal share of the step's FLOPs.
     """
 
     batch: Batch
@@ -110,7 +110,7 @@ def gpu_passes(
     mask_rate: float = 0.0,
     compiled: bool = False,
 ) -> StreamPasses | None:
-    """Return `StreamPasses`, or None if the device, the precision, or the size of the model's heads does not fit."""
+    """Return `StreamPasses`, or None if device, precision or size of the attention heads is not supported."""
     head = model.shape.head_size
     fits = head <= LARGEST_HEAD and head % HEAD_MULTIPLE == 0
     if precision != "bf16" or not fits or not native_bf16(device):

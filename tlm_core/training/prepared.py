@@ -25,7 +25,7 @@ Ints = npt.NDArray[np.int64]
 Labels = npt.NDArray[Any]  # an array of the type `TaskType.trained`, or float32 probabilities
 
 COMMON = 1e-3  # a token with this frequency has half the weight of a rare token in the bag-of-words loss
-COUNTED_TOKENS = 5_000_000  # these weights depend on at most so many tokens of train texts, and as many of passages
+COUNTED_TOKENS = 5_000_000  # maximum number of train tokens, and of passage tokens, that weights of tokens depend on
 HIGHEST_WEIGHT = 10.0  # maximum weight of a class in the loss, so that a rare class does not dominate the gradient
 
 
@@ -61,7 +61,7 @@ class Split:
         return Split(self.store.first(windows), *texts, self.texts[:windows])
 
     def turns(self, texts: Ints, epochs: Ints | int) -> Ints:
-        """Return the index of one window for each of `texts`. In the next epoch, a text has its next window.
+        """Return, for each of `texts`, the index of the window to train on. The next epoch uses the next window.
 
         So a long text counts only once in an epoch. epochs: the epoch of all texts, or an epoch for each text.
         """
@@ -75,7 +75,7 @@ class Split:
         return sums / counts
 
     def padded(self, texts: Sequence[int], pad: int) -> dict[str, Ints]:
-        """Return the inputs of an ONNX graph for some texts, by input name, each [texts, windows, tokens]."""
+        """Return the inputs of an ONNX graph for some texts: input name → array [texts, windows, tokens]."""
         windows = [range(self.begins[text], self.begins[text + 1]) for text in texts]
         longest = max(len(self.store[number]) for numbers in windows for number in numbers)
         shape = (len(texts), max(map(len, windows)), longest)
@@ -146,7 +146,7 @@ class Prepared:
         return labels if self.scaling is None else self.scaling.standardize(labels)
 
     def training(self, names: Sequence[str] = ("train",)) -> Split:
-        """Return the texts of some splits with `standard` labels. `state.own_units` reverses `standard` in a model."""
+        """Return the texts of the splits `names`, with `standard` labels. `state.own_units` reverses `standard`."""
         split = joined([self.split(name) for name in names])
         return replace(split, labels=self.standard(split.labels))
 
@@ -155,7 +155,7 @@ class Prepared:
         return TokenStore(self.folder, "passages") if self.facts["passages"] else None
 
     def pieces(self) -> Split | None:
-        """Return the pieces of passages that the linear model labeled; None if there are no such pieces."""
+        """Return the pieces of passages, with label probabilities from the linear model; None without pieces."""
         if not (self.folder / "pieces.labels.npy").exists():
             return None
         pieces = self.split("pieces")
@@ -186,14 +186,14 @@ Share = Callable[[int], tuple[int, int]]  # number of rows → this worker's row
 
 @dataclass(frozen=True)
 class StepRows:
-    """Counts of a step over all workers. tokens: [rows], the tokens without padding. pairs: see `Batch.pairs`."""
+    """Counts of a step over all workers. tokens: [rows], number of tokens without padding. pairs: see `Batch`."""
 
     tokens: Ints
     pairs: int
-    texts: int  # 0 for passages without the bag-of-words loss, which alone needs this number
+    texts: int  # only the bag-of-words loss needs this number; without this loss, 0 in batches of passages
 
     def drawn(self, rate: float) -> int:
-        """Return an upper bound of the step's masked tokens. A row of mostly special tokens has fewer."""
+        """Return an upper bound of the number of masked tokens. Rows that are mostly special tokens have fewer."""
         return int(drawn_of(self.tokens, rate).sum())
 
 
@@ -204,7 +204,7 @@ class Batch:
     step: counts over all workers, if the batch has only the rows of this worker; else None. tokens: [R, L], the input
     of the model. targets: [R, L], the original id of each masked token, else NOT_MASKED. labels: [D], or probabilities
     [D, labels]. masked, documents: the numbers of masked tokens and of labels in the whole step. They divide the
-    losses, so the gradient does not depend on the number of workers. If `step` is given, `masked` is the bound
+    losses, so the gradient does not depend on the number of workers. If `step` is given, `masked` is the upper bound
     `StepRows.drawn`. sources: returns the names of the step's texts, such as `train:17`, or the ids of its passages.
     """
 
@@ -305,7 +305,7 @@ class JointBatches:
             self._rho1 = math.inf
 
     def __call__(self, step: int, progress: float) -> Batch:
-        """Return the batch of `step`. progress: share of the budget, 0 to 1, on which a changing mask rate depends."""
+        """Return the batch of `step`. progress: used share of the budget, 0 to 1, for a mask rate that changes."""
         start, end = self._joint.mask_rate, self._joint.mask_rate_end
         rate = start if end is None else start + (end - start) * progress
         task = task_steps(step, self._rho1)
@@ -395,10 +395,10 @@ class TaskBatches:
 
 
 def balanced_weights(labels: Labels) -> npt.NDArray[np.float32]:
-    """Return the weight of each class c for `finetune.class_weights`: n / (k n_c), at most HIGHEST_WEIGHT.
+    """Return the `balanced` weight of each class, [classes]: n / (k n_c) for class c, at most HIGHEST_WEIGHT.
 
-    labels: the n labels of train. n_c of them are c, and k classes occur. Without the limit, the mean weight of a text
-    would be 1. So the learning rate need not change.
+    labels: the n labels of train. k different classes occur, and class c occurs n_c times. Without the limit, the mean
+    weight of a text would be 1, so the learning rate need not change.
     """
     counts = np.bincount(labels)
     weights = len(labels) / (np.count_nonzero(counts) * counts.clip(min=1))
@@ -406,7 +406,7 @@ def balanced_weights(labels: Labels) -> npt.NDArray[np.float32]:
 
 
 def weighted(draw: Callable[[int, float], Batch], prepared: Prepared, part: Finetune) -> Callable[[int, float], Batch]:
-    """Return `draw` or, if `part` sets class weights, `draw` with these weights. Raises what `check_weights` raises."""
+    """Return `draw`, whose batches have class weights if `part` sets them. Raises the error of `part.check_weights`."""
     part.check_weights(prepared.facts["task"], prepared.type.has_classes)
     if part.class_weights == "none":
         return draw

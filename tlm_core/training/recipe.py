@@ -29,8 +29,8 @@ OR_OWN = " or own"  # suffix of `tokenizer.source`: an own tokenizer may replace
 # Flags of x86 and ARM processors that multiply bfloat16, as Linux lists them in /proc/cpuinfo.
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 AUTO_LENGTHS = (128, 256, 512)  # lengths that `model.max_length: auto` chooses from
-AUTO_COVERED = 0.95  # share of the train texts that fit into the chosen length, unless even the largest is too short
-PUBLISHED_LR = 3e-4  # maximum learning rate of finetuning a published encoder, unless the user sets a rate
+AUTO_COVERED = 0.95  # share of the train texts that fit into the chosen length, if a length is large enough
+PUBLISHED_LR = 3e-4  # maximum learning rate of finetuning a published encoder, if the user sets no rate
 
 
 class _Part(BaseModel):
@@ -43,8 +43,8 @@ class Tokenizer(_Part):
     source: str = Field(
         "own",
         pattern=rf"^(own|{MODEL}({OR_OWN})?|{MODEL_FOLDER})$",
-        description="own, hub:OWNER/NAME[@REVISION] or a folder; 'hub:OWNER/NAME or own': own if the hub does not "
-        "provide it",
+        description="own (the job trains a tokenizer), hub:OWNER/NAME[@REVISION] or a folder; 'hub:OWNER/NAME or own': "
+        "own if the hub does not provide this tokenizer",
     )
     vocab_size: int = Field(8192, ge=300, le=60_000, description="maximum vocabulary size of an own tokenizer")
     lowercase: bool = Field(True, description="whether an own tokenizer ignores case")
@@ -82,7 +82,7 @@ class Model(_Part):
     heads: int = Field(4, ge=1, le=64, description="attention heads of a layer")
     intermediate: int = Field(1024, ge=16, le=16384, description="width of the feed-forward block")
     max_length: Annotated[int, Field(ge=16, le=2048)] | Literal["auto"] = Field(
-        128, description="tokens of a row and of a window of a task text; auto: the lengths of the train texts decide"
+        128, description="tokens of a row; a longer text becomes windows; auto: depends on the lengths of train texts"
     )
     windows: int = Field(8, ge=1, le=64, description="maximum windows of a text; pairs are truncated to one window")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of values that training randomly sets to zero")
@@ -110,7 +110,7 @@ def from_scratch() -> list[str]:
 
 
 def auto_length(tokens: float) -> int:
-    """Return the smallest of AUTO_LENGTHS that is at least `tokens`; without such a length, the largest."""
+    """Return the smallest of AUTO_LENGTHS that is at least `tokens`. If none is large enough, return the largest."""
     return next((length for length in AUTO_LENGTHS if tokens <= length), AUTO_LENGTHS[-1])
 
 
@@ -120,7 +120,7 @@ class Budget(_Part):
     steps: int | None = Field(None, ge=1, description="optimizer steps")
     tokens: int | None = Field(None, ge=1, description="real (non-padding) tokens")
     flops: float | None = Field(None, gt=0, description="floating-point operations")
-    seconds: float | None = Field(None, gt=0, description="wall-clock time; not reproducible, so never reused")
+    seconds: float | None = Field(None, gt=0, description="wall-clock time; no other job reuses the result")
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Budget:
@@ -146,19 +146,19 @@ class Optimizer(_Part):
     name: Literal["adamw", "muon"] = Field("muon", description="adamw, or muon for the encoder's matrices")
     lr: float = Field(3e-3, gt=0, description="AdamW's peak learning rate")
     muon_lr: float = Field(0.02, gt=0, description="Muon's peak learning rate")
-    weight_decay: float = Field(0.01, ge=0, description="weight decay of both optimizers, times the learning rate")
+    weight_decay: float = Field(0.01, ge=0, description="weight decay; a step subtracts rate * decay * weight")
     betas: tuple[float, float] = Field((0.9, 0.98), description="decay rates of AdamW's two moments")
     eps: float = Field(1e-8, gt=0, description="what AdamW adds to the root of the mean squared gradient")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the budget in which the rates rise; then they fall")
-    clip: float | None = Field(1.0, gt=0, description="limit of the gradient's norm; null: none")
+    clip: float | None = Field(1.0, gt=0, description="maximum norm of the gradient; null: no maximum")
     non_finite: Literal["stop", "skip"] = Field("stop", description="what to do at a step whose loss is not finite")
 
 
 class Joint(_Part):
     """Joint stage: masked language modeling (MLM) on passages and task texts, and the task's loss (paper section 3.2).
 
-    One of rho1 + 1 batches has task texts. Its loss is (rho2 * MLM + task) / (rho2 + 1). The others have passages. With
-    `bag_of_words`, MLM includes the bag-of-words loss.
+    One of rho1 + 1 batches has task texts. Its loss is (rho2 * MLM + task) / (rho2 + 1). The other batches have
+    passages. With `bag_of_words`, MLM includes the bag-of-words loss.
     """
 
     enabled: bool = Field(True, description="false: finetuning only")
@@ -187,7 +187,7 @@ class Joint(_Part):
         ge=0,
         le=1,
         description="stop at half the budget if the encoder's validation score is below the linear model's by more "
-        "than this; finetuning then has one step; null: never",
+        "than this value; finetuning then has one step; null: never stop",
     )
 
     def at_length(self, length: int, model: Model) -> Joint:
@@ -202,8 +202,8 @@ class Joint(_Part):
     def predicts_words(self, facts: Mapping[str, object]) -> bool:
         """Return whether the stage has the bag-of-words loss. facts: `data.json` of the stage `prepare`.
 
-        `auto` excludes text pairs and texts with marked spans: their label depends on relations in the text, which the
-        loss makes harder to learn.
+        With `auto`, tasks with text pairs or marked spans do not have the loss. Their labels depend on relations in the
+        text, and the loss makes relations harder to learn.
         """
         if self.bag_of_words == "auto":
             return not (facts["pair"] or facts.get("marked_spans"))
@@ -224,7 +224,7 @@ class Joint(_Part):
 
 
 class Finetune(_Part):
-    """Finetune stage: the task's loss alone, with a new optimizer. The result is the best weights on validation."""
+    """Finetune stage: the task's loss alone, with a new optimizer. The stage writes the best weights on validation."""
 
     epochs: float = Field(10, gt=0, description="passes over the train texts")
     min_steps: int | None = Field(
@@ -232,10 +232,10 @@ class Finetune(_Part):
     )
     max_steps: int | None = Field(None, ge=1, description="maximum number of steps, even if the epochs need more")
     max_steps_after_joint: int | None = Field(
-        None, ge=1, description="max_steps of own encoders after a joint stage with the task loss, if max_steps is none"
+        None, ge=1, description="max_steps of own encoders after a joint stage with the task loss, if max_steps is null"
     )
     batch: int = Field(32, ge=1, le=8192, description="texts in a step, over all workers")
-    evaluations: int = Field(10, ge=1, description="validations, evenly spread, besides that of the initial model")
+    evaluations: int = Field(10, ge=1, description="number of validations, evenly spread, without that of step 0")
     reset_head: bool = Field(False, description="whether the classifier starts at random, as in the paper")
     optimizer: Optimizer = Optimizer(name="adamw", lr=3e-4)
     rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
@@ -308,7 +308,7 @@ class Recipe(_Part):
     joint: Joint = Joint()
     finetune: Finetune = Finetune()
     ensemble: bool = Field(
-        False, description="true: the returned model averages the encoders of all seeds; false: it has one of them"
+        False, description="true: the returned model averages the encoders of all seeds; false: it has one encoder"
     )
     refit: bool = Field(
         False, description="true: a `train` job trains its models again on train and validation, after all choices"
@@ -403,7 +403,7 @@ def _paper(scale: Scale) -> Recipe:
 
     top_k, rho1, rho2, steps and rows come from table B.1 of arXiv 2111.04130. The shapes are those of the released
     models. The other values come from the folder example_scripts of the release, which has only the scale small. So
-    they are the same for medium and large. The scale tiny is our own reduction.
+    medium and large have these values too. The scale tiny is our own reduction.
     """
     tiny = scale == "tiny"
     layers, hidden, top_k, rho1, steps, rows = {
@@ -456,9 +456,9 @@ def resolve(
 ) -> Recipe:
     """Return the preset `name` at `scale` with dotted `overrides` ({"finetune.epochs": 5}).
 
-    precision: replaces `auto`; by default the native precision of this machine. For a published encoder,
-    `for_published` limits the rates unless an override sets them. Raises InvalidRecipe that names the invalid key and,
-    for an unknown key, the most similar known key.
+    precision: replaces `auto`; by default the native precision of this machine. If no override sets a learning rate,
+    `for_published` limits the rates of a published encoder. Raises an InvalidRecipe that names the invalid key and, for
+    an unknown key, the most similar known key.
     """
     presets = {"fast": _fast, "paper": _paper}
     if name not in presets:
@@ -491,7 +491,7 @@ def resolve(
 
 
 def _check_trainable(recipe: Recipe) -> None:
-    """Raise InvalidRecipe for a recipe that cannot train. `Recipe` accepts it, because old records may contain it."""
+    """Raise InvalidRecipe if the recipe cannot train. `Recipe` does not check this, so old records stay readable."""
     for key, part in (("joint", recipe.joint), ("finetune", recipe.finetune)):
         if not all(0 <= beta < 1 for beta in part.optimizer.betas):
             raise InvalidRecipe(

@@ -25,7 +25,7 @@ class RecipeKey(NamedTuple):
 
 
 def recipe_keys(part: BaseModel, prefix: str = "") -> Iterator[RecipeKey]:
-    """Yield the keys of a recipe, or of the part of a recipe at `prefix`, in the order of their definition."""
+    """Yield the keys of `part`, a recipe or the part of a recipe at `prefix` ("joint."), in the order of definition."""
     for name, field in type(part).model_fields.items():
         value = getattr(part, name)
         if isinstance(value, BaseModel):

@@ -2,7 +2,7 @@
 
 A released model has a BERT encoder without pooler (`bert.*`), a masked language modeling head (`cls.*`), and a task
 head on the first token (`cls_layer.0`, GELU, `cls_layer.2`). BERT's stock classifier cannot compute this task head,
-because it has a pooler with tanh. ELECTRA's stock classifier has the same encoder and exactly this head.
+because it has a pooler with tanh. ELECTRA's stock classifier has BERT's encoder and exactly this task head.
 """
 
 from __future__ import annotations
@@ -80,19 +80,19 @@ def known(source: str) -> KnownTask | None:
 
 
 def _name_parts(source: str) -> re.Match[str] | None:
-    """Match task and scale in the name of a folder or of a hub id. Ignore the revision of a hub id."""
+    """Return a match with the groups `task` and `scale` of a released model's folder or hub id; else None."""
     return _NAME.fullmatch(source.rstrip("/").rsplit("/", 1)[-1].partition("@")[0])
 
 
 def _as_electra(
     config: Mapping[str, Any], release: Mapping[str, Tensor], source: str
 ) -> tuple[Shape, dict[str, Tensor]]:
-    """Return shape and weights of a released BERT with its task head, under our names. Raises InvalidRequest."""
+    """Return a released model as ELECTRA: shape, and weights by our names. Raises InvalidRequest for other models."""
     head = {ours: release.get(theirs) for ours, theirs in with_bias(_HEAD).items()}
     if config.get("model_type") != "bert" or any(tensor is None for tensor in head.values()):
         raise InvalidRequest(
             f"'{source}' is not a model of the TLM release. Expected a BERT with the weights "
-            f"{', '.join(_HEAD.values())}. If transformers loads it as a classifier, use it without conversion."
+            f"{', '.join(_HEAD.values())}. If transformers loads the model as a classifier, use it without conversion."
         )
     shape = shape_of(dict(config), source)
     weights = from_stock(release, shape) | {name: tensor.float() for name, tensor in head.items() if tensor is not None}

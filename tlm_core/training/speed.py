@@ -1,4 +1,4 @@
-"""A short measurement of the speed of training. Estimates use the result until a job has run on the device."""
+"""A short measurement of training speed. Estimates of jobs use the result until a job has run on the device."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Checkpoints(Protocol):
         ...
 
     def save(self, write: Callable[[Path], None], *, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Publish the files that `write` writes into an empty folder as the checkpoint of `step`. Only rank 0 calls it.
+        """Publish the files that `write` writes into an empty folder as the checkpoint of `step`. For rank 0 only.
 
         `write` may run later and in another thread, so `write` must not read values that training changes.
         """

@@ -37,7 +37,7 @@ HISTORY, SHAPE = "history.json", "model.json"
 WEIGHTS, OPTIMIZER, BEST, STATE = "model.safetensors", "optimizer.safetensors", "best.safetensors", "state.json"
 
 
-Losses = Mapping[str, float | None]  # mean losses of a step, `mlm` and `task`; None for a loss that it does not train
+Losses = Mapping[str, float | None]  # mean losses of a step: `mlm` and `task`; None: the step does not train this loss
 
 
 @dataclass
@@ -117,7 +117,7 @@ def arrays(model: TaskModel) -> dict[str, npt.NDArray[np.float32]]:
 
 
 def load_weights(model: TaskModel, saved: Mapping[str, Tensor], *, skip: tuple[str, ...] = ()) -> None:
-    """Copy saved parameters into the model. Raises CorruptArtifact unless names and shapes match.
+    """Copy saved parameters into the model. Raises CorruptArtifact if a name or a shape differs.
 
     skip: prefixes of names. The parameters with these names stay unchanged, and `saved` may lack them.
     """

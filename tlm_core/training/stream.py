@@ -39,7 +39,7 @@ class Part(NamedTuple):
     sequences are empty. tokens, types: [T]. sequence: [T], the number of each token's sequence. begins: [S + 1], the
     start of each sequence, then T. masked, targets: [K], index and original id of each masked token; unused targets are
     IGNORED. labels: [S] or [S, labels]. labeled: [S], whether a sequence has a label. shares: [2], see `Batch.shares`.
-    words, factors: [T], original ids and `masking.bag_of_words` of all tokens, or [0] without this loss.
+    words, factors: [T], original ids and `masking.bag_of_words` of all tokens; [0] without the bag-of-words loss.
     """
 
     tokens: Tensor
@@ -82,8 +82,8 @@ class Sizes:
     def sequences(self, documents: int, before: int = 0) -> int:
         """Return how many sequences a part with `documents` documents has: `before` if this number suffices, else more.
 
-        before: the number of sequences in earlier parts. Each number needs its own compiled graph, so a larger number
-        has a reserve. The reserve is small, because attention also takes time for empty sequences.
+        before: the number of sequences in earlier parts. Each number needs its own compiled graph, so a new number has
+        a reserve. The reserve is small, because attention also takes time for empty sequences.
         """
         unlabeled = -(-self.tokens // self.longest)
         if documents + unlabeled <= before:
@@ -184,7 +184,7 @@ class Documents:
 
 
 def launched_flops(shape: Shape, part: Part, mlm: bool, task: bool) -> float:
-    """Return the FLOPs of the products in both passes over a part in host memory, including padding."""
+    """Return the FLOPs of the matrix products in both passes over a part, including padding. part: in host memory."""
     pairs, sequences = int((part.begins.diff().long() ** 2).sum()), len(part.begins) - 1
     described = mlm * sequences * bool(len(part.factors))
     products = flops.products(shape, len(part.tokens), pairs, mlm * len(part.masked), task * sequences, described)
@@ -250,7 +250,7 @@ class StreamKernels:
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return x [T, heads, head], rotated to its positions by cosines and sines, and computed in their type."""
+    """Return x [T, heads, head] with rotary positions, in the type of x. The products have the type of cos and sin."""
     left, right = x.chunk(2, dim=-1)
     return (x * cos + torch.cat((-right, left), dim=-1) * sin).to(x.dtype)
 
@@ -299,10 +299,7 @@ class StreamStart(StreamLayers):
 
 
 class StreamLoss(StreamLayers):
-    """Computes the losses of a part. A caller may substitute weights of another type.
-
-    loss: a key of `objective.LOSSES`. start: the number of first layers that a `StreamStart` computes.
-    """
+    """Computes the losses of a part. loss: key of `objective.LOSSES`. start: number of layers in `StreamStart`."""
 
     def __init__(self, model: TaskModel, loss: str, longest: int, start: int = 0) -> None:
         super().__init__(model, longest)

@@ -25,7 +25,7 @@ from tlm_core.training.stream import Documents, Part, Sizes, StreamLoss, StreamS
 
 # The maximum number of graphs that a run compiles. A run needs few: see `stream.rows_of_part`.
 GRAPHS = 64
-USABLE = 0.9  # share of a GPU's free memory
+USABLE = 0.9  # share of a GPU's free memory that micro-batches may use
 # (weights by name, part, compute MLM?, compute task?, class weights) → the result of `StreamLoss`.
 Run = Callable[[dict[str, Tensor], Part, bool, bool, Tensor | None], tuple[Tensor, Tensor]]
 
@@ -75,7 +75,7 @@ class StreamPasses:
                 leaf.register_hook(partial(self._complete, name))
 
     def first_rows(self, sample: Callable[[], Batch]) -> int:
-        """Return how many rows a micro-batch has at most. On a GPU, trial passes measure the memory of rows."""
+        """Return the maximum number of rows in a micro-batch. On a GPU, trial passes over `sample()` measure memory."""
         if self.device.type != "cuda":
             return MICRO_ROWS
         batch = sample()

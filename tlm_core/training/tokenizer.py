@@ -1,4 +1,4 @@
-"""The folder of a job's tokenizer, which `AutoTokenizer` loads: an own WordPiece tokenizer, or a published one."""
+"""Tokenizers of jobs: a WordPiece tokenizer that the job trains ("own"), or a published tokenizer."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def _alphabet(texts: Iterable[str], size: int, normalizer: normalizers.Normalize
 def train_wordpiece(texts: Callable[[], Iterable[str]], vocab_size: int, lowercase: bool) -> Tokenizer:
     """Return a WordPiece tokenizer, trained on texts in any script. Equal texts give equal tokenizers.
 
-    texts: called for each of two passes. vocab_size: maximum number of tokens in the vocabulary. The alphabet has at
-    most a quarter as many characters. A word with any other character becomes [UNK].
+    texts: returns the texts; called twice. vocab_size: maximum number of tokens in the vocabulary. The alphabet has at
+    most vocab_size / 4 characters. A word with any other character becomes [UNK].
     """
     tokenizer = _bare(None, lowercase)
     alphabet = _alphabet(_within(texts(), MAX_CHARACTERS), vocab_size // 4, tokenizer.normalizer)
@@ -117,17 +117,17 @@ def write_folder(tokenizer: Tokenizer, folder: Path, types: bool) -> None:
 
 
 def write_max_length(folder: Path, max_length: int) -> None:
-    """Set the length, in tokens, to which stock classes truncate texts, in the folder of a tokenizer."""
+    """Write `max_length` into a tokenizer's folder. Stock classes then truncate texts to this number of tokens."""
     path = folder / "tokenizer_config.json"
     config = read_json(path) | {"model_max_length": max_length}
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def load_published(source: str, folder: Path) -> tuple[Tokenizer, dict[str, int]]:
-    """Copy the tokenizer `source` (`hub:ID` or a folder) to `folder`. Return the tokenizer, and role → special id.
+    """Copy the tokenizer `source` (`hub:ID` or a folder) to `folder`. Return the tokenizer and its special ids by role.
 
     Raises NotFound if there is no tokenizer, and Unavailable if the hub does not answer. Raises InvalidRecipe if the
-    tokenizer is not fast or lacks a special token.
+    tokenizer is not a fast tokenizer, or lacks a special token.
     """
     from transformers import AutoTokenizer
 
@@ -137,7 +137,7 @@ def load_published(source: str, folder: Path) -> tuple[Tokenizer, dict[str, int]
     except (OSError, ValueError) as error:
         raise NotFound(f"Cannot load the tokenizer '{source}': {error}. Check tokenizer.source.") from error
     if not published.is_fast:
-        raise InvalidRecipe(f"The tokenizer '{source}' has no fast form. Choose a tokenizer with a tokenizer.json.")
+        raise InvalidRecipe(f"The tokenizer '{source}' is not fast. Choose a tokenizer with a tokenizer.json.")
     ids = {
         "pad": published.pad_token_id,
         "unk": published.unk_token_id,

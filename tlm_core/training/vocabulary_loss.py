@@ -19,16 +19,16 @@ class VocabularyLoss(torch.autograd.Function):
     The forward pass computes loss and gradient together, in blocks of the vocabulary, with one exponential per logit.
     It does not subtract the largest logit, because float32 and bfloat16 can represent exp(88). With a larger logit, the
     loss is not finite. The gradient needs 1 - p, where p is the probability of the target. Near p = 1, a subtraction
-    would lose precision, so the pass computes 1 - p from the sum of the other exponentials.
+    would lose precision, so the pass computes 1 - p from the exponentials of all other tokens.
     """
 
     @staticmethod
     def forward(
         ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, count: int, dtype: torch.dtype
     ) -> Tensor:
-        """Return the loss in nats, summed over the first `count` of M positions. The others are padding.
+        """Return the loss in nats, summed over the first `count` of M positions. The other positions are padding.
 
-        hidden: [M, H]. weight: [V, H]. bias: [V]. targets: [M], the correct token ids. dtype: of the matrix products.
+        hidden: [M, H]. weight: [V, H]. bias: [V]. targets: [M], correct token ids. dtype: type of the matrix products.
         """
         x, w = hidden.to(dtype), weight.to(dtype)
         hit = (x.float() * w[targets].float()).sum(dim=1) + bias[targets]

@@ -21,8 +21,8 @@ Config = Mapping[str, Any]  # a published model's config.json
 class Shape:
     """Everything that determines a model's tensors and arithmetic.
 
-    windows, thetas: for each layer of a rotary model, the tokens that attention sees on each side (None: all), and the
-    rotary base. skipped: number of position embeddings at the start that a published model leaves unused (RoBERTa).
+    windows, thetas: for each layer of a rotary model, the number of tokens that attention sees on each side (None:
+    all), and the rotary base. skipped: number of unused position embeddings at the start of a published model.
     """
 
     architecture: str
@@ -147,7 +147,7 @@ class Architecture(ABC):
         return positions + shape.vocab * shape.hidden + shape.layers * self.layer_weights(shape) + heads
 
     def parameters(self, shape: Shape) -> int:
-        """Return the number of weights of encoder and both heads, without small vectors such as biases."""
+        """Return the number of weights of encoder, vocabulary head and task head, without vectors such as biases."""
         vocabulary = shape.hidden**2 + (shape.vocab if self.tied else shape.vocab * (shape.hidden + 1))
         return self.exported_parameters(shape) + vocabulary
 

@@ -104,7 +104,7 @@ class Bert(Architecture):
 
 
 class Electra(Bert):
-    """BERT with ELECTRA's classifier on the first token (linear, GELU, linear). The released TLM models use it too."""
+    """BERT with ELECTRA's classifier on the first token (linear, GELU, linear), as in the released TLM models."""
 
     name = "electra"
     stock = "Electra"
