@@ -68,9 +68,9 @@ def importance(
 ) -> Importance:
     """Return the importance of each head and each block: the mean over the split's texts of |dL/dgate| at gate 1.
 
-    L is the loss of one text. The absolute value applies to the sum of the derivative over the positions of the text.
+    L is the loss of one text. The absolute value is that of the derivative's sum over the positions of the text.
     Of a text with several windows, only the window of epoch 0 counts (`Split.turns`).
-    The importances of the heads of each layer have the Euclidean norm 1, and so do those of all blocks together.
+    Importances are normalized to the Euclidean norm 1: those of the heads of each layer, and those of all blocks.
     as_published: compute as the authors' released code does, to compare with their masks. That code takes the
     absolute value at every position, and it uses the mean loss of the batch. It never zeroes gradients, so early
     batches weigh more. progress: called with the number of processed texts.

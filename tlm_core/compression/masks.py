@@ -94,9 +94,9 @@ class Mask:
 
 
 def removals(level: float, layers: int, heads: int) -> tuple[int, int]:
-    """Return the numbers of heads and blocks that a sparsity `level` in [0, 1) removes, rounded down.
+    """Return the numbers of heads and of blocks to remove: the share `level` of each, rounded down.
 
-    Raises InvalidRequest if a layer would lose all of its heads, or for a level outside of the range.
+    Raises InvalidRequest for a level outside of [0, 1), or if fewer heads than layers would remain.
     """
     removed, blocks = math.floor(level * layers * heads + 1e-9), math.floor(level * layers + 1e-9)
     limit = layers * heads - layers
@@ -115,7 +115,7 @@ def one_shot(importance: Importance, level: float, which: Which, seed: int = 0) 
     which: `winning` removes the least important heads and blocks, `losing` the most important, and `random` those that
     `seed` draws. Heads are ranked over all layers; equal scores are ordered by layer, then head. The last head of a
     layer is never removed: the next head in the ranking is removed instead.
-    Raises the InvalidRequest of `removals` for an invalid level.
+    Raises InvalidRequest for a level that `removals` rejects.
     """
     layers, heads = importance.heads.shape
     head_count, block_count = removals(level, layers, heads)

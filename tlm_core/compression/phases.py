@@ -31,7 +31,7 @@ from tlm_core.wording import counted
 def phases(ctx: StageContext[PhasesParams]) -> dict[str, object]:
     """Write `report.json`, `curves.csv`, `plot.svg`, and the super ticket: its export and its mask in `mask.json`.
 
-    The super ticket is the `winning` ticket with the best mean validation score over seeds. In a tie: the sparsest.
+    The super ticket is the `winning` ticket with the best mean validation score over seeds, in a tie the sparsest.
     Only the super ticket is tested, once for each seed. Inputs: `prepared`, `task`, `baseline`, `evaluate` (of the
     dense model), `finetune.s{seed}` and `ticket.{which}.l{level}.s{seed}`.
     """

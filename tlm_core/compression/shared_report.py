@@ -111,20 +111,20 @@ def _task(inputs: Mapping[str, Path], number: int, name: str, seeds: Sequence[in
 
 
 def _average(tasks: Sequence[Report], system: str) -> Summary:
-    """Return the summary over seeds of a system's scores. A seed's score is the mean of its test scores over tasks."""
+    """Return a system's score, summarized over seeds. The score of a seed is the mean of its test scores over tasks."""
     by_seed = zip(*([run["test"]["value"] for run in task[system]["seeds"]] for task in tasks), strict=True)
     return summary([summary(scores)["mean"] for scores in by_seed])
 
 
 def _weights_left(folder: Path) -> list[float]:
-    """Return for each task which share of the layers' weights its ticket retains."""
+    """Return, for each task, the share of the layers' weights that the task's ticket retains."""
     shape = read_shape(folder)
     counts = [parameters(shape, Mask.from_dict(mask)) for mask in read_json(folder / MASKS)]
     return [count["layers_left"] / count["layers_full"] for count in counts]
 
 
 def _cost(inputs: Mapping[str, Path], tasks: int, seeds: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Return the `total_cost` of `prepare`, the joint stage, the finetuning of each system, and the linear models."""
+    """Return `total_cost` over all seeds, with the stages `prepare`, `joint`, each system, and the linear models."""
     nodes = [("alone", f"alone.{number}.s{seed}") for number in range(tasks) for seed in seeds]
     nodes += [(system, f"{system}.s{seed}") for system in SYSTEMS[1:] for seed in seeds]
     joint = [read_history(inputs[f"alone.0.s{seed}"])["joint"] for seed in seeds]  # All systems start from it.

@@ -139,9 +139,9 @@ def frozen(shape: Shape, mask: Mask) -> dict[str, Tensor]:
 
 
 class TicketOptimizer(FlatOptimizer):
-    """An optimizer that does not change weights outside the current task's ticket, nor their optimizer state.
+    """An optimizer that leaves weights outside the current task's ticket, and their optimizer state, unchanged.
 
-    A zero gradient is not enough for this, because weight decay and momentum also change weights.
+    Zero gradients would not protect these weights, because weight decay and momentum also change weights.
     """
 
     def __init__(self, model: SharedModel, recipe: Optimizer, precision: str = "fp32") -> None:
@@ -179,7 +179,7 @@ class TicketOptimizer(FlatOptimizer):
 
 
 class SharedBatches:
-    """A function from the number of a step to a batch of one task. Each call also selects the task in the model.
+    """Returns, for the number of a step, a batch of one task. Each call also selects this task in the model.
 
     steps: number of steps of each task. The steps of all tasks are shuffled. The batches of a task are the same as in
     finetuning on this task alone.
@@ -257,7 +257,7 @@ def ticket_of(ctx: StageContext[ShareParams], number: int, shape: Shape) -> Mask
 
 
 def _validate(trainer: Trainer, model: SharedModel, tasks: Sequence[Prepared]) -> dict[str, float | None]:
-    """Return each result of `validate` as mean over tasks (None if one is None), and each task's `score.{number}`."""
+    """Return each result of `validate` as mean over tasks (None if a task has None), and each task's score."""
     by_task, current = [], model.current
     for number, prepared in enumerate(tasks):
         model.select(number)
@@ -268,9 +268,9 @@ def _validate(trainer: Trainer, model: SharedModel, tasks: Sequence[Prepared]) -
 
 
 def load_shared(folder: Path, number: int, labels: int) -> TaskModel:
-    """Load one task's model, sliced to its ticket, from the folder that `share` wrote. Raises CorruptArtifact.
+    """Return the model of task `number`, sliced to the task's ticket. Raises CorruptArtifact.
 
-    number: index of the task. labels: number of its labels.
+    folder: the artifact of `share`. labels: number of labels of the task.
     """
     shape = read_shape(folder)
     mask = Mask.from_dict(read_json(folder / MASKS)[number])

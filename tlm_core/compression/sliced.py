@@ -28,7 +28,7 @@ MASK = "mask.json"
 def sliced(model: TaskModel, mask: Mask) -> TaskModel:
     """Return a copy of `model` without the heads and blocks that the mask removes.
 
-    The copy has the outputs of `model` with gates of 0 for these parts. Raises InvalidRequest if the mask does not fit.
+    Its outputs are those of `model` with gates of 0 on these parts. Raises InvalidRequest if the mask does not fit.
     """
     mask.check(model.shape.layers, model.shape.heads)
     smaller = copy.deepcopy(model)
@@ -67,7 +67,7 @@ def widened(tensors: Mapping[str, Tensor], shape: Shape, mask: Mask) -> dict[str
 
 
 def load_sliced(folder: Path) -> tuple[TaskModel, Mask]:
-    """Load the model and the mask that the `ticket` stage wrote. Raises CorruptArtifact."""
+    """Return the model and the mask that the `ticket` stage wrote. Raises CorruptArtifact."""
     shape = read_shape(folder)
     mask = Mask.from_dict(read_json(folder / MASK))
     model = sliced(TaskModel(shape), mask)
@@ -104,7 +104,7 @@ def _indices(flags: tuple[bool, ...]) -> Tensor:
 
 
 def _features(heads: Tensor, size: int) -> Tensor:
-    """Return the indices of the features of `heads` among those of all heads. size: features of a head."""
+    """Return the indices of the features of the heads numbered `heads`, [heads * size]. size: features of a head."""
     return (heads[:, None] * size + torch.arange(size)).flatten()
 
 

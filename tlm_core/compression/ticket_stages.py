@@ -38,7 +38,7 @@ def check_encoder(ctx: StageContext[CheckEncoderParams]) -> dict[str, int]:
 
 
 def importance(ctx: StageContext[ImportanceParams]) -> dict[str, object]:
-    """Write the importance of each head and block of the finetuned model, over all train texts.
+    """Write the importance of each head and block of the finetuned model, measured on all train texts.
 
     Inputs: `prepared`, `finetune`. The stage is short, so it writes no checkpoints: a pause raises StopRequested, and
     the stage starts again on resume.
