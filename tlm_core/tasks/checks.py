@@ -1,4 +1,4 @@
-"""Data errors and warnings in the values of the chosen columns."""
+"""Checks of the texts and labels in the chosen columns. They report data errors and warnings."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class ColumnCheck:
         return self.table.columns[self.column].values
 
     def fault_rows(self, code: str, problem: str, rows: Sequence[int], count: int | None = None) -> None:
-        """Add a data error for each row number in `rows`. The message is the `place` of the row and `problem`.
+        """Add a data error for each row number in `rows`, such as "Row 3 of train.csv, column 'text', is blank.".
 
-        count: number of all rows with the data error, if `rows` has only the first of them.
+        problem: end of the message. count: number of all rows with this data error; None: `rows` has all of them.
         """
         listed = rows[:LISTED_PER_CODE]
         for row in listed:
@@ -53,15 +53,15 @@ class ColumnCheck:
         return f"Row {row} of {self.table.file}, column '{self.column}',"
 
     def rows(self, predicate: Predicate) -> list[int]:
-        """Return the numbers of the rows whose values fulfill `predicate`. A result of null counts as false."""
+        """Return the row numbers of the values for which `predicate` returns true. Null counts as false."""
         masks = [pc.fill_null(predicate(chunk), False) for chunk in self.values.chunks]
         return self.table.rows[pa.chunked_array(masks, pa.bool_()).to_numpy()].tolist()
 
     def check_null(self, code: str, problem: str, predicate: Predicate = pc.is_null) -> None:
-        """Report the rows whose value is missing. predicate: true for a missing value.
+        """Add a data error for each missing value. predicate: true for a missing value. problem: see `fault_rows`.
 
-        Lists, times and bytes (see UNREAD) are null in the table, but are not missing. The table has the numbers of
-        the first 100 such rows. If there are more, this method reports how many values are missing, but not where.
+        Lists, times and bytes (see UNREAD) are null in the table, but not missing. For each of these kinds, the table
+        has the first 100 row numbers. If a kind has more rows, this method only counts the missing values.
         """
         rows = self.rows(predicate)
         unread = [kind for name, kind in self.table.columns[self.column].kinds.items() if name in UNREAD]
@@ -101,7 +101,7 @@ def check_texts(table: RawTable, column: str, findings: Findings) -> None:
             message += f"; the limit is {limits.MAX_TEXT_CHARS:,}. Shorten the text, or close an open quote."
             findings.fault("text_too_long", message, split=table.split, row=row, column=column)
         else:
-            message += ". An encoder may read only its start (see model.windows). Split the text if its end matters."
+            message += ". An encoder may ignore the end (see model.windows). If the end matters, split the text."
             findings.warn("long_text", message, split=table.split, row=row, column=column)
 
 
@@ -131,7 +131,7 @@ def is_null_or_blank(chunk: pa.StringArray) -> pa.BooleanArray:
 
 
 def count_labels(values: pa.ChunkedArray) -> dict[str, int]:
-    """Return label → number of rows for a string column. Null, blank and too long labels are omitted."""
+    """Return each label of a string column with its number of rows. Omit null, blank and too long labels."""
     counts = {entry["values"] or "": entry["counts"] for entry in pc.value_counts(values).to_pylist()}
     return {label: count for label, count in counts.items() if label.strip() and len(label) <= limits.MAX_LABEL_CHARS}
 
@@ -153,7 +153,7 @@ def is_decimal(text: str) -> bool:
 
 
 def advise_numbers(labels: Collection[str]) -> str:
-    """Return the advice to choose regression if there are many labels and nearly all are numbers, else ""."""
+    """Return a sentence that advises regression if there are many labels and nearly all are numbers, else ""."""
     if len(labels) <= limits.MAX_DECIMALS:
         return ""
     numbers = sum(is_decimal(label.replace(",", ".")) for label in labels)
@@ -161,9 +161,9 @@ def advise_numbers(labels: Collection[str]) -> str:
 
 
 def rare_labels(train: Mapping[str, int], advice: str) -> list[str]:
-    """Return beginnings of messages about labels with one row in `train` (label → number of rows).
+    """Return the beginning of a message for each label with one row, such as "The label 'spam' has one row".
 
-    An example is "The label 'spam' has one row". With advice (see `advise_numbers`), one message covers all labels.
+    train: label → number of rows. advice: result of `advise_numbers`. With advice, one text covers all these labels.
     """
     rare = [label for label, count in train.items() if count == 1]
     if len(rare) > 1 and advice:
@@ -174,7 +174,7 @@ def rare_labels(train: Mapping[str, int], advice: str) -> list[str]:
 def check_label_set(
     counts: Mapping[str, Mapping[str, int]], tables: Mapping[str, RawTable], column: str, findings: Findings
 ) -> None:
-    """Report faults of the set of labels. counts: split → label → number of rows. tables: split → table.
+    """Report problems of the set of labels. counts: split → label → number of rows. tables: split → table.
 
     Data errors: one_class, too_many_labels, unknown_label. Warnings: rare_label, label_variants, decimal_labels.
     """

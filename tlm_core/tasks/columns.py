@@ -42,7 +42,7 @@ PAIRS = {
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns in use. text_pair: None for single texts."""
+    """The names of the columns with texts, second texts and labels. text_pair: None for single texts."""
 
     text: str
     text_pair: str | None
@@ -56,7 +56,7 @@ class Columns:
 def choose_columns(tables: Mapping[str, RawTable], options: DatasetOptions, findings: Findings) -> Columns | None:
     """Return the columns of text, second text and label. Columns that the options omit are inferred from train.
 
-    tables: split → table. Returns None after the data error missing_column or no_header. Warning: guessed_column.
+    tables: split → table. After the data error missing_column or no_header, return None. Warning: guessed_column.
     """
     train = tables["train"]
     label, text = options.label_column, options.text_column
@@ -83,7 +83,7 @@ def choose_columns(tables: Mapping[str, RawTable], options: DatasetOptions, find
 
 
 def _only_list(table: RawTable) -> str | None:
-    """Return the column with a list or object if the file has one row and no label column, as in `{"data": [...]}`."""
+    """If the file has one row and no label column, return the column with a list or object, as in `{"data": [...]}`."""
     if len(table.rows) > 1 or _named(table, LABEL_NAMES, ()) is not None:
         return None
     return next((name for name, column in table.columns.items() if Unread.NESTED.value in column.kinds), None)
@@ -106,7 +106,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _named(table: RawTable, names: tuple[str, ...], excluded: Collection[str | None]) -> str | None:
-    """Return the first of `names` that is a column of the table, in the table's spelling, or None. Case is ignored."""
+    """Return the first of `names` that is a column and not `excluded`, as the table spells it. Case is ignored."""
     by_lower = {column.lower(): column for column in reversed(list(table.columns)) if column not in excluded}
     return next((by_lower[name] for name in names if name in by_lower), None)
 

@@ -1,4 +1,4 @@
-"""Find equal texts. Case, the amount of white space, and composed or decomposed Unicode (NFC) do not count."""
+"""Find equal texts. Texts that differ only in case, white space or Unicode form (NFC or NFD) count as equal."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def parse_hub_id(text: str) -> HubSource:
 def read_hub(
     source: HubSource, findings: Findings, *, cache: Path | None = None, load: Load | None = None
 ) -> dict[str, RawTable]:
-    """Return split → table of records for a hub dataset. This function runs no code of the dataset.
+    """Read a hub dataset without running its code. Return split → table of records.
 
     The development set of a GLUE task becomes `test`. The second development set of MNLI becomes `test_mismatched`.
     cache: folder for downloads; None: the default of `datasets`. load: replaces `datasets.load_dataset`.

@@ -64,8 +64,8 @@ class GlueTask:
     Labels of GLUE's test sets are not public. As in papers on compression (Super Tickets, arXiv 2105.12002), the
     development set of GLUE is our test split. The service cuts validation from train.
 
-    text, pair: names of the columns with the texts and the second texts. metric: the metric of GLUE; if GLUE has two,
-    one of them. positive: the label that F1 measures. splits: split on the hub → split of the task.
+    text, pair: names of the columns with the texts and the second texts. metric: a metric of GLUE for this task.
+    positive: the label that F1 measures. splits: split on the hub → split of the task.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""Merge several tasks into one, so that they share tokens and a starting encoder."""
+"""Merge several tasks into one task, so that they share a tokenizer and a starting encoder."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ TARGETS = "{split}.targets.npy"  # [rows of the merged split]: regression target
 
 
 def merge_stage(ctx: StageContext[MergeParams]) -> dict[str, object]:
-    """Write the merged task, and return the number of tasks. Inputs: `task.0`, `task.1`, …, in the order of `names`."""
+    """Write the merged task. Return `{"tasks": number}`. Inputs: `task.0`, `task.1`, …, in the order of `names`."""
     names = ctx.params.names
     merge([Task.read(ctx.inputs[f"task.{number}"]) for number in range(len(names))], names, ctx.out)
     return {"tasks": len(names)}
 
 
 def merge(tasks: Sequence[Task], names: Sequence[str], out: Path) -> None:
-    """Write one task with all rows and the labels `NAME: LABEL`, and `merge.json` with the labels of each task.
+    """Write one task with all rows and the labels `NAME: LABEL`, and `merge.json` with facts about each task.
 
     All rows of a regression task have one label; the files TARGETS contain their targets. If some tasks have pairs,
     the rows of the other tasks get a blank second text. A further test set (`test_NAME`) has the rows of all tasks with
@@ -57,7 +57,7 @@ def merge(tasks: Sequence[Task], names: Sequence[str], out: Path) -> None:
 
 
 def _shifted(task: Task, split: str, offset: int, pair: bool) -> pa.Table:
-    """Return `split` in the schema of the merged task. offset: index of the task's first label in the merged task."""
+    """Return the rows of a split in the schema of the merged task. offset: index of the task's first label there."""
     table = task.splits[split]
     labels = task.label_ids(split) if task.type.has_classes else np.zeros(len(table), np.int32)
     seconds = table["text_pair"] if task.pair else pa.array([""] * len(table), pa.string())

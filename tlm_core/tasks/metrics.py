@@ -51,7 +51,7 @@ Counts = NDArray[np.int64]  # [labels], at least two
 
 
 def _from_counts(score: Callable[[Counts, Counts, Counts], float]) -> Callable[[Targets, Targets], float]:
-    """Return a metric of label indices. score: a function of the counts of correct, true and predicted rows, [labels].
+    """Return a `Metric.compute` for labels. score: receives the numbers of correct, true and predicted rows, [labels].
 
     The functions of scikit-learn need milliseconds, and a bootstrap computes thousands of scores.
     """
@@ -74,14 +74,14 @@ def _accuracy(hits: Counts, rows: Counts, _guesses: Counts) -> float:
 
 
 def _positive_f1(hits: Counts, rows: Counts, guesses: Counts) -> float:
-    # Without such rows, a perfect model would have no score, and a wrong model would have 0.
+    # Without a row of this label, a perfect model would have no score, and a wrong model would have 0.
     if not rows[1]:
         raise Undefined("no row has the positive label")
     return float(2 * hits[1] / (rows[1] + guesses[1]))
 
 
 def _matthews(hits: Counts, rows: Counts, guesses: Counts) -> float:
-    """Return the correlation of true and predicted labels (Gorodkin 2004), or 0 if either has only one value."""
+    """Return the correlation (Gorodkin 2004), or 0 if all true labels or all predicted labels are equal."""
     count = float(rows.sum())
     product = (count**2 - float(rows @ rows)) * (count**2 - float(guesses @ guesses))
     return (count * float(hits.sum()) - float(rows @ guesses)) / math.sqrt(product) if product else 0.0
@@ -127,14 +127,14 @@ def scores_shown(metric: str) -> tuple[str, ...]:
 
 
 def scores_for(metric: str) -> tuple[str, ...]:
-    """Return the names of the scores in a report: the scores of every classifier, then `scores_shown(metric)`."""
+    """Return the names of the scores in a report: the `always` metrics of classifiers, then `scores_shown(metric)`."""
     return tuple(dict.fromkeys((*scores_shown("macro_f1"), *scores_shown(metric))))
 
 
 def score(
     true: ArrayLike, predicted: ArrayLike, n_labels: int, metric: str, *, repeated: NDArray[np.bool_] | None = None
 ) -> dict[str, Any]:
-    """Return a score for each name of `scores_for(metric)`, and the score of `metric` as `value`.
+    """Return the number of `rows`, the score of `metric` as `value`, and a score for each name of `scores_for(metric)`.
 
     true, predicted: label indices below n_labels, or regression targets (n_labels is 1), [rows]. repeated: True for
     each text that is also in an earlier split, [rows]. Then `deduplicated` has the scores without these rows, because a
@@ -142,7 +142,7 @@ def score(
 
     Macro-F1 is the mean over the classes among true or predicted labels. With one label per text, micro-F1 equals
     accuracy. The result has both, because papers report either. For regression, the scores of classifiers are None.
-    Raises ValueError for arrays that do not match, label indices out of range, or a metric that does not apply.
+    Raises ValueError if the shapes differ, a label index is out of range, or the metric is unknown or does not apply.
     """
     if metric not in METRICS:
         raise ValueError(f"Unknown metric '{metric}'. Valid metrics: {', '.join(METRICS)}.")
@@ -235,7 +235,7 @@ def summary(values: Sequence[float | None]) -> Summary:
 
 
 def ranking_score(metric: str, true: Targets, predicted: Targets) -> float | None:
-    """Return the value of `metric`, or None if it is undefined for these targets. true, predicted: [rows]."""
+    """Return the value of `metric`, or None if the metric is undefined for these rows. true, predicted: [rows]."""
     try:
         return METRICS[metric].compute(true, predicted)
     except Undefined:
@@ -243,15 +243,15 @@ def ranking_score(metric: str, true: Targets, predicted: Targets) -> float | Non
 
 
 def better(score: float | None, than: float | None) -> bool:
-    """Return whether a score is higher than another. None is lower than every score."""
+    """Return whether `score` is higher than `than`. None is lower than every score."""
     return score is not None and (than is None or score > than)
 
 
 def rank(validation: Mapping[str, float | None]) -> tuple[bool, float]:
-    """Return a sort key for a model: a better model has a higher key. validation: its `score` and `loss`.
+    """Return a sort key for a model: a better model has a higher key. validation: the model's `score` and `loss`.
 
-    A model with a score is better than a model without a score, whose predictions make the metric undefined, such as
-    equal numbers for all texts. Of two models without a score, the model with the lower loss is better.
+    The score can be undefined, for example if the model predicts the same number for all texts. A model with a score
+    is better than a model without a score. Of two models without a score, the model with the lower loss is better.
     """
     score, loss = validation["score"], validation["loss"]
     if score is not None:
@@ -261,12 +261,12 @@ def rank(validation: Mapping[str, float | None]) -> tuple[bool, float]:
 
 
 def best_of(scores: Sequence[float | None]) -> int:
-    """Return the index of the best of the scores (at least one). In a tie, return the first."""
+    """Return the index of the highest score. In a tie, return the lowest index. None is lower than every score."""
     return max(range(len(scores)), key=lambda number: (scores[number] is not None, scores[number] or 0.0))
 
 
 def chance_in_words(difference: float, spreads: Sequence[float | None]) -> str:
-    """Return a sentence if a difference may be chance, else "". spreads: standard deviations; None for one seed."""
+    """Return a warning if a difference may be chance, else "". spreads: the spread of each score; None for one seed."""
     known = [spread for spread in spreads if spread is not None]
     if len(known) < len(spreads):
         return "With one seed, chance cannot be estimated. Use at least three seeds."

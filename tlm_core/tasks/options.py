@@ -25,8 +25,8 @@ class DatasetOptions:
         default=None, max_length=200, description='column of second texts; "" for none'
     )
     label_column: str | None = Field(default=None, max_length=200)
-    delimiter: str | None = Field(default=None, description="one character, for CSV files")
-    metric: _Metric | None = Field(default=None, description="pearson and spearman select regression")
+    delimiter: str | None = Field(default=None, description="separator of fields in CSV files: one character")
+    metric: _Metric | None = Field(default=None, description="the main score; pearson and spearman select regression")
     language: str | None = Field(default=None, pattern=r"^[a-z]{2,3}$", description="ISO 639 code")
     name: str | None = Field(
         default=None, max_length=200, description="name of the task in reports and on the model card"

@@ -54,9 +54,10 @@ class SplitData:
 class Report(TypedDict):
     """The validation report of a dataset without data errors: `ok` is true, and `faults` and `fault_counts` are empty.
 
-    warnings: the first 100 of each code. warning_counts: code → number of all warnings. columns: names of the columns
-    of text, second text and label. labels: rows of each label by split; empty for regression. targets: statistics by
-    split; None for classes. counts: split → number of rows. lengths: word counts. preview: the first train rows.
+    warnings: the first 100 of each code. warning_counts: code → number of all warnings. columns: fields of `Columns`.
+    labels: for each label, its number of rows in each split; empty for regression. targets: statistics by split; None
+    for classes. counts: split → number of rows. lengths: statistics of words per row. duplicates: equal texts in one
+    split. overlap: equal texts in several splits. preview: the first train rows.
     """
 
     ok: bool
@@ -117,7 +118,7 @@ def _labels(splits: Mapping[str, SplitData]) -> list[dict[str, str | int]]:
 
 
 def _lengths(splits: Mapping[str, SplitData]) -> dict[str, object]:
-    """Return mean, percentiles and maximum of word counts. A bin counts rows from `from` words up to the next bin."""
+    """Return mean, percentiles, maximum and histogram of words per row. A bin begins at `from`, and has `rows` rows."""
     words = np.concatenate([data.scan.words for data in splits.values()])
     p50, p95, most = np.percentile(words, [50, 95, 99])
     least = int(words.min())
@@ -129,7 +130,7 @@ def _lengths(splits: Mapping[str, SplitData]) -> dict[str, object]:
 
 
 def _duplicates(data: SplitData, split: str, findings: Findings) -> dict[str, object]:
-    """Return `copies` (repeating rows), `conflicting` (texts with several labels), `conflicts` (their rows)."""
+    """Return numbers of `copies` (repeated rows) and `conflicting` texts, and `conflicts`: rows with these texts."""
     codes = pc.index_in(data.label, value_set=pc.unique(data.label)).to_numpy()
     _, starts, places = np.unique(data.scan.keys, return_index=True, return_inverse=True)
     keys = starts[places]  # hashes differ between processes, so the first row of a text is its key
@@ -148,7 +149,7 @@ def _duplicates(data: SplitData, split: str, findings: Findings) -> dict[str, ob
 
 
 def _overlap(splits: Mapping[str, SplitData], findings: Findings) -> dict[str, object]:
-    """Return the number of validation and test rows whose text is in an earlier split, and the first 100 of them."""
+    """Return counts such as `train_test`, the test rows whose text is in train, and the first 100 rows: `test_rows`."""
     result: dict[str, object] = {}
     for split in ("validation", "test"):
         data = splits[split]
@@ -167,7 +168,7 @@ def _overlap(splits: Mapping[str, SplitData], findings: Findings) -> dict[str, o
 
 
 def _rows(data: SplitData, positions: Sequence[int] | NDArray[np.int64]) -> list[dict[str, int | str | None]]:
-    """Return record number, texts and label of the rows at `positions`, as JSON objects. Long texts are truncated."""
+    """Return a dict with record number, texts and label for each of `positions`. Long texts are truncated."""
     columns = {"text": data.text, "text_pair": data.text_pair, "label": data.label}
     indices = pa.array(positions, pa.int64())
     shown = {

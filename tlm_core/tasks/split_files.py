@@ -21,7 +21,7 @@ _LISTED = 20
 
 
 def select_splits(source: Mapping[str, Path] | Path, findings: Findings) -> dict[str, Path]:
-    """Return split → file.
+    """Return the file of each split, such as `{"train": Path("train.csv")}`.
 
     source: a mapping from split names to files, a folder, or one file, which is train. Other usual names are valid
     too, such as dev and val for validation. In a folder, a file belongs to the split that its name contains, such as
@@ -66,7 +66,7 @@ def _add_folder(folder: Path, paths: dict[str, Path], findings: Findings) -> Non
         names = ", ".join(path.name for path in visible[:_LISTED]) or "nothing"
         inner = (path for path in sorted(folder.glob("[!.]*/*")) if path.is_file() and format_of(path.name))
         folders = ", ".join(list(dict.fromkeys(path.parent.name for path in inner))[:_LISTED])
-        advice = f"Folders in it have data files: {folders}. Name that folder." if folders else SUPPORTED
+        advice = f"Folders in it have data files: {folders}. Use one of them." if folders else SUPPORTED
         findings.fault("no_file", f"The folder '{folder.name or folder}' has no data file; it has {names}. {advice}")
     if foreign := [path.name for path in visible if path not in files and _splits_in_name(path)]:
         findings.note(f"files with unsupported types are ignored: {', '.join(foreign[:_LISTED])}. {SUPPORTED}")

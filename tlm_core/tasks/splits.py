@@ -20,8 +20,8 @@ def cut_splits(
 
     All copies of a text are in one split, and count as rows with the label of the first copy. Each label has about the
     same share in each split, and at least one text in train. If a split is too small for all labels with fewer than
-    ten rows, labels that no earlier split has come first. The seed breaks ties. Equal arguments give equal splits on
-    any machine.
+    ten rows, it prefers labels that no earlier split of `missing` has. The seed breaks ties. Equal arguments give equal
+    splits on any machine.
     """
     _, first, group = np.unique(keys, return_index=True, return_inverse=True)
     sizes = np.bincount(group)
@@ -61,10 +61,10 @@ def _quotas(
 ) -> NDArray[np.int64]:
     """Return how many rows of each label a split gets, [labels]: a tenth of `rows`, rounded down.
 
-    The labels with the largest remainders get one more row. A label is rare if it has fewer than PARTS rows. Labels
-    with equal remainders come in this order: rare and in no earlier split; rare and in an earlier split (`served`); not
-    rare; rare and without a row to give (not `able`). `drawn` breaks the ties of rare labels.
-    All arrays: [labels]. rows: the number of rows of each label.
+    The labels with the largest remainders get one more row, so that the total is a tenth of all rows. A label is rare
+    if it has fewer than PARTS rows. Labels with equal remainders come in this order: rare and in no earlier split; rare
+    and in an earlier split (`served`); not rare; rare and without a row to give (not `able`). `drawn` breaks the ties
+    of rare labels. All arrays: [labels]. rows: the number of rows of each label.
     """
     quotas, remainders = np.divmod(rows, PARTS)
     rest = max(1, round(int(rows.sum()) / PARTS)) - int(quotas.sum())
@@ -77,7 +77,7 @@ def _quotas(
 
 
 def bands(targets: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Return the quantile band of each regression target, [rows], for stratification: ten bands from 200 rows on."""
+    """Return the index of the quantile band of each target, [rows], for stratification: ten bands from 200 rows on."""
     count = max(1, min(10, len(targets) // 20))  # each band needs enough rows for a tenth of them
     edges = np.quantile(targets, np.arange(1, count) / count)
     return np.searchsorted(edges, targets, side="right").astype(np.int32)

@@ -32,7 +32,7 @@ UNREAD: Mapping[str, str] = {
     Unread.TIME.value: "Write it as text.",
     Unread.BYTES.value: "Write it as UTF-8 text.",
 }
-NO_LABELS = " If it has no labels, add them, or leave this file out."  # about a split other than train
+NO_LABELS = " If it has no labels, add them, or leave this file out."  # end of a message about a split other than train
 _BATCH = 2_000
 _JOINED = 32
 _JOINED_BYTES = 1 << 26
@@ -105,9 +105,9 @@ def _kind_of(value: object) -> str:
 
 
 def read_table(path: Path, split: str, findings: Findings, *, delimiter: str | None) -> RawTable | None:
-    """Return all records of one file. Data errors are added to `findings`.
+    """Return all records of one file. Add data errors to `findings`. delimiter: between CSV fields; None: inferred.
 
-    Returns None if the file has no records, has no valid columns, or cannot be read. delimiter: of CSV; None infers it.
+    Returns None if the file has no records, has no valid columns, or cannot be read.
     """
     before = findings.total
     file = TableFile(path, findings, split, delimiter=delimiter, max_bytes=limits.MAX_FILE_BYTES)

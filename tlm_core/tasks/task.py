@@ -41,7 +41,7 @@ def task_schema(pair: bool, metric: str = "macro_f1") -> pa.Schema:
 
 
 def read_labels(folder: Path) -> list[str]:
-    """Return the labels of a written task without reading its rows. Raises OSError."""
+    """Return the labels of the task in `folder` without reading its rows. Raises OSError."""
     return json.loads((folder / "task.json").read_text(encoding="utf-8"))["labels"]
 
 

@@ -35,7 +35,7 @@ class TaskType(ABC):
 
     name: word in `labels.json` and in errors. target: word for one target. model: word for a trained model.
     loss: key of `tlm_core.training.objective.LOSSES`. default_metric: metric if the user sets none.
-    has_classes: whether targets are indices into the task's labels. If not, the only label is the name of the number.
+    has_classes: whether targets are label indices. If not, the task's only label is the name of the regression target.
     stored, trained: NumPy types of targets in task files and in training.
     problem_type: value of this key in the configuration of `transformers`; None omits the key.
     baseline_title: name of the constant prediction in reports; None if such a prediction has no score.

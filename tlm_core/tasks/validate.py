@@ -132,7 +132,7 @@ def _check(table: RawTable, columns: Columns, task_type: TaskType, findings: Fin
 
 
 def _check_can_cut(train: SplitData, counts: Mapping[str, int], missing: list[str], findings: Findings) -> None:
-    """Check that train can be divided. counts: rows of each label. Data errors: too_few_rows, rare_label."""
+    """Check that splits can be cut from train. counts: label → rows of train. Data errors: too_few_rows, rare_label."""
     wanted = " and ".join(missing)
     texts = len(np.unique(train.scan.keys))
     if texts < limits.MIN_ROWS and findings.ok:  # otherwise invalid rows may be the reason
@@ -175,7 +175,7 @@ def _cut(splits: Mapping[str, SplitData], missing: list[str], seed: int, finding
 
 
 def _with_known(source: HubSource, options: DatasetOptions, findings: Findings) -> DatasetOptions:
-    """Return the options, completed by the metric of a TLM paper or GLUE task, and by the text columns of GLUE."""
+    """Return the options. For known tasks, add the metric and, for GLUE, the text columns, if the options lack them."""
     if glue := glue_task(source.path, source.config):
         if options.metric is None:
             findings.note(f"metric: {glue.metric}, as in GLUE")
@@ -234,7 +234,7 @@ def _check_validation(validation: SplitData, metric: str, positive: str, finding
 
 
 def _positive_last(labels: list[str], positive: str | None, findings: Findings) -> list[str]:
-    """Return the two labels with `positive` as the second, which f1 measures. positive: None leaves the order as is.
+    """Return the two labels with `positive` last, because f1 measures the last label. None leaves the order unchanged.
 
     Raises InvalidRequest if there are not two labels, or if `positive` is not one of them.
     """

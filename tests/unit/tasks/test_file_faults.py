@@ -60,7 +60,7 @@ def test_error_about_a_folder_without_data_names_folders_with_data(tmp_path: Pat
     put(tmp_path / "data" / "train-00000.jsonl", jsonl(rows(4)))
     _, report = validate(tmp_path)
     message = report["faults"][0]["message"]
-    assert message.endswith("it has README.md. Folders in it have data files: data. Name that folder.")
+    assert message.endswith("it has README.md. Folders in it have data files: data. Use one of them.")
 
 
 def test_two_files_for_one_split(tmp_path: Path) -> None:
