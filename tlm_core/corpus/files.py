@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
 
 def format_of(path: Path) -> str | None:
-    """Return the format by the suffix: "json" (lines), "delimited", "parquet" or "plain"; None for other suffixes."""
+    """Return the format by file name: "json" (JSON Lines), "delimited", "parquet" or "plain"; None for other names."""
     unpacked = Path(name_without_packing(path.name))
     if unpacked.suffix.lower() in (".txt", ".md", ".rst"):
         return "plain"
@@ -104,7 +104,7 @@ def rows_of(table: Records, text_column: str | None, file: str, findings: Findin
 
 
 def read_paragraphs(path: Path, findings: Findings) -> Iterator[str]:
-    """Yield the paragraphs of a plain text file, which blank lines separate. Divide those above 65,536 characters."""
+    """Yield the paragraphs (between blank lines) of a plain text file. Divide paragraphs above 65,536 characters."""
     parts: list[str] = []
     size = 0
     with TableFile(path, findings).errors_as_faults():

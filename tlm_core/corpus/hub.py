@@ -14,7 +14,7 @@ from tlm_core.tables.records import Records
 
 
 def parse_hub_name(name: str) -> tuple[str, list[str]]:
-    """Return ("OWNER/NAME", ["config", "split"]) for `hub:OWNER/NAME[:config][:split]`. Raises InvalidRequest."""
+    """Return OWNER/NAME and the list of the other parts of `hub:OWNER/NAME[:config][:split]`. Raises InvalidRequest."""
     path, *parts = name.removeprefix(HUB).split(":")
     if not path or len(parts) > 2:
         raise InvalidRequest(f"Invalid hub dataset '{name}'. Expected hub:OWNER/NAME[:config][:split].")
@@ -22,10 +22,10 @@ def parse_hub_name(name: str) -> tuple[str, list[str]]:
 
 
 def config_and_split(path: str, parts: list[str], configs: list[str]) -> tuple[str | None, str]:
-    """Return the configuration (None: the only or default one) and the split that `parts` names. Raises InvalidRequest.
+    """Return the configuration and the split of a hub dataset. The configuration None is the only or default one.
 
-    path, parts: see `parse_hub_name`. configs: the configurations of the dataset. A single part is a configuration if
-    `configs` contains it, and a split otherwise. The default split is `train`.
+    path, parts: results of `parse_hub_name`. configs: all configurations of the dataset. A single part names a
+    configuration in `configs`, or else a split. The default split is `train`. Raises InvalidRequest.
     """
     if len(parts) == 1 and parts[0] not in configs:
         parts = ["", *parts]

@@ -36,7 +36,7 @@ _NEITHER = re.compile(r"[^\w\x00-\x7f]")  # a character outside ASCII that is ne
 class Leak(NamedTuple):
     """A validation or test text that a passage contains, at least in part. row: number of the text's row in `split`.
 
-    rule: the common part: HALF of the text, the WHOLE text, or PIECE, which is half of the passage.
+    rule: what the passage and the text share: HALF of the text, the WHOLE text, or PIECE, which is half of the passage.
     """
 
     split: str
@@ -140,7 +140,7 @@ class _Postings:
         self._owners = owners[order]
 
     def owners_of(self, words: list[str], size: int) -> NDArray[np.int32]:
-        """Return text numbers. A text occurs once for each of its distinct n-grams of `size` words in `words`."""
+        """Return the numbers of texts that share n-grams of `size` words with `words`, once per distinct n-gram."""
         if not len(self._owners) or len(words) < size:
             return self._owners[:0]
         wanted = _hashes(words, size)

@@ -91,7 +91,7 @@ class NearDuplicates:
         return is_new
 
     def _resume(self) -> NDArray[np.bool_]:
-        """Return an earlier process's mask [texts] of all complete batches. Index the selected passages again."""
+        """Return an earlier process's stored mask [texts] of complete batches. Index its selected passages again."""
         stored = np.fromfile(self._answer_file, np.bool_) if self._answer_file.exists() else np.zeros(0, np.bool_)
         batches = stored[: len(stored) // _AT_ONCE * _AT_ONCE].reshape(-1, _AT_ONCE)
         _cut(self._answer_file, batches.nbytes)
@@ -109,9 +109,9 @@ class NearDuplicates:
         return np.array(self._minima(shingles), np.uint32).reshape(len(texts), _MINIMA)
 
     def _earlier(self, bands: Keys) -> dict[int, NDArray[np.uint32]]:
-        """Return a mapping from the number of a row of `bands` to signatures [passages, minima] of indexed passages.
+        """Return row index in `bands` → signatures [passages, minima] of the indexed passages with an equal band.
 
-        These passages have at least one band equal to a band of the row. Rows without such passages are omitted.
+        A row is omitted if no indexed passage has a band equal to one of its bands.
         """
         wanted, passages = bands.ravel(), np.repeat(np.arange(len(bands)), _BANDS)
         order = np.argsort(wanted)

@@ -75,7 +75,7 @@ def passages_of(documents: Iterable[Document]) -> Iterator[Passage]:
     """Yield the passages of `documents`, which are grouped by file.
 
     Docstrings of less than 15 words are joined, within a file, into texts of at least 25 words. The last text of a file
-    can have 15 to 24 words. Passages of less than 15 words are skipped, and passages with few letters, such as tables.
+    can have 15 to 24 words. Passages that are not prose are skipped, see `is_prose`.
     """
     for (package, _), group in groupby(documents, key=lambda document: (document.package, document.file)):
         for text in _joined(group):

@@ -64,7 +64,7 @@ def tidy(text: str) -> str:
 
 
 def word_count(text: str) -> int:
-    """Return the number of words of at most 40 characters. In scripts without spaces, each character is a word."""
+    """Return the number of words. A word has up to 40 characters. In scripts without spaces, a character is a word."""
     if not text.isascii():
         return len(_WORD.findall(text))
     runs = text.split()  # gives the same number several times faster
@@ -123,7 +123,7 @@ def _units(paragraph: str) -> Iterator[tuple[str, int]]:
 
 
 def _before_marks(text: str, at: int) -> int:
-    """If `text[at]` is a mark, return the position of the letter before it, else `at`.
+    """If `text[at]` is a mark, return the position of the letter before the mark, else return `at`.
 
     Thai, Khmer and other scripts write vowels and tones as marks after a letter.
     """

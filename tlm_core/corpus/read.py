@@ -49,7 +49,7 @@ class CorpusInfo(BaseModel):
     """The contents of a corpus folder. words: sum of `word_count`. sources: source → number of passages.
 
     near_duplicates_dropped: None if near duplicates were not searched. version: first 16 hex digits of the SHA-256 of
-    the ids, in order, and the language.
+    the ids, in order, and the language. An id that is not the `passage_id` of its text counts with this `passage_id`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -154,7 +154,7 @@ def _passages(rows: Iterable[Row], name: str, findings: Findings) -> Iterator[Pa
 def write_corpus(
     passages: Iterable[Passage], folder: Path, language: str = "en", near: NearDuplicates | None = None
 ) -> CorpusInfo:
-    """Write `passages` to `folder` without exact duplicates. An earlier corpus in `folder` is replaced at the end.
+    """Write `passages` to `folder` without exact duplicates. At the end, replace an earlier corpus in `folder`.
 
     near: a filter that also drops near duplicates of earlier passages. Raises StorageFull, StorageUnavailable, and
     InvalidDataset if there is no passage or if one id has two texts.
@@ -196,7 +196,7 @@ def read_parts(folder: Path) -> Iterator[Passage]:
 
 
 class _Tally:
-    """Counts of the passages of a stream."""
+    """Counts the passages, words and sources of a stream, and computes its corpus version."""
 
     def __init__(self, language: str) -> None:
         self.dropped = 0
@@ -229,7 +229,7 @@ class _Tally:
 
 
 def _distinct(passages: Iterable[Passage], tally: _Tally) -> Iterator[tuple[Passage, str]]:
-    """Yield (passage, `passage_id` of its text) for each passage with a new text."""
+    """Yield each passage with a new text, and the `passage_id` of this text. Raises InvalidDataset if an id repeats."""
     texts, ids = SeenKeys(), SeenKeys()
     stream = iter(passages)
     while batch := list(islice(stream, _BATCH)):

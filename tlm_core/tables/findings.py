@@ -40,7 +40,7 @@ class Findings:
             raise self.error()
 
     def count_more(self, code: str, count: int) -> None:
-        """Count data errors without listing them."""
+        """Count `count` more data errors with `code`, without listing them."""
         self.fault_counts[code] += count
 
     def warn(

@@ -116,7 +116,7 @@ class TableFile:
 
     @contextmanager
     def errors_as_faults(self) -> Iterator[None]:
-        """End the block at an error in the content of the file, and add a data error.
+        """Convert an error in the content of the file into a data error, and end the `with` block.
 
         Raises StorageUnavailable if the storage fails, and InvalidDataset if `findings` reaches its limit `stop_at`.
         """
@@ -183,7 +183,7 @@ class TableFile:
         return named
 
     def _sizes(self) -> Iterator[int]:
-        """Yield the unpacked size in bytes of each block of the file. The sum is the size of the file."""
+        """Yield the unpacked size in bytes of each block. The sum is the unpacked size of the file."""
         if self.kind == "parquet":
             # The metadata of the file counts repeated values only once.
             yield from map(_unpacked_size, open_parquet(self.path).iter_batches(_BATCH))
@@ -354,7 +354,7 @@ def format_of(name: str) -> str | None:
 
 
 def check_names(names: Sequence[str], file: TableFile) -> bool:
-    """Add data errors for repeated, invalid and too many column names. Return whether there is no such error.
+    """Return whether the column names are valid. If not, add data errors for repeated, invalid or too many names.
 
     Several names may be empty.
     """
@@ -380,7 +380,7 @@ def without_surrogates(text: str) -> str:
 
 
 def _start(lines: Iterable[str]) -> tuple[str, bool]:
-    """Return up to `_SAMPLE_CHARS` characters from the start of a file, and whether these are the whole file."""
+    """Return the first `_SAMPLE_CHARS` characters of a file, and whether they are the whole file."""
     parts, size = [], 0
     for line in lines:
         parts.append(line)
@@ -450,7 +450,7 @@ def _unpacked_size(batch: pa.RecordBatch) -> int:
 
 
 def arrow_records(batches: Iterable[pa.RecordBatch], classes: Mapping[str, Sequence[str]]) -> Iterator[Record]:
-    """Yield the records of Arrow tables or record batches. classes: class names by column, see `class_names`."""
+    """Yield the records of Arrow tables or record batches, numbered from 1. classes: result of `class_names`."""
     row = itertools.count(1)
     for batch in batches:
         names = batch.schema.names

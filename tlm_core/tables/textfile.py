@@ -32,7 +32,7 @@ _DECODED = re.compile("[^\x00-\x7f\udc80-\udcff]")
 
 
 class UnreadableFile(Exception):
-    """The rest of a file cannot be read. The reader adds a data error with the same code and message."""
+    """The rest of a file cannot be read. `TableFile` converts this exception into a data error with `code`."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -74,10 +74,10 @@ def open_bytes(path: Path) -> IO[bytes]:
 
 
 class Lines:
-    """The lines of a text file, with their line breaks. number, last: number and text of the latest line.
+    """The lines of a text file, with their line breaks. number, last: number and text of the line that was read last.
 
     The iteration raises UnreadableFile for a line of more than LONGEST_LINE characters and, if the encoding is strict,
-    for an invalid byte. piece: if set, the iteration divides longer lines into texts of `piece` characters.
+    for an invalid byte. piece: if set, longer lines are divided into texts of `piece` characters instead.
     """
 
     def __init__(self, path: Path, encoding: Encoding, *, piece: int | None = None) -> None:
@@ -104,7 +104,7 @@ class Lines:
 
     @property
     def complete(self) -> bool:
-        """Whether the latest line ends with a line break. The last line of a truncated file rarely does."""
+        """Whether the line that was read last ends with a line break. The end of a truncated file rarely does."""
         return self.last.endswith(("\n", "\r"))
 
 
