@@ -13,7 +13,7 @@ from tlm_core.tasks.task import Task
 
 
 def bm25(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
-    """Select the passages that the queries hit, best rank first. The options can limit hits, or balance labels."""
+    """Select the passages that the queries hit, best rank first. Options limit hits per query, or balance labels."""
     retrieved, index, params = inputs.retrieve(), inputs.index, inputs.params
     if params.per_query_cap:
         accept.admits = query_cap(retrieved, params.per_query_cap)
@@ -28,7 +28,7 @@ def query_cap(retrieved: Retrieved, cap: int) -> Callable[[int], bool]:
     """Return a function that takes a position in `retrieved.ids` and returns whether to accept the passage.
 
     Each query starts with `cap` admissions. A passage uses one admission of the query that ranks the passage best among
-    the queries with admissions left. Without such a query, the result is False.
+    the queries with admissions left. If no query that hits the passage has admissions left, the result is False.
     """
     starts = np.searchsorted(retrieved.hit_position, np.arange(len(retrieved.ids) + 1))
     remaining = np.full(len(retrieved.query_rows), cap, np.int32)
@@ -45,7 +45,7 @@ def query_cap(retrieved: Retrieved, cap: int) -> Callable[[int], bool]:
 
 
 def label_turns(retrieved: Retrieved, task: Task) -> Positions:
-    """Return all positions in `retrieved.ids`. In each round, each label adds its best unlisted passage."""
+    """Return all positions in `retrieved.ids` in rounds. In each round, each label adds its best remaining passage."""
     by_rank = [positions[np.argsort(ranks, kind="stable")] for positions, ranks in hits_by_label(retrieved, task)]
     listed = np.zeros(len(retrieved.ids), np.bool_)
     order: list[int] = []

@@ -34,7 +34,7 @@ class Candidate(NamedTuple):
 
 @dataclass
 class CandidateFilter:
-    """Drops leaks, applies the caps and the budget, and counts the dropped passages. The order does not change.
+    """Drops leaks, applies `admits` and the budget, and counts the dropped passages. The order does not change.
 
     leak_filter: None admits leaks. max_passages, max_words: the budget. admits: position of a passage → whether to
     accept the passage. The method `batches` sets the other fields. leaks: (passage id, leak) for each leak.

@@ -79,10 +79,10 @@ def _query_facts(retrieved: Retrieved, accept: CandidateFilter, written: Written
 
 
 def _label_facts(retrieved: Retrieved, task: Task, selected: Positions) -> Facts | None:
-    """Return for each label the number of selected passages that the train rows with this label retrieved.
+    """Return facts about the selected passages of each label, in the order of `names`; None for a regression task.
 
-    `jaccard` has the Jaccard index of these passages for each pair of labels. With more than 64 labels, `jaccard` is
-    None, and `reason` states why. Returns None for a regression task.
+    A passage belongs to each label whose train rows retrieved it. `passages` has the number of passages of each label.
+    `jaccard` has the Jaccard index of each pair of labels, or None with a `reason` for more than 64 labels.
     """
     if not task.type.has_classes:
         return None
@@ -101,7 +101,7 @@ def _label_facts(retrieved: Retrieved, task: Task, selected: Positions) -> Facts
 
 
 def _jaccard(intersections: NDArray[np.int64]) -> list[list[float | None]]:
-    """Return [labels, labels]: intersection over union of the passages of two labels; None if neither label has any."""
+    """Return intersection over union of each pair of labels, [labels, labels]; None if both labels have no passage."""
     sizes = intersections.diagonal()
     unions = sizes[:, None] + sizes[None, :] - intersections
     return [

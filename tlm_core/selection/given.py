@@ -104,7 +104,7 @@ def _candidates(path: Path, top_k: int) -> Iterator[list[Candidate]]:
 
 
 def _read(path: Path, texts: Path) -> tuple[list[str], NDArray[np.int32] | None]:
-    """Copy the distinct texts to the Arrow file `texts`. Return their ids, and their best ranks (None: no ranks)."""
+    """Copy the distinct texts to the Arrow file `texts`. Return their ids and best ranks (None: no ranks)."""
     findings = Findings("the selection", stop_at=LISTED_PER_CODE)
     numbers: dict[str, int] = {}
     ranks: list[int | None] = []
@@ -171,7 +171,7 @@ def _write_ordered(target: Path, texts: Path, ids: list[str], ranks: NDArray[np.
 
 
 def _rows(batches: list[pa.RecordBatch], rows: NDArray[np.int64]) -> list[pa.Array]:
-    """Return the texts and the sources of `rows`, in the order of `rows`. All batches but the last have _BATCH rows."""
+    """Return the texts and the sources at the indices `rows`. Each batch has _BATCH rows, except the last batch."""
     by_row: dict[int, dict[str, str]] = {}
     for number in np.unique(rows // _BATCH):
         in_batch = rows[rows // _BATCH == number]

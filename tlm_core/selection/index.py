@@ -1,6 +1,6 @@
 """The interface of a passage index, and the ranking rules that its implementations share.
 
-A query is a bag of terms. A passage matches if it contains any of them. A term that occurs twice in the query counts
+A query is a bag of terms. A passage matches a query if they share a term. A term that occurs twice in the query counts
 twice. `text_analysis` defines the terms of a text.
 
 Scores are BM25 in Lucene's form, without the constant factor k1 + 1. k1 is 1.2 and b is 0.75. For a term in n of the N
@@ -37,7 +37,7 @@ class PassageIndex(Protocol):
     """
 
     def add(self, batch: Sequence[Passage]) -> None:
-        """Add passages. A passage with the id of an added passage has no effect."""
+        """Add passages. A passage has no effect if a passage with the same id was added before."""
         ...
 
     def commit(self, expected: int | None = None) -> None:
@@ -84,12 +84,12 @@ def ranked(hits: Sequence[Hit], k: int) -> list[Hit]:
 
 
 def tie_at_cut(scores: Sequence[float], k: int) -> bool:
-    """Return whether there are more than `k` sorted scores and the last equals the k-th. Later hits may tie too."""
+    """Return whether more than `k` sorted scores end with a score equal to the k-th. Then hits beyond may tie too."""
     return len(scores) > k and scores[-1] >= scores[k - 1] * _EQUAL
 
 
 def best_terms(counts: Mapping[str, int], passages_with: Callable[[str], int], total: int) -> dict[str, int]:
-    """Return term → count for the MAX_TERMS terms with the highest product of count and idf, ties by alphabet.
+    """Return term → count for the MAX_TERMS terms with the highest count times idf. Ties are in alphabetical order.
 
     counts: term → occurrences in the query. passages_with: returns how many of the `total` passages contain a term.
     """

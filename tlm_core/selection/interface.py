@@ -18,7 +18,7 @@ from tlm_core.tasks.task import Task
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus version with its index. name, version: of the corpus, for the report."""
+    """A corpus version with its index. The report states `name` and `version`."""
 
     name: str
     version: str

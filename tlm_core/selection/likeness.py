@@ -111,7 +111,7 @@ def _linear_classifier(inputs: SelectionInputs) -> Scorer:
 
 
 def _examples(inputs: SelectionInputs) -> tuple[list[str], list[str]]:
-    """Return the ids of at most 10,000 query hits, and of up to as many random passages that are not hits."""
+    """Return the ids of at most 10,000 query hits, and of as many random other passages, if the corpus has enough."""
     queries, index, seed = task_queries(inputs.task, inputs.params), inputs.index, inputs.seed
     sample = queries.subset(random.Random(seed).sample(range(len(queries.rows)), min(_MAX_QUERIES, len(queries.rows))))
     retrieved = retrieve(sample, index, _HITS_PER_QUERY, inputs.scratch / "examples", inputs.progress)
@@ -130,7 +130,7 @@ def _examples(inputs: SelectionInputs) -> tuple[list[str], list[str]]:
 
 
 def _hasher(buckets: int, analysis: Analysis, *, normalized: bool) -> HashingVectorizer:
-    """Return a counter of words and adjacent word pairs in hash buckets. normalized: signed counts, unit length."""
+    """Return a vectorizer that counts hashed words and word pairs. normalized: signed counts, scaled to unit length."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
     def features(text: str) -> list[str]:

@@ -47,7 +47,7 @@ def write_rows(path: Path, schema: pa.Schema, batches: Iterable[Iterable[Iterabl
 
 @dataclass(frozen=True)
 class WrittenPassages:
-    """The written passages. positions: `Candidate.position` of each passage. sources: source → number of passages."""
+    """Facts about written passages. positions: `Candidate.position` of each. sources: source → number of passages."""
 
     positions: NDArray[np.int64]
     sources: Counter[str]
@@ -55,7 +55,7 @@ class WrittenPassages:
 
 
 def write_passages(path: Path, batches: Iterable[list[Candidate]], between: Callable[[], None]) -> WrittenPassages:
-    """Write the passages and return facts about them. between: called before each batch; its errors end the work."""
+    """Write the passages, and return facts about them. `between` is called before each batch, and can raise to stop."""
     positions = [np.empty(0, np.int64)]
     sources: Counter[str] = Counter()
     words = 0
@@ -77,7 +77,7 @@ def write_passages(path: Path, batches: Iterable[list[Candidate]], between: Call
 
 
 def write_provenance(path: Path, retrieved: Retrieved | None, positions: NDArray[np.int64]) -> None:
-    """Write the train rows that hit the passages at `positions` (sorted). The order is by passage, rank, train row."""
+    """Write pairs of a passage at `positions` (sorted) and a train row that retrieved it, by passage, rank and row."""
     write_rows(path, PROVENANCE, _provenance(retrieved, positions) if retrieved else ())
 
 

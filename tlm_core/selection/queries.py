@@ -83,10 +83,7 @@ def held_out_texts(task: Task) -> Iterator[tuple[str, int, str]]:
 
 
 def task_queries(task: Task, params: Selection) -> Queries:
-    """Return the queries of all train rows. `params` has the options `query` and `unique_terms`.
-
-    Raises the InvalidRecipe of `Selection.check_language`.
-    """
+    """Return the queries of all train rows, by `params.query` and `params.unique_terms`. Raises InvalidRecipe."""
     analysis = analysis_of(task.language)
     params.check_language(task.language)
 
@@ -103,8 +100,9 @@ def key_phrases(text: str) -> list[str]:
     """Return the PHRASES best phrases of an English text, best first, in lower case.
 
     RAKE (Rose, Engel, Cramer and Cowley 2010), as in the TLM release. A phrase is a run of words between stop words
-    and punctuation. The degree of a word is the number of words in all phrases that contain it. The score of a word is
-    its degree divided by its frequency. The score of a phrase is the sum over its words. Ties are sorted by alphabet.
+    and punctuation. The degree of a word is the number of words in all phrases that contain this word. The score of a
+    word is its degree divided by its frequency. The score of a phrase is the sum over its words. Ties are sorted by
+    alphabet.
     """
     phrases = Counter(_phrases(text))
     frequency: Counter[str] = Counter()

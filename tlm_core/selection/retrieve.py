@@ -70,7 +70,7 @@ class Retrieved:
 def retrieve(queries: Queries, index: PassageIndex, top_k: int, folder: Path, progress: Progress) -> Retrieved:
     """Return the union of the `top_k` best passages of every query (paper section 3.1).
 
-    folder: receives files with the hits of up to PART queries each. A later call with equal arguments reuses them.
+    folder: receives files with the hits of up to PART queries each. A later call with equal arguments reuses the files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows_before = [0, *accumulate(map(len, queries.rows))]  # train rows of all earlier queries
@@ -111,7 +111,7 @@ def _is_complete(path: Path) -> bool:
 
 
 def _united(query_rows: Sequence[tuple[int, ...]], paths: Sequence[Path], train_rows: int) -> Retrieved:
-    """Unite the hits in the files `paths`. A large task has millions of hits, so memory holds each id only once."""
+    """Return the union of the hits in `paths`. A large task has millions of hits, so memory holds each id only once."""
     query, rank, score, passage, ids = _numbered(paths)
     # Sort by rank, then by decreasing score. The bits of non-negative floats sort like the floats.
     key = rank.astype(np.uint64)
@@ -197,7 +197,7 @@ def _keys(ids: pa.ChunkedArray) -> NDArray[np.uint64]:
 
 
 def hits_by_label(retrieved: Retrieved, task: Task) -> Iterator[tuple[Positions, NDArray[np.int32]]]:
-    """Yield for each label the passages that its train rows hit: their sorted positions, and their best ranks."""
+    """Yield for each label the sorted positions and the best ranks of the passages that its train rows retrieved."""
     label_of_row = dict(zip(task.rows("train").tolist(), task.label_ids("train").tolist(), strict=True))
     labels_of_query = [{label_of_row[row] for row in rows} for rows in retrieved.query_rows]
     for label in range(len(task.labels)):

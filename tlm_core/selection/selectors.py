@@ -21,11 +21,11 @@ class Selector:
     """A method that selects passages.
 
     function: `module:name` of the SelectFunction, which is imported when a selection runs.
-    summary: description of the selected passages, for the API and the docs. origin: where they come from; the model
-    card writes this after "200 passages, ". source: where the selector reads passages.
+    summary: description of the selected passages, for the API and the docs. origin: where the passages come
+    from; the model card writes this text after "200 passages, ". source: where the selector reads passages.
     size: what determines the number of passages. `queries`: the query hits and the budget. `budget`: the budget or,
     without a budget, the number of query hits. `source`: the number of passages in the source.
-    options: fields of `Selection` that only some selectors accept, this selector among them.
+    options: the fields of `Selection` that this selector accepts, and that some other selectors refuse.
     """
 
     function: str
@@ -102,7 +102,7 @@ class Selection(BaseModel):
     """Which passages a job trains on (paper section 3.1).
 
     A budget limits a selection to its best passages. A budget counts passages, tokens or both. Words count as tokens,
-    because the tokenizer is trained on the selected text.
+    because the tokenizer does not exist yet. It is trained on the selected texts.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

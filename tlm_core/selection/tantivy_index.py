@@ -73,7 +73,7 @@ class TantivyIndex:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Open the committed index in `folder`. Raises NotFound without an index, IndexMismatch for an unusable one."""
+        """Open the committed index in `folder`. Raises NotFound if there is none, IndexMismatch if it is unusable."""
         try:
             metadata = read_json(folder / _METADATA)
         except FileNotFoundError as error:
@@ -247,7 +247,7 @@ class _Reader:
         return ranked([Hit(name, score / (K1 + 1)) for name, (score, _) in zip(ids, hits, strict=True)], k)
 
     def _query(self, counts: dict[str, int]) -> tantivy.Query:
-        """Return a query for any of the terms, weighted by `counts`. Without a parser, no term becomes query syntax."""
+        """Return a query for any term of `counts` (term → weight), without a parser that could read terms as syntax."""
         clauses = []
         for term, count in counts.items():
             clause = tantivy.Query.term_query(self._schema, "terms", term, "freq")
