@@ -1,4 +1,4 @@
-"""Fit a linear model. Cross-validation and the validation split choose its features, strength and class weights."""
+"""Fit a linear model. Cross-validation and the validation split choose features, regularization and class weights."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ class _Search:
         return best, self._mean_score(best), tuple(tried)
 
     def _choose_start(self, best: Setting) -> Setting:
-        """Return a setting with `start_words` if its mean gain over the folds exceeds a standard error, else `best`.
+        """Return a setting with `start_words` if its mean gain over `best` exceeds one standard error, else `best`.
 
         The new setting has the families of `best`, and the strength of `best` or a neighboring strength.
         """
@@ -191,8 +191,8 @@ class _Search:
     def _try_strengths(self, chain: tuple[int, Literal["balanced"] | None]) -> list[tuple[Setting, float]]:
         """Return settings of increasing strength with their mean scores on the first folds.
 
-        The strengths end after two decreases of the score in a row, because high strengths are slow. chain: number of
-        families, and class weight.
+        chain: number of families, and class weight. After two decreases of the score in a row, the method skips
+        higher strengths, because these are slow.
         """
         screening = screened_folds(len(self.targets), len(self._folds))
         tried: list[tuple[Setting, float]] = []
@@ -244,7 +244,7 @@ class _Search:
         return outputs
 
     def train(self, setting: Setting, rows: NDArray[np.intp]) -> Solution:
-        """Fit on the train rows `rows`. Return the weights [features, outputs] and the bias [outputs]."""
+        """Fit on the train rows with the indices `rows`. Return weights [features, outputs] and bias [outputs]."""
         fitted = self.fits.call(self._solve, self._matrix(setting)[rows], self.targets[rows], setting)
         self._report(next(self._fitted), most_fits(len(self.targets), len(self._weights)))
         return fitted
@@ -264,7 +264,7 @@ def _folds(targets: Targets, classes: bool) -> list[tuple[NDArray[np.intp], NDAr
 
 
 def solver_of(task: Task) -> Callable[[sp.csr_matrix, Targets, Setting], Solution]:
-    """Return the function that fits a classifier or a regression model for the task. Its results are reproducible."""
+    """Return the function that fits a classifier or a regression model for a task. Equal inputs give equal weights."""
     return partial(support_vectors, outputs=len(task.labels)) if task.type.has_classes else _ridge
 
 

@@ -32,8 +32,8 @@ def write_combined(
 ) -> None:
     """Write encoders, and a linear model if `model` is set, as one graph with the inputs of all these models.
 
-    members: weights of each encoder. The `logits` of the graph are the weighted sum of the log-probabilities, or of the
-    predicted regression targets. scales: the weights and temperatures.
+    members: weights of each encoder. scales: weights and temperatures of the models. The `logits` of the graph are the
+    weighted sum of the log-probabilities, or of the predicted regression targets.
     """
     graph = Graph()
     encoder, inputs = encoder_outputs(graph, shape, members)
@@ -52,7 +52,7 @@ def write_combined(
 
 
 def linear_outputs(graph: Graph, model: LinearModel) -> str:
-    """Add a linear model with the input `ngram_ids` to the graph. Return the name of the outputs, [batch, labels]."""
+    """Add a linear model with the input `ngram_ids` to the graph. Return the name of its output, [batch, labels]."""
     counts = _counts(graph, model)
     frequency = graph.op(
         "Add", graph.op("Min", counts, graph.const(1.0)), graph.op("Log", graph.op("Max", counts, graph.const(1.0)))

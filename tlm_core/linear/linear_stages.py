@@ -48,7 +48,7 @@ TOP_NGRAMS = 10
 
 
 def baseline(ctx: StageContext[BaselineParams]) -> dict[str, Any]:
-    """Fit a linear model on the train texts, which are not truncated. Input: `task`.
+    """Fit a linear model on the whole train texts. Input: `task`.
 
     The stage writes the ONNX graph, the weights, the outputs for all rows and `baseline.json`. The outputs for train
     rows are those of cross-validation. The stage reads no test target.
@@ -94,7 +94,7 @@ def _write_linear(
     name: str,
     began: float,
 ) -> None:
-    """Write a linear model with its outputs by split and its facts. began: start of the fit, by `time.monotonic`."""
+    """Write a linear model, its outputs by split, and its facts. began: `time.monotonic` at the start of the fit."""
     model.write(out)
     write_linear(model, Scales.of_linear(facts["temperature"]), out / MODEL)
     write_metadata(out, task, name)

@@ -42,7 +42,7 @@ def rows_of(task: Task, split: str) -> list[Row]:
 class Features:
     """TF-IDF of n-grams: sublinear frequency, smoothed inverse document frequency, and unit length of each family.
 
-    ngrams, idf: for each family, its n-grams and their inverse document frequencies [features].
+    ngrams: the n-grams of each family. idf: the inverse document frequencies of each family, [features].
     """
 
     alphabet: Alphabet
@@ -67,9 +67,9 @@ class Features:
         return sum(map(len, self.ngrams))
 
     def word_names(self) -> list[str]:
-        """Return the n-grams of the word features. Word features precede character features.
+        """Return the n-gram of each word feature, such as `we show`. Word features precede character features.
 
-        The name of an extra part of a row follows the n-gram: `we (first words)`.
+        If the n-gram comes from an extra part of a row, the name of this part follows: `we (first words)`.
         """
         words, places = {}, {}
         for name, of_part in zip(self.alphabet.part_names, self.alphabet.words, strict=True):

@@ -136,7 +136,7 @@ class Alphabet:
         return Sequences(np.concatenate([np.zeros(0, np.int64), *arrays]), lengths.cumsum())
 
     def only(self, ids: Ints) -> Alphabet:
-        """Return a copy that contains only the words with these ids. Its `encode` gives all other words the id 0."""
+        """Return a copy that contains only the words with these ids. The copy encodes all other words as 0."""
         numbers = set(ids.tolist())
         words = tuple({word: number for word, number in of_part.items() if number in numbers} for of_part in self.words)
         return replace(self, words=words)
@@ -181,7 +181,7 @@ def _keys(sequences: Sequences, family: str, order: int, spaces: Sequence[int]) 
 
 @dataclass(frozen=True)
 class Ngrams:
-    """The features of one family. The number of a feature is its place in `keys`, from 0.
+    """The features of one family. The number of a feature is its index in the concatenated `keys`.
 
     keys: for each order, the sorted integers that stand for its n-grams. spaces: ids of the space.
     """

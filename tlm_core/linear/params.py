@@ -19,7 +19,7 @@ NEAR = 1  # neighbors of a strength on each side that are also tried with `start
 MOST_PIECES = 60_000  # limit on the pieces that the teacher labels
 MOST_LABELED = 20_000  # limit on the pieces that a linear model learns from
 ROUNDS = 2  # each round of self-training labels the pieces again
-CANDIDATES = 2  # candidates for each piece that a student learns from; more of them cost time and add little
+CANDIDATES = 2  # candidates per piece that a student learns from; more candidates cost time and add little
 
 
 class SelfTrainParams(StageParams):
@@ -33,7 +33,7 @@ class BaselineParams(StageParams):
 
 
 def most_fits(rows: int, class_weights: int) -> int:
-    """Return the maximum number of models that `fit` trains, from the numbers of train rows and of class weights."""
+    """Return the maximum number of models that `fit` trains for `rows` train rows and `class_weights` class weights."""
     folds = min(FOLDS, rows)
     screening = screened_folds(rows, folds)
     settings = len(FAMILIES) * class_weights * len(STRENGTHS)

@@ -20,7 +20,7 @@ def write_pieces(folder: Path, texts: Sequence[str], probabilities: NDArray[np.f
 
 
 def read_pieces(folder: Path) -> tuple[list[str], NDArray[np.float32]]:
-    """Return the texts and the probabilities that `write_pieces` wrote."""
+    """Return the texts and the probabilities [pieces, labels] that `write_pieces` wrote."""
     table = pq.read_table(folder / _PIECES)
     texts, column = table["text"].to_pylist(), table["probabilities"].combine_chunks()
     return texts, column.flatten().to_numpy().reshape(len(texts), column.type.list_size)

@@ -33,7 +33,7 @@ COMPARED_TEXTS = 1_000  # number of train texts, and of pieces, in the compariso
 
 @dataclass(frozen=True)
 class Student:
-    """A model that learned from train rows and pieces. chosen: indices of the pieces. outputs: [chosen, labels]."""
+    """A model trained on rows and pieces. chosen: indices of the pieces. outputs: for the pieces, [chosen, labels]."""
 
     model: LinearModel
     chosen: NDArray[np.int64]
@@ -55,7 +55,7 @@ class SelfTrained:
 
 
 def pieces_of(passages: Iterable[str], words: int) -> Iterator[str]:
-    """Yield each passage in pieces of equal length, about `words` words of `words_and_blanks`."""
+    """Divide each passage into pieces of equal length, with about `words` words each. Yield the pieces."""
     for passage in passages:
         tokens = words_and_blanks(passage)
         count = max(1, round(len(tokens) / words))
@@ -129,7 +129,7 @@ def separability(rows: Sequence[Row], pieces: Sequence[str]) -> float:
 class Pool:
     """Labeled rows and candidate pieces. A student learns from all rows and from some candidates.
 
-    rows: [rows, features]. pieces: [candidates, features].
+    rows: features of the rows, [rows, features]. pieces: features of the candidates, [candidates, features].
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Pool:
         setting: Setting,
         most: int,
     ) -> None:
-        """Choose the candidates. teacher: log-probabilities [pieces, labels]. most: maximum `total` of `student`."""
+        """Choose the candidates. teacher: log-probabilities [pieces, labels]. most: maximum `total` for `student`."""
         self._setting, self._targets = setting, targets
         self._shares = np.bincount(targets, minlength=teacher.shape[1]) / len(targets)
         self._candidates = most_confident(teacher, self._shares, most * CANDIDATES)
@@ -152,7 +152,7 @@ class Pool:
         self.rows, self.pieces = self.features.encode(rows), self.features.encode(texts)
 
     def student(self, fits: Fits, total: int) -> Student:
-        """Train a student on rows and `total` pieces, ROUNDS times. Each student labels the pieces of the next."""
+        """Train ROUNDS students on rows and `total` pieces. Return the last. Each labels the pieces for the next."""
         teacher = self._teacher
         for _ in range(ROUNDS):
             chosen = most_confident(teacher, self._shares, total)

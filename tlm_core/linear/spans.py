@@ -32,7 +32,7 @@ def _span(text: str, mark: str) -> tuple[int, int] | None:
 
 
 def learn_marks(texts: Iterable[str]) -> Marks:
-    """Return the two opening marks of spans that nearly all texts have exactly once, or () for other texts."""
+    """Return the opening marks of two spans, such as ("<<", "[["), if nearly all texts have each span once, else ()."""
     counts, total = Counter[str](), 0
     for text in texts:
         total += 1
@@ -42,7 +42,7 @@ def learn_marks(texts: Iterable[str]) -> Marks:
 
 
 def split_spans(text: str, marks: Marks) -> tuple[str, str, str]:
-    """Return the contents of both spans, and the words between them. If a span is missing, return empty texts.
+    """Return the contents of both spans, and the words between the spans. Without both spans, return empty texts.
 
     The third text begins with two added words: the mark of the first span, and the number of words between the spans.
     """
