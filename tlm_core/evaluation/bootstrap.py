@@ -31,23 +31,23 @@ class Difference:
 
     @property
     def verdict(self) -> Verdict:
-        """Return "better" or "worse" for the first model if the interval excludes 0, else "not distinguishable"."""
+        """The verdict on the first model: "better" or "worse", or "not distinguishable" if the interval contains 0."""
         return ("better" if self.value > 0 else "worse") if self.distinguishable else "not distinguishable"
 
     @property
     def relation(self) -> str:
-        """Return the verdict for a sentence, such as "better than"."""
+        """The verdict with its preposition, such as "better than"."""
         return f"{self.verdict} {'than' if self.distinguishable else 'from'}"
 
 
 def paired_difference(
     metric: str, targets: Targets, first: Sequence[Targets], second: Sequence[Targets]
 ) -> Difference | None:
-    """Return the difference between the scores of two models, or None if the metric has no value on all rows.
+    """Return the difference between the scores of two models, or None if the metric is undefined on `targets`.
 
     The score of a model is the mean over its runs. first, second: the predictions [rows] of each run.
-    Each of RESAMPLES resamples draws the same rows for both models. If the metric has no value on a resample, the
-    difference there is 0.
+    Each of RESAMPLES resamples draws the same rows for both models. If the metric is undefined on a resample,
+    the difference on this resample is 0.
     """
     if not len(targets):
         return None

@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 
 
 def trust(outputs: Outputs, targets: Targets) -> dict[str, dict[str, object]]:
-    """Return name → result for the functions `calibration` and `risk_coverage`. outputs: logits [rows, labels]."""
+    """Return the results of `calibration` and `risk_coverage` under these names. outputs: logits [rows, labels]."""
     confidence = softmax(outputs).max(axis=1).astype(np.float64)  # as the gateway computes it, for `min_confidence`
     correct = outputs.argmax(axis=1) == targets
     return {"calibration": calibration(confidence, correct), "risk_coverage": risk_coverage(confidence, correct)}

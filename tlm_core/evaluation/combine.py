@@ -37,7 +37,7 @@ Real = TypeVar("Real", np.float32, np.float64)
 
 @dataclass(frozen=True)
 class Scales:
-    """The weights and temperatures of a linear model and an encoder. Weights add up to 1; 0 means an unused model."""
+    """Weights (`linear`, `encoder`; sum 1) and temperatures of two models. A model with the weight 0 is not used."""
 
     linear: float = 0.0
     encoder: float = 1.0
@@ -46,11 +46,11 @@ class Scales:
 
     @classmethod
     def of_linear(cls, temperature: float) -> Scales:
-        """Return the scales of a linear model alone."""
+        """Return the weights and the temperature of a linear model without an encoder."""
         return cls(linear=1.0, encoder=0.0, linear_temperature=temperature)
 
     def combine(self, task_type: TaskType, linear: Outputs, encoder: Outputs) -> Outputs:
-        """Return the outputs of the combination, as its ONNX graph does. linear, encoder: outputs for the same rows."""
+        """Return the same outputs as the ONNX graph of the combination. linear, encoder: outputs for the same rows."""
         parts = [linear / np.float32(self.linear_temperature), encoder / np.float32(self.encoder_temperature)]
         if not (self.linear and self.encoder):
             return parts[0] if self.linear else parts[1]
@@ -104,8 +104,8 @@ def temperature(task_type: TaskType, outputs: Outputs, targets: Targets) -> floa
 def scales_of(model: str, task_type: TaskType, linear: Outputs, encoder: Outputs, targets: Targets) -> Scales:
     """Return the temperatures and weights of `model`, one of MODELS, fitted to the outputs and targets of the rows.
 
-    The temperature of the linear model is fitted to its outputs alone, and that of the encoder to the encoder's. The
-    weights of `combined` are equal. `weighted` has the pair of weights with the lowest loss on these rows.
+    Each temperature is fitted to the outputs of one model. The weights of `combined` are equal. `weighted` has the pair
+    of weights with the lowest loss on these rows.
     """
     if model in LINEAR_MODELS:
         return Scales.of_linear(temperature(task_type, linear, targets))
@@ -125,7 +125,7 @@ class Choice:
 
     model: str
     reason: str  # one sentence
-    scores: Mapping[str, float | None] = field(default_factory=dict)  # None if the rows do not define the metric
+    scores: Mapping[str, float | None] = field(default_factory=dict)  # None if the metric is undefined on the rows
     losses: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -134,9 +134,9 @@ def choose(
 ) -> Choice:
     """Return the choice among linear models, encoder and combinations by their losses on validation.
 
-    A random division cuts the validation rows into halves. The scales for each half are fitted on the other half. A
+    A random division cuts the validation rows into halves. The `Scales` for each half are fitted on the other half. A
     score or loss is the mean over SPLITS divisions and all seeds. The choice is the simplest model whose loss exceeds
-    the lowest loss by at most one standard error. Exceptions: if the rows do not define the task's metric, the choice
+    the lowest loss by at most one standard error. Exceptions: if the task's metric is undefined on the rows, the choice
     is `combined`, without scores and losses. Otherwise, with fewer than ROWS_TO_CHOOSE rows, the choice is `weighted`.
     linears: model → outputs on validation. Combinations use the last linear model. encoder: `encoder` or `ensemble`.
     encoders: outputs on validation of each seed's encoder, or only of the ensemble.
@@ -169,7 +169,7 @@ def _cross_fitted(
 ) -> NDArray[np.float64]:
     """Return a model's loss and score for each random division, [SPLITS, 2]. Each value is the mean over seeds.
 
-    The scales for each half of the rows are fitted on the other half. Raises Undefined if the rows define no score.
+    The `Scales` for each half of the rows are fitted on the other half. Raises Undefined if the score is undefined.
     """
     compute = METRICS[task.metric].compute
     measured = []

@@ -52,7 +52,7 @@ from tlm_core.wording import interval_in_words
 
 OUTPUTS, FACTS = "outputs.npz", "baseline.json"  # files of the baseline stage
 _ROWS = tuple(name for model in MODELS for name in ((model, STOCK) if model == ENCODER else (model,)))
-HELD_OUT = "held_out"  # outputs for train rows of models that did not see them
+HELD_OUT = "held_out"  # key of the outputs for train rows, from models that did not learn from these rows
 REFIT_LINEAR = "refit_linear"  # the input with the linear models fitted again
 
 Report = dict[str, Any]
@@ -78,7 +78,7 @@ class LinearResult:
         return not self.facts.get("amount", True)
 
     def refitted(self, folder: Path) -> LinearResult:
-        """Return a result with facts and test outputs of the refitted model in `folder`, and the cost of both fits."""
+        """Return a copy with facts and test outputs of the refitted model in `folder`, and the cost of both fits."""
         last = LinearResult.read(folder)
         cost = total_cost([{folder.name: result.facts["cost"]} for result in (self, last)])["total"]
         return LinearResult({**self.outputs, **last.outputs}, {**last.facts, "cost": cost})
@@ -127,7 +127,7 @@ def splits_of(task: Task) -> list[str]:
 
 @dataclass(frozen=True)
 class _Run:
-    """The models of one seed, or of all seeds together. models: name → scales and outputs by split."""
+    """The models of one seed, or of all seeds together. models: name → `Scales` and outputs by split."""
 
     models: Mapping[str, tuple[Scales, Mapping[str, Outputs]]]
     returned: str
@@ -206,7 +206,7 @@ def job_report(
 
 
 def linear_report(task: Task, linear: LinearResult) -> tuple[Report, dict[str, Outputs]]:
-    """Return the report of a job that trains the linear model alone, in the form of `job_report`."""
+    """Return report and outputs, like `job_report`, for a job that trains only the linear model."""
     scales = Scales.of_linear(linear.facts["temperature"])
     of = linear.outputs
     outputs = {split: scales.combine(task.type, of[split], of[split]) for split in splits_of(task)}
@@ -229,7 +229,7 @@ def linear_report(task: Task, linear: LinearResult) -> tuple[Report, dict[str, O
 
 
 def _facts(task: Task) -> Report:
-    """Return the facts of the task, and the scores of the majority class on each split."""
+    """Return facts of the task. `majority` has the scores of the best constant prediction on each split."""
     train, labels = task.targets("train"), list(task.labels)
     majority = {
         split: task.type.baseline(train, task.targets(split), len(labels), task.metric, repeated=task.repeated(split))
@@ -302,7 +302,7 @@ def _models(
 def _scaled(
     task: Task, model: str, linear: LinearResult, encoder: Mapping[str, Outputs]
 ) -> tuple[Scales, Mapping[str, Outputs]]:
-    """Return the scales of a model, fitted on validation, and its outputs by split."""
+    """Return the weights and temperatures of a model, fitted on validation, and its outputs by split."""
     targets, of = task.targets("validation"), linear.outputs
     scales = scales_of(model, task.type, of["validation"], encoder["validation"], targets)
     return scales, {split: scales.combine(task.type, of[split], encoder[split]) for split in splits_of(task)}
@@ -421,9 +421,9 @@ def over_seeds(seeds: Sequence[Report]) -> Report:
 
 
 def total_cost(costs: Sequence[Cost]) -> dict[str, dict[str, float]]:
-    """Return stage → FLOPs, tokens, seconds and GPU-seconds by name, summed over `costs`. `total` sums all stages.
+    """Return the cost of each stage, such as `{"joint": {"seconds": 60.0}}`, summed over `costs`.
 
-    An entry `total` in `costs` is ignored.
+    The entry `total` of the result sums all stages. An entry `total` in `costs` is ignored.
     """
     stages: dict[str, dict[str, float]] = {}
     total: dict[str, float] = {}
@@ -438,7 +438,7 @@ def total_cost(costs: Sequence[Cost]) -> dict[str, dict[str, float]]:
 
 
 def report_meta(report: Report) -> Report:
-    """Return the entries of a report that are also in the metadata of the artifact."""
+    """Return the metric, the best seed, `mean` and `spread` of a report, for the metadata of the artifact."""
     return {name: report[name] for name in ("metric", "best_seed", "mean", "spread")}
 
 

@@ -1,4 +1,4 @@
-"""Rows and sentences that present a report: one row for each model, with its scores and the files that hold it."""
+"""Table rows and sentences that present a report. A row has the scores of one model, and the files that hold it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ModelRow:
 
     name: str  # majority, linear, self_trained, encoder, stock, ensemble, combined, or the name in a study
     mean: Scores
-    spread: Scores  # None for a score of a single run
+    spread: Scores  # None if there is only one run
     file: str = ""  # the files of the job that hold this model, and its seeds; empty if no file holds it
 
 
@@ -85,7 +85,7 @@ def _files(report: Report, model: str) -> str:
 def sentences(report: Report) -> list[str]:
     """Return sentences on which model a job returns, why, and whether this model is better than the linear model.
 
-    If a study exports no encoder, return only `few_rows`.
+    If a study exports no encoder, return only the warning of `few_rows`.
     """
     if "returned" not in report:
         return few_rows(report)
@@ -101,7 +101,7 @@ def sentences(report: Report) -> list[str]:
 
 
 def averaged_seeds(seeds: Sequence[Report]) -> list[int]:
-    """Return the seeds that influence means, choices and the returned model. seeds: entries of a report.
+    """Return the seeds that influence means, choices and the returned model. seeds: entries of `seeds` in a report.
 
     These are the seeds whose training ran to the end, or all seeds if all ended early.
     """
@@ -149,7 +149,7 @@ def returned_seconds(report: Report) -> float:
 
 
 def behind_in_words(scores: Mapping[str, float], of: str = "") -> str:
-    """Return why training ended early. scores: `encoder` and `linear` on validation. of: such as " of seed 1"."""
+    """Return why training ended early. scores: of `encoder` and `linear`, on validation. of: "" or " of seed 1"."""
     return (
         f"Training{of} ended at half the joint budget, because the encoder has {scores['encoder']:.3f} on validation "
         f"and the linear model {scores['linear']:.3f} (joint.stop_if_behind)."
@@ -181,7 +181,7 @@ def refit_in_words(report: Report) -> str:
 
 
 def headline(report: Report) -> str:
-    """Return a text that names the model in model.onnx and its test score, with the warning of `few_rows`."""
+    """Return sentences that name the model in model.onnx and its test score, with the warning of `few_rows`."""
     metric = report["metric"]
     value = report["returned"]["scores"]["test"][metric]
     score = "no test score" if value is None else f"{METRICS[metric].title} {value:.4f} on test"

@@ -106,7 +106,7 @@ class LabelModel:
         return scores, suggested
 
     def values(self, features: Floats) -> Floats:
-        """Return logits from features, [rows, labels]."""
+        """Return logits [rows, labels] from the result of `features`."""
         return np.tensordot(self.weights, features, 1) + self.bias
 
     def features(self, split: Split, rows: Ints) -> Floats:
@@ -149,7 +149,7 @@ def _fitted(train: Split, transitions: tuple[Floats, ...], frequencies: Floats) 
 
 
 def _adjacent_agreement(split: Split) -> float:
-    """Return how often the next row has the same label, beyond chance (Cohen's kappa)."""
+    """Return how often adjacent rows have the same label, corrected for chance (Cohen's kappa)."""
     places = split.neighbors[OFFSETS.index(1)]
     labels, following = split.labels[places >= 0], split.labels[places[places >= 0]]
     if not len(labels):
@@ -162,11 +162,11 @@ def _adjacent_agreement(split: Split) -> float:
 
 
 def rank_suspects(task: Task, outputs: Mapping[str, Outputs]) -> dict[str, Any]:
-    """Return the most suspect labels of train and validation, best rank first, as the report stores them.
+    """Return the rows of train and validation with suspect labels, most suspect first, as the report stores them.
 
     outputs: logits by split, from models that did not see the rows.
     neighbors: whether the ranking uses the labels of the rows beside a row. total: number of rows with a more probable
-    label than the given one. rows: at most LISTED entries. An entry's `row` is a number in the split's file, and its
+    label than the given label. rows: at most LISTED entries. An entry's `row` is a number in the split's file, and its
     `score` comes from `LabelModel.doubts`.
     """
     splits = {name: Split.of(task, name, outputs[name]) for name in ("train", "validation")}
