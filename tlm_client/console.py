@@ -157,11 +157,12 @@ def shorten(text: str, terms: Sequence[str] = (), width: int = 100) -> str:
     line = " ".join(text.split())
     match = re.search(rf"(?i)\b({'|'.join(map(re.escape, terms))})\b", line) if terms else None
     start = max(0, match.start() - width // 3) if match else 0
-    if start:
-        start = line.find(" ", start) + 1
+    if match and start:
+        start = max(start, line.find(" ", start, match.start()) + 1)
     shown = line[start : start + width]
     if start + width < len(line):
-        shown = f"{shown.rpartition(' ')[0] or shown} …"
+        end = shown.rfind(" ", match.end() - start if match else 0)
+        shown = f"{shown[:end] if end > 0 else shown} …"
     return f"… {shown}" if start else shown
 
 

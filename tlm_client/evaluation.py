@@ -48,7 +48,10 @@ def load_stock(source: str) -> tuple[list[str], Outputs]:
         ) from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).eval()
-    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", _LONGEST))
+    # RoBERTa leaves the positions up to that of the padding unused.
+    skipped = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", -1) + 1
+    positions = getattr(model.config, "max_position_embeddings", _LONGEST) - skipped
+    longest = min(tokenizer.model_max_length, positions)
 
     def outputs(texts: Sequence[str], pairs: Sequence[str] | None) -> NDArray[np.float32]:
         inputs = (list(texts),) if pairs is None else (list(texts), list(pairs))

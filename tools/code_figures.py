@@ -84,7 +84,7 @@ def measure() -> list[Figure]:
     longest, where = max(lengths)
     chain = longest_import_chain(packages)
     return [
-        Figure("lines of Python, without tests", count_lines(product, lambda _: True), 51_060, 30_000),
+        Figure("lines of Python, without tests", count_lines(product, lambda _: True), 51_085, 30_000),
         Figure("lines that use Any", count_lines(packages, _USES_ANY.search), 112, 120),
         Figure("longest function, in lines", longest, 60, 60, where),
         Figure("median function, in lines", statistics.median(length for length, _ in lengths), 7, 7),

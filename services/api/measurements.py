@@ -15,7 +15,7 @@ from services.common.catalog import Catalog
 from services.common.jobstore import JobStore
 from tlm_core.artifacts.manifest import Manifest
 from tlm_core.artifacts.store import ArtifactStore
-from tlm_core.errors import CorruptArtifact, NotFound
+from tlm_core.errors import CorruptArtifact, NotFound, UnreadableRecord
 from tlm_core.jobs.plan import Node, Plan, plan_of
 from tlm_core.jobs.spec import MAX_SEEDS, Event, JobRecord, Resolved
 from tlm_core.jobs.states import State
@@ -225,7 +225,7 @@ class Measurements:
         for job_id in reversed(ids):
             latest[job_id] = known.get(job_id)
             if job_id not in known:
-                with suppress(NotFound, CorruptArtifact, KeyError):
+                with suppress(NotFound, CorruptArtifact, UnreadableRecord, KeyError):
                     latest[job_id] = self._measure(self._jobs.get(tenant, job_id))
         self._finished[tenant] = latest  # in one step, because other threads read and replace this entry
         return [job for job_id in ids if (job := latest[job_id]) is not None]

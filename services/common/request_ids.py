@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from http import HTTPMethod
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -43,7 +44,9 @@ class RequestIds:
             if message["type"] == "http.response.start":
                 # Label with the path of the route: request paths contain ids, and would fill Prometheus with series.
                 route = getattr(scope.get("route"), "path", "none")
-                method, status, seconds = scope["method"], message["status"], time.perf_counter() - began
+                # Clients can invent methods, and each value would create a series too.
+                method = scope["method"] if scope["method"] in HTTPMethod.__members__ else "other"
+                status, seconds = message["status"], time.perf_counter() - began
                 REQUESTS.labels(method, route, status).observe(seconds)
                 if status >= 400 and (route != "/readyz" or status != self._readiness):
                     job = scope.get("path_params", {}).get("job")

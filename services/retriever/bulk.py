@@ -108,9 +108,7 @@ class BulkWriter:
         while pending:
             busy: TemporaryFailure | None = None
             again: list[tuple[int, Passage]] = []
-            # `create` reports a conflict for a stored passage. It is ignored, and the passage is not written again.
-            documents = ((passage.id, self._document(passage)) for _, passage in pending)
-            actions = ({"_op_type": "create", "_id": name, "_source": document} for name, document in documents)
+            actions = (self._action(passage) for _, passage in pending)
             results = self._cluster.bulk(self._alias, actions, max_rows=max_rows, max_bytes=MAX_BYTES)
             for (number, passage), result in zip(pending, results, strict=True):
                 failure = _failure(result)
@@ -135,6 +133,10 @@ class BulkWriter:
                 backoff.wait(busy.error)
             pending = again
         return refused
+
+    def _action(self, passage: Passage) -> dict[str, object]:
+        # `create` reports a conflict for a stored passage. The conflict is ignored, and the passage not written again.
+        return {"_op_type": "create", "_id": passage.id, "_source": self._document(passage)}
 
 
 def _failure(result: Mapping[str, Any]) -> TLMError | TemporaryFailure | None:

@@ -61,8 +61,8 @@ def measure_once(store: JobStore, assignment: Assignment, device: str) -> None:
             rates[name] = f"{seconds_per_flop(precision, gpu=assignment.gpus > 0)} {assignment.job}"
         if not rates.items() <= stored.items():
             store.save_rates(assignment.tenant, rates)
-    except TLMError as error:
-        log.warning("Cannot store the speed of this device, so estimates do not use it: %s", error)
+    except (TLMError, RuntimeError) as error:  # The job has succeeded, so a lack of GPU memory here may not fail it.
+        log.warning("Cannot measure the speed of this device, so estimates do not use it: %s", error)
 
 
 def _show_figures(host: str, port: int | None) -> None:

@@ -249,6 +249,13 @@ def test_rate_of_a_job_counts_on_its_device_alone(api: TestClient, gateway: Gate
         assert next(stage["basis"] for stage in result["stages"] if stage["stage"] == "export") == "measured"
 
 
+def test_damaged_record_of_a_finished_job_blocks_no_estimate(api: TestClient, gateway: Gateway) -> None:
+    job = finish_job(api, gateway, 7.0)
+    gateway.client.hset(f"tlm:{{{T}}}:job:{job}", "resolved", '{"of_tomorrow": 1}')
+    assert training(estimate(api, seeds=[9]))["basis"] == "built-in"
+    assert api.post("/v1/jobs", json=BODY).status_code == 202
+
+
 def test_resumed_stage_counts_all_its_seconds(api: TestClient, gateway: Gateway) -> None:
     """The events contain only the last start, but the FLOPs count the whole stage."""
     finish_job(api, gateway, 10.0, counted=1_000.0)

@@ -150,16 +150,15 @@ def test_preset_fills_scale_and_seeds(filled: tuple[Gateway, Contents], preset: 
     assert [f"preset={preset or 'instant'}" in link for link in shown] == [True]
 
 
-def test_best_preset_has_the_best_score_of_each_measured_task() -> None:
+def test_best_preset_has_the_highest_mean_score_over_the_tasks() -> None:
     table = re.search(r"evidence: begin -->\n(.*?)<!--", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert table
     _, scales, _, *rows = ([cell.strip(" *") for cell in line.split("|")] for line in ["", *table[1].splitlines()])
     columns = {scale: next(n for n, cell in enumerate(scales) if f"scale `{scale}`" in cell) for scale in
                (preset.scale for preset in PRESETS.values())}  # fmt: skip
     assert len(rows) == 5
-    for row in rows:
-        scores = {scale: float(row[column].split()[0]) for scale, column in columns.items()}
-        assert scores[PRESETS["best"].scale] == max(scores.values()), row
+    scores = {scale: fmean(float(row[column].split()[0]) for row in rows) for scale, column in columns.items()}
+    assert scores[PRESETS["best"].scale] == max(scores.values()), scores
 
 
 def test_presets_and_scales_name_no_durations(filled: tuple[Gateway, Contents]) -> None:

@@ -175,8 +175,6 @@ def _build_spec(**fields: object) -> JobSpec:
 def _kind_options(kind: str, text: str | None, dataset: str | None) -> dict[str, object]:
     """Return the options of a job. text: --options. Raises BadParameter if neither dataset nor source job is given."""
     options = {} if text is None else _parse_options(text, kind)
-    if isinstance(source := options.get("job"), str):
-        options["job"] = resolve_job(source)
     if dataset is None and not (kind in KINDS and KINDS[kind].names_source(options)):
         starts_from_job = kind in KINDS and "job" in KINDS[kind].options.model_fields
         other = """, or a job that succeeded: --options '{"job": "ID"}'""" if starts_from_job else ""
@@ -187,7 +185,7 @@ def _kind_options(kind: str, text: str | None, dataset: str | None) -> dict[str,
 def _parse_options(text: str, kind: str) -> dict[str, object]:
     """Return the options of a job. text: a JSON object, or the path of a file that contains a JSON object.
 
-    For the kind `share_tickets`, the content of a mask file replaces the path of the file. Raises InvalidRequest.
+    The id of a source job replaces its alias or name, and the content of a mask file its path. Raises InvalidRequest.
     """
     try:
         content = text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8")
@@ -196,6 +194,8 @@ def _parse_options(text: str, kind: str) -> dict[str, object]:
         raise InvalidRequest(f"Invalid --options: {error}. Expected a JSON object or a JSON file.") from error
     if not isinstance(options, dict):
         raise InvalidRequest("Invalid --options. Expected a JSON object such as '{\"levels\": [0.2, 0.4]}'.")
+    if isinstance(source := options.get("job"), str):
+        options["job"] = resolve_job(source)
     return KINDS[kind].read_files(options) if kind in KINDS else options
 
 

@@ -64,6 +64,12 @@ def _text_column(
     return column
 
 
+def _other_columns(names: Sequence[str]) -> list[str]:
+    """Return the columns for _OTHER_COLUMNS. Their case does not matter, as for the column with the texts."""
+    by_fold = {name.strip().casefold(): name for name in reversed(names)}
+    return [by_fold.get(name, name) for name in _OTHER_COLUMNS]
+
+
 def read_rows(path: Path, text_column: str | None, findings: Findings) -> Iterator[Row]:
     """Yield each record with a text in a jsonl, csv, tsv or parquet file. Add data errors to `findings`."""
     file = TableFile(path, findings, encoding=UTF8, kind=format_of(path))
@@ -74,16 +80,19 @@ def read_rows(path: Path, text_column: str | None, findings: Findings) -> Iterat
 def rows_of(table: Records, text_column: str | None, file: str, findings: Findings) -> Iterator[Row]:
     """Yield each record with a text in a table. Add data errors to `findings`. file: name of the table in messages."""
     column: str | None = None
-    chosen: list[str] | None = None
+    chosen, others = None, list(_OTHER_COLUMNS)
     if table.names:
         if (column := _text_column(table.names, text_column, file, None, findings)) is None:
             return
-        chosen = [column, *(name for name in _OTHER_COLUMNS if name in table.names and name != column)]
+        others = _other_columns(table.names)
+        chosen = list(dict.fromkeys((column, *(name for name in others if name in table.names))))
     blank = 0
     for number, record in table.read(chosen):
         place = f"Row {number} of {file}"
-        if column is None and (column := _text_column(list(record), text_column, place, number, findings)) is None:
-            return
+        if column is None:
+            if (column := _text_column(list(record), text_column, place, number, findings)) is None:
+                return
+            others = _other_columns(list(record))
         text = record.get(column)
         if column not in record:
             message = f"{place} has no key '{column}', which earlier rows have. Add the key."
@@ -97,8 +106,7 @@ def rows_of(table: Records, text_column: str | None, file: str, findings: Findin
             message = f"{place}, column '{column}', has bytes that are not UTF-8. Save the text as UTF-8."
             findings.fault("bad_encoding", message, row=number, column=column)
         else:
-            others = map(record.get, _OTHER_COLUMNS)
-            yield Row(number, text, *(None if value == "" else value for value in others))
+            yield Row(number, text, *(None if value == "" else value for value in map(record.get, others)))
     if blank:
         findings.note(f"{file}: skipped {counted(blank, 'row')} without text")
 

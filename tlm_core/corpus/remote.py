@@ -51,10 +51,12 @@ class RemoteFile(NamedTuple):
     @contextmanager
     def local(self) -> Iterator[Path]:
         """Yield the path of a local copy, which is deleted at the end. Raises the errors of `list_remote`."""
+        from tlm_core.pulse import TransferPulse
+
         with temporary_folder(self.scratch or Path(tempfile.gettempdir()), f"fetching {self.path}") as folder:
             copy = folder / Path(self.path).name
             with _remote_errors(f"fetching {self.path}"):
-                self.fs.get_file(self.path, str(copy))
+                self.fs.get_file(self.path, str(copy), callback=TransferPulse())
             yield copy
 
 

@@ -42,7 +42,7 @@ from tlm_core.parquet import open_parquet
 from tlm_core.serving import MODEL, copy_model, write_metadata
 from tlm_core.tasks.task import LABELED, Task
 from tlm_core.training.card import linear_card
-from tlm_core.training.stage import StageContext, StageParams
+from tlm_core.training.stage import StageContext, StageParams, StopRequested
 
 TOP_NGRAMS = 10
 
@@ -69,7 +69,10 @@ def baseline(ctx: StageContext[BaselineParams]) -> dict[str, Any]:
 
 
 class _Counter:
-    """Reports the number of fitted models, and estimates the remaining time from the pace since the first fit ended."""
+    """Reports the number of fitted models, and estimates the remaining time from the pace since the first fit ended.
+
+    Raises StopRequested if the reporter requests a stop.
+    """
 
     def __init__(self, ctx: StageContext[BaselineParams]) -> None:
         self._ctx, self._first = ctx, 0.0
@@ -78,7 +81,8 @@ class _Counter:
         now = time.monotonic()
         self._first = self._first or now
         left = (now - self._first) * (most - done) / (done - 1) if done > 1 else None
-        self._ctx.report.progress(step=done, total=most, rate=None, unit="models", eta_seconds=left)
+        if not self._ctx.report.progress(step=done, total=most, rate=None, unit="models", eta_seconds=left):
+            raise StopRequested("The search for the linear model stopped on request. Resume the job to repeat it.")
 
 
 def _outputs(model: LinearModel, task: Task, splits: Iterable[str]) -> dict[str, Outputs]:

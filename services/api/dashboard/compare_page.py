@@ -21,8 +21,6 @@ from tlm_core.wire import ModelScores, Outcome
 router = APIRouter(prefix="/compare")
 
 _LETTERS = "ABCDEF"  # labels of the columns and the curves, one for each job
-# The page loads its curves separately, so the comparison requests the least number of points.
-_MIN_POINTS = 4
 Ids = Annotated[list[str], Query(alias="id", max_length=50)]
 
 
@@ -35,7 +33,7 @@ def compare_page(
     stage: Annotated[str | None, Query(max_length=40)] = None,
 ) -> Response:
     jobs = _jobs(parts, tenant, ids)
-    comparison = compare(parts.catalog, parts.jobs, parts.artifacts, jobs, points=_MIN_POINTS)
+    comparison = compare(parts.catalog, parts.jobs, parts.artifacts, jobs, points=0)  # The page loads its curves later.
     scores = dict.fromkeys(
         name for outcome in comparison.outcomes if outcome.metric for name in scores_of(outcome.metric)
     )

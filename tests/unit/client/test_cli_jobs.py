@@ -252,6 +252,21 @@ def test_clone_of_another_kind_sends_kind_and_options() -> None:
     assert sent == [{"kind": "prune"}, {"kind": "prune", "options": {"levels": [0.2]}}, {"options": {"levels": [0.2]}}]
 
 
+def test_clone_accepts_the_alias_of_a_source_job() -> None:
+    sent: list[Any] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.url.path.startswith("/v1/models"):
+            return httpx.Response(
+                200, json={"alias": "toy@production", "job": "job_7", "set_at": "2026-01-01T00:00:00Z"}
+            )
+        sent.append(json.loads(request.content))
+        return httpx.Response(202, json=job_view(id="job_2"))
+
+    result = tlm(handler, "clone", "job_1", "--kind", "prune", "--options", '{"job": "toy@production"}')
+    assert (result.exit_code, sent) == (0, [{"kind": "prune", "options": {"job": "job_7"}}]), result.output
+
+
 def test_pruning_a_job_sends_only_the_given_fields() -> None:
     sent: list[Any] = []
 

@@ -65,6 +65,8 @@ def test_why_shows_whole_words_around_the_first_term() -> None:
     assert len(shown) < 110 and "water boils gamma" in shown
     assert set(shown.split()) == {"…", "alpha", "beta", "water", "boils", "gamma", "delta"}
     assert shorten("short text", ["text"]) == "short text"
+    assert "needle" in shorten("x" * 200 + "-needle " + "y" * 200, ["needle"]), "no blank before the match"
+    assert "needle" in shorten("x" * 90 + " needle" + "-y" * 200, ["needle"]), "no blank after the match"
 
 
 def test_why_shows_the_passage_around_a_word_that_is_no_stop_word() -> None:

@@ -143,6 +143,11 @@ class TestColumns:
     def test_doubled_column_is_a_data_error(self, tmp_path: Path) -> None:
         assert faults(written(tmp_path / "a.csv", "text,text\n1,2\n")) == [("doubled_column", None)]
 
+    def test_case_of_source_and_id_does_not_matter(self, tmp_path: Path) -> None:
+        table = written(tmp_path / "a.csv", "Text,SOURCE,Id\none,s,mine:1\n")
+        lines = written(tmp_path / "b.jsonl", '{"Text": "one", "Source": "s", "ID": "mine:1"}')
+        assert list(read_sources([str(table)])) == list(read_sources([str(lines)])) == [Passage("mine:1", "one", "s")]
+
     def test_empty_cell_of_a_source_means_the_file_name(self, tmp_path: Path) -> None:
         path = written(tmp_path / "a.csv", "text,source,id\none,,1\ntwo,s,\n")
         assert list(read_sources([str(path)])) == [build_passage("one", "a.csv"), build_passage("two", "s")]

@@ -13,6 +13,7 @@ from fsspec.registry import known_implementations
 from tlm_core.corpus.read import read_sources
 from tlm_core.corpus.remote import is_address
 from tlm_core.errors import InvalidRequest, MissingDependency, NotFound, StorageFull
+from tlm_core.pulse import PULSE
 
 
 @pytest.fixture
@@ -60,6 +61,12 @@ def test_file_deleted_before_reading_is_reported(bucket: str) -> None:
     fsspec.filesystem("memory").rm("/bucket/b/two.jsonl")
     with pytest.raises(NotFound, match=r"two\.jsonl"):
         next(passages)
+
+
+def test_download_counts_as_progress(bucket: str) -> None:
+    before = PULSE.count
+    assert list(read_sources([bucket]))
+    assert PULSE.count > before
 
 
 def test_full_disk_is_no_fault_of_the_address(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

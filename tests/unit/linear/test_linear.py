@@ -41,6 +41,7 @@ from tlm_core.stages import BASELINE
 from tlm_core.tasks.task import Task, task_schema
 from tlm_core.training.local import LocalReporter, run_stage
 from tlm_core.training.recipe import resolve
+from tlm_core.training.stage import StopRequested
 
 TEXTS = ["The [[ BERT ]] model uses << ELMo >> .", "It's a <b>test</b>, a a a!", "", "naïve  Café\n\tİstanbul", "a"]
 
@@ -388,3 +389,7 @@ def test_baseline_reports_the_models_that_it_has_fitted(tmp_path: Path) -> None:
     run_stage(BASELINE, {"task": task}, BaselineParams(), tmp_path / "run", report)
     assert report.steps and sorted(report.steps) == list(range(1, len(report.steps) + 1))
     assert set(report.totals) == {most_fits(40, 2)} and len(report.steps) <= most_fits(40, 2)
+    stopping = LocalReporter(should_continue_at=lambda step: step < 3)
+    with pytest.raises(StopRequested):
+        run_stage(BASELINE, {"task": task}, BaselineParams(), tmp_path / "stopped", stopping)
+    assert stopping.steps == [1, 2, 3]
