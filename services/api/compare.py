@@ -120,7 +120,7 @@ class _Tested:
     """The predictions of a job on test, with the true labels. A job without predictions has only `job` and `metric`.
 
     test: the SHA-256 of the file with the test rows, then the labels in index order. targets: array [test rows] of
-    label indices or numbers. predictions: arrays like `targets`, one for the returned model, or one for each seed.
+    label indices or numbers. predictions: one such array for the returned model, or one for each seed.
     """
 
     job: str
@@ -131,7 +131,7 @@ class _Tested:
 
 
 def _read_tested(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord, outcome: Outcome) -> _Tested:
-    """Return the test rows and the predictions of a job, as far as they are available. outcome: the job's outcome."""
+    """Return the predictions and true labels of a job on test, both empty if a file is missing. outcome: of the job."""
     import pyarrow.parquet as pq
 
     situation = situation_of(jobs, job)

@@ -124,7 +124,7 @@ class Known:
         )  # fmt: skip
 
     def gpu_hours(self, training: Sequence[StageCost]) -> tuple[float | None, str]:
-        """Return (GPU hours of the stages `training`, source of the number), or (None, reason) if it is unknown."""
+        """Return (GPU hours of the stages `training`, explanation), or (None, reason why the hours are unknown)."""
         workers, seconds = self.situation.job.spec.workers, _total(stage.gpu_seconds for stage in training)
         if not training:
             return 0.0, "the job trains no encoder"
@@ -221,7 +221,7 @@ class Estimator:
         return Known(situation, history, rates, texts, passages, self._worker_gpus)
 
     def _passages(self, situation: Situation, texts: Texts, same: Sequence[Finished]) -> tuple[int, int, str]:
-        """Return (expected passages, maximum, source of the expectation). same: jobs with the same selection."""
+        """Return (expected passages, maximum, explanation of the first number). same: jobs with the same selection."""
         job, resolved = situation.job, situation.job.resolved
         selection, queried = resolved.recipe.selection, texts.rows["train"] * resolved.recipe.selection.top_k
         node = next((node for node in situation.plan.nodes if node.stage.name == "select"), None)

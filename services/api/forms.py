@@ -208,18 +208,18 @@ def _too_large(max_bytes: int) -> HTTPException:
 
 
 def safe_name(name: str) -> str:
-    """Return a file name without folders and special characters, but with its extensions."""
+    """Return a file name without folders and special characters: "my_data.csv.gz" for "dir/my data.csv.gz"."""
     return _UNSAFE.sub("_", name.replace("\\", "/").rsplit("/", 1)[-1]).lstrip(".-")[-100:] or "file"
 
 
 class SafeNames:
-    """A set of safe file names. All names differ, because error messages cite them."""
+    """A set of safe file names. All names differ, because error messages name the files."""
 
     def __init__(self) -> None:
         self._last: dict[str, int] = {}  # name → the highest number that was added to this name
 
     def add(self, name: str) -> str:
-        """Return `safe_name(name)`, with a number before the extensions if an earlier file has this name."""
+        """Return `safe_name(name)`. If an earlier file has this name, add a number: "train-2.csv"."""
         unique = base = safe_name(name)
         stem, dot, extensions = base.partition(".")
         while unique in self._last:

@@ -74,7 +74,7 @@ def add_dataset(
 def add_hub_dataset(
     parts: Parts, tenant: str, name: str, hub: str, options: DatasetOptions, selection: str | None = None
 ) -> DatasetRecord:
-    """Download a hub dataset, and store its texts and labels. Raises the errors of `add_dataset`.
+    """Download and validate a hub dataset, store its texts and labels, and return the record. Raises as `add_dataset`.
 
     hub: OWNER/NAME[@REVISION][:CONFIG]. selection: path of a file in the hub dataset, which becomes the selection.
     """
@@ -111,7 +111,7 @@ def add_corpus(
     sources: Sequence[str] = (),
     request: str = "",
 ) -> CorpusLoad:
-    """Store `files`, and record a load of them and of the addresses `sources`. request: see Catalog.add_load."""
+    """Store `files`, and return a new load of `files` and of the addresses `sources`. request: see Catalog.add_load."""
     _check_corpus(name, language, files, near_duplicates, sources)
     check_sources(sources, parts.settings.sources)
     folder = f"{tenant}/uploads/{uuid.uuid4().hex}"
@@ -131,7 +131,7 @@ def add_corpus(
 def _store(
     parts: Parts, tenant: str, name: str, raw: Path, report: Report, options: DatasetOptions, request: str = ""
 ) -> DatasetRecord:
-    """Store the files in the folder `raw`, and the report. Raises InvalidDataset for an invalid selection file."""
+    """Store a dataset with the files of the folder `raw`. Raises InvalidDataset for an invalid selection file."""
     from tlm_core.selection.given import GIVEN, given_part, write_given
 
     dataset_id, selection = new_id("ds"), None
@@ -212,7 +212,7 @@ def _unquoted(source: str) -> str:
 
 
 def _lies_under(source: str, prefix: str) -> bool:
-    """Return whether `source` lies below `prefix`: a folder, a scheme (`s3://`, `hub:`) or a hub dataset."""
+    """Return whether `source` lies below `prefix`, which is a folder, a scheme (`s3://`, `hub:`) or a hub dataset."""
     if source == prefix or prefix.endswith(("/", ":")):
         return source.startswith(prefix)
     # After the id of a hub dataset, a colon begins its configuration. After another prefix, a colon can begin a port.
@@ -221,9 +221,9 @@ def _lies_under(source: str, prefix: str) -> bool:
 
 @contextmanager
 def _deleted_on_error(artifacts: ArtifactStore, folder: str) -> Iterator[None]:
-    """If the block fails, delete `folder`, which the block writes and then records in Redis.
+    """Delete `folder` if the block raises an error. The block writes the folder, and then records it in Redis.
 
-    After StoreUnavailable the folder stays, because Redis may have stored a record that refers to it.
+    After StoreUnavailable the folder stays, because Redis may have stored the record.
     """
     try:
         yield

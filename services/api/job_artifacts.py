@@ -34,7 +34,7 @@ def situation_of(jobs: JobStore, job: JobRecord) -> Situation:
     """Return the plan of a job and the published artifact of each node.
 
     For a succeeded job, the artifacts come from the result in its record or in the storage. If this result is lost,
-    they are the artifacts that are published now, or none if the artifact of a node is not published.
+    return the artifacts that are published now. Return none of them if the artifact of a node is missing.
     """
     try:
         if artifacts := jobs.result_of(job):
@@ -124,7 +124,7 @@ def served_model(jobs: JobStore, job: JobRecord) -> ServedModel:
 
 
 def model_file_response(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord, name: str) -> FileResponse:
-    """Return one file of the model that a job serves now.
+    """Return a response with one file of the model that a job serves now.
 
     `linear/FILE` is a file of the linear model, even if the final model has no folder `linear`.
     """
@@ -172,7 +172,7 @@ def checkpoint_views(artifacts: ArtifactStore, checkpoints: Sequence[CheckpointR
 
 
 class _RangedFile(FileResponse):
-    """A file response that reports an invalid Range header as a problem."""
+    """A file response that raises HTTPException for an invalid Range header, so the client gets an RFC 9457 problem."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         value = Headers(scope=scope).get("range", "")

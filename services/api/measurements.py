@@ -27,7 +27,7 @@ from tlm_core.wire import Basis
 from tlm_core.wording import counted
 
 START = "start"  # the start of the workers: not a stage, but it takes time
-_AT_ONCE = "at_once"  # stored beside the rates, because earlier releases accept only three values in each rate
+_AT_ONCE = "at_once"  # a rate that holds the number of seeds at once. Earlier releases accept no fourth value per rate.
 # Seconds per unit of work, which apply until a job has measured the rate.
 # - The rates before "sizes" come from `make demo` on 2 cores of an AMD EPYC with AVX-512 bf16.
 #   Exception: the rates of the linear model and of `validate` come from CPU times on an AMD EPYC with AVX2.
@@ -41,7 +41,7 @@ BUILT_IN_SECONDS = {
     "importance": 0.1, "ticket": 6.6e-12, "phases": 4.0,
     "merge": 1.0, "part": 2.0, "share": 5.7e-12, "shared_report": 1.0,
 }  # fmt: skip
-_FP32 = 8.0  # time of a FLOP on 2 cores with AVX2 in fp32, divided by that on the first EPYC with bf16
+_FP32 = 8.0  # time of a FLOP on 2 cores with AVX2 in fp32, divided by the time on the first EPYC with bf16
 _TOKENS_PER_WORD = 1.5  # from `make demo`
 _EARLIER_JOBS, _MAX_EVENTS = 30, 20_000
 _LEAST_CORE = 0.5  # If training had a core for a smaller share of its time, other programs used the cores.
@@ -50,7 +50,7 @@ _Ran = tuple[Node | None, float, float, str]  # the node (None: a start of worke
 
 
 class Rate(NamedTuple):
-    """Seconds per unit of work. job: id of the measured job. had_core: share of the time in which it had a CPU core."""
+    """Seconds per unit of work. job: id of the measured job. had_core: share of the time with a core for training."""
 
     seconds: float
     job: str
@@ -200,7 +200,7 @@ class Measurements:
         self._finished: dict[str, dict[str, Finished | None]] = {}  # tenant → its latest jobs
 
     def texts(self, job: JobRecord) -> list[Texts]:
-        """Return the sizes of the texts of each dataset of a job, from the counts in the validation reports."""
+        """Return a Texts for each dataset of a job, from the counts in the validation reports."""
         resolved, searched, texts = job.resolved, 0, []
         if resolved.corpus_name is not None and resolved.corpus_version is not None:
             searched = self._catalog.corpus(job.tenant, resolved.corpus_name).version(resolved.corpus_version).count
@@ -303,7 +303,7 @@ def _as_prepared(texts: Texts, job: JobRecord, prepared: Manifest) -> Texts:
 
 
 def _at_once(ran: Iterable[_Ran], plan: Plan) -> float | None:
-    """Return the mean number of seeds at once, as if all cached seeds had run. None if fewer than two seeds ran."""
+    """Return the mean number of seeds that ran at once, as if none were cached. None: fewer than two ran."""
     spans = sorted((start, end, n.group) for n, start, end, _ in ran if n and plan.side_by_side(n.group) > 1)
     passed, until = 0.0, -math.inf
     for start, end, _ in spans:

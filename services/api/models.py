@@ -22,7 +22,7 @@ from tlm_core.wording import suggestion
 
 
 class Models:
-    """The models and aliases of each tenant. Raises StoreUnavailable, StoreFull or UnreadableRecord."""
+    """The models and aliases of each tenant. Methods raise StoreUnavailable, StoreFull or UnreadableRecord."""
 
     def __init__(self, client: redis.Redis, jobs: JobStore) -> None:
         self._redis, self._jobs = client, jobs

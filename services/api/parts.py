@@ -130,19 +130,19 @@ _DESCRIPTIONS = {
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, object]]:
-    """Return the OpenAPI entries of a route's error responses: `statuses`, and the statuses of every route."""
+    """Return HTTP status → OpenAPI entry of an error response, for `statuses` and for 401, 422, 500 and 503."""
     return {
         status: {"description": _DESCRIPTIONS[status], "content": PROBLEM} for status in (401, *statuses, 422, 500, 503)
     }
 
 
 def request_body(media_type: str, schema: JsonObject, example: object) -> JsonObject:
-    """Return the OpenAPI description of a request body that the route itself reads."""
+    """Return the OpenAPI entry {"requestBody": …} for a route that reads the body without FastAPI."""
     return {"requestBody": {"required": True, "content": {media_type: {"schema": schema, "example": example}}}}
 
 
 def form_body(fields: JsonObject, required: list[str], example: object) -> JsonObject:
-    """Return the OpenAPI description of a multipart form. fields: name → schema of a field or file."""
+    """Return the OpenAPI entry of a multipart form. fields: name → JSON schema. required: names of required fields."""
     schema = {"type": "object", "required": required, "properties": fields}
     return request_body("multipart/form-data", schema, example)
 

@@ -68,7 +68,7 @@ class Predictor:
 
 
 def _prediction(model: Model, row: list[float], min_confidence: float | None) -> Prediction:
-    """Return the prediction for one text. row: the probabilities of its labels, or its predicted number."""
+    """Return the prediction for one text. row: a probability for each label, or the predicted number alone."""
     if not model.type.has_classes:
         return Prediction(label=model.labels[0], value=row[0])
     best = max(range(len(row)), key=row.__getitem__)

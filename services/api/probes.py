@@ -22,7 +22,7 @@ class Probes:
     _calls: dict[str, asyncio.Task[Any]] = field(default_factory=dict)
 
     async def call(self, component: str, function: Callable[[], T]) -> T:
-        """Return the result of `function`, or of an earlier call to the component that still runs.
+        """Return the result of `function`, or of an earlier call to `component` if this call has not ended.
 
         Raises the errors of `function`, and TimeoutError after 3 s.
         """

@@ -88,7 +88,7 @@ def finish_removals(parts: Parts) -> None:
 
 
 def artifacts_of(jobs: JobStore, job: JobRecord) -> set[str]:
-    """Return the ids of the artifacts that a job has produced, also in an earlier release, or may still produce."""
+    """Return the ids of the artifacts that a job has produced or may still produce, with those of earlier releases."""
     produced = jobs.artifacts_of(job.tenant, job.id)
     if job.unreadable or (job.result is not None and produced):  # Without `produced`, the list of ids is lost.
         return produced

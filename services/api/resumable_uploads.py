@@ -1,4 +1,4 @@
-"""Uploads in parts. They resume after a broken connection or a restart of the gateway.
+"""Uploads in parts, which a client can resume after a broken connection or a restart of the gateway.
 
 A client creates an upload with its name, its size and optionally its SHA-256. Then the client sends the parts in order,
 each with the header Content-Range. After an interruption, the client reads `offset` and continues there. Finally, the
@@ -39,7 +39,7 @@ _RANGE = re.compile(r"bytes (\d{1,16})-(\d{1,16})/(\d{1,16})", re.ASCII)
 
 
 class Uploads:
-    """Uploads in progress. Redis holds the offsets, and the storage holds the parts. Raises the errors of both."""
+    """Uploads in progress: offsets in Redis, and parts in the storage. Methods raise the errors of both."""
 
     def __init__(self, client: redis.Redis, artifacts: ArtifactStore, scratch: Path, *, max_bytes: int) -> None:
         self._redis: Any = client
@@ -49,10 +49,9 @@ class Uploads:
         self._script = load_scripts(client, Path(__file__).parent / "lua")
 
     def check_space(self, size: int) -> None:
-        """Raise StoreFull if the disk of Redis is almost full, or StorageFull if `size` bytes do not fit the storage.
+        """Raise StoreFull if the disk of Redis is almost full, or StorageFull if the storage cannot hold `size` bytes.
 
-        Call this method before a body is received. The body may be written to the disk of Redis, and Redis exits when
-        this disk is full.
+        Call this method before you receive a body. A body may fill the disk of Redis, and a full disk ends Redis.
         """
         check_disk(self._redis)
         with self._artifacts.errors("receiving the upload", writes=True):
@@ -79,7 +78,7 @@ class Uploads:
         return _upload(upload_id, fields)
 
     async def put(self, tenant: str, upload_id: str, content_range: str | None, body: AsyncIterator[bytes]) -> Upload:
-        """Store a part and return the upload. Raises NotFound, InvalidRequest, and Conflict for a wrong offset."""
+        """Store a part, return the updated upload. Raises NotFound, InvalidRequest, and Conflict for a wrong offset."""
         upload = await run_in_threadpool(self.get, tenant, upload_id)
         begin, length = _range(content_range, upload)
         if begin != upload.offset:
@@ -101,10 +100,10 @@ class Uploads:
 
     @contextmanager
     def files(self, tenant: str, uploads: Sequence[tuple[str, str]]) -> Iterator[list[ReceivedFile]]:
-        """Yield the complete files of `uploads`, in their order. uploads: (form field, upload id) of each file.
+        """Yield the received files of `uploads`, in their order. uploads: (form field, upload id) of each file.
 
-        Delete the uploads if the block succeeds. Raises NotFound, Conflict for an incomplete upload, and InvalidRequest
-        for an upload that does not match its SHA-256.
+        The files exist only in the block. If the block succeeds, delete the uploads. Raises NotFound, Conflict for an
+        incomplete upload, and InvalidRequest for an upload that does not match its SHA-256.
         """
         with temporary_folder(self._scratch, "assembling the upload") as folder:
             files, names = list[ReceivedFile](), SafeNames()
@@ -116,7 +115,7 @@ class Uploads:
             self._clean_up(tenant, upload_id)
 
     def _clean_up(self, tenant: str, upload_id: str) -> None:
-        """Delete an upload. Log an outage: the record then expires, and the sweeper deletes parts without a record."""
+        """Delete an upload. Log an outage: the record expires later, and then a coordinator deletes the parts."""
         try:
             self.delete(tenant, upload_id)
         except Outage as error:
@@ -139,7 +138,7 @@ class Uploads:
             raise _wrong_offset(upload.id, int(offset)) if result == "offset" else _unknown(upload.id)
 
     def _assemble(self, tenant: str, field: str, upload: Upload, target: Path) -> ReceivedFile:
-        """Join the parts of an upload in `target` and verify the SHA-256."""
+        """Join the parts of an upload into the file `target`, verify its SHA-256, and return the file."""
         if upload.offset < upload.size:
             raise Conflict(
                 f"Upload {upload.id} is incomplete: {upload.offset:,} of {upload.size:,} bytes received. "
@@ -167,7 +166,7 @@ class Uploads:
 
 
 async def _receive(body: AsyncIterator[bytes], local: Path, length: int) -> int:
-    """Write at most `length` bytes of the body to `local`. Return how many bytes arrived, which can exceed `length`."""
+    """Write `body` to the file `local`, and return the number of received bytes. Stop if it exceeds `length`."""
     received = 0
     with storage_errors("receiving the part"), open(local, "wb") as handle:
         async for piece in body:
@@ -194,7 +193,7 @@ def _upload(upload_id: str, fields: Mapping[str, str | int]) -> Upload:
 
 
 def _range(header: str | None, upload: Upload) -> tuple[int, int]:
-    """Return (begin, length) of a Content-Range header. Raises InvalidRequest."""
+    """Return (first byte, length) of a Content-Range header: (5, 4) for "bytes 5-8/300". Raises InvalidRequest."""
     match = _RANGE.fullmatch(header or "")
     if match is None:
         raise InvalidRequest(f"Invalid Content-Range header '{(header or '')[:80]}'. Expected bytes FIRST-LAST/SIZE.")
@@ -210,7 +209,7 @@ def _range(header: str | None, upload: Upload) -> tuple[int, int]:
 
 
 def _wrong_offset(upload_id: str, offset: int) -> Conflict:
-    return Conflict(f"The part must begin at byte {offset}, the offset of upload {upload_id}.", offset=offset)
+    return Conflict(f"Wrong part of upload {upload_id}. Send the part that begins at byte {offset}.", offset=offset)
 
 
 def _unknown(upload_id: str) -> NotFound:

@@ -31,10 +31,10 @@ def selection_page(
     train_row: int | None = None,
     task: ManifestRef | None = None,
 ) -> Selection:
-    """Return at most `limit` passages of a selection, starting at position `after`.
+    """Return at most `limit` passages of a selection. Skip the first `after` passages that match.
 
-    words: return only passages that contain all these words, ignoring case, also as parts of other words. train_row:
-    return only passages that this row retrieved. task: the job's task, for the texts of the rows.
+    words: a matching passage contains all these words, ignoring case, also inside longer words. train_row: this row
+    retrieved each matching passage. ref, task: the artifacts of the stages `select` and `validate`.
     """
     folder = artifacts.localize(ref)
     facts = json.loads((folder / "selection.json").read_text(encoding="utf-8"))
@@ -54,7 +54,7 @@ def selection_page(
 
 @dataclass(frozen=True)
 class LeakedText:
-    """A row of validation or test whose text occurs in passages. passages: number of passages removed for it.
+    """A row of validation or test whose text occurs in passages. passages: number of passages removed for this reason.
 
     row: the number of the row in the dataset. text: the texts of the row, or None if the task is not available.
     """
@@ -80,7 +80,7 @@ def leaked_texts(artifacts: ArtifactStore, ref: ManifestRef, task: ManifestRef |
 def _matching(
     folder: Path, words: Sequence[str], train_row: int | None, after: int, limit: int
 ) -> tuple[list[dict[str, object]], int]:
-    """Return (rows of passages.parquet on the page, number of all matching passages) of the selection in `folder`."""
+    """Return (page of matching rows in passages.parquet, number of all matching rows). folder: the selection."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 

@@ -31,7 +31,7 @@ def series_of(
             if not names or name in names:
                 line = lines.setdefault((str(entry.get("node", "")), name), [])
                 x = float(step) if isinstance(step, int | float) else len(line)
-                while line and line[-1][0] >= x:  # An earlier attempt reported points after the resumed checkpoint.
+                while line and line[-1][0] >= x:  # A resumed attempt repeats points after its checkpoint.
                     line.pop()
                 line.append((x, at, value))
     result = []
@@ -42,7 +42,7 @@ def series_of(
 
 
 def thinned(line: Sequence[Point], points: int) -> list[Point]:
-    """Return at most `points` (≥ 4) points: the first, the last, and minimum and maximum of equal parts between."""
+    """Return at most `points` (≥ 4) points of `line`: first, last, and minimum and maximum of equal sections."""
     if len(line) <= points:
         return list(line)
     inner = line[1:-1]

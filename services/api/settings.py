@@ -14,7 +14,7 @@ from tlm_core.training.recipe import Precision
 class ApiSettings(ServiceSettings):
     """Environment variables TLM_API_*.
 
-    Each process needs its own scratch folder, because it deletes the uploads and downloads in this folder at its start.
+    Each process needs its own scratch folder, because a gateway deletes uploads and downloads there when it starts.
     """
 
     model_config = SettingsConfigDict(env_prefix="TLM_API_")

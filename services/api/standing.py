@@ -19,9 +19,9 @@ _SILENT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Standing:
-    """What the record of a job does not contain. waiting: why the job does not run now, or None.
+    """The current situation of a job. waiting: the reason why the job does no work now, or None.
 
-    silent_seconds: see `_silence`. None if `waiting` is set, or if the job has no workers.
+    silent_seconds: see `_silence`; None if `waiting` is set, or if the job has no workers.
     """
 
     waiting: Waiting | None = None
@@ -61,7 +61,7 @@ def _selection_waits(job: JobRecord, now: float) -> bool:
 
 
 def _silence(store: JobStore, job: JobRecord, now: float) -> float | None:
-    """Return the longest time in seconds since the last heartbeat of a group of workers, or None below 30 s.
+    """Return the seconds since the last heartbeat of the group that is silent longest, or None below 30 s.
 
     A group whose nodes are all done does not count, because it sends no more heartbeats.
     """

@@ -1,4 +1,4 @@
-"""Server-sent events: events and log lines of jobs. One asyncio task per process reads the events of all streams."""
+"""Streams of server-sent events with job events or log lines. One asyncio task reads the new events for all streams."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LOG_SECONDS = 0.5  # between two reads of a log
 
 @dataclass(frozen=True)
 class _Head:
-    """The fields of a job that change while the job runs, read in one step. progress: JSON, or None."""
+    """The changing fields of a job. last_event: the number of its latest event. progress: JSON, or None."""
 
     state: State
     last_event: int
@@ -42,7 +42,7 @@ class _Head:
 
 @dataclass
 class _Topic:
-    """A job with open event streams. recent: (number, message) of its latest consecutive events, oldest first."""
+    """A job with open event streams. recent: its latest events without gaps, oldest first, as from `_numbered`."""
 
     watchers: int = 0
     head: _Head | None = None
@@ -56,7 +56,7 @@ class _Topic:
         self.changed = asyncio.Event()
 
     def after(self, seq: int) -> list[tuple[int, str]] | None:
-        """Return (number, message) of the events after `seq`, or None if `recent` lacks some of them."""
+        """Return the items of `recent` with numbers above `seq`, or None if `recent` lacks some of these events."""
         if self.head is None or self.head.last_event <= seq:
             return []
         if not self.recent or self.recent[0][0] > seq + 1:
@@ -65,9 +65,10 @@ class _Topic:
 
 
 class Tailer:
-    """Feeds all event streams of a gateway. While a stream is open, `run` reads new events from Redis.
+    """Feeds all event streams of a gateway. While a stream is open, `run` reads new events every `interval` seconds.
 
-    Each stream reads older events itself, because these may have moved to the storage.
+    Each stream reads older events itself, because these events may be in the storage instead of Redis.
+    progress_interval: the minimum number of seconds between two `progress` events of a stream.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Tailer:
     ) -> None:
         self._redis = client
         self._jobs = jobs
-        self._unmoved = JobReads(client)  # does not read the storage: if it hangs, it would delay all streams
+        self._unmoved = JobReads(client)  # does not read the storage, because a slow storage would delay all streams
         self._interval = interval
         self._progress_interval = progress_interval
         self._topics: dict[tuple[str, str], _Topic] = {}
@@ -85,7 +86,7 @@ class Tailer:
 
     @property
     def watchers(self) -> int:
-        """Number of open streams."""
+        """The number of open event streams."""
         return sum(topic.watchers for topic in list(self._topics.values()))
 
     async def run(self) -> None:
@@ -107,10 +108,10 @@ class Tailer:
             topic.announce()
 
     async def stream(self, tenant: str, job_id: str, after: int) -> AsyncIterator[str]:
-        """Yield the server-sent events of an existing job: its events after number `after`, then `end`.
+        """Yield the server-sent events of a job: its events with numbers above `after`, and `end` when the job ends.
 
-        The id of an event is its number. `progress` snapshots have no id and are not repeated. If the job is deleted,
-        the stream ends without `end`.
+        The id of a server-sent event is the number of the job event. `progress` events have no id, so a resumed stream
+        does not repeat them. If the job is deleted or the gateway stops, the stream ends without `end`.
         """
         with self._watch(tenant, job_id) as topic:
             yield _RETRY
@@ -152,7 +153,7 @@ class Tailer:
                         await changed.wait()
 
     async def _read(self, tenant: str, job_id: str, after: int) -> list[tuple[int, str]]:
-        """Return (number, message) of the events after `after`. Retry while Redis or the storage is unavailable."""
+        """Return a page of the events with numbers above `after`. Retry while Redis or the storage is unavailable."""
         while not self.closed:
             try:
                 events = await run_in_threadpool(self._jobs.events, tenant, job_id, after=after, limit=_PAGE)
@@ -192,7 +193,7 @@ class Tailer:
     async def _update(
         self, key: tuple[str, str], topic: _Topic, state: str | None, last_event: str, progress: str | None
     ) -> None:
-        """Store the head and the new events of a job in `topic`, and wake its streams. A deleted job has no state."""
+        """Store the head and the new events of a job in `topic`, and wake its streams. A deleted job has state None."""
         if state is None:
             topic.deleted = True
             topic.announce()
@@ -243,7 +244,7 @@ async def log_stream(jobs: JobStore, tailer: Tailer, tenant: str, job_id: str, a
 
 
 def _numbered(event: Event) -> tuple[int, str]:
-    """Return the number of a job event, and the event as a server-sent event."""
+    """Return (number of a job event, text of its server-sent event)."""
     return event.seq, _message(event.type, JobEvent.model_validate(event).model_dump_json(), event.seq)
 
 

@@ -32,7 +32,7 @@ _SELECTOR = "selection.selector"
 
 
 def submit_job(parts: Parts, tenant: str, spec: JobSpec, key: str | None) -> tuple[JobRecord, bool]:
-    """Create a job. Return the job, and whether it is new. A repeated idempotency key returns the earlier job.
+    """Create a job, and return (job, whether it is new). For a repeated idempotency key `key`, return the earlier job.
 
     Raises the errors of `resolve_job`, and IdempotencyMismatch if the key belongs to another request.
     """
@@ -40,7 +40,7 @@ def submit_job(parts: Parts, tenant: str, spec: JobSpec, key: str | None) -> tup
 
 
 def retry_job(parts: Parts, job: JobRecord, key: str | None) -> tuple[JobRecord, bool]:
-    """Create a job with the inputs of `job`. It reuses the finished stages of `job`. Returns: see `submit_job`.
+    """Create a job with the inputs and the finished stages of `job`. Return the same tuple as `submit_job`.
 
     Raises IllegalTransition if `job` is neither failed nor cancelled, and IdempotencyMismatch as `submit_job` does.
     """
@@ -54,7 +54,7 @@ def retry_job(parts: Parts, job: JobRecord, key: str | None) -> tuple[JobRecord,
 
 
 def clone_job(parts: Parts, job: JobRecord, changes: Mapping[str, object], key: str | None) -> tuple[JobRecord, bool]:
-    """Create a job with the request of `job`, changed by `changes`. Returns: see `submit_job`.
+    """Create a job with the request of `job` and the given `changes`. Return the same tuple as `submit_job`.
 
     Raises InvalidRequest for invalid changes, and the errors of `submit_job`.
     """
@@ -71,10 +71,10 @@ def _create(
     origin: Origin | None,
     resolve: Callable[[], tuple[JobSpec, Resolved]],
 ) -> tuple[JobRecord, bool]:
-    """Return the earlier job with the idempotency key `key`, or a new job. Also return whether the job is new.
+    """Return (job, whether it is new). If an earlier request had the idempotency key `key`, return the earlier job.
 
-    resolve: returns the complete request and its resolved inputs. The function calls `resolve` only for a new job,
-    because the data of an earlier job may be deleted.
+    resolve: returns (complete request, resolved inputs). The function calls `resolve` only for a new job, because the
+    data of an earlier job may be deleted.
     """
     if key and (job := parts.jobs.submitted_with(tenant, spec, key, origin)):
         return job, False
@@ -86,7 +86,7 @@ def _create(
 
 
 def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Resolved]:
-    """Return the complete request and its resolved inputs. Later versions of the data do not change the job.
+    """Return (complete request, resolved inputs). The inputs are versions of the data, and all values of the recipe.
 
     Raises InvalidRecipe, InvalidRequest, NotFound, and NotReady or Conflict if the corpus or a named job is not usable.
     """
@@ -179,7 +179,7 @@ def _check_corpus(spec: JobSpec, recipe: Recipe) -> None:
 
 
 def _check_language(spec: JobSpec, dataset: str, corpus: str) -> None:
-    """Raise InvalidRequest if the languages of dataset and corpus have different terms. Few passages would match."""
+    """Raise InvalidRequest if the search splits the languages `dataset` and `corpus` into terms by different rules."""
     if analysis_of(dataset) != analysis_of(corpus):
         raise InvalidRequest(
             f"The dataset '{spec.dataset}' has the language '{dataset}', but the corpus '{spec.corpus}' has the "
@@ -212,7 +212,7 @@ def _other_datasets(names: Sequence[str], records: Sequence[DatasetRecord]) -> t
 
 
 def _from_source(parts: Parts, tenant: str, spec: JobSpec, source: JobRecord) -> tuple[JobSpec, Resolved]:
-    """Return the complete request of a job that starts from the dense model of the job `source`, and its inputs.
+    """Return (complete request, resolved inputs) of a job that starts from the dense model of the job `source`.
 
     Raises InvalidRequest, NotFound, Conflict, and NotReady if `source` has not succeeded.
     """
@@ -243,7 +243,7 @@ def _from_source(parts: Parts, tenant: str, spec: JobSpec, source: JobRecord) ->
 
 
 def _reused(source: JobRecord, artifacts: Mapping[str, ReusedArtifact]) -> dict[str, ReusedArtifact]:
-    """Return node name → artifact, for all nodes before the evaluation. Omits refits: they trained on validation.
+    """Return node name → artifact, for all nodes before the evaluation. Omit refits, which trained on validation.
 
     artifacts: node name → artifact of `source`. Raises Conflict if another release computed the artifacts.
     """
@@ -252,8 +252,8 @@ def _reused(source: JobRecord, artifacts: Mapping[str, ReusedArtifact]) -> dict[
     for node in nodes:
         if node.name not in artifacts or node.artifact_id(digests, source.id) != artifacts[node.name].artifact:
             raise Conflict(
-                f"Another release of the service trained job {source.id}. This release cannot use the artifact of its "
-                f"stage '{node.name}'. Clone that job, wait until it has succeeded, and send the id of the clone."
+                f"Another release of the service trained job {source.id}. This release cannot use the job's artifact "
+                f"'{node.name}'. Clone that job, wait until it has succeeded, and send the id of the clone."
             )
     return {node.name: artifacts[node.name] for node in nodes}
 
@@ -284,7 +284,7 @@ def changed(job: JobRecord, changes: Mapping[str, object]) -> JobSpec:
 
 
 def _agreeing(values: dict[str, object], changes: Mapping[str, object]) -> dict[str, object]:
-    """Return `values`, the fields of a spec, with a corpus and a selector that agree.
+    """Return the spec fields `values` with a corpus and a selector that agree. `values` already contains `changes`.
 
     If the changes set a corpus but no selector, remove the selector 'none'. If the changes do not set the corpus,
     remove a corpus that the selector or the scale does not use.
@@ -301,7 +301,7 @@ def _agreeing(values: dict[str, object], changes: Mapping[str, object]) -> dict[
 
 
 def _check_folders(recipe: Recipe, allowed: tuple[Path, ...]) -> None:
-    """Raise InvalidRequest for a local folder that the operator does not allow. Workers could read any folder."""
+    """Raise InvalidRequest if the recipe names a folder outside of `allowed`. Workers could read any folder."""
     for key, value in (("model.init", recipe.model.init), ("tokenizer.source", recipe.tokenizer.source)):
         path = Path(value).resolve()
         if value.startswith("/") and not any(path.is_relative_to(folder.resolve()) for folder in allowed):

@@ -1,4 +1,4 @@
-"""Suspect labels of a job: the ranking in its report, with the texts of the rows."""
+"""Suspect labels, which are probably wrong: the ranking in the report of a job, with the texts of the rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CHARS = 1_000
 
 
 def suspect_labels(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord, *, limit: int) -> SuspectLabels:
-    """Return the `limit` most suspect labels. Raises NotReady before the report exists, NotFound without a ranking."""
+    """Return the `limit` most suspect labels with their rows' texts. Raises NotReady, or NotFound without a ranking."""
     ranking = report_of(jobs, artifacts, job).get("suspects")
     if ranking is None:
         raise NotFound(

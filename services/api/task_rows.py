@@ -14,7 +14,7 @@ from tlm_core.wording import value_in_words
 
 @dataclass(frozen=True)
 class TaskRow:
-    """The start of the texts of a row, and its label or regression target."""
+    """The first characters of the texts of a row, and the row's label or regression target as text."""
 
     text: str
     text_pair: str | None

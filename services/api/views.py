@@ -51,7 +51,7 @@ def dry_run_view(situation: Situation, estimate: wire.Estimate) -> wire.DryRun:
 
 
 def _summary(job: JobRecord, standing: Standing) -> dict[str, object]:
-    """Return the fields of a JobSummary: name → value, from the record and the standing of a job."""
+    """Return field → value of a JobSummary, from the record and the standing of a job."""
     fields = {name: getattr(job.spec, name) for name in _SPEC_FIELDS} | vars(standing)
     fields |= {name: getattr(job, name) for name in _RECORDED - fields.keys()}
     if job.spec.dataset == job.resolved.dataset_id:  # for a clone, or a job that starts from another job
@@ -64,7 +64,7 @@ def _summary(job: JobRecord, standing: Standing) -> dict[str, object]:
 
 
 def _resolved(situation: Situation) -> dict[str, object]:
-    """Return the fields of Job and DryRun with the resolved inputs and the stages: name → value."""
+    """Return field → value of the fields that Job and DryRun share: request, resolved inputs and stages."""
     job, done = situation.job, situation.done
     stages = tuple(
         wire.StageState(

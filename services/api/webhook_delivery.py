@@ -64,7 +64,7 @@ class _Delivery(BaseModel):
 
 
 def sign(secret: str, message: str, timestamp: int, body: bytes) -> str:
-    """Return the header `webhook-signature`: `v1,` and the HMAC-SHA256 of message id, time and body in base64.
+    """Return the value of `webhook-signature`: `v1,` and the HMAC-SHA256 of message id, time and body in base64.
 
     secret: `whsec_` and the key in base64. message: the message id. timestamp: Unix seconds.
     """
@@ -74,7 +74,7 @@ def sign(secret: str, message: str, timestamp: int, body: bytes) -> str:
 
 
 class Webhooks:
-    """The endpoints of tenants and the latest attempts to reach them. Raises StoreUnavailable without Redis."""
+    """The endpoints of tenants, and the latest attempts to reach them. Methods raise StoreUnavailable without Redis."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis: Any = client
@@ -119,7 +119,7 @@ class Webhooks:
         return attempts
 
     def log_attempt(self, tenant: str, hook: Webhook, attempt: WebhookAttempt) -> None:
-        """Store an attempt, and disable the endpoint if it responded with 410. Ignore a deleted endpoint."""
+        """Store an attempt, and disable an endpoint that responded with 410. For a deleted endpoint, do nothing."""
         hooks, attempts = key(tenant, "webhooks"), key(tenant, "webhook-log", hook.id)
 
         def store(pipe: Pipeline) -> None:
@@ -137,7 +137,7 @@ class Webhooks:
 
 
 def _job_of(delivery: str) -> str:
-    """Return the job id in the name of a delivery: "job_1" for event 9 of the job in "wh_1/msg_1_9"."""
+    """Return the job id in the name of a delivery: "job_1" for "wh_1/msg_1_9" (endpoint wh_1, job_1, event 9)."""
     return f"job_{delivery.partition('/msg_')[2].partition('_')[0]}"
 
 
@@ -164,7 +164,7 @@ class Deliverer:
     """Reads the feed and sends deliveries to endpoints. At one time, only one gateway holds the lease for this work.
 
     clock: returns the Unix time. The default is the clock of Redis, because gateways share the times of deliveries.
-    timer: measures durations.
+    timer: returns seconds, to measure durations.
     """
 
     def __init__(
@@ -267,7 +267,7 @@ class Deliverer:
         return len(page) == _PAGE
 
     def _enabled(self, tenant: str) -> list[Webhook]:
-        """Return the webhooks that receive events. Skip webhooks with an unreadable record."""
+        """Return the enabled webhooks of a tenant. Log and skip webhooks with an unreadable record."""
         enabled = []
         for hook in self._hooks.all(tenant):
             with self.task.item(f"webhook {hook.id}"):
@@ -278,7 +278,7 @@ class Deliverer:
         return enabled
 
     def _body(self, tenant: str, job_id: str, seq: int) -> str | None:
-        """Return the body of the deliveries of an event, or None if the job was deleted."""
+        """Return the JSON body of the deliveries for an event, or None if the job was deleted."""
         events = self._jobs.events(tenant, job_id, after=seq - 1, limit=1)
         if not events:
             return None

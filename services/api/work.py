@@ -16,11 +16,11 @@ from tlm_core.training.params import FinetuneParams, JointParams, PrepareParams,
 from tlm_core.training.recipe import AUTO_LENGTHS, OWN_STARTS, Model, Recipe
 
 _PASSAGE_BYTES = 337  # mean, from `make demo`
-# Work that does not depend on the texts, such as loading libraries and files, in units of its stage.
+# Work that does not depend on the texts, such as loading libraries and files, in the units of `work_of`.
 _ROWS_TO_VALIDATE = 1e4
 _UNITS_TO_BASELINE, _UNITS_TO_REFIT = 2.6e8, 2.6e7
 _UNITS_TO_COUNT = 1_700  # to count the n-grams of a token
-# `prepare` learns the vocabulary mostly from the first tokens. So each first token takes as long as five later tokens.
+# `prepare` learns the vocabulary mostly from the first tokens. So each first token costs as much as five others.
 _FIRST_TOKENS, _FIRST_TOKEN_COST = 5e5, 5
 _USUAL_AMOUNT = 10.0  # pieces per train row, if validation chooses self-training
 
@@ -68,7 +68,7 @@ def length_of(model: Model, texts: Texts) -> int:
 
 
 def shape_of(model: Model, texts: Texts) -> Shape | None:
-    """Return the shape of a model, or None with a published encoder or tokenizer, because their size is unknown."""
+    """Return the shape of a model, or None if it uses a published encoder or tokenizer, whose size is unknown."""
     if model.init not in OWN_STARTS or texts.vocab is None:
         return None
     model = model.model_copy(update={"max_length": length_of(model, texts)})
@@ -76,7 +76,7 @@ def shape_of(model: Model, texts: Texts) -> Shape | None:
 
 
 def texts_of(plan: Plan, node: Node, texts: Sequence[Texts]) -> Texts:
-    """Return the sizes of the texts in a node's dataset. Of the train rows, count only those that the node uses."""
+    """Return the text sizes of a node's dataset, with only the train rows that the node uses."""
     path = [*plan.behind(node.name), node]
     chosen = texts[next((node.dataset for node in path if node.dataset is not None), 0)]
     sizes = {node.params.size for node in path if isinstance(node.params, SubsetParams)}
@@ -171,7 +171,7 @@ def _joint_work(params: JointParams, shape: Shape, texts: Texts) -> Work:
 
 
 def _finetune_work(params: TuneParams, texts: Texts, rows: int) -> Work | None:
-    """Return the work of finetuning one seed on `rows` rows, without validation."""
+    """Return the work to finetune one seed on `rows` texts without validation, or None for a model of unknown size."""
     steps, batch = params.finetune.steps(rows), params.finetune.batch
     tokens = steps * batch * texts.tokens
     if not isinstance(params, FinetuneParams):
@@ -185,8 +185,8 @@ def _finetune_work(params: TuneParams, texts: Texts, rows: int) -> Work | None:
 def _step(shape: Shape, tokens: float, masked: float, documents: int, optimizer: str, described: float = 0.0) -> float:
     """Return the FLOPs of a training step.
 
-    The step has `tokens` tokens in rows of full length, `masked` masked tokens, and the labels of `documents` texts. It
-    predicts the words of `described` texts.
+    The step reads `tokens` tokens in rows of full length. It predicts `masked` masked tokens, the labels of `documents`
+    texts, and the words of `described` texts.
     """
     row = flops.forward(shape, 1, shape.max_length, 0, 0)
     head = flops.forward(shape, 0, shape.max_length, 1, 0)
@@ -208,7 +208,7 @@ def memory_bytes(recipe: Recipe, texts: Texts) -> int | None:
 
 
 def disk_bytes(plan: Plan, texts: Sequence[Texts]) -> int | None:
-    """Return the bytes of a job's artifacts, or None if the size of an encoder is unknown. texts: of each dataset.
+    """Return the bytes of a job's artifacts, or None if the size of an encoder is unknown.
 
     Artifacts hold passages, tokens, and parameters in float32. The export holds the parameters twice.
     """

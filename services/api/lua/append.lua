@@ -1,5 +1,6 @@
 -- Records a part of an upload, and moves the offset of the upload to the end of the part.
--- KEYS: upload, its parts. ARGV: begin of the part, its length, its name, seconds until expiry.
+-- KEYS: record of the upload, list of its parts.
+-- ARGV: first byte of the part, length in bytes, file name of the part, seconds until both keys expire.
 -- Returns {'ok', new offset}, {'missing', ''} if the upload does not exist, or {'offset', offset} if the part does not
 -- begin at the offset of the upload.
 local offset = redis.call('HGET', KEYS[1], 'offset')
