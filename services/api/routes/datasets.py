@@ -126,7 +126,7 @@ def delete(
     tenant: Tenant,
     with_jobs: Annotated[bool, Query(description="Delete its jobs and models too; 409 if a job has an alias.")] = False,
 ) -> Response:
-    """Delete a version by id, by `NAME@vNUMBER`, or the newest by name. Return 409 if an unfinished job uses it."""
+    """Delete one version by id, `NAME@vNUMBER`, or name (newest version). Return 409 if an unfinished job uses it."""
     delete_dataset(parts, parts.catalog.dataset(tenant, dataset), with_jobs=with_jobs)
     return Response(status_code=204)
 

@@ -95,7 +95,7 @@ def _missing() -> str:
 
 
 def _with_navigation(title: str, markdown: str, current: Path | None = None) -> str:
-    """Return a page with links to all pages. current: the page itself, if it is a file."""
+    """Return the HTML of the page `markdown`, with links to all pages. current: the file of the page, if it has one."""
     pages = {each.stem: each for each in sorted(_root().glob("*.md"))}
     ordered = [pages[name] for name in dict.fromkeys((*_PAGES, *pages))]
     links = [(each.stem, _title(each), each == current) for each in ordered]
@@ -104,6 +104,6 @@ def _with_navigation(title: str, markdown: str, current: Path | None = None) -> 
 
 
 def _title(page: Path) -> str:
-    """Return the heading of a page up to a colon."""
+    """Return the heading in the first line of a page, up to a colon."""
     with page.open(encoding="utf-8") as lines:
         return next(lines).removeprefix("# ").partition(":")[0].strip()

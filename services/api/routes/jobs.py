@@ -264,7 +264,7 @@ async def logs(
 
 
 def _page(kind: type[BaseModel], records: Sequence[object], limit: int) -> Response:
-    """Return the response with a page of the first `limit` records. `has_more`: whether `records` has more."""
+    """Return a page with the first `limit` records. Its `has_more` is true if `records` has more than `limit` items."""
     data = [kind.model_validate(record).model_dump(mode="json") for record in records[:limit]]
     return JSONResponse({"data": data, "has_more": len(records) > limit})
 
@@ -293,6 +293,6 @@ def _view(parts: Parts, job: JobRecord) -> Job:
 
 
 def _before(stream_id: str) -> str:
-    """Return the id before `stream_id`. So the lines after the returned id include the line `stream_id`."""
+    """Return the stream id before `stream_id`: "5-1" for "5-2". Lines after this id include the line `stream_id`."""
     milliseconds, _, number = stream_id.partition("-")
     return f"{milliseconds}-{int(number) - 1}" if int(number) else f"{int(milliseconds) - 1}-{2**63}"

@@ -49,7 +49,7 @@ async def healthz(parts: PartsDep) -> dict[str, str]:
 async def readyz(parts: PartsDep) -> Response:
     """Check the background tasks, and Redis, storage and retriever with a timeout of a few seconds each.
 
-    `coordinator` states why no queued job starts. The gateway is ready without a coordinator.
+    `coordinator` is "ok", or the reason why no queued job starts. The gateway is ready without a coordinator.
     """
     components: dict[str, Callable[[], None]] = {
         "redis": parts.jobs.ping,
@@ -118,7 +118,7 @@ def _check_coordinator(parts: Parts) -> None:
 
 
 def _figures_of_storage(parts: Parts) -> Sequence[Live]:
-    """Return the metric of the free space if the storage is a folder. Raises TLMError if it does not answer."""
+    """Return the metric of the free space if the storage is a folder. Raises TLMError if the storage fails."""
     store = parts.artifacts
     with store.errors("checking the storage"):
         store.check_mounted()
