@@ -86,5 +86,5 @@ def _stored_lines(node: Node, history: JsonObject) -> dict[str, Line]:
 
 
 def rates_of(job: JobRecord, stage: str) -> tuple[float, ...]:
-    """Return the learning rates that each seed tries in the stage, or () if it tries only one."""
+    """Return the learning rates that each seed tries in the stage, or () if each seed tries one rate."""
     return tuple(dict.fromkeys(n.rate for n in plan_of(job).nodes if n.stage.name == stage and n.rate is not None))

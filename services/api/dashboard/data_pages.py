@@ -161,7 +161,7 @@ def _corpus(parts: Parts, tenant: str, name: str) -> dict[str, object]:
 
 
 def _search(parts: Parts, tenant: str, name: str, q: str, version: str | None) -> dict[str, object]:
-    """Return the template values of a search. After an error, `failure` is its message, and the page shows the rest."""
+    """Return the template values of a search. After an error, `failure` is the error message, and `hits` is None."""
     values: dict[str, object] = {"q": q.strip(), "chosen": version, "hits": None, "failure": None}
     if q.strip():
         try:

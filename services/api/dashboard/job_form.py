@@ -64,7 +64,7 @@ class JobForm(CommonFields):
 
     @classmethod
     def fresh(cls, dataset: str, corpus: str, preset: Preset) -> JobForm:
-        """Return the form with a preset and the defaults of every kind."""
+        """Return a form with the values of a preset and the default options of every kind."""
         options = {
             f"{kind.name}.{field.option}": _show(field, kind.options.model_fields[field.option].get_default())
             for kind in KINDS.values()

@@ -67,7 +67,7 @@ def job_page(
 
 @router.get("/{job}/live")
 def live(request: Request, job: PageJob, parts: PartsDep, was: Annotated[str, Query(max_length=80)] = "") -> Response:
-    """Return the live part of a job page, or reload the page if `was`, such as "running.joint", is out of date."""
+    """Return the live part of a job page. Reload the page if its state and stage, such as "running.joint", changed."""
     values = _live_values(parts, job)
     if was != values["was"]:
         return Response(status_code=204, headers={"HX-Refresh": "true"})
@@ -170,7 +170,7 @@ def event_line(event: Event, titles: Mapping[str, str]) -> EventLine:
 
 
 def _events(parts: Parts, job: JobRecord, titles: Mapping[str, str], count: int) -> list[EventLine]:
-    """Return the last `count` events in the record `job`, and all events since the record was read, newest first."""
+    """Return the last `count` events at the time of the record `job`, and all later events, newest first."""
     lines, after = list[EventLine](), max(0, job.last_event - count)
     while chunk := parts.jobs.events(job.tenant, job.id, after=after, limit=_EVENTS_PAGE):
         lines.extend(event_line(event, titles) for event in chunk)

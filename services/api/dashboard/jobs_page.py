@@ -62,7 +62,7 @@ def list_page(
 def _ordered(
     parts: Parts, tenant: str, state: State | None, words: list[str], sort: str
 ) -> tuple[list[JobRecord], bool]:
-    """Return the jobs among the newest `_READ` that contain all words, and whether older jobs exist.
+    """Return (jobs among the newest `_READ` whose texts contain all words, whether older jobs exist).
 
     sort: the value by which the jobs are sorted, or "" for newest first.
     """

@@ -36,12 +36,12 @@ def power(value: float | None) -> str:
 
 
 def about(value: float | None) -> str:
-    """Format a number rounded to two digits: 79,000 for 78,912."""
+    """Format a number rounded to two significant digits: 79,000 for 78,912."""
     return NONE if value is None else f"{float(f'{value:.1e}'):,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def metric(name: str) -> str:
-    """Format the name of a metric: macro-F1 for macro_f1. The score `value` of ticket sharing is a mean of tasks."""
+    """Format the name of a metric: macro-F1 for macro_f1. Ticket sharing stores its mean over the tasks as `value`."""
     return "mean of tasks" if name == "value" else name.replace("_f1", "-F1")
 
 
@@ -73,7 +73,7 @@ def score(value: float | None, spread: float | None = None) -> str:
 
 
 def least(confidence: float) -> str:
-    """Format a confidence with six decimals. Round down, so that the row still gets its label at this minimum."""
+    """Format a minimum confidence with six decimals. Round down, because rounding up would exclude its own row."""
     return f"{math.floor(confidence * 1e6) / 1e6:.6f}"
 
 
@@ -107,17 +107,17 @@ def ago(at: float | None, now: float) -> str:
 
 
 def moment(at: float | None) -> str:
-    """Format date and time in UTC, to the second."""
+    """Format a date and time in UTC: 2026-11-23 12:11:34 UTC. at: Unix seconds."""
     return NONE if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def clock(at: float) -> str:
-    """Format the time of day in UTC."""
+    """Format the time of day in UTC: 12:11:34. at: Unix seconds."""
     return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S")
 
 
 def size(value: float | None) -> str:
-    """Format bytes in the largest suitable unit."""
+    """Format a number of bytes: 512 B, 1.5 kB, 2.0 GB."""
     if value is None:
         return NONE
     for unit in ("B", "kB", "MB", "GB"):
@@ -128,7 +128,7 @@ def size(value: float | None) -> str:
 
 
 def plain(value: object) -> str:
-    """Format a value of a recipe or an event."""
+    """Format a value of a recipe or an event: "yes" for True, "0, 1" for [0, 1], "50,000" for 50000."""
     match value:
         case None:
             return NONE
@@ -149,7 +149,7 @@ def plain(value: object) -> str:
 
 
 def facts(data: Mapping[str, object]) -> str:
-    """Format the data of an event: "node joint.s0 · step 200". Omit ids and details, and beside a node its stage."""
+    """Format the data of an event: "node joint.s0 · step 200". Omit ids, details, and the stage of a node."""
     hidden = {"artifact", "details", "digest", "owner", "submission"} | ({"stage"} if "node" in data else set())
     hidden |= {"code", "facts", "retryable"} if "message" in data else set()
     return " · ".join(f"{key} {plain(value)}" for key, value in data.items() if key not in hidden and value is not None)
@@ -170,9 +170,9 @@ def breakable(label: object) -> Markup:
 
 
 def unbroken(text: str) -> Markup:
-    """Return the escaped text. Browsers break no line inside the elements that the function adds.
+    """Return the escaped text with HTML elements in which browsers break no line.
 
-    It adds them around names such as macro-F1, and around the last word of a code line with the following backslash.
+    An element contains a name such as macro-F1, or the last word of a code line and the backslash after this word.
     """
     return Markup(_UNBROKEN.sub(r'<span class="unbroken">\g<0></span>', str(escape(text))))
 

@@ -103,7 +103,7 @@ def predict(
     pair: Annotated[str, Form(max_length=100_000)] = "",
     confidence: Annotated[str, Form(max_length=20)] = "",
 ) -> Response:
-    """Predict for each line, or for the text pair in the two fields.
+    """Show the predictions for each line of `texts`, or for the text pair (`texts`, `pair`).
 
     confidence: the minimum probability of a label. A text gets no label if no label has this probability.
     """
@@ -175,9 +175,9 @@ def _model_values(request: Request, parts: Parts, job: JobRecord) -> dict[str, o
 
 
 def _matrix(labels: list[str], confusion: list[list[int]]) -> list[dict[str, object]] | None:
-    """Return the rows of the confusion matrix with its labels, or None for more than 24 labels.
+    """Return the rows of the confusion matrix: true label, cells, total. Return None for more than 24 labels.
 
-    The `shade` of a cell, from 0 to 5, is the cell's share of all texts in the row.
+    A cell has its `count`, and its share of the row as `shade`, from 0 to 5 (all texts of the row).
     """
     if len(labels) > _CLASSES_IN_MATRIX:
         return None
@@ -190,7 +190,7 @@ def _matrix(labels: list[str], confusion: list[list[int]]) -> list[dict[str, obj
 
 
 def _confusions(labels: list[str], confusion: list[list[int]]) -> list[dict[str, object]]:
-    """Return the ten most frequent confusions of labels. `share` is relative to all texts with the true label."""
+    """Return the ten most frequent confusions of labels. `share`: part of all texts with the true label."""
     pairs = [(n, i, j) for i, counts in enumerate(confusion) for j, n in enumerate(counts) if i != j and n]
     return [
         {"true": labels[i], "predicted": labels[j], "count": n, "share": n / sum(confusion[i])}

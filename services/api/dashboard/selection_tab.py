@@ -54,7 +54,7 @@ def selection(
 
 
 def query_terms(passages: Sequence[SelectedPassage]) -> list[set[str]]:
-    """Return a set for each passage: its common words with the train text that retrieved it at the best rank.
+    """Return for each passage the words that also occur in the train text that retrieved it at the best rank.
 
     The function omits stop words, and words that occur in at least two passages and in more than a third of all
     passages. Such words do not explain why a passage was retrieved.
@@ -79,7 +79,7 @@ def _labels(facts: JsonObject | None) -> dict[str, object] | None:
 
 
 def _overlap(jaccard: Sequence[Sequence[float | None]] | None, shown: Sequence[int]) -> list[list[dict[str, object]]]:
-    """Return the rows of the heat map. A cell has `value` (the overlap) and `shade`: 5 for the largest overlap."""
+    """Return the rows of the heat map for the labels `shown`. A cell has `value` (overlap) and `shade` (at most 5)."""
     if jaccard is None or len(shown) < 2:
         return []
     most = max((jaccard[a][b] or 0.0 for a in shown for b in shown if a != b), default=0.0)

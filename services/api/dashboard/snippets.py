@@ -13,7 +13,7 @@ from tlm_core.jobs.spec import JobSpec
 
 
 def snippets(spec: JobSpec, url: str) -> dict[str, str]:
-    """Return language → a request that submits `spec`. url: the URL of the gateway, without a slash at its end."""
+    """Return language → code that submits `spec`. url: the URL of the gateway, without a slash at its end."""
     given = spec.model_dump(mode="json", exclude_defaults=True)
     body = {name: value for name, value in given.items() if value != {}}
     fields = ", ".join(f"{name}={value!r}" for name, value in body.items())
@@ -26,7 +26,7 @@ def snippets(spec: JobSpec, url: str) -> dict[str, str]:
 
 
 def prediction_snippets(model: str, url: str) -> dict[str, str]:
-    """Return language → a request for predictions. model: id of a job, or an alias. url: as in `snippets`."""
+    """Return language → code that requests predictions. model: id of a job, or an alias. url: as in `snippets`."""
     return {
         "command line": f'tlm predict {model} "a text to classify"',
         "curl": f'curl -H "Authorization: Bearer $TLM_TOKEN" \\\n  --json \'{{"texts": ["a text to classify"]}}\' \\\n'

@@ -91,7 +91,7 @@ class Asset:
 def read_assets(prefix: str) -> dict[str, Asset]:
     """Return path in `static` → asset, for scripts, style sheets, icons and fonts. prefix: path of the dashboard.
 
-    The integrity hashes of vendored files are recorded, so that browsers refuse a changed file.
+    The integrity hashes of vendored files come from vendor.json, so that browsers refuse a changed file.
     """
     recorded = {f"vendor/{entry['file']}": entry["integrity"] for entry in vendored()}
     assets = {}
@@ -143,7 +143,7 @@ def page(
 
 
 def form_page(request: Request, template: str, refused: Refused, **values: object) -> HTMLResponse:
-    """Return a page with a form. After an error, the template gets the texts as `typed`, and the error as `refused`."""
+    """Return a page with a form. refused: texts and error for the template values `typed` and `refused`."""
     typed, error = refused or ({}, None)
     problem = problem_of(error) if error else None
     return page(request, template, values, status=problem.status if problem else 200, typed=typed, refused=problem)
@@ -157,7 +157,7 @@ def redirect(request: Request, path: str) -> Response:
 
 
 def install_errors(app: FastAPI) -> None:
-    """Show every error as a page. A script receives only the message, as a part of a page."""
+    """Show every error as a page. For the request of a script, return only the message as an HTML element."""
     app.add_exception_handler(NotSignedIn, _to_sign_in)
     for kind in (TLMError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _on_error)
