@@ -6,6 +6,7 @@ import html
 import json
 import re
 import shlex
+from statistics import fmean
 from typing import Any
 
 import httpx

@@ -257,9 +257,9 @@ def test_clone_accepts_the_alias_of_a_source_job() -> None:
 
     def handler(request: httpx.Request) -> httpx.Response:
         if request.url.path.startswith("/v1/models"):
-            return httpx.Response(
-                200, json={"alias": "toy@production", "job": "job_7", "set_at": "2026-01-01T00:00:00Z"}
-            )
+            facts = dict.fromkeys(("name", "corpus", "metric", "score", "finished_at"))
+            model = {"job": "job_7", "aliases": ["toy@production"], "dataset": "toy", "scale": "quick", **facts}
+            return httpx.Response(200, json=model)
         sent.append(json.loads(request.content))
         return httpx.Response(202, json=job_view(id="job_2"))
 
