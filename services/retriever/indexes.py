@@ -145,7 +145,7 @@ class EmbeddedIndexes:
         return True
 
     def close(self) -> None:
-        for index in self._opened.values():
+        for index in list(self._opened.values()):  # a late request may still open or drop an index
             index.close()
         self._lock_file.close()
 
