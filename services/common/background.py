@@ -28,7 +28,7 @@ _MAX_SKIPPED = 1000  # items that a task remembers, so that it logs each item on
 class Background:
     """A repeated task and its condition.
 
-    - failures: failed rounds since the last complete round. waiting: whether a component did not answer in the round.
+    - failures: failed rounds since the last complete round. waiting: whether an outage ended the last round.
     - error: the error of the last failed round, or why the task has stopped, or "". skipped: item name → its error.
     - stopped: whether the task has ended. A stopped task starts again when the process restarts.
     """
@@ -59,7 +59,7 @@ class Background:
         return thread
 
     def repeat(self, work: Callable[[], object], seconds: float, stop: threading.Event) -> None:
-        """Call `work` every `seconds` until `stop` is set: first after at most 600 s, and less often after failures."""
+        """Call `work` every `seconds` until `stop` is set. The first call waits at most 600 s. Failures delay calls."""
         with self.running():
             delay = min(seconds, _FIRST_SECONDS)
             while not stop.wait(delay):

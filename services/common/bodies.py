@@ -47,8 +47,8 @@ def check_json(body: bytes) -> None:
 def depth_of(body: bytes) -> int:
     """Return the nesting depth of lists and objects in the JSON `body`, but at most MAX_DEPTH + 1.
 
-    A body with at most MAX_DEPTH opening brackets cannot be too deep, so its result is 0. The function does not parse
-    the body, because a parser may exhaust the stack.
+    If the body has at most MAX_DEPTH opening brackets, it cannot be too deep, and the function returns 0. The function
+    does not parse the body, because a parser may exhaust the stack.
     """
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return 0

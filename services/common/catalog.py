@@ -130,7 +130,7 @@ class Catalog:
         return self._dataset_records(tenant, ids[:limit]), len(ids) > limit
 
     def dataset_ids(self, tenant: str, id_or_name: str) -> list[str]:
-        """Return the ids of all versions of NAME, or [id] or [] for NAME@VERSION. An unknown NAME counts as an id."""
+        """Return the ids of all versions of NAME, or of NAME@VERSION ([] if unknown). Other text counts as an id."""
         name, at, version = id_or_name.partition("@")
         if at:
             record = self._version(tenant, name, version)
@@ -144,7 +144,7 @@ class Catalog:
     # --- corpora --------------------------------------------------------------------------------------------------
 
     def corpus(self, tenant: str, name: str) -> CorpusRecord:
-        """Return a corpus with its versions. Raises NotFound if nothing was ever uploaded under this name."""
+        """Return a corpus with its versions. Raises NotFound if no corpus has this name."""
         pipe = self._redis.pipeline().zscore(key(tenant, "corpora"), name).hgetall(key(tenant, "corpus", name))
         score, bodies = pipe.execute()
         if score is None:
@@ -327,7 +327,7 @@ class Catalog:
         return [(record_id, body) for record_id, body in zip(ids, bodies, strict=True) if body is not None]
 
     def _names(self, index: str, after: str | None, limit: int, *, newest_first: bool = False) -> list[str]:
-        """Return the next `limit` members after `after` of the sorted set `index`, sorted. All its scores are 0."""
+        """Return up to `limit` members of the sorted set `index` that follow `after`, sorted. All scores are 0."""
         start, end = (f"({after}" if after else ("+" if newest_first else "-")), ("-" if newest_first else "+")
         return list(self._redis.zrange(index, start, end, desc=newest_first, bylex=True, offset=0, num=limit))
 

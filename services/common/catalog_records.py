@@ -18,7 +18,7 @@ class _Record(BaseModel):
 
 
 class DatasetSummary(_Record):
-    """Counts of a dataset. rows: by split: {"train": 450}. selection: passages in the uploaded selection, or None."""
+    """Counts of a dataset. rows: such as {"train": 450}. selection: passages in the uploaded selection, or None."""
 
     rows: dict[str, int] = {}
     labels: int = 0
@@ -93,7 +93,7 @@ class CorpusLoad(_Record):
     """The load of one upload into a corpus version.
 
     - near_duplicates: whether the load drops or keeps a passage that nearly equals an earlier passage.
-    - sources: addresses of files besides those in `upload`. cut: for each file that is split, an artifact of passages.
+    - sources: addresses of files besides those in `upload`. cut: one artifact with the passages of each split file.
     - done: number of passages that are processed in the current state. total: number of all passages, 0 if unknown.
     - waiting: why the load waits, or "". created_at: Unix seconds. request_id: of the request that created the load.
     """

@@ -1,4 +1,4 @@
-"""Older events, metrics and log lines of jobs, in the storage. Redis has only the entries since the last move."""
+"""The moved entries: events, metrics and log lines of jobs that `Archive` has moved from Redis to the storage."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Row = tuple[str, dict[str, str]]  # id and fields of an entry, as XRANGE returns
 
 
 class Moved(BaseModel):
-    """The moved entries of a job. ref: the artifact that contains them. last: stream → id of the last moved entry."""
+    """Where the moved entries of a job are. ref: the artifact with the entries. last: stream → id of its last entry."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -70,12 +70,12 @@ class History:
         rows: Mapping[str, Sequence[Row]],
         is_current: Callable[[], bool] = lambda: True,
     ) -> Moved:
-        """Write the entries of `earlier`, followed by `rows`, to a new artifact. Returns its reference and last ids.
+        """Write the entries of `earlier`, followed by `rows`, to a new artifact. Returns the new `Moved`.
 
         rows: stream → new entries. is_current: returns False if another process has replaced `earlier`.
 
-        - If a file of `earlier` is missing, omit its entries, or raise NotFound if `is_current` returns False.
-        - If a stream has more than 200,000 entries, omit the oldest log lines, or reduce metrics to 100,000 points.
+        - If a file of `earlier` is missing, raise NotFound if `is_current` returns False. Else omit its entries.
+        - Of more than 200,000 log lines, omit the oldest. Reduce more than 200,000 metric points to about 100,000.
         - Raises CorruptArtifact if a file of `earlier` is damaged, and the errors of ArtifactStore.
         """
         folder = f"{folder_of(tenant, job)}/{uuid.uuid4().hex}"
@@ -94,7 +94,7 @@ class History:
         return Moved(ref=ref, last=last)
 
     def _earlier_rows(self, job: str, earlier: Moved | None, stream: str, is_current: Callable[[], bool]) -> list[Row]:
-        """Return the entries of a stream in `earlier`. For a lost file, return [], or raise NotFound as in `write`."""
+        """Return the entries of a stream in `earlier`, or [] if their file is lost. May raise NotFound: see `write`."""
         try:
             return self.read(earlier, stream) if earlier else []
         except NotFound as error:
@@ -118,7 +118,7 @@ def values_of(point: Mapping[str, object]) -> Iterator[tuple[str, float]]:
 def _thinned(entries: Sequence[Row]) -> list[Row]:
     """Return about 100,000 metric points: the lowest and highest point of each curve in equal ranges of steps.
 
-    Ranges with equal numbers of entries would thin the beginning of a curve again in each call.
+    If the ranges had equal numbers of points instead, each call would thin the beginning of a curve again.
     """
     curves: dict[tuple[str, str], list[tuple[float, float, int]]] = {}
     for index, (_, fields) in enumerate(entries):
@@ -178,13 +178,13 @@ def folder_of(tenant: str, job: str) -> str:
 
 
 def position(stream_id: str) -> tuple[int, int]:
-    """Return the two numbers of a stream id: (1700, 2) for "1700-2". They sort like the ids in Redis."""
+    """Return the two numbers of a stream id: (1700, 2) for "1700-2". These pairs sort like the ids in Redis."""
     milliseconds, _, number = stream_id.partition("-")
     return int(milliseconds), int(number or 0)
 
 
 def entry_of(tenant: str, artifact: str, ref: ManifestRef) -> str:
-    """Return a reference as Redis stores it: "DIGEST NAME" for TENANT/artifacts/ARTIFACT/NAME, JSON for others."""
+    """Return `ref` as Redis stores it: "DIGEST NAME" for the folder TENANT/artifacts/ARTIFACT/NAME, else as JSON."""
     parent, _, name = ref.folder.rpartition("/")
     if parent == f"{tenant}/artifacts/{artifact}":
         return f"{ref.digest} {name}"
@@ -210,7 +210,7 @@ def packed(fields: Mapping[str, str]) -> str:
 
 
 def unpacked(fields: Mapping[str, str]) -> dict[str, str]:
-    """Return the fields of a record without `history`, including those in the compressed field `packed`."""
+    """Return a record's fields without `history`. Replaces `packed` by the compressed fields that `packed` contains."""
     inner = fields.get("packed")
     own = {name: value for name, value in fields.items() if name not in ("packed", "history")}
     return own if inner is None else {**json.loads(zlib.decompress(base64.b85decode(inner))), **own}

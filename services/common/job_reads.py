@@ -165,7 +165,7 @@ class JobReads:
         return set(artifacts)
 
     def moved_refs(self, tenant: str, job_id: str) -> list[dict[str, str]]:
-        """Return a dict for each reference that left Redis when a job ended, or [].
+        """Return one dict for each reference that moved from Redis to the storage when a job ended.
 
         Dicts of artifacts have the keys `node`, `artifact`, `folder`, `digest`. Dicts of checkpoints have `checkpoint`.
         """
@@ -179,7 +179,7 @@ class JobReads:
         return {row["node"]: ReusedArtifact(artifact=row["artifact"], ref=moved_ref(row)) for row in rows}
 
     def published_by(self, job: JobRecord) -> dict[str, ManifestRef]:
-        """Return artifact id → reference, as an ended job's record or history states it. Raises StorageUnavailable."""
+        """Return artifact id → reference from an ended job's `published` or `moved_refs`. Raises StorageUnavailable."""
         if job.published or job.state not in TERMINAL:
             return job.published
         return self._readable_refs(job.tenant, job.id)
@@ -321,7 +321,7 @@ class JobReads:
         return jobs
 
     def _matches(self, tenant: str, search: str, ids: Sequence[str]) -> list[bool]:
-        """Return for each id whether `search` is its start, with or without `job_`, or a part of the job's name."""
+        """Return for each id whether it starts with `search` or `job_` + `search`, or the name contains `search`."""
         names, text = self._redis.hmget(key(tenant, "names"), ids), search.casefold()
         return [
             job_id.startswith((search, f"job_{search}")) or text in (name or "").casefold()

@@ -124,11 +124,14 @@ class JobStore(JobReads):
         self._redis.hset(OBSTACLES, owner, json.dumps([now, obstacle]))
 
     def rates(self, tenant: str) -> dict[str, str]:
-        """Return the rates that `save_rates` stored: name → value."""
+        """Return the rates that `save_rates` stored, in the same form."""
         return dict(self._redis.hgetall(key(tenant, "stage-rates")))
 
     def save_rates(self, tenant: str, rates: Mapping[str, str]) -> None:
-        """Store measured rates: name → value. redis_client.py describes both (`stage-rates`). Rates outlive jobs."""
+        """Store rates, such as {"flop/bf16 on DEVICE": "1e-14 JOB"}: seconds per unit of work, and the measuring job.
+
+        The deletion of a job deletes no rate. redis_client.py describes the names (`stage-rates`).
+        """
         if rates:  # Redis refuses an empty mapping.
             self._redis.hset(key(tenant, "stage-rates"), mapping=dict(rates))
 
@@ -144,7 +147,7 @@ class JobStore(JobReads):
         origin: Origin | None = None,
         needs: Sequence[str] = (),
     ) -> tuple[JobRecord, bool]:
-        """Create a job durably. Returns the record and whether it is new.
+        """Create a job durably. Returns the job's record, and whether this call has created the job.
 
         An equal request with the same idempotency key returns the earlier job. origin: the job that the new job retries
         or clones. needs: Redis keys of records of datasets. Raises NotFound if one of these records does not exist.

@@ -19,7 +19,7 @@ BUSY_SECONDS = 3600.0  # The use of the CPU counts for this long after the last 
 
 @dataclass
 class Liveness:
-    """Measures for how long the progress counter has not changed. Call `sample` at least every few seconds."""
+    """Measures the seconds without progress of this process. Call `sample` at least every few seconds."""
 
     pulse: Pulse = field(default_factory=lambda: PULSE)
     clock: Callable[[], float] = time.monotonic

@@ -48,7 +48,7 @@ ROUNDS = Histogram(
 )  # fmt: skip
 HELD = Gauge("tlm_held_jobs", "Jobs whose lease the coordinator holds.", registry=REGISTRY)
 IDLE = Gauge("tlm_idle_jobs", "Held jobs that wait: none of their stages runs.", registry=REGISTRY)
-CLAIMS = Counter("tlm_claims", "Claimed jobs; adopted: their lease had expired.", ("adopted",), registry=REGISTRY)
+CLAIMS = Counter("tlm_claims", "Claimed jobs. adopted: whether the lease had expired.", ("adopted",), registry=REGISTRY)
 start_at_zero(CLAIMS, ("false", "true"))
 LEASE_LOSSES = Counter("tlm_lease_losses", "Jobs that another coordinator took over.", registry=REGISTRY)
 REQUEUES = Counter("tlm_requeues", "Attempts that ended and whose jobs were requeued.", ("cause",), registry=REGISTRY)

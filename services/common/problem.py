@@ -84,10 +84,7 @@ def problem_response(problem: Problem, headers: Mapping[str, str] | None = None)
 
 
 def install_problem_handlers(app: FastAPI, *, streamed: Sequence[str] = (), raw: Sequence[str] = ()) -> None:
-    """Make `app` return every error as a problem, and reject bodies that are too large or unsupported JSON.
-
-    streamed, raw: see BodyCheck.
-    """
+    """Make `app` return errors as problems, and check bodies with `BodyCheck`, which describes `streamed` and `raw`."""
     app.add_exception_handler(e.TLMError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(HTTPException, _on_http)

@@ -27,7 +27,7 @@ def progress_of(
     """Return the progress of a job while `node` runs.
 
     step, total: number of done steps and of all steps of the node. rate: `unit` per second. eta_seconds: measured time
-    until the node ends. elapsed: seconds since the start of the node, which determine its progress if `total` is 0.
+    until the node ends. elapsed: seconds since the start of the node. If `total` is 0, they determine its progress.
     """
     nodes = situation.plan.nodes
     done = situation.done.keys() - {node.name}
@@ -77,7 +77,7 @@ def _slowdown(situation: Situation, node: Node, within: float, left: float | Non
 
 
 def _expected(situation: Situation, slowdown: float) -> dict[str, float]:
-    """Return name → expected seconds, for each node and each start of workers. slowdown: factor for training."""
+    """Return the expected seconds of each node and of each start of workers, by name. slowdown: factor for training."""
     seconds, plan = situation.job.resolved.node_seconds, situation.plan
     expected = {start: seconds.get(start, 0.0) for start in map(plan.start_of, plan.nodes)}
     for node in plan.nodes:

@@ -3,10 +3,10 @@
 Keys have the prefix `tlm`; the tenant T stands in braces:
     tlm:{T}:job:ID        hash, the record            tlm:{T}:jobs        all job ids, sorted by id, and so by time
     tlm:{T}:events:ID     stream, ids 1-0, 2-0, …     tlm:{T}:state:S     job ids in state S
-    tlm:{T}:metrics:ID    stream                      tlm:{T}:artifacts   artifact id → its `entry_of`
+    tlm:{T}:metrics:ID    stream                      tlm:{T}:artifacts   artifact id → result of `entry_of`
     tlm:{T}:logs:ID       stream                      tlm:{T}:checkpoints:ARTIFACT   list of published checkpoints
-    tlm:{T}:job-artifacts:ID   set of artifact ids that the job published or wrote checkpoints for, and that neither
-                          its result nor its references in the storage name
+    tlm:{T}:job-artifacts:ID   set of artifact ids that the job published or wrote checkpoints for, without the ids in
+                          its result and in its references in the storage
     tlm:{T}:idem:KEY      idempotency key             tlm:queue, tlm:leases          members T/ID, scored by time: of
                                                       submission in queue, of expiry in leases
     tlm:{T}:names         job id → name, for searches
@@ -99,7 +99,7 @@ def free_bytes(disk_free: str | None) -> int | None:
 def unreadable(name: str, error: ValidationError, remedy: str = "restore Redis from a backup") -> UnreadableRecord:
     """Return the error for a record that does not match its pydantic model.
 
-    name: the record in the message, such as "job job_1". remedy: what the message suggests besides the newest release.
+    name: names the record, such as "job job_1". remedy: what the user can do instead of running the newest release.
     """
     first = error.errors()[0]
     return UnreadableRecord(

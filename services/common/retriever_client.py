@@ -39,7 +39,7 @@ class IndexLoad(_Status):
 
 
 class SelectionRun(_Status):
-    """Progress of a selection: `done` of `total`, in `unit` (queries or passages). rate: units/s. ref: the result."""
+    """Progress of a selection: `done` of `total` queries or passages. rate: `unit` per second. ref: its artifact."""
 
     state: Literal["unknown", "running", "ready", "failed"]
     done: int = 0
@@ -82,7 +82,7 @@ class SearchQuery(_Request):
 class SelectionRequest(_Request):
     """The inputs of a selection. task: the artifact of `validate`. params: the options of the selector.
 
-    prefix: the storage folder for the files. corpus, version: None for a selector that does not read a corpus.
+    prefix: the storage folder of the new artifact. corpus, version: None for a selector that does not read a corpus.
     """
 
     tenant: str
@@ -101,9 +101,9 @@ class StopResult(BaseModel):
 
 
 class RetrieverClient:
-    """A client of the retriever's API. Raises the error in a response, or IndexUnavailable without a valid response.
+    """A client of the retriever's API. Thread-safe. Each method raises the error that a response contains.
 
-    http: an HTTP client with the address and token of the retriever, and timeouts. Thread-safe.
+    Without a valid response, a method raises IndexUnavailable. http: has the retriever's address, token and timeouts.
     """
 
     def __init__(self, http: httpx.Client) -> None:
@@ -118,7 +118,7 @@ class RetrieverClient:
         self._call("PUT", _corpus_path(tenant, name, version), CorpusFolder(folder=folder, language=language))
 
     def corpus(self, tenant: str, name: str, version: str) -> IndexLoad:
-        """Return the progress of a load. The state is `unknown` if the retriever knows neither a load nor an index.
+        """Return the progress of a corpus version's load. The state is `unknown` without a load and without an index.
 
         Raises IndexMismatch if the index does not fit the release of the retriever.
         """
@@ -128,7 +128,7 @@ class RetrieverClient:
             return IndexLoad(state="unknown")
 
     def refused(self, tenant: str, name: str, version: str) -> list[RefusedPassage]:
-        """Return the passages that the index cannot store: at most 1,000, because a load with more of them fails."""
+        """Return the passages that the index refuses: at most 1,000. A load with more refused passages fails."""
         path = f"{_corpus_path(tenant, name, version)}/refused"
         return list(_parse(Items[RefusedPassage], self._call("GET", path)).data)
 
@@ -142,7 +142,10 @@ class RetrieverClient:
         return list(_parse(SearchResult, self._call("POST", "/v1/search", body)).hits)
 
     def put_selection(self, artifact: str, request: SelectionRequest) -> None:
-        """Start a selection. Replaces a run with another `prefix`, or one that failed temporarily. Other runs stay."""
+        """Start a selection. Has no effect if a run with the same `prefix` runs, is ready, or failed permanently.
+
+        Replaces any other run of the selection, such as the run of an earlier attempt.
+        """
         self._call("PUT", _selection_path(artifact), request)
 
     def get_selection(self, artifact: str) -> SelectionRun:
@@ -150,7 +153,7 @@ class RetrieverClient:
         return _parse(SelectionRun, self._call("GET", _selection_path(artifact)))
 
     def stop_selection(self, artifact: str, prefix: str) -> bool:
-        """Stop a selection if its output folder starts with `prefix`. Returns False while the selection still runs."""
+        """Stop a selection if its output folder starts with `prefix`. Returns False while this selection still runs."""
         response = self._call("DELETE", f"{_selection_path(artifact)}?prefix={quote(prefix, safe='')}")
         return _parse(StopResult, response).stopped
 

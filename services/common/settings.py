@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class ServiceSettings(BaseSettings):
     """Settings of gateway, loader and trainer. Each service adds settings, and a prefix of variables such as TLM_API_.
 
-    An empty environment variable counts as unset, because Compose passes an empty one for each variable that `.env`
-    lacks. Errors do not show values, because some values are secrets.
+    An empty environment variable counts as unset, because Compose passes an empty variable if `.env` lacks
+    the variable. Errors do not show values, because some values are secrets.
     """
 
     model_config = SettingsConfigDict(env_ignore_empty=True, hide_input_in_errors=True)

@@ -76,8 +76,8 @@ class Situation:
     def invalidate(self, store: JobStore, node: Node, error: NotFound | CorruptArtifact) -> StorageUnavailable:
         """Unpublish a node's artifact whose files are lost or damaged, so that the node runs again.
 
-        error: the error of the check of the files. Returns the error with which attempts that need the artifact end.
-        Raises NotFound for an artifact of `source_job`, and the errors of `JobStore.invalidate_artifact`.
+        error: states what is wrong with the files. Returns the error with which an attempt ends if it needs the
+        artifact. Raises NotFound for an artifact of `source_job`, and the errors of `JobStore.invalidate_artifact`.
         """
         if node.reused:
             raise NotFound(

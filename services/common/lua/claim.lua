@@ -1,5 +1,5 @@
--- Assigns one job to a coordinator: a job whose lease has expired (same attempt), else the due job of
--- the highest priority that was submitted first (next attempt).
+-- Assigns one job to a coordinator: a job whose lease has expired (same attempt), or else the oldest of the due jobs
+-- with the highest priority (next attempt).
 -- KEYS: queue (of priority 0; the keys of other priorities end in the priority), leases, feed
 -- ARGV: owner, lease (s), prefix of all keys, highest priority (the lowest is its negative), maximum length of the feed,
 --       'any', 'leased' (only a job whose lease has expired) or 'stopping' (such a job that is pausing or cancelling)

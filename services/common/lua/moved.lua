@@ -3,7 +3,7 @@
 -- ARGV: member, reference (JSON) of what was in the storage before ('' = nothing), reference of what is there now,
 --       final states (JSON {state: true}), prefix of lists of checkpoints, packed result without references ('' =
 --       unchanged), artifacts and checkpoints whose references are in the storage (JSON lists of id and of
---       [artifact, reference]), then the first id of each stream to keep ('' = all)
+--       [artifact, reference]), then, for each stream, the first id that remains ('' = all)
 -- Returns 1, or 0 if another process moved the streams first or the job was deleted.
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then
