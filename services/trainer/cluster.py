@@ -64,10 +64,10 @@ class RayCluster:
         self._http = http
 
     def submit(self, submission: str, command: Sequence[str], *, cpus: float = 0.0) -> None:
-        """Start `command` on a node with `cpus` free CPUs. Has no effect if the id `submission` exists.
+        """Start `command` on a machine with `cpus` free CPUs. Has no effect if the id `submission` exists.
 
-        A command with 0 CPUs is a driver. A driver runs on a node with the resource `driver`. Without such a node, it
-        runs on the head, where many drivers can exhaust the memory, and all drivers end when the head restarts.
+        A command with 0 CPUs is a driver. A driver runs on a machine with the resource `driver`, if there is one. Else
+        it runs on Ray's head, where many drivers can exhaust the memory, and a restart of the head ends all drivers.
         """
         if self.status(submission) is not Status.UNKNOWN:
             return
@@ -102,9 +102,9 @@ class RayCluster:
         return status
 
     def is_lost(self, submission: str) -> bool:
-        """Return whether a submission waits forever, because the head that accepted it has restarted.
+        """Return whether a submission waits forever, because Ray's head has restarted since it accepted the submission.
 
-        Only the head that accepts a submission starts it. A new head restores the record as waiting.
+        Only the head that accepts a submission starts it. A new head shows the submission as waiting.
         """
         record = self._record(submission)
         if record is None:
@@ -113,7 +113,7 @@ class RayCluster:
         return bool(record["status"] == "PENDING" and heads and record["start_time"] < max(heads))
 
     def release(self, submission: str) -> None:
-        """Free the CPUs of a lost submission: a Ray job kills the submission's actor. Then Ray reports a failure.
+        """Start a Ray job that kills the actor of a lost submission, to free its CPUs. Then the submission fails.
 
         A lost submission without CPUs cannot be stopped. It fails when Ray's time limit for starts ends.
         """
@@ -139,14 +139,14 @@ class RayCluster:
         return known
 
     def gpus(self) -> float:
-        """Return how many GPUs the nodes of the cluster offer."""
+        """Return how many GPUs the machines of the cluster offer."""
         return self._offered("GPU")
 
     def _offered(self, resource: str) -> float:
         return sum(node["resources_total"].get(resource, 0.0) for node in self._nodes())
 
     def _nodes(self) -> list[Any]:
-        """Return the nodes that are alive."""
+        """Return Ray's records of the machines that are alive. Ray calls a machine a node."""
         body = self._json("GET", "/api/v0/nodes?limit=10000&detail=1")
         return [node for node in body["data"]["result"]["result"] if node["state"] == "ALIVE"]
 

@@ -51,7 +51,7 @@ def compute(
 
 
 def measure_once(store: JobStore, assignment: Assignment, device: str) -> None:
-    """Measure and store this device's training speed, once a day. Call this after the stages, so that no job waits."""
+    """Store this device's training speed, measured at most once a day. Call this after all stages, so no job waits."""
     try:
         precision = store.get(assignment.tenant, assignment.job).resolved.recipe.number_format
         stored, name = store.rates(assignment.tenant), rate_name(flop_of(precision), device)

@@ -59,7 +59,7 @@ def _processes(proc: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 def drain_nodes(nodes: Sequence[tuple[str, str]]) -> None:
-    """Make Ray place no more workers on nodes (address, id). Logs a warning if Ray refuses."""
+    """Make Ray place no more workers on `nodes`, a result of `ray_nodes`. Logs a warning if Ray refuses."""
     for address, node in nodes:
         command = ["ray", "drain-node", "--address", address, "--node-id", node, *_REASON]
         try:

@@ -26,8 +26,8 @@ class Growth:
     """Watches whether the cluster has room for more workers of a submission.
 
     places: a function that returns for how many more workers the cluster has room now. seconds: how long the room must
-    stay free, because another job may be about to use it. ended: the attempt has ended. requested: the error that ends
-    the attempt, or None before `look` requests the end.
+    stay free, because another job may be about to use it. ended: set when the attempt has ended. requested: the error
+    that ends the attempt, or None before `look` requests the end.
     """
 
     assignment: Assignment
@@ -70,10 +70,7 @@ class Growth:
         return True
 
     def _saves_time(self) -> bool:
-        """Return whether a restart with more workers saves time.
-
-        The running stage must be a training of this submission with at least MIN_STAGE_RATIO * `seconds` left.
-        """
+        """Return whether a training of this submission runs, and has at least MIN_STAGE_RATIO * `seconds` left."""
         job = self.store.get(self.assignment.tenant, self.assignment.job)
         if job.progress is None or (job.progress.stage_eta_seconds or 0.0) < MIN_STAGE_RATIO * self.seconds:
             return False

@@ -119,7 +119,7 @@ class HeldJob:
     # --- running ------------------------------------------------------------------------------------------------
 
     def _drive(self, job: JobRecord) -> None:
-        """Start or check everything that can run now. Finish the job when all its nodes are done."""
+        """Start each node that is ready, or check its progress. Finish the job when all its nodes are done."""
         self._check_runtime(job)
         situation = self._verified_situation(job)
         plan, done = situation.plan, situation.done
@@ -180,7 +180,7 @@ class HeldJob:
         )
 
     def _verified_situation(self, job: JobRecord) -> Situation:
-        """Read the situation and check each artifact once. Invalidates an artifact whose files are lost or damaged."""
+        """Return the job's situation. Checks each artifact once, and invalidates it if files are lost or damaged."""
         situation = Situation.read(self.store, job)
         for name, ref in situation.done.items():
             if ref in self.verified:
@@ -337,7 +337,10 @@ class HeldJob:
         return all(stopped)
 
     def end_attempt(self, job: JobRecord, error: TLMError) -> None:
-        """Requeue a running job if the error is retryable and attempts are left. Else pause, cancel or fail the job."""
+        """Requeue a running job if the error is retryable and attempts are left. Otherwise, the job fails.
+
+        Exceptions: a cancelling job is cancelled. A pausing job is paused if the error is retryable.
+        """
         if isinstance(error, StorageFull):  # A full storage is no fault of the job. The next attempt waits for space.
             error = StorageUnavailable(error.message)
         # Workers and selections that still run cannot publish, but they occupy the room of the next attempt.

@@ -13,7 +13,7 @@ from tlm_core.errors import Outage
 from tlm_core.jobs.plan import Node
 from tlm_core.jobs.spec import JobRecord
 
-# Runs a stage: (job, node, artifact id, input artifacts by name) → manifest of its output.
+# Runs a stage: (job, node, artifact id, input artifacts by name) → reference of its output.
 LocalStage = Callable[[JobRecord, Node, str, Mapping[str, ManifestRef]], ManifestRef]
 
 
@@ -28,7 +28,7 @@ class LocalThreads:
     def submit(
         self, job: JobRecord, node: Node, artifact: str, inputs: Mapping[str, ManifestRef]
     ) -> Future[ManifestRef]:
-        """Start a stage in a thread, and return the future of its output. Log lines have the job id of the caller."""
+        """Start a stage in a thread, and return the future of its output. The thread has the caller's `log_context`."""
         return self._threads.submit(copy_context().run, self._run, job, node, artifact, inputs)
 
     def replace(self) -> None:
@@ -78,7 +78,7 @@ class LocalStages:
         del self.runs[artifact]
 
     def forget_ended(self, awaited: Collection[str]) -> list[ManifestRef]:
-        """Forget the stages that have ended and are not in `awaited`. Return their outputs."""
+        """Forget ended stages whose artifact ids are not in `awaited`. Return the outputs of those that succeeded."""
         self.retrying.intersection_update(awaited)
         ended = {artifact: run for artifact, run in self.runs.items() if artifact not in awaited and run.done()}
         for artifact in ended:

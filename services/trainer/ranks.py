@@ -49,7 +49,7 @@ _MONTH = timedelta(days=30)
 _COLLECTIVE = timedelta(minutes=15)
 # Timeout of a start with more than the minimum of workers: another job may use the room first.
 _START = timedelta(minutes=2)
-_COUNTING = timedelta(seconds=20)  # timeout for reading the counters of all nodes
+_COUNTING = timedelta(seconds=20)  # timeout for reading the counters of all machines
 _WAITING_SECONDS = 10.0  # between two reports of a submission that waits for its workers
 
 # Settings of Ray Train. It passes them on to its controller and its workers.
@@ -106,9 +106,9 @@ def run_workers(assignment: Assignment) -> None:
 def report_waiting(
     assignment: Assignment, store: JobStore, ended: threading.Event, lacks_room: Callable[[], bool]
 ) -> None:
-    """Report that the submission waits, while its workers lack room. Reports of the workers replace this report.
+    """Until `ended` is set, report every 10 s that the submission waits, if `lacks_room` returns True.
 
-    With this report, the coordinator distinguishes a wait for room, which has no limit, from workers that do not start.
+    So the coordinator distinguishes a wait for room, which has no limit, from workers that do not start.
     """
     while True:
         try:
@@ -150,7 +150,7 @@ def _trainer(assignment: Assignment, number: int, work: Path) -> TorchTrainer:
 
 
 def _needs(assignment: Assignment) -> dict[str, float]:
-    """Return how much of each resource Ray reserves for a worker."""
+    """Return the resources that Ray reserves for a worker, such as {"CPU": 1.0, "GPU": 1.0}."""
     return {name: amount for name, amount in (("CPU", assignment.cpus), ("GPU", assignment.gpus)) if amount}
 
 
@@ -184,7 +184,7 @@ def _unreported(failure: TrainingFailedError) -> WorkerLost | None:
 
 
 class _ProcessGroup(TorchConfig):
-    """Selects `_Backend` and passes the assignment to it."""
+    """The configuration with which Ray Train uses `_Backend`. `_Backend` reads the assignment from it."""
 
     def __init__(self, assignment: Assignment) -> None:
         super().__init__()
@@ -198,8 +198,8 @@ class _ProcessGroup(TorchConfig):
 class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
     """Connects the workers in a process group. Ray Train calls the methods in its controller."""
 
-    # Each rank sees only its own GPU, as cuda:0. By default, each rank would see the GPUs of all ranks on its node, and
-    # all ranks would compute on the first GPU.
+    # Each rank sees only its own GPU, as cuda:0. By default, each rank would see the GPUs of all ranks on its machine,
+    # and all ranks would compute on the first GPU.
     share_cuda_visible_devices = False
 
     def on_start(self, worker_group: WorkerGroup, backend_config: _ProcessGroup) -> None:
@@ -237,8 +237,8 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
 def more_oom_kills(before: Mapping[str, int]) -> bool:
     """Return whether the kernel has killed more processes since `before` because memory ran out.
 
-    before: node id → earlier number of such kills. Ignores a node whose number cannot be read within `_COUNTING`, for
-    example because its container has ended.
+    before: id of a Ray node → its earlier number of such kills. Ignores a node that does not return its number within
+    `_COUNTING`, for example because its container has ended.
     """
     count = ray.remote(num_cpus=0, max_retries=0)(oom_kills)
     reads = {node: count.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, False)) for node in before}

@@ -23,9 +23,8 @@ def work_folder(scratch: Path, name: str) -> Iterator[Path]:
     """Yield an empty folder, and delete it when the block ends. First delete the folders of killed processes.
 
     If no other process works in `scratch`, also delete models from the hub that no stage used for 14 days. In
-    containers, `hub` in `scratch` is HF_HOME.
-
-    A process holds a lock on its folder. The system releases the lock when the process ends, for any reason.
+    containers, `hub` in `scratch` is HF_HOME. A process holds a lock on its folder. The system releases the lock when
+    the process ends, for any reason.
     """
     root = scratch / "work"
     root.mkdir(parents=True, exist_ok=True)

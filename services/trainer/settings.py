@@ -51,9 +51,9 @@ class TrainerSettings(ServiceSettings):
     def cpus_per_worker(self, workers: int, side_by_side: int = 1) -> float:
         """Return the number of CPUs that Ray reserves for each worker.
 
-        workers: number of workers that share `job_cpus`. side_by_side: number of seeds that train at once. They
-        share the CPUs of a worker. Each share is rounded down to 0.001 CPU, the unit of Ray. Exception: a share is at
-        least 0.5 CPU, or all CPUs of a smaller worker, to limit the number of workers that share the memory.
+        workers: number of workers that divide `job_cpus`. side_by_side: number of seeds that train at the same time.
+        Each seed gets an equal fraction of a worker's CPUs, rounded down to 0.001 CPU, the unit of Ray. A seed gets at
+        least 0.5 CPU, or all CPUs of a smaller worker. So fewer workers need memory at the same time.
         """
         cpus = self.worker_cpus if self.job_cpus is None else self.job_cpus / workers
         return cpus if side_by_side == 1 else max(min(cpus, 0.5), math.floor(cpus / side_by_side * 1000) / 1000)

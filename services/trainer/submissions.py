@@ -17,7 +17,7 @@ from tlm_core.wording import counted
 
 
 class AttemptEnded(Exception):
-    """Ends an attempt with `error`, even if `error` is an Outage. An Outage raised directly makes the job wait."""
+    """Ends an attempt with `error`, even if `error` is an Outage. An Outage alone only makes the job wait."""
 
     def __init__(self, error: TLMError) -> None:
         super().__init__(error.message)
@@ -55,8 +55,8 @@ class Submissions:
     def advance(self, situation: Situation, group: str, times: RoundTimes) -> None:
         """Submit a group of the attempt, or check that its workers run and report.
 
-        Raises AttemptEnded if the workers hang or ended without a result. Raises StaleAttempt, and Unavailable if the
-        cluster or the store does not answer.
+        Raises AttemptEnded if the workers hang or ended without a result, StaleAttempt if another coordinator has
+        adopted the job, and Unavailable if the cluster or the store does not answer.
         """
         job = situation.job
         submission = job.submissions.get(group)
@@ -80,7 +80,7 @@ class Submissions:
             self._check_result(job, group)
 
     def stop(self, job: JobRecord, *, running: bool) -> bool:
-        """Stop the waiting submissions and, with `running`, the running ones. Return whether no submission was running.
+        """Stop the waiting submissions and, with `running`, the running ones. Return False if any was running.
 
         A waiting submission that starts nevertheless exits at once, because its attempt has ended.
         """
@@ -117,7 +117,7 @@ class Submissions:
             self._confirm(job, group, submission)
 
     def _confirm(self, job: JobRecord, group: str, submission: str) -> None:
-        """Report that Ray has accepted a submission. If Ray has not, delete the recorded id: a later round retries.
+        """Report that Ray has accepted a submission. If not, delete the recorded id, so that a later round retries.
 
         Ray refuses the second of two equal ids. So the group runs once, even if Ray accepts the first request later.
         """

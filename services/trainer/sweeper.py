@@ -33,7 +33,7 @@ _JOB = re.compile(JOB_ID)
 
 @dataclass(frozen=True)
 class Sweeper:
-    """Stops submissions of ended attempts, and deletes ended submissions, because they use memory of Ray's head."""
+    """Stops the submissions of ended attempts. Deletes submissions that have ended: they use memory of Ray's head."""
 
     store: JobStore
     cluster: RayCluster
@@ -72,8 +72,8 @@ class Sweeper:
     def _has_ended(self, submitted: Submitted, job: JobRecord | None) -> bool:
         """Return whether the attempt has ended, or its job was deleted.
 
-        An unknown job may belong to another installation. Its attempts count as ended a week after the end of their
-        submissions. After a job has succeeded, its workers have `_MEASURING_SECONDS` to measure their device.
+        An unknown job may belong to another installation. An attempt of such a job counts as ended a week after the end
+        of its submission. After a job has succeeded, its workers have `_MEASURING_SECONDS` to measure their device.
         """
         if job is None:
             ended_at = math.inf if submitted.ended_at is None else submitted.ended_at
@@ -130,7 +130,7 @@ class StorageSweeper:
             ORPHANS.labels(folder.split("/")[1]).inc()
 
     def _indexes(self, tenant: str) -> list[str]:
-        """Return TENANT/indexes/NAME/VERSION for each index that the retriever has recorded there."""
+        """Return TENANT/indexes/NAME/VERSION for each index of which the storage has a record."""
         folders, fs = self.artifacts.subfolders(f"{tenant}/indexes"), self.artifacts.fs
         with self.artifacts.errors(f"listing the indexes of {tenant}"):
             files = [(folder, fs.ls(self.artifacts.path(folder), detail=False, refresh=True)) for folder in folders]

@@ -1,7 +1,4 @@
-"""The work of one training worker: the stages of one group, in order. This module does not import Ray.
-
-The coordinator runs its own stages with `run_local`.
-"""
+"""The work of one training worker: the stages of one group, in order. This module does not import Ray."""
 
 from __future__ import annotations
 
@@ -55,7 +52,7 @@ _MAX_REASON = 300  # characters of an unexpected error in a job's record
 
 
 class Broadcast(Protocol):
-    """Returns the value of rank 0 on every rank. Waits for rank 0 without limit."""
+    """Returns the argument of rank 0 on every rank. Each rank waits until rank 0 calls the function too."""
 
     def __call__(self, value: T, /) -> T: ...
 
@@ -136,7 +133,7 @@ class GroupRunner:
         return job
 
     def _situation(self, assignment: Assignment) -> Situation:
-        """Read the situation on rank 0 and broadcast it."""
+        """Return the current situation of the job. Rank 0 reads it and broadcasts it to the other ranks."""
         values = None
         if self.rank == 0:
             situation = patiently(lambda: Situation.read(self.store, self._job(assignment)))
@@ -273,7 +270,7 @@ def run_local(
     artifact: str,
     inputs: Mapping[str, ManifestRef],
 ) -> ManifestRef:
-    """Run a node of Place.COORDINATOR and write its artifact. Raises the errors of the stage.
+    """Run a node of Place.COORDINATOR here. Returns the reference of its artifact, or raises the error of the stage.
 
     inputs: name → reference of an artifact. `node.fixed` adds datasets of the job (name → digest) as inputs.
     """
@@ -303,7 +300,7 @@ class _JobLog(logging.Handler):
         self._reporter = reporter
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether to copy a line: each warning, and each line of this project about the job."""
+        """Return True for warnings and errors, and for lines of this project that are not about working folders."""
         if record.levelno >= logging.WARNING:
             return True
         return record.name.startswith(_OWN_LOGGERS) and record.name != work_folder.__module__
