@@ -35,7 +35,7 @@ class LoaderSettings(ServiceSettings):
 
 
 def main() -> None:
-    """Work until SIGTERM or SIGINT. An unfinished load continues at the next start, or in another loader."""
+    """Work on loads until SIGTERM or SIGINT. An unfinished load continues at the next start, or in another loader."""
     set_up_logging("loader")
     settings, stop = LoaderSettings(), stopped_by_signals()
     for name in ("work", "hub"):  # files and downloads of an earlier process

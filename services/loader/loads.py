@@ -47,7 +47,7 @@ class _Stopped(Exception):
 
 
 class LoadWorker:
-    """Works on open loads, and splits one upload at a time. owner: unique id of this process."""
+    """Works on open (unfinished) loads, and splits one upload at a time. owner: unique id of this process."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class LoadWorker:
         self._stop.set()
 
     def run(self) -> None:
-        """Work until `stop` is called. Splitting may take hours, so it has its own thread and delays no other load."""
+        """Work until `stop` is called. A separate thread splits uploads, because splitting may take hours."""
         splitting, others = self.tasks
         splitter = splitting.start(lambda: self.round(_SPLITTING, splitting), self._poll_seconds, self._stop)
         others.repeat(lambda: self.round(OPEN - _SPLITTING, others), self._poll_seconds, self._stop)
@@ -132,9 +132,9 @@ class LoadWorker:
             self._fail(load, TLMError("The load failed unexpectedly. The log of the loader has the cause."))
 
     def _wait(self, load: CorpusLoad, error: TLMError) -> None:
-        """Log and record why a load waits, if the reason is new. The next round tries again.
+        """Log and record why a load waits, if the reason is new. A later round tries again.
 
-        A load with sources waits 5 to 60 s, because each try sends requests to the hub or to an external store.
+        A load that fetches files waits 5 to 60 s, because each try sends requests to the hub or an external store.
         """
         load = self._catalog.load(load.tenant, load.id)  # the failed step may have saved progress
         if load.sources and load.state in _SPLITTING:
@@ -170,11 +170,11 @@ class LoadWorker:
         self._index(load)
 
     def _cut(self, load: CorpusLoad) -> CorpusLoad:
-        """Split each source file that is not in `load.cut`, and store the passages. Return the new record."""
+        """Split each remaining source file, and store its passages. Return the new record, with `cut` complete."""
         from tlm_core.corpus.read import source_files
 
         load = load.model_copy(update={"state": LoadState.CUTTING, "done": sum(map(self._count, load.cut))})
-        self._catalog.save_load(load, self._owner)  # No progress yet, so the load still waits.
+        self._catalog.save_load(load, self._owner)  # No progress yet, so the record still says why the load waits.
         load = _advanced(load)
         folder, work = self._artifacts.localize(load.upload), self._scratch / "work"
         names = [entry.name for entry in self._artifacts.manifest(load.upload).files]
@@ -233,7 +233,7 @@ class LoadWorker:
             self._artifacts.delete(passages.folder)
 
     def _merged(self, load: CorpusLoad, version: CorpusVersion) -> CorpusVersion:
-        """Return the version to record. If it is already searchable, it stays searchable during the new load."""
+        """Return `version`, with the state READY if an earlier load has already made this version searchable."""
         try:
             before = self._catalog.corpus(load.tenant, load.corpus).version(version.version)
         except NotFound:
@@ -241,7 +241,7 @@ class LoadWorker:
         return version.model_copy(update={"state": before.state}) if before.state is CorpusState.READY else version
 
     def _watched(self, passages: Iterable[Passage], load: CorpusLoad, *, counted: bool = False) -> Iterator[Passage]:
-        """Yield the passages, and save the record of the load regularly. counted: whether `done` counts the passages.
+        """Yield the passages, and save the record of the load regularly. counted: add the passages to `done`.
 
         Raises _Stopped on shutdown, and StaleAttempt if the load is cancelled or the lease is lost.
         """
@@ -322,7 +322,7 @@ class LoadWorker:
         log.warning("Load %s of corpus %s failed: %s", load.id, load.corpus, error)
 
     def _undo(self, load: CorpusLoad) -> None:
-        """Delete index, passages and upload of a cancelled load. A version that was searchable before stays."""
+        """Delete index, passages and upload of a cancelled load. A version that was searchable before remains."""
         forget = ""
         if load.version is not None:
             version = self._catalog.corpus(load.tenant, load.corpus).version(load.version)
@@ -341,7 +341,7 @@ class LoadWorker:
 
 
 def _advanced(load: CorpusLoad) -> CorpusLoad:
-    """Return a copy of the record with an empty field `waiting`. Once the copy is saved, the load no longer waits."""
+    """Return a copy of the record with an empty field `waiting`, for a load that makes progress."""
     return load.model_copy(update={"waiting": ""})
 
 

@@ -11,7 +11,7 @@ from services.retriever.app import RetrieverSettings, assemble
 
 
 def main() -> None:
-    """Serve until SIGTERM. No access log is written, because the other services poll several times per second."""
+    """Serve the API until SIGTERM. Write no access log, because the other services poll several times per second."""
     set_up_logging("retriever")
     logging.getLogger("opensearch").setLevel(logging.ERROR)  # The library logs every request.
     settings = RetrieverSettings()

@@ -1,4 +1,4 @@
-"""The HTTP API of the retriever, for the other services only: loads of indexes, searches, selections."""
+"""The HTTP API of the retriever: loads of corpus versions, searches and selections. Only other services use it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class RetrieverSettings(BaseSettings):
         hide_input_in_errors=True,  # some values are secrets
     )
 
-    storage: str = Field(description="root of the artifacts: a folder or any fsspec address")
+    storage: str = Field(description="root of the storage: a folder or any fsspec address")
     scratch: Path = Field(description="local folder for partial results and the embedded indexes")
     host: str = "127.0.0.1"
     port: int = 8322
@@ -60,9 +60,9 @@ class RetrieverSettings(BaseSettings):
     opensearch_user: str | None = None
     opensearch_password: SecretStr | None = None
     opensearch_ca: Path | None = Field(None, description="certificate authority of the cluster, a PEM file")
-    opensearch_shards: int = Field(1, ge=1, description="shards of a new index; one holds about ten million passages")
-    retry_seconds: float = Field(120.0, description="time for which searches and loads retry an unavailable cluster")
-    selections_at_once: int = Field(2, ge=1)
+    opensearch_shards: int = Field(1, ge=1, description="shards of a new index; each holds about ten million passages")
+    retry_seconds: float = Field(120.0, description="seconds for which searches and loads retry failed requests")
+    selections_at_once: int = Field(2, ge=1, description="maximum number of selections that run at the same time")
     redis_url: str | None = Field(None, description="Redis where several retrievers share loads and selections")
     redis_password: SecretStr | None = None
 
@@ -74,7 +74,7 @@ class RetrieverSettings(BaseSettings):
 def create_app(
     indexes: CorpusIndexes, loads: IndexLoads, selections: SelectionRuns, *, token: str, close: Callable[[], None]
 ) -> FastAPI:
-    """Return the application. token: bearer token of the other services. close: is called when the server stops."""
+    """Return the application. token: bearer token of the other services. close: function to call at shutdown."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -169,7 +169,7 @@ def _health(indexes: CorpusIndexes, tasks: Sequence[Background]) -> APIRouter:
 
     @router.get("/readyz", response_model=None)
     def readyz() -> Response | dict[str, str]:
-        """Report whether the index works and no task fails. Logs only changes, because probes repeat the request."""
+        """Return `{"status": "ready"}`, or a problem response if the index or a task fails. Log only changes."""
         nonlocal ready
         try:
             indexes.check()

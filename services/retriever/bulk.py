@@ -1,7 +1,7 @@
 """Write passages to OpenSearch in bulk, with a cursor from which a later process can resume.
 
-The helper of opensearch-py forms requests and assigns results to passages. Its retries cover only status 429, and
-cannot be interrupted. So this module itself retries until each passage is stored or refused, or no time remains.
+`streaming_bulk` of opensearch-py retries only after status 429, and nothing can interrupt these retries. So this module
+itself retries until each passage is stored or refused, or no time remains.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _IN_FLIGHT = 2
 
 
 class Refused(NamedTuple):
-    """A passage that the index refuses. number: position of the passage in the corpus, from 0."""
+    """A passage that the index refused. number: position of the passage in the corpus, from 0."""
 
     number: int
     passage: Passage
@@ -35,7 +35,7 @@ class Refused(NamedTuple):
 
 @dataclass(frozen=True)
 class LoadCursor:
-    """The progress of a load: the first `position` passages of the corpus are stored or refused.
+    """The progress of a load: each of the first `position` passages of the corpus was stored or refused.
 
     checksum: sum of `id_hash` over the ids of the stored passages, modulo HASH_RANGE.
     """
@@ -46,16 +46,16 @@ class LoadCursor:
 
 
 def id_hash(name: str) -> int:
-    """Return a 64-bit hash of the id `name`. The sum of the hashes identifies a set of passages."""
+    """Return a 64-bit hash of the passage id `name`. The sum of the hashes identifies a set of passages."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
 
 
 class BulkWriter:
-    """Writes passages to an index, two batches at a time. Not thread-safe. Holds at most three batches in memory.
+    """Writes passages to an OpenSearch index, two batches at a time. Not thread-safe.
 
-    alias: the name through which OpenSearch writes to the index. document: returns the document that OpenSearch stores
-    for a passage. `write` and `flush` raise StorageFull, IndexUnavailable, Conflict if the index is closed for writing,
-    and InvalidRequest if OpenSearch refuses too many passages.
+    alias: the OpenSearch alias of the index. document: function from a passage to the document that OpenSearch stores.
+    cursor: the progress of the load, which advances with each written batch. `write` and `flush` raise the errors of
+    `Cluster`: Conflict if the index is closed for writing, and InvalidRequest after more than MAX_REFUSED refusals.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class BulkWriter:
             )
 
     def _send(self, first: int, passages: Sequence[Passage]) -> list[Refused]:
-        """Write a batch, and return the refused passages. first: number of the first passage. Runs in the pool."""
+        """Write a batch, and return the refused passages. first: position of the first passage in the corpus."""
         refused: list[Refused] = []
         pending = list(enumerate(passages, first))
         max_rows, backoff = min(MAX_ROWS, len(pending)), self._cluster.backoff()
@@ -140,7 +140,7 @@ class BulkWriter:
 
 
 def _failure(result: Mapping[str, Any]) -> TLMError | TemporaryFailure | None:
-    """Return the error in a result of `Cluster.bulk`, or None. Another passage of the request can be the cause."""
+    """Return the error in a result of `Cluster.bulk`, or None if the index has the passage."""
     if "exception" in result:
         return translated(result["exception"])
     status, reason = result["status"], reason_of(result.get("error"))

@@ -1,4 +1,4 @@
-"""A client of an OpenSearch cluster that retries temporary failures and raises the errors of this project."""
+"""A client for OpenSearch, which retries temporary failures and raises the errors of this project."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class TemporaryFailure(Exception):
 
 
 def translated(error: Exception) -> TLMError | TemporaryFailure:
-    """Return the project's error for an error of opensearch-py, inside a TemporaryFailure if a retry may help."""
+    """Return the TLMError for an error in CLIENT_ERRORS, inside a TemporaryFailure if a retry may help."""
     reason, status = _reason(error), _status(error)
     if is_disk_full(reason):
         return StorageFull(f"OpenSearch has no disk space: {reason}. Free some space, then retry.")
@@ -108,7 +108,7 @@ def _reason(error: Exception) -> str:
 
 
 def reason_of(error: object) -> str:
-    """Return "TYPE: REASON" of the innermost cause of an `error` object in a response."""
+    """Return the innermost cause in the `error` object of a response, as "TYPE: REASON"."""
     while isinstance(error, dict):
         cause = error.get("caused_by") or next(iter(error.get("root_cause") or []), None)
         if not cause or cause == error:
@@ -123,7 +123,7 @@ def is_disk_full(reason: str) -> bool:
 
 
 class Backoff:
-    """Waits before retries, longer each time, for `seconds` in total. stop: the process sets it to end all waits."""
+    """Waits before retries, longer each time. Expires after `seconds`. stop: event that ends all waits."""
 
     def __init__(self, seconds: float, stop: threading.Event, clock: Callable[[], float] = time.monotonic) -> None:
         self._stop = stop
@@ -132,7 +132,7 @@ class Backoff:
         self._pause = _FIRST_PAUSE
 
     def wait(self, error: TLMError) -> None:
-        """Wait before the next try. Raises `error` if no time remains or the process ends."""
+        """Wait before the next try. Raises `error` if the `Backoff` has expired or `stop` is set."""
         remaining = self._deadline - self._clock()
         if remaining <= 0 or self._stop.wait(min(self._pause, remaining)):
             raise error
@@ -140,10 +140,10 @@ class Backoff:
 
 
 class Cluster:
-    """Requests to one cluster. Thread-safe. Retries temporary failures for `retry_seconds`.
+    """Sends requests to one OpenSearch cluster. Thread-safe. Retries temporary failures for `retry_seconds`.
 
-    The retries of opensearch-py are disabled, because they do not wait between two tries. Raises IndexUnavailable,
-    IndexMismatch, NotFound, InvalidRequest, Conflict and StorageFull.
+    The retries of opensearch-py are disabled, because they do not wait between two tries. The methods raise
+    IndexUnavailable, IndexMismatch, NotFound, InvalidRequest, Conflict and StorageFull.
     """
 
     def __init__(
@@ -161,15 +161,15 @@ class Cluster:
         self._version: int | None = None
 
     def without_retries(self) -> Cluster:
-        """Return a client of this cluster that does not retry."""
+        """Return a `Cluster` for the same OpenSearch cluster that does not retry."""
         return Cluster(self._client, retry_seconds=0, stop=self._stop, clock=self._clock)
 
     def backoff(self) -> Backoff:
-        """Return the `Backoff` for the tries of one operation."""
+        """Return a new `Backoff` of `retry_seconds` for one operation."""
         return Backoff(self._retry_seconds, self._stop, self._clock)
 
     def call(self, method: str, path: str, *, body: object = None, params: Mapping[str, object] | None = None) -> Any:
-        """Send a request that is safe to repeat, and return the decoded response."""
+        """Send a request and return the decoded response. The request must be safe to repeat."""
         backoff = self.backoff()
         while True:
             try:
@@ -185,8 +185,8 @@ class Cluster:
     ) -> Iterator[dict[str, Any]]:
         """Create the documents of `actions` without retries, and yield a dict for each action, in order.
 
-        The dict has the key `status`, also `error` if the action failed, and `exception` if the whole request failed.
-        max_rows, max_bytes: limits of each request.
+        The dict has the key `status`. If the action failed, it also has `error`. If the whole request failed, it has
+        `exception`, too. max_rows, max_bytes: limits of each request, in actions and bytes.
         """
         try:
             results = streaming_bulk(
@@ -207,7 +207,7 @@ class Cluster:
             raise failure.error if isinstance(failure, TemporaryFailure) else failure from error
 
     def version(self, params: Mapping[str, object] | None = None) -> int:
-        """Return the major version of OpenSearch. Raises IndexMismatch for an older version or for another server."""
+        """Return the major version. Raises IndexMismatch if the server is not OpenSearch MIN_VERSION or later."""
         if self._version is None:
             banner = self.call("GET", "/", params=params)
             version = banner.get("version", {}) if isinstance(banner, dict) else {}
@@ -235,9 +235,9 @@ def connect(
     retry_seconds: float = 120.0,
     stop: threading.Event | None = None,
 ) -> Cluster:
-    """Return the cluster at `url`. timeout: seconds for one request.
+    """Return a client of the cluster at `url`, without connecting. timeout: limit for one request, in seconds.
 
-    Raises MissingDependency if the file `ca` does not exist.
+    ca: PEM file of the certificate authority. Raises MissingDependency if this file does not exist.
     """
     if ca is not None and not ca.is_file():
         raise MissingDependency(f"TLM_RETRIEVER_OPENSEARCH_CA: No file {ca}. Set it to a PEM file of certificates.")

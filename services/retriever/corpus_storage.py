@@ -25,9 +25,9 @@ _BUFFER = 1 << 20
 
 
 class CorpusFiles:
-    """The Parquet files of a corpus version.
+    """The Parquet files in the storage folder of a corpus version. Without files, the constructor raises NotFound.
 
-    Raises NotFound if there are no files, CorruptArtifact if a file does not contain passages, and StorageUnavailable.
+    The methods raise StorageUnavailable, and CorruptArtifact if a file is incomplete or lacks a field of `Passage`.
     """
 
     def __init__(self, store: ArtifactStore, folder: str) -> None:
@@ -38,7 +38,7 @@ class CorpusFiles:
                 raise NotFound(f"No Parquet files in {folder}. Upload the corpus again.")
 
     def count(self) -> int:
-        """Return the number of passages, from the metadata of the files."""
+        """Return the number of passages. Reads only the metadata of the files."""
         total = 0
         for path in self._paths:
             with self._open(path) as file:
@@ -46,7 +46,7 @@ class CorpusFiles:
         return total
 
     def batches(self, skip: int = 0) -> Iterator[list[Passage]]:
-        """Yield all passages in order, except for the first `skip`. Skipped row groups are not read."""
+        """Yield lists of up to 2,000 passages, in order. Omit the first `skip` passages of the corpus."""
         for path in self._paths:
             with self._open(path) as file:
                 for group in range(file.metadata.num_row_groups):
@@ -86,7 +86,7 @@ class _Progress(BaseModel):
 
 
 class LoadRecords:
-    """Source and progress of loads: the files `VERSION.json` and `VERSION.progress.json` in `TENANT/indexes/NAME/`.
+    """Stores source and progress of loads in `TENANT/indexes/NAME/VERSION.json` and `VERSION.progress.json`.
 
     Raises NotFound, StorageFull, StorageUnavailable.
     """
@@ -95,11 +95,11 @@ class LoadRecords:
         self._store = store
 
     def save_source(self, key: CorpusKey, folder: str, language: str) -> None:
-        """Record where the passages of `key` are, so that a lost index can be built again at any time."""
+        """Record folder and language of the passages of `key`, so that a lost index can be built again."""
         self._write(self._path(key, ".json"), _Source(folder=folder, language=language))
 
     def source(self, key: CorpusKey) -> tuple[str, str]:
-        """Return folder and language of the passages of `key`. Raises NotFound if `key` was never loaded."""
+        """Return (folder, language) of the passages of `key`. Raises NotFound if `key` was never loaded."""
         body = self._read(self._path(key, ".json"))
         if body is None:
             raise NotFound(f"The {key}, was never loaded. Upload the corpus.")
@@ -111,9 +111,9 @@ class LoadRecords:
         self._write(self._path(key, ".progress.json"), _Progress(index=index.identity, cursor=index.cursor))
 
     def progress(self, key: CorpusKey, identity: str | None = None) -> LoadCursor:
-        """Return the progress of the load of `key`. If no progress is recorded, return the start of the corpus.
+        """Return the recorded progress of the load of `key`, or the start of the corpus if no progress is recorded.
 
-        identity: if set, ignore the progress of another index, such as a deleted index of the same name.
+        identity: id of an index. If set, ignore the progress of other indexes, such as deleted indexes of `key`.
         """
         body = self._read(self._path(key, ".progress.json"))
         if not body:

@@ -28,7 +28,7 @@ _SAVE_SECONDS = 5.0
 
 @dataclass(kw_only=True)
 class _Load(Run):
-    """A requested load. status.count is 0 until the files are read."""
+    """A requested load. `status.count` is 0 until the passages are counted."""
 
     folder: str
     language: str
@@ -80,7 +80,7 @@ class IndexLoads:
             load.update(state="ready", error=None)
 
     def get(self, key: CorpusKey) -> IndexLoad:
-        """Return the progress of a load. Raises IndexMismatch, IndexUnavailable, or NotFound for an unknown version."""
+        """Return the progress of a load. Raises NotFound for an unknown version, IndexMismatch or IndexUnavailable."""
         load = self._loads.get(key)
         if elsewhere := self._elsewhere(key):
             return elsewhere
@@ -96,11 +96,11 @@ class IndexLoads:
         return self._records.progress(key).refused
 
     def ready(self, key: CorpusKey, *, wait: bool = False) -> PassageIndex:
-        """Return the complete index of `key`. Start its load if the index is lost or its load failed temporarily.
+        """Return the complete index of `key`. If the index is lost or its load failed temporarily, start a new load.
 
-        wait: whether to retry while the cluster is unavailable. Raises the permanent error of a failed load,
-        IndexUnavailable during a load and while the cluster is unavailable, and NotFound if the version was never
-        loaded. Raises IndexMismatch if another release wrote the index, and the storage has no record of the passages.
+        wait: whether to retry while the cluster is unavailable. Raises IndexUnavailable during any load, and while the
+        cluster is unavailable. Raises the error of a load that failed permanently, and NotFound if the version was
+        never loaded. Raises IndexMismatch for an index of another release, if `LoadRecords` has no source for it.
         """
         load = self._loads.get(key)
         status = self._elsewhere(key) or (load.status if load else None)
@@ -119,7 +119,7 @@ class IndexLoads:
         raise IndexUnavailable(f"The index of {key} is being loaded ({loaded} of {count} passages). Try again later.")
 
     def drop(self, key: CorpusKey) -> None:
-        """Stop the load of `key`, then delete index and records. Raises IndexUnavailable if the load does not stop."""
+        """Stop the load of `key`, then delete index and records. Raises IndexUnavailable while the load still runs."""
         with self._lock:  # `_begin` holds the lock until the load has its future.
             load = self._loads.get(key)
         if (elsewhere := self._elsewhere(key)) and elsewhere.state == "loading":
@@ -127,7 +127,7 @@ class IndexLoads:
             raise IndexUnavailable(f"The load of {key} has not stopped yet. Try again.")
         if load is not None:
             load.stop.set()
-            if load.future.cancel():  # it waits for another load
+            if load.future.cancel():  # This load still waited for another load.
                 load.fail(_stopped(key))
             elif wait([load.future], _STOP_SECONDS).not_done:
                 raise IndexUnavailable(f"The load of {key} has not stopped yet. Try again.")
@@ -148,7 +148,7 @@ class IndexLoads:
             return None
 
     def _source(self, key: CorpusKey, error: TLMError) -> tuple[str, str]:
-        """Return (folder, language) of the passages. Without a record, raise `error` (IndexMismatch), else NotFound."""
+        """Return the recorded (folder, language). Without a record, raise `error` if IndexMismatch, else NotFound."""
         try:
             return self._records.source(key)
         except NotFound:
@@ -171,7 +171,7 @@ class IndexLoads:
             return load
 
     def _elsewhere(self, key: CorpusKey) -> IndexLoad | None:
-        """Return the progress of the load of `key` if another retriever has claimed it, else None."""
+        """Return the progress of the load of `key` if another retriever has claimed the load, else None."""
         entry = self._registry.elsewhere(key.slug, self._loads.get(key))
         return IndexLoad.model_validate_json(entry.status) if entry else None
 
@@ -231,7 +231,7 @@ class IndexLoads:
             load.update(loaded=count, refused=refused)
         finally:
             index.close()
-        log.log(logging.WARNING if refused else logging.INFO, "%s: %d passages loaded, %d refused", key, count, refused)
+        log.log(logging.WARNING if refused else logging.INFO, "%s: %d passages, %d refused", key, count, refused)
 
     def _check_stop(self, load: _Load) -> None:
         if load.stop.is_set() or self._stop.is_set():

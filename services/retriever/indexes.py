@@ -27,7 +27,7 @@ _CHECK_SECONDS = 4  # for each of the two requests; Prometheus expects the metri
 
 
 class CorpusKey(NamedTuple):
-    """A version of a corpus of a tenant. The passages of a version never change."""
+    """Identifies a version of a tenant's corpus. The passages of a version never change."""
 
     tenant: str
     name: str
@@ -44,7 +44,7 @@ class CorpusKey(NamedTuple):
 
 
 class LoadingIndex(PassageIndex, Protocol):
-    """An index during its load. Raises the errors of PassageIndex, and InvalidRequest after too many refused passages.
+    """An index during its load. Raises the errors of PassageIndex, and InvalidRequest if too many passages are refused.
 
     identity: unique id of the index. Two indexes of the same name have different ids. cursor: progress of the load.
     """
@@ -69,7 +69,7 @@ class CorpusIndexes(Protocol):
     def open(self, key: CorpusKey, *, wait: bool = False) -> PassageIndex:
         """Return the complete index of `key`. Raises NotFound if there is none.
 
-        wait: whether the returned index retries its requests while the cluster is unavailable.
+        wait: whether this method and the returned index retry requests while the cluster is unavailable.
         """
         ...
 
@@ -107,7 +107,7 @@ class _LoadingTantivyIndex(TantivyIndex):
 
 
 class EmbeddedIndexes:
-    """tantivy indexes in a folder of this machine. Raises AlreadyRunning if another process uses the folder.
+    """Stores tantivy indexes in the local folder `root`. Raises AlreadyRunning if another process uses this folder.
 
     The folder is a cache: the service builds a lost index again from the storage.
     """
@@ -154,7 +154,7 @@ class EmbeddedIndexes:
 
 
 class OpenSearchIndexes:
-    """The indexes named `tlm-…` on a cluster. An interrupted load resumes in its index."""
+    """Stores indexes with names `tlm-…` on a cluster. An interrupted load resumes in the same index."""
 
     def __init__(self, cluster: Cluster, *, shards: int) -> None:
         self._cluster = cluster
@@ -205,7 +205,7 @@ class OpenSearchIndexes:
 
     @staticmethod
     def _read(key: CorpusKey, cluster: Cluster) -> OpenSearchIndex:
-        """Return the index of `key`, complete or not. Raises NotFound, or IndexMismatch if another release wrote it."""
+        """Return the index of `key`, even if incomplete. Raises NotFound, or IndexMismatch for an unexpected format."""
         name = _name(key)
         cluster.version()
         description = cluster.call("GET", f"/{name}")[name]

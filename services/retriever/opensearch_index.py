@@ -1,4 +1,4 @@
-"""A PassageIndex on OpenSearch: one index per corpus version. The mapping of an index states version and state."""
+"""A PassageIndex on OpenSearch: one index per corpus version. The mapping also has the state of the load."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def load_alias(name: str) -> str:
 
 
 def index_body(mark: Mapping[str, object], analysis: Analysis, shards: int) -> dict[str, dict[str, Any]]:
-    """Return settings and mapping of a new index. It has no replicas and no refreshes until `commit`."""
+    """Return `{"settings": …, "mappings": …}` of a new index. Until `commit`, it has no replicas and no refreshes."""
     text: _Json = {"type": "text", "analyzer": "standard", "index_options": "freqs", "norms": True}
     properties: _Json = {
         "text": text,
@@ -63,7 +63,7 @@ class OpenSearchIndex:
     """The passages of one corpus version on a cluster.
 
     mark: schema, corpus version, analysis and state, stored as `_meta.tlm` in the mapping. identity: the UUID of the
-    index. scale: the scores of the server divided by the scores of an embedded index.
+    index. score_factor: the scores of the server divided by the BM25 scores that `tlm_core.selection.index` defines.
     """
 
     def __init__(self, cluster: Cluster, name: str, mark: Mapping[str, Any], shards: int, identity: str = "") -> None:
@@ -79,7 +79,7 @@ class OpenSearchIndex:
         self._writer: BulkWriter | None = None
         self._start = LoadCursor()
         # BM25 of OpenSearch 2 has the constant factor that Lucene removed later.
-        self.scale = K1 + 1 if cluster.version() < 3 else 1.0
+        self.score_factor = K1 + 1 if cluster.version() < 3 else 1.0
 
     @property
     def ready(self) -> bool:
@@ -118,7 +118,7 @@ class OpenSearchIndex:
         return document
 
     def commit(self, expected: int | None = None) -> None:
-        """Check number and ids of the passages, and make the index searchable. An interrupted call can be repeated."""
+        """Check number and ids of the passages, and make the index searchable. A failed call can be repeated."""
         self.flush()
         self._read("POST", "_refresh")
         count, refused = self.count(), len(self.cursor.refused)
@@ -148,7 +148,7 @@ class OpenSearchIndex:
         """Send a request to the index and return the response.
 
         Raises IndexUnavailable if the index was deleted, even if a new load has created an index of the same name. The
-        response may then come from this incomplete index.
+        new index is incomplete, and the response may come from it.
         """
         uuid = {"filter_path": "*.settings.index.uuid"}
         try:
@@ -177,7 +177,7 @@ class OpenSearchIndex:
             return list(chain.from_iterable(pool.map(lambda part: self._search(part, k), parts)))
 
     def _search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """Return the best `k` hits of each query, from one _msearch. Repeat queries that a shard left incomplete."""
+        """Return the best `k` hits of each query. Send one request, and repeat queries with incomplete responses."""
         backoff = self._cluster.backoff()
         pending = {number: body for number, query in enumerate(queries) if (body := self._body(query))}
         results: list[list[Hit]] = [[] for _ in queries]
@@ -197,14 +197,14 @@ class OpenSearchIndex:
                     again[number] = query
                 else:
                     hits = (hit["sort"] for hit in response.get("hits", {}).get("hits", []))
-                    results[number] = ranked([Hit(name, score / self.scale) for score, name in hits], k)
+                    results[number] = ranked([Hit(name, score / self.score_factor) for score, name in hits], k)
             pending = again
             if failure:
                 backoff.wait(failure)
         return results
 
     def _body(self, text: str) -> _Json | None:
-        """Return the query for `text`, or None if it has no terms. The text is a value, never query syntax."""
+        """Return the OpenSearch query for `text`, or None if `text` has no terms. Query syntax has no effect."""
         words = terms(text, self.analysis)
         if len(words) > MAX_TERMS:
             return self._by_terms(words)
@@ -212,7 +212,7 @@ class OpenSearchIndex:
         return {"match": {self._field: {"query": query}}} if words else None
 
     def _by_terms(self, words: Sequence[str]) -> _Json:
-        """Return the query for a long text: a clause for each distinct term, or for the MAX_TERMS best terms."""
+        """Return the query for a long text, with a clause for each term, or only for the MAX_TERMS best terms."""
         counts: Mapping[str, int] = Counter(words)
         if len(counts) > MAX_TERMS:
             counts = best_terms(counts, self._passages_with(counts).__getitem__, self.count())
@@ -220,7 +220,7 @@ class OpenSearchIndex:
         return {"bool": {"should": clauses}} if clauses else _NO_HITS
 
     def _passages_with(self, words: Collection[str]) -> Counter[str]:
-        """Return term → number of passages with the term. Queries each shard, because a shard counts only its own."""
+        """Return term → number of passages with the term. Adds the counts of all shards."""
         body = {
             "doc": {self._field: " ".join(words)},
             "fields": [self._field],
@@ -287,7 +287,7 @@ def _too_many_clauses(response: Mapping[str, object]) -> bool:
 
 
 def _incomplete(response: Mapping[str, Any]) -> str | None:
-    """Return the reason why a response is incomplete, or None if it is complete.
+    """Return why the response to a query is incomplete, or None if it is complete.
 
     Raises IndexMismatch if a retry cannot help, and IndexUnavailable if the index was deleted.
     """

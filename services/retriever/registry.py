@@ -1,4 +1,4 @@
-"""The runs of all retrievers: loads and selections. One retriever claims each run; all can read and stop it."""
+"""The registry of all runs (loads and selections). One retriever claims a run. Others can read and stop the run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BEAT_SECONDS = 1.0  # between two saves of a run
 
 @dataclass(kw_only=True)
 class Run:
-    """A load or selection of this retriever. prefix: output folder of a selection, or "". stop: set to end the run."""
+    """A load or selection of a retriever. prefix: output folder of a selection, or "". stop: if set, the run ends."""
 
     status: IndexLoad | SelectionRun
     prefix: str = ""
@@ -50,25 +50,25 @@ class Entry:
 
 
 class Registry:
-    """The registry of a single retriever. It stores nothing, because the retriever holds its runs in memory."""
+    """The registry of a single retriever. It stores nothing, because the retriever has its runs in memory."""
 
     def __init__(self) -> None:
         # Without this lock, `save_active` could replace the last status of an ended run, or restore a deleted entry.
         self._lock = threading.RLock()
 
     def read(self, name: str) -> Entry | None:  # noqa: ARG002
-        """Return the entry with this name, or None if there is none."""
+        """Return the entry `name`, or None. name: artifact id of a selection, or `CorpusKey.slug` of a load."""
         return None
 
     def elsewhere(self, name: str, own: Run | None) -> Entry | None:
-        """Return the entry `name` if another retriever has claimed it. own: the run of this retriever, or None."""
+        """Return the entry `name` if another retriever has claimed it, else None. own: the local run, or None."""
         entry = self.read(name)
         return None if entry is None or (own is not None and own.id == entry.run) else entry
 
     def claim(self, name: str, run: Run, *, instead_of: str = "") -> bool:  # noqa: ARG002
-        """Set the id of a new run, and claim the entry `name`. Return False if another retriever was first.
+        """Set `run.id`, and claim the entry `name` for the run. Return False if another run has the entry.
 
-        instead_of: id of the run that the new run replaces, or empty.
+        instead_of: id of a run that `run` may replace, or "" for none.
         """
         run.id = uuid.uuid4().hex
         return True
@@ -78,14 +78,14 @@ class Registry:
         return True
 
     def save_active(self, runs: Iterable[tuple[str, Run]]) -> None:
-        """Save the status of each active run (name, run). Stop a run that another retriever stopped or replaced."""
+        """Save each active run of `runs`, pairs (name, run). Stop a run that another retriever stopped or replaced."""
         for name, run in runs:
             with self._lock:
                 if run.is_active and not self.save(name, run):
                     run.stop.set()
 
     def stop(self, name: str) -> None:
-        """Mark a run as stopped. The retriever that holds the run reads the mark and stops the run."""
+        """Mark the run `name` as stopped. The retriever that has claimed the run then stops it."""
 
     def forget(self, name: str, run: str) -> None:
         """Delete the entry `name` if it belongs to the run with the id `run`."""

@@ -89,10 +89,10 @@ class SelectionRuns:
         self.task.start(self._beat, BEAT_SECONDS, stop)
 
     def put(self, artifact: str, request: SelectionRequest) -> None:
-        """Start the selection. Ignore the request if a run with this `prefix` runs, is ready, or failed permanently.
+        """Start a selection. Ignore the request if a run with the same `prefix` runs, is ready, or failed permanently.
 
         A request with another `prefix` is from a later attempt, so the new run replaces the earlier run. Raises
-        InvalidRecipe for invalid params.
+        InvalidRecipe for invalid `request.params`.
         """
         params = _params(request)
         with self._lock:
@@ -113,7 +113,7 @@ class SelectionRuns:
             self._pool.submit(copy_context().run, self._run, artifact, request, params, run)
 
     def _claim(self, artifact: str, run: SelectingRun) -> bool:
-        """Claim a selection for `run`. Returns False if another retriever claims it first or has a reusable run."""
+        """Claim a selection for `run`. Returns False if another retriever has claimed it or has a reusable run."""
         entry = self._registry.read(artifact)
         if entry is not None and entry.prefix == run.prefix:
             status = SelectionRun.model_validate_json(entry.status)
@@ -131,7 +131,7 @@ class SelectionRuns:
                     self._remove(artifact, run)
 
     def get(self, artifact: str) -> SelectionRun:
-        """Return the status of the latest run. The state is `unknown` without a run, or if its files are lost."""
+        """Return the status of the latest run. It is `unknown` without a run, or if the files are lost."""
         run = self._latest(artifact)
         if run is None:
             return SelectionRun(state="unknown")
@@ -143,8 +143,8 @@ class SelectionRuns:
     def stop(self, artifact: str, prefix: str) -> bool:
         """Stop the selection of `artifact` if its output folder starts with `prefix`.
 
-        Returns False while the selection still runs: it stops after its current batch. Partial results remain for the
-        next equal request. A failed selection is forgotten, so that the next request starts it again.
+        Returns False while the selection still runs, because it stops after its current batch. Partial results remain
+        for the next request of this artifact. Also deletes a failed run, so that the next request starts a new run.
         """
         with self._lock:
             run = self._latest(artifact)
@@ -170,7 +170,7 @@ class SelectionRuns:
         return SelectingRun(prefix=entry.prefix, status=SelectionRun.model_validate_json(entry.status), id=entry.run)
 
     def close(self) -> None:
-        """Wait for the running selections, which stop at their next batch."""
+        """Cancel waiting selections, and wait until running selections stop. The caller first sets the event `stop`."""
         self._pool.shutdown(cancel_futures=True)
 
     def _remove(self, artifact: str, run: SelectingRun) -> None:
@@ -204,7 +204,7 @@ class SelectionRuns:
         self._registry.save(artifact, run)
 
     def _finish(self, artifact: str, run: SelectingRun, ref: ManifestRef) -> None:
-        """Mark the run as ready. If it was stopped, raise _Stopped, and delete its files if no other run uses them."""
+        """Mark the run as ready, with the files `ref`. If it was stopped, delete unused files and raise _Stopped."""
         with self._lock:
             if not run.stop.is_set():
                 run.update(ref=ref, state="ready")
@@ -241,7 +241,7 @@ class SelectionRuns:
         return ref
 
     def _source(self, request: SelectionRequest, params: Selection, task: Path) -> Corpus | Path | None:
-        """Return what the selector requires: a corpus, the file with the uploaded selection, or None."""
+        """Return what the selector reads: a corpus, the path of the uploaded selection, or None."""
         match params.definition.source:
             case "nothing":
                 return None
@@ -258,7 +258,7 @@ class SelectionRuns:
         return Corpus(key.name, key.version, self._loads.ready(key, wait=True))
 
     def _finished_before(self, artifact: str, prefix: str) -> ManifestRef | None:
-        """Return the selection that an earlier process completed in the same folder, if there is one."""
+        """Return the selection that an earlier process completed in the folder `prefix`, or None."""
         path = self._store.path(prefix, MANIFEST)
         with self._store.errors(f"reading {prefix}"):
             body = self._store.fs.cat_file(path) if self._store.fs.exists(path) else b""
@@ -270,7 +270,7 @@ class SelectionRuns:
         return ref if manifest.artifact == artifact and self._exists(ref) else None
 
     def _exists(self, ref: ManifestRef) -> bool:
-        """Return whether the files of a selection are complete. The coordinator uses the same check."""
+        """Return whether the files of a selection are complete. The coordinator also uses `ArtifactStore.check`."""
         try:
             self._store.check(ref)
         except (NotFound, CorruptArtifact) as error:
@@ -281,7 +281,7 @@ class SelectionRuns:
 
 
 def _is_reusable(status: SelectionRun) -> bool:
-    """Return whether a repeated request uses a run with this status: it runs, is ready, or failed permanently."""
+    """Return whether a repeated request uses a run with this status: active, ready, or failed permanently."""
     return status.failure is None or not status.failure.retryable
 
 
