@@ -36,7 +36,7 @@ REPORTED = re.compile(
         (
             "job.requeued",
             {"message": "Gone.", "delay_seconds": 1.0},
-            "Attempt 2 ended: Gone. The next one starts in 1 s.",
+            "Attempt 2 ended: Gone. The next attempt starts in 1 s.",
         ),
         ("refit", {"model": "self_trained"}, "Fitting the self-trained model again, also on validation"),
         ("baseline", {"rows": 1320}, "Fitting the linear model on 1,320 rows"),

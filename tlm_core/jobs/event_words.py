@@ -12,7 +12,7 @@ _SENTENCES = {
     "job.submitted": "Submitted",
     "job.claimed": "A coordinator started attempt {attempt}",
     "job.adopted": "Another coordinator continues attempt {attempt}",
-    "job.requeued": "Attempt {attempt} ended: {message} The next one starts in {delay_seconds:g} s.",
+    "job.requeued": "Attempt {attempt} ended: {message} The next attempt starts in {delay_seconds:g} s.",
     "job.waiting": "Waiting: {message}",
     "job.pause_requested": "Pause requested",
     "job.paused": "Paused",
@@ -29,7 +29,7 @@ _SENTENCES = {
     "self_training": "Labeling {pieces:,} pieces of passages with the linear model",
     "tokenizer": "The tokenizer has {vocab_size:,} tokens",
     "step.skipped": "Skipped step {step:,}, because its loss or gradient is not finite",
-    "memory.stepped_down": "Out of memory at step {step:,}; from now on {rows:,} rows at once",
+    "memory.stepped_down": "Out of memory at step {step:,}; now with micro-batches of at most {rows:,} rows",
     "refit": "Fitting the {model} model again, also on validation",
     "checkpoint.published": "Stored a checkpoint of {node} at step {step:,}",
     "artifact.published": "Finished {node}",
@@ -38,9 +38,9 @@ _SENTENCES = {
 
 
 def sentence(event_type: str, attempt: int | None, data: Mapping[str, object], titles: Mapping[str, str]) -> str | None:
-    """Return an event as a sentence, or None for an unknown type or incomplete data.
+    """Return an event as a sentence, or None if the type is unknown or the sentence needs a value that `data` lacks.
 
-    titles: name of a node → title for readers. A node without a title appears under its name.
+    titles: name of a node → title for readers. For a node without a title, the sentence has the name.
     """
     values = {**data, "attempt": attempt}
     group = str(data.get("group", ""))

@@ -1,4 +1,4 @@
-"""Functions that create the nodes that the plans of several kinds contain."""
+"""Functions that create nodes for the plans of several kinds of jobs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tlm_core.training.stage import Place
 
 
 def validate_nodes(inputs: PlanInputs[KindOptions]) -> list[Node]:
-    """Return a node of the stage `validate` for each dataset of the job. The node turns the dataset into a task."""
+    """Return a node of the stage `validate` for each dataset of the job. The node writes the task of the dataset."""
     return [
         Node(
             f"validate.{number}" if number else "validate",
@@ -49,7 +49,7 @@ def baseline_node(group: str, task: str = "validate", name: str = "baseline") ->
 def select_node(
     inputs: PlanInputs[KindOptions], task: str, name: str = "select", seed: int | None = None
 ) -> Node | None:
-    """Return the node that selects passages for the task that the node `task` writes, or None without passages."""
+    """Return the node that selects passages for the task of the node `task`, or None if the job uses no passages."""
     selection = inputs.recipe.selection
     if selection.definition.source == "dataset":
         fixed = {}
@@ -69,7 +69,7 @@ def prepare_node(
     *,
     labeled: bool = False,
 ) -> Node:
-    """Return the node that trains the tokenizer and tokenizes all texts. labeled: whether `self_train` adds pieces."""
+    """Return the node that trains the tokenizer and tokenizes all texts. labeled: whether `self_train` is an input."""
     inputs = {"task": task} | ({"selection": select.name} if select else {})
     inputs |= {"self_train": "self_train"} if labeled else {}
     return Node(name, stages.PREPARE, PrepareParams.of(recipe), inputs=inputs, seed=seed)
@@ -90,24 +90,24 @@ def joint_node(recipe: Recipe, seed: int, name: str, prepared: str = "prepare", 
 
 
 def finetune_nodes(recipe: Recipe, seed: int, name: str, inputs: Mapping[str, str]) -> list[Node]:
-    """Return the nodes of `with_tries` for one seed, the last with the name `name`. inputs: input name → node."""
+    """Return the nodes that `with_tries` creates for one seed. The last node is `name`. inputs: input name → node."""
     node = Node(name, stages.FINETUNE, FinetuneParams.of(recipe, seed), inputs, seed=seed)
     return with_tries(node, recipe.finetune)
 
 
-def with_tries(node: Node, part: Finetune) -> list[Node]:
-    """Return a node for each pair of rate and class weights to try, and a node `node.name` that chooses the best.
+def with_tries(node: Node, settings: Finetune) -> list[Node]:
+    """Return a node for each pair of learning rate and class weights in `settings`, and a last node.
 
-    part: the finetuning settings of the recipe. Without values to try, return [node]. A job that finetunes once
-    with the values of a try reuses the artifact of the try, because both artifacts have the same id.
+    The last node has the name of `node`, and chooses the best try. Without values to try, return [node]. A job that
+    finetunes once with the values of a try reuses the artifact of the try, because both artifacts have the same id.
     """
-    if not part.has_tries:
+    if not settings.has_tries:
         return [node]
     assert isinstance(node.params, TuneParams)
     finetune, tries = node.params.finetune, list[Node]()
     values: list[dict[str, float | str]] = []  # the tried values of each try, for the report
-    all_weights: tuple[str | None, ...] = ("none", "balanced") if part.class_weights == "auto" else (None,)
-    for rate, weights in product(part.rates or (None,), all_weights):
+    all_weights: tuple[str | None, ...] = ("none", "balanced") if settings.class_weights == "auto" else (None,)
+    for rate, weights in product(settings.rates or (None,), all_weights):
         name = node.name if rate is None else f"{node.name}.lr{rate:g}"
         values.append({"lr": finetune.optimizer.lr if rate is None else rate})
         if weights is not None:
@@ -122,7 +122,7 @@ def with_tries(node: Node, part: Finetune) -> list[Node]:
 def refit_linear_node(inputs: Mapping[str, str], group: str) -> Node:
     """Return the node that fits the linear models again, on train and validation.
 
-    inputs: the inputs of `evaluate`, and with self-training also `selection`. The node ignores tokens and encoders.
+    inputs: input name → node. The new node uses only `task`, `baseline`, `self_train` and `selection`.
     """
     needed = {name: node for name, node in inputs.items() if name in ("task", "baseline", "self_train", "selection")}
     return Node("refit_linear", stages.REFIT_LINEAR, BaselineParams(), needed, group=group)
@@ -170,9 +170,9 @@ def train_nodes(inputs: PlanInputs[KindOptions], *, ensemble: bool = False, refi
 
 
 def group_by_seed(nodes: Iterable[Node], seeds: Sequence[int]) -> list[Node]:
-    """Return the nodes, with the worker nodes of each seed in a group of their own, so that seeds run at the same time.
+    """Return copies of the nodes. The worker nodes of each seed form a group, so that the seeds run at the same time.
 
-    With one seed the groups stay the same, because another submission would only add the time of its start.
+    With one seed, no group changes, because another submission would only add the time of its start.
     """
     if len(seeds) < 2:
         return list(nodes)
@@ -184,14 +184,14 @@ def group_by_seed(nodes: Iterable[Node], seeds: Sequence[int]) -> list[Node]:
 
 
 def gather_group(seeds: Sequence[int]) -> str:
-    """Return the name of the group of the nodes that need the results of all seeds."""
+    """Return the name of the group for nodes that need the results of all seeds: `gather`, or `main` for one seed."""
     return "gather" if len(seeds) > 1 else "main"
 
 
 def importance_node(name: str, as_published: bool, prepared: str, finetune: str, seed: int) -> Node:
     """Return the node that measures the importance of heads and blocks in a finetuned model.
 
-    as_published: measure as the authors' released code does. prepared, finetune: names of the input nodes.
+    as_published: compute importance as the code of the paper does. prepared, finetune: names of the input nodes.
     """
     params = ImportanceParams(as_published=as_published)
     return Node(name, stages.IMPORTANCE, params, {"prepared": prepared, "finetune": finetune}, seed=seed)
@@ -212,6 +212,6 @@ def check_encoder(
 
 
 def before_training(nodes: Sequence[Node], check: Node | None) -> list[Node]:
-    """Return the nodes with `check`, if it is not None, inserted before the first node that runs on workers."""
+    """Return `nodes` with `check` before the first node that runs on workers. If `check` is None, add no node."""
     first = next(number for number, node in enumerate(nodes) if node.place is Place.WORKERS)
     return [*nodes[:first], *([check] if check else []), *nodes[first:]]

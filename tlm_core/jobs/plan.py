@@ -14,20 +14,20 @@ SEED_GROUP = "seed.s"  # prefix of the groups of seeds that run at the same time
 
 @dataclass(frozen=True)
 class Node:
-    """One stage of a job."""
+    """One stage in a plan, with its parameters and inputs."""
 
     name: str
     stage: Stage
     params: StageParams
     inputs: Mapping[str, str] = field(default_factory=dict)  # name → node that produces the input
-    fixed: Mapping[str, str] = field(default_factory=dict)  # name → digest of an input that exists before the job
+    fixed: Mapping[str, str] = field(default_factory=dict)  # name → digest of an input that exists at submission
     seed: int | None = None
-    rate: float | None = None  # the finetuning rate that the node tries
+    rate: float | None = None  # the learning rate that the node tries
     dataset: int | None = None  # number of the dataset that the node reads
     reusable: bool = True  # False: excluded from the cache, because the result depends on the clock or on memory
     group: str = "main"  # one submission runs all nodes of a group, because a start takes longer than a short stage
     gathers: bool = False  # True: run even if an input is dropped. False: drop this node if an input is dropped
-    reused: ReusedArtifact | None = None  # the artifact of another job that replaces the node, which then never runs
+    reused: ReusedArtifact | None = None  # the artifact of another job to use. The node then never runs
 
     @property
     def place(self) -> Place:
@@ -72,7 +72,7 @@ class Plan:
         return [node for node in self.nodes if node.name in needed]
 
     def ready(self, done: Collection[str]) -> list[Node]:
-        """Return the nodes that are not done and whose inputs are all done."""
+        """Return the nodes that are not in `done`, and whose inputs are all in `done`. done: names of nodes."""
         return [n for n in self.nodes if n.name not in done and all(i in done for i in n.inputs.values())]
 
     def group(self, name: str) -> list[Node]:
@@ -80,9 +80,9 @@ class Plan:
         return [n for n in self.nodes if n.place is Place.WORKERS and n.group == name]
 
     def side_by_side(self, group: str, done: Collection[str] = ()) -> int:
-        """Return how many groups can run at the same time: the number of seeds if `group` belongs to a seed, else 1.
+        """Return how many groups can run at the same time. For the group of a seed, count the unfinished seeds.
 
-        Groups of seeds whose nodes are all in `done` do not count.
+        A seed is unfinished if `done` lacks a node of the seed's group. For any other group, return 1.
         """
         if not group.startswith(SEED_GROUP):
             return 1
@@ -97,7 +97,7 @@ class Plan:
         return f"start.{SEED_GROUP if self.side_by_side(node.group) > 1 else node.group}"
 
     def twins(self, node: Node) -> list[Node]:
-        """Return the node at the same position in each seed's group, or [node] if `node` is not in such a group."""
+        """Return the nodes at the position of `node` in the groups of all seeds. In another group, return [node]."""
         if not node.group.startswith(SEED_GROUP):
             return [node]
         place = self.group(node.group).index(node)
@@ -105,7 +105,7 @@ class Plan:
         return [self.group(group)[place] for group in groups]
 
     def startable(self, name: str, done: Collection[str]) -> bool:
-        """Return whether all inputs that the group `name` needs from other nodes are done."""
+        """Return whether all inputs that the group `name` needs from nodes outside of the group are done."""
         members = {node.name for node in self.group(name)}
         outside = {source for node in self.group(name) for source in node.inputs.values()} - members
         return all(source in done for source in outside)

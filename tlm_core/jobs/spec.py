@@ -91,7 +91,7 @@ class JobSpec(_Record):
         3,
         ge=1,
         le=20,
-        description="failures that end the job; 3 interruptions without a new checkpoint count as one failure",
+        description="failures that end the job; 3 interruptions without a new checkpoint or artifact are one failure",
     )
     max_runtime_seconds: float | None = Field(
         None, gt=0, le=1e8, description="limit of the running time of all attempts together"
@@ -136,7 +136,7 @@ class JobSpec(_Record):
 
     @property
     def definition(self) -> Kind[KindOptions]:
-        """The kind of the job."""
+        """The definition of the job's kind."""
         return KINDS[self.kind]
 
     @property
@@ -146,11 +146,11 @@ class JobSpec(_Record):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All datasets of the job, as the request names them."""
+        """The names or ids of all datasets of the job, as in the request."""
         return (self.dataset, *self.definition.datasets(self.options))
 
     def check(self, recipe: Recipe, options: KindOptions | None = None) -> None:
-        """Raise InvalidRequest if the kind cannot use the recipe. options: result of `Kind.pin`; None: own options."""
+        """Raise InvalidRequest if the kind cannot use the recipe. options: if set, replace `self.options`."""
         kind = self.definition
         if recipe.scale == "instant" and not kind.instant:
             named = f", or name a finished job of another scale in '{kind.source_option}'" if kind.source_option else ""
@@ -170,7 +170,7 @@ class JobSpec(_Record):
 
 
 class DatasetInput(_Record):
-    """A dataset of a job. ref: its files. options: how to read the files."""
+    """A dataset of a job. ref: the manifest of its files. options: how to read the files."""
 
     id: str
     ref: ManifestRef
@@ -178,7 +178,7 @@ class DatasetInput(_Record):
 
     @property
     def content(self) -> str:
-        """The digest of files and reading options. It omits the name of the task, which changes no text or label."""
+        """The digest of the files and `options`, without the option `name`, which changes no text or label."""
         return digest_of([self.ref.digest, {key: value for key, value in self.options.items() if key != "name"}])
 
 
@@ -190,15 +190,15 @@ class ReusedArtifact(_Record):
 
 
 class Resolved(_Record):
-    """The versions and values to which the names in a request refer at submission. Later changes do not affect them."""
+    """The versions and values to which the names in a request refer at submission. Later versions have no effect."""
 
     dataset_id: str
     dataset: ManifestRef
     dataset_options: dict[str, object] = {}
     corpus_name: str | None = None
     corpus_version: str | None = None
-    others: tuple[DatasetInput, ...] = ()
-    pinned_options: dict[str, object] = {}  # the options with each job id replaced by the result of that job
+    others: tuple[DatasetInput, ...] = ()  # the datasets that the options name
+    pinned_options: dict[str, object] = {}  # the options, with results of jobs in place of job ids
     reused: dict[str, ReusedArtifact] = {}  # node → its artifact in the source job
     node_seconds: dict[str, float] = {}  # node, or start of workers (`Plan.start_of`) → the estimate at submission
     recipe: Recipe
@@ -244,7 +244,7 @@ class Progress(_Record):
 
 @dataclass(frozen=True)
 class PlanInputs(Generic[Options]):
-    """The inputs of a kind's plan."""
+    """The values from which a kind of job computes its plan."""
 
     options: Options
     recipe: Recipe
@@ -255,7 +255,7 @@ class PlanInputs(Generic[Options]):
 
 
 class ReportSummary(BaseModel):
-    """The scores that a list of jobs shows. mean: split → score → mean over the seeds."""
+    """The scores that a list of jobs shows. mean: split → name of the score → mean over the seeds."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -304,7 +304,7 @@ class JobRecord(_Record):
     attempt: int = 0  # number of the current attempt, and the fencing token of every write of its workers
     failures: int = 0  # attempts that count against `max_attempts`
     losses: int = 0  # attempts ended by an error with `is_loss`, since the last new checkpoint or artifact
-    hub_losses: int = 0  # as `losses`, for outages of the Hugging Face hub, which `losses` does not count
+    hub_losses: int = 0  # as `losses`, but for outages of the Hugging Face hub. `losses` excludes these attempts
     interruptions: int = 0  # attempts that ended without a failure of the job
     ran_seconds: float = 0.0  # running time of all attempts, except the time since `running_since`
     running_since: float | None = None
@@ -333,8 +333,8 @@ class JobRecord(_Record):
     def spent(self, error: TLMError) -> tuple[int, int, int]:
         """Return the new `failures`, `losses` and `hub_losses` after `error` ended the current attempt.
 
-        LOSSES_PER_FAULT losses or HUB_LOSSES_PER_FAULT outages of the hub count as one failure. The two counts are
-        separate, so a job with errors of both types also ends.
+        LOSSES_PER_FAULT losses, or HUB_LOSSES_PER_FAULT outages of the hub, count as one failure. An error of one type
+        does not reset the count of the other type, so that a job with alternating errors also ends.
         """
         is_hub = is_hub_outage(error)
         # Earlier releases counted outages of the hub in `losses`, up to 29.
@@ -352,12 +352,12 @@ class JobRecord(_Record):
         return self.due_at is None or not self.updated_at <= now < self.due_at
 
     def works(self, group: str) -> bool:
-        """Return whether the last heartbeat of the group in this attempt reports that its workers work."""
+        """Return whether the last heartbeat of the group in this attempt has the phase `working`."""
         return group in self.beats and self.beats[group].phase == "working"
 
     @property
     def plan_inputs(self) -> PlanInputs[KindOptions]:
-        """The inputs of the job's plan."""
+        """The values from which the kind of the job computes the plan."""
         options, resolved = self.spec.options, self.resolved
         if resolved.pinned_options:
             options = type(options).model_validate(options.model_dump(mode="json") | resolved.pinned_options)

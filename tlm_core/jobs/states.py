@@ -70,6 +70,6 @@ TRANSITIONS: Mapping[Verb, Mapping[State, State]] = {
 
 
 def allowed(verb: Verb) -> str:
-    """Return the states in which `verb` is allowed as text for messages, such as "queued or running"."""
+    """Return a text with the states in which `verb` is allowed, such as "queued or running"."""
     *others, last = TRANSITIONS[verb]
     return f"{', '.join(others)} or {last}" if others else last

@@ -79,7 +79,7 @@ def test_failed_attempt_waiting_and_warning_show_their_message() -> None:
         display.job_event(JobEvent(type="stage.warning", attempt=1, data={"message": "3 texts are cut"}))
     lines = out.getvalue().splitlines()
     assert lines == [
-        "Attempt 1 ended: [a] worker died. The next one starts in 2 s.",
+        "Attempt 1 ended: [a] worker died. The next attempt starts in 2 s.",
         "Waiting: no room yet",
         "Warning: 3 texts are cut",
     ]
