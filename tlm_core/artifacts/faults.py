@@ -52,7 +52,7 @@ def storage_errors(action: str) -> Iterator[None]:
 
 
 def storage_error(action: str, fault: OSError) -> StorageFull | StorageUnavailable:
-    """Return StorageFull if `fault` is in NO_SPACE, else StorageUnavailable. action: see `storage_errors`."""
+    """Return StorageFull if `fault.errno` is in NO_SPACE, else StorageUnavailable. action: see `storage_errors`."""
     if fault.errno in NO_SPACE:
         reason = fault.strerror or fault
         return StorageFull(f"Failed {action}: no space left on the storage ({reason}). Free some space and try again.")

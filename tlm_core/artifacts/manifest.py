@@ -54,7 +54,7 @@ class Manifest(_Value):
         raise NotFound(f"Artifact {self.artifact} has no file '{name}'. Its files: {names}.")
 
     def check_sizes(self, folder: Path) -> None:
-        """Raise CorruptArtifact if a file of the manifest is missing in a local folder, or has another size."""
+        """Raise CorruptArtifact if the local folder lacks a file of the manifest, or a file has another size."""
         for entry in self.files:
             path = folder / entry.name
             try:  # Another process may delete the folder at any time.

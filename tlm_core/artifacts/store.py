@@ -120,9 +120,9 @@ class ArtifactStore:
     def errors(self, action: str, *, writes: bool = False) -> Iterator[None]:
         """Translate errors of the storage inside the block, as `storage_errors` does.
 
-        All other errors of a remote storage raise StorageUnavailable. If the storage is not mounted, a missing file
-        raises StorageUnavailable, not NotFound. writes: before the block, check the mount and the free space, so that
-        nothing is written into an empty mount point.
+        All other errors of a remote storage become StorageUnavailable, and so does a missing file if the storage is not
+        mounted. writes: whether to check before the block that the storage is mounted and has free space. Without this
+        check, the block could write into an empty mount point.
         """
         try:
             with storage_errors(action):
@@ -260,9 +260,9 @@ class ArtifactStore:
             shutil.rmtree(partial, ignore_errors=True)  # Partial copies would fill the disk.
 
     def check(self, ref: ManifestRef) -> None:
-        """Check an artifact cheaply: the manifest, and in a local storage the sizes of the files.
+        """Check the manifest of an artifact and, in a local storage, the sizes of the files.
 
-        Raises CorruptArtifact or NotFound.
+        Raises CorruptArtifact or NotFound. `verify` also reads the files.
         """
         self.localize(ref) if self.local else self.manifest(ref)
 
