@@ -1,6 +1,6 @@
 """The kinds of jobs. A new kind is one module here and one entry in `MODULES`.
 
-The table names modules instead of importing them, because each kind imports `jobs.spec`, which imports this module.
+`MODULES` has names instead of modules, because the module of each kind imports `jobs.spec`, which imports this module.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MODULES = {
 
 
 class _Kinds(Mapping[str, "Kind[KindOptions]"]):
-    """A mapping from the name of a kind to `KIND` of its module. Reading an entry imports the module."""
+    """A mapping from the name of a kind to the object `KIND` of its module. Reading an entry imports the module."""
 
     def __getitem__(self, name: str) -> Kind[KindOptions]:
         return import_module(MODULES[name]).KIND

@@ -76,7 +76,7 @@ class Kind(Generic[Options]):
         return getattr(options, self.datasets_option) if self.datasets_option else ()
 
     def source_job(self, options: Options) -> str | None:
-        """Return the id of the source job, which `source_option` holds, or None."""
+        """Return the id of the source job, which is the value of the option `source_option`, or None."""
         return getattr(options, self.source_option) if self.source_option else None
 
     def names_source(self, options: Mapping[str, object]) -> bool:

@@ -56,18 +56,18 @@ WITH_TLM = {"tlm", "bilstm_tlm"}
 
 
 class LearningCurveOptions(KindOptions):
-    """Models: `bilstm` from scratch, `bilstm_tlm` with TLM's token embeddings, `encoder` on the task alone, `tlm`,
-    and `pretrained`, a published encoder. The linear model is always included."""
+    """Sizes and models of a curve. Models: `bilstm` from scratch, `bilstm_tlm` with TLM's token embeddings, `encoder`
+    trained on the task alone, `tlm`, and `pretrained`, a published encoder. Each curve also has the linear model."""
 
     sizes: tuple[float, ...] = Field(
-        (0.01, 0.03, 0.1, 0.3, 1.0), min_length=2, max_length=20, description="shares of rows, up to 1, or row counts"
+        (0.01, 0.03, 0.1, 0.3, 1.0), min_length=2, max_length=20, description="shares of the train rows, or counts"
     )
     models: tuple[CurveModel, ...] = Field(("bilstm", "encoder", "tlm"), min_length=1)
     lstm: LSTM = LSTM()
     pretrained: str | None = Field(
         None, pattern=rf"^({MODEL}|{MODEL_FOLDER})$", description="hub:OWNER/NAME[@REVISION] or a folder"
     )
-    unlabelled: bool = Field(False, description="the queries of TLM are all train texts, not only those of the subset")
+    unlabelled: bool = Field(False, description="use all train texts as queries of TLM, not only those of the subset")
     margin: float = Field(0.01, ge=0, lt=1, description="difference in accuracy at which two models count as equal")
 
     @property
@@ -99,7 +99,7 @@ class LearningCurveOptions(KindOptions):
 
 
 def check(options: LearningCurveOptions, recipe: Recipe, _: tuple[str, ...]) -> None:
-    """Raise InvalidRequest for the models of WITH_TLM if the recipe uses no corpus or no joint stage."""
+    """Raise InvalidRequest if a model in WITH_TLM is chosen, but the recipe uses no corpus or no joint stage."""
     if WITH_TLM & set(options.models) and not (recipe.selection.needs_corpus and recipe.joint.enabled):
         raise InvalidRequest(
             "The models 'tlm' and 'bilstm_tlm' of a learning curve need a corpus and a joint stage. Give a corpus, "
@@ -108,7 +108,7 @@ def check(options: LearningCurveOptions, recipe: Recipe, _: tuple[str, ...]) -> 
 
 
 def plan(inputs: PlanInputs[LearningCurveOptions]) -> Plan:
-    """Return the plan: a subset for each size and seed, the training of each model on it, and one report."""
+    """Return a plan with a subset for each size and seed, the training of each model on each subset, and a report."""
     options, seeds = inputs.options, inputs.seeds
     nodes = [
         *validate_nodes(inputs),
@@ -137,7 +137,7 @@ def plan(inputs: PlanInputs[LearningCurveOptions]) -> Plan:
 
 @dataclass(frozen=True)
 class _Point:
-    """The nodes of one size and seed."""
+    """Creates the nodes for one point of a curve: one size and one seed."""
 
     inputs: PlanInputs[LearningCurveOptions]
     size: float
@@ -145,7 +145,7 @@ class _Point:
 
     @property
     def end(self) -> str:
-        """The suffix of the names of all these nodes, such as `.n0.1.s0` for size 0.1 and seed 0."""
+        """The suffix of the names of all nodes of the point, such as `.n0.1.s0` for size 0.1 and seed 0."""
         return f".n{size_name(self.size)}.s{self.seed}"
 
     @property
@@ -153,7 +153,7 @@ class _Point:
         return f"subset{self.end}"
 
     def nodes(self) -> list[Node]:
-        """Return the nodes that compute the subset, the tokens, the joint stage if a model needs it, and each model."""
+        """Return the nodes that write subset and tokens, run the joint stage if needed, and train and test models."""
         params, sources = SubsetParams(size=self.size, seed=self.seed), {"task": "validate", "sizes": "sizes"}
         nodes = [Node(self.subset, SUBSET, params, sources, seed=self.seed), self._prepare("own")]
         if WITH_TLM & set(self.inputs.options.models):
@@ -165,7 +165,7 @@ class _Point:
         return nodes
 
     def linear(self) -> list[Node]:
-        """Return the nodes that fit and test the linear model, or [] if another seed has these nodes at this size.
+        """Return the nodes that fit and test the linear model, or [] if another seed has these nodes for this size.
 
         All points share one group, because a fit is shorter than the start of a submission. If the plan has
         selections, the group has no encoders, so that workers fit linear models during the selections.
@@ -180,7 +180,7 @@ class _Point:
         return [baseline, Node(name, EVALUATE_LINEAR, BaselineParams(), inputs, group=group)]
 
     def exported(self) -> dict[str, str]:
-        """Return inputs of the last stage, for the largest size: input name → node of each model and of its tokens."""
+        """Return the inputs for the export of a model: input name → node that trains a model or writes its tokens."""
         names = {"trained.linear": f"baseline{self.end}"} if self.seed == self.inputs.seeds[0] else {}
         for model in self.inputs.options.models:
             names[f"prepared.{model}.s{self.seed}"] = self._prepared(model)
@@ -191,18 +191,18 @@ class _Point:
         return f"prepare.{family(model)}{self.end}"
 
     def _recipe(self, of: str) -> Recipe:
-        """Return the recipe of the encoder of the family `of`: own, tlm or pretrained."""
+        """Return the recipe for a family of models that share tokens. of: own, tlm or pretrained."""
         if of == "tlm":
             return self.inputs.recipe
         alone = task_only(self.inputs.recipe)
         return pretrained(alone, self.inputs.options) if of == "pretrained" else alone
 
     def _prepare(self, of: str, select: Node | None = None) -> Node:
-        """Return the node that writes the tokens for the models of the family `of`."""
+        """Return the node that writes the tokens for a family of models. of: own, tlm or pretrained."""
         return prepare_node(self._recipe(of), self.subset, select, f"prepare.{of}{self.end}", self.seed)
 
     def _retrieved(self) -> list[Node]:
-        """Return TLM's nodes: selection, tokens, joint stage. The option `unlabelled` selects the queries."""
+        """Return the nodes that select passages, write their tokens, and run the joint stage."""
         task = "validate" if self.inputs.options.unlabelled else self.subset
         select = select_node(self.inputs, task, f"select{self.end}", self.seed)
         assert select is not None, "`check` refuses these models without a corpus"
@@ -227,12 +227,12 @@ class _Point:
 
 
 def task_only(recipe: Recipe) -> Recipe:
-    """Return a copy of the recipe without the joint stage. The nodes of the models do not read the selection."""
+    """Return a copy of the recipe without the joint stage. The settings of the selection then have no effect."""
     return recipe.model_copy(update={"joint": recipe.joint.model_copy(update={"enabled": False})})
 
 
 def pretrained(recipe: Recipe, options: LearningCurveOptions) -> Recipe:
-    """Return the recipe that finetunes the encoder `options.pretrained`, with rates limited by `for_published`."""
+    """Return a copy of the recipe for the encoder `options.pretrained`, with the learning rates of `for_published`."""
     model = recipe.model.model_copy(update={"init": options.pretrained})
     tokenizer = recipe.tokenizer.model_copy(update={"source": options.pretrained})
     return recipe.model_copy(
@@ -241,7 +241,7 @@ def pretrained(recipe: Recipe, options: LearningCurveOptions) -> Recipe:
 
 
 def bilstm_params(recipe: Recipe, options: LearningCurveOptions, seed: int) -> BilstmParams:
-    """Return the parameters of finetuning, but with AdamW and the shape, start and learning rate of `options.lstm`."""
+    """Return the parameters for a BiLSTM: as in finetuning, but with AdamW and the settings in `options.lstm`."""
     lstm = options.lstm
     if recipe.model.init != "counts":  # Then `prepare` writes no count vectors.
         lstm = lstm.model_copy(update={"init": "scratch"})
@@ -256,7 +256,7 @@ def recipes(options: LearningCurveOptions, recipe: Recipe) -> list[Recipe]:
 
 
 def _parse_lstm(text: str) -> dict[str, int]:
-    """Return the option `lstm` from the paper's notation LAYERS-WIDTH, such as `4-256`. Raises InvalidRequest."""
+    """Return the option `lstm` for a text LAYERS-WIDTH, as in the paper: `4-256`. Raises InvalidRequest."""
     parts = text.strip().upper().removeprefix("LSTM-").split("-")
     if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
         raise InvalidRequest(f"Invalid BiLSTM '{text.strip()[:40]}'. Expected LAYERS-WIDTH, such as 4-256.")

@@ -72,7 +72,7 @@ def check(options: PruneOptions, recipe: Recipe, _: tuple[str, ...]) -> None:
 
 
 def plan(inputs: PlanInputs[PruneOptions]) -> Plan:
-    """Return a plan: train the dense model, measure importance, finetune all tickets, and compare the tickets."""
+    """Return a plan that trains the dense model, measures importance, finetunes all tickets, and compares them."""
     options, recipe, seeds = inputs.options, inputs.recipe, inputs.seeds
     nodes = before_training(train_nodes(inputs), check_encoder(inputs, recipe, options.levels))
     gathered = {"prepared": "prepare", "task": "validate", "baseline": "baseline", "evaluate": "evaluate"}

@@ -38,7 +38,7 @@ SHARED_REPORT = Stage("shared_report", "tlm_core.compression.shared_report:share
 
 
 class ShareTicketsOptions(KindOptions):
-    """A ticket is a level, the content of a mask file, or the id of a `prune` job with a super ticket."""
+    """Datasets and tickets. A ticket is a level, the content of a mask file, or the id of a finished `prune` job."""
 
     others: tuple[str, ...] = Field(
         min_length=1, max_length=19, description="datasets in addition to `dataset`, id or name"
@@ -47,7 +47,7 @@ class ShareTicketsOptions(KindOptions):
         0.15, gt=0, lt=1, description="share of heads and blocks to remove for datasets without a ticket"
     )
     tickets: dict[str, float | Mask | str] = Field(
-        {}, description="dataset, as the request names it → level, mask, or id of a `prune` job"
+        {}, description="id or name of a dataset, as in the request → level, mask, or id of a `prune` job"
     )
     as_published: bool = Field(False, description="compute importance as the authors' released code does")
 
@@ -64,7 +64,7 @@ class ShareTicketsOptions(KindOptions):
 
 
 def _ticket(name: str, value: object) -> object:
-    """Return a ticket of the dataset `name`: a mask as `Mask`, a valid level or job id unchanged. Raises ValueError."""
+    """Return the ticket `value` of the dataset `name`, with a mask as `Mask`. Raises ValueError if it is invalid."""
     if isinstance(value, dict):
         try:
             return Mask.from_dict(value)
@@ -80,7 +80,7 @@ def _ticket(name: str, value: object) -> object:
 
 
 def pin(options: ShareTicketsOptions, recipe: Recipe, lookup: Lookup) -> ShareTicketsOptions:
-    """Return the options with super tickets instead of job ids. Raises NotFound, NotReady or InvalidRequest."""
+    """Return the options with super tickets in place of job ids. Raises NotFound, NotReady or InvalidRequest."""
     masks = {name: _mask(name, job, recipe, lookup) for name, job in options.tickets.items() if isinstance(job, str)}
     return options.model_copy(update={"tickets": options.tickets | masks})
 
@@ -88,7 +88,7 @@ def pin(options: ShareTicketsOptions, recipe: Recipe, lookup: Lookup) -> ShareTi
 def _mask(name: str, job_id: str, recipe: Recipe, lookup: Lookup) -> Mask:
     """Return the super ticket of the `prune` job `job_id`, for the dataset `name`.
 
-    Raises InvalidRequest for a job of another kind, with other data, or with other settings than `recipe`.
+    Raises InvalidRequest if the job has another kind, other data, other settings than `recipe`, or several tries.
     """
     job, ticket = lookup.job(job_id), f"Invalid ticket of '{name}': job {job_id}"
     instead = "To use this ticket anyway, pass the mask from the job's report instead of the job id."
@@ -114,7 +114,7 @@ def _tuning(recipe: Recipe) -> dict[str, object]:
 def check(options: ShareTicketsOptions, recipe: Recipe, names: tuple[str, ...]) -> None:
     """Raise InvalidRequest if a ticket names no dataset of the job, or does not fit the model's layers and heads.
 
-    Also raise InvalidRequest if the recipe tries several finetunings. `check_encoder` checks published encoders.
+    Also raise InvalidRequest if the recipe tries several learning rates or class weights.
     """
     if unknown := sorted(options.tickets.keys() - set(names)):
         raise InvalidRequest(f"Unknown dataset '{unknown[0]}' in 'tickets'. The datasets are {', '.join(names)}.")
@@ -168,9 +168,9 @@ def plan(inputs: PlanInputs[ShareTicketsOptions]) -> Plan:
 def _one_seed(
     recipe: Recipe, options: ShareTicketsOptions, tickets: Sequence[float | Mask], seed: int, parts: Mapping[str, str]
 ) -> list[Node]:
-    """Return a seed's nodes: joint stage, each task alone with its importance, and all tasks without and with tickets.
+    """Return the nodes of one seed for the three systems of `plan`, with the joint stage and the importances.
 
-    parts: name of the input → node with the tokens of a task.
+    parts: input name → node that writes the tokens of one task.
     """
     nodes, start, importances = [], {}, {}
     if recipe.joint.enabled:
