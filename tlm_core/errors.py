@@ -212,12 +212,12 @@ def error_from_dict(data: Mapping[str, object]) -> TLMError:
 
 
 def without_details(error: Mapping[str, object]) -> dict[str, object]:
-    """Return the JSON form of an error without `details`, for lists and events."""
+    """Return a copy of the JSON object of an error without the key `details`, for lists and events."""
     return {name: value for name, value in error.items() if name != "details"}
 
 
 def error_from_problem(problem: Mapping[str, object], *, unknown: type[TLMError] = TLMError) -> TLMError:
-    """Return the error in a problem object (RFC 9457) of the gateway. unknown: the class for an unknown code."""
+    """Return the error in a problem object (RFC 9457) of a service. unknown: the class for an unknown code."""
     facts = _facts_of(problem)
     if errors := problem.get("errors"):
         facts["faults" if problem["code"] == InvalidDataset.code else "errors"] = errors

@@ -1,4 +1,4 @@
-"""Errors about unknown fields that name the valid fields."""
+"""Validation errors of pydantic, with the names of the valid fields for each unknown field."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _name_valid_fields(cls: Any, value: Any, handler: ModelWrapValidatorHandler[
 
 
 def _with(known: list[str], error: ErrorDetails) -> InitErrorDetails:
-    """Return the error with the valid fields `known` in its context. Errors of nested models already have theirs."""
+    """Return a copy of `error` with `known`, the names of the valid fields. An error of a nested model has its own."""
     context = ({"known": known} if len(error["loc"]) == 1 else {}) | error.get("ctx", {})
     kind = PydanticCustomError(error["type"], error["msg"], context)
     return InitErrorDetails(type=kind, loc=error["loc"], input=error["input"])

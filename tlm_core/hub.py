@@ -73,7 +73,7 @@ def refuse_outside_files(path: str, revision: str | None = None) -> None:
 
 
 def _card_file(path: str, name: str, revision: str | None) -> Path | None:
-    """Return the local path of a dataset's file, or None if the file is missing. Raises errors of `huggingface_hub`."""
+    """Return the local path of a file of a dataset, or None if it is missing. Raises errors of `huggingface_hub`."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -89,7 +89,7 @@ def _card_file(path: str, name: str, revision: str | None) -> Path | None:
 
 
 def _data_files(config: Mapping[str, object]) -> Iterator[object]:
-    """Yield the data files and the folder that a configuration of a card names."""
+    """Yield each data file in a configuration of a dataset card, and the folder `data_dir`. None: not set."""
     for entry in _listed(config.get("data_files")):
         yield from _listed(entry.get("path") if isinstance(entry, dict) else entry)
     yield config.get("data_dir")

@@ -29,7 +29,7 @@ class Pulse:
 
     @contextmanager
     def pace(self, *, steady: bool) -> Iterator[None]:
-        """Set `steady` inside the block, and set `warm` to False at its start. For the main thread of a stage only."""
+        """Set `steady`, and set `warm` to False. Restore both after the block. For the main thread of a stage only."""
         before = self.steady, self.warm
         self.steady, self.warm = steady, False
         self.phase += 1
@@ -46,7 +46,7 @@ class Pulse:
             self.phase += 1
 
     def cool_down(self) -> None:
-        """Allow the current step as much time as a first step, because the current step builds kernels too."""
+        """Set `warm` to False, because the current step may take as long as the first step: a worker builds kernels."""
         if self.warm:
             self.warm = False
             self.phase += 1

@@ -117,7 +117,7 @@ class Model:
         return softmax(logits) if self.type.has_classes else np.asarray(logits, np.float32)
 
     def _windows(self, rows: Sequence[tuple[str, ...]]) -> list[Windows]:
-        """Return the windows of each text, or () for each text of a linear model."""
+        """Return the windows of each row (a text or a pair). For a linear model, return () for each row."""
         if self.tokenizer is None:
             return [()] * len(rows)
         from tlm_core.training.tokenizer import windows_of
@@ -141,7 +141,7 @@ class Model:
 
 
 def ngram_ids(alphabet: Alphabet, rows: Sequence[tuple[str, ...]]) -> dict[str, NDArray[np.int64]]:
-    """Return the input of a linear model by name: an array [rows, ids] of n-gram ids, padded with 0."""
+    """Return `{NGRAM_IDS: ids}`, the input of a linear model. ids: array [rows, ids of n-grams], padded with 0."""
     encoded = [alphabet.encode(row) for row in rows]
     ids = np.zeros((len(rows), max(map(len, encoded))), np.int64)
     for place, of_row in enumerate(encoded):
@@ -150,7 +150,7 @@ def ngram_ids(alphabet: Alphabet, rows: Sequence[tuple[str, ...]]) -> dict[str, 
 
 
 def load_model(folder: Path) -> Model:
-    """Load the returned model in a folder: model.onnx, labels.json, and model/ or ngrams.json or both.
+    """Return the model in a folder with model.onnx, labels.json, and model/ or ngrams.json or both.
 
     Raises CorruptArtifact for missing or damaged files. Raises MissingDependency without onnxruntime or tokenizers.
     """

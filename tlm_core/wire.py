@@ -87,8 +87,8 @@ class Dataset(_Answer):
     digest: str = Field(description="SHA-256 over all files")
     options: JsonObject = Field(description="how the files are read")
     rows: dict[str, int] = Field(description="number of rows per split")
-    labels: int
-    warnings: int
+    labels: int = Field(description="number of labels")
+    warnings: int = Field(description="number of data warnings")
     selection: int | None = Field(None, description="number of passages in the selection that the dataset includes")
     created_at: Time
     error: JsonObject | None = Field(None, description="in lists: why the service cannot read the record")
@@ -173,7 +173,7 @@ class RefusedPassage(_Answer):
 
 
 class StageState(_Answer):
-    """One node of a job's plan. needs: names of the input nodes. digest: SHA-256 of the manifest, if done."""
+    """One node of a job's plan. needs: names of the input nodes. digest: of the artifact's manifest, if done."""
 
     name: str
     stage: str
@@ -299,7 +299,7 @@ class StageEstimate(_Answer):
     seconds_at_most: float | None = None
     flops: float | None
     tokens: float | None
-    basis: Basis = Field(description="earlier jobs (measured), speed test (device), recipe (counted), or as named")
+    basis: Basis = Field(description="source of the numbers; device: a speed test; counted: from the recipe")
     reason: str = Field(description="where the numbers come from, or why they are null")
 
 
@@ -319,10 +319,10 @@ class Estimate(_Answer):
     passages: int | None
     passages_at_most: int | None = Field(description="upper limit from queries, top_k and budget")
     stages: tuple[StageEstimate, ...]
-    reasons: dict[str, str] = Field(description="per value: where it comes from, or why it is null")
+    reasons: dict[str, str] = Field(description="name of a value → its source, or why the value is null")
 
     def sources(self) -> dict[str, list[str]]:
-        """Return reason → names of the stages and values with this reason. Omits `seconds` of the whole job."""
+        """Return reason → names of the stages and values with this reason, without `seconds` of the whole job."""
         result: dict[str, list[str]] = {}
         values = [(name.replace("_", " "), reason) for name, reason in self.reasons.items() if name != "seconds"]
         for name, reason in [*((s.stage, s.reason) for s in self.stages), *values]:
@@ -337,7 +337,7 @@ class DryRun(_Resolved):
 
 
 class Series(_Answer):
-    """The points of one metric of one node: entry i of `steps`, `at` and `values` belongs to point i."""
+    """The points of one metric of one node. Point i consists of entry i of `steps`, `at` and `values`."""
 
     node: str
     name: str
@@ -362,7 +362,7 @@ class ModelScores(_Answer):
     )
     mean: dict[str, float | None]
     spread: dict[str, float | None]
-    file: str = Field("", description="files with this model, and its seeds; empty if no file has it")
+    file: str = Field("", description="the files that contain this model, and its seeds; or empty")
 
 
 class Outcome(_Answer):
@@ -497,7 +497,7 @@ class SuspectLabel(_Answer):
 class SuspectLabels(Items[SuspectLabel]):
     """The most suspect labels, best rank first."""
 
-    total: int = Field(description="number of rows whose suggested label is more probable than their label")
+    total: int = Field(description="number of rows whose suggested label is more probable than the given label")
     neighbors: bool = Field(description="whether the score of a row depends on the labels of adjacent rows in the file")
 
 
@@ -557,7 +557,7 @@ class WebhookAttempt(_Answer):
     message: str
     type: str
     at: Time
-    number: int
+    number: int = Field(description="number of the attempt, from 1")
     status: int | None = Field(description="HTTP status of the response")
     error: str | None = Field(description="why there is no response")
     next_at: Time | None = Field(description="time of the next attempt")
