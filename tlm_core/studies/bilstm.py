@@ -1,8 +1,8 @@
 """A bidirectional LSTM classifier from scratch (arXiv 2006.08671: LSTM-layers-width).
 
-The BiLSTM reads packed rows, as an encoder does, so both use one training loop, validation and prediction. Inside the
-model, each document becomes one column of a padded batch. Batches of texts of similar length contain little padding.
-Torch's LSTM kernels (oneDNN on a CPU) compute one direction at a time.
+The BiLSTM reads packed rows (`tlm_core/training/packing.py`). An encoder reads the same rows, so the training loop,
+validation and prediction work for both. Inside the model, each document becomes one column of a padded batch. Batches
+of texts of similar length contain little padding.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ TOKEN_SPREAD = 0.1  # standard deviation of random token vectors
 
 @dataclass(frozen=True)
 class LSTMShape:
-    """The sizes of the model's tensors. hidden: width of each direction. embedding: width of the token vectors."""
+    """The sizes of the model's tensors, and its settings."""
 
-    vocab: int
+    vocab: int  # number of tokens in the vocabulary
     labels: int
     layers: int
-    hidden: int
-    embedding: int
-    max_length: int
+    hidden: int  # width of each direction
+    embedding: int  # width of the token vectors
+    max_length: int  # of an input, in tokens
     dropout: float = 0.0
     architecture: str = "bilstm"
 
@@ -43,11 +43,11 @@ class LSTMShape:
 
 
 class Reverse(torch.autograd.Function):
-    """Reverses the token order of each document. The reversal is its own inverse, so the backward pass repeats it."""
+    """Reverses the token order of each document. The backward pass reverses the gradients in the same way."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, places: Tensor) -> Tensor:
-        """Return x [T, B, n] with its vectors reordered: result vector i is x vector places[i]. places: [T * B]."""
+        """Return x [T, B, n] with its T * B vectors reordered. Vector i of the result is vector places[i] of x."""
         ctx.save_for_backward(places)
         return x.flatten(0, 1)[places].view(x.shape)
 
@@ -69,9 +69,9 @@ class LSTMLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(2 * GATES * hidden))
 
     def forward(self, x: Tensor, reversal: Tensor) -> Tensor:
-        """Return [T, B, 2 * hidden] of x [T, B, inputs]. reversal: the `places` of `Reverse`.
+        """Return the states [T, B, 2 * hidden] of B texts with up to T tokens. x: token vectors [T, B, inputs].
 
-        Every text starts at step 0. The output after the end of a text is undefined.
+        reversal: the `places` of `Reverse`. Each text starts at index 0. States after the end of a text are undefined.
         """
         forward = self._direction(0, x)
         backward = Reverse.apply(self._direction(1, Reverse.apply(x, reversal)), reversal)
@@ -88,13 +88,13 @@ class LSTMLayer(nn.Module):
 class Documents:
     """The B documents of packed rows, in the order of the rows. T: tokens of the longest document, rounded up."""
 
-    tokens: Tensor  # [T, B], index of each step's token in the flattened rows; undefined after a document's end
+    tokens: Tensor  # [T, B], index of each token in the flattened rows; undefined after a document's end
     inside: Tensor  # [T, B], False after a document's end
     reversal: Tensor  # [T * B], the `places` of `Reverse`
 
     @classmethod
     def of(cls, segments: Tensor, positions: Tensor) -> Documents:
-        """Return the documents. segments: [R, L], 0 for padding. positions: [R, L], from 0 in each document."""
+        """Return the documents of R packed rows of L tokens. segments, positions: [R, L], those of `packing.Rows`."""
         real = segments.flatten().nonzero()[:, 0]
         position = positions.flatten()[real]
         number = (position == 0).cumsum(0) - 1
@@ -112,7 +112,7 @@ class Documents:
 class LSTMEncoder(nn.Module):
     """Token ids of packed rows → one vector for each document, [D, 2 * hidden], in the order of the rows.
 
-    The vector is the maximum of each feature over the document's tokens.
+    Each feature of the vector is the maximum of this feature over the document's tokens.
     """
 
     def __init__(self, shape: LSTMShape) -> None:
@@ -153,13 +153,13 @@ class BiLSTM(nn.Module):
         self.task = LSTMHead(shape)
 
     def pool(self, hidden: Tensor, segments: Tensor, doc_row: Tensor, doc_segment: Tensor) -> Tensor:
-        """Return the vectors of all D documents, [D, 2 * hidden], in the order of `doc_row` and `doc_segment`."""
+        """Return the D document vectors in `hidden`, [D, width], in the order of `doc_row` and `doc_segment`, [D]."""
         place = doc_row * (segments.max() + 1) + doc_segment
         return hidden[place.argsort().argsort()]
 
 
 def initialize(model: BiLSTM, seed: int, embeddings: Tensor | None = None) -> None:
-    """Draw all weights from the seed and each tensor's name. The biases of forget gates are 1.
+    """Set random weights from `seed` and each tensor's name. Biases become 0, but those of forget gates 1.
 
     embeddings: token vectors [V, embedding] to start from, such as those of a TLM model (arXiv 2006.08671, variant 3).
     """
@@ -180,10 +180,10 @@ def initialize(model: BiLSTM, seed: int, embeddings: Tensor | None = None) -> No
 
 
 def initialize_counted(model: BiLSTM, seed: int, vectors: Tensor) -> None:
-    """Fill the token vectors from `vectors`, [V, embedding], which `counted_start` rotates and scales.
+    """Set the token vectors to `vectors`, [V, embedding], which `counted_start` rotates and scales.
 
-    An encoder with the same seed has the same rotation. The scaled vectors have about the length of random ones.
-    Tokens whose vector is zero keep their random start.
+    An encoder with the same seed has the same rotation. The scaled vectors have about the length of random vectors.
+    Tokens whose vector in `vectors` is zero retain their random vector.
     """
     known, scaled = counted_start(vectors, seed, TOKEN_SPREAD)
     with torch.no_grad():
@@ -191,7 +191,7 @@ def initialize_counted(model: BiLSTM, seed: int, vectors: Tensor) -> None:
 
 
 def load_bilstm(folder: Path) -> BiLSTM:
-    """Load the model that the `bilstm` stage wrote. Raises CorruptArtifact."""
+    """Return the model that the stage `bilstm` wrote. Raises CorruptArtifact if the weights do not fit the shape."""
     model = BiLSTM(LSTMShape(**read_json(folder / SHAPE)))
     load_weights(model, load_file(folder / WEIGHTS))
     return model.eval()

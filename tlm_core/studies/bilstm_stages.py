@@ -24,14 +24,14 @@ from tlm_core.training.randomness import Stream, permutation, random_at
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import WEIGHTS, read_history
 
-CHUNK = 32  # batches whose texts are sorted by length together
+CHUNK = 32  # number of batches whose texts are sorted by length together
 
 
 class BucketBatches:
-    """Step number → batch of texts of similar length. Every text of a batch runs as many steps as the longest one.
+    """Number of a training step → batch of texts of similar length, which need little padding.
 
     Each epoch is a new permutation of the texts, in chunks of CHUNK batches. The texts of a chunk are sorted by length,
-    and the batches of the epoch are shuffled. A batch depends only on seed and step.
+    and the batches of the epoch are shuffled. A batch depends only on the seed and the step number.
     """
 
     def __init__(self, prepared: Prepared, batch: int, seed: int) -> None:
@@ -61,7 +61,7 @@ class BucketBatches:
 
 
 def lstm_flops(shape: LSTMShape, batch: Batch) -> float:
-    """Return the FLOPs of a training step. Every text of a batch runs as many steps as the longest one."""
+    """Return the FLOPs of a training step on a batch, in which each text is padded to the longest text."""
     head = 2.0 * batch.documents * 2 * shape.hidden * shape.labels
     steps = batch.documents * (int(batch.rows.positions.max()) + 1)
     return FORWARD_AND_BACKWARD * (steps * shape.token_flops() + head)
@@ -70,8 +70,8 @@ def lstm_flops(shape: LSTMShape, batch: Batch) -> float:
 def bilstm(ctx: StageContext[BilstmParams]) -> dict[str, object]:
     """Train a BiLSTM on the task, with the epochs and the validation of an encoder's finetuning.
 
-    Inputs: `prepared`, and `joint` to start from the token embeddings of a joint stage. Without `joint`, `lstm.init`
-    selects the start.
+    Inputs: `prepared`, and optionally `joint`, a joint stage whose token embeddings are the start. Without `joint`,
+    `lstm.init` selects the start of the token embeddings.
     """
     lstm, prepared, seed = ctx.params.lstm, Prepared(ctx.inputs["prepared"]), ctx.params.seed
     embeddings, before = _embeddings(ctx.inputs["joint"]) if "joint" in ctx.inputs else (None, {})
@@ -94,7 +94,7 @@ def bilstm(ctx: StageContext[BilstmParams]) -> dict[str, object]:
 
 
 def _embeddings(joint: Path) -> tuple[Tensor, dict[str, Any]]:
-    """Return the token embeddings of a joint stage and its cost."""
+    """Return the token embeddings of a joint stage, [V, width], and `{"cost": …}` with the cost of this stage."""
     return load_file(joint / WEIGHTS)["encoder.tokens.weight"], {"cost": read_history(joint)["cost"]}
 
 

@@ -30,7 +30,7 @@ from tlm_core.training.stage import StageContext
 BILSTM = "bilstm"
 SPEEDS = {"speed_up": "inference", "speed_up_int8": "int8"}
 
-# Reports of `evaluate` by model, rows and seed; see `linear_seeds`.
+# (model, number of train rows, seed) → report of `evaluate`. The linear model has a report only for `linear_seeds`.
 Reports = Mapping[tuple[str, int, int], Report]
 
 
@@ -74,10 +74,10 @@ def curve(ctx: StageContext[CurveParams]) -> dict[str, object]:
 
 
 def _gain(ctx: StageContext[CurveParams], report: Report, task: Task, size: float) -> Report:
-    """Return the comparison of the BiLSTMs of all seeds with the linear models of the largest size, see `gain`."""
+    """Return the result of `gain`: the BiLSTMs of all seeds against the linear models. size: the largest size."""
 
     def outputs(model: str, seed: int, entry: int) -> Outputs:
-        """Return the outputs on test. entry: the seed in the name of the stored array; 0 for the linear model."""
+        """Return a model's outputs on test. entry: the number in the name of the stored array, such as `test.s0`."""
         folder = ctx.inputs[f"evaluate.{model}.n{size_name(size)}.s{seed}"]
         with np.load(folder / PREDICTIONS) as predictions:
             return predictions[f"test.s{entry}"]
@@ -96,7 +96,7 @@ def _bilstm_report(runs: Sequence[Report]) -> Report:
 
 
 def _cost(reports: Reports) -> dict[str, dict[str, float]]:
-    """Return the cost of each stage and the total. Stages that the models of a `family` share count once."""
+    """Return the cost of each stage, and their `total`. A stage that several models of a `family` share counts once."""
     costs = {}
     for (model, rows, seed), report in reports.items():
         for stage, cost in report["cost"].items():
@@ -107,9 +107,9 @@ def _cost(reports: Reports) -> dict[str, dict[str, float]]:
 
 
 def _model(model: str, reports: Reports, sizes: Sequence[int], seeds: Sequence[int]) -> Report:
-    """Return `points`, an entry for each size, and `law`, the power law of one model.
+    """Return `points` (the scores, runs and cost at each size) and `law` (the power law) of one model.
 
-    If all seeds share a linear model, each seed has the run of this model, but the cost includes the model once.
+    If all seeds share one linear model, each seed has the run of this model, but the cost includes the model once.
     """
     points = []
     for rows in sizes:
@@ -135,7 +135,7 @@ def _run(run: Report, names: Sequence[str]) -> Report:
 
 
 def _law(points: Sequence[Report]) -> Report:
-    """Fit error = a * n ** -b + c to the mean errors (1 - accuracy). Without a fit, the values are None."""
+    """Return a, b and c of the power law of the mean errors (1 - accuracy), or three times None with a `reason`."""
     try:
         law = fit([p["labels"] for p in points], [1 - p["mean"]["test"]["accuracy"] for p in points])
     except ValueError as error:
@@ -146,7 +146,7 @@ def _law(points: Sequence[Report]) -> Report:
 def _add_crossings(report: Report, margin: float) -> None:
     """Add the comparisons `against` (BiLSTM with each encoder) and `passes_linear` (each model with the linear model).
 
-    `against` of the model `bilstm` is at the top level of the report. That of `bilstm_tlm` is in its entry in `models`.
+    For the model `bilstm`, `against` is at the top level of the report. For `bilstm_tlm`, it is in `models.bilstm_tlm`.
     """
     models = report["models"]
     others = [model for model in models if model != LINEAR]
@@ -157,18 +157,17 @@ def _add_crossings(report: Report, margin: float) -> None:
 
 
 def _against(report: Report, lstm: str, model: str, margin: float) -> Report:
-    """Return the crossing point of a BiLSTM with an encoder, and the BiLSTM's speed-up, also for 8-bit weights."""
+    """Return the result of `compare` for a BiLSTM and an encoder. The keys of SPEEDS are encoder time / BiLSTM time."""
     entry, seconds = report["models"][lstm], report["models"][model]["inference"]["seconds_per_text"]
     speed_up = {name: seconds / entry[key]["seconds_per_text"] for name, key in SPEEDS.items() if key in entry}
     return {**compare(_errors(report, lstm), _errors(report, model), margin=margin), **speed_up}
 
 
 def _passes_linear(report: Report, model: str) -> Report:
-    """Return the number of labels from which a model is more accurate than the linear model.
+    """Return from how many labels a model is more accurate than the linear model, as measured and by power laws.
 
     measured: the smallest measured size such that the model is more accurate at this size and at all larger sizes, or
-    None. The other keys are those of `compare` with the margin 0. `labels` is the crossing point of the
-    fitted power laws.
+    None. The other keys are those of `compare` with the margin 0.
     """
     measured = None
     sides = zip(*(reversed(report["models"][name]["points"]) for name in (model, LINEAR)), strict=True)
@@ -185,9 +184,9 @@ def _errors(report: Report, model: str) -> list[tuple[float, list[float]]]:
 
 
 def _add_inference(ctx: StageContext[CurveParams], report: Report, task: Task) -> None:
-    """Add the bytes and speed of each model's ONNX graph at the largest size.
+    """Add `inference`, the size and speed of the ONNX graph of the largest size, to each model. Add `int8` to `bilstm`.
 
-    The graph of the BiLSTM has the best seed, and the graphs of the other models have the first seed.
+    The graph of `bilstm` has the weights of the best seed. The graphs of the other models have those of the first seed.
     """
     linear = ctx.inputs["trained.linear"]
     graphs, texts = {LINEAR: linear / MODEL}, {LINEAR: ngram_batches(linear, task)}
@@ -232,7 +231,7 @@ def _mean(point: Report, metric: str) -> str:
 
 
 def _crossings(report: Report, lstm: str, against: Mapping[str, Report]) -> list[str]:
-    """Return sentences that compare one BiLSTM with each encoder."""
+    """Return sentences that compare a BiLSTM with each encoder: accuracy, crossing point and speed."""
     sentences, accuracy = [], report["models"][lstm]["points"][-1]["mean"]["test"]["accuracy"]
     for model, entry in against.items():
         gap = report["models"][model]["points"][-1]["mean"]["test"]["accuracy"] - accuracy

@@ -14,7 +14,7 @@ Points = Sequence[tuple[float, Sequence[float]]]
 
 EXPONENTS = np.geomspace(0.01, 4.0, 1000)
 REPEATS = 500
-SEARCHED = 1000  # multiple of the largest measured size up to which crossings are searched
+SEARCHED = 1000  # crossings are searched up to SEARCHED times the largest measured size
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class PowerLaw:
 
 
 def fit(n: Sequence[float], errors: Sequence[float]) -> PowerLaw:
-    """Fit a power law by least squares, without a start value: search over b, and solve for a and c.
+    """Return the power law with the least squared deviation from the errors at the sizes `n`.
 
-    Raises ValueError for fewer than three different n.
+    Raises ValueError for fewer than three different sizes.
     """
     size, error = np.asarray(n, dtype=np.float64), np.asarray(errors, dtype=np.float64)
     if len(np.unique(size)) < 3:
@@ -41,7 +41,7 @@ def fit(n: Sequence[float], errors: Sequence[float]) -> PowerLaw:
 
 
 def _best_laws(size: Floats, errors: Floats) -> list[PowerLaw]:
-    """Return the best law for each row of errors [R, sizes] among the EXPONENTS [E]."""
+    """Return the law with the least squared error for each row of `errors`, [R, sizes]. size: [sizes]."""
     x = size ** -EXPONENTS[:, None]
     centered = x - x.mean(axis=1, keepdims=True)
     a = centered @ (errors - errors.mean(axis=1, keepdims=True)).T / (centered**2).sum(axis=1, keepdims=True)
@@ -58,9 +58,9 @@ def _best_laws(size: Floats, errors: Floats) -> list[PowerLaw]:
 
 
 def crossing(small: PowerLaw, large: PowerLaw, margin: float, low: float, high: float) -> float | None:
-    """Return the smallest n in [low, high] from which `small` - `large` stays below `margin`, or None.
+    """Return the smallest n in [low, high] from which `small(n) - large(n)` stays below `margin` up to `high`.
 
-    Equal curves do not cross with the margin 0.
+    Return None if the difference is not below `margin` at `high`. So equal curves do not cross with the margin 0.
     """
     n = np.geomspace(low, high, 4000)
     close = small(n) - large(n) < margin
@@ -71,11 +71,12 @@ def crossing(small: PowerLaw, large: PowerLaw, margin: float, low: float, high: 
 
 
 def compare(small: Points, large: Points, *, margin: float) -> dict[str, Any]:
-    """Return the `crossing` of two curves. small, large: (number of labels, error of each seed) for each size.
+    """Return where the power laws of two curves cross. small, large: (number of labels, error of each seed) by size.
 
-    labels: the number of labels at the crossing, or None with a `reason`. interval: the middle 90 % of the values of
-    `labels` in a bootstrap, which draws seeds at each size. An end beyond the searched range is None. With one seed,
-    the interval is None with an `interval_reason`. never_within: the share of draws without a crossing.
+    The keys of the result are `margin` and the following. labels: the number of labels at the `crossing`, or None with
+    a `reason`. note: a remark on `labels`, if necessary. interval: [low, high], the middle 90 % of the crossings in a
+    bootstrap over seeds. An end beyond the searched range is None. With one seed, the interval is None with an
+    `interval_reason`. never_within: the share of bootstrap draws without a crossing.
     """
     result: dict[str, Any] = {"margin": margin, "labels": None, "interval": None}
     if len(small) < 3 or len(large) < 3:
@@ -104,7 +105,7 @@ def compare(small: Points, large: Points, *, margin: float) -> dict[str, Any]:
 
 
 def _bootstrap(curves: Sequence[Points]) -> list[list[PowerLaw]]:
-    """Return REPEATS power laws for each curve. Each law is fitted to a random draw of seeds."""
+    """Return REPEATS power laws for each curve. Each law is fitted to seeds drawn with replacement at each size."""
     random = np.random.default_rng(0)
     draws = [
         [[float(random.choice(errors, len(errors)).mean()) for _, errors in curve] for curve in curves]

@@ -34,9 +34,9 @@ ONNX_GATES = (0, 3, 1, 2)
 def export_lstm(model: BiLSTM, prepared: Prepared, task: Task, out: Path) -> dict[str, float]:
     """Write `model/` (weights, tokenizer, config.json), `model.onnx`, `model.int8.onnx` and `labels.json`.
 
-    Return `texts`, the number of compared validation texts (at most 512), and `agreement`. `agreement` is the share of
-    these texts for which `model.int8.onnx` predicts the same label as the model. Raises TrainingFailed if, on the first
-    batch, the logits of `model.onnx` differ from those of the model by more than a tolerance.
+    Return a comparison of `model.int8.onnx` with the model. texts: the number of compared validation texts (at most
+    512). agreement: the share of these texts for which both predict the same label. Raises TrainingFailed if the logits
+    of `model.onnx` on the first batch differ from the model's logits by more than a tolerance.
     """
     folder = out / "model"
     shutil.copytree(prepared.folder / "tokenizer", folder)
@@ -60,7 +60,7 @@ def export_lstm(model: BiLSTM, prepared: Prepared, task: Task, out: Path) -> dic
 
 
 def lstm_onnx(model: BiLSTM, path: Path) -> None:
-    """Write the ONNX graph, with the inputs `input_ids` and `attention_mask`, and the outputs of an encoder graph."""
+    """Write the ONNX graph. It has the inputs `input_ids` and `attention_mask`, and the outputs of an encoder graph."""
     shape, tensors = model.shape, arrays(model)
     g, inputs = Graph(), ["input_ids", "attention_mask"]
     g.flatten_windows(inputs)
@@ -87,6 +87,6 @@ def _layer(g: Graph, x: str, lengths: str, name: str, shape: LSTMShape, weights:
 
 
 def _gates(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Reorder the gates of [2, 4H, ...] from our order to that of ONNX."""
+    """Return weights [2, 4 * hidden, ...] with the gates in the order of ONNX. values: weights in our order."""
     parts = np.split(values, GATES, axis=1)
     return np.concatenate([parts[index] for index in ONNX_GATES], axis=1)

@@ -39,10 +39,10 @@ def ngram_batches(linear: Path, task: Task) -> Batches:
 
 
 def compare_graphs(graphs: Mapping[str, Path], texts: Mapping[str, Batches]) -> dict[str, dict[str, float]]:
-    """Return `bytes` and `seconds_per_text` of each graph: its file size, and the median time on one core.
+    """Return, by the name of a graph, `bytes` (file size) and `seconds_per_text` (median time on one core).
 
-    The time excludes tokenization. texts: for each graph, equal texts in its input format. The graphs run alternately,
-    so that other load on the machine slows all of them equally.
+    The time excludes tokenization. texts: the same texts for each graph, in the input format of the graph. The graphs
+    run alternately, so that other load on the machine slows all graphs equally.
     """
     import onnxruntime
 

@@ -20,7 +20,7 @@ def size_name(size: float) -> str:
 
 
 def family(model: str) -> str:
-    """Return "own", "tlm" or "pretrained": the group of models that share tokens and the stages before finetuning."""
+    """Return the family of a model: "own", "tlm" or "pretrained". A family shares all stages before finetuning."""
     return {"tlm": "tlm", "bilstm_tlm": "tlm", "pretrained": "pretrained"}.get(model, "own")
 
 
@@ -33,10 +33,10 @@ def linear_seeds(size: float, seeds: Sequence[int]) -> Sequence[int]:
 
 
 class LSTM(BaseModel):
-    """Shape and learning rate of the BiLSTM. LSTM-4-256 (arXiv 2006.08671) has four layers, 256 wide in each direction.
+    """Shape and training of the BiLSTM. LSTM-4-256 (arXiv 2006.08671) has four layers, 256 wide in each direction.
 
-    init: `counts` starts from the token vectors that `prepare` writes for `model.init: counts`, with their width.
-    Without these vectors, the job uses `scratch`.
+    With `init: counts`, training starts from the token vectors that `prepare` writes for `model.init: counts`. These
+    vectors have a fixed width, which replaces `embedding`. If `model.init` is not `counts`, the job uses `scratch`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -44,10 +44,10 @@ class LSTM(BaseModel):
 
     layers: int = Field(4, ge=1, le=8)
     hidden: int = Field(256, ge=8, le=1024, description="width of each direction")
-    embedding: int = Field(256, ge=8, le=1024, description="width of the token vectors of a random start")
+    embedding: int = Field(256, ge=8, le=1024, description="width of the token vectors if they start at random")
     init: Literal["counts", "scratch"] = Field(
         "counts",
-        description="scratch: random token vectors; counts: token vectors from counts, if model.init is counts as well",
+        description="scratch: random token vectors; counts: those of model.init counts, or random if it is not counts",
     )
     dropout: float = Field(0.2, ge=0, lt=1)
     lr: float = Field(2e-3, gt=0, description="peak learning rate of AdamW")

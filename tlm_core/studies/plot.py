@@ -20,7 +20,7 @@ class Curve:
     name: str
     points: Sequence[tuple[float, float, float | None]]  # (x, mean, spread or None) in the order of x
     line: bool = True  # whether a line connects the points
-    dashed: bool = False  # whether the plot has a dashed line instead of points
+    dashed: bool = False  # True: the line is dashed, and the plot omits the points
 
     def style(self, color: str) -> str:
         dashes = ' stroke-dasharray="5 4"' if self.dashed else ""
@@ -57,14 +57,14 @@ class _Axis:
 def plot(curves: Sequence[Curve], *, title: str, x: str, y: str, log_x: bool = False, names: Sequence[str] = ()) -> str:
     """Return an SVG document, or an empty string if the curves have no points.
 
-    log_x: use a logarithmic x-axis. names: labels of x = 0, 1, …, instead of numbers.
-    Raises ValueError for x of 0 or less on a logarithmic axis.
+    x, y: titles of the axes. log_x: use a logarithmic x-axis. names: labels at x = 0, 1, …, which replace the numbers.
+    Raises ValueError for a logarithmic x-axis if a point has an x of 0 or less.
     """
     points = [point for curve in curves for point in curve.points]
     if not points:
         return ""
     if log_x and min(point[0] for point in points) <= 0:
-        raise ValueError("A logarithmic axis needs values above 0.")
+        raise ValueError("A logarithmic x-axis needs points with x above 0.")
     lows = [mean - (spread or 0.0) for _, mean, spread in points]
     highs = [mean + (spread or 0.0) for _, mean, spread in points]
     margin = 0.05 * (max(highs) - min(lows)) or 0.05
@@ -82,7 +82,7 @@ def plot(curves: Sequence[Curve], *, title: str, x: str, y: str, log_x: bool = F
 
 
 def _frame(across: _Axis, up: _Axis, title: str, x: str, y: str, names: Sequence[str]) -> list[str]:
-    """Return the title, the axes with their ticks and labels, and the grid."""
+    """Return the SVG elements of the title, the grid, and the axes with ticks and labels."""
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
     lines = [f'<text x="{LEFT}" y="22" font-size="15">{escape(title)}</text>']
     for value in up.ticks():
@@ -103,7 +103,7 @@ def _frame(across: _Axis, up: _Axis, title: str, x: str, y: str, names: Sequence
 
 
 def _name(name: str, place: float) -> str:
-    """Return a slanted label. A long name is cut at its start, because ids and paths differ at their end."""
+    """Return a slanted label at pixel column `place`. A long name loses its start, because ids differ at their end."""
     shown = name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}"
     turn = f'transform="translate({place - 8:.1f} {HEIGHT - BOTTOM + 16}) rotate(20)"'
     return f"<text {turn}>{escape(shown)}</text>"

@@ -20,15 +20,15 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Size:
-    """A size of the curve. size: as in the request. rows: number of texts. dropped: why the curve omits it, or None."""
+    """A size of the curve."""
 
-    size: float
-    rows: int
-    dropped: str | None
+    size: float  # a share or a count, as in the request
+    rows: int  # number of train rows in a subset of this size
+    dropped: str | None  # the reason why the curve omits the size, or None
 
 
 def sizes(ctx: StageContext[SizesParams]) -> dict[str, object]:
-    """Write `sizes.json`: the number of rows of each size, or the reason why the size is dropped.
+    """Write `sizes.json`, a list with the fields of a `Size` for each requested size. Return the number of sizes.
 
     Input: `task`. Raises InvalidRequest for sizes that `curve_sizes` rejects.
     """
@@ -38,9 +38,9 @@ def sizes(ctx: StageContext[SizesParams]) -> dict[str, object]:
 
 
 def subset(ctx: StageContext[SubsetParams]) -> dict[str, object]:
-    """Write the task with a subset of its train split, or `dropped.json` if the size is dropped.
+    """Write the task with a subset of its train split, and return the number of rows of the subset.
 
-    Inputs: `task`, `sizes`.
+    If the size is dropped, write only `dropped.json`, and return the reason. Inputs: `task`, `sizes`.
     """
     sizes = read_json(ctx.inputs["sizes"] / "sizes.json")
     size = next(size for size in sizes if size["size"] == ctx.params.size)
@@ -52,10 +52,10 @@ def subset(ctx: StageContext[SubsetParams]) -> dict[str, object]:
 
 
 def stratified_order(labels: npt.NDArray[np.integer], seed: int) -> Ints:
-    """Return an order of all rows in which every prefix is stratified.
+    """Return all row numbers in an order whose every prefix is stratified. labels: the label id of each row.
 
-    A seeded order numbers the n rows of each label with k = 0 to n - 1. The result sorts all rows by (k + 1/2) / n.
-    With L labels, a prefix deviates from the exact share s of a label by at most 1/2 + s L / 2 rows.
+    For each label, a seeded random order numbers its n rows k = 0 to n - 1. The result sorts all rows by (k + 1/2) / n.
+    In a prefix of m rows, a label with the share s of all rows has s m ± (1/2 + s L / 2) rows, for L labels.
     """
     random = np.random.default_rng(seed)
     place = np.empty(len(labels))
@@ -66,7 +66,7 @@ def stratified_order(labels: npt.NDArray[np.integer], seed: int) -> Ints:
 
 
 def rows_of(size: float, rows: int) -> int:
-    """Return the number of rows of a size. A size up to 1 is a share of `rows`, and a larger size is a count.
+    """Return how many of the `rows` train rows a size requests. A size up to 1 is a share, a larger size is a count.
 
     Raises InvalidRequest for a count above `rows`.
     """
@@ -81,13 +81,13 @@ def rows_of(size: float, rows: int) -> int:
 def curve_sizes(task: Task, requested: Sequence[float], seeds: Sequence[int]) -> list[Size]:
     """Return a `Size` for each requested size, by ascending number of rows.
 
-    A size is dropped if the subset of at least one seed lacks a class. A dropped size is in the list, with the reason.
+    A size is dropped if the subset of at least one seed lacks a label. A dropped size is in the list, with the reason.
     Raises InvalidRequest if train has fewer rows than a size, if two sizes have equally many rows, or if all sizes
     are dropped. Also raises InvalidRequest for a regression task, which has no accuracy.
     """
     if not task.type.has_classes:
         raise InvalidRequest(
-            f"A learning curve needs a task with classes. The task '{task.name}' is a regression task."
+            f"A learning curve needs a classification dataset, but '{task.name}' is a regression task. Use another one."
         )
     labels = task.label_ids("train")
     present = np.unique(labels)
@@ -108,6 +108,6 @@ def curve_sizes(task: Task, requested: Sequence[float], seeds: Sequence[int]) ->
 
 
 def first_rows(task: Task, rows: int, seed: int) -> Task:
-    """Return the task with the first `rows` of `stratified_order` as its train split, in their original order."""
+    """Return the task with only the first `rows` rows of `stratified_order` in train, in the same order as before."""
     chosen = np.sort(stratified_order(task.label_ids("train"), seed)[:rows])
     return replace(task, splits={**task.splits, "train": task.splits["train"].take(chosen)})
