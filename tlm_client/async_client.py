@@ -45,10 +45,10 @@ class AsyncTLMClient(AsyncConnection):
     ) -> wire.DatasetCreated:
         """Upload a dataset and return it with its validation report.
 
-        files: path of each split: `train`, optionally `validation` and `test`. For a dataset of one file, the key is
-        `file`. The optional key `selection` is for a file with the columns text and rank, which the selector `given`
-        reads. options: fields of DatasetOptions. in_parts_from: minimum size of all files together, in bytes, for an
-        upload in parts. After a broken connection, such an upload repeats only one part.
+        files: split → path. The splits are `train`, and optionally `validation` and `test`. A dataset of one file has
+        the key `file` instead. The optional key `selection` names a file with the columns text and rank, for the
+        selector `given`. options: fields of DatasetOptions. in_parts_from: if all files together have at least this
+        number of bytes, the client uploads them in parts. Then a broken connection costs only one part.
 
         Raises InvalidDataset with all data errors. Each data error states its split, row and column.
         """
@@ -79,7 +79,7 @@ class AsyncTLMClient(AsyncConnection):
         return await self._get(wire.JsonObject, "/v1/datasets/{}/report", id_or_name)
 
     async def dataset_preview(self, id_or_name: str) -> list[wire.JsonObject]:
-        """Return the first five train rows of a dataset, with truncated texts, as the gateway reads them."""
+        """Return the first five train rows of a dataset, as the gateway reads them. Long texts are truncated."""
         return await self._list(wire.Items[wire.JsonObject], "/v1/datasets/{}/preview", id_or_name)
 
     async def download_dataset(self, id_or_name: str, folder: Path) -> list[Path]:
@@ -106,7 +106,7 @@ class AsyncTLMClient(AsyncConnection):
         near_duplicates: NearDuplicatesChoice = "drop",
         in_parts_from: int = RESUMABLE_BYTES,
     ) -> wire.CorpusLoad:
-        """Upload files as the next version of a corpus. `wait_corpus` waits until jobs can use this version.
+        """Upload files as the next version of a corpus, and return the load. `wait_corpus` waits until jobs can use it.
 
         near_duplicates: `drop` or `keep` passages that nearly equal an earlier passage. in_parts_from: see
         `add_dataset`.
@@ -117,7 +117,7 @@ class AsyncTLMClient(AsyncConnection):
     async def fetch_corpus(
         self, name: str, sources: Sequence[str], language: str = "en", *, near_duplicates: NearDuplicatesChoice = "drop"
     ) -> wire.CorpusLoad:
-        """Let the service fetch `s3://…` or `hub:…` addresses as the next version of a corpus.
+        """Let the service fetch `s3://…` or `hub:…` addresses as the next version of a corpus, and return the load.
 
         Raises InvalidRequest for an address that the operator does not allow.
         """
@@ -228,7 +228,7 @@ class AsyncTLMClient(AsyncConnection):
     async def job_id(self, reference: str) -> str:
         """Return the id of a job. reference: `@latest` (the newest job), an alias, a name, or a unique start of an id.
 
-        A name means the newest job with that name, even if it is also the start of an id. A full id needs no request.
+        A name means the newest job with this name, even if an id starts with the name. A full id needs no request.
         Raises NotFound, or InvalidRequest if `reference` is empty, too short, or the start of several ids.
         """
         if is_job_id(reference):
@@ -358,7 +358,7 @@ class AsyncTLMClient(AsyncConnection):
     async def model(self, job_id: str) -> wire.Model:
         """Return the files of the final model, or those of the linear model until the final model exists.
 
-        Raises NotReady if the job has no model yet, and NotFound if it will never have a model.
+        Raises NotReady if the job has no model yet, and NotFound if the job will never have a model.
         """
         return await self._get(wire.Model, "/v1/jobs/{}/model", job_id)
 
@@ -419,7 +419,7 @@ class AsyncTLMClient(AsyncConnection):
         min_confidence: float | None = None,
         patience: float = http.PATIENCE,
     ) -> AsyncIterator[wire.Prediction]:
-        """Classify any number of texts, in requests within the limits of the gateway. See `predict`.
+        """Yield the prediction of each text, in order. Each request respects the limits of the gateway. See `predict`.
 
         Raises Unavailable after at least `patience` seconds without an answer.
         """
@@ -449,7 +449,7 @@ class AsyncTLMClient(AsyncConnection):
     # --- webhooks and service ----------------------------------------------------------------------------------------
 
     async def add_webhook(self, url: str, events: Sequence[str] = ()) -> wire.WebhookCreated:
-        """Add an endpoint for events (default: the ends of jobs). Only this answer has the secret for signatures."""
+        """Add a webhook for `events` (default: the ends of jobs). Only this answer has the secret for signatures."""
         body = {"url": url} | ({"events": list(events)} if events else {})
         return await self._post(wire.WebhookCreated, "/v1/webhooks", json=body)
 
@@ -474,7 +474,7 @@ class AsyncTLMClient(AsyncConnection):
         return await self._get(wire.Info, "/v1/info")
 
     async def ready(self) -> dict[str, str]:
-        """Return a mapping from each component and background task to its status.
+        """Return the status of each component and background task, such as `{"redis": "ok", "coordinator": "ok"}`.
 
         Raises Unavailable if a component or a task fails. A missing coordinator raises no error.
         """

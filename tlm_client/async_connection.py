@@ -82,7 +82,7 @@ class AsyncConnection:
     async def _pages(
         self, kind: type[wire.Page[T]], key: Callable[[T], str], path: str, /, *parts: str, **params: http.Param
     ) -> AsyncIterator[T]:
-        """Iterate over the items of all pages. key(last item of a page): the parameter `after` of the next page."""
+        """Yield the items of all pages. key: maps the last item of a page to the parameter `after` of the next page."""
         while True:
             page = await self._get(kind, path, *parts, limit=PAGE, **params)
             for item in page.data:
@@ -111,10 +111,10 @@ class AsyncConnection:
         return await self._retrying(stop_after_attempt(tries))(call, *args, **options)
 
     async def _persist(self, patience: float, call: http.AsyncCall[P, R], *args: P.args, **options: P.kwargs) -> R:
-        """Repeat `call` until the gateway answers.
+        """Repeat `call` until the gateway answers, and return the result of `call`.
 
-        Raises Unavailable after at least `patience` seconds without an answer. The wait is longer if the gateway hangs,
-        because `call` itself tries several times.
+        Raises Unavailable after at least `patience` seconds without an answer. If the gateway hangs, the error comes
+        later, because `call` itself tries several times.
         """
         end = self._clock() + patience
         return await self._retrying(lambda _: self._clock() >= end)(call, *args, **options)
@@ -173,7 +173,7 @@ class AsyncConnection:
         files: Sequence[tuple[str | None, Path]],
         in_parts_from: int,
     ) -> T:
-        """Post `body` with files, in one form or in parts. files: split (None for a corpus) and path of each file."""
+        """Post `body` with files, in parts from `in_parts_from` bytes on. files: split (None for a corpus) and path."""
         if total_size(files) >= in_parts_from:
             return await self._upload_in_parts(kind, f"{path}/from-uploads", body, files)
         form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in body.items()}
@@ -210,7 +210,7 @@ class AsyncConnection:
                     raise error.followed_by(f"Repeat the upload of {file.name} later.") from error
 
     async def _upload_part(self, handle: IO[bytes], upload: wire.Upload) -> wire.Upload:
-        """Send the next part, and return the upload. First read its offset, because an earlier answer may be lost."""
+        """Send the next part, and return the upload. Read the offset first, because an earlier answer may be lost."""
         path = http.path("/v1/uploads/{}", upload.id)
         upload = await self._get(wire.Upload, path)
         part, headers = next_part(handle, upload)

@@ -81,7 +81,7 @@ class Connection:
     def _pages(
         self, kind: type[wire.Page[T]], key: Callable[[T], str], path: str, /, *parts: str, **params: http.Param
     ) -> Iterator[T]:
-        """Iterate over the items of all pages. key(last item of a page): the parameter `after` of the next page."""
+        """Yield the items of all pages. key: maps the last item of a page to the parameter `after` of the next page."""
         while True:
             page = self._get(kind, path, *parts, limit=PAGE, **params)
             for item in page.data:
@@ -110,10 +110,10 @@ class Connection:
         return self._retrying(stop_after_attempt(tries))(call, *args, **options)
 
     def _persist(self, patience: float, call: http.SyncCall[P, R], *args: P.args, **options: P.kwargs) -> R:
-        """Repeat `call` until the gateway answers.
+        """Repeat `call` until the gateway answers, and return the result of `call`.
 
-        Raises Unavailable after at least `patience` seconds without an answer. The wait is longer if the gateway hangs,
-        because `call` itself tries several times.
+        Raises Unavailable after at least `patience` seconds without an answer. If the gateway hangs, the error comes
+        later, because `call` itself tries several times.
         """
         end = self._clock() + patience
         return self._retrying(lambda _: self._clock() >= end)(call, *args, **options)
@@ -172,7 +172,7 @@ class Connection:
         files: Sequence[tuple[str | None, Path]],
         in_parts_from: int,
     ) -> T:
-        """Post `body` with files, in one form or in parts. files: split (None for a corpus) and path of each file."""
+        """Post `body` with files, in parts from `in_parts_from` bytes on. files: split (None for a corpus) and path."""
         if total_size(files) >= in_parts_from:
             return self._upload_in_parts(kind, f"{path}/from-uploads", body, files)
         form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in body.items()}
@@ -209,7 +209,7 @@ class Connection:
                     raise error.followed_by(f"Repeat the upload of {file.name} later.") from error
 
     def _upload_part(self, handle: IO[bytes], upload: wire.Upload) -> wire.Upload:
-        """Send the next part, and return the upload. First read its offset, because an earlier answer may be lost."""
+        """Send the next part, and return the upload. Read the offset first, because an earlier answer may be lost."""
         path = http.path("/v1/uploads/{}", upload.id)
         upload = self._get(wire.Upload, path)
         part, headers = next_part(handle, upload)

@@ -63,7 +63,7 @@ class Session:
     def client(self) -> TLMClient:
         """Return a client of the selected gateway, by default of the stack on this machine.
 
-        Raises Unavailable if no gateway is selected and no stack runs, NotFound for an unknown profile.
+        Raises Unavailable if no gateway is selected and no stack runs, and NotFound for an unknown profile.
         """
         url, token = self.url, self.token
         if self.profile is not None:

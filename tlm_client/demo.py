@@ -339,7 +339,7 @@ def _print_comparison(arms: Mapping[str, Arm]) -> None:
 
 
 def _conclusion(report: JsonObject) -> str:
-    """Return the returned model, and how it compares with the linear model on test, in one line."""
+    """Return a line that names the returned model, and compares this model with the linear model on test."""
     gain, returned, linear = report["gain"], returned_model(report), model_in_words(LINEAR)
     opening = f"Conclusion: the demo returns {returned}."
     if returned == linear or "value" not in gain:

@@ -79,7 +79,7 @@ class Row(NamedTuple):
 
 
 def generate_demo(folder: Path, size: TaskSize) -> None:
-    """Write a task and a corpus. Raises what `write_task` and `write_corpus_of` raise."""
+    """Write `task/`, `corpus/` and `demo.json` into a folder. Raises what `write_task` and `write_corpus_of` raise."""
     documentation = Documentation(lambda *_: None)
     write_corpus_of(documentation, write_task(documentation, folder, size), folder)
 

@@ -67,7 +67,7 @@ class Display:
     def begin(self, title: str, later: float = 0.0) -> None:
         """Start the display of another operation. In plain output, the title starts each line of its progress.
 
-        later: expected seconds of the operations that follow. The time left of a job includes them.
+        later: expected seconds of the operations that follow. The time left of a job includes these seconds.
         """
         self._title, self._later = title, later
         self._printed.clear()
@@ -115,7 +115,7 @@ class Display:
             self.line(sentence(event.type, event.attempt, event.data, {}) or event.type)
 
     def progress(self, progress: spec.Progress) -> None:
-        """Show the share and the time left of the whole job. Of its stage, show number, step, rate and loss curve."""
+        """Show share and time left of a job, and the number, step, rate and loss curve of the stage that runs."""
         if progress.eta_seconds is not None:
             progress = progress.model_copy(update={"eta_seconds": progress.eta_seconds + self._later})
         facts = "  ".join(filter(None, (progress_facts(progress), self._curve)))
@@ -206,7 +206,7 @@ def progress_facts(progress: spec.Progress) -> str:
 
 
 def time_left(progress: spec.Progress) -> str:
-    """Return the time left of the job as "2:05 left", or of its stage if the time of the job is unknown, or ""."""
+    """Return the time left of the job, such as "2:05 left", else of the stage: "2:05 left in this stage", else ""."""
     if progress.eta_seconds is not None:
         return f"{duration(progress.eta_seconds)} left"
     own = progress.stage_eta_seconds

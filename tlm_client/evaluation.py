@@ -91,7 +91,7 @@ def task_of(dataset: str, session: Session) -> Task:
         except InvalidDataset as error:
             if any(fault.code == "missing_column" for fault in error.faults):
                 raise error.followed_by(
-                    "To set a column, upload it with `tlm dataset add`, then pass its name."
+                    "To set a column, upload the dataset with `tlm dataset add`, then pass the name of the dataset."
                 ) from error
             raise
     with tempfile.TemporaryDirectory(prefix="tlm-dataset-") as folder, session.client() as client:
@@ -101,7 +101,7 @@ def task_of(dataset: str, session: Session) -> Task:
 
 
 def _only(place: str, labels: Sequence[str], others: Sequence[str]) -> str:
-    """Return a sentence with the labels of `place` that `others` lacks, at most 20, or an empty string."""
+    """Return " Only in the model: a, b." with up to 20 labels that `others` lacks, or "". place: such as "model"."""
     missing = [label for label in labels if label not in others]
     return f" Only in the {place}: {', '.join(missing[:20])}." if missing else ""
 
@@ -114,7 +114,7 @@ def evaluate_model(
     batch: int = 64,
     on_progress: Callable[[int, int], object] = lambda _done, _total: None,
 ) -> dict[str, Any]:
-    """Return the scores of a stock model or a returned model on one split, as `tlm_core.tasks.metrics.score` does.
+    """Return the scores of a stock model or a returned model on one split: the dict of `tlm_core.tasks.metrics.score`.
 
     Labels of model and task match by name. on_progress: receives the numbers of finished rows and of all rows. Raises
     InvalidRequest for an unknown split, or if model and task differ in labels, task type or use of text pairs.

@@ -91,7 +91,7 @@ def check_gateway(url: str, token: str) -> None:
 
 
 def authorization(token: str) -> dict[str, str]:
-    """Return the header with the token. Return no header for an empty token, because an empty header is invalid."""
+    """Return `{"Authorization": "Bearer TOKEN"}`, or {} for an empty token, because an empty header is invalid."""
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
@@ -118,7 +118,7 @@ def path(template: str, *parts: str) -> str:
 
 @contextmanager
 def request_errors() -> Iterator[None]:
-    """Raise InvalidRequest for a request that contains invalid Unicode, or a number such as NaN that JSON lacks."""
+    """Raise InvalidRequest if the block cannot encode a request, because of invalid Unicode or a number such as NaN."""
     try:
         yield
     except ValueError as error:
@@ -133,7 +133,7 @@ def present(values: Mapping[str, Param]) -> dict[str, Param]:
 
 
 def job_body(spec: JobSpec) -> JsonObject:
-    """Return a spec as JSON. Omits default values, except in the fields of FROM_JOB that the caller has set."""
+    """Return the JSON of a spec, without default values. Fields of FROM_JOB that the caller has set always remain."""
     explicit = spec.model_dump(mode="json", include=spec.model_fields_set & set(FROM_JOB))
     body = spec.model_dump(mode="json", exclude_defaults=True) | explicit
     return {name: value for name, value in body.items() if name != "options" or value}
@@ -170,7 +170,7 @@ def only_id(ids: Sequence[str], reference: str, names: Iterable[str] = ()) -> st
 def batches(
     texts: Iterable[str], pairs: Iterable[str] | None, most: int, most_bytes: int
 ) -> Iterator[list[tuple[str, ...]]]:
-    """Yield batches of at most `most` rows that fit a body of `most_bytes`. A longer row has its own batch.
+    """Yield batches of at most `most` rows that fit a body of `most_bytes`. A row that does not fit has its own batch.
 
     A row is (text, pair), or (text,) if `pairs` is None. Raises InvalidRequest if there are not as many pairs as texts.
     """
@@ -225,7 +225,7 @@ def unanswered(url: str, error: httpx.HTTPError) -> InvalidRequest | Unavailable
 def error_of(response: httpx.Response) -> TLMError:
     """Return the error for a response with an unexpected status.
 
-    The facts of the error include the facts of the response, its request id and its `Retry-After`.
+    The facts of the error include the facts of the response, its `Retry-After` and, from status 500 on, its request id.
     """
     status, request = response.status_code, response.request
     by_status = _ERROR_BY_STATUS.get(status, TLMError if response.is_success or status >= 500 else InvalidRequest)

@@ -97,7 +97,7 @@ def _open(table: TableFile) -> tuple[Sequence[str], Iterator[Record]]:
 
 
 def _dataset_columns(client: TLMClient, job_id: str) -> Mapping[str, str | None]:
-    """Return the columns `text`, `text_pair` and `label` of the job's dataset. Empty if the dataset is deleted."""
+    """Return the columns of the job's dataset, such as `{"text": "body", "label": "stars"}`, or {} if it is deleted."""
     try:
         return client.dataset_report(client.job(job_id).dataset_id).get("columns") or {}
     except NotFound:

@@ -19,7 +19,7 @@ from tlm_core.wording import interval_in_words
 
 
 def format_score(value: float | None, spread: float | None = None) -> str:
-    """Return `0.612`, `0.612 ± 0.008` with a spread, or `n/a`."""
+    """Return a score such as `0.612`, with a spread `0.612 ± 0.008`, or `n/a` for None."""
     if value is None:
         return "n/a"
     return f"{value:.3f}" if spread is None else f"{value:.3f} ± {spread:.3f}"
@@ -52,7 +52,7 @@ def report_items(report: Report) -> list[Item]:
 
 
 def _cost(report: Report) -> list[str]:
-    """Return a line with the cost of all stages and seeds, or no line if other lines state the whole cost."""
+    """Return a list of one line with the cost of all stages and seeds, or [] if the words of `gain` state all costs."""
     total = report["cost"].get("total", {})
     flops, tokens = total.get("flops"), total.get("tokens")
     parts = []
@@ -87,7 +87,7 @@ def estimate_items(estimate: Estimate) -> list[Item]:
 
 
 def _format_range(estimate: Estimate) -> str:
-    """Return the bounds of the expected time and their source, or a single time if both bounds look equal."""
+    """Return the bounds of the expected time, such as "2:05 to 4:10", and their source; one time if both look equal."""
     low, high = _format_time(estimate.seconds_at_least), _format_time(estimate.seconds_at_most)
     return _format_time(estimate.seconds) if low == high else f"{low} to {high}, {estimate.reasons['seconds']}"
 

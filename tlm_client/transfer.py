@@ -31,7 +31,7 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.5, 5.0
 
 @contextmanager
 def local_errors(action: str) -> Iterator[None]:
-    """Raise StorageFull or InvalidRequest for an OSError inside the block. action: see `storage_errors`."""
+    """Raise StorageFull or InvalidRequest for an OSError inside the block. action: such as "reading FILE"."""
     with storage_errors(action):
         try:
             yield
@@ -173,7 +173,7 @@ def _holds(path: Path, file: FileEntry) -> bool:
 
 
 def _names_of_models(folder: Path) -> set[str]:
-    """Return the names of complete files in the folder that only models have."""
+    """Return the names of the complete files that belong to a model in the folder, such as `model/config.json`."""
     paths = (path for part in _OF_MODELS for path in (folder / part, *(folder / part).rglob("*")))
     return {path.relative_to(folder).as_posix() for path in paths if path.is_file() and path.suffix != ".part"}
 
@@ -196,7 +196,7 @@ def total_size(files: Sequence[tuple[str | None, Path]]) -> int:
 
 
 def announcements(files: Sequence[tuple[str | None, Path]]) -> list[JsonObject]:
-    """Return the name, size and SHA-256 of files. files: split (None for a corpus) and path of each file.
+    """Return a dict of name, size and sha256 for each file. files: split (None for a corpus) and path of each file.
 
     Raises InvalidDataset with one fault for each empty file, and InvalidRequest for a file that cannot be read.
     """
@@ -284,7 +284,7 @@ class Stream:
         self._response = response
 
     def body_of(self, event: ServerSentEvent) -> JsonObject | None:
-        """Return the JSON of an event, or None if it has no data or if an earlier connection delivered it."""
+        """Return the JSON of an event, or None for an event that has no data or came over an earlier connection."""
         self._received()
         if not event.data:
             return None

@@ -119,7 +119,7 @@ def test_evaluate_rejects_a_model_of_single_texts_for_text_pairs(data: Path, tmp
 def test_evaluate_of_a_folder_without_a_clear_label_names_the_upload(model: Path, tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"text": "a", "x": "1"}\n{"text": "b", "x": "2"}\n')
     result = CliRunner().invoke(app, ["evaluate", str(model), "--dataset", str(tmp_path)], obj=Session())
-    remedy = "Set label_column. To set a column, upload it with `tlm dataset add`, then pass its name."
+    remedy = "Set label_column. To set a column, upload the dataset with `tlm dataset add`"
     assert (result.exit_code, remedy in result.stderr) == (5, True), result.output
 
 

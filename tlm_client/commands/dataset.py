@@ -118,8 +118,8 @@ def show_dataset(name: DatasetName) -> None:
 
 @group.command("delete")
 def delete_dataset(
-    dataset: Annotated[str, typer.Argument(metavar="ID|NAME", help="NAME deletes its newest version.")],
-    with_jobs: Annotated[bool, typer.Option("--with-jobs", help="Also delete its jobs and their models.")] = False,
+    dataset: Annotated[str, typer.Argument(metavar="ID|NAME", help="NAME means the newest version.")],
+    with_jobs: Annotated[bool, typer.Option("--with-jobs", help="Also delete the version's jobs and models.")] = False,
     yes: Yes = False,
 ) -> None:
     """Delete one version of a dataset. Fails while an unfinished job uses this version.

@@ -293,7 +293,7 @@ def parse_labels(texts: list[str] | None) -> dict[str, str]:
 
 
 def split_pair(text: str, option: str) -> tuple[str, str]:
-    """Split KEY=VALUE into key and value. option: the option with this text. Raises InvalidRequest for other texts."""
+    """Return (key, value) of KEY=VALUE. option: the option with `text`, such as `--set`. Raises InvalidRequest."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise InvalidRequest(f"Invalid {option} '{text}'. Expected KEY=VALUE.")

@@ -173,7 +173,7 @@ def _build_spec(**fields: object) -> JobSpec:
 
 
 def _kind_options(kind: str, text: str | None, dataset: str | None) -> dict[str, object]:
-    """Return the options of a job. text: --options. Raises BadParameter if neither dataset nor source job is given."""
+    """Return the options of a job from `--options`. Raises BadParameter without a dataset and without a source job."""
     options = {} if text is None else _parse_options(text, kind)
     if dataset is None and not (kind in KINDS and KINDS[kind].names_source(options)):
         starts_from_job = kind in KINDS and "job" in KINDS[kind].options.model_fields
@@ -183,9 +183,9 @@ def _kind_options(kind: str, text: str | None, dataset: str | None) -> dict[str,
 
 
 def _parse_options(text: str, kind: str) -> dict[str, object]:
-    """Return the options of a job. text: a JSON object, or the path of a file that contains a JSON object.
+    """Return options from a JSON object, or from the path of a file with a JSON object. Raises InvalidRequest.
 
-    The id of a source job replaces its alias or name, and the content of a mask file its path. Raises InvalidRequest.
+    The result has the id of a source job, not its alias, and the content of a mask file, not its path.
     """
     try:
         content = text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8")

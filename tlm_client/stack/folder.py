@@ -24,7 +24,7 @@ _SECRETS = ("internal_token", "redis_password", "ray_token")
 
 
 class PartState(BaseModel):
-    """The state of one process. `waiting`: other parts must be up first. `down`: it ended, and restarts later."""
+    """The state of one process. `waiting`: other parts must be up first. `down`: the process ended and will restart."""
 
     model_config = ConfigDict(frozen=True)
 

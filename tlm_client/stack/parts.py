@@ -129,7 +129,7 @@ def count_gpus(environment: Environment) -> int:
 
 
 def plan_stack(folder: StackFolder, options: StackOptions, environment: Environment) -> StackPlan:
-    """Choose ports and define the parts. Raises MissingDependency, and AlreadyRunning if a selected port is in use."""
+    """Return the plan, and write the files of its parts. Raises MissingDependency, or AlreadyRunning (port in use)."""
     redis_server, ray = redis_executable(), ray_executable()
     fixed = options.metrics_ports
     check_ports(options)
@@ -195,7 +195,7 @@ def check_ports(options: StackOptions) -> None:
 
 
 def _base_environment(environment: Environment, folder: StackFolder, ray_token: str) -> dict[str, str]:
-    """Return the environment of all parts: the caller's, without variables that select another Ray or gateway."""
+    """Return the variables that all parts share. From `environment`, omit those that select another Ray or gateway."""
     inherited = {k: v for k, v in environment.items() if not k.startswith("RAY_") and k not in ("TLM_URL", "TLM_TOKEN")}
     # The parts connect to each other on loopback, so a proxy must not be used there.
     no_proxy = ",".join(filter(None, (inherited.get("no_proxy") or inherited.get("NO_PROXY"), HOST, "localhost")))
@@ -314,7 +314,7 @@ def _report_disk(folder: StackFolder, port: int, password: str) -> None:
 
 
 def _redis_accepts(port: int, password: str, command: str) -> bool:
-    """Return whether Redis executes a command."""
+    """Return whether Redis accepts the password and executes `command`."""
     # Importing the redis library would slow down every `tlm` command by half a second.
     try:
         with socket.create_connection((HOST, port), timeout=1.0) as connection, connection.makefile("rb") as responses:

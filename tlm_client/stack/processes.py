@@ -19,7 +19,7 @@ RUN_MARK = "TLM_STACK_RUN"
 PART_MARK = "TLM_STACK_PART"
 _PR_SET_PDEATHSIG = 1
 
-Marks = Mapping[str, str]
+Marks = Mapping[str, str]  # name → value of an environment variable
 
 
 def free_ports(count: int) -> list[int]:
