@@ -181,13 +181,18 @@ def table(records: Sequence[Record]) -> str:
         [f"95 % interval of the {arm}", *(_interval(_of(records, task, arm)) for task in NAMES)]
         for arm in (LINEAR, LINEAR_BOTH)
     ]
-    header = ["task", "splits", *SPLIT_ARMS, f"splits in which `{SCALE}` is more than {MARGIN:g} below"]
+    header = [
+        "task",
+        "splits",
+        *SPLIT_ARMS,
+        f"number of splits in which `{SCALE}` is more than {MARGIN:g} below this model",
+    ]
     parts = [
         _markdown(["model", *NAMES.values(), "FLOPs of a run"], rows),
         "Differences between models with several seeds: the mean over the seeds, and the result of a paired t-test:",
         _markdown(["claim", *NAMES.values()], of_seeds),
         "Differences to a model with one score: the mean over the seeds ± the standard deviation. There is no t-test,\n"
-        "because it would ignore the noise of the test rows. The last two rows show this noise:",
+        "because one score has no spread over seeds. The last two rows show the noise of the test rows:",
         _markdown(["claim", *NAMES.values()], of_fixed + intervals),
     ]
     if splits := _split_rows(records):

@@ -20,7 +20,7 @@ from tlm_core.jobs.spec import FROM_JOB, DatasetInput, JobRecord, JobSpec, Origi
 from tlm_core.jobs.states import RETRYABLE, TERMINAL, State
 from tlm_core.kinds import KINDS
 from tlm_core.selection.selectors import SELECTORS
-from tlm_core.selection.text_analysis import analysis_of
+from tlm_core.selection.text_analysis import analysis_of, check_query
 from tlm_core.stages import REFIT, REFIT_LINEAR
 from tlm_core.training.recipe import Recipe, resolve
 
@@ -118,7 +118,7 @@ def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Reso
         ready = parts.catalog.ready_version(tenant, corpus_name, version or None)
         corpus_version = ready.version
         language = str(first.options.get("language", "en"))
-        recipe.selection.check_language(language)
+        check_query(recipe.selection.query, language)
         if recipe.selection.definition.size != "source":
             _check_language(spec, language, ready.language)
     original = spec.options.model_dump(mode="json")

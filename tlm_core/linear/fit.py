@@ -189,10 +189,10 @@ class _Search:
         return 0.0 if ours is None or without is None else ours - without
 
     def _try_strengths(self, chain: tuple[int, Literal["balanced"] | None]) -> list[tuple[Setting, float]]:
-        """Return settings of increasing strength with their mean scores on the first folds.
+        """Return settings with increasing `strength` (C of the SVM), and their mean scores on the first folds.
 
-        chain: number of families, and class weight. After two decreases of the score in a row, the method skips
-        higher strengths, because these are slow.
+        chain: number of feature families, and class weight; all settings share them. After two decreases of the score
+        in a row, the method skips higher values of C, because their fits are slow.
         """
         screening = screened_folds(len(self.targets), len(self._folds))
         tried: list[tuple[Setting, float]] = []

@@ -14,7 +14,7 @@ import pyarrow as pa
 from tlm_core.corpus.passages import tidy
 from tlm_core.selection.selectors import Selection
 from tlm_core.selection.stop_words import STOP_WORDS
-from tlm_core.selection.text_analysis import analysis_of, terms
+from tlm_core.selection.text_analysis import analysis_of, check_query, terms
 from tlm_core.tasks.task import Task
 
 PHRASES = 20
@@ -85,7 +85,7 @@ def held_out_texts(task: Task) -> Iterator[tuple[str, int, str]]:
 def task_queries(task: Task, params: Selection) -> Queries:
     """Return the queries of all train rows, by `params.query` and `params.unique_terms`. Raises InvalidRecipe."""
     analysis = analysis_of(task.language)
-    params.check_language(task.language)
+    check_query(params.query, task.language)
 
     def to_query(text: str) -> str:
         if params.query == "rake":

@@ -13,8 +13,6 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
-from tlm_core.errors import InvalidRecipe
-
 
 @dataclass(frozen=True)
 class Selector:
@@ -136,14 +134,6 @@ class Selection(BaseModel):
     def sized_by_queries(self) -> bool:
         """Whether the number of passages follows from the hits of the queries."""
         return self.definition.size == "queries" or (self.definition.size == "budget" and not self.has_budget)
-
-    def check_language(self, language: str) -> None:
-        """Raise InvalidRecipe for RAKE in a language other than English, because its stop words are English."""
-        if self.query == "rake" and not language.lower().startswith("en"):
-            raise InvalidRecipe(
-                f"selection.query 'rake' supports English only, but the language of the task is '{language}'. "
-                "Set selection.query to 'text'."
-            )
 
     @model_validator(mode="after")
     def _check_options(self) -> Selection:

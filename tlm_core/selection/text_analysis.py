@@ -16,6 +16,8 @@ import unicodedata
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
+from tlm_core.errors import InvalidRecipe
+
 if TYPE_CHECKING:
     from tantivy import TextAnalyzer
 
@@ -39,6 +41,12 @@ _PLAIN_WORD = re.compile(
     rf"_*[{_LETTER}0-9][{_LETTER}0-9_]*"
     rf"(?:(?:(?<=[{_LETTER}])['’‘.:](?=[{_LETTER}])|(?<=[0-9])['’‘.,;](?=[0-9]))[{_LETTER}0-9_]+)*"
 )
+
+
+def check_query(query: str, language: str) -> None:
+    """Raise InvalidRecipe for RAKE in a language other than English, because its stop words are English."""
+    if query == "rake" and not language.lower().startswith("en"):
+        raise InvalidRecipe(f"selection.query 'rake' supports English only, not '{language}'. Set it to 'text'.")
 
 
 def analysis_of(language: str) -> Analysis:
