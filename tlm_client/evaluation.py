@@ -44,7 +44,7 @@ def load_stock(source: str) -> tuple[list[str], Outputs]:
             model = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InvalidRequest(
-            f"Cannot load the model '{source}' ({error}). Use a folder of `tlm download`, or a stock classifier."
+            f"Cannot load the model '{source}' ({error}). Name a folder from `tlm download`, or a stock classifier."
         ) from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).eval()

@@ -239,4 +239,4 @@ class IndexLoads:
 
 
 def _stopped(key: CorpusKey) -> TLMError:
-    return IndexUnavailable(f"The load of {key} was stopped. Request it again.")
+    return IndexUnavailable(f"The load of {key}, was stopped. Request it again.")

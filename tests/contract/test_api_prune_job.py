@@ -128,7 +128,7 @@ def test_job_without_a_prunable_model_is_refused(api: TestClient, gateway: Gatew
 
 def test_model_of_another_release_is_refused(api: TestClient, gateway: Gateway) -> None:
     refused = prune(api, trained(api, gateway, older="joint.s3").id)
-    assert refused["status_code"] == 409 and "the artifact of its stage 'joint.s3'" in refused["detail"], refused
+    assert refused["status_code"] == 409 and "the job's artifact 'joint.s3'" in refused["detail"], refused
 
 
 def test_repeated_prune_request_survives_a_deleted_job(api: TestClient, gateway: Gateway) -> None:
