@@ -117,7 +117,6 @@ class SharedRegistry(Registry):
     def stop(self, name: str) -> None:
         if self._redis.exists(_key(name)):
             self._redis.hset(_key(name), "stop", 1)
-            self._redis.expire(_key(name), _RUNNING_SECONDS, nx=True)  # if the entry has expired before `hset`
 
     def forget(self, name: str, run: str) -> None:
         with self._lock:

@@ -103,7 +103,7 @@ def removals(level: float, layers: int, heads: int) -> tuple[int, int]:
     if not 0.0 <= level < 1.0 or removed > limit:
         raise InvalidRequest(
             f"Invalid sparsity level {level:g}. Of {layers} layers x {heads} heads, at most {limit} heads can be "
-            f"removed, because each layer needs a head. Use a level of at most {limit / (layers * heads):.3g}.",
+            f"removed, because each layer needs a head. Use a level from 0 to {limit / (layers * heads):.3g}.",
             level=level,
         )
     return removed, blocks

@@ -67,7 +67,7 @@ def test_published_levels_give_published_head_counts() -> None:
 
 @pytest.mark.parametrize("level", [0.8, 1.0, -0.1])
 def test_level_that_empties_a_layer_is_rejected_with_the_limit(level: float) -> None:
-    with pytest.raises(InvalidRequest, match=r"at most 6 heads can be removed.* above 0, up to 0\.667\."):
+    with pytest.raises(InvalidRequest, match=r"at most 6 heads can be removed.* from 0 to 0\.667\."):
         removals(level, 3, 3)
 
 
