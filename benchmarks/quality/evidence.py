@@ -181,12 +181,8 @@ def table(records: Sequence[Record]) -> str:
         [f"95 % interval of the {arm}", *(_interval(_of(records, task, arm)) for task in NAMES)]
         for arm in (LINEAR, LINEAR_BOTH)
     ]
-    header = [
-        "task",
-        "splits",
-        *SPLIT_ARMS,
-        f"number of splits in which `{SCALE}` is more than {MARGIN:g} below this model",
-    ]
+    losses = f"number of splits in which `{SCALE}` is more than {MARGIN:g} below this model"
+    header = ["task", "splits", *SPLIT_ARMS, losses]
     parts = [
         _markdown(["model", *NAMES.values(), "FLOPs of a run"], rows),
         "Differences between models with several seeds: the mean over the seeds, and the result of a paired t-test:",

@@ -29,10 +29,8 @@ from tlm_core.wire import Comparison, Difference, JobSeries, ModelScores, Outcom
 _TASK, _TEST = "validate", "test.parquet"
 
 
-def compare(
-    catalog: Catalog, jobs: JobStore, artifacts: ArtifactStore, records: Sequence[JobRecord], *, points: int
-) -> Comparison:
-    """Return the comparison of the jobs `records`. points: the maximum number of points of each curve; 0: no curves."""
+def compare(catalog: Catalog, jobs: JobStore, artifacts: ArtifactStore, records: Sequence[JobRecord]) -> Comparison:
+    """Return the comparison of the jobs `records`, without `curves`."""
     names = _dataset_names(catalog, records)
     outcomes = tuple(_outcome(jobs, artifacts, job) for job in records)
     tested = [_read_tested(jobs, artifacts, job, outcome) for job, outcome in zip(records, outcomes, strict=True)]
@@ -41,10 +39,13 @@ def compare(
         differences=tuple(Difference(key=key, values=values) for key, values in _differences(records, names).items()),
         outcomes=outcomes,
         verdicts=tuple(_verdict(tested[0], other) for other in tested[1:]),
-        curves=tuple(
-            JobSeries(job=job.id, series=tuple(series_of(jobs, job, points=points))) for job in records if points
-        ),
+        curves=(),
     )
+
+
+def curves_of(jobs: JobStore, records: Sequence[JobRecord], points: int) -> tuple[JobSeries, ...]:
+    """Return the curves of each job, with at most `points` points each."""
+    return tuple(JobSeries(job=job.id, series=tuple(series_of(jobs, job, points=points))) for job in records)
 
 
 def _differences(records: Sequence[JobRecord], names: Mapping[str, str]) -> dict[str, tuple[object, ...]]:

@@ -42,9 +42,8 @@ class RequestIds:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                # Label with the path of the route: request paths contain ids, and would fill Prometheus with series.
+                # Clients choose paths and methods. As labels, their values would fill Prometheus with series.
                 route = getattr(scope.get("route"), "path", "none")
-                # Clients can invent methods, and each value would create a series too.
                 method = scope["method"] if scope["method"] in HTTPMethod.__members__ else "other"
                 status, seconds = message["status"], time.perf_counter() - began
                 REQUESTS.labels(method, route, status).observe(seconds)

@@ -52,7 +52,7 @@ def _text_column(
     or the row, for messages.
     """
     listed = ", ".join(f"'{name}'" for name in names) or "none"
-    by_fold = {name.strip().casefold(): name for name in reversed(names)}
+    by_fold = _by_fold(names)
     usual = [wanted.casefold()] if wanted else TEXT_COLUMNS
     rest = [] if wanted else [name for name in names if name.strip().casefold() not in _OTHER_COLUMNS]
     column = next((by_fold[name] for name in usual if name in by_fold), rest[0] if len(rest) == 1 else None)
@@ -66,8 +66,13 @@ def _text_column(
 
 def _other_columns(names: Sequence[str]) -> list[str]:
     """Return the columns for _OTHER_COLUMNS. Their case does not matter, as for the column with the texts."""
-    by_fold = {name.strip().casefold(): name for name in reversed(names)}
+    by_fold = _by_fold(names)
     return [by_fold.get(name, name) for name in _OTHER_COLUMNS]
+
+
+def _by_fold(names: Sequence[str]) -> dict[str, str]:
+    """Return a mapping from a name without case and outer blanks to the first column with this name."""
+    return {name.strip().casefold(): name for name in reversed(names)}
 
 
 def read_rows(path: Path, text_column: str | None, findings: Findings) -> Iterator[Row]:

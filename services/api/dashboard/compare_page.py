@@ -33,7 +33,7 @@ def compare_page(
     stage: Annotated[str | None, Query(max_length=40)] = None,
 ) -> Response:
     jobs = _jobs(parts, tenant, ids)
-    comparison = compare(parts.catalog, parts.jobs, parts.artifacts, jobs, points=0)  # The page loads its curves later.
+    comparison = compare(parts.catalog, parts.jobs, parts.artifacts, jobs)  # The page loads its curves later.
     scores = dict.fromkeys(
         name for outcome in comparison.outcomes if outcome.metric for name in scores_of(outcome.metric)
     )

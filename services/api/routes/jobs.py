@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from services.api.auth import PathJob, Tenant
-from services.api.compare import compare
+from services.api.compare import compare, curves_of
 from services.api.estimate import proposed
 from services.api.job_artifacts import situation_of
 from services.api.parts import STREAM_ID, AfterId, Limit, Parts, PartsDep, StreamId, problems
@@ -113,7 +113,8 @@ def compare_jobs(
     if not 2 <= len(set(job_ids)) == len(job_ids) <= 10:
         raise InvalidRequest("Invalid ids. Give 2 to 10 different jobs, as ids=A&ids=B or ids=A,B.")
     records = [parts.jobs.get(tenant, job) for job in job_ids]
-    return compare(parts.catalog, parts.jobs, parts.artifacts, records, points=points)
+    comparison = compare(parts.catalog, parts.jobs, parts.artifacts, records)
+    return comparison.model_copy(update={"curves": curves_of(parts.jobs, records, points)})
 
 
 @router.get("/{job}", summary="Get a job", responses=problems(404))
